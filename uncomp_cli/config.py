@@ -1,0 +1,78 @@
+"""Every default of the program, in frozen dataclasses that check themselves.
+
+The command line reads its defaults from here; nothing reads the environment at import.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from uncomp_cli.errors import UsageError
+
+__all__ = ["DEFAULT_MODEL", "CacheConfig", "Pooling", "SamplingConfig", "ScorerConfig"]
+
+DEFAULT_MODEL = "smollm2-135m"
+
+Pooling = Literal["none", "mean", "max"]
+
+
+def _require(condition: bool, message: str, hint: str) -> None:
+    if not condition:
+        raise UsageError(message, hint=hint)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """How much room a cache head has beyond its tokens; the room is allocated, so it is counted."""
+
+    min_slack: int = 16
+    slack_divisor: int = 64
+    position_bytes: int = 4
+
+    def slack(self, length: int) -> int:
+        """Free entries kept behind a head of `length` entries."""
+        return max(self.min_slack, length // self.slack_divisor)
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerConfig:
+    """Which tokens matter: the scorer, its observation window and the coherence of what it keeps.
+
+    `window` is the number of last prompt tokens whose attention is observed; `pooling` and `width` smooth the scores
+    along the text; `whole_words` keeps or drops a word or number as one.
+    """
+
+    name: str = "window"
+    window: int = 32
+    pooling: Pooling = "mean"
+    width: int = 21
+    whole_words: bool = True
+    sinks: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.window >= 1, f"scorer window is {self.window}", "use a window of 1 token or more")
+        _require(self.sinks >= 0, f"sinks is {self.sinks}", "use 0 or more")
+        _require(self.pooling in ("none", "mean", "max"), f"pooling is '{self.pooling}'", "use none, mean or max")
+        odd = self.width >= 1 and self.width % 2 == 1
+        _require(odd, f"pooling width is {self.width}", "use an odd number of tokens, such as 21")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """How the next token is chosen; a temperature of 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        _require(self.temperature >= 0, f"temperature is {self.temperature}", "use 0 (greedy) or more")
+        _require(0 < self.top_p <= 1, f"top-p is {self.top_p}", "use a value above 0 and up to 1")
+        _require(self.top_k >= 0, f"top-k is {self.top_k}", "use 0 (off) or more")
+        _require(0 <= self.min_p < 1, f"min-p is {self.min_p}", "use a value from 0 up to, not including, 1")
+        _require(self.repetition_penalty > 0, f"repetition-penalty is {self.repetition_penalty}", "use 1 for none")
+        _require(self.max_new_tokens >= 1, f"max-new-tokens is {self.max_new_tokens}", "use 1 or more")

@@ -1,0 +1,66 @@
+"""Every error that a user can meet, with the exit code it ends in.
+
+    UncompError (1)
+    ├── UsageError (2)              a value the user gave is wrong
+    ├── DoesNotFitError (3)         refused with numbers: trained length, memory, budget floor
+    ├── OutOfMemoryError (4)        memory ran out while working
+    ├── ThresholdError (5)          a measured value is below --fail-under
+    ├── ModelError (1)              a model cannot be found, fetched, read or run
+    └── DocumentError (1)           a document cannot be read
+
+`message` says what was wrong and names the value; `hint` is the command or flag that mends it. The library raises;
+only the command line prints and exits.
+"""
+
+__all__ = [
+    "DocumentError",
+    "DoesNotFitError",
+    "ModelError",
+    "OutOfMemoryError",
+    "ThresholdError",
+    "UncompError",
+    "UsageError",
+]
+
+
+class UncompError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is the process's."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(UncompError):
+    """A flag, variable, setting or argument has a value that cannot be used."""
+
+    exit_code = 2
+
+
+class DoesNotFitError(UncompError):
+    """The request is understood and refused, because something would not fit."""
+
+    exit_code = 3
+
+
+class OutOfMemoryError(UncompError):
+    """The machine ran out of memory."""
+
+    exit_code = 4
+
+
+class ThresholdError(UncompError):
+    """A measured quality is below the threshold that the user set."""
+
+    exit_code = 5
+
+
+class ModelError(UncompError):
+    """A model cannot be found, fetched, read or run."""
+
+
+class DocumentError(UncompError):
+    """A document cannot be read."""
