@@ -1,0 +1,558 @@
+"""Documents: every format from a real file, every refusal with its two lines, and nothing left out unseen."""
+
+import hashlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import docx
+import fpdf
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uncomp_cli.documents.encoding import decode_text
+from uncomp_cli.documents.formats import READABLE_SUFFIXES, READERS
+from uncomp_cli.documents.reader import Document, DocumentSet, read_documents
+from uncomp_cli.errors import DocumentError, UncompError, UsageError
+
+GERMAN = "Die Küste war grün, und über den Dächern hörte man später die Möwen; es roch nach Äpfeln und Öl. " * 8
+JAPANESE = "灯台守は毎晩ランプに油を差し、霧が出ると鐘を鳴らした。船は港に戻り、海は静かになった。" * 8
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, so that paths are shown short."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path: str, content: str | bytes = "some text\n") -> str:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def make_pdf(*pages: str, user_password: str | None = None, owner_password: str | None = None) -> bytes:
+    pdf = fpdf.FPDF()
+    pdf.set_font("helvetica", size=12)
+    for text in pages:
+        pdf.add_page()
+        if text:
+            pdf.cell(text=text)
+        else:
+            pdf.rect(10, 10, 50, 50)
+    if owner_password:
+        pdf.set_encryption(owner_password=owner_password, user_password=user_password)
+    return bytes(pdf.output())
+
+
+def make_docx() -> bytes:
+    document = docx.Document()
+    document.add_heading("Stores of the station", level=1)
+    document.add_paragraph("The oil is in the cellar.")
+    table = document.add_table(rows=1, cols=2)
+    table.cell(0, 0).text = "wicks"
+    table.cell(0, 1).text = "144"
+    file = io.BytesIO()
+    document.save(file)
+    return file.getvalue()
+
+
+def read_one(path: str) -> Document:
+    (document,) = read_documents([path]).documents
+    return document
+
+
+def shown(result: DocumentSet) -> list[str]:
+    return [document.path for document in result.documents]
+
+
+def refused(kind: type[UncompError], *paths: str, include: tuple[str, ...] = ()) -> tuple[str, str]:
+    """Message and hint; both must be there, in one line each."""
+    with pytest.raises(kind) as caught:
+        read_documents(paths, include=include)
+    message, hint = caught.value.message, caught.value.hint
+    assert hint is not None
+    assert "\n" not in message + hint
+    return message, hint
+
+
+# --- text and encodings
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.rst", "a.py", "a.unheard"])
+def test_text_is_read_as_it_is(here: Path, name: str) -> None:
+    content = "<html>\n# Title\n\n& *stars*\n\tindented  \n"
+    document = read_one(write(name, content))
+    assert document == Document(name, content, hashlib.sha256(content.encode()).hexdigest(), "utf-8")
+
+
+def test_name_without_suffix_is_read_as_text(here: Path) -> None:
+    assert read_one(write("README", "<b>plain</b>")).text == "<b>plain</b>"
+
+
+def test_document_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Document("a", "b", "c", None).text = "d"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_unicode_with_and_without_mark(here: Path, encoding: str) -> None:
+    document = read_one(write("a.txt", JAPANESE.encode(encoding)))
+    assert (document.text, document.encoding) == (JAPANESE, encoding.removesuffix("-sig"))
+
+
+def test_big_endian_utf16_with_mark(here: Path) -> None:
+    assert read_one(write("a.txt", b"\xfe\xff" + GERMAN.encode("utf-16-be"))).text == GERMAN
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("latin-1", GERMAN), ("shift_jis", JAPANESE)])
+def test_older_encodings_are_found(here: Path, encoding: str, text: str) -> None:
+    document = read_one(write("a.txt", text.encode(encoding)))
+    assert document.text == text
+    assert document.encoding not in (None, "utf-8")
+
+
+def test_sha256_is_of_the_raw_bytes(here: Path) -> None:
+    raw = b"\xef\xbb\xbfone\r\ntwo"
+    assert read_one(write("a.txt", raw)).sha256 == hashlib.sha256(raw).hexdigest()
+
+
+def test_line_ends_become_newlines(here: Path) -> None:
+    assert read_one(write("a.txt", b"one\r\ntwo\rthree\n\r\nfour")).text == "one\ntwo\nthree\n\nfour"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1))
+def test_utf8_round_trip(text: str) -> None:
+    unmarked = text.removeprefix("\ufeff")
+    assert decode_text(text.encode()) == (unmarked, "utf-8")
+    assert decode_text(text.replace("\n", "\r\n").encode()) == (unmarked, "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"text\0more", "NUL bytes"),
+        ("plain".encode("utf-16-le"), "NUL bytes"),
+        (b"\xff\xfea", "not valid utf-16"),
+        (bytes(range(128, 256)) * 8 + bytes(range(1, 32)) * 40, "unknown encoding"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "PNG image"),
+        (b"\xff\xd8\xff\xe0", "JPEG image"),
+        (b"PK\x03\x04\x14\0", "ZIP archive"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "Microsoft Office"),
+        (b"{\\rtf1 hello}", "RTF file"),
+        (b"\x1f\x8b\x08", "gzip archive"),
+    ],
+)
+def test_named_binary_is_refused_with_its_kind(here: Path, content: bytes, part: str) -> None:
+    message, _ = refused(DocumentError, write("a.txt", content))
+    assert message.startswith("cannot read 'a.txt': ")
+    assert part in message
+
+
+@pytest.mark.parametrize("content", [b"", b" \n\t\r\n", b"\xef\xbb\xbf"])
+def test_empty_document_is_refused(here: Path, content: bytes) -> None:
+    assert "empty" in refused(DocumentError, write("a.txt", content))[0]
+
+
+# --- HTML, PDF, Word
+
+
+@pytest.mark.parametrize("suffix", [".html", ".htm", ".HTML"])
+def test_html_becomes_text(here: Path, suffix: str) -> None:
+    html = "<html><head><title>T</title><style>p{}</style></head><body><p>Tea &amp; oil</p><ul><li>one</li></ul></body>"
+    document = read_one(write("a" + suffix, html))
+    assert "Tea & oil" in document.text
+    assert "* one" in document.text
+    assert "<" not in document.text
+    assert "p{}" not in document.text
+    assert document.encoding == "utf-8"
+
+
+def test_html_follows_its_declared_encoding(here: Path) -> None:
+    html = f"<html><head><meta charset='shift_jis'></head><body><p>{JAPANESE}</p></body></html>"
+    assert JAPANESE in read_one(write("a.html", html.encode("shift_jis"))).text
+
+
+def test_html_without_text_is_refused(here: Path) -> None:
+    assert "empty" in refused(DocumentError, write("a.html", "<html><body><img src=x></body></html>"))[0]
+
+
+def test_pdf_text_in_page_order(here: Path) -> None:
+    raw = make_pdf("The lamp is lit at dusk.", "The log is signed at dawn.")
+    assert read_documents([write("a.pdf", raw)]) == DocumentSet(
+        (
+            Document(
+                "a.pdf",
+                "The lamp is lit at dusk.\n\nThe log is signed at dawn.",
+                hashlib.sha256(raw).hexdigest(),
+                None,
+            ),
+        )
+    )
+
+
+def test_pdf_under_another_name_is_read_as_pdf(here: Path) -> None:
+    assert read_one(write("a.txt", make_pdf("The lamp is lit."))).text == "The lamp is lit."
+
+
+def test_pdf_pages_without_text_are_reported(here: Path) -> None:
+    result = read_documents([write("a.pdf", make_pdf("first", "", "third", ""))])
+    assert result.skipped == (("a.pdf", "no text on pages 2, 4 of 4"),)
+    assert shown(result) == ["a.pdf"]
+
+
+def test_scanned_pdf_is_refused(here: Path) -> None:
+    message, hint = refused(DocumentError, write("a.pdf", make_pdf("", "")))
+    assert "scanned" in message
+    assert "ocrmypdf" in hint
+
+
+def test_encrypted_pdf_is_refused(here: Path) -> None:
+    message, hint = refused(DocumentError, write("a.pdf", make_pdf("secret", user_password="u", owner_password="o")))
+    assert "encrypted" in message
+    assert "qpdf" in hint
+
+
+def test_pdf_with_owner_password_only_is_read(here: Path) -> None:
+    assert read_one(write("a.pdf", make_pdf("open to read", owner_password="o"))).text == "open to read"
+
+
+def test_pdf_with_aes_names_the_missing_package(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pypdf
+
+    def needs_cryptography(_: object) -> None:
+        raise pypdf.errors.DependencyError("cryptography>=3.1 is required for AES algorithm")
+
+    monkeypatch.setattr(pypdf, "PdfReader", needs_cryptography)
+    message, hint = refused(DocumentError, write("a.pdf", make_pdf("x")))
+    assert "AES" in message
+    assert hint == "pip install cryptography"
+
+
+@pytest.mark.parametrize("content", [b"%PDF-1.7\nnothing", b"no pdf at all", b""])
+def test_damaged_pdf_is_refused(here: Path, content: bytes) -> None:
+    assert "damaged" in refused(DocumentError, write("a.pdf", content))[0]
+
+
+def test_damaged_pdf_logs_nothing(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = make_pdf("text")
+    refused(DocumentError, write("a.pdf", whole[: len(whole) // 4]))
+    assert caplog.records == []
+
+
+def test_docx_with_heading_and_table(here: Path) -> None:
+    document = read_one(write("a.docx", make_docx()))
+    assert document.text.index("Stores of the station") < document.text.index("The oil is in the cellar.")
+    assert [line.split() for line in document.text.splitlines() if "wicks" in line] == [["wicks", "144"]]
+    assert document.encoding is None
+
+
+def test_docx_under_another_name_is_read_as_docx(here: Path) -> None:
+    assert "The oil is in the cellar." in read_one(write("download", make_docx())).text
+
+
+@pytest.mark.parametrize("keep", [0, 40, 2000])
+def test_damaged_docx_is_refused(here: Path, keep: int) -> None:
+    assert "damaged" in refused(DocumentError, write("a.docx", make_docx()[:keep]))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "package"),
+    [
+        ("a.pdf", lambda: make_pdf("x"), "pypdf"),
+        ("a.docx", make_docx, "mammoth"),
+        ("a.docx", make_docx, "inscriptis"),
+        ("a.html", lambda: b"<p>x</p>", "inscriptis"),
+    ],
+)
+def test_missing_package_names_the_extra(
+    here: Path, monkeypatch: pytest.MonkeyPatch, name: str, make: Callable[[], bytes], package: str
+) -> None:
+    write("d/" + name, make())
+    monkeypatch.setitem(sys.modules, package, None)
+    message, hint = refused(DocumentError, "d/" + name)
+    assert f"needs the package {package}" in message
+    assert hint == "pip install 'uncomp[documents]'"
+    assert refused(UsageError, "d")[1] == hint
+
+
+def test_every_format_is_found_in_directories() -> None:
+    assert READERS.keys() < READABLE_SUFFIXES
+    assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in READABLE_SUFFIXES)
+
+
+# --- directories, include, globs
+
+
+@pytest.fixture
+def tree(here: Path) -> Path:
+    for path in ["d/b.md", "d/a.txt", "d/sub/c.py", "d/sub/deep/e.md", "d/LICENSE"]:
+        write(path, path)
+    return here
+
+
+def test_directory_is_read_sorted_and_deep(tree: Path) -> None:
+    result = read_documents(["d"])
+    assert shown(result) == ["d/LICENSE", "d/a.txt", "d/b.md", "d/sub/c.py", "d/sub/deep/e.md"]
+    assert [document.text for document in result.documents] == shown(result)
+    assert result.skipped == ()
+
+
+def test_everything_left_out_is_reported(tree: Path) -> None:
+    write("d/.hidden.md")
+    write("d/.git/config")
+    write("d/image.png", b"\x89PNG\r\n")
+    write("d/empty.txt", "")
+    write("d/nul.txt", b"\0")
+    write("d/bad.pdf", b"bad")
+    Path("d/gone.md").symlink_to("nowhere")
+    Path("d/loop.md").symlink_to("loop.md")
+    Path("d/linked").symlink_to("sub")
+    result = read_documents(["d"])
+    assert len(result.documents) == 5
+    reasons = dict(result.skipped)
+    assert len(reasons) == len(result.skipped)
+    expected = {
+        "d/.hidden.md": "hidden",
+        "d/.git": "hidden",
+        "d/image.png": "suffix '.png' is not known",
+        "d/empty.txt": "empty",
+        "d/nul.txt": "NUL bytes",
+        "d/bad.pdf": "damaged",
+        "d/gone.md": "broken link",
+        "d/loop.md": "broken link",
+        "d/linked": "link to a directory",
+    }
+    assert reasons.keys() == expected.keys()
+    for path, part in expected.items():
+        assert part in reasons[path]
+
+
+@pytest.mark.parametrize(
+    ("include", "expected"),
+    [
+        (("*.md",), ["d/b.md", "d/sub/deep/e.md"]),
+        (("**/*.md",), ["d/b.md", "d/sub/deep/e.md"]),
+        (("sub/*",), ["d/sub/c.py"]),
+        (("./sub/**",), ["d/sub/c.py", "d/sub/deep/e.md"]),
+        (("sub/**/*.md", "a.*"), ["d/a.txt", "d/sub/deep/e.md"]),
+        (("*.odd",), ["d/x.odd"]),
+    ],
+)
+def test_include_chooses_in_directories(tree: Path, include: tuple[str, ...], expected: list[str]) -> None:
+    write("d/x.odd")
+    result = read_documents(["d"], include=include)
+    assert shown(result) == expected
+    assert result.skipped == ()
+
+
+def test_include_does_not_filter_named_files(tree: Path) -> None:
+    assert shown(read_documents(["d/a.txt", "d"], include=["*.py"])) == ["d/a.txt", "d/sub/c.py"]
+
+
+def test_include_without_match_is_refused(tree: Path) -> None:
+    message, hint = refused(UsageError, "d", include=("*.mdx",))
+    assert message == "no file in 'd' matches --include '*.mdx'"
+    assert hint == "find d"
+
+
+def test_directory_with_nothing_readable_is_refused(here: Path) -> None:
+    for number in range(5):
+        write(f"d/{number}.png")
+    message, hint = refused(UsageError, "d")
+    assert message.startswith("nothing to read in 'd' (d/0.png: suffix '.png' is not known")
+    assert message.endswith("; and 2 more)")
+    assert "--include" in hint
+
+
+def test_empty_directory_is_refused(here: Path) -> None:
+    Path("d").mkdir()
+    assert refused(UsageError, "d")[0] == "nothing to read in 'd': it is empty"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("d/*.md", ["d/b.md"]),
+        ("d/**/*.md", ["d/b.md", "d/sub/deep/e.md"]),
+        ("d/[ab].*", ["d/a.txt", "d/b.md"]),
+        ("d/?.txt", ["d/a.txt"]),
+        ("d/su*", ["d/sub/c.py", "d/sub/deep/e.md"]),
+        ("d/**", ["d/LICENSE", "d/a.txt", "d/b.md", "d/sub/c.py", "d/sub/deep/e.md"]),
+    ],
+)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_globs_expand(tree: Path, pattern: str, expected: list[str], absolute: bool) -> None:
+    prefix = f"{tree}/" if absolute else ""
+    result = read_documents([prefix + pattern])
+    assert sorted(shown(result)) == [prefix + path for path in expected]
+    assert result.skipped == ()
+
+
+def test_glob_leaves_hidden_out_and_reports_binary(here: Path) -> None:
+    write("a.odd")
+    write("b.odd", b"\0")
+    write(".c.odd")
+    result = read_documents(["*.odd"])
+    assert shown(result) == ["a.odd"]
+    assert result.skipped == (("b.odd", "it is a binary file (it has NUL bytes)"),)
+
+
+def test_existing_path_is_no_glob(here: Path) -> None:
+    write("a[1].txt", "brackets")
+    write("a1.txt", "plain")
+    assert read_one("a[1].txt").text == "brackets"
+
+
+def test_glob_without_match_is_refused(tree: Path) -> None:
+    assert refused(UsageError, "d/*.mdx")[0] == "no file matches 'd/*.mdx'"
+
+
+# --- once each, in order
+
+
+def test_same_file_is_read_once(tree: Path) -> None:
+    Path("link.md").symlink_to("d/b.md")
+    paths = ["d/b.md", "link.md", str(tree / "d/b.md"), "./d/../d/b.md", "d/*.md", "d/a.txt", "d"]
+    assert shown(read_documents(paths)) == ["d/b.md", "d/a.txt", "d/LICENSE", "d/sub/c.py", "d/sub/deep/e.md"]
+
+
+def test_equal_texts_in_two_files_are_both_read(here: Path) -> None:
+    assert len(read_documents([write("a.txt"), write("b.txt")]).documents) == 2
+
+
+@pytest.mark.parametrize("paths", [["d", "d/x.odd"], ["d/x.odd", "d"], ["d/**"]])
+def test_file_that_is_read_is_not_listed_as_skipped(tree: Path, paths: list[str]) -> None:
+    write("d/x.odd")
+    result = read_documents(paths)
+    assert "d/x.odd" in shown(result)
+    assert result.skipped == ()
+
+
+def test_no_paths_no_documents() -> None:
+    assert read_documents([]) == DocumentSet(())
+
+
+# --- standard input and pipes
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"piped\r\ntext", "piped\ntext"),
+        (b"\n<!DOCTYPE html><html><p>piped</p></html>", "piped"),
+        (make_pdf("piped"), "piped"),
+    ],
+)
+def test_stdin_is_a_document(raw: bytes, text: str) -> None:
+    (document,) = read_documents(["-", "-"], stdin=io.BytesIO(raw)).documents
+    assert (document.path, document.text.strip()) == ("-", text)
+    assert document.sha256 == hashlib.sha256(raw).hexdigest()
+
+
+def test_stdin_among_files_keeps_its_place(here: Path) -> None:
+    paths = [write("a.txt"), "-", write("b.txt")]
+    assert shown(read_documents(paths, stdin=io.BytesIO(b"x"))) == ["a.txt", "-", "b.txt"]
+
+
+@pytest.mark.parametrize(("raw", "part"), [(b"", "empty"), (b"\0", "binary")])
+def test_unusable_stdin_is_refused(raw: bytes, part: str) -> None:
+    with pytest.raises(DocumentError, match=f"cannot read standard input: .*{part}"):
+        read_documents(["-"], stdin=io.BytesIO(raw))
+
+
+def test_absent_stdin_is_refused() -> None:
+    assert "standard input" in refused(UsageError, "-")[0]
+
+
+def test_pipe_as_a_file_is_read() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"from a process")
+    os.close(writer)
+    try:
+        assert read_one(f"/dev/fd/{reader}").text == "from a process"
+    finally:
+        os.close(reader)
+
+
+def test_device_is_refused() -> None:
+    assert "device" in refused(DocumentError, "/dev/null")[0]
+
+
+# --- paths that are wrong, or closed
+
+
+def test_missing_file_suggests_neighbours(here: Path) -> None:
+    write("docs/handbook.md")
+    write("docs/other.md")
+    assert refused(UsageError, "docs/handbok.md") == (
+        "no file or directory 'docs/handbok.md'",
+        "did you mean 'docs/handbook.md'?",
+    )
+
+
+def test_missing_directory_suggests_its_neighbours(here: Path) -> None:
+    write("docs/handbook.md")
+    assert refused(UsageError, "doc/handbook.md") == ("no file or directory 'doc'", "did you mean 'docs'?")
+
+
+@pytest.mark.parametrize("path", ["zzz", "a.txt/below", "x" * 5000, "nul\0byte"])
+def test_missing_without_neighbours_shows_where_to_look(here: Path, path: str) -> None:
+    write("a.txt")
+    message, hint = refused(UsageError, path)
+    assert message.startswith("no file or directory ")
+    assert hint.startswith("see what is there: ls ")
+
+
+def test_broken_link_names_its_target(here: Path) -> None:
+    Path("a.txt").symlink_to("nowhere.txt")
+    assert refused(UsageError, "a.txt")[0] == "'a.txt' is a link to 'nowhere.txt', which is not there"
+
+
+def test_empty_path_is_refused_and_not_the_working_directory(tree: Path) -> None:
+    assert "empty path" in refused(UsageError, "")[0]
+
+
+def deny(monkeypatch: pytest.MonkeyPatch, method: str, name: str) -> None:
+    """Root may read everything, so permission is taken away in pathlib."""
+    original = getattr(Path, method)
+
+    def denying(path: Path, *args: object, **kwargs: object) -> object:
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, method, denying)
+
+
+@pytest.mark.parametrize("method", ["read_bytes", "stat"])
+def test_denied_file_is_refused_or_reported(tree: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    deny(monkeypatch, method, "a.txt")
+    message, hint = refused(DocumentError, "d/a.txt")
+    assert message == "cannot read 'd/a.txt': Permission denied"
+    assert "d/a.txt" in hint
+    result = read_documents(["d"])
+    assert len(result.documents) == 4
+    assert [path for path, _ in result.skipped] == ["d/a.txt"]
+
+
+def test_denied_directory_is_refused_or_reported(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deny(monkeypatch, "iterdir", "sub")
+    assert refused(DocumentError, "d/sub")[0] == "cannot read 'd/sub': Permission denied"
+    for result in (read_documents(["d"]), read_documents(["d/*"])):
+        assert sorted(shown(result)) == ["d/LICENSE", "d/a.txt", "d/b.md"]
+        assert result.skipped == (("d/sub", "cannot read 'd/sub': Permission denied"),)
+
+
+def test_file_name_that_is_not_utf8_is_shown_printable(here: Path) -> None:
+    Path("d").mkdir()
+    name = os.fsdecode(b"caf\xe9.txt")
+    write(f"d/{name}")
+    for path in ("d", f"d/{name}"):
+        assert shown(read_documents([path])) == ["d/caf\ufffd.txt"]
