@@ -1,0 +1,1 @@
+"""Decide: how many KV entries each layer and head keeps."""

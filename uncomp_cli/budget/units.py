@@ -1,0 +1,86 @@
+"""One budget, written in the unit the user thinks in, resolved to KV entries.
+
+An entry is one key and one value of one KV head for one token. `10%` is a fraction of the full cache's KV bytes,
+`512` is tokens per KV head on average, `256MiB` is allocated bytes, `auto` is what fits free memory, `full` is all.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from uncomp_cli.config import CacheConfig
+from uncomp_cli.errors import UsageError
+from uncomp_cli.spec import ModelSpec
+
+__all__ = ["Budget", "parse_budget", "resolve_entries"]
+
+_HINT = "write 10% (of the full cache), 512 (tokens per KV head), 256MiB, auto or full"
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_NUMBER = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[A-Za-z]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A budget as requested; `str()` gives back the user's own words."""
+
+    kind: Literal["full", "auto", "fraction", "tokens", "bytes"]
+    value: float
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_budget(text: str) -> Budget:
+    """Parse a budget; raises UsageError that names the value when it is none of the five forms."""
+    stripped = text.strip()
+    if stripped.lower() in ("full", "auto"):
+        word: Literal["full", "auto"] = "full" if stripped.lower() == "full" else "auto"
+        return Budget(word, 1.0, word)
+    match = _NUMBER.fullmatch(stripped)
+    if match is None:
+        raise UsageError(f"budget '{text}' is not a budget", hint=_HINT)
+    number, unit = float(match["number"]), match["unit"].upper()
+    if number <= 0:
+        raise UsageError(f"budget '{text}' keeps nothing", hint=_HINT)
+    if unit == "%":
+        return _fraction(number, text)
+    if unit == "":
+        return _tokens(number, text)
+    if unit not in _UNITS:
+        raise UsageError(f"budget '{text}' has the unknown unit '{match['unit']}'", hint=_HINT)
+    return Budget("bytes", float(int(number * _UNITS[unit])), stripped)
+
+
+def _fraction(percent: float, text: str) -> Budget:
+    if percent > 100:
+        raise UsageError(f"budget '{text}' is more than the full cache", hint="use at most 100%, or full")
+    return Budget("fraction", percent / 100, text.strip())
+
+
+def _tokens(number: float, text: str) -> Budget:
+    if number != int(number):
+        raise UsageError(f"budget '{text}' is neither whole tokens nor per cent", hint=_HINT)
+    return Budget("tokens", number, text.strip())
+
+
+def resolve_entries(
+    budget: Budget, spec: ModelSpec, *, seq_len: int, free_bytes: int, cache: CacheConfig | None = None
+) -> int:
+    """KV entries that `budget` allows for a prompt of `seq_len` tokens, at most those of the full cache.
+
+    Byte budgets count everything that is allocated for an entry: key, value, position and its share of the slack.
+    `free_bytes` is what `auto` may use.
+    """
+    cache = cache or CacheConfig()
+    full = spec.full_entries(seq_len)
+    heads = spec.num_layers * spec.num_kv_heads
+    if budget.kind == "full":
+        return full
+    if budget.kind == "fraction":
+        return int(full * budget.value)
+    if budget.kind == "tokens":
+        return min(full, int(budget.value) * heads)
+    allowed = free_bytes if budget.kind == "auto" else int(budget.value)
+    entries = allowed // (spec.kv_bytes_per_entry + cache.position_bytes)
+    return max(0, min(full, entries - heads * cache.slack(entries // heads)))
