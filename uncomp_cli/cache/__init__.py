@@ -1,0 +1,1 @@
+"""Hold and shrink keys and values."""

@@ -1,0 +1,51 @@
+"""Coherence: what is kept must still be readable.
+
+Window attention points at single tokens; a model with digit-level tokens that keeps half of a number answers with the
+other half invented. Two remedies, both for ranking only: scores are pooled along the text, so that a token brings its
+neighbours, and the tokens of one word or number are given the same score, so that eviction takes or leaves it whole.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from uncomp_cli.config import Pooling
+
+__all__ = ["MAX_WORD_TOKENS", "pool", "share_by_word", "word_ids"]
+
+MAX_WORD_TOKENS = 32
+
+
+def pool(scores: Tensor, *, kind: Pooling, width: int) -> Tensor:
+    """Smooth scores [G, S] over `width` neighbouring tokens; the ends see fewer."""
+    if kind == "none" or width == 1:
+        return scores
+    if kind == "max":
+        return functional.max_pool1d(scores[None], width, stride=1, padding=width // 2)[0]
+    return functional.avg_pool1d(scores[None], width, stride=1, padding=width // 2, count_include_pad=False)[0]
+
+
+def share_by_word(scores: Tensor, words: Tensor) -> Tensor:
+    """Give every token of scores [G, S] its word's maximum; `words` [S] holds ascending word numbers."""
+    spread = words.expand_as(scores)
+    best = scores.new_full((scores.shape[0], int(words[-1]) + 1), float("-inf"))
+    return best.scatter_reduce(1, spread, scores, "amax").gather(1, spread)
+
+
+def word_ids(text: str, offsets: Sequence[tuple[int, int]]) -> Tensor:
+    """Number the words of `text` over its tokens: int64 [S], ascending from 0.
+
+    `offsets` are the tokens' character ranges. A word ends at white space; scripts without it, and very long runs,
+    are cut every MAX_WORD_TOKENS tokens.
+    """
+    ids: list[int] = []
+    word, length = -1, 0
+    for start, end in offsets:
+        begins = start == 0 or text[start - 1].isspace() or text[start:end][:1].isspace()
+        if begins or word < 0 or length == MAX_WORD_TOKENS:
+            word, length = word + 1, 0
+        ids.append(word)
+        length += 1
+    return torch.tensor(ids, dtype=torch.int64)
