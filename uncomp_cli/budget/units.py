@@ -4,6 +4,7 @@ An entry is one key and one value of one KV head for one token. `10%` is a fract
 `512` is tokens per KV head on average, `256MiB` is allocated bytes, `auto` is what fits free memory, `full` is all.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +17,7 @@ __all__ = ["Budget", "parse_budget", "resolve_entries"]
 
 _HINT = "write 10% (of the full cache), 512 (tokens per KV head), 256MiB, auto or full"
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_NUMBER = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[A-Za-z]*)")
+_NUMBER = re.compile(r"(?P<number>[0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(?P<unit>%|[A-Za-z]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def parse_budget(text: str) -> Budget:
     if match is None:
         raise UsageError(f"budget '{text}' is not a budget", hint=_HINT)
     number, unit = float(match["number"]), match["unit"].upper()
-    if number <= 0:
+    if number <= 0 or (unit in _UNITS and number * _UNITS[unit] < 1):
         raise UsageError(f"budget '{text}' keeps nothing", hint=_HINT)
     if unit == "%":
         return _fraction(number, text)
@@ -78,9 +79,18 @@ def resolve_entries(
     if budget.kind == "full":
         return full
     if budget.kind == "fraction":
-        return int(full * budget.value)
+        return int(full * budget.value + 1e-6)  # 0.29 * 100 is 28.999…
     if budget.kind == "tokens":
         return min(full, int(budget.value) * heads)
     allowed = free_bytes if budget.kind == "auto" else int(budget.value)
-    entries = allowed // (spec.kv_bytes_per_entry + cache.position_bytes)
-    return max(0, min(full, entries - heads * cache.slack(entries // heads)))
+    room = allowed // (spec.kv_bytes_per_entry + cache.position_bytes)
+    return max(0, min(full, _without_slack(room, heads=heads, longest=seq_len, cache=cache)))
+
+
+def _without_slack(room: int, *, heads: int, longest: int, cache: CacheConfig) -> int:
+    """Entries that fit into `room` with their slack, however unevenly they are spread over `heads`.
+
+    A head's slack lies below the line from (0, min_slack) to (longest, slack of the longest head).
+    """
+    rise = max(0.0, longest / cache.slack_divisor - cache.min_slack) / max(1, longest)
+    return math.floor((room - heads * cache.min_slack) / (1 + rise))

@@ -37,15 +37,24 @@ def share_by_word(scores: Tensor, words: Tensor) -> Tensor:
 def word_ids(text: str, offsets: Sequence[tuple[int, int]]) -> Tensor:
     """Number the words of `text` over its tokens: int64 [S], ascending from 0.
 
-    `offsets` are the tokens' character ranges. A word ends at white space; scripts without it, and very long runs,
-    are cut every MAX_WORD_TOKENS tokens.
+    `offsets` are the tokens' character ranges; the tokens of one character have overlapping ones and stay together. A
+    word ends at white space; scripts without it, and very long runs, are cut after MAX_WORD_TOKENS tokens, or up to
+    twice as many to spare a number.
     """
     ids: list[int] = []
-    word, length = -1, 0
+    word, length, reached = -1, 0, 0
     for start, end in offsets:
-        begins = start == 0 or text[start - 1].isspace() or text[start:end][:1].isspace()
-        if begins or word < 0 or length == MAX_WORD_TOKENS:
+        if start >= reached and (word < 0 or _begins_word(text, start, length)):
             word, length = word + 1, 0
         ids.append(word)
-        length += 1
+        length, reached = length + 1, end
     return torch.tensor(ids, dtype=torch.int64)
+
+
+def _begins_word(text: str, start: int, length: int) -> bool:
+    """Whether the token at `start` begins a new word after a word of `length` tokens."""
+    before, here = text[start - 1 : start], text[start : start + 1]
+    if before.isspace() or here.isspace():
+        return True
+    in_number = all(char.isdigit() or char in ".," for char in (before, here))
+    return length >= (2 * MAX_WORD_TOKENS if in_number else MAX_WORD_TOKENS)

@@ -27,9 +27,10 @@ def select(scores: Tensor, kept: Sequence[int], *, protected: Tensor, words: Ten
 
 def _select_head(scores: Tensor, count: int, protected: Tensor, words: Tensor | None) -> Tensor:
     """Positions of one head: the protected ones and the `count` best of the others."""
-    if count >= int((~protected).sum()):
+    free = int((~protected).sum())
+    if count >= free:
         return torch.arange(len(scores), device=scores.device)
-    order = torch.sort(scores, descending=True, stable=True).indices
+    order = torch.sort(scores, descending=True, stable=True).indices[:free]
     chosen = order[:count] if words is None else _whole_words(order, count, words)
     keep = protected.clone()
     keep[chosen] = True

@@ -2,13 +2,13 @@
 
 Per layer one flat storage holds all rows and heads, each in a run of entries of its own with some slack behind it:
 
-    keys [entries, D] · values [entries, D] · positions [entries]       head (b, g) at starts[b*G+g], lengths[b*G+g] long
+    keys [entries, D] · values [entries, D] · positions [entries]      head (b, g) at starts[b*G+g], lengths[b*G+g] long
 
 Physical length (entries) and logical length (tokens seen) are separate: positions are the tokens' own, so the model
 rotates new queries by where they are in the text, not by where they are in memory. Nothing here chooses what stays.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,11 +61,17 @@ class RaggedKVCache:
         self.num_kv_heads = num_kv_heads
         self.config = config or CacheConfig()
         self.layers: list[LayerCache | None] = [None] * num_layers
+        self._aside_bytes = 0
 
     @property
     def nbytes(self) -> int:
-        """Allocated bytes of all layers, slack and positions included."""
-        return sum(layer.nbytes for layer in self.layers if layer is not None)
+        """Allocated bytes of all layers, slack and positions included, and of what was counted aside."""
+        return sum(layer.nbytes for layer in self.layers if layer is not None) + self._aside_bytes
+
+    def count_aside(self, tensors: Iterable[Tensor]) -> None:
+        """Count the storages of `tensors`, which wait beside the layers to be put into them, in `nbytes`."""
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        self._aside_bytes += sum(storages.values())
 
     @property
     def entries(self) -> int:

@@ -1,0 +1,136 @@
+"""Budgets as people write them, and what they come to."""
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from test_budget_plan import make_spec
+
+from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.policies import UniformPolicy
+from uncomp_cli.budget.units import parse_budget, resolve_entries
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.config import CacheConfig
+from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.spec import ModelSpec
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("10%", "fraction", 0.1), (" 2.5 % ", "fraction", 0.025), ("100%", "fraction", 1.0),
+        ("512", "tokens", 512), ("512.0", "tokens", 512),
+        ("256MiB", "bytes", 256 * 2**20), ("1.5gib", "bytes", 1.5 * 2**30), ("3 GB", "bytes", 3e9),
+        ("700kb", "bytes", 700_000), ("9B", "bytes", 9), ("64KiB", "bytes", 65536), ("2MB", "bytes", 2e6),
+        ("full", "full", 1.0), ("Auto", "auto", 1.0),
+    ],
+)  # fmt: skip
+def test_budgets(text: str, kind: str, value: float) -> None:
+    budget = parse_budget(text)
+    assert (budget.kind, budget.value) == (kind, pytest.approx(value))
+    assert str(budget).lower() == text.strip().lower()
+    assert parse_budget(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is not a budget"), ("lots", "is not a budget"), ("-5", "is not a budget"), ("1e3", "is not a budget"),
+        ("1,000", "is not a budget"), (".5", "is not a budget"), ("10%%", "is not a budget"), ("nan", "not a budget"),
+        ("10% of it", "is not a budget"), ("٣%", "is not a budget"), ("9" * 400, "is not a budget"),
+        ("9" * 400 + "GiB", "is not a budget"),
+        ("0", "keeps nothing"), ("0%", "keeps nothing"), ("0.0MiB", "keeps nothing"), ("0.4B", "keeps nothing"),
+        ("101%", "more than the full cache"), ("1.5", "neither whole tokens nor per cent"),
+        ("5 parsecs", "unknown unit 'parsecs'"), ("5M", "unknown unit 'M'"),
+    ],
+)  # fmt: skip
+def test_no_budgets(text: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_budget(text)
+    assert says in caught.value.message
+    assert text in caught.value.message
+    assert caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+@given(st.text(alphabet="0123456789.% kKmMgGiIbBauto-e٣", max_size=12))
+@settings(max_examples=300, deadline=None)
+def test_any_text_parses_or_is_refused(text: str) -> None:
+    try:
+        budget = parse_budget(text)
+    except UncompError:
+        return
+    assert budget.value > 0
+    assert parse_budget(str(budget)) == budget
+
+
+SPEC = make_spec((None, None, 30), kv_heads=2)
+FULL = 2 * (2 * 1000 + 30)
+
+
+@pytest.mark.parametrize(
+    ("text", "entries"),
+    [
+        ("full", FULL), ("100%", FULL), ("10%", FULL // 10), ("29%", int(FULL * 29 / 100)), ("0.01%", 0),
+        ("100", 600), ("1", 6), ("5000", FULL),
+        ("1GiB", FULL), ("1B", 0),
+    ],
+)  # fmt: skip
+def test_entries(text: str, entries: int) -> None:
+    assert resolve_entries(parse_budget(text), SPEC, seq_len=1000, free_bytes=0) == entries
+
+
+@pytest.mark.parametrize("percent", range(1, 101))
+def test_a_percentage_loses_no_entry_to_rounding(percent: int) -> None:
+    spec = make_spec((None,), kv_heads=1)
+    assert resolve_entries(parse_budget(f"{percent}%"), spec, seq_len=100, free_bytes=0) == percent
+
+
+def allocated(spec: ModelSpec, plan: BudgetPlan) -> int:
+    """Bytes of a real cache that holds `plan`."""
+    cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads)
+    for layer, kept in enumerate(plan.kept):
+        parts = [torch.zeros(count, spec.head_dim) for count in kept]
+        cache.store(layer, [(part, part, torch.zeros(len(part))) for part in parts])
+    return cache.nbytes
+
+
+WINDOWS: st.SearchStrategy[list[int | None]] = st.lists(
+    st.one_of(st.none(), st.sampled_from([1, 64, 1500])), min_size=1, max_size=3
+)
+
+
+@given(WINDOWS, st.integers(1, 5000), st.integers(1, 400_000), st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_byte_budget_is_never_exceeded(
+    windows: list[int | None], seq_len: int, num_bytes: int, data: st.DataObject
+) -> None:
+    """Whatever the weights: an uneven plan has more slack than an even one."""
+    spec = make_spec(tuple(windows), kv_heads=2, head_dim=1)
+    entries = resolve_entries(parse_budget(f"{num_bytes}B"), spec, seq_len=seq_len, free_bytes=0)
+    assert resolve_entries(parse_budget("auto"), spec, seq_len=seq_len, free_bytes=num_bytes) == entries
+    assume(entries > 0)
+    weights = [[data.draw(st.sampled_from([0.0, 0.01, 1.0, 9.0])) for _ in range(2)] for _ in windows]
+    try:
+        plan = BudgetPlan.of_shares(spec, seq_len=seq_len, entries=entries, protected=0, weights=weights)
+    except UncompError:
+        return
+    assert allocated(spec, plan) <= num_bytes
+
+
+@pytest.mark.parametrize("num_bytes", [150_000, 400_000, 1_500_000])
+def test_a_byte_budget_is_used(num_bytes: int) -> None:
+    spec = make_spec((None, None), head_dim=8)
+    entries = resolve_entries(parse_budget(f"{num_bytes}B"), spec, seq_len=20_000, free_bytes=0)
+    plan = UniformPolicy().plan(spec, seq_len=20_000, entries=entries, protected=0)
+    assert 0.97 * num_bytes < allocated(spec, plan) <= num_bytes
+
+
+def test_a_larger_slack_leaves_fewer_entries() -> None:
+    budget = parse_budget("30KB")
+    spec = make_spec((None,), trained_length=1024)
+    small, large = (
+        resolve_entries(budget, spec, seq_len=1024, free_bytes=0, cache=CacheConfig(min_slack=slack))
+        for slack in (16, 100)
+    )
+    assert small - large == 2 * (100 - 16)

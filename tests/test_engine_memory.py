@@ -1,0 +1,114 @@
+"""Memory: the estimate against what a prefill really takes."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_engine_parity import SHAPE, full_plan, make_prompt, read, tiny
+from test_engine_parity import one_thread as one_thread
+from torch.profiler import ProfilerActivity, profile
+
+from uncomp_cli.budget.policies import UniformPolicy
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine import memory
+from uncomp_cli.engine.memory import estimate, free_bytes, peak_bytes, reset_peak, resident_bytes
+from uncomp_cli.engine.prefill import PrefillState
+
+CPU = torch.device("cpu")
+MIB = 2**20
+
+
+def peak_of(work: Any) -> int:
+    """The most bytes that tensors made by `work` occupied at once, by torch's own account."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        kept = work()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    del kept
+    return peak
+
+
+def test_the_kept_cache_is_estimated_to_the_byte() -> None:
+    _, decoder, spec = tiny("llama")
+    prompt = make_prompt(100, [5], protected=4)
+    for plan in (
+        full_plan(spec, prompt),
+        UniformPolicy().plan(spec, seq_len=105, entries=300, protected=prompt.always_kept),
+    ):
+        _, done = read(decoder, [prompt], [plan])
+        expected = estimate(spec, plan)
+        assert done.cache.nbytes == expected.kv_kept_bytes
+        assert expected.peak_bytes == expected.kv_kept_bytes + expected.activation_bytes
+    assert expected.kv_full_bytes == spec.full_kv_bytes(105)
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.1])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_the_peak_is_estimated(family: str, kept: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3}.items():
+        monkeypatch.setitem(SHAPE, key, value)
+    _, decoder, spec = tiny(family)
+    prompt = make_prompt(1500, [20], protected=4)
+    entries = int(spec.full_entries(prompt.seq_len) * kept)
+    plan = UniformPolicy().plan(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept)
+    config = ScorerConfig(window=8)
+    ids = torch.tensor([prompt.context + prompt.questions[0]])
+
+    def work() -> Any:
+        cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads)
+        state = PrefillState(
+            [prompt], [plan], scorer=make_scorer(config), config=config, cache=cache, on_layer=lambda layer: None
+        )
+        return cache, decoder.forward(ids, torch.arange(ids.shape[1])[None], state, 1)
+
+    ratio = peak_of(work) / estimate(spec, plan).peak_bytes
+    assert 0.98 < ratio < 1.02
+
+
+def test_free_memory() -> None:
+    assert free_bytes(CPU) > 10 * MIB
+
+
+def test_the_control_groups_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    unlimited = free_bytes(CPU)
+    for limit, free in (("3000000", 2_000_000), ("500000", 0)):
+        (tmp_path / "memory.max").write_text(limit + "\n")
+        (tmp_path / "memory.current").write_text("1000000\n")
+        assert free_bytes(CPU) == free
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(CPU) > unlimited / 2
+
+
+def test_the_high_water_mark() -> None:
+    reset_peak(CPU)
+    before = peak_bytes(CPU)
+    block = torch.ones(48 * MIB, dtype=torch.uint8)
+    held = resident_bytes(CPU)
+    del block
+    assert peak_bytes(CPU) >= before + 32 * MIB
+    assert peak_bytes(CPU) >= held - MIB
+    assert resident_bytes(CPU) < held
+
+
+def test_a_peak_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = peak_bytes(CPU)
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
+    assert peak_bytes(CPU) >= mark - MIB  # the process's, in bytes
+    assert peak_bytes(CPU) < 1000 * mark
+
+
+def test_wider_models_need_more() -> None:
+    _, _, spec = tiny("llama")
+    plan = full_plan(spec, make_prompt(500, [5]))
+    base = estimate(spec, plan)
+    assert estimate(replace(spec, intermediate_size=480), plan).activation_bytes > 4 * base.activation_bytes
+    assert estimate(replace(spec, num_heads=80), plan).activation_bytes > 3 * base.activation_bytes
+    assert estimate(replace(spec, dtype_bytes=2), plan).activation_bytes == base.activation_bytes // 2

@@ -1,0 +1,93 @@
+"""The default model itself: kept in full, the engine says what the stock model says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_engine_parity import assert_same, full_plan, read
+from test_engine_parity import one_thread as one_thread
+
+from uncomp_cli.budget.presets import load_preset
+from uncomp_cli.config import SamplingConfig
+from uncomp_cli.engine.generate import TextStream, generate
+from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.prompt import completion_prompt
+from uncomp_cli.engine.sampling import Sampler
+from uncomp_cli.engine.session import Session
+from uncomp_cli.models.load import LoadedModel, load_model, load_tokenizer
+
+pytestmark = pytest.mark.model
+LICENSE = Path(__file__).parents[1] / "LICENSE"
+NEW_TOKENS = 16
+
+
+@pytest.fixture(scope="module")
+def loaded(default_model_dir: Path) -> LoadedModel:
+    return load_model("smollm2-135m", dtype="float32", device="cpu")
+
+
+def test_full_plan_is_the_stock_model(loaded: LoadedModel) -> None:
+    """About 300 tokens of the licence: logits to 1e-4 and the same greedy continuation."""
+    text = LICENSE.read_text()[:1700]
+    prompt = completion_prompt(loaded.tokenizer, text[:-60], text[-60:], sinks=4)
+    assert 250 < prompt.seq_len < 450
+    ids = torch.tensor([prompt.context + prompt.questions[0]])
+    model = loaded.model
+    model.set_attn_implementation("sdpa")
+    stock = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=NEW_TOKENS,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    decoder = Decoder(model, loaded.spec)
+    _, done = read(decoder, [prompt], [full_plan(loaded.spec, prompt)])
+    assert_same(done.logits, stock.logits[0])
+    done.begin_question()
+    steps = generate(
+        decoder,
+        done.cache,
+        done.logits,
+        done.next_positions(),
+        tokenizer=loaded.tokenizer,
+        sampler=Sampler(SamplingConfig()),
+        stop_ids=(),
+        max_new_tokens=NEW_TOKENS,
+    )
+    tokens = [step.token_ids[0] for step in steps]
+    assert tokens == stock.sequences[0, ids.shape[1] :].tolist()
+    assert len(set(tokens)) > 5
+
+
+def test_a_session_reads_and_answers(loaded: LoadedModel) -> None:
+    """A number from the middle of the document is found with a third of the cache, also by the second question."""
+    filler = LICENSE.read_text()
+    document = f"{filler[:1500]}\nThe secret number of Anna is 7391204.\n{filler[1500:2600]}"
+    prompt = completion_prompt(loaded.tokenizer, document, "\n\nThe secret number of Anna is", sinks=4)
+    preset = load_preset("balanced")
+    session = Session(loaded, preset, SamplingConfig(max_new_tokens=8))
+    steps = list(session.read(prompt))
+    assert [step.layers_done for step in steps] == list(range(1, 31))
+    for _ in range(2):  # asked again, the answer is the same
+        text = "".join(step.texts[0] for step in session.answer())
+        assert "7391204" in text
+    assert session.plan is not None
+    assert session.stats is not None
+    assert session.plan.entries == int(0.2 * loaded.spec.full_entries(prompt.seq_len))
+    assert session.stats.prompt_tokens == prompt.seq_len
+    assert session.stats.kept_fraction < 0.3
+    assert session.stats.finish_reason == "length"
+
+
+def test_characters_of_several_tokens(default_model_dir: Path) -> None:
+    tokenizer = load_tokenizer(default_model_dir)
+    text = "naïve 漢字 😀👩‍🔬 ok"
+    stream = TextStream(tokenizer)
+    ids = tokenizer(text).input_ids
+    pieces = [stream.push(token) for token in ids]
+    assert "".join(pieces) == text
+    assert "" in pieces  # some characters need several tokens
+    assert not any("\ufffd" in piece for piece in pieces)

@@ -1,0 +1,116 @@
+"""Attention, as the engine computes it: packed grouped-query attention and one function for transformers to call.
+
+    q [H, N, D] is viewed as [G, H/G, N, D] against k, v [G, S, D]: no key is repeated, no mask is built for a prompt.
+
+`register` puts `uncomp` into transformers' AttentionInterface; the engine's state travels as the keyword `engine`
+through the stock forward and decides what each layer does with its queries, keys and values.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from uncomp_cli.engine.families import check_causal, check_keywords
+
+__all__ = ["ATTENTION_NAME", "AttentionState", "attend_after", "attend_causal", "register"]
+
+ATTENTION_NAME = "uncomp"
+_BLOCK = 1024
+
+
+class AttentionState(Protocol):
+    """What a forward pass does in each layer."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
+    ) -> Tensor:
+        """Attention output [B, H, N, D] for query [B, H, N, D], key and value [B, G, N, D], after RoPE."""
+        ...
+
+
+def _attention_function(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    engine: AttentionState,
+    scaling: float,
+    sliding_window: int | None = None,
+    **keywords: object,
+) -> tuple[Tensor, None]:
+    """transformers' attention signature: hands the layer to the engine's state; returns [B, N, H, D]."""
+    check_keywords(keywords)
+    check_causal(module)
+    layer: int = module.layer_idx  # type: ignore[assignment]  # transformers sets it as an int
+    output = engine.attend(layer, query, key, value, scaling=scaling, sliding_window=sliding_window)
+    return output.transpose(1, 2), None
+
+
+def register() -> None:
+    """Make `attn_implementation="uncomp"` known to transformers; repeating it changes nothing."""
+    AttentionInterface.register(ATTENTION_NAME, _attention_function)
+
+
+def _pack(query: Tensor, key: Tensor) -> Tensor:
+    """[H, N, D] → [G, H/G, N, D]."""
+    return query.reshape(key.shape[0], -1, *query.shape[1:])
+
+
+def attend_causal(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+    """Causal attention of a prompt from its first token: query [H, N, D], key and value [G, N, D] → [H, N, D].
+
+    With a sliding `window`, query i sees keys (i − window, i].
+    """
+    length = query.shape[1]
+    if window is not None and window < length:
+        return attend_after(query, key, value, scaling=scaling, window=window)
+    output = scaled_dot_product_attention(_pack(query, key), *_shared(query, key, value), scale=scaling, is_causal=True)
+    return output.reshape(query.shape[0], length, -1)
+
+
+def attend_after(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+    """Attention of the last N tokens of S: query [H, N, D], key and value [G, S, D] → [H, N, D].
+
+    The queries are the last N of the S keys' tokens: earlier keys are all seen, their own causally. Many queries are
+    taken in blocks, so that the mask stays linear in S.
+    """
+    new, total = query.shape[1], key.shape[1]
+    if new == total and (window is None or window >= total):
+        return attend_causal(query, key, value, scaling=scaling)
+    blocks = []
+    for start in range(0, new, _BLOCK):
+        end = min(start + _BLOCK, new)
+        last = total - new + end
+        first = 0 if window is None else max(0, last - (end - start) - window + 1)
+        seen = key[:, first:last], value[:, first:last]
+        blocks.append(_attend_block(query[:, start:end], *seen, scaling=scaling, window=window))
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+
+
+def _attend_block(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None) -> Tensor:
+    """`attend_after` for few queries: one masked call."""
+    new, total = query.shape[1], key.shape[1]
+    if new == 1:  # the group's queries as rows of one call: each key is read once
+        packed = query.reshape(1, key.shape[0], -1, query.shape[-1])
+        return scaled_dot_product_attention(packed, key[None], value[None], scale=scaling).view(query.shape[0], 1, -1)
+    column = torch.arange(total, device=query.device)
+    row = torch.arange(total - new, total, device=query.device)[:, None]
+    mask = column <= row
+    if window is not None:
+        mask &= column > row - window
+    output = scaled_dot_product_attention(_pack(query, key), *_shared(query, key, value), attn_mask=mask, scale=scaling)
+    return output.reshape(query.shape[0], new, -1)
+
+
+def _shared(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [G, S, D] seen by all H/G queries of their group, without a copy: [G, H/G, S, D]."""
+    groups, per_group = key.shape[0], query.shape[0] // key.shape[0]
+    return (
+        key[:, None].expand(groups, per_group, *key.shape[1:]),
+        value[:, None].expand(groups, per_group, *value.shape[1:]),
+    )

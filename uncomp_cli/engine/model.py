@@ -1,0 +1,60 @@
+"""A decoder: a loaded transformers model whose attention the engine owns.
+
+The stock forward is used as it is; embedding scaling, norms, RoPE and multipliers stay the model's business. Each call
+passes the engine's state through it as a keyword and asks for the logits of the wanted columns only.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from uncomp_cli.engine.attention import ATTENTION_NAME, AttentionState, register
+from uncomp_cli.engine.families import check_family
+from uncomp_cli.spec import ModelSpec
+
+__all__ = ["Decoder"]
+
+
+class _CausalModel(Protocol):
+    """The part of a transformers causal language model that is used."""
+
+    device: torch.device
+
+    def __call__(self, **keywords: object) -> object: ...
+
+    def set_attn_implementation(self, name: str) -> None: ...
+
+
+class Decoder:
+    """Runs a supported model's forward with the engine's attention."""
+
+    def __init__(self, model: _CausalModel, spec: ModelSpec) -> None:
+        check_family(spec.model_type)
+        register()
+        model.set_attn_implementation(ATTENTION_NAME)
+        self.model = model
+        self.spec = spec
+
+    @property
+    def rows_interact(self) -> bool:
+        """Whether a row of a matrix product depends on the others: LLM.int8() chooses its outlier columns from all."""
+        return bool(getattr(self.model, "is_loaded_in_8bit", False))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs go."""
+        return self.model.device
+
+    @torch.no_grad()
+    def forward(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> Tensor:
+        """Logits [B, K, vocab] of the columns `last` (an index tensor, or the last n) for ids and positions [B, N]."""
+        output = self.model(
+            input_ids=ids.to(self.device),
+            position_ids=positions.to(self.device),
+            use_cache=False,
+            engine=state,
+            logits_to_keep=last.to(self.device) if isinstance(last, Tensor) else last,
+        )
+        logits: Tensor = output.logits  # type: ignore[attr-defined]  # transformers' output class
+        return logits

@@ -1,0 +1,247 @@
+"""Prefill: attend, score, evict, layer by layer.
+
+Each layer's attention is exact over the whole prompt; then its context is scored by the questions' attention, cut to
+the plan, and stored. So at any moment one layer is held in full and the earlier ones at their budget.
+The questions' own keys and values are kept whole: a single question lies behind the context at once, several wait
+beside the cache (and count in its bytes) until `begin_question` puts one there.
+"""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.cache.coherence import pool, share_by_word
+from uncomp_cli.cache.eviction import select
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.scoring import LayerView, Scorer
+from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine.attention import attend_after, attend_causal
+from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.records import PrefillStep
+from uncomp_cli.engine.worker import stream
+
+__all__ = ["PrefillState", "Prefilled", "prefill"]
+
+
+Head = tuple[Tensor, Tensor, Tensor]
+"""Keys [S, D], values [S, D] and positions [S] of one KV head."""
+
+
+class Prefilled:
+    """A prompt that has been read: its compressed context and, a question, its keys, values and next-token logits.
+
+    `questions[l][q]` holds question q's entries in layer l, one `Head` for every KV head; it is empty when there is
+    one question, whose entries are in the cache.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], cache: RaggedKVCache, questions: list[list[list[Head]]]) -> None:
+        self.prompts = prompts
+        self.cache = cache
+        self.questions = questions
+        self.logits: Tensor = torch.empty(0)
+        self._mark: list[list[int]] | None = None
+
+    def begin_question(self, question: int = 0) -> None:
+        """Put the keys and values of `question` behind the context; what an earlier question left is forgotten."""
+        if self._mark is None:
+            self._mark = self.cache.mark()
+        self.cache.rollback(self._mark)
+        for layer, questions in enumerate(self.questions):
+            self.cache.extend(layer, questions[question])
+
+    def next_positions(self, question: int = 0) -> Tensor:
+        """The logical position [B, 1] of the first generated token in every row."""
+        return torch.tensor([[len(prompt.context) + len(prompt.questions[question])] for prompt in self.prompts])
+
+
+class PrefillState:
+    """The engine's state during a prefill; one call of `attend` a layer.
+
+    In the last layer only the rows whose logits are read are attended, unless the model's rows interact.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        plans: Sequence[BudgetPlan],
+        *,
+        scorer: Scorer,
+        config: ScorerConfig,
+        cache: RaggedKVCache,
+        on_layer: Callable[[int], None],
+        rows_interact: bool = False,
+    ) -> None:
+        self.prompts = prompts
+        self.plans = plans
+        self.scorer = scorer
+        self.config = config
+        self.cache = cache
+        self.on_layer = on_layer
+        self.rows_interact = rows_interact
+        self.questions: list[list[list[Head]]] = []
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
+    ) -> Tensor:
+        """Exact attention of every row over its prompt; stores what the plan keeps."""
+        output = torch.zeros_like(query)
+        heads: list[Head] = []
+        questions: list[list[Head]] = [[] for _ in self.prompts[0].questions]
+        last_only = layer == len(self.cache.layers) - 1 and not self.rows_interact
+        for row, prompt in enumerate(self.prompts):
+            pad = query.shape[2] - _tokens(prompt)
+            parts = _Row(prompt, query[row, :, pad:], key[row, :, pad:], value[row, :, pad:].contiguous(), scaling)
+            parts.attend(output[row, :, pad:], window=sliding_window, last_only=last_only)
+            heads += self._kept_heads(layer, parts, self.plans[row].kept[layer], sliding_window)
+            for question, tail in zip(questions, parts.tails(sliding_window), strict=True):
+                question += tail
+        longest = max(prompt.longest_question for prompt in self.prompts)
+        self.cache.store(layer, heads, reserve=longest if sliding_window is None else min(longest, sliding_window))
+        self._keep_questions(layer, questions)
+        self.on_layer(layer)
+        return output
+
+    def _keep_questions(self, layer: int, questions: list[list[Head]]) -> None:
+        """One question goes behind the context; several are copied, so that the layer's full tensors can go."""
+        if len(questions) == 1:
+            self.cache.extend(layer, questions[0])
+            return
+        copies = [[(keys.clone(), values.clone(), at) for keys, values, at in question] for question in questions]
+        self.questions.append(copies)
+        self.cache.count_aside(tensor for question in copies for head in question for tensor in head)
+
+    def _kept_heads(self, layer: int, row: "_Row", kept: Sequence[int], window: int | None) -> list[Head]:
+        """(keys, values, positions) of the context tokens that stay in each head."""
+        context = len(row.prompt.context)
+        keys, values = row.key[:, :context], row.value[:, :context]
+        positions = torch.arange(context, device=keys.device, dtype=torch.int32)
+        if window is not None:
+            shortest = min(len(question) for question in row.prompt.questions)
+            first = max(0, context - max(0, window - shortest))
+            return [(keys[g, first:], values[g, first:], positions[first:]) for g in range(len(kept))]
+        counts = [count - row.prompt.longest_question for count in kept]
+        if all(count >= context for count in counts):
+            return [(keys[g], values[g], positions) for g in range(len(kept))]
+        view = LayerView(layer=layer, keys=keys, values=values, branches=row.branches(), scaling=row.scaling)
+        chosen = self._choose(self.scorer.score(view), counts, row.prompt)
+        return [(keys[g, at], values[g, at], at.to(torch.int32)) for g, at in enumerate(chosen)]
+
+    def _choose(self, scores: Tensor, counts: Sequence[int], prompt: Prompt) -> list[Tensor]:
+        scores = pool(scores, kind=self.config.pooling, width=self.config.width)
+        words = prompt.words.to(scores.device) if self.config.whole_words and prompt.words is not None else None
+        if words is not None:
+            scores = share_by_word(scores, words)
+        return select(scores, counts, protected=prompt.protected.to(scores.device), words=words)
+
+
+class _Row:
+    """One row of the batch in one layer: the unpadded prompt, cut into context and questions."""
+
+    def __init__(self, prompt: Prompt, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> None:
+        self.prompt, self.query, self.key, self.value, self.scaling = prompt, query, key, value, scaling
+        starts = [len(prompt.context)]
+        for question in prompt.questions:
+            starts.append(starts[-1] + len(question))
+        self.spans = [slice(a, b) for a, b in pairwise(starts)]
+
+    def attend(self, output: Tensor, *, window: int | None, last_only: bool) -> None:
+        """Write the attention output [H, N, D]; in the last layer only the rows whose logits are read."""
+        context = len(self.prompt.context)
+        if not last_only:
+            first = context if len(self.spans) > 1 else self.spans[0].stop
+            head = self.query[:, :first], self.key[:, :first], self.value[:, :first]
+            output[:, :first] = attend_causal(*head, scaling=self.scaling, window=window)
+            if len(self.spans) == 1:
+                return
+        for span in self.spans:
+            rows = slice(span.stop - 1, span.stop) if last_only else span
+            seen = [torch.cat([t[:, :context], t[:, span]], dim=1) for t in (self.key, self.value)]
+            output[:, rows] = attend_after(self.query[:, rows], *seen, scaling=self.scaling, window=window)
+
+    def branches(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Every question's queries and keys."""
+        return tuple((self.query[:, span], self.key[:, span]) for span in self.spans)
+
+    def tails(self, window: int | None) -> list[list[Head]]:
+        """Every question's entries, a head each; in a sliding layer those inside its `window`."""
+        context = len(self.prompt.context)
+        tails = []
+        for span in self.spans:
+            first = span.start if window is None else max(span.start, span.stop - window)
+            keys, values = self.key[:, first : span.stop], self.value[:, first : span.stop]
+            offset = context + first - span.start
+            positions = torch.arange(offset, offset + keys.shape[1], device=keys.device, dtype=torch.int32)
+            tails.append([(keys[g], values[g], positions) for g in range(len(keys))])
+        return tails
+
+
+def prefill(
+    decoder: Decoder,
+    prompts: Sequence[Prompt],
+    plans: Sequence[BudgetPlan],
+    *,
+    scorer: Scorer,
+    config: ScorerConfig,
+) -> Generator[PrefillStep, None, Prefilled]:
+    """Read B prompts, one record a layer; returns what was read.
+
+    Rows of a batch are padded on the left inside and have one question each; a single row may have several. The
+    logits [B or Q, vocab] are those of each question's last token. Raises ValueError for several rows of several
+    questions.
+    """
+    if len(prompts) > 1 and any(len(prompt.questions) > 1 for prompt in prompts):
+        raise ValueError("a batch of several prompts takes one question each")
+    spec = decoder.spec
+    cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=len(prompts), num_kv_heads=spec.num_kv_heads)
+    ids, positions, last = _layout(prompts)
+    begun = time.perf_counter()
+
+    def work(emit: Callable[[PrefillStep], None]) -> Prefilled:
+        def on_layer(layer: int) -> None:
+            elapsed = time.perf_counter() - begun
+            emit(PrefillStep(layer + 1, spec.num_layers, _total(prompts), elapsed, cache.nbytes))
+
+        state = PrefillState(
+            prompts,
+            plans,
+            scorer=scorer,
+            config=config,
+            cache=cache,
+            on_layer=on_layer,
+            rows_interact=decoder.rows_interact,
+        )
+        read = Prefilled(prompts, cache, state.questions)
+        read.logits = decoder.forward(ids, positions, state, last).flatten(0, 1)
+        return read
+
+    return (yield from stream(work))
+
+
+def _tokens(prompt: Prompt) -> int:
+    return len(prompt.context) + sum(len(question) for question in prompt.questions)
+
+
+def _total(prompts: Sequence[Prompt]) -> int:
+    return sum(_tokens(prompt) for prompt in prompts)
+
+
+def _layout(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
+    """Left-padded ids and logical positions [B, N], and the columns whose logits are wanted."""
+    width = max(_tokens(prompt) for prompt in prompts)
+    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
+    positions = torch.zeros(len(prompts), width, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        context = len(prompt.context)
+        flat = [*prompt.context, *(token for question in prompt.questions for token in question)]
+        at = [torch.arange(context), *(context + torch.arange(len(question)) for question in prompt.questions)]
+        ids[row, width - len(flat) :] = torch.tensor(flat)
+        positions[row, width - len(flat) :] = torch.cat(at)
+    if len(prompts) > 1:
+        return ids, positions, torch.tensor([width - 1])
+    ends = torch.tensor([len(question) for question in prompts[0].questions]).cumsum(0)
+    return ids, positions, ends + len(prompts[0].context) - 1

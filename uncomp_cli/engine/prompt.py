@@ -1,0 +1,164 @@
+"""Prompts: a context read once and the questions asked of it.
+
+A prompt is a trunk (template, system prompt, document) and one or more branches (question and the opening of the
+answer). Every branch follows the trunk directly: branches do not see each other, so several questions cost one
+prefill. The template's tokens are parsed as special tokens; the user's text never is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from uncomp_cli.cache.coherence import word_ids
+from uncomp_cli.errors import DoesNotFitError, ModelError
+
+__all__ = ["Message", "Prompt", "Side", "chat_prompt", "completion_prompt", "count_tokens", "render_chat", "truncate"]
+
+Side = Literal["head", "middle", "tail"]
+
+_DOCUMENT, _QUESTION = "\ue000document\ue001", "\ue000question\ue001"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids of one context and its questions.
+
+    `protected` bool [S] marks context tokens that are never evicted; `words` int64 [S] numbers the context's words.
+    """
+
+    context: tuple[int, ...]
+    questions: tuple[tuple[int, ...], ...]
+    protected: Tensor = field(repr=False)
+    words: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def longest_question(self) -> int:
+        """Tokens of the longest branch."""
+        return max(len(question) for question in self.questions)
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of the context with its longest question: the length that budgets refer to."""
+        return len(self.context) + self.longest_question
+
+    @property
+    def always_kept(self) -> int:
+        """Tokens that every head keeps: protected context and the longest question."""
+        return int(self.protected.sum()) + self.longest_question
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a chat; `ids` are the tokens that a model generated for it, kept as they were."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+    ids: tuple[int, ...] | None = None
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation with the opening of the next answer; raises ModelError without a chat template."""
+    if not tokenizer.chat_template:
+        raise ModelError("this model has no chat template", hint="use `uncomp ask`, or a model made for chat")
+    marks = [f"\ue000message {index}\ue001" for index in range(len(messages))]
+    framed = [{"role": message.role, "content": mark} for message, mark in zip(messages, marks, strict=True)]
+    rest = str(tokenizer.apply_chat_template(framed, tokenize=False, add_generation_prompt=True))
+    ids: list[int] = []
+    for message, mark in zip(messages, marks, strict=True):
+        before, found, rest = rest.partition(mark)
+        if not found:
+            raise ModelError(
+                f"the model's chat template leaves out a {message.role} message", hint="/clear starts again without it"
+            )
+        ids += _encode(tokenizer, before, special=True)
+        ids += message.ids if message.ids is not None else _encode(tokenizer, message.text, special=False)
+    return ids + _encode(tokenizer, rest, special=True)
+
+
+def chat_prompt(
+    tokenizer: PreTrainedTokenizerBase, document: str, questions: list[str], *, system: str | None, sinks: int
+) -> Prompt:
+    """The prompt for `questions` about `document` in the tokenizer's chat format, or as plain text without one."""
+    prefix, between, suffix = _frame(tokenizer, system)
+    opening = _encode(tokenizer, prefix, special=True)
+    body, words = _encode_words(tokenizer, document.strip())
+    branches = tuple(
+        (
+            *_encode(tokenizer, between, special=True),
+            *_encode(tokenizer, question.strip(), special=False),
+            *_encode(tokenizer, suffix, special=True),
+        )
+        for question in questions
+    )
+    context = (*opening, *body)
+    protected = torch.zeros(len(context), dtype=torch.bool)
+    protected[: max(len(opening), min(sinks, len(context)))] = True
+    shifted = torch.cat([torch.arange(len(opening)), words + len(opening)])
+    return Prompt(context=context, questions=branches, protected=protected, words=shifted)
+
+
+def completion_prompt(tokenizer: PreTrainedTokenizerBase, context: str, question: str, *, sinks: int) -> Prompt:
+    """A plain-text prompt: `context` is compressed, `question` observes it and opens the continuation."""
+    ids, words = _encode_words(tokenizer, context)
+    protected = torch.zeros(len(ids), dtype=torch.bool)
+    protected[:sinks] = True
+    branch = tuple(_encode(tokenizer, question, special=False))
+    return Prompt(context=tuple(ids), questions=(branch,), protected=protected, words=words)
+
+
+def count_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """Tokens of user text."""
+    return len(_encode(tokenizer, text, special=False))
+
+
+def truncate(prompt: Prompt, limit: int, side: Side) -> tuple[Prompt, range]:
+    """The prompt with document tokens cut away until it has at most `limit` tokens, and which ones were cut.
+
+    `side` names the part of the document that goes; the range counts from the document's first token. Raises
+    DoesNotFitError when the template and the question alone are longer than `limit`.
+    """
+    opening = int(prompt.protected.sum())
+    document = len(prompt.context) - opening
+    cut = max(0, prompt.seq_len - limit)
+    if cut > document:
+        raise DoesNotFitError(
+            f"template and question alone have {prompt.seq_len - document:,} tokens, {limit:,} fit",
+            hint="shorten the question or the system prompt, or use a smaller --max-new-tokens",
+        )
+    first = {"head": 0, "middle": (document - cut) // 2, "tail": document - cut}[side]
+    keep = torch.ones(len(prompt.context), dtype=torch.bool)
+    keep[opening + first : opening + first + cut] = False
+    words = None if prompt.words is None else torch.unique(prompt.words[keep], return_inverse=True)[1]
+    context = tuple(token for token, kept in zip(prompt.context, keep.tolist(), strict=True) if kept)
+    shorter = replace(prompt, context=context, protected=prompt.protected[keep], words=words)
+    return shorter, range(first, first + cut)
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> tuple[str, str, str]:
+    """The template's text before the document, between document and question, and after the question."""
+    if not tokenizer.chat_template:
+        opening = f"{system}\n\n" if system else ""
+        return (tokenizer.bos_token or "") + opening, "\n\nQuestion: ", "\nAnswer:"
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": f"{_DOCUMENT}\n\n{_QUESTION}"})
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    prefix, _, rest = text.partition(_DOCUMENT)
+    between, _, suffix = rest.partition(_QUESTION)
+    return prefix, between, suffix
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=not special, verbose=False)
+    return list(encoded["input_ids"])
+
+
+def _encode_words(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], Tensor]:
+    """Token ids of user text and the number of each token's word."""
+    encoded = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+    )
+    return list(encoded["input_ids"]), word_ids(text, encoded["offset_mapping"])

@@ -1,0 +1,174 @@
+"""A session: one loaded model, one way of compressing, one way of sampling, and the prompt it has read.
+
+    read(prompt) → PrefillStep…      plans the budget, refuses what does not fit, prefills and evicts
+    answer(question) → DecodeStep…   generates behind the context and that question
+
+Both are generators of records; what was measured on the way is in `stats`.
+"""
+
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+
+from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.policies import make_policy
+from uncomp_cli.budget.presets import Preset
+from uncomp_cli.budget.units import parse_budget, resolve_entries
+from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.config import SamplingConfig, ScorerConfig
+from uncomp_cli.engine.generate import generate, stop_tokens
+from uncomp_cli.engine.memory import Estimate, estimate, free_bytes, peak_bytes, reset_peak
+from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.prefill import Prefilled, prefill
+from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.records import DecodeStep, FinishReason, PrefillStep
+from uncomp_cli.engine.sampling import Sampler
+from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.models.load import LoadedModel
+from uncomp_cli.spec import ModelSpec
+
+__all__ = ["RunStats", "Session", "check_fits", "check_length", "make_plan"]
+
+_MEMORY_MARGIN = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class RunStats:
+    """What one answer took. `kv_full_bytes` is a full cache of the same tokens; `ttft_s` counts from the prefill."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    prefill_s: float
+    ttft_s: float
+    decode_s: float
+    kv_bytes: int
+    kv_full_bytes: int
+    peak_bytes: int
+    finish_reason: FinishReason
+
+    @property
+    def kept_fraction(self) -> float:
+        """Allocated bytes over full-cache bytes."""
+        return self.kv_bytes / self.kv_full_bytes
+
+    @property
+    def decode_tok_s(self) -> float | None:
+        """Tokens per second after the first; None when there was only one."""
+        return (self.completion_tokens - 1) / self.decode_s if self.completion_tokens > 1 and self.decode_s else None
+
+
+def check_length(spec: ModelSpec, prompt: Prompt, *, trained_length: int | None = None) -> None:
+    """Raise DoesNotFitError when the prompt leaves no room for an answer inside the context.
+
+    `trained_length` is what the model was trained for, when `spec` has it extended.
+    """
+    if prompt.seq_len < spec.trained_length:
+        return
+    trained = trained_length or spec.trained_length
+    extended = f", extended to {spec.trained_length:,}" if spec.trained_length > trained else ""
+    raise DoesNotFitError(
+        f"the prompt has {prompt.seq_len:,} tokens, the model was trained for {trained:,}{extended}",
+        hint="cut it with --truncate head, middle or tail, or extend the context with "
+        f"--rope yarn:{prompt.seq_len // trained + 1}",
+    )
+
+
+def make_plan(spec: ModelSpec, preset: Preset, prompt: Prompt, *, available: int) -> BudgetPlan:
+    """The plan of `preset` for `prompt`; `available` bytes are what a budget of `auto` may use."""
+    budget = parse_budget(preset.budget)
+    policy = make_policy("full" if budget.kind == "full" else preset.policy)
+    everything = BudgetPlan(prompt.seq_len, ((prompt.seq_len,) * spec.num_kv_heads,) * spec.num_layers)
+    spare = int(_MEMORY_MARGIN * available) - estimate(spec, everything).activation_bytes
+    entries = resolve_entries(budget, spec, seq_len=prompt.seq_len, free_bytes=max(0, spare))
+    return policy.plan(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept)
+
+
+def check_fits(spec: ModelSpec, plan: BudgetPlan, *, available: int) -> Estimate:
+    """The expected memory of `plan`; raises DoesNotFitError when it is more than `available` bytes."""
+    expected = estimate(spec, plan)
+    if expected.peak_bytes > available:
+        raise DoesNotFitError(
+            f"needs about {expected.peak_bytes / 2**20:,.0f} MiB beside the weights "
+            f"({expected.kv_kept_bytes / 2**20:,.0f} of it KV cache), {available / 2**20:,.0f} MiB are free",
+            hint="use a smaller --budget (or --budget auto), or cut the document with --truncate",
+        )
+    return expected
+
+
+class Session:
+    """Reads one prompt at a time and answers its questions."""
+
+    def __init__(self, loaded: LoadedModel, preset: Preset, sampling: SamplingConfig) -> None:
+        self.loaded = loaded
+        self.preset = preset
+        self.sampling = sampling
+        self.decoder = Decoder(loaded.model, loaded.spec)
+        self.plan: BudgetPlan | None = None
+        self.stats: RunStats | None = None
+        self._read: Prefilled | None = None
+        self._prefill_s = 0.0
+
+    def read(self, prompt: Prompt) -> Iterator[PrefillStep]:
+        """Prefill `prompt`. Raises DoesNotFitError before any work when it is too long or too large."""
+        spec, device = self.loaded.spec, self.decoder.device
+        check_length(spec, prompt, trained_length=self.loaded.info.trained_length)
+        available = free_bytes(device)
+        self.plan = make_plan(spec, self.preset, prompt, available=available)
+        check_fits(spec, self.plan, available=available)
+        reset_peak(device)
+        self._read = None
+        return self._prefill(prompt, self.plan)
+
+    def _prefill(self, prompt: Prompt, plan: BudgetPlan) -> Generator[PrefillStep, None, None]:
+        begun = time.perf_counter()
+        config = scorer_config(self.preset)
+        self._read = yield from prefill(self.decoder, [prompt], [plan], scorer=make_scorer(config), config=config)
+        self._prefill_s = time.perf_counter() - begun
+
+    def answer(self, question: int = 0) -> Iterator[DecodeStep]:
+        """Generate the answer to one question of the prompt that was read, which may be asked again."""
+        if self._read is None:
+            raise RuntimeError("nothing has been read: exhaust read() first")
+        self.stats = None
+        return self._generate(self._read, question)
+
+    def _generate(self, read: Prefilled, question: int) -> Iterator[DecodeStep]:
+        prompt, spec = read.prompts[0], self.loaded.spec
+        begun = time.perf_counter()
+        read.begin_question(question)
+        seq_len = len(prompt.context) + len(prompt.questions[question])
+        steps = generate(
+            self.decoder,
+            read.cache,
+            read.logits[question : question + 1],
+            read.next_positions(question),
+            tokenizer=self.loaded.tokenizer,
+            sampler=Sampler(replace(self.sampling, seed=self.sampling.seed + question)),
+            stop_ids=stop_tokens(self.loaded.model, self.loaded.tokenizer),
+            max_new_tokens=min(self.sampling.max_new_tokens, spec.trained_length - seq_len),
+        )
+        prefill_s = self._prefill_s if question == 0 else 0.0  # one pass read all questions
+        first_s = 0.0
+        for step in steps:
+            first_s = first_s or time.perf_counter() - begun
+            completed = step.index + 1
+            self.stats = RunStats(
+                prompt_tokens=seq_len,
+                cached_tokens=0 if question == 0 else len(prompt.context),
+                completion_tokens=completed,
+                prefill_s=prefill_s,
+                ttft_s=prefill_s + first_s,
+                decode_s=time.perf_counter() - begun - first_s,
+                kv_bytes=read.cache.nbytes,
+                kv_full_bytes=spec.full_kv_bytes(seq_len + completed - 1),
+                peak_bytes=peak_bytes(self.decoder.device),
+                finish_reason=step.finish_reasons[0] or "interrupted",
+            )
+            yield step
+
+
+def scorer_config(preset: Preset) -> ScorerConfig:
+    """The scorer of a preset; some policies are defined by theirs."""
+    fixed = make_policy(preset.policy).fixed_scorer
+    return preset.scorer if fixed is None else replace(preset.scorer, name=fixed, pooling="none", whole_words=False)

@@ -1,0 +1,53 @@
+"""A stock forward cannot pause in the middle; a thread turns it into a stream of records.
+
+The work runs in a thread and hands out records; the caller pulls them from a generator whose return value is the
+work's result. Closing the generator, or Ctrl-C while it waits, stops the work at its next record.
+"""
+
+from collections.abc import Callable, Generator
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import TypeVar
+
+__all__ = ["stream"]
+
+Record = TypeVar("Record")
+Result = TypeVar("Result")
+
+
+class _CancelledError(Exception):
+    """Raised inside the work when nobody waits for its records any more."""
+
+
+def stream(work: Callable[[Callable[[Record], None]], Result]) -> Generator[Record, None, Result]:
+    """Run `work(emit)` in a thread and yield what it emits; returns its result, raises its error."""
+    queue: SimpleQueue[tuple[bool, Record | None]] = SimpleQueue()
+    cancelled = Event()
+    results: list[Result] = []
+    failures: list[BaseException] = []
+
+    def emit(record: Record) -> None:
+        if cancelled.is_set():
+            raise _CancelledError
+        queue.put((True, record))
+
+    def run() -> None:
+        try:
+            results.append(work(emit))
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            queue.put((False, None))
+
+    thread = Thread(target=run, name="uncomp-forward", daemon=True)
+    try:
+        thread.start()
+        while (item := queue.get())[0]:
+            yield item[1]  # type: ignore[misc]  # a true flag always carries a record
+    finally:
+        cancelled.set()
+        if thread.is_alive():  # not yet, when starting it was interrupted
+            thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]
