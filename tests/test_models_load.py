@@ -1,0 +1,233 @@
+"""Names, shapes and loading."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
+
+from uncomp_cli.errors import ModelError, UsageError
+from uncomp_cli.models import hub, quantize
+from uncomp_cli.models.catalog import cache_dir, ensure_local, list_models, local_path, remove_model, show_model
+from uncomp_cli.models.load import load_model
+from uncomp_cli.models.shape import spec_from_config
+
+SMALL = {
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "vocab_size": 99,
+    "max_position_embeddings": 256,
+}
+NO_WINDOWS = (None, None, None, None)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNCOMP_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "snapshot", lambda model_id, cache: None)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    """A small Llama in Hugging Face format, without a tokenizer."""
+    path = tmp_path / "small"
+    LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(path)
+    return path
+
+
+@pytest.mark.model
+def test_the_default_model_loads_as_documented(default_model_dir):
+    loaded = load_model("smollm2-135m", device="cpu")
+    spec = loaded.spec
+    assert (spec.num_layers, spec.num_heads, spec.num_kv_heads, spec.head_dim) == (30, 9, 3, 64)
+    assert (spec.trained_length, spec.dtype_bytes, spec.sliding_windows) == (8192, 4, (None,) * 30)
+    config = loaded.model.config
+    assert config.rope_parameters["rope_theta"] == 100000
+    assert config.rms_norm_eps == pytest.approx(1e-5, rel=1e-6)
+    assert config.tie_word_embeddings
+    assert config._attn_implementation == "sdpa"
+    assert loaded.weights_bytes == pytest.approx(4 * 134_515_008, rel=1e-3)
+    assert not any(weight.requires_grad for weight in loaded.model.parameters())
+    assert loaded.info.licence == "apache-2.0"
+    assert loaded.info.kv_bytes_per_token == 23040
+    ids = loaded.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        assert loaded.tokenizer.decode(loaded.model(ids).logits[0, -1].argmax()) == " Paris"
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.parametrize("method", quantize.QUANTIZATIONS)
+def test_quantized_weights_are_smaller_and_still_know_paris(default_model_dir, method):
+    pytest.importorskip("bitsandbytes")
+    loaded = load_model("smollm2-135m", device="cpu", quantize=method)
+    assert loaded.weights_bytes < 0.5 * 4 * 134_515_008
+    assert loaded.quantization == method
+    ids = loaded.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        assert loaded.tokenizer.decode(loaded.model(ids).logits[0, -1].argmax()) == " Paris"
+
+
+def test_quantization_without_its_packages_is_refused_with_the_command(model_dir, monkeypatch):
+    monkeypatch.setattr(quantize, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="bitsandbytes and accelerate") as caught:
+        load_model(str(model_dir), quantize="nf4")
+    assert caught.value.hint == "pip install 'uncomp[quantize]'"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"quantize": "int3"}, "int3"),
+        ({"dtype": "float8"}, "float8"),
+        ({"device": "toaster"}, "toaster"),
+        ({"device": "cuda:99"}, "cuda:99"),
+    ],
+)
+def test_unknown_settings_are_usage_errors(model_dir, change, words):
+    with pytest.raises(UsageError, match=words):
+        load_model(str(model_dir), **change)
+
+
+def test_a_model_without_a_tokenizer_asks_for_one(model_dir):
+    with pytest.raises(ModelError, match="tokenizer") as caught:
+        load_model(str(model_dir))
+    assert "--tokenizer DIR" in str(caught.value.hint)
+
+
+def test_damaged_weights_are_refused_with_the_command(model_dir, monkeypatch):
+    monkeypatch.setattr("uncomp_cli.models.load.load_tokenizer", lambda path: None)
+    weights = model_dir / "model.safetensors"
+    whole = weights.read_bytes()
+    for broken in (b"", whole[:100], whole[:-100], b"x" * 200):
+        weights.write_bytes(broken)
+        with pytest.raises(ModelError, match="cannot be loaded") as caught:
+            load_model(str(model_dir), device="cpu")
+        assert "uncomp model remove" in str(caught.value.hint)
+    weights.write_bytes(whole)
+    assert load_model(str(model_dir), device="cpu").spec.num_layers == 4
+
+
+def test_missing_weights_are_refused_instead_of_filled_with_noise(model_dir, monkeypatch):
+    monkeypatch.setattr("uncomp_cli.models.load.load_tokenizer", lambda path: None)
+    config = json.loads((model_dir / "config.json").read_text())
+    (model_dir / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
+    with pytest.raises(ModelError, match="lacks"):
+        load_model(str(model_dir), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("config", "windows"),
+    [
+        (LlamaConfig(**SMALL), NO_WINDOWS),
+        (MistralConfig(**SMALL, sliding_window=16), (16,) * 4),
+        (MistralConfig(**SMALL, sliding_window=None), NO_WINDOWS),
+        (Qwen2Config(**SMALL, sliding_window=16), NO_WINDOWS),
+        (Qwen2Config(**SMALL, sliding_window=16, use_sliding_window=True, max_window_layers=3), (None, None, None, 16)),
+        (
+            Gemma3TextConfig(
+                **SMALL, head_dim=8, sliding_window=16, layer_types=["sliding_attention", "full_attention"] * 2
+            ),
+            (16, None, 16, None),
+        ),
+    ],
+)
+def test_sliding_windows_by_family(config, windows):
+    assert spec_from_config(config, torch.float32).sliding_windows == windows
+
+
+def test_fields_that_are_missing_follow_transformers():
+    bare = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
+    spec = spec_from_config(SimpleNamespace(model_type="gpt", **bare), "bfloat16")
+    assert (spec.num_kv_heads, spec.head_dim, spec.dtype_bytes) == (4, 8, 2)
+    nested = SimpleNamespace(model_type="outer", text_config=SimpleNamespace(model_type="inner", **SMALL))
+    assert spec_from_config(nested, None).model_type == "inner"
+    with pytest.raises(ModelError, match="decoder"):
+        spec_from_config(SimpleNamespace(model_type="image"), None)
+
+
+def test_names_that_mean_nothing_are_usage_errors(own_cache, tmp_path):
+    with pytest.raises(UsageError, match=r"'smollm2-136m'.*did you mean smollm2-135m") as caught:
+        local_path("smollm2-136m")
+    assert caught.value.hint == "uncomp model list"
+    with pytest.raises(UsageError, match=r"config\.json"):
+        ensure_local(str(tmp_path))
+    with pytest.raises(UsageError, match=r"none\.gguf"):
+        ensure_local("some/none.gguf")
+
+
+def test_a_directory_is_used_where_it_lies(own_cache, model_dir):
+    assert list(ensure_local(str(model_dir))) == []
+    assert local_path(str(model_dir)) == model_dir
+    info = show_model(str(model_dir))
+    assert (info.source, info.architecture, info.dtype) == ("directory", "LlamaForCausalLM", "float32")
+    assert info == show_model(str(model_dir))
+    with pytest.raises(ModelError, match="cache directory"):
+        remove_model(str(model_dir))
+    assert model_dir.exists()
+
+
+def test_what_is_not_here_names_the_pull_command(own_cache):
+    assert cache_dir() == own_cache
+    assert list_models() == []
+    for call in (show_model, load_model):
+        with pytest.raises(ModelError, match="not on this machine") as caught:
+            call("org/name")
+        assert str(caught.value.hint).startswith("uncomp model pull org/name")
+    with pytest.raises(ModelError, match="--offline"):
+        list(ensure_local("org/name", offline=True))
+    with pytest.raises(ModelError, match="cache directory"):
+        remove_model("smollm2-135m")
+
+
+def test_a_hub_failure_is_one_line(own_cache, monkeypatch):
+    monkeypatch.setattr(hub, "FETCH", "raise ConnectionError('no route')")
+    with pytest.raises(ModelError, match=r"cannot fetch org/name from the hub: ConnectionError: no route$"):
+        list(ensure_local("org/name"))
+
+
+def test_the_real_fetch_without_a_network(own_cache, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    with pytest.raises(ModelError, match="cannot fetch org/name from the hub: "):
+        list(ensure_local("org/name"))
+
+
+def test_a_pulled_hub_model_is_listed_and_removed(tmp_path, model_dir, monkeypatch):
+    """The layout of huggingface_hub's cache, without a network."""
+    monkeypatch.setenv("UNCOMP_CACHE_DIR", str(tmp_path / "cache"))
+    commit = "a" * 40
+    repository = tmp_path / "cache" / "hub" / "models--org--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots").mkdir()
+    model_dir.rename(repository / "snapshots" / commit)
+    assert local_path("org/name") is None
+    monkeypatch.setattr(hub, "FETCH", "")
+    assert {step.stage for step in ensure_local("org/name")} == {"download"}
+    assert [info.name for info in list_models()] == ["org/name"]
+    assert show_model("org/name").source == "hub"
+    remove_model("org/name")
+    assert list_models() == []
+
+
+def test_a_hub_snapshot_is_complete_only_with_all_its_weights(tmp_path):
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    assert not hub.has_all_weights(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model-1.safetensors").touch()
+    assert not hub.has_all_weights(tmp_path)
+    (tmp_path / "model-2.safetensors").touch()
+    assert hub.has_all_weights(tmp_path)
+
+
+def test_the_catalog_imports_neither_torch_nor_transformers():
+    code = "import sys, uncomp_cli.models.catalog; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

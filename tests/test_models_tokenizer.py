@@ -1,0 +1,164 @@
+"""Tokenizers built from GGUF metadata: llama.cpp and SentencePiece are the oracles."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from uncomp_cli.errors import ModelError
+from uncomp_cli.models.gguf_tokenizer import PRE_TOKENIZERS, build_tokenizer
+from uncomp_cli.models.load import load_tokenizer
+
+CASES = json.loads((Path(__file__).parent / "data" / "smollm2_tokens.json").read_text())["cases"]
+GPL3 = Path("/usr/share/common-licenses/GPL-3")
+LICENSE = Path(__file__).parents[1] / "LICENSE"
+SPECIAL_TYPE, UNKNOWN_TYPE, USER_TYPE, BYTE_TYPE = 3, 2, 4, 6
+TEXTS = ["The year 2024, 1,000 days.", "  two  spaces\n\n\tand tabs", "café naïve 日本語 👩‍🔬", "It's we'LL I'd", ""]
+
+
+def byte_level_metadata(pre: str) -> dict[str, object]:
+    """A vocabulary of the 256 bytes, a few merges, one control and one user-defined token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = ["h e", "l l", "1 2", "12 3", "123 4", "Ġ t"]
+    tokens = [*alphabet, *(merge.replace(" ", "") for merge in merges), "<|end|>", "[[mark]]"]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [1] * (len(tokens) - 2) + [SPECIAL_TYPE, USER_TYPE],
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": len(tokens) - 2,
+        "tokenizer.ggml.eos_token_id": len(tokens) - 2,
+        "tokenizer.chat_template": "{{ messages[0].content }}",
+    }
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+def test_smollm_ids_are_those_of_llama_cpp(default_model_dir, case):
+    tokenizer = load_tokenizer(default_model_dir)
+    assert tokenizer(case["text"])["input_ids"] == case["ids"]
+    assert tokenizer.decode(case["ids"]) == case["text"]
+
+
+@pytest.mark.model
+def test_a_long_text_has_the_known_number_of_tokens(default_model_dir):
+    tokenizer = load_tokenizer(default_model_dir)
+    text = (GPL3 if GPL3.exists() else LICENSE).read_text()
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    if GPL3.exists():
+        assert len(ids) == 7639
+
+
+@pytest.mark.model
+def test_chat_template_of_the_default_model(default_model_dir):
+    tokenizer = load_tokenizer(default_model_dir)
+    messages = [{"role": "user", "content": "Hi"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.clean_up_tokenization_spaces is False
+
+
+@pytest.mark.parametrize("pre", sorted(PRE_TOKENIZERS))
+def test_byte_level_round_trip_and_reload(tmp_path, pre):
+    tokenizer = build_tokenizer(byte_level_metadata(pre))
+    tokenizer.save_pretrained(tmp_path)
+    reloaded = [PreTrainedTokenizerFast.from_pretrained(tmp_path), load_tokenizer(tmp_path)]
+    for text in TEXTS:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == text
+        for other in reloaded:
+            assert other(text, add_special_tokens=False)["input_ids"] == ids
+            assert other(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert reloaded[0].chat_template == "{{ messages[0].content }}"
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("smollm", ["1", "2", "3", "4"]),
+        ("qwen2", ["1", "2", "3", "4"]),
+        ("llama-bpe", ["123", "4"]),
+        ("gpt-2", ["1234"]),
+    ],
+)
+def test_digits_stay_together_as_the_pre_tokenizer_says(pre, pieces):
+    tokenizer = build_tokenizer(byte_level_metadata(pre))
+    assert tokenizer.tokenize("1234") == pieces
+
+
+def test_llama_bpe_starts_with_bos_and_others_do_not():
+    assert build_tokenizer(byte_level_metadata("llama-bpe"))("he")["input_ids"][0] == 262
+    assert build_tokenizer(byte_level_metadata("qwen2"))("he")["input_ids"] == [256]
+
+
+def test_control_and_user_defined_tokens_are_matched_whole():
+    tokenizer = build_tokenizer(byte_level_metadata("smollm"))
+    assert tokenizer("<|end|>[[mark]]")["input_ids"] == [262, 263]
+    assert tokenizer.decode([262, 263], skip_special_tokens=True) == "[[mark]]"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tokenizer.ggml.pre": "deepseek-v9"}, "deepseek-v9"),
+        ({"tokenizer.ggml.model": "bert"}, "bert"),
+        ({"tokenizer.ggml.tokens": []}, "vocabulary"),
+        ({"tokenizer.ggml.token_type": [1]}, "vocabulary"),
+        ({"tokenizer.ggml.merges": ["nothing known"]}, "cannot be used"),
+    ],
+)
+def test_what_is_not_supported_is_refused_with_a_hint(change, words):
+    with pytest.raises(ModelError, match=words) as caught:
+        build_tokenizer({**byte_level_metadata("smollm"), **change})
+    assert "--tokenizer DIR" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentence_piece_ids_are_those_of_sentence_piece(prefix):
+    oracle_module = pytest.importorskip("sentencepiece")
+    oracle = train_sentence_piece(oracle_module, prefix=prefix)
+    tokenizer = build_tokenizer(sentence_piece_metadata(oracle, prefix=prefix))
+    for text in [*TEXTS[:4], LICENSE.read_text()[:3000]]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert ids == oracle.encode(text)
+        assert tokenizer.decode(ids) == text
+    assert tokenizer("a")["input_ids"][0] == oracle.bos_id()
+
+
+def train_sentence_piece(module, *, prefix: bool):
+    """A small byte-fallback BPE model trained on our licence."""
+    model = io.BytesIO()
+    module.SentencePieceTrainer.train(
+        sentence_iterator=iter(LICENSE.read_text().splitlines()),
+        model_writer=model,
+        vocab_size=700,
+        model_type="bpe",
+        byte_fallback=True,
+        add_dummy_prefix=prefix,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return module.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+def sentence_piece_metadata(oracle, *, prefix: bool) -> dict[str, object]:
+    """What llama.cpp's converter writes for a SentencePiece model."""
+    ids = range(oracle.get_piece_size())
+    checks = ((oracle.is_unknown, UNKNOWN_TYPE), (oracle.is_control, SPECIAL_TYPE), (oracle.is_byte, BYTE_TYPE))
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [oracle.id_to_piece(i) for i in ids],
+        "tokenizer.ggml.scores": [oracle.get_score(i) for i in ids],
+        "tokenizer.ggml.token_type": [next((kind for check, kind in checks if check(i)), 1) for i in ids],
+        "tokenizer.ggml.bos_token_id": oracle.bos_id(),
+        "tokenizer.ggml.eos_token_id": oracle.eos_id(),
+        "tokenizer.ggml.unknown_token_id": oracle.unk_id(),
+        "tokenizer.ggml.add_space_prefix": prefix,
+    }

@@ -1,0 +1,1 @@
+"""Get a model: built-in, directory, hub id or GGUF file."""

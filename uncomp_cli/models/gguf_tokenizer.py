@@ -1,0 +1,204 @@
+"""Build a tokenizer from a GGUF file's own vocabulary, merges and token types.
+
+`tokenizer.ggml.pre` names the pre-tokenizer of a byte-level BPE; `tokenizer.ggml.model = llama` means SentencePiece
+BPE, whose merges follow from the scores: of all pairs that make a known piece, the one with the highest score first.
+llama.cpp's tokenization of the same file is the reference (transformers' own conversion drops the pre-tokenizer).
+Not done: WordPiece, unigram and RWKV vocabularies, and byte-level pre-tokenizers without a factory below.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from uncomp_cli.errors import ModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["PRE_TOKENIZERS", "build_tokenizer"]
+
+UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+SYMBOLS_AND_SPACES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TOKENIZER_HINT = "name a directory with the original tokenizer: --tokenizer DIR"
+
+Metadata = Mapping[str, Any]
+
+
+def build_tokenizer(metadata: Metadata) -> "PreTrainedTokenizerFast":
+    """The tokenizer that the metadata of a GGUF file describes.
+
+    Raises ModelError when the vocabulary is of a kind that is not supported, or is missing or inconsistent.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    kind = metadata.get("tokenizer.ggml.model")
+    builder = VOCABULARIES.get(str(kind))
+    if builder is None:
+        known = ", ".join(VOCABULARIES)
+        raise ModelError(f"GGUF tokenizer of kind {kind!r} is not supported (known: {known})", hint=TOKENIZER_HINT)
+    tokens, types = token_table(metadata)
+    try:
+        tokenizer, adds_bos = builder(metadata, tokens, types)
+    except ModelError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exception on a vocabulary that does not fit
+        raise ModelError(f"GGUF vocabulary cannot be used: {error}", hint=TOKENIZER_HINT) from error
+    add_special_tokens(tokenizer, tokens, types)
+    add_bos_and_eos(tokenizer, metadata, tokens, adds_bos)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        chat_template=metadata.get("tokenizer.chat_template"),
+        **special_names(metadata, tokens),
+    )
+
+
+def token_table(metadata: Metadata) -> tuple[list[str], list[int]]:
+    """The pieces and their types, by id."""
+    tokens: Sequence[str] = metadata.get("tokenizer.ggml.tokens") or ()
+    types: Sequence[int] = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    if not tokens or len(types) != len(tokens):
+        raise ModelError("GGUF file has no usable vocabulary", hint=TOKENIZER_HINT)
+    return list(tokens), [int(kind) for kind in types]
+
+
+def special_names(metadata: Metadata, tokens: Sequence[str]) -> dict[str, str]:
+    """`bos_token`, `eos_token`, … for those that the file names by id."""
+    keys = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    return {name: tokens[int(index)] for name, index in ids.items() if index is not None and index < len(tokens)}
+
+
+def add_special_tokens(tokenizer: "Tokenizer", tokens: Sequence[str], types: Sequence[int]) -> None:
+    """Match control tokens (special) and user-defined ones (ordinary text) before the vocabulary is asked."""
+    from tokenizers import AddedToken
+
+    def of_type(*kinds: int, special: bool) -> list[AddedToken]:
+        chosen = [token for token, kind in zip(tokens, types, strict=True) if kind in kinds]
+        return [AddedToken(token, normalized=False, special=special) for token in chosen]
+
+    tokenizer.add_special_tokens(of_type(UNKNOWN, CONTROL, special=True))
+    tokenizer.add_tokens(of_type(USER_DEFINED, special=False))
+
+
+def add_bos_and_eos(tokenizer: "Tokenizer", metadata: Metadata, tokens: Sequence[str], adds_bos: bool) -> None:
+    """Put the tokens around a text that the file asks for; llama.cpp's defaults where it does not say."""
+    from tokenizers.processors import TemplateProcessing
+
+    names = special_names(metadata, tokens)
+    wanted = {
+        "bos_token": bool(metadata.get("tokenizer.ggml.add_bos_token", adds_bos)),
+        "eos_token": bool(metadata.get("tokenizer.ggml.add_eos_token", False)),
+    }
+    bos, eos = ([names[name]] if on and name in names else [] for name, on in wanted.items())
+    tokenizer.post_processor = TemplateProcessing(
+        single=[*bos, "$A", *eos],
+        pair=[*bos, "$A", *eos, *(f"{token}:1" for token in bos), "$B:1", *(f"{token}:1" for token in eos)],
+        special_tokens=[(token, tokens.index(token)) for token in {*bos, *eos}],
+    )
+
+
+def byte_level(metadata: Metadata, tokens: Sequence[str], types: Sequence[int]) -> tuple["Tokenizer", bool]:
+    """A byte-level BPE with the pre-tokenizer that the file names, and whether it starts with BOS by default."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    name = str(metadata.get("tokenizer.ggml.pre", "default"))
+    factory = PRE_TOKENIZERS.get(name)
+    if factory is None:
+        known = ", ".join(PRE_TOKENIZERS)
+        raise ModelError(f"GGUF pre-tokenizer {name!r} is not supported (known: {known})", hint=TOKENIZER_HINT)
+    vocab = {token: index for index, token in enumerate(tokens)}
+    merges = [split_merge(line) for line in metadata.get("tokenizer.ggml.merges") or ()]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=name == "llama-bpe"))
+    tokenizer.pre_tokenizer = factory()
+    tokenizer.decoder = decoders.ByteLevel()
+    if name == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    return tokenizer, name == "llama-bpe"
+
+
+def split_merge(line: str) -> tuple[str, str]:
+    """`"a b"` → `("a", "b")`; the separating space is the first one that is not the first character."""
+    at = line.find(" ", 1)
+    return line[:at], line[at + 1 :]
+
+
+def sentence_piece(metadata: Metadata, tokens: Sequence[str], types: Sequence[int]) -> tuple["Tokenizer", bool]:
+    """A SentencePiece BPE with byte fallback; spaces are `▁`, and one is put before a text unless the file says no."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    scores = metadata.get("tokenizer.ggml.scores")
+    if scores is None or len(scores) != len(tokens):
+        raise ModelError("GGUF SentencePiece vocabulary has no scores", hint=TOKENIZER_HINT)
+    prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    unknown = tokens[types.index(UNKNOWN)] if UNKNOWN in types else None
+    vocab = {token: index for index, token in enumerate(tokens)}
+    merges = merges_from_scores(tokens, types, scores)
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    spaces = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if prefix else [])])
+    return tokenizer, True
+
+
+def merges_from_scores(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """All pairs of pieces that make a piece, the highest score of the made piece first."""
+    unmergeable = {UNKNOWN, CONTROL, BYTE}
+    ids = {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind not in unmergeable}
+    found = [
+        (-float(scores[index]), ids[left], ids[right], left, right)
+        for token, index in ids.items()
+        for left, right in halves(token)
+        if left in ids and right in ids
+    ]
+    return [(left, right) for _, _, _, left, right in sorted(found)]
+
+
+def halves(token: str) -> list[tuple[str, str]]:
+    """Every way to cut a piece in two."""
+    return [(token[:at], token[at:]) for at in range(1, len(token))]
+
+
+def smollm_pre_tokenizer() -> Any:
+    """Single digits, then GPT-2's pattern."""
+    from tokenizers import pre_tokenizers
+
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    return pre_tokenizers.Sequence([digits, gpt2_pre_tokenizer()])
+
+
+def gpt2_pre_tokenizer() -> Any:
+    """GPT-2's pattern."""
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def split_pre_tokenizer(digits: str) -> Callable[[], Any]:
+    """The pattern of Llama 3 and Qwen 2, which differ in how many digits stay together."""
+
+    def build() -> Any:
+        from tokenizers import Regex, pre_tokenizers
+
+        pattern = Regex("|".join((CONTRACTIONS, LETTERS, digits, SYMBOLS_AND_SPACES)))
+        split = pre_tokenizers.Split(pattern, behavior="isolated")
+        return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+    return build
+
+
+PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {
+    "smollm": smollm_pre_tokenizer,
+    "qwen2": split_pre_tokenizer(r"\p{N}"),
+    "llama-bpe": split_pre_tokenizer(r"\p{N}{1,3}"),
+    "gpt-2": gpt2_pre_tokenizer,
+    "default": gpt2_pre_tokenizer,
+}
+
+VOCABULARIES: dict[str, Callable[[Metadata, Sequence[str], Sequence[int]], tuple["Tokenizer", bool]]] = {
+    "gpt2": byte_level,
+    "llama": sentence_piece,
+}

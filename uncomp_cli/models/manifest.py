@@ -1,0 +1,130 @@
+"""The note beside a converted model: where it came from and the hash of its weights.
+
+`uncomp.json` is written last, inside the staging directory, so a directory that has one is complete. Weights are
+identified by the sha256 of their safetensors file; of several files, by the sha256 of their hashes in name order.
+Hashes of files that are not ours are remembered by path, size and time, because hashing gigabytes takes seconds.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from uncomp_cli.errors import ModelError
+
+__all__ = [
+    "MANIFEST",
+    "Manifest",
+    "describe",
+    "file_sha256",
+    "is_complete",
+    "read_manifest",
+    "weights_sha256",
+    "write_manifest",
+]
+
+MANIFEST = "uncomp.json"
+HASH_LENGTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a converted model remembers of its source. `source_*` name the GGUF file as it was when it was read."""
+
+    source: str
+    licence: str | None
+    sha256: str
+    size_bytes: int
+    source_path: str | None = None
+    source_size_bytes: int | None = None
+    source_mtime_ns: int | None = None
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write the note into `directory`."""
+    (directory / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """The note in `directory`, or None when there is none that can be read."""
+    try:
+        return Manifest(**json.loads((directory / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether a converted model is there with all its bytes."""
+    manifest = read_manifest(directory)
+    return manifest is not None and weights_size(directory) == manifest.size_bytes
+
+
+def weights_size(directory: Path) -> int:
+    """Bytes of all safetensors files."""
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+
+
+def describe(directory: Path, source: str, licence: str | None, gguf: Path | None = None) -> Manifest:
+    """The note for a directory that has just been converted."""
+    stat = gguf.stat() if gguf else None
+    return Manifest(
+        source=source,
+        licence=licence,
+        sha256=weights_sha256(directory, None),
+        size_bytes=weights_size(directory),
+        source_path=str(gguf.resolve()) if gguf else None,
+        source_size_bytes=stat.st_size if stat else None,
+        source_mtime_ns=stat.st_mtime_ns if stat else None,
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_sha256(directory: Path, memo: Path | None) -> str:
+    """The hash of a directory's weights; `memo` is the file that remembers hashes. ModelError without weights."""
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        hint = "uncomp reads safetensors only; convert the model first"
+        raise ModelError(f"{directory} holds no *.safetensors file", hint=hint)
+    hashes = [remembered_sha256(path, memo) for path in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def remembered_sha256(path: Path, memo: Path | None) -> str:
+    """The hash of one file, from its name in the hub's cache, from `memo`, or computed and noted there."""
+    real = path.resolve()
+    if len(real.name) == HASH_LENGTH and set(real.name) <= set("0123456789abcdef"):
+        return real.name
+    if memo is None:
+        return file_sha256(real)
+    stat = real.stat()
+    key = f"{real}|{stat.st_size}|{stat.st_mtime_ns}"
+    known = read_memo(memo)
+    if key not in known:
+        known[key] = file_sha256(real)
+        write_memo(memo, known)
+    return known[key]
+
+
+def read_memo(memo: Path) -> dict[str, str]:
+    """The remembered hashes; none when the file is missing or damaged."""
+    try:
+        known = json.loads(memo.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def write_memo(memo: Path, known: dict[str, str]) -> None:
+    """Remember hashes; a cache directory that cannot be written is no reason to stop."""
+    fresh = memo.with_suffix(".new")
+    try:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps(known), encoding="utf-8")
+        fresh.replace(memo)
+    except OSError:
+        return

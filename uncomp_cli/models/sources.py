@@ -1,0 +1,138 @@
+"""The four places a model comes from, one class each, and where the cache directory keeps what they prepare.
+
+The built-in alias and converted GGUF files live in `models/`, hub snapshots in `hub/`; a directory in Hugging Face
+format is used where it lies. A GGUF file is converted once, and known again by path, size and time, or by its hash.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import platformdirs
+
+from uncomp_cli.config import DEFAULT_MODEL
+from uncomp_cli.models.builtin import pull_builtin
+from uncomp_cli.models.hub import hub_path, pull_hub
+from uncomp_cli.models.manifest import describe, file_sha256, is_complete, read_manifest, write_manifest
+from uncomp_cli.models.progress import PullStep
+from uncomp_cli.models.staging import publish, staging_directory
+
+__all__ = ["Converted", "Directory", "GgufFile", "Hub", "Source", "cache_dir", "converted", "hub_dir", "models_dir"]
+
+
+class Source(Protocol):
+    """Where a model comes from."""
+
+    def local(self) -> Path | None:
+        """The prepared directory, or None."""
+
+    def pull(self, *, offline: bool, needs_tokenizer: bool) -> Iterator[PullStep]:
+        """Prepare the directory, yielding progress; nothing when it is prepared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """The default model, or a converted GGUF file named by its entry: a directory below `models/`."""
+
+    path: Path
+
+    def local(self) -> Path | None:
+        return self.path if is_complete(self.path) else None
+
+    def pull(self, *, offline: bool, needs_tokenizer: bool) -> Iterator[PullStep]:
+        if self.path.name == DEFAULT_MODEL:
+            yield from pull_builtin(self.path, offline=offline)
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A directory in Hugging Face format, used where it lies."""
+
+    path: Path
+
+    def local(self) -> Path | None:
+        return self.path
+
+    def pull(self, *, offline: bool, needs_tokenizer: bool) -> Iterator[PullStep]:
+        yield from ()
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    """A .gguf file, converted into `models/<stem>-<hash>`."""
+
+    path: Path
+
+    def local(self) -> Path | None:
+        return self.remembered() or self.by_hash()
+
+    def remembered(self) -> Path | None:
+        """The conversion that noted this file's path, size and time: no need to read it again."""
+        stat = self.path.stat()
+        mark = (str(self.path.resolve()), stat.st_size, stat.st_mtime_ns)
+        for entry in converted():
+            note = read_manifest(entry)
+            if note and (note.source_path, note.source_size_bytes, note.source_mtime_ns) == mark:
+                return entry
+        return None
+
+    def target(self) -> Path:
+        """The directory for this content."""
+        return models_dir() / f"{self.path.stem}-{file_sha256(self.path)[:12]}"
+
+    def by_hash(self) -> Path | None:
+        """The conversion of the same content under any name of the file."""
+        target = self.target()
+        suffix = target.name.rpartition("-")[2]
+        return next((entry for entry in converted() if entry.name.endswith(f"-{suffix}")), None)
+
+    def pull(self, *, offline: bool, needs_tokenizer: bool) -> Iterator[PullStep]:
+        from uncomp_cli.models.gguf import convert_gguf, open_gguf, read_metadata
+
+        existing = self.local()
+        if existing is not None and ((existing / "tokenizer.json").exists() or not needs_tokenizer):
+            return
+        yield PullStep("verify", 0, None)
+        target = existing or self.target()
+        licence = read_metadata(open_gguf(self.path)).get("general.license")
+        with staging_directory(target) as staging:
+            yield from convert_gguf(self.path, staging, needs_tokenizer=needs_tokenizer)
+            write_manifest(staging, describe(staging, f"gguf {self.path.name}", licence, self.path))
+            publish(staging, target, lambda path: existing is None and is_complete(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """A model of the Hugging Face hub."""
+
+    model_id: str
+
+    def local(self) -> Path | None:
+        return hub_path(self.model_id, hub_dir())
+
+    def pull(self, *, offline: bool, needs_tokenizer: bool) -> Iterator[PullStep]:
+        yield from pull_hub(self.model_id, hub_dir(), offline=offline)
+
+
+def cache_dir() -> Path:
+    """$UNCOMP_CACHE_DIR, or the user's cache directory for uncomp."""
+    chosen = os.environ.get("UNCOMP_CACHE_DIR")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("uncomp")
+
+
+def models_dir() -> Path:
+    """Converted models."""
+    return cache_dir() / "models"
+
+
+def hub_dir() -> Path:
+    """Snapshots of hub models."""
+    return cache_dir() / "hub"
+
+
+def converted() -> list[Path]:
+    """Complete directories of converted models."""
+    root = models_dir()
+    return sorted(path for path in root.iterdir() if is_complete(path)) if root.is_dir() else []
