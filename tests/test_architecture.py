@@ -1,0 +1,148 @@
+"""The layering of design.md, held by reading every import: only downwards, and each library in its own place."""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "uncomp_cli"
+ROOT = Path(__file__).parent.parent / PACKAGE
+
+# A part may import itself and what has a lower rank.
+RANKS = {
+    "errors": 0, "spec": 0, "config": 1,
+    "uncertainty": 2, "budget": 3,
+    "cache": 4, "models": 4,
+    "engine": 5,
+    "calibrate": 6, "documents": 6,
+    "evals": 7, "bench": 7,
+    "ui": 8,
+    "cli": 9,
+    "__main__": 10,
+}  # fmt: skip
+
+TORCH_PARTS = {"uncertainty", "budget", "cache", "models", "engine", "calibrate", "evals", "bench"}
+# Library → path prefixes that may use it at all.
+OWNERS = {
+    "transformers": ("models/", "engine/"),
+    "bitsandbytes": ("models/",),
+    "rich": ("ui/",),
+    "typer": ("cli/",),
+    "matplotlib": ("ui/plots.py",),
+    "torch": (*(f"{part}/" for part in sorted(TORCH_PARTS)), "calibrate.py", "cli/"),
+}
+# Where a library may be used, but only inside functions, so that asking for help stays quick.
+LAZY = {"torch": ("cli/",)}
+
+
+@dataclass(frozen=True)
+class Import:
+    path: str
+    line: int
+    module: str
+    at_top: bool
+
+
+def violations(root: Path) -> list[str]:
+    """Every import below the package directory `root` that breaks a rule, as `path:line: reason`."""
+    found = [_judge(imported) for path in sorted(root.rglob("*.py")) for imported in _imports(path, root)]
+    return [reason for reason in found if reason]
+
+
+def _judge(imported: Import) -> str | None:
+    library, _, rest = imported.module.partition(".")
+    where = f"{imported.path}:{imported.line}"
+    if library == PACKAGE:
+        importer, target = _part(imported.path), rest.partition(".")[0]
+        if target and target != importer and RANKS[target] >= RANKS[importer]:
+            return f"{where}: {importer} must not import {target}"
+    elif library in OWNERS and not imported.path.startswith(OWNERS[library]):
+        return f"{where}: {library} is not allowed here"
+    elif imported.at_top and imported.path.startswith(LAZY.get(library, ("\0",))):
+        return f"{where}: {library} only inside functions here"
+    return None
+
+
+def _part(path: str) -> str:
+    return path.partition("/")[0].removesuffix(".py")
+
+
+def _imports(path: Path, root: Path) -> Iterator[Import]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lazy = {id(inner) for node in ast.walk(tree) if _is_lazy(node) for inner in ast.walk(node)}
+    relative = path.relative_to(root).as_posix()
+    for node in ast.walk(tree):
+        for module in _modules(node, relative):
+            yield Import(relative, node.lineno, module, at_top=id(node) not in lazy)  # type: ignore[attr-defined]
+
+
+def _is_lazy(node: ast.AST) -> bool:
+    type_checking = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+    return type_checking or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+
+
+def _modules(node: ast.AST, relative: str) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        package = [PACKAGE, *relative.split("/")[:-1]]
+        base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+        module = ".".join(part for part in (base, node.module) if part)
+        if module == PACKAGE:
+            yield from (f"{PACKAGE}.{alias.name}" for alias in node.names if alias.name in RANKS)
+        else:
+            yield module
+
+
+def test_the_package_keeps_its_layers() -> None:
+    assert violations(ROOT) == []
+
+
+def test_every_part_has_a_rank() -> None:
+    parts = {_part(path.relative_to(ROOT).as_posix()) for path in ROOT.rglob("*.py")}
+    assert parts - {"__init__"} <= set(RANKS)
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "reason"),
+    [
+        ("cache/store.py", "from uncomp_cli.engine.records import DecodeStep", "cache must not import engine"),
+        ("cache/store.py", "import uncomp_cli.models.load", "cache must not import models"),
+        ("cache/store.py", "from ..engine import records", "cache must not import engine"),
+        ("budget/plan.py", "from uncomp_cli import cli", "budget must not import cli"),
+        ("engine/x.py", "def f():\n    from uncomp_cli.ui.console import Terminal", "engine must not import ui"),
+        ("cache/x.py", "import transformers", "transformers is not allowed here"),
+        ("cli/x.py", "def f():\n    import transformers", "transformers is not allowed here"),
+        ("cli/x.py", "from rich.table import Table", "rich is not allowed here"),
+        ("ui/x.py", "import typer", "typer is not allowed here"),
+        ("ui/console.py", "from matplotlib import pyplot", "matplotlib is not allowed here"),
+        ("ui/x.py", "def f():\n    import torch", "torch is not allowed here"),
+        ("config.py", "import torch", "torch is not allowed here"),
+        ("cli/x.py", "import torch.nn", "torch only inside functions here"),
+    ],
+)
+def test_a_planted_violation_is_reported(tmp_path: Path, path: str, source: str, reason: str) -> None:
+    planted = tmp_path / path
+    planted.parent.mkdir(parents=True, exist_ok=True)
+    planted.write_text(source)
+    line = source.count("\n") + 1
+    assert violations(tmp_path) == [f"{path}:{line}: {reason}"]
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("cli/x.py", "def f():\n    import torch"),
+        ("cli/x.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
+        ("cache/x.py", "from uncomp_cli.cache.ragged import RaggedKVCache\nfrom . import ragged"),
+        ("engine/x.py", "import torch, transformers\nfrom uncomp_cli.budget.plan import BudgetPlan"),
+        ("ui/plots.py", "import matplotlib"),
+    ],
+)
+def test_what_is_allowed_is_not_reported(tmp_path: Path, path: str, source: str) -> None:
+    allowed = tmp_path / path
+    allowed.parent.mkdir(parents=True, exist_ok=True)
+    allowed.write_text(source)
+    assert violations(tmp_path) == []

@@ -1,0 +1,128 @@
+"""Every failure is two lines on standard error and an exit code; tracebacks only with --debug."""
+
+import errno
+import os
+import subprocess
+import sys
+from typing import NoReturn
+
+import pytest
+
+from uncomp_cli import errors
+from uncomp_cli.cli.app import run
+from uncomp_cli.models import catalog
+
+FAILURES = [
+    (errors.UncompError("it broke", hint="mend it"), 1, "error: it broke\nhint: mend it\n"),
+    (errors.UsageError("bad\nvalue", hint="say 1"), 2, "error: bad value\nhint: say 1\n"),
+    (errors.DoesNotFitError("9 of 8 tokens", hint="--truncate"), 3, "error: 9 of 8 tokens\nhint: --truncate\n"),
+    (errors.OutOfMemoryError("no room"), 4, "error: no room\n"),
+    (errors.ThresholdError("0.1 < 0.9"), 5, "error: 0.1 < 0.9\n"),
+    (errors.ModelError("[red]x[/red] \x1b[2J"), 1, "error: [red]x[/red] [2J\n"),
+]
+MEMORY = [
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 20.00 MiB"),
+    OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+]
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail() -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(catalog, "list_models", fail)
+
+
+@pytest.mark.parametrize(("error", "code", "lines"), FAILURES, ids=lambda value: type(value).__name__)
+def test_errors_on_purpose(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int, lines: str
+) -> None:
+    fail_with(monkeypatch, error)
+    assert run(["model", "list"]) == code
+    assert capsys.readouterr() == ("", lines)
+
+
+@pytest.mark.parametrize("error", MEMORY, ids=lambda error: type(error).__name__)
+def test_memory_that_ran_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    fail_with(monkeypatch, error)
+    assert run(["model", "list"]) == 4
+    assert capsys.readouterr().err.startswith("error: out of memory\nhint: use a smaller --budget")
+
+
+def test_a_full_disk_is_no_internal_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fail_with(monkeypatch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x"))
+    assert run(["model", "list"]) == 1
+    assert capsys.readouterr().err.startswith("error: /tmp/x: No space left on device\nhint: ")
+
+
+@pytest.mark.parametrize("args", [["--debug", "model", "list"], ["model", "list", "--debug"]])
+def test_a_defect_and_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str]
+) -> None:
+    fail_with(monkeypatch, ValueError("oops"))
+    assert run(["model", "list"]) == 1
+    short = capsys.readouterr().err
+    assert short.splitlines()[0] == "error: internal error: ValueError: oops"
+    assert len(short.splitlines()) == 2
+    assert "--debug" in short
+    assert run(args) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+    monkeypatch.setenv("UNCOMP_DEBUG", "1")
+    run(["model", "list"])
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, KeyboardInterrupt())
+    assert run(["model", "list"]) == 130
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "hint"),
+    [
+        (["modle"], "no such command 'modle'", "did you mean 'model'?"),
+        (["model", "pul"], "no such command 'pul'", "did you mean 'pull'?"),
+        (["zzz"], "no such command 'zzz'", "`uncomp --help` shows what is possible"),
+        (["model", "list", "--jsn"], "no such option: --jsn", "did you mean '--json'?"),
+        (["model", "show"], "missing argument 'NAME'", "`uncomp model show --help` shows what is possible"),
+        (["model", "list", "x"], "got unexpected extra argument(s) (x)", "`uncomp model list --help` shows"),
+    ],
+)
+def test_usage_errors(capsys: pytest.CaptureFixture[str], args: list[str], error: str, hint: str) -> None:
+    assert run(args) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[0] == f"error: {error}"
+    assert err.splitlines()[1].startswith(f"hint: {hint}")
+    assert len(err.splitlines()) == 2
+
+
+def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("UNCOMP_JSON", "perhaps")
+    assert run(["model", "list"]) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: invalid value 'perhaps' for '--json'")
+    assert hint == "hint: the value comes from the environment variable UNCOMP_JSON"
+
+
+def test_a_group_alone_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["model"]) == 2
+    assert capsys.readouterr().err.startswith("Usage: uncomp model")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == "uncomp 0.1.0\n"
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    script = "import sys; from uncomp_cli.cli.app import main; sys.argv[1:] = ['config', 'show', '--json']; main()"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -1,0 +1,124 @@
+"""Flag, then environment, then configuration file, then default; a key that nobody knows is an error."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from uncomp_cli.cli.app import run
+from uncomp_cli.models import catalog
+from uncomp_cli.models.progress import PullStep
+
+
+@pytest.fixture(autouse=True)
+def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "config.toml"
+    path.write_text("")
+    monkeypatch.setenv("UNCOMP_CONFIG", str(path))
+    return path
+
+
+@pytest.fixture
+def pulled(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
+    """The tokenizer directories that `uncomp model pull` was called with."""
+    seen: list[Path | None] = []
+
+    def ensure_local(name: str, *, offline: bool, tokenizer_dir: Path | None) -> Iterator[PullStep]:
+        seen.append(tokenizer_dir)
+        yield PullStep("download", 1, 2)
+
+    monkeypatch.setattr(catalog, "ensure_local", ensure_local)
+    monkeypatch.setattr(catalog, "local_path", lambda name: Path("/models") / name)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "file", "expected", "source"),
+    [
+        ("flag", "env", 'tokenizer = "file"', "flag", "flag"),
+        (None, "env", 'tokenizer = "file"', "env", "env"),
+        (None, None, 'tokenizer = "top"\n[model.pull]\ntokenizer = "table"', "table", "config"),
+        (None, None, 'tokenizer = "top"\n[model]\ntokenizer = "group"', "group", "config"),
+        (None, None, 'tokenizer = "top"', "top", "config"),
+        (None, None, "", None, "default"),
+    ],
+)
+def test_precedence(
+    config_file: Path, pulled: list[Path | None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    flag: str | None, variable: str | None, file: str, expected: str | None, source: str,
+) -> None:  # fmt: skip
+    config_file.write_text(file)
+    if variable:
+        monkeypatch.setenv("UNCOMP_TOKENIZER", variable)
+    assert run(["model", "pull", "x", *(["--tokenizer", flag] if flag else [])]) == 0
+    assert pulled == [Path(expected) if expected else None]
+    assert capsys.readouterr().out == "/models/x\n"
+    if source != "flag":
+        assert run(["config", "show", "--json"]) == 0
+        shown = {(s["command"], s["key"]): s for s in json.loads(capsys.readouterr().out)}
+        assert shown["model pull", "tokenizer"]["source"] == source
+        assert shown["model pull", "tokenizer"]["value"] == expected
+
+
+def test_global_options_have_sources_too(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config_file.write_text("no-color = true")
+    assert run(["config", "show", "--plain", "--json"]) == 0
+    shown = {s["key"]: (s["value"], s["source"]) for s in json.loads(capsys.readouterr().out) if not s["command"]}
+    assert shown == {"plain": (True, "flag"), "no-color": (True, "config"), "debug": (False, "default")}
+
+
+@pytest.mark.parametrize(
+    ("file", "message", "hint"),
+    [
+        ("ofline = true", "unknown setting 'ofline'", "did you mean 'offline'?"),
+        ("[model.list]\noffline = true", "unknown setting 'offline' in [list] of [model]", "`uncomp config show`"),
+        ("[modle]\noffline = true", "unknown setting 'modle'", "did you mean 'model'?"),
+        ("zzzzzz = 1", "unknown setting 'zzzzzz'", "`uncomp config show`"),
+        ("a = 1\nb = = 2", "line 2", "mend that line"),
+    ],
+)
+def test_a_wrong_file_is_refused(
+    config_file: Path, capsys: pytest.CaptureFixture[str], file: str, message: str, hint: str
+) -> None:
+    config_file.write_text(file)
+    assert run(["model", "list"]) == 2
+    error, second = capsys.readouterr().err.splitlines()
+    assert message in error
+    assert str(config_file) in error
+    assert second.startswith(f"hint: {hint}")
+
+
+def test_a_wrong_value_names_the_file(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config_file.write_text('json = "perhaps"')
+    assert run(["model", "list"]) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: invalid value 'perhaps' for '--json'")
+    assert hint == f"hint: the value comes from {config_file}"
+
+
+def test_the_way_out_stays_open(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config_file.write_text("= broken")
+    assert run(["model", "list", "--help"]) == 0
+    capsys.readouterr()
+    assert run(["config", "path"]) == 0
+    assert capsys.readouterr().out == f"{config_file}\n"
+
+
+def test_a_named_file_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNCOMP_CONFIG", str(tmp_path / "absent.toml"))
+    assert run(["model", "list"]) == 2
+
+
+def test_numbers_are_what_could_be_typed(
+    config_file: Path, pulled: list[Path | None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config_file.write_text("tokenizer = 512")
+    assert run(["model", "pull", "x"]) == 0
+    assert pulled == [Path("512")]
+
+
+def test_show_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["config", "show", "model", "pull", "--json"]) == 0
+    assert {s["command"] for s in json.loads(capsys.readouterr().out)} == {"model pull"}
+    assert run(["config", "show", "nothing"]) == 2

@@ -1,0 +1,150 @@
+"""The root command and the one place where errors become two lines and an exit code.
+
+    error: what was wrong, and the value that was wrong
+    hint: the command or flag that mends it
+
+Importing this, and asking for help, imports neither torch nor transformers: commands import what they run inside
+their functions. To add a command: a module in this package with a function of its name (or `app`, a group), and its
+name in COMMANDS.
+"""
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from uncomp_cli import __version__
+from uncomp_cli.cli.failures import describe_failure
+from uncomp_cli.cli.settings import load_default_map
+from uncomp_cli.cli.tree import PlainCommand, group, option
+from uncomp_cli.errors import UsageError
+from uncomp_cli.ui.console import Terminal
+
+__all__ = ["COMMANDS", "app", "main", "run"]
+
+PROGRAM = "uncomp"
+COMMANDS = ("ask", "chat", "bench", "model", "preset", "config", "doctor")
+
+_GLOBAL_FLAGS = ("--plain", "--no-color", "--debug")
+# What must work although the configuration file is broken: it shows the way out.
+_CONFIG_FREE_FLAGS = {"-h", "--help", "--version", "--show-completion", "--install-completion"}
+_CONFIG_FREE_COMMANDS = (["config", "path"], ["doctor"])
+
+_EPILOG = """
+Global options may stand anywhere. Every option is also a variable, UNCOMP_ and its name in capitals, and a key of the
+configuration file. `man uncomp` tells the rest.
+"""
+
+app = group(PROGRAM, "Ask long documents questions with a local model, in the memory you have.", epilog=_EPILOG)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    plain: Annotated[bool, option("--plain", help="No colours, nothing redrawn: progress as lines.")] = False,
+    no_color: Annotated[bool, option("--no-color", help="No colours; NO_COLOR does the same.")] = False,
+    debug: Annotated[bool, option("--debug", help="Show the traceback when something fails.")] = False,
+) -> None:
+    ctx.obj = Terminal.detect(plain=plain, no_color=no_color)
+
+
+def register(name: str) -> None:
+    """Add the command or group that module `name` of this package exports."""
+    module = import_module(f"uncomp_cli.cli.{name}")
+    if hasattr(module, "app"):
+        app.add_typer(module.app, name=name)
+    else:
+        app.command(name, cls=PlainCommand)(getattr(module, name))
+
+
+for _name in COMMANDS:
+    if find_spec(f"uncomp_cli.cli.{_name}"):
+        register(_name)
+
+
+def main() -> NoReturn:
+    """Entry point of the `uncomp` command."""
+    for stream in (sys.stdout, sys.stderr):
+        # A locale without some letter must not end an answer in the middle.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if not _wants_debug(sys.argv[1:]):
+        # Libraries warn their developers, not our users; what users must know is said in our own words.
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line; returns the exit code, never raises."""
+    hoisted, rest = _split_global_flags(args)
+    debug = _wants_debug(args)
+    try:
+        return _invoke(hoisted, rest)
+    except BrokenPipeError:
+        _drop_stdout()
+        return 1
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0
+    except (Exception, KeyboardInterrupt) as error:
+        return _report(error, debug=debug, plain="--plain" in hoisted, no_color="--no-color" in hoisted)
+
+
+def _invoke(hoisted: list[str], rest: list[str]) -> int:
+    command = typer.main.get_command(app)
+    defaults = {} if _needs_no_settings(rest) else load_default_map(command)
+    result: Any = command.main([*hoisted, *rest], prog_name=PROGRAM, standalone_mode=False, default_map=defaults)
+    sys.stdout.flush()
+    return result if isinstance(result, int) else 0
+
+
+def _report(error: BaseException, *, debug: bool, plain: bool, no_color: bool) -> int:
+    terminal = Terminal.detect(plain=plain, no_color=no_color)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        terminal.stderr.write(f"{error}\n")
+        return UsageError.exit_code
+    if debug:
+        traceback.print_exception(error, file=terminal.stderr)
+    failure = describe_failure(error)
+    terminal.error(failure.message, hint=failure.hint)
+    return failure.exit_code
+
+
+def _split_global_flags(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Global flags may stand anywhere before `--`: take them to the front, where Typer looks for them."""
+    end = args.index("--") if "--" in args else len(args)
+    before, after = list(args[:end]), list(args[end:])
+    hoisted = [arg for arg in before if arg in _GLOBAL_FLAGS]
+    return hoisted, [arg for arg in before if arg not in _GLOBAL_FLAGS] + after
+
+
+def _needs_no_settings(args: Sequence[str]) -> bool:
+    asks_for_help = any(arg in _CONFIG_FREE_FLAGS for arg in args)
+    return asks_for_help or any(list(args[: len(words)]) == words for words in _CONFIG_FREE_COMMANDS)
+
+
+def _wants_debug(args: Sequence[str]) -> bool:
+    off = ("", "0", "false", "no", "off")
+    return "--debug" in _split_global_flags(args)[0] or os.environ.get("UNCOMP_DEBUG", "").lower() not in off
+
+
+def _drop_stdout() -> None:
+    """Nobody reads any more: let the interpreter's last flush go nowhere instead of complaining."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())

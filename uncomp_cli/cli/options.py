@@ -1,0 +1,233 @@
+"""The options that several commands share, each declared once; a command's signature gives the default.
+
+    def ask(ctx: typer.Context, model: Model = DEFAULT_MODEL, seed: Seed = SamplingConfig().seed) -> None: ...
+
+Every one is also an environment variable and a key of the configuration file (see `tree.option`).
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from uncomp_cli.budget.policies import POLICIES
+from uncomp_cli.budget.presets import DEFAULT_PRESET
+from uncomp_cli.cli.tree import option
+from uncomp_cli.ui.console import Terminal
+
+__all__ = [
+    "Budget",
+    "Device",
+    "Dtype",
+    "Json",
+    "MaxNewTokens",
+    "MinP",
+    "Model",
+    "Offline",
+    "Policy",
+    "Preset",
+    "Quantize",
+    "Quiet",
+    "RepetitionPenalty",
+    "Rope",
+    "Scorer",
+    "Seed",
+    "System",
+    "Temperature",
+    "Tokenizer",
+    "TopK",
+    "TopP",
+    "Truncate",
+    "model_names",
+    "policy_names",
+    "preset_names",
+    "terminal_of",
+]
+
+
+def model_names(incomplete: str) -> list[str]:
+    """Completions of a model's name."""
+    from uncomp_cli.models.catalog import known_names
+
+    return [name for name in known_names() if name.startswith(incomplete)]
+
+
+def preset_names(incomplete: str) -> list[str]:
+    """Completions of a preset's name."""
+    from uncomp_cli.budget.presets import list_presets
+
+    return [preset.name for preset in list_presets() if preset.name.startswith(incomplete)]
+
+
+def policy_names(incomplete: str) -> list[str]:
+    """Completions of a policy's name."""
+    return [name for name in POLICIES if name.startswith(incomplete)]
+
+
+MODEL_PANEL = "Model"
+COMPRESSION_PANEL = "Compression"
+GENERATION_PANEL = "Generation"
+OUTPUT_PANEL = "Output"
+
+_OF_PRESET = "the preset's"
+
+Model = Annotated[
+    str,
+    option(
+        "--model",
+        "-m",
+        help="Built-in name, directory, .gguf file or hub id.",
+        metavar="NAME",
+        panel=MODEL_PANEL,
+        autocompletion=model_names,
+    ),
+]
+Tokenizer = Annotated[
+    Path | None,
+    option(
+        "--tokenizer",
+        help="Directory with the tokenizer to use instead of the model's own.",
+        metavar="DIR",
+        panel=MODEL_PANEL,
+        show_default="the model's own",
+    ),
+]
+Quantize = Annotated[
+    Literal["none", "int8", "nf4", "fp4"],
+    option("--quantize", help="Hold the weights in fewer bits (bitsandbytes).", panel=MODEL_PANEL),
+]
+Device = Annotated[
+    str, option("--device", help="Where to run: auto, cpu, cuda, cuda:1.", metavar="NAME", panel=MODEL_PANEL)
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    option("--dtype", help="Number format of weights and cache; auto is float32 on a CPU.", panel=MODEL_PANEL),
+]
+Rope = Annotated[
+    str | None,
+    option(
+        "--rope",
+        help="Extend the context past the trained length: linear:2, ntk:2, yarn:2.",
+        metavar="KIND:FACTOR",
+        panel=MODEL_PANEL,
+        show_default="as trained",
+    ),
+]
+Offline = Annotated[bool, option("--offline", help="Never use the network.", panel=MODEL_PANEL)]
+
+Preset = Annotated[
+    str | None,
+    option(
+        "--preset",
+        "-p",
+        help="Policy, scorer and budget under one name, or a preset file.",
+        metavar="NAME|PATH",
+        panel=COMPRESSION_PANEL,
+        autocompletion=preset_names,
+        show_default=DEFAULT_PRESET,
+    ),
+]
+Budget = Annotated[
+    str | None,
+    option(
+        "--budget",
+        "-b",
+        help="KV cache to keep: 10% of full, 512 (tokens per KV head), 256MiB, auto (fits free memory) or full.",
+        metavar="AMOUNT",
+        panel=COMPRESSION_PANEL,
+        show_default=_OF_PRESET,
+    ),
+]
+Policy = Annotated[
+    str | None,
+    option(
+        "--policy",
+        help=f"How the budget is spread over layers and heads: {', '.join(POLICIES)}.",
+        autocompletion=policy_names,
+        metavar="NAME",
+        panel=COMPRESSION_PANEL,
+        show_default=_OF_PRESET,
+    ),
+]
+Scorer = Annotated[
+    str | None,
+    option(
+        "--scorer",
+        help="How tokens are ranked when some must go.",
+        metavar="NAME",
+        panel=COMPRESSION_PANEL,
+        show_default=_OF_PRESET,
+    ),
+]
+
+Truncate = Annotated[
+    Literal["head", "middle", "tail"] | None,
+    option(
+        "--truncate",
+        help="When the document is too long, leave out its head, middle or tail, and say so.",
+        panel=GENERATION_PANEL,
+        show_default="refuse",
+    ),
+]
+
+System = Annotated[
+    str | None,
+    option(
+        "--system", "-s", help="System prompt.", metavar="TEXT", panel=GENERATION_PANEL, show_default="the model's own"
+    ),
+]
+MaxNewTokens = Annotated[
+    int, option("--max-new-tokens", help="Longest answer, in tokens.", metavar="N", min=1, panel=GENERATION_PANEL)
+]
+Temperature = Annotated[
+    float, option("--temperature", help="Randomness; 0 is greedy.", metavar="T", min=0.0, panel=GENERATION_PANEL)
+]
+TopP = Annotated[
+    float,
+    option(
+        "--top-p",
+        help="Sample from the likeliest tokens that make up this probability.",
+        metavar="P",
+        min=0.0,
+        max=1.0,
+        panel=GENERATION_PANEL,
+    ),
+]
+TopK = Annotated[
+    int,
+    option("--top-k", help="Sample from the K likeliest tokens; 0 is off.", metavar="K", min=0, panel=GENERATION_PANEL),
+]
+MinP = Annotated[
+    float,
+    option(
+        "--min-p",
+        help="Drop tokens less likely than this share of the likeliest.",
+        metavar="P",
+        min=0.0,
+        max=1.0,
+        panel=GENERATION_PANEL,
+    ),
+]
+RepetitionPenalty = Annotated[
+    float,
+    option(
+        "--repetition-penalty",
+        help="Above 1: avoid tokens that were used before.",
+        metavar="X",
+        min=0.0,
+        panel=GENERATION_PANEL,
+    ),
+]
+Seed = Annotated[int, option("--seed", help="Seed of everything random.", metavar="N", panel=GENERATION_PANEL)]
+
+Json = Annotated[bool, option("--json", help="Write one JSON object, the last line of output.", panel=OUTPUT_PANEL)]
+Quiet = Annotated[
+    bool, option("--quiet", "-q", help="No progress, notes or readout; warnings stay.", panel=OUTPUT_PANEL)
+]
+
+
+def terminal_of(ctx: typer.Context, *, quiet: bool = False) -> Terminal:
+    """The terminal that the root command decided on, made quiet when asked for."""
+    terminal = ctx.find_object(Terminal) or Terminal.detect()
+    return replace(terminal, quiet=terminal.quiet or quiet)

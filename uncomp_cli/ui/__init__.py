@@ -1,0 +1,1 @@
+"""The terminal look: the only place that uses rich."""

@@ -1,0 +1,145 @@
+"""Progress and the live readout: generators that pass records through and show them on standard error on the way.
+
+On a terminal: a bar with rate and time left, gone before the answer begins. Elsewhere: one line every 10 seconds.
+With quiet: nothing. Standard output is never touched.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from uncomp_cli.engine.records import DecodeStep, PrefillStep
+from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.format import format_bytes, format_count, format_decimal, format_seconds
+from uncomp_cli.ui.meter import LINE_INTERVAL_S, Meter, Reading
+
+__all__ = ["loading", "watch_generation", "watch_pull"]
+
+DECODE_INTERVAL_S = 0.1
+
+Clock = Callable[[], float]
+Step = TypeVar("Step", PrefillStep, DecodeStep, PrefillStep | DecodeStep)
+
+
+class PullRecord(Protocol):
+    """What `uncomp_cli.models` reports while it fetches; `total` is None when nobody knows it."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int | None: ...
+
+
+Pull = TypeVar("Pull", bound=PullRecord)
+
+
+@contextmanager
+def loading(terminal: Terminal, text: str) -> Iterator[None]:
+    """Say at once what takes a while: a spinner that goes away, or a line now and one every 10 seconds."""
+    if terminal.quiet:
+        yield
+    elif terminal.animated:
+        from rich.text import Text
+
+        with terminal.rich_console().status(Text(text)):
+            yield
+    else:
+        with _lines_while(terminal, text):
+            yield
+
+
+def watch_generation(steps: Iterable[Step], terminal: Terminal, *, clock: Clock = time.monotonic) -> Iterator[Step]:
+    """Yield the engine's records unchanged; show prefill progress and, when the answer goes elsewhere, decode speed.
+
+    The bar is erased before the first `DecodeStep` is passed on, and also when the caller stops early.
+    """
+    decode = _DecodeLine(terminal, clock=clock)
+    with Meter(terminal, clock=clock) as meter:
+        try:
+            for step in steps:
+                if isinstance(step, PrefillStep):
+                    meter.show(_prefill_reading(step))
+                else:
+                    meter.close()
+                    decode.show(step)
+                yield step
+        finally:
+            decode.close()
+
+
+def watch_pull(steps: Iterable[Pull], terminal: Terminal, *, clock: Clock = time.monotonic) -> Iterator[Pull]:
+    """Yield the records of a download unchanged; show each stage's progress."""
+    with Meter(terminal, clock=clock) as meter:
+        started_s, stage = clock(), ""
+        for step in steps:
+            if step.stage != stage:
+                started_s, stage = clock(), step.stage
+            meter.show(_pull_reading(step, elapsed_s=clock() - started_s))
+            yield step
+
+
+def _prefill_reading(step: PrefillStep) -> Reading:
+    fraction = step.layers_done / step.num_layers
+    rate = step.tokens * fraction / step.elapsed_s if step.elapsed_s > 0 else None
+    return Reading(
+        label=f"prefill {format_count(step.tokens)} tok",
+        fraction=fraction,
+        rate=None if rate is None else f"{format_decimal(rate)} tok/s",
+        elapsed_s=step.elapsed_s,
+    )
+
+
+def _pull_reading(step: PullRecord, *, elapsed_s: float) -> Reading:
+    if step.total is None:
+        return Reading(label=step.stage, fraction=None, rate=None, elapsed_s=elapsed_s)
+    rate = f"{format_bytes(round(step.done / elapsed_s))}/s" if elapsed_s > 0 else None
+    fraction = step.done / step.total if step.total else 1.0
+    return Reading(label=f"{step.stage} {format_bytes(step.total)}", fraction=fraction, rate=rate, elapsed_s=elapsed_s)
+
+
+class _DecodeLine:
+    """The line that shows the pace while the answer goes to a file or a pipe; redrawn ten times a second."""
+
+    def __init__(self, terminal: Terminal, *, clock: Clock) -> None:
+        self._terminal = terminal
+        self._clock = clock
+        self._enabled = terminal.animated and not terminal.stdout_is_terminal and not terminal.quiet
+        self._drawn_s: float | None = None
+
+    def show(self, step: DecodeStep) -> None:
+        now_s = self._clock()
+        if not self._enabled or (self._drawn_s is not None and now_s - self._drawn_s < DECODE_INTERVAL_S):
+            return
+        tokens = step.index + 1
+        pace = f"decode {format_decimal(tokens / step.elapsed_s)} tok/s · " if step.elapsed_s > 0 else ""
+        self._terminal.overwrite(f"{pace}{format_count(tokens)} tok · KV {format_bytes(step.kv_bytes)}")
+        self._drawn_s = now_s
+
+    def close(self) -> None:
+        if self._drawn_s is not None:
+            self._terminal.overwrite("")
+            self._drawn_s = None
+
+
+@contextmanager
+def _lines_while(terminal: Terminal, text: str) -> Iterator[None]:
+    """`text` now, and again with the time gone every 10 seconds until the block ends."""
+    done = threading.Event()
+
+    def tick() -> None:
+        started_s = time.monotonic()
+        while not done.wait(LINE_INTERVAL_S):
+            terminal.note(f"{text} {format_seconds(time.monotonic() - started_s)}")
+
+    terminal.note(text)
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

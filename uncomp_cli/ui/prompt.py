@@ -1,0 +1,51 @@
+"""Reading what the user types: an editable line on a terminal, plain lines from a pipe.
+
+The prompt is drawn on standard error, so that standard output carries answers only.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from uncomp_cli.ui.console import Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["line_reader"]
+
+PROMPT = "> "
+
+
+def line_reader(terminal: Terminal, *, completions: "Sequence[str]" = ()) -> Callable[[], str]:
+    """A function that returns the next line; it raises EOFError at the end and KeyboardInterrupt on Ctrl-C."""
+    if not (sys.stdin.isatty() and terminal.stderr_is_terminal):
+        return _read_line
+    if not terminal.animated:
+        return lambda: _read_plain(terminal)
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.output import create_output
+
+    completer = WordCompleter(list(completions), sentence=True)
+    session: PromptSession[str] = PromptSession(
+        output=create_output(stdout=sys.stderr), completer=completer, complete_while_typing=False
+    )
+    return lambda: session.prompt(PROMPT)
+
+
+def _read_plain(terminal: Terminal) -> str:
+    terminal.stderr.write(PROMPT)
+    terminal.stderr.flush()
+    try:
+        return _read_line()
+    except EOFError:
+        terminal.stderr.write("\n")
+        raise
+
+
+def _read_line() -> str:
+    line = sys.stdin.buffer.readline()
+    if not line:
+        raise EOFError
+    return line.decode("utf-8", "surrogateescape").rstrip("\r\n")
