@@ -1,0 +1,201 @@
+"""The benchmark's arithmetic, order, document and JSON, without a model."""
+
+import json
+import sys
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from uncomp_cli.bench import child
+from uncomp_cli.bench.job import Job, Measurement, decode_result, encode_error
+from uncomp_cli.bench.prepare import BenchRequest
+from uncomp_cli.bench.prose import write_prose
+from uncomp_cli.bench.report import figures, ratio, report
+from uncomp_cli.bench.runner import BenchStep, Round, run_bench
+from uncomp_cli.budget.presets import Preset
+from uncomp_cli.cli.app import run
+from uncomp_cli.config import ScorerConfig
+from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError
+
+STOCK = Measurement((1, 2), 10.0, 5.0, 900, 1000, 1000, 7, 400, "cpu", "float32", 2)
+PRESET = Preset("small", "", "10%", "uniform", ScorerConfig())
+JOB = Job("uncomp", "10% uniform", "m", None, "cpu", "auto", "none", (1, 2, 3), (4,), (True, False, False), (0, 1, 1),
+          PRESET, 2)  # fmt: skip
+STOCK_JOB = replace(JOB, arm="stock", label="stock transformers", preset=None)
+REQUEST = BenchRequest("m", Path("m"), "text", (PRESET,), 4, 2, 3)
+
+
+def ours(**changes: Any) -> Measurement:
+    return replace(STOCK, **changes)
+
+
+def finish(steps: Generator[BenchStep, None, list[Round]]) -> tuple[list[BenchStep], list[Round]]:
+    seen = []
+    while True:
+        try:
+            seen.append(next(steps))
+        except StopIteration as end:
+            return seen, end.value
+
+
+def test_ratios_are_medians_of_the_rounds_own_ratios() -> None:
+    """Not the ratio of the medians: a slow round slows both arms."""
+    stock = [STOCK, ours(ttft_s=20.0, decode_tok_s=2.0), ours(ttft_s=100.0)]
+    mine = [ours(ttft_s=5.0), ours(ttft_s=8.0, decode_tok_s=4.0), ours(ttft_s=90.0, decode_tok_s=15.0)]
+    found = ratio(mine, stock)
+    assert (found.ttft, found.decode, found.kv_bytes, found.peak_bytes) == (0.5, 2.0, 1.0, 1.0)
+    assert figures(mine).ttft_s == 8.0
+    assert figures(mine).decode_tok_s == 5.0
+
+
+def test_an_unknown_peak_stays_unknown() -> None:
+    mine = [STOCK, ours(peak_bytes=None)]
+    assert figures(mine).peak_bytes is None
+    assert ratio(mine, [STOCK, STOCK]).peak_bytes is None
+    assert ratio([STOCK, STOCK], mine).peak_bytes is None
+
+
+def test_arms_alternate_and_every_run_is_announced() -> None:
+    order, clock = [], iter(range(1000))
+
+    def measure(job: Job) -> Generator[None, None, Measurement]:
+        order.append(job.label)
+        yield
+        return ours(ttft_s=float(len(order)))
+
+    steps, rounds = finish(run_bench([STOCK_JOB, JOB], 3, measure=measure, clock=lambda: float(next(clock))))
+    assert order == ["stock transformers", "10% uniform"] * 3
+    assert [[m.ttft_s for m in turn] for turn in rounds] == [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    assert [step.index for step in steps] == [i for i in range(6) for _ in range(2)]
+    fractions = [step.fraction for step in steps if step.fraction is not None]
+    assert [step.fraction for step in steps[:2]] == [None, None]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] < 1
+
+
+def test_stopping_early_stops_the_run_that_is_under_way() -> None:
+    stopped = []
+
+    def measure(job: Job) -> Generator[None, None, Measurement]:
+        try:
+            while True:
+                yield
+        finally:
+            stopped.append(job.label)
+
+    steps = run_bench([STOCK_JOB, JOB], 1, measure=measure)
+    next(steps), next(steps)
+    steps.close()
+    assert stopped == ["stock transformers"]
+
+
+def test_the_report_has_the_documented_shape() -> None:
+    smaller = ours(ttft_s=5.0, decode_tok_s=10.0, kv_bytes=110, token_ids=(1, 9))
+    record = json.loads(json.dumps(report(REQUEST, [STOCK_JOB, JOB], [(STOCK, smaller)] * 3, source="prose")))
+    assert set(record) == {
+        "schema_version", "model", "hardware", "versions", "document", "tokens", "new_tokens", "runs", "stock",
+        "settings", "rounds", "ratio",
+    }  # fmt: skip
+    assert set(record["hardware"]) == {"cpu", "cores", "threads", "device"}
+    assert (record["tokens"], record["runs"], len(record["rounds"])) == (4, 3, 3)
+    (setting,) = record["settings"]
+    assert (setting["budget_requested"], setting["policy"], setting["scorer"]) == ("10%", "uniform", "window")
+    assert setting["kept_fraction"] == 0.11
+    assert setting["same_tokens"] is False
+    assert setting["ratio"] == record["ratio"] == {"ttft": 0.5, "decode": 2.0, "kv_bytes": 0.11, "peak_bytes": 1.0}
+    assert [run["label"] for run in record["rounds"][0]] == ["stock transformers", "10% uniform"]
+
+
+def test_several_settings_have_no_single_ratio() -> None:
+    full = replace(JOB, preset=replace(PRESET, budget="full"))
+    record = report(REQUEST, [STOCK_JOB, JOB, full], [(STOCK, STOCK, STOCK)], source="prose")
+    assert "ratio" not in record
+    assert [(s["policy"], s["scorer"]) for s in record["settings"]] == [("uniform", "window"), ("full", None)]
+
+
+@pytest.mark.parametrize("job", [JOB, STOCK_JOB, replace(JOB, words=None)], ids=["uncomp", "stock", "no words"])
+def test_a_job_survives_its_line(job: Job) -> None:
+    line = job.to_json()
+    assert "\n" not in line
+    assert Job.from_json(line) == job
+    assert job.prompt.always_kept == 2
+
+
+def test_results_and_errors_survive_their_line() -> None:
+    assert decode_result(STOCK.to_json()) == STOCK
+    with pytest.raises(DoesNotFitError, match="too long") as caught:
+        decode_result(encode_error(DoesNotFitError("too long", hint="cut it")))
+    assert caught.value.hint == "cut it"
+    for line in ("[]", "nonsense", "{}"):
+        with pytest.raises(ValueError, match=r"."):
+            decode_result(line)
+
+
+@pytest.mark.parametrize(
+    ("returncode", "output", "log", "kind", "words"),
+    [
+        (-9, "", "", OutOfMemoryError, "memory ran out"),
+        (-6, "", "terminate called after throwing 'std::bad_alloc'", OutOfMemoryError, "memory ran out"),
+        (1, "", "Traceback\nImportError: no torch", UncompError, "ImportError: no torch"),
+        (0, "noise", "", UncompError, "no result"),
+        (0, "noise\n" + encode_error(UsageError("bad")), "", UsageError, "bad"),
+    ],
+)
+def test_what_a_dead_child_comes_to(
+    returncode: int, output: str, log: str, kind: type[UncompError], words: str
+) -> None:
+    with pytest.raises(kind, match=words) as caught:
+        child._result(returncode, output, log)
+    assert type(caught.value) is kind
+
+
+def test_a_run_that_is_given_up_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    note = tmp_path / "pid"
+    script = f"import os, pathlib, time; pathlib.Path({str(note)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    monkeypatch.setattr(child, "_COMMAND", (sys.executable, "-c", script))
+    ticks = child.measure(JOB)
+    while not note.exists() or not note.read_text():
+        next(ticks)
+    with pytest.raises(KeyboardInterrupt):
+        ticks.throw(KeyboardInterrupt)
+    assert not psutil.pid_exists(int(note.read_text()))
+
+
+def test_prose_is_seeded_long_and_varied() -> None:
+    text = write_prose(5000, seed=1)
+    assert text == write_prose(5000, seed=1) != write_prose(5000, seed=2)
+    words = text.split()
+    assert 5000 <= len(words) < 5200
+    assert len(set(words)) > 1000
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["-f", "no-such-file.txt"], 2, "no-such-file.txt"),
+        (["--runs", "0"], 2, "0"),
+        (["--new-tokens", "1"], 2, "1"),
+        (["-b", "lots"], 2, "lots"),
+        (["-m", "no such model"], 2, "no such model"),
+    ],
+)
+def test_wrong_values_are_refused_in_two_lines(
+    args: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["bench", "-q", *args]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    error, hint = err.splitlines()
+    assert error.startswith("error: ")
+    assert words in error
+    assert hint.startswith("hint: ")
+
+
+def test_a_request_that_measures_nothing_is_refused() -> None:
+    for changes in ({"runs": 0}, {"new_tokens": 1}, {"document": " \n"}):
+        with pytest.raises(UsageError):
+            replace(REQUEST, **changes)

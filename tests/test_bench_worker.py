@@ -1,0 +1,148 @@
+"""Both arms on a tiny random Llama: the same greedy tokens at full budget, cache bytes as measured, refusals."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from uncomp_cli.bench.arms import run_stock, run_uncomp, storage_bytes
+from uncomp_cli.bench.child import measure
+from uncomp_cli.bench.job import Job, Measurement
+from uncomp_cli.bench.prepare import BenchRequest, make_jobs
+from uncomp_cli.bench.prose import write_prose
+from uncomp_cli.bench.worker import _as_known, run_job
+from uncomp_cli.budget.presets import Preset
+from uncomp_cli.cli.app import run
+from uncomp_cli.config import ScorerConfig
+from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError
+from uncomp_cli.models.load import LoadedModel, load_model
+
+LAYERS, HEADS, HEAD_DIM, TOKENS, NEW = 3, 2, 8, 400, 6
+TOKEN_BYTES = LAYERS * HEADS * HEAD_DIM * 2 * 4
+FULL = Preset("full", "", "full", "full", ScorerConfig())
+SMALL = Preset("small", "", "40%", "uniform", ScorerConfig())
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama whose tokens are characters."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        num_hidden_layers=LAYERS, num_attention_heads=2 * HEADS, num_key_value_heads=HEADS, head_dim=HEAD_DIM,
+        hidden_size=32, intermediate_size=64, vocab_size=128, max_position_embeddings=512, initializer_range=0.5,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(path)
+    characters = Tokenizer(models.WordLevel({chr(code): code for code in range(128)}, unk_token="?"))
+    characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=characters, unk_token="?").save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def jobs(model_dir: Path) -> list[Job]:
+    document = write_prose(20, seed=0)
+    request = BenchRequest(
+        str(model_dir), model_dir, document, (FULL, SMALL), tokens=TOKENS, new_tokens=NEW, runs=1, device="cpu"
+    )
+    return make_jobs(request)
+
+
+@pytest.fixture(scope="module")
+def loaded(model_dir: Path) -> LoadedModel:
+    return load_model(str(model_dir), device="cpu")
+
+
+def test_the_prompt_has_exactly_the_wanted_tokens(jobs: list[Job]) -> None:
+    assert [job.arm for job in jobs] == ["stock", "uncomp", "uncomp"]
+    assert {len(job.context) + len(job.question) for job in jobs} == {TOKENS}
+    assert len({(job.context, job.question) for job in jobs}) == 1
+
+
+def test_full_budget_says_what_stock_says(jobs: list[Job], model_dir: Path) -> None:
+    stock, full, small = (run_job(job) for job in jobs)
+    assert len(stock.token_ids) == NEW
+    assert stock.token_ids == full.token_ids
+    assert len(small.token_ids) == NEW
+    for measured in (stock, full, small):
+        assert measured.ttft_s > 0
+        assert measured.decode_tok_s > 0
+        assert measured.full_kv_bytes == (TOKENS + NEW - 1) * TOKEN_BYTES
+    assert stock.kv_prefill_bytes == TOKENS * TOKEN_BYTES
+    assert stock.kv_bytes == stock.full_kv_bytes
+    assert full.full_kv_bytes < full.kv_bytes < 1.25 * full.full_kv_bytes
+    assert small.kv_bytes < 0.6 * stock.kv_bytes
+
+
+def test_stock_is_what_generate_gives(jobs: list[Job], model_dir: Path) -> None:
+    own = load_model(str(model_dir), device="cpu")
+    ids = torch.tensor([[*jobs[0].context, *jobs[0].question]])
+    expected = own.model.generate(ids, do_sample=False, max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=0)
+    assert run_stock(own, jobs[0].prompt, new_tokens=NEW).token_ids == tuple(expected[0, TOKENS:].tolist())
+
+
+def test_no_token_ends_a_run(jobs: list[Job], loaded: LoadedModel) -> None:
+    first = run_uncomp(loaded, jobs[1].prompt, preset=FULL, new_tokens=NEW)
+    loaded.model.config.eos_token_id = first.token_ids[0]
+    assert run_uncomp(loaded, jobs[1].prompt, preset=FULL, new_tokens=NEW).token_ids == first.token_ids
+
+
+def test_shared_storage_counts_once() -> None:
+    whole = torch.zeros(10, 4)
+    assert storage_bytes([whole, whole[2:], torch.zeros(3)]) == 160 + 12
+
+
+def test_a_child_measures_with_a_peak_of_its_own(jobs: list[Job]) -> None:
+    def run_one() -> Iterator[None]:
+        results.append((yield from measure(jobs[1])))
+
+    results: list[Measurement] = []
+    for _ in run_one():
+        pass
+    (measured,) = results
+    assert len(measured.token_ids) == NEW
+    assert measured.resident_bytes > 0
+    assert measured.peak_bytes is None or 0 <= measured.peak_bytes < measured.resident_bytes
+
+
+def test_too_long_and_too_small_are_refused_before_the_first_run(
+    model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["bench", "-q", "-m", str(model_dir), "--device", "cpu"]
+    assert run([*args, "--tokens", "510"]) == DoesNotFitError.exit_code
+    assert "542" in capsys.readouterr().err
+    assert run([*args, "--tokens", "300", "-b", "3"]) == DoesNotFitError.exit_code
+    assert "always kept" in capsys.readouterr().err
+
+
+def test_the_command_writes_one_json_object(
+    model_dir: Path, jobs: list[Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = run_job(jobs[1])
+
+    def measure_nothing(steps: object, terminal: object) -> object:
+        return [(measured, measured, measured)] * 2
+
+    monkeypatch.setattr("uncomp_cli.cli.bench._watch", measure_nothing)
+    args = ["bench", "-m", str(model_dir), "--tokens", "400", "-b", "full", "-b", "40%", "--device", "cpu"]
+    assert run([*args, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    record = json.loads(line)
+    assert record["tokens"] == 400
+    assert [s["budget_requested"] for s in record["settings"]] == ["full", "40%"]
+    assert [s["same_tokens"] for s in record["settings"]] == [True, True]
+    assert run(args) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[:2] == ["SETTING", "FIRST"]
+    assert [row.split()[0] for row in table[1:4]] == ["stock", "full", "40%"]
+    assert table[2].count("(1x)") >= 3
+
+
+def test_memory_that_runs_out_has_its_own_error() -> None:
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")):
+        assert isinstance(_as_known(error), OutOfMemoryError)
+    assert not isinstance(_as_known(RuntimeError("shape")), OutOfMemoryError)

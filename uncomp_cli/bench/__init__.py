@@ -1,0 +1,1 @@
+"""Time and weigh the engine against stock transformers."""

@@ -1,0 +1,178 @@
+"""`uncomp bench`: what a setting costs and saves against stock transformers with its full cache, on this machine."""
+
+from collections.abc import Generator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uncomp_cli.cli.options import (
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Offline,
+    Policy,
+    Preset,
+    Quantize,
+    Quiet,
+    Scorer,
+    Seed,
+    Tokenizer,
+    terminal_of,
+)
+from uncomp_cli.cli.prepare import ModelChoice, choose_preset, fetch
+from uncomp_cli.cli.tree import option
+from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
+from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.format import format_bytes, format_count, format_decimal, format_seconds
+from uncomp_cli.ui.live import loading
+from uncomp_cli.ui.meter import Meter, Reading
+
+if TYPE_CHECKING:
+    from uncomp_cli.bench.job import Job
+    from uncomp_cli.bench.runner import BenchStep, Round
+
+__all__ = ["bench"]
+
+_DEFAULTS = SamplingConfig()
+MEASURE_PANEL = "Measurement"
+COLUMNS = ("SETTING", "FIRST TOKEN", "DECODE TOK/S", "KV", "PEAK", "KEPT", "SAME TOKENS")
+
+
+def bench(
+    ctx: typer.Context,
+    file: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--file",
+            "-f",
+            help="Document to measure with: file, directory, glob, or - for standard input; repeatable.",
+            show_default="generated prose",
+            metavar="PATH",
+        ),
+    ] = None,
+    tokens: Annotated[
+        int,
+        option("--tokens", help="Length of the prompt, question included.", metavar="N", min=64, panel=MEASURE_PANEL),
+    ] = 7500,
+    new_tokens: Annotated[
+        int,
+        option("--new-tokens", help="Tokens to generate in every run.", metavar="N", min=2, panel=MEASURE_PANEL),
+    ] = 32,
+    runs: Annotated[
+        int, option("--runs", help="Rounds; figures are medians over them.", metavar="N", min=1, panel=MEASURE_PANEL)
+    ] = 3,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--budget",
+            "-b",
+            help="KV cache to keep, as in `uncomp ask`; repeat it to measure several.",
+            metavar="AMOUNT",
+            show_default="the preset's",
+            rich_help_panel="Compression",
+        ),
+    ] = None,
+    preset: Preset = None,
+    policy: Policy = None,
+    scorer: Scorer = None,
+    model: Model = DEFAULT_MODEL,
+    tokenizer: Tokenizer = None,
+    quantize: Quantize = "none",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offline: Offline = False,
+    seed: Seed = _DEFAULTS.seed,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure first token, decode speed, peak memory and KV bytes against stock transformers."""
+    terminal = terminal_of(ctx, quiet=quiet)
+    document, source = _document(file or [], tokens, seed, terminal)
+    choice = ModelChoice(model, tokenizer, quantize, device, dtype, offline)
+    with loading(terminal, "preparing the benchmark"):
+        budgets: list[str | None] = [*budget] if budget else [None]
+        presets = [choose_preset(preset, budget=b, policy=policy, scorer=scorer) for b in budgets]
+        presets = [replace(p, scorer=replace(p.scorer, seed=seed)) for p in presets]
+    model_dir = fetch(choice, terminal)
+    with loading(terminal, "preparing the prompt"):
+        from uncomp_cli.bench.prepare import BenchRequest, make_jobs
+        from uncomp_cli.bench.report import report
+        from uncomp_cli.bench.runner import run_bench
+
+        request = BenchRequest(
+            model, model_dir, document, tuple(presets), tokens, new_tokens, runs, tokenizer, device, dtype, quantize
+        )
+        jobs = make_jobs(request)
+    rounds = _watch(run_bench(jobs, runs), terminal)
+    record = report(request, jobs, rounds, source=source)
+    if as_json:
+        terminal.write_json(record)
+    else:
+        _write_table(record, jobs, terminal)
+
+
+def _document(paths: list[str], tokens: int, seed: int, terminal: Terminal) -> tuple[str, str]:
+    """The text to measure with, and its name."""
+    if not paths:
+        from uncomp_cli.bench.prose import write_prose
+
+        return write_prose(tokens, seed=seed), f"generated prose, seed {seed}"
+    import sys
+
+    from uncomp_cli.documents.reader import read_documents
+
+    found = read_documents(paths, stdin=sys.stdin.buffer)
+    for path, reason in found.skipped:
+        terminal.warn(f"skipped {path}: {reason}")
+    return "\n\n".join(d.text.strip() for d in found.documents), ", ".join(d.path for d in found.documents)
+
+
+def _watch(steps: "Generator[BenchStep, None, list[Round]]", terminal: Terminal) -> "list[Round]":
+    """Show which run is under way and how long is left; returns the rounds."""
+    with Meter(terminal) as meter:
+        try:
+            while True:
+                step = next(steps)
+                label = f"run {step.index + 1} of {step.total}: {step.label}"
+                meter.show(Reading(label, step.fraction, None, step.elapsed_s))
+        except StopIteration as end:
+            rounds: list[Round] = end.value
+            return rounds
+        finally:
+            steps.close()
+
+
+def _write_table(record: dict[str, Any], jobs: "list[Job]", terminal: Terminal) -> None:
+    rows = [_row(jobs[0].label, record["stock"], None)]
+    rows += [
+        _row(job.label, setting, setting["ratio"]) for job, setting in zip(jobs[1:], record["settings"], strict=True)
+    ]
+    terminal.write_table(COLUMNS, rows)
+    hardware = record["hardware"]
+    terminal.write_line(
+        f"{record['model']['id']} ({record['model']['dtype']}), {format_count(record['tokens'])} tokens and "
+        f"{record['new_tokens']} new ones, medians of {record['runs']} alternating runs, (x) = ours / stock; "
+        f"{hardware['cpu']}, {hardware['threads']} threads, {hardware['device']}"
+    )
+
+
+def _row(label: str, figures: dict[str, Any], ratio: dict[str, Any] | None) -> tuple[str, ...]:
+    """One line of the table; the ratios stand behind the figures."""
+
+    def with_ratio(text: str, key: str) -> str:
+        value = None if ratio is None else ratio[key]
+        return text if value is None else f"{text} ({value:.3g}x)"
+
+    peak = figures["peak_bytes"]
+    same = figures.get("same_tokens")
+    return (
+        label,
+        with_ratio(format_seconds(figures["ttft_s"]), "ttft"),
+        with_ratio(format_decimal(figures["decode_tok_s"]), "decode"),
+        with_ratio(format_bytes(figures["kv_bytes"]), "kv_bytes"),
+        "unknown" if peak is None else with_ratio(format_bytes(peak), "peak_bytes"),
+        f"{100 * figures['kept_fraction']:.1f} %" if "kept_fraction" in figures else "-",
+        "-" if same is None else "yes" if same else "no",
+    )
