@@ -1,0 +1,59 @@
+# Needs python3 (3.11 or newer), pip and make. Every target may be repeated; the second run starts in seconds.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input --retries 10 --timeout 180
+
+MODEL := smollm2-135m
+DOCUMENT := docs/demo/lighthouse-handbook.md
+QUESTION := What is the combination of the stores safe?
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint man bench model clean
+
+help:
+	@echo "make demo    install, fetch the default model, ask a question of a real document"
+	@echo "make test    the default tests: minutes, no GPU"
+	@echo "make check   lint, types, man pages, tests: what CI runs"
+	@echo "make lint    ruff and mypy only;  make man    write the man pages again"
+	@echo "make bench   time and weigh against stock transformers;  make clean    remove what was built"
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed\nhint: make PYTHON=/path/to/python3.11")'
+	@echo "installing into $(VENV) (the first time takes some minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) -c constraints.txt -e '.[documents,quantize,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/uncomp model pull $(MODEL) >/dev/null
+	@echo "$(DOCUMENT): $(QUESTION)"
+	@$(BIN)/uncomp ask --model $(MODEL) -f $(DOCUMENT) "$(QUESTION)"
+
+# Without the model its tests are skipped, so that `make test` also works with no network.
+model: $(STAMP)
+	@$(BIN)/uncomp model pull $(MODEL) >/dev/null || true
+
+test: $(STAMP) model
+	@$(BIN)/python -m pytest -m "not slow and not gpu" -r fEs $(ARGS)
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+man: $(STAMP)
+	@$(BIN)/python man/generate.py
+
+check: lint
+	@$(BIN)/python man/generate.py --check
+	@$(MAKE) --no-print-directory test
+
+bench: $(STAMP) model
+	@$(BIN)/uncomp bench --model $(MODEL) -f $(DOCUMENT) $(ARGS)
+
+clean:
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
