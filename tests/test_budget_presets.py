@@ -134,3 +134,15 @@ def test_unknown_names(own: Path, name: str, hint: str) -> None:
     error = refusal(name)
     assert f"unknown preset '{name}'" in error.message
     assert error.hint == hint
+
+
+def test_a_preset_keeps_a_short_document_whole_and_an_explicit_budget_is_taken_at_its_word() -> None:
+    from uncomp_cli.cli.prepare import choose_preset
+
+    assert choose_preset("tiny", budget=None, policy=None, scorer=None).floor_tokens == 128
+    assert choose_preset("tiny", budget="5%", policy=None, scorer=None).floor_tokens == 0
+
+
+def test_a_negative_floor_is_refused() -> None:
+    with pytest.raises(UsageError, match="floor_tokens is -1"):
+        Preset(name="x", description="", budget="5%", policy="uniform", floor_tokens=-1)

@@ -25,15 +25,22 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """What a preset sets. `budget` is in the user's own unit; it and `policy` are checked when made."""
+    """What a preset sets. `budget` is in the user's own unit; it and `policy` are checked when made.
+
+    A preset is written once for all lengths, so short documents get at least `floor_tokens` document tokens per head;
+    a budget that the user names is taken at its word, with no floor.
+    """
 
     name: str
     description: str
     budget: str
     policy: str
+    floor_tokens: int = 0
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
 
     def __post_init__(self) -> None:
+        if self.floor_tokens < 0:
+            raise UsageError(f"floor_tokens is {self.floor_tokens}", hint="use 0 (no floor) or more tokens")
         parse_budget(self.budget)
         make_policy(self.policy)
 
@@ -98,7 +105,8 @@ def _read(path: Path) -> Preset:
             hint="update uncomp, or write the preset again",
         )
     scorer = _checked(data.get("scorer", {}), ScorerConfig, path)
-    return Preset(**{**_checked(data, Preset, path, optional=("scorer",)), "scorer": ScorerConfig(**scorer)})
+    settings = _checked(data, Preset, path, optional=("scorer", "floor_tokens"))
+    return Preset(**{**settings, "scorer": ScorerConfig(**scorer)})
 
 
 def _checked(data: Any, target: type, path: Path, optional: tuple[str, ...] | None = None) -> dict[str, Any]:

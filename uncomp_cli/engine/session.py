@@ -27,7 +27,7 @@ from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.models.load import LoadedModel
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["RunStats", "Session", "check_fits", "check_length", "make_plan"]
+__all__ = ["RunStats", "Session", "check_fits", "check_length", "make_plan", "scorer_config"]
 
 _MEMORY_MARGIN = 0.9
 
@@ -81,6 +81,9 @@ def make_plan(spec: ModelSpec, preset: Preset, prompt: Prompt, *, available: int
     everything = BudgetPlan(prompt.seq_len, ((prompt.seq_len,) * spec.num_kv_heads,) * spec.num_layers)
     spare = int(_MEMORY_MARGIN * available) - estimate(spec, everything).activation_bytes
     entries = resolve_entries(budget, spec, seq_len=prompt.seq_len, free_bytes=max(0, spare))
+    if preset.floor_tokens:
+        floor = (prompt.always_kept + preset.floor_tokens) * spec.num_layers * spec.num_kv_heads
+        entries = max(entries, min(floor, spec.full_entries(prompt.seq_len)))
     return policy.plan(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept)
 
 

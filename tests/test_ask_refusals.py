@@ -1,0 +1,243 @@
+"""What `uncomp ask` refuses: an exit code and two lines, nothing on standard output, nothing half-written."""
+
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_ask_support import TRAINED_LENGTH, tiny_model, two_lines
+
+from uncomp_cli.cli.app import run
+from uncomp_cli.engine import memory, session
+from uncomp_cli.engine.prefill import PrefillState
+
+__all__ = ["tiny_model"]
+
+Refused = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty directory, and no settings of the user's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+    Path("notes.txt").write_text("The harbour was quiet and the lamps were lit. " * 8)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run `uncomp ask` with arguments that must be refused: exit code, message, hint."""
+
+    def ask(*args: str) -> tuple[int, str, str]:
+        before = sorted(Path().rglob("*"))
+        capsys.readouterr()
+        code = run(["ask", *args])
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert sorted(Path().rglob("*")) == before
+        return code, *two_lines(err)
+
+    return ask
+
+
+def about(*args: str, model: object = "no-such-model") -> list[str]:
+    """Arguments that ask about notes.txt; a model that is not there shows that the refusal comes before its turn."""
+    return ["-f", "notes.txt", "-m", str(model), *args, "Where?"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "message"),
+    [
+        ("absent.txt", None, 2, "'absent.txt'"),
+        ("empty.txt", b"", 1, "cannot read 'empty.txt'"),
+        ("blank.txt", b" \n\t\n", 1, "cannot read 'blank.txt'"),
+        ("tool.bin", bytes(range(256)) * 8, 1, "cannot read 'tool.bin'"),
+        ("broken.pdf", b"%PDF-1.7\n garbage", 1, "cannot read 'broken.pdf'"),
+    ],
+)
+def test_documents(refused: Refused, name: str, content: bytes | None, code: int, message: str) -> None:
+    if content is not None:
+        Path(name).write_bytes(content)
+    found, said, _ = refused("-f", "notes.txt", "-f", name, "-m", "no-such-model", "Where?")
+    assert found == code
+    assert message in said
+
+
+def test_an_unreadable_document(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    assert refused(*about()) == (1, "cannot read 'notes.txt': Permission denied", "ls -l notes.txt")
+
+
+@pytest.mark.parametrize(
+    ("args", "message", "hint"),
+    [
+        (["-b", "10 parsecs"], "budget '10 parsecs' has the unknown unit 'parsecs'", "write 10%"),
+        (["-b", "lots"], "budget 'lots' is not a budget", "write 10%"),
+        (["-b", "0%"], "budget '0%' keeps nothing", "write 10%"),
+        (["-b", "120%"], "budget '120%' is more than the full cache", "use at most 100%"),
+        (["-p", "balnced"], "unknown preset 'balnced'", "did you mean 'balanced'?"),
+        (["--policy", "unifrom"], "unknown policy 'unifrom'", "did you mean 'uniform'?"),
+        (["--scorer", "windwo"], "unknown scorer 'windwo'", "did you mean 'window'?"),
+        (["--policy", "full", "-b", "10%"], "policy full keeps everything, budget 10% does not", "leave one"),
+        (["--policy", "sinks", "--scorer", "window"], "policy sinks has its own scorer, recent", "--policy uniform"),
+        (["--truncate", "midle"], "invalid value for '--truncate': 'midle'", "did you mean 'middle'?"),
+        (["--rope", "yarm:2"], "unknown rope extension 'yarm'", "did you mean 'yarn:2'?"),
+        (["--rope", "yarn"], "rope extension 'yarn' needs a factor", "did you mean 'yarn:2'?"),
+        (["--temperature", "-1"], "invalid value '-1' for '--temperature'", ""),
+        (["--top-p", "0"], "top-p is 0", "use a value above 0"),
+        (["-Q", " "], "question 2 of 2 is empty", "leave it out"),
+        (["-s", "caf\udce9"], "the system prompt is not UTF-8 text", ""),
+        (["--questions", "absent"], "questions file absent cannot be read", "give a text file"),
+    ],
+)
+def test_values(refused: Refused, args: list[str], message: str, hint: str) -> None:
+    code, said, hinted = refused(*about(*args))
+    assert code == 2
+    assert said.startswith(message)
+    assert hinted.startswith(hint)
+
+
+def test_models(refused: Refused, tiny_model: Path) -> None:
+    code, said, hint = refused(*about(model="smollm2-153m"))
+    assert code == 2
+    assert "'smollm2-153m'" in said
+    assert "did you mean smollm2-135m?" in said + hint
+    code, said, _ = refused(*about("--tokenizer", "absent", model=tiny_model))
+    assert code == 1
+    assert "absent" in said
+    code, said, _ = refused(*about("--device", "toaster", model=tiny_model))
+    assert (code, said) == (2, "device 'toaster' is unknown")
+
+
+def test_damaged_models(refused: Refused, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.gguf").write_bytes(b"GGUF\x03\0\0\0 and then nothing that it should hold")
+    code, said, _ = refused(*about(model="bad.gguf"))
+    assert code == 1
+    assert "bad.gguf" in said
+    Path("cut").mkdir()
+    for file in tiny_model.iterdir():
+        data = file.read_bytes()
+        (Path("cut") / file.name).write_bytes(data[: len(data) // 2] if file.suffix == ".safetensors" else data)
+    code, said, _ = refused(*about(model="cut"))
+    assert code == 1
+    assert "cut" in said
+    assert refused(*about("--dry-run", model="cut"))[0] == 1
+
+
+def test_no_question(refused: Refused) -> None:
+    for args in ([], [""], ["--questions", "blank"]):
+        Path("blank").write_text("\n \n")
+        code, said, hint = refused("-f", "notes.txt", *args)
+        assert (code, said) == (2, "no question was given")
+        assert hint.startswith("uncomp ask -f")
+
+
+def test_no_document(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    code, said, _ = refused("Where?")
+    assert (code, said) == (2, "no document was given, and standard input is closed")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    code, said, _ = refused("Where?")
+    assert code == 1
+    assert said.startswith("cannot read standard input")
+
+
+@pytest.mark.parametrize("mode", [[], ["--dry-run"]])
+def test_a_document_over_the_trained_length(
+    refused: Refused, tiny_model: Path, capsys: pytest.CaptureFixture[str], mode: list[str]
+) -> None:
+    Path("notes.txt").write_text("x" * TRAINED_LENGTH)
+    if mode:
+        assert run(["ask", *about(*mode, model=tiny_model)]) == 3
+        out, err = capsys.readouterr()
+        assert "fits" in out
+        code, (said, hint) = 3, two_lines(err)
+    else:
+        code, said, hint = refused(*about(model=tiny_model))
+    assert code == 3
+    assert said.startswith("the prompt has 4,1")
+    assert said.endswith("tokens, the model was trained for 4,096")
+    assert "--truncate head, middle or tail" in hint
+    assert "--rope yarn:2" in hint
+    flags = hint.partition("--rope ")[2].split()[0]
+    short = ["-b", "full", "--max-new-tokens", "2", "--json"]
+    assert run(["ask", *about("--rope", flags, *mode, *short, model=tiny_model)]) == 0
+    record = json.loads(capsys.readouterr().out)
+    if mode:
+        assert (record["trained_length"], record["context_length"]) == (TRAINED_LENGTH, 2 * TRAINED_LENGTH)
+    else:
+        assert record["uncertainty"]["prompt_in_trained_length"] is False
+    assert run(["ask", *about("--truncate", "tail", *mode, *short, model=tiny_model)]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["files"][0]["truncated"] is True
+
+
+def test_a_document_over_the_extended_length(refused: Refused, tiny_model: Path) -> None:
+    Path("notes.txt").write_text("x" * 2 * TRAINED_LENGTH)
+    code, said, hint = refused(*about("--rope", "linear:2", model=tiny_model))
+    assert code == 3
+    assert said.endswith("tokens, the model was trained for 4,096, extended to 8,192")
+    assert "--rope yarn:3" in hint
+
+
+def test_a_question_that_leaves_no_room(refused: Refused, tiny_model: Path) -> None:
+    code, said, hint = refused(*about("--truncate", "head", "-Q", "y" * TRAINED_LENGTH, model=tiny_model))
+    assert code == 3
+    assert said.startswith("template and question alone have 4,1")
+    assert "--max-new-tokens" in hint
+
+
+def test_a_budget_below_template_and_question(
+    refused: Refused, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said, hint = refused(*about("-b", "10", model=tiny_model))
+    assert code == 3
+    assert said.startswith("the budget keeps 10 tokens per head, but ")
+    enough = int(hint.partition("--budget ")[2].split()[0])
+    assert f"{enough:,} are always kept" in said
+    assert refused(*about("-b", str(enough - 1), model=tiny_model))[0] == 3
+    assert run(["ask", *about("-b", str(enough), "--max-new-tokens", "4", model=tiny_model)]) == 0
+    assert len(capsys.readouterr().out) == 5
+
+
+def test_no_memory(
+    refused: Refused, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(session, "free_bytes", lambda device: 2**19)
+        code, said, hint = refused(*about("-b", "full", model=tiny_model))
+    assert code == 3
+    assert said.startswith("needs about 1 MiB beside the weights (")
+    assert said.endswith("of it KV cache), 0 MiB are free")
+    assert "--budget" in hint
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**20)
+    assert run(["ask", *about("--dry-run", "--json", "-b", "full", model=tiny_model)]) == 3
+    out, err = capsys.readouterr()
+    record = json.loads(out)
+    assert record["fits"] is False
+    assert record["refusal"] == two_lines(err)[0]
+
+
+def test_ctrl_c_while_reading(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attend = PrefillState.attend
+
+    def pressed(state: PrefillState, layer: int, *args: object, **keywords: object) -> object:
+        if layer == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return attend(state, layer, *args, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PrefillState, "attend", pressed)
+    for args in ([], ["--json"]):
+        assert run(["ask", *about(*args, model=tiny_model)]) == 130
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.splitlines()[-1].startswith("budget ")  # who pressed Ctrl-C knows why it ended

@@ -1,0 +1,133 @@
+"""`uncomp ask` as a process: what reaches each stream, on pipes and terminals, and what Ctrl-C leaves behind."""
+
+import re
+from pathlib import Path
+
+import pytest
+from test_ask_support import Running, last_object, long_lived, make_tiny_model, start, tiny_model, two_lines
+from test_ui_streams import ESCAPE, screen
+
+__all__ = ["long_lived", "tiny_model"]
+
+LONG = ["--max-new-tokens", "3500"]
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Path:
+    path = tmp_path / "notes.txt"
+    path.write_text("The harbour was quiet and the lamps were lit. " * 8)
+    return path
+
+
+def ask(document: Path, model: Path, *args: str) -> list[str]:
+    return ["ask", "-f", str(document), "-m", str(model), "--max-new-tokens", "24", *args]
+
+
+def test_a_pipe_gets_the_answer_and_nothing_else(document: Path, tiny_model: Path) -> None:
+    args = ask(document, tiny_model, "Where?")
+    code, out, err = start(*args).finish()
+    assert code == 0
+    assert re.fullmatch(r"[a-z]{24}\n", out)
+    assert ESCAPE not in err
+    lines = err.splitlines()
+    assert lines[:2] == ["preparing", f"loading {tiny_model}"]
+    assert re.match(r"budget 20% \(balanced, uniform\): \d+ of \d+ tokens per head, .* \(\d+\.\d %\)", lines[2])
+    assert re.match(r"prefill \d+ tok .* · first token .* · KV .* of .* · peak .* · context \d+/4,096$", lines[-1])
+    assert start(*args, stderr="null").finish() == (0, out, "")
+    assert start(*args, "-q").finish() == (0, out, "")
+    assert start(*args, "--json", "-q").finish()[1].count("\n") == 1
+
+
+def test_several_answers_are_told_apart(document: Path, tiny_model: Path) -> None:
+    code, out, err = start(*ask(document, tiny_model, "Where?", "-Q", "When?", "-Q", "Who?")).finish()
+    assert code == 0
+    assert re.fullmatch(r"[a-z]{24}\n\n[a-z]{24}\n\n[a-z]{24}\n", out)
+    assert [line for line in err.splitlines() if line.startswith("question")] == [
+        "question 1 of 3: Where?", "question 2 of 3: When?", "question 3 of 3: Who?",
+    ]  # fmt: skip
+    assert len(re.findall(r"^prefill .* context", err, re.MULTILINE)) == 3
+
+
+def test_standard_input_is_a_document(document: Path, tiny_model: Path) -> None:
+    args = ["ask", "-m", str(tiny_model), "--max-new-tokens", "24", "--json", "Where?"]
+    code, out, _ = start(*args, stdin=document.read_bytes()).finish()
+    assert code == 0
+    from_stdin, from_file = last_object(out), last_object(start(*args, "-f", str(document)).finish()[1])
+    assert [file["path"] for file in from_stdin["files"]] == ["-"]
+    assert from_stdin["files"][0]["sha256"] == from_file["files"][0]["sha256"]
+    assert from_stdin["answer"] == from_file["answer"]
+    both = last_object(start(*args, "-f", "-", "-f", str(document), stdin=b"A second text.").finish()[1])
+    assert [file["path"] for file in both["files"]] == ["-", str(document)]
+
+
+def test_a_terminal_without_a_file_is_asked_for_one() -> None:
+    code, out, err = start("ask", "Where?", stdin=None).finish()
+    assert (code, out) == (2, "")
+    assert two_lines(err) == (
+        "no document was given, and standard input is a terminal", 'uncomp ask -f doc.txt "question"',
+    )  # fmt: skip
+
+
+def test_on_a_terminal_the_bar_comes_and_goes(document: Path, tiny_model: Path) -> None:
+    code, out, err = start(*ask(document, tiny_model, "Where?"), stdout="tty", stderr="tty").finish()
+    assert code == 0
+    assert re.fullmatch(r"[a-z]{24}\n", out)
+    assert re.search(r"prefill \d+ tok .*━", err)
+    left = screen(err).splitlines()
+    assert [line.split()[0] for line in left if line.strip()] == ["budget", "prefill"]
+    assert "━" not in screen(err)
+    assert "first token" in left[-1]
+
+
+def test_the_pace_shows_while_the_answer_goes_elsewhere(document: Path, tiny_model: Path) -> None:
+    _, out, err = start(*ask(document, tiny_model, "Where?"), stderr="tty").finish()
+    assert re.fullmatch(r"[a-z]{24}\n", out)
+    assert re.search(r"decode \d.* tok/s · \d+ tok · KV", err)
+    assert screen(err).count("decode") == 1  # the readout's own
+
+
+def test_nobody_but_us_drives_the_terminal(tmp_path: Path) -> None:
+    """Control characters in the answer, a file's name and a question stay off a terminal, and in a pipe's bytes."""
+    rude = make_tiny_model(tmp_path / "rude", sayable="\x1b\x07[2Jm")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("The harbour was quiet. " * 20)
+    (folder / "b\x1b]0;mine\x07.bin").write_bytes(b"\0\1\2")
+    args = ask(folder, rude, "Where\x1b[5m?", "-Q", "When?")
+    code, out, err = start(*args, stdout="tty", stderr="tty", NO_COLOR="1").finish()
+    assert code == 0
+    assert "skipped" in err
+    assert "]0;mine" in err
+    assert "Where[5m?" in err
+    assert "\x07" not in out + err
+    assert ESCAPE not in out
+    assert set(re.findall(r"\x1b[^A-Za-z]*[A-Za-z]", err)) <= {"\x1b[?25l", "\x1b[?25h", "\x1b[2K", "\x1b[1A"}
+    assert ESCAPE in start(*args).finish()[1]
+
+
+def test_ctrl_c_keeps_what_was_said(document: Path, tiny_model: Path, long_lived: list[Running]) -> None:
+    running = start(*ask(document, tiny_model, "Where?", *LONG))
+    long_lived.append(running)
+    running.wait_for_bytes("stdout")
+    running.interrupt()
+    code, out, err = running.finish()
+    assert code == 130
+    assert re.fullmatch(r"[a-z]{1,3400}\n", out)
+    assert "error" not in err
+    assert err.splitlines()[-1].startswith("prefill ")
+    whole = start(*ask(document, tiny_model, "Where?", "--max-new-tokens", str(len(out) - 1))).finish()[1]
+    assert whole == out
+
+
+def test_ctrl_c_keeps_what_was_said_as_json(document: Path, tiny_model: Path, long_lived: list[Running]) -> None:
+    running = start(*ask(document, tiny_model, "Where?", "-Q", "When?", "--json", *LONG), stderr="tty")
+    long_lived.append(running)
+    running.wait_for("stderr", "decode ")
+    running.interrupt()
+    code, out, _ = running.finish()
+    assert code == 130
+    assert out.count("\n") == 1  # the second question is not asked any more
+    record = last_object(out)
+    assert record["finish_reason"] == "interrupted"
+    assert 0 < record["usage"]["completion_tokens"] < 3400
+    assert 0 <= record["usage"]["completion_tokens"] - len(record["answer"]) <= 1

@@ -1,0 +1,252 @@
+"""What the tests of `uncomp ask` and `uncomp chat` share: a tiny model, and processes that start at once.
+
+`start` runs the command line in a process of its own, on pipes or pseudo-terminals. It is forked from a server that
+has imported torch already, so that a test does not wait seconds for that; the first test below holds it against a
+process that was started from nothing. The tiny model has random weights and a token for every byte; it says lower-case
+letters, never stops, and was trained, so it claims, for 4,096 tokens.
+"""
+
+import fcntl
+import io
+import json
+import multiprocessing
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from uncomp_cli.cli.app import main
+
+TRAINED_LENGTH = 4096
+SAYABLE = "abcdefghijklmnopqrstuvwxyz"
+SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PATIENCE_S = 60.0
+Kind = Literal["pipe", "tty", "null"]
+
+
+def make_tiny_model(directory: Path, *, sayable: str = SAYABLE) -> Path:
+    """Write the tiny model, which says only these characters, in Hugging Face format."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate([*SPECIAL, *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=SPECIAL[0], eos_token=SPECIAL[2], additional_special_tokens=[SPECIAL[1]]
+    )
+    wrapped.chat_template = TEMPLATE
+    wrapped.save_pretrained(directory)
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(vocab), hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=TRAINED_LENGTH, initializer_range=0.2,
+        tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    said = torch.zeros(len(vocab), 1)
+    said[wrapped.convert_tokens_to_ids(wrapped.tokenize(sayable))] = 1
+    model.lm_head.weight.data *= said
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@dataclass
+class Running:
+    """A command line that runs: what it has written so far, and what can be done to it."""
+
+    process: Any
+    readers: dict[str, int]
+    written: dict[str, bytes] = field(default_factory=lambda: {"stdout": b"", "stderr": b""})
+
+    def wait_for(self, stream: str, text: str) -> None:
+        """Return when `text` has come on `stream`."""
+        self._pump(lambda: text.encode() in self.written[stream], f"{text!r} on {stream}")
+
+    def wait_for_bytes(self, stream: str) -> None:
+        """Return when anything has come on `stream`."""
+        self._pump(lambda: self.written[stream] != b"", f"anything on {stream}")
+
+    def interrupt(self) -> None:
+        """Ctrl-C, as far as the process can tell."""
+        os.kill(self.process.pid, signal.SIGINT)
+
+    def finish(self) -> tuple[int, str, str]:
+        """Exit code, standard output, standard error."""
+        self._pump(lambda: False, "the end")
+        self.process.join(PATIENCE_S)
+        return self.process.exitcode, self.written["stdout"].decode(), self.written["stderr"].decode()
+
+    def _pump(self, seen: Any, what: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while self.readers and not seen():
+            if time.monotonic() > deadline:
+                self.process.kill()
+                raise AssertionError(f"waited in vain for {what}; so far: {self.written}")
+            ready = select.select(list(self.readers.values()), [], [], 1)[0]
+            for stream, reader in [item for item in self.readers.items() if item[1] in ready]:
+                data = _read(reader)
+                self.written[stream] += data.replace(b"\r\n", b"\n")
+                if not data:
+                    os.close(self.readers.pop(stream))
+        assert seen() or what == "the end", f"it ended without {what}: {self.written}"
+
+
+def _read(reader: int) -> bytes:
+    try:
+        return os.read(reader, 65536)
+    except OSError:  # a pseudo-terminal says so when the other side is gone
+        return b""
+
+
+@dataclass
+class Descriptor:
+    """A file descriptor that a forked process inherits."""
+
+    number: int
+
+    def __getstate__(self) -> Any:
+        return DupFd(self.number)
+
+    def __setstate__(self, state: Any) -> None:
+        self.number = state.detach()
+
+
+def _run_main(streams: list[Descriptor], args: list[str], environment: Mapping[str, str]) -> None:
+    os.setsid()
+    for number, stream in enumerate(streams):
+        os.dup2(stream.number, number)
+        os.close(stream.number)
+    if os.isatty(0):
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.stdin, sys.stdout = _text_stream(0, "r"), _text_stream(1, "w")
+    sys.stderr = _text_stream(2, "w", line_buffering=True)
+    torch.set_num_threads(1)
+    sys.argv = ["uncomp", *args]
+    main()
+
+
+def _text_stream(number: int, mode: str, *, line_buffering: bool = False) -> io.TextIOWrapper:
+    raw = io.FileIO(number, mode, closefd=False)
+    buffer = io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
+    return io.TextIOWrapper(buffer, encoding="utf-8", line_buffering=line_buffering)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment of a started process: ours, with a plain capable terminal and no settings of the user's."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("UNCOMP_") and key != "NO_COLOR"}
+    if "UNCOMP_CACHE_DIR" in os.environ:
+        kept["UNCOMP_CACHE_DIR"] = os.environ["UNCOMP_CACHE_DIR"]
+    defaults = {"TERM": "xterm-256color", "COLUMNS": "200", "OMP_NUM_THREADS": "1", "UNCOMP_CONFIG": os.devnull}
+    return {**kept, **defaults, **changes}
+
+
+@cache
+def fork_server() -> Any:
+    """The context that forks from a process in which everything has been imported, wherever we are now."""
+    tests = Path(__file__).parent
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_ask_support", "uncomp_cli.engine.session", "uncomp_cli.engine.chat"])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", os.pathsep.join([str(tests), str(tests.parent)]))
+        forkserver.ensure_running()
+    return context
+
+
+def start_on(descriptors: list[int], args: list[str], **changes: str) -> Any:
+    """Start the command line on three descriptors of ours."""
+    context = fork_server()
+    streams = [Descriptor(number) for number in descriptors]
+    process = context.Process(target=_run_main, args=(streams, args, environment(**changes)), daemon=True)
+    process.start()
+    return process
+
+
+def start(
+    *args: str, stdin: bytes | None = b"", stdout: Kind = "pipe", stderr: Kind = "pipe", **changes: str
+) -> Running:
+    """Start the command line; `stdin` None is a terminal on which nothing is typed."""
+    out, err = _ends(stdout), _ends(stderr)
+    typed, read = pty.openpty() if stdin is None else os.pipe()[::-1]
+    process = start_on([read, out[1], err[1]], list(args), **changes)
+    for descriptor in (read, out[1], err[1]):
+        os.close(descriptor)
+    if stdin is not None:
+        os.write(typed, stdin)  # what the tests pipe in is shorter than a pipe's buffer
+        os.close(typed)
+    return Running(process, {"stdout": out[0], "stderr": err[0]})
+
+
+def _ends(kind: Kind) -> tuple[int, int]:
+    if kind == "null":
+        reader, writer = os.pipe()
+        os.close(writer)
+        return reader, os.open(os.devnull, os.O_WRONLY)
+    return pty.openpty() if kind == "tty" else os.pipe()
+
+
+def last_object(stdout: str) -> dict[str, Any]:
+    """The JSON object on the last line."""
+    record: dict[str, Any] = json.loads(stdout.splitlines()[-1])
+    return record
+
+
+def two_lines(stderr: str) -> tuple[str, str]:
+    """The message and the hint of a refusal, which must be all that there is, progress lines aside."""
+    lines = [line for line in stderr.splitlines() if not line.startswith(("loading ", "measuring", "preparing"))]
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"], stderr
+    return lines[0].removeprefix("error: "), lines[1].removeprefix("hint: ")
+
+
+@pytest.fixture
+def long_lived() -> Iterator[list[Running]]:
+    """Processes put in here are gone after the test."""
+    running: list[Running] = []
+    yield running
+    for item in running:
+        item.process.kill()
+
+
+def test_a_forked_process_is_like_one_started_from_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    document = tmp_path / "notes.txt"
+    document.write_text("The harbour was quiet.")
+    args = ["ask", "-f", str(document), "-m", str(tiny_model), "-b", "full", "--max-new-tokens", "30", "Where?"]
+    done = subprocess.run(
+        [sys.executable, "-m", "uncomp_cli", *args],
+        capture_output=True,
+        check=False,
+        text=True,
+        env=environment(PYTHONPATH=str(Path(__file__).parent.parent)),
+    )
+    code, out, err = start(*args).finish()
+    assert code == done.returncode == 0, (err, done.stderr)
+    assert done.stdout == out
+    assert len(out.strip("\n")) == 30
+    assert done.stderr.splitlines()[:2] == err.splitlines()[:2] == ["preparing", f"loading {tiny_model}"]
+    assert [line.split()[0] for line in done.stderr.splitlines()] == [line.split()[0] for line in err.splitlines()]

@@ -1,0 +1,34 @@
+"""A preset's floor: short documents keep at least so many of their tokens, long ones follow the budget."""
+
+import pytest
+import torch
+
+from uncomp_cli.budget.presets import Preset
+from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.session import make_plan
+from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.spec import ModelSpec
+
+SPEC = ModelSpec("llama", 2, 4, 2, 8, 32, 64, 100, 100_000, 4, (None, None))
+OPENING, QUESTION = 10, 20
+
+
+def prompt_of(document: int) -> Prompt:
+    protected = torch.zeros(OPENING + document, dtype=torch.bool)
+    protected[:OPENING] = True
+    return Prompt(context=(1,) * (OPENING + document), questions=((2,) * QUESTION,), protected=protected)
+
+
+def preset_of(floor: int) -> Preset:
+    return Preset(name="x", description="", budget="5%", policy="uniform", floor_tokens=floor)
+
+
+@pytest.mark.parametrize(("document", "kept"), [(50, 80), (400, 130), (20_000, 1001)])
+def test_the_floor_counts_document_tokens_beside_the_protected_ones(document: int, kept: int) -> None:
+    plan = make_plan(SPEC, preset_of(100), prompt_of(document), available=2**30)
+    assert set(plan.kept[0] + plan.kept[1]) == {kept} | ({kept + 1} if document == 20_000 else set())
+
+
+def test_without_a_floor_the_same_budget_is_refused() -> None:
+    with pytest.raises(DoesNotFitError):
+        make_plan(SPEC, preset_of(0), prompt_of(50), available=2**30)

@@ -1,0 +1,129 @@
+"""`uncomp ask`: questions about documents, answered from a compressed cache.
+
+Documents are read before anything heavy is loaded; a run that cannot fit is refused before it starts.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uncomp_cli.cli.asking import AskJob, run_ask
+from uncomp_cli.cli.options import (
+    Budget,
+    Device,
+    Dtype,
+    Json,
+    MaxNewTokens,
+    MinP,
+    Model,
+    Offline,
+    Policy,
+    Preset,
+    Quantize,
+    Quiet,
+    RepetitionPenalty,
+    Rope,
+    Scorer,
+    Seed,
+    System,
+    Temperature,
+    Tokenizer,
+    TopK,
+    TopP,
+    Truncate,
+    terminal_of,
+)
+from uncomp_cli.cli.prepare import ModelChoice
+from uncomp_cli.cli.tree import option
+from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
+
+__all__ = ["ask"]
+
+_SAMPLING = SamplingConfig()
+
+
+def ask(
+    ctx: typer.Context,
+    question: Annotated[
+        str | None, typer.Argument(help="The question.", metavar="QUESTION", show_default=False)
+    ] = None,
+    file: Annotated[
+        list[str] | None,
+        option(
+            "--file",
+            "-f",
+            help="File, directory, glob, or - for standard input; repeatable.",
+            metavar="PATH",
+            show_default="standard input",
+        ),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        option(
+            "--include",
+            help="In directories, only files like this, such as '*.md'; repeatable.",
+            metavar="GLOB",
+            show_default=False,
+        ),
+    ] = None,
+    more: Annotated[
+        list[str] | None,
+        # No setting: a variable that holds a list is split at spaces.
+        typer.Option(
+            "--question",
+            "-Q",
+            help="A further question over the same prefill; repeatable.",
+            metavar="QUESTION",
+            show_default=False,
+        ),
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        option("--questions", help="File with one question a line.", metavar="PATH", show_default=False),
+    ] = None,
+    truncate: Truncate = None,
+    dry_run: Annotated[
+        bool, option("--dry-run", help="Only say what it would take: tokens, bytes, fits or not.")
+    ] = False,
+    model: Model = DEFAULT_MODEL,
+    tokenizer: Tokenizer = None,
+    quantize: Quantize = "none",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    rope: Rope = None,
+    offline: Offline = False,
+    preset: Preset = None,
+    budget: Budget = None,
+    policy: Policy = None,
+    scorer: Scorer = None,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = _SAMPLING.max_new_tokens,
+    temperature: Temperature = _SAMPLING.temperature,
+    top_p: TopP = _SAMPLING.top_p,
+    top_k: TopK = _SAMPLING.top_k,
+    min_p: MinP = _SAMPLING.min_p,
+    repetition_penalty: RepetitionPenalty = _SAMPLING.repetition_penalty,
+    seed: Seed = _SAMPLING.seed,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ask questions about documents."""
+    sampling = SamplingConfig(temperature, top_p, top_k, min_p, repetition_penalty, seed, max_new_tokens)
+    job = AskJob(
+        paths=tuple(file or ()),
+        include=tuple(include or ()),
+        questions=((question,) if question is not None else ()) + tuple(more or ()),
+        questions_file=questions,
+        truncate=truncate,
+        dry_run=dry_run,
+        model=ModelChoice(model, tokenizer, quantize, device, dtype, offline, rope),
+        preset=preset,
+        budget=budget,
+        policy=policy,
+        scorer=scorer,
+        system=system,
+        sampling=sampling,
+        as_json=as_json,
+    )
+    raise typer.Exit(run_ask(job, terminal_of(ctx, quiet=quiet)))

@@ -1,0 +1,217 @@
+"""The steps of `uncomp ask`: read, measure, refuse or run, stream, report."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from uncomp_cli.cli.prepare import ModelChoice, check_text, choose_preset, load
+from uncomp_cli.cli.report import answer_record, budget_note, readout
+from uncomp_cli.config import SamplingConfig
+from uncomp_cli.documents.reader import DocumentSet, read_documents
+from uncomp_cli.errors import UsageError
+from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.format import format_count, format_readout
+from uncomp_cli.ui.live import loading
+
+if TYPE_CHECKING:
+    from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.engine.prompt import Prompt
+    from uncomp_cli.engine.session import RunStats, Session
+    from uncomp_cli.models.load import LoadedModel
+    from uncomp_cli.spec import ModelSpec
+
+__all__ = ["AskJob", "run_ask"]
+
+INTERRUPTED = 130
+GAP = "\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class AskJob:
+    """Everything that one `uncomp ask` was told."""
+
+    paths: tuple[str, ...]
+    include: tuple[str, ...]
+    questions: tuple[str, ...]
+    questions_file: Path | None
+    truncate: Literal["head", "middle", "tail"] | None
+    dry_run: bool
+    model: ModelChoice
+    preset: str | None
+    budget: str | None
+    policy: str | None
+    scorer: str | None
+    system: str | None
+    sampling: SamplingConfig
+    as_json: bool
+
+
+def run_ask(job: AskJob, terminal: Terminal) -> int:
+    """Run one `uncomp ask`; returns the exit code."""
+    questions = gather_questions(job)
+    documents = gather_documents(job, terminal)
+    with loading(terminal, "preparing"):
+        preset = choose_preset(job.preset, budget=job.budget, policy=job.policy, scorer=job.scorer)
+    if job.dry_run:
+        from uncomp_cli.cli.dry_run import show_plan
+
+        return show_plan(job, documents, questions, preset, terminal)
+    loaded = load(job.model, terminal)
+    return _answer_all(job, documents, questions, preset, loaded, terminal)
+
+
+def gather_questions(job: AskJob) -> list[str]:
+    """The questions from the command line and the questions file, in that order."""
+    questions = list(job.questions)
+    if job.questions_file is not None:
+        try:
+            lines = job.questions_file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            message = f"questions file {job.questions_file} cannot be read: {error}"
+            raise UsageError(message, hint="give a text file with one question a line") from error
+        questions += [line for line in lines if line.strip()]
+    if not any(question.strip() for question in questions):
+        raise UsageError("no question was given", hint='uncomp ask -f doc.txt "What does it say about …?"')
+    for number, question in enumerate(questions, start=1):
+        if not question.strip():
+            raise UsageError(f"question {number} of {len(questions)} is empty", hint="leave it out, or ask something")
+        check_text(question, f"question {number}")
+    check_text(job.system or "", "the system prompt")
+    return questions
+
+
+def gather_documents(job: AskJob, terminal: Terminal) -> DocumentSet:
+    """The documents named by -f, or standard input when it is no terminal."""
+    stdin: TextIO | None = sys.stdin  # None when the process was started without one
+    if not job.paths and (stdin is None or stdin.isatty()):
+        raise UsageError(
+            f"no document was given, and standard input is {'closed' if stdin is None else 'a terminal'}",
+            hint='uncomp ask -f doc.txt "question"',
+        )
+    documents = read_documents(job.paths or ("-",), include=job.include, stdin=None if stdin is None else stdin.buffer)
+    for path, reason in documents.skipped:
+        terminal.warn(f"skipped {path}: {reason}")
+    return documents
+
+
+def join_documents(documents: DocumentSet) -> str:
+    """One text: several documents are each introduced by their path."""
+    return "".join(part for parts in _parts(documents) for part in parts)
+
+
+def _parts(documents: DocumentSet) -> list[tuple[str, str]]:
+    """What stands before each document, and its text."""
+    if len(documents.documents) == 1:
+        return [("", documents.documents[0].text.strip())]
+    heads = (f"{'' if i == 0 else GAP}[{document.path}]\n" for i, document in enumerate(documents.documents))
+    return [(head, document.text.strip()) for head, document in zip(heads, documents.documents, strict=True)]
+
+
+def build_prompt(
+    job: AskJob, documents: DocumentSet, questions: Sequence[str], tokenizer: Any, spec: "ModelSpec", preset: "Preset"
+) -> "tuple[Prompt, range]":
+    """The prompt, cut as asked to leave room for the answer, and the document tokens that were cut."""
+    from uncomp_cli.engine.prompt import chat_prompt, truncate
+
+    prompt = chat_prompt(
+        tokenizer, join_documents(documents), list(questions), system=job.system, sinks=preset.scorer.sinks
+    )
+    if job.truncate is None:
+        return prompt, range(0)
+    return truncate(prompt, max(1, spec.trained_length - job.sampling.max_new_tokens), job.truncate)
+
+
+def describe_files(documents: DocumentSet, tokenizer: Any, cut: range) -> list[dict[str, Any]]:
+    """path, sha256, tokens and whether something was cut, for every document."""
+    from uncomp_cli.engine.prompt import count_tokens
+
+    described, end = [], 0
+    for document, (head, text) in zip(documents.documents, _parts(documents), strict=True):
+        first, tokens = end + count_tokens(tokenizer, head), count_tokens(tokenizer, text)
+        end = first + tokens
+        truncated = len(cut) > 0 and cut.start < end and first < cut.stop
+        described.append({"path": document.path, "sha256": document.sha256, "tokens": tokens, "truncated": truncated})
+    return described
+
+
+def _answer_all(
+    job: AskJob,
+    documents: DocumentSet,
+    questions: list[str],
+    preset: "Preset",
+    loaded: "LoadedModel",
+    terminal: Terminal,
+) -> int:
+    from uncomp_cli.engine.session import Session
+    from uncomp_cli.ui.live import watch_generation
+
+    prompt, cut = build_prompt(job, documents, questions, loaded.tokenizer, loaded.spec, preset)
+    warnings = _warnings(job, prompt, cut, loaded.spec)
+    for warning in warnings:
+        terminal.warn(warning)
+    session = Session(loaded, preset, job.sampling)
+    steps = session.read(prompt)
+    if session.plan is not None:
+        terminal.note(budget_note(preset, session.plan, loaded.spec))
+    for _ in watch_generation(steps, terminal):
+        pass
+    files = describe_files(documents, loaded.tokenizer, cut) if job.as_json else []
+    for index, question in enumerate(questions):
+        if index > 0 and not job.as_json:
+            terminal.write_line()
+        if len(questions) > 1:
+            terminal.note(f"question {index + 1} of {len(questions)}: {question}")
+        answer, stats = _stream_answer(session, index, terminal, silent=job.as_json)
+        if job.as_json:
+            record = answer_record(
+                loaded=loaded,
+                preset=preset,
+                stats=stats,
+                question=question,
+                answer=answer,
+                files=files,
+                warnings=warnings,
+                seed=job.sampling.seed,
+            )
+            terminal.write_json(record)
+        terminal.note(format_readout(readout(stats, loaded.spec)))
+        if stats.finish_reason == "interrupted":
+            return INTERRUPTED
+    return 0
+
+
+def _stream_answer(session: "Session", index: int, terminal: Terminal, *, silent: bool) -> "tuple[str, RunStats]":
+    """Stream one answer to standard output; Ctrl-C keeps what is there. Returns the text and what it took."""
+    from uncomp_cli.ui.live import watch_generation
+
+    pieces: list[str] = []
+    interrupted = False
+    steps: Iterator[Any] = watch_generation(session.answer(index), terminal)
+    try:
+        for step in steps:
+            pieces.append(step.texts[0])
+            if not silent:
+                terminal.write_answer(step.texts[0])
+    except KeyboardInterrupt:
+        interrupted = True
+    if session.stats is None:
+        raise KeyboardInterrupt  # it came before the answer began
+    if not silent:
+        terminal.write_line()
+    return "".join(pieces), replace(session.stats, finish_reason="interrupted") if interrupted else session.stats
+
+
+def _warnings(job: AskJob, prompt: "Prompt", cut: range, spec: "ModelSpec") -> list[str]:
+    """What changes the meaning of the answer and must not go unsaid."""
+    found = []
+    if len(cut):
+        found.append(
+            f"--truncate {job.truncate}: {format_count(len(cut))} document tokens were cut away "
+            f"({format_count(cut.start)} to {format_count(cut.stop)})"
+        )
+    room = spec.trained_length - prompt.seq_len
+    if 0 < room < job.sampling.max_new_tokens:
+        found.append(f"the answer may have {format_count(room)} tokens at most: the model's trained length ends there")
+    return found

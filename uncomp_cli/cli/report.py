@@ -1,0 +1,111 @@
+"""What an answer is reported as: the readout line for people, one JSON object for programs."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from uncomp_cli.ui.format import Readout, format_bytes, format_count, format_decimal
+
+if TYPE_CHECKING:
+    from uncomp_cli.budget.plan import BudgetPlan
+    from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.engine.session import RunStats
+    from uncomp_cli.models.load import LoadedModel
+    from uncomp_cli.spec import ModelSpec
+
+__all__ = ["SCHEMA_VERSION", "answer_record", "budget_note", "readout"]
+
+SCHEMA_VERSION = 1
+
+
+def readout(stats: "RunStats", spec: "ModelSpec") -> Readout:
+    """The readout of one answer."""
+    return Readout(
+        prefill_tokens=stats.prompt_tokens - stats.cached_tokens,
+        prefill_s=stats.prefill_s,
+        ttft_s=stats.ttft_s,
+        decode_tok_s=stats.decode_tok_s,
+        kv_bytes=stats.kv_bytes,
+        kv_full_bytes=stats.kv_full_bytes,
+        peak_bytes=stats.peak_bytes,
+        context_tokens=stats.prompt_tokens + stats.completion_tokens,
+        context_limit=spec.trained_length,
+    )
+
+
+def budget_note(preset: "Preset", plan: "BudgetPlan", spec: "ModelSpec") -> str:
+    """Requested and planned budget, in words: shown before the prefill."""
+    kept, full = plan.entries * spec.kv_bytes_per_entry, spec.full_kv_bytes(plan.seq_len)
+    mean = plan.entries / (spec.num_layers * spec.num_kv_heads)
+    floor = f", at least {format_count(preset.floor_tokens)} tokens of the document" if preset.floor_tokens else ""
+    return (
+        f"budget {preset.budget}{floor} ({preset.name}, {preset.policy}): {format_count(round(mean))} of "
+        f"{format_count(plan.seq_len)} tokens per head, {format_bytes(kept)} of {format_bytes(full)} "
+        f"({format_decimal(100 * kept / full)} %)"
+    )
+
+
+def answer_record(
+    *,
+    loaded: "LoadedModel",
+    preset: "Preset",
+    stats: "RunStats",
+    question: str,
+    answer: str,
+    files: Sequence[dict[str, Any]],
+    warnings: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    """The JSON object of one answer; units are in the names."""
+    from uncomp_cli.engine.session import scorer_config
+
+    spec = loaded.spec
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": {
+            "id": loaded.info.name,
+            "revision": loaded.info.sha256,
+            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            "device": str(loaded.device),
+            "quantization": loaded.quantization,
+        },
+        "question": question,
+        "files": list(files),
+        "answer": answer,
+        "finish_reason": stats.finish_reason,
+        "usage": {
+            "prompt_tokens": stats.prompt_tokens,
+            "cached_tokens": stats.cached_tokens,
+            "completion_tokens": stats.completion_tokens,
+        },
+        "timing": {
+            "load_s": loaded.load_s,
+            "prefill_s": stats.prefill_s,
+            "ttft_s": stats.ttft_s,
+            "prefill_tok_s": _rate(stats.prompt_tokens - stats.cached_tokens, stats.prefill_s),
+            "decode_tok_s": stats.decode_tok_s,
+            "total_s": loaded.load_s + stats.ttft_s + stats.decode_s,
+        },
+        "memory": {
+            "weights_bytes": loaded.weights_bytes,
+            "kv_full_bytes": stats.kv_full_bytes,
+            "kv_bytes": stats.kv_bytes,
+            "kept_fraction": stats.kept_fraction,
+            "peak_bytes": stats.peak_bytes,
+        },
+        "compression": {
+            "policy": preset.policy,
+            "preset": preset.name,
+            "scorer": scorer_config(preset).name,
+            "budget_requested": preset.budget,
+            "hidden_kept_fraction": 1.0,
+            "query_aware": True,
+            "kv_bits": 8 * spec.dtype_bytes,
+        },
+        "uncertainty": {"prompt_in_trained_length": stats.prompt_tokens <= loaded.info.trained_length},
+        "warnings": list(warnings),
+        "seed": seed,
+    }
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return count / seconds if seconds > 0 else None
