@@ -2,7 +2,7 @@
 
 Nothing in a prefill depends on the setting but what is stored: a layer's attention is computed in full before its
 eviction. So the queries, keys and values of every layer are recorded once, and handed layer by layer to a fresh
-`PrefillState` of the setting. The cache is the one that `Session.read` makes; retrieval.py compares answers.
+`PrefillState` of the setting. The cache is the one that `Session.read` makes; retrieval.py compares the two.
 """
 
 from dataclasses import dataclass, replace
@@ -16,15 +16,13 @@ from uncomp_cli.cache.scoring import make_scorer
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.attention import AttentionState
 from uncomp_cli.engine.decode import AppendState
-from uncomp_cli.engine.generate import generate, stop_tokens
 from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prefill import Prefilled, PrefillState
+from uncomp_cli.engine.prefill import Prefilled, PrefillState, prefill
 from uncomp_cli.engine.prompt import Prompt
-from uncomp_cli.engine.sampling import Sampler
 from uncomp_cli.engine.session import Session, make_plan, scorer_config
 from uncomp_cli.models.load import LoadedModel
 
-__all__ = ["Recording", "answer", "evict", "forced_nll", "record", "session_answer"]
+__all__ = ["Recording", "evict", "forced_nll", "read_alone", "record", "session_answer"]
 
 MAX_NEW_TOKENS = 24
 
@@ -95,27 +93,24 @@ def _state(decoder: Decoder, prompt: Prompt, preset: Preset) -> PrefillState:
     )
 
 
-def answer(decoder: Decoder, loaded: LoadedModel, read: Prefilled) -> str:
-    """The greedy answer."""
-    steps = generate(
-        decoder,
-        read.cache,
-        read.logits,
-        read.next_positions(0),
-        tokenizer=loaded.tokenizer,
-        sampler=Sampler(SamplingConfig()),
-        stop_ids=stop_tokens(loaded.model, loaded.tokenizer),
-        max_new_tokens=MAX_NEW_TOKENS,
-    )
-    return "".join(step.texts[0] for step in steps)
+def read_alone(decoder: Decoder, prompt: Prompt, preset: Preset) -> Prefilled:
+    """The same by an ordinary prefill, for comparison."""
+    state = _state(decoder, prompt, preset)
+    steps = prefill(decoder, [prompt], state.plans, scorer=state.scorer, config=state.config)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value
 
 
-def session_answer(loaded: LoadedModel, prompt: Prompt, preset: Preset) -> str:
-    """The greedy answer by the path of `uncomp ask`."""
+def session_answer(loaded: LoadedModel, prompt: Prompt, preset: Preset) -> tuple[str, float]:
+    """The greedy answer by the path of `uncomp ask`, and the fraction of the full cache that was allocated."""
     session = Session(loaded, preset, replace(SamplingConfig(), max_new_tokens=MAX_NEW_TOKENS))
     for _ in session.read(prompt):
         pass
-    return "".join(step.texts[0] for step in session.answer())
+    text = "".join(step.texts[0] for step in session.answer())
+    return text, session.stats.kept_fraction
 
 
 def forced_nll(decoder: Decoder, read: Prefilled, answer_ids: list[int]) -> tuple[float, bool]:

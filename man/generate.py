@@ -1,23 +1,28 @@
 """Write the man pages from Typer's own command tree and the hand-written parts in text.toml.
 
-    python man/generate.py            write man/*.1
+    python man/generate.py            write man/*.1 and man/*.5
     python man/generate.py --check    exit with 1 when a page on disk is not what would be written
 
-One page for each command and one for the program; a group's page covers its subcommands. The pages depend on nothing
-but the tree and text.toml: no dates, no terminal width, no environment, no home directory.
+One page for each command and one for the program; a group's page covers its subcommands; one page for the preset file,
+from the fields of its dataclasses. The pages depend on nothing but these and text.toml: no dates, no terminal width, no
+environment, no home directory.
 """
 
+import json
 import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from uncomp_cli import __version__
+from uncomp_cli.budget.presets import SCHEMA_VERSION, Preset
 from uncomp_cli.cli.app import app
+from uncomp_cli.config import ScorerConfig
 
 HERE = Path(__file__).parent
 _FLAG = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
@@ -29,25 +34,65 @@ def pages() -> dict[str, str]:
     text = tomllib.loads((HERE / "text.toml").read_text(encoding="utf-8"))
     names = ["uncomp", *(f"uncomp-{name}" for name in root.commands)]
     commands = [root, *root.commands.values()]
-    return {
-        f"{name}.1": "\n".join(_page(name, command, text, names)) + "\n"
-        for name, command in zip(names, commands, strict=True)
-    }
+    written = {f"{name}.1": _page(name, command, text, names) for name, command in zip(names, commands, strict=True)}
+    written["uncomp-preset.5"] = _preset_page(text["preset_file"])
+    return {name: "\n".join(lines) + "\n" for name, lines in written.items()}
 
 
 def _page(name: str, command: Any, text: Mapping[str, Any], names: list[str]) -> Iterator[str]:
     words = name.replace("-", " ")
     summary = _first_sentence(command)
-    yield '.\\" Written by man/generate.py; do not edit.'
-    yield f'.TH "{_escape(name.upper())}" "1" "" "uncomp {__version__}" "User Commands"'
-    yield from (".nh", ".ad l")
-    yield from ('.SH "NAME"', f"{_escape(name)} \\- {_escape(summary)}")
+    yield from _opening(name, summary, section="1", manual="User Commands")
     yield '.SH "SYNOPSIS"'
     yield from _synopsis(words, command)
     yield '.SH "DESCRIPTION"'
     yield from _paragraphs(text.get(name, {}).get("description") or command.help or "")
     yield from _body(name, command)
     yield from _closing(name, text, names)
+
+
+def _opening(name: str, summary: str, *, section: str, manual: str) -> Iterator[str]:
+    yield '.\\" Written by man/generate.py; do not edit.'
+    yield f'.TH "{_escape(name.upper())}" "{section}" "" "uncomp {__version__}" "{manual}"'
+    yield from (".nh", ".ad l")
+    yield from ('.SH "NAME"', f"{_escape(name)} \\- {_escape(summary)}")
+
+
+def _preset_page(text: Mapping[str, Any]) -> Iterator[str]:
+    """The format of preset files; text.toml must have a meaning for every field, and for nothing else."""
+    yield from _opening("uncomp-preset", text["summary"], section="5", manual="File Formats")
+    yield '.SH "DESCRIPTION"'
+    yield from _paragraphs(text["description"])
+    yield '.SH "KEYS"'
+    yield from _entry("\\fBschema_version\\fP", f"Integer, {SCHEMA_VERSION}. Needed.", text["keys"]["schema_version"])
+    yield from _fields(Preset, {key: text["keys"][key] for key in text["keys"] if key != "schema_version"})
+    yield '.SH "KEYS OF scorer"'
+    yield from _fields(ScorerConfig, text["scorer"])
+    yield from ('.SH "EXAMPLES"', ".PP", ".RS 4", ".nf", _escape(text["example"]["line"]), ".fi", ".RE")
+    yield '.SH "SEE ALSO"'
+    yield from (".BR uncomp\\-preset (1) ,", ".BR uncomp\\-ask (1) ,", ".BR uncomp (1)")
+
+
+def _fields(owner: type, meanings: Mapping[str, str]) -> Iterator[str]:
+    """An entry for every field of a dataclass: type, default, meaning."""
+    described: tuple[Field[Any], ...] = fields(owner)
+    for name in {field.name for field in described} ^ set(meanings):
+        raise KeyError(f"{owner.__name__}.{name}: man/text.toml and the dataclass differ")
+    for field in described:
+        needed = field.default is MISSING and field.default_factory is MISSING
+        plain = "" if field.default is MISSING else f" Default: {json.dumps(field.default)}."
+        default = " Needed." if needed else plain
+        yield from _entry(
+            f"\\fB{_escape(field.name)}\\fP", f"{_type_words(field.type)}.{default}", meanings[field.name]
+        )
+
+
+def _type_words(kind: Any) -> str:
+    """A field's type as JSON calls it; of a literal, its values."""
+    choices = getattr(kind, "__args__", ())
+    if choices:
+        return f"One of {', '.join(json.dumps(choice) for choice in choices)}"
+    return {str: "String", int: "Integer", bool: "True or false", ScorerConfig: "Object, which may be left out"}[kind]
 
 
 def _body(name: str, command: Any) -> Iterator[str]:
@@ -76,8 +121,9 @@ def _closing(name: str, text: Mapping[str, Any], names: list[str]) -> Iterator[s
     if name == "uncomp":
         yield '.SH "ENVIRONMENT"'
         yield from _paragraphs(
-            "Every option can be set by a variable, UNCOMP_ and its name in capitals; a flag comes before the "
-            "variable, the variable before the configuration file, the file before the default. Besides:"
+            "An option whose entry names a variable, UNCOMP_ and its name in capitals, can be set by it and in the "
+            "configuration file; a flag comes before the variable, the variable before the file, the file before the "
+            "default. Besides:"
         )
         yield from _definitions(text["environment"])
         yield '.SH "FILES"'
@@ -88,7 +134,9 @@ def _closing(name: str, text: Mapping[str, Any], names: list[str]) -> Iterator[s
     for line, meaning in examples:
         yield from (".PP", _escape(meaning), ".PP", ".RS 4", ".nf", _escape(line), ".fi", ".RE")
     yield '.SH "SEE ALSO"'
-    yield ",\n".join(f".BR {_escape(other)} (1)" for other in names if other != name).replace(",\n", " ,\n")
+    others = [f".BR {_escape(other)} (1)" for other in names if other != name]
+    others += [".BR uncomp\\-preset (5)"] if name in ("uncomp", "uncomp-ask", "uncomp-preset") else []
+    yield " ,\n".join(others)
 
 
 def _synopsis(words: str, command: Any) -> Iterator[str]:
@@ -139,7 +187,8 @@ def _facts(param: Any) -> Iterator[str]:
     elif param.show_default and not getattr(param, "is_flag", False) and _is_plain(param.default):
         yield f"Default: {param.default}."
     if isinstance(param.envvar, str):
-        yield f"Variable: {param.envvar}."
+        several = ", several values separated as in PATH" if param.multiple else ""
+        yield f"Variable: {param.envvar}{several}."
 
 
 def _is_plain(default: object) -> bool:
@@ -188,7 +237,7 @@ def _escape(text: str, *, hyphens: bool = True) -> str:
 
 def drifted(written: Mapping[str, str]) -> list[str]:
     """Names of pages that are missing, different or left over."""
-    on_disk = {path.name: path.read_text(encoding="utf-8") for path in HERE.glob("*.1")}
+    on_disk = {path.name: path.read_text(encoding="utf-8") for path in HERE.glob("*.[15]")}
     return sorted(name for name in {*on_disk, *written} if on_disk.get(name) != written.get(name))
 
 

@@ -25,8 +25,8 @@ CODE, NAME = "7391846", "Ishmael"
 QUESTION, OTHER = "What is the secret access code of the vault?", "What is the name of the lighthouse keeper?"
 FIELDS = {
     "schema_version": int, "model": dict, "question": str, "files": list, "answer": str, "finish_reason": str,
-    "usage": dict, "timing": dict, "memory": dict, "compression": dict, "uncertainty": dict, "warnings": list,
-    "seed": int,
+    "usage": dict, "timing": dict, "memory": dict, "compression": dict, "uncertainty": dict, "evidence": list,
+    "warnings": list, "seed": int,
 }  # fmt: skip
 SUBFIELDS = {
     "model": {"id", "revision", "dtype", "device", "quantization"},
@@ -34,9 +34,10 @@ SUBFIELDS = {
     "timing": {"load_s", "prefill_s", "ttft_s", "prefill_tok_s", "decode_tok_s", "total_s"},
     "memory": {"weights_bytes", "kv_full_bytes", "kv_bytes", "kept_fraction", "peak_bytes"},
     "compression": {
-        "policy", "preset", "scorer", "budget_requested", "hidden_kept_fraction", "query_aware", "kv_bits",
+        "policy", "preset", "scorer", "budget_requested", "floor_tokens", "hidden_kept_fraction", "query_aware",
+        "kv_bits",
     },
-    "uncertainty": {"prompt_in_trained_length"},
+    "uncertainty": {"attention_entropy", "prompt_in_trained_length", "calibrated"},
 }  # fmt: skip
 
 Answers = Callable[..., tuple[int, str, str]]
@@ -127,8 +128,9 @@ def check_record(record: dict[str, Any], *, questions: int) -> None:
     assert memory["kept_fraction"] == memory["kv_bytes"] / memory["kv_full_bytes"]
     assert 0.2 < memory["kept_fraction"] < (0.30 if questions == 1 else 0.40)
     assert memory["peak_bytes"] > memory["weights_bytes"] > 500e6
+    load_s = 0.0 if usage["cached_tokens"] else timing["load_s"]
     assert timing["total_s"] == pytest.approx(
-        timing["load_s"] + timing["ttft_s"] + (usage["completion_tokens"] - 1) / timing["decode_tok_s"]
+        load_s + timing["ttft_s"] + (usage["completion_tokens"] - 1) / timing["decode_tok_s"]
     )
     assert timing["ttft_s"] >= timing["prefill_s"]
     assert (record["compression"]["budget_requested"], record["compression"]["preset"]) == ("20%", "balanced")

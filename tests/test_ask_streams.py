@@ -31,7 +31,8 @@ def test_a_pipe_gets_the_answer_and_nothing_else(document: Path, tiny_model: Pat
     assert ESCAPE not in err
     lines = err.splitlines()
     assert lines[:2] == ["preparing", f"loading {tiny_model}"]
-    assert re.match(r"budget 20% \(balanced, uniform\): \d+ of \d+ tokens per head, .* \(\d+\.\d %\)", lines[2])
+    asked = r"budget 20%, at least 512 tokens of the document \(balanced, uniform\)"
+    assert re.match(asked + r": \d+ of \d+ tokens per head, .* \(\d+(\.\d)? %\)", lines[2])
     assert re.match(r"prefill \d+ tok .* · first token .* · KV .* of .* · peak .* · context \d+/4,096$", lines[-1])
     assert start(*args, stderr="null").finish() == (0, out, "")
     assert start(*args, "-q").finish() == (0, out, "")

@@ -54,33 +54,39 @@ def test_counts_order_and_protection(case: Case) -> None:
         assert set(case.protected.nonzero()[:, 0].tolist()) <= set(positions.tolist())
 
 
+def expected(case: Case) -> set[int]:
+    """Words in order of score, each when it still fits; the first that did not fills what is left."""
+    words = [word for word in tokens_by_word(case) if word]
+    words.sort(key=lambda word: (-float(case.scores[0, word[0]]), word[0]))
+    kept = set(case.protected.nonzero()[:, 0].tolist())
+    refused: list[int] = []
+    for word in words:
+        if len(kept) + len(word) <= case.kept:
+            kept |= set(word)
+        else:
+            refused = refused or word
+    return kept | set(refused[: case.kept - len(kept)])
+
+
+@given(cases())
+@settings(max_examples=300, deadline=None)
+def test_better_words_stay_when_they_fit(case: Case) -> None:
+    (positions,) = select(case.scores, [case.kept], protected=case.protected, words=case.words)
+    assert set(positions.tolist()) == expected(case)
+
+
 @given(cases())
 @settings(max_examples=150, deadline=None)
 def test_a_word_is_taken_or_left(case: Case) -> None:
-    """One word at most is split, and only when every single-token word is taken already."""
+    """One word at most is torn, and only when every word that is left is longer than the gap."""
     (positions,) = select(case.scores, [case.kept], protected=case.protected, words=case.words)
     kept = set(positions.tolist())
     words = [word for word in tokens_by_word(case) if word]
-    split = [word for word in words if 0 < len(kept & set(word)) < len(word)]
-    assert len(split) <= 1
-    if split:
-        lengths = torch.bincount(case.words).tolist()
-        left = [word for word in words if not kept & set(word)]
-        assert all(lengths[int(case.words[word[0]])] > 1 for word in left)
-
-
-@given(cases())
-@settings(max_examples=150, deadline=None)
-def test_better_words_stay(case: Case) -> None:
-    """Among words of several tokens none that is left scores better than one that stays."""
-    (positions,) = select(case.scores, [case.kept], protected=case.protected, words=case.words)
-    kept, lengths = set(positions.tolist()), torch.bincount(case.words).tolist()
-    whole = {True: [-1.0], False: [-1.0]}
-    for word in tokens_by_word(case):
-        if word and lengths[int(case.words[word[0]])] > 1 and len(kept & set(word)) in (0, len(word)):
-            whole[word[0] in kept].append(float(case.scores[0, word[0]]))
-    stays = whole[True][1:]
-    assert min(stays, default=99) >= max(whole[False])
+    torn = [word for word in words if 0 < len(kept & set(word)) < len(word)]
+    assert len(torn) <= 1
+    for word in torn:
+        gap = len(kept & set(word))
+        assert all(len(left) > gap for left in words if not kept & set(left))
 
 
 @given(st.data())
@@ -101,13 +107,24 @@ def test_recent_scores_are_streaming_llm() -> None:
     assert second.tolist() == [0, 1, 2, 3, 28, 29]
 
 
-def test_a_number_gives_way_to_single_tokens() -> None:
-    """The cut falls inside a number of four tokens: it goes whole, the next single tokens come."""
+def test_a_number_gives_way_to_the_next_words_that_fit() -> None:
+    """The cut falls inside a number of four tokens: it goes whole, the next words come."""
     words = torch.tensor([0, 1, 2, 2, 2, 2, 3, 4, 4, 5])
     scores = torch.tensor([[9.0, 8, 7, 7, 7, 7, 1, 6, 6, 2]])
     nothing = torch.zeros(10, dtype=torch.bool)
-    assert select(scores, [4], protected=nothing, words=words)[0].tolist() == [0, 1, 6, 9]
+    assert select(scores, [3], protected=nothing, words=words)[0].tolist() == [0, 1, 9]
+    assert select(scores, [4], protected=nothing, words=words)[0].tolist() == [0, 1, 7, 8]
+    assert select(scores, [5], protected=nothing, words=words)[0].tolist() == [0, 1, 7, 8, 9]
     assert select(scores, [6], protected=nothing, words=words)[0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_no_number_is_torn_where_there_are_no_single_tokens() -> None:
+    words = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2])
+    scores = torch.tensor([[9.0, 9, 9, 9, 8, 8, 8, 1, 1]])
+    nothing = torch.zeros(9, dtype=torch.bool)
+    assert select(scores, [6], protected=nothing, words=words)[0].tolist() == [0, 1, 2, 3, 7, 8]
+    assert select(scores, [5], protected=nothing, words=words)[0].tolist() == [0, 1, 2, 3, 4]
+    assert select(scores, [3], protected=nothing, words=words)[0].tolist() == [4, 5, 6]
 
 
 def test_protected_single_tokens_do_not_count_twice() -> None:

@@ -3,7 +3,10 @@
 import hashlib
 import io
 import os
+import struct
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -11,6 +14,7 @@ from pathlib import Path
 import docx
 import fpdf
 import pytest
+from docx.opc.constants import RELATIONSHIP_TYPE
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,6 +53,30 @@ def make_pdf(*pages: str, user_password: str | None = None, owner_password: str 
     if owner_password:
         pdf.set_encryption(owner_password=owner_password, user_password=user_password)
     return bytes(pdf.output())
+
+
+def make_png() -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"\0\0")), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def make_docx_with_picture(link: str | None = None) -> bytes:
+    """A picture between two paragraphs: inside the file, or a link to another one."""
+    document = docx.Document()
+    document.add_paragraph("Before the picture.")
+    shape = document.add_picture(io.BytesIO(make_png()))
+    document.add_paragraph("After the picture.")
+    if link is not None:
+        blip = shape._inline.graphic.graphicData.pic.blipFill.blip
+        blip.link = document.part.relate_to(link, RELATIONSHIP_TYPE.IMAGE, is_external=True)
+        blip.embed = None
+    file = io.BytesIO()
+    document.save(file)
+    return file.getvalue()
 
 
 def make_docx() -> bytes:
@@ -255,6 +283,31 @@ def test_docx_with_heading_and_table(here: Path) -> None:
 
 def test_docx_under_another_name_is_read_as_docx(here: Path) -> None:
     assert "The oil is in the cellar." in read_one(write("download", make_docx())).text
+
+
+def test_docx_pictures_are_dropped_unopened(here: Path) -> None:
+    """Its picture is missing, so that who opens it meets an error."""
+    whole = io.BytesIO(make_docx_with_picture())
+    without = io.BytesIO()
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(without, "w") as target:
+        assert [name for name in source.namelist() if name.startswith("word/media/")]
+        for name in source.namelist():
+            if not name.startswith("word/media/"):
+                target.writestr(name, source.read(name))
+    for raw in (whole.getvalue(), without.getvalue()):
+        document = read_one(write("a.docx", raw))
+        assert " ".join(document.text.split()) == "Before the picture. After the picture."
+
+
+def test_docx_cannot_name_files_of_this_machine(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mammoth.docx.files import Files
+
+    opened: list[str] = []
+    monkeypatch.setattr(Files, "open", lambda _, uri: opened.append(uri) or io.BytesIO(b"secret"))
+    secret = Path("secret.png").absolute().as_uri()
+    document = read_one(write("a.docx", make_docx_with_picture(secret)))
+    assert " ".join(document.text.split()) == "Before the picture. After the picture."
+    assert opened == []
 
 
 @pytest.mark.parametrize("keep", [0, 40, 2000])

@@ -83,6 +83,11 @@ def test_the_control_groups_limit_counts(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / "memory.max").write_text(limit + "\n")
         (tmp_path / "memory.current").write_text("1000000\n")
         assert free_bytes(CPU) == free
+    # Cached files count as used, and are given back when memory is asked for.
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300000\nactive_file 100000\n")
+    assert free_bytes(CPU) == 0
+    (tmp_path / "memory.max").write_text("900000\n")
+    assert free_bytes(CPU) == 300_000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_bytes(CPU) > unlimited / 2
 

@@ -99,6 +99,14 @@ def test_special_tokens_in_peoples_text_stay_text(tokenizer: Any) -> None:
     assert special_count(tokenizer, prompt.context) == special_count(tokenizer, plain.context)
     assert special_count(tokenizer, prompt.questions[0]) == special_count(tokenizer, plain.questions[0])
     assert ATTACK in whole(tokenizer, prompt, 0)
+    for template in (TEMPLATE, None):
+        tokenizer.chat_template = template
+        plain = chat_prompt(tokenizer, "x", ["y"], system="z", sinks=4)
+        prompt = chat_prompt(tokenizer, "x", ["y"], system=ATTACK, sinks=4)
+        assert special_count(tokenizer, prompt.context) == special_count(tokenizer, plain.context)
+        assert ATTACK in tokenizer.decode(prompt.context)
+        assert bool(prompt.protected[: len(prompt.context) - 1].all())
+    tokenizer.chat_template = TEMPLATE
     completion = completion_prompt(tokenizer, ATTACK, ATTACK, sinks=4)
     assert special_count(tokenizer, completion.context + completion.questions[0]) == 0
     assert count_tokens(tokenizer, ATTACK) == len(ATTACK)
@@ -130,6 +138,51 @@ def test_a_chat_needs_a_template_that_shows_every_message(tokenizer: Any) -> Non
     tokenizer.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):
         render_chat(tokenizer, [Message("user", "a")])
+
+
+@pytest.mark.parametrize(
+    ("template", "lost"),
+    [
+        ("{{ messages[-1].content }}", "system prompt"),
+        ("{{ messages[0].content }} and the rest", "document"),
+        ("{{ messages[0].content }}{{ messages[1].content[:-2] }}", "question"),
+    ],
+)
+def test_a_template_that_leaves_something_out(tokenizer: Any, template: str, lost: str) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(ModelError, match=f"leaves out the {lost}") as caught:
+        chat_prompt(tokenizer, "x", ["y"], system="z", sinks=4)
+    assert caught.value.hint
+
+
+def test_a_template_that_refuses(tokenizer: Any) -> None:
+    refuse = "{{ raise_exception('no system role\\nhere') }}"
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}" + refuse + "{% endif %}" + TEMPLATE
+    for refused in (
+        lambda: chat_prompt(tokenizer, "x", ["y"], system="z", sinks=4),
+        lambda: render_chat(tokenizer, [Message("system", "z"), Message("user", "y")]),
+    ):
+        with pytest.raises(ModelError, match="chat template refuses these messages: no system role here") as caught:
+            refused()
+        assert "leave --system out" in str(caught.value.hint)
+    assert chat_prompt(tokenizer, "x", ["y"], system=None, sinks=4).questions
+    tokenizer.chat_template = refuse
+    with pytest.raises(ModelError) as caught:
+        chat_prompt(tokenizer, "x", ["y"], system=None, sinks=4)
+    assert "--system" not in str(caught.value.hint)
+
+
+def test_what_mends_a_chat_that_is_not_shown_whole(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ messages[-1].content }}"
+    talk = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+    for messages, hint in (([Message("system", "s"), talk[0]], "/system default"), (talk, "/clear forgets")):
+        with pytest.raises(ModelError) as caught:
+            render_chat(tokenizer, messages)
+        assert str(caught.value.hint).startswith(hint)
+    tokenizer.chat_template = "nothing"
+    with pytest.raises(ModelError) as caught:
+        render_chat(tokenizer, talk[:1])
+    assert "another chat template" in str(caught.value.hint)
 
 
 @pytest.mark.model

@@ -142,3 +142,45 @@ def test_ctrl_c_while_the_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None
         list(stream(endless(reached)))
     assert not alive()
     assert len(reached) < 2000
+
+
+def test_ctrl_c_twice_waits_for_the_work_all_the_same() -> None:
+    """The second comes while the first waits for the forward to end: nothing may go on behind the caller's back."""
+    reached: list[int] = []
+    main = threading.get_ident()
+
+    def work(emit: Emit) -> str:
+        for _ in range(3):
+            time.sleep(0.03)
+            signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(0.05)
+        reached.append(1)
+        emit(1)
+        reached.append(2)
+        return "x"
+
+    with pytest.raises(KeyboardInterrupt):
+        list(stream(work))
+    assert reached == [1]
+    assert not alive()
+    time.sleep(0.1)
+    assert reached == [1]
+
+
+def test_ctrl_c_while_a_closed_stream_ends_is_not_lost() -> None:
+    reached: list[int] = []
+    main = threading.get_ident()
+
+    def work(emit: Emit) -> str:
+        emit(0)
+        time.sleep(0.03)
+        signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(0.03)
+        reached.append(1)
+        return "x"
+
+    records = stream(work)
+    next(records)
+    with pytest.raises(KeyboardInterrupt):
+        records.close()
+    assert reached == [1]

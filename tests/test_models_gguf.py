@@ -1,5 +1,8 @@
 """GGUF files: a tiny model converts exactly; damage, unknown kinds and odd RoPE are refused."""
 
+import os
+import shutil
+
 import gguf
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from uncomp_cli.errors import ModelError
+from uncomp_cli.models import manifest, sources
 from uncomp_cli.models.catalog import ensure_local, list_models, local_path, remove_model, show_model
 from uncomp_cli.models.gguf import convert_gguf
 from uncomp_cli.models.gguf_rope import llama3_divisors
@@ -149,6 +153,40 @@ def test_a_file_is_converted_once_and_known_by_content(tmp_path, stock):
     assert loaded.tokenizer("he")["input_ids"]
     remove_model(info.name)
     assert list_models() == []
+
+
+@pytest.mark.parametrize("change", ["touched", "copied", "renamed"])
+def test_a_file_that_was_moved_about_is_hashed_once(tmp_path, stock, monkeypatch, change):
+    path = write_gguf(tmp_path / "tiny.gguf", stock)
+    list(ensure_local(str(path)))
+    model = local_path(str(path))
+    other = path if change == "touched" else tmp_path / "other.gguf"
+    if change == "touched":
+        os.utime(path, ns=(1, 1))
+    elif change == "copied":
+        shutil.copy(path, other)
+    else:
+        path.rename(other)
+        os.utime(other, ns=(1, 1))
+    hashed = []
+    hash_file = manifest.file_sha256
+
+    def counted(file):
+        hashed.append(file)
+        return hash_file(file)
+
+    monkeypatch.setattr(manifest, "file_sha256", counted)
+    monkeypatch.setattr(sources, "file_sha256", counted, raising=False)
+    for _ in range(3):
+        assert local_path(str(other)) == model
+        assert list(ensure_local(str(other))) == []
+    assert hashed == [other]
+
+
+def test_a_hidden_file_is_converted_once_too(tmp_path, stock):
+    path = write_gguf(tmp_path / ".tiny.gguf", stock)
+    assert list(ensure_local(str(path)))
+    assert list(ensure_local(str(path))) == []
 
 
 @pytest.mark.parametrize("size", [0, 3, 100, 5000, -100])

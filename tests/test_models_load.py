@@ -1,6 +1,7 @@
 """Names, shapes and loading."""
 
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -11,8 +12,18 @@ from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Mistra
 
 from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.models import hub, quantize
-from uncomp_cli.models.catalog import cache_dir, ensure_local, list_models, local_path, remove_model, show_model
+from uncomp_cli.models.catalog import (
+    cache_dir,
+    ensure_local,
+    known_names,
+    list_models,
+    local_path,
+    remove_model,
+    show_model,
+)
+from uncomp_cli.models.footprint import footprint
 from uncomp_cli.models.load import load_model
+from uncomp_cli.models.manifest import describe, write_manifest
 from uncomp_cli.models.shape import spec_from_config
 
 SMALL = {
@@ -123,6 +134,98 @@ def test_missing_weights_are_refused_instead_of_filled_with_noise(model_dir, mon
         load_model(str(model_dir), device="cpu")
 
 
+def change_config(directory, change):
+    """Set fields in config.json; None removes one."""
+    path = directory / "config.json"
+    fields = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({key: value for key, value in fields.items() if value is not None}))
+
+
+PICTURES = {
+    "model_type": "gemma3",
+    "text_config": {"model_type": "gemma3_text", **SMALL},
+    "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 32},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({**PICTURES, "architectures": ["Gemma3ForConditionalGeneration"]}, "Gemma3ForConditionalGeneration"),
+        ({**PICTURES, "architectures": None}, "gemma3 is not supported"),
+        ({"architectures": ["LlamaForConditionalGeneration"]}, "LlamaForConditionalGeneration"),
+    ],
+)
+def test_models_that_take_more_than_text_are_refused_by_name(model_dir, monkeypatch, change, named):
+    change_config(model_dir, change)
+    monkeypatch.setattr("uncomp_cli.models.load.load_tokenizer", lambda path: pytest.fail("read before the check"))
+    with pytest.raises(ModelError, match=named) as caught:
+        load_model(str(model_dir), device="cpu")
+    assert caught.value.hint
+    with pytest.raises(ModelError, match=named):
+        footprint(model_dir, dtype="auto", device=torch.device("cpu"), quantize="none")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"torch_dtype": "float8_e4m3fn", "dtype": None}, "float8_e4m3fn"),
+        ({"dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
+        ({"vocab_size": None}, "vocab_size"),
+        ({"model_type": None}, "model_type"),
+        ({"num_attention_heads": 0, "head_dim": None}, "decoder"),
+        ({"hidden_size": "wide"}, "decoder"),
+        ({"sliding_window": "wide"}, "decoder"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_a_model_error_and_does_not_break_the_list(
+    tmp_path, own_cache, model_dir, change, words
+):
+    good, bad = own_cache / "models" / "good", own_cache / "models" / "bad"
+    for place in (good, bad):
+        shutil.copytree(model_dir, place)
+        write_manifest(place, describe(place, "test", None))
+    change_config(bad, change)
+    with pytest.raises(ModelError, match=words) as caught:
+        show_model("bad")
+    assert caught.value.hint
+    assert [info.name for info in list_models()] == ["good"]
+
+
+def test_a_type_that_cannot_be_run_is_refused_before_the_weights_are_read(model_dir, monkeypatch):
+    change_config(model_dir, {"dtype": "float8_e4m3fn"})
+    monkeypatch.setattr("uncomp_cli.models.load.load_tokenizer", lambda path: pytest.fail("read before the check"))
+    with pytest.raises(ModelError, match="float8_e4m3fn"):
+        load_model(str(model_dir), device="cpu")
+
+
+def test_architectures_that_are_no_list_fall_back_to_the_type(own_cache, model_dir):
+    change_config(model_dir, {"architectures": {"odd": 1}})
+    assert show_model(str(model_dir)).architecture == "llama"
+
+
+def test_a_file_that_cannot_be_read_does_not_break_the_list(own_cache, model_dir, monkeypatch):
+    shutil.copytree(model_dir, own_cache / "models" / "good")
+    write_manifest(own_cache / "models" / "good", describe(model_dir, "test", None))
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    assert len(list_models()) == 1
+    monkeypatch.setattr("uncomp_cli.models.catalog.read_manifest", denied)
+    assert list_models() == []
+
+
+def test_models_that_are_still_being_built_have_no_name(own_cache, model_dir):
+    staging = own_cache / "models" / ".staging-1-aa"
+    shutil.copytree(model_dir, staging)
+    write_manifest(staging, describe(staging, "test", None))
+    assert known_names() == ["smollm2-135m"]
+    assert list_models() == []
+    with pytest.raises(UsageError, match="no model"):
+        local_path(staging.name)
+
+
 @pytest.mark.parametrize(
     ("config", "windows"),
     [
@@ -216,6 +319,21 @@ def test_a_pulled_hub_model_is_listed_and_removed(tmp_path, model_dir, monkeypat
     assert show_model("org/name").source == "hub"
     remove_model("org/name")
     assert list_models() == []
+
+
+def test_a_repository_without_safetensors_leaves_nothing_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNCOMP_CACHE_DIR", str(tmp_path / "cache"))
+    commit = "a" * 40
+    repository = tmp_path / "cache" / "hub" / "models--org--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "snapshots" / commit / "config.json").write_text("{}")
+    monkeypatch.setattr(hub, "FETCH", "")
+    with pytest.raises(ModelError, match="safetensors"):
+        list(ensure_local("org/name"))
+    assert not repository.exists()
+    assert "org/name" not in known_names()
 
 
 def test_a_hub_snapshot_is_complete_only_with_all_its_weights(tmp_path):

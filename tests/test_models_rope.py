@@ -1,5 +1,8 @@
 """RoPE extensions: what is parsed, what is refused, and that the engine computes what stock transformers does."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -26,9 +29,10 @@ from uncomp_cli.engine.decode import AppendState
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.prefill import Prefilled, prefill
 from uncomp_cli.engine.prompt import Prompt
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import ModelError, UsageError
+from uncomp_cli.models.footprint import footprint
 from uncomp_cli.models.load import load_model
-from uncomp_cli.models.rope import ROPE_KINDS, RopeExtension, extend_config, parse_rope
+from uncomp_cli.models.rope import ROPE_KINDS, RopeExtension, check_fixed_rope, extend_config, parse_rope
 
 TRAINED, HEAD_DIM, THETA = 64, 16, 10_000.0
 SMALL = {
@@ -155,6 +159,78 @@ def test_a_kind_that_the_family_does_not_know_is_refused(kind: str) -> None:
     with pytest.raises(UsageError, match=f"phi3 models cannot use rope extension '{kind}'") as caught:
         extend_config(Phi3Config(**SMALL, pad_token_id=0), RopeExtension(kind, 2.0))
     assert "ntk:F" in str(caught.value.hint)
+
+
+# Models whose own positions depend on the length
+
+
+def namespace(value):
+    """A dictionary as `catalog.read_config` reads it."""
+    return json.loads(json.dumps(value), object_hook=lambda fields: SimpleNamespace(**fields))
+
+
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": THETA, "factor": 2.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": THETA,
+    "factor": 2.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [2.0] * 8,
+    "original_max_position_embeddings": 32,
+}
+PLAIN = {"rope_type": "default", "rope_theta": THETA}
+PER_LAYER = {"sliding_attention": PLAIN, "full_attention": DYNAMIC}
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (LlamaConfig(**SMALL, rope_parameters=DYNAMIC), "dynamic"),
+        (LlamaConfig(**SMALL, rope_scaling={"type": "dynamic", "factor": 2.0}), "dynamic"),
+        (LlamaConfig(**SMALL, rope_parameters=LONGROPE), "longrope"),
+        (Gemma3TextConfig(**SMALL, head_dim=HEAD_DIM, rope_parameters=PER_LAYER), "dynamic"),
+        (SimpleNamespace(rope_parameters=DYNAMIC), "dynamic"),
+        (namespace({"rope_parameters": PER_LAYER}), "dynamic"),
+        (namespace({"rope_scaling": {"type": "dynamic", "factor": 2.0}}), "dynamic"),
+        (namespace({"text_config": {"rope_parameters": LONGROPE}}), "longrope"),
+        (namespace({"model_type": "phi3", "rope_scaling": {"type": "su"}}), "su"),
+        (namespace({"model_type": "phi3", "rope_scaling": {"type": "yarn"}}), "yarn"),
+    ],
+)
+def test_positions_that_depend_on_the_length_are_refused_by_name(config, kind: str) -> None:
+    with pytest.raises(ModelError, match=rf"rope_type {kind}\b") as caught:
+        check_fixed_rope(config)
+    assert "another scaling" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**SMALL),
+        LlamaConfig(**SMALL, rope_parameters=LLAMA3),
+        *(LlamaConfig(**SMALL, rope_parameters=dict(parameters)) for parameters in STOCK.values()),
+        Phi3Config(**SMALL, pad_token_id=0),
+        Gemma3TextConfig(**SMALL),
+        GPT2Config(),
+        namespace({"model_type": "llama", "rope_scaling": None}),
+        namespace({"model_type": "llama", "rope_theta": THETA, "rope_parameters": LLAMA3}),
+        namespace({"rope_parameters": STOCK["yarn"]}),
+        namespace({"rope_parameters": {"full_attention": PLAIN, "sliding_attention": None}}),
+    ],
+)
+def test_positions_that_are_fixed_pass(config) -> None:
+    check_fixed_rope(config)
+
+
+@pytest.mark.parametrize("rope", [None, "yarn:2"])
+@pytest.mark.parametrize("parameters", [DYNAMIC, LONGROPE], ids=["dynamic", "longrope"])
+def test_such_a_model_is_refused_before_its_weights_are_loaded(model_dir, monkeypatch, parameters, rope) -> None:
+    LlamaConfig(**SMALL, rope_parameters=dict(parameters)).save_pretrained(model_dir)
+    monkeypatch.setattr("uncomp_cli.models.load.load_weights", lambda *_, **__: pytest.fail("weights were loaded"))
+    with pytest.raises(ModelError, match=parameters["rope_type"]):
+        load_model(str(model_dir), device="cpu", rope=rope)
+    with pytest.raises(ModelError, match=parameters["rope_type"]):
+        footprint(model_dir, dtype="auto", device=torch.device("cpu"), quantize="none", rope=rope)
 
 
 # Loading, and parity with stock transformers

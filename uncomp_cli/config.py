@@ -3,6 +3,7 @@
 The command line reads its defaults from here; nothing reads the environment at import.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,11 @@ __all__ = ["DEFAULT_MODEL", "CacheConfig", "Pooling", "SamplingConfig", "ScorerC
 DEFAULT_MODEL = "smollm2-135m"
 
 Pooling = Literal["none", "mean", "max"]
+
+
+# Beyond these, logits divided by a number leave the range of float32.
+_LEAST_TEMPERATURE = 0.0001
+_MOST_PENALTY = 1000.0
 
 
 def _require(condition: bool, message: str, hint: str) -> None:
@@ -70,9 +76,17 @@ class SamplingConfig:
     max_new_tokens: int = 256
 
     def __post_init__(self) -> None:
-        _require(self.temperature >= 0, f"temperature is {self.temperature}", "use 0 (greedy) or more")
+        warm = self.temperature == 0 or _LEAST_TEMPERATURE <= self.temperature < math.inf
+        hint = f"use 0 (greedy), or {_LEAST_TEMPERATURE} and more"
+        _require(warm, f"temperature is {self.temperature}", hint)
         _require(0 < self.top_p <= 1, f"top-p is {self.top_p}", "use a value above 0 and up to 1")
         _require(self.top_k >= 0, f"top-k is {self.top_k}", "use 0 (off) or more")
         _require(0 <= self.min_p < 1, f"min-p is {self.min_p}", "use a value from 0 up to, not including, 1")
-        _require(self.repetition_penalty > 0, f"repetition-penalty is {self.repetition_penalty}", "use 1 for none")
+        mild = 1 / _MOST_PENALTY <= self.repetition_penalty <= _MOST_PENALTY
+        _require(
+            mild,
+            f"repetition-penalty is {self.repetition_penalty}",
+            f"use 1 for none, {1 / _MOST_PENALTY} to {_MOST_PENALTY}",
+        )
+        _require(-(2**63) <= self.seed < 2**64, f"seed is {self.seed}", "use a number of at most 18 digits")
         _require(self.max_new_tokens >= 1, f"max-new-tokens is {self.max_new_tokens}", "use 1 or more")

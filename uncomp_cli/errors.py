@@ -20,7 +20,11 @@ __all__ = [
     "ThresholdError",
     "UncompError",
     "UsageError",
+    "is_out_of_memory",
 ]
+
+# torch says so in a RuntimeError on a CPU, and on a GPU in a class of its own, which is not imported here.
+_MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
 
 
 class UncompError(Exception):
@@ -64,3 +68,10 @@ class ModelError(UncompError):
 
 class DocumentError(UncompError):
     """A document cannot be read."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error`, whoever raised it, says that memory ran out."""
+    if isinstance(error, (MemoryError, OutOfMemoryError)) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error).lower() for words in _MEMORY_WORDS)

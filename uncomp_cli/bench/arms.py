@@ -89,7 +89,7 @@ def run_uncomp(loaded: LoadedModel, prompt: Prompt, *, preset: Preset, new_token
 def _read(decoder: Decoder, prompt: Prompt, preset: Preset) -> Prefilled:
     available = free_bytes(decoder.device)
     plan = make_plan(decoder.spec, preset, prompt, available=available)
-    check_fits(decoder.spec, plan, available=available)
+    check_fits(decoder.spec, plan, prompt, available=available)
     config = scorer_config(preset)
     steps = prefill(decoder, [prompt], [plan], scorer=make_scorer(config), config=config)
     while True:

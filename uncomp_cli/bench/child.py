@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from uncomp_cli.bench.job import Job, Measurement, decode_result
 from uncomp_cli.errors import OutOfMemoryError, UncompError
@@ -24,31 +25,37 @@ def measure(job: Job) -> Generator[None, None, Measurement]:
     Raises the error that the child met, OutOfMemoryError when the system killed it.
     """
     path = os.pathsep.join(filter(None, [str(_PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
-    with subprocess.Popen(
-        _COMMAND,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    ) as process:
+    with TemporaryFile("w+") as job_file:  # a pipe would fill up: communicate() sends nothing after its first timeout
+        job_file.write(job.to_json() + "\n")
+        job_file.seek(0)
+        process = subprocess.Popen(
+            _COMMAND,
+            stdin=job_file,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    with process:
         try:
-            output, log = yield from _talk(process, job.to_json() + "\n")
+            output, log = yield from _wait(process)
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()  # after Ctrl-C Popen itself would not wait for the end
-    return _result(process.returncode, output, log)
+    try:
+        return _result(process.returncode, output, log)
+    except UncompError as error:
+        error.add_note(f"In the process of the run:\n{log.strip()}")  # a traceback, which --debug shows
+        raise
 
 
-def _talk(process: "subprocess.Popen[str]", line: str) -> Generator[None, None, tuple[str, str]]:
+def _wait(process: "subprocess.Popen[str]") -> Generator[None, None, tuple[str, str]]:
     """Everything that the child wrote, once it has ended."""
-    unsent: str | None = line
     while True:
         try:
-            return process.communicate(unsent, timeout=_TICK_S)
+            return process.communicate(timeout=_TICK_S)
         except subprocess.TimeoutExpired:
-            unsent = None  # it is on its way: communicate() takes it only once
             yield
 
 

@@ -61,7 +61,7 @@ def make_jobs(request: BenchRequest) -> list[Job]:
     available = free_bytes(device)
     for preset in request.presets:
         make_scorer(scorer_config(preset))
-        check_fits(spec, make_plan(spec, preset, prompt, available=available), available=available)
+        check_fits(spec, make_plan(spec, preset, prompt, available=available), prompt, available=available)
     stock = _job(request, prompt, "stock", "stock transformers", None)
     return [stock, *(_job(request, prompt, "uncomp", _label(preset), preset) for preset in request.presets)]
 

@@ -1,12 +1,13 @@
 """One run in a process of its own: `python -m uncomp_cli.bench.worker`, a job on stdin, the result as the last line.
 
 Load, warm up with 32 tokens (which also brings every page of the weights into memory), note the resident bytes, start
-a new peak, run. Whatever fails is reported in the result's place.
+a new peak, run. Whatever fails is reported in the result's place, with its traceback on stderr.
 """
 
 import gc
 import logging
 import sys
+import traceback
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from uncomp_cli.bench.arms import Timed, run_stock, run_uncomp
 from uncomp_cli.bench.job import Job, Measurement, encode_error
 from uncomp_cli.engine.memory import peak_bytes, reset_peak, resident_bytes
 from uncomp_cli.engine.prompt import Prompt
-from uncomp_cli.errors import OutOfMemoryError, UncompError
+from uncomp_cli.errors import OutOfMemoryError, UncompError, is_out_of_memory
 from uncomp_cli.models.load import LoadedModel, load_model
 
 __all__ = ["main", "run_job"]
@@ -26,7 +27,6 @@ _WARM_UP_TOKENS = 32
 _WARM_UP_QUESTION = 8
 # A mark this far above the resident memory is an old one: the system did not start a new one.
 _STALE_BYTES = 32 * 2**20
-_MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
 
 
 def run_job(job: Job) -> Measurement:
@@ -81,8 +81,7 @@ def _as_known(error: Exception) -> UncompError:
     """Any failure as one of our own."""
     if isinstance(error, UncompError):
         return error
-    by_word = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _MEMORY_WORDS)
-    if by_word or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if is_out_of_memory(error):
         return OutOfMemoryError("memory ran out during a run", hint="use fewer --tokens, or --quantize int8")
     text = " ".join(str(error).split())
     return UncompError(f"a run failed: {type(error).__name__}: {text}", hint="run it again with --debug")
@@ -95,6 +94,7 @@ def main() -> None:
     try:
         result = run_job(Job.from_json(sys.stdin.readline())).to_json()
     except Exception as error:
+        traceback.print_exc()  # the parent shows it with --debug
         result = encode_error(_as_known(error))
     sys.stdout.write(f"\n{result}\n")
     sys.stdout.flush()

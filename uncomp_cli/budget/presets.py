@@ -17,7 +17,15 @@ from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
 
-__all__ = ["DEFAULT_PRESET", "Preset", "list_presets", "load_preset", "remove_preset", "user_preset_dir"]
+__all__ = [
+    "DEFAULT_PRESET",
+    "Preset",
+    "list_presets",
+    "load_preset",
+    "read_presets",
+    "remove_preset",
+    "user_preset_dir",
+]
 
 DEFAULT_PRESET = "balanced"
 SCHEMA_VERSION = 1
@@ -35,8 +43,8 @@ class Preset:
     description: str
     budget: str
     policy: str
-    floor_tokens: int = 0
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
+    floor_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.floor_tokens < 0:
@@ -62,8 +70,20 @@ def shipped_preset_dir() -> Path:
 
 
 def list_presets() -> list[Preset]:
-    """All presets by name, the user's own over shipped ones."""
-    return [_read(path) for _, path in sorted(_preset_files().items())]
+    """All presets by name, the user's own over shipped ones; those that cannot be read are left out."""
+    return read_presets()[0]
+
+
+def read_presets() -> tuple[list[Preset], list[UsageError]]:
+    """All presets by name, and what is wrong with the files that are none."""
+    presets: list[Preset] = []
+    broken: list[UsageError] = []
+    for _, path in sorted(_preset_files().items()):
+        try:
+            presets.append(_read(path))
+        except UsageError as error:
+            broken.append(error)
+    return presets, broken
 
 
 def load_preset(name_or_path: str) -> Preset:
@@ -106,6 +126,11 @@ def _read(path: Path) -> Preset:
         )
     scorer = _checked(data.get("scorer", {}), ScorerConfig, path)
     settings = _checked(data, Preset, path, optional=("scorer", "floor_tokens"))
+    if settings["name"] != path.stem:
+        raise UsageError(
+            f"preset file {path} is named '{path.stem}', the preset in it '{settings['name']}'",
+            hint=f'rename the file to {settings["name"]}.json, or write "name": "{path.stem}" in it',
+        )
     return Preset(**{**settings, "scorer": ScorerConfig(**scorer)})
 
 

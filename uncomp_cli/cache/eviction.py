@@ -1,7 +1,7 @@
 """Eviction: from scores and a number per head to the positions that stay.
 
-Protected tokens stay first, then whole words in order of score, then single-token words into what is left: exactly
-`kept` tokens a head, ascending and unique.
+Protected tokens stay first, then words in order of score, each whole when it still fits: exactly `kept` tokens a head,
+ascending and unique. At most one word is torn, and only when no whole one fits into what is left.
 """
 
 from collections.abc import Sequence
@@ -38,17 +38,30 @@ def _select_head(scores: Tensor, count: int, protected: Tensor, words: Tensor | 
 
 
 def _whole_words(order: Tensor, count: int, words: Tensor) -> Tensor:
-    """The first `count` of `order`, with a word that the cut would split replaced by the next single-token words.
+    """`count` of `order`, whole words: each is taken when it still fits, in order of score.
 
-    Where those run out, the split word fills the rest: the count is exact.
+    When none fits any more, the first that did not is torn and fills the rest: the count is exact.
     """
-    taken = order[:count]
-    if count == 0 or count == len(order) or words[order[count - 1]] != words[order[count]]:
-        return taken
-    split = words[order[count]]
-    whole = taken[words[taken] != split]
-    rest = order[count:]
-    lengths = torch.bincount(words)
-    singles = rest[lengths[words[rest]] == 1][: count - len(whole)]
-    filler = taken[words[taken] == split][: count - len(whole) - len(singles)]
-    return torch.cat([whole, singles, filler])
+    numbers = words[order]
+    if count == 0 or count == len(order) or numbers[count - 1] != numbers[count]:
+        return order[:count]
+    lengths = torch.unique_consecutive(numbers, return_counts=True)[1]  # a word's tokens are neighbours in `order`
+    ends = lengths.cumsum(0)
+    split = int((ends <= count).sum())  # the word in which the cut falls
+    begin, end = int(ends[split] - lengths[split]), int(ends[split])
+    fillers, room = _fill(ends[split + 1 :], lengths[split + 1 :], count - begin)
+    filled = [order[first:last] for first, last in fillers]
+    return torch.cat([order[:begin], *filled, order[begin:end][:room]])
+
+
+def _fill(ends: Tensor, lengths: Tensor, room: int) -> tuple[list[tuple[int, int]], int]:
+    """The ranges of the words that fit into `room` tokens, taken one after the other, and the room that is left."""
+    short = lengths <= room
+    chosen: list[tuple[int, int]] = []
+    for end, length in zip(ends[short].tolist(), lengths[short].tolist(), strict=True):
+        if length <= room:
+            chosen.append((end - length, end))
+            room -= length
+        if room == 0:
+            break
+    return chosen, room

@@ -35,9 +35,13 @@ class LayerView:
 
 
 class Scorer(Protocol):
-    """Scores the context tokens of one layer."""
+    """Scores the context tokens of one layer.
+
+    `query_aware`: whether the question decides; if not, one compression serves questions that nobody has asked yet.
+    """
 
     name: ClassVar[str]
+    query_aware: ClassVar[bool]
 
     def score(self, view: LayerView) -> Tensor:
         """Scores [G, S] in float32; larger stays longer."""
@@ -54,6 +58,7 @@ class WindowScorer:
     """
 
     name: ClassVar[str] = "window"
+    query_aware: ClassVar[bool] = True
     config: ScorerConfig
 
     def score(self, view: LayerView) -> Tensor:
@@ -75,6 +80,7 @@ class RecentScorer:
     """The later the better; with protected sinks this is StreamingLLM (arXiv 2309.17453)."""
 
     name: ClassVar[str] = "recent"
+    query_aware: ClassVar[bool] = False
     config: ScorerConfig
 
     def score(self, view: LayerView) -> Tensor:
@@ -88,11 +94,12 @@ class RandomScorer:
     """The control: a score from the seed and the layer alone."""
 
     name: ClassVar[str] = "random"
+    query_aware: ClassVar[bool] = False
     config: ScorerConfig
 
     def score(self, view: LayerView) -> Tensor:
         """Scores [G, S] in [0, 1)."""
-        generator = torch.Generator().manual_seed(self.config.seed * 10_007 + view.layer)
+        generator = torch.Generator().manual_seed((self.config.seed * 10_007 + view.layer) % 2**63)
         return torch.rand(view.keys.shape[:2], generator=generator).to(view.keys.device)
 
 

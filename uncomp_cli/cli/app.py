@@ -11,18 +11,18 @@ name in COMMANDS.
 import logging
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from uncomp_cli import __version__
-from uncomp_cli.cli.failures import describe_failure
-from uncomp_cli.cli.settings import load_default_map
+from uncomp_cli.cli.failures import show_failure
+from uncomp_cli.cli.settings import load_default_map, split_variables
 from uncomp_cli.cli.tree import PlainCommand, group, option
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
@@ -38,8 +38,8 @@ _CONFIG_FREE_FLAGS = {"-h", "--help", "--version", "--show-completion", "--insta
 _CONFIG_FREE_COMMANDS = (["config", "path"], ["doctor"])
 
 _EPILOG = """
-Global options may stand anywhere. Every option is also a variable, UNCOMP_ and its name in capitals, and a key of the
-configuration file. `man uncomp` tells the rest.
+Global options may stand anywhere. Options are also variables, UNCOMP_ and their name in capitals, and keys of the
+configuration file: `uncomp config show` lists them. `man uncomp` tells the rest.
 """
 
 app = group(PROGRAM, "Ask long documents questions with a local model, in the memory you have.", epilog=_EPILOG)
@@ -61,7 +61,7 @@ def root(
     no_color: Annotated[bool, option("--no-color", help="No colours; NO_COLOR does the same.")] = False,
     debug: Annotated[bool, option("--debug", help="Show the traceback when something fails.")] = False,
 ) -> None:
-    ctx.obj = Terminal.detect(plain=plain, no_color=no_color)
+    ctx.obj = Terminal.detect(plain=plain, no_color=no_color, debug=debug)
 
 
 def register(name: str) -> None:
@@ -80,6 +80,7 @@ for _name in COMMANDS:
 
 def main() -> NoReturn:
     """Entry point of the `uncomp` command."""
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         # A locale without some letter must not end an answer in the middle.
         if hasattr(stream, "reconfigure"):
@@ -101,13 +102,14 @@ def run(args: Sequence[str]) -> int:
         _drop_stdout()
         return 1
     except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 0
+        return _exit_code(leaving.code)
     except (Exception, KeyboardInterrupt) as error:
         return _report(error, debug=debug, plain="--plain" in hoisted, no_color="--no-color" in hoisted)
 
 
 def _invoke(hoisted: list[str], rest: list[str]) -> int:
     command = typer.main.get_command(app)
+    split_variables(command)
     defaults = {} if _needs_no_settings(rest) else load_default_map(command)
     result: Any = command.main([*hoisted, *rest], prog_name=PROGRAM, standalone_mode=False, default_map=defaults)
     sys.stdout.flush()
@@ -115,15 +117,18 @@ def _invoke(hoisted: list[str], rest: list[str]) -> int:
 
 
 def _report(error: BaseException, *, debug: bool, plain: bool, no_color: bool) -> int:
-    terminal = Terminal.detect(plain=plain, no_color=no_color)
+    terminal = Terminal.detect(plain=plain, no_color=no_color, debug=debug)
     if type(error).__name__ == "NoArgsIsHelpError":
         terminal.stderr.write(f"{error}\n")
         return UsageError.exit_code
-    if debug:
-        traceback.print_exception(error, file=terminal.stderr)
-    failure = describe_failure(error)
-    terminal.error(failure.message, hint=failure.hint)
-    return failure.exit_code
+    return show_failure(error, terminal)
+
+
+def _exit_code(code: str | int | None) -> int:
+    """What the interpreter would make of `sys.exit(code)`: a text is a message and means failure."""
+    if isinstance(code, str):
+        sys.stderr.write(f"{code}\n")
+    return code if isinstance(code, int) else int(code is not None)
 
 
 def _split_global_flags(args: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -142,6 +147,13 @@ def _needs_no_settings(args: Sequence[str]) -> bool:
 def _wants_debug(args: Sequence[str]) -> bool:
     off = ("", "0", "false", "no", "off")
     return "--debug" in _split_global_flags(args)[0] or os.environ.get("UNCOMP_DEBUG", "").lower() not in off
+
+
+def _open_streams() -> None:
+    """Streams that the caller closed (`>&-`) are None: give every one a place to write to or read from."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in this order each gets its own descriptor
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _drop_stdout() -> None:

@@ -69,7 +69,7 @@ def ask(
     ] = None,
     more: Annotated[
         list[str] | None,
-        # No setting: a variable that holds a list is split at spaces.
+        # No setting: a question may hold any character, so that none could separate two in a variable.
         typer.Option(
             "--question",
             "-Q",

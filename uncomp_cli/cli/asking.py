@@ -14,6 +14,7 @@ from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.format import format_count, format_readout
 from uncomp_cli.ui.live import loading
+from uncomp_cli.ui.prompt import has_data
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
@@ -53,7 +54,9 @@ def run_ask(job: AskJob, terminal: Terminal) -> int:
     questions = gather_questions(job)
     documents = gather_documents(job, terminal)
     with loading(terminal, "preparing"):
-        preset = choose_preset(job.preset, budget=job.budget, policy=job.policy, scorer=job.scorer)
+        preset = choose_preset(
+            job.preset, budget=job.budget, policy=job.policy, scorer=job.scorer, seed=job.sampling.seed
+        )
     if job.dry_run:
         from uncomp_cli.cli.dry_run import show_plan
 
@@ -90,6 +93,8 @@ def gather_documents(job: AskJob, terminal: Terminal) -> DocumentSet:
             f"no document was given, and standard input is {'closed' if stdin is None else 'a terminal'}",
             hint='uncomp ask -f doc.txt "question"',
         )
+    if job.paths and "-" not in job.paths and has_data(stdin):
+        terminal.warn("standard input is not read; add -f - to make it a document")
     documents = read_documents(job.paths or ("-",), include=job.include, stdin=None if stdin is None else stdin.buffer)
     for path, reason in documents.skipped:
         terminal.warn(f"skipped {path}: {reason}")
@@ -148,7 +153,7 @@ def _answer_all(
     from uncomp_cli.ui.live import watch_generation
 
     prompt, cut = build_prompt(job, documents, questions, loaded.tokenizer, loaded.spec, preset)
-    warnings = _warnings(job, prompt, cut, loaded.spec)
+    warnings = _warnings(job, prompt, cut, loaded)
     for warning in warnings:
         terminal.warn(warning)
     session = Session(loaded, preset, job.sampling)
@@ -203,7 +208,7 @@ def _stream_answer(session: "Session", index: int, terminal: Terminal, *, silent
     return "".join(pieces), replace(session.stats, finish_reason="interrupted") if interrupted else session.stats
 
 
-def _warnings(job: AskJob, prompt: "Prompt", cut: range, spec: "ModelSpec") -> list[str]:
+def _warnings(job: AskJob, prompt: "Prompt", cut: range, loaded: "LoadedModel") -> list[str]:
     """What changes the meaning of the answer and must not go unsaid."""
     found = []
     if len(cut):
@@ -211,7 +216,13 @@ def _warnings(job: AskJob, prompt: "Prompt", cut: range, spec: "ModelSpec") -> l
             f"--truncate {job.truncate}: {format_count(len(cut))} document tokens were cut away "
             f"({format_count(cut.start)} to {format_count(cut.stop)})"
         )
+    spec, trained = loaded.spec, loaded.info.trained_length
+    if trained < prompt.seq_len < spec.trained_length:
+        found.append(
+            f"the prompt has {format_count(prompt.seq_len)} tokens, the model was trained for {format_count(trained)}: "
+            f"answers from a context extended by --rope {job.model.rope} are less reliable"
+        )
     room = spec.trained_length - prompt.seq_len
     if 0 < room < job.sampling.max_new_tokens:
-        found.append(f"the answer may have {format_count(room)} tokens at most: the model's trained length ends there")
+        found.append(f"the answer may have {format_count(room)} tokens at most: the context ends there")
     return found

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -65,13 +65,13 @@ def bench(
     ] = 3,
     budget: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--budget",
             "-b",
             help="KV cache to keep, as in `uncomp ask`; repeat it to measure several.",
             metavar="AMOUNT",
             show_default="the preset's",
-            rich_help_panel="Compression",
+            panel="Compression",
         ),
     ] = None,
     preset: Preset = None,
@@ -123,7 +123,8 @@ def _document(paths: list[str], tokens: int, seed: int, terminal: Terminal) -> t
 
     from uncomp_cli.documents.reader import read_documents
 
-    found = read_documents(paths, stdin=sys.stdin.buffer)
+    stdin: TextIO | None = sys.stdin  # None when the process was started without one
+    found = read_documents(paths, stdin=None if stdin is None else stdin.buffer)
     for path, reason in found.skipped:
         terminal.warn(f"skipped {path}: {reason}")
     return "\n\n".join(d.text.strip() for d in found.documents), ", ".join(d.path for d in found.documents)

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from uncomp_cli.cli.failures import show_failure
 from uncomp_cli.cli.prepare import check_text
 from uncomp_cli.cli.report import readout
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.errors import UncompError
+from uncomp_cli.errors import OutOfMemoryError, UncompError, is_out_of_memory
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.format import format_bytes, format_count, format_readout
 from uncomp_cli.ui.live import watch_generation
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from uncomp_cli.models.load import LoadedModel
 
 __all__ = ["Conversation"]
+
+OWN_PROMPT = "default"
 
 
 class Conversation:
@@ -38,7 +41,10 @@ class Conversation:
         self._commands: dict[str, tuple[str, Callable[[str], None]]] = {
             "/help": ("what can be typed", self._help),
             "/stats": ("context, memory and the latest readout", self._show_stats),
-            "/system": ("show the system prompt; with text after it, set it", self._set_system),
+            "/system": (
+                f"show the system prompt; with text after it, set it; {OWN_PROMPT}: the model's own",
+                self._set_system,
+            ),
             "/clear": ("forget the conversation, keep the system prompt", self._clear),
             "/exit": ("leave; Ctrl-D does the same", self._leave),
         }
@@ -49,14 +55,16 @@ class Conversation:
         return tuple(self._commands)
 
     def run(self, read_line: Callable[[], str]) -> None:
-        """Take lines until they end, /exit, or Ctrl-C at the prompt."""
+        """Take lines until they end, /exit, or Ctrl-C at the prompt; a turn that fails is told and the chat goes on."""
         while True:
             try:
                 self.take(read_line())
             except (EOFError, KeyboardInterrupt):
                 return
-            except UncompError as error:
-                self.terminal.error(error.message, hint=error.hint)
+            except BrokenPipeError:  # nobody reads any more
+                raise
+            except Exception as error:
+                show_failure(_in_chat(error), self.terminal)
 
     def take(self, line: str) -> None:
         """One line: a command, or a message to the model. Raises EOFError to leave."""
@@ -111,8 +119,9 @@ class Conversation:
                     self.terminal.write_answer(step.texts[0])
         except KeyboardInterrupt:
             interrupted = True
-        if self.session.stats is not None:
-            self.terminal.write_line()
+        finally:
+            if self.session.stats is not None:
+                self.terminal.write_line()
         return "".join(pieces), interrupted
 
     def _help(self, _: str) -> None:
@@ -137,7 +146,10 @@ class Conversation:
             self.terminal.note(cached + format_readout(readout(stats, self.loaded.spec)))
 
     def _set_system(self, text: str) -> None:
-        if text:
+        if text == OWN_PROMPT:
+            self.system = None
+            self.terminal.note("back to the model's own system prompt: the next turn reads the conversation again")
+        elif text:
             self.system = text
             self.terminal.note("system prompt set: the next turn reads the conversation again")
         else:
@@ -152,3 +164,11 @@ class Conversation:
 
     def _leave(self, _: str) -> None:
         raise EOFError
+
+
+def _in_chat(error: Exception) -> Exception:
+    """`error` with a hint that can be followed in a chat."""
+    if isinstance(error, UncompError) or not is_out_of_memory(error):
+        return error
+    hint = "/clear frees what the conversation takes; so does leaving and coming back with --quantize int8"
+    return OutOfMemoryError("memory ran out; the message was not kept", hint=hint)

@@ -4,11 +4,10 @@ No weights are loaded.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.cli.asking import AskJob, build_prompt, describe_files
-from uncomp_cli.cli.prepare import fetch
+from uncomp_cli.cli.prepare import fetch, weigh
 from uncomp_cli.documents.reader import DocumentSet
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.ui.console import Terminal
@@ -27,21 +26,15 @@ def show_plan(
     """Write the plan as a table or JSON; returns 0 when the run would fit, 3 when it would be refused."""
     path = fetch(job.model, terminal)
     with loading(terminal, "measuring"):
-        from uncomp_cli.engine.memory import free_bytes
         from uncomp_cli.engine.session import check_fits, check_length, make_plan
-        from uncomp_cli.models.footprint import footprint
-        from uncomp_cli.models.load import choose_device, load_tokenizer
-        from uncomp_cli.models.rope import parse_rope
+        from uncomp_cli.models.catalog import show_model
+        from uncomp_cli.models.load import load_tokenizer
 
-        device = choose_device(job.model.device)
-        spec, weights = footprint(path, dtype=job.model.dtype, device=device, quantize=job.model.quantize)
-        trained_length = spec.trained_length
-        if job.model.rope is not None:
-            spec = replace(spec, trained_length=int(trained_length * parse_rope(job.model.rope).factor))
+        spec, weights, available = weigh(job.model, path)
+        trained_length = show_model(job.model.name).trained_length
         tokenizer = load_tokenizer(job.model.tokenizer or path)
         prompt, cut = build_prompt(job, documents, questions, tokenizer, spec, preset)
         files = describe_files(documents, tokenizer, cut)
-        available = free_bytes(device)
     record: dict[str, Any] = {
         "schema_version": 1,
         "model": job.model.name,
@@ -61,7 +54,7 @@ def show_plan(
         check_length(spec, prompt, trained_length=trained_length)
         plan = make_plan(spec, preset, prompt, available=available - weights)
         record["kv_planned_bytes"] = plan.entries * spec.kv_bytes_per_entry
-        expected = check_fits(spec, plan, available=available - weights)
+        expected = check_fits(spec, plan, prompt, available=available - weights)
         record["expected_peak_bytes"] = weights + expected.peak_bytes
     except DoesNotFitError as refusal:
         record |= {"fits": False, "refusal": refusal.message}

@@ -5,20 +5,20 @@ Also what the program could not foresee: memory that ran out inside torch, a mis
 
 import difflib
 import re
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
 import typer
 
 from uncomp_cli.cli.settings import config_path
-from uncomp_cli.errors import OutOfMemoryError, UncompError
+from uncomp_cli.errors import OutOfMemoryError, UncompError, is_out_of_memory
+from uncomp_cli.ui.console import Terminal
 
-__all__ = ["Failure", "describe_failure"]
+__all__ = ["Failure", "describe_failure", "show_failure"]
 
 _MEMORY_HINT = "use a smaller --budget, a shorter document or --quantize int8"
 _DEBUG_HINT = "run it again with --debug for the traceback, and report it"
-# torch says so in a RuntimeError on a CPU, and in its own class, which is not imported here, on a GPU.
-_MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,15 @@ class Failure:
     message: str
     hint: str | None
     exit_code: int
+
+
+def show_failure(error: BaseException, terminal: Terminal) -> int:
+    """Write the two lines, and with --debug the traceback before them; returns the exit code."""
+    if terminal.debug:
+        traceback.print_exception(error, file=terminal.stderr)
+    failure = describe_failure(error)
+    terminal.error(failure.message, hint=failure.hint)
+    return failure.exit_code
 
 
 def describe_failure(error: BaseException) -> Failure:
@@ -44,18 +53,12 @@ def _unforeseen_failure(error: BaseException) -> Failure:
         return Failure("interrupted", None, 130)
     if isinstance(error, typer.Abort):
         return Failure("input ended before the answer", "give the answer as an option", 1)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return Failure("out of memory", _MEMORY_HINT, OutOfMemoryError.exit_code)
     if isinstance(error, OSError) and error.strerror:
         return _system_failure(error)
     detail = f": {error}" if str(error) else ""
     return Failure(f"internal error: {type(error).__name__}{detail}", _DEBUG_HINT, 1)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, (RuntimeError, OSError)) and any(word in str(error).lower() for word in _MEMORY_WORDS)
 
 
 def _system_failure(error: OSError) -> Failure:

@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.format import format_bytes
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.models.load import LoadedModel
+    from uncomp_cli.spec import ModelSpec
 
-__all__ = ["ModelChoice", "check_text", "choose_preset", "fetch", "load"]
+__all__ = ["ModelChoice", "check_text", "choose_preset", "fetch", "load", "weigh"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +32,16 @@ class ModelChoice:
     rope: str | None = None
 
 
-def choose_preset(name: str | None, *, budget: str | None, policy: str | None, scorer: str | None) -> "Preset":
-    """The named preset (or the default one) with the given budget, policy and scorer in place of its own."""
+def choose_preset(
+    name: str | None, *, budget: str | None, policy: str | None, scorer: str | None, seed: int = 0
+) -> "Preset":
+    """The named preset (or the default one) with the given budget, policy, scorer and seed in place of its own."""
     from uncomp_cli.budget.policies import make_policy
     from uncomp_cli.budget.presets import DEFAULT_PRESET, load_preset
 
     preset = load_preset(name or DEFAULT_PRESET)
-    if policy == "full" and budget not in (None, "full"):
-        raise UsageError(f"policy full keeps everything, budget {budget} does not", hint="leave one of the two out")
-    if policy == "full":
-        budget = "full"
-    if budget is not None:  # taken at its word
-        preset = replace(preset, budget=budget, floor_tokens=0)
-    preset = replace(preset, policy=policy or preset.policy)
+    preset = _with_budget(preset, budget=budget, policy=policy)
+    preset = replace(preset, scorer=replace(preset.scorer, seed=seed))
     if scorer is not None:
         fixed = make_policy(preset.policy).fixed_scorer
         if fixed not in (None, scorer):
@@ -55,6 +54,24 @@ def choose_preset(name: str | None, *, budget: str | None, policy: str | None, s
 
     make_scorer(preset.scorer)
     return preset
+
+
+def _with_budget(preset: "Preset", *, budget: str | None, policy: str | None) -> "Preset":
+    """The preset with another budget and policy; what keeps everything and what does not must agree."""
+    from uncomp_cli.budget.units import parse_budget
+
+    policy_name = policy or preset.policy
+    wanted = parse_budget(budget if budget is not None else preset.budget)
+    if policy_name == "full" and budget is not None and wanted.kind != "full":
+        source = "policy full" if policy == "full" else f"preset {preset.name}"
+        raise UsageError(f"{source} keeps everything, budget {budget} does not", hint="leave one of the two out")
+    if policy not in (None, "full") and wanted.kind == "full":
+        source = f"preset {preset.name}" if budget is None else "budget full"
+        raise UsageError(f"{source} keeps everything, policy {policy} has nothing to spread", hint="add --budget 20%")
+    if policy_name == "full" or wanted.kind == "full":
+        return replace(preset, budget="full", policy="full", floor_tokens=0)
+    floor = preset.floor_tokens if budget is None else 0  # a budget that was named is taken at its word
+    return replace(preset, budget=str(wanted), policy=policy_name, floor_tokens=floor)
 
 
 def check_text(text: str, what: str) -> None:
@@ -82,14 +99,40 @@ def fetch(choice: ModelChoice, terminal: Terminal) -> Path:
     return path
 
 
+def weigh(choice: ModelChoice, path: Path) -> "tuple[ModelSpec, int, int]":
+    """The model's shape, the bytes of its weights and the bytes that are free; nothing is loaded.
+
+    Raises what loading would raise for the family and the quantization, and DoesNotFitError for too large weights.
+    """
+    from uncomp_cli.engine.families import check_family
+    from uncomp_cli.engine.memory import free_bytes
+    from uncomp_cli.models.footprint import footprint
+    from uncomp_cli.models.load import choose_device
+    from uncomp_cli.models.quantize import check_quantization
+
+    device = choose_device(choice.device)
+    if choice.quantize != "none":
+        check_quantization(choice.quantize, device)
+    spec, weights = footprint(path, dtype=choice.dtype, device=device, quantize=choice.quantize, rope=choice.rope)
+    check_family(spec.model_type)
+    available = free_bytes(device)
+    if weights > available:
+        raise DoesNotFitError(
+            f"the weights of {choice.name} need {format_bytes(weights)}, {format_bytes(available)} are free",
+            hint="use --quantize int8 or nf4, --dtype bfloat16, or a smaller model",
+        )
+    return spec, weights, available
+
+
 def load(choice: ModelChoice, terminal: Terminal) -> "LoadedModel":
-    """Fetch the model when needed, and load it."""
+    """Fetch the model when needed, and load it; refused before loading when it cannot fit."""
     from uncomp_cli.ui.live import loading
 
-    fetch(choice, terminal)
+    path = fetch(choice, terminal)
     with loading(terminal, f"loading {choice.name}"):
         from uncomp_cli.models.load import load_model
 
+        weigh(choice, path)
         return load_model(
             choice.name,
             dtype=choice.dtype,

@@ -23,9 +23,11 @@ OwnName = Annotated[
 @app.command("list", cls=PlainCommand)
 def list_all(ctx: typer.Context, as_json: Json = False) -> None:
     """List presets: the shipped ones and your own."""
-    from uncomp_cli.budget.presets import list_presets
+    from uncomp_cli.budget.presets import read_presets
 
-    terminal, presets = terminal_of(ctx), list_presets()
+    terminal, (presets, broken) = terminal_of(ctx), read_presets()
+    for error in broken:
+        terminal.warn(f"left out: {error.message}; uncomp preset validate tells more")
     if as_json:
         terminal.write_json([preset.to_dict() for preset in presets])
         return

@@ -56,8 +56,11 @@ def answer_record(
     seed: int,
 ) -> dict[str, Any]:
     """The JSON object of one answer; units are in the names."""
+    from uncomp_cli.cache.scoring import make_scorer
     from uncomp_cli.engine.session import scorer_config
 
+    scorer = None if preset.policy == "full" else make_scorer(scorer_config(preset))
+    first = stats.cached_tokens == 0  # later questions find the model loaded and the context read
     spec = loaded.spec
     return {
         "schema_version": SCHEMA_VERSION,
@@ -83,7 +86,7 @@ def answer_record(
             "ttft_s": stats.ttft_s,
             "prefill_tok_s": _rate(stats.prompt_tokens - stats.cached_tokens, stats.prefill_s),
             "decode_tok_s": stats.decode_tok_s,
-            "total_s": loaded.load_s + stats.ttft_s + stats.decode_s,
+            "total_s": (loaded.load_s if first else 0.0) + stats.ttft_s + stats.decode_s,
         },
         "memory": {
             "weights_bytes": loaded.weights_bytes,
@@ -95,13 +98,19 @@ def answer_record(
         "compression": {
             "policy": preset.policy,
             "preset": preset.name,
-            "scorer": scorer_config(preset).name,
+            "scorer": scorer.name if scorer else None,
             "budget_requested": preset.budget,
+            "floor_tokens": preset.floor_tokens,
             "hidden_kept_fraction": 1.0,
-            "query_aware": True,
+            "query_aware": scorer.query_aware if scorer else False,
             "kv_bits": 8 * spec.dtype_bytes,
         },
-        "uncertainty": {"prompt_in_trained_length": stats.prompt_tokens <= loaded.info.trained_length},
+        "uncertainty": {
+            "attention_entropy": None,
+            "prompt_in_trained_length": stats.prompt_tokens <= loaded.info.trained_length,
+            "calibrated": False,
+        },
+        "evidence": [],
         "warnings": list(warnings),
         "seed": seed,
     }

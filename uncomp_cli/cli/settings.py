@@ -5,7 +5,8 @@
     budget = "10%"
 
 It becomes Typer's `default_map`, so the precedence flag, environment, file, default is Typer's own. A key that no
-command knows is an error that names it.
+command knows is an error that names it. An option that may be repeated takes a list, or one value; in its variable
+several are separated as in PATH.
 """
 
 import difflib
@@ -20,7 +21,7 @@ import platformdirs
 from uncomp_cli.cli.tree import Command, settings_of, walk
 from uncomp_cli.errors import UsageError
 
-__all__ = ["CONFIG_VARIABLE", "config_path", "default_map", "load_default_map", "read_settings"]
+__all__ = ["CONFIG_VARIABLE", "config_path", "default_map", "load_default_map", "read_settings", "split_variables"]
 
 CONFIG_VARIABLE = "UNCOMP_CONFIG"
 
@@ -37,6 +38,14 @@ def load_default_map(root: Command) -> dict[str, Any]:
     if not path.exists() and CONFIG_VARIABLE not in os.environ:
         return {}
     return default_map(root, read_settings(path), source=path)
+
+
+def split_variables(root: Command) -> None:
+    """Let the variables of repeatable options hold values with spaces: only `os.pathsep` separates two."""
+    for _, command in walk(root):
+        for param in settings_of(command).values():
+            if param.multiple:
+                param.envvar_list_splitter = os.pathsep
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -74,7 +83,11 @@ def _defaults(
         else:
             raise _unknown(key, {*known, *children}, where=where)
     params = settings_of(command)
-    result: dict[str, Any] = {params[key].name: value for key, value in shared.items() if key in params}
+    result: dict[str, Any] = {
+        params[key].name: _as_list(value) if params[key].multiple else value
+        for key, value in shared.items()
+        if key in params
+    }
     for name, child in children.items():
         result[name] = _defaults(child, tables.get(name, {}), inherited=shared, where=f"[{name}] of {where}")
     return result
@@ -85,6 +98,10 @@ def _as_typed(value: object) -> object:
     if isinstance(value, list):
         return [_as_typed(item) for item in value]
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _as_list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _canonical(key: str) -> str:

@@ -103,10 +103,13 @@ def read_pdf(data: bytes) -> Extracted:
 
 
 def read_docx(data: bytes) -> Extracted:
-    """A Word document: body, tables, lists and footnotes, without pictures."""
+    """A Word document: body, tables, lists and footnotes.
+
+    Pictures are dropped unopened: a linked one would name any file of this machine (CVE-2025-11849).
+    """
     mammoth = _documents_package("mammoth")
     try:
-        html = mammoth.convert_to_html(BytesIO(data)).value
+        html = mammoth.convert_to_html(BytesIO(data), convert_image=lambda _: []).value
     except Exception as error:  # zip, XML and key errors, by where the damage is
         raise _damaged("Word document", error) from error
     return Extracted(_html_to_text(html))

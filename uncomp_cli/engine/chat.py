@@ -9,6 +9,7 @@ answer, a changed system prompt or a template that rewrites earlier turns are al
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.decode import AppendState
 from uncomp_cli.engine.generate import generate, stop_tokens
-from uncomp_cli.engine.memory import free_bytes, peak_bytes, reset_peak
+from uncomp_cli.engine.memory import activation_bytes, free_bytes, peak_bytes, reset_peak
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.prompt import Message, render_chat
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
@@ -77,15 +78,18 @@ class ChatSession:
                 f"the conversation would have {len(ids):,} tokens, the context holds {limit:,}",
                 hint="ask something shorter, start again with /clear, or leave and come back with a larger --rope",
             )
-        self._check_memory(len(ids))
+        self._check_memory(ids)
         return self._run(ids, min(room, self.sampling.max_new_tokens))
 
-    def _check_memory(self, tokens: int) -> None:
-        needed = self.loaded.spec.full_kv_bytes(tokens) - self._cache.nbytes
+    def _check_memory(self, ids: Sequence[int]) -> None:
+        """Everything is kept, in sliding layers too; what is new passes through the model at once."""
+        spec = self.loaded.spec
+        cache = max(0, spec.kv_bytes_per_token * len(ids) - self._cache.nbytes)
+        needed = cache + activation_bytes(spec, len(ids) - self._common(ids))
         available = free_bytes(self.decoder.device)
         if needed > available:
             raise DoesNotFitError(
-                f"the conversation needs {needed / 2**20:,.0f} MiB more of KV cache, {available / 2**20:,.0f} are free",
+                f"the turn needs about {needed / 2**20:,.0f} MiB more, {available / 2**20:,.0f} are free",
                 hint="/clear starts again",
             )
 
@@ -116,17 +120,18 @@ class ChatSession:
 
     def _keep_common(self, ids: Sequence[int]) -> int:
         """Drop cached tokens from the first that differs; the last of `ids` is always prefilled, for its logits."""
-        common = 0
-        for cached, wanted in zip(self._ids, ids[:-1], strict=False):
-            if cached != wanted:
-                break
-            common += 1
+        common = self._common(ids)
         self._ids = self._ids[:common]
         if common == 0:
             self.clear()
         else:
             self._cache.forget_from(common)
         return common
+
+    def _common(self, ids: Sequence[int]) -> int:
+        """How many first tokens of `ids`, its last one left out, are cached."""
+        pairs = zip(self._ids, ids[:-1], strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def _prefill(self, ids: Sequence[int], begun: float) -> Generator[PrefillStep, None, Tensor]:
         spec, first = self.loaded.spec, self.cached_tokens

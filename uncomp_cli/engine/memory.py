@@ -15,9 +15,10 @@ import torch
 
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.config import CacheConfig
+from uncomp_cli.engine.prompt import Prompt
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["Estimate", "estimate", "free_bytes", "peak_bytes", "reset_peak", "resident_bytes"]
+__all__ = ["Estimate", "activation_bytes", "estimate", "free_bytes", "peak_bytes", "reset_peak", "resident_bytes"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 _STATUS = Path("/proc/self/status")
@@ -38,22 +39,31 @@ class Estimate:
         return self.kv_kept_bytes + self.activation_bytes
 
 
-def estimate(spec: ModelSpec, plan: BudgetPlan, *, cache: CacheConfig | None = None) -> Estimate:
-    """Expected bytes of a prefill of `plan.seq_len` tokens in one pass.
-
-    At the widest point a token holds its embedding, its hidden state before the layer, after attention and normed, its
-    cosines and sines, and either queries, keys, values and attention's output or the MLP's gate, up and product.
-    """
+def estimate(
+    spec: ModelSpec, plan: BudgetPlan, *, prompt: Prompt | None = None, cache: CacheConfig | None = None
+) -> Estimate:
+    """Expected bytes of a prefill in one pass: of `plan.seq_len` tokens, or of `prompt` with all its questions."""
     config = cache or CacheConfig()
     entry = spec.kv_bytes_per_entry + config.position_bytes
     slack = sum(config.slack(count) for layer in plan.kept for count in layer)
-    attention = spec.head_dim * (2 * spec.num_heads + 4 * spec.num_kv_heads) + spec.hidden_size
-    widest = 4 * spec.hidden_size + 2 * spec.head_dim + max(attention, 3 * spec.intermediate_size)
+    waiting = 0 if prompt is None else prompt.waiting_tokens * spec.num_layers * spec.num_kv_heads
+    tokens = plan.seq_len if prompt is None else prompt.flat_len
     return Estimate(
         kv_full_bytes=spec.full_kv_bytes(plan.seq_len),
-        kv_kept_bytes=(plan.entries + slack) * entry,
-        activation_bytes=plan.seq_len * widest * spec.dtype_bytes,
+        kv_kept_bytes=(plan.entries + slack + waiting) * entry,
+        activation_bytes=activation_bytes(spec, tokens),
     )
+
+
+def activation_bytes(spec: ModelSpec, tokens: int) -> int:
+    """Bytes of a forward pass of `tokens` at its widest point, without the cache.
+
+    A token holds its embedding, its hidden state before the layer, after attention and normed, its cosines and sines,
+    and either queries, keys, values and attention's output or the MLP's gate, up and product.
+    """
+    attention = spec.head_dim * (2 * spec.num_heads + 4 * spec.num_kv_heads) + spec.hidden_size
+    widest = 4 * spec.hidden_size + 2 * spec.head_dim + max(attention, 3 * spec.intermediate_size)
+    return tokens * widest * spec.dtype_bytes
 
 
 def free_bytes(device: torch.device) -> int:
@@ -62,7 +72,9 @@ def free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     available = int(psutil.virtual_memory().available)
     limit, used = _read_int(_CGROUP / "memory.max"), _read_int(_CGROUP / "memory.current")
-    return available if limit is None or used is None else max(0, min(available, limit - used))
+    if limit is None or used is None:
+        return available
+    return max(0, min(available, limit - used + _reclaimable_bytes()))
 
 
 def reset_peak(device: torch.device) -> None:
@@ -92,6 +104,15 @@ def resident_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     return int(psutil.Process().memory_info().rss)
+
+
+def _reclaimable_bytes() -> int:
+    """File pages that the control group counts as used and gives back when memory is asked for."""
+    try:
+        fields = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        return int(fields["inactive_file"]) + int(fields["active_file"])
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def _status_bytes(field: str) -> int | None:

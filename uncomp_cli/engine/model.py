@@ -11,6 +11,7 @@ from torch import Tensor
 
 from uncomp_cli.engine.attention import ATTENTION_NAME, AttentionState, register
 from uncomp_cli.engine.families import check_family
+from uncomp_cli.engine.linear import use_all_cores_for_one_row
 from uncomp_cli.spec import ModelSpec
 
 __all__ = ["Decoder"]
@@ -33,6 +34,8 @@ class Decoder:
         check_family(spec.model_type)
         register()
         model.set_attn_implementation(ATTENTION_NAME)
+        if isinstance(model, torch.nn.Module):
+            use_all_cores_for_one_row(model)
         self.model = model
         self.spec = spec
 

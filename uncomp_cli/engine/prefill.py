@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.cache.coherence import pool, share_by_word
@@ -89,14 +90,16 @@ class PrefillState:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
     ) -> Tensor:
         """Exact attention of every row over its prompt; stores what the plan keeps."""
-        output = torch.zeros_like(query)
+        outputs: list[Tensor] = []
         heads: list[Head] = []
         questions: list[list[Head]] = [[] for _ in self.prompts[0].questions]
         last_only = layer == len(self.cache.layers) - 1 and not self.rows_interact
         for row, prompt in enumerate(self.prompts):
-            pad = query.shape[2] - _tokens(prompt)
-            parts = _Row(prompt, query[row, :, pad:], key[row, :, pad:], value[row, :, pad:].contiguous(), scaling)
-            parts.attend(output[row, :, pad:], window=sliding_window, last_only=last_only)
+            pad = query.shape[2] - prompt.flat_len
+            unpadded = (key[row, :, pad:].contiguous(), value[row, :, pad:].contiguous())
+            parts = _Row(prompt, query[row, :, pad:], *unpadded, scaling)
+            output = parts.attend(window=sliding_window, last_only=last_only)
+            outputs.append(functional.pad(output, (0, 0, pad, 0)) if pad else output)
             heads += self._kept_heads(layer, parts, self.plans[row].kept[layer], sliding_window)
             for question, tail in zip(questions, parts.tails(sliding_window), strict=True):
                 question += tail
@@ -104,7 +107,7 @@ class PrefillState:
         self.cache.store(layer, heads, reserve=longest if sliding_window is None else min(longest, sliding_window))
         self._keep_questions(layer, questions)
         self.on_layer(layer)
-        return output
+        return outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)
 
     def _keep_questions(self, layer: int, questions: list[list[Head]]) -> None:
         """One question goes behind the context; several are copied, so that the layer's full tensors can go."""
@@ -149,19 +152,20 @@ class _Row:
             starts.append(starts[-1] + len(question))
         self.spans = [slice(a, b) for a, b in pairwise(starts)]
 
-    def attend(self, output: Tensor, *, window: int | None, last_only: bool) -> None:
-        """Write the attention output [H, N, D]; in the last layer only the rows whose logits are read."""
+    def attend(self, *, window: int | None, last_only: bool) -> Tensor:
+        """The attention output [H, N, D]; with `last_only` zero but for the rows whose logits are read."""
+        if len(self.spans) == 1 and not last_only:
+            return attend_causal(self.query, self.key, self.value, scaling=self.scaling, window=window)
         context = len(self.prompt.context)
+        output = torch.zeros_like(self.query)
         if not last_only:
-            first = context if len(self.spans) > 1 else self.spans[0].stop
-            head = self.query[:, :first], self.key[:, :first], self.value[:, :first]
-            output[:, :first] = attend_causal(*head, scaling=self.scaling, window=window)
-            if len(self.spans) == 1:
-                return
+            trunk = self.query[:, :context], self.key[:, :context], self.value[:, :context]
+            output[:, :context] = attend_causal(*trunk, scaling=self.scaling, window=window)
         for span in self.spans:
             rows = slice(span.stop - 1, span.stop) if last_only else span
             seen = [torch.cat([t[:, :context], t[:, span]], dim=1) for t in (self.key, self.value)]
             output[:, rows] = attend_after(self.query[:, rows], *seen, scaling=self.scaling, window=window)
+        return output
 
     def branches(self) -> tuple[tuple[Tensor, Tensor], ...]:
         """Every question's queries and keys."""
@@ -222,17 +226,13 @@ def prefill(
     return (yield from stream(work))
 
 
-def _tokens(prompt: Prompt) -> int:
-    return len(prompt.context) + sum(len(question) for question in prompt.questions)
-
-
 def _total(prompts: Sequence[Prompt]) -> int:
-    return sum(_tokens(prompt) for prompt in prompts)
+    return sum(prompt.flat_len for prompt in prompts)
 
 
 def _layout(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
     """Left-padded ids and logical positions [B, N], and the columns whose logits are wanted."""
-    width = max(_tokens(prompt) for prompt in prompts)
+    width = max(prompt.flat_len for prompt in prompts)
     ids = torch.zeros(len(prompts), width, dtype=torch.int64)
     positions = torch.zeros(len(prompts), width, dtype=torch.int64)
     for row, prompt in enumerate(prompts):

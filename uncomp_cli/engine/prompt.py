@@ -7,8 +7,9 @@ prefill. The template's tokens are parsed as special tokens; the user's text nev
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
+import jinja2
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -20,7 +21,9 @@ __all__ = ["Message", "Prompt", "Side", "chat_prompt", "completion_prompt", "cou
 
 Side = Literal["head", "middle", "tail"]
 
-_DOCUMENT, _QUESTION = "\ue000document\ue001", "\ue000question\ue001"
+# In private-use characters: no template has them, so each stands where people's text will.
+_SYSTEM, _DOCUMENT, _QUESTION = "\ue000system\ue001", "\ue000document\ue001", "\ue000question\ue001"
+_OTHER_TEMPLATE = "choose another --model, or a --tokenizer directory with another chat template"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,16 @@ class Prompt:
     def longest_question(self) -> int:
         """Tokens of the longest branch."""
         return max(len(question) for question in self.questions)
+
+    @property
+    def flat_len(self) -> int:
+        """Tokens that go through the model: the context and all questions."""
+        return len(self.context) + sum(len(question) for question in self.questions)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Question tokens whose keys and values wait beside the cache; none when there is one question."""
+        return 0 if len(self.questions) == 1 else self.flat_len - len(self.context)
 
     @property
     def seq_len(self) -> int:
@@ -66,14 +79,12 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
         raise ModelError("this model has no chat template", hint="use `uncomp ask`, or a model made for chat")
     marks = [f"\ue000message {index}\ue001" for index in range(len(messages))]
     framed = [{"role": message.role, "content": mark} for message, mark in zip(messages, marks, strict=True)]
-    rest = str(tokenizer.apply_chat_template(framed, tokenize=False, add_generation_prompt=True))
+    rest = _render(tokenizer, framed)
     ids: list[int] = []
     for message, mark in zip(messages, marks, strict=True):
         before, found, rest = rest.partition(mark)
         if not found:
-            raise ModelError(
-                f"the model's chat template leaves out a {message.role} message", hint="/clear starts again without it"
-            )
+            raise _left_out(message, newest=message is messages[-1])
         ids += _encode(tokenizer, before, special=True)
         ids += message.ids if message.ids is not None else _encode(tokenizer, message.text, special=False)
     return ids + _encode(tokenizer, rest, special=True)
@@ -84,13 +95,13 @@ def chat_prompt(
 ) -> Prompt:
     """The prompt for `questions` about `document` in the tokenizer's chat format, or as plain text without one."""
     prefix, between, suffix = _frame(tokenizer, system)
-    opening = _encode(tokenizer, prefix, special=True)
+    opening = _encode_frame(tokenizer, prefix, system)
     body, words = _encode_words(tokenizer, document.strip())
     branches = tuple(
         (
-            *_encode(tokenizer, between, special=True),
+            *_encode_frame(tokenizer, between, system),
             *_encode(tokenizer, question.strip(), special=False),
-            *_encode(tokenizer, suffix, special=True),
+            *_encode_frame(tokenizer, suffix, system),
         )
         for question in questions
     )
@@ -139,16 +150,55 @@ def truncate(prompt: Prompt, limit: int, side: Side) -> tuple[Prompt, range]:
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> tuple[str, str, str]:
-    """The template's text before the document, between document and question, and after the question."""
-    if not tokenizer.chat_template:
-        opening = f"{system}\n\n" if system else ""
-        return (tokenizer.bos_token or "") + opening, "\n\nQuestion: ", "\nAnswer:"
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    messages.append({"role": "user", "content": f"{_DOCUMENT}\n\n{_QUESTION}"})
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    prefix, _, rest = text.partition(_DOCUMENT)
-    between, _, suffix = rest.partition(_QUESTION)
+    """The template's text before the document, between document and question, and after the question.
+
+    Where the system prompt belongs it has a mark. Raises ModelError when the template leaves one of the three out.
+    """
+    user = f"{_DOCUMENT}\n\n{_QUESTION}"
+    if tokenizer.chat_template:
+        messages = [{"role": "system", "content": _SYSTEM}] if system is not None else []
+        text = _render(tokenizer, [*messages, {"role": "user", "content": user}])
+    else:
+        opening = f"{_SYSTEM}\n\n" if system else ""
+        text = f"{tokenizer.bos_token or ''}{opening}{_DOCUMENT}\n\nQuestion: {_QUESTION}\nAnswer:"
+        system = system or None
+    if system is not None and _SYSTEM not in text:
+        raise ModelError("this model's chat template leaves out the system prompt", hint="leave --system out")
+    prefix, document, rest = text.partition(_DOCUMENT)
+    between, question, suffix = rest.partition(_QUESTION)
+    if not (document and question):
+        lost = "question" if document else "document"
+        raise ModelError(f"this model's chat template leaves out the {lost}", hint=_OTHER_TEMPLATE)
     return prefix, between, suffix
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> str:
+    """The template's text for `messages` and the opening of the answer; raises ModelError when it refuses them."""
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except jinja2.TemplateError as error:
+        reason = " ".join(str(error).split())
+        has_system = messages[0]["role"] == "system"
+        hint = "leave --system out (in a chat: /system default)" if has_system else _OTHER_TEMPLATE
+        raise ModelError(f"this model's chat template refuses these messages: {reason}", hint=hint) from error
+
+
+def _left_out(message: Message, *, newest: bool) -> ModelError:
+    """The error of a template that does not show `message` of a chat."""
+    if message.role == "system":
+        hint = "/system default goes back to the model's own system prompt"
+    else:
+        hint = _OTHER_TEMPLATE if newest else "/clear forgets what was said before, so that nothing can be left out"
+    return ModelError(f"the model's chat template leaves out a {message.role} message", hint=hint)
+
+
+def _encode_frame(tokenizer: PreTrainedTokenizerBase, text: str, system: str | None) -> list[int]:
+    """Token ids of template text, in which special tokens are meant, with the system prompt, in which none are."""
+    first, *others = text.split(_SYSTEM)
+    ids = _encode(tokenizer, first, special=True)
+    for after in others:
+        ids += _encode(tokenizer, system or "", special=False) + _encode(tokenizer, after, special=True)
+    return ids
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:

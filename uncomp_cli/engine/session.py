@@ -70,7 +70,7 @@ def check_length(spec: ModelSpec, prompt: Prompt, *, trained_length: int | None 
     raise DoesNotFitError(
         f"the prompt has {prompt.seq_len:,} tokens, the model was trained for {trained:,}{extended}",
         hint="cut it with --truncate head, middle or tail, or extend the context with "
-        f"--rope yarn:{prompt.seq_len // trained + 1}",
+        f"--rope yarn:{prompt.seq_len // trained + 1} if the model's own RoPE is plain",
     )
 
 
@@ -79,17 +79,19 @@ def make_plan(spec: ModelSpec, preset: Preset, prompt: Prompt, *, available: int
     budget = parse_budget(preset.budget)
     policy = make_policy("full" if budget.kind == "full" else preset.policy)
     everything = BudgetPlan(prompt.seq_len, ((prompt.seq_len,) * spec.num_kv_heads,) * spec.num_layers)
-    spare = int(_MEMORY_MARGIN * available) - estimate(spec, everything).activation_bytes
+    spare = int(_MEMORY_MARGIN * available) - estimate(spec, everything, prompt=prompt).activation_bytes
     entries = resolve_entries(budget, spec, seq_len=prompt.seq_len, free_bytes=max(0, spare))
+    if budget.kind in ("auto", "bytes"):  # bytes are bytes: the questions that wait their turn count too
+        entries = max(0, entries - spec.num_layers * spec.num_kv_heads * prompt.waiting_tokens)
     if preset.floor_tokens:
         floor = (prompt.always_kept + preset.floor_tokens) * spec.num_layers * spec.num_kv_heads
         entries = max(entries, min(floor, spec.full_entries(prompt.seq_len)))
     return policy.plan(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept)
 
 
-def check_fits(spec: ModelSpec, plan: BudgetPlan, *, available: int) -> Estimate:
-    """The expected memory of `plan`; raises DoesNotFitError when it is more than `available` bytes."""
-    expected = estimate(spec, plan)
+def check_fits(spec: ModelSpec, plan: BudgetPlan, prompt: Prompt, *, available: int) -> Estimate:
+    """The expected memory of `prompt` under `plan`; raises DoesNotFitError when it is more than `available` bytes."""
+    expected = estimate(spec, plan, prompt=prompt)
     if expected.peak_bytes > available:
         raise DoesNotFitError(
             f"needs about {expected.peak_bytes / 2**20:,.0f} MiB beside the weights "
@@ -118,7 +120,7 @@ class Session:
         check_length(spec, prompt, trained_length=self.loaded.info.trained_length)
         available = free_bytes(device)
         self.plan = make_plan(spec, self.preset, prompt, available=available)
-        check_fits(spec, self.plan, available=available)
+        check_fits(spec, self.plan, prompt, available=available)
         reset_peak(device)
         self._read = None
         return self._prefill(prompt, self.plan)
@@ -172,6 +174,6 @@ class Session:
 
 
 def scorer_config(preset: Preset) -> ScorerConfig:
-    """The scorer of a preset; some policies are defined by theirs."""
+    """The scorer of a preset; some policies are defined by theirs. Coherence is the same for all, controls included."""
     fixed = make_policy(preset.policy).fixed_scorer
-    return preset.scorer if fixed is None else replace(preset.scorer, name=fixed, pooling="none", whole_words=False)
+    return preset.scorer if fixed is None else replace(preset.scorer, name=fixed)

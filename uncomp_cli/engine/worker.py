@@ -1,15 +1,19 @@
 """A stock forward cannot pause in the middle; a thread turns it into a stream of records.
 
 The work runs in a thread and hands out records; the caller pulls them from a generator whose return value is the
-work's result. Closing the generator, or Ctrl-C while it waits, stops the work at its next record.
+work's result. Closing the generator, or Ctrl-C while it waits, stops the work at its next record; the generator is
+done with only when the work is, however often Ctrl-C comes.
 """
 
+import time
 from collections.abc import Callable, Generator
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import TypeVar
 
 __all__ = ["stream"]
+
+_POLL_S = 0.002
 
 Record = TypeVar("Record")
 Result = TypeVar("Result")
@@ -47,7 +51,23 @@ def stream(work: Callable[[Callable[[Record], None]], Result]) -> Generator[Reco
     finally:
         cancelled.set()
         if thread.is_alive():  # not yet, when starting it was interrupted
+            _wait_until(lambda: bool(results or failures))
             thread.join()
     if failures:
         raise failures[0]
     return results[0]
+
+
+def _wait_until(ended: Callable[[], bool]) -> None:
+    """Return when the work has ended; a Ctrl-C meanwhile is raised then.
+
+    No join: one that Ctrl-C breaks off takes the thread for dead while it runs (CPython up to 3.12, bpo-45274).
+    """
+    interrupt: KeyboardInterrupt | None = None
+    while not ended():
+        try:
+            time.sleep(_POLL_S)
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt

@@ -19,7 +19,7 @@ from uncomp_cli.models.builtin import LICENCE
 from uncomp_cli.models.hub import list_hub, remove_hub
 from uncomp_cli.models.manifest import read_manifest, weights_sha256
 from uncomp_cli.models.progress import PullStep
-from uncomp_cli.models.shape import dtype_name, spec_from_config, text_config
+from uncomp_cli.models.shape import class_names, dtype_name, spec_from_config, stored_dtype
 from uncomp_cli.models.sources import (
     Converted,
     Directory,
@@ -28,6 +28,7 @@ from uncomp_cli.models.sources import (
     Source,
     cache_dir,
     converted,
+    hash_memo,
     hub_dir,
     models_dir,
 )
@@ -116,7 +117,7 @@ def list_models() -> list[ModelInfo]:
     for name in known_names():
         try:
             found.append(show_model(name))
-        except UncompError:
+        except (UncompError, OSError):
             continue
     return found
 
@@ -130,13 +131,12 @@ def show_model(name: str) -> ModelInfo:
     note = read_manifest(path)
     dtype = dtype_name(stored_dtype(config))
     spec = spec_from_config(config, dtype)
-    architectures = getattr(config, "architectures", None) or [spec.model_type]
     return ModelInfo(
         name=name,
         path=path,
         source=note.source if note else source_of(name),
-        sha256=note.sha256 if note else weights_sha256(path, cache_dir() / "hashes.json"),
-        architecture=str(architectures[0]),
+        sha256=note.sha256 if note else weights_sha256(path, hash_memo()),
+        architecture=next(iter(class_names(config)), spec.model_type),
         layers=spec.num_layers,
         heads=spec.num_heads,
         kv_heads=spec.num_kv_heads,
@@ -152,13 +152,6 @@ def show_model(name: str) -> ModelInfo:
 def source_of(name: str) -> str:
     """Where a model without a note comes from."""
     return "directory" if Path(name).expanduser().is_dir() else "hub"
-
-
-def stored_dtype(config: SimpleNamespace) -> str | None:
-    """The type of the weights, under its new or old name."""
-    text = text_config(config)
-    places = ((config, "dtype"), (config, "torch_dtype"), (text, "dtype"), (text, "torch_dtype"))
-    return next((getattr(part, key) for part, key in places if getattr(part, key, None)), None)
 
 
 def read_config(path: Path) -> SimpleNamespace:

@@ -6,6 +6,7 @@ shrink to 8 or 4 bits.
 
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -13,7 +14,9 @@ from safetensors import safe_open
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models.catalog import read_config
 from uncomp_cli.models.load import choose_dtype
-from uncomp_cli.models.shape import spec_from_config
+from uncomp_cli.models.quiet import quiet_transformers
+from uncomp_cli.models.rope import check_fixed_rope, extend_config, parse_rope
+from uncomp_cli.models.shape import check_text_only, spec_from_config
 from uncomp_cli.spec import ModelSpec
 
 __all__ = ["footprint"]
@@ -21,13 +24,16 @@ __all__ = ["footprint"]
 _BITS = {"int8": 8, "nf4": 4, "fp4": 4}
 
 
-def footprint(path: Path, *, dtype: str, device: torch.device, quantize: str) -> tuple[ModelSpec, int]:
+def footprint(
+    path: Path, *, dtype: str, device: torch.device, quantize: str, rope: str | None = None
+) -> tuple[ModelSpec, int]:
     """The shape of the model in `path` and the bytes of its weights when loaded with these options.
 
-    Raises ModelError when a weights file cannot be read.
+    Raises ModelError when a weights file cannot be read and for a configuration that `load_model` refuses, UsageError
+    when its RoPE cannot be extended by `rope`.
     """
     chosen = choose_dtype(dtype, device)
-    spec = spec_from_config(read_config(path), chosen)
+    spec = spec_from_config(_config(path, rope), chosen)
     total_bits = 0
     for file in sorted(path.glob("*.safetensors")):
         for name, shape in _shapes(file).items():
@@ -35,6 +41,19 @@ def footprint(path: Path, *, dtype: str, device: torch.device, quantize: str) ->
             bits = _BITS.get(quantize, 8 * spec.dtype_bytes) if is_matrix else 8 * spec.dtype_bytes
             total_bits += prod(shape) * bits
     return spec, total_bits // 8
+
+
+def _config(path: Path, rope: str | None) -> Any:
+    """The model's configuration, checked as for loading, extended if asked."""
+    config = read_config(path)
+    check_text_only(config)
+    check_fixed_rope(config)
+    if rope is None:
+        return config
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        return extend_config(AutoConfig.from_pretrained(str(path), local_files_only=True), parse_rope(rope))
 
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:

@@ -23,6 +23,8 @@ def rope_parameters(reader: Any, metadata: dict[str, Any], architecture: str) ->
     theta = float(metadata.get(f"{architecture}.rope.freq_base", 10000.0))
     if divisors is not None and max(divisors) > 1.0:
         return llama3_parameters([float(value) for value in divisors], theta)
+    if any(tensor.name.startswith("rope_factors_") for tensor in reader.tensors):
+        raise ModelError("GGUF RoPE scaling 'longrope' is not supported", hint=HINT)
     kind = str(metadata.get(f"{architecture}.rope.scaling.type", "none"))
     return {} if kind == "none" or architecture == "gpt-oss" else scaled(kind, metadata, architecture)
 

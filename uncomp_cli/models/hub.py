@@ -63,9 +63,10 @@ def pull_hub(model_id: str, cache: Path, *, offline: bool) -> Iterator[PullStep]
         hint = f"run once with the network: uncomp model pull {model_id}"
         raise ModelError(f"model {model_id} is not on this machine, and --offline was given", hint=hint)
     yield from download(model_id, cache)
-    (repository(model_id, cache) / MARK).touch()
-    if hub_path(model_id, cache) is None:
+    if snapshot(model_id, cache) is None:
+        remove_hub(model_id, cache)
         raise ModelError(f"{model_id} has no config.json with *.safetensors weights", hint="choose another model")
+    (repository(model_id, cache) / MARK).touch()
 
 
 def download(model_id: str, cache: Path) -> Iterator[PullStep]:

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from uncomp_cli.errors import ModelError, OutOfMemoryError, UncompError, UsageError
+from uncomp_cli.errors import ModelError, OutOfMemoryError, UsageError
 from uncomp_cli.models.catalog import ModelInfo, local_path, show_model
 from uncomp_cli.models.quantize import check_quantization, quantization_config
 from uncomp_cli.models.quiet import quiet_transformers
-from uncomp_cli.models.rope import RopeExtension, extend_config, parse_rope
-from uncomp_cli.models.shape import spec_from_config
+from uncomp_cli.models.rope import RopeExtension, check_fixed_rope, extend_config, parse_rope
+from uncomp_cli.models.shape import check_text_only, spec_from_config, stored_dtype
 from uncomp_cli.spec import ModelSpec
 
 __all__ = ["LoadedModel", "choose_device", "choose_dtype", "load_model", "load_tokenizer", "weights_bytes"]
@@ -57,8 +57,9 @@ def load_model(
     """Load the model that `name` means; it must be on this machine (run `ensure_local` first).
 
     `quantize` is int8, nf4, fp4 or None; `rope` extends the trained length, as in yarn:4 (rope.py). Loading never uses
-    the network, whatever `offline` says; it only words the hint. Raises ModelError when the model is missing or
-    damaged, UsageError for a device or type that is not there and for an extension that this model cannot take.
+    the network, whatever `offline` says; it only words the hint. Raises ModelError when the model is missing, damaged
+    or of a kind that would run wrongly, UsageError for a device or type that is not there and for an extension that
+    this model cannot take.
     """
     start = time.perf_counter()
     extension = None if rope is None else parse_rope(rope)
@@ -72,8 +73,9 @@ def load_model(
     if method is not None:
         check_quantization(method, chosen_device)
     with quiet_transformers():
+        config = load_config(path, name, extension)
         tokenizer = load_tokenizer(tokenizer_dir or path)
-        model = load_weights(path, name, chosen_dtype, chosen_device, method, rope=extension)
+        model = load_weights(path, name, chosen_dtype, chosen_device, method, config=config)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -121,6 +123,26 @@ def load_tokenizer(path: Path) -> Any:
         raise ModelError(message, hint="name a directory with one: --tokenizer DIR") from error
 
 
+def load_config(path: Path, name: str, extension: RopeExtension | None) -> Any:
+    """The model's configuration, extended. Raises ModelError when it is damaged, or the model would run wrongly."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # json and transformers each have their own
+        raise cannot_load(name, path, error) from error
+    check_text_only(config)
+    check_fixed_rope(config)
+    spec_from_config(config, stored_dtype(config))
+    return config if extension is None else extend_config(config, extension)
+
+
+def cannot_load(name: str, path: Path, error: Exception) -> ModelError:
+    """What to tell of an error of the libraries below."""
+    hint = f"if its files are damaged: uncomp model remove {name} && uncomp model pull {name}"
+    return ModelError(f"model {name} cannot be loaded from {path}: {first_line(error)}", hint=hint)
+
+
 def load_weights(
     path: Path,
     name: str,
@@ -128,19 +150,17 @@ def load_weights(
     device: torch.device,
     method: str | None,
     *,
-    rope: RopeExtension | None = None,
+    config: Any,
 ) -> Any:
     """The model itself, in evaluation mode. Raises ModelError when weights are damaged or missing."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     extra = {} if method is None else {"quantization_config": quantization_config(method, dtype)}
     placement = {} if method is None else {"device_map": {"": device}}
     try:
-        if rope is not None:
-            config = AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-            extra["config"] = extend_config(config, rope)
         model, report = AutoModelForCausalLM.from_pretrained(
             str(path),
+            config=config,
             dtype=dtype,
             attn_implementation="sdpa",
             local_files_only=True,
@@ -150,13 +170,10 @@ def load_weights(
             **placement,
         )
         model = model if method else model.to(device)
-    except UncompError:
-        raise
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(f"no memory for the weights of {name}", hint="--quantize int8 or nf4") from error
     except Exception as error:  # safetensors, json and transformers each have their own
-        hint = f"if its files are damaged: uncomp model remove {name} && uncomp model pull {name}"
-        raise ModelError(f"model {name} cannot be loaded from {path}: {first_line(error)}", hint=hint) from error
+        raise cannot_load(name, path, error) from error
     check_report(report, name, path)
     return model.eval().requires_grad_(False)
 

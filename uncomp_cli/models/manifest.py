@@ -19,6 +19,7 @@ __all__ = [
     "file_sha256",
     "is_complete",
     "read_manifest",
+    "remembered_sha256",
     "weights_sha256",
     "write_manifest",
 ]

@@ -6,7 +6,8 @@
     yarn    fast dimensions as trained, slow ones / F, softmax sharpened by 0.1·ln F + 1 (Peng et al., arXiv 2309.00071)
 
 Keys are cached after rotation. These kinds depend on F alone, never on the length reached, so a cached key stays valid
-while the text grows; kinds that change with the length (dynamic NTK, longrope) are not offered.
+while the text grows; kinds that change with the length (dynamic NTK, longrope) are not offered, and models trained
+with one are refused.
 """
 
 import copy
@@ -15,13 +16,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.models.shape import text_config
 
-__all__ = ["ROPE_KINDS", "RopeExtension", "extend_config", "parse_rope"]
+__all__ = ["ROPE_KINDS", "RopeExtension", "check_fixed_rope", "extend_config", "parse_rope"]
 
 ROPE_KINDS = ("linear", "ntk", "yarn")
 LARGEST_FACTOR = 1024
+_LENGTH_DEPENDENT = {"dynamic", "longrope", "su"}  # su is longrope's older name
 _HINT = "write linear:2, ntk:4 or yarn:4: the kind, and how many times the trained length"
 _FACTOR = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 
@@ -51,6 +53,28 @@ def parse_rope(text: str) -> RopeExtension:
         hint = f"did you mean '{near[0]}:2'?" if near else _HINT
         raise UsageError(f"rope extension '{text}' needs a factor above 1", hint=hint)
     return RopeExtension(kind, float(number))
+
+
+def check_fixed_rope(config: Any) -> None:
+    """Raise ModelError when the model's own positions depend on the length reached, in any of its layers.
+
+    `config` is a transformers configuration, or config.json as a namespace.
+    """
+    text = text_config(config)
+    places = (getattr(text, name, None) for name in ("rope_parameters", "rope_scaling"))
+    for kind in (kind for place in places for kind in own_kinds(place)):
+        old_phi3 = kind == "yarn" and getattr(text, "model_type", None) == "phi3"  # transformers reads it as longrope
+        if kind in _LENGTH_DEPENDENT or old_phi3:
+            message = f"models whose positions depend on the length reached (rope_type {kind}) are not supported"
+            raise ModelError(message, hint="use a model with another scaling: default, linear, llama3 or yarn")
+
+
+def own_kinds(parameters: Any) -> list[str]:
+    """The kinds that a RoPE dictionary names, itself or for its layer types."""
+    fields = parameters if isinstance(parameters, dict) else getattr(parameters, "__dict__", {})
+    own = fields.get("rope_type") or fields.get("type")
+    nested = (kind for value in fields.values() if not isinstance(value, str) for kind in own_kinds(value))
+    return [*([str(own)] if own else []), *nested]
 
 
 def extend_config(config: Any, extension: RopeExtension) -> Any:

@@ -11,7 +11,15 @@ from typing import Any
 from uncomp_cli.errors import ModelError
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["DTYPE_BYTES", "dtype_name", "spec_from_config", "text_config"]
+__all__ = [
+    "DTYPE_BYTES",
+    "check_text_only",
+    "class_names",
+    "dtype_name",
+    "spec_from_config",
+    "stored_dtype",
+    "text_config",
+]
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -26,16 +34,49 @@ def text_config(config: Any) -> Any:
     return getattr(config, "text_config", None) or config
 
 
-def spec_from_config(config: Any, dtype: Any) -> ModelSpec:
-    """The shape of the model, with a cache of `dtype`. Raises ModelError when it is no decoder with attention."""
+def stored_dtype(config: Any) -> Any:
+    """The type of the weights, under its new or old name; None when the configuration has none."""
     text = text_config(config)
+    places = ((config, "dtype"), (config, "torch_dtype"), (text, "dtype"), (text, "torch_dtype"))
+    return next((getattr(part, key) for part, key in places if getattr(part, key, None)), None)
+
+
+def class_names(config: Any) -> list[str]:
+    """The classes that a configuration names for its model."""
+    names = getattr(config, "architectures", None)
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def check_text_only(config: Any) -> None:
+    """Raise ModelError for a model that takes pictures or sound as well, or is no plain causal language model."""
+    refused = next((name for name in class_names(config) if name.endswith("ForConditionalGeneration")), None)
+    if refused is None and any(getattr(config, part, None) is not None for part in ("vision_config", "audio_config")):
+        refused = str(getattr(config, "model_type", "this model"))
+    if refused is not None:
+        message = f"{refused} is not supported: it is no plain text model"
+        raise ModelError(message, hint="use a model for text alone, for example --model smollm2-135m")
+
+
+def spec_from_config(config: Any, dtype: Any) -> ModelSpec:
+    """The shape of the model, with a cache of `dtype`.
+
+    Raises ModelError when it is no decoder with attention, and for a type that uncomp cannot compute with.
+    """
+    if dtype_name(dtype) not in DTYPE_BYTES:
+        message = f"weights of type {dtype_name(dtype)} are not supported"
+        raise ModelError(message, hint=f"use a model stored as {', '.join(DTYPE_BYTES)}")
     try:
-        num_heads = int(text.num_attention_heads)
-        num_layers = int(text.num_hidden_layers)
-        hidden_size = int(text.hidden_size)
-        trained_length = int(text.max_position_embeddings)
-    except (AttributeError, TypeError) as error:
-        raise ModelError(f"config.json does not describe a decoder that uncomp can run: {error}") from error
+        return read_spec(text_config(config), DTYPE_BYTES[dtype_name(dtype)])
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        message = f"config.json does not describe a decoder that uncomp can run: {error}"
+        raise ModelError(message, hint="use a model that generates text, for example --model smollm2-135m") from error
+
+
+def read_spec(text: Any, dtype_bytes: int) -> ModelSpec:
+    """The fields of a ModelSpec, as they stand in a text configuration; errors come as they are."""
+    num_heads = int(text.num_attention_heads)
+    num_layers = int(text.num_hidden_layers)
+    hidden_size = int(text.hidden_size)
     return ModelSpec(
         model_type=str(text.model_type),
         num_layers=num_layers,
@@ -45,8 +86,8 @@ def spec_from_config(config: Any, dtype: Any) -> ModelSpec:
         hidden_size=hidden_size,
         intermediate_size=int(getattr(text, "intermediate_size", None) or 4 * hidden_size),
         vocab_size=int(text.vocab_size),
-        trained_length=trained_length,
-        dtype_bytes=DTYPE_BYTES[dtype_name(dtype)],
+        trained_length=int(text.max_position_embeddings),
+        dtype_bytes=dtype_bytes,
         sliding_windows=sliding_windows(text, num_layers),
     )
 

@@ -15,11 +15,22 @@ import platformdirs
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.models.builtin import pull_builtin
 from uncomp_cli.models.hub import hub_path, pull_hub
-from uncomp_cli.models.manifest import describe, file_sha256, is_complete, read_manifest, write_manifest
+from uncomp_cli.models.manifest import describe, is_complete, read_manifest, remembered_sha256, write_manifest
 from uncomp_cli.models.progress import PullStep
 from uncomp_cli.models.staging import publish, staging_directory
 
-__all__ = ["Converted", "Directory", "GgufFile", "Hub", "Source", "cache_dir", "converted", "hub_dir", "models_dir"]
+__all__ = [
+    "Converted",
+    "Directory",
+    "GgufFile",
+    "Hub",
+    "Source",
+    "cache_dir",
+    "converted",
+    "hash_memo",
+    "hub_dir",
+    "models_dir",
+]
 
 
 class Source(Protocol):
@@ -80,13 +91,15 @@ class GgufFile:
 
     def target(self) -> Path:
         """The directory for this content."""
-        return models_dir() / f"{self.path.stem}-{file_sha256(self.path)[:12]}"
+        return models_dir() / f"{self.path.stem.lstrip('.')}-{remembered_sha256(self.path, hash_memo())[:12]}"
 
     def by_hash(self) -> Path | None:
         """The conversion of the same content under any name of the file."""
-        target = self.target()
-        suffix = target.name.rpartition("-")[2]
-        return next((entry for entry in converted() if entry.name.endswith(f"-{suffix}")), None)
+        entries = converted()
+        if not entries:
+            return None
+        suffix = self.target().name.rpartition("-")[2]
+        return next((entry for entry in entries if entry.name.endswith(f"-{suffix}")), None)
 
     def pull(self, *, offline: bool, needs_tokenizer: bool) -> Iterator[PullStep]:
         from uncomp_cli.models.gguf import convert_gguf, open_gguf, read_metadata
@@ -95,8 +108,8 @@ class GgufFile:
         if existing is not None and ((existing / "tokenizer.json").exists() or not needs_tokenizer):
             return
         yield PullStep("verify", 0, None)
-        target = existing or self.target()
         licence = read_metadata(open_gguf(self.path)).get("general.license")
+        target = existing or self.target()
         with staging_directory(target) as staging:
             yield from convert_gguf(self.path, staging, needs_tokenizer=needs_tokenizer)
             write_manifest(staging, describe(staging, f"gguf {self.path.name}", licence, self.path))
@@ -132,7 +145,14 @@ def hub_dir() -> Path:
     return cache_dir() / "hub"
 
 
+def hash_memo() -> Path:
+    """The file that remembers hashes."""
+    return cache_dir() / "hashes.json"
+
+
 def converted() -> list[Path]:
-    """Complete directories of converted models."""
+    """Complete directories of converted models; names with a dot in front are still being built."""
     root = models_dir()
-    return sorted(path for path in root.iterdir() if is_complete(path)) if root.is_dir() else []
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if not path.name.startswith(".") and is_complete(path))

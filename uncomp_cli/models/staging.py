@@ -46,7 +46,10 @@ def staging_directory(target: Path) -> Iterator[Path]:
 
 
 def publish(staging: Path, target: Path, is_complete: Callable[[Path], bool]) -> None:
-    """Move `staging` to `target` in one step. A complete target of another process stays; a broken one is replaced."""
+    """Move `staging` to `target` in one step. A complete target of another process stays; a broken one is replaced.
+
+    Interrupted between the two renames, the old target is put back.
+    """
     if is_complete(target):
         return
     aside = staging.with_name(f"{staging.name}-old")
@@ -58,7 +61,14 @@ def publish(staging: Path, target: Path, is_complete: Callable[[Path], bool]) ->
         if not is_complete(target):
             raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        restore(aside, target)
+
+
+def restore(aside: Path, target: Path) -> None:
+    """Put back what was moved aside when nothing came in its place, else remove it."""
+    if aside.exists() and not target.exists():
+        aside.replace(target)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_stale(parent: Path) -> None:

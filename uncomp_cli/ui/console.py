@@ -41,7 +41,7 @@ class Terminal:
     """The two output streams and what each may carry.
 
     `*_is_terminal` is about the device; `animated` says that standard error may be redrawn in place, `colour` that a
-    stream which is a terminal may be coloured.
+    stream which is a terminal may be coloured; `debug` that a failure shows its traceback.
     """
 
     stdout: TextIO
@@ -51,10 +51,16 @@ class Terminal:
     colour: bool
     animated: bool
     quiet: bool = False
+    debug: bool = False
 
     @classmethod
     def detect(
-        cls, *, plain: bool = False, no_color: bool = False, environ: Mapping[str, str] | None = None
+        cls,
+        *,
+        plain: bool = False,
+        no_color: bool = False,
+        debug: bool = False,
+        environ: Mapping[str, str] | None = None,
     ) -> "Terminal":
         """Decide from the process's own streams and the environment."""
         env = os.environ if environ is None else environ
@@ -66,6 +72,7 @@ class Terminal:
             stderr_is_terminal=sys.stderr.isatty(),
             colour=not (dumb or no_color or env.get("NO_COLOR")),
             animated=sys.stderr.isatty() and not dumb,
+            debug=debug,
         )
 
     def write_answer(self, text: str) -> None:
