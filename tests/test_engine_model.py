@@ -1,5 +1,6 @@
 """The default model itself: kept in full, the engine says what the stock model says."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_a_session_reads_and_answers(loaded: LoadedModel) -> None:
     filler = LICENSE.read_text()
     document = f"{filler[:1500]}\nThe secret number of Anna is 7391204.\n{filler[1500:2600]}"
     prompt = completion_prompt(loaded.tokenizer, document, "\n\nThe secret number of Anna is", sinks=4)
-    preset = load_preset("balanced")
+    preset = replace(load_preset("balanced"), floor_tokens=0)
     session = Session(loaded, preset, SamplingConfig(max_new_tokens=8))
     steps = list(session.read(prompt))
     assert [step.layers_done for step in steps] == list(range(1, 31))
