@@ -191,7 +191,8 @@ def test_an_answer_that_runs_into_the_end_of_the_context_says_so(conversation: C
 def test_no_memory_is_refused_with_numbers(conversation: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_chat, "free_bytes", lambda device: 1000)
     error, hint = hold(conversation, "hello")
-    assert error.startswith("error: the turn needs about ") and error.endswith(" MiB more, 0 are free")
+    assert error.startswith("error: the turn needs about ")
+    assert error.endswith(" MiB more, 0 are free")
     assert hint == "hint: /clear starts again"
     assert conversation.messages == []
 
