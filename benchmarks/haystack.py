@@ -101,8 +101,8 @@ def single_fact(paragraphs: list[str], number: int, *, tokens: int) -> SingleFac
     room, code = _ROOMS[number % len(_ROOMS)], str(chance.randint(1_000_000, 9_999_999))
     body = _excerpt(paragraphs, chance, tokens)
     at = chance.randint(1, len(body) - 1)
-    body.insert(at, f"The access code of the {room} is {code}.")
-    return SingleFact("\n\n".join(body), f"What is the access code of the {room}?", code, at / (len(body) - 1))
+    body.insert(at, f"The secret number of the {room} is {code}.")
+    return SingleFact("\n\n".join(body), f"What is the secret number of the {room}?", code, at / (len(body) - 1))
 
 
 def four_facts(paragraphs: list[str], number: int, *, tokens: int) -> FourFacts:
