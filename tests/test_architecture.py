@@ -75,7 +75,7 @@ def _imports(path: Path, root: Path) -> Iterator[Import]:
     relative = path.relative_to(root).as_posix()
     for node in ast.walk(tree):
         for module in _modules(node, relative):
-            yield Import(relative, node.lineno, module, at_top=id(node) not in lazy)  # type: ignore[attr-defined]
+            yield Import(relative, node.lineno, module, at_top=id(node) not in lazy)
 
 
 def _is_lazy(node: ast.AST) -> bool:

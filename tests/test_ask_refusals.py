@@ -233,7 +233,7 @@ def test_ctrl_c_while_reading(
     def pressed(state: PrefillState, layer: int, *args: object, **keywords: object) -> object:
         if layer == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return attend(state, layer, *args, **keywords)  # type: ignore[arg-type]
+        return attend(state, layer, *args, **keywords)
 
     monkeypatch.setattr(PrefillState, "attend", pressed)
     for args in ([], ["--json"]):

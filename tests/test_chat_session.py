@@ -39,10 +39,10 @@ class Recorded(ChatSession):
         forward = self.decoder.forward
 
         def recording(*args: object) -> Tensor:
-            self.logits.append(forward(*args)[0, -1])  # type: ignore[arg-type]
+            self.logits.append(forward(*args)[0, -1])
             return self.logits[-1][None, None]
 
-        self.decoder.forward = recording  # type: ignore[method-assign]
+        self.decoder.forward = recording
 
     def say(self, messages: Sequence[Message], *, stop_after: int | None = None) -> Message:
         """One whole turn, or its first tokens; the answer as a message."""
@@ -53,7 +53,7 @@ class Recorded(ChatSession):
             seen += isinstance(step, DecodeStep)
             if seen == stop_after:
                 break
-        steps.close()  # type: ignore[attr-defined]
+        steps.close()
         return Message("assistant", "", tuple(self.answer_ids))
 
 
@@ -110,10 +110,10 @@ def test_the_turn_after_an_interrupted_prefill(loaded: LoadedModel) -> None:
     answer = session.say(first)
     dropped = session.turn([*first, answer, Message("user", "This one is stopped before it begins. " * 20)])
     next(iter(dropped))
-    dropped.close()  # type: ignore[attr-defined]
+    dropped.close()
     assert session.stats is None
     assert_like_from_scratch(loaded, session, [*first, answer, Message("user", "And what can you do?")])
-    assert session.stats.cached_tokens > 40  # type: ignore[unreachable]
+    assert session.stats.cached_tokens > 40
 
 
 def test_a_changed_system_prompt_and_a_shorter_conversation(loaded: LoadedModel) -> None:
@@ -177,7 +177,7 @@ def test_when_the_context_is_full_the_conversation_goes_on(conversation: Convers
     assert [line.partition(":")[0] for line in said if line.startswith(("error", "hint"))] == ["error", "hint"]
     assert len(conversation.messages) == 4
     assert said[-1].startswith("cached ")
-    assert len(conversation.terminal.stdout.getvalue().splitlines()) == 2  # type: ignore[attr-defined]
+    assert len(conversation.terminal.stdout.getvalue().splitlines()) == 2
 
 
 def test_an_answer_that_runs_into_the_end_of_the_context_says_so(conversation: Conversation) -> None:
@@ -220,7 +220,7 @@ def test_ctrl_c_before_the_answer_drops_the_message(
     conversation: Conversation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold(conversation, "hello")
-    written = conversation.terminal.stdout.getvalue()  # type: ignore[attr-defined]
+    written = conversation.terminal.stdout.getvalue()
 
     def pressed(*_: object) -> list[int]:
         raise KeyboardInterrupt
@@ -229,5 +229,5 @@ def test_ctrl_c_before_the_answer_drops_the_message(
         patched.setattr(engine_chat, "render_chat", pressed)
         assert hold(conversation, "never mind") == ["stopped before the answer began; the message was not kept"]
     assert len(conversation.messages) == 2
-    assert conversation.terminal.stdout.getvalue() == written  # type: ignore[attr-defined]
+    assert conversation.terminal.stdout.getvalue() == written
     assert hold(conversation, "hello again")[-1].startswith("cached ")

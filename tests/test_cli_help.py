@@ -60,4 +60,4 @@ def test_shell_completion_knows_commands() -> None:
 
 
 def test_commands_that_are_registered_are_those_that_are_listed() -> None:
-    assert set(ROOT.commands) == set(COMMANDS)  # type: ignore[attr-defined]
+    assert set(ROOT.commands) == set(COMMANDS)

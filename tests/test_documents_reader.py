@@ -126,7 +126,7 @@ def test_name_without_suffix_is_read_as_text(here: Path) -> None:
 
 def test_document_is_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
-        Document("a", "b", "c", None).text = "d"  # type: ignore[misc]
+        Document("a", "b", "c", None).text = "d"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

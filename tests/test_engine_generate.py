@@ -57,7 +57,7 @@ class Script:
 
 def run(script: Script, *, max_new_tokens: int = 20, stop: tuple[int, ...] = (STOP,)) -> list[DecodeStep]:
     steps = generate(
-        script,  # type: ignore[arg-type]
+        script,
         RaggedKVCache(num_layers=0, num_rows=len(script.rows), num_kv_heads=1),
         script.logits(0),
         torch.tensor([[100 * (row + 1)] for row in range(len(script.rows))]),

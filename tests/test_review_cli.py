@@ -90,7 +90,7 @@ def test_a_turn_that_fails_does_not_end_the_chat(
         calls.append(1)
         if len(calls) == 4:
             raise error
-        return forward(*args)  # type: ignore[arg-type]
+        return forward(*args)
 
     monkeypatch.setattr(conversation.session.decoder, "forward", fails_once)
     said = hold(conversation, "hello", "hello again")
@@ -99,7 +99,7 @@ def test_a_turn_that_fails_does_not_end_the_chat(
     assert hint in said[1]
     assert len(conversation.messages) == 2
     assert said[-1].startswith(("cached", "prefill"))
-    assert re.fullmatch(r"[a-z]{3}\n[a-z]{8}\n", conversation.terminal.stdout.getvalue())  # type: ignore[attr-defined]
+    assert re.fullmatch(r"[a-z]{3}\n[a-z]{8}\n", conversation.terminal.stdout.getvalue())
 
 
 def test_a_turn_that_fails_shows_its_traceback_with_debug(
@@ -188,7 +188,7 @@ def test_the_budget_of_bench_from_everywhere(
 def test_every_repeatable_setting_is_split_alike() -> None:
     command = typer.main.get_command(app)
     split_variables(command)
-    ask = command.commands["ask"]  # type: ignore[attr-defined]
+    ask = command.commands["ask"]
     several = [param for param in ask.params if getattr(param, "multiple", False) and param.envvar]
     assert {param.name for param in several} == {"file", "include"}
     assert {param.envvar_list_splitter for param in several} == {SEPARATOR}
@@ -358,7 +358,7 @@ def test_a_preset_is_named_as_its_file(own: Path) -> None:
 )
 def test_numbers_that_cannot_be_computed_with(settings: dict[str, float], says: str) -> None:
     with pytest.raises(UsageError, match=f"^{says}$") as caught:
-        SamplingConfig(**settings)  # type: ignore[arg-type]
+        SamplingConfig(**settings)
     assert caught.value.hint
 
 
@@ -366,7 +366,7 @@ def test_numbers_that_cannot_be_computed_with(settings: dict[str, float], says: 
     "settings", [{"seed": 2**64 - 1}, {"seed": -(2**63)}, {"temperature": 1e-4}, {"repetition_penalty": 1000.0}]
 )
 def test_numbers_at_the_edge(settings: dict[str, float]) -> None:
-    sampler = Sampler(SamplingConfig(**{"temperature": 1.0, **settings}))  # type: ignore[arg-type]
+    sampler = Sampler(SamplingConfig(**{"temperature": 1.0, **settings}))
     assert sampler.choose(torch.tensor([[300.0, -300.0, 0.0]]), torch.tensor([[0]])).shape == (1,)
 
 
