@@ -13,7 +13,7 @@ import pytest
 from uncomp_cli.bench import child
 from uncomp_cli.bench.job import Job, Measurement, decode_result, encode_error
 from uncomp_cli.bench.prepare import BenchRequest
-from uncomp_cli.bench.prose import write_prose
+from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.bench.report import figures, ratio, report
 from uncomp_cli.bench.runner import BenchStep, Round, run_bench
 from uncomp_cli.budget.presets import Preset

@@ -116,7 +116,7 @@ def bench(
 def _document(paths: list[str], tokens: int, seed: int, terminal: Terminal) -> tuple[str, str]:
     """The text to measure with, and its name."""
     if not paths:
-        from uncomp_cli.bench.prose import write_prose
+        from uncomp_cli.documents.prose import write_prose
 
         return write_prose(tokens, seed=seed), f"generated prose, seed {seed}"
     import sys
