@@ -21,6 +21,7 @@ def make_view(questions: list[int], *, layer: int = 0, seed: int = 0) -> LayerVi
 
     return LayerView(
         layer=layer,
+        queries=random(HEADS, CONTEXT, DIM),
         keys=random(KV_HEADS, CONTEXT, DIM),
         values=random(KV_HEADS, CONTEXT, DIM),
         branches=tuple((random(HEADS, count, DIM), random(KV_HEADS, count, DIM)) for count in questions),
@@ -83,6 +84,7 @@ def test_scores_do_not_overflow_in_half_precision() -> None:
     view = make_view([3])
     big = LayerView(
         layer=0,
+        queries=(view.queries * 100).half(),
         keys=(view.keys * 100).half(),
         values=view.values.half(),
         branches=tuple(((queries * 100).half(), keys.half()) for queries, keys in view.branches),

@@ -374,7 +374,7 @@ def test_a_seed_of_18_digits_for_the_random_scorer() -> None:
     from uncomp_cli.cache.scoring import LayerView, make_scorer
     from uncomp_cli.config import ScorerConfig
 
-    view = LayerView(3, torch.zeros(2, 5, 4), torch.zeros(2, 5, 4), (), 1.0)
+    view = LayerView(3, torch.zeros(4, 5, 4), torch.zeros(2, 5, 4), torch.zeros(2, 5, 4), (), 1.0)
     assert make_scorer(ScorerConfig("random", seed=10**18)).score(view).shape == (2, 5)
 
 

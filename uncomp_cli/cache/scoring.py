@@ -23,11 +23,13 @@ __all__ = ["SCORERS", "LayerView", "RandomScorer", "RecentScorer", "Scorer", "Wi
 class LayerView:
     """What a scorer may look at in one layer of one row.
 
-    keys, values: [G, S, D], the context (trunk) whose tokens are scored.
+    queries: [H, S, D] and keys, values: [G, S, D], of the context (trunk) whose tokens are scored; queries and keys
+    after RoPE.
     branches: for every question its (queries [H, N, D], keys [G, N, D]), both after RoPE, N the question's tokens.
     """
 
     layer: int
+    queries: Tensor
     keys: Tensor
     values: Tensor
     branches: tuple[tuple[Tensor, Tensor], ...]

@@ -91,23 +91,40 @@ class PrefillState:
     ) -> Tensor:
         """Exact attention of every row over its prompt; stores what the plan keeps."""
         outputs: list[Tensor] = []
-        heads: list[Head] = []
-        questions: list[list[Head]] = [[] for _ in self.prompts[0].questions]
         last_only = layer == len(self.cache.layers) - 1 and not self.rows_interact
+        rows = self._rows(query, key, value, scaling)
+        for row in rows:
+            pad = query.shape[2] - row.prompt.flat_len
+            output = row.attend(window=sliding_window, last_only=last_only)
+            outputs.append(functional.pad(output, (0, 0, pad, 0)) if pad else output)
+        self._keep(layer, rows, sliding_window)
+        self.on_layer(layer)
+        return outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)
+
+    def keep(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
+    ) -> None:
+        """What `attend` stores, without its output: for tensors whose attention has been computed before."""
+        self._keep(layer, self._rows(query, key, value, scaling), sliding_window)
+
+    def _rows(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> "list[_Row]":
+        rows = []
         for row, prompt in enumerate(self.prompts):
             pad = query.shape[2] - prompt.flat_len
             unpadded = (key[row, :, pad:].contiguous(), value[row, :, pad:].contiguous())
-            parts = _Row(prompt, query[row, :, pad:], *unpadded, scaling)
-            output = parts.attend(window=sliding_window, last_only=last_only)
-            outputs.append(functional.pad(output, (0, 0, pad, 0)) if pad else output)
-            heads += self._kept_heads(layer, parts, self.plans[row].kept[layer], sliding_window)
-            for question, tail in zip(questions, parts.tails(sliding_window), strict=True):
+            rows.append(_Row(prompt, query[row, :, pad:], *unpadded, scaling))
+        return rows
+
+    def _keep(self, layer: int, rows: "list[_Row]", window: int | None) -> None:
+        heads: list[Head] = []
+        questions: list[list[Head]] = [[] for _ in self.prompts[0].questions]
+        for row, plan in zip(rows, self.plans, strict=True):
+            heads += self._kept_heads(layer, row, plan, window)
+            for question, tail in zip(questions, row.tails(window), strict=True):
                 question += tail
         longest = max(prompt.longest_question for prompt in self.prompts)
-        self.cache.store(layer, heads, reserve=longest if sliding_window is None else min(longest, sliding_window))
+        self.cache.store(layer, heads, reserve=longest if window is None else min(longest, window))
         self._keep_questions(layer, questions)
-        self.on_layer(layer)
-        return outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)
 
     def _keep_questions(self, layer: int, questions: list[list[Head]]) -> None:
         """One question goes behind the context; several are copied, so that the layer's full tensors can go."""
@@ -118,9 +135,9 @@ class PrefillState:
         self.questions.append(copies)
         self.cache.count_aside(tensor for question in copies for head in question for tensor in head)
 
-    def _kept_heads(self, layer: int, row: "_Row", kept: Sequence[int], window: int | None) -> list[Head]:
+    def _kept_heads(self, layer: int, row: "_Row", plan: BudgetPlan, window: int | None) -> list[Head]:
         """(keys, values, positions) of the context tokens that stay in each head."""
-        context = len(row.prompt.context)
+        context, kept = len(row.prompt.context), plan.kept[layer]
         keys, values = row.key[:, :context], row.value[:, :context]
         positions = torch.arange(context, device=keys.device, dtype=torch.int32)
         if window is not None:
@@ -130,7 +147,14 @@ class PrefillState:
         counts = [count - row.prompt.longest_question for count in kept]
         if all(count >= context for count in counts):
             return [(keys[g], values[g], positions) for g in range(len(kept))]
-        view = LayerView(layer=layer, keys=keys, values=values, branches=row.branches(), scaling=row.scaling)
+        view = LayerView(
+            layer=layer,
+            queries=row.query[:, :context],
+            keys=keys,
+            values=values,
+            branches=row.branches(),
+            scaling=row.scaling,
+        )
         chosen = self._choose(self.scorer.score(view), counts, row.prompt)
         return [(keys[g, at], values[g, at], at.to(torch.int32)) for g, at in enumerate(chosen)]
 
