@@ -13,12 +13,12 @@ import pytest
 from uncomp_cli.bench import child
 from uncomp_cli.bench.job import Job, Measurement, decode_result, encode_error
 from uncomp_cli.bench.prepare import BenchRequest
-from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.bench.report import figures, ratio, report
 from uncomp_cli.bench.runner import BenchStep, Round, run_bench
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.config import ScorerConfig
+from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError
 
 STOCK = Measurement((1, 2), 10.0, 5.0, 900, 1000, 1000, 7, 400, "cpu", "float32", 2)

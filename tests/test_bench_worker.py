@@ -13,11 +13,11 @@ from uncomp_cli.bench.arms import run_stock, run_uncomp, storage_bytes
 from uncomp_cli.bench.child import measure
 from uncomp_cli.bench.job import Job, Measurement
 from uncomp_cli.bench.prepare import BenchRequest, make_jobs
-from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.bench.worker import _as_known, run_job
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.config import ScorerConfig
+from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError
 from uncomp_cli.models.load import LoadedModel, load_model
 

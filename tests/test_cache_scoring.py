@@ -1,6 +1,7 @@
 """Scorers against loops."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,7 +81,8 @@ def test_sinks_are_taken_out_and_rows_normalised_again() -> None:
     torch.testing.assert_close(scores.sum(dim=1), torch.ones(KV_HEADS))
 
 
-def test_scores_do_not_overflow_in_half_precision() -> None:
+@pytest.mark.parametrize("name", SCORERS)
+def test_scores_do_not_overflow_in_half_precision(name: str) -> None:
     view = make_view([3])
     big = LayerView(
         layer=0,
@@ -89,8 +91,11 @@ def test_scores_do_not_overflow_in_half_precision() -> None:
         values=view.values.half(),
         branches=tuple(((queries * 100).half(), keys.half()) for queries, keys in view.branches),
         scaling=SCALING,
+        frequencies=torch.tensor([1.0, 0.01]),
     )
-    scores = make_scorer(ScorerConfig()).score(big)
+    assert bool(big.keys.isfinite().all())
+    scores = make_scorer(ScorerConfig(name)).score(big)
+    assert scores.shape == (KV_HEADS, CONTEXT)
     assert scores.dtype == torch.float32
     assert bool(scores.isfinite().all())
 
@@ -109,6 +114,14 @@ def test_random_scores_come_from_the_seed_and_the_layer() -> None:
 def test_recent_is_the_position() -> None:
     scores = make_scorer(ScorerConfig(name="recent")).score(make_view([2]))
     assert scores.tolist() == [list(map(float, range(CONTEXT)))] * KV_HEADS
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_only_scorers_that_say_so_look_at_the_question(name: str) -> None:
+    views = [replace(make_view([4]), frequencies=torch.tensor([1.0, 0.01])) for _ in range(2)]
+    views[1].branches[0][0].add_(torch.arange(DIM))
+    scorer = make_scorer(ScorerConfig(name))
+    assert torch.equal(scorer.score(views[0]), scorer.score(views[1])) != scorer.query_aware
 
 
 @pytest.mark.parametrize("name", SCORERS)

@@ -28,15 +28,31 @@ def _require(condition: bool, message: str, hint: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
-    """How much room a cache head has beyond its tokens; the room is allocated, so it is counted."""
+    """How much room a cache head has beyond its tokens, and what shares a scale in 8 or 4 bits: all of it is allocated.
+
+    Quantised keys share a scale and a zero a channel over `key_block` entries, values an entry over `value_group`
+    channels.
+    """
 
     min_slack: int = 16
     slack_divisor: int = 64
     position_bytes: int = 4
+    key_block: int = 64
+    value_group: int = 64
 
     def slack(self, length: int) -> int:
         """Free entries kept behind a head of `length` entries."""
         return max(self.min_slack, length // self.slack_divisor)
+
+    def quantized_bytes(self, length: int, *, head_dim: int, bits: int) -> int:
+        """Bytes of a head of `length` quantised entries: codes, float16 scales and zeros of keys and values, positions.
+
+        It grows with `length` at the rate of a whole block; a last block that is not whole costs the scales of one.
+        """
+        codes = 2 * length * -(-head_dim * bits // 8)
+        key_scales = 4 * head_dim * -(-length // self.key_block)
+        value_scales = 4 * length * -(-head_dim // self.value_group)
+        return codes + key_scales + value_scales + length * self.position_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,8 @@ def _check_length(request: BenchRequest, spec: ModelSpec) -> None:
 
 
 def _label(preset: Preset) -> str:
-    return preset.budget if preset.budget == "full" else f"{preset.budget} {preset.policy}"
+    label = preset.budget if preset.budget == "full" else f"{preset.budget} {preset.policy}"
+    return label if preset.kv_bits == 16 else f"{label}, {preset.kv_bits} bits"
 
 
 def _job(request: BenchRequest, prompt: Prompt, arm: Arm, label: str, preset: Preset | None) -> Job:

@@ -112,6 +112,7 @@ def _setting(preset: Preset, ours: Sequence[Measurement], stock: Sequence[Measur
         "budget_requested": preset.budget,
         "policy": "full" if keeps_all else preset.policy,
         "scorer": None if keeps_all else fixed or preset.scorer.name,
+        "kv_bits": preset.kv_bits,
         "kept_fraction": median(m.kv_bytes / m.full_kv_bytes for m in ours),
         **asdict(figures(ours)),
         "ratio": asdict(ratio(ours, stock)),

@@ -17,11 +17,15 @@ __all__ = ["BudgetPlan", "apportion"]
 class BudgetPlan:
     """Kept tokens per layer and KV head for a prompt of `seq_len` tokens.
 
-    `kept[l][g]` includes the protected tokens; a sliding layer keeps its whole window.
+    `kept[l][g]` includes the protected tokens; a sliding layer keeps its whole window. With a `head_floor` below 1 only
+    the layer's sum is final: its heads share the rest by their scores (cache/head_shares.py). What is kept of the
+    context is held in `kv_bits` bits; 16 stands for the model's own dtype.
     """
 
     seq_len: int
     kept: tuple[tuple[int, ...], ...]
+    head_floor: float = 1.0
+    kv_bits: int = 16
 
     @property
     def entries(self) -> int:
@@ -35,7 +39,8 @@ class BudgetPlan:
 
     def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
-        return {"seq_len": self.seq_len, "kept": [list(layer) for layer in self.kept]}
+        kept = [list(layer) for layer in self.kept]
+        return {"seq_len": self.seq_len, "kept": kept, "head_floor": self.head_floor, "kv_bits": self.kv_bits}
 
     @classmethod
     def of_shares(

@@ -5,13 +5,25 @@ A policy declares what it needs and which scorer it fixes, if any. To add one: a
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar, Protocol
 
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.errors import UsageError
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["POLICIES", "FullPolicy", "Policy", "RandomPolicy", "SinksPolicy", "UniformPolicy", "make_policy"]
+__all__ = [
+    "POLICIES",
+    "AdaptivePolicy",
+    "FullPolicy",
+    "Policy",
+    "PyramidPolicy",
+    "RandomPolicy",
+    "ReversedPolicy",
+    "SinksPolicy",
+    "UniformPolicy",
+    "make_policy",
+]
 
 
 class Policy(Protocol):
@@ -69,8 +81,60 @@ class RandomPolicy(UniformPolicy):
     fixed_scorer: ClassVar[str | None] = "random"
 
 
+class ReversedPolicy(UniformPolicy):
+    """The control: the same number of tokens, those that the question looks at least."""
+
+    name: ClassVar[str] = "reversed"
+    fixed_scorer: ClassVar[str | None] = "reversed"
+
+
+class PyramidPolicy:
+    """Fewer tokens from layer to layer, the same number for every head of one (PyramidKV, arXiv 2406.02069, eq. 4-6).
+
+    Of the mean, the first full-attention layer gets 2 - 1/BETA and the last 1/BETA, those between on a line; protected
+    tokens do not count in it. What a layer cannot use, because the prompt is shorter, goes to the others.
+    """
+
+    name: ClassVar[str] = "pyramid"
+    needs_profile: ClassVar[bool] = False
+    fixed_scorer: ClassVar[str | None] = None
+    BETA: ClassVar[float] = 20.0
+
+    def plan(self, spec: ModelSpec, *, seq_len: int, entries: int, protected: int) -> BudgetPlan:
+        """Shares that fall linearly over the full-attention layers."""
+        steps = max(1, len(spec.full_layers) - 1)
+        slope = 2 * (1 - 1 / self.BETA) / steps if len(spec.full_layers) > 1 else 0.0
+        weights = [[1.0] * spec.num_kv_heads for _ in range(spec.num_layers)]
+        for order, layer in enumerate(spec.full_layers):
+            weights[layer] = [1 + slope * (steps / 2 - order)] * spec.num_kv_heads
+        return BudgetPlan.of_shares(spec, seq_len=seq_len, entries=entries, protected=protected, weights=weights)
+
+
+class AdaptivePolicy:
+    """The same number of tokens for every layer, whose heads share them by their scores (AdaKV, arXiv 2407.11550)."""
+
+    name: ClassVar[str] = "adaptive"
+    needs_profile: ClassVar[bool] = False
+    fixed_scorer: ClassVar[str | None] = None
+    HEAD_FLOOR: ClassVar[float] = 0.2
+
+    def plan(self, spec: ModelSpec, *, seq_len: int, entries: int, protected: int) -> BudgetPlan:
+        """Equal shares, of which each head is sure of HEAD_FLOOR."""
+        plan = UniformPolicy().plan(spec, seq_len=seq_len, entries=entries, protected=protected)
+        return replace(plan, head_floor=self.HEAD_FLOOR)
+
+
 POLICIES: dict[str, Callable[[], Policy]] = {
-    policy.name: policy for policy in (FullPolicy, UniformPolicy, SinksPolicy, RandomPolicy)
+    policy.name: policy
+    for policy in (
+        FullPolicy,
+        UniformPolicy,
+        SinksPolicy,
+        RandomPolicy,
+        PyramidPolicy,
+        AdaptivePolicy,
+        ReversedPolicy,
+    )
 }
 
 

@@ -29,6 +29,7 @@ __all__ = [
 
 DEFAULT_PRESET = "balanced"
 SCHEMA_VERSION = 1
+KV_BITS = (16, 8, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class Preset:
     """What a preset sets. `budget` is in the user's own unit; it and `policy` are checked when made.
 
     A preset is written once for all lengths, so short documents get at least `floor_tokens` document tokens per head;
-    a budget that the user names is taken at its word, with no floor.
+    a budget that the user names is taken at its word, with no floor. What is kept of the prompt's context is held in
+    `kv_bits` bits; 16 stands for the model's own dtype.
     """
 
     name: str
@@ -45,10 +47,13 @@ class Preset:
     policy: str
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     floor_tokens: int = 0
+    kv_bits: int = 16
 
     def __post_init__(self) -> None:
         if self.floor_tokens < 0:
             raise UsageError(f"floor_tokens is {self.floor_tokens}", hint="use 0 (no floor) or more tokens")
+        if self.kv_bits not in KV_BITS:
+            raise UsageError(f"kv_bits is {self.kv_bits}", hint="use 16 (the model's own dtype), 8 or 4")
         parse_budget(self.budget)
         make_policy(self.policy)
 
@@ -125,7 +130,7 @@ def _read(path: Path) -> Preset:
             hint="update uncomp, or write the preset again",
         )
     scorer = _checked(data.get("scorer", {}), ScorerConfig, path)
-    settings = _checked(data, Preset, path, optional=("scorer", "floor_tokens"))
+    settings = _checked(data, Preset, path, optional=("scorer", "floor_tokens", "kv_bits"))
     if settings["name"] != path.stem:
         raise UsageError(
             f"preset file {path} is named '{path.stem}', the preset in it '{settings['name']}'",

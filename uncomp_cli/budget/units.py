@@ -2,6 +2,7 @@
 
 An entry is one key and one value of one KV head for one token. `10%` is a fraction of the full cache's KV bytes,
 `512` is tokens per KV head on average, `256MiB` is allocated bytes, `auto` is what fits free memory, `full` is all.
+A fraction is one of bytes in the model's own dtype: a context that is held in fewer bits has more entries in it.
 """
 
 import math
@@ -13,7 +14,7 @@ from uncomp_cli.config import CacheConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["Budget", "parse_budget", "resolve_entries"]
+__all__ = ["Budget", "parse_budget", "resolve_entries", "resolve_quantized"]
 
 _HINT = "write 10% (of the full cache), 512 (tokens per KV head), 256MiB, auto or full"
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -94,3 +95,52 @@ def _without_slack(room: int, *, heads: int, longest: int, cache: CacheConfig) -
     """
     rise = max(0.0, longest / cache.slack_divisor - cache.min_slack) / max(1, longest)
     return math.floor((room - heads * cache.min_slack) / (1 + rise))
+
+
+def resolve_quantized(
+    budget: Budget,
+    spec: ModelSpec,
+    *,
+    seq_len: int,
+    free_bytes: int,
+    kv_bits: int,
+    question_tokens: int,
+    waiting_tokens: int = 0,
+    cache: CacheConfig | None = None,
+) -> int:
+    """`resolve_entries` for a context of 8 or 4 bits, with `question_tokens` in the model's own dtype behind it.
+
+    entries = question + (bytes − bytes of the question) / bytes of a quantised entry
+
+    A quantised entry is its codes, its share of the scales and its position. Byte budgets also count the question's
+    positions and slack, the scales of blocks that are not whole, and `waiting_tokens` of further questions.
+    """
+    cache = cache or CacheConfig()
+    full = spec.full_entries(seq_len)
+    if budget.kind in ("full", "tokens"):
+        return resolve_entries(budget, spec, seq_len=seq_len, free_bytes=free_bytes, cache=cache)
+    questions = spec.full_entries(question_tokens)
+    if budget.kind == "fraction":
+        allowed = int(full * budget.value + 1e-6) * spec.kv_bytes_per_entry
+        room = allowed - questions * spec.kv_bytes_per_entry
+    else:
+        allowed = free_bytes if budget.kind == "auto" else int(budget.value)
+        room = allowed - _beside_context(spec, question_tokens, waiting_tokens, kv_bits=kv_bits, cache=cache)
+    if room < 0:  # not even the question fits
+        return max(0, min(questions - 1, allowed // spec.kv_bytes_per_entry))
+    block_bytes = cache.quantized_bytes(cache.key_block, head_dim=spec.head_dim, bits=kv_bits)
+    return min(full, questions + room * cache.key_block // block_bytes)
+
+
+def _beside_context(
+    spec: ModelSpec, question_tokens: int, waiting_tokens: int, *, kv_bits: int, cache: CacheConfig
+) -> int:
+    """Bytes that are allocated beside whole blocks of the context: the questions', and what a last block wastes."""
+    heads = spec.num_layers * spec.num_kv_heads
+    tails = sum(
+        tokens + cache.slack(tokens)
+        for tokens in (question_tokens if w is None else min(question_tokens, w) for w in spec.sliding_windows)
+    )
+    entry = spec.kv_bytes_per_entry + cache.position_bytes
+    last = cache.quantized_bytes(1, head_dim=spec.head_dim, bits=kv_bits)
+    return (spec.num_kv_heads * tails + heads * waiting_tokens) * entry + heads * last

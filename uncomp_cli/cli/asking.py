@@ -44,6 +44,7 @@ class AskJob:
     budget: str | None
     policy: str | None
     scorer: str | None
+    kv_bits: int | None
     system: str | None
     sampling: SamplingConfig
     as_json: bool
@@ -55,7 +56,12 @@ def run_ask(job: AskJob, terminal: Terminal) -> int:
     documents = gather_documents(job, terminal)
     with loading(terminal, "preparing"):
         preset = choose_preset(
-            job.preset, budget=job.budget, policy=job.policy, scorer=job.scorer, seed=job.sampling.seed
+            job.preset,
+            budget=job.budget,
+            policy=job.policy,
+            scorer=job.scorer,
+            seed=job.sampling.seed,
+            kv_bits=job.kv_bits,
         )
     if job.dry_run:
         from uncomp_cli.cli.dry_run import show_plan
@@ -159,7 +165,7 @@ def _answer_all(
     session = Session(loaded, preset, job.sampling)
     steps = session.read(prompt)
     if session.plan is not None:
-        terminal.note(budget_note(preset, session.plan, loaded.spec))
+        terminal.note(budget_note(preset, session.plan, loaded.spec, question_tokens=prompt.longest_question))
     for _ in watch_generation(steps, terminal):
         pass
     files = describe_files(documents, loaded.tokenizer, cut) if job.as_json else []

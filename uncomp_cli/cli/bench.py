@@ -1,7 +1,6 @@
 """`uncomp bench`: what a setting costs and saves against stock transformers with its full cache, on this machine."""
 
 from collections.abc import Generator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -10,6 +9,7 @@ from uncomp_cli.cli.options import (
     Device,
     Dtype,
     Json,
+    KvBits,
     Model,
     Offline,
     Policy,
@@ -77,6 +77,7 @@ def bench(
     preset: Preset = None,
     policy: Policy = None,
     scorer: Scorer = None,
+    kv_bits: KvBits = None,
     model: Model = DEFAULT_MODEL,
     tokenizer: Tokenizer = None,
     quantize: Quantize = "none",
@@ -93,8 +94,10 @@ def bench(
     choice = ModelChoice(model, tokenizer, quantize, device, dtype, offline)
     with loading(terminal, "preparing the benchmark"):
         budgets: list[str | None] = [*budget] if budget else [None]
-        presets = [choose_preset(preset, budget=b, policy=policy, scorer=scorer) for b in budgets]
-        presets = [replace(p, scorer=replace(p.scorer, seed=seed)) for p in presets]
+        bits = None if kv_bits is None else int(kv_bits)
+        presets = [
+            choose_preset(preset, budget=b, policy=policy, scorer=scorer, seed=seed, kv_bits=bits) for b in budgets
+        ]
     model_dir = fetch(choice, terminal)
     with loading(terminal, "preparing the prompt"):
         from uncomp_cli.bench.prepare import BenchRequest, make_jobs

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.cli.asking import AskJob, build_prompt, describe_files
 from uncomp_cli.cli.prepare import fetch, weigh
+from uncomp_cli.cli.report import held_bits
 from uncomp_cli.documents.reader import DocumentSet
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.ui.console import Terminal
@@ -26,6 +27,7 @@ def show_plan(
     """Write the plan as a table or JSON; returns 0 when the run would fit, 3 when it would be refused."""
     path = fetch(job.model, terminal)
     with loading(terminal, "measuring"):
+        from uncomp_cli.engine.memory import planned_kv_bytes
         from uncomp_cli.engine.session import check_fits, check_length, make_plan
         from uncomp_cli.models.catalog import show_model
         from uncomp_cli.models.load import load_tokenizer
@@ -47,13 +49,14 @@ def show_plan(
         "kv_full_bytes": spec.full_kv_bytes(prompt.seq_len),
         "free_bytes": available,
         "budget_requested": preset.budget,
+        "kv_bits": held_bits(preset, spec),
         "fits": True,
         "refusal": None,
     }
     try:
         check_length(spec, prompt, trained_length=trained_length)
         plan = make_plan(spec, preset, prompt, available=available - weights)
-        record["kv_planned_bytes"] = plan.entries * spec.kv_bytes_per_entry
+        record["kv_planned_bytes"] = planned_kv_bytes(spec, plan, question_tokens=prompt.longest_question)
         expected = check_fits(spec, plan, prompt, available=available - weights)
         record["expected_peak_bytes"] = weights + expected.peak_bytes
     except DoesNotFitError as refusal:

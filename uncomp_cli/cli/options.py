@@ -21,6 +21,7 @@ __all__ = [
     "Device",
     "Dtype",
     "Json",
+    "KvBits",
     "MaxNewTokens",
     "MinP",
     "Model",
@@ -156,6 +157,16 @@ Scorer = Annotated[
         "--scorer",
         help="How tokens are ranked when some must go.",
         metavar="NAME",
+        panel=COMPRESSION_PANEL,
+        show_default=_OF_PRESET,
+    ),
+]
+KvBits = Annotated[
+    Literal["16", "8", "4"] | None,
+    option(
+        "--kv-bits",
+        help="Bits in which the kept part of the document is held: 8, 4, or 16 for the model's own number format. "
+        "A budget in per cent is one of the full cache in that format, so with fewer bits more tokens fit.",
         panel=COMPRESSION_PANEL,
         show_default=_OF_PRESET,
     ),

@@ -33,15 +33,22 @@ class ModelChoice:
 
 
 def choose_preset(
-    name: str | None, *, budget: str | None, policy: str | None, scorer: str | None, seed: int = 0
+    name: str | None,
+    *,
+    budget: str | None,
+    policy: str | None,
+    scorer: str | None,
+    seed: int = 0,
+    kv_bits: int | None = None,
 ) -> "Preset":
-    """The named preset (or the default one) with the given budget, policy, scorer and seed in place of its own."""
+    """The named preset (or the default one) with what was given, and the seed, in place of its own."""
     from uncomp_cli.budget.policies import make_policy
     from uncomp_cli.budget.presets import DEFAULT_PRESET, load_preset
 
     preset = load_preset(name or DEFAULT_PRESET)
     preset = _with_budget(preset, budget=budget, policy=policy)
-    preset = replace(preset, scorer=replace(preset.scorer, seed=seed))
+    bits = preset.kv_bits if kv_bits is None else kv_bits
+    preset = replace(preset, scorer=replace(preset.scorer, seed=seed), kv_bits=bits)
     if scorer is not None:
         fixed = make_policy(preset.policy).fixed_scorer
         if fixed not in (None, scorer):

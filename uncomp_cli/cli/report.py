@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from uncomp_cli.models.load import LoadedModel
     from uncomp_cli.spec import ModelSpec
 
-__all__ = ["SCHEMA_VERSION", "answer_record", "budget_note", "readout"]
+__all__ = ["SCHEMA_VERSION", "answer_record", "budget_note", "held_bits", "readout"]
 
 SCHEMA_VERSION = 1
 
@@ -32,14 +32,23 @@ def readout(stats: "RunStats", spec: "ModelSpec") -> Readout:
     )
 
 
-def budget_note(preset: "Preset", plan: "BudgetPlan", spec: "ModelSpec") -> str:
+def held_bits(preset: "Preset", spec: "ModelSpec") -> int:
+    """Bits of a number in the kept context: the preset's 8 or 4, or those of the model's own dtype."""
+    return 8 * spec.dtype_bytes if preset.kv_bits == 16 else preset.kv_bits
+
+
+def budget_note(preset: "Preset", plan: "BudgetPlan", spec: "ModelSpec", *, question_tokens: int) -> str:
     """Requested and planned budget, in words: shown before the prefill."""
-    kept, full = plan.entries * spec.kv_bytes_per_entry, spec.full_kv_bytes(plan.seq_len)
+    from uncomp_cli.engine.memory import planned_kv_bytes
+
+    kept = planned_kv_bytes(spec, plan, question_tokens=question_tokens)
+    full = spec.full_kv_bytes(plan.seq_len)
     mean = plan.entries / (spec.num_layers * spec.num_kv_heads)
     floor = f", at least {format_count(preset.floor_tokens)} tokens of the document" if preset.floor_tokens else ""
+    bits = "" if plan.kv_bits == 16 else f" in {plan.kv_bits} bits"
     return (
         f"budget {preset.budget}{floor} ({preset.name}, {preset.policy}): {format_count(round(mean))} of "
-        f"{format_count(plan.seq_len)} tokens per head, {format_bytes(kept)} of {format_bytes(full)} "
+        f"{format_count(plan.seq_len)} tokens per head{bits}, {format_bytes(kept)} of {format_bytes(full)} "
         f"({format_decimal(100 * kept / full)} %)"
     )
 
@@ -103,7 +112,7 @@ def answer_record(
             "floor_tokens": preset.floor_tokens,
             "hidden_kept_fraction": 1.0,
             "query_aware": scorer.query_aware if scorer else False,
-            "kv_bits": 8 * spec.dtype_bytes,
+            "kv_bits": held_bits(preset, spec),
         },
         "uncertainty": {
             "attention_entropy": None,

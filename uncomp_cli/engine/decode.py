@@ -1,9 +1,10 @@
 """Attention of new tokens over a ragged cache: append in place, then packed grouped-query attention.
 
-A layer whose heads all have one length is one call; otherwise each KV head's H/G queries meet that head's own keys.
+Neighbouring heads of one length are one call; in it each KV head's H/G queries meet that head's own keys.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from uncomp_cli.cache.ragged import LayerCache, RaggedKVCache
 from uncomp_cli.engine.attention import attend_after
 
-__all__ = ["AppendState"]
+__all__ = ["AppendState", "attend_cached", "equal_runs"]
 
 
 class AppendState:
@@ -39,13 +40,20 @@ def attend_cached(query: Tensor, layer: LayerCache, *, scaling: float, window: i
     """Attention of query [B, H, N, D], whose tokens end every head of `layer`."""
     rows, heads, new, head_dim = query.shape
     total = len(layer.lengths)
-    if layer.is_rectangular(0, total):
-        keys, values = layer.rectangle(0, total)
-        output = attend_after(query.reshape(rows * heads, new, head_dim), keys, values, scaling=scaling, window=window)
-        return output.view(rows, heads, new, -1)
     grouped = query.reshape(total, -1, new, head_dim)
     outputs = []
-    for i in range(total):
-        keys, values, _ = layer.head(i)
-        outputs.append(attend_after(grouped[i], keys[None], values[None], scaling=scaling, window=window))
-    return torch.cat(outputs).view(rows, heads, new, -1)
+    for first, count in equal_runs(layer):
+        keys, values = layer.rectangle(first, count)
+        packed = grouped[first : first + count].flatten(0, 1)
+        outputs.append(attend_after(packed, keys, values, scaling=scaling, window=window))
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return output.view(rows, heads, new, -1)
+
+
+def equal_runs(layer: LayerCache) -> Iterator[tuple[int, int]]:
+    """(first, count) of neighbouring heads that one rectangle holds: each is one attention call."""
+    first = 0
+    for _, run in groupby(range(len(layer.lengths)), key=layer.shape):
+        count = len(list(run))
+        yield first, count
+        first += count

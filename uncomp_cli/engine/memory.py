@@ -18,7 +18,16 @@ from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.prompt import Prompt
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["Estimate", "activation_bytes", "estimate", "free_bytes", "peak_bytes", "reset_peak", "resident_bytes"]
+__all__ = [
+    "Estimate",
+    "activation_bytes",
+    "estimate",
+    "free_bytes",
+    "peak_bytes",
+    "planned_kv_bytes",
+    "reset_peak",
+    "resident_bytes",
+]
 
 _CGROUP = Path("/sys/fs/cgroup")
 _STATUS = Path("/proc/self/status")
@@ -45,14 +54,36 @@ def estimate(
     """Expected bytes of a prefill in one pass: of `plan.seq_len` tokens, or of `prompt` with all its questions."""
     config = cache or CacheConfig()
     entry = spec.kv_bytes_per_entry + config.position_bytes
-    slack = sum(config.slack(count) for layer in plan.kept for count in layer)
+    question = 0 if prompt is None else prompt.longest_question
+    quantized, own = _split(spec, plan, config, question_tokens=question)
+    slack = sum(config.slack(count) for count in own)
     waiting = 0 if prompt is None else prompt.waiting_tokens * spec.num_layers * spec.num_kv_heads
     tokens = plan.seq_len if prompt is None else prompt.flat_len
     return Estimate(
         kv_full_bytes=spec.full_kv_bytes(plan.seq_len),
-        kv_kept_bytes=(plan.entries + slack + waiting) * entry,
+        kv_kept_bytes=quantized + (sum(own) + slack + waiting) * entry,
         activation_bytes=activation_bytes(spec, tokens),
     )
+
+
+def planned_kv_bytes(spec: ModelSpec, plan: BudgetPlan, *, question_tokens: int) -> int:
+    """Bytes of what `plan` keeps, without slack: what a budget in per cent is compared with.
+
+    Of a quantised context they include scales and positions; the question behind it is in the model's own dtype.
+    """
+    quantized, own = _split(spec, plan, CacheConfig(), question_tokens=question_tokens)
+    return quantized + sum(own) * spec.kv_bytes_per_entry
+
+
+def _split(spec: ModelSpec, plan: BudgetPlan, config: CacheConfig, *, question_tokens: int) -> tuple[int, list[int]]:
+    """Bytes of all quantised entries, and for every head how many entries are in the model's own dtype."""
+    counts = [count for layer in plan.kept for count in layer]
+    if plan.kv_bits == 16:
+        return 0, counts
+    own = [min(count, question_tokens) for count in counts]
+    context = (count - tail for count, tail in zip(counts, own, strict=True))
+    bits = plan.kv_bits
+    return sum(config.quantized_bytes(count, head_dim=spec.head_dim, bits=bits) for count in context), own
 
 
 def activation_bytes(spec: ModelSpec, tokens: int) -> int:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.cache.coherence import pool, share_by_word
 from uncomp_cli.cache.eviction import select
+from uncomp_cli.cache.head_shares import share_heads
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scoring import LayerView, Scorer
 from uncomp_cli.config import ScorerConfig
@@ -24,6 +25,7 @@ from uncomp_cli.engine.attention import attend_after, attend_causal
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.prompt import Prompt
 from uncomp_cli.engine.records import PrefillStep
+from uncomp_cli.engine.rotation import rope_frequencies
 from uncomp_cli.engine.worker import stream
 
 __all__ = ["PrefillState", "Prefilled", "prefill"]
@@ -76,6 +78,7 @@ class PrefillState:
         cache: RaggedKVCache,
         on_layer: Callable[[int], None],
         rows_interact: bool = False,
+        frequencies: Tensor | None = None,
     ) -> None:
         self.prompts = prompts
         self.plans = plans
@@ -84,6 +87,7 @@ class PrefillState:
         self.cache = cache
         self.on_layer = on_layer
         self.rows_interact = rows_interact
+        self.frequencies = frequencies
         self.questions: list[list[list[Head]]] = []
 
     def attend(
@@ -154,16 +158,19 @@ class PrefillState:
             values=values,
             branches=row.branches(),
             scaling=row.scaling,
+            frequencies=self.frequencies,
         )
-        chosen = self._choose(self.scorer.score(view), counts, row.prompt)
+        chosen = self._choose(self.scorer.score(view), counts, row.prompt, plan.head_floor)
         return [(keys[g, at], values[g, at], at.to(torch.int32)) for g, at in enumerate(chosen)]
 
-    def _choose(self, scores: Tensor, counts: Sequence[int], prompt: Prompt) -> list[Tensor]:
+    def _choose(self, scores: Tensor, counts: Sequence[int], prompt: Prompt, head_floor: float) -> list[Tensor]:
         scores = pool(scores, kind=self.config.pooling, width=self.config.width)
         words = prompt.words.to(scores.device) if self.config.whole_words and prompt.words is not None else None
         if words is not None:
             scores = share_by_word(scores, words)
-        return select(scores, counts, protected=prompt.protected.to(scores.device), words=words)
+        protected = prompt.protected.to(scores.device)
+        counts = share_heads(scores, counts, protected=protected, floor=head_floor)
+        return select(scores, counts, protected=protected, words=words)
 
 
 class _Row:
@@ -225,7 +232,10 @@ def prefill(
     if len(prompts) > 1 and any(len(prompt.questions) > 1 for prompt in prompts):
         raise ValueError("a batch of several prompts takes one question each")
     spec = decoder.spec
-    cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=len(prompts), num_kv_heads=spec.num_kv_heads)
+    (kv_bits,) = {plan.kv_bits for plan in plans}  # a ValueError when the rows differ: one cache has one
+    cache = RaggedKVCache(
+        num_layers=spec.num_layers, num_rows=len(prompts), num_kv_heads=spec.num_kv_heads, kv_bits=kv_bits
+    )
     ids, positions, last = _layout(prompts)
     begun = time.perf_counter()
 
@@ -242,6 +252,7 @@ def prefill(
             cache=cache,
             on_layer=on_layer,
             rows_interact=decoder.rows_interact,
+            frequencies=rope_frequencies(decoder.model),
         )
         read = Prefilled(prompts, cache, state.questions)
         read.logits = decoder.forward(ids, positions, state, last).flatten(0, 1)

@@ -7,15 +7,19 @@ Both are generators of records; what was measured on the way is in `stats`.
 """
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
 
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.budget.units import parse_budget, resolve_entries
+from uncomp_cli.budget.units import Budget, parse_budget, resolve_entries, resolve_quantized
 from uncomp_cli.cache.scoring import make_scorer
 from uncomp_cli.config import SamplingConfig, ScorerConfig
+from uncomp_cli.engine.decode import AppendState
 from uncomp_cli.engine.generate import generate, stop_tokens
 from uncomp_cli.engine.memory import Estimate, estimate, free_bytes, peak_bytes, reset_peak
 from uncomp_cli.engine.model import Decoder
@@ -80,13 +84,30 @@ def make_plan(spec: ModelSpec, preset: Preset, prompt: Prompt, *, available: int
     policy = make_policy("full" if budget.kind == "full" else preset.policy)
     everything = BudgetPlan(prompt.seq_len, ((prompt.seq_len,) * spec.num_kv_heads,) * spec.num_layers)
     spare = int(_MEMORY_MARGIN * available) - estimate(spec, everything, prompt=prompt).activation_bytes
-    entries = resolve_entries(budget, spec, seq_len=prompt.seq_len, free_bytes=max(0, spare))
-    if budget.kind in ("auto", "bytes"):  # bytes are bytes: the questions that wait their turn count too
-        entries = max(0, entries - spec.num_layers * spec.num_kv_heads * prompt.waiting_tokens)
+    entries = _entries(spec, budget, prompt, kv_bits=preset.kv_bits, free_bytes=max(0, spare))
     if preset.floor_tokens:
         floor = (prompt.always_kept + preset.floor_tokens) * spec.num_layers * spec.num_kv_heads
         entries = max(entries, min(floor, spec.full_entries(prompt.seq_len)))
-    return policy.plan(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept)
+    plan = policy.plan(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept)
+    return replace(plan, kv_bits=preset.kv_bits)
+
+
+def _entries(spec: ModelSpec, budget: Budget, prompt: Prompt, *, kv_bits: int, free_bytes: int) -> int:
+    """KV entries that `budget` allows for `prompt`; in bytes, the questions that wait their turn count too."""
+    if kv_bits != 16:
+        return resolve_quantized(
+            budget,
+            spec,
+            seq_len=prompt.seq_len,
+            free_bytes=free_bytes,
+            kv_bits=kv_bits,
+            question_tokens=prompt.longest_question,
+            waiting_tokens=prompt.waiting_tokens,
+        )
+    entries = resolve_entries(budget, spec, seq_len=prompt.seq_len, free_bytes=free_bytes)
+    if budget.kind in ("auto", "bytes"):
+        entries = max(0, entries - spec.num_layers * spec.num_kv_heads * prompt.waiting_tokens)
+    return entries
 
 
 def check_fits(spec: ModelSpec, plan: BudgetPlan, prompt: Prompt, *, available: int) -> Estimate:
@@ -137,6 +158,20 @@ class Session:
             raise RuntimeError("nothing has been read: exhaust read() first")
         self.stats = None
         return self._generate(self._read, question)
+
+    def predict(self, ids: Sequence[int], question: int = 0) -> Tensor:
+        """Logits [N, vocab] of each of `ids` given those before it, behind a question of the prompt that was read."""
+        if self._read is None:
+            raise RuntimeError("nothing has been read: exhaust read() first")
+        read = self._read
+        read.begin_question(question)
+        logits = read.logits[question : question + 1]
+        if len(ids) > 1:
+            positions = read.next_positions(question) + torch.arange(len(ids) - 1)
+            state = AppendState(read.cache, positions.to(self.decoder.device))
+            following = self.decoder.forward(torch.tensor([ids[:-1]]), positions, state, len(ids) - 1)[0]
+            logits = torch.cat([logits, following])
+        return logits
 
     def _generate(self, read: Prefilled, question: int) -> Iterator[DecodeStep]:
         prompt, spec = read.prompts[0], self.loaded.spec

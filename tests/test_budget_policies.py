@@ -1,0 +1,110 @@
+"""The field's policies: exact sums for every shape, and each one's own law."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_budget_plan import make_spec, requests
+
+from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.policies import POLICIES, AdaptivePolicy, PyramidPolicy, UniformPolicy, make_policy
+from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.spec import ModelSpec
+
+SEQ_LEN = 4000
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(request=requests(), share=st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_sums_are_exact_for_every_shape(name: str, request: tuple[ModelSpec, int, int], share: float) -> None:
+    spec, seq_len, protected = request
+    full = spec.full_entries(seq_len)
+    entries = round(full * share)
+    try:
+        plan = make_policy(name).plan(spec, seq_len=seq_len, entries=entries, protected=protected)
+    except DoesNotFitError:
+        fixed = full - len(spec.full_layers) * spec.num_kv_heads * (seq_len - protected)
+        assert entries < fixed
+        return
+    assert plan.entries == (full if name == "full" else entries)
+    for layer, window in zip(plan.kept, spec.sliding_windows, strict=True):
+        assert len(layer) == spec.num_kv_heads
+        if window is None:
+            assert all(protected <= count <= seq_len for count in layer)
+        else:
+            assert set(layer) == {min(window, seq_len)}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_everything_is_everything(name: str) -> None:
+    spec = make_spec((None, 300, None, None))
+    plan = make_policy(name).plan(spec, seq_len=200, entries=spec.full_entries(200), protected=7)
+    assert plan.keeps_everything
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_only_adaptive_leaves_the_heads_open(name: str) -> None:
+    plan = make_policy(name).plan(make_spec((None, None)), seq_len=100, entries=200, protected=7)
+    assert plan.head_floor == (0.2 if name == "adaptive" else 1.0)
+    assert plan.to_dict()["head_floor"] == plan.head_floor
+
+
+def layer_sums(plan: BudgetPlan) -> list[int]:
+    return [sum(layer) for layer in plan.kept]
+
+
+def pyramid(spec: ModelSpec, *, entries: int, seq_len: int = SEQ_LEN, protected: int = 0) -> BudgetPlan:
+    return PyramidPolicy().plan(spec, seq_len=seq_len, entries=entries, protected=protected)
+
+
+def test_a_pyramid_falls_on_a_line_from_39_to_1() -> None:
+    """2 - 1/20 to 1/20 of the mean, 400 tokens a head in 9 layers of 2 heads."""
+    sums = layer_sums(pyramid(make_spec((None,) * 9), entries=9 * 2 * 400))
+    assert (sums[0], sums[-1]) == (2 * 780, 2 * 20)
+    assert sums == [2 * (780 - 95 * layer) for layer in range(9)]
+
+
+def test_heads_of_a_pyramids_layer_are_equal() -> None:
+    plan = pyramid(make_spec((None,) * 6, kv_heads=3), entries=6 * 3 * 333)
+    assert all(max(layer) - min(layer) <= 1 for layer in plan.kept)
+
+
+def test_a_pyramid_counts_full_layers_alone() -> None:
+    windows = (50, None, 50, None, None)
+    plan = pyramid(make_spec(windows), entries=2 * (2 * 50 + 3 * 200))
+    assert layer_sums(plan) == [100, 2 * 390, 100, 2 * 200, 2 * 10]
+
+
+def test_protected_tokens_lie_under_the_pyramid() -> None:
+    sums = layer_sums(pyramid(make_spec((None,) * 3), entries=3 * 2 * 230, protected=30))
+    assert sums == [2 * (30 + 390), 2 * (30 + 200), 2 * (30 + 10)]
+
+
+def test_what_the_foot_cannot_use_goes_up() -> None:
+    """At 60 % of the cache the first layer would get more than the prompt has."""
+    spec = make_spec((None,) * 4)
+    sums = layer_sums(pyramid(spec, seq_len=100, entries=spec.full_entries(100) * 6 // 10))
+    assert sum(sums) == 480
+    assert sums[0] == 200
+    assert sums == sorted(sums, reverse=True)
+
+
+@pytest.mark.parametrize("windows", [(None,), (8, None), (8, 8)], ids=str)
+def test_a_pyramid_of_one_layer_or_none_is_uniform(windows: tuple[int | None, ...]) -> None:
+    spec = make_spec(windows)
+    request = {"seq_len": 100, "entries": spec.full_entries(100) * 3 // 4, "protected": 5}
+    if None not in windows:
+        request["entries"] = spec.full_entries(100)
+    assert PyramidPolicy().plan(spec, **request) == UniformPolicy().plan(spec, **request)
+
+
+def test_adaptive_plans_what_uniform_does() -> None:
+    spec = make_spec((None, 8, None))
+    request = {"seq_len": 100, "entries": 250, "protected": 5}
+    assert AdaptivePolicy().plan(spec, **request).kept == UniformPolicy().plan(spec, **request).kept
+
+
+def test_the_controls_fix_their_scorers() -> None:
+    fixed = {name: make_policy(name).fixed_scorer for name in POLICIES}
+    named = {name: scorer for name, scorer in fixed.items() if scorer is not None}
+    assert named == {"sinks": "recent", "random": "random", "reversed": "reversed"}

@@ -1,0 +1,356 @@
+"""Quantised heads against the numbers they came from, and the cache that holds them against lists of entries."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from torch import Tensor
+
+from uncomp_cli.cache.quantized import QuantizedHead, quantize_head
+from uncomp_cli.cache.ragged import Head, RaggedKVCache
+from uncomp_cli.config import CacheConfig
+
+SMALL = CacheConfig(min_slack=2, slack_divisor=4, key_block=4, value_group=2)
+BITS = pytest.mark.parametrize("bits", [8, 4])
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def head(length: int, dim: int, *, seed: int = 0, first: int = 0) -> Head:
+    at = torch.arange(first, first + length, dtype=torch.int32)
+    return noise(length, dim, seed=seed), noise(length, dim, seed=seed + 1), at
+
+
+def key_scales(quantized: QuantizedHead) -> Tensor:
+    """The scale [S, D] of every key number."""
+    return quantized.key_scales.float().repeat_interleave(torch.tensor(quantized.blocks, dtype=torch.int64), dim=0)
+
+
+def value_scales(quantized: QuantizedHead) -> Tensor:
+    """The scale [S, D] of every value number."""
+    dim = quantized.key_scales.shape[1]
+    return quantized.value_scales.float().repeat_interleave(quantized.value_group, dim=1)[:, :dim]
+
+
+@BITS
+@given(
+    length=st.integers(1, 9), dim=st.integers(1, 5), seed=st.integers(0, 99),
+    size=st.sampled_from([1e-9, 1e-3, 1.0, 300.0, 6e4]), offset=st.sampled_from([0.0, 1.0, -20.0]),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_the_error_is_half_a_scale(bits: int, length: int, dim: int, seed: int, size: float, offset: float) -> None:
+    keys, values, at = head(length, dim, seed=seed)
+    keys, values = ((size * (x + offset)).clamp(-65504, 65504) for x in (keys, values))
+    quantized = quantize_head(keys, values, at, bits, config=SMALL)
+    for x, back, scales in (
+        (keys, quantized.keys(torch.float32), key_scales(quantized)),
+        (values, quantized.values(torch.float32), value_scales(quantized)),
+    ):
+        rounding = 4e-7 * (x.abs() + 2**bits * scales)
+        assert ((x - back).abs() <= scales / 2 + rounding).all()
+    spread = keys.amax(0) - keys.amin(0)
+    # A scale is no wider than its numbers need: float16's own rounding of zero and scale apart.
+    allowed = (spread + keys.abs().amax(0) * 2e-3) / (2**bits - 1) * 1.002 + 1.3e-7
+    assert (key_scales(quantized) <= allowed).all()
+
+
+@BITS
+def test_an_outlier_channel_spoils_no_other(bits: int) -> None:
+    keys, values, at = head(100, 8)
+    keys[:, 3] = 500 + 40 * keys[:, 3]
+    plain = (keys - quantize_head(keys, values, at, bits).keys(torch.float32)).abs()
+    assert plain[:, [0, 1, 2, 4, 5, 6, 7]].max() < 6 / (2**bits - 1)
+    assert plain[:, 3].max() < 6 * 40 / (2**bits - 1)
+
+
+def test_blocks_have_their_own_scales() -> None:
+    keys, values, at = head(128, 2)
+    keys[:64] *= 1000
+    quantized = quantize_head(keys, values, at, 8)
+    assert quantized.blocks == (64, 64)
+    assert (quantized.key_scales[0] > 500 * quantized.key_scales[1]).all()
+
+
+@BITS
+@pytest.mark.parametrize("constant", [0.0, 1.0, -3.5, 0.1, 1e-12, 60000.0])
+def test_constant_channels(bits: int, constant: float) -> None:
+    flat = torch.full((70, 3), constant)
+    quantized = quantize_head(flat, flat, torch.arange(70), bits)
+    for back in (quantized.keys(torch.float32), quantized.values(torch.float32)):
+        assert (back - flat).abs().max() <= abs(constant) * 2**-10 / (2**bits - 1) + 6e-8
+    if constant in (0.0, 1.0, -3.5):
+        assert torch.equal(quantized.keys(torch.float32), flat)
+
+
+@BITS
+@pytest.mark.parametrize("odd_one", [torch.nan, torch.inf, -torch.inf])
+def test_numbers_that_are_not_finite_spoil_no_others(bits: int, odd_one: float) -> None:
+    keys, values, at = head(6, 4)
+    keys[2, 1] = values[2, 1] = odd_one
+    quantized = quantize_head(keys, values, at, bits, config=SMALL)
+    rest = torch.ones_like(keys, dtype=torch.bool)
+    rest[2, 1] = False
+    for x, back, scales in (
+        (keys, quantized.keys(torch.float32), key_scales(quantized)),
+        (values, quantized.values(torch.float32), value_scales(quantized)),
+    ):
+        assert back.isfinite().all()
+        assert ((x - back).abs() <= scales / 2 + 1e-5)[rest].all()
+    among = keys[[0, 1, 3], 1]  # the block's other entries
+    wanted = among.max() if odd_one == torch.inf else among.min()
+    assert quantized.keys(torch.float32)[2, 1] == pytest.approx(float(wanted), abs=0.01)
+    nothing = quantize_head(torch.full((3, 2), odd_one), torch.full((3, 2), odd_one), torch.arange(3), bits)
+    assert torch.equal(nothing.keys(torch.float32), torch.zeros(3, 2))
+
+
+@BITS
+@pytest.mark.parametrize("dim", [1, 3, 64, 80, 128])
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 200])
+def test_bytes_are_those_of_the_formula(bits: int, dim: int, length: int) -> None:
+    quantized = quantize_head(*head(length, dim), bits)
+    assert quantized.nbytes == CacheConfig().quantized_bytes(length, head_dim=dim, bits=bits)
+    assert len(quantized) == length
+    assert quantized.keys(torch.float32).shape == quantized.values(torch.float32).shape == (length, dim)
+    assert sum(quantized.blocks) == length
+
+
+@pytest.mark.parametrize(("bits", "fraction"), [(8, 0.2735), (4, 0.1485)])
+def test_the_fraction_of_a_float32_cache(bits: int, fraction: float) -> None:
+    assert quantize_head(*head(6400, 64), bits).nbytes / (6400 * 64 * 4 * 2) == pytest.approx(fraction, abs=5e-4)
+
+
+def test_four_bits_are_two_codes_a_byte() -> None:
+    keys, values, at = head(16, 6)
+    assert quantize_head(keys, values, at, 4).key_codes.shape == (16, 3)
+    coarse, fine = (quantize_head(keys, values, at, bits).keys(torch.float32) for bits in (4, 8))
+    assert 8 < (coarse - keys).square().mean().sqrt() / (fine - keys).square().mean().sqrt() < 34  # 17 by the scales
+
+
+@BITS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes_are_rounded_once(bits: int, dtype: torch.dtype) -> None:
+    quantized = quantize_head(*head(70, 80), bits)
+    for kind in (QuantizedHead.keys, QuantizedHead.values):
+        back = kind(quantized, dtype)
+        assert back.dtype == dtype
+        torch.testing.assert_close(back, kind(quantized, torch.float32).to(dtype), rtol=1e-6, atol=1e-6)
+
+
+@BITS
+@given(keep=st.sets(st.integers(0, 9)))
+@settings(max_examples=30, deadline=None)
+def test_what_is_taken_keeps_its_codes(bits: int, keep: set[int]) -> None:
+    quantized = quantize_head(*head(10, 5), bits, config=SMALL)
+    rows = torch.tensor(sorted(keep), dtype=torch.int64)
+    taken = quantized.take(rows)
+    assert torch.equal(taken.key_codes, quantized.key_codes[rows])
+    assert torch.equal(taken.keys(torch.float32), quantized.keys(torch.float32)[rows])
+    assert torch.equal(taken.values(torch.float32), quantized.values(torch.float32)[rows])
+    assert taken.positions.tolist() == sorted(keep)
+    again = torch.arange(len(keep) // 2)
+    assert torch.equal(taken.take(again).keys(torch.float32), taken.keys(torch.float32)[again])
+    assert taken.nbytes <= quantized.nbytes
+    assert (taken.nbytes < quantized.nbytes) == (len(keep) < 10)
+
+
+ROWS, KV_HEADS, DIM = 2, 2, 3
+HEADS = ROWS * KV_HEADS
+ENTRY_BYTES = 2 * 4 * DIM + 4
+
+
+class QuantizedCacheMachine(RuleBasedStateMachine):
+    """Random operations on a layer of two rows, each of its own bits, stacked; the model: each head's tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = RaggedKVCache(num_layers=1, num_rows=0, num_kv_heads=KV_HEADS)
+        self.heads: list[Head] = []
+        self.mark: tuple[list[list[int]], list[int]] | None = None
+        self.count = 0
+
+    def fresh(self, lengths: list[int]) -> list[Head]:
+        made = [head(n, DIM, seed=2 * self.count + 7 * i, first=self.count) for i, n in enumerate(lengths)]
+        self.count += max(lengths)
+        return made
+
+    def grown(self, added: list[Head]) -> None:
+        pairs = zip(self.heads, added, strict=True)
+        self.heads = [
+            (torch.cat([keys, more_keys]), torch.cat([values, more_values]), torch.cat([at, later]))
+            for (keys, values, at), (more_keys, more_values, later) in pairs
+        ]
+
+    @initialize(
+        lengths=st.lists(st.integers(0, 9), min_size=HEADS, max_size=HEADS),
+        bits=st.tuples(st.sampled_from([16, 8, 4]), st.sampled_from([16, 8, 4])),
+        reserve=st.integers(0, 3),
+    )
+    def store(self, lengths: list[int], bits: tuple[int, int], reserve: int) -> None:
+        stored, caches = self.fresh(lengths), []
+        for row, row_bits in enumerate(bits):
+            cache = RaggedKVCache(num_layers=1, num_rows=1, num_kv_heads=KV_HEADS, config=SMALL, kv_bits=row_bits)
+            mine = stored[row * KV_HEADS : (row + 1) * KV_HEADS]
+            cache.store(0, mine, reserve=reserve)
+            caches.append(cache)
+            for keys, values, at in mine:
+                if row_bits != 16:
+                    quantized = quantize_head(keys, values, at, row_bits, config=SMALL)
+                    keys, values = quantized.keys(torch.float32), quantized.values(torch.float32)
+                self.heads.append((keys, values, at))
+        self.cache = RaggedKVCache.stack(caches, reserve=reserve)
+        tails = [length if bits[i // KV_HEADS] == 16 else 0 for i, length in enumerate(lengths)]
+        assert self.cache.layer(0).capacities == [n + reserve + SMALL.slack(n + reserve) for n in tails]
+
+    @rule(new=st.integers(1, 4))
+    def append(self, new: int) -> None:
+        added = self.fresh([new] * HEADS)
+        keys, values = (torch.stack([h[i] for h in added]).view(ROWS, KV_HEADS, new, DIM) for i in (0, 1))
+        self.cache.append(0, keys, values, added[0][2].expand(ROWS, -1))
+        self.grown(added)
+
+    @rule(lengths=st.lists(st.integers(0, 4), min_size=HEADS, max_size=HEADS))
+    def extend(self, lengths: list[int]) -> None:
+        added = self.fresh(lengths)
+        self.cache.extend(0, added)
+        self.grown(added)
+
+    @rule(data=st.data(), reserve=st.integers(0, 3))
+    def retain(self, data: st.DataObject, reserve: int) -> None:
+        keep = [sorted(data.draw(st.sets(st.sampled_from(range(len(h[2])))))) if len(h[2]) else [] for h in self.heads]
+        rows = [torch.tensor(kept, dtype=torch.int64) for kept in keep]
+        self.cache.retain(0, rows, reserve=reserve)
+        self.heads = [(k[at], v[at], p[at]) for (k, v, p), at in zip(self.heads, rows, strict=True)]
+        self.mark = None
+
+    @rule(at=st.integers(0, 30))
+    def forget_from(self, at: int) -> None:
+        self.cache.forget_from(at)
+        self.heads = [(k[p < at], v[p < at], p[p < at]) for k, v, p in self.heads]
+        self.mark = None
+
+    @rule()
+    def take_mark(self) -> None:
+        self.mark = self.cache.mark(), [len(h[2]) for h in self.heads]
+
+    @precondition(lambda self: self.mark is not None)
+    @rule()
+    def rollback(self) -> None:
+        assert self.mark is not None
+        self.cache.rollback(self.mark[0])
+        self.heads = [(k[:n], v[:n], p[:n]) for (k, v, p), n in zip(self.heads, self.mark[1], strict=True)]
+
+    @invariant()
+    def heads_are_the_model(self) -> None:
+        for i, expected in enumerate(self.heads):
+            found = self.cache.layer(0).head(i)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert not self.heads or self.cache.entries == sum(len(h[2]) for h in self.heads)
+
+    @invariant()
+    def memory_is_what_is_claimed(self) -> None:
+        if self.heads:
+            layer = self.cache.layer(0)
+            quantized = sum(before.nbytes for before in layer.quantized if before is not None)
+            assert self.cache.nbytes == sum(layer.capacities) * ENTRY_BYTES + quantized
+
+    @invariant()
+    def rectangles_are_the_heads(self) -> None:
+        if not self.heads:
+            return
+        layer = self.cache.layer(0)
+        for first, count in ((0, HEADS), (2, 2)):
+            if layer.is_rectangular(first, count):
+                keys, values = layer.rectangle(first, count)
+                for i in range(count):
+                    assert torch.equal(keys[i], layer.head(first + i)[0])
+                    assert torch.equal(values[i], layer.head(first + i)[1])
+
+
+QuantizedCacheMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=12, deadline=None)
+TestRandomOperations = QuantizedCacheMachine.TestCase
+
+
+def stored(bits: int, lengths: tuple[int, int], *, seed: int = 0, num_layers: int = 2) -> RaggedKVCache:
+    cache = RaggedKVCache(num_layers=num_layers, num_rows=1, num_kv_heads=2, config=SMALL, kv_bits=bits)
+    for layer in range(num_layers):
+        cache.store(layer, [head(n, DIM, seed=seed + 10 * layer + i) for i, n in enumerate(lengths)], reserve=2)
+        cache.extend(layer, [head(1, DIM, seed=seed + 50 + i, first=20) for i in range(2)])
+    return cache
+
+
+@BITS
+def test_equal_heads_are_a_rectangle(bits: int) -> None:
+    layer = stored(bits, (5, 5)).layer(0)
+    assert layer.is_rectangular(0, 2)
+    keys, values = layer.rectangle(0, 2)
+    assert keys.shape == values.shape == (2, 6, DIM)
+    assert not stored(bits, (5, 6)).layer(0).is_rectangular(0, 2)
+
+
+@BITS
+def test_growing_quantises_nothing_twice(bits: int) -> None:
+    cache = stored(bits, (9, 4))
+    before = list(cache.layer(0).quantized)
+    cache.append(0, torch.ones(1, 2, 30, DIM), torch.ones(1, 2, 30, DIM), torch.arange(21, 51)[None])
+    assert all(a is b for a, b in zip(before, cache.layer(0).quantized, strict=True))
+    assert cache.layer(0).lengths == [31, 31]
+    cache.forget_from(3)
+    assert cache.layer(0).lengths == [0, 0]
+    assert [cache.layer(0).num_quantized(i) for i in (0, 1)] == [3, 3]
+    assert torch.equal(cache.layer(0).quantized[0].key_codes, before[0].key_codes[:3])
+
+
+def test_what_is_appended_to_an_empty_layer_is_not_quantised() -> None:
+    cache = RaggedKVCache(num_layers=1, num_rows=1, num_kv_heads=2, config=SMALL, kv_bits=4)
+    keys = noise(1, 2, 5, DIM)
+    cache.append(0, keys, -keys, torch.arange(5)[None])
+    assert torch.equal(cache.layer(0).head(1)[0], keys[0, 1])
+
+
+def test_rows_of_several_bits_and_lengths_are_stacked() -> None:
+    caches = [stored(16, (7, 2)), stored(8, (5, 5), seed=100), stored(4, (0, 9), seed=200)]
+    sizes, lengths = [cache.nbytes for cache in caches], [cache.mark() for cache in caches]
+    apart = [[[t.clone() for t in c.layer(x).head(g)] for g in (0, 1)] for c in caches for x in (0, 1)]
+    stacked = RaggedKVCache.stack(caches, reserve=4)
+    assert (stacked.num_rows, stacked.num_kv_heads, len(stacked.layers)) == (3, 2, 2)
+    assert stacked.entries == sum(cache.entries for cache in caches)
+    added = noise(3, 2, 20, DIM, seed=9)
+    positions = torch.arange(21, 41) + torch.tensor([[0], [100], [200]])
+    mark = stacked.mark()
+    for layer in (0, 1):
+        stacked.append(layer, added, -added, positions)
+    for row, (cache, size, length) in enumerate(zip(caches, sizes, lengths, strict=True)):
+        assert (cache.nbytes, cache.mark()) == (size, length)
+        for layer in (0, 1):
+            for g in (0, 1):
+                keys, values, at = stacked.layer(layer).head(2 * row + g)
+                old = apart[2 * row + layer][g]
+                assert torch.equal(keys, torch.cat([old[0], added[row, g]]))
+                assert torch.equal(values, torch.cat([old[1], -added[row, g]]))
+                assert at.tolist() == [*old[2].tolist(), *positions[row].tolist()]
+                assert all(torch.equal(a, b) for a, b in zip(cache.layer(layer).head(g), old, strict=True))
+    stacked.rollback(mark)
+    assert stacked.entries == sum(cache.entries for cache in caches)
+
+
+@BITS
+def test_the_source_is_copied(bits: int) -> None:
+    keys, values, at = head(6, 4)
+    quantized = quantize_head(keys, values, at, bits)
+    before = quantized.keys(torch.float32), quantized.values(torch.float32), quantized.positions.clone()
+    for tensor in (keys, values, at):
+        tensor.fill_(77)
+    after = quantized.keys(torch.float32), quantized.values(torch.float32), quantized.positions
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_only_caches_of_one_model_are_stacked() -> None:
+    with pytest.raises(ValueError, match="2 kinds"):
+        RaggedKVCache.stack([stored(8, (1, 1)), stored(8, (1, 1), num_layers=1)], reserve=0)
+    with pytest.raises(ValueError, match="0 kinds"):
+        RaggedKVCache.stack([], reserve=0)
+    with pytest.raises(ValueError, match="kv_bits is 6"):
+        RaggedKVCache(num_layers=1, num_rows=1, num_kv_heads=1, kv_bits=6)

@@ -1,0 +1,148 @@
+"""Every policy with every scorer in the engine: exact counts, what is protected, and everything at 100 %."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_engine_eviction import brute_force_scores, heads, kept_context, storage_bytes
+from test_engine_parity import decode, full_plan, make_prompt, read, tiny, tokens
+from test_engine_parity import one_thread as one_thread
+from torch import Tensor
+
+from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.policies import POLICIES, make_policy
+from uncomp_cli.cache.scoring import SCORERS, make_scorer
+from uncomp_cli.config import CacheConfig, ScorerConfig
+from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.prompt import Prompt, completion_prompt
+from uncomp_cli.models.load import load_model
+from uncomp_cli.spec import ModelSpec
+
+CONTEXT, QUESTION, PROTECTED = 60, 5, 4
+FAMILIES = ["llama", "qwen3-sliding"]
+LICENSE = Path(__file__).parents[1] / "LICENSE"
+EVERY_PAIR = [pytest.param(policy, scorer, id=f"{policy}-{scorer}") for policy in POLICIES for scorer in SCORERS]
+
+
+def plan_of(policy: str, spec: ModelSpec, prompt: Prompt, *, kept: float) -> BudgetPlan:
+    entries = int(kept * spec.full_entries(prompt.seq_len))
+    return make_policy(policy).plan(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept)
+
+
+def prompt_in_words(*questions: int) -> Prompt:
+    """Words of three tokens."""
+    prompt = make_prompt(CONTEXT, questions or [QUESTION], protected=PROTECTED)
+    return replace(prompt, words=torch.arange(CONTEXT) // 3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("policy", "scorer"), EVERY_PAIR)
+def test_what_is_kept_is_what_was_planned(policy: str, scorer: str, family: str) -> None:
+    _, decoder, spec = tiny(family)
+    prompt = prompt_in_words()
+    plan = plan_of(policy, spec, prompt, kept=0.6)
+    _, done = read(decoder, [prompt], [plan], ScorerConfig(scorer, window=4, width=5))
+    done.begin_question()
+    lengths = [tuple(done.cache.layer(layer).lengths) for layer in range(spec.num_layers)]
+    assert done.cache.entries == plan.entries
+    assert [sum(layer) for layer in lengths] == [sum(layer) for layer in plan.kept]
+    assert plan.head_floor < 1 or tuple(lengths) == plan.kept
+    end = set(range(CONTEXT, CONTEXT + QUESTION))
+    for layer, _, positions in heads(done.cache):
+        found = positions.tolist()
+        assert found == sorted(set(found))
+        assert end <= set(found)
+        if spec.sliding_windows[layer] is None:
+            assert set(range(PROTECTED)) <= set(found) <= set(range(prompt.seq_len))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("policy", "scorer"), EVERY_PAIR)
+def test_at_100_percent_nothing_differs_from_full(policy: str, scorer: str, family: str) -> None:
+    _, decoder, spec = tiny(family)
+    prompt, forced = prompt_in_words(), torch.tensor([tokens(6, 7)])
+    config = ScorerConfig(scorer, window=4, width=5)
+    _, done = read(decoder, [prompt], [plan_of(policy, spec, prompt, kept=1.0)], config)
+    _, full = read(decoder, [prompt], [full_plan(spec, prompt)])
+    assert torch.equal(done.logits, full.logits)
+    assert torch.equal(decode(decoder, done, forced), decode(decoder, full, forced))
+
+
+@pytest.mark.parametrize("policy", ["uniform", "adaptive"])
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_the_question_decides_where_the_scorer_says_so(policy: str, scorer: str) -> None:
+    _, decoder, spec = tiny("llama")
+    first = prompt_in_words()
+    second = replace(first, questions=(tokens(QUESTION, 77),))
+    plan, config = plan_of(policy, spec, first, kept=0.4), ScorerConfig(scorer, pooling="none", whole_words=False)
+    kept = [kept_context(read(decoder, [prompt], [plan], config)[1].cache, CONTEXT) for prompt in (first, second)]
+    assert (kept[0] != kept[1]) == make_scorer(config).query_aware
+
+
+def adaptive_counts(scores: Tensor, count: int, floor: float) -> list[float]:
+    """What two heads are due of the tokens behind the protected ones: shares before they are rounded."""
+    free = count - PROTECTED
+    ranked = sorted((-float(scores[head, at]), head) for head in range(2) for at in range(PROTECTED, CONTEXT))
+    best = [head for _, head in ranked[: 2 * free]]
+    return [PROTECTED + floor * free + (1 - floor) * best.count(head) for head in range(2)]
+
+
+def test_adaptive_heads_keep_the_best_of_their_layer() -> None:
+    stock, decoder, spec = tiny("llama")
+    prompt = make_prompt(CONTEXT, [QUESTION], protected=PROTECTED)
+    plan = plan_of("adaptive", spec, prompt, kept=0.4)
+    assert {count for layer in plan.kept for count in layer} == {26}
+    _, done = read(decoder, [prompt], [plan], ScorerConfig(window=4, pooling="none", whole_words=False))
+    all_scores = brute_force_scores(stock, prompt, window=4, sinks=4)
+    lengths = []
+    for layer, head, positions in heads(done.cache):
+        scores = all_scores[layer]
+        due = adaptive_counts(scores, 26 - QUESTION, 0.2)[head]
+        kept = positions[positions < CONTEXT]
+        lengths.append(len(kept))
+        assert abs(len(kept) - due) < 1
+        best = scores[head].masked_fill(prompt.protected, float("inf")).topk(len(kept)).indices
+        assert kept.tolist() == sorted(best.tolist())
+    assert len(set(lengths)) > 2
+
+
+@pytest.mark.parametrize("questions", [[2, 9], [QUESTION, QUESTION, 1]], ids=str)
+def test_adaptive_heads_with_several_questions(questions: list[int]) -> None:
+    _, decoder, spec = tiny("llama")
+    prompt = prompt_in_words(*questions)
+    plan = plan_of("adaptive", spec, prompt, kept=0.5)
+    _, done = read(decoder, [prompt], [plan], ScorerConfig(window=4))
+    done.begin_question(questions.index(max(questions)))
+    assert [sum(done.cache.layer(layer).lengths) for layer in range(4)] == [sum(layer) for layer in plan.kept]
+
+
+def test_a_batch_of_adaptive_rows_is_its_rows() -> None:
+    _, decoder, spec = tiny("llama")
+    prompts = [make_prompt(30, [3], seed=1, protected=2), make_prompt(50, [6], seed=2, protected=5)]
+    plans = [plan_of("adaptive", spec, prompt, kept=0.5) for prompt in prompts]
+    for scorer in ("window", "expected"):
+        config = ScorerConfig(scorer)
+        _, batch = read(decoder, prompts, plans, config)
+        for row, prompt in enumerate(prompts):
+            _, single = read(decoder, [prompt], [plans[row]], config)
+            for layer in range(spec.num_layers):
+                rows = [batch.cache.layer(layer).head(2 * row + head)[2].tolist() for head in range(2)]
+                assert rows == [single.cache.layer(layer).head(head)[2].tolist() for head in range(2)]
+
+
+@pytest.mark.model
+def test_adaptive_memory_is_ragged_with_the_default_model(default_model_dir: Path) -> None:
+    """A fifth of about 350 tokens of the licence: the heads of a layer differ, and so does what they allocate."""
+    loaded = load_model("smollm2-135m", dtype="float32", device="cpu")
+    decoder, spec, text = Decoder(loaded.model, loaded.spec), loaded.spec, LICENSE.read_text()[:1700]
+    prompt = completion_prompt(loaded.tokenizer, text[:-60], text[-60:], sinks=4)
+    plan = plan_of("adaptive", spec, prompt, kept=0.2)
+    _, done = read(decoder, [prompt], [plan])
+    done.begin_question()
+    layers = [done.cache.layer(layer) for layer in range(spec.num_layers)]
+    assert [sum(layer.lengths) for layer in layers] == [sum(layer) for layer in plan.kept]
+    assert sum(max(layer.lengths) - min(layer.lengths) > 10 for layer in layers) > spec.num_layers // 2
+    slack = CacheConfig().slack
+    entries = sum(length + slack(length) for layer in layers for length in layer.lengths)
+    assert storage_bytes(done.cache) == done.cache.nbytes == entries * (spec.kv_bytes_per_entry + 4)

@@ -1,0 +1,282 @@
+"""A context of 8 or 4 bits: decoded like its own numbers, weighed to the byte, and more of it in the same budget."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from test_ask_answers import QUESTION, town
+from test_budget_plan import make_spec
+from test_engine_memory import peak_of
+from test_engine_parity import DECODED, SHAPE, VOCAB, decode, full_plan, make_prompt, read, tiny
+from test_engine_parity import one_thread as one_thread
+from torch import Tensor
+
+from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.policies import UniformPolicy
+from uncomp_cli.budget.presets import Preset, load_preset
+from uncomp_cli.budget.units import parse_budget, resolve_entries
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.config import DEFAULT_MODEL, CacheConfig, SamplingConfig, ScorerConfig
+from uncomp_cli.engine.memory import estimate, planned_kv_bytes
+from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.prefill import Prefilled, PrefillState
+from uncomp_cli.engine.prompt import Prompt, chat_prompt
+from uncomp_cli.engine.session import Session, make_plan
+from uncomp_cli.errors import UncompError
+from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.spec import ModelSpec
+
+BITS = pytest.mark.parametrize("bits", [8, 4])
+FORCED = torch.randint(3, VOCAB, (1, DECODED), generator=torch.Generator().manual_seed(7))
+
+
+def dense_copy(done: Prefilled) -> Prefilled:
+    """The same entries, dequantised, in a cache of the model's own dtype."""
+    old = done.cache
+    cache = RaggedKVCache(num_layers=len(old.layers), num_rows=old.num_rows, num_kv_heads=old.num_kv_heads)
+    for index in range(len(old.layers)):
+        layer = old.layer(index)
+        cache.store(index, [layer.head(i) for i in range(len(layer.lengths))])
+    copy = Prefilled(done.prompts, cache, done.questions)
+    copy.logits = done.logits
+    return copy
+
+
+def uneven_plan(spec: ModelSpec, prompt: Prompt, bits: int) -> BudgetPlan:
+    weights = [[1.0 + head for head in range(spec.num_kv_heads)] for _ in range(spec.num_layers)]
+    entries = spec.full_entries(prompt.seq_len) * 6 // 10
+    plan = BudgetPlan.of_shares(
+        spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept, weights=weights
+    )
+    return replace(plan, kv_bits=bits)
+
+
+@BITS
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("family", ["llama", "llama-mha", "qwen3-sliding", "gemma3_text"])
+def test_decoding_is_attention_over_the_dequantised_numbers(family: str, uneven: bool, bits: int) -> None:
+    _, decoder, spec = tiny(family)
+    prompt = make_prompt(100, [5], protected=4)
+    plan = uneven_plan(spec, prompt, bits) if uneven else replace(full_plan(spec, prompt), kv_bits=bits)
+    _, done = read(decoder, [prompt], [plan])
+    assert done.cache.layer(0).num_quantized(0) > 0
+    if uneven:
+        assert not done.cache.layer(spec.full_layers[0]).is_rectangular(0, spec.num_kv_heads)
+    expected = decode(decoder, dense_copy(done), FORCED)
+    torch.testing.assert_close(decode(decoder, done, FORCED), expected, rtol=1e-5, atol=1e-5)
+    _, exact = read(decoder, [prompt], [replace(plan, kv_bits=16)])
+    assert torch.equal(exact.logits, done.logits)  # the prompt itself is read exactly
+    assert not torch.allclose(decode(decoder, exact, FORCED), expected, rtol=1e-5, atol=1e-5)
+
+
+@BITS
+def test_rows_of_a_batch(bits: int) -> None:
+    _, decoder, spec = tiny("llama")
+    prompts = [make_prompt(70, [3]), make_prompt(41, [3], seed=5)]
+    plans = [replace(full_plan(spec, prompt), kv_bits=bits) for prompt in prompts]
+    _, both = read(decoder, prompts, plans)
+    together = decode(decoder, both, FORCED.expand(2, -1))
+    for row, (prompt, plan) in enumerate(zip(prompts, plans, strict=True)):
+        _, alone = read(decoder, [prompt], [plan])
+        torch.testing.assert_close(together[row : row + 1], decode(decoder, alone, FORCED), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="unpack"):
+        read(decoder, prompts, [plans[0], replace(plans[1], kv_bits=16)])
+
+
+@BITS
+def test_questions_share_one_quantised_context(bits: int) -> None:
+    _, decoder, spec = tiny("llama")
+    prompt = make_prompt(80, [4, 9])
+    _, done = read(decoder, [prompt], [replace(full_plan(spec, prompt), kv_bits=bits)])
+    first = decode(decoder, done, FORCED, 0)
+    decode(decoder, done, FORCED, 1)
+    assert torch.equal(decode(decoder, done, FORCED, 0), first)
+    alone = Prompt(prompt.context, prompt.questions[:1], prompt.protected)
+    _, one = read(decoder, [alone], [replace(full_plan(spec, alone), kv_bits=bits)])
+    torch.testing.assert_close(decode(decoder, one, FORCED), first, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("questions", [[5], [5, 12, 2]])
+@pytest.mark.parametrize("family", ["llama", "qwen3-sliding"])
+def test_the_cache_is_estimated_to_the_byte(family: str, questions: list[int], bits: int) -> None:
+    _, decoder, spec = tiny(family)
+    if family == "qwen3-sliding" and len(questions) > 1:
+        questions = [5, 5]  # a sliding layer keeps less behind a longer question
+    prompt = make_prompt(150, questions, protected=4)
+    for plan in (replace(full_plan(spec, prompt), kv_bits=bits), uneven_plan(spec, prompt, bits)):
+        _, done = read(decoder, [prompt], [plan])
+        # Every waiting question's positions are one tensor for all heads.
+        shared = prompt.waiting_tokens * spec.num_layers * (spec.num_kv_heads - 1) * CacheConfig().position_bytes
+        assert done.cache.nbytes == estimate(spec, plan, prompt=prompt).kv_kept_bytes - shared
+
+
+@BITS
+def test_the_peak_is_estimated(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3}.items():
+        monkeypatch.setitem(SHAPE, key, value)
+    _, decoder, spec = tiny("llama")
+    prompt = make_prompt(1500, [20], protected=4)
+    plan = replace(full_plan(spec, prompt), kv_bits=bits)
+    config = ScorerConfig(window=8)
+    ids = torch.tensor([prompt.context + prompt.questions[0]])
+
+    def work() -> object:
+        cache = RaggedKVCache(
+            num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads, kv_bits=plan.kv_bits
+        )
+        state = PrefillState(
+            [prompt], [plan], scorer=make_scorer(config), config=config, cache=cache, on_layer=lambda layer: None
+        )
+        return cache, decoder.forward(ids, torch.arange(ids.shape[1])[None], state, 1)
+
+    assert 0.95 < peak_of(work) / estimate(spec, plan, prompt=prompt).peak_bytes < 1.05
+
+
+def preset_of(budget: str, bits: int, policy: str = "uniform") -> Preset:
+    return Preset(name="x", description="", budget=budget, policy=policy, kv_bits=bits)
+
+
+def wide_prompt(context: int, question: int = 20) -> Prompt:
+    return Prompt((1,) * context, ((2,) * question,), torch.arange(context) < 10)
+
+
+@BITS
+@pytest.mark.parametrize("dtype_bytes", [4, 2])
+@pytest.mark.parametrize("percent", [5, 12.5, 50])
+def test_a_percentage_is_one_of_bytes(percent: float, dtype_bytes: int, bits: int) -> None:
+    spec = replace(make_spec((None, None, 512), kv_heads=2, head_dim=64), dtype_bytes=dtype_bytes)
+    prompt = wide_prompt(8000)
+    plan = make_plan(spec, preset_of(f"{percent}%", bits), prompt, available=0)
+    exact = make_plan(spec, preset_of(f"{percent}%", 16), prompt, available=0)
+    assert (plan.kv_bits, exact.kv_bits) == (bits, 16)
+    allowed = percent / 100 * spec.full_kv_bytes(prompt.seq_len)
+    used = planned_kv_bytes(spec, plan, question_tokens=20)
+    blocks = 6 * 4 * 64  # the scales of a last block that is not whole, a head
+    assert used <= allowed + blocks
+    assert plan.keeps_everything or plan.entries == spec.full_entries(prompt.seq_len) or used > 0.99 * allowed
+    gain = {(4, 8): 3.6, (4, 4): 6.6, (2, 8): 1.8, (2, 4): 3.3}[dtype_bytes, bits]
+    assert plan.entries == spec.full_entries(8020) or plan.entries == pytest.approx(gain * exact.entries, rel=0.06)
+
+
+@BITS
+def test_tokens_are_tokens_and_full_is_all(bits: int) -> None:
+    spec, prompt = make_spec((None, 300)), wide_prompt(2000)
+    for budget, policy in (("512", "uniform"), ("full", "full"), ("full", "uniform")):
+        plan, exact = (make_plan(spec, preset_of(budget, b, policy), prompt, available=0) for b in (bits, 16))
+        assert plan == replace(exact, kv_bits=bits)
+    assert make_plan(spec, preset_of("90%", bits), prompt, available=0).entries == spec.full_entries(2020)
+
+
+@BITS
+def test_a_budget_below_the_question_is_refused(bits: int) -> None:
+    spec, prompt = make_spec((None, None)), wide_prompt(500, 100)
+    for budget in ("1%", "15%", "10KiB"):
+        with pytest.raises(UncompError, match="always kept"):
+            make_plan(spec, preset_of(budget, bits), prompt, available=0)
+
+
+def allocated(spec: ModelSpec, plan: BudgetPlan, prompt: Prompt) -> int:
+    """Bytes of a real cache of that plan, with one question in it and several beside it."""
+    cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads, kv_bits=plan.kv_bits)
+
+    def zeros(count: int) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.zeros(count, spec.head_dim), torch.zeros(count, spec.head_dim), torch.zeros(count)
+
+    question = prompt.longest_question
+    for layer, kept in enumerate(plan.kept):
+        tails = [min(question, count) for count in kept]
+        cache.store(layer, [zeros(n - tail) for n, tail in zip(kept, tails, strict=True)], reserve=max(tails))
+    waiting = prompt.waiting_tokens * spec.num_layers * spec.num_kv_heads
+    return cache.nbytes + waiting * (spec.kv_bytes_per_entry + CacheConfig().position_bytes)
+
+
+@given(
+    windows=st.lists(st.one_of(st.none(), st.sampled_from([1, 64, 1500])), min_size=1, max_size=3),
+    context=st.integers(1, 5000), questions=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    num_bytes=st.integers(1, 600_000), bits=st.sampled_from([8, 4]), head_dim=st.sampled_from([1, 3, 8]),
+    data=st.data(),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_a_byte_budget_is_never_exceeded(
+    windows: list[int | None], context: int, questions: list[int], num_bytes: int, bits: int, head_dim: int,
+    data: st.DataObject,
+) -> None:  # fmt: skip
+    spec = make_spec(tuple(windows), kv_heads=2, head_dim=head_dim)
+    prompt = Prompt((1,) * context, tuple((2,) * n for n in questions), torch.zeros(context, dtype=torch.bool))
+    try:
+        plan = make_plan(spec, preset_of(f"{num_bytes}B", bits), prompt, available=0)
+        assume(plan.entries > 0)
+        weights = [[data.draw(st.sampled_from([0.01, 1.0, 9.0])) for _ in range(2)] for _ in windows]
+        plan = BudgetPlan.of_shares(
+            spec, seq_len=prompt.seq_len, entries=plan.entries, protected=prompt.always_kept, weights=weights
+        )
+    except UncompError:
+        return
+    assert allocated(spec, replace(plan, kv_bits=bits), prompt) <= num_bytes
+
+
+@BITS
+@pytest.mark.parametrize("num_bytes", [400_000, 1_500_000])
+def test_a_byte_budget_is_used(num_bytes: int, bits: int) -> None:
+    spec, prompt = make_spec((None, None), head_dim=64), wide_prompt(20_000)
+    plan = make_plan(spec, preset_of(f"{num_bytes}B", bits), prompt, available=0)
+    assert 0.98 * num_bytes < allocated(spec, plan, prompt) <= num_bytes
+
+
+def test_sixteen_bits_plan_as_ever() -> None:
+    spec, prompt = make_spec((None, None, 30)), wide_prompt(1000)
+    for budget in ("20%", "256", "2MiB", "full"):
+        entries = resolve_entries(parse_budget(budget), spec, seq_len=prompt.seq_len, free_bytes=0)
+        expected = UniformPolicy().plan(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept)
+        assert make_plan(spec, preset_of(budget, 16), prompt, available=0) == expected
+
+
+@pytest.fixture(scope="module")
+def default_model(default_model_dir: Path) -> LoadedModel:
+    """The default model, loaded once."""
+    return load_model(DEFAULT_MODEL)
+
+
+@pytest.mark.model
+def test_eight_bits_say_the_same_and_four_nearly(default_model: LoadedModel) -> None:
+    spec, decoder = default_model.spec, Decoder(default_model.model, default_model.spec)
+    prompt = chat_prompt(default_model.tokenizer, town(14), [QUESTION], system=None, sinks=4)
+    logits, bytes_kept = {}, {}
+    forced = torch.tensor([default_model.tokenizer("The secret access code of the vault is 7391846.").input_ids])
+    for bits in (16, 8, 4):
+        plan = make_plan(spec, replace(load_preset("full"), kv_bits=bits), prompt, available=0)
+        _, done = read(decoder, [prompt], [plan])
+        logits[bits] = decode(decoder, done, forced)[0].log_softmax(-1)
+        bytes_kept[bits] = planned_kv_bytes(spec, plan, question_tokens=prompt.longest_question)
+    divergence = {bits: (logits[16].exp() * (logits[16] - logits[bits])).sum(-1) for bits in (8, 4)}
+    assert (logits[8] - logits[16]).abs().max() < 0.5
+    assert torch.equal(logits[8].argmax(-1), logits[16].argmax(-1))
+    assert divergence[8].mean() < 1e-3
+    assert 10 * divergence[8].mean() < divergence[4].mean() < 0.05
+    full = spec.full_kv_bytes(prompt.seq_len)
+    assert bytes_kept[16] == full
+    question = prompt.longest_question / prompt.seq_len
+    assert bytes_kept[8] / full == pytest.approx(0.2735 * (1 - question) + question, abs=0.002)
+    assert bytes_kept[4] / full == pytest.approx(0.1485 * (1 - question) + question, abs=0.002)
+
+
+@pytest.mark.model
+def test_a_session_in_eight_bits_answers_as_in_sixteen(default_model: LoadedModel) -> None:
+    prompt = chat_prompt(default_model.tokenizer, town(14), [QUESTION], system=None, sinks=4)
+    said, kept = {}, {}
+    for bits in (16, 8):
+        preset = replace(load_preset("full"), kv_bits=bits)
+        session = Session(default_model, preset, replace(SamplingConfig(), max_new_tokens=24))
+        for _ in session.read(prompt):
+            pass
+        said[bits] = [step.token_ids for step in session.answer()]
+        assert session.stats is not None
+        kept[bits] = session.stats.kept_fraction
+    assert said[8] == said[16]
+    assert kept[16] > 1
+    assert 0.27 < kept[8] < 0.42  # about 320 tokens: slack and question weigh

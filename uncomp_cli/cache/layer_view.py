@@ -1,0 +1,53 @@
+"""What a scorer sees of one layer, and what it must be."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from uncomp_cli.config import ScorerConfig
+
+__all__ = ["LayerView", "Scorer"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerView:
+    """What a scorer may look at in one layer of one row.
+
+    queries: [H, S, D] and keys, values: [G, S, D], of the context (trunk) whose tokens are scored; queries and keys
+    after RoPE.
+    branches: for every question its (queries [H, N, D], keys [G, N, D]), both after RoPE, N the question's tokens.
+    frequencies: radians a position by which RoPE turns each pair of dimensions, [R] with pairs (i, i + R), i < R; the
+    other D - 2R dimensions stand still. None when the model's layers do not all turn by the same ones.
+    """
+
+    layer: int
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    branches: tuple[tuple[Tensor, Tensor], ...]
+    scaling: float
+    frequencies: Tensor | None = None
+
+
+class Scorer(Protocol):
+    """Scores the context tokens of one layer. The scorers have the three properties as class variables."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in SCORERS."""
+        ...
+
+    @property
+    def query_aware(self) -> bool:
+        """Whether the question decides; if not, one compression serves questions that nobody has asked yet."""
+        ...
+
+    @property
+    def published(self) -> ScorerConfig:
+        """The window and the coherence that the scorer's paper, or its released code, uses."""
+        ...
+
+    def score(self, view: LayerView) -> Tensor:
+        """Scores [G, S] in float32; larger stays longer."""
+        ...
