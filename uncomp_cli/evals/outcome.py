@@ -10,7 +10,9 @@ from uncomp_cli.evals.sample import Regime
 
 __all__ = ["LOWER_IS_BETTER", "Outcome"]
 
-LOWER_IS_BETTER = frozenset({"nll", "kl", "kl_p99", "nll_gain_lost"})
+LOWER_IS_BETTER = frozenset(
+    {"nll", "kl", "kl_p99", "nll_weighted", "gain_lost", "nll_to_32", "nll_to_128", "nll_to_512"}
+)
 """Metrics in which less is better; in all others more is."""
 
 

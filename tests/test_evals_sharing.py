@@ -1,0 +1,137 @@
+"""Sharing one prefill, and decoding many settings as one batch, changes nothing: not what is kept, not what is said."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
+from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.prefill import Prefilled, prefill
+from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.session import Session, make_plan, scorer_config
+from uncomp_cli.evals.answering import judge_answers
+from uncomp_cli.evals.case import Case, read_case
+from uncomp_cli.evals.contestants import Setting, make_settings
+from uncomp_cli.evals.reading import without_question
+from uncomp_cli.evals.rows import Rows, token_nll
+from uncomp_cli.evals.sample import Query, Sample
+from uncomp_cli.models.load import LoadedModel, load_model
+
+pytestmark = pytest.mark.model
+
+CONTESTANTS = [
+    "uniform",
+    "adaptive",
+    "pyramid",
+    "uniform/keydiff",
+    "uniform/expected",
+    "sinks",
+    "uniform/8bit",
+    "full/4bit",
+]
+SETTINGS = make_settings(CONTESTANTS, ["30%"], seed=0)
+HANDBOOK = Path(__file__).parent.parent / "docs/demo/lighthouse-handbook.md"
+
+
+@pytest.fixture(scope="module")
+def loaded(default_model_dir: Path) -> LoadedModel:
+    assert default_model_dir.is_dir()
+    return load_model(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="module")
+def case(loaded: LoadedModel) -> Case:
+    text = HANDBOOK.read_text(encoding="utf-8")[:1200]
+    fact = "The special magic number for walnut is 7302846."
+    context = f"{text[:500]} {fact} {text[500:]}"
+    begin = context.index(fact)
+    query = Query(
+        question="\n\nThe special magic number for walnut mentioned in the text is",
+        answer=" 7302846",
+        accepted=("7302846",),
+        max_new_tokens=12,
+        evidence=((begin, begin + len(fact)),),
+    )
+    sample = Sample("needle/digits7", 0, 320, context, (query,))
+    return read_case(Decoder(loaded.model, loaded.spec), loaded.tokenizer, sample)
+
+
+def alone(case: Case, prompt: Prompt, setting: Setting) -> Prefilled:
+    """An ordinary prefill of its own."""
+    config = scorer_config(setting.preset)
+    plan = make_plan(case.decoder.spec, setting.preset, prompt, available=0)
+    steps = prefill(case.decoder, [prompt], [plan], scorer=make_scorer(config), config=config)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            read: Prefilled = done.value
+            read.begin_question(0)
+            return read
+
+
+def positions(cache: RaggedKVCache) -> Iterator[list[int]]:
+    for index in range(len(cache.layers)):
+        layer = cache.layer(index)
+        yield from (layer.head(g)[2].tolist() for g in range(cache.num_kv_heads))
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.label)
+def test_a_shared_prefill_keeps_what_its_own_would(case: Case, setting: Setting) -> None:
+    for regime, prompt in (
+        ("aware", case.prompt),
+        ("agnostic", without_question(case.prompt, window=scorer_config(setting.preset).window)),
+    ):
+        own, shared = alone(case, prompt, setting).cache, case.reading.compress(setting, regime)
+        assert list(positions(own)) == list(positions(shared))
+        assert own.nbytes == shared.nbytes
+        for index in range(len(own.layers)):
+            for g in range(own.num_kv_heads):
+                for a, b in zip(own.layer(index).head(g)[:2], shared.layer(index).head(g)[:2], strict=True):
+                    if setting.preset.kv_bits == 16:
+                        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+                    else:  # rounding may put a number on the other side of a quantisation step, rarely
+                        assert (a - b).abs().mean() < 2e-3
+
+
+def test_rows_of_one_batch_score_and_write_what_each_session_does(case: Case, loaded: LoadedModel) -> None:
+    outcomes = {o.setting: o for o in judge_answers(case, SETTINGS, "aware", stop_ids=())}
+    reference = list(case.answers[0])
+    for setting in SETTINGS:
+        session = Session(loaded, setting.preset, SamplingConfig(max_new_tokens=12))
+        for _ in session.read(case.prompt):
+            pass
+        text = "".join(step.texts[0] for step in session.answer())
+        nll = token_nll(session.predict(reference)[None], reference)[0, 1:].mean()
+        outcome = outcomes[setting.label]
+        assert outcome.metrics["nll"] == pytest.approx(float(nll), abs=2e-4), setting.label
+        assert outcome.metrics["match"] == float("7302846" in text), setting.label
+        assert outcome.kv_bytes == case.reading.compress(setting, "aware").nbytes
+
+
+def test_everything_kept_is_the_full_cache_for_every_contestant(case: Case) -> None:
+    contestants = ["uniform", "adaptive", "pyramid", "sinks", "random", "reversed"]
+    contestants += [f"uniform/{name}" for name in ("keydiff", "expected", "tova")]
+    settings = make_settings(contestants, ["100%"], seed=0)
+    for regime in ("aware", "agnostic"):
+        outcomes = judge_answers(case, settings, regime, stop_ids=())
+        full = next(o for o in outcomes if o.setting == "full")
+        for outcome in outcomes:
+            assert outcome.metrics == pytest.approx(full.metrics, abs=1e-5)
+            assert outcome.metrics["coverage"] == 1.0
+
+
+def test_rows_do_not_see_each_other(case: Case) -> None:
+    full, tiny = (
+        next(s for s in make_settings(["uniform"], ["12%"], seed=0) if s.budget == b) for b in ("full", "12%")
+    )
+    caches = [case.reading.compress(setting, "aware") for setting in (full, tiny)]
+    together = Rows(case.decoder, caches, position=case.seen_tokens("aware"), reserve=8).feed([5, 6, 7])
+    for row, cache in enumerate(caches):
+        apart = Rows(case.decoder, [cache], position=case.seen_tokens("aware"), reserve=8).feed([5, 6, 7])
+        torch.testing.assert_close(together[row], apart[0], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(together[0], together[1], atol=1e-2)

@@ -1,0 +1,158 @@
+"""A case: one sample as the model has read it, ready to be compressed by any setting.
+
+Judges (answering.py, fidelity.py, perplexity.py) start from here; what they share is the prompt, the one exact
+prefill, the compression with its bytes, and how much of the evidence it left.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.prompt import Prompt, chat_prompt, completion_prompt
+from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.evals.contestants import Setting
+from uncomp_cli.evals.outcome import Outcome
+from uncomp_cli.evals.reading import Reading, read_once
+from uncomp_cli.evals.rows import Rows
+from uncomp_cli.evals.sample import Regime, Sample
+
+__all__ = ["Case", "Compressed", "read_case"]
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """A setting's cache of one row, weighed; `outcome` waits for its metrics."""
+
+    cache: RaggedKVCache
+    outcome: Outcome
+
+    def judged(self, metrics: dict[str, float], *, answer: str | None = None) -> Outcome:
+        """The outcome with `metrics` beside those that compression itself gave."""
+        return replace(self.outcome, metrics={**metrics, **self.outcome.metrics}, answer=answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A sample and its one exact prefill.
+
+    `prompt` has all questions, `reading` was done with the first; `answers[q]` are the reference's ids. `evidence`
+    [E] are the context tokens that hold the answers.
+    """
+
+    sample: Sample
+    tokenizer: Any
+    decoder: Decoder
+    prompt: Prompt
+    answers: tuple[tuple[int, ...], ...]
+    evidence: Tensor
+    reading: Reading
+
+    @property
+    def context_len(self) -> int:
+        """Tokens of the context."""
+        return len(self.prompt.context)
+
+    def seen_tokens(self, regime: Regime) -> int:
+        """Tokens that compression saw: with the question or without it."""
+        return self.context_len + (len(self.prompt.questions[0]) if regime == "aware" else 0)
+
+    def compress(self, settings: Sequence[Setting], regime: Regime) -> tuple[list[Compressed], list[Outcome]]:
+        """Every setting's cache, equal budgets side by side, and the outcomes of settings that were refused."""
+        done: list[Compressed] = []
+        refused: list[Outcome] = []
+        for setting in sorted(settings, key=lambda setting: setting.budget):
+            try:
+                cache = self.reading.compress(setting, regime)
+            except DoesNotFitError as refusal:
+                refused.append(replace(self._outcome(setting, regime, kv_bytes=0), refused=refusal.message))
+                continue
+            done.append(Compressed(cache, self._weighed(setting, regime, cache)))
+        return done, refused
+
+    def begin(self, caches: Sequence[RaggedKVCache], regime: Regime, query: int, *, room: int) -> tuple[Rows, Tensor]:
+        """The caches as rows behind question `query`, and the logits [B, vocab] of the token that follows it.
+
+        There is room for `room` more tokens.
+        """
+        question = self.prompt.questions[query]
+        rows = Rows(self.decoder, caches, position=self.seen_tokens(regime), reserve=len(question) + room)
+        if regime == "aware":
+            return rows, self.reading.logits.expand(len(rows), -1)
+        return rows, rows.feed(question, last=1)[:, -1]
+
+    def _weighed(self, setting: Setting, regime: Regime, cache: RaggedKVCache) -> Outcome:
+        outcome = self._outcome(setting, regime, kv_bytes=cache.nbytes)
+        if len(self.evidence) == 0:
+            return outcome
+        shares = coverage(cache, self.evidence)
+        mean = float(torch.tensor(shares).mean())
+        return replace(outcome, metrics={"coverage": mean}, coverage_by_head=shares)
+
+    def _outcome(self, setting: Setting, regime: Regime, *, kv_bytes: int) -> Outcome:
+        sample = self.sample
+        return Outcome(
+            subtask=sample.subtask,
+            index=sample.index,
+            regime=regime,
+            setting=setting.label,
+            contestant=setting.contestant,
+            budget=setting.budget,
+            tokens=sample.tokens,
+            depth=sample.depth,
+            kept_fraction=kv_bytes / self.decoder.spec.full_kv_bytes(self.seen_tokens(regime)),
+            kv_bytes=kv_bytes,
+        )
+
+
+def read_case(decoder: Decoder, tokenizer: Any, sample: Sample) -> Case:
+    """Tokenise and read `sample`."""
+    answers = tuple(_encode(tokenizer, query.answer) for query in sample.queries)
+    prompt = _prompt(tokenizer, sample, answers)
+    reading = read_once(decoder, replace(prompt, questions=prompt.questions[:1]))
+    return Case(sample, tokenizer, decoder, prompt, answers, _evidence(tokenizer, sample, prompt), reading)
+
+
+def coverage(cache: RaggedKVCache, evidence: Tensor) -> list[list[float]]:
+    """Share of the `evidence` tokens whose entries a one-row cache still holds: [L][G], 0 to 1."""
+    wanted = evidence.to(torch.int32)
+    return [
+        [float(torch.isin(wanted, layer.head(g)[2].cpu()).float().mean()) for g in range(cache.num_kv_heads)]
+        for layer in (cache.layer(index) for index in range(len(cache.layers)))
+    ]
+
+
+def _prompt(tokenizer: Any, sample: Sample, answers: Sequence[tuple[int, ...]]) -> Prompt:
+    sinks = ScorerConfig().sinks
+    questions = [query.question for query in sample.queries]
+    if sample.system is not None:
+        return chat_prompt(tokenizer, sample.context, questions, system=sample.system or None, sinks=sinks)
+    prompt = completion_prompt(tokenizer, sample.context, questions[0], sinks=sinks)
+    # A text that is only continued has no question: its first token stands for one, so that the prefill has an end.
+    branches = tuple(_encode(tokenizer, text) or ids[:1] for text, ids in zip(questions, answers, strict=True))
+    return replace(prompt, questions=branches)
+
+
+def _evidence(tokenizer: Any, sample: Sample, prompt: Prompt) -> Tensor:
+    """Context tokens that overlap an evidence range, ascending."""
+    text = sample.context
+    dropped = len(text) - len(text.lstrip()) if sample.system is not None else 0
+    text = text.strip() if sample.system is not None else text
+    encoded = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+    )
+    offsets = encoded["offset_mapping"]
+    shift = len(prompt.context) - len(offsets)
+    spans = [(begin - dropped, end - dropped) for query in sample.queries for begin, end in query.evidence]
+    held = [i for i, (a, b) in enumerate(offsets) if any(a < end and b > begin for begin, end in spans)]
+    return torch.tensor(held, dtype=torch.int64) + shift
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[int, ...]:
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return tuple(encoded["input_ids"])

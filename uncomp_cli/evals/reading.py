@@ -1,0 +1,146 @@
+"""One exact prefill, many settings: the context is read once, every setting then evicts from what was read.
+
+Nothing in a prefill depends on the setting but what is stored: a layer's attention is computed in full before its
+eviction. So every layer's queries, keys and values are recorded once, and handed layer by layer to a `PrefillState`
+of the setting; scores are shared by the budgets of one scorer. The caches are those that `Session.read` makes
+(tests/test_evals_sharing.py holds it).
+
+In the query-agnostic regime a setting sees the context alone: its last W tokens are the observation window, and are
+kept; the question comes after the eviction.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.scoring import LayerView, Scorer, make_scorer
+from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine.attention import AttentionState, attend_causal
+from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.prefill import PrefillState
+from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.rotation import rope_frequencies
+from uncomp_cli.engine.session import make_plan, scorer_config
+from uncomp_cli.evals.contestants import Setting
+from uncomp_cli.evals.sample import Regime
+
+__all__ = ["Reading", "read_once"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCall:
+    """What one layer handed to attention: query [1, H, N, D], key and value [1, G, N, D]."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    sliding_window: int | None
+
+    def cut(self, length: int) -> "LayerCall":
+        """The same over the first `length` tokens; itself when there are no more."""
+        if length == self.key.shape[2]:
+            return self
+        key, value = (tensor[:, :, :length].contiguous() for tensor in (self.key, self.value))
+        return replace(self, query=self.query[:, :, :length], key=key, value=value)
+
+
+class _Recorder(AttentionState):
+    """Exact causal attention over one prompt; keeps every call."""
+
+    def __init__(self) -> None:
+        self.calls: list[LayerCall] = []
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
+    ) -> Tensor:
+        self.calls.append(LayerCall(query, key.contiguous(), value.contiguous(), scaling, sliding_window))
+        return attend_causal(query[0], key[0], value[0], scaling=scaling, window=sliding_window)[None]
+
+
+class _Remembering:
+    """A scorer that scores every layer once, for settings that differ in the budget alone."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.name, self.query_aware, self.published = scorer.name, scorer.query_aware, scorer.published
+        self._scorer = scorer
+        self._scores: dict[int, Tensor] = {}
+
+    def score(self, view: LayerView) -> Tensor:
+        """Scores [G, S]."""
+        if view.layer not in self._scores:
+            self._scores[view.layer] = self._scorer.score(view)
+        return self._scores[view.layer]
+
+
+class Reading:
+    """A prompt of one question that was read exactly; `logits` [1, vocab] follow its last token."""
+
+    def __init__(self, decoder: Decoder, prompt: Prompt, calls: tuple[LayerCall, ...], logits: Tensor) -> None:
+        self.decoder = decoder
+        self.prompt = prompt
+        self.logits = logits
+        self._calls = calls
+        self._cut: dict[int, tuple[LayerCall, ...]] = {}
+        self._frequencies = rope_frequencies(decoder.model)
+        self._scorers: dict[tuple[ScorerConfig, Regime], _Remembering] = {}
+
+    @torch.no_grad()
+    def compress(self, setting: Setting, regime: Regime) -> RaggedKVCache:
+        """The cache of one row that `setting` leaves. Raises DoesNotFitError when its budget is too small."""
+        config = scorer_config(setting.preset)
+        prompt = self.prompt if regime == "aware" else without_question(self.prompt, window=config.window)
+        spec = self.decoder.spec
+        plan = make_plan(spec, setting.preset, prompt, available=0)
+        cache = RaggedKVCache(
+            num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads, kv_bits=plan.kv_bits
+        )
+        state = PrefillState(
+            [prompt],
+            [plan],
+            scorer=self._scorer(config, regime),
+            config=config,
+            cache=cache,
+            on_layer=lambda layer: None,
+            frequencies=self._frequencies,
+        )
+        for layer, call in enumerate(self._seen(prompt.flat_len)):
+            state.keep(
+                layer, call.query, call.key, call.value, scaling=call.scaling, sliding_window=call.sliding_window
+            )
+        return cache
+
+    def _seen(self, length: int) -> tuple[LayerCall, ...]:
+        """The calls over the first `length` tokens, cut once for all settings."""
+        if length not in self._cut:
+            self._cut[length] = tuple(call.cut(length) for call in self._calls)
+        return self._cut[length]
+
+    def _scorer(self, config: ScorerConfig, regime: Regime) -> _Remembering:
+        key = replace(config, pooling="none", width=1, whole_words=False), regime
+        if key not in self._scorers:
+            self._scorers[key] = _Remembering(make_scorer(config))
+        return self._scorers[key]
+
+
+def read_once(decoder: Decoder, prompt: Prompt) -> Reading:
+    """Read `prompt`, which has one question, exactly."""
+    recorder = _Recorder()
+    ids = torch.tensor([[*prompt.context, *prompt.questions[0]]])
+    logits = decoder.forward(ids, torch.arange(ids.shape[1])[None], recorder, 1)[:, -1]
+    return Reading(decoder, prompt, tuple(recorder.calls), logits)
+
+
+def without_question(prompt: Prompt, *, window: int) -> Prompt:
+    """The context alone: its last `window` tokens observe the others. Protected tokens stay on the other side."""
+    cut = max(int(prompt.protected.sum()), len(prompt.context) - window)
+    cut = min(cut, len(prompt.context) - 1)
+    return replace(
+        prompt,
+        context=prompt.context[:cut],
+        questions=(prompt.context[cut:],),
+        protected=prompt.protected[:cut],
+        words=None if prompt.words is None else prompt.words[:cut],
+    )

@@ -1,0 +1,155 @@
+"""Run an evaluation: every sample is read once, judged under every setting that has no result yet, and written down.
+
+    for each subtask, length and index: sample → check that it can be solved → read once → each regime: judge → append
+
+A run that was killed goes on where its results file ends; more samples, settings, tasks or budgets add to the file.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from uncomp_cli import __version__
+from uncomp_cli.engine.generate import stop_tokens
+from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.prompt import count_tokens
+from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.evals.answering import judge_answers
+from uncomp_cli.evals.case import Case, read_case
+from uncomp_cli.evals.contestants import Setting
+from uncomp_cli.evals.fidelity import judge_fidelity
+from uncomp_cli.evals.haystack import Haystack
+from uncomp_cli.evals.oracle import check_solvable
+from uncomp_cli.evals.outcome import Outcome
+from uncomp_cli.evals.perplexity import NEXT_TOKENS, judge_perplexity
+from uncomp_cli.evals.results import ResultsFile
+from uncomp_cli.evals.sample import Regime, Sample
+from uncomp_cli.evals.tasks import Task
+from uncomp_cli.models.load import LoadedModel
+
+__all__ = ["JUDGES", "EvalRequest", "EvalStep", "check_lengths", "results_settings", "run_eval"]
+
+Judge = Callable[[Case, Sequence[Setting], Regime, Sequence[int]], list[Outcome]]
+
+JUDGES: dict[str, Judge] = {"answers": judge_answers, "fidelity": judge_fidelity, "perplexity": judge_perplexity}
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRequest:
+    """What to judge on what: `tokens` are the lengths, `samples` how many of each subtask and length."""
+
+    subtasks: tuple[tuple[Task, str], ...]
+    settings: tuple[Setting, ...]
+    regimes: tuple[Regime, ...]
+    tokens: tuple[int, ...]
+    samples: int
+    seed: int
+    haystack: Haystack
+
+
+@dataclass(frozen=True, slots=True)
+class EvalStep:
+    """A sample is about to be read, number `index` of the `total` that are left to do."""
+
+    index: int
+    total: int
+    label: str
+    elapsed_s: float
+
+    @property
+    def fraction(self) -> float:
+        """Share of the work that is done."""
+        return self.index / self.total
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One sample, and the settings of each regime that have no result yet."""
+
+    task: Task
+    subtask: str
+    tokens: int
+    index: int
+    missing: tuple[tuple[Regime, tuple[Setting, ...]], ...]
+
+
+def run_eval(request: EvalRequest, loaded: LoadedModel, results: ResultsFile) -> Generator[EvalStep, None, None]:
+    """Judge what `results` lacks; yields before each sample and once at the end."""
+    decoder = Decoder(loaded.model, loaded.spec)
+    count = partial(count_tokens, loaded.tokenizer)
+    stop_ids = stop_tokens(loaded.model, loaded.tokenizer)
+    todo = list(_missing(request, results))
+    begun = time.perf_counter()
+    for number, work in enumerate(todo):
+        label = f"{work.subtask} {work.index + 1} of {request.samples}, {work.tokens:,} tokens"
+        yield EvalStep(number, len(todo), label, time.perf_counter() - begun)
+        sample = _make_sample(request, work, count)
+        outcomes = _judge(work, sample, decoder, loaded.tokenizer, stop_ids)
+        results.append([outcome for outcome in outcomes if outcome.key not in results.done])
+    yield EvalStep(len(todo), max(1, len(todo)), "done", time.perf_counter() - begun)
+
+
+@torch.no_grad()
+def _judge(work: _Work, sample: Sample, decoder: Decoder, tokenizer: Any, stop_ids: Sequence[int]) -> list[Outcome]:
+    case = read_case(decoder, tokenizer, sample)
+    judge = JUDGES[work.task.judge]
+    return [outcome for regime, settings in work.missing for outcome in judge(case, settings, regime, stop_ids)]
+
+
+def _make_sample(request: EvalRequest, work: _Work, count: Callable[[str], int]) -> Sample:
+    sample = work.task.sample(
+        work.subtask,
+        work.index,
+        tokens=work.tokens,
+        haystack=request.haystack,
+        count_tokens=count,
+        seed=request.seed,
+    )
+    check_solvable(sample)
+    return sample
+
+
+def _missing(request: EvalRequest, results: ResultsFile) -> Iterator[_Work]:
+    """Index first, so that a run that is stopped has judged all subtasks on equally many samples."""
+    for index in range(request.samples):
+        for tokens in request.tokens:
+            for task, subtask in request.subtasks:
+                missing = []
+                for regime in (r for r in request.regimes if r in task.regimes):
+                    settings = tuple(
+                        s for s in request.settings if (subtask, tokens, index, regime, s.label) not in results.done
+                    )
+                    if settings:
+                        missing.append((regime, settings))
+                if missing:
+                    yield _Work(task, subtask, tokens, index, tuple(missing))
+
+
+def check_lengths(request: EvalRequest, trained_length: int) -> None:
+    """Raise DoesNotFitError when a length leaves no room for the answers inside the model's context."""
+    room = max(NEXT_TOKENS if task.judge == "perplexity" else 128 for task, _ in request.subtasks)
+    for tokens in request.tokens:
+        if tokens + room > trained_length:
+            raise DoesNotFitError(
+                f"samples of {tokens:,} tokens and {room} to answer do not fit into the model's {trained_length:,}",
+                hint=f"use --tokens {trained_length - room} or fewer, or another --model",
+            )
+
+
+def results_settings(request: EvalRequest, loaded: LoadedModel) -> dict[str, object]:
+    """What all lines of one results file share; anything else is in the lines themselves."""
+    return {
+        "uncomp": __version__,
+        "model": loaded.info.name,
+        "revision": loaded.info.sha256,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "device": loaded.device.type,
+        "quantization": loaded.quantization,
+        "seed": request.seed,
+        "haystack": request.haystack.name,
+        "haystack_sha256": request.haystack.sha256,
+    }

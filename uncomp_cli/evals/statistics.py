@@ -1,0 +1,184 @@
+"""Means with 95 % intervals, differences between settings on the same samples, and curves that run the wrong way.
+
+Percentile bootstrap (Efron 1979): draw n of the n samples with replacement, take the mean, repeat; the interval lies
+between the 2.5 % and 97.5 % quantiles of those means. The sample is what is drawn, never a metric or a setting, so that
+the two sides of a difference stay a pair. With strata (subtasks) each is drawn from by itself and weighs the same:
+
+    mean = 1/K · Σ_k mean of stratum k
+
+Few samples spread less than what they are drawn from: deviations are stretched by √(n/(n − 1)) in each stratum and by
+t/z over all (expanded percentile interval: Hesterberg 2015, section 5). Without it ten samples hold the truth in 91 of
+100 cases. Not done: no correction for many comparisons.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from math import sqrt
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "BudgetScores",
+    "Interval",
+    "Inversion",
+    "bootstrap_mean",
+    "inversions",
+    "paired_difference",
+    "stratified_mean",
+    "wilson",
+]
+
+K = TypeVar("K", bound=Hashable)
+
+_Z = 1.96
+_QUANTILES = (0.025, 0.975)
+# A table asks for the same draws thousands of times, so parts of 2 MB are kept; of large samples never all at once.
+_PART_DRAWS = 250_000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean of `count` samples and its 95 % interval.
+
+    One sample tells nothing about its spread: with `count` 1 the interval is the point itself.
+    """
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether a difference this far from zero is more than the samples' spread; never with one sample."""
+        return self.count > 1 and (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetScores:
+    """One contestant at one budget: what it kept, and its score of every sample."""
+
+    setting: str
+    kept_fraction: float
+    scores: Mapping[Any, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Inversion:
+    """Two neighbouring budgets of which the smaller one is better; `gain` is by how much, as a positive number."""
+
+    smaller: str
+    larger: str
+    gain: Interval
+
+
+def bootstrap_mean(values: Sequence[float], *, seed: int = 0, resamples: int = 10_000) -> Interval:
+    """The mean with its percentile bootstrap interval. Raises ValueError without values."""
+    return stratified_mean([values], seed=seed, resamples=resamples)
+
+
+def stratified_mean(strata: Sequence[Sequence[float]], *, seed: int = 0, resamples: int = 10_000) -> Interval:
+    """The mean of the strata's means; a stratum of one sample adds no width. Raises ValueError on an empty one.
+
+    Where all have one sample the strata themselves are what is drawn.
+    """
+    if not strata or not all(strata):
+        raise ValueError("a mean needs at least one value in every stratum")
+    if len(strata) > 1 and all(len(values) == 1 for values in strata):
+        strata = [[value for (value,) in strata]]
+    arrays = [np.asarray(values, dtype=np.float64) for values in strata]
+    mean = float(np.mean([array.mean() for array in arrays]))
+    count = sum(map(len, strata))
+    if all(np.all(array == array[0]) for array in arrays):  # no spread, and no rounding that looks like one
+        return Interval(mean, mean, mean, count)
+    deviations = [_deviations(array, resamples, seed, place) for place, array in enumerate(arrays)]
+    low, high = np.quantile(np.mean(deviations, axis=0), _QUANTILES) * _t_over_z(count - len(strata))
+    return Interval(mean, mean + float(low), mean + float(high), count)
+
+
+def _deviations(values: NDArray[np.float64], resamples: int, *seeds: int) -> NDArray[np.float64]:
+    """Resampled means minus the mean, stretched to the spread of what the values were drawn from."""
+    stretch = sqrt(len(values) / max(1, len(values) - 1))
+    deviations: NDArray[np.float64] = (_resampled_means(values, resamples, *seeds) - values.mean()) * stretch
+    return deviations
+
+
+def _t_over_z(freedom: int) -> float:
+    """Student's 97.5 % quantile over the normal one, by its Cornish-Fisher expansion (Abramowitz & Stegun 26.7.5)."""
+    z = _Z
+    terms = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    freedom = max(1, freedom)
+    expanded: float = sum(term / freedom**power for power, term in enumerate(terms)) / z
+    return expanded
+
+
+def _resampled_means(values: NDArray[np.float64], resamples: int, *seeds: int) -> NDArray[np.float64]:
+    rows = max(1, _PART_DRAWS // len(values))
+    starts = range(0, resamples, rows)
+    return np.concatenate([_weights(len(values), min(rows, resamples - at), *seeds, at) @ values for at in starts])
+
+
+@lru_cache(maxsize=64)
+def _weights(count: int, resamples: int, *seeds: int) -> NDArray[np.float64]:
+    """How often each of `count` samples was drawn, over `count`: [resamples, count], each row's sum 1."""
+    drawn = np.random.default_rng(seeds).integers(0, count, size=(resamples, count))
+    drawn += count * np.arange(resamples)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=resamples * count)
+    return counts.reshape(resamples, count) / count
+
+
+def paired_difference(
+    ours: Mapping[K, float],
+    full: Mapping[K, float],
+    *,
+    stratum: Callable[[K], Hashable] | None = None,
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> Interval:
+    """The mean of ours minus full over the samples that both have, `stratum` (a key's subtask) weighing the same.
+
+    Raises ValueError when they have no sample in common.
+    """
+    strata: dict[Hashable, list[float]] = {}
+    for key in ours:
+        if key in full:
+            strata.setdefault(stratum(key) if stratum else None, []).append(ours[key] - full[key])
+    return stratified_mean(list(strata.values()), seed=seed, resamples=resamples)
+
+
+def inversions(
+    points: Sequence[BudgetScores],
+    *,
+    lower_is_better: bool,
+    stratum: Callable[[Any], Hashable] | None = None,
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> list[Inversion]:
+    """Neighbours in kept fraction of which the smaller is better, by a paired interval that excludes zero."""
+    ordered = sorted(points, key=lambda point: point.kept_fraction)
+    found = []
+    for smaller, larger in pairwise(ordered):
+        if smaller.scores.keys().isdisjoint(larger.scores):
+            continue
+        better, worse = (larger, smaller) if lower_is_better else (smaller, larger)
+        gain = paired_difference(better.scores, worse.scores, stratum=stratum, seed=seed, resamples=resamples)
+        if gain.excludes_zero and gain.mean > 0:
+            found.append(Inversion(smaller.setting, larger.setting, gain))
+    return found
+
+
+def wilson(hits: int, total: int) -> Interval:
+    """Wilson's score interval of a rate (Wilson 1927): ten right of ten is not certainty, as a bootstrap would say.
+
+    centre, half width = (hits + z²/2) / (total + z²), z · √(hits · (total − hits) / total + z²/4) / (total + z²)
+    """
+    if total < 1 or not 0 <= hits <= total:
+        raise ValueError(f"{hits} of {total} is no rate")
+    centre = (hits + _Z**2 / 2) / (total + _Z**2)
+    half = _Z / (total + _Z**2) * sqrt(hits * (total - hits) / total + _Z**2 / 4)
+    rate = hits / total
+    return Interval(rate, min(rate, centre - half), max(rate, centre + half), total)

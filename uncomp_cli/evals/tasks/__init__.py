@@ -1,0 +1,69 @@
+"""Tasks: each makes samples whose right answers are known. To add one: a file with a class, a line in `TASKS`."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, Protocol
+
+from uncomp_cli.errors import UsageError
+from uncomp_cli.evals.haystack import Haystack
+from uncomp_cli.evals.sample import Regime, Sample
+from uncomp_cli.evals.tasks.fidelity import Fidelity
+from uncomp_cli.evals.tasks.multiquestion import Multiquestion
+from uncomp_cli.evals.tasks.needle import Needle
+from uncomp_cli.evals.tasks.perplexity import Perplexity
+from uncomp_cli.evals.tasks.ruler import Ruler
+
+__all__ = ["TASKS", "Task", "choose_subtasks"]
+
+
+class Task(Protocol):
+    """Makes samples of its `subtasks` (`needle/uuid`), which are measured in `regimes` and scored by `judge`."""
+
+    name: ClassVar[str]
+    subtasks: ClassVar[tuple[str, ...]]
+    regimes: ClassVar[tuple[Regime, ...]]
+    judge: ClassVar[Literal["answers", "fidelity", "perplexity"]]
+
+    def sample(
+        self,
+        subtask: str,
+        index: int,
+        *,
+        tokens: int,
+        haystack: Haystack,
+        count_tokens: Callable[[str], int],
+        seed: int,
+    ) -> Sample:
+        """Sample `index` of a subtask: the same arguments give the same sample, others another.
+
+        Context and longest question have at most `tokens` tokens together, and hardly fewer. Raises UsageError when
+        the haystack or the length is too short.
+        """
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    Needle.name: Needle,
+    Ruler.name: Ruler,
+    Fidelity.name: Fidelity,
+    Perplexity.name: Perplexity,
+    Multiquestion.name: Multiquestion,
+}
+
+
+def choose_subtasks(names: Sequence[str]) -> list[tuple[Task, str]]:
+    """The subtasks that `names` mean, each once, in the order named; a task's name means all of its subtasks."""
+    tasks = [make() for make in TASKS.values()]
+    by_subtask = {subtask: task for task in tasks for subtask in task.subtasks}
+    meant = {**{task.name: task.subtasks for task in tasks}, **{subtask: (subtask,) for subtask in by_subtask}}
+    chosen: dict[str, None] = {}
+    for name in names:
+        if name not in meant:
+            raise _unknown(name, list(meant))
+        chosen.update(dict.fromkeys(meant[name]))
+    return [(by_subtask[subtask], subtask) for subtask in chosen]
+
+
+def _unknown(name: str, known: list[str]) -> UsageError:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(TASKS)}"
+    return UsageError(f"unknown task {name!r}", hint=hint)

@@ -1,0 +1,108 @@
+"""One compression, several questions that were not seen: what is kept must serve them all.
+
+`facts`: five facts of different kinds in one text, five questions. `instruction`: a system prompt demands how every
+answer begins; does it still bind when the text behind it was compressed? Both are for the agnostic regime alone.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from uncomp_cli.evals.haystack import SEPARATOR, CountTokens, Haystack
+from uncomp_cli.evals.sample import Query, Regime, Sample
+from uncomp_cli.evals.tasks.request import Request, random_borders
+from uncomp_cli.evals.words import CITIES, FIRST_NAMES, NOUNS, OBJECTS, OCCUPATIONS, compound, digits, surname
+
+__all__ = ["Multiquestion"]
+
+_ORDINARY = (
+    "What is this text about?",
+    "Who might want to read this text?",
+    "What is said near the end of the text?",
+    "Which name or term comes first in the text?",
+    "Is this text old or new?",
+    "What would be a good title for this text?",
+)
+_ORDINARY_ASKED = 2
+_NAME_QUESTION = "What is your name?"
+
+
+@dataclass(frozen=True, slots=True)
+class _Fact:
+    sentence: str
+    question: str
+    answer: str
+
+
+class Multiquestion:
+    """Five questions for five facts, or three questions under an instruction that binds every answer."""
+
+    name: ClassVar[str] = "multiquestion"
+    subtasks: ClassVar[tuple[str, ...]] = ("multiquestion/facts", "multiquestion/instruction")
+    regimes: ClassVar[tuple[Regime, ...]] = ("agnostic",)
+    judge: ClassVar[Literal["answers", "fidelity", "perplexity"]] = "answers"
+
+    def sample(
+        self, subtask: str, index: int, *, tokens: int, haystack: Haystack, count_tokens: CountTokens, seed: int
+    ) -> Sample:
+        """Several queries of one context."""
+        request = Request(subtask, index, tokens, haystack, count_tokens, seed)
+        return _facts_sample(request) if subtask == "multiquestion/facts" else _instruction_sample(request)
+
+
+def _facts_sample(request: Request) -> Sample:
+    chance = request.chance()
+    facts = _five_facts(chance)
+    chance.shuffle(facts)
+    layout = request.lay_out(
+        [fact.sentence for fact in facts],
+        lambda pieces: random_borders(request.chance("places"), len(facts), len(pieces)),
+        request.excerpt,
+        room=request.room(fact.question for fact in facts),
+    )
+    queries = [
+        Query(
+            fact.question,
+            f" {fact.answer}",
+            (fact.answer,),
+            max_new_tokens=request.new_tokens(f" {fact.answer}"),
+            evidence=(span,),
+        )
+        for fact, span in zip(facts, layout.spans, strict=True)
+    ]
+    return request.sample(layout.context, queries)
+
+
+def _five_facts(chance: random.Random) -> list[_Fact]:
+    """A trade, a time, a place, a password and a number."""
+    name = f"{chance.choice(FIRST_NAMES)} {surname(chance)}"
+    trade, city, object_ = (chance.choice(words) for words in (OCCUPATIONS, CITIES, OBJECTS))
+    time = f"{chance.randrange(24):02}:{chance.randrange(60):02}"
+    first, second = chance.sample(NOUNS, 2)
+    hall = f"{surname(chance)} Hall"
+    return [
+        _fact(f"{name} earns a living as a", trade, f"How does {name} earn a living?"),
+        _fact(f"The night train to {city} leaves at", time, f"When does the night train to {city} leave?"),
+        _fact(f"The spare {first} is kept behind the", object_, f"Where is the spare {first} kept?"),
+        _fact(f"The password of the {second} club is", compound(chance), f"What is the password of the {second} club?"),
+        _fact(f"The telephone number of {hall} is", digits(chance, 7), f"What is the telephone number of {hall}?"),
+    ]
+
+
+def _fact(begun: str, answer: str, question: str) -> _Fact:
+    """`begun` opens the sentence, and the answer to the question."""
+    return _Fact(f"{begun} {answer}.", f"\n\nQuestion: {question}\nAnswer: {begun}", answer)
+
+
+def _instruction_sample(request: Request) -> Sample:
+    """Ordinary questions, and at last one for the name itself, which a model that obeys little still answers."""
+    chance = request.chance()
+    word = "-".join(noun.capitalize() for noun in chance.sample(NOUNS, 2))
+    system = f"Your name is {word}. Begin every answer with your name and a colon, whatever you are asked."
+    asked = [(question, f"{word}:") for question in chance.sample(_ORDINARY, _ORDINARY_ASKED)]
+    asked.append((_NAME_QUESTION, f"{word}: My name is {word}."))
+    queries = [
+        Query(question, answer, (word,), max_new_tokens=request.new_tokens(answer)) for question, answer in asked
+    ]
+    room = request.text_room((query.question for query in queries), system=system)
+    return request.sample(SEPARATOR.join(request.excerpt(room)), queries, system=system)

@@ -1,0 +1,93 @@
+"""How well is the text after a long context foretold, and what of that is the context's doing?
+
+Context and continuation are one run of paragraphs; the control, from elsewhere in the haystack, is as long as the
+context and has nothing to do with the continuation. Tokens that the context foretells better than the control does are
+those where long memory matters. Here `tokens` is the length of the context alone.
+"""
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import ClassVar, Literal
+
+from uncomp_cli.errors import UsageError
+from uncomp_cli.evals.haystack import SEPARATOR, CountTokens, Haystack, closing, paragraph_tokens
+from uncomp_cli.evals.sample import Query, Regime, Sample
+from uncomp_cli.evals.tasks.request import Request
+
+__all__ = ["CONTINUATION_TOKENS", "Perplexity"]
+
+CONTINUATION_TOKENS = 560  # the judge takes the first 512
+_SLACK_TOKENS = 8  # between the sum of the paragraphs' tokens and those of the joined text
+
+
+class Perplexity:
+    """A context that ends with a paragraph, the text that follows as the answer, and a control."""
+
+    name: ClassVar[str] = "perplexity"
+    subtasks: ClassVar[tuple[str, ...]] = ("perplexity/continuation",)
+    regimes: ClassVar[tuple[Regime, ...]] = ("agnostic",)
+    judge: ClassVar[Literal["answers", "fidelity", "perplexity"]] = "perplexity"
+
+    def sample(
+        self, subtask: str, index: int, *, tokens: int, haystack: Haystack, count_tokens: CountTokens, seed: int
+    ) -> Sample:
+        """One query with an empty question; raises UsageError when the haystack cannot hold all three texts."""
+        request = Request(subtask, index, tokens, haystack, count_tokens, seed)
+        borders = _Borders.of(haystack, tokens=tokens, count_tokens=count_tokens)
+        choices = [border for border in range(len(borders.before)) if borders.controls(border)]
+        if not choices:
+            raise _too_short(request, borders)
+        border = choices[int(request.place * len(choices))]
+        control_border = request.chance("control").choice(borders.controls(border))
+        paragraphs = haystack.paragraphs
+        context = closing(SEPARATOR.join(paragraphs[borders.first(border) : border]), tokens, count_tokens=count_tokens)
+        control = closing(
+            SEPARATOR.join(paragraphs[borders.first(control_border) : control_border]),
+            count_tokens(context),
+            count_tokens=count_tokens,
+            spare=0.0,
+        )
+        answer = SEPARATOR + SEPARATOR.join(paragraphs[border : borders.last(border)])
+        return replace(request.sample(context, (Query("", answer, (), max_new_tokens=1),)), control=control)
+
+
+@dataclass(frozen=True, slots=True)
+class _Borders:
+    """Borders between paragraphs; `before[i]` is the number of tokens before the i-th."""
+
+    before: tuple[int, ...]
+    tokens: int
+
+    @classmethod
+    def of(cls, haystack: Haystack, *, tokens: int, count_tokens: CountTokens) -> "_Borders":
+        counts = paragraph_tokens(haystack.paragraphs, count_tokens)
+        return cls(tuple(accumulate(counts, initial=0)), tokens + _SLACK_TOKENS)
+
+    def first(self, border: int) -> int:
+        """The first paragraph of a context that ends at `border`; -1 when there is too little text before."""
+        return bisect_right(self.before, self.before[border] - self.tokens) - 1
+
+    def last(self, border: int) -> int:
+        """Where the continuation after `border` ends; past the last border when there is too little text behind."""
+        return bisect_left(self.before, self.before[border] + CONTINUATION_TOKENS + _SLACK_TOKENS)
+
+    def controls(self, border: int) -> list[int]:
+        """Where a control may end when the context ends at `border`; none where the context cannot."""
+        first, last = self.first(border), self.last(border)
+        if first < 0 or last >= len(self.before):
+            return []
+        return [*self._ends(0, first), *self._ends(last, len(self.before) - 1)]
+
+    def _ends(self, begin: int, end: int) -> range:
+        """Borders from `begin` to `end` with a context's length between `begin` and them."""
+        return range(bisect_left(self.before, self.before[begin] + self.tokens), end + 1)
+
+
+def _too_short(request: Request, borders: _Borders) -> UsageError:
+    needed = 2 * borders.tokens + CONTINUATION_TOKENS + _SLACK_TOKENS
+    return UsageError(
+        f"haystack {request.haystack.name!r} has {borders.before[-1]:,} tokens, {request.subtask} needs more than "
+        f"{needed:,} for context, continuation and control",
+        hint="name more text with --file, or use a smaller --tokens",
+    )
