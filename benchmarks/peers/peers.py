@@ -1,0 +1,118 @@
+"""Build the peers' environments, run the samples through them, and join the results with ours.
+
+    python benchmarks/peers/peers.py --build DIRECTORY
+    python benchmarks/peers/peers.py --run DIRECTORY --samples samples.jsonl --out RESULTS [--limit N]
+    python benchmarks/peers/peers.py --join RESULTS [--ours eval.jsonl] [--report docs/results/peers.md]
+
+Runs in uncomp's environment; each peer runs in its own, as a child. A peer without an environment is named, with how
+to build it, and the others run. See README.md here.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from environments import PEERS, Peer, build, interpreter, missing_message
+from join import load_ours, load_peer
+from records import command_line, say
+from report import page
+from weights import gguf_file
+
+from uncomp_cli.config import DEFAULT_MODEL
+from uncomp_cli.errors import UncompError
+from uncomp_cli.models.catalog import ensure_local, local_path
+
+HERE = Path(__file__).resolve().parent
+REPORT = HERE.parent.parent / "docs" / "results" / "peers.md"
+
+
+def build_all(directory: Path) -> int:
+    """Both environments and the GGUF; 1 when one of them failed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    built = [build(directory, peer) for peer in PEERS]
+    gguf_file(directory)
+    return 0 if all(built) else 1
+
+
+def weights_for(peer: Peer, directory: Path) -> Path:
+    """The default model as the peer wants it: a GGUF file, or a directory in Hugging Face format."""
+    if peer.folder == "llamacpp":
+        return gguf_file(directory)
+    for _ in ensure_local(DEFAULT_MODEL):
+        pass
+    found = local_path(DEFAULT_MODEL)
+    if found is None:
+        raise SystemExit(f"{DEFAULT_MODEL} is not here: uncomp model pull {DEFAULT_MODEL}")
+    return found
+
+
+def run_all(directory: Path, samples: Path, out: Path, *, limit: int | None) -> int:
+    """Every peer that has an environment; 1 when one of those failed, 0 when one is only missing."""
+    out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for peer in PEERS:
+        python = interpreter(directory, peer)
+        if python is None:
+            say(missing_message(directory, peer))
+            continue
+        model = weights_for(peer, directory)
+        arguments = ["--model", str(model), "--samples", str(samples), "--out", str(out / peer.results)]
+        arguments += ["--limit", str(limit)] if limit else []
+        code = subprocess.run([str(python), str(HERE / peer.script), *arguments]).returncode
+        if code:
+            say(f"{peer.name}: ended with {code}; what it wrote is kept, run again to continue")
+            failed = 1
+    return failed
+
+
+def join_all(results: Path, ours: Path | None, report: Path) -> int:
+    """Write the page from the files that are there."""
+    sources = [load_ours(ours)] if ours else []
+    for peer in PEERS:
+        path = results / peer.results
+        if path.exists():
+            sources.append(load_peer(path))
+        else:
+            say(f"{peer.name}: no {peer.results} in {results}; it is left out\nhint: peers.py --run")
+    if not sources:
+        say(f"nothing to join in {results}")
+        return 1
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text(page(sources, command=command_line()), encoding="utf-8")
+    say(f"wrote {report}")
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--build", type=Path, metavar="DIRECTORY", help="build the environments there")
+    action.add_argument("--run", type=Path, metavar="DIRECTORY", help="run the environments that are there")
+    action.add_argument("--join", type=Path, metavar="RESULTS", help="join the results that are there")
+    parser.add_argument("--samples", type=Path, help="with --run: what export.py wrote")
+    parser.add_argument("--out", type=Path, help="with --run: folder for the results")
+    parser.add_argument("--limit", type=int, help="with --run: the first so many samples")
+    parser.add_argument("--ours", type=Path, help="with --join: results of `uncomp eval`")
+    parser.add_argument("--report", type=Path, default=REPORT, help="with --join: the page to write")
+    args = parser.parse_args()
+    if args.run and not (args.samples and args.out):
+        parser.error("--run needs --samples and --out")
+    return args
+
+
+def main() -> int:
+    args = arguments()
+    try:
+        if args.build:
+            return build_all(args.build)
+        if args.run:
+            return run_all(args.run, args.samples, args.out, limit=args.limit)
+        return join_all(args.join, args.ours, args.report)
+    except UncompError as error:
+        say(f"{error.message}\nhint: {error.hint}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Samples and results as lines of JSON. Standard library only: every peer's own environment reads and writes them.
+
+A file is a header line `{"schema_version", "kind", "settings"}` and one object a line. A results file is only ever
+appended to, a line at a time, so that a killed run continues where it stopped; a line that was cut off is dropped.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "KEY",
+    "RESULTS",
+    "SAMPLES",
+    "Results",
+    "about_run",
+    "command_line",
+    "cpu_name",
+    "key_of",
+    "outcome",
+    "read_lines",
+    "read_samples",
+    "say",
+    "write_lines",
+]
+
+SCHEMA_VERSION = 1
+SAMPLES = "peer samples"
+RESULTS = "peer results"
+KEY = ("subtask", "tokens", "index", "query", "regime", "setting")
+"""What makes a line of results unique."""
+
+Line = dict[str, Any]
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def read_lines(path: Path) -> tuple[Line, list[Line]]:
+    """The header and the lines that follow; a last line without its end is left out."""
+    text = path.read_text(encoding="utf-8")
+    header, *lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return header, lines
+
+
+def write_lines(path: Path, *, kind: str, settings: Line, lines: Iterable[Line]) -> int:
+    """Write a whole file; the number of lines after its header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = -1
+    with path.open("w", encoding="utf-8") as file:
+        for line in ({"schema_version": SCHEMA_VERSION, "kind": kind, "settings": settings}, *lines):
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            written += 1
+    return written
+
+
+def read_samples(path: Path) -> tuple[Line, list[Line]]:
+    """How the samples were made (`made_with`, `command`), and they; ends the program for a file of another kind."""
+    header, samples = read_lines(path)
+    if header.get("kind") != SAMPLES:
+        sys.exit(f"{path}: a file of {header.get('kind')!r}, not of {SAMPLES!r}; make one with export.py")
+    return header["settings"], samples
+
+
+def digest(sample: Line) -> str:
+    """Sixteen hexadecimal digits that stand for a sample's token ids: the same ids were run, or they were not."""
+    ids = [sample["context_ids"], sample["question_ids"], sample["answer_ids"]]
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+
+
+def key_of(line: Line) -> tuple[Any, ...]:
+    """The fields in KEY."""
+    return tuple(line[name] for name in KEY)
+
+
+def outcome(sample: Line, *, regime: str, setting: str, contestant: str, budget: str, **measured: Any) -> Line:
+    """One line of results: the sample's names, the setting's, and what was measured."""
+    names = {name: sample[name] for name in ("subtask", "index", "query", "tokens")}
+    return {
+        **names,
+        "regime": regime,
+        "setting": setting,
+        "contestant": contestant,
+        "budget": budget,
+        "ids_sha256": digest(sample),
+        **measured,
+    }
+
+
+class Results:
+    """A results file that is appended to. A file from other settings is refused, naming both."""
+
+    def __init__(self, path: Path, *, peer: str, settings: Line, run: Line) -> None:
+        """`settings` must be equal to continue a file (`peer`, samples, model); `run` is for the report alone."""
+        self.path = path
+        wanted = {"peer": peer, **settings}
+        if path.exists() and path.stat().st_size:
+            self.done = {key_of(line) for line in self._continued(wanted)}
+        else:
+            write_lines(path, kind=RESULTS, settings={**wanted, "run": run}, lines=[])
+            self.done = set()
+
+    def _continued(self, wanted: Line) -> list[Line]:
+        text = self.path.read_bytes()
+        os.truncate(self.path, text.rfind(b"\n") + 1)
+        header, lines = read_lines(self.path)
+        found = {name: value for name, value in header["settings"].items() if name != "run"}
+        if header["kind"] != RESULTS or found != wanted:
+            sys.exit(f"{self.path} has results of {found}, not of {wanted}; give another --out")
+        return lines
+
+    def missing(self, wanted: Iterable[Line]) -> Iterator[Line]:
+        """Those of `wanted`, which have the fields in KEY, that are not in the file."""
+        return (line for line in wanted if key_of(line) not in self.done)
+
+    def append(self, line: Line) -> None:
+        """Write one line through to the file."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self.done.add(key_of(line))
+
+
+def command_line() -> str:
+    """This program's own command. Folders are left out of its paths: they are this machine's alone."""
+    words = [Path(word).name if word.startswith(("/", "~", "..")) else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/peers/{Path(sys.argv[0]).name}", *words])
+
+
+def about_run(versions: Mapping[str, str], made: Line, **more: Any) -> Line:
+    """Where and how a run was made, for the report; `made` is how its samples were."""
+    return {
+        "command": command_line(),
+        "samples_command": made["command"],
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS", "not set"),
+        "versions": {"python": platform.python_version(), **versions},
+        **more,
+    }
+
+
+def cpu_name() -> str:
+    """The processor, as the system names it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

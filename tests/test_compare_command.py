@@ -1,0 +1,96 @@
+"""`uncomp compare`: two settings side by side, on pipes and as JSON, and what is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+from test_ask_support import last_object, start, tiny_model, two_lines
+
+from uncomp_cli.cli.app import run
+from uncomp_cli.evals.comparison import word_diff
+
+__all__ = ["tiny_model"]
+
+TEXT = "The harbour was quiet and the lamps were lit. Nobody had seen the keeper since noon. " * 12
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty directory, and no settings of the user's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+    Path("notes.txt").write_text(TEXT)
+
+
+def compare(model: Path, *args: str) -> tuple[int, str, str]:
+    return start("compare", "-m", str(model), "-f", "notes.txt", "--max-new-tokens", "12", *args, "Where?").finish()
+
+
+def test_two_settings_side_by_side(tiny_model: Path) -> None:
+    code, out, err = compare(tiny_model, "-b", "20%")
+    assert code == 0, err
+    assert out.index("full:") < out.index("uniform 20%:")
+    for word in ("KV", "kept", "first token", "decode tok/s", "RATIO", "KL"):
+        assert word in out
+
+
+def test_a_setting_is_itself(tiny_model: Path) -> None:
+    code, out, err = compare(tiny_model, "-b", "20%", "--against", "uniform@20%", "--json")
+    assert code == 0, err
+    record = last_object(out)
+    first, second = record["sides"]
+    assert first["answer"] == second["answer"]
+    assert first["memory"]["kv_bytes"] == second["memory"]["kv_bytes"]
+    assert record["first_divergence"] is None
+    assert record["fidelity"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert record["fidelity"]["agreement"] == 1.0
+
+
+def test_json_has_both_answers_bytes_and_how_far_they_are_apart(tiny_model: Path) -> None:
+    code, out, err = compare(tiny_model, "-b", "10%", "--json")
+    assert code == 0, err
+    record = last_object(out)
+    full, small = record["sides"]
+    assert (full["compression"]["policy"], small["compression"]["policy"]) == ("full", "uniform")
+    assert small["memory"]["kv_bytes"] < 0.3 * full["memory"]["kv_bytes"]
+    assert record["fidelity"]["kl"] > 0
+    differs = full["answer"] != small["answer"]
+    assert (record["first_divergence"] is not None) == differs
+
+
+def test_fewer_bits_are_a_setting_too(tiny_model: Path) -> None:
+    code, out, err = compare(tiny_model, "-b", "full", "--kv-bits", "8", "--json")
+    assert code == 0, err
+    full, eight = last_object(out)["sides"]
+    assert eight["compression"]["kv_bits"] == 8
+    assert eight["memory"]["kv_bytes"] < 0.6 * full["memory"]["kv_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("against", "message"),
+    [
+        ("unifrom@20%", "unknown policy 'unifrom'"),
+        ("uniform", "has no budget"),
+        ("full@20%", "keeps everything"),
+        ("uniform@some", "budget 'some'"),
+    ],
+)
+def test_the_other_side_is_checked_before_loading(
+    capsys: pytest.CaptureFixture[str], against: str, message: str
+) -> None:
+    code = run(["compare", "-m", "no-such-model", "-f", "notes.txt", "--against", against, "Where?"])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    said, hint = two_lines(err)
+    assert message in said
+    assert hint
+
+
+def test_word_diff_says_what_one_side_alone_says() -> None:
+    assert list(word_diff("a red boat left", "a blue boat left early")) == [
+        ("same", "a"),
+        ("first", "red"),
+        ("second", "blue"),
+        ("same", "boat left"),
+        ("second", "early"),
+    ]

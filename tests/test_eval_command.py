@@ -1,0 +1,208 @@
+"""`uncomp eval` as its users run it: tables, JSON, pictures, a run that is killed and goes on, and what is refused."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from test_ask_support import Running, last_object, long_lived, start, tiny_model, two_lines
+
+from uncomp_cli.cli.app import run
+from uncomp_cli.evals.results import read_results
+
+__all__ = ["long_lived", "tiny_model"]
+
+SHAPE = ("--samples", "2", "--tokens", "1500", "-b", "50%", "-b", "20%")
+COMMON = (*SHAPE, "--policy", "uniform", "--policy", "full/8bit")
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty directory, and no settings of the user's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = run(["eval", *args])
+    out, err = capsys.readouterr()
+    assert out == ""
+    return code, *two_lines(err)
+
+
+def evaluate(model: Path, *args: str, out: str = "results.jsonl") -> tuple[int, str, str]:
+    return start("eval", "-m", str(model), "--out", out, *COMMON, *args).finish()
+
+
+def test_tables_of_both_regimes_with_achieved_bytes(tiny_model: Path) -> None:
+    code, out, err = evaluate(tiny_model, "-t", "needle/digits7")
+    assert code == 0, err
+    aware, agnostic = out.index("regime aware"), out.index("regime agnostic")
+    assert 0 <= aware < agnostic
+    for table in (out[aware:agnostic], out[agnostic:]):
+        for setting in ("full ", "uniform 50%", "uniform 20%", "full/8bit"):
+            assert setting in table
+        assert "KEPT" in table
+    assert "results: results.jsonl (0 there)" in err
+    _, outcomes = read_results(Path("results.jsonl"))
+    assert len(outcomes) == 2 * 2 * 4
+    kept = {o.setting: o.kept_fraction for o in outcomes if o.regime == "aware"}
+    assert 0.19 < kept["uniform 20%"] < 0.25
+    assert 0.49 < kept["uniform 50%"] < 0.55
+    assert 1 <= kept["full"] < 1.1
+    assert kept["full/8bit"] < kept["full"] / 2
+
+
+def test_json_is_one_object_and_the_last_line(tiny_model: Path) -> None:
+    code, out, err = evaluate(
+        tiny_model, "-t", "ruler/niah_multikey_1", "-t", "fidelity", "--regime", "aware", "--json"
+    )
+    assert code == 0, err
+    assert len(out.splitlines()) == 1
+    record = last_object(out)
+    assert record["schema_version"] == 1
+    assert [(table["tasks"], table["regime"]) for table in record["tables"]] == [
+        (["ruler"], "aware"),
+        (["fidelity"], "aware"),
+    ]
+    rows = {row["setting"]: row for row in record["tables"][1]["overall"]}
+    assert rows["full"]["figures"]["kl"]["mean"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert rows["uniform 20%"]["figures"]["kl"]["mean"]["mean"] > 1e-6
+    assert record["settings"]["haystack"].startswith("generated prose")
+
+
+def test_a_killed_run_goes_on_and_loses_nothing(tiny_model: Path, long_lived: list[Running]) -> None:
+    args = ("eval", "-m", str(tiny_model), "--out", "results.jsonl", "-t", "needle/uuid", "--regime", "aware")
+    shape = ("--samples", "40", "--tokens", "1500", "-b", "20%", "--policy", "uniform")
+    running = start(*args, *shape)
+    long_lived.append(running)
+    running.wait_for("stderr", "results: results.jsonl (0 there)")
+    while not Path("results.jsonl").is_file() or Path("results.jsonl").read_bytes().count(b"\n") < 4:
+        running.process.join(0.05)
+        assert running.process.is_alive()
+    running.process.kill()
+    running.process.join()
+    torn = Path("results.jsonl").read_bytes()
+    Path("results.jsonl").write_bytes(torn + b'{"subtask": "needle/uu')
+    there = torn[: torn.rindex(b"\n") + 1]
+    before = there.count(b"\n") - 1
+    assert 3 <= before < 80
+    code, _, err = start(*args, "--samples", "6", "--tokens", "1500", "-b", "20%", "--policy", "uniform").finish()
+    assert code == 0, err
+    assert f"results: results.jsonl ({before} there)" in err
+    assert Path("results.jsonl").read_bytes().startswith(there)
+    _, outcomes = read_results(Path("results.jsonl"))
+    keys = [outcome.key for outcome in outcomes]
+    assert len(keys) == len(set(keys)) == max(before, 12)
+
+
+def test_a_resumed_run_gives_what_one_run_gives(tiny_model: Path) -> None:
+    evaluate(tiny_model, "-t", "needle/uuid", "--regime", "aware", out="one.jsonl")
+    evaluate(tiny_model, "-t", "needle/uuid", "--regime", "aware", "--samples", "1", out="two.jsonl")
+    evaluate(tiny_model, "-t", "needle/uuid", "--regime", "aware", out="two.jsonl")
+    one, two = ({o.key: o.metrics for o in read_results(Path(name))[1]} for name in ("one.jsonl", "two.jsonl"))
+    assert one.keys() == two.keys()
+    for key, metrics in one.items():
+        assert two[key] == pytest.approx(metrics, abs=1e-5)
+
+
+def test_results_of_other_settings_are_refused_and_both_are_named(tiny_model: Path) -> None:
+    evaluate(tiny_model, "-t", "needle/uuid", "--samples", "1")
+    before = Path("results.jsonl").read_bytes()
+    code, out, err = evaluate(tiny_model, "-t", "needle/uuid", "--seed", "7")
+    assert (code, out) == (2, "")
+    message, hint = two_lines(err)
+    assert "seed" in message
+    assert "0" in message
+    assert "7" in message
+    assert "--fresh" in hint
+    assert Path("results.jsonl").read_bytes() == before
+    code, _, err = evaluate(tiny_model, "-t", "needle/uuid", "--seed", "7", "--fresh", "--samples", "1")
+    assert code == 0, err
+    assert Path("results.1.jsonl").read_bytes() == before
+
+
+def test_without_out_the_same_command_goes_on_where_it_ended(tiny_model: Path, tmp_path: Path) -> None:
+    args = ("eval", "-m", str(tiny_model), "-t", "needle/digits7", "--regime", "aware", *COMMON)
+    code, first, err = start(*args, XDG_DATA_HOME=str(tmp_path / "data")).finish()
+    assert code == 0, err
+    code, second, err = start(*args, XDG_DATA_HOME=str(tmp_path / "data")).finish()
+    assert code == 0, err
+    assert "(8 there)" in err
+    assert first == second
+
+
+def test_pictures_and_markdown(tiny_model: Path) -> None:
+    shown = ("--plot", "pictures", "--markdown", "docs/table.md")
+    code, _, err = evaluate(tiny_model, "-t", "needle", "-t", "fidelity", *shown)
+    assert code == 0, err
+    drawn = {path.name for path in Path("pictures").iterdir()}
+    for regime in ("aware", "agnostic"):
+        assert {f"needle-{regime}-{what}.png" for what in ("needles", "coverage")} <= drawn
+        assert {f"fidelity-{regime}-{metric}.png" for metric in ("kl", "agreement")} <= drawn
+        assert f"needle-{regime}-match.png" not in drawn  # random weights answer nothing: there is no cell to judge
+    text = Path("docs/table.md").read_text()
+    assert "## needle, aware" in text
+    assert "## needle, agnostic" in text
+    assert "uncomp eval" in text
+    assert str(Path.home()) not in text
+
+
+@pytest.mark.parametrize(
+    ("args", "message", "hint"),
+    [
+        (("-t", "nedle"), "unknown task 'nedle'", "did you mean"),
+        (("-t", "ruler/vvt"), "unknown task 'ruler/vvt'", "ruler/vt"),
+        (("--policy", "unifrom"), "unknown policy 'unifrom'", "did you mean 'uniform'?"),
+        (("--policy", "uniform/keydif"), "unknown part 'keydif'", "did you mean 'keydiff'?"),
+        (("-b", "auto"), "budget auto", "--budget 20%"),
+        (("-b", "15 %%"), "budget '15 %%'", "10%"),
+        (("-f", "absent.txt"), "absent.txt", ""),
+    ],
+)
+def test_a_slip_is_named_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str], args: tuple[str, ...], message: str, hint: str
+) -> None:
+    code, said, mends = refused(capsys, "-m", "no-such-model", *args)
+    assert code == 2
+    assert message in said
+    assert hint in mends
+
+
+def test_a_haystack_that_is_too_short(tiny_model: Path) -> None:
+    Path("short.txt").write_text("The harbour was quiet and the lamps were lit along the whole of the old wall. " * 4)
+    code, out, err = evaluate(tiny_model, "-t", "needle/digits7", "-f", "short.txt")
+    assert (code, out) == (2, "")
+    message, hint = two_lines("\n".join(line for line in err.splitlines() if not line.startswith("results:")))
+    assert "'short.txt' has" in message
+    assert "are needed" in message
+    assert "--file" in hint
+
+
+def test_a_length_past_the_models_context(tiny_model: Path) -> None:
+    code, out, err = start("eval", "-m", str(tiny_model), "-t", "needle", "--tokens", "4090", "--samples", "1").finish()
+    assert (code, out) == (3, "")
+    message, hint = two_lines(err)
+    assert "4,090" in message
+    assert "--tokens" in hint
+
+
+def test_a_budget_too_small_is_a_row_that_says_so(tiny_model: Path) -> None:
+    code, out, err = evaluate(tiny_model, "-t", "needle/digits7", "--regime", "aware", "-b", "8")
+    assert code == 0, err
+    assert "refused 2 of 2" in out
+    assert json.loads(Path("results.jsonl").read_text().splitlines()[0])["kind"] == "uncomp eval"
+
+
+def test_a_results_file_is_shown_again_without_a_model(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = evaluate(tiny_model, "-t", "needle/digits7", "-t", "fidelity")
+    before = Path("results.jsonl").read_bytes()
+    assert run(["eval", "--show", "--out", "results.jsonl", "--plot", "again"]) == 0
+    assert capsys.readouterr().out == out
+    assert Path("results.jsonl").read_bytes() == before
+    assert any(Path("again").iterdir())
+    code, message, hint = refused(capsys, "--show")
+    assert (code, message) == (2, "--show shows an existing file")
+    assert "--out" in hint

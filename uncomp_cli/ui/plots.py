@@ -1,0 +1,319 @@
+"""The pictures of an evaluation, one PNG each: needle heat maps, quality against kept bytes, evidence coverage.
+
+Every picture is laid out in inches and grows with its contents, downwards once it is as wide as a page, so that no
+text is smaller than 8 points, cut off or drawn over another. Colours are told apart by colour-blind readers and never
+carry meaning alone: cells have numbers or rising lightness, lines markers and dashes. `make_*` build a figure, `plot_*`
+write it; both raise UncompError without matplotlib or anything to draw.
+"""
+
+import contextlib
+import math
+import os
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from uncomp_cli.errors import UncompError
+from uncomp_cli.evals.pictures import CoverageMap, Curve, NeedleGrid
+from uncomp_cli.ui.format import format_count, format_decimal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+__all__ = ["make_coverage", "make_curves", "make_needles", "plot_coverage", "plot_curves", "plot_needles"]
+
+FULL_CACHE = "full"  # the label of the curve that is drawn as the reference line
+
+_DPI, _SMALL_PT, _TEXT_PT, _TITLE_PT = 150, 8, 9, 12
+_LETTER_IN = 0.62 / 72  # about how wide a letter is for each point of its size
+_PAGE_IN, _ASPECT = 12.0, 1.5  # the widest that the panels of a sheet get, and the width over height it aims at
+_EDGE_IN, _LEFT_IN, _GAP_IN, _BELOW_IN, _BAR_IN, _NOTE_IN = 0.3, 0.55, 0.2, 0.5, 1.0, 0.3
+_LEAST_PANEL_IN, _CELLS_IN, _LEAST_CELL_IN, _NUMBER_CELL_IN = (1.9, 1.0), (6.2, 8.0), 0.09, (0.36, 0.2)
+_PLOT_IN, _SCALE_IN, _FOOT_IN = (7.2, 4.8), 0.85, 1.0
+
+# Okabe and Ito (2008) without yellow and black, then Tol's muted palette and some between them.
+_COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255",
+    "#332288", "#999933", "#DC267F", "#117733", "#8B5A2B", "#AA4499", "#6E7781",
+)  # fmt: skip
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "p", "d", (4, 1, 0), "h")
+_STARS = ("*", (4, 1, 0))  # drawn larger: they fill little of their size
+_DASHES = ((), (6, 2), (2, 1.5), (7, 2, 1.5, 2), (11, 3))
+_STEP_PT, _SPREAD_PT = 3.0, 26.0  # between neighbours, and from first to last, of the points that share their bytes
+_KEPT_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+_LOG_RANGE, _LOG_DEPTH = 20, 1e4  # losses over a wider range get a log axis, of at most this depth
+_FOOTNOTE = """Bars and grey band: 95 % intervals. Points at the same bytes stand side by side.
+Legend: as the lines stand, from top to bottom, at their smallest budgets."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """One heat map: [rows][columns] of 0 to 1, None where nothing was measured."""
+
+    title: str
+    values: Sequence[Sequence[float | None]]
+    row_labels: Sequence[str]
+    column_labels: Sequence[str]
+
+
+def plot_needles(grids: Sequence[NeedleGrid], path: Path, *, title: str) -> Path:
+    """Write `make_needles` to `path`, and return it."""
+    return _write(make_needles(grids, title=title), path)
+
+
+def plot_curves(curves: Sequence[Curve], path: Path, *, title: str, metric: str, lower_is_better: bool) -> Path:
+    """Write `make_curves` to `path`, and return it."""
+    return _write(make_curves(curves, title=title, metric=metric, lower_is_better=lower_is_better), path)
+
+
+def plot_coverage(maps: Sequence[CoverageMap], path: Path, *, title: str) -> Path:
+    """Write `make_coverage` to `path`, and return it."""
+    return _write(make_coverage(maps, title=title), path)
+
+
+def make_needles(grids: Sequence[NeedleGrid], *, title: str) -> "Figure":
+    """A heat map a setting, depths down and lengths across, scores on one scale from 0 to 1."""
+    panels = []
+    for grid in grids:
+        head = f"{grid.title}\nkept {format_decimal(100 * grid.kept_fraction)} %"
+        depths, lengths = [f"{100 * depth:.3g} %" for depth in grid.depths], list(map(format_count, grid.lengths))
+        panels.append(_Panel(head, grid.scores, depths, lengths))
+    return _make_sheet(panels, ("depth", "length (tokens)", "score, higher is better"), cell=(0.52, 0.3), title=title)
+
+
+def make_coverage(maps: Sequence[CoverageMap], *, title: str) -> "Figure":
+    """A heat map a setting, layers down and KV heads across, shares of the evidence on one scale from 0 to 1."""
+    panels = []
+    for shown in maps:
+        mean = fmean(map(fmean, shown.shares))
+        head = f"{shown.title}\nkept {format_decimal(100 * shown.kept_fraction)} % · mean {mean:.2f}"
+        layers, heads = range(len(shown.shares)), range(len(shown.shares[0]))
+        panels.append(_Panel(head, shown.shares, list(map(str, layers)), list(map(str, heads))))
+    return _make_sheet(panels, ("layer", "KV head", "share of the evidence kept"), cell=(0.3, 0.17), title=title)
+
+
+def make_curves(curves: Sequence[Curve], *, title: str, metric: str, lower_is_better: bool) -> "Figure":
+    """Quality against kept bytes, a line a contestant with its 95 % intervals, the full cache as a horizontal line.
+
+    The legend lists contestants from top to bottom as they stand at their smallest budget. Points are moved sideways
+    by up to 13 points on the picture, never in their data, so that intervals at the same bytes stand side by side.
+    """
+    drawn = [curve for curve in curves if curve.points]
+    _refuse_nothing(drawn, title)
+    full = [curve for curve in drawn if curve.label == FULL_CACHE]
+    contestants = [curve for curve in drawn if curve.label != FULL_CACHE]
+    legend_in = 1.05 + max(1.2, _LETTER_IN * _TEXT_PT * max(len(curve.label) for curve in drawn))
+    height = max(_PLOT_IN[1], 0.22 * len(drawn))
+    figure, top = _new_figure(_SCALE_IN + _PLOT_IN[0] + legend_in, height + _FOOT_IN, title)
+    axes = _add_axes(figure, (_SCALE_IN, top), (_PLOT_IN[0], height))
+    lines = [_draw_full(axes, curve) for curve in full] + _draw_contestants(axes, contestants)
+    _set_kept_scale(axes, contestants or full)
+    _set_quality_scale(axes, drawn, may_be_log=lower_is_better)
+    axes.set_ylabel(f"{metric}, {'lower' if lower_is_better else 'higher'} is better", parse_math=False)
+    _add_legend(axes, lines)
+    return figure
+
+
+def _draw_full(axes: "Axes", curve: Curve) -> "Line2D":
+    point = curve.points[-1]
+    axes.axhspan(point.low, point.high, color="black", alpha=0.1, linewidth=0)
+    return axes.axhline(point.mean, color="black", linewidth=1.2, label=f"full cache: {point.mean:.3g}")
+
+
+def _draw_contestants(axes: "Axes", curves: Sequence[Curve]) -> "list[Line2D]":
+    """The lines in the order of the legend; colour, marker and dash go by the place in `curves`."""
+    step_pt = min(_STEP_PT, _SPREAD_PT / max(len(curves) - 1, 1))
+    middle = (len(curves) - 1) / 2
+    lines = [_draw_curve(axes, curve, index, (index - middle) * step_pt) for index, curve in enumerate(curves)]
+    return [lines[index] for index in sorted(range(len(curves)), key=lambda index: -curves[index].points[0].mean)]
+
+
+def _draw_curve(axes: "Axes", curve: Curve, index: int, shift_pt: float) -> "Line2D":
+    from matplotlib.transforms import ScaledTranslation
+
+    kept = [100 * point.kept_fraction for point in curve.points]
+    means = [point.mean for point in curve.points]
+    reach = [[max(p.mean - p.low, 0.0) for p in curve.points], [max(p.high - p.mean, 0.0) for p in curve.points]]
+    colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+    bars = axes.errorbar(
+        kept, means, yerr=reach, color=colour, ecolor=(colour, 0.6), elinewidth=0.9, linewidth=1.4,
+        linestyle=(0, _DASHES[index % len(_DASHES)]) if len(means) > 1 else "none",
+        marker=marker, markersize=11 if marker in _STARS else 7.5, markeredgecolor="white", markeredgewidth=0.5,
+        transform=axes.transData + ScaledTranslation(shift_pt / 72, 0, axes.figure.dpi_scale_trans),
+    )  # fmt: skip
+    bars.lines[0].set_label(curve.label)  # the label given to all of it is on none of its parts
+    return bars.lines[0]
+
+
+def _set_kept_scale(axes: "Axes", curves: Sequence[Curve]) -> None:
+    kept = [100 * point.kept_fraction for curve in curves for point in curve.points]
+    margin = 1.25 if max(kept) > 4 * min(kept) else 2.0
+    low, high = min(kept) / margin, max(kept) * margin
+    ticks = [tick for tick in _KEPT_TICKS if low <= tick <= high]
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:g} %" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(low, high)
+    axes.set_xlabel("kept bytes (% of the full KV cache)")
+
+
+def _set_quality_scale(axes: "Axes", curves: Sequence[Curve], *, may_be_log: bool) -> None:
+    """Linear, or logarithmic for losses over a wide range, then with a linear foot down to zero."""
+    points = [point for curve in curves for point in curve.points]
+    low, high = min(point.low for point in points), max(point.high for point in points)
+    floor = _log_floor([point.mean for point in points]) if may_be_log else None
+    if floor is None:
+        margin = 0.05 * (high - low) or 0.1
+        axes.ticklabel_format(axis="y", useOffset=False)
+        axes.set_ylim(low - margin, high + margin)
+        return
+    decades = range(math.floor(math.log10(floor)), math.ceil(math.log10(high)) + 1)
+    ticks = [0.0, *(n * 10.0**decade for decade in decades for n in (1, 2, 5) if n * 10.0**decade >= floor)]
+    axes.set_yscale("symlog", linthresh=floor, linscale=0.4)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(-0.2 * floor, 1.2 * high)
+
+
+def _log_floor(means: Sequence[float]) -> float | None:
+    """The smallest loss worth a place on a log scale; None where a linear scale shows them all."""
+    losses = [mean for mean in means if mean > max(means) / _LOG_DEPTH]
+    wide = bool(losses) and min(means) >= -0.1 * min(losses) and max(losses) > _LOG_RANGE * min(losses)
+    return min(losses) if wide else None
+
+
+def _add_legend(axes: "Axes", lines: "list[Line2D]") -> None:
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    legend = axes.legend(handles=lines, loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=_TEXT_PT, handlelength=3.4)
+    legend.set(frame_on=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    note = axes.annotate(_FOOTNOTE, (0, 0), (0, -40), xycoords="axes fraction", textcoords="offset points", va="top")
+    note.set(fontsize=_SMALL_PT, color="#444444")
+
+
+def _make_sheet(panels: Sequence[_Panel], names: Sequence[str], *, cell: tuple[float, float], title: str) -> "Figure":
+    """Panels of one size, one colour bar, and a note when a cell was not measured; `names` are of y, x and colour."""
+    _refuse_nothing(panels, title)
+    size = _panel_size(panels, cell)
+    above = 0.1 + 0.17 * max(_wrap(panel.title, size[0] + _GAP_IN, _TEXT_PT).count("\n") + 1 for panel in panels)
+    across, down = size[0] + _LEFT_IN + _GAP_IN, size[1] + above + _BELOW_IN
+    columns = _choose_columns(len(panels), across / down, most=int(_PAGE_IN / across))
+    width, height = _EDGE_IN + columns * across + _BAR_IN, math.ceil(len(panels) / columns) * down
+    gaps = any(None in row for panel in panels for row in panel.values)
+    figure, top = _new_figure(width, height + _NOTE_IN * gaps, title)
+    for index, panel in enumerate(panels):
+        row, column = divmod(index, columns)
+        axes = _add_axes(figure, (_EDGE_IN + _LEFT_IN + column * across, top + above + row * down), size)
+        mesh = _draw_panel(axes, panel, size)
+        axes.set_ylabel("" if column else names[0], fontsize=_TEXT_PT)
+        axes.set_xlabel("" if index + columns < len(panels) else names[1], fontsize=_TEXT_PT)
+    bar = _add_axes(figure, (width - _BAR_IN + 0.1, top + above), (0.16, size[1]))
+    figure.colorbar(mesh, cax=bar, ticks=[0, 0.25, 0.5, 0.75, 1]).set_label(names[2], fontsize=_TEXT_PT)
+    bar.tick_params(labelsize=_SMALL_PT)
+    if gaps:
+        figure.legend([axes.patch], ["not measured"], loc="lower left", frameon=False, fontsize=_TEXT_PT)
+    return figure
+
+
+def _panel_size(panels: Sequence[_Panel], cell: tuple[float, float]) -> tuple[float, float]:
+    counts = max(len(panel.column_labels) for panel in panels), max(len(panel.row_labels) for panel in panels)
+    cells = [max(_LEAST_CELL_IN, min(cell[i], _CELLS_IN[i] / counts[i])) for i in (0, 1)]
+    return max(_LEAST_PANEL_IN[0], counts[0] * cells[0]), max(_LEAST_PANEL_IN[1], counts[1] * cells[1])
+
+
+def _choose_columns(count: int, panel_aspect: float, *, most: int) -> int:
+    """The number of columns that brings the sheet near its aspect, with few empty places."""
+    candidates = range(1, max(1, min(count, most)) + 1)
+    rows = {columns: math.ceil(count / columns) for columns in candidates}
+    misfit = {columns: abs(math.log(columns / rows[columns] * panel_aspect / _ASPECT)) for columns in candidates}
+    return min(candidates, key=lambda columns: misfit[columns] + 0.15 * (columns * rows[columns] - count))
+
+
+def _draw_panel(axes: "Axes", panel: _Panel, size_in: tuple[float, float]) -> "QuadMesh":
+    """Cells with their labels, and numbers where there is room; the hatched background shows where one is missing."""
+    values = [[math.nan if value is None else value for value in row] for row in panel.values]
+    mesh = axes.pcolormesh(values, cmap="viridis", vmin=0, vmax=1, edgecolors="white", linewidth=0.8)
+    cell_in = size_in[0] / len(panel.column_labels), size_in[1] / len(panel.row_labels)
+    across = _step(cell_in[0], 0.06 + _LETTER_IN * _SMALL_PT * max(map(len, panel.column_labels)))
+    down = _step(cell_in[1], 0.14)
+    axes.set_xticks([i + 0.5 for i in range(0, len(panel.column_labels), across)], panel.column_labels[::across])
+    axes.set_yticks([i + 0.5 for i in range(0, len(panel.row_labels), down)], panel.row_labels[::down])
+    axes.tick_params(length=0, labelsize=_SMALL_PT)
+    axes.invert_yaxis()
+    head = _wrap(panel.title, size_in[0] + _GAP_IN, _TEXT_PT)
+    axes.set_title(head, fontsize=_TEXT_PT, loc="left", pad=4, parse_math=False)
+    axes.patch.set(facecolor="#eeeeee", edgecolor="#999999", hatch="////")
+    if cell_in[0] >= _NUMBER_CELL_IN[0] and cell_in[1] >= _NUMBER_CELL_IN[1]:
+        _write_numbers(axes, panel)
+    return mesh
+
+
+def _write_numbers(axes: "Axes", panel: _Panel) -> None:
+    """Every score, in white on the dark colours of viridis, which end at 0.55, and in black on the light ones."""
+    for row, cells in enumerate(panel.values):
+        for column, value in enumerate(cells):
+            if value is not None:
+                text = axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center_baseline")
+                text.set(fontsize=_SMALL_PT, color="black" if value > 0.55 else "white")
+
+
+def _new_figure(width_in: float, height_in: float, title: str) -> "tuple[Figure, float]":
+    """A figure with room of this size below its title, and where that room begins, in inches from the top."""
+    try:
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure
+    except ImportError as error:
+        raise UncompError(f"'{title}' cannot be drawn without matplotlib", hint="pip install 'uncomp[plot]'") from error
+    heading = _wrap(title, width_in - 2 * _EDGE_IN, 1.1 * _TITLE_PT)
+    top = 0.2 + 0.24 * (heading.count("\n") + 1)
+    figure = matplotlib.figure.Figure(figsize=(width_in, height_in + top), facecolor="white")
+    matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
+    left, down = _EDGE_IN / width_in, 1 - 0.15 / (height_in + top)
+    figure.text(left, down, heading, va="top", fontsize=_TITLE_PT, fontweight="bold", parse_math=False)
+    return figure, top
+
+
+def _add_axes(figure: "Figure", corner_in: tuple[float, float], size_in: tuple[float, float]) -> "Axes":
+    """Axes whose upper left corner is so far from that of the figure."""
+    (left, top), (width, height) = corner_in, size_in
+    across, down = figure.get_size_inches()
+    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+
+
+def _write(figure: "Figure", path: Path) -> Path:
+    """Under a temporary name in the same folder first: a picture is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(partial, format="png", dpi=_DPI)
+        partial.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UncompError(f"{path} cannot be written: {reason}", hint="--plot with another folder") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    return path
+
+
+def _refuse_nothing(shown: Sequence[object], title: str) -> None:
+    if not shown:
+        raise UncompError(f"there is nothing to draw in '{title}'", hint="--budget with more, if all were refused")
+
+
+def _step(cell_in: float, needed_in: float) -> int:
+    """Every how many cells there is room for a label."""
+    return next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if step * cell_in >= needed_in)
+
+
+def _wrap(text: str, width_in: float, size_pt: float) -> str:
+    width = max(8, int(width_in / (_LETTER_IN * size_pt)))
+    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
