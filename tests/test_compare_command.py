@@ -29,7 +29,7 @@ def compare(model: Path, *args: str) -> tuple[int, str, str]:
 def test_two_settings_side_by_side(tiny_model: Path) -> None:
     code, out, err = compare(tiny_model, "-b", "20%")
     assert code == 0, err
-    assert out.index("full:") < out.index("uniform 20%:")
+    assert out.index("full:") < out.index("balanced: uniform/window 20%:")
     for word in ("KV", "kept", "first token", "decode tok/s", "RATIO", "KL"):
         assert word in out
 
@@ -44,6 +44,13 @@ def test_a_setting_is_itself(tiny_model: Path) -> None:
     assert record["first_divergence"] is None
     assert record["fidelity"]["kl"] == pytest.approx(0, abs=1e-6)
     assert record["fidelity"]["agreement"] == 1.0
+
+
+def test_two_scorers_are_told_apart(tiny_model: Path) -> None:
+    code, out, err = compare(tiny_model, "-b", "20%", "--against", "uniform/keydiff@20%")
+    assert code == 0, err
+    assert "balanced: uniform/window 20%" in out
+    assert "uniform/keydiff: uniform/keydiff 20%" in out
 
 
 def test_json_has_both_answers_bytes_and_how_far_they_are_apart(tiny_model: Path) -> None:

@@ -158,6 +158,7 @@ def test_pictures_and_markdown(tiny_model: Path) -> None:
         (("--policy", "unifrom"), "unknown policy 'unifrom'", "did you mean 'uniform'?"),
         (("--policy", "uniform/keydif"), "unknown part 'keydif'", "did you mean 'keydiff'?"),
         (("-b", "auto"), "budget auto", "--budget 20%"),
+        (("-t", "perplexity", "--regime", "aware"), "task perplexity", "--regime agnostic"),
         (("-b", "15 %%"), "budget '15 %%'", "10%"),
         (("-f", "absent.txt"), "absent.txt", ""),
     ],
@@ -206,3 +207,16 @@ def test_a_results_file_is_shown_again_without_a_model(tiny_model: Path, capsys:
     code, message, hint = refused(capsys, "--show")
     assert (code, message) == (2, "--show shows an existing file")
     assert "--out" in hint
+    code, message, _ = refused(capsys, "--show", "--out", "results.jsonl", "--regime", "aware")
+    assert code == 2
+    assert "--regime" in message
+    Path("results.jsonl").write_bytes(before.splitlines(keepends=True)[0])
+    code, message, _ = refused(capsys, "--show", "--out", "results.jsonl")
+    assert (code, message) == (2, "results.jsonl holds no results yet")
+
+
+def test_settings_for_ask_do_not_choose_who_is_judged(tiny_model: Path) -> None:
+    args = ("eval", "-m", str(tiny_model), "-t", "needle/digits7", "--samples", "1", "--tokens", "900")
+    code, out, err = start(*args, "--regime", "aware", UNCOMP_POLICY="random", UNCOMP_BUDGET="auto").finish()
+    assert code == 0, err
+    assert "pyramid 5%" in out

@@ -1,7 +1,13 @@
 """Contestants: short words to settings, and slips named."""
 
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cache.scoring import make_scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
@@ -30,7 +36,19 @@ def test_published_takes_the_papers_coherence() -> None:
 
 def test_a_preset_stands_without_its_budget_and_floor() -> None:
     preset = parse_contestant("preset:tiny", seed=0)
-    assert (preset.name, preset.budget, preset.floor_tokens) == ("preset:tiny", "full", 0)
+    assert (preset.budget, preset.floor_tokens) == ("full", 0)
+    assert re.fullmatch("preset:tiny#[0-9a-f]{8}", preset.name)
+
+
+def test_a_preset_that_was_edited_is_another_contestant(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.json"
+    names = []
+    for width in (21, 9):
+        preset = replace(load_preset("tiny"), name="mine", scorer=ScorerConfig(width=width))
+        mine.write_text(json.dumps(preset.to_dict()))
+        (_, setting) = make_settings([f"preset:{mine}"], ["20%"], seed=0)
+        names.append(setting.label)
+    assert names[0] != names[1]
 
 
 @pytest.mark.parametrize(
@@ -44,6 +62,8 @@ def test_a_preset_stands_without_its_budget_and_floor() -> None:
         ("sinks/keydiff", "its own scorer, recent"),
         ("preset:tyni", "unknown preset 'tyni'"),
         ("", "unknown policy ''"),
+        ("full/keydiff", "policy full ranks nothing"),
+        ("full/published", "policy full ranks nothing"),
     ],
 )
 def test_a_slip_is_named(text: str, message: str) -> None:

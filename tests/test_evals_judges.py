@@ -157,9 +157,10 @@ def test_written_tokens_are_greedy_and_stop_row_by_row(decoder: Decoder) -> None
 
 
 def test_batches_hold_what_fits() -> None:
+    spec = ModelSpec("llama", 1, 1, 1, 2, 2, 4, 10, 64, 4, (None,))
     cache = RaggedKVCache(num_layers=1, num_rows=1, num_kv_heads=1)
     cache.store(0, [(torch.zeros(4, 2), torch.zeros(4, 2), torch.arange(4, dtype=torch.int32))])
-    batches = list(in_batches([cache] * 7, tokens=2, vocab_size=10, logits_bytes=3 * 4 * 2 * 10))
+    batches = list(in_batches([cache] * 7, spec, tokens=2, logits_bytes=3 * 4 * 2 * 10))
     assert batches == [range(3), range(3, 6), range(6, 7)]
-    assert list(in_batches([], tokens=2, vocab_size=10)) == []
-    assert list(in_batches([cache] * 2, tokens=2, vocab_size=10, logits_bytes=1)) == [range(1), range(1, 2)]
+    assert list(in_batches([], spec, tokens=2)) == []
+    assert list(in_batches([cache] * 2, spec, tokens=2, logits_bytes=1)) == [range(1), range(1, 2)]

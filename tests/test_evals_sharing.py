@@ -16,6 +16,7 @@ from uncomp_cli.engine.session import Session, make_plan, scorer_config
 from uncomp_cli.evals.answering import judge_answers
 from uncomp_cli.evals.case import Case, read_case
 from uncomp_cli.evals.contestants import Setting, make_settings
+from uncomp_cli.evals.fidelity import judge_fidelity
 from uncomp_cli.evals.reading import without_question
 from uncomp_cli.evals.rows import Rows, token_nll
 from uncomp_cli.evals.sample import Query, Sample
@@ -99,9 +100,10 @@ def test_a_shared_prefill_keeps_what_its_own_would(case: Case, setting: Setting)
 
 
 def test_rows_of_one_batch_score_and_write_what_each_session_does(case: Case, loaded: LoadedModel) -> None:
-    outcomes = {o.setting: o for o in judge_answers(case, SETTINGS, "aware", stop_ids=())}
+    settings = [s for s in SETTINGS if s.contestant in ("full", "uniform", "adaptive", "uniform/8bit")]
+    outcomes = {o.setting: o for o in judge_answers(case, settings, "aware", stop_ids=())}
     reference = list(case.answers[0])
-    for setting in SETTINGS:
+    for setting in settings:
         session = Session(loaded, setting.preset, SamplingConfig(max_new_tokens=12))
         for _ in session.read(case.prompt):
             pass
@@ -123,6 +125,9 @@ def test_everything_kept_is_the_full_cache_for_every_contestant(case: Case) -> N
         for outcome in outcomes:
             assert outcome.metrics == pytest.approx(full.metrics, abs=1e-5)
             assert outcome.metrics["coverage"] == 1.0
+        for outcome in judge_fidelity(case, settings, regime, stop_ids=()):
+            assert outcome.metrics["kl"] == pytest.approx(0, abs=1e-6)
+            assert (outcome.metrics["agreement"], outcome.metrics["divergence"]) == (1.0, 1.0)
 
 
 def test_rows_do_not_see_each_other(case: Case) -> None:

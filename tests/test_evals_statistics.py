@@ -76,6 +76,18 @@ def test_more_draws_than_are_held_at_once_are_all_made() -> None:
     assert interval.low < interval.high
 
 
+def test_five_of_five_is_not_certainty() -> None:
+    same, lost = (
+        paired_difference(dict.fromkeys(range(5), 1.0), dict.fromkeys(range(5), 1.0)),
+        bootstrap_mean([-1.0] * 5),
+    )
+    assert (same.mean, lost.mean) == (0.0, -1.0)
+    # b = c = 0 of 5: 1.96 · √1 / 7; b = 5: centre -5/7, 1.96 · √(6 - 25/7) / 7
+    assert (same.low, same.high) == (pytest.approx(-0.28), pytest.approx(0.28))
+    assert (lost.low, lost.high) == (-1.0, pytest.approx(-0.278, abs=1e-3))
+    assert not bootstrap_mean([1.0, 1.0]).excludes_zero
+
+
 def test_no_values_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one value"):
         bootstrap_mean([])
@@ -104,8 +116,9 @@ def test_a_difference_takes_only_the_samples_that_both_have() -> None:
 
 
 def test_strata_weigh_the_same_whatever_their_size() -> None:
-    many, few = [0.0] * 90, [1.0] * 10
-    assert stratified_mean([many, few]) == Interval(0.5, 0.5, 0.5, 100)
+    many, few = [0.0] * 90, [0.5] * 10
+    assert stratified_mean([many, few]) == Interval(0.25, 0.25, 0.25, 100)
+    assert stratified_mean([[0.0] * 90, [1.0] * 10]).mean == 0.5
     difference = paired_difference(
         {("many", i): 0.0 for i in range(90)} | {("few", i): 1.0 for i in range(10)},
         {("many", i): 0.0 for i in range(90)} | {("few", i): 0.0 for i in range(10)},

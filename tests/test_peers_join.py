@@ -280,3 +280,11 @@ def test_a_sample_in_chat_format_is_exported_with_its_template(default_model_dir
 def test_a_task_without_right_answers_is_refused(tmp_path, default_model_dir):
     with pytest.raises(export.UsageError, match=r"perplexity.* has no right answer"):
         exported(tmp_path / "samples.jsonl", task=["perplexity"])
+
+
+def test_results_of_ours_that_are_missing_or_of_another_kind(tmp_path):
+    with pytest.raises(SystemExit, match=r"there is no .*absent\.jsonl"):
+        join.load_ours(tmp_path / "absent.jsonl")
+    write_peer(tmp_path / "kvpress.jsonl", [])
+    with pytest.raises(SystemExit, match="is no results file of uncomp eval"):
+        join.load_ours(tmp_path / "kvpress.jsonl")

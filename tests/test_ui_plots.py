@@ -157,7 +157,9 @@ def test_what_was_not_measured_is_hatched_and_explained() -> None:
     assert axes.collections[0].get_array().mask.tolist() == [[True, False], [False, False]]
     assert axes.patch.get_hatch() == "////"
     assert len(axes.texts) == 3
-    assert [text.get_text() for legend in figure.legends for text in legend.get_texts()] == ["not measured"]
+    assert [text.get_text() for legend in figure.legends for text in legend.get_texts()] == [
+        "not measured, or the full cache fails"
+    ]
     assert FIGURES["12 panels"]().legends == []
 
 

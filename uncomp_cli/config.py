@@ -61,6 +61,7 @@ class ScorerConfig:
 
     `window` is the number of last prompt tokens whose attention is observed; `pooling` and `width` smooth the scores
     along the text; `whole_words` keeps or drops a word or number as one.
+    `renormalise` takes the `sinks` out of each row of attention and lets the rest sum to 1 before rows are averaged.
     """
 
     name: str = "window"
@@ -69,6 +70,7 @@ class ScorerConfig:
     width: int = 21
     whole_words: bool = True
     sinks: int = 4
+    renormalise: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -18,10 +18,11 @@ from typing import Any
 from records import SAMPLES, command_line, say, write_lines
 from transformers import PreTrainedTokenizerBase
 
-from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig, ScorerConfig
+from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
 from uncomp_cli.documents.reader import read_documents
-from uncomp_cli.engine.prompt import Prompt, chat_prompt, completion_prompt, count_tokens
+from uncomp_cli.engine.prompt import count_tokens
 from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.evals.case import tokenise
 from uncomp_cli.evals.haystack import Haystack
 from uncomp_cli.evals.sample import Regime, Sample
 from uncomp_cli.evals.tasks import Task, choose_subtasks
@@ -31,15 +32,13 @@ from uncomp_cli.models.load import load_tokenizer
 __all__ = ["answer_subtasks", "made_samples", "read_haystack", "sample_lines"]
 
 REGIMES: tuple[Regime, ...] = ("aware", "agnostic")
-GENERATED_TOKENS = 60_000  # what `uncomp eval` generates; the join compares the texts' sha256
 
 
 def read_haystack(paths: Sequence[str], *, seed: int, tokens: Sequence[int]) -> Haystack:
     """The text that `uncomp eval` hides facts in when it is given the same."""
     if not paths:
-        return Haystack.generated(seed=seed, tokens=max(GENERATED_TOKENS, 4 * max(tokens)))
-    documents = read_documents(list(paths), stdin=None).documents
-    return Haystack.of_texts(", ".join(Path(one.path).name for one in documents[:3]), [one.text for one in documents])
+        return Haystack.generated_for(max(tokens), seed=seed)
+    return Haystack.of_documents(read_documents(list(paths), stdin=None).documents)
 
 
 def answer_subtasks(names: Sequence[str]) -> list[tuple[Task, str]]:
@@ -71,24 +70,12 @@ def made_samples(
                 )
 
 
-def prompt_of(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> Prompt:
-    """The token ids of a sample's context and of each of its questions."""
-    sinks = ScorerConfig().sinks
-    asked = [query.question for query in sample.queries]
-    if sample.system is not None:
-        return chat_prompt(tokenizer, sample.context, asked, system=sample.system or None, sinks=sinks)
-    each = [completion_prompt(tokenizer, sample.context, question, sinks=sinks) for question in asked]
-    questions = tuple(prompt.questions[0] for prompt in each)
-    return Prompt(context=each[0].context, questions=questions, protected=each[0].protected)
-
-
 def sample_lines(
     tokenizer: PreTrainedTokenizerBase, sample: Sample, *, regimes: Sequence[Regime], seed: int, haystack: str
 ) -> Iterator[dict[str, Any]]:
     """A line for each query of a sample; `regimes` are those to run it in."""
-    prompt = prompt_of(tokenizer, sample)
-    for number, (query, question_ids) in enumerate(zip(sample.queries, prompt.questions, strict=True)):
-        answer_ids = tokenizer(query.answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    prompt, answers = tokenise(tokenizer, sample)
+    for number, query in enumerate(sample.queries):
         yield {
             "subtask": sample.subtask,
             "index": sample.index,
@@ -98,8 +85,8 @@ def sample_lines(
             "haystack": haystack,
             "regimes": list(regimes),
             "context_ids": list(prompt.context),
-            "question_ids": list(question_ids),
-            "answer_ids": list(answer_ids),
+            "question_ids": list(prompt.questions[number]),
+            "answer_ids": list(answers[number]),
             "accepted": list(query.accepted),
             "need": query.need,
             "context": sample.context,

@@ -64,9 +64,12 @@ def load_peer(path: Path) -> Source:
 
 def load_ours(path: Path) -> Source:
     """A results file of `uncomp eval`: it claims nothing beside what it has allocated."""
+    if not path.is_file():
+        raise SystemExit(f"there is no {path}; make it with: uncomp eval --out {path}")
     header, lines = read_lines(path)
-    settings = header["settings"]
-    return Source("uncomp", settings, {}, lines)
+    if header.get("kind") != "uncomp eval":
+        raise SystemExit(f"{path} is no results file of uncomp eval; make one with: uncomp eval --out {path}")
+    return Source("uncomp", header["settings"], {}, lines)
 
 
 def check_same_samples(sources: Sequence[Source]) -> None:

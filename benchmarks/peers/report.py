@@ -18,7 +18,8 @@ REGIMES = {
 }
 NOTES = """\
 - *kept, allocated*: bytes of keys and values that are allocated after the compression, over those of a full cache of
-  the tokens that it saw: context and question, or the context alone. kvpress ran in fp32, over fp32.
+  the tokens that it saw: context and question, or the context alone. kvpress and uncomp ran in fp32, over fp32: of a
+  16-bit cache, uncomp's 8bit and 4bit rows keep twice the share that is shown.
   llama.cpp's bytes are the size of its serialised sequence state (`llama_state_seq_get_size`) after context and
   question, over a 16-bit cache; a few bytes of bookkeeping a token put f16 a little above 100 %.
 - *kept, claimed*: the entries that attention still sees, over all. AdaKV in kvpress masks entries and frees

@@ -16,14 +16,15 @@ __all__ = ["ReversedScorer", "TovaScorer", "WindowScorer", "window_attention"]
 class WindowScorer:
     """Attention that the last `window` queries pay to each token (SnapKV, arXiv 2404.14469, eq. 3).
 
-    Rows are softmax-normalised over all keys that they see; then the sinks are taken out and each row is normalised
-    again over the context, so that a row that looks at nothing but the sink still ranks. Mean over rows and over the
-    query heads of a KV head; the maximum over several questions. Published settings: those of the released code.
+    Rows are softmax-normalised over all keys that they see; with `renormalise` the sinks are then taken out and each
+    row is normalised again over the context, so that a row that looks at nothing but the sink still ranks. Mean over
+    rows and over the query heads of a KV head; the maximum over several questions. The window never reaches back from a
+    short question into the context. Published settings: those of the released code, raw attention among them.
     """
 
     name: ClassVar[str] = "window"
     query_aware: ClassVar[bool] = True
-    published: ClassVar[ScorerConfig] = ScorerConfig("window", window=64, pooling="mean", width=5, whole_words=False)
+    published: ClassVar[ScorerConfig] = ScorerConfig("window", 64, "mean", 5, whole_words=False, renormalise=False)
     config: ScorerConfig
 
     def score(self, view: LayerView) -> Tensor:
@@ -34,9 +35,11 @@ class WindowScorer:
     def _mean_attention(self, view: LayerView, queries: Tensor, own_keys: Tensor) -> Tensor:
         context_len = view.keys.shape[1]
         weights = window_attention(queries, view.keys, own_keys, scaling=view.scaling, window=self.config.window)
-        context = weights[..., :context_len].clone()
-        context[..., : self.config.sinks] = 0
-        context /= context.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+        context = weights[..., :context_len]
+        if self.config.renormalise:
+            context = context.clone()
+            context[..., : self.config.sinks] = 0
+            context /= context.sum(dim=-1, keepdim=True).clamp_min(1e-12)
         return context.mean(dim=(1, 2))
 
 
@@ -65,11 +68,14 @@ class TovaScorer:
 
 @dataclass(frozen=True, slots=True)
 class ReversedScorer:
-    """The control: minus the window score, so that what the question looks at goes first."""
+    """The control: minus the window score, so that what the question looks at goes first.
+
+    A word that is kept whole counts by its least attended token.
+    """
 
     name: ClassVar[str] = "reversed"
     query_aware: ClassVar[bool] = True
-    published: ClassVar[ScorerConfig] = ScorerConfig("reversed", window=64, pooling="mean", width=5, whole_words=False)
+    published: ClassVar[ScorerConfig] = ScorerConfig("reversed", 64, "mean", 5, whole_words=False, renormalise=False)
     config: ScorerConfig
 
     def score(self, view: LayerView) -> Tensor:

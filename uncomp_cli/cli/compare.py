@@ -64,7 +64,7 @@ def compare(
         str,
         option(
             "--against",
-            help="The other side: full, or POLICY[/SCORER][/8bit][/published]@BUDGET, such as uniform/keydiff@20%.",
+            help="The other side: full, or POLICY[/SCORER][/8bit|/4bit][/published]@BUDGET: uniform/keydiff@20%.",
             metavar="SETTING",
             panel="Compression",
         ),
@@ -204,10 +204,14 @@ def _write(done: "Comparison", terminal: Terminal) -> None:
 
 
 def _label(side: "Side") -> str:
-    """`uniform 20%`, with its bits when they are few."""
+    """`small: uniform/window 20%`, with its bits when they are few; the full cache is `full`."""
     preset = side.preset
     bits = "" if preset.kv_bits == 16 else f", {preset.kv_bits} bits"
-    return f"{preset.policy}{'' if preset.policy == preset.budget else ' ' + preset.budget}{bits}"
+    if preset.policy == preset.budget:
+        return f"{preset.policy}{bits}"
+    from uncomp_cli.engine.session import scorer_config
+
+    return f"{preset.name}: {preset.policy}/{scorer_config(preset).name} {preset.budget}{bits}"
 
 
 def _figures(done: "Comparison") -> "Generator[tuple[str, str, str, str], None, None]":

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Generator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
@@ -46,7 +47,6 @@ RESULTS_PANEL = "Results"
 DEFAULT_TASKS = ("needle", "ruler")
 DEFAULT_POLICIES = ("uniform", "adaptive", "pyramid", "sinks", "random", "full/8bit")
 DEFAULT_BUDGETS = ("50%", "20%", "10%", "5%")
-_GENERATED_TOKENS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,26 +115,27 @@ def eval(
             rich_help_panel=TASK_PANEL,
         ),
     ] = None,
+    # No settings: a policy or budget that is set for `uncomp ask` must not choose who is judged.
     policy: Annotated[
         list[str] | None,
-        option(
+        typer.Option(
             "--policy",
             help="Contestant: POLICY[/SCORER][/8bit|/4bit][/published], or preset:NAME; repeatable.",
             metavar="NAME",
             show_default=", ".join(DEFAULT_POLICIES),
             autocompletion=policy_names,
-            panel="Compression",
+            rich_help_panel="Compression",
         ),
     ] = None,
     budget: Annotated[
         list[str] | None,
-        option(
+        typer.Option(
             "--budget",
             "-b",
             help="KV cache to keep, as in `uncomp ask`; repeatable.",
             metavar="AMOUNT",
             show_default=", ".join(DEFAULT_BUDGETS),
-            panel="Compression",
+            rich_help_panel="Compression",
         ),
     ] = None,
     out: Annotated[
@@ -175,6 +176,8 @@ def eval(
     quiet: Quiet = False,
 ) -> None:
     """Judge policies side by side on tasks with known answers."""
+    if show and (chosen := _given(ctx)):
+        raise UsageError(f"--show shows all that is in the file, {chosen[0]} chooses", hint="leave one of the two out")
     job = EvalJob(
         tasks=tuple(task or DEFAULT_TASKS),
         policies=tuple(policy or DEFAULT_POLICIES),
@@ -192,6 +195,12 @@ def eval(
         as_json=as_json,
     )
     run_eval(job, ModelChoice(model, tokenizer, quantize, device, dtype, offline), terminal_of(ctx, quiet=quiet))
+
+
+def _given(ctx: typer.Context) -> list[str]:
+    """The options on this command line that choose what is run."""
+    names = ("task", "tokens", "samples", "regime", "file", "policy", "budget", "fresh")
+    return [f"--{name}" for name in names if "COMMANDLINE" in str(ctx.get_parameter_source(name))]
 
 
 def run_eval(job: EvalJob, choice: ModelChoice, terminal: Terminal) -> None:
@@ -220,26 +229,30 @@ def show_results(job: EvalJob, terminal: Terminal) -> None:
     """The tables of an existing results file."""
     from uncomp_cli.evals.results import read_results
 
-    if job.out is None or job.fresh:
-        raise UsageError("--show shows an existing file", hint="name it with --out, and leave --fresh out")
+    if job.out is None:
+        raise UsageError("--show shows an existing file", hint="name it with --out")
     settings, outcomes = read_results(job.out)
+    if not outcomes:
+        raise UsageError(f"{job.out} holds no results yet", hint="run the same command without --show first")
     _report(job, tables_of(outcomes), job.out, settings, terminal)
 
 
 def _report(job: EvalJob, tables: "list[Table]", path: Path, settings: dict[str, object], terminal: Terminal) -> None:
-    """Tables or JSON on standard output; Markdown and pictures where they were asked for."""
-    hardware = _hardware()
+    """Tables or JSON on standard output; Markdown and pictures where they were asked for.
+
+    What made the results is known of a run alone: a file that is shown again may come from another machine.
+    """
+    made = {} if job.show else {**_hardware(), "command": shlex.join(["uncomp", *sys.argv[1:]])}
+    if job.as_json:
+        terminal.write_json(record(tables, results=path, settings=settings, made=made))
+    else:
+        write_tables(tables, terminal)
+    if job.markdown is not None:
+        write_markdown(tables, job.markdown, facts={**settings, **made})
     if job.plot is not None:
         with loading(terminal, "drawing"):
             drawn = draw(tables, job.plot)
         terminal.note(f"{len(drawn)} pictures in {job.plot}")
-    if job.markdown is not None:
-        command = shlex.join(["uncomp", *sys.argv[1:]])
-        write_markdown(tables, job.markdown, settings=settings, hardware=hardware, command=command)
-    if job.as_json:
-        terminal.write_json(record(tables, results=path, settings=settings, hardware=hardware))
-    else:
-        write_tables(tables, terminal)
 
 
 def _hardware() -> dict[str, object]:
@@ -255,11 +268,13 @@ def _hardware() -> dict[str, object]:
 def _request(job: EvalJob, terminal: Terminal) -> "EvalRequest":
     """What to run; a slip in a name is found before anything is loaded."""
     from uncomp_cli.evals.contestants import make_settings
-    from uncomp_cli.evals.runner import EvalRequest
+    from uncomp_cli.evals.runner import EvalRequest, check_regimes
     from uncomp_cli.evals.tasks import choose_subtasks
 
+    if job.plot is not None and find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib, which is not installed", hint="pip install 'uncomp[plot]'")
     settings = make_settings(job.policies, job.budgets, seed=job.seed)
-    return EvalRequest(
+    request = EvalRequest(
         subtasks=tuple(choose_subtasks(job.tasks)),
         settings=tuple(settings),
         regimes=job.regimes,
@@ -268,22 +283,22 @@ def _request(job: EvalJob, terminal: Terminal) -> "EvalRequest":
         seed=job.seed,
         haystack=_haystack(job, terminal),
     )
+    check_regimes(request)
+    return request
 
 
 def _haystack(job: EvalJob, terminal: Terminal) -> "Haystack":
+    from uncomp_cli.documents.reader import read_documents
     from uncomp_cli.evals.haystack import Haystack
 
     if not job.paths:
-        return Haystack.generated(seed=job.seed, tokens=max(_GENERATED_TOKENS, 4 * max(job.tokens)))
-    from uncomp_cli.documents.reader import read_documents
+        return Haystack.generated_for(max(job.tokens), seed=job.seed)
 
     stdin: TextIO | None = sys.stdin  # None when the process was started without one
     found = read_documents(job.paths, stdin=None if stdin is None else stdin.buffer)
     for path, reason in found.skipped:
         terminal.warn(f"skipped {path}: {reason}")
-    names = ", ".join(Path(document.path).name for document in found.documents[:3])
-    more = len(found.documents) - 3
-    return Haystack.of_texts(f"{names} and {more} more" if more > 0 else names, [d.text for d in found.documents])
+    return Haystack.of_documents(found.documents)
 
 
 def _default_path(settings: dict[str, object]) -> Path:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from uncomp_cli.evals.outcome import Outcome
     from uncomp_cli.evals.runner import EvalRequest
     from uncomp_cli.evals.sample import Regime
+    from uncomp_cli.evals.summary import Summary
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -104,8 +105,18 @@ def write_tables(tables: Sequence[Table], terminal: Terminal) -> None:
         if len({row.subtask for row in summary.by_subtask}) > 1 or summary.failed:
             terminal.write_line(f"\n{table.title}, regime {table.regime}: by subtask")
             _write_rows(table_rows(summary, by_subtask=True, metrics=list(_SHOWN)), terminal)
-        for note in notes(summary):
+        for note in [*notes(summary), *_own_notes(summary)]:
             terminal.write_line(f"- {note}")
+
+
+def _own_notes(summary: "Summary") -> Iterator[str]:
+    """Settings with fewer samples than others, and what a share of bytes is of where bits were saved."""
+    most = max(row.samples for row in summary.overall)
+    fewer = [f"{row.setting} ({row.samples})" for row in summary.overall if row.samples < most]
+    if fewer:
+        yield f"over fewer than {most} samples, so not to be compared with the others: {', '.join(fewer)}"
+    if any(part in row.contestant.split("/") for row in summary.overall for part in ("8bit", "4bit")):
+        yield "kept is of the full cache in the run's own format: what is 27 % in float32 is 54 % of a 16-bit cache"
 
 
 def _write_rows(table: "list[tuple[str, ...]]", terminal: Terminal) -> None:
@@ -113,18 +124,16 @@ def _write_rows(table: "list[tuple[str, ...]]", terminal: Terminal) -> None:
     terminal.write_table(header, rows)
 
 
-def write_markdown(
-    tables: Sequence[Table], path: Path, *, settings: Mapping[str, object], hardware: Mapping[str, object], command: str
-) -> None:
-    """All tables in one Markdown file, with what made them. Raises UncompError when it cannot be written."""
+def write_markdown(tables: Sequence[Table], path: Path, *, facts: Mapping[str, object]) -> None:
+    """All tables in one Markdown file, below the facts about them. Raises UncompError when it cannot be written."""
     from uncomp_cli.evals.markdown import markdown
     from uncomp_cli.evals.summary import summarise
 
-    facts = {**settings, **hardware, "command": command}
     parts = ["# Evaluation\n", "\n".join(f"- {key}: `{value}`" for key, value in facts.items()) + "\n"]
     for table in tables:
         summary = summarise(table.outcomes, regime=table.regime)
         parts += [f"## {table.title}, {table.regime}\n", markdown(summary, metrics=list(_SHOWN))]
+        parts += [f"- {note}\n" for note in _own_notes(summary)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(parts), encoding="utf-8")
@@ -134,7 +143,7 @@ def write_markdown(
 
 
 def record(
-    tables: Sequence[Table], *, results: Path, settings: Mapping[str, object], hardware: Mapping[str, object]
+    tables: Sequence[Table], *, results: Path, settings: Mapping[str, object], made: Mapping[str, object]
 ) -> dict[str, Any]:
     """The JSON object of an evaluation."""
     from uncomp_cli.evals import curves
@@ -143,7 +152,7 @@ def record(
     return {
         "schema_version": SCHEMA_VERSION,
         "settings": dict(settings),
-        "hardware": dict(hardware),
+        "made": dict(made),
         "results": str(results),
         "tables": [
             {
@@ -160,7 +169,7 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Path]:
     """Curves of every main metric, needle heat maps and coverage maps, one regime a picture."""
     from uncomp_cli.evals import curves
     from uncomp_cli.evals.outcome import LOWER_IS_BETTER
-    from uncomp_cli.evals.summary import metric_names
+    from uncomp_cli.evals.summary import counted_outcomes, metric_names
     from uncomp_cli.ui import plots
 
     try:
@@ -177,9 +186,12 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Path]:
                 path = folder / f"{table.stem}-{metric}.png"
                 lower = metric in LOWER_IS_BETTER
                 drawn.append(plots.plot_curves(found, path, title=about, metric=_SHOWN[metric], lower_is_better=lower))
-        if grids := curves.needle_grids(table.outcomes, regime=table.regime):
-            drawn.append(plots.plot_needles(grids, folder / f"{table.stem}-needles.png", title=f"Needles: {about}"))
+        seen = f"question {'seen' if table.regime == 'aware' else 'unseen'}"
+        counted = counted_outcomes(table.outcomes, regime=table.regime) or table.outcomes
+        if grids := curves.needle_grids(counted, regime=table.regime, metric="match"):
+            title = f"Needles found by depth and length, {seen}"
+            drawn.append(plots.plot_needles(grids, folder / f"{table.stem}-needles.png", title=title))
         if maps := curves.coverage_maps(table.outcomes, regime=table.regime):
-            title = f"Evidence kept by layer and KV head: {about}"
+            title = f"Evidence kept by layer and KV head, {seen}"
             drawn.append(plots.plot_coverage(maps, folder / f"{table.stem}-coverage.png", title=title))
     return drawn

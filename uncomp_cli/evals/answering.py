@@ -5,7 +5,8 @@
     match   share of the accepted strings in the greedy text (RULER, arXiv 2404.06654, string match)
 
 The first token is left out of `nll`: with the question in the prefill its logits come from before the eviction, and
-would flatter every setting alike.
+would flatter every setting alike; so does an answer of one token, which has no `nll` there. `exact` and `match` are
+what a user gets, that first token included.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ __all__ = ["Answered", "judge_answers", "match_score"]
 class Answered:
     """One setting's scores on one query; `text` is what greedy decoding writes."""
 
-    nll: float
+    nll: float | None
     exact: float
     match: float
     text: str
@@ -39,16 +40,21 @@ def judge_answers(case: Case, settings: Sequence[Setting], regime: Regime, stop_
     """Outcomes of `settings` on `case`, means over its queries."""
     compressed, outcomes = case.compress(settings, regime)
     longest = max(len(answer) for answer in case.answers)
-    vocab = case.decoder.spec.vocab_size
-    for batch in in_batches([c.cache for c in compressed], tokens=longest, vocab_size=vocab):
+    for batch in in_batches([c.cache for c in compressed], case.decoder.spec, tokens=longest):
         chosen = [compressed[i] for i in batch]
         answered = [
             _answer(case, [c.cache for c in chosen], regime, query, stop_ids) for query in range(len(case.answers))
         ]
         for one, answers in zip(chosen, zip(*answered, strict=True), strict=True):
-            metrics = {name: fmean(getattr(a, name) for a in answers) for name in ("nll", "exact", "match")}
-            outcomes.append(one.judged(metrics, answer=answers[0].text))
+            outcomes.append(one.judged(_means(answers), answer=answers[0].text))
     return outcomes
+
+
+def _means(answers: Sequence[Answered]) -> dict[str, float]:
+    """Means over queries; `nll` over those that have one."""
+    losses = [answered.nll for answered in answers if answered.nll is not None]
+    likelihood = {"nll": fmean(losses)} if losses else {}
+    return {**likelihood, "exact": fmean(a.exact for a in answers), "match": fmean(a.match for a in answers)}
 
 
 def match_score(text: str, query: Query) -> float:
@@ -74,9 +80,10 @@ def _answer(
         writing = rows.pick(wrong, reserve=asked.max_new_tokens)
         for row, text in zip(wrong, _write(case, writing, logits[wrong], asked, stop_ids), strict=True):
             texts[row] = text
+    judged = regime == "agnostic" or len(reference) > 1
     return [
-        Answered(float(n), float(exact), match_score(text, asked), text)
-        for n, exact, text in zip(nll, right, texts, strict=True)
+        Answered(loss if judged else None, float(exact), match_score(text, asked), text)
+        for loss, exact, text in zip(nll, right, texts, strict=True)
     ]
 
 

@@ -15,14 +15,14 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.prompt import Prompt, chat_prompt, completion_prompt
-from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.errors import DoesNotFitError, ModelError
 from uncomp_cli.evals.contestants import Setting
 from uncomp_cli.evals.outcome import Outcome
 from uncomp_cli.evals.reading import Reading, read_once
 from uncomp_cli.evals.rows import Rows
 from uncomp_cli.evals.sample import Regime, Sample
 
-__all__ = ["Case", "Compressed", "read_case"]
+__all__ = ["Case", "Compressed", "coverage", "read_case", "tokenise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Case:
         for setting in sorted(settings, key=lambda setting: setting.budget):
             try:
                 cache = self.reading.compress(setting, regime)
-            except DoesNotFitError as refusal:
+            except (DoesNotFitError, ModelError) as refusal:  # or a scorer that this model cannot have
                 refused.append(replace(self._outcome(setting, regime, kv_bytes=0), refused=refusal.message))
                 continue
             done.append(Compressed(cache, self._weighed(setting, regime, cache)))
@@ -112,10 +112,15 @@ class Case:
 
 def read_case(decoder: Decoder, tokenizer: Any, sample: Sample) -> Case:
     """Tokenise and read `sample`."""
-    answers = tuple(_encode(tokenizer, query.answer) for query in sample.queries)
-    prompt = _prompt(tokenizer, sample, answers)
+    prompt, answers = tokenise(tokenizer, sample)
     reading = read_once(decoder, replace(prompt, questions=prompt.questions[:1]))
     return Case(sample, tokenizer, decoder, prompt, answers, _evidence(tokenizer, sample, prompt), reading)
+
+
+def tokenise(tokenizer: Any, sample: Sample) -> tuple[Prompt, tuple[tuple[int, ...], ...]]:
+    """The prompt with all questions of a sample, and the ids of every answer."""
+    answers = tuple(_encode(tokenizer, query.answer) for query in sample.queries)
+    return _prompt(tokenizer, sample, answers), answers
 
 
 def coverage(cache: RaggedKVCache, evidence: Tensor) -> list[list[float]]:

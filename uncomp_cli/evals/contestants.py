@@ -4,14 +4,17 @@
 
 `8bit` and `4bit` hold the prompt's keys and values in fewer bits. `published` takes window, pooling and single tokens
 as the scorer's paper has them instead of our coherence (cache/coherence.py), which every contestant gets otherwise,
-controls included. `preset:NAME` takes policy, scorer and bits from a preset. A setting is a contestant at a budget.
+controls included. `preset:NAME` takes policy, scorer and bits from a preset; its label has a digest of them, so that
+results of a preset that was edited are another's. A setting is a contestant at a budget.
 """
 
 import difflib
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
-from uncomp_cli.budget.policies import POLICIES, make_policy
+from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.cache.scoring import SCORERS, make_scorer
@@ -52,7 +55,7 @@ def make_settings(contestants: Sequence[str], budgets: Sequence[str], *, seed: i
     for text in contestants:
         preset = parse_contestant(text, seed=seed)
         for budget in [FULL] if preset.policy == FULL else [_checked_budget(b) for b in budgets]:
-            setting = Setting(text, replace(preset, budget=budget))
+            setting = Setting(preset.name, replace(preset, budget=budget))
             chosen.setdefault(setting.label, setting)
     return list(chosen.values())
 
@@ -63,7 +66,7 @@ def parse_contestant(text: str, *, seed: int) -> Preset:
     if kind == "preset" and name:
         preset = load_preset(name)
         scorer = replace(preset.scorer, seed=seed)
-        return replace(preset, name=text, budget=FULL, floor_tokens=0, scorer=scorer)
+        return replace(preset, name=f"{text}#{_digest(preset)}", budget=FULL, floor_tokens=0, scorer=scorer)
     policy_name, *parts = text.split("/")
     policy = make_policy(policy_name)
     scorers = [part for part in parts if part not in _BITS and part != _PUBLISHED]
@@ -71,10 +74,18 @@ def parse_contestant(text: str, *, seed: int) -> Preset:
         _check_part(part, text)
     if len(scorers) > 1 or len(parts) != len(set(parts)) or sum(part in _BITS for part in parts) > 1:
         raise UsageError(f"contestant '{text}' says one thing twice", hint="write POLICY[/SCORER][/8bit][/published]")
+    if policy_name == FULL and (scorers or _PUBLISHED in parts):
+        raise UsageError(f"contestant '{text}': policy full ranks nothing", hint="write full, full/8bit or full/4bit")
     scorer_name = _scorer_name(text, policy.fixed_scorer, scorers)
     config = make_scorer(ScorerConfig(scorer_name)).published if _PUBLISHED in parts else ScorerConfig(scorer_name)
     bits = next((_BITS[part] for part in parts if part in _BITS), 16)
     return Preset(text, "", FULL, policy_name, replace(config, seed=seed), kv_bits=bits)
+
+
+def _digest(preset: Preset) -> str:
+    """Eight digits of what decides a preset's results, budget and floor aside."""
+    decisive = json.dumps([preset.policy, asdict(preset.scorer), preset.kv_bits])
+    return hashlib.sha256(decisive.encode()).hexdigest()[:8]
 
 
 def _check_part(part: str, text: str) -> None:
@@ -98,8 +109,3 @@ def _checked_budget(text: str) -> str:
     if budget.kind == "auto":
         raise UsageError("budget auto depends on the memory that is free", hint="name one: --budget 20%")
     return str(budget)
-
-
-def policy_names() -> list[str]:
-    """Contestants that are a policy alone, for completion."""
-    return list(POLICIES)

@@ -31,8 +31,8 @@ def judge_fidelity(case: Case, settings: Sequence[Setting], regime: Regime, stop
         full = only.cache
     text = _continue(case, full, regime)
     (reference,) = _predict(case, [full], regime, text)
-    caches, vocab = [c.cache for c in compressed], case.decoder.spec.vocab_size
-    for batch in in_batches(caches, tokens=len(text), vocab_size=vocab):
+    caches = [c.cache for c in compressed]
+    for batch in in_batches(caches, case.decoder.spec, tokens=len(text)):
         predictions = _predict(case, [caches[i] for i in batch], regime, text)
         for index, logits in zip(batch, predictions, strict=True):
             outcomes.append(compressed[index].judged(compare_logits(reference, logits)))

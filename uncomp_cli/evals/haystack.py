@@ -8,12 +8,14 @@ import hashlib
 import random
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
+from pathlib import Path
 
 from uncomp_cli.documents.prose import write_prose
+from uncomp_cli.documents.reader import Document
 from uncomp_cli.errors import UsageError
 
 __all__ = ["SEPARATOR", "CountTokens", "Haystack", "closing", "opening", "paragraph_tokens"]
@@ -24,6 +26,7 @@ SEPARATOR = "\n\n"
 _SHORTEST_CHARS = 40
 _PARAGRAPH_CHARS = 1600  # a text without blank lines has places to begin at, too
 _PIECE_CHARS = 240  # about 55 tokens: a border between pieces is never far from the depth that is asked for
+_GENERATED_TOKENS = 60_000
 _SPARE = 0.02  # of the length, rather left empty than filled with half a sentence
 # Ends of sentences, then of clauses, then of words: each is used only where the one before it leaves too much.
 _ENDS = (
@@ -53,9 +56,21 @@ class Haystack:
         return cls(name, hashlib.sha256(SEPARATOR.join(paragraphs).encode()).hexdigest(), paragraphs)
 
     @classmethod
+    def of_documents(cls, documents: Sequence[Document]) -> "Haystack":
+        """The texts of files, named by the first three."""
+        names, more = [Path(one.path).name for one in documents[:3]], len(documents) - 3
+        name = f"{', '.join(names)} and {more} more" if more > 0 else ", ".join(names)
+        return cls.of_texts(name, [one.text for one in documents])
+
+    @classmethod
     def generated(cls, *, seed: int, tokens: int) -> "Haystack":
         """Generated prose of at least `tokens` tokens; a word is never less than one."""
         return cls.of_texts(f"generated prose, seed {seed}", [write_prose(tokens, seed=seed)])
+
+    @classmethod
+    def generated_for(cls, longest: int, *, seed: int) -> "Haystack":
+        """Generated prose for samples of up to `longest` tokens: the same for all that are not very long."""
+        return cls.generated(seed=seed, tokens=max(_GENERATED_TOKENS, 4 * longest))
 
     def excerpt(self, chance: random.Random, *, tokens: int, count_tokens: CountTokens) -> list[str]:
         """`excerpt_at` a random place."""

@@ -42,7 +42,7 @@ def judge_perplexity(case: Case, settings: Sequence[Setting], regime: Regime, st
     weighed = _full(control, regime)
     unrelated = _losses(control, [weighed.cache], regime, text)[0]
     caches = [c.cache for c in compressed]
-    for batch in in_batches(caches, tokens=len(text), vocab_size=case.decoder.spec.vocab_size):
+    for batch in in_batches(caches, case.decoder.spec, tokens=len(text)):
         losses = _losses(case, [caches[i] for i in batch], regime, text)
         for index, row in zip(batch, losses, strict=True):
             outcomes.append(compressed[index].judged(perplexity_metrics(row, full, unrelated)))

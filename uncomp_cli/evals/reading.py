@@ -9,6 +9,7 @@ In the query-agnostic regime a setting sees the context alone: its last W tokens
 kept; the question comes after the eviction.
 """
 
+import zlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -83,6 +84,7 @@ class Reading:
         self.prompt = prompt
         self.logits = logits
         self._calls = calls
+        self._draw = zlib.crc32(str(prompt.context).encode())  # the random control draws anew for every context
         self._cut: dict[int, tuple[LayerCall, ...]] = {}
         self._frequencies = rope_frequencies(decoder.model)
         self._scorers: dict[tuple[ScorerConfig, Regime], _Remembering] = {}
@@ -91,6 +93,7 @@ class Reading:
     def compress(self, setting: Setting, regime: Regime) -> RaggedKVCache:
         """The cache of one row that `setting` leaves. Raises DoesNotFitError when its budget is too small."""
         config = scorer_config(setting.preset)
+        config = replace(config, seed=(config.seed + self._draw) % 2**63)
         prompt = self.prompt if regime == "aware" else without_question(self.prompt, window=config.window)
         spec = self.decoder.spec
         plan = make_plan(spec, setting.preset, prompt, available=0)

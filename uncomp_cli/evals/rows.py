@@ -14,6 +14,7 @@ from torch import Tensor
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.engine.decode import AppendState
 from uncomp_cli.engine.model import Decoder
+from uncomp_cli.spec import ModelSpec
 
 __all__ = ["MAX_LOGITS_BYTES", "MAX_ROWS_BYTES", "Mark", "Rows", "in_batches", "token_nll"]
 
@@ -101,16 +102,17 @@ def token_nll(logits: Tensor, ids: Sequence[int]) -> Tensor:
 
 
 def in_batches(
-    caches: Sequence[RaggedKVCache], *, tokens: int, vocab_size: int, logits_bytes: int = MAX_LOGITS_BYTES
+    caches: Sequence[RaggedKVCache], spec: ModelSpec, *, tokens: int, logits_bytes: int = MAX_LOGITS_BYTES
 ) -> Iterator[range]:
-    """Ranges of `caches` that fit in memory together while `tokens` logits are read for each."""
-    most = max(1, logits_bytes // (4 * tokens * vocab_size))
+    """Ranges of `caches` that fit in memory together as rows while `tokens` logits are read for each."""
+    most = max(1, logits_bytes // (4 * tokens * spec.vocab_size))
     first, weight = 0, 0
     for index, cache in enumerate(caches):
-        full = index - first >= most or weight + cache.nbytes > MAX_ROWS_BYTES
+        row_bytes = cache.entries * spec.kv_bytes_per_entry
+        full = index - first >= most or weight + row_bytes > MAX_ROWS_BYTES
         if full and index > first:
             yield range(first, index)
             first, weight = index, 0
-        weight += cache.nbytes
+        weight += row_bytes
     if first < len(caches):
         yield range(first, len(caches))

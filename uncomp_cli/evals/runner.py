@@ -5,6 +5,7 @@
 A run that was killed goes on where its results file ends; more samples, settings, tasks or budgets add to the file.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from uncomp_cli import __version__
 from uncomp_cli.engine.generate import stop_tokens
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.prompt import count_tokens
-from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.evals.answering import judge_answers
 from uncomp_cli.evals.case import Case, read_case
 from uncomp_cli.evals.contestants import Setting
@@ -31,7 +32,7 @@ from uncomp_cli.evals.sample import Regime, Sample
 from uncomp_cli.evals.tasks import Task
 from uncomp_cli.models.load import LoadedModel
 
-__all__ = ["JUDGES", "EvalRequest", "EvalStep", "check_lengths", "results_settings", "run_eval"]
+__all__ = ["JUDGES", "EvalRequest", "EvalStep", "check_lengths", "check_regimes", "results_settings", "run_eval"]
 
 Judge = Callable[[Case, Sequence[Setting], Regime, Sequence[int]], list[Outcome]]
 
@@ -80,6 +81,11 @@ class _Work:
 def run_eval(request: EvalRequest, loaded: LoadedModel, results: ResultsFile) -> Generator[EvalStep, None, None]:
     """Judge what `results` lacks; yields before each sample and once at the end."""
     decoder = Decoder(loaded.model, loaded.spec)
+    if decoder.rows_interact:
+        raise UsageError(
+            "in int8 weights a token's numbers depend on those read beside it, so that no prefill can be shared",
+            hint="use --quantize nf4, fp4 or none",
+        )
     count = partial(count_tokens, loaded.tokenizer)
     stop_ids = stop_tokens(loaded.model, loaded.tokenizer)
     todo = list(_missing(request, results))
@@ -90,7 +96,7 @@ def run_eval(request: EvalRequest, loaded: LoadedModel, results: ResultsFile) ->
         sample = _make_sample(request, work, count)
         outcomes = _judge(work, sample, decoder, loaded.tokenizer, stop_ids)
         results.append([outcome for outcome in outcomes if outcome.key not in results.done])
-    yield EvalStep(len(todo), max(1, len(todo)), "done", time.perf_counter() - begun)
+    yield EvalStep(max(1, len(todo)), max(1, len(todo)), "done", time.perf_counter() - begun)
 
 
 @torch.no_grad()
@@ -129,6 +135,16 @@ def _missing(request: EvalRequest, results: ResultsFile) -> Iterator[_Work]:
                     yield _Work(task, subtask, tokens, index, tuple(missing))
 
 
+def check_regimes(request: EvalRequest) -> None:
+    """Raise UsageError for a task that none of the wanted regimes has."""
+    for task, _ in request.subtasks:
+        if not set(task.regimes) & set(request.regimes):
+            raise UsageError(
+                f"task {task.name} is measured with the question unseen alone",
+                hint=f"leave it out, or use --regime {task.regimes[0]} or both",
+            )
+
+
 def check_lengths(request: EvalRequest, trained_length: int) -> None:
     """Raise DoesNotFitError when a length leaves no room for the answers inside the model's context."""
     room = max(NEXT_TOKENS if task.judge == "perplexity" else 128 for task, _ in request.subtasks)
@@ -149,6 +165,7 @@ def results_settings(request: EvalRequest, loaded: LoadedModel) -> dict[str, obj
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "device": loaded.device.type,
         "quantization": loaded.quantization,
+        "tokenizer_sha256": hashlib.sha256(loaded.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "seed": request.seed,
         "haystack": request.haystack.name,
         "haystack_sha256": request.haystack.sha256,

@@ -200,7 +200,7 @@ def _add_legend(axes: "Axes", lines: "list[Line2D]") -> None:
 
 
 def _make_sheet(panels: Sequence[_Panel], names: Sequence[str], *, cell: tuple[float, float], title: str) -> "Figure":
-    """Panels of one size, one colour bar, and a note when a cell was not measured; `names` are of y, x and colour."""
+    """Panels of one size, one colour bar, and a note when a cell is blank; `names` are of y, x and colour."""
     _refuse_nothing(panels, title)
     size = _panel_size(panels, cell)
     above = 0.1 + 0.17 * max(_wrap(panel.title, size[0] + _GAP_IN, _TEXT_PT).count("\n") + 1 for panel in panels)
@@ -219,7 +219,9 @@ def _make_sheet(panels: Sequence[_Panel], names: Sequence[str], *, cell: tuple[f
     figure.colorbar(mesh, cax=bar, ticks=[0, 0.25, 0.5, 0.75, 1]).set_label(names[2], fontsize=_TEXT_PT)
     bar.tick_params(labelsize=_SMALL_PT)
     if gaps:
-        figure.legend([axes.patch], ["not measured"], loc="lower left", frameon=False, fontsize=_TEXT_PT)
+        figure.legend(
+            [axes.patch], ["not measured, or the full cache fails"], loc="lower left", frameon=False, fontsize=_TEXT_PT
+        )
     return figure
 
 
