@@ -158,7 +158,7 @@ def test_what_was_not_measured_is_hatched_and_explained() -> None:
     assert axes.patch.get_hatch() == "////"
     assert len(axes.texts) == 3
     assert [text.get_text() for legend in figure.legends for text in legend.get_texts()] == [
-        "not measured, or the full cache fails"
+        "not measured, or full fails"
     ]
     assert FIGURES["12 panels"]().legends == []
 

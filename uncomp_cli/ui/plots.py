@@ -219,9 +219,7 @@ def _make_sheet(panels: Sequence[_Panel], names: Sequence[str], *, cell: tuple[f
     figure.colorbar(mesh, cax=bar, ticks=[0, 0.25, 0.5, 0.75, 1]).set_label(names[2], fontsize=_TEXT_PT)
     bar.tick_params(labelsize=_SMALL_PT)
     if gaps:
-        figure.legend(
-            [axes.patch], ["not measured, or the full cache fails"], loc="lower left", frameon=False, fontsize=_TEXT_PT
-        )
+        figure.legend([axes.patch], ["not measured, or full fails"], loc="lower left", frameon=False, fontsize=_TEXT_PT)
     return figure
 
 
