@@ -140,7 +140,8 @@ def test_pictures_and_markdown(tiny_model: Path) -> None:
     assert code == 0, err
     drawn = {path.name for path in Path("pictures").iterdir()}
     for regime in ("aware", "agnostic"):
-        assert {f"needle-{regime}-{what}.png" for what in ("needles", "coverage")} <= drawn
+        for budget in ("50pct", "20pct"):
+            assert {f"needle-{regime}-{budget}-{what}.png" for what in ("needles", "coverage")} <= drawn
         assert {f"fidelity-{regime}-{metric}.png" for metric in ("kl", "agreement")} <= drawn
         assert f"needle-{regime}-match.png" not in drawn  # random weights answer nothing: there is no cell to judge
     text = Path("docs/table.md").read_text()

@@ -77,15 +77,14 @@ def test_more_draws_than_are_held_at_once_are_all_made() -> None:
 
 
 def test_five_of_five_is_not_certainty() -> None:
-    same, lost = (
-        paired_difference(dict.fromkeys(range(5), 1.0), dict.fromkeys(range(5), 1.0)),
-        bootstrap_mean([-1.0] * 5),
-    )
+    ones = dict.fromkeys(range(5), 1.0)
+    same, lost = paired_difference(ones, ones, binary=True), bootstrap_mean([-1.0] * 5, binary=True)
     assert (same.mean, lost.mean) == (0.0, -1.0)
     # b = c = 0 of 5: 1.96 · √1 / 7; b = 5: centre -5/7, 1.96 · √(6 - 25/7) / 7
     assert (same.low, same.high) == (pytest.approx(-0.28), pytest.approx(0.28))
     assert (lost.low, lost.high) == (-1.0, pytest.approx(-0.278, abs=1e-3))
-    assert not bootstrap_mean([1.0, 1.0]).excludes_zero
+    assert not bootstrap_mean([1.0, 1.0], binary=True).excludes_zero
+    assert bootstrap_mean([0.0] * 5) == Interval(0.0, 0.0, 0.0, 5)  # a KL of zero is zero
 
 
 def test_no_values_are_refused() -> None:

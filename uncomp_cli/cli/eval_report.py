@@ -87,7 +87,7 @@ def asked_for(request: "EvalRequest", outcomes: "Sequence[Outcome]") -> "list[Ou
 
 
 def _groups(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    together = tuple(name for name in names if name in _TOGETHER)
+    together = tuple(name for name in _TOGETHER if name in names)
     if together:
         yield together
     yield from ((name,) for name in names if name not in _TOGETHER)
@@ -169,7 +169,7 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Path]:
     """Curves of every main metric, needle heat maps and coverage maps, one regime a picture."""
     from uncomp_cli.evals import curves
     from uncomp_cli.evals.outcome import LOWER_IS_BETTER
-    from uncomp_cli.evals.summary import counted_outcomes, metric_names
+    from uncomp_cli.evals.summary import metric_names
     from uncomp_cli.ui import plots
 
     try:
@@ -186,12 +186,32 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Path]:
                 path = folder / f"{table.stem}-{metric}.png"
                 lower = metric in LOWER_IS_BETTER
                 drawn.append(plots.plot_curves(found, path, title=about, metric=_SHOWN[metric], lower_is_better=lower))
-        seen = f"question {'seen' if table.regime == 'aware' else 'unseen'}"
-        counted = counted_outcomes(table.outcomes, regime=table.regime) or table.outcomes
-        if grids := curves.needle_grids(counted, regime=table.regime, metric="match"):
-            title = f"Needles found by depth and length, {seen}"
-            drawn.append(plots.plot_needles(grids, folder / f"{table.stem}-needles.png", title=title))
-        if maps := curves.coverage_maps(table.outcomes, regime=table.regime):
-            title = f"Evidence kept by layer and KV head, {seen}"
-            drawn.append(plots.plot_coverage(maps, folder / f"{table.stem}-coverage.png", title=title))
+        drawn += [path for budget in _budgets(table) for path in _draw_maps(table, budget, folder)]
     return drawn
+
+
+def _budgets(table: Table) -> list[str]:
+    """The budgets of a table, those of settings that keep every token with all of them."""
+    from uncomp_cli.evals.contestants import FULL
+
+    found = list(dict.fromkeys(outcome.budget for outcome in table.outcomes))
+    return [budget for budget in found if budget != FULL] or found
+
+
+def _draw_maps(table: Table, budget: str, folder: Path) -> Iterator[Path]:
+    """Needle heat maps and coverage maps of one budget: a panel for each contestant."""
+    from uncomp_cli.evals import curves
+    from uncomp_cli.evals.contestants import FULL
+    from uncomp_cli.evals.summary import counted_outcomes
+    from uncomp_cli.ui import plots
+
+    shown = [outcome for outcome in table.outcomes if outcome.budget in (budget, FULL)]
+    about = f"{budget} kept, question {'seen' if table.regime == 'aware' else 'unseen'}"
+    stem = f"{table.stem}-{budget.replace('%', 'pct').replace(' ', '')}"
+    counted = counted_outcomes(shown, regime=table.regime) or shown
+    if grids := curves.needle_grids(counted, regime=table.regime, metric="match"):
+        title = f"Needles found by depth and length: {about}"
+        yield plots.plot_needles(grids, folder / f"{stem}-needles.png", title=title)
+    if maps := curves.coverage_maps(shown, regime=table.regime):
+        title = f"Evidence kept by layer and KV head: {about}"
+        yield plots.plot_coverage(maps, folder / f"{stem}-coverage.png", title=title)

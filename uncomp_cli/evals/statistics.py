@@ -8,7 +8,7 @@ the two sides of a difference stay a pair. With strata (subtasks) each is drawn 
 
 Few samples spread less than what they are drawn from: deviations are stretched by √(n/(n − 1)) in each stratum and by
 t/z over all (expanded percentile interval: Hesterberg 2015, section 5). Without it ten samples hold the truth in 91 of
-100 cases. Where all values are -1, 0 or 1 (right or wrong, and differences of them) an interval is at least that of
+100 cases. Of `binary` values, all -1, 0 or 1 (right or wrong, and differences of them), an interval is at least that of
 Agresti & Min (2005), half a pair added to each of the four cells: five of five is not certainty, as a bootstrap would
 say. Not done: no correction for many comparisons.
 """
@@ -78,12 +78,16 @@ class Inversion:
     gain: Interval
 
 
-def bootstrap_mean(values: Sequence[float], *, seed: int = 0, resamples: int = 10_000) -> Interval:
+def bootstrap_mean(
+    values: Sequence[float], *, binary: bool = False, seed: int = 0, resamples: int = 10_000
+) -> Interval:
     """The mean with its percentile bootstrap interval. Raises ValueError without values."""
-    return stratified_mean([values], seed=seed, resamples=resamples)
+    return stratified_mean([values], binary=binary, seed=seed, resamples=resamples)
 
 
-def stratified_mean(strata: Sequence[Sequence[float]], *, seed: int = 0, resamples: int = 10_000) -> Interval:
+def stratified_mean(
+    strata: Sequence[Sequence[float]], *, binary: bool = False, seed: int = 0, resamples: int = 10_000
+) -> Interval:
     """The mean of the strata's means; a stratum of one sample adds no width. Raises ValueError on an empty one.
 
     Where all have one sample the strata themselves are what is drawn.
@@ -96,9 +100,8 @@ def stratified_mean(strata: Sequence[Sequence[float]], *, seed: int = 0, resampl
     mean = float(np.mean([array.mean() for array in arrays]))
     count = sum(map(len, strata))
     pooled = np.concatenate(arrays)
-    sure_low, sure_high = (
-        _binary_bounds(mean, pooled) if count > 1 and np.isin(pooled, (-1, 0, 1)).all() else (mean, mean)
-    )
+    binary = binary and count > 1 and bool(np.isin(pooled, (-1, 0, 1)).all())
+    sure_low, sure_high = _binary_bounds(mean, pooled) if binary else (mean, mean)
     if all(np.all(array == array[0]) for array in arrays):  # no spread, and no rounding that looks like one
         return Interval(mean, min(mean, sure_low), max(mean, sure_high), count)
     deviations = [_deviations(array, resamples, seed, place) for place, array in enumerate(arrays)]
@@ -150,6 +153,7 @@ def paired_difference(
     full: Mapping[K, float],
     *,
     stratum: Callable[[K], Hashable] | None = None,
+    binary: bool = False,
     seed: int = 0,
     resamples: int = 10_000,
 ) -> Interval:
@@ -161,13 +165,14 @@ def paired_difference(
     for key in ours:
         if key in full:
             strata.setdefault(stratum(key) if stratum else None, []).append(ours[key] - full[key])
-    return stratified_mean(list(strata.values()), seed=seed, resamples=resamples)
+    return stratified_mean(list(strata.values()), binary=binary, seed=seed, resamples=resamples)
 
 
 def inversions(
     points: Sequence[BudgetScores],
     *,
     lower_is_better: bool,
+    binary: bool = False,
     stratum: Callable[[Any], Hashable] | None = None,
     seed: int = 0,
     resamples: int = 10_000,
@@ -179,7 +184,8 @@ def inversions(
         if smaller.scores.keys().isdisjoint(larger.scores):
             continue
         better, worse = (larger, smaller) if lower_is_better else (smaller, larger)
-        gain = paired_difference(better.scores, worse.scores, stratum=stratum, seed=seed, resamples=resamples)
+        pair = better.scores, worse.scores
+        gain = paired_difference(*pair, stratum=stratum, binary=binary, seed=seed, resamples=resamples)
         if gain.excludes_zero and gain.mean > 0:
             found.append(Inversion(smaller.setting, larger.setting, gain))
     return found

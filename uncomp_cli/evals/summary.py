@@ -44,6 +44,7 @@ __all__ = [
 FULL_FAILS_BELOW = 0.5
 """A cell counts where the full cache's mean `match` is at least this."""
 
+_RIGHT_OR_WRONG = frozenset({"exact", "match"})
 _ORDER = ("exact", "match", "nll", "coverage", "kl", "kl_p99", "agreement", "divergence")
 
 SampleKey = tuple[str, int, int]
@@ -180,7 +181,7 @@ def mean_over_subtasks(outcomes: Iterable[Outcome], metric: str) -> Interval | N
         return None
     if len(strata) == 1 and len(strata[0]) > 1 and all(value in (0, 1) for value in strata[0]):
         return wilson(round(sum(strata[0])), len(strata[0]))
-    return stratified_mean(strata)
+    return stratified_mean(strata, binary=metric in _RIGHT_OR_WRONG)
 
 
 def _subtask_rows(ours: Sequence[Outcome], counted: Sequence[Outcome], metrics: Sequence[str]) -> list[Row]:
@@ -226,8 +227,9 @@ def _figure(outcomes: Sequence[Outcome], full: Sequence[Outcome], metric: str) -
     if mean is None:
         return None
     ours, theirs = _scores(outcomes, metric), _scores(full, metric)
-    paired = not ours.keys().isdisjoint(theirs)
-    return Figure(mean, paired_difference(ours, theirs, stratum=_subtask_of) if paired else None)
+    if ours.keys().isdisjoint(theirs):
+        return Figure(mean, None)
+    return Figure(mean, paired_difference(ours, theirs, stratum=_subtask_of, binary=metric in _RIGHT_OR_WRONG))
 
 
 def _non_monotone(outcomes: Sequence[Outcome], metrics: Sequence[str]) -> list[NonMonotone]:
@@ -248,6 +250,7 @@ def _non_monotone(outcomes: Sequence[Outcome], metrics: Sequence[str]) -> list[N
                 if group[0].contestant == contestant
             ],
             lower_is_better=metric in LOWER_IS_BETTER,
+            binary=metric in _RIGHT_OR_WRONG,
             stratum=_subtask_of,
         )
     ]
