@@ -266,6 +266,7 @@ def test_eight_bits_say_the_same_and_four_nearly(default_model: LoadedModel) -> 
 
 
 @pytest.mark.model
+@pytest.mark.slow
 def test_a_session_in_eight_bits_answers_as_in_sixteen(default_model: LoadedModel) -> None:
     prompt = chat_prompt(default_model.tokenizer, town(14), [QUESTION], system=None, sinks=4)
     said, kept = {}, {}
