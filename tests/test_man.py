@@ -65,10 +65,9 @@ def test_drift_is_reported_and_mended(copied: Path) -> None:
     assert not (copied / "uncomp-gone.1").exists()
 
 
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff, a system program, is not installed")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_are_good_roff(page: Path) -> None:
-    if shutil.which("groff") is None:
-        pytest.skip("groff is not installed")
     done = subprocess.run(["groff", "-man", "-Tutf8", "-ww", "-z", page], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -11,6 +11,7 @@ unpadded prompt.
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,10 +103,9 @@ def _read(decoder: Decoder, prompt: Prompt, preset: Preset) -> Prefilled:
     return read
 
 
-def _dynamic_cache_bytes(cache: object) -> int:
+def _dynamic_cache_bytes(cache: Any) -> int:
     """Bytes that transformers' cache has allocated for keys and values."""
-    layers = cache.layers  # type: ignore[attr-defined]  # transformers' cache class
-    return storage_bytes(tensor for layer in layers for tensor in (layer.keys, layer.values))
+    return storage_bytes(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:

@@ -67,7 +67,7 @@ def _directory(argument: str, include: Sequence[str]) -> Selection:
 def _glob(argument: str, include: Sequence[str]) -> Selection:
     """Matches as a shell would expand them; pathlib's glob takes hidden files in, and differs between versions."""
     candidates: list[Candidate] = []
-    for match in sorted(glob.glob(argument, recursive=True)):  # noqa: PTH207
+    for match in sorted(glob.glob(argument, recursive=True)):  # noqa: PTH207  # hidden files
         path = Path(match)
         mode = _mode(path)
         candidates += _walk_below(path, path, include) if stat.S_ISDIR(mode) else [Candidate(path, _irregular(mode))]

@@ -6,7 +6,7 @@
 through the stock forward and decides what each layer does with its queries, keys and values.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def _attention_function(
     """transformers' attention signature: hands the layer to the engine's state; returns [B, N, H, D]."""
     check_keywords(keywords)
     check_causal(module)
-    layer: int = module.layer_idx  # type: ignore[assignment]  # transformers sets it as an int
+    layer: Any = module.layer_idx  # an int, which nn.Module cannot say
     output = engine.attend(layer, query, key, value, scaling=scaling, sliding_window=sliding_window)
     return output.transpose(1, 2), None
 

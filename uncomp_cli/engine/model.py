@@ -4,7 +4,7 @@ The stock forward is used as it is; embedding scaling, norms, RoPE and multiplie
 passes the engine's state through it as a keyword and asks for the logits of the wanted columns only.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class _CausalModel(Protocol):
 
     device: torch.device
 
-    def __call__(self, **keywords: object) -> object: ...
+    def __call__(self, **keywords: object) -> Any: ...
 
     def set_attn_implementation(self, name: str) -> None: ...
 
@@ -59,5 +59,5 @@ class Decoder:
             engine=state,
             logits_to_keep=last.to(self.device) if isinstance(last, Tensor) else last,
         )
-        logits: Tensor = output.logits  # type: ignore[attr-defined]  # transformers' output class
+        logits: Tensor = output.logits
         return logits

@@ -25,7 +25,7 @@ class _CancelledError(Exception):
 
 def stream(work: Callable[[Callable[[Record], None]], Result]) -> Generator[Record, None, Result]:
     """Run `work(emit)` in a thread and yield what it emits; returns its result, raises its error."""
-    queue: SimpleQueue[tuple[bool, Record | None]] = SimpleQueue()
+    queue: SimpleQueue[tuple[Record] | None] = SimpleQueue()  # None: no more
     cancelled = Event()
     results: list[Result] = []
     failures: list[BaseException] = []
@@ -33,7 +33,7 @@ def stream(work: Callable[[Callable[[Record], None]], Result]) -> Generator[Reco
     def emit(record: Record) -> None:
         if cancelled.is_set():
             raise _CancelledError
-        queue.put((True, record))
+        queue.put((record,))
 
     def run() -> None:
         try:
@@ -41,13 +41,13 @@ def stream(work: Callable[[Callable[[Record], None]], Result]) -> Generator[Reco
         except BaseException as error:
             failures.append(error)
         finally:
-            queue.put((False, None))
+            queue.put(None)
 
     thread = Thread(target=run, name="uncomp-forward", daemon=True)
     try:
         thread.start()
-        while (item := queue.get())[0]:
-            yield item[1]  # type: ignore[misc]  # a true flag always carries a record
+        while (item := queue.get()) is not None:
+            yield item[0]
     finally:
         cancelled.set()
         if thread.is_alive():  # not yet, when starting it was interrupted

@@ -59,6 +59,7 @@ def _config(path: Path, rope: str | None) -> Any:
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(str(file), framework="pt") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118  # no dict
+            names = tensors.keys()
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
     except Exception as error:  # safetensors raises its own, untyped
         raise ModelError(f"{file} cannot be read: {error}", hint="remove the model and pull it again") from error
