@@ -1,0 +1,1 @@
+"""Measure how uncertain a model is, per layer and head."""
