@@ -21,6 +21,7 @@ import typer
 
 from uncomp_cli import __version__
 from uncomp_cli.budget.presets import SCHEMA_VERSION, Preset
+from uncomp_cli.budget.quality import QualityPoint
 from uncomp_cli.cli.app import app
 from uncomp_cli.config import ScorerConfig
 
@@ -75,7 +76,7 @@ def _preset_page(text: Mapping[str, Any]) -> Iterator[str]:
 
 def _fields(owner: type, meanings: Mapping[str, str]) -> Iterator[str]:
     """An entry for every field of a dataclass: type, default, meaning."""
-    described: tuple[Field[Any], ...] = fields(owner)
+    described: tuple[Field[Any], ...] = tuple(item for item in fields(owner) if item.metadata.get("in_file", True))
     for name in {field.name for field in described} ^ set(meanings):
         raise KeyError(f"{owner.__name__}.{name}: man/text.toml and the dataclass differ")
     for field in described:
@@ -90,9 +91,22 @@ def _fields(owner: type, meanings: Mapping[str, str]) -> Iterator[str]:
 def _type_words(kind: Any) -> str:
     """A field's type as JSON calls it; of a literal, its values."""
     choices = getattr(kind, "__args__", ())
+    if kind == str | None:
+        return "String or null"
+    if QualityPoint in choices:
+        return "List of objects"
     if choices:
         return f"One of {', '.join(json.dumps(choice) for choice in choices)}"
-    return {str: "String", int: "Integer", bool: "True or false", ScorerConfig: "Object, which may be left out"}[kind]
+    return _TYPE_WORDS[kind]
+
+
+_TYPE_WORDS: dict[Any, str] = {
+    str: "String",
+    int: "Integer",
+    float: "Number",
+    bool: "True or false",
+    ScorerConfig: "Object, which may be left out",
+}
 
 
 def _body(name: str, command: Any) -> Iterator[str]:

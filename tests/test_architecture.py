@@ -30,7 +30,7 @@ OWNERS = {
     "bitsandbytes": ("models/",),
     "rich": ("ui/",),
     "typer": ("cli/",),
-    "matplotlib": ("ui/plots.py",),
+    "matplotlib": ("ui/plots.py", "ui/plots_heat.py"),
     "torch": (*(f"{part}/" for part in sorted(TORCH_PARTS)), "calibrate.py", "cli/"),
 }
 # Where a library may be used, but only inside functions, so that asking for help stays quick.
@@ -139,6 +139,7 @@ def test_a_planted_violation_is_reported(tmp_path: Path, path: str, source: str,
         ("cache/x.py", "from uncomp_cli.cache.ragged import RaggedKVCache\nfrom . import ragged"),
         ("engine/x.py", "import torch, transformers\nfrom uncomp_cli.budget.plan import BudgetPlan"),
         ("ui/plots.py", "import matplotlib"),
+        ("ui/plots_heat.py", "import matplotlib"),
     ],
 )
 def test_what_is_allowed_is_not_reported(tmp_path: Path, path: str, source: str) -> None:

@@ -186,7 +186,6 @@ def test_a_policy_names_a_scorer_that_exists(name: str) -> None:
     policy = make_policy(name)
     assert policy.name == name
     assert policy.fixed_scorer is None or policy.fixed_scorer in SCORERS
-    assert not policy.needs_profile
 
 
 def test_only_full_keeps_everything() -> None:

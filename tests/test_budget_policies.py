@@ -1,4 +1,4 @@
-"""The field's policies: exact sums for every shape, and each one's own law."""
+"""Policies: their texts, exact sums for every shape, and the field's own laws."""
 
 import pytest
 from hypothesis import given, settings
@@ -6,11 +6,116 @@ from hypothesis import strategies as st
 from test_budget_plan import make_spec, requests
 
 from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.budget.policies import POLICIES, AdaptivePolicy, PyramidPolicy, UniformPolicy, make_policy
-from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.budget.policies import (
+    POLICIES,
+    AdaptivePolicy,
+    PyramidPolicy,
+    UncertainPolicy,
+    UncompPolicy,
+    UniformPolicy,
+    ZigzagPolicy,
+    make_policy,
+)
+from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.spec import ModelSpec
 
 SEQ_LEN = 4000
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_bare_name_is_a_policy_by_its_defaults(name: str) -> None:
+    policy = make_policy(name)
+    assert policy.name == policy.text == str(policy) == name
+    assert policy == make_policy(f" {name} ") == POLICIES[name]()
+    assert (policy.scope == "none") == (policy.measures == ())
+
+
+@pytest.mark.parametrize(
+    ("text", "policy", "canonical"),
+    [
+        ("uncomp:groups=4,rank=16", UncompPolicy(groups=4, rank="16"), "uncomp:groups=4,rank=16"),
+        ("uncomp: rank = 2/8 , low=.25", UncompPolicy(low=0.25), "uncomp:low=0.25"),
+        ("uncomp:groups=3,low=0.50,rank=0.25", UncompPolicy(), "uncomp"),
+        ("uncomp:rank=0.125,high=2.0", UncompPolicy(rank="1/8", high=2), "uncomp:high=2,rank=1/8"),
+        ("uncomp:paper=TRUE,stages=true", UncompPolicy(paper=True, stages=True), "uncomp:stages=true,paper=true"),
+        ("zigzag:by=lmba-free,floor=1e-1", ZigzagPolicy(floor=0.1, by="lmba-free"), "zigzag:floor=0.1,by=lmba-free"),
+        ("uncertain:power=2,by=loss", UncertainPolicy(by="loss", power=2), "uncertain:by=loss,power=2"),
+        ("uncertain:by=random,seed=-7", UncertainPolicy(by="random", seed=-7), "uncertain:by=random,seed=-7"),
+        ("uncertain:by=auto,reverse=false", UncertainPolicy(), "uncertain"),
+    ],
+)
+def test_a_text_is_a_policy(text: str, policy: object, canonical: str) -> None:
+    made = make_policy(text)
+    assert made == policy
+    assert made.name == text.partition(":")[0]
+    assert str(made) == canonical
+    assert make_policy(canonical) == made
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "hint"),
+    [
+        ("uncom", "unknown policy 'uncom'", "did you mean 'uncomp'?"),
+        ("", "unknown policy ''", "choose one of: full, uniform"),
+        ("uncomp:group=3", "unknown setting 'group'", "did you mean 'groups'?"),
+        ("uncomp:xyz=3", "unknown setting 'xyz'", "choose one of: groups, low"),
+        ("uniform:groups=3", "unknown setting 'groups'", "policy uniform takes no settings"),
+        ("uncomp:name=x", "unknown setting 'name'", "choose one of"),
+        ("uncomp:", "'' is not key=value", "NAME:key=value"),
+        ("uncomp:groups", "'groups' is not key=value", "NAME:key=value"),
+        ("uncomp:groups=", "'groups=' is not key=value", "NAME:key=value"),
+        ("uncomp:groups=3,", "'' is not key=value", "NAME:key=value"),
+        ("uncomp:groups=3,groups=4", "sets groups twice", "once"),
+        ("uncomp:groups=three", "groups is 'three'", "whole number"),
+        ("uncomp:groups=3.0", "groups is '3.0'", "whole number"),
+        ("uncomp:groups=٣", "groups is '٣'", "whole number"),
+        ("uncomp:low=half", "low is 'half'", "a number"),
+        ("uncomp:low=nan", "low is 'nan'", "a number"),
+        ("uncomp:high=inf", "high is 'inf'", "a number"),
+        ("uncomp:high=1e999", "high is inf", "low <= high"),
+        ("uncomp:paper=1", "paper is '1'", "true or false"),
+        ("zigzag:by=lmba_free", "by is 'lmba_free'", "did you mean 'lmba-free'?"),
+        ("uncertain:state=x", "state is 'x'", "choose one of: q, k, v, hidden"),
+    ],
+)
+def test_a_text_that_is_no_policy(text: str, says: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_policy(text)
+    assert says in caught.value.message
+    assert hint in str(caught.value.hint)
+
+
+KEYS = ["groups", "low", "high", "rank", "state", "by", "floor", "power", "seed", "reverse", "paper"]
+WORDS = [
+    "3",
+    "0",
+    "-1",
+    "0.5",
+    "1/4",
+    "1/0",
+    "1.5",
+    "true",
+    "q",
+    "hidden",
+    "loss",
+    "lmbo",
+    "random",
+    "nan",
+    "",
+    "=",
+    "٣",
+]
+
+
+@given(st.sampled_from(list(POLICIES)), st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from(WORDS)), max_size=3))
+@settings(max_examples=200, deadline=None)
+def test_any_text_makes_a_policy_or_is_refused(name: str, parts: list[tuple[str, str]]) -> None:
+    text = ":".join([name, ",".join(f"{key}={value}" for key, value in parts)]) if parts else name
+    try:
+        policy = make_policy(text)
+    except UsageError:
+        return
+    assert make_policy(policy.text) == policy
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -1,16 +1,30 @@
-"""Preset files: the shipped ones load, a mistake in one is an error that names it."""
+"""Preset files: the shipped ones load, a mistake in one is an error that names it, a profile goes with its preset."""
 
 import json
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from uncomp_cli.budget import presets
-from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, list_presets, load_preset, remove_preset
+from uncomp_cli.budget.presets import (
+    DEFAULT_PRESET,
+    LIVE_PRESET,
+    Preset,
+    list_presets,
+    load_preset,
+    read_presets,
+    remove_preset,
+    save_preset,
+)
+from uncomp_cli.budget.quality import QualityPoint
 from uncomp_cli.cache.scoring import make_scorer
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.uncertainty.profile import ModelFingerprint, SampleInfo, UncertaintyProfile, load_profile
 
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[1] / "presets").glob("*.json"))
 GOOD: dict[str, Any] = {
@@ -21,6 +35,17 @@ GOOD: dict[str, Any] = {
     "policy": "uniform",
     "scorer": {"name": "window", "window": 16},
 }
+POINT = {"budget": "5%", "kept_fraction": 0.05, "loss": 0.02, "loss_low": -0.01, "loss_high": 0.04, "samples": 8}
+FINGERPRINT = ModelFingerprint("tiny", "llama", 2, 4, 2, 8, "0a" * 32)
+
+
+def profile_of(value: float = 1.0) -> UncertaintyProfile:
+    sample = SampleInfo("text", f"{7:064x}", 2000, "plain")
+    return UncertaintyProfile(FINGERPRINT, (sample,), {"lmba/raw": torch.full((1, 2, 4), value)}, {"window": 32})
+
+
+def preset_of(name: str = "mine", **changes: Any) -> Preset:
+    return replace(Preset(name, "d", "10%", "uniform", quality=(QualityPoint(**POINT),)), **changes)
 
 
 @pytest.fixture
@@ -30,7 +55,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write(folder: Path, **changes: Any) -> str:
+def write(folder: Path, /, **changes: Any) -> str:
     data = {key: value for key, value in {**GOOD, **changes}.items() if value is not ...}
     path = folder / "mine.json"
     path.write_text(json.dumps(data))
@@ -51,12 +76,14 @@ def test_shipped_presets_load(name: str, own: Path) -> None:
     assert preset.description.endswith(".")
     make_scorer(preset.scorer)
     file = Path(__file__).parents[1] / "presets" / f"{name}.json"
-    assert {"kv_bits": 16, **json.loads(file.read_text())} == preset.to_dict()
+    stored = json.loads(file.read_text())
+    scorer = {**asdict(ScorerConfig()), **stored.pop("scorer")}
+    assert {"kv_bits": 16, "profile": None, "quality": [], **stored, "scorer": scorer} == preset.to_dict()
 
 
 def test_the_list(own: Path) -> None:
     assert [preset.name for preset in list_presets()] == SHIPPED
-    assert DEFAULT_PRESET in SHIPPED
+    assert {DEFAULT_PRESET, LIVE_PRESET} <= set(SHIPPED)
     write(own)
     assert [preset.name for preset in list_presets()] == sorted([*SHIPPED, "mine"])
 
@@ -95,7 +122,20 @@ def test_only_ones_own_is_removed(own: Path, name: str) -> None:
         ({"scorer": {"widht": 5}}, "unknown key 'widht'", "did you mean 'width'?"),
         ({"budget": 12}, "'budget' is 12", "must be str"),
         ({"name": None}, "'name' is None", "must be str"),
-        ({"scorer": []}, "must be an object", "preset list"),
+        ({"scorer": []}, "'scorer' is []", "must be an object"),
+        ({"folder": "/"}, "unknown key 'folder'", "known keys"),
+        ({"profile": 3}, "'profile' is 3", "must be str or null"),
+        *(
+            ({"profile": name}, f"profile is {name!r}", "in the preset's own folder, without .safetensors")
+            for name in ("", ".", "..", "../x", "a/b", "a\\b", "a.safetensors", "a\n", " a", "\ud800")
+        ),
+        ({"quality": {}}, "'quality' is {}", "must be a list"),
+        ({"quality": [1]}, "has 1 for a QualityPoint", "must be an object"),
+        ({"quality": [{**POINT, "los": 1}]}, "unknown key 'los'", "did you mean 'loss'?"),
+        ({"quality": [{**POINT, "samples": 8.0}]}, "'samples' is 8.0", "must be int"),
+        ({"quality": [{**POINT, "loss": "1%"}]}, "'loss' is '1%'", "must be float or int"),
+        ({"quality": [{**POINT, "loss": float("nan")}]}, "mine.json: loss is nan", "at most 1"),
+        ({"quality": [{key: POINT[key] for key in POINT if key != "loss_high"}]}, "lacks 'loss_high'", "preset show"),
         ({"scorer": {"window": "16"}}, "'window' is '16'", "must be int"),
         ({"scorer": {"window": 16.0}}, "'window' is 16.0", "must be int"),
         ({"scorer": {"sinks": True}}, "'sinks' is True", "must be int"),
@@ -109,7 +149,9 @@ def test_only_ones_own_is_removed(own: Path, name: str) -> None:
         ({"policy": "unifrom"}, "policy 'unifrom'", "did you mean 'uniform'?"),
         ({"budget": ...}, "lacks 'budget'", "preset show"),
         ({"schema_version": 2}, "schema version 2, this uncomp reads 1", "update"),
-        ({"schema_version": ...}, "schema version None", "update"),
+        ({"schema_version": 0}, "schema version 0, this uncomp reads 1", "write the preset again"),
+        ({"schema_version": True}, "schema version True", "write the preset again"),
+        ({"schema_version": ...}, "schema version None", "write the preset again"),
     ],
 )
 def test_mistakes(own: Path, changes: dict[str, Any], says: str, hint: str) -> None:
@@ -118,7 +160,7 @@ def test_mistakes(own: Path, changes: dict[str, Any], says: str, hint: str) -> N
     assert hint in str(error.hint)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'"x"', b"\xff\xfe{}"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'"x"', b"\xff\xfe{}", b"[" * 100_000, b"1" * 5000])
 def test_files_that_are_no_presets(own: Path, content: bytes) -> None:
     path = own / "bad.json"
     path.write_bytes(content)
@@ -146,3 +188,123 @@ def test_a_preset_keeps_a_short_document_whole_and_an_explicit_budget_is_taken_a
 def test_a_negative_floor_is_refused() -> None:
     with pytest.raises(UsageError, match="floor_tokens is -1"):
         Preset(name="x", description="", budget="5%", policy="uniform", floor_tokens=-1)
+
+
+def test_a_preset_is_saved_with_its_profile_in_a_folder_that_is_made(tmp_path: Path) -> None:
+    path = save_preset(preset_of(), tmp_path / "a" / "b", profile_of())
+    assert sorted(file.name for file in path.parent.iterdir()) == ["mine.json", "mine.safetensors"]
+    preset = load_preset(str(path))
+    assert preset == preset_of(profile="mine")
+    assert preset.profile_path == tmp_path / "a" / "b" / "mine.safetensors"
+    assert load_profile(preset.profile_path).fingerprint == FINGERPRINT
+
+
+def test_several_presets_share_a_profile(own: Path) -> None:
+    save_preset(preset_of(profile="tiny-model"), own, profile_of())
+    save_preset(preset_of("other", profile="tiny-model"), own)
+    assert load_preset("mine").profile_path == load_preset("other").profile_path == own / "tiny-model.safetensors"
+
+
+def test_a_preset_as_plain_data_comes_back_with_its_folder(own: Path) -> None:
+    save_preset(preset_of(), own, profile_of())
+    preset = load_preset("mine")
+    again = Preset.from_plain(json.loads(json.dumps(asdict(preset))))
+    assert again == preset
+    assert again.profile_path == preset.profile_path
+
+
+def test_a_relative_file_is_found_again_from_another_folder(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_preset(preset_of(), own, profile_of())
+    monkeypatch.chdir(own)
+    preset = load_preset("mine.json")
+    monkeypatch.chdir(own.parent)
+    assert preset.profile_path is not None
+    assert preset.profile_path.is_file()
+
+
+def test_a_profile_without_a_folder_is_not_taken_for_none() -> None:
+    assert preset_of().profile_path is None
+    with pytest.raises(UsageError, match="names the profile x, and was read from no folder"):
+        _ = preset_of(profile="x").profile_path
+
+
+def test_a_profile_that_is_missing_is_named_and_the_preset_is_left_out(own: Path) -> None:
+    path = write(own, profile="gone")
+    for name in (path, "mine"):
+        error = refusal(name)
+        assert "names the profile gone" in error.message
+        assert str(own / "gone.safetensors") in error.message
+        assert "uncomp calibrate" in str(error.hint)
+    listed, broken = read_presets()
+    assert "mine" not in {preset.name for preset in listed}
+    assert [error.message for error in broken] == [refusal("mine").message]
+    (own / "gone.safetensors").mkdir()
+    assert "does not exist" in refusal("mine").message
+
+
+def test_a_preset_whose_profile_is_not_there_is_not_saved(own: Path) -> None:
+    with pytest.raises(UsageError, match="names the profile gone"):
+        save_preset(preset_of(profile="gone"), own)
+    assert list(own.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "..", "../mine", "a/b", "a\\b", ".hidden", "mine.json", "a\nb", "\ud800"])
+def test_names_that_are_no_files_are_not_saved(own: Path, name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        save_preset(preset_of(name), own)
+    assert repr(name) in caught.value.message
+    assert list(own.iterdir()) == []
+
+
+def test_a_failure_leaves_the_older_preset_and_nothing_else(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_preset(preset_of(), own, profile_of(1.0))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UncompError) as caught:
+        save_preset(preset_of(budget="5%"), own, profile_of(2.0))
+    assert "mine.json cannot be written: No space left on device" in caught.value.message
+    assert sorted(file.name for file in own.iterdir()) == ["mine.json", "mine.safetensors"]
+    preset = load_preset("mine")
+    assert preset.budget == "10%"
+    assert preset.profile_path is not None
+    assert load_profile(preset.profile_path).mean("lmba/raw")[0, 0] == 1.0
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UncompError) as caught:
+        save_preset(preset_of(), tmp_path / "file" / "presets")
+    assert caught.value.exit_code == 1
+    assert caught.value.hint == "name another place with -o"
+
+
+def test_a_profile_goes_with_the_last_preset_that_names_it(own: Path) -> None:
+    save_preset(preset_of(), own, profile_of())
+    save_preset(preset_of("other", profile="mine"), own)
+    (own / "model.safetensors").write_bytes(b"not ours")
+    assert remove_preset("mine") == (own / "mine.json",)
+    assert load_preset("other").profile_path == own / "mine.safetensors"
+    assert remove_preset("other") == (own / "other.json", own / "mine.safetensors")
+    assert [file.name for file in own.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("content", [b'{"schema_version": 9, "profile": "mine", "new": 1}', b"{", b"\xff"])
+def test_a_profile_stays_while_a_file_that_this_uncomp_cannot_read_may_name_it(own: Path, content: bytes) -> None:
+    save_preset(preset_of(), own, profile_of())
+    (own / "newer.json").write_bytes(content)
+    assert remove_preset("mine") == (own / "mine.json",)
+    assert (own / "mine.safetensors").is_file()
+
+
+@pytest.mark.parametrize("text", ['{"profile": "../victim"}', '{"profile": 3}', "[]", "{"])
+def test_a_damaged_preset_is_removed_and_takes_nothing_else_along(own: Path, text: str) -> None:
+    victim = own.parent / "victim.safetensors"
+    victim.write_bytes(b"weights")
+    (own / "bad.json").write_text(text)
+    (own / "bad.safetensors").write_bytes(b"weights")
+    assert remove_preset("bad") == (own / "bad.json",)
+    assert victim.is_file()
+    assert [file.name for file in own.iterdir()] == ["bad.safetensors"]

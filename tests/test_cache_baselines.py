@@ -151,6 +151,7 @@ class Recorder:
 
     name = "recorder"
     query_aware = False
+    shared = 0.0
     published = ScorerConfig()
     views: list[LayerView] = field(default_factory=list)
 
@@ -272,7 +273,11 @@ def test_a_plan_below_the_protected_tokens_is_left_to_be_refused() -> None:
         select(torch.zeros(2, 9), counts, protected=protected, words=None)
 
 
-@pytest.mark.parametrize("name", SCORERS)
+OURS = ("agreement", "distinct")
+"""Scorers of no paper."""
+
+
+@pytest.mark.parametrize("name", [name for name in SCORERS if name not in OURS])
 def test_published_settings_name_their_scorer_and_keep_single_tokens(name: str) -> None:
     published = make_scorer(ScorerConfig(name)).published
     assert published.name == name
@@ -281,3 +286,40 @@ def test_published_settings_name_their_scorer_and_keep_single_tokens(name: str) 
         assert (published.window, published.pooling, published.width) == (64, "mean", 5)
     else:
         assert (published.window, published.pooling, published.width) == (1, "none", 1)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_own_scorers_come_with_our_coherence(name: str) -> None:
+    published, ours = make_scorer(ScorerConfig(name)).published, ScorerConfig(name)
+    assert replace(published, window=ours.window) == ours
+
+
+def test_distinct_by_hand() -> None:
+    """Keydiff's scores and the values' norms, each from 0 to 1 within its head."""
+    keys = torch.tensor([[[5.0, 0.0], [0.1, 0.0], [0.0, 7.0]], [[0.0, 2.0], [0.0, -3.0], [0.0, 1.0]]])
+    values = torch.tensor([[[3.0, 4.0], [0.0, 9.0], [1.0, 0.0]], [[2.0, 0.0], [0.0, 2.0], [4.0, 0.0]]])
+    view = replace(view_of_keys(keys), values=values)
+    torch.testing.assert_close(
+        scores_of("distinct", view), torch.tensor([[0.5, 1.0, 1.0], [0.0, 1.0, 1.0]]), atol=1e-6, rtol=0
+    )
+    louder = replace(view, values=values * torch.tensor([[[7.0]], [[0.01]]]))  # scale is each head's own
+    torch.testing.assert_close(scores_of("distinct", louder), scores_of("distinct", view), atol=1e-5, rtol=0)
+
+
+def test_distinct_where_nothing_differs() -> None:
+    """A head of equal keys goes by values, one of equal values by keys; one of both equal has zeros."""
+    alike, apart = [[1.0, 2.0]] * 3, [[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]
+    keys, values = torch.tensor([alike, apart, alike]), torch.tensor([[[0.0], [1.0], [4.0]], [[2.0]] * 3, [[2.0]] * 3])
+    scores = scores_of("distinct", replace(view_of_keys(keys), values=values))
+    torch.testing.assert_close(
+        scores, torch.tensor([[0.0, 0.25, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]), atol=1e-6, rtol=0
+    )
+
+
+def test_distinct_does_not_look_at_the_question() -> None:
+    view = make_view([3])
+    other = replace(view, branches=make_view([5], seed=4).branches, queries=view.queries + 1)
+    scores = scores_of("distinct", view)
+    assert torch.equal(scores, scores_of("distinct", other))
+    assert scores.shape == (KV_HEADS, CONTEXT)
+    assert 0 <= float(scores.min()) < float(scores.max()) <= 2

@@ -86,7 +86,7 @@ def test_preset_validate_and_remove(own_preset: Path, capsys: pytest.CaptureFixt
 
 def test_completions(own_preset: Path) -> None:
     assert preset_names("care") == ["careful"]
-    assert policy_names("un") == ["uniform"]
+    assert policy_names("uni") == ["uniform"]
     assert model_names("smol")[0] == "smollm2-135m"
 
 

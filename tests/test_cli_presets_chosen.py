@@ -1,9 +1,19 @@
-"""What `--preset`, `--budget`, `--policy`, `--scorer` and `--seed` come to together."""
+"""What `--preset`, `--budget`, `--max-loss`, `--policy`, `--scorer` and `--seed` come to, and for which model."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from uncomp_cli.cli.prepare import choose_preset
-from uncomp_cli.errors import UsageError
+from uncomp_cli.budget import presets
+from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset, save_preset
+from uncomp_cli.budget.quality import QualityPoint
+from uncomp_cli.cli.prepare import choose_preset, settle_preset
+from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.uncertainty.profile import ModelFingerprint, SampleInfo, UncertaintyProfile
 
 
 def chosen(name=None, *, budget=None, policy=None, scorer=None, seed=0):
@@ -46,3 +56,153 @@ def test_the_seed_reaches_the_random_control() -> None:
     first = choose_preset(None, budget="5%", policy="random", scorer=None, seed=1)
     second = choose_preset(None, budget="5%", policy="random", scorer=None, seed=2)
     assert (first.scorer.seed, second.scorer.seed) == (1, 2)
+
+
+MODEL = ModelFingerprint("calibrated-model", "llama", 2, 4, 2, 8, "0a" * 32)
+OTHER = replace(MODEL, name="other-model", weights_sha256="0b" * 32)
+CURVE = (
+    QualityPoint("5%", 0.05, 0.02, -0.01, 0.04, 8),
+    QualityPoint("12%", 0.12, 0.0, -0.01, 0.009, 8),
+    QualityPoint("full", 1.0, 0.0, 0.0, 0.0, 8),
+)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's presets: `balanced` and `mine`, calibrated on MODEL and measured, and two that lack a half of it."""
+    monkeypatch.setattr(presets, "user_preset_dir", lambda: tmp_path)
+    values = {"lmba/raw": torch.ones(1, 2, 4)}
+    profile = UncertaintyProfile(MODEL, (SampleInfo("text", f"{7:064x}", 2000, "plain"),), values, {})
+    for name, policy in ((DEFAULT_PRESET, "uncertain"), ("mine", "uncertain"), ("flat", "uniform")):
+        save_preset(Preset(name, "d", "10%", policy, floor_tokens=64, quality=CURVE), tmp_path, profile)
+    save_preset(Preset("unknown", "d", "10%", "uncertain", quality=CURVE), tmp_path)
+    save_preset(Preset("unmeasured", "d", "10%", "uncertain", profile="mine"), tmp_path)
+    return tmp_path
+
+
+def within(max_loss: str, name: str | None = "mine", **given: Any) -> Preset:
+    return choose_preset(name, **{"budget": None, "policy": None, "scorer": None, **given}, max_loss=max_loss)
+
+
+@pytest.mark.parametrize(
+    ("max_loss", "expected"),
+    [("4%", ("uncertain", "5%", 64)), ("0.01", ("uncertain", "12%", 64)), ("0", ("full", "full", 0))],
+)
+def test_the_smallest_budget_within_the_loss_with_the_presets_own_floor(
+    own: Path, max_loss: str, expected: tuple
+) -> None:
+    preset = within(max_loss)
+    assert (preset.policy, preset.budget, preset.floor_tokens) == expected
+    assert within(max_loss, None).budget == preset.budget
+
+
+def test_a_loss_that_no_budget_holds_names_the_best_bound(own: Path) -> None:
+    save_preset(replace(load_preset("mine"), name="rough", quality=CURVE[:2]), own)
+    with pytest.raises(DoesNotFitError, match=r"best upper bound is 0\.9%, of budget 12%"):
+        within("0.5%", "rough")
+
+
+def test_a_loss_and_a_budget_are_refused_together(own: Path) -> None:
+    with pytest.raises(UsageError, match="--max-loss 1% and --budget 5% both choose the budget"):
+        within("1%", budget="5%")
+
+
+@pytest.mark.parametrize("name", ["live", "unknown", "unmeasured"])
+def test_a_loss_needs_what_was_measured_on_a_known_model(own: Path, name: str) -> None:
+    with pytest.raises(DoesNotFitError) as caught:
+        within("1%", name)
+    assert f"preset {name} has no quality" in caught.value.message
+    assert "uncomp calibrate --quality" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "flag"),
+    [
+        ("mine", {"policy": "uniform"}, "--policy"),
+        (None, {"policy": "uncertain"}, "--policy"),
+        ("mine", {"scorer": "keydiff"}, "--scorer"),
+        ("mine", {"kv_bits": 4}, "--kv-bits"),
+    ],
+)
+def test_a_loss_does_not_hold_for_another_setting(own: Path, name: str | None, given: dict, flag: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        within("1%", name, **given)
+    assert f"not with another {flag}" in caught.value.message
+    assert flag in str(caught.value.hint)
+
+
+def test_what_was_measured_with_may_be_said_again(own: Path) -> None:
+    assert within("1%", policy="uncertain", scorer="window", kv_bits=16, seed=5).budget == "12%"
+
+
+def test_a_mistyped_loss_is_a_usage_error(own: Path) -> None:
+    with pytest.raises(UsageError, match="loss '1' is everything or more"):
+        within("1")
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "profile"),
+    [
+        (None, None, "balanced"),
+        ("mine", None, "mine"),
+        ("mine", "zigzag", "mine"),
+        (None, "uncertain", None),
+        ("mine", "uniform", None),
+        ("flat", None, None),
+        ("mine", "full", None),
+    ],
+)
+def test_a_policy_alone_is_measured_live_and_a_named_preset_lends_its_profile(
+    own: Path, name: str | None, policy: str | None, profile: str | None
+) -> None:
+    assert choose_preset(name, budget=None, policy=policy, scorer=None).profile == profile
+
+
+def settled(name: str | None, model: ModelFingerprint, **given: Any) -> tuple[Preset, str | None]:
+    choose = partial(choose_preset, **{"budget": None, "policy": None, "scorer": None, **given})
+    return settle_preset(choose(name), model, named=name is not None, choose=choose)
+
+
+def test_the_model_that_was_measured_keeps_its_preset_under_any_name(own: Path) -> None:
+    renamed = replace(MODEL, name="elsewhere")
+    assert settled(None, renamed) == (choose_preset(None, budget=None, policy=None, scorer=None), None)
+    assert settled("mine", renamed)[1] is None
+
+
+def test_the_default_preset_gives_way_to_live_with_the_users_own_settings(own: Path) -> None:
+    preset, note = settled(None, OTHER, budget="7%", kv_bits=8, seed=3)
+    assert (preset.name, preset.profile, preset.budget, preset.floor_tokens) == ("live", None, "7%", 0)
+    assert (preset.kv_bits, preset.scorer.seed) == (8, 3)
+    assert note == "preset balanced was measured on calibrated-model; for other-model preset live is used"
+
+
+def test_a_named_preset_of_another_model_is_refused_with_both_values(own: Path) -> None:
+    for name in ("mine", DEFAULT_PRESET):
+        with pytest.raises(UsageError) as caught:
+            settled(name, OTHER)
+        assert f"preset {name} is not for this model" in caught.value.message
+        assert MODEL.weights_sha256 in caught.value.message
+        assert OTHER.weights_sha256 in caught.value.message
+        assert caught.value.hint == "--preset live, or uncomp calibrate -m other-model"
+
+
+@pytest.mark.parametrize("name", ["live", "flat"])
+def test_what_takes_no_profile_fits_any_model(own: Path, name: str) -> None:
+    preset, note = settled(name, OTHER)
+    assert (preset.name, note) == (name, None)
+
+
+def test_a_measured_loss_is_not_carried_to_another_model(own: Path) -> None:
+    for name in ("mine", "flat"):
+        with pytest.raises(UsageError, match="is not for this model"):
+            settled(name, OTHER, max_loss="1%")
+    with pytest.raises(DoesNotFitError, match="preset live has no quality"):
+        settled(None, OTHER, max_loss="1%")
+    assert settled("flat", MODEL, max_loss="1%")[0].budget == "12%"
+
+
+def test_a_damaged_profile_is_refused_even_of_the_default_preset(own: Path) -> None:
+    path = own / "balanced.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(UsageError, match="is damaged"):
+        settled(None, MODEL)

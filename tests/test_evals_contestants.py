@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from uncomp_cli.budget.presets import load_preset
+from uncomp_cli.budget import presets
+from uncomp_cli.budget.policies import make_policy
+from uncomp_cli.budget.presets import Preset, load_preset, save_preset
 from uncomp_cli.cache.scoring import make_scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.contestants import make_settings, parse_contestant
+from uncomp_cli.uncertainty.profile import ModelFingerprint, SampleInfo, UncertaintyProfile
 
 
 def test_a_policy_alone_gets_our_coherence() -> None:
@@ -44,7 +48,7 @@ def test_a_preset_that_was_edited_is_another_contestant(tmp_path: Path) -> None:
     mine = tmp_path / "mine.json"
     names = []
     for width in (21, 9):
-        preset = replace(load_preset("tiny"), name="mine", scorer=ScorerConfig(width=width))
+        preset = replace(load_preset("live"), name="mine", scorer=ScorerConfig(width=width))
         mine.write_text(json.dumps(preset.to_dict()))
         (_, setting) = make_settings([f"preset:{mine}"], ["20%"], seed=0)
         names.append(setting.label)
@@ -64,6 +68,22 @@ def test_a_preset_that_was_edited_is_another_contestant(tmp_path: Path) -> None:
         ("", "unknown policy ''"),
         ("full/keydiff", "policy full ranks nothing"),
         ("full/published", "policy full ranks nothing"),
+        ("full/width=7", "policy full ranks nothing"),
+        ("full/profile=tiny", "policy full ranks nothing"),
+        ("uniform/widht=7", "unknown setting 'widht'"),
+        ("uniform/width=wide", "width is 'wide'"),
+        ("uniform/pooling=median", "pooling is 'median'"),
+        ("uniform/whole_words=1", "whole_words is '1'"),
+        ("uniform/width=8", "width is 8"),
+        ("uniform/width=", "is not key=value"),
+        ("uniform/width=7/width=9", "sets width twice"),
+        ("uniform/name=keydiff", "has its own place"),
+        ("uniform/seed=3", "has its own place"),
+        ("uncertain/profile=tiny/profile=tiny", "says one thing twice"),
+        ("uncertain/profile=live", "preset live has no profile"),
+        ("uncertain/profile=tyni", "unknown preset 'tyni'"),
+        ("uncertain:pwoer=3", "unknown setting 'pwoer'"),
+        ("uniform:groups=2", "unknown setting 'groups'"),
     ],
 )
 def test_a_slip_is_named(text: str, message: str) -> None:
@@ -88,3 +108,81 @@ def test_settings_are_every_contestant_at_every_budget_and_full_once() -> None:
 def test_a_budget_that_depends_on_the_machine_is_refused() -> None:
     with pytest.raises(UsageError, match="auto"):
         make_settings(["uniform"], ["auto"], seed=0)
+
+
+def test_settings_of_the_scorer_are_read_by_their_types() -> None:
+    text = "uniform/keydiff/width=7/pooling=max/whole_words=false/held=0.5/8bit"
+    preset = parse_contestant(text, seed=2)
+    assert preset.scorer == ScorerConfig("keydiff", width=7, pooling="max", whole_words=False, held=0.5, seed=2)
+    assert (preset.name, preset.kv_bits, preset.profile) == (text, 8, None)
+    turned = parse_contestant("uniform/held=0.5/8bit/width=7/whole_words=false/keydiff/pooling=max", seed=2)
+    assert (turned.scorer, turned.kv_bits) == (preset.scorer, 8)
+
+
+def test_a_setting_changes_what_is_published_and_nothing_else() -> None:
+    published = parse_contestant("uniform/published", seed=0).scorer
+    assert parse_contestant("uniform/published/width=7", seed=0).scorer == replace(published, width=7)
+    assert parse_contestant("sinks/recent=3", seed=0).scorer == ScorerConfig("recent", recent=3)
+
+
+def test_a_policy_keeps_its_own_settings() -> None:
+    preset = parse_contestant("uncomp:groups=2,high=1.8/agreement/shared=0.5", seed=0)
+    assert preset.policy == "uncomp:groups=2,high=1.8"
+    assert preset.scorer == ScorerConfig("agreement", shared=0.5)
+
+
+def test_a_rank_that_is_a_fraction_is_written_with_a_point() -> None:
+    assert make_policy(parse_contestant("uncertain:rank=0.125/agreement", seed=0).policy).measures == (
+        "loss",
+        "entropy/q/r1/8",
+    )
+
+
+def calibrated(folder: Path, value: float, *, policy: str = "uniform") -> str:
+    """A preset with a profile of that value, as a contestant names it."""
+    fingerprint = ModelFingerprint("tiny", "llama", 2, 4, 2, 8, "0a" * 32)
+    sample = SampleInfo("text", f"{7:064x}", 2000, "plain")
+    profile = UncertaintyProfile(fingerprint, (sample,), {"loss": torch.full((1, 2, 2), value)}, {"window": 32})
+    save_preset(Preset("mine", "", "20%", policy, ScorerConfig(width=9)), folder, profile)
+    return "mine"
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's preset directory."""
+    monkeypatch.setattr(presets, "user_preset_dir", lambda: tmp_path)
+    return tmp_path
+
+
+def test_a_profile_is_taken_from_the_preset_that_holds_it_and_nothing_else_is(own: Path) -> None:
+    name = calibrated(own, 1.0)
+    preset = parse_contestant(f"uncertain/width=7/profile={name}", seed=4)
+    assert preset.profile_path == own / "mine.safetensors"
+    assert (preset.policy, preset.budget, preset.kv_bits) == ("uncertain", "full", 16)
+    assert preset.scorer == ScorerConfig(width=7, seed=4)
+    assert re.fullmatch("uncertain/width=7/profile=mine#[0-9a-f]{8}", preset.name)
+    (_, setting) = make_settings([f"uncertain/profile={name}"], ["20%"], seed=0)
+    assert setting.label.endswith(" 20%")
+    assert setting.preset.profile_path == own / "mine.safetensors"
+
+
+def test_a_profile_that_was_measured_again_is_another_contestant(own: Path) -> None:
+    texts = [f"uncertain/profile={calibrated(own, 1.0)}", "preset:mine"]
+    before = [parse_contestant(text, seed=0).name for text in texts]
+    assert before == [parse_contestant(text, seed=0).name for text in texts]
+    calibrated(own, 2.0)
+    for old, text in zip(before, texts, strict=True):
+        new = parse_contestant(text, seed=0).name
+        assert new != old
+        assert new.partition("#")[0] == old.partition("#")[0] == text
+    calibrated(own, 1.0)
+    assert before == [parse_contestant(text, seed=0).name for text in texts]
+
+
+def test_a_presets_policy_decides_its_digest(own: Path) -> None:
+    calibrated(own, 1.0)
+    even = parse_contestant("preset:mine", seed=0)
+    calibrated(own, 1.0, policy="uncertain")
+    other = parse_contestant("preset:mine", seed=0)
+    assert even.name != other.name
+    assert other.profile_path == own / "mine.safetensors"

@@ -11,8 +11,8 @@ from uncomp_cli.cache.scoring import make_scorer
 from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.prefill import Prefilled, prefill
-from uncomp_cli.engine.prompt import Prompt
-from uncomp_cli.engine.session import Session, make_plan, scorer_config
+from uncomp_cli.engine.prompt import Prompt, open_question
+from uncomp_cli.engine.session import Session, make_allocation, scorer_config
 from uncomp_cli.evals.answering import judge_answers
 from uncomp_cli.evals.case import Case, read_case
 from uncomp_cli.evals.contestants import Setting, make_settings
@@ -33,6 +33,9 @@ CONTESTANTS = [
     "sinks",
     "uniform/8bit",
     "full/4bit",
+    "uncertain",
+    "uncertain:by=lmba-free/agreement/8bit",
+    "uncomp:groups=2/agreement/held=0.5",
 ]
 SETTINGS = make_settings(CONTESTANTS, ["30%"], seed=0)
 HANDBOOK = Path(__file__).parent.parent / "docs/demo/lighthouse-handbook.md"
@@ -64,8 +67,8 @@ def case(loaded: LoadedModel) -> Case:
 def alone(case: Case, prompt: Prompt, setting: Setting) -> Prefilled:
     """An ordinary prefill of its own."""
     config = scorer_config(setting.preset)
-    plan = make_plan(case.decoder.spec, setting.preset, prompt, available=0)
-    steps = prefill(case.decoder, [prompt], [plan], scorer=make_scorer(config), config=config)
+    allocation = make_allocation(case.decoder.spec, setting.preset, prompt, available=0)
+    steps = prefill(case.decoder, [prompt], [allocation], scorer=make_scorer(config), config=config)
     while True:
         try:
             next(steps)
@@ -83,9 +86,10 @@ def positions(cache: RaggedKVCache) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.label)
 def test_a_shared_prefill_keeps_what_its_own_would(case: Case, setting: Setting) -> None:
+    config = scorer_config(setting.preset)
     for regime, prompt in (
-        ("aware", case.prompt),
-        ("agnostic", without_question(case.prompt, window=scorer_config(setting.preset).window)),
+        ("aware", open_question(case.prompt, recent=config.recent)),
+        ("agnostic", without_question(case.prompt, window=config.window)),
     ):
         own, shared = alone(case, prompt, setting).cache, case.reading.compress(setting, regime)
         assert list(positions(own)) == list(positions(shared))
@@ -100,7 +104,7 @@ def test_a_shared_prefill_keeps_what_its_own_would(case: Case, setting: Setting)
 
 
 def test_rows_of_one_batch_score_and_write_what_each_session_does(case: Case, loaded: LoadedModel) -> None:
-    settings = [s for s in SETTINGS if s.contestant in ("full", "uniform", "adaptive", "uniform/8bit")]
+    settings = [s for s in SETTINGS if s.contestant in ("full", "uniform", "adaptive", "uniform/8bit", "uncertain")]
     outcomes = {o.setting: o for o in judge_answers(case, settings, "aware", stop_ids=())}
     reference = list(case.answers[0])
     for setting in settings:
@@ -117,7 +121,8 @@ def test_rows_of_one_batch_score_and_write_what_each_session_does(case: Case, lo
 
 def test_everything_kept_is_the_full_cache_for_every_contestant(case: Case) -> None:
     contestants = ["uniform", "adaptive", "pyramid", "sinks", "random", "reversed"]
-    contestants += [f"uniform/{name}" for name in ("keydiff", "expected", "tova")]
+    contestants += [f"uniform/{name}" for name in ("keydiff", "expected", "tova", "agreement", "distinct")]
+    contestants += ["uncertain", "zigzag/agreement", "uncomp"]
     settings = make_settings(contestants, ["100%"], seed=0)
     for regime in ("aware", "agnostic"):
         outcomes = judge_answers(case, settings, regime, stop_ids=())

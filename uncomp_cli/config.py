@@ -62,6 +62,9 @@ class ScorerConfig:
     `window` is the number of last prompt tokens whose attention is observed; `pooling` and `width` smooth the scores
     along the text; `whole_words` keeps or drops a word or number as one.
     `renormalise` takes the `sinks` out of each row of attention and lets the rest sum to 1 before rows are averaged.
+    Of a single question the `recent` last tokens are always kept, the others compete with the context.
+    The scorer `agreement` takes the part `shared` of every score from what the heads of all layers agree on, and every
+    layer holds the part `held` of the context until all have had their say.
     """
 
     name: str = "window"
@@ -71,11 +74,17 @@ class ScorerConfig:
     whole_words: bool = True
     sinks: int = 4
     renormalise: bool = True
+    recent: int = 8
+    shared: float = 0.8
+    held: float = 0.3
     seed: int = 0
 
     def __post_init__(self) -> None:
         _require(self.window >= 1, f"scorer window is {self.window}", "use a window of 1 token or more")
         _require(self.sinks >= 0, f"sinks is {self.sinks}", "use 0 or more")
+        _require(0 <= self.shared <= 1, f"shared is {self.shared}", "use a part from 0 to 1")
+        _require(0 <= self.held <= 1, f"held is {self.held}", "use a part from 0 to 1")
+        _require(self.recent >= 1, f"recent is {self.recent}", "keep 1 token of the question or more")
         _require(self.pooling in ("none", "mean", "max"), f"pooling is '{self.pooling}'", "use none, mean or max")
         odd = self.width >= 1 and self.width % 2 == 1
         _require(odd, f"pooling width is {self.width}", "use an odd number of tokens, such as 21")

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.cache.scoring import make_scorer
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.generate import generate
 from uncomp_cli.engine.memory import free_bytes
@@ -25,7 +24,7 @@ from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.prefill import Prefilled, prefill
 from uncomp_cli.engine.prompt import Prompt
 from uncomp_cli.engine.sampling import Sampler
-from uncomp_cli.engine.session import check_fits, make_plan, scorer_config
+from uncomp_cli.engine.session import plan_compression
 from uncomp_cli.models.load import LoadedModel
 
 __all__ = ["Timed", "run_stock", "run_uncomp", "storage_bytes"]
@@ -88,11 +87,8 @@ def run_uncomp(loaded: LoadedModel, prompt: Prompt, *, preset: Preset, new_token
 
 
 def _read(decoder: Decoder, prompt: Prompt, preset: Preset) -> Prefilled:
-    available = free_bytes(decoder.device)
-    plan = make_plan(decoder.spec, preset, prompt, available=available)
-    check_fits(decoder.spec, plan, prompt, available=available)
-    config = scorer_config(preset)
-    steps = prefill(decoder, [prompt], [plan], scorer=make_scorer(config), config=config)
+    planned = plan_compression(decoder.spec, preset, prompt, available=free_bytes(decoder.device))
+    steps = prefill(decoder, [planned.prompt], [planned.allocation], scorer=planned.scorer, config=planned.config)
     while True:
         try:
             next(steps)

@@ -13,7 +13,6 @@ import torch
 
 from uncomp_cli import errors
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.prompt import Prompt
 from uncomp_cli.errors import UncompError
 
@@ -58,7 +57,7 @@ class Job:
             data[key] = None if data[key] is None else tuple(data[key])
         preset = data["preset"]
         if preset is not None:
-            data["preset"] = Preset(**{**preset, "scorer": ScorerConfig(**preset["scorer"])})
+            data["preset"] = Preset.from_plain(preset)
         return cls(**data)
 
 

@@ -9,11 +9,10 @@ from typing import Any
 
 from uncomp_cli.bench.job import Arm, Job
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.cache.scoring import make_scorer
 from uncomp_cli.engine.families import check_family
 from uncomp_cli.engine.memory import free_bytes
 from uncomp_cli.engine.prompt import Prompt, chat_prompt, truncate
-from uncomp_cli.engine.session import check_fits, make_plan, scorer_config
+from uncomp_cli.engine.session import plan_compression
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.models.catalog import read_config
 from uncomp_cli.models.load import choose_device, choose_dtype, load_tokenizer
@@ -60,8 +59,7 @@ def make_jobs(request: BenchRequest) -> list[Job]:
     prompt = build_prompt(tokenizer, request.document, tokens=request.tokens, sinks=request.presets[0].scorer.sinks)
     available = free_bytes(device)
     for preset in request.presets:
-        make_scorer(scorer_config(preset))
-        check_fits(spec, make_plan(spec, preset, prompt, available=available), prompt, available=available)
+        plan_compression(spec, preset, prompt, available=available)
     stock = _job(request, prompt, "stock", "stock transformers", None)
     return [stock, *(_job(request, prompt, "uncomp", _label(preset), preset) for preset in request.presets)]
 

@@ -1,11 +1,11 @@
 """A budget plan: how many tokens every layer and KV head keeps, summing exactly to what was allowed.
 
 `apportion` is the one place where real-valued shares become integers: weights decide, floors and caps bind, what a
-capped cell cannot use goes to the others, and the largest remainders get the last entries.
+capped cell cannot use goes to the others by their weights, and the largest remainders get the last entries.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
@@ -37,18 +37,36 @@ class BudgetPlan:
         """True when no token is dropped anywhere."""
         return all(count >= self.seq_len for layer in self.kept for count in layer)
 
+    def held_in(self, kv_bits: int) -> "BudgetPlan":
+        """The same counts with the context in `kv_bits` bits."""
+        return replace(self, kv_bits=kv_bits)
+
     def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         kept = [list(layer) for layer in self.kept]
         return {"seq_len": self.seq_len, "kept": kept, "head_floor": self.head_floor, "kv_bits": self.kv_bits}
 
     @classmethod
+    def everything(cls, spec: ModelSpec, *, seq_len: int) -> "BudgetPlan":
+        """The full cache: the whole prompt, in sliding layers their window."""
+        windows = (seq_len if window is None else min(seq_len, window) for window in spec.sliding_windows)
+        return cls(seq_len=seq_len, kept=tuple((window,) * spec.num_kv_heads for window in windows))
+
+    @classmethod
     def of_shares(
-        cls, spec: ModelSpec, *, seq_len: int, entries: int, protected: int, weights: Sequence[Sequence[float]]
+        cls,
+        spec: ModelSpec,
+        *,
+        seq_len: int,
+        entries: int,
+        protected: int,
+        weights: Sequence[Sequence[float]],
+        even_share: float = 0.0,
     ) -> "BudgetPlan":
         """Spend `entries` by `weights` [L][G] over the full-attention layers; sliding layers keep their window.
 
-        Every head keeps at least `protected` tokens. Raises DoesNotFitError when that alone is over the budget.
+        Every head keeps at least `protected` tokens, and of what is left after that `even_share` is spread evenly.
+        Raises DoesNotFitError when the protected tokens alone are over the budget.
         """
         windows = [min(seq_len, w) if w is not None else None for w in spec.sliding_windows]
         fixed = spec.num_kv_heads * sum(w for w in windows if w is not None)
@@ -61,7 +79,7 @@ class BudgetPlan:
                 f"{floor:,} are always kept (template, system prompt, question)",
                 hint=f"use --budget {_tokens_per_head(needed, spec)} or more, or a shorter question",
             )
-        shares = iter(apportion(entries - fixed, cells, floor=floor, cap=seq_len))
+        shares = iter(apportion(entries - fixed, cells, floor=floor, cap=seq_len, even_share=even_share))
         kept = tuple(
             tuple(next(shares) if window is None else window for _ in range(spec.num_kv_heads)) for window in windows
         )
@@ -72,17 +90,20 @@ def _tokens_per_head(entries: int, spec: ModelSpec) -> int:
     return -(-entries // (spec.num_layers * spec.num_kv_heads))
 
 
-def apportion(total: int, weights: Sequence[float], *, floor: int, cap: int) -> list[int]:
+def apportion(total: int, weights: Sequence[float], *, floor: int, cap: int, even_share: float = 0.0) -> list[int]:
     """Split `total` by `weights` into integers in [floor, cap] that sum exactly to min(total, cap * cells).
 
-    Raises ValueError when the floors alone exceed `total`, or a weight is negative.
+    Of what the floors leave, `even_share` is spread evenly before the weights decide. Raises ValueError when the floors
+    alone exceed `total`, or a weight is negative.
     """
     if any(weight < 0 for weight in weights) or floor * len(weights) > total:
         raise ValueError(f"cannot split {total} over {len(weights)} cells with floor {floor}")
-    target = min(total, cap * len(weights))
-    shares = _water_fill(target - floor * len(weights), weights, room=cap - floor)
+    above = min(total, cap * len(weights)) - floor * len(weights)
+    even = even_share * above / max(1, len(weights))
+    filled = _water_fill(above - even * len(weights), weights, room=cap - floor - even)
+    shares = [even + share for share in filled]
     whole = [int(share) for share in shares]
-    missing = target - floor * len(weights) - sum(whole)
+    missing = above - sum(whole)
     by_remainder = sorted(range(len(shares)), key=lambda i: (whole[i] - shares[i], i))
     for i in (i for i in by_remainder if whole[i] < cap - floor):
         if missing == 0:
@@ -92,7 +113,7 @@ def apportion(total: int, weights: Sequence[float], *, floor: int, cap: int) -> 
     return [floor + count for count in whole]
 
 
-def _water_fill(amount: float, weights: Sequence[float], *, room: int) -> list[float]:
+def _water_fill(amount: float, weights: Sequence[float], *, room: float) -> list[float]:
     """Real-valued shares in [0, room]; what full cells leave over is split among the rest by their weights."""
     shares = [0.0] * len(weights)
     open_cells = list(range(len(weights)))

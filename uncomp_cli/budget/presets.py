@@ -1,35 +1,62 @@
 """Presets: a policy, a scorer and a budget under one name, as JSON.
 
 Shipped ones lie in the package (in a checkout: `presets/`), the user's own in the user's data directory and win over
-shipped ones of the same name. A key that is not known is an error: a typing mistake must not change a result.
+shipped ones of the same name. A preset that was calibrated names its profile, PROFILE.safetensors in the same folder,
+and has the measured loss of several budgets (quality.py). A key that is not known is an error: a typing mistake must
+not change a result. Keys that were added later may be missing, so older files are still of this schema version.
 """
 
 import difflib
 import json
-from dataclasses import asdict, dataclass, field, fields
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Self
 
 from platformdirs import user_data_path
 
 from uncomp_cli.budget.policies import make_policy
+from uncomp_cli.budget.quality import QualityPoint
 from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import UncompError, UsageError
+
+if TYPE_CHECKING:
+    from uncomp_cli.uncertainty.profile import UncertaintyProfile
 
 __all__ = [
     "DEFAULT_PRESET",
+    "LIVE_PRESET",
     "Preset",
     "list_presets",
     "load_preset",
     "read_presets",
     "remove_preset",
+    "save_preset",
     "user_preset_dir",
 ]
 
 DEFAULT_PRESET = "balanced"
+LIVE_PRESET = "live"  # in the place of the default one for models that it was not calibrated for
 SCHEMA_VERSION = 1
 KV_BITS = (16, 8, 4)
+
+
+# What JSON may have for a field's type; a literal's values are checked by its own dataclass.
+_JSON_TYPES: dict[Any, tuple[type, ...]] = {
+    str: (str,),
+    int: (int,),
+    float: (float, int),
+    bool: (bool,),
+    str | None: (str, NoneType),
+    ScorerConfig: (dict,),
+    tuple[QualityPoint, ...]: (list,),
+}
+_TYPE_WORDS = {NoneType: "null", dict: "an object", list: "a list"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +65,8 @@ class Preset:
 
     A preset is written once for all lengths, so short documents get at least `floor_tokens` document tokens per head;
     a budget that the user names is taken at its word, with no floor. What is kept of the prompt's context is held in
-    `kv_bits` bits; 16 stands for the model's own dtype.
+    `kv_bits` bits; 16 stands for the model's own dtype. `profile` names PROFILE.safetensors in `folder`: where
+    the preset was read from, not a key of it, and text, so that a preset can go to another process as JSON.
     """
 
     name: str
@@ -48,18 +76,42 @@ class Preset:
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     floor_tokens: int = 0
     kv_bits: int = 16
+    profile: str | None = None
+    quality: tuple[QualityPoint, ...] = ()
+    folder: str | None = field(default=None, compare=False, metadata={"in_file": False})
 
     def __post_init__(self) -> None:
         if self.floor_tokens < 0:
             raise UsageError(f"floor_tokens is {self.floor_tokens}", hint="use 0 (no floor) or more tokens")
         if self.kv_bits not in KV_BITS:
             raise UsageError(f"kv_bits is {self.kv_bits}", hint="use 16 (the model's own dtype), 8 or 4")
+        if self.profile is not None and not _is_stem(self.profile):
+            hint = "name a file in the preset's own folder, without .safetensors"
+            raise UsageError(f"profile is {self.profile!r}", hint=hint)
         parse_budget(self.budget)
         make_policy(self.policy)
 
+    @property
+    def profile_path(self) -> Path | None:
+        """The file of the profile, or None without one. Raises UsageError when the preset lies in no folder."""
+        if self.profile is None:
+            return None
+        if self.folder is None:
+            message = f"preset {self.name} names the profile {self.profile}, and was read from no folder"
+            raise UsageError(message, hint=f"save the preset, and load it: uncomp preset show {self.name}")
+        return Path(self.folder) / f"{self.profile}.safetensors"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data as in the file."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        data = {key: value for key, value in asdict(self).items() if key in _file_keys(Preset)}
+        return {"schema_version": SCHEMA_VERSION, **data, "quality": list(data["quality"])}
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of dataclasses.asdict, also after JSON."""
+        scorer = ScorerConfig(**data.get("scorer", {}))
+        quality = tuple(QualityPoint(**point) for point in data.get("quality", ()))
+        return cls(**{**data, "scorer": scorer, "quality": quality})
 
 
 def user_preset_dir() -> Path:
@@ -92,7 +144,10 @@ def read_presets() -> tuple[list[Preset], list[UsageError]]:
 
 
 def load_preset(name_or_path: str) -> Preset:
-    """The preset with this name, or in this file; raises UsageError for an unknown name, key or value."""
+    """The preset with this name, or in this file.
+
+    Raises UsageError for an unknown name, key or value, and when the profile that it names is not there.
+    """
     path = Path(name_or_path)
     if path.suffix == ".json" or len(path.parts) > 1:
         return _read(path)
@@ -104,65 +159,152 @@ def load_preset(name_or_path: str) -> Preset:
     return _read(known[name_or_path])
 
 
-def remove_preset(name: str) -> None:
-    """Delete one of the user's own presets; raises UsageError for any other."""
-    path = user_preset_dir() / f"{name}.json"
+def save_preset(preset: Preset, folder: Path, profile: "UncertaintyProfile | None" = None) -> Path:
+    """Write NAME.json into `folder`, which is made, and return its path; an older file of the name is replaced.
+
+    `profile` is written before it as PROFILE.safetensors (NAME when the preset names none); without it, one that the
+    preset names must be there. A file is written as a whole or not at all. Raises UsageError for a name that is no
+    file's, UncompError when the folder cannot be written.
+    """
+    if not _is_stem(preset.name):
+        raise UsageError(f"preset name {preset.name!r} is no name of a file", hint="use letters, digits, - and _")
+    if profile is not None:
+        preset = replace(preset, profile=preset.profile or preset.name)
+    preset = replace(preset, folder=str(folder.absolute()))
+    target = folder / f"{preset.name}.json"
+    fresh = folder / f".{preset.name}.{secrets.token_hex(4)}.new"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with fresh.open("x", encoding="utf-8") as stream:
+            stream.write(json.dumps(preset.to_dict(), indent=2, allow_nan=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        _settle_profile(preset, profile)
+        fresh.replace(target)
+    except OSError as error:
+        message = f"preset {target} cannot be written: {error.strerror or error}"
+        raise UncompError(message, hint="name another place with -o") from error
+    finally:
+        with suppress(OSError):  # not made, or already in its place
+            fresh.unlink()
+    return target
+
+
+def remove_preset(name: str) -> tuple[Path, ...]:
+    """Delete one of the user's own presets, and its profile unless another preset in the folder may name it.
+
+    Returns the files that were deleted; raises UsageError for any other preset.
+    """
+    folder = user_preset_dir()
+    path = folder / f"{name}.json"
     if Path(name).name != name or not path.is_file():
         raise UsageError(f"'{name}' is not one of your own presets", hint="uncomp preset list")
+    own = _named_profiles(path) or set()
+    for other in folder.glob("*.json"):
+        if other != path:
+            named = _named_profiles(other)
+            own = set() if named is None else own - named
     path.unlink()
+    profiles = [file for profile in own if (file := folder / f"{profile}.safetensors").is_file()]
+    for file in profiles:
+        file.unlink()
+    return (path, *profiles)
 
 
 def _preset_files() -> dict[str, Path]:
     return {path.stem: path for folder in (shipped_preset_dir(), user_preset_dir()) for path in folder.glob("*.json")}
 
 
-def _read(path: Path) -> Preset:
+def _is_stem(text: str) -> bool:
+    """Whether `text` can name a file in a folder on any system; its suffix is added."""
+    edges = text != text.strip() or text.startswith(".") or text.endswith((".json", ".safetensors", "."))
+    return bool(text) and text.isprintable() and not edges and not set('/\\:*?"<>|') & set(text)
+
+
+def _named_profiles(path: Path) -> set[str] | None:
+    """The profile that a preset file names, whatever else is in it; None when that cannot be read."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"preset file {path} cannot be read: {error}", hint="uncomp preset list") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"preset file {path} is not a JSON object", hint="uncomp preset show balanced --json")
+    except (OSError, ValueError, RecursionError):
+        return None
+    profile = data.get("profile") if isinstance(data, dict) else None
+    return {profile} if isinstance(profile, str) and _is_stem(profile) else set()
+
+
+def _settle_profile(preset: Preset, profile: "UncertaintyProfile | None") -> None:
+    """Write the profile where the preset names it, or make sure that it is there."""
+    path = preset.profile_path
+    if profile is not None and path is not None:
+        from uncomp_cli.uncertainty.profile import save_profile  # imports torch
+
+        save_profile(profile, path)
+    _check_profile(preset)
+
+
+def _check_profile(preset: Preset) -> None:
+    path = preset.profile_path
+    if path is not None and not path.is_file():
+        raise UsageError(
+            f"preset {preset.name} names the profile {preset.profile}, and {path} does not exist",
+            hint="put the file back, or make both again: uncomp calibrate",
+        )
+
+
+def _read(path: Path) -> Preset:
+    data = _parse(path)
     version = data.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
+        newer = type(version) is int and version > SCHEMA_VERSION
         raise UsageError(
             f"preset file {path} has schema version {version}, this uncomp reads {SCHEMA_VERSION}",
-            hint="update uncomp, or write the preset again",
+            hint="update uncomp" if newer else f'write the preset again, with "schema_version": {SCHEMA_VERSION}',
         )
-    scorer = _checked(data.get("scorer", {}), ScorerConfig, path)
-    settings = _checked(data, Preset, path, optional=("scorer", "floor_tokens", "kv_bits"))
-    if settings["name"] != path.stem:
+    _check_keys(data, Preset, path)
+    _check_keys(data.get("scorer", {}), ScorerConfig, path)
+    for point in data.get("quality", []):
+        _check_keys(point, QualityPoint, path)
+    if data["name"] != path.stem:
         raise UsageError(
-            f"preset file {path} is named '{path.stem}', the preset in it '{settings['name']}'",
-            hint=f'rename the file to {settings["name"]}.json, or write "name": "{path.stem}" in it',
+            f"preset file {path} is named '{path.stem}', the preset in it '{data['name']}'",
+            hint=f'rename the file to {data["name"]}.json, or write "name": "{path.stem}" in it',
         )
-    return Preset(**{**settings, "scorer": ScorerConfig(**scorer)})
+    try:
+        preset = Preset.from_plain({**data, "folder": str(path.absolute().parent)})
+        _check_profile(preset)
+    except UsageError as error:
+        raise UsageError(f"preset file {path}: {error.message}", hint=error.hint) from error
+    return preset
 
 
-def _checked(data: Any, target: type, path: Path, optional: tuple[str, ...] | None = None) -> dict[str, Any]:
-    """`data` when its keys and types are those of the dataclass `target`; all are needed but `optional` (None: all)."""
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"preset file {path} cannot be read: {error}", hint="uncomp preset list") from error
     if not isinstance(data, dict):
-        raise UsageError(f"preset file {path}: '{target.__name__}' must be an object", hint="uncomp preset list")
-    known = {item.name: str(item.type) for item in fields(target)}
+        raise UsageError(f"preset file {path} is not a JSON object", hint="uncomp preset show live --json")
+    return data
+
+
+def _check_keys(data: Any, target: type, path: Path) -> None:
+    """Raise UsageError unless `data` has the keys and types of the dataclass `target`; what has a default may lack."""
+    if not isinstance(data, dict):
+        raise UsageError(f"preset file {path} has {data!r} for a {target.__name__}", hint="it must be an object")
+    known = _file_keys(target)
     for key, value in data.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
             raise UsageError(f"preset file {path} has the unknown key '{key}'", hint=hint)
-        if not isinstance(value, _TYPES.get(_type_name(known[key]), object)) or _is_wrong_bool(value, known[key]):
-            raise UsageError(f"preset file {path}: '{key}' is {value!r}", hint=f"it must be {_type_name(known[key])}")
-    missing = [] if optional is None else [key for key in known if key not in data and key not in optional]
-    if missing:
-        raise UsageError(f"preset file {path} lacks '{missing[0]}'", hint="uncomp preset show balanced --json")
-    return data
+        kinds = _JSON_TYPES.get(known[key])
+        if kinds is not None and type(value) not in kinds:
+            words = " or ".join(_TYPE_WORDS.get(kind, kind.__name__) for kind in kinds)
+            raise UsageError(f"preset file {path}: '{key}' is {value!r}", hint=f"it must be {words}")
+    for item in fields(target):
+        if item.name not in data and item.default is MISSING and item.default_factory is MISSING:
+            raise UsageError(f"preset file {path} lacks '{item.name}'", hint="uncomp preset show live --json")
 
 
-_TYPES: dict[str, type] = {"str": str, "int": int, "bool": bool, "Pooling": str}
-
-
-def _type_name(annotation: str) -> str:
-    return annotation.removeprefix("<class '").removesuffix("'>")
-
-
-def _is_wrong_bool(value: object, annotation: str) -> bool:
-    return isinstance(value, bool) and _type_name(annotation) == "int"
+def _file_keys(target: type) -> dict[str, Any]:
+    """The keys that a file may have, and the types of their fields."""
+    return {item.name: item.type for item in fields(target) if item.metadata.get("in_file", True)}

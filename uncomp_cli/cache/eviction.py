@@ -1,7 +1,9 @@
 """Eviction: from scores and a number per head to the positions that stay.
 
 Protected tokens stay first, then words in order of score, each whole when it still fits: exactly `kept` tokens a head,
-ascending and unique. At most one word is torn, and only when no whole one fits into what is left.
+ascending and unique. At most one word is torn, and only when no whole one near the cut fits into what is left. No word
+further than REACH_TOKENS behind the cut is looked at, so that what is kept lies in the beginning of a ranking, as
+engine/overkeep.py needs it.
 """
 
 from collections.abc import Sequence
@@ -9,7 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["select"]
+__all__ = ["REACH_TOKENS", "select"]
+
+REACH_TOKENS = 32
 
 
 def select(scores: Tensor, kept: Sequence[int], *, protected: Tensor, words: Tensor | None) -> list[Tensor]:
@@ -40,7 +44,8 @@ def _select_head(scores: Tensor, count: int, protected: Tensor, words: Tensor | 
 def _whole_words(order: Tensor, count: int, words: Tensor) -> Tensor:
     """`count` of `order`, whole words: each is taken when it still fits, in order of score.
 
-    When none fits any more, the first that did not is torn and fills the rest: the count is exact.
+    When none fits any more, or none that ends within REACH_TOKENS of the cut, the first that did not is torn and fills
+    the rest: the count is exact.
     """
     numbers = words[order]
     if count == 0 or count == len(order) or numbers[count - 1] != numbers[count]:
@@ -49,7 +54,8 @@ def _whole_words(order: Tensor, count: int, words: Tensor) -> Tensor:
     ends = lengths.cumsum(0)
     split = int((ends <= count).sum())  # the word in which the cut falls
     begin, end = int(ends[split] - lengths[split]), int(ends[split])
-    fillers, room = _fill(ends[split + 1 :], lengths[split + 1 :], count - begin)
+    near = int((ends <= count + REACH_TOKENS).sum())
+    fillers, room = _fill(ends[split + 1 : near], lengths[split + 1 : near], count - begin)
     filled = [order[first:last] for first, last in fillers]
     return torch.cat([order[:begin], *filled, order[begin:end][:room]])
 

@@ -19,6 +19,7 @@ class LayerView:
     branches: for every question its (queries [H, N, D], keys [G, N, D]), both after RoPE, N the question's tokens.
     frequencies: radians a position by which RoPE turns each pair of dimensions, [R] with pairs (i, i + R), i < R; the
     other D - 2R dimensions stand still. None when the model's layers do not all turn by the same ones.
+    asked: how many last tokens of the context belong to the question: they compete with it, and observe it.
     """
 
     layer: int
@@ -28,10 +29,11 @@ class LayerView:
     branches: tuple[tuple[Tensor, Tensor], ...]
     scaling: float
     frequencies: Tensor | None = None
+    asked: int = 0
 
 
 class Scorer(Protocol):
-    """Scores the context tokens of one layer. The scorers have the three properties as class variables."""
+    """Scores the context tokens of one layer. Most scorers have the properties as class variables."""
 
     @property
     def name(self) -> str:
@@ -41,6 +43,11 @@ class Scorer(Protocol):
     @property
     def query_aware(self) -> bool:
         """Whether the question decides; if not, one compression serves questions that nobody has asked yet."""
+        ...
+
+    @property
+    def shared(self) -> float:
+        """Part of the final scores that comes from what the heads of all layers agree on (agreement.py); 0: none."""
         ...
 
     @property

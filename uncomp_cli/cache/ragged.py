@@ -20,7 +20,7 @@ from torch import Tensor
 from uncomp_cli.cache.quantized import QuantizedHead, quantize_head
 from uncomp_cli.config import CacheConfig
 
-__all__ = ["LayerCache", "RaggedKVCache"]
+__all__ = ["Head", "LayerCache", "RaggedKVCache"]
 
 Head = tuple[Tensor, Tensor, Tensor]
 """Keys [S, D], values [S, D] and positions [S] of one KV head."""
@@ -172,13 +172,14 @@ class RaggedKVCache:
             stacked.layers[index] = _lay_out(tails, quantized, reserve=reserve, config=stacked.config)
         return stacked
 
-    def store(self, index: int, heads: Sequence[Head], *, reserve: int = 0) -> None:
+    def store(self, index: int, heads: Sequence[Head], *, reserve: int = 0, quantize: bool = True) -> None:
         """Fill layer `index` from one (keys [S, D], values [S, D], positions [S]) a head, row-major.
 
-        Every head gets room for `reserve` more entries and its slack; what the layer held before is released.
+        Every head gets room for `reserve` more entries and its slack; what the layer held before is released. With
+        `quantize` False it stays in the model's own dtype: it will be stored again.
         """
         quantized: list[QuantizedHead | None] = [None] * len(heads)
-        if self.kv_bits != 16:
+        if self.kv_bits != 16 and quantize:
             quantized = [quantize_head(k, v, at, self.kv_bits, config=self.config) for k, v, at in heads]
             heads = [(k[:0], v[:0], at[:0]) for k, v, at in heads]
         self.layers[index] = _lay_out(heads, quantized, reserve=reserve, config=self.config)

@@ -13,15 +13,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from uncomp_cli.cache.attention_scores import ReversedScorer, TovaScorer, WindowScorer, window_attention
+from uncomp_cli.cache.attention_scores import (
+    AgreementScorer,
+    ReversedScorer,
+    TovaScorer,
+    WindowScorer,
+    window_attention,
+)
 from uncomp_cli.cache.expected import ExpectedScorer
-from uncomp_cli.cache.key_scores import KeyDiffScorer
+from uncomp_cli.cache.key_scores import DistinctScorer, KeyDiffScorer
 from uncomp_cli.cache.layer_view import LayerView, Scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
 
 __all__ = [
     "SCORERS",
+    "AgreementScorer",
+    "DistinctScorer",
     "ExpectedScorer",
     "KeyDiffScorer",
     "LayerView",
@@ -42,6 +50,7 @@ class RecentScorer:
 
     name: ClassVar[str] = "recent"
     query_aware: ClassVar[bool] = False
+    shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig("recent", window=1, pooling="none", width=1, whole_words=False)
     config: ScorerConfig
 
@@ -57,6 +66,7 @@ class RandomScorer:
 
     name: ClassVar[str] = "random"
     query_aware: ClassVar[bool] = False
+    shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig("random", window=1, pooling="none", width=1, whole_words=False)
     config: ScorerConfig
 
@@ -70,6 +80,8 @@ SCORERS: dict[str, Callable[[ScorerConfig], Scorer]] = {
     scorer.name: scorer
     for scorer in (
         WindowScorer,
+        AgreementScorer,
+        DistinctScorer,
         RecentScorer,
         RandomScorer,
         TovaScorer,

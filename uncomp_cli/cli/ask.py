@@ -15,6 +15,7 @@ from uncomp_cli.cli.options import (
     Dtype,
     Json,
     KvBits,
+    MaxLoss,
     MaxNewTokens,
     MinP,
     Model,
@@ -87,6 +88,10 @@ def ask(
     dry_run: Annotated[
         bool, option("--dry-run", help="Only say what it would take: tokens, bytes, fits or not.")
     ] = False,
+    explain_budget: Annotated[
+        bool,
+        option("--explain-budget", help="Then say where the bytes went: layers, head groups and what was measured."),
+    ] = False,
     model: Model = DEFAULT_MODEL,
     tokenizer: Tokenizer = None,
     quantize: Quantize = "none",
@@ -96,6 +101,7 @@ def ask(
     offline: Offline = False,
     preset: Preset = None,
     budget: Budget = None,
+    max_loss: MaxLoss = None,
     policy: Policy = None,
     scorer: Scorer = None,
     kv_bits: KvBits = None,
@@ -128,5 +134,7 @@ def ask(
         system=system,
         sampling=sampling,
         as_json=as_json,
+        max_loss=max_loss,
+        explain_budget=explain_budget,
     )
     raise typer.Exit(run_ask(job, terminal_of(ctx, quiet=quiet)))

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from uncomp_cli.cli.prepare import ModelChoice, check_text, choose_preset, load
-from uncomp_cli.cli.report import answer_record, budget_note, readout
+from uncomp_cli.cli.explain import Spent, budget_lines, budget_record
+from uncomp_cli.cli.prepare import ModelChoice, check_text, choose_preset, load, settle_preset
+from uncomp_cli.cli.report import answer_record, budget_note, loss_note, readout
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.documents.reader import DocumentSet, read_documents
 from uncomp_cli.errors import UsageError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from uncomp_cli.engine.session import RunStats, Session
     from uncomp_cli.models.load import LoadedModel
     from uncomp_cli.spec import ModelSpec
+    from uncomp_cli.uncertainty.profile import ModelFingerprint
 
 __all__ = ["AskJob", "run_ask"]
 
@@ -48,6 +50,8 @@ class AskJob:
     system: str | None
     sampling: SamplingConfig
     as_json: bool
+    max_loss: str | None = None
+    explain_budget: bool = False
 
 
 def run_ask(job: AskJob, terminal: Terminal) -> int:
@@ -55,20 +59,39 @@ def run_ask(job: AskJob, terminal: Terminal) -> int:
     questions = gather_questions(job)
     documents = gather_documents(job, terminal)
     with loading(terminal, "preparing"):
-        preset = choose_preset(
-            job.preset,
-            budget=job.budget,
-            policy=job.policy,
-            scorer=job.scorer,
-            seed=job.sampling.seed,
-            kv_bits=job.kv_bits,
-        )
+        preset = preset_of(job, job.preset)
     if job.dry_run:
         from uncomp_cli.cli.dry_run import show_plan
 
         return show_plan(job, documents, questions, preset, terminal)
     loaded = load(job.model, terminal)
+    from uncomp_cli.models.fingerprint import fingerprint
+
+    preset = settle(job, preset, fingerprint(loaded), terminal)
     return _answer_all(job, documents, questions, preset, loaded, terminal)
+
+
+def preset_of(job: AskJob, name: str | None) -> "Preset":
+    """The preset `name`, or the default one, with what the user changed in it."""
+    return choose_preset(
+        name,
+        budget=job.budget,
+        policy=job.policy,
+        scorer=job.scorer,
+        seed=job.sampling.seed,
+        kv_bits=job.kv_bits,
+        max_loss=job.max_loss,
+    )
+
+
+def settle(job: AskJob, preset: "Preset", model: "ModelFingerprint", terminal: Terminal) -> "Preset":
+    """The preset for this model: what is not the default one, and what --max-loss came to, is said."""
+    preset, note = settle_preset(preset, model, named=job.preset is not None, choose=lambda name: preset_of(job, name))
+    if note is not None:
+        terminal.note(note)
+    if job.max_loss is not None:
+        terminal.note(loss_note(preset, job.max_loss))
+    return preset
 
 
 def gather_questions(job: AskJob) -> list[str]:
@@ -155,7 +178,8 @@ def _answer_all(
     loaded: "LoadedModel",
     terminal: Terminal,
 ) -> int:
-    from uncomp_cli.engine.session import Session
+    from uncomp_cli.engine.prompt import open_question
+    from uncomp_cli.engine.session import Session, scorer_config
     from uncomp_cli.ui.live import watch_generation
 
     prompt, cut = build_prompt(job, documents, questions, loaded.tokenizer, loaded.spec, preset)
@@ -165,7 +189,8 @@ def _answer_all(
     session = Session(loaded, preset, job.sampling)
     steps = session.read(prompt)
     if session.plan is not None:
-        terminal.note(budget_note(preset, session.plan, loaded.spec, question_tokens=prompt.longest_question))
+        opened = open_question(prompt, recent=scorer_config(preset).recent)
+        terminal.note(budget_note(preset, session.plan, loaded.spec, question_tokens=opened.longest_question))
     for _ in watch_generation(steps, terminal):
         pass
     files = describe_files(documents, loaded.tokenizer, cut) if job.as_json else []
@@ -185,12 +210,28 @@ def _answer_all(
                 files=files,
                 warnings=warnings,
                 seed=job.sampling.seed,
+                budget=budget_record(_spent(session)) if job.explain_budget else None,
             )
             terminal.write_json(record)
         terminal.note(format_readout(readout(stats, loaded.spec)))
         if stats.finish_reason == "interrupted":
             return INTERRUPTED
+    _explain(job, session, terminal)
     return 0
+
+
+def _spent(session: "Session") -> Spent:
+    """What was planned, measured and allocated for the prompt that was read."""
+    if session.plan is None:
+        raise RuntimeError("nothing has been read")
+    return Spent(session.plan, session.loaded.spec, session.layer_bytes(), session.uncertainty, session.measured)
+
+
+def _explain(job: AskJob, session: "Session", terminal: Terminal) -> None:
+    """Where the bytes went, on standard error unless it is in the JSON: asked for by name, so also when quiet."""
+    asked_for = job.explain_budget and not job.as_json
+    for line in budget_lines(_spent(session)) if asked_for else ():
+        replace(terminal, quiet=False).note(line)
 
 
 def _stream_answer(session: "Session", index: int, terminal: Terminal, *, silent: bool) -> "tuple[str, RunStats]":

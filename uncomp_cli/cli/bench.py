@@ -1,6 +1,8 @@
 """`uncomp bench`: what a setting costs and saves against stock transformers with its full cache, on this machine."""
 
 from collections.abc import Generator
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -21,7 +23,7 @@ from uncomp_cli.cli.options import (
     Tokenizer,
     terminal_of,
 )
-from uncomp_cli.cli.prepare import ModelChoice, choose_preset, fetch
+from uncomp_cli.cli.prepare import ModelChoice, choose_preset, fetch, settle_preset, weigh
 from uncomp_cli.cli.tree import option
 from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
 from uncomp_cli.ui.console import Terminal
@@ -32,6 +34,8 @@ from uncomp_cli.ui.meter import Meter, Reading
 if TYPE_CHECKING:
     from uncomp_cli.bench.job import Job
     from uncomp_cli.bench.runner import BenchStep, Round
+    from uncomp_cli.budget import presets as presets_of
+    from uncomp_cli.uncertainty.profile import ModelFingerprint
 
 __all__ = ["bench"]
 
@@ -92,20 +96,37 @@ def bench(
     terminal = terminal_of(ctx, quiet=quiet)
     document, source = _document(file or [], tokens, seed, terminal)
     choice = ModelChoice(model, tokenizer, quantize, device, dtype, offline)
+    bits = None if kv_bits is None else int(kv_bits)
+    choose = partial(_choose, policy=policy, scorer=scorer, seed=seed, kv_bits=bits)
     with loading(terminal, "preparing the benchmark"):
         budgets: list[str | None] = [*budget] if budget else [None]
-        bits = None if kv_bits is None else int(kv_bits)
-        presets = [
-            choose_preset(preset, budget=b, policy=policy, scorer=scorer, seed=seed, kv_bits=bits) for b in budgets
-        ]
+        presets = [choose(preset, amount) for amount in budgets]
     model_dir = fetch(choice, terminal)
+    with loading(terminal, "measuring the model"):
+        fingerprint = _fingerprint(choice, model_dir)
+    settled = [
+        settle_preset(found, fingerprint, named=preset is not None, choose=partial(choose, amount=amount))
+        for found, amount in zip(presets, budgets, strict=True)
+    ]
+    for note in dict.fromkeys(note for _, note in settled if note is not None):
+        terminal.note(note)
     with loading(terminal, "preparing the prompt"):
         from uncomp_cli.bench.prepare import BenchRequest, make_jobs
         from uncomp_cli.bench.report import report
         from uncomp_cli.bench.runner import run_bench
 
         request = BenchRequest(
-            model, model_dir, document, tuple(presets), tokens, new_tokens, runs, tokenizer, device, dtype, quantize
+            model,
+            model_dir,
+            document,
+            tuple(found for found, _ in settled),
+            tokens,
+            new_tokens,
+            runs,
+            tokenizer,
+            device,
+            dtype,
+            quantize,
         )
         jobs = make_jobs(request)
     rounds = _watch(run_bench(jobs, runs), terminal)
@@ -114,6 +135,22 @@ def bench(
         terminal.write_json(record)
     else:
         _write_table(record, jobs, terminal)
+
+
+def _choose(
+    name: str | None, amount: str | None, *, policy: str | None, scorer: str | None, seed: int, kv_bits: int | None
+) -> "presets_of.Preset":
+    """The preset for one of the budgets."""
+    return choose_preset(name, budget=amount, policy=policy, scorer=scorer, seed=seed, kv_bits=kv_bits)
+
+
+def _fingerprint(choice: ModelChoice, model_dir: Path) -> "ModelFingerprint":
+    """Which model is measured, without loading it; raises what loading would for a model that cannot run here."""
+    from uncomp_cli.models.catalog import show_model
+    from uncomp_cli.models.fingerprint import fingerprint_of
+
+    spec, _, _ = weigh(choice, model_dir)
+    return fingerprint_of(show_model(choice.name), spec)
 
 
 def _document(paths: list[str], tokens: int, seed: int, terminal: Terminal) -> tuple[str, str]:

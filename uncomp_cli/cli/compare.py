@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.cli.asking import AskJob, build_prompt, describe_files, gather_documents, gather_questions
+from uncomp_cli.cli.asking import (
+    AskJob,
+    build_prompt,
+    describe_files,
+    gather_documents,
+    gather_questions,
+    preset_of,
+    settle,
+)
 from uncomp_cli.cli.options import (
     Budget,
     Device,
@@ -28,7 +36,7 @@ from uncomp_cli.cli.options import (
     Truncate,
     terminal_of,
 )
-from uncomp_cli.cli.prepare import ModelChoice, choose_preset, load
+from uncomp_cli.cli.prepare import ModelChoice, load
 from uncomp_cli.cli.report import SCHEMA_VERSION, answer_record
 from uncomp_cli.cli.tree import option
 from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
@@ -115,20 +123,15 @@ def run_compare(job: AskJob, against: str, terminal: Terminal) -> None:
     (question,) = gather_questions(job)
     documents = gather_documents(job, terminal)
     with loading(terminal, "preparing"):
-        chosen = choose_preset(
-            job.preset,
-            budget=job.budget,
-            policy=job.policy,
-            scorer=job.scorer,
-            kv_bits=job.kv_bits,
-            seed=job.sampling.seed,
-        )
-        presets = (parse_side(against, seed=job.sampling.seed), chosen)
+        chosen, other = preset_of(job, job.preset), parse_side(against, seed=job.sampling.seed)
     loaded = load(job.model, terminal)
+    from uncomp_cli.models.fingerprint import fingerprint
+
+    chosen = settle(job, chosen, fingerprint(loaded), terminal)
     prompt, cut = build_prompt(job, documents, [question], loaded.tokenizer, loaded.spec, chosen)
     from uncomp_cli.evals import comparison
 
-    done = _watch(comparison.compare(loaded, prompt, presets, job.sampling), terminal)
+    done = _watch(comparison.compare(loaded, prompt, (other, chosen), job.sampling), terminal)
     if not job.as_json:
         _write(done, terminal)
         return

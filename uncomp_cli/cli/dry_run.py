@@ -6,7 +6,7 @@ No weights are loaded.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from uncomp_cli.cli.asking import AskJob, build_prompt, describe_files
+from uncomp_cli.cli.asking import AskJob, build_prompt, describe_files, settle
 from uncomp_cli.cli.prepare import fetch, weigh
 from uncomp_cli.cli.report import held_bits
 from uncomp_cli.documents.reader import DocumentSet
@@ -28,14 +28,20 @@ def show_plan(
     path = fetch(job.model, terminal)
     with loading(terminal, "measuring"):
         from uncomp_cli.engine.memory import planned_kv_bytes
-        from uncomp_cli.engine.session import check_fits, check_length, make_plan
+        from uncomp_cli.engine.prompt import open_question
+        from uncomp_cli.engine.session import check_fits, check_length, make_plan, scorer_config
         from uncomp_cli.models.catalog import show_model
+        from uncomp_cli.models.fingerprint import fingerprint_of
         from uncomp_cli.models.load import load_tokenizer
 
         spec, weights, available = weigh(job.model, path)
-        trained_length = show_model(job.model.name).trained_length
+        info = show_model(job.model.name)
+        trained_length = info.trained_length
+    preset = settle(job, preset, fingerprint_of(info, spec), terminal)
+    with loading(terminal, "preparing the prompt"):
         tokenizer = load_tokenizer(job.model.tokenizer or path)
         prompt, cut = build_prompt(job, documents, questions, tokenizer, spec, preset)
+        prompt = open_question(prompt, recent=scorer_config(preset).recent)
         files = describe_files(documents, tokenizer, cut)
     record: dict[str, Any] = {
         "schema_version": 1,

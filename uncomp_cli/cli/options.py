@@ -22,6 +22,7 @@ __all__ = [
     "Dtype",
     "Json",
     "KvBits",
+    "MaxLoss",
     "MaxNewTokens",
     "MinP",
     "Model",
@@ -146,9 +147,20 @@ Policy = Annotated[
         "--policy",
         help=f"How the budget is spread over layers and heads: {', '.join(POLICIES)}.",
         autocompletion=policy_names,
-        metavar="NAME",
+        metavar="NAME[:KEY=VALUE,…]",
         panel=COMPRESSION_PANEL,
         show_default=_OF_PRESET,
+    ),
+]
+MaxLoss = Annotated[
+    str | None,
+    option(
+        "--max-loss",
+        help="Take the preset's smallest budget whose measured loss is at most this by its upper bound, such as 1%; "
+        "refused when there is none. The loss is the share of its likelihood that a token of the answer loses.",
+        metavar="PERCENT",
+        panel=COMPRESSION_PANEL,
+        show_default=False,
     ),
 ]
 Scorer = Annotated[

@@ -3,6 +3,7 @@
 Heavy imports happen here, inside functions, behind a line that says what is going on.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.models.load import LoadedModel
     from uncomp_cli.spec import ModelSpec
+    from uncomp_cli.uncertainty.profile import ModelFingerprint
 
-__all__ = ["ModelChoice", "check_text", "choose_preset", "fetch", "load", "weigh"]
+__all__ = ["ModelChoice", "check_text", "choose_preset", "fetch", "load", "settle_preset", "weigh"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,27 +42,38 @@ def choose_preset(
     scorer: str | None,
     seed: int = 0,
     kv_bits: int | None = None,
+    max_loss: str | None = None,
 ) -> "Preset":
-    """The named preset (or the default one) with what was given, and the seed, in place of its own."""
-    from uncomp_cli.budget.policies import make_policy
+    """The named preset (or the default one) with what was given, and the seed, in place of its own.
+
+    A policy without a named preset is measured live, so no profile goes with it. `max_loss` takes the smallest budget
+    that was measured to lose no more; DoesNotFitError when there is none.
+    """
     from uncomp_cli.budget.presets import DEFAULT_PRESET, load_preset
 
-    preset = load_preset(name or DEFAULT_PRESET)
-    preset = _with_budget(preset, budget=budget, policy=policy)
+    if max_loss is not None and budget is not None:
+        message = f"--max-loss {max_loss} and --budget {budget} both choose the budget"
+        raise UsageError(message, hint="leave one of the two out")
+    stored = load_preset(name or DEFAULT_PRESET)
+    preset = _with_budget(stored, budget=budget, policy=policy)
+    needed = _takes_measures(preset) or max_loss is not None  # a loss holds on the profile's model alone
+    if (name is None and policy is not None) or not needed:
+        preset = replace(preset, profile=None)
+    preset = _with_scorer(preset, scorer)
     bits = preset.kv_bits if kv_bits is None else kv_bits
     preset = replace(preset, scorer=replace(preset.scorer, seed=seed), kv_bits=bits)
-    if scorer is not None:
-        fixed = make_policy(preset.policy).fixed_scorer
-        if fixed not in (None, scorer):
-            raise UsageError(
-                f"policy {preset.policy} has its own scorer, {fixed}, and cannot use {scorer}",
-                hint=f"--policy uniform --scorer {scorer}",
-            )
-        preset = replace(preset, scorer=replace(preset.scorer, name=scorer))
+    if max_loss is not None:
+        preset = _with_loss(preset, stored, max_loss)
     from uncomp_cli.cache.scoring import make_scorer  # imports torch, so cheaper mistakes are found before
 
     make_scorer(preset.scorer)
     return preset
+
+
+def _takes_measures(preset: "Preset") -> bool:
+    from uncomp_cli.budget.policies import make_policy
+
+    return bool(make_policy(preset.policy).measures)
 
 
 def _with_budget(preset: "Preset", *, budget: str | None, policy: str | None) -> "Preset":
@@ -76,9 +89,72 @@ def _with_budget(preset: "Preset", *, budget: str | None, policy: str | None) ->
         source = f"preset {preset.name}" if budget is None else "budget full"
         raise UsageError(f"{source} keeps everything, policy {policy} has nothing to spread", hint="add --budget 20%")
     if policy_name == "full" or wanted.kind == "full":
-        return replace(preset, budget="full", policy="full", floor_tokens=0)
+        return replace(preset, budget="full", policy="full", floor_tokens=0, profile=None)
     floor = preset.floor_tokens if budget is None else 0  # a budget that was named is taken at its word
     return replace(preset, budget=str(wanted), policy=policy_name, floor_tokens=floor)
+
+
+def _with_scorer(preset: "Preset", scorer: str | None) -> "Preset":
+    """The preset with another scorer; raises UsageError when its policy has one of its own."""
+    from uncomp_cli.budget.policies import make_policy
+
+    if scorer is None:
+        return preset
+    fixed = make_policy(preset.policy).fixed_scorer
+    if fixed not in (None, scorer):
+        raise UsageError(
+            f"policy {preset.policy} has its own scorer, {fixed}, and cannot use {scorer}",
+            hint=f"--policy uniform --scorer {scorer}",
+        )
+    return replace(preset, scorer=replace(preset.scorer, name=scorer))
+
+
+def _with_loss(preset: "Preset", stored: "Preset", max_loss: str) -> "Preset":
+    """`preset` with the smallest budget that holds `max_loss`, as long as it is what `stored` was measured with."""
+    from uncomp_cli.budget.quality import parse_loss, smallest_budget
+
+    loss = parse_loss(max_loss)
+    if not stored.quality or stored.profile is None:
+        raise DoesNotFitError(
+            f"preset {stored.name} has no quality that was measured on a known model, so --max-loss {max_loss} is open",
+            hint="measure it: uncomp calibrate --quality; or name a --budget",
+        )
+    for flag, measured, given in (
+        ("--policy", (stored.policy, stored.profile), (preset.policy, preset.profile)),
+        ("--scorer", stored.scorer.name, preset.scorer.name),
+        ("--kv-bits", stored.kv_bits, preset.kv_bits),
+    ):
+        if measured != given:
+            message = f"--max-loss {max_loss} holds for preset {stored.name} as measured, not with another {flag}"
+            raise UsageError(message, hint=f"leave {flag} out, or name a --budget in place of --max-loss")
+    point = smallest_budget(stored.quality, loss)
+    return _with_budget(replace(preset, budget=point.budget), budget=None, policy=None)
+
+
+def settle_preset(
+    preset: "Preset", model: "ModelFingerprint", *, named: bool, choose: "Callable[[str], Preset]"
+) -> "tuple[Preset, str | None]":
+    """The preset to run this model with, and a note when it is not the one that was chosen.
+
+    A preset whose profile was measured on another model is refused when the user named it, with both values. The
+    default one gives way to `live`: `choose(name)` is `choose_preset` with the user's other options.
+    """
+    from uncomp_cli.budget.presets import LIVE_PRESET
+    from uncomp_cli.uncertainty.profile import load_profile
+
+    path = preset.profile_path
+    if path is None:
+        return preset, None
+    measured = load_profile(path).fingerprint
+    try:
+        measured.check(model)
+    except UsageError as error:
+        if named:
+            message = f"preset {preset.name} is not for this model: {error.message}"
+            raise UsageError(message, hint=f"--preset {LIVE_PRESET}, or {error.hint}") from error
+        note = f"preset {preset.name} was measured on {measured.name}; for {model.name} preset {LIVE_PRESET} is used"
+        return choose(LIVE_PRESET), note
+    return preset, None
 
 
 def check_text(text: str, what: str) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from uncomp_cli.models.load import LoadedModel
     from uncomp_cli.spec import ModelSpec
 
-__all__ = ["SCHEMA_VERSION", "answer_record", "budget_note", "held_bits", "readout"]
+__all__ = ["SCHEMA_VERSION", "answer_record", "budget_note", "held_bits", "loss_note", "readout"]
 
 SCHEMA_VERSION = 1
 
@@ -53,6 +53,17 @@ def budget_note(preset: "Preset", plan: "BudgetPlan", spec: "ModelSpec", *, ques
     )
 
 
+def loss_note(preset: "Preset", max_loss: str) -> str:
+    """Which budget --max-loss chose, and the measured loss that it holds by."""
+    from uncomp_cli.budget.units import parse_budget
+
+    point = next(point for point in preset.quality if str(parse_budget(point.budget)) == preset.budget)
+    return (
+        f"--max-loss {max_loss}: budget {preset.budget}, measured loss {100 * point.loss:.2f} % "
+        f"({100 * point.loss_low:.2f} to {100 * point.loss_high:.2f} %, {format_count(point.samples)} samples)"
+    )
+
+
 def answer_record(
     *,
     loaded: "LoadedModel",
@@ -63,8 +74,9 @@ def answer_record(
     files: Sequence[dict[str, Any]],
     warnings: Sequence[str],
     seed: int,
+    budget: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The JSON object of one answer; units are in the names."""
+    """The JSON object of one answer; units are in the names, and `budget` is there when it was asked for."""
     from uncomp_cli.cache.scoring import make_scorer
     from uncomp_cli.engine.session import scorer_config
 
@@ -122,6 +134,7 @@ def answer_record(
         "evidence": [],
         "warnings": list(warnings),
         "seed": seed,
+        **({} if budget is None else {"budget": budget}),
     }
 
 

@@ -52,12 +52,27 @@ class Decoder:
     @torch.no_grad()
     def forward(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> Tensor:
         """Logits [B, K, vocab] of the columns `last` (an index tensor, or the last n) for ids and positions [B, N]."""
-        output = self.model(
+        return self.differentiable(ids, positions, state, last)
+
+    def differentiable(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> Tensor:
+        """`forward` that records gradients where the caller has them enabled."""
+        logits: Tensor = self._run(ids, positions, state, last).logits
+        return logits
+
+    @torch.no_grad()
+    def layer_inputs(self, ids: Tensor, positions: Tensor, state: AttentionState) -> tuple[Tensor, ...]:
+        """The hidden states [B, N, hidden_size] that each of the L layers is given."""
+        states: tuple[Tensor, ...] = self._run(ids, positions, state, 1, output_hidden_states=True).hidden_states
+        return states[: self.spec.num_layers]  # the one after them is the last layer's output
+
+    def _run(
+        self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int, **keywords: object
+    ) -> Any:
+        return self.model(
             input_ids=ids.to(self.device),
             position_ids=positions.to(self.device),
             use_cache=False,
             engine=state,
             logits_to_keep=last.to(self.device) if isinstance(last, Tensor) else last,
+            **keywords,
         )
-        logits: Tensor = output.logits
-        return logits

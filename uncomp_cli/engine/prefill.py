@@ -8,31 +8,26 @@ beside the cache (and count in its bytes) until `begin_question` puts one there.
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.cache.coherence import pool, share_by_word
-from uncomp_cli.cache.eviction import select
-from uncomp_cli.cache.head_shares import share_heads
-from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scoring import LayerView, Scorer
+from uncomp_cli.cache.coherence import pool
+from uncomp_cli.cache.ragged import Head, RaggedKVCache
+from uncomp_cli.cache.scoring import Scorer
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.attention import attend_after, attend_causal
+from uncomp_cli.engine.allocation import Allocation, fixed
 from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.overkeep import OverKeep, choose
 from uncomp_cli.engine.prompt import Prompt
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.rotation import rope_frequencies
+from uncomp_cli.engine.row import Row
 from uncomp_cli.engine.worker import stream
 
 __all__ = ["PrefillState", "Prefilled", "prefill"]
-
-
-Head = tuple[Tensor, Tensor, Tensor]
-"""Keys [S, D], values [S, D] and positions [S] of one KV head."""
 
 
 class Prefilled:
@@ -71,7 +66,7 @@ class PrefillState:
     def __init__(
         self,
         prompts: Sequence[Prompt],
-        plans: Sequence[BudgetPlan],
+        plans: Sequence[BudgetPlan | Allocation],
         *,
         scorer: Scorer,
         config: ScorerConfig,
@@ -81,7 +76,11 @@ class PrefillState:
         frequencies: Tensor | None = None,
     ) -> None:
         self.prompts = prompts
-        self.plans = plans
+        self.allocations = [fixed(plan) for plan in plans]
+        self.overkeep = [
+            OverKeep(prompt, allocation, config, shared=scorer.shared)
+            for prompt, allocation in zip(prompts, self.allocations, strict=True)
+        ]
         self.scorer = scorer
         self.config = config
         self.cache = cache
@@ -111,24 +110,31 @@ class PrefillState:
         """What `attend` stores, without its output: for tensors whose attention has been computed before."""
         self._keep(layer, self._rows(query, key, value, scaling), sliding_window)
 
-    def _rows(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> "list[_Row]":
+    def _rows(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> list[Row]:
         rows = []
         for row, prompt in enumerate(self.prompts):
             pad = query.shape[2] - prompt.flat_len
             unpadded = (key[row, :, pad:].contiguous(), value[row, :, pad:].contiguous())
-            rows.append(_Row(prompt, query[row, :, pad:], *unpadded, scaling))
+            rows.append(Row(prompt, query[row, :, pad:], *unpadded, scaling))
         return rows
 
-    def _keep(self, layer: int, rows: "list[_Row]", window: int | None) -> None:
+    def _keep(self, layer: int, rows: list[Row], window: int | None) -> None:
         heads: list[Head] = []
         questions: list[list[Head]] = [[] for _ in self.prompts[0].questions]
-        for row, plan in zip(rows, self.plans, strict=True):
-            heads += self._kept_heads(layer, row, plan, window)
+        for index, row in enumerate(rows):
+            heads += self._kept_heads(layer, index, row, window)
             for question, tail in zip(questions, row.tails(window), strict=True):
                 question += tail
-        longest = max(prompt.longest_question for prompt in self.prompts)
-        self.cache.store(layer, heads, reserve=longest if window is None else min(longest, window))
+        waits = window is None and any(held.needed for held in self.overkeep)
+        reserve = self._reserve if window is None else min(self._reserve, window)
+        self.cache.store(layer, heads, reserve=reserve, quantize=not waits)
         self._keep_questions(layer, questions)
+        self._trim(final=layer == len(self.cache.layers) - 1)
+
+    @property
+    def _reserve(self) -> int:
+        """Room behind the context for a question."""
+        return max(prompt.longest_question for prompt in self.prompts)
 
     def _keep_questions(self, layer: int, questions: list[list[Head]]) -> None:
         """One question goes behind the context; several are copied, so that the layer's full tensors can go."""
@@ -139,86 +145,68 @@ class PrefillState:
         self.questions.append(copies)
         self.cache.count_aside(tensor for question in copies for head in question for tensor in head)
 
-    def _kept_heads(self, layer: int, row: "_Row", plan: BudgetPlan, window: int | None) -> list[Head]:
+    def _kept_heads(self, layer: int, index: int, row: Row, window: int | None) -> list[Head]:
         """(keys, values, positions) of the context tokens that stay in each head."""
-        context, kept = len(row.prompt.context), plan.kept[layer]
+        context, allocation, held = len(row.prompt.context), self.allocations[index], self.overkeep[index]
         keys, values = row.key[:, :context], row.value[:, :context]
         positions = torch.arange(context, device=keys.device, dtype=torch.int32)
         if window is not None:
             shortest = min(len(question) for question in row.prompt.questions)
             first = max(0, context - max(0, window - shortest))
-            return [(keys[g, first:], values[g, first:], positions[first:]) for g in range(len(kept))]
-        counts = [count - row.prompt.longest_question for count in kept]
-        if all(count >= context for count in counts):
-            return [(keys[g], values[g], positions) for g in range(len(kept))]
-        view = LayerView(
-            layer=layer,
-            queries=row.query[:, :context],
-            keys=keys,
-            values=values,
-            branches=row.branches(),
-            scaling=row.scaling,
-            frequencies=self.frequencies,
-        )
-        chosen = self._choose(self.scorer.score(view), counts, row.prompt, plan.head_floor)
+            return [(k[first:], v[first:], positions[first:]) for k, v in zip(keys, values, strict=True)]
+        if not allocation.live and not held.needed and _keeps_all(allocation, layer, row.prompt):
+            return [(k, v, positions) for k, v in zip(keys, values, strict=True)]
+        view = row.view(layer, self.frequencies)
+        allocation.report(layer, view)
+        scores = pool(self.scorer.score(view), kind=self.config.pooling, width=self.config.width)
+        if held.needed:
+            chosen = held.hold(layer, scores)
+        else:
+            counts = [count - row.prompt.longest_question for count in allocation.plan.kept[layer]]
+            chosen = choose(scores, counts, row.prompt, self.config, head_floor=allocation.plan.head_floor)
         return [(keys[g, at], values[g, at], at.to(torch.int32)) for g, at in enumerate(chosen)]
 
-    def _choose(self, scores: Tensor, counts: Sequence[int], prompt: Prompt, head_floor: float) -> list[Tensor]:
-        scores = pool(scores, kind=self.config.pooling, width=self.config.width)
-        words = prompt.words.to(scores.device) if self.config.whole_words and prompt.words is not None else None
-        if words is not None:
-            scores = share_by_word(scores, words)
-        protected = prompt.protected.to(scores.device)
-        counts = share_heads(scores, counts, protected=protected, floor=head_floor)
-        return select(scores, counts, protected=protected, words=words)
+    def _trim(self, *, final: bool) -> None:
+        """Cut the layers that waited: at last, or when they hold much more than they will keep."""
+        if not (final or any(held.is_wasteful() for held in self.overkeep)):
+            return
+        trims = [held.trim(final=final) if held.needed else {} for held in self.overkeep]
+        for layer in trims[0]:
+            chosen = [at for trim in trims for at in trim[layer]]
+            if final and self.cache.kv_bits != 16:
+                self._quantize(layer, chosen)
+                continue
+            entries = self.cache.layer(layer).lengths
+            tails = (torch.arange(total - tail, total) for total, tail in zip(entries, self._behind(), strict=True))
+            keep = [torch.cat([at, tail.to(at.device)]) for at, tail in zip(chosen, tails, strict=True)]
+            self.cache.retain(layer, keep, reserve=self._reserve if self.questions else 0)
+
+    def _behind(self) -> list[int]:
+        """How many question tokens lie behind the context in every head of the cache."""
+        waiting = len(self.prompts[0].questions) > 1
+        tails = (0 if waiting else len(prompt.questions[0]) for prompt in self.prompts)
+        return [tail for tail in tails for _ in range(self.cache.num_kv_heads)]
+
+    def _quantize(self, layer: int, chosen: Sequence[Tensor]) -> None:
+        """Store what stays of a layer that waited in the model's own dtype, its question behind it."""
+        held = self.cache.layer(layer)
+        heads = [held.head(i) for i in range(len(chosen))]
+        cuts = [len(head[2]) - tail for head, tail in zip(heads, self._behind(), strict=True)]
+        tails = [(k[cut:], v[cut:], at[cut:]) for (k, v, at), cut in zip(heads, cuts, strict=True)]
+        kept = [(k[rows], v[rows], at[rows]) for (k, v, at), rows in zip(heads, chosen, strict=True)]
+        self.cache.store(layer, kept, reserve=self._reserve)
+        self.cache.extend(layer, tails)
 
 
-class _Row:
-    """One row of the batch in one layer: the unpadded prompt, cut into context and questions."""
-
-    def __init__(self, prompt: Prompt, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> None:
-        self.prompt, self.query, self.key, self.value, self.scaling = prompt, query, key, value, scaling
-        starts = [len(prompt.context)]
-        for question in prompt.questions:
-            starts.append(starts[-1] + len(question))
-        self.spans = [slice(a, b) for a, b in pairwise(starts)]
-
-    def attend(self, *, window: int | None, last_only: bool) -> Tensor:
-        """The attention output [H, N, D]; with `last_only` zero but for the rows whose logits are read."""
-        if len(self.spans) == 1 and not last_only:
-            return attend_causal(self.query, self.key, self.value, scaling=self.scaling, window=window)
-        context = len(self.prompt.context)
-        output = torch.zeros_like(self.query)
-        if not last_only:
-            trunk = self.query[:, :context], self.key[:, :context], self.value[:, :context]
-            output[:, :context] = attend_causal(*trunk, scaling=self.scaling, window=window)
-        for span in self.spans:
-            rows = slice(span.stop - 1, span.stop) if last_only else span
-            seen = [torch.cat([t[:, :context], t[:, span]], dim=1) for t in (self.key, self.value)]
-            output[:, rows] = attend_after(self.query[:, rows], *seen, scaling=self.scaling, window=window)
-        return output
-
-    def branches(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Every question's queries and keys."""
-        return tuple((self.query[:, span], self.key[:, span]) for span in self.spans)
-
-    def tails(self, window: int | None) -> list[list[Head]]:
-        """Every question's entries, a head each; in a sliding layer those inside its `window`."""
-        context = len(self.prompt.context)
-        tails = []
-        for span in self.spans:
-            first = span.start if window is None else max(span.start, span.stop - window)
-            keys, values = self.key[:, first : span.stop], self.value[:, first : span.stop]
-            offset = context + first - span.start
-            positions = torch.arange(offset, offset + keys.shape[1], device=keys.device, dtype=torch.int32)
-            tails.append([(keys[g], values[g], positions) for g in range(len(keys))])
-        return tails
+def _keeps_all(allocation: Allocation, layer: int, prompt: Prompt) -> bool:
+    """Whether every head of a layer keeps the whole context."""
+    return all(count >= prompt.seq_len for count in allocation.plan.kept[layer])
 
 
 def prefill(
     decoder: Decoder,
     prompts: Sequence[Prompt],
-    plans: Sequence[BudgetPlan],
+    plans: Sequence[BudgetPlan | Allocation],
     *,
     scorer: Scorer,
     config: ScorerConfig,
@@ -232,7 +220,8 @@ def prefill(
     if len(prompts) > 1 and any(len(prompt.questions) > 1 for prompt in prompts):
         raise ValueError("a batch of several prompts takes one question each")
     spec = decoder.spec
-    (kv_bits,) = {plan.kv_bits for plan in plans}  # a ValueError when the rows differ: one cache has one
+    allocations = [fixed(plan) for plan in plans]
+    (kv_bits,) = {each.plan.kv_bits for each in allocations}  # a ValueError when the rows differ: one cache has one
     cache = RaggedKVCache(
         num_layers=spec.num_layers, num_rows=len(prompts), num_kv_heads=spec.num_kv_heads, kv_bits=kv_bits
     )
@@ -246,7 +235,7 @@ def prefill(
 
         state = PrefillState(
             prompts,
-            plans,
+            allocations,
             scorer=scorer,
             config=config,
             cache=cache,

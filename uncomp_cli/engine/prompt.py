@@ -17,7 +17,17 @@ from transformers import PreTrainedTokenizerBase
 from uncomp_cli.cache.coherence import word_ids
 from uncomp_cli.errors import DoesNotFitError, ModelError
 
-__all__ = ["Message", "Prompt", "Side", "chat_prompt", "completion_prompt", "count_tokens", "render_chat", "truncate"]
+__all__ = [
+    "Message",
+    "Prompt",
+    "Side",
+    "chat_prompt",
+    "completion_prompt",
+    "count_tokens",
+    "open_question",
+    "render_chat",
+    "truncate",
+]
 
 Side = Literal["head", "middle", "tail"]
 
@@ -31,12 +41,14 @@ class Prompt:
     """Token ids of one context and its questions.
 
     `protected` bool [S] marks context tokens that are never evicted; `words` int64 [S] numbers the context's words.
+    The `asked` last tokens of the context are the beginning of its only question (`open_question`).
     """
 
     context: tuple[int, ...]
     questions: tuple[tuple[int, ...], ...]
     protected: Tensor = field(repr=False)
     words: Tensor | None = field(default=None, repr=False)
+    asked: int = 0
 
     @property
     def longest_question(self) -> int:
@@ -62,6 +74,29 @@ class Prompt:
     def always_kept(self) -> int:
         """Tokens that every head keeps: protected context and the longest question."""
         return int(self.protected.sum()) + self.longest_question
+
+
+def open_question(prompt: Prompt, *, recent: int) -> Prompt:
+    """The prompt whose question competes with the context, but for its `recent` last tokens.
+
+    Several questions stay whole: each follows a context that does not hold the others.
+    """
+    moved = len(prompt.questions[0]) - recent
+    if len(prompt.questions) > 1 or moved <= 0:
+        return prompt
+    (question,) = prompt.questions
+    words = prompt.words
+    if words is not None:
+        first = int(words[-1]) + 1 if len(words) else 0
+        words = torch.cat([words, torch.arange(first, first + moved)])
+    return replace(
+        prompt,
+        context=prompt.context + question[:moved],
+        questions=(question[moved:],),
+        protected=torch.cat([prompt.protected, torch.zeros(moved, dtype=torch.bool)]),
+        words=words,
+        asked=prompt.asked + moved,
+    )
 
 
 @dataclass(frozen=True, slots=True)

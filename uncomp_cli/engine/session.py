@@ -9,6 +9,8 @@ Both are generators of records; what was measured on the way is in `stats`.
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,22 +18,37 @@ from torch import Tensor
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset
+from uncomp_cli.budget.uncertainty_values import Uncertainty
 from uncomp_cli.budget.units import Budget, parse_budget, resolve_entries, resolve_quantized
-from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.cache.scoring import Scorer, make_scorer
 from uncomp_cli.config import SamplingConfig, ScorerConfig
+from uncomp_cli.engine.allocation import Allocation, Measurer, Wanted, allocate
 from uncomp_cli.engine.decode import AppendState
 from uncomp_cli.engine.generate import generate, stop_tokens
+from uncomp_cli.engine.measuring import measure_layer
 from uncomp_cli.engine.memory import Estimate, estimate, free_bytes, peak_bytes, reset_peak
 from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.overkeep import held_on_the_way
 from uncomp_cli.engine.prefill import Prefilled, prefill
-from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.profiles import profile_of
+from uncomp_cli.engine.prompt import Prompt, open_question
 from uncomp_cli.engine.records import DecodeStep, FinishReason, PrefillStep
 from uncomp_cli.engine.sampling import Sampler
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.models.load import LoadedModel
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["RunStats", "Session", "check_fits", "check_length", "make_plan", "scorer_config"]
+__all__ = [
+    "Compression",
+    "RunStats",
+    "Session",
+    "check_fits",
+    "check_length",
+    "make_allocation",
+    "make_plan",
+    "plan_compression",
+    "scorer_config",
+]
 
 _MEMORY_MARGIN = 0.9
 
@@ -79,7 +96,18 @@ def check_length(spec: ModelSpec, prompt: Prompt, *, trained_length: int | None 
 
 
 def make_plan(spec: ModelSpec, preset: Preset, prompt: Prompt, *, available: int) -> BudgetPlan:
-    """The plan of `preset` for `prompt`; `available` bytes are what a budget of `auto` may use."""
+    """The plan of `make_allocation`: of a policy that measures live, one of as many entries, evenly spread."""
+    return make_allocation(spec, preset, prompt, available=available).plan
+
+
+def make_allocation(
+    spec: ModelSpec, preset: Preset, prompt: Prompt, *, available: int, measurer: Measurer | None = None
+) -> Allocation:
+    """How `preset` spreads its budget over `prompt`; `available` bytes are what a budget of `auto` may use.
+
+    `measurer` measures for a policy that does so live. Raises DoesNotFitError when the budget is too small, UsageError
+    when the policy needs a measure that the preset's profile does not have.
+    """
     budget = parse_budget(preset.budget)
     policy = make_policy("full" if budget.kind == "full" else preset.policy)
     everything = BudgetPlan(prompt.seq_len, ((prompt.seq_len,) * spec.num_kv_heads,) * spec.num_layers)
@@ -88,8 +116,30 @@ def make_plan(spec: ModelSpec, preset: Preset, prompt: Prompt, *, available: int
     if preset.floor_tokens:
         floor = (prompt.always_kept + preset.floor_tokens) * spec.num_layers * spec.num_kv_heads
         entries = max(entries, min(floor, spec.full_entries(prompt.seq_len)))
-    plan = policy.plan(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept)
-    return replace(plan, kv_bits=preset.kv_bits)
+    wanted = Wanted(policy, spec, prompt.seq_len, entries, prompt.always_kept, preset.kv_bits)
+    measuring = measurer or partial(measure_layer, window=preset.scorer.window, sinks=preset.scorer.sinks)
+    return allocate(wanted, profile=profile_of(preset), measurer=measuring)
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """All that a prefill needs beside the model: the prompt with its question opened, and how it is compressed."""
+
+    prompt: Prompt
+    allocation: Allocation
+    scorer: Scorer
+    config: ScorerConfig
+
+
+def plan_compression(spec: ModelSpec, preset: Preset, prompt: Prompt, *, available: int) -> Compression:
+    """How `preset` compresses `prompt` within `available` bytes. Raises DoesNotFitError when it does not fit."""
+    config = scorer_config(preset)
+    scorer = make_scorer(config)
+    opened = open_question(prompt, recent=config.recent)
+    allocation = make_allocation(spec, preset, opened, available=available)
+    held = held_on_the_way(allocation, opened, config, shared=scorer.shared)
+    check_fits(spec, allocation.plan, opened, available=available, held=held)
+    return Compression(opened, allocation, scorer, config)
 
 
 def _entries(spec: ModelSpec, budget: Budget, prompt: Prompt, *, kv_bits: int, free_bytes: int) -> int:
@@ -110,9 +160,14 @@ def _entries(spec: ModelSpec, budget: Budget, prompt: Prompt, *, kv_bits: int, f
     return entries
 
 
-def check_fits(spec: ModelSpec, plan: BudgetPlan, prompt: Prompt, *, available: int) -> Estimate:
-    """The expected memory of `prompt` under `plan`; raises DoesNotFitError when it is more than `available` bytes."""
-    expected = estimate(spec, plan, prompt=prompt)
+def check_fits(
+    spec: ModelSpec, plan: BudgetPlan, prompt: Prompt, *, available: int, held: BudgetPlan | None = None
+) -> Estimate:
+    """The expected memory of `prompt` under `plan`, of which `held` is what is held at most on the way.
+
+    Raises DoesNotFitError when it is more than `available` bytes.
+    """
+    expected = estimate(spec, held or plan, prompt=prompt)
     if expected.peak_bytes > available:
         raise DoesNotFitError(
             f"needs about {expected.peak_bytes / 2**20:,.0f} MiB beside the weights "
@@ -130,7 +185,7 @@ class Session:
         self.preset = preset
         self.sampling = sampling
         self.decoder = Decoder(loaded.model, loaded.spec)
-        self.plan: BudgetPlan | None = None
+        self.allocation: Allocation | None = None
         self.stats: RunStats | None = None
         self._read: Prefilled | None = None
         self._prefill_s = 0.0
@@ -140,17 +195,45 @@ class Session:
         spec, device = self.loaded.spec, self.decoder.device
         check_length(spec, prompt, trained_length=self.loaded.info.trained_length)
         available = free_bytes(device)
-        self.plan = make_plan(spec, self.preset, prompt, available=available)
-        check_fits(spec, self.plan, prompt, available=available)
+        compression = plan_compression(spec, self.preset, prompt, available=available)
         reset_peak(device)
+        self.allocation = compression.allocation
         self._read = None
-        return self._prefill(prompt, self.plan)
+        return self._prefill(compression)
 
-    def _prefill(self, prompt: Prompt, plan: BudgetPlan) -> Generator[PrefillStep, None, None]:
+    def _prefill(self, compression: Compression) -> Generator[PrefillStep, None, None]:
         begun = time.perf_counter()
-        config = scorer_config(self.preset)
-        self._read = yield from prefill(self.decoder, [prompt], [plan], scorer=make_scorer(config), config=config)
+        self._read = yield from prefill(
+            self.decoder,
+            [compression.prompt],
+            [compression.allocation],
+            scorer=compression.scorer,
+            config=compression.config,
+        )
         self._prefill_s = time.perf_counter() - begun
+
+    @property
+    def plan(self) -> BudgetPlan | None:
+        """What every head keeps; of a policy that measures live, it is final once the prompt has been read."""
+        return None if self.allocation is None else self.allocation.plan
+
+    @property
+    def uncertainty(self) -> Uncertainty | None:
+        """The values that the plan was made from."""
+        return None if self.allocation is None else self.allocation.uncertainty
+
+    @property
+    def measured(self) -> Literal["live", "profile"] | None:
+        """Where those values come from."""
+        if self.allocation is None or (self.allocation.uncertainty is None and not self.allocation.live):
+            return None
+        return "live" if self.allocation.live else "profile"
+
+    def layer_bytes(self) -> list[int]:
+        """Bytes that each layer of the cache has allocated."""
+        if self._read is None:
+            raise RuntimeError("nothing has been read: exhaust read() first")
+        return [self._read.cache.layer(layer).nbytes for layer in range(self.loaded.spec.num_layers)]
 
     def answer(self, question: int = 0) -> Iterator[DecodeStep]:
         """Generate the answer to one question of the prompt that was read, which may be asked again."""

@@ -23,7 +23,7 @@ from uncomp_cli.evals.outcome import Outcome
 from uncomp_cli.evals.rows import Rows, in_batches, token_nll
 from uncomp_cli.evals.sample import Query, Regime
 
-__all__ = ["Answered", "judge_answers", "match_score"]
+__all__ = ["Answered", "judge_answers", "match_score", "teacher_forced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def _answer(
     asked, reference = case.sample.queries[query], case.answers[query]
     rows, logits = case.begin(caches, regime, query, room=len(reference))
     mark = rows.mark()
-    nll, right = _forced(rows, logits, reference)
+    nll, right = teacher_forced(rows, logits, reference)
     texts = [asked.answer] * len(caches)
     wrong = [row for row, is_right in enumerate(right) if not is_right or match_score(texts[row], asked) < 1]
     if wrong:
@@ -87,8 +87,11 @@ def _answer(
     ]
 
 
-def _forced(rows: Rows, logits: Tensor, reference: Sequence[int]) -> tuple[list[float], list[bool]]:
-    """Every row's mean NLL from the second token on (of a single token: that one's) and whether argmax says it."""
+def teacher_forced(rows: Rows, logits: Tensor, reference: Sequence[int]) -> tuple[list[float], list[bool]]:
+    """Every row's mean NLL from the second token on (of a single token: that one's) and whether argmax says it.
+
+    `logits` [B, vocab] are those of the first token; the rows hold the others afterwards.
+    """
     every = logits[:, None]
     if len(reference) > 1:
         every = torch.cat([every, rows.feed(reference[:-1])], dim=1)

@@ -1,11 +1,14 @@
 """Contestants: what stands for judgement, in one short word, and the settings they are judged at.
 
-    POLICY[/SCORER][/8bit|/4bit][/published]        uniform · pyramid · uniform/keydiff · full/8bit · uniform/published
+    POLICY[/SCORER][/8bit|/4bit][/published][/KEY=VALUE]...
+    uniform · pyramid · uniform/keydiff · full/8bit · uniform/published · uncomp:groups=2/width=7/pooling=max
 
 `8bit` and `4bit` hold the prompt's keys and values in fewer bits. `published` takes window, pooling and single tokens
 as the scorer's paper has them instead of our coherence (cache/coherence.py), which every contestant gets otherwise,
-controls included. `preset:NAME` takes policy, scorer and bits from a preset; its label has a digest of them, so that
-results of a preset that was edited are another's. A setting is a contestant at a budget.
+controls included. A KEY is a setting of the scorer (config.ScorerConfig), or `profile`, whose VALUE is the preset
+whose profile holds what the policy needs measured; without it a policy measures live. `preset:NAME` takes policy,
+scorer, bits and profile from a preset. Labels of both have a digest, so that results of what was edited or calibrated
+again are another's. A setting is a contestant at a budget.
 """
 
 import difflib
@@ -15,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from uncomp_cli.budget.policies import make_policy
+from uncomp_cli.budget.policy_text import read_settings
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.cache.scoring import SCORERS, make_scorer
@@ -26,6 +30,7 @@ __all__ = ["FULL", "Setting", "make_settings", "parse_contestant"]
 FULL = "full"
 _BITS = {"8bit": 8, "4bit": 4}
 _PUBLISHED = "published"
+_PROFILE = "profile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,24 +72,49 @@ def parse_contestant(text: str, *, seed: int) -> Preset:
         preset = load_preset(name)
         scorer = replace(preset.scorer, seed=seed)
         return replace(preset, name=f"{text}#{_digest(preset)}", budget=FULL, floor_tokens=0, scorer=scorer)
-    policy_name, *parts = text.split("/")
+    policy_name, *rest = text.split("/")
+    parts = [part for part in rest if "=" not in part]
     policy = make_policy(policy_name)
     scorers = [part for part in parts if part not in _BITS and part != _PUBLISHED]
     for part in parts:
         _check_part(part, text)
     if len(scorers) > 1 or len(parts) != len(set(parts)) or sum(part in _BITS for part in parts) > 1:
         raise UsageError(f"contestant '{text}' says one thing twice", hint="write POLICY[/SCORER][/8bit][/published]")
-    if policy_name == FULL and (scorers or _PUBLISHED in parts):
+    settings = [part for part in rest if "=" in part]
+    if policy_name == FULL and (scorers or _PUBLISHED in parts or settings):
         raise UsageError(f"contestant '{text}': policy full ranks nothing", hint="write full, full/8bit or full/4bit")
     scorer_name = _scorer_name(text, policy.fixed_scorer, scorers)
     config = make_scorer(ScorerConfig(scorer_name)).published if _PUBLISHED in parts else ScorerConfig(scorer_name)
     bits = next((_BITS[part] for part in parts if part in _BITS), 16)
-    return Preset(text, "", FULL, policy_name, replace(config, seed=seed), kv_bits=bits)
+    preset = Preset(text, "", FULL, policy_name, replace(config, seed=seed), kv_bits=bits)
+    return _with_settings(preset, settings, text)
+
+
+def _with_settings(preset: Preset, settings: Sequence[str], text: str) -> Preset:
+    """The preset with `key=value` settings of its scorer, and the profile of the preset that `profile` names."""
+    profiles = [value for key, _, value in (part.partition("=") for part in settings) if key == _PROFILE]
+    of_scorer = [part for part in settings if part.partition("=")[0] != _PROFILE]
+    if len(profiles) > 1:
+        raise UsageError(f"contestant '{text}' says one thing twice", hint="name one profile=")
+    if any(part.startswith(("name=", "seed=")) for part in of_scorer):
+        raise UsageError(f"contestant '{text}' sets what has its own place", hint="write POLICY/SCORER, and use --seed")
+    if of_scorer:
+        read = read_settings(ScorerConfig, ",".join(of_scorer), text=text)
+        preset = replace(preset, scorer=replace(preset.scorer, **read))
+    if not profiles:
+        return preset
+    source = load_preset(profiles[0])
+    if source.profile is None:
+        raise UsageError(f"contestant '{text}': preset {source.name} has no profile", hint="uncomp calibrate makes one")
+    preset = replace(preset, profile=source.profile, folder=source.folder)
+    return replace(preset, name=f"{text}#{_digest(preset)}")
 
 
 def _digest(preset: Preset) -> str:
-    """Eight digits of what decides a preset's results, budget and floor aside."""
-    decisive = json.dumps([preset.policy, asdict(preset.scorer), preset.kv_bits])
+    """Eight digits of what decides a preset's results, its profile among it, budget and floor aside."""
+    path = preset.profile_path
+    measured = "" if path is None or not path.is_file() else hashlib.sha256(path.read_bytes()).hexdigest()
+    decisive = json.dumps([preset.policy, asdict(preset.scorer), preset.kv_bits, measured])
     return hashlib.sha256(decisive.encode()).hexdigest()[:8]
 
 

@@ -11,6 +11,7 @@ kept; the question comes after the eviction.
 
 import zlib
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,13 +20,15 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scoring import LayerView, Scorer, make_scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.attention import AttentionState, attend_causal
+from uncomp_cli.engine.measuring import measure_layer
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.prefill import PrefillState
-from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.prompt import Prompt, open_question
 from uncomp_cli.engine.rotation import rope_frequencies
-from uncomp_cli.engine.session import make_plan, scorer_config
+from uncomp_cli.engine.session import make_allocation, scorer_config
 from uncomp_cli.evals.contestants import Setting
 from uncomp_cli.evals.sample import Regime
+from uncomp_cli.uncertainty.measures import Measure
 
 __all__ = ["Reading", "read_once"]
 
@@ -66,6 +69,7 @@ class _Remembering:
 
     def __init__(self, scorer: Scorer) -> None:
         self.name, self.query_aware, self.published = scorer.name, scorer.query_aware, scorer.published
+        self.shared = scorer.shared
         self._scorer = scorer
         self._scores: dict[int, Tensor] = {}
 
@@ -87,6 +91,7 @@ class Reading:
         self._draw = zlib.crc32(str(prompt.context).encode())  # the random control draws anew for every context
         self._cut: dict[int, tuple[LayerCall, ...]] = {}
         self._frequencies = rope_frequencies(decoder.model)
+        self._measured: dict[tuple[str, int, int, int, int, int], Tensor] = {}
         self._scorers: dict[tuple[ScorerConfig, Regime], _Remembering] = {}
 
     @torch.no_grad()
@@ -94,15 +99,14 @@ class Reading:
         """The cache of one row that `setting` leaves. Raises DoesNotFitError when its budget is too small."""
         config = scorer_config(setting.preset)
         config = replace(config, seed=(config.seed + self._draw) % 2**63)
-        prompt = self.prompt if regime == "aware" else without_question(self.prompt, window=config.window)
-        spec = self.decoder.spec
-        plan = make_plan(spec, setting.preset, prompt, available=0)
-        cache = RaggedKVCache(
-            num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads, kv_bits=plan.kv_bits
-        )
+        prompt = self._prompt(config, regime)
+        spec, bits = self.decoder.spec, setting.preset.kv_bits
+        measurer = partial(self._measure, window=config.window, sinks=config.sinks)
+        allocation = make_allocation(spec, setting.preset, prompt, available=0, measurer=measurer)
+        cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads, kv_bits=bits)
         state = PrefillState(
             [prompt],
-            [plan],
+            [allocation],
             scorer=self._scorer(config, regime),
             config=config,
             cache=cache,
@@ -114,6 +118,19 @@ class Reading:
                 layer, call.query, call.key, call.value, scaling=call.scaling, sliding_window=call.sliding_window
             )
         return cache
+
+    def _prompt(self, config: ScorerConfig, regime: Regime) -> Prompt:
+        """What compression sees: the prompt with its question, or its context alone."""
+        if regime == "aware":
+            return open_question(self.prompt, recent=config.recent)
+        return without_question(self.prompt, window=config.window)
+
+    def _measure(self, measure: Measure, view: LayerView, *, window: int, sinks: int) -> Tensor:
+        """A live measurement, made once for all settings that want it of the same view."""
+        key = str(measure), view.layer, view.keys.shape[1], view.asked, window, sinks
+        if key not in self._measured:
+            self._measured[key] = measure_layer(measure, view, window=window, sinks=sinks)
+        return self._measured[key]
 
     def _seen(self, length: int) -> tuple[LayerCall, ...]:
         """The calls over the first `length` tokens, cut once for all settings."""

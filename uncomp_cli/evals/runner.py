@@ -17,6 +17,7 @@ import torch
 from uncomp_cli import __version__
 from uncomp_cli.engine.generate import stop_tokens
 from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.profiles import profile_of
 from uncomp_cli.engine.prompt import count_tokens
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.evals.answering import judge_answers
@@ -30,6 +31,7 @@ from uncomp_cli.evals.perplexity import NEXT_TOKENS, judge_perplexity
 from uncomp_cli.evals.results import ResultsFile
 from uncomp_cli.evals.sample import Regime, Sample
 from uncomp_cli.evals.tasks import Task
+from uncomp_cli.models.fingerprint import fingerprint
 from uncomp_cli.models.load import LoadedModel
 
 __all__ = ["JUDGES", "EvalRequest", "EvalStep", "check_lengths", "check_regimes", "results_settings", "run_eval"]
@@ -79,13 +81,18 @@ class _Work:
 
 
 def run_eval(request: EvalRequest, loaded: LoadedModel, results: ResultsFile) -> Generator[EvalStep, None, None]:
-    """Judge what `results` lacks; yields before each sample and once at the end."""
+    """Judge what `results` lacks; yields before each sample and once at the end.
+
+    Raises UsageError for int8 weights and for a contestant whose profile is another model's.
+    """
     decoder = Decoder(loaded.model, loaded.spec)
     if decoder.rows_interact:
         raise UsageError(
             "in int8 weights a token's numbers depend on those read beside it, so that no prefill can be shared",
             hint="use --quantize nf4, fp4 or none",
         )
+    for profile in filter(None, (profile_of(setting.preset) for setting in request.settings)):
+        profile.fingerprint.check(fingerprint(loaded))
     count = partial(count_tokens, loaded.tokenizer)
     stop_ids = stop_tokens(loaded.model, loaded.tokenizer)
     todo = list(_missing(request, results))

@@ -30,11 +30,11 @@ __all__ = ["make_coverage", "make_curves", "make_needles", "plot_coverage", "plo
 
 FULL_CACHE = "full"  # the label of the curve that is drawn as the reference line
 
-_DPI, _SMALL_PT, _TEXT_PT, _TITLE_PT = 150, 8, 9, 12
-_LETTER_IN = 0.62 / 72  # about how wide a letter is for each point of its size
+_DPI, SMALL_PT, TEXT_PT, _TITLE_PT = 150, 8, 9, 12
+LETTER_IN = 0.62 / 72  # about how wide a letter is for each point of its size
 _PAGE_IN, _ASPECT = 12.0, 1.5  # the widest that the panels of a sheet get, and the width over height it aims at
-_EDGE_IN, _LEFT_IN, _GAP_IN, _BELOW_IN, _BAR_IN, _NOTE_IN = 0.3, 0.55, 0.2, 0.5, 1.0, 0.3
-_LEAST_PANEL_IN, _CELLS_IN, _LEAST_CELL_IN, _NUMBER_CELL_IN = (1.9, 1.0), (6.2, 8.0), 0.09, (0.36, 0.2)
+EDGE_IN, LEFT_IN, _GAP_IN, BELOW_IN, BAR_IN, _NOTE_IN = 0.3, 0.55, 0.2, 0.5, 1.0, 0.3
+_LEAST_PANEL_IN, _CELLS_IN, _LEAST_CELL_IN, NUMBER_CELL_IN = (1.9, 1.0), (6.2, 8.0), 0.09, (0.36, 0.2)
 _PLOT_IN, _SCALE_IN, _FOOT_IN = (7.2, 4.8), 0.85, 1.0
 
 # Okabe and Ito (2008) without yellow and black, then Tol's muted palette and some between them.
@@ -64,17 +64,17 @@ class _Panel:
 
 def plot_needles(grids: Sequence[NeedleGrid], path: Path, *, title: str) -> Path:
     """Write `make_needles` to `path`, and return it."""
-    return _write(make_needles(grids, title=title), path)
+    return write(make_needles(grids, title=title), path)
 
 
 def plot_curves(curves: Sequence[Curve], path: Path, *, title: str, metric: str, lower_is_better: bool) -> Path:
     """Write `make_curves` to `path`, and return it."""
-    return _write(make_curves(curves, title=title, metric=metric, lower_is_better=lower_is_better), path)
+    return write(make_curves(curves, title=title, metric=metric, lower_is_better=lower_is_better), path)
 
 
 def plot_coverage(maps: Sequence[CoverageMap], path: Path, *, title: str) -> Path:
     """Write `make_coverage` to `path`, and return it."""
-    return _write(make_coverage(maps, title=title), path)
+    return write(make_coverage(maps, title=title), path)
 
 
 def make_needles(grids: Sequence[NeedleGrid], *, title: str) -> "Figure":
@@ -108,10 +108,10 @@ def make_curves(curves: Sequence[Curve], *, title: str, metric: str, lower_is_be
     _refuse_nothing(drawn, title)
     full = [curve for curve in drawn if curve.label == FULL_CACHE]
     contestants = [curve for curve in drawn if curve.label != FULL_CACHE]
-    legend_in = 1.05 + max(1.2, _LETTER_IN * _TEXT_PT * max(len(curve.label) for curve in drawn))
+    legend_in = 1.05 + max(1.2, LETTER_IN * TEXT_PT * max(len(curve.label) for curve in drawn))
     height = max(_PLOT_IN[1], 0.22 * len(drawn))
-    figure, top = _new_figure(_SCALE_IN + _PLOT_IN[0] + legend_in, height + _FOOT_IN, title)
-    axes = _add_axes(figure, (_SCALE_IN, top), (_PLOT_IN[0], height))
+    figure, top = new_figure(_SCALE_IN + _PLOT_IN[0] + legend_in, height + _FOOT_IN, title)
+    axes = add_axes(figure, (_SCALE_IN, top), (_PLOT_IN[0], height))
     lines = [_draw_full(axes, curve) for curve in full] + _draw_contestants(axes, contestants)
     _set_kept_scale(axes, contestants or full)
     _set_quality_scale(axes, drawn, may_be_log=lower_is_better)
@@ -191,35 +191,35 @@ def _log_floor(means: Sequence[float]) -> float | None:
 def _add_legend(axes: "Axes", lines: "list[Line2D]") -> None:
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    legend = axes.legend(handles=lines, loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=_TEXT_PT, handlelength=3.4)
+    legend = axes.legend(handles=lines, loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=TEXT_PT, handlelength=3.4)
     legend.set(frame_on=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
     note = axes.annotate(_FOOTNOTE, (0, 0), (0, -40), xycoords="axes fraction", textcoords="offset points", va="top")
-    note.set(fontsize=_SMALL_PT, color="#444444")
+    note.set(fontsize=SMALL_PT, color="#444444")
 
 
 def _make_sheet(panels: Sequence[_Panel], names: Sequence[str], *, cell: tuple[float, float], title: str) -> "Figure":
     """Panels of one size, one colour bar, and a note when a cell is blank; `names` are of y, x and colour."""
     _refuse_nothing(panels, title)
     size = _panel_size(panels, cell)
-    above = 0.1 + 0.17 * max(_wrap(panel.title, size[0] + _GAP_IN, _TEXT_PT).count("\n") + 1 for panel in panels)
-    across, down = size[0] + _LEFT_IN + _GAP_IN, size[1] + above + _BELOW_IN
+    above = 0.1 + 0.17 * max(_wrap(panel.title, size[0] + _GAP_IN, TEXT_PT).count("\n") + 1 for panel in panels)
+    across, down = size[0] + LEFT_IN + _GAP_IN, size[1] + above + BELOW_IN
     columns = _choose_columns(len(panels), across / down, most=int(_PAGE_IN / across))
-    width, height = _EDGE_IN + columns * across + _BAR_IN, math.ceil(len(panels) / columns) * down
+    width, height = EDGE_IN + columns * across + BAR_IN, math.ceil(len(panels) / columns) * down
     gaps = any(None in row for panel in panels for row in panel.values)
-    figure, top = _new_figure(width, height + _NOTE_IN * gaps, title)
+    figure, top = new_figure(width, height + _NOTE_IN * gaps, title)
     for index, panel in enumerate(panels):
         row, column = divmod(index, columns)
-        axes = _add_axes(figure, (_EDGE_IN + _LEFT_IN + column * across, top + above + row * down), size)
+        axes = add_axes(figure, (EDGE_IN + LEFT_IN + column * across, top + above + row * down), size)
         mesh = _draw_panel(axes, panel, size)
-        axes.set_ylabel("" if column else names[0], fontsize=_TEXT_PT)
-        axes.set_xlabel("" if index + columns < len(panels) else names[1], fontsize=_TEXT_PT)
-    bar = _add_axes(figure, (width - _BAR_IN + 0.1, top + above), (0.16, size[1]))
-    figure.colorbar(mesh, cax=bar, ticks=[0, 0.25, 0.5, 0.75, 1]).set_label(names[2], fontsize=_TEXT_PT)
-    bar.tick_params(labelsize=_SMALL_PT)
+        axes.set_ylabel("" if column else names[0], fontsize=TEXT_PT)
+        axes.set_xlabel("" if index + columns < len(panels) else names[1], fontsize=TEXT_PT)
+    bar = add_axes(figure, (width - BAR_IN + 0.1, top + above), (0.16, size[1]))
+    figure.colorbar(mesh, cax=bar, ticks=[0, 0.25, 0.5, 0.75, 1]).set_label(names[2], fontsize=TEXT_PT)
+    bar.tick_params(labelsize=SMALL_PT)
     if gaps:
-        figure.legend([axes.patch], ["not measured, or full fails"], loc="lower left", frameon=False, fontsize=_TEXT_PT)
+        figure.legend([axes.patch], ["not measured, or full fails"], loc="lower left", frameon=False, fontsize=TEXT_PT)
     return figure
 
 
@@ -242,16 +242,16 @@ def _draw_panel(axes: "Axes", panel: _Panel, size_in: tuple[float, float]) -> "Q
     values = [[math.nan if value is None else value for value in row] for row in panel.values]
     mesh = axes.pcolormesh(values, cmap="viridis", vmin=0, vmax=1, edgecolors="white", linewidth=0.8)
     cell_in = size_in[0] / len(panel.column_labels), size_in[1] / len(panel.row_labels)
-    across = _step(cell_in[0], 0.06 + _LETTER_IN * _SMALL_PT * max(map(len, panel.column_labels)))
-    down = _step(cell_in[1], 0.14)
+    across = step(cell_in[0], 0.06 + LETTER_IN * SMALL_PT * max(map(len, panel.column_labels)))
+    down = step(cell_in[1], 0.14)
     axes.set_xticks([i + 0.5 for i in range(0, len(panel.column_labels), across)], panel.column_labels[::across])
     axes.set_yticks([i + 0.5 for i in range(0, len(panel.row_labels), down)], panel.row_labels[::down])
-    axes.tick_params(length=0, labelsize=_SMALL_PT)
+    axes.tick_params(length=0, labelsize=SMALL_PT)
     axes.invert_yaxis()
-    head = _wrap(panel.title, size_in[0] + _GAP_IN, _TEXT_PT)
-    axes.set_title(head, fontsize=_TEXT_PT, loc="left", pad=4, parse_math=False)
+    head = _wrap(panel.title, size_in[0] + _GAP_IN, TEXT_PT)
+    axes.set_title(head, fontsize=TEXT_PT, loc="left", pad=4, parse_math=False)
     axes.patch.set(facecolor="#eeeeee", edgecolor="#999999", hatch="////")
-    if cell_in[0] >= _NUMBER_CELL_IN[0] and cell_in[1] >= _NUMBER_CELL_IN[1]:
+    if cell_in[0] >= NUMBER_CELL_IN[0] and cell_in[1] >= NUMBER_CELL_IN[1]:
         _write_numbers(axes, panel)
     return mesh
 
@@ -262,33 +262,33 @@ def _write_numbers(axes: "Axes", panel: _Panel) -> None:
         for column, value in enumerate(cells):
             if value is not None:
                 text = axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center_baseline")
-                text.set(fontsize=_SMALL_PT, color="black" if value > 0.55 else "white")
+                text.set(fontsize=SMALL_PT, color="black" if value > 0.55 else "white")
 
 
-def _new_figure(width_in: float, height_in: float, title: str) -> "tuple[Figure, float]":
+def new_figure(width_in: float, height_in: float, title: str) -> "tuple[Figure, float]":
     """A figure with room of this size below its title, and where that room begins, in inches from the top."""
     try:
         import matplotlib.backends.backend_agg
         import matplotlib.figure
     except ImportError as error:
         raise UncompError(f"'{title}' cannot be drawn without matplotlib", hint="pip install 'uncomp[plot]'") from error
-    heading = _wrap(title, width_in - 2 * _EDGE_IN, 1.1 * _TITLE_PT)
+    heading = _wrap(title, width_in - 2 * EDGE_IN, 1.1 * _TITLE_PT)
     top = 0.2 + 0.24 * (heading.count("\n") + 1)
     figure = matplotlib.figure.Figure(figsize=(width_in, height_in + top), facecolor="white")
     matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
-    left, down = _EDGE_IN / width_in, 1 - 0.15 / (height_in + top)
+    left, down = EDGE_IN / width_in, 1 - 0.15 / (height_in + top)
     figure.text(left, down, heading, va="top", fontsize=_TITLE_PT, fontweight="bold", parse_math=False)
     return figure, top
 
 
-def _add_axes(figure: "Figure", corner_in: tuple[float, float], size_in: tuple[float, float]) -> "Axes":
+def add_axes(figure: "Figure", corner_in: tuple[float, float], size_in: tuple[float, float]) -> "Axes":
     """Axes whose upper left corner is so far from that of the figure."""
     (left, top), (width, height) = corner_in, size_in
     across, down = figure.get_size_inches()
     return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
 
 
-def _write(figure: "Figure", path: Path) -> Path:
+def write(figure: "Figure", path: Path) -> Path:
     """Under a temporary name in the same folder first: a picture is there whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -309,11 +309,11 @@ def _refuse_nothing(shown: Sequence[object], title: str) -> None:
         raise UncompError(f"there is nothing to draw in '{title}'", hint="--budget with more, if all were refused")
 
 
-def _step(cell_in: float, needed_in: float) -> int:
+def step(cell_in: float, needed_in: float) -> int:
     """Every how many cells there is room for a label."""
     return next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if step * cell_in >= needed_in)
 
 
 def _wrap(text: str, width_in: float, size_pt: float) -> str:
-    width = max(8, int(width_in / (_LETTER_IN * size_pt)))
+    width = max(8, int(width_in / (LETTER_IN * size_pt)))
     return "\n".join(textwrap.fill(line, width) for line in text.splitlines())

@@ -5,6 +5,7 @@
         RANK   r16, r1/4, rknee, rfull            16 eigenvalues, a quarter of the dimension, the spectrum's knee, all
     lmba/raw, lmba/sinkfree, lmbo                 least budgets of attention: ZigZagKV (arXiv 2412.09036), section 3
     attention_entropy                             of attention rows (arXiv 2406.13282), per query head
+    loss                                          what an answer loses when a KV head keeps a few tokens, per KV head
 
 States are those after the rotary embedding, `prerope` those before it. A rank as a fraction is the same key for models
 of all dimensions. This file only names measures; nothing is computed here, and no torch is needed.
@@ -27,6 +28,8 @@ Rank = int | Fraction | Literal["knee", "full"]
 STATES = ("q", "k", "v", "hidden")
 ROTATED_STATES = ("q", "k")
 ATTENTION_MEASURES = ("lmba/raw", "lmba/sinkfree", "lmbo", "attention_entropy")
+ANSWER_MEASURES = ("loss",)
+PLAIN_MEASURES = (*ATTENTION_MEASURES, *ANSWER_MEASURES)
 
 DEFAULT_MEASURES: tuple[str, ...] = (
     "entropy/q/r1/4",
@@ -53,7 +56,7 @@ _ENTROPY = re.compile(
     re.ASCII,
 )
 _HINT = "write entropy/q/r16, entropy/q/r1/4 (states q, k, v, hidden; ranks r16, r1/4, rknee, rfull), " + ", ".join(
-    ATTENTION_MEASURES
+    PLAIN_MEASURES
 )
 
 
@@ -71,7 +74,7 @@ class HeadCounts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A measure: `name` is entropy or one of the attention measures; the other fields belong to entropy alone.
+    """A measure: `name` is entropy, an attention measure or loss; the other fields belong to entropy alone.
 
     `str()` is its key, the only one for equal measures: r2/8 is r1/4, r1/1 is rfull. Raises UsageError for a rank
     below 1 or above the dimension, and for `prerope` of states that no rotary embedding turns.
@@ -103,7 +106,7 @@ class Measure:
 
     def _check_plain(self) -> None:
         entropy_fields = (self.state, self.rank, self.renormalised, self.prerope)
-        if self.name not in ATTENTION_MEASURES or entropy_fields != (None, None, False, False):
+        if self.name not in PLAIN_MEASURES or entropy_fields != (None, None, False, False):
             raise UsageError(f"measure '{self.name}' is unknown, or takes no state and no rank", hint=_HINT)
 
     def __str__(self) -> str:
@@ -114,8 +117,8 @@ class Measure:
 
     @property
     def live(self) -> bool:
-        """Whether it can be measured on the user's own prompt; hidden states are seen by calibration only."""
-        return self.state != "hidden"
+        """Whether it can be measured on the user's own prompt; hidden states and answers are for calibration only."""
+        return self.state != "hidden" and self.name not in ANSWER_MEASURES
 
     def rank_of(self, head_dim: int) -> int | None:
         """Eigenvalues to keep of states of this dimension (hidden_size for hidden states); None is the knee.
@@ -137,16 +140,17 @@ class Measure:
         return self.rank
 
     def width(self, spec: HeadCounts) -> int:
-        """Values in a layer: G for keys and values, 1 for hidden states, H for queries and all attention measures."""
+        """Values in a layer: G for keys, values and loss, 1 for hidden states, H for queries and attention measures."""
         if self.state == "hidden":
             return 1
-        return spec.num_kv_heads if self.state in ("k", "v") else spec.num_heads
+        per_kv_head = self.state in ("k", "v") or self.name in ANSWER_MEASURES
+        return spec.num_kv_heads if per_kv_head else spec.num_heads
 
 
 def parse_measure(key: str) -> Measure:
     """The measure that a key names; raises UsageError, with the nearest known key, when it names none."""
     text = key.strip()
-    if text in ATTENTION_MEASURES:
+    if text in PLAIN_MEASURES:
         return Measure(text)
     match = _ENTROPY.fullmatch(text)
     suffixes = match["suffixes"].split("/")[1:] if match else []
@@ -180,4 +184,4 @@ def _candidates() -> list[str]:
     plain = [f"entropy/{state}/{rank}" for state in STATES for rank in ("r1/4", "r16", "r32", "rknee", "rfull")]
     renormalised = [f"{key}/renormalised" for key in plain]
     prerope = [f"{key}/prerope" for key in (*plain, *renormalised) if key.split("/")[1] in ROTATED_STATES]
-    return [*ATTENTION_MEASURES, *plain, *renormalised, *prerope]
+    return [*PLAIN_MEASURES, *plain, *renormalised, *prerope]

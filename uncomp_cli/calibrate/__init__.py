@@ -1,0 +1,1 @@
+"""Calibrate: measure a model's uncertainty on sample texts, and keep it as a profile."""

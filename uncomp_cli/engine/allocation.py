@@ -1,0 +1,144 @@
+"""Allocation: the plan of one prompt, known before it is read or made while its layers report.
+
+A policy that measures nothing, or whose measure a profile holds, has its plan from the start. Live, each layer is
+measured as it is read:
+
+    scope "layer"   a layer's counts depend on that layer alone: final at once
+    scope "model"   layers that have not reported weigh nothing yet, so that the counts of those that have only shrink
+
+What a layer keeps until all have reported is the business of overkeep.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.policies import Policy, UniformPolicy
+from uncomp_cli.budget.uncertainty_values import Uncertainty
+from uncomp_cli.cache.layer_view import LayerView
+from uncomp_cli.errors import UsageError
+from uncomp_cli.spec import ModelSpec
+from uncomp_cli.uncertainty.measures import Measure, parse_measure
+from uncomp_cli.uncertainty.profile import UncertaintyProfile
+
+__all__ = ["Allocation", "Live", "Measurer", "Wanted", "allocate", "fixed"]
+
+Measurer = Callable[[Measure, LayerView], Tensor]
+"""Values [X] of a measure in one layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A budget to spread over a prompt of `seq_len` tokens: `entries` KV entries, `protected` tokens in every head."""
+
+    policy: Policy
+    spec: ModelSpec
+    seq_len: int
+    entries: int
+    protected: int
+    kv_bits: int = 16
+
+    def plan(self, uncertainty: Uncertainty | None = None) -> BudgetPlan:
+        """What the policy makes of it. Raises DoesNotFitError when the budget is too small."""
+        return self._by(self.policy, uncertainty)
+
+    def even_plan(self) -> BudgetPlan:
+        """The same number of tokens for every head: what stands for a plan that is not made yet."""
+        return self._by(UniformPolicy(), None)
+
+    def _by(self, policy: Policy, uncertainty: Uncertainty | None) -> BudgetPlan:
+        plan = policy.plan(
+            self.spec,
+            seq_len=self.seq_len,
+            entries=self.entries,
+            protected=self.protected,
+            uncertainty=uncertainty,
+        )
+        return plan.held_in(self.kv_bits)
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What to measure while a prompt is read, and how."""
+
+    measure: Measure
+    measurer: Measurer
+
+
+class Allocation:
+    """How many tokens the heads of each layer keep; `plan` is final when the last layer has reported.
+
+    `uncertainty` are the values that the plan was made from: a profile's, or those measured so far.
+    """
+
+    def __init__(
+        self,
+        plan: BudgetPlan,
+        *,
+        wanted: Wanted | None = None,
+        live: Live | None = None,
+        uncertainty: Uncertainty | None = None,
+    ) -> None:
+        self.plan = plan
+        self.uncertainty = uncertainty
+        self._wanted = wanted
+        self._live = live
+
+    @property
+    def live(self) -> bool:
+        """Whether the plan is made from what is measured while the prompt is read."""
+        return self._live is not None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the counts of a layer may still shrink when later layers report."""
+        return self._live is not None and self._wanted is not None and self._wanted.policy.scope == "model"
+
+    def report(self, layer: int, view: LayerView) -> None:
+        """Measure `layer`, which follows those that were reported, and plan anew."""
+        live, wanted = self._live, self._wanted
+        if live is None or wanted is None:
+            return
+        values = self.uncertainty.values if self.uncertainty is not None else ()
+        skipped = (0.0,) * live.measure.width(wanted.spec)  # sliding layers are not measured
+        values += (skipped,) * (layer - len(values)) + (tuple(live.measurer(live.measure, view).tolist()),)
+        self.uncertainty = Uncertainty(str(live.measure), values)
+        self.plan = wanted.plan(self.uncertainty)
+
+    def trust(self) -> tuple[tuple[float, ...], ...] | None:
+        """How far each head of each layer is trusted to say what matters; None when nothing was measured.
+
+        It is the square of the weight that the policy gives the head (cache/agreement.py).
+        """
+        if self._wanted is None or self.uncertainty is None:
+            return None
+        weights = self._wanted.policy.weights(self._wanted.spec, self.uncertainty)
+        return tuple(tuple(weight**2 for weight in layer) for layer in weights)
+
+
+def fixed(plan: BudgetPlan | Allocation) -> Allocation:
+    """A plan that is known, as an allocation."""
+    return plan if isinstance(plan, Allocation) else Allocation(plan)
+
+
+def allocate(wanted: Wanted, *, profile: UncertaintyProfile | None, measurer: Measurer) -> Allocation:
+    """The allocation of a policy: from `profile` when it holds a measure that the policy can use, otherwise live.
+
+    Raises UsageError when the policy can use neither.
+    """
+    measures = wanted.policy.measures
+    if not measures:
+        return Allocation(wanted.plan(), wanted=wanted)
+    held = next((key for key in measures if profile is not None and key in profile.values), None)
+    if profile is not None and held is not None:
+        uncertainty = Uncertainty(held, profile.as_rows(held))
+        return Allocation(wanted.plan(uncertainty), wanted=wanted, uncertainty=uncertainty)
+    live = next((measure for measure in map(parse_measure, measures) if measure.live), None)
+    if live is None:
+        raise UsageError(
+            f"policy {wanted.policy.name} needs {' or '.join(measures)}, which only calibration measures",
+            hint="uncomp calibrate, then use the --preset that it saves",
+        )
+    return Allocation(wanted.even_plan(), wanted=wanted, live=Live(live, measurer))
