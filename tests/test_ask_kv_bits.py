@@ -102,7 +102,7 @@ def test_other_numbers_of_bits_are_refused(tiny_model: Path, capsys: pytest.Capt
     preset = {**load_preset("full").to_dict(), "name": "mine", "kv_bits": 6}
     Path("mine.json").write_text(json.dumps(preset))
     assert run(["preset", "validate", "mine.json"]) == 2
-    assert two_lines(capsys.readouterr().err) == ("kv_bits is 6", "use 16 (the model's own dtype), 8 or 4")
+    assert two_lines(capsys.readouterr().err) == ("preset file mine.json: kv_bits is 6", "use 16 (the model's own dtype), 8 or 4")
 
 
 def test_chat_keeps_all_its_bits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +122,7 @@ def test_several_questions_have_one_quantised_document(tiny_model: Path, capsys:
 
 def test_a_benchmark_measures_it(tiny_model: Path) -> None:
     presets = tuple(
-        choose_preset(None, budget=budget, policy=None, scorer=None, kv_bits=bits)
+        choose_preset(None, budget=budget, policy="uniform" if budget != "full" else None, scorer=None, kv_bits=bits)
         for budget, bits in (("full", 8), ("30%", 4), ("30%", None))
     )
     request = BenchRequest(str(tiny_model), tiny_model, town(), presets, 600, 4, 1)

@@ -31,8 +31,9 @@ def test_a_pipe_gets_the_answer_and_nothing_else(document: Path, tiny_model: Pat
     assert ESCAPE not in err
     lines = err.splitlines()
     assert lines[:2] == ["preparing", f"loading {tiny_model}"]
-    asked = r"budget 20%, at least 512 tokens of the document \(balanced, uniform\)"
-    assert re.match(asked + r": \d+ of \d+ tokens per head, .* \(\d+(\.\d)? %\)", lines[2])
+    assert re.fullmatch(r"preset balanced was measured on smollm2-135m; for .* preset live is used", lines[2])
+    asked = r"budget 20%, at least 512 tokens of the document \(live, uncertain\)"
+    assert re.match(asked + r": \d+ of \d+ tokens per head, .* \(\d+(\.\d)? %\)", lines[3])
     assert re.match(r"prefill \d+ tok .* · first token .* · KV .* of .* · peak .* · context \d+/4,096$", lines[-1])
     assert start(*args, stderr="null").finish() == (0, out, "")
     assert start(*args, "-q").finish() == (0, out, "")
@@ -75,7 +76,7 @@ def test_on_a_terminal_the_bar_comes_and_goes(document: Path, tiny_model: Path) 
     assert re.fullmatch(r"[a-z]{24}\n", out)
     assert re.search(r"prefill \d+ tok .*━", err)
     left = screen(err).splitlines()
-    assert [line.split()[0] for line in left if line.strip()] == ["budget", "prefill"]
+    assert [line.split()[0] for line in left if line.strip()] == ["preset", "budget", "prefill"]
     assert "━" not in screen(err)
     assert "first token" in left[-1]
 

@@ -24,8 +24,8 @@ def chosen(name=None, *, budget=None, policy=None, scorer=None, seed=0):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, ("uniform", "20%", 512)),
-        ({"budget": "5%"}, ("uniform", "5%", 0)),
+        ({}, ("uncertain", "20%", 512)),
+        ({"budget": "5%"}, ("uncertain", "5%", 0)),
         ({"budget": "FULL"}, ("full", "full", 0)),
         ({"policy": "full"}, ("full", "full", 0)),
         ({"policy": "full", "budget": "Full"}, ("full", "full", 0)),
@@ -50,6 +50,11 @@ def test_budget_and_policy_agree(given: dict, expected: tuple) -> None:
 def test_what_keeps_everything_and_what_does_not_are_refused_together(given: dict) -> None:
     with pytest.raises(UsageError, match="keeps everything"):
         chosen(given.pop("name", None), **given)
+
+
+@pytest.mark.parametrize(("policy", "scorer"), [(None, "agreement"), ("uncertain", "agreement"), ("uniform", "window")])
+def test_a_policy_that_measures_nothing_has_the_plain_scorer(policy: str | None, scorer: str) -> None:
+    assert choose_preset(None, budget="5%", policy=policy, scorer=None).scorer.name == scorer
 
 
 def test_the_seed_reaches_the_random_control() -> None:

@@ -27,7 +27,7 @@ def compare(model: Path, *args: str) -> tuple[int, str, str]:
 
 
 def test_two_settings_side_by_side(tiny_model: Path) -> None:
-    code, out, err = compare(tiny_model, "-b", "20%")
+    code, out, err = compare(tiny_model, "--policy", "uniform", "-b", "20%")
     assert code == 0, err
     assert out.index("full:") < out.index("balanced: uniform/window 20%:")
     for word in ("KV", "kept", "first token", "decode tok/s", "RATIO", "KL"):
@@ -35,7 +35,7 @@ def test_two_settings_side_by_side(tiny_model: Path) -> None:
 
 
 def test_a_setting_is_itself(tiny_model: Path) -> None:
-    code, out, err = compare(tiny_model, "-b", "20%", "--against", "uniform@20%", "--json")
+    code, out, err = compare(tiny_model, "--policy", "uniform", "-b", "20%", "--against", "uniform@20%", "--json")
     assert code == 0, err
     record = last_object(out)
     first, second = record["sides"]
@@ -47,14 +47,14 @@ def test_a_setting_is_itself(tiny_model: Path) -> None:
 
 
 def test_two_scorers_are_told_apart(tiny_model: Path) -> None:
-    code, out, err = compare(tiny_model, "-b", "20%", "--against", "uniform/keydiff@20%")
+    code, out, err = compare(tiny_model, "--policy", "uniform", "-b", "20%", "--against", "uniform/keydiff@20%")
     assert code == 0, err
     assert "balanced: uniform/window 20%" in out
     assert "uniform/keydiff: uniform/keydiff 20%" in out
 
 
 def test_json_has_both_answers_bytes_and_how_far_they_are_apart(tiny_model: Path) -> None:
-    code, out, err = compare(tiny_model, "-b", "10%", "--json")
+    code, out, err = compare(tiny_model, "--policy", "uniform", "-b", "10%", "--json")
     assert code == 0, err
     record = last_object(out)
     full, small = record["sides"]

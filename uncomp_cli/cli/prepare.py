@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.format import format_bytes
@@ -46,8 +47,9 @@ def choose_preset(
 ) -> "Preset":
     """The named preset (or the default one) with what was given, and the seed, in place of its own.
 
-    A policy without a named preset is measured live, so no profile goes with it. `max_loss` takes the smallest budget
-    that was measured to lose no more; DoesNotFitError when there is none.
+    A policy without a named preset is measured live, so no profile goes with it; one that measures nothing has the plain
+    scorer, since agreement needs to know whom to trust. `max_loss` takes the smallest budget that was measured to lose
+    no more; DoesNotFitError when there is none.
     """
     from uncomp_cli.budget.presets import DEFAULT_PRESET, load_preset
 
@@ -59,6 +61,8 @@ def choose_preset(
     needed = _takes_measures(preset) or max_loss is not None  # a loss holds on the profile's model alone
     if (name is None and policy is not None) or not needed:
         preset = replace(preset, profile=None)
+    if name is None and policy is not None and not _takes_measures(preset):
+        preset = replace(preset, scorer=ScorerConfig())
     preset = _with_scorer(preset, scorer)
     bits = preset.kv_bits if kv_bits is None else kv_bits
     preset = replace(preset, scorer=replace(preset.scorer, seed=seed), kv_bits=bits)
