@@ -313,7 +313,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "own"
     folder.mkdir()
     monkeypatch.setattr(presets, "user_preset_dir", lambda: folder)
-    record = {**load_preset("tiny").to_dict(), "name": "good"}
+    record = {**load_preset("live").to_dict(), "name": "good"}
     (folder / "good.json").write_text(json.dumps(record))
     (folder / "bad.json").write_text("{")
     (folder / "other.json").write_text(json.dumps(record))
