@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from uncomp_cli.cli.report import QUALITY_COLUMNS, quality_row
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_count
 from uncomp_cli.ui.live import loading
 from uncomp_cli.ui.meter import Meter, Reading
 
@@ -46,7 +46,6 @@ __all__ = [
 
 DEFAULT_SAMPLES = 24
 DEFAULT_BUDGETS = ("50%", "30%", "20%", "15%", "10%", "7%", "5%", "3%")
-COLUMNS = ("BUDGET", "KEPT", "LOSS", "95 % INTERVAL", "SAMPLES")
 _PANEL = "Quality"
 
 T = TypeVar("T")
@@ -236,7 +235,7 @@ def write_curve(curve: "QualityCurve", terminal: Terminal) -> None:
     """The curve as a table, from the smallest budget on, and what it says."""
     points = sorted(curve.points, key=lambda point: point.kept_fraction)
     terminal.write_line()
-    terminal.write_table(COLUMNS, [_row(point) for point in points])
+    terminal.write_table(QUALITY_COLUMNS, [quality_row(point) for point in points])
     terminal.note(
         "loss: share of the likelihood of an answer's token that is lost against the full cache, on samples that were "
         "not calibrated on; --max-loss takes the smallest budget whose interval ends at or below it"
@@ -249,13 +248,3 @@ def quality_record(curve: "QualityCurve") -> dict[str, Any]:
         "quality": [asdict(point) for point in curve.points],
         "quality_refused": [{"budget": budget, "reason": reason} for budget, reason in curve.refused.items()],
     }
-
-
-def _row(point: "QualityPoint") -> tuple[str, ...]:
-    return (
-        point.budget,
-        f"{100 * point.kept_fraction:.1f} %",
-        f"{100 * point.loss:.2f} %",
-        f"{100 * point.loss_low:.2f} to {100 * point.loss_high:.2f} %",
-        format_count(point.samples),
-    )

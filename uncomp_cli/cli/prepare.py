@@ -47,9 +47,9 @@ def choose_preset(
 ) -> "Preset":
     """The named preset (or the default one) with what was given, and the seed, in place of its own.
 
-    A policy without a named preset is measured live, so no profile goes with it; one that measures nothing has the plain
-    scorer, since agreement needs to know whom to trust. `max_loss` takes the smallest budget that was measured to lose
-    no more; DoesNotFitError when there is none.
+    A policy without a named preset is measured live, so no profile goes with it; one that measures nothing has the
+    plain scorer, since agreement needs to know whom to trust. `max_loss` takes the smallest budget that was measured to
+    lose no more; DoesNotFitError when there is none.
     """
     from uncomp_cli.budget.presets import DEFAULT_PRESET, load_preset
 

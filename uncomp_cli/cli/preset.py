@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uncomp_cli.cli.options import Json, preset_names, terminal_of
+from uncomp_cli.cli.report import QUALITY_COLUMNS, quality_row
 from uncomp_cli.cli.tree import PlainCommand, group, option
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.format import format_count
@@ -129,9 +130,6 @@ def remove(ctx: typer.Context, name: OwnName) -> None:
     terminal_of(ctx).note(f"removed preset '{name}'{also}")
 
 
-QUALITY_COLUMNS = ("BUDGET", "KEPT", "LOSS", "95 % INTERVAL", "SAMPLES")
-
-
 def _load(path: Path, terminal: Terminal) -> "UncertaintyProfile":
     with loading(terminal, "reading the profile"):
         from uncomp_cli.uncertainty.profile import load_profile
@@ -167,17 +165,8 @@ def _measured_rows(profile: "UncertaintyProfile") -> Iterator[tuple[str, str]]:
 
 
 def _quality_rows(preset: "Preset") -> list[tuple[str, ...]]:
-    """The curve from the smallest budget on, in per cent."""
-    return [
-        (
-            point.budget,
-            f"{100 * point.kept_fraction:.1f} %",
-            f"{100 * point.loss:.2f} %",
-            f"{100 * point.loss_low:.2f} to {100 * point.loss_high:.2f} %",
-            format_count(point.samples),
-        )
-        for point in sorted(preset.quality, key=lambda point: point.kept_fraction)
-    ]
+    """The curve from the smallest budget on."""
+    return [quality_row(point) for point in sorted(preset.quality, key=lambda point: point.kept_fraction)]
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

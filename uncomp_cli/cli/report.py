@@ -8,13 +8,35 @@ from uncomp_cli.ui.format import Readout, format_bytes, format_count, format_dec
 if TYPE_CHECKING:
     from uncomp_cli.budget.plan import BudgetPlan
     from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.budget.quality import QualityPoint
     from uncomp_cli.engine.session import RunStats
     from uncomp_cli.models.load import LoadedModel
     from uncomp_cli.spec import ModelSpec
 
-__all__ = ["SCHEMA_VERSION", "answer_record", "budget_note", "held_bits", "loss_note", "readout"]
+__all__ = [
+    "QUALITY_COLUMNS",
+    "SCHEMA_VERSION",
+    "answer_record",
+    "budget_note",
+    "held_bits",
+    "loss_note",
+    "quality_row",
+    "readout",
+]
 
 SCHEMA_VERSION = 1
+QUALITY_COLUMNS = ("BUDGET", "KEPT", "LOSS", "95 % INTERVAL", "SAMPLES")
+
+
+def quality_row(point: "QualityPoint") -> tuple[str, ...]:
+    """A point of a quality curve, in per cent, under QUALITY_COLUMNS."""
+    return (
+        point.budget,
+        f"{100 * point.kept_fraction:.1f} %",
+        f"{100 * point.loss:.2f} %",
+        f"{100 * point.loss_low:.2f} to {100 * point.loss_high:.2f} %",
+        format_count(point.samples),
+    )
 
 
 def readout(stats: "RunStats", spec: "ModelSpec") -> Readout:
