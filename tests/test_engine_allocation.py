@@ -160,7 +160,7 @@ def test_a_plan_is_held_in_its_bits_whenever_it_is_made() -> None:
     for policy in ("uniform", "uncertain", "uncomp"):
         want = wanted(policy, kv_bits=4)
         allocation = allocate(want, profile=None, measurer=Told(values_of()))
-        assert (allocation.plan.kv_bits, want.even_plan().kv_bits) == (4, 4)
+        assert (allocation.plan.kv_bits, want.plan().kv_bits) == (4, 4)
         allocation.report(0, view_of(0))
         assert allocation.plan.kv_bits == 4
 

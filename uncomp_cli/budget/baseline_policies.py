@@ -39,6 +39,13 @@ class _Unmeasured(PolicyText):
         """Every head is due the same."""
         return [[1.0] * spec.num_kv_heads for _ in range(spec.num_layers)]
 
+    def plan(
+        self, spec: ModelSpec, *, seq_len: int, entries: int, protected: int, uncertainty: Uncertainty | None = None
+    ) -> BudgetPlan:
+        """Shares by weight."""
+        weights = self.weights(spec, uncertainty)
+        return BudgetPlan.of_shares(spec, seq_len=seq_len, entries=entries, protected=protected, weights=weights)
+
 
 @dataclass(frozen=True, slots=True)
 class FullPolicy(_Unmeasured):
@@ -58,13 +65,6 @@ class UniformPolicy(_Unmeasured):
     """The same number of tokens for every head; the scorer chooses which (SnapKV, arXiv 2404.14469, with `window`)."""
 
     name: ClassVar[str] = "uniform"
-
-    def plan(
-        self, spec: ModelSpec, *, seq_len: int, entries: int, protected: int, uncertainty: Uncertainty | None = None
-    ) -> BudgetPlan:
-        """Equal shares."""
-        weights = self.weights(spec, uncertainty)
-        return BudgetPlan.of_shares(spec, seq_len=seq_len, entries=entries, protected=protected, weights=weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +101,6 @@ class PyramidPolicy(_Unmeasured):
 
     name: ClassVar[str] = "pyramid"
     BETA: ClassVar[float] = 20.0
-
-    def plan(
-        self, spec: ModelSpec, *, seq_len: int, entries: int, protected: int, uncertainty: Uncertainty | None = None
-    ) -> BudgetPlan:
-        """Shares that fall linearly over the full-attention layers."""
-        weights = self.weights(spec, uncertainty)
-        return BudgetPlan.of_shares(spec, seq_len=seq_len, entries=entries, protected=protected, weights=weights)
 
     def weights(self, spec: ModelSpec, uncertainty: Uncertainty | None) -> list[list[float]]:
         """On a line over the full-attention layers."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.budget.policies import Policy, UniformPolicy
+from uncomp_cli.budget.policies import Policy
 from uncomp_cli.budget.uncertainty_values import Uncertainty
 from uncomp_cli.cache.layer_view import LayerView
 from uncomp_cli.errors import UsageError
@@ -41,15 +41,11 @@ class Wanted:
     kv_bits: int = 16
 
     def plan(self, uncertainty: Uncertainty | None = None) -> BudgetPlan:
-        """What the policy makes of it. Raises DoesNotFitError when the budget is too small."""
-        return self._by(self.policy, uncertainty)
+        """What the policy makes of it; even, when it has yet to be told what it needs.
 
-    def even_plan(self) -> BudgetPlan:
-        """The same number of tokens for every head: what stands for a plan that is not made yet."""
-        return self._by(UniformPolicy(), None)
-
-    def _by(self, policy: Policy, uncertainty: Uncertainty | None) -> BudgetPlan:
-        plan = policy.plan(
+        Raises DoesNotFitError when the budget is too small.
+        """
+        plan = self.policy.plan(
             self.spec,
             seq_len=self.seq_len,
             entries=self.entries,
@@ -141,4 +137,4 @@ def allocate(wanted: Wanted, *, profile: UncertaintyProfile | None, measurer: Me
             f"policy {wanted.policy.name} needs {' or '.join(measures)}, which only calibration measures",
             hint="uncomp calibrate, then use the --preset that it saves",
         )
-    return Allocation(wanted.even_plan(), wanted=wanted, live=Live(live, measurer))
+    return Allocation(wanted.plan(), wanted=wanted, live=Live(live, measurer))
