@@ -34,8 +34,8 @@ SUBFIELDS = {
     "timing": {"load_s", "prefill_s", "ttft_s", "prefill_tok_s", "decode_tok_s", "total_s"},
     "memory": {"weights_bytes", "kv_full_bytes", "kv_bytes", "kept_fraction", "peak_bytes"},
     "compression": {
-        "policy", "preset", "scorer", "budget_requested", "floor_tokens", "hidden_kept_fraction", "query_aware",
-        "kv_bits",
+        "policy", "preset", "scorer", "budget_requested", "floor_tokens", "thinning", "hidden_kept_fraction",
+        "chunk_tokens", "query_aware", "kv_bits",
     },
     "uncertainty": {"attention_entropy", "prompt_in_trained_length", "calibrated"},
 }  # fmt: skip

@@ -71,7 +71,7 @@ def test_a_fifth_of_the_bytes_holds_more_tokens(ask: Ask) -> None:
 def test_a_plan_says_what_will_be_allocated(
     ask: Ask, tiny_model: Path, capsys: pytest.CaptureFixture[str], budget: str
 ) -> None:
-    args = ["--kv-bits", "4", "-b", budget]
+    args = ["--kv-bits", "4", "-b", budget, "--thin", "none"]
     held = ask(*args, "--max-new-tokens", "1")
     assert run(["ask", "-f", "town.txt", "-m", str(tiny_model), "--json", "--dry-run", *args, "Where?"]) == 0
     plan = json.loads(capsys.readouterr().out)

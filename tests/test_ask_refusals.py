@@ -94,6 +94,13 @@ def test_an_unreadable_document(refused: Refused, monkeypatch: pytest.MonkeyPatc
         (["--top-p", "0"], "top-p is 0", "use a value above 0"),
         (["-Q", " "], "question 2 of 2 is empty", "leave it out"),
         (["-s", "caf\udce9"], "the system prompt is not UTF-8 text", ""),
+        (["--thin", "gahter"], "unknown thinning 'gahter'", "did you mean 'gather'?"),
+        (["--chunk", "many"], "chunk 'many' is not a number of tokens", "use --chunk 2048"),
+        (["--chunk", "0.5"], "chunk '0.5' is not a number of tokens", "use --chunk 2048"),
+        (["--chunk", "7"], "chunk is 7 tokens", "use --chunk 128 or more"),
+        (["--kv-mem", "10%"], "kv-mem '10%' is no amount of memory", "use --kv-mem 256MiB"),
+        (["--kv-mem", "lots"], "kv-mem 'lots' is not an amount of memory", "use --kv-mem 256MiB"),
+        (["--kv-mem", "0MiB"], "kv-mem '0MiB' is not an amount of memory", "use --kv-mem 256MiB"),
         (["--questions", "absent"], "questions file absent cannot be read", "give a text file"),
     ],
 )
@@ -237,7 +244,7 @@ def test_ctrl_c_while_reading(
 
     monkeypatch.setattr(PrefillState, "attend", pressed)
     for args in ([], ["--json"]):
-        assert run(["ask", *about(*args, model=tiny_model)]) == 130
+        assert run(["ask", *about("--thin", "none", *args, model=tiny_model)]) == 130
         out, err = capsys.readouterr()
         assert out == ""
         assert err.splitlines()[-1].startswith("budget ")  # who pressed Ctrl-C knows why it ended

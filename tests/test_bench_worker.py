@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from uncomp_cli.bench.prepare import BenchRequest, make_jobs
 from uncomp_cli.bench.worker import _as_known, run_job
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cli.app import run
-from uncomp_cli.config import ScorerConfig
+from uncomp_cli.config import Limits, ScorerConfig
 from uncomp_cli.documents.prose import write_prose
-from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError
+from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UsageError
 from uncomp_cli.models.load import LoadedModel, load_model
 
 LAYERS, HEADS, HEAD_DIM, TOKENS, NEW = 3, 2, 8, 400, 6
@@ -140,6 +141,51 @@ def test_the_command_writes_one_json_object(
     assert table[0].split()[:2] == ["SETTING", "FIRST"]
     assert [row.split()[0] for row in table[1:4]] == ["stock", "full", "40%"]
     assert table[2].count("(1x)") >= 3
+
+
+def test_every_thinning_is_measured_at_every_budget_behind_stock(
+    model_dir: Path, jobs: list[Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each technique alone and both together; the child is given thinning and limits."""
+    measured, given = run_job(jobs[1]), []
+
+    def bench_nothing(jobs: list[Job], runs: int) -> Iterator[None]:
+        given.extend(Job.from_json(job.to_json()) for job in jobs)
+        yield from ()
+
+    monkeypatch.setattr("uncomp_cli.bench.runner.run_bench", bench_nothing)
+    monkeypatch.setattr("uncomp_cli.cli.bench._watch", lambda steps, terminal: [*steps, (measured,) * 5])
+    args = ["bench", "-m", str(model_dir), "--tokens", "400", "--device", "cpu", "--policy", "uniform", "-b", "40%"]
+    thin = ["--thin", "none", "--thin", "gather:after=1,keep=0.3"]
+    assert run([*args, "-b", "60%", *thin, "--chunk", "200", "--kv-mem", "1MiB"]) == 0
+    labels = ["40% uniform", "40% uniform, thin gather:after=1,keep=0.3"]
+    labels += [label.replace("40%", "60%") for label in labels]
+    assert [job.label for job in given] == ["stock transformers", *labels]
+    assert [job.preset.thinning for job in given[1:] if job.preset] == ["none", "gather:after=1,keep=0.3"] * 2
+    assert {job.limits for job in given} == {Limits(chunk_tokens=200, kv_bytes=2**20)}
+    table = capsys.readouterr().out.splitlines()
+    assert table[3].startswith("40% uniform, thin gather:after=1,keep=0.3")
+
+
+def test_a_run_is_thinned_and_read_in_chunks_as_its_job_says(jobs: list[Job], loaded: LoadedModel) -> None:
+    full = run_uncomp(loaded, jobs[1].prompt, preset=FULL, new_tokens=NEW)
+    chunked = run_uncomp(loaded, jobs[1].prompt, preset=FULL, new_tokens=NEW, limits=Limits(chunk_tokens=150))
+    assert chunked.token_ids == full.token_ids
+    thinned = replace(jobs[1], preset=replace(FULL, thinning="gather:after=1,keep=0.3"))
+    measured = run_job(thinned)
+    assert measured.kv_bytes < 0.9 * full.kv_bytes
+    with pytest.raises(DoesNotFitError):
+        run_job(replace(thinned, limits=Limits(kv_bytes=1000)))
+
+
+def test_what_a_model_cannot_do_is_not_measured_under_that_label(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uncomp_cli.engine.planning.can_thin", lambda spec: False)
+    thinned = replace(FULL, thinning="gather")
+    request = BenchRequest(str(model_dir), model_dir, "text", (thinned,), TOKENS, NEW, runs=1, device="cpu")
+    with pytest.raises(UsageError, match=r"full, thin gather on .* without thinning"):
+        make_jobs(request)
 
 
 def test_memory_that_runs_out_has_its_own_error() -> None:

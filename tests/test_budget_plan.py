@@ -205,5 +205,6 @@ def test_a_misspelt_policy() -> None:
 
 def test_plan_as_data() -> None:
     plan = BudgetPlan(9, ((1, 2), (3, 4)))
-    assert plan.to_dict() == {"seq_len": 9, "kept": [[1, 2], [3, 4]], "head_floor": 1.0, "kv_bits": 16}
+    kept = [[1, 2], [3, 4]]
+    assert plan.to_dict() == {"seq_len": 9, "kept": kept, "head_floor": 1.0, "kv_bits": 16, "hidden": []}
     assert plan.entries == 10

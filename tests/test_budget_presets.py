@@ -78,7 +78,8 @@ def test_shipped_presets_load(name: str, own: Path) -> None:
     file = Path(__file__).parents[1] / "presets" / f"{name}.json"
     stored = json.loads(file.read_text())
     scorer = {**asdict(ScorerConfig()), **stored.pop("scorer")}
-    assert {"kv_bits": 16, "profile": None, "quality": [], **stored, "scorer": scorer} == preset.to_dict()
+    later = {"kv_bits": 16, "thinning": "none", "profile": None, "quality": []}
+    assert {**later, **stored, "scorer": scorer} == preset.to_dict()
 
 
 def test_the_list(own: Path) -> None:
@@ -147,6 +148,8 @@ def test_only_ones_own_is_removed(own: Path, name: str) -> None:
         ({"scorer": {"sinks": -1}}, "sinks is -1", "0 or more"),
         ({"budget": "1.5"}, "budget '1.5'", "10%"),
         ({"policy": "unifrom"}, "policy 'unifrom'", "did you mean 'uniform'?"),
+        ({"thinning": "gahter"}, "thinning 'gahter'", "did you mean 'gather'?"),
+        ({"thinning": 0.2}, "'thinning' is 0.2", "must be str"),
         ({"budget": ...}, "lacks 'budget'", "preset show"),
         ({"schema_version": 2}, "schema version 2, this uncomp reads 1", "update"),
         ({"schema_version": 0}, "schema version 0, this uncomp reads 1", "write the preset again"),

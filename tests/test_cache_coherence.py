@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from uncomp_cli.cache.coherence import MAX_WORD_TOKENS, pool, share_by_word, word_ids
+from uncomp_cli.cache.coherence import MAX_CODE_TOKENS, MAX_WORD_TOKENS, pool, share_by_word, word_ids
 from uncomp_cli.config import Pooling
 from uncomp_cli.models.load import load_tokenizer
 
@@ -74,8 +74,12 @@ def test_words_of_pieces(pieces: list[str], words: list[str]) -> None:
 
 def test_long_runs_are_cut_but_not_inside_a_number_or_a_character() -> None:
     run = "x" * 200
-    assert set(map(len, grouped(run, byte_offsets(run))[:-1])) == {MAX_WORD_TOKENS}
-    for lead in range(20, 40):
+    assert set(map(len, grouped(run, byte_offsets(run))[:-1])) == {MAX_CODE_TOKENS}
+    kana = "の" * 200
+    assert max(map(len, grouped(kana, byte_offsets(kana)))) <= MAX_WORD_TOKENS
+    code = "9f1c2a7e-41d3-4c55-8a0e-6b1f0d2c3e4a."
+    assert grouped(f"The code is {code} No", byte_offsets(f"The code is {code} No"))[-3] == f" {code}"[1:]
+    for lead in range(30, 60):
         text = "x" * lead + "1234567.89" + "y" * 50
         assert any("1234567.89" in word for word in grouped(text, byte_offsets(text)))
     cjk = "漢字" * 50

@@ -58,6 +58,7 @@ def own_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(presets, "user_preset_dir", lambda: tmp_path)
     path = tmp_path / "careful.json"
     record = replace(presets.load_preset("full"), name="careful", description="keeps much", budget="30%").to_dict()
+    record["thinning"] = "gather:keep=0.3"
     path.write_text(json.dumps(record))
     return path
 
@@ -68,7 +69,7 @@ def test_preset_list_and_show(own_preset: Path, capsys: pytest.CaptureFixture[st
     assert ["careful", "full", "window", "30%", "keeps much"] in lines
     assert run(["preset", "show", "careful"]) == 0
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert (shown["budget"], shown["scorer.name"]) == ("30%", "window")
+    assert (shown["budget"], shown["scorer.name"], shown["thinning"]) == ("30%", "window", "gather:keep=0.3")
     assert run(["preset", "show", "careful", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["budget"] == "30%"
 
@@ -79,6 +80,9 @@ def test_preset_validate_and_remove(own_preset: Path, capsys: pytest.CaptureFixt
     own_preset.write_text(own_preset.read_text().replace("description", "descripton"))
     assert run(["preset", "validate", str(own_preset)]) == 2
     assert "descripton" in capsys.readouterr().err
+    own_preset.write_text(own_preset.read_text().replace("descripton", "description").replace("gather", "gahter"))
+    assert run(["preset", "validate", str(own_preset)]) == 2
+    assert "did you mean 'gather'" in capsys.readouterr().err
     assert run(["preset", "remove", "careful"]) == 0
     assert not own_preset.exists()
     assert run(["preset", "remove", "full"]) == 2

@@ -127,6 +127,7 @@ def test_a_loss_needs_what_was_measured_on_a_known_model(own: Path, name: str) -
         (None, {"policy": "uncertain"}, "--policy"),
         ("mine", {"scorer": "keydiff"}, "--scorer"),
         ("mine", {"kv_bits": 4}, "--kv-bits"),
+        ("mine", {"thinning": "gather"}, "--thin"),
     ],
 )
 def test_a_loss_does_not_hold_for_another_setting(own: Path, name: str | None, given: dict, flag: str) -> None:
@@ -211,3 +212,42 @@ def test_a_damaged_profile_is_refused_even_of_the_default_preset(own: Path) -> N
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(UsageError, match="is damaged"):
         settled(None, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "thinning"),
+    [
+        (None, {}, "none"),
+        ("thin", {}, "gather:keep=0.3"),
+        ("thin", {"budget": "full"}, "none"),
+        ("thin", {"thinning": "none"}, "none"),
+        ("thin", {"thinning": "uncertain: most=0.5, least=0.1"}, "uncertain:least=0.1"),
+    ],
+)
+def test_a_thinning_that_was_named_takes_the_place_of_the_presets(
+    own: Path, name: str | None, given: dict, thinning: str
+) -> None:
+    save_preset(Preset("thin", "d", "10%", "uniform", thinning="gather:keep=0.3"), own)
+    wanted = {"budget": None, "policy": None, "scorer": None, **given}
+    assert choose_preset(name, **wanted).thinning == thinning
+
+
+def test_a_misspelt_thinning_is_named(own: Path) -> None:
+    with pytest.raises(UsageError, match="unknown thinning 'gahter'"):
+        choose_preset(None, budget=None, policy=None, scorer=None, thinning="gahter")
+
+
+@pytest.mark.parametrize(
+    ("given", "profile"),
+    [
+        ({"name": "flat"}, None),
+        ({"name": "flat", "thinning": "gather"}, None),
+        ({"name": "flat", "thinning": "uncertain"}, "flat"),
+        ({"name": "flat", "thinning": "stages", "policy": "adaptive"}, "flat"),
+        ({"name": "mine", "thinning": "uncertain", "budget": "full"}, "mine"),
+        ({"name": "mine", "thinning": "gather", "budget": "full"}, None),
+        ({"name": None, "thinning": "uncertain", "policy": "uniform"}, None),
+    ],
+)
+def test_a_thinning_keeps_the_profile_that_it_goes_by(own: Path, given: dict, profile: str | None) -> None:
+    assert choose_preset(**{"budget": None, "policy": None, "scorer": None, **given}).profile == profile

@@ -73,6 +73,18 @@ def test_fewer_bits_are_a_setting_too(tiny_model: Path) -> None:
     assert eight["memory"]["kv_bytes"] < 0.6 * full["memory"]["kv_bytes"]
 
 
+def test_thinning_alone_is_told_apart_from_the_full_cache(tiny_model: Path) -> None:
+    args = ("-b", "full", "--thin", "gather:after=1,keep=0.3")
+    code, out, err = compare(tiny_model, *args, "--json")
+    assert code == 0, err
+    full, thinned = last_object(out)["sides"]
+    assert thinned["memory"]["kv_bytes"] < 0.9 * full["memory"]["kv_bytes"]
+    code, out, err = compare(tiny_model, *args, "--against", "full/thin=gather:after=1,keep=0.3")
+    assert code == 0, err
+    assert out.count("full, thin gather:after=1,keep=0.3:") == 2
+    assert "the answers are the same" in out
+
+
 @pytest.mark.parametrize(
     ("against", "message"),
     [
@@ -80,6 +92,7 @@ def test_fewer_bits_are_a_setting_too(tiny_model: Path) -> None:
         ("uniform", "has no budget"),
         ("full@20%", "keeps everything"),
         ("uniform@some", "budget 'some'"),
+        ("uniform/thin=gahter@20%", "unknown thinning 'gahter'"),
     ],
 )
 def test_the_other_side_is_checked_before_loading(

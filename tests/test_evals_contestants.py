@@ -1,8 +1,9 @@
 """Contestants: short words to settings, and slips named."""
 
+import hashlib
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,14 @@ def test_a_preset_that_was_edited_is_another_contestant(tmp_path: Path) -> None:
         ("uncertain/profile=tyni", "unknown preset 'tyni'"),
         ("uncertain:pwoer=3", "unknown setting 'pwoer'"),
         ("uniform:groups=2", "unknown setting 'groups'"),
+        ("uniform/thin=gahter", "unknown thinning 'gahter'"),
+        ("uniform/thin=", "unknown thinning ''"),
+        ("uniform/thin=gather:kep=0.2", "unknown setting 'kep'"),
+        ("full/thin=gather/thin=none", "says one thing twice"),
+        ("full/thin=gather/width=7", "policy full ranks nothing"),
+        ("uniform/thin=stages", "thinning stages goes by a profile"),
+        ("preset:live/thin=stages", "thinning stages goes by a profile"),
+        ("preset:live/thin=gahter", "unknown thinning 'gahter'"),
     ],
 )
 def test_a_slip_is_named(text: str, message: str) -> None:
@@ -186,3 +195,57 @@ def test_a_presets_policy_decides_its_digest(own: Path) -> None:
     other = parse_contestant("preset:mine", seed=0)
     assert even.name != other.name
     assert other.profile_path == own / "mine.safetensors"
+
+
+def test_a_thinning_keeps_its_commas_and_colons() -> None:
+    text = "uniform/agreement/thin=gather:after=8,keep=0.3/width=7/8bit"
+    preset = parse_contestant(text, seed=2)
+    assert preset.thinning == "gather:keep=0.3"
+    assert (preset.name, preset.kv_bits) == (text, 8)
+    assert preset.scorer == ScorerConfig("agreement", width=7, seed=2)
+    plain = parse_contestant("uniform/agreement/width=7/8bit", seed=2)
+    assert preset == replace(plain, name=text, thinning=preset.thinning)
+
+
+def test_full_with_thinning_is_one_setting_of_its_own() -> None:
+    texts = ["full/thin=gather:after=8,keep=0.2", "full", "full/8bit/thin=uncertain"]
+    settings = make_settings(texts, ["20%", "5%"], seed=0)
+    assert [s.label for s in settings] == ["full", texts[0], texts[2]]
+    assert [s.preset.thinning for s in settings] == ["none", "gather", "uncertain"]
+    assert {s.preset.policy for s in settings} == {"full"}
+
+
+def test_every_budget_is_thinned_alike() -> None:
+    settings = make_settings(["uniform/thin=gather"], ["20%", "5%"], seed=0)[1:]
+    assert [s.label for s in settings] == ["uniform/thin=gather 20%", "uniform/thin=gather 5%"]
+
+
+def test_a_thinning_goes_by_the_profile_that_is_named(own: Path) -> None:
+    name = calibrated(own, 1.0)
+    for text in (f"full/profile={name}/thin=uncertain", f"uniform/thin=stages/profile={name}"):
+        preset = parse_contestant(text, seed=0)
+        assert preset.profile_path == own / "mine.safetensors"
+        assert preset.name.partition("#")[0] == text
+
+
+def test_a_presets_thinning_can_be_changed_and_decides_its_digest(own: Path) -> None:
+    name = calibrated(own, 1.0)
+    plain = parse_contestant(f"preset:{name}", seed=0)
+    thinned = parse_contestant(f"preset:{name}/thin=gather:keep=0.4,after=3", seed=0)
+    assert thinned.thinning == "gather:after=3,keep=0.4"
+    assert replace(thinned, name="", thinning="none") == replace(plain, name="")
+    digests = [preset.name.partition("#")[2] for preset in (plain, thinned)]
+    assert digests[0] != digests[1]
+    save_preset(replace(load_preset(name), thinning="gather"), own)
+    assert parse_contestant(f"preset:{name}", seed=0).thinning == "gather"
+    assert parse_contestant(f"preset:{name}", seed=0).name != plain.name
+    assert parse_contestant(f"preset:{name}/thin=none", seed=0).name.partition("#")[2] == digests[0]
+
+
+def test_labels_of_what_is_not_thinned_are_those_of_older_results() -> None:
+    """A results file that was begun before there was thinning is continued, not begun anew."""
+    live = load_preset("live")
+    decisive = json.dumps([live.policy, asdict(live.scorer), live.kv_bits, ""])
+    digest = hashlib.sha256(decisive.encode()).hexdigest()[:8]
+    assert parse_contestant("preset:live/thin=none", seed=0).name == f"preset:live/thin=none#{digest}"
+    assert parse_contestant("preset:live", seed=0).name.partition("#")[2] != digest

@@ -9,7 +9,7 @@ from typing import Literal
 
 from uncomp_cli.errors import UsageError
 
-__all__ = ["DEFAULT_MODEL", "CacheConfig", "Pooling", "SamplingConfig", "ScorerConfig"]
+__all__ = ["DEFAULT_MODEL", "CacheConfig", "Limits", "Pooling", "SamplingConfig", "ScorerConfig"]
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -19,6 +19,8 @@ Pooling = Literal["none", "mean", "max"]
 # Beyond these, logits divided by a number leave the range of float32.
 _LEAST_TEMPERATURE = 0.0001
 _MOST_PENALTY = 1000.0
+
+LEAST_CHUNK_TOKENS = 128
 
 
 def _require(condition: bool, message: str, hint: str) -> None:
@@ -88,6 +90,25 @@ class ScorerConfig:
         _require(self.pooling in ("none", "mean", "max"), f"pooling is '{self.pooling}'", "use none, mean or max")
         odd = self.width >= 1 and self.width % 2 == 1
         _require(odd, f"pooling width is {self.width}", "use an odd number of tokens, such as 21")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds the memory of a run.
+
+    A prompt is read `chunk_tokens` at a time; the KV cache never takes more than `kv_bytes`, what is held on the way
+    to its budget included. None: chosen to fit the memory that is free. With `constant_size` the cache does not grow
+    while an answer is written.
+    """
+
+    chunk_tokens: int | None = None
+    kv_bytes: int | None = None
+    constant_size: bool = False
+
+    def __post_init__(self) -> None:
+        chunk, least = self.chunk_tokens, LEAST_CHUNK_TOKENS
+        _require(chunk is None or chunk >= least, f"chunk is {chunk} tokens", f"use --chunk {least} or more, or auto")
+        _require(self.kv_bytes is None or self.kv_bytes > 0, f"kv-mem is {self.kv_bytes} bytes", "use --kv-mem auto")
 
 
 @dataclass(frozen=True, slots=True)

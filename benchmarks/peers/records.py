@@ -128,10 +128,10 @@ class Results:
         self.done.add(key_of(line))
 
 
-def command_line() -> str:
-    """This program's own command. Folders are left out of its paths: they are this machine's alone."""
+def command_line(*, folder: str = "benchmarks/peers") -> str:
+    """This program's own command; it lies in `folder`. Other folders are left out: they are this machine's alone."""
     words = [Path(word).name if word.startswith(("/", "~", "..")) else word for word in sys.argv[1:]]
-    return shlex.join(["python", f"benchmarks/peers/{Path(sys.argv[0]).name}", *words])
+    return shlex.join(["python", f"{folder}/{Path(sys.argv[0]).name}", *words])
 
 
 def about_run(versions: Mapping[str, str], made: Line, **more: Any) -> Line:

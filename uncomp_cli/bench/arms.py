@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.config import SamplingConfig
+from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.engine.generate import generate
+from uncomp_cli.engine.linear import Matmul
 from uncomp_cli.engine.memory import free_bytes
 from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prefill import Prefilled, prefill
+from uncomp_cli.engine.planning import plan_compression
+from uncomp_cli.engine.prefill import Prefilled, read_compressed
 from uncomp_cli.engine.prompt import Prompt
 from uncomp_cli.engine.sampling import Sampler
-from uncomp_cli.engine.session import plan_compression
 from uncomp_cli.models.load import LoadedModel
 
 __all__ = ["Timed", "run_stock", "run_uncomp", "storage_bytes"]
@@ -62,11 +63,19 @@ def run_stock(loaded: LoadedModel, prompt: Prompt, *, new_tokens: int) -> Timed:
     return Timed(tuple(chosen), ttft_s, decode_s, kv_prefill_bytes, _dynamic_cache_bytes(cache))
 
 
-def run_uncomp(loaded: LoadedModel, prompt: Prompt, *, preset: Preset, new_tokens: int) -> Timed:
-    """Greedy generation by the engine, with the cache that `preset` leaves."""
-    decoder = Decoder(loaded.model, loaded.spec)
+def run_uncomp(
+    loaded: LoadedModel,
+    prompt: Prompt,
+    *,
+    preset: Preset,
+    new_tokens: int,
+    limits: Limits | None = None,
+    matmul: Matmul = "float32",
+) -> Timed:
+    """Greedy generation by the engine, with the cache that `preset` leaves, within `limits`."""
+    decoder = Decoder(loaded.model, loaded.spec, matmul=matmul)
     begun = time.perf_counter()
-    read = _read(decoder, prompt, preset)
+    read = _read(decoder, prompt, preset, limits)
     steps = generate(
         decoder,
         read.cache,
@@ -86,9 +95,9 @@ def run_uncomp(loaded: LoadedModel, prompt: Prompt, *, preset: Preset, new_token
     return Timed(tuple(chosen), ttft_s, decode_s, kv_bytes[0], read.cache.nbytes)
 
 
-def _read(decoder: Decoder, prompt: Prompt, preset: Preset) -> Prefilled:
-    planned = plan_compression(decoder.spec, preset, prompt, available=free_bytes(decoder.device))
-    steps = prefill(decoder, [planned.prompt], [planned.allocation], scorer=planned.scorer, config=planned.config)
+def _read(decoder: Decoder, prompt: Prompt, preset: Preset, limits: Limits | None) -> Prefilled:
+    planned = plan_compression(decoder.spec, preset, prompt, available=free_bytes(decoder.device), limits=limits)
+    steps = read_compressed(decoder, planned)
     while True:
         try:
             next(steps)

@@ -6,13 +6,14 @@ process of its own, so that one run's memory peak is not another's.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
 
 from uncomp_cli import errors
 from uncomp_cli.budget.presets import Preset
+from uncomp_cli.config import Limits
 from uncomp_cli.engine.prompt import Prompt
 from uncomp_cli.errors import UncompError
 
@@ -23,7 +24,10 @@ Arm = Literal["stock", "uncomp"]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run: `arm` on a model and a prompt of one question; `preset` is None for stock transformers."""
+    """One run: `arm` on a model and a prompt of one question; `preset` is None for stock transformers.
+
+    `limits` bound the memory of our own arm, `matmul` is how it multiplies (engine/linear.py).
+    """
 
     arm: Arm
     label: str
@@ -38,6 +42,8 @@ class Job:
     words: tuple[int, ...] | None
     preset: Preset | None
     new_tokens: int
+    limits: Limits = field(default_factory=Limits)
+    matmul: Literal["float32", "bfloat16", "int8"] = "float32"
 
     @property
     def prompt(self) -> Prompt:
@@ -58,7 +64,7 @@ class Job:
         preset = data["preset"]
         if preset is not None:
             data["preset"] = Preset.from_plain(preset)
-        return cls(**data)
+        return cls(**{**data, "limits": Limits(**data["limits"])})
 
 
 @dataclass(frozen=True, slots=True)

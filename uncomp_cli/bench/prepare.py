@@ -3,16 +3,17 @@
 Everything that would be refused is refused here, before the first run: lengths, budgets, scorers, devices.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from uncomp_cli.bench.job import Arm, Job
 from uncomp_cli.budget.presets import Preset
+from uncomp_cli.config import Limits
 from uncomp_cli.engine.families import check_family
 from uncomp_cli.engine.memory import free_bytes
+from uncomp_cli.engine.planning import plan_compression
 from uncomp_cli.engine.prompt import Prompt, chat_prompt, truncate
-from uncomp_cli.engine.session import plan_compression
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.models.catalog import read_config
 from uncomp_cli.models.load import choose_device, choose_dtype, load_tokenizer
@@ -26,7 +27,7 @@ _QUESTION = "What is this document about? Answer in a few sentences."
 
 @dataclass(frozen=True, slots=True)
 class BenchRequest:
-    """What is to be measured: `presets` against stock transformers on `document`, cut to `tokens`."""
+    """What is to be measured: `presets`, within `limits`, against stock transformers on `document`, cut to `tokens`."""
 
     model: str
     model_dir: Path
@@ -39,6 +40,8 @@ class BenchRequest:
     device: str = "auto"
     dtype: str = "auto"
     quantize: str = "none"
+    limits: Limits = field(default_factory=Limits)
+    matmul: Literal["float32", "bfloat16", "int8"] = "float32"
 
     def __post_init__(self) -> None:
         """Raises UsageError for numbers that measure nothing."""
@@ -59,7 +62,7 @@ def make_jobs(request: BenchRequest) -> list[Job]:
     prompt = build_prompt(tokenizer, request.document, tokens=request.tokens, sinks=request.presets[0].scorer.sinks)
     available = free_bytes(device)
     for preset in request.presets:
-        plan_compression(spec, preset, prompt, available=available)
+        _check_plan(request, preset, spec, prompt, available=available)
     stock = _job(request, prompt, "stock", "stock transformers", None)
     return [stock, *(_job(request, prompt, "uncomp", _label(preset), preset) for preset in request.presets)]
 
@@ -74,6 +77,13 @@ def build_prompt(tokenizer: Any, document: str, *, tokens: int, sinks: int) -> P
     return truncate(prompt, tokens, "tail")[0]
 
 
+def _check_plan(request: BenchRequest, preset: Preset, spec: ModelSpec, prompt: Prompt, *, available: int) -> None:
+    """Raise what planning does, and UsageError for what would not be done as its label says."""
+    planned = plan_compression(spec, preset, prompt, available=available, limits=request.limits)
+    for note in planned.notes:
+        raise UsageError(f"{_label(preset)} on {request.model}: {note}", hint="use --thin none, or another --model")
+
+
 def _check_length(request: BenchRequest, spec: ModelSpec) -> None:
     total = request.tokens + request.new_tokens
     if total > spec.trained_length:
@@ -86,7 +96,8 @@ def _check_length(request: BenchRequest, spec: ModelSpec) -> None:
 
 def _label(preset: Preset) -> str:
     label = preset.budget if preset.budget == "full" else f"{preset.budget} {preset.policy}"
-    return label if preset.kv_bits == 16 else f"{label}, {preset.kv_bits} bits"
+    label = label if preset.kv_bits == 16 else f"{label}, {preset.kv_bits} bits"
+    return label if preset.thinning == "none" else f"{label}, thin {preset.thinning}"
 
 
 def _job(request: BenchRequest, prompt: Prompt, arm: Arm, label: str, preset: Preset | None) -> Job:
@@ -104,4 +115,6 @@ def _job(request: BenchRequest, prompt: Prompt, arm: Arm, label: str, preset: Pr
         words=None if prompt.words is None else tuple(prompt.words.tolist()),
         preset=preset,
         new_tokens=request.new_tokens,
+        limits=request.limits,
+        matmul=request.matmul,
     )

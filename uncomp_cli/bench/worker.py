@@ -63,7 +63,7 @@ def _run(job: Job, loaded: LoadedModel, prompt: Prompt, *, budget: str | None = 
     if job.preset is None:
         return run_stock(loaded, prompt, new_tokens=job.new_tokens)
     preset = job.preset if budget is None else replace(job.preset, budget=budget)
-    return run_uncomp(loaded, prompt, preset=preset, new_tokens=job.new_tokens)
+    return run_uncomp(loaded, prompt, preset=preset, new_tokens=job.new_tokens, limits=job.limits, matmul=job.matmul)
 
 
 def _warm_up_prompt(job: Job) -> Prompt:

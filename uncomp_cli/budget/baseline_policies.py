@@ -1,5 +1,6 @@
 """Policies that need no measurement: the field's baselines and the controls."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -40,11 +41,20 @@ class _Unmeasured(PolicyText):
         return [[1.0] * spec.num_kv_heads for _ in range(spec.num_layers)]
 
     def plan(
-        self, spec: ModelSpec, *, seq_len: int, entries: int, protected: int, uncertainty: Uncertainty | None = None
+        self,
+        spec: ModelSpec,
+        *,
+        seq_len: int,
+        entries: int,
+        protected: int,
+        uncertainty: Uncertainty | None = None,
+        caps: Sequence[int] | None = None,
     ) -> BudgetPlan:
         """Shares by weight."""
         weights = self.weights(spec, uncertainty)
-        return BudgetPlan.of_shares(spec, seq_len=seq_len, entries=entries, protected=protected, weights=weights)
+        return BudgetPlan.of_shares(
+            spec, seq_len=seq_len, entries=entries, protected=protected, weights=weights, caps=caps
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +64,17 @@ class FullPolicy(_Unmeasured):
     name: ClassVar[str] = "full"
 
     def plan(
-        self, spec: ModelSpec, *, seq_len: int, entries: int, protected: int, uncertainty: Uncertainty | None = None
+        self,
+        spec: ModelSpec,
+        *,
+        seq_len: int,
+        entries: int,
+        protected: int,
+        uncertainty: Uncertainty | None = None,
+        caps: Sequence[int] | None = None,
     ) -> BudgetPlan:
         """The whole prompt in every head."""
-        return BudgetPlan.everything(spec, seq_len=seq_len)
+        return BudgetPlan.everything(spec, seq_len=seq_len, caps=caps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +137,15 @@ class AdaptivePolicy(_Unmeasured):
     HEAD_FLOOR: ClassVar[float] = 0.2
 
     def plan(
-        self, spec: ModelSpec, *, seq_len: int, entries: int, protected: int, uncertainty: Uncertainty | None = None
+        self,
+        spec: ModelSpec,
+        *,
+        seq_len: int,
+        entries: int,
+        protected: int,
+        uncertainty: Uncertainty | None = None,
+        caps: Sequence[int] | None = None,
     ) -> BudgetPlan:
         """Equal shares, of which each head is sure of HEAD_FLOOR."""
-        plan = UniformPolicy().plan(spec, seq_len=seq_len, entries=entries, protected=protected)
+        plan = UniformPolicy().plan(spec, seq_len=seq_len, entries=entries, protected=protected, caps=caps)
         return replace(plan, head_floor=self.HEAD_FLOOR)

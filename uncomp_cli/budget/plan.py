@@ -19,13 +19,15 @@ class BudgetPlan:
 
     `kept[l][g]` includes the protected tokens; a sliding layer keeps its whole window. With a `head_floor` below 1 only
     the layer's sum is final: its heads share the rest by their scores (cache/head_shares.py). What is kept of the
-    context is held in `kv_bits` bits; 16 stands for the model's own dtype.
+    context is held in `kv_bits` bits; 16 stands for the model's own dtype. `hidden[l]` is the share of the context's
+    tokens that enters layer l (thinning.py); () stands for all of them everywhere.
     """
 
     seq_len: int
     kept: tuple[tuple[int, ...], ...]
     head_floor: float = 1.0
     kv_bits: int = 16
+    hidden: tuple[float, ...] = ()
 
     @property
     def entries(self) -> int:
@@ -44,13 +46,19 @@ class BudgetPlan:
     def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         kept = [list(layer) for layer in self.kept]
-        return {"seq_len": self.seq_len, "kept": kept, "head_floor": self.head_floor, "kv_bits": self.kv_bits}
+        return {
+            "seq_len": self.seq_len,
+            "kept": kept,
+            "head_floor": self.head_floor,
+            "kv_bits": self.kv_bits,
+            "hidden": list(self.hidden),
+        }
 
     @classmethod
-    def everything(cls, spec: ModelSpec, *, seq_len: int) -> "BudgetPlan":
-        """The full cache: the whole prompt, in sliding layers their window."""
-        windows = (seq_len if window is None else min(seq_len, window) for window in spec.sliding_windows)
-        return cls(seq_len=seq_len, kept=tuple((window,) * spec.num_kv_heads for window in windows))
+    def everything(cls, spec: ModelSpec, *, seq_len: int, caps: Sequence[int] | None = None) -> "BudgetPlan":
+        """All that there is: the whole prompt, in sliding layers their window, and no more than `caps` [L] a head."""
+        most = _most_a_head(spec, seq_len, caps, least=0)
+        return cls(seq_len=seq_len, kept=tuple((count,) * spec.num_kv_heads for count in most))
 
     @classmethod
     def of_shares(
@@ -62,16 +70,19 @@ class BudgetPlan:
         protected: int,
         weights: Sequence[Sequence[float]],
         even_share: float = 0.0,
+        caps: Sequence[int] | None = None,
     ) -> "BudgetPlan":
         """Spend `entries` by `weights` [L][G] over the full-attention layers; sliding layers keep their window.
 
-        Every head keeps at least `protected` tokens, and of what is left after that `even_share` is spread evenly.
-        Raises DoesNotFitError when the protected tokens alone are over the budget.
+        Every head keeps at least `protected` tokens, and of what is left after that `even_share` is spread evenly. A
+        head of layer l can hold `caps[l]` tokens, or the protected ones if those are more; what it cannot goes to the
+        others. Raises DoesNotFitError when the protected tokens alone are over the budget.
         """
-        windows = [min(seq_len, w) if w is not None else None for w in spec.sliding_windows]
-        fixed = spec.num_kv_heads * sum(w for w in windows if w is not None)
-        cells = [weight for layer in spec.full_layers for weight in weights[layer]]
         floor = min(protected, seq_len)
+        most = _most_a_head(spec, seq_len, caps, least=floor)
+        sliding = [window is not None for window in spec.sliding_windows]
+        fixed = spec.num_kv_heads * sum(count for count, slides in zip(most, sliding, strict=True) if slides)
+        cells = [weight for layer in spec.full_layers for weight in weights[layer]]
         needed = fixed + floor * len(cells)
         if entries < needed:
             raise DoesNotFitError(
@@ -79,41 +90,59 @@ class BudgetPlan:
                 f"{floor:,} are always kept (template, system prompt, question)",
                 hint=f"use --budget {_tokens_per_head(needed, spec)} or more, or a shorter question",
             )
-        shares = iter(apportion(entries - fixed, cells, floor=floor, cap=seq_len, even_share=even_share))
+        room = [most[layer] for layer in spec.full_layers for _ in weights[layer]]
+        shares = iter(apportion(entries - fixed, cells, floor=floor, cap=room, even_share=even_share))
         kept = tuple(
-            tuple(next(shares) if window is None else window for _ in range(spec.num_kv_heads)) for window in windows
+            tuple(count if slides else next(shares) for _ in range(spec.num_kv_heads))
+            for count, slides in zip(most, sliding, strict=True)
         )
         return cls(seq_len=seq_len, kept=kept)
+
+
+def _most_a_head(spec: ModelSpec, seq_len: int, caps: Sequence[int] | None, *, least: int) -> list[int]:
+    """The most tokens a head of each layer can hold [L]: the prompt, its window, its cap, which is `least` at least."""
+    windows = (seq_len if window is None else min(seq_len, window) for window in spec.sliding_windows)
+    if caps is None:
+        return list(windows)
+    return [min(window, max(cap, least)) for window, cap in zip(windows, caps, strict=True)]
 
 
 def _tokens_per_head(entries: int, spec: ModelSpec) -> int:
     return -(-entries // (spec.num_layers * spec.num_kv_heads))
 
 
-def apportion(total: int, weights: Sequence[float], *, floor: int, cap: int, even_share: float = 0.0) -> list[int]:
-    """Split `total` by `weights` into integers in [floor, cap] that sum exactly to min(total, cap * cells).
+def apportion(
+    total: int, weights: Sequence[float], *, floor: int, cap: int | Sequence[int], even_share: float = 0.0
+) -> list[int]:
+    """Split `total` by `weights` into integers in [floor, cap] that sum exactly to min(total, sum of the caps).
 
-    Of what the floors leave, `even_share` is spread evenly before the weights decide. Raises ValueError when the floors
-    alone exceed `total`, or a weight is negative.
+    `cap` is one for all cells or each cell's own. Of what the floors leave, `even_share` is spread evenly, as far as
+    cells have room, before the weights decide. Raises ValueError when the floors alone exceed `total`, a cap is below
+    the floor, or a weight is negative.
     """
-    if any(weight < 0 for weight in weights) or floor * len(weights) > total:
+    caps = [cap] * len(weights) if isinstance(cap, int) else list(cap)
+    rooms = [most - floor for most in caps]
+    if any(weight < 0 for weight in weights) or min(rooms, default=0) < 0 or floor * len(weights) > total:
         raise ValueError(f"cannot split {total} over {len(weights)} cells with floor {floor}")
-    above = min(total, cap * len(weights)) - floor * len(weights)
-    even = even_share * above / max(1, len(weights))
-    filled = _water_fill(above - even * len(weights), weights, room=cap - floor - even)
-    shares = [even + share for share in filled]
+    above = min(total, sum(caps)) - floor * len(weights)
+    level = even_share * above / max(1, len(weights))
+    even = [min(level, room) for room in rooms]
+    left = [room - given for room, given in zip(rooms, even, strict=True)]
+    filled = _water_fill(above - sum(even), weights, rooms=left)
+    return [floor + count for count in _rounded([a + b for a, b in zip(even, filled, strict=True)], above, rooms)]
+
+
+def _rounded(shares: Sequence[float], total: int, rooms: Sequence[int]) -> list[int]:
+    """Integers up to `rooms` that sum to `total`: the largest remainders are rounded up."""
     whole = [int(share) for share in shares]
-    missing = above - sum(whole)
+    missing = total - sum(whole)
     by_remainder = sorted(range(len(shares)), key=lambda i: (whole[i] - shares[i], i))
-    for i in (i for i in by_remainder if whole[i] < cap - floor):
-        if missing == 0:
-            break
+    for i in [i for i in by_remainder if whole[i] < rooms[i]][: max(0, missing)]:
         whole[i] += 1
-        missing -= 1
-    return [floor + count for count in whole]
+    return whole
 
 
-def _water_fill(amount: float, weights: Sequence[float], *, room: float) -> list[float]:
+def _water_fill(amount: float, weights: Sequence[float], *, rooms: Sequence[float]) -> list[float]:
     """Real-valued shares in [0, room]; what full cells leave over is split among the rest by their weights."""
     shares = [0.0] * len(weights)
     open_cells = list(range(len(weights)))
@@ -121,9 +150,9 @@ def _water_fill(amount: float, weights: Sequence[float], *, room: float) -> list
     while open_cells and left > 1e-9:
         mass = sum(weights[i] for i in open_cells)
         parts = {i: left * (weights[i] / mass if mass > 0 else 1 / len(open_cells)) for i in open_cells}
-        full = [i for i in open_cells if shares[i] + parts[i] >= room]
+        full = [i for i in open_cells if shares[i] + parts[i] >= rooms[i]]
         for i in full or open_cells:
-            taken = min(parts[i], room - shares[i])
+            taken = min(parts[i], rooms[i] - shares[i])
             shares[i] += taken
             left -= taken
         if not full:

@@ -5,6 +5,7 @@ fields (policy_text.py). To add one: a class, a line in POLICIES.
 """
 
 import difflib
+from collections.abc import Sequence
 from typing import ClassVar, Literal, Protocol
 
 from uncomp_cli.budget.baseline_policies import (
@@ -72,12 +73,21 @@ class Policy(Protocol):
         ...
 
     def plan(
-        self, spec: ModelSpec, *, seq_len: int, entries: int, protected: int, uncertainty: Uncertainty | None = None
+        self,
+        spec: ModelSpec,
+        *,
+        seq_len: int,
+        entries: int,
+        protected: int,
+        uncertainty: Uncertainty | None = None,
+        caps: Sequence[int] | None = None,
     ) -> BudgetPlan:
         """A plan of exactly `entries` KV entries in which every head keeps at least `protected` tokens.
 
-        Without `uncertainty`, as before a prefill, a policy that needs it spreads evenly. Raises DoesNotFitError when
-        the protected tokens are over the budget, ModelError for values of another measure or another shape.
+        A head of layer l can hold no more than `caps[l]` (with thinned hidden states: what enters the layer), or the
+        protected tokens if those are more; when all heads are full, the plan has fewer entries. Without `uncertainty`,
+        as before a prefill, a policy that needs it spreads evenly. Raises DoesNotFitError when the protected tokens are
+        over the budget, ModelError for values of another measure or another shape.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Policy texts, `NAME[:key=value[,key=value...]]`: a policy is a frozen dataclass, its fields are the keys.
+"""Policy texts, `NAME[:key=value[,key=value...]]`: a policy, or a thinning, is a frozen dataclass with these fields.
 
 A field's type says what its value may be: bool (true, false), int, float, one of the words of a Literal, or any str. A
 policy's `text` is the shortest that makes the same policy: settings left as they are do not appear in it.
@@ -22,7 +22,7 @@ _TRUTH = {"true": True, "false": False}
 
 @dataclass(frozen=True, slots=True)
 class PolicyText:
-    """Base of all policies: `text`, also `str()`, makes an equal one."""
+    """Base of all policies and thinnings: `text`, also `str()`, makes an equal one."""
 
     name: ClassVar[str]
 
@@ -43,8 +43,8 @@ def require(condition: bool, message: str, *, hint: str) -> None:
         raise UsageError(message, hint=hint)
 
 
-def read_settings(kind: type[Any], settings: str, *, text: str) -> dict[str, Any]:
-    """The fields of dataclass `kind` that `settings` (`key=value,...`) names; `text` is the whole, for messages.
+def read_settings(kind: type[Any], settings: str, *, text: str, what: str = "policy") -> dict[str, Any]:
+    """The fields of dataclass `kind` that `settings` (`key=value,...`) names; messages call the whole `what` `text`.
 
     Raises UsageError for an unknown key, with the nearest; for one named twice; and for a value of another type.
     """
@@ -53,12 +53,12 @@ def read_settings(kind: type[Any], settings: str, *, text: str) -> dict[str, Any
     for part in settings.split(","):
         key, _, value = (piece.strip() for piece in part.partition("="))
         hint = "write NAME:key=value,key=value"
-        require(bool(key and value), f"policy '{text}': '{part}' is not key=value", hint=hint)
+        require(bool(key and value), f"{what} '{text}': '{part}' is not key=value", hint=hint)
         if key not in types:
-            none = f"policy {kind.name} takes no settings: write {kind.name}"
-            raise UsageError(f"policy '{text}' has the unknown setting '{key}'", hint=_nearest(key, types) or none)
-        require(key not in read, f"policy '{text}' sets {key} twice", hint=f"write {key}= once")
-        read[key] = _read(value, types[key], where=f"policy '{text}': {key} is '{value}'")
+            none = f"{what} {kind.name} takes no settings: write {kind.name}"
+            raise UsageError(f"{what} '{text}' has the unknown setting '{key}'", hint=_nearest(key, types) or none)
+        require(key not in read, f"{what} '{text}' sets {key} twice", hint=f"write {key}= once")
+        read[key] = _read(value, types[key], where=f"{what} '{text}': {key} is '{value}'")
     return read
 
 

@@ -21,6 +21,7 @@ from platformdirs import user_data_path
 
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.quality import QualityPoint
+from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UncompError, UsageError
@@ -61,11 +62,12 @@ _TYPE_WORDS = {NoneType: "null", dict: "an object", list: "a list"}
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """What a preset sets. `budget` is in the user's own unit; it and `policy` are checked when made.
+    """What a preset sets. `budget` is in the user's own unit; it, `policy` and `thinning` are checked when made.
 
     A preset is written once for all lengths, so short documents get at least `floor_tokens` document tokens per head;
     a budget that the user names is taken at its word, with no floor. What is kept of the prompt's context is held in
-    `kv_bits` bits; 16 stands for the model's own dtype. `profile` names PROFILE.safetensors in `folder`: where
+    `kv_bits` bits; 16 stands for the model's own dtype. `thinning` says which tokens enter the later layers
+    (thinning.py). `profile` names PROFILE.safetensors in `folder`: where
     the preset was read from, not a key of it, and text, so that a preset can go to another process as JSON.
     """
 
@@ -76,6 +78,7 @@ class Preset:
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     floor_tokens: int = 0
     kv_bits: int = 16
+    thinning: str = "none"
     profile: str | None = None
     quality: tuple[QualityPoint, ...] = ()
     folder: str | None = field(default=None, compare=False, metadata={"in_file": False})
@@ -90,6 +93,7 @@ class Preset:
             raise UsageError(f"profile is {self.profile!r}", hint=hint)
         parse_budget(self.budget)
         make_policy(self.policy)
+        make_thinning(self.thinning)
 
     @property
     def profile_path(self) -> Path | None:

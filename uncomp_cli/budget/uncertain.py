@@ -13,6 +13,7 @@
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
@@ -105,15 +106,24 @@ class UncertainPolicy(PolicyText):
         return spread_rows(rows, spec, power=self._signed_power, least=least)
 
     def plan(
-        self, spec: ModelSpec, *, seq_len: int, entries: int, protected: int, uncertainty: Uncertainty | None = None
+        self,
+        spec: ModelSpec,
+        *,
+        seq_len: int,
+        entries: int,
+        protected: int,
+        uncertainty: Uncertainty | None = None,
+        caps: Sequence[int] | None = None,
     ) -> BudgetPlan:
         """Shares by weight over all heads.
 
         The floor of a loss goes by the largest of all layers: with values of some, nothing is dropped yet.
         """
         weights = self.weights(spec, uncertainty)
-        plan = BudgetPlan.of_shares(spec, seq_len=seq_len, entries=entries, protected=protected, weights=weights)
-        return BudgetPlan.everything(spec, seq_len=seq_len) if self._waits(spec, uncertainty) else plan
+        plan = BudgetPlan.of_shares(
+            spec, seq_len=seq_len, entries=entries, protected=protected, weights=weights, caps=caps
+        )
+        return BudgetPlan.everything(spec, seq_len=seq_len, caps=caps) if self._waits(spec, uncertainty) else plan
 
     def _waits(self, spec: ModelSpec, uncertainty: Uncertainty | None) -> bool:
         if self.scope == "none" or uncertainty is None or uncertainty.key != LOSS:

@@ -78,25 +78,35 @@ class UncompPolicy(PolicyText):
         return [[1.0] * len(ramp) if row is None else _by_rank(row, ramp, reverse=self.reverse) for row in rows]
 
     def plan(
-        self, spec: ModelSpec, *, seq_len: int, entries: int, protected: int, uncertainty: Uncertainty | None = None
+        self,
+        spec: ModelSpec,
+        *,
+        seq_len: int,
+        entries: int,
+        protected: int,
+        uncertainty: Uncertainty | None = None,
+        caps: Sequence[int] | None = None,
     ) -> BudgetPlan:
         """Each layer's even share, split by its head groups; with stages, all layers at once.
 
         Stages are known when all layers are: with values of some, nothing is dropped yet.
         """
         weights = self.weights(spec, uncertainty)
-        even = UniformPolicy().plan(spec, seq_len=seq_len, entries=entries, protected=protected)
+        even = UniformPolicy().plan(spec, seq_len=seq_len, entries=entries, protected=protected, caps=caps)
         if uncertainty is None:
             return even
         if self.stages:
             if not is_complete(uncertainty, spec):
-                return BudgetPlan.everything(spec, seq_len=seq_len)
+                return BudgetPlan.everything(spec, seq_len=seq_len, caps=caps)
             weights = self._staged(spec, uncertainty, weights)
-            return BudgetPlan.of_shares(spec, seq_len=seq_len, entries=entries, protected=protected, weights=weights)
+            return BudgetPlan.of_shares(
+                spec, seq_len=seq_len, entries=entries, protected=protected, weights=weights, caps=caps
+            )
         floor = min(protected, seq_len)
         kept = list(even.kept)
         for layer in spec.full_layers:
-            kept[layer] = tuple(apportion(sum(kept[layer]), weights[layer], floor=floor, cap=seq_len))
+            cap = seq_len if caps is None else min(seq_len, max(caps[layer], floor))
+            kept[layer] = tuple(apportion(sum(kept[layer]), weights[layer], floor=floor, cap=cap))
         return replace(even, kept=tuple(kept))
 
     def _staged(

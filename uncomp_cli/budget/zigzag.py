@@ -7,6 +7,7 @@ total is exact. No layer can use more tokens than there are: what b_l has above 
 Protected tokens lie beneath: b_avg is the mean of what is left. All heads of a layer are equal.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -50,7 +51,14 @@ class ZigzagPolicy(PolicyText):
         return spread_rows(means, spec, power=-1.0 if self.reverse else 1.0, least=LEAST_TOKENS)
 
     def plan(
-        self, spec: ModelSpec, *, seq_len: int, entries: int, protected: int, uncertainty: Uncertainty | None = None
+        self,
+        spec: ModelSpec,
+        *,
+        seq_len: int,
+        entries: int,
+        protected: int,
+        uncertainty: Uncertainty | None = None,
+        caps: Sequence[int] | None = None,
     ) -> BudgetPlan:
         """b_l for every full-attention layer; layers that did not report yet have b_min."""
         return BudgetPlan.of_shares(
@@ -60,4 +68,5 @@ class ZigzagPolicy(PolicyText):
             protected=protected,
             weights=self.weights(spec, uncertainty),
             even_share=self.floor,
+            caps=caps,
         )

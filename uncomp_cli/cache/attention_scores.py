@@ -39,7 +39,7 @@ class WindowScorer:
 
     def _mean_attention(self, view: LayerView, queries: Tensor, own_keys: Tensor) -> Tensor:
         context_len, document = view.keys.shape[1], view.keys.shape[1] - view.asked
-        asking = torch.cat([view.queries[:, document:], queries], dim=1)
+        asking = torch.cat([view.queries[:, view.queries.shape[1] - view.asked :], queries], dim=1)
         asked_keys = torch.cat([view.keys[:, document:], own_keys], dim=1)
         weights = window_attention(
             asking, view.keys[:, :document], asked_keys, scaling=view.scaling, window=self.config.window

@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from uncomp_cli.config import Pooling
 
-__all__ = ["MAX_WORD_TOKENS", "pool", "share_by_word", "word_ids"]
+__all__ = ["MAX_CODE_TOKENS", "MAX_WORD_TOKENS", "pool", "share_by_word", "word_ids"]
 
 MAX_WORD_TOKENS = 32
+MAX_CODE_TOKENS = 48
 
 
 def pool(scores: Tensor, *, kind: Pooling, width: int) -> Tensor:
@@ -38,8 +39,8 @@ def word_ids(text: str, offsets: Sequence[tuple[int, int]]) -> Tensor:
     """Number the words of `text` over its tokens: int64 [S], ascending from 0.
 
     `offsets` are the tokens' character ranges; the tokens of one character have overlapping ones and stay together. A
-    word ends at white space; scripts without it, and very long runs, are cut after MAX_WORD_TOKENS tokens, or up to
-    twice as many to spare a number.
+    word ends at white space; scripts without it are cut after MAX_WORD_TOKENS tokens, very long runs of ASCII (codes,
+    addresses) after half as many more, or up to twice as many to spare a number.
     """
     ids: list[int] = []
     word, length, reached = -1, 0, 0
@@ -56,5 +57,6 @@ def _begins_word(text: str, start: int, length: int) -> bool:
     before, here = text[start - 1 : start], text[start : start + 1]
     if before.isspace() or here.isspace():
         return True
-    in_number = all(char.isdigit() or char in ".," for char in (before, here))
-    return length >= (2 * MAX_WORD_TOKENS if in_number else MAX_WORD_TOKENS)
+    if all(char.isdigit() or char in ".," for char in (before, here)):
+        return length >= 2 * MAX_WORD_TOKENS
+    return length >= (MAX_CODE_TOKENS if (before + here).isascii() else MAX_WORD_TOKENS)

@@ -48,8 +48,10 @@ class ExpectedScorer:
         num_kv_heads, context_len, _ = view.keys.shape
         sinks = self.config.sinks
         frequencies = view.frequencies.to(view.keys.device)
-        back = _angles(0, context_len, frequencies)
-        ahead = _angles(context_len, FUTURE_TOKENS, frequencies)
+        positions = torch.arange(context_len) if view.positions is None else view.positions
+        positions = positions.to(view.keys.device)
+        back = _angles(positions, frequencies)
+        ahead = _angles(positions[-1] + 1 + torch.arange(FUTURE_TOKENS, device=positions.device), frequencies)
         scores = torch.zeros(num_kv_heads, context_len, device=view.keys.device)
         for group, queries in enumerate(view.queries.reshape(num_kv_heads, -1, *view.queries.shape[1:])):
             before_rope = turn(queries.float(), back[0], -back[1])[:, sinks:]
@@ -59,9 +61,8 @@ class ExpectedScorer:
         return scores
 
 
-def _angles(first: int, count: int, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [count, R] of RoPE at `count` positions from `first` on, in float32."""
-    positions = torch.arange(first, first + count, device=frequencies.device)
+def _angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [N, R] of RoPE at positions [N], in float32."""
     radians = positions[:, None] * frequencies.float()
     return radians.cos(), radians.sin()
 

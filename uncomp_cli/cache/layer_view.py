@@ -15,10 +15,13 @@ class LayerView:
     """What a scorer may look at in one layer of one row.
 
     queries: [H, S, D] and keys, values: [G, S, D], of the context (trunk) whose tokens are scored; queries and keys
-    after RoPE.
+    after RoPE. Of a prompt that is read in chunks the queries are those of the last chunk alone: fewer than S.
     branches: for every question its (queries [H, N, D], keys [G, N, D]), both after RoPE, N the question's tokens.
     frequencies: radians a position by which RoPE turns each pair of dimensions, [R] with pairs (i, i + R), i < R; the
     other D - 2R dimensions stand still. None when the model's layers do not all turn by the same ones.
+    positions: [N] where the queries stand in the text; None when they are the whole context, from its first token on.
+    key_positions: [G, S] where the keys stand in the text, and `first_head`, the number in the model of the first KV
+    head: of a prompt that is read in chunks. None: all heads hold the whole context.
     asked: how many last tokens of the context belong to the question: they compete with it, and observe it.
     """
 
@@ -30,6 +33,9 @@ class LayerView:
     scaling: float
     frequencies: Tensor | None = None
     asked: int = 0
+    positions: Tensor | None = None
+    key_positions: Tensor | None = None
+    first_head: int = 0
 
 
 class Scorer(Protocol):

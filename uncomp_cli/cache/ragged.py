@@ -12,98 +12,15 @@ rotates new queries by where they are in the text, not by where they are in memo
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from uncomp_cli.cache.layer import Head, LayerCache, lay_out
 from uncomp_cli.cache.quantized import QuantizedHead, quantize_head
 from uncomp_cli.config import CacheConfig
 
 __all__ = ["Head", "LayerCache", "RaggedKVCache"]
-
-Head = tuple[Tensor, Tensor, Tensor]
-"""Keys [S, D], values [S, D] and positions [S] of one KV head."""
-
-
-@dataclass(slots=True)
-class LayerCache:
-    """The keys, values and positions of one layer, for B rows of G KV heads.
-
-    `quantized[i]` is what lies before the tail of head i, or None when its tail is all that it has.
-    """
-
-    keys: Tensor
-    values: Tensor
-    positions: Tensor
-    starts: list[int]
-    lengths: list[int]
-    capacities: list[int]
-    quantized: list[QuantizedHead | None]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the three storages and of the quantised heads, as allocated."""
-        flat = sum(t.untyped_storage().nbytes() for t in (self.keys, self.values, self.positions))
-        return flat + sum(before.nbytes for before in self.quantized if before is not None)
-
-    @property
-    def entries(self) -> int:
-        """Occupied entries, quantised ones and tails."""
-        return sum(self.lengths) + sum(map(self.num_quantized, range(len(self.quantized))))
-
-    def num_quantized(self, index: int) -> int:
-        """How many entries of head `index` lie before its tail."""
-        before = self.quantized[index]
-        return 0 if before is None else len(before)
-
-    def tail(self, index: int) -> Head:
-        """Views of keys [S, D], values [S, D] and positions [S] of what is not quantised of head `index`."""
-        run = slice(self.starts[index], self.starts[index] + self.lengths[index])
-        return self.keys[run], self.values[run], self.positions[run]
-
-    def head(self, index: int) -> Head:
-        """Keys [S, D], values [S, D] and positions [S] of head `index` (b * G + g).
-
-        Views of the storage, or copies with the quantised entries dequantised before the tail.
-        """
-        before, (keys, values, positions) = self.quantized[index], self.tail(index)
-        if before is None:
-            return keys, values, positions
-        joined = [tail.new_empty(len(before) + len(tail), tail.shape[1]) for tail in (keys, values)]
-        _join(before, keys, values, *joined)
-        return joined[0], joined[1], torch.cat([before.positions, positions])
-
-    def shape(self, index: int) -> tuple[int, int, int]:
-        """Quantised entries, length and capacity of the tail: heads in which they are equal are rectangular."""
-        return self.num_quantized(index), self.lengths[index], self.capacities[index]
-
-    def is_rectangular(self, first: int, count: int) -> bool:
-        """True when `count` heads from `first` on have one length and one capacity, so that one tensor holds them."""
-        return len({self.shape(index) for index in range(first, first + count)}) == 1
-
-    def rectangle(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [count, S, D] of heads that are rectangular: views, or copies where some are quantised."""
-        start, length, capacity = self.starts[first], self.lengths[first], self.capacities[first]
-        run = slice(start, start + count * capacity)
-        keys = self.keys[run].view(count, capacity, -1)[:, :length]
-        values = self.values[run].view(count, capacity, -1)[:, :length]
-        if self.num_quantized(first) == 0:
-            return keys, values
-        total = self.num_quantized(first) + length
-        joined = [tail.new_empty(count, total, tail.shape[2]) for tail in (keys, values)]
-        for i, before in enumerate(self.quantized[first : first + count]):
-            if before is not None:
-                _join(before, keys[i], values[i], joined[0][i], joined[1][i])
-        return joined[0], joined[1]
-
-
-def _join(before: QuantizedHead, keys: Tensor, values: Tensor, joined_keys: Tensor, joined_values: Tensor) -> None:
-    """Write a head's quantised entries and its tail, `keys` and `values`, one behind the other."""
-    cut = len(before)
-    before.write_keys(joined_keys[:cut])
-    before.write_values(joined_values[:cut])
-    joined_keys[cut:], joined_values[cut:] = keys, values
 
 
 class RaggedKVCache:
@@ -129,6 +46,7 @@ class RaggedKVCache:
         self.config = config or CacheConfig()
         self.layers: list[LayerCache | None] = [None] * num_layers
         self._aside_bytes = 0
+        self._bucketed = False
 
     @property
     def nbytes(self) -> int:
@@ -156,21 +74,35 @@ class RaggedKVCache:
     def stack(cls, caches: Sequence["RaggedKVCache"], *, reserve: int) -> "RaggedKVCache":
         """One cache whose rows are those of `caches` in order, each of its own lengths and bits; they do not change.
 
-        Every head gets room for `reserve` more entries. Tails are copied, quantised heads are shared: they count in
-        the bytes of both. What the given caches hold aside stays theirs; what is stored anew is not quantised.
+        Every head gets room for `reserve` more entries and lies in a bucket of similar ones: few attention calls for
+        many rows. Tails are copied, quantised heads are shared: they count in the bytes of both. What the given caches
+        hold aside stays theirs; what is stored anew is not quantised.
         """
         shapes = {(len(cache.layers), cache.num_kv_heads) for cache in caches}
         if len(shapes) != 1:
             raise ValueError(f"caches of one model are stacked, and one at least, not {len(shapes)} kinds")
-        ((num_layers, num_kv_heads),) = shapes
-        num_rows = sum(cache.num_rows for cache in caches)
-        stacked = cls(num_layers=num_layers, num_rows=num_rows, num_kv_heads=num_kv_heads, config=caches[0].config)
+        return cls._of_rows([(cache, row) for cache in caches for row in range(cache.num_rows)], reserve=reserve)
+
+    def rows(self, rows: Sequence[int], *, reserve: int) -> "RaggedKVCache":
+        """A cache of some rows, in that order, as `stack` makes it: to drop rows that have ended, or repeat some."""
+        return self._of_rows([(self, row) for row in rows], reserve=reserve)
+
+    @classmethod
+    def _of_rows(cls, rows: Sequence[tuple["RaggedKVCache", int]], *, reserve: int) -> "RaggedKVCache":
+        first = rows[0][0]
+        groups, num_layers = first.num_kv_heads, len(first.layers)
+        made = cls(num_layers=num_layers, num_rows=len(rows), num_kv_heads=groups, config=first.config)
+        made._bucketed = True
         for index in range(num_layers):
-            layers = [cache.layer(index) for cache in caches]
-            tails = [layer.tail(i) for layer in layers for i in range(len(layer.lengths))]
-            quantized = [before for layer in layers for before in layer.quantized]
-            stacked.layers[index] = _lay_out(tails, quantized, reserve=reserve, config=stacked.config)
-        return stacked
+            heads = [(cache.layer(index), i) for cache, row in rows for i in range(row * groups, row * groups + groups)]
+            tails = [layer.tail(i) for layer, i in heads]
+            made._lay_out(index, tails, [layer.quantized[i] for layer, i in heads], reserve=reserve)
+        return made
+
+    def _lay_out(
+        self, index: int, tails: Sequence[Head], quantized: Sequence[QuantizedHead | None], *, reserve: int = 0
+    ) -> None:
+        self.layers[index] = lay_out(tails, quantized, reserve=reserve, config=self.config, bucketed=self._bucketed)
 
     def store(self, index: int, heads: Sequence[Head], *, reserve: int = 0, quantize: bool = True) -> None:
         """Fill layer `index` from one (keys [S, D], values [S, D], positions [S]) a head, row-major.
@@ -182,7 +114,7 @@ class RaggedKVCache:
         if self.kv_bits != 16 and quantize:
             quantized = [quantize_head(k, v, at, self.kv_bits, config=self.config) for k, v, at in heads]
             heads = [(k[:0], v[:0], at[:0]) for k, v, at in heads]
-        self.layers[index] = _lay_out(heads, quantized, reserve=reserve, config=self.config)
+        self._lay_out(index, heads, quantized, reserve=reserve)
 
     def retain(self, index: int, keep: Sequence[Tensor], *, reserve: int = 0) -> None:
         """Keep only the entries `keep[i]` (ascending, into head i) of layer `index`, and release the rest.
@@ -196,54 +128,47 @@ class RaggedKVCache:
             quantized.append(None if before is None else before.take(rows[rows < cut]))
             late = rows[rows >= cut] - cut
             tails.append((keys[late], values[late], positions[late]))
-        self.layers[index] = _lay_out(tails, quantized, reserve=reserve, config=self.config)
+        self._lay_out(index, tails, quantized, reserve=reserve)
 
     def append(self, index: int, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Add N tokens to every head of layer `index`: keys and values [B, G, N, D], positions [B, N].
 
-        A layer that holds nothing yet begins with them.
+        Positions may be given as `spread` makes them, once for all layers. A layer that holds nothing begins with them.
         """
-        if self.layers[index] is None:
-            rows = zip(keys, values, positions.to(torch.int32), strict=True)
-            heads = [(k, v, at) for ks, vs, at in rows for k, v in zip(ks, vs, strict=True)]
-            self.layers[index] = _lay_out(heads, [None] * len(heads), reserve=0, config=self.config)
+        spread = positions if positions.dim() == 3 else self.spread(positions)
+        layer = self.layers[index]
+        if layer is None:
+            heads = list(zip(keys.flatten(0, 1), values.flatten(0, 1), spread.flatten(0, 1), strict=True))
+            self._lay_out(index, heads, [None] * len(heads))
             return
-        layer = self.layer(index)
-        new = keys.shape[2]
-        if any(length + new > room for length, room in zip(layer.lengths, layer.capacities, strict=True)):
-            self._grow(index, new)
-            layer = self.layer(index)
-        ends = torch.tensor([s + n for s, n in zip(layer.starts, layer.lengths, strict=True)], device=keys.device)
-        at = ends if new == 1 else (ends[:, None] + torch.arange(new, device=keys.device)).flatten()
-        layer.keys.index_copy_(0, at, keys.reshape(-1, keys.shape[-1]))
-        layer.values.index_copy_(0, at, values.reshape(-1, values.shape[-1]))
-        spread = positions[:, None].expand(-1, self.num_kv_heads, -1)
-        layer.positions.index_copy_(0, at, spread.reshape(-1).to(torch.int32))
-        layer.lengths = [length + new for length in layer.lengths]
+        self._with_room(index, keys.shape[2]).append(keys, values, spread)
+
+    def spread(self, positions: Tensor) -> Tensor:
+        """Positions [B, N] as a layer holds them: int32 [B, G, N]."""
+        return positions.to(torch.int32)[:, None].expand(-1, self.num_kv_heads, -1).contiguous()
 
     def extend(self, index: int, heads: Sequence[Head]) -> None:
         """Add each head's own (keys [N, D], values [N, D], positions [N]) to layer `index`, row-major."""
-        layer = self.layer(index)
-        longest = max(len(positions) for _, _, positions in heads)
-        if any(length + longest > room for length, room in zip(layer.lengths, layer.capacities, strict=True)):
-            self._grow(index, longest)
-            layer = self.layer(index)
+        layer = self._with_room(index, max(len(positions) for _, _, positions in heads))
         for i, (keys, values, positions) in enumerate(heads):
             run = slice(layer.starts[i] + layer.lengths[i], layer.starts[i] + layer.lengths[i] + len(positions))
             layer.keys[run], layer.values[run], layer.positions[run] = keys, values, positions.to(torch.int32)
-            layer.lengths[i] += len(positions)
+        layer.resize([length + len(head[2]) for length, head in zip(layer.lengths, heads, strict=True)])
 
-    def _grow(self, index: int, new: int) -> None:
+    def _with_room(self, index: int, new: int) -> LayerCache:
+        """Layer `index`, laid out anew where `new` more entries do not fit into every head."""
         layer = self.layer(index)
-        tails = [layer.tail(i) for i in range(len(layer.lengths))]
-        self.layers[index] = _lay_out(tails, layer.quantized, reserve=new, config=self.config)
+        if layer.room < new:
+            tails = [layer.tail(i) for i in range(len(layer.lengths))]
+            self._lay_out(index, tails, layer.quantized, reserve=new)
+        return self.layer(index)
 
     def forget_from(self, position: int) -> None:
         """Drop every entry at logical `position` or later; layers not stored yet stay so."""
         for layer in self.layers:
             if layer is not None:
                 tails = (layer.tail(i)[2] for i in range(len(layer.lengths)))
-                layer.lengths = [int(torch.searchsorted(positions, position)) for positions in tails]
+                layer.resize([int(torch.searchsorted(positions, position)) for positions in tails])
                 layer.quantized = [None if before is None else _cut(before, position) for before in layer.quantized]
 
     def mark(self) -> list[list[int]]:
@@ -253,33 +178,10 @@ class RaggedKVCache:
     def rollback(self, mark: Sequence[Sequence[int]]) -> None:
         """Forget every entry appended since `mark` was taken."""
         for i, lengths in enumerate(mark):
-            self.layer(i).lengths = list(lengths)
+            self.layer(i).resize(lengths)
 
 
 def _cut(before: QuantizedHead, position: int) -> QuantizedHead:
     """The entries before logical `position`."""
     left = int(torch.searchsorted(before.positions, position))
     return before if left == len(before) else before.take(torch.arange(left, device=before.positions.device))
-
-
-def _lay_out(
-    tails: Sequence[Head], quantized: Sequence[QuantizedHead | None], *, reserve: int, config: CacheConfig
-) -> LayerCache:
-    """A layer of these quantised heads and copies of these tails, each with room for `reserve` more and its slack."""
-    lengths = [len(positions) for _, _, positions in tails]
-    capacities = [length + reserve + config.slack(length + reserve) for length in lengths]
-    starts = [sum(capacities[:i]) for i in range(len(capacities))]
-    keys, values, _ = tails[0]
-    layer = LayerCache(
-        keys=keys.new_empty(sum(capacities), keys.shape[-1]),
-        values=values.new_empty(sum(capacities), values.shape[-1]),
-        positions=torch.zeros(sum(capacities), dtype=torch.int32, device=keys.device),
-        starts=starts,
-        lengths=lengths,
-        capacities=capacities,
-        quantized=list(quantized),
-    )
-    for i, head in enumerate(tails):
-        for target, source in zip(layer.tail(i), head, strict=True):
-            target.copy_(source)
-    return layer

@@ -44,6 +44,9 @@ __all__ = [
 ]
 
 
+_BLOCK = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class RecentScorer:
     """The later the better; with protected sinks this is StreamingLLM (arXiv 2309.17453)."""
@@ -71,9 +74,19 @@ class RandomScorer:
     config: ScorerConfig
 
     def score(self, view: LayerView) -> Tensor:
-        """Scores [G, S] in [0, 1)."""
-        generator = torch.Generator().manual_seed((self.config.seed * 10_007 + view.layer) % 2**63)
-        return torch.rand(view.keys.shape[:2], generator=generator).to(view.keys.device)
+        """Scores [G, S] in [0, 1): a token's own by its position, so that chunks do not draw it anew."""
+        heads, length, _ = view.keys.shape
+        positions = torch.arange(length).expand(heads, -1) if view.key_positions is None else view.key_positions.cpu()
+        rows = []
+        for head, at in enumerate(positions, start=view.first_head):
+            blocks = range(int(at[-1]) // _BLOCK + 1)
+            drawn = torch.cat([self._draw((view.layer * 1009 + head) * 1009 + block) for block in blocks])
+            rows.append(drawn[at])
+        return torch.stack(rows).to(view.keys.device)
+
+    def _draw(self, number: int) -> Tensor:
+        generator = torch.Generator().manual_seed((self.config.seed * 10_007 + number) % 2**63)
+        return torch.rand(_BLOCK, generator=generator)
 
 
 SCORERS: dict[str, Callable[[ScorerConfig], Scorer]] = {

@@ -9,12 +9,17 @@ from typing import Annotated
 import typer
 
 from uncomp_cli.cli.asking import AskJob, run_ask
+from uncomp_cli.cli.limits import limits_of
 from uncomp_cli.cli.options import (
     Budget,
+    Chunk,
+    ConstantSize,
     Device,
     Dtype,
     Json,
     KvBits,
+    KvMem,
+    MatMul,
     MaxLoss,
     MaxNewTokens,
     MinP,
@@ -30,6 +35,7 @@ from uncomp_cli.cli.options import (
     Seed,
     System,
     Temperature,
+    Thin,
     Tokenizer,
     TopK,
     TopP,
@@ -84,6 +90,10 @@ def ask(
         Path | None,
         option("--questions", help="File with one question a line.", metavar="PATH", show_default=False),
     ] = None,
+    each: Annotated[
+        bool,
+        option("--each", help="Ask every document by itself; answers are written file by file."),
+    ] = False,
     truncate: Truncate = None,
     dry_run: Annotated[
         bool, option("--dry-run", help="Only say what it would take: tokens, bytes, fits or not.")
@@ -98,6 +108,7 @@ def ask(
     device: Device = "auto",
     dtype: Dtype = "auto",
     rope: Rope = None,
+    matmul: MatMul = "float32",
     offline: Offline = False,
     preset: Preset = None,
     budget: Budget = None,
@@ -105,6 +116,10 @@ def ask(
     policy: Policy = None,
     scorer: Scorer = None,
     kv_bits: KvBits = None,
+    thin: Thin = None,
+    chunk: Chunk = "auto",
+    kv_mem: KvMem = "auto",
+    constant_size: ConstantSize = False,
     system: System = None,
     max_new_tokens: MaxNewTokens = _SAMPLING.max_new_tokens,
     temperature: Temperature = _SAMPLING.temperature,
@@ -136,5 +151,9 @@ def ask(
         as_json=as_json,
         max_loss=max_loss,
         explain_budget=explain_budget,
+        thinning=thin,
+        limits=limits_of(chunk, kv_mem, constant_size=constant_size),
+        matmul=matmul,
+        each=each,
     )
     raise typer.Exit(run_ask(job, terminal_of(ctx, quiet=quiet)))

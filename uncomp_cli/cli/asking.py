@@ -1,33 +1,41 @@
-"""The steps of `uncomp ask`: read, measure, refuse or run, stream, report."""
+"""`uncomp ask` before it answers: questions, documents, the preset and the prompt made of them."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from uncomp_cli.cli.explain import Spent, budget_lines, budget_record
 from uncomp_cli.cli.prepare import ModelChoice, check_text, choose_preset, load, settle_preset
-from uncomp_cli.cli.report import answer_record, budget_note, loss_note, readout
-from uncomp_cli.config import SamplingConfig
+from uncomp_cli.cli.report import loss_note
+from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.documents.reader import DocumentSet, read_documents
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_count, format_readout
+from uncomp_cli.ui.format import format_count
 from uncomp_cli.ui.live import loading
 from uncomp_cli.ui.prompt import has_data
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.engine.prompt import Prompt
-    from uncomp_cli.engine.session import RunStats, Session
     from uncomp_cli.models.load import LoadedModel
     from uncomp_cli.spec import ModelSpec
     from uncomp_cli.uncertainty.profile import ModelFingerprint
 
-__all__ = ["AskJob", "run_ask"]
+__all__ = [
+    "AskJob",
+    "build_prompt",
+    "describe_files",
+    "gather_documents",
+    "gather_questions",
+    "join_documents",
+    "preset_of",
+    "run_ask",
+    "settle",
+    "warnings_of",
+]
 
-INTERRUPTED = 130
 GAP = "\n\n"
 
 
@@ -52,6 +60,14 @@ class AskJob:
     as_json: bool
     max_loss: str | None = None
     explain_budget: bool = False
+    thinning: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    each: bool = False
+    matmul: Literal["float32", "bfloat16", "int8"] = "float32"
+
+    def contexts(self, documents: DocumentSet) -> list[DocumentSet]:
+        """What is read as one: all documents together, or every one by itself."""
+        return [DocumentSet((document,)) for document in documents.documents] if self.each else [documents]
 
 
 def run_ask(job: AskJob, terminal: Terminal) -> int:
@@ -63,12 +79,14 @@ def run_ask(job: AskJob, terminal: Terminal) -> int:
     if job.dry_run:
         from uncomp_cli.cli.dry_run import show_plan
 
-        return show_plan(job, documents, questions, preset, terminal)
+        return show_plan(job, job.contexts(documents), questions, preset, terminal)
     loaded = load(job.model, terminal)
     from uncomp_cli.models.fingerprint import fingerprint
 
     preset = settle(job, preset, fingerprint(loaded), terminal)
-    return _answer_all(job, documents, questions, preset, loaded, terminal)
+    from uncomp_cli.cli.answering import Answering
+
+    return Answering(job, questions, preset, loaded, terminal).run(job.contexts(documents))
 
 
 def preset_of(job: AskJob, name: str | None) -> "Preset":
@@ -81,6 +99,7 @@ def preset_of(job: AskJob, name: str | None) -> "Preset":
         seed=job.sampling.seed,
         kv_bits=job.kv_bits,
         max_loss=job.max_loss,
+        thinning=job.thinning,
     )
 
 
@@ -170,92 +189,7 @@ def describe_files(documents: DocumentSet, tokenizer: Any, cut: range) -> list[d
     return described
 
 
-def _answer_all(
-    job: AskJob,
-    documents: DocumentSet,
-    questions: list[str],
-    preset: "Preset",
-    loaded: "LoadedModel",
-    terminal: Terminal,
-) -> int:
-    from uncomp_cli.engine.prompt import open_question
-    from uncomp_cli.engine.session import Session, scorer_config
-    from uncomp_cli.ui.live import watch_generation
-
-    prompt, cut = build_prompt(job, documents, questions, loaded.tokenizer, loaded.spec, preset)
-    warnings = _warnings(job, prompt, cut, loaded)
-    for warning in warnings:
-        terminal.warn(warning)
-    session = Session(loaded, preset, job.sampling)
-    steps = session.read(prompt)
-    if session.plan is not None:
-        opened = open_question(prompt, recent=scorer_config(preset).recent)
-        terminal.note(budget_note(preset, session.plan, loaded.spec, question_tokens=opened.longest_question))
-    for _ in watch_generation(steps, terminal):
-        pass
-    files = describe_files(documents, loaded.tokenizer, cut) if job.as_json else []
-    for index, question in enumerate(questions):
-        if index > 0 and not job.as_json:
-            terminal.write_line()
-        if len(questions) > 1:
-            terminal.note(f"question {index + 1} of {len(questions)}: {question}")
-        answer, stats = _stream_answer(session, index, terminal, silent=job.as_json)
-        if job.as_json:
-            record = answer_record(
-                loaded=loaded,
-                preset=preset,
-                stats=stats,
-                question=question,
-                answer=answer,
-                files=files,
-                warnings=warnings,
-                seed=job.sampling.seed,
-                budget=budget_record(_spent(session)) if job.explain_budget else None,
-            )
-            terminal.write_json(record)
-        terminal.note(format_readout(readout(stats, loaded.spec)))
-        if stats.finish_reason == "interrupted":
-            return INTERRUPTED
-    _explain(job, session, terminal)
-    return 0
-
-
-def _spent(session: "Session") -> Spent:
-    """What was planned, measured and allocated for the prompt that was read."""
-    if session.plan is None:
-        raise RuntimeError("nothing has been read")
-    return Spent(session.plan, session.loaded.spec, session.layer_bytes(), session.uncertainty, session.measured)
-
-
-def _explain(job: AskJob, session: "Session", terminal: Terminal) -> None:
-    """Where the bytes went, on standard error unless it is in the JSON: asked for by name, so also when quiet."""
-    asked_for = job.explain_budget and not job.as_json
-    for line in budget_lines(_spent(session)) if asked_for else ():
-        replace(terminal, quiet=False).note(line)
-
-
-def _stream_answer(session: "Session", index: int, terminal: Terminal, *, silent: bool) -> "tuple[str, RunStats]":
-    """Stream one answer to standard output; Ctrl-C keeps what is there. Returns the text and what it took."""
-    from uncomp_cli.ui.live import watch_generation
-
-    pieces: list[str] = []
-    interrupted = False
-    steps: Iterator[Any] = watch_generation(session.answer(index), terminal)
-    try:
-        for step in steps:
-            pieces.append(step.texts[0])
-            if not silent:
-                terminal.write_answer(step.texts[0])
-    except KeyboardInterrupt:
-        interrupted = True
-    if session.stats is None:
-        raise KeyboardInterrupt  # it came before the answer began
-    if not silent:
-        terminal.write_line()
-    return "".join(pieces), replace(session.stats, finish_reason="interrupted") if interrupted else session.stats
-
-
-def _warnings(job: AskJob, prompt: "Prompt", cut: range, loaded: "LoadedModel") -> list[str]:
+def warnings_of(job: AskJob, prompt: "Prompt", cut: range, loaded: "LoadedModel") -> list[str]:
     """What changes the meaning of the answer and must not go unsaid."""
     found = []
     if len(cut):

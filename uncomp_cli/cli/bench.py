@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from uncomp_cli.cli.limits import limits_of
 from uncomp_cli.cli.options import (
+    Chunk,
     Device,
     Dtype,
     Json,
     KvBits,
+    KvMem,
+    MatMul,
     Model,
     Offline,
     Policy,
@@ -22,6 +26,7 @@ from uncomp_cli.cli.options import (
     Seed,
     Tokenizer,
     terminal_of,
+    thinning_names,
 )
 from uncomp_cli.cli.prepare import ModelChoice, choose_preset, fetch, settle_preset, weigh
 from uncomp_cli.cli.tree import option
@@ -34,7 +39,6 @@ from uncomp_cli.ui.meter import Meter, Reading
 if TYPE_CHECKING:
     from uncomp_cli.bench.job import Job
     from uncomp_cli.bench.runner import BenchStep, Round
-    from uncomp_cli.budget import presets as presets_of
     from uncomp_cli.uncertainty.profile import ModelFingerprint
 
 __all__ = ["bench"]
@@ -78,6 +82,20 @@ def bench(
             panel="Compression",
         ),
     ] = None,
+    thin: Annotated[
+        list[str] | None,
+        option(
+            "--thin",
+            help="Which tokens enter the later layers, as in `uncomp ask`; repeat it to measure several, each with "
+            "every --budget: --budget full --budget 5% --thin none --thin gather is each alone and both together.",
+            metavar="NAME[:KEY=VALUE,…]",
+            autocompletion=thinning_names,
+            show_default="the preset's",
+            panel="Compression",
+        ),
+    ] = None,
+    chunk: Chunk = "auto",
+    kv_mem: KvMem = "auto",
     preset: Preset = None,
     policy: Policy = None,
     scorer: Scorer = None,
@@ -87,6 +105,7 @@ def bench(
     quantize: Quantize = "none",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    matmul: MatMul = "float32",
     offline: Offline = False,
     seed: Seed = _DEFAULTS.seed,
     as_json: Json = False,
@@ -97,16 +116,19 @@ def bench(
     document, source = _document(file or [], tokens, seed, terminal)
     choice = ModelChoice(model, tokenizer, quantize, device, dtype, offline)
     bits = None if kv_bits is None else int(kv_bits)
-    choose = partial(_choose, policy=policy, scorer=scorer, seed=seed, kv_bits=bits)
+    limits = limits_of(chunk, kv_mem, constant_size=False)
+    amounts: list[str | None] = [*budget] if budget else [None]
+    thinnings: list[str | None] = [*thin] if thin else [None]
+    alike = partial(choose_preset, policy=policy, scorer=scorer, seed=seed, kv_bits=bits)
+    choices = [partial(alike, budget=amount, thinning=text) for amount in amounts for text in thinnings]
     with loading(terminal, "preparing the benchmark"):
-        budgets: list[str | None] = [*budget] if budget else [None]
-        presets = [choose(preset, amount) for amount in budgets]
+        presets = [choose(preset) for choose in choices]
     model_dir = fetch(choice, terminal)
     with loading(terminal, "measuring the model"):
         fingerprint = _fingerprint(choice, model_dir)
     settled = [
-        settle_preset(found, fingerprint, named=preset is not None, choose=partial(choose, amount=amount))
-        for found, amount in zip(presets, budgets, strict=True)
+        settle_preset(found, fingerprint, named=preset is not None, choose=choose)
+        for found, choose in zip(presets, choices, strict=True)
     ]
     for note in dict.fromkeys(note for _, note in settled if note is not None):
         terminal.note(note)
@@ -127,6 +149,8 @@ def bench(
             device,
             dtype,
             quantize,
+            limits,
+            matmul,
         )
         jobs = make_jobs(request)
     rounds = _watch(run_bench(jobs, runs), terminal)
@@ -135,13 +159,6 @@ def bench(
         terminal.write_json(record)
     else:
         _write_table(record, jobs, terminal)
-
-
-def _choose(
-    name: str | None, amount: str | None, *, policy: str | None, scorer: str | None, seed: int, kv_bits: int | None
-) -> "presets_of.Preset":
-    """The preset for one of the budgets."""
-    return choose_preset(name, budget=amount, policy=policy, scorer=scorer, seed=seed, kv_bits=kv_bits)
 
 
 def _fingerprint(choice: ModelChoice, model_dir: Path) -> "ModelFingerprint":

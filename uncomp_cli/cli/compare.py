@@ -32,6 +32,7 @@ from uncomp_cli.cli.options import (
     Scorer,
     Seed,
     System,
+    Thin,
     Tokenizer,
     Truncate,
     terminal_of,
@@ -72,7 +73,8 @@ def compare(
         str,
         option(
             "--against",
-            help="The other side: full, or POLICY[/SCORER][/8bit|/4bit][/published]@BUDGET: uniform/keydiff@20%.",
+            help="The other side: full, or POLICY[/SCORER][/8bit|/4bit][/published][/thin=THINNING]@BUDGET: "
+            "uniform/keydiff@20%.",
             metavar="SETTING",
             panel="Compression",
         ),
@@ -90,6 +92,7 @@ def compare(
     policy: Policy = None,
     scorer: Scorer = None,
     kv_bits: KvBits = None,
+    thin: Thin = None,
     system: System = None,
     max_new_tokens: MaxNewTokens = _SAMPLING.max_new_tokens,
     seed: Seed = _SAMPLING.seed,
@@ -114,6 +117,7 @@ def compare(
         system=system,
         sampling=SamplingConfig(max_new_tokens=max_new_tokens, seed=seed),
         as_json=as_json,
+        thinning=thin,
     )
     run_compare(job, against, terminal)
 
@@ -207,14 +211,15 @@ def _write(done: "Comparison", terminal: Terminal) -> None:
 
 
 def _label(side: "Side") -> str:
-    """`small: uniform/window 20%`, with its bits when they are few; the full cache is `full`."""
+    """`small: uniform/window 20%`, with its bits when they are few, and its thinning; the full cache is `full`."""
     preset = side.preset
-    bits = "" if preset.kv_bits == 16 else f", {preset.kv_bits} bits"
+    more = "" if preset.kv_bits == 16 else f", {preset.kv_bits} bits"
+    more += "" if preset.thinning == "none" else f", thin {preset.thinning}"
     if preset.policy == preset.budget:
-        return f"{preset.policy}{bits}"
+        return f"{preset.policy}{more}"
     from uncomp_cli.engine.session import scorer_config
 
-    return f"{preset.name}: {preset.policy}/{scorer_config(preset).name} {preset.budget}{bits}"
+    return f"{preset.name}: {preset.policy}/{scorer_config(preset).name} {preset.budget}{more}"
 
 
 def _figures(done: "Comparison") -> "Generator[tuple[str, str, str, str], None, None]":

@@ -4,6 +4,7 @@ No weights are loaded.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.cli.asking import AskJob, build_prompt, describe_files, settle
@@ -17,42 +18,70 @@ from uncomp_cli.ui.live import loading
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.engine.prompt import Prompt
+    from uncomp_cli.spec import ModelSpec
 
 __all__ = ["show_plan"]
 
 
 def show_plan(
-    job: AskJob, documents: DocumentSet, questions: Sequence[str], preset: "Preset", terminal: Terminal
+    job: AskJob, contexts: Sequence[DocumentSet], questions: Sequence[str], preset: "Preset", terminal: Terminal
 ) -> int:
-    """Write the plan as a table or JSON; returns 0 when the run would fit, 3 when it would be refused."""
+    """Write the plan of every context, a table or JSON each; returns 0 when the run would fit, 3 when it is refused."""
     path = fetch(job.model, terminal)
     with loading(terminal, "measuring"):
-        from uncomp_cli.engine.memory import planned_kv_bytes
-        from uncomp_cli.engine.prompt import open_question
-        from uncomp_cli.engine.session import check_fits, check_length, make_plan, scorer_config
         from uncomp_cli.models.catalog import show_model
         from uncomp_cli.models.fingerprint import fingerprint_of
         from uncomp_cli.models.load import load_tokenizer
 
         spec, weights, available = weigh(job.model, path)
         info = show_model(job.model.name)
-        trained_length = info.trained_length
     preset = settle(job, preset, fingerprint_of(info, spec), terminal)
+    machine = _Machine(spec, info.trained_length, weights, available)
     with loading(terminal, "preparing the prompt"):
         tokenizer = load_tokenizer(job.model.tokenizer or path)
-        prompt, cut = build_prompt(job, documents, questions, tokenizer, spec, preset)
-        prompt = open_question(prompt, recent=scorer_config(preset).recent)
-        files = describe_files(documents, tokenizer, cut)
+    codes = []
+    for number, documents in enumerate(contexts):
+        if number and not job.as_json:
+            terminal.write_line()
+        with loading(replace(terminal, quiet=terminal.quiet or number > 0), "preparing the prompt"):
+            prompt, cut = build_prompt(job, documents, questions, tokenizer, spec, preset)
+            files = describe_files(documents, tokenizer, cut)
+        record, refusal = _plan(job, prompt, preset, machine)
+        _write({"schema_version": 1, "model": job.model.name, "files": files, **record}, terminal, as_json=job.as_json)
+        if refusal is not None:
+            terminal.error(refusal.message, hint=refusal.hint)
+        codes.append(0 if refusal is None else refusal.exit_code)
+    return next((code for code in codes if code), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    """What a prompt has to fit into."""
+
+    spec: "ModelSpec"
+    trained_length: int
+    weights_bytes: int
+    free_bytes: int
+
+
+def _plan(
+    job: AskJob, prompt: "Prompt", preset: "Preset", machine: _Machine
+) -> tuple[dict[str, Any], DoesNotFitError | None]:
+    """What `prompt` would take, and the refusal when that does not fit."""
+    from uncomp_cli.engine.memory import planned_kv_bytes
+    from uncomp_cli.engine.prompt import open_question
+    from uncomp_cli.engine.session import check_fits, check_length, plan_compression, scorer_config
+
+    spec, weights, available = machine.spec, machine.weights_bytes, machine.free_bytes
+    opened = open_question(prompt, recent=scorer_config(preset).recent)
     record: dict[str, Any] = {
-        "schema_version": 1,
-        "model": job.model.name,
-        "files": files,
-        "questions": len(questions),
-        "prompt_tokens": prompt.seq_len,
-        "trained_length": trained_length,
+        "questions": len(prompt.questions),
+        "prompt_tokens": opened.seq_len,
+        "trained_length": machine.trained_length,
         "context_length": spec.trained_length,
         "weights_bytes": weights,
-        "kv_full_bytes": spec.full_kv_bytes(prompt.seq_len),
+        "kv_full_bytes": spec.full_kv_bytes(opened.seq_len),
         "free_bytes": available,
         "budget_requested": preset.budget,
         "kv_bits": held_bits(preset, spec),
@@ -60,18 +89,17 @@ def show_plan(
         "refusal": None,
     }
     try:
-        check_length(spec, prompt, trained_length=trained_length)
-        plan = make_plan(spec, preset, prompt, available=available - weights)
-        record["kv_planned_bytes"] = planned_kv_bytes(spec, plan, question_tokens=prompt.longest_question)
-        expected = check_fits(spec, plan, prompt, available=available - weights)
-        record["expected_peak_bytes"] = weights + expected.peak_bytes
+        check_length(spec, opened, trained_length=machine.trained_length)
+        planned = plan_compression(spec, preset, prompt, available=available - weights, limits=job.limits)
     except DoesNotFitError as refusal:
-        record |= {"fits": False, "refusal": refusal.message}
-        _write(record, terminal, as_json=job.as_json)
-        terminal.error(refusal.message, hint=refusal.hint)
-        return refusal.exit_code
-    _write(record, terminal, as_json=job.as_json)
-    return 0
+        return record | {"fits": False, "refusal": refusal.message}, refusal
+    plan, chunk = planned.allocation.plan, planned.chunk_tokens
+    at_once = None if chunk is None else min(opened.flat_len, chunk + opened.flat_len - len(opened.context))
+    expected = check_fits(spec, plan, opened, available=available - weights, at_once=at_once)
+    record["kv_planned_bytes"] = planned_kv_bytes(spec, plan, question_tokens=opened.longest_question)
+    record["expected_peak_bytes"] = weights + expected.peak_bytes
+    record |= {"thinning": preset.thinning} | ({} if chunk is None else {"chunk_tokens": chunk})
+    return record, None
 
 
 def _write(record: dict[str, Any], terminal: Terminal, *, as_json: bool) -> None:

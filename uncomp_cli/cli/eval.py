@@ -120,7 +120,7 @@ def eval(
         list[str] | None,
         typer.Option(
             "--policy",
-            help="Contestant: POLICY[/SCORER][/8bit|/4bit][/published], or preset:NAME; repeatable.",
+            help="Contestant: POLICY[/SCORER][/8bit|/4bit][/published][/thin=THINNING], or preset:NAME; repeatable.",
             metavar="NAME",
             show_default=", ".join(DEFAULT_POLICIES),
             autocompletion=policy_names,

@@ -13,15 +13,20 @@ import typer
 
 from uncomp_cli.budget.policies import POLICIES
 from uncomp_cli.budget.presets import DEFAULT_PRESET
+from uncomp_cli.budget.thinning import THINNINGS
 from uncomp_cli.cli.tree import option
 from uncomp_cli.ui.console import Terminal
 
 __all__ = [
     "Budget",
+    "Chunk",
+    "ConstantSize",
     "Device",
     "Dtype",
     "Json",
     "KvBits",
+    "KvMem",
+    "MatMul",
     "MaxLoss",
     "MaxNewTokens",
     "MinP",
@@ -37,6 +42,7 @@ __all__ = [
     "Seed",
     "System",
     "Temperature",
+    "Thin",
     "Tokenizer",
     "TopK",
     "TopP",
@@ -65,6 +71,11 @@ def preset_names(incomplete: str) -> list[str]:
 def policy_names(incomplete: str) -> list[str]:
     """Completions of a policy's name."""
     return [name for name in POLICIES if name.startswith(incomplete)]
+
+
+def thinning_names(incomplete: str) -> list[str]:
+    """Completions of a thinning's name."""
+    return [name for name in THINNINGS if name.startswith(incomplete)]
 
 
 MODEL_PANEL = "Model"
@@ -181,6 +192,53 @@ KvBits = Annotated[
         "A budget in per cent is one of the full cache in that format, so with fewer bits more tokens fit.",
         panel=COMPRESSION_PANEL,
         show_default=_OF_PRESET,
+    ),
+]
+Thin = Annotated[
+    str | None,
+    option(
+        "--thin",
+        help="Which tokens of the document enter the later layers while it is read: none (all), "
+        "gather:after=8,keep=0.2 (a part of them from one layer on), stages, uncertain.",
+        metavar="NAME[:KEY=VALUE,…]",
+        panel=COMPRESSION_PANEL,
+        autocompletion=thinning_names,
+        show_default=_OF_PRESET,
+    ),
+]
+Chunk = Annotated[
+    str,
+    option(
+        "--chunk",
+        help="Tokens of the document that are read at a time; auto is all of it when that fits the memory.",
+        metavar="auto|N",
+        panel=COMPRESSION_PANEL,
+    ),
+]
+KvMem = Annotated[
+    str,
+    option(
+        "--kv-mem",
+        help="Most memory that the KV cache may take at any moment, while reading too, such as 256MiB; "
+        "auto is what is free.",
+        metavar="auto|AMOUNT",
+        panel=COMPRESSION_PANEL,
+    ),
+]
+ConstantSize = Annotated[
+    bool,
+    option(
+        "--constant-size/--no-constant-size",
+        help="Whether the cache stays as large as it is after the prompt while the answer grows.",
+        panel=COMPRESSION_PANEL,
+    ),
+]
+MatMul = Annotated[
+    Literal["float32", "bfloat16", "int8"],
+    option(
+        "--matmul",
+        help="How float32 weights are multiplied on a CPU: exactly, rounded to bfloat16, or as bytes.",
+        panel=MODEL_PANEL,
     ),
 ]
 

@@ -44,12 +44,13 @@ def choose_preset(
     seed: int = 0,
     kv_bits: int | None = None,
     max_loss: str | None = None,
+    thinning: str | None = None,
 ) -> "Preset":
     """The named preset (or the default one) with what was given, and the seed, in place of its own.
 
     A policy without a named preset is measured live, so no profile goes with it; one that measures nothing has the
-    plain scorer, since agreement needs to know whom to trust. `max_loss` takes the smallest budget that was measured to
-    lose no more; DoesNotFitError when there is none.
+    plain scorer, since agreement needs to know whom to trust. A profile stays as well when `thinning` goes by it.
+    `max_loss` takes the smallest budget that was measured to lose no more; DoesNotFitError when there is none.
     """
     from uncomp_cli.budget.presets import DEFAULT_PRESET, load_preset
 
@@ -58,7 +59,11 @@ def choose_preset(
         raise UsageError(message, hint="leave one of the two out")
     stored = load_preset(name or DEFAULT_PRESET)
     preset = _with_budget(stored, budget=budget, policy=policy)
-    needed = _takes_measures(preset) or max_loss is not None  # a loss holds on the profile's model alone
+    if thinning is None and (preset.policy == "full" or (name is None and policy is not None)):
+        thinning = "none"  # full keeps everything; a policy that was named alone is judged alone
+    preset = _with_thinning(preset, thinning)
+    # A loss holds on the profile's model alone.
+    needed = _takes_measures(preset) or _thins_by_measures(preset) or max_loss is not None
     if (name is None and policy is not None) or not needed:
         preset = replace(preset, profile=None)
     if name is None and policy is not None and not _takes_measures(preset):
@@ -80,6 +85,19 @@ def _takes_measures(preset: "Preset") -> bool:
     return bool(make_policy(preset.policy).measures)
 
 
+def _thins_by_measures(preset: "Preset") -> bool:
+    from uncomp_cli.budget.thinning import make_thinning
+
+    return bool(make_thinning(preset.thinning).measures)
+
+
+def _with_thinning(preset: "Preset", thinning: str | None) -> "Preset":
+    """The preset with another thinning, in its shortest form."""
+    from uncomp_cli.budget.thinning import make_thinning
+
+    return preset if thinning is None else replace(preset, thinning=make_thinning(thinning).text)
+
+
 def _with_budget(preset: "Preset", *, budget: str | None, policy: str | None) -> "Preset":
     """The preset with another budget and policy; what keeps everything and what does not must agree."""
     from uncomp_cli.budget.units import parse_budget
@@ -93,7 +111,7 @@ def _with_budget(preset: "Preset", *, budget: str | None, policy: str | None) ->
         source = f"preset {preset.name}" if budget is None else "budget full"
         raise UsageError(f"{source} keeps everything, policy {policy} has nothing to spread", hint="add --budget 20%")
     if policy_name == "full" or wanted.kind == "full":
-        return replace(preset, budget="full", policy="full", floor_tokens=0, profile=None)
+        return replace(preset, budget="full", policy="full", floor_tokens=0)
     floor = preset.floor_tokens if budget is None else 0  # a budget that was named is taken at its word
     return replace(preset, budget=str(wanted), policy=policy_name, floor_tokens=floor)
 
@@ -127,6 +145,7 @@ def _with_loss(preset: "Preset", stored: "Preset", max_loss: str) -> "Preset":
         ("--policy", (stored.policy, stored.profile), (preset.policy, preset.profile)),
         ("--scorer", stored.scorer.name, preset.scorer.name),
         ("--kv-bits", stored.kv_bits, preset.kv_bits),
+        ("--thin", stored.thinning, preset.thinning),
     ):
         if measured != given:
             message = f"--max-loss {max_loss} holds for preset {stored.name} as measured, not with another {flag}"

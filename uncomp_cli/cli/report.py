@@ -1,6 +1,7 @@
 """What an answer is reported as: the readout line for people, one JSON object for programs."""
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.ui.format import Readout, format_bytes, format_count, format_decimal
@@ -18,6 +19,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "answer_record",
     "budget_note",
+    "chunk_note",
     "held_bits",
     "loss_note",
     "quality_row",
@@ -75,6 +77,15 @@ def budget_note(preset: "Preset", plan: "BudgetPlan", spec: "ModelSpec", *, ques
     )
 
 
+def chunk_note(chunk_tokens: int, context_tokens: int, *, kv_mem: int | None) -> str:
+    """How the prompt is read when it is not read at once, and the cap on the cache that was named."""
+    cap = "" if kv_mem is None else f"; the KV cache stays under {format_bytes(kv_mem)}"
+    return (
+        f"reading {format_count(chunk_tokens)} of {format_count(context_tokens)} tokens at a time "
+        f"({format_count(-(-context_tokens // chunk_tokens))} chunks){cap}"
+    )
+
+
 def loss_note(preset: "Preset", max_loss: str) -> str:
     """Which budget --max-loss chose, and the measured loss that it holds by."""
     from uncomp_cli.budget.units import parse_budget
@@ -97,13 +108,21 @@ def answer_record(
     warnings: Sequence[str],
     seed: int,
     budget: dict[str, Any] | None = None,
+    hidden_kept: Sequence[float] = (),
+    chunk_tokens: int | None = None,
+    later: bool = False,
 ) -> dict[str, Any]:
-    """The JSON object of one answer; units are in the names, and `budget` is there when it was asked for."""
+    """The JSON object of one answer; units are in the names, and `budget` is there when it was asked for.
+
+    `hidden_kept` is the share of the context that entered each layer, `chunk_tokens` what was read at a time (None: the
+    whole prompt); `later` says that the model had been loaded for an earlier prompt. In a batch `timing` is the row's
+    own: `ttft_s` counts from when it joined, `decode_tok_s` is its rate while it ran beside the others.
+    """
     from uncomp_cli.cache.scoring import make_scorer
     from uncomp_cli.engine.session import scorer_config
 
     scorer = None if preset.policy == "full" else make_scorer(scorer_config(preset))
-    first = stats.cached_tokens == 0  # later questions find the model loaded and the context read
+    first = stats.cached_tokens == 0 and not later  # later questions find the model loaded and the context read
     spec = loaded.spec
     return {
         "schema_version": SCHEMA_VERSION,
@@ -144,7 +163,9 @@ def answer_record(
             "scorer": scorer.name if scorer else None,
             "budget_requested": preset.budget,
             "floor_tokens": preset.floor_tokens,
-            "hidden_kept_fraction": 1.0,
+            "thinning": preset.thinning,
+            "hidden_kept_fraction": fmean(hidden_kept) if hidden_kept else 1.0,
+            "chunk_tokens": chunk_tokens,
             "query_aware": scorer.query_aware if scorer else False,
             "kv_bits": held_bits(preset, spec),
         },

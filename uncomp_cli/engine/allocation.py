@@ -9,7 +9,7 @@ measured as it is read:
 What a layer keeps until all have reported is the business of overkeep.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -40,10 +40,10 @@ class Wanted:
     protected: int
     kv_bits: int = 16
 
-    def plan(self, uncertainty: Uncertainty | None = None) -> BudgetPlan:
+    def plan(self, uncertainty: Uncertainty | None = None, *, caps: Sequence[int] | None = None) -> BudgetPlan:
         """What the policy makes of it; even, when it has yet to be told what it needs.
 
-        Raises DoesNotFitError when the budget is too small.
+        A head of layer l can hold `caps[l]` tokens. Raises DoesNotFitError when the budget is too small.
         """
         plan = self.policy.plan(
             self.spec,
@@ -51,6 +51,7 @@ class Wanted:
             entries=self.entries,
             protected=self.protected,
             uncertainty=uncertainty,
+            caps=caps,
         )
         return plan.held_in(self.kv_bits)
 
@@ -81,6 +82,7 @@ class Allocation:
         self.uncertainty = uncertainty
         self._wanted = wanted
         self._live = live
+        self._reports: dict[int, int] = {}
 
     @property
     def live(self) -> bool:
@@ -93,15 +95,26 @@ class Allocation:
         return self._live is not None and self._wanted is not None and self._wanted.policy.scope == "model"
 
     def report(self, layer: int, view: LayerView) -> None:
-        """Measure `layer`, which follows those that were reported, and plan anew."""
+        """Measure `layer`, which follows those that were reported, and plan anew.
+
+        A layer that reports again, of a later chunk, has the mean of all its reports.
+        """
         live, wanted = self._live, self._wanted
         if live is None or wanted is None:
             return
         values = self.uncertainty.values if self.uncertainty is not None else ()
         skipped = (0.0,) * live.measure.width(wanted.spec)  # sliding layers are not measured
-        values += (skipped,) * (layer - len(values)) + (tuple(live.measurer(live.measure, view).tolist()),)
-        self.uncertainty = Uncertainty(str(live.measure), values)
+        values += (skipped,) * (layer + 1 - len(values))
+        before, new = self._reports.get(layer, 0), live.measurer(live.measure, view).tolist()
+        mean = tuple((old * before + value) / (before + 1) for old, value in zip(values[layer], new, strict=True))
+        self._reports[layer] = before + 1
+        self.uncertainty = Uncertainty(str(live.measure), (*values[:layer], mean, *values[layer + 1 :]))
         self.plan = wanted.plan(self.uncertainty)
+
+    def fit(self, caps: Sequence[int]) -> None:
+        """Plan anew for heads of layer l that can hold `caps[l]` tokens: what they cannot goes to the others."""
+        if self._wanted is not None:
+            self.plan = self._wanted.plan(self.uncertainty, caps=caps)
 
     def trust(self) -> tuple[tuple[float, ...], ...] | None:
         """How far each head of each layer is trusted to say what matters; None when nothing was measured.

@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 
 from uncomp_cli.engine.families import check_causal, check_keywords
 
-__all__ = ["ATTENTION_NAME", "AttentionState", "attend_after", "attend_causal", "register"]
+__all__ = ["ATTENTION_NAME", "AttentionState", "attend_after", "attend_causal", "attend_continued", "register"]
 
 ATTENTION_NAME = "uncomp"
 _BLOCK = 1024
@@ -72,6 +72,38 @@ def attend_causal(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, 
     batched = query[None], key[None], value[None]
     # The output lies in memory as [N, H, D], which is how the model wants it: no copy on the way back.
     return scaled_dot_product_attention(*batched, scale=scaling, is_causal=True, enable_gqa=True)[0]
+
+
+def attend_continued(
+    query: Tensor, past: tuple[Tensor, Tensor], key: Tensor, value: Tensor, *, scaling: float
+) -> Tensor:
+    """Attention of N tokens over P earlier ones and, causally, themselves: query [H, N, D] → [H, N, D].
+
+    `past` are keys and values [G, P, D], key and value [G, N, D] the tokens' own. Two fused calls, neither with a
+    mask, are merged by their log-sum-exp: out = sum_i out_i exp(lse_i - lse).
+    """
+    if past[0].shape[1] == 0:  # the fused kernel divides by the number of keys
+        return attend_causal(query, key, value, scaling=scaling)
+    heads = key.shape[0]
+    packed = _pack(query, key)
+    seen, seen_lse = _fused(packed, *_shared(query, *past), causal=False, scaling=scaling)
+    own, own_lse = _fused(packed, *_shared(query, key, value), causal=True, scaling=scaling)
+    total = torch.logaddexp(seen_lse, own_lse)
+    weights = ((lse - total).exp()[..., None].to(seen.dtype) for lse in (seen_lse, own_lse))
+    merged = sum(out * weight for out, weight in zip((seen, own), weights, strict=True))
+    return torch.as_tensor(merged).reshape(heads * packed.shape[1], *query.shape[1:])
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scaling: float) -> tuple[Tensor, Tensor]:
+    """Attention [B, H, N, D] and its log-sum-exp [B, H, N], by the kernels behind SDPA, which does not tell it."""
+    ops = torch.ops.aten
+    if query.device.type == "cpu":
+        found = ops._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scaling)
+    elif query.dtype in (torch.float16, torch.bfloat16):
+        found = ops._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, False, scale=scaling)
+    else:
+        found = ops._scaled_dot_product_efficient_attention(query, key, value, None, True, 0.0, causal, scale=scaling)
+    return found[0], found[1][..., : query.shape[2]]
 
 
 def attend_after(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.engine.constant import ConstantSize
 from uncomp_cli.engine.decode import AppendState
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.records import DecodeStep, FinishReason
@@ -40,19 +41,25 @@ def generate(
     sampler: Sampler,
     stop_ids: Sequence[int],
     max_new_tokens: int,
+    constant: ConstantSize | None = None,
 ) -> Iterator[DecodeStep]:
     """Generate behind `cache` from the logits [B, vocab] of the last prompt token; one record a token.
 
     positions [B, 1] is where the first new token stands. A row ends at a stop token, which is not shown, or at
-    `max_new_tokens`; the others go on. The last chosen token is not put into the cache.
+    `max_new_tokens`; the others go on. The last chosen token is not put into the cache. `constant` keeps the size of
+    its own `cache`, which must be the one given here; without it the cache grows with every token. Raises ValueError
+    for another cache.
     """
+    if constant is not None and constant.cache is not cache:
+        raise ValueError("a constant size is that of its own cache: pass constant.cache")
     begun = time.perf_counter()
     streams = [TextStream(tokenizer) for _ in range(len(logits))]
     reasons: list[FinishReason | None] = [None] * len(logits)
-    generated = torch.empty(len(logits), 0, dtype=torch.int64)
+    generated = torch.empty(len(logits), max_new_tokens, dtype=torch.int64)
+    positions = positions.to(decoder.device)
     for index in range(max_new_tokens):
-        chosen = sampler.choose(logits, generated)
-        generated = torch.cat([generated, chosen[:, None]], dim=1)
+        chosen = sampler.choose(logits, generated[:, :index])
+        generated[:, index] = chosen
         ids = chosen.tolist()
         silent = [reason is not None or token in stop_ids for reason, token in zip(reasons, ids, strict=True)]
         texts = tuple(
@@ -65,7 +72,7 @@ def generate(
         yield DecodeStep(index, tuple(ids), texts, tuple(reasons), time.perf_counter() - begun, cache.nbytes)
         if all(reasons):
             return
-        state = AppendState(cache, positions.to(decoder.device))
+        state = AppendState(cache, positions, on_query=None if constant is None else constant.observe)
         logits = decoder.forward(chosen[:, None], positions, state, 1)[:, -1]
         positions = positions + 1
 

@@ -16,6 +16,7 @@ import torch
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.sliced import SLICE_ROWS
 from uncomp_cli.spec import ModelSpec
 
 __all__ = [
@@ -49,9 +50,17 @@ class Estimate:
 
 
 def estimate(
-    spec: ModelSpec, plan: BudgetPlan, *, prompt: Prompt | None = None, cache: CacheConfig | None = None
+    spec: ModelSpec,
+    plan: BudgetPlan,
+    *,
+    prompt: Prompt | None = None,
+    cache: CacheConfig | None = None,
+    at_once: int | None = None,
 ) -> Estimate:
-    """Expected bytes of a prefill in one pass: of `plan.seq_len` tokens, or of `prompt` with all its questions."""
+    """Expected bytes of a prefill: of `plan.seq_len` tokens, or of `prompt` with all its questions.
+
+    `at_once` of them go through the model together; None: all, in one pass.
+    """
     config = cache or CacheConfig()
     entry = spec.kv_bytes_per_entry + config.position_bytes
     question = 0 if prompt is None else prompt.longest_question
@@ -62,7 +71,7 @@ def estimate(
     return Estimate(
         kv_full_bytes=spec.full_kv_bytes(plan.seq_len),
         kv_kept_bytes=quantized + (sum(own) + slack + waiting) * entry,
-        activation_bytes=activation_bytes(spec, tokens),
+        activation_bytes=activation_bytes(spec, at_once or tokens),
     )
 
 
@@ -90,11 +99,15 @@ def activation_bytes(spec: ModelSpec, tokens: int) -> int:
     """Bytes of a forward pass of `tokens` at its widest point, without the cache.
 
     A token holds its embedding, its hidden state before the layer, after attention and normed, its cosines and sines,
-    and either queries, keys, values and attention's output or the MLP's gate, up and product.
+    and either queries, keys, values and attention's output, or its part of the MLP's output while a slice of tokens
+    has gate, up and product (engine/sliced.py).
     """
     attention = spec.head_dim * (2 * spec.num_heads + 4 * spec.num_kv_heads) + spec.hidden_size
-    widest = 4 * spec.hidden_size + 2 * spec.head_dim + max(attention, 3 * spec.intermediate_size)
-    return tokens * widest * spec.dtype_bytes
+    at_once = min(tokens, SLICE_ROWS)
+    output = tokens * spec.hidden_size if tokens > SLICE_ROWS else 0
+    mlp = at_once * 3 * spec.intermediate_size + output
+    everywhere = tokens * (4 * spec.hidden_size + 2 * spec.head_dim)
+    return (everywhere + max(tokens * attention, mlp)) * spec.dtype_bytes
 
 
 def free_bytes(device: torch.device) -> int:

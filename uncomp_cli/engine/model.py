@@ -11,7 +11,8 @@ from torch import Tensor
 
 from uncomp_cli.engine.attention import ATTENTION_NAME, AttentionState, register
 from uncomp_cli.engine.families import check_family
-from uncomp_cli.engine.linear import use_all_cores_for_one_row
+from uncomp_cli.engine.linear import Matmul, check_matmul, use_product
+from uncomp_cli.engine.sliced import slice_mlps
 from uncomp_cli.spec import ModelSpec
 
 __all__ = ["Decoder"]
@@ -28,16 +29,25 @@ class _CausalModel(Protocol):
 
 
 class Decoder:
-    """Runs a supported model's forward with the engine's attention."""
+    """Runs a supported model's forward with the engine's attention.
 
-    def __init__(self, model: _CausalModel, spec: ModelSpec) -> None:
+    The model's modules are replaced in place: MLPs take their rows in slices (sliced.py), and float32 layers on a CPU
+    are multiplied as `matmul` says (linear.py: with int8 their weights become bytes for good; otherwise nothing is
+    copied). Raises UsageError for a `matmul` that this model or machine gains nothing from, ValueError for one that
+    differs from an earlier decoder's over the same model.
+    """
+
+    def __init__(self, model: _CausalModel, spec: ModelSpec, *, matmul: Matmul = "float32") -> None:
         check_family(spec.model_type)
         register()
         model.set_attn_implementation(ATTENTION_NAME)
-        if isinstance(model, torch.nn.Module):
-            use_all_cores_for_one_row(model)
         self.model = model
         self.spec = spec
+        if isinstance(model, torch.nn.Module):
+            check_matmul(matmul, model)
+            use_product(model, matmul)
+            if not self.rows_interact:
+                slice_mlps(model)
 
     @property
     def rows_interact(self) -> bool:

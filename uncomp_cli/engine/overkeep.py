@@ -26,7 +26,7 @@ from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.allocation import Allocation
 from uncomp_cli.engine.prompt import Prompt
 
-__all__ = ["OverKeep", "choose", "held_on_the_way", "worded"]
+__all__ = ["MARGIN_TOKENS", "OverKeep", "choose", "held_on_the_way", "worded"]
 
 MARGIN_TOKENS = 2 * MAX_WORD_TOKENS + REACH_TOKENS
 _SPARE = 1.5  # of the budget: held entries that are worth a re-trim

@@ -9,34 +9,36 @@ Both are generators of records; what was measured on the way is in `stats`.
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.uncertainty_values import Uncertainty
-from uncomp_cli.budget.units import Budget, parse_budget, resolve_entries, resolve_quantized
-from uncomp_cli.cache.scoring import Scorer, make_scorer
-from uncomp_cli.config import SamplingConfig, ScorerConfig
-from uncomp_cli.engine.allocation import Allocation, Measurer, Wanted, allocate
+from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits, SamplingConfig
+from uncomp_cli.engine.allocation import Allocation
 from uncomp_cli.engine.decode import AppendState
 from uncomp_cli.engine.generate import generate, stop_tokens
-from uncomp_cli.engine.measuring import measure_layer
-from uncomp_cli.engine.memory import Estimate, estimate, free_bytes, peak_bytes, reset_peak
+from uncomp_cli.engine.linear import Matmul
+from uncomp_cli.engine.memory import free_bytes, peak_bytes, reset_peak
 from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.overkeep import held_on_the_way
-from uncomp_cli.engine.prefill import Prefilled, prefill
-from uncomp_cli.engine.profiles import profile_of
-from uncomp_cli.engine.prompt import Prompt, open_question
+from uncomp_cli.engine.planning import (
+    Compression,
+    check_fits,
+    check_length,
+    make_allocation,
+    make_plan,
+    plan_compression,
+    scorer_config,
+)
+from uncomp_cli.engine.prefill import Prefilled, read_compressed
+from uncomp_cli.engine.prompt import Prompt
 from uncomp_cli.engine.records import DecodeStep, FinishReason, PrefillStep
 from uncomp_cli.engine.sampling import Sampler
-from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.errors import OutOfMemoryError, is_out_of_memory
 from uncomp_cli.models.load import LoadedModel
-from uncomp_cli.spec import ModelSpec
 
 __all__ = [
     "Compression",
@@ -49,8 +51,6 @@ __all__ = [
     "plan_compression",
     "scorer_config",
 ]
-
-_MEMORY_MARGIN = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,113 +79,24 @@ class RunStats:
         return (self.completion_tokens - 1) / self.decode_s if self.completion_tokens > 1 and self.decode_s else None
 
 
-def check_length(spec: ModelSpec, prompt: Prompt, *, trained_length: int | None = None) -> None:
-    """Raise DoesNotFitError when the prompt leaves no room for an answer inside the context.
-
-    `trained_length` is what the model was trained for, when `spec` has it extended.
-    """
-    if prompt.seq_len < spec.trained_length:
-        return
-    trained = trained_length or spec.trained_length
-    extended = f", extended to {spec.trained_length:,}" if spec.trained_length > trained else ""
-    raise DoesNotFitError(
-        f"the prompt has {prompt.seq_len:,} tokens, the model was trained for {trained:,}{extended}",
-        hint="cut it with --truncate head, middle or tail, or extend the context with "
-        f"--rope yarn:{prompt.seq_len // trained + 1} if the model's own RoPE is plain",
-    )
-
-
-def make_plan(spec: ModelSpec, preset: Preset, prompt: Prompt, *, available: int) -> BudgetPlan:
-    """The plan of `make_allocation`: of a policy that measures live, one of as many entries, evenly spread."""
-    return make_allocation(spec, preset, prompt, available=available).plan
-
-
-def make_allocation(
-    spec: ModelSpec, preset: Preset, prompt: Prompt, *, available: int, measurer: Measurer | None = None
-) -> Allocation:
-    """How `preset` spreads its budget over `prompt`; `available` bytes are what a budget of `auto` may use.
-
-    `measurer` measures for a policy that does so live. Raises DoesNotFitError when the budget is too small, UsageError
-    when the policy needs a measure that the preset's profile does not have.
-    """
-    budget = parse_budget(preset.budget)
-    policy = make_policy("full" if budget.kind == "full" else preset.policy)
-    everything = BudgetPlan(prompt.seq_len, ((prompt.seq_len,) * spec.num_kv_heads,) * spec.num_layers)
-    spare = int(_MEMORY_MARGIN * available) - estimate(spec, everything, prompt=prompt).activation_bytes
-    entries = _entries(spec, budget, prompt, kv_bits=preset.kv_bits, free_bytes=max(0, spare))
-    if preset.floor_tokens:
-        floor = (prompt.always_kept + preset.floor_tokens) * spec.num_layers * spec.num_kv_heads
-        entries = max(entries, min(floor, spec.full_entries(prompt.seq_len)))
-    wanted = Wanted(policy, spec, prompt.seq_len, entries, prompt.always_kept, preset.kv_bits)
-    measuring = measurer or partial(measure_layer, window=preset.scorer.window, sinks=preset.scorer.sinks)
-    return allocate(wanted, profile=profile_of(preset), measurer=measuring)
-
-
-@dataclass(frozen=True, slots=True)
-class Compression:
-    """All that a prefill needs beside the model: the prompt with its question opened, and how it is compressed."""
-
-    prompt: Prompt
-    allocation: Allocation
-    scorer: Scorer
-    config: ScorerConfig
-
-
-def plan_compression(spec: ModelSpec, preset: Preset, prompt: Prompt, *, available: int) -> Compression:
-    """How `preset` compresses `prompt` within `available` bytes. Raises DoesNotFitError when it does not fit."""
-    config = scorer_config(preset)
-    scorer = make_scorer(config)
-    opened = open_question(prompt, recent=config.recent)
-    allocation = make_allocation(spec, preset, opened, available=available)
-    held = held_on_the_way(allocation, opened, config, shared=scorer.shared)
-    check_fits(spec, allocation.plan, opened, available=available, held=held)
-    return Compression(opened, allocation, scorer, config)
-
-
-def _entries(spec: ModelSpec, budget: Budget, prompt: Prompt, *, kv_bits: int, free_bytes: int) -> int:
-    """KV entries that `budget` allows for `prompt`; in bytes, the questions that wait their turn count too."""
-    if kv_bits != 16:
-        return resolve_quantized(
-            budget,
-            spec,
-            seq_len=prompt.seq_len,
-            free_bytes=free_bytes,
-            kv_bits=kv_bits,
-            question_tokens=prompt.longest_question,
-            waiting_tokens=prompt.waiting_tokens,
-        )
-    entries = resolve_entries(budget, spec, seq_len=prompt.seq_len, free_bytes=free_bytes)
-    if budget.kind in ("auto", "bytes"):
-        entries = max(0, entries - spec.num_layers * spec.num_kv_heads * prompt.waiting_tokens)
-    return entries
-
-
-def check_fits(
-    spec: ModelSpec, plan: BudgetPlan, prompt: Prompt, *, available: int, held: BudgetPlan | None = None
-) -> Estimate:
-    """The expected memory of `prompt` under `plan`, of which `held` is what is held at most on the way.
-
-    Raises DoesNotFitError when it is more than `available` bytes.
-    """
-    expected = estimate(spec, held or plan, prompt=prompt)
-    if expected.peak_bytes > available:
-        raise DoesNotFitError(
-            f"needs about {expected.peak_bytes / 2**20:,.0f} MiB beside the weights "
-            f"({expected.kv_kept_bytes / 2**20:,.0f} of it KV cache), {available / 2**20:,.0f} MiB are free",
-            hint="use a smaller --budget (or --budget auto), or cut the document with --truncate",
-        )
-    return expected
-
-
 class Session:
     """Reads one prompt at a time and answers its questions."""
 
-    def __init__(self, loaded: LoadedModel, preset: Preset, sampling: SamplingConfig) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        preset: Preset,
+        sampling: SamplingConfig,
+        limits: Limits | None = None,
+        *,
+        matmul: Matmul = "float32",
+    ) -> None:
         self.loaded = loaded
         self.preset = preset
         self.sampling = sampling
-        self.decoder = Decoder(loaded.model, loaded.spec)
-        self.allocation: Allocation | None = None
+        self.limits = limits or Limits()
+        self.decoder = Decoder(loaded.model, loaded.spec, matmul=matmul)
+        self.compression: Compression | None = None
         self.stats: RunStats | None = None
         self._read: Prefilled | None = None
         self._prefill_s = 0.0
@@ -195,22 +106,37 @@ class Session:
         spec, device = self.loaded.spec, self.decoder.device
         check_length(spec, prompt, trained_length=self.loaded.info.trained_length)
         available = free_bytes(device)
-        compression = plan_compression(spec, self.preset, prompt, available=available)
+        self.compression = plan_compression(spec, self.preset, prompt, available=available, limits=self.limits)
         reset_peak(device)
-        self.allocation = compression.allocation
         self._read = None
-        return self._prefill(compression)
+        return self._prefill(self.compression)
 
     def _prefill(self, compression: Compression) -> Generator[PrefillStep, None, None]:
         begun = time.perf_counter()
-        self._read = yield from prefill(
-            self.decoder,
-            [compression.prompt],
-            [compression.allocation],
-            scorer=compression.scorer,
-            config=compression.config,
-        )
+        try:
+            self._read = yield from read_compressed(self.decoder, compression)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._out_of_memory(compression) from error
         self._prefill_s = time.perf_counter() - begun
+
+    def _out_of_memory(self, compression: Compression) -> OutOfMemoryError:
+        """The error of a prefill for which memory did not suffice, with a chunk that needs half of it."""
+        at_once = compression.chunk_tokens or compression.prompt.flat_len
+        smaller = max(LEAST_CHUNK_TOKENS, at_once // 2)
+        hint = f"--chunk {smaller} needs about half of that" if smaller < at_once else "use a smaller --budget"
+        return OutOfMemoryError(f"memory ran out while {at_once:,} tokens were read at once", hint=hint)
+
+    @property
+    def allocation(self) -> Allocation | None:
+        """How many tokens the heads of each layer keep of the prompt that is read."""
+        return None if self.compression is None else self.compression.allocation
+
+    @property
+    def hidden_kept(self) -> tuple[float, ...]:
+        """The share [L] of the context that entered each layer."""
+        return self._prompt_read().hidden_kept
 
     @property
     def plan(self) -> BudgetPlan | None:
@@ -231,22 +157,22 @@ class Session:
 
     def layer_bytes(self) -> list[int]:
         """Bytes that each layer of the cache has allocated."""
+        return [self._prompt_read().cache.layer(layer).nbytes for layer in range(self.loaded.spec.num_layers)]
+
+    def _prompt_read(self) -> Prefilled:
         if self._read is None:
             raise RuntimeError("nothing has been read: exhaust read() first")
-        return [self._read.cache.layer(layer).nbytes for layer in range(self.loaded.spec.num_layers)]
+        return self._read
 
     def answer(self, question: int = 0) -> Iterator[DecodeStep]:
         """Generate the answer to one question of the prompt that was read, which may be asked again."""
-        if self._read is None:
-            raise RuntimeError("nothing has been read: exhaust read() first")
+        read = self._prompt_read()
         self.stats = None
-        return self._generate(self._read, question)
+        return self._generate(read, question)
 
     def predict(self, ids: Sequence[int], question: int = 0) -> Tensor:
         """Logits [N, vocab] of each of `ids` given those before it, behind a question of the prompt that was read."""
-        if self._read is None:
-            raise RuntimeError("nothing has been read: exhaust read() first")
-        read = self._read
+        read = self._prompt_read()
         read.begin_question(question)
         logits = read.logits[question : question + 1]
         if len(ids) > 1:
@@ -289,9 +215,3 @@ class Session:
                 finish_reason=step.finish_reasons[0] or "interrupted",
             )
             yield step
-
-
-def scorer_config(preset: Preset) -> ScorerConfig:
-    """The scorer of a preset; some policies are defined by theirs. Coherence is the same for all, controls included."""
-    fixed = make_policy(preset.policy).fixed_scorer
-    return preset.scorer if fixed is None else replace(preset.scorer, name=fixed)

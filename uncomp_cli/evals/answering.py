@@ -5,8 +5,8 @@
     match   share of the accepted strings in the greedy text (RULER, arXiv 2404.06654, string match)
 
 The first token is left out of `nll`: with the question in the prefill its logits come from before the eviction, and
-would flatter every setting alike; so does an answer of one token, which has no `nll` there. `exact` and `match` are
-what a user gets, that first token included.
+would flatter every setting alike (but those that thin hidden states, which are judged by the same tokens); so does an
+answer of one token, which has no `nll` there. `exact` and `match` are what a user gets, that first token included.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.evals.case import Case
+from uncomp_cli.evals.case import Case, Compressed
 from uncomp_cli.evals.contestants import Setting
 from uncomp_cli.evals.outcome import Outcome
 from uncomp_cli.evals.rows import Rows, in_batches, token_nll
@@ -42,9 +41,7 @@ def judge_answers(case: Case, settings: Sequence[Setting], regime: Regime, stop_
     longest = max(len(answer) for answer in case.answers)
     for batch in in_batches([c.cache for c in compressed], case.decoder.spec, tokens=longest):
         chosen = [compressed[i] for i in batch]
-        answered = [
-            _answer(case, [c.cache for c in chosen], regime, query, stop_ids) for query in range(len(case.answers))
-        ]
+        answered = [_answer(case, chosen, regime, query, stop_ids) for query in range(len(case.answers))]
         for one, answers in zip(chosen, zip(*answered, strict=True), strict=True):
             outcomes.append(one.judged(_means(answers), answer=answers[0].text))
     return outcomes
@@ -66,14 +63,14 @@ def match_score(text: str, query: Query) -> float:
 
 
 def _answer(
-    case: Case, caches: list[RaggedKVCache], regime: Regime, query: int, stop_ids: Sequence[int]
+    case: Case, compressed: Sequence[Compressed], regime: Regime, query: int, stop_ids: Sequence[int]
 ) -> list[Answered]:
     """What every cache makes of one query. Only rows that would not write the reference have to write."""
     asked, reference = case.sample.queries[query], case.answers[query]
-    rows, logits = case.begin(caches, regime, query, room=len(reference))
+    rows, logits = case.begin(compressed, regime, query, room=len(reference))
     mark = rows.mark()
     nll, right = teacher_forced(rows, logits, reference)
-    texts = [asked.answer] * len(caches)
+    texts = [asked.answer] * len(compressed)
     wrong = [row for row, is_right in enumerate(right) if not is_right or match_score(texts[row], asked) < 1]
     if wrong:
         rows.rollback(mark)

@@ -27,9 +27,13 @@ __all__ = ["Case", "Compressed", "coverage", "read_case", "tokenise"]
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
-    """A setting's cache of one row, weighed; `outcome` waits for its metrics."""
+    """A setting's cache of one row, weighed; `outcome` waits for its metrics.
+
+    `logits` [1, vocab] follow what the setting read: everybody's, unless it thinned hidden states on the way.
+    """
 
     cache: RaggedKVCache
+    logits: Tensor
     outcome: Outcome
 
     def judged(self, metrics: dict[str, float], *, answer: str | None = None) -> Outcome:
@@ -68,22 +72,22 @@ class Case:
         refused: list[Outcome] = []
         for setting in sorted(settings, key=lambda setting: setting.budget):
             try:
-                cache = self.reading.compress(setting, regime)
+                cache, logits = self.reading.leave(setting, regime)
             except (DoesNotFitError, ModelError) as refusal:  # or a scorer that this model cannot have
                 refused.append(replace(self._outcome(setting, regime, kv_bytes=0), refused=refusal.message))
                 continue
-            done.append(Compressed(cache, self._weighed(setting, regime, cache)))
+            done.append(Compressed(cache, logits, self._weighed(setting, regime, cache)))
         return done, refused
 
-    def begin(self, caches: Sequence[RaggedKVCache], regime: Regime, query: int, *, room: int) -> tuple[Rows, Tensor]:
+    def begin(self, compressed: Sequence[Compressed], regime: Regime, query: int, *, room: int) -> tuple[Rows, Tensor]:
         """The caches as rows behind question `query`, and the logits [B, vocab] of the token that follows it.
 
         There is room for `room` more tokens.
         """
-        question = self.prompt.questions[query]
+        question, caches = self.prompt.questions[query], [one.cache for one in compressed]
         rows = Rows(self.decoder, caches, position=self.seen_tokens(regime), reserve=len(question) + room)
         if regime == "aware":
-            return rows, self.reading.logits.expand(len(rows), -1)
+            return rows, torch.cat([one.logits for one in compressed])
         return rows, rows.feed(question, last=1)[:, -1]
 
     def _weighed(self, setting: Setting, regime: Regime, cache: RaggedKVCache) -> Outcome:

@@ -1,14 +1,16 @@
 """Contestants: what stands for judgement, in one short word, and the settings they are judged at.
 
-    POLICY[/SCORER][/8bit|/4bit][/published][/KEY=VALUE]...
+    POLICY[/SCORER][/8bit|/4bit][/published][/thin=THINNING][/KEY=VALUE]...
     uniform · pyramid · uniform/keydiff · full/8bit · uniform/published · uncomp:groups=2/width=7/pooling=max
+    full/thin=gather:after=8,keep=0.2 · uncertain/agreement/profile=balanced/thin=uncertain
 
 `8bit` and `4bit` hold the prompt's keys and values in fewer bits. `published` takes window, pooling and single tokens
 as the scorer's paper has them instead of our coherence (cache/coherence.py), which every contestant gets otherwise,
-controls included. A KEY is a setting of the scorer (config.ScorerConfig), or `profile`, whose VALUE is the preset
-whose profile holds what the policy needs measured; without it a policy measures live. `preset:NAME` takes policy,
-scorer, bits and profile from a preset. Labels of both have a digest, so that results of what was edited or calibrated
-again are another's. A setting is a contestant at a budget.
+controls included. `thin` is a thinning of hidden states (budget/thinning.py); `full` then keeps all that each layer
+saw. A KEY is a setting of the scorer (config.ScorerConfig), or `profile`, whose VALUE is the preset whose profile holds
+what policy and thinning need measured; without it they measure live. `preset:NAME[/thin=THINNING]` takes policy,
+scorer, bits, thinning and profile from a preset. Labels of both have a digest, so that results of what was edited or
+calibrated again are another's. A setting is a contestant at a budget.
 """
 
 import difflib
@@ -20,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.policy_text import read_settings
 from uncomp_cli.budget.presets import Preset, load_preset
+from uncomp_cli.budget.thinning import NoThinning, make_thinning
 from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.cache.scoring import SCORERS, make_scorer
 from uncomp_cli.config import ScorerConfig
@@ -31,6 +34,7 @@ FULL = "full"
 _BITS = {"8bit": 8, "4bit": 4}
 _PUBLISHED = "published"
 _PROFILE = "profile"
+_THIN = "thin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,9 @@ def make_settings(contestants: Sequence[str], budgets: Sequence[str], *, seed: i
     for text in contestants:
         preset = parse_contestant(text, seed=seed)
         for budget in [FULL] if preset.policy == FULL else [_checked_budget(b) for b in budgets]:
-            setting = Setting(preset.name, replace(preset, budget=budget))
+            whole = budget == FULL and text.startswith("preset:") and f"/{_THIN}=" not in text  # as `ask -b full`
+            thinning = "none" if whole else preset.thinning
+            setting = Setting(preset.name, replace(preset, budget=budget, thinning=thinning))
             chosen.setdefault(setting.label, setting)
     return list(chosen.values())
 
@@ -69,9 +75,7 @@ def parse_contestant(text: str, *, seed: int) -> Preset:
     """The preset of a contestant at full budget, named as it was written. Raises UsageError with the nearest name."""
     kind, _, name = text.partition(":")
     if kind == "preset" and name:
-        preset = load_preset(name)
-        scorer = replace(preset.scorer, seed=seed)
-        return replace(preset, name=f"{text}#{_digest(preset)}", budget=FULL, floor_tokens=0, scorer=scorer)
+        return _of_preset(text, name, seed=seed)
     policy_name, *rest = text.split("/")
     parts = [part for part in rest if "=" not in part]
     policy = make_policy(policy_name)
@@ -81,8 +85,9 @@ def parse_contestant(text: str, *, seed: int) -> Preset:
     if len(scorers) > 1 or len(parts) != len(set(parts)) or sum(part in _BITS for part in parts) > 1:
         raise UsageError(f"contestant '{text}' says one thing twice", hint="write POLICY[/SCORER][/8bit][/published]")
     settings = [part for part in rest if "=" in part]
-    if policy_name == FULL and (scorers or _PUBLISHED in parts or settings):
-        raise UsageError(f"contestant '{text}': policy full ranks nothing", hint="write full, full/8bit or full/4bit")
+    if policy_name == FULL and (scorers or _PUBLISHED in parts or _rank(settings)):
+        hint = "write full, full/8bit, full/4bit or full/thin=gather"
+        raise UsageError(f"contestant '{text}': policy full ranks nothing", hint=hint)
     scorer_name = _scorer_name(text, policy.fixed_scorer, scorers)
     config = make_scorer(ScorerConfig(scorer_name)).published if _PUBLISHED in parts else ScorerConfig(scorer_name)
     bits = next((_BITS[part] for part in parts if part in _BITS), 16)
@@ -90,32 +95,69 @@ def parse_contestant(text: str, *, seed: int) -> Preset:
     return _with_settings(preset, settings, text)
 
 
+def _of_preset(text: str, name: str, *, seed: int) -> Preset:
+    """The preset of `NAME[/thin=THINNING]`, without its budget and floor."""
+    name, given, thinning = name.partition(f"/{_THIN}=")
+    preset = load_preset(name)
+    preset = replace(preset, thinning=make_thinning(thinning).text) if given else preset
+    _check_thinning(preset, text)
+    scorer = replace(preset.scorer, seed=seed)
+    return replace(preset, name=f"{text}#{_digest(preset)}", budget=FULL, floor_tokens=0, scorer=scorer)
+
+
+def _rank(settings: Sequence[str]) -> bool:
+    """Whether any of `key=value` settings is about ranking: a profile is not, when there is a thinning to use it."""
+    keys = {part.partition("=")[0] for part in settings}
+    return bool(keys - ({_THIN, _PROFILE} if _THIN in keys else {_THIN}))
+
+
 def _with_settings(preset: Preset, settings: Sequence[str], text: str) -> Preset:
-    """The preset with `key=value` settings of its scorer, and the profile of the preset that `profile` names."""
-    profiles = [value for key, _, value in (part.partition("=") for part in settings) if key == _PROFILE]
-    of_scorer = [part for part in settings if part.partition("=")[0] != _PROFILE]
-    if len(profiles) > 1:
-        raise UsageError(f"contestant '{text}' says one thing twice", hint="name one profile=")
+    """The preset with its thinning, `key=value` settings of its scorer, and the profile that `profile` names."""
+    profiles, thinnings = _values(settings, _PROFILE), _values(settings, _THIN)
+    of_scorer = [part for part in settings if part.partition("=")[0] not in (_PROFILE, _THIN)]
+    if len(profiles) > 1 or len(thinnings) > 1:
+        raise UsageError(f"contestant '{text}' says one thing twice", hint="name one profile= and one thin=")
     if any(part.startswith(("name=", "seed=")) for part in of_scorer):
         raise UsageError(f"contestant '{text}' sets what has its own place", hint="write POLICY/SCORER, and use --seed")
     if of_scorer:
         read = read_settings(ScorerConfig, ",".join(of_scorer), text=text)
         preset = replace(preset, scorer=replace(preset.scorer, **read))
-    if not profiles:
-        return preset
-    source = load_preset(profiles[0])
+    if thinnings:
+        preset = replace(preset, thinning=make_thinning(thinnings[0]).text)
+    preset = _with_profile(preset, profiles[0], text) if profiles else preset
+    _check_thinning(preset, text)
+    return preset
+
+
+def _values(settings: Sequence[str], key: str) -> list[str]:
+    """What `key=value` settings say about `key`."""
+    return [part.partition("=")[2] for part in settings if part.partition("=")[0] == key]
+
+
+def _with_profile(preset: Preset, name: str, text: str) -> Preset:
+    """The preset with the profile of preset `name`, and its digest in the label."""
+    source = load_preset(name)
     if source.profile is None:
         raise UsageError(f"contestant '{text}': preset {source.name} has no profile", hint="uncomp calibrate makes one")
     preset = replace(preset, profile=source.profile, folder=source.folder)
     return replace(preset, name=f"{text}#{_digest(preset)}")
 
 
+def _check_thinning(preset: Preset, text: str) -> None:
+    """Raise UsageError for a thinning that can go by a profile alone, and has none."""
+    thinning = make_thinning(preset.thinning)
+    if thinning.measures and not thinning.watches and preset.profile is None:
+        message = f"contestant '{text}': thinning {thinning.name} goes by a profile"
+        raise UsageError(message, hint="name a preset that has one: profile=balanced")
+
+
 def _digest(preset: Preset) -> str:
     """Eight digits of what decides a preset's results, its profile among it, budget and floor aside."""
     path = preset.profile_path
     measured = "" if path is None or not path.is_file() else hashlib.sha256(path.read_bytes()).hexdigest()
-    decisive = json.dumps([preset.policy, asdict(preset.scorer), preset.kv_bits, measured])
-    return hashlib.sha256(decisive.encode()).hexdigest()[:8]
+    decisive = [preset.policy, asdict(preset.scorer), preset.kv_bits, measured]
+    decisive += [] if preset.thinning == NoThinning.name else [preset.thinning]  # so that older labels stay
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:8]
 
 
 def _check_part(part: str, text: str) -> None:

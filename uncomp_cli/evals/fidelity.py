@@ -5,15 +5,14 @@
     divergence   where the argmax differs first, as a share of the text (1: nowhere)
 
 The text is the full cache's greedy continuation; stop tokens do not end it, so all samples have one length. Its first
-token is left out: with the question in the prefill its logits are everybody's.
+token is left out: with the question in the prefill its logits are everybody's but of settings that thin hidden states.
 """
 
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.evals.case import Case
+from uncomp_cli.evals.case import Case, Compressed
 from uncomp_cli.evals.contestants import FULL, Setting, make_settings
 from uncomp_cli.evals.outcome import Outcome
 from uncomp_cli.evals.rows import in_batches
@@ -25,15 +24,13 @@ __all__ = ["compare_logits", "judge_fidelity"]
 def judge_fidelity(case: Case, settings: Sequence[Setting], regime: Regime, stop_ids: Sequence[int]) -> list[Outcome]:
     """Outcomes of `settings`, which need not hold the full cache."""
     compressed, outcomes = case.compress(settings, regime)
-    full = next((c.cache for c in compressed if c.outcome.contestant == FULL), None)
+    full = next((one for one in compressed if one.outcome.contestant == FULL), None)
     if full is None:
-        (only,), _ = case.compress(make_settings([FULL], [], seed=0), regime)
-        full = only.cache
+        (full,), _ = case.compress(make_settings([FULL], [], seed=0), regime)
     text = _continue(case, full, regime)
     (reference,) = _predict(case, [full], regime, text)
-    caches = [c.cache for c in compressed]
-    for batch in in_batches(caches, case.decoder.spec, tokens=len(text)):
-        predictions = _predict(case, [caches[i] for i in batch], regime, text)
+    for batch in in_batches([one.cache for one in compressed], case.decoder.spec, tokens=len(text)):
+        predictions = _predict(case, [compressed[i] for i in batch], regime, text)
         for index, logits in zip(batch, predictions, strict=True):
             outcomes.append(compressed[index].judged(compare_logits(reference, logits)))
     return outcomes
@@ -54,13 +51,13 @@ def compare_logits(full: Tensor, ours: Tensor) -> dict[str, float]:
     }
 
 
-def _continue(case: Case, full: RaggedKVCache, regime: Regime) -> list[int]:
+def _continue(case: Case, full: Compressed, regime: Regime) -> list[int]:
     room = case.sample.queries[0].max_new_tokens
     rows, logits = case.begin([full], regime, 0, room=room)
     return [token for (token,) in rows.write(logits, max_new_tokens=room, stop_ids=()) if token is not None]
 
 
-def _predict(case: Case, caches: Sequence[RaggedKVCache], regime: Regime, text: Sequence[int]) -> Iterator[Tensor]:
+def _predict(case: Case, compressed: Sequence[Compressed], regime: Regime, text: Sequence[int]) -> Iterator[Tensor]:
     """Every row's logits [N - 1, vocab] of the text's tokens from the second on."""
-    rows, _ = case.begin(caches, regime, 0, room=len(text))
+    rows, _ = case.begin(compressed, regime, 0, room=len(text))
     return iter(rows.feed(text[:-1]))

@@ -189,7 +189,7 @@ def _judge(decoder: Decoder, tokenizer: Any, sample: Sample, settings: Sequence[
     compressed, outcomes = case.compress(settings, _REGIME)
     for batch in in_batches([one.cache for one in compressed], decoder.spec, tokens=len(reference)):
         chosen = [compressed[i] for i in batch]
-        rows, logits = case.begin([one.cache for one in chosen], _REGIME, 0, room=len(reference))
+        rows, logits = case.begin(chosen, _REGIME, 0, room=len(reference))
         losses, _ = teacher_forced(rows, logits, reference)
         outcomes += [one.judged({"nll": loss}) for one, loss in zip(chosen, losses, strict=True)]
     return outcomes

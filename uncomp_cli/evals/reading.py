@@ -3,29 +3,36 @@
 Nothing in a prefill depends on the setting but what is stored: a layer's attention is computed in full before its
 eviction. So every layer's queries, keys and values are recorded once, and handed layer by layer to a `PrefillState`
 of the setting; scores are shared by the budgets of one scorer. The caches are those that `Session.read` makes
-(tests/test_evals_sharing.py holds it).
+(tests/test_evals_sharing.py holds it). A setting that thins hidden states changes the prefill itself, so that it is
+read anew for each of these, and its first logits are its own.
 
 In the query-agnostic regime a setting sees the context alone: its last W tokens are the observation window, and are
 kept; the question comes after the eviction.
 """
 
 import zlib
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from uncomp_cli.budget.presets import Preset
+from uncomp_cli.budget.thinning import NoThinning, make_thinning
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scoring import LayerView, Scorer, make_scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.attention import AttentionState, attend_causal
 from uncomp_cli.engine.measuring import measure_layer
+from uncomp_cli.engine.memory import free_bytes
 from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prefill import PrefillState
+from uncomp_cli.engine.planning import make_allocation, plan_compression, scorer_config
+from uncomp_cli.engine.prefill import Prefilled, PrefillState, read_compressed
 from uncomp_cli.engine.prompt import Prompt, open_question
 from uncomp_cli.engine.rotation import rope_frequencies
-from uncomp_cli.engine.session import make_allocation, scorer_config
+from uncomp_cli.errors import DoesNotFitError, ModelError
 from uncomp_cli.evals.contestants import Setting
 from uncomp_cli.evals.sample import Regime
 from uncomp_cli.uncertainty.measures import Measure
@@ -94,11 +101,43 @@ class Reading:
         self._measured: dict[tuple[str, int, int, int, int, int], Tensor] = {}
         self._scorers: dict[tuple[ScorerConfig, Regime], _Remembering] = {}
 
+    def leave(self, setting: Setting, regime: Regime) -> tuple[RaggedKVCache, Tensor]:
+        """What `setting` leaves: the cache of one row, and the logits [1, vocab] behind all that it read.
+
+        Raises DoesNotFitError when its budget is too small, ModelError for a model that it cannot be used with.
+        """
+        if make_thinning(setting.preset.thinning).name == NoThinning.name:
+            return self.compress(setting, regime), self.logits
+        read = self.read_thinned(setting, regime)
+        return read.cache, read.logits
+
+    @torch.no_grad()
+    def read_thinned(self, setting: Setting, regime: Regime) -> Prefilled:
+        """The prompt, or its context alone, read by the engine itself, thinned as `setting` has it.
+
+        Raises DoesNotFitError when budget or memory is too small, ModelError for a model that cannot be thinned.
+        """
+        config = self._config(setting.preset)
+        prompt = self.prompt
+        if regime == "agnostic":
+            prompt = without_question(prompt, window=config.window)
+            config = replace(config, recent=max(config.recent, config.window))  # the last tokens observe, all of them
+        preset = replace(setting.preset, scorer=config)
+        planned = plan_compression(self.decoder.spec, preset, prompt, available=free_bytes(self.decoder.device))
+        if planned.notes:  # what is not thinned must not be judged as if it were
+            raise ModelError(planned.notes[0], hint="leave thin= out")
+        if planned.chunk_tokens is not None:  # a result must not depend on the memory that is free
+            message = f"a sample of {self.prompt.seq_len:,} tokens does not fit into memory in one pass"
+            raise DoesNotFitError(message, hint="use fewer --tokens")
+        return _result(read_compressed(self.decoder, planned))
+
     @torch.no_grad()
     def compress(self, setting: Setting, regime: Regime) -> RaggedKVCache:
-        """The cache of one row that `setting` leaves. Raises DoesNotFitError when its budget is too small."""
-        config = scorer_config(setting.preset)
-        config = replace(config, seed=(config.seed + self._draw) % 2**63)
+        """The cache of one row that `setting` leaves of the exact prefill; what it says of thinning is not looked at.
+
+        Raises DoesNotFitError when its budget is too small.
+        """
+        config = self._config(setting.preset)
         prompt = self._prompt(config, regime)
         spec, bits = self.decoder.spec, setting.preset.kv_bits
         measurer = partial(self._measure, window=config.window, sinks=config.sinks)
@@ -118,6 +157,10 @@ class Reading:
                 layer, call.query, call.key, call.value, scaling=call.scaling, sliding_window=call.sliding_window
             )
         return cache
+
+    def _config(self, preset: Preset) -> ScorerConfig:
+        config = scorer_config(preset)
+        return replace(config, seed=(config.seed + self._draw) % 2**63)
 
     def _prompt(self, config: ScorerConfig, regime: Regime) -> Prompt:
         """What compression sees: the prompt with its question, or its context alone."""
@@ -151,6 +194,16 @@ def read_once(decoder: Decoder, prompt: Prompt) -> Reading:
     ids = torch.tensor([[*prompt.context, *prompt.questions[0]]])
     logits = decoder.forward(ids, torch.arange(ids.shape[1])[None], recorder, 1)[:, -1]
     return Reading(decoder, prompt, tuple(recorder.calls), logits)
+
+
+def _result(steps: Generator[Any, None, Prefilled]) -> Prefilled:
+    """What a prefill returns; its records are of no use here."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            read: Prefilled = end.value
+            return read
 
 
 def without_question(prompt: Prompt, *, window: int) -> Prompt:

@@ -15,7 +15,7 @@ from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.format import format_bytes, format_count, format_decimal, format_seconds
 from uncomp_cli.ui.meter import LINE_INTERVAL_S, Meter, Reading
 
-__all__ = ["loading", "watch_generation", "watch_pull"]
+__all__ = ["loading", "watch_generation", "watch_pull", "watch_rows"]
 
 DECODE_INTERVAL_S = 0.1
 
@@ -34,7 +34,17 @@ class PullRecord(Protocol):
     def total(self) -> int | None: ...
 
 
+class RowRecord(Protocol):
+    """What `uncomp_cli.engine` reports of a batch: one token of one row."""
+
+    @property
+    def row(self) -> int: ...
+    @property
+    def step(self) -> DecodeStep: ...
+
+
 Pull = TypeVar("Pull", bound=PullRecord)
+Row = TypeVar("Row", bound=RowRecord)
 
 
 @contextmanager
@@ -65,10 +75,31 @@ def watch_generation(steps: Iterable[Step], terminal: Terminal, *, clock: Clock 
                     meter.show(_prefill_reading(step))
                 else:
                     meter.close()
-                    decode.show(step)
+                    decode.show(step.index + 1, elapsed_s=step.elapsed_s, kv_bytes=step.kv_bytes)
                 yield step
         finally:
             decode.close()
+
+
+def watch_rows(
+    steps: Iterable[Row], terminal: Terminal, *, num_rows: int, clock: Clock = time.monotonic
+) -> Iterator[Row]:
+    """Yield the records of a batch unchanged; show the pace of all rows together when the answers go elsewhere.
+
+    The line is erased where a row begins or ends, because something may be said there.
+    """
+    decode, started_s, done = _DecodeLine(terminal, clock=clock), clock(), 0
+    try:
+        for tokens, taken in enumerate(steps, start=1):
+            ended = taken.step.finish_reasons[0] is not None
+            done += ended
+            if ended or taken.step.index == 0:
+                decode.close()
+            yield taken
+            of_rows = f" · {format_count(done)} of {format_count(num_rows)} answered" if num_rows > 1 else ""
+            decode.show(tokens, elapsed_s=clock() - started_s, kv_bytes=taken.step.kv_bytes, more=of_rows)
+    finally:
+        decode.close()
 
 
 def watch_pull(steps: Iterable[Pull], terminal: Terminal, *, clock: Clock = time.monotonic) -> Iterator[Pull]:
@@ -110,13 +141,12 @@ class _DecodeLine:
         self._enabled = terminal.animated and not terminal.stdout_is_terminal and not terminal.quiet
         self._drawn_s: float | None = None
 
-    def show(self, step: DecodeStep) -> None:
+    def show(self, tokens: int, *, elapsed_s: float, kv_bytes: int, more: str = "") -> None:
         now_s = self._clock()
         if not self._enabled or (self._drawn_s is not None and now_s - self._drawn_s < DECODE_INTERVAL_S):
             return
-        tokens = step.index + 1
-        pace = f"decode {format_decimal(tokens / step.elapsed_s)} tok/s · " if step.elapsed_s > 0 else ""
-        self._terminal.overwrite(f"{pace}{format_count(tokens)} tok · KV {format_bytes(step.kv_bytes)}")
+        pace = f"decode {format_decimal(tokens / elapsed_s)} tok/s · " if elapsed_s > 0 else ""
+        self._terminal.overwrite(f"{pace}{format_count(tokens)} tok · KV {format_bytes(kv_bytes)}{more}")
         self._drawn_s = now_s
 
     def close(self) -> None:

@@ -1,0 +1,250 @@
+"""Time to first token and decode speed in one run: stock transformers, this engine's techniques, kvpress, llama.cpp.
+
+    python benchmarks/speed.py --peers DIRECTORY --out speed.json [--markdown speed.md] [--rounds 3]
+        [--tokens 7500] [--new-tokens 32] [--budget 5%] [--thinning uncertain] [--chunk 2048] [--gguf FILE ...]
+
+All get the same token ids and generate greedily. Arms run in turn, round after round, each run in a process of its own,
+so that a machine that slows down slows all alike; before each run the load and what other processes use are noted.
+Figures are medians over rounds, ratios medians of the ratios within a round. DIRECTORY holds the peers' environments
+(peers/README.md says how they are built); without it, and without one of them, the others run. The last line of
+standard output is the JSON; `--out` is written anew after each round.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+sys.path.append(str(Path(__file__).resolve().parent / "peers"))  # programs that import each other by name
+
+from ceilings import layer_weights, measure_ceilings, prefill_flops, step_weights
+from records import command_line, cpu_name, say
+from speed_table import OWN, STOCK, summarise, table
+from timed import PeerArm, peer_arms, run_peer
+from weights import gguf_file
+
+from uncomp_cli import __version__
+from uncomp_cli.bench.child import measure
+from uncomp_cli.bench.job import Job
+from uncomp_cli.bench.prepare import BenchRequest, make_jobs
+from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset
+from uncomp_cli.config import DEFAULT_MODEL, Limits
+from uncomp_cli.documents.prose import write_prose
+from uncomp_cli.engine.linear import has_fast_bfloat16
+from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.models.catalog import ensure_local, local_path, read_config
+from uncomp_cli.models.load import choose_device, choose_dtype
+from uncomp_cli.models.shape import spec_from_config
+from uncomp_cli.spec import ModelSpec
+
+Line = dict[str, Any]
+_LISTEN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One row of the table: whose it is, what it is called, its settings, and how it is run."""
+
+    source: str
+    label: str
+    settings: Line
+    run: Callable[[], Line]
+
+
+@dataclass(frozen=True, slots=True)
+class Technique:
+    """A label, the preset that goes with it, and what bounds its memory."""
+
+    label: str
+    preset: Preset
+    limits: Limits = field(default_factory=Limits)
+    matmul: Literal["float32", "bfloat16", "int8"] = "float32"
+
+
+def techniques(base: Preset, *, budget: str, thinning: str, chunk_tokens: int) -> list[Technique]:
+    """The full cache, each technique alone, and all together; `base` says how the budget is spent."""
+    full = replace(load_preset("full"), thinning="none")
+    evicted = replace(base, budget=budget, floor_tokens=0, thinning="none")
+    chunked = Limits(chunk_tokens=chunk_tokens)
+    narrow = [
+        Technique("thinned, evicted, bfloat16 products", replace(evicted, thinning=thinning), matmul="bfloat16"),
+        Technique("thinned, evicted, int8 weights", replace(evicted, thinning=thinning), matmul="int8"),
+    ]
+    return [
+        Technique("full", full),
+        Technique(f"thinned ({thinning})", replace(full, thinning=thinning)),
+        Technique(f"evicted to {budget}", evicted),
+        Technique(f"chunks of {chunk_tokens}", full, chunked),
+        Technique(f"thinned, evicted to {budget}", replace(evicted, thinning=thinning)),
+        Technique("all together", replace(evicted, thinning=thinning), chunked),
+        *(narrow if has_fast_bfloat16() else ()),
+    ]
+
+
+def own_arms(request: BenchRequest, chosen: Sequence[Technique]) -> tuple[list[Arm], Job]:
+    """Stock, then an arm a technique; and stock's job, which has the prompt. Refuses what would not run."""
+    stock, *jobs = make_jobs(request)
+    arms = [Arm(STOCK, stock.label, {}, partial(measure_own, stock))]
+    for technique, job in zip(chosen, jobs, strict=True):
+        job = replace(job, label=technique.label, limits=technique.limits, matmul=technique.matmul)
+        settings = {
+            "preset": technique.preset.to_dict(),
+            "limits": asdict(technique.limits),
+            "matmul": technique.matmul,
+        }
+        settings["preset"].pop("quality")
+        arms.append(Arm(OWN, technique.label, settings, partial(measure_own, job)))
+    return arms, stock
+
+
+def measure_own(job: Job) -> Line:
+    """Run a job in a child and wait for it."""
+    ticks = measure(job)
+    while True:
+        try:
+            next(ticks)
+        except StopIteration as end:
+            return asdict(end.value)
+
+
+def as_arm(peer: PeerArm) -> Arm:
+    """A peer's arm in the same form."""
+    settings = {name: value for name, value in peer.job.items() if name not in ("ids", "model", "new_tokens")}
+    return Arm(peer.peer, peer.label, settings, partial(run_peer, peer))
+
+
+def run_rounds(arms: Sequence[Arm], rounds: int) -> Iterator[list[Line]]:
+    """The runs of each round. An arm that fails says why, once, and is left out from then on."""
+    failed: set[str] = set()
+    for turn in range(rounds):
+        runs = []
+        for arm in arms:
+            if arm.label not in failed:
+                runs.append(run_one(arm, turn))
+                failed |= {arm.label} if "error" in runs[-1] else set()
+        yield runs
+
+
+def run_one(arm: Arm, turn: int) -> Line:
+    """One run, with the machine's load before it."""
+    names = {"round": turn, "label": arm.label, **machine_load()}
+    try:
+        measured = arm.run()
+    except (UncompError, RuntimeError) as error:
+        say(f"{arm.label}: {error}")
+        return {**names, "error": str(error)}
+    say(f"{turn + 1} {arm.label}: {measured['ttft_s']:.2f} s, {measured['decode_tok_s']:.1f} tok/s")
+    return {**names, **measured}
+
+
+def machine_load() -> Line:
+    """The load average, and how much of all cores others use while nothing of ours runs, for a second."""
+    return {"loadavg_1min": os.getloadavg()[0], "others_percent": psutil.cpu_percent(interval=_LISTEN_S)}
+
+
+def about(args: argparse.Namespace, spec: ModelSpec) -> Line:
+    """What was measured with what, and the ceilings of the machine before the first run."""
+    packages = {name: version(name) for name in ("torch", "transformers")}
+    return {
+        "schema_version": 1,
+        "kind": "speed",
+        "command": command_line(folder="benchmarks"),
+        "model": args.model,
+        "tokens": args.tokens,
+        "new_tokens": args.new_tokens,
+        "document": f"generated prose, seed {args.seed}",
+        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")},
+        "versions": {"uncomp": __version__, **packages},
+        "floors": {
+            "prefill_flops": prefill_flops(spec, args.tokens),
+            "layer_weights": layer_weights(spec),
+            "step_weight_bytes": step_weights(spec) * spec.dtype_bytes,
+            "full_kv_bytes": spec.full_kv_bytes(args.tokens),
+        },
+        "ceilings": measure_ceilings(spec),
+    }
+
+
+def prepare(args: argparse.Namespace) -> tuple[list[Arm], ModelSpec]:
+    """Everything that is to be run. Raises UncompError for what would be refused."""
+    for _ in ensure_local(args.model):
+        pass
+    directory = local_path(args.model)
+    if directory is None:
+        raise UsageError(f"model {args.model} is not here", hint=f"uncomp model pull {args.model}")
+    chosen = techniques(load_preset(args.preset), budget=args.budget, thinning=args.thinning, chunk_tokens=args.chunk)
+    document = write_prose(args.tokens, seed=args.seed)
+    presets = tuple(technique.preset for technique in chosen)
+    request = BenchRequest(
+        args.model, directory, document, presets, args.tokens, args.new_tokens, args.rounds, device="cpu"
+    )
+    arms, stock = own_arms(request, chosen)
+    if args.peers:
+        ids = [*stock.context, *stock.question]
+        ggufs = args.gguf or [gguf_file(args.peers)]
+        found = peer_arms(
+            args.peers, ids, new_tokens=args.new_tokens, model=directory, ggufs=ggufs, keep=args.peer_keep
+        )
+        arms += map(as_arm, found)
+    spec = spec_from_config(read_config(directory), choose_dtype("auto", choose_device("cpu")))
+    return chosen_arms(arms, args.only), spec
+
+
+def chosen_arms(arms: Sequence[Arm], only: Sequence[str]) -> list[Arm]:
+    """Stock, and the arms in whose label one of `only` is; all without any."""
+    return [arm for arm in arms if not only or arm.source == STOCK or any(part in arm.label for part in only)]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peers", type=Path, help="directory of the peers' environments; without it, none run")
+    parser.add_argument("--gguf", type=Path, action="append", help="for llama.cpp, repeatable; default: the model's")
+    parser.add_argument("--peer-keep", type=float, default=0.05, help="fraction that kvpress keeps")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--preset", default=DEFAULT_PRESET, help="how the budget is spent")
+    parser.add_argument("--budget", default="5%")
+    parser.add_argument("--thinning", default="uncertain")
+    parser.add_argument("--chunk", type=int, default=2048, metavar="TOKENS")
+    parser.add_argument("--tokens", type=int, default=7500)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="PART", help="stock, and arms with this in their label"
+    )
+    parser.add_argument("--out", type=Path, help="the JSON, written after each round")
+    parser.add_argument("--markdown", type=Path, help="the table")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = arguments()
+    try:
+        arms, spec = prepare(args)
+    except UncompError as error:
+        say(f"{error.message}\nhint: {error.hint}")
+        return 1
+    record, runs = about(args, spec), []
+    for done in run_rounds(arms, args.rounds):
+        runs += done
+        record = {**record, **summarise([(arm.source, arm.label, arm.settings) for arm in arms], runs)}
+        if args.out:
+            args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    text = table(record)
+    say(text)
+    if args.markdown:
+        args.markdown.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(record))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""benchmarks/speed.py and the peers' stopwatch: rounds, failures, ratios, the table, and an end to end run."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uncomp_cli.bench.worker import run_job
+from uncomp_cli.engine.linear import has_fast_bfloat16
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+CEILINGS = {"read_gb_s": 10.0, "gemm_gflop_s": 100.0, "square_gemm_gflop_s": 100.0, "threads": 2}
+
+
+def script(name: str) -> Any:
+    """A module of benchmarks or benchmarks/peers, which are folders of programs and not packages."""
+    folders = [str(BENCHMARKS), str(BENCHMARKS / "peers")]
+    sys.path[:0] = folders
+    try:
+        return importlib.import_module(name)
+    finally:
+        for folder in folders:
+            sys.path.remove(folder)
+
+
+timing, timed, speed_table = script("timing"), script("timed"), script("speed_table")
+speed = script("speed")
+
+
+def run(turn: int, label: str, ttft_s: float, decode: float) -> dict[str, Any]:
+    """A run's line."""
+    measured = {"ttft_s": ttft_s, "decode_tok_s": decode, "kv_bytes": 2**20, "token_ids": [1, 2]}
+    return {"round": turn, "label": label, "loadavg_1min": 0.1, "others_percent": 3.0, **measured}
+
+
+def record_of(arms: list[tuple[str, str, dict[str, Any]]], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    floors = {"prefill_flops": 10**11, "step_weight_bytes": 10**9}
+    about = {"model": "m", "tokens": 7500, "new_tokens": 32, "hardware": {"cpu": "Some CPU"}}
+    return {**about, "floors": floors, "ceilings": CEILINGS, **speed_table.summarise(arms, runs)}
+
+
+ARMS = [("stock", "stock transformers", {}), ("uncomp", "full", {}), ("llama.cpp", "llama.cpp Q4_0", {})]
+
+
+def test_ratios_are_medians_of_those_within_a_round() -> None:
+    stock = [run(turn, "stock transformers", ttft, 10) for turn, ttft in enumerate((1.0, 10.0, 100.0))]
+    ours = [run(turn, "full", ttft, 20) for turn, ttft in enumerate((0.5, 2.0, 30.0))]
+    _, full = record_of(ARMS[:2], stock + ours)["arms"]
+    assert full["ratios"] == {"stock transformers": {"ttft": pytest.approx(0.3), "decode": 2.0}}
+    assert full["ttft_s"] == 2.0
+    assert full["same_tokens_as_stock"]
+
+
+def test_a_failed_arm_is_named_and_only_rounds_of_both_are_compared() -> None:
+    failed = {"round": 0, "label": "llama.cpp Q4_0", "others_percent": 1.0, "error": "no such file"}
+    runs = [run(0, "stock transformers", 1, 1), run(1, "stock transformers", 2, 1), run(1, "full", 1, 1), failed]
+    record = record_of(ARMS, runs)
+    assert record["arms"][1]["ratios"]["stock transformers"]["ttft"] == 0.5
+    assert record["arms"][2]["error"] == "no such file"
+    assert "failed: no such file" in speed_table.table(record)
+
+
+def test_the_table_has_fractions_of_the_ceilings_for_float32_alone() -> None:
+    lines = speed_table.table(record_of(ARMS, [run(0, label, 2.0, 5.0) for _, label, _ in ARMS])).splitlines()
+    stock, full, llama = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[-3:])
+    # 1e11 FLOPs at 100 GFLOP/s are 1 s of 2; 1e9 bytes and a MiB at 10 GB/s are 0.1 s of a step of 0.2.
+    assert full[5:7] == stock[5:7] == ["50 %", "50 %"]
+    assert llama[5:7] == ["–", "–"]
+    assert full[-2:] == ["1.00x / 1.00x", "1.00x / 1.00x"]
+    assert stock[-2] == "–"
+
+
+def test_a_thinned_prefill_is_not_held_against_the_floor_of_a_full_one() -> None:
+    arms = [("uncomp", "thinned", {"preset": {"thinning": "uncertain"}})]
+    (arm,) = (record := record_of(arms, [run(0, "thinned", 1.0, 1.0)]))["arms"]
+    assert speed_table.prefill_fraction(arm, record) is None
+    assert speed_table.decode_fraction(arm, record) is not None
+
+
+def test_arms_run_in_turn_and_one_that_fails_is_left_out_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "machine_load", lambda: {"others_percent": 0.0})
+
+    def fail() -> dict[str, Any]:
+        raise RuntimeError("no such file")
+
+    good = {"ttft_s": 1.0, "decode_tok_s": 1.0}
+    arms = [
+        speed.Arm("uncomp", name, {}, work) for name, work in (("a", lambda: good), ("b", fail), ("c", dict(good).copy))
+    ]
+    rounds = list(speed.run_rounds(arms, 2))
+    assert [[line["label"] for line in turn] for turn in rounds] == [["a", "b", "c"], ["a", "c"]]
+    assert rounds[0][1]["error"] == "no such file"
+
+
+def test_the_stopwatch_counts_from_its_start_and_decodes_all_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.0, 12.5, 13.0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    assert timing.timed(iter([7, 8, 9])) == {"token_ids": [7, 8, 9], "ttft_s": 2.0, "decode_tok_s": 2.0}
+
+
+def fake_environment(directory: Path, folder: str, body: str) -> None:
+    python = directory / folder / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\n{body}\n")
+    python.chmod(0o755)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for an interpreter is a shell script")
+def test_a_peer_runs_in_its_environment_and_a_missing_one_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_environment(tmp_path, "llamacpp", 'read job; echo "$1 $job" >&2; echo noise; echo \'{"ttft_s": 1.5}\'')
+    ggufs = [Path("Model.Q4_1.gguf"), Path("Model.Q4_0.gguf")]
+    arms = timed.peer_arms(tmp_path, (1, 2), new_tokens=4, model=tmp_path, ggufs=ggufs, keep=0.05)
+    assert [arm.label for arm in arms] == ["llama.cpp Q4_1, flash attention", "llama.cpp Q4_0, flash attention"]
+    assert timed.run_peer(arms[0]) == {"ttft_s": 1.5}
+    assert "kvpress: no environment" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for an interpreter is a shell script")
+def test_a_peer_that_fails_says_why(tmp_path: Path) -> None:
+    fake_environment(tmp_path, "kvpress", 'echo "OSError: no model" >&2; exit 3')
+    (arm,) = timed.peer_arms(tmp_path, (1, 2), new_tokens=4, model=tmp_path, ggufs=[], keep=0.05)
+    with pytest.raises(RuntimeError, match="code 3: OSError: no model"):
+        timed.run_peer(arm)
+
+
+@pytest.mark.model
+def test_all_techniques_run_on_one_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], default_model_dir: Path
+) -> None:
+    def in_process(job: Any) -> Iterator[None]:
+        yield
+        return run_job(job)
+
+    monkeypatch.setattr(speed, "measure", in_process)
+    monkeypatch.setattr(speed, "measure_ceilings", lambda spec: CEILINGS)
+    monkeypatch.setattr(speed, "_LISTEN_S", 0.01)
+    out = tmp_path / "speed.json"
+    words = ["--tokens", "300", "--new-tokens", "2", "--rounds", "1", "--chunk", "128", "--budget", "50%"]
+    monkeypatch.setattr(sys, "argv", ["speed.py", *words, "--out", str(out), "--markdown", str(tmp_path / "t.md")])
+    assert speed.main() == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads(out.read_text())
+    assert [arm["source"] for arm in record["arms"]] == ["stock", *["uncomp"] * (8 if has_fast_bfloat16() else 6)]
+    assert not [arm for arm in record["arms"] if "error" in arm]
+    kept = {arm["label"]: arm["kv_bytes"] for arm in record["arms"]}
+    assert kept["evicted to 50%"] < 0.7 * kept["full"]
+    assert kept["thinned (uncertain)"] < kept["full"]
+    assert kept["chunks of 128"] == pytest.approx(kept["full"], rel=0.05)
+    assert record["command"].startswith("python benchmarks/speed.py --tokens 300")
+    assert (tmp_path / "t.md").read_text().count("| uncomp ") == (8 if has_fast_bfloat16() else 6)

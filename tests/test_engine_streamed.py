@@ -1,0 +1,225 @@
+"""Chunks with a budget: exact at the end, bounded on the way, and what matters early is still there late."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from test_engine_chunks import assert_same_entries, positions_of, streamed, words_of
+from test_engine_eviction import DenseOracle, masked_logits
+from test_engine_parity import DECODED, FAMILIES, assert_same, decode, make_prompt, tiny, tokens
+from test_engine_parity import one_thread as one_thread
+
+from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.policies import make_policy
+from uncomp_cli.budget.thinning import NoThinning
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.scoring import SCORERS, make_scorer
+from uncomp_cli.config import CacheConfig, ScorerConfig
+from uncomp_cli.engine.allocation import Allocation, Wanted, allocate
+from uncomp_cli.engine.chunks import cut_chunks
+from uncomp_cli.engine.measuring import measure_layer
+from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.overkeep import MARGIN_TOKENS
+from uncomp_cli.engine.prefill import Prefilled, prefill
+from uncomp_cli.engine.prompt import Prompt, open_question
+from uncomp_cli.engine.streamed import BETWEEN_CHUNKS, StreamedState
+from uncomp_cli.engine.thinner import Thinner
+from uncomp_cli.spec import ModelSpec
+
+CONTEXT, PROTECTED, QUESTION, CHUNK = 420, 6, 20, 100
+CONFIG = ScorerConfig("window", window=8, width=5, held=1.0)
+POLICIES = ["uniform", "pyramid", "adaptive", "zigzag", "uncertain:by=entropy", "uncertain:by=lmba-free"]
+
+
+def prompt_of(*questions: int, context: int = CONTEXT, words: bool = True, seed: int = 1) -> Prompt:
+    prompt = make_prompt(context, questions or [QUESTION], seed=seed, protected=PROTECTED)
+    return open_question(replace(prompt, words=words_of(context)) if words else prompt, recent=8)
+
+
+def allocation_of(policy: str, spec: ModelSpec, prompt: Prompt, *, kept: float, kv_bits: int = 16) -> Allocation:
+    entries = int(kept * spec.full_entries(prompt.seq_len))
+    want = Wanted(make_policy(policy), spec, prompt.seq_len, entries, prompt.always_kept, kv_bits)
+    return allocate(want, profile=None, measurer=partial(measure_layer, window=8, sinks=4))
+
+
+def assert_as_planned(done: Prefilled, plan: BudgetPlan, prompt: Prompt) -> None:
+    """Every head (with a floor below 1: every layer) holds its count, the protected tokens among them."""
+    done.begin_question(max(range(len(prompt.questions)), key=lambda i: len(prompt.questions[i])))
+    at = positions_of(done.cache)
+    lengths = [tuple(len(head) for head in layer) for layer in at]
+    if plan.head_floor < 1:
+        assert [sum(layer) for layer in lengths] == [sum(layer) for layer in plan.kept]
+    else:
+        assert tuple(lengths) == plan.kept
+    assert done.cache.entries == plan.entries
+    always = {*prompt.protected.nonzero()[:, 0].tolist(), *range(len(prompt.context), prompt.seq_len)}
+    for head in (head for layer in at for head in layer):
+        assert head.tolist() == sorted(set(head.tolist()))
+        assert always <= set(head.tolist())
+
+
+@pytest.mark.parametrize("thin", ["none", "gather:after=2,keep=0.3"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_budgets_are_exact_behind_the_last_chunk(policy: str, thin: str) -> None:
+    _, decoder, spec = tiny("llama")
+    context, chunk = (900, 400) if thin != "none" else (CONTEXT, CHUNK)
+    prompt = prompt_of(context=context)
+    allocation = allocation_of(policy, spec, prompt, kept=0.15)
+    _, done = streamed(decoder, prompt, allocation, CONFIG, chunk=chunk, thin=thin)
+    assert allocation.plan.entries == int(0.15 * spec.full_entries(prompt.seq_len))
+    assert_as_planned(done, allocation.plan, prompt)
+
+
+@pytest.mark.parametrize("words", [True, False])
+@pytest.mark.parametrize("policy", ["uniform", "adaptive"])
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_every_scorer_keeps_its_budget(scorer: str, policy: str, words: bool) -> None:
+    _, decoder, spec = tiny("llama")
+    prompt = prompt_of(words=words)
+    allocation = allocation_of(policy, spec, prompt, kept=0.2)
+    _, done = streamed(decoder, prompt, allocation, replace(CONFIG, name=scorer), chunk=130)
+    assert_as_planned(done, allocation.plan, prompt)
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+@pytest.mark.parametrize("questions", [[5, 12], [2, 9, 4]], ids=str)
+def test_several_questions_and_fewer_bits(questions: Sequence[int], bits: int) -> None:
+    _, decoder, spec = tiny("qwen2")
+    prompt = prompt_of(*questions)
+    allocation = allocation_of("uniform", spec, prompt, kept=0.2, kv_bits=bits)
+    _, done = streamed(decoder, prompt, allocation, replace(CONFIG, name="agreement"), chunk=CHUNK)
+    assert_as_planned(done, allocation.plan, prompt)
+    first = decode(decoder, done, torch.tensor([tokens(3, 4)]), 0)
+    decode(decoder, done, torch.tensor([tokens(3, 4)]), 1)
+    assert torch.equal(decode(decoder, done, torch.tensor([tokens(3, 4)]), 0), first)
+
+
+@pytest.mark.parametrize("scorer", ["window", "agreement", "keydiff"])
+@pytest.mark.parametrize("policy", ["uniform", "adaptive", "uncertain:by=entropy"])
+def test_one_chunk_is_one_pass(policy: str, scorer: str) -> None:
+    _, decoder, spec = tiny("llama")
+    prompt, config = prompt_of(), replace(CONFIG, name=scorer)
+    allocations = [allocation_of(policy, spec, prompt, kept=0.2) for _ in range(2)]
+    work = prefill(decoder, [prompt], [allocations[0]], scorer=make_scorer(config), config=config)
+    while True:
+        try:
+            next(work)
+        except StopIteration as stop:
+            one = stop.value
+            break
+    _, done = streamed(decoder, prompt, allocations[1], config)
+    assert allocations[0].plan == allocations[1].plan
+    assert_same_entries(one.cache, done.cache)
+    assert_same(one.logits, done.logits)
+
+
+@pytest.mark.parametrize("policy", ["uniform", "adaptive"])
+def test_what_is_there_decodes_like_a_mask(policy: str) -> None:
+    """The first layer's entries do not depend on what was evicted: there, chunks are dense attention with a mask."""
+    stock, decoder, spec = tiny("llama")
+    prompt = make_prompt(60, [5], protected=4)
+    kept = BudgetPlan(prompt.seq_len, ((prompt.seq_len,) * 2,) * (spec.num_layers - 1) + ((30, 20),))
+    allocation = Allocation(replace(kept, head_floor=0.2) if policy == "adaptive" else kept)
+    _, done = streamed(decoder, prompt, allocation, replace(CONFIG, window=4), chunk=60)
+    forced, ids = tokens(DECODED, 7), prompt.context + prompt.questions[0]
+    there = [[{at for at in head.tolist() if at < 60} for head in layer] for layer in positions_of(done.cache)]
+    expected = masked_logits(stock, ids + forced, DenseOracle(there, context=60, masked_from=len(ids)))
+    assert_same(decode(decoder, done, torch.tensor([forced]))[0], expected[len(ids) :])
+
+
+def test_a_head_may_keep_nothing_of_the_context() -> None:
+    """Without protected tokens a head can be empty between two chunks: it sees the chunk alone."""
+    _, decoder, spec = tiny("llama")
+    prompt = make_prompt(60, [5])
+    plan = BudgetPlan(prompt.seq_len, ((5, 25),) * spec.num_layers)
+    _, done = streamed(decoder, prompt, plan, CONFIG, chunk=20)
+    assert [[len(head) for head in layer] for layer in positions_of(done.cache)] == [[5, 25]] * spec.num_layers
+    assert bool(done.logits.isfinite().all())
+
+
+def step_through(decoder: Decoder, prompt: Prompt, allocation: Allocation, config: ScorerConfig) -> list[list[int]]:
+    """Context entries of every head behind every chunk."""
+    spec = decoder.spec
+    cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads)
+    state = StreamedState(
+        prompt,
+        allocation,
+        scorer=make_scorer(config),
+        config=config,
+        cache=cache,
+        thinner=Thinner(NoThinning(), spec, config),
+        on_layer=lambda layer: None,
+    )
+    behind = []
+    for chunk in cut_chunks(prompt, CHUNK):
+        state.begin(chunk, decoder.device)
+        decoder.forward(*chunk.layout(), state, 1)
+        state.finish()
+        behind.append([len(head) for layer in positions_of(cache) for head in layer])
+    return behind
+
+
+@pytest.mark.parametrize("policy", ["uniform", "pyramid", "adaptive", "uncertain:by=entropy"])
+def test_between_chunks_a_head_keeps_an_eighth_more(policy: str) -> None:
+    _, decoder, spec = tiny("llama")
+    prompt = prompt_of()
+    allocation = allocation_of(policy, spec, prompt, kept=0.2)
+    behind = step_through(decoder, prompt, allocation, replace(CONFIG, name="agreement"))
+    budget = allocation.plan.entries - spec.num_layers * spec.num_kv_heads * prompt.longest_question
+    assert len(behind) > 3
+    for counts in behind[:-1]:
+        assert sum(counts) <= BETWEEN_CHUNKS * budget
+    for counts in behind[1:-1]:
+        assert sum(counts) > budget  # the eighth is used
+    assert sum(behind[-1]) == allocation.plan.entries
+
+
+@pytest.mark.parametrize("scorer", ["window", "agreement"])
+def test_memory_is_bounded_however_long_the_text_is(scorer: str) -> None:
+    """The cache on the way is the budget, an eighth and a chunk: twice the text, the same bytes."""
+    _, decoder, spec = tiny("llama")
+    config = replace(CONFIG, name=scorer)
+    tops = []
+    for context in (600, 1200):
+        prompt = prompt_of(context=context)
+        plan = BudgetPlan(prompt.seq_len, ((70,) * 2,) * spec.num_layers)
+        steps, done = streamed(decoder, prompt, plan, config, chunk=CHUNK)
+        tops.append(max(step.kv_bytes for step in steps))
+        held = int(BETWEEN_CHUNKS * 70) + CHUNK + QUESTION + MARGIN_TOKENS
+        most = 8 * (held + CacheConfig().slack(held)) * (spec.kv_bytes_per_entry + 4)
+        assert done.cache.nbytes < tops[-1] <= most
+    assert tops[1] <= 1.02 * tops[0]
+
+
+def test_what_matters_early_outlives_late_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without RoPE a first layer's scores do not depend on where the question stands: chunks keep what one pass does.
+
+    The ranking is by one softmax over what was kept and what is new; only the rows' own sums differ.
+    """
+    monkeypatch.setitem(FAMILIES, "smollm3", ("SmolLM3", {"no_rope_layers": [0, 0, 0, 0]}))
+    _, decoder, spec = tiny("smollm3")
+    prompt = make_prompt(1000, [8], protected=4)
+    config = replace(CONFIG, pooling="none")
+    plan = BudgetPlan(prompt.seq_len, ((60,) * 2,) * spec.num_layers)
+    _, whole = streamed(decoder, prompt, plan, config)
+    _, done = streamed(decoder, prompt, plan, config, chunk=128)
+    for mine, theirs in zip(positions_of(done.cache)[0], positions_of(whole.cache)[0], strict=True):
+        early = {at for at in theirs.tolist() if 4 <= at < 500}
+        assert len(early) >= 10
+        assert len(early & set(mine.tolist())) >= 0.8 * len(early)
+
+
+def test_a_random_choice_is_even_over_the_text() -> None:
+    """The control must not prefer late chunks."""
+    _, decoder, spec = tiny("llama")
+    prompt = make_prompt(1000, [5], protected=4)
+    plan = BudgetPlan(prompt.seq_len, ((109,) * 2,) * spec.num_layers)
+    config = ScorerConfig("random", pooling="none", whole_words=False)
+    _, done = streamed(decoder, prompt, plan, config, chunk=128)
+    at = torch.cat([head for layer in positions_of(done.cache) for head in layer])
+    at = at[(at >= 4) & (at < 1000)]
+    fifths = torch.histc(at.float(), 5, 4, 1000)
+    assert fifths.min() > 0.6 * len(at) / 5
+    assert fifths.max() < 1.4 * len(at) / 5

@@ -1,0 +1,210 @@
+"""One layer of a ragged cache: flat storage, and where in it each head lies.
+
+Heads lie one behind the other, or in buckets: heads of similar length, each in a region of the longest one's size,
+their last entries in one column. Then many rows are few attention calls, and what lies before the shorter heads is
+allocated for nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from uncomp_cli.cache.packs import Packs, Region, choose_buckets, pack_heads
+from uncomp_cli.cache.quantized import QuantizedHead
+from uncomp_cli.config import CacheConfig
+
+__all__ = ["Head", "LayerCache", "lay_out"]
+
+Head = tuple[Tensor, Tensor, Tensor]
+"""Keys [S, D], values [S, D] and positions [S] of one KV head."""
+
+
+@dataclass(slots=True)
+class LayerCache:
+    """The keys, values and positions of one layer, for B rows of G KV heads.
+
+    `quantized[i]` is what lies before the tail of head i, or None when its tail is all that it has; `pads[i]` entries
+    before it are nobody's. What follows from the lengths (where the next token goes, how heads are read) is kept on
+    the device between tokens and made anew when lengths change in another way.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    starts: list[int]
+    lengths: list[int]
+    capacities: list[int]
+    quantized: list[QuantizedHead | None]
+    pads: list[int]
+    _ends: Tensor | None = field(default=None, repr=False)
+    _packs: tuple[tuple[int, bool], Packs] | None = field(default=None, repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the three storages and of the quantised heads, as allocated."""
+        flat = sum(t.untyped_storage().nbytes() for t in (self.keys, self.values, self.positions))
+        return flat + sum(before.nbytes for before in self.quantized if before is not None)
+
+    @property
+    def entries(self) -> int:
+        """Occupied entries, quantised ones and tails."""
+        return sum(self.lengths) + sum(map(self.num_quantized, range(len(self.quantized))))
+
+    @property
+    def room(self) -> int:
+        """How many more tokens fit into every tail."""
+        return min(capacity - length for capacity, length in zip(self.capacities, self.lengths, strict=True))
+
+    def num_quantized(self, index: int) -> int:
+        """How many entries of head `index` lie before its tail."""
+        before = self.quantized[index]
+        return 0 if before is None else len(before)
+
+    def tail(self, index: int) -> Head:
+        """Views of keys [S, D], values [S, D] and positions [S] of what is not quantised of head `index`."""
+        run = slice(self.starts[index], self.starts[index] + self.lengths[index])
+        return self.keys[run], self.values[run], self.positions[run]
+
+    def head(self, index: int) -> Head:
+        """Keys [S, D], values [S, D] and positions [S] of head `index` (b * G + g).
+
+        Views of the storage, or copies with the quantised entries dequantised before the tail.
+        """
+        before, (keys, values, positions) = self.quantized[index], self.tail(index)
+        if before is None:
+            return keys, values, positions
+        joined = [tail.new_empty(len(before) + len(tail), tail.shape[1]) for tail in (keys, values)]
+        _join(before, keys, values, *joined)
+        return joined[0], joined[1], torch.cat([before.positions, positions])
+
+    def region(self, index: int) -> Region:
+        """Where head `index` lies."""
+        pad = self.pads[index]
+        size, end = pad + self.capacities[index], pad + self.lengths[index]
+        return Region(index, self.starts[index] - pad, size, pad, end)
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        """Equal for heads that are rectangular: quantised entries, length, and a place in one row of regions."""
+        at = self.region(index)
+        return self.num_quantized(index), at.pad, at.end, at.size, at.offset - index * at.size
+
+    def is_rectangular(self, first: int, count: int) -> bool:
+        """True when `count` heads from `first` on have one length and lie in a row, so that one tensor holds them."""
+        return len({self.shape(index) for index in range(first, first + count)}) == 1
+
+    def rectangle(self, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [count, S, D] of heads that are rectangular: views, or copies where some are quantised."""
+        at = self.region(first)
+        run = slice(at.offset, at.offset + count * at.size)
+        keys = self.keys[run].view(count, at.size, -1)[:, at.pad : at.end]
+        values = self.values[run].view(count, at.size, -1)[:, at.pad : at.end]
+        if self.num_quantized(first) == 0:
+            return keys, values
+        total = self.num_quantized(first) + at.end - at.pad
+        joined = [tail.new_empty(count, total, tail.shape[2]) for tail in (keys, values)]
+        for i, before in enumerate(self.quantized[first : first + count]):
+            if before is not None:
+                _join(before, keys[i], values[i], joined[0][i], joined[1][i])
+        return joined[0], joined[1]
+
+    def packs(self, queries: int, *, windowed: bool = False) -> Packs | None:
+        """How the `queries` queries of each head read the layer in few calls; None where heads are quantised."""
+        wanted = queries, windowed
+        if self._packs is None or self._packs[0] != wanted:
+            if any(map(self.num_quantized, range(len(self.quantized)))):
+                return None
+            regions = [self.region(i) for i in range(len(self.lengths))]
+            self._packs = wanted, pack_heads(self, regions, queries=queries, windowed=windowed)
+        return self._packs[1]
+
+    def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+        """Add N entries a head, for which there is room: keys and values [B, G, N, D], int32 positions [B, G, N]."""
+        new = keys.shape[2]
+        if self._ends is None:
+            ends = [start + length for start, length in zip(self.starts, self.lengths, strict=True)]
+            self._ends = torch.tensor(ends, device=keys.device)
+        at = self._ends if new == 1 else (self._ends[:, None] + torch.arange(new, device=keys.device)).flatten()
+        self.keys.index_copy_(0, at, keys.reshape(-1, keys.shape[-1]))
+        self.values.index_copy_(0, at, values.reshape(-1, values.shape[-1]))
+        self.positions.index_copy_(0, at, positions.reshape(-1))
+        self.lengths = [length + new for length in self.lengths]
+        self._ends += new
+        if new > 1:
+            self._packs = None
+        elif self._packs is not None:
+            self._packs[1].advance()
+
+    def resize(self, lengths: Sequence[int]) -> None:
+        """Set the lengths of all tails."""
+        self.lengths = list(lengths)
+        self._ends = self._packs = None
+
+    def compact(self, keep: Sequence[Tensor]) -> None:
+        """Keep only the entries `keep[i]` (ascending, into head i), moved to the front of the same storage."""
+        for i, rows in enumerate(keep):
+            before, cut, late = self.quantized[i], self.num_quantized(i), rows
+            if before is not None:
+                self.quantized[i] = before.take(rows[rows < cut])
+                late = rows[rows >= cut] - cut
+            for tensor in self.tail(i):
+                tensor[: len(late)] = tensor[late]
+            self.lengths[i] = len(late)
+        self.resize(self.lengths)
+
+
+def _join(before: QuantizedHead, keys: Tensor, values: Tensor, joined_keys: Tensor, joined_values: Tensor) -> None:
+    """Write a head's quantised entries and its tail, `keys` and `values`, one behind the other."""
+    cut = len(before)
+    before.write_keys(joined_keys[:cut])
+    before.write_values(joined_values[:cut])
+    joined_keys[cut:], joined_values[cut:] = keys, values
+
+
+def lay_out(
+    tails: Sequence[Head],
+    quantized: Sequence[QuantizedHead | None],
+    *,
+    reserve: int,
+    config: CacheConfig,
+    bucketed: bool = False,
+) -> LayerCache:
+    """A layer of these quantised heads and copies of these tails, each with room for `reserve` more and its slack.
+
+    With `bucketed`, similar heads are laid in buckets, unless some are quantised, which are read apart anyway.
+    """
+    bucketed = bucketed and not any(before is not None and len(before) for before in quantized)
+    lengths = [len(positions) for _, _, positions in tails]
+    regions = _place(lengths, reserve=reserve, config=config, bucketed=bucketed)
+    total = sum(region.size for region in regions)
+    keys, values, _ = tails[0]
+    layer = LayerCache(
+        # Zeros: what a mask hides is still multiplied, and must be a number.
+        keys=keys.new_zeros(total, keys.shape[-1]),
+        values=values.new_zeros(total, values.shape[-1]),
+        positions=torch.zeros(total, dtype=torch.int32, device=keys.device),
+        starts=[region.offset + region.pad for region in regions],
+        lengths=lengths,
+        capacities=[region.size - region.pad for region in regions],
+        quantized=list(quantized),
+        pads=[region.pad for region in regions],
+    )
+    for i, head in enumerate(tails):
+        for target, source in zip(layer.tail(i), head, strict=True):
+            target.copy_(source)
+    return layer
+
+
+def _place(lengths: Sequence[int], *, reserve: int, config: CacheConfig, bucketed: bool) -> list[Region]:
+    """A region for every head, in the heads' order: one behind the other as they are, or the longest buckets first."""
+    buckets = choose_buckets(lengths, reserve=reserve) if bucketed else [[i] for i in range(len(lengths))]
+    regions: dict[int, Region] = {}
+    offset = 0
+    for bucket in buckets:
+        longest = lengths[bucket[0]]
+        size = longest + reserve + config.slack(longest + reserve)
+        for i in bucket:
+            regions[i] = Region(i, offset, size, longest - lengths[i], longest)
+            offset += size
+    return [regions[i] for i in range(len(lengths))]
