@@ -98,7 +98,7 @@ def test_the_report_has_the_documented_shape() -> None:
     record = json.loads(json.dumps(report(REQUEST, [STOCK_JOB, JOB], [(STOCK, smaller)] * 3, source="prose")))
     assert set(record) == {
         "schema_version", "model", "hardware", "versions", "document", "tokens", "new_tokens", "runs", "stock",
-        "settings", "rounds", "ratio",
+        "settings", "rounds", "ratio", "limits", "matmul",
     }  # fmt: skip
     assert set(record["hardware"]) == {"cpu", "cores", "threads", "device"}
     assert (record["tokens"], record["runs"], len(record["rounds"])) == (4, 3, 3)

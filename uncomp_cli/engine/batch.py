@@ -139,9 +139,9 @@ class Batch:
         joined = [_Row(number, asked, self._loaded, self._sampling) for number, asked in joining]
         self.store.lay_out(live, [row.asked for row in joined])
         self._held = [*(self._held[at] for at in live), *joined]
-        for row in joined:
-            logits = row.asked.read.logits[row.asked.question : row.asked.question + 1]
-            yield self._take(row, logits)
+        # All begin before any is told of: who stops at the first token finds every row begun.
+        first = [(row, row.asked.read.logits[row.asked.question : row.asked.question + 1]) for row in joined]
+        yield from [self._take(row, logits) for row, logits in first]
 
     def _joining(self, held: list[Asked]) -> list[tuple[int, Asked]]:
         """The rows, in order, that fit beside those that stay; one at least when none stays."""
