@@ -180,7 +180,8 @@ def test_the_figures_of_a_row_are_its_own() -> None:
     assert midway is not None
     assert (midway.completion_tokens, midway.finish_reason) == (1, "interrupted")
     last = batch.stats(6)
-    assert last is not None and last.completion_tokens == 1  # all begin before any is told of
+    assert last is not None
+    assert last.completion_tokens == 1  # all begin before any is told of
     for _ in running:
         pass
     stats = [batch.stats(row) for row in range(len(QUESTIONS))]
