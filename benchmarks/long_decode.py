@@ -27,9 +27,9 @@ from uncomp_cli.engine.constant import ConstantSize, shields
 from uncomp_cli.engine.decode import AppendState
 from uncomp_cli.engine.memory import free_bytes
 from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.planning import plan_compression
 from uncomp_cli.engine.prefill import Prefilled, prefill
 from uncomp_cli.engine.prompt import Prompt
-from uncomp_cli.engine.session import plan_compression
 from uncomp_cli.models.load import load_model
 
 QUESTION_TOKENS = 32

@@ -22,7 +22,8 @@ from uncomp_cli.config import SamplingConfig, ScorerConfig
 from uncomp_cli.engine.allocation import Allocation, Wanted, allocate, fixed
 from uncomp_cli.engine.measuring import measure_layer
 from uncomp_cli.engine.profiles import profile_of
-from uncomp_cli.engine.session import Session, make_allocation, make_plan
+from uncomp_cli.engine.session import Session
+from uncomp_cli.engine.spending import make_allocation, make_plan
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.load import load_model
 from uncomp_cli.spec import ModelSpec

@@ -21,8 +21,9 @@ from uncomp_cli.engine.allocation import Allocation, fixed
 from uncomp_cli.engine.attention import attend_after, attend_continued
 from uncomp_cli.engine.chunks import cut_chunks
 from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prefill import Prefilled, read_streamed
+from uncomp_cli.engine.prefill import Prefilled
 from uncomp_cli.engine.prompt import Prompt, open_question
+from uncomp_cli.engine.reading import read_streamed
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.thinner import Thinner
 

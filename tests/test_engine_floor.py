@@ -6,7 +6,7 @@ import torch
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.engine.memory import estimate
 from uncomp_cli.engine.prompt import Prompt
-from uncomp_cli.engine.session import make_plan
+from uncomp_cli.engine.spending import make_plan
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
 

@@ -25,7 +25,8 @@ from uncomp_cli.engine.memory import estimate, planned_kv_bytes
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.prefill import Prefilled, PrefillState
 from uncomp_cli.engine.prompt import Prompt, chat_prompt
-from uncomp_cli.engine.session import Session, make_plan
+from uncomp_cli.engine.session import Session
+from uncomp_cli.engine.spending import make_plan
 from uncomp_cli.errors import UncompError
 from uncomp_cli.models.load import LoadedModel, load_model
 from uncomp_cli.spec import ModelSpec

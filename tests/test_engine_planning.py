@@ -14,9 +14,10 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, ScorerConfig
 from uncomp_cli.engine.memory import activation_bytes
 from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.planning import Compression, make_allocation, plan_compression
-from uncomp_cli.engine.prefill import read_compressed
+from uncomp_cli.engine.planning import Compression, plan_compression
 from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.reading import read_compressed
+from uncomp_cli.engine.spending import make_allocation
 from uncomp_cli.errors import DoesNotFitError, UsageError
 
 CONTEXT, PLENTY = 1100, 2**40

@@ -20,8 +20,8 @@ from uncomp_cli.cache.scoring import make_scorer
 from uncomp_cli.config import CacheConfig, ScorerConfig
 from uncomp_cli.engine.allocation import Allocation, Wanted
 from uncomp_cli.engine.planning import make_thinner
-from uncomp_cli.engine.prefill import read_streamed
 from uncomp_cli.engine.prompt import Prompt, open_question
+from uncomp_cli.engine.reading import read_streamed
 from uncomp_cli.engine.thinner import LEAST_TOKENS, Thinner
 from uncomp_cli.spec import ModelSpec
 

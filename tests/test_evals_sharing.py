@@ -12,7 +12,8 @@ from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.prefill import Prefilled, prefill
 from uncomp_cli.engine.prompt import Prompt, open_question
-from uncomp_cli.engine.session import Session, make_allocation, scorer_config
+from uncomp_cli.engine.session import Session
+from uncomp_cli.engine.spending import make_allocation, scorer_config
 from uncomp_cli.evals.answering import judge_answers
 from uncomp_cli.evals.case import Case, read_case
 from uncomp_cli.evals.contestants import Setting, make_settings

@@ -23,8 +23,9 @@ from uncomp_cli.engine.linear import Matmul
 from uncomp_cli.engine.memory import free_bytes
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.planning import plan_compression
-from uncomp_cli.engine.prefill import Prefilled, read_compressed
+from uncomp_cli.engine.prefill import Prefilled
 from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.reading import read_compressed
 from uncomp_cli.engine.sampling import Sampler
 from uncomp_cli.models.load import LoadedModel
 

@@ -4,7 +4,6 @@ A policy is a small class that declares what it needs measured and which scorer 
 fields (policy_text.py). To add one: a class, a line in POLICIES.
 """
 
-import difflib
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Protocol
 
@@ -18,12 +17,11 @@ from uncomp_cli.budget.baseline_policies import (
     UniformPolicy,
 )
 from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.budget.policy_text import read_settings
+from uncomp_cli.budget.policy_text import make_named
 from uncomp_cli.budget.uncertain import UncertainPolicy
 from uncomp_cli.budget.uncertainty_values import Uncertainty
 from uncomp_cli.budget.uncomp import UncompPolicy
 from uncomp_cli.budget.zigzag import ZigzagPolicy
-from uncomp_cli.errors import UsageError
 from uncomp_cli.spec import ModelSpec
 
 __all__ = [
@@ -108,10 +106,5 @@ POLICIES: dict[str, type[Policy]] = {
 
 def make_policy(text: str) -> Policy:
     """The policy that `text` names, `NAME[:key=value[,key=value...]]`; raises UsageError with the nearest names."""
-    name, colon, settings = text.strip().partition(":")
-    if name not in POLICIES:
-        near = difflib.get_close_matches(name, POLICIES, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of: {', '.join(POLICIES)}"
-        raise UsageError(f"unknown policy '{name}'", hint=hint)
-    kind = POLICIES[name]
-    return kind(**read_settings(kind, settings, text=text)) if colon else kind()
+    made: Policy = make_named(text, POLICIES, what="policy")
+    return made

@@ -6,14 +6,14 @@ policy's `text` is the shortest that makes the same policy: settings left as the
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from uncomp_cli.errors import UsageError
 
-__all__ = ["PolicyText", "read_settings", "require"]
+__all__ = ["PolicyText", "make_named", "read_settings", "require"]
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.ASCII | re.IGNORECASE)
@@ -35,6 +35,15 @@ class PolicyText:
 
     def __str__(self) -> str:
         return self.text
+
+
+def make_named(text: str, kinds: Mapping[str, type[Any]], *, what: str) -> Any:
+    """The one of `kinds` that `text` names, with its settings; raises UsageError with the nearest names."""
+    name, colon, settings = text.strip().partition(":")
+    if name not in kinds:
+        raise UsageError(f"unknown {what} '{name}'", hint=_nearest(name, kinds))
+    kind = kinds[name]
+    return kind(**read_settings(kind, settings, text=text, what=what)) if colon else kind()
 
 
 def require(condition: bool, message: str, *, hint: str) -> None:

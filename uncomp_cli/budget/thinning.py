@@ -14,13 +14,12 @@ on is that low, `most` when it is `unsure` or more, on a line between. Layers up
 What the engine keeps whatever the share (template, sinks, question, observation window) is not counted here.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import ClassVar, Protocol
 
-from uncomp_cli.budget.policy_text import PolicyText, read_settings, require
+from uncomp_cli.budget.policy_text import PolicyText, make_named, require
 from uncomp_cli.budget.stages import layer_stages, relative_threshold
 from uncomp_cli.budget.uncertainty_values import Uncertainty, is_complete, kv_rows
 from uncomp_cli.errors import UsageError
@@ -238,10 +237,5 @@ THINNINGS: dict[str, type[Thinning]] = {
 
 def make_thinning(text: str) -> Thinning:
     """The thinning that `text` names, `NAME[:key=value[,key=value...]]`; raises UsageError with the nearest names."""
-    name, colon, settings = text.strip().partition(":")
-    if name not in THINNINGS:
-        near = difflib.get_close_matches(name, THINNINGS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of: {', '.join(THINNINGS)}"
-        raise UsageError(f"unknown thinning '{name}'", hint=hint)
-    kind = THINNINGS[name]
-    return kind(**read_settings(kind, settings, text=text, what="thinning")) if colon else kind()
+    made: Thinning = make_named(text, THINNINGS, what="thinning")
+    return made

@@ -217,7 +217,7 @@ def _label(side: "Side") -> str:
     more += "" if preset.thinning == "none" else f", thin {preset.thinning}"
     if preset.policy == preset.budget:
         return f"{preset.policy}{more}"
-    from uncomp_cli.engine.session import scorer_config
+    from uncomp_cli.engine.spending import scorer_config
 
     return f"{preset.name}: {preset.policy}/{scorer_config(preset).name} {preset.budget}{more}"
 

@@ -70,8 +70,9 @@ def _plan(
 ) -> tuple[dict[str, Any], DoesNotFitError | None]:
     """What `prompt` would take, and the refusal when that does not fit."""
     from uncomp_cli.engine.memory import planned_kv_bytes
+    from uncomp_cli.engine.planning import check_fits, check_length, plan_compression
     from uncomp_cli.engine.prompt import open_question
-    from uncomp_cli.engine.session import check_fits, check_length, plan_compression, scorer_config
+    from uncomp_cli.engine.spending import scorer_config
 
     spec, weights, available = machine.spec, machine.weights_bytes, machine.free_bytes
     opened = open_question(prompt, recent=scorer_config(preset).recent)

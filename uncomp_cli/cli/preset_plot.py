@@ -103,7 +103,7 @@ def _plan(preset: "Preset", profile: "UncertaintyProfile", tokens: int, terminal
 
         from uncomp_cli.engine.memory import free_bytes
         from uncomp_cli.engine.prompt import Prompt
-        from uncomp_cli.engine.session import make_plan
+        from uncomp_cli.engine.spending import make_plan
 
         question = min(preset.scorer.recent, tokens - 1)
         protected = torch.arange(tokens - question) < preset.scorer.sinks

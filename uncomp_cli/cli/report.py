@@ -119,7 +119,7 @@ def answer_record(
     own: `ttft_s` counts from when it joined, `decode_tok_s` is its rate while it ran beside the others.
     """
     from uncomp_cli.cache.scoring import make_scorer
-    from uncomp_cli.engine.session import scorer_config
+    from uncomp_cli.engine.spending import scorer_config
 
     scorer = None if preset.policy == "full" else make_scorer(scorer_config(preset))
     first = stats.cached_tokens == 0 and not later  # later questions find the model loaded and the context read

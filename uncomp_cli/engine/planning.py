@@ -8,24 +8,23 @@ what is there on the way too, so it bounds the chunk and, when even short chunks
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import Thinning, make_thinning
 from uncomp_cli.budget.uncertainty_values import Uncertainty
-from uncomp_cli.budget.units import Budget, parse_budget, resolve_entries, resolve_quantized
+from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.cache.scoring import Scorer, make_scorer
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, ScorerConfig
-from uncomp_cli.engine.allocation import Allocation, Measurer, Wanted, allocate
+from uncomp_cli.engine.allocation import Allocation
 from uncomp_cli.engine.layer_loop import can_thin
-from uncomp_cli.engine.measuring import measure_layer
 from uncomp_cli.engine.memory import Estimate, activation_bytes, estimate
 from uncomp_cli.engine.overkeep import held_on_the_way
 from uncomp_cli.engine.profiles import profile_of
 from uncomp_cli.engine.prompt import Prompt, open_question
+from uncomp_cli.engine.spending import MEMORY_MARGIN, make_allocation, scorer_config
 from uncomp_cli.engine.streamed import BETWEEN_CHUNKS, held_of_chunk
 from uncomp_cli.engine.thinner import LEAST_TOKENS, Thinner
 from uncomp_cli.errors import DoesNotFitError
@@ -35,14 +34,10 @@ __all__ = [
     "Compression",
     "check_fits",
     "check_length",
-    "make_allocation",
-    "make_plan",
     "make_thinner",
     "plan_compression",
-    "scorer_config",
 ]
 
-_MEMORY_MARGIN = 0.9
 _LONGEST_CHUNK = 8192
 _SHORTEST_CHUNK = 512  # that is chosen; shorter ones have to be asked for
 _BUDGET_SHARE = 0.5  # of a cap on the cache that the budget has at least, as long as chunks can be shorter
@@ -83,42 +78,6 @@ def check_length(spec: ModelSpec, prompt: Prompt, *, trained_length: int | None 
         hint="cut it with --truncate head, middle or tail, or extend the context with "
         f"--rope yarn:{prompt.seq_len // trained + 1} if the model's own RoPE is plain",
     )
-
-
-def make_plan(spec: ModelSpec, preset: Preset, prompt: Prompt, *, available: int) -> BudgetPlan:
-    """The plan of `make_allocation`: of a policy that measures live, one of as many entries, evenly spread."""
-    return make_allocation(spec, preset, prompt, available=available).plan
-
-
-def make_allocation(
-    spec: ModelSpec,
-    preset: Preset,
-    prompt: Prompt,
-    *,
-    available: int,
-    measurer: Measurer | None = None,
-    at_once: int | None = None,
-    most_entries: int | None = None,
-) -> Allocation:
-    """How `preset` spreads its budget over `prompt`; `available` bytes are what a budget of `auto` may use.
-
-    `measurer` measures for a policy that does so live. `at_once` tokens go through the model together (None: all), and
-    no more than `most_entries` are kept whatever the budget. Raises DoesNotFitError when the budget is too small,
-    UsageError when the policy needs a measure that the preset's profile does not have.
-    """
-    budget = parse_budget(preset.budget)
-    spare = int(_MEMORY_MARGIN * available) - activation_bytes(spec, at_once or prompt.flat_len)
-    entries = _entries(spec, budget, prompt, kv_bits=preset.kv_bits, free_bytes=max(0, spare))
-    if preset.floor_tokens:
-        floor = (prompt.always_kept + preset.floor_tokens) * spec.num_layers * spec.num_kv_heads
-        entries = max(entries, min(floor, spec.full_entries(prompt.seq_len)))
-    name = "full" if budget.kind == "full" else preset.policy
-    if most_entries is not None and most_entries < entries:
-        entries, name = most_entries, "uniform" if preset.policy == "full" else preset.policy
-    policy = make_policy(name)
-    wanted = Wanted(policy, spec, prompt.seq_len, entries, prompt.always_kept, preset.kv_bits)
-    measuring = measurer or partial(measure_layer, window=preset.scorer.window, sinks=preset.scorer.sinks)
-    return allocate(wanted, profile=profile_of(preset), measurer=measuring)
 
 
 def make_thinner(spec: ModelSpec, preset: Preset, config: ScorerConfig) -> tuple[Thinner, tuple[str, ...]]:
@@ -209,7 +168,7 @@ def _planned(
     new = _new_in_layers(spec, allocation, opened, config, scorer, thinner, chunk)
     bounds = [cap] if give_way and cap is not None else []
     if chunk is not None and parse_budget(preset.budget).kind == "auto":
-        bounds.append(int(_MEMORY_MARGIN * available) - activation_bytes(spec, tokens))
+        bounds.append(int(MEMORY_MARGIN * available) - activation_bytes(spec, tokens))
     for bound in bounds:
         most = _entries_under(spec, bound, opened, new, chunk)
         crowded = most * spec.kv_bytes_per_entry < _BUDGET_SHARE * bound and limits.chunk_tokens is None
@@ -285,24 +244,6 @@ def _held(
     return BudgetPlan(plan.seq_len, kept)
 
 
-def _entries(spec: ModelSpec, budget: Budget, prompt: Prompt, *, kv_bits: int, free_bytes: int) -> int:
-    """KV entries that `budget` allows for `prompt`; in bytes, the questions that wait their turn count too."""
-    if kv_bits != 16:
-        return resolve_quantized(
-            budget,
-            spec,
-            seq_len=prompt.seq_len,
-            free_bytes=free_bytes,
-            kv_bits=kv_bits,
-            question_tokens=prompt.longest_question,
-            waiting_tokens=prompt.waiting_tokens,
-        )
-    entries = resolve_entries(budget, spec, seq_len=prompt.seq_len, free_bytes=free_bytes)
-    if budget.kind in ("auto", "bytes"):
-        entries = max(0, entries - spec.num_layers * spec.num_kv_heads * prompt.waiting_tokens)
-    return entries
-
-
 def check_fits(
     spec: ModelSpec,
     plan: BudgetPlan,
@@ -326,9 +267,3 @@ def check_fits(
             "document with --truncate",
         )
     return expected
-
-
-def scorer_config(preset: Preset) -> ScorerConfig:
-    """The scorer of a preset; some policies are defined by theirs. Coherence is the same for all, controls included."""
-    fixed = make_policy(preset.policy).fixed_scorer
-    return preset.scorer if fixed is None else replace(preset.scorer, name=fixed)

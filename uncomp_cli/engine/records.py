@@ -13,7 +13,10 @@ FinishReason = Literal["stop", "length", "interrupted"]
 
 @dataclass(frozen=True, slots=True)
 class PrefillStep:
-    """One layer of the prompt has been attended, scored and evicted."""
+    """One layer of the prompt has been attended, scored and evicted.
+
+    Of a prompt that is read in chunks both numbers count every layer once a chunk.
+    """
 
     layers_done: int
     num_layers: int

@@ -24,33 +24,16 @@ from uncomp_cli.engine.generate import generate, stop_tokens
 from uncomp_cli.engine.linear import Matmul
 from uncomp_cli.engine.memory import free_bytes, peak_bytes, reset_peak
 from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.planning import (
-    Compression,
-    check_fits,
-    check_length,
-    make_allocation,
-    make_plan,
-    plan_compression,
-    scorer_config,
-)
-from uncomp_cli.engine.prefill import Prefilled, read_compressed
+from uncomp_cli.engine.planning import Compression, check_length, plan_compression
+from uncomp_cli.engine.prefill import Prefilled
 from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.reading import read_compressed
 from uncomp_cli.engine.records import DecodeStep, FinishReason, PrefillStep
 from uncomp_cli.engine.sampling import Sampler
 from uncomp_cli.errors import OutOfMemoryError, is_out_of_memory
 from uncomp_cli.models.load import LoadedModel
 
-__all__ = [
-    "Compression",
-    "RunStats",
-    "Session",
-    "check_fits",
-    "check_length",
-    "make_allocation",
-    "make_plan",
-    "plan_compression",
-    "scorer_config",
-]
+__all__ = ["RunStats", "Session"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,12 @@ from uncomp_cli.engine.attention import AttentionState, attend_causal
 from uncomp_cli.engine.measuring import measure_layer
 from uncomp_cli.engine.memory import free_bytes
 from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.planning import make_allocation, plan_compression, scorer_config
-from uncomp_cli.engine.prefill import Prefilled, PrefillState, read_compressed
+from uncomp_cli.engine.planning import plan_compression
+from uncomp_cli.engine.prefill import Prefilled, PrefillState
 from uncomp_cli.engine.prompt import Prompt, open_question
+from uncomp_cli.engine.reading import read_compressed
 from uncomp_cli.engine.rotation import rope_frequencies
+from uncomp_cli.engine.spending import make_allocation, scorer_config
 from uncomp_cli.errors import DoesNotFitError, ModelError
 from uncomp_cli.evals.contestants import Setting
 from uncomp_cli.evals.sample import Regime

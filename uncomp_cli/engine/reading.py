@@ -1,0 +1,105 @@
+"""Reading one prompt as it was planned: in one pass (prefill.py), in chunks, or thinned on the way (streamed.py)."""
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.scoring import Scorer
+from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine.allocation import Allocation
+from uncomp_cli.engine.chunks import Chunk, cut_chunks
+from uncomp_cli.engine.layer_loop import run_layers
+from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.planning import Compression
+from uncomp_cli.engine.prefill import Prefilled, prefill
+from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.records import PrefillStep
+from uncomp_cli.engine.rotation import rope_frequencies
+from uncomp_cli.engine.streamed import StreamedState
+from uncomp_cli.engine.thinner import Thinner
+from uncomp_cli.engine.worker import stream
+
+__all__ = ["read_compressed", "read_streamed"]
+
+
+def read_compressed(decoder: Decoder, planned: Compression) -> Generator[PrefillStep, None, Prefilled]:
+    """Read one prompt as planned: in one pass, or in chunks, or thinned."""
+    if not planned.streamed:
+        prompts, plans = [planned.prompt], [planned.allocation]
+        return (yield from prefill(decoder, prompts, plans, scorer=planned.scorer, config=planned.config))
+    return (
+        yield from read_streamed(
+            decoder,
+            planned.prompt,
+            planned.allocation,
+            scorer=planned.scorer,
+            config=planned.config,
+            thinner=planned.thinner,
+            chunk_tokens=planned.chunk_tokens,
+        )
+    )
+
+
+def read_streamed(
+    decoder: Decoder,
+    prompt: Prompt,
+    allocation: Allocation,
+    *,
+    scorer: Scorer,
+    config: ScorerConfig,
+    thinner: Thinner,
+    chunk_tokens: int | None = None,
+) -> Generator[PrefillStep, None, Prefilled]:
+    """Read a prompt `chunk_tokens` at a time (None: at once), thinned on the way; one record a chunk and layer."""
+    spec = decoder.spec
+    cache = RaggedKVCache(
+        num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads, kv_bits=allocation.plan.kv_bits
+    )
+    chunks = list(cut_chunks(prompt, chunk_tokens))
+    begun = time.perf_counter()
+
+    def work(emit: Callable[[PrefillStep], None]) -> Prefilled:
+        done = 0
+
+        def on_layer(layer: int) -> None:
+            nonlocal done
+            done += 1
+            elapsed = time.perf_counter() - begun
+            emit(PrefillStep(done, len(chunks) * spec.num_layers, prompt.flat_len, elapsed, cache.nbytes))
+
+        state = StreamedState(
+            prompt,
+            allocation,
+            scorer=scorer,
+            config=config,
+            cache=cache,
+            thinner=thinner,
+            on_layer=on_layer,
+            rows_interact=decoder.rows_interact,
+            frequencies=rope_frequencies(decoder.model),
+        )
+        read = Prefilled([prompt], cache, state.questions)
+        for chunk in chunks:
+            state.begin(chunk, decoder.device)
+            read.logits = _read_chunk(decoder, chunk, state)
+            state.finish()
+        if thinner.active:
+            read.hidden_kept = tuple(count / len(prompt.context) for count in thinner.entered)
+            allocation.plan = replace(allocation.plan, hidden=read.hidden_kept)
+        return read
+
+    return (yield from stream(work))
+
+
+def _read_chunk(decoder: Decoder, chunk: Chunk, state: StreamedState) -> Tensor:
+    """Logits [Q, vocab] behind every question of a chunk."""
+    ids, positions = chunk.layout()
+    lengths = torch.tensor([len(question) for question in chunk.prompt.questions])
+    from_end = lengths.sum() - lengths.cumsum(0) + 1
+    if state.thinner.active:
+        return run_layers(decoder, ids, positions, state, from_end)[0]
+    return decoder.forward(ids, positions, state, ids.shape[1] - from_end)[0]
