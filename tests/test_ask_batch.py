@@ -84,7 +84,8 @@ def test_a_file_that_does_not_fit_is_told_and_the_others_go_on(ask: Ask) -> None
     Path("long.txt").write_text("word " * 900)
     code, out, err = ask("-f", "long.txt", *all_files(), "--each", "Where?", "--json")
     assert code == 3
-    assert [r["files"][0]["path"] for r in records(out)] == list(FILES)
+    assert [r["files"][0]["path"] for r in records(out)] == ["long.txt", *FILES]
+    assert [list(r) for r in records(out) if "answer" not in r] == [["schema_version", "question", "files", "error"]]
     assert re.search(r"^error: long\.txt: the prompt has 4,5\d\d tokens", err, re.MULTILINE)
     code, out, err = ask(*all_files("long.txt"), "--each", "Where?")
     assert code == 3
@@ -103,7 +104,11 @@ def test_memory_that_runs_out_for_one_file(ask: Ask, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(PrefillState, "_keep", fail)
     code, out, err = ask(*all_files(), "--each", "-b", "full", "--thin", "none", "Where?", "--json")
     assert code == 4
-    assert [r["files"][0]["path"] for r in records(out)] == ["first.txt"]
+    assert [(r["files"][0]["path"], "answer" in r) for r in records(out)] == [
+        ("first.txt", True),
+        ("second.txt", False),
+        ("third.txt", False),
+    ]
     told = [line for line in err.splitlines() if line.startswith("error")]
     assert [line.split(":")[1] for line in told] == [" second.txt", " third.txt"]
     assert all("memory" in line for line in told)
@@ -121,8 +126,8 @@ def test_memory_that_runs_out_while_answering(ask: Ask, monkeypatch: pytest.Monk
     monkeypatch.setattr(Batch, "_advance", fail)
     code, out, err = ask(*all_files(), "--each", "Where?")
     assert code == 4
-    assert re.fullmatch(r"[a-z]{5}\n", out)
-    assert [line.split(":")[1] for line in err.splitlines() if line.startswith("error")] == [f" {n}" for n in FILES]
+    assert re.fullmatch(r"[a-z]{5}\n\n[a-z]{12}\n\n[a-z]{12}\n", out)  # the others are answered one by one
+    assert [line for line in err.splitlines() if line.startswith("error")] == ["error: first.txt: out of memory"]
 
 
 @pytest.mark.parametrize("mode", ["", "--each"])

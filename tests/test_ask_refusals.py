@@ -195,7 +195,8 @@ def test_a_document_over_the_extended_length(refused: Refused, tiny_model: Path)
 
 
 def test_a_question_that_leaves_no_room(refused: Refused, tiny_model: Path) -> None:
-    code, said, hint = refused(*about("--truncate", "head", "-Q", "y" * TRAINED_LENGTH, model=tiny_model))
+    long = ["-f", "notes.txt", "-m", str(tiny_model), "--truncate", "head", "y" * TRAINED_LENGTH]
+    code, said, hint = refused(*long)
     assert code == 3
     assert said.startswith("template and question alone have 4,1")
     assert "--max-new-tokens" in hint

@@ -1,80 +1,16 @@
 """`uncomp chat` typed into through a real pseudo-terminal, and piped into."""
 
-import os
-import pty
 import re
-from collections.abc import Iterator
+import sys
 from pathlib import Path
-from typing import Any
 
-import pexpect
-import pexpect.fdpexpect
 import pytest
-from test_ask_support import PATIENCE_S, start, start_on, tiny_model
+from test_ask_support import start, tiny_model
+from test_chat_support import PROMPT, READOUT, Typist, numbers, sit_down, typists
 
-__all__ = ["tiny_model"]
+__all__ = ["tiny_model", "typists"]
 
-NO_CPR = {"PROMPT_TOOLKIT_NO_CPR": "1"}  # nobody here answers where the cursor is
-PROMPT = r">(?: |\x08\x1b\[2C)"  # prompt_toolkit moves the cursor instead of writing a space
-READOUT = r"prefill ([\d,]+) tok .*? context ([\d,]+)/4,096"
 ENDED = r"\[the answer ended at its longest length"
-
-
-class Typist:
-    """Types at a chat, and reads what it shows."""
-
-    def __init__(self, *args: str) -> None:
-        ours, theirs = pty.openpty()
-        self.process: Any = start_on([theirs, theirs, theirs], ["chat", *args], **NO_CPR)
-        os.close(theirs)
-        self.terminal = pexpect.fdpexpect.fdspawn(ours, timeout=20, encoding="utf-8")
-        self.sees("Ctrl-D leaves")
-
-    def sees(self, pattern: str) -> re.Match[str]:
-        """What matched, where it comes next on the screen."""
-        self.terminal.expect(pattern)
-        match: re.Match[str] = self.terminal.match
-        return match
-
-    def types(self, line: str) -> None:
-        """A line and Enter, once the prompt is there."""
-        self.sees(PROMPT)
-        self.terminal.send(line + "\r")
-
-    def says(self, line: str, *patterns: str) -> list[re.Match[str]]:
-        """Type a line and see every pattern in order."""
-        self.types(line)
-        return [self.sees(pattern) for pattern in patterns]
-
-    def presses(self, key: str) -> None:
-        """Ctrl and a key."""
-        self.terminal.send(chr(ord(key) - ord("a") + 1))
-
-    def exit_code(self) -> int | None:
-        """Wait for the end."""
-        self.terminal.expect(pexpect.EOF)
-        self.process.join(PATIENCE_S)
-        code: int | None = self.process.exitcode
-        return code
-
-
-@pytest.fixture
-def typists() -> Iterator[list[Typist]]:
-    """Those in here are gone after the test."""
-    found: list[Typist] = []
-    yield found
-    for typist in found:
-        typist.process.kill()
-        typist.terminal.close()
-
-
-def sit_down(typists: list[Typist], model: Path, *args: str) -> Typist:
-    typists.append(Typist("-m", str(model), *args))
-    return typists[-1]
-
-
-def numbers(match: re.Match[str]) -> list[int]:
-    return [int(group.replace(",", "")) for group in match.groups()]
 
 
 def test_three_turns_with_a_ctrl_c_in_the_second(tiny_model: Path, typists: list[Typist]) -> None:
@@ -93,7 +29,7 @@ def test_three_turns_with_a_ctrl_c_in_the_second(tiny_model: Path, typists: list
     assert prefilled < 70
     assert interrupted_context < cached + prefilled + 500
 
-    stats = chat.says("/stats", r"(\d+) turns \((\d+) interrupted\) · context ([\d,]+)/4,096")[0]
+    stats = chat.says("/stats", r"(\d+) turns? \((\d+) interrupted\) · context ([\d,]+)/4,096")[0]
     assert numbers(stats) == [2, 1, interrupted_context - 1]
     chat.sees(READOUT)
 
@@ -107,7 +43,7 @@ def test_three_turns_with_a_ctrl_c_in_the_second(tiny_model: Path, typists: list
 
 def test_commands(tiny_model: Path, typists: list[Typist]) -> None:
     chat = sit_down(typists, tiny_model, "--max-new-tokens", "16")
-    chat.says("/help", "/help ", "/stats ", "/system ", "/clear ", "/exit ", "Ctrl-C ")
+    chat.says("/help", "/help ", "/system ", "/stats ", "/clear ", "/exit ", "Ctrl-C ")
     chat.says("/system", "the model's own system prompt is used")
     chat.says("hello", READOUT)
     chat.says("/system You are brief.", "system prompt set")
@@ -117,7 +53,7 @@ def test_commands(tiny_model: Path, typists: list[Typist]) -> None:
     chat.says("/clera", "unknown command /clera", r"did you mean /clear\?")
     chat.says("/whatever", "unknown command /whatever", "/help lists them")
     chat.says("/clear", "the conversation is forgotten")
-    assert numbers(chat.says("/stats", r"(\d+) turns \((\d+) interrupted\) · context (\d+)/")[0]) == [0, 0, 0]
+    assert numbers(chat.says("/stats", r"(\d+) turns? \((\d+) interrupted\) · context (\d+)/")[0]) == [0, 0, 0]
     chat.types("")
     chat.sees(PROMPT)
     chat.terminal.send("/ex\t")
@@ -134,8 +70,7 @@ def test_ctrl_c_at_the_prompt_leaves(tiny_model: Path, typists: list[Typist]) ->
 
 
 def test_a_plain_terminal_sees_no_escapes(tiny_model: Path, typists: list[Typist]) -> None:
-    typists.append(Typist("-m", str(tiny_model), "--max-new-tokens", "16", "--plain"))
-    chat = typists[0]
+    chat = sit_down(typists, tiny_model, "--max-new-tokens", "16", "--plain")
     chat.sees(PROMPT)
     chat.terminal.send("hello\n")
     shown = chat.sees(r"(?s).*\n([a-z]{16})\r\n.*context.*?> ")
@@ -164,3 +99,91 @@ def test_a_line_that_is_no_text_is_refused_and_the_next_one_heard(tiny_model: Pa
     assert re.fullmatch(r"[a-z]{16}\n", out)
     assert err.splitlines()[0] == "error: the line is not UTF-8 text"
     assert len(err.splitlines()) == 2
+
+
+def test_the_line_below_the_prompt(tiny_model: Path, typists: list[Typist], tmp_path: Path) -> None:
+    (tmp_path / "harbour.txt").write_text("The harbour was quiet.\n")
+    chat = sit_down(typists, tiny_model, "--max-new-tokens", "16", PROMPT_TOOLKIT_NO_CPR="0")
+    chat.tells_the_cursor()
+    chat.sees(r"context 0/4,096 \(0\.0 %\) · KV 0 B · live 20%")
+    chat.terminal.send(f"/file {tmp_path}/harbour.txt\r")
+    chat.tells_the_cursor()
+    chat.sees(r"1 document for the next question")
+    chat.terminal.send("Who came?\r")
+    chat.tells_the_cursor()
+    chat.sees(r"context [\d,]+/4,096 \([\d.]+ %\) · KV [\d.]+ KiB · [\d.]+ tok/s · live 20%")
+
+
+def test_documents_and_completion(tiny_model: Path, typists: list[Typist], tmp_path: Path) -> None:
+    (tmp_path / "harbour.txt").write_text("The harbour was quiet.\nNobody came.\n")
+    chat = sit_down(typists, tiny_model, "--max-new-tokens", "16")
+    chat.sees(PROMPT)
+    chat.terminal.send(f"/file\t {tmp_path}/har\t")
+    chat.sees("harbour.txt")
+    chat.terminal.send("\r")
+    chat.sees(r"harbour\.txt: \d+ tokens read in .* the next question may be about it")
+    chat.says("Who came?", READOUT)
+    chat.says("/evidence", r"harbour\.txt:\d(-\d)?  +\d+ %  kept +\d+ %  \"")
+    chat.says("/why", "4 layers x 2 heads keep")
+    chat.says("/budget 2x", r"budget 40%.* read \d+ tokens in [\d.]+ s · KV [\d.]+ KiB → [\d.]+ KiB")
+    chat.types("/exit")
+    assert chat.exit_code() == 0
+
+
+def test_the_editor_writes_a_message_of_several_lines(tiny_model: Path, typists: list[Typist], tmp_path: Path) -> None:
+    script = tmp_path / "editor.py"
+    script.write_text("import sys; open(sys.argv[1], 'a').write('second line')")
+    editor = f"{sys.executable} {script}"
+    chat = sit_down(typists, tiny_model, "--max-new-tokens", "16", EDITOR=editor, VISUAL="")
+    chat.says("/edit first line", "> first line", "second line", READOUT)
+    chat.says(f"/save {tmp_path}/talk.md", "1 exchanges? written")
+    assert "first line\nsecond line" in (tmp_path / "talk.md").read_text()
+
+
+def test_ctrl_c_while_a_document_is_read(tiny_model: Path, typists: list[Typist], tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("word " * 780)
+    chat = sit_down(typists, tiny_model, "--max-new-tokens", "16", "--chunk", "128")
+    chat.types(f"/file {tmp_path}/long.txt")
+    chat.sees("prefill")
+    chat.presses("c")
+    chat.sees(r"stopped: .*long\.txt was not added")
+    chat.says("/files", "no document is part of the conversation")
+    chat.says("hello", READOUT)
+    chat.sees(PROMPT)
+    chat.presses("c")
+    assert chat.exit_code() == 0
+
+
+def test_a_dumb_terminal_takes_blocks_and_shows_no_escapes(tiny_model: Path, typists: list[Typist]) -> None:
+    chat = sit_down(typists, tiny_model, "--max-new-tokens", "16", TERM="dumb")
+    chat.sees(PROMPT)
+    chat.terminal.send('"""one\ntwo"""\n')
+    shown = chat.sees(r"(?s).*context.*?> ")
+    assert "\x1b" not in shown.group()
+    chat.terminal.send("/retry\n")
+    chat.sees("temperature is 0")
+    chat.sees(PROMPT)
+    chat.presses("d")
+    assert chat.exit_code() == 0
+
+
+def test_questions_from_a_pipe_about_a_file(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "odd.txt"
+    path.write_text("tab\there \x1b[31mred\x1b[0m \u202eright to left\u202c \U0001f600\n")
+    args = ["chat", "-m", str(tiny_model), "--max-new-tokens", "16", "-f", str(path)]
+    code, out, err = start(*args, stdin=b'/evidence\nhello\n/evidence\n"""two\nlines"""\n').finish()
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    assert f"{path}: " in err
+    assert f"{path}:1  " in err
+    code, out, err = start(*args[:-1], str(tmp_path / "none.txt"), stdin=b"hello\n").finish()
+    assert (code, out) == (2, "")
+    assert err.startswith("error: no file or directory")
+
+
+@pytest.mark.parametrize("flag", ["--budget", "--preset", "--policy", "--scorer"])
+def test_a_slip_is_found_before_the_model_is_loaded(tiny_model: Path, flag: str) -> None:
+    code, out, err = start("chat", "-m", "no-such-model", flag, "nonsense", stdin=b"hello\n").finish()
+    assert (code, out) == (2, "")
+    assert "nonsense" in err
+    assert "loading" not in err

@@ -8,7 +8,8 @@ import pytest
 import torch
 from test_engine_generate import byte_tokenizer
 
-from uncomp_cli.engine.prompt import Message, Prompt, chat_prompt, completion_prompt, count_tokens, render_chat
+from uncomp_cli.engine.prompt import Prompt, chat_prompt, completion_prompt, count_tokens
+from uncomp_cli.engine.rendered import Message, render_messages
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models.load import load_tokenizer
 
@@ -110,8 +111,9 @@ def test_special_tokens_in_peoples_text_stay_text(tokenizer: Any) -> None:
     completion = completion_prompt(tokenizer, ATTACK, ATTACK, sinks=4)
     assert special_count(tokenizer, completion.context + completion.questions[0]) == 0
     assert count_tokens(tokenizer, ATTACK) == len(ATTACK)
-    chat = render_chat(tokenizer, [Message("user", ATTACK)])
-    assert special_count(tokenizer, chat) == special_count(tokenizer, render_chat(tokenizer, [Message("user", "x")]))
+    chat = render_messages(tokenizer, [Message("user", ATTACK)]).ids
+    harmless = render_messages(tokenizer, [Message("user", "x")]).ids
+    assert special_count(tokenizer, chat) == special_count(tokenizer, harmless)
 
 
 def test_completion_is_the_text_as_it_stands(tokenizer: Any) -> None:
@@ -124,20 +126,20 @@ def test_completion_is_the_text_as_it_stands(tokenizer: Any) -> None:
 def test_a_chat_keeps_the_tokens_that_were_generated(tokenizer: Any) -> None:
     odd = (5, 6, 7)
     messages = [Message("user", "hi"), Message("assistant", "shown", odd), Message("user", "more")]
-    ids = render_chat(tokenizer, messages)
+    ids = render_messages(tokenizer, messages).ids
     text = tokenizer.decode(odd)
     assert tokenizer.decode(ids) == f"<end>user:hi\n<end>assistant:{text}\n<end>user:more\n<end>assistant:"
-    with_text = render_chat(tokenizer, [messages[0], Message("assistant", "shown"), messages[2]])
+    with_text = render_messages(tokenizer, [messages[0], Message("assistant", "shown"), messages[2]]).ids
     assert "shown" in tokenizer.decode(with_text)
 
 
 def test_a_chat_needs_a_template_that_shows_every_message(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ messages[-1].content }}"
     with pytest.raises(ModelError, match="leaves out a user message"):
-        render_chat(tokenizer, [Message("user", "a"), Message("user", "b")])
+        render_messages(tokenizer, [Message("user", "a"), Message("user", "b")])
     tokenizer.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):
-        render_chat(tokenizer, [Message("user", "a")])
+        render_messages(tokenizer, [Message("user", "a")])
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_a_template_that_refuses(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% if messages[0].role == 'system' %}" + refuse + "{% endif %}" + TEMPLATE
     for refused in (
         lambda: chat_prompt(tokenizer, "x", ["y"], system="z", sinks=4),
-        lambda: render_chat(tokenizer, [Message("system", "z"), Message("user", "y")]),
+        lambda: render_messages(tokenizer, [Message("system", "z"), Message("user", "y")]),
     ):
         with pytest.raises(ModelError, match="chat template refuses these messages: no system role here") as caught:
             refused()
@@ -177,11 +179,11 @@ def test_what_mends_a_chat_that_is_not_shown_whole(tokenizer: Any) -> None:
     talk = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
     for messages, hint in (([Message("system", "s"), talk[0]], "/system default"), (talk, "/clear forgets")):
         with pytest.raises(ModelError) as caught:
-            render_chat(tokenizer, messages)
+            render_messages(tokenizer, messages)
         assert str(caught.value.hint).startswith(hint)
     tokenizer.chat_template = "nothing"
     with pytest.raises(ModelError) as caught:
-        render_chat(tokenizer, talk[:1])
+        render_messages(tokenizer, talk[:1])
     assert "another chat template" in str(caught.value.hint)
 
 

@@ -157,8 +157,8 @@ def test_documented_command_lines_can_be_typed(line: str, monkeypatch: pytest.Mo
 
 
 def test_a_wrong_example_is_found() -> None:
-    (args,) = calls("cat x | uncomp chat --budget 20% | tail -1  # talk")
-    assert args == ["chat", "--budget", "20%"]
-    with pytest.raises(typer.TyperException, match="--budget"):
+    (args,) = calls("cat x | uncomp chat --dry-run -b 20% | tail -1  # talk")
+    assert args == ["chat", "--dry-run", "-b", "20%"]
+    with pytest.raises(typer.TyperException, match="--dry-run"):
         parse(args)
     assert list(calls('$EDITOR "$(uncomp config path)"')) == [["config", "path"]]

@@ -14,6 +14,7 @@ import pytest
 import torch
 import typer
 from test_ask_support import environment, start, tiny_model
+from test_chat_support import hold, make_chat
 
 from uncomp_cli.bench import child
 from uncomp_cli.bench import worker as bench_worker
@@ -52,25 +53,9 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def conversation(tiny_model: Path) -> Conversation:
-    terminal = Terminal(io.StringIO(), io.StringIO(), False, False, False, False)
-    return Conversation(load_model(str(tiny_model)), SamplingConfig(max_new_tokens=8), terminal, system=None)
-
-
-def hold(conversation: Conversation, *lines: str) -> list[str]:
-    """Type lines; what standard error says to them."""
-    remaining = iter(lines)
-
-    def read_line() -> str:
-        line = next(remaining, None)
-        if line is None:
-            raise EOFError
-        return line
-
-    stderr = conversation.terminal.stderr
-    assert isinstance(stderr, io.StringIO)
-    before = len(stderr.getvalue())
-    conversation.run(read_line)
-    return stderr.getvalue()[before:].splitlines()
+    chat = make_chat(load_model(str(tiny_model)))
+    chat.session.sampling = SamplingConfig(max_new_tokens=8)
+    return Conversation(chat)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +69,7 @@ def hold(conversation: Conversation, *lines: str) -> list[str]:
 def test_a_turn_that_fails_does_not_end_the_chat(
     conversation: Conversation, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str, hint: str
 ) -> None:
-    forward, calls = conversation.session.decoder.forward, []
+    forward, calls = conversation.chat.session.decoder.forward, []
 
     def fails_once(*args: object) -> torch.Tensor:
         calls.append(1)
@@ -92,14 +77,14 @@ def test_a_turn_that_fails_does_not_end_the_chat(
             raise error
         return forward(*args)
 
-    monkeypatch.setattr(conversation.session.decoder, "forward", fails_once)
+    monkeypatch.setattr(conversation.chat.session.decoder, "forward", fails_once)
     said = hold(conversation, "hello", "hello again")
     assert said[0].startswith(f"error: {says}")
     assert said[1].startswith("hint: ")
     assert hint in said[1]
-    assert len(conversation.messages) == 2
+    assert len(conversation.chat.dialogue.entries) == 2
     assert said[-1].startswith(("cached", "prefill"))
-    assert re.fullmatch(r"[a-z]{3}\n[a-z]{8}\n", conversation.terminal.stdout.getvalue())
+    assert re.fullmatch(r"[a-z]{3}\n[a-z]{8}\n", conversation.chat.terminal.stdout.getvalue())
 
 
 def test_a_turn_that_fails_shows_its_traceback_with_debug(
@@ -108,8 +93,8 @@ def test_a_turn_that_fails_shows_its_traceback_with_debug(
     def fail(*_: object) -> NoReturn:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(conversation.session.decoder, "forward", fail)
-    object.__setattr__(conversation.terminal, "debug", True)
+    monkeypatch.setattr(conversation.chat.session.decoder, "forward", fail)
+    object.__setattr__(conversation.chat.terminal, "debug", True)
     assert "Traceback (most recent call last):" in hold(conversation, "hello")
 
 
@@ -124,20 +109,20 @@ def test_nobody_who_reads_ends_the_chat(conversation: Conversation, monkeypatch:
 
 def test_back_to_the_models_own_system_prompt(conversation: Conversation) -> None:
     said = hold(conversation, "/system Be brief.", "/system default", "/system")
-    assert conversation.system is None
+    assert conversation.chat.dialogue.system is None
     assert said[1].startswith("back to the model's own system prompt")
     assert said[2] == "the model's own system prompt is used"
     assert any("default" in line for line in hold(conversation, "/help") if line.startswith("/system"))
 
 
 def test_a_template_that_refuses_the_system_prompt(conversation: Conversation) -> None:
-    tokenizer = conversation.loaded.tokenizer
+    tokenizer = conversation.chat.loaded.tokenizer
     refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     tokenizer.chat_template = refuse + tokenizer.chat_template
     said = hold(conversation, "/system Be brief.", "hello", "/system default", "hello")
     assert said[1] == "error: this model's chat template refuses these messages: no system role"
     assert "/system default" in said[2]
-    assert len(conversation.messages) == 2
+    assert len(conversation.chat.dialogue.entries) == 2
 
 
 # Variables and keys of options that may be repeated
@@ -190,7 +175,7 @@ def test_every_repeatable_setting_is_split_alike() -> None:
     split_variables(command)
     ask = command.commands["ask"]
     several = [param for param in ask.params if getattr(param, "multiple", False) and param.envvar]
-    assert {param.name for param in several} == {"file", "include"}
+    assert {param.name for param in several} == {"file", "include", "pin"}
     assert {param.envvar_list_splitter for param in several} == {SEPARATOR}
 
 

@@ -26,6 +26,7 @@ class WindowScorer:
 
     name: ClassVar[str] = "window"
     query_aware: ClassVar[bool] = True
+    needs_queries: ClassVar[bool] = True
     shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig(
         "window", 64, "mean", 5, whole_words=False, renormalise=False, recent=64
@@ -77,6 +78,7 @@ class AgreementScorer:
 
     name: ClassVar[str] = "agreement"
     query_aware: ClassVar[bool] = True
+    needs_queries: ClassVar[bool] = True
     published: ClassVar[ScorerConfig] = ScorerConfig("agreement")
     config: ScorerConfig
 
@@ -100,6 +102,7 @@ class TovaScorer:
 
     name: ClassVar[str] = "tova"
     query_aware: ClassVar[bool] = True
+    needs_queries: ClassVar[bool] = True
     shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig("tova", window=1, pooling="none", width=1, whole_words=False)
     config: ScorerConfig
@@ -123,6 +126,7 @@ class ReversedScorer:
 
     name: ClassVar[str] = "reversed"
     query_aware: ClassVar[bool] = True
+    needs_queries: ClassVar[bool] = True
     shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig("reversed", 64, "mean", 5, whole_words=False, renormalise=False)
     config: ScorerConfig

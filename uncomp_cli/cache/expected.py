@@ -34,6 +34,7 @@ class ExpectedScorer:
 
     name: ClassVar[str] = "expected"
     query_aware: ClassVar[bool] = False
+    needs_queries: ClassVar[bool] = True
     shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig("expected", window=1, pooling="none", width=1, whole_words=False)
     config: ScorerConfig

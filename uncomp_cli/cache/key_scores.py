@@ -21,6 +21,7 @@ class KeyDiffScorer:
 
     name: ClassVar[str] = "keydiff"
     query_aware: ClassVar[bool] = False
+    needs_queries: ClassVar[bool] = False
     shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig("keydiff", window=1, pooling="none", width=1, whole_words=False)
     config: ScorerConfig
@@ -42,6 +43,7 @@ class DistinctScorer:
 
     name: ClassVar[str] = "distinct"
     query_aware: ClassVar[bool] = False
+    needs_queries: ClassVar[bool] = False
     shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig("distinct", window=1)
     config: ScorerConfig

@@ -52,6 +52,11 @@ class Scorer(Protocol):
         ...
 
     @property
+    def needs_queries(self) -> bool:
+        """Whether keys and values alone do not do: then what a cache holds cannot be ranked again later."""
+        ...
+
+    @property
     def shared(self) -> float:
         """Part of the final scores that comes from what the heads of all layers agree on (agreement.py); 0: none."""
         ...

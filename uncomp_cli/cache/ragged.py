@@ -130,6 +130,14 @@ class RaggedKVCache:
             tails.append((keys[late], values[late], positions[late]))
         self._lay_out(index, tails, quantized, reserve=reserve)
 
+    def lay_out_anew(self, *, reserve: int = 0) -> None:
+        """Give back what no entry needs: every head behind the other, its slack and room for `reserve` more."""
+        for index, layer in enumerate(self.layers):
+            if layer is None:
+                continue
+            counts = [layer.num_quantized(i) + length for i, length in enumerate(layer.lengths)]
+            self.retain(index, [torch.arange(count, device=layer.keys.device) for count in counts], reserve=reserve)
+
     def append(self, index: int, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Add N tokens to every head of layer `index`: keys and values [B, G, N, D], positions [B, N].
 

@@ -53,6 +53,7 @@ class RecentScorer:
 
     name: ClassVar[str] = "recent"
     query_aware: ClassVar[bool] = False
+    needs_queries: ClassVar[bool] = False
     shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig("recent", window=1, pooling="none", width=1, whole_words=False)
     config: ScorerConfig
@@ -69,6 +70,7 @@ class RandomScorer:
 
     name: ClassVar[str] = "random"
     query_aware: ClassVar[bool] = False
+    needs_queries: ClassVar[bool] = False
     shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig("random", window=1, pooling="none", width=1, whole_words=False)
     config: ScorerConfig

@@ -30,7 +30,7 @@ from uncomp_cli.ui.console import Terminal
 __all__ = ["COMMANDS", "app", "main", "run"]
 
 PROGRAM = "uncomp"
-COMMANDS = ("ask", "chat", "eval", "compare", "calibrate", "bench", "model", "preset", "config", "doctor")
+COMMANDS = ("ask", "chat", "eval", "compare", "calibrate", "bench", "model", "preset", "cache", "config", "doctor")
 
 _GLOBAL_FLAGS = ("--plain", "--no-color", "--debug")
 # What must work although the configuration file is broken: it shows the way out.

@@ -9,8 +9,11 @@ from typing import Annotated
 import typer
 
 from uncomp_cli.cli.asking import AskJob, run_ask
+from uncomp_cli.cli.cache_options import DEFAULT_CACHE_SIZE, CacheSize, Reuse, SaveCache
 from uncomp_cli.cli.limits import limits_of
 from uncomp_cli.cli.options import (
+    COMPRESSION_PANEL,
+    OUTPUT_PANEL,
     Budget,
     Chunk,
     ConstantSize,
@@ -42,6 +45,7 @@ from uncomp_cli.cli.options import (
     Truncate,
     terminal_of,
 )
+from uncomp_cli.cli.pins import parse_pin
 from uncomp_cli.cli.prepare import ModelChoice
 from uncomp_cli.cli.tree import option
 from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
@@ -94,6 +98,24 @@ def ask(
         bool,
         option("--each", help="Ask every document by itself; answers are written file by file."),
     ] = False,
+    pin: Annotated[
+        list[str] | None,
+        option(
+            "--pin",
+            help="Lines of a document that are never dropped from the cache, such as notes.md:10-40; repeatable.",
+            metavar="FILE:LINES",
+            panel=COMPRESSION_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    evidence: Annotated[
+        bool,
+        option(
+            "--evidence",
+            help="Then show the passages that the answer looked at most, and how much of them was kept.",
+            panel=OUTPUT_PANEL,
+        ),
+    ] = False,
     truncate: Truncate = None,
     dry_run: Annotated[
         bool, option("--dry-run", help="Only say what it would take: tokens, bytes, fits or not.")
@@ -120,6 +142,9 @@ def ask(
     chunk: Chunk = "auto",
     kv_mem: KvMem = "auto",
     constant_size: ConstantSize = False,
+    save_cache: SaveCache = None,
+    reuse: Reuse = None,
+    cache_size: CacheSize = DEFAULT_CACHE_SIZE,
     system: System = None,
     max_new_tokens: MaxNewTokens = _SAMPLING.max_new_tokens,
     temperature: Temperature = _SAMPLING.temperature,
@@ -155,5 +180,10 @@ def ask(
         limits=limits_of(chunk, kv_mem, constant_size=constant_size),
         matmul=matmul,
         each=each,
+        evidence=evidence,
+        pins=tuple(parse_pin(text) for text in pin or ()),
+        save_cache=save_cache,
+        reuse=reuse,
+        cache_size=cache_size,
     )
     raise typer.Exit(run_ask(job, terminal_of(ctx, quiet=quiet)))

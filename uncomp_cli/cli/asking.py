@@ -2,15 +2,18 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
+from uncomp_cli.cli.cache_options import DEFAULT_CACHE_SIZE
+from uncomp_cli.cli.pins import Pin, pinned_tokens, protect, resolve
 from uncomp_cli.cli.prepare import ModelChoice, check_text, choose_preset, load, settle_preset
 from uncomp_cli.cli.report import loss_note
 from uncomp_cli.config import Limits, SamplingConfig
+from uncomp_cli.documents.places import Places, Source
 from uncomp_cli.documents.reader import DocumentSet, read_documents
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.format import format_count
 from uncomp_cli.ui.live import loading
@@ -30,6 +33,8 @@ __all__ = [
     "gather_documents",
     "gather_questions",
     "join_documents",
+    "pins_in",
+    "places_of",
     "preset_of",
     "run_ask",
     "settle",
@@ -37,6 +42,8 @@ __all__ = [
 ]
 
 GAP = "\n\n"
+AUTOMATIC = "auto"
+"""--reuse by what was read: no cache is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,25 @@ class AskJob:
     limits: Limits = field(default_factory=Limits)
     each: bool = False
     matmul: Literal["float32", "bfloat16", "int8"] = "float32"
+    evidence: bool = False
+    pins: tuple[Pin, ...] = ()
+    save_cache: str | None = None
+    reuse: str | None = None
+    cache_size: str = DEFAULT_CACHE_SIZE
+
+    @property
+    def saves_context(self) -> bool:
+        """Whether what is read is kept on the disk, or was."""
+        return self.save_cache is not None or self.reuse is not None
+
+    @property
+    def names_a_cache(self) -> bool:
+        """Whether a saved cache is named, which holds a document."""
+        return self.reuse not in (None, AUTOMATIC)
+
+    def without_pins(self) -> "AskJob":
+        """The same with nothing pinned."""
+        return replace(self, pins=())
 
     def contexts(self, documents: DocumentSet) -> list[DocumentSet]:
         """What is read as one: all documents together, or every one by itself."""
@@ -73,7 +99,13 @@ class AskJob:
 def run_ask(job: AskJob, terminal: Terminal) -> int:
     """Run one `uncomp ask`; returns the exit code."""
     questions = gather_questions(job)
+    if job.saves_context:
+        from uncomp_cli.cli.reused_contexts import check_reused
+
+        check_reused(job)
     documents = gather_documents(job, terminal)
+    job = replace(job, pins=resolve(job.pins, [document.path for document in documents.documents]))
+    pinned_tokens(job.pins, Places(_sources(documents), ()))  # refuses what is not there before a model is loaded
     with loading(terminal, "preparing"):
         preset = preset_of(job, job.preset)
     if job.dry_run:
@@ -84,6 +116,10 @@ def run_ask(job: AskJob, terminal: Terminal) -> int:
     from uncomp_cli.models.fingerprint import fingerprint
 
     preset = settle(job, preset, fingerprint(loaded), terminal)
+    if job.saves_context:
+        from uncomp_cli.cli.reusing import run_reused
+
+        return run_reused(job, documents, questions, preset, loaded, terminal)
     from uncomp_cli.cli.answering import Answering
 
     return Answering(job, questions, preset, loaded, terminal).run(job.contexts(documents))
@@ -134,7 +170,9 @@ def gather_questions(job: AskJob) -> list[str]:
 
 
 def gather_documents(job: AskJob, terminal: Terminal) -> DocumentSet:
-    """The documents named by -f, or standard input when it is no terminal."""
+    """The documents named by -f, or standard input when it is no terminal; none when a saved cache holds them."""
+    if job.names_a_cache and not job.paths and not job.dry_run:
+        return DocumentSet(())
     stdin: TextIO | None = sys.stdin  # None when the process was started without one
     if not job.paths and (stdin is None or stdin.isatty()):
         raise UsageError(
@@ -162,18 +200,51 @@ def _parts(documents: DocumentSet) -> list[tuple[str, str]]:
     return [(head, document.text.strip()) for head, document in zip(heads, documents.documents, strict=True)]
 
 
+def _sources(documents: DocumentSet) -> list[Source]:
+    """Where each document's text begins in the text of all."""
+    sources, first_char = [], 0
+    for document, (head, text) in zip(documents.documents, _parts(documents), strict=True):
+        sources.append(Source(document.path, document.text, first_char + len(head)))
+        first_char += len(head) + len(text)
+    return sources
+
+
+def places_of(documents: DocumentSet, prompt: "Prompt") -> Places:
+    """Where the lines of the documents are among the tokens of the prompt made of them."""
+    return Places(_sources(documents), [] if prompt.offsets is None else prompt.offsets.tolist())
+
+
+def pins_in(job: AskJob, documents: DocumentSet) -> tuple[Pin, ...]:
+    """The pins of these documents."""
+    paths = {document.path for document in documents.documents}
+    return tuple(pin for pin in job.pins if pin.path in paths)
+
+
 def build_prompt(
     job: AskJob, documents: DocumentSet, questions: Sequence[str], tokenizer: Any, spec: "ModelSpec", preset: "Preset"
 ) -> "tuple[Prompt, range]":
-    """The prompt, cut as asked to leave room for the answer, and the document tokens that were cut."""
+    """The prompt, cut as asked to leave room for the answer, its pins protected, and the document tokens that were cut.
+
+    Raises DoesNotFitError when what is pinned would be cut away.
+    """
     from uncomp_cli.engine.prompt import chat_prompt, truncate
 
     prompt = chat_prompt(
         tokenizer, join_documents(documents), list(questions), system=job.system, sinks=preset.scorer.sinks
     )
+    pins, cut = pins_in(job, documents), range(0)
+    pinned = pinned_tokens(pins, places_of(documents, prompt)) if pins else []
     if job.truncate is None:
-        return prompt, range(0)
-    return truncate(prompt, max(1, spec.trained_length - job.sampling.max_new_tokens), job.truncate)
+        return protect(prompt, pinned), cut
+    prompt, cut = truncate(prompt, max(1, spec.trained_length - job.sampling.max_new_tokens), job.truncate)
+    left = pinned_tokens(pins, places_of(documents, prompt)) if pins else []
+    if len(left) < len(pinned):
+        raise DoesNotFitError(
+            f"--truncate {job.truncate} would cut away {len(pinned) - len(left):,} of {len(pinned):,} pinned tokens "
+            f"({', '.join(map(str, pins))})",
+            hint="cut another part of the document, or pin other lines",
+        )
+    return protect(prompt, left), cut
 
 
 def describe_files(documents: DocumentSet, tokenizer: Any, cut: range) -> list[dict[str, Any]]:

@@ -1,43 +1,104 @@
-"""`uncomp chat`: a conversation in which only what is new is prefilled."""
+"""`uncomp chat`: a conversation in which only what is new is prefilled, over a cache that stays in its budget."""
+
+from typing import Annotated, Any
 
 import typer
 
+from uncomp_cli.cli.chat_preset import CHAT_PRESET, PresetChoice
+from uncomp_cli.cli.limits import limits_of
 from uncomp_cli.cli.options import (
+    Budget,
+    Chunk,
     Device,
     Dtype,
+    KvMem,
+    MatMul,
     MaxNewTokens,
     MinP,
     Model,
     Offline,
+    Policy,
     Quantize,
     Quiet,
     RepetitionPenalty,
     Rope,
+    Scorer,
     Seed,
     System,
     Temperature,
     Tokenizer,
     TopK,
     TopP,
+    preset_names,
     terminal_of,
 )
-from uncomp_cli.cli.prepare import ModelChoice, check_text, load
+from uncomp_cli.cli.prepare import ModelChoice, check_text
+from uncomp_cli.cli.tree import option
 from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
 
 __all__ = ["chat"]
 
 _SAMPLING = SamplingConfig()
+_OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "max_new_tokens")
+
+
+def saved_sessions(incomplete: str) -> list[str]:
+    """Completions of a session's name."""
+    from uncomp_cli.sessions.store import session_names
+
+    return [name for name in session_names() if name.startswith(incomplete)]
 
 
 def chat(
     ctx: typer.Context,
+    file: Annotated[
+        list[str] | None,
+        option(
+            "--file",
+            "-f",
+            help="File, directory or glob to talk about from the start; repeatable.",
+            metavar="PATH",
+            show_default=False,
+        ),
+    ] = None,
+    session: Annotated[
+        str | None,
+        option(
+            "--session",
+            help="Go on with the session of this name, or begin it; saved after every turn.",
+            metavar="NAME",
+            show_default=False,
+            autocompletion=saved_sessions,
+        ),
+    ] = None,
+    no_history: Annotated[
+        bool, option("--no-history", help="Neither read nor write the file of what was typed before.")
+    ] = False,
     model: Model = DEFAULT_MODEL,
     tokenizer: Tokenizer = None,
     quantize: Quantize = "none",
     device: Device = "auto",
     dtype: Dtype = "auto",
     rope: Rope = None,
+    matmul: MatMul = "float32",
     offline: Offline = False,
+    preset: Annotated[
+        str | None,
+        option(
+            "--preset",
+            "-p",
+            help="Policy, scorer and budget under one name, or a preset file.",
+            metavar="NAME|PATH",
+            panel="Compression",
+            autocompletion=preset_names,
+            show_default=CHAT_PRESET,
+        ),
+    ] = None,
+    budget: Budget = None,
+    policy: Policy = None,
+    scorer: Scorer = None,
+    chunk: Chunk = "auto",
+    kv_mem: KvMem = "auto",
     system: System = None,
     max_new_tokens: MaxNewTokens = _SAMPLING.max_new_tokens,
     temperature: Temperature = _SAMPLING.temperature,
@@ -48,14 +109,25 @@ def chat(
     seed: Seed = _SAMPLING.seed,
     quiet: Quiet = False,
 ) -> None:
-    """Talk with a model; /help lists what can be done on the way."""
-    from uncomp_cli.cli.conversation import Conversation
-    from uncomp_cli.ui.prompt import line_reader
+    """Talk with a model about documents or anything; /help lists what can be done on the way."""
+    from uncomp_cli.cli.chatting import ChatJob, run_chat
 
-    terminal = terminal_of(ctx, quiet=quiet)
-    sampling = SamplingConfig(temperature, top_p, top_k, min_p, repetition_penalty, seed, max_new_tokens)
     check_text(system or "", "the system prompt")
-    loaded = load(ModelChoice(model, tokenizer, quantize, device, dtype, offline, rope), terminal)
-    conversation = Conversation(loaded, sampling, terminal, system=system)
-    terminal.note(f"{loaded.info.name} · /help shows the commands, Ctrl-D leaves")
-    conversation.run(line_reader(terminal, completions=conversation.commands))
+    job = ChatJob(
+        paths=tuple(file or ()),
+        session=session,
+        keeps_history=not no_history,
+        model=ModelChoice(model, tokenizer, quantize, device, dtype, offline, rope),
+        choice=PresetChoice(preset, budget, policy, scorer, seed),
+        limits=limits_of(chunk, kv_mem, constant_size=False),
+        matmul=matmul,
+        system=system,
+        sampling=SamplingConfig(temperature, top_p, top_k, min_p, repetition_penalty, seed, max_new_tokens),
+        named=frozenset(name for name in ("model", *_OF_SAMPLING) if _is_named(ctx, name)),
+    )
+    run_chat(job, terminal_of(ctx, quiet=quiet))
+
+
+def _is_named(ctx: Any, name: str) -> bool:
+    """Whether the user gave the option, on the command line or as a setting."""
+    return str(ctx.get_parameter_source(name).name) != "DEFAULT"

@@ -5,9 +5,11 @@ No weights are loaded.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from uncomp_cli.cli.asking import AskJob, build_prompt, describe_files, settle
+from uncomp_cli.cli.asking import AskJob, build_prompt, describe_files, pins_in, settle
+from uncomp_cli.cli.pins import blame
 from uncomp_cli.cli.prepare import fetch, weigh
 from uncomp_cli.cli.report import held_bits
 from uncomp_cli.documents.reader import DocumentSet
@@ -48,6 +50,13 @@ def show_plan(
             prompt, cut = build_prompt(job, documents, questions, tokenizer, spec, preset)
             files = describe_files(documents, tokenizer, cut)
         record, refusal = _plan(job, prompt, preset, machine)
+        pins = pins_in(job, documents)
+        if pins:
+            unpinned, _ = build_prompt(job.without_pins(), documents, questions, tokenizer, spec, preset)
+            record["pinned_tokens"] = int(prompt.protected.sum()) - int(unpinned.protected.sum())
+            if refusal is not None:
+                refusal = blame(refusal, pins, prompt, unpinned, plan=partial(_plan_or_raise, job, preset, machine))
+                record["refusal"] = refusal.message
         _write({"schema_version": 1, "model": job.model.name, "files": files, **record}, terminal, as_json=job.as_json)
         if refusal is not None:
             terminal.error(refusal.message, hint=refusal.hint)
@@ -101,6 +110,13 @@ def _plan(
     record["expected_peak_bytes"] = weights + expected.peak_bytes
     record |= {"thinning": preset.thinning} | ({} if chunk is None else {"chunk_tokens": chunk})
     return record, None
+
+
+def _plan_or_raise(job: AskJob, preset: "Preset", machine: _Machine, prompt: "Prompt") -> None:
+    """Raise the refusal of `prompt`, if there is one."""
+    refusal = _plan(job, prompt, preset, machine)[1]
+    if refusal is not None:
+        raise refusal
 
 
 def _write(record: dict[str, Any], terminal: Terminal, *, as_json: bool) -> None:

@@ -76,7 +76,7 @@ def eval(
         option(
             "--task",
             "-t",
-            help="Task or subtask, such as needle, ruler, ruler/vt, fidelity, perplexity, multiquestion; repeatable.",
+            help="Task or subtask: needle, ruler/vt, multiquestion, conversation, evidence, fidelity, …; repeatable.",
             metavar="NAME",
             show_default=", ".join(DEFAULT_TASKS),
             panel=TASK_PANEL,

@@ -33,6 +33,10 @@ _TOGETHER = ("needle", "ruler")
 _SHOWN = {
     "match": "accepted strings found (share)",
     "exact": "exact answers (share)",
+    "top_1": "needed line cited first (share of right answers)",
+    "top_3": "needed line among the first three cited (share of right answers)",
+    "reread": "turns that read evicted text again (share)",
+    "within": "conversations within the budget at every turn (share)",
     "nll": "NLL per token (nats)",
     "kl": "KL to the full cache (nats a token)",
     "kl_p99": "KL to the full cache, 99th percentile (nats)",

@@ -1,15 +1,19 @@
 """What an answer is reported as: the readout line for people, one JSON object for programs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from uncomp_cli.cli.pins import pinned_tokens
 from uncomp_cli.ui.format import Readout, format_bytes, format_count, format_decimal
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.plan import BudgetPlan
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.budget.quality import QualityPoint
+    from uncomp_cli.cli.failures import Failure
+    from uncomp_cli.cli.pins import Pin
+    from uncomp_cli.documents.places import Places
     from uncomp_cli.engine.session import RunStats
     from uncomp_cli.models.load import LoadedModel
     from uncomp_cli.spec import ModelSpec
@@ -20,8 +24,10 @@ __all__ = [
     "answer_record",
     "budget_note",
     "chunk_note",
+    "failure_record",
     "held_bits",
     "loss_note",
+    "pin_note",
     "quality_row",
     "readout",
 ]
@@ -86,6 +92,13 @@ def chunk_note(chunk_tokens: int, context_tokens: int, *, kv_mem: int | None) ->
     )
 
 
+def pin_note(pins: "Sequence[Pin]", places: "Places") -> Iterator[str]:
+    """Which lines are never dropped, and how many tokens they are."""
+    if pins:
+        tokens = len(pinned_tokens(pins, places))
+        yield f"pinned {', '.join(map(str, pins))}: {format_count(tokens)} tokens in every head"
+
+
 def loss_note(preset: "Preset", max_loss: str) -> str:
     """Which budget --max-loss chose, and the measured loss that it holds by."""
     from uncomp_cli.budget.units import parse_budget
@@ -111,6 +124,7 @@ def answer_record(
     hidden_kept: Sequence[float] = (),
     chunk_tokens: int | None = None,
     later: bool = False,
+    evidence: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """The JSON object of one answer; units are in the names, and `budget` is there when it was asked for.
 
@@ -174,10 +188,20 @@ def answer_record(
             "prompt_in_trained_length": stats.prompt_tokens <= loaded.info.trained_length,
             "calibrated": False,
         },
-        "evidence": [],
+        "evidence": list(evidence),
         "warnings": list(warnings),
         "seed": seed,
         **({} if budget is None else {"budget": budget}),
+    }
+
+
+def failure_record(question: str, failure: "Failure", *, path: str | None = None) -> dict[str, Any]:
+    """The JSON object of a question that has no answer; `path` is its document's when each is asked by itself."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "question": question,
+        **({} if path is None else {"files": [{"path": path}]}),
+        "error": {"message": failure.message, "hint": failure.hint, "exit_code": failure.exit_code},
     }
 
 

@@ -132,11 +132,19 @@ def fixed(plan: BudgetPlan | Allocation) -> Allocation:
     return plan if isinstance(plan, Allocation) else Allocation(plan)
 
 
-def allocate(wanted: Wanted, *, profile: UncertaintyProfile | None, measurer: Measurer) -> Allocation:
+def allocate(
+    wanted: Wanted,
+    *,
+    profile: UncertaintyProfile | None,
+    measurer: Measurer,
+    uncertainty: Uncertainty | None = None,
+) -> Allocation:
     """The allocation of a policy: from `profile` when it holds a measure that the policy can use, otherwise live.
 
-    Raises UsageError when the policy can use neither.
+    `uncertainty` are values that are known already, and used. Raises UsageError when the policy can use neither.
     """
+    if uncertainty is not None:
+        return Allocation(wanted.plan(uncertainty), wanted=wanted, uncertainty=uncertainty)
     measures = wanted.policy.measures
     if not measures:
         return Allocation(wanted.plan(), wanted=wanted)

@@ -5,7 +5,6 @@ answer). Every branch follows the trunk directly: branches do not see each other
 prefill. The template's tokens are parsed as special tokens; the user's text never is.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -18,14 +17,16 @@ from uncomp_cli.cache.coherence import word_ids
 from uncomp_cli.errors import DoesNotFitError, ModelError
 
 __all__ = [
-    "Message",
+    "OTHER_TEMPLATE",
     "Prompt",
     "Side",
     "chat_prompt",
     "completion_prompt",
     "count_tokens",
+    "encode",
+    "encode_words",
     "open_question",
-    "render_chat",
+    "render_template",
     "truncate",
 ]
 
@@ -33,7 +34,7 @@ Side = Literal["head", "middle", "tail"]
 
 # In private-use characters: no template has them, so each stands where people's text will.
 _SYSTEM, _DOCUMENT, _QUESTION = "\ue000system\ue001", "\ue000document\ue001", "\ue000question\ue001"
-_OTHER_TEMPLATE = "choose another --model, or a --tokenizer directory with another chat template"
+OTHER_TEMPLATE = "choose another --model, or a --tokenizer directory with another chat template"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ class Prompt:
     """Token ids of one context and its questions.
 
     `protected` bool [S] marks context tokens that are never evicted; `words` int64 [S] numbers the context's words.
-    The `asked` last tokens of the context are the beginning of its only question (`open_question`).
+    The `asked` last tokens of the context are the beginning of its only question (`open_question`). `offsets` int64
+    [S, 2] are the characters of each context token in the document's text, -1 where a token is not of the document.
     """
 
     context: tuple[int, ...]
@@ -49,6 +51,7 @@ class Prompt:
     protected: Tensor = field(repr=False)
     words: Tensor | None = field(default=None, repr=False)
     asked: int = 0
+    offsets: Tensor | None = field(default=None, repr=False)
 
     @property
     def longest_question(self) -> int:
@@ -96,33 +99,8 @@ def open_question(prompt: Prompt, *, recent: int) -> Prompt:
         protected=torch.cat([prompt.protected, torch.zeros(moved, dtype=torch.bool)]),
         words=words,
         asked=prompt.asked + moved,
+        offsets=None if prompt.offsets is None else torch.cat([prompt.offsets, torch.full((moved, 2), -1)]),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message of a chat; `ids` are the tokens that a model generated for it, kept as they were."""
-
-    role: Literal["system", "user", "assistant"]
-    text: str
-    ids: tuple[int, ...] | None = None
-
-
-def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation with the opening of the next answer; raises ModelError without a chat template."""
-    if not tokenizer.chat_template:
-        raise ModelError("this model has no chat template", hint="use `uncomp ask`, or a model made for chat")
-    marks = [f"\ue000message {index}\ue001" for index in range(len(messages))]
-    framed = [{"role": message.role, "content": mark} for message, mark in zip(messages, marks, strict=True)]
-    rest = _render(tokenizer, framed)
-    ids: list[int] = []
-    for message, mark in zip(messages, marks, strict=True):
-        before, found, rest = rest.partition(mark)
-        if not found:
-            raise _left_out(message, newest=message is messages[-1])
-        ids += _encode(tokenizer, before, special=True)
-        ids += message.ids if message.ids is not None else _encode(tokenizer, message.text, special=False)
-    return ids + _encode(tokenizer, rest, special=True)
 
 
 def chat_prompt(
@@ -131,11 +109,11 @@ def chat_prompt(
     """The prompt for `questions` about `document` in the tokenizer's chat format, or as plain text without one."""
     prefix, between, suffix = _frame(tokenizer, system)
     opening = _encode_frame(tokenizer, prefix, system)
-    body, words = _encode_words(tokenizer, document.strip())
+    body, words, offsets = encode_words(tokenizer, document)
     branches = tuple(
         (
             *_encode_frame(tokenizer, between, system),
-            *_encode(tokenizer, question.strip(), special=False),
+            *encode(tokenizer, question.strip(), special=False),
             *_encode_frame(tokenizer, suffix, system),
         )
         for question in questions
@@ -144,21 +122,22 @@ def chat_prompt(
     protected = torch.zeros(len(context), dtype=torch.bool)
     protected[: max(len(opening), min(sinks, len(context)))] = True
     shifted = torch.cat([torch.arange(len(opening)), words + len(opening)])
-    return Prompt(context=context, questions=branches, protected=protected, words=shifted)
+    offsets = torch.cat([torch.full((len(opening), 2), -1), offsets])
+    return Prompt(context=context, questions=branches, protected=protected, words=shifted, offsets=offsets)
 
 
 def completion_prompt(tokenizer: PreTrainedTokenizerBase, context: str, question: str, *, sinks: int) -> Prompt:
     """A plain-text prompt: `context` is compressed, `question` observes it and opens the continuation."""
-    ids, words = _encode_words(tokenizer, context)
+    ids, words, offsets = encode_words(tokenizer, context, strip=False)
     protected = torch.zeros(len(ids), dtype=torch.bool)
     protected[:sinks] = True
-    branch = tuple(_encode(tokenizer, question, special=False))
-    return Prompt(context=tuple(ids), questions=(branch,), protected=protected, words=words)
+    branch = tuple(encode(tokenizer, question, special=False))
+    return Prompt(context=tuple(ids), questions=(branch,), protected=protected, words=words, offsets=offsets)
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
     """Tokens of user text."""
-    return len(_encode(tokenizer, text, special=False))
+    return len(encode(tokenizer, text, special=False))
 
 
 def truncate(prompt: Prompt, limit: int, side: Side) -> tuple[Prompt, range]:
@@ -180,7 +159,8 @@ def truncate(prompt: Prompt, limit: int, side: Side) -> tuple[Prompt, range]:
     keep[opening + first : opening + first + cut] = False
     words = None if prompt.words is None else torch.unique(prompt.words[keep], return_inverse=True)[1]
     context = tuple(token for token, kept in zip(prompt.context, keep.tolist(), strict=True) if kept)
-    shorter = replace(prompt, context=context, protected=prompt.protected[keep], words=words)
+    offsets = None if prompt.offsets is None else prompt.offsets[keep]
+    shorter = replace(prompt, context=context, protected=prompt.protected[keep], words=words, offsets=offsets)
     return shorter, range(first, first + cut)
 
 
@@ -192,7 +172,7 @@ def _frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> tuple[str,
     user = f"{_DOCUMENT}\n\n{_QUESTION}"
     if tokenizer.chat_template:
         messages = [{"role": "system", "content": _SYSTEM}] if system is not None else []
-        text = _render(tokenizer, [*messages, {"role": "user", "content": user}])
+        text = render_template(tokenizer, [*messages, {"role": "user", "content": user}])
     else:
         opening = f"{_SYSTEM}\n\n" if system else ""
         text = f"{tokenizer.bos_token or ''}{opening}{_DOCUMENT}\n\nQuestion: {_QUESTION}\nAnswer:"
@@ -203,47 +183,47 @@ def _frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> tuple[str,
     between, question, suffix = rest.partition(_QUESTION)
     if not (document and question):
         lost = "question" if document else "document"
-        raise ModelError(f"this model's chat template leaves out the {lost}", hint=_OTHER_TEMPLATE)
+        raise ModelError(f"this model's chat template leaves out the {lost}", hint=OTHER_TEMPLATE)
     return prefix, between, suffix
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> str:
+def render_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> str:
     """The template's text for `messages` and the opening of the answer; raises ModelError when it refuses them."""
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except jinja2.TemplateError as error:
         reason = " ".join(str(error).split())
         has_system = messages[0]["role"] == "system"
-        hint = "leave --system out (in a chat: /system default)" if has_system else _OTHER_TEMPLATE
+        hint = "leave --system out (in a chat: /system default)" if has_system else OTHER_TEMPLATE
         raise ModelError(f"this model's chat template refuses these messages: {reason}", hint=hint) from error
-
-
-def _left_out(message: Message, *, newest: bool) -> ModelError:
-    """The error of a template that does not show `message` of a chat."""
-    if message.role == "system":
-        hint = "/system default goes back to the model's own system prompt"
-    else:
-        hint = _OTHER_TEMPLATE if newest else "/clear forgets what was said before, so that nothing can be left out"
-    return ModelError(f"the model's chat template leaves out a {message.role} message", hint=hint)
 
 
 def _encode_frame(tokenizer: PreTrainedTokenizerBase, text: str, system: str | None) -> list[int]:
     """Token ids of template text, in which special tokens are meant, with the system prompt, in which none are."""
     first, *others = text.split(_SYSTEM)
-    ids = _encode(tokenizer, first, special=True)
+    ids = encode(tokenizer, first, special=True)
     for after in others:
-        ids += _encode(tokenizer, system or "", special=False) + _encode(tokenizer, after, special=True)
+        ids += encode(tokenizer, system or "", special=False) + encode(tokenizer, after, special=True)
     return ids
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
+    """Token ids of text in which special tokens are meant, or not."""
     encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=not special, verbose=False)
     return list(encoded["input_ids"])
 
 
-def _encode_words(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], Tensor]:
-    """Token ids of user text and the number of each token's word."""
+def encode_words(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, strip: bool = True
+) -> tuple[list[int], Tensor, Tensor]:
+    """Token ids of user text, the number of each token's word [S] and its characters in `text` [S, 2].
+
+    With `strip` white space at both ends is left out.
+    """
+    body = text.strip() if strip else text
     encoded = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        body, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
     )
-    return list(encoded["input_ids"]), word_ids(text, encoded["offset_mapping"])
+    found = encoded["offset_mapping"]
+    offsets = torch.tensor(found, dtype=torch.int64).view(-1, 2) + text.find(body)
+    return list(encoded["input_ids"]), word_ids(body, found), offsets

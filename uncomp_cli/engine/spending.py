@@ -6,6 +6,7 @@ from functools import partial
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset
+from uncomp_cli.budget.uncertainty_values import Uncertainty
 from uncomp_cli.budget.units import Budget, parse_budget, resolve_entries, resolve_quantized
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.allocation import Allocation, Measurer, Wanted, allocate
@@ -35,12 +36,14 @@ def make_allocation(
     measurer: Measurer | None = None,
     at_once: int | None = None,
     most_entries: int | None = None,
+    uncertainty: Uncertainty | None = None,
 ) -> Allocation:
     """How `preset` spreads its budget over `prompt`; `available` bytes are what a budget of `auto` may use.
 
-    `measurer` measures for a policy that does so live. `at_once` tokens go through the model together (None: all), and
-    no more than `most_entries` are kept whatever the budget. Raises DoesNotFitError when the budget is too small,
-    UsageError when the policy needs a measure that the preset's profile does not have.
+    `measurer` measures for a policy that does so live; `uncertainty` is what is known already. `at_once` tokens go
+    through the model together (None: all), and no more than `most_entries` are kept whatever the budget. Raises
+    DoesNotFitError when the budget is too small, UsageError when the policy needs a measure that the preset's profile
+    does not have.
     """
     budget = parse_budget(preset.budget)
     spare = int(MEMORY_MARGIN * available) - activation_bytes(spec, at_once or prompt.flat_len)
@@ -54,7 +57,7 @@ def make_allocation(
     policy = make_policy(name)
     wanted = Wanted(policy, spec, prompt.seq_len, entries, prompt.always_kept, preset.kv_bits)
     measuring = measurer or partial(measure_layer, window=preset.scorer.window, sinks=preset.scorer.sinks)
-    return allocate(wanted, profile=profile_of(preset), measurer=measuring)
+    return allocate(wanted, profile=profile_of(preset), measurer=measuring, uncertainty=uncertainty)
 
 
 def _entries(spec: ModelSpec, budget: Budget, prompt: Prompt, *, kv_bits: int, free_bytes: int) -> int:

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.cache.agreement import agree, mix
-from uncomp_cli.cache.coherence import pool, share_by_word
-from uncomp_cli.cache.eviction import select
-from uncomp_cli.cache.head_shares import share_heads
+from uncomp_cli.cache.choosing import choose_held
+from uncomp_cli.cache.coherence import pool
 from uncomp_cli.cache.ragged import Head, RaggedKVCache
 from uncomp_cli.cache.scoring import Scorer
 from uncomp_cli.config import ScorerConfig
@@ -205,19 +204,15 @@ class StreamedState:
     def _chosen(self, scores: Tensor, heads: Sequence[Head], counts: Sequence[int]) -> list[Head]:
         """What stays of each head by scores [G, S]: `counts` entries, or all when there are fewer."""
         words = self.prompt.words if self.config.whole_words else None
-        protected = self.prompt.protected.to(scores.device)
-        ranked = _ranked(scores, heads, None if words is None else words.to(scores.device))
-        floor = self.allocation.plan.head_floor
-        if floor < 1:
-            counts = share_heads(ranked, counts, protected=protected, floor=floor)
-        chosen = []
-        for row, (keys, values, positions), count in zip(ranked, heads, counts, strict=True):
-            at = positions.long()
-            must = protected[at]
-            numbers = None if words is None else words.to(at.device)[at]
-            (stay,) = select(row[at][None], [max(count, int(must.sum()))], protected=must, words=numbers)
-            chosen.append((keys[stay], values[stay], positions[stay]))
-        return chosen
+        stay = choose_held(
+            scores,
+            [positions for _, _, positions in heads],
+            counts,
+            protected=self.prompt.protected.to(scores.device),
+            words=None if words is None else words.to(scores.device),
+            floor=self.allocation.plan.head_floor,
+        )
+        return [(k[rows], v[rows], at[rows]) for (k, v, at), rows in zip(heads, stay, strict=True)]
 
     def _put(self, layer: int, questions: list[list[Head]]) -> None:
         """One question behind the context; several wait beside it."""
@@ -226,15 +221,6 @@ class StreamedState:
             return
         self.questions.append(questions)
         self.cache.count_aside(tensor for question in questions for head in question for tensor in head)
-
-
-def _ranked(scores: Tensor, heads: Sequence[Head], words: Tensor | None) -> Tensor:
-    """Scores [G, S] of what each head holds, where words are given those of its words; -inf for what it does not."""
-    ranked = torch.full_like(scores, float("-inf"))
-    for row, own, (_, _, positions) in zip(ranked, scores, heads, strict=True):
-        at = positions.long()
-        row[at] = own[at] if words is None else share_by_word(own[at][None], words[at])[0]
-    return ranked
 
 
 def _last(head: Head, count: int) -> Head:

@@ -24,6 +24,7 @@ from uncomp_cli.budget.thinning import NoThinning, make_thinning
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scoring import LayerView, Scorer, make_scorer
 from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine.allocation import Allocation
 from uncomp_cli.engine.attention import AttentionState, attend_causal
 from uncomp_cli.engine.measuring import measure_layer
 from uncomp_cli.engine.memory import free_bytes
@@ -39,7 +40,7 @@ from uncomp_cli.evals.contestants import Setting
 from uncomp_cli.evals.sample import Regime
 from uncomp_cli.uncertainty.measures import Measure
 
-__all__ = ["Reading", "read_once"]
+__all__ = ["Left", "Reading", "read_once"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class _Remembering:
 
     def __init__(self, scorer: Scorer) -> None:
         self.name, self.query_aware, self.published = scorer.name, scorer.query_aware, scorer.published
-        self.shared = scorer.shared
+        self.shared, self.needs_queries = scorer.shared, scorer.needs_queries
         self._scorer = scorer
         self._scores: dict[int, Tensor] = {}
 
@@ -87,6 +88,18 @@ class _Remembering:
         if view.layer not in self._scores:
             self._scores[view.layer] = self._scorer.score(view)
         return self._scores[view.layer]
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a setting leaves: the cache of one row, and the logits [1, vocab] behind all that it read.
+
+    `trust` [L][G] is how far its policy trusts each head to say what matters, None when it measures nothing.
+    """
+
+    cache: RaggedKVCache
+    logits: Tensor
+    trust: tuple[tuple[float, ...], ...] | None
 
 
 class Reading:
@@ -103,22 +116,26 @@ class Reading:
         self._measured: dict[tuple[str, int, int, int, int, int], Tensor] = {}
         self._scorers: dict[tuple[ScorerConfig, Regime], _Remembering] = {}
 
-    def leave(self, setting: Setting, regime: Regime) -> tuple[RaggedKVCache, Tensor]:
-        """What `setting` leaves: the cache of one row, and the logits [1, vocab] behind all that it read.
+    def leave(self, setting: Setting, regime: Regime) -> Left:
+        """What `setting` leaves.
 
         Raises DoesNotFitError when its budget is too small, ModelError for a model that it cannot be used with.
         """
         if make_thinning(setting.preset.thinning).name == NoThinning.name:
-            return self.compress(setting, regime), self.logits
-        read = self.read_thinned(setting, regime)
-        return read.cache, read.logits
+            cache, allocation = self._compress(setting, regime)
+            return Left(cache, self.logits, allocation.trust())
+        read, allocation = self._read_thinned(setting, regime)
+        return Left(read.cache, read.logits, allocation.trust())
 
-    @torch.no_grad()
     def read_thinned(self, setting: Setting, regime: Regime) -> Prefilled:
         """The prompt, or its context alone, read by the engine itself, thinned as `setting` has it.
 
         Raises DoesNotFitError when budget or memory is too small, ModelError for a model that cannot be thinned.
         """
+        return self._read_thinned(setting, regime)[0]
+
+    @torch.no_grad()
+    def _read_thinned(self, setting: Setting, regime: Regime) -> tuple[Prefilled, Allocation]:
         config = self._config(setting.preset)
         prompt = self.prompt
         if regime == "agnostic":
@@ -131,14 +148,17 @@ class Reading:
         if planned.chunk_tokens is not None:  # a result must not depend on the memory that is free
             message = f"a sample of {self.prompt.seq_len:,} tokens does not fit into memory in one pass"
             raise DoesNotFitError(message, hint="use fewer --tokens")
-        return _result(read_compressed(self.decoder, planned))
+        return _result(read_compressed(self.decoder, planned)), planned.allocation
 
-    @torch.no_grad()
     def compress(self, setting: Setting, regime: Regime) -> RaggedKVCache:
         """The cache of one row that `setting` leaves of the exact prefill; what it says of thinning is not looked at.
 
         Raises DoesNotFitError when its budget is too small.
         """
+        return self._compress(setting, regime)[0]
+
+    @torch.no_grad()
+    def _compress(self, setting: Setting, regime: Regime) -> tuple[RaggedKVCache, Allocation]:
         config = self._config(setting.preset)
         prompt = self._prompt(config, regime)
         spec, bits = self.decoder.spec, setting.preset.kv_bits
@@ -158,7 +178,7 @@ class Reading:
             state.keep(
                 layer, call.query, call.key, call.value, scaling=call.scaling, sliding_window=call.sliding_window
             )
-        return cache
+        return cache, allocation
 
     def _config(self, preset: Preset) -> ScorerConfig:
         config = scorer_config(preset)

@@ -1,40 +1,97 @@
 """Reading what the user types: an editable line on a terminal, plain lines from a pipe; what waits there to be read.
 
-The prompt is drawn on standard error, so that standard output carries answers only.
+The prompt is drawn on standard error, so that standard output carries answers only. A block (blocks.py) comes as one
+text on every way in.
 """
 
 import array
 import os
 import stat
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO
 
+from uncomp_cli.errors import UsageError
+from uncomp_cli.ui.blocks import QUOTES, is_open, without_quotes
 from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.editor import edit_text
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["has_data", "line_reader"]
+__all__ = ["LineReader", "edit_text", "has_data", "line_reader"]
 
 PROMPT = "> "
+CONTINUATION = ". "
+
+# Returns the next text; EOFError at the end, KeyboardInterrupt on Ctrl-C, UsageError for a block that is never ended.
+LineReader = Callable[[], str]
 
 
-def line_reader(terminal: Terminal, *, completions: "Sequence[str]" = ()) -> Callable[[], str]:
-    """A function that returns the next line; it raises EOFError at the end and KeyboardInterrupt on Ctrl-C."""
-    if not (sys.stdin.isatty() and terminal.stderr_is_terminal):
-        return _read_line
+def line_reader(
+    terminal: Terminal,
+    *,
+    completer: Callable[[str], Sequence[str]] | None = None,
+    status: Callable[[], str] | None = None,
+    history: Path | None = None,
+) -> LineReader:
+    """Reads texts without their final newline and without the quotes of a block; a pasted text is one text.
+
+    On an animated terminal: `completer` is given the line up to the cursor and returns what it may become, `status`
+    the plain text of the bottom toolbar (asked once a prompt, "" for none), `history` is a file that only its owner
+    can read (None: remembered until the end of the process).
+    """
+    if not _is_terminal(sys.stdin) or not terminal.stderr_is_terminal:
+        return lambda: _read_text(_read_line)
     if not terminal.animated:
-        return lambda: _read_plain(terminal)
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.output import create_output
+        return _PlainReader(terminal)
+    from uncomp_cli.ui.line_editor import LineEditor
 
-    completer = WordCompleter(list(completions), sentence=True)
-    session: PromptSession[str] = PromptSession(
-        output=create_output(stdout=sys.stderr), completer=completer, complete_while_typing=False
-    )
-    return lambda: session.prompt(PROMPT)
+    return LineEditor(terminal, completer=completer, status=status, history=history).read
+
+
+class _PlainReader:
+    """Lines from a terminal that can draw nothing: a prompt before each, and no key but what the terminal knows."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self.terminal = terminal
+        self.prompt = PROMPT
+
+    def __call__(self) -> str:
+        self.prompt = PROMPT
+        return _read_text(self._read_prompted)
+
+    def _read_prompted(self) -> str:
+        self.terminal.stderr.write(self.prompt)
+        self.terminal.stderr.flush()
+        self.prompt = CONTINUATION
+        try:
+            return _read_line()
+        except EOFError:
+            self.terminal.stderr.write("\n")
+            raise
+
+
+def _read_text(read_line: Callable[[], str]) -> str:
+    """A line, or all lines of a block."""
+    text = read_line()
+    while is_open(text):
+        try:
+            text += "\n" + read_line()
+        except EOFError as error:
+            lines = text.count("\n") + 1
+            message = f"the input ended in a {QUOTES} block of {lines:,} {'lines' if lines > 1 else 'line'}"
+            raise UsageError(message, hint=f"end the block with {QUOTES}") from error
+    return without_quotes(text)
+
+
+def _read_line() -> str:
+    line = b"" if sys.stdin is None else sys.stdin.buffer.readline()
+    if not line:
+        raise EOFError
+    return line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+
+
+def _is_terminal(stdin: TextIO | None) -> bool:
+    return stdin is not None and not stdin.closed and stdin.isatty()
 
 
 def has_data(stdin: TextIO | None) -> bool:
@@ -58,20 +115,3 @@ def _waiting_bytes(descriptor: int) -> int:
     size = array.array("i", [0])
     fcntl.ioctl(descriptor, termios.FIONREAD, size)
     return size[0]
-
-
-def _read_plain(terminal: Terminal) -> str:
-    terminal.stderr.write(PROMPT)
-    terminal.stderr.flush()
-    try:
-        return _read_line()
-    except EOFError:
-        terminal.stderr.write("\n")
-        raise
-
-
-def _read_line() -> str:
-    line = sys.stdin.buffer.readline()
-    if not line:
-        raise EOFError
-    return line.decode("utf-8", "surrogateescape").rstrip("\r\n")

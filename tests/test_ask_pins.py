@@ -1,0 +1,156 @@
+"""`uncomp ask --pin`: lines that are kept in every head, counted in the budget, refused when they are not there."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_ask_support import tiny_model, two_lines
+
+from uncomp_cli.cli.app import run
+from uncomp_cli.cli.pins import Pin, parse_pin, resolve
+from uncomp_cli.engine.batch import BatchSession
+from uncomp_cli.errors import UsageError
+
+__all__ = ["tiny_model"]
+
+Ask = Callable[..., tuple[int, str, str]]
+LINES = [f"Line {i} says the harbour was quiet." for i in range(1, 31)]
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+    Path("notes.md").write_text("\n" + "\n".join(LINES[1:]) + "\n")  # the first line is blank
+    Path("other.md").write_text("Another text.\n" * 10)
+
+
+@pytest.fixture
+def ask(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
+    def run_ask(*args: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run(["ask", "-m", str(tiny_model), "--max-new-tokens", "4", "-f", "notes.md", *args, "Where?"])
+        return code, *capsys.readouterr()
+
+    return run_ask
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[BatchSession]:
+    """The sessions that are made, so that a test can look into their caches."""
+    made: list[BatchSession] = []
+    init = BatchSession.__init__
+
+    def remembered(self: BatchSession, *args: Any, **keywords: Any) -> None:
+        init(self, *args, **keywords)
+        made.append(self)
+
+    monkeypatch.setattr(BatchSession, "__init__", remembered)
+    return made
+
+
+def held(session: BatchSession, text: str) -> list[bool]:
+    """For every head whether it holds all of `text`, a token a character."""
+    (prompt,) = session._prompt_read().prompts
+    assert prompt.offsets is not None
+    begin = "\n".join(LINES[1:]).index(text)
+    wanted = {i for i, (at, _) in enumerate(prompt.offsets.tolist()) if begin <= at < begin + len(text)}
+    assert len(wanted) == len(text)
+    cache = session._prompt_read().cache
+    heads = [cache.layer(i).head(g)[2].tolist() for i in range(len(cache.layers)) for g in range(cache.num_kv_heads)]
+    return [wanted <= set(positions) for positions in heads]
+
+
+@pytest.mark.parametrize("way", [[], ["--chunk", "256"], ["--thin", "gather:after=1,keep=0.3"], ["--kv-bits", "8"]])
+def test_pinned_lines_are_in_every_head_and_the_budget_is_kept(
+    ask: Ask, sessions: list[BatchSession], way: list[str]
+) -> None:
+    args = ["-b", "25%", "--policy", "uniform", "--json", *way]
+    pinned = "\n".join(LINES[9:12])
+    code, plain, _ = ask(*args)
+    assert code == 0
+    assert not all(held(sessions[-1], pinned))
+    code, out, err = ask(*args, "--pin", "notes.md:10-12")
+    assert code == 0
+    assert all(held(sessions[-1], pinned))
+    assert f"pinned notes.md:10-12: {len(pinned)} tokens in every head" in err
+    kept, before = (json.loads(text)["memory"]["kv_bytes"] for text in (out, plain))
+    assert kept == pytest.approx(before, rel=0.02)
+
+
+def test_lines_are_counted_as_in_the_file(ask: Ask, sessions: list[BatchSession]) -> None:
+    code, _, err = ask("-b", "20%", "--pin", "./notes.md:2", "--pin", "notes.md:30")
+    assert code == 0
+    assert f"pinned notes.md:2, notes.md:30: {len(LINES[1]) + len(LINES[29])} tokens in every head" in err
+    assert all(held(sessions[-1], LINES[1]))
+    assert all(held(sessions[-1], LINES[29]))
+
+
+def test_a_budget_too_small_for_the_pins_names_them(ask: Ask) -> None:
+    small = ["-b", "100", "--pin", "notes.md:5-20"]
+    code, out, err = ask(*small)
+    assert (code, out) == (3, "")
+    message, hint = two_lines("\n".join(line for line in err.splitlines() if line.startswith(("error", "hint"))) + "\n")
+    tokens = len("\n".join(LINES[4:20]))
+    assert message.endswith(f"{tokens} of them are pinned: notes.md:5-20")
+    assert message.startswith("the budget keeps 100 tokens per head, but ")
+    assert hint.startswith("pin fewer lines, or use --budget ")
+    enough = hint.partition("--budget ")[2].split()[0]
+    assert ask("-b", enough, "--pin", "notes.md:5-20")[0] == 0
+    code, out, err = ask(*small, "--dry-run", "--json")
+    assert code == 3
+    assert json.loads(out)["refusal"] == message
+    assert json.loads(out)["pinned_tokens"] == tokens
+
+
+def test_a_refusal_that_pins_have_nothing_to_do_with(ask: Ask) -> None:
+    code, _, err = ask("-b", "10", "--pin", "notes.md:2")
+    assert code == 3
+    assert "pinned" not in err
+
+
+def test_what_is_pinned_is_not_cut_away(ask: Ask) -> None:
+    Path("notes.md").write_text("\n".join(LINES) + "\n" + "word " * 900)
+    code, out, err = ask("--truncate", "head", "--pin", "notes.md:2-3")
+    assert (code, out) == (3, "")
+    assert f"--truncate head would cut away {len(LINES[1]) + 1 + len(LINES[2])} of" in err
+    assert ask("--truncate", "tail", "--pin", "notes.md:2-3", "-b", "50%")[0] == 0
+
+
+def test_with_each_a_pin_is_its_own_documents(ask: Ask) -> None:
+    code, _, err = ask("-f", "other.md", "--each", "-b", "50%", "--pin", "other.md:2")
+    assert code == 0
+    assert [line for line in err.splitlines() if "pinned" in line] == [
+        "other.md: pinned other.md:2: 13 tokens in every head"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pin", "message", "hint"),
+    [
+        ("notes.md", "--pin 'notes.md' names no lines of a file", "write --pin FILE:10-40, or --pin FILE:10"),
+        ("notes.md:x", "--pin 'notes.md:x' names no lines of a file", "write --pin FILE:10-40, or --pin FILE:10"),
+        ("notes.md:29-31", "notes.md has lines 1 to 30, not 29-31", "write notes.md:29-30"),
+        ("notes.md:12-10", "notes.md has lines 1 to 30, not 12-10", "write notes.md:10-12"),
+        ("notes.md:0", "notes.md has lines 1 to 30, not 0", "write notes.md:1"),
+        ("note.md:1", "no document 'note.md' was read", "did you mean 'notes.md'?"),
+    ],
+)
+def test_wrong_pins_are_refused_before_a_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], pin: str, message: str, hint: str
+) -> None:
+    assert run(["ask", "-m", "no-such-model", "-f", "notes.md", "--pin", pin, "Where?"]) == 2
+    assert two_lines(capsys.readouterr().err) == (message, hint)
+
+
+def test_how_a_document_is_named() -> None:
+    paths = ["docs/a.md", "docs/b.md", "old/b.md", "-"]
+    named = ["docs/a.md:1", "./docs/a.md:2", "a.md:3", "b.md:4", "-:5-6"]
+    found = resolve([parse_pin(text) for text in named], paths)
+    assert [str(pin) for pin in found] == ["docs/a.md:1", "docs/a.md:2", "docs/a.md:3", "b.md:4", "-:5-6"]
+    assert parse_pin("C:\\notes.md:7") == Pin("C:\\notes.md", 7, 7)
+    with pytest.raises(UsageError):
+        parse_pin(":3")

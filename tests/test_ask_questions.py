@@ -1,0 +1,127 @@
+"""`uncomp ask` with several questions: one that does not fit or fails is told in its turn, and the others go on."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_ask_support import TRAINED_LENGTH, tiny_model
+
+from uncomp_cli.cli.app import run
+from uncomp_cli.engine.batch import Batch
+
+__all__ = ["tiny_model"]
+
+Ask = Callable[..., tuple[int, str, str]]
+LONG = "y" * TRAINED_LENGTH
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+    Path("notes.txt").write_text("The harbour was quiet. " * 20)
+    Path("more.txt").write_text("The lamps were lit. " * 20)
+
+
+@pytest.fixture
+def ask(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """Run `uncomp ask` about notes.txt on the tiny model: exit code, standard output, standard error."""
+
+    def run_ask(*args: str) -> tuple[int, str, str]:
+        code = run(["ask", "-m", str(tiny_model), "-f", "notes.txt", "--max-new-tokens", "6", "-b", "full", *args])
+        return code, *capsys.readouterr()
+
+    return run_ask
+
+
+def records(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def errors(err: str) -> list[str]:
+    return [line.partition(": the prompt has")[0] for line in err.splitlines() if line.startswith("error")]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_question_that_does_not_fit_is_told_in_its_turn(ask: Ask, place: int) -> None:
+    questions = ["Where?", "When was it?"]
+    alone = records(ask(questions[0], "-Q", questions[1], "--json")[1])
+    asked = [*questions[:place], LONG, *questions[place:]]
+    code, out, err = ask(asked[0], "-Q", asked[1], "-Q", asked[2], "--json")
+    assert code == 3
+    found = records(out)
+    assert [record["question"] for record in found] == asked
+    assert [record["answer"] for record in found if "answer" in record] == [record["answer"] for record in alone]
+    failed = found[place]
+    assert list(failed) == ["schema_version", "question", "error"]
+    assert failed["error"]["exit_code"] == 3
+    assert failed["error"]["message"].endswith("tokens, the model was trained for 4,096")
+    assert "--rope" in failed["error"]["hint"]
+    assert errors(err) == [f"error: question {place + 1} of 3"]
+
+
+def test_answers_stay_apart_on_standard_output(ask: Ask) -> None:
+    code, out, err = ask("Where?", "-Q", LONG, "-Q", "When?")
+    assert code == 3
+    assert re.fullmatch(r"[a-z]{6}\n\n[a-z]{6}\n", out)
+    assert err.index("question 1 of 3: Where?") < err.index("error: question 2 of 3") < err.index("question 3 of 3")
+
+
+def test_when_no_question_fits_nothing_is_said_of_questions(ask: Ask) -> None:
+    Path("notes.txt").write_text("x" * TRAINED_LENGTH)
+    code, out, err = ask("Where?", "-Q", "When?", "--json")
+    assert (code, out) == (3, "")
+    assert errors(err) == ["error"]
+
+
+def test_each_file_has_its_own_failures(ask: Ask) -> None:
+    Path("more.txt").write_text("x" * (TRAINED_LENGTH - 200))
+    question = "y" * 400
+    code, out, err = ask("-f", "more.txt", "--each", "Where?", "-Q", question, "--json")
+    assert code == 3
+    found = [(record["files"][0]["path"], record["question"], "answer" in record) for record in records(out)]
+    assert found == [
+        ("notes.txt", "Where?", True),
+        ("notes.txt", question, True),
+        ("more.txt", "Where?", True),
+        ("more.txt", question, False),
+    ]
+    assert errors(err) == ["error: more.txt: question 2 of 2"]
+
+
+@pytest.mark.parametrize("json_mode", [True, False])
+def test_memory_that_runs_out_while_answering(ask: Ask, monkeypatch: pytest.MonkeyPatch, json_mode: bool) -> None:
+    """The answer that was being shown is lost; the others are written one by one."""
+    advance, calls = Batch._advance, []
+
+    def fail(self: Batch) -> Any:
+        calls.append(0)
+        if len(calls) == 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return advance(self)
+
+    expected = records(ask("Where?", "-Q", "When?", "-Q", "Who was that?", "--json")[1])
+    monkeypatch.setattr(Batch, "_advance", fail)
+    code, out, err = ask("Where?", "-Q", "When?", "-Q", "Who was that?", *(["--json"] if json_mode else []))
+    assert code == 4
+    assert errors(err) == ["error: question 1 of 3: out of memory"]
+    if json_mode:
+        first, *others = records(out)
+        assert (first["question"], first["error"]["exit_code"]) == ("Where?", 4)
+        assert [record["answer"] for record in others] == [record["answer"] for record in expected[1:]]
+    else:
+        assert out == "\n\n".join([expected[0]["answer"][:3], *(record["answer"] for record in expected[1:])]) + "\n"
+
+
+def test_a_defect_of_our_own_ends_the_run(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Batch) -> Any:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(Batch, "_advance", fail)
+    code, out, err = ask("Where?", "-Q", "When?", "--json")
+    assert (code, out) == (1, "")
+    assert "internal error: ZeroDivisionError" in err

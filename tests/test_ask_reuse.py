@@ -1,0 +1,180 @@
+"""`uncomp ask --save-cache` and `--reuse`: streams, JSON, what is said, what is refused and what a bad file does."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_ask_support import make_tiny_model, start
+
+from uncomp_cli.cache.shelf import Shelf
+from uncomp_cli.ui.format import format_bytes
+
+TEXT = "".join(f"line {number}: the keeper wrote {number * 37 % 101} in the book.\n" for number in range(40))
+OPTIONS = ("-p", "live", "--policy", "uniform", "--scorer", "distinct", "-b", "40%", "--max-new-tokens", "8")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text(TEXT)
+    return path
+
+
+class Asker:
+    """Runs `uncomp ask` with a cache directory of its own."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        self.model, self.folder = model, folder
+        self.shelf = Shelf(folder / "documents")
+
+    def __call__(self, *args: str) -> tuple[int, str, str]:
+        return start("ask", "-m", str(self.model), *OPTIONS, *args, UNCOMP_CACHE_DIR=str(self.folder)).finish()
+
+
+@pytest.fixture
+def ask(model: Path, tmp_path: Path) -> Asker:
+    return Asker(model, tmp_path / "cache")
+
+
+def test_saved_by_name_and_asked_without_the_file(ask: Asker, document: Path) -> None:
+    code, first, said = ask("-f", str(document), "--save-cache", "book", "who wrote?")
+    assert code == 0
+    entry = ask.shelf.find("book")
+    share = 100 * entry.file_bytes / entry.manifest.record["kv_full_bytes"]
+    assert f"saved book (budget 40%: {format_bytes(entry.file_bytes)}, {share:.1f} % of full," in said
+    assert "--reuse book answers from it" in said
+    document.unlink()
+    code, second, said = ask("--reuse", "book", "who wrote?")
+    assert (code, second) == (0, first)
+    assert "reused book (" in said
+    assert "saved" not in said
+    assert len(first.strip()) == 8
+
+
+def test_json_tells_what_was_cached(ask: Asker, document: Path) -> None:
+    ask("-f", str(document), "--save-cache", "book", "who wrote?")
+    code, out, _ = ask("--reuse", entry_hash(ask), "--json", "-Q", "who wrote?", "-Q", "what?")
+    assert code == 0
+    records = [json.loads(line) for line in out.splitlines()]
+    context = ask.shelf.find("book").manifest.record["context_tokens"]
+    assert [record["usage"]["cached_tokens"] for record in records] == [context, context]
+    assert [record["question"] for record in records] == ["who wrote?", "what?"]
+    assert records[0]["files"][0]["path"] == str(document)
+    assert records[0]["compression"]["budget_requested"] == "40%"
+    assert records[0]["compression"]["query_aware"] is False
+
+
+def entry_hash(ask: Asker) -> str:
+    return ask.shelf.find("book").key[:10]
+
+
+def test_auto_reads_once_and_again_when_something_is_other(ask: Asker, document: Path) -> None:
+    code, first, said = ask("-f", str(document), "--reuse", "auto", "who wrote?")
+    assert code == 0
+    assert "saved " in said
+    code, second, said = ask("-f", str(document), "--reuse", "auto", "who wrote?")
+    assert (code, second) == (0, first)
+    assert "reused " in said
+    assert len(ask.shelf.entries()) == 1
+    _, _, said = ask("-f", str(document), "--reuse", "auto", "-b", "50%", "who wrote?")
+    assert "saved " in said
+    document.write_text(TEXT + "more")
+    _, _, said = ask("-f", str(document), "--reuse", "auto", "who wrote?")
+    assert "saved " in said
+    assert len(ask.shelf.entries()) == 3
+
+
+def test_a_damaged_cache_is_told_and_the_document_read_again(ask: Asker, document: Path) -> None:
+    _, first, _ = ask("-f", str(document), "--reuse", "auto", "who wrote?")
+    (entry,) = ask.shelf.entries()
+    entry.path.write_bytes(entry.path.read_bytes()[:-7])
+    code, second, said = ask("-f", str(document), "--reuse", "auto", "who wrote?")
+    assert (code, second) == (0, first)
+    assert f"warning: cache '{entry.name}' is damaged: it has" in said
+    assert "the document is read again" in said
+    (again,) = ask.shelf.entries()
+    assert ask.shelf.verify(again) is None
+    assert len(ask.shelf.corrupt()) == 1
+
+
+def test_each_document_has_a_cache_of_its_own(ask: Asker, document: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT[200:])
+    args = ("-f", str(document), "-f", str(other), "--each", "--reuse", "auto", "who wrote?")
+    code, first, said = ask(*args)
+    assert (code, said.count("saved ")) == (0, 2)
+    code, second, said = ask(*args)
+    assert (code, second, said.count("reused ")) == (0, first, 2)
+
+
+def test_a_query_aware_scorer_gives_way_and_that_is_said(ask: Asker, document: Path) -> None:
+    _, _, said = ask("-f", str(document), "--scorer", "window", "--save-cache", "book", "who wrote?")
+    assert said.count("ranks tokens by the question (window)") == 1
+    _, _, said = ask("--reuse", "book", "who wrote?")
+    assert "ranks tokens by the question" not in said
+
+
+def test_what_cannot_be_saved_takes_no_answer_away(ask: Asker, document: Path) -> None:
+    _, expected, _ = ask("-f", str(document), "--save-cache", "book", "who wrote?")
+    code, out, said = ask("-f", str(document), "--save-cache", "small", "--cache-size", "9KiB", "who wrote?")
+    assert (code, out) == (3, expected)
+    assert "error: the document is not saved: the cache 'small' has" in said
+    assert [entry.name for entry in ask.shelf.entries()] == ["book"]
+
+
+def test_evidence_and_pins(ask: Asker, document: Path) -> None:
+    args = ("-f", str(document), "--pin", f"{document}:7", "--reuse", "auto", "--json", "--evidence", "who wrote?")
+    (first, second) = (json.loads(ask(*args)[1]) for _ in range(2))
+    assert first["evidence"]
+    assert {passage["path"] for passage in first["evidence"]} == {str(document)}
+    assert second["evidence"] == first["evidence"]
+    assert second["usage"]["cached_tokens"] > 0
+
+
+def test_one_question_that_does_not_fit_leaves_the_others(ask: Asker, document: Path) -> None:
+    long = "why " * 2000
+    code, out, said = ask("-f", str(document), "--reuse", "auto", "--json", "-Q", "who?", "-Q", long, "-Q", "what?")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert code == 3
+    assert ["error" in record for record in records] == [False, True, False]
+    assert "question 2 of 3: the question leaves no room" in said
+    assert "the model was trained for" in ask("-f", str(document), "--reuse", "auto", long)[2]
+
+
+@pytest.fixture(scope="module")
+def saved(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Asker:
+    """A cache directory with the cache `book`, and its document beside it."""
+    asker = Asker(model, tmp_path_factory.mktemp("saved"))
+    (asker.folder / "book.txt").write_text(TEXT)
+    assert asker("-f", str(asker.folder / "book.txt"), "--save-cache", "book", "who wrote?")[0] == 0
+    return asker
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--save-cache", "a/b", "-f", "{}"), "'a/b' is no name of a saved cache"),
+        (("--save-cache", "auto", "-f", "{}"), "'auto' stands for the content's hash"),
+        (("--reuse", "bok"), "there is no saved cache 'bok'"),
+        (("--reuse", "book", "-b", "50%"), "cache 'book' was saved with --budget 40%, not 50%"),
+        (("--reuse", "book", "-p", "full"), "cache 'book' was saved with --preset live, not full"),
+        (("--reuse", "book", "--kv-bits", "8"), "cache 'book' was saved with --kv-bits 16, not 8"),
+        (("--reuse", "book", "-s", "be brief"), "was saved with the system prompt None, not 'be brief'"),
+        (("--reuse", "book", "--evidence"), "--evidence needs the lines of the document"),
+        (("--reuse", "book", "--constant-size"), "--constant-size forgets parts of the document"),
+        (("--reuse", "book", "--thin", "gather:keep=0.3"), "--thin gather:keep=0.3 goes by the question"),
+        (("--reuse", "book", "--dtype", "bfloat16"), "the number format was float32, not bfloat16"),
+        (("--reuse", "book", "--cache-size", "lots"), "cache-size 'lots' is not an amount of disk space"),
+        (("--save-cache", "x", "--each", "-f", "{}"), "--each reads several contexts, a name is of one"),
+    ],
+)
+def test_refused(saved: Asker, args: tuple[str, ...], message: str) -> None:
+    document = saved.folder / "book.txt"
+    code, out, said = saved(*(arg.format(document) for arg in args), "who wrote?")
+    assert (code, out) == (2, "")
+    assert message in said

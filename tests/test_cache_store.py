@@ -1,0 +1,206 @@
+"""A cache on disk: what comes back is what was saved, bit by bit, and anything else is refused."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from uncomp_cli.cache.manifest import METADATA_KEY, NO_HASH, find_damage, read_manifest
+from uncomp_cli.cache.ragged import Head, RaggedKVCache
+from uncomp_cli.cache.store import load_cache, save_cache, stored_bytes
+from uncomp_cli.errors import UncompError, UsageError
+
+LAYERS, KV_HEADS, DIM = 2, 3, 6
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def make_cache(
+    lengths: list[int], *, kv_bits: int = 16, dtype: torch.dtype = torch.float32, tail: int = 2, dim: int = DIM
+) -> RaggedKVCache:
+    """A cache of random numbers whose heads have these lengths in every layer, and `tail` tokens behind them."""
+    torch.manual_seed(7)
+    cache = RaggedKVCache(num_layers=LAYERS, num_rows=1, num_kv_heads=len(lengths), kv_bits=kv_bits)
+    for layer in range(LAYERS):
+        heads = [
+            (torch.randn(n, dim).to(dtype), torch.randn(n, dim).to(dtype), torch.arange(n, dtype=torch.int32) * 2)
+            for n in lengths
+        ]
+        cache.store(layer, heads, reserve=tail)
+        if tail:
+            first = 2 * max(lengths)
+            new = torch.randn(2, 1, len(lengths), tail, dim).to(dtype)
+            cache.append(layer, new[0], new[1], torch.arange(first, first + tail)[None])
+    return cache
+
+
+def heads_of(cache: RaggedKVCache) -> list[Head]:
+    return [
+        cache.layer(layer).head(i) for layer in range(len(cache.layers)) for i in range(len(cache.layer(layer).lengths))
+    ]
+
+
+def same(one: RaggedKVCache, other: RaggedKVCache) -> bool:
+    pairs = zip(heads_of(one), heads_of(other), strict=True)
+    return all(a.dtype == b.dtype and torch.equal(a, b) for x, y in pairs for a, b in zip(x, y, strict=True))
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    header: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return header
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kv_bits", [16, 8, 4])
+@settings(max_examples=10, deadline=None)
+@given(lengths=st.lists(st.integers(0, 70), min_size=1, max_size=4), tail=st.integers(0, 3))
+def test_what_was_saved_comes_back_and_goes_on(
+    tmp_path_factory: pytest.TempPathFactory, dtype: str, kv_bits: int, lengths: list[int], tail: int
+) -> None:
+    path = tmp_path_factory.mktemp("store") / "x.safetensors"
+    cache = make_cache(lengths, kv_bits=kv_bits, dtype=DTYPES[dtype], tail=tail)
+    tensors = {"ids": torch.arange(5, dtype=torch.int32), "protected": torch.tensor([True, False, True])}
+    record = {"key": NO_HASH, "name": "zoë", "list": [1, None]}
+    manifest = save_cache(path, cache, tensors=tensors, record=record)
+    loaded = load_cache(path, reserve=4)
+    assert same(loaded.cache, cache)
+    assert loaded.record == record
+    assert {name: tensor.tolist() for name, tensor in loaded.tensors.items()} == {
+        name: tensor.tolist() for name, tensor in tensors.items()
+    }
+    assert manifest == read_manifest(path)
+    assert manifest.tensor_bytes == stored_bytes(cache, tensors)
+    assert loaded.cache.kv_bits == kv_bits
+    assert [layer.room >= 4 for layer in loaded.cache.layers if layer is not None] == [True] * LAYERS
+    new = torch.randn(2, 1, len(lengths), 3, DIM).to(DTYPES[dtype])
+    for layer in range(LAYERS):
+        for each in (cache, loaded.cache):
+            each.append(layer, new[0], new[1], torch.arange(900, 903)[None])
+    assert same(loaded.cache, cache)
+
+
+def test_only_slack_is_left_out_and_the_header_is_small(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    cache = make_cache([500, 700, 300], dim=64)
+    save_cache(path, cache, tensors={}, record={})
+    entries = sum(len(positions) for _, _, positions in heads_of(cache))
+    index = LAYERS * KV_HEADS * 5 * 4
+    assert read_manifest(path).tensor_bytes == entries * (2 * 64 * 4 + 4) + index
+    assert path.stat().st_size <= 1.02 * read_manifest(path).tensor_bytes
+
+
+def test_the_file_is_one_that_anybody_can_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    cache = make_cache([3, 4, 0], kv_bits=4)  # 21 bytes of codes a layer
+    save_cache(path, cache, tensors={"odd": torch.tensor([True])}, record={})
+    tensors = load_file(path)
+    header = header_of(path)
+    sizes = {"F32": 4, "I32": 4, "F16": 2, "U8": 1, "BOOL": 1}
+    described = [each for name, each in header.items() if name != "__metadata__"]
+    assert [each["data_offsets"][0] % sizes[each["dtype"]] for each in described] == [0] * len(described)
+    assert torch.equal(tensors["layers.1.keys"], torch.cat([cache.layer(1).tail(i)[0] for i in range(KV_HEADS)]))
+    assert tensors["extra.odd"].tolist() == [True]
+
+
+def test_a_loaded_cache_does_not_hang_on_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    cache = make_cache([9, 9, 9], kv_bits=8)
+    save_cache(path, cache, tensors={"ids": torch.arange(4)}, record={})
+    loaded = load_cache(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert same(loaded.cache, cache)
+    assert loaded.tensors["ids"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "x.safetensors"
+    save_cache(path, make_cache([4, 6, 5]), tensors={}, record={"key": "ab"})
+    return path
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.2, 0.5, 0.9, 1.0])
+def test_a_truncated_file_is_refused(saved: Path, tmp_path: Path, share: float) -> None:
+    data = saved.read_bytes()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(data[: int(share * (len(data) - 1))])
+    assert find_damage(path) is not None
+    with pytest.raises(UncompError, match="damaged"):
+        load_cache(path)
+
+
+def test_a_longer_file_is_refused(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(saved.read_bytes() + b"\0")
+    assert "bytes" in str(find_damage(path))
+
+
+def test_every_flipped_bit_is_refused(saved: Path, tmp_path: Path) -> None:
+    data, path = saved.read_bytes(), tmp_path / "x.safetensors"
+    chosen = random.Random(3).sample(range(8 * len(data)), 400)
+    for bit in [0, 7, 63, *chosen]:
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(UncompError):
+            load_cache(path)
+    path.write_bytes(data)
+    assert find_damage(path) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff" * 40, b"\x02\0\0\0\0\0\0\0{}", b"[" * 100_000])
+def test_a_file_that_is_no_cache_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(UncompError, match="no saved cache"):
+        read_manifest(path)
+    assert find_damage(path) is not None
+
+
+def rewritten(path: Path, manifest: object) -> None:
+    """Put another manifest into a file, as somebody with an editor would."""
+    data, header = path.read_bytes(), header_of(path)
+    end = 8 + int.from_bytes(data[:8], "little")
+    header["__metadata__"][METADATA_KEY] = json.dumps(manifest)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+
+
+def test_a_newer_version_is_refused_by_number(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(saved.read_bytes())
+    rewritten(path, {"schema_version": 9})
+    with pytest.raises(UsageError, match=r"schema version 9, this uncomp reads 1"):
+        load_cache(path)
+    with pytest.raises(UsageError):
+        find_damage(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"kv_bits": "16"}, {"more": 1}, {"record": []}, {"sha256": "ab"}, {"tensor_bytes": -1}, {"num_rows": True}],
+)
+def test_a_manifest_of_other_keys_and_types_is_refused(saved: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(saved.read_bytes())
+    rewritten(path, {**json.loads(header_of(saved)["__metadata__"][METADATA_KEY]), **change})
+    with pytest.raises(UncompError, match="is damaged"):
+        read_manifest(path)
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_cache(path, make_cache([3, 3, 3]), tensors={}, record={"number": 1})
+    torn: Tensor = torch.empty(3, device="meta")  # has no numbers to write
+    with pytest.raises(Exception, match="meta"):
+        save_cache(path, make_cache([4, 4, 4]), tensors={"torn": torn}, record={"number": 2})
+    assert [each.name for each in tmp_path.iterdir()] == ["x.safetensors"]
+    assert load_cache(path).record == {"number": 1}

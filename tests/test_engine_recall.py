@@ -1,0 +1,61 @@
+"""Recall: what was evicted comes back as it was, where what lay before it was not evicted."""
+
+import pytest
+import torch
+from test_engine_parity import FAMILIES, make_prompt, tiny
+
+from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.prefill import prefill
+from uncomp_cli.engine.recall import recall
+
+CONTEXT, SPAN = 90, [*range(20, 29), *range(40, 61)]
+
+
+def slides(family: str) -> bool:
+    spec = tiny(family)[2]
+    return len(spec.full_layers) < spec.num_layers
+
+
+def read(family: str) -> tuple[Decoder, RaggedKVCache, tuple[int, ...]]:
+    """A prompt with its full cache, and its tokens."""
+    _, decoder, _ = tiny(family)
+    prompt = make_prompt(CONTEXT, [8])
+    plan = BudgetPlan.everything(decoder.spec, seq_len=prompt.seq_len)
+    steps = prefill(decoder, [prompt], [plan], scorer=make_scorer(ScorerConfig()), config=ScorerConfig())
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return decoder, done.value.cache, (*prompt.context, *prompt.questions[0])
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not slides(family)])
+def test_a_hole_is_filled_as_it_was(family: str) -> None:
+    decoder, full, ids = read(family)
+    _, cut, _ = read(family)
+    chance = torch.Generator().manual_seed(1)
+    for index in decoder.spec.full_layers:
+        layer = cut.layer(index)
+        keep = []
+        for head in range(len(layer.lengths)):
+            inside = torch.tensor(SPAN)
+            gone = inside[torch.rand(len(inside), generator=chance) < 0.7]
+            keep.append(torch.tensor([at for at in range(layer.lengths[head]) if at not in gone.tolist()]))
+        cut.retain(index, keep)
+    assert cut.entries < full.entries
+    recall(decoder, cut, [ids[at] for at in SPAN], torch.tensor(SPAN))
+    for index in range(decoder.spec.num_layers):
+        for head in range(len(full.layer(index).lengths)):
+            for mine, theirs in zip(cut.layer(index).head(head), full.layer(index).head(head), strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_held_stays_as_it_is() -> None:
+    decoder, cache, ids = read("llama")
+    cache.layer(0).tail(0)[0][SPAN[0]] = 7.0
+    recall(decoder, cache, [ids[at] for at in SPAN], torch.tensor(SPAN))
+    assert (cache.layer(0).tail(0)[0][SPAN[0]] == 7.0).all()

@@ -1,0 +1,257 @@
+"""A saved context against the one that was read: the same logits and answers, and never for another model or text."""
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_ask_support import make_tiny_model
+
+from uncomp_cli.budget.presets import Preset, load_preset
+from uncomp_cli.cache.shelf import Shelf
+from uncomp_cli.config import Limits, SamplingConfig
+from uncomp_cli.engine.prompt import Prompt, chat_prompt
+from uncomp_cli.engine.reused import ReusedSession
+from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
+from uncomp_cli.models.load import LoadedModel, load_model
+
+TEXT = "the lamp is lit at dusk and the keeper writes the hour in the book. " * 9
+QUESTIONS = ["when is the lamp lit?", "who writes?"]
+SAMPLING = SamplingConfig(max_new_tokens=6)
+UNIFORM = Preset(name="mine", description="", budget="40%", policy="uniform", scorer=load_preset("unseen").scorer)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def tiny(model_dir: Path) -> LoadedModel:
+    return load_model(str(model_dir))
+
+
+def prompt_of(loaded: LoadedModel, text: str = TEXT, system: str | None = None) -> Prompt:
+    return chat_prompt(loaded.tokenizer, text, QUESTIONS, system=system, sinks=4)
+
+
+def session_of(loaded: LoadedModel, preset: Preset = UNIFORM, limits: Limits | None = None) -> ReusedSession:
+    return ReusedSession(loaded, preset, SAMPLING, limits)
+
+
+def read(loaded: LoadedModel, preset: Preset = UNIFORM, text: str = TEXT) -> ReusedSession:
+    session = session_of(loaded, preset)
+    for _ in session.read(prompt_of(loaded, text)):
+        pass
+    return session
+
+
+def answer(session: ReusedSession, question: int) -> str:
+    return "".join(step.texts[0] for step in session.answer(question))
+
+
+@pytest.mark.parametrize("kv_bits", [16, 8, 4])
+@pytest.mark.parametrize("budget", ["25%", "full"])
+def test_a_reload_gives_the_same_logits_bit_by_bit(
+    tiny: LoadedModel, tmp_path: Path, budget: str, kv_bits: int
+) -> None:
+    preset = replace(UNIFORM, budget=budget, kv_bits=kv_bits)
+    first, shelf = read(tiny, preset), Shelf(tmp_path)
+    entry, _ = first.save(shelf, "x", about={"documents": []})
+    before = [first.begin(question).clone() for question in (0, 1)]
+    said = [answer(first, question) for question in (0, 1)]
+    again = session_of(tiny, preset)
+    again.load(shelf, entry, prompt_of(tiny))
+    assert [torch.equal(again.begin(question), before[question]) for question in (0, 1)] == [True, True]
+    assert [answer(again, question) for question in (1, 0)] == said[::-1]  # the order of questions changes nothing
+
+
+def test_an_answer_leaves_nothing_behind(tiny: LoadedModel, tmp_path: Path) -> None:
+    session, shelf = read(tiny), Shelf(tmp_path)
+    clean, _ = session.save(shelf, "before", about={})
+    before = session.begin(0).clone()
+    answer(session, 1)
+    entry, _ = session.save(shelf, "after", about={})
+    assert entry.manifest.tensor_bytes == clean.manifest.tensor_bytes
+    assert entry.manifest.record["kept_entries"] == clean.manifest.record["kept_entries"]
+    assert torch.equal(session.begin(0), before)
+    assert torch.equal(read(tiny).begin(0), before)
+
+
+def test_a_full_budget_answers_as_the_whole_prompt_does(tiny: LoadedModel) -> None:
+    session = read(tiny, replace(UNIFORM, budget="full", policy="full"))
+    prompt = session.held.prompt
+    ids = torch.tensor([[*prompt.context, *prompt.questions[1]]])
+    fresh = load_model(str(tiny.info.path))
+    expected = fresh.model(ids).logits[:, -1]
+    torch.testing.assert_close(session.begin(1), expected, atol=1e-4, rtol=0)
+
+
+def test_what_is_kept_does_not_depend_on_the_question(tiny: LoadedModel) -> None:
+    window = replace(UNIFORM, scorer=load_preset("live").scorer)
+    session = session_of(tiny, window)
+    assert session.note is not None
+    assert session.preset.scorer.name == load_preset("unseen").scorer.name
+    other = replace(prompt_of(tiny), questions=((5, 6, 7),))
+    assert session.origin(prompt_of(tiny)).key == session.origin(other).key
+
+
+def test_figures_of_reading_and_of_reuse(tiny: LoadedModel, tmp_path: Path) -> None:
+    session, shelf = read(tiny), Shelf(tmp_path)
+    prompt = session.held.prompt
+    answer(session, 0)
+    first = session.stats
+    answer(session, 1)
+    second = session.stats
+    entry, _ = session.save(shelf, None, about={})
+    assert entry.name == entry.key[:16]
+    loaded = session_of(tiny)
+    loaded.load(shelf, entry, prompt)
+    answer(loaded, 1)
+    third = loaded.stats
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert [stats.cached_tokens for stats in (first, second, third)] == [0, len(prompt.context), len(prompt.context)]
+    assert second.prompt_tokens == third.prompt_tokens == len(prompt.context) + len(prompt.questions[1])
+    assert first.ttft_s > session.held.seconds
+    assert third.ttft_s > loaded.held.seconds > 0
+    assert entry.manifest.record["kv_full_bytes"] == tiny.spec.full_kv_bytes(len(prompt.context))
+    assert entry.file_bytes < 0.5 * entry.manifest.record["kv_full_bytes"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"budget": "30%"},
+        {"kv_bits": 8},
+        {"policy": "pyramid"},
+        {"floor_tokens": 64},
+        {"scorer": replace(UNIFORM.scorer, width=5)},
+        {"scorer": replace(UNIFORM.scorer, sinks=8)},
+    ],
+)
+def test_the_key_changes_with_what_is_kept(tiny: LoadedModel, change: dict[str, object]) -> None:
+    prompt = prompt_of(tiny)
+    key = session_of(tiny).origin(prompt).key
+    assert session_of(tiny).origin(prompt).key == key
+    assert session_of(tiny, replace(UNIFORM, name="other", description="x")).origin(prompt).key == key
+    assert session_of(tiny, replace(UNIFORM, **change)).origin(prompt).key != key
+
+
+def test_the_key_changes_with_text_system_prompt_pins_and_limits(tiny: LoadedModel) -> None:
+    prompt, session = prompt_of(tiny), session_of(tiny)
+    pinned = replace(prompt, protected=prompt.protected | (torch.arange(len(prompt.context)) == 99))
+    capped = session_of(tiny, limits=Limits(kv_bytes=10 * 2**20))
+    keys = {
+        session.origin(prompt).key,
+        session.origin(prompt_of(tiny, TEXT[1:])).key,
+        session.origin(prompt_of(tiny, system="be brief")).key,
+        session.origin(pinned).key,
+        session_of(tiny, limits=Limits(chunk_tokens=128)).origin(prompt).key,
+        capped.origin(prompt).key,
+    }
+    assert len(keys) == 6
+
+
+def other_weights(directory: Path, target: Path) -> LoadedModel:
+    made = make_tiny_model(target, sayable="abc")
+    assert (made / "config.json").read_text() == (directory / "config.json").read_text()
+    return load_model(str(made))
+
+
+def other_tokenizer(directory: Path, target: Path) -> LoadedModel:
+    shutil.copytree(directory, target)
+    template = target / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    return load_model(str(target))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("weights", r"the weights was \w{16}, not \w{16}"),
+        ("tokenizer", r"the tokenizer was \w{16}, not \w{16}"),
+        ("dtype", "the number format was float32, not bfloat16"),
+        ("rope", r"the RoPE was .*4096.*, not .*8192"),
+    ],
+)
+def test_another_model_is_refused_with_both_values(
+    tiny: LoadedModel, model_dir: Path, tmp_path: Path, kind: str, words: str
+) -> None:
+    shelf = Shelf(tmp_path / "shelf")
+    entry, _ = read(tiny).save(shelf, "x", about={})
+    if kind == "weights":
+        other = other_weights(model_dir, tmp_path / "other")
+    elif kind == "tokenizer":
+        other = other_tokenizer(model_dir, tmp_path / "other")
+    elif kind == "dtype":
+        other = load_model(str(model_dir), dtype="bfloat16")
+    else:
+        other = load_model(str(model_dir), rope="yarn:2")
+    with pytest.raises(UsageError, match=f"cache 'x' was made with another model: {words}"):
+        session_of(other).load(shelf, entry, prompt_of(other), as_saved=True)
+
+
+def test_other_text_is_refused_unless_it_is_asked_as_saved(tiny: LoadedModel, tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    first = read(tiny)
+    entry, _ = first.save(shelf, "x", about={})
+    session = session_of(tiny, replace(UNIFORM, budget="full", policy="full"))
+    with pytest.raises(UsageError, match=r"made from other text: its tokens have the hash \w{16}, these have \w{16}"):
+        session.load(shelf, entry, prompt_of(tiny, "something else"))
+    session.load(shelf, entry, prompt_of(tiny, ""), as_saved=True)
+    assert torch.equal(session.begin(1), first.begin(1))
+    assert (session.preset.budget, session.preset.policy) == ("40%", "uniform")  # its own, not the session's
+    copy, _ = session.save(shelf, "copy", about={})
+    assert copy.key == entry.key
+
+
+def test_a_cap_holds_a_question_and_its_answer_too(tiny: LoadedModel, tmp_path: Path) -> None:
+    prompt = prompt_of(tiny)
+    cap = 620 * tiny.spec.kv_bytes_per_token
+    full = replace(UNIFORM, budget="full", policy="full")
+    talkative = replace(SAMPLING, max_new_tokens=200)
+    session = ReusedSession(tiny, full, talkative, Limits(kv_bytes=cap, chunk_tokens=128))
+    most = max(step.kv_bytes for step in session.read(prompt))
+    answer(session, 0)
+    assert session.stats is not None
+    assert session.stats.completion_tokens == 200
+    assert max(most, session.stats.kv_bytes) <= cap
+    entry, _ = session.save(Shelf(tmp_path), "x", about={})
+    tight = session_of(tiny, limits=Limits(kv_bytes=cap // 4))
+    with pytest.raises(DoesNotFitError, match=r"cache 'x' has .* MiB, --kv-mem leaves it"):
+        tight.load(Shelf(tmp_path), entry, prompt)
+    with pytest.raises(DoesNotFitError, match="a question and its answer need"):
+        session_of(tiny, limits=Limits(kv_bytes=1000)).read(prompt)
+
+
+def test_a_damaged_cache_is_refused(tiny: LoadedModel, tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    session = read(tiny)
+    entry, _ = session.save(shelf, "x", about={})
+    entry.path.write_bytes(entry.path.read_bytes()[:-9])
+    with pytest.raises(UncompError, match="'x' is damaged"):
+        session_of(tiny).load(shelf, entry, prompt_of(tiny))
+
+
+@pytest.mark.model
+def test_the_default_model_reloads_bit_by_bit_and_quickly(default_model_dir: Path, tmp_path: Path) -> None:
+    loaded = load_model(default_model_dir.name)
+    text = (Path(__file__).parent.parent / "docs" / "demo" / "lighthouse-handbook.md").read_text()[:4000]
+    preset = replace(load_preset("unseen"), budget="30%", floor_tokens=0)
+    begun = time.perf_counter()
+    first = read(loaded, preset, text)
+    read_s = time.perf_counter() - begun
+    prompt = first.held.prompt
+    shelf = Shelf(tmp_path)
+    entry, _ = first.save(shelf, "x", about={})
+    before = [first.begin(question).clone() for question in (0, 1)]
+    again = session_of(loaded, preset)
+    again.load(shelf, entry, prompt)
+    assert [torch.equal(again.begin(question), before[question]) for question in (0, 1)] == [True, True]
+    assert answer(again, 1) == answer(first, 1)
+    assert entry.file_bytes <= 1.02 * entry.manifest.tensor_bytes
+    assert again.held.seconds < 0.2 * read_s

@@ -1,0 +1,135 @@
+"""Places: which tokens a line of a document is, and which passages tokens belong to.
+
+    text that was tokenized   … [a.md]\nFirst line\nSecond …        offsets[t] = (begin, end) of token t in it
+    source                    where a document's text, stripped, begins in that text
+
+Lines are those of the file as the user has it: they end at "\n", and blank ones before the text count. A passage is a
+line, or of a long line its sentences, or of a long sentence as many words as make no long line.
+"""
+
+import difflib
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from uncomp_cli.errors import UsageError
+
+__all__ = ["Passage", "Places", "Source"]
+
+LONG_LINE_CHARS = 400
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=\S)|(?<=[。！？])(?=.)")
+_RUN = re.compile(rf".{{1,{LONG_LINE_CHARS}}}(?=\s|$)|.{{1,{LONG_LINE_CHARS}}}")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A document: its text as in the file, and the character at which that text, stripped, was put."""
+
+    path: str
+    text: str
+    first_char: int
+
+    @property
+    def shift(self) -> int:
+        """What is added to a place in `text` to get its place in the text that was tokenized."""
+        return self.first_char - (len(self.text) - len(self.text.lstrip()))
+
+    @property
+    def lines(self) -> list[str]:
+        """Without line ends; the text's last line end begins no line."""
+        return self.text.removesuffix("\n").split("\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of a document, as lines (the first is 1) and as the range of its tokens."""
+
+    path: str
+    line_start: int
+    line_end: int
+    text: str
+    tokens: range
+
+
+class Places:
+    """The places of `sources` among tokens whose character ranges are `offsets`; (-1, -1) for the template's."""
+
+    def __init__(self, sources: Sequence[Source], offsets: Sequence[Sequence[int]]) -> None:
+        self._sources = tuple(sources)
+        known = [(token, begin, end) for token, (begin, end) in enumerate(offsets) if begin >= 0]
+        self._tokens = [token for token, _, _ in known]
+        # Ranges never go back, but several tokens may share one character.
+        self._begins = list(accumulate((begin for _, begin, _ in known), max))
+        self._ends = list(accumulate((end for _, _, end in known), max))
+
+    def tokens_of(self, path: str, first_line: int, last_line: int) -> range:
+        """Every token that is part of lines `first_line` to `last_line`; empty where they were cut away or are blank.
+
+        Raises UsageError for a document that is not there, and for lines that it does not have.
+        """
+        source = self._source(path)
+        lines = source.lines
+        if not 1 <= first_line <= last_line <= len(lines):
+            raise UsageError(
+                f"{path} has lines 1 to {len(lines)}, not {_shown(first_line, last_line)}",
+                hint=f"write {path}:{_shown(*_nearest(first_line, last_line, len(lines)))}",
+            )
+        begin = sum(len(line) + 1 for line in lines[: first_line - 1])
+        text = "\n".join(lines[first_line - 1 : last_line])
+        return self._between(*_trimmed(text, begin + source.shift))
+
+    def passages(self) -> tuple[Passage, ...]:
+        """All passages that have tokens, in the order of the text; no token is in two."""
+        return tuple(passage for source in self._sources for passage in self._passages(source))
+
+    def _passages(self, source: Source) -> Iterator[Passage]:
+        at, taken = source.shift, 0
+        for number, line in enumerate(source.lines, start=1):
+            for begin, text in _pieces(line):
+                tokens = self._between(*_trimmed(text, at + begin))
+                tokens = range(max(tokens.start, taken), tokens.stop)
+                if len(tokens):
+                    taken = tokens.stop
+                    yield Passage(source.path, number, number, text.strip(), tokens)
+            at += len(line) + 1
+
+    def _source(self, path: str) -> Source:
+        """The latest one of this path: in a chat a file may have been given again."""
+        found = next((source for source in reversed(self._sources) if source.path == path), None)
+        if found is None:
+            paths = dict.fromkeys(source.path for source in self._sources)
+            near = difflib.get_close_matches(path, paths, n=1, cutoff=0.4)
+            hint = f"did you mean '{near[0]}'?" if near else f"there is {', '.join(paths) or 'none'}"
+            raise UsageError(f"no document '{path}' was read", hint=hint)
+        return found
+
+    def _between(self, begin: int, end: int) -> range:
+        """Tokens that share a character with [begin, end)."""
+        first, last = bisect_right(self._ends, begin), bisect_left(self._begins, end)
+        return range(self._tokens[first], self._tokens[last - 1] + 1) if first < last else range(0)
+
+
+def _pieces(line: str) -> Iterator[tuple[int, str]]:
+    """(first character, text) of a line's pieces: itself, or its sentences when it is long."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(line)] if len(line) > LONG_LINE_CHARS else []
+    for begin, end in zip([0, *ends], [*ends, len(line)], strict=True):
+        yield from ((begin + match.start(), match[0]) for match in _RUN.finditer(line[begin:end]))
+
+
+def _trimmed(text: str, begin: int) -> tuple[int, int]:
+    """Where `text`, which begins at `begin`, has its first and behind its last character that is no space."""
+    if not text.strip():
+        return begin, begin
+    return begin + len(text) - len(text.lstrip()), begin + len(text.rstrip())
+
+
+def _shown(first_line: int, last_line: int) -> str:
+    return str(first_line) if first_line == last_line else f"{first_line}-{last_line}"
+
+
+def _nearest(first_line: int, last_line: int, count: int) -> tuple[int, int]:
+    """The lines that were probably meant: turned round where the last came first, and within the document."""
+    first, last = sorted((first_line, last_line))
+    return min(max(first, 1), count), min(max(last, 1), count)
