@@ -13,12 +13,15 @@ from uncomp_cli.evals.sample import Sample
 from uncomp_cli.evals.tasks import TASKS, choose_subtasks
 
 HAYSTACK = Haystack.generated(seed=5, tokens=4000)
-SUBTASKS = [subtask for task, subtask in choose_subtasks(list(TASKS)) if task.judge == "answers"]
+SUBTASKS = [subtask for task, subtask in choose_subtasks(list(TASKS)) if task.judge not in ("fidelity", "perplexity")]
 HIDDEN = [
     "needle/digits7",
     "needle/digits16",
     "needle/uuid",
     "needle/chat",
+    "evidence/uuid",
+    "evidence/chat",
+    "conversation/facts",
     "ruler/niah_single_2",
     "ruler/niah_single_3",
     "ruler/niah_multikey_1",

@@ -14,6 +14,7 @@ from uncomp_cli.errors import UsageError
 from uncomp_cli.evals import words
 from uncomp_cli.evals.haystack import Haystack
 from uncomp_cli.evals.oracle import check_solvable
+from uncomp_cli.evals.runner import JUDGES, SESSION_JUDGES
 from uncomp_cli.evals.sample import Sample
 from uncomp_cli.evals.tasks import TASKS, choose_subtasks
 from uncomp_cli.evals.tasks.needle import DEPTHS
@@ -29,7 +30,8 @@ SUBTASKS = [subtask for _, subtask in choose_subtasks(list(TASKS))]
 WITH_EVIDENCE = [
     subtask
     for subtask in SUBTASKS
-    if subtask.startswith(("needle/", "ruler/", "multiquestion/facts")) and subtask not in ("ruler/cwe", "ruler/fwe")
+    if subtask.startswith(("needle/", "ruler/", "multiquestion/facts", "evidence/", "conversation/"))
+    and subtask not in ("ruler/cwe", "ruler/fwe")
 ]
 
 
@@ -109,7 +111,7 @@ def test_evidence_spans_are_the_facts(subtask: str) -> None:
             assert all("." not in fact[:-1] for fact in facts)
 
 
-@pytest.mark.parametrize("subtask", [s for s in WITH_EVIDENCE if s.startswith(("needle/", "ruler/"))])
+@pytest.mark.parametrize("subtask", [s for s in WITH_EVIDENCE if s.startswith(("needle/", "ruler/", "evidence/"))])
 @pytest.mark.parametrize("tokens", [600, 1800])
 def test_depth_is_where_the_evidence_stands(subtask: str, tokens: int) -> None:
     for index, haystack in product(range(6), (PROSE, FILES)):
@@ -303,7 +305,7 @@ def test_every_task_says_what_it_is() -> None:
     for name, factory in TASKS.items():
         task = factory()
         assert task.name == name
-        assert task.judge in ("answers", "fidelity", "perplexity")
+        assert task.judge in {**JUDGES, **SESSION_JUDGES}
         assert set(task.regimes) <= {"aware", "agnostic"}
         assert all(subtask.startswith(f"{name}/") for subtask in task.subtasks)
 

@@ -4,7 +4,7 @@ Judges (answering.py, fidelity.py, perplexity.py) start from here; what they sha
 prefill, the compression with its bytes, and how much of the evidence it left.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,21 +20,23 @@ from uncomp_cli.evals.contestants import Setting
 from uncomp_cli.evals.outcome import Outcome
 from uncomp_cli.evals.reading import Reading, read_once
 from uncomp_cli.evals.rows import Rows
-from uncomp_cli.evals.sample import Regime, Sample
+from uncomp_cli.evals.sample import Regime, Sample, Span
 
-__all__ = ["Case", "Compressed", "coverage", "read_case", "tokenise"]
+__all__ = ["Case", "Compressed", "coverage", "evidence_tokens", "read_case", "tokenise"]
 
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
     """A setting's cache of one row, weighed; `outcome` waits for its metrics.
 
-    `logits` [1, vocab] follow what the setting read: everybody's, unless it thinned hidden states on the way.
+    `logits` [1, vocab] follow what the setting read: everybody's, unless it thinned hidden states on the way. `trust`
+    [L][G] is how far its policy trusts each head, None when it measures nothing.
     """
 
     cache: RaggedKVCache
     logits: Tensor
     outcome: Outcome
+    trust: tuple[tuple[float, ...], ...] | None = None
 
     def judged(self, metrics: dict[str, float], *, answer: str | None = None) -> Outcome:
         """The outcome with `metrics` beside those that compression itself gave."""
@@ -72,11 +74,12 @@ class Case:
         refused: list[Outcome] = []
         for setting in sorted(settings, key=lambda setting: setting.budget):
             try:
-                cache, logits = self.reading.leave(setting, regime)
+                left = self.reading.leave(setting, regime)
             except (DoesNotFitError, ModelError) as refusal:  # or a scorer that this model cannot have
                 refused.append(replace(self._outcome(setting, regime, kv_bytes=0), refused=refusal.message))
                 continue
-            done.append(Compressed(cache, logits, self._weighed(setting, regime, cache)))
+            outcome = self._weighed(setting, regime, left.cache)
+            done.append(Compressed(left.cache, left.logits, outcome, left.trust))
         return done, refused
 
     def begin(self, compressed: Sequence[Compressed], regime: Regime, query: int, *, room: int) -> tuple[Rows, Tensor]:
@@ -118,7 +121,7 @@ def read_case(decoder: Decoder, tokenizer: Any, sample: Sample) -> Case:
     """Tokenise and read `sample`."""
     prompt, answers = tokenise(tokenizer, sample)
     reading = read_once(decoder, replace(prompt, questions=prompt.questions[:1]))
-    return Case(sample, tokenizer, decoder, prompt, answers, _evidence(tokenizer, sample, prompt), reading)
+    return Case(sample, tokenizer, decoder, prompt, answers, _evidence(sample, prompt), reading)
 
 
 def tokenise(tokenizer: Any, sample: Sample) -> tuple[Prompt, tuple[tuple[int, ...], ...]]:
@@ -147,19 +150,18 @@ def _prompt(tokenizer: Any, sample: Sample, answers: Sequence[tuple[int, ...]]) 
     return replace(prompt, questions=branches)
 
 
-def _evidence(tokenizer: Any, sample: Sample, prompt: Prompt) -> Tensor:
-    """Context tokens that overlap an evidence range, ascending."""
-    text = sample.context
-    dropped = len(text) - len(text.lstrip()) if sample.system is not None else 0
-    text = text.strip() if sample.system is not None else text
-    encoded = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
-    )
-    offsets = encoded["offset_mapping"]
-    shift = len(prompt.context) - len(offsets)
-    spans = [(begin - dropped, end - dropped) for query in sample.queries for begin, end in query.evidence]
-    held = [i for i, (a, b) in enumerate(offsets) if any(a < end and b > begin for begin, end in spans)]
-    return torch.tensor(held, dtype=torch.int64) + shift
+def evidence_tokens(offsets: Tensor, spans: Iterable[Span]) -> Tensor:
+    """Tokens [E] that overlap a range of `spans`, ascending; `offsets` [S, 2] are their characters, -1 for none."""
+    found = torch.zeros(len(offsets), dtype=torch.bool)
+    for begin, end in spans:
+        found |= (offsets[:, 0] >= 0) & (offsets[:, 0] < end) & (offsets[:, 1] > begin)
+    return found.nonzero()[:, 0]
+
+
+def _evidence(sample: Sample, prompt: Prompt) -> Tensor:
+    """Context tokens that hold the answers."""
+    offsets = torch.empty(0, 2) if prompt.offsets is None else prompt.offsets
+    return evidence_tokens(offsets, (span for query in sample.queries for span in query.evidence))
 
 
 def _encode(tokenizer: Any, text: str) -> tuple[int, ...]:

@@ -7,12 +7,12 @@ Shares are in per cent and their differences in points; likelihoods and divergen
 
 from collections.abc import Iterable, Sequence
 
+from uncomp_cli.evals.metrics import SHARES
 from uncomp_cli.evals.statistics import Interval
 from uncomp_cli.evals.summary import FULL_FAILS_BELOW, FailedCell, Figure, Kept, NonMonotone, Row, Summary
 
 __all__ = ["format_score", "markdown", "notes", "table_rows"]
 
-_SHARES = frozenset({"exact", "match", "coverage", "agreement", "divergence"})
 _REGIMES = {"aware": "question seen at compression", "agnostic": "question unseen at compression"}
 _RANGE, _BRACKETS = "{low}…{high}", "[{low}, {high}]"
 
@@ -52,7 +52,7 @@ def markdown(summary: Summary, *, metrics: Sequence[str] | None = None) -> str:
 
 def format_score(metric: str, value: float, *, signed: bool = False) -> str:
     """`84.2` for a share, `0.174` for another metric; a difference has its sign."""
-    shown, digits = (100 * value, 1) if metric in _SHARES else (value, 3)
+    shown, digits = (100 * value, 1) if metric in SHARES else (value, 3)
     rounded = round(shown, digits) + 0.0  # never "-0.0"
     return f"{rounded:+.{digits}f}" if signed else f"{rounded:.{digits}f}"
 
@@ -66,7 +66,7 @@ def _cells(row: Row, metrics: Iterable[str], interval: str) -> tuple[str, ...]:
 def _figure(row: Row, metric: str, figure: Figure | None, interval: str) -> str:
     if figure is None:
         return ""
-    value = format_score(metric, figure.mean.mean) + (" %" if metric in _SHARES else "")
+    value = format_score(metric, figure.mean.mean) + (" %" if metric in SHARES else "")
     if figure.difference is None or row.is_full:
         return value
     return f"{value} ({_interval(metric, figure.difference, interval, signed=True)})"

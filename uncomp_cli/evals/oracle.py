@@ -162,6 +162,9 @@ _SOLVERS: dict[str, Callable[[Sample, str], Answers]] = {
     "ruler/fwe": _frequent_words,
     "ruler/qa_1": _plain,
     "ruler/qa_2": _two_hops,
+    "evidence": _magic,
+    "evidence/chat": _plain,
+    "conversation": _plain,
     "multiquestion/facts": _plain,
     "multiquestion/instruction": _opening_word,
 }

@@ -2,6 +2,8 @@
 
     for each subtask, length and index: sample → check that it can be solved → read once → each regime: judge → append
 
+A conversation is not read once: every setting has a session of its own, which reads what it is given.
+
 A run that was killed goes on where its results file ends; more samples, settings, tasks or budgets add to the file.
 """
 
@@ -23,22 +25,45 @@ from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.evals.answering import judge_answers
 from uncomp_cli.evals.case import Case, read_case
 from uncomp_cli.evals.contestants import Setting
+from uncomp_cli.evals.conversation import TURNS_TOKENS, judge_conversation
+from uncomp_cli.evals.evidence import judge_evidence
 from uncomp_cli.evals.fidelity import judge_fidelity
 from uncomp_cli.evals.haystack import Haystack
 from uncomp_cli.evals.oracle import check_solvable
 from uncomp_cli.evals.outcome import Outcome
 from uncomp_cli.evals.perplexity import NEXT_TOKENS, judge_perplexity
 from uncomp_cli.evals.results import ResultsFile
-from uncomp_cli.evals.sample import Regime, Sample
+from uncomp_cli.evals.sample import JudgeName, Regime, Sample
 from uncomp_cli.evals.tasks import Task
 from uncomp_cli.models.fingerprint import fingerprint
 from uncomp_cli.models.load import LoadedModel
 
-__all__ = ["JUDGES", "EvalRequest", "EvalStep", "check_lengths", "check_regimes", "results_settings", "run_eval"]
+__all__ = [
+    "JUDGES",
+    "SESSION_JUDGES",
+    "EvalRequest",
+    "EvalStep",
+    "check_lengths",
+    "check_regimes",
+    "results_settings",
+    "run_eval",
+]
 
 Judge = Callable[[Case, Sequence[Setting], Regime, Sequence[int]], list[Outcome]]
+SessionJudge = Callable[[LoadedModel, Sample, Sequence[Setting]], list[Outcome]]
 
-JUDGES: dict[str, Judge] = {"answers": judge_answers, "fidelity": judge_fidelity, "perplexity": judge_perplexity}
+JUDGES: dict[JudgeName, Judge] = {
+    "answers": judge_answers,
+    "fidelity": judge_fidelity,
+    "perplexity": judge_perplexity,
+    "evidence": judge_evidence,
+}
+SESSION_JUDGES: dict[JudgeName, SessionJudge] = {"conversation": judge_conversation}
+
+
+_LEAST_ROOM = 128
+_ROOM: dict[JudgeName, int] = {"perplexity": NEXT_TOKENS, "conversation": TURNS_TOKENS}
+"""Tokens behind a sample that answers may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +126,10 @@ def run_eval(request: EvalRequest, loaded: LoadedModel, results: ResultsFile) ->
         label = f"{work.subtask} {work.index + 1} of {request.samples}, {work.tokens:,} tokens"
         yield EvalStep(number, len(todo), label, time.perf_counter() - begun)
         sample = _make_sample(request, work, count)
-        outcomes = _judge(work, sample, decoder, loaded.tokenizer, stop_ids)
+        if work.task.judge in SESSION_JUDGES:
+            outcomes = _judge_sessions(work, sample, loaded)
+        else:
+            outcomes = _judge(work, sample, decoder, loaded.tokenizer, stop_ids)
         results.append([outcome for outcome in outcomes if outcome.key not in results.done])
     yield EvalStep(max(1, len(todo)), max(1, len(todo)), "done", time.perf_counter() - begun)
 
@@ -111,6 +139,11 @@ def _judge(work: _Work, sample: Sample, decoder: Decoder, tokenizer: Any, stop_i
     case = read_case(decoder, tokenizer, sample)
     judge = JUDGES[work.task.judge]
     return [outcome for regime, settings in work.missing for outcome in judge(case, settings, regime, stop_ids)]
+
+
+def _judge_sessions(work: _Work, sample: Sample, loaded: LoadedModel) -> list[Outcome]:
+    judge = SESSION_JUDGES[work.task.judge]
+    return [outcome for _, settings in work.missing for outcome in judge(loaded, sample, settings)]
 
 
 def _make_sample(request: EvalRequest, work: _Work, count: Callable[[str], int]) -> Sample:
@@ -154,7 +187,7 @@ def check_regimes(request: EvalRequest) -> None:
 
 def check_lengths(request: EvalRequest, trained_length: int) -> None:
     """Raise DoesNotFitError when a length leaves no room for the answers inside the model's context."""
-    room = max(NEXT_TOKENS if task.judge == "perplexity" else 128 for task, _ in request.subtasks)
+    room = max(_ROOM.get(task.judge, _LEAST_ROOM) for task, _ in request.subtasks)
     for tokens in request.tokens:
         if tokens + room > trained_length:
             raise DoesNotFitError(

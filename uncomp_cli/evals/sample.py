@@ -7,10 +7,13 @@ and can be scored by likelihood as well as by what a model writes.
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Query", "Regime", "Sample", "Span"]
+__all__ = ["JudgeName", "Query", "Regime", "Sample", "Span"]
 
 Regime = Literal["aware", "agnostic"]
 """Whether the question is seen when the cache is compressed. The two are never averaged, ranked or plotted together."""
+
+JudgeName = Literal["answers", "fidelity", "perplexity", "evidence", "conversation"]
+"""How a task's samples are judged: a key of `JUDGES` (runner.py)."""
 
 Span = tuple[int, int]
 """A character range [begin, end) of a context."""

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from uncomp_cli.evals.contestants import FULL
+from uncomp_cli.evals.metrics import ORDER, RIGHT_OR_WRONG
 from uncomp_cli.evals.outcome import LOWER_IS_BETTER, Outcome
 from uncomp_cli.evals.sample import Regime
 from uncomp_cli.evals.statistics import (
@@ -44,8 +45,6 @@ __all__ = [
 FULL_FAILS_BELOW = 0.5
 """A cell counts where the full cache's mean `match` is at least this."""
 
-_RIGHT_OR_WRONG = frozenset({"exact", "match"})
-_ORDER = ("exact", "match", "nll", "coverage", "kl", "kl_p99", "agreement", "divergence")
 
 SampleKey = tuple[str, int, int]
 """What settings are paired by: subtask, tokens, index."""
@@ -167,7 +166,7 @@ def settings_of(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
 def metric_names(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
     """The metrics that were measured: answers first, then likelihood, then distances; the rest by name."""
     found = {name for outcome in outcomes for name in outcome.metrics}
-    return (*(name for name in _ORDER if name in found), *sorted(found.difference(_ORDER)))
+    return (*(name for name in ORDER if name in found), *sorted(found.difference(ORDER)))
 
 
 def mean_over_subtasks(outcomes: Iterable[Outcome], metric: str) -> Interval | None:
@@ -181,7 +180,7 @@ def mean_over_subtasks(outcomes: Iterable[Outcome], metric: str) -> Interval | N
         return None
     if len(strata) == 1 and len(strata[0]) > 1 and all(value in (0, 1) for value in strata[0]):
         return wilson(round(sum(strata[0])), len(strata[0]))
-    return stratified_mean(strata, binary=metric in _RIGHT_OR_WRONG)
+    return stratified_mean(strata, binary=metric in RIGHT_OR_WRONG)
 
 
 def _subtask_rows(ours: Sequence[Outcome], counted: Sequence[Outcome], metrics: Sequence[str]) -> list[Row]:
@@ -229,7 +228,7 @@ def _figure(outcomes: Sequence[Outcome], full: Sequence[Outcome], metric: str) -
     ours, theirs = _scores(outcomes, metric), _scores(full, metric)
     if ours.keys().isdisjoint(theirs):
         return Figure(mean, None)
-    return Figure(mean, paired_difference(ours, theirs, stratum=_subtask_of, binary=metric in _RIGHT_OR_WRONG))
+    return Figure(mean, paired_difference(ours, theirs, stratum=_subtask_of, binary=metric in RIGHT_OR_WRONG))
 
 
 def _non_monotone(outcomes: Sequence[Outcome], metrics: Sequence[str]) -> list[NonMonotone]:
@@ -250,7 +249,7 @@ def _non_monotone(outcomes: Sequence[Outcome], metrics: Sequence[str]) -> list[N
                 if group[0].contestant == contestant
             ],
             lower_is_better=metric in LOWER_IS_BETTER,
-            binary=metric in _RIGHT_OR_WRONG,
+            binary=metric in RIGHT_OR_WRONG,
             stratum=_subtask_of,
         )
     ]

@@ -2,11 +2,13 @@
 
 import difflib
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.haystack import Haystack
-from uncomp_cli.evals.sample import Regime, Sample
+from uncomp_cli.evals.sample import JudgeName, Regime, Sample
+from uncomp_cli.evals.tasks.conversation import Conversation
+from uncomp_cli.evals.tasks.evidence import Evidence
 from uncomp_cli.evals.tasks.fidelity import Fidelity
 from uncomp_cli.evals.tasks.multiquestion import Multiquestion
 from uncomp_cli.evals.tasks.needle import Needle
@@ -22,7 +24,7 @@ class Task(Protocol):
     name: ClassVar[str]
     subtasks: ClassVar[tuple[str, ...]]
     regimes: ClassVar[tuple[Regime, ...]]
-    judge: ClassVar[Literal["answers", "fidelity", "perplexity"]]
+    judge: ClassVar[JudgeName]
 
     def sample(
         self,
@@ -47,6 +49,8 @@ TASKS: dict[str, Callable[[], Task]] = {
     Fidelity.name: Fidelity,
     Perplexity.name: Perplexity,
     Multiquestion.name: Multiquestion,
+    Evidence.name: Evidence,
+    Conversation.name: Conversation,
 }
 
 

@@ -3,10 +3,10 @@
 The judge takes the full cache's own greedy continuation of the question as the reference.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from uncomp_cli.evals.haystack import SEPARATOR, CountTokens, Haystack
-from uncomp_cli.evals.sample import Query, Regime, Sample
+from uncomp_cli.evals.sample import JudgeName, Query, Regime, Sample
 from uncomp_cli.evals.tasks.request import Request
 
 __all__ = ["Fidelity"]
@@ -21,7 +21,7 @@ class Fidelity:
     name: ClassVar[str] = "fidelity"
     subtasks: ClassVar[tuple[str, ...]] = ("fidelity/continuation",)
     regimes: ClassVar[tuple[Regime, ...]] = ("aware", "agnostic")
-    judge: ClassVar[Literal["answers", "fidelity", "perplexity"]] = "fidelity"
+    judge: ClassVar[JudgeName] = "fidelity"
 
     def sample(
         self, subtask: str, index: int, *, tokens: int, haystack: Haystack, count_tokens: CountTokens, seed: int

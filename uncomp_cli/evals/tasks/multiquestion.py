@@ -4,14 +4,13 @@
 answer begins; does it still bind when the text behind it was compressed? Both are for the agnostic regime alone.
 """
 
-import random
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from uncomp_cli.evals.haystack import SEPARATOR, CountTokens, Haystack
-from uncomp_cli.evals.sample import Query, Regime, Sample
+from uncomp_cli.evals.sample import JudgeName, Query, Regime, Sample
+from uncomp_cli.evals.tasks.facts import five_facts
 from uncomp_cli.evals.tasks.request import Request, random_borders
-from uncomp_cli.evals.words import CITIES, FIRST_NAMES, NOUNS, OBJECTS, OCCUPATIONS, compound, digits, surname
+from uncomp_cli.evals.words import NOUNS
 
 __all__ = ["Multiquestion"]
 
@@ -27,20 +26,13 @@ _ORDINARY_ASKED = 2
 _NAME_QUESTION = "What is your name?"
 
 
-@dataclass(frozen=True, slots=True)
-class _Fact:
-    sentence: str
-    question: str
-    answer: str
-
-
 class Multiquestion:
     """Five questions for five facts, or three questions under an instruction that binds every answer."""
 
     name: ClassVar[str] = "multiquestion"
     subtasks: ClassVar[tuple[str, ...]] = ("multiquestion/facts", "multiquestion/instruction")
     regimes: ClassVar[tuple[Regime, ...]] = ("agnostic",)
-    judge: ClassVar[Literal["answers", "fidelity", "perplexity"]] = "answers"
+    judge: ClassVar[JudgeName] = "answers"
 
     def sample(
         self, subtask: str, index: int, *, tokens: int, haystack: Haystack, count_tokens: CountTokens, seed: int
@@ -52,7 +44,7 @@ class Multiquestion:
 
 def _facts_sample(request: Request) -> Sample:
     chance = request.chance()
-    facts = _five_facts(chance)
+    facts = five_facts(chance)
     chance.shuffle(facts)
     layout = request.lay_out(
         [fact.sentence for fact in facts],
@@ -71,27 +63,6 @@ def _facts_sample(request: Request) -> Sample:
         for fact, span in zip(facts, layout.spans, strict=True)
     ]
     return request.sample(layout.context, queries)
-
-
-def _five_facts(chance: random.Random) -> list[_Fact]:
-    """A trade, a time, a place, a password and a number."""
-    name = f"{chance.choice(FIRST_NAMES)} {surname(chance)}"
-    trade, city, object_ = (chance.choice(words) for words in (OCCUPATIONS, CITIES, OBJECTS))
-    time = f"{chance.randrange(24):02}:{chance.randrange(60):02}"
-    first, second = chance.sample(NOUNS, 2)
-    hall = f"{surname(chance)} Hall"
-    return [
-        _fact(f"{name} earns a living as a", trade, f"How does {name} earn a living?"),
-        _fact(f"The night train to {city} leaves at", time, f"When does the night train to {city} leave?"),
-        _fact(f"The spare {first} is kept behind the", object_, f"Where is the spare {first} kept?"),
-        _fact(f"The password of the {second} club is", compound(chance), f"What is the password of the {second} club?"),
-        _fact(f"The telephone number of {hall} is", digits(chance, 7), f"What is the telephone number of {hall}?"),
-    ]
-
-
-def _fact(begun: str, answer: str, question: str) -> _Fact:
-    """`begun` opens the sentence, and the answer to the question."""
-    return _Fact(f"{begun} {answer}.", f"\n\nQuestion: {question}\nAnswer: {begun}", answer)
 
 
 def _instruction_sample(request: Request) -> Sample:

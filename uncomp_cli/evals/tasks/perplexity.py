@@ -8,11 +8,11 @@ those where long memory matters. Here `tokens` is the length of the context alon
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.haystack import SEPARATOR, CountTokens, Haystack, closing, paragraph_tokens
-from uncomp_cli.evals.sample import Query, Regime, Sample
+from uncomp_cli.evals.sample import JudgeName, Query, Regime, Sample
 from uncomp_cli.evals.tasks.request import Request
 
 __all__ = ["CONTINUATION_TOKENS", "Perplexity"]
@@ -27,7 +27,7 @@ class Perplexity:
     name: ClassVar[str] = "perplexity"
     subtasks: ClassVar[tuple[str, ...]] = ("perplexity/continuation",)
     regimes: ClassVar[tuple[Regime, ...]] = ("agnostic",)
-    judge: ClassVar[Literal["answers", "fidelity", "perplexity"]] = "perplexity"
+    judge: ClassVar[JudgeName] = "perplexity"
 
     def sample(
         self, subtask: str, index: int, *, tokens: int, haystack: Haystack, count_tokens: CountTokens, seed: int

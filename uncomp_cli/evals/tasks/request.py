@@ -38,7 +38,10 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Sample `index` of a subtask, `tokens` long (context and longest question), and what to make it of."""
+    """Sample `index` of a subtask, `tokens` long (context and longest question), and what to make it of.
+
+    `drawn_as` is the subtask whose random choices it has, where they are not its own.
+    """
 
     subtask: str
     index: int
@@ -46,15 +49,16 @@ class Request:
     haystack: Haystack = field(repr=False)
     count_tokens: CountTokens
     seed: int
+    drawn_as: str | None = None
 
     def chance(self, purpose: str = "facts") -> random.Random:
         """A generator that gives the same numbers each time it is made."""
-        return random.Random(f"{self.subtask} {self.tokens} {self.index} {self.seed} {purpose}")
+        return random.Random(f"{self.drawn_as or self.subtask} {self.tokens} {self.index} {self.seed} {purpose}")
 
     @property
     def place(self) -> float:
         """Where in the haystack to read, in [0, 1): steps of the golden ratio, so that few samples share their text."""
-        begin = random.Random(f"{self.subtask} {self.tokens} {self.seed} place").random()
+        begin = random.Random(f"{self.drawn_as or self.subtask} {self.tokens} {self.seed} place").random()
         return (begin + self.index * _GOLDEN) % 1
 
     def new_tokens(self, answer: str) -> int:

@@ -1,10 +1,10 @@
 """The thirteen tasks of RULER (arXiv 2404.06654) by its definitions, with texts and word lists of our own."""
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from uncomp_cli.evals.haystack import CountTokens, Haystack
-from uncomp_cli.evals.sample import Regime, Sample
+from uncomp_cli.evals.sample import JudgeName, Regime, Sample
 from uncomp_cli.evals.tasks.aggregation import common_words_sample, frequent_words_sample
 from uncomp_cli.evals.tasks.qa import one_hop_sample, two_hop_sample
 from uncomp_cli.evals.tasks.request import Request
@@ -29,7 +29,7 @@ class Ruler:
     name: ClassVar[str] = "ruler"
     subtasks: ClassVar[tuple[str, ...]] = tuple(_SAMPLES)
     regimes: ClassVar[tuple[Regime, ...]] = ("aware", "agnostic")
-    judge: ClassVar[Literal["answers", "fidelity", "perplexity"]] = "answers"
+    judge: ClassVar[JudgeName] = "answers"
 
     def sample(
         self, subtask: str, index: int, *, tokens: int, haystack: Haystack, count_tokens: CountTokens, seed: int

@@ -1,0 +1,226 @@
+"""What a saved document cache saves: the first question reads and saves, the second loads and is answered at once.
+
+    python benchmarks/reuse.py [--tokens 6000] [--rounds 3] [--preset unseen] [--budget 30%] [--new-tokens 16]
+        [--out reuse.json] [--markdown reuse.md]
+
+A round, for each arm (the preset, the preset in 8 bits, the full cache): a session reads the document, answers the
+first question and saves what it kept. New sessions then load the file, check its hash, and answer: the second question
+with the file out of the system's memory, the same with it there, and the first question again, whose tokens must be
+those of the first session. Times to the first token count reading or loading and the question; the model is there
+already. Figures are medians over rounds, ratios medians of the ratios within a round. The last line of standard output
+is the JSON; `--out` is written anew after each round.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent / "peers"))  # programs that import each other by name
+
+from chat_turns import Arm, document, mib
+from records import command_line, cpu_name, say
+from speed import machine_load
+
+from uncomp_cli import __version__
+from uncomp_cli.budget.presets import load_preset
+from uncomp_cli.cache.shelf import Entry, Shelf
+from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig, ScorerConfig
+from uncomp_cli.engine.prompt import Prompt, chat_prompt
+from uncomp_cli.engine.reused import ReusedSession
+from uncomp_cli.errors import UncompError
+from uncomp_cli.models.load import LoadedModel, load_model
+
+Line = dict[str, Any]
+FIRST, SECOND = "What is this text about?", "How does it end?"
+FIGURES = (
+    "read_ttft_s",
+    "save_s",
+    "load_ttft_s",
+    "cold_ttft_s",
+    "load_to_read",
+    "cold_to_read",
+    "file_bytes",
+    "tensor_bytes",
+    "file_to_tensors",
+    "full_kv_bytes",
+)
+
+
+def measure(loaded: LoadedModel, arm: Arm, text: str, *, new_tokens: int, folder: Path) -> Line:
+    """One round of one arm."""
+    sampling = SamplingConfig(max_new_tokens=new_tokens)
+    shelf = Shelf(folder)
+    first, second = (asked(loaded, text, question) for question in (FIRST, SECOND))
+    reading = ReusedSession(loaded, arm.preset, sampling)
+    for _ in reading.read(first):
+        pass
+    written, read_ttft_s = answer(reading)
+    begun = time.perf_counter()
+    entry, _ = reading.save(shelf, "bench", about={})
+    save_s = time.perf_counter() - begun
+    forget_file(entry.path)
+    cold_ttft_s = ask_again(ReusedSession(loaded, arm.preset, sampling), shelf, entry, second)[1]
+    load_ttft_s = ask_again(ReusedSession(loaded, arm.preset, sampling), shelf, entry, second)[1]
+    again, _ = ask_again(ReusedSession(loaded, arm.preset, sampling), shelf, entry, first)
+    tensor_bytes = entry.manifest.tensor_bytes
+    return {
+        "read_ttft_s": read_ttft_s,
+        "save_s": save_s,
+        "load_ttft_s": load_ttft_s,
+        "cold_ttft_s": cold_ttft_s,
+        "load_to_read": load_ttft_s / read_ttft_s,
+        "cold_to_read": cold_ttft_s / read_ttft_s,
+        "file_bytes": entry.file_bytes,
+        "tensor_bytes": tensor_bytes,
+        "file_to_tensors": entry.file_bytes / tensor_bytes,
+        "full_kv_bytes": loaded.spec.full_kv_bytes(len(first.context)),
+        "prompt_tokens": first.seq_len,
+        "same_tokens": again == written,
+    }
+
+
+def asked(loaded: LoadedModel, text: str, question: str) -> Prompt:
+    """The prompt of one question, as `uncomp ask` makes it."""
+    return chat_prompt(loaded.tokenizer, text, [question], system=None, sinks=ScorerConfig().sinks)
+
+
+def ask_again(session: ReusedSession, shelf: Shelf, entry: Entry, prompt: Prompt) -> tuple[list[int], float]:
+    """`answer` behind the saved context."""
+    session.load(shelf, entry, prompt)
+    return answer(session)
+
+
+def answer(session: ReusedSession) -> tuple[list[int], float]:
+    """The answer's tokens, and the time to the first of them."""
+    ids = [step.token_ids[0] for step in session.answer(0)]
+    if session.stats is None:
+        raise RuntimeError("there was no answer")
+    return ids, session.stats.ttft_s
+
+
+def forget_file(path: Path) -> None:
+    """Ask the system to drop a file that is on the disk from its memory; one that cannot be asked keeps it."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def summarise(arms: Sequence[Arm], runs: Sequence[Line]) -> list[Line]:
+    """An object an arm: medians over rounds, and whether the answers were the same in all."""
+    return [_arm(arm.label, [run for run in runs if run["label"] == arm.label]) for arm in arms]
+
+
+def _arm(label: str, runs: Sequence[Line]) -> Line:
+    medians = {name: median(run[name] for run in runs) for name in FIGURES}
+    return {"label": label, "rounds": len(runs), **medians, "same_tokens": all(run["same_tokens"] for run in runs)}
+
+
+def table(record: Line) -> str:
+    """Markdown: an arm a row."""
+    head = [
+        "kept",
+        "read",
+        "save",
+        "load",
+        "of reading",
+        "not in memory",
+        "file",
+        "to tensors",
+        "of full",
+        "same answer",
+    ]
+    rows = [_row(arm) for arm in record["arms"]]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def _row(arm: Line) -> list[str]:
+    return [
+        arm["label"],
+        f"{arm['read_ttft_s']:.2f} s",
+        f"{arm['save_s']:.2f} s",
+        f"{arm['load_ttft_s']:.2f} s",
+        f"{100 * arm['load_to_read']:.1f} %",
+        f"{arm['cold_ttft_s']:.2f} s",
+        mib(arm["file_bytes"]),
+        f"{arm['file_to_tensors']:.4f}",
+        f"{100 * arm['file_bytes'] / arm['full_kv_bytes']:.1f} %",
+        "yes" if arm["same_tokens"] else "NO",
+    ]
+
+
+def about(args: argparse.Namespace, arms: Sequence[Arm]) -> Line:
+    """What was measured with what."""
+    return {
+        "schema_version": 1,
+        "kind": "reuse",
+        "command": command_line(folder="benchmarks"),
+        "model": args.model,
+        "tokens": args.tokens,
+        "new_tokens": args.new_tokens,
+        "document": f"generated prose, seed {args.seed}",
+        "settings": {arm.label: {**arm.preset.to_dict(), "quality": []} for arm in arms},
+        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")},
+        "versions": {"uncomp": __version__, **{name: version(name) for name in ("torch", "transformers")}},
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--preset", default="unseen")
+    parser.add_argument("--budget", default="30%")
+    parser.add_argument("--tokens", type=int, default=6000)
+    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="the JSON, written after each round")
+    parser.add_argument("--markdown", type=Path, help="the table")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = arguments()
+    evicted = replace(load_preset(args.preset), budget=args.budget, floor_tokens=0)
+    arms = [
+        Arm(f"{args.preset} {args.budget}", evicted),
+        Arm(f"{args.preset} {args.budget}, 8 bits", replace(evicted, kv_bits=8)),
+        Arm("full", load_preset("full")),
+    ]
+    loaded = load_model(args.model)
+    text = document(loaded, args.tokens, seed=args.seed)
+    record, runs = about(args, arms), []
+    for turn in range(args.rounds):
+        for arm in arms:
+            load = machine_load()
+            try:
+                with TemporaryDirectory() as folder:
+                    found = measure(loaded, arm, text, new_tokens=args.new_tokens, folder=Path(folder))
+            except UncompError as error:
+                say(f"{error.message}\nhint: {error.hint}")
+                return 1
+            runs.append({"round": turn, "label": arm.label, **load, **found})
+            say(f"{turn + 1} {arm.label}: {found['read_ttft_s']:.2f} s, then {found['load_ttft_s']:.2f} s")
+        record = {**record, "arms": summarise(arms, runs), "runs": runs}
+        if args.out:
+            args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    text = table(record)
+    say(text)
+    if args.markdown:
+        args.markdown.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(record))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
