@@ -276,7 +276,7 @@ def test_save_and_load(chat: Chat) -> None:
     assert Path("talk.json").stat().st_mode & 0o077 == 0
     assert Transcript.from_json(Path("talk.json").read_bytes()).entries == tuple(chat.dialogue.entries)
     other = make_chat(chat.loaded)
-    assert hold(other, "/load talk.json") == ["2 exchanges loaded: the next turn reads them"]
+    assert hold(other, "/load talk.json") == ["2 exchanges loaded: the next turn reads all of it"]
     assert (texts(other), other.dialogue.system, other.dialogue.pins) == (said, "Be kind.", chat.dialogue.pins)
     hold(chat, "next")
     hold(other, "next")

@@ -149,3 +149,25 @@ def test_the_same_command_goes_on_with_its_document(tiny_model: Path, folder: Pa
     assert "notes.txt is part of the conversation already" in err
     assert "error" not in err
     assert len(saved(folder, "work")["entries"]) == 4
+
+
+def test_a_document_whose_question_has_no_answer_is_not_lost(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("alpha\nbeta\n")
+    talk(tiny_model, "--session", "work", "-f", f"{tmp_path}/notes.txt", lines="what?\n")
+    path = folder / "work.json"
+    session = json.loads(path.read_text())
+    del session["entries"][1:]
+    path.write_text(json.dumps(session))
+    code, _, err = talk(tiny_model, "--session", "work", lines="/files\nwhat now?\n")
+    assert code == 0
+    assert "waits for a question" in err
+    assert saved(folder, "work")["entries"][0]["parts"][0].endswith("alpha\nbeta")
+
+
+def test_half_a_character_in_a_session(tiny_model: Path, folder: Path) -> None:
+    talk(tiny_model, "--session", "work", lines="hello\n")
+    path = folder / "work.json"
+    path.write_text(path.read_text().replace('"hello"', '"hel\\ud800lo"'))
+    code, _, err = talk(tiny_model, "--session", "work", lines="and?\n")
+    assert code == 2
+    assert "entries[0] has half a character" in err

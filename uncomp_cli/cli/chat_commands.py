@@ -17,6 +17,8 @@ __all__ = ["COMMANDS", "Command", "candidates", "is_command", "run_command"]
 
 _NAME = re.compile(r"/[A-Za-z_-]*")
 _SPACE = re.compile(r"(?<!\\) ")
+_SPECIAL = re.compile(r"[\s'\"\\]")
+_ESCAPED = re.compile(r"\\(.)")
 _KEYS = (
     ("Ctrl-C", "stop the answer and keep its text; at the prompt: leave"),
     ('"""', "begins and ends a message of several lines; Alt-Enter begins a new line"),
@@ -100,8 +102,8 @@ def _paths(_chat: Chat, begun: str) -> list[str]:
     from uncomp_cli.ui.completion import paths_beginning
 
     *before, fragment = _SPACE.split(begun)
-    found = paths_beginning(fragment.replace("\\ ", " "))
-    return [" ".join([*before, path.replace(" ", "\\ ")]) for path in found]
+    found = paths_beginning(_ESCAPED.sub(r"\1", fragment))
+    return [" ".join([*before, _SPECIAL.sub(r"\\\g<0>", path)]) for path in found]
 
 
 def _talks(chat: Chat, begun: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from uncomp_cli.cli.chat_markdown import to_markdown
 from uncomp_cli.cli.chat_preset import CHAT_PRESET
 from uncomp_cli.cli.chat_state import Chat
-from uncomp_cli.cli.dialogue import Dialogue, spoken
+from uncomp_cli.cli.dialogue import Dialogue, exchanges, papers_in, spoken
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.sessions.store import read_session
 from uncomp_cli.sessions.transcript import Entry, Transcript
@@ -50,11 +50,13 @@ def restore(chat: Chat, transcript: Transcript) -> None:
         many = changed > 1
         answers = f"{format_count(changed)} answer{'s are' if many else ' is'} read as text"
         chat.say(f"{answers}: {'their' if many else 'its'} tokens are not this model's")
+    papers = []
     if entries and entries[-1].role == "user":
-        chat.draft = spoken(entries.pop())
+        question = entries.pop()
+        chat.draft, papers = spoken(question), papers_in(question)
         chat.say("the last question has no answer; /edit has it")
     pins = [pin for pin in transcript.pins if pin.entry < len(entries)]
-    chat.dialogue = Dialogue(transcript.system, entries, [], pins)
+    chat.dialogue = Dialogue(transcript.system, entries, papers, pins)
     chat.created = transcript.created
 
 
@@ -83,7 +85,7 @@ def save(chat: Chat, argument: str) -> None:
         message = f"{path} cannot be written: {error.strerror or error}"
         raise UncompError(message, hint="name another place; the conversation goes on") from error
     chat.written.add(str(path.resolve()))
-    chat.say(f"{format_count(len(chat.dialogue.exchanges))} exchanges written to {path}")
+    chat.say(f"{exchanges(len(chat.dialogue.exchanges))} written to {path}")
 
 
 def load(chat: Chat, argument: str) -> None:
@@ -97,7 +99,7 @@ def load(chat: Chat, argument: str) -> None:
     restore(chat, transcript)
     chat.created = created or chat.created
     chat.session.clear()
-    chat.say(f"{format_count(len(chat.dialogue.exchanges))} exchanges loaded: the next turn reads them")
+    chat.say(f"{exchanges(len(chat.dialogue.exchanges))} loaded: the next turn reads all of it")
 
 
 def _read(argument: str) -> Transcript:

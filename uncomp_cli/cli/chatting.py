@@ -16,12 +16,12 @@ from uncomp_cli.cli.chat_settings import read_again
 from uncomp_cli.cli.chat_state import Chat
 from uncomp_cli.cli.chat_transcripts import restore
 from uncomp_cli.cli.conversation import Conversation
+from uncomp_cli.cli.dialogue import exchanges
 from uncomp_cli.cli.prepare import ModelChoice, load
 from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.sessions.store import SessionFile, open_session
 from uncomp_cli.sessions.transcript import Transcript
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_count
 from uncomp_cli.ui.live import loading
 from uncomp_cli.ui.prompt import line_reader
 
@@ -75,7 +75,9 @@ def _talk(job: ChatJob, saved: Transcript | None, file: SessionFile | None, term
     conversation = Conversation(chat, file, saved)
     chat.say(f"{chat.loaded.info.name} · /help shows the commands, Ctrl-D leaves")
     if saved is not None:
-        conversation.guarded(lambda: _go_on(job, chat, saved))
+        restore(chat, saved)  # what stops it leaves the file as it is
+        chat.dialogue.system = job.system
+        conversation.guarded(lambda: _go_on(job, chat))
     if documents is not None and (new := unknown(chat, documents)):
         take_documents(chat, new)
     conversation.run(
@@ -101,13 +103,10 @@ def _open(job: ChatJob, loaded: "LoadedModel", terminal: Terminal) -> Chat:
     return chat
 
 
-def _go_on(job: ChatJob, chat: Chat, saved: Transcript) -> None:
-    """Take the saved conversation over and read it."""
-    restore(chat, saved)
-    chat.dialogue.system = job.system
+def _go_on(job: ChatJob, chat: Chat) -> None:
+    """Read the conversation that was saved."""
     if chat.dialogue.entries:
-        turns = format_count(len(chat.dialogue.exchanges))
-        read_again(chat, f"session {job.session}: {turns} exchanges")
+        read_again(chat, f"session {job.session}: {exchanges(len(chat.dialogue.exchanges))}")
 
 
 def _lasting_name(name: str) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from uncomp_cli.documents.reader import Document
     from uncomp_cli.engine.rendered import Message
 
-__all__ = ["Dialogue", "Paper", "paper_of", "papers_in", "spoken"]
+__all__ = ["Dialogue", "Paper", "exchanges", "paper_of", "papers_in", "spoken"]
 
 GAP = "\n\n"
 
@@ -122,17 +122,22 @@ class Dialogue:
         return gone
 
     def _checked(self, count: int) -> list[list[Entry]]:
-        exchanges = self.exchanges
-        if not 1 <= count <= len(exchanges):
-            said = f"the conversation has {len(exchanges)} exchange{'' if len(exchanges) == 1 else 's'}, not {count}"
+        found = self.exchanges
+        if not 1 <= count <= len(found):
+            said = f"the conversation has {exchanges(len(found))}, not {count}"
             raise UsageError(said, hint="/stats tells how many there are")
-        return exchanges
+        return found
 
     def _keep(self, kept: range) -> None:
         """Drop all other entries and their pins; pins in what waits follow it to its new place."""
         places = {old: new for new, old in enumerate([*kept, len(self.entries)])}
         self.pins = [replace(pin, entry=places[pin.entry]) for pin in self.pins if pin.entry in places]
         self.entries = self.entries[kept.start : kept.stop]
+
+
+def exchanges(count: int) -> str:
+    """`1 exchange`, `1,204 exchanges`."""
+    return f"{count:,} exchange{'' if count == 1 else 's'}"
 
 
 def spoken(entry: Entry) -> str:

@@ -84,6 +84,14 @@ class Transcript:
     updated: str = ""
 
     def __post_init__(self) -> None:
+        for place, said in (
+            ("system", self.system or ""),
+            *((f"entries[{i}]", e.text) for i, e in enumerate(self.entries)),
+        ):
+            if _LONE_SURROGATE.search(said):  # no tokenizer takes it
+                raise UsageError(
+                    f"{place} has half a character in its text", hint="mend the place, or move the file away"
+                )
         for index, entry in enumerate(self.entries):
             if entry.role != _ROLES[index % 2]:
                 hint = "user and assistant take turns, and the user begins"
