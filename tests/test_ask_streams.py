@@ -38,7 +38,9 @@ def test_a_pipe_gets_the_answer_and_nothing_else(document: Path, tiny_model: Pat
     assert re.match(r"prefill \d+ tok .* · first token .* · KV .* of .* · peak .* · context \d+/4,096$", lines[-1])
     assert start(*args, stderr="null").finish() == (0, out, "")
     assert start(*args, "-q").finish() == (0, out, "")
-    assert start(*args, "--json", "-q").finish()[1].count("\n") == 1
+    as_json = start(*args, "--json", "-q").finish()[1]
+    assert as_json.count("\n") == 1
+    assert last_object(as_json)["answer"] + "\n" == out
 
 
 def test_several_answers_are_told_apart(document: Path, tiny_model: Path) -> None:

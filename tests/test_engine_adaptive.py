@@ -1,12 +1,13 @@
 """Every policy with every scorer in the engine: exact counts, what is protected, and everything at 100 %."""
 
 from dataclasses import replace
+from itertools import cycle, islice, product
 from pathlib import Path
 
 import pytest
 import torch
 from test_engine_eviction import brute_force_scores, heads, kept_context, storage_bytes
-from test_engine_parity import decode, full_plan, make_prompt, read, tiny, tokens
+from test_engine_parity import decode, full_plan, make_prompt, read, shared_tiny, tokens
 from test_engine_parity import one_thread as one_thread
 from torch import Tensor
 
@@ -16,13 +17,20 @@ from uncomp_cli.cache.scoring import SCORERS, make_scorer
 from uncomp_cli.config import CacheConfig, ScorerConfig
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.prompt import Prompt, completion_prompt
-from uncomp_cli.models.load import load_model
+from uncomp_cli.models.load import LoadedModel
 from uncomp_cli.spec import ModelSpec
 
 CONTEXT, QUESTION, PROTECTED = 60, 5, 4
-FAMILIES = ["llama", "qwen3-sliding"]
 LICENSE = Path(__file__).parents[1] / "LICENSE"
-EVERY_PAIR = [pytest.param(policy, scorer, id=f"{policy}-{scorer}") for policy in POLICIES for scorer in SCORERS]
+PAIRS = list(product(POLICIES, SCORERS))
+MOST = max(len(POLICIES), len(SCORERS))
+ONCE = list(islice(zip(cycle(POLICIES), cycle(SCORERS), strict=False), MOST))
+"""Every policy and every scorer, each at least once."""
+CASES = [
+    pytest.param(policy, scorer, family, id=f"{policy}-{scorer}-{family}")
+    for family, pairs in (("llama", PAIRS), ("qwen3-sliding", ONCE))
+    for policy, scorer in pairs
+]
 
 
 def plan_of(policy: str, spec: ModelSpec, prompt: Prompt, *, kept: float) -> BudgetPlan:
@@ -36,10 +44,9 @@ def prompt_in_words(*questions: int) -> Prompt:
     return replace(prompt, words=torch.arange(CONTEXT) // 3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("policy", "scorer"), EVERY_PAIR)
+@pytest.mark.parametrize(("policy", "scorer", "family"), CASES)
 def test_what_is_kept_is_what_was_planned(policy: str, scorer: str, family: str) -> None:
-    _, decoder, spec = tiny(family)
+    _, decoder, spec = shared_tiny(family)
     prompt = prompt_in_words()
     plan = plan_of(policy, spec, prompt, kept=0.6)
     _, done = read(decoder, [prompt], [plan], ScorerConfig(scorer, window=4, width=5))
@@ -57,10 +64,9 @@ def test_what_is_kept_is_what_was_planned(policy: str, scorer: str, family: str)
             assert set(range(PROTECTED)) <= set(found) <= set(range(prompt.seq_len))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("policy", "scorer"), EVERY_PAIR)
+@pytest.mark.parametrize(("policy", "scorer", "family"), CASES)
 def test_at_100_percent_nothing_differs_from_full(policy: str, scorer: str, family: str) -> None:
-    _, decoder, spec = tiny(family)
+    _, decoder, spec = shared_tiny(family)
     prompt, forced = prompt_in_words(), torch.tensor([tokens(6, 7)])
     config = ScorerConfig(scorer, window=4, width=5)
     _, done = read(decoder, [prompt], [plan_of(policy, spec, prompt, kept=1.0)], config)
@@ -72,7 +78,7 @@ def test_at_100_percent_nothing_differs_from_full(policy: str, scorer: str, fami
 @pytest.mark.parametrize("policy", ["uniform", "adaptive"])
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_the_question_decides_where_the_scorer_says_so(policy: str, scorer: str) -> None:
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     first = prompt_in_words()
     second = replace(first, questions=(tokens(QUESTION, 77),))
     plan, config = plan_of(policy, spec, first, kept=0.4), ScorerConfig(scorer, pooling="none", whole_words=False)
@@ -89,7 +95,7 @@ def adaptive_counts(scores: Tensor, count: int, floor: float) -> list[float]:
 
 
 def test_adaptive_heads_keep_the_best_of_their_layer() -> None:
-    stock, decoder, spec = tiny("llama")
+    stock, decoder, spec = shared_tiny("llama")
     prompt = make_prompt(CONTEXT, [QUESTION], protected=PROTECTED)
     plan = plan_of("adaptive", spec, prompt, kept=0.4)
     assert {count for layer in plan.kept for count in layer} == {26}
@@ -109,7 +115,7 @@ def test_adaptive_heads_keep_the_best_of_their_layer() -> None:
 
 @pytest.mark.parametrize("questions", [[2, 9], [QUESTION, QUESTION, 1]], ids=str)
 def test_adaptive_heads_with_several_questions(questions: list[int]) -> None:
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompt = prompt_in_words(*questions)
     plan = plan_of("adaptive", spec, prompt, kept=0.5)
     _, done = read(decoder, [prompt], [plan], ScorerConfig(window=4))
@@ -118,7 +124,7 @@ def test_adaptive_heads_with_several_questions(questions: list[int]) -> None:
 
 
 def test_a_batch_of_adaptive_rows_is_its_rows() -> None:
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompts = [make_prompt(30, [3], seed=1, protected=2), make_prompt(50, [6], seed=2, protected=5)]
     plans = [plan_of("adaptive", spec, prompt, kept=0.5) for prompt in prompts]
     for scorer in ("window", "expected"):
@@ -132,9 +138,9 @@ def test_a_batch_of_adaptive_rows_is_its_rows() -> None:
 
 
 @pytest.mark.model
-def test_adaptive_memory_is_ragged_with_the_default_model(default_model_dir: Path) -> None:
+def test_adaptive_memory_is_ragged_with_the_default_model(default_model: LoadedModel) -> None:
     """A fifth of about 350 tokens of the licence: the heads of a layer differ, and so does what they allocate."""
-    loaded = load_model("smollm2-135m", dtype="float32", device="cpu")
+    loaded = default_model
     decoder, spec, text = Decoder(loaded.model, loaded.spec), loaded.spec, LICENSE.read_text()[:1700]
     prompt = completion_prompt(loaded.tokenizer, text[:-60], text[-60:], sinks=4)
     plan = plan_of("adaptive", spec, prompt, kept=0.2)

@@ -75,8 +75,14 @@ def assert_agree(found: list[Answer], expected: list[Answer]) -> None:
             assert getattr(stats, name) == getattr(alone, name), name
 
 
-@pytest.mark.parametrize("preset", [FULL, HALF, UNEVEN, replace(HALF, kv_bits=8)], ids=["full", "half", "uneven", "8"])
-@pytest.mark.parametrize("family", ["llama", "qwen2-sliding", "gemma3_text"])
+def cases(kv_bits: int) -> list[Any]:
+    """Every preset with one family; with two whose layers slide, heads of unequal length and one other preset."""
+    presets = {"full": FULL, "half": HALF, "uneven": UNEVEN, f"{kv_bits}": replace(HALF, kv_bits=kv_bits)}
+    wanted = {"llama": presets, "qwen2-sliding": ("uneven", "full"), "gemma3_text": ("uneven", f"{kv_bits}")}
+    return [pytest.param(family, presets[name], id=f"{family}-{name}") for family in wanted for name in wanted[family]]
+
+
+@pytest.mark.parametrize(("family", "preset"), cases(8))
 def test_questions_of_one_prompt_share_its_context(family: str, preset: Preset) -> None:
     prompt = make_prompt(60, QUESTIONS)
     session = session_of(load_tiny(family), preset)
@@ -89,8 +95,7 @@ def test_questions_of_one_prompt_share_its_context(family: str, preset: Preset) 
     assert_agree(found, expected)
 
 
-@pytest.mark.parametrize("preset", [FULL, HALF, UNEVEN, replace(HALF, kv_bits=4)], ids=["full", "half", "uneven", "4"])
-@pytest.mark.parametrize("family", ["llama", "qwen2-sliding", "gemma3_text"])
+@pytest.mark.parametrize(("family", "preset"), cases(4))
 def test_several_prompts_are_rows_of_one_cache(family: str, preset: Preset) -> None:
     """Of one question, whose keys are in the cache, and of several, whose keys wait beside it."""
     prompts = [make_prompt(50 + 9 * n, counts, seed=n) for n, counts in enumerate([(5,), (3, 8), (2,), (4, 1, 6)])]

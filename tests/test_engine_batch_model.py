@@ -1,26 +1,25 @@
 """The default model says in a batch what it says one after another, whichever way the rows are held."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from test_ask_answers import CODE, OTHER, QUESTION, town
 
 from uncomp_cli.budget.presets import load_preset
-from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
+from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.batch import Batch, BatchSession
 from uncomp_cli.engine.branches import SharedRows
 from uncomp_cli.engine.prompt import chat_prompt
 from uncomp_cli.engine.rows import Asked, RowStore, StackedRows
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.models.load import LoadedModel
 
 pytestmark = pytest.mark.model
 QUESTIONS = [QUESTION, OTHER, "What stood by the river?"]
 
 
 @pytest.fixture(scope="module")
-def loaded(default_model_dir: Path) -> LoadedModel:
-    return load_model(DEFAULT_MODEL, dtype="float32", device="cpu")
+def loaded(default_model: LoadedModel) -> LoadedModel:
+    return default_model
 
 
 def read_and_answer(session: BatchSession, document: str, questions: list[str]) -> tuple[list[Asked], list[list[int]]]:

@@ -8,7 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine_parity import FAMILIES, assert_same, decode, full_plan, make_prompt, read, stock_logits, tiny, tokens
+from test_engine_parity import (
+    FAMILIES,
+    assert_same,
+    decode,
+    full_plan,
+    make_prompt,
+    read,
+    shared_tiny,
+    stock_logits,
+    tokens,
+)
 from test_engine_parity import one_thread as one_thread
 from torch import Tensor
 
@@ -118,7 +128,7 @@ def test_several_questions_each_follow_the_piece() -> None:
 @pytest.mark.parametrize("questions", [[5], [4, 11, 1]], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_with_a_full_budget_the_chunk_changes_nothing(family: str, questions: Sequence[int]) -> None:
-    stock, decoder, spec = tiny(family)
+    stock, decoder, spec = shared_tiny(family)
     prompt = replace(make_prompt(CONTEXT, questions, protected=4), words=words_of(CONTEXT))
     plan = full_plan(spec, prompt)
     _, one = read(decoder, [prompt], [plan])
@@ -136,7 +146,7 @@ def test_with_a_full_budget_the_chunk_changes_nothing(family: str, questions: Se
 
 @pytest.mark.parametrize("family", ["llama", "qwen3-sliding", "gemma3_text"])
 def test_chunks_allocate_what_one_pass_does(family: str) -> None:
-    _, decoder, spec = tiny(family)
+    _, decoder, spec = shared_tiny(family)
     prompt = make_prompt(CONTEXT, [12], protected=4)
     _, one = read(decoder, [prompt], [full_plan(spec, prompt)])
     _, done = streamed(decoder, prompt, full_plan(spec, prompt), chunk=50)
@@ -147,7 +157,7 @@ def test_chunks_allocate_what_one_pass_does(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen3-sliding"])
 def test_the_context_is_quantised_once_at_the_end(family: str, bits: int) -> None:
     """Quantising chunk by chunk would be rounding what was rounded, in blocks of other entries."""
-    _, decoder, spec = tiny(family)
+    _, decoder, spec = shared_tiny(family)
     prompt = make_prompt(CONTEXT, [5], protected=4)
     plan = replace(full_plan(spec, prompt), kv_bits=bits)
     _, one = read(decoder, [prompt], [plan])
@@ -165,7 +175,7 @@ def test_the_context_is_quantised_once_at_the_end(family: str, bits: int) -> Non
 
 
 def test_records_count_chunks_and_layers() -> None:
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompt = make_prompt(CONTEXT, [5, 3])
     steps, _ = streamed(decoder, prompt, full_plan(spec, prompt), chunk=40)
     assert [(step.layers_done, step.num_layers, step.tokens) for step in steps] == [

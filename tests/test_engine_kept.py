@@ -75,9 +75,9 @@ def test_going_back_and_on(family: str) -> None:
 def test_budget_protected_and_guarded(family: str) -> None:
     _, decoder, spec = tiny(family)
     context = KeptContext(decoder, SMALL)
-    context.pinned = torch.zeros(600, dtype=torch.bool)
-    context.pinned[200:220] = True
-    context.guard_from = 590
+    context.budget.pinned = torch.zeros(600, dtype=torch.bool)
+    context.budget.pinned[200:220] = True
+    context.budget.guard_from = 590
     for end in (400, 600):
         done(context.extend(text_of(600).cut(end), reserve=32))
     share = context.survival()

@@ -1,7 +1,6 @@
 """A context of 8 or 4 bits: decoded like its own numbers, weighed to the byte, and more of it in the same budget."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.budget.units import parse_budget, resolve_entries
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scoring import make_scorer
-from uncomp_cli.config import DEFAULT_MODEL, CacheConfig, SamplingConfig, ScorerConfig
+from uncomp_cli.config import CacheConfig, SamplingConfig, ScorerConfig
 from uncomp_cli.engine.memory import estimate, planned_kv_bytes
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.prefill import Prefilled, PrefillState
@@ -28,7 +27,7 @@ from uncomp_cli.engine.prompt import Prompt, chat_prompt
 from uncomp_cli.engine.session import Session
 from uncomp_cli.engine.spending import make_plan
 from uncomp_cli.errors import UncompError
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.models.load import LoadedModel
 from uncomp_cli.spec import ModelSpec
 
 BITS = pytest.mark.parametrize("bits", [8, 4])
@@ -237,16 +236,10 @@ def test_sixteen_bits_plan_as_ever() -> None:
         assert make_plan(spec, preset_of(budget, 16), prompt, available=0) == expected
 
 
-@pytest.fixture(scope="module")
-def default_model(default_model_dir: Path) -> LoadedModel:
-    """The default model, loaded once."""
-    return load_model(DEFAULT_MODEL)
-
-
 @pytest.mark.model
 def test_eight_bits_say_the_same_and_four_nearly(default_model: LoadedModel) -> None:
     spec, decoder = default_model.spec, Decoder(default_model.model, default_model.spec)
-    prompt = chat_prompt(default_model.tokenizer, town(14), [QUESTION], system=None, sinks=4)
+    prompt = chat_prompt(default_model.tokenizer, town(7), [QUESTION], system=None, sinks=4)
     logits, bytes_kept = {}, {}
     forced = torch.tensor([default_model.tokenizer("The secret access code of the vault is 7391846.").input_ids])
     for bits in (16, 8, 4):

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.config import DEFAULT_MODEL, LEAST_CHUNK_TOKENS, Limits, SamplingConfig, ScorerConfig
+from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits, SamplingConfig, ScorerConfig
 from uncomp_cli.engine.prompt import chat_prompt
 from uncomp_cli.engine.session import Session
 from uncomp_cli.errors import OutOfMemoryError
@@ -122,11 +122,6 @@ def test_a_cap_holds_in_a_session(loaded: LoadedModel) -> None:
     answered(session)
     assert session.stats is not None
     assert session.stats.kv_bytes <= full // 2
-
-
-@pytest.fixture(scope="module")
-def default_model(default_model_dir: Path) -> LoadedModel:
-    return load_model(DEFAULT_MODEL, device="cpu")
 
 
 @pytest.mark.model

@@ -14,8 +14,8 @@ from test_engine_parity import (
     full_plan,
     make_prompt,
     read,
+    shared_tiny,
     stock_logits,
-    tiny,
     tokens,
 )
 from test_engine_parity import one_thread as one_thread
@@ -93,7 +93,7 @@ def test_a_question_keeps_a_token_at_least(recent: int) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("recent", [1, 8])
 def test_kept_in_full_an_opened_question_is_the_stock_model(family: str, recent: int) -> None:
-    stock, decoder, spec = tiny(family)
+    stock, decoder, spec = shared_tiny(family)
     prompt = closed(30, 20)
     opened = open_question(prompt, recent=recent)
     ids, forced = prompt.context + prompt.questions[0], tokens(6, 7)
@@ -109,7 +109,7 @@ def test_kept_in_full_an_opened_question_is_the_stock_model(family: str, recent:
 @pytest.mark.parametrize("scorer", [name for name in SCORERS if name != "expected"])
 @pytest.mark.parametrize("kept", [12, 16, 30])
 def test_in_a_small_budget_sinks_and_the_last_tokens_survive(scorer: str, kept: int) -> None:
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompt = open_question(closed(60, 40), recent=RECENT)
     plan = UniformPolicy().plan(
         spec, seq_len=100, entries=kept * spec.num_layers * spec.num_kv_heads, protected=prompt.always_kept
@@ -125,7 +125,7 @@ def test_in_a_small_budget_sinks_and_the_last_tokens_survive(scorer: str, kept: 
 
 def kept_of_question(prompt: Prompt, scorer: str, *, seed: int = 0) -> list[int]:
     """How many of the question's 40 tokens each head keeps at 30 of 100."""
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     plan = (
         UniformPolicy().plan(
             spec, seq_len=100, entries=30 * spec.num_layers * spec.num_kv_heads, protected=prompt.always_kept
@@ -149,7 +149,7 @@ def test_question_tokens_are_evicted_like_the_contexts() -> None:
 
 
 def test_rows_of_a_batch_open_each_its_own_question() -> None:
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompts = [open_question(closed(60, 40), recent=8), open_question(closed(20, 5), recent=8)]
     assert [prompt.asked for prompt in prompts] == [32, 0]
     plans = [
@@ -249,7 +249,7 @@ def preset(budget: str, **settings: Any) -> Preset:
 
 
 def test_a_session_opens_the_question_by_its_scorers_setting() -> None:
-    _, _, spec = tiny("llama")
+    _, _, spec = shared_tiny("llama")
     prompt = closed(60, 40)
     for recent, always in ((8, 12), (20, 24), (60, 44)):
         planned = plan_compression(spec, preset("50%", recent=recent), prompt, available=2**40)
@@ -259,7 +259,7 @@ def test_a_session_opens_the_question_by_its_scorers_setting() -> None:
 
 
 def test_a_budget_below_the_question_is_enough_once_it_is_opened() -> None:
-    _, _, spec = tiny("llama")
+    _, _, spec = shared_tiny("llama")
     prompt = closed(60, 40)
     with pytest.raises(DoesNotFitError):
         make_plan(spec, preset("15%"), prompt, available=2**40)

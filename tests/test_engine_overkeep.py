@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine_parity import SHAPE, assert_same, decode, make_prompt, tiny, tokens
+from test_engine_parity import SHAPE, assert_same, decode, make_prompt, shared_tiny, tiny, tokens
 from test_engine_parity import one_thread as one_thread
 from torch import Tensor
 
@@ -135,11 +135,12 @@ def one_and_two_passes(
     return allocations, one, two
 
 
-@pytest.mark.parametrize("words", [None, "even", "mixed", "rare"])
-@pytest.mark.parametrize("kept", [0.08, 0.2, 0.5])
+@pytest.mark.parametrize(
+    ("kept", "words"), [(0.2, None), (0.2, "even"), (0.2, "mixed"), (0.2, "rare"), (0.08, "mixed"), (0.5, "rare")]
+)
 @pytest.mark.parametrize("policy", WAITING)
 def test_one_pass_keeps_what_two_would(policy: str, kept: float, words: str | None) -> None:
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompt = prompt_of(words=words or "mixed")
     config = replace(WINDOWED, whole_words=words is not None)
     want = wanted(policy, spec, prompt, kept=kept)
@@ -156,7 +157,7 @@ def test_one_pass_keeps_what_two_would(policy: str, kept: float, words: str | No
 @pytest.mark.parametrize("family", ["gemma3_text", "qwen3-sliding", "llama-bias"])
 @pytest.mark.parametrize("policy", ["zigzag", "uncertain", "uncomp", "uncomp:stages=true"])
 def test_other_families_and_scopes(policy: str, family: str) -> None:
-    _, decoder, spec = tiny(family)
+    _, decoder, spec = shared_tiny(family)
     prompt = prompt_of()
     want = wanted(policy, spec, prompt, kept=0.2)
     (allocation,), one, two = one_and_two_passes(decoder, [prompt], [want], WINDOWED)
@@ -170,7 +171,7 @@ def test_other_families_and_scopes(policy: str, family: str) -> None:
 @pytest.mark.parametrize("policy", ["zigzag", "uncertain"])
 def test_fewer_bits_are_rounded_once(policy: str, questions: list[int], bits: int) -> None:
     """What waits is in the model's own dtype until the last cut, so its codes are those of two passes."""
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompt = prompt_of(CONTEXT, *questions)
     want = wanted(policy, spec, prompt, kept=0.2, kv_bits=bits)
     _, one, two = one_and_two_passes(decoder, [prompt], [want], WINDOWED)
@@ -186,7 +187,7 @@ def test_fewer_bits_are_rounded_once(policy: str, questions: list[int], bits: in
 @pytest.mark.parametrize("config", [WINDOWED, AGREEING], ids=lambda config: str(config.name))
 @pytest.mark.parametrize("policy", ["zigzag", "uncertain"])
 def test_rows_of_a_batch_wait_and_are_cut_each_by_its_own_plan(policy: str, config: ScorerConfig, bits: int) -> None:
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompts = [prompt_of(400, 20, seed=1), prompt_of(270, 5, seed=2), prompt_of(90, 8, seed=3)]
     wants = [wanted(policy, spec, prompt, kept=0.2 + 0.1 * i, kv_bits=bits) for i, prompt in enumerate(prompts)]
     allocations, one, two = one_and_two_passes(decoder, prompts, wants, config)
@@ -209,7 +210,7 @@ def test_rows_of_a_batch_wait_and_are_cut_each_by_its_own_plan(policy: str, conf
 
 @pytest.mark.parametrize("config", [WINDOWED, AGREEING], ids=lambda config: str(config.name))
 def test_several_questions_wait_beside_the_layers(config: ScorerConfig) -> None:
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompt = prompt_of(CONTEXT, 9, QUESTION, 3)
     want = wanted("uncertain", spec, prompt, kept=0.2)
     assert (prompt.asked, len(prompt.questions)) == (0, 3)
@@ -256,7 +257,7 @@ def worded_by_hand(scores: Tensor, words: Tensor) -> Tensor:
 @pytest.mark.parametrize("policy", ["uniform", "uncomp", "zigzag", "uncertain", "uncertain:reverse=true"])
 def test_agreement_is_two_passes_by_hand(policy: str, whole_words: bool, shared: float) -> None:
     """All layers are scored, then mixed, then cut: held whole until then, and trust only where it was measured."""
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompt = prompt_of()
     config = replace(AGREEING, whole_words=whole_words, shared=shared)
     want = wanted(policy, spec, prompt, kept=0.2)
@@ -281,7 +282,7 @@ def test_agreement_is_two_passes_by_hand(policy: str, whole_words: bool, shared:
 
 
 def test_what_all_agree_on_changes_what_a_layer_keeps() -> None:
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompt = prompt_of()
     plan = wanted("uniform", spec, prompt, kept=0.2).plan()
     kept = []
@@ -316,7 +317,7 @@ def watch(
 @pytest.mark.parametrize("policy", ["uniform", "adaptive", "zigzag", "uncertain", "uncomp"])
 def test_a_part_that_is_held_is_where_the_cut_is_made(policy: str, held: float) -> None:
     """Counts are exact, and what stays was there all the time."""
-    _, decoder, spec = tiny("llama-mha")
+    _, decoder, spec = shared_tiny("llama-mha")
     prompt = prompt_of()
     want = wanted(policy, spec, prompt, kept=0.15)
     allocation = live(want)
@@ -350,14 +351,14 @@ def torn_words(positions: Tensor, prompt: Prompt) -> int:
 @pytest.mark.parametrize("policy", ["uniform", "zigzag", "uncertain"])
 def test_at_most_one_word_of_a_head_is_torn(policy: str, config: ScorerConfig, words: str) -> None:
     """Also where the cut wanted words that are no longer held: others come whole in their place."""
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompt = prompt_of(words=words)
     _, done = read(decoder, [prompt], [live(wanted(policy, spec, prompt, kept=0.2))], config)
     assert max(torn_words(positions, prompt) for _, _, positions in entries_of(done.cache)) <= 1
 
 
 def test_what_is_no_longer_there_is_replaced_by_the_best_that_is() -> None:
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompt = prompt_of()
     config = replace(AGREEING, held=0.0, shared=1.0, whole_words=False)
     plan = wanted("uniform", spec, prompt, kept=0.1).plan()
@@ -374,7 +375,7 @@ def test_what_is_no_longer_there_is_replaced_by_the_best_that_is() -> None:
 
 
 def test_what_is_held_is_ranked_by_what_the_layers_so_far_agree_on() -> None:
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompt = prompt_of()
     config = replace(AGREEING, held=0.4, shared=0.5, whole_words=False)
     seen, _, recorder = watch(decoder, prompt, wanted("uniform", spec, prompt, kept=0.1).plan(), config)
@@ -389,7 +390,7 @@ def test_what_is_held_is_ranked_by_what_the_layers_so_far_agree_on() -> None:
 
 def test_a_head_that_wins_more_than_it_holds_leaves_the_rest_to_the_others() -> None:
     """Heads that share by their scores (adaptive) still keep as much as their layer may."""
-    _, _, spec = tiny("llama")
+    _, _, spec = shared_tiny("llama")
     prompt = prompt_of(1000)
     allocation = live(wanted("adaptive", spec, prompt, kept=0.2))
     overkeep = OverKeep(prompt, allocation, replace(AGREEING, held=0.0, whole_words=False), shared=0.01)
@@ -403,7 +404,7 @@ def test_a_head_that_wins_more_than_it_holds_leaves_the_rest_to_the_others() -> 
 
 def test_what_was_just_trimmed_is_not_trimmed_again() -> None:
     """The margin is no waste: a small budget must not cut every layer anew at each layer."""
-    _, _, spec = tiny("llama")
+    _, _, spec = shared_tiny("llama")
     prompt = prompt_of(1000)
     plan = wanted("uniform", spec, prompt, kept=0.05).plan()
     overkeep = OverKeep(prompt, Allocation(plan), WINDOWED, shared=0.0)
@@ -419,8 +420,9 @@ def deep(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Decoder, ModelSpec]:
     return tiny("llama")
 
 
-@pytest.mark.parametrize("questions", [[QUESTION], [QUESTION, 9]], ids=["one", "several"])
-@pytest.mark.parametrize("kept", [0.05, 0.12])
+@pytest.mark.parametrize(
+    ("kept", "questions"), [(0.05, [QUESTION]), (0.12, [QUESTION, 9])], ids=["small, one", "large, several"]
+)
 @pytest.mark.parametrize("policy", WAITING)
 def test_little_more_than_the_budget_is_held_while_reading(
     policy: str, kept: float, questions: list[int], monkeypatch: pytest.MonkeyPatch
@@ -440,7 +442,7 @@ def test_little_more_than_the_budget_is_held_while_reading(
 
 
 def test_a_policy_that_decides_by_layer_never_holds_more_than_it_keeps() -> None:
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompt = prompt_of()
     want = wanted("uncomp:groups=2", spec, prompt, kept=0.1)
     allocation = live(want)
@@ -456,18 +458,17 @@ def test_a_policy_that_decides_by_layer_never_holds_more_than_it_keeps() -> None
 @pytest.mark.parametrize("config", [WINDOWED, AGREEING], ids=lambda config: str(config.name))
 @pytest.mark.parametrize("family", ["mistral-sliding", "phi3-sliding"])
 def test_a_model_of_sliding_layers_alone_has_nothing_to_wait_for(family: str, config: ScorerConfig) -> None:
-    _, decoder, spec = tiny(family)
+    _, decoder, spec = shared_tiny(family)
     prompt = prompt_of(60)
     for policy in ("uniform", "zigzag"):
         _, done = read(decoder, [prompt], [live(wanted(policy, spec, prompt, kept=1.0))], config)
         assert done.cache.entries == spec.full_entries(prompt.seq_len)
 
 
-@pytest.mark.parametrize("bits", [16, 8])
-@pytest.mark.parametrize("held", [0.3, 1.0])
+@pytest.mark.parametrize(("held", "bits"), [(0.3, 16), (1.0, 16), (0.3, 8)])
 @pytest.mark.parametrize("policy", ["full", "uniform", *WAITING, "uncomp"])
 def test_nothing_is_lost_when_everything_may_stay(policy: str, held: float, bits: int) -> None:
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompt, forced = prompt_of(150), torch.tensor([tokens(6, 7)])
     _, full = read(decoder, [prompt], [wanted("full", spec, prompt, kept=1.0, kv_bits=bits).plan()], WINDOWED)
     expected = decode(decoder, full, forced)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -96,6 +97,12 @@ def tiny(family: str) -> tuple[Any, Decoder, ModelSpec]:
     return stock, Decoder(copy.deepcopy(stock), spec), spec
 
 
+@cache
+def shared_tiny(family: str) -> tuple[Any, Decoder, ModelSpec]:
+    """`tiny`, made once, for those who change nothing of it."""
+    return tiny(family)
+
+
 def tokens(count: int, seed: int) -> Tokens:
     return tuple(torch.randint(3, VOCAB, (count,), generator=torch.Generator().manual_seed(seed)).tolist())
 
@@ -156,7 +163,7 @@ def test_every_supported_family_has_a_case() -> None:
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_plan_is_the_stock_model(family: str, lengths: tuple[int, int]) -> None:
-    stock, decoder, spec = tiny(family)
+    stock, decoder, spec = shared_tiny(family)
     prompt = make_prompt(lengths[0], [lengths[1]])
     _, done = read(decoder, [prompt], [full_plan(spec, prompt)])
     prompt_ids, forced = prompt.context + prompt.questions[0], tokens(DECODED, 7)
@@ -168,7 +175,7 @@ def test_full_plan_is_the_stock_model(family: str, lengths: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-sliding", "gemma3_text", "smollm3"])
 def test_a_batch_is_its_rows(family: str) -> None:
-    stock, decoder, spec = tiny(family)
+    stock, decoder, spec = shared_tiny(family)
     prompts = [make_prompt(20, [3], seed=1), make_prompt(4, [5], seed=2), make_prompt(11, [1], seed=3)]
     forced = torch.tensor([tokens(DECODED, 20 + row) for row in range(3)])
     _, batch = read(decoder, prompts, [full_plan(spec, prompt) for prompt in prompts])
@@ -185,7 +192,7 @@ def test_a_batch_is_its_rows(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen2-sliding", "gemma3_text", "granite"])
 def test_questions_over_one_prefill_are_separate_runs(family: str) -> None:
-    stock, decoder, spec = tiny(family)
+    stock, decoder, spec = shared_tiny(family)
     prompt = make_prompt(19, [4, 9, 1])
     _, done = read(decoder, [prompt], [full_plan(spec, prompt)])
     assert done.logits.shape == (3, VOCAB)
@@ -200,7 +207,7 @@ def test_questions_over_one_prefill_are_separate_runs(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_several_new_tokens_at_once(family: str) -> None:
     """A turn of a chat: tokens appended in one pass see the cache and, causally, each other."""
-    stock, decoder, spec = tiny(family)
+    stock, decoder, spec = shared_tiny(family)
     prompt = make_prompt(20, [4])
     _, done = read(decoder, [prompt], [full_plan(spec, prompt)])
     done.begin_question()
@@ -212,14 +219,14 @@ def test_several_new_tokens_at_once(family: str) -> None:
 
 def test_sliding_prefill_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_BLOCK", 7)
-    stock, decoder, spec = tiny("mistral-sliding")
+    stock, decoder, spec = shared_tiny("mistral-sliding")
     prompt = make_prompt(40, [3])
     _, done = read(decoder, [prompt], [full_plan(spec, prompt)])
     assert_same(done.logits[0], stock_logits(stock, prompt.context + prompt.questions[0])[-1])
 
 
 def test_a_batch_with_several_questions_is_refused() -> None:
-    _, decoder, spec = tiny("llama")
+    _, decoder, spec = shared_tiny("llama")
     prompts = [make_prompt(6, [2, 2], seed=seed) for seed in (1, 2)]
     with pytest.raises(ValueError, match="one question"):
         read(decoder, prompts, [full_plan(spec, prompt) for prompt in prompts])

@@ -136,7 +136,7 @@ def test_without_out_the_same_command_goes_on_where_it_ended(tiny_model: Path, t
 
 def test_pictures_and_markdown(tiny_model: Path) -> None:
     shown = ("--plot", "pictures", "--markdown", "docs/table.md")
-    code, _, err = evaluate(tiny_model, "-t", "needle", "-t", "fidelity", *shown)
+    code, _, err = evaluate(tiny_model, "-t", "needle/digits7", "-t", "fidelity", *shown)
     assert code == 0, err
     drawn = {path.name for path in Path("pictures").iterdir()}
     for regime in ("aware", "agnostic"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
+from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.session import Session
 from uncomp_cli.evals.case import Case, read_case
@@ -14,7 +14,7 @@ from uncomp_cli.evals.contestants import make_settings
 from uncomp_cli.evals.fidelity import compare_logits, judge_fidelity
 from uncomp_cli.evals.perplexity import NEXT_TOKENS, UNRELATED, judge_perplexity
 from uncomp_cli.evals.sample import Query, Sample
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.models.load import LoadedModel
 
 pytestmark = pytest.mark.model
 
@@ -25,9 +25,8 @@ FACT = "The special magic number for walnut is 7302846."
 
 
 @pytest.fixture(scope="module")
-def loaded(default_model_dir: Path) -> LoadedModel:
-    assert default_model_dir.is_dir()
-    return load_model(DEFAULT_MODEL)
+def loaded(default_model: LoadedModel) -> LoadedModel:
+    return default_model
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +51,15 @@ def stock_losses(loaded: LoadedModel, ids: list[int]) -> torch.Tensor:
     return cross_entropy(logits[:-1].float(), torch.tensor(ids[1:]), reduction="none")
 
 
-def test_perplexity_is_that_of_one_stock_forward(loaded: LoadedModel, decoder: Decoder) -> None:
+def test_perplexity_is_that_of_one_stock_forward(small_model: LoadedModel) -> None:
     context, control = HANDBOOK[:900], LICENCE[3000:3900]
     sample = Sample("perplexity/continuation", 0, 220, context, (Query("", HANDBOOK[900:4200], ()),), control=control)
-    case = read_case(decoder, loaded.tokenizer, sample)
+    case = read_case(Decoder(small_model.model, small_model.spec), small_model.tokenizer, sample)
     text = list(case.answers[0][:NEXT_TOKENS])
     outcomes = {o.setting: o.metrics for o in judge_perplexity(case, make_settings([], [], seed=0), "agnostic", ())}
     for setting, before in (("full", context), (UNRELATED, control)):
-        ids = loaded.tokenizer(before, add_special_tokens=False)["input_ids"]
-        losses = stock_losses(loaded, [*ids, *text])[len(ids) :]  # of the text's tokens from the second on
+        ids = small_model.tokenizer(before, add_special_tokens=False)["input_ids"]
+        losses = stock_losses(small_model, [*ids, *text])[len(ids) :]  # of the text's tokens from the second on
         assert outcomes[setting]["nll"] == pytest.approx(float(losses.mean()), abs=1e-3)
         assert outcomes[setting]["nll_to_32"] == pytest.approx(float(losses[:31].mean()), abs=1e-3)
         assert outcomes[setting]["nll_to_512"] == pytest.approx(float(losses[127:].mean()), abs=1e-3)
@@ -69,18 +68,18 @@ def test_perplexity_is_that_of_one_stock_forward(loaded: LoadedModel, decoder: D
 
 
 def test_fidelity_is_that_of_two_sessions(loaded: LoadedModel, decoder: Decoder) -> None:
-    query = Query("\n\nIn short, the text says that", "", (), max_new_tokens=12)
-    case = read_case(decoder, loaded.tokenizer, Sample("fidelity/continuation", 0, 200, HANDBOOK[:800], (query,)))
+    query = Query("\n\nIn short, the text says that", "", (), max_new_tokens=8)
+    case = read_case(decoder, loaded.tokenizer, Sample("fidelity/continuation", 0, 100, HANDBOOK[:400], (query,)))
     settings = make_settings(["uniform"], ["40%"], seed=0)
     outcomes = {o.setting: o.metrics for o in judge_fidelity(case, settings, "aware", ())}
     sessions = []
     for setting in settings:
-        session = Session(loaded, setting.preset, SamplingConfig(max_new_tokens=12))
+        session = Session(loaded, setting.preset, SamplingConfig(max_new_tokens=8))
         for _ in session.read(case.prompt):
             pass
         sessions.append(session)
     text = [step.token_ids[0] for step in sessions[0].answer()]
-    assert len(text) == 12  # no stop token came, which fidelity would pass over
+    assert len(text) == 8  # no stop token came, which fidelity would pass over
     full, ours = (session.predict(text)[1:] for session in sessions)
     expected = compare_logits(full, ours)
     assert expected["kl"] > 1e-3
@@ -97,9 +96,8 @@ def test_evidence_is_the_fact_in_text_and_in_chat(loaded: LoadedModel, decoder: 
 def test_an_answer_of_one_token_has_no_likelihood_before_the_eviction(loaded: LoadedModel, decoder: Decoder) -> None:
     from uncomp_cli.evals.answering import judge_answers
 
-    sample = Sample(
-        "ruler/qa_1", 0, 200, HANDBOOK[:600], (Query("\n\nIt stands in the city of", " Paris", ("Paris",)),)
-    )
+    query = Query("\n\nIt stands in the city of", " Paris", ("Paris",), max_new_tokens=2)
+    sample = Sample("ruler/qa_1", 0, 100, HANDBOOK[:300], (query,))
     case = read_case(decoder, loaded.tokenizer, sample)
     assert len(case.answers[0]) == 1
     settings = make_settings([], [], seed=0)

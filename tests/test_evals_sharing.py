@@ -8,7 +8,7 @@ import torch
 
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scoring import make_scorer
-from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
+from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.prefill import Prefilled, prefill
 from uncomp_cli.engine.prompt import Prompt, open_question
@@ -21,7 +21,7 @@ from uncomp_cli.evals.fidelity import judge_fidelity
 from uncomp_cli.evals.reading import without_question
 from uncomp_cli.evals.rows import Rows, token_nll
 from uncomp_cli.evals.sample import Query, Sample
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.models.load import LoadedModel
 
 pytestmark = pytest.mark.model
 
@@ -43,25 +43,34 @@ HANDBOOK = Path(__file__).parent.parent / "docs/demo/lighthouse-handbook.md"
 
 
 @pytest.fixture(scope="module")
-def loaded(default_model_dir: Path) -> LoadedModel:
-    assert default_model_dir.is_dir()
-    return load_model(DEFAULT_MODEL)
+def loaded(default_model: LoadedModel) -> LoadedModel:
+    return default_model
 
 
 @pytest.fixture(scope="module")
 def case(loaded: LoadedModel) -> Case:
-    text = HANDBOOK.read_text(encoding="utf-8")[:1200]
+    return case_of(loaded)
+
+
+@pytest.fixture(scope="module")
+def small_case(small_model: LoadedModel) -> Case:
+    """For every contestant; the default model itself is held against sessions of its own below."""
+    return case_of(small_model)
+
+
+def case_of(loaded: LoadedModel) -> Case:
+    text = HANDBOOK.read_text(encoding="utf-8")[:500]
     fact = "The special magic number for walnut is 7302846."
-    context = f"{text[:500]} {fact} {text[500:]}"
+    context = f"{text[:300]} {fact} {text[300:]}"
     begin = context.index(fact)
     query = Query(
         question="\n\nThe special magic number for walnut mentioned in the text is",
         answer=" 7302846",
         accepted=("7302846",),
-        max_new_tokens=12,
+        max_new_tokens=9,
         evidence=((begin, begin + len(fact)),),
     )
-    sample = Sample("needle/digits7", 0, 320, context, (query,))
+    sample = Sample("needle/digits7", 0, 150, context, (query,))
     return read_case(Decoder(loaded.model, loaded.spec), loaded.tokenizer, sample)
 
 
@@ -86,13 +95,13 @@ def positions(cache: RaggedKVCache) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.label)
-def test_a_shared_prefill_keeps_what_its_own_would(case: Case, setting: Setting) -> None:
+def test_a_shared_prefill_keeps_what_its_own_would(small_case: Case, setting: Setting) -> None:
     config = scorer_config(setting.preset)
     for regime, prompt in (
-        ("aware", open_question(case.prompt, recent=config.recent)),
-        ("agnostic", without_question(case.prompt, window=config.window)),
+        ("aware", open_question(small_case.prompt, recent=config.recent)),
+        ("agnostic", without_question(small_case.prompt, window=config.window)),
     ):
-        own, shared = alone(case, prompt, setting).cache, case.reading.compress(setting, regime)
+        own, shared = alone(small_case, prompt, setting).cache, small_case.reading.compress(setting, regime)
         assert list(positions(own)) == list(positions(shared))
         assert own.nbytes == shared.nbytes
         for index in range(len(own.layers)):
@@ -109,7 +118,7 @@ def test_rows_of_one_batch_score_and_write_what_each_session_does(case: Case, lo
     outcomes = {o.setting: o for o in judge_answers(case, settings, "aware", stop_ids=())}
     reference = list(case.answers[0])
     for setting in settings:
-        session = Session(loaded, setting.preset, SamplingConfig(max_new_tokens=12))
+        session = Session(loaded, setting.preset, SamplingConfig(max_new_tokens=9))
         for _ in session.read(case.prompt):
             pass
         text = "".join(step.texts[0] for step in session.answer())
@@ -120,25 +129,25 @@ def test_rows_of_one_batch_score_and_write_what_each_session_does(case: Case, lo
         assert outcome.kv_bytes == case.reading.compress(setting, "aware").nbytes
 
 
-def test_everything_kept_is_the_full_cache_for_every_contestant(case: Case) -> None:
+def test_everything_kept_is_the_full_cache_for_every_contestant(small_case: Case) -> None:
     contestants = ["uniform", "adaptive", "pyramid", "sinks", "random", "reversed"]
     contestants += [f"uniform/{name}" for name in ("keydiff", "expected", "tova", "agreement", "distinct")]
     contestants += ["uncertain", "zigzag/agreement", "uncomp"]
     settings = make_settings(contestants, ["100%"], seed=0)
     for regime in ("aware", "agnostic"):
-        outcomes = judge_answers(case, settings, regime, stop_ids=())
+        outcomes = judge_answers(small_case, settings, regime, stop_ids=())
         full = next(o for o in outcomes if o.setting == "full")
         for outcome in outcomes:
             assert outcome.metrics == pytest.approx(full.metrics, abs=1e-5)
             assert outcome.metrics["coverage"] == 1.0
-        for outcome in judge_fidelity(case, settings, regime, stop_ids=()):
+        for outcome in judge_fidelity(small_case, settings, regime, stop_ids=()):
             assert outcome.metrics["kl"] == pytest.approx(0, abs=1e-6)
             assert (outcome.metrics["agreement"], outcome.metrics["divergence"]) == (1.0, 1.0)
 
 
 def test_rows_do_not_see_each_other(case: Case) -> None:
     full, tiny = (
-        next(s for s in make_settings(["uniform"], ["12%"], seed=0) if s.budget == b) for b in ("full", "12%")
+        next(s for s in make_settings(["uniform"], ["30%"], seed=0) if s.budget == b) for b in ("full", "30%")
     )
     caches = [case.reading.compress(setting, "aware") for setting in (full, tiny)]
     together = Rows(case.decoder, caches, position=case.seen_tokens("aware"), reserve=8).feed([5, 6, 7])

@@ -81,8 +81,23 @@ class Shelf:
         return sorted((entry for entry in found if entry is not None), key=lambda entry: -entry.used)
 
     def corrupt(self) -> list[Path]:
-        """Files that were found damaged and set aside."""
+        """Files that were found damaged and set aside, those among them whose manifest cannot be read now."""
+        self.set_aside()
         return sorted(self.folder.glob(f"*{_CORRUPT}"))
+
+    def set_aside(self) -> list[tuple[str, str]]:
+        """Set files aside whose manifest cannot be read: the name of each, and what is wrong with it."""
+        found = []
+        for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
+            reason = _unreadable(path)
+            if reason is None:
+                continue
+            name = path.name.removesuffix(_SUFFIX)
+            with suppress(OSError), self._locked():  # a shelf that cannot be written can still be read
+                if _unreadable(path) is not None:  # another process may just have saved it anew
+                    path.replace(path.with_name(f"{name}{_CORRUPT}"))
+                    found.append((name, reason))
+        return found
 
     def find(self, name: str) -> Entry:
         """The cache of this name, or whose key begins with it; raises UsageError when there is not exactly one."""
@@ -184,7 +199,7 @@ class Shelf:
 
     def _evict(self, saved: Path) -> list[Entry]:
         """Remove what is damaged, then what was not used for longest, until the rest has at most `limit_bytes`."""
-        entries, corrupt = self.entries(), self.corrupt()
+        entries, corrupt = self.entries(), sorted(self.folder.glob(f"*{_CORRUPT}"))
         total = sum(entry.file_bytes for entry in entries) + sum(_size(path) for path in corrupt)
         for path in corrupt:
             if total > self.limit_bytes:
@@ -226,6 +241,19 @@ class Shelf:
             hint = "uncomp cache remove --older-than 7d" if full else "check its permissions"
             message = f"cannot write to {self.folder}: {error.strerror or error}"
             raise UncompError(message, hint=f"{hint}, or set UNCOMP_CACHE_DIR to another directory") from error
+
+
+def _unreadable(path: Path) -> str | None:
+    """What is wrong with a file that has no manifest that can be read; None when it has, or when it is gone."""
+    try:
+        read_manifest(path)
+    except FileNotFoundError:
+        return None
+    except UncompError as error:
+        return error.message
+    except OSError:
+        return None
+    return None
 
 
 def _size(path: Path) -> int:

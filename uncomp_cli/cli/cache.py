@@ -71,18 +71,18 @@ def show(ctx: typer.Context, name: Name, as_json: Json = False) -> None:
 def verify(ctx: typer.Context, names: Names = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Check every byte of saved documents, of all when none is named; damaged files are set aside: exit code 1."""
     terminal, shelf = terminal_of(ctx, quiet=quiet), shelf_of()
+    checked: list[tuple[str, str | None]] = list(shelf.set_aside())
     entries = [shelf.find(name) for name in names] if names else shelf.entries()
-    checked = [(entry, shelf.verify(entry)) for entry in entries]
-    damaged = [(entry, reason) for entry, reason in checked if reason is not None]
+    checked += [(entry.name, shelf.verify(entry)) for entry in entries]
+    damaged = [name for name, reason in checked if reason is not None]
     if as_json:
-        terminal.write_json([{"name": entry.name, "valid": not reason, "reason": reason} for entry, reason in checked])
+        terminal.write_json([{"name": name, "valid": not reason, "reason": reason} for name, reason in checked])
     else:
-        for entry, reason in checked:
-            terminal.write_line(f"{entry.name}: {reason or 'valid'}")
+        for name, reason in checked:
+            terminal.write_line(f"{name}: {reason or 'valid'}")
     if damaged:
         raise UncompError(
-            f"{len(damaged)} of {len(checked)} saved documents are damaged: "
-            + ", ".join(entry.name for entry, _ in damaged),
+            f"{len(damaged)} of {len(checked)} saved documents are damaged: {', '.join(damaged)}",
             hint="save them again; uncomp cache remove --damaged deletes the files",
         )
 

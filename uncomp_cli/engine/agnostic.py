@@ -25,7 +25,7 @@ def for_any_question(preset: Preset) -> tuple[Preset, str | None]:
     if scorer.needs_queries:
         raise UsageError(
             f"policy {preset.policy} ranks by the question, and what is kept must serve questions nobody has asked yet",
-            hint=f"--preset {AGNOSTIC_PRESET}, or a policy that goes with any scorer, such as uniform",
+            hint="leave --policy out, or take one that goes with any scorer, such as uniform",
         )
     if preset.policy == "full":
         return changed, None

@@ -129,8 +129,8 @@ class ChatSession:
         if not self.context.can_recall and self._lost(pins):
             self.context.clear()
         wanted = self._passages(rendered, messages, common=self.context.common(rendered), asked=asked)
-        self.context.guard_from = asked
-        self.context.pinned = _mask(len(rendered), [*pins, *wanted])
+        self.context.budget.guard_from = asked
+        self.context.budget.pinned = _mask(len(rendered), [*pins, *wanted])
         steps = self.context.extend(rendered, reserve=BLOCK_TOKENS)
         if held and not len(self.context):
             self.notes.append("the conversation is read again from its text")
@@ -202,8 +202,8 @@ class ChatSession:
             self.notes.append(recall_note(lost, time.perf_counter() - begun))
 
     def _read_on(self, rendered: Rendered) -> Generator[PrefillStep, None, None]:
-        self.context.guard_from = len(rendered)
-        self.context.pinned = _mask(len(rendered), [tokens_of(rendered.offsets, pin) for pin in self.pinned])
+        self.context.budget.guard_from = len(rendered)
+        self.context.budget.pinned = _mask(len(rendered), [tokens_of(rendered.offsets, pin) for pin in self.pinned])
         self.rendered = rendered
         yield from self.context.extend(rendered, reserve=BLOCK_TOKENS)
 

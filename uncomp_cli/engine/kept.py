@@ -10,7 +10,6 @@ go. The text's own tokens are remembered, so everything that was evicted can be 
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,19 +23,19 @@ from uncomp_cli.cache.survival import survival
 from uncomp_cli.config import Limits
 from uncomp_cli.engine.agnostic import for_any_question
 from uncomp_cli.engine.allocation import Allocation
-from uncomp_cli.engine.cutting import cut_cache, within
+from uncomp_cli.engine.cutting import cut_cache
 from uncomp_cli.engine.decode import AppendState
 from uncomp_cli.engine.memory import activation_bytes, free_bytes
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.planning import plan_compression
-from uncomp_cli.engine.prompt import Prompt
 from uncomp_cli.engine.reading import read_compressed
 from uncomp_cli.engine.recall import recall
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.remembered import Remembered
 from uncomp_cli.engine.rendered import Rendered
 from uncomp_cli.engine.rotation import rope_frequencies
-from uncomp_cli.engine.spending import make_allocation, scorer_config
+from uncomp_cli.engine.spending import scorer_config
+from uncomp_cli.engine.text_budget import Counts, TextBudget
 from uncomp_cli.engine.worker import stream
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
@@ -45,17 +44,14 @@ __all__ = ["KeptContext"]
 
 _PIECE_TOKENS = 1024
 """Tokens that are appended before the cache is cut again."""
-_GUARDED_TOKENS = 256
-"""Of the latest message, the last tokens that stay until a later one comes."""
 _OUTGROWN = 2
 """A policy that measures live measures again when the text is this many times as long as the one it measured."""
 
 
 class KeptContext:
-    """Tokens that were read and the cache of them; `pinned` bool [S] are protected beside the text's own.
+    """Tokens that were read and the cache of them; `note` says what of the preset does not hold here.
 
-    Tokens from `guard_from` on, the latest question and its answer, stay too as far as a quarter of the budget holds
-    them. `note` says what of the preset does not hold here.
+    What stays whatever its score, and how many tokens each head keeps, is the business of `budget`.
     """
 
     def __init__(self, decoder: Decoder, preset: Preset, limits: Limits | None = None) -> None:
@@ -63,9 +59,8 @@ class KeptContext:
         self.preset, self.note = for_any_question(preset)
         self.limits = limits or Limits()
         self.scorer = make_scorer(scorer_config(self.preset))
-        self.uncertainty: Uncertainty | None = None
-        self.pinned = torch.zeros(0, dtype=torch.bool)
-        self.guard_from = 0
+        self.piece_tokens = self.limits.chunk_tokens or _PIECE_TOKENS
+        self.budget = TextBudget(decoder.spec, self.preset, self.limits, self.piece_tokens)
         self._measured_live_on: int | None = None
         self._frequencies = rope_frequencies(decoder.model)
         self.clear()
@@ -74,6 +69,11 @@ class KeptContext:
     def spec(self) -> ModelSpec:
         """The model's shape."""
         return self.decoder.spec
+
+    @property
+    def uncertainty(self) -> Uncertainty | None:
+        """The values that the budget is spread by; None when nothing was measured."""
+        return self.budget.uncertainty
 
     def __len__(self) -> int:
         """Tokens that were read, kept or not."""
@@ -97,17 +97,16 @@ class KeptContext:
 
         Raises DoesNotFitError before any work when it does not fit.
         """
-        available = free_bytes(self.decoder.device) + self.cache.nbytes
-        text = Remembered.of(rendered)
-        guarded = self._guarded(text, self._mean_tokens(text, available))
-        prompt = self._prompt(text, guarded)
-        planned = plan_compression(self.spec, self.preset, prompt, available=available, limits=self.limits)
+        text, available = Remembered.of(rendered), self._available()
+        prompt = self.budget.prompt(text, available=available)
+        preset = self.budget.preset_for(prompt, text)
+        planned = plan_compression(self.spec, preset, prompt, available=available, limits=self.limits)
         self.clear()
 
         def run() -> Generator[PrefillStep, None, Tensor]:
             result = yield from read_compressed(self.decoder, planned)
             self.cache, self.remembered = result.cache, text
-            self.uncertainty = planned.allocation.uncertainty
+            self.budget.uncertainty = planned.allocation.uncertainty
             self._measured_live_on = len(text.ids) if planned.allocation.live else None
             self.fit(reserve)
             return result.logits
@@ -148,21 +147,19 @@ class KeptContext:
         """Bytes that the budget gives to the text as long as it is; where it holds all, with what lies beside it."""
         plan = self.plan()
         of_plan = plan.entries * self.spec.kv_bytes_per_entry
-        return of_plan if self._cuts(plan) else max(of_plan, self.cache.nbytes)
+        return of_plan if self.budget.cuts(plan) else max(of_plan, self.cache.nbytes)
 
     def check_pinned(self, pinned: Tensor) -> None:
         """Raise DoesNotFitError when the budget of what was read cannot hold the tokens `pinned` bool [S]."""
-        protected = self._protected(self.remembered)
-        protected[: len(pinned)] |= pinned[: len(protected)]
-        self._allocate(self._prompt(self.remembered, protected), free_bytes(self.decoder.device) + self.cache.nbytes)
+        self.budget.check_pinned(self.remembered, pinned, available=self._available())
 
     def plan(self) -> BudgetPlan:
         """What every head keeps of the text as long as it is."""
-        return self._allocation(self.remembered).plan
+        return self._allocation().plan
 
     def trust(self) -> tuple[tuple[float, ...], ...] | None:
         """How far each head is trusted to say what matters; None when nothing was measured."""
-        return self._allocation(self.remembered).trust()
+        return self._allocation().trust()
 
     def survival(self) -> Tensor:
         """The share [S] of heads that still hold each token; sliding layers, which hold their window, do not count."""
@@ -180,10 +177,8 @@ class KeptContext:
         positions = torch.tensor(sorted({at for span in spans for at in span}), dtype=torch.int64)
         recall(self.decoder, self.cache, [self.remembered.ids[at] for at in positions.tolist()], positions)
 
-    def _append(
-        self, rendered: Rendered, counts: "_Counts | None", reserve: int
-    ) -> Generator[PrefillStep, None, Tensor]:
-        piece, num_layers = self.limits.chunk_tokens or _PIECE_TOKENS, self.spec.num_layers
+    def _append(self, rendered: Rendered, counts: Counts | None, reserve: int) -> Generator[PrefillStep, None, Tensor]:
+        piece, num_layers = self.piece_tokens, self.spec.num_layers
         total = len(rendered) - len(self)
         pieces, begun = -(-total // piece), time.perf_counter()
 
@@ -211,73 +206,23 @@ class KeptContext:
         state = AppendState(self.cache, positions.to(self.decoder.device), on_layer=on_layer)
         return self.decoder.forward(torch.tensor([ids]), positions, state, 1)[:, -1]
 
-    def _prompt(self, text: Remembered, protected: Tensor) -> Prompt:
-        """The text as a prompt whose question is its last tokens."""
-        recent = min(self.preset.scorer.recent, len(text.ids) - 1)
-        first = len(text.ids) - recent
-        return Prompt(
-            context=text.ids[:first],
-            questions=(text.ids[first:],),
-            protected=protected[:first],
-            words=text.words[:first],
-        )
+    def _available(self) -> int:
+        """Bytes that a cache may take: those that are free and those of the cache that is there."""
+        return free_bytes(self.decoder.device) + self.cache.nbytes
 
-    def _protected(self, text: Remembered) -> Tensor:
-        """The text's own protected tokens, sinks and pins: bool [S]."""
-        protected = text.protected.clone()
-        protected[: self.preset.scorer.sinks] = True
-        pinned = self.pinned[: len(protected)]
-        protected[: len(pinned)] |= pinned
-        return protected
+    def _allocation(self) -> Allocation:
+        return self.budget.allocation(self.remembered, available=self._available())
 
-    def _guarded(self, text: Remembered, mean_tokens: int) -> Tensor:
-        """The protected tokens with the latest ones, as many as a quarter of a head's budget holds."""
-        protected = self._protected(text)
-        most = min(_GUARDED_TOKENS, mean_tokens // 4)
-        protected[max(self.guard_from, len(protected) - most) :] = True
-        return protected
+    def _counts(self, text: Remembered, reserve: int) -> Counts | None:
+        """Tokens that heads may hold of a text with room for `reserve` more; None: all."""
+        plan = self.budget.allocation(text, available=self._available()).plan
+        return self.budget.counts(plan, reserve=reserve, config=self.cache.config)
 
-    def _mean_tokens(self, text: Remembered, available: int) -> int:
-        """Tokens that a head of a layer that may be compressed keeps on average."""
-        plan = self._allocate(self._prompt(text, self._protected(text)), available).plan
-        counts = [count for layer in self.spec.full_layers for count in plan.kept[layer]]
-        return sum(counts) // max(1, len(counts))
-
-    def _allocate(self, prompt: Prompt, available: int) -> Allocation:
-        cap = self.limits.kv_bytes
-        most = None if cap is None else cap // self.spec.kv_bytes_per_entry
-        return make_allocation(
-            self.spec,
-            self.preset,
-            prompt,
-            available=available,
-            at_once=min(prompt.flat_len, _PIECE_TOKENS),
-            most_entries=most,
-            uncertainty=self.uncertainty,
-        )
-
-    def _allocation(self, text: Remembered) -> Allocation:
-        """What heads keep of a text."""
-        available = free_bytes(self.decoder.device) + self.cache.nbytes
-        guarded = self._guarded(text, self._mean_tokens(text, available))
-        return self._allocate(self._prompt(text, guarded), available)
-
-    def _counts(self, text: Remembered, reserve: int) -> "_Counts | None":
-        """Tokens [L][G] that heads may hold of a text with room for `reserve` more; None: all."""
-        plan = self._allocation(text).plan
-        if not self._cuts(plan):
-            return None
-        return _Counts(within(plan, self.spec, reserve=reserve, config=self.cache.config), plan.head_floor)
-
-    def _cuts(self, plan: BudgetPlan) -> bool:
-        """Whether a layer that may be compressed must drop something: sliding ones always hold their window alone."""
-        return any(count < plan.seq_len for layer in self.spec.full_layers for count in plan.kept[layer])
-
-    def _cut(self, text: Remembered, counts: "_Counts | None", reserve: int) -> None:
+    def _cut(self, text: Remembered, counts: Counts | None, reserve: int) -> None:
         if counts is None:
             if len(self.spec.full_layers) == self.spec.num_layers:
                 return
-            counts = _Counts([[len(text.ids)] * self.spec.num_kv_heads] * self.spec.num_layers, 1.0)
+            counts = Counts([[len(text.ids)] * self.spec.num_kv_heads] * self.spec.num_layers, 1.0)
         least = min((min(counts.kept[layer]) for layer in self.spec.full_layers), default=0)
         cut_cache(
             self.cache,
@@ -285,7 +230,7 @@ class KeptContext:
             spec=self.spec,
             scorer=self.scorer,
             config=scorer_config(self.preset),
-            protected=self._guarded(text, least),
+            protected=self.budget.guarded(text, least),
             words=text.words,
             frequencies=self._frequencies,
             floor=counts.floor,
@@ -301,7 +246,7 @@ class KeptContext:
 
     def _check_memory(self, new: int) -> None:
         """Refuse what does not fit: a piece goes through the model at once, and lies in the cache before it is cut."""
-        piece = min(new, self.limits.chunk_tokens or _PIECE_TOKENS)
+        piece = min(new, self.piece_tokens)
         needed = activation_bytes(self.spec, piece) + self.spec.kv_bytes_per_token * piece
         available = free_bytes(self.decoder.device)
         if needed > available:
@@ -309,11 +254,3 @@ class KeptContext:
                 f"reading on needs about {needed / 2**20:,.0f} MiB more, {available / 2**20:,.0f} are free",
                 hint="use a smaller --budget (in a chat: /budget), or start again with /clear",
             )
-
-
-@dataclass(frozen=True, slots=True)
-class _Counts:
-    """Tokens [L][G] that heads may hold, and how far heads of a layer share them."""
-
-    kept: list[list[int]]
-    floor: float

@@ -51,6 +51,7 @@ from uncomp_cli.models.load import LoadedModel
 __all__ = ["ReusedSession"]
 
 _AUTO_NAME_LETTERS = 16
+_USUAL_QUESTION_TOKENS = 128
 
 
 class _Taken:
@@ -139,15 +140,14 @@ class ReusedSession:
 
     def origin(self, prompt: Prompt) -> Origin:
         """What the context of `prompt` is made from when it is read now."""
-        limits = self._limits_beside(prompt)
-        return origin_of(self.loaded, self._wanted, prompt, limits=limits, matmul=self.matmul)
+        return origin_of(self.loaded, self._wanted, prompt, limits=self.limits, matmul=self.matmul)
 
     def read(self, prompt: Prompt) -> Iterator[PrefillStep]:
         """Read the context of `prompt`. Raises DoesNotFitError before any work when it does not fit."""
         check_length(self.loaded.spec, prompt, trained_length=self.loaded.info.trained_length)
         self.preset = self._wanted
         kept = KeptContext(self.decoder, self.preset, self._limits_beside(prompt))
-        kept.guard_from = len(prompt.context)  # nothing of a document is more recent than the rest
+        kept.budget.guard_from = len(prompt.context)  # nothing of a document is more recent than the rest
         reset_peak(self.decoder.device)
         self._held = None
         return self._read(prompt, kept, kept.read(rendered_of(prompt), reserve=0))
@@ -261,7 +261,9 @@ class ReusedSession:
         return replace(self.limits, kv_bytes=left)
 
     def _beside_bytes(self, prompt: Prompt) -> int:
-        return self.loaded.spec.kv_bytes_per_token * (prompt.longest_question + self.sampling.max_new_tokens)
+        """Room for a question and its answer; for a usual one, so that the next, a little longer, fits too."""
+        question = max(_USUAL_QUESTION_TOKENS, prompt.longest_question)
+        return self.loaded.spec.kv_bytes_per_token * (question + self.sampling.max_new_tokens)
 
     def _check_memory(self, entry: Entry, prompt: Prompt) -> None:
         """Refuse a saved context that does not fit, or not under the cap on the cache."""
