@@ -14,11 +14,11 @@ ENDED = r"\[the answer ended at its longest length"
 
 
 def test_three_turns_with_a_ctrl_c_in_the_second(tiny_model: Path, typists: list[Typist]) -> None:
-    chat = sit_down(typists, tiny_model, "--max-new-tokens", "500")
+    chat = sit_down(typists, tiny_model, "--max-new-tokens", "300")
     first, _, readout = chat.says("hello there", "[a-z]{40}", ENDED, READOUT)
     assert first.group()
     prompt, context = numbers(readout)
-    assert context == prompt + 500
+    assert context == prompt + 300
 
     chat.says("and again", "[a-z]{12}")
     chat.presses("c")
@@ -27,7 +27,7 @@ def test_three_turns_with_a_ctrl_c_in_the_second(tiny_model: Path, typists: list
     prefilled, interrupted_context = numbers(chat.sees(READOUT))
     assert cached == context - 1  # the last token chosen is in no cache yet
     assert prefilled < 70
-    assert interrupted_context < cached + prefilled + 500
+    assert interrupted_context < cached + prefilled + 300
 
     stats = chat.says("/stats", r"(\d+) turns? \((\d+) interrupted\) · context ([\d,]+)/4,096")[0]
     assert numbers(stats) == [2, 1, interrupted_context - 1]

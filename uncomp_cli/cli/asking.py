@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 GAP = "\n\n"
+LATER_PRESET = "unseen"
 AUTOMATIC = "auto"
 """--reuse by what was read: no cache is named."""
 
@@ -83,6 +84,11 @@ class AskJob:
         return self.save_cache is not None or self.reuse is not None
 
     @property
+    def usual_preset(self) -> str | None:
+        """The preset that is taken when none is named; what is saved must serve questions nobody has asked yet."""
+        return LATER_PRESET if self.saves_context and self.policy is None and self.max_loss is None else None
+
+    @property
     def names_a_cache(self) -> bool:
         """Whether a saved cache is named, which holds a document."""
         return self.reuse not in (None, AUTOMATIC)
@@ -107,7 +113,7 @@ def run_ask(job: AskJob, terminal: Terminal) -> int:
     job = replace(job, pins=resolve(job.pins, [document.path for document in documents.documents]))
     pinned_tokens(job.pins, Places(_sources(documents), ()))  # refuses what is not there before a model is loaded
     with loading(terminal, "preparing"):
-        preset = preset_of(job, job.preset)
+        preset = preset_of(job, job.preset or job.usual_preset)
     if job.dry_run:
         from uncomp_cli.cli.dry_run import show_plan
 

@@ -63,7 +63,7 @@ Reuse = Annotated[
     option(
         "--reuse",
         help="Answer from a saved document instead of reading it: by name (then -f is not needed), or auto: one that "
-        "was made from just this, which is saved when there is none.",
+        "was made from just this, which is saved when there is none. Kept by preset unseen, unless another is named.",
         metavar="NAME|auto",
         panel=COMPRESSION_PANEL,
         show_default=False,
