@@ -159,11 +159,11 @@ def mib(value: float) -> str:
     return f"{value / 2**20:.1f} MiB"
 
 
-def about(args: argparse.Namespace, arms: Sequence[Arm]) -> Line:
+def about(args: argparse.Namespace, arms: Sequence[Arm], *, kind: str) -> Line:
     """What was measured with what."""
     return {
         "schema_version": 1,
-        "kind": "chat turns",
+        "kind": kind,
         "command": command_line(folder="benchmarks"),
         "model": args.model,
         "tokens": args.tokens,
@@ -175,18 +175,24 @@ def about(args: argparse.Namespace, arms: Sequence[Arm]) -> Line:
     }
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser_of(description: str, *, new_tokens: int) -> argparse.ArgumentParser:
+    """The flags of a benchmark over one document, a preset and the full cache."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--preset", default="unseen")
     parser.add_argument("--budget", default="30%")
     parser.add_argument("--tokens", type=int, default=6000)
-    parser.add_argument("--turns", type=int, default=10)
-    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=new_tokens)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="the JSON, written after each round")
     parser.add_argument("--markdown", type=Path, help="the table")
+    return parser
+
+
+def arguments() -> argparse.Namespace:
+    parser = parser_of(__doc__.splitlines()[0], new_tokens=32)
+    parser.add_argument("--turns", type=int, default=10)
     return parser.parse_args()
 
 
@@ -196,7 +202,7 @@ def main() -> None:
     arms = [Arm(f"{args.preset} {args.budget}", evicted), Arm("full", load_preset("full"))]
     loaded = load_model(args.model)
     text = document(loaded, args.tokens, seed=args.seed)
-    record, runs = about(args, arms), []
+    record, runs = about(args, arms, kind="chat turns"), []
     for turn in range(args.rounds):
         for arm in arms:
             load = machine_load()

@@ -11,14 +11,12 @@ already. Figures are medians over rounds, ratios medians of the ratios within a 
 is the JSON; `--out` is written anew after each round.
 """
 
-import argparse
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -26,14 +24,13 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent / "peers"))  # programs that import each other by name
 
-from chat_turns import Arm, document, mib
-from records import command_line, cpu_name, say
+from chat_turns import Arm, about, document, mib, parser_of
+from records import say
 from speed import machine_load
 
-from uncomp_cli import __version__
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cache.shelf import Entry, Shelf
-from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig, ScorerConfig
+from uncomp_cli.config import SamplingConfig, ScorerConfig
 from uncomp_cli.engine.prompt import Prompt, chat_prompt
 from uncomp_cli.engine.reused import ReusedSession
 from uncomp_cli.errors import UncompError
@@ -159,38 +156,8 @@ def _row(arm: Line) -> list[str]:
     ]
 
 
-def about(args: argparse.Namespace, arms: Sequence[Arm]) -> Line:
-    """What was measured with what."""
-    return {
-        "schema_version": 1,
-        "kind": "reuse",
-        "command": command_line(folder="benchmarks"),
-        "model": args.model,
-        "tokens": args.tokens,
-        "new_tokens": args.new_tokens,
-        "document": f"generated prose, seed {args.seed}",
-        "settings": {arm.label: {**arm.preset.to_dict(), "quality": []} for arm in arms},
-        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")},
-        "versions": {"uncomp": __version__, **{name: version(name) for name in ("torch", "transformers")}},
-    }
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--preset", default="unseen")
-    parser.add_argument("--budget", default="30%")
-    parser.add_argument("--tokens", type=int, default=6000)
-    parser.add_argument("--new-tokens", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="the JSON, written after each round")
-    parser.add_argument("--markdown", type=Path, help="the table")
-    return parser.parse_args()
-
-
 def main() -> int:
-    args = arguments()
+    args = parser_of(__doc__.splitlines()[0], new_tokens=16).parse_args()
     evicted = replace(load_preset(args.preset), budget=args.budget, floor_tokens=0)
     arms = [
         Arm(f"{args.preset} {args.budget}", evicted),
@@ -199,7 +166,7 @@ def main() -> int:
     ]
     loaded = load_model(args.model)
     text = document(loaded, args.tokens, seed=args.seed)
-    record, runs = about(args, arms), []
+    record, runs = about(args, arms, kind="reuse"), []
     for turn in range(args.rounds):
         for arm in arms:
             load = machine_load()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from uncomp_cli.uncertainty.profile import UncertaintyProfile
 
 __all__ = [
+    "AGNOSTIC_PRESET",
     "DEFAULT_PRESET",
     "LIVE_PRESET",
     "Preset",
@@ -43,6 +44,8 @@ __all__ = [
 
 DEFAULT_PRESET = "balanced"
 LIVE_PRESET = "live"  # in the place of the default one for models that it was not calibrated for
+AGNOSTIC_PRESET = "unseen"
+"""For questions that nobody has asked yet."""
 SCHEMA_VERSION = 1
 KV_BITS = (16, 8, 4)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
+from uncomp_cli.budget.presets import AGNOSTIC_PRESET
 from uncomp_cli.cli.cache_options import DEFAULT_CACHE_SIZE
 from uncomp_cli.cli.pins import Pin, pinned_tokens, protect, resolve
 from uncomp_cli.cli.prepare import ModelChoice, check_text, choose_preset, load, settle_preset
@@ -42,7 +43,6 @@ __all__ = [
 ]
 
 GAP = "\n\n"
-LATER_PRESET = "unseen"
 AUTOMATIC = "auto"
 """--reuse by what was read: no cache is named."""
 
@@ -86,7 +86,7 @@ class AskJob:
     @property
     def usual_preset(self) -> str | None:
         """The preset that is taken when none is named; what is saved must serve questions nobody has asked yet."""
-        return LATER_PRESET if self.saves_context and self.policy is None and self.max_loss is None else None
+        return AGNOSTIC_PRESET if self.saves_context and self.policy is None and self.max_loss is None else None
 
     @property
     def names_a_cache(self) -> bool:

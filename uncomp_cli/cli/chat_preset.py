@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from uncomp_cli.budget.presets import AGNOSTIC_PRESET
 from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.cli.prepare import choose_preset, settle_preset
 from uncomp_cli.errors import UsageError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CHAT_PRESET", "LEAST_TOKENS", "PresetChoice", "times"]
 
-CHAT_PRESET = "unseen"
+CHAT_PRESET = AGNOSTIC_PRESET
 LEAST_TOKENS = 256
 """Tokens a head that a budget in per cent keeps at least: a share of what has hardly begun is nothing."""
 _TIMES = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*[xX×]")

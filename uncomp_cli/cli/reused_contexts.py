@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from uncomp_cli.cli.asking import AskJob, build_prompt, describe_files, places_of, warnings_of
+from uncomp_cli.cli.asking import AUTOMATIC, AskJob, build_prompt, describe_files, places_of, warnings_of
 from uncomp_cli.cli.cache_options import shelf_of
 from uncomp_cli.documents.places import Places
 from uncomp_cli.documents.reader import DocumentSet
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from uncomp_cli.engine.reused import ReusedSession
 
 __all__ = ["ContextOpener", "OpenContext", "check_reused"]
-
-_AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ class ContextOpener:
     def open(self, documents: DocumentSet) -> OpenContext:
         """Load or read the context, and save it when that was asked for."""
         job, loaded = self._job, self._session.loaded
-        entry = None if job.reuse in (None, _AUTO) else self._named(str(job.reuse))
+        entry = None if job.reuse in (None, AUTOMATIC) else self._named(str(job.reuse))
         prompt, cut = self._prompt(documents, entry)
         prompt, numbers = self._fitting(prompt, entry if not documents.documents else None)
         warnings = warnings_of(job, prompt, cut, loaded)
@@ -141,7 +139,7 @@ class ContextOpener:
         """Load the named cache, or the one that was made from just this; False when there is none."""
         if entry is not None:
             self._session.load(self._shelf, entry, prompt, as_saved=as_saved)
-        elif self._job.reuse == _AUTO:
+        elif self._job.reuse == AUTOMATIC:
             entry = self._shelf.with_key(self._session.origin(prompt).key)
             if entry is None or not self._load_unless_damaged(entry, prompt):
                 return False
@@ -164,7 +162,7 @@ class ContextOpener:
     def _save(self, files: Sequence[dict[str, Any]], *, was_loaded: bool) -> UncompError | None:
         """Save under the name that was given, or with `auto` what has just been read; returns why it could not be."""
         job = self._job
-        if job.save_cache is None and (was_loaded or job.reuse != _AUTO):
+        if job.save_cache is None and (was_loaded or job.reuse != AUTOMATIC):
             return None
         about: dict[str, Any] = {"documents": list(files)}
         if not was_loaded:
@@ -173,7 +171,9 @@ class ContextOpener:
             entry, removed = self._session.save(self._shelf, job.save_cache, about=about)
         except UncompError as error:
             return error
-        self._terminal.note(f"saved {entry.name} ({_sizes(entry)}); --reuse {job.save_cache or _AUTO} answers from it")
+        self._terminal.note(
+            f"saved {entry.name} ({_sizes(entry)}); --reuse {job.save_cache or AUTOMATIC} answers from it"
+        )
         for other in removed:
             self._terminal.warn(f"removed {other.name} ({format_bytes(other.file_bytes)}) to stay under --cache-size")
         return None

@@ -2,14 +2,12 @@
 
 from dataclasses import replace
 
-from uncomp_cli.budget.presets import Preset, load_preset
+from uncomp_cli.budget.presets import AGNOSTIC_PRESET, Preset, load_preset
 from uncomp_cli.cache.scoring import make_scorer
 from uncomp_cli.engine.spending import scorer_config
 from uncomp_cli.errors import UsageError
 
-__all__ = ["AGNOSTIC_PRESET", "for_any_question"]
-
-AGNOSTIC_PRESET = "unseen"
+__all__ = ["for_any_question"]
 
 
 def for_any_question(preset: Preset) -> tuple[Preset, str | None]:
