@@ -23,8 +23,6 @@ from uncomp_cli.sessions.whole_files import remove_leftovers, write_whole
 
 __all__ = [
     "SessionFile",
-    "SessionInfo",
-    "list_sessions",
     "open_session",
     "read_session",
     "session_dir",
@@ -36,17 +34,6 @@ SUFFIX = ".json"
 LOCKS = ".locks"
 LONGEST_NAME = 100
 _MARKS = set("._-")
-
-
-@dataclass(frozen=True, slots=True)
-class SessionInfo:
-    """A session in the folder; `problem` says why it cannot be read, and then `turns` is 0 and `updated` ""."""
-
-    name: str
-    path: Path
-    turns: int
-    updated: str
-    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +102,6 @@ def read_session(name: str) -> Transcript:
     return _read(path)
 
 
-def list_sessions() -> list[SessionInfo]:
-    """All sessions by name."""
-    return [_info(name) for name in session_names()]
-
-
 def session_names() -> list[str]:
     """The names of all sessions, sorted."""
     names = (path.name.removesuffix(SUFFIX) for path in session_dir().glob(f"*{SUFFIX}"))
@@ -155,15 +137,6 @@ def _read(path: Path) -> Transcript:
     except OSError as error:
         message = f"session file {path} cannot be read: {error.strerror or error}"
         raise UsageError(message, hint="check its permissions, or name another session") from error
-
-
-def _info(name: str) -> SessionInfo:
-    path = session_path(name)
-    try:
-        found = _read(path)
-    except UsageError as error:
-        return SessionInfo(name, path, 0, "", error.message)
-    return SessionInfo(name, path, sum(entry.role == "assistant" for entry in found.entries), found.updated)
 
 
 def _describe(holder: Path) -> str:
