@@ -31,7 +31,10 @@ Measurer = Callable[[Measure, LayerView], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A budget to spread over a prompt of `seq_len` tokens: `entries` KV entries, `protected` tokens in every head."""
+    """A budget to spread over a prompt of `seq_len` tokens: `entries` KV entries, `protected` tokens in every head.
+
+    No head of layer l ever holds more than `caps[l]` tokens.
+    """
 
     policy: Policy
     spec: ModelSpec
@@ -39,6 +42,7 @@ class Wanted:
     entries: int
     protected: int
     kv_bits: int = 16
+    caps: tuple[int, ...] | None = None
 
     def plan(self, uncertainty: Uncertainty | None = None, *, caps: Sequence[int] | None = None) -> BudgetPlan:
         """What the policy makes of it; even, when it has yet to be told what it needs.
@@ -51,9 +55,16 @@ class Wanted:
             entries=self.entries,
             protected=self.protected,
             uncertainty=uncertainty,
-            caps=caps,
+            caps=_lower(self.caps, caps),
         )
         return plan.held_in(self.kv_bits)
+
+
+def _lower(first: Sequence[int] | None, second: Sequence[int] | None) -> Sequence[int] | None:
+    """The lower of two caps for each layer; None: no cap."""
+    if first is None or second is None:
+        return second if first is None else first
+    return [min(pair) for pair in zip(first, second, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,15 +63,15 @@ class ChunkRow:
                 output[rows, at] = self._question(group, span, at, window)
         return output
 
-    def heads(self) -> list[Head]:
-        """All context entries of every KV head: those of the past, then the chunk's."""
+    def heads(self, past: Sequence[Head]) -> list[Head]:
+        """All context entries of every KV head: those of `past`, as they shall be held, then the chunk's."""
         own = [(self.key[g, : self.context], self.value[g, : self.context]) for g in range(len(self.key))]
         at = self.positions.to(torch.int32)
-        if not self.past:
+        if not past:
             return [(keys, values, at) for keys, values in own]
         return [
             (torch.cat([before[0], keys]), torch.cat([before[1], values]), torch.cat([before[2], at]))
-            for before, (keys, values) in zip(self.past, own, strict=True)
+            for before, (keys, values) in zip(past, own, strict=True)
         ]
 
     def tails(self, window: int | None) -> list[list[Head]]:

@@ -4,11 +4,12 @@
 
 A prompt is read in one pass when that fits; otherwise in the longest chunks that do. A cap on the KV cache holds for
 what is there on the way too, so it bounds the chunk and, when even short chunks leave too little, the budget.
+A prompt that is re-packed (repacked.py) is always read in chunks, and no head holds more than leaves room for one.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from uncomp_cli.budget.plan import BudgetPlan
@@ -40,6 +41,7 @@ __all__ = [
 
 _LONGEST_CHUNK = 8192
 _SHORTEST_CHUNK = 512  # that is chosen; shorter ones have to be asked for
+_CHUNKS_IN_REACH = 4  # the longest distance is shared by one chunk and what is held of the text before it
 _BUDGET_SHARE = 0.5  # of a cap on the cache that the budget has at least, as long as chunks can be shorter
 
 
@@ -47,7 +49,8 @@ _BUDGET_SHARE = 0.5  # of a cap on the cache that the budget has at least, as lo
 class Compression:
     """All that a prefill needs beside the model: the prompt with its question opened, and how it is compressed.
 
-    It is read `chunk_tokens` at a time; None: in one pass. `notes` say what was not done as asked for.
+    It is read `chunk_tokens` at a time; None: in one pass. With `repack` what is held stands without gaps before every
+    chunk. `notes` say what was not done as asked for.
     """
 
     prompt: Prompt
@@ -57,6 +60,7 @@ class Compression:
     thinner: Thinner
     chunk_tokens: int | None = None
     notes: tuple[str, ...] = ()
+    repack: bool = False
 
     @property
     def streamed(self) -> bool:
@@ -75,8 +79,8 @@ def check_length(spec: ModelSpec, prompt: Prompt, *, trained_length: int | None 
     extended = f", extended to {spec.trained_length:,}" if spec.trained_length > trained else ""
     raise DoesNotFitError(
         f"the prompt has {prompt.seq_len:,} tokens, the model was trained for {trained:,}{extended}",
-        hint="cut it with --truncate head, middle or tail, or extend the context with "
-        f"--rope yarn:{prompt.seq_len // trained + 1} if the model's own RoPE is plain",
+        hint="read all of it with --rope auto, cut it with --truncate head, middle or tail, or read on with --force, "
+        "as a model that was not trained for it",
     )
 
 
@@ -100,10 +104,24 @@ def _measured(thinning: Thinning, preset: Preset) -> Uncertainty | None:
 
 
 def plan_compression(
-    spec: ModelSpec, preset: Preset, prompt: Prompt, *, available: int, limits: Limits | None = None
+    spec: ModelSpec,
+    preset: Preset,
+    prompt: Prompt,
+    *,
+    available: int,
+    limits: Limits | None = None,
+    reach: int | None = None,
 ) -> Compression:
-    """How `preset` compresses `prompt` within `available` bytes. Raises DoesNotFitError when it does not fit."""
+    """How `preset` compresses `prompt` within `available` bytes. Raises DoesNotFitError when it does not fit.
+
+    `reach` is the longest distance between a token of the prompt and one it looks at: a prompt that is longer is
+    re-packed within it.
+    """
     bounds = limits or Limits()
+    if reach is not None and prompt.seq_len > reach:
+        bounds = _in_reach(bounds, prompt, reach)
+        spread = partial(_planned, spec, preset, prompt, available=available, limits=bounds, reach=reach)
+        return spread(bounds.chunk_tokens, give_way=bounds.kv_bytes is not None)
     refusal: DoesNotFitError | None = None
     for chunk in _chunks(prompt, bounds):
         try:
@@ -116,6 +134,24 @@ def plan_compression(
         except DoesNotFitError as error:
             refusal = error
     raise refusal or RuntimeError("no way of reading was tried")
+
+
+def _in_reach(limits: Limits, prompt: Prompt, reach: int) -> Limits:
+    """`limits` with the chunks of a prompt that is re-packed. Raises DoesNotFitError when one leaves no room."""
+    chunk = limits.chunk_tokens or max(LEAST_CHUNK_TOKENS, reach // _CHUNKS_IN_REACH)
+    if chunk + 2 * prompt.always_kept > reach:
+        raise DoesNotFitError(
+            f"chunks of {chunk:,} tokens, the question and what must stay leave no room in the {reach:,} tokens "
+            "that a re-packed prompt may look back over",
+            hint=f"use --chunk {max(LEAST_CHUNK_TOKENS, reach // _CHUNKS_IN_REACH)}, a shorter question or fewer pins",
+        )
+    return replace(limits, chunk_tokens=chunk)
+
+
+def _longest_held(prompt: Prompt, chunk: int, reach: int) -> int:
+    """Tokens that a head may hold of a prompt, so that behind it a chunk and the question are within reach."""
+    asked = prompt.flat_len - len(prompt.context)
+    return int((reach - chunk - asked) / BETWEEN_CHUNKS) + prompt.longest_question
 
 
 def _smaller_chunks(spec: ModelSpec, limits: Limits) -> Iterator[int]:
@@ -154,6 +190,7 @@ def _planned(
     available: int,
     limits: Limits,
     give_way: bool = False,
+    reach: int | None = None,
 ) -> Compression:
     """The compression with chunks of `chunk` tokens; with `give_way` the budget shrinks to the cap."""
     config = scorer_config(preset)
@@ -163,7 +200,8 @@ def _planned(
     cap = limits.kv_bytes
     chunk = None if chunk is None or chunk >= len(opened.context) else chunk
     tokens = opened.flat_len if chunk is None else min(opened.flat_len, chunk + _asked_tokens(opened))
-    share = partial(make_allocation, spec, preset, opened, available=available, at_once=tokens)
+    most_held = None if reach is None else _longest_held(opened, chunk or len(opened.context), reach)
+    share = partial(make_allocation, spec, preset, opened, available=available, at_once=tokens, most_held=most_held)
     allocation = share()
     new = _new_in_layers(spec, allocation, opened, config, scorer, thinner, chunk)
     bounds = [cap] if give_way and cap is not None else []
@@ -183,7 +221,7 @@ def _planned(
             f"--kv-mem allows {cap / 2**20:,.1f}",
             hint="use a smaller --budget or a shorter --chunk, or --kv-mem auto",
         )
-    return Compression(opened, allocation, scorer, config, thinner, chunk, notes)
+    return Compression(opened, allocation, scorer, config, thinner, chunk, notes, repack=reach is not None)
 
 
 def _asked_tokens(prompt: Prompt) -> int:

@@ -22,6 +22,7 @@ from uncomp_cli.engine.rotation import rope_frequencies
 from uncomp_cli.engine.streamed import StreamedState
 from uncomp_cli.engine.thinner import Thinner
 from uncomp_cli.engine.worker import stream
+from uncomp_cli.errors import ModelError
 
 __all__ = ["read_compressed", "read_streamed"]
 
@@ -40,6 +41,7 @@ def read_compressed(decoder: Decoder, planned: Compression) -> Generator[Prefill
             config=planned.config,
             thinner=planned.thinner,
             chunk_tokens=planned.chunk_tokens,
+            repack=planned.repack,
         )
     )
 
@@ -53,9 +55,19 @@ def read_streamed(
     config: ScorerConfig,
     thinner: Thinner,
     chunk_tokens: int | None = None,
+    repack: bool = False,
 ) -> Generator[PrefillStep, None, Prefilled]:
-    """Read a prompt `chunk_tokens` at a time (None: at once), thinned on the way; one record a chunk and layer."""
-    spec = decoder.spec
+    """Read a prompt `chunk_tokens` at a time (None: at once), thinned on the way; one record a chunk and layer.
+
+    With `repack` it may be longer than the model was trained for (repacked.py). Raises ModelError where the model's
+    layers do not share one RoPE.
+    """
+    spec, frequencies = decoder.spec, rope_frequencies(decoder.model)
+    if repack and frequencies is None:
+        raise ModelError(
+            f"models of the family {spec.model_type} cannot be re-packed: their layers do not share one RoPE",
+            hint="use --rope yarn instead of repack, or --truncate",
+        )
     cache = RaggedKVCache(
         num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads, kv_bits=allocation.plan.kv_bits
     )
@@ -80,7 +92,8 @@ def read_streamed(
             thinner=thinner,
             on_layer=on_layer,
             rows_interact=decoder.rows_interact,
-            frequencies=rope_frequencies(decoder.model),
+            frequencies=frequencies,
+            repack=repack,
         )
         read = Prefilled([prompt], cache, state.questions)
         for chunk in chunks:

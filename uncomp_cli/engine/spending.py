@@ -37,13 +37,14 @@ def make_allocation(
     at_once: int | None = None,
     most_entries: int | None = None,
     uncertainty: Uncertainty | None = None,
+    most_held: int | None = None,
 ) -> Allocation:
     """How `preset` spreads its budget over `prompt`; `available` bytes are what a budget of `auto` may use.
 
     `measurer` measures for a policy that does so live; `uncertainty` is what is known already. `at_once` tokens go
-    through the model together (None: all), and no more than `most_entries` are kept whatever the budget. Raises
-    DoesNotFitError when the budget is too small, UsageError when the policy needs a measure that the preset's profile
-    does not have.
+    through the model together (None: all). Whatever the budget, no more than `most_entries` are kept, by no head more
+    than `most_held` tokens. Raises DoesNotFitError when the budget is too small, UsageError when the policy needs a
+    measure that the preset's profile does not have.
     """
     budget = parse_budget(preset.budget)
     spare = int(MEMORY_MARGIN * available) - activation_bytes(spec, at_once or prompt.flat_len)
@@ -55,7 +56,8 @@ def make_allocation(
     if most_entries is not None and most_entries < entries:
         entries, name = most_entries, "uniform" if preset.policy == "full" else preset.policy
     policy = make_policy(name)
-    wanted = Wanted(policy, spec, prompt.seq_len, entries, prompt.always_kept, preset.kv_bits)
+    caps = None if most_held is None else (most_held,) * spec.num_layers
+    wanted = Wanted(policy, spec, prompt.seq_len, entries, prompt.always_kept, preset.kv_bits, caps)
     measuring = measurer or partial(measure_layer, window=preset.scorer.window, sinks=preset.scorer.sinks)
     return allocate(wanted, profile=profile_of(preset), measurer=measuring, uncertainty=uncertainty)
 

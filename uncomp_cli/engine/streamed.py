@@ -25,6 +25,7 @@ from uncomp_cli.engine.chunk_row import ChunkRow
 from uncomp_cli.engine.chunks import Chunk
 from uncomp_cli.engine.overkeep import MARGIN_TOKENS
 from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.repacked import packed
 from uncomp_cli.engine.thinner import Thinner
 
 __all__ = ["BETWEEN_CHUNKS", "StreamedState", "held_of_chunk"]
@@ -53,6 +54,7 @@ class StreamedState:
         on_layer: Callable[[int], None],
         rows_interact: bool = False,
         frequencies: Tensor | None = None,
+        repack: bool = False,
     ) -> None:
         self.prompt = prompt
         self.allocation = allocation
@@ -63,6 +65,7 @@ class StreamedState:
         self.on_layer = on_layer
         self.rows_interact = rows_interact
         self.frequencies = frequencies
+        self.repack = repack
         self.questions: list[list[list[Head]]] = []
         self._scores: dict[int, Tensor] = {}
 
@@ -77,19 +80,27 @@ class StreamedState:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
     ) -> Tensor:
         """Attention of the chunk [1, H, N, D]; holds what may stay."""
-        past: list[Head] = []
-        if self._chunk.first > 0:
-            held = self.cache.layer(layer)
-            past = [held.head(i) for i in range(len(held.lengths))]
+        seen, held = self._past(layer)
         positions = self.thinner.at + self._chunk.first
         tensors = (tensor[0].contiguous() for tensor in (query, key, value))
         end = self._chunk.first + len(self._chunk.prompt.context)
-        row = ChunkRow(self._chunk.prompt, positions, past, *tensors, scaling=scaling, end=end)
+        row = ChunkRow(self._chunk.prompt, positions, seen, *tensors, scaling=scaling, end=end)
         last_only = layer == len(self.cache.layers) - 1 and not self.rows_interact
         output = row.attend(window=sliding_window, last_only=last_only)
-        self._hold(layer, row, sliding_window)
+        self._hold(layer, row, sliding_window, held)
         self.on_layer(layer)
         return output[None]
+
+    def _past(self, layer: int) -> tuple[list[Head], list[Head]]:
+        """What is held of the text before the chunk: as the chunk sees it, and as it is held on."""
+        if self._chunk.first == 0:
+            return [], []
+        cached = self.cache.layer(layer)
+        held = [cached.head(i) for i in range(len(cached.lengths))]
+        if not self.repack or self.frequencies is None:
+            return held, held
+        seen = packed(held, self._chunk.first, self.frequencies)
+        return seen, seen if self._chunk.final else held  # an answer looks back over what the last chunk saw
 
     def keep_after(self, layer: int) -> Tensor | None:
         """Indices of the tokens that enter the next layer, the questions among them; None when all do."""
@@ -110,11 +121,11 @@ class StreamedState:
         for layer, questions in enumerate(self._tails if self._chunk.final else ()):
             self._put(layer, questions)
 
-    def _hold(self, layer: int, row: ChunkRow, window: int | None) -> None:
+    def _hold(self, layer: int, row: ChunkRow, window: int | None, past: list[Head]) -> None:
         """Store the past and the chunk for now, cut as far as it is certain already."""
         if self._chunk.final:
             self._tails.append(row.tails(window))
-        heads = row.heads()
+        heads = row.heads(past)
         if window is not None:
             heads = [_last(head, self._sliding_room(window)) for head in heads]
         elif self._ranked(layer):
