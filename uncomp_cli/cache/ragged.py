@@ -12,6 +12,7 @@ rotates new queries by where they are in the text, not by where they are in memo
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -178,6 +179,18 @@ class RaggedKVCache:
                 tails = (layer.tail(i)[2] for i in range(len(layer.lengths)))
                 layer.resize([int(torch.searchsorted(positions, position)) for positions in tails])
                 layer.quantized = [None if before is None else _cut(before, position) for before in layer.quantized]
+
+    def relabel(self, labels: Tensor) -> None:
+        """Give every entry at position p the position `labels[p]` (int32, ascending); keys and values stay."""
+        for layer in self.layers:
+            if layer is None:
+                continue
+            known = labels.to(layer.positions.device)
+            layer.positions = known[layer.positions.long().clamp(0, len(known) - 1)]  # unused room holds anything
+            layer.quantized = [
+                None if before is None else replace(before, positions=known[before.positions.long()])
+                for before in layer.quantized
+            ]
 
     def mark(self) -> list[list[int]]:
         """The lengths of all heads' tails now, for `rollback`."""

@@ -10,7 +10,7 @@ What a layer keeps until all have reported is the business of overkeep.py.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -58,6 +58,10 @@ class Wanted:
             caps=_lower(self.caps, caps),
         )
         return plan.held_in(self.kv_bits)
+
+
+def _no_more(kept: Sequence[Sequence[int]], most: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(min(count, most) for count in layer) for layer in kept)
 
 
 def _lower(first: Sequence[int] | None, second: Sequence[int] | None) -> Sequence[int] | None:
@@ -126,6 +130,18 @@ class Allocation:
         """Plan anew for heads of layer l that can hold `caps[l]` tokens: what they cannot goes to the others."""
         if self._wanted is not None:
             self.plan = self._wanted.plan(self.uncertainty, caps=caps)
+
+    def narrowed(self, seq_len: int, protected: int) -> "Allocation":
+        """The allocation of as many entries, where there are as many, to a part of the prompt: `seq_len` tokens.
+
+        What was measured on the whole prompt is used.
+        """
+        if self._wanted is None:
+            return Allocation(replace(self.plan, seq_len=seq_len, kept=_no_more(self.plan.kept, seq_len)))
+        spec = self._wanted.spec
+        entries = min(self.plan.entries, spec.full_entries(seq_len))
+        wanted = replace(self._wanted, seq_len=seq_len, entries=entries, protected=protected, caps=None)
+        return Allocation(wanted.plan(self.uncertainty), wanted=wanted, uncertainty=self.uncertainty)
 
     def trust(self) -> tuple[tuple[float, ...], ...] | None:
         """How far each head of each layer is trusted to say what matters; None when nothing was measured.

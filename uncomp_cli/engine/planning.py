@@ -50,7 +50,7 @@ class Compression:
     """All that a prefill needs beside the model: the prompt with its question opened, and how it is compressed.
 
     It is read `chunk_tokens` at a time; None: in one pass. With `repack` what is held stands without gaps before every
-    chunk. `notes` say what was not done as asked for.
+    chunk, and `reread_tokens` tokens are read again in the end. `notes` say what was not done as asked for.
     """
 
     prompt: Prompt
@@ -61,6 +61,7 @@ class Compression:
     chunk_tokens: int | None = None
     notes: tuple[str, ...] = ()
     repack: bool = False
+    reread_tokens: int | None = None
 
     @property
     def streamed(self) -> bool:
@@ -111,17 +112,19 @@ def plan_compression(
     available: int,
     limits: Limits | None = None,
     reach: int | None = None,
+    reread_tokens: int | None = None,
 ) -> Compression:
     """How `preset` compresses `prompt` within `available` bytes. Raises DoesNotFitError when it does not fit.
 
     `reach` is the longest distance between a token of the prompt and one it looks at: a prompt that is longer is
-    re-packed within it.
+    re-packed within it, and passages of `reread_tokens` tokens of it are read again.
     """
     bounds = limits or Limits()
     if reach is not None and prompt.seq_len > reach:
         bounds = _in_reach(bounds, prompt, reach)
         spread = partial(_planned, spec, preset, prompt, available=available, limits=bounds, reach=reach)
-        return spread(bounds.chunk_tokens, give_way=bounds.kv_bytes is not None)
+        planned = spread(bounds.chunk_tokens, give_way=bounds.kv_bytes is not None)
+        return replace(planned, reread_tokens=reread_tokens)
     refusal: DoesNotFitError | None = None
     for chunk in _chunks(prompt, bounds):
         try:

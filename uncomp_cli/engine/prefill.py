@@ -27,7 +27,7 @@ from uncomp_cli.engine.rotation import rope_frequencies
 from uncomp_cli.engine.row import Row
 from uncomp_cli.engine.worker import stream
 
-__all__ = ["PrefillState", "Prefilled", "prefill"]
+__all__ = ["PrefillState", "Prefilled", "layout", "prefill"]
 
 
 class Prefilled:
@@ -226,7 +226,7 @@ def prefill(
     cache = RaggedKVCache(
         num_layers=spec.num_layers, num_rows=len(prompts), num_kv_heads=spec.num_kv_heads, kv_bits=kv_bits
     )
-    ids, positions, last = _layout(prompts)
+    ids, positions, last = layout(prompts)
     begun = time.perf_counter()
 
     def work(emit: Callable[[PrefillStep], None]) -> Prefilled:
@@ -255,7 +255,7 @@ def _total(prompts: Sequence[Prompt]) -> int:
     return sum(prompt.flat_len for prompt in prompts)
 
 
-def _layout(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
+def layout(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
     """Left-padded ids and logical positions [B, N], and the columns whose logits are wanted."""
     width = max(prompt.flat_len for prompt in prompts)
     ids = torch.zeros(len(prompts), width, dtype=torch.int64)

@@ -18,6 +18,7 @@ from uncomp_cli.engine.planning import Compression
 from uncomp_cli.engine.prefill import Prefilled, prefill
 from uncomp_cli.engine.prompt import Prompt
 from uncomp_cli.engine.records import PrefillStep
+from uncomp_cli.engine.rereading import choose_passages, read_again
 from uncomp_cli.engine.rotation import rope_frequencies
 from uncomp_cli.engine.streamed import StreamedState
 from uncomp_cli.engine.thinner import Thinner
@@ -42,6 +43,7 @@ def read_compressed(decoder: Decoder, planned: Compression) -> Generator[Prefill
             thinner=planned.thinner,
             chunk_tokens=planned.chunk_tokens,
             repack=planned.repack,
+            reread_tokens=planned.reread_tokens,
         )
     )
 
@@ -56,10 +58,12 @@ def read_streamed(
     thinner: Thinner,
     chunk_tokens: int | None = None,
     repack: bool = False,
+    reread_tokens: int | None = None,
 ) -> Generator[PrefillStep, None, Prefilled]:
     """Read a prompt `chunk_tokens` at a time (None: at once), thinned on the way; one record a chunk and layer.
 
-    With `repack` it may be longer than the model was trained for (repacked.py). Raises ModelError where the model's
+    With `repack` it may be longer than the model was trained for (repacked.py); of `reread_tokens` tokens of it a cache
+    of their own is made in the end (rereading.py). Raises ModelError where the model's
     layers do not share one RoPE.
     """
     spec, frequencies = decoder.spec, rope_frequencies(decoder.model)
@@ -72,6 +76,7 @@ def read_streamed(
         num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads, kv_bits=allocation.plan.kv_bits
     )
     chunks = list(cut_chunks(prompt, chunk_tokens))
+    passes = len(chunks) + (reread_tokens is not None)
     begun = time.perf_counter()
 
     def work(emit: Callable[[PrefillStep], None]) -> Prefilled:
@@ -81,7 +86,7 @@ def read_streamed(
             nonlocal done
             done += 1
             elapsed = time.perf_counter() - begun
-            emit(PrefillStep(done, len(chunks) * spec.num_layers, prompt.flat_len, elapsed, cache.nbytes))
+            emit(PrefillStep(done, passes * spec.num_layers, prompt.flat_len, elapsed, cache.nbytes))
 
         state = StreamedState(
             prompt,
@@ -100,6 +105,11 @@ def read_streamed(
             state.begin(chunk, decoder.device)
             read.logits = _read_chunk(decoder, chunk, state)
             state.finish()
+        if reread_tokens is not None:
+            again = torch.zeros(len(prompt.context), dtype=torch.bool) | prompt.protected
+            again[len(prompt.context) - prompt.asked :] = True
+            at = choose_passages(state.agreed().cpu(), again, most=reread_tokens)
+            read = read_again(decoder, prompt, at, allocation, scorer=scorer, config=config, on_layer=on_layer)
         if thinner.active:
             read.hidden_kept = tuple(count / len(prompt.context) for count in thinner.entered)
             allocation.plan = replace(allocation.plan, hidden=read.hidden_kept)

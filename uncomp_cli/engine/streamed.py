@@ -121,6 +121,13 @@ class StreamedState:
         for layer, questions in enumerate(self._tails if self._chunk.final else ()):
             self._put(layer, questions)
 
+    def agreed(self) -> Tensor:
+        """What all layers agree on behind the last chunk: a score [S] for every token, 0 where nothing is held."""
+        trust = self.allocation.trust()
+        if not self._scores:
+            return torch.zeros(len(self.prompt.context))
+        return agree(list(self._scores.values()), None if trust is None else [trust[layer] for layer in self._scores])
+
     def _hold(self, layer: int, row: ChunkRow, window: int | None, past: list[Head]) -> None:
         """Store the past and the chunk for now, cut as far as it is certain already."""
         if self._chunk.final:
@@ -174,11 +181,7 @@ class StreamedState:
         return own if agreed is None else mix(own, agreed, shared=self.scorer.shared)
 
     def _agreed(self) -> Tensor | None:
-        if self.scorer.shared == 0 or not self._scores:
-            return None
-        trust = self.allocation.trust()
-        rows = None if trust is None else [trust[layer] for layer in self._scores]
-        return agree(list(self._scores.values()), rows)
+        return None if self.scorer.shared == 0 or not self._scores else self.agreed()
 
     def _counts(self, layer: int) -> list[int]:
         """Context tokens of each head when the chunk is done."""
