@@ -24,6 +24,7 @@ from uncomp_cli.budget.presets import SCHEMA_VERSION, Preset
 from uncomp_cli.budget.quality import QualityPoint
 from uncomp_cli.cli.app import app
 from uncomp_cli.config import ScorerConfig
+from uncomp_cli.uncertainty.risk import RiskCurve
 
 HERE = Path(__file__).parent
 _FLAG = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
@@ -93,6 +94,8 @@ def _type_words(kind: Any) -> str:
     choices = getattr(kind, "__args__", ())
     if kind == str | None:
         return "String or null"
+    if kind == RiskCurve | None:
+        return "Object or null"
     if QualityPoint in choices:
         return "List of objects"
     if choices:

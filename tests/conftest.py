@@ -48,4 +48,5 @@ def small_model(default_model: "LoadedModel") -> "LoadedModel":
         vocab_size=default_model.spec.vocab_size, hidden_size=64, intermediate_size=96, num_hidden_layers=6,
         num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2,
     )  # fmt: skip
-    return replace(default_model, model=LlamaForCausalLM(config).eval(), spec=spec_from_config(config, "float32"))
+    model, spec = LlamaForCausalLM(config).eval(), spec_from_config(config, "float32")
+    return replace(default_model, model=model, spec=spec, own_config=None)

@@ -30,7 +30,7 @@ OWNERS = {
     "bitsandbytes": ("models/",),
     "rich": ("ui/",),
     "typer": ("cli/",),
-    "matplotlib": ("ui/plots.py", "ui/plots_heat.py"),
+    "matplotlib": ("ui/plots.py", "ui/plots_heat.py", "ui/plots_rope.py"),
     "torch": (*(f"{part}/" for part in sorted(TORCH_PARTS)), "calibrate.py", "cli/"),
 }
 # Where a library may be used, but only inside functions, so that asking for help stays quick.

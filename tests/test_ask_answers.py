@@ -28,15 +28,18 @@ FIELDS = {
     "warnings": list, "seed": int,
 }  # fmt: skip
 SUBFIELDS = {
-    "model": {"id", "revision", "dtype", "device", "quantization"},
+    "model": {"id", "revision", "dtype", "device", "quantization", "rope"},
     "usage": {"prompt_tokens", "cached_tokens", "completion_tokens"},
     "timing": {"load_s", "prefill_s", "ttft_s", "prefill_tok_s", "decode_tok_s", "total_s"},
     "memory": {"weights_bytes", "kv_full_bytes", "kv_bytes", "kept_fraction", "peak_bytes"},
     "compression": {
         "policy", "preset", "scorer", "budget_requested", "floor_tokens", "thinning", "hidden_kept_fraction",
-        "chunk_tokens", "query_aware", "kv_bits",
+        "chunk_tokens",
+        "reread_tokens", "query_aware", "kv_bits",
     },
-    "uncertainty": {"attention_entropy", "prompt_in_trained_length", "calibrated"},
+    "uncertainty": {
+        "attention_entropy", "prompt_in_trained_length", "calibrated", "flagged", "error_rate", "error_rate_interval",
+    },
 }  # fmt: skip
 
 Answers = Callable[..., tuple[int, str, str]]

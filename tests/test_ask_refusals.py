@@ -89,7 +89,7 @@ def test_an_unreadable_document(refused: Refused, monkeypatch: pytest.MonkeyPatc
         (["--policy", "sinks", "--scorer", "window"], "policy sinks has its own scorer, recent", "--policy uniform"),
         (["--truncate", "midle"], "invalid value for '--truncate': 'midle'", "did you mean 'middle'?"),
         (["--rope", "yarm:2"], "unknown rope extension 'yarm'", "did you mean 'yarn:2'?"),
-        (["--rope", "yarn"], "rope extension 'yarn' needs a factor", "did you mean 'yarn:2'?"),
+        (["--rope", "yarn"], "rope extension 'yarn' needs a factor", "write yarn:2"),
         (["--temperature", "-1"], "invalid value '-1' for '--temperature'", ""),
         (["--top-p", "0"], "top-p is 0", "use a value above 0"),
         (["-Q", " "], "question 2 of 2 is empty", "leave it out"),
@@ -172,10 +172,10 @@ def test_a_document_over_the_trained_length(
     assert said.startswith("the prompt has 4,1")
     assert said.endswith("tokens, the model was trained for 4,096")
     assert "--truncate head, middle or tail" in hint
-    assert "--rope yarn:2" in hint
-    flags = hint.partition("--rope ")[2].split()[0]
+    assert "--rope auto" in hint
+    assert "--force" in hint
     short = ["-b", "full", "--max-new-tokens", "2", "--json"]
-    assert run(["ask", *about("--rope", flags, *mode, *short, model=tiny_model)]) == 0
+    assert run(["ask", *about("--rope", "yarn:2", *mode, *short, model=tiny_model)]) == 0
     record = json.loads(capsys.readouterr().out)
     if mode:
         assert (record["trained_length"], record["context_length"]) == (TRAINED_LENGTH, 2 * TRAINED_LENGTH)
@@ -191,7 +191,7 @@ def test_a_document_over_the_extended_length(refused: Refused, tiny_model: Path)
     code, said, hint = refused(*about("--rope", "linear:2", model=tiny_model))
     assert code == 3
     assert said.endswith("tokens, the model was trained for 4,096, extended to 8,192")
-    assert "--rope yarn:3" in hint
+    assert "--rope auto" in hint
 
 
 def test_a_question_that_leaves_no_room(refused: Refused, tiny_model: Path) -> None:

@@ -144,7 +144,7 @@ def test_settings(chat: Chat) -> None:
     shown = hold(chat, "/set")
     assert [line.split()[0] for line in shown] == [
         "temperature", "top-p", "top-k", "min-p", "repetition-penalty", "seed", "max-new-tokens",
-        "recall",
+        "recall", "escalate",
     ]  # fmt: skip
     assert hold(chat, "/set temperature 0.7") == ["temperature        0.7"]
     assert hold(chat, "/set top_k=5") == ["top-k              5"]

@@ -106,6 +106,56 @@ def test_the_other_side_is_checked_before_loading(
     assert hint
 
 
+@pytest.mark.parametrize(
+    ("args", "rope", "how"),
+    [
+        (["--rope", "yarn:2"], "yarn:2", "extended by --rope yarn:2"),
+        (["--rope", "dynamic", "--context", "8k"], "dynamic:2", "extended by --rope dynamic:2"),
+        (["--context", "8k"], "reread", "--rope reread"),
+        (["--force"], "plain", "--rope plain"),
+    ],
+)
+def test_both_sides_read_past_the_trained_length(tiny_model: Path, args: list[str], rope: str, how: str) -> None:
+    Path("notes.txt").write_text(TEXT * 6)
+    small = ("--policy", "uniform", "-b", "20%", "--against", "uniform@10%")
+    assert compare(tiny_model, *small)[0] == 3
+    code, out, err = compare(tiny_model, *small, *args, "--json")
+    assert code == 0, err
+    for side in last_object(out)["sides"]:
+        assert side["model"]["rope"] == rope
+        (warning,) = side["warnings"]
+        assert how in warning
+        assert warning in err
+    assert ("rope auto: " in err) == (rope == "reread")
+
+
+def test_a_context_that_memory_cannot_hold_is_refused(tiny_model: Path) -> None:
+    code, out, err = compare(tiny_model, "-b", "full", "--context", "900000000", "--force")
+    assert (code, out) == (3, "")
+    said, hint = two_lines(err)
+    assert "a context of 900,000,000 tokens needs" in said
+    assert "--budget" in hint
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--rope", "yran:2"], "'yran'"),
+        (["--context", "soon"], "context 'soon'"),
+        (["--rope", "yarn:2", "--force"], "--rope yarn:2 does not"),
+    ],
+)
+def test_a_slip_in_what_is_said_of_the_length_is_found_before_loading(
+    capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    code = run(["compare", "-m", "org/never-pulled", "-f", "notes.txt", *args, "Where?"])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    said, hint = two_lines(err)
+    assert message in said
+    assert hint
+
+
 def test_word_diff_says_what_one_side_alone_says() -> None:
     assert list(word_diff("a red boat left", "a blue boat left early")) == [
         ("same", "a"),

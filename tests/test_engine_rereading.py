@@ -12,13 +12,16 @@ from test_engine_streamed import CONFIG, allocation_of, prompt_of
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.allocation import Allocation
 from uncomp_cli.engine.planning import plan_compression
 from uncomp_cli.engine.prefill import Prefilled
 from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.reach import prompt_reach, tokens_to_reread
 from uncomp_cli.engine.reading import read_compressed, read_streamed
 from uncomp_cli.engine.rereading import PASSAGE_TOKENS, choose_passages
 from uncomp_cli.engine.thinner import Thinner
+from uncomp_cli.models.rope import REPACKED, RopeChoice, RopeState, parse_rope
 
 
 def reread(prompt: Prompt, allocation: Allocation, *, most: int, family: str = "llama") -> Prefilled:
@@ -135,3 +138,38 @@ def test_what_has_no_score_is_not_read_again() -> None:
     scores[130] = 1.0
     at = choose_passages(scores, torch.arange(500) < 3, most=400)
     assert at.tolist() == [0, 1, 2, *range(128, 192)]
+
+
+def test_without_the_question_nothing_is_read_again_and_that_is_said() -> None:
+    spec = shared_tiny("llama")[2]
+    preset = Preset("test", "", budget="30%", policy="uniform", scorer=ScorerConfig("keydiff"))
+    planned = plan_compression(spec, preset, prompt_of(context=900), available=10**12, reach=512, reread_tokens=128)
+    assert planned.repack
+    assert planned.reread_tokens is None
+    assert "scorer keydiff does not look at the question" in planned.notes[-1]
+
+
+@pytest.mark.parametrize(("questions", "most"), [(1, 100), (3, 256), (9, 256)])
+def test_several_questions_share_half_of_the_reach(questions: int, most: int) -> None:
+    prompt = prompt_of(*([5] * questions), context=900)
+    assert tokens_to_reread(prompt, make_scorer(CONFIG), reach=512, each=100) == most
+
+
+@pytest.mark.parametrize(
+    ("rope", "prompt", "reach"),
+    [
+        ("repack:2", 4000, 4096),
+        ("repack:2", 9000, 4096),
+        ("repack:1", 9000, 8092),
+        ("reread", 9000, 2048),
+        ("yarn:2", 9000, None),
+        ("auto of a longer text", 8092, None),
+        ("auto of a longer text", 8093, 2048),
+    ],
+)
+def test_how_far_a_prompt_looks_back(rope: str, prompt: int, reach: int | None) -> None:
+    of_auto = rope.startswith("auto")
+    choice = RopeChoice("reread", only_past=True) if of_auto else parse_rope(rope)
+    assert choice is not None
+    state = RopeState.repacked(choice, 8192) if choice.kind in REPACKED else RopeState(choice.kind)
+    assert prompt_reach(state, prompt, trained_length=8192, answer_tokens=100) == reach

@@ -16,6 +16,7 @@ from uncomp_cli.engine.prompt import Prompt, chat_prompt
 from uncomp_cli.engine.reused import ReusedSession
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
 from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.models.rope import RopeChoice
 
 TEXT = "the lamp is lit at dusk and the keeper writes the hour in the book. " * 9
 QUESTIONS = ["when is the lamp lit?", "who writes?"]
@@ -193,6 +194,44 @@ def test_another_model_is_refused_with_both_values(
         other = load_model(str(model_dir), rope="yarn:2")
     with pytest.raises(UsageError, match=f"cache 'x' was made with another model: {words}"):
         session_of(other).load(shelf, entry, prompt_of(other), as_saved=True)
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked", "words"),
+    [
+        ("dynamic:2", "dynamic:4", r'"factor": 2.0.*"regime": 8192.*, not .*"factor": 4.0.*"regime": 16384'),
+        ("longrope:2", "longrope:4", r'"regime": 8192.*, not .*"regime": 16384'),
+        ("dynamic:2", None, r'"regime": 8192, .*"dynamic".*, not \{.*"default"'),
+        ("yarn:2", "llama3:2", r'"yarn".*, not .*"llama3"'),
+    ],
+)
+def test_another_rope_is_refused_with_both_values(
+    model_dir: Path, tmp_path: Path, saved: str, asked: str | None, words: str
+) -> None:
+    entry, _ = read(load_model(str(model_dir), rope=saved)).save(Shelf(tmp_path), "x", about={})
+    other = load_model(str(model_dir), rope=asked)
+    with pytest.raises(UsageError, match=f"the RoPE was .*{words}"):
+        session_of(other).load(Shelf(tmp_path), entry, prompt_of(other), as_saved=True)
+
+
+def test_how_far_is_read_is_no_other_rope(tiny: LoadedModel, model_dir: Path) -> None:
+    """The same frequencies turn the same keys, however long a text may be."""
+    mine = session_of(tiny).origin(prompt_of(tiny)).model
+    for rope in ("plain", RopeChoice("plain", None, 8192), RopeChoice("yarn", None, 100)):
+        other = load_model(str(model_dir), rope=rope)
+        assert session_of(other).origin(prompt_of(other)).model == mine
+
+
+def test_a_saved_context_is_asked_in_the_frequencies_it_was_read_in(model_dir: Path, tmp_path: Path) -> None:
+    """Whoever read something short with the same model before."""
+    loaded = load_model(str(model_dir), rope="dynamic:2")
+    session = read(loaded)
+    entry, _ = session.save(Shelf(tmp_path), "x", about={})
+    expected = session.begin(0)
+    again = session_of(loaded)
+    again.decoder.fix_regime(1)
+    again.load(Shelf(tmp_path), entry, prompt_of(loaded))
+    assert torch.equal(again.begin(0), expected)
 
 
 def test_other_text_is_refused_unless_it_is_asked_as_saved(tiny: LoadedModel, tmp_path: Path) -> None:

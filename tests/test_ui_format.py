@@ -45,6 +45,11 @@ def test_readout_as_in_the_contract() -> None:
     )
 
 
+def test_the_entropy_of_watched_heads_is_a_field() -> None:
+    line = format_readout(Readout(prefill_tokens=1, prefill_s=0.0, attention_entropy=0.3149, context_tokens=9))
+    assert line == "prefill 1 tok 0.0 s · entropy 0.31 · context 9"
+
+
 def test_readout_leaves_out_what_is_unknown() -> None:
     assert format_readout(Readout(prefill_tokens=0, prefill_s=0.0)) == "prefill 0 tok 0.0 s"
 

@@ -2,8 +2,9 @@
 
 Shipped ones lie in the package (in a checkout: `presets/`), the user's own in the user's data directory and win over
 shipped ones of the same name. A preset that was calibrated names its profile, PROFILE.safetensors in the same folder,
-and has the measured loss of several budgets (quality.py). A key that is not known is an error: a typing mistake must
-not change a result. Keys that were added later may be missing, so older files are still of this schema version.
+and has the measured loss of several budgets (quality.py) and the error rates that a signal of uncertainty stood for
+(uncertainty/risk.py). A key that is not known is an error (preset_file.py). Keys that were added later may be missing,
+so older files are still of this schema version.
 """
 
 import difflib
@@ -12,19 +13,20 @@ import os
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Any, Self
 
 from platformdirs import user_data_path
 
 from uncomp_cli.budget.policies import make_policy
+from uncomp_cli.budget.preset_file import check_keys, file_keys, parse_object
 from uncomp_cli.budget.quality import QualityPoint
 from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.uncertainty.risk import RiskCurve
 
 if TYPE_CHECKING:
     from uncomp_cli.uncertainty.profile import UncertaintyProfile
@@ -50,19 +52,6 @@ SCHEMA_VERSION = 1
 KV_BITS = (16, 8, 4)
 
 
-# What JSON may have for a field's type; a literal's values are checked by its own dataclass.
-_JSON_TYPES: dict[Any, tuple[type, ...]] = {
-    str: (str,),
-    int: (int,),
-    float: (float, int),
-    bool: (bool,),
-    str | None: (str, NoneType),
-    ScorerConfig: (dict,),
-    tuple[QualityPoint, ...]: (list,),
-}
-_TYPE_WORDS = {NoneType: "null", dict: "an object", list: "a list"}
-
-
 @dataclass(frozen=True, slots=True)
 class Preset:
     """What a preset sets. `budget` is in the user's own unit; it, `policy` and `thinning` are checked when made.
@@ -84,6 +73,7 @@ class Preset:
     thinning: str = "none"
     profile: str | None = None
     quality: tuple[QualityPoint, ...] = ()
+    risk: RiskCurve | None = None
     folder: str | None = field(default=None, compare=False, metadata={"in_file": False})
 
     def __post_init__(self) -> None:
@@ -110,7 +100,7 @@ class Preset:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data as in the file."""
-        data = {key: value for key, value in asdict(self).items() if key in _file_keys(Preset)}
+        data = {key: value for key, value in asdict(self).items() if key in file_keys(Preset)}
         return {"schema_version": SCHEMA_VERSION, **data, "quality": list(data["quality"])}
 
     @classmethod
@@ -118,7 +108,8 @@ class Preset:
         """The inverse of dataclasses.asdict, also after JSON."""
         scorer = ScorerConfig(**data.get("scorer", {}))
         quality = tuple(QualityPoint(**point) for point in data.get("quality", ()))
-        return cls(**{**data, "scorer": scorer, "quality": quality})
+        risk = None if data.get("risk") is None else RiskCurve.from_plain(data["risk"])
+        return cls(**{**data, "scorer": scorer, "quality": quality, "risk": risk})
 
 
 def user_preset_dir() -> Path:
@@ -258,7 +249,7 @@ def _check_profile(preset: Preset) -> None:
 
 
 def _read(path: Path) -> Preset:
-    data = _parse(path)
+    data = parse_object(path)
     version = data.pop("schema_version", None)
     if type(version) is not int or version != SCHEMA_VERSION:
         newer = type(version) is int and version > SCHEMA_VERSION
@@ -266,10 +257,10 @@ def _read(path: Path) -> Preset:
             f"preset file {path} has schema version {version}, this uncomp reads {SCHEMA_VERSION}",
             hint="update uncomp" if newer else f'write the preset again, with "schema_version": {SCHEMA_VERSION}',
         )
-    _check_keys(data, Preset, path)
-    _check_keys(data.get("scorer", {}), ScorerConfig, path)
+    check_keys(data, Preset, path)
+    check_keys(data.get("scorer", {}), ScorerConfig, path)
     for point in data.get("quality", []):
-        _check_keys(point, QualityPoint, path)
+        check_keys(point, QualityPoint, path)
     if data["name"] != path.stem:
         raise UsageError(
             f"preset file {path} is named '{path.stem}', the preset in it '{data['name']}'",
@@ -281,37 +272,3 @@ def _read(path: Path) -> Preset:
     except UsageError as error:
         raise UsageError(f"preset file {path}: {error.message}", hint=error.hint) from error
     return preset
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"preset file {path} cannot be read: {error}", hint="uncomp preset list") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"preset file {path} is not a JSON object", hint="uncomp preset show live --json")
-    return data
-
-
-def _check_keys(data: Any, target: type, path: Path) -> None:
-    """Raise UsageError unless `data` has the keys and types of the dataclass `target`; what has a default may lack."""
-    if not isinstance(data, dict):
-        raise UsageError(f"preset file {path} has {data!r} for a {target.__name__}", hint="it must be an object")
-    known = _file_keys(target)
-    for key, value in data.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
-            raise UsageError(f"preset file {path} has the unknown key '{key}'", hint=hint)
-        kinds = _JSON_TYPES.get(known[key])
-        if kinds is not None and type(value) not in kinds:
-            words = " or ".join(_TYPE_WORDS.get(kind, kind.__name__) for kind in kinds)
-            raise UsageError(f"preset file {path}: '{key}' is {value!r}", hint=f"it must be {words}")
-    for item in fields(target):
-        if item.name not in data and item.default is MISSING and item.default_factory is MISSING:
-            raise UsageError(f"preset file {path} lacks '{item.name}'", hint="uncomp preset show live --json")
-
-
-def _file_keys(target: type) -> dict[str, Any]:
-    """The keys that a file may have, and the types of their fields."""
-    return {item.name: item.type for item in fields(target) if item.metadata.get("in_file", True)}

@@ -5,38 +5,37 @@ more fits the memory. One document or one question of several that fails is told
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from uncomp_cli.cli.asking import AskJob
-from uncomp_cli.cli.citing import evidence_lines, evidence_records, evidence_warnings
-from uncomp_cli.cli.contexts import ContextReader, Item, Refused
-from uncomp_cli.cli.explain import budget_lines, budget_record
-from uncomp_cli.cli.failures import describe_failure, show_failure
+from uncomp_cli.cli.asking import AskJob, longest_read
+from uncomp_cli.cli.asking_again import AskingAgain, answered
+from uncomp_cli.cli.contexts import ContextReader, Item
+from uncomp_cli.cli.escalating import HELD_BACK
 from uncomp_cli.cli.in_order import InOrder
-from uncomp_cli.cli.report import answer_record, failure_record, readout
+from uncomp_cli.cli.risk_report import entropy_of
+from uncomp_cli.cli.telling import INTERRUPTED, Answered, Teller
 from uncomp_cli.documents.reader import DocumentSet
 from uncomp_cli.errors import DoesNotFitError, UncompError, is_out_of_memory
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_readout
 from uncomp_cli.ui.live import watch_rows
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
-    from uncomp_cli.documents.evidence import Evidence
     from uncomp_cli.engine.batch import RowStep
     from uncomp_cli.engine.session import RunStats
     from uncomp_cli.models.load import LoadedModel
 
 __all__ = ["Answering"]
 
-INTERRUPTED = 130
 ROWS_TO_WAIT_FOR = 16
 """With --each reading goes on until this many questions wait for their answers."""
 
 
 class Answering:
-    """Reads contexts and writes the answers to `questions` of each; `run` returns the exit code."""
+    """Reads contexts and writes the answers to `questions` of each; `run` returns the exit code.
+
+    With --escalate answers are held back until all of a batch are final.
+    """
 
     def __init__(
         self, job: AskJob, questions: Sequence[str], preset: "Preset", loaded: "LoadedModel", terminal: Terminal
@@ -44,25 +43,30 @@ class Answering:
         from uncomp_cli.engine.batch import BatchSession
 
         self._job, self._questions, self._preset, self._terminal = job, questions, preset, terminal
-        self._loaded = loaded
         self._session = BatchSession(loaded, preset, job.sampling, job.limits, matmul=job.matmul)
         self._reader = ContextReader(job, questions, preset, self._session, terminal)
+        self._teller = Teller(job, questions, loaded, terminal)
+        self._again = AskingAgain(job, questions, preset, loaded, terminal) if job.escalate else None
         self._waiting: list[Item] = []
-        self._begun: set[Item] = set()
-        self._ended: set[Item] = set()
-        self._written = 0
-        self._exit_code = 0
+        self._held_back: list[Answered] = []
+        if job.escalate:
+            terminal.note(HELD_BACK)
 
     def run(self, contexts: Sequence[DocumentSet]) -> int:
         """Read and answer; Ctrl-C keeps what was said. Returns 0, the first failure's code or 130."""
+        if (
+            len(contexts) > 1 and self._session.decoder.regime_tokens is not None
+        ):  # all in the frequencies of the longest
+            tokenizer = self._session.loaded.tokenizer
+            self._session.regime_tokens = longest_read(self._job, contexts, self._questions, tokenizer)
         for documents in contexts:
             self._take(documents)
             if len(self._waiting) >= ROWS_TO_WAIT_FOR:
                 self._answer_waiting()
-            if self._exit_code == INTERRUPTED:
+            if self._teller.exit_code == INTERRUPTED:
                 return INTERRUPTED
         self._answer_waiting()
-        return self._exit_code
+        return self._teller.exit_code
 
     def _take(self, documents: DocumentSet) -> None:
         """Read one context; what fails is told when others can go on without it."""
@@ -72,7 +76,7 @@ class Answering:
             if not (self._job.each and _is_foreseen(error)):
                 raise
             self._answer_waiting()  # what was asked before is told before
-            self._fail_document(documents.documents[0].path, error)
+            self._teller.fail_document(documents.documents[0].path, error)
             return
         if self._waiting and not self._session.fits([item.asked for item in (*self._waiting, *items)]):
             self._answer_waiting()
@@ -91,18 +95,20 @@ class Answering:
     def _answer_waiting(self) -> None:
         """Answer what waits, as one batch; when it fails, what has not been begun is answered one by one."""
         items, self._waiting = self._waiting, []
-        if not items or self._exit_code == INTERRUPTED:
+        if not items or self._teller.exit_code == INTERRUPTED:
             return
         try:
             self._answer(items)
         except Exception as error:
-            left = [item for item in items if item not in self._ended]
+            self._settle()
+            left = [item for item in items if item not in self._teller.ended]
             if not left or not ((self._job.each or len(self._questions) > 1) and _is_foreseen(error)):
                 raise
-            self._fail(left[0], error)
+            self._teller.fail(left[0], error)
             for item in left[1:]:
                 self._waiting = [item]
                 self._answer_waiting()
+        self._settle()
 
     def _answer(self, items: Sequence[Item]) -> None:
         """Answer `items`, which are shown in order."""
@@ -112,11 +118,16 @@ class Answering:
             self._terminal,
             begin=lambda row: self._begin(items[row]),
             end=lambda row, answer, stats: self._end(items[row], answer, ids[row], stats),
-            silent=self._job.as_json,
+            silent=self._job.as_json or self._again is not None,
         )
         asked = [item.asked for item in items]
         batch = self._session.batch(asked)
-        steps: Iterator[RowStep] = watch_rows(batch.answer(asked), self._terminal, num_rows=len(items))
+        steps: Iterator[RowStep] = watch_rows(
+            batch.answer(asked),
+            self._terminal,
+            num_rows=len(items),
+            entropy=lambda: entropy_of(batch.stats(0)) if len(items) == 1 else None,
+        )
         del asked
         try:
             for taken in steps:
@@ -136,111 +147,33 @@ class Answering:
         begun = [(row, each) for row, each in enumerate(stats) if row >= order.row and each is not None]
         for row, each in begun:
             order.finish(row, each)
-        if not begun and not self._written:
+        if not begun and not self._teller.written and not self._held_back:
             raise KeyboardInterrupt
-        self._exit_code = INTERRUPTED
+        self._teller.exit_code = INTERRUPTED
 
     def _begin(self, item: Item) -> None:
-        """Tell what was refused before it, and introduce the answer."""
-        if item in self._begun:
-            return
-        self._begun.add(item)
-        self._tell_refused(item, item.before)
-        if self._written and not self._job.as_json:
-            self._terminal.write_line()
-        self._written += 1
-        if self._job.each:
-            self._terminal.note(f"{item.context.name}: {self._questions[item.number]}")
-        elif len(self._questions) > 1:
-            self._terminal.note(f"{self._title(item.number)}: {self._questions[item.number]}")
-
-    def _title(self, number: int) -> str:
-        return f"question {number + 1} of {len(self._questions)}"
+        if self._again is None:
+            self._teller.begin(item)
 
     def _end(self, item: Item, answer: str, ids: Sequence[int], stats: "RunStats") -> None:
-        job = self._job
-        if item in self._ended:  # Ctrl-C came while the rest was being said
-            return
-        said = ids[:-1] if stats.finish_reason == "stop" else ids
-        found = self._reader.cite(item, said) if job.evidence else []
-        record = self._record(item, answer, stats, found) if job.as_json else None
-        self._ended.add(item)
-        if record is not None:
-            self._terminal.write_json(record)
-        if stats.finish_reason == "interrupted" and (job.each or len(self._questions) > 1):
-            self._terminal.note("[interrupted]")
-        self._terminal.note(format_readout(readout(stats, self._loaded.spec)))
-        self._tell_more(item, found)
-        self._tell_refused(item, item.after)
+        """Tell what there is to say of an answer, or hold it back until it is final."""
+        if item in self._teller.ended or any(done.item is item for done in self._held_back):
+            return  # Ctrl-C came while the rest was being said
+        done = answered(self._job, self._reader, item, answer, ids, stats, self._preset)
+        if self._again is None:
+            self._teller.report(done)
+        else:
+            self._held_back.append(done)
 
-    def _tell_more(self, item: Item, found: "Sequence[Evidence]") -> None:
-        """What was asked for by name, so also when quiet."""
-        lines = [*evidence_lines(found)]
-        if self._job.explain_budget and item.is_last:
-            lines += budget_lines(item.context.spent())
-        if not self._job.as_json:
-            for line in lines:
-                replace(self._terminal, quiet=False).note(line)
-        for warning in evidence_warnings(found):
-            self._terminal.warn(warning)
-
-    def _record(self, item: Item, answer: str, stats: "RunStats", found: "Sequence[Evidence]") -> dict[str, Any]:
-        context = item.context
-        return answer_record(
-            loaded=self._loaded,
-            preset=self._preset,
-            stats=stats,
-            question=self._questions[item.number],
-            answer=answer,
-            files=context.files,
-            warnings=[*context.warnings, *evidence_warnings(found)],
-            seed=self._job.sampling.seed,
-            budget=budget_record(context.spent()) if self._job.explain_budget else None,
-            hidden_kept=context.hidden_kept,
-            chunk_tokens=context.chunk_tokens,
-            later=context.later,
-            evidence=evidence_records(found),
-        )
-
-    def _fail(self, item: Item, error: Exception) -> None:
-        """Tell that a question was not answered, in its turn."""
-        if item not in self._begun:
-            self._begun.add(item)
-            self._tell_refused(item, item.before)
-        self._ended.add(item)
-        self._tell_failure(item.context.name, item.number, error)
-        self._tell_refused(item, item.after)
-
-    def _tell_refused(self, item: Item, refused: Sequence[Refused]) -> None:
-        for each in refused:
-            self._tell_failure(item.context.name, each.number, each.error)
-
-    def _fail_document(self, name: str, error: Exception) -> None:
-        """Tell what went wrong with one document of several: none of the questions about it was asked."""
-        self._show(error, name)
-        for number in range(len(self._questions)):
-            self._write_failure(name, number, error)
-
-    def _tell_failure(self, name: str, number: int, error: Exception) -> None:
-        """Tell what went wrong with one question."""
-        titles = [name] if self._job.each else []
-        titles += [self._title(number)] if len(self._questions) > 1 else []
-        self._show(error, ": ".join(titles))
-        self._write_failure(name, number, error)
-
-    def _show(self, error: Exception, title: str) -> None:
-        """Say on standard error what went wrong; the first failure decides the exit code."""
-        failure = describe_failure(error)
-        named = UncompError(f"{title}: {failure.message}", hint=failure.hint)
-        named.__cause__ = error
-        show_failure(named, self._terminal)
-        self._exit_code = self._exit_code or failure.exit_code
-
-    def _write_failure(self, name: str, number: int, error: Exception) -> None:
-        if self._job.as_json:
-            path = name if self._job.each else None
-            record = failure_record(self._questions[number], describe_failure(error), path=path)
-            self._terminal.write_json(record)
+    def _settle(self) -> None:
+        """Write what was held back; what was flagged of it is asked again before, unless Ctrl-C was pressed."""
+        held, self._held_back = self._held_back, []
+        if self._again is not None and held and self._teller.exit_code != INTERRUPTED:
+            held = self._again.settle(held)
+            if self._again.interrupted:
+                self._teller.exit_code = INTERRUPTED
+        for done in held:
+            self._teller.write(done)
 
 
 def _is_foreseen(error: Exception) -> bool:

@@ -30,7 +30,20 @@ from uncomp_cli.ui.console import Terminal
 __all__ = ["COMMANDS", "app", "main", "run"]
 
 PROGRAM = "uncomp"
-COMMANDS = ("ask", "chat", "eval", "compare", "calibrate", "bench", "model", "preset", "cache", "config", "doctor")
+COMMANDS = (
+    "ask",
+    "chat",
+    "eval",
+    "compare",
+    "calibrate",
+    "rope",
+    "bench",
+    "model",
+    "preset",
+    "cache",
+    "config",
+    "doctor",
+)
 
 _GLOBAL_FLAGS = ("--plain", "--no-color", "--debug")
 # What must work although the configuration file is broken: it shows the way out.

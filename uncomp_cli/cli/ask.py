@@ -17,8 +17,10 @@ from uncomp_cli.cli.options import (
     Budget,
     Chunk,
     ConstantSize,
+    Context,
     Device,
     Dtype,
+    Force,
     Json,
     KvBits,
     KvMem,
@@ -108,6 +110,24 @@ def ask(
             show_default=False,
         ),
     ] = None,
+    escalate: Annotated[
+        bool,
+        option(
+            "--escalate",
+            help="When the retrieval heads are unusually uncertain, ask again with twice the budget, up to full.",
+            panel=COMPRESSION_PANEL,
+        ),
+    ] = False,
+    fail_under: Annotated[
+        float | None,
+        option(
+            "--fail-under",
+            help="Exit with 5 when an answer's calibrated chance of being right is below this, such as 0.8.",
+            metavar="CHANCE",
+            panel=OUTPUT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     evidence: Annotated[
         bool,
         option(
@@ -130,6 +150,8 @@ def ask(
     device: Device = "auto",
     dtype: Dtype = "auto",
     rope: Rope = None,
+    context: Context = None,
+    force: Force = False,
     matmul: MatMul = "float32",
     offline: Offline = False,
     preset: Preset = None,
@@ -165,7 +187,7 @@ def ask(
         questions_file=questions,
         truncate=truncate,
         dry_run=dry_run,
-        model=ModelChoice(model, tokenizer, quantize, device, dtype, offline, rope),
+        model=ModelChoice(model, tokenizer, quantize, device, dtype, offline, rope, context=context, force=force),
         preset=preset,
         budget=budget,
         policy=policy,
@@ -185,5 +207,7 @@ def ask(
         save_cache=save_cache,
         reuse=reuse,
         cache_size=cache_size,
+        escalate=escalate,
+        fail_under=fail_under,
     )
     raise typer.Exit(run_ask(job, terminal_of(ctx, quiet=quiet)))

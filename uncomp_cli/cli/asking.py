@@ -2,16 +2,15 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TextIO
 
-from uncomp_cli.budget.presets import AGNOSTIC_PRESET
-from uncomp_cli.cli.cache_options import DEFAULT_CACHE_SIZE
+from uncomp_cli.cli.ask_job import AUTOMATIC, AskJob
+from uncomp_cli.cli.lengthening import check_grows, length_warnings, lengthen, needs_length
 from uncomp_cli.cli.pins import Pin, pinned_tokens, protect, resolve
-from uncomp_cli.cli.prepare import ModelChoice, check_text, choose_preset, load, settle_preset
+from uncomp_cli.cli.prepare import check_context_fits, check_text, choose_preset, load, settle_preset
 from uncomp_cli.cli.report import loss_note
-from uncomp_cli.config import Limits, SamplingConfig
+from uncomp_cli.cli.risk_report import check_calibrated, check_fail_under
 from uncomp_cli.documents.places import Places, Source
 from uncomp_cli.documents.reader import DocumentSet, read_documents
 from uncomp_cli.errors import DoesNotFitError, UsageError
@@ -28,12 +27,14 @@ if TYPE_CHECKING:
     from uncomp_cli.uncertainty.profile import ModelFingerprint
 
 __all__ = [
+    "AUTOMATIC",
     "AskJob",
     "build_prompt",
     "describe_files",
     "gather_documents",
     "gather_questions",
     "join_documents",
+    "longest_read",
     "pins_in",
     "places_of",
     "preset_of",
@@ -43,77 +44,24 @@ __all__ = [
 ]
 
 GAP = "\n\n"
-AUTOMATIC = "auto"
-"""--reuse by what was read: no cache is named."""
-
-
-@dataclass(frozen=True, slots=True)
-class AskJob:
-    """Everything that one `uncomp ask` was told."""
-
-    paths: tuple[str, ...]
-    include: tuple[str, ...]
-    questions: tuple[str, ...]
-    questions_file: Path | None
-    truncate: Literal["head", "middle", "tail"] | None
-    dry_run: bool
-    model: ModelChoice
-    preset: str | None
-    budget: str | None
-    policy: str | None
-    scorer: str | None
-    kv_bits: int | None
-    system: str | None
-    sampling: SamplingConfig
-    as_json: bool
-    max_loss: str | None = None
-    explain_budget: bool = False
-    thinning: str | None = None
-    limits: Limits = field(default_factory=Limits)
-    each: bool = False
-    matmul: Literal["float32", "bfloat16", "int8"] = "float32"
-    evidence: bool = False
-    pins: tuple[Pin, ...] = ()
-    save_cache: str | None = None
-    reuse: str | None = None
-    cache_size: str = DEFAULT_CACHE_SIZE
-
-    @property
-    def saves_context(self) -> bool:
-        """Whether what is read is kept on the disk, or was."""
-        return self.save_cache is not None or self.reuse is not None
-
-    @property
-    def usual_preset(self) -> str | None:
-        """The preset that is taken when none is named; what is saved must serve questions nobody has asked yet."""
-        return AGNOSTIC_PRESET if self.saves_context and self.policy is None and self.max_loss is None else None
-
-    @property
-    def names_a_cache(self) -> bool:
-        """Whether a saved cache is named, which holds a document."""
-        return self.reuse not in (None, AUTOMATIC)
-
-    def without_pins(self) -> "AskJob":
-        """The same with nothing pinned."""
-        return replace(self, pins=())
-
-    def contexts(self, documents: DocumentSet) -> list[DocumentSet]:
-        """What is read as one: all documents together, or every one by itself."""
-        return [DocumentSet((document,)) for document in documents.documents] if self.each else [documents]
 
 
 def run_ask(job: AskJob, terminal: Terminal) -> int:
     """Run one `uncomp ask`; returns the exit code."""
     questions = gather_questions(job)
+    choice = job.model.rope_choice
+    check_fail_under(job.fail_under)
     if job.saves_context:
         from uncomp_cli.cli.reused_contexts import check_reused
 
         check_reused(job)
+        check_grows(job.model, "a saved document")
     documents = gather_documents(job, terminal)
     job = replace(job, pins=resolve(job.pins, [document.path for document in documents.documents]))
     pinned_tokens(job.pins, Places(_sources(documents), ()))  # refuses what is not there before a model is loaded
     with loading(terminal, "preparing"):
         preset = preset_of(job, job.preset or job.usual_preset)
+        _check_risk(job, preset)
     if job.dry_run:
         from uncomp_cli.cli.dry_run import show_plan
 
@@ -122,6 +70,11 @@ def run_ask(job: AskJob, terminal: Terminal) -> int:
     from uncomp_cli.models.fingerprint import fingerprint
 
     preset = settle(job, preset, fingerprint(loaded), terminal)
+    _check_risk(job, preset)
+    if needs_length(choice) and documents.documents:
+        tokens = longest_read(job, job.contexts(documents), questions, loaded.tokenizer)
+        loaded = lengthen(loaded, choice, tokens, terminal, grows=job.saves_context)
+    check_context_fits(job.model, loaded, preset)
     if job.saves_context:
         from uncomp_cli.cli.reusing import run_reused
 
@@ -129,6 +82,16 @@ def run_ask(job: AskJob, terminal: Terminal) -> int:
     from uncomp_cli.cli.answering import Answering
 
     return Answering(job, questions, preset, loaded, terminal).run(job.contexts(documents))
+
+
+def _check_risk(job: AskJob, preset: "Preset") -> None:
+    """Raise UsageError when errors would have to be foreseen that nobody has counted."""
+    if job.escalate and job.saves_context:
+        message = "--escalate reads the document again with larger budgets, --reuse and --save-cache keep it in one"
+        raise UsageError(message, hint="leave one of them out")
+    for flag, given in (("--escalate", job.escalate), ("--fail-under", job.fail_under is not None)):
+        if given:
+            check_calibrated(preset, flag)
 
 
 def preset_of(job: AskJob, name: str | None) -> "Preset":
@@ -253,6 +216,18 @@ def build_prompt(
     return protect(prompt, left), cut
 
 
+def longest_read(job: AskJob, contexts: Sequence[DocumentSet], questions: Sequence[str], tokenizer: Any) -> int:
+    """Tokens of the longest context with its longest question and answer; what --truncate cuts off does not count."""
+    from uncomp_cli.engine.prompt import chat_prompt
+
+    asked = list(questions)
+    prompts = (chat_prompt(tokenizer, join_documents(each), asked, system=job.system, sinks=0) for each in contexts)
+    tokens = max(prompt.seq_len for prompt in prompts) + job.sampling.max_new_tokens
+    choice = job.model.rope_choice
+    cut = None if job.truncate is None or choice is None else choice.context
+    return tokens if cut is None else min(tokens, cut)
+
+
 def describe_files(documents: DocumentSet, tokenizer: Any, cut: range) -> list[dict[str, Any]]:
     """path, sha256, tokens and whether something was cut, for every document."""
     from uncomp_cli.engine.prompt import count_tokens
@@ -274,13 +249,8 @@ def warnings_of(job: AskJob, prompt: "Prompt", cut: range, loaded: "LoadedModel"
             f"--truncate {job.truncate}: {format_count(len(cut))} document tokens were cut away "
             f"({format_count(cut.start)} to {format_count(cut.stop)})"
         )
-    spec, trained = loaded.spec, loaded.info.trained_length
-    if trained < prompt.seq_len < spec.trained_length:
-        found.append(
-            f"the prompt has {format_count(prompt.seq_len)} tokens, the model was trained for {format_count(trained)}: "
-            f"answers from a context extended by --rope {job.model.rope} are less reliable"
-        )
-    room = spec.trained_length - prompt.seq_len
+    found += length_warnings(loaded, prompt.seq_len)
+    room = loaded.spec.trained_length - prompt.seq_len
     if 0 < room < job.sampling.max_new_tokens:
         found.append(f"the answer may have {format_count(room)} tokens at most: the context ends there")
     return found

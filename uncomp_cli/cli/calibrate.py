@@ -15,11 +15,19 @@ from uncomp_cli.cli.calibrate_quality import (
     QualityChoice,
     QualitySamples,
     choose_quality,
-    quality_record,
     run_quality,
     save_calibrated,
     watch,
-    write_curve,
+)
+from uncomp_cli.cli.calibrate_report import Calibrated, report
+from uncomp_cli.cli.calibrate_risk import (
+    Risk,
+    RiskChoice,
+    RiskRope,
+    RiskSamples,
+    RiskTokens,
+    choose_risk,
+    run_risk,
 )
 from uncomp_cli.cli.options import (
     Device,
@@ -47,9 +55,7 @@ if TYPE_CHECKING:
     from uncomp_cli.calibrate.run import CalibrateRequest
     from uncomp_cli.evals.calibration import SampleMaker
     from uncomp_cli.evals.haystack import Haystack
-    from uncomp_cli.evals.quality import QualityCurve
     from uncomp_cli.models.load import LoadedModel
-    from uncomp_cli.uncertainty.profile import UncertaintyProfile
 
 __all__ = ["calibrate"]
 
@@ -75,6 +81,7 @@ class CalibrateJob:
     scorer: str
     budget: str
     quality: QualityChoice | None
+    risk: RiskChoice | None
     seed: int
     as_json: bool
 
@@ -180,6 +187,10 @@ def calibrate(
     quality: Quality = False,
     quality_samples: QualitySamples = None,
     quality_budget: QualityBudgets = None,
+    risk: Risk = False,
+    risk_samples: RiskSamples = None,
+    risk_tokens: RiskTokens = None,
+    rope: RiskRope = None,
     model: Model = DEFAULT_MODEL,
     tokenizer: Tokenizer = None,
     quantize: Quantize = "none",
@@ -203,6 +214,7 @@ def calibrate(
         scorer=scorer,
         budget=budget,
         quality=choose_quality(quality, samples=quality_samples, budgets=quality_budget),
+        risk=choose_risk(risk, samples=risk_samples, tokens=risk_tokens, rope=rope),
         seed=seed,
         as_json=as_json,
     )
@@ -233,12 +245,15 @@ def run_calibrate(job: CalibrateJob, choice: ModelChoice, terminal: Terminal) ->
     if files.found is not None:
         terminal.note(f"going on from {files.found}")
     profile = watch(run(loaded, request, files), files.partial, terminal)
-    path = save_calibrated(preset, profile, files, terminal, again=job.quality is not None)
-    curve = None
+    again = [what for what, choice in (("quality", job.quality), ("risk", job.risk)) if choice is not None]
+    path = save_calibrated(preset, profile, files, terminal, again=again)
+    source = HeldOut(maker, job.tokens, generated=not job.paths, fresh=job.fresh)
+    curve = fit = None
     if job.quality is not None:
-        source = HeldOut(maker, job.tokens, generated=not job.paths, fresh=job.fresh)
         curve = run_quality(job.quality, path, profile, loaded=loaded, source=source, terminal=terminal)
-    _report(job, profile, path, curve, terminal)
+    if job.risk is not None:
+        fit = run_risk(job.risk, path, loaded=loaded, source=source, terminal=terminal)
+    report(Calibrated(profile, path, curve, fit), terminal, as_json=job.as_json)
 
 
 def _preset(job: CalibrateJob, files: "ProfileFiles") -> "Preset":
@@ -250,7 +265,7 @@ def _preset(job: CalibrateJob, files: "ProfileFiles") -> "Preset":
         raise UsageError(f"policy {job.policy} uses nothing that is measured", hint="--policy uncertain")
     chosen = choose_preset(None, budget=job.budget, policy=job.policy, scorer=job.scorer)
     floor = load_preset(DEFAULT_PRESET).floor_tokens  # for all lengths, unlike a budget that is named for one prompt
-    return replace(chosen, name=files.name, profile=files.name, floor_tokens=floor, quality=(), folder=None)
+    return replace(chosen, name=files.name, profile=files.name, floor_tokens=floor, quality=(), risk=None, folder=None)
 
 
 def _maker(job: CalibrateJob, loaded: "LoadedModel", terminal: Terminal) -> "SampleMaker":
@@ -289,23 +304,3 @@ def _haystack(job: CalibrateJob, terminal: Terminal) -> "Haystack":
     for path, reason in found.skipped:
         terminal.warn(f"skipped {path}: {reason}")
     return Haystack.of_documents(found.documents)
-
-
-def _report(
-    job: CalibrateJob, profile: "UncertaintyProfile", path: Path, curve: "QualityCurve | None", terminal: Terminal
-) -> None:
-    from uncomp_cli.calibrate.report import profile_record, profile_rows
-
-    if job.as_json:
-        places = {"preset": str(path), "profile": str(path.with_suffix(".safetensors"))}
-        found = {} if curve is None else quality_record(curve)
-        terminal.write_json({"schema_version": 1, **places, **profile_record(profile), **found})
-    else:
-        terminal.write_table(*profile_rows(profile))
-        terminal.note(
-            "spread: over samples, of the mean; then the share of pairs in the same order, heads / layers (0.50 is "
-            "chance): from text to text, from length to length, and as the last column's measure orders them"
-        )
-        if curve is not None:
-            write_curve(curve, terminal)
-    terminal.note(f"preset {path.stem}: {path}")

@@ -20,7 +20,6 @@ from uncomp_cli.ui.meter import Meter, Reading
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
-    from uncomp_cli.budget.quality import QualityPoint
     from uncomp_cli.calibrate.files import ProfileFiles
     from uncomp_cli.calibrate.run import CalibrateStep
     from uncomp_cli.evals.calibration import SampleMaker
@@ -118,39 +117,42 @@ def choose_quality(wanted: bool, *, samples: int | None, budgets: Sequence[str] 
 
 
 def save_calibrated(
-    preset: "Preset", profile: "UncertaintyProfile", files: "ProfileFiles", terminal: Terminal, *, again: bool
+    preset: "Preset", profile: "UncertaintyProfile", files: "ProfileFiles", terminal: Terminal, *, again: Sequence[str]
 ) -> Path:
-    """Write preset and profile; quality that was measured before stays when all else is the same.
+    """Write preset and profile; quality and risk that were measured before stay when all else is the same.
 
     What does not stay is said, unless it is measured `again` at once.
     """
     from uncomp_cli.budget.presets import save_preset
 
-    quality, holds = _measured_before(preset, files, profile)
-    if quality and not (holds or again):
-        terminal.warn("the quality that was measured is of other settings, and is left out; --quality measures it")
+    old, holds = _measured_before(preset, files, profile)
+    same_budget = old is not None and old.budget == preset.budget
+    for what, stays in (("quality", holds), ("risk", holds and same_budget)):
+        if old is not None and getattr(old, what) and what not in again and not stays:
+            terminal.warn(f"the {what} that was measured is of other settings, and is left out; --{what} measures it")
     lengths = sorted({sample.tokens for sample in profile.samples})
     measured = f"{len(profile.samples)} samples of {lengths[0]:,} to {lengths[-1]:,} tokens"
     description = f"{preset.policy}, calibrated on {profile.fingerprint.name} with {measured}."
-    preset = replace(preset, description=description, quality=quality if holds else ())
-    path = save_preset(preset, files.folder, profile)
+    quality = old.quality if old is not None and holds else ()
+    risk = old.risk if old is not None and holds and same_budget else None
+    path = save_preset(replace(preset, description=description, quality=quality, risk=risk), files.folder, profile)
     files.finish()
     return path
 
 
 def _measured_before(
     preset: "Preset", files: "ProfileFiles", profile: "UncertaintyProfile"
-) -> "tuple[tuple[QualityPoint, ...], bool]":
-    """The curve in the preset that is about to be replaced, and whether it holds for `preset` with `profile`."""
+) -> "tuple[Preset | None, bool]":
+    """The preset that is about to be replaced, and whether its quality holds for `preset` with `profile`."""
     from uncomp_cli.budget.presets import load_preset
     from uncomp_cli.uncertainty.profile import load_profile
 
     if files.preset.is_file() and files.profile.is_file():
         with suppress(UsageError):  # a file that cannot be used has nothing to keep
             old = load_preset(str(files.preset.absolute()))
-            alike = replace(old, budget=preset.budget, description=preset.description, quality=())
-            return old.quality, alike == preset and load_profile(files.profile).samples == profile.samples
-    return (), True
+            alike = replace(old, budget=preset.budget, description=preset.description, quality=(), risk=None)
+            return old, alike == preset and load_profile(files.profile).samples == profile.samples
+    return None, True
 
 
 def run_quality(

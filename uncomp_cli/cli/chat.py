@@ -7,10 +7,13 @@ import typer
 from uncomp_cli.cli.chat_preset import CHAT_PRESET, PresetChoice
 from uncomp_cli.cli.limits import limits_of
 from uncomp_cli.cli.options import (
+    COMPRESSION_PANEL,
     Budget,
     Chunk,
+    Context,
     Device,
     Dtype,
+    Force,
     KvMem,
     MatMul,
     MaxNewTokens,
@@ -71,6 +74,14 @@ def chat(
             autocompletion=saved_sessions,
         ),
     ] = None,
+    escalate: Annotated[
+        bool,
+        option(
+            "--escalate",
+            help="When the retrieval heads are unusually uncertain, ask again with twice the budget, up to full.",
+            panel=COMPRESSION_PANEL,
+        ),
+    ] = False,
     no_history: Annotated[
         bool, option("--no-history", help="Neither read nor write the file of what was typed before.")
     ] = False,
@@ -80,6 +91,8 @@ def chat(
     device: Device = "auto",
     dtype: Dtype = "auto",
     rope: Rope = None,
+    context: Context = None,
+    force: Force = False,
     matmul: MatMul = "float32",
     offline: Offline = False,
     preset: Annotated[
@@ -89,7 +102,7 @@ def chat(
             "-p",
             help="Policy, scorer and budget under one name, or a preset file.",
             metavar="NAME|PATH",
-            panel="Compression",
+            panel=COMPRESSION_PANEL,
             autocompletion=preset_names,
             show_default=CHAT_PRESET,
         ),
@@ -117,12 +130,13 @@ def chat(
         paths=tuple(file or ()),
         session=session,
         keeps_history=not no_history,
-        model=ModelChoice(model, tokenizer, quantize, device, dtype, offline, rope),
+        model=ModelChoice(model, tokenizer, quantize, device, dtype, offline, rope, context=context, force=force),
         choice=PresetChoice(preset, budget, policy, scorer, seed),
         limits=limits_of(chunk, kv_mem, constant_size=False),
         matmul=matmul,
         system=system,
         sampling=SamplingConfig(temperature, top_p, top_k, min_p, repetition_penalty, seed, max_new_tokens),
+        escalates=escalate,
         named=frozenset(name for name in ("model", *_OF_SAMPLING) if _is_named(ctx, name)),
     )
     run_chat(job, terminal_of(ctx, quiet=quiet))

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uncomp_cli.cli.chat_places import pages
+from uncomp_cli.cli.chat_room import hint_in_chat
 from uncomp_cli.cli.chat_state import Chat
-from uncomp_cli.cli.chat_turns import hint_in_chat
 from uncomp_cli.cli.dialogue import paper_of
 from uncomp_cli.documents.reader import DocumentSet, read_documents
 from uncomp_cli.errors import DoesNotFitError, UsageError
@@ -163,5 +163,5 @@ def _check_length(chat: Chat, documents: "Sequence[Document]") -> None:
             raise DoesNotFitError(
                 f"the first {share} % of {document.path} has {format_count(tokens)} tokens already, "
                 f"the context holds {format_count(limit)}",
-                hint="add the part that matters, or leave and come back with a larger --rope",
+                hint="add the part that matters, or leave and come back with a larger --context",
             )

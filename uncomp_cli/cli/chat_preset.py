@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET
 from uncomp_cli.budget.units import parse_budget
+from uncomp_cli.cli.escalating import scaled
 from uncomp_cli.cli.prepare import choose_preset, settle_preset
 from uncomp_cli.errors import UsageError
 
@@ -23,7 +24,6 @@ CHAT_PRESET = AGNOSTIC_PRESET
 LEAST_TOKENS = 256
 """Tokens a head that a budget in per cent keeps at least: a share of what has hardly begun is nothing."""
 _TIMES = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*[xX×]")
-_AMOUNT = re.compile(r"([0-9.]+)(\s*\D*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +70,9 @@ def times(choice: PresetChoice, text: str, *, now: "Preset") -> PresetChoice:
     factor = _TIMES.fullmatch(text.strip())
     if factor is None:
         return replace(choice, budget=text, floor_tokens=LEAST_TOKENS)
-    amount = _AMOUNT.fullmatch(now.budget.strip())
-    if amount is None:
+    budget = scaled(now.budget, float(factor[1]))
+    if budget is None:
         raise UsageError(f"budget {now.budget} cannot be taken {text}", hint="name an amount, such as /budget 30%")
-    product, unit = float(amount[1]) * float(factor[1]), amount[2]
-    if unit.strip() == "%" and product >= 100:
-        return replace(choice, budget="full")
-    floor = round(now.floor_tokens * float(factor[1]))
-    return replace(choice, budget=f"{_plain(product, unit)}{unit}", floor_tokens=floor)
-
-
-def _plain(number: float, unit: str) -> str:
-    """Whole tokens stay whole; other amounts have at most two decimals."""
-    return str(round(number)) if not unit.strip() else f"{number:.2f}".rstrip("0").rstrip(".")
+    if budget == "full":
+        return replace(choice, budget=budget)
+    return replace(choice, budget=budget, floor_tokens=round(now.floor_tokens * float(factor[1])))

@@ -1,6 +1,7 @@
 """Commands that change how a chat answers: /system, /set, /budget and /preset.
 
-`/set recall off` leaves evicted passages that a question points at as they are; all else that can be set is sampling.
+`/set recall off` leaves evicted passages that a question points at as they are; `/set escalate on` asks again with a
+larger budget what was answered unsurely; all else that can be set is sampling.
 
 Another budget or preset is another way of compressing, so the conversation is read again at once from its kept text,
 and what that cost is said. When it cannot be read so, all stays as it was.
@@ -12,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
+from uncomp_cli.cli.chat_escalating import escalate
 from uncomp_cli.cli.chat_preset import PresetChoice, times
+from uncomp_cli.cli.chat_room import hint_in_chat
 from uncomp_cli.cli.chat_state import Chat
-from uncomp_cli.cli.chat_turns import hint_in_chat
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.ui.format import format_bytes, format_count, format_seconds
@@ -36,6 +38,7 @@ __all__ = [
 
 OWN_PROMPT = "default"
 _RECALL = "recall"
+_ESCALATE = "escalate"
 _SWITCH = {"on": True, "off": False}
 
 
@@ -52,7 +55,7 @@ def set_system(chat: Chat, text: str) -> None:
 
 def settings() -> list[str]:
     """What /set knows, as it is typed."""
-    return [*(item.name.replace("_", "-") for item in fields(SamplingConfig)), _RECALL]
+    return [*(item.name.replace("_", "-") for item in fields(SamplingConfig)), _RECALL, _ESCALATE]
 
 
 def set_sampling(chat: Chat, argument: str) -> None:
@@ -64,7 +67,9 @@ def set_sampling(chat: Chat, argument: str) -> None:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(settings())}"
         raise UsageError(f"unknown setting {name}", hint=hint)
     if value.strip() and name == _RECALL:
-        chat.session.recalls = _switched(value.strip())
+        chat.session.recalls = _switched(name, value.strip())
+    elif value.strip() and name == _ESCALATE:
+        escalate(chat, _switched(name, value.strip()))
     elif value.strip():
         chat.session.sampling = _with_value(chat.session.sampling, name, value.strip())
     for each in [name] if name else settings():
@@ -72,14 +77,15 @@ def set_sampling(chat: Chat, argument: str) -> None:
 
 
 def _value_of(chat: Chat, name: str) -> object:
-    if name == _RECALL:
-        return "on" if chat.session.recalls else "off"
+    switches = {_RECALL: chat.session.recalls, _ESCALATE: chat.escalates}
+    if name in switches:
+        return "on" if switches[name] else "off"
     return getattr(chat.session.sampling, name.replace("-", "_"))
 
 
-def _switched(text: str) -> bool:
+def _switched(name: str, text: str) -> bool:
     if text.lower() not in _SWITCH:
-        raise UsageError(f"{_RECALL} is '{text}', not on or off", hint=f"/set {_RECALL} off")
+        raise UsageError(f"{name} is '{text}', not on or off", hint=f"/set {name} off")
     return _SWITCH[text.lower()]
 
 

@@ -22,7 +22,7 @@ class Chat:
 
     `retries` counts answers to the same question, so that another seed can be drawn. `written` are files that this
     chat saved, and may write again. `read_text` is what the session was given last, `answered` whether that is what the
-    latest answer was to.
+    latest answer was to. `escalates` says that an answer which is flagged is asked for again, with a larger budget.
     """
 
     loaded: "LoadedModel"
@@ -36,6 +36,7 @@ class Chat:
     created: str = ""
     read_text: str = ""
     answered: bool = False
+    escalates: bool = False
     written: set[str] = field(default_factory=set)
 
     def messages(self, newest: Entry | None = None) -> "list[Message]":

@@ -3,12 +3,16 @@
 An answer that was stopped stays, marked; a question that got no answer at all is not lost: `/edit` begins with it.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from uncomp_cli.cli.chat_escalating import Said, settle
+from uncomp_cli.cli.chat_room import hint_in_chat, ways_out
 from uncomp_cli.cli.chat_state import Chat
-from uncomp_cli.cli.dialogue import spoken
+from uncomp_cli.cli.lengthening import length_warnings
 from uncomp_cli.cli.report import readout
+from uncomp_cli.cli.risk_report import risk_of, risk_warnings
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, is_out_of_memory
 from uncomp_cli.sessions.transcript import Entry
 from uncomp_cli.ui.format import format_count, format_readout
@@ -17,9 +21,8 @@ from uncomp_cli.ui.live import watch_generation
 if TYPE_CHECKING:
     from uncomp_cli.engine.session import RunStats
 
-__all__ = ["answer", "ask", "hint_in_chat", "show_readout", "ways_out"]
+__all__ = ["answer", "ask", "show_readout"]
 
-_SHOWN = 30
 _NEARLY_FULL = 0.9
 _FREES = "/clear frees what the conversation takes; so does leaving and coming back with --quantize int8"
 INTERRUPTED = "[interrupted: what is above stays in the conversation]"
@@ -38,44 +41,57 @@ def ask(chat: Chat, text: str) -> None:
 def answer(chat: Chat, question: Entry) -> bool:
     """Answer `question` behind the conversation; both join it when there is an answer, and True is returned."""
     try:
-        text, stopped = _stream(chat, question)
+        said = _stream(chat, question)
+        if chat.escalates:
+            said = _held_back(chat, question, said)
     except DoesNotFitError as error:
         raise DoesNotFitError(error.message, hint=hint_in_chat(chat, error.hint)) from error
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError("memory ran out; the message was not kept", hint=_FREES) from error
-    session = chat.session
-    stats = session.stats
+    stats = said.stats
     if stats is None:
         chat.say("stopped before the answer began")
         return False
-    ids = session.answer_ids[:-1] if stats.finish_reason == "stop" else session.answer_ids
-    chat.dialogue.entries += [question, Entry("assistant", text, ids=tuple(ids), interrupted=stopped)]
+    ids = said.ids[:-1] if stats.finish_reason == "stop" else said.ids
+    chat.dialogue.entries += [question, Entry("assistant", said.text, ids=ids, interrupted=said.stopped)]
     chat.answered = True
-    _tell_end(chat, stats, stopped=stopped)
+    _tell_end(chat, stats, stopped=said.stopped)
     return True
 
 
-def _stream(chat: Chat, question: Entry) -> tuple[str, bool]:
-    """Write the answer as it comes; returns its text and whether Ctrl-C ended it."""
+def _held_back(chat: Chat, question: Entry, first: Said) -> Said:
+    """The answer that stays of `first` and those that larger budgets gave, written now that it is final."""
+    said = settle(chat, first, again=lambda begun: _stream(chat, question, begun=begun))
+    if said.stats is not None:
+        chat.terminal.write_answer(said.text)
+        chat.terminal.write_line()
+    return said
+
+
+def _stream(chat: Chat, question: Entry, *, begun: Callable[[], None] = lambda: None) -> Said:
+    """Write the answer as it comes, unless it may not be final; Ctrl-C ends it. `begun` is called with each step."""
     from uncomp_cli.engine.records import DecodeStep
 
+    session, shown = chat.session, not chat.escalates
     pieces: list[str] = []
     stopped = False
     try:
-        for step in watch_generation(chat.session.turn(chat.messages(question)), chat.terminal):
+        for step in watch_generation(session.turn(chat.messages(question)), chat.terminal):
+            begun()
             if isinstance(step, DecodeStep):
                 _say_notes(chat)
                 pieces.append(step.texts[0])
-                chat.terminal.write_answer(step.texts[0])
+                if shown:
+                    chat.terminal.write_answer(step.texts[0])
     except KeyboardInterrupt:
         stopped = True
     finally:
-        if chat.session.stats is not None:
+        if shown and session.stats is not None:
             chat.terminal.write_line()
         _say_notes(chat)
-    return "".join(pieces), stopped
+    return Said("".join(pieces), stopped, session.stats, tuple(session.answer_ids))
 
 
 def _say_notes(chat: Chat) -> None:
@@ -94,9 +110,19 @@ def _tell_end(chat: Chat, stats: "RunStats", *, stopped: bool) -> None:
     elif stats.finish_reason == "length":
         chat.say("[the answer ended at its longest length; /set max-new-tokens N sets it]")
     show_readout(chat)
+    _warn(chat, stats)
     used = stats.prompt_tokens + stats.completion_tokens
     if _NEARLY_FULL * chat.loaded.spec.trained_length <= used < chat.loaded.spec.trained_length:
         chat.say(f"the context is nearly full: {ways_out(chat)}")
+
+
+def _warn(chat: Chat, stats: "RunStats") -> None:
+    """What is to be doubted about an answer, and once, that the conversation is past the trained length."""
+    for warning in risk_warnings(risk_of(chat.session.preset, stats, chat.loaded)):
+        chat.terminal.warn(warning)
+    if stats.cached_tokens <= chat.loaded.info.trained_length:
+        for warning in length_warnings(chat.loaded, stats.prompt_tokens):
+            chat.terminal.warn(warning)
 
 
 def show_readout(chat: Chat) -> None:
@@ -105,20 +131,3 @@ def show_readout(chat: Chat) -> None:
     if stats is not None:
         cached = f"cached {format_count(stats.cached_tokens)} · " if stats.cached_tokens else ""
         chat.say(cached + format_readout(readout(stats, chat.loaded.spec)))
-
-
-def hint_in_chat(chat: Chat, hint: str | None) -> str:
-    """How what does not fit is mended from inside a chat."""
-    if hint is None or "--rope" in hint:  # the context is full
-        return ways_out(chat)
-    return hint
-
-
-def ways_out(chat: Chat) -> str:
-    """How room is made, chosen by the user: nothing falls out by itself."""
-    exchanges = chat.dialogue.exchanges
-    if not exchanges:
-        return "use something shorter, or leave and come back with a larger --rope"
-    oldest = spoken(exchanges[0][0]).split("\n")[0]
-    shown = oldest if len(oldest) <= _SHOWN else oldest[: _SHOWN - 1] + "…"
-    return f"/forget 1 drops the oldest exchange ({shown}), /undo the latest, /clear all"

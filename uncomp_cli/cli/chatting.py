@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from uncomp_cli.cli.chat_commands import candidates
+from uncomp_cli.cli.chat_escalating import escalate
 from uncomp_cli.cli.chat_files import read_files, take_documents, unknown
 from uncomp_cli.cli.chat_inspect import status_line
 from uncomp_cli.cli.chat_preset import CHAT_PRESET, PresetChoice
@@ -17,7 +18,9 @@ from uncomp_cli.cli.chat_state import Chat
 from uncomp_cli.cli.chat_transcripts import restore
 from uncomp_cli.cli.conversation import Conversation
 from uncomp_cli.cli.dialogue import exchanges
-from uncomp_cli.cli.prepare import ModelChoice, load
+from uncomp_cli.cli.lengthening import check_grows, lengthen_for_growth
+from uncomp_cli.cli.prepare import ModelChoice, check_context_fits, load
+from uncomp_cli.cli.risk_report import check_calibrated
 from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.sessions.store import SessionFile, open_session
 from uncomp_cli.sessions.transcript import Transcript
@@ -44,6 +47,7 @@ class ChatJob:
     matmul: Literal["float32", "bfloat16", "int8"]
     system: str | None
     sampling: SamplingConfig
+    escalates: bool = False
     named: frozenset[str] = frozenset()
 
     def going_on(self, saved: Transcript) -> "ChatJob":
@@ -68,9 +72,12 @@ def run_chat(job: ChatJob, terminal: Terminal) -> None:
 
 
 def _talk(job: ChatJob, saved: Transcript | None, file: SessionFile | None, terminal: Terminal) -> None:
+    check_grows(job.model, "a conversation")
     documents = read_files(job.paths, terminal) if job.paths else None
     with loading(terminal, "preparing"):
-        job.choice.stored()  # a slip in it must not wait for the model
+        preset = job.choice.stored()  # a slip in it must not wait for the model
+        if job.escalates:
+            check_calibrated(preset, "--escalate")
     chat = _open(job, load(job.model, terminal), terminal)
     conversation = Conversation(chat, file, saved)
     chat.say(f"{chat.loaded.info.name} · /help shows the commands, Ctrl-D leaves")
@@ -94,12 +101,16 @@ def _open(job: ChatJob, loaded: "LoadedModel", terminal: Terminal) -> Chat:
     from uncomp_cli.engine.chat import ChatSession
     from uncomp_cli.models.fingerprint import fingerprint
 
+    loaded = lengthen_for_growth(loaded, job.model.rope_choice, terminal)
     preset, notes = job.choice.settled(fingerprint(loaded))
+    check_context_fits(job.model, loaded, preset)
     session = ChatSession(loaded, preset, job.sampling, job.limits, matmul=job.matmul)
     chat = Chat(loaded, session, terminal, job.choice, model_name=_lasting_name(job.model.name))
     chat.dialogue.system = job.system
     for note in notes:
         chat.say(note)
+    if job.escalates:
+        escalate(chat, True)
     return chat
 
 

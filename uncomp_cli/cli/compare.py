@@ -15,10 +15,13 @@ from uncomp_cli.cli.asking import (
     preset_of,
     settle,
 )
+from uncomp_cli.cli.lengthening import length_warnings, lengthen
 from uncomp_cli.cli.options import (
     Budget,
+    Context,
     Device,
     Dtype,
+    Force,
     Json,
     KvBits,
     MaxNewTokens,
@@ -37,7 +40,7 @@ from uncomp_cli.cli.options import (
     Truncate,
     terminal_of,
 )
-from uncomp_cli.cli.prepare import ModelChoice, load
+from uncomp_cli.cli.prepare import ModelChoice, check_context_fits, load
 from uncomp_cli.cli.report import SCHEMA_VERSION, answer_record
 from uncomp_cli.cli.tree import option
 from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
@@ -86,6 +89,8 @@ def compare(
     device: Device = "auto",
     dtype: Dtype = "auto",
     rope: Rope = None,
+    context: Context = None,
+    force: Force = False,
     offline: Offline = False,
     preset: Preset = None,
     budget: Budget = None,
@@ -108,7 +113,7 @@ def compare(
         questions_file=None,
         truncate=truncate,
         dry_run=False,
-        model=ModelChoice(model, tokenizer, quantize, device, dtype, offline, rope),
+        model=ModelChoice(model, tokenizer, quantize, device, dtype, offline, rope, context=context, force=force),
         preset=preset,
         budget=budget,
         policy=policy,
@@ -132,7 +137,13 @@ def run_compare(job: AskJob, against: str, terminal: Terminal) -> None:
     from uncomp_cli.models.fingerprint import fingerprint
 
     chosen = settle(job, chosen, fingerprint(loaded), terminal)
+    check_context_fits(job.model, loaded, chosen)
     prompt, cut = build_prompt(job, documents, [question], loaded.tokenizer, loaded.spec, chosen)
+    tokens = prompt.seq_len + job.sampling.max_new_tokens
+    loaded = lengthen(loaded, job.model.rope_choice, tokens, terminal)
+    warnings = list(length_warnings(loaded, prompt.seq_len))
+    for warning in warnings:
+        terminal.warn(warning)
     from uncomp_cli.evals import comparison
 
     done = _watch(comparison.compare(loaded, prompt, (other, chosen), job.sampling), terminal)
@@ -148,7 +159,7 @@ def run_compare(job: AskJob, against: str, terminal: Terminal) -> None:
             question=question,
             answer=side.answer,
             files=files,
-            warnings=[],
+            warnings=warnings,
             seed=job.sampling.seed,
         )
         for side in done.sides

@@ -33,15 +33,21 @@ __all__ = ["Context", "ContextReader", "Item", "Refused"]
 class Context:
     """What was read as one, and how: reported with each of its answers."""
 
-    name: str
+    documents: DocumentSet
     files: Sequence[dict[str, Any]]
     warnings: Sequence[str]
     spent: Callable[[], Spent]
     hidden_kept: Sequence[float]
     chunk_tokens: int | None
+    reread_tokens: int | None
     later: bool
     places: Places
     trust: Trust
+
+    @property
+    def name(self) -> str:
+        """The path of the first document."""
+        return self.documents.documents[0].path
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +71,37 @@ class Item:
 
 
 class ContextReader:
-    """Reads contexts with a session and asks `questions` of each."""
+    """Reads contexts with a session and asks `questions` of each.
+
+    What is `again` read was read before, with another budget: what there is to say of it has been said.
+    """
 
     def __init__(
-        self, job: AskJob, questions: Sequence[str], preset: "Preset", session: "BatchSession", terminal: Terminal
+        self,
+        job: AskJob,
+        questions: Sequence[str],
+        preset: "Preset",
+        session: "BatchSession",
+        terminal: Terminal,
+        *,
+        again: bool = False,
     ) -> None:
         self._job, self._questions, self._preset, self._terminal = job, questions, preset, terminal
-        self._session = session
+        self._session, self._again = session, again
         self._loaded = session.loaded
-        self._contexts_read = 0
+        self._contexts_read = int(again)
 
-    def read(self, documents: DocumentSet) -> list[Item]:
-        """The questions of one context, read and waiting; raises DoesNotFitError when none of them fits."""
-        numbers: Sequence[int] = range(len(self._questions))
+    def read(self, documents: DocumentSet, numbers: Sequence[int] | None = None) -> list[Item]:
+        """The questions of one context, or those of `numbers`, read and waiting.
+
+        Raises DoesNotFitError when none of them fits.
+        """
+        numbers = range(len(self._questions)) if numbers is None else numbers
         refused: list[Refused] = []
         try:
             prompt, cut, steps = self._begin(documents, numbers)
         except DoesNotFitError:
-            refused = self._refused_alone(documents) if len(numbers) > 1 else []
+            refused = self._refused_alone(documents, numbers) if len(numbers) > 1 else []
             if not 0 < len(refused) < len(numbers):
                 raise
             numbers = sorted({*numbers} - {each.number for each in refused})
@@ -102,10 +121,10 @@ class ContextReader:
             sinks=self._preset.scorer.sinks,
         )
 
-    def _refused_alone(self, documents: DocumentSet) -> list[Refused]:
-        """The questions that do not fit by themselves."""
+    def _refused_alone(self, documents: DocumentSet, numbers: Sequence[int]) -> list[Refused]:
+        """The questions of `numbers` that do not fit by themselves."""
         refused = []
-        for number in range(len(self._questions)):
+        for number in numbers:
             try:
                 self._begin(documents, [number])  # plans, and reads nothing
             except DoesNotFitError as error:
@@ -130,33 +149,37 @@ class ContextReader:
         job, loaded = self._job, self._loaded
         where = f"{documents.documents[0].path}: " if job.each else ""
         warnings = warnings_of(job, prompt, cut, loaded)
-        for warning in warnings:
-            self._terminal.warn(where + warning)
         places = places_of(documents, prompt)
-        warnings += self._tell_plan(where)
-        for line in pin_note(pins_in(job, documents), places):
-            self._terminal.note(where + line)
+        planned = self._session.compression
+        if not self._again:
+            for warning in warnings:
+                self._terminal.warn(where + warning)
+            self._tell_plan(where)
+            for line in pin_note(pins_in(job, documents), places):
+                self._terminal.note(where + line)
+        warnings += () if planned is None else planned.notes
         for _ in watch_generation(steps, self._terminal):
             pass
         session = self._session
         self._contexts_read += 1
         return Context(
-            name=documents.documents[0].path,
+            documents=documents,
             files=describe_files(documents, loaded.tokenizer, cut) if job.as_json else [],
             warnings=warnings,
             spent=self._spent(),
             hidden_kept=session.hidden_kept,
-            chunk_tokens=None if session.compression is None else session.compression.chunk_tokens,
+            chunk_tokens=None if planned is None else planned.chunk_tokens,
+            reread_tokens=None if planned is None else planned.reread_tokens,
             later=self._contexts_read > 1,
             places=places,
             trust=None if session.allocation is None else session.allocation.trust(),
         )
 
-    def _tell_plan(self, where: str) -> list[str]:
-        """Say what is kept and how the context is read; returns what is not done as asked for."""
+    def _tell_plan(self, where: str) -> None:
+        """Say what is kept, how the context is read, and what is not done as asked for."""
         terminal, planned = self._terminal, self._session.compression
         if planned is None:
-            return []
+            return
         for note in planned.notes:
             terminal.warn(where + note)
         plan, opened = planned.allocation.plan, planned.prompt
@@ -164,8 +187,9 @@ class ContextReader:
         terminal.note(where + budget_note(self._preset, plan, spec, question_tokens=question_tokens))
         if planned.chunk_tokens is not None:
             cap = self._job.limits.kv_bytes
-            terminal.note(where + chunk_note(planned.chunk_tokens, len(opened.context), kv_mem=cap))
-        return list(planned.notes)
+            again = planned.reread_tokens
+            note = chunk_note(planned.chunk_tokens, len(opened.context), kv_mem=cap, reread_tokens=again)
+            terminal.note(where + note)
 
     def _spent(self) -> Callable[[], Spent]:
         """What was planned, measured and allocated: of a context that others follow as it is now, else at the end."""
@@ -176,7 +200,7 @@ class ContextReader:
                 raise RuntimeError("nothing has been read")
             return Spent(session.plan, self._loaded.spec, session.layer_bytes(), session.uncertainty, session.measured)
 
-        if not self._job.each:
+        if not (self._job.each or self._again):
             return measure
         measured = measure()
         return lambda: measured

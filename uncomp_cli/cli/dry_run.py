@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from uncomp_cli.cli.asking import AskJob, build_prompt, describe_files, pins_in, settle
+from uncomp_cli.cli.asking import AskJob, build_prompt, describe_files, longest_read, pins_in, settle
+from uncomp_cli.cli.lengthening import planned_length
 from uncomp_cli.cli.pins import blame
 from uncomp_cli.cli.prepare import fetch, weigh
 from uncomp_cli.cli.report import held_bits
@@ -21,6 +22,7 @@ from uncomp_cli.ui.live import loading
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.engine.prompt import Prompt
+    from uncomp_cli.models.rope import RopeState
     from uncomp_cli.spec import ModelSpec
 
 __all__ = ["show_plan"]
@@ -35,13 +37,19 @@ def show_plan(
         from uncomp_cli.models.catalog import show_model
         from uncomp_cli.models.fingerprint import fingerprint_of
         from uncomp_cli.models.load import load_tokenizer
+        from uncomp_cli.models.rope import RopeState
 
         spec, weights, available = weigh(job.model, path)
         info = show_model(job.model.name)
     preset = settle(job, preset, fingerprint_of(info, spec), terminal)
-    machine = _Machine(spec, info.trained_length, weights, available)
     with loading(terminal, "preparing the prompt"):
         tokenizer = load_tokenizer(job.model.tokenizer or path)
+    machine = _Machine(spec, info.trained_length, weights, available, RopeState())
+    if job.model.rope_choice is not None:
+        tokens = longest_read(job, contexts, questions, tokenizer)
+        spec, rope = planned_length(job.model, path, spec, tokens, terminal, grows=job.saves_context)
+        machine = replace(machine, spec=spec, rope=rope)
+        _check_context(job, preset, machine, held_tokens=rope.reach)
     codes = []
     for number, documents in enumerate(contexts):
         if number and not job.as_json:
@@ -66,12 +74,22 @@ def show_plan(
 
 @dataclass(frozen=True, slots=True)
 class _Machine:
-    """What a prompt has to fit into."""
+    """What a prompt has to fit into, and how its positions are turned."""
 
     spec: "ModelSpec"
     trained_length: int
     weights_bytes: int
     free_bytes: int
+    rope: "RopeState"
+
+
+def _check_context(job: AskJob, preset: "Preset", machine: _Machine, *, held_tokens: int | None) -> None:
+    """Raise DoesNotFitError when the --context that was asked for is more than the memory holds."""
+    from uncomp_cli.engine.context_memory import check_context
+
+    choice, available = job.model.rope_choice, machine.free_bytes - machine.weights_bytes
+    context = None if choice is None else choice.context
+    check_context(machine.spec, preset, context=context, available=available, held_tokens=held_tokens)
 
 
 def _plan(
@@ -81,6 +99,7 @@ def _plan(
     from uncomp_cli.engine.memory import planned_kv_bytes
     from uncomp_cli.engine.planning import check_fits, check_length, plan_compression
     from uncomp_cli.engine.prompt import open_question
+    from uncomp_cli.engine.reach import prompt_reach
     from uncomp_cli.engine.spending import scorer_config
 
     spec, weights, available = machine.spec, machine.weights_bytes, machine.free_bytes
@@ -90,6 +109,7 @@ def _plan(
         "prompt_tokens": opened.seq_len,
         "trained_length": machine.trained_length,
         "context_length": spec.trained_length,
+        "rope": str(machine.rope),
         "weights_bytes": weights,
         "kv_full_bytes": spec.full_kv_bytes(opened.seq_len),
         "free_bytes": available,
@@ -100,15 +120,30 @@ def _plan(
     }
     try:
         check_length(spec, opened, trained_length=machine.trained_length)
-        planned = plan_compression(spec, preset, prompt, available=available - weights, limits=job.limits)
+        free = available - weights
+        planned = plan_compression(
+            spec,
+            preset,
+            prompt,
+            available=free,
+            limits=job.limits,
+            reach=prompt_reach(
+                machine.rope,
+                opened.seq_len,
+                trained_length=machine.trained_length,
+                answer_tokens=job.sampling.max_new_tokens,
+            ),
+            reread_tokens=machine.rope.reread_tokens,
+        )
     except DoesNotFitError as refusal:
         return record | {"fits": False, "refusal": refusal.message}, refusal
     plan, chunk = planned.allocation.plan, planned.chunk_tokens
     at_once = None if chunk is None else min(opened.flat_len, chunk + opened.flat_len - len(opened.context))
-    expected = check_fits(spec, plan, opened, available=available - weights, at_once=at_once)
+    expected = check_fits(spec, plan, opened, available=free, at_once=at_once)
     record["kv_planned_bytes"] = planned_kv_bytes(spec, plan, question_tokens=opened.longest_question)
     record["expected_peak_bytes"] = weights + expected.peak_bytes
     record |= {"thinning": preset.thinning} | ({} if chunk is None else {"chunk_tokens": chunk})
+    record |= {} if planned.reread_tokens is None else {"reread_tokens": planned.reread_tokens}
     return record, None
 
 

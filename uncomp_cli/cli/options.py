@@ -2,11 +2,11 @@
 
     def ask(ctx: typer.Context, model: Model = DEFAULT_MODEL, seed: Seed = SamplingConfig().seed) -> None: ...
 
-Every one is also an environment variable and a key of the configuration file (see `tree.option`).
+Every one is also an environment variable and a key of the configuration file (see `tree.option`). Those of the model
+are model_options.py's.
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -14,6 +14,19 @@ import typer
 from uncomp_cli.budget.policies import POLICIES
 from uncomp_cli.budget.presets import DEFAULT_PRESET
 from uncomp_cli.budget.thinning import THINNINGS
+from uncomp_cli.cli.model_options import (
+    Context,
+    Device,
+    Dtype,
+    Force,
+    MatMul,
+    Model,
+    Offline,
+    Quantize,
+    Rope,
+    Tokenizer,
+    model_names,
+)
 from uncomp_cli.cli.tree import option
 from uncomp_cli.ui.console import Terminal
 
@@ -21,8 +34,10 @@ __all__ = [
     "Budget",
     "Chunk",
     "ConstantSize",
+    "Context",
     "Device",
     "Dtype",
+    "Force",
     "Json",
     "KvBits",
     "KvMem",
@@ -54,13 +69,6 @@ __all__ = [
 ]
 
 
-def model_names(incomplete: str) -> list[str]:
-    """Completions of a model's name."""
-    from uncomp_cli.models.catalog import known_names
-
-    return [name for name in known_names() if name.startswith(incomplete)]
-
-
 def preset_names(incomplete: str) -> list[str]:
     """Completions of a preset's name."""
     from uncomp_cli.budget.presets import list_presets
@@ -78,56 +86,11 @@ def thinning_names(incomplete: str) -> list[str]:
     return [name for name in THINNINGS if name.startswith(incomplete)]
 
 
-MODEL_PANEL = "Model"
 COMPRESSION_PANEL = "Compression"
 GENERATION_PANEL = "Generation"
 OUTPUT_PANEL = "Output"
 
 _OF_PRESET = "the preset's"
-
-Model = Annotated[
-    str,
-    option(
-        "--model",
-        "-m",
-        help="Built-in name, directory, .gguf file or hub id.",
-        metavar="NAME",
-        panel=MODEL_PANEL,
-        autocompletion=model_names,
-    ),
-]
-Tokenizer = Annotated[
-    Path | None,
-    option(
-        "--tokenizer",
-        help="Directory with the tokenizer to use instead of the model's own.",
-        metavar="DIR",
-        panel=MODEL_PANEL,
-        show_default="the model's own",
-    ),
-]
-Quantize = Annotated[
-    Literal["none", "int8", "nf4", "fp4"],
-    option("--quantize", help="Hold the weights in fewer bits (bitsandbytes).", panel=MODEL_PANEL),
-]
-Device = Annotated[
-    str, option("--device", help="Where to run: auto, cpu, cuda, cuda:1.", metavar="NAME", panel=MODEL_PANEL)
-]
-Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
-    option("--dtype", help="Number format of weights and cache; auto is float32 on a CPU.", panel=MODEL_PANEL),
-]
-Rope = Annotated[
-    str | None,
-    option(
-        "--rope",
-        help="Extend the context past the trained length: linear:2, ntk:2, yarn:2.",
-        metavar="KIND:FACTOR",
-        panel=MODEL_PANEL,
-        show_default="as trained",
-    ),
-]
-Offline = Annotated[bool, option("--offline", help="Never use the network.", panel=MODEL_PANEL)]
 
 Preset = Annotated[
     str | None,
@@ -233,15 +196,6 @@ ConstantSize = Annotated[
         panel=COMPRESSION_PANEL,
     ),
 ]
-MatMul = Annotated[
-    Literal["float32", "bfloat16", "int8"],
-    option(
-        "--matmul",
-        help="How float32 weights are multiplied on a CPU: exactly, rounded to bfloat16, or as bytes.",
-        panel=MODEL_PANEL,
-    ),
-]
-
 Truncate = Annotated[
     Literal["head", "middle", "tail"] | None,
     option(

@@ -16,10 +16,20 @@ from uncomp_cli.ui.format import format_bytes
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.models.load import LoadedModel
+    from uncomp_cli.models.rope import RopeChoice
     from uncomp_cli.spec import ModelSpec
     from uncomp_cli.uncertainty.profile import ModelFingerprint
 
-__all__ = ["ModelChoice", "check_text", "choose_preset", "fetch", "load", "settle_preset", "weigh"]
+__all__ = [
+    "ModelChoice",
+    "check_context_fits",
+    "check_text",
+    "choose_preset",
+    "fetch",
+    "load",
+    "settle_preset",
+    "weigh",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,15 @@ class ModelChoice:
     dtype: str = "auto"
     offline: bool = False
     rope: str | None = None
+    context: str | None = None
+    force: bool = False
+
+    @property
+    def rope_choice(self) -> "RopeChoice | None":
+        """How a text longer than trained is read; raises UsageError for what cannot be."""
+        from uncomp_cli.models.rope import parse_rope
+
+        return parse_rope(self.rope, context=self.context, force=self.force)
 
 
 def choose_preset(
@@ -191,11 +210,9 @@ def check_text(text: str, what: str) -> None:
 def fetch(choice: ModelChoice, terminal: Terminal) -> Path:
     """Make sure that the model is on this machine; shows progress when it has to be fetched."""
     from uncomp_cli.models.catalog import ensure_local, local_path
-    from uncomp_cli.models.rope import parse_rope
     from uncomp_cli.ui.live import watch_pull
 
-    if choice.rope is not None:
-        parse_rope(choice.rope)  # a slip in it must not wait for a download
+    _ = choice.rope_choice  # a slip in it must not wait for a download
     steps = ensure_local(choice.name, offline=choice.offline, tokenizer_dir=choice.tokenizer)
     for _ in watch_pull(steps, terminal):
         pass
@@ -219,7 +236,9 @@ def weigh(choice: ModelChoice, path: Path) -> "tuple[ModelSpec, int, int]":
     device = choose_device(choice.device)
     if choice.quantize != "none":
         check_quantization(choice.quantize, device)
-    spec, weights = footprint(path, dtype=choice.dtype, device=device, quantize=choice.quantize, rope=choice.rope)
+    spec, weights = footprint(
+        path, dtype=choice.dtype, device=device, quantize=choice.quantize, rope=choice.rope_choice
+    )
     check_family(spec.model_type)
     available = free_bytes(device)
     if weights > available:
@@ -228,6 +247,17 @@ def weigh(choice: ModelChoice, path: Path) -> "tuple[ModelSpec, int, int]":
             hint="use --quantize int8 or nf4, --dtype bfloat16, or a smaller model",
         )
     return spec, weights, available
+
+
+def check_context_fits(choice: ModelChoice, loaded: "LoadedModel", preset: "Preset") -> None:
+    """Raise DoesNotFitError when memory does not hold what `preset` keeps of the --context that was asked for."""
+    from uncomp_cli.engine.context_memory import check_context
+    from uncomp_cli.engine.memory import free_bytes
+
+    wanted = choice.rope_choice
+    held = loaded.info.trained_length if loaded.rope.kind == "auto" else loaded.rope.reach
+    context = None if wanted is None else wanted.context
+    check_context(loaded.spec, preset, context=context, available=free_bytes(loaded.device), held_tokens=held)
 
 
 def load(choice: ModelChoice, terminal: Terminal) -> "LoadedModel":
@@ -244,7 +274,7 @@ def load(choice: ModelChoice, terminal: Terminal) -> "LoadedModel":
             dtype=choice.dtype,
             device=choice.device,
             quantize=None if choice.quantize == "none" else choice.quantize,
-            rope=choice.rope,
+            rope=choice.rope_choice,
             offline=choice.offline,
             tokenizer_dir=choice.tokenizer,
         )

@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.cli.pins import pinned_tokens
+from uncomp_cli.cli.risk_report import risk_of, risk_record
 from uncomp_cli.ui.format import Readout, format_bytes, format_count, format_decimal
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def readout(stats: "RunStats", spec: "ModelSpec") -> Readout:
         kv_bytes=stats.kv_bytes,
         kv_full_bytes=stats.kv_full_bytes,
         peak_bytes=stats.peak_bytes,
+        attention_entropy=stats.attention_entropy,
         context_tokens=stats.prompt_tokens + stats.completion_tokens,
         context_limit=spec.trained_length,
     )
@@ -83,12 +85,17 @@ def budget_note(preset: "Preset", plan: "BudgetPlan", spec: "ModelSpec", *, ques
     )
 
 
-def chunk_note(chunk_tokens: int, context_tokens: int, *, kv_mem: int | None) -> str:
+def chunk_note(chunk_tokens: int, context_tokens: int, *, kv_mem: int | None, reread_tokens: int | None = None) -> str:
     """How the prompt is read when it is not read at once, and the cap on the cache that was named."""
+    again = (
+        ""
+        if reread_tokens is None
+        else f", then passages of {format_count(reread_tokens)} tokens again, which alone stay"
+    )
     cap = "" if kv_mem is None else f"; the KV cache stays under {format_bytes(kv_mem)}"
     return (
         f"reading {format_count(chunk_tokens)} of {format_count(context_tokens)} tokens at a time "
-        f"({format_count(-(-context_tokens // chunk_tokens))} chunks){cap}"
+        f"({format_count(-(-context_tokens // chunk_tokens))} chunks){again}{cap}"
     )
 
 
@@ -123,14 +130,17 @@ def answer_record(
     budget: dict[str, Any] | None = None,
     hidden_kept: Sequence[float] = (),
     chunk_tokens: int | None = None,
+    reread_tokens: int | None = None,
     later: bool = False,
     evidence: Sequence[dict[str, Any]] = (),
+    escalation: Sequence[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The JSON object of one answer; units are in the names, and `budget` is there when it was asked for.
+    """The JSON object of one answer; units are in the names, `budget` and `escalation` are there when asked for.
 
     `hidden_kept` is the share of the context that entered each layer, `chunk_tokens` what was read at a time (None: the
-    whole prompt); `later` says that the model had been loaded for an earlier prompt. In a batch `timing` is the row's
-    own: `ttft_s` counts from when it joined, `decode_tok_s` is its rate while it ran beside the others.
+    whole prompt), `reread_tokens` what was read again in the end; `later` says that the model had been loaded for an
+    earlier prompt. In a batch `timing` is the row's own: `ttft_s` counts from when it joined, `decode_tok_s` is its
+    rate while it ran beside the others.
     """
     from uncomp_cli.cache.scoring import make_scorer
     from uncomp_cli.engine.spending import scorer_config
@@ -146,6 +156,7 @@ def answer_record(
             "dtype": str(loaded.model.dtype).removeprefix("torch."),
             "device": str(loaded.device),
             "quantization": loaded.quantization,
+            "rope": str(loaded.rope),
         },
         "question": question,
         "files": list(files),
@@ -180,17 +191,15 @@ def answer_record(
             "thinning": preset.thinning,
             "hidden_kept_fraction": fmean(hidden_kept) if hidden_kept else 1.0,
             "chunk_tokens": chunk_tokens,
+            "reread_tokens": reread_tokens,
             "query_aware": scorer.query_aware if scorer else False,
             "kv_bits": held_bits(preset, spec),
         },
-        "uncertainty": {
-            "attention_entropy": None,
-            "prompt_in_trained_length": stats.prompt_tokens <= loaded.info.trained_length,
-            "calibrated": False,
-        },
+        "uncertainty": risk_record(risk_of(preset, stats, loaded), trained_length=loaded.info.trained_length),
         "evidence": list(evidence),
         "warnings": list(warnings),
         "seed": seed,
+        **({} if escalation is None else {"escalation": list(escalation)}),
         **({} if budget is None else {"budget": budget}),
     }
 

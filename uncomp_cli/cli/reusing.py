@@ -15,6 +15,7 @@ from uncomp_cli.cli.explain import Spent, budget_lines, budget_record
 from uncomp_cli.cli.failures import describe_failure, show_failure
 from uncomp_cli.cli.report import answer_record, failure_record, readout
 from uncomp_cli.cli.reused_contexts import ContextOpener, OpenContext
+from uncomp_cli.cli.risk_report import entropy_of, fall_short, risk_of, risk_warnings
 from uncomp_cli.documents.reader import DocumentSet
 from uncomp_cli.errors import DoesNotFitError, UncompError, is_out_of_memory
 from uncomp_cli.ui.console import Terminal
@@ -115,7 +116,9 @@ class _Reusing:
 
     def _texts(self, question: int, words: str, ids: list[int]) -> Iterator[str]:
         """The pieces of an answer; its tokens but the one that ends it are put into `ids`."""
-        for step in watch_generation(self._session.answer(question, words=words), self._terminal):
+        session = self._session
+        steps = session.answer(question, words=words)
+        for step in watch_generation(steps, self._terminal, entropy=lambda: entropy_of(session.stats)):
             if step.index == 0 and self._session.recalled is not None:
                 self._terminal.note(self._session.recalled)
             if step.finish_reasons[0] != "stop":
@@ -154,7 +157,8 @@ class _Reusing:
         session, terminal, stats = self._session, self._terminal, self._session.stats
         if stats is None:
             return
-        doubts = evidence_warnings(cited)
+        risk = risk_of(session.preset, stats, session.loaded)
+        doubts = [*risk_warnings(risk), *evidence_warnings(cited)]
         if self._job.as_json:
             terminal.write_json(self._record(number, answer, cited, [*context.warnings, *doubts], context, later=later))
         if stats.finish_reason == "interrupted" and len(self._questions) > 1:
@@ -164,6 +168,11 @@ class _Reusing:
             self._say(evidence_lines(cited))
         for doubt in doubts:
             terminal.warn(doubt)
+        least = self._job.fail_under
+        short = None if least is None else fall_short(risk, least)
+        if short is not None:
+            count = len(self._questions)
+            self._fail(short, where=f"question {number + 1} of {count}: " if count > 1 else "")
 
     def _record(
         self,

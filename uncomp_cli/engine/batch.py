@@ -25,6 +25,7 @@ from uncomp_cli.engine.records import DecodeStep, FinishReason
 from uncomp_cli.engine.rows import Asked, OneRow, RowStore, StackedRows
 from uncomp_cli.engine.sampling import Sampler
 from uncomp_cli.engine.session import RunStats, Session
+from uncomp_cli.engine.watching import AnswerWatch, Tally, Watched
 from uncomp_cli.models.load import LoadedModel
 from uncomp_cli.spec import ModelSpec
 
@@ -51,6 +52,7 @@ class _Row:
         self.stream = TextStream(loaded.tokenizer)
         self.generated = torch.empty(1, 0, dtype=torch.int64)
         self.reason: FinishReason | None = None
+        self.tally = Tally()
         self.begun_s = time.perf_counter()
         self.first_s = self.last_s = 0.0
 
@@ -80,7 +82,7 @@ class Batch:
 
     By default the bound is the memory that is free, and the model's stop tokens end an answer. One row is held whatever
     the bound: with too little for two, rows are answered one after another where they were read. So are they with
-    `constant_size`: each in a cache that does not grow.
+    `constant_size`: each in a cache that does not grow. `watch` is what is watched of every row.
     """
 
     def __init__(
@@ -92,7 +94,9 @@ class Batch:
         kv_bytes: int | None = None,
         stop_ids: Sequence[int] | None = None,
         constant_size: bool = False,
+        watch: Watched | None = None,
     ) -> None:
+        self._watched = watch
         self._loaded, self._decoder, self._sampling = loaded, decoder, sampling
         self._stop_ids = stop_tokens(loaded.model, loaded.tokenizer) if stop_ids is None else tuple(stop_ids)
         self._kv_bytes = default_room(decoder) if kv_bytes is None else kv_bytes
@@ -157,8 +161,12 @@ class Batch:
         device = self._decoder.device
         latest = torch.cat([row.generated[:, -1:] for row in self._held])
         positions = torch.tensor([[row.position] for row in self._held])
-        state = self.store.state(positions.to(device))
+        watch = None if self._watched is None else AnswerWatch(self._watched, self.store.held, self._decoder.spec)
+        state = self.store.state(positions.to(device), on_query=None if watch is None else watch.observe)
         logits = self._decoder.forward(latest, positions, state, 1)[:, -1]
+        for at, row in enumerate(self._held):
+            if watch is not None and row.reason is None:
+                row.tally.take(watch.latest[at])
         for at, row in enumerate(self._held):
             if row.reason is None:
                 yield self._take(row, logits[at : at + 1])
@@ -184,6 +192,7 @@ class Batch:
             kv_full_bytes=self._decoder.spec.full_kv_bytes(asked.prompt_tokens + completed - 1),
             peak_bytes=peak_bytes(self._decoder.device),
             finish_reason=row.reason or "interrupted",
+            attention_entropy=None if self._watched is None else row.tally.value(self._watched.signal),
         )
 
 
@@ -197,7 +206,7 @@ class BatchSession(Session):
         lengths = [len(prompt.context) + len(question) for question in prompt.questions]
         room = [self.loaded.spec.trained_length - length for length in lengths]
         return [
-            Asked(read, number, min(self.sampling.max_new_tokens, left), self._prefill_s)
+            Asked(read, number, min(self.sampling.max_new_tokens, left), self._prefill_s, self.decoder.regime_tokens)
             for number, left in enumerate(room)
         ]
 
@@ -206,12 +215,20 @@ class BatchSession(Session):
         return rows_for(asked, self.decoder.spec).bytes_of(asked) <= self._room(asked)
 
     def batch(self, asked: Sequence[Asked]) -> "Batch | Alone":
-        """What answers these questions; rows wait while the bytes of all would pass --kv-mem, or what is free."""
+        """What answers these questions; rows wait while the bytes of all would pass --kv-mem, or what is free.
+
+        Raises ValueError for keys of another regime of RoPE than the present one.
+        """
+        regime = self.decoder.regime_tokens
+        if any(each.regime_tokens != regime for each in asked):
+            raise ValueError(f"prompts were not all read in the regime of {regime} tokens: set regime_tokens first")
         constant = self.limits.constant_size
         if len(asked) == 1 and asked[0].read is self._read and not constant:
             return Alone(self)
         room = self._room(asked)
-        return Batch(self.loaded, self.decoder, self.sampling, kv_bytes=room, constant_size=constant)
+        return Batch(
+            self.loaded, self.decoder, self.sampling, kv_bytes=room, constant_size=constant, watch=self.watched
+        )
 
     def _room(self, asked: Sequence[Asked]) -> int:
         """Bytes for rows beside the prompts that were read."""

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from uncomp_cli.cache.ragged import Head, LayerCache, RaggedKVCache
 from uncomp_cli.engine.attention import AttentionState
+from uncomp_cli.engine.decode import OnQuery
 from uncomp_cli.engine.prefill import Prefilled
 from uncomp_cli.engine.rows import Asked
 from uncomp_cli.spec import ModelSpec
@@ -51,6 +52,7 @@ class SharedRows:
         (prompt,) = read.prompts
         self._read, self._spec, self._context = read, spec, len(prompt.context)
         self._own = [self._nothing(layer) for layer in range(spec.num_layers)]
+        self._columns: list[int] = []  # tokens of its own that each row has
 
     def bytes_of(self, rows: Sequence[Asked]) -> int:
         """All rows as wide as the widest becomes."""
@@ -72,11 +74,24 @@ class SharedRows:
                 fresh.values = torch.cat([fresh.values, torch.stack([values for _, values in begun])])
             self._own[layer] = fresh
 
-    def state(self, positions: Tensor) -> AttentionState:
+    def state(self, positions: Tensor, *, on_query: OnQuery | None = None) -> AttentionState:
         """One more token a row, at logical positions [B, 1]."""
+        self._columns = [position - self._context + 1 for position in positions[:, 0].tolist()]
         for own in self._own:
             own.widen(_rounded(int(positions.max()) - self._context + 1))
-        return _BranchState(self._read.cache, self._own, positions[:, 0], self._context)
+        return _BranchState(self._read.cache, self._own, positions[:, 0], self._context, on_query=on_query)
+
+    def held(self, layer: int, head: int) -> Head:
+        """The context's head with the row's own tokens behind it: a copy."""
+        row, group = divmod(head, self._spec.num_kv_heads)
+        keys, values, positions = self._read.cache.layer(layer).head(group)
+        own, columns = self._own[layer], self._columns[row]
+        behind = torch.arange(self._context, self._context + columns, device=positions.device, dtype=positions.dtype)
+        return (
+            torch.cat([keys, own.keys[row, group, :columns]]),
+            torch.cat([values, own.values[row, group, :columns]]),
+            torch.cat([positions, behind]),
+        )
 
     def row_bytes(self, row: int) -> int:
         """The context with all that waits beside it, and the row's own."""
@@ -96,8 +111,16 @@ class SharedRows:
 class _BranchState:
     """The engine's state while every row gets one token at logical positions [B]."""
 
-    def __init__(self, cache: RaggedKVCache, own: list[_Own], positions: Tensor, context: int) -> None:
-        self._cache, self._own, self._positions = cache, own, positions
+    def __init__(
+        self,
+        cache: RaggedKVCache,
+        own: list[_Own],
+        positions: Tensor,
+        context: int,
+        *,
+        on_query: OnQuery | None = None,
+    ) -> None:
+        self._cache, self._own, self._positions, self._on_query = cache, own, positions, on_query
         self._columns = positions - context
         self._places = torch.arange(own[0].keys.shape[2], device=positions.device) + context
         self._rows = torch.arange(len(positions), device=positions.device)
@@ -113,6 +136,8 @@ class _BranchState:
         grouped = query.reshape(rows, groups, -1, query.shape[-1]).transpose(0, 1) * scaling  # [G, B, R, D]
         runs = [(0, groups)] if held.is_rectangular(0, groups) else [(group, 1) for group in range(groups)]
         outputs = [self._attend_run(grouped, own, held, run, sliding_window) for run in runs]
+        if self._on_query is not None:
+            self._on_query(layer, query, scaling)
         return torch.cat(outputs).transpose(0, 1).reshape(rows, query.shape[1], 1, -1)
 
     def _attend_run(

@@ -30,6 +30,7 @@ from uncomp_cli.engine.records import DecodeStep, PrefillStep
 from uncomp_cli.engine.rendered import Message, Rendered, render_messages
 from uncomp_cli.engine.sampling import Sampler
 from uncomp_cli.engine.session import RunStats
+from uncomp_cli.engine.watching import AnswerWatch, Watched, held_in, watched
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.models.load import LoadedModel
 
@@ -54,7 +55,8 @@ class ChatSession:
 
     `stats`, `answer_ids` and `rendered` are those of the latest turn, also when it was interrupted; `notes` what was
     done in it that was not asked for. `pinned` are ranges of characters in the texts of all messages, one behind the
-    other, that are never evicted. Nothing is read again for a question while `recalls` is False.
+    other, that are never evicted. Nothing is read again for a question while `recalls` is False. `watched` is what is
+    watched while an answer is written, `watching` the watch of the latest one.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class ChatSession:
         self.notes: list[str] = []
         self.pinned: tuple[tuple[int, int], ...] = ()
         self.recalls = True
+        self.watched: Watched | None = None
+        self.watching: AnswerWatch | None = None
         self.use(preset)
 
     @property
@@ -112,6 +116,7 @@ class ChatSession:
             self.notes.append(f"preset {preset.name} holds {preset.kv_bits} bits; a chat's cache is not quantised")
             preset = replace(preset, kv_bits=16)
         self.context = KeptContext(self.decoder, preset, self.limits)
+        self.watched = watched(preset, self.loaded.spec)
         if self.context.note is not None:
             self.notes.append(self.context.note)
 
@@ -131,6 +136,7 @@ class ChatSession:
         wanted = self._passages(rendered, messages, common=self.context.common(rendered), asked=asked)
         self.context.budget.guard_from = asked
         self.context.budget.pinned = _mask(len(rendered), [*pins, *wanted])
+        self.context.answer_tokens = self.sampling.max_new_tokens
         steps = self.context.extend(rendered, reserve=BLOCK_TOKENS)
         if held and not len(self.context):
             self.notes.append("the conversation is read again from its text")
@@ -226,15 +232,19 @@ class ChatSession:
         self._recall(turn.spans)
         logits = yield from prefill
         turn.prefill_s = time.perf_counter() - begun
+        cache = self.context.cache
+        watch = None if self.watched is None else AnswerWatch(self.watched, held_in(cache), self.loaded.spec)
+        self.watching = watch
         steps = generate(
             self.decoder,
-            self.context.cache,
+            cache,
             logits,
             torch.tensor([[turn.prompt_tokens]]),
             tokenizer=self.loaded.tokenizer,
             sampler=Sampler(self.sampling),
             stop_ids=stop_tokens(self.loaded.model, self.loaded.tokenizer),
             max_new_tokens=max_new_tokens,
+            watch=watch,
         )
         for step in steps:
             for token in self.answer_ids[-1:]:  # it has been put into the cache to get here
@@ -259,6 +269,7 @@ class ChatSession:
             kv_full_bytes=self.loaded.spec.full_kv_bytes(turn.prompt_tokens + completed - 1),
             peak_bytes=peak_bytes(self.decoder.device),
             finish_reason=step.finish_reasons[0] or "interrupted",
+            attention_entropy=None if self.watching is None else self.watching.value,
         )
 
 

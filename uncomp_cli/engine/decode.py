@@ -15,7 +15,10 @@ from uncomp_cli.cache.packs import Pack, Packs
 from uncomp_cli.cache.ragged import LayerCache, RaggedKVCache
 from uncomp_cli.engine.attention import attend_after
 
-__all__ = ["AppendState", "attend_cached", "equal_runs"]
+__all__ = ["AppendState", "OnQuery", "attend_cached", "equal_runs", "in_turn"]
+
+OnQuery = Callable[[int, Tensor, float], None]
+"""Is told (layer, queries [B, H, N, D], scaling) when a layer has been attended."""
 
 
 class AppendState:
@@ -30,7 +33,7 @@ class AppendState:
         positions: Tensor,
         *,
         on_layer: Callable[[int], None] | None = None,
-        on_query: Callable[[int, Tensor, float], None] | None = None,
+        on_query: OnQuery | None = None,
     ) -> None:
         self.cache = cache
         self.positions = positions
@@ -49,6 +52,17 @@ class AppendState:
         if self.on_layer is not None:
             self.on_layer(layer)
         return output
+
+
+def in_turn(*observers: OnQuery | None) -> OnQuery | None:
+    """What tells all of `observers` that are there, in their order; None when there is none."""
+    told = [observer for observer in observers if observer is not None]
+
+    def tell(layer: int, query: Tensor, scaling: float) -> None:
+        for observer in told:
+            observer(layer, query, scaling)
+
+    return tell if told else None
 
 
 def attend_cached(query: Tensor, layer: LayerCache, *, scaling: float, window: int | None = None) -> Tensor:

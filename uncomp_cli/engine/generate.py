@@ -11,10 +11,11 @@ from transformers import PreTrainedTokenizerFast
 
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.engine.constant import ConstantSize
-from uncomp_cli.engine.decode import AppendState
+from uncomp_cli.engine.decode import AppendState, in_turn
 from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.records import DecodeStep, FinishReason
 from uncomp_cli.engine.sampling import Sampler
+from uncomp_cli.engine.watching import AnswerWatch
 
 __all__ = ["TextStream", "generate", "stop_tokens"]
 
@@ -42,13 +43,14 @@ def generate(
     stop_ids: Sequence[int],
     max_new_tokens: int,
     constant: ConstantSize | None = None,
+    watch: AnswerWatch | None = None,
 ) -> Iterator[DecodeStep]:
     """Generate behind `cache` from the logits [B, vocab] of the last prompt token; one record a token.
 
     positions [B, 1] is where the first new token stands. A row ends at a stop token, which is not shown, or at
     `max_new_tokens`; the others go on. The last chosen token is not put into the cache. `constant` keeps the size of
-    its own `cache`, which must be the one given here; without it the cache grows with every token. Raises ValueError
-    for another cache.
+    its own `cache`, which must be the one given here; without it the cache grows with every token. `watch` sees every
+    token that is put into the cache. Raises ValueError for another cache.
     """
     if constant is not None and constant.cache is not cache:
         raise ValueError("a constant size is that of its own cache: pass constant.cache")
@@ -57,6 +59,8 @@ def generate(
     reasons: list[FinishReason | None] = [None] * len(logits)
     generated = torch.empty(len(logits), max_new_tokens, dtype=torch.int64)
     positions = positions.to(decoder.device)
+    # The watch first: a cache of constant size may lose what the token has just looked at.
+    on_query = in_turn(*(one.observe for one in (watch, constant) if one is not None))
     for index in range(max_new_tokens):
         chosen = sampler.choose(logits, generated[:, :index])
         generated[:, index] = chosen
@@ -72,7 +76,7 @@ def generate(
         yield DecodeStep(index, tuple(ids), texts, tuple(reasons), time.perf_counter() - begun, cache.nbytes)
         if all(reasons):
             return
-        state = AppendState(cache, positions, on_query=None if constant is None else constant.observe)
+        state = AppendState(cache, positions, on_query=on_query)
         logits = decoder.forward(chosen[:, None], positions, state, 1)[:, -1]
         positions = positions + 1
 

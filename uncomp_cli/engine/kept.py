@@ -51,7 +51,9 @@ _OUTGROWN = 2
 class KeptContext:
     """Tokens that were read and the cache of them; `note` says what of the preset does not hold here.
 
-    What stays whatever its score, and how many tokens each head keeps, is the business of `budget`.
+    What stays whatever its score, and how many tokens each head keeps, is the business of `budget`. `answer_tokens` is
+    how many may come behind the text, for RoPE that depends on the length: a text that outgrows what its keys were
+    turned for is read again. None: nobody knows, so that the longest is taken.
     """
 
     def __init__(self, decoder: Decoder, preset: Preset, limits: Limits | None = None) -> None:
@@ -62,7 +64,8 @@ class KeptContext:
         self.piece_tokens = self.limits.chunk_tokens or _PIECE_TOKENS
         self.budget = TextBudget(decoder.spec, self.preset, self.limits, self.piece_tokens)
         self._measured_live_on: int | None = None
-        self._frequencies = rope_frequencies(decoder.model)
+        self.answer_tokens: int | None = None
+        self._regime: int | None = None
         self.clear()
 
     @property
@@ -104,6 +107,8 @@ class KeptContext:
         self.clear()
 
         def run() -> Generator[PrefillStep, None, Tensor]:
+            self.decoder.fix_regime(self._tokens_behind(len(text.ids)))
+            self._regime = self.decoder.regime_tokens
             result = yield from read_compressed(self.decoder, planned)
             self.cache, self.remembered = result.cache, text
             self.budget.uncertainty = planned.allocation.uncertainty
@@ -119,7 +124,7 @@ class KeptContext:
         Raises DoesNotFitError before any work when it does not fit.
         """
         common = self.common(rendered)
-        if common == 0 or self._outgrown(rendered, reserve):
+        if common == 0 or self._outgrown(rendered, reserve) or not self._turned_for(len(rendered)):
             return self.read(rendered, reserve=reserve)
         counts = self._counts(Remembered.of(rendered), reserve)  # refuses a budget that is too small
         self._check_memory(len(rendered) - common)
@@ -232,7 +237,7 @@ class KeptContext:
             config=scorer_config(self.preset),
             protected=self.budget.guarded(text, least),
             words=text.words,
-            frequencies=self._frequencies,
+            frequencies=rope_frequencies(self.decoder.model),
             floor=counts.floor,
             reserve=reserve,
         )
@@ -243,6 +248,20 @@ class KeptContext:
         if measured is None or len(rendered) < _OUTGROWN * measured:
             return False
         return self._counts(Remembered.of(rendered), reserve) is not None
+
+    def _tokens_behind(self, length: int) -> int | None:
+        """Tokens of a text of `length` and what may come behind it; None when nobody knows."""
+        return None if self.answer_tokens is None else min(length + self.answer_tokens, self.spec.trained_length)
+
+    def _turned_for(self, length: int) -> bool:
+        """Whether what is held was turned for a text this long; new tokens are turned as it was."""
+        if self._regime is None:
+            return True
+        self.decoder.fix_regime(self._tokens_behind(length))
+        holds = (self.decoder.regime_tokens or 0) <= self._regime
+        if holds:
+            self.decoder.fix_regime(self._regime)
+        return holds
 
     def _check_memory(self, new: int) -> None:
         """Refuse what does not fit: a piece goes through the model at once, and lies in the cache before it is cut."""

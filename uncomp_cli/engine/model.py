@@ -13,6 +13,7 @@ from uncomp_cli.engine.attention import ATTENTION_NAME, AttentionState, register
 from uncomp_cli.engine.families import check_family
 from uncomp_cli.engine.linear import Matmul, check_matmul, use_product
 from uncomp_cli.engine.sliced import slice_mlps
+from uncomp_cli.models.rope_regime import fix_regime, hold_rope, regime_of
 from uncomp_cli.spec import ModelSpec
 
 __all__ = ["Decoder"]
@@ -33,8 +34,9 @@ class Decoder:
 
     The model's modules are replaced in place: MLPs take their rows in slices (sliced.py), and float32 layers on a CPU
     are multiplied as `matmul` says (linear.py: with int8 their weights become bytes for good; otherwise nothing is
-    copied). Raises UsageError for a `matmul` that this model or machine gains nothing from, ValueError for one that
-    differs from an earlier decoder's over the same model.
+    copied). Frequencies that would follow the length of the text are held (rope_regime.py). Raises UsageError for a
+    `matmul` that this model or machine gains nothing from, ValueError for one that differs from an earlier decoder's
+    over the same model.
     """
 
     def __init__(self, model: _CausalModel, spec: ModelSpec, *, matmul: Matmul = "float32") -> None:
@@ -46,6 +48,7 @@ class Decoder:
         if isinstance(model, torch.nn.Module):
             check_matmul(matmul, model)
             use_product(model, matmul)
+            hold_rope(model)
             if not self.rows_interact:
                 slice_mlps(model)
 
@@ -58,6 +61,19 @@ class Decoder:
     def device(self) -> torch.device:
         """Where the model's inputs go."""
         return self.model.device
+
+    def fix_regime(self, tokens: int | None) -> bool:
+        """Choose, before a text is read, the frequencies for it and its answer, `tokens` together; None: the longest.
+
+        Returns whether they changed, so that keys cached before are void; never where RoPE does not depend on the
+        length. To go on past the regime is an error: the text has to be read again.
+        """
+        return isinstance(self.model, torch.nn.Module) and fix_regime(self.model, tokens)
+
+    @property
+    def regime_tokens(self) -> int | None:
+        """The tokens that the present frequencies are for; None where they do not depend on the length."""
+        return regime_of(self.model) if isinstance(self.model, torch.nn.Module) else None
 
     @torch.no_grad()
     def forward(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> Tensor:

@@ -22,6 +22,8 @@ from uncomp_cli.engine.prompt import Prompt
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.load import LoadedModel
 from uncomp_cli.models.manifest import file_sha256
+from uncomp_cli.models.rope_regime import regime_lengths
+from uncomp_cli.models.shape import text_config
 
 __all__ = ["Origin", "describe_model", "describe_preset", "origin_of"]
 
@@ -82,13 +84,12 @@ def origin_of(loaded: LoadedModel, preset: Preset, prompt: Prompt, *, limits: Li
 
 def describe_model(loaded: LoadedModel, *, matmul: Matmul) -> dict[str, Any]:
     """What decides the numbers that a model computes, as JSON data; its files by their hashes."""
-    config = loaded.model.config
     tokenizer = f"{loaded.tokenizer.backend_tokenizer.to_str()}{loaded.tokenizer.chat_template}"
     return {
         "weights_sha256": loaded.info.sha256,
         "config_sha256": file_sha256(loaded.info.path / "config.json"),
         "tokenizer_sha256": hashlib.sha256(tokenizer.encode()).hexdigest(),
-        "rope": {**_plain(getattr(config, "rope_parameters", None)), "length": loaded.spec.trained_length},
+        "rope": _rope(loaded),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "quantization": loaded.quantization,
         "matmul": matmul,
@@ -108,6 +109,16 @@ def describe_preset(preset: Preset, limits: Limits) -> dict[str, Any]:
         "chunk_tokens": limits.chunk_tokens,
         "kv_mem_bytes": limits.kv_bytes,
     }
+
+
+def _rope(loaded: LoadedModel) -> dict[str, Any]:
+    """How the model turns its keys, as JSON data. How much of a text may be read (--context) does not change them."""
+    text = text_config(loaded.model.config)
+    described = {**_plain(getattr(text, "rope_parameters", None)), "length": int(text.max_position_embeddings)}
+    regimes = regime_lengths(loaded.model.config)
+    if regimes:
+        described["regime"] = regimes[-1]  # what is saved is read for any question, so for the longest text
+    return described
 
 
 def _plain(value: Any) -> dict[str, Any]:

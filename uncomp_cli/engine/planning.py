@@ -25,6 +25,7 @@ from uncomp_cli.engine.memory import Estimate, activation_bytes, estimate
 from uncomp_cli.engine.overkeep import held_on_the_way
 from uncomp_cli.engine.profiles import profile_of
 from uncomp_cli.engine.prompt import Prompt, open_question
+from uncomp_cli.engine.reach import limits_within, most_held, tokens_to_reread
 from uncomp_cli.engine.spending import MEMORY_MARGIN, make_allocation, scorer_config
 from uncomp_cli.engine.streamed import BETWEEN_CHUNKS, held_of_chunk
 from uncomp_cli.engine.thinner import LEAST_TOKENS, Thinner
@@ -41,7 +42,6 @@ __all__ = [
 
 _LONGEST_CHUNK = 8192
 _SHORTEST_CHUNK = 512  # that is chosen; shorter ones have to be asked for
-_CHUNKS_IN_REACH = 4  # the longest distance is shared by one chunk and what is held of the text before it
 _BUDGET_SHARE = 0.5  # of a cap on the cache that the budget has at least, as long as chunks can be shorter
 
 
@@ -77,10 +77,13 @@ def check_length(spec: ModelSpec, prompt: Prompt, *, trained_length: int | None 
     if prompt.seq_len < spec.trained_length:
         return
     trained = trained_length or spec.trained_length
-    extended = f", extended to {spec.trained_length:,}" if spec.trained_length > trained else ""
+    longer = spec.trained_length > trained
+    extended = f", extended to {spec.trained_length:,}" if longer else ""
     raise DoesNotFitError(
         f"the prompt has {prompt.seq_len:,} tokens, the model was trained for {trained:,}{extended}",
-        hint="read all of it with --rope auto, cut it with --truncate head, middle or tail, or read on with --force, "
+        hint="use a larger factor or --context, or cut the prompt with --truncate head, middle or tail"
+        if longer
+        else "read all of it with --rope auto, cut it with --truncate head, middle or tail, or read on with --force, "
         "as a model that was not trained for it",
     )
 
@@ -117,14 +120,17 @@ def plan_compression(
     """How `preset` compresses `prompt` within `available` bytes. Raises DoesNotFitError when it does not fit.
 
     `reach` is the longest distance between a token of the prompt and one it looks at: a prompt that is longer is
-    re-packed within it, and passages of `reread_tokens` tokens of it are read again.
+    re-packed within it, and passages of `reread_tokens` tokens a question are read again.
     """
     bounds = limits or Limits()
     if reach is not None and prompt.seq_len > reach:
-        bounds = _in_reach(bounds, prompt, reach)
+        bounds = limits_within(bounds, prompt, reach)
         spread = partial(_planned, spec, preset, prompt, available=available, limits=bounds, reach=reach)
         planned = spread(bounds.chunk_tokens, give_way=bounds.kv_bytes is not None)
-        return replace(planned, reread_tokens=reread_tokens)
+        again = tokens_to_reread(prompt, planned.scorer, reach=reach, each=reread_tokens)
+        unseen = f"scorer {planned.scorer.name} does not look at the question, so that nothing is read again"
+        notes = planned.notes if again or reread_tokens is None else (*planned.notes, unseen)
+        return replace(planned, reread_tokens=again, notes=notes)
     refusal: DoesNotFitError | None = None
     for chunk in _chunks(prompt, bounds):
         try:
@@ -137,24 +143,6 @@ def plan_compression(
         except DoesNotFitError as error:
             refusal = error
     raise refusal or RuntimeError("no way of reading was tried")
-
-
-def _in_reach(limits: Limits, prompt: Prompt, reach: int) -> Limits:
-    """`limits` with the chunks of a prompt that is re-packed. Raises DoesNotFitError when one leaves no room."""
-    chunk = limits.chunk_tokens or max(LEAST_CHUNK_TOKENS, reach // _CHUNKS_IN_REACH)
-    if chunk + 2 * prompt.always_kept > reach:
-        raise DoesNotFitError(
-            f"chunks of {chunk:,} tokens, the question and what must stay leave no room in the {reach:,} tokens "
-            "that a re-packed prompt may look back over",
-            hint=f"use --chunk {max(LEAST_CHUNK_TOKENS, reach // _CHUNKS_IN_REACH)}, a shorter question or fewer pins",
-        )
-    return replace(limits, chunk_tokens=chunk)
-
-
-def _longest_held(prompt: Prompt, chunk: int, reach: int) -> int:
-    """Tokens that a head may hold of a prompt, so that behind it a chunk and the question are within reach."""
-    asked = prompt.flat_len - len(prompt.context)
-    return int((reach - chunk - asked) / BETWEEN_CHUNKS) + prompt.longest_question
 
 
 def _smaller_chunks(spec: ModelSpec, limits: Limits) -> Iterator[int]:
@@ -203,8 +191,8 @@ def _planned(
     cap = limits.kv_bytes
     chunk = None if chunk is None or chunk >= len(opened.context) else chunk
     tokens = opened.flat_len if chunk is None else min(opened.flat_len, chunk + _asked_tokens(opened))
-    most_held = None if reach is None else _longest_held(opened, chunk or len(opened.context), reach)
-    share = partial(make_allocation, spec, preset, opened, available=available, at_once=tokens, most_held=most_held)
+    ceiling = None if reach is None else most_held(opened, chunk or len(opened.context), reach)
+    share = partial(make_allocation, spec, preset, opened, available=available, at_once=tokens, most_held=ceiling)
     allocation = share()
     new = _new_in_layers(spec, allocation, opened, config, scorer, thinner, chunk)
     bounds = [cap] if give_way and cap is not None else []

@@ -45,6 +45,7 @@ from uncomp_cli.engine.saved_context import (
     uncertainty_of,
 )
 from uncomp_cli.engine.session import RunStats
+from uncomp_cli.engine.watching import AnswerWatch, held_in, watched
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.models.load import LoadedModel
 
@@ -57,8 +58,8 @@ _USUAL_QUESTION_TOKENS = 128
 class _Taken:
     """What an answer takes: getting the context counts for the first one, as reading unless it was loaded."""
 
-    def __init__(self, held: HeldContext, *, is_first: bool) -> None:
-        self._held = held
+    def __init__(self, held: HeldContext, watch: AnswerWatch | None, *, is_first: bool) -> None:
+        self._held, self.watch = held, watch
         self._was_read = is_first and held.record is None
         self._before_s = held.seconds if is_first else 0.0
         self._begun = time.perf_counter()
@@ -82,6 +83,7 @@ class _Taken:
             kv_full_bytes=kv_full_bytes,
             peak_bytes=peak,
             finish_reason=step.finish_reasons[0] or "interrupted",
+            attention_entropy=None if self.watch is None else self.watch.value,
         )
 
     def _elapsed(self) -> float:
@@ -201,6 +203,7 @@ class ReusedSession:
         What was evicted of the passages that its `words` point at is read again first; without words nothing is.
         """
         held, first = self.held, len(self.held.prompt.context)
+        self.decoder.fix_regime(None)  # in which a context is read that anyone may ask about
         held.begin()
         self._recall(words)
         ids = held.prompt.questions[question]
@@ -227,7 +230,9 @@ class ReusedSession:
         """Generate the answer to a question of the prompt, which may be asked again; `words` as in `begin`."""
         held, spec = self.held, self.loaded.spec
         self.stats = None
-        taken = _Taken(held, is_first=self._answers == 0)
+        what = watched(self.preset, spec)
+        watch = None if what is None else AnswerWatch(what, held_in(held.cache), spec)
+        taken = _Taken(held, watch, is_first=self._answers == 0)
         self._answers += 1
         logits = self.begin(question, words=words)
         taken.prefilled()
@@ -241,6 +246,7 @@ class ReusedSession:
             sampler=Sampler(replace(self.sampling, seed=self.sampling.seed + question)),
             stop_ids=stop_tokens(self.loaded.model, self.loaded.tokenizer),
             max_new_tokens=min(self.sampling.max_new_tokens, spec.trained_length - seq_len),
+            watch=watch,
         )
         for step in steps:
             full = spec.full_kv_bytes(seq_len + step.index)

@@ -12,11 +12,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.ragged import Head, RaggedKVCache
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.attention import AttentionState
 from uncomp_cli.engine.constant import ConstantSize, shields
-from uncomp_cli.engine.decode import AppendState
+from uncomp_cli.engine.decode import AppendState, OnQuery, in_turn
 from uncomp_cli.engine.prefill import Prefilled
 from uncomp_cli.spec import ModelSpec
 
@@ -25,12 +25,16 @@ __all__ = ["Asked", "OneRow", "RowStore", "StackedRows"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """A question of a prompt that was read, to be answered in at most `max_new_tokens`; `prefill_s` read the prompt."""
+    """A question of a prompt that was read, to be answered in at most `max_new_tokens`; `prefill_s` read the prompt.
+
+    `regime_tokens` is the regime of RoPE that it was read in, where frequencies depend on the length.
+    """
 
     read: Prefilled
     question: int
     max_new_tokens: int
     prefill_s: float = 0.0
+    regime_tokens: int | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -50,8 +54,12 @@ class RowStore(Protocol):
         """Hold the rows `keep` (ascending) of those held so far, and behind them new ones."""
         ...
 
-    def state(self, positions: Tensor) -> AttentionState:
-        """The engine's state for one more token a row, at logical positions [B, 1]."""
+    def state(self, positions: Tensor, *, on_query: OnQuery | None = None) -> AttentionState:
+        """The engine's state for one more token a row, at logical positions [B, 1]; tells each layer's queries."""
+        ...
+
+    def held(self, layer: int, head: int) -> Head:
+        """What head row * G + KV head holds: the context, its question and its answer so far."""
         ...
 
     def row_bytes(self, row: int) -> int:
@@ -92,10 +100,14 @@ class OneRow:
                 self._constant = ConstantSize(asked.read.cache, self._spec, shields=marked)
                 self._cache = self._constant.cache
 
-    def state(self, positions: Tensor) -> AttentionState:
-        """Tokens go behind the question; with a constant size others go as they come."""
-        observe = None if self._constant is None else self._constant.observe
-        return AppendState(_held(self._cache), positions, on_query=observe)
+    def state(self, positions: Tensor, *, on_query: OnQuery | None = None) -> AttentionState:
+        """Tokens go behind the question; with a constant size others go as they come, when they have been looked at."""
+        observers = in_turn(on_query, None if self._constant is None else self._constant.observe)
+        return AppendState(_held(self._cache), positions, on_query=observers)
+
+    def held(self, layer: int, head: int) -> Head:
+        """A head of the cache that the row is in."""
+        return _held(self._cache).layer(layer).head(head)
 
     def row_bytes(self, row: int) -> int:
         """The whole cache, with the questions that wait beside it."""
@@ -132,9 +144,13 @@ class StackedRows:
         self.cache = laid[0]
         self.cache.layers = [one.layer(0) for one in laid]
 
-    def state(self, positions: Tensor) -> AttentionState:
+    def state(self, positions: Tensor, *, on_query: OnQuery | None = None) -> AttentionState:
         """Tokens go behind each row's last."""
-        return AppendState(_held(self.cache), positions)
+        return AppendState(_held(self.cache), positions, on_query=on_query)
+
+    def held(self, layer: int, head: int) -> Head:
+        """A head of the rows' cache."""
+        return _held(self.cache).layer(layer).head(head)
 
     def row_bytes(self, row: int) -> int:
         """The row's share of the storages, and its quantised heads."""

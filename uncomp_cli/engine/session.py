@@ -27,9 +27,11 @@ from uncomp_cli.engine.model import Decoder
 from uncomp_cli.engine.planning import Compression, check_length, plan_compression
 from uncomp_cli.engine.prefill import Prefilled
 from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.reach import prompt_reach
 from uncomp_cli.engine.reading import read_compressed
 from uncomp_cli.engine.records import DecodeStep, FinishReason, PrefillStep
 from uncomp_cli.engine.sampling import Sampler
+from uncomp_cli.engine.watching import AnswerWatch, Watched, held_in, watched
 from uncomp_cli.errors import OutOfMemoryError, is_out_of_memory
 from uncomp_cli.models.load import LoadedModel
 
@@ -38,7 +40,11 @@ __all__ = ["RunStats", "Session"]
 
 @dataclass(frozen=True, slots=True)
 class RunStats:
-    """What one answer took. `kv_full_bytes` is a full cache of the same tokens; `ttft_s` counts from the prefill."""
+    """What one answer took. `kv_full_bytes` is a full cache of the same tokens; `ttft_s` counts from the prefill.
+
+    `attention_entropy` is the signal of the heads that were watched (watching.py); None where none was, or before the
+    answer's first token has been read.
+    """
 
     prompt_tokens: int
     cached_tokens: int
@@ -50,6 +56,7 @@ class RunStats:
     kv_full_bytes: int
     peak_bytes: int
     finish_reason: FinishReason
+    attention_entropy: float | None = None
 
     @property
     def kept_fraction(self) -> float:
@@ -63,7 +70,12 @@ class RunStats:
 
 
 class Session:
-    """Reads one prompt at a time and answers its questions."""
+    """Reads one prompt at a time and answers its questions.
+
+    `watch` is what is watched while it answers: True for what the preset has to go by (watching.py), which may be
+    nothing. `watching` is the watch of the latest answer. Prompts whose rows are to be written in one batch need one
+    regime of RoPE: `regime_tokens`, set before the first is read, are those of the longest with its answer.
+    """
 
     def __init__(
         self,
@@ -73,9 +85,13 @@ class Session:
         limits: Limits | None = None,
         *,
         matmul: Matmul = "float32",
+        watch: Watched | bool = True,
     ) -> None:
         self.loaded = loaded
         self.preset = preset
+        self.watched = watched(preset, loaded.spec) if watch is True else watch or None
+        self.watching: AnswerWatch | None = None
+        self.regime_tokens = 0
         self.sampling = sampling
         self.limits = limits or Limits()
         self.decoder = Decoder(loaded.model, loaded.spec, matmul=matmul)
@@ -89,7 +105,21 @@ class Session:
         spec, device = self.loaded.spec, self.decoder.device
         check_length(spec, prompt, trained_length=self.loaded.info.trained_length)
         available = free_bytes(device)
-        self.compression = plan_compression(spec, self.preset, prompt, available=available, limits=self.limits)
+        self.compression = plan_compression(
+            spec,
+            self.preset,
+            prompt,
+            available=available,
+            limits=self.limits,
+            reach=prompt_reach(
+                self.loaded.rope,
+                prompt.seq_len,
+                trained_length=self.loaded.info.trained_length,
+                answer_tokens=self.sampling.max_new_tokens,
+            ),
+            reread_tokens=self.loaded.rope.reread_tokens,
+        )
+        self.decoder.fix_regime(max(self.regime_tokens, prompt.seq_len + self.sampling.max_new_tokens))
         reset_peak(device)
         self._read = None
         return self._prefill(self.compression)
@@ -170,6 +200,8 @@ class Session:
         begun = time.perf_counter()
         read.begin_question(question)
         seq_len = len(prompt.context) + len(prompt.questions[question])
+        watch = None if self.watched is None else AnswerWatch(self.watched, held_in(read.cache), spec)
+        self.watching = watch
         steps = generate(
             self.decoder,
             read.cache,
@@ -179,6 +211,7 @@ class Session:
             sampler=Sampler(replace(self.sampling, seed=self.sampling.seed + question)),
             stop_ids=stop_tokens(self.loaded.model, self.loaded.tokenizer),
             max_new_tokens=min(self.sampling.max_new_tokens, spec.trained_length - seq_len),
+            watch=watch,
         )
         prefill_s = self._prefill_s if question == 0 else 0.0  # one pass read all questions
         first_s = 0.0
@@ -196,5 +229,6 @@ class Session:
                 kv_full_bytes=spec.full_kv_bytes(seq_len + completed - 1),
                 peak_bytes=peak_bytes(self.decoder.device),
                 finish_reason=step.finish_reasons[0] or "interrupted",
+                attention_entropy=None if watch is None else watch.value,
             )
             yield step

@@ -8,31 +8,37 @@ settings, a file that is something else, and a file that another process writes 
     {"subtask": "needle/uuid", "index": 0, "regime": "aware", "setting": "uniform/window 20%", ...}
 """
 
-import errno
 import json
 import os
-import stat
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.evals.line_file import (
+    IN_USE,
+    LONGEST_HEADER,
+    OTHER_FILE,
+    first_line,
+    lock,
+    parsed,
+    read_rest,
+    sync_directory,
+    to_line,
+    write_whole,
+    writing,
+)
 from uncomp_cli.evals.outcome import Outcome
 
 __all__ = ["SCHEMA_VERSION", "Key", "ResultsFile", "read_results", "set_aside"]
 
 SCHEMA_VERSION = 1
 _KIND = "uncomp eval"
-_LONGEST_HEADER = 1 << 20
 # What every header of ours begins with; a file that ends before it does was killed while it was made.
 _MAGIC = f'{{"schema_version": {SCHEMA_VERSION}, "kind": "{_KIND}", '.encode()
-_OTHER_FILE = "give another file with --out"
-_HINT = f"{_OTHER_FILE}, or --fresh, which keeps the old file beside the new one"
-_IN_USE = "wait until that one has ended, or give this run another file with --out"
+_HINT = f"{OTHER_FILE}, or --fresh, which keeps the old file beside the new one"
 
 Key = tuple[str, int, int, str, str]
 """`Outcome.key`: subtask, tokens, index, regime, setting."""
@@ -69,10 +75,10 @@ class ResultsFile:
         one that cannot be written.
         """
         header = _header_line(settings)
-        with _writing(path):
+        with writing(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            with _writing(path):
+            with writing(path):
                 return cls(path, descriptor, _resume(path, descriptor, header))
         except BaseException:
             os.close(descriptor)
@@ -87,8 +93,8 @@ class ResultsFile:
         if len(set(keys)) < len(keys) or not self.done.isdisjoint(keys):
             raise ValueError("an outcome may be written once only")
         lines = b"".join(map(_outcome_line, outcomes))
-        with _writing(self.path):
-            _write(self._descriptor, lines)
+        with writing(self.path):
+            write_whole(self._descriptor, lines)
         self.outcomes.extend(outcomes)
         self.done.update(keys)
 
@@ -129,11 +135,11 @@ def set_aside(path: Path) -> Path | None:
     """
     if not path.exists():
         return None
-    with _writing(path):
+    with writing(path):
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
         try:
-            _lock(path, descriptor)
-            start = _first_line(path, descriptor)
+            lock(path, descriptor, program=_KIND)
+            start = first_line(path, descriptor)
             if not _is_unborn(start):
                 _header(path, start)
         finally:
@@ -147,46 +153,32 @@ def set_aside(path: Path) -> Path | None:
 
 def _resume(path: Path, descriptor: int, header: bytes) -> list[Outcome]:
     """The outcomes already there, with the file made whole: header first, no torn line last."""
-    _lock(path, descriptor)
+    lock(path, descriptor, program=_KIND)
     if not os.path.samestat(os.fstat(descriptor), path.stat()):
-        raise UncompError(f"{path} was replaced by another uncomp eval", hint=_IN_USE)
-    start = _first_line(path, descriptor)
+        raise UncompError(f"{path} was replaced by another uncomp eval", hint=IN_USE)
+    start = first_line(path, descriptor)
     if _is_unborn(start):
         os.ftruncate(descriptor, 0)
-        _write(descriptor, header)
-        _sync_directory(path.parent)
+        write_whole(descriptor, header)
+        sync_directory(path.parent)
         return []
     _require_same(path, _settings(path, start), json.loads(header)["settings"])
-    outcomes, whole = _outcomes(path, _rest(descriptor, len(start)))
+    outcomes, whole = _outcomes(path, read_rest(descriptor, len(start)))
     if len(start) + whole < os.fstat(descriptor).st_size:
         os.ftruncate(descriptor, len(start) + whole)
         os.fsync(descriptor)
     return outcomes
 
 
-def _first_line(path: Path, descriptor: int) -> bytes:
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise UsageError(f"{path} is not a regular file", hint=_OTHER_FILE)
-    with os.fdopen(os.dup(descriptor), "rb") as stream:
-        stream.seek(0)
-        return stream.readline(_LONGEST_HEADER)
-
-
-def _rest(descriptor: int, start: int) -> bytes:
-    with os.fdopen(os.dup(descriptor), "rb") as stream:
-        stream.seek(start)
-        return stream.read()
-
-
 def _is_unborn(start: bytes) -> bool:
     """Whether the file ends within its header: a run was killed before it had any result."""
-    return not start.endswith(b"\n") and len(start) < _LONGEST_HEADER and start[: len(_MAGIC)] == _MAGIC[: len(start)]
+    return not start.endswith(b"\n") and len(start) < LONGEST_HEADER and start[: len(_MAGIC)] == _MAGIC[: len(start)]
 
 
 def _header(path: Path, line: bytes) -> dict[str, Any]:
-    record = _parsed(line)
+    record = parsed(line)
     if not isinstance(record, dict) or record.get("kind") != _KIND or not isinstance(record.get("settings"), dict):
-        raise UsageError(f"{path} is not a results file of uncomp eval", hint=_OTHER_FILE)
+        raise UsageError(f"{path} is not a results file of uncomp eval", hint=OTHER_FILE)
     return record
 
 
@@ -214,7 +206,7 @@ def _outcomes(path: Path, data: bytes) -> tuple[list[Outcome], int]:
     """The outcomes of the whole lines in `data`, and how many bytes those lines are."""
     lines = data.split(b"\n")
     lines.pop()  # what follows the last newline: nothing, or a line that was never finished
-    if lines and _parsed(lines[-1]) is None:
+    if lines and parsed(lines[-1]) is None:
         lines.pop()
     outcomes = [_outcome(path, number, line) for number, line in enumerate(lines, start=2)]
     seen: dict[Key, int] = {}
@@ -226,7 +218,7 @@ def _outcomes(path: Path, data: bytes) -> tuple[list[Outcome], int]:
 
 
 def _outcome(path: Path, number: int, line: bytes) -> Outcome:
-    record = _parsed(line)
+    record = parsed(line)
     good = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in _REQUIRED.items())
     if good and all(isinstance(value, (int, float)) for value in record["metrics"].values()):
         try:
@@ -236,72 +228,15 @@ def _outcome(path: Path, number: int, line: bytes) -> Outcome:
     raise UncompError(f"{path}: line {number} is not a result", hint=f"take the line out, or {_HINT}")
 
 
-def _parsed(line: bytes) -> Any:
-    """The JSON value of a line, None when it is broken."""
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-
-
 def _header_line(settings: Mapping[str, object]) -> bytes:
-    return _line({"schema_version": SCHEMA_VERSION, "kind": _KIND, "settings": dict(settings)})
+    return to_line({"schema_version": SCHEMA_VERSION, "kind": _KIND, "settings": dict(settings)})
 
 
 def _outcome_line(outcome: Outcome) -> bytes:
     try:
-        return _line(outcome.to_dict())
+        return to_line(outcome.to_dict())
     except ValueError as error:
         scores = [f"{metric} {value}" for metric, value in outcome.metrics.items() if not isfinite(value)]
         where = f"{outcome.setting} on {outcome.subtask} {outcome.index}"
         message = f"{where} has a score that is no number: {', '.join(scores) or 'coverage'}"
         raise UncompError(message, hint="the model's numbers overflowed: try --dtype float32") from error
-
-
-def _line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, allow_nan=False).encode() + b"\n"
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    """All of `data` in one write, on the disk; or an OSError, and the file as it was."""
-    size = os.fstat(descriptor).st_size
-    try:
-        if os.write(descriptor, data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(descriptor)
-    except OSError:
-        os.ftruncate(descriptor, size)
-        raise
-
-
-def _lock(path: Path, descriptor: int) -> None:
-    """Take the file for this process until it is closed; file systems and systems without locks go without."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UncompError(f"{path} is being written by another uncomp eval", hint=_IN_USE) from error
-    except OSError:
-        return
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a new name in `directory` last; where directories cannot be opened (Windows) there is nothing to do."""
-    if os.name == "posix":
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        hint = f"{_OTHER_FILE}; what was written stays, and the run can be continued"
-        raise UncompError(f"{path} cannot be written: {error.strerror or error}", hint=hint) from error

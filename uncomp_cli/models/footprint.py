@@ -4,9 +4,9 @@ Exact for unquantized weights. For quantized ones an estimate: embeddings and no
 shrink to 8 or 4 bits.
 """
 
+from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -15,7 +15,9 @@ from uncomp_cli.errors import ModelError
 from uncomp_cli.models.catalog import read_config
 from uncomp_cli.models.load import choose_dtype
 from uncomp_cli.models.quiet import quiet_transformers
-from uncomp_cli.models.rope import check_fixed_rope, extend_config, parse_rope
+from uncomp_cli.models.rope import RopeChoice, parse_rope
+from uncomp_cli.models.rope_config import check_rope, length_kind
+from uncomp_cli.models.rope_use import apply_choice
 from uncomp_cli.models.shape import check_text_only, spec_from_config
 from uncomp_cli.spec import ModelSpec
 
@@ -25,15 +27,15 @@ _BITS = {"int8": 8, "nf4": 4, "fp4": 4}
 
 
 def footprint(
-    path: Path, *, dtype: str, device: torch.device, quantize: str, rope: str | None = None
+    path: Path, *, dtype: str, device: torch.device, quantize: str, rope: str | RopeChoice | None = None
 ) -> tuple[ModelSpec, int]:
     """The shape of the model in `path` and the bytes of its weights when loaded with these options.
 
     Raises ModelError when a weights file cannot be read and for a configuration that `load_model` refuses, UsageError
-    when its RoPE cannot be extended by `rope`.
+    for a `rope` that the model cannot take.
     """
     chosen = choose_dtype(dtype, device)
-    spec = spec_from_config(_config(path, rope), chosen)
+    spec = _spec(path, parse_rope(rope) if isinstance(rope, str) else rope, chosen)
     total_bits = 0
     for file in sorted(path.glob("*.safetensors")):
         for name, shape in _shapes(file).items():
@@ -43,17 +45,19 @@ def footprint(
     return spec, total_bits // 8
 
 
-def _config(path: Path, rope: str | None) -> Any:
-    """The model's configuration, checked as for loading, extended if asked."""
+def _spec(path: Path, choice: RopeChoice | None, dtype: torch.dtype) -> ModelSpec:
+    """The model's shape and how long a text it may read then; its configuration is checked as for loading."""
     config = read_config(path)
     check_text_only(config)
-    check_fixed_rope(config)
-    if rope is None:
-        return config
+    check_rope(config)
+    spec = spec_from_config(config, dtype)
+    if choice is None and length_kind(config) is None:
+        return spec
     from transformers import AutoConfig
 
     with quiet_transformers():
-        return extend_config(AutoConfig.from_pretrained(str(path), local_files_only=True), parse_rope(rope))
+        _, longest, _ = apply_choice(AutoConfig.from_pretrained(str(path), local_files_only=True), choice)
+    return replace(spec, trained_length=longest)
 
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:

@@ -5,8 +5,9 @@ the model's directory. A tokenizer.json is loaded as it stands, because AutoToke
 type and lose its pre-tokenizer. Quantization to 8 or 4 bits is bitsandbytes', through transformers (quantize.py).
 """
 
+import copy
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from uncomp_cli.errors import ModelError, OutOfMemoryError, UsageError
 from uncomp_cli.models.catalog import ModelInfo, local_path, show_model
 from uncomp_cli.models.quantize import check_quantization, quantization_config
 from uncomp_cli.models.quiet import quiet_transformers
-from uncomp_cli.models.rope import RopeExtension, check_fixed_rope, extend_config, parse_rope
+from uncomp_cli.models.rope import RopeChoice, RopeState, parse_rope
+from uncomp_cli.models.rope_config import check_rope
+from uncomp_cli.models.rope_use import apply_choice
 from uncomp_cli.models.shape import check_text_only, spec_from_config, stored_dtype
 from uncomp_cli.spec import ModelSpec
 
@@ -27,7 +30,11 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is ready to run. `weights_bytes` is what its parameters and buffers have allocated."""
+    """A model that is ready to run. `weights_bytes` is what its parameters and buffers have allocated.
+
+    `spec.trained_length` is what may be read, `info.trained_length` what it was trained for. `own_config` is the
+    configuration that the model came with; None when it runs by that.
+    """
 
     model: Any
     tokenizer: Any
@@ -36,6 +43,8 @@ class LoadedModel:
     load_s: float
     weights_bytes: int
     quantization: str | None
+    rope: RopeState = field(default_factory=RopeState)
+    own_config: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -50,19 +59,19 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     quantize: str | None = None,
-    rope: str | None = None,
+    rope: str | RopeChoice | None = None,
     offline: bool = False,
     tokenizer_dir: Path | None = None,
 ) -> LoadedModel:
     """Load the model that `name` means; it must be on this machine (run `ensure_local` first).
 
-    `quantize` is int8, nf4, fp4 or None; `rope` extends the trained length, as in yarn:4 (rope.py). Loading never uses
-    the network, whatever `offline` says; it only words the hint. Raises ModelError when the model is missing, damaged
-    or of a kind that would run wrongly, UsageError for a device or type that is not there and for an extension that
-    this model cannot take.
+    `quantize` is int8, nf4, fp4 or None; `rope` is for texts longer than trained, as in yarn:4 (rope.py). Loading
+    never uses the network, whatever `offline` says; it only words the hint. Raises ModelError when the model is
+    missing, damaged or of a kind that would run wrongly, UsageError for a device or type that is not there and for a
+    `rope` that this model cannot take.
     """
     start = time.perf_counter()
-    extension = None if rope is None else parse_rope(rope)
+    choice = parse_rope(rope) if isinstance(rope, str) else rope
     path = local_path(name)
     if path is None:
         need = " (with the network)" if offline else ""
@@ -73,17 +82,20 @@ def load_model(
     if method is not None:
         check_quantization(method, chosen_device)
     with quiet_transformers():
-        config = load_config(path, name, extension)
+        own_config = load_config(path, name)
+        config, longest, state = apply_choice(own_config, choice)
         tokenizer = load_tokenizer(tokenizer_dir or path)
         model = load_weights(path, name, chosen_dtype, chosen_device, method, config=config)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        spec=spec_from_config(model.config, chosen_dtype),
+        spec=replace(spec_from_config(model.config, chosen_dtype), trained_length=longest),
         info=show_model(name),
         load_s=time.perf_counter() - start,
         weights_bytes=weights_bytes(model),
         quantization=method,
+        rope=state,
+        own_config=own_config,
     )
 
 
@@ -123,8 +135,8 @@ def load_tokenizer(path: Path) -> Any:
         raise ModelError(message, hint="name a directory with one: --tokenizer DIR") from error
 
 
-def load_config(path: Path, name: str, extension: RopeExtension | None) -> Any:
-    """The model's configuration, extended. Raises ModelError when it is damaged, or the model would run wrongly."""
+def load_config(path: Path, name: str) -> Any:
+    """The model's own configuration. Raises ModelError when it is damaged, or the model would run wrongly."""
     from transformers import AutoConfig
 
     try:
@@ -132,9 +144,9 @@ def load_config(path: Path, name: str, extension: RopeExtension | None) -> Any:
     except Exception as error:  # json and transformers each have their own
         raise cannot_load(name, path, error) from error
     check_text_only(config)
-    check_fixed_rope(config)
+    check_rope(config)
     spec_from_config(config, stored_dtype(config))
-    return config if extension is None else extend_config(config, extension)
+    return config
 
 
 def cannot_load(name: str, path: Path, error: Exception) -> ModelError:
@@ -160,7 +172,7 @@ def load_weights(
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             str(path),
-            config=config,
+            config=copy.deepcopy(config),
             dtype=dtype,
             attn_implementation="sdpa",
             local_files_only=True,

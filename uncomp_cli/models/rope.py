@@ -1,31 +1,41 @@
-"""Longer than trained: RoPE with other frequencies, chosen once for a run.
+"""Texts longer than trained: what `--rope`, `--context` and `--force` say. F is a factor, L the trained length.
 
-    linear  positions / F (position interpolation, Chen et al., arXiv 2306.15595)
-    ntk     base θ·F^(D/(D−2)), D rotary dimensions (NTK-aware, section 3.1 of YaRN); some dimensions still see new
-            angles, so it may lose quality before F times the trained length
-    yarn    fast dimensions as trained, slow ones / F, softmax sharpened by 0.1·ln F + 1 (Peng et al., arXiv 2309.00071)
+    linear    positions / F (position interpolation, Chen et al., arXiv 2306.15595)
+    ntk       base θ·F^(D/(D−2)), D rotary dimensions (NTK-aware, section 3.1 of YaRN)
+    dynamic   that base for the length T read, (F·T/L − F + 1) in place of F; as trained up to L
+    yarn      fast dimensions as trained, slow ones / F, softmax sharpened by 0.1·ln F + 1 (Peng et al., 2309.00071)
+    llama3    the same cut by wavelength, between L and L/4, softmax as trained (Llama 3.1)
+    longrope  past L dimension i / F^(2i/(D−2)), softmax sharpened by √(1 + ln F / ln L) (Ding et al., 2402.13753, whose
+              divisors are searched for each model; where a model ships none, NTK's stand in for them)
+    plain     read on as trained
+    repack    as trained; what is kept moves so close that no distance is longer than L / F, F = 4 unless it is given
+    reread    repack, and then the passages that matter once more, L / 8 tokens a question, as a text of their own
+    auto      as trained where a text fits, else reread, else yarn
 
-Keys are cached after rotation. These kinds depend on F alone, never on the length reached, so a cached key stays valid
-while the text grows; kinds that change with the length (dynamic NTK, longrope) are not offered, and models trained
-with one are refused.
+What a choice changes in a model's configuration is rope_config.py's.
 """
 
-import copy
 import difflib
 import re
 from dataclasses import dataclass
-from typing import Any
 
-from uncomp_cli.errors import ModelError, UsageError
-from uncomp_cli.models.shape import text_config
+from uncomp_cli.errors import UsageError
 
-__all__ = ["ROPE_KINDS", "RopeExtension", "check_fixed_rope", "extend_config", "parse_rope"]
+__all__ = ["LONGEST", "REPACKED", "ROPE_KINDS", "RopeChoice", "RopeExtension", "RopeState", "parse_rope"]
 
-ROPE_KINDS = ("linear", "ntk", "yarn")
+ROPE_KINDS = ("linear", "ntk", "dynamic", "yarn", "llama3", "longrope")
+"""Kinds that change frequencies, by a factor."""
+REPACKED = ("repack", "reread")
+"""Kinds that move what is kept together, and leave frequencies as they are."""
+_UNSCALED = ("plain", *REPACKED, "auto")
 LARGEST_FACTOR = 1024
-_LENGTH_DEPENDENT = {"dynamic", "longrope", "su"}  # su is longrope's older name
+_REPACK_FACTOR = 4.0
+_REREAD_SHARE = 8
+LONGEST = 1_048_576
+"""Tokens that may be read where no factor bounds them."""
 _HINT = "write linear:2, ntk:4 or yarn:4: the kind, and how many times the trained length"
 _FACTOR = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
+_LENGTH = re.compile(r"(?P<number>\d{1,9}(?:\.\d{1,3})?)\s*(?P<thousands>k?)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,85 +47,147 @@ class RopeExtension:
 
     def __post_init__(self) -> None:
         if self.kind not in ROPE_KINDS:
-            near = difflib.get_close_matches(self.kind, ROPE_KINDS, n=1)
-            hint = f"did you mean '{near[0]}:{self.factor:g}'?" if near else _HINT
-            raise UsageError(f"unknown rope extension '{self.kind}'", hint=hint)
+            raise _unknown(self.kind, f":{self.factor:g}")
         if not 1 < self.factor <= LARGEST_FACTOR:
             message = f"rope factor {self.factor:g} is not above 1 and up to {LARGEST_FACTOR}"
             raise UsageError(message, hint=_HINT)
 
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.factor:g}"
 
-def parse_rope(text: str) -> RopeExtension:
-    """Parse `kind:factor`; raises UsageError that names what is wrong."""
-    kind, _, number = (part.strip() for part in text.lower().partition(":"))
-    if not _FACTOR.fullmatch(number):
+    def length(self, trained_length: int) -> int:
+        """Tokens that may be read."""
+        return round(trained_length * self.factor)
+
+
+@dataclass(frozen=True, slots=True)
+class RopeChoice:
+    """What the user asked for: a kind of ROPE_KINDS or REPACKED, plain or auto; a factor, a context in tokens, both.
+
+    `only_past` leaves texts that fit as they are: what `auto` took for the longest one is not for all.
+    """
+
+    kind: str
+    factor: float | None = None
+    context: int | None = None
+    only_past: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in (*ROPE_KINDS, *_UNSCALED):
+            raise _unknown(self.kind, "" if self.factor is None else f":{self.factor:g}")
+        if self.factor is not None:
+            self._check_factor(self.factor)
+        elif self.kind in ROPE_KINDS and self.context is None:
+            hint = f"write {self.kind}:2, or add --context 32k"
+            raise UsageError(f"rope extension '{self.kind}' needs a factor above 1", hint=hint)
+
+    def __str__(self) -> str:
+        return self.kind if self.factor is None else f"{self.kind}:{self.factor:g}"
+
+    @property
+    def repack_factor(self) -> float:
+        """By how much re-packed distances stay below the trained length."""
+        return self.factor or _REPACK_FACTOR
+
+    def extension(self, trained_length: int) -> RopeExtension | None:
+        """By which kind and factor frequencies change; None when they do not, or the context fits as it was trained.
+
+        Raises UsageError when the factor and the context contradict each other.
+        """
+        if self.kind not in ROPE_KINDS:
+            return None
+        if self.factor is not None:
+            extension = RopeExtension(self.kind, self.factor)
+            self._check_context(extension, trained_length)
+            return extension
+        factor = (self.context or trained_length) / trained_length
+        return RopeExtension(self.kind, factor) if factor > 1 else None
+
+    def _check_factor(self, factor: float) -> None:
+        if self.kind in ("plain", "auto"):
+            raise UsageError(f"rope '{self.kind}' takes no factor", hint=f"write {self.kind}, and --context 32k")
+        if self.kind in ROPE_KINDS:
+            RopeExtension(self.kind, factor)
+        elif not 1 <= factor <= LARGEST_FACTOR:
+            message = f"rope factor {factor:g} is not between 1 and {LARGEST_FACTOR}"
+            raise UsageError(message, hint=f"write {self.kind}, or {self.kind}:2: half of the trained length")
+
+    def _check_context(self, extension: RopeExtension, trained_length: int) -> None:
+        if self.context is None or trained_length < self.context <= extension.length(trained_length):
+            return
+        holds = f"--rope {extension} makes {trained_length:,} tokens {extension.length(trained_length):,}"
+        hint = f"leave one of the two out: --rope {extension.kind} --context N takes the factor that N needs"
+        raise UsageError(f"{holds}, not the {self.context:,} of --context", hint=hint)
+
+
+@dataclass(frozen=True, slots=True)
+class RopeState:
+    """How a loaded model is turned: `trained`, plain, a kind of ROPE_KINDS or REPACKED, or auto until a text is known.
+
+    `replaced` is the scaling that the model came with, such as llama3:8, when it was taken out for this one. `reach` is
+    the longest distance in tokens that re-packed text is read at; None when it is not re-packed. `reread_tokens` are
+    those of the passages that are read again for a question; None when none are. With `only_past` texts that fit into
+    the trained length are read as trained.
+    """
+
+    kind: str = "trained"
+    factor: float = 1.0
+    replaced: str | None = None
+    reach: int | None = None
+    reread_tokens: int | None = None
+    only_past: bool = False
+
+    @classmethod
+    def repacked(cls, choice: RopeChoice, trained_length: int) -> "RopeState":
+        """That of a choice of REPACKED for a model trained for `trained_length` tokens."""
+        again = trained_length // _REREAD_SHARE if choice.kind == "reread" else None
+        reach = max(1, int(trained_length / choice.repack_factor))
+        return cls(choice.kind, choice.repack_factor, reach=reach, reread_tokens=again, only_past=choice.only_past)
+
+    def __str__(self) -> str:
+        scaled = self.kind in ROPE_KINDS or (self.repacks and self.factor != _REPACK_FACTOR)
+        return f"{self.kind}:{self.factor:g}" if scaled else self.kind
+
+    @property
+    def repacks(self) -> bool:
+        """Whether what is kept is moved into the trained length."""
+        return self.kind in REPACKED
+
+
+def parse_rope(rope: str | None, *, context: str | None = None, force: bool = False) -> RopeChoice | None:
+    """What the three options say together; None when none was given. Raises UsageError that names what is wrong."""
+    tokens = None if context is None else _parse_context(context)
+    if force and rope is not None and rope.strip().lower() != "plain":
+        message = f"--force reads on as the model was trained, --rope {rope} does not"
+        raise UsageError(message, hint="leave one of the two out")
+    if force:
+        return RopeChoice("plain", None, tokens)
+    if rope is not None:
+        return _parse_choice(rope, tokens)
+    return None if tokens is None else RopeChoice("auto", None, tokens)
+
+
+def _parse_choice(text: str, context: int | None) -> RopeChoice:
+    kind, colon, number = (part.strip() for part in text.lower().partition(":"))
+    if colon and not _FACTOR.fullmatch(number):
         near = difflib.get_close_matches(kind, ROPE_KINDS, n=1)
         hint = f"did you mean '{near[0]}:2'?" if near else _HINT
         raise UsageError(f"rope extension '{text}' needs a factor above 1", hint=hint)
-    return RopeExtension(kind, float(number))
+    return RopeChoice(kind, float(number) if colon else None, context)
 
 
-def check_fixed_rope(config: Any) -> None:
-    """Raise ModelError when the model's own positions depend on the length reached, in any of its layers.
-
-    `config` is a transformers configuration, or config.json as a namespace.
-    """
-    text = text_config(config)
-    places = (getattr(text, name, None) for name in ("rope_parameters", "rope_scaling"))
-    for kind in (kind for place in places for kind in own_kinds(place)):
-        old_phi3 = kind == "yarn" and getattr(text, "model_type", None) == "phi3"  # transformers reads it as longrope
-        if kind in _LENGTH_DEPENDENT or old_phi3:
-            message = f"models whose positions depend on the length reached (rope_type {kind}) are not supported"
-            raise ModelError(message, hint="use a model with another scaling: default, linear, llama3 or yarn")
+def _parse_context(text: str) -> int:
+    """Tokens: `32k` is 32 · 1024, a plain number is taken as it is."""
+    match = _LENGTH.fullmatch(text.strip().lower())
+    tokens = float(match["number"]) * (1024 if match["thousands"] else 1) if match else 0.0
+    if tokens < 1 or tokens != int(tokens):
+        raise UsageError(f"context '{text}' is not a length in tokens", hint="write --context 32k, or 32768")
+    return int(tokens)
 
 
-def own_kinds(parameters: Any) -> list[str]:
-    """The kinds that a RoPE dictionary names, itself or for its layer types."""
-    fields = parameters if isinstance(parameters, dict) else getattr(parameters, "__dict__", {})
-    own = fields.get("rope_type") or fields.get("type")
-    nested = (kind for value in fields.values() if not isinstance(value, str) for kind in own_kinds(value))
-    return [*([str(own)] if own else []), *nested]
-
-
-def extend_config(config: Any, extension: RopeExtension) -> Any:
-    """A copy of a transformers configuration, extended; `config` itself is left alone.
-
-    Raises UsageError when its positions are scaled already, differ between layer types, or cannot take this kind.
-    """
-    extended = copy.deepcopy(config)
-    text = text_config(extended)
-    trained = plain_parameters(text)
-    trained_length = int(text.max_position_embeddings)
-    text.rope_parameters = {**trained, **changes(text, extension, trained, trained_length)}
-    text.max_position_embeddings = int(trained_length * extension.factor)
-    try:
-        text.validate_rope()
-    except (KeyError, ValueError) as error:
-        hint = "use ntk:F, or leave the extension out"
-        raise UsageError(f"{text.model_type} models cannot use rope extension '{extension.kind}'", hint=hint) from error
-    return extended
-
-
-def plain_parameters(text: Any) -> dict[str, Any]:
-    """The trained RoPE's parameters. Raises UsageError when they are not one plain set for all layers."""
-    parameters = getattr(text, "rope_parameters", None)
-    if not parameters:
-        raise UsageError(f"{text.model_type} models have no rotary positions to extend", hint="leave the extension out")
-    if any(isinstance(value, dict) for value in parameters.values()):
-        message = f"rope extensions are not supported for {text.model_type} models: their layers rotate differently"
-        raise UsageError(message, hint="leave the extension out")
-    kind = parameters.get("rope_type", "default")
-    if kind != "default":
-        hint = f"leave the extension out: up to {int(text.max_position_embeddings):,} tokens need none"
-        raise UsageError(f"the model's own configuration already scales its positions ({kind})", hint=hint)
-    return {key: value for key, value in parameters.items() if key != "type"}
-
-
-def changes(text: Any, extension: RopeExtension, trained: dict[str, Any], trained_length: int) -> dict[str, Any]:
-    """What an extension sets in `rope_parameters`."""
-    if extension.kind == "ntk":
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        rotary_dim = int(head_dim * trained.get("partial_rotary_factor", 1.0))
-        return {"rope_theta": trained["rope_theta"] * extension.factor ** (rotary_dim / (rotary_dim - 2))}
-    scaled = {"rope_type": extension.kind, "factor": extension.factor}
-    return scaled if extension.kind == "linear" else {**scaled, "original_max_position_embeddings": trained_length}
+def _unknown(kind: str, factor: str) -> UsageError:
+    near = difflib.get_close_matches(kind, (*ROPE_KINDS, *_UNSCALED), n=1)
+    shown = "" if near and near[0] in _UNSCALED else factor or ":2"
+    known = f"{_HINT}; or {', '.join(_UNSCALED)}"
+    hint = f"did you mean '{near[0]}{shown}'?" if near else known
+    return UsageError(f"unknown rope extension '{kind}'", hint=hint)

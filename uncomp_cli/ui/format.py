@@ -19,6 +19,7 @@ class Readout:
     kv_bytes: int | None = None
     kv_full_bytes: int | None = None
     peak_bytes: int | None = None
+    attention_entropy: float | None = None
     context_tokens: int | None = None
     context_limit: int | None = None
 
@@ -49,13 +50,14 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_readout(readout: Readout) -> str:
-    """`prefill 7,512 tok 17.3 s (434 tok/s) · first token … · decode … · KV … · peak … · context …`."""
+    """`prefill 7,512 tok 17.3 s (434 tok/s) · first token … · decode … · KV … · peak … · entropy … · context …`."""
     parts = [
         _prefill_part(readout),
         None if readout.ttft_s is None else f"first token {format_decimal(readout.ttft_s)} s",
         None if readout.decode_tok_s is None else f"decode {format_decimal(readout.decode_tok_s)} tok/s",
         _kv_part(readout.kv_bytes, readout.kv_full_bytes),
         None if readout.peak_bytes is None else f"peak {format_bytes(readout.peak_bytes)}",
+        None if readout.attention_entropy is None else f"entropy {readout.attention_entropy:.2f}",
         _context_part(readout),
     ]
     return _SEPARATOR.join(part for part in parts if part)

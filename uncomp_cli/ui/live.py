@@ -62,10 +62,17 @@ def loading(terminal: Terminal, text: str) -> Iterator[None]:
             yield
 
 
-def watch_generation(steps: Iterable[Step], terminal: Terminal, *, clock: Clock = time.monotonic) -> Iterator[Step]:
+def watch_generation(
+    steps: Iterable[Step],
+    terminal: Terminal,
+    *,
+    entropy: Callable[[], float | None] = lambda: None,
+    clock: Clock = time.monotonic,
+) -> Iterator[Step]:
     """Yield the engine's records unchanged; show prefill progress and, when the answer goes elsewhere, decode speed.
 
-    The bar is erased before the first `DecodeStep` is passed on, and also when the caller stops early.
+    The bar is erased before the first `DecodeStep` is passed on, and also when the caller stops early. `entropy` is
+    asked for the watched heads' entropy so far, as often as the line is drawn.
     """
     decode = _DecodeLine(terminal, clock=clock)
     with Meter(terminal, clock=clock) as meter:
@@ -75,18 +82,24 @@ def watch_generation(steps: Iterable[Step], terminal: Terminal, *, clock: Clock 
                     meter.show(_prefill_reading(step))
                 else:
                     meter.close()
-                    decode.show(step.index + 1, elapsed_s=step.elapsed_s, kv_bytes=step.kv_bytes)
+                    decode.show(step.index + 1, elapsed_s=step.elapsed_s, kv_bytes=step.kv_bytes, entropy=entropy)
                 yield step
         finally:
             decode.close()
 
 
 def watch_rows(
-    steps: Iterable[Row], terminal: Terminal, *, num_rows: int, clock: Clock = time.monotonic
+    steps: Iterable[Row],
+    terminal: Terminal,
+    *,
+    num_rows: int,
+    entropy: Callable[[], float | None] = lambda: None,
+    clock: Clock = time.monotonic,
 ) -> Iterator[Row]:
     """Yield the records of a batch unchanged; show the pace of all rows together when the answers go elsewhere.
 
-    The line is erased where a row begins or ends, because something may be said there.
+    The line is erased where a row begins or ends, because something may be said there. `entropy` is asked for that of
+    the watched heads so far; None where rows differ.
     """
     decode, started_s, done = _DecodeLine(terminal, clock=clock), clock(), 0
     try:
@@ -97,7 +110,8 @@ def watch_rows(
                 decode.close()
             yield taken
             of_rows = f" · {format_count(done)} of {format_count(num_rows)} answered" if num_rows > 1 else ""
-            decode.show(tokens, elapsed_s=clock() - started_s, kv_bytes=taken.step.kv_bytes, more=of_rows)
+            elapsed_s, kv_bytes = clock() - started_s, taken.step.kv_bytes
+            decode.show(tokens, elapsed_s=elapsed_s, kv_bytes=kv_bytes, entropy=entropy, more=of_rows)
     finally:
         decode.close()
 
@@ -141,12 +155,16 @@ class _DecodeLine:
         self._enabled = terminal.animated and not terminal.stdout_is_terminal and not terminal.quiet
         self._drawn_s: float | None = None
 
-    def show(self, tokens: int, *, elapsed_s: float, kv_bytes: int, more: str = "") -> None:
+    def show(
+        self, tokens: int, *, elapsed_s: float, kv_bytes: int, entropy: Callable[[], float | None], more: str = ""
+    ) -> None:
         now_s = self._clock()
         if not self._enabled or (self._drawn_s is not None and now_s - self._drawn_s < DECODE_INTERVAL_S):
             return
         pace = f"decode {format_decimal(tokens / elapsed_s)} tok/s · " if elapsed_s > 0 else ""
-        self._terminal.overwrite(f"{pace}{format_count(tokens)} tok · KV {format_bytes(kv_bytes)}{more}")
+        value = entropy()
+        unsure = "" if value is None else f" · entropy {value:.2f}"
+        self._terminal.overwrite(f"{pace}{format_count(tokens)} tok · KV {format_bytes(kv_bytes)}{unsure}{more}")
         self._drawn_s = now_s
 
     def close(self) -> None:

@@ -38,11 +38,11 @@ _LEAST_PANEL_IN, _CELLS_IN, _LEAST_CELL_IN, NUMBER_CELL_IN = (1.9, 1.0), (6.2, 8
 _PLOT_IN, _SCALE_IN, _FOOT_IN = (7.2, 4.8), 0.85, 1.0
 
 # Okabe and Ito (2008) without yellow and black, then Tol's muted palette and some between them.
-_COLOURS = (
+COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255",
     "#332288", "#999933", "#DC267F", "#117733", "#8B5A2B", "#AA4499", "#6E7781",
 )  # fmt: skip
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "p", "d", (4, 1, 0), "h")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "p", "d", (4, 1, 0), "h")
 _STARS = ("*", (4, 1, 0))  # drawn larger: they fill little of their size
 _DASHES = ((), (6, 2), (2, 1.5), (7, 2, 1.5, 2), (11, 3))
 _STEP_PT, _SPREAD_PT = 3.0, 26.0  # between neighbours, and from first to last, of the points that share their bytes
@@ -140,7 +140,7 @@ def _draw_curve(axes: "Axes", curve: Curve, index: int, shift_pt: float) -> "Lin
     kept = [100 * point.kept_fraction for point in curve.points]
     means = [point.mean for point in curve.points]
     reach = [[max(p.mean - p.low, 0.0) for p in curve.points], [max(p.high - p.mean, 0.0) for p in curve.points]]
-    colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
     bars = axes.errorbar(
         kept, means, yerr=reach, color=colour, ecolor=(colour, 0.6), elinewidth=0.9, linewidth=1.4,
         linestyle=(0, _DASHES[index % len(_DASHES)]) if len(means) > 1 else "none",

@@ -1,7 +1,9 @@
 """Attention entropy: how widely a head looks (attention uncertainty, arXiv 2406.13282).
 
 H = -sum_s p_s ln p_s over the attention row of a generated or observed token. It grows with the length of the row, so
-that lengths compare only after division by ln n. A flag for risk, not a probability of error.
+that lengths compare only after division by ln n. A flag for risk, not a probability of error (risk.py).
+
+Of scores z before the softmax, with log p = z - ln sum exp z, the same in fewer passes: H = -sum_s e^(log p_s) log p_s.
 """
 
 import math
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from uncomp_cli.uncertainty.attention_mass import attended
 
-__all__ = ["attention_entropy"]
+__all__ = ["attention_entropy", "score_entropy"]
 
 
 def attention_entropy(rows: Tensor, *, exclude: Tensor | None = None, normalise: bool = False) -> Tensor:
@@ -29,3 +31,13 @@ def attention_entropy(rows: Tensor, *, exclude: Tensor | None = None, normalise:
         return entropy
     tokens = rows.shape[-1] - (0 if exclude is None else int(exclude.sum()))
     return entropy / math.log(max(tokens, 2))
+
+
+def score_entropy(scores: Tensor) -> Tensor:
+    """Entropy [...] in nats of the attention that scores [..., S] become by a softmax; what is not seen is far below.
+
+    Unseen tokens have a very low, finite score. Cut sinks away beforehand: the rest then sums to 1. 0 for S of 0 or 1.
+    """
+    logs = scores.log_softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    entropy: Tensor = -(logs.exp() * logs).sum(dim=-1)
+    return entropy

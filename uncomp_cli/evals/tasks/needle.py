@@ -59,19 +59,22 @@ class Needle:
         return needle_sample(Request(subtask, index, tokens, haystack, count_tokens, seed))
 
 
-def needle_sample(request: Request) -> Sample:
-    """One fact and its question; what follows the slash in the subtask says which kind."""
+def needle_sample(request: Request, *, depth: float | None = None) -> Sample:
+    """One fact and its question; what follows the slash in the subtask says which kind.
+
+    It stands at `depth`, the share of the text before it; None: where its index puts it on the grid.
+    """
     kind = request.subtask.partition("/")[2]
     fact, question, answer, value = _fact(kind, request.chance())
-    depth = DEPTHS[request.index % len(DEPTHS)]
+    share = DEPTHS[request.index % len(DEPTHS)] if depth is None else depth
     layout = request.lay_out(
         (fact,),
-        lambda pieces: [border_at(depth, pieces, count_tokens=request.count_tokens)],
+        lambda pieces: [border_at(share, pieces, count_tokens=request.count_tokens)],
         request.excerpt,
         room=request.room((question,)),
     )
     query = Query(question, answer, (value,), max_new_tokens=request.new_tokens(answer), evidence=layout.spans)
-    return request.sample(layout.context, (query,), depth=depth, system="" if kind == "chat" else None)
+    return request.sample(layout.context, (query,), depth=share, system="" if kind == "chat" else None)
 
 
 def _fact(kind: str, chance: random.Random) -> tuple[str, str, str, str]:

@@ -1,0 +1,176 @@
+"""The live flag of `uncomp ask`: the readout's entropy, warnings, JSON, and exit code 5 under --fail-under."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_ask_support import tiny_model, two_lines
+from test_risk_support import HIGH, LOW, curve_up_to, risky
+
+from uncomp_cli.cli.app import run
+from uncomp_cli.cli.risk_report import Risk, check_fail_under, fall_short, risk_record, risk_warnings
+from uncomp_cli.errors import UsageError
+
+__all__ = ["tiny_model"]
+
+Ask = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Path("town.txt").write_text("The harbour was quiet and the lamps were lit. " * 12)
+
+
+@pytest.fixture
+def ask(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """Run `uncomp ask` on the tiny model: exit code, standard output, standard error."""
+
+    def run_ask(*args: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run(["ask", "-m", str(tiny_model), "-f", "town.txt", "--max-new-tokens", "6", *args])
+        return code, *capsys.readouterr()
+
+    return run_ask
+
+
+def records(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_an_answer_inside_the_band_is_not_doubted(ask: Ask) -> None:
+    code, out, err = ask("-p", risky(Path(), 5.0), "--json", "Where?")
+    assert code == 0, err
+    (record,) = records(out)
+    told = record["uncertainty"]
+    assert 0 < told["attention_entropy"] < 1
+    assert f" · entropy {told['attention_entropy']:.2f} · context " in err
+    assert (told["calibrated"], told["flagged"], told["error_rate"]) == (True, False, LOW)
+    assert told["error_rate_interval"] == [0.05, 0.25]
+    assert record["warnings"] == []
+    assert "warning" not in err
+    assert "escalation" not in record
+
+
+def test_an_answer_outside_the_band_is_doubted_with_the_measured_rate(ask: Ask) -> None:
+    code, out, err = ask("-p", risky(Path(), 0.01), "-q", "--json", "Where?")
+    assert code == 0, err
+    (record,) = records(out)
+    assert (record["uncertainty"]["flagged"], record["uncertainty"]["error_rate"]) == (True, HIGH)
+    entropy = record["uncertainty"]["attention_entropy"]
+    assert record["warnings"] == [
+        f"the retrieval heads are unusually uncertain ({entropy:.2f}; calibrated 0.00 to 0.01): "
+        "wrong in 62.5 % of calibrated cases like this, 40 to 80 %"
+    ]
+    assert f"warning: {record['warnings'][0]}" in err.splitlines()
+
+
+def test_without_a_curve_there_is_no_flag_and_no_rate(ask: Ask) -> None:
+    code, out, err = ask("--json", "Where?")
+    assert code == 0, err
+    told = records(out)[0]["uncertainty"]
+    assert told["prompt_in_trained_length"] is True
+    assert (told["calibrated"], told["flagged"], told["error_rate"], told["error_rate_interval"]) == (
+        False, None, None, None,
+    )  # fmt: skip
+    assert "calibrated cases" not in out + err
+
+
+def test_every_question_has_its_own(ask: Ask) -> None:
+    code, out, err = ask("-p", risky(Path(), 0.01), "--json", "Where?", "-Q", "When was the lantern lit?")
+    assert code == 0, err
+    first, second = (record["uncertainty"]["attention_entropy"] for record in records(out))
+    assert first != second
+    assert err.count("unusually uncertain") == 2
+
+
+def test_below_the_threshold_the_answer_is_written_and_the_exit_code_is_5(ask: Ask) -> None:
+    calm, doubted = risky(Path(), 5.0), risky(Path(), 0.01)
+    assert ask("-p", calm, "--fail-under", "0.875", "Where?")[0] == 0
+    code, out, err = ask("-p", doubted, "--fail-under", "0.8", "Where?")
+    assert code == 5
+    assert len(out) == 7
+    assert (
+        "error: the answer is right in 37.5 % of calibrated cases like this (20 to 60 %), below --fail-under 0.8"
+        in err.splitlines()
+    )
+    assert ask("-p", doubted, "--fail-under", "0.375", "Where?")[0] == 0
+    code, out, err = ask("-p", doubted, "--fail-under", "0.8", "Where?", "-Q", "When?")
+    assert code == 5
+    assert [line for line in err.splitlines() if line.startswith("error: question ")] == [
+        f"error: question {number} of 2: the answer is right in 37.5 % of calibrated cases like this (20 to 60 %), "
+        "below --fail-under 0.8"
+        for number in (1, 2)
+    ]
+
+
+def test_a_saved_document_is_watched_too(ask: Ask) -> None:
+    calm, doubted = risky(Path(), 5.0), risky(Path(), 0.01)
+    code, out, err = ask("-p", doubted, "--save-cache", "town", "--fail-under", "0.8", "--json", "Where?")
+    assert code == 5
+    (first,) = records(out)
+    assert first["uncertainty"]["flagged"] is True
+    assert len(first["warnings"]) == 1
+    assert " · entropy 0." in err
+    assert "hint: a larger --budget" in err
+    code, out, err = ask("-p", doubted, "--reuse", "town", "--fail-under", "0.3", "--json", "Where?")
+    assert code == 0, err
+    assert records(out)[0]["uncertainty"] == first["uncertainty"]
+    code, out, err = ask("-p", calm, "--reuse", "auto", "Where?")
+    assert code == 0
+    assert "unusually uncertain" not in err
+
+
+def test_an_answer_that_nothing_was_seen_of_is_not_known_to_be_right(ask: Ask) -> None:
+    code, out, err = ask("-p", risky(Path(), 5.0), "--fail-under", "0.1", "--max-new-tokens", "1", "Where?")
+    assert code == 5
+    assert len(out) == 2
+    assert "error: the answer is too short to be judged, so not known to reach --fail-under 0.1" in err.splitlines()
+
+
+@pytest.mark.parametrize("flag", [["--escalate"], ["--fail-under", "0.5"]])
+def test_no_rate_was_measured(ask: Ask, flag: list[str]) -> None:
+    code, out, err = ask("-m", "no-such-model", "-p", "live", *flag, "Where?")
+    assert (code, out) == (2, "")
+    message, hint = two_lines(err)
+    assert message == f"{flag[0]} needs measured error rates, preset live has none"
+    assert "uncomp calibrate --risk" in hint
+
+
+@pytest.mark.parametrize("value", ["0", "1.5", "-0.1", "nan"])
+def test_a_chance_that_is_none(ask: Ask, value: str) -> None:
+    code, out, err = ask("-m", "no-such-model", "-p", risky(Path(), 0.5), "--fail-under", value, "Where?")
+    assert (code, out) == (2, "")
+    assert two_lines(err)[0].startswith("fail-under is ")
+
+
+def test_why_a_rate_may_not_hold() -> None:
+    curve = curve_up_to(0.3, tokens=(4000, 12000), rope="repack")
+    inside = Risk(0.4, curve, prompt_tokens=9000, rope="repack")
+    assert len(risk_warnings(inside)) == 1
+    assert risk_warnings(replace(inside, entropy=0.3)) == []
+    assert risk_warnings(replace(inside, rope="yarn:2", prompt_tokens=16000))[1:] == [
+        "that rate was measured with --rope repack, this answer was read with yarn:2",
+        "that rate was measured on up to 12,000 tokens, this prompt has 16,000",
+    ]
+
+
+def test_the_record_and_the_threshold() -> None:
+    nothing = risk_record(Risk(0.4), trained_length=4096)
+    assert nothing == {
+        "attention_entropy": 0.4, "prompt_in_trained_length": True, "calibrated": False, "flagged": None,
+        "error_rate": None, "error_rate_interval": None,
+    }  # fmt: skip
+    assert risk_record(Risk(0.4, None, 4097), trained_length=4096)["prompt_in_trained_length"] is False
+    assert fall_short(Risk(0.1, curve_up_to(0.3)), 0.875) is None
+    assert fall_short(Risk(0.1, curve_up_to(0.3)), 0.876) is not None
+    check_fail_under(None)
+    check_fail_under(1.0)
+    with pytest.raises(UsageError, match="fail-under is 2"):
+        check_fail_under(2.0)

@@ -1,0 +1,153 @@
+"""`uncomp calibrate --risk` as its users run it: answers that are kept, a curve in the preset, and refusals."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from test_ask_support import last_object, start, tiny_model, two_lines
+
+from uncomp_cli.budget.presets import load_preset
+from uncomp_cli.cli.app import run
+from uncomp_cli.errors import UsageError
+from uncomp_cli.evals.risk_file import RiskFile, set_aside
+
+__all__ = ["tiny_model"]
+
+BASE = ("--tokens", "400", "-t", "needle/digits7", "--samples", "1", "-o", "mine")
+RISK = ("--risk", "--risk-samples", "10", "--risk-tokens", "300", "--risk-tokens", "320")
+KEPT = Path("mine.risk.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty directory, and no settings of the user's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+@pytest.fixture(scope="module")
+def answered(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Where a run has kept its answers, all of them wrong, and what it said."""
+    folder = tmp_path_factory.mktemp("answered")
+    said = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stderr(said), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNCOMP_CONFIG", os.devnull)
+        assert run(["calibrate", "-m", str(tiny_model), *BASE, *RISK]) == 2
+    return folder, said.getvalue()
+
+
+@pytest.fixture
+def kept(answered: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of that, where the test runs."""
+    shutil.copytree(answered[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def calibrate(model: Path, *args: str) -> tuple[int, str, str]:
+    return start("calibrate", "-m", str(model), *BASE, *args).finish()
+
+
+def as_if_right(every: int) -> None:
+    """Random weights find nothing: take every so many of the answers for right, and certain."""
+    header, *lines = KEPT.read_text().splitlines()
+    changed = [json.loads(line) for line in lines]
+    for number, record in enumerate(changed):
+        if number % every == 0:
+            record["wrong"] = False
+            record["entropy"] = [[value / 4 for value in token] for token in record["entropy"]]
+    KEPT.write_text("\n".join([header, *map(json.dumps, changed)]) + "\n")
+
+
+def test_too_few_right_answers_leave_the_preset_as_it_was(answered: tuple[Path, str]) -> None:
+    folder, said = answered
+    message, hint = two_lines("\n".join(said.splitlines()[-2:]))
+    assert "20 of 20 answers were wrong" in message
+    assert "--risk-tokens" in hint
+    assert load_preset(str(folder / "mine.json")).risk is None
+    records = [json.loads(line) for line in (folder / KEPT).read_text().splitlines()][1:]
+    assert {record["tokens"] for record in records} == {300, 320}
+    assert {record["subtask"] for record in records} == {"needle/digits7", "needle/chat"}
+    assert len({record["sha256"] for record in records}) == 20
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_curve_is_written_and_stays_as_long_as_it_is_that_of_the_preset(tiny_model: Path) -> None:
+    as_if_right(2)
+    code, out, err = calibrate(tiny_model, *RISK)
+    assert code == 0, err
+    curve = load_preset("./mine.json").risk
+    assert curve is not None
+    assert (curve.samples, curve.tokens, curve.rope, curve.auroc) == (20, (300, 320), "repack", 1.0)
+    table = [line.split() for line in out.partition("\n\n")[2].splitlines()]
+    assert table[0][0] == "ENTROPY"
+    assert [row[2] for row in table[1:]] == [str(one.samples) for one in curve.bins]
+    assert "AUROC 1.00" in err
+    assert not KEPT.exists()
+    assert curve.flagged(curve.bins[-1].upper)
+    assert calibrate(tiny_model)[0] == 0
+    assert load_preset("./mine.json").risk == curve
+    code, _, err = calibrate(tiny_model, "-b", "33%")
+    assert code == 0, err
+    assert load_preset("./mine.json").risk is None
+    assert "the risk that was measured is of other settings" in err
+
+
+@pytest.mark.usefixtures("kept")
+def test_json_has_the_curve_the_candidates_and_the_baseline(tiny_model: Path) -> None:
+    as_if_right(2)
+    code, out, err = calibrate(tiny_model, *RISK, "--json")
+    assert code == 0, err
+    record = last_object(out)
+    curve = load_preset("./mine.json").risk
+    assert curve is not None
+    assert record["risk"]["auroc"] == curve.auroc
+    assert record["risk_candidates"][0]["auroc"] == 1
+    assert {"name", "auroc", "low", "high"} == set(record["risk_baseline"])
+
+
+def test_answers_of_other_settings_are_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / KEPT
+    with RiskFile.open(path, {"rope": "else"}):
+        pass
+    with pytest.raises(UsageError, match="other settings"):
+        RiskFile.open(path, {"rope": "repack"})
+    assert set_aside(path) == tmp_path / "mine.risk.1.jsonl"
+    assert set_aside(path) is None
+    with RiskFile.open(path, {"rope": "repack"}) as found:
+        assert found.done == {}
+
+
+def test_a_torn_line_is_read_again(tmp_path: Path) -> None:
+    path, settings = tmp_path / "x.risk.jsonl", {"rope": "repack"}
+    line = '{"sha256":"a","subtask":"s","tokens":1,"depth":null,"wrong":true,"text":"","output_entropy":1,"entropy":[]}'
+    with RiskFile.open(path, settings):
+        pass
+    with path.open("a") as stream:
+        stream.write(f"{line}\n{line[:40]}")
+    with RiskFile.open(path, settings) as found:
+        assert list(found.done) == ["a"]
+    assert path.read_text().endswith(f"{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "message", "hint"),
+    [
+        (("--risk-samples", "3"), "--risk-samples", "add --risk"),
+        (("--risk-tokens", "300"), "--risk-tokens", "add --risk"),
+        (("--rope", "yarn:2"), "--rope", "add --risk"),
+        (("--risk", "--rope", "yrn:2"), "yrn", "yarn"),
+    ],
+)
+def test_a_choice_that_chooses_nothing_is_refused(
+    tiny_model: Path, args: tuple[str, ...], message: str, hint: str
+) -> None:
+    code, out, err = calibrate(tiny_model, *args)
+    assert (code, out) == (2, "")
+    said, mend = two_lines(err)
+    assert message in said
+    assert hint in mend

@@ -1,0 +1,102 @@
+"""`uncomp chat` past the trained length: --rope, --context and --force, and what is said on the way past it."""
+
+import io
+import os
+import re
+from pathlib import Path
+
+import pytest
+from test_ask_support import TRAINED_LENGTH, tiny_model, two_lines
+from test_chat_support import GREEDY, Stopping, hold, loaded
+
+from uncomp_cli.cli import chatting
+from uncomp_cli.cli.app import run
+from uncomp_cli.cli.chat_preset import PresetChoice
+from uncomp_cli.cli.chat_state import Chat
+from uncomp_cli.cli.chatting import ChatJob
+from uncomp_cli.cli.prepare import ModelChoice
+from uncomp_cli.config import Limits
+from uncomp_cli.models.load import load_model
+from uncomp_cli.ui.console import Terminal
+
+__all__ = ["loaded", "tiny_model"]
+
+PAST = TRAINED_LENGTH + 300
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+def open_chat(model: Path, rope: str | None = None, *, context: str | None = None, force: bool = False) -> Chat:
+    """A chat as its options begin it, without a terminal."""
+    choice = ModelChoice(str(model), rope=rope, context=context, force=force)
+    job = ChatJob((), None, False, choice, PresetChoice(), Limits(), "float32", None, GREEDY)
+    terminal = Terminal(Stopping(), io.StringIO(), False, False, False, False)
+    return chatting._open(job, load_model(str(model), rope=choice.rope_choice), terminal)
+
+
+@pytest.mark.parametrize(
+    ("rope", "context", "turned", "length"),
+    [
+        (None, None, "trained", TRAINED_LENGTH),
+        ("yarn:3", None, "yarn:3", 3 * TRAINED_LENGTH),
+        ("auto", None, "yarn:2", 2 * TRAINED_LENGTH),
+        (None, "16k", "yarn:4", 4 * TRAINED_LENGTH),
+        ("auto", "2k", "trained", TRAINED_LENGTH),
+        ("dynamic:2", None, "dynamic:2", 2 * TRAINED_LENGTH),
+    ],
+)
+def test_how_long_a_chat_may_get(
+    tiny_model: Path, rope: str | None, context: str | None, turned: str, length: int
+) -> None:
+    chat = open_chat(tiny_model, rope, context=context)
+    assert str(chat.loaded.rope) == turned
+    assert chat.loaded.spec.trained_length == chat.session.loaded.spec.trained_length == length
+    if rope == "auto" or context is not None:
+        assert isinstance(chat.terminal.stderr, io.StringIO)
+        assert chat.terminal.stderr.getvalue().startswith("rope auto: ")
+
+
+def test_a_conversation_past_the_trained_length_is_said_once(tiny_model: Path) -> None:
+    chat = open_chat(tiny_model, "auto")
+    assert not [line for line in hold(chat, "hello") if line.startswith("warning")]
+    (warning,) = [line for line in hold(chat, "y" * PAST) if line.startswith("warning")]
+    said = r"warning: the prompt has [\d,]+ tokens, the model was trained for 4,096: answers from a context "
+    assert re.fullmatch(said + r"extended by --rope yarn:2 are less reliable", warning)
+    assert not [line for line in hold(chat, "and now?") if line.startswith("warning")]
+
+
+@pytest.mark.parametrize("rope", ["dynamic:2", "plain"])
+def test_a_chat_reads_on_past_the_trained_length(tiny_model: Path, rope: str) -> None:
+    chat = open_chat(tiny_model, rope)
+    hold(chat, "hello", "y" * PAST, "and now?")
+    grown = [entry.text for entry in chat.dialogue.entries]
+    assert len(grown) == 6
+    assert chat.session.stats is not None
+    assert chat.session.stats.prompt_tokens > PAST
+
+
+def test_a_conversation_is_not_re_packed(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["chat", "-m", "no-such-model", "--rope", "repack"]) == 2
+    message, hint = two_lines(capsys.readouterr().err)
+    assert message == "a conversation cannot be re-packed: what is kept of it has to stay where it is"
+    assert "--rope yarn:2" in hint
+    assert run(["chat", "-m", "no-such-model", "--rope", "yarn:2", "--force"]) == 2
+    assert two_lines(capsys.readouterr().err)[0].startswith("--force reads on")
+
+
+def test_when_it_is_full_a_longer_context_is_named(tiny_model: Path) -> None:
+    error, hint = hold(open_chat(tiny_model), "y" * TRAINED_LENGTH)[-2:]
+    assert error.endswith("tokens, the context holds 4,096")
+    assert hint == "hint: use something shorter, or leave and come back with a larger --context"
+
+
+def test_force_reads_on_as_trained(tiny_model: Path) -> None:
+    chat = open_chat(tiny_model, force=True)
+    (warning,) = [line for line in hold(chat, "y" * PAST) if line.startswith("warning")]
+    assert warning.endswith("answers from a context read on as trained (--rope plain) are less reliable")
+    assert str(chat.loaded.rope) == "plain"

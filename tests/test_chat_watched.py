@@ -1,0 +1,70 @@
+"""A chat watches its answers: what the watched heads said is in every turn's figures."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_ask_support import tiny_model
+
+from uncomp_cli.budget.presets import load_preset
+from uncomp_cli.config import SamplingConfig
+from uncomp_cli.engine.chat import BLOCK_TOKENS, ChatSession
+from uncomp_cli.engine.prompt import chat_prompt
+from uncomp_cli.engine.records import DecodeStep
+from uncomp_cli.engine.rendered import Message
+from uncomp_cli.engine.reused import ReusedSession
+from uncomp_cli.engine.watching import Watched
+from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.uncertainty.risk import RiskBin, RiskCurve
+
+__all__ = ["tiny_model"]
+
+CURVE = RiskCurve(
+    "entropy/least", ((0, 1), (1, 0)), (0.0, 0.5), (RiskBin(0, 1, 0.5, 0.2, 0.8, 9),), 0.5, 0.3, 0.7, 9, (100,)
+)
+PRESET = replace(load_preset("unseen"), budget="40%", floor_tokens=0, profile=None, risk=CURVE)
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model: Path) -> LoadedModel:
+    return load_model(str(tiny_model), dtype="float32", device="cpu")
+
+
+def test_every_turn_has_the_signal_of_its_answer(loaded: LoadedModel) -> None:
+    session = ChatSession(loaded, PRESET, SamplingConfig(max_new_tokens=BLOCK_TOKENS + 8))
+    assert session.watched == Watched(CURVE.heads, PRESET.scorer.sinks, "entropy/least")
+    messages = [Message("user", "The harbour was quiet. " * 40 + "Who came?")]
+    watches = []
+    for _ in range(2):
+        latest = []
+        for step in session.turn(messages):
+            if isinstance(step, DecodeStep) and step.index and session.watching is not None:
+                latest.append(float(session.watching.latest[0].amin()))
+        assert session.stats is not None
+        assert len(latest) > 1
+        assert session.stats.attention_entropy == pytest.approx(sum(latest) / len(latest), rel=1e-4)
+        watches.append(session.watching)
+        messages = [*messages, Message("assistant", "Nobody."), Message("user", "And then?")]
+    assert watches[0] is not watches[1]
+
+
+def test_another_preset_is_watched_by_its_own_heads(loaded: LoadedModel) -> None:
+    session = ChatSession(loaded, PRESET, SamplingConfig(max_new_tokens=4))
+    session.use(replace(PRESET, risk=None))
+    assert session.watched is None
+    for _ in session.turn([Message("user", "The harbour was quiet. " * 40 + "Who came?")]):
+        pass
+    assert session.stats is not None
+    assert session.stats.attention_entropy is None
+    assert session.watching is None
+
+
+def test_a_reused_context_is_watched_too(loaded: LoadedModel) -> None:
+    session = ReusedSession(loaded, PRESET, SamplingConfig(max_new_tokens=6))
+    prompt = chat_prompt(loaded.tokenizer, "the keeper writes the hour. " * 20, ["who writes?"], system=None, sinks=4)
+    for _ in session.read(prompt):
+        pass
+    assert len(list(session.answer())) > 1
+    assert session.stats is not None
+    assert session.stats.attention_entropy is not None
+    assert 0 < session.stats.attention_entropy < 1

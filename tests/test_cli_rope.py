@@ -1,0 +1,131 @@
+"""`uncomp rope` as its users run it: tables, JSON, pictures, a file that is continued and shown, what is refused."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from test_ask_support import last_object, start, tiny_model, two_lines
+
+from uncomp_cli.cli.app import run
+from uncomp_cli.evals.rope_results import read_rope_results
+
+__all__ = ["tiny_model"]
+
+SHAPE = ("--tokens", "600,1k", "--depths", "2", "--kinds", "plain,yarn:2,repack:2@40%")
+CELLS = 3 + 3 * 2 * 2
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty directory, and no settings of the user's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """The results file of one run, and what it wrote."""
+    path = tmp_path_factory.mktemp("rope") / "r.jsonl"
+    code, out, err = start("rope", "-m", str(tiny_model), "--out", str(path), *SHAPE).finish()
+    assert code == 0, err
+    return path, out, err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = run(["rope", *args])
+    out, err = capsys.readouterr()
+    assert out == ""
+    return code, *two_lines(err)
+
+
+def test_tables_an_estimate_and_a_recommendation(finished: tuple[Path, str, str]) -> None:
+    path, out, err = finished
+    for arm in ("plain", "yarn:2", "repack:2@40%"):
+        assert arm in out
+    for heading in ("FOUND", "ENTROPY", "DIVERGENCE", "NLL PAST", "RHO", "recommended: none", "No kind finds a needle"):
+        assert heading in out
+    assert "about" in err
+    assert "to go on this machine" in err
+    _, cells = read_rope_results(path)
+    # One more text: that of the model as trained, up to its trained length, with which the others are compared.
+    assert len(cells) == CELLS + 1
+
+
+def test_a_finished_run_measures_nothing_again_and_gives_json(
+    finished: tuple[Path, str, str], tiny_model: Path
+) -> None:
+    path, *_ = finished
+    before = path.read_bytes()
+    code, out, err = start("rope", "-m", str(tiny_model), "--out", str(path), *SHAPE, "--json").finish()
+    assert code == 0, err
+    assert path.read_bytes() == before
+    assert f"({CELLS + 1} there)" in err
+    assert len(out.splitlines()) == 1
+    record = last_object(out)
+    assert (record["schema_version"], record["kind"]) == (1, "uncomp rope")
+    assert {(row["arm"].partition(":")[0], row["tokens"]) for row in record["needles"]} == {
+        (arm, tokens) for arm in ("plain", "yarn", "repack") for tokens in (600, 1024)
+    }
+    assert len(record["cells"]) == 12
+    assert record["recommendation"]["flags"] is None
+    kept = {row["arm"].partition(":")[0]: row["kept_fraction"] for row in record["needles"] if row["tokens"] == 1024}
+    assert kept["repack"] < 0.5 < 1 <= kept["yarn"]
+
+
+def test_a_finished_file_is_shown_and_drawn_without_a_model(finished: tuple[Path, str, str], tmp_path: Path) -> None:
+    path, shown, _ = finished
+    code, out, err = start("rope", "--from", str(path), "--plot", str(tmp_path / "pictures")).finish()
+    assert code == 0, err
+    assert out == shown
+    assert "loading" not in err
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    assert [picture.name for picture in pictures] == ["rope-needles.png", "rope-text.png"]
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_another_seed_is_another_file(finished: tuple[Path, str, str], tiny_model: Path) -> None:
+    path, *_ = finished
+    code, _, err = start("rope", "-m", str(tiny_model), "--out", str(path), *SHAPE, "--seed", "5").finish()
+    assert code == 2
+    assert "seed 0 there, 5 now" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message", "hint"),
+    [
+        (("--kinds", "yran:2"), 2, "yran", "yarn"),
+        (("--kinds", "yarn:2,auto"), 2, "auto", "--kinds"),
+        (("--tokens", "16q"), 2, "16q", "--tokens"),
+        (("--budget", "full"), 2, "full", "--budget"),
+        (("--depths", "0"), 2, "0", ""),
+        (("--from", "nothing.jsonl"), 2, "nothing.jsonl", "results file"),
+        (("--from", "nothing.jsonl", "--tokens", "16k"), 2, "--tokens", "leave one"),
+    ],
+)
+def test_bad_input_is_refused_before_a_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], args: tuple[str, ...], code: int, message: str, hint: str
+) -> None:
+    found, said, advised = refused(capsys, "-q", "-m", "no-such-model", *args)
+    assert found == code
+    assert message in said
+    assert hint in advised
+
+
+def test_a_file_of_uncomp_eval_is_not_taken(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    other = tmp_path / "eval.jsonl"
+    other.write_text(json.dumps({"schema_version": 1, "kind": "uncomp eval", "settings": {}}) + "\n")
+    code, said, _ = refused(capsys, "--from", str(other))
+    assert code == 2
+    assert "not a results file of uncomp rope" in said
+
+
+def test_a_context_larger_than_memory_is_refused(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
+    code, said, advised = refused(
+        capsys, "-q", "-m", str(tiny_model), "--kinds", "plain", "--tokens", "999999999", "--out", "r.jsonl"
+    )
+    assert code == 3
+    assert "999,999,999" in said
+    assert advised

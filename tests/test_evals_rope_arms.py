@@ -1,0 +1,90 @@
+"""What `uncomp rope` compares: kinds, factors, budgets and lengths as they are typed, and what is refused."""
+
+import pytest
+
+from uncomp_cli.errors import UsageError
+from uncomp_cli.evals.rope_arms import RopeArm, parse_arms, parse_lengths, unread
+from uncomp_cli.models.rope import RopeChoice
+
+TRAINED = 8192
+
+
+def arms(text: str, *, longest: int = 16384, budget: str = "10%", compress: bool = False) -> list[str]:
+    found = parse_arms(text, longest=longest, trained_length=TRAINED, budget=budget, compress=compress)
+    return [arm.label for arm in found]
+
+
+def test_a_kind_without_a_factor_takes_the_smallest_whole_one_that_reaches() -> None:
+    assert arms("plain,linear,ntk:8,yarn", longest=24_576) == ["plain", "linear:3", "ntk:8", "yarn:3"]
+    assert arms("yarn", longest=16_385) == ["yarn:3"]
+    assert arms("yarn", longest=1_000) == ["yarn:2"]
+
+
+def test_repack_always_has_a_budget_and_others_when_it_is_asked_for() -> None:
+    assert arms("plain,yarn:2,repack:2") == ["plain", "yarn:2", "repack:2@10%"]
+    assert arms("plain,yarn:2,reread:4", compress=True) == ["plain@10%", "yarn:2@10%", "reread:4@10%"]
+    assert arms("yarn:2,yarn:2@20%,repack:2@5%") == ["yarn:2", "yarn:2@20%", "repack:2@5%"]
+
+
+def test_repack_and_reread_have_a_factor_that_is_said() -> None:
+    default = RopeChoice("repack").repack_factor
+    assert arms("repack,reread") == [f"repack:{default:g}@10%", f"reread:{default:g}@10%"]
+
+
+def test_reread_looks_back_as_far_as_repack() -> None:
+    repack, reread = RopeArm("repack", 4.0, "5%"), RopeArm("reread", 4.0, "5%")
+    assert (repack.choice, reread.choice) == (RopeChoice("repack", 4.0), RopeChoice("reread", 4.0))
+    assert repack.reach(TRAINED) == reread.reach(TRAINED) == TRAINED // 4
+
+
+def test_flags_are_what_ask_takes() -> None:
+    assert RopeArm("yarn", 2.0, "full").flags == "--rope yarn:2 --budget full"
+    assert RopeArm("repack", 2.0, "10%").flags == "--rope repack:2 --budget 10%"
+    assert RopeArm("plain", None, "full").flags == "--rope plain --budget full"
+
+
+def test_reach_and_what_is_beyond_it() -> None:
+    yarn, plain, repack = RopeArm("yarn", 2.0, "full"), RopeArm("plain", None, "full"), RopeArm("repack", 2.0, "10%")
+    assert yarn.reads(2 * TRAINED, TRAINED)
+    assert not yarn.reads(2 * TRAINED + 1, TRAINED)
+    assert plain.reads(100 * TRAINED, TRAINED)
+    assert repack.reads(100 * TRAINED, TRAINED)
+    assert (repack.reach(TRAINED), yarn.reach(TRAINED)) == (TRAINED // 2, None)
+    (sentence,) = unread([yarn, plain, repack], [TRAINED, 20_000, 30_000], TRAINED)
+    assert sentence == "yarn:2 reads up to 16,384 tokens: not measured at 20,000, 30,000"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("yran:2", "yran", "yarn"),
+        ("yarn:0.5", "0.5", "yarn"),
+        ("plain,auto", "auto", "--kinds"),
+        (" , ", "names nothing", "--kinds"),
+        ("yarn:2,yarn", "yarn:2 twice", "leave one"),
+        ("repack@full", "keeps everything", "repack@5%"),
+        ("yarn:2@much", "much", ""),
+    ],
+)
+def test_a_wrong_kind_is_named(text: str, message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        arms(text)
+    assert message in refusal.value.message
+    assert hint in (refusal.value.hint or "")
+
+
+def test_a_budget_that_is_no_part_is_refused() -> None:
+    with pytest.raises(UsageError, match="full is no part"):
+        arms("repack", budget="full")
+
+
+def test_lengths_rise_and_k_is_1024() -> None:
+    assert parse_lengths("16k, 12k,9000,12288") == (9000, 12_288, 16_384)
+
+
+@pytest.mark.parametrize("text", ["", "16q", "-3", "0", "16k,many", "100", "1.5k"])
+def test_what_is_no_length_is_named(text: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        parse_lengths(text)
+    assert text.split(",")[-1] in refusal.value.message
+    assert refusal.value.hint

@@ -1,0 +1,25 @@
+"""What the tests of the risk flag share: a preset whose risk curve flags what is above a given entropy."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from uncomp_cli.budget.presets import load_preset, save_preset
+from uncomp_cli.uncertainty.risk import RiskBin, RiskCurve
+
+LOW, HIGH = 0.125, 0.625
+"""Error rates below and above the band."""
+
+
+def curve_up_to(top: float, *, tokens: tuple[int, ...] = (8000,), rope: str = "") -> RiskCurve:
+    """A curve that flags entropies above `top`, on two heads of the tiny model."""
+    bins = (RiskBin(0.0, top, LOW, 0.05, 0.25, 16), RiskBin(top, 9.0, HIGH, 0.4, 0.8, 16))
+    heads = ((1, 0), (2, 1))
+    return RiskCurve("entropy/mean", heads, (0.0, top), bins, 0.9, 0.8, 0.95, 32, tokens, rope)
+
+
+def risky(folder: Path, top: float, *, budget: str = "10%", rope: str = "") -> str:
+    """The path of a preset with that curve, written into `folder`."""
+    name = f"risky-{round(top * 1e6)}"
+    live = load_preset("live")
+    preset = replace(live, name=name, budget=budget, policy="uniform", thinning="none", floor_tokens=0)
+    return str(save_preset(replace(preset, risk=curve_up_to(top, rope=rope)), folder))

@@ -1,0 +1,116 @@
+"""The risk curve: areas and intervals in closed form, what is flagged, and what is no curve."""
+
+import json
+import random
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from uncomp_cli.errors import UsageError
+from uncomp_cli.uncertainty.risk import SIGNALS, RiskBin, RiskCurve, auroc, auroc_interval, wilson_interval
+
+CURVE = RiskCurve(
+    signal="entropy/mean",
+    heads=((3, 1), (7, 0)),
+    band=(0.05, 0.3),
+    bins=(RiskBin(0.05, 0.2, 0.1, 0.02, 0.4, 10), RiskBin(0.3, 0.5, 0.6, 0.31, 0.83, 10)),
+    auroc=0.85,
+    auroc_low=0.62,
+    auroc_high=0.95,
+    samples=20,
+    tokens=(6000, 16000),
+    rope="repack",
+)
+
+
+def test_the_area_is_the_share_of_pairs_in_the_right_order() -> None:
+    chance = random.Random(1)
+    values = [chance.randrange(6) / 6 for _ in range(40)]  # with ties
+    wrong = [chance.random() < 0.4 for _ in values]
+    pairs = [
+        (w, r) for w, up in zip(values, wrong, strict=True) if up for r, no in zip(values, wrong, strict=True) if not no
+    ]
+    expected = sum((w > r) + (w == r) / 2 for w, r in pairs) / len(pairs)
+    assert auroc(values, wrong) == pytest.approx(expected, abs=1e-12)
+    assert auroc([1, 2, 3], [False, False, True]) == 1
+    assert auroc([3, 2, 1], [False, False, True]) == 0
+    assert auroc([2, 2], [False, True]) == 0.5
+
+
+@pytest.mark.parametrize("wrong", [[True, True], [False, False]])
+def test_an_area_needs_both_kinds(wrong: list[bool]) -> None:
+    with pytest.raises(UsageError, match="nothing can be told apart"):
+        auroc([0.1, 0.2], wrong)
+
+
+def test_few_answers_are_no_certainty() -> None:
+    assert wilson_interval(0, 10) == (0.0, pytest.approx(0.2775, abs=1e-3))  # Wilson 1927
+    assert wilson_interval(5, 10) == (pytest.approx(0.2366, abs=1e-3), pytest.approx(0.7634, abs=1e-3))
+    low, high = auroc_interval(1.0, wrong=10, right=10)
+    assert (0.6 < low < 0.9, high) == (True, 1.0)
+    wide = auroc_interval(0.8, wrong=10, right=10)
+    narrow = auroc_interval(0.8, wrong=1000, right=1000)
+    assert wide[0] < narrow[0] < 0.8 < narrow[1] < wide[1]
+    assert narrow[1] - narrow[0] < 0.05
+    mirrored = auroc_interval(0.2, wrong=10, right=10)
+    assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx(wide, abs=1e-6)
+
+
+def test_what_is_above_the_band_is_flagged() -> None:
+    assert [CURVE.flagged(value) for value in (0.0, 0.05, 0.3, 0.30001, 9.0)] == [False, False, False, True, True]
+    assert CURVE.flagged(float("nan"))
+
+
+def test_every_value_has_a_bin() -> None:
+    first, last = CURVE.bins
+    assert [CURVE.bin_of(value) is first for value in (-1.0, 0.05, 0.2, 0.24)] == [True] * 4
+    assert [CURVE.bin_of(value) is last for value in (0.26, 0.3, 0.5, 7.0)] == [True] * 4
+
+
+def test_a_curve_survives_json() -> None:
+    plain = json.loads(json.dumps(asdict(CURVE)))
+    assert RiskCurve.from_plain(plain) == CURVE
+    assert RiskCurve.from_plain({key: value for key, value in plain.items() if key != "rope"}) == replace(
+        CURVE, rope=""
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"signal": "entropy"}, "risk signal 'entropy'"),
+        ({"heads": []}, "watches the heads"),
+        ({"heads": [[1, -1]]}, "watches the heads"),
+        ({"heads": [[1, 0.5]]}, "0.5 is no whole number"),
+        ({"heads": [[1]]}, "of another form"),
+        ({"band": [0.3, 0.1]}, "band is 0.3 to 0.1"),
+        ({"band": [0.3]}, "of another form"),
+        ({"auroc": 0.5}, "AUROC is 0.5"),
+        ({"auroc": "high"}, "'auroc' of a risk curve is 'high'"),
+        ({"bins": []}, "bins do not rise"),
+        ({"bins": [asdict(CURVE.bins[1]), asdict(CURVE.bins[0])]}, "bins do not rise"),
+        ({"bins": [{**asdict(CURVE.bins[0]), "rate": 1}]}, "unknown key 'rate'"),
+        ({"bins": [3]}, "a risk bin is 3"),
+        ({"bins": [{**asdict(CURVE.bins[0]), "error_rate": 1.5}]}, "error rate 1.5"),
+        ({"bins": [{**asdict(CURVE.bins[0]), "samples": 0}]}, "has 0 samples"),
+        ({"samples": 21}, "do not hold its 21 samples"),
+        ({"samples": 20.0}, "'samples' of a risk curve is 20.0"),
+        ({"aurok": 1}, "unknown key 'aurok'"),
+    ],
+)
+def test_what_is_no_curve_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        RiskCurve.from_plain({**asdict(CURVE), **change})
+    assert message in refusal.value.message
+    assert refusal.value.hint
+
+
+def test_a_key_that_lacks_is_named() -> None:
+    plain = {key: value for key, value in asdict(CURVE).items() if key != "band"}
+    with pytest.raises(UsageError, match="lacks 'band'"):
+        RiskCurve.from_plain(plain)
+
+
+def test_signals_are_named_once() -> None:
+    assert len(set(SIGNALS)) == len(SIGNALS) == 3

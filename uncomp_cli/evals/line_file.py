@@ -1,0 +1,110 @@
+"""Lines of JSON on the disk, written by one process at a time: what the results files share.
+
+A line is written at once and waited for; when the disk is full nothing of it stays. What a kill leaves behind is a torn
+last line at most, which `parsed` says is broken.
+"""
+
+import errno
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from uncomp_cli.errors import UncompError, UsageError
+
+__all__ = [
+    "IN_USE",
+    "LONGEST_HEADER",
+    "OTHER_FILE",
+    "first_line",
+    "lock",
+    "parsed",
+    "read_rest",
+    "sync_directory",
+    "to_line",
+    "write_whole",
+    "writing",
+]
+
+LONGEST_HEADER = 1 << 20
+OTHER_FILE = "give another file with --out"
+IN_USE = "wait until that one has ended, or give this run another file with --out"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Errors of the system while `path` is opened or written, as UncompError."""
+    try:
+        yield
+    except OSError as error:
+        hint = f"{OTHER_FILE}; what was written stays, and the run can be continued"
+        raise UncompError(f"{path} cannot be written: {error.strerror or error}", hint=hint) from error
+
+
+def first_line(path: Path, descriptor: int) -> bytes:
+    """The first line, its end included where it has one. Raises UsageError for what is not a regular file."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise UsageError(f"{path} is not a regular file", hint=OTHER_FILE)
+    with os.fdopen(os.dup(descriptor), "rb") as stream:
+        stream.seek(0)
+        return stream.readline(LONGEST_HEADER)
+
+
+def read_rest(descriptor: int, start: int) -> bytes:
+    """All bytes from `start` on."""
+    with os.fdopen(os.dup(descriptor), "rb") as stream:
+        stream.seek(start)
+        return stream.read()
+
+
+def to_line(record: dict[str, Any]) -> bytes:
+    """One line of JSON. Raises ValueError for a number that is none."""
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
+
+
+def parsed(line: bytes) -> Any:
+    """The JSON value of a line, None when it is broken."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def write_whole(descriptor: int, data: bytes) -> None:
+    """All of `data` in one write, on the disk; or an OSError, and the file as it was."""
+    size = os.fstat(descriptor).st_size
+    try:
+        if os.write(descriptor, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+def lock(path: Path, descriptor: int, *, program: str) -> None:
+    """Take the file for this process until it is closed; file systems and systems without locks go without."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UncompError(f"{path} is being written by another {program}", hint=IN_USE) from error
+    except OSError:
+        return
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a new name in `directory` last; where directories cannot be opened (Windows) there is nothing to do."""
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,73 @@
+"""What one arm of `uncomp rope` scored: on one needle in a text, and along a plain text.
+
+Figures are plain numbers, so that a cell survives JSON and needs no model to be read again. By head means [L][G];
+layers with a sliding window have an empty row, since no position past their window is looked at.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+__all__ = ["CellKey", "NeedleCell", "RopeCell", "TextCell"]
+
+CellKey = tuple[str, str, int, float, int]
+"""Cell, arm, tokens, depth, index."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeedleCell:
+    """One needle: number `index` of those at `depth` of a text that fills `tokens`, question and answer included.
+
+    `nll` is the mean over the answer's tokens from the second on (the first is predicted before the last eviction),
+    `match` 1 when the greedy answer holds the needle. Entropies are means over the answer's tokens, divided by ln n,
+    sinks left out (arXiv 2406.13282): `entropy` over all heads, `retrieval_entropy` over the preset's retrieval heads;
+    `raw_entropy` is that over all heads in nats, which grows with n.
+    """
+
+    name: ClassVar[str] = "needle"
+
+    arm: str
+    tokens: int
+    depth: float
+    index: int
+    nll: float
+    match: float
+    answer: str
+    entropy: float
+    raw_entropy: float
+    retrieval_entropy: float | None
+    entropy_by_head: list[list[float]]
+    kv_bytes: int
+    kept_fraction: float
+    seconds: float
+
+    @property
+    def key(self) -> CellKey:
+        """What makes it unique in a results file."""
+        return (self.name, self.arm, self.tokens, self.depth, self.index)
+
+
+@dataclass(frozen=True, slots=True)
+class TextCell:
+    """One pass over `tokens` of plain text.
+
+    `losses` are (position, NLL): the mean in nats of the tokens up to that position and behind the one before.
+    `patterns[at]` [L][G][bins] is the attention by relative distance of the tokens before position `at`.
+    """
+
+    name: ClassVar[str] = "text"
+
+    arm: str
+    tokens: int
+    losses: list[tuple[int, float]]
+    patterns: dict[str, list[list[list[float]]]]
+    chunk_tokens: int
+    kv_bytes: int
+    seconds: float
+
+    @property
+    def key(self) -> CellKey:
+        """What makes it unique in a results file."""
+        return (self.name, self.arm, self.tokens, 0.0, 0)
+
+
+RopeCell = NeedleCell | TextCell

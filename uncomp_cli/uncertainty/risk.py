@@ -1,0 +1,198 @@
+"""Risk: what a signal of uncertainty has meant for the answers of a calibration, as measured error rates.
+
+    bins      the calibration's answers, ordered by the signal and cut into bins of the same count; neighbours whose
+              error rates fall are pooled (pooled adjacent violators, Ayer et al. 1955), so that rates only rise
+    rate      wrong answers over answers of a bin, with its 95 % interval (Wilson 1927)
+    band      from the lowest signal of a right answer to the highest that is not flagged
+    AUROC     the chance that a wrong answer has a higher signal than a right one (Mann-Whitney; ties count half)
+
+The signal itself is no probability. A rate holds for answers like the calibration's: its model, its kind of text and
+question, its lengths. Signals are made so that higher is more uncertain. Nothing here imports torch.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from uncomp_cli.errors import UsageError
+
+__all__ = ["SIGNALS", "RiskBin", "RiskCurve", "auroc", "auroc_interval", "wilson_interval"]
+
+SIGNALS = ("entropy/mean", "entropy/least", "entropy/first")
+"""Of attention entropies / ln n: the mean over watched heads and the answer's tokens; the mean over tokens of the least
+uncertain head's (one head that has found something is enough); the mean over heads of the first token's. None of them
+grows with the answer's length."""
+
+_AGAIN = "measure it again: uncomp calibrate --risk"
+_MORE = "use easier and harder samples: several --risk-tokens, more --risk-samples"
+_Z = 1.96
+_HALVINGS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class RiskBin:
+    """Answers whose signal is from `lower` to `upper`: the share that was wrong, and the interval it lies in."""
+
+    lower: float
+    upper: float
+    error_rate: float
+    low: float
+    high: float
+    samples: int
+
+    def __post_init__(self) -> None:
+        if not (self.samples >= 1 and math.isfinite(self.lower) and math.isfinite(self.upper)):
+            raise UsageError(f"a risk bin from {self.lower} to {self.upper} has {self.samples} samples", hint=_AGAIN)
+        if not (self.lower <= self.upper and 0 <= self.low <= self.error_rate <= self.high <= 1):
+            found = f"error rate {self.error_rate} in an interval from {self.low} to {self.high}"
+            raise UsageError(f"a risk bin from {self.lower} to {self.upper} has {found}", hint=_AGAIN)
+
+
+@dataclass(frozen=True, slots=True)
+class RiskCurve:
+    """What a signal of some heads meant on `samples` answers behind texts of these lengths.
+
+    `heads` are (layer, KV head); `band` is the signal of answers that are not flagged; `bins` rise in signal and in
+    error rate. `rope` is how positions past the trained length were made; empty where that was not told. Raises
+    UsageError for anything that is not such a curve.
+    """
+
+    signal: str
+    heads: tuple[tuple[int, int], ...]
+    band: tuple[float, float]
+    bins: tuple[RiskBin, ...]
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    samples: int
+    tokens: tuple[int, ...]
+    rope: str = ""
+
+    def __post_init__(self) -> None:
+        if self.signal not in SIGNALS:
+            raise UsageError(f"risk signal '{self.signal}' is unknown", hint=f"known signals: {', '.join(SIGNALS)}")
+        if not self.heads or any(min(head) < 0 for head in self.heads):
+            raise UsageError(f"the risk curve watches the heads {self.heads}", hint=_AGAIN)
+        if not self.band[0] <= self.band[1]:
+            raise UsageError(f"the risk curve's band is {self.band[0]} to {self.band[1]}", hint=_AGAIN)
+        if not 0 <= self.auroc_low <= self.auroc <= self.auroc_high <= 1:
+            found = f"{self.auroc} in an interval from {self.auroc_low} to {self.auroc_high}"
+            raise UsageError(f"the risk curve's AUROC is {found}", hint=_AGAIN)
+        self._check_bins()
+
+    def _check_bins(self) -> None:
+        pairs = list(zip(self.bins[:-1], self.bins[1:], strict=True))
+        rising = all(a.upper <= b.lower and a.error_rate <= b.error_rate for a, b in pairs)
+        if not self.bins or not rising:
+            raise UsageError("the risk curve's bins do not rise in signal and error rate", hint=_AGAIN)
+        if sum(one.samples for one in self.bins) != self.samples:
+            raise UsageError(f"the risk curve's bins do not hold its {self.samples} samples", hint=_AGAIN)
+
+    def flagged(self, value: float) -> bool:
+        """Whether an answer of this signal is outside the band: above it, or no number.
+
+        Below it an answer is more certain than any right one of the calibration, which is no reason to doubt it.
+        """
+        return not value <= self.band[1]
+
+    def bin_of(self, value: float) -> RiskBin:
+        """The bin of this signal; beyond the bins the outermost one, between two the nearer one."""
+        return min(self.bins, key=lambda one: max(one.lower - value, value - one.upper, 0.0))
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of dataclasses.asdict, also after JSON; raises UsageError for keys and values of another kind."""
+        _check(data, cls, "risk curve")
+        for one in data["bins"]:
+            _check(one, RiskBin, "risk bin")
+        try:
+            return cls(
+                **{
+                    **data,
+                    "heads": tuple((_count(layer), _count(head)) for layer, head in data["heads"]),
+                    "band": (float(data["band"][0]), float(data["band"][1])),
+                    "bins": tuple(RiskBin(**one) for one in data["bins"]),
+                    "tokens": tuple(map(_count, data["tokens"])),
+                }
+            )
+        except (TypeError, ValueError, IndexError) as error:
+            raise UsageError(f"the risk curve is of another form: {error}", hint=_AGAIN) from error
+
+
+def auroc(values: Sequence[float], wrong: Sequence[bool]) -> float:
+    """The chance that a wrong answer's value is above a right one's, ties counting half; in O(n log n).
+
+    Raises UsageError unless there are both right and wrong answers.
+    """
+    ups = sum(map(bool, wrong))
+    downs = len(values) - ups
+    if not ups or not downs:
+        raise UsageError(f"{ups} of {len(values)} answers were wrong: nothing can be told apart", hint=_MORE)
+    ranked = sorted(zip(values, wrong, strict=True))
+    first, total = 0, 0.0
+    while first < len(ranked):
+        last = first
+        while last + 1 < len(ranked) and ranked[last + 1][0] == ranked[first][0]:
+            last += 1
+        total += (first + last + 2) / 2 * sum(bool(one) for _, one in ranked[first : last + 1])
+        first = last + 1
+    return (total - ups * (ups + 1) / 2) / (ups * downs)
+
+
+def auroc_interval(area: float, *, wrong: int, right: int) -> tuple[float, float]:
+    """The 95 % interval of an AUROC of so many wrong and right answers: Newcombe (2006), method 5.
+
+    As Wilson's, it holds the areas θ that the one found is within 1.96 standard errors of, by θ's own error: of few
+    answers an area of 1 is not certainty. N = (wrong + right) / 2,
+    error² = θ (1 − θ) (1 + (N − 1) ((1 − θ) / (2 − θ) + θ / (1 + θ))) / (wrong · right)
+    """
+    typical = (wrong + right) / 2 - 1
+
+    def far(theta: float) -> bool:
+        spread = 1 + typical * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+        return abs(area - theta) > _Z * math.sqrt(theta * (1 - theta) * spread / (wrong * right))
+
+    return _edge(area, 0.0, far), _edge(area, 1.0, far)
+
+
+def _edge(inside: float, outside: float, far: Callable[[float], bool]) -> float:
+    """Where, between a value that is near and the end, `far` begins to hold; the end where it never does."""
+    if inside == outside or not far(outside):
+        return outside
+    for _ in range(_HALVINGS):
+        middle = (inside + outside) / 2
+        inside, outside = (inside, middle) if far(middle) else (middle, outside)
+    return inside
+
+
+def wilson_interval(hits: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of a rate of `hits` in `total`: ten wrong of ten is not certainty."""
+    centre = (hits + _Z**2 / 2) / (total + _Z**2)
+    half = _Z / (total + _Z**2) * math.sqrt(hits * (total - hits) / total + _Z**2 / 4)
+    return max(0.0, min(hits / total, centre - half)), min(1.0, max(hits / total, centre + half))
+
+
+def _check(data: Any, target: type, what: str) -> None:
+    """Raise UsageError unless `data` has the keys of the dataclass `target`, and numbers where it has numbers."""
+    if not isinstance(data, Mapping):
+        raise UsageError(f"a {what} is {data!r}", hint=f"it must be an object; {_AGAIN}")
+    kinds = {item.name: item.type for item in fields(target)}
+    needed = {item.name for item in fields(target) if item.name != "rope"}
+    unknown, missing = sorted(set(data) - set(kinds)), sorted(needed - set(data))
+    if unknown or missing:
+        fault = f"has the unknown key '{unknown[0]}'" if unknown else f"lacks '{missing[0]}'"
+        raise UsageError(f"a {what} {fault}", hint=f"its keys: {', '.join(kinds)}; {_AGAIN}")
+    for key, value in data.items():
+        allowed = _KINDS.get(kinds[key], (list, tuple))
+        if type(value) not in allowed:
+            raise UsageError(f"'{key}' of a {what} is {value!r}", hint=_AGAIN)
+
+
+_KINDS: dict[Any, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,)}
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is no whole number")
+    return value
