@@ -166,16 +166,46 @@ def test_a_context_that_the_memory_does_not_hold(ask: Ask, monkeypatch: pytest.M
     assert ask("-f", "short.txt", "--rope", "yarn", "--context", "64k", *mode, "Where?")[0] == 0
 
 
-def test_a_scaling_of_its_own_that_gives_way_is_said(ask: Ask, tiny_model: Path) -> None:
-    Path("scaled").mkdir()
+def scaled_model(tiny_model: Path, trained: int, **parameters: object) -> str:
+    """The tiny model in a folder of its own, trained for `trained` tokens and shipped with a scaling."""
+    Path("shipped").mkdir()
     for file in tiny_model.iterdir():
-        (Path("scaled") / file.name).write_bytes(file.read_bytes())
+        (Path("shipped") / file.name).write_bytes(file.read_bytes())
     config = json.loads((tiny_model / "config.json").read_text())
-    config["rope_parameters"] = {
-        "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 2048, "rope_theta": 10000.0,
-    }  # fmt: skip
-    (Path("scaled") / "config.json").write_text(json.dumps(config))
-    code, out, err = ask("-f", "long.txt", "-m", "scaled", "--rope", "ntk:4", "--json", "Where?")
+    config |= {"max_position_embeddings": trained, "rope_parameters": {"rope_theta": 10000.0, **parameters}}
+    (Path("shipped") / "config.json").write_text(json.dumps(config))
+    return "shipped"
+
+
+def test_what_a_model_reads_by_its_own_scaling_is_no_less_sure(ask: Ask, tiny_model: Path) -> None:
+    model = scaled_model(tiny_model, 256, rope_type="dynamic", factor=4.0)
+    for rope in ([], ["--rope", "auto"], ["--force", "--context", "1k"]):
+        code, out, err = ask("-f", "short.txt", "-m", model, *rope, "--json", "Where?")
+        assert code == 0, err
+        record = record_of(out)
+        assert 256 < record["usage"]["prompt_tokens"] < 1024
+        assert record["warnings"] == []
+    (warning,) = record_of(ask("-f", "short.txt", "-m", model, "--rope", "ntk:4", "--json", "Where?")[1])["warnings"][
+        1:
+    ]
+    assert warning.endswith("extended by --rope ntk:4 are less reliable")
+
+
+@pytest.mark.parametrize("mode", [[], ["--dry-run"]])
+def test_reading_on_as_trained_is_refused_where_nothing_says_how(ask: Ask, tiny_model: Path, mode: list[str]) -> None:
+    model = scaled_model(tiny_model, 256, rope_type="dynamic", factor=4.0)
+    code, out, err = ask("-f", "long.txt", "-m", model, "--force", *mode, "Where?")
+    assert (code, out) == (2, "")
+    message, hint = two_lines(err)
+    assert message.endswith("(--rope plain, --force): its dynamic RoPE ends at 1,024 tokens")
+    assert "--rope auto" in hint
+
+
+def test_a_scaling_of_its_own_that_gives_way_is_said(ask: Ask, tiny_model: Path) -> None:
+    model = scaled_model(
+        tiny_model, TRAINED_LENGTH, rope_type="yarn", factor=2.0, original_max_position_embeddings=2048
+    )
+    code, out, err = ask("-f", "long.txt", "-m", model, "--rope", "ntk:4", "--json", "Where?")
     assert code == 0, err
     said = "the model's own RoPE scaling (yarn:2) is replaced by --rope ntk:4"
     assert said in record_of(out)["warnings"]

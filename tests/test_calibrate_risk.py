@@ -1,5 +1,6 @@
 """Fitting a risk curve: heads that know are found, heads that know nothing are not made to, and rates only rise."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +22,7 @@ def answers(count: int, *, seed: int = 0, gap: float = 0.0, telling: tuple[int, 
         entropy = 0.3 + 0.05 * chance.standard_normal((int(chance.integers(1, 12)), len(HEADS)))
         entropy += 0.05 * chance.standard_normal(len(HEADS))  # what an answer has of its own
         entropy[:, list(telling)] += 0.05 * gap * wrong
-        made.append(RiskAnswer(12_000 + index % 2, wrong, entropy, float(chance.random() + wrong)))
+        made.append(RiskAnswer(12_000 + index % 2, wrong, entropy, float(chance.random() + wrong) / 1000))
     return made
 
 
@@ -44,8 +45,10 @@ def test_the_curve_tells_new_answers_apart_as_well_as_it_says() -> None:
         "entropy/mean": np.mean,
         "entropy/least": lambda e: e.min(axis=1).mean(),
         "entropy/first": lambda e: e[0].mean(),
+        "entropy/joint": np.mean,
     }
-    values = [float(reduced[curve.signal](one.entropy[:, at])) for one in fresh]
+    said = [one.output_entropy if curve.signal == "entropy/joint" else 0.0 for one in fresh]
+    values = [float(reduced[curve.signal](one.entropy[:, at])) + out for one, out in zip(fresh, said, strict=True)]
     area = auroc(values, [one.wrong for one in fresh])
     assert curve.auroc_low <= area <= curve.auroc_high
     flagged = [curve.flagged(value) for value in values]
@@ -69,6 +72,16 @@ def test_heads_by_cost_win_a_draw() -> None:
     telling = (0, 1, 2, 3, 4, 5)
     fit = fit_risk(answers(60, gap=6, telling=telling), HEADS, costly=[HEADS[at] for at in telling])
     assert fit.curve.heads == tuple(HEADS[at] for at in telling)
+
+
+def test_where_it_looks_and_what_it_says_are_told_together() -> None:
+    """Two signals that each know a part: their sum is what the curve is made of."""
+    known = answers(80, gap=1, telling=tuple(range(30)))
+    made = [replace(one, output_entropy=40 * one.output_entropy) for one in known]
+    fit = fit_risk(made, HEADS, costly=HEADS[:6])
+    assert fit.curve.signal == "entropy/joint"
+    areas = {one.name: one.auroc for one in fit.candidates}
+    assert fit.curve.auroc == areas["costly heads, entropy/joint"] > areas["costly heads, entropy/mean"]
 
 
 def test_bins_pool_what_does_not_rise() -> None:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from test_ask_lengths import scaled_model
 from test_ask_support import last_object, start, tiny_model, two_lines
 
 from uncomp_cli.cli.app import run
@@ -103,12 +104,16 @@ def test_another_seed_is_another_file(finished: tuple[Path, str, str], tiny_mode
         (("--depths", "0"), 2, "0", ""),
         (("--from", "nothing.jsonl"), 2, "nothing.jsonl", "results file"),
         (("--from", "nothing.jsonl", "--tokens", "16k"), 2, "--tokens", "leave one"),
+        (("--from", "nothing.jsonl", "--seed", "3"), 2, "--seed", "leave one"),
+        (("--from", "nothing.jsonl", "--preset", "full"), 2, "--preset", "leave one"),
+        (("--from", "nothing.jsonl", "--dtype", "float32"), 2, "--dtype", "leave one"),
     ],
 )
 def test_bad_input_is_refused_before_a_model_is_loaded(
     capsys: pytest.CaptureFixture[str], args: tuple[str, ...], code: int, message: str, hint: str
 ) -> None:
-    found, said, advised = refused(capsys, "-q", "-m", "no-such-model", *args)
+    model = () if "--from" in args else ("-m", "no-such-model")
+    found, said, advised = refused(capsys, "-q", *model, *args)
     assert found == code
     assert message in said
     assert hint in advised
@@ -129,3 +134,42 @@ def test_a_context_larger_than_memory_is_refused(capsys: pytest.CaptureFixture[s
     assert code == 3
     assert "999,999,999" in said
     assert advised
+
+
+def test_a_model_is_not_read_on_as_trained_past_what_its_own_scaling_says(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path
+) -> None:
+    model = scaled_model(tiny_model, 256, rope_type="dynamic", factor=2.0)
+    args = ("-m", model, "--kinds", "plain,yarn", "--tokens", "400,600", "--depths", "1", "--out", "r.jsonl")
+    code = run(["rope", *args])
+    err = capsys.readouterr().err
+    assert code == 0, err
+    assert "plain reads up to 512 tokens: not measured at 600" in err
+    cells = read_rope_results(Path("r.jsonl"))[1]
+    assert {(cell.name, cell.arm, cell.tokens) for cell in cells} == {
+        ("text", "plain", 400), ("text", "yarn:3", 600),
+        ("needle", "plain", 400), ("needle", "yarn:3", 400), ("needle", "yarn:3", 600),
+    }  # fmt: skip
+
+
+def test_factors_are_what_ask_takes(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
+    own = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 128}
+    model = scaled_model(tiny_model, 256, rope_type="llama3", factor=2.0, **own)
+    args = ("-m", model, "--kinds", "yarn,ntk:2", "--tokens", "512", "--depths", "1", "--out", "r.jsonl")
+    code = run(["rope", *args])
+    err = capsys.readouterr().err
+    assert code == 0, err
+    assert "ntk:2 reads up to 256 tokens: not measured at 512" in err
+    assert {cell.arm for cell in read_rope_results(Path("r.jsonl"))[1]} == {"plain", "yarn:4"}
+
+
+@pytest.mark.parametrize(("kinds", "named"), [("plain,yarn:2", "yarn:2"), ("plain,repack,ntk", "ntk:2")])
+def test_a_kind_that_the_model_cannot_take_is_refused_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, kinds: str, named: str
+) -> None:
+    model = scaled_model(tiny_model, 512, rope_type="linear", factor=2.0)
+    code, said, advised = refused(capsys, "-q", "-m", model, "--kinds", kinds, "--tokens", "512,1k", "--out", "r.jsonl")
+    assert code == 2
+    assert f"--rope {named} cannot replace the scaling that the model came with, linear:2" in said
+    assert f"leave {named} out of --kinds" in advised
+    assert not Path("r.jsonl").exists()

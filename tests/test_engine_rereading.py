@@ -65,6 +65,19 @@ def test_the_model_reads_a_text_of_the_passages(family: str, question: int) -> N
     assert_same(decode(decoder, done, forced)[0], oracle[len(text) :])
 
 
+def test_the_first_pass_is_released_before_the_second() -> None:
+    """What is held while the passages are read is theirs alone: a cap on the cache holds then, too."""
+    decoder, spec = shared_tiny("llama")[1:]
+    preset = Preset("test", "", budget="30%", policy="uniform", scorer=CONFIG)
+    planned = plan_compression(
+        spec, preset, prompt_of(context=900), available=10**12, reach=512, reread_tokens=PASSAGE_TOKENS
+    )
+    steps, done = exhaust(read_compressed(decoder, planned))
+    again = steps[-spec.num_layers :]
+    assert max(step.kv_bytes for step in again) <= done.cache.nbytes
+    assert steps[-spec.num_layers - 1].kv_bytes > done.cache.nbytes
+
+
 def test_what_must_stay_is_there() -> None:
     prompt = prompt_of()
     done = reread(prompt, allocation_of("uniform", shared_tiny("llama")[2], prompt, kept=0.6), most=PASSAGE_TOKENS)

@@ -1,5 +1,6 @@
 """The watch sees what attention saw: against explicit weights, alone and in a batch, and for the heads it should."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -107,21 +108,25 @@ def test_tokens_at_once_are_tokens_one_by_one() -> None:
         torch.testing.assert_close(getattr(one, name), getattr(many, name), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("signal", ["entropy/mean", "entropy/least", "entropy/first"])
+@pytest.mark.parametrize("signal", ["entropy/mean", "entropy/least", "entropy/first", "entropy/joint"])
 def test_a_session_tells_its_signal(signal: str) -> None:
     loaded = load_tiny("llama")
     session = Session(loaded, HALF, GREEDY, watch=Watched(((1, 0), (2, 1)), signal=signal))
     read(session)
-    latest, found = [], []
+    latest, found, ids = [], [], []
     for step in session.answer():
+        ids.append(step.token_ids[0])
         if step.index:
             latest.append(session.watching.latest[0].clone())
         found.append(session.stats.attention_entropy)
     assert found[0] is None  # chosen behind the prompt
     rows = torch.stack(latest)
     expected = {"entropy/mean": rows.mean(), "entropy/least": rows.amin(1).mean(), "entropy/first": rows[0].mean()}
+    logits = session.predict(ids)
+    said = torch.special.entr(logits.softmax(-1)).sum(-1).mean() / math.log(logits.shape[-1])
+    expected["entropy/joint"] = rows.mean() + said
     assert found[-1] == pytest.approx(float(expected[signal]), rel=1e-5)
-    assert 0 < found[-1] < 1
+    assert 0 < found[-1] < 2
 
 
 def test_nothing_is_watched_without_heads_or_when_not_wanted() -> None:
@@ -153,7 +158,7 @@ def test_a_row_of_a_batch_has_the_signal_that_it_has_alone(
 ) -> None:
     loaded = load_tiny(family)
     heads = all_heads(loaded.spec)[:3]
-    session = BatchSession(loaded, preset, GREEDY, watch=Watched(heads))
+    session = BatchSession(loaded, preset, GREEDY, watch=Watched(heads, signal="entropy/joint"))
     asked = ask(session, make_prompt(60, QUESTIONS))
     expected = []
     for number in range(len(QUESTIONS)):

@@ -3,14 +3,15 @@
 import pytest
 
 from uncomp_cli.errors import UsageError
-from uncomp_cli.evals.rope_arms import RopeArm, parse_arms, parse_lengths, unread
+from uncomp_cli.evals.rope_arms import ModelLengths, RopeArm, parse_arms, parse_lengths, unread
 from uncomp_cli.models.rope import RopeChoice
 
 TRAINED = 8192
+LENGTHS = ModelLengths(TRAINED, TRAINED)
 
 
 def arms(text: str, *, longest: int = 16384, budget: str = "10%", compress: bool = False) -> list[str]:
-    found = parse_arms(text, longest=longest, trained_length=TRAINED, budget=budget, compress=compress)
+    found = parse_arms(text, longest=longest, unscaled_length=TRAINED, budget=budget, compress=compress)
     return [arm.label for arm in found]
 
 
@@ -45,13 +46,29 @@ def test_flags_are_what_ask_takes() -> None:
 
 def test_reach_and_what_is_beyond_it() -> None:
     yarn, plain, repack = RopeArm("yarn", 2.0, "full"), RopeArm("plain", None, "full"), RopeArm("repack", 2.0, "10%")
-    assert yarn.reads(2 * TRAINED, TRAINED)
-    assert not yarn.reads(2 * TRAINED + 1, TRAINED)
-    assert plain.reads(100 * TRAINED, TRAINED)
-    assert repack.reads(100 * TRAINED, TRAINED)
+    assert yarn.reads(2 * TRAINED, LENGTHS)
+    assert not yarn.reads(2 * TRAINED + 1, LENGTHS)
+    assert plain.reads(1000 * TRAINED, LENGTHS)
+    assert repack.reads(100 * TRAINED, LENGTHS)
     assert (repack.reach(TRAINED), yarn.reach(TRAINED)) == (TRAINED // 2, None)
-    (sentence,) = unread([yarn, plain, repack], [TRAINED, 20_000, 30_000], TRAINED)
+    (sentence,) = unread([yarn, plain, repack], [TRAINED, 20_000, 30_000], LENGTHS)
     assert sentence == "yarn:2 reads up to 16,384 tokens: not measured at 20,000, 30,000"
+
+
+def test_factors_count_from_the_length_before_a_scaling_of_the_models_own() -> None:
+    scaled = ModelLengths(trained=2048, unscaled=512)
+    (yarn,) = parse_arms("yarn", longest=4096, unscaled_length=scaled.unscaled, budget="10%")
+    assert yarn.label == "yarn:8"
+    assert yarn.reads(4096, scaled)
+    assert not RopeArm("yarn", 2.0, "full").reads(1025, scaled)
+    assert RopeArm("repack", 2.0, "10%").reach(scaled.trained) == 1024
+
+
+def test_plain_reads_as_far_as_a_rope_that_depends_on_the_length() -> None:
+    plain, ends = RopeArm("plain", None, "full"), ModelLengths(512, 512, plain=2048)
+    assert plain.reads(2048, ends)
+    assert list(unread([plain], [1024, 4096], ends)) == ["plain reads up to 2,048 tokens: not measured at 4,096"]
+    assert plain.choice_for(1024) == RopeChoice("plain", None, 1024)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_every_place_has_a_needle_of_its_own_at_its_depth(loaded: LoadedModel, h
 
 
 def request(haystack: Haystack, kinds: str) -> RopeRequest:
-    arms = parse_arms(kinds, longest=1500, trained_length=TRAINED, budget="30%")
+    arms = parse_arms(kinds, longest=1500, unscaled_length=TRAINED, budget="30%")
     return RopeRequest(arms, (700, 1500), (0.0, 1.0), 1, 1, haystack, load_preset("live"))
 
 

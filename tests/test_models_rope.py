@@ -213,3 +213,14 @@ def test_such_a_model_is_refused_before_its_weights_are_loaded(tmp_path, monkeyp
         load_model(str(tmp_path), device="cpu")
     with pytest.raises(ModelError, match="rope_type dynamic"):
         footprint(tmp_path, dtype="auto", device=torch.device("cpu"), quantize="none")
+
+
+@pytest.mark.parametrize("kind", ROPE_KINDS)
+def test_a_single_frequency_can_only_be_divided(kind: str) -> None:
+    config = LlamaConfig(**SMALL, head_dim=2, rope_parameters={"rope_type": "default", "rope_theta": THETA})
+    if kind in ("ntk", "dynamic", "longrope"):
+        with pytest.raises(UsageError, match=f"--rope {kind}:2 has nothing to change: 2 dimensions") as caught:
+            extend_config(config, RopeExtension(kind, 2.0))
+        assert "--rope linear:2" in str(caught.value.hint)
+    else:
+        assert extend_config(config, RopeExtension(kind, 2.0)).rope_parameters["rope_type"] == kind

@@ -56,6 +56,10 @@ def test_three_options_are_one_choice(options: dict[str, object], choice: RopeCh
         ("su:2", "'su'", "or plain, repack, reread, auto"),
         ("", "''", "linear:2, ntk:4 or yarn:4"),
         ("plain:2", "'plain' takes no factor", "write plain"),
+        ("plain:x", "'plain' takes no factor", "write plain"),
+        ("foo:x", "unknown rope extension 'foo'", "or plain, repack, reread, auto"),
+        ("liner:x", "unknown rope extension 'liner'", "did you mean 'linear:2'?"),
+        ("repack:x", "'repack:x' needs a factor of 1 or more", "write repack, or repack:2"),
         ("auto:2", "'auto' takes no factor", "write auto"),
         ("repack:0.5", r"factor 0\.5 is not between 1 and 1024", "write repack"),
         ("ntk:1", "factor 1 ", "linear:2, ntk:4 or yarn:4"),
@@ -100,3 +104,10 @@ def test_a_context_gives_the_factor() -> None:
     assert choice.extension(8192) == RopeExtension("ntk", 12_000 / 8192)
     assert RopeExtension("ntk", 12_000 / 8192).length(8192) == 12_000
     assert choice.extension(12_000) is None  # it fits as trained
+
+
+def test_a_context_that_no_factor_reaches_is_named_with_the_largest() -> None:
+    with pytest.raises(UsageError, match="--context 921,600,000 is more than 1,024 times the 4,096 tokens") as caught:
+        RopeChoice("yarn", None, 900_000 * 1024).extension(4096)
+    assert caught.value.hint == "use --context 4194304 or less"
+    assert RopeChoice("yarn", None, 4_194_304).extension(4096) == RopeExtension("yarn", 1024)

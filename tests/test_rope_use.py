@@ -115,6 +115,21 @@ def test_auto_is_yarn_where_a_shipped_scaling_depends_on_the_length(tmp_path: Pa
     assert "--rope yarn" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("kind", ["dynamic:4", "longrope:4"])
+def test_plain_ends_where_a_shipped_scaling_that_depends_on_the_length_does(tmp_path: Path, kind: str) -> None:
+    parameters, trained = STOCK[kind]
+    config = LlamaConfig(**SMALL, max_position_embeddings=trained, rope_parameters=dict(parameters))
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), device="cpu", rope=RopeChoice("plain", None, LONG))
+    assert (str(loaded.rope), loaded.spec.trained_length) == ("plain", LONG)
+    ends = f"its {kind[:-2]} RoPE ends at {LONG} tokens"
+    for choice in (RopeChoice("plain"), RopeChoice("plain", None, LONG + 1)):
+        with pytest.raises(UsageError, match=ends) as caught:
+            use_rope(loaded, choice)
+        assert "no larger context is possible" in str(caught.value.hint)
+        assert "--rope auto or yarn" in str(caught.value.hint)
+
+
 def test_any_other_choice_stays_as_it_was_loaded(model_dir: Path) -> None:
     loaded = load_model(str(model_dir), device="cpu", rope="ntk:2")
     assert resolve_rope(loaded, parse_rope("ntk:2"), tokens=9_999) == (loaded, None)

@@ -113,4 +113,4 @@ def test_a_key_that_lacks_is_named() -> None:
 
 
 def test_signals_are_named_once() -> None:
-    assert len(set(SIGNALS)) == len(SIGNALS) == 3
+    assert len(set(SIGNALS)) == len(SIGNALS) == 4

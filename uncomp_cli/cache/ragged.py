@@ -180,6 +180,11 @@ class RaggedKVCache:
                 layer.resize([int(torch.searchsorted(positions, position)) for positions in tails])
                 layer.quantized = [None if before is None else _cut(before, position) for before in layer.quantized]
 
+    def clear(self) -> None:
+        """Release all layers, and what was held aside."""
+        self.layers = [None] * len(self.layers)
+        self._aside_bytes = 0
+
     def relabel(self, labels: Tensor) -> None:
         """Give every entry at position p the position `labels[p]` (int32, ascending); keys and values stay."""
         for layer in self.layers:

@@ -4,11 +4,12 @@
                  themselves; each with every signal of uncertainty/risk.py
     cross-fit    heads are chosen on four fifths of the answers and judged on the fifth; a value that is the q-quantile
                  of those four fifths' counts as the q-quantile of the final heads' values on all answers
-    choice       the candidate with the highest AUROC of such values; heads by cost unless others are clearly better
+    choice       the candidate with the highest AUROC of such values; heads by cost, and where the model looks together
+                 with what it says, unless others are clearly better: of few answers the best of many is often chance
     band         up to the value that parts right from wrong best (Youden: share of wrong ones above − of right ones)
     bins         of such values, so that no answer's rate comes from heads that were chosen by it
 
-The entropy of the next token's distribution is the baseline: it is reported, and no curve is made of it.
+The entropy of the next token's distribution alone is the baseline, which is reported beside them.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uncomp_cli.errors import UsageError
-from uncomp_cli.uncertainty.risk import SIGNALS, RiskBin, RiskCurve, auroc, auroc_interval, wilson_interval
+from uncomp_cli.uncertainty.risk import JOINT, SIGNALS, RiskBin, RiskCurve, auroc, auroc_interval, wilson_interval
 
 __all__ = ["RiskAnswer", "RiskFit", "Separation", "fit_risk", "risk_bins"]
 
@@ -29,7 +30,7 @@ Flags = NDArray[np.bool_]
 FOLDS = 5
 LEAST_ANSWERS = 20
 BEST_HEADS = (4, 8, 16)
-_CLEARLY = 0.02
+_CLEARLY = 0.05
 _MOST_BINS, _BIN_ANSWERS = 5, 8
 
 
@@ -37,7 +38,7 @@ _MOST_BINS, _BIN_ANSWERS = 5, 8
 class RiskAnswer:
     """An answer behind `tokens` of text: entropies [T, K] / ln n of its tokens in K heads, and whether it was wrong.
 
-    `output_entropy` is the mean entropy in nats of the distributions that its tokens were taken from.
+    `output_entropy` is the mean entropy / ln V of the distributions over V tokens that its own were taken from.
     """
 
     tokens: int
@@ -74,20 +75,22 @@ class RiskFit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Told:
-    """Answers' entropies, [T, K] each, and which of them were wrong, bool [N]."""
+    """Answers' entropies, [T, K] each and of their outputs [N], and which of them were wrong, bool [N]."""
 
     entropies: tuple[Values, ...]
+    outputs: Values
     wrong: Flags
 
     def part(self, chosen: Flags) -> "_Told":
         """Some of the answers."""
         some = tuple(entropy for entropy, wanted in zip(self.entropies, chosen, strict=True) if wanted)
-        return _Told(some, self.wrong[chosen])
+        return _Told(some, self.outputs[chosen], self.wrong[chosen])
 
     def signal(self, name: str, heads: Sequence[int]) -> Values:
         """The signal [N] of these heads, as AnswerWatch makes it of them while an answer is written."""
         reduce = _REDUCTIONS[name]
-        return np.array([reduce(entropy[:, heads]) for entropy in self.entropies])
+        values = np.array([reduce(entropy[:, heads]) for entropy in self.entropies])
+        return values + self.outputs if name == JOINT else values
 
     def areas(self) -> Values:
         """The AUROC [K] of every head by itself."""
@@ -99,6 +102,7 @@ _REDUCTIONS: dict[str, Callable[[Values], float]] = {
     "entropy/mean": lambda tokens: float(tokens.mean()),
     "entropy/least": lambda tokens: float(tokens.min(axis=1).mean()),
     "entropy/first": lambda tokens: float(tokens[0].mean()),
+    JOINT: lambda tokens: float(tokens.mean()),
 }
 
 
@@ -119,19 +123,28 @@ class _Rule:
 
 
 def fit_risk(
-    answers: Sequence[RiskAnswer], heads: Sequence[HeadAt], *, costly: Sequence[HeadAt] = (), rope: str = ""
+    answers: Sequence[RiskAnswer],
+    heads: Sequence[HeadAt],
+    *,
+    costly: Sequence[HeadAt] = (),
+    rope: str = "",
+    budget: str = "",
 ) -> RiskFit:
     """The curve of the answers, whose entropies are those of `heads`; `costly` are the heads that the profile names.
 
     Raises UsageError for fewer than 20 answers, and when too few are right or wrong to tell them apart.
     """
     _check(answers)
-    told = _Told(tuple(answer.entropy for answer in answers), np.array([answer.wrong for answer in answers]))
+    told = _Told(
+        tuple(answer.entropy for answer in answers),
+        np.array([answer.output_entropy for answer in answers]),
+        np.array([answer.wrong for answer in answers]),
+    )
     rules = [_Rule(f"best {count} heads", count=count) for count in BEST_HEADS if count <= len(heads)]
     if costly:
         rules.insert(0, _Rule("costly heads", tuple(heads.index(head) for head in costly)))
     tried = [_try(rule, signal, told) for rule in rules for signal in SIGNALS]
-    chosen = max(tried, key=lambda one: one.separation.auroc + (_CLEARLY if one.rule.heads else 0))
+    chosen = max(tried, key=_preference)
     curve = RiskCurve(
         signal=chosen.signal,
         heads=tuple(heads[at] for at in chosen.rule.choose(told)),
@@ -143,6 +156,7 @@ def fit_risk(
         samples=len(answers),
         tokens=tuple(sorted({answer.tokens for answer in answers})),
         rope=rope,
+        budget=budget,
     )
     candidates = sorted((one.separation for one in tried), key=lambda one: -one.auroc)
     baseline = Separation.of("output entropy", [answer.output_entropy for answer in answers], told.wrong.tolist())
@@ -186,6 +200,11 @@ class _Tried:
 def _try(rule: _Rule, signal: str, told: _Told) -> _Tried:
     values = _cross_fit(rule, signal, told)
     return _Tried(rule, signal, values, Separation.of(f"{rule.name}, {signal}", values, told.wrong.tolist()))
+
+
+def _preference(tried: _Tried) -> float:
+    """The AUROC, and what a candidate that others must clearly beat has beside it."""
+    return tried.separation.auroc + _CLEARLY * (bool(tried.rule.heads) + (tried.signal == JOINT))
 
 
 def _cross_fit(rule: _Rule, signal: str, told: _Told) -> Values:

@@ -83,7 +83,7 @@ RiskRope = Annotated[
         "--rope",
         help="How those texts are read past the trained length, as in `uncomp ask`.",
         metavar="CHOICE",
-        show_default="repack",
+        show_default="auto",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -111,7 +111,7 @@ def choose_risk(
     for flag, given in (("--risk-samples", samples), ("--risk-tokens", tokens), ("--rope", rope)):
         if given and not wanted:
             raise UsageError(f"{flag} chooses how risk is measured, and it is not", hint="add --risk")
-    choice = parse_rope(rope or "repack")
+    choice = parse_rope(rope or "auto")
     if not wanted or choice is None:
         return None
     return RiskChoice(samples or DEFAULT_SAMPLES, tuple(dict.fromkeys(tokens or ())), choice)
@@ -136,7 +136,7 @@ def run_risk(
     run, rope, kept = _measure(choice, preset, samples, path=path, loaded=loaded, source=source, terminal=terminal)
     if run.unwatched:
         terminal.note(f"{run.unwatched:,} answers were a single token: there is nothing to watch, they are left out")
-    fit = fit_risk(run.answers, run.heads, costly=watched_heads(preset, loaded.spec), rope=rope)
+    fit = fit_risk(run.answers, run.heads, costly=watched_heads(preset, loaded.spec), rope=rope, budget=preset.budget)
     save_preset(replace(preset, risk=fit.curve), path.parent)
     kept.unlink()
     return fit

@@ -1,6 +1,7 @@
 """Asking again with more of the text: budgets that double up to all of it, which answer stays, and what each cost.
 
-Of the answers so far the last one stays when it is not flagged; else the one that the calibration trusts most.
+Of the answers so far the last one stays when it is not flagged; else the one with the lowest measured rate of errors,
+of equals the one with most kept: entropies of other budgets do not compare.
 """
 
 import re
@@ -66,10 +67,10 @@ def wider(preset: "Preset") -> "Preset | None":
 
 
 def best_of(tries: Sequence[Try]) -> int:
-    """Which of the answers stays: the last when it is not flagged, else the least uncertain, the first of equals."""
+    """Which of the answers stays: the last when it is not flagged, else that of the lowest rate, the last of equals."""
     if not tries[-1].more_may_help:
         return len(tries) - 1
-    return min(range(len(tries)), key=lambda number: tries[number].risk.order)
+    return min(range(len(tries)), key=lambda number: (tries[number].risk.error_rate, -number))
 
 
 def try_note(latest: Try, number: int) -> str:

@@ -80,11 +80,17 @@ def lengthen_for_growth(loaded: "LoadedModel", choice: "RopeChoice | None", term
 
 
 def length_warnings(loaded: "LoadedModel", prompt_tokens: int) -> Iterator[str]:
-    """What is less sure because the model was not trained for it."""
+    """What is less sure because the model was not trained for it.
+
+    Nothing is, as far as the model reads by its own scaling and that is in force.
+    """
+    from uncomp_cli.models.rope_config import reading_length
+
     trained, rope = loaded.info.trained_length, loaded.rope
     if rope.replaced is not None:
         yield f"the model's own RoPE scaling ({rope.replaced}) is replaced by --rope {rope}"
-    if not trained < prompt_tokens < loaded.spec.trained_length:
+    own = reading_length(loaded.own_config or loaded.model.config) if rope.kind in ("trained", "plain") else trained
+    if not max(trained, own) < prompt_tokens < loaded.spec.trained_length:
         return
     how = {
         "plain": "read on as trained (--rope plain)",

@@ -36,13 +36,14 @@ class Risk:
     """The watched heads' entropy in one answer, the curve that says what it means, and how the answer came about.
 
     `entropy` is None when no head was watched, or the answer was too short to be; `curve` is None when nothing was
-    calibrated. `rope` is what the prompt of `prompt_tokens` was read with.
+    calibrated. `rope` is what the prompt of `prompt_tokens` was read with, and `budget` what was kept of it.
     """
 
     entropy: float | None
     curve: "RiskCurve | None" = None
     prompt_tokens: int = 0
     rope: str = ""
+    budget: str = ""
 
     @property
     def flagged(self) -> bool | None:
@@ -51,19 +52,24 @@ class Risk:
 
     @property
     def bin(self) -> "RiskBin | None":
-        """The calibrated answers that were like this one."""
-        return None if self.curve is None or self.entropy is None else self.curve.bin_of(self.entropy)
+        """The calibrated answers that were like this one; None when none were."""
+        known = self.curve is not None and self.entropy is not None and not self.doubts
+        return self.curve.bin_of(self.entropy) if known and self.curve and self.entropy is not None else None
 
     @property
-    def order(self) -> tuple[float, float]:
-        """What is smaller for the answer to be trusted rather: the rate of errors, then the entropy."""
-        nothing = float("inf")
-        return nothing if self.bin is None else self.bin.error_rate, nothing if self.entropy is None else self.entropy
+    def doubts(self) -> tuple[str, ...]:
+        """In what the answer differs from all that were calibrated."""
+        return () if self.curve is None else tuple(_doubts(self, self.curve))
+
+    @property
+    def error_rate(self) -> float:
+        """The measured rate of errors; 1 where none is known."""
+        return 1.0 if self.bin is None else self.bin.error_rate
 
 
 def risk_of(preset: "Preset", stats: "RunStats", loaded: "LoadedModel") -> Risk:
     """What is known of the answer that `stats` are of."""
-    return Risk(stats.attention_entropy, preset.risk, stats.prompt_tokens, str(loaded.rope))
+    return Risk(stats.attention_entropy, preset.risk, stats.prompt_tokens, str(loaded.rope), preset.budget)
 
 
 def entropy_of(stats: "RunStats | None") -> float | None:
@@ -72,26 +78,37 @@ def entropy_of(stats: "RunStats | None") -> float | None:
 
 
 def risk_warnings(risk: Risk) -> list[str]:
-    """A flagged answer's warning, its rate of errors included, and why that may not hold for it."""
-    curve, like = risk.curve, risk.bin
-    if curve is None or like is None or not risk.flagged:
+    """A flagged answer's warning, with its rate of errors, or why none is known."""
+    if risk.curve is None or not risk.flagged:
         return []
-    low, high = curve.band
-    warning = (
-        f"the retrieval heads are unusually uncertain ({risk.entropy:.2f}; calibrated {low:.2f} to {high:.2f}): "
-        f"wrong in {_percent(like.error_rate)} % of calibrated cases like this, "
-        f"{_percent(like.low)} to {_percent(like.high)} %"
-    )
-    return [warning, *_doubts(risk, curve)]
+    low, high = risk.curve.band
+    uncertain = f"the retrieval heads are unusually uncertain ({risk.entropy:.2f}; calibrated {low:.2f} to {high:.2f})"
+    like = risk.bin
+    if like is None:
+        return [f"{uncertain}; how often such answers are wrong was not measured: {'; '.join(risk.doubts)}"]
+    rate = f"wrong in {_percent(like.error_rate)} % of calibrated cases like this"
+    return [f"{uncertain}: {rate}, {_percent(like.low)} to {_percent(like.high)} %"]
 
 
 def _doubts(risk: Risk, curve: "RiskCurve") -> Iterator[str]:
-    """In what the answer differs from all that were calibrated."""
-    if curve.rope and curve.rope != risk.rope:
-        yield f"that rate was measured with --rope {curve.rope}, this answer was read with {risk.rope}"
+    """What fits into the trained length is calibrated as trained; more may be kept than was, but not less."""
+    if curve.rope and risk.rope not in (curve.rope, "trained"):
+        yield f"calibrated with --rope {curve.rope}, read with {risk.rope}"
     if curve.tokens and risk.prompt_tokens > max(curve.tokens):
         longest, length = format_count(max(curve.tokens)), format_count(risk.prompt_tokens)
-        yield f"that rate was measured on up to {longest} tokens, this prompt has {length}"
+        yield f"calibrated on up to {longest} tokens, this prompt has {length}"
+    if curve.budget and not _as_large(risk.budget, curve.budget):
+        yield f"calibrated with --budget {curve.budget}, kept with {risk.budget}"
+
+
+def _as_large(budget: str, calibrated: str) -> bool:
+    """Whether a budget is known to keep as much as another: the same, or more of the same unit."""
+    from uncomp_cli.budget.units import parse_budget
+
+    ours, theirs = parse_budget(budget), parse_budget(calibrated)
+    if ours.kind == "full" or str(ours) == str(theirs):
+        return True
+    return ours.kind == theirs.kind != "auto" and ours.value >= theirs.value
 
 
 def risk_record(risk: Risk, *, trained_length: int) -> dict[str, Any]:
@@ -123,8 +140,11 @@ def fall_short(risk: Risk, least: float) -> ThresholdError | None:
     """Why an answer's chance of being right, as calibrated, is not known to be `least`; None when it is."""
     like, hint = risk.bin, "a larger --budget, --escalate or another --rope; --evidence shows what it looked at"
     if like is None:
-        message = f"the answer is too short to be judged, so not known to reach --fail-under {least:g}"
-        return ThresholdError(message, hint=hint)
+        short = (
+            "the answer is too short to be judged" if risk.curve else "no error rates were measured for this reading"
+        )
+        why = "; ".join(risk.doubts) or short
+        return ThresholdError(f"{why}, so not known to reach --fail-under {least:g}", hint=hint)
     chance = 1 - like.error_rate
     if chance >= least:
         return None

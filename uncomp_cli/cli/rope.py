@@ -138,7 +138,8 @@ def rope(
 
 def _given(ctx: typer.Context) -> list[str]:
     """The options on this command line that choose what is run."""
-    names = ("file", "kinds", "tokens", "depths", "samples", "budget", "compress", "out")
+    measured = ("file", "kinds", "tokens", "depths", "samples", "budget", "compress", "out", "preset", "seed")
+    names = (*measured, "model", "tokenizer", "quantize", "device", "dtype", "offline")
     return [f"--{name}" for name in names if "COMMANDLINE" in str(ctx.get_parameter_source(name))]
 
 

@@ -84,7 +84,7 @@ def _check_words(job: RopeJob) -> None:
     from uncomp_cli.evals.rope_arms import parse_arms, parse_lengths
 
     longest = max(parse_lengths(job.tokens)) if job.tokens is not None else 2
-    parse_arms(job.kinds, longest=longest, trained_length=longest, budget=job.budget, compress=job.compress)
+    parse_arms(job.kinds, longest=longest, unscaled_length=longest, budget=job.budget, compress=job.compress)
 
 
 def _preset(job: RopeJob) -> "presets.Preset":
@@ -93,14 +93,16 @@ def _preset(job: RopeJob) -> "presets.Preset":
 
 def _request(job: RopeJob, preset: "presets.Preset", loaded: "LoadedModel", terminal: Terminal) -> "RopeRequest":
     from uncomp_cli.evals.rope_arms import parse_arms, parse_lengths, unread
-    from uncomp_cli.evals.rope_sweep import RopeRequest, check_memory
+    from uncomp_cli.evals.rope_sweep import RopeRequest, check_arms, check_memory, lengths_of
     from uncomp_cli.models.fingerprint import fingerprint
 
-    trained = loaded.info.trained_length
+    known = lengths_of(loaded)
+    trained = known.trained
     lengths = (trained, 2 * trained) if job.tokens is None else parse_lengths(job.tokens)
     longest, budget = max(lengths), job.budget
-    arms = parse_arms(job.kinds, longest=longest, trained_length=trained, budget=budget, compress=job.compress)
-    for sentence in unread(arms, lengths, trained):
+    arms = parse_arms(job.kinds, longest=longest, unscaled_length=known.unscaled, budget=budget, compress=job.compress)
+    check_arms(arms, loaded)
+    for sentence in unread(arms, lengths, known):
         terminal.note(sentence)
     preset, note = settle_preset(
         preset,

@@ -172,6 +172,8 @@ class Batch:
                 yield self._take(row, logits[at : at + 1])
 
     def _take(self, row: _Row, logits: Tensor) -> RowStep:
+        if self._watched is not None and self._watched.reads_output:
+            row.tally.predict(logits[0])
         taken = row.take(logits, self._stop_ids, self.store.nbytes)
         if row.reason is not None:
             self._stats[row.number] = self._measure(row, self._held.index(row))

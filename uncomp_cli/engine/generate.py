@@ -62,6 +62,8 @@ def generate(
     # The watch first: a cache of constant size may lose what the token has just looked at.
     on_query = in_turn(*(one.observe for one in (watch, constant) if one is not None))
     for index in range(max_new_tokens):
+        if watch is not None:
+            watch.predict(logits)
         chosen = sampler.choose(logits, generated[:, :index])
         generated[:, index] = chosen
         ids = chosen.tolist()

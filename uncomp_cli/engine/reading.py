@@ -109,7 +109,10 @@ def read_streamed(
             again = torch.zeros(len(prompt.context), dtype=torch.bool) | prompt.protected
             again[len(prompt.context) - prompt.asked :] = True
             at = choose_passages(state.agreed().cpu(), again, most=reread_tokens)
-            read = read_again(decoder, prompt, at, allocation, scorer=scorer, config=config, on_layer=on_layer)
+            cache.clear()  # what the first pass held has said what it knew
+            read = read_again(
+                decoder, prompt, at, allocation, cache=cache, scorer=scorer, config=config, on_layer=on_layer
+            )
         if thinner.active:
             read.hidden_kept = tuple(count / len(prompt.context) for count in thinner.entered)
             allocation.plan = replace(allocation.plan, hidden=read.hidden_kept)

@@ -49,20 +49,18 @@ def read_again(
     at: Tensor,
     allocation: Allocation,
     *,
+    cache: RaggedKVCache,
     scorer: Scorer,
     config: ScorerConfig,
     on_layer: Callable[[int], None],
 ) -> Prefilled:
     """Read the tokens `at` [K] of a prompt's context, right before its questions, as though there were no others.
 
-    They are compressed as `allocation` would a text of their length; entries carry their positions in the whole text.
+    They go into the empty `cache`, compressed as `allocation` would a text of their length; entries carry their
+    positions in the whole text.
     """
     part, left_out = _part(prompt, at), len(prompt.context) - len(at)
     spent = allocation.narrowed(part.seq_len, part.always_kept)
-    spec = decoder.spec
-    cache = RaggedKVCache(
-        num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads, kv_bits=spent.plan.kv_bits
-    )
     state = PrefillState(
         [part],
         [spent],

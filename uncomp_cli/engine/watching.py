@@ -23,7 +23,7 @@ from uncomp_cli.engine.profiles import profile_of
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.attention_entropy import score_entropy
 from uncomp_cli.uncertainty.distance_pattern import distance_pattern
-from uncomp_cli.uncertainty.risk import SIGNALS
+from uncomp_cli.uncertainty.risk import JOINT, SIGNALS
 
 __all__ = ["AnswerWatch", "HeadAt", "Held", "Tally", "Watched", "all_heads", "held_in", "watched", "watched_heads"]
 
@@ -52,6 +52,11 @@ class Watched:
     signal: str = SIGNALS[0]
     edges: Tensor | None = None
     packed: bool = False
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether the signal needs the distributions that tokens are taken from."""
+        return self.signal == JOINT
 
 
 def all_heads(spec: ModelSpec) -> tuple[HeadAt, ...]:
@@ -95,8 +100,8 @@ class Tally:
     """Running figures of one answer, or of the B rows of a batch, that are told a token at a time."""
 
     def __init__(self) -> None:
-        self.tokens = 0
-        self._mean = self._least = self._first = torch.zeros(0)
+        self.tokens = self.predicted = 0
+        self._mean = self._least = self._first = self._output = torch.zeros(0)
 
     def take(self, entropies: Tensor) -> None:
         """One more token's entropies [..., K] / ln n of the watched heads."""
@@ -107,11 +112,19 @@ class Tally:
             self._mean, self._least, self._first = mean, least, mean
         self.tokens += 1
 
+    def predict(self, logits: Tensor) -> None:
+        """The logits [..., V] that one more token is taken from."""
+        share = torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1) / log(logits.shape[-1])
+        self._output = self._output + share if self.predicted else share
+        self.predicted += 1
+
     def signal(self, name: str) -> Tensor:
         """The figure `name` [...] of the answer so far; raises ValueError before its first token."""
         if not self.tokens:
             raise ValueError("no token has been watched yet")
         mean, least = self._mean / self.tokens, self._least / self.tokens
+        if name == JOINT:
+            return mean + self._output / self.predicted
         return {"entropy/mean": mean, "entropy/least": least, "entropy/first": self._first}[name]
 
     def value(self, name: str) -> float | None:
@@ -137,6 +150,11 @@ class AnswerWatch:
         self._sinks: dict[HeadAt, tuple[int, int]] = {}
         self._step: dict[HeadAt, _Seen] = {}
         self._sums = _Seen(torch.zeros(()), torch.zeros(()), torch.zeros(()))
+
+    def predict(self, logits: Tensor) -> None:
+        """The logits [B, V] that the next tokens are taken from: looked at only where the signal is made of them."""
+        if self.watched.reads_output:
+            self.tally.predict(logits)
 
     @property
     def tokens(self) -> int:

@@ -12,6 +12,7 @@ import hashlib
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
+from math import log
 from typing import Any
 
 import torch
@@ -36,7 +37,15 @@ from uncomp_cli.models.load import LoadedModel
 
 __all__ = ["RISK_TASKS", "RiskRun", "measure_risk", "risk_file_settings", "risk_samples"]
 
-RISK_TASKS = ("needle/digits7", "needle/chat")
+RISK_TASKS = (
+    "needle/digits7",
+    "ruler/niah_multikey_1",
+    "needle/uuid",
+    "ruler/niah_multikey_2",
+    "needle/digits16",
+    "needle/chat",
+)
+"""From what is nearly always found to what is often missed: both kinds of answers are needed."""
 _SEED_STEP = 15_485_863  # the quality's samples are another step away
 
 
@@ -112,7 +121,8 @@ def _judge(loaded: LoadedModel, preset: Preset, sample: Sample) -> RiskLine:
             entropy.append([round(value, 5) for value in session.watching.latest[0].tolist()])
         ids.append(step.token_ids[0])
         text += step.texts[0]
-    output = torch.special.entr(session.predict(ids).float().softmax(dim=-1)).sum(dim=-1)
+    logits = session.predict(ids).float()
+    output, output_tokens = torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1), logits.shape[-1]
     return RiskLine(
         sha256=_key(sample),
         subtask=sample.subtask,
@@ -120,7 +130,7 @@ def _judge(loaded: LoadedModel, preset: Preset, sample: Sample) -> RiskLine:
         depth=sample.depth,
         wrong=match_score(text, query) < 1,
         text=text,
-        output_entropy=round(float(output.mean()), 5),
+        output_entropy=round(float(output.mean()) / log(output_tokens), 6),
         entropy=entropy,
     )
 

@@ -14,9 +14,19 @@ from dataclasses import dataclass
 
 from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.errors import UsageError
-from uncomp_cli.models.rope import REPACKED, RopeChoice, parse_rope
+from uncomp_cli.models.rope import LONGEST, REPACKED, RopeChoice, parse_rope
 
-__all__ = ["ANSWER_ROOM", "DEFAULT_KINDS", "FULL", "PLAIN", "RopeArm", "parse_arms", "parse_lengths", "unread"]
+__all__ = [
+    "ANSWER_ROOM",
+    "DEFAULT_KINDS",
+    "FULL",
+    "PLAIN",
+    "ModelLengths",
+    "RopeArm",
+    "parse_arms",
+    "parse_lengths",
+    "unread",
+]
 
 DEFAULT_KINDS = "plain,linear,ntk,yarn,repack,reread"
 FULL, PLAIN, REREAD = "full", "plain", "reread"
@@ -26,6 +36,18 @@ ANSWER_ROOM = 32
 _SHORTEST = 256
 _LENGTH = re.compile(r"(\d+)(k?)", re.ASCII | re.IGNORECASE)
 _SMALLEST_FACTOR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLengths:
+    """In tokens: what a model was trained for, what factors count from, and up to where `plain` can read on.
+
+    Factors count from the length before the model's own scaling. Only a RoPE that depends on the length ends.
+    """
+
+    trained: int
+    unscaled: int
+    plain: int = LONGEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +88,25 @@ class RopeArm:
         """The RoPE alone, for a model."""
         return RopeChoice(self.kind, self.factor, None)
 
+    def choice_for(self, tokens: int) -> RopeChoice:
+        """The RoPE for a text of so many tokens: `plain` reads no further, since some models cannot."""
+        return RopeChoice(self.kind, None, tokens) if self.kind == PLAIN else self.choice
+
     def reach(self, trained_length: int) -> int | None:
         """The longest distance over which a re-packed text looks back; None where nothing bounds it."""
         return int(trained_length / (self.factor or 1)) if self.repacks else None
 
-    def reads(self, tokens: int, trained_length: int) -> bool:
+    def longest(self, lengths: ModelLengths) -> float:
+        """The most tokens that the kind is meant for; no end is infinite."""
+        if self.repacks:
+            return math.inf
+        if self.factor is not None:
+            return self.factor * lengths.unscaled
+        return lengths.plain if lengths.plain < LONGEST else math.inf
+
+    def reads(self, tokens: int, lengths: ModelLengths) -> bool:
         """Whether a text of so many tokens is within what the kind is meant for."""
-        return self.repacks or self.factor is None or tokens <= self.factor * trained_length
+        return tokens <= self.longest(lengths)
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:
@@ -84,16 +118,18 @@ def parse_lengths(text: str) -> tuple[int, ...]:
 
 
 def parse_arms(
-    text: str, *, longest: int, trained_length: int, budget: str, compress: bool = False
+    text: str, *, longest: int, unscaled_length: int, budget: str, compress: bool = False
 ) -> tuple[RopeArm, ...]:
     """The arms that `text` names, in its order; `repack`, and with `compress` every kind, has the `budget`.
+
+    A factor that is not named is the one from `unscaled_length` to the `longest` text.
 
     Raises UsageError for an unknown kind, a factor or budget that is none, and for kinds that are named twice.
     """
     wanted = parse_budget(budget)
     if wanted.kind in (FULL, "auto"):
         raise UsageError(f"--budget {budget} is no part of the cache", hint="use --budget 5%")
-    arms = list(_arms(text, longest, trained_length, str(wanted), compress=compress))
+    arms = list(_arms(text, longest, unscaled_length, str(wanted), compress=compress))
     if not arms:
         raise UsageError(f"--kinds '{text}' names nothing to compare", hint=f"write --kinds {DEFAULT_KINDS}")
     labels = [arm.label for arm in arms]
@@ -103,7 +139,7 @@ def parse_arms(
     return tuple(arms)
 
 
-def _arms(text: str, longest: int, trained_length: int, budget: str, *, compress: bool) -> Iterator[RopeArm]:
+def _arms(text: str, longest: int, unscaled_length: int, budget: str, *, compress: bool) -> Iterator[RopeArm]:
     for part in (part.strip() for part in text.split(",")):
         if not part:
             continue
@@ -117,23 +153,23 @@ def _arms(text: str, longest: int, trained_length: int, budget: str, *, compress
         if packed and kept == FULL:
             message = f"kind '{part}' keeps everything, and nothing can be packed"
             raise UsageError(message, hint=f"write {choice.kind}@5%")
-        yield RopeArm(choice.kind, _factor(choice, longest, trained_length), kept)
+        yield RopeArm(choice.kind, _factor(choice, longest, unscaled_length), kept)
 
 
-def _factor(choice: RopeChoice, longest: int, trained_length: int) -> float | None:
+def _factor(choice: RopeChoice, longest: int, unscaled_length: int) -> float | None:
     if choice.kind == PLAIN:
         return None
     if choice.kind in REPACKED:
         return choice.repack_factor
-    return choice.factor or float(max(_SMALLEST_FACTOR, math.ceil(longest / trained_length)))
+    return choice.factor or float(max(_SMALLEST_FACTOR, math.ceil(longest / unscaled_length)))
 
 
-def unread(arms: Sequence[RopeArm], lengths: Sequence[int], trained_length: int) -> Iterator[str]:
-    """What is left out because it lies beyond an extension's own reach, a sentence each."""
+def unread(arms: Sequence[RopeArm], tokens: Sequence[int], lengths: ModelLengths) -> Iterator[str]:
+    """What is left out because it lies beyond an arm's own reach, a sentence each."""
     for arm in arms:
-        beyond = [f"{tokens:,}" for tokens in lengths if not arm.reads(tokens, trained_length)]
-        if beyond and arm.factor is not None:
-            reach = f"{arm.factor * trained_length:,.0f}"
+        beyond = [f"{each:,}" for each in tokens if not arm.reads(each, lengths)]
+        if beyond:
+            reach = f"{arm.longest(lengths):,.0f}"
             yield f"{arm.label} reads up to {reach} tokens: not measured at {', '.join(beyond)}"
 
 

@@ -16,8 +16,9 @@ from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.engine.context_memory import check_context
 from uncomp_cli.engine.memory import free_bytes
 from uncomp_cli.engine.watching import HeadAt, watched_heads
+from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.haystack import Haystack
-from uncomp_cli.evals.rope_arms import FULL, PLAIN, RopeArm
+from uncomp_cli.evals.rope_arms import FULL, PLAIN, ModelLengths, RopeArm
 from uncomp_cli.evals.rope_cells import CellKey, NeedleCell, RopeCell, TextCell
 from uncomp_cli.evals.rope_estimate import ReadingCost
 from uncomp_cli.evals.rope_needles import NeedlePlace, judge_needle, make_needle
@@ -25,9 +26,21 @@ from uncomp_cli.evals.rope_results import RopeResults
 from uncomp_cli.evals.rope_text import judge_text, text_ids
 from uncomp_cli.evals.runner import EvalRequest, results_settings
 from uncomp_cli.models.load import LoadedModel
-from uncomp_cli.models.rope_use import use_rope
+from uncomp_cli.models.quiet import quiet_transformers
+from uncomp_cli.models.rope_config import length_kind, reading_length, unscaled_length
+from uncomp_cli.models.rope_use import apply_choice, use_rope
 
-__all__ = ["RopeRequest", "RopeStep", "asked_for", "check_memory", "expected_seconds", "rope_settings", "run_rope"]
+__all__ = [
+    "RopeRequest",
+    "RopeStep",
+    "asked_for",
+    "check_arms",
+    "check_memory",
+    "expected_seconds",
+    "lengths_of",
+    "rope_settings",
+    "run_rope",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +102,7 @@ def run_rope(
         for number, work in enumerate(todo):
             fraction = sum(expected[:number]) / sum(expected)
             yield RopeStep(number, len(todo), work.label, fraction, time.perf_counter() - begun)
-            turned = use_rope(loaded, work.arm.choice)
+            turned = use_rope(loaded, work.arm.choice_for(work.tokens))
             results.append(_measure(work, request, turned, heads))
     yield RopeStep(len(todo), len(todo), "done", 1.0, time.perf_counter() - begun)
 
@@ -99,11 +112,34 @@ def expected_seconds(request: RopeRequest, loaded: LoadedModel, results: RopeRes
     return sum(_cost(work, loaded, cost) for work in _todo(request, loaded, results))
 
 
+def lengths_of(loaded: LoadedModel) -> ModelLengths:
+    """What the arms' lengths count from. Where factors count from nothing, check_arms refuses those that have one."""
+    config, trained = loaded.own_config or loaded.model.config, loaded.info.trained_length
+    try:
+        unscaled = unscaled_length(config)
+    except UsageError:
+        unscaled = trained
+    if length_kind(config) is None:
+        return ModelLengths(trained, unscaled)
+    return ModelLengths(trained, unscaled, plain=reading_length(config))
+
+
+def check_arms(arms: Sequence[RopeArm], loaded: LoadedModel) -> None:
+    """Raise UsageError for the first arm that this model cannot take; `plain` is left out where it ends."""
+    config = loaded.own_config or loaded.model.config
+    for arm in arms:
+        try:
+            with quiet_transformers():
+                apply_choice(config, arm.choice_for(1))
+        except UsageError as error:
+            raise UsageError(error.message, hint=f"leave {arm.label} out of --kinds") from error
+
+
 def check_memory(arms: Sequence[RopeArm], lengths: Sequence[int], preset: Preset, loaded: LoadedModel) -> None:
     """Raise DoesNotFitError when the cache of an arm's longest text exceeds the memory that is free."""
     available = free_bytes(loaded.device)
     for arm in arms:
-        longest = max((n for n in lengths if arm.reads(n, loaded.info.trained_length)), default=None)
+        longest = max((n for n in lengths if arm.reads(n, lengths_of(loaded))), default=None)
         held = arm.reach(loaded.info.trained_length)
         check_context(loaded.spec, _preset(arm, preset), context=longest, available=available, held_tokens=held)
 
@@ -174,22 +210,25 @@ def _texts(request: RopeRequest, loaded: LoadedModel) -> Iterator[_Work]:
 
     What is read again is read for a question: on the way it is what re-packing is.
     """
-    trained = loaded.info.trained_length
-    if not any(arm.label == PLAIN and max(request.lengths) >= trained for arm in request.arms):
-        yield _Work(RopeArm(PLAIN, None, FULL), trained, None)
-    for arm in request.arms:
-        lengths = [length for length in request.lengths if arm.reads(length, trained)]
-        if lengths and not arm.rereads:
-            yield _Work(arm, max(lengths), None)
+    known = lengths_of(loaded)
+    farthest = {
+        arm: max((length for length in request.lengths if arm.reads(length, known)), default=0) for arm in request.arms
+    }
+    if not any(arm.label == PLAIN and tokens >= known.trained for arm, tokens in farthest.items()):
+        yield _Work(RopeArm(PLAIN, None, FULL), known.trained, None)
+    for arm, tokens in farthest.items():
+        if tokens and not arm.rereads:
+            yield _Work(arm, tokens, None)
 
 
 def _needles(request: RopeRequest, loaded: LoadedModel) -> Iterator[_Work]:
     """Arms last, so that a run that is stopped has judged all of them on nearly the same needles."""
+    known = lengths_of(loaded)
     for index in range(request.samples):
         for tokens in request.lengths:
             for depth in request.depths:
                 for arm in request.arms:
-                    if arm.reads(tokens, loaded.info.trained_length):
+                    if arm.reads(tokens, known):
                         yield _Work(arm, tokens, NeedlePlace(tokens, depth, index))
 
 

@@ -101,11 +101,15 @@ class RopeChoice:
             self._check_context(extension, trained_length)
             return extension
         factor = (self.context or trained_length) / trained_length
+        if factor > LARGEST_FACTOR:
+            past = f"--context {self.context:,} is more than {LARGEST_FACTOR:,} times the {trained_length:,} tokens"
+            hint = f"use --context {LARGEST_FACTOR * trained_length} or less"
+            raise UsageError(f"{past} that --rope {self.kind} starts from", hint=hint)
         return RopeExtension(self.kind, factor) if factor > 1 else None
 
     def _check_factor(self, factor: float) -> None:
         if self.kind in ("plain", "auto"):
-            raise UsageError(f"rope '{self.kind}' takes no factor", hint=f"write {self.kind}, and --context 32k")
+            raise _takes_none(self.kind)
         if self.kind in ROPE_KINDS:
             RopeExtension(self.kind, factor)
         elif not 1 <= factor <= LARGEST_FACTOR:
@@ -170,9 +174,7 @@ def parse_rope(rope: str | None, *, context: str | None = None, force: bool = Fa
 def _parse_choice(text: str, context: int | None) -> RopeChoice:
     kind, colon, number = (part.strip() for part in text.lower().partition(":"))
     if colon and not _FACTOR.fullmatch(number):
-        near = difflib.get_close_matches(kind, ROPE_KINDS, n=1)
-        hint = f"did you mean '{near[0]}:2'?" if near else _HINT
-        raise UsageError(f"rope extension '{text}' needs a factor above 1", hint=hint)
+        raise _no_factor(kind, text)
     return RopeChoice(kind, float(number) if colon else None, context)
 
 
@@ -183,6 +185,19 @@ def _parse_context(text: str) -> int:
     if tokens < 1 or tokens != int(tokens):
         raise UsageError(f"context '{text}' is not a length in tokens", hint="write --context 32k, or 32768")
     return int(tokens)
+
+
+def _no_factor(kind: str, text: str) -> UsageError:
+    """What is wrong with `text`, behind whose colon there is no number."""
+    if kind in ROPE_KINDS:
+        return UsageError(f"rope extension '{text}' needs a factor above 1", hint=f"did you mean '{kind}:2'?")
+    if kind in REPACKED:
+        return UsageError(f"rope '{text}' needs a factor of 1 or more", hint=f"write {kind}, or {kind}:2")
+    return _takes_none(kind) if kind in _UNSCALED else _unknown(kind, "")
+
+
+def _takes_none(kind: str) -> UsageError:
+    return UsageError(f"rope '{kind}' takes no factor", hint=f"write {kind}, and --context 32k")
 
 
 def _unknown(kind: str, factor: str) -> UsageError:

@@ -102,6 +102,7 @@ def extend_config(config: Any, extension: RopeExtension) -> Any:
     plain = {key: value for key, value in _parameters(text).items() if key in _OF_THE_CONFIG}
     trained_length = unscaled_length(config, asked=extension)
     rotary_dim = int(_head_dim(text) * (plain.get("partial_rotary_factor") or 1.0))
+    _check_width(extension, rotary_dim)
     text.rope_parameters = {**plain, **_changes(extension, plain["rope_theta"], trained_length, rotary_dim)}
     text.max_position_embeddings = trained_length if extension.kind == "dynamic" else extension.length(trained_length)
     if hasattr(text, "original_max_position_embeddings"):  # phi3's own field, which transformers prefers
@@ -114,11 +115,18 @@ def extend_config(config: Any, extension: RopeExtension) -> Any:
     return extended
 
 
+def _check_width(extension: RopeExtension, rotary_dim: int) -> None:
+    """Raise UsageError for kinds that leave the fastest frequency alone, in a model that has no other."""
+    if rotary_dim <= 2 and extension.kind in ("ntk", "dynamic", "longrope"):
+        message = f"--rope {extension} has nothing to change: {rotary_dim} dimensions of a head turn"
+        raise UsageError(message, hint=f"use --rope linear:{extension.factor:g}")
+
+
 def _changes(extension: RopeExtension, theta: float, trained_length: int, rotary_dim: int) -> dict[str, Any]:
     """What an extension sets in `rope_parameters`."""
-    factor, exponent = extension.factor, rotary_dim / (rotary_dim - 2)
+    factor = extension.factor
     if extension.kind == "ntk":
-        return {"rope_type": "default", "rope_theta": theta * factor**exponent}
+        return {"rope_type": "default", "rope_theta": theta * factor ** (rotary_dim / (rotary_dim - 2))}
     scaled = {"rope_type": extension.kind, "factor": factor}
     if extension.kind in ("linear", "dynamic"):
         return scaled

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.quiet import quiet_transformers
 from uncomp_cli.models.rope import LONGEST, REPACKED, RopeChoice, RopeState
-from uncomp_cli.models.rope_config import can_repack, extend_config, reading_length, shipped_scaling, unscaled_length
+from uncomp_cli.models.rope_config import (
+    can_repack,
+    extend_config,
+    length_kind,
+    reading_length,
+    shipped_scaling,
+    unscaled_length,
+)
 from uncomp_cli.models.shape import text_config
 
 if TYPE_CHECKING:
@@ -31,6 +38,8 @@ def apply_choice(config: Any, choice: RopeChoice | None) -> tuple[Any, int, Rope
     trained_length = reading_length(config)
     if choice is None:
         return config, trained_length, RopeState()
+    if choice.kind == "plain":
+        _check_plain(config, choice)
     if choice.kind in ("plain", "auto", *REPACKED):
         state = _repacked(config, choice) if choice.kind in REPACKED else RopeState(choice.kind)
         return config, max(trained_length, choice.context or LONGEST), state
@@ -91,6 +100,15 @@ def resolve_choice(
     chosen = RopeChoice("yarn", float(factor))
     why = "a text that grows" if grows else "its keys"
     return chosen, f"{past}, and {why} cannot be re-packed, read with --rope {chosen}"
+
+
+def _check_plain(config: Any, choice: RopeChoice) -> None:
+    """Raise UsageError when nothing says how positions as far as `choice` reads are turned."""
+    kind, longest = length_kind(config), reading_length(config)
+    if kind is not None and (choice.context or LONGEST) > longest:
+        message = f"this model cannot read on as trained (--rope plain, --force): its {kind} RoPE ends"
+        hint = f"no larger context is possible so; up to {longest:,} tokens leave it out, else --rope auto or yarn:F"
+        raise UsageError(f"{message} at {longest:,} tokens", hint=hint)
 
 
 def _repacked(config: Any, choice: RopeChoice) -> RopeState:

@@ -17,12 +17,14 @@ from typing import Any, Self
 
 from uncomp_cli.errors import UsageError
 
-__all__ = ["SIGNALS", "RiskBin", "RiskCurve", "auroc", "auroc_interval", "wilson_interval"]
+__all__ = ["JOINT", "SIGNALS", "RiskBin", "RiskCurve", "auroc", "auroc_interval", "wilson_interval"]
 
-SIGNALS = ("entropy/mean", "entropy/least", "entropy/first")
-"""Of attention entropies / ln n: the mean over watched heads and the answer's tokens; the mean over tokens of the least
-uncertain head's (one head that has found something is enough); the mean over heads of the first token's. None of them
-grows with the answer's length."""
+JOINT = "entropy/joint"
+SIGNALS = ("entropy/mean", "entropy/least", "entropy/first", JOINT)
+"""Of attention entropies / ln n: the mean over watched heads and the answer's tokens; the mean over tokens of the
+least uncertain head's (one head that has found something is enough); the mean over heads of the first token's; and the
+first of these plus the mean entropy / ln V of the distributions over V tokens that the answer's were taken from: where
+the model looked, and what it made of it. None of them grows with the answer's length."""
 
 _AGAIN = "measure it again: uncomp calibrate --risk"
 _MORE = "use easier and harder samples: several --risk-tokens, more --risk-samples"
@@ -54,8 +56,8 @@ class RiskCurve:
     """What a signal of some heads meant on `samples` answers behind texts of these lengths.
 
     `heads` are (layer, KV head); `band` is the signal of answers that are not flagged; `bins` rise in signal and in
-    error rate. `rope` is how positions past the trained length were made; empty where that was not told. Raises
-    UsageError for anything that is not such a curve.
+    error rate. `rope` is how positions past the trained length were made, `budget` what was kept; empty where that was
+    not told. Raises UsageError for anything that is not such a curve.
     """
 
     signal: str
@@ -68,6 +70,7 @@ class RiskCurve:
     samples: int
     tokens: tuple[int, ...]
     rope: str = ""
+    budget: str = ""
 
     def __post_init__(self) -> None:
         if self.signal not in SIGNALS:
