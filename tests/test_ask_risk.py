@@ -115,10 +115,13 @@ def test_a_saved_document_is_watched_too(ask: Ask) -> None:
     code, out, err = ask("-p", doubted, "--save-cache", "town", "--fail-under", "0.8", "--json", "Where?")
     assert code == 5
     (first,) = records(out)
-    assert (
-        first["uncertainty"]["flagged"] is None
-    )  # what is saved is not ranked by the question, as what was measured is
-    assert "no error rates were measured for such a reading, so not known to reach --fail-under 0.8" in err
+    assert first["uncertainty"]["flagged"] is True
+    assert len(first["warnings"]) == 1
+    assert " · entropy 0." in err
+    assert "hint: a larger --budget" in err
+    code, out, err = ask("-p", doubted, "--reuse", "town", "--fail-under", "0.3", "--json", "Where?")
+    assert code == 0, err
+    assert records(out)[0]["uncertainty"] == first["uncertainty"]
     code, out, err = ask("-p", calm, "--reuse", "auto", "Where?")
     assert code == 0
     assert "unusually uncertain" not in err
@@ -158,12 +161,19 @@ def test_why_a_rate_may_not_hold() -> None:
     (warning,) = risk_warnings(outside)
     assert warning.endswith(
         "how often such answers are wrong was not measured: calibrated with --rope repack, read with yarn:2; "
-        "calibrated on up to 12,000 tokens, this prompt has 16,000; calibrated with --budget 20%, kept with 10%"
+        "calibrated on 4,000 to 12,000 tokens, this prompt has 16,000; calibrated with --budget 20%, kept with 10%"
     )
     assert (outside.bin, risk_record(outside, trained_length=8192)["calibrated"]) == (None, False)
     short = fall_short(outside, 0.1)
     assert short is not None
-    assert "calibrated on up to 12,000 tokens" in short.message
+    assert "calibrated on 4,000 to 12,000 tokens" in short.message
+
+
+def test_another_scorer_was_not_calibrated() -> None:
+    curve = replace(curve_up_to(0.3), scorer="agreement")
+    assert Risk(0.4, curve, 100, scorer="agreement").bin is not None
+    (warning,) = risk_warnings(Risk(0.4, curve, 100, scorer="distinct"))
+    assert warning.endswith("was not measured: calibrated with scorer agreement, kept by distinct")
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_the_other_side_is_checked_before_loading(
     [
         (["--rope", "yarn:2"], "yarn:2", "extended by --rope yarn:2"),
         (["--rope", "dynamic", "--context", "8k"], "dynamic:2", "extended by --rope dynamic:2"),
-        (["--context", "8k"], "reread", "--rope reread"),
+        (["--context", "8k"], "yarn:2", "--rope yarn:2"),
         (["--force"], "plain", "--rope plain"),
     ],
 )
@@ -126,7 +126,16 @@ def test_both_sides_read_past_the_trained_length(tiny_model: Path, args: list[st
         (warning,) = side["warnings"]
         assert how in warning
         assert warning in err
-    assert ("rope auto: " in err) == (rope == "reread")
+    assert ("rope auto: " in err) == (args == ["--context", "8k"])
+
+
+def test_what_is_re_packed_has_no_full_cache_to_compare_with(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path
+) -> None:
+    assert run(["compare", "-m", str(tiny_model), "-f", "notes.txt", "--rope", "reread", "Where?"]) == 2
+    said, hint = two_lines(capsys.readouterr().err)
+    assert said.startswith("a comparison cannot be re-packed")
+    assert "--rope yarn:2" in hint
 
 
 def test_a_context_that_memory_cannot_hold_is_refused(tiny_model: Path) -> None:

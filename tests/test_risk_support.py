@@ -10,7 +10,7 @@ LOW, HIGH = 0.125, 0.625
 """Error rates below and above the band."""
 
 
-def curve_up_to(top: float, *, tokens: tuple[int, ...] = (8000,), rope: str = "") -> RiskCurve:
+def curve_up_to(top: float, *, tokens: tuple[int, ...] = (0, 8000), rope: str = "") -> RiskCurve:
     """A curve that flags entropies above `top`, on two heads of the tiny model."""
     bins = (RiskBin(0.0, top, LOW, 0.05, 0.25, 16), RiskBin(top, 9.0, HIGH, 0.4, 0.8, 16))
     heads = ((1, 0), (2, 1))

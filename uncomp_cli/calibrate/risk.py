@@ -129,6 +129,7 @@ def fit_risk(
     costly: Sequence[HeadAt] = (),
     rope: str = "",
     budget: str = "",
+    scorer: str = "",
 ) -> RiskFit:
     """The curve of the answers, whose entropies are those of `heads`; `costly` are the heads that the profile names.
 
@@ -157,6 +158,7 @@ def fit_risk(
         tokens=tuple(sorted({answer.tokens for answer in answers})),
         rope=rope,
         budget=budget,
+        scorer=scorer,
     )
     candidates = sorted((one.separation for one in tried), key=lambda one: -one.auroc)
     baseline = Separation.of("output entropy", [answer.output_entropy for answer in answers], told.wrong.tolist())

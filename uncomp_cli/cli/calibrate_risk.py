@@ -136,7 +136,14 @@ def run_risk(
     run, rope, kept = _measure(choice, preset, samples, path=path, loaded=loaded, source=source, terminal=terminal)
     if run.unwatched:
         terminal.note(f"{run.unwatched:,} answers were a single token: there is nothing to watch, they are left out")
-    fit = fit_risk(run.answers, run.heads, costly=watched_heads(preset, loaded.spec), rope=rope, budget=preset.budget)
+    fit = fit_risk(
+        run.answers,
+        run.heads,
+        costly=watched_heads(preset, loaded.spec),
+        rope=rope,
+        budget=preset.budget,
+        scorer=preset.scorer.name,
+    )
     save_preset(replace(preset, risk=fit.curve), path.parent)
     kept.unlink()
     return fit

@@ -15,7 +15,7 @@ from uncomp_cli.cli.asking import (
     preset_of,
     settle,
 )
-from uncomp_cli.cli.lengthening import length_warnings, lengthen
+from uncomp_cli.cli.lengthening import check_grows, length_warnings, lengthen
 from uncomp_cli.cli.options import (
     Budget,
     Context,
@@ -128,7 +128,8 @@ def compare(
 
 
 def run_compare(job: AskJob, against: str, terminal: Terminal) -> None:
-    """Run one `uncomp compare`."""
+    """Run one `uncomp compare`. What one side keeps is compared with all of it, so that neither is re-packed."""
+    check_grows(job.model, "a comparison")
     (question,) = gather_questions(job)
     documents = gather_documents(job, terminal)
     with loading(terminal, "preparing"):
@@ -140,7 +141,7 @@ def run_compare(job: AskJob, against: str, terminal: Terminal) -> None:
     check_context_fits(job.model, loaded, chosen)
     prompt, cut = build_prompt(job, documents, [question], loaded.tokenizer, loaded.spec, chosen)
     tokens = prompt.seq_len + job.sampling.max_new_tokens
-    loaded = lengthen(loaded, job.model.rope_choice, tokens, terminal)
+    loaded = lengthen(loaded, job.model.rope_choice, tokens, terminal, grows=True)
     warnings = list(length_warnings(loaded, prompt.seq_len))
     for warning in warnings:
         terminal.warn(warning)

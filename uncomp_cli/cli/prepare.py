@@ -88,7 +88,7 @@ def choose_preset(
     if name is None and policy is not None and not _takes_measures(preset):
         preset = replace(preset, scorer=ScorerConfig())
     preset = _with_scorer(preset, scorer)
-    if policy is not None or scorer is not None or kv_bits is not None:
+    if policy is not None or kv_bits is not None:
         preset = replace(preset, risk=None)  # what was measured under the preset's own
     bits = preset.kv_bits if kv_bits is None else kv_bits
     preset = replace(preset, scorer=replace(preset.scorer, seed=seed), kv_bits=bits)

@@ -36,7 +36,7 @@ class Risk:
     """The watched heads' entropy in one answer, the curve that says what it means, and how the answer came about.
 
     `entropy` is None when no head was watched, or the answer was too short to be; `curve` is None when nothing was
-    calibrated. `rope` is what the prompt of `prompt_tokens` was read with, and `budget` what was kept of it.
+    calibrated. The prompt of `prompt_tokens` was read with `rope`, and `budget` of it kept by `scorer`.
     """
 
     entropy: float | None
@@ -44,6 +44,7 @@ class Risk:
     prompt_tokens: int = 0
     rope: str = ""
     budget: str = ""
+    scorer: str = ""
 
     @property
     def flagged(self) -> bool | None:
@@ -69,7 +70,8 @@ class Risk:
 
 def risk_of(preset: "Preset", stats: "RunStats", loaded: "LoadedModel") -> Risk:
     """What is known of the answer that `stats` are of."""
-    return Risk(stats.attention_entropy, preset.risk, stats.prompt_tokens, str(loaded.rope), preset.budget)
+    rope, scorer = str(loaded.rope), preset.scorer.name
+    return Risk(stats.attention_entropy, preset.risk, stats.prompt_tokens, rope, preset.budget, scorer)
 
 
 def entropy_of(stats: "RunStats | None") -> float | None:
@@ -91,14 +93,19 @@ def risk_warnings(risk: Risk) -> list[str]:
 
 
 def _doubts(risk: Risk, curve: "RiskCurve") -> Iterator[str]:
-    """What fits into the trained length is calibrated as trained; more may be kept than was, but not less."""
+    """What fits into the trained length is calibrated as trained; more may be kept than was, but not less.
+
+    A calibration speaks of the lengths between its shortest and its longest text.
+    """
     if curve.rope and risk.rope not in (curve.rope, "trained"):
         yield f"calibrated with --rope {curve.rope}, read with {risk.rope}"
-    if curve.tokens and risk.prompt_tokens > max(curve.tokens):
-        longest, length = format_count(max(curve.tokens)), format_count(risk.prompt_tokens)
-        yield f"calibrated on up to {longest} tokens, this prompt has {length}"
+    if curve.tokens and not min(curve.tokens) <= risk.prompt_tokens <= max(curve.tokens):
+        shortest, longest = format_count(min(curve.tokens)), format_count(max(curve.tokens))
+        yield f"calibrated on {shortest} to {longest} tokens, this prompt has {format_count(risk.prompt_tokens)}"
     if curve.budget and not _as_large(risk.budget, curve.budget):
         yield f"calibrated with --budget {curve.budget}, kept with {risk.budget}"
+    if curve.scorer and curve.scorer != risk.scorer:
+        yield f"calibrated with scorer {curve.scorer}, kept by {risk.scorer}"
 
 
 def _as_large(budget: str, calibrated: str) -> bool:

@@ -18,7 +18,7 @@ def for_any_question(preset: Preset) -> tuple[Preset, str | None]:
     unthinned = replace(preset, thinning="none")
     if not make_scorer(scorer_config(unthinned)).needs_queries:
         return unthinned, None
-    changed = replace(unthinned, scorer=load_preset(AGNOSTIC_PRESET).scorer, risk=None)  # measured with the other one
+    changed = replace(unthinned, scorer=load_preset(AGNOSTIC_PRESET).scorer)
     scorer = make_scorer(scorer_config(changed))
     if scorer.needs_queries:
         raise UsageError(

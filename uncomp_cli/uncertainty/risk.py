@@ -56,8 +56,8 @@ class RiskCurve:
     """What a signal of some heads meant on `samples` answers behind texts of these lengths.
 
     `heads` are (layer, KV head); `band` is the signal of answers that are not flagged; `bins` rise in signal and in
-    error rate. `rope` is how positions past the trained length were made, `budget` what was kept; empty where that was
-    not told. Raises UsageError for anything that is not such a curve.
+    error rate. `rope` is how positions past the trained length were made, `budget` what was kept, and `scorer` by
+    which; empty where that was not told. Raises UsageError for anything that is not such a curve.
     """
 
     signal: str
@@ -71,6 +71,7 @@ class RiskCurve:
     tokens: tuple[int, ...]
     rope: str = ""
     budget: str = ""
+    scorer: str = ""
 
     def __post_init__(self) -> None:
         if self.signal not in SIGNALS:
