@@ -169,6 +169,13 @@ def test_why_a_rate_may_not_hold() -> None:
     assert "calibrated on 4,000 to 12,000 tokens" in short.message
 
 
+def test_a_band_of_long_texts_says_nothing_of_short_ones() -> None:
+    curve = curve_up_to(0.3, tokens=(4000, 12000))
+    assert Risk(0.4, curve, 4000).flagged is True
+    short = Risk(0.4, curve, 3999)
+    assert (short.flagged, risk_warnings(short), short.bin) == (None, [], None)
+
+
 def test_another_scorer_was_not_calibrated() -> None:
     curve = replace(curve_up_to(0.3), scorer="agreement")
     assert Risk(0.4, curve, 100, scorer="agreement").bin is not None

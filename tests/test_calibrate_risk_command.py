@@ -13,12 +13,13 @@ from test_ask_support import last_object, start, tiny_model, two_lines
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.errors import UsageError
+from uncomp_cli.evals.risk import RISK_TASKS
 from uncomp_cli.evals.risk_file import RiskFile, set_aside
 
 __all__ = ["tiny_model"]
 
 BASE = ("--tokens", "400", "-t", "needle/digits7", "--samples", "1", "-o", "mine")
-RISK = ("--risk", "--risk-samples", "10", "--risk-tokens", "300", "--risk-tokens", "320")
+RISK = ("--risk", "--risk-samples", "10", "--risk-tokens", "500", "--risk-tokens", "520")
 KEPT = Path("mine.risk.jsonl")
 
 
@@ -70,8 +71,8 @@ def test_too_few_right_answers_leave_the_preset_as_it_was(answered: tuple[Path, 
     assert "--risk-tokens" in hint
     assert load_preset(str(folder / "mine.json")).risk is None
     records = [json.loads(line) for line in (folder / KEPT).read_text().splitlines()][1:]
-    assert {record["tokens"] for record in records} == {300, 320}
-    assert {record["subtask"] for record in records} == {"needle/digits7", "needle/chat"}
+    assert {record["tokens"] for record in records} == {500, 520}
+    assert {record["subtask"] for record in records} == set(RISK_TASKS)
     assert len({record["sha256"] for record in records}) == 20
 
 
@@ -82,7 +83,7 @@ def test_a_curve_is_written_and_stays_as_long_as_it_is_that_of_the_preset(tiny_m
     assert code == 0, err
     curve = load_preset("./mine.json").risk
     assert curve is not None
-    assert (curve.samples, curve.tokens, curve.rope, curve.auroc) == (20, (300, 320), "repack", 1.0)
+    assert (curve.samples, curve.tokens, curve.rope, curve.auroc) == (20, (500, 520), "trained", 1.0)
     table = [line.split() for line in out.partition("\n\n")[2].splitlines()]
     assert table[0][0] == "ENTROPY"
     assert [row[2] for row in table[1:]] == [str(one.samples) for one in curve.bins]
@@ -138,7 +139,7 @@ def test_a_torn_line_is_read_again(tmp_path: Path) -> None:
     ("args", "message", "hint"),
     [
         (("--risk-samples", "3"), "--risk-samples", "add --risk"),
-        (("--risk-tokens", "300"), "--risk-tokens", "add --risk"),
+        (("--risk-tokens", "500"), "--risk-tokens", "add --risk"),
         (("--rope", "yarn:2"), "--rope", "add --risk"),
         (("--risk", "--rope", "yrn:2"), "yrn", "yarn"),
     ],

@@ -12,7 +12,7 @@ from pathlib import Path
 from uncomp_cli.documents.prose import write_prose
 
 handbook = Path("docs/demo/lighthouse-handbook.md").read_text()
-Path(sys.argv[1]).write_text("\n\n".join([write_prose(3000, seed=1), handbook, write_prose(7000, seed=2)]))
+Path(sys.argv[1]).write_text("\n\n".join([write_prose(2300, seed=1), handbook, write_prose(4000, seed=2)]))
 PY
 
 ask() {
@@ -23,8 +23,7 @@ ask() {
 }
 {
     ask
-    ask --force --budget full
-    ask --rope yarn:2 --budget full
-    ask --rope repack --budget 5%
+    ask --force
+    ask --rope yarn:2
     ask --rope auto --evidence
 } > docs/long/session.txt

@@ -209,8 +209,8 @@ def write_risk(fit: "RiskFit", terminal: Terminal) -> None:
     terminal.note(f"{curve.signal} of the heads {heads} (layer.KV head); flagged above {curve.band[1]:.3f}")
     terminal.note(
         f"AUROC {curve.auroc:.2f} ({curve.auroc_low:.2f} to {curve.auroc_high:.2f}), cross-fitted on {curve.samples:,} "
-        f"answers read with {curve.rope}; entropy of the next token's distribution, for comparison: "
-        f"{fit.baseline.auroc:.2f} ({fit.baseline.low:.2f} to {fit.baseline.high:.2f})"
+        f"answers read with {curve.rope}, one of {len(fit.candidates)} candidates; entropy of the next token's "
+        f"distribution, for comparison: {fit.baseline.auroc:.2f} ({fit.baseline.low:.2f} to {fit.baseline.high:.2f})"
     )
 
 

@@ -48,8 +48,14 @@ class Risk:
 
     @property
     def flagged(self) -> bool | None:
-        """Whether the heads were less certain than in the calibration; None when that is not known."""
-        return None if self.curve is None or self.entropy is None else self.curve.flagged(self.entropy)
+        """Whether the heads were less certain than in the calibration; None when that is not known.
+
+        A band of long texts says nothing of shorter ones.
+        """
+        curve = self.curve
+        if curve is None or self.entropy is None or self.prompt_tokens < min(curve.tokens, default=0):
+            return None
+        return curve.flagged(self.entropy)
 
     @property
     def bin(self) -> "RiskBin | None":

@@ -81,7 +81,7 @@ def check_length(spec: ModelSpec, prompt: Prompt, *, trained_length: int | None 
     extended = f", extended to {spec.trained_length:,}" if longer else ""
     raise DoesNotFitError(
         f"the prompt has {prompt.seq_len:,} tokens, the model was trained for {trained:,}{extended}",
-        hint="use a larger factor or --context, or cut the prompt with --truncate head, middle or tail"
+        hint="use --rope auto, a larger factor or --context, or cut the prompt with --truncate head, middle or tail"
         if longer
         else "read all of it with --rope auto, cut it with --truncate head, middle or tail, or read on with --force, "
         "as a model that was not trained for it",
