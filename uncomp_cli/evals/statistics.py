@@ -23,6 +23,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from uncomp_cli.uncertainty.risk import wilson_interval
+
 __all__ = [
     "BudgetScores",
     "Interval",
@@ -192,13 +194,8 @@ def inversions(
 
 
 def wilson(hits: int, total: int) -> Interval:
-    """Wilson's score interval of a rate (Wilson 1927): ten right of ten is not certainty, as a bootstrap would say.
-
-    centre, half width = (hits + z²/2) / (total + z²), z · √(hits · (total − hits) / total + z²/4) / (total + z²)
-    """
+    """Wilson's score interval of a rate: ten right of ten is not certainty, as a bootstrap would say."""
     if total < 1 or not 0 <= hits <= total:
         raise ValueError(f"{hits} of {total} is no rate")
-    centre = (hits + _Z**2 / 2) / (total + _Z**2)
-    half = _Z / (total + _Z**2) * sqrt(hits * (total - hits) / total + _Z**2 / 4)
-    rate = hits / total
-    return Interval(rate, min(rate, centre - half), max(rate, centre + half), total)
+    low, high = wilson_interval(hits, total)
+    return Interval(hits / total, low, high, total)

@@ -12,7 +12,7 @@ question, its lengths. Signals are made so that higher is more uncertain. Nothin
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Self
 
 from uncomp_cli.errors import UsageError
@@ -171,7 +171,10 @@ def _edge(inside: float, outside: float, far: Callable[[float], bool]) -> float:
 
 
 def wilson_interval(hits: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a rate of `hits` in `total`: ten wrong of ten is not certainty."""
+    """Wilson's 95 % interval of a rate of `hits` in `total` (Wilson 1927): ten of ten is not certainty.
+
+    centre, half width = (hits + z²/2) / (total + z²), z · √(hits · (total − hits) / total + z²/4) / (total + z²)
+    """
     centre = (hits + _Z**2 / 2) / (total + _Z**2)
     half = _Z / (total + _Z**2) * math.sqrt(hits * (total - hits) / total + _Z**2 / 4)
     return max(0.0, min(hits / total, centre - half)), min(1.0, max(hits / total, centre + half))
@@ -182,7 +185,7 @@ def _check(data: Any, target: type, what: str) -> None:
     if not isinstance(data, Mapping):
         raise UsageError(f"a {what} is {data!r}", hint=f"it must be an object; {_AGAIN}")
     kinds = {item.name: item.type for item in fields(target)}
-    needed = {item.name for item in fields(target) if item.name != "rope"}
+    needed = {item.name for item in fields(target) if item.default is MISSING}
     unknown, missing = sorted(set(data) - set(kinds)), sorted(needed - set(data))
     if unknown or missing:
         fault = f"has the unknown key '{unknown[0]}'" if unknown else f"lacks '{missing[0]}'"
