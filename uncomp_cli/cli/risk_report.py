@@ -60,8 +60,9 @@ class Risk:
     @property
     def bin(self) -> "RiskBin | None":
         """The calibrated answers that were like this one; None when none were."""
-        known = self.curve is not None and self.entropy is not None and not self.doubts
-        return self.curve.bin_of(self.entropy) if known and self.curve and self.entropy is not None else None
+        if self.curve is None or self.entropy is None or self.doubts:
+            return None
+        return self.curve.bin_of(self.entropy)
 
     @property
     def doubts(self) -> tuple[str, ...]:

@@ -24,13 +24,13 @@ from uncomp_cli.cli.rope_measuring import RopeJob, run_rope, show_results
 from uncomp_cli.cli.tree import option
 from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
 from uncomp_cli.errors import UsageError
+from uncomp_cli.evals.rope_arms import DEFAULT_KINDS
 
 __all__ = ["rope"]
 
 _SEED = SamplingConfig().seed
 MEASURED_PANEL = "What is measured"
 RESULTS_PANEL = "Results"
-DEFAULT_KINDS = "plain,linear,ntk,yarn,repack,reread"
 DEFAULT_BUDGET = "5%"
 
 

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from uncomp_cli.errors import UncompError, UsageError
 
@@ -20,6 +21,7 @@ __all__ = [
     "IN_USE",
     "LONGEST_HEADER",
     "OTHER_FILE",
+    "LineFile",
     "first_line",
     "lock",
     "parsed",
@@ -33,6 +35,28 @@ __all__ = [
 LONGEST_HEADER = 1 << 20
 OTHER_FILE = "give another file with --out"
 IN_USE = "wait until that one has ended, or give this run another file with --out"
+
+
+class LineFile:
+    """A file open for appending, by this process alone. Close it, or use it in a `with`."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    def close(self) -> None:
+        """Let go of the file, so that others may write it; twice does no harm."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 @contextmanager

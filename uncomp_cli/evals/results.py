@@ -13,7 +13,6 @@ import os
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from uncomp_cli.errors import UncompError, UsageError
@@ -21,6 +20,7 @@ from uncomp_cli.evals.line_file import (
     IN_USE,
     LONGEST_HEADER,
     OTHER_FILE,
+    LineFile,
     first_line,
     lock,
     parsed,
@@ -58,14 +58,13 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
 }
 
 
-class ResultsFile:
+class ResultsFile(LineFile):
     """A results file open for appending, by this process alone. Close it, or use it in a `with`."""
 
     def __init__(self, path: Path, descriptor: int, outcomes: list[Outcome]) -> None:
-        self.path = path
+        super().__init__(path, descriptor)
         self.outcomes = outcomes
         self.done: set[Key] = {outcome.key for outcome in outcomes}
-        self._descriptor = descriptor
 
     @classmethod
     def open(cls, path: Path, settings: Mapping[str, object]) -> Self:
@@ -97,20 +96,6 @@ class ResultsFile:
             write_whole(self._descriptor, lines)
         self.outcomes.extend(outcomes)
         self.done.update(keys)
-
-    def close(self) -> None:
-        """Let go of the file, so that others may write it; twice does no harm."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def read_results(path: Path) -> tuple[dict[str, Any], list[Outcome]]:

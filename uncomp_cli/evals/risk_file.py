@@ -7,14 +7,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
 from uncomp_cli.calibrate.risk import RiskAnswer
 from uncomp_cli.errors import UsageError
-from uncomp_cli.evals.line_file import first_line, lock, parsed, read_rest, to_line, write_whole, writing
+from uncomp_cli.evals.line_file import LineFile, first_line, lock, parsed, read_rest, to_line, write_whole, writing
 
 __all__ = ["RiskFile", "RiskLine", "set_aside"]
 
@@ -39,11 +38,11 @@ class RiskLine:
         return RiskAnswer(self.tokens, self.wrong, np.array(self.entropy), self.output_entropy)
 
 
-class RiskFile:
+class RiskFile(LineFile):
     """Lines that were measured, by their samples' digests; `append` writes one more, on the disk at once."""
 
     def __init__(self, path: Path, descriptor: int, lines: list[RiskLine]) -> None:
-        self.path, self._descriptor = path, descriptor
+        super().__init__(path, descriptor)
         self.done = {line.sha256: line for line in lines}
 
     @classmethod
@@ -70,14 +69,6 @@ class RiskFile:
         with writing(self.path):
             write_whole(self._descriptor, to_line(asdict(line)))
         self.done[line.sha256] = line
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self._descriptor)
 
 
 def _whole_lines(descriptor: int, start: int) -> list[RiskLine]:

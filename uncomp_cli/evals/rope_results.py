@@ -13,13 +13,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.evals.line_file import (
     LONGEST_HEADER,
     OTHER_FILE,
+    LineFile,
     first_line,
     lock,
     parsed,
@@ -38,14 +38,13 @@ _KIND = "uncomp rope"
 _CELLS: dict[str, type[NeedleCell] | type[TextCell]] = {"needle": NeedleCell, "text": TextCell}
 
 
-class RopeResults:
+class RopeResults(LineFile):
     """A results file open for appending, by this process alone. Close it, or use it in a `with`."""
 
     def __init__(self, path: Path, descriptor: int, cells: list[RopeCell]) -> None:
-        self.path = path
+        super().__init__(path, descriptor)
         self.cells = cells
         self.done = {cell.key for cell in cells}
-        self._descriptor = descriptor
 
     @classmethod
     def open(cls, path: Path, settings: Mapping[str, object]) -> Self:
@@ -75,20 +74,6 @@ class RopeResults:
             write_whole(self._descriptor, line)
         self.cells.append(cell)
         self.done.add(cell.key)
-
-    def close(self) -> None:
-        """Let go of the file; twice does no harm."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def read_rope_results(path: Path) -> tuple[dict[str, Any], list[RopeCell]]:
