@@ -22,12 +22,12 @@ import torch
 from ceilings import measure_ceilings, prefill_flops, step_weights
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from uncomp_cli.bench.arms import Timed, run_uncomp
+from uncomp_cli.bench.contenders import Timed, run_uncomp
 from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset
 from uncomp_cli.config import DEFAULT_MODEL
-from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import UncompError
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.models.loading import LoadedModel, load_model
 from uncomp_cli.spec import ModelSpec
 
 _COPY_BYTES = 2**28

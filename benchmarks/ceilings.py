@@ -22,7 +22,7 @@ import torch
 
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.errors import UncompError
-from uncomp_cli.models.load import load_model
+from uncomp_cli.models.loading import load_model
 from uncomp_cli.spec import ModelSpec
 
 __all__ = ["layer_weights", "measure_ceilings", "prefill_flops", "step_weights"]

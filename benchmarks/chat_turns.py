@@ -30,12 +30,12 @@ from uncomp_cli import __version__
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
 from uncomp_cli.documents.prose import write_prose
-from uncomp_cli.engine.chat import ChatSession
-from uncomp_cli.engine.prompt import count_tokens
+from uncomp_cli.engine.context.chat import ChatSession
 from uncomp_cli.engine.records import DecodeStep
-from uncomp_cli.engine.rendered import Message
-from uncomp_cli.evals.haystack import opening
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.engine.tokens.messages import Message
+from uncomp_cli.engine.tokens.prompt import count_tokens
+from uncomp_cli.evals.tasks.haystack import opening
+from uncomp_cli.models.loading import LoadedModel, load_model
 
 Line = dict[str, Any]
 QUESTIONS = (

@@ -33,18 +33,18 @@ from ceilings import layer_weights, prefill_flops, step_weights
 from gpu_model import Size, large, random_model, tiny
 
 from uncomp_cli import __version__
-from uncomp_cli.bench.report import cpu_name
+from uncomp_cli.bench.ratios import cpu_name
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.generate import generate
-from uncomp_cli.engine.memory import free_bytes, peak_bytes, reset_peak
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prompt import Prompt
-from uncomp_cli.engine.sampling import Sampler
-from uncomp_cli.engine.session import Session
+from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.spend.memory import free_bytes, peak_bytes, reset_peak
+from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.write.generate import generate
+from uncomp_cli.engine.write.sampling import Sampler
 from uncomp_cli.errors import UncompError, is_out_of_memory
-from uncomp_cli.models.load import LoadedModel
+from uncomp_cli.models.loading import LoadedModel
 
 Line = dict[str, Any]
 FULL, THINNED, EVEN, RAGGED = "full", "thinned to 20 %", "10 % kept", "10 % kept, ragged"

@@ -23,14 +23,14 @@ from uncomp_cli.cache.constant import ConstantConfig
 from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import DEFAULT_MODEL
-from uncomp_cli.engine.constant import ConstantSize, shields
-from uncomp_cli.engine.decode import AppendState
-from uncomp_cli.engine.memory import free_bytes
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.planning import plan_compression
-from uncomp_cli.engine.prefill import Prefilled, prefill
-from uncomp_cli.engine.prompt import Prompt
-from uncomp_cli.models.load import load_model
+from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.read.prefill import Prefilled, prefill
+from uncomp_cli.engine.spend.compression import plan_compression
+from uncomp_cli.engine.spend.memory import free_bytes
+from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.write.constant import ConstantSize, shields
+from uncomp_cli.models.loading import load_model
 
 QUESTION_TOKENS = 32
 SINKS = 4

@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from uncomp_cli.bench.arms import run_stock
-from uncomp_cli.bench.prepare import build_prompt
+from uncomp_cli.bench.bench_prompt import build_prompt
+from uncomp_cli.bench.contenders import run_stock
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.documents.prose import write_prose
-from uncomp_cli.engine.memory import peak_bytes, reset_peak, resident_bytes
-from uncomp_cli.engine.prompt import Prompt
-from uncomp_cli.engine.session import Session
+from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.spend.memory import peak_bytes, reset_peak, resident_bytes
+from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import UncompError, is_out_of_memory
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.models.loading import LoadedModel, load_model
 
 __all__ = ["ARMS", "CHUNKED", "ONE_PASS", "STOCK", "THINNED", "Run", "in_child", "measure"]
 

@@ -31,10 +31,10 @@ from speed import machine_load
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cache.shelf import Entry, Shelf
 from uncomp_cli.config import SamplingConfig, ScorerConfig
-from uncomp_cli.engine.prompt import Prompt, chat_prompt
-from uncomp_cli.engine.reused import ReusedSession
+from uncomp_cli.engine.context.reused import ReusedSession
+from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
 from uncomp_cli.errors import UncompError
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.models.loading import LoadedModel, load_model
 
 Line = dict[str, Any]
 FIRST, SECOND = "What is this text about?", "How does it end?"

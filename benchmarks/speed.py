@@ -32,16 +32,16 @@ from timed import PeerArm, peer_arms, run_peer
 from weights import gguf_file
 
 from uncomp_cli import __version__
+from uncomp_cli.bench.bench_prompt import BenchRequest, make_jobs
 from uncomp_cli.bench.child import measure
-from uncomp_cli.bench.job import Job
-from uncomp_cli.bench.prepare import BenchRequest, make_jobs
+from uncomp_cli.bench.measurement import Job
 from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset
 from uncomp_cli.config import DEFAULT_MODEL, Limits
 from uncomp_cli.documents.prose import write_prose
-from uncomp_cli.engine.linear import has_fast_bfloat16
+from uncomp_cli.engine.forward.products import has_fast_bfloat16
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.models.catalog import ensure_local, local_path, read_config
-from uncomp_cli.models.load import choose_device, choose_dtype
+from uncomp_cli.models.loading import choose_device, choose_dtype
 from uncomp_cli.models.shape import spec_from_config
 from uncomp_cli.spec import ModelSpec
 

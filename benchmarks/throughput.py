@@ -24,10 +24,10 @@ import torch
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
 from uncomp_cli.documents.prose import write_prose
-from uncomp_cli.engine.batch import Batch, BatchSession
-from uncomp_cli.engine.prompt import Prompt, chat_prompt
-from uncomp_cli.engine.rows import Asked
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
+from uncomp_cli.engine.write.batch import Batch, BatchSession
+from uncomp_cli.engine.write.rows import Asked
+from uncomp_cli.models.loading import LoadedModel, load_model
 
 QUESTION = "Who is named most often, and what did they do?"
 WORDS_PER_TOKEN = 1.0  # more than prose has, so that there is something to cut

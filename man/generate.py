@@ -20,8 +20,8 @@ from typing import Any
 import typer
 
 from uncomp_cli import __version__
+from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.presets import SCHEMA_VERSION, Preset
-from uncomp_cli.budget.quality import QualityPoint
 from uncomp_cli.cli.app import app
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.uncertainty.risk import RiskCurve

@@ -10,7 +10,7 @@ from uncomp_cli.models.builtin import DEFAULT_MODEL
 from uncomp_cli.models.catalog import ensure_local, local_path
 
 if TYPE_CHECKING:
-    from uncomp_cli.models.load import LoadedModel
+    from uncomp_cli.models.loading import LoadedModel
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def default_model(default_model_dir: Path) -> "LoadedModel":
 
     Who compares with the model as transformers loads it loads one of its own.
     """
-    from uncomp_cli.models.load import load_model
+    from uncomp_cli.models.loading import load_model
 
     assert default_model_dir.is_dir()
     return load_model(DEFAULT_MODEL, dtype="float32", device="cpu")

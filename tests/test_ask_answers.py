@@ -12,11 +12,11 @@ import pytest
 import torch
 from test_ask_support import last_object, start, tiny_model
 
-from uncomp_cli.cli import asking
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.asking import describe_files, join_documents
-from uncomp_cli.documents.reader import Document, DocumentSet
-from uncomp_cli.models.load import LoadedModel, load_tokenizer
+from uncomp_cli.cli.ask import asking
+from uncomp_cli.cli.ask.asking import describe_files, join_documents
+from uncomp_cli.documents.documents import Document, DocumentSet
+from uncomp_cli.models.loading import LoadedModel, load_tokenizer
 
 __all__ = ["tiny_model"]
 

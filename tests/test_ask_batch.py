@@ -11,8 +11,8 @@ import pytest
 from test_ask_support import Running, long_lived, start, tiny_model
 
 from uncomp_cli.cli.app import run
-from uncomp_cli.engine.batch import Batch
-from uncomp_cli.engine.prefill import PrefillState
+from uncomp_cli.engine.read.prefill import PrefillState
+from uncomp_cli.engine.write.batch import Batch
 
 __all__ = ["long_lived", "tiny_model"]
 

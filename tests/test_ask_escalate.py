@@ -13,10 +13,10 @@ from test_ask_support import TRAINED_LENGTH, tiny_model, two_lines
 from test_risk_support import curve_up_to, risky
 
 from uncomp_cli.budget.presets import load_preset
-from uncomp_cli.cli import asking_again
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.escalating import Try, best_of, escalation_record, scaled, wider
-from uncomp_cli.cli.risk_report import Risk
+from uncomp_cli.cli.ask import asking_again
+from uncomp_cli.cli.ask.escalating import Try, best_of, escalation_record, scaled, wider
+from uncomp_cli.cli.ask.risk_report import Risk
 from uncomp_cli.errors import DoesNotFitError
 
 __all__ = ["tiny_model"]

@@ -12,7 +12,7 @@ from test_ask_answers import CODE, NAME, OTHER, QUESTION, town
 from test_ask_support import start, tiny_model
 
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.citing import evidence_lines, evidence_records, evidence_warnings
+from uncomp_cli.cli.ask.citing import evidence_lines, evidence_records, evidence_warnings
 from uncomp_cli.documents.evidence import Evidence
 
 __all__ = ["tiny_model"]

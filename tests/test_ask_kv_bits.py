@@ -11,10 +11,10 @@ import pytest
 from test_ask_answers import town
 from test_ask_support import last_object, tiny_model, two_lines
 
-from uncomp_cli.bench.prepare import BenchRequest, make_jobs
+from uncomp_cli.bench.bench_prompt import BenchRequest, make_jobs
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.prepare import choose_preset
+from uncomp_cli.cli.ask.prepare import choose_preset
 
 __all__ = ["tiny_model"]
 
@@ -131,7 +131,7 @@ def test_a_benchmark_measures_it(tiny_model: Path) -> None:
     assert [job.label for job in jobs] == ["stock transformers", "full, 8 bits", "30% uniform, 4 bits", "30% uniform"]
     again = type(jobs[1]).from_json(jobs[1].to_json())
     assert again.preset == replace(presets[0], kv_bits=8)
-    from uncomp_cli.bench.worker import run_job
+    from uncomp_cli.bench.bench_process import run_job
 
     exact = run_job(replace(jobs[1], preset=replace(presets[0], kv_bits=16)))
     small = run_job(jobs[1])

@@ -10,7 +10,7 @@ import pytest
 from test_ask_support import TRAINED_LENGTH, tiny_model, two_lines
 
 from uncomp_cli.cli.app import run
-from uncomp_cli.engine import memory
+from uncomp_cli.engine.spend import memory
 
 __all__ = ["tiny_model"]
 

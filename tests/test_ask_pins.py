@@ -10,8 +10,8 @@ import pytest
 from test_ask_support import tiny_model, two_lines
 
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.pins import Pin, parse_pin, resolve
-from uncomp_cli.engine.batch import BatchSession
+from uncomp_cli.cli.ask.pins import Pin, parse_pin, resolve
+from uncomp_cli.engine.write.batch import BatchSession
 from uncomp_cli.errors import UsageError
 
 __all__ = ["tiny_model"]

@@ -11,7 +11,7 @@ import pytest
 from test_ask_support import TRAINED_LENGTH, tiny_model
 
 from uncomp_cli.cli.app import run
-from uncomp_cli.engine.batch import Batch
+from uncomp_cli.engine.write.batch import Batch
 
 __all__ = ["tiny_model"]
 

@@ -12,8 +12,9 @@ import pytest
 from test_ask_support import TRAINED_LENGTH, tiny_model, two_lines
 
 from uncomp_cli.cli.app import run
-from uncomp_cli.engine import memory, session
-from uncomp_cli.engine.prefill import PrefillState
+from uncomp_cli.engine.context import session
+from uncomp_cli.engine.read.prefill import PrefillState
+from uncomp_cli.engine.spend import memory
 
 __all__ = ["tiny_model"]
 

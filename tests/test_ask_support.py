@@ -42,8 +42,9 @@ TEMPLATE = (
 )
 PATIENCE_S = 60.0
 PRELOADED = [
-    "uncomp_cli.engine.session", "uncomp_cli.engine.chat", "uncomp_cli.cli.answering", "uncomp_cli.evals.runner",
-    "uncomp_cli.evals.calibration", "transformers.models.auto.tokenization_auto", "pydantic.type_adapter",
+    "uncomp_cli.engine.context.session", "uncomp_cli.engine.context.chat",
+    "uncomp_cli.cli.ask.answering", "uncomp_cli.evals.judges.run",
+    "uncomp_cli.evals.tasks.calibration_samples", "transformers.models.auto.tokenization_auto", "pydantic.type_adapter",
     "sentencepiece", "matplotlib.figure",
 ]  # fmt: skip
 """What the commands import when they run: half a second of every process that would begin without it."""

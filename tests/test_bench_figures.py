@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from uncomp_cli.bench import child
-from uncomp_cli.bench.job import Job, Measurement, decode_result, encode_error
-from uncomp_cli.bench.prepare import BenchRequest
-from uncomp_cli.bench.report import figures, ratio, report
-from uncomp_cli.bench.runner import BenchStep, Round, run_bench
+from uncomp_cli.bench.bench_prompt import BenchRequest
+from uncomp_cli.bench.measurement import Job, Measurement, decode_result, encode_error
+from uncomp_cli.bench.ratios import figures, ratio, report
+from uncomp_cli.bench.rounds import BenchStep, Round, run_bench
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.config import ScorerConfig

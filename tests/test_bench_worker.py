@@ -10,17 +10,17 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from uncomp_cli.bench.arms import run_stock, run_uncomp, storage_bytes
+from uncomp_cli.bench.bench_process import _as_known, run_job
+from uncomp_cli.bench.bench_prompt import BenchRequest, make_jobs
 from uncomp_cli.bench.child import measure
-from uncomp_cli.bench.job import Job, Measurement
-from uncomp_cli.bench.prepare import BenchRequest, make_jobs
-from uncomp_cli.bench.worker import _as_known, run_job
+from uncomp_cli.bench.contenders import run_stock, run_uncomp, storage_bytes
+from uncomp_cli.bench.measurement import Job, Measurement
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.config import Limits, ScorerConfig
 from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UsageError
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.models.loading import LoadedModel, load_model
 
 LAYERS, HEADS, HEAD_DIM, TOKENS, NEW = 3, 2, 8, 400, 6
 TOKEN_BYTES = LAYERS * HEADS * HEAD_DIM * 2 * 4
@@ -128,7 +128,7 @@ def test_the_command_writes_one_json_object(
     def measure_nothing(steps: object, terminal: object) -> object:
         return [(measured, measured, measured)] * 2
 
-    monkeypatch.setattr("uncomp_cli.cli.bench._watch", measure_nothing)
+    monkeypatch.setattr("uncomp_cli.cli.judge.bench._watch", measure_nothing)
     args = ["bench", "-m", str(model_dir), "--tokens", "400", "-b", "full", "-b", "40%", "--device", "cpu"]
     assert run([*args, "--json"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
@@ -153,8 +153,8 @@ def test_every_thinning_is_measured_at_every_budget_behind_stock(
         given.extend(Job.from_json(job.to_json()) for job in jobs)
         yield from ()
 
-    monkeypatch.setattr("uncomp_cli.bench.runner.run_bench", bench_nothing)
-    monkeypatch.setattr("uncomp_cli.cli.bench._watch", lambda steps, terminal: [*steps, (measured,) * 5])
+    monkeypatch.setattr("uncomp_cli.bench.rounds.run_bench", bench_nothing)
+    monkeypatch.setattr("uncomp_cli.cli.judge.bench._watch", lambda steps, terminal: [*steps, (measured,) * 5])
     args = ["bench", "-m", str(model_dir), "--tokens", "400", "--device", "cpu", "--policy", "uniform", "-b", "40%"]
     thin = ["--thin", "none", "--thin", "gather:after=1,keep=0.3"]
     assert run([*args, "-b", "60%", *thin, "--chunk", "200", "--kv-mem", "1MiB"]) == 0
@@ -181,7 +181,7 @@ def test_a_run_is_thinned_and_read_in_chunks_as_its_job_says(jobs: list[Job], lo
 def test_what_a_model_cannot_do_is_not_measured_under_that_label(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("uncomp_cli.engine.planning.can_thin", lambda spec: False)
+    monkeypatch.setattr("uncomp_cli.engine.spend.compression.can_thin", lambda spec: False)
     thinned = replace(FULL, thinning="gather")
     request = BenchRequest(str(model_dir), model_dir, "text", (thinned,), TOKENS, NEW, runs=1, device="cpu")
     with pytest.raises(UsageError, match=r"full, thin gather on .* without thinning"):

@@ -10,7 +10,7 @@ import pytest
 
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.config import DEFAULT_MODEL
-from uncomp_cli.models.load import load_model
+from uncomp_cli.models.loading import load_model
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 

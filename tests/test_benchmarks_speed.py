@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from uncomp_cli.bench.worker import run_job
-from uncomp_cli.engine.linear import has_fast_bfloat16
+from uncomp_cli.bench.bench_process import run_job
+from uncomp_cli.engine.forward.products import has_fast_bfloat16
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 CEILINGS = {"read_gb_s": 10.0, "gemm_gflop_s": 100.0, "square_gemm_gflop_s": 100.0, "threads": 2}

@@ -8,7 +8,7 @@ from test_budget_uncertainty import MEASURED, measured
 
 from uncomp_cli.budget.plan import BudgetPlan, apportion
 from uncomp_cli.budget.policies import POLICIES, make_policy
-from uncomp_cli.budget.uncertainty_values import Uncertainty
+from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
 

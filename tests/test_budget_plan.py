@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from uncomp_cli.budget.plan import BudgetPlan, apportion
 from uncomp_cli.budget.policies import POLICIES, UniformPolicy, make_policy
 from uncomp_cli.budget.units import parse_budget, resolve_entries
-from uncomp_cli.cache.scoring import SCORERS
+from uncomp_cli.cache.scorers import SCORERS
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.spec import ModelSpec
 

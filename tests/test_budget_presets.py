@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from uncomp_cli.budget import presets
+from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.presets import (
     DEFAULT_PRESET,
     LIVE_PRESET,
@@ -20,8 +21,7 @@ from uncomp_cli.budget.presets import (
     remove_preset,
     save_preset,
 )
-from uncomp_cli.budget.quality import QualityPoint
-from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.uncertainty.profile import ModelFingerprint, SampleInfo, UncertaintyProfile, load_profile
@@ -184,7 +184,7 @@ def test_unknown_names(own: Path, name: str, hint: str) -> None:
 
 
 def test_a_preset_keeps_a_short_document_whole_and_an_explicit_budget_is_taken_at_its_word() -> None:
-    from uncomp_cli.cli.prepare import choose_preset
+    from uncomp_cli.cli.ask.prepare import choose_preset
 
     assert choose_preset("tiny", budget=None, policy=None, scorer=None).floor_tokens == 128
     assert choose_preset("tiny", budget="5%", policy=None, scorer=None).floor_tokens == 0

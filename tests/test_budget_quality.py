@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from uncomp_cli.budget.quality import QualityPoint, parse_loss, smallest_budget
+from uncomp_cli.budget.loss_curve import QualityPoint, parse_loss, smallest_budget
 from uncomp_cli.errors import DoesNotFitError, UsageError
 
 

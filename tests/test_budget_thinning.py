@@ -7,7 +7,7 @@ from test_budget_plan import make_spec
 from test_budget_stages import SUMS_32
 
 from uncomp_cli.budget.thinning import THINNINGS, make_thinning
-from uncomp_cli.budget.uncertainty_values import Uncertainty
+from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.spec import ModelSpec
 

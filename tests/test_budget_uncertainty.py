@@ -11,8 +11,8 @@ from test_budget_plan import make_spec, requests
 
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import UncertainPolicy, UncompPolicy, UniformPolicy, ZigzagPolicy, make_policy
-from uncomp_cli.budget.uncertainty_values import Uncertainty
 from uncomp_cli.budget.uncomp import group_ramp
+from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.errors import DoesNotFitError, ModelError, UsageError
 from uncomp_cli.spec import ModelSpec
 

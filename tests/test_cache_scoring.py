@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from uncomp_cli.cache.scoring import SCORERS, LayerView, make_scorer, window_attention
+from uncomp_cli.cache.scorers import SCORERS, LayerView, make_scorer, window_attention
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
 

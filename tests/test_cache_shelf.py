@@ -15,7 +15,7 @@ import torch
 from test_ask_support import fork_server
 from test_cache_store import make_cache
 
-from uncomp_cli.cache.manifest import TEMPORARY_PREFIX
+from uncomp_cli.cache.header import TEMPORARY_PREFIX
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.shelf import Entry, Shelf, check_name
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError

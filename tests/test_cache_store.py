@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from uncomp_cli.cache.manifest import METADATA_KEY, NO_HASH, find_damage, read_manifest
+from uncomp_cli.cache.cache_file import load_cache, save_cache, stored_bytes
+from uncomp_cli.cache.header import METADATA_KEY, NO_HASH, find_damage, read_manifest
 from uncomp_cli.cache.ragged import Head, RaggedKVCache
-from uncomp_cli.cache.store import load_cache, save_cache, stored_bytes
 from uncomp_cli.errors import UncompError, UsageError
 
 LAYERS, KV_HEADS, DIM = 2, 3, 6

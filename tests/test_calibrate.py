@@ -13,14 +13,20 @@ import torch
 from test_ask_support import tiny_model
 from test_engine_parity import make_prompt, tiny, tokens
 
-from uncomp_cli.calibrate.files import ProfileFiles, choose_files
-from uncomp_cli.calibrate.reading import MeasuringConfig, measurable, read_and_measure
-from uncomp_cli.calibrate.report import profile_record, profile_rows
-from uncomp_cli.calibrate.run import CalibrateRequest, CalibrateStep, CalibrationSample, calibrate, check_lengths
-from uncomp_cli.engine.model import Decoder
+from uncomp_cli.calibrate.calibration import (
+    CalibrateRequest,
+    CalibrateStep,
+    CalibrationSample,
+    calibrate,
+    check_lengths,
+)
+from uncomp_cli.calibrate.findings import profile_record, profile_rows
+from uncomp_cli.calibrate.partial import ProfileFiles, choose_files
+from uncomp_cli.calibrate.sample_pass import MeasuringConfig, measurable, read_and_measure
+from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.errors import DoesNotFitError, ModelError, UncompError, UsageError
-from uncomp_cli.models.fingerprint import fingerprint
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.models.identity import fingerprint
+from uncomp_cli.models.loading import LoadedModel, load_model
 from uncomp_cli.uncertainty.measures import DEFAULT_MEASURES, parse_measure
 from uncomp_cli.uncertainty.profile import UncertaintyProfile, load_profile
 

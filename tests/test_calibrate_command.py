@@ -9,9 +9,9 @@ from test_ask_support import Running, last_object, long_lived, start, tiny_model
 
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
-from uncomp_cli.evals.calibration import CONTINUATION, SampleMaker, choose_sources
-from uncomp_cli.evals.haystack import Haystack
-from uncomp_cli.evals.results import ResultsFile
+from uncomp_cli.evals.tables.results import ResultsFile
+from uncomp_cli.evals.tasks.calibration_samples import CONTINUATION, SampleMaker, choose_sources
+from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.uncertainty.measures import DEFAULT_MEASURES
 from uncomp_cli.uncertainty.profile import load_profile
 

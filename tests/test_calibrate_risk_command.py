@@ -13,8 +13,8 @@ from test_ask_support import last_object, start, tiny_model, two_lines
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.errors import UsageError
-from uncomp_cli.evals.risk import RISK_TASKS
-from uncomp_cli.evals.risk_file import RiskFile, set_aside
+from uncomp_cli.evals.rope.risk_file import RiskFile, set_aside
+from uncomp_cli.evals.rope.risk_samples import RISK_TASKS
 
 __all__ = ["tiny_model"]
 

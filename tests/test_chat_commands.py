@@ -7,10 +7,10 @@ import pytest
 from test_ask_support import TRAINED_LENGTH, tiny_model
 from test_chat_support import hold, loaded, make_chat
 
-from uncomp_cli.cli.chat_commands import COMMANDS, candidates, is_command
-from uncomp_cli.cli.chat_inspect import places_of
-from uncomp_cli.cli.chat_state import Chat
-from uncomp_cli.models.load import LoadedModel
+from uncomp_cli.cli.chat.commands import COMMANDS, candidates, is_command
+from uncomp_cli.cli.chat.inspection import places_of
+from uncomp_cli.cli.chat.state import Chat
+from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.sessions.transcript import Transcript
 
 __all__ = ["loaded", "tiny_model"]

@@ -10,15 +10,15 @@ import pytest
 from test_ask_support import TRAINED_LENGTH, tiny_model
 from test_chat_support import GREEDY, Stopping, hold, loaded, make_chat
 
-from uncomp_cli.cli.chat_inspect import status_line
-from uncomp_cli.cli.chat_state import Chat
-from uncomp_cli.cli.conversation import Conversation
-from uncomp_cli.engine import chat as engine_chat
-from uncomp_cli.engine import kept as engine_kept
-from uncomp_cli.engine.chat import ChatSession
-from uncomp_cli.engine.rendered import Message, render_messages
-from uncomp_cli.models.load import LoadedModel
-from uncomp_cli.sessions.store import SessionFile
+from uncomp_cli.cli.chat.inspection import status_line
+from uncomp_cli.cli.chat.loop import Conversation
+from uncomp_cli.cli.chat.state import Chat
+from uncomp_cli.engine.context import chat as engine_chat
+from uncomp_cli.engine.context import kept as engine_kept
+from uncomp_cli.engine.context.chat import ChatSession
+from uncomp_cli.engine.tokens.messages import Message, render_messages
+from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.sessions.session_folder import SessionFile
 
 __all__ = ["loaded", "tiny_model"]
 
@@ -132,7 +132,7 @@ def test_ctrl_c_in_a_command_stops_the_command_alone(chat: Chat, monkeypatch: py
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("uncomp_cli.cli.conversation.run_command", pressed)
+        patched.setattr("uncomp_cli.cli.chat.loop.run_command", pressed)
         assert hold(chat, "/why") == ["[stopped]"]
     assert hold(chat, "hello")[-1].startswith("prefill ")
 

@@ -9,11 +9,11 @@ from test_chat_support import Stopping, hold, loaded, make_chat
 from test_risk_support import risky
 
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.chat_preset import PresetChoice
-from uncomp_cli.cli.chat_state import Chat
-from uncomp_cli.engine.chat import ChatSession
+from uncomp_cli.cli.chat.chat_preset import PresetChoice
+from uncomp_cli.cli.chat.state import Chat
+from uncomp_cli.engine.context.chat import ChatSession
 from uncomp_cli.errors import DoesNotFitError
-from uncomp_cli.models.load import LoadedModel
+from uncomp_cli.models.loading import LoadedModel
 
 __all__ = ["loaded", "tiny_model"]
 

@@ -9,14 +9,14 @@ import pytest
 from test_ask_support import TRAINED_LENGTH, tiny_model, two_lines
 from test_chat_support import GREEDY, Stopping, hold, loaded
 
-from uncomp_cli.cli import chatting
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.chat_preset import PresetChoice
-from uncomp_cli.cli.chat_state import Chat
-from uncomp_cli.cli.chatting import ChatJob
-from uncomp_cli.cli.prepare import ModelChoice
+from uncomp_cli.cli.ask.prepare import ModelChoice
+from uncomp_cli.cli.chat import chatting
+from uncomp_cli.cli.chat.chat_preset import PresetChoice
+from uncomp_cli.cli.chat.chatting import ChatJob
+from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.config import Limits
-from uncomp_cli.models.load import load_model
+from uncomp_cli.models.loading import load_model
 from uncomp_cli.ui.console import Terminal
 
 __all__ = ["loaded", "tiny_model"]

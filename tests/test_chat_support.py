@@ -16,13 +16,13 @@ import pexpect.fdpexpect
 import pytest
 from test_ask_support import PATIENCE_S, start_on, tiny_model
 
-from uncomp_cli.cli.chat_preset import PresetChoice
-from uncomp_cli.cli.chat_state import Chat
-from uncomp_cli.cli.conversation import Conversation
+from uncomp_cli.cli.chat.chat_preset import PresetChoice
+from uncomp_cli.cli.chat.loop import Conversation
+from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.chat import ChatSession
-from uncomp_cli.models.fingerprint import fingerprint
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.engine.context.chat import ChatSession
+from uncomp_cli.models.identity import fingerprint
+from uncomp_cli.models.loading import LoadedModel, load_model
 from uncomp_cli.ui.console import Terminal
 
 __all__ = ["loaded", "tiny_model", "typists"]

@@ -8,13 +8,13 @@ from test_ask_support import tiny_model
 
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.chat import BLOCK_TOKENS, ChatSession
-from uncomp_cli.engine.prompt import chat_prompt
+from uncomp_cli.engine.context.chat import BLOCK_TOKENS, ChatSession
+from uncomp_cli.engine.context.reused import ReusedSession
+from uncomp_cli.engine.look.watching import Watched
 from uncomp_cli.engine.records import DecodeStep
-from uncomp_cli.engine.rendered import Message
-from uncomp_cli.engine.reused import ReusedSession
-from uncomp_cli.engine.watching import Watched
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.engine.tokens.messages import Message
+from uncomp_cli.engine.tokens.prompt import chat_prompt
+from uncomp_cli.models.loading import LoadedModel, load_model
 from uncomp_cli.uncertainty.risk import RiskBin, RiskCurve
 
 __all__ = ["tiny_model"]

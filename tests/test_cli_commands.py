@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from uncomp_cli.budget import presets
-from uncomp_cli.cli import doctor
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.options import model_names, policy_names, preset_names
+from uncomp_cli.cli.declare.options import model_names, policy_names, preset_names
+from uncomp_cli.cli.stock import doctor
 from uncomp_cli.models import catalog
 
 MODEL = catalog.ModelInfo(

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from uncomp_cli.cli.app import COMMANDS, app
-from uncomp_cli.cli.tree import settings_of, walk
+from uncomp_cli.cli.declare.tree import settings_of, walk
 
 LIGHT = """
 import sys

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from uncomp_cli.budget import presets
-from uncomp_cli.budget.quality import QualityPoint
+from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.cli.app import run
 from uncomp_cli.uncertainty.profile import ModelFingerprint, SampleInfo, UncertaintyProfile
 

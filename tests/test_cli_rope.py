@@ -9,7 +9,7 @@ from test_ask_lengths import scaled_model
 from test_ask_support import last_object, start, tiny_model, two_lines
 
 from uncomp_cli.cli.app import run
-from uncomp_cli.evals.rope_results import read_rope_results
+from uncomp_cli.evals.rope.rope_results import read_rope_results
 
 __all__ = ["tiny_model"]
 

@@ -7,7 +7,7 @@ import pytest
 from test_ask_support import last_object, start, tiny_model, two_lines
 
 from uncomp_cli.cli.app import run
-from uncomp_cli.evals.comparison import word_diff
+from uncomp_cli.evals.judges.comparison import word_diff
 
 __all__ = ["tiny_model"]
 

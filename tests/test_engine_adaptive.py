@@ -13,11 +13,11 @@ from torch import Tensor
 
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import POLICIES, make_policy
-from uncomp_cli.cache.scoring import SCORERS, make_scorer
+from uncomp_cli.cache.scorers import SCORERS, make_scorer
 from uncomp_cli.config import CacheConfig, ScorerConfig
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prompt import Prompt, completion_prompt
-from uncomp_cli.models.load import LoadedModel
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.tokens.prompt import Prompt, completion_prompt
+from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.spec import ModelSpec
 
 CONTEXT, QUESTION, PROTECTED = 60, 5, 4

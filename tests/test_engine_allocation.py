@@ -16,16 +16,16 @@ from torch import Tensor
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset, save_preset
-from uncomp_cli.budget.uncertainty_values import Uncertainty
-from uncomp_cli.cache.layer_view import LayerView
+from uncomp_cli.budget.values import Uncertainty
+from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import SamplingConfig, ScorerConfig
-from uncomp_cli.engine.allocation import Allocation, Wanted, allocate, fixed
-from uncomp_cli.engine.measuring import measure_layer
-from uncomp_cli.engine.profiles import profile_of
-from uncomp_cli.engine.session import Session
-from uncomp_cli.engine.spending import make_allocation, make_plan
+from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.spend.allocation import Allocation, Wanted, allocate, fixed
+from uncomp_cli.engine.spend.measurer import measure_layer
+from uncomp_cli.engine.spend.profiles import profile_of
+from uncomp_cli.engine.spend.spending import make_allocation, make_plan
 from uncomp_cli.errors import UsageError
-from uncomp_cli.models.load import load_model
+from uncomp_cli.models.loading import load_model
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.measures import Measure, parse_measure
 from uncomp_cli.uncertainty.profile import ModelFingerprint, SampleInfo, UncertaintyProfile

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from uncomp_cli.cache.ragged import Head, RaggedKVCache
 from uncomp_cli.cache.survival import survival
-from uncomp_cli.engine import attended
-from uncomp_cli.engine.attended import Attended, attended_by
-from uncomp_cli.engine.decode import AppendState
-from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.look import attended
+from uncomp_cli.engine.look.attended import Attended, attended_by
 from uncomp_cli.models.shape import spec_from_config
 
 LAYERS, HEADS, KV_HEADS, WINDOW = 4, 4, 2, 5

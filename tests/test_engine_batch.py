@@ -10,12 +10,12 @@ from test_engine_parity import one_thread as one_thread
 
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import SamplingConfig, ScorerConfig
-from uncomp_cli.engine.batch import Batch, BatchSession, RowStep
-from uncomp_cli.engine.branches import SharedRows
-from uncomp_cli.engine.prompt import Prompt
-from uncomp_cli.engine.rows import Asked, OneRow, StackedRows
-from uncomp_cli.engine.session import RunStats
-from uncomp_cli.models.load import LoadedModel
+from uncomp_cli.engine.context.session import RunStats
+from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.write.batch import Batch, BatchSession, RowStep
+from uncomp_cli.engine.write.branches import SharedRows
+from uncomp_cli.engine.write.rows import Asked, OneRow, StackedRows
+from uncomp_cli.models.loading import LoadedModel
 
 GREEDY = SamplingConfig(max_new_tokens=30)
 FULL = replace(load_preset("full"), scorer=ScorerConfig(width=5))

@@ -7,11 +7,11 @@ from test_ask_answers import CODE, OTHER, QUESTION, town
 
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.batch import Batch, BatchSession
-from uncomp_cli.engine.branches import SharedRows
-from uncomp_cli.engine.prompt import chat_prompt
-from uncomp_cli.engine.rows import Asked, RowStore, StackedRows
-from uncomp_cli.models.load import LoadedModel
+from uncomp_cli.engine.tokens.prompt import chat_prompt
+from uncomp_cli.engine.write.batch import Batch, BatchSession
+from uncomp_cli.engine.write.branches import SharedRows
+from uncomp_cli.engine.write.rows import Asked, RowStore, StackedRows
+from uncomp_cli.models.loading import LoadedModel
 
 pytestmark = pytest.mark.model
 QUESTIONS = [QUESTION, OTHER, "What stood by the river?"]

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import Limits, SamplingConfig
-from uncomp_cli.engine.chat import BLOCK_TOKENS, ChatSession
-from uncomp_cli.engine.kept import KeptContext
+from uncomp_cli.engine.context.chat import BLOCK_TOKENS, ChatSession
+from uncomp_cli.engine.context.kept import KeptContext
 from uncomp_cli.engine.records import DecodeStep
-from uncomp_cli.engine.rendered import Message
+from uncomp_cli.engine.tokens.messages import Message
 from uncomp_cli.errors import DoesNotFitError, UsageError
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.models.loading import LoadedModel, load_model
 
 __all__ = ["tiny_model"]
 

@@ -25,17 +25,17 @@ from torch import Tensor
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.allocation import Allocation, fixed
-from uncomp_cli.engine.attention import attend_after, attend_continued
-from uncomp_cli.engine.chunks import cut_chunks
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prefill import Prefilled
-from uncomp_cli.engine.prompt import Prompt, open_question
-from uncomp_cli.engine.reading import read_streamed
+from uncomp_cli.engine.forward.attention import attend_after, attend_continued
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.read.prefill import Prefilled
+from uncomp_cli.engine.read.reading import read_streamed
+from uncomp_cli.engine.read.thinner import Thinner
 from uncomp_cli.engine.records import PrefillStep
-from uncomp_cli.engine.thinner import Thinner
+from uncomp_cli.engine.spend.allocation import Allocation, fixed
+from uncomp_cli.engine.tokens.chunks import cut_chunks
+from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 
 CONTEXT = 150
 

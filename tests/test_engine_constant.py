@@ -12,12 +12,12 @@ from torch import Tensor
 from uncomp_cli.cache.constant import ConstantConfig
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.constant import ConstantSize, shields
-from uncomp_cli.engine.decode import AppendState
-from uncomp_cli.engine.generate import generate
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prefill import Prefilled
-from uncomp_cli.engine.sampling import Sampler
+from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.read.prefill import Prefilled
+from uncomp_cli.engine.write.constant import ConstantSize, shields
+from uncomp_cli.engine.write.generate import generate
+from uncomp_cli.engine.write.sampling import Sampler
 from uncomp_cli.errors import UsageError
 from uncomp_cli.spec import ModelSpec
 

@@ -6,10 +6,10 @@ from test_engine_parity import make_prompt, tiny
 
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scoring import SCORERS, make_scorer
+from uncomp_cli.cache.scorers import SCORERS, make_scorer
 from uncomp_cli.config import CacheConfig, ScorerConfig
-from uncomp_cli.engine.cutting import cut_cache, within
-from uncomp_cli.engine.decode import AppendState
+from uncomp_cli.engine.context.cutting import cut_cache, within
+from uncomp_cli.engine.forward.cached_attention import AppendState
 
 LENGTH, RESERVE = 400, 32
 KEYS_ALONE = sorted(name for name in SCORERS if not make_scorer(ScorerConfig(name)).needs_queries)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from uncomp_cli.cache.packs import choose_buckets
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.engine.decode import attend_cached
+from uncomp_cli.engine.forward.cached_attention import attend_cached
 
 DIM, GROUPS, QUERIES = 8, 2, 3
 

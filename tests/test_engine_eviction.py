@@ -17,7 +17,7 @@ from uncomp_cli.cache.coherence import pool, share_by_word
 from uncomp_cli.cache.eviction import select
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import CacheConfig, ScorerConfig
-from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.spec import ModelSpec
 
 CONTEXT, QUESTION = 60, 5

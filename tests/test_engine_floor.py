@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.engine.memory import estimate
-from uncomp_cli.engine.prompt import Prompt
-from uncomp_cli.engine.spending import make_plan
+from uncomp_cli.engine.spend.memory import estimate
+from uncomp_cli.engine.spend.spending import make_plan
+from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
 

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.generate import TextStream, generate, stop_tokens
 from uncomp_cli.engine.records import DecodeStep
-from uncomp_cli.engine.sampling import Sampler
+from uncomp_cli.engine.write.generate import TextStream, generate, stop_tokens
+from uncomp_cli.engine.write.sampling import Sampler
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 STOP = len(BYTES)

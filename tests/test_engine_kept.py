@@ -9,10 +9,10 @@ from test_engine_parity import FAMILIES, tiny, tokens
 from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset, load_preset
-from uncomp_cli.engine.kept import KeptContext
-from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.context.kept import KeptContext
+from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.records import PrefillStep
-from uncomp_cli.engine.rendered import Rendered
+from uncomp_cli.engine.tokens.messages import Rendered
 
 FULL = load_preset("full")
 SMALL = replace(load_preset("unseen"), budget="40%", policy="uniform", profile=None, floor_tokens=0)

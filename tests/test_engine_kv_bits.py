@@ -18,16 +18,16 @@ from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.budget.units import parse_budget, resolve_entries
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import CacheConfig, SamplingConfig, ScorerConfig
-from uncomp_cli.engine.memory import estimate, planned_kv_bytes
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prefill import Prefilled, PrefillState
-from uncomp_cli.engine.prompt import Prompt, chat_prompt
-from uncomp_cli.engine.session import Session
-from uncomp_cli.engine.spending import make_plan
+from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.read.prefill import Prefilled, PrefillState
+from uncomp_cli.engine.spend.memory import estimate, planned_kv_bytes
+from uncomp_cli.engine.spend.spending import make_plan
+from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
 from uncomp_cli.errors import UncompError
-from uncomp_cli.models.load import LoadedModel
+from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.spec import ModelSpec
 
 BITS = pytest.mark.parametrize("bits", [8, 4])

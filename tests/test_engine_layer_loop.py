@@ -12,14 +12,14 @@ from test_engine_parity import one_thread as one_thread
 from torch import Tensor
 
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.chunks import cut_chunks
-from uncomp_cli.engine.families import SUPPORTED_FAMILIES
-from uncomp_cli.engine.layer_loop import LOOP_FAMILIES, can_thin, run_layers
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prefill import PrefillState
-from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.forward.families import SUPPORTED_FAMILIES
+from uncomp_cli.engine.forward.layer_loop import LOOP_FAMILIES, can_thin, run_layers
+from uncomp_cli.engine.read.prefill import PrefillState
+from uncomp_cli.engine.tokens.chunks import cut_chunks
+from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.models.shape import spec_from_config
 
 LOOPED = [family for family in FAMILIES if tiny(family)[2].model_type in LOOP_FAMILIES]

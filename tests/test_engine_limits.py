@@ -14,10 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits, SamplingConfig, ScorerConfig
-from uncomp_cli.engine.prompt import chat_prompt
-from uncomp_cli.engine.session import Session
+from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.tokens.prompt import chat_prompt
 from uncomp_cli.errors import OutOfMemoryError
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.models.loading import LoadedModel, load_model
 
 LAYERS, CHUNK = 3, 200
 PRESET = Preset("x", "", "30%", "uniform", ScorerConfig(window=8, width=5))

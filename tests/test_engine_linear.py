@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from uncomp_cli.engine import linear as module
-from uncomp_cli.engine.linear import ByteLinear, RowLinear, check_matmul, use_product
-from uncomp_cli.engine.model import Decoder
+from uncomp_cli.engine.forward import products as module
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.forward.products import ByteLinear, RowLinear, check_matmul, use_product
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.shape import spec_from_config
 

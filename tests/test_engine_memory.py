@@ -13,11 +13,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine import memory
-from uncomp_cli.engine.memory import estimate, free_bytes, peak_bytes, reset_peak, resident_bytes
-from uncomp_cli.engine.prefill import PrefillState
+from uncomp_cli.engine.read.prefill import PrefillState
+from uncomp_cli.engine.spend import memory
+from uncomp_cli.engine.spend.memory import estimate, free_bytes, peak_bytes, reset_peak, resident_bytes
 
 CPU = torch.device("cpu")
 MIB = 2**20

@@ -10,12 +10,12 @@ from test_engine_parity import one_thread as one_thread
 
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.generate import TextStream, generate
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prompt import completion_prompt
-from uncomp_cli.engine.sampling import Sampler
-from uncomp_cli.engine.session import Session
-from uncomp_cli.models.load import LoadedModel, load_model, load_tokenizer
+from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.tokens.prompt import completion_prompt
+from uncomp_cli.engine.write.generate import TextStream, generate
+from uncomp_cli.engine.write.sampling import Sampler
+from uncomp_cli.models.loading import LoadedModel, load_model, load_tokenizer
 
 pytestmark = pytest.mark.model
 LICENSE = Path(__file__).parents[1] / "LICENSE"

@@ -22,12 +22,12 @@ from test_engine_parity import one_thread as one_thread
 
 from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.cache.layer_view import LayerView
-from uncomp_cli.cache.scoring import SCORERS, make_scorer
+from uncomp_cli.cache.scorers import SCORERS, make_scorer
+from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.planning import plan_compression
-from uncomp_cli.engine.prompt import Prompt, open_question
-from uncomp_cli.engine.spending import make_plan
+from uncomp_cli.engine.spend.compression import plan_compression
+from uncomp_cli.engine.spend.spending import make_plan
+from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.errors import DoesNotFitError, UsageError
 
 PER_GROUP, PROTECTED, RECENT = HEADS // KV_HEADS, 4, 8

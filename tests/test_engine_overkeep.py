@@ -14,20 +14,20 @@ from torch import Tensor
 
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import UniformPolicy, make_policy
-from uncomp_cli.budget.uncertainty_values import Uncertainty
+from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.coherence import pool
 from uncomp_cli.cache.eviction import select
-from uncomp_cli.cache.layer_view import LayerView
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scoring import Scorer, make_scorer
+from uncomp_cli.cache.scorers import Scorer, make_scorer
+from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import CacheConfig, ScorerConfig
-from uncomp_cli.engine.allocation import Allocation, Wanted, allocate
-from uncomp_cli.engine.measuring import measure_layer
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.overkeep import MARGIN_TOKENS, OverKeep
-from uncomp_cli.engine.prefill import Prefilled, PrefillState, prefill
-from uncomp_cli.engine.prompt import Prompt, open_question
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.read.overkeep import MARGIN_TOKENS, OverKeep
+from uncomp_cli.engine.read.prefill import Prefilled, PrefillState, prefill
 from uncomp_cli.engine.records import PrefillStep
+from uncomp_cli.engine.spend.allocation import Allocation, Wanted, allocate
+from uncomp_cli.engine.spend.measurer import measure_layer
+from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.measures import parse_measure
 

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import FullPolicy
-from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine import attention
-from uncomp_cli.engine.decode import AppendState
-from uncomp_cli.engine.families import SUPPORTED_FAMILIES, check_keywords
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prefill import Prefilled, prefill
-from uncomp_cli.engine.prompt import Prompt
+from uncomp_cli.engine.forward import attention
+from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.forward.families import SUPPORTED_FAMILIES, check_keywords
+from uncomp_cli.engine.read.prefill import Prefilled, prefill
 from uncomp_cli.engine.records import PrefillStep
+from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models.shape import spec_from_config
 from uncomp_cli.spec import ModelSpec
@@ -246,7 +246,7 @@ def test_a_keyword_that_is_not_honoured_is_refused(family: str, keyword: str, mo
     """Were such a family let in, its attention would still not run wrongly."""
     config = getattr(transformers, f"{family}Config")(**SHAPE)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    monkeypatch.setattr("uncomp_cli.engine.model.check_family", lambda name: None)
+    monkeypatch.setattr("uncomp_cli.engine.forward.decoder.check_family", lambda name: None)
     spec = spec_from_config(config, "float32")
     prompt = make_prompt(6, [2])
     with pytest.raises(ModelError, match=f"'{keyword}'"):

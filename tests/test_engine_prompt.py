@@ -8,10 +8,10 @@ import pytest
 import torch
 from test_engine_generate import byte_tokenizer
 
-from uncomp_cli.engine.prompt import Prompt, chat_prompt, completion_prompt, count_tokens
-from uncomp_cli.engine.rendered import Message, render_messages
+from uncomp_cli.engine.tokens.messages import Message, render_messages
+from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt, completion_prompt, count_tokens
 from uncomp_cli.errors import ModelError
-from uncomp_cli.models.load import load_tokenizer
+from uncomp_cli.models.loading import load_tokenizer
 
 DOCUMENT = "  The code of Anna is 7391204.\n\nThe code of Bert is 55.  "
 QUESTIONS = ["What is Anna's code?", " And Bert's? "]

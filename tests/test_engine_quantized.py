@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import SamplingConfig, ScorerConfig
-from uncomp_cli.engine.generate import generate
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prefill import Prefilled, prefill
-from uncomp_cli.engine.prompt import Prompt, completion_prompt
-from uncomp_cli.engine.sampling import Sampler
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.read.prefill import Prefilled, prefill
+from uncomp_cli.engine.tokens.prompt import Prompt, completion_prompt
+from uncomp_cli.engine.write.generate import generate
+from uncomp_cli.engine.write.sampling import Sampler
+from uncomp_cli.models.loading import LoadedModel, load_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.model]
 

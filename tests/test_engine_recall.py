@@ -6,11 +6,11 @@ from test_engine_parity import FAMILIES, make_prompt, tiny
 
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prefill import prefill
-from uncomp_cli.engine.recall import recall
+from uncomp_cli.engine.context.recall import recall
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.read.prefill import prefill
 
 CONTEXT, SPAN = 90, [*range(20, 29), *range(40, 61)]
 

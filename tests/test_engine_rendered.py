@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from test_ask_support import tiny_model
 
-from uncomp_cli.engine.prompt import chat_prompt
-from uncomp_cli.engine.rendered import Message, render_messages
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.engine.tokens.messages import Message, render_messages
+from uncomp_cli.engine.tokens.prompt import chat_prompt
+from uncomp_cli.models.loading import LoadedModel, load_model
 
 __all__ = ["tiny_model"]
 

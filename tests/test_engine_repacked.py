@@ -17,19 +17,19 @@ from torch import Tensor
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import Limits, ScorerConfig
-from uncomp_cli.engine.allocation import Allocation
-from uncomp_cli.engine.chunks import cut_chunks
-from uncomp_cli.engine.decode import AppendState
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.planning import plan_compression
-from uncomp_cli.engine.prompt import Prompt
-from uncomp_cli.engine.reading import read_compressed, read_streamed
-from uncomp_cli.engine.repacked import packed
-from uncomp_cli.engine.rotation import rope_frequencies
-from uncomp_cli.engine.streamed import BETWEEN_CHUNKS, StreamedState
-from uncomp_cli.engine.thinner import Thinner
+from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.forward.rotation import rope_frequencies
+from uncomp_cli.engine.read.reading import read_compressed, read_streamed
+from uncomp_cli.engine.read.repacked import packed
+from uncomp_cli.engine.read.streamed import BETWEEN_CHUNKS, StreamedState
+from uncomp_cli.engine.read.thinner import Thinner
+from uncomp_cli.engine.spend.allocation import Allocation
+from uncomp_cli.engine.spend.compression import plan_compression
+from uncomp_cli.engine.tokens.chunks import cut_chunks
+from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import DoesNotFitError, ModelError
 from uncomp_cli.models.shape import spec_from_config
 from uncomp_cli.spec import ModelSpec

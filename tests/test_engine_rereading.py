@@ -11,17 +11,17 @@ from test_engine_streamed import CONFIG, allocation_of, prompt_of
 
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import make_thinning
-from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.allocation import Allocation
-from uncomp_cli.engine.planning import plan_compression
-from uncomp_cli.engine.prefill import Prefilled
-from uncomp_cli.engine.prompt import Prompt
-from uncomp_cli.engine.reach import prompt_reach, tokens_to_reread
-from uncomp_cli.engine.reading import read_compressed, read_streamed
-from uncomp_cli.engine.rereading import PASSAGE_TOKENS, choose_passages
-from uncomp_cli.engine.thinner import Thinner
-from uncomp_cli.models.rope import REPACKED, RopeChoice, RopeState, parse_rope
+from uncomp_cli.engine.read.prefill import Prefilled
+from uncomp_cli.engine.read.reading import read_compressed, read_streamed
+from uncomp_cli.engine.read.rereading import PASSAGE_TOKENS, choose_passages
+from uncomp_cli.engine.read.thinner import Thinner
+from uncomp_cli.engine.spend.allocation import Allocation
+from uncomp_cli.engine.spend.compression import plan_compression
+from uncomp_cli.engine.spend.reach import prompt_reach, tokens_to_reread
+from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.models.extension import REPACKED, RopeChoice, RopeState, parse_rope
 
 
 def reread(prompt: Prompt, allocation: Allocation, *, most: int, family: str = "llama") -> Prefilled:

@@ -7,8 +7,8 @@ from test_engine_parity import FAMILIES, tiny
 from test_engine_parity import one_thread as one_thread
 from torch import nn
 
-from uncomp_cli.engine import sliced
-from uncomp_cli.engine.sliced import SlicedRows, slice_mlps
+from uncomp_cli.engine.forward import slices as sliced
+from uncomp_cli.engine.forward.slices import SlicedRows, slice_mlps
 
 
 class Gated(nn.Module):
@@ -83,7 +83,7 @@ def test_a_model_in_slices_is_the_model(family: str, monkeypatch: pytest.MonkeyP
 
 def test_rows_that_interact_are_left_alone() -> None:
     """LLM.int8() chooses its outlier columns from all rows at once."""
-    from uncomp_cli.engine.model import Decoder
+    from uncomp_cli.engine.forward.decoder import Decoder
 
     stock, _, spec = tiny("llama")
     stock.is_loaded_in_8bit = True

@@ -15,17 +15,17 @@ from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.thinning import NoThinning
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scoring import SCORERS, make_scorer
+from uncomp_cli.cache.scorers import SCORERS, make_scorer
 from uncomp_cli.config import CacheConfig, ScorerConfig
-from uncomp_cli.engine.allocation import Allocation, Wanted, allocate
-from uncomp_cli.engine.chunks import cut_chunks
-from uncomp_cli.engine.measuring import measure_layer
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.overkeep import MARGIN_TOKENS
-from uncomp_cli.engine.prefill import Prefilled, prefill
-from uncomp_cli.engine.prompt import Prompt, open_question
-from uncomp_cli.engine.streamed import BETWEEN_CHUNKS, StreamedState
-from uncomp_cli.engine.thinner import Thinner
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.read.overkeep import MARGIN_TOKENS
+from uncomp_cli.engine.read.prefill import Prefilled, prefill
+from uncomp_cli.engine.read.streamed import BETWEEN_CHUNKS, StreamedState
+from uncomp_cli.engine.read.thinner import Thinner
+from uncomp_cli.engine.spend.allocation import Allocation, Wanted, allocate
+from uncomp_cli.engine.spend.measurer import measure_layer
+from uncomp_cli.engine.tokens.chunks import cut_chunks
+from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.spec import ModelSpec
 
 CONTEXT, PROTECTED, QUESTION, CHUNK = 420, 6, 20, 100

@@ -16,13 +16,13 @@ from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import FullPolicy, UniformPolicy
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import make_thinning
-from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import CacheConfig, ScorerConfig
-from uncomp_cli.engine.allocation import Allocation, Wanted
-from uncomp_cli.engine.planning import make_thinner
-from uncomp_cli.engine.prompt import Prompt, open_question
-from uncomp_cli.engine.reading import read_streamed
-from uncomp_cli.engine.thinner import LEAST_TOKENS, Thinner
+from uncomp_cli.engine.read.reading import read_streamed
+from uncomp_cli.engine.read.thinner import LEAST_TOKENS, Thinner
+from uncomp_cli.engine.spend.allocation import Allocation, Wanted
+from uncomp_cli.engine.spend.compression import make_thinner
+from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.spec import ModelSpec
 
 CONTEXT, PROTECTED, QUESTION, LAYERS = 800, 6, 20, 4

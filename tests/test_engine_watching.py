@@ -14,10 +14,9 @@ from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.batch import Batch, BatchSession
-from uncomp_cli.engine.decode import AppendState
-from uncomp_cli.engine.session import Session
-from uncomp_cli.engine.watching import (
+from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.look.watching import (
     AnswerWatch,
     Tally,
     Watched,
@@ -26,6 +25,7 @@ from uncomp_cli.engine.watching import (
     watched,
     watched_heads,
 )
+from uncomp_cli.engine.write.batch import Batch, BatchSession
 from uncomp_cli.uncertainty.attention_entropy import attention_entropy, score_entropy
 from uncomp_cli.uncertainty.distance_pattern import distance_edges, distance_pattern
 from uncomp_cli.uncertainty.risk import RiskBin, RiskCurve
@@ -208,7 +208,7 @@ def test_a_profile_names_the_costly_heads(default_model: Any) -> None:
     preset = load_preset("balanced")
     found = watched_heads(replace(preset, risk=None), default_model.spec)
     assert len(found) == 4
-    from uncomp_cli.engine.profiles import profile_of
+    from uncomp_cli.engine.spend.profiles import profile_of
 
     losses = profile_of(preset).mean("loss")
     least = min(float(losses[head]) for head in found)

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from uncomp_cli.engine.worker import stream
+from uncomp_cli.engine.forward.thread import stream
 
 Emit = Callable[[int], None]
 

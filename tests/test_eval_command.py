@@ -8,7 +8,7 @@ import pytest
 from test_ask_support import Running, last_object, long_lived, start, tiny_model, two_lines
 
 from uncomp_cli.cli.app import run
-from uncomp_cli.evals.results import read_results
+from uncomp_cli.evals.tables.results import read_results
 
 __all__ = ["long_lived", "tiny_model"]
 

@@ -7,14 +7,14 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.session import Session
-from uncomp_cli.evals.case import Case, read_case
-from uncomp_cli.evals.contestants import make_settings
-from uncomp_cli.evals.fidelity import compare_logits, judge_fidelity
-from uncomp_cli.evals.perplexity import NEXT_TOKENS, UNRELATED, judge_perplexity
-from uncomp_cli.evals.sample import Query, Sample
-from uncomp_cli.models.load import LoadedModel
+from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.evals.judges.case import Case, read_case
+from uncomp_cli.evals.judges.contestants import make_settings
+from uncomp_cli.evals.judges.divergence import compare_logits, judge_fidelity
+from uncomp_cli.evals.judges.likelihood import NEXT_TOKENS, UNRELATED, judge_perplexity
+from uncomp_cli.evals.tasks.sample import Query, Sample
+from uncomp_cli.models.loading import LoadedModel
 
 pytestmark = pytest.mark.model
 
@@ -94,7 +94,7 @@ def test_evidence_is_the_fact_in_text_and_in_chat(loaded: LoadedModel, decoder: 
 
 
 def test_an_answer_of_one_token_has_no_likelihood_before_the_eviction(loaded: LoadedModel, decoder: Decoder) -> None:
-    from uncomp_cli.evals.answering import judge_answers
+    from uncomp_cli.evals.judges.answers import judge_answers
 
     query = Query("\n\nIt stands in the city of", " Paris", ("Paris",), max_new_tokens=2)
     sample = Sample("ruler/qa_1", 0, 100, HANDBOOK[:300], (query,))

@@ -12,10 +12,10 @@ import torch
 from uncomp_cli.budget import presets
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset, load_preset, save_preset
-from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
-from uncomp_cli.evals.contestants import make_settings, parse_contestant
+from uncomp_cli.evals.judges.contestants import make_settings, parse_contestant
 from uncomp_cli.uncertainty.profile import ModelFingerprint, SampleInfo, UncertaintyProfile
 
 

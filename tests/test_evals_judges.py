@@ -8,13 +8,13 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.evals.answering import match_score
-from uncomp_cli.evals.case import coverage
-from uncomp_cli.evals.fidelity import compare_logits
-from uncomp_cli.evals.perplexity import NEXT_TOKENS, perplexity_metrics
-from uncomp_cli.evals.rows import Rows, in_batches, token_nll
-from uncomp_cli.evals.sample import Query
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.evals.judges.answers import match_score
+from uncomp_cli.evals.judges.case import coverage
+from uncomp_cli.evals.judges.divergence import compare_logits
+from uncomp_cli.evals.judges.forced_rows import Rows, in_batches, token_nll
+from uncomp_cli.evals.judges.likelihood import NEXT_TOKENS, perplexity_metrics
+from uncomp_cli.evals.tasks.sample import Query
 from uncomp_cli.spec import ModelSpec
 
 LAYERS, HEADS, KV_HEADS, DIM, VOCAB = 2, 4, 2, 8, 50
@@ -112,7 +112,7 @@ def decoder() -> Decoder:
 def cache_of(decoder: Decoder, ids: list[int]) -> RaggedKVCache:
     """The full cache of `ids`."""
     empty = RaggedKVCache(num_layers=LAYERS, num_rows=1, num_kv_heads=KV_HEADS)
-    from uncomp_cli.engine.decode import AppendState
+    from uncomp_cli.engine.forward.cached_attention import AppendState
 
     positions = torch.arange(len(ids))[None]
     decoder.forward(torch.tensor([ids]), positions, AppendState(empty, positions), 1)

@@ -11,14 +11,9 @@ from test_ask_support import tiny_model
 
 from uncomp_cli.budget.presets import Preset, load_preset, save_preset
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.session import Session
+from uncomp_cli.engine.context.session import Session
 from uncomp_cli.errors import DoesNotFitError, UsageError
-from uncomp_cli.evals.calibration import CONTINUATION, SampleMaker, choose_sources
-from uncomp_cli.evals.case import tokenise
-from uncomp_cli.evals.contestants import FULL, Setting
-from uncomp_cli.evals.haystack import Haystack
-from uncomp_cli.evals.outcome import Outcome
-from uncomp_cli.evals.quality import (
+from uncomp_cli.evals.judges.budget_curve import (
     QualityCurve,
     held_out_maker,
     held_out_samples,
@@ -28,13 +23,18 @@ from uncomp_cli.evals.quality import (
     quality_file_settings,
     quality_settings,
 )
-from uncomp_cli.evals.results import ResultsFile
-from uncomp_cli.evals.rows import token_nll
-from uncomp_cli.evals.runner import EvalStep
-from uncomp_cli.evals.sample import Query, Sample
-from uncomp_cli.evals.statistics import paired_difference
-from uncomp_cli.models.fingerprint import fingerprint
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.evals.judges.case import tokenise
+from uncomp_cli.evals.judges.contestants import FULL, Setting
+from uncomp_cli.evals.judges.forced_rows import token_nll
+from uncomp_cli.evals.judges.run import EvalStep
+from uncomp_cli.evals.tables.outcome import Outcome
+from uncomp_cli.evals.tables.results import ResultsFile
+from uncomp_cli.evals.tables.statistics import paired_difference
+from uncomp_cli.evals.tasks.calibration_samples import CONTINUATION, SampleMaker, choose_sources
+from uncomp_cli.evals.tasks.haystack import Haystack
+from uncomp_cli.evals.tasks.sample import Query, Sample
+from uncomp_cli.models.identity import fingerprint
+from uncomp_cli.models.loading import LoadedModel, load_model
 from uncomp_cli.uncertainty.profile import SampleInfo, UncertaintyProfile
 
 __all__ = ["tiny_model"]

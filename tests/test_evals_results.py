@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from uncomp_cli.errors import UncompError, UsageError
-from uncomp_cli.evals.outcome import Outcome
-from uncomp_cli.evals.results import ResultsFile, read_results, set_aside
+from uncomp_cli.evals.tables.outcome import Outcome
+from uncomp_cli.evals.tables.results import ResultsFile, read_results, set_aside
 
 SETTINGS = {"model": "smollm2-135m", "tokens": (1800,), "seed": 7}
 
@@ -211,8 +211,8 @@ def test_setting_aside_keeps_every_older_file(path: Path) -> None:
 _WRITER = """
 import sys
 from pathlib import Path
-from uncomp_cli.evals.outcome import Outcome
-from uncomp_cli.evals.results import ResultsFile
+from uncomp_cli.evals.tables.outcome import Outcome
+from uncomp_cli.evals.tables.results import ResultsFile
 
 with ResultsFile.open(Path(sys.argv[1]), {"seed": 1}) as results:
     for index in range(len(results.outcomes) // 2, 1_000_000):
@@ -250,8 +250,8 @@ _FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from uncomp_cli.errors import UncompError
-from uncomp_cli.evals.outcome import Outcome
-from uncomp_cli.evals.results import ResultsFile
+from uncomp_cli.evals.tables.outcome import Outcome
+from uncomp_cli.evals.tables.results import ResultsFile
 
 def outcome(index):
     return Outcome("needle/uuid", index, "aware", "full", "full", "full", 1800, 0.5, 1.0, 4096, answer="x" * 300)

@@ -3,8 +3,8 @@
 import pytest
 
 from uncomp_cli.errors import UsageError
-from uncomp_cli.evals.rope_arms import ModelLengths, RopeArm, parse_arms, parse_lengths, unread
-from uncomp_cli.models.rope import RopeChoice
+from uncomp_cli.evals.rope.arms import ModelLengths, RopeArm, parse_arms, parse_lengths, unread
+from uncomp_cli.models.extension import RopeChoice
 
 TRAINED = 8192
 LENGTHS = ModelLengths(TRAINED, TRAINED)

@@ -10,18 +10,18 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from uncomp_cli.budget.presets import load_preset
-from uncomp_cli.engine.watching import all_heads
-from uncomp_cli.evals.case import tokenise
-from uncomp_cli.evals.haystack import Haystack
-from uncomp_cli.evals.rope_arms import ANSWER_ROOM, RopeArm, parse_arms
-from uncomp_cli.evals.rope_cells import NeedleCell, TextCell
-from uncomp_cli.evals.rope_estimate import ReadingCost, probe
-from uncomp_cli.evals.rope_needles import NeedlePlace, judge_needle, make_needle
-from uncomp_cli.evals.rope_results import RopeResults
-from uncomp_cli.evals.rope_sweep import RopeRequest, run_rope
-from uncomp_cli.evals.rope_text import BIN_TOKENS, judge_text, text_ids
-from uncomp_cli.models.load import LoadedModel, load_model
-from uncomp_cli.models.rope_use import use_rope
+from uncomp_cli.engine.look.watching import all_heads
+from uncomp_cli.evals.judges.case import tokenise
+from uncomp_cli.evals.rope.arms import ANSWER_ROOM, RopeArm, parse_arms
+from uncomp_cli.evals.rope.cells import NeedleCell, TextCell
+from uncomp_cli.evals.rope.estimate import ReadingCost, probe
+from uncomp_cli.evals.rope.needles import NeedlePlace, judge_needle, make_needle
+from uncomp_cli.evals.rope.rope_results import RopeResults
+from uncomp_cli.evals.rope.sweep import RopeRequest, run_rope
+from uncomp_cli.evals.rope.text import BIN_TOKENS, judge_text, text_ids
+from uncomp_cli.evals.tasks.haystack import Haystack
+from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.models.rope_application import use_rope
 from uncomp_cli.uncertainty.distance_pattern import distance_edges
 
 FULL = load_preset("full")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from uncomp_cli.errors import UncompError, UsageError
-from uncomp_cli.evals.rope_cells import NeedleCell, TextCell
-from uncomp_cli.evals.rope_results import RopeResults, read_rope_results
+from uncomp_cli.evals.rope.cells import NeedleCell, TextCell
+from uncomp_cli.evals.rope.rope_results import RopeResults, read_rope_results
 
 SETTINGS = {"model": "tiny", "seed": 7}
 TEXT = TextCell("yarn:2", 2048, [(513, 2.5)], {"1024": [[[0.5, 0.5]]]}, 512, 4096, 1.5)

@@ -12,24 +12,24 @@ import torch
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
 from uncomp_cli.documents.evidence import Evidence
-from uncomp_cli.engine.chat import ChatSession
-from uncomp_cli.engine.decode import AppendState
-from uncomp_cli.engine.generate import stop_tokens
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prompt import count_tokens, encode
+from uncomp_cli.engine.context.chat import ChatSession
+from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.records import DecodeStep
-from uncomp_cli.engine.rendered import Message
+from uncomp_cli.engine.tokens.messages import Message
+from uncomp_cli.engine.tokens.prompt import count_tokens, encode
+from uncomp_cli.engine.write.generate import stop_tokens
 from uncomp_cli.errors import DoesNotFitError
-from uncomp_cli.evals.case import evidence_tokens, read_case
-from uncomp_cli.evals.contestants import FULL, Setting, make_settings
-from uncomp_cli.evals.conversation import TURNS_TOKENS, converse, judge_conversation
-from uncomp_cli.evals.evidence import fact_line, hits, judge_evidence
-from uncomp_cli.evals.haystack import Haystack
-from uncomp_cli.evals.results import ResultsFile
-from uncomp_cli.evals.runner import EvalRequest, check_lengths, run_eval
-from uncomp_cli.evals.sample import Sample
+from uncomp_cli.evals.judges.case import evidence_tokens, read_case
+from uncomp_cli.evals.judges.citations import fact_line, hits, judge_evidence
+from uncomp_cli.evals.judges.contestants import FULL, Setting, make_settings
+from uncomp_cli.evals.judges.dialogue import TURNS_TOKENS, converse, judge_conversation
+from uncomp_cli.evals.judges.run import EvalRequest, check_lengths, run_eval
+from uncomp_cli.evals.tables.results import ResultsFile
 from uncomp_cli.evals.tasks import choose_subtasks
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.evals.tasks.haystack import Haystack
+from uncomp_cli.evals.tasks.sample import Sample
+from uncomp_cli.models.loading import LoadedModel, load_model
 
 PROSE = Haystack.generated(seed=1, tokens=4000)
 TOKENS = 320

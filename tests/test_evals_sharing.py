@@ -7,21 +7,21 @@ import pytest
 import torch
 
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scoring import make_scorer
+from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prefill import Prefilled, prefill
-from uncomp_cli.engine.prompt import Prompt, open_question
-from uncomp_cli.engine.session import Session
-from uncomp_cli.engine.spending import make_allocation, scorer_config
-from uncomp_cli.evals.answering import judge_answers
-from uncomp_cli.evals.case import Case, read_case
-from uncomp_cli.evals.contestants import Setting, make_settings
-from uncomp_cli.evals.fidelity import judge_fidelity
-from uncomp_cli.evals.reading import without_question
-from uncomp_cli.evals.rows import Rows, token_nll
-from uncomp_cli.evals.sample import Query, Sample
-from uncomp_cli.models.load import LoadedModel
+from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.read.prefill import Prefilled, prefill
+from uncomp_cli.engine.spend.spending import make_allocation, scorer_config
+from uncomp_cli.engine.tokens.prompt import Prompt, open_question
+from uncomp_cli.evals.judges.answers import judge_answers
+from uncomp_cli.evals.judges.case import Case, read_case
+from uncomp_cli.evals.judges.contestants import Setting, make_settings
+from uncomp_cli.evals.judges.divergence import judge_fidelity
+from uncomp_cli.evals.judges.exact_prefill import without_question
+from uncomp_cli.evals.judges.forced_rows import Rows, token_nll
+from uncomp_cli.evals.tasks.sample import Query, Sample
+from uncomp_cli.models.loading import LoadedModel
 
 pytestmark = pytest.mark.model
 

@@ -5,7 +5,7 @@ from math import isclose, sqrt
 import numpy as np
 import pytest
 
-from uncomp_cli.evals.statistics import (
+from uncomp_cli.evals.tables.statistics import (
     BudgetScores,
     Interval,
     bootstrap_mean,
@@ -39,7 +39,7 @@ def test_few_samples_hold_the_truth_as_often(count: int) -> None:
 
 
 def test_the_stretch_is_students() -> None:
-    from uncomp_cli.evals import statistics
+    from uncomp_cli.evals.tables import statistics
 
     for freedom, quantile in ((4, 2.776), (9, 2.262), (30, 2.042)):
         assert statistics._t_over_z(freedom) * 1.96 == pytest.approx(quantile, rel=0.003)

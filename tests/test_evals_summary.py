@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from uncomp_cli.evals.curves import coverage_maps, needle_grids, quality_curves, unanswered_fields
-from uncomp_cli.evals.markdown import format_score, markdown, notes, table_rows
-from uncomp_cli.evals.outcome import Outcome
-from uncomp_cli.evals.pictures import CoverageMap, NeedleGrid
-from uncomp_cli.evals.summary import FailedCell, Figure, Kept, Row, Summary, summarise
+from uncomp_cli.evals.tables.curves import coverage_maps, needle_grids, quality_curves, unanswered_fields
+from uncomp_cli.evals.tables.markdown import format_score, markdown, notes, table_rows
+from uncomp_cli.evals.tables.outcome import Outcome
+from uncomp_cli.evals.tables.pictures import CoverageMap, NeedleGrid
+from uncomp_cli.evals.tables.summary import FailedCell, Figure, Kept, Row, Summary, summarise
 
 
 def _outcome(

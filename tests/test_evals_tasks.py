@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from uncomp_cli.engine.prompt import count_tokens as count_model_tokens
+from uncomp_cli.engine.tokens.prompt import count_tokens as count_model_tokens
 from uncomp_cli.errors import UsageError
-from uncomp_cli.evals import words
-from uncomp_cli.evals.haystack import Haystack
-from uncomp_cli.evals.oracle import check_solvable
-from uncomp_cli.evals.runner import JUDGES, SESSION_JUDGES
-from uncomp_cli.evals.sample import Sample
-from uncomp_cli.evals.tasks import TASKS, choose_subtasks
+from uncomp_cli.evals.judges.run import JUDGES, SESSION_JUDGES
+from uncomp_cli.evals.tasks import TASKS, choose_subtasks, words
+from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.needle import DEPTHS
-from uncomp_cli.models.load import load_tokenizer
+from uncomp_cli.evals.tasks.oracle import check_solvable
+from uncomp_cli.evals.tasks.sample import Sample
+from uncomp_cli.models.loading import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 PROSE = Haystack.generated(seed=0, tokens=8000)

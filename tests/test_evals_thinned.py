@@ -11,15 +11,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.documents.prose import write_prose
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.session import Session
-from uncomp_cli.evals.answering import judge_answers
-from uncomp_cli.evals.case import Case, read_case
-from uncomp_cli.evals.contestants import Setting, make_settings
-from uncomp_cli.evals.fidelity import judge_fidelity
-from uncomp_cli.evals.rows import token_nll
-from uncomp_cli.evals.sample import Query, Regime, Sample
-from uncomp_cli.models.load import LoadedModel, load_model
+from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.evals.judges.answers import judge_answers
+from uncomp_cli.evals.judges.case import Case, read_case
+from uncomp_cli.evals.judges.contestants import Setting, make_settings
+from uncomp_cli.evals.judges.divergence import judge_fidelity
+from uncomp_cli.evals.judges.forced_rows import token_nll
+from uncomp_cli.evals.tasks.sample import Query, Regime, Sample
+from uncomp_cli.models.loading import LoadedModel, load_model
 
 LAYERS, KV_HEADS, CONTEXT = 4, 2, 700
 REGIMES: tuple[Regime, ...] = ("aware", "agnostic")
@@ -160,7 +160,7 @@ def test_a_model_that_cannot_be_thinned_is_refused_and_not_judged_as_if_it_were(
 
 def test_a_result_does_not_depend_on_the_memory_that_is_free(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too little for one pass is a refusal, though chunks would fit."""
-    monkeypatch.setattr("uncomp_cli.evals.reading.free_bytes", lambda device: 1250 * 1024)
+    monkeypatch.setattr("uncomp_cli.evals.judges.exact_prefill.free_bytes", lambda device: 1250 * 1024)
     done, (refused,) = case.compress(settings_of([f"full/thin={THINNED}"]), "aware")
     assert done == []
     assert "in one pass" in str(refused.refused)

@@ -10,7 +10,7 @@ import pytest
 
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models import builtin
-from uncomp_cli.models.manifest import is_complete
+from uncomp_cli.models.model_note import is_complete
 from uncomp_cli.models.progress import PullStep
 from uncomp_cli.models.staging import publish, staging_directory
 

@@ -10,10 +10,10 @@ from test_ask_support import tiny_model
 
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.catalog import show_model
-from uncomp_cli.models.fingerprint import fingerprint, fingerprint_of
 from uncomp_cli.models.footprint import footprint
-from uncomp_cli.models.load import load_model
-from uncomp_cli.models.manifest import file_sha256
+from uncomp_cli.models.identity import fingerprint, fingerprint_of
+from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.model_note import file_sha256
 from uncomp_cli.uncertainty.profile import ModelFingerprint
 
 __all__ = ["tiny_model"]

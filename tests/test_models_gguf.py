@@ -11,11 +11,12 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from uncomp_cli.errors import ModelError
-from uncomp_cli.models import manifest, sources
+from uncomp_cli.models import model_note as manifest
+from uncomp_cli.models import sources
 from uncomp_cli.models.catalog import ensure_local, list_models, local_path, remove_model, show_model
-from uncomp_cli.models.gguf import convert_gguf
-from uncomp_cli.models.gguf_rope import llama3_divisors
-from uncomp_cli.models.load import load_model
+from uncomp_cli.models.gguf_file import convert_gguf
+from uncomp_cli.models.gguf_scaling import llama3_divisors
+from uncomp_cli.models.loading import load_model
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER = 2, 4, 2, 8, 32, 64
 TOKENS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|end|>"]

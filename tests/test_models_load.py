@@ -11,7 +11,8 @@ import torch
 from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 
 from uncomp_cli.errors import ModelError, UsageError
-from uncomp_cli.models import hub, quantize
+from uncomp_cli.models import hub
+from uncomp_cli.models import quantization as quantize
 from uncomp_cli.models.catalog import (
     cache_dir,
     ensure_local,
@@ -22,8 +23,8 @@ from uncomp_cli.models.catalog import (
     show_model,
 )
 from uncomp_cli.models.footprint import footprint
-from uncomp_cli.models.load import load_model
-from uncomp_cli.models.manifest import describe, write_manifest
+from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.model_note import describe, write_manifest
 from uncomp_cli.models.shape import spec_from_config
 
 SMALL = {
@@ -114,7 +115,7 @@ def test_a_model_without_a_tokenizer_asks_for_one(model_dir):
 
 
 def test_damaged_weights_are_refused_with_the_command(model_dir, monkeypatch):
-    monkeypatch.setattr("uncomp_cli.models.load.load_tokenizer", lambda path: None)
+    monkeypatch.setattr("uncomp_cli.models.loading.load_tokenizer", lambda path: None)
     weights = model_dir / "model.safetensors"
     whole = weights.read_bytes()
     for broken in (b"", whole[:100], whole[:-100], b"x" * 200):
@@ -127,7 +128,7 @@ def test_damaged_weights_are_refused_with_the_command(model_dir, monkeypatch):
 
 
 def test_missing_weights_are_refused_instead_of_filled_with_noise(model_dir, monkeypatch):
-    monkeypatch.setattr("uncomp_cli.models.load.load_tokenizer", lambda path: None)
+    monkeypatch.setattr("uncomp_cli.models.loading.load_tokenizer", lambda path: None)
     config = json.loads((model_dir / "config.json").read_text())
     (model_dir / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
     with pytest.raises(ModelError, match="lacks"):
@@ -158,7 +159,7 @@ PICTURES = {
 )
 def test_models_that_take_more_than_text_are_refused_by_name(model_dir, monkeypatch, change, named):
     change_config(model_dir, change)
-    monkeypatch.setattr("uncomp_cli.models.load.load_tokenizer", lambda path: pytest.fail("read before the check"))
+    monkeypatch.setattr("uncomp_cli.models.loading.load_tokenizer", lambda path: pytest.fail("read before the check"))
     with pytest.raises(ModelError, match=named) as caught:
         load_model(str(model_dir), device="cpu")
     assert caught.value.hint
@@ -194,7 +195,7 @@ def test_a_configuration_that_cannot_be_used_is_a_model_error_and_does_not_break
 
 def test_a_type_that_cannot_be_run_is_refused_before_the_weights_are_read(model_dir, monkeypatch):
     change_config(model_dir, {"dtype": "float8_e4m3fn"})
-    monkeypatch.setattr("uncomp_cli.models.load.load_tokenizer", lambda path: pytest.fail("read before the check"))
+    monkeypatch.setattr("uncomp_cli.models.loading.load_tokenizer", lambda path: pytest.fail("read before the check"))
     with pytest.raises(ModelError, match="float8_e4m3fn"):
         load_model(str(model_dir), device="cpu")
 

@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from uncomp_cli.errors import ModelError, UsageError
+from uncomp_cli.models.extension import ROPE_KINDS, RopeExtension
 from uncomp_cli.models.footprint import footprint
-from uncomp_cli.models.load import load_model
-from uncomp_cli.models.rope import ROPE_KINDS, RopeExtension
-from uncomp_cli.models.rope_config import can_repack, check_rope, extend_config, length_kind, reading_length
+from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.rope_parameters import can_repack, check_rope, extend_config, length_kind, reading_length
 
 TRAINED, HEAD_DIM, THETA = 64, 16, 10_000.0
 SMALL = {
@@ -204,8 +204,8 @@ def test_only_what_turns_alike_at_every_length_can_be_repacked(config: Pretraine
 
 
 def test_such_a_model_is_refused_before_its_weights_are_loaded(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("uncomp_cli.models.load.load_weights", lambda *_, **__: pytest.fail("weights were loaded"))
-    monkeypatch.setattr("uncomp_cli.models.load.load_tokenizer", lambda path: None)
+    monkeypatch.setattr("uncomp_cli.models.loading.load_weights", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("uncomp_cli.models.loading.load_tokenizer", lambda path: None)
     config = Gemma3TextConfig(**SMALL, head_dim=HEAD_DIM, rope_parameters=PER_LAYER)
     config.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()

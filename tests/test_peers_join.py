@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from uncomp_cli.evals.haystack import Haystack
-from uncomp_cli.evals.outcome import Outcome
-from uncomp_cli.evals.sample import Query, Sample
-from uncomp_cli.models.load import load_tokenizer
+from uncomp_cli.evals.tables.outcome import Outcome
+from uncomp_cli.evals.tasks.haystack import Haystack
+from uncomp_cli.evals.tasks.sample import Query, Sample
+from uncomp_cli.models.loading import load_tokenizer
 
 PEERS = Path(__file__).resolve().parent.parent / "benchmarks" / "peers"
 MADE_WITH = {"model": "smollm2-135m", "seed": 0, "haystack": "prose", "haystack_sha256": "ab"}

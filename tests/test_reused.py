@@ -12,11 +12,11 @@ from test_ask_support import make_tiny_model
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.cache.shelf import Shelf
 from uncomp_cli.config import Limits, SamplingConfig
-from uncomp_cli.engine.prompt import Prompt, chat_prompt
-from uncomp_cli.engine.reused import ReusedSession
+from uncomp_cli.engine.context.reused import ReusedSession
+from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
-from uncomp_cli.models.load import LoadedModel, load_model
-from uncomp_cli.models.rope import RopeChoice
+from uncomp_cli.models.extension import RopeChoice
+from uncomp_cli.models.loading import LoadedModel, load_model
 
 TEXT = "the lamp is lit at dusk and the keeper writes the hour in the book. " * 9
 QUESTIONS = ["when is the lamp lit?", "who writes?"]

@@ -16,20 +16,21 @@ import typer
 from test_ask_support import environment, start, tiny_model
 from test_chat_support import hold, make_chat
 
+from uncomp_cli.bench import bench_process as bench_worker
 from uncomp_cli.bench import child
-from uncomp_cli.bench import worker as bench_worker
 from uncomp_cli.budget import presets
 from uncomp_cli.budget.presets import list_presets, load_preset
-from uncomp_cli.cli import asking, bench
 from uncomp_cli.cli.app import app, run
-from uncomp_cli.cli.conversation import Conversation
-from uncomp_cli.cli.options import preset_names
-from uncomp_cli.cli.settings import split_variables
+from uncomp_cli.cli.ask import asking
+from uncomp_cli.cli.chat.loop import Conversation
+from uncomp_cli.cli.declare.options import preset_names
+from uncomp_cli.cli.declare.settings import split_variables
+from uncomp_cli.cli.judge import bench
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.sampling import Sampler
+from uncomp_cli.engine.write.sampling import Sampler
 from uncomp_cli.errors import ModelError, OutOfMemoryError, UncompError, UsageError, is_out_of_memory
 from uncomp_cli.models import catalog
-from uncomp_cli.models.load import load_model
+from uncomp_cli.models.loading import load_model
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.prompt import has_data
 
@@ -356,7 +357,7 @@ def test_numbers_at_the_edge(settings: dict[str, float]) -> None:
 
 
 def test_a_seed_of_18_digits_for_the_random_scorer() -> None:
-    from uncomp_cli.cache.scoring import LayerView, make_scorer
+    from uncomp_cli.cache.scorers import LayerView, make_scorer
     from uncomp_cli.config import ScorerConfig
 
     view = LayerView(3, torch.zeros(4, 5, 4), torch.zeros(2, 5, 4), torch.zeros(2, 5, 4), (), 1.0)

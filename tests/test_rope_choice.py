@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uncomp_cli.errors import UsageError
-from uncomp_cli.models.rope import ROPE_KINDS, RopeChoice, RopeExtension, parse_rope
+from uncomp_cli.models.extension import ROPE_KINDS, RopeChoice, RopeExtension, parse_rope
 
 
 @given(kind=st.sampled_from(ROPE_KINDS), hundredths=st.integers(101, 102_400))

@@ -17,12 +17,12 @@ from test_engine_parity import one_thread as one_thread
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM, PreTrainedModel
 
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.prefill import Prefilled
-from uncomp_cli.engine.prompt import Prompt
-from uncomp_cli.models.load import LoadedModel, load_model
-from uncomp_cli.models.rope import parse_rope
-from uncomp_cli.models.rope_use import use_rope
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.read.prefill import Prefilled
+from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.models.extension import parse_rope
+from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.models.rope_application import use_rope
 
 TRAINED, FACTOR, HEAD_DIM, THETA, VOCAB = 64, 4, 16, 10_000.0, 99
 LONG = FACTOR * TRAINED
@@ -57,7 +57,7 @@ LENGTHS = [TRAINED, 2 * TRAINED, LONG]
 def without_tokenizer() -> Any:
     """Token ids are enough here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("uncomp_cli.models.load.load_tokenizer", lambda path: None)
+        patch.setattr("uncomp_cli.models.loading.load_tokenizer", lambda path: None)
         yield
 
 

@@ -12,16 +12,16 @@ from test_rope_parity import without_tokenizer as without_tokenizer
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
 from uncomp_cli.budget.presets import Preset, load_preset
-from uncomp_cli.engine.context_memory import check_context, context_bytes
-from uncomp_cli.engine.kept import KeptContext
-from uncomp_cli.engine.model import Decoder
-from uncomp_cli.engine.rendered import Rendered
+from uncomp_cli.engine.context.kept import KeptContext
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.spend.context_memory import check_context, context_bytes
+from uncomp_cli.engine.tokens.messages import Rendered
 from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.models.extension import LONGEST, RopeChoice, parse_rope
 from uncomp_cli.models.footprint import footprint
-from uncomp_cli.models.load import LoadedModel, load_model
-from uncomp_cli.models.rope import LONGEST, RopeChoice, parse_rope
-from uncomp_cli.models.rope_regime import HeldRope
-from uncomp_cli.models.rope_use import resolve_rope, use_rope
+from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.models.regime import HeldRope
+from uncomp_cli.models.rope_application import resolve_rope, use_rope
 from uncomp_cli.spec import ModelSpec
 
 

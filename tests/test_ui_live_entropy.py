@@ -3,8 +3,8 @@
 import io
 from collections.abc import Iterator
 
-from uncomp_cli.engine.batch import RowStep
 from uncomp_cli.engine.records import DecodeStep
+from uncomp_cli.engine.write.batch import RowStep
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.live import watch_generation, watch_rows
 

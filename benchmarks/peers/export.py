@@ -19,15 +19,15 @@ from records import SAMPLES, command_line, say, write_lines
 from transformers import PreTrainedTokenizerBase
 
 from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
-from uncomp_cli.documents.reader import read_documents
-from uncomp_cli.engine.prompt import count_tokens
+from uncomp_cli.documents.documents import read_documents
+from uncomp_cli.engine.tokens.prompt import count_tokens
 from uncomp_cli.errors import UncompError, UsageError
-from uncomp_cli.evals.case import tokenise
-from uncomp_cli.evals.haystack import Haystack
-from uncomp_cli.evals.sample import Regime, Sample
+from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.tasks import Task, choose_subtasks
+from uncomp_cli.evals.tasks.haystack import Haystack
+from uncomp_cli.evals.tasks.sample import Regime, Sample
 from uncomp_cli.models.catalog import ensure_local, local_path
-from uncomp_cli.models.load import load_tokenizer
+from uncomp_cli.models.loading import load_tokenizer
 
 __all__ = ["answer_subtasks", "made_samples", "read_haystack", "sample_lines"]
 

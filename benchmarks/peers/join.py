@@ -15,7 +15,7 @@ from typing import Any
 
 from records import RESULTS, read_lines
 
-from uncomp_cli.evals.statistics import Interval, stratified_mean, wilson
+from uncomp_cli.evals.tables.statistics import Interval, stratified_mean, wilson
 
 __all__ = ["Row", "Source", "check_same_samples", "common_samples", "load_ours", "load_peer", "rows", "table"]
 

@@ -8,14 +8,14 @@ from collections.abc import Generator
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from uncomp_cli.bench.job import Job, Measurement, decode_result
+from uncomp_cli.bench.measurement import Job, Measurement, decode_result
 from uncomp_cli.errors import OutOfMemoryError, UncompError
 
 __all__ = ["measure"]
 
 _TICK_S = 0.5
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
-_COMMAND = (sys.executable, "-m", "uncomp_cli.bench.worker")
+_COMMAND = (sys.executable, "-m", "uncomp_cli.bench.bench_process")
 _MEMORY_HINT = "use fewer --tokens, or --quantize int8"
 
 

@@ -1,13 +1,13 @@
 """Policies: how a total budget is spread over layers and KV heads.
 
 A policy is a small class that declares what it needs measured and which scorer it fixes, if any; its settings are its
-fields (policy_text.py). To add one: a class, a line in POLICIES.
+fields (notation.py). To add one: a class, a line in POLICIES.
 """
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Protocol
 
-from uncomp_cli.budget.baseline_policies import (
+from uncomp_cli.budget.baselines import (
     AdaptivePolicy,
     FullPolicy,
     PyramidPolicy,
@@ -16,11 +16,11 @@ from uncomp_cli.budget.baseline_policies import (
     SinksPolicy,
     UniformPolicy,
 )
+from uncomp_cli.budget.notation import make_named
 from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.budget.policy_text import make_named
 from uncomp_cli.budget.uncertain import UncertainPolicy
-from uncomp_cli.budget.uncertainty_values import Uncertainty
 from uncomp_cli.budget.uncomp import UncompPolicy
+from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.budget.zigzag import ZigzagPolicy
 from uncomp_cli.spec import ModelSpec
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from uncomp_cli.budget.quality import QualityPoint
+from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.uncertainty.risk import RiskCurve

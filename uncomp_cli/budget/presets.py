@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from platformdirs import user_data_path
 
+from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.preset_file import check_keys, file_keys, parse_object
-from uncomp_cli.budget.quality import QualityPoint
 from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.config import ScorerConfig

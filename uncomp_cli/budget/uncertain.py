@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
+from uncomp_cli.budget.notation import PolicyText, require
 from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.budget.policy_text import PolicyText, require
-from uncomp_cli.budget.uncertainty_values import (
+from uncomp_cli.budget.values import (
     LEAST_TOKENS,
     Rows,
     Uncertainty,

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
-from uncomp_cli.budget.baseline_policies import UniformPolicy
+from uncomp_cli.budget.baselines import UniformPolicy
+from uncomp_cli.budget.notation import PolicyText, require
 from uncomp_cli.budget.plan import BudgetPlan, apportion
-from uncomp_cli.budget.policy_text import PolicyText, require
 from uncomp_cli.budget.stages import PAPER_THRESHOLD, layer_stages, relative_threshold, stage_weights
-from uncomp_cli.budget.uncertainty_values import Uncertainty, entropy_measure, is_complete, kv_rows
+from uncomp_cli.budget.values import Uncertainty, entropy_measure, is_complete, kv_rows
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.measures import Measure
 

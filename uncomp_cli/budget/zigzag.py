@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from uncomp_cli.budget.notation import PolicyText, require
 from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.budget.policy_text import PolicyText, require
-from uncomp_cli.budget.uncertainty_values import LEAST_TOKENS, Uncertainty, kv_rows, spread_rows
+from uncomp_cli.budget.values import LEAST_TOKENS, Uncertainty, kv_rows, spread_rows
 from uncomp_cli.spec import ModelSpec
 
 __all__ = ["ZigzagPolicy"]

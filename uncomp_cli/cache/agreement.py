@@ -4,7 +4,7 @@
                = max_lg score_lg(s)                                 otherwise
     final_lg   = (1 - shared) · score_lg + shared · agreed
 
-Scores must be comparable between heads: attention without the sinks, every row normalised (attention_scores.py). A sum
+Scores must be comparable between heads: attention without the sinks, every row normalised (window_scores.py). A sum
 without trust would wash the few retrieval heads out; the maximum keeps them. Trust is the square of the weights that a
 policy gives the heads (calibrated or measured live), so that the floor of many heads does not outweigh a few.
 """

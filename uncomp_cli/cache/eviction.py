@@ -3,7 +3,7 @@
 Protected tokens stay first, then words in order of score, each whole when it still fits: exactly `kept` tokens a head,
 ascending and unique. At most one word is torn, and only when no whole one near the cut fits into what is left. No word
 further than REACH_TOKENS behind the cut is looked at, so that what is kept lies in the beginning of a ranking, as
-engine/overkeep.py needs it.
+engine/read/overkeep.py needs it.
 """
 
 from collections.abc import Sequence

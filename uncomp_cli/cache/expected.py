@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from uncomp_cli.cache.layer_view import LayerView
+from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import ModelError
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional
 
-from uncomp_cli.cache.layer_view import LayerView
+from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import ScorerConfig
 
 __all__ = ["DistinctScorer", "KeyDiffScorer"]

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from filelock import FileLock, Timeout
 
-from uncomp_cli.cache.manifest import TEMPORARY_PREFIX, Manifest, find_damage, read_manifest
+from uncomp_cli.cache.header import TEMPORARY_PREFIX, Manifest, find_damage, read_manifest
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from uncomp_cli.cache.cache_file import StoredCache
     from uncomp_cli.cache.ragged import RaggedKVCache
-    from uncomp_cli.cache.store import StoredCache
 
 __all__ = ["AUTO", "Entry", "Shelf", "check_name"]
 
@@ -125,7 +125,7 @@ class Shelf:
 
         Raises DoesNotFitError when it alone is larger than the shelf, UncompError when it cannot be written.
         """
-        from uncomp_cli.cache.store import save_cache, stored_bytes
+        from uncomp_cli.cache.cache_file import save_cache, stored_bytes
 
         size = stored_bytes(cache, tensors)
         if size > self.limit_bytes:
@@ -146,7 +146,7 @@ class Shelf:
 
         A damaged file is set aside.
         """
-        from uncomp_cli.cache.store import load_cache
+        from uncomp_cli.cache.cache_file import load_cache
 
         reason = self.verify(entry)
         if reason is not None:

@@ -4,8 +4,8 @@
     hint: the command or flag that mends it
 
 Importing this, and asking for help, imports neither torch nor transformers: commands import what they run inside
-their functions. To add a command: a module in this package with a function of its name (or `app`, a group), and its
-name in COMMANDS.
+their functions. To add a command: a module in this package with a function of its name (or `app`, a group), and a
+line in COMMANDS.
 """
 
 import logging
@@ -14,36 +14,36 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from uncomp_cli import __version__
-from uncomp_cli.cli.failures import show_failure
-from uncomp_cli.cli.settings import load_default_map, split_variables
-from uncomp_cli.cli.tree import PlainCommand, group, option
+from uncomp_cli.cli.declare.failures import show_failure
+from uncomp_cli.cli.declare.settings import load_default_map, split_variables
+from uncomp_cli.cli.declare.tree import PlainCommand, group, option
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
 
 __all__ = ["COMMANDS", "app", "main", "run"]
 
 PROGRAM = "uncomp"
-COMMANDS = (
-    "ask",
-    "chat",
-    "eval",
-    "compare",
-    "calibrate",
-    "rope",
-    "bench",
-    "model",
-    "preset",
-    "cache",
-    "config",
-    "doctor",
-)
+COMMANDS = {
+    "ask": "ask",
+    "chat": "chat",
+    "eval": "judge.eval",
+    "compare": "judge.compare",
+    "calibrate": "calibrate",
+    "rope": "judge.rope",
+    "bench": "judge.bench",
+    "model": "stock.model",
+    "preset": "stock.preset",
+    "cache": "stock.cache",
+    "config": "stock.config",
+    "doctor": "stock.doctor",
+}
+"""The module of this package in which each command is."""
 
 _GLOBAL_FLAGS = ("--plain", "--no-color", "--debug")
 # What must work although the configuration file is broken: it shows the way out.
@@ -77,18 +77,17 @@ def root(
     ctx.obj = Terminal.detect(plain=plain, no_color=no_color, debug=debug)
 
 
-def register(name: str) -> None:
-    """Add the command or group that module `name` of this package exports."""
-    module = import_module(f"uncomp_cli.cli.{name}")
+def register(name: str, module_name: str) -> None:
+    """Add the command or group `name`, which a module of this package exports."""
+    module = import_module(f"uncomp_cli.cli.{module_name}")
     if hasattr(module, "app"):
         app.add_typer(module.app, name=name)
     else:
         app.command(name, cls=PlainCommand)(getattr(module, name))
 
 
-for _name in COMMANDS:
-    if find_spec(f"uncomp_cli.cli.{_name}"):
-        register(_name)
+for _name, _module in COMMANDS.items():
+    register(_name, _module)
 
 
 def main() -> NoReturn:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.errors import ModelError
-from uncomp_cli.models.child import last_error, running, watch
-from uncomp_cli.models.gguf import convert_gguf
-from uncomp_cli.models.manifest import describe, file_sha256, is_complete, write_manifest
+from uncomp_cli.models.download import last_error, running, watch
+from uncomp_cli.models.gguf_file import convert_gguf
+from uncomp_cli.models.model_note import describe, file_sha256, is_complete, write_manifest
 from uncomp_cli.models.progress import PullStep
 from uncomp_cli.models.staging import publish, staging_directory
 

@@ -13,11 +13,11 @@ from safetensors import safe_open
 
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models.catalog import read_config
-from uncomp_cli.models.load import choose_dtype
+from uncomp_cli.models.extension import RopeChoice, parse_rope
+from uncomp_cli.models.loading import choose_dtype
 from uncomp_cli.models.quiet import quiet_transformers
-from uncomp_cli.models.rope import RopeChoice, parse_rope
-from uncomp_cli.models.rope_config import check_rope, length_kind
-from uncomp_cli.models.rope_use import apply_choice
+from uncomp_cli.models.rope_application import apply_choice
+from uncomp_cli.models.rope_parameters import check_rope, length_kind
 from uncomp_cli.models.shape import check_text_only, spec_from_config
 from uncomp_cli.spec import ModelSpec
 

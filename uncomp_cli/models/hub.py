@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from uncomp_cli.errors import ModelError
-from uncomp_cli.models.child import last_error, running, watch
+from uncomp_cli.models.download import last_error, running, watch
 from uncomp_cli.models.progress import PullStep
 
 __all__ = ["hub_path", "list_hub", "pull_hub", "remove_hub"]

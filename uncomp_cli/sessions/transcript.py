@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.errors import UsageError
-from uncomp_cli.sessions.fields import list_of, object_of, parse_object, scalar, text, text_or_null, truth, whole
+from uncomp_cli.sessions.checked_json import list_of, object_of, parse_object, scalar, text, text_or_null, truth, whole
 
 __all__ = ["SCHEMA_VERSION", "Attachment", "Entry", "Pin", "Transcript"]
 

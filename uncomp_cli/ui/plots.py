@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from uncomp_cli.errors import UncompError
-from uncomp_cli.evals.pictures import CoverageMap, Curve, NeedleGrid
+from uncomp_cli.evals.tables.pictures import CoverageMap, Curve, NeedleGrid
 from uncomp_cli.ui.format import format_count, format_decimal
 
 if TYPE_CHECKING:

@@ -5,15 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 from uncomp_cli.errors import UsageError
-from uncomp_cli.evals.haystack import Haystack
-from uncomp_cli.evals.sample import JudgeName, Regime, Sample
 from uncomp_cli.evals.tasks.conversation import Conversation
 from uncomp_cli.evals.tasks.evidence import Evidence
 from uncomp_cli.evals.tasks.fidelity import Fidelity
+from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.multiquestion import Multiquestion
 from uncomp_cli.evals.tasks.needle import Needle
 from uncomp_cli.evals.tasks.perplexity import Perplexity
 from uncomp_cli.evals.tasks.ruler import Ruler
+from uncomp_cli.evals.tasks.sample import JudgeName, Regime, Sample
 
 __all__ = ["TASKS", "Task", "choose_subtasks"]
 

@@ -8,10 +8,10 @@ in `unaided`, which has the same samples, it reads nothing again that was evicte
 
 from typing import ClassVar
 
-from uncomp_cli.evals.haystack import CountTokens, Haystack
-from uncomp_cli.evals.sample import JudgeName, Query, Regime, Sample, Span
 from uncomp_cli.evals.tasks.facts import Fact, five_facts
+from uncomp_cli.evals.tasks.haystack import CountTokens, Haystack
 from uncomp_cli.evals.tasks.request import Request, random_borders
+from uncomp_cli.evals.tasks.sample import JudgeName, Query, Regime, Sample, Span
 
 __all__ = ["UNAIDED", "Conversation"]
 

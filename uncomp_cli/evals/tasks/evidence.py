@@ -6,10 +6,10 @@ of the fact is among the first passages that `documents/evidence.py` finds.
 
 from typing import ClassVar
 
-from uncomp_cli.evals.haystack import CountTokens, Haystack
-from uncomp_cli.evals.sample import JudgeName, Regime, Sample
+from uncomp_cli.evals.tasks.haystack import CountTokens, Haystack
 from uncomp_cli.evals.tasks.needle import needle_sample
 from uncomp_cli.evals.tasks.request import Request
+from uncomp_cli.evals.tasks.sample import JudgeName, Regime, Sample
 
 __all__ = ["Evidence"]
 

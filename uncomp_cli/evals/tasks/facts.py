@@ -7,7 +7,7 @@ can be asked in plain text, where a model continues the opening, and in a chat, 
 import random
 from dataclasses import dataclass
 
-from uncomp_cli.evals.words import CITIES, FIRST_NAMES, NOUNS, OBJECTS, OCCUPATIONS, compound, digits, surname
+from uncomp_cli.evals.tasks.words import CITIES, FIRST_NAMES, NOUNS, OBJECTS, OCCUPATIONS, compound, digits, surname
 
 __all__ = ["Fact", "five_facts"]
 

@@ -5,9 +5,9 @@ The judge takes the full cache's own greedy continuation of the question as the 
 
 from typing import ClassVar
 
-from uncomp_cli.evals.haystack import SEPARATOR, CountTokens, Haystack
-from uncomp_cli.evals.sample import JudgeName, Query, Regime, Sample
+from uncomp_cli.evals.tasks.haystack import SEPARATOR, CountTokens, Haystack
 from uncomp_cli.evals.tasks.request import Request
+from uncomp_cli.evals.tasks.sample import JudgeName, Query, Regime, Sample
 
 __all__ = ["Fidelity"]
 

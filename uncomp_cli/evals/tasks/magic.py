@@ -3,7 +3,7 @@
 A question ends with the opening of its answer, so that a model which was not made for chat continues it too.
 """
 
-from uncomp_cli.evals.words import list_items
+from uncomp_cli.evals.tasks.words import list_items
 
 __all__ = ["magic_question", "magic_sentence"]
 

@@ -6,11 +6,11 @@ answer begins; does it still bind when the text behind it was compressed? Both a
 
 from typing import ClassVar
 
-from uncomp_cli.evals.haystack import SEPARATOR, CountTokens, Haystack
-from uncomp_cli.evals.sample import JudgeName, Query, Regime, Sample
 from uncomp_cli.evals.tasks.facts import five_facts
+from uncomp_cli.evals.tasks.haystack import SEPARATOR, CountTokens, Haystack
 from uncomp_cli.evals.tasks.request import Request, random_borders
-from uncomp_cli.evals.words import NOUNS
+from uncomp_cli.evals.tasks.sample import JudgeName, Query, Regime, Sample
+from uncomp_cli.evals.tasks.words import NOUNS
 
 __all__ = ["Multiquestion"]
 

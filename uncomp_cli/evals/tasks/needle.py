@@ -7,11 +7,11 @@ asked in the model's chat format. The longer the value, the more tokens must sur
 import random
 from typing import ClassVar
 
-from uncomp_cli.evals.haystack import CountTokens, Haystack
-from uncomp_cli.evals.sample import JudgeName, Query, Regime, Sample
+from uncomp_cli.evals.tasks.haystack import CountTokens, Haystack
 from uncomp_cli.evals.tasks.magic import magic_question, magic_sentence
 from uncomp_cli.evals.tasks.request import Request, border_at
-from uncomp_cli.evals.words import CITIES, compound, digits, uuid_text
+from uncomp_cli.evals.tasks.sample import JudgeName, Query, Regime, Sample
+from uncomp_cli.evals.tasks.words import CITIES, compound, digits, uuid_text
 
 __all__ = ["DEPTHS", "Needle", "needle_sample"]
 

@@ -11,9 +11,9 @@ from itertools import accumulate
 from typing import ClassVar
 
 from uncomp_cli.errors import UsageError
-from uncomp_cli.evals.haystack import SEPARATOR, CountTokens, Haystack, closing, paragraph_tokens
-from uncomp_cli.evals.sample import JudgeName, Query, Regime, Sample
+from uncomp_cli.evals.tasks.haystack import SEPARATOR, CountTokens, Haystack, closing, paragraph_tokens
 from uncomp_cli.evals.tasks.request import Request
+from uncomp_cli.evals.tasks.sample import JudgeName, Query, Regime, Sample
 
 __all__ = ["CONTINUATION_TOKENS", "Perplexity"]
 

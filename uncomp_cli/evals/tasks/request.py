@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from uncomp_cli.errors import UsageError
-from uncomp_cli.evals.haystack import SEPARATOR, CountTokens, Haystack
-from uncomp_cli.evals.sample import Query, Sample, Span
+from uncomp_cli.evals.tasks.haystack import SEPARATOR, CountTokens, Haystack
+from uncomp_cli.evals.tasks.sample import Query, Sample, Span
 
 __all__ = ["Filler", "Layout", "Places", "Request", "border_at", "fill", "random_borders"]
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Literal
 
-from uncomp_cli.evals.sample import Query, Sample
 from uncomp_cli.evals.tasks.magic import magic_question, magic_sentence
 from uncomp_cli.evals.tasks.request import Filler, Request, fill, random_borders
-from uncomp_cli.evals.words import NOUNS, compound, digits, list_items, uuid_text
+from uncomp_cli.evals.tasks.sample import Query, Sample
+from uncomp_cli.evals.tasks.words import NOUNS, compound, digits, list_items, uuid_text
 
 __all__ = ["NOISE", "VARIANTS", "retrieval_sample"]
 

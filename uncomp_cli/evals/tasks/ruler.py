@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import ClassVar
 
-from uncomp_cli.evals.haystack import CountTokens, Haystack
-from uncomp_cli.evals.sample import JudgeName, Regime, Sample
 from uncomp_cli.evals.tasks.aggregation import common_words_sample, frequent_words_sample
+from uncomp_cli.evals.tasks.haystack import CountTokens, Haystack
 from uncomp_cli.evals.tasks.qa import one_hop_sample, two_hop_sample
 from uncomp_cli.evals.tasks.request import Request
 from uncomp_cli.evals.tasks.retrieval_facts import VARIANTS, retrieval_sample
+from uncomp_cli.evals.tasks.sample import JudgeName, Regime, Sample
 from uncomp_cli.evals.tasks.tracing import tracing_sample
 
 __all__ = ["Ruler"]

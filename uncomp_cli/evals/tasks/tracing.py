@@ -7,10 +7,10 @@ stands first, as in RULER; its names and its value are others.
 import random
 from itertools import pairwise, repeat
 
-from uncomp_cli.evals.sample import Query, Sample
 from uncomp_cli.evals.tasks.request import Request, fill, random_borders
 from uncomp_cli.evals.tasks.retrieval_facts import NOISE
-from uncomp_cli.evals.words import list_items
+from uncomp_cli.evals.tasks.sample import Query, Sample
+from uncomp_cli.evals.tasks.words import list_items
 
 __all__ = ["tracing_sample"]
 

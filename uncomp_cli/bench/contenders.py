@@ -1,0 +1,123 @@
+"""The two arms of the comparison, each from the same token ids to exactly N greedy tokens; no token stops them.
+
+`run_stock` is what a user of `model.generate(..., do_sample=False)` gets from transformers, without generate's own
+overhead: the model's forward with `attn_implementation="sdpa"` and the DynamicCache that it makes, logits of the last
+position only, no mask (generate's is all ones, which transformers drops before attention). With that, transformers
+calls SDPA with `enable_gqa`; its packed decode is reached only when a mask is given, which generate does not for one
+unpadded prompt.
+`run_uncomp` is the path of `uncomp ask`: plan, prefill and eviction, the question put behind the context, generate.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uncomp_cli.budget.presets import Preset
+from uncomp_cli.config import Limits, SamplingConfig
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.forward.products import Matmul
+from uncomp_cli.engine.read.prefill import Prefilled
+from uncomp_cli.engine.read.reading import read_compressed
+from uncomp_cli.engine.spend.compression import plan_compression
+from uncomp_cli.engine.spend.memory import free_bytes
+from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.write.generate import generate
+from uncomp_cli.engine.write.sampling import Sampler
+from uncomp_cli.models.loading import LoadedModel
+
+__all__ = ["Timed", "run_stock", "run_uncomp", "storage_bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One run: its tokens, times and cache bytes; `decode_s` is the time of all tokens but the first."""
+
+    token_ids: tuple[int, ...]
+    ttft_s: float
+    decode_s: float
+    kv_prefill_bytes: int
+    kv_bytes: int
+
+
+@torch.no_grad()
+def run_stock(loaded: LoadedModel, prompt: Prompt, *, new_tokens: int) -> Timed:
+    """Greedy generation by transformers itself, with its full cache."""
+    model = loaded.model
+    ids = torch.tensor([[*prompt.context, *prompt.questions[0]]], device=loaded.device)
+    begun = time.perf_counter()
+    output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    token = output.logits[:, -1:].argmax(dim=-1)
+    chosen = [int(token)]
+    ttft_s = time.perf_counter() - begun
+    cache = output.past_key_values
+    kv_prefill_bytes = _dynamic_cache_bytes(cache)
+    begun = time.perf_counter()
+    for _ in range(new_tokens - 1):
+        output = model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        token = output.logits[:, -1:].argmax(dim=-1)
+        chosen.append(int(token))
+    decode_s = time.perf_counter() - begun
+    return Timed(tuple(chosen), ttft_s, decode_s, kv_prefill_bytes, _dynamic_cache_bytes(cache))
+
+
+def run_uncomp(
+    loaded: LoadedModel,
+    prompt: Prompt,
+    *,
+    preset: Preset,
+    new_tokens: int,
+    limits: Limits | None = None,
+    matmul: Matmul = "float32",
+) -> Timed:
+    """Greedy generation by the engine, with the cache that `preset` leaves, within `limits`."""
+    decoder = Decoder(loaded.model, loaded.spec, matmul=matmul)
+    begun = time.perf_counter()
+    read = _read(decoder, prompt, preset, limits)
+    steps = generate(
+        decoder,
+        read.cache,
+        read.logits[:1],
+        read.next_positions(0),
+        tokenizer=loaded.tokenizer,
+        sampler=Sampler(SamplingConfig()),
+        stop_ids=(),
+        max_new_tokens=new_tokens,
+    )
+    chosen, arrivals, kv_bytes = [], [], []
+    for step in steps:
+        arrivals.append(time.perf_counter())
+        chosen.append(step.token_ids[0])
+        kv_bytes.append(step.kv_bytes)
+    ttft_s, decode_s = arrivals[0] - begun, arrivals[-1] - arrivals[0]
+    return Timed(tuple(chosen), ttft_s, decode_s, kv_bytes[0], read.cache.nbytes)
+
+
+def _read(decoder: Decoder, prompt: Prompt, preset: Preset, limits: Limits | None) -> Prefilled:
+    planned = plan_compression(decoder.spec, preset, prompt, available=free_bytes(decoder.device), limits=limits)
+    steps = read_compressed(decoder, planned)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            read: Prefilled = end.value
+            break
+    read.begin_question(0)
+    return read
+
+
+def _dynamic_cache_bytes(cache: Any) -> int:
+    """Bytes that transformers' cache has allocated for keys and values."""
+    return storage_bytes(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors' storages as allocated; a storage that several share counts once."""
+    storages = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())

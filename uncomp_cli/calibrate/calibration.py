@@ -1,0 +1,190 @@
+"""Calibrate: read every sample once, and write down what was measured after each.
+
+    for each sample that the file lacks: tokenise → read and measure → the file with one sample more, in one step
+
+So a run that is stopped has lost the sample it was at, and the same samples again go on from there.
+"""
+
+import hashlib
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from torch import Tensor
+
+from uncomp_cli import __version__
+from uncomp_cli.calibrate.partial import ProfileFiles
+from uncomp_cli.calibrate.sample_pass import MeasuringConfig, measurable, read_and_measure
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt, completion_prompt
+from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.models.identity import fingerprint
+from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.uncertainty.profile import SampleInfo, UncertaintyProfile
+
+__all__ = ["CalibrateRequest", "CalibrateStep", "CalibrationSample", "calibrate", "check_lengths"]
+
+ANSWER_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSample:
+    """A context, a question of it and its right answer, which continues the question.
+
+    `source` says where the text came from, `task` what was made of it. `system` makes it a chat under that system
+    prompt ("" is the model's own); None is plain text.
+    """
+
+    context: str = field(repr=False)
+    question: str
+    answer: str
+    source: str
+    task: str
+    system: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Of all that is read."""
+        parts = (self.context, self.question, self.answer, repr(self.system))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateRequest:
+    """What to measure on which samples; `provenance` is JSON data about where they came from."""
+
+    samples: tuple[CalibrationSample, ...]
+    config: MeasuringConfig = field(default_factory=MeasuringConfig)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateStep:
+    """A sample is about to be read, number `index` of the `total` that are left to do."""
+
+    index: int
+    total: int
+    label: str
+    elapsed_s: float
+
+    @property
+    def fraction(self) -> float:
+        """Share of the work that is done."""
+        return self.index / self.total
+
+
+def calibrate(
+    loaded: LoadedModel, request: CalibrateRequest, files: ProfileFiles
+) -> Generator[CalibrateStep, None, UncertaintyProfile]:
+    """Measure what `files` lacks of the samples; yields before each sample and once at the end.
+
+    Returns the profile of the samples that were there and the new ones; `files` holds it as unfinished until
+    `files.finish` is called. Raises UsageError for int8 weights, for samples of other settings and for answers of one
+    token, DoesNotFitError for a sample that is longer than the model's context, ModelError for states that are not
+    finite.
+    """
+    decoder = Decoder(loaded.model, loaded.spec)
+    if decoder.rows_interact:
+        raise UsageError(
+            "in int8 weights a token's numbers depend on those read beside it, so that no answer's loss can be told",
+            hint="use --quantize none: the profile serves the model in int8 as well",
+        )
+    config = request.config
+    config = MeasuringConfig(measurable(decoder, config.measures), config.keep, config.scorer)
+    parameters = provenance(loaded, config, request.provenance)
+    profile = files.read(fingerprint(loaded), parameters, config.measures)
+    prompts = [_Read.of(loaded, sample) for sample in request.samples]
+    known = {sample.key for sample in profile.samples} if profile else set()
+    todo = list({read.info.key: read for read in prompts if read.info.key not in known}.values())
+    begun = time.perf_counter()
+    for number, read in enumerate(todo):
+        label = f"{read.info.task}, {read.info.tokens:,} tokens"
+        yield CalibrateStep(number, len(todo), label, time.perf_counter() - begun)
+        values = read_and_measure(decoder, read.prompt, read.answer, config=config)
+        one = UncertaintyProfile(fingerprint(loaded), (read.info,), _stacked(values), parameters)
+        profile = one if profile is None else profile.merge(one)
+        files.keep(profile)
+    yield CalibrateStep(max(1, len(todo)), max(1, len(todo)), "done", time.perf_counter() - begun)
+    if profile is None:
+        raise UsageError("there is no sample to calibrate on", hint="use --samples 1 or more")
+    return profile
+
+
+def check_lengths(lengths: Sequence[int], trained_length: int) -> None:
+    """Raise DoesNotFitError when a length leaves no room for an answer inside the model's context."""
+    longest = max(lengths)
+    if longest + ANSWER_TOKENS > trained_length:
+        raise DoesNotFitError(
+            f"samples of {longest:,} tokens and {ANSWER_TOKENS} of an answer do not fit into the model's "
+            f"{trained_length:,}",
+            hint=f"use --tokens {trained_length - ANSWER_TOKENS} or fewer, or another --model",
+        )
+
+
+def provenance(loaded: LoadedModel, config: MeasuringConfig, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """How the values are measured: what all samples of a profile must share, and the date."""
+    scorer = config.scorer
+    return {
+        "uncomp": __version__,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "quantization": loaded.quantization or "none",
+        "window": scorer.window,
+        "sinks": scorer.sinks,
+        "loss_kept_tokens": config.keep,
+        "loss_pooling": f"{scorer.pooling} {scorer.width}{', whole words' if scorer.whole_words else ''}",
+        **extra,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _stacked(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values of one sample as those of all samples: [1, L, X]."""
+    return {key: value[None] for key, value in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A sample in tokens."""
+
+    info: SampleInfo
+    prompt: Prompt
+    answer: Sequence[int]
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, sample: CalibrationSample) -> "_Read":
+        """Tokenise `sample`; raises what cannot be measured before anything is read."""
+        prompt = _prompt(loaded.tokenizer, sample)
+        answer = _encode(loaded.tokenizer, sample.answer)
+        _check(sample, prompt, answer, room=loaded.spec.trained_length)
+        return cls(SampleInfo(sample.source, sample.sha256, prompt.flat_len, sample.task), prompt, answer)
+
+
+def _check(sample: CalibrationSample, prompt: Prompt, answer: Sequence[int], *, room: int) -> None:
+    parts = {"context": len(prompt.context), "question": prompt.longest_question}
+    for part, tokens in parts.items():
+        if not tokens:
+            raise UsageError(f"a sample of {sample.task} has an empty {part}", hint="use another --task, or more text")
+    if len(answer) < 2:
+        raise UsageError(
+            f"a sample of {sample.task} has an answer of {len(answer)} tokens, 2 are needed",
+            hint="use another --task: eviction cannot change the first token of an answer",
+        )
+    needed = prompt.flat_len + len(answer)
+    if needed > room:
+        raise DoesNotFitError(
+            f"a sample of {sample.task} has {needed:,} tokens with its answer, the model was trained for {room:,}",
+            hint="use a smaller --tokens, or another --model",
+        )
+
+
+def _prompt(tokenizer: Any, sample: CalibrationSample) -> Prompt:
+    sinks = MeasuringConfig().scorer.sinks
+    if sample.system is None:
+        return completion_prompt(tokenizer, sample.context, sample.question, sinks=sinks)
+    return chat_prompt(tokenizer, sample.context, [sample.question], system=sample.system or None, sinks=sinks)
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])

@@ -1,0 +1,173 @@
+"""What the watched heads say of an answer: a warning, the JSON, and the measured chance that it is right.
+
+Attention entropy is a flag of risk and no probability. A rate of errors is named only where one was measured, in the
+preset's risk curve (uncertainty/risk.py), and it holds for answers like those that it was measured on.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from uncomp_cli.errors import ThresholdError, UsageError
+from uncomp_cli.ui.format import format_count, format_decimal
+
+if TYPE_CHECKING:
+    from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.engine.context.session import RunStats
+    from uncomp_cli.models.loading import LoadedModel
+    from uncomp_cli.uncertainty.risk import RiskBin, RiskCurve
+
+__all__ = [
+    "Risk",
+    "check_calibrated",
+    "check_fail_under",
+    "entropy_of",
+    "fall_short",
+    "risk_of",
+    "risk_record",
+    "risk_warnings",
+]
+
+_CALIBRATE = "measure what the signal means: uncomp calibrate --risk, then name that preset with -p"
+
+
+@dataclass(frozen=True, slots=True)
+class Risk:
+    """The watched heads' entropy in one answer, the curve that says what it means, and how the answer came about.
+
+    `entropy` is None when no head was watched, or the answer was too short to be; `curve` is None when nothing was
+    calibrated. The prompt of `prompt_tokens` was read with `rope`, and `budget` of it kept by `scorer`.
+    """
+
+    entropy: float | None
+    curve: "RiskCurve | None" = None
+    prompt_tokens: int = 0
+    rope: str = ""
+    budget: str = ""
+    scorer: str = ""
+
+    @property
+    def flagged(self) -> bool | None:
+        """Whether the heads were less certain than in the calibration; None when that is not known.
+
+        A band of long texts says nothing of shorter ones.
+        """
+        curve = self.curve
+        if curve is None or self.entropy is None or self.prompt_tokens < min(curve.tokens, default=0):
+            return None
+        return curve.flagged(self.entropy)
+
+    @property
+    def bin(self) -> "RiskBin | None":
+        """The calibrated answers that were like this one; None when none were."""
+        if self.curve is None or self.entropy is None or self.doubts:
+            return None
+        return self.curve.bin_of(self.entropy)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """In what the answer differs from all that were calibrated."""
+        return () if self.curve is None else tuple(_doubts(self, self.curve))
+
+    @property
+    def error_rate(self) -> float:
+        """The measured rate of errors; 1 where none is known."""
+        return 1.0 if self.bin is None else self.bin.error_rate
+
+
+def risk_of(preset: "Preset", stats: "RunStats", loaded: "LoadedModel") -> Risk:
+    """What is known of the answer that `stats` are of."""
+    rope, scorer = str(loaded.rope), preset.scorer.name
+    return Risk(stats.attention_entropy, preset.risk, stats.prompt_tokens, rope, preset.budget, scorer)
+
+
+def entropy_of(stats: "RunStats | None") -> float | None:
+    """The watched heads' entropy in the answer so far, when there is any."""
+    return None if stats is None else stats.attention_entropy
+
+
+def risk_warnings(risk: Risk) -> list[str]:
+    """A flagged answer's warning, with its rate of errors, or why none is known."""
+    if risk.curve is None or not risk.flagged:
+        return []
+    low, high = risk.curve.band
+    uncertain = f"the retrieval heads are unusually uncertain ({risk.entropy:.2f}; calibrated {low:.2f} to {high:.2f})"
+    like = risk.bin
+    if like is None:
+        return [f"{uncertain}; how often such answers are wrong was not measured: {'; '.join(risk.doubts)}"]
+    rate = f"wrong in {_percent(like.error_rate)} % of calibrated cases like this"
+    return [f"{uncertain}: {rate}, {_percent(like.low)} to {_percent(like.high)} %"]
+
+
+def _doubts(risk: Risk, curve: "RiskCurve") -> Iterator[str]:
+    """What fits into the trained length is calibrated as trained; more may be kept than was, but not less.
+
+    A calibration speaks of the lengths between its shortest and its longest text.
+    """
+    if curve.rope and risk.rope not in (curve.rope, "trained"):
+        yield f"calibrated with --rope {curve.rope}, read with {risk.rope}"
+    if curve.tokens and not min(curve.tokens) <= risk.prompt_tokens <= max(curve.tokens):
+        shortest, longest = format_count(min(curve.tokens)), format_count(max(curve.tokens))
+        yield f"calibrated on {shortest} to {longest} tokens, this prompt has {format_count(risk.prompt_tokens)}"
+    if curve.budget and not _as_large(risk.budget, curve.budget):
+        yield f"calibrated with --budget {curve.budget}, kept with {risk.budget}"
+    if curve.scorer and curve.scorer != risk.scorer:
+        yield f"calibrated with scorer {curve.scorer}, kept by {risk.scorer}"
+
+
+def _as_large(budget: str, calibrated: str) -> bool:
+    """Whether a budget is known to keep as much as another: the same, or more of the same unit."""
+    from uncomp_cli.budget.units import parse_budget
+
+    ours, theirs = parse_budget(budget), parse_budget(calibrated)
+    if ours.kind == "full" or str(ours) == str(theirs):
+        return True
+    return ours.kind == theirs.kind != "auto" and ours.value >= theirs.value
+
+
+def risk_record(risk: Risk, *, trained_length: int) -> dict[str, Any]:
+    """`uncertainty` in the JSON of an answer."""
+    like = risk.bin
+    return {
+        "attention_entropy": risk.entropy,
+        "prompt_in_trained_length": risk.prompt_tokens <= trained_length,
+        "calibrated": like is not None,
+        "flagged": risk.flagged,
+        "error_rate": None if like is None else like.error_rate,
+        "error_rate_interval": None if like is None else [like.low, like.high],
+    }
+
+
+def check_calibrated(preset: "Preset", flag: str) -> None:
+    """Raise UsageError when `flag` needs a risk curve that the preset does not have."""
+    if preset.risk is None:
+        raise UsageError(f"{flag} needs measured error rates, preset {preset.name} has none", hint=_CALIBRATE)
+
+
+def check_fail_under(value: float | None) -> None:
+    """Raise UsageError for a chance that is none."""
+    if value is not None and not 0 < value <= 1:
+        raise UsageError(f"fail-under is {value:g}, not a chance above 0 and up to 1", hint="--fail-under 0.8")
+
+
+def fall_short(risk: Risk, least: float) -> ThresholdError | None:
+    """Why an answer's chance of being right, as calibrated, is not known to be `least`; None when it is."""
+    like, hint = risk.bin, "a larger --budget, --escalate or another --rope; --evidence shows what it looked at"
+    if like is None:
+        short = (
+            "the answer is too short to be judged" if risk.curve else "no error rates were measured for this reading"
+        )
+        why = "; ".join(risk.doubts) or short
+        return ThresholdError(f"{why}, so not known to reach --fail-under {least:g}", hint=hint)
+    chance = 1 - like.error_rate
+    if chance >= least:
+        return None
+    message = (
+        f"the answer is right in {_percent(chance)} % of calibrated cases like this "
+        f"({_percent(1 - like.high)} to {_percent(1 - like.low)} %), below --fail-under {least:g}"
+    )
+    return ThresholdError(message, hint=hint)
+
+
+def _percent(share: float) -> str:
+    return format_decimal(100 * share).removesuffix(".0")

@@ -1,0 +1,227 @@
+"""The last part of `uncomp calibrate --risk`: what attention entropy says of wrong answers, for the preset just saved.
+
+The preset is usable before this begins. Answers are kept in NAME.risk.jsonl until all are there, so that a command that
+was stopped goes on; then the curve is in the preset, and the file goes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uncomp_cli.cli.calibrate.quality import HeldOut, watch
+from uncomp_cli.errors import UsageError
+from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.live import loading
+
+if TYPE_CHECKING:
+    from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.calibrate.risk_fit import RiskFit
+    from uncomp_cli.evals.rope.risk_file import RiskFile
+    from uncomp_cli.evals.rope.risk_samples import RiskRun
+    from uncomp_cli.evals.tasks.sample import Sample
+    from uncomp_cli.models.extension import RopeChoice
+    from uncomp_cli.models.loading import LoadedModel
+
+__all__ = [
+    "Risk",
+    "RiskChoice",
+    "RiskRope",
+    "RiskSamples",
+    "RiskTokens",
+    "choose_risk",
+    "risk_record",
+    "run_risk",
+    "write_risk",
+]
+
+DEFAULT_SAMPLES = 20
+DEFAULT_SHARES = (0.75, 1.5, 2.0)
+"""Lengths of the texts, as shares of the length that the model was trained for."""
+_PANEL = "Risk"
+_COLUMNS = ["ENTROPY", "", "ANSWERS", "WRONG", "95 % FROM", "TO"]
+
+Risk = Annotated[
+    bool,
+    typer.Option(
+        "--risk", help="Then measure what attention entropy says of wrong answers, past the trained length too.",
+        rich_help_panel=_PANEL,
+    ),
+]  # fmt: skip
+
+RiskSamples = Annotated[
+    int | None,
+    typer.Option(
+        "--risk-samples",
+        help="Answers of each length to measure that on.",
+        metavar="N",
+        min=1,
+        max=10_000,
+        show_default=str(DEFAULT_SAMPLES),
+        rich_help_panel=_PANEL,
+    ),
+]
+
+RiskTokens = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--risk-tokens",
+        help="Length of such a text; repeatable.",
+        metavar="N",
+        min=200,
+        show_default="0.75, 1.5 and 2 times the trained length",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+# No setting: how `uncomp ask` reads must not choose what a new preset holds.
+RiskRope = Annotated[
+    str | None,
+    typer.Option(
+        "--rope",
+        help="How those texts are read past the trained length, as in `uncomp ask`.",
+        metavar="CHOICE",
+        show_default="auto",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RiskChoice:
+    """Answers of each length, the lengths (none: by the trained length), and how what is longer is read."""
+
+    samples: int
+    tokens: tuple[int, ...]
+    rope: "RopeChoice"
+
+    def lengths(self, trained_length: int) -> tuple[int, ...]:
+        """The lengths of the texts."""
+        return self.tokens or tuple(round(share * trained_length) for share in DEFAULT_SHARES)
+
+
+def choose_risk(
+    wanted: bool, *, samples: int | None, tokens: Sequence[int] | None, rope: str | None
+) -> RiskChoice | None:
+    """What to measure, or None. Raises UsageError for a choice without --risk, and for a RoPE that is none."""
+    from uncomp_cli.models.extension import parse_rope
+
+    for flag, given in (("--risk-samples", samples), ("--risk-tokens", tokens), ("--rope", rope)):
+        if given and not wanted:
+            raise UsageError(f"{flag} chooses how risk is measured, and it is not", hint="add --risk")
+    choice = parse_rope(rope or "auto")
+    if not wanted or choice is None:
+        return None
+    return RiskChoice(samples or DEFAULT_SAMPLES, tuple(dict.fromkeys(tokens or ())), choice)
+
+
+def run_risk(
+    choice: RiskChoice, path: Path, *, loaded: "LoadedModel", source: HeldOut, terminal: Terminal
+) -> "RiskFit":
+    """Measure the preset in `path`, and write the curve into it.
+
+    Raises UsageError when too few answers were right or wrong; the preset is then as it was, and the answers stay.
+    """
+    from uncomp_cli.budget.presets import load_preset, save_preset
+    from uncomp_cli.calibrate.risk_fit import fit_risk
+    from uncomp_cli.engine.look.watching import watched_heads
+    from uncomp_cli.evals.rope.risk_samples import risk_samples
+
+    preset = replace(load_preset(str(path.absolute())), risk=None)
+    lengths = choice.lengths(loaded.info.trained_length)
+    with loading(terminal, "preparing samples"):
+        samples = risk_samples(source.maker, lengths, choice.samples, generated=source.generated)
+    run, rope, kept = _measure(choice, preset, samples, path=path, loaded=loaded, source=source, terminal=terminal)
+    if run.unwatched:
+        terminal.note(f"{run.unwatched:,} answers were a single token: there is nothing to watch, they are left out")
+    fit = fit_risk(
+        run.answers,
+        run.heads,
+        costly=watched_heads(preset, loaded.spec),
+        rope=rope,
+        budget=preset.budget,
+        scorer=preset.scorer.name,
+    )
+    save_preset(replace(preset, risk=fit.curve), path.parent)
+    kept.unlink()
+    return fit
+
+
+def _measure(
+    choice: RiskChoice,
+    preset: "Preset",
+    samples: "Sequence[Sample]",
+    *,
+    path: Path,
+    loaded: "LoadedModel",
+    source: HeldOut,
+    terminal: Terminal,
+) -> "tuple[RiskRun, str, Path]":
+    """The answers, how their texts were read, and the file they are in; the model is turned back afterwards."""
+    from uncomp_cli.evals.rope.risk_samples import measure_risk, risk_file_settings
+    from uncomp_cli.models.rope_application import resolve_rope, use_rope
+
+    longest = max(sample.tokens + sample.queries[0].max_new_tokens for sample in samples)
+    try:
+        turned, note = resolve_rope(use_rope(loaded, choice.rope), choice.rope, tokens=longest)
+        if note is not None:
+            terminal.note(note)
+        settings = risk_file_settings(turned, preset)
+        results = _open(path.with_suffix(".risk.jsonl"), settings, source.fresh, terminal)
+        with results:
+            run = watch(measure_risk(turned, preset, samples, results=results), results.path, terminal)
+        return run, str(turned.rope), results.path
+    finally:
+        use_rope(loaded, None)
+
+
+def _open(path: Path, settings: dict[str, Any], fresh: bool, terminal: Terminal) -> "RiskFile":
+    """The file of answers: that of a run that was stopped, or a new one; what is not wanted is set aside."""
+    from uncomp_cli.evals.rope.risk_file import RiskFile, set_aside
+
+    try:
+        if not fresh:
+            return RiskFile.open(path, settings)
+    except UsageError as error:
+        terminal.note(error.message)
+    if (old := set_aside(path)) is not None:
+        terminal.note(f"set aside: {old}")
+    return RiskFile.open(path, settings)
+
+
+def write_risk(fit: "RiskFit", terminal: Terminal) -> None:
+    """The reliability table, and how well the signal tells right from wrong."""
+    curve = fit.curve
+    rows = [
+        [
+            f"{one.lower:.3f}",
+            f"{one.upper:.3f}",
+            f"{one.samples:,}",
+            *map(_per_cent, (one.error_rate, one.low, one.high)),
+        ]
+        for one in curve.bins
+    ]
+    terminal.write_line()
+    terminal.write_table(_COLUMNS, rows)
+    heads = ", ".join(f"{layer}.{head}" for layer, head in curve.heads)
+    terminal.note(f"{curve.signal} of the heads {heads} (layer.KV head); flagged above {curve.band[1]:.3f}")
+    terminal.note(
+        f"AUROC {curve.auroc:.2f} ({curve.auroc_low:.2f} to {curve.auroc_high:.2f}), cross-fitted on {curve.samples:,} "
+        f"answers read with {curve.rope}, one of {len(fit.candidates)} candidates; entropy of the next token's "
+        f"distribution, for comparison: {fit.baseline.auroc:.2f} ({fit.baseline.low:.2f} to {fit.baseline.high:.2f})"
+    )
+
+
+def _per_cent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def risk_record(fit: "RiskFit") -> dict[str, Any]:
+    """Plain data for JSON."""
+    return {
+        "risk": asdict(fit.curve),
+        "risk_candidates": [asdict(one) for one in fit.candidates],
+        "risk_baseline": asdict(fit.baseline),
+    }

@@ -1,0 +1,257 @@
+"""The second half of `uncomp calibrate --quality`: the loss of every budget, measured with the preset just saved.
+
+The preset is usable before this begins. Outcomes are kept in NAME.quality.jsonl until all are there, so that a command
+that was stopped goes on; then the curve is in the preset, and the file goes.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from uncomp_cli.cli.ask.report import QUALITY_COLUMNS, quality_row
+from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.live import loading
+from uncomp_cli.ui.meter import Meter, Reading
+
+if TYPE_CHECKING:
+    from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.calibrate.calibration import CalibrateStep
+    from uncomp_cli.calibrate.partial import ProfileFiles
+    from uncomp_cli.evals.judges.budget_curve import QualityCurve
+    from uncomp_cli.evals.judges.run import EvalStep
+    from uncomp_cli.evals.tables.results import ResultsFile
+    from uncomp_cli.evals.tasks.calibration_samples import SampleMaker
+    from uncomp_cli.models.loading import LoadedModel
+    from uncomp_cli.uncertainty.profile import UncertaintyProfile
+
+__all__ = [
+    "HeldOut",
+    "Quality",
+    "QualityBudgets",
+    "QualityChoice",
+    "QualitySamples",
+    "choose_quality",
+    "quality_record",
+    "run_quality",
+    "save_calibrated",
+    "watch",
+    "write_curve",
+]
+
+DEFAULT_SAMPLES = 24
+DEFAULT_BUDGETS = ("50%", "30%", "20%", "15%", "10%", "7%", "5%", "3%")
+_PANEL = "Quality"
+
+T = TypeVar("T")
+
+Quality = Annotated[
+    bool,
+    typer.Option(
+        "--quality", help="Then measure what smaller budgets lose, for `uncomp ask --max-loss`.", rich_help_panel=_PANEL
+    ),
+]
+
+QualitySamples = Annotated[
+    int | None,
+    typer.Option(
+        "--quality-samples",
+        help="Samples of each length to measure that on; none of them is calibrated on.",
+        metavar="N",
+        min=2,
+        max=10_000,
+        show_default=str(DEFAULT_SAMPLES),
+        rich_help_panel=_PANEL,
+    ),
+]
+
+QualityBudgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--quality-budget",
+        help="Budget to measure; repeatable.",
+        metavar="AMOUNT",
+        show_default=", ".join(DEFAULT_BUDGETS),
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class QualityChoice:
+    """Budgets to measure, on so many samples of each length."""
+
+    samples: int
+    budgets: tuple[str, ...]
+
+    def check(self) -> None:
+        """Raise UsageError for a budget that is none, and for `auto`."""
+        from uncomp_cli.evals.judges.contestants import make_settings
+
+        make_settings(["uniform"], self.budgets, seed=0)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What the samples are drawn from: as those that were calibrated on, by `maker`, of the lengths `tokens`.
+
+    `generated` says that the text is prose of which there can be more; `fresh` that no earlier outcome counts.
+    """
+
+    maker: "SampleMaker"
+    tokens: tuple[int, ...]
+    generated: bool
+    fresh: bool
+
+
+def choose_quality(wanted: bool, *, samples: int | None, budgets: Sequence[str] | None) -> QualityChoice | None:
+    """What to measure, or None. Raises UsageError for a choice without --quality."""
+    for flag, given in (("--quality-samples", samples), ("--quality-budget", budgets)):
+        if given and not wanted:
+            raise UsageError(f"{flag} chooses how quality is measured, and it is not", hint="add --quality")
+    return QualityChoice(samples or DEFAULT_SAMPLES, tuple(budgets or DEFAULT_BUDGETS)) if wanted else None
+
+
+def save_calibrated(
+    preset: "Preset", profile: "UncertaintyProfile", files: "ProfileFiles", terminal: Terminal, *, again: Sequence[str]
+) -> Path:
+    """Write preset and profile; quality and risk that were measured before stay when all else is the same.
+
+    What does not stay is said, unless it is measured `again` at once.
+    """
+    from uncomp_cli.budget.presets import save_preset
+
+    old, holds = _measured_before(preset, files, profile)
+    same_budget = old is not None and old.budget == preset.budget
+    for what, stays in (("quality", holds), ("risk", holds and same_budget)):
+        if old is not None and getattr(old, what) and what not in again and not stays:
+            terminal.warn(f"the {what} that was measured is of other settings, and is left out; --{what} measures it")
+    lengths = sorted({sample.tokens for sample in profile.samples})
+    measured = f"{len(profile.samples)} samples of {lengths[0]:,} to {lengths[-1]:,} tokens"
+    description = f"{preset.policy}, calibrated on {profile.fingerprint.name} with {measured}."
+    quality = old.quality if old is not None and holds else ()
+    risk = old.risk if old is not None and holds and same_budget else None
+    path = save_preset(replace(preset, description=description, quality=quality, risk=risk), files.folder, profile)
+    files.finish()
+    return path
+
+
+def _measured_before(
+    preset: "Preset", files: "ProfileFiles", profile: "UncertaintyProfile"
+) -> "tuple[Preset | None, bool]":
+    """The preset that is about to be replaced, and whether its quality holds for `preset` with `profile`."""
+    from uncomp_cli.budget.presets import load_preset
+    from uncomp_cli.uncertainty.profile import load_profile
+
+    if files.preset.is_file() and files.profile.is_file():
+        with suppress(UsageError):  # a file that cannot be used has nothing to keep
+            old = load_preset(str(files.preset.absolute()))
+            alike = replace(old, budget=preset.budget, description=preset.description, quality=(), risk=None)
+            return old, alike == preset and load_profile(files.profile).samples == profile.samples
+    return None, True
+
+
+def run_quality(
+    choice: QualityChoice,
+    path: Path,
+    profile: "UncertaintyProfile",
+    *,
+    loaded: "LoadedModel",
+    source: HeldOut,
+    terminal: Terminal,
+) -> "QualityCurve":
+    """Measure the preset in `path` on samples that `profile` is not made of; write the curve into the preset.
+
+    Raises DoesNotFitError when all budgets are too small for the samples; the preset is then as it was.
+    """
+    from uncomp_cli.budget.presets import load_preset, save_preset
+    from uncomp_cli.evals.judges.budget_curve import (
+        held_out_maker,
+        held_out_samples,
+        measure_quality,
+        quality_file_settings,
+    )
+
+    preset = load_preset(str(path.absolute()))
+    with loading(terminal, "preparing samples"):
+        maker = held_out_maker(source.maker, longest=max(source.tokens), generated=source.generated)
+        known = {sample.sha256 for sample in profile.samples}
+        samples = held_out_samples(maker, source.tokens, choice.samples, known=known)
+    _tell_left_out(len(samples), choice.samples * len(source.tokens), terminal)
+    results = _open(path.with_suffix(".quality.jsonl"), quality_file_settings(maker, loaded), source.fresh, terminal)
+    with results:
+        steps = measure_quality(loaded, preset, samples, choice.budgets, results=results)
+        curve = watch(steps, results.path, terminal)
+    for budget, reason in curve.refused.items():
+        terminal.warn(f"budget {budget} has no loss: {reason}")
+    if not curve.points:
+        raise DoesNotFitError(
+            f"no budget of {', '.join(choice.budgets)} is large enough for samples of {min(source.tokens):,} tokens",
+            hint="use longer samples (--tokens), or name larger budgets with --quality-budget",
+        )
+    save_preset(replace(preset, quality=curve.points), path.parent)
+    results.path.unlink()
+    return curve
+
+
+def _open(path: Path, settings: dict[str, object], fresh: bool, terminal: Terminal) -> "ResultsFile":
+    """The file of outcomes: the one of a run that was stopped, or a new one; what is not wanted is set aside."""
+    from uncomp_cli.evals.tables.results import ResultsFile, set_aside
+
+    try:
+        if not fresh:
+            return ResultsFile.open(path, settings)
+    except UsageError as error:
+        terminal.note(error.message)
+    if (old := set_aside(path)) is not None:
+        terminal.note(f"set aside: {old}")
+    return ResultsFile.open(path, settings)
+
+
+def _tell_left_out(count: int, asked: int, terminal: Terminal) -> None:
+    if count < asked:
+        few = f"{asked - count:,} of {asked:,} samples of quality"
+        terminal.warn(f"{few} are left out: the text is too short for as many that were not calibrated on")
+
+
+def watch(steps: "Generator[CalibrateStep | EvalStep, None, T]", kept: Path, terminal: Terminal) -> T:
+    """Show which sample is under way and how long is left; returns what `steps` returns.
+
+    Ctrl-C says that what was measured is in the file `kept`.
+    """
+    with Meter(terminal) as meter:
+        try:
+            while True:
+                step = next(steps)
+                meter.show(Reading(step.label, step.fraction, f"{step.index} of {step.total}", step.elapsed_s))
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        except KeyboardInterrupt:
+            meter.close()
+            if kept.exists():
+                terminal.note(f"what was measured is in {kept}; the same command goes on from there")
+            raise
+
+
+def write_curve(curve: "QualityCurve", terminal: Terminal) -> None:
+    """The curve as a table, from the smallest budget on, and what it says."""
+    points = sorted(curve.points, key=lambda point: point.kept_fraction)
+    terminal.write_line()
+    terminal.write_table(QUALITY_COLUMNS, [quality_row(point) for point in points])
+    terminal.note(
+        "loss: share of the likelihood of an answer's token that is lost against the full cache, on samples that were "
+        "not calibrated on; --max-loss takes the smallest budget whose interval ends at or below it"
+    )
+
+
+def quality_record(curve: "QualityCurve") -> dict[str, Any]:
+    """Plain data for JSON."""
+    return {
+        "quality": [asdict(point) for point in curve.points],
+        "quality_refused": [{"budget": budget, "reason": reason} for budget, reason in curve.refused.items()],
+    }

@@ -1,0 +1,175 @@
+"""The commands of a chat, in one table: what runs them, what /help says and what Tab offers all come from it."""
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from uncomp_cli.cli.chat import chat_settings
+from uncomp_cli.cli.chat import files_commands as chat_files
+from uncomp_cli.cli.chat import history_commands as chat_history
+from uncomp_cli.cli.chat import inspection as chat_inspect
+from uncomp_cli.cli.chat import transcripts as chat_transcripts
+from uncomp_cli.cli.chat.chat_places import pages
+from uncomp_cli.cli.chat.chat_settings import OWN_PROMPT, settings
+from uncomp_cli.cli.chat.state import Chat
+from uncomp_cli.cli.declare.options import preset_names
+from uncomp_cli.errors import UsageError
+from uncomp_cli.sessions.session_folder import session_names
+
+__all__ = ["COMMANDS", "Command", "candidates", "is_command", "run_command"]
+
+_NAME = re.compile(r"/[A-Za-z_-]*")
+_SPACE = re.compile(r"(?<!\\) ")
+_SPECIAL = re.compile(r"[\s'\"\\]")
+_ESCAPED = re.compile(r"\\(.)")
+_KEYS = (
+    ("Ctrl-C", "stop the answer and keep its text; at the prompt: leave"),
+    ('"""', "begins and ends a message of several lines; Alt-Enter begins a new line"),
+    ("Tab", "completes commands, settings, presets and paths"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What is typed, what it does in words and in fact, and what Tab offers for its argument's beginning."""
+
+    name: str
+    argument: str
+    text: str
+    run: Callable[[Chat, str], None]
+    offers: Callable[[Chat, str], Sequence[str]] = lambda _chat, _begun: ()
+
+    @property
+    def usage(self) -> str:
+        """`/file FILE…`."""
+        return f"{self.name} {self.argument}".rstrip()
+
+
+def help_lines(argument: str = "") -> list[str]:
+    """What /help says: all commands and keys, or one command."""
+    if argument:
+        command = _find("/" + argument.lstrip("/"))
+        return [f"{command.usage:24} {command.text}"]
+    lines = [f"{command.usage:24} {command.text}" for command in COMMANDS.values()]
+    return [*lines, *(f"{key:24} {text}" for key, text in _KEYS)]
+
+
+def is_command(text: str) -> bool:
+    """Whether a typed text is a command; `/usr/bin is full` is none."""
+    return bool(_NAME.fullmatch(text.split(maxsplit=1)[0])) if text.startswith("/") else False
+
+
+def run_command(chat: Chat, text: str) -> None:
+    """Run one. Raises UsageError for an unknown one, with the nearest."""
+    name, *rest = text.split(maxsplit=1)
+    argument = rest[0].strip() if rest else ""
+    command = _find(name)
+    if argument and not command.argument:
+        raise UsageError(f"{name} takes nothing behind it, not '{argument}'", hint=command.usage)
+    command.run(chat, argument)
+
+
+def _find(name: str) -> Command:
+    if name.lower() in COMMANDS:
+        return COMMANDS[name.lower()]
+    near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
+    raise UsageError(f"unknown command {name}", hint=f"did you mean {near[0]}?" if near else "/help lists them")
+
+
+def candidates(chat: Chat, line: str) -> list[str]:
+    """What `line` may become: a command's name, or a command with its argument."""
+    name, space, begun = line.partition(" ")
+    if not space:
+        return [f"{known} " if COMMANDS[known].argument else known for known in COMMANDS if known.startswith(name)]
+    if name not in COMMANDS:
+        return []
+    return [f"{name} {offer}" for offer in COMMANDS[name].offers(chat, begun.lstrip())]
+
+
+def _show_help(chat: Chat, argument: str) -> None:
+    for line in help_lines(argument):
+        chat.tell(line)
+
+
+def _leave(_chat: Chat, _argument: str) -> None:
+    raise EOFError
+
+
+def _of(words: Callable[[], Sequence[str]]) -> Callable[[Chat, str], list[str]]:
+    """Offers the words that go on with what was begun."""
+    return lambda _chat, begun: [word for word in words() if word.startswith(begun)]
+
+
+def _paths(_chat: Chat, begun: str) -> list[str]:
+    """The paths that the last word may become."""
+    from uncomp_cli.ui.completion import paths_beginning
+
+    *before, fragment = _SPACE.split(begun)
+    found = paths_beginning(_ESCAPED.sub(r"\1", fragment))
+    return [" ".join([*before, _SPECIAL.sub(r"\\\g<0>", path)]) for path in found]
+
+
+def _talks(chat: Chat, begun: str) -> list[str]:
+    """Sessions and files."""
+    return [*(name for name in session_names() if name.startswith(begun)), *_paths(chat, begun)]
+
+
+def _pages(chat: Chat, begun: str) -> list[str]:
+    return [f"{page.path}:" for page in pages(chat.dialogue) if page.path.startswith(begun)]
+
+
+def _pins(chat: Chat, begun: str) -> list[str]:
+    return [word for word in ("all", *(pin.label for pin in chat.dialogue.pins)) if word.startswith(begun)]
+
+
+_TABLE = (
+    Command("/help", "[COMMAND]", "what can be typed", _show_help, _of(lambda: list(COMMANDS))),
+    Command("/file", "FILE…", "add documents to the next question, and read them now", chat_files.add_files, _paths),
+    Command("/files", "", "the documents of the conversation, and how much of each is kept", chat_files.list_files),
+    Command(
+        "/system",
+        "[TEXT]",
+        f"show the system prompt; with text after it, set it; {OWN_PROMPT}: the model's own",
+        chat_settings.set_system,
+        _of(lambda: [OWN_PROMPT]),
+    ),
+    Command(
+        "/set",
+        "[NAME [VALUE]]",
+        "show how answers are made, or set a value: /set temperature 0.7, /set recall off",
+        chat_settings.set_sampling,
+        _of(settings),
+    ),
+    Command(
+        "/budget",
+        "[AMOUNT]",
+        "show the budget, or read the conversation again with another: 20%, 512, 64MiB, 2x, full",
+        chat_settings.set_budget,
+        _of(lambda: ["2x", "full", "auto"]),
+    ),
+    Command(
+        "/preset",
+        "[NAME]",
+        "show the presets, or read the conversation again with another",
+        chat_settings.set_preset,
+        lambda _chat, begun: preset_names(begun),
+    ),
+    Command("/stats", "", "context, memory, preset and the latest readout", chat_inspect.show_stats),
+    Command("/why", "", "what every layer and head keeps, and what was measured", chat_inspect.show_why),
+    Command("/evidence", "", "the passages that the latest answer attended to", chat_inspect.show_evidence),
+    Command("/pin", "[FILE:10-40]", "list the pins, or keep lines whatever the budget drops", chat_inspect.pin, _pages),
+    Command("/unpin", "FILE:10-40", "give up a pin; all: every one", chat_inspect.unpin, _pins),
+    Command(
+        "/save", "FILE", "write the conversation: .md to be read, .json to be loaded", chat_transcripts.save, _paths
+    ),
+    Command("/load", "FILE", "go on with a .json file or a session", chat_transcripts.load, _talks),
+    Command("/retry", "", "answer the latest question again, with another seed", chat_history.retry),
+    Command("/undo", "[N]", "take back the latest exchange, or documents without a question", chat_history.undo),
+    Command("/forget", "[N]", "forget the oldest exchange, to make room", chat_history.forget),
+    Command("/edit", "[TEXT]", "write a message in $EDITOR and send it", chat_history.edit),
+    Command("/clear", "", "forget the conversation, keep the system prompt", chat_history.clear),
+    Command("/exit", "", "leave; Ctrl-D does the same", _leave),
+)
+
+COMMANDS: dict[str, Command] = {command.name: command for command in _TABLE}

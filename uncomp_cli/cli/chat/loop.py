@@ -1,0 +1,95 @@
+"""The loop of `uncomp chat`: read a text, run a command or a turn, keep the session's file as it now is.
+
+Ctrl-C at the prompt leaves; while something runs it stops that and the chat goes on. What fails is told in two lines,
+and the conversation is as it was.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from uncomp_cli.cli.ask.prepare import check_text
+from uncomp_cli.cli.chat.commands import is_command, run_command
+from uncomp_cli.cli.chat.state import Chat
+from uncomp_cli.cli.chat.transcripts import transcript_of
+from uncomp_cli.cli.chat.turns import ask
+from uncomp_cli.cli.declare.failures import show_failure
+from uncomp_cli.errors import UncompError
+
+if TYPE_CHECKING:
+    from uncomp_cli.sessions.session_folder import SessionFile
+    from uncomp_cli.sessions.transcript import Transcript
+
+__all__ = ["Conversation"]
+
+_FLAGS = re.compile(r"--(budget|pin|preset|system)\b")
+
+
+class Conversation:
+    """A chat with somebody who types; `file` is saved after whatever changed the conversation."""
+
+    def __init__(self, chat: Chat, file: "SessionFile | None" = None, saved: "Transcript | None" = None) -> None:
+        self.chat = chat
+        self._file = file
+        self._saved = saved
+
+    def run(self, read_text: Callable[[], str]) -> None:
+        """Take texts until they end, /exit, or Ctrl-C at the prompt; what fails is told and the chat goes on."""
+        while True:
+            try:
+                text = read_text()
+            except (EOFError, KeyboardInterrupt):
+                return
+            except UncompError as error:
+                show_failure(error, self.chat.terminal)
+                continue
+            if not self.guarded(partial(self.take, text)):
+                return
+
+    def guarded(self, work: Callable[[], None]) -> bool:
+        """Do `work` and save; False when it was to leave. Ctrl-C and failures end the work alone."""
+        try:
+            work()
+        except EOFError:
+            return False
+        except KeyboardInterrupt:
+            self.chat.say("[stopped]")
+        except BrokenPipeError:  # nobody reads any more
+            raise
+        except Exception as error:
+            show_failure(_in_chat(error), self.chat.terminal)
+        finally:
+            self._save()
+        return True
+
+    def take(self, text: str) -> None:
+        """One text: a command, or a message to the model. Raises EOFError to leave."""
+        check_text(text, "the line")
+        text = text.strip()
+        if is_command(text):
+            run_command(self.chat, text)
+        elif text:
+            ask(self.chat, text)
+
+    def _save(self) -> None:
+        """Write the session when it is not as it was written; a failure is told, and tried again next time."""
+        if self._file is None:
+            return
+        now = replace(transcript_of(self.chat), updated="" if self._saved is None else self._saved.updated)
+        if now == self._saved or (self._saved is None and not now.entries):
+            return
+        try:
+            self._saved = self._file.save(now)
+            self.chat.created = self._saved.created
+        except UncompError as error:
+            self.chat.terminal.warn(f"{error.message}; {error.hint}")
+
+
+def _in_chat(error: Exception) -> Exception:
+    """`error` that names commands in the place of flags."""
+    if isinstance(error, UncompError):
+        error.message = _FLAGS.sub(r"/\1", error.message)
+        error.hint = None if error.hint is None else _FLAGS.sub(r"/\1", error.hint)
+    return error

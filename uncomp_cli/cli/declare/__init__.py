@@ -1,0 +1,1 @@
+"""How commands are declared: options, settings, limits, and what every failure comes to."""

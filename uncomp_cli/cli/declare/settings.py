@@ -1,0 +1,114 @@
+"""The configuration file: TOML, where a key is a flag without its dashes.
+
+    model = "smollm2-135m"      # top level: every command that has the option
+    [ask]                       # a table: this command only, before the top level
+    budget = "10%"
+
+It becomes Typer's `default_map`, so the precedence flag, environment, file, default is Typer's own. A key that no
+command knows is an error that names it. An option that may be repeated takes a list, or one value; in its variable
+several are separated as in PATH.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from uncomp_cli.cli.declare.tree import Command, settings_of, walk
+from uncomp_cli.errors import UsageError
+
+__all__ = ["CONFIG_VARIABLE", "config_path", "default_map", "load_default_map", "read_settings", "split_variables"]
+
+CONFIG_VARIABLE = "UNCOMP_CONFIG"
+
+
+def config_path() -> Path:
+    """`$UNCOMP_CONFIG`, or `config.toml` in the user's configuration directory."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    return Path(named).expanduser() if named else platformdirs.user_config_path("uncomp") / "config.toml"
+
+
+def load_default_map(root: Command) -> dict[str, Any]:
+    """The settings of the user's file for the tree below `root`; empty when there is no file and none was named."""
+    path = config_path()
+    if not path.exists() and CONFIG_VARIABLE not in os.environ:
+        return {}
+    return default_map(root, read_settings(path), source=path)
+
+
+def split_variables(root: Command) -> None:
+    """Let the variables of repeatable options hold values with spaces: only `os.pathsep` separates two."""
+    for _, command in walk(root):
+        for param in settings_of(command).values():
+            if param.multiple:
+                param.envvar_list_splitter = os.pathsep
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Parse a configuration file; raises UsageError with the line when it is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"cannot read configuration file {path}: {error.strerror}", hint=f"unset {CONFIG_VARIABLE} or mend the path"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"configuration file {path}: {error}", hint="mend that line, or delete the file") from error
+
+
+def default_map(root: Command, settings: Mapping[str, Any], *, source: Path) -> dict[str, Any]:
+    """Nested defaults for Typer: parameter names, and a mapping for each command below.
+
+    Tables nest like commands: `[model.pull]` is for `uncomp model pull`. Raises UsageError for an unknown key.
+    """
+    return _defaults(root, settings, inherited={}, where=str(source))
+
+
+def _defaults(
+    command: Command, table: Mapping[str, Any], *, inherited: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Defaults of `command` from its own table over what its parents' tables say, and those of its subcommands."""
+    children: Mapping[str, Command] = getattr(command, "commands", {})
+    known = {key for _, below in walk(command) for key in settings_of(below)}
+    shared, tables = dict(inherited), {}
+    for key, value in table.items():
+        if isinstance(value, dict) and key in children:
+            tables[key] = value
+        elif _canonical(key) in known and not isinstance(value, dict):
+            shared[_canonical(key)] = _as_typed(value)
+        else:
+            raise _unknown(key, {*known, *children}, where=where)
+    params = settings_of(command)
+    result: dict[str, Any] = {
+        params[key].name: _as_list(value) if params[key].multiple else value
+        for key, value in shared.items()
+        if key in params
+    }
+    for name, child in children.items():
+        result[name] = _defaults(child, tables.get(name, {}), inherited=shared, where=f"[{name}] of {where}")
+    return result
+
+
+def _as_typed(value: object) -> object:
+    """A number as the user could have typed it: `budget = 512` is `--budget 512`, whatever type the option has."""
+    if isinstance(value, list):
+        return [_as_typed(item) for item in value]
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _as_list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _canonical(key: str) -> str:
+    return key.replace("_", "-")
+
+
+def _unknown(key: str, known: set[str], *, where: str) -> UsageError:
+    close = difflib.get_close_matches(_canonical(key), sorted(known), n=1)
+    hint = f"did you mean '{close[0]}'?" if close else "`uncomp config show` lists every setting"
+    return UsageError(f"unknown setting '{key}' in {where}", hint=hint)

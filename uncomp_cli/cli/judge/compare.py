@@ -1,0 +1,253 @@
+"""`uncomp compare`: one prompt under two settings side by side, by default the full cache and the chosen preset."""
+
+from collections.abc import Generator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uncomp_cli.cli.ask.asking import (
+    AskJob,
+    build_prompt,
+    describe_files,
+    gather_documents,
+    gather_questions,
+    preset_of,
+    settle,
+)
+from uncomp_cli.cli.ask.lengthening import check_grows, length_warnings, lengthen
+from uncomp_cli.cli.ask.prepare import ModelChoice, check_context_fits, load
+from uncomp_cli.cli.ask.report import SCHEMA_VERSION, answer_record
+from uncomp_cli.cli.declare.options import (
+    Budget,
+    Context,
+    Device,
+    Dtype,
+    Force,
+    Json,
+    KvBits,
+    MaxNewTokens,
+    Model,
+    Offline,
+    Policy,
+    Preset,
+    Quantize,
+    Quiet,
+    Rope,
+    Scorer,
+    Seed,
+    System,
+    Thin,
+    Tokenizer,
+    Truncate,
+    terminal_of,
+)
+from uncomp_cli.cli.declare.tree import option
+from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
+from uncomp_cli.errors import UsageError
+from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.format import format_bytes, format_decimal, format_seconds
+from uncomp_cli.ui.live import loading, watch_generation
+
+if TYPE_CHECKING:
+    from uncomp_cli.budget import presets
+    from uncomp_cli.evals.judges.comparison import Comparison, Side
+
+__all__ = ["compare"]
+
+_SAMPLING = SamplingConfig()
+_MARKS = {"same": "{}", "first": "[-{}-]", "second": "{{+{}+}}"}
+
+
+def compare(
+    ctx: typer.Context,
+    question: Annotated[str, typer.Argument(help="The question.", metavar="QUESTION", show_default=False)],
+    file: Annotated[
+        list[str] | None,
+        option(
+            "--file",
+            "-f",
+            help="File, directory, glob, or - for standard input; repeatable.",
+            metavar="PATH",
+            show_default="standard input",
+        ),
+    ] = None,
+    against: Annotated[
+        str,
+        option(
+            "--against",
+            help="The other side: full, or POLICY[/SCORER][/8bit|/4bit][/published][/thin=THINNING]@BUDGET: "
+            "uniform/keydiff@20%.",
+            metavar="SETTING",
+            panel="Compression",
+        ),
+    ] = "full",
+    truncate: Truncate = None,
+    model: Model = DEFAULT_MODEL,
+    tokenizer: Tokenizer = None,
+    quantize: Quantize = "none",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    rope: Rope = None,
+    context: Context = None,
+    force: Force = False,
+    offline: Offline = False,
+    preset: Preset = None,
+    budget: Budget = None,
+    policy: Policy = None,
+    scorer: Scorer = None,
+    kv_bits: KvBits = None,
+    thin: Thin = None,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = _SAMPLING.max_new_tokens,
+    seed: Seed = _SAMPLING.seed,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer one prompt under two settings: difference, divergence, bytes and times."""
+    terminal = terminal_of(ctx, quiet=quiet)
+    job = AskJob(
+        paths=tuple(file or ()),
+        include=(),
+        questions=(question,),
+        questions_file=None,
+        truncate=truncate,
+        dry_run=False,
+        model=ModelChoice(model, tokenizer, quantize, device, dtype, offline, rope, context=context, force=force),
+        preset=preset,
+        budget=budget,
+        policy=policy,
+        scorer=scorer,
+        kv_bits=None if kv_bits is None else int(kv_bits),
+        system=system,
+        sampling=SamplingConfig(max_new_tokens=max_new_tokens, seed=seed),
+        as_json=as_json,
+        thinning=thin,
+    )
+    run_compare(job, against, terminal)
+
+
+def run_compare(job: AskJob, against: str, terminal: Terminal) -> None:
+    """Run one `uncomp compare`. What one side keeps is compared with all of it, so that neither is re-packed."""
+    check_grows(job.model, "a comparison")
+    (question,) = gather_questions(job)
+    documents = gather_documents(job, terminal)
+    with loading(terminal, "preparing"):
+        chosen, other = preset_of(job, job.preset), parse_side(against, seed=job.sampling.seed)
+    loaded = load(job.model, terminal)
+    from uncomp_cli.models.identity import fingerprint
+
+    chosen = settle(job, chosen, fingerprint(loaded), terminal)
+    check_context_fits(job.model, loaded, chosen)
+    prompt, cut = build_prompt(job, documents, [question], loaded.tokenizer, loaded.spec, chosen)
+    tokens = prompt.seq_len + job.sampling.max_new_tokens
+    loaded = lengthen(loaded, job.model.rope_choice, tokens, terminal, grows=True)
+    warnings = list(length_warnings(loaded, prompt.seq_len))
+    for warning in warnings:
+        terminal.warn(warning)
+    from uncomp_cli.evals.judges import comparison
+
+    done = _watch(comparison.compare(loaded, prompt, (other, chosen), job.sampling), terminal)
+    if not job.as_json:
+        _write(done, terminal)
+        return
+    files = describe_files(documents, loaded.tokenizer, cut)
+    sides = [
+        answer_record(
+            loaded=loaded,
+            preset=side.preset,
+            stats=side.stats,
+            question=question,
+            answer=side.answer,
+            files=files,
+            warnings=warnings,
+            seed=job.sampling.seed,
+        )
+        for side in done.sides
+    ]
+    terminal.write_json(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "sides": sides,
+            "fidelity": done.metrics,
+            "first_divergence": done.first_divergence,
+        }
+    )
+
+
+def parse_side(text: str, *, seed: int) -> "presets.Preset":
+    """The setting in `CONTESTANT[@BUDGET]`; raises UsageError when a budget is missing or contradicts."""
+    from uncomp_cli.budget.units import parse_budget
+    from uncomp_cli.evals.judges.contestants import FULL, parse_contestant
+
+    contestant, _, budget = text.partition("@")
+    preset = parse_contestant(contestant, seed=seed)
+    if preset.policy == FULL and budget not in ("", FULL):
+        raise UsageError(f"setting '{text}': policy full keeps everything", hint="write full, or uniform@20%")
+    if preset.policy != FULL and not budget:
+        raise UsageError(f"setting '{text}' has no budget", hint=f"write {text}@20%")
+    return replace(preset, budget=str(parse_budget(budget or FULL)))
+
+
+def _watch(steps: "Generator[Any, None, Comparison]", terminal: Terminal) -> "Comparison":
+    """Show progress; returns what the generator does."""
+    results: list[Comparison] = []
+
+    def run() -> "Generator[Any, None, None]":
+        results.append((yield from steps))
+
+    for _ in watch_generation(run(), terminal):
+        pass
+    return results[0]
+
+
+def _write(done: "Comparison", terminal: Terminal) -> None:
+    from uncomp_cli.evals.judges.comparison import word_diff
+
+    for side in done.sides:
+        terminal.write_line(f"{_label(side)}:\n{side.answer}\n")
+    if done.first_divergence is None:
+        terminal.write_line("the answers are the same\n")
+    else:
+        words = (_MARKS[kind].format(text) for kind, text in word_diff(*(side.answer for side in done.sides)))
+        terminal.write_line(f"[-only the first-] {{+only the second+}}:\n{' '.join(words)}\n")
+    columns = ("", *map(_label, done.sides), "RATIO")
+    terminal.write_table(columns, list(_figures(done)))
+    if done.metrics is not None:
+        terminal.write_line(
+            f"\nalong the first answer: KL {done.metrics['kl']:.3g} nats a token (99th percentile "
+            f"{done.metrics['kl_p99']:.3g}), same most likely token in {100 * done.metrics['agreement']:.0f} %"
+        )
+    if done.first_divergence is not None:
+        terminal.write_line(f"the answers part at token {done.first_divergence + 1}")
+
+
+def _label(side: "Side") -> str:
+    """`small: uniform/window 20%`, with its bits when they are few, and its thinning; the full cache is `full`."""
+    preset = side.preset
+    more = "" if preset.kv_bits == 16 else f", {preset.kv_bits} bits"
+    more += "" if preset.thinning == "none" else f", thin {preset.thinning}"
+    if preset.policy == preset.budget:
+        return f"{preset.policy}{more}"
+    from uncomp_cli.engine.spend.spending import scorer_config
+
+    return f"{preset.name}: {preset.policy}/{scorer_config(preset).name} {preset.budget}{more}"
+
+
+def _figures(done: "Comparison") -> "Generator[tuple[str, str, str, str], None, None]":
+    """KV bytes, first token and decode speed of both, and second / first."""
+    first, second = (side.stats for side in done.sides)
+
+    def ratio(a: float | None, b: float | None) -> str:
+        return f"{b / a:.3g}x" if a and b else "-"
+
+    yield "KV", format_bytes(first.kv_bytes), format_bytes(second.kv_bytes), ratio(first.kv_bytes, second.kv_bytes)
+    yield "kept", f"{100 * first.kept_fraction:.1f} %", f"{100 * second.kept_fraction:.1f} %", ""
+    yield "first token", format_seconds(first.ttft_s), format_seconds(second.ttft_s), ratio(first.ttft_s, second.ttft_s)
+    speeds = first.decode_tok_s, second.decode_tok_s
+    yield "decode tok/s", *_decimals(*speeds), ratio(*speeds)
+
+
+def _decimals(first: float | None, second: float | None) -> tuple[str, str]:
+    shown = ("-" if value is None else format_decimal(value) for value in (first, second))
+    return next(shown), next(shown)

@@ -1,0 +1,1 @@
+"""The commands that look after what is there: models, presets, caches, settings, this installation."""

@@ -1,0 +1,154 @@
+"""`uncomp doctor`: what this installation runs on and with; a value that cannot be read says so."""
+
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from uncomp_cli import __version__
+from uncomp_cli.cli.declare.options import Json, terminal_of
+from uncomp_cli.cli.declare.settings import config_path, read_settings
+from uncomp_cli.config import DEFAULT_MODEL
+from uncomp_cli.ui.format import format_bytes
+
+__all__ = ["doctor"]
+
+_READERS = {".pdf": "pypdf", ".html": "inscriptis", ".docx": "mammoth"}
+
+
+def doctor(ctx: typer.Context, as_json: Json = False) -> None:
+    """Report versions, devices, memory, readers and paths."""
+    from uncomp_cli.ui.live import loading
+
+    terminal = terminal_of(ctx)
+    with loading(terminal, "looking at this machine…"):
+        report = {name: _read(probe) for name, probe in _PROBES.items()}
+    if as_json:
+        terminal.write_json({"schema_version": 1, **report})
+    else:
+        rows = [(name.removesuffix("_bytes").replace("_", " "), _shown(name, value)) for name, value in report.items()]
+        terminal.write_table(("WHAT", "VALUE"), rows)
+
+
+def _read(probe: Callable[[], Any]) -> Any:
+    """The value, or the reason why there is none: one broken part must not hide the others."""
+    try:
+        return probe()
+    except Exception as error:
+        return {"unreadable": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+def _torch_version() -> str:
+    import torch
+
+    return str(torch.__version__)
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _devices() -> list[str]:
+    import torch
+
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ["cpu", *(f"cuda:{index} {name}" for index, name in enumerate(names))]
+
+
+def _device_memory() -> list[dict[str, int]]:
+    import torch
+
+    pairs = [torch.cuda.mem_get_info(index) for index in range(torch.cuda.device_count())]
+    return [{"free_bytes": free, "total_bytes": total} for free, total in pairs]
+
+
+def _memory_free() -> int:
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def _memory_total() -> int:
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
+def _quantization() -> str:
+    import torch
+
+    from uncomp_cli.models.quantization import check_quantization
+
+    check_quantization("int8", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return f"bitsandbytes {version('bitsandbytes')}"
+
+
+def _readers() -> dict[str, str]:
+    return {suffix: _reader_state(package) for suffix, package in _READERS.items()}
+
+
+def _reader_state(package: str) -> str:
+    return f"{package} {version(package)}" if find_spec(package) else "missing: pip install 'uncomp[documents]'"
+
+
+def _cache_dir() -> str:
+    from uncomp_cli.models.catalog import cache_dir
+
+    return str(cache_dir())
+
+
+def _cache_bytes() -> int:
+    return sum(
+        file.lstat().st_size for file in Path(_cache_dir()).rglob("*") if file.is_file() and not file.is_symlink()
+    )
+
+
+def _config_file() -> str:
+    path = config_path()
+    if not path.exists():
+        return f"{path} (absent)"
+    read_settings(path)
+    return str(path)
+
+
+def _default_model() -> str:
+    from uncomp_cli.models.catalog import local_path
+
+    path = local_path(DEFAULT_MODEL)
+    return f"{DEFAULT_MODEL} at {path}" if path else f"{DEFAULT_MODEL} is not here: uncomp model pull {DEFAULT_MODEL}"
+
+
+_PROBES: dict[str, Callable[[], Any]] = {
+    "uncomp": lambda: __version__,
+    "python": platform.python_version,
+    "platform": platform.platform,
+    "torch": _torch_version,
+    "transformers": lambda: version("transformers"),
+    "cores": os.cpu_count,
+    "threads": _threads,
+    "devices": _devices,
+    "memory_free_bytes": _memory_free,
+    "memory_total_bytes": _memory_total,
+    "device_memory": _device_memory,
+    "quantization": _quantization,
+    "readers": _readers,
+    "cache_dir": _cache_dir,
+    "cache_size_bytes": _cache_bytes,
+    "config_file": _config_file,
+    "default_model": _default_model,
+}
+
+
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_shown(str(key), item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "; ".join(_shown(name, item) for item in value) or "none"
+    return format_bytes(value) if isinstance(value, int) and name.endswith("_bytes") else str(value)

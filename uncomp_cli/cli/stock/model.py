@@ -1,0 +1,99 @@
+"""`uncomp model`: fetch, list, describe and remove models in the cache directory."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uncomp_cli.cli.declare.options import Json, Offline, Quiet, Tokenizer, model_names, terminal_of
+from uncomp_cli.cli.declare.tree import PlainCommand, group
+from uncomp_cli.ui.format import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from uncomp_cli.models.catalog import ModelInfo
+
+__all__ = ["app"]
+
+app = group("model", "Fetch, list, describe and remove models.")
+
+AnyName = Annotated[
+    str,
+    typer.Argument(
+        help="Built-in name, directory, .gguf file or hub id.",
+        metavar="NAME",
+        show_default=False,
+        autocompletion=model_names,
+    ),
+]
+ListedName = Annotated[
+    str,
+    typer.Argument(
+        help="Name as in `uncomp model list`.", metavar="NAME", show_default=False, autocompletion=model_names
+    ),
+]
+
+
+@app.command("pull", cls=PlainCommand)
+def pull(
+    ctx: typer.Context, name: AnyName, tokenizer: Tokenizer = None, offline: Offline = False, quiet: Quiet = False
+) -> None:
+    """Fetch a model, check it and make it ready to load; safe to interrupt and to repeat."""
+    from uncomp_cli.models.catalog import ensure_local, local_path
+    from uncomp_cli.ui.live import watch_pull
+
+    terminal = terminal_of(ctx, quiet=quiet)
+    for _ in watch_pull(ensure_local(name, offline=offline, tokenizer_dir=tokenizer), terminal):
+        pass
+    terminal.write_line(str(local_path(name)))
+
+
+@app.command("list", cls=PlainCommand)
+def list_all(ctx: typer.Context, as_json: Json = False) -> None:
+    """List the models on this machine."""
+    from uncomp_cli.models.catalog import cache_dir, list_models
+
+    terminal, models = terminal_of(ctx), list_models()
+    if as_json:
+        terminal.write_json([_record(model) for model in models])
+        return
+    if not models:
+        terminal.note(f"no models in {cache_dir()} yet: uncomp model pull NAME fetches one")
+    rows = [
+        (m.name, m.architecture, format_count(m.trained_length), m.dtype, format_bytes(m.size_bytes)) for m in models
+    ]
+    terminal.write_table(("NAME", "ARCHITECTURE", "TOKENS", "DTYPE", "SIZE"), rows)
+
+
+@app.command("show", cls=PlainCommand)
+def show(ctx: typer.Context, name: AnyName, as_json: Json = False) -> None:
+    """Describe a model: files, shape, trained length, what a token costs."""
+    from uncomp_cli.models.catalog import show_model
+
+    terminal, record = terminal_of(ctx), _record(show_model(name))
+    if as_json:
+        terminal.write_json({"schema_version": 1, **record})
+        return
+    terminal.write_table(
+        ("FIELD", "VALUE"), [(key.replace("_bytes", "").replace("_", " "), _shown(key, record[key])) for key in record]
+    )
+
+
+@app.command("remove", cls=PlainCommand)
+def remove(ctx: typer.Context, name: ListedName, quiet: Quiet = False) -> None:
+    """Delete a model from the cache directory."""
+    from uncomp_cli.models.catalog import remove_model
+
+    remove_model(name)
+    terminal_of(ctx, quiet=quiet).note(f"removed model {name}")
+
+
+def _record(model: "ModelInfo") -> dict[str, Any]:
+    return {**asdict(model), "path": str(model.path)}
+
+
+def _shown(key: str, value: object) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, int):
+        return format_bytes(value) if "bytes" in key else format_count(value)
+    return str(value)

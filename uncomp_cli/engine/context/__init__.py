@@ -1,0 +1,1 @@
+"""Texts that were read, with their caches: asked again, grown, saved and opened."""

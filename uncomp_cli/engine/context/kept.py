@@ -1,0 +1,275 @@
+"""What is kept of a text that grows: a conversation, or a document that will be asked about later.
+
+    read(text)      anew: attend, score, evict, layer by layer; no more than one layer is ever held in full
+    extend(text)    what the text has beyond what was read of it; what both begin with stays, the rest is forgotten
+    fit(reserve)    cut to the budget, with room inside it for `reserve` tokens more
+
+No question decides what stays, because later ones are not known: keys and values alone do, whenever something has to
+go. The text's own tokens are remembered, so everything that was evicted can be read again.
+"""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+
+import torch
+from torch import Tensor
+
+from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.presets import Preset
+from uncomp_cli.budget.values import Uncertainty
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.scorers import make_scorer
+from uncomp_cli.cache.survival import survival
+from uncomp_cli.config import Limits
+from uncomp_cli.engine.context.agnostic import for_any_question
+from uncomp_cli.engine.context.cutting import cut_cache
+from uncomp_cli.engine.context.recall import recall
+from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.forward.rotation import rope_frequencies
+from uncomp_cli.engine.forward.thread import stream
+from uncomp_cli.engine.read.reading import read_compressed
+from uncomp_cli.engine.records import PrefillStep
+from uncomp_cli.engine.spend.allocation import Allocation
+from uncomp_cli.engine.spend.compression import plan_compression
+from uncomp_cli.engine.spend.memory import activation_bytes, free_bytes
+from uncomp_cli.engine.spend.spending import scorer_config
+from uncomp_cli.engine.spend.text_budget import Counts, TextBudget
+from uncomp_cli.engine.tokens.messages import Rendered
+from uncomp_cli.engine.tokens.remembered import Remembered
+from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.spec import ModelSpec
+
+__all__ = ["KeptContext"]
+
+_PIECE_TOKENS = 1024
+"""Tokens that are appended before the cache is cut again."""
+_OUTGROWN = 2
+"""A policy that measures live measures again when the text is this many times as long as the one it measured."""
+
+
+class KeptContext:
+    """Tokens that were read and the cache of them; `note` says what of the preset does not hold here.
+
+    What stays whatever its score, and how many tokens each head keeps, is the business of `budget`. `answer_tokens` is
+    how many may come behind the text, for RoPE that depends on the length: a text that outgrows what its keys were
+    turned for is read again. None: nobody knows, so that the longest is taken.
+    """
+
+    def __init__(self, decoder: Decoder, preset: Preset, limits: Limits | None = None) -> None:
+        self.decoder = decoder
+        self.preset, self.note = for_any_question(preset)
+        self.limits = limits or Limits()
+        self.scorer = make_scorer(scorer_config(self.preset))
+        self.piece_tokens = self.limits.chunk_tokens or _PIECE_TOKENS
+        self.budget = TextBudget(decoder.spec, self.preset, self.limits, self.piece_tokens)
+        self._measured_live_on: int | None = None
+        self.answer_tokens: int | None = None
+        self._regime: int | None = None
+        self.clear()
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's shape."""
+        return self.decoder.spec
+
+    @property
+    def uncertainty(self) -> Uncertainty | None:
+        """The values that the budget is spread by; None when nothing was measured."""
+        return self.budget.uncertainty
+
+    def __len__(self) -> int:
+        """Tokens that were read, kept or not."""
+        return len(self.remembered.ids)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        spec = self.spec
+        self.remembered = Remembered.nothing()
+        self.cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads)
+
+    def common(self, rendered: Rendered) -> int:
+        """How many first tokens of `rendered`, its last one left out, need not be read."""
+        common = self.remembered.common(rendered.ids[:-1])
+        windows = [window for window in self.spec.sliding_windows if window is not None]
+        # A sliding layer has dropped what a shorter text would still see.
+        return 0 if windows and common < len(self) > min(windows) else common
+
+    def read(self, rendered: Rendered, *, reserve: int) -> Generator[PrefillStep, None, Tensor]:
+        """Read a text anew; returns the logits [1, vocab] behind it.
+
+        Raises DoesNotFitError before any work when it does not fit.
+        """
+        text, available = Remembered.of(rendered), self._available()
+        prompt = self.budget.prompt(text, available=available)
+        preset = self.budget.preset_for(prompt, text)
+        planned = plan_compression(self.spec, preset, prompt, available=available, limits=self.limits)
+        self.clear()
+
+        def run() -> Generator[PrefillStep, None, Tensor]:
+            self.decoder.fix_regime(self._tokens_behind(len(text.ids)))
+            self._regime = self.decoder.regime_tokens
+            result = yield from read_compressed(self.decoder, planned)
+            self.cache, self.remembered = result.cache, text
+            self.budget.uncertainty = planned.allocation.uncertainty
+            self._measured_live_on = len(text.ids) if planned.allocation.live else None
+            self.fit(reserve)
+            return result.logits
+
+        return run()
+
+    def extend(self, rendered: Rendered, *, reserve: int) -> Generator[PrefillStep, None, Tensor]:
+        """Read what `rendered` has beyond what was read of it; returns the logits [1, vocab] behind it.
+
+        Raises DoesNotFitError before any work when it does not fit.
+        """
+        common = self.common(rendered)
+        if common == 0 or self._outgrown(rendered, reserve) or not self._turned_for(len(rendered)):
+            return self.read(rendered, reserve=reserve)
+        counts = self._counts(Remembered.of(rendered), reserve)  # refuses a budget that is too small
+        self._check_memory(len(rendered) - common)
+        self.forget_from(common)
+        return self._append(rendered, counts, reserve)
+
+    def forget_from(self, position: int) -> None:
+        """Forget the tokens from logical `position` on, and give their memory back when it is most of what there is."""
+        self.remembered = self.remembered.cut(position)
+        self.cache.forget_from(position)
+        heads = self.spec.num_layers * self.spec.num_kv_heads
+        needed = self.cache.entries + 2 * heads * self.cache.config.min_slack
+        if self.cache.nbytes > 2 * needed * self.spec.kv_bytes_per_entry:
+            self.cache.lay_out_anew()
+
+    def appended(self, token: int) -> None:
+        """Remember a generated token, whose keys and values have been put into the cache."""
+        self.remembered = self.remembered.with_token(token)
+
+    def fit(self, reserve: int) -> None:
+        """Cut the cache so that it stays in its budget when `reserve` tokens more are put behind it."""
+        self._cut(self.remembered, self._counts(self.remembered, reserve), reserve)
+
+    def budget_bytes(self) -> int:
+        """Bytes that the budget gives to the text as long as it is; where it holds all, with what lies beside it."""
+        plan = self.plan()
+        of_plan = plan.entries * self.spec.kv_bytes_per_entry
+        return of_plan if self.budget.cuts(plan) else max(of_plan, self.cache.nbytes)
+
+    def check_pinned(self, pinned: Tensor) -> None:
+        """Raise DoesNotFitError when the budget of what was read cannot hold the tokens `pinned` bool [S]."""
+        self.budget.check_pinned(self.remembered, pinned, available=self._available())
+
+    def plan(self) -> BudgetPlan:
+        """What every head keeps of the text as long as it is."""
+        return self._allocation().plan
+
+    def trust(self) -> tuple[tuple[float, ...], ...] | None:
+        """How far each head is trusted to say what matters; None when nothing was measured."""
+        return self._allocation().trust()
+
+    def survival(self) -> Tensor:
+        """The share [S] of heads that still hold each token; sliding layers, which hold their window, do not count."""
+        if not (len(self) and self.spec.full_layers):
+            return torch.ones(len(self))
+        return survival(self.cache, len(self), layers=self.spec.full_layers)
+
+    @property
+    def can_recall(self) -> bool:
+        """Whether what was evicted can be put back: not where a sliding layer has dropped what it would see."""
+        return len(self.spec.full_layers) == self.spec.num_layers and self.cache.kv_bits == 16
+
+    def recall(self, spans: Sequence[range]) -> None:
+        """Put back what was evicted of these tokens; they are over the budget until the cache is cut again."""
+        positions = torch.tensor(sorted({at for span in spans for at in span}), dtype=torch.int64)
+        recall(self.decoder, self.cache, [self.remembered.ids[at] for at in positions.tolist()], positions)
+
+    def _append(self, rendered: Rendered, counts: Counts | None, reserve: int) -> Generator[PrefillStep, None, Tensor]:
+        piece, num_layers = self.piece_tokens, self.spec.num_layers
+        total = len(rendered) - len(self)
+        pieces, begun = -(-total // piece), time.perf_counter()
+
+        def work(emit: Callable[[PrefillStep], None]) -> Tensor:
+            done, logits = 0, torch.empty(0)
+
+            def on_layer(layer: int) -> None:
+                nonlocal done
+                done += 1
+                elapsed = time.perf_counter() - begun
+                emit(PrefillStep(done, pieces * num_layers, total, elapsed, self.cache.nbytes))
+
+            while len(self) < len(rendered):
+                upto = rendered.cut(min(len(rendered), len(self) + piece))
+                logits = self._forward(upto.ids[len(self) :], on_layer)
+                self.remembered = Remembered.of(upto)
+                self._cut(self.remembered, counts, reserve)
+            return logits
+
+        return (yield from stream(work))
+
+    def _forward(self, ids: tuple[int, ...], on_layer: Callable[[int], None]) -> Tensor:
+        """Logits [1, vocab] behind tokens that are put behind the cache."""
+        positions = torch.arange(len(self), len(self) + len(ids))[None]
+        state = AppendState(self.cache, positions.to(self.decoder.device), on_layer=on_layer)
+        return self.decoder.forward(torch.tensor([ids]), positions, state, 1)[:, -1]
+
+    def _available(self) -> int:
+        """Bytes that a cache may take: those that are free and those of the cache that is there."""
+        return free_bytes(self.decoder.device) + self.cache.nbytes
+
+    def _allocation(self) -> Allocation:
+        return self.budget.allocation(self.remembered, available=self._available())
+
+    def _counts(self, text: Remembered, reserve: int) -> Counts | None:
+        """Tokens that heads may hold of a text with room for `reserve` more; None: all."""
+        plan = self.budget.allocation(text, available=self._available()).plan
+        return self.budget.counts(plan, reserve=reserve, config=self.cache.config)
+
+    def _cut(self, text: Remembered, counts: Counts | None, reserve: int) -> None:
+        if counts is None:
+            if len(self.spec.full_layers) == self.spec.num_layers:
+                return
+            counts = Counts([[len(text.ids)] * self.spec.num_kv_heads] * self.spec.num_layers, 1.0)
+        least = min((min(counts.kept[layer]) for layer in self.spec.full_layers), default=0)
+        cut_cache(
+            self.cache,
+            counts.kept,
+            spec=self.spec,
+            scorer=self.scorer,
+            config=scorer_config(self.preset),
+            protected=self.budget.guarded(text, least),
+            words=text.words,
+            frequencies=rope_frequencies(self.decoder.model),
+            floor=counts.floor,
+            reserve=reserve,
+        )
+
+    def _outgrown(self, rendered: Rendered, reserve: int) -> bool:
+        """Whether a policy that measures live has to measure again, because what it measured on was too short."""
+        measured = self._measured_live_on
+        if measured is None or len(rendered) < _OUTGROWN * measured:
+            return False
+        return self._counts(Remembered.of(rendered), reserve) is not None
+
+    def _tokens_behind(self, length: int) -> int | None:
+        """Tokens of a text of `length` and what may come behind it; None when nobody knows."""
+        return None if self.answer_tokens is None else min(length + self.answer_tokens, self.spec.trained_length)
+
+    def _turned_for(self, length: int) -> bool:
+        """Whether what is held was turned for a text this long; new tokens are turned as it was."""
+        if self._regime is None:
+            return True
+        self.decoder.fix_regime(self._tokens_behind(length))
+        holds = (self.decoder.regime_tokens or 0) <= self._regime
+        if holds:
+            self.decoder.fix_regime(self._regime)
+        return holds
+
+    def _check_memory(self, new: int) -> None:
+        """Refuse what does not fit: a piece goes through the model at once, and lies in the cache before it is cut."""
+        piece = min(new, self.piece_tokens)
+        needed = activation_bytes(self.spec, piece) + self.spec.kv_bytes_per_token * piece
+        available = free_bytes(self.decoder.device)
+        if needed > available:
+            raise DoesNotFitError(
+                f"reading on needs about {needed / 2**20:,.0f} MiB more, {available / 2**20:,.0f} are free",
+                hint="use a smaller --budget (in a chat: /budget), or start again with /clear",
+            )

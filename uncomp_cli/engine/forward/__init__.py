@@ -1,0 +1,1 @@
+"""One pass of a model: its own layers with the engine's attention."""

@@ -1,0 +1,149 @@
+"""Attention, as the engine computes it: packed grouped-query attention and one function for transformers to call.
+
+    q [H, N, D] is viewed as [G, H/G, N, D] against k, v [G, S, D]: no key is repeated, no mask is built for a prompt.
+
+`register` puts `uncomp` into transformers' AttentionInterface; the engine's state travels as the keyword `engine`
+through the stock forward and decides what each layer does with its queries, keys and values.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from uncomp_cli.engine.forward.families import check_causal, check_keywords
+
+__all__ = ["ATTENTION_NAME", "AttentionState", "attend_after", "attend_causal", "attend_continued", "register"]
+
+ATTENTION_NAME = "uncomp"
+_BLOCK = 1024
+
+
+class AttentionState(Protocol):
+    """What a forward pass does in each layer."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
+    ) -> Tensor:
+        """Attention output [B, H, N, D] for query [B, H, N, D], key and value [B, G, N, D], after RoPE."""
+        ...
+
+
+def _attention_function(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    engine: AttentionState,
+    scaling: float,
+    sliding_window: int | None = None,
+    **keywords: object,
+) -> tuple[Tensor, None]:
+    """transformers' attention signature: hands the layer to the engine's state; returns [B, N, H, D]."""
+    check_keywords(keywords)
+    check_causal(module)
+    layer: Any = module.layer_idx  # an int, which nn.Module cannot say
+    output = engine.attend(layer, query, key, value, scaling=scaling, sliding_window=sliding_window)
+    return output.transpose(1, 2), None
+
+
+def register() -> None:
+    """Make `attn_implementation="uncomp"` known to transformers; repeating it changes nothing."""
+    AttentionInterface.register(ATTENTION_NAME, _attention_function)
+
+
+def _pack(query: Tensor, key: Tensor) -> Tensor:
+    """[H, N, D] → [G, H/G, N, D]."""
+    return query.reshape(key.shape[0], -1, *query.shape[1:])
+
+
+def attend_causal(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+    """Causal attention of a prompt from its first token: query [H, N, D], key and value [G, N, D] → [H, N, D].
+
+    With a sliding `window`, query i sees keys (i − window, i].
+    """
+    length = query.shape[1]
+    if window is not None and window < length:
+        return attend_after(query, key, value, scaling=scaling, window=window)
+    batched = query[None], key[None], value[None]
+    # The output lies in memory as [N, H, D], which is how the model wants it: no copy on the way back.
+    return scaled_dot_product_attention(*batched, scale=scaling, is_causal=True, enable_gqa=True)[0]
+
+
+def attend_continued(
+    query: Tensor, past: tuple[Tensor, Tensor], key: Tensor, value: Tensor, *, scaling: float
+) -> Tensor:
+    """Attention of N tokens over P earlier ones and, causally, themselves: query [H, N, D] → [H, N, D].
+
+    `past` are keys and values [G, P, D], key and value [G, N, D] the tokens' own. Two fused calls, neither with a
+    mask, are merged by their log-sum-exp: out = sum_i out_i exp(lse_i - lse).
+    """
+    if past[0].shape[1] == 0:  # the fused kernel divides by the number of keys
+        return attend_causal(query, key, value, scaling=scaling)
+    heads = key.shape[0]
+    packed = _pack(query, key)
+    seen, seen_lse = _fused(packed, *_shared(query, *past), causal=False, scaling=scaling)
+    own, own_lse = _fused(packed, *_shared(query, key, value), causal=True, scaling=scaling)
+    total = torch.logaddexp(seen_lse, own_lse)
+    weights = ((lse - total).exp()[..., None].to(seen.dtype) for lse in (seen_lse, own_lse))
+    merged = sum(out * weight for out, weight in zip((seen, own), weights, strict=True))
+    return torch.as_tensor(merged).reshape(heads * packed.shape[1], *query.shape[1:])
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scaling: float) -> tuple[Tensor, Tensor]:
+    """Attention [B, H, N, D] and its log-sum-exp [B, H, N], by the kernels behind SDPA, which does not tell it."""
+    ops = torch.ops.aten
+    if query.device.type == "cpu":
+        found = ops._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scaling)
+    elif query.dtype in (torch.float16, torch.bfloat16):
+        found = ops._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, False, scale=scaling)
+    else:
+        found = ops._scaled_dot_product_efficient_attention(query, key, value, None, True, 0.0, causal, scale=scaling)
+    return found[0], found[1][..., : query.shape[2]]
+
+
+def attend_after(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+    """Attention of the last N tokens of S: query [H, N, D], key and value [G, S, D] → [H, N, D].
+
+    The queries are the last N of the S keys' tokens: earlier keys are all seen, their own causally. Many queries are
+    taken in blocks, so that the mask stays linear in S.
+    """
+    new, total = query.shape[1], key.shape[1]
+    if new == total and (window is None or window >= total):
+        return attend_causal(query, key, value, scaling=scaling)
+    blocks = []
+    for start in range(0, new, _BLOCK):
+        end = min(start + _BLOCK, new)
+        last = total - new + end
+        first = 0 if window is None else max(0, last - (end - start) - window + 1)
+        seen = key[:, first:last], value[:, first:last]
+        blocks.append(_attend_block(query[:, start:end], *seen, scaling=scaling, window=window))
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+
+
+def _attend_block(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None) -> Tensor:
+    """`attend_after` for few queries: one masked call."""
+    new, total = query.shape[1], key.shape[1]
+    if new == 1:  # the group's queries as rows of one call: each key is read once
+        packed = query.reshape(1, key.shape[0], -1, query.shape[-1])
+        return scaled_dot_product_attention(packed, key[None], value[None], scale=scaling).view(query.shape[0], 1, -1)
+    column = torch.arange(total, device=query.device)
+    row = torch.arange(total - new, total, device=query.device)[:, None]
+    mask = column <= row
+    if window is not None:
+        mask &= column > row - window
+    output = scaled_dot_product_attention(_pack(query, key), *_shared(query, key, value), attn_mask=mask, scale=scaling)
+    return output.reshape(query.shape[0], new, -1)
+
+
+def _shared(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [G, S, D] seen by all H/G queries of their group, without a copy: [G, H/G, S, D]."""
+    groups, per_group = key.shape[0], query.shape[0] // key.shape[0]
+    return (
+        key[:, None].expand(groups, per_group, *key.shape[1:]),
+        value[:, None].expand(groups, per_group, *value.shape[1:]),
+    )

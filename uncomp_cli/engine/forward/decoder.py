@@ -1,0 +1,104 @@
+"""A decoder: a loaded transformers model whose attention the engine owns.
+
+The stock forward is used as it is; embedding scaling, norms, RoPE and multipliers stay the model's business. Each call
+passes the engine's state through it as a keyword and asks for the logits of the wanted columns only.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AttentionState, register
+from uncomp_cli.engine.forward.families import check_family
+from uncomp_cli.engine.forward.products import Matmul, check_matmul, use_product
+from uncomp_cli.engine.forward.slices import slice_mlps
+from uncomp_cli.models.regime import fix_regime, hold_rope, regime_of
+from uncomp_cli.spec import ModelSpec
+
+__all__ = ["Decoder"]
+
+
+class _CausalModel(Protocol):
+    """The part of a transformers causal language model that is used."""
+
+    device: torch.device
+
+    def __call__(self, **keywords: object) -> Any: ...
+
+    def set_attn_implementation(self, name: str) -> None: ...
+
+
+class Decoder:
+    """Runs a supported model's forward with the engine's attention.
+
+    The model's modules are replaced in place: MLPs take their rows in slices (slices.py), and float32 layers on a CPU
+    are multiplied as `matmul` says (products.py: with int8 their weights become bytes for good; otherwise nothing is
+    copied). Frequencies that would follow the length of the text are held (regime.py). Raises UsageError for a
+    `matmul` that this model or machine gains nothing from, ValueError for one that differs from an earlier decoder's
+    over the same model.
+    """
+
+    def __init__(self, model: _CausalModel, spec: ModelSpec, *, matmul: Matmul = "float32") -> None:
+        check_family(spec.model_type)
+        register()
+        model.set_attn_implementation(ATTENTION_NAME)
+        self.model = model
+        self.spec = spec
+        if isinstance(model, torch.nn.Module):
+            check_matmul(matmul, model)
+            use_product(model, matmul)
+            hold_rope(model)
+            if not self.rows_interact:
+                slice_mlps(model)
+
+    @property
+    def rows_interact(self) -> bool:
+        """Whether a row of a matrix product depends on the others: LLM.int8() chooses its outlier columns from all."""
+        return bool(getattr(self.model, "is_loaded_in_8bit", False))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs go."""
+        return self.model.device
+
+    def fix_regime(self, tokens: int | None) -> bool:
+        """Choose, before a text is read, the frequencies for it and its answer, `tokens` together; None: the longest.
+
+        Returns whether they changed, so that keys cached before are void; never where RoPE does not depend on the
+        length. To go on past the regime is an error: the text has to be read again.
+        """
+        return isinstance(self.model, torch.nn.Module) and fix_regime(self.model, tokens)
+
+    @property
+    def regime_tokens(self) -> int | None:
+        """The tokens that the present frequencies are for; None where they do not depend on the length."""
+        return regime_of(self.model) if isinstance(self.model, torch.nn.Module) else None
+
+    @torch.no_grad()
+    def forward(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> Tensor:
+        """Logits [B, K, vocab] of the columns `last` (an index tensor, or the last n) for ids and positions [B, N]."""
+        return self.differentiable(ids, positions, state, last)
+
+    def differentiable(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> Tensor:
+        """`forward` that records gradients where the caller has them enabled."""
+        logits: Tensor = self._run(ids, positions, state, last).logits
+        return logits
+
+    @torch.no_grad()
+    def layer_inputs(self, ids: Tensor, positions: Tensor, state: AttentionState) -> tuple[Tensor, ...]:
+        """The hidden states [B, N, hidden_size] that each of the L layers is given."""
+        states: tuple[Tensor, ...] = self._run(ids, positions, state, 1, output_hidden_states=True).hidden_states
+        return states[: self.spec.num_layers]  # the one after them is the last layer's output
+
+    def _run(
+        self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int, **keywords: object
+    ) -> Any:
+        return self.model(
+            input_ids=ids.to(self.device),
+            position_ids=positions.to(self.device),
+            use_cache=False,
+            engine=state,
+            logits_to_keep=last.to(self.device) if isinstance(last, Tensor) else last,
+            **keywords,
+        )

@@ -1,0 +1,1 @@
+"""Read a text as it was planned: attend, score, evict, thin."""

@@ -1,0 +1,175 @@
+"""How much memory there is, how much was used at most, and how much a prompt will need.
+
+Free memory on a CPU is what the operating system says is available, within the control group's limit if there is one.
+The peak is the resident set's high-water mark since `reset_peak` (Linux), or the process's (elsewhere); on CUDA it is
+the allocator's own.
+"""
+
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.config import CacheConfig
+from uncomp_cli.engine.forward.slices import SLICE_ROWS
+from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.spec import ModelSpec
+
+__all__ = [
+    "Estimate",
+    "activation_bytes",
+    "estimate",
+    "free_bytes",
+    "peak_bytes",
+    "planned_kv_bytes",
+    "reset_peak",
+    "resident_bytes",
+]
+
+_CGROUP = Path("/sys/fs/cgroup")
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a prompt is expected to allocate beyond the weights, in bytes; `peak_bytes` includes the kept cache."""
+
+    kv_full_bytes: int
+    kv_kept_bytes: int
+    activation_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """Kept cache, one layer in full and activations at once."""
+        return self.kv_kept_bytes + self.activation_bytes
+
+
+def estimate(
+    spec: ModelSpec,
+    plan: BudgetPlan,
+    *,
+    prompt: Prompt | None = None,
+    cache: CacheConfig | None = None,
+    at_once: int | None = None,
+) -> Estimate:
+    """Expected bytes of a prefill: of `plan.seq_len` tokens, or of `prompt` with all its questions.
+
+    `at_once` of them go through the model together; None: all, in one pass.
+    """
+    config = cache or CacheConfig()
+    entry = spec.kv_bytes_per_entry + config.position_bytes
+    question = 0 if prompt is None else prompt.longest_question
+    quantized, own = _split(spec, plan, config, question_tokens=question)
+    slack = sum(config.slack(count) for count in own)
+    waiting = 0 if prompt is None else prompt.waiting_tokens * spec.num_layers * spec.num_kv_heads
+    tokens = plan.seq_len if prompt is None else prompt.flat_len
+    return Estimate(
+        kv_full_bytes=spec.full_kv_bytes(plan.seq_len),
+        kv_kept_bytes=quantized + (sum(own) + slack + waiting) * entry,
+        activation_bytes=activation_bytes(spec, at_once or tokens),
+    )
+
+
+def planned_kv_bytes(spec: ModelSpec, plan: BudgetPlan, *, question_tokens: int) -> int:
+    """Bytes of what `plan` keeps, without slack: what a budget in per cent is compared with.
+
+    Of a quantised context they include scales and positions; the question behind it is in the model's own dtype.
+    """
+    quantized, own = _split(spec, plan, CacheConfig(), question_tokens=question_tokens)
+    return quantized + sum(own) * spec.kv_bytes_per_entry
+
+
+def _split(spec: ModelSpec, plan: BudgetPlan, config: CacheConfig, *, question_tokens: int) -> tuple[int, list[int]]:
+    """Bytes of all quantised entries, and for every head how many entries are in the model's own dtype."""
+    counts = [count for layer in plan.kept for count in layer]
+    if plan.kv_bits == 16:
+        return 0, counts
+    own = [min(count, question_tokens) for count in counts]
+    context = (count - tail for count, tail in zip(counts, own, strict=True))
+    bits = plan.kv_bits
+    return sum(config.quantized_bytes(count, head_dim=spec.head_dim, bits=bits) for count in context), own
+
+
+def activation_bytes(spec: ModelSpec, tokens: int) -> int:
+    """Bytes of a forward pass of `tokens` at its widest point, without the cache.
+
+    A token holds its embedding, its hidden state before the layer, after attention and normed, its cosines and sines,
+    and either queries, keys, values and attention's output, or its part of the MLP's output while a slice of tokens
+    has gate, up and product (engine/forward/slices.py).
+    """
+    attention = spec.head_dim * (2 * spec.num_heads + 4 * spec.num_kv_heads) + spec.hidden_size
+    at_once = min(tokens, SLICE_ROWS)
+    output = tokens * spec.hidden_size if tokens > SLICE_ROWS else 0
+    mlp = at_once * 3 * spec.intermediate_size + output
+    everywhere = tokens * (4 * spec.hidden_size + 2 * spec.head_dim)
+    return (everywhere + max(tokens * attention, mlp)) * spec.dtype_bytes
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can be allocated on `device` now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = int(psutil.virtual_memory().available)
+    limit, used = _read_int(_CGROUP / "memory.max"), _read_int(_CGROUP / "memory.current")
+    if limit is None or used is None:
+        return available
+    return max(0, min(available, limit - used + _reclaimable_bytes()))
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start a new high-water mark, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR_REFS.exists():
+        try:
+            _CLEAR_REFS.write_text("5")
+        except OSError:  # some containers forbid it: the mark is then the process's
+            return
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The high-water mark in bytes: allocated memory on CUDA, resident memory elsewhere."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    mark = _status_bytes("VmHWM:")
+    if mark is not None:
+        return mark
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def resident_bytes(device: torch.device) -> int:
+    """Bytes in use now: allocated on CUDA, resident elsewhere."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def _reclaimable_bytes() -> int:
+    """File pages that the control group counts as used and gives back when memory is asked for."""
+    try:
+        fields = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        return int(fields["inactive_file"]) + int(fields["active_file"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def _status_bytes(field: str) -> int | None:
+    if not _STATUS.exists():
+        return None
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _read_int(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # absent, or the word "max": no limit
+        return None

@@ -1,0 +1,1 @@
+"""Write answers behind what was read: one row or many."""

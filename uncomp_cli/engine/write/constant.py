@@ -1,0 +1,127 @@
+"""Generation with a cache of constant size: watch each layer's queries, and cut its heads whenever a block is full.
+
+All that it needs is allocated when it begins (a block of room in every head, the last queries of every layer) and
+counted, so `cache.nbytes` is the same for every token that follows; quantised heads give bytes back as they lose
+entries. It works on a copy of the cache it is given: what was read can be asked again.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from uncomp_cli.cache.constant import ConstantConfig, HeadLimits, attention_needs, choose_kept, limits_of
+from uncomp_cli.cache.layer import LayerCache
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.spec import ModelSpec
+
+__all__ = ["ConstantSize", "Needs", "shields"]
+
+Needs = Callable[[LayerCache, Tensor, Tensor, float], Tensor]
+"""(layer, queries [heads, H/G, W, D], their ages [W], scaling) → needs [heads, S] from 0 to 1."""
+
+
+def shields(prompts: Sequence[Prompt], question: int = 0) -> list[Tensor]:
+    """By position, what of each row's prompt never goes: protected context, and the question that was begun."""
+    return [
+        torch.cat([prompt.protected, torch.ones(len(prompt.questions[question]), dtype=torch.bool)])
+        for prompt in prompts
+    ]
+
+
+class ConstantSize:
+    """Holds the heads of `cache`, its copy, at the lengths they have now; give it to `generate` with that cache.
+
+    `shields` has a bool [P] for each row: P tokens of prompt, those marked are never evicted. `needs` replaces the
+    attention of the last queries.
+    """
+
+    def __init__(
+        self,
+        cache: RaggedKVCache,
+        spec: ModelSpec,
+        *,
+        shields: Sequence[Tensor],
+        config: ConstantConfig | None = None,
+        needs: Needs | None = None,
+    ) -> None:
+        self.config = config or ConstantConfig()
+        self._windows = spec.sliding_windows
+        self._needs = needs or self._attention
+        groups, device = cache.num_kv_heads, cache.layer(0).keys.device
+        self._shields = [shield.to(device) for shield in shields for _ in range(groups)]
+        self._limits = [self._limit(cache, index) for index in range(len(cache.layers))]
+        self.cache = cache.rows(range(cache.num_rows), reserve=self._growth(cache))
+        layer = cache.layer(0)
+        shape = len(cache.layers), len(layer.lengths), spec.num_heads // groups, self.config.window, spec.head_dim
+        self._queries = layer.keys.new_zeros(shape)
+        self._seen = [0] * len(cache.layers)
+        self.cache.count_aside([self._queries])
+
+    def _limit(self, cache: RaggedKVCache, index: int) -> HeadLimits:
+        """A sliding layer is held at its window, which is all that it sees."""
+        layer, window = cache.layer(index), self._windows[index]
+        positions = [layer.head(i)[2].long() for i in range(len(layer.lengths))]
+        if window is not None:
+            return HeadLimits((window,) * len(positions), (0,) * len(positions))
+        held = [int(shield[at[at < len(shield)]].sum()) for at, shield in zip(positions, self._shields, strict=True)]
+        return limits_of(list(map(len, positions)), held, self.config)
+
+    def _growth(self, cache: RaggedKVCache) -> int:
+        """Entries a tail may have more than now, at most: a block, and what its limit is above its length.
+
+        Quantised entries that go make way for others in the tail: all but those of the prompt that always stay.
+        """
+        raised = [
+            limit - (prompt if layer.num_quantized(i) else layer.lengths[i])
+            for layer, limits in zip(map(cache.layer, range(len(cache.layers))), self._limits, strict=True)
+            for i, (limit, prompt) in enumerate(zip(limits.entries, limits.prompt, strict=True))
+        ]
+        return max(0, *raised) + self.config.block
+
+    def observe(self, layer: int, query: Tensor, scaling: float) -> None:
+        """N tokens' queries [B, H, N, D] of `layer`, just attended; cuts its heads when a block has become full.
+
+        Many tokens at once fit into the room there is when they end where a block does: feed them block by block.
+        """
+        seen, new, window = self._seen[layer], query.shape[2], self.config.window
+        ring = self._queries[layer]
+        latest = query.reshape(*ring.shape[:2], new, -1)[:, :, -window:]
+        if new == 1:
+            ring[:, :, seen % window] = latest[:, :, 0]
+        else:
+            slots = torch.arange(seen + new - latest.shape[2], seen + new, device=ring.device) % window
+            ring.index_copy_(2, slots, latest)
+        self._seen[layer] = seen + new
+        if (seen + new) // self.config.block > seen // self.config.block:
+            self._cut(layer, scaling)
+
+    def _cut(self, index: int, scaling: float) -> None:
+        layer, limits = self.cache.layer(index), self._limits[index]
+        positions = [layer.head(i)[2] for i in range(len(layer.lengths))]
+        if all(len(at) <= limit for at, limit in zip(positions, limits.entries, strict=True)):
+            return
+        if self._windows[index] is None:
+            layer.compact(self._choose(index, positions, scaling))
+        else:
+            latest = [torch.arange(len(at), device=at.device)[-limits.entries[0] :] for at in positions]
+            layer.compact(latest)
+
+    def _choose(self, index: int, positions: Sequence[Tensor], scaling: float) -> list[Tensor]:
+        seen, window = self._seen[index], self.config.window
+        slots = torch.arange(min(seen, window), device=positions[0].device)
+        ages = (seen - 1 - slots) % window
+        needs = self._needs(self.cache.layer(index), self._queries[index][:, :, : len(slots)], ages, scaling)
+        return choose_kept(
+            needs,
+            positions,
+            protected=self._shields,
+            prompt_lens=list(map(len, self._shields)),
+            limits=self._limits[index],
+            config=self.config,
+        )
+
+    def _attention(self, layer: LayerCache, queries: Tensor, ages: Tensor, scaling: float) -> Tensor:
+        keys = [layer.head(i)[0] for i in range(len(layer.lengths))]
+        return attention_needs(queries, keys, ages, scaling=scaling, config=self.config)

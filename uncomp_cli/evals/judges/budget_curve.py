@@ -1,0 +1,214 @@
+"""Quality against budget: what a preset's budgets lose on held-out samples, as points that --max-loss can go by.
+
+Every sample is read once; all budgets, and the full cache, are then judged as rows of one batch by the NLL of the right
+answer, with the question seen (as `uncomp ask` does). With d the difference to the full cache on the same sample:
+
+    loss = 1 - exp(-mean of d)        the bounds of the mean's 95 % interval likewise: the transform is increasing
+
+Each task weighs the same. The preset's floor is left out: it can only keep more than was measured. What a calibration
+has read is no held-out sample; those come from another seed, so from another place of the text, with other facts.
+"""
+
+import math
+import time
+from collections.abc import Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import cycle
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from uncomp_cli.budget.loss_curve import QualityPoint
+from uncomp_cli.budget.presets import Preset
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.evals.judges.answers import teacher_forced
+from uncomp_cli.evals.judges.case import Case, read_case, tokenise
+from uncomp_cli.evals.judges.contestants import FULL, Setting, make_settings
+from uncomp_cli.evals.judges.forced_rows import in_batches
+from uncomp_cli.evals.judges.run import EvalRequest, EvalStep, results_settings
+from uncomp_cli.evals.tables.outcome import Outcome
+from uncomp_cli.evals.tables.results import ResultsFile
+from uncomp_cli.evals.tables.statistics import paired_difference
+from uncomp_cli.evals.tasks.calibration_samples import SampleMaker
+from uncomp_cli.evals.tasks.haystack import Haystack
+from uncomp_cli.evals.tasks.sample import Query, Regime, Sample
+from uncomp_cli.models.loading import LoadedModel
+
+__all__ = [
+    "QualityCurve",
+    "held_out_maker",
+    "held_out_samples",
+    "likelihood_lost",
+    "measure_quality",
+    "quality_curve",
+    "quality_file_settings",
+    "quality_settings",
+]
+
+LEAST_SAMPLES = 2  # one sample has no spread, and its bound would be the loss itself
+_REGIME: Regime = "aware"
+_SEED_STEP = 104_729  # any number will do, as long as nobody calibrates with two seeds that are this far apart
+
+SampleKey = tuple[str, int, int]
+"""Subtask, tokens, index."""
+
+
+@dataclass(frozen=True, slots=True)
+class QualityCurve:
+    """The points of the budgets that were measured, and the reason for each budget that is too small for a sample."""
+
+    points: tuple[QualityPoint, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+def held_out_maker(maker: SampleMaker, *, longest: int, generated: bool) -> SampleMaker:
+    """A maker of other samples of the same tasks, in other prose when it is `generated`, elsewhere in the same text."""
+    seed = maker.seed + _SEED_STEP
+    haystack = Haystack.generated_for(longest, seed=seed) if generated else maker.haystack
+    return replace(maker, haystack=haystack, seed=seed)
+
+
+def held_out_samples(
+    maker: SampleMaker, lengths: Sequence[int], samples: int, *, known: Collection[str]
+) -> tuple[Sample, ...]:
+    """`samples` of each length, each once, without those whose digests are `known`: of a short text some may be.
+
+    A sample's index is taken from its digest, so that it is the same one whatever is asked for beside it. Raises
+    UsageError when fewer than two are left.
+    """
+    made = zip(maker.make(lengths, samples), cycle(lengths), strict=False)
+    fresh = {one.sha256: (one, tokens) for one, tokens in made if one.sha256 not in known}
+    if len(fresh) < LEAST_SAMPLES:
+        raise UsageError(
+            f"{len(fresh)} of the samples to measure quality on were not calibrated on, {LEAST_SAMPLES} are needed",
+            hint="name more text with --file, or use more --quality-samples",
+        )
+    return tuple(
+        Sample(
+            one.task,
+            int(sha256[:12], 16),
+            tokens,
+            one.context,
+            (Query(one.question, one.answer, accepted=()),),
+            system=one.system,
+        )
+        for sha256, (one, tokens) in fresh.items()
+    )
+
+
+def quality_settings(preset: Preset, budgets: Sequence[str]) -> tuple[Setting, ...]:
+    """The full cache, and a preset that was saved at every budget; labelled with a digest of preset and profile.
+
+    Raises UsageError for a budget that is none, and for `auto`.
+    """
+    source = preset.name if preset.folder is None else str(Path(preset.folder) / f"{preset.name}.json")
+    return tuple(make_settings([f"preset:{source}"], budgets, seed=preset.scorer.seed))
+
+
+def quality_file_settings(maker: SampleMaker, loaded: LoadedModel) -> dict[str, object]:
+    """What all lines of a file of outcomes share; the preset is in their settings' labels."""
+    request = EvalRequest((), (), (_REGIME,), (), 0, maker.seed, maker.haystack)
+    return {**results_settings(request, loaded), "measured": "quality of a preset"}
+
+
+def measure_quality(
+    loaded: LoadedModel, preset: Preset, samples: Sequence[Sample], budgets: Sequence[str], *, results: ResultsFile
+) -> Generator[EvalStep, None, QualityCurve]:
+    """Judge what `results` lacks, a sample at a time; yields before each and once at the end, returns the curve.
+
+    Raises UsageError for an answer of one token, which no eviction changes, DoesNotFitError for a sample that is
+    longer than the model's context.
+    """
+    settings = quality_settings(preset, budgets)
+    for sample in samples:
+        _check(sample, loaded)
+    decoder = Decoder(loaded.model, loaded.spec)
+    todo = [(sample, missing) for sample in samples if (missing := _missing(sample, settings, results))]
+    begun = time.perf_counter()
+    for number, (sample, missing) in enumerate(todo):
+        label = f"quality, {sample.subtask}, {sample.tokens:,} tokens"
+        yield EvalStep(number, len(todo), label, time.perf_counter() - begun)
+        results.append(_judge(decoder, loaded.tokenizer, sample, missing))
+    yield EvalStep(max(1, len(todo)), max(1, len(todo)), "quality done", time.perf_counter() - begun)
+    wanted = {(sample.subtask, sample.tokens, sample.index) for sample in samples}
+    return quality_curve([outcome for outcome in results.outcomes if _sample_key(outcome) in wanted], settings)
+
+
+def quality_curve(outcomes: Sequence[Outcome], settings: Sequence[Setting]) -> QualityCurve:
+    """The points of `settings` but the full cache, which they are compared with on the same samples.
+
+    A budget that was refused for one sample has no point: its mean would be over easier samples than the others'.
+    """
+    full = {_sample_key(outcome): outcome.metrics["nll"] for outcome in outcomes if outcome.setting == FULL}
+    points: list[QualityPoint] = []
+    refused: dict[str, str] = {}
+    for setting in (setting for setting in settings if setting.label != FULL):
+        group = [outcome for outcome in outcomes if outcome.setting == setting.label]
+        reason = next((outcome.refused for outcome in group if outcome.refused is not None), None)
+        if reason is None:
+            points.append(_point(setting.budget, group, full))
+        else:
+            refused[setting.budget] = reason
+    return QualityCurve(tuple(points), refused)
+
+
+def likelihood_lost(nll_rise: float) -> float:
+    """Share of the likelihood of a token that is lost when its NLL rises by so many nats: 1 - exp(-rise)."""
+    return -math.expm1(-nll_rise)
+
+
+def _point(budget: str, outcomes: Sequence[Outcome], full: Mapping[SampleKey, float]) -> QualityPoint:
+    scores = {_sample_key(outcome): outcome.metrics["nll"] for outcome in outcomes}
+    counts = [sum(key[0] == subtask for key in scores) for subtask in {key[0] for key in scores}]
+    # A task of one sample would add no width: then all samples are one stratum, and the tasks' differences count too.
+    stratum = (lambda key: key[0]) if min(counts) > 1 else None
+    rise = paired_difference(scores, full, stratum=stratum)
+    return QualityPoint(
+        budget=budget,
+        kept_fraction=fmean(outcome.kept_fraction for outcome in outcomes),
+        loss=likelihood_lost(rise.mean),
+        loss_low=likelihood_lost(rise.low),
+        loss_high=likelihood_lost(rise.high),
+        samples=rise.count,
+    )
+
+
+def _missing(sample: Sample, settings: Sequence[Setting], results: ResultsFile) -> list[Setting]:
+    key = (sample.subtask, sample.tokens, sample.index, _REGIME)
+    return [setting for setting in settings if (*key, setting.label) not in results.done]
+
+
+@torch.no_grad()
+def _judge(decoder: Decoder, tokenizer: Any, sample: Sample, settings: Sequence[Setting]) -> list[Outcome]:
+    """The NLL of the answer under every setting, and the settings that are refused."""
+    case: Case = read_case(decoder, tokenizer, sample)
+    (reference,) = case.answers
+    compressed, outcomes = case.compress(settings, _REGIME)
+    for batch in in_batches([one.cache for one in compressed], decoder.spec, tokens=len(reference)):
+        chosen = [compressed[i] for i in batch]
+        rows, logits = case.begin(chosen, _REGIME, 0, room=len(reference))
+        losses, _ = teacher_forced(rows, logits, reference)
+        outcomes += [one.judged({"nll": loss}) for one, loss in zip(chosen, losses, strict=True)]
+    return outcomes
+
+
+def _check(sample: Sample, loaded: LoadedModel) -> None:
+    prompt, (answer,) = tokenise(loaded.tokenizer, sample)
+    if len(answer) < 2:
+        raise UsageError(
+            f"a sample of {sample.subtask} has an answer of {len(answer)} tokens, 2 are needed",
+            hint="use another --task: eviction cannot change the first token of an answer",
+        )
+    needed, room = prompt.flat_len + len(answer), loaded.spec.trained_length
+    if needed > room:
+        raise DoesNotFitError(
+            f"a sample of {sample.subtask} has {needed:,} tokens with its answer, the model was trained for {room:,}",
+            hint="use a smaller --tokens, or another --model",
+        )
+
+
+def _sample_key(outcome: Outcome) -> SampleKey:
+    return (outcome.subtask, outcome.tokens, outcome.index)

@@ -1,0 +1,169 @@
+"""A case: one sample as the model has read it, ready to be compressed by any setting.
+
+Judges (answering.py, divergence.py, likelihood.py) start from here; what they share is the prompt, the one exact
+prefill, the compression with its bytes, and how much of the evidence it left.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt, completion_prompt
+from uncomp_cli.errors import DoesNotFitError, ModelError
+from uncomp_cli.evals.judges.contestants import Setting
+from uncomp_cli.evals.judges.exact_prefill import Reading, read_once
+from uncomp_cli.evals.judges.forced_rows import Rows
+from uncomp_cli.evals.tables.outcome import Outcome
+from uncomp_cli.evals.tasks.sample import Regime, Sample, Span
+
+__all__ = ["Case", "Compressed", "coverage", "evidence_tokens", "read_case", "tokenise"]
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """A setting's cache of one row, weighed; `outcome` waits for its metrics.
+
+    `logits` [1, vocab] follow what the setting read: everybody's, unless it thinned hidden states on the way. `trust`
+    [L][G] is how far its policy trusts each head, None when it measures nothing.
+    """
+
+    cache: RaggedKVCache
+    logits: Tensor
+    outcome: Outcome
+    trust: tuple[tuple[float, ...], ...] | None = None
+
+    def judged(self, metrics: dict[str, float], *, answer: str | None = None) -> Outcome:
+        """The outcome with `metrics` beside those that compression itself gave."""
+        return replace(self.outcome, metrics={**metrics, **self.outcome.metrics}, answer=answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A sample and its one exact prefill.
+
+    `prompt` has all questions, `reading` was done with the first; `answers[q]` are the reference's ids. `evidence`
+    [E] are the context tokens that hold the answers.
+    """
+
+    sample: Sample
+    tokenizer: Any
+    decoder: Decoder
+    prompt: Prompt
+    answers: tuple[tuple[int, ...], ...]
+    evidence: Tensor
+    reading: Reading
+
+    @property
+    def context_len(self) -> int:
+        """Tokens of the context."""
+        return len(self.prompt.context)
+
+    def seen_tokens(self, regime: Regime) -> int:
+        """Tokens that compression saw: with the question or without it."""
+        return self.context_len + (len(self.prompt.questions[0]) if regime == "aware" else 0)
+
+    def compress(self, settings: Sequence[Setting], regime: Regime) -> tuple[list[Compressed], list[Outcome]]:
+        """Every setting's cache, equal budgets side by side, and the outcomes of settings that were refused."""
+        done: list[Compressed] = []
+        refused: list[Outcome] = []
+        for setting in sorted(settings, key=lambda setting: setting.budget):
+            try:
+                left = self.reading.leave(setting, regime)
+            except (DoesNotFitError, ModelError) as refusal:  # or a scorer that this model cannot have
+                refused.append(replace(self._outcome(setting, regime, kv_bytes=0), refused=refusal.message))
+                continue
+            outcome = self._weighed(setting, regime, left.cache)
+            done.append(Compressed(left.cache, left.logits, outcome, left.trust))
+        return done, refused
+
+    def begin(self, compressed: Sequence[Compressed], regime: Regime, query: int, *, room: int) -> tuple[Rows, Tensor]:
+        """The caches as rows behind question `query`, and the logits [B, vocab] of the token that follows it.
+
+        There is room for `room` more tokens.
+        """
+        question, caches = self.prompt.questions[query], [one.cache for one in compressed]
+        rows = Rows(self.decoder, caches, position=self.seen_tokens(regime), reserve=len(question) + room)
+        if regime == "aware":
+            return rows, torch.cat([one.logits for one in compressed])
+        return rows, rows.feed(question, last=1)[:, -1]
+
+    def _weighed(self, setting: Setting, regime: Regime, cache: RaggedKVCache) -> Outcome:
+        outcome = self._outcome(setting, regime, kv_bytes=cache.nbytes)
+        if len(self.evidence) == 0:
+            return outcome
+        shares = coverage(cache, self.evidence)
+        mean = float(torch.tensor(shares).mean())
+        return replace(outcome, metrics={"coverage": mean}, coverage_by_head=shares)
+
+    def _outcome(self, setting: Setting, regime: Regime, *, kv_bytes: int) -> Outcome:
+        sample = self.sample
+        return Outcome(
+            subtask=sample.subtask,
+            index=sample.index,
+            regime=regime,
+            setting=setting.label,
+            contestant=setting.contestant,
+            budget=setting.budget,
+            tokens=sample.tokens,
+            depth=sample.depth,
+            kept_fraction=kv_bytes / self.decoder.spec.full_kv_bytes(self.seen_tokens(regime)),
+            kv_bytes=kv_bytes,
+        )
+
+
+def read_case(decoder: Decoder, tokenizer: Any, sample: Sample) -> Case:
+    """Tokenise and read `sample`."""
+    prompt, answers = tokenise(tokenizer, sample)
+    reading = read_once(decoder, replace(prompt, questions=prompt.questions[:1]))
+    return Case(sample, tokenizer, decoder, prompt, answers, _evidence(sample, prompt), reading)
+
+
+def tokenise(tokenizer: Any, sample: Sample) -> tuple[Prompt, tuple[tuple[int, ...], ...]]:
+    """The prompt with all questions of a sample, and the ids of every answer."""
+    answers = tuple(_encode(tokenizer, query.answer) for query in sample.queries)
+    return _prompt(tokenizer, sample, answers), answers
+
+
+def coverage(cache: RaggedKVCache, evidence: Tensor) -> list[list[float]]:
+    """Share of the `evidence` tokens whose entries a one-row cache still holds: [L][G], 0 to 1."""
+    wanted = evidence.to(torch.int32)
+    return [
+        [float(torch.isin(wanted, layer.head(g)[2].cpu()).float().mean()) for g in range(cache.num_kv_heads)]
+        for layer in (cache.layer(index) for index in range(len(cache.layers)))
+    ]
+
+
+def _prompt(tokenizer: Any, sample: Sample, answers: Sequence[tuple[int, ...]]) -> Prompt:
+    sinks = ScorerConfig().sinks
+    questions = [query.question for query in sample.queries]
+    if sample.system is not None:
+        return chat_prompt(tokenizer, sample.context, questions, system=sample.system or None, sinks=sinks)
+    prompt = completion_prompt(tokenizer, sample.context, questions[0], sinks=sinks)
+    # A text that is only continued has no question: its first token stands for one, so that the prefill has an end.
+    branches = tuple(_encode(tokenizer, text) or ids[:1] for text, ids in zip(questions, answers, strict=True))
+    return replace(prompt, questions=branches)
+
+
+def evidence_tokens(offsets: Tensor, spans: Iterable[Span]) -> Tensor:
+    """Tokens [E] that overlap a range of `spans`, ascending; `offsets` [S, 2] are their characters, -1 for none."""
+    found = torch.zeros(len(offsets), dtype=torch.bool)
+    for begin, end in spans:
+        found |= (offsets[:, 0] >= 0) & (offsets[:, 0] < end) & (offsets[:, 1] > begin)
+    return found.nonzero()[:, 0]
+
+
+def _evidence(sample: Sample, prompt: Prompt) -> Tensor:
+    """Context tokens that hold the answers."""
+    offsets = torch.empty(0, 2) if prompt.offsets is None else prompt.offsets
+    return evidence_tokens(offsets, (span for query in sample.queries for span in query.evidence))
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[int, ...]:
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return tuple(encoded["input_ids"])

@@ -1,0 +1,90 @@
+"""One prompt under two settings, side by side: what each answers, how far their predictions are apart, what each took.
+
+The second setting's predictions are compared with the first's along the first's own answer (divergence.py). Times are
+of one run each, one after the other in one process: for a decision use `uncomp bench`, which alternates and repeats.
+"""
+
+import difflib
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+from uncomp_cli.budget.presets import Preset
+from uncomp_cli.config import SamplingConfig
+from uncomp_cli.engine.context.session import RunStats, Session
+from uncomp_cli.engine.records import DecodeStep, PrefillStep
+from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.evals.judges.divergence import compare_logits
+from uncomp_cli.models.loading import LoadedModel
+
+__all__ = ["Comparison", "Side", "compare", "word_diff"]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One setting's answer."""
+
+    preset: Preset
+    answer: str
+    token_ids: tuple[int, ...]
+    stats: RunStats
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two sides; `metrics` are those of divergence.py along the first's answer, None when it has one token.
+
+    `first_divergence` is the first generated token in which the answers differ, None when they are the same.
+    """
+
+    sides: tuple[Side, Side]
+    metrics: dict[str, float] | None
+    first_divergence: int | None
+
+
+def compare(
+    loaded: LoadedModel, prompt: Prompt, presets: tuple[Preset, Preset], sampling: SamplingConfig
+) -> Generator[PrefillStep | DecodeStep, None, Comparison]:
+    """Answer `prompt`, which has one question, under both presets. Raises DoesNotFitError as `Session.read` does."""
+    first, text = yield from _answer(loaded, prompt, presets[0], sampling)
+    expected = first.predict(text.token_ids)
+    del first  # its cache need not lie beside the other one
+    second, other = yield from _answer(loaded, prompt, presets[1], sampling)
+    metrics = None
+    if len(text.token_ids) > 1:  # the first token follows from the exact prefill under any setting
+        metrics = compare_logits(expected[1:], second.predict(text.token_ids)[1:])
+    return Comparison((text, other), metrics, _first_difference(text.token_ids, other.token_ids))
+
+
+def _answer(
+    loaded: LoadedModel, prompt: Prompt, preset: Preset, sampling: SamplingConfig
+) -> Generator[PrefillStep | DecodeStep, None, tuple[Session, Side]]:
+    session = Session(loaded, preset, sampling)
+    yield from session.read(prompt)
+    pieces: list[str] = []
+    ids: list[int] = []
+    for step in session.answer():
+        pieces.append(step.texts[0])
+        ids.append(step.token_ids[0])
+        yield step
+    if session.stats is None:
+        raise RuntimeError("an answer has one token at least")
+    return session, Side(preset, "".join(pieces), tuple(ids), session.stats)
+
+
+def _first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
+    shorter = min(len(first), len(second))
+    differing = (i for i in range(shorter) if first[i] != second[i])
+    return next(differing, None if len(first) == len(second) else shorter)
+
+
+def word_diff(first: str, second: str) -> Iterator[tuple[str, str]]:
+    """("same" | "first" | "second", words) in order: what both say, and what one of them says alone."""
+    a, b = first.split(), second.split()
+    for kind, a0, a1, b0, b1 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if kind == "equal":
+            yield "same", " ".join(a[a0:a1])
+            continue
+        if a1 > a0:
+            yield "first", " ".join(a[a0:a1])
+        if b1 > b0:
+            yield "second", " ".join(b[b0:b1])

@@ -1,0 +1,76 @@
+"""Judge perplexity: how well the text that follows is predicted behind a compressed prefix.
+
+    nll            mean over the next 512 tokens; nll_to_32, _to_128, _to_512 by offset: tokens 1-31, 32-127, 128-511
+    nll_weighted   the same, each token weighted by what the prefix helps: max(0, nll behind an unrelated prefix - full)
+    gain_lost      share of that help which compression lost: (setting - full) / (unrelated - full), both weighted
+
+Most tokens follow from the words just before them, so a plain mean hides what is lost of the long context. The
+unrelated prefix, of the same length and held in full, is a row of its own: the floor of what a context is worth.
+The first token is left out: it follows from the prefix alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from torch import Tensor
+
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.errors import UncompError
+from uncomp_cli.evals.judges.case import Case, Compressed, read_case
+from uncomp_cli.evals.judges.contestants import FULL, Setting, make_settings
+from uncomp_cli.evals.judges.forced_rows import Rows, in_batches, token_nll
+from uncomp_cli.evals.tables.outcome import Outcome
+from uncomp_cli.evals.tasks.sample import Regime
+
+__all__ = ["NEXT_TOKENS", "UNRELATED", "judge_perplexity", "perplexity_metrics"]
+
+NEXT_TOKENS = 512
+UNRELATED = "unrelated prefix"
+_OFFSETS = (1, 32, 128, NEXT_TOKENS)
+
+
+def judge_perplexity(case: Case, settings: Sequence[Setting], regime: Regime, stop_ids: Sequence[int]) -> list[Outcome]:
+    """Outcomes of `settings` and of the unrelated prefix. Raises UncompError for a continuation that is too short."""
+    text = case.answers[0][:NEXT_TOKENS]
+    if len(text) < NEXT_TOKENS:
+        message = f"sample {case.sample.subtask} {case.sample.index} has {len(text)} tokens to predict"
+        raise UncompError(message, hint=f"{NEXT_TOKENS} are needed: give longer text with --file")
+    compressed, outcomes = case.compress(settings, regime)
+    full = _losses(case, [_full(case, regime).cache], regime, text)[0]
+    control = read_case(case.decoder, case.tokenizer, replace(case.sample, context=case.sample.control or ""))
+    weighed = _full(control, regime)
+    unrelated = _losses(control, [weighed.cache], regime, text)[0]
+    caches = [c.cache for c in compressed]
+    for batch in in_batches(caches, case.decoder.spec, tokens=len(text)):
+        losses = _losses(case, [caches[i] for i in batch], regime, text)
+        for index, row in zip(batch, losses, strict=True):
+            outcomes.append(compressed[index].judged(perplexity_metrics(row, full, unrelated)))
+    outcome = weighed.judged(perplexity_metrics(unrelated, full, unrelated))
+    return [*outcomes, replace(outcome, setting=UNRELATED, contestant=UNRELATED)]
+
+
+def perplexity_metrics(ours: Tensor, full: Tensor, unrelated: Tensor) -> dict[str, float]:
+    """The metrics of one setting from token losses [N] in nats; the first belongs to offset 1."""
+    weights = (unrelated - full).clamp_min(0)
+    weights = weights / weights.sum().clamp_min(1e-12)
+    behind_ours, behind_full, behind_unrelated = ((weights * row).sum() for row in (ours, full, unrelated))
+    gain = (behind_unrelated - behind_full).clamp_min(1e-12)
+    by_offset = {f"nll_to_{end}": float(ours[begin - 1 : end - 1].mean()) for begin, end in pairwise(_OFFSETS)}
+    return {
+        "nll": float(ours.mean()),
+        **by_offset,
+        "nll_weighted": float(behind_ours),
+        "gain_lost": float((behind_ours - behind_full) / gain),
+    }
+
+
+def _full(case: Case, regime: Regime) -> Compressed:
+    (only,), _ = case.compress(make_settings([FULL], [], seed=0), regime)
+    return only
+
+
+def _losses(case: Case, caches: Sequence[RaggedKVCache], regime: Regime, text: Sequence[int]) -> Tensor:
+    """Losses [B, N - 1] of the text's tokens from the second on, right behind the context."""
+    rows = Rows(case.decoder, caches, position=case.seen_tokens(regime), reserve=len(text))
+    return token_nll(rows.feed(text[:-1]), text[1:])

@@ -1,0 +1,212 @@
+"""Run an evaluation: every sample is read once, judged under every setting that has no result yet, and written down.
+
+    for each subtask, length and index: sample → check that it can be solved → read once → each regime: judge → append
+
+A conversation is not read once: every setting has a session of its own, which reads what it is given.
+
+A run that was killed goes on where its results file ends; more samples, settings, tasks or budgets add to the file.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from uncomp_cli import __version__
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.spend.profiles import profile_of
+from uncomp_cli.engine.tokens.prompt import count_tokens
+from uncomp_cli.engine.write.generate import stop_tokens
+from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.evals.judges.answers import judge_answers
+from uncomp_cli.evals.judges.case import Case, read_case
+from uncomp_cli.evals.judges.citations import judge_evidence
+from uncomp_cli.evals.judges.contestants import Setting
+from uncomp_cli.evals.judges.dialogue import TURNS_TOKENS, judge_conversation
+from uncomp_cli.evals.judges.divergence import judge_fidelity
+from uncomp_cli.evals.judges.likelihood import NEXT_TOKENS, judge_perplexity
+from uncomp_cli.evals.tables.outcome import Outcome
+from uncomp_cli.evals.tables.results import ResultsFile
+from uncomp_cli.evals.tasks import Task
+from uncomp_cli.evals.tasks.haystack import Haystack
+from uncomp_cli.evals.tasks.oracle import check_solvable
+from uncomp_cli.evals.tasks.sample import JudgeName, Regime, Sample
+from uncomp_cli.models.identity import fingerprint
+from uncomp_cli.models.loading import LoadedModel
+
+__all__ = [
+    "JUDGES",
+    "SESSION_JUDGES",
+    "EvalRequest",
+    "EvalStep",
+    "check_lengths",
+    "check_regimes",
+    "results_settings",
+    "run_eval",
+]
+
+Judge = Callable[[Case, Sequence[Setting], Regime, Sequence[int]], list[Outcome]]
+SessionJudge = Callable[[LoadedModel, Sample, Sequence[Setting]], list[Outcome]]
+
+JUDGES: dict[JudgeName, Judge] = {
+    "answers": judge_answers,
+    "fidelity": judge_fidelity,
+    "perplexity": judge_perplexity,
+    "evidence": judge_evidence,
+}
+SESSION_JUDGES: dict[JudgeName, SessionJudge] = {"conversation": judge_conversation}
+
+
+_LEAST_ROOM = 128
+_ROOM: dict[JudgeName, int] = {"perplexity": NEXT_TOKENS, "conversation": TURNS_TOKENS}
+"""Tokens behind a sample that answers may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRequest:
+    """What to judge on what: `tokens` are the lengths, `samples` how many of each subtask and length."""
+
+    subtasks: tuple[tuple[Task, str], ...]
+    settings: tuple[Setting, ...]
+    regimes: tuple[Regime, ...]
+    tokens: tuple[int, ...]
+    samples: int
+    seed: int
+    haystack: Haystack
+
+
+@dataclass(frozen=True, slots=True)
+class EvalStep:
+    """A sample is about to be read, number `index` of the `total` that are left to do."""
+
+    index: int
+    total: int
+    label: str
+    elapsed_s: float
+
+    @property
+    def fraction(self) -> float:
+        """Share of the work that is done."""
+        return self.index / self.total
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One sample, and the settings of each regime that have no result yet."""
+
+    task: Task
+    subtask: str
+    tokens: int
+    index: int
+    missing: tuple[tuple[Regime, tuple[Setting, ...]], ...]
+
+
+def run_eval(request: EvalRequest, loaded: LoadedModel, results: ResultsFile) -> Generator[EvalStep, None, None]:
+    """Judge what `results` lacks; yields before each sample and once at the end.
+
+    Raises UsageError for int8 weights and for a contestant whose profile is another model's.
+    """
+    decoder = Decoder(loaded.model, loaded.spec)
+    if decoder.rows_interact:
+        raise UsageError(
+            "in int8 weights a token's numbers depend on those read beside it, so that no prefill can be shared",
+            hint="use --quantize nf4, fp4 or none",
+        )
+    for profile in filter(None, (profile_of(setting.preset) for setting in request.settings)):
+        profile.fingerprint.check(fingerprint(loaded))
+    count = partial(count_tokens, loaded.tokenizer)
+    stop_ids = stop_tokens(loaded.model, loaded.tokenizer)
+    todo = list(_missing(request, results))
+    begun = time.perf_counter()
+    for number, work in enumerate(todo):
+        label = f"{work.subtask} {work.index + 1} of {request.samples}, {work.tokens:,} tokens"
+        yield EvalStep(number, len(todo), label, time.perf_counter() - begun)
+        sample = _make_sample(request, work, count)
+        if work.task.judge in SESSION_JUDGES:
+            outcomes = _judge_sessions(work, sample, loaded)
+        else:
+            outcomes = _judge(work, sample, decoder, loaded.tokenizer, stop_ids)
+        results.append([outcome for outcome in outcomes if outcome.key not in results.done])
+    yield EvalStep(max(1, len(todo)), max(1, len(todo)), "done", time.perf_counter() - begun)
+
+
+@torch.no_grad()
+def _judge(work: _Work, sample: Sample, decoder: Decoder, tokenizer: Any, stop_ids: Sequence[int]) -> list[Outcome]:
+    case = read_case(decoder, tokenizer, sample)
+    judge = JUDGES[work.task.judge]
+    return [outcome for regime, settings in work.missing for outcome in judge(case, settings, regime, stop_ids)]
+
+
+def _judge_sessions(work: _Work, sample: Sample, loaded: LoadedModel) -> list[Outcome]:
+    judge = SESSION_JUDGES[work.task.judge]
+    return [outcome for _, settings in work.missing for outcome in judge(loaded, sample, settings)]
+
+
+def _make_sample(request: EvalRequest, work: _Work, count: Callable[[str], int]) -> Sample:
+    sample = work.task.sample(
+        work.subtask,
+        work.index,
+        tokens=work.tokens,
+        haystack=request.haystack,
+        count_tokens=count,
+        seed=request.seed,
+    )
+    check_solvable(sample)
+    return sample
+
+
+def _missing(request: EvalRequest, results: ResultsFile) -> Iterator[_Work]:
+    """Index first, so that a run that is stopped has judged all subtasks on equally many samples."""
+    for index in range(request.samples):
+        for tokens in request.tokens:
+            for task, subtask in request.subtasks:
+                missing = []
+                for regime in (r for r in request.regimes if r in task.regimes):
+                    settings = tuple(
+                        s for s in request.settings if (subtask, tokens, index, regime, s.label) not in results.done
+                    )
+                    if settings:
+                        missing.append((regime, settings))
+                if missing:
+                    yield _Work(task, subtask, tokens, index, tuple(missing))
+
+
+def check_regimes(request: EvalRequest) -> None:
+    """Raise UsageError for a task that none of the wanted regimes has."""
+    for task, _ in request.subtasks:
+        if not set(task.regimes) & set(request.regimes):
+            raise UsageError(
+                f"task {task.name} is measured with the question unseen alone",
+                hint=f"leave it out, or use --regime {task.regimes[0]} or both",
+            )
+
+
+def check_lengths(request: EvalRequest, trained_length: int) -> None:
+    """Raise DoesNotFitError when a length leaves no room for the answers inside the model's context."""
+    room = max(_ROOM.get(task.judge, _LEAST_ROOM) for task, _ in request.subtasks)
+    for tokens in request.tokens:
+        if tokens + room > trained_length:
+            raise DoesNotFitError(
+                f"samples of {tokens:,} tokens and {room} to answer do not fit into the model's {trained_length:,}",
+                hint=f"use --tokens {trained_length - room} or fewer, or another --model",
+            )
+
+
+def results_settings(request: EvalRequest, loaded: LoadedModel) -> dict[str, object]:
+    """What all lines of one results file share; anything else is in the lines themselves."""
+    return {
+        "uncomp": __version__,
+        "model": loaded.info.name,
+        "revision": loaded.info.sha256,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "device": loaded.device.type,
+        "quantization": loaded.quantization,
+        "tokenizer_sha256": hashlib.sha256(loaded.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "seed": request.seed,
+        "haystack": request.haystack.name,
+        "haystack_sha256": request.haystack.sha256,
+    }

@@ -1,0 +1,154 @@
+"""One needle under one RoPE: is it found, how likely is it, and how widely do the heads look while it is written?
+
+    sample → read as the arm reads (whole, compressed or re-packed) → NLL of the answer → greedy answer, watched
+
+The entropy of a token is that of the attention row with which it looks back once it is written (arXiv 2406.13282); the
+row behind the prompt, which chooses the first token, belongs to the prefill and is not watched.
+"""
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uncomp_cli.budget.presets import Preset
+from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.look.watching import AnswerWatch, HeadAt, Watched, all_heads, held_in
+from uncomp_cli.engine.read.prefill import Prefilled
+from uncomp_cli.engine.read.reading import read_compressed
+from uncomp_cli.engine.spend.compression import plan_compression
+from uncomp_cli.engine.spend.memory import free_bytes
+from uncomp_cli.engine.spend.reach import prompt_reach
+from uncomp_cli.engine.tokens.prompt import count_tokens
+from uncomp_cli.engine.write.generate import stop_tokens
+from uncomp_cli.evals.judges.answers import match_score
+from uncomp_cli.evals.judges.case import tokenise
+from uncomp_cli.evals.judges.forced_rows import token_nll
+from uncomp_cli.evals.rope.arms import ANSWER_ROOM, RopeArm
+from uncomp_cli.evals.rope.cells import NeedleCell
+from uncomp_cli.evals.tasks.haystack import Haystack
+from uncomp_cli.evals.tasks.needle import needle_sample
+from uncomp_cli.evals.tasks.request import Request
+from uncomp_cli.evals.tasks.sample import Query, Sample
+from uncomp_cli.models.loading import LoadedModel
+
+__all__ = ["NeedlePlace", "judge_needle", "make_needle"]
+
+_SUBTASK = "needle/digits7"
+_STEP = 101  # more than the depths in per cent, so that every place of the grid has a fact of its own
+
+
+@dataclass(frozen=True, slots=True)
+class NeedlePlace:
+    """Where in the grid: needle number `index` at `depth` of a text that fills `tokens`, the answer included."""
+
+    tokens: int
+    depth: float
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A greedy answer and the mean entropies [K] of its tokens, / ln n and in nats, in the order of `all_heads`."""
+
+    text: str
+    by_head: Tensor
+    raw_by_head: Tensor
+
+
+def make_needle(place: NeedlePlace, tokenizer: Any, haystack: Haystack, *, seed: int) -> Sample:
+    """The sample of a place; the same for every arm. Raises UsageError when the haystack is too short."""
+    count = partial(count_tokens, tokenizer)
+    number = _STEP * place.index + round(100 * place.depth)
+    request = Request(_SUBTASK, number, place.tokens - ANSWER_ROOM, haystack, count, seed)
+    return needle_sample(request, depth=place.depth)
+
+
+@torch.no_grad()
+def judge_needle(
+    loaded: LoadedModel, arm: RopeArm, preset: Preset, place: NeedlePlace, sample: Sample, heads: Sequence[HeadAt]
+) -> NeedleCell:
+    """Read `sample` with a model that has the arm's RoPE already; `heads` are the retrieval heads, if any are known.
+
+    Raises DoesNotFitError when memory or budget is too small.
+    """
+    begun = time.perf_counter()
+    decoder, query = Decoder(loaded.model, loaded.spec), sample.queries[0]
+    prompt, (reference,) = tokenise(loaded.tokenizer, sample)
+    decoder.fix_regime(prompt.seq_len + ANSWER_ROOM)
+    trained_length = loaded.info.trained_length
+    reach = prompt_reach(loaded.rope, prompt.seq_len, trained_length=trained_length, answer_tokens=ANSWER_ROOM)
+    again = loaded.rope.reread_tokens
+    available = free_bytes(decoder.device)
+    planned = plan_compression(loaded.spec, preset, prompt, available=available, reach=reach, reread_tokens=again)
+    read = finished(read_compressed(decoder, planned))
+    loss, kv_bytes = _loss(decoder, read, reference), read.cache.nbytes
+    written = _write(decoder, read, query, loaded, sinks=planned.config.sinks)
+    known = dict(zip(all_heads(loaded.spec), written.by_head.tolist(), strict=True))
+    return NeedleCell(
+        arm=arm.label,
+        tokens=place.tokens,
+        depth=place.depth,
+        index=place.index,
+        nll=loss,
+        match=match_score(written.text, query),
+        answer=written.text,
+        entropy=float(written.by_head.mean()),
+        raw_entropy=float(written.raw_by_head.mean()),
+        retrieval_entropy=sum(known[head] for head in heads) / len(heads) if heads else None,
+        entropy_by_head=_rows(known, loaded.spec.num_layers),
+        kv_bytes=kv_bytes,
+        kept_fraction=kv_bytes / loaded.spec.full_kv_bytes(prompt.seq_len),
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def _rows(known: dict[HeadAt, float], num_layers: int) -> list[list[float]]:
+    """[L][G], an empty row for layers that are not watched."""
+    return [[round(value, 5) for (at, _), value in known.items() if at == layer] for layer in range(num_layers)]
+
+
+def _loss(decoder: Decoder, read: Prefilled, reference: Sequence[int]) -> float:
+    """Mean NLL of the answer's tokens from the second on; of a single token, that one's."""
+    read.begin_question(0)
+    logits = read.logits[:1][None]
+    if len(reference) > 1:
+        positions = read.next_positions(0) + torch.arange(len(reference) - 1)
+        state = AppendState(read.cache, positions.to(decoder.device))
+        logits = decoder.forward(torch.tensor([reference[:-1]]), positions, state, len(reference) - 1)
+        reference = reference[1:]
+    return float(token_nll(logits, reference).mean())
+
+
+def _write(decoder: Decoder, read: Prefilled, query: Query, loaded: LoadedModel, *, sinks: int) -> _Written:
+    """The greedy answer until it stops, holds the needle, or is as long as a query may take."""
+    read.begin_question(0)
+    watch = AnswerWatch(Watched(all_heads(loaded.spec), sinks), held_in(read.cache), loaded.spec)
+    logits, positions = read.logits[:1], read.next_positions(0)
+    stop_ids = stop_tokens(loaded.model, loaded.tokenizer)
+    ids: list[int] = []
+    text = ""
+    while len(ids) < query.max_new_tokens:
+        ids.append(int(logits.argmax()))
+        state = AppendState(read.cache, positions.to(decoder.device), on_query=watch.observe)
+        logits = decoder.forward(torch.tensor([ids[-1:]]), positions, state, 1)[:, -1]
+        positions = positions + 1
+        text = str(loaded.tokenizer.decode(ids, skip_special_tokens=True))
+        if ids[-1] in stop_ids or match_score(text, query) == 1:
+            break
+    return _Written(text, watch.by_head[0], watch.raw_by_head[0])
+
+
+def finished(steps: Generator[Any, None, Prefilled]) -> Prefilled:
+    """What a prefill returns; its records are of no use here."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            read: Prefilled = end.value
+            return read

@@ -1,0 +1,141 @@
+"""Answers to calibrate a risk curve on: needles past and inside the trained length, watched while they are answered.
+
+    sample → read as `uncomp ask` would (the preset's budget, the RoPE that was chosen) → greedy answer, every head
+    watched → right when the needle is in it
+
+Samples take the tasks in turn and walk down the grid of depths; their text and facts are others than those of the
+profile and of the quality that the same command measures. An answer of a single token has nothing to watch, and is
+left out. What an answer loses to compression counts as wrong too: the curve is of what a user gets.
+"""
+
+import hashlib
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass
+from math import log
+from typing import Any
+
+import torch
+
+from uncomp_cli import __version__
+from uncomp_cli.budget.presets import Preset
+from uncomp_cli.calibrate.risk_fit import HeadAt, RiskAnswer
+from uncomp_cli.config import SamplingConfig
+from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.look.watching import Watched, all_heads
+from uncomp_cli.evals.judges.answers import match_score
+from uncomp_cli.evals.judges.case import tokenise
+from uncomp_cli.evals.judges.run import EvalStep
+from uncomp_cli.evals.rope.risk_file import RiskFile, RiskLine
+from uncomp_cli.evals.tasks import choose_subtasks
+from uncomp_cli.evals.tasks.calibration_samples import SampleMaker
+from uncomp_cli.evals.tasks.haystack import Haystack
+from uncomp_cli.evals.tasks.oracle import check_solvable
+from uncomp_cli.evals.tasks.sample import Sample
+from uncomp_cli.models.identity import fingerprint
+from uncomp_cli.models.loading import LoadedModel
+
+__all__ = ["RISK_TASKS", "RiskRun", "measure_risk", "risk_file_settings", "risk_samples"]
+
+RISK_TASKS = (
+    "needle/digits7",
+    "ruler/niah_multikey_1",
+    "needle/uuid",
+    "ruler/niah_multikey_2",
+    "needle/digits16",
+    "needle/chat",
+)
+"""From what is nearly always found to what is often missed: both kinds of answers are needed."""
+_SEED_STEP = 15_485_863  # the quality's samples are another step away
+
+
+@dataclass(frozen=True, slots=True)
+class RiskRun:
+    """The answers that were measured, the heads [K] of their entropies, and how many had nothing to watch."""
+
+    answers: tuple[RiskAnswer, ...]
+    heads: tuple[HeadAt, ...]
+    unwatched: int
+
+
+def risk_samples(
+    maker: SampleMaker, lengths: Sequence[int], samples: int, *, generated: bool, tasks: Sequence[str] = RISK_TASKS
+) -> tuple[Sample, ...]:
+    """`samples` of each length, of the tasks in turn, in other prose than the maker's when it is `generated`."""
+    seed = maker.seed + _SEED_STEP
+    haystack = Haystack.generated_for(max(lengths), seed=seed) if generated else maker.haystack
+    chosen = choose_subtasks(tasks)
+    made: list[Sample] = []
+    for index in range(samples):
+        task, subtask = chosen[index % len(chosen)]
+        for tokens in lengths:
+            count = maker.count_tokens
+            made.append(task.sample(subtask, index, tokens=tokens, haystack=haystack, count_tokens=count, seed=seed))
+            check_solvable(made[-1])
+    return tuple(made)
+
+
+def risk_file_settings(turned: LoadedModel, preset: Preset) -> dict[str, Any]:
+    """What all lines of a file of answers share; a line says by a digest which sample it is of."""
+    plain = {key: value for key, value in preset.to_dict().items() if key not in ("risk", "quality", "description")}
+    return {
+        "uncomp": __version__,
+        "model": asdict(fingerprint(turned)),
+        "dtype": str(turned.model.dtype).removeprefix("torch."),
+        "quantization": turned.quantization or "none",
+        "rope": str(turned.rope),
+        "preset": plain,
+    }
+
+
+def measure_risk(
+    loaded: LoadedModel, preset: Preset, samples: Sequence[Sample], *, results: RiskFile
+) -> Generator[EvalStep, None, RiskRun]:
+    """Answer what `results` lacks; yields before each sample and once at the end.
+
+    `loaded` is turned as the texts are to be read. Raises DoesNotFitError for a sample that is too long or too large.
+    """
+    todo = [sample for sample in samples if _key(sample) not in results.done]
+    begun = time.perf_counter()
+    for number, sample in enumerate(todo):
+        label = f"risk, {sample.subtask}, {sample.tokens:,} tokens"
+        yield EvalStep(number, len(todo), label, time.perf_counter() - begun)
+        results.append(_judge(loaded, preset, sample))
+    yield EvalStep(max(1, len(todo)), max(1, len(todo)), "risk done", time.perf_counter() - begun)
+    lines = [results.done[_key(sample)] for sample in samples]
+    watched = tuple(line.answer() for line in lines if line.entropy)
+    return RiskRun(watched, all_heads(loaded.spec), len(lines) - len(watched))
+
+
+def _judge(loaded: LoadedModel, preset: Preset, sample: Sample) -> RiskLine:
+    (query,), (prompt, _) = sample.queries, tokenise(loaded.tokenizer, sample)
+    sampling = SamplingConfig(temperature=0.0, max_new_tokens=query.max_new_tokens)
+    watched = Watched(all_heads(loaded.spec), preset.scorer.sinks)
+    session = Session(loaded, preset, sampling, watch=watched)
+    for _ in session.read(prompt):
+        pass
+    ids: list[int] = []
+    text, entropy = "", []
+    for step in session.answer():
+        if ids and session.watching is not None:  # the token before has been read to choose this one
+            entropy.append([round(value, 5) for value in session.watching.latest[0].tolist()])
+        ids.append(step.token_ids[0])
+        text += step.texts[0]
+    logits = session.predict(ids).float()
+    output, output_tokens = torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1), logits.shape[-1]
+    return RiskLine(
+        sha256=_key(sample),
+        subtask=sample.subtask,
+        tokens=sample.tokens,
+        depth=sample.depth,
+        wrong=match_score(text, query) < 1,
+        text=text,
+        output_entropy=round(float(output.mean()) / log(output_tokens), 6),
+        entropy=entropy,
+    )
+
+
+def _key(sample: Sample) -> str:
+    """The digest of all that is read."""
+    parts = (sample.context, sample.queries[0].question, repr(sample.system))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,0 +1,237 @@
+"""Run `uncomp rope`: every arm along a text and on a grid of needles, one loaded model, its RoPE changed between them.
+
+    for each arm: the text, once, as far as the arm reads
+    for each needle, length and depth: for each arm: read, predict, answer → append
+
+The model is turned back to what it was trained with at the end, whatever happens. A run that was killed goes on where
+its results file ends; more arms, lengths, depths or needles add to the file.
+"""
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from uncomp_cli.budget.presets import Preset, load_preset
+from uncomp_cli.engine.look.watching import HeadAt, watched_heads
+from uncomp_cli.engine.spend.context_memory import check_context
+from uncomp_cli.engine.spend.memory import free_bytes
+from uncomp_cli.errors import UsageError
+from uncomp_cli.evals.judges.run import EvalRequest, results_settings
+from uncomp_cli.evals.rope.arms import FULL, PLAIN, ModelLengths, RopeArm
+from uncomp_cli.evals.rope.cells import CellKey, NeedleCell, RopeCell, TextCell
+from uncomp_cli.evals.rope.estimate import ReadingCost
+from uncomp_cli.evals.rope.needles import NeedlePlace, judge_needle, make_needle
+from uncomp_cli.evals.rope.rope_results import RopeResults
+from uncomp_cli.evals.rope.text import judge_text, text_ids
+from uncomp_cli.evals.tasks.haystack import Haystack
+from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.quiet import quiet_transformers
+from uncomp_cli.models.rope_application import apply_choice, use_rope
+from uncomp_cli.models.rope_parameters import length_kind, reading_length, unscaled_length
+
+__all__ = [
+    "RopeRequest",
+    "RopeStep",
+    "asked_for",
+    "check_arms",
+    "check_memory",
+    "expected_seconds",
+    "lengths_of",
+    "rope_settings",
+    "run_rope",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeRequest:
+    """What to measure on what; `preset` is what arms with a budget compress by, and what names the retrieval heads."""
+
+    arms: tuple[RopeArm, ...]
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    samples: int
+    seed: int
+    haystack: Haystack
+    preset: Preset
+
+
+@dataclass(frozen=True, slots=True)
+class RopeStep:
+    """Cell number `index` of the `total` that are left to do is about to be measured; `fraction` is of their time."""
+
+    index: int
+    total: int
+    label: str
+    fraction: float
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One cell that has no result yet: a needle at a place, or without one the text of so many tokens."""
+
+    arm: RopeArm
+    tokens: int
+    place: NeedlePlace | None
+
+    @property
+    def key(self) -> CellKey:
+        if self.place is None:
+            return (TextCell.name, self.arm.label, self.tokens, 0.0, 0)
+        return (NeedleCell.name, self.arm.label, self.tokens, self.place.depth, self.place.index)
+
+    @property
+    def label(self) -> str:
+        where = "text" if self.place is None else f"needle {self.place.index + 1} at {100 * self.place.depth:.0f} %"
+        return f"{self.arm.label} {self.tokens:,} tokens, {where}"
+
+
+def run_rope(
+    request: RopeRequest, loaded: LoadedModel, results: RopeResults, *, cost: ReadingCost
+) -> Generator[RopeStep, None, None]:
+    """Measure what `results` lacks; yields before each cell and once at the end.
+
+    Raises UsageError for a kind that this model cannot take, DoesNotFitError when memory or a budget is too small.
+    """
+    todo = _todo(request, loaded, results)
+    expected = [_cost(work, loaded, cost) for work in todo]
+    heads = watched_heads(request.preset, loaded.spec)
+    begun = time.perf_counter()
+    with _turned_back(loaded):
+        for number, work in enumerate(todo):
+            fraction = sum(expected[:number]) / sum(expected)
+            yield RopeStep(number, len(todo), work.label, fraction, time.perf_counter() - begun)
+            turned = use_rope(loaded, work.arm.choice_for(work.tokens))
+            results.append(_measure(work, request, turned, heads))
+    yield RopeStep(len(todo), len(todo), "done", 1.0, time.perf_counter() - begun)
+
+
+def expected_seconds(request: RopeRequest, loaded: LoadedModel, results: RopeResults, cost: ReadingCost) -> float:
+    """What is left to do is expected to take."""
+    return sum(_cost(work, loaded, cost) for work in _todo(request, loaded, results))
+
+
+def lengths_of(loaded: LoadedModel) -> ModelLengths:
+    """What the arms' lengths count from. Where factors count from nothing, check_arms refuses those that have one."""
+    config, trained = loaded.own_config or loaded.model.config, loaded.info.trained_length
+    try:
+        unscaled = unscaled_length(config)
+    except UsageError:
+        unscaled = trained
+    if length_kind(config) is None:
+        return ModelLengths(trained, unscaled)
+    return ModelLengths(trained, unscaled, plain=reading_length(config))
+
+
+def check_arms(arms: Sequence[RopeArm], loaded: LoadedModel) -> None:
+    """Raise UsageError for the first arm that this model cannot take; `plain` is left out where it ends."""
+    config = loaded.own_config or loaded.model.config
+    for arm in arms:
+        try:
+            with quiet_transformers():
+                apply_choice(config, arm.choice_for(1))
+        except UsageError as error:
+            raise UsageError(error.message, hint=f"leave {arm.label} out of --kinds") from error
+
+
+def check_memory(arms: Sequence[RopeArm], lengths: Sequence[int], preset: Preset, loaded: LoadedModel) -> None:
+    """Raise DoesNotFitError when the cache of an arm's longest text exceeds the memory that is free."""
+    available = free_bytes(loaded.device)
+    for arm in arms:
+        longest = max((n for n in lengths if arm.reads(n, lengths_of(loaded))), default=None)
+        held = arm.reach(loaded.info.trained_length)
+        check_context(loaded.spec, _preset(arm, preset), context=longest, available=available, held_tokens=held)
+
+
+def asked_for(request: RopeRequest, cells: Sequence[RopeCell]) -> list[RopeCell]:
+    """Those of `cells` that a command asked for, and every text; a results file may hold more than that."""
+    arms = {arm.label for arm in request.arms}
+    return [
+        cell
+        for cell in cells
+        if isinstance(cell, TextCell)
+        or (
+            cell.arm in arms
+            and cell.tokens in request.lengths
+            and cell.depth in request.depths
+            and cell.index < request.samples
+        )
+    ]
+
+
+def rope_settings(request: RopeRequest, loaded: LoadedModel) -> dict[str, object]:
+    """What all lines of one results file share; the rest is in the lines themselves."""
+    shared = EvalRequest((), (), (), (), 0, request.seed, request.haystack)
+    preset = request.preset
+    compressed_by = f"{preset.name}: {preset.policy}/{preset.scorer.name}"
+    return {
+        **results_settings(shared, loaded),
+        "trained_length": loaded.info.trained_length,
+        "preset": compressed_by,
+        "retrieval_heads": [list(head) for head in watched_heads(preset, loaded.spec)],
+    }
+
+
+@contextmanager
+def _turned_back(loaded: LoadedModel) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        use_rope(loaded, None)
+
+
+def _measure(work: _Work, request: RopeRequest, turned: LoadedModel, heads: Sequence[HeadAt]) -> NeedleCell | TextCell:
+    preset = _preset(work.arm, request.preset)
+    if work.place is None:
+        ids = text_ids(turned.tokenizer, request.haystack, work.tokens)
+        return judge_text(turned, work.arm, preset, ids, _shown(request, turned, work.tokens))
+    sample = make_needle(work.place, turned.tokenizer, request.haystack, seed=request.seed)
+    return judge_needle(turned, work.arm, preset, work.place, sample, heads)
+
+
+def _preset(arm: RopeArm, preset: Preset) -> Preset:
+    """How an arm compresses: a budget that was named is taken at its word, without a floor."""
+    return load_preset(FULL) if arm.budget == FULL else replace(preset, budget=arm.budget, floor_tokens=0)
+
+
+def _shown(request: RopeRequest, loaded: LoadedModel, tokens: int) -> list[int]:
+    """The lengths at which a text's pattern is taken: the trained one and those that were asked for."""
+    return sorted({length for length in (loaded.info.trained_length, *request.lengths) if length <= tokens})
+
+
+def _todo(request: RopeRequest, loaded: LoadedModel, results: RopeResults) -> list[_Work]:
+    every = [*_texts(request, loaded), *_needles(request, loaded)]
+    return [work for work in every if work.key not in results.done]
+
+
+def _texts(request: RopeRequest, loaded: LoadedModel) -> Iterator[_Work]:
+    """Every arm as far as it reads, after the model as trained, whose pattern the others are compared with.
+
+    What is read again is read for a question: on the way it is what re-packing is.
+    """
+    known = lengths_of(loaded)
+    farthest = {
+        arm: max((length for length in request.lengths if arm.reads(length, known)), default=0) for arm in request.arms
+    }
+    if not any(arm.label == PLAIN and tokens >= known.trained for arm, tokens in farthest.items()):
+        yield _Work(RopeArm(PLAIN, None, FULL), known.trained, None)
+    for arm, tokens in farthest.items():
+        if tokens and not arm.rereads:
+            yield _Work(arm, tokens, None)
+
+
+def _needles(request: RopeRequest, loaded: LoadedModel) -> Iterator[_Work]:
+    """Arms last, so that a run that is stopped has judged all of them on nearly the same needles."""
+    known = lengths_of(loaded)
+    for index in range(request.samples):
+        for tokens in request.lengths:
+            for depth in request.depths:
+                for arm in request.arms:
+                    if arm.reads(tokens, known):
+                        yield _Work(arm, tokens, NeedlePlace(tokens, depth, index))
+
+
+def _cost(work: _Work, loaded: LoadedModel, cost: ReadingCost) -> float:
+    reach = work.arm.reach(loaded.info.trained_length)
+    return cost.seconds(work.tokens, reach=reach, logits=work.place is None)

@@ -1,0 +1,202 @@
+"""Plain text under one RoPE: how well is it predicted, position by position, and where do its tokens look?
+
+One pass in slices, of which only the losses stay: a slice's logits are all that is held beside the cache. Every token
+is predicted behind what the arm holds of the text before it, so that a re-packed or compressed arm is judged by its own
+reading. The last tokens of the text stand for a question: they observe what is evicted, and are not judged.
+
+The pattern of attention by relative distance is taken at the end of the last slice before a length: the mean over the
+last queries, by head, sinks left out. Distances are those that the model sees: re-packed entries are counted.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uncomp_cli.budget.presets import Preset
+from uncomp_cli.cache.ragged import Head, RaggedKVCache
+from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.forward.rotation import rope_frequencies
+from uncomp_cli.engine.look.watching import AnswerWatch, Watched, all_heads
+from uncomp_cli.engine.read.repacked import packed
+from uncomp_cli.engine.read.streamed import StreamedState
+from uncomp_cli.engine.spend.compression import Compression, plan_compression
+from uncomp_cli.engine.spend.memory import free_bytes
+from uncomp_cli.engine.tokens.chunks import Chunk, cut_chunks
+from uncomp_cli.engine.tokens.prompt import Prompt, count_tokens, encode
+from uncomp_cli.evals.judges.forced_rows import MAX_LOGITS_BYTES, token_nll
+from uncomp_cli.evals.rope.arms import RopeArm
+from uncomp_cli.evals.rope.cells import TextCell
+from uncomp_cli.evals.tasks.haystack import SEPARATOR, Haystack
+from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.spec import ModelSpec
+from uncomp_cli.uncertainty.distance_pattern import distance_edges
+
+__all__ = ["BIN_TOKENS", "judge_text", "slice_tokens", "text_ids"]
+
+BIN_TOKENS = 512
+_OBSERVERS = 32
+_LONGEST_SLICE = 2048
+_SLICES_IN_REACH = 4
+_LONGEST_DISTANCE = 1 << 20  # the same bins in every run, so that one can go on with longer texts
+_SPARE = 1.05  # an excerpt is hardly shorter than what was asked for
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """The lengths whose pattern a chunk shows, and the watch that takes it."""
+
+    lengths: tuple[int, ...]
+    watch: AnswerWatch
+
+
+def text_ids(tokenizer: Any, haystack: Haystack, tokens: int) -> tuple[int, ...]:
+    """The first `tokens` tokens of the text. Raises UsageError when it is shorter."""
+    wanted = int(_SPARE * tokens)
+    count = partial(count_tokens, tokenizer)
+    text = SEPARATOR.join(haystack.excerpt_at(0.0, tokens=wanted, count_tokens=count))
+    return tuple(encode(tokenizer, text, special=False)[:tokens])
+
+
+def slice_tokens(spec: ModelSpec) -> int:
+    """Tokens of a slice: as many as have their logits within bounds."""
+    most = MAX_LOGITS_BYTES // (4 * spec.vocab_size)
+    return max(LEAST_CHUNK_TOKENS, min(_LONGEST_SLICE, most // LEAST_CHUNK_TOKENS * LEAST_CHUNK_TOKENS))
+
+
+def _chunk(spec: ModelSpec, reach: int | None) -> int:
+    """The slice, no longer than leaves re-packed text room to look back over."""
+    longest = slice_tokens(spec)
+    return longest if reach is None else max(LEAST_CHUNK_TOKENS, min(longest, reach // _SLICES_IN_REACH))
+
+
+@torch.no_grad()
+def judge_text(
+    loaded: LoadedModel, arm: RopeArm, preset: Preset, ids: Sequence[int], lengths: Sequence[int]
+) -> TextCell:
+    """Read `ids` with a model that has the arm's RoPE already; patterns are taken at `lengths`.
+
+    Raises DoesNotFitError when memory or budget is too small.
+    """
+    begun = time.perf_counter()
+    decoder = Decoder(loaded.model, loaded.spec)
+    decoder.fix_regime(len(ids))
+    reach = loaded.rope.reach
+    limits = Limits(chunk_tokens=_chunk(loaded.spec, reach))
+    available = free_bytes(decoder.device)
+    planned = plan_compression(loaded.spec, preset, _prompt(ids), available=available, limits=limits, reach=reach)
+    reader = _Reader(decoder, planned)
+    losses: list[float] = []
+    patterns: dict[str, list[list[list[float]]]] = {}
+    chunks = list(cut_chunks(planned.prompt, planned.chunk_tokens))
+    ends = [chunk.first + len(chunk.prompt.context) for chunk in chunks]
+    for number, chunk in enumerate(chunks):
+        shown = tuple(length for length in lengths if _last_before(ends, length) == number)
+        logits, watch = reader.read(chunk, watch=bool(shown))
+        wanted = ids[chunk.first + 1 : ends[number] + 1]
+        losses += token_nll(logits[:, : len(wanted)], wanted)[0].tolist()
+        if watch is not None:
+            pattern = _by_layer(watch.pattern[0], loaded.spec)
+            patterns.update({str(length): pattern for length in shown})
+    return TextCell(
+        arm=arm.label,
+        tokens=len(ids),
+        losses=list(_binned(losses)),
+        patterns=patterns,
+        chunk_tokens=planned.chunk_tokens or len(ids),
+        kv_bytes=reader.cache.nbytes,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def _prompt(ids: Sequence[int]) -> Prompt:
+    context, question = tuple(ids[:-_OBSERVERS]), tuple(ids[-_OBSERVERS:])
+    return Prompt(context, (question,), torch.zeros(len(context), dtype=torch.bool))
+
+
+def _last_before(ends: Sequence[int], length: int) -> int:
+    """The number of the last chunk that ends within `length` tokens, or -1."""
+    return sum(end <= length for end in ends) - 1
+
+
+def _binned(losses: Sequence[float]) -> Iterator[tuple[int, float]]:
+    """(position, mean) of every `BIN_TOKENS` tokens; the loss at index i is that of position i + 1."""
+    for first in range(0, len(losses), BIN_TOKENS):
+        part = losses[first : first + BIN_TOKENS]
+        yield first + len(part) + 1, round(sum(part) / len(part), 5)
+
+
+def _by_layer(pattern: Tensor, spec: ModelSpec) -> list[list[list[float]]]:
+    """[K, bins] → [L][G][bins], an empty row for layers that are not watched."""
+    rows: list[list[list[float]]] = [[] for _ in range(spec.num_layers)]
+    for (layer, _), shares in zip(all_heads(spec), pattern.tolist(), strict=True):
+        rows[layer].append([round(share, 7) for share in shares])
+    return rows
+
+
+class _Reader:
+    """The engine's state for a text in slices: reads as planned, and shows a watch what the last queries look at."""
+
+    def __init__(self, decoder: Decoder, planned: Compression) -> None:
+        spec = decoder.spec
+        bits = planned.allocation.plan.kv_bits
+        self.decoder, self.planned = decoder, planned
+        self.cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads, kv_bits=bits)
+        self.frequencies = rope_frequencies(decoder.model)
+        self.state = StreamedState(
+            planned.prompt,
+            planned.allocation,
+            scorer=planned.scorer,
+            config=planned.config,
+            cache=self.cache,
+            thinner=planned.thinner,
+            on_layer=lambda layer: None,
+            rows_interact=True,  # the logits of every token are wanted, not the last one's alone
+            frequencies=self.frequencies,
+            repack=planned.repack,
+        )
+
+    def read(self, chunk: Chunk, *, watch: bool) -> tuple[Tensor, AnswerWatch | None]:
+        """Logits [1, N, vocab] of a chunk's own tokens, and what its last tokens looked at when that is wanted."""
+        self._chunk, self._heads = chunk, list[Head]()
+        self._watch = self._new_watch() if watch else None
+        ids, positions = chunk.layout()
+        self.state.begin(chunk, self.decoder.device)
+        logits = self.decoder.forward(ids, positions, self, torch.arange(len(chunk.prompt.context)))
+        self.state.finish()
+        return logits, self._watch
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
+    ) -> Tensor:
+        """Attention of the chunk [1, H, N, D]."""
+        if self._watch is not None and sliding_window is None:
+            own = len(self._chunk.prompt.context)
+            self._heads = self._seen(layer, key[0, :, :own], value[0, :, :own])
+            self._watch.observe(layer, query[:, :, max(0, own - _OBSERVERS) : own], scaling)
+        return self.state.attend(layer, query, key, value, scaling=scaling, sliding_window=sliding_window)
+
+    def _new_watch(self) -> AnswerWatch:
+        spec, edges = self.decoder.spec, distance_edges(_LONGEST_DISTANCE)
+        watched = Watched(all_heads(spec), self.planned.config.sinks, edges=edges, packed=self.planned.repack)
+        return AnswerWatch(watched, lambda _, head: self._heads[head], spec)
+
+    def _seen(self, layer: int, key: Tensor, value: Tensor) -> list[Head]:
+        """What every KV head looks back over: what it holds of the text before the chunk, and its own [G, N, D]."""
+        first = self._chunk.first
+        own = torch.arange(first, first + key.shape[1], dtype=torch.int32, device=key.device)
+        if first == 0:
+            return [(keys, values, own) for keys, values in zip(key, value, strict=True)]
+        held = self.cache.layer(layer)
+        past = [held.head(head) for head in range(len(held.lengths))]
+        if self.planned.repack and self.frequencies is not None:
+            past = packed(past, first, self.frequencies)
+        return [
+            (torch.cat([before[0], keys]), torch.cat([before[1], values]), torch.cat([before[2], own]))
+            for before, keys, values in zip(past, key, value, strict=True)
+        ]

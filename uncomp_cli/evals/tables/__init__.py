@@ -1,0 +1,1 @@
+"""From outcomes to tables, notes and the data of pictures."""

@@ -1,0 +1,53 @@
+"""What one setting scored on one sample: one line of a results file.
+
+Figures are plain numbers, so that a line survives JSON and needs no model to be read again.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from uncomp_cli.evals.tasks.sample import Regime
+
+__all__ = ["LOWER_IS_BETTER", "Outcome"]
+
+LOWER_IS_BETTER = frozenset(
+    {"nll", "kl", "kl_p99", "nll_weighted", "gain_lost", "nll_to_32", "nll_to_128", "nll_to_512"}
+)
+"""Metrics in which less is better; in all others more is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One setting on one sample in one regime.
+
+    `setting` is the contestant with its budget (`uniform/window 20%`), `contestant` the same without the budget, which
+    is what a curve over budgets belongs to. `kept_fraction` is allocated bytes over those of a full cache of the same
+    tokens, measured after compression. `metrics` are the scores: `nll` (nats a token, from the answer's second token
+    on), `exact` (0 or 1), `match` (0 to 1), `coverage` (share of the evidence's entries that were kept), `kl`,
+    `kl_p99`, `agreement`, `divergence` (first token that differs, as a share of the length)... `coverage` by layer and
+    KV head is `coverage_by_head` [L][G]. A budget too small for the prompt is `refused`, with the reason.
+    """
+
+    subtask: str
+    index: int
+    regime: Regime
+    setting: str
+    contestant: str
+    budget: str
+    tokens: int
+    depth: float | None
+    kept_fraction: float
+    kv_bytes: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    coverage_by_head: list[list[float]] | None = None
+    answer: str | None = None
+    refused: str | None = None
+
+    @property
+    def key(self) -> tuple[str, int, int, str, str]:
+        """What makes a line unique in a results file: subtask, tokens, index, regime, setting."""
+        return (self.subtask, self.tokens, self.index, self.regime, self.setting)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)

@@ -1,0 +1,305 @@
+"""From outcomes to a table: what each setting scores, how far that is from the full cache, and what does not count.
+
+    overall = mean over subtasks of the subtask's mean        difference = the same mean of (setting − full), by sample
+
+Regimes are never mixed: everything here is of one. Where the full cache itself finds less than half (mean `match` of a
+subtask, or of a subtask at one length), a setting's score says nothing about compression: the cell is listed and left
+out of every average. A setting that was refused on a sample has no average, which would be one of the easier samples.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
+from statistics import fmean
+from typing import Any
+
+from uncomp_cli.evals.judges.contestants import FULL
+from uncomp_cli.evals.tables.metrics import ORDER, RIGHT_OR_WRONG
+from uncomp_cli.evals.tables.outcome import LOWER_IS_BETTER, Outcome
+from uncomp_cli.evals.tables.statistics import (
+    BudgetScores,
+    Interval,
+    Inversion,
+    inversions,
+    paired_difference,
+    stratified_mean,
+    wilson,
+)
+from uncomp_cli.evals.tasks.sample import Regime
+
+__all__ = [
+    "FULL_FAILS_BELOW",
+    "FailedCell",
+    "Figure",
+    "Kept",
+    "NonMonotone",
+    "Row",
+    "Summary",
+    "counted_outcomes",
+    "mean_over_subtasks",
+    "metric_names",
+    "settings_of",
+    "summarise",
+]
+
+FULL_FAILS_BELOW = 0.5
+"""A cell counts where the full cache's mean `match` is at least this."""
+
+
+SampleKey = tuple[str, int, int]
+"""What settings are paired by: subtask, tokens, index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One metric of one setting; `difference` is the setting minus full by sample, None where full was not run."""
+
+    mean: Interval
+    difference: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The kept fraction that was reached, over samples."""
+
+    mean: float
+    minimum: float
+    maximum: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One setting on one subtask, or with `subtask` None over all that count.
+
+    Where `refused` of the `samples` were refused there are no figures, and `reason` is the first refusal's.
+    `full_fails` marks a subtask that is left out of the averages over subtasks; its figures are over all its samples.
+    """
+
+    setting: str
+    contestant: str
+    budget: str
+    subtask: str | None
+    samples: int
+    kept: Kept | None
+    figures: dict[str, Figure]
+    refused: int = 0
+    reason: str | None = None
+    full_fails: bool = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this is the full cache, whose difference to itself says nothing."""
+        return self.contestant == FULL
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCell:
+    """A subtask, at one length or (`tokens` None) as a whole, in which the full cache's mean match is too low."""
+
+    subtask: str
+    tokens: int | None
+    full_match: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class NonMonotone:
+    """A contestant that gets significantly better with a smaller budget, in one metric."""
+
+    contestant: str
+    metric: str
+    inversion: Inversion
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One regime's table. Rows come as the outcomes did: full first, a contestant's budgets from the largest."""
+
+    regime: Regime
+    metrics: tuple[str, ...]
+    overall: tuple[Row, ...]
+    by_subtask: tuple[Row, ...]
+    failed: tuple[FailedCell, ...]
+    non_monotone: tuple[NonMonotone, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; a figure that is no finite number is None."""
+        plain: dict[str, Any] = _finite(asdict(self))
+        return plain
+
+
+def summarise(outcomes: Iterable[Outcome], *, regime: Regime, metrics: Sequence[str] | None = None) -> Summary:
+    """The summary of `regime`; `metrics` limits it to some of those measured."""
+    ours = [outcome for outcome in outcomes if outcome.regime == regime]
+    names = tuple(name for name in metric_names(ours) if metrics is None or name in metrics)
+    failed = _failed_cells(ours)
+    counted = [outcome for outcome in ours if not _fails(outcome, failed)]
+    return Summary(
+        regime=regime,
+        metrics=names,
+        overall=tuple(_rows(counted, settings_of(ours), names, subtask=None)),
+        by_subtask=tuple(_subtask_rows(ours, counted, names)),
+        failed=tuple(failed),
+        non_monotone=tuple(_non_monotone(counted, names)),
+    )
+
+
+def counted_outcomes(outcomes: Iterable[Outcome], *, regime: Regime) -> list[Outcome]:
+    """The outcomes of `regime` in cells where the full cache does not fail; all of them where full was not run."""
+    ours = [outcome for outcome in outcomes if outcome.regime == regime]
+    failed = _failed_cells(ours)
+    return [outcome for outcome in ours if not _fails(outcome, failed)]
+
+
+def settings_of(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
+    """Outcomes by setting: full first, then contestants as they appear, the budgets of each from the most kept."""
+    groups = _grouped(outcomes, lambda outcome: outcome.setting)
+    contestants = list(dict.fromkeys([FULL, *(group[0].contestant for group in groups.values())]))
+
+    def place(group: Sequence[Outcome]) -> tuple[int, float]:
+        kept = _kept(group)
+        return contestants.index(group[0].contestant), -kept.mean if kept else 0.0
+
+    return {group[0].setting: group for group in sorted(groups.values(), key=place)}
+
+
+def metric_names(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
+    """The metrics that were measured: answers first, then likelihood, then distances; the rest by name."""
+    found = {name for outcome in outcomes for name in outcome.metrics}
+    return (*(name for name in ORDER if name in found), *sorted(found.difference(ORDER)))
+
+
+def mean_over_subtasks(outcomes: Iterable[Outcome], metric: str) -> Interval | None:
+    """The mean of the subtasks' means, with its interval; None when no outcome has the metric.
+
+    The interval of one subtask's zeros and ones is Wilson's: a bootstrap would call ten right of ten certain.
+    """
+    measured = (outcome for outcome in outcomes if metric in outcome.metrics)
+    strata = [[o.metrics[metric] for o in group] for group in _grouped(measured, _subtask).values()]
+    if not strata:
+        return None
+    if len(strata) == 1 and len(strata[0]) > 1 and all(value in (0, 1) for value in strata[0]):
+        return wilson(round(sum(strata[0])), len(strata[0]))
+    return stratified_mean(strata, binary=metric in RIGHT_OR_WRONG)
+
+
+def _subtask_rows(ours: Sequence[Outcome], counted: Sequence[Outcome], metrics: Sequence[str]) -> list[Row]:
+    counts = _grouped(counted, _subtask)
+    rows: list[Row] = []
+    for subtask, outcomes in _grouped(ours, _subtask).items():
+        rows += _rows(counts.get(subtask, outcomes), settings_of(outcomes), metrics, subtask=subtask)
+    return [row if row.subtask in counts else replace(row, full_fails=True) for row in rows]
+
+
+def _rows(
+    outcomes: Sequence[Outcome],
+    settings: Mapping[str, Sequence[Outcome]],
+    metrics: Sequence[str],
+    *,
+    subtask: str | None,
+) -> list[Row]:
+    groups = _grouped(outcomes, lambda outcome: outcome.setting)
+    full = [outcome for outcome in outcomes if outcome.contestant == FULL]
+    return [_row(group[0], groups.get(setting, []), full, metrics, subtask) for setting, group in settings.items()]
+
+
+def _row(
+    named: Outcome, outcomes: Sequence[Outcome], full: Sequence[Outcome], metrics: Sequence[str], subtask: str | None
+) -> Row:
+    reasons = [outcome.refused for outcome in outcomes if outcome.refused is not None]
+    figures = {} if reasons else {metric: _figure(outcomes, full, metric) for metric in metrics}
+    return Row(
+        setting=named.setting,
+        contestant=named.contestant,
+        budget=named.budget,
+        subtask=subtask,
+        samples=len(outcomes),
+        kept=_kept(outcomes),
+        figures={metric: figure for metric, figure in figures.items() if figure is not None},
+        refused=len(reasons),
+        reason=reasons[0] if reasons else None,
+    )
+
+
+def _figure(outcomes: Sequence[Outcome], full: Sequence[Outcome], metric: str) -> Figure | None:
+    mean = mean_over_subtasks(outcomes, metric)
+    if mean is None:
+        return None
+    ours, theirs = _scores(outcomes, metric), _scores(full, metric)
+    if ours.keys().isdisjoint(theirs):
+        return Figure(mean, None)
+    return Figure(mean, paired_difference(ours, theirs, stratum=_subtask_of, binary=metric in RIGHT_OR_WRONG))
+
+
+def _non_monotone(outcomes: Sequence[Outcome], metrics: Sequence[str]) -> list[NonMonotone]:
+    settings = {
+        setting: (group, kept.mean)
+        for setting, group in settings_of(outcomes).items()
+        if (kept := _kept(group)) and all(outcome.refused is None for outcome in group)
+    }
+    contestants = dict.fromkeys(group[0].contestant for group, _ in settings.values())
+    return [
+        NonMonotone(contestant, metric, inversion)
+        for contestant in contestants
+        for metric in metrics
+        for inversion in inversions(
+            [
+                BudgetScores(setting, kept, _scores(group, metric))
+                for setting, (group, kept) in settings.items()
+                if group[0].contestant == contestant
+            ],
+            lower_is_better=metric in LOWER_IS_BETTER,
+            binary=metric in RIGHT_OR_WRONG,
+            stratum=_subtask_of,
+        )
+    ]
+
+
+def _failed_cells(outcomes: Iterable[Outcome]) -> list[FailedCell]:
+    """Subtasks in which full fails, then lengths of the other subtasks in which it does."""
+    judged = [outcome for outcome in outcomes if outcome.contestant == FULL and "match" in outcome.metrics]
+    whole = [_cell(group, tokens=None) for group in _grouped(judged, _subtask).values()]
+    failed = [cell for cell in whole if cell.full_match < FULL_FAILS_BELOW]
+    rest = (outcome for outcome in judged if not _fails(outcome, failed))
+    parts = [_cell(group, tokens=group[0].tokens) for group in _grouped(rest, lambda o: (o.subtask, o.tokens)).values()]
+    return failed + [cell for cell in parts if cell.full_match < FULL_FAILS_BELOW]
+
+
+def _cell(full: Sequence[Outcome], *, tokens: int | None) -> FailedCell:
+    return FailedCell(full[0].subtask, tokens, fmean(outcome.metrics["match"] for outcome in full), len(full))
+
+
+def _fails(outcome: Outcome, failed: Sequence[FailedCell]) -> bool:
+    return any(cell.subtask == outcome.subtask and cell.tokens in (None, outcome.tokens) for cell in failed)
+
+
+def _kept(outcomes: Iterable[Outcome]) -> Kept | None:
+    fractions = [outcome.kept_fraction for outcome in outcomes if outcome.refused is None]
+    return Kept(fmean(fractions), min(fractions), max(fractions)) if fractions else None
+
+
+def _scores(outcomes: Iterable[Outcome], metric: str) -> dict[SampleKey, float]:
+    return {(o.subtask, o.tokens, o.index): o.metrics[metric] for o in outcomes if metric in o.metrics}
+
+
+def _grouped(outcomes: Iterable[Outcome], key: Callable[[Outcome], Hashable]) -> dict[Any, list[Outcome]]:
+    groups: dict[Any, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(key(outcome), []).append(outcome)
+    return groups
+
+
+def _subtask(outcome: Outcome) -> str:
+    return outcome.subtask
+
+
+def _subtask_of(key: SampleKey) -> str:
+    return key[0]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
