@@ -23,9 +23,10 @@ from uncomp_cli.cache.constant import ConstantConfig
 from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import DEFAULT_MODEL
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.cached_attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.read.prefill import Prefilled, prefill
+from uncomp_cli.engine.read.prefill import prefill
 from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt
@@ -51,7 +52,7 @@ def text_of(path: Path) -> str:
     return "\n\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
-def read(decoder: Decoder, ids: Sequence[int], budget: str) -> Prefilled:
+def read(decoder: Decoder, ids: Sequence[int], budget: str) -> Context:
     """The text's beginning, compressed by the preset `balanced`; its last tokens observe and are kept."""
     context = tuple(ids[:-QUESTION_TOKENS])
     prompt = Prompt(context, (tuple(ids[-QUESTION_TOKENS:]),), torch.arange(len(context)) < SINKS)
@@ -62,7 +63,7 @@ def read(decoder: Decoder, ids: Sequence[int], budget: str) -> Prefilled:
         try:
             next(steps)
         except StopIteration as end:
-            done: Prefilled = end.value
+            done: Context = end.value
             return done
 
 
@@ -73,7 +74,7 @@ def latest(layer: LayerCache, _queries: Tensor, _ages: Tensor, _scaling: float) 
 
 
 def follow(
-    decoder: Decoder, done: Prefilled, ids: Sequence[int], constant: ConstantSize | None, *, block: int, step: int
+    decoder: Decoder, done: Context, ids: Sequence[int], constant: ConstantSize | None, *, block: int, step: int
 ) -> tuple[list[float], list[int]]:
     """Perplexity of every `step` tokens of `ids` behind the prompt, and the cache's bytes at its end."""
     done.begin_question()

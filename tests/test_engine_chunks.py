@@ -27,9 +27,9 @@ from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import attend_after, attend_continued
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.read.prefill import Prefilled
 from uncomp_cli.engine.read.reading import read_streamed
 from uncomp_cli.engine.read.thinner import Thinner
 from uncomp_cli.engine.records import PrefillStep
@@ -40,7 +40,7 @@ from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 CONTEXT = 150
 
 
-def exhaust(work: Generator[PrefillStep, None, Prefilled]) -> tuple[list[PrefillStep], Prefilled]:
+def exhaust(work: Generator[PrefillStep, None, Context]) -> tuple[list[PrefillStep], Context]:
     steps = []
     while True:
         try:
@@ -57,7 +57,7 @@ def streamed(
     *,
     chunk: int | None = None,
     thin: str = "none",
-) -> tuple[list[PrefillStep], Prefilled]:
+) -> tuple[list[PrefillStep], Context]:
     """Exhaust a streamed prefill: its records and its result."""
     config = config or ScorerConfig()
     thinner = Thinner(make_thinning(thin), decoder.spec, config)

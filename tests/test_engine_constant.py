@@ -12,9 +12,9 @@ from torch import Tensor
 from uncomp_cli.cache.constant import ConstantConfig
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.cached_attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.read.prefill import Prefilled
 from uncomp_cli.engine.write.constant import ConstantSize, shields
 from uncomp_cli.engine.write.generate import generate
 from uncomp_cli.engine.write.sampling import Sampler
@@ -25,7 +25,7 @@ STEPS, BLOCK, RECENT = 200, 16, 8
 SMALL = ConstantConfig(block=BLOCK, window=8, recent=RECENT, prompt_share=0.5)
 
 
-def prefilled(family: str, contexts: tuple[int, ...], *, kv_bits: int = 16) -> tuple[Decoder, ModelSpec, Prefilled]:
+def prefilled(family: str, contexts: tuple[int, ...], *, kv_bits: int = 16) -> tuple[Decoder, ModelSpec, Context]:
     """Prompts of these lengths, held in full but ragged: each head loses a part of its own."""
     _, decoder, spec = tiny(family)
     prompts = [make_prompt(length, [3], seed=i + 1, protected=4) for i, length in enumerate(contexts)]
@@ -45,7 +45,7 @@ def prefilled(family: str, contexts: tuple[int, ...], *, kv_bits: int = 16) -> t
     return decoder, spec, done
 
 
-def run(decoder: Decoder, done: Prefilled, constant: ConstantSize | None, steps: int = STEPS) -> tuple[list[Any], Any]:
+def run(decoder: Decoder, done: Context, constant: ConstantSize | None, steps: int = STEPS) -> tuple[list[Any], Any]:
     """The records of greedy generation, and the cache it was made with."""
     cache = done.cache.rows(range(done.cache.num_rows), reserve=0) if constant is None else constant.cache
     records = generate(

@@ -20,9 +20,10 @@ from uncomp_cli.budget.units import parse_budget, resolve_entries
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import CacheConfig, SamplingConfig, ScorerConfig
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.context.session import Session
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.read.prefill import Prefilled, PrefillState
+from uncomp_cli.engine.read.prefill import PrefillState
 from uncomp_cli.engine.spend.memory import estimate, planned_kv_bytes
 from uncomp_cli.engine.spend.spending import make_plan
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
@@ -34,14 +35,14 @@ BITS = pytest.mark.parametrize("bits", [8, 4])
 FORCED = torch.randint(3, VOCAB, (1, DECODED), generator=torch.Generator().manual_seed(7))
 
 
-def dense_copy(done: Prefilled) -> Prefilled:
+def dense_copy(done: Context) -> Context:
     """The same entries, dequantised, in a cache of the model's own dtype."""
     old = done.cache
     cache = RaggedKVCache(num_layers=len(old.layers), num_rows=old.num_rows, num_kv_heads=old.num_kv_heads)
     for index in range(len(old.layers)):
         layer = old.layer(index)
         cache.store(index, [layer.head(i) for i in range(len(layer.lengths))])
-    copy = Prefilled(done.prompts, cache, done.questions)
+    copy = Context(done.prompts, cache, done.questions)
     copy.logits = done.logits
     return copy
 

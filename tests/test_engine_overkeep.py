@@ -21,9 +21,10 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import Scorer, make_scorer
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import CacheConfig, ScorerConfig
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.read.overkeep import MARGIN_TOKENS, OverKeep
-from uncomp_cli.engine.read.prefill import Prefilled, PrefillState, prefill
+from uncomp_cli.engine.read.prefill import PrefillState, prefill
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.allocation import Allocation, Wanted, allocate
 from uncomp_cli.engine.spend.measurer import measure_layer
@@ -84,7 +85,7 @@ def read(
     plans: Sequence[BudgetPlan | Allocation],
     config: ScorerConfig,
     scorer: Scorer | None = None,
-) -> tuple[list[PrefillStep], Prefilled]:
+) -> tuple[list[PrefillStep], Context]:
     work = prefill(decoder, prompts, plans, scorer=scorer or make_scorer(config), config=config)
     steps = []
     while True:
@@ -126,7 +127,7 @@ def assert_same_cache(one: RaggedKVCache, other: RaggedKVCache) -> None:
 
 def one_and_two_passes(
     decoder: Decoder, prompts: Sequence[Prompt], wants: Sequence[Wanted], config: ScorerConfig
-) -> tuple[list[Allocation], Prefilled, Prefilled]:
+) -> tuple[list[Allocation], Context, Context]:
     allocations = [live(want) for want in wants]
     _, one = read(decoder, prompts, allocations, config)
     plans = [want.plan(values) for want, values in zip(wants, measured(decoder, prompts, wants), strict=True)]

@@ -14,11 +14,12 @@ from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import FullPolicy
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward import attention
 from uncomp_cli.engine.forward.cached_attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.families import SUPPORTED_FAMILIES, check_keywords
-from uncomp_cli.engine.read.prefill import Prefilled, prefill
+from uncomp_cli.engine.read.prefill import prefill
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import ModelError
@@ -121,7 +122,7 @@ def full_plan(spec: ModelSpec, prompt: Prompt) -> BudgetPlan:
 
 def read(
     decoder: Decoder, prompts: Sequence[Prompt], plans: Sequence[BudgetPlan], config: ScorerConfig | None = None
-) -> tuple[list[PrefillStep], Prefilled]:
+) -> tuple[list[PrefillStep], Context]:
     """Exhaust a prefill: its records and its result."""
     config = config or ScorerConfig()
     work = prefill(decoder, prompts, plans, scorer=make_scorer(config), config=config)
@@ -133,7 +134,7 @@ def read(
             return steps, done.value
 
 
-def decode(decoder: Decoder, done: Prefilled, forced: Tensor, question: int = 0) -> Tensor:
+def decode(decoder: Decoder, done: Context, forced: Tensor, question: int = 0) -> Tensor:
     """Logits [B, T, vocab] of T forced tokens [B, T], one at a time behind `question`."""
     done.begin_question(question)
     start = done.next_positions(question)

@@ -13,8 +13,9 @@ import torch
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import SamplingConfig, ScorerConfig
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.read.prefill import Prefilled, prefill
+from uncomp_cli.engine.read.prefill import prefill
 from uncomp_cli.engine.tokens.prompt import Prompt, completion_prompt
 from uncomp_cli.engine.write.generate import generate
 from uncomp_cli.engine.write.sampling import Sampler
@@ -59,7 +60,7 @@ def stock_tokens(model: Any, output: Any) -> list[int]:
     return chosen
 
 
-def read(decoder: Decoder, prompt: Prompt) -> Prefilled:
+def read(decoder: Decoder, prompt: Prompt) -> Context:
     """Prefill with a plan that keeps everything."""
     spec, config = decoder.spec, ScorerConfig()
     plan = BudgetPlan(prompt.seq_len, ((prompt.seq_len,) * spec.num_kv_heads,) * spec.num_layers)
@@ -71,7 +72,7 @@ def read(decoder: Decoder, prompt: Prompt) -> Prefilled:
             return done.value
 
 
-def engine_tokens(loaded: LoadedModel, decoder: Decoder, prefilled: Prefilled) -> list[int]:
+def engine_tokens(loaded: LoadedModel, decoder: Decoder, prefilled: Context) -> list[int]:
     """The engine's greedy continuation."""
     steps = generate(
         decoder,

@@ -13,7 +13,7 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.read.prefill import Prefilled
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.read.reading import read_compressed, read_streamed
 from uncomp_cli.engine.read.rereading import PASSAGE_TOKENS, choose_passages
 from uncomp_cli.engine.read.thinner import Thinner
@@ -24,7 +24,7 @@ from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.models.extension import REPACKED, RopeChoice, RopeState, parse_rope
 
 
-def reread(prompt: Prompt, allocation: Allocation, *, most: int, family: str = "llama") -> Prefilled:
+def reread(prompt: Prompt, allocation: Allocation, *, most: int, family: str = "llama") -> Context:
     """The prompt read in chunks of 100 and then again."""
     decoder = shared_tiny(family)[1]
     work = read_streamed(
@@ -41,7 +41,7 @@ def reread(prompt: Prompt, allocation: Allocation, *, most: int, family: str = "
     return exhaust(work)[1]
 
 
-def held(done: Prefilled) -> list[int]:
+def held(done: Context) -> list[int]:
     """Positions that every head of the first layer holds, when they all hold the same."""
     first, *others = [head.tolist() for layer in positions_of(done.cache) for head in layer]
     assert all(other == first for other in others)

@@ -17,9 +17,10 @@ from uncomp_cli.budget.thinning import NoThinning
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import SCORERS, make_scorer
 from uncomp_cli.config import CacheConfig, ScorerConfig
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.read.overkeep import MARGIN_TOKENS
-from uncomp_cli.engine.read.prefill import Prefilled, prefill
+from uncomp_cli.engine.read.prefill import prefill
 from uncomp_cli.engine.read.streamed import BETWEEN_CHUNKS, StreamedState
 from uncomp_cli.engine.read.thinner import Thinner
 from uncomp_cli.engine.spend.allocation import Allocation, Wanted, allocate
@@ -44,7 +45,7 @@ def allocation_of(policy: str, spec: ModelSpec, prompt: Prompt, *, kept: float, 
     return allocate(want, profile=None, measurer=partial(measure_layer, window=8, sinks=4))
 
 
-def assert_as_planned(done: Prefilled, plan: BudgetPlan, prompt: Prompt) -> None:
+def assert_as_planned(done: Context, plan: BudgetPlan, prompt: Prompt) -> None:
     """Every head (with a floor below 1: every layer) holds its count, the protected tokens among them."""
     done.begin_question(max(range(len(prompt.questions)), key=lambda i: len(prompt.questions[i])))
     at = positions_of(done.cache)

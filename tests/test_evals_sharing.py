@@ -9,9 +9,10 @@ import torch
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import SamplingConfig
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.context.session import Session
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.read.prefill import Prefilled, prefill
+from uncomp_cli.engine.read.prefill import prefill
 from uncomp_cli.engine.spend.spending import make_allocation, scorer_config
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.evals.judges.answers import judge_answers
@@ -74,7 +75,7 @@ def case_of(loaded: LoadedModel) -> Case:
     return read_case(Decoder(loaded.model, loaded.spec), loaded.tokenizer, sample)
 
 
-def alone(case: Case, prompt: Prompt, setting: Setting) -> Prefilled:
+def alone(case: Case, prompt: Prompt, setting: Setting) -> Context:
     """An ordinary prefill of its own."""
     config = scorer_config(setting.preset)
     allocation = make_allocation(case.decoder.spec, setting.preset, prompt, available=0)
@@ -83,7 +84,7 @@ def alone(case: Case, prompt: Prompt, setting: Setting) -> Prefilled:
         try:
             next(steps)
         except StopIteration as done:
-            read: Prefilled = done.value
+            read: Context = done.value
             read.begin_question(0)
             return read
 

@@ -17,8 +17,8 @@ from test_engine_parity import one_thread as one_thread
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM, PreTrainedModel
 
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.read.prefill import Prefilled
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.models.extension import parse_rope
 from uncomp_cli.models.loading import LoadedModel, load_model
@@ -99,7 +99,7 @@ def prompt_of(ids: Tensor) -> Prompt:
     return Prompt(context, (asked[-QUESTION:],), protected=torch.zeros(len(context), dtype=torch.bool))
 
 
-def assert_is_stock(decoder: Decoder, done: Prefilled, ids: Tensor, expected: Tensor) -> None:
+def assert_is_stock(decoder: Decoder, done: Context, ids: Tensor, expected: Tensor) -> None:
     """What follows the prompt, and every token of the answer, is predicted as the stock model does."""
     assert_same(done.logits[0], expected[len(ids) - ANSWER - 1])
     assert_same(decode(decoder, done, ids[None, -ANSWER:])[0], expected[len(ids) - ANSWER :])

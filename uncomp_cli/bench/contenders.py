@@ -18,9 +18,9 @@ from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import Limits, SamplingConfig
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.products import Matmul
-from uncomp_cli.engine.read.prefill import Prefilled
 from uncomp_cli.engine.read.reading import read_compressed
 from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
@@ -96,14 +96,14 @@ def run_uncomp(
     return Timed(tuple(chosen), ttft_s, decode_s, kv_bytes[0], read.cache.nbytes)
 
 
-def _read(decoder: Decoder, prompt: Prompt, preset: Preset, limits: Limits | None) -> Prefilled:
+def _read(decoder: Decoder, prompt: Prompt, preset: Preset, limits: Limits | None) -> Context:
     planned = plan_compression(decoder.spec, preset, prompt, available=free_bytes(decoder.device), limits=limits)
     steps = read_compressed(decoder, planned)
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            read: Prefilled = end.value
+            read: Context = end.value
             break
     read.begin_question(0)
     return read

@@ -18,11 +18,11 @@ from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits, SamplingConfig
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.cached_attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.look.watching import AnswerWatch, Watched, held_in, watched
-from uncomp_cli.engine.read.prefill import Prefilled
 from uncomp_cli.engine.read.reading import read_compressed
 from uncomp_cli.engine.records import DecodeStep, FinishReason, PrefillStep
 from uncomp_cli.engine.spend.allocation import Allocation
@@ -97,7 +97,7 @@ class Session:
         self.decoder = Decoder(loaded.model, loaded.spec, matmul=matmul)
         self.compression: Compression | None = None
         self.stats: RunStats | None = None
-        self._read: Prefilled | None = None
+        self._read: Context | None = None
         self._prefill_s = 0.0
 
     def read(self, prompt: Prompt) -> Iterator[PrefillStep]:
@@ -172,7 +172,7 @@ class Session:
         """Bytes that each layer of the cache has allocated."""
         return [self._prompt_read().cache.layer(layer).nbytes for layer in range(self.loaded.spec.num_layers)]
 
-    def _prompt_read(self) -> Prefilled:
+    def _prompt_read(self) -> Context:
         if self._read is None:
             raise RuntimeError("nothing has been read: exhaust read() first")
         return self._read
@@ -195,7 +195,7 @@ class Session:
             logits = torch.cat([logits, following])
         return logits
 
-    def _generate(self, read: Prefilled, question: int) -> Iterator[DecodeStep]:
+    def _generate(self, read: Context, question: int) -> Iterator[DecodeStep]:
         prompt, spec = read.prompts[0], self.loaded.spec
         begun = time.perf_counter()
         read.begin_question(question)

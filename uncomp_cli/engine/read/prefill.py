@@ -18,6 +18,7 @@ from uncomp_cli.cache.coherence import pool
 from uncomp_cli.cache.ragged import Head, RaggedKVCache
 from uncomp_cli.cache.scorers import Scorer
 from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.rotation import rope_frequencies
 from uncomp_cli.engine.forward.thread import stream
@@ -27,35 +28,7 @@ from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.allocation import Allocation, fixed
 from uncomp_cli.engine.tokens.prompt import Prompt
 
-__all__ = ["PrefillState", "Prefilled", "layout", "prefill"]
-
-
-class Prefilled:
-    """A prompt that has been read: its compressed context and, a question, its keys, values and next-token logits.
-
-    `questions[l][q]` holds question q's entries in layer l, one `Head` for every KV head; it is empty when there is
-    one question, whose entries are in the cache. `hidden_kept` [L] is the share of the context that entered each layer.
-    """
-
-    def __init__(self, prompts: Sequence[Prompt], cache: RaggedKVCache, questions: list[list[list[Head]]]) -> None:
-        self.prompts = prompts
-        self.cache = cache
-        self.questions = questions
-        self.logits: Tensor = torch.empty(0)
-        self.hidden_kept: tuple[float, ...] = (1.0,) * len(cache.layers)
-        self._mark: list[list[int]] | None = None
-
-    def begin_question(self, question: int = 0) -> None:
-        """Put the keys and values of `question` behind the context; what an earlier question left is forgotten."""
-        if self._mark is None:
-            self._mark = self.cache.mark()
-        self.cache.rollback(self._mark)
-        for layer, questions in enumerate(self.questions):
-            self.cache.extend(layer, questions[question])
-
-    def next_positions(self, question: int = 0) -> Tensor:
-        """The logical position [B, 1] of the first generated token in every row."""
-        return torch.tensor([[len(prompt.context) + len(prompt.questions[question])] for prompt in self.prompts])
+__all__ = ["PrefillState", "layout", "prefill"]
 
 
 class PrefillState:
@@ -211,7 +184,7 @@ def prefill(
     *,
     scorer: Scorer,
     config: ScorerConfig,
-) -> Generator[PrefillStep, None, Prefilled]:
+) -> Generator[PrefillStep, None, Context]:
     """Read B prompts, one record a layer; returns what was read.
 
     Rows of a batch are padded on the left inside and have one question each; a single row may have several. The
@@ -229,7 +202,7 @@ def prefill(
     ids, positions, last = layout(prompts)
     begun = time.perf_counter()
 
-    def work(emit: Callable[[PrefillStep], None]) -> Prefilled:
+    def work(emit: Callable[[PrefillStep], None]) -> Context:
         def on_layer(layer: int) -> None:
             elapsed = time.perf_counter() - begun
             emit(PrefillStep(layer + 1, spec.num_layers, _total(prompts), elapsed, cache.nbytes))
@@ -244,7 +217,7 @@ def prefill(
             rows_interact=decoder.rows_interact,
             frequencies=rope_frequencies(decoder.model),
         )
-        read = Prefilled(prompts, cache, state.questions)
+        read = Context(prompts, cache, state.questions)
         read.logits = decoder.forward(ids, positions, state, last).flatten(0, 1)
         return read
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import Scorer
 from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.layer_loop import run_layers
 from uncomp_cli.engine.forward.rotation import rope_frequencies
 from uncomp_cli.engine.forward.thread import stream
-from uncomp_cli.engine.read.prefill import Prefilled, prefill
+from uncomp_cli.engine.read.prefill import prefill
 from uncomp_cli.engine.read.rereading import choose_passages, read_again
 from uncomp_cli.engine.read.streamed import StreamedState
 from uncomp_cli.engine.read.thinner import Thinner
@@ -28,7 +29,7 @@ from uncomp_cli.errors import ModelError
 __all__ = ["read_compressed", "read_streamed"]
 
 
-def read_compressed(decoder: Decoder, planned: Compression) -> Generator[PrefillStep, None, Prefilled]:
+def read_compressed(decoder: Decoder, planned: Compression) -> Generator[PrefillStep, None, Context]:
     """Read one prompt as planned: in one pass, or in chunks, or thinned."""
     if not planned.streamed:
         prompts, plans = [planned.prompt], [planned.allocation]
@@ -59,7 +60,7 @@ def read_streamed(
     chunk_tokens: int | None = None,
     repack: bool = False,
     reread_tokens: int | None = None,
-) -> Generator[PrefillStep, None, Prefilled]:
+) -> Generator[PrefillStep, None, Context]:
     """Read a prompt `chunk_tokens` at a time (None: at once), thinned on the way; one record a chunk and layer.
 
     With `repack` it may be longer than the model was trained for (repacked.py); of `reread_tokens` tokens of it a cache
@@ -79,7 +80,7 @@ def read_streamed(
     passes = len(chunks) + (reread_tokens is not None)
     begun = time.perf_counter()
 
-    def work(emit: Callable[[PrefillStep], None]) -> Prefilled:
+    def work(emit: Callable[[PrefillStep], None]) -> Context:
         done = 0
 
         def on_layer(layer: int) -> None:
@@ -100,7 +101,7 @@ def read_streamed(
             frequencies=frequencies,
             repack=repack,
         )
-        read = Prefilled([prompt], cache, state.questions)
+        read = Context([prompt], cache, state.questions)
         for chunk in chunks:
             state.begin(chunk, decoder.device)
             read.logits = _read_chunk(decoder, chunk, state)

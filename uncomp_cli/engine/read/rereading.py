@@ -19,9 +19,10 @@ from torch import Tensor
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import Scorer
 from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.rotation import rope_frequencies
-from uncomp_cli.engine.read.prefill import Prefilled, PrefillState, layout
+from uncomp_cli.engine.read.prefill import PrefillState, layout
 from uncomp_cli.engine.spend.allocation import Allocation
 from uncomp_cli.engine.tokens.prompt import Prompt
 
@@ -53,7 +54,7 @@ def read_again(
     scorer: Scorer,
     config: ScorerConfig,
     on_layer: Callable[[int], None],
-) -> Prefilled:
+) -> Context:
     """Read the tokens `at` [K] of a prompt's context, right before its questions, as though there were no others.
 
     They go into the empty `cache`, compressed as `allocation` would a text of their length; entries carry their
@@ -80,7 +81,7 @@ def read_again(
         [[(keys, values, places + left_out) for keys, values, places in head] for head in layer]
         for layer in state.questions
     ]
-    read = Prefilled([prompt], cache, questions)
+    read = Context([prompt], cache, questions)
     read.logits = logits
     allocation.plan = replace(spent.plan, seq_len=prompt.seq_len)
     return read

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from uncomp_cli.cache.ragged import Head, LayerCache, RaggedKVCache
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AttentionState
 from uncomp_cli.engine.forward.cached_attention import OnQuery
-from uncomp_cli.engine.read.prefill import Prefilled
 from uncomp_cli.engine.write.rows import Asked
 from uncomp_cli.spec import ModelSpec
 
@@ -48,7 +48,7 @@ class _Own:
 class SharedRows:
     """Rows over one prompt of several questions, whose context is left where it was read."""
 
-    def __init__(self, read: Prefilled, spec: ModelSpec) -> None:
+    def __init__(self, read: Context, spec: ModelSpec) -> None:
         (prompt,) = read.prompts
         self._read, self._spec, self._context = read, spec, len(prompt.context)
         self._own = [self._nothing(layer) for layer in range(spec.num_layers)]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from uncomp_cli.cache.ragged import Head, RaggedKVCache
 from uncomp_cli.config import CacheConfig
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AttentionState
 from uncomp_cli.engine.forward.cached_attention import AppendState, OnQuery, in_turn
-from uncomp_cli.engine.read.prefill import Prefilled
 from uncomp_cli.engine.write.constant import ConstantSize, shields
 from uncomp_cli.spec import ModelSpec
 
@@ -30,7 +30,7 @@ class Asked:
     `regime_tokens` is the regime of RoPE that it was read in, where frequencies depend on the length.
     """
 
-    read: Prefilled
+    read: Context
     question: int
     max_new_tokens: int
     prefill_s: float = 0.0
@@ -196,7 +196,7 @@ def _held(cache: RaggedKVCache | None) -> RaggedKVCache:
     return cache
 
 
-def _forget_answers(read: Prefilled) -> None:
+def _forget_answers(read: Context) -> None:
     """Drop what an earlier answer, and with several questions an earlier question, left behind the context."""
     (prompt,) = read.prompts
     read.cache.forget_from(len(prompt.context) if read.questions else prompt.seq_len)

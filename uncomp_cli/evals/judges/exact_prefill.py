@@ -24,10 +24,11 @@ from uncomp_cli.budget.thinning import NoThinning, make_thinning
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import LayerView, Scorer, make_scorer
 from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.rotation import rope_frequencies
-from uncomp_cli.engine.read.prefill import Prefilled, PrefillState
+from uncomp_cli.engine.read.prefill import PrefillState
 from uncomp_cli.engine.read.reading import read_compressed
 from uncomp_cli.engine.spend.allocation import Allocation
 from uncomp_cli.engine.spend.compression import plan_compression
@@ -127,7 +128,7 @@ class Reading:
         read, allocation = self._read_thinned(setting, regime)
         return Left(read.cache, read.logits, allocation.trust())
 
-    def read_thinned(self, setting: Setting, regime: Regime) -> Prefilled:
+    def read_thinned(self, setting: Setting, regime: Regime) -> Context:
         """The prompt, or its context alone, read by the engine itself, thinned as `setting` has it.
 
         Raises DoesNotFitError when budget or memory is too small, ModelError for a model that cannot be thinned.
@@ -135,7 +136,7 @@ class Reading:
         return self._read_thinned(setting, regime)[0]
 
     @torch.no_grad()
-    def _read_thinned(self, setting: Setting, regime: Regime) -> tuple[Prefilled, Allocation]:
+    def _read_thinned(self, setting: Setting, regime: Regime) -> tuple[Context, Allocation]:
         config = self._config(setting.preset)
         prompt = self.prompt
         if regime == "agnostic":
@@ -218,13 +219,13 @@ def read_once(decoder: Decoder, prompt: Prompt) -> Reading:
     return Reading(decoder, prompt, tuple(recorder.calls), logits)
 
 
-def _result(steps: Generator[Any, None, Prefilled]) -> Prefilled:
+def _result(steps: Generator[Any, None, Context]) -> Context:
     """What a prefill returns; its records are of no use here."""
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            read: Prefilled = end.value
+            read: Context = end.value
             return read
 
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.cached_attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.watching import AnswerWatch, HeadAt, Watched, all_heads, held_in
-from uncomp_cli.engine.read.prefill import Prefilled
 from uncomp_cli.engine.read.reading import read_compressed
 from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
@@ -113,7 +113,7 @@ def _rows(known: dict[HeadAt, float], num_layers: int) -> list[list[float]]:
     return [[round(value, 5) for (at, _), value in known.items() if at == layer] for layer in range(num_layers)]
 
 
-def _loss(decoder: Decoder, read: Prefilled, reference: Sequence[int]) -> float:
+def _loss(decoder: Decoder, read: Context, reference: Sequence[int]) -> float:
     """Mean NLL of the answer's tokens from the second on; of a single token, that one's."""
     read.begin_question(0)
     logits = read.logits[:1][None]
@@ -125,7 +125,7 @@ def _loss(decoder: Decoder, read: Prefilled, reference: Sequence[int]) -> float:
     return float(token_nll(logits, reference).mean())
 
 
-def _write(decoder: Decoder, read: Prefilled, query: Query, loaded: LoadedModel, *, sinks: int) -> _Written:
+def _write(decoder: Decoder, read: Context, query: Query, loaded: LoadedModel, *, sinks: int) -> _Written:
     """The greedy answer until it stops, holds the needle, or is as long as a query may take."""
     read.begin_question(0)
     watch = AnswerWatch(Watched(all_heads(loaded.spec), sinks), held_in(read.cache), loaded.spec)
@@ -144,11 +144,11 @@ def _write(decoder: Decoder, read: Prefilled, query: Query, loaded: LoadedModel,
     return _Written(text, watch.by_head[0], watch.raw_by_head[0])
 
 
-def finished(steps: Generator[Any, None, Prefilled]) -> Prefilled:
+def finished(steps: Generator[Any, None, Context]) -> Context:
     """What a prefill returns; its records are of no use here."""
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            read: Prefilled = end.value
+            read: Context = end.value
             return read
