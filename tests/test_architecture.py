@@ -12,12 +12,12 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 
 # A part may import itself and what has a lower rank.
 RANKS = {
-    "errors": 0, "spec": 0, "config": 1,
+    "errors": 0, "spec": 0, "numerals": 0, "config": 1,
     "uncertainty": 2, "budget": 3,
-    "cache": 4, "models": 4,
+    "cache": 4, "models": 4, "documents": 4, "sessions": 4,
     "engine": 5,
-    "calibrate": 6, "documents": 6, "sessions": 6,
-    "evals": 7, "bench": 7,
+    "calibrate": 6,
+    "asking": 7, "evals": 7, "bench": 7,
     "ui": 8,
     "cli": 9,
     "__main__": 10,
@@ -31,10 +31,10 @@ OWNERS = {
     "rich": ("ui/",),
     "typer": ("cli/",),
     "matplotlib": ("ui/plots.py", "ui/plots_heat.py", "ui/plots_rope.py"),
-    "torch": (*(f"{part}/" for part in sorted(TORCH_PARTS)), "calibrate.py", "cli/"),
+    "torch": (*(f"{part}/" for part in sorted(TORCH_PARTS)), "asking/", "cli/"),
 }
 # Where a library may be used, but only inside functions, so that asking for help stays quick.
-LAZY = {"torch": ("cli/",)}
+LAZY = {"torch": ("asking/", "cli/")}
 
 
 @dataclass(frozen=True)

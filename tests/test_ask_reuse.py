@@ -7,7 +7,7 @@ import pytest
 from test_ask_support import make_tiny_model, start
 
 from uncomp_cli.cache.shelf import Shelf
-from uncomp_cli.ui.format import format_bytes
+from uncomp_cli.numerals import format_bytes
 
 TEXT = "".join(f"line {number}: the keeper wrote {number * 37 % 101} in the book.\n" for number in range(40))
 OPTIONS = ("-p", "live", "--policy", "uniform", "--scorer", "distinct", "-b", "40%", "--max-new-tokens", "8")

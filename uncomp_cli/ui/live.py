@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_bytes, format_count, format_decimal, format_seconds
 from uncomp_cli.ui.meter import LINE_INTERVAL_S, Meter, Reading
 
 __all__ = ["loading", "watch_generation", "watch_pull", "watch_rows"]

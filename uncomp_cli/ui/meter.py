@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from uncomp_cli.numerals import format_seconds
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

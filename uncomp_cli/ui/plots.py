@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.tables.pictures import CoverageMap, Curve, NeedleGrid
-from uncomp_cli.ui.format import format_count, format_decimal
+from uncomp_cli.numerals import format_count, format_decimal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

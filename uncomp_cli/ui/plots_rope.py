@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.rope.maps import ArmMaps
-from uncomp_cli.ui.format import format_count
+from uncomp_cli.numerals import format_count
 from uncomp_cli.ui.plots import (
     BAR_IN,
     BELOW_IN,

@@ -14,8 +14,8 @@ from uncomp_cli.cli.ask.risk_report import check_calibrated, check_fail_under
 from uncomp_cli.documents.documents import DocumentSet, read_documents
 from uncomp_cli.documents.places import Places, Source
 from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.numerals import format_count
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_count
 from uncomp_cli.ui.live import loading
 from uncomp_cli.ui.prompt import has_data
 

@@ -15,8 +15,8 @@ from uncomp_cli.cli.ask.prepare import fetch, weigh
 from uncomp_cli.cli.ask.report import held_bits
 from uncomp_cli.documents.documents import DocumentSet
 from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.numerals import format_bytes, format_count
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_bytes, format_count
 from uncomp_cli.ui.live import loading
 
 if TYPE_CHECKING:

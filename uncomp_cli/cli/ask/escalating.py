@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.cli.ask.risk_report import Risk
-from uncomp_cli.ui.format import format_bytes, format_seconds
+from uncomp_cli.numerals import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from uncomp_cli.ui.format import format_bytes, format_count, format_decimal
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.plan import BudgetPlan

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from uncomp_cli.cli.ask.prepare import ModelChoice
 from uncomp_cli.errors import UsageError
+from uncomp_cli.numerals import format_count
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_count
 
 if TYPE_CHECKING:
     from uncomp_cli.models.extension import RopeChoice, RopeState

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.numerals import format_bytes
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_bytes
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset

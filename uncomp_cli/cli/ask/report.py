@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.cli.ask.pins import pinned_tokens
 from uncomp_cli.cli.ask.risk_report import risk_of, risk_record
-from uncomp_cli.ui.format import Readout, format_bytes, format_count, format_decimal
+from uncomp_cli.numerals import Readout, format_bytes, format_count, format_decimal
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.loss_curve import QualityPoint

@@ -12,8 +12,8 @@ from uncomp_cli.cli.declare.cache_options import shelf_of
 from uncomp_cli.documents.documents import DocumentSet
 from uncomp_cli.documents.places import Places
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_bytes, format_count, format_decimal
 from uncomp_cli.ui.live import watch_generation
 
 if TYPE_CHECKING:

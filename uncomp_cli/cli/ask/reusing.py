@@ -18,8 +18,8 @@ from uncomp_cli.cli.declare.cache_options import shelf_of
 from uncomp_cli.cli.declare.failures import describe_failure, show_failure
 from uncomp_cli.documents.documents import DocumentSet
 from uncomp_cli.errors import DoesNotFitError, UncompError, is_out_of_memory
+from uncomp_cli.numerals import format_count, format_readout
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_count, format_readout
 from uncomp_cli.ui.live import watch_generation
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.errors import ThresholdError, UsageError
-from uncomp_cli.ui.format import format_count, format_decimal
+from uncomp_cli.numerals import format_count, format_decimal
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset

@@ -17,8 +17,8 @@ from uncomp_cli.cli.ask.report import answer_record, failure_record, readout
 from uncomp_cli.cli.ask.risk_report import Risk, fall_short, risk_of, risk_warnings
 from uncomp_cli.cli.declare.failures import describe_failure, show_failure
 from uncomp_cli.errors import UncompError
+from uncomp_cli.numerals import format_readout
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_readout
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from uncomp_cli.cli.chat.said import spoken
+from uncomp_cli.numerals import format_count
 from uncomp_cli.sessions.transcript import Entry, Transcript
-from uncomp_cli.ui.format import format_count
 
 __all__ = ["to_markdown"]
 

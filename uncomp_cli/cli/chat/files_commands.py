@@ -16,8 +16,8 @@ from uncomp_cli.cli.chat.said import paper_of
 from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.documents.documents import DocumentSet, read_documents
 from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_bytes, format_count, format_decimal, format_seconds
 from uncomp_cli.ui.live import watch_generation
 
 if TYPE_CHECKING:

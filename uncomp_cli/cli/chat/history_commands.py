@@ -7,8 +7,8 @@ from uncomp_cli.cli.chat.said import Dialogue, papers_in, spoken
 from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.cli.chat.turns import answer, ask
 from uncomp_cli.errors import UsageError
+from uncomp_cli.numerals import format_count
 from uncomp_cli.sessions.transcript import Entry
-from uncomp_cli.ui.format import format_count
 from uncomp_cli.ui.prompt import edit_text
 
 __all__ = ["clear", "edit", "forget", "retry", "undo"]

@@ -9,7 +9,7 @@ from uncomp_cli.cli.chat.chat_settings import preset_line
 from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.cli.chat.turns import show_readout
 from uncomp_cli.errors import DoesNotFitError, UsageError
-from uncomp_cli.ui.format import format_bytes, format_count, format_decimal
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal
 
 if TYPE_CHECKING:
     from uncomp_cli.documents.places import Places

@@ -15,10 +15,10 @@ from uncomp_cli.cli.chat.chat_preset import CHAT_PRESET
 from uncomp_cli.cli.chat.said import Dialogue, exchanges, papers_in, spoken
 from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.numerals import format_count
 from uncomp_cli.sessions.session_folder import read_session
 from uncomp_cli.sessions.transcript import Entry, Transcript
 from uncomp_cli.sessions.whole_files import write_whole
-from uncomp_cli.ui.format import format_count
 
 __all__ = ["load", "restore", "save", "transcript_of"]
 

@@ -14,8 +14,8 @@ from uncomp_cli.cli.chat.chat_escalating import Said, settle
 from uncomp_cli.cli.chat.room import hint_in_chat, ways_out
 from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, is_out_of_memory
+from uncomp_cli.numerals import format_count, format_readout
 from uncomp_cli.sessions.transcript import Entry
-from uncomp_cli.ui.format import format_count, format_readout
 from uncomp_cli.ui.live import watch_generation
 
 if TYPE_CHECKING:

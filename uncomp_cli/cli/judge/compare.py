@@ -45,8 +45,8 @@ from uncomp_cli.cli.declare.options import (
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
 from uncomp_cli.errors import UsageError
+from uncomp_cli.numerals import format_bytes, format_decimal, format_seconds
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_bytes, format_decimal, format_seconds
 from uncomp_cli.ui.live import loading, watch_generation
 
 if TYPE_CHECKING:

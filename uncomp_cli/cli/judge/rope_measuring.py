@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from uncomp_cli.cli.ask.prepare import ModelChoice, choose_preset, load, settle_preset
 from uncomp_cli.cli.judge.rope_report import draw, record, write_tables
 from uncomp_cli.errors import UsageError
+from uncomp_cli.numerals import format_count, format_seconds
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_count, format_seconds
 from uncomp_cli.ui.live import loading
 from uncomp_cli.ui.meter import Meter, Reading
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.errors import UncompError
+from uncomp_cli.numerals import format_bytes, format_count, format_seconds
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from uncomp_cli.evals.rope.cells import RopeCell

@@ -15,7 +15,7 @@ from uncomp_cli.cli.declare.cache_options import cache_names, shelf_of
 from uncomp_cli.cli.declare.options import Json, Quiet, terminal_of
 from uncomp_cli.cli.declare.tree import PlainCommand, group
 from uncomp_cli.errors import UncompError, UsageError
-from uncomp_cli.ui.format import format_bytes, format_count, format_decimal
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal
 
 if TYPE_CHECKING:
     from uncomp_cli.cache.shelf import Entry, Shelf

@@ -14,7 +14,7 @@ from uncomp_cli import __version__
 from uncomp_cli.cli.declare.options import Json, terminal_of
 from uncomp_cli.cli.declare.settings import config_path, read_settings
 from uncomp_cli.config import DEFAULT_MODEL
-from uncomp_cli.ui.format import format_bytes
+from uncomp_cli.numerals import format_bytes
 
 __all__ = ["doctor"]
 

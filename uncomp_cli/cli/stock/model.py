@@ -7,7 +7,7 @@ import typer
 
 from uncomp_cli.cli.declare.options import Json, Offline, Quiet, Tokenizer, model_names, terminal_of
 from uncomp_cli.cli.declare.tree import PlainCommand, group
-from uncomp_cli.ui.format import format_bytes, format_count
+from uncomp_cli.numerals import format_bytes, format_count
 
 if TYPE_CHECKING:
     from uncomp_cli.models.catalog import ModelInfo

@@ -12,8 +12,8 @@ import typer
 from uncomp_cli.cli.ask.report import QUALITY_COLUMNS, quality_row
 from uncomp_cli.cli.declare.options import Json, preset_names, terminal_of
 from uncomp_cli.cli.declare.tree import PlainCommand, group, option
+from uncomp_cli.numerals import format_count
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_count
 from uncomp_cli.ui.live import loading
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.numerals import format_count
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.format import format_count
 from uncomp_cli.ui.heatmap import HeatMap, write_heat_map
 from uncomp_cli.ui.live import loading
 

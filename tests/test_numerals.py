@@ -2,7 +2,7 @@
 
 import pytest
 
-from uncomp_cli.ui.format import Readout, format_bytes, format_count, format_decimal, format_readout, format_seconds
+from uncomp_cli.numerals import Readout, format_bytes, format_count, format_decimal, format_readout, format_seconds
 
 MIB = 2**20
 
