@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 
 # A part may import itself and what has a lower rank.
 RANKS = {
-    "errors": 0, "spec": 0, "numerals": 0, "config": 1,
+    "errors": 0, "spec": 0, "files": 0, "numerals": 0, "config": 1,
     "uncertainty": 2, "budget": 3,
     "cache": 4, "models": 4, "documents": 4, "sessions": 4,
     "engine": 5,
@@ -35,6 +35,11 @@ OWNERS = {
 }
 # Where a library may be used, but only inside functions, so that asking for help stays quick.
 LAZY = {"torch": ("asking/", "cli/")}
+
+
+# What puts a file in another's place or waits for the disk: files.py alone does it, so that no crash loses anything.
+REPLACING = {"os.replace", "os.rename", "os.renames", "os.fsync", "os.fdatasync", "shutil.move"}
+FILES = "files.py"
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,56 @@ def _modules(node: ast.AST, relative: str) -> Iterator[str]:
 
 def test_the_package_keeps_its_layers() -> None:
     assert violations(ROOT) == []
+
+
+def replacings(root: Path) -> list[str]:
+    """Every call outside of files.py that replaces, renames or syncs a file, as `path:line: call`."""
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if relative != FILES and isinstance(node, ast.Call) and _replaces(node):
+                found.append(f"{relative}:{node.lineno}: {ast.unparse(node.func)}")
+            elif relative != FILES and isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil"):
+                names = [alias.name for alias in node.names if f"{node.module}.{alias.name}" in REPLACING]
+                found += [f"{relative}:{node.lineno}: {name}" for name in names]
+    return found
+
+
+def _replaces(call: ast.Call) -> bool:
+    """A string's `replace` has two arguments, a date's has names: that of a path has one."""
+    if ast.unparse(call.func) in REPLACING:
+        return True
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+    return name == "rename" or (name == "replace" and len(call.args) == 1 and not call.keywords)
+
+
+def test_files_alone_replaces_renames_and_syncs() -> None:
+    assert replacings(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "call"),
+    [
+        ("import os\nos.replace(a, b)", "os.replace"),
+        ("import os\nos.fsync(3)", "os.fsync"),
+        ("from os import rename", "rename"),
+        ("from shutil import move", "move"),
+        ("\nfresh.replace(path)", "fresh.replace"),
+        ("\npath.with_name(x).rename(y)", "path.with_name(x).rename"),
+    ],
+)
+def test_a_planted_replacing_is_reported(tmp_path: Path, source: str, call: str) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "x.py").write_text(source)
+    (tmp_path / "files.py").write_text(source)
+    assert replacings(tmp_path) == [f"cache/x.py:{source.count(chr(10)) + 1}: {call}"]
+
+
+@pytest.mark.parametrize("source", ["'a'.replace('a', 'b')", "now.replace(hour=1)", "replace(preset, name='x')"])
+def test_other_replacing_is_not_reported(tmp_path: Path, source: str) -> None:
+    (tmp_path / "x.py").write_text(source)
+    assert replacings(tmp_path) == []
 
 
 def test_every_part_has_a_rank() -> None:

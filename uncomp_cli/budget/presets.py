@@ -9,10 +9,8 @@ so older files are still of this schema version.
 
 import difflib
 import json
-import os
-import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -26,6 +24,7 @@ from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.files import replace_file
 from uncomp_cli.uncertainty.risk import RiskCurve
 
 if TYPE_CHECKING:
@@ -170,21 +169,13 @@ def save_preset(preset: Preset, folder: Path, profile: "UncertaintyProfile | Non
         preset = replace(preset, profile=preset.profile or preset.name)
     preset = replace(preset, folder=str(folder.absolute()))
     target = folder / f"{preset.name}.json"
-    fresh = folder / f".{preset.name}.{secrets.token_hex(4)}.new"
+    data = (json.dumps(preset.to_dict(), indent=2, allow_nan=False) + "\n").encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with fresh.open("x", encoding="utf-8") as stream:
-            stream.write(json.dumps(preset.to_dict(), indent=2, allow_nan=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        _settle_profile(preset, profile)
-        fresh.replace(target)
+        replace_file(target, lambda stream: stream.write(data), renaming=_profile_first(preset, profile))
     except OSError as error:
         message = f"preset {target} cannot be written: {error.strerror or error}"
         raise UncompError(message, hint="name another place with -o") from error
-    finally:
-        with suppress(OSError):  # not made, or already in its place
-            fresh.unlink()
     return target
 
 
@@ -229,14 +220,16 @@ def _named_profiles(path: Path) -> set[str] | None:
     return {profile} if isinstance(profile, str) and _is_stem(profile) else set()
 
 
-def _settle_profile(preset: Preset, profile: "UncertaintyProfile | None") -> None:
-    """Write the profile where the preset names it, or make sure that it is there."""
+@contextmanager
+def _profile_first(preset: Preset, profile: "UncertaintyProfile | None") -> Iterator[None]:
+    """Write the profile where the preset names it, or make sure that it is there, before the preset says so."""
     path = preset.profile_path
     if profile is not None and path is not None:
         from uncomp_cli.uncertainty.profile import save_profile  # imports torch
 
         save_profile(profile, path)
     _check_profile(preset)
+    yield
 
 
 def _check_profile(preset: Preset) -> None:

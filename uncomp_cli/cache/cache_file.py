@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -36,6 +36,7 @@ from uncomp_cli.cache.layer import LayerCache, lay_out
 from uncomp_cli.cache.quantized import QuantizedHead
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.errors import UncompError
+from uncomp_cli.files import replace_file
 
 __all__ = ["StoredCache", "load_cache", "save_cache", "stored_bytes"]
 
@@ -106,17 +107,8 @@ def save_cache(
         record=dict(record),
     )
     fresh = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with fresh.open("xb") as file:
-            manifest = replace(manifest, sha256=_write(file, parts, manifest))
-            file.flush()
-            os.fsync(file.fileno())
-        with renaming or nullcontext():
-            fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-    return manifest
+    sha256 = replace_file(path, lambda file: _write(file, parts, manifest), fresh=fresh, renaming=renaming)
+    return replace(manifest, sha256=sha256)
 
 
 def load_cache(path: Path, *, device: torch.device | str = "cpu", reserve: int = 0, verify: bool = True) -> StoredCache:
@@ -233,13 +225,3 @@ def _quantized(heads: Sequence[Sequence[int]], read: _Read, *, at: str) -> list[
         else None
         for i, (_, entries, _, bits, group) in enumerate(heads)
     ]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new name in `folder` last as well; elsewhere than on POSIX folders cannot be opened."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from uncomp_cli.cache.header import TEMPORARY_PREFIX, Manifest, find_damage, read_manifest
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
+from uncomp_cli.files import move
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +96,7 @@ class Shelf:
             name = path.name.removesuffix(_SUFFIX)
             with suppress(OSError), self._locked():  # a shelf that cannot be written can still be read
                 if _unreadable(path) is not None:  # another process may just have saved it anew
-                    path.replace(path.with_name(f"{name}{_CORRUPT}"))
+                    move(path, path.with_name(f"{name}{_CORRUPT}"))
                     found.append((name, reason))
         return found
 
@@ -165,7 +166,7 @@ class Shelf:
                 if reason is None:
                     return None
                 aside = entry.path.with_name(f"{entry.name}{_CORRUPT}")
-                entry.path.replace(aside)
+                move(entry.path, aside)
         except FileNotFoundError as error:
             raise UncompError(f"cache '{entry.name}' has been removed", hint="uncomp cache list") from error
         except OSError as error:

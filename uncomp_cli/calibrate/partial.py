@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.files import set_aside
 from uncomp_cli.uncertainty.profile import ModelFingerprint, UncertaintyProfile, load_profile, save_profile
 
 __all__ = ["ProfileFiles", "choose_files"]
@@ -87,17 +88,10 @@ class ProfileFiles:
     def set_aside(self) -> list[Path]:
         """Rename every file that is there to NAME.suffix.1, or the next number that is free; returns the new paths."""
         old = [path for path in (self.preset, self.profile, self.partial) if path.exists()]
-        number = 1
-        while any(_numbered(path, number).exists() for path in old):
-            number += 1
         try:
-            return [path.rename(_numbered(path, number)) for path in old]
+            return set_aside(*old)
         except OSError as error:
             raise UncompError(f"{error.filename} cannot be renamed: {error.strerror}", hint="use another -o") from error
-
-
-def _numbered(path: Path, number: int) -> Path:
-    return path.with_name(f"{path.name}.{number}")
 
 
 def choose_files(model: str, *, name: str | None, out: Path | None, folder: Path) -> ProfileFiles:

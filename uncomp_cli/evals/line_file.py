@@ -4,8 +4,6 @@ A line is written at once and waited for; when the disk is full nothing of it st
 last line at most, which `parsed` says is broken.
 """
 
-import errno
-import json
 import os
 import stat
 import sys
@@ -13,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from uncomp_cli.errors import UncompError, UsageError
 
@@ -24,11 +22,6 @@ __all__ = [
     "LineFile",
     "first_line",
     "lock",
-    "parsed",
-    "read_rest",
-    "sync_directory",
-    "to_line",
-    "write_whole",
     "writing",
 ]
 
@@ -78,38 +71,6 @@ def first_line(path: Path, descriptor: int) -> bytes:
         return stream.readline(LONGEST_HEADER)
 
 
-def read_rest(descriptor: int, start: int) -> bytes:
-    """All bytes from `start` on."""
-    with os.fdopen(os.dup(descriptor), "rb") as stream:
-        stream.seek(start)
-        return stream.read()
-
-
-def to_line(record: dict[str, Any]) -> bytes:
-    """One line of JSON. Raises ValueError for a number that is none."""
-    return json.dumps(record, allow_nan=False).encode() + b"\n"
-
-
-def parsed(line: bytes) -> Any:
-    """The JSON value of a line, None when it is broken."""
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-
-
-def write_whole(descriptor: int, data: bytes) -> None:
-    """All of `data` in one write, on the disk; or an OSError, and the file as it was."""
-    size = os.fstat(descriptor).st_size
-    try:
-        if os.write(descriptor, data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(descriptor)
-    except OSError:
-        os.ftruncate(descriptor, size)
-        raise
-
-
 def lock(path: Path, descriptor: int, *, program: str) -> None:
     """Take the file for this process until it is closed; file systems and systems without locks go without."""
     if sys.platform == "win32":
@@ -122,13 +83,3 @@ def lock(path: Path, descriptor: int, *, program: str) -> None:
         raise UncompError(f"{path} is being written by another {program}", hint=IN_USE) from error
     except OSError:
         return
-
-
-def sync_directory(directory: Path) -> None:
-    """Make a new name in `directory` last; where directories cannot be opened (Windows) there is nothing to do."""
-    if os.name == "posix":
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

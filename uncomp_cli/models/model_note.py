@@ -7,10 +7,12 @@ Hashes of files that are not ours are remembered by path, size and time, because
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from uncomp_cli.errors import ModelError
+from uncomp_cli.files import write_whole
 
 __all__ = [
     "MANIFEST",
@@ -122,10 +124,6 @@ def read_memo(memo: Path) -> dict[str, str]:
 
 def write_memo(memo: Path, known: dict[str, str]) -> None:
     """Remember hashes; a cache directory that cannot be written is no reason to stop."""
-    fresh = memo.with_suffix(".new")
-    try:
+    with suppress(OSError):
         memo.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(known), encoding="utf-8")
-        fresh.replace(memo)
-    except OSError:
-        return
+        write_whole(memo, json.dumps(known).encode())

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from uncomp_cli.errors import ModelError
+from uncomp_cli.files import move, sync_tree
 
 __all__ = ["publish", "staging_directory"]
 
@@ -55,8 +56,9 @@ def publish(staging: Path, target: Path, is_complete: Callable[[Path], bool]) ->
     aside = staging.with_name(f"{staging.name}-old")
     try:
         if target.exists():
-            target.replace(aside)
-        staging.replace(target)
+            move(target, aside)
+        sync_tree(staging)
+        move(staging, target)
     except OSError:
         if not is_complete(target):
             raise
@@ -67,7 +69,7 @@ def publish(staging: Path, target: Path, is_complete: Callable[[Path], bool]) ->
 def restore(aside: Path, target: Path) -> None:
     """Put back what was moved aside when nothing came in its place, else remove it."""
     if aside.exists() and not target.exists():
-        aside.replace(target)
+        move(aside, target)
     shutil.rmtree(aside, ignore_errors=True)
 
 

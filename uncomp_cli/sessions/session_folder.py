@@ -1,6 +1,6 @@
 """Where sessions lie, and how they are kept: NAME.json in one folder, written as a whole after every turn.
 
-Whatever ends the process, a session is either as it was or as it was to be (whole_files.py). A session that is open is
+Whatever ends the process, a session is either as it was or as it was to be (files.py). A session that is open is
 locked, so that two chats cannot overwrite each other; the lock ends with the process. The lock file stays (removing it
 would let two processes hold locks of one name), and beside it is the id of the process that has it.
 """
@@ -18,8 +18,8 @@ from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 
 from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.files import remove_leftovers, write_whole
 from uncomp_cli.sessions.transcript import Transcript
-from uncomp_cli.sessions.whole_files import remove_leftovers, write_whole
 
 __all__ = [
     "SessionFile",
@@ -54,7 +54,7 @@ class SessionFile:
         """
         saved = transcript.saved_at(datetime.now(UTC).isoformat(timespec="seconds"))
         try:
-            write_whole(self.path, saved.to_json().encode())
+            write_whole(self.path, saved.to_json().encode(), owner_only=True)
         except OSError as error:
             message = f"session {self.path} cannot be written: {error.strerror or error}"
             raise UncompError(message, hint="free some space; what was saved before is still there") from error

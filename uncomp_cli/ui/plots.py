@@ -6,9 +6,7 @@ carry meaning alone: cells have numbers or rising lightness, lines markers and d
 write it; both raise UncompError without matplotlib or anything to draw.
 """
 
-import contextlib
 import math
-import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.tables.pictures import CoverageMap, Curve, NeedleGrid
+from uncomp_cli.files import replace_file
 from uncomp_cli.numerals import format_count, format_decimal
 
 if TYPE_CHECKING:
@@ -289,18 +288,13 @@ def add_axes(figure: "Figure", corner_in: tuple[float, float], size_in: tuple[fl
 
 
 def write(figure: "Figure", path: Path) -> Path:
-    """Under a temporary name in the same folder first: a picture is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """A picture is there whole or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(partial, format="png", dpi=_DPI)
-        partial.replace(path)
+        replace_file(path, lambda stream: figure.savefig(stream, format="png", dpi=_DPI))
     except OSError as error:
         reason = error.strerror or error
         raise UncompError(f"{path} cannot be written: {reason}", hint="--plot with another folder") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
     return path
 
 

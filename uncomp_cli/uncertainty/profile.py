@@ -9,8 +9,6 @@ metadata. The preset beside it, NAME.json, is not this module's.
 
 import hashlib
 import json
-import os
-import secrets
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -23,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.files import write_whole
 from uncomp_cli.uncertainty.measures import canonical_keys, parse_measure
 
 __all__ = ["ModelFingerprint", "SampleInfo", "UncertaintyProfile", "load_profile", "profile_path", "save_profile"]
@@ -193,10 +192,9 @@ def save_profile(profile: UncertaintyProfile, path: Path) -> Path:
     target = profile_path(path)
     record = {**_described(profile), "sha256": _checksum(profile)}
     data = save(dict(profile.values), metadata={_METADATA: json.dumps(record)})
-    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _replace(target, fresh, data)
+        write_whole(target, data)
     except OSError as error:
         message = f"{target} cannot be written: {error.strerror or error}"
         raise UncompError(message, hint="name another place with -o") from error
@@ -245,24 +243,6 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     except (OSError, SafetensorError) as error:
         message = f"profile {path} is damaged or no safetensors file: {error}"
         raise UsageError(message, hint=f"take it from a backup, or {_AGAIN}") from error
-
-
-def _replace(target: Path, fresh: Path, data: bytes) -> None:
-    """Put `data` in the place of `target`, and on the disk, by way of the file `fresh` in the same folder."""
-    try:
-        with fresh.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(target)
-    finally:
-        fresh.unlink(missing_ok=True)
-    if os.name == "posix":  # makes the new name last as well; elsewhere folders cannot be opened
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _described(profile: UncertaintyProfile) -> dict[str, Any]:

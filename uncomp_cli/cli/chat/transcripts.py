@@ -15,10 +15,10 @@ from uncomp_cli.cli.chat.chat_preset import CHAT_PRESET
 from uncomp_cli.cli.chat.said import Dialogue, exchanges, papers_in, spoken
 from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.files import write_whole
 from uncomp_cli.numerals import format_count
 from uncomp_cli.sessions.session_folder import read_session
 from uncomp_cli.sessions.transcript import Entry, Transcript
-from uncomp_cli.sessions.whole_files import write_whole
 
 __all__ = ["load", "restore", "save", "transcript_of"]
 
@@ -80,7 +80,7 @@ def save(chat: Chat, argument: str) -> None:
     transcript = transcript_of(chat)
     text = transcript.to_json() if path.suffix.lower() == ".json" else to_markdown(transcript)
     try:
-        write_whole(path, text.encode(errors="backslashreplace"))
+        write_whole(path, text.encode(errors="backslashreplace"), owner_only=True)
     except OSError as error:
         message = f"{path} cannot be written: {error.strerror or error}"
         raise UncompError(message, hint="name another place; the conversation goes on") from error

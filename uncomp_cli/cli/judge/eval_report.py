@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.errors import UncompError
+from uncomp_cli.files import write_whole
 from uncomp_cli.ui.console import Terminal
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def write_markdown(tables: Sequence[Table], path: Path, *, facts: Mapping[str, o
         parts += [f"- {note}\n" for note in _own_notes(summary)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(parts), encoding="utf-8")
+        write_whole(path, "\n".join(parts).encode())
     except OSError as error:
         message = f"{path} cannot be written: {error.strerror or error}"
         raise UncompError(message, hint="give another file with --markdown") from error

@@ -13,7 +13,9 @@ import numpy as np
 
 from uncomp_cli.calibrate.risk_fit import RiskAnswer
 from uncomp_cli.errors import UsageError
-from uncomp_cli.evals.line_file import LineFile, first_line, lock, parsed, read_rest, to_line, write_whole, writing
+from uncomp_cli.evals.line_file import LineFile, first_line, lock, writing
+from uncomp_cli.files import append, cut, journal_lines, read_from, to_line
+from uncomp_cli.files import set_aside as rename_aside
 
 __all__ = ["RiskFile", "RiskLine", "set_aside"]
 
@@ -58,7 +60,7 @@ class RiskFile(LineFile):
                 if found and found != header:
                     raise UsageError(f"{path} was measured with other settings", hint="--fresh sets it aside")
                 if not found:
-                    write_whole(descriptor, header)
+                    append(descriptor, header)
                 return cls(path, descriptor, _whole_lines(descriptor, len(header)))
             except BaseException:
                 os.close(descriptor)
@@ -67,18 +69,15 @@ class RiskFile(LineFile):
     def append(self, line: RiskLine) -> None:
         """Write `line`."""
         with writing(self.path):
-            write_whole(self._descriptor, to_line(asdict(line)))
+            append(self._descriptor, to_line(asdict(line)))
         self.done[line.sha256] = line
 
 
 def _whole_lines(descriptor: int, start: int) -> list[RiskLine]:
     """The lines behind the header; a torn last one is cut off, so that the next begins on a line of its own."""
-    data = read_rest(descriptor, start)
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        os.ftruncate(descriptor, start + end)
+    records, whole = journal_lines(read_from(descriptor, start))
+    cut(descriptor, start + whole)
     keys = {item.name for item in fields(RiskLine)}
-    records = (parsed(line) for line in data[:end].splitlines())
     return [RiskLine(**record) for record in records if isinstance(record, dict) and set(record) == keys]
 
 
@@ -86,8 +85,5 @@ def set_aside(path: Path) -> Path | None:
     """Rename the file to NAME.1.jsonl, or the next free number; None when there is none."""
     if not path.exists():
         return None
-    number = 1
-    while (target := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
     with writing(path):
-        return path.rename(target)
+        return rename_aside(path, before_suffix=True)[0]

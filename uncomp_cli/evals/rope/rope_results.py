@@ -22,14 +22,10 @@ from uncomp_cli.evals.line_file import (
     LineFile,
     first_line,
     lock,
-    parsed,
-    read_rest,
-    sync_directory,
-    to_line,
-    write_whole,
     writing,
 )
 from uncomp_cli.evals.rope.cells import NeedleCell, RopeCell, TextCell
+from uncomp_cli.files import append, cut, journal_lines, parsed, read_from, sync_folder, to_line
 
 __all__ = ["SCHEMA_VERSION", "RopeResults", "read_rope_results"]
 
@@ -71,7 +67,7 @@ class RopeResults(LineFile):
             message = f"{cell.arm} at {cell.tokens:,} tokens has a score that is no number"
             raise UncompError(message, hint="the model's numbers overflowed: try --dtype float32") from error
         with writing(self.path):
-            write_whole(self._descriptor, line)
+            append(self._descriptor, line)
         self.cells.append(cell)
         self.done.add(cell.key)
 
@@ -95,14 +91,12 @@ def _resume(path: Path, descriptor: int, settings: Mapping[str, object]) -> list
     start = first_line(path, descriptor)
     if _is_unborn(start, header):
         os.ftruncate(descriptor, 0)
-        write_whole(descriptor, header)
-        sync_directory(path.parent)
+        append(descriptor, header)
+        sync_folder(path.parent)
         return []
     _require_same(path, _settings(path, start), parsed(header)["settings"])
-    cells, whole = _cells(path, read_rest(descriptor, len(start)))
-    if len(start) + whole < os.fstat(descriptor).st_size:
-        os.ftruncate(descriptor, len(start) + whole)
-        os.fsync(descriptor)
+    cells, whole = _cells(path, read_from(descriptor, len(start)))
+    cut(descriptor, len(start) + whole)
     return cells
 
 
@@ -133,16 +127,11 @@ def _require_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> N
 
 def _cells(path: Path, data: bytes) -> tuple[list[RopeCell], int]:
     """The cells of the whole lines in `data`, and how many bytes those lines are."""
-    lines = data.split(b"\n")
-    lines.pop()  # what follows the last newline: nothing, or a line that was never finished
-    if lines and parsed(lines[-1]) is None:
-        lines.pop()
-    cells = [_cell(path, number, line) for number, line in enumerate(lines, start=2)]
-    return cells, sum(len(line) + 1 for line in lines)
+    records, whole = journal_lines(data)
+    return [_cell(path, number, record) for number, record in enumerate(records, start=2)], whole
 
 
-def _cell(path: Path, number: int, line: bytes) -> RopeCell:
-    record = parsed(line)
+def _cell(path: Path, number: int, record: Any) -> RopeCell:
     made = _CELLS.get(record.pop("cell", "")) if isinstance(record, dict) else None
     try:
         if made is not None:

@@ -23,14 +23,11 @@ from uncomp_cli.evals.line_file import (
     LineFile,
     first_line,
     lock,
-    parsed,
-    read_rest,
-    sync_directory,
-    to_line,
-    write_whole,
     writing,
 )
 from uncomp_cli.evals.tables.outcome import Outcome
+from uncomp_cli.files import append, cut, journal_lines, parsed, read_from, sync_folder, to_line
+from uncomp_cli.files import set_aside as rename_aside
 
 __all__ = ["SCHEMA_VERSION", "Key", "ResultsFile", "read_results", "set_aside"]
 
@@ -93,7 +90,7 @@ class ResultsFile(LineFile):
             raise ValueError("an outcome may be written once only")
         lines = b"".join(map(_outcome_line, outcomes))
         with writing(self.path):
-            write_whole(self._descriptor, lines)
+            append(self._descriptor, lines)
         self.outcomes.extend(outcomes)
         self.done.update(keys)
 
@@ -129,11 +126,7 @@ def set_aside(path: Path) -> Path | None:
                 _header(path, start)
         finally:
             os.close(descriptor)
-        number = 1
-        while (target := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-            number += 1
-        path.rename(target)
-    return target
+        return rename_aside(path, before_suffix=True)[0]
 
 
 def _resume(path: Path, descriptor: int, header: bytes) -> list[Outcome]:
@@ -144,14 +137,12 @@ def _resume(path: Path, descriptor: int, header: bytes) -> list[Outcome]:
     start = first_line(path, descriptor)
     if _is_unborn(start):
         os.ftruncate(descriptor, 0)
-        write_whole(descriptor, header)
-        sync_directory(path.parent)
+        append(descriptor, header)
+        sync_folder(path.parent)
         return []
     _require_same(path, _settings(path, start), json.loads(header)["settings"])
-    outcomes, whole = _outcomes(path, read_rest(descriptor, len(start)))
-    if len(start) + whole < os.fstat(descriptor).st_size:
-        os.ftruncate(descriptor, len(start) + whole)
-        os.fsync(descriptor)
+    outcomes, whole = _outcomes(path, read_from(descriptor, len(start)))
+    cut(descriptor, len(start) + whole)
     return outcomes
 
 
@@ -189,21 +180,17 @@ def _shown(settings: dict[str, Any], key: str) -> str:
 
 def _outcomes(path: Path, data: bytes) -> tuple[list[Outcome], int]:
     """The outcomes of the whole lines in `data`, and how many bytes those lines are."""
-    lines = data.split(b"\n")
-    lines.pop()  # what follows the last newline: nothing, or a line that was never finished
-    if lines and parsed(lines[-1]) is None:
-        lines.pop()
-    outcomes = [_outcome(path, number, line) for number, line in enumerate(lines, start=2)]
+    records, whole = journal_lines(data)
+    outcomes = [_outcome(path, number, record) for number, record in enumerate(records, start=2)]
     seen: dict[Key, int] = {}
     for number, outcome in enumerate(outcomes, start=2):
         if outcome.key in seen:
             raise UncompError(f"{path}: line {number} repeats line {seen[outcome.key]}", hint=_HINT)
         seen[outcome.key] = number
-    return outcomes, sum(len(line) + 1 for line in lines)
+    return outcomes, whole
 
 
-def _outcome(path: Path, number: int, line: bytes) -> Outcome:
-    record = parsed(line)
+def _outcome(path: Path, number: int, record: Any) -> Outcome:
     good = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in _REQUIRED.items())
     if good and all(isinstance(value, (int, float)) for value in record["metrics"].values()):
         try:
