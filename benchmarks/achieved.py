@@ -26,6 +26,7 @@ from uncomp_cli.bench.contenders import Timed, run_uncomp
 from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import UncompError
 from uncomp_cli.models.loading import LoadedModel, load_model
 from uncomp_cli.spec import ModelSpec
@@ -87,7 +88,7 @@ def random_prompt(spec: ModelSpec, tokens: int) -> Prompt:
     """Tokens that cost what any others do, the last of them the question."""
     ids = torch.randint(spec.vocab_size, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
     context, question = tuple(ids[:-_QUESTION_TOKENS]), tuple(ids[-_QUESTION_TOKENS:])
-    return Prompt(context, (question,), torch.zeros(len(context), dtype=torch.bool))
+    return Prompt(Tokens.of(context), (question,))
 
 
 def run_engine(loaded: LoadedModel, preset: Preset, tokens: int, *, new_tokens: int, repeats: int) -> list[Timed]:

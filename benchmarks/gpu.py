@@ -41,6 +41,7 @@ from uncomp_cli.engine.context.session import Session
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.spend.memory import free_bytes, peak_bytes, reset_peak
 from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.engine.write.generate import generate
 from uncomp_cli.engine.write.sampling import Sampler
 from uncomp_cli.errors import UncompError, is_out_of_memory
@@ -113,7 +114,7 @@ def random_prompt(tokens: int, vocab: int) -> Prompt:
     """Random ids; the last of them are the question."""
     ids = torch.randint(vocab, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
     context, question = ids[:-_QUESTION_TOKENS], ids[-_QUESTION_TOKENS:]
-    return Prompt(tuple(context), (tuple(question),), torch.zeros(len(context), dtype=torch.bool))
+    return Prompt(Tokens.of(context), (tuple(question),))
 
 
 def measure_prefill(loaded: LoadedModel, case: Case, size: Size, ceiling: Line) -> Line:

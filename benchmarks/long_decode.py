@@ -30,6 +30,7 @@ from uncomp_cli.engine.read.prefill import prefill
 from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.engine.write.constant import ConstantSize, shields
 from uncomp_cli.models.loading import load_model
 
@@ -55,7 +56,7 @@ def text_of(path: Path) -> str:
 def read(decoder: Decoder, ids: Sequence[int], budget: str) -> Context:
     """The text's beginning, compressed by the preset `balanced`; its last tokens observe and are kept."""
     context = tuple(ids[:-QUESTION_TOKENS])
-    prompt = Prompt(context, (tuple(ids[-QUESTION_TOKENS:]),), torch.arange(len(context)) < SINKS)
+    prompt = Prompt(Tokens.of(context, protected=torch.arange(len(context)) < SINKS), (tuple(ids[-QUESTION_TOKENS:]),))
     preset = replace(load_preset("balanced"), budget=budget, floor_tokens=0)
     planned = plan_compression(decoder.spec, preset, prompt, available=free_bytes(decoder.device))
     steps = prefill(decoder, [planned.prompt], [planned.allocation], scorer=planned.scorer, config=planned.config)

@@ -54,12 +54,7 @@ def make_prompt(loaded: LoadedModel, tokens: int, seed: int) -> Prompt:
     text = write_prose(int(tokens * WORDS_PER_TOKEN), seed=seed)
     prompt = chat_prompt(loaded.tokenizer, text, [QUESTION], system=None, sinks=4)
     context = tokens - prompt.longest_question
-    return Prompt(
-        context=prompt.context[:context],
-        questions=prompt.questions,
-        protected=prompt.protected[:context],
-        words=None if prompt.words is None else prompt.words[:context],
-    )
+    return replace(prompt, context=prompt.context[:context])
 
 
 def read_all(session: BatchSession, prompts: Sequence[Prompt]) -> list[Asked]:

@@ -55,9 +55,8 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[BatchSession]:
 def held(session: BatchSession, text: str) -> list[bool]:
     """For every head whether it holds all of `text`, a token a character."""
     (prompt,) = session._prompt_read().prompts
-    assert prompt.offsets is not None
     begin = "\n".join(LINES[1:]).index(text)
-    wanted = {i for i, (at, _) in enumerate(prompt.offsets.tolist()) if begin <= at < begin + len(text)}
+    wanted = {i for i, (at, _) in enumerate(prompt.context.offsets.tolist()) if begin <= at < begin + len(text)}
     assert len(wanted) == len(text)
     cache = session._prompt_read().cache
     heads = [cache.layer(i).head(g)[2].tolist() for i in range(len(cache.layers)) for g in range(cache.num_kv_heads)]

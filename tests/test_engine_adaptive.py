@@ -40,8 +40,7 @@ def plan_of(policy: str, spec: ModelSpec, prompt: Prompt, *, kept: float) -> Bud
 
 def prompt_in_words(*questions: int) -> Prompt:
     """Words of three tokens."""
-    prompt = make_prompt(CONTEXT, questions or [QUESTION], protected=PROTECTED)
-    return replace(prompt, words=torch.arange(CONTEXT) // 3)
+    return make_prompt(CONTEXT, questions or [QUESTION], protected=PROTECTED, words=torch.arange(CONTEXT) // 3)
 
 
 @pytest.mark.parametrize(("policy", "scorer", "family"), CASES)
@@ -108,7 +107,7 @@ def test_adaptive_heads_keep_the_best_of_their_layer() -> None:
         kept = positions[positions < CONTEXT]
         lengths.append(len(kept))
         assert abs(len(kept) - due) < 1
-        best = scores[head].masked_fill(prompt.protected, float("inf")).topk(len(kept)).indices
+        best = scores[head].masked_fill(prompt.context.protected, float("inf")).topk(len(kept)).indices
         assert kept.tolist() == sorted(best.tolist())
     assert len(set(lengths)) > 2
 

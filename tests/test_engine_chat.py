@@ -238,8 +238,7 @@ def test_pins_that_the_budget_cannot_hold(loaded: LoadedModel) -> None:
 
 def share_of(session: ChatSession, char: int) -> float:
     """How much survives of a character among those of all messages (in this model, a token)."""
-    assert session.rendered is not None
-    (token,) = (session.rendered.offsets[:, 0] == char).nonzero().flatten().tolist()
+    (token,) = (session.tokens.offsets[:, 0] == char).nonzero().flatten().tolist()
     return float(session.survival()[token])
 
 
@@ -298,9 +297,8 @@ def test_attention_of_an_answer_and_what_is_left(loaded: LoadedModel) -> None:
     session = ChatSession(loaded, SMALL, GREEDY)
     for _ in session.turn([SYSTEM, asked("Who lit it?")]):
         pass
-    assert session.rendered is not None
     mass, share = session.attended(), session.survival()
-    assert len(mass) == len(share) == len(session.rendered)
+    assert len(mass) == len(share) == len(session.tokens)
     assert float(mass.sum()) > 0
     assert float(share.min()) < 1 == float(share.max())
     assert not mass[share == 0].any()

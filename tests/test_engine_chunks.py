@@ -90,11 +90,10 @@ def assert_same_entries(one: RaggedKVCache, other: RaggedKVCache) -> None:
 @settings(max_examples=80, deadline=None)
 @given(context=st.integers(1, 300), asked=st.integers(0, 20), chunk=st.integers(1, 120), worded=st.booleans())
 def test_chunks_are_the_text_in_order(context: int, asked: int, chunk: int, worded: bool) -> None:
-    plain = make_prompt(context, [asked + 8], protected=3)
-    plain = replace(plain, words=words_of(context)) if worded else plain
+    plain = make_prompt(context, [asked + 8], protected=3, words=words_of(context) if worded else None)
     prompt = open_question(plain, recent=8)
     chunks = list(cut_chunks(prompt, chunk))
-    assert sum((piece.prompt.context for piece in chunks), ()) == prompt.context
+    assert sum((piece.prompt.context.ids for piece in chunks), ()) == prompt.context.ids
     assert [piece.final for piece in chunks] == [False] * (len(chunks) - 1) + [True]
     assert chunks[0].first == 0
     for piece, following in pairwise(chunks):
@@ -102,20 +101,20 @@ def test_chunks_are_the_text_in_order(context: int, asked: int, chunk: int, word
     question = plain.questions[0]
     for piece in chunks:
         assert len(piece.prompt.context) - piece.prompt.asked in range(1, chunk + 1)
-        whole = piece.prompt.context[len(piece.prompt.context) - piece.prompt.asked :] + piece.prompt.questions[0]
+        whole = piece.prompt.context.ids[len(piece.prompt.context) - piece.prompt.asked :] + piece.prompt.questions[0]
         assert whole == question
         ids, at = piece.layout()
         assert at[0].tolist() == list(range(piece.first, piece.first + ids.shape[1]))
     cuts = [piece.first for piece in chunks[1:]]
-    if plain.words is not None and chunk >= 5:  # no word is longer: none is torn
-        assert all(plain.words[at] != plain.words[at - 1] for at in cuts)
+    if chunk >= 5:  # no word is longer: none is torn
+        assert all(plain.context.words[at] != plain.context.words[at - 1] for at in cuts)
 
 
 def test_a_word_longer_than_a_chunk_is_torn_and_one_piece_is_the_prompt() -> None:
-    prompt = replace(make_prompt(30, [4]), words=torch.zeros(30, dtype=torch.int64))
+    prompt = make_prompt(30, [4], words=torch.zeros(30, dtype=torch.int64))
     assert [piece.first for piece in cut_chunks(prompt, 8)] == [0, 8, 16, 24]
     (only,) = cut_chunks(prompt, None)
-    assert (only.prompt.context, only.prompt.questions, only.final) == (prompt.context, prompt.questions, True)
+    assert (only.prompt.context.ids, only.prompt.questions, only.final) == (prompt.context.ids, prompt.questions, True)
 
 
 def test_several_questions_each_follow_the_piece() -> None:
@@ -129,7 +128,7 @@ def test_several_questions_each_follow_the_piece() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_with_a_full_budget_the_chunk_changes_nothing(family: str, questions: Sequence[int]) -> None:
     stock, decoder, spec = shared_tiny(family)
-    prompt = replace(make_prompt(CONTEXT, questions, protected=4), words=words_of(CONTEXT))
+    prompt = make_prompt(CONTEXT, questions, protected=4, words=words_of(CONTEXT))
     plan = full_plan(spec, prompt)
     _, one = read(decoder, [prompt], [plan])
     for chunk in (37, 70):
@@ -138,7 +137,7 @@ def test_with_a_full_budget_the_chunk_changes_nothing(family: str, questions: Se
         assert_same_entries(done.cache, one.cache)
         forced = tokens(6, 7)
         for question, asked in enumerate(prompt.questions):
-            ids = prompt.context + asked
+            ids = (*prompt.context, *asked)
             expected = stock_logits(stock, ids + forced)
             assert_same(done.logits[question], expected[len(ids) - 1])
             assert_same(decode(decoder, done, torch.tensor([forced]), question)[0], expected[len(ids) :])

@@ -21,7 +21,7 @@ def filled(family: str, length: int = LENGTH) -> tuple[RaggedKVCache, torch.Tens
     prompt = make_prompt(length, [8])
     at = torch.arange(length)[None]
     decoder.forward(torch.tensor([prompt.context]), at, AppendState(cache, at), 1)
-    return cache, prompt.protected
+    return cache, prompt.context.protected
 
 
 @pytest.mark.parametrize("scorer", KEYS_ALONE)

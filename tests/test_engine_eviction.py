@@ -1,7 +1,6 @@
 """Eviction tells the truth: a ragged cache is dense attention with a mask, and what it claims is what it holds."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -97,7 +96,7 @@ def test_ragged_attention_is_dense_attention_with_a_mask(seed: int) -> None:
     stock, decoder, spec = tiny("llama")
     prompt = make_prompt(CONTEXT, [QUESTION], protected=4)
     _, done = read(decoder, [prompt], [ragged_plan(spec, prompt, seed=seed)], RANDOM)
-    ids, forced = prompt.context + prompt.questions[0], tokens(8, 7)
+    ids, forced = (*prompt.context, *prompt.questions[0]), tokens(8, 7)
     actual = decode(decoder, done, torch.tensor([forced]))[0]
     oracle = DenseOracle(kept_context(done.cache, CONTEXT), context=CONTEXT, masked_from=len(ids))
     expected = masked_logits(stock, ids + forced, oracle)
@@ -112,7 +111,7 @@ def test_a_turn_of_several_tokens_is_masked_the_same() -> None:
     stock, decoder, spec = tiny("llama")
     prompt = make_prompt(CONTEXT, [QUESTION, 3])
     _, done = read(decoder, [prompt], [ragged_plan(spec, prompt)], RANDOM)
-    ids, forced = prompt.context + prompt.questions[1], tokens(30, 7)
+    ids, forced = (*prompt.context, *prompt.questions[1]), tokens(30, 7)
     actual = decode(decoder, done, torch.tensor([forced]), 1)[0]  # longer than the slack: every head grows
     oracle = DenseOracle(kept_context(done.cache, CONTEXT), context=CONTEXT, masked_from=len(ids))
     assert_same(actual, masked_logits(stock, ids + forced, oracle)[len(ids) :])
@@ -199,7 +198,7 @@ def test_sliding_layers_keep_their_window(question: int) -> None:
             assert len(positions) < prompt.seq_len
     full = BudgetPlan(prompt.seq_len, tuple((prompt.seq_len,) * KV_HEADS for _ in range(LAYERS)))
     _, done = read(decoder, [prompt], [full])
-    ids, forced = prompt.context + prompt.questions[0], tokens(12, 7)
+    ids, forced = (*prompt.context, *prompt.questions[0]), tokens(12, 7)
     with torch.no_grad():
         expected = stock(torch.tensor([ids + forced]), use_cache=False).logits[0]
     assert_same(decode(decoder, done, torch.tensor([forced]))[0], expected[len(ids) :])
@@ -214,7 +213,7 @@ def test_the_question_decides_what_stays() -> None:
     _, done = read(decoder, [prompt], [plan], config)
     expected = brute_force_scores(stock, prompt, window=4, sinks=4)
     for layer, head, positions in heads(done.cache):
-        scores = expected[layer][head].masked_fill(prompt.protected, float("inf"))
+        scores = expected[layer][head].masked_fill(prompt.context.protected, float("inf"))
         best = scores.topk(20 - QUESTION).indices.sort().values
         assert positions[positions < CONTEXT].tolist() == best.tolist()
 
@@ -223,7 +222,7 @@ def test_the_question_decides_what_stays() -> None:
 def test_scores_are_pooled_and_shared_before_the_cut(whole_words: bool) -> None:
     stock, decoder, spec = tiny("llama")
     words = torch.cat([torch.arange(20), 20 + torch.arange(CONTEXT - 20) // 4])
-    prompt = replace(make_prompt(CONTEXT, [QUESTION], protected=4), words=words)
+    prompt = make_prompt(CONTEXT, [QUESTION], protected=4, words=words)
     plan = UniformPolicy().plan(spec, seq_len=prompt.seq_len, entries=30 * 8, protected=prompt.always_kept)
     config = ScorerConfig(window=4, pooling="mean", width=5, whole_words=whole_words)
     _, done = read(decoder, [prompt], [plan], config)
@@ -234,7 +233,7 @@ def test_scores_are_pooled_and_shared_before_the_cut(whole_words: bool) -> None:
         (expected,) = select(
             shared[layer][head : head + 1],
             [30 - QUESTION],
-            protected=prompt.protected,
+            protected=prompt.context.protected,
             words=words if whole_words else None,
         )
         assert positions[positions < CONTEXT].tolist() == expected.tolist()
@@ -245,7 +244,7 @@ def brute_force_scores(stock: Any, prompt: Prompt, *, window: int, sinks: int) -
     """Per layer [G, context]: stock attention weights, one forward a question; maximum over questions."""
     per_question = []
     for question in prompt.questions:
-        ids = torch.tensor([prompt.context + question])
+        ids = torch.tensor([[*prompt.context, *question]])
         layers = stock(ids, use_cache=False, output_attentions=True).attentions
         scores = []
         for weights in layers:

@@ -184,9 +184,7 @@ def test_few_tokens_of_a_short_context_are_all() -> None:
 
 
 def test_few_tokens_keep_words_whole() -> None:
-    prompt = make_prompt(50, [6])
-    words = torch.arange(50) // 5
-    prompt = type(prompt)(prompt.context, prompt.questions, prompt.protected, words)
+    prompt = make_prompt(50, [6], words=torch.arange(50) // 5)
     few = few_tokens(random_view(50, 6), prompt, keep=10, config=ScorerConfig(pooling="none", width=1, sinks=0))
     for head in few[:, :10].tolist():
         assert head == [*range(head[0], head[0] + 5), *range(head[5], head[5] + 5)]

@@ -1,12 +1,12 @@
 """A preset's floor: short documents keep at least so many of their tokens, long ones follow the budget."""
 
 import pytest
-import torch
 
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.engine.spend.memory import estimate
 from uncomp_cli.engine.spend.spending import make_plan
 from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
 
@@ -15,9 +15,8 @@ OPENING, QUESTION = 10, 20
 
 
 def prompt_of(document: int) -> Prompt:
-    protected = torch.zeros(OPENING + document, dtype=torch.bool)
-    protected[:OPENING] = True
-    return Prompt(context=(1,) * (OPENING + document), questions=((2,) * QUESTION,), protected=protected)
+    opening, rest = Tokens.of((1,) * OPENING, protected=True), Tokens.of((1,) * document)
+    return Prompt(Tokens.join([opening, rest]), ((2,) * QUESTION,))
 
 
 def preset_of(floor: int, budget: str = "5%") -> Preset:
@@ -37,7 +36,7 @@ def test_without_a_floor_the_same_budget_is_refused() -> None:
 
 def test_questions_that_wait_their_turn_count_in_bytes_and_in_the_estimate() -> None:
     one = prompt_of(4000)
-    five = Prompt(context=one.context, questions=one.questions * 5, protected=one.protected)
+    five = Prompt(one.context, one.questions * 5)
     assert (one.waiting_tokens, five.waiting_tokens) == (0, 5 * QUESTION)
     assert five.flat_len == len(one.context) + 5 * QUESTION
     plans = [make_plan(SPEC, preset_of(0, "128KiB"), prompt, available=2**30) for prompt in (one, five)]

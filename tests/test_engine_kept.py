@@ -12,18 +12,16 @@ from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.engine.context.kept import KeptContext
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.records import PrefillStep
-from uncomp_cli.engine.tokens.messages import Rendered
+from uncomp_cli.engine.tokens.tokens import Tokens
 
 FULL = load_preset("full")
 SMALL = replace(load_preset("unseen"), budget="40%", policy="uniform", profile=None, floor_tokens=0)
 
 
-def text_of(length: int, *, seed: int = 5) -> Rendered:
-    ids = tokens(length, seed)
-    protected = torch.zeros(length, dtype=torch.bool)
-    protected[:6] = True
+def text_of(length: int, *, seed: int = 5) -> Tokens:
     offsets = torch.stack([torch.arange(length), torch.arange(length) + 1], dim=1)
-    return Rendered(ids, protected, torch.arange(length) // 3, offsets, (0,), (0,))
+    words = torch.arange(length) // 3
+    return Tokens.of(tokens(length, seed), protected=torch.arange(length) < 6, words=words, offsets=offsets)
 
 
 def done(steps: Generator[PrefillStep, None, Tensor]) -> Tensor:
@@ -35,11 +33,11 @@ def done(steps: Generator[PrefillStep, None, Tensor]) -> Tensor:
             return result
 
 
-def kept(decoder: Decoder, preset: Preset, text: Rendered, *ends: int) -> tuple[KeptContext, Tensor]:
+def kept(decoder: Decoder, preset: Preset, text: Tokens, *ends: int) -> tuple[KeptContext, Tensor]:
     """A context that read `text` up to each of `ends`, one after another, and the logits behind the last."""
     context = KeptContext(decoder, preset)
     for end in ends:
-        logits = done(context.extend(text.cut(end), reserve=32))
+        logits = done(context.extend(text[:end], reserve=32))
     return context, logits
 
 
@@ -62,9 +60,7 @@ def test_going_back_and_on(family: str) -> None:
     """A text that parts from what was read earlier than its end is as if the end had never been."""
     _, decoder, _ = tiny(family)
     text, other = text_of(150), text_of(150, seed=6)
-    parted = Rendered(
-        text.ids[:100] + other.ids[100:], text.protected, text.words, text.offsets, text.first_chars, text.first_tokens
-    )
+    parted = replace(text, ids=text.ids[:100] + other.ids[100:])
     context, _ = kept(decoder, FULL, text, 90, 150)
     logits = done(context.extend(parted, reserve=32))
     _, fresh = kept(decoder, FULL, parted, 150)
@@ -79,7 +75,7 @@ def test_budget_protected_and_guarded(family: str) -> None:
     context.budget.pinned[200:220] = True
     context.budget.guard_from = 590
     for end in (400, 600):
-        done(context.extend(text_of(600).cut(end), reserve=32))
+        done(context.extend(text_of(600)[:end], reserve=32))
     share = context.survival()
     assert all(float(share[at]) == 1 for at in (*range(6), *range(200, 220), *range(590, 600)))
     assert 0.2 < float(share.mean()) < 0.4

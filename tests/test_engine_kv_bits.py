@@ -27,6 +27,7 @@ from uncomp_cli.engine.read.prefill import PrefillState
 from uncomp_cli.engine.spend.memory import estimate, planned_kv_bytes
 from uncomp_cli.engine.spend.spending import make_plan
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import UncompError
 from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.spec import ModelSpec
@@ -96,7 +97,7 @@ def test_questions_share_one_quantised_context(bits: int) -> None:
     first = decode(decoder, done, FORCED, 0)
     decode(decoder, done, FORCED, 1)
     assert torch.equal(decode(decoder, done, FORCED, 0), first)
-    alone = Prompt(prompt.context, prompt.questions[:1], prompt.protected)
+    alone = Prompt(prompt.context, prompt.questions[:1])
     _, one = read(decoder, [alone], [replace(full_plan(spec, alone), kv_bits=bits)])
     torch.testing.assert_close(decode(decoder, one, FORCED), first, rtol=1e-4, atol=1e-4)
 
@@ -124,7 +125,7 @@ def test_the_peak_is_estimated(bits: int, monkeypatch: pytest.MonkeyPatch) -> No
     prompt = make_prompt(1500, [20], protected=4)
     plan = replace(full_plan(spec, prompt), kv_bits=bits)
     config = ScorerConfig(window=8)
-    ids = torch.tensor([prompt.context + prompt.questions[0]])
+    ids = torch.tensor([[*prompt.context, *prompt.questions[0]]])
 
     def work() -> object:
         cache = RaggedKVCache(
@@ -143,7 +144,7 @@ def preset_of(budget: str, bits: int, policy: str = "uniform") -> Preset:
 
 
 def wide_prompt(context: int, question: int = 20) -> Prompt:
-    return Prompt((1,) * context, ((2,) * question,), torch.arange(context) < 10)
+    return Prompt(Tokens.of((1,) * context, protected=torch.arange(context) < 10), ((2,) * question,))
 
 
 @BITS
@@ -208,7 +209,7 @@ def test_a_byte_budget_is_never_exceeded(
     data: st.DataObject,
 ) -> None:  # fmt: skip
     spec = make_spec(tuple(windows), kv_heads=2, head_dim=head_dim)
-    prompt = Prompt((1,) * context, tuple((2,) * n for n in questions), torch.zeros(context, dtype=torch.bool))
+    prompt = Prompt(Tokens.of((1,) * context), tuple((2,) * n for n in questions))
     try:
         plan = make_plan(spec, preset_of(f"{num_bytes}B", bits), prompt, available=0)
         assume(plan.entries > 0)

@@ -74,7 +74,7 @@ def test_the_loop_is_the_stock_forward(family: str, questions: Sequence[int]) ->
     logits = looped(decoder, prompt)
     assert logits.shape == (len(questions), VOCAB)
     for row, question in zip(logits, prompt.questions, strict=True):
-        assert_same(row, stock_logits(stock, prompt.context + question)[-1])
+        assert_same(row, stock_logits(stock, (*prompt.context, *question))[-1])
 
 
 def test_listed_families_are_supported_and_have_a_case() -> None:
@@ -86,7 +86,7 @@ def test_a_family_that_scales_outside_its_layers_is_not_listed() -> None:
     """Granite multiplies embeddings and divides logits beside the layers: the loop would be another model."""
     stock, decoder, spec = tiny("granite")
     prompt = make_prompt(CONTEXT, [3])
-    expected = stock_logits(stock, prompt.context + prompt.questions[0])[-1]
+    expected = stock_logits(stock, (*prompt.context, *prompt.questions[0]))[-1]
     assert (looped(decoder, prompt)[0] - expected).abs().max() > 0.1
     assert not can_thin(spec)
 
@@ -103,7 +103,7 @@ def test_tokens_that_left_are_masked_from_there_on(family: str) -> None:
     """Each that stays keeps its own position: as in the stock model with a mask in the layers behind the border."""
     stock, decoder, spec = tiny(family)
     prompt = make_prompt(CONTEXT, [QUESTION])
-    ids = prompt.context + prompt.questions[0]
+    ids = (*prompt.context, *prompt.questions[0])
     first = torch.tensor([i for i in range(CONTEXT) if i % 3 != 1] + list(range(CONTEXT, CONTEXT + QUESTION)))
     second = torch.arange(len(first))[5:]
     positions = torch.arange(len(ids))[None]

@@ -60,7 +60,7 @@ def test_the_peak_is_estimated(family: str, kept: float, monkeypatch: pytest.Mon
     entries = int(spec.full_entries(prompt.seq_len) * kept)
     plan = UniformPolicy().plan(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept)
     config = ScorerConfig(window=8)
-    ids = torch.tensor([prompt.context + prompt.questions[0]])
+    ids = torch.tensor([[*prompt.context, *prompt.questions[0]]])
 
     def work() -> Any:
         cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads)

@@ -32,7 +32,7 @@ def test_full_plan_is_the_stock_model(loaded: LoadedModel) -> None:
     text = LICENSE.read_text()[:1700]
     prompt = completion_prompt(loaded.tokenizer, text[:-60], text[-60:], sinks=4)
     assert 250 < prompt.seq_len < 450
-    ids = torch.tensor([prompt.context + prompt.questions[0]])
+    ids = torch.tensor([[*prompt.context, *prompt.questions[0]]])
     model = loaded.model
     model.set_attn_implementation("sdpa")
     stock = model.generate(

@@ -28,28 +28,27 @@ from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.spending import make_plan
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, UsageError
 
 PER_GROUP, PROTECTED, RECENT = HEADS // KV_HEADS, 4, 8
 
 
 def closed(context: int = 30, *questions: int) -> Prompt:
-    prompt = make_prompt(context, questions or [20], protected=PROTECTED)
-    return replace(prompt, words=torch.arange(context) // 3)
+    return make_prompt(context, questions or [20], protected=PROTECTED, words=torch.arange(context) // 3)
 
 
 def test_all_but_the_last_tokens_of_the_question_move_into_the_context() -> None:
     prompt = closed()
     opened = open_question(prompt, recent=8)
     (question,) = prompt.questions
-    assert opened.context == prompt.context + question[:12]
+    assert opened.context.ids == (*prompt.context, *question[:12])
     assert opened.questions == (question[12:],)
     assert opened.asked == 12
     assert (opened.seq_len, opened.flat_len, opened.waiting_tokens) == (50, 50, 0)
     assert opened.always_kept == PROTECTED + 8
-    assert opened.protected.tolist() == [True] * PROTECTED + [False] * 38
-    assert opened.words is not None
-    assert opened.words.tolist() == [*(torch.arange(30) // 3).tolist(), *range(10, 22)]  # each its own word
+    assert opened.context.protected.tolist() == [True] * PROTECTED + [False] * 38
+    assert opened.context.words.tolist() == [*(torch.arange(30) // 3).tolist(), *range(10, 22)]  # each its own word
     assert prompt.asked == 0  # the given one is as it was
 
 
@@ -63,11 +62,9 @@ def test_opening_again_moves_only_what_is_more() -> None:
     once = open_question(closed(), recent=8)
     assert open_question(once, recent=8) is once
     further, direct = open_question(once, recent=3), open_question(closed(), recent=3)
-    assert (further.context, further.questions, further.asked) == (direct.context, direct.questions, 17)
-    assert torch.equal(further.protected, direct.protected)
-    assert further.words is not None
-    assert direct.words is not None
-    assert torch.equal(further.words, direct.words)
+    assert (further.context.ids, further.questions, further.asked) == (direct.context.ids, direct.questions, 17)
+    assert torch.equal(further.context.protected, direct.context.protected)
+    assert torch.equal(further.context.words, direct.context.words)
 
 
 def test_several_questions_are_not_touched() -> None:
@@ -75,13 +72,9 @@ def test_several_questions_are_not_touched() -> None:
     assert open_question(prompt, recent=8) is prompt
 
 
-def test_a_prompt_without_words_or_without_a_context() -> None:
-    opened = open_question(replace(closed(), words=None), recent=8)
-    assert opened.words is None
-    empty = Prompt((), (tokens(10, 1),), torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.int64))
-    opened = open_question(empty, recent=8)
-    assert opened.words is not None
-    assert (len(opened.context), opened.asked, opened.words.tolist()) == (2, 2, [0, 1])
+def test_a_prompt_without_a_context() -> None:
+    opened = open_question(Prompt(Tokens.of(), (tokens(10, 1),)), recent=8)
+    assert (len(opened.context), opened.asked, opened.context.words.tolist()) == (2, 2, [0, 1])
 
 
 @pytest.mark.parametrize("recent", [0, -1])
@@ -96,7 +89,7 @@ def test_kept_in_full_an_opened_question_is_the_stock_model(family: str, recent:
     stock, decoder, spec = shared_tiny(family)
     prompt = closed(30, 20)
     opened = open_question(prompt, recent=recent)
-    ids, forced = prompt.context + prompt.questions[0], tokens(6, 7)
+    ids, forced = (*prompt.context, *prompt.questions[0]), tokens(6, 7)
     expected = stock_logits(stock, ids + forced)
     plan = UniformPolicy().plan(spec, seq_len=50, entries=spec.full_entries(50), protected=opened.always_kept)
     for config in (ScorerConfig(), ScorerConfig("agreement")):

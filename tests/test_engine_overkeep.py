@@ -66,8 +66,9 @@ def words_of(kind: str, length: int) -> Tensor:
 
 
 def prompt_of(context: int = CONTEXT, *questions: int, words: str = "mixed", seed: int = 1) -> Prompt:
-    prompt = make_prompt(context, questions or [QUESTION], seed=seed, protected=PROTECTED)
-    return open_question(replace(prompt, words=words_of(words, context)), recent=RECENT)
+    numbers = words_of(words, context)
+    prompt = make_prompt(context, questions or [QUESTION], seed=seed, protected=PROTECTED, words=numbers)
+    return open_question(prompt, recent=RECENT)
 
 
 def wanted(policy: str, spec: ModelSpec, prompt: Prompt, *, kept: float, kv_bits: int = 16) -> Wanted:
@@ -272,12 +273,11 @@ def test_agreement_is_two_passes_by_hand(policy: str, whole_words: bool, shared:
         assert len({weight for layer in trust for weight in layer}) > 1
     pooled = [pool(scores, kind="mean", width=5) for scores in recorder.scores]
     final = mixed_by_hand(pooled, trust, shared=shared)
-    assert prompt.words is not None
     for layer in range(spec.num_layers):
         for group, count in enumerate(allocation.plan.kept[layer]):
-            scores = worded_by_hand(final[layer][group], prompt.words) if whole_words else final[layer][group]
-            words = prompt.words if whole_words else None
-            (expected,) = select(scores[None], [count - RECENT], protected=prompt.protected, words=words)
+            scores = worded_by_hand(final[layer][group], prompt.context.words) if whole_words else final[layer][group]
+            words = prompt.context.words if whole_words else None
+            (expected,) = select(scores[None], [count - RECENT], protected=prompt.context.protected, words=words)
             positions = done.cache.layer(layer).head(group)[2].tolist()
             assert positions == [*expected.tolist(), *range(prompt.seq_len - RECENT, prompt.seq_len)]
 
@@ -309,7 +309,7 @@ def watch(
         seen.append([[at for at in head if at < len(prompt.context)] for head in heads])
 
     state = PrefillState([prompt], [plan], scorer=recorder, config=config, cache=cache, on_layer=on_layer)
-    ids = torch.tensor([prompt.context + prompt.questions[0]])
+    ids = torch.tensor([[*prompt.context, *prompt.questions[0]]])
     decoder.forward(ids, torch.arange(ids.shape[1])[None], state, 1)
     return seen, cache, recorder
 
@@ -339,11 +339,10 @@ def test_a_part_that_is_held_is_where_the_cut_is_made(policy: str, held: float) 
 
 def torn_words(positions: Tensor, prompt: Prompt) -> int:
     """Words, protected tokens aside, of which a head has a part."""
-    assert prompt.words is not None
     kept = torch.isin(torch.arange(len(prompt.context)), positions)
-    free = ~prompt.protected
-    sizes = torch.bincount(prompt.words[free])
-    left = torch.bincount(prompt.words[free & kept], minlength=len(sizes))
+    free = ~prompt.context.protected
+    sizes = torch.bincount(prompt.context.words[free])
+    left = torch.bincount(prompt.context.words[free & kept], minlength=len(sizes))
     return int(((left > 0) & (left < sizes)).sum())
 
 
@@ -385,7 +384,7 @@ def test_what_is_held_is_ranked_by_what_the_layers_so_far_agree_on() -> None:
         mixed = mixed_by_hand(pooled[: layer + 1], None, shared=0.5)[layer]
         for group in range(spec.num_kv_heads):
             size = math.ceil(0.4 * len(prompt.context))
-            (expected,) = select(mixed[group][None], [size], protected=prompt.protected, words=None)
+            (expected,) = select(mixed[group][None], [size], protected=prompt.context.protected, words=None)
             assert seen[layer][2 * layer + group] == expected.tolist()
 
 

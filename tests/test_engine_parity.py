@@ -22,6 +22,7 @@ from uncomp_cli.engine.forward.families import SUPPORTED_FAMILIES, check_keyword
 from uncomp_cli.engine.read.prefill import prefill
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models.shape import spec_from_config
 from uncomp_cli.spec import ModelSpec
@@ -74,7 +75,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 LENGTHS = [(3, 2), (WINDOW, 1), (20, 5), (5, 11), (40, 3)]
 """(context, question) tokens: inside, at and beyond the window; a question longer than the window."""
 
-Tokens = tuple[int, ...]
+Ids = tuple[int, ...]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -104,16 +105,15 @@ def shared_tiny(family: str) -> tuple[Any, Decoder, ModelSpec]:
     return tiny(family)
 
 
-def tokens(count: int, seed: int) -> Tokens:
+def tokens(count: int, seed: int) -> Ids:
     return tuple(torch.randint(3, VOCAB, (count,), generator=torch.Generator().manual_seed(seed)).tolist())
 
 
-def make_prompt(context: int, questions: Sequence[int], *, seed: int = 1, protected: int = 0) -> Prompt:
-    return Prompt(
-        context=tokens(context, seed),
-        questions=tuple(tokens(count, seed + 100 + i) for i, count in enumerate(questions)),
-        protected=torch.arange(context) < protected,
-    )
+def make_prompt(
+    context: int, questions: Sequence[int], *, seed: int = 1, protected: int = 0, words: Tensor | None = None
+) -> Prompt:
+    text = Tokens.of(tokens(context, seed), protected=torch.arange(context) < protected, words=words)
+    return Prompt(text, tuple(tokens(count, seed + 100 + i) for i, count in enumerate(questions)))
 
 
 def full_plan(spec: ModelSpec, prompt: Prompt) -> BudgetPlan:
@@ -146,7 +146,7 @@ def decode(decoder: Decoder, done: Context, forced: Tensor, question: int = 0) -
 
 
 @torch.no_grad()
-def stock_logits(stock: Any, ids: Tokens) -> Tensor:
+def stock_logits(stock: Any, ids: Ids) -> Tensor:
     """Logits [S, vocab] of one whole sequence."""
     logits: Tensor = stock(torch.tensor([ids]), use_cache=False).logits[0]
     return logits
@@ -167,7 +167,7 @@ def test_full_plan_is_the_stock_model(family: str, lengths: tuple[int, int]) -> 
     stock, decoder, spec = shared_tiny(family)
     prompt = make_prompt(lengths[0], [lengths[1]])
     _, done = read(decoder, [prompt], [full_plan(spec, prompt)])
-    prompt_ids, forced = prompt.context + prompt.questions[0], tokens(DECODED, 7)
+    prompt_ids, forced = (*prompt.context, *prompt.questions[0]), tokens(DECODED, 7)
     expected = stock_logits(stock, prompt_ids + forced)
     assert expected.abs().max() > 0.5
     assert_same(done.logits, expected[len(prompt_ids) - 1][None])
@@ -182,7 +182,7 @@ def test_a_batch_is_its_rows(family: str) -> None:
     _, batch = read(decoder, prompts, [full_plan(spec, prompt) for prompt in prompts])
     decoded = decode(decoder, batch, forced)
     for row, prompt in enumerate(prompts):
-        ids = prompt.context + prompt.questions[0]
+        ids = (*prompt.context, *prompt.questions[0])
         expected = stock_logits(stock, ids + tuple(forced[row].tolist()))
         assert_same(batch.logits[row], expected[len(ids) - 1])
         assert_same(decoded[row], expected[len(ids) :])
@@ -198,7 +198,7 @@ def test_questions_over_one_prefill_are_separate_runs(family: str) -> None:
     _, done = read(decoder, [prompt], [full_plan(spec, prompt)])
     assert done.logits.shape == (3, VOCAB)
     for question in (2, 0, 1, 0):  # any order, and one of them again
-        ids = prompt.context + prompt.questions[question]
+        ids = (*prompt.context, *prompt.questions[question])
         forced = tokens(DECODED, 50 + question)
         expected = stock_logits(stock, ids + forced)
         assert_same(done.logits[question], expected[len(ids) - 1])
@@ -212,7 +212,7 @@ def test_several_new_tokens_at_once(family: str) -> None:
     prompt = make_prompt(20, [4])
     _, done = read(decoder, [prompt], [full_plan(spec, prompt)])
     done.begin_question()
-    ids, turn = prompt.context + prompt.questions[0], tokens(11, 9)
+    ids, turn = (*prompt.context, *prompt.questions[0]), tokens(11, 9)
     positions = done.next_positions() + torch.arange(len(turn))
     logits = decoder.forward(torch.tensor([turn]), positions, AppendState(done.cache, positions), len(turn))
     assert_same(logits[0], stock_logits(stock, ids + turn)[len(ids) :])
@@ -223,7 +223,7 @@ def test_sliding_prefill_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     stock, decoder, spec = shared_tiny("mistral-sliding")
     prompt = make_prompt(40, [3])
     _, done = read(decoder, [prompt], [full_plan(spec, prompt)])
-    assert_same(done.logits[0], stock_logits(stock, prompt.context + prompt.questions[0])[-1])
+    assert_same(done.logits[0], stock_logits(stock, (*prompt.context, *prompt.questions[0]))[-1])
 
 
 def test_a_batch_with_several_questions_is_refused() -> None:

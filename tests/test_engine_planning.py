@@ -39,8 +39,7 @@ def preset_of(
 
 
 def prompt_of(*questions: int, context: int = CONTEXT) -> Prompt:
-    prompt = make_prompt(context, questions or [20], protected=6)
-    return replace(prompt, words=words_of(context))
+    return make_prompt(context, questions or [20], protected=6, words=words_of(context))
 
 
 def full_bytes(prompt: Prompt) -> int:

@@ -98,7 +98,7 @@ def test_the_model_sees_a_text_of_what_is_held(family: str) -> None:
         logits = decoder.forward(ids, positions, state, 1)[0, -1]
         state.finish()
     assert len(held) < chunk.first
-    everything = prompt.context + prompt.questions[0]
+    everything = (*prompt.context, *prompt.questions[0])
     left = [*(everything[i] for i in held), *everything[chunk.first :]]
     with torch.no_grad():
         assert_same(logits, stock(torch.tensor([left])).logits[0, -1])

@@ -82,7 +82,7 @@ def test_what_must_stay_is_there() -> None:
     prompt = prompt_of()
     done = reread(prompt, allocation_of("uniform", shared_tiny("llama")[2], prompt, kept=0.6), most=PASSAGE_TOKENS)
     asked = set(range(len(prompt.context) - prompt.asked, prompt.seq_len))
-    assert {*prompt.protected.nonzero()[:, 0].tolist(), *asked} <= set(held(done))
+    assert {*prompt.context.protected.nonzero()[:, 0].tolist(), *asked} <= set(held(done))
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])

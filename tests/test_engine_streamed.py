@@ -35,8 +35,9 @@ POLICIES = ["uniform", "pyramid", "adaptive", "zigzag", "uncertain:by=entropy", 
 
 
 def prompt_of(*questions: int, context: int = CONTEXT, words: bool = True, seed: int = 1) -> Prompt:
-    prompt = make_prompt(context, questions or [QUESTION], seed=seed, protected=PROTECTED)
-    return open_question(replace(prompt, words=words_of(context)) if words else prompt, recent=8)
+    numbers = words_of(context) if words else None
+    prompt = make_prompt(context, questions or [QUESTION], seed=seed, protected=PROTECTED, words=numbers)
+    return open_question(prompt, recent=8)
 
 
 def allocation_of(policy: str, spec: ModelSpec, prompt: Prompt, *, kept: float, kv_bits: int = 16) -> Allocation:
@@ -55,7 +56,7 @@ def assert_as_planned(done: Context, plan: BudgetPlan, prompt: Prompt) -> None:
     else:
         assert tuple(lengths) == plan.kept
     assert done.cache.entries == plan.entries
-    always = {*prompt.protected.nonzero()[:, 0].tolist(), *range(len(prompt.context), prompt.seq_len)}
+    always = {*prompt.context.protected.nonzero()[:, 0].tolist(), *range(len(prompt.context), prompt.seq_len)}
     for head in (head for layer in at for head in layer):
         assert head.tolist() == sorted(set(head.tolist()))
         assert always <= set(head.tolist())
@@ -124,7 +125,7 @@ def test_what_is_there_decodes_like_a_mask(policy: str) -> None:
     kept = BudgetPlan(prompt.seq_len, ((prompt.seq_len,) * 2,) * (spec.num_layers - 1) + ((30, 20),))
     allocation = Allocation(replace(kept, head_floor=0.2) if policy == "adaptive" else kept)
     _, done = streamed(decoder, prompt, allocation, replace(CONFIG, window=4), chunk=60)
-    forced, ids = tokens(DECODED, 7), prompt.context + prompt.questions[0]
+    forced, ids = tokens(DECODED, 7), (*prompt.context, *prompt.questions[0])
     there = [[{at for at in head.tolist() if at < 60} for head in layer] for layer in positions_of(done.cache)]
     expected = masked_logits(stock, ids + forced, DenseOracle(there, context=60, masked_from=len(ids)))
     assert_same(decode(decoder, done, torch.tensor([forced]))[0], expected[len(ids) :])

@@ -23,6 +23,7 @@ from uncomp_cli.engine.read.thinner import LEAST_TOKENS, Thinner
 from uncomp_cli.engine.spend.allocation import Allocation, Wanted
 from uncomp_cli.engine.spend.compression import make_thinner
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.spec import ModelSpec
 
 CONTEXT, PROTECTED, QUESTION, LAYERS = 800, 6, 20, 4
@@ -31,8 +32,9 @@ GATHER = "gather:after=2,keep=0.5"
 
 
 def prompt_of(*questions: int, context: int = CONTEXT, words: bool = True, seed: int = 1) -> Prompt:
-    prompt = make_prompt(context, questions or [QUESTION], seed=seed, protected=PROTECTED)
-    return open_question(replace(prompt, words=words_of(context)) if words else prompt, recent=8)
+    numbers = words_of(context) if words else None
+    prompt = make_prompt(context, questions or [QUESTION], seed=seed, protected=PROTECTED, words=numbers)
+    return open_question(prompt, recent=8)
 
 
 def full(spec: ModelSpec, prompt: Prompt) -> Allocation:
@@ -85,11 +87,10 @@ def test_words_go_or_stay_as_one(whole: bool) -> None:
     prompt = prompt_of()
     _, done = streamed(decoder, prompt, full(spec, prompt), replace(CONFIG, whole_words=whole), thin=GATHER)
     there = text_positions(spec, positions_of(done.cache), prompt)[-1]
-    assert prompt.words is not None
     torn = 0
-    for word in prompt.words.unique().tolist():
-        tokens_of = set((prompt.words == word).nonzero()[:, 0].tolist())
-        free = {at for at in tokens_of if not prompt.protected[at]}
+    for word in prompt.context.words.unique().tolist():
+        tokens_of = set((prompt.context.words == word).nonzero()[:, 0].tolist())
+        free = {at for at in tokens_of if not prompt.context.protected[at]}
         torn += 0 < len(free & there) < len(free)
     assert torn <= 1 if whole else torn > 10
 
@@ -106,7 +107,7 @@ def test_a_thinned_prompt_is_the_stock_model_with_masks(family: str, questions: 
         done.begin_question(question)
         there = text_positions(spec, positions_of(done.cache), prompt)
         assert len(there[3]) == LEAST_TOKENS < length
-        ids, forced = prompt.context + asked, tokens(4, 7)
+        ids, forced = (*prompt.context, *asked), tokens(4, 7)
         oracle = DenseOracle([[layer] * spec.num_kv_heads for layer in there], context=length, masked_from=0)
         expected = masked_logits(stock, ids + forced, oracle)
         assert_same(done.logits[question], expected[len(ids) - 1])
@@ -190,7 +191,7 @@ def test_thinned_and_cut_to_a_budget() -> None:
 
 def test_a_question_without_a_document() -> None:
     _, decoder, spec = tiny("llama")
-    bare = Prompt(context=(), questions=(tokens(300, 1),), protected=torch.zeros(0, dtype=torch.bool))
+    bare = Prompt(Tokens.of(), (tokens(300, 1),))
     prompt = open_question(bare, recent=8)
     _, done = streamed(decoder, prompt, full_plan(spec, prompt), CONFIG, thin=GATHER)
     assert done.hidden_kept == (1.0,) * LAYERS

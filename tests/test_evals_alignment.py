@@ -89,7 +89,7 @@ def test_fidelity_is_that_of_two_sessions(loaded: LoadedModel, decoder: Decoder)
 @pytest.mark.parametrize("system", [None, "", "Answer in one word."])
 def test_evidence_is_the_fact_in_text_and_in_chat(loaded: LoadedModel, decoder: Decoder, system: str | None) -> None:
     case: Case = read_case(decoder, loaded.tokenizer, fact_sample(system=system))
-    ids = [case.prompt.context[i] for i in case.evidence.tolist()]
+    ids = [case.prompt.context.ids[i] for i in case.evidence.tolist()]
     assert loaded.tokenizer.decode(ids).strip() == FACT
 
 

@@ -143,8 +143,7 @@ def test_a_conversation_is_judged_as_it_is_held(loaded: LoadedModel) -> None:
     ]
     assert [turn.coverage for turn in turns] == [1.0] * 3
     assert not any(turn.reread for turn in turns)
-    assert session.rendered is not None
-    expected = nll_in_one_pass(loaded, session.rendered.ids, sample.queries[-1].answer)
+    expected = nll_in_one_pass(loaded, session.tokens.ids, sample.queries[-1].answer)
     assert turns[-1].nll == pytest.approx(expected, abs=1e-3)
 
 

@@ -144,7 +144,7 @@ def test_the_key_changes_with_what_is_kept(tiny: LoadedModel, change: dict[str, 
 
 def test_the_key_changes_with_text_system_prompt_pins_and_limits(tiny: LoadedModel) -> None:
     prompt, session = prompt_of(tiny), session_of(tiny)
-    pinned = replace(prompt, protected=prompt.protected | (torch.arange(len(prompt.context)) == 99))
+    pinned = replace(prompt, context=prompt.context.guarded(torch.arange(len(prompt.context)) == 99))
     capped = session_of(tiny, limits=Limits(kv_bytes=10 * 2**20))
     keys = {
         session.origin(prompt).key,

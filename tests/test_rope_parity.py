@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausa
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.models.extension import parse_rope
 from uncomp_cli.models.loading import LoadedModel, load_model
 from uncomp_cli.models.rope_application import use_rope
@@ -95,8 +96,7 @@ def text(length: int) -> Tensor:
 def prompt_of(ids: Tensor) -> Prompt:
     """All of a text but its answer; the last tokens before that are the question."""
     asked = tuple(ids[:-ANSWER].tolist())
-    context = asked[:-QUESTION]
-    return Prompt(context, (asked[-QUESTION:],), protected=torch.zeros(len(context), dtype=torch.bool))
+    return Prompt(Tokens.of(asked[:-QUESTION]), (asked[-QUESTION:],))
 
 
 def assert_is_stock(decoder: Decoder, done: Context, ids: Tensor, expected: Tensor) -> None:

@@ -15,7 +15,7 @@ from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.engine.context.kept import KeptContext
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.spend.context_memory import check_context, context_bytes
-from uncomp_cli.engine.tokens.messages import Rendered
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.models.extension import LONGEST, RopeChoice, parse_rope
 from uncomp_cli.models.footprint import footprint
@@ -184,14 +184,8 @@ def test_a_position_past_the_regime_is_an_error(model_dir: Path) -> None:
         rotary(torch.zeros(1), torch.tensor([[3, TRAINED]]))
 
 
-def rendered(length: int) -> Rendered:
-    ids = tuple(text(LONG).tolist()[:length])
-    nothing = torch.full((length, 2), -1)
-    return Rendered(ids, torch.zeros(length, dtype=torch.bool), torch.arange(length), nothing, (), ())
-
-
 def grow(kept: KeptContext, length: int) -> torch.Tensor:
-    steps = kept.extend(rendered(length), reserve=0)
+    steps = kept.extend(Tokens.of(text(LONG).tolist()[:length]), reserve=0)
     while True:
         try:
             next(steps)

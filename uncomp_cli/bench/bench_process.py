@@ -18,6 +18,7 @@ from uncomp_cli.bench.contenders import Timed, run_stock, run_uncomp
 from uncomp_cli.bench.measurement import Job, Measurement, encode_error
 from uncomp_cli.engine.spend.memory import peak_bytes, reset_peak, resident_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import OutOfMemoryError, UncompError, is_out_of_memory
 from uncomp_cli.models.loading import LoadedModel, load_model
 
@@ -70,7 +71,7 @@ def _warm_up_prompt(job: Job) -> Prompt:
     """The first tokens of the job's prompt, with the last of them as the question."""
     ids = (*job.context, *job.question)[:_WARM_UP_TOKENS]
     context, question = ids[:-_WARM_UP_QUESTION] or ids[:1], ids[-_WARM_UP_QUESTION:]
-    return Prompt(context, (question,), torch.zeros(len(context), dtype=torch.bool))
+    return Prompt(Tokens.of(context), (question,))
 
 
 def _device_name(device: torch.device) -> str:

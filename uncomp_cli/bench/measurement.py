@@ -15,6 +15,7 @@ from uncomp_cli import errors
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import Limits
 from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import UncompError
 
 __all__ = ["Arm", "Job", "Measurement", "decode_result", "encode_error"]
@@ -39,7 +40,7 @@ class Job:
     context: tuple[int, ...]
     question: tuple[int, ...]
     protected: tuple[bool, ...]
-    words: tuple[int, ...] | None
+    words: tuple[int, ...]
     preset: Preset | None
     new_tokens: int
     limits: Limits = field(default_factory=Limits)
@@ -48,8 +49,8 @@ class Job:
     @property
     def prompt(self) -> Prompt:
         """The prompt as the engine takes it."""
-        words = None if self.words is None else torch.tensor(self.words, dtype=torch.int64)
-        return Prompt(self.context, (self.question,), torch.tensor(self.protected, dtype=torch.bool), words)
+        protected, words = torch.tensor(self.protected, dtype=torch.bool), torch.tensor(self.words, dtype=torch.int64)
+        return Prompt(Tokens.of(self.context, protected=protected, words=words), (self.question,))
 
     def to_json(self) -> str:
         """One line."""

@@ -180,7 +180,7 @@ def _sources(documents: DocumentSet) -> list[Source]:
 
 def places_of(documents: DocumentSet, prompt: "Prompt") -> Places:
     """Where the lines of the documents are among the tokens of the prompt made of them."""
-    return Places(_sources(documents), [] if prompt.offsets is None else prompt.offsets.tolist())
+    return Places(_sources(documents), prompt.context.offsets.tolist())
 
 
 def pins_in(job: AskJob, documents: DocumentSet) -> tuple[Pin, ...]:

@@ -61,7 +61,7 @@ def show_plan(
         pins = pins_in(job, documents)
         if pins:
             unpinned, _ = build_prompt(job.without_pins(), documents, questions, tokenizer, spec, preset)
-            record["pinned_tokens"] = int(prompt.protected.sum()) - int(unpinned.protected.sum())
+            record["pinned_tokens"] = int(prompt.context.protected.sum()) - int(unpinned.context.protected.sum())
             if refusal is not None:
                 refusal = blame(refusal, pins, prompt, unpinned, plan=partial(_plan_or_raise, job, preset, machine))
                 record["refusal"] = refusal.message

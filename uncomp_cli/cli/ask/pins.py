@@ -67,9 +67,9 @@ def protect(prompt: "Prompt", tokens: Sequence[int]) -> "Prompt":
     """The prompt with these context tokens protected."""
     if not tokens:
         return prompt
-    protected = prompt.protected.clone()
+    protected = prompt.context.protected.clone()
     protected[list(tokens)] = True
-    return replace(prompt, protected=protected)
+    return replace(prompt, context=replace(prompt.context, protected=protected))
 
 
 def blame(
@@ -87,6 +87,6 @@ def blame(
         plan(unpinned)
     except DoesNotFitError:
         return error
-    num_tokens = int(pinned.protected.sum()) - int(unpinned.protected.sum())
+    num_tokens = int(pinned.context.protected.sum()) - int(unpinned.context.protected.sum())
     message = f"{error.message}; {num_tokens:,} of them are pinned: {', '.join(map(str, pins))}"
     return DoesNotFitError(message, hint=f"pin fewer lines, or {error.hint}" if error.hint else "pin fewer lines")

@@ -84,12 +84,12 @@ def places_of(chat: Chat) -> "Places | None":
     """The places of documents and earlier questions among the tokens of the latest turn; None before any."""
     from uncomp_cli.documents.places import Places
 
-    rendered = chat.session.rendered
-    if rendered is None:
+    tokens = chat.session.tokens
+    if not len(tokens):
         return None
     # What was taken back or moved since is not where it was.
     found = [each for each in sources(chat.dialogue) if chat.read_text.startswith(each.text.strip(), each.first_char)]
-    return Places(found, rendered.offsets.tolist())
+    return Places(found, tokens.offsets.tolist())
 
 
 def show_evidence(chat: Chat, _: str) -> None:

@@ -104,10 +104,11 @@ def _plan(preset: "Preset", profile: "UncertaintyProfile", tokens: int, terminal
         from uncomp_cli.engine.spend.memory import free_bytes
         from uncomp_cli.engine.spend.spending import make_plan
         from uncomp_cli.engine.tokens.prompt import Prompt
+        from uncomp_cli.engine.tokens.tokens import Tokens
 
         question = min(preset.scorer.recent, tokens - 1)
         protected = torch.arange(tokens - question) < preset.scorer.sinks
-        prompt = Prompt((0,) * (tokens - question), ((0,) * question,), protected)
+        prompt = Prompt(Tokens.of((0,) * (tokens - question), protected=protected), ((0,) * question,))
         available = free_bytes(torch.device("cpu"))
         return make_plan(spec, preset, prompt, available=available)
 

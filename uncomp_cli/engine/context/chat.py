@@ -28,7 +28,8 @@ from uncomp_cli.engine.look.attended import attended_by
 from uncomp_cli.engine.look.watching import AnswerWatch, Watched, held_in, watched
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
 from uncomp_cli.engine.spend.memory import peak_bytes, reset_peak
-from uncomp_cli.engine.tokens.messages import Message, Rendered, render_messages
+from uncomp_cli.engine.tokens.messages import Message, Script, render_messages
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.engine.write.generate import generate, stop_tokens
 from uncomp_cli.engine.write.sampling import Sampler
 from uncomp_cli.errors import DoesNotFitError
@@ -53,7 +54,7 @@ class _Turn:
 class ChatSession:
     """A chat over what is kept of it.
 
-    `stats`, `answer_ids` and `rendered` are those of the latest turn, also when it was interrupted; `notes` what was
+    `stats`, `answer_ids` and `tokens` are those of the latest turn, also when it was interrupted; `notes` what was
     done in it that was not asked for. `pinned` are ranges of characters in the texts of all messages, one behind the
     other, that are never evicted. Nothing is read again for a question while `recalls` is False. `watched` is what is
     watched while an answer is written, `watching` the watch of the latest one.
@@ -74,7 +75,7 @@ class ChatSession:
         self.decoder = Decoder(loaded.model, loaded.spec, matmul=matmul)
         self.stats: RunStats | None = None
         self.answer_ids: list[int] = []
-        self.rendered: Rendered | None = None
+        self.tokens = Tokens.of()
         self.notes: list[str] = []
         self.pinned: tuple[tuple[int, int], ...] = ()
         self.recalls = True
@@ -127,27 +128,27 @@ class ChatSession:
     def turn(self, messages: Sequence[Message]) -> Iterator[PrefillStep | DecodeStep]:
         """Answer the last of `messages`; raises DoesNotFitError before any work when the context is full."""
         self.stats, self.answer_ids = None, []
-        rendered = render_messages(self.loaded.tokenizer, messages)
-        room = self._room(rendered)
-        asked, held = _question_from(rendered, messages[-1]), len(self.context)
-        pins = [tokens_of(rendered.offsets, pin) for pin in self.pinned]
+        script = render_messages(self.loaded.tokenizer, messages)
+        text, room = script.tokens, self._room(script.tokens)
+        asked, held = _question_from(script, messages[-1]), len(self.context)
+        pins = [tokens_of(text.offsets, pin) for pin in self.pinned]
         if not self.context.can_recall and self._lost(pins):
             self.context.clear()
-        wanted = self._passages(rendered, messages, common=self.context.common(rendered), asked=asked)
+        wanted = self._passages(text, messages, common=self.context.common(text), asked=asked)
         self.context.budget.guard_from = asked
-        self.context.budget.pinned = _mask(len(rendered), [*pins, *wanted])
+        self.context.budget.pinned = _mask(len(text), [*pins, *wanted])
         self.context.answer_tokens = self.sampling.max_new_tokens
-        steps = self.context.extend(rendered, reserve=BLOCK_TOKENS)
+        steps = self.context.extend(text, reserve=BLOCK_TOKENS)
         if held and not len(self.context):
             self.notes.append("the conversation is read again from its text")
-        self.rendered = rendered
-        turn = _Turn(prompt_tokens=len(rendered), cached_tokens=len(self.context), spans=[*pins, *wanted])
+        self.tokens = text
+        turn = _Turn(prompt_tokens=len(text), cached_tokens=len(self.context), spans=[*pins, *wanted])
         return self._run(turn, steps, min(room, self.sampling.max_new_tokens))
 
     def check_pins(self) -> None:
         """Raise DoesNotFitError when the budget cannot hold what is pinned of what was read."""
-        if self.rendered is not None and len(self.context):
-            pins = [tokens_of(self.rendered.offsets, pin) for pin in self.pinned]
+        if len(self.tokens) and len(self.context):
+            pins = [tokens_of(self.tokens.offsets, pin) for pin in self.pinned]
             self.context.check_pinned(_mask(len(self.context), pins))
 
     def read_ahead(self, messages: Sequence[Message]) -> Iterator[PrefillStep]:
@@ -155,9 +156,9 @@ class ChatSession:
 
         Raises DoesNotFitError before any work when the context is full.
         """
-        rendered = render_messages(self.loaded.tokenizer, messages)
-        self._room(rendered)
-        return self._read_on(_first_part(rendered, messages[-1]))
+        script = render_messages(self.loaded.tokenizer, messages)
+        self._room(script.tokens)
+        return self._read_on(_first_part(script, messages[-1]))
 
     def reread(self, messages: Sequence[Message]) -> Iterator[PrefillStep]:
         """Read all of `messages` anew. Raises DoesNotFitError before any work when the context is full."""
@@ -165,21 +166,21 @@ class ChatSession:
         return self.read_ahead(messages)
 
     def survival(self) -> Tensor:
-        """The share [S] of heads that still hold each token of `rendered`."""
-        share, length = self.context.survival(), 0 if self.rendered is None else len(self.rendered)
+        """The share [S] of heads that still hold each token of `tokens`."""
+        share, length = self.context.survival(), len(self.tokens)
         return pad(share[:length], (0, max(0, length - len(share))))
 
     def attended(self) -> Tensor:
-        """Attention [S] of the latest answer on each token of `rendered`, by the heads that are trusted; no sinks."""
-        if self.rendered is None or not self.answer_ids or len(self.context) < len(self.rendered):
-            return torch.zeros(0 if self.rendered is None else len(self.rendered))
-        first = len(self.rendered) - 1
-        ids = [self.rendered.ids[first], *self.answer_ids[:-1]]
+        """Attention [S] of the latest answer on each token of `tokens`, by the heads that are trusted; no sinks."""
+        if not (len(self.tokens) and self.answer_ids) or len(self.context) < len(self.tokens):
+            return torch.zeros(len(self.tokens))
+        first = len(self.tokens) - 1
+        ids = [self.tokens.ids[first], *self.answer_ids[:-1]]
         sinks = self.preset.scorer.sinks
         mass = attended_by(self.decoder, self.context.cache, ids, first, heads=self.context.trust(), sinks=sinks)
         return pad(mass, (0, 1))
 
-    def _passages(self, rendered: Rendered, messages: Sequence[Message], *, common: int, asked: int) -> list[range]:
+    def _passages(self, tokens: Tokens, messages: Sequence[Message], *, common: int, asked: int) -> list[range]:
         """Tokens, in front of token `asked`, of passages that the question points at and that are mostly not held.
 
         Those behind token `common` are yet to be read, and will be held when they are.
@@ -190,9 +191,7 @@ class ChatSession:
         question = messages[-1].parts[-1] if messages[-1].parts else messages[-1].text
         held = self.context.survival()[: min(common, asked)]
         survival = pad(held, (0, asked - len(held)))
-        return missing_passages(
-            text[: len(text) - len(question)], question, offsets=rendered.offsets, survival=survival
-        )
+        return missing_passages(text[: len(text) - len(question)], question, offsets=tokens.offsets, survival=survival)
 
     def _lost(self, spans: Sequence[range]) -> list[range]:
         """Those of `spans` that were read and that not every head holds whole."""
@@ -207,22 +206,22 @@ class ChatSession:
             self.context.recall(lost)
             self.notes.append(recall_note(lost, time.perf_counter() - begun))
 
-    def _read_on(self, rendered: Rendered) -> Generator[PrefillStep, None, None]:
-        self.context.budget.guard_from = len(rendered)
-        self.context.budget.pinned = _mask(len(rendered), [tokens_of(rendered.offsets, pin) for pin in self.pinned])
-        self.rendered = rendered
-        yield from self.context.extend(rendered, reserve=BLOCK_TOKENS)
+    def _read_on(self, tokens: Tokens) -> Generator[PrefillStep, None, None]:
+        self.context.budget.guard_from = len(tokens)
+        self.context.budget.pinned = _mask(len(tokens), [tokens_of(tokens.offsets, pin) for pin in self.pinned])
+        self.tokens = tokens
+        yield from self.context.extend(tokens, reserve=BLOCK_TOKENS)
 
-    def _room(self, rendered: Rendered) -> int:
+    def _room(self, tokens: Tokens) -> int:
         """Tokens that an answer may have."""
         limit = self.loaded.spec.trained_length
-        if len(rendered) >= limit:
+        if len(tokens) >= limit:
             raise DoesNotFitError(
-                f"the conversation would have {len(rendered):,} tokens, the context holds {limit:,}",
+                f"the conversation would have {len(tokens):,} tokens, the context holds {limit:,}",
                 hint="ask something shorter, /undo the latest turns, start again with /clear, or leave and come back "
                 "with a larger --rope",
             )
-        return limit - len(rendered)
+        return limit - len(tokens)
 
     def _run(
         self, turn: _Turn, prefill: Generator[PrefillStep, None, Tensor], max_new_tokens: int
@@ -281,21 +280,21 @@ def _mask(length: int, spans: Sequence[range]) -> Tensor:
     return mask
 
 
-def _question_from(rendered: Rendered, message: Message) -> int:
+def _question_from(script: Script, message: Message) -> int:
     """The first token of the last part of the last message."""
     last = len(message.parts[-1]) if message.parts else len(message.text)
-    return _token_at(rendered, rendered.first_chars[-1] + len(message.text) - last)
+    return _token_at(script, script.first_chars[-1] + len(message.text) - last)
 
 
-def _first_part(rendered: Rendered, message: Message) -> Rendered:
+def _first_part(script: Script, message: Message) -> Tokens:
     """All up to the end of the first part of the last message."""
     first = len(message.parts[0]) if message.parts else len(message.text)
-    return rendered.cut(_token_at(rendered, rendered.first_chars[-1] + first))
+    return script.tokens[: _token_at(script, script.first_chars[-1] + first)]
 
 
-def _token_at(rendered: Rendered, char: int) -> int:
+def _token_at(script: Script, char: int) -> int:
     """The first token at or behind a character of the last message; its end where there is none."""
-    of_message = torch.arange(len(rendered)) >= rendered.first_tokens[-1]
-    before = of_message & (rendered.offsets[:, 0] >= 0) & (rendered.offsets[:, 0] < char)
+    of_message, first = torch.arange(len(script)) >= script.first_tokens[-1], script.tokens.offsets[:, 0]
+    before = of_message & (first >= 0) & (first < char)
     found = before.nonzero()
-    return int(found[-1]) + 1 if len(found) else rendered.first_tokens[-1]
+    return int(found[-1]) + 1 if len(found) else script.first_tokens[-1]

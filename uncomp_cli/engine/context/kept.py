@@ -35,8 +35,7 @@ from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.memory import activation_bytes, free_bytes
 from uncomp_cli.engine.spend.spending import scorer_config
 from uncomp_cli.engine.spend.text_budget import Counts, TextBudget
-from uncomp_cli.engine.tokens.messages import Rendered
-from uncomp_cli.engine.tokens.remembered import Remembered
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
 
@@ -80,60 +79,60 @@ class KeptContext:
 
     def __len__(self) -> int:
         """Tokens that were read, kept or not."""
-        return len(self.remembered.ids)
+        return len(self.tokens)
 
     def clear(self) -> None:
         """Forget everything."""
         spec = self.spec
-        self.remembered = Remembered.nothing()
+        self.tokens = Tokens.of()
         self.cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads)
 
-    def common(self, rendered: Rendered) -> int:
-        """How many first tokens of `rendered`, its last one left out, need not be read."""
-        common = self.remembered.common(rendered.ids[:-1])
+    def common(self, text: Tokens) -> int:
+        """How many first tokens of `text`, its last one left out, need not be read."""
+        common = self.tokens.common(text.ids[:-1])
         windows = [window for window in self.spec.sliding_windows if window is not None]
         # A sliding layer has dropped what a shorter text would still see.
         return 0 if windows and common < len(self) > min(windows) else common
 
-    def read(self, rendered: Rendered, *, reserve: int) -> Generator[PrefillStep, None, Tensor]:
+    def read(self, text: Tokens, *, reserve: int) -> Generator[PrefillStep, None, Tensor]:
         """Read a text anew; returns the logits [1, vocab] behind it.
 
         Raises DoesNotFitError before any work when it does not fit.
         """
-        text, available = Remembered.of(rendered), self._available()
+        available = self._available()
         prompt = self.budget.prompt(text, available=available)
         preset = self.budget.preset_for(prompt, text)
         planned = plan_compression(self.spec, preset, prompt, available=available, limits=self.limits)
         self.clear()
 
         def run() -> Generator[PrefillStep, None, Tensor]:
-            self.decoder.fix_regime(self._tokens_behind(len(text.ids)))
+            self.decoder.fix_regime(self._tokens_behind(len(text)))
             self._regime = self.decoder.regime_tokens
             result = yield from read_compressed(self.decoder, planned)
-            self.cache, self.remembered = result.cache, text
+            self.cache, self.tokens = result.cache, text
             self.budget.uncertainty = planned.allocation.uncertainty
-            self._measured_live_on = len(text.ids) if planned.allocation.live else None
+            self._measured_live_on = len(text) if planned.allocation.live else None
             self.fit(reserve)
             return result.logits
 
         return run()
 
-    def extend(self, rendered: Rendered, *, reserve: int) -> Generator[PrefillStep, None, Tensor]:
-        """Read what `rendered` has beyond what was read of it; returns the logits [1, vocab] behind it.
+    def extend(self, text: Tokens, *, reserve: int) -> Generator[PrefillStep, None, Tensor]:
+        """Read what `text` has beyond what was read of it; returns the logits [1, vocab] behind it.
 
         Raises DoesNotFitError before any work when it does not fit.
         """
-        common = self.common(rendered)
-        if common == 0 or self._outgrown(rendered, reserve) or not self._turned_for(len(rendered)):
-            return self.read(rendered, reserve=reserve)
-        counts = self._counts(Remembered.of(rendered), reserve)  # refuses a budget that is too small
-        self._check_memory(len(rendered) - common)
+        common = self.common(text)
+        if common == 0 or self._outgrown(text, reserve) or not self._turned_for(len(text)):
+            return self.read(text, reserve=reserve)
+        counts = self._counts(text, reserve)  # refuses a budget that is too small
+        self._check_memory(len(text) - common)
         self.forget_from(common)
-        return self._append(rendered, counts, reserve)
+        return self._append(text, counts, reserve)
 
     def forget_from(self, position: int) -> None:
         """Forget the tokens from logical `position` on, and give their memory back when it is most of what there is."""
-        self.remembered = self.remembered.cut(position)
+        self.tokens = self.tokens[:position]
         self.cache.forget_from(position)
         heads = self.spec.num_layers * self.spec.num_kv_heads
         needed = self.cache.entries + 2 * heads * self.cache.config.min_slack
@@ -142,11 +141,11 @@ class KeptContext:
 
     def appended(self, token: int) -> None:
         """Remember a generated token, whose keys and values have been put into the cache."""
-        self.remembered = self.remembered.with_token(token)
+        self.tokens = Tokens.join([self.tokens, Tokens.of([token])])
 
     def fit(self, reserve: int) -> None:
         """Cut the cache so that it stays in its budget when `reserve` tokens more are put behind it."""
-        self._cut(self.remembered, self._counts(self.remembered, reserve), reserve)
+        self._cut(self.tokens, self._counts(self.tokens, reserve), reserve)
 
     def budget_bytes(self) -> int:
         """Bytes that the budget gives to the text as long as it is; where it holds all, with what lies beside it."""
@@ -156,7 +155,7 @@ class KeptContext:
 
     def check_pinned(self, pinned: Tensor) -> None:
         """Raise DoesNotFitError when the budget of what was read cannot hold the tokens `pinned` bool [S]."""
-        self.budget.check_pinned(self.remembered, pinned, available=self._available())
+        self.budget.check_pinned(self.tokens, pinned, available=self._available())
 
     def plan(self) -> BudgetPlan:
         """What every head keeps of the text as long as it is."""
@@ -180,11 +179,11 @@ class KeptContext:
     def recall(self, spans: Sequence[range]) -> None:
         """Put back what was evicted of these tokens; they are over the budget until the cache is cut again."""
         positions = torch.tensor(sorted({at for span in spans for at in span}), dtype=torch.int64)
-        recall(self.decoder, self.cache, [self.remembered.ids[at] for at in positions.tolist()], positions)
+        recall(self.decoder, self.cache, self.tokens.take(positions).ids, positions)
 
-    def _append(self, rendered: Rendered, counts: Counts | None, reserve: int) -> Generator[PrefillStep, None, Tensor]:
+    def _append(self, text: Tokens, counts: Counts | None, reserve: int) -> Generator[PrefillStep, None, Tensor]:
         piece, num_layers = self.piece_tokens, self.spec.num_layers
-        total = len(rendered) - len(self)
+        total = len(text) - len(self)
         pieces, begun = -(-total // piece), time.perf_counter()
 
         def work(emit: Callable[[PrefillStep], None]) -> Tensor:
@@ -196,11 +195,11 @@ class KeptContext:
                 elapsed = time.perf_counter() - begun
                 emit(PrefillStep(done, pieces * num_layers, total, elapsed, self.cache.nbytes))
 
-            while len(self) < len(rendered):
-                upto = rendered.cut(min(len(rendered), len(self) + piece))
+            while len(self) < len(text):
+                upto = text[: len(self) + piece]
                 logits = self._forward(upto.ids[len(self) :], on_layer)
-                self.remembered = Remembered.of(upto)
-                self._cut(self.remembered, counts, reserve)
+                self.tokens = upto
+                self._cut(upto, counts, reserve)
             return logits
 
         return (yield from stream(work))
@@ -216,18 +215,18 @@ class KeptContext:
         return free_bytes(self.decoder.device) + self.cache.nbytes
 
     def _allocation(self) -> Allocation:
-        return self.budget.allocation(self.remembered, available=self._available())
+        return self.budget.allocation(self.tokens, available=self._available())
 
-    def _counts(self, text: Remembered, reserve: int) -> Counts | None:
+    def _counts(self, text: Tokens, reserve: int) -> Counts | None:
         """Tokens that heads may hold of a text with room for `reserve` more; None: all."""
         plan = self.budget.allocation(text, available=self._available()).plan
         return self.budget.counts(plan, reserve=reserve, config=self.cache.config)
 
-    def _cut(self, text: Remembered, counts: Counts | None, reserve: int) -> None:
+    def _cut(self, text: Tokens, counts: Counts | None, reserve: int) -> None:
         if counts is None:
             if len(self.spec.full_layers) == self.spec.num_layers:
                 return
-            counts = Counts([[len(text.ids)] * self.spec.num_kv_heads] * self.spec.num_layers, 1.0)
+            counts = Counts([[len(text)] * self.spec.num_kv_heads] * self.spec.num_layers, 1.0)
         least = min((min(counts.kept[layer]) for layer in self.spec.full_layers), default=0)
         cut_cache(
             self.cache,
@@ -242,12 +241,12 @@ class KeptContext:
             reserve=reserve,
         )
 
-    def _outgrown(self, rendered: Rendered, reserve: int) -> bool:
+    def _outgrown(self, text: Tokens, reserve: int) -> bool:
         """Whether a policy that measures live has to measure again, because what it measured on was too short."""
         measured = self._measured_live_on
-        if measured is None or len(rendered) < _OUTGROWN * measured:
+        if measured is None or len(text) < _OUTGROWN * measured:
             return False
-        return self._counts(Remembered.of(rendered), reserve) is not None
+        return self._counts(text, reserve) is not None
 
     def _tokens_behind(self, length: int) -> int | None:
         """Tokens of a text of `length` and what may come behind it; None when nobody knows."""

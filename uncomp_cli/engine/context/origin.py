@@ -76,9 +76,9 @@ class Origin:
 
 def origin_of(loaded: LoadedModel, preset: Preset, prompt: Prompt, *, limits: Limits, matmul: Matmul) -> Origin:
     """The origin of the context of `prompt` when it is read now."""
-    ids = torch.tensor(prompt.context, dtype=torch.int64)
+    ids = torch.tensor(prompt.context.ids, dtype=torch.int64)
     digest = hashlib.sha256(ids.numpy().tobytes())
-    digest.update(prompt.protected.numpy().tobytes())
+    digest.update(prompt.context.protected.numpy().tobytes())
     return Origin(describe_model(loaded, matmul=matmul), describe_preset(preset, limits), digest.hexdigest())
 
 

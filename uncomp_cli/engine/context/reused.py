@@ -30,7 +30,6 @@ from uncomp_cli.engine.context.saved_context import (
     preset_of,
     prompt_of,
     record_of,
-    rendered_of,
     tensors_of,
     text_of,
     uncertainty_of,
@@ -152,7 +151,7 @@ class ReusedSession:
         kept.budget.guard_from = len(prompt.context)  # nothing of a document is more recent than the rest
         reset_peak(self.decoder.device)
         self._held = None
-        return self._read(prompt, kept, kept.read(rendered_of(prompt), reserve=0))
+        return self._read(prompt, kept, kept.read(prompt.context, reserve=0))
 
     def _read(
         self, prompt: Prompt, kept: KeptContext, steps: Generator[PrefillStep, None, Tensor]
@@ -223,7 +222,7 @@ class ReusedSession:
         spans = missing_passages(text, words, offsets=offsets, survival=share)
         if spans:
             positions = torch.tensor(sorted({at for span in spans for at in span}))
-            recall(self.decoder, cache, [context[at] for at in positions.tolist()], positions)
+            recall(self.decoder, cache, context.take(positions).ids, positions)
             self.recalled = recall_note(spans, time.perf_counter() - begun)
 
     def answer(self, question: int = 0, *, words: str = "") -> Iterator[DecodeStep]:

@@ -18,8 +18,8 @@ from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.ragged import LayerCache, RaggedKVCache
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.origin import Origin
-from uncomp_cli.engine.tokens.messages import Rendered
 from uncomp_cli.engine.tokens.prompt import Prompt, encode_words
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.models.loading import LoadedModel
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "preset_of",
     "prompt_of",
     "record_of",
-    "rendered_of",
     "tensors_of",
     "text_of",
     "uncertainty_of",
@@ -77,14 +76,6 @@ class HeldContext:
         return BudgetPlan(len(self.prompt.context), tuple(kept), kv_bits=self.cache.kv_bits)
 
 
-def rendered_of(prompt: Prompt) -> Rendered:
-    """The context of a prompt as a text that is read."""
-    length = len(prompt.context)
-    words = torch.arange(length) if prompt.words is None else prompt.words
-    offsets = torch.full((length, 2), -1) if prompt.offsets is None else prompt.offsets
-    return Rendered(prompt.context, prompt.protected, words, offsets, first_chars=(), first_tokens=())
-
-
 def record_of(held: HeldContext, origin: Origin, preset: Preset, loaded: LoadedModel) -> dict[str, Any]:
     """What `uncomp cache show` tells, and what loading checks, as JSON data."""
     context = len(held.prompt.context)
@@ -105,7 +96,7 @@ def record_of(held: HeldContext, origin: Origin, preset: Preset, loaded: LoadedM
 
 def tensors_of(prompt: Prompt) -> dict[str, Tensor]:
     """What is known of a context's tokens, in as few bytes as it needs."""
-    text = rendered_of(prompt)
+    text = prompt.context
     tensors = {"ids": torch.tensor(text.ids), "words": text.words, "offsets": text.offsets}
     return {"protected": text.protected, **{name: tensor.to(torch.int32) for name, tensor in tensors.items()}}
 
@@ -113,13 +104,9 @@ def tensors_of(prompt: Prompt) -> dict[str, Tensor]:
 def prompt_of(tensors: Mapping[str, Tensor], asked: Prompt) -> Prompt:
     """The saved context with the questions of `asked`."""
     read = {name: tensor.cpu() for name, tensor in tensors.items()}
-    return Prompt(
-        context=tuple(read["ids"].tolist()),
-        questions=asked.questions,
-        protected=read["protected"],
-        words=read["words"].long(),
-        offsets=read["offsets"].long(),
-    )
+    words, offsets = read["words"].long(), read["offsets"].long()
+    context = Tokens.of(read["ids"].tolist(), protected=read["protected"], words=words, offsets=offsets)
+    return Prompt(context, asked.questions)
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str, Tensor]:
@@ -128,14 +115,14 @@ def text_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str, Te
     Both are made from the tokens, so that the document itself is not needed; empty for a text that has other tokens
     when it is read.
     """
-    of_document = rendered_of(prompt).offsets[:, 0] >= 0
-    ids = [token for token, inside in zip(prompt.context, of_document.tolist(), strict=True) if inside]
-    text = tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
-    again, _, found = encode_words(tokenizer, text, strip=False)
+    of_document = prompt.context.offsets[:, 0] >= 0
+    ids = prompt.context.take(of_document).ids
+    text = tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
+    again = encode_words(tokenizer, text, strip=False)
     offsets = torch.full((len(prompt.context), 2), -1)
-    if again != ids:
+    if again.ids != ids:
         return "", offsets
-    offsets[of_document] = found
+    offsets[of_document] = again.offsets
     return text, offsets
 
 

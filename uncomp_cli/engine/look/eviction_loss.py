@@ -51,7 +51,7 @@ class ReadLayer:
 def few_tokens(view: LayerView, prompt: Prompt, *, keep: int, config: ScorerConfig) -> Tensor:
     """Positions [G, K] of the protected tokens, of `keep` others of the context, and of the question."""
     scores = pool(WindowScorer(config).score(view), kind=config.pooling, width=config.width)
-    words = prompt.words.to(scores.device) if config.whole_words and prompt.words is not None else None
+    words = prompt.words.to(scores.device) if config.whole_words else None
     if words is not None:
         scores = share_by_word(scores, words)
     protected = prompt.protected.to(scores.device)

@@ -132,7 +132,7 @@ def held_on_the_way(
 
 def worded(scores: Tensor, prompt: Prompt, config: ScorerConfig) -> Tensor:
     """Scores [G, S] in which the tokens of a word have its best score, where words are kept whole."""
-    if not config.whole_words or prompt.words is None:
+    if not config.whole_words:
         return scores
     return share_by_word(scores, prompt.words.to(scores.device))
 
@@ -141,7 +141,7 @@ def choose(
     scores: Tensor, counts: Sequence[int], prompt: Prompt, config: ScorerConfig, *, head_floor: float
 ) -> list[Tensor]:
     """Positions that stay in each head, ascending, by pooled scores [G, S] and context tokens a head."""
-    words = prompt.words.to(scores.device) if config.whole_words and prompt.words is not None else None
+    words = prompt.words.to(scores.device) if config.whole_words else None
     ranked = worded(scores, prompt, config)
     protected = prompt.protected.to(scores.device)
     counts = share_heads(ranked, counts, protected=protected, floor=head_floor)
@@ -154,7 +154,7 @@ def _among(held: Tensor, scores: Tensor, count: int, prompt: Prompt, config: Sco
     Words of which a part is gone come after all that are whole.
     """
     own, words = scores[held], None
-    if config.whole_words and prompt.words is not None:
+    if config.whole_words:
         numbers = prompt.words.to(scores.device)
         words = numbers[held]
         there, all_of = (torch.bincount(each, minlength=int(numbers[-1]) + 1) for each in (words, numbers))

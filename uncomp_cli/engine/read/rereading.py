@@ -60,7 +60,7 @@ def read_again(
     They go into the empty `cache`, compressed as `allocation` would a text of their length; entries carry their
     positions in the whole text.
     """
-    part, left_out = _part(prompt, at), len(prompt.context) - len(at)
+    part, left_out = replace(prompt, context=prompt.context.take(at.cpu())), len(prompt.context) - len(at)
     spent = allocation.narrowed(part.seq_len, part.always_kept)
     state = PrefillState(
         [part],
@@ -85,12 +85,3 @@ def read_again(
     read.logits = logits
     allocation.plan = replace(spent.plan, seq_len=prompt.seq_len)
     return read
-
-
-def _part(prompt: Prompt, at: Tensor) -> Prompt:
-    """The prompt of a part of the context, the beginning of the question among it."""
-    chosen = at.tolist()
-    words = None if prompt.words is None else prompt.words[at]
-    context = tuple(prompt.context[position] for position in chosen)
-    offsets = None if prompt.offsets is None else prompt.offsets[at]
-    return replace(prompt, context=context, protected=prompt.protected[at], words=words, offsets=offsets)

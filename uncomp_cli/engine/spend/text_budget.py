@@ -19,7 +19,7 @@ from uncomp_cli.engine.context.cutting import within
 from uncomp_cli.engine.spend.allocation import Allocation
 from uncomp_cli.engine.spend.spending import make_allocation
 from uncomp_cli.engine.tokens.prompt import Prompt
-from uncomp_cli.engine.tokens.remembered import Remembered
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.spec import ModelSpec
 
 __all__ = ["Counts", "TextBudget"]
@@ -51,23 +51,22 @@ class TextBudget:
     guard_from: int = 0
     pinned: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
-    def prompt(self, text: Remembered, *, available: int) -> Prompt:
+    def prompt(self, text: Tokens, *, available: int) -> Prompt:
         """The text as a prompt whose question is its last tokens."""
         return self._prompt(text, self.guarded(text, self._mean_tokens(text, available)))
 
-    def preset_for(self, prompt: Prompt, text: Remembered) -> Preset:
+    def preset_for(self, prompt: Prompt, text: Tokens) -> Preset:
         """The preset with a floor in which pins and what is guarded are counted."""
-        more = int(prompt.protected.sum()) - int(self._own(text)[: len(prompt.context)].sum())
+        more = int(prompt.context.protected.sum()) - int(self._own(text)[: len(prompt.context)].sum())
         return replace(self.preset, floor_tokens=max(0, self.preset.floor_tokens - more))
 
-    def allocation(self, text: Remembered, *, available: int) -> Allocation:
+    def allocation(self, text: Tokens, *, available: int) -> Allocation:
         """What heads keep of a text. Raises DoesNotFitError when the budget cannot hold what has to stay."""
         return self._allocate(self.prompt(text, available=available), text, available)
 
-    def check_pinned(self, text: Remembered, pinned: Tensor, *, available: int) -> None:
+    def check_pinned(self, text: Tokens, pinned: Tensor, *, available: int) -> None:
         """Raise DoesNotFitError when the budget of a text cannot hold its tokens `pinned` bool [S] too."""
-        protected = self._protected(text)
-        protected[: len(pinned)] |= pinned[: len(protected)]
+        protected = replace(text, protected=self._protected(text)).guarded(pinned).protected
         self._allocate(self._prompt(text, protected), text, available)
 
     def counts(self, plan: BudgetPlan, *, reserve: int, config: CacheConfig) -> Counts | None:
@@ -80,43 +79,33 @@ class TextBudget:
         """Whether a layer that may be compressed must drop something: sliding ones always hold their window alone."""
         return any(count < plan.seq_len for layer in self.spec.full_layers for count in plan.kept[layer])
 
-    def guarded(self, text: Remembered, mean_tokens: int) -> Tensor:
+    def guarded(self, text: Tokens, mean_tokens: int) -> Tensor:
         """What stays of a text when heads keep `mean_tokens` of it: bool [S]."""
         protected = self._protected(text)
         most = min(_GUARDED_TOKENS, mean_tokens // 4)
         protected[max(self.guard_from, len(protected) - most) :] = True
         return protected
 
-    def _prompt(self, text: Remembered, protected: Tensor) -> Prompt:
-        recent = min(self.preset.scorer.recent, len(text.ids) - 1)
-        first = len(text.ids) - recent
-        return Prompt(
-            context=text.ids[:first],
-            questions=(text.ids[first:],),
-            protected=protected[:first],
-            words=text.words[:first],
-        )
+    def _prompt(self, text: Tokens, protected: Tensor) -> Prompt:
+        recent = min(self.preset.scorer.recent, len(text) - 1)
+        first = len(text) - recent
+        return Prompt(replace(text, protected=protected)[:first], (text.ids[first:],))
 
-    def _own(self, text: Remembered) -> Tensor:
+    def _own(self, text: Tokens) -> Tensor:
         """The text's own protected tokens and sinks: bool [S]."""
-        protected = text.protected.clone()
-        protected[: self.preset.scorer.sinks] = True
-        return protected
+        return text.guarded(torch.ones(self.preset.scorer.sinks, dtype=torch.bool)).protected
 
-    def _protected(self, text: Remembered) -> Tensor:
+    def _protected(self, text: Tokens) -> Tensor:
         """These and the pins: bool [S]."""
-        protected = self._own(text)
-        pinned = self.pinned[: len(protected)]
-        protected[: len(pinned)] |= pinned
-        return protected
+        return replace(text, protected=self._own(text)).guarded(self.pinned).protected
 
-    def _mean_tokens(self, text: Remembered, available: int) -> int:
+    def _mean_tokens(self, text: Tokens, available: int) -> int:
         """Tokens that a head of a layer that may be compressed keeps on average."""
         plan = self._allocate(self._prompt(text, self._protected(text)), text, available).plan
         counts = [count for layer in self.spec.full_layers for count in plan.kept[layer]]
         return sum(counts) // max(1, len(counts))
 
-    def _allocate(self, prompt: Prompt, text: Remembered, available: int) -> Allocation:
+    def _allocate(self, prompt: Prompt, text: Tokens, available: int) -> Allocation:
         cap = self.limits.kv_bytes
         return make_allocation(
             self.spec,

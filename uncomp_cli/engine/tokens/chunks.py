@@ -35,31 +35,29 @@ def cut_chunks(prompt: Prompt, chunk_tokens: int | None) -> Iterator[Chunk]:
     """Pieces of at most `chunk_tokens` tokens of the document, whole words where there are any; None: one piece."""
     document = len(prompt.context) - prompt.asked
     first = 0
-    for last in _ends(prompt.words, document, chunk_tokens or document):
+    for last in _ends(prompt.context.words, document, chunk_tokens or document):
         yield Chunk(_observed(prompt, first, last), first, final=False)
         first = last
     yield Chunk(_part(prompt, first, len(prompt.context)), first, final=True)
 
 
-def _ends(words: Tensor | None, document: int, chunk_tokens: int) -> Iterator[int]:
+def _ends(words: Tensor, document: int, chunk_tokens: int) -> Iterator[int]:
     """Where all pieces but the last end."""
     first = 0
     while document - first > chunk_tokens:
         last = first + chunk_tokens
-        if words is not None:
-            begin = int(torch.searchsorted(words, words[last]))  # of the word that the cut falls into
-            last = begin if begin > first else last
+        begin = int(torch.searchsorted(words, words[last]))  # of the word that the cut falls into
+        last = begin if begin > first else last
         yield last
         first = last
 
 
 def _part(prompt: Prompt, first: int, last: int) -> Prompt:
-    words = None if prompt.words is None else prompt.words[first:last]
-    return replace(prompt, context=prompt.context[first:last], protected=prompt.protected[first:last], words=words)
+    return replace(prompt, context=prompt.context[first:last])
 
 
 def _observed(prompt: Prompt, first: int, last: int) -> Prompt:
     """A piece with the whole question behind it."""
-    opening = prompt.context[len(prompt.context) - prompt.asked :]
+    opening = prompt.context.ids[len(prompt.context) - prompt.asked :]
     questions = tuple((*opening, *question) for question in prompt.questions)
     return replace(_part(prompt, first, last), questions=questions, asked=0)

@@ -5,7 +5,7 @@ answer). Every branch follows the trunk directly: branches do not see each other
 prefill. The template's tokens are parsed as special tokens; the user's text never is.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jinja2
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from uncomp_cli.cache.coherence import word_ids
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, ModelError
 
 __all__ = [
@@ -39,19 +40,29 @@ OTHER_TEMPLATE = "choose another --model, or a --tokenizer directory with anothe
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids of one context and its questions.
+    """One context, whose offsets are characters of the document, and the token ids of its questions.
 
-    `protected` bool [S] marks context tokens that are never evicted; `words` int64 [S] numbers the context's words.
-    The `asked` last tokens of the context are the beginning of its only question (`open_question`). `offsets` int64
-    [S, 2] are the characters of each context token in the document's text, -1 where a token is not of the document.
+    The `asked` last tokens of the context are the beginning of its only question (`open_question`).
     """
 
-    context: tuple[int, ...]
+    context: Tokens
     questions: tuple[tuple[int, ...], ...]
-    protected: Tensor = field(repr=False)
-    words: Tensor | None = field(default=None, repr=False)
     asked: int = 0
-    offsets: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def protected(self) -> Tensor:
+        """bool [S]: context tokens that are never evicted."""
+        return self.context.protected
+
+    @property
+    def words(self) -> Tensor:
+        """int64 [S]: the words of the context."""
+        return self.context.words
+
+    @property
+    def offsets(self) -> Tensor:
+        """int64 [S, 2]: characters of the document."""
+        return self.context.offsets
 
     @property
     def longest_question(self) -> int:
@@ -76,7 +87,7 @@ class Prompt:
     @property
     def always_kept(self) -> int:
         """Tokens that every head keeps: protected context and the longest question."""
-        return int(self.protected.sum()) + self.longest_question
+        return int(self.context.protected.sum()) + self.longest_question
 
 
 def open_question(prompt: Prompt, *, recent: int) -> Prompt:
@@ -88,19 +99,8 @@ def open_question(prompt: Prompt, *, recent: int) -> Prompt:
     if len(prompt.questions) > 1 or moved <= 0:
         return prompt
     (question,) = prompt.questions
-    words = prompt.words
-    if words is not None:
-        first = int(words[-1]) + 1 if len(words) else 0
-        words = torch.cat([words, torch.arange(first, first + moved)])
-    return replace(
-        prompt,
-        context=prompt.context + question[:moved],
-        questions=(question[moved:],),
-        protected=torch.cat([prompt.protected, torch.zeros(moved, dtype=torch.bool)]),
-        words=words,
-        asked=prompt.asked + moved,
-        offsets=None if prompt.offsets is None else torch.cat([prompt.offsets, torch.full((moved, 2), -1)]),
-    )
+    context = Tokens.join([prompt.context, Tokens.of(question[:moved])])
+    return Prompt(context, (question[moved:],), asked=prompt.asked + moved)
 
 
 def chat_prompt(
@@ -108,8 +108,8 @@ def chat_prompt(
 ) -> Prompt:
     """The prompt for `questions` about `document` in the tokenizer's chat format, or as plain text without one."""
     prefix, between, suffix = _frame(tokenizer, system)
-    opening = _encode_frame(tokenizer, prefix, system)
-    body, words, offsets = encode_words(tokenizer, document)
+    opening = Tokens.of(_encode_frame(tokenizer, prefix, system), protected=True)
+    context = Tokens.join([opening, encode_words(tokenizer, document)])
     branches = tuple(
         (
             *_encode_frame(tokenizer, between, system),
@@ -118,21 +118,18 @@ def chat_prompt(
         )
         for question in questions
     )
-    context = (*opening, *body)
-    protected = torch.zeros(len(context), dtype=torch.bool)
-    protected[: max(len(opening), min(sinks, len(context)))] = True
-    shifted = torch.cat([torch.arange(len(opening)), words + len(opening)])
-    offsets = torch.cat([torch.full((len(opening), 2), -1), offsets])
-    return Prompt(context=context, questions=branches, protected=protected, words=shifted, offsets=offsets)
+    return Prompt(_with_sinks(context, sinks), branches)
 
 
 def completion_prompt(tokenizer: PreTrainedTokenizerBase, context: str, question: str, *, sinks: int) -> Prompt:
     """A plain-text prompt: `context` is compressed, `question` observes it and opens the continuation."""
-    ids, words, offsets = encode_words(tokenizer, context, strip=False)
-    protected = torch.zeros(len(ids), dtype=torch.bool)
-    protected[:sinks] = True
     branch = tuple(encode(tokenizer, question, special=False))
-    return Prompt(context=tuple(ids), questions=(branch,), protected=protected, words=words, offsets=offsets)
+    return Prompt(_with_sinks(encode_words(tokenizer, context, strip=False), sinks), (branch,))
+
+
+def _with_sinks(context: Tokens, sinks: int) -> Tokens:
+    """The context with its first tokens protected."""
+    return context.guarded(torch.ones(sinks, dtype=torch.bool))
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
@@ -146,7 +143,7 @@ def truncate(prompt: Prompt, limit: int, side: Side) -> tuple[Prompt, range]:
     `side` names the part of the document that goes; the range counts from the document's first token. Raises
     DoesNotFitError when the template and the question alone are longer than `limit`.
     """
-    opening = int(prompt.protected.sum())
+    opening = int(prompt.context.protected.sum())
     document = len(prompt.context) - opening
     cut = max(0, prompt.seq_len - limit)
     if cut > document:
@@ -157,11 +154,7 @@ def truncate(prompt: Prompt, limit: int, side: Side) -> tuple[Prompt, range]:
     first = {"head": 0, "middle": (document - cut) // 2, "tail": document - cut}[side]
     keep = torch.ones(len(prompt.context), dtype=torch.bool)
     keep[opening + first : opening + first + cut] = False
-    words = None if prompt.words is None else torch.unique(prompt.words[keep], return_inverse=True)[1]
-    context = tuple(token for token, kept in zip(prompt.context, keep.tolist(), strict=True) if kept)
-    offsets = None if prompt.offsets is None else prompt.offsets[keep]
-    shorter = replace(prompt, context=context, protected=prompt.protected[keep], words=words, offsets=offsets)
-    return shorter, range(first, first + cut)
+    return replace(prompt, context=prompt.context.take(keep)), range(first, first + cut)
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> tuple[str, str, str]:
@@ -213,17 +206,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> l
     return list(encoded["input_ids"])
 
 
-def encode_words(
-    tokenizer: PreTrainedTokenizerBase, text: str, *, strip: bool = True
-) -> tuple[list[int], Tensor, Tensor]:
-    """Token ids of user text, the number of each token's word [S] and its characters in `text` [S, 2].
-
-    With `strip` white space at both ends is left out.
-    """
+def encode_words(tokenizer: PreTrainedTokenizerBase, text: str, *, strip: bool = True) -> Tokens:
+    """User text with its words and characters; with `strip` white space at both ends is left out."""
     body = text.strip() if strip else text
     encoded = tokenizer(
         body, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
     )
     found = encoded["offset_mapping"]
     offsets = torch.tensor(found, dtype=torch.int64).view(-1, 2) + text.find(body)
-    return list(encoded["input_ids"]), word_ids(body, found), offsets
+    return Tokens.of(encoded["input_ids"], words=word_ids(body, found), offsets=offsets)

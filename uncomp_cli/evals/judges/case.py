@@ -160,8 +160,7 @@ def evidence_tokens(offsets: Tensor, spans: Iterable[Span]) -> Tensor:
 
 def _evidence(sample: Sample, prompt: Prompt) -> Tensor:
     """Context tokens that hold the answers."""
-    offsets = torch.empty(0, 2) if prompt.offsets is None else prompt.offsets
-    return evidence_tokens(offsets, (span for query in sample.queries for span in query.evidence))
+    return evidence_tokens(prompt.context.offsets, (span for query in sample.queries for span in query.evidence))
 
 
 def _encode(tokenizer: Any, text: str) -> tuple[int, ...]:

@@ -49,9 +49,9 @@ def fact_line(sample: Sample) -> int:
 
 def _places(case: Case) -> Places:
     """Where the context's lines are among the prompt's tokens."""
-    text, offsets = case.sample.context, case.prompt.offsets
+    text, offsets = case.sample.context, case.prompt.context.offsets
     first_char = len(text) - len(text.lstrip())
-    return Places([Source(_NAME, text, first_char)], [] if offsets is None else offsets.tolist())
+    return Places([Source(_NAME, text, first_char)], offsets.tolist())
 
 
 def _judged(case: Case, one: Compressed, regime: Regime, places: Places, stop_ids: Sequence[int]) -> Outcome:

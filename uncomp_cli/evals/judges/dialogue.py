@@ -109,10 +109,8 @@ def _reference_nll(session: ChatSession, answer: str) -> float:
 
 def _coverage(session: ChatSession, query: Query, spans_from: int) -> float:
     """Mean share of the heads that hold the tokens of the fact that `query` asks for."""
-    if session.rendered is None:
-        return 0.0
     spans = [(begin + spans_from, end + spans_from) for begin, end in query.evidence]
-    return float(session.survival()[evidence_tokens(session.rendered.offsets, spans)].mean())
+    return float(session.survival()[evidence_tokens(session.tokens.offsets, spans)].mean())
 
 
 def _outcome(loaded: LoadedModel, sample: Sample, setting: Setting) -> Outcome:

@@ -111,7 +111,7 @@ class Reading:
         self.prompt = prompt
         self.logits = logits
         self._calls = calls
-        self._draw = zlib.crc32(str(prompt.context).encode())  # the random control draws anew for every context
+        self._draw = zlib.crc32(str(prompt.context.ids).encode())  # the random control draws anew for every context
         self._cut: dict[int, tuple[LayerCall, ...]] = {}
         self._frequencies = rope_frequencies(decoder.model)
         self._measured: dict[tuple[str, int, int, int, int, int], Tensor] = {}
@@ -233,10 +233,4 @@ def without_question(prompt: Prompt, *, window: int) -> Prompt:
     """The context alone: its last `window` tokens observe the others. Protected tokens stay on the other side."""
     cut = max(int(prompt.protected.sum()), len(prompt.context) - window)
     cut = min(cut, len(prompt.context) - 1)
-    return replace(
-        prompt,
-        context=prompt.context[:cut],
-        questions=(prompt.context[cut:],),
-        protected=prompt.protected[:cut],
-        words=None if prompt.words is None else prompt.words[:cut],
-    )
+    return replace(prompt, context=prompt.context[:cut], questions=(prompt.context.ids[cut:],))

@@ -29,6 +29,7 @@ from uncomp_cli.engine.spend.compression import Compression, plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
 from uncomp_cli.engine.tokens.chunks import Chunk, cut_chunks
 from uncomp_cli.engine.tokens.prompt import Prompt, count_tokens, encode
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.evals.judges.forced_rows import MAX_LOGITS_BYTES, token_nll
 from uncomp_cli.evals.rope.arms import RopeArm
 from uncomp_cli.evals.rope.cells import TextCell
@@ -115,8 +116,7 @@ def judge_text(
 
 
 def _prompt(ids: Sequence[int]) -> Prompt:
-    context, question = tuple(ids[:-_OBSERVERS]), tuple(ids[-_OBSERVERS:])
-    return Prompt(context, (question,), torch.zeros(len(context), dtype=torch.bool))
+    return Prompt(Tokens.of(ids[:-_OBSERVERS]), (tuple(ids[-_OBSERVERS:]),))
 
 
 def _last_before(ends: Sequence[int], length: int) -> int:
