@@ -48,6 +48,7 @@ class Import:
     line: int
     module: str
     at_top: bool
+    names: tuple[str, ...] = ()
 
 
 def violations(root: Path) -> list[str]:
@@ -79,8 +80,9 @@ def _imports(path: Path, root: Path) -> Iterator[Import]:
     lazy = {id(inner) for node in ast.walk(tree) if _is_lazy(node) for inner in ast.walk(node)}
     relative = path.relative_to(root).as_posix()
     for node in ast.walk(tree):
+        names = tuple(alias.name for alias in node.names) if isinstance(node, ast.ImportFrom) else ()
         for module in _modules(node, relative):
-            yield Import(relative, node.lineno, module, at_top=id(node) not in lazy)
+            yield Import(relative, node.lineno, module, at_top=id(node) not in lazy, names=names)
 
 
 def _is_lazy(node: ast.AST) -> bool:
@@ -153,6 +155,62 @@ def test_a_planted_replacing_is_reported(tmp_path: Path, source: str, call: str)
 def test_other_replacing_is_not_reported(tmp_path: Path, source: str) -> None:
     (tmp_path / "x.py").write_text(source)
     assert replacings(tmp_path) == []
+
+
+def circles(root: Path) -> list[list[str]]:
+    """The modules below the package directory `root` that import each other in a ring, wherever they do."""
+    files = {_module_name(path, root): path for path in root.rglob("*.py")}
+    imports = {
+        name: {known for found in _imports(path, root) for known in _named(found, files) if known != name}
+        for name, path in files.items()
+    }
+    reached = {name: _reached(name, imports) for name in files}
+    rings = {tuple(sorted(other for other in reached[name] if name in reached[other])) for name in files}
+    return sorted(list(ring) for ring in rings if ring)
+
+
+def _module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join((PACKAGE, *parts)).removesuffix(".__init__")
+
+
+def _named(imported: Import, files: dict[str, Path]) -> list[str]:
+    """The modules that an import names: those out of a package, else the module itself."""
+    inside = [name for name in (f"{imported.module}.{each}" for each in imported.names) if name in files]
+    return inside or [imported.module] * (imported.module in files)
+
+
+def _reached(start: str, imports: dict[str, set[str]]) -> set[str]:
+    """All that `start` imports, and what that imports, and so on."""
+    found: set[str] = set()
+    waiting = list(imports[start])
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += imports[name]
+    return found
+
+
+def test_no_modules_import_each_other_in_a_ring() -> None:
+    assert circles(ROOT) == []
+
+
+@pytest.mark.parametrize("late", ["from {} import f", "def g():\n    import {}", "if TYPE_CHECKING:\n    import {}"])
+def test_a_planted_ring_is_reported(tmp_path: Path, late: str) -> None:
+    (tmp_path / "cache").mkdir()
+    for name, other in (("first", "second"), ("second", "third"), ("third", "first"), ("aside", "first")):
+        source = late if name == "third" else "import {}"
+        (tmp_path / "cache" / f"{name}.py").write_text(source.format(f"{PACKAGE}.cache.{other}"))
+    assert circles(tmp_path) == [[f"{PACKAGE}.cache.{name}" for name in ("first", "second", "third")]]
+
+
+def test_a_module_out_of_a_package_is_not_the_package(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "__init__.py").write_text(f"import {PACKAGE}.cache.first")
+    (tmp_path / "cache" / "first.py").write_text(f"from {PACKAGE}.cache import second")
+    (tmp_path / "cache" / "second.py").write_text("")
+    assert circles(tmp_path) == []
 
 
 def test_every_part_has_a_rank() -> None:

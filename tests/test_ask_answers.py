@@ -13,7 +13,7 @@ import torch
 from test_ask_support import last_object, start, tiny_model
 
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.ask import asking
+from uncomp_cli.cli.ask import road
 from uncomp_cli.cli.ask.asking import describe_files, join_documents
 from uncomp_cli.documents.documents import Document, DocumentSet
 from uncomp_cli.models.loading import LoadedModel, load_tokenizer
@@ -80,7 +80,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], one
 
     def run_ask(*args: str, trained_length: int = 8192) -> tuple[int, str, str]:
         spec = replace(one_thread.spec, trained_length=trained_length)
-        monkeypatch.setattr(asking, "load", lambda *_: replace(one_thread, spec=spec))
+        monkeypatch.setattr(road, "load", lambda *_: replace(one_thread, spec=spec))
         code = run(["ask", "-f", "town.txt", "--max-new-tokens", "40", *args])
         return code, *capsys.readouterr()
 
@@ -266,7 +266,7 @@ def test_a_plan_costs_no_weights(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(asking, "load", never)
+    monkeypatch.setattr(road, "load", never)
     args = ["ask", "-f", "town.txt", "-m", str(tiny_model), "--dry-run", "-b", "25%", "Where?"]
     assert run(args) == 0
     out, _ = capsys.readouterr()

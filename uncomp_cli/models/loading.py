@@ -7,50 +7,25 @@ type and lose its pre-tokenizer. Quantization to 8 or 4 bits is bitsandbytes', t
 
 import copy
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from uncomp_cli.errors import ModelError, OutOfMemoryError, UsageError
-from uncomp_cli.models.catalog import ModelInfo, local_path, show_model
-from uncomp_cli.models.extension import RopeChoice, RopeState, parse_rope
+from uncomp_cli.models.catalog import local_path, show_model
+from uncomp_cli.models.extension import RopeChoice, parse_rope
 from uncomp_cli.models.quantization import check_quantization, quantization_config
 from uncomp_cli.models.quiet import quiet_transformers
 from uncomp_cli.models.rope_application import apply_choice
 from uncomp_cli.models.rope_parameters import check_rope
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.models.shape import check_text_only, spec_from_config, stored_dtype
-from uncomp_cli.spec import ModelSpec
 
 __all__ = ["LoadedModel", "choose_device", "choose_dtype", "load_model", "load_tokenizer", "weights_bytes"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model that is ready to run. `weights_bytes` is what its parameters and buffers have allocated.
-
-    `spec.trained_length` is what may be read, `info.trained_length` what it was trained for. `own_config` is the
-    configuration that the model came with; None when it runs by that.
-    """
-
-    model: Any
-    tokenizer: Any
-    spec: ModelSpec
-    info: ModelInfo
-    load_s: float
-    weights_bytes: int
-    quantization: str | None
-    rope: RopeState = field(default_factory=RopeState)
-    own_config: Any = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model runs."""
-        device: torch.device = self.model.device
-        return device
 
 
 def load_model(

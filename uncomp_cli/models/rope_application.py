@@ -7,7 +7,7 @@ resolve_rope(loaded, choice, tokens=…)   `auto`, once the length of the text i
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.extension import LONGEST, REPACKED, RopeChoice, RopeState
@@ -20,10 +20,8 @@ from uncomp_cli.models.rope_parameters import (
     shipped_scaling,
     unscaled_length,
 )
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.models.shape import text_config
-
-if TYPE_CHECKING:
-    from uncomp_cli.models.loading import LoadedModel
 
 __all__ = ["apply_choice", "resolve_choice", "resolve_rope", "use_rope"]
 
@@ -51,7 +49,7 @@ def apply_choice(config: Any, choice: RopeChoice | None) -> tuple[Any, int, Rope
     return extended, longest, RopeState(extension.kind, extension.factor, replaced=shipped_scaling(config))
 
 
-def use_rope(loaded: "LoadedModel", choice: RopeChoice | None) -> "LoadedModel":
+def use_rope(loaded: LoadedModel, choice: RopeChoice | None) -> LoadedModel:
     """The model turned as `choice` says, None for as trained; what was loaded before has the same weights, and is void.
 
     `info.trained_length` stays what the model was trained for, `spec.trained_length` is what may be read. Raises
@@ -68,8 +66,8 @@ def use_rope(loaded: "LoadedModel", choice: RopeChoice | None) -> "LoadedModel":
 
 
 def resolve_rope(
-    loaded: "LoadedModel", choice: RopeChoice | None, *, tokens: int, grows: bool = False
-) -> "tuple[LoadedModel, str | None]":
+    loaded: LoadedModel, choice: RopeChoice | None, *, tokens: int, grows: bool = False
+) -> tuple[LoadedModel, str | None]:
     """The model turned so that it can read `tokens`, prompt and answer, and what `auto` took.
 
     What `grows` is read on later, and is not re-packed. Any other choice than `auto` was made when the model was

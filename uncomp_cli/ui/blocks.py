@@ -6,8 +6,10 @@
 Only a text that begins with the quotes is a block, so quotes inside of a line mean themselves.
 '''
 
-__all__ = ["QUOTES", "is_open", "without_quotes"]
+__all__ = ["CONTINUATION", "PROMPT", "QUOTES", "is_open", "without_quotes"]
 
+PROMPT = "> "
+CONTINUATION = ". "
 QUOTES = '"""'
 
 

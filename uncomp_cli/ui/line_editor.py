@@ -20,11 +20,10 @@ from prompt_toolkit.output import ColorDepth, create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
-from uncomp_cli.ui.blocks import is_open, without_quotes
+from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, is_open, without_quotes
 from uncomp_cli.ui.completion import complete
 from uncomp_cli.ui.console import Terminal, strip_controls
 from uncomp_cli.ui.history import PrivateHistory
-from uncomp_cli.ui.prompt import CONTINUATION, PROMPT
 
 __all__ = ["LineEditor"]
 

@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import TextIO
 
 from uncomp_cli.errors import UsageError
-from uncomp_cli.ui.blocks import QUOTES, is_open, without_quotes
+from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, QUOTES, is_open, without_quotes
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.editor import edit_text
 
 __all__ = ["LineReader", "edit_text", "has_data", "line_reader"]
-
-PROMPT = "> "
-CONTINUATION = ". "
 
 # Returns the next text; EOFError at the end, KeyboardInterrupt on Ctrl-C, UsageError for a block that is never ended.
 LineReader = Callable[[], str]

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from uncomp_cli.cli.ask.asking import AskJob, run_ask
+from uncomp_cli.cli.ask.ask_job import AskJob
 from uncomp_cli.cli.ask.pins import parse_pin
 from uncomp_cli.cli.ask.prepare import ModelChoice
+from uncomp_cli.cli.ask.road import run_ask
 from uncomp_cli.cli.declare.cache_options import DEFAULT_CACHE_SIZE, CacheSize, Reuse, SaveCache
 from uncomp_cli.cli.declare.limits import limits_of
 from uncomp_cli.cli.declare.options import (

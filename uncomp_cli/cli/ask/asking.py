@@ -2,21 +2,18 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
 from uncomp_cli.cli.ask.ask_job import AUTOMATIC, AskJob
-from uncomp_cli.cli.ask.lengthening import check_grows, length_warnings, lengthen, needs_length
-from uncomp_cli.cli.ask.pins import Pin, pinned_tokens, protect, resolve
-from uncomp_cli.cli.ask.prepare import check_context_fits, check_text, choose_preset, load, settle_preset
+from uncomp_cli.cli.ask.lengthening import length_warnings
+from uncomp_cli.cli.ask.pins import Pin, pinned_tokens, protect
+from uncomp_cli.cli.ask.prepare import check_text, choose_preset, settle_preset
 from uncomp_cli.cli.ask.report import loss_note
-from uncomp_cli.cli.ask.risk_report import check_calibrated, check_fail_under
 from uncomp_cli.documents.documents import DocumentSet, read_documents
 from uncomp_cli.documents.places import Places, Source
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.numerals import format_count
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import loading
 from uncomp_cli.ui.prompt import has_data
 
 if TYPE_CHECKING:
@@ -38,60 +35,12 @@ __all__ = [
     "pins_in",
     "places_of",
     "preset_of",
-    "run_ask",
     "settle",
+    "sources_of",
     "warnings_of",
 ]
 
 GAP = "\n\n"
-
-
-def run_ask(job: AskJob, terminal: Terminal) -> int:
-    """Run one `uncomp ask`; returns the exit code."""
-    questions = gather_questions(job)
-    choice = job.model.rope_choice
-    check_fail_under(job.fail_under)
-    if job.saves_context:
-        from uncomp_cli.cli.ask.reused_contexts import check_reused
-
-        check_reused(job)
-        check_grows(job.model, "a saved document")
-    documents = gather_documents(job, terminal)
-    job = replace(job, pins=resolve(job.pins, [document.path for document in documents.documents]))
-    pinned_tokens(job.pins, Places(_sources(documents), ()))  # refuses what is not there before a model is loaded
-    with loading(terminal, "preparing"):
-        preset = preset_of(job, job.preset or job.usual_preset)
-        _check_risk(job, preset)
-    if job.dry_run:
-        from uncomp_cli.cli.ask.dry_run import show_plan
-
-        return show_plan(job, job.contexts(documents), questions, preset, terminal)
-    loaded = load(job.model, terminal)
-    from uncomp_cli.models.identity import fingerprint
-
-    preset = settle(job, preset, fingerprint(loaded), terminal)
-    _check_risk(job, preset)
-    if needs_length(choice) and documents.documents:
-        tokens = longest_read(job, job.contexts(documents), questions, loaded.tokenizer)
-        loaded = lengthen(loaded, choice, tokens, terminal, grows=job.saves_context)
-    check_context_fits(job.model, loaded, preset)
-    if job.saves_context:
-        from uncomp_cli.cli.ask.reusing import run_reused
-
-        return run_reused(job, documents, questions, preset, loaded, terminal)
-    from uncomp_cli.cli.ask.answering import Answering
-
-    return Answering(job, questions, preset, loaded, terminal).run(job.contexts(documents))
-
-
-def _check_risk(job: AskJob, preset: "Preset") -> None:
-    """Raise UsageError when errors would have to be foreseen that nobody has counted."""
-    if job.escalate and job.saves_context:
-        message = "--escalate reads the document again with larger budgets, --reuse and --save-cache keep it in one"
-        raise UsageError(message, hint="leave one of them out")
-    for flag, given in (("--escalate", job.escalate), ("--fail-under", job.fail_under is not None)):
-        if given:
-            check_calibrated(preset, flag)
 
 
 def preset_of(job: AskJob, name: str | None) -> "Preset":
@@ -169,7 +118,7 @@ def _parts(documents: DocumentSet) -> list[tuple[str, str]]:
     return [(head, document.text.strip()) for head, document in zip(heads, documents.documents, strict=True)]
 
 
-def _sources(documents: DocumentSet) -> list[Source]:
+def sources_of(documents: DocumentSet) -> list[Source]:
     """Where each document's text begins in the text of all."""
     sources, first_char = [], 0
     for document, (head, text) in zip(documents.documents, _parts(documents), strict=True):
@@ -180,7 +129,7 @@ def _sources(documents: DocumentSet) -> list[Source]:
 
 def places_of(documents: DocumentSet, prompt: "Prompt") -> Places:
     """Where the lines of the documents are among the tokens of the prompt made of them."""
-    return Places(_sources(documents), prompt.context.offsets.tolist())
+    return Places(sources_of(documents), prompt.context.offsets.tolist())
 
 
 def pins_in(job: AskJob, documents: DocumentSet) -> tuple[Pin, ...]:
