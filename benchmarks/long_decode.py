@@ -24,7 +24,7 @@ from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.read.prefill import prefill
 from uncomp_cli.engine.spend.compression import plan_compression

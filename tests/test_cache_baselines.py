@@ -21,7 +21,7 @@ from uncomp_cli.cache.expected import FUTURE_TOKENS, turn
 from uncomp_cli.cache.head_shares import share_heads
 from uncomp_cli.cache.scorers import SCORERS, LayerView, make_scorer
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.forward.rotation import rope_frequencies
+from uncomp_cli.engine.forward.decoder import rope_frequencies
 from uncomp_cli.engine.read.prefill import prefill
 from uncomp_cli.errors import ModelError
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from uncomp_cli.cache.ragged import Head, RaggedKVCache
 from uncomp_cli.cache.survival import survival
-from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look import attended
 from uncomp_cli.engine.look.attended import Attended, attended_by

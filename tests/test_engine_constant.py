@@ -13,7 +13,7 @@ from uncomp_cli.cache.constant import ConstantConfig
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.write.constant import ConstantSize, shields
 from uncomp_cli.engine.write.generate import generate

@@ -9,7 +9,7 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import SCORERS, make_scorer
 from uncomp_cli.config import CacheConfig, ScorerConfig
 from uncomp_cli.engine.context.cutting import cut_cache, within
-from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.attention import AppendState
 
 LENGTH, RESERVE = 400, 32
 KEYS_ALONE = sorted(name for name in SCORERS if not make_scorer(ScorerConfig(name)).needs_queries)

@@ -1,12 +1,18 @@
 """One token's attention over ragged heads in few calls is what attention of each head alone is."""
 
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from test_engine_parity import shared_tiny
 from torch import Tensor
 
 from uncomp_cli.cache.packs import choose_buckets
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.engine.forward.cached_attention import attend_cached
+from uncomp_cli.engine.forward import attention
+from uncomp_cli.engine.forward.attention import AppendState, attend_cached
 
 DIM, GROUPS, QUERIES = 8, 2, 3
 
@@ -97,3 +103,38 @@ def test_buckets_hold_every_head_once_and_waste_an_eighth_at_most() -> None:
     for bucket in buckets:
         longest = max(lengths[i] for i in bucket)
         assert sum(longest - lengths[i] for i in bucket) * 8 <= len(bucket) * (longest + 16)
+
+
+def test_one_token_passes_few_frames_on_its_way_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoder.forward → the stock model → the registered function → the state → attention, in two files."""
+    _, decoder, spec = shared_tiny("llama")
+    cache = cache_of_model(spec.num_layers, spec.num_kv_heads, spec.head_dim)
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    ways: list[list[tuple[str, str]]] = []
+
+    def watched(*args: Any, **keywords: Any) -> Tensor:
+        frame, own = sys._getframe(1), []
+        while frame is not None:
+            if "uncomp_cli" in frame.f_code.co_filename:
+                own.append((Path(frame.f_code.co_filename).name, frame.f_code.co_qualname))
+            frame = frame.f_back
+        ways.append(own[::-1])
+        return kernel(*args, **keywords)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", watched)
+    at = torch.tensor([[9]])
+    decoder.forward(torch.tensor([[5]]), at, AppendState(cache, at), 1)
+    assert len(ways) >= spec.num_layers
+    for way in ways:
+        assert way[0] == ("decoder.py", "Decoder.forward")
+        assert len(way) <= 4
+        assert len({file for file, _ in way}) <= 3
+
+
+def cache_of_model(layers: int, groups: int, width: int) -> RaggedKVCache:
+    """A cache of one row with heads of nine and eight tokens."""
+    cache = RaggedKVCache(num_layers=layers, num_rows=1, num_kv_heads=groups)
+    for layer in range(layers):
+        heads = [(noise(9 - g, width, seed=g), noise(9 - g, width, seed=g + 5)) for g in range(groups)]
+        cache.store(layer, [(k, v, torch.arange(len(k))) for k, v in heads])
+    return cache

@@ -15,8 +15,7 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.families import SUPPORTED_FAMILIES
-from uncomp_cli.engine.forward.layer_loop import LOOP_FAMILIES, can_thin, run_layers
+from uncomp_cli.engine.forward.families import LOOP_FAMILIES, SUPPORTED_FAMILIES, can_thin
 from uncomp_cli.engine.read.prefill import PrefillState
 from uncomp_cli.engine.tokens.chunks import cut_chunks
 from uncomp_cli.engine.tokens.prompt import Prompt
@@ -63,7 +62,7 @@ def looped(decoder: Decoder, prompt: Prompt) -> Tensor:
     (chunk,) = cut_chunks(prompt, None)
     lengths = torch.tensor([len(question) for question in prompt.questions])
     from_end = lengths.sum() - lengths.cumsum(0) + 1
-    return run_layers(decoder, *chunk.layout(), state, from_end)[0]
+    return decoder.layer_by_layer(*chunk.layout(), state, from_end)[0]
 
 
 @pytest.mark.parametrize("questions", [[3], [4, 9, 1]], ids=str)
@@ -107,9 +106,8 @@ def test_tokens_that_left_are_masked_from_there_on(family: str) -> None:
     first = torch.tensor([i for i in range(CONTEXT) if i % 3 != 1] + list(range(CONTEXT, CONTEXT + QUESTION)))
     second = torch.arange(len(first))[5:]
     positions = torch.arange(len(ids))[None]
-    logits = run_layers(
-        decoder, torch.tensor([ids]), positions, Leaving({0: first, 2: second}), torch.tensor([QUESTION, 1])
-    )[0]
+    leaving, wanted = Leaving({0: first, 2: second}), torch.tensor([QUESTION, 1])
+    logits = decoder.layer_by_layer(torch.tensor([ids]), positions, leaving, wanted)[0]
     everyone = set(range(CONTEXT))
     there = [everyone, set(first.tolist()) & everyone, set(first.tolist()) & everyone]
     there.append(set(first[second].tolist()) & everyone)
@@ -125,7 +123,8 @@ def test_positions_come_from_the_caller() -> None:
     _, decoder, _ = tiny("qwen2")
     ids = torch.tensor([make_prompt(CONTEXT, [QUESTION]).context])
     at = torch.arange(CONTEXT)[None]
-    read = [run_layers(decoder, ids, where, Leaving({}), torch.tensor([1])) for where in (at, at + 100, at * 3)]
+    last = torch.tensor([1])
+    read = [decoder.layer_by_layer(ids, where, Leaving({}), last) for where in (at, at + 100, at * 3)]
     assert_same(read[0], read[1])  # RoPE knows distances alone
     assert (read[0] - read[2]).abs().max() > 0.05
 

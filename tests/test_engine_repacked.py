@@ -19,9 +19,8 @@ from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import Limits, ScorerConfig
-from uncomp_cli.engine.forward.cached_attention import AppendState
-from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.rotation import rope_frequencies
+from uncomp_cli.engine.forward.attention import AppendState
+from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.read.reading import read_compressed, read_streamed
 from uncomp_cli.engine.read.repacked import packed
 from uncomp_cli.engine.read.streamed import BETWEEN_CHUNKS, StreamedState

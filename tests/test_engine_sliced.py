@@ -7,8 +7,8 @@ from test_engine_parity import FAMILIES, tiny
 from test_engine_parity import one_thread as one_thread
 from torch import nn
 
-from uncomp_cli.engine.forward import slices as sliced
-from uncomp_cli.engine.forward.slices import SlicedRows, slice_mlps
+from uncomp_cli.engine.forward import products as sliced
+from uncomp_cli.engine.forward.products import SlicedRows, slice_mlps
 
 
 class Gated(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.session import Session
-from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.look.watching import (
     AnswerWatch,
     Tally,

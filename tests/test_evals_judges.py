@@ -112,7 +112,7 @@ def decoder() -> Decoder:
 def cache_of(decoder: Decoder, ids: list[int]) -> RaggedKVCache:
     """The full cache of `ids`."""
     empty = RaggedKVCache(num_layers=LAYERS, num_rows=1, num_kv_heads=KV_HEADS)
-    from uncomp_cli.engine.forward.cached_attention import AppendState
+    from uncomp_cli.engine.forward.attention import AppendState
 
     positions = torch.arange(len(ids))[None]
     decoder.forward(torch.tensor([ids]), positions, AppendState(empty, positions), 1)

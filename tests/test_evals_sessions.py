@@ -13,7 +13,7 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
 from uncomp_cli.documents.evidence import Evidence
 from uncomp_cli.engine.context.chat import ChatSession
-from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.tokens.messages import Message

@@ -19,8 +19,7 @@ from torch import Tensor
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
-from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.rotation import rope_frequencies
+from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.look.eviction_loss import ReadLayer, eviction_loss, few_tokens
 from uncomp_cli.engine.spend.measurer import LayerMeter, measure_hidden
 from uncomp_cli.engine.tokens.prompt import Prompt

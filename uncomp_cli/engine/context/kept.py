@@ -24,9 +24,8 @@ from uncomp_cli.config import Limits
 from uncomp_cli.engine.context.agnostic import for_any_question
 from uncomp_cli.engine.context.cutting import cut_cache
 from uncomp_cli.engine.context.recall import recall
-from uncomp_cli.engine.forward.cached_attention import AppendState
-from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.rotation import rope_frequencies
+from uncomp_cli.engine.forward.attention import AppendState
+from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.thread import stream
 from uncomp_cli.engine.read.reading import read_compressed
 from uncomp_cli.engine.records import PrefillStep

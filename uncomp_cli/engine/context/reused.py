@@ -35,7 +35,7 @@ from uncomp_cli.engine.context.saved_context import (
     uncertainty_of,
 )
 from uncomp_cli.engine.context.session import RunStats
-from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.look.watching import AnswerWatch, held_in, watched

@@ -19,7 +19,7 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits, SamplingConfig
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.look.watching import AnswerWatch, Watched, held_in, watched

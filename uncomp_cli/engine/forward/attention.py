@@ -3,9 +3,13 @@
     q [H, N, D] is viewed as [G, H/G, N, D] against k, v [G, S, D]: no key is repeated, no mask is built for a prompt.
 
 `register` puts `uncomp` into transformers' AttentionInterface; the engine's state travels as the keyword `engine`
-through the stock forward and decides what each layer does with its queries, keys and values.
+through the stock forward and decides what each layer does with its queries, keys and values. `AppendState` puts tokens
+behind a ragged cache: one new token a row reads each layer in a few calls (cache/packs.py); several are one call for
+neighbouring heads of one length. In it each KV head's H/G queries meet that head's own keys.
 """
 
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any, Protocol
 
 import torch
@@ -13,12 +17,29 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from uncomp_cli.cache.packs import Packs
+from uncomp_cli.cache.ragged import LayerCache, RaggedKVCache
 from uncomp_cli.engine.forward.families import check_causal, check_keywords
 
-__all__ = ["ATTENTION_NAME", "AttentionState", "attend_after", "attend_causal", "attend_continued", "register"]
+__all__ = [
+    "ATTENTION_NAME",
+    "AppendState",
+    "AttentionState",
+    "OnQuery",
+    "attend_after",
+    "attend_cached",
+    "attend_causal",
+    "attend_continued",
+    "equal_runs",
+    "in_turn",
+    "register",
+]
 
 ATTENTION_NAME = "uncomp"
 _BLOCK = 1024
+
+OnQuery = Callable[[int, Tensor, float], None]
+"""Is told (layer, queries [B, H, N, D], scaling) when a layer has been attended."""
 
 
 class AttentionState(Protocol):
@@ -54,6 +75,102 @@ def _attention_function(
 def register() -> None:
     """Make `attn_implementation="uncomp"` known to transformers; repeating it changes nothing."""
     AttentionInterface.register(ATTENTION_NAME, _attention_function)
+
+
+class AppendState:
+    """The engine's state while N tokens a row are added behind the cache at logical positions [B, N].
+
+    `on_query(layer, query, scaling)` is told each layer's queries [B, H, N, D] when it has been attended.
+    """
+
+    def __init__(
+        self,
+        cache: RaggedKVCache,
+        positions: Tensor,
+        *,
+        on_layer: Callable[[int], None] | None = None,
+        on_query: OnQuery | None = None,
+    ) -> None:
+        self.cache = cache
+        self.positions = positions
+        self.on_layer = on_layer
+        self.on_query = on_query
+        self._spread = cache.spread(positions)
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
+    ) -> Tensor:
+        """Attention [B, H, N, D] of the new tokens over everything kept, their own keys included."""
+        self.cache.append(layer, key, value, self._spread)
+        output = attend_cached(query, self.cache.layer(layer), scaling=scaling, window=sliding_window)
+        if self.on_query is not None:
+            self.on_query(layer, query, scaling)
+        if self.on_layer is not None:
+            self.on_layer(layer)
+        return output
+
+
+def in_turn(*observers: OnQuery | None) -> OnQuery | None:
+    """What tells all of `observers` that are there, in their order; None when there is none."""
+    told = [observer for observer in observers if observer is not None]
+
+    def tell(layer: int, query: Tensor, scaling: float) -> None:
+        for observer in told:
+            observer(layer, query, scaling)
+
+    return tell if told else None
+
+
+def attend_cached(query: Tensor, layer: LayerCache, *, scaling: float, window: int | None = None) -> Tensor:
+    """Attention of query [B, H, N, D], whose tokens end every head of `layer`.
+
+    Of one token a row each pack is one call: the heads of its rectangle are the heads of SDPA, their queries its rows.
+    """
+    total, new = len(layer.lengths), query.shape[2]
+    packs = layer.packs(query.shape[0] * query.shape[1] // total, windowed=window is not None) if new == 1 else None
+    if packs is None:
+        return _attend_runs(query, layer, scaling=scaling, window=window)
+    grouped = _in_order(query, packs, total)
+    outputs, first = [], 0
+    for pack in packs.packs:
+        seen = slice(0 if window is None else max(0, pack.end - window), pack.end)
+        keys, values = pack.keys[None, :, seen], pack.values[None, :, seen]
+        mask = None if pack.mask is None else pack.mask[None, :, :, seen]
+        queries = grouped[first : first + pack.heads]
+        packed = queries.reshape(1, keys.shape[1], -1, queries.shape[-1])
+        output = scaled_dot_product_attention(packed, keys, values, attn_mask=mask, scale=scaling)
+        outputs.append(output.view(queries.shape))
+        first += pack.heads
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return (output if packs.inverse is None else output.index_select(0, packs.inverse)).view(query.shape)
+
+
+def _in_order(query: Tensor, packs: Packs, total: int) -> Tensor:
+    """One token's queries [B, H, 1, D] as [heads, Q, D], in the order of the packs."""
+    grouped = query.reshape(total, -1, query.shape[-1])
+    return grouped if packs.order is None else grouped.index_select(0, packs.order)
+
+
+def _attend_runs(query: Tensor, layer: LayerCache, *, scaling: float, window: int | None) -> Tensor:
+    """`attend_cached` in one call for neighbouring heads of one length."""
+    rows, heads, new, head_dim = query.shape
+    grouped = query.reshape(len(layer.lengths), -1, new, head_dim)
+    outputs = []
+    for first, count in equal_runs(layer):
+        keys, values = layer.rectangle(first, count)
+        packed = grouped[first : first + count].flatten(0, 1)
+        outputs.append(attend_after(packed, keys, values, scaling=scaling, window=window))
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return output.view(rows, heads, new, -1)
+
+
+def equal_runs(layer: LayerCache) -> Iterator[tuple[int, int]]:
+    """(first, count) of neighbouring heads that one rectangle holds: each is one attention call."""
+    first = 0
+    for _, run in groupby(range(len(layer.lengths)), key=layer.shape):
+        count = len(list(run))
+        yield first, count
+        first += count
 
 
 def _pack(query: Tensor, key: Tensor) -> Tensor:

@@ -1,22 +1,34 @@
-"""A decoder: a loaded transformers model whose attention the engine owns.
+"""A decoder: a loaded transformers model whose attention the engine owns. Two drivers:
 
-The stock forward is used as it is; embedding scaling, norms, RoPE and multipliers stay the model's business. Each call
-passes the engine's state through it as a keyword and asks for the logits of the wanted columns only.
+    forward          the stock forward as it is: embedding scaling, norms, RoPE and multipliers stay the model's
+                     business. The engine's state travels through it as a keyword
+    layer_by_layer   embed → for each layer: layer(hidden), then keep what the state says → norm → logits. Hidden
+                     states, positions and RoPE's cosines and sines follow the tokens that stay; each keeps its own
+                     position. For families whose parity test passes (families.py), where tokens leave between layers
+
+Both ask for the logits of the wanted columns only.
 """
 
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AttentionState, register
 from uncomp_cli.engine.forward.families import check_family
-from uncomp_cli.engine.forward.products import Matmul, check_matmul, use_product
-from uncomp_cli.engine.forward.slices import slice_mlps
+from uncomp_cli.engine.forward.products import Matmul, check_matmul, slice_mlps, use_product
 from uncomp_cli.models.regime import fix_regime, hold_rope, regime_of
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["Decoder"]
+__all__ = ["Decoder", "ThinningState", "rope_frequencies"]
+
+
+class ThinningState(AttentionState, Protocol):
+    """A state that also decides which tokens go on."""
+
+    def keep_after(self, layer: int) -> Tensor | None:
+        """Ascending indices of the tokens that enter the next layer, or None when all do."""
+        ...
 
 
 class _CausalModel(Protocol):
@@ -32,8 +44,8 @@ class _CausalModel(Protocol):
 class Decoder:
     """Runs a supported model's forward with the engine's attention.
 
-    The model's modules are replaced in place: MLPs take their rows in slices (slices.py), and float32 layers on a CPU
-    are multiplied as `matmul` says (products.py: with int8 their weights become bytes for good; otherwise nothing is
+    The model's modules are replaced in place: MLPs take their rows in slices, and float32 layers on a CPU are
+    multiplied as `matmul` says (products.py: with int8 their weights become bytes for good; otherwise nothing is
     copied). Frequencies that would follow the length of the text are held (regime.py). Raises UsageError for a
     `matmul` that this model or machine gains nothing from, ValueError for one that differs from an earlier decoder's
     over the same model.
@@ -78,27 +90,58 @@ class Decoder:
     @torch.no_grad()
     def forward(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> Tensor:
         """Logits [B, K, vocab] of the columns `last` (an index tensor, or the last n) for ids and positions [B, N]."""
-        return self.differentiable(ids, positions, state, last)
+        logits: Tensor = self.model(**self._inputs(ids, positions, state, last)).logits
+        return logits
 
     def differentiable(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> Tensor:
         """`forward` that records gradients where the caller has them enabled."""
-        logits: Tensor = self._run(ids, positions, state, last).logits
+        logits: Tensor = self.model(**self._inputs(ids, positions, state, last)).logits
         return logits
 
     @torch.no_grad()
     def layer_inputs(self, ids: Tensor, positions: Tensor, state: AttentionState) -> tuple[Tensor, ...]:
         """The hidden states [B, N, hidden_size] that each of the L layers is given."""
-        states: tuple[Tensor, ...] = self._run(ids, positions, state, 1, output_hidden_states=True).hidden_states
+        inputs = self._inputs(ids, positions, state, 1)
+        states: tuple[Tensor, ...] = self.model(**inputs, output_hidden_states=True).hidden_states
         return states[: self.spec.num_layers]  # the one after them is the last layer's output
 
-    def _run(
-        self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int, **keywords: object
-    ) -> Any:
-        return self.model(
-            input_ids=ids.to(self.device),
-            position_ids=positions.to(self.device),
-            use_cache=False,
-            engine=state,
-            logits_to_keep=last.to(self.device) if isinstance(last, Tensor) else last,
-            **keywords,
-        )
+    @torch.no_grad()
+    def layer_by_layer(self, ids: Tensor, positions: Tensor, state: ThinningState, from_end: Tensor) -> Tensor:
+        """Logits [B, K, vocab] of the tokens that stand `from_end` [K] before the end (1: the last) of ids [B, N]."""
+        model: Any = self.model
+        inner = model.model
+        at = positions.to(self.device)
+        hidden: Tensor = inner.embed_tokens(ids.to(self.device))
+        turns: tuple[Tensor, Tensor] = inner.rotary_emb(hidden, at)
+        for index, layer in enumerate(inner.layers):
+            hidden = layer(hidden, attention_mask=None, position_embeddings=turns, position_ids=at, engine=state)
+            kept = state.keep_after(index)
+            if kept is not None:
+                hidden, at = hidden[:, kept], at[:, kept]
+                turns = (turns[0][:, kept], turns[1][:, kept])
+        last = hidden[:, (hidden.shape[1] - from_end).to(hidden.device)]
+        logits: Tensor = model.lm_head(inner.norm(last))
+        return logits
+
+    def _inputs(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> dict[str, object]:
+        return {
+            "input_ids": ids.to(self.device),
+            "position_ids": positions.to(self.device),
+            "use_cache": False,
+            "engine": state,
+            "logits_to_keep": last.to(self.device) if isinstance(last, Tensor) else last,
+        }
+
+
+def rope_frequencies(model: object) -> Tensor | None:
+    """Radians a position [R] by which every layer of a transformers model turns its R pairs of dimensions.
+
+    None when there is not one set for all layers: several rotary embeddings, one with a set for each kind of layer
+    (gemma3), layers without RoPE (smollm3), or no rotary embedding at all.
+    """
+    if not isinstance(model, nn.Module):
+        return None
+    rotary = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "rotary_emb"]
+    everywhere = all(getattr(module, "use_rope", True) for module in model.modules())
+    frequencies = getattr(rotary[0], "inv_freq", None) if len(rotary) == 1 and everywhere else None
+    return frequencies if isinstance(frequencies, Tensor) else None

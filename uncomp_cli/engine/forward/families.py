@@ -1,16 +1,19 @@
 """The model families whose attention the engine computes exactly, by transformers' `model_type`.
 
 A family is added here when its parity test passes (tests/test_engine_parity.py). Others are refused by name: a model
-that needs a keyword we do not honour would run and be wrong.
+that needs a keyword we do not honour would run and be wrong. Of those that pass tests/test_engine_layer_loop.py too
+tokens may leave between layers.
 """
 
 from uncomp_cli.errors import ModelError
+from uncomp_cli.spec import ModelSpec
 
-__all__ = ["SUPPORTED_FAMILIES", "check_causal", "check_family", "check_keywords"]
+__all__ = ["LOOP_FAMILIES", "SUPPORTED_FAMILIES", "can_thin", "check_causal", "check_family", "check_keywords"]
 
 SUPPORTED_FAMILIES = frozenset(
     {"llama", "qwen2", "qwen3", "mistral", "phi3", "gemma3_text", "olmo2", "granite", "smollm3"}
 )
+LOOP_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "mistral", "olmo2", "phi3", "smollm3"})
 
 # Keywords that decoder layers pass to attention and that change nothing in it.
 _HARMLESS = frozenset(
@@ -26,6 +29,11 @@ def check_family(model_type: str) -> None:
             f"models of the family '{model_type}' are not supported",
             hint=f"use a model of one of: {', '.join(sorted(SUPPORTED_FAMILIES))}",
         )
+
+
+def can_thin(spec: ModelSpec) -> bool:
+    """Whether tokens may leave between layers: the family is proven, and no layer counts neighbours in a window."""
+    return spec.model_type in LOOP_FAMILIES and len(spec.full_layers) == spec.num_layers
 
 
 def check_causal(attention: object) -> None:

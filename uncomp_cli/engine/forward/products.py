@@ -1,4 +1,6 @@
-"""Linear layers for float32 models on the CPU: one row on all cores, many rows in a narrower type.
+"""A model's products: linear layers of float32 on the CPU, and MLPs that take their rows in slices.
+
+Linear layers: one row on all cores, many rows in a narrower type.
 
 Decoding multiplies one row by every weight matrix. torch hands that to a BLAS routine that runs on one thread and
 reads weights at a third of the memory's bandwidth (measured: 57 ms a token where reading takes 20, 2 cores, float32,
@@ -14,6 +16,12 @@ Three products, chosen once for a model (`use_product`):
                bfloat16 holds exactly. Q takes the weights' place: a quarter of their bytes are held and read
 
 The sums are float32 in all three. A row's result does not depend on the other rows (unlike LLM.int8()).
+
+MLPs (`slice_mlps`) hold gate, up and their product, 3 · intermediate_size numbers a token, the widest point of a
+forward pass. Each row is independent of the others, so rows in slices of `SLICE_ROWS` give the same result from a
+buffer of constant size. Norms are left whole: their temporaries are no wider than the hidden states. The module inside
+may be of any kind whose rows are independent: plain, fused or quantized weights, but not LLM.int8(), whose rows
+interact.
 """
 
 from collections.abc import Mapping
@@ -25,7 +33,19 @@ from torch import Tensor, nn
 
 from uncomp_cli.errors import UsageError
 
-__all__ = ["ByteLinear", "Matmul", "RowLinear", "check_matmul", "has_fast_bfloat16", "use_product"]
+__all__ = [
+    "SLICE_ROWS",
+    "ByteLinear",
+    "Matmul",
+    "RowLinear",
+    "SlicedRows",
+    "check_matmul",
+    "has_fast_bfloat16",
+    "slice_mlps",
+    "use_product",
+]
+
+SLICE_ROWS = 2048
 
 Matmul = Literal["float32", "bfloat16", "int8"]
 
@@ -155,3 +175,29 @@ def _check_same(layer: "RowLinear | ByteLinear", matmul: Matmul) -> None:
 
 def _add(product: Tensor, bias: Tensor | None) -> Tensor:
     return product if bias is None else product + bias
+
+
+class SlicedRows(nn.Module):
+    """A module that maps rows to rows [..., hidden_size], applied to at most SLICE_ROWS of them at a time."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., hidden_size] → [..., hidden_size]; in one piece where gradients are recorded."""
+        rows = states.reshape(-1, states.shape[-1])
+        if len(rows) <= SLICE_ROWS or torch.is_grad_enabled():
+            whole: Tensor = self.inner(states)
+            return whole
+        output = torch.empty_like(rows)
+        for source, target in zip(torch.split(rows, SLICE_ROWS), torch.split(output, SLICE_ROWS), strict=True):
+            target.copy_(self.inner(source))
+        return output.view(states.shape)
+
+
+def slice_mlps(model: nn.Module) -> None:
+    """Put SlicedRows round the MLP (`mlp`) of every layer; repeating it changes nothing."""
+    for name, module in list(model.named_modules()):
+        if name.endswith(".mlp") and not isinstance(module, SlicedRows):
+            model.set_submodule(name, SlicedRows(module))

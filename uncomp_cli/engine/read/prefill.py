@@ -19,8 +19,7 @@ from uncomp_cli.cache.ragged import Head, RaggedKVCache
 from uncomp_cli.cache.scorers import Scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.rotation import rope_frequencies
+from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.thread import stream
 from uncomp_cli.engine.read.overkeep import OverKeep, choose
 from uncomp_cli.engine.read.row import Row

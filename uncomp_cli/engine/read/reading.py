@@ -11,9 +11,7 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import Scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.layer_loop import run_layers
-from uncomp_cli.engine.forward.rotation import rope_frequencies
+from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.thread import stream
 from uncomp_cli.engine.read.prefill import prefill
 from uncomp_cli.engine.read.rereading import choose_passages, read_again
@@ -128,5 +126,5 @@ def _read_chunk(decoder: Decoder, chunk: Chunk, state: StreamedState) -> Tensor:
     lengths = torch.tensor([len(question) for question in chunk.prompt.questions])
     from_end = lengths.sum() - lengths.cumsum(0) + 1
     if state.thinner.active:
-        return run_layers(decoder, ids, positions, state, from_end)[0]
+        return decoder.layer_by_layer(ids, positions, state, from_end)[0]
     return decoder.forward(ids, positions, state, ids.shape[1] - from_end)[0]

@@ -20,8 +20,7 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import Scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.rotation import rope_frequencies
+from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.read.prefill import PrefillState, layout
 from uncomp_cli.engine.spend.allocation import Allocation
 from uncomp_cli.engine.tokens.prompt import Prompt

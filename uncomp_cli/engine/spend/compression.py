@@ -19,7 +19,7 @@ from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.scorers import Scorer, make_scorer
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, ScorerConfig
-from uncomp_cli.engine.forward.layer_loop import can_thin
+from uncomp_cli.engine.forward.families import can_thin
 from uncomp_cli.engine.read.overkeep import held_on_the_way
 from uncomp_cli.engine.read.streamed import BETWEEN_CHUNKS, held_of_chunk
 from uncomp_cli.engine.read.thinner import LEAST_TOKENS, Thinner

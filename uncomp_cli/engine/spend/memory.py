@@ -15,7 +15,7 @@ import torch
 
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.config import CacheConfig
-from uncomp_cli.engine.forward.slices import SLICE_ROWS
+from uncomp_cli.engine.forward.products import SLICE_ROWS
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.spec import ModelSpec
 
@@ -100,7 +100,7 @@ def activation_bytes(spec: ModelSpec, tokens: int) -> int:
 
     A token holds its embedding, its hidden state before the layer, after attention and normed, its cosines and sines,
     and either queries, keys, values and attention's output, or its part of the MLP's output while a slice of tokens
-    has gate, up and product (engine/forward/slices.py).
+    has gate, up and product (engine/forward/products.py).
     """
     attention = spec.head_dim * (2 * spec.num_heads + 4 * spec.num_kv_heads) + spec.hidden_size
     at_once = min(tokens, SLICE_ROWS)

@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from uncomp_cli.cache.ragged import Head, LayerCache, RaggedKVCache
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.forward.attention import AttentionState
-from uncomp_cli.engine.forward.cached_attention import OnQuery
+from uncomp_cli.engine.forward.attention import AttentionState, OnQuery
 from uncomp_cli.engine.write.rows import Asked
 from uncomp_cli.spec import ModelSpec
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.engine.forward.cached_attention import AppendState, in_turn
+from uncomp_cli.engine.forward.attention import AppendState, in_turn
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.watching import AnswerWatch
 from uncomp_cli.engine.records import DecodeStep, FinishReason

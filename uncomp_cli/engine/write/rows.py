@@ -15,8 +15,7 @@ from torch import Tensor
 from uncomp_cli.cache.ragged import Head, RaggedKVCache
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.forward.attention import AttentionState
-from uncomp_cli.engine.forward.cached_attention import AppendState, OnQuery, in_turn
+from uncomp_cli.engine.forward.attention import AppendState, AttentionState, OnQuery, in_turn
 from uncomp_cli.engine.write.constant import ConstantSize, shields
 from uncomp_cli.spec import ModelSpec
 

@@ -18,7 +18,7 @@ import torch
 
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.chat import ChatSession
-from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.tokens.messages import Message
 from uncomp_cli.engine.tokens.prompt import encode

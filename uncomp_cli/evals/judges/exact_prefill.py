@@ -26,8 +26,7 @@ from uncomp_cli.cache.scorers import LayerView, Scorer, make_scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
-from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.rotation import rope_frequencies
+from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.read.prefill import PrefillState
 from uncomp_cli.engine.read.reading import read_compressed
 from uncomp_cli.engine.spend.allocation import Allocation

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.spec import ModelSpec
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.forward.cached_attention import AppendState
+from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.watching import AnswerWatch, HeadAt, Watched, all_heads, held_in
 from uncomp_cli.engine.read.reading import read_compressed

@@ -20,8 +20,7 @@ from torch import Tensor
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cache.ragged import Head, RaggedKVCache
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits
-from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.rotation import rope_frequencies
+from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.look.watching import AnswerWatch, Watched, all_heads
 from uncomp_cli.engine.read.repacked import packed
 from uncomp_cli.engine.read.streamed import StreamedState
