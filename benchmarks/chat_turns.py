@@ -122,7 +122,9 @@ def _arm(arm: Arm, sessions: Sequence[Sequence[Line]]) -> Line:
         "sessions": len(sessions),
         "turns": turns,
         "last_to_second": median(ratios) if ratios else None,
-        "within": None if arm.preset.budget == "full" else all(line["within"] for lines in sessions for line in lines),
+        "within": None
+        if arm.preset.budget.kind == "full"
+        else all(line["within"] for lines in sessions for line in lines),
     }
 
 

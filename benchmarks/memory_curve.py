@@ -24,8 +24,8 @@ from memory_run import ARMS, ONE_PASS, STOCK, Run, in_child
 
 from uncomp_cli import __version__
 from uncomp_cli.bench.ratios import cpu_name
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import DEFAULT_PRESET
-from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.models.catalog import ensure_local
@@ -119,10 +119,10 @@ def plot(points: Sequence[Line], path: Path, *, budget_bytes: int, title: str) -
 
 def kv_bytes(text: str) -> int:
     """Bytes of `64MiB`. Raises UsageError for what is no size in bytes."""
-    budget = parse_budget(text)
+    budget = Budget.parse(text)
     if budget.kind != "bytes":
         raise UsageError(f"--kv-mem {text} is no size in bytes", hint="--kv-mem 64MiB")
-    return int(budget.value)
+    return int(budget.amount)
 
 
 def about(args: argparse.Namespace) -> Line:

@@ -20,6 +20,7 @@ from typing import Any
 import typer
 
 from uncomp_cli import __version__
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.presets import SCHEMA_VERSION, Preset
 from uncomp_cli.cli.app import app
@@ -105,6 +106,7 @@ def _type_words(kind: Any) -> str:
 
 _TYPE_WORDS: dict[Any, str] = {
     str: "String",
+    Budget: "String",
     int: "Integer",
     float: "Number",
     bool: "True or false",

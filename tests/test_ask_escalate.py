@@ -12,10 +12,11 @@ import pytest
 from test_ask_support import TRAINED_LENGTH, tiny_model, two_lines
 from test_risk_support import curve_up_to, risky
 
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.ask import asking_again
-from uncomp_cli.cli.ask.escalating import Try, best_of, escalation_record, scaled, wider
+from uncomp_cli.cli.ask.escalating import Try, best_of, escalation_record, wider
 from uncomp_cli.cli.ask.risk_report import Risk
 from uncomp_cli.errors import DoesNotFitError
 
@@ -202,17 +203,16 @@ def test_a_saved_document_has_one_budget(ask: Ask, flag: list[str]) -> None:
      ("full", None), ("auto", None)],
 )  # fmt: skip
 def test_twice_a_budget(budget: str, twice: str | None) -> None:
-    assert scaled(budget, 2) == twice
-    live = replace(load_preset("live"), budget=budget, floor_tokens=300)
+    live = replace(load_preset("live"), budget=Budget.parse(budget), floor_tokens=300)
     more = wider(live)
-    assert (None if more is None else more.budget) == twice
+    assert (None if more is None else str(more.budget)) == twice
     if more is not None:
         assert (more.floor_tokens, more.policy) == ((0, "full") if twice == "full" else (600, live.policy))
 
 
 def test_which_answer_stays() -> None:
     def tried(entropy: float) -> Try:
-        return Try("10%", 100, 1.0, Risk(entropy, curve_up_to(0.3)))
+        return Try(Budget.parse("10%"), 100, 1.0, Risk(entropy, curve_up_to(0.3)))
 
     assert best_of([tried(0.5), tried(0.2)]) == 1
     assert best_of([tried(0.5), tried(0.4), tried(0.6)]) == 2  # all of one rate: the one with most kept

@@ -11,6 +11,7 @@ import pytest
 from test_ask_support import tiny_model, two_lines
 from test_risk_support import HIGH, LOW, curve_up_to, risky
 
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.ask.risk_report import Risk, check_fail_under, fall_short, risk_record, risk_warnings
 from uncomp_cli.errors import UsageError
@@ -157,7 +158,9 @@ def test_why_a_rate_may_not_hold() -> None:
     assert risk_warnings(replace(inside, entropy=0.3)) == []
     assert inside.bin is not None
     assert replace(inside, rope="trained").bin == inside.bin  # what fits is calibrated as trained
-    outside = replace(inside, rope="yarn:2", prompt_tokens=16000, curve=replace(curve, budget="20%"), budget="10%")
+    outside = replace(
+        inside, rope="yarn:2", prompt_tokens=16000, curve=replace(curve, budget="20%"), budget=Budget.parse("10%")
+    )
     (warning,) = risk_warnings(outside)
     assert warning.endswith(
         "how often such answers are wrong was not measured: calibrated with --rope repack, read with yarn:2; "
@@ -188,7 +191,7 @@ def test_another_scorer_was_not_calibrated() -> None:
 )
 def test_more_may_be_kept_than_was_calibrated_but_not_less(budget: str, known: bool) -> None:
     curve = replace(curve_up_to(0.3), budget="20%")
-    assert (Risk(0.4, curve, 100, "trained", budget).bin is not None) == known
+    assert (Risk(0.4, curve, 100, "trained", Budget.parse(budget)).bin is not None) == known
 
 
 def test_the_record_and_the_threshold() -> None:

@@ -50,7 +50,7 @@ def test_short_prompts_come_first_and_what_is_too_long_is_named() -> None:
 
 def test_every_length_has_a_budget_of_the_same_bytes() -> None:
     runs, _ = curve.runs_of(settings())
-    assert {run.settled().budget for run in runs} == {f"{64 * 1024}KiB"}
+    assert {str(run.settled().budget) for run in runs} == {f"{64 * 1024}KiB"}
     assert {run.settled().thinning for run in runs if run.arm != point.THINNED} == {"none"}
     assert {run.settled().thinning for run in runs if run.arm == point.THINNED} == {"uncertain"}
     caps = {run.arm: run.limits.kv_bytes for run in runs if run.arm != point.STOCK}

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from uncomp_cli.budget.amount import Budget, resolve_entries
 from uncomp_cli.budget.plan import BudgetPlan, apportion
 from uncomp_cli.budget.policies import POLICIES, UniformPolicy, make_policy
-from uncomp_cli.budget.units import parse_budget, resolve_entries
 from uncomp_cli.cache.scorers import SCORERS
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.spec import ModelSpec
@@ -148,7 +148,7 @@ def test_the_hint_of_a_refusal_is_the_smallest_budget_that_works(request: tuple[
     assume(protected > 0)
 
     def plan(budget: str) -> BudgetPlan:
-        entries = resolve_entries(parse_budget(budget), spec, seq_len=seq_len, free_bytes=0)
+        entries = resolve_entries(Budget.parse(budget), spec, seq_len=seq_len, free_bytes=0)
         return UniformPolicy().plan(spec, seq_len=seq_len, entries=entries, protected=protected)
 
     with pytest.raises(DoesNotFitError) as caught:

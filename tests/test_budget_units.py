@@ -6,9 +6,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_budget_plan import make_spec
 
+from uncomp_cli.budget.amount import Budget, resolve_entries
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import UniformPolicy
-from uncomp_cli.budget.units import parse_budget, resolve_entries
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.errors import UncompError, UsageError
@@ -26,10 +26,10 @@ from uncomp_cli.spec import ModelSpec
     ],
 )  # fmt: skip
 def test_budgets(text: str, kind: str, value: float) -> None:
-    budget = parse_budget(text)
-    assert (budget.kind, budget.value) == (kind, pytest.approx(value))
+    budget = Budget.parse(text)
+    assert (budget.kind, budget.amount) == (kind, pytest.approx(value))
     assert str(budget).lower() == text.strip().lower()
-    assert parse_budget(str(budget)) == budget
+    assert Budget.parse(str(budget)) == budget
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_budgets(text: str, kind: str, value: float) -> None:
 )  # fmt: skip
 def test_no_budgets(text: str, says: str) -> None:
     with pytest.raises(UsageError) as caught:
-        parse_budget(text)
+        Budget.parse(text)
     assert says in caught.value.message
     assert text in caught.value.message
     assert caught.value.hint
@@ -57,11 +57,31 @@ def test_no_budgets(text: str, says: str) -> None:
 @settings(max_examples=300, deadline=None)
 def test_any_text_parses_or_is_refused(text: str) -> None:
     try:
-        budget = parse_budget(text)
+        budget = Budget.parse(text)
     except UncompError:
         return
-    assert budget.value > 0
-    assert parse_budget(str(budget)) == budget
+    assert budget.amount > 0
+    assert Budget.parse(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    ("budget", "factor", "product"),
+    [("10%", 2, "20%"), ("12.5%", 2, "25%"), ("50%", 2, "full"), ("49.99 %", 2, "99.98 %"), ("512", 2, "1024"),
+     ("5", 0.5, "2"), ("256MiB", 2, "512MiB"), ("0.3 GiB", 2, "0.6 GiB"), ("full", 2, None), ("auto", 0.5, None)],
+)  # fmt: skip
+def test_a_budget_times_a_factor(budget: str, factor: float, product: str | None) -> None:
+    more = Budget.parse(budget).times(factor)
+    assert more == (None if product is None else Budget.parse(product))
+
+
+@pytest.mark.parametrize(("budget", "left"), [("0.01%", "0%"), ("1", "0"), ("9B", "0B")])
+def test_nothing_is_left_of_a_budget(budget: str, left: str) -> None:
+    with pytest.raises(UsageError, match=f"budget '{left}' keeps nothing"):
+        Budget.parse(budget).times(0.0001)
+
+
+def test_a_budget_is_given_as_text_or_as_a_value() -> None:
+    assert Budget.of("10%") == Budget.of(Budget.parse("10%")) == Budget("fraction", 0.1, "10%")
 
 
 SPEC = make_spec((None, None, 30), kv_heads=2)
@@ -77,13 +97,13 @@ FULL = 2 * (2 * 1000 + 30)
     ],
 )  # fmt: skip
 def test_entries(text: str, entries: int) -> None:
-    assert resolve_entries(parse_budget(text), SPEC, seq_len=1000, free_bytes=0) == entries
+    assert resolve_entries(Budget.parse(text), SPEC, seq_len=1000, free_bytes=0) == entries
 
 
 @pytest.mark.parametrize("percent", range(1, 101))
 def test_a_percentage_loses_no_entry_to_rounding(percent: int) -> None:
     spec = make_spec((None,), kv_heads=1)
-    assert resolve_entries(parse_budget(f"{percent}%"), spec, seq_len=100, free_bytes=0) == percent
+    assert resolve_entries(Budget.parse(f"{percent}%"), spec, seq_len=100, free_bytes=0) == percent
 
 
 def allocated(spec: ModelSpec, plan: BudgetPlan) -> int:
@@ -107,8 +127,8 @@ def test_a_byte_budget_is_never_exceeded(
 ) -> None:
     """Whatever the weights: an uneven plan has more slack than an even one."""
     spec = make_spec(tuple(windows), kv_heads=2, head_dim=1)
-    entries = resolve_entries(parse_budget(f"{num_bytes}B"), spec, seq_len=seq_len, free_bytes=0)
-    assert resolve_entries(parse_budget("auto"), spec, seq_len=seq_len, free_bytes=num_bytes) == entries
+    entries = resolve_entries(Budget.parse(f"{num_bytes}B"), spec, seq_len=seq_len, free_bytes=0)
+    assert resolve_entries(Budget.parse("auto"), spec, seq_len=seq_len, free_bytes=num_bytes) == entries
     assume(entries > 0)
     weights = [[data.draw(st.sampled_from([0.0, 0.01, 1.0, 9.0])) for _ in range(2)] for _ in windows]
     try:
@@ -121,13 +141,13 @@ def test_a_byte_budget_is_never_exceeded(
 @pytest.mark.parametrize("num_bytes", [150_000, 400_000, 1_500_000])
 def test_a_byte_budget_is_used(num_bytes: int) -> None:
     spec = make_spec((None, None), head_dim=8)
-    entries = resolve_entries(parse_budget(f"{num_bytes}B"), spec, seq_len=20_000, free_bytes=0)
+    entries = resolve_entries(Budget.parse(f"{num_bytes}B"), spec, seq_len=20_000, free_bytes=0)
     plan = UniformPolicy().plan(spec, seq_len=20_000, entries=entries, protected=0)
     assert 0.97 * num_bytes < allocated(spec, plan) <= num_bytes
 
 
 def test_a_larger_slack_leaves_fewer_entries() -> None:
-    budget = parse_budget("30KB")
+    budget = Budget.parse("30KB")
     spec = make_spec((None,), trained_length=1024)
     small, large = (
         resolve_entries(budget, spec, seq_len=1024, free_bytes=0, cache=CacheConfig(min_slack=slack))

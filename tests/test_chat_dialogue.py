@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.chat.chat_markdown import to_markdown
 from uncomp_cli.cli.chat.chat_places import pages, pin_of, sources
@@ -152,7 +153,7 @@ def test_twice_the_budget_is_never_less() -> None:
     """A floor that holds now is multiplied too."""
     now = PresetChoice().stored()
     doubled = times(PresetChoice(), "2x", now=now).stored()
-    assert (doubled.budget, doubled.floor_tokens) == ("60%", 2 * now.floor_tokens)
+    assert (str(doubled.budget), doubled.floor_tokens) == ("60%", 2 * now.floor_tokens)
     assert times(PresetChoice(), "60%", now=now).stored().floor_tokens == LEAST_TOKENS
 
 
@@ -164,7 +165,7 @@ def test_what_has_no_amount_cannot_be_doubled(budget: str) -> None:
 
 def test_the_default_preset_serves_any_question() -> None:
     assert PresetChoice().stored().name == "unseen"
-    assert PresetChoice("small", budget="25%").stored().budget == "25%"
+    assert PresetChoice("small", budget="25%").stored().budget == Budget.parse("25%")
 
 
 def test_markdown_tells_everything_but_the_documents_texts() -> None:

@@ -62,7 +62,7 @@ def test_it_is_asked_again_and_one_answer_stays(loaded: LoadedModel) -> None:
     assert "the conversation goes on with budget full; /budget 20% goes back" in said
     _, answer = chat.dialogue.entries
     assert written(chat) == answer.text + "\n"
-    assert chat.session.preset.budget == "full"
+    assert str(chat.session.preset.budget) == "full"
     assert chat.session.stats is not None
     latest = float(tries[-1].split("entropy ")[1].split(",")[0])  # all have one rate: the one with most kept
     assert chat.session.stats.attention_entropy == pytest.approx(latest, abs=0.005)
@@ -78,7 +78,7 @@ def test_what_is_not_flagged_is_asked_once(loaded: LoadedModel) -> None:
     chat = chat_of(loaded, 5.0)
     said = hold(chat, "/set escalate on", TOWN)
     assert not [line for line in said if line.startswith("try ")]
-    assert chat.session.preset.budget == "20%"
+    assert str(chat.session.preset.budget) == "20%"
     assert written(chat) == chat.dialogue.entries[1].text + "\n"
 
 
@@ -98,7 +98,7 @@ def test_a_budget_that_is_refused_leaves_the_answer_there_is(
     chat.session.turn = once
     said = hold(chat, TOWN)
     assert "warning: budget 40% was not tried: needs about 9 MiB more, 1 are free" in said
-    assert (chat.session.preset.budget, chat.choice.budget) == ("20%", None)
+    assert (str(chat.session.preset.budget), chat.choice.budget) == ("20%", None)
     assert written(chat) == chat.dialogue.entries[1].text + "\n"
     chat.session.turn = turn
     assert any(line.startswith("cached ") for line in hold(chat, "/set escalate off", "go on"))
@@ -122,7 +122,7 @@ def test_ctrl_c_in_a_second_try_keeps_the_first(loaded: LoadedModel) -> None:
     assert not answer.interrupted
     assert written(chat) == answer.text + "\n"
     assert chat.session.stats is not None
-    assert (chat.session.preset.budget, chat.choice.budget) == ("20%", None)
+    assert (str(chat.session.preset.budget), chat.choice.budget) == ("20%", None)
 
 
 def test_ctrl_c_in_the_first_keeps_what_there_is(loaded: LoadedModel) -> None:

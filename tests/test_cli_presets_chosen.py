@@ -18,7 +18,7 @@ from uncomp_cli.uncertainty.profile import ModelFingerprint, SampleInfo, Uncerta
 
 def chosen(name=None, *, budget=None, policy=None, scorer=None, seed=0):
     preset = choose_preset(name, budget=budget, policy=policy, scorer=scorer, seed=seed)
-    return preset.policy, preset.budget, preset.floor_tokens
+    return preset.policy, str(preset.budget), preset.floor_tokens
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_the_smallest_budget_within_the_loss_with_the_presets_own_floor(
     own: Path, max_loss: str, expected: tuple
 ) -> None:
     preset = within(max_loss)
-    assert (preset.policy, preset.budget, preset.floor_tokens) == expected
+    assert (preset.policy, str(preset.budget), preset.floor_tokens) == expected
     assert within(max_loss, None).budget == preset.budget
 
 
@@ -138,7 +138,7 @@ def test_a_loss_does_not_hold_for_another_setting(own: Path, name: str | None, g
 
 
 def test_what_was_measured_with_may_be_said_again(own: Path) -> None:
-    assert within("1%", policy="uncertain", scorer="window", kv_bits=16, seed=5).budget == "12%"
+    assert str(within("1%", policy="uncertain", scorer="window", kv_bits=16, seed=5).budget) == "12%"
 
 
 def test_a_mistyped_loss_is_a_usage_error(own: Path) -> None:
@@ -177,7 +177,7 @@ def test_the_model_that_was_measured_keeps_its_preset_under_any_name(own: Path) 
 
 def test_the_default_preset_gives_way_to_live_with_the_users_own_settings(own: Path) -> None:
     preset, note = settled(None, OTHER, budget="7%", kv_bits=8, seed=3)
-    assert (preset.name, preset.profile, preset.budget, preset.floor_tokens) == ("live", None, "7%", 0)
+    assert (preset.name, preset.profile, str(preset.budget), preset.floor_tokens) == ("live", None, "7%", 0)
     assert (preset.kv_bits, preset.scorer.seed) == (8, 3)
     assert note == "preset balanced was measured on calibrated-model; for other-model preset live is used"
 
@@ -204,7 +204,7 @@ def test_a_measured_loss_is_not_carried_to_another_model(own: Path) -> None:
             settled(name, OTHER, max_loss="1%")
     with pytest.raises(DoesNotFitError, match="preset live has no quality"):
         settled(None, OTHER, max_loss="1%")
-    assert settled("flat", MODEL, max_loss="1%")[0].budget == "12%"
+    assert str(settled("flat", MODEL, max_loss="1%")[0].budget) == "12%"
 
 
 def test_a_damaged_profile_is_refused_even_of_the_default_preset(own: Path) -> None:

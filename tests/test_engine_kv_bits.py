@@ -13,10 +13,10 @@ from test_engine_parity import DECODED, SHAPE, VOCAB, decode, full_plan, make_pr
 from test_engine_parity import one_thread as one_thread
 from torch import Tensor
 
+from uncomp_cli.budget.amount import Budget, resolve_entries
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.budget.presets import Preset, load_preset
-from uncomp_cli.budget.units import parse_budget, resolve_entries
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import CacheConfig, SamplingConfig, ScorerConfig
@@ -233,7 +233,7 @@ def test_a_byte_budget_is_used(num_bytes: int, bits: int) -> None:
 def test_sixteen_bits_plan_as_ever() -> None:
     spec, prompt = make_spec((None, None, 30)), wide_prompt(1000)
     for budget in ("20%", "256", "2MiB", "full"):
-        entries = resolve_entries(parse_budget(budget), spec, seq_len=prompt.seq_len, free_bytes=0)
+        entries = resolve_entries(Budget.parse(budget), spec, seq_len=prompt.seq_len, free_bytes=0)
         expected = UniformPolicy().plan(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept)
         assert make_plan(spec, preset_of(budget, 16), prompt, available=0) == expected
 

@@ -21,7 +21,7 @@ from uncomp_cli.uncertainty.profile import ModelFingerprint, SampleInfo, Uncerta
 
 def test_a_policy_alone_gets_our_coherence() -> None:
     preset = parse_contestant("uniform", seed=3)
-    assert (preset.policy, preset.kv_bits, preset.budget, preset.floor_tokens) == ("uniform", 16, "full", 0)
+    assert (preset.policy, preset.kv_bits, str(preset.budget), preset.floor_tokens) == ("uniform", 16, "full", 0)
     assert preset.scorer == ScorerConfig(seed=3)
 
 
@@ -41,7 +41,7 @@ def test_published_takes_the_papers_coherence() -> None:
 
 def test_a_preset_stands_without_its_budget_and_floor() -> None:
     preset = parse_contestant("preset:tiny", seed=0)
-    assert (preset.budget, preset.floor_tokens) == ("full", 0)
+    assert (str(preset.budget), preset.floor_tokens) == ("full", 0)
     assert re.fullmatch("preset:tiny#[0-9a-f]{8}", preset.name)
 
 
@@ -110,7 +110,7 @@ def test_a_near_name_is_offered() -> None:
 def test_settings_are_every_contestant_at_every_budget_and_full_once() -> None:
     settings = make_settings(["uniform", "full", "full/8bit", "uniform"], ["20%", "64"], seed=0)
     assert [s.label for s in settings] == ["full", "uniform 20%", "uniform 64", "full/8bit"]
-    assert [s.preset.budget for s in settings] == ["full", "20%", "64", "full"]
+    assert [s.budget for s in settings] == ["full", "20%", "64", "full"]
     assert settings[-1].preset.kv_bits == 8
 
 
@@ -167,7 +167,7 @@ def test_a_profile_is_taken_from_the_preset_that_holds_it_and_nothing_else_is(ow
     name = calibrated(own, 1.0)
     preset = parse_contestant(f"uncertain/width=7/profile={name}", seed=4)
     assert preset.profile_path == own / "mine.safetensors"
-    assert (preset.policy, preset.budget, preset.kv_bits) == ("uncertain", "full", 16)
+    assert (preset.policy, str(preset.budget), preset.kv_bits) == ("uncertain", "full", 16)
     assert preset.scorer == ScorerConfig(width=7, seed=4)
     assert re.fullmatch("uncertain/width=7/profile=mine#[0-9a-f]{8}", preset.name)
     (_, setting) = make_settings([f"uncertain/profile={name}"], ["20%"], seed=0)

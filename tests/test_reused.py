@@ -243,7 +243,7 @@ def test_other_text_is_refused_unless_it_is_asked_as_saved(tiny: LoadedModel, tm
         session.load(shelf, entry, prompt_of(tiny, "something else"))
     session.load(shelf, entry, prompt_of(tiny, ""), as_saved=True)
     assert torch.equal(session.begin(1), first.begin(1))
-    assert (session.preset.budget, session.preset.policy) == ("40%", "uniform")  # its own, not the session's
+    assert (str(session.preset.budget), session.preset.policy) == ("40%", "uniform")  # its own, not the session's
     copy, _ = session.save(shelf, "copy", about={})
     assert copy.key == entry.key
 

@@ -16,6 +16,7 @@ import torch
 
 from uncomp_cli.bench.contenders import Timed, run_stock, run_uncomp
 from uncomp_cli.bench.measurement import Job, Measurement, encode_error
+from uncomp_cli.budget.amount import FULL_BUDGET, Budget
 from uncomp_cli.engine.spend.memory import peak_bytes, reset_peak, resident_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
@@ -36,7 +37,7 @@ def run_job(job: Job) -> Measurement:
     loaded = load_model(
         job.model, dtype=job.dtype, device=job.device, quantize=job.quantize, tokenizer_dir=tokenizer_dir
     )
-    _run(replace(job, new_tokens=2), loaded, _warm_up_prompt(job), budget="full")
+    _run(replace(job, new_tokens=2), loaded, _warm_up_prompt(job), budget=FULL_BUDGET)
     gc.collect()
     resident = resident_bytes(loaded.device)
     reset_peak(loaded.device)
@@ -60,7 +61,7 @@ def run_job(job: Job) -> Measurement:
     )
 
 
-def _run(job: Job, loaded: LoadedModel, prompt: Prompt, *, budget: str | None = None) -> Timed:
+def _run(job: Job, loaded: LoadedModel, prompt: Prompt, *, budget: Budget | None = None) -> Timed:
     if job.preset is None:
         return run_stock(loaded, prompt, new_tokens=job.new_tokens)
     preset = job.preset if budget is None else replace(job.preset, budget=budget)

@@ -95,7 +95,7 @@ def _check_length(request: BenchRequest, spec: ModelSpec) -> None:
 
 
 def _label(preset: Preset) -> str:
-    label = preset.budget if preset.budget == "full" else f"{preset.budget} {preset.policy}"
+    label = "full" if preset.budget.kind == "full" else f"{preset.budget} {preset.policy}"
     label = label if preset.kv_bits == 16 else f"{label}, {preset.kv_bits} bits"
     return label if preset.thinning == "none" else f"{label}, thin {preset.thinning}"
 

@@ -54,7 +54,8 @@ class Job:
 
     def to_json(self) -> str:
         """One line."""
-        return json.dumps(asdict(self))
+        preset = None if self.preset is None else self.preset.to_plain()
+        return json.dumps({**asdict(self), "preset": preset})
 
     @classmethod
     def from_json(cls, line: str) -> "Job":

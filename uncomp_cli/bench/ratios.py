@@ -18,7 +18,6 @@ from uncomp_cli.bench.measurement import Job, Measurement
 from uncomp_cli.bench.rounds import Round
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.budget.units import parse_budget
 
 __all__ = ["SCHEMA_VERSION", "Figures", "Ratio", "cpu_name", "figures", "ratio", "report"]
 
@@ -107,11 +106,11 @@ def report(request: BenchRequest, jobs: Sequence[Job], rounds: Sequence[Round], 
 
 
 def _setting(preset: Preset, ours: Sequence[Measurement], stock: Sequence[Measurement]) -> dict[str, Any]:
-    keeps_all = parse_budget(preset.budget).kind == "full"
+    keeps_all = preset.budget.kind == "full"
     fixed = make_policy(preset.policy).fixed_scorer
     return {
         "preset": preset.name,
-        "budget_requested": preset.budget,
+        "budget_requested": str(preset.budget),
         "policy": "full" if keeps_all else preset.policy,
         "scorer": None if keeps_all else fixed or preset.scorer.name,
         "kv_bits": preset.kv_bits,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from uncomp_cli.budget.units import parse_budget
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.errors import DoesNotFitError, UsageError
 
 __all__ = ["QualityPoint", "parse_loss", "smallest_budget"]
@@ -37,7 +37,7 @@ class QualityPoint:
     samples: int
 
     def __post_init__(self) -> None:
-        parse_budget(self.budget)
+        Budget.parse(self.budget)
         if not 0 < self.kept_fraction < math.inf:
             raise UsageError(f"kept_fraction is {self.kept_fraction}", hint="use the fraction that was kept: above 0")
         for name in ("loss", "loss_low", "loss_high"):

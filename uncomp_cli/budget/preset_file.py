@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
@@ -24,6 +25,7 @@ _JSON_TYPES: dict[Any, tuple[type, ...]] = {
     float: (float, int),
     bool: (bool,),
     str | None: (str, NoneType),
+    Budget: (str,),
     ScorerConfig: (dict,),
     tuple[QualityPoint, ...]: (list,),
     RiskCurve | None: (dict, NoneType),

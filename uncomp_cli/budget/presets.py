@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from platformdirs import user_data_path
 
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.preset_file import check_keys, file_keys, parse_object
 from uncomp_cli.budget.thinning import make_thinning
-from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.files import replace_file
@@ -64,7 +64,7 @@ class Preset:
 
     name: str
     description: str
-    budget: str
+    budget: Budget
     policy: str
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     floor_tokens: int = 0
@@ -83,7 +83,7 @@ class Preset:
         if self.profile is not None and not _is_stem(self.profile):
             hint = "name a file in the preset's own folder, without .safetensors"
             raise UsageError(f"profile is {self.profile!r}", hint=hint)
-        parse_budget(self.budget)
+        object.__setattr__(self, "budget", Budget.of(self.budget))  # text is as welcome
         make_policy(self.policy)
         make_thinning(self.thinning)
 
@@ -97,14 +97,18 @@ class Preset:
             raise UsageError(message, hint=f"save the preset, and load it: uncomp preset show {self.name}")
         return Path(self.folder) / f"{self.profile}.safetensors"
 
+    def to_plain(self) -> dict[str, Any]:
+        """Plain data, for JSON; `from_plain` makes an equal preset of it."""
+        return {**asdict(self), "budget": str(self.budget), "quality": [asdict(point) for point in self.quality]}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data as in the file."""
-        data = {key: value for key, value in asdict(self).items() if key in file_keys(Preset)}
-        return {"schema_version": SCHEMA_VERSION, **data, "quality": list(data["quality"])}
+        data = {key: value for key, value in self.to_plain().items() if key in file_keys(Preset)}
+        return {"schema_version": SCHEMA_VERSION, **data}
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of dataclasses.asdict, also after JSON."""
+        """The inverse of `to_plain`, also after JSON."""
         scorer = ScorerConfig(**data.get("scorer", {}))
         quality = tuple(QualityPoint(**point) for point in data.get("quality", ()))
         risk = None if data.get("risk") is None else RiskCurve.from_plain(data["risk"])

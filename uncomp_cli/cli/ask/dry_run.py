@@ -113,7 +113,7 @@ def _plan(
         "weights_bytes": weights,
         "kv_full_bytes": spec.full_kv_bytes(opened.seq_len),
         "free_bytes": available,
-        "budget_requested": preset.budget,
+        "budget_requested": str(preset.budget),
         "kv_bits": held_bits(preset, spec),
         "fits": True,
         "refusal": None,

@@ -4,7 +4,6 @@ Of the answers so far the last one stays when it is not flagged; else the one wi
 of equals the one with most kept: entropies of other budgets do not compare.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,20 +12,20 @@ from uncomp_cli.cli.ask.risk_report import Risk
 from uncomp_cli.numerals import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    from uncomp_cli.budget.amount import Budget
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.engine.context.session import RunStats
 
-__all__ = ["HELD_BACK", "Try", "best_of", "escalation_record", "scaled", "try_note", "wider"]
+__all__ = ["HELD_BACK", "Try", "best_of", "escalation_record", "try_note", "wider"]
 
 HELD_BACK = "--escalate: an answer is written when it is final"
-_AMOUNT = re.compile(r"([0-9.]+)(\s*\D*)")
 
 
 @dataclass(frozen=True, slots=True)
 class Try:
     """One answer to a question: the budget that it was given with, what it took, and how sure it was."""
 
-    budget: str
+    budget: "Budget"
     kv_bytes: int
     seconds: float
     risk: Risk
@@ -42,27 +41,13 @@ class Try:
         return bool(self.risk.flagged)
 
 
-def scaled(budget: str, factor: float) -> str | None:
-    """A budget in per cent, tokens or bytes times `factor`, `full` from 100 % on; None for one without an amount."""
-    amount = _AMOUNT.fullmatch(budget.strip())
-    if amount is None:
-        return None
-    product, unit = float(amount[1]) * factor, amount[2]
-    return "full" if unit.strip() == "%" and product >= 100 else f"{_plain(product, unit)}{unit}"
-
-
-def _plain(number: float, unit: str) -> str:
-    """Whole tokens stay whole; other amounts have at most two decimals."""
-    return str(round(number)) if not unit.strip() else f"{number:.2f}".rstrip("0").rstrip(".")
-
-
 def wider(preset: "Preset") -> "Preset | None":
     """The preset with twice the budget; None when it keeps all already, or all that the memory holds."""
-    budget = scaled(preset.budget, 2)
+    budget = preset.budget.times(2)
     if budget is None:
         return None
-    if budget == "full":
-        return replace(preset, budget="full", policy="full", floor_tokens=0, thinning="none")
+    if budget.kind == "full":
+        return replace(preset, budget=budget, policy="full", floor_tokens=0, thinning="none")
     return replace(preset, budget=budget, floor_tokens=2 * preset.floor_tokens)
 
 
@@ -85,7 +70,7 @@ def escalation_record(tries: Sequence[Try]) -> list[dict[str, Any]]:
     """Every try, in order, for the JSON of an answer."""
     return [
         {
-            "budget": each.budget,
+            "budget": str(each.budget),
             "kv_bytes": each.kv_bytes,
             "seconds": each.seconds,
             "attention_entropy": each.risk.entropy,

@@ -14,6 +14,7 @@ from uncomp_cli.numerals import format_bytes
 from uncomp_cli.ui.console import Terminal
 
 if TYPE_CHECKING:
+    from uncomp_cli.budget.amount import Budget
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.models.extension import RopeChoice
     from uncomp_cli.models.loading import LoadedModel
@@ -57,7 +58,7 @@ class ModelChoice:
 def choose_preset(
     name: str | None,
     *,
-    budget: str | None,
+    budget: "Budget | str | None",
     policy: str | None,
     scorer: str | None,
     seed: int = 0,
@@ -119,12 +120,12 @@ def _with_thinning(preset: "Preset", thinning: str | None) -> "Preset":
     return preset if thinning is None else replace(preset, thinning=make_thinning(thinning).text)
 
 
-def _with_budget(preset: "Preset", *, budget: str | None, policy: str | None) -> "Preset":
+def _with_budget(preset: "Preset", *, budget: "Budget | str | None", policy: str | None) -> "Preset":
     """The preset with another budget and policy; what keeps everything and what does not must agree."""
-    from uncomp_cli.budget.units import parse_budget
+    from uncomp_cli.budget.amount import FULL_BUDGET, Budget
 
     policy_name = policy or preset.policy
-    wanted = parse_budget(budget if budget is not None else preset.budget)
+    wanted = preset.budget if budget is None else Budget.of(budget)
     if policy_name == "full" and budget is not None and wanted.kind != "full":
         source = "policy full" if policy == "full" else f"preset {preset.name}"
         raise UsageError(f"{source} keeps everything, budget {budget} does not", hint="leave one of the two out")
@@ -132,9 +133,9 @@ def _with_budget(preset: "Preset", *, budget: str | None, policy: str | None) ->
         source = f"preset {preset.name}" if budget is None else "budget full"
         raise UsageError(f"{source} keeps everything, policy {policy} has nothing to spread", hint="add --budget 20%")
     if policy_name == "full" or wanted.kind == "full":
-        return replace(preset, budget="full", policy="full", floor_tokens=0)
+        return replace(preset, budget=FULL_BUDGET, policy="full", floor_tokens=0)
     floor = preset.floor_tokens if budget is None else 0  # a budget that was named is taken at its word
-    return replace(preset, budget=str(wanted), policy=policy_name, floor_tokens=floor)
+    return replace(preset, budget=wanted, policy=policy_name, floor_tokens=floor)
 
 
 def _with_scorer(preset: "Preset", scorer: str | None) -> "Preset":
@@ -154,6 +155,7 @@ def _with_scorer(preset: "Preset", scorer: str | None) -> "Preset":
 
 def _with_loss(preset: "Preset", stored: "Preset", max_loss: str) -> "Preset":
     """`preset` with the smallest budget that holds `max_loss`, as long as it is what `stored` was measured with."""
+    from uncomp_cli.budget.amount import Budget
     from uncomp_cli.budget.loss_curve import parse_loss, smallest_budget
 
     loss = parse_loss(max_loss)
@@ -172,7 +174,7 @@ def _with_loss(preset: "Preset", stored: "Preset", max_loss: str) -> "Preset":
             message = f"--max-loss {max_loss} holds for preset {stored.name} as measured, not with another {flag}"
             raise UsageError(message, hint=f"leave {flag} out, or name a --budget in place of --max-loss")
     point = smallest_budget(stored.quality, loss)
-    return _with_budget(replace(preset, budget=point.budget), budget=None, policy=None)
+    return _with_budget(replace(preset, budget=Budget.parse(point.budget)), budget=None, policy=None)
 
 
 def settle_preset(

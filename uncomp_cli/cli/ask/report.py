@@ -108,9 +108,9 @@ def pin_note(pins: "Sequence[Pin]", places: "Places") -> Iterator[str]:
 
 def loss_note(preset: "Preset", max_loss: str) -> str:
     """Which budget --max-loss chose, and the measured loss that it holds by."""
-    from uncomp_cli.budget.units import parse_budget
+    from uncomp_cli.budget.amount import Budget
 
-    point = next(point for point in preset.quality if str(parse_budget(point.budget)) == preset.budget)
+    point = next(point for point in preset.quality if Budget.parse(point.budget) == preset.budget)
     return (
         f"--max-loss {max_loss}: budget {preset.budget}, measured loss {100 * point.loss:.2f} % "
         f"({100 * point.loss_low:.2f} to {100 * point.loss_high:.2f} %, {format_count(point.samples)} samples)"
@@ -186,7 +186,7 @@ def answer_record(
             "policy": preset.policy,
             "preset": preset.name,
             "scorer": scorer.name if scorer else None,
-            "budget_requested": preset.budget,
+            "budget_requested": str(preset.budget),
             "floor_tokens": preset.floor_tokens,
             "thinning": preset.thinning,
             "hidden_kept_fraction": fmean(hidden_kept) if hidden_kept else 1.0,

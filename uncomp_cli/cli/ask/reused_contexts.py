@@ -110,7 +110,7 @@ class ContextOpener:
         saved = record["compression"]
         wanted = (
             ("--preset", job.preset, preset.name, record["preset"]),
-            ("--budget", job.budget, preset.budget, saved["budget"]),
+            ("--budget", job.budget, str(preset.budget), saved["budget"]),
             ("--policy", job.policy, preset.policy, saved["policy"]),
             ("--scorer", job.scorer, preset.scorer.name, saved["scorer"]["name"]),
             ("--kv-bits", job.kv_bits, preset.kv_bits, saved["kv_bits"]),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from uncomp_cli.budget.amount import FULL_BUDGET, Budget
 from uncomp_cli.errors import ThresholdError, UsageError
 from uncomp_cli.numerals import format_count, format_decimal
 
@@ -43,7 +44,7 @@ class Risk:
     curve: "RiskCurve | None" = None
     prompt_tokens: int = 0
     rope: str = ""
-    budget: str = ""
+    budget: Budget = FULL_BUDGET
     scorer: str = ""
 
     @property
@@ -109,20 +110,17 @@ def _doubts(risk: Risk, curve: "RiskCurve") -> Iterator[str]:
     if curve.tokens and not min(curve.tokens) <= risk.prompt_tokens <= max(curve.tokens):
         shortest, longest = format_count(min(curve.tokens)), format_count(max(curve.tokens))
         yield f"calibrated on {shortest} to {longest} tokens, this prompt has {format_count(risk.prompt_tokens)}"
-    if curve.budget and not _as_large(risk.budget, curve.budget):
+    if curve.budget and not _as_large(risk.budget, Budget.parse(curve.budget)):
         yield f"calibrated with --budget {curve.budget}, kept with {risk.budget}"
     if curve.scorer and curve.scorer != risk.scorer:
         yield f"calibrated with scorer {curve.scorer}, kept by {risk.scorer}"
 
 
-def _as_large(budget: str, calibrated: str) -> bool:
+def _as_large(ours: Budget, theirs: Budget) -> bool:
     """Whether a budget is known to keep as much as another: the same, or more of the same unit."""
-    from uncomp_cli.budget.units import parse_budget
-
-    ours, theirs = parse_budget(budget), parse_budget(calibrated)
-    if ours.kind == "full" or str(ours) == str(theirs):
+    if ours.kind == "full" or ours == theirs:
         return True
-    return ours.kind == theirs.kind != "auto" and ours.value >= theirs.value
+    return ours.kind == theirs.kind != "auto" and ours.amount >= theirs.amount
 
 
 def risk_record(risk: Risk, *, trained_length: int) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def run_risk(
         run.heads,
         costly=watched_heads(preset, loaded.spec),
         rope=rope,
-        budget=preset.budget,
+        budget=str(preset.budget),
         scorer=preset.scorer.name,
     )
     save_preset(replace(preset, risk=fit.curve), path.parent)

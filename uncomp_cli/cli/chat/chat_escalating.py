@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from uncomp_cli.cli.ask.escalating import HELD_BACK, Try, best_of, scaled, try_note
+from uncomp_cli.cli.ask.escalating import HELD_BACK, Try, best_of, try_note
 from uncomp_cli.cli.ask.risk_report import check_calibrated, risk_of
 from uncomp_cli.cli.chat.chat_preset import times
 from uncomp_cli.cli.chat.state import Chat
@@ -70,7 +70,7 @@ def _is_open(latest: Said, tries: list[Try]) -> bool:
     """Whether more may help: the latest is flagged, and kept more than the one before, yet not all."""
     grew = len(tries) < 2 or tries[-2].kv_bytes < tries[-1].kv_bytes
     held_all = latest.stats is not None and latest.stats.kept_fraction >= 1
-    return tries[-1].more_may_help and grew and not held_all and scaled(tries[-1].budget, 2) is not None
+    return tries[-1].more_may_help and grew and not held_all and tries[-1].budget.times(2) is not None
 
 
 def _with_twice(chat: Chat, again: Callable[[Callable[[], None]], Said]) -> Said | None:

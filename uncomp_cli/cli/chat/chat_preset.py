@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET
-from uncomp_cli.budget.units import parse_budget
-from uncomp_cli.cli.ask.escalating import scaled
 from uncomp_cli.cli.ask.prepare import choose_preset, settle_preset
 from uncomp_cli.errors import UsageError
 
@@ -49,7 +47,7 @@ class PresetChoice:
             scorer=self.scorer,
             seed=self.seed,
         )
-        if self.budget is None or parse_budget(preset.budget).kind != "fraction":
+        if self.budget is None or preset.budget.kind != "fraction":
             return preset
         return replace(preset, floor_tokens=self.floor_tokens)
 
@@ -70,9 +68,9 @@ def times(choice: PresetChoice, text: str, *, now: "Preset") -> PresetChoice:
     factor = _TIMES.fullmatch(text.strip())
     if factor is None:
         return replace(choice, budget=text, floor_tokens=LEAST_TOKENS)
-    budget = scaled(now.budget, float(factor[1]))
+    budget = now.budget.times(float(factor[1]))
     if budget is None:
         raise UsageError(f"budget {now.budget} cannot be taken {text}", hint="name an amount, such as /budget 30%")
-    if budget == "full":
-        return replace(choice, budget=budget)
-    return replace(choice, budget=budget, floor_tokens=round(now.floor_tokens * float(factor[1])))
+    if budget.kind == "full":
+        return replace(choice, budget=str(budget))
+    return replace(choice, budget=str(budget), floor_tokens=round(now.floor_tokens * float(factor[1])))

@@ -119,7 +119,7 @@ def set_preset(chat: Chat, argument: str) -> None:
 
     _tell_preset(chat)
     for preset in list_presets():
-        chat.tell(f"{preset.name:12} {preset.budget:>6}  {preset.description}")
+        chat.tell(f"{preset.name:12} {preset.budget!s:>6}  {preset.description}")
 
 
 def _tell_preset(chat: Chat) -> None:

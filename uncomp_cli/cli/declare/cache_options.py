@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from uncomp_cli.budget.units import parse_budget
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.options import COMPRESSION_PANEL
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import UsageError
@@ -40,12 +40,12 @@ def _folder(cache: Path) -> Path:
 def _size_bytes(text: str) -> int:
     hint = "use --cache-size 2GiB, 500MiB, …"
     try:
-        amount = parse_budget(text)
+        amount = Budget.parse(text)
     except UsageError as error:
         raise UsageError(f"cache-size '{text}' is not an amount of disk space", hint=hint) from error
     if amount.kind != "bytes":
         raise UsageError(f"cache-size '{text}' is no amount of disk space in bytes", hint=hint)
-    return int(amount.value)
+    return int(amount.amount)
 
 
 SaveCache = Annotated[

@@ -1,6 +1,6 @@
 """What `--chunk`, `--kv-mem` and `--constant-size` say, as one `Limits`."""
 
-from uncomp_cli.budget.units import parse_budget
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.config import Limits
 from uncomp_cli.errors import UsageError
 
@@ -29,9 +29,9 @@ def _kv_bytes(text: str) -> int | None:
         return None
     hint = "use --kv-mem 256MiB, or --kv-mem auto"
     try:
-        amount = parse_budget(text)
+        amount = Budget.parse(text)
     except UsageError as error:
         raise UsageError(f"kv-mem '{text}' is not an amount of memory", hint=hint) from error
     if amount.kind != "bytes":
         raise UsageError(f"kv-mem '{text}' is no amount of memory in bytes", hint=hint)
-    return int(amount.value)
+    return int(amount.amount)

@@ -177,7 +177,7 @@ def run_compare(job: AskJob, against: str, terminal: Terminal) -> None:
 
 def parse_side(text: str, *, seed: int) -> "presets.Preset":
     """The setting in `CONTESTANT[@BUDGET]`; raises UsageError when a budget is missing or contradicts."""
-    from uncomp_cli.budget.units import parse_budget
+    from uncomp_cli.budget.amount import Budget
     from uncomp_cli.evals.judges.contestants import FULL, parse_contestant
 
     contestant, _, budget = text.partition("@")
@@ -186,7 +186,7 @@ def parse_side(text: str, *, seed: int) -> "presets.Preset":
         raise UsageError(f"setting '{text}': policy full keeps everything", hint="write full, or uniform@20%")
     if preset.policy != FULL and not budget:
         raise UsageError(f"setting '{text}' has no budget", hint=f"write {text}@20%")
-    return replace(preset, budget=str(parse_budget(budget or FULL)))
+    return replace(preset, budget=Budget.parse(budget or FULL))
 
 
 def _watch(steps: "Generator[Any, None, Comparison]", terminal: Terminal) -> "Comparison":
@@ -227,7 +227,7 @@ def _label(side: "Side") -> str:
     preset = side.preset
     more = "" if preset.kv_bits == 16 else f", {preset.kv_bits} bits"
     more += "" if preset.thinning == "none" else f", thin {preset.thinning}"
-    if preset.policy == preset.budget:
+    if preset.policy == str(preset.budget):
         return f"{preset.policy}{more}"
     from uncomp_cli.engine.spend.spending import scorer_config
 

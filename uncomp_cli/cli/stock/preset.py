@@ -49,7 +49,7 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
     if as_json:
         terminal.write_json([preset.to_dict() for preset in presets])
         return
-    rows = [(p.name, p.policy, p.scorer.name, p.budget, p.description) for p in presets]
+    rows = [(p.name, p.policy, p.scorer.name, str(p.budget), p.description) for p in presets]
     terminal.write_table(("NAME", "POLICY", "SCORER", "BUDGET", "DESCRIPTION"), rows)
 
 

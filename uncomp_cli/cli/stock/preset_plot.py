@@ -170,7 +170,7 @@ def _plot_record(preset: "Preset", profile: "UncertaintyProfile", plan: "BudgetP
         "model": profile.fingerprint.name,
         "policy": preset.policy,
         "policy_measure": _used_measure(preset, profile),
-        "budget": preset.budget,
+        "budget": str(preset.budget),
         "tokens": plan.seq_len,
         "entries": plan.entries,
         "measure": key,

@@ -102,7 +102,7 @@ def describe_preset(preset: Preset, limits: Limits) -> dict[str, Any]:
     return {
         "policy": preset.policy,
         "scorer": asdict(preset.scorer),
-        "budget": preset.budget,
+        "budget": str(preset.budget),
         "floor_tokens": preset.floor_tokens,
         "kv_bits": preset.kv_bits,
         "profile_sha256": None if profile is None else file_sha256(profile),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.values import Uncertainty
@@ -134,7 +135,7 @@ def preset_of(preset: Preset, record: Mapping[str, Any]) -> Preset:
         name=record["preset"],
         policy=saved["policy"],
         scorer=ScorerConfig(**saved["scorer"]),
-        budget=saved["budget"],
+        budget=Budget.parse(saved["budget"]),
         floor_tokens=saved["floor_tokens"],
         kv_bits=saved["kv_bits"],
         profile=None,

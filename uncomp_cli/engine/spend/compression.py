@@ -15,7 +15,6 @@ from functools import partial
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import Thinning, make_thinning
-from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.scorers import Scorer, make_scorer
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, ScorerConfig
@@ -196,7 +195,7 @@ def _planned(
     allocation = share()
     new = _new_in_layers(spec, allocation, opened, config, scorer, thinner, chunk)
     bounds = [cap] if give_way and cap is not None else []
-    if chunk is not None and parse_budget(preset.budget).kind == "auto":
+    if chunk is not None and preset.budget.kind == "auto":
         bounds.append(int(MEMORY_MARGIN * available) - activation_bytes(spec, tokens))
     for bound in bounds:
         most = _entries_under(spec, bound, opened, new, chunk)

@@ -5,8 +5,8 @@
 A bound from below: what reading takes beside the cache is known when there is a prompt (compression.py).
 """
 
+from uncomp_cli.budget.amount import resolve_entries
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.budget.units import parse_budget, resolve_entries
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
@@ -34,9 +34,9 @@ def check_context(
 
 def context_bytes(spec: ModelSpec, preset: Preset, tokens: int) -> int:
     """Bytes of the keys and values that the budget of `preset` keeps of `tokens`; auto takes what there is."""
-    budget, full = parse_budget(preset.budget), spec.full_kv_bytes(tokens)
+    budget, full = preset.budget, spec.full_kv_bytes(tokens)
     if budget.kind in ("auto", "bytes"):
-        return 0 if budget.kind == "auto" else min(full, int(budget.value))
+        return 0 if budget.kind == "auto" else min(full, int(budget.amount))
     entries = resolve_entries(budget, spec, seq_len=tokens, free_bytes=0)
     if budget.kind == "fraction" or preset.kv_bits == 16:
         return entries * spec.kv_bytes_per_entry

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from functools import partial
 
+from uncomp_cli.budget.amount import Budget, resolve_entries, resolve_quantized
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.budget.units import Budget, parse_budget, resolve_entries, resolve_quantized
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.spend.allocation import Allocation, Measurer, Wanted, allocate
@@ -46,7 +46,7 @@ def make_allocation(
     than `most_held` tokens. Raises DoesNotFitError when the budget is too small, UsageError when the policy needs a
     measure that the preset's profile does not have.
     """
-    budget = parse_budget(preset.budget)
+    budget = preset.budget
     spare = int(MEMORY_MARGIN * available) - activation_bytes(spec, at_once or prompt.flat_len)
     entries = _entries(spec, budget, prompt, kv_bits=preset.kv_bits, free_bytes=max(0, spare))
     if preset.floor_tokens:

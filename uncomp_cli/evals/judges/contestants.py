@@ -19,11 +19,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from uncomp_cli.budget.amount import FULL_BUDGET, Budget
 from uncomp_cli.budget.notation import read_settings
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.budget.thinning import NoThinning, make_thinning
-from uncomp_cli.budget.units import parse_budget
 from uncomp_cli.cache.scorers import SCORERS, make_scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
@@ -47,7 +47,7 @@ class Setting:
     @property
     def budget(self) -> str:
         """The budget in the user's own unit."""
-        return self.preset.budget
+        return str(self.preset.budget)
 
     @property
     def label(self) -> str:
@@ -63,8 +63,8 @@ def make_settings(contestants: Sequence[str], budgets: Sequence[str], *, seed: i
     chosen = {s.label: s for s in [Setting(FULL, parse_contestant(FULL, seed=seed))]}
     for text in contestants:
         preset = parse_contestant(text, seed=seed)
-        for budget in [FULL] if preset.policy == FULL else [_checked_budget(b) for b in budgets]:
-            whole = budget == FULL and text.startswith("preset:") and f"/{_THIN}=" not in text  # as `ask -b full`
+        for budget in [FULL_BUDGET] if preset.policy == FULL else [_checked_budget(b) for b in budgets]:
+            whole = budget.kind == FULL and text.startswith("preset:") and f"/{_THIN}=" not in text  # as `ask -b full`
             thinning = "none" if whole else preset.thinning
             setting = Setting(preset.name, replace(preset, budget=budget, thinning=thinning))
             chosen.setdefault(setting.label, setting)
@@ -91,7 +91,7 @@ def parse_contestant(text: str, *, seed: int) -> Preset:
     scorer_name = _scorer_name(text, policy.fixed_scorer, scorers)
     config = make_scorer(ScorerConfig(scorer_name)).published if _PUBLISHED in parts else ScorerConfig(scorer_name)
     bits = next((_BITS[part] for part in parts if part in _BITS), 16)
-    preset = Preset(text, "", FULL, policy_name, replace(config, seed=seed), kv_bits=bits)
+    preset = Preset(text, "", FULL_BUDGET, policy_name, replace(config, seed=seed), kv_bits=bits)
     return _with_settings(preset, settings, text)
 
 
@@ -102,7 +102,7 @@ def _of_preset(text: str, name: str, *, seed: int) -> Preset:
     preset = replace(preset, thinning=make_thinning(thinning).text) if given else preset
     _check_thinning(preset, text)
     scorer = replace(preset.scorer, seed=seed)
-    return replace(preset, name=f"{text}#{_digest(preset)}", budget=FULL, floor_tokens=0, scorer=scorer)
+    return replace(preset, name=f"{text}#{_digest(preset)}", budget=FULL_BUDGET, floor_tokens=0, scorer=scorer)
 
 
 def _rank(settings: Sequence[str]) -> bool:
@@ -176,8 +176,8 @@ def _scorer_name(text: str, fixed: str | None, scorers: Sequence[str]) -> str:
     return scorers[0] if scorers else fixed or ScorerConfig().name
 
 
-def _checked_budget(text: str) -> str:
-    budget = parse_budget(text)
+def _checked_budget(text: str) -> Budget:
+    budget = Budget.parse(text)
     if budget.kind == "auto":
         raise UsageError("budget auto depends on the memory that is free", hint="name one: --budget 20%")
-    return str(budget)
+    return budget

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from uncomp_cli.budget.units import parse_budget
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.extension import LONGEST, REPACKED, RopeChoice, parse_rope
 
@@ -126,7 +126,7 @@ def parse_arms(
 
     Raises UsageError for an unknown kind, a factor or budget that is none, and for kinds that are named twice.
     """
-    wanted = parse_budget(budget)
+    wanted = Budget.parse(budget)
     if wanted.kind in (FULL, "auto"):
         raise UsageError(f"--budget {budget} is no part of the cache", hint="use --budget 5%")
     arms = list(_arms(text, longest, unscaled_length, str(wanted), compress=compress))
@@ -149,7 +149,7 @@ def _arms(text: str, longest: int, unscaled_length: int, budget: str, *, compres
             message = f"kind '{part}' is none to be measured: it chooses one of the others"
             raise UsageError(message, hint=f"write --kinds {DEFAULT_KINDS}")
         packed = choice.kind in REPACKED
-        kept = str(parse_budget(own)) if own else budget if compress or packed else FULL
+        kept = str(Budget.parse(own)) if own else budget if compress or packed else FULL
         if packed and kept == FULL:
             message = f"kind '{part}' keeps everything, and nothing can be packed"
             raise UsageError(message, hint=f"write {choice.kind}@5%")

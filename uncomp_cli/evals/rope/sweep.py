@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.engine.look.watching import HeadAt, watched_heads
 from uncomp_cli.engine.spend.context_memory import check_context
@@ -192,7 +193,7 @@ def _measure(work: _Work, request: RopeRequest, turned: LoadedModel, heads: Sequ
 
 def _preset(arm: RopeArm, preset: Preset) -> Preset:
     """How an arm compresses: a budget that was named is taken at its word, without a floor."""
-    return load_preset(FULL) if arm.budget == FULL else replace(preset, budget=arm.budget, floor_tokens=0)
+    return load_preset(FULL) if arm.budget == FULL else replace(preset, budget=Budget.parse(arm.budget), floor_tokens=0)
 
 
 def _shown(request: RopeRequest, loaded: LoadedModel, tokens: int) -> list[int]:

@@ -14,7 +14,7 @@ from uncomp_cli.config import CacheConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["Budget", "parse_budget", "resolve_entries", "resolve_quantized"]
+__all__ = ["FULL_BUDGET", "Budget", "resolve_entries", "resolve_quantized"]
 
 _HINT = "write 10% (of the full cache), 512 (tokens per KV head), 256MiB, auto or full"
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -23,35 +23,53 @@ _NUMBER = re.compile(r"(?P<number>[0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(?P<unit>%|[A
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A budget as requested; `str()` gives back the user's own words."""
+    """A budget as requested: `amount` is a share, tokens or bytes, by its kind; `str()` gives the user's own words."""
 
     kind: Literal["full", "auto", "fraction", "tokens", "bytes"]
-    value: float
+    amount: float
     text: str
 
     def __str__(self) -> str:
         return self.text
 
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """The budget that `text` says; raises UsageError that names it when it is none of the five forms."""
+        stripped = text.strip()
+        if stripped.lower() in ("full", "auto"):
+            return cls("full" if stripped.lower() == "full" else "auto", 1.0, stripped.lower())
+        match = _NUMBER.fullmatch(stripped)
+        if match is None:
+            raise UsageError(f"budget '{text}' is not a budget", hint=_HINT)
+        number, unit = float(match["number"]), match["unit"].upper()
+        if number <= 0 or (unit in _UNITS and number * _UNITS[unit] < 1):
+            raise UsageError(f"budget '{text}' keeps nothing", hint=_HINT)
+        if unit == "%":
+            return _fraction(number, text)
+        if unit == "":
+            return _tokens(number, text)
+        if unit not in _UNITS:
+            raise UsageError(f"budget '{text}' has the unknown unit '{match['unit']}'", hint=_HINT)
+        return cls("bytes", float(int(number * _UNITS[unit])), stripped)
 
-def parse_budget(text: str) -> Budget:
-    """Parse a budget; raises UsageError that names the value when it is none of the five forms."""
-    stripped = text.strip()
-    if stripped.lower() in ("full", "auto"):
-        word: Literal["full", "auto"] = "full" if stripped.lower() == "full" else "auto"
-        return Budget(word, 1.0, word)
-    match = _NUMBER.fullmatch(stripped)
-    if match is None:
-        raise UsageError(f"budget '{text}' is not a budget", hint=_HINT)
-    number, unit = float(match["number"]), match["unit"].upper()
-    if number <= 0 or (unit in _UNITS and number * _UNITS[unit] < 1):
-        raise UsageError(f"budget '{text}' keeps nothing", hint=_HINT)
-    if unit == "%":
-        return _fraction(number, text)
-    if unit == "":
-        return _tokens(number, text)
-    if unit not in _UNITS:
-        raise UsageError(f"budget '{text}' has the unknown unit '{match['unit']}'", hint=_HINT)
-    return Budget("bytes", float(int(number * _UNITS[unit])), stripped)
+    @classmethod
+    def of(cls, given: "Budget | str") -> "Budget":
+        """A budget that was given as a value, or as text."""
+        return given if isinstance(given, Budget) else cls.parse(given)
+
+    def times(self, factor: float) -> "Budget | None":
+        """The budget times `factor`, in its own unit, `full` from 100 % on; None for full and auto.
+
+        Raises UsageError when nothing is left of it.
+        """
+        amount = _NUMBER.fullmatch(self.text)
+        if amount is None:
+            return None
+        product, unit = float(amount["number"]) * factor, self.text[amount.end("number") :]
+        if self.kind == "fraction" and product >= 100:
+            return FULL_BUDGET
+        whole = self.kind == "tokens"
+        return Budget.parse(f"{round(product) if whole else f'{product:.2f}'.rstrip('0').rstrip('.')}{unit}")
 
 
 def _fraction(percent: float, text: str) -> Budget:
@@ -64,6 +82,10 @@ def _tokens(number: float, text: str) -> Budget:
     if number != int(number):
         raise UsageError(f"budget '{text}' is neither whole tokens nor per cent", hint=_HINT)
     return Budget("tokens", number, text.strip())
+
+
+FULL_BUDGET = Budget("full", 1.0, "full")
+"""All is kept."""
 
 
 def resolve_entries(
@@ -80,10 +102,10 @@ def resolve_entries(
     if budget.kind == "full":
         return full
     if budget.kind == "fraction":
-        return int(full * budget.value + 1e-6)  # 0.29 * 100 is 28.999…
+        return int(full * budget.amount + 1e-6)  # 0.29 * 100 is 28.999…
     if budget.kind == "tokens":
-        return min(full, int(budget.value) * heads)
-    allowed = free_bytes if budget.kind == "auto" else int(budget.value)
+        return min(full, int(budget.amount) * heads)
+    allowed = free_bytes if budget.kind == "auto" else int(budget.amount)
     room = allowed // (spec.kv_bytes_per_entry + cache.position_bytes)
     return max(0, min(full, _without_slack(room, heads=heads, longest=seq_len, cache=cache)))
 
@@ -121,10 +143,10 @@ def resolve_quantized(
         return resolve_entries(budget, spec, seq_len=seq_len, free_bytes=free_bytes, cache=cache)
     questions = spec.full_entries(question_tokens)
     if budget.kind == "fraction":
-        allowed = int(full * budget.value + 1e-6) * spec.kv_bytes_per_entry
+        allowed = int(full * budget.amount + 1e-6) * spec.kv_bytes_per_entry
         room = allowed - questions * spec.kv_bytes_per_entry
     else:
-        allowed = free_bytes if budget.kind == "auto" else int(budget.value)
+        allowed = free_bytes if budget.kind == "auto" else int(budget.amount)
         room = allowed - _beside_context(spec, question_tokens, waiting_tokens, kv_bits=kv_bits, cache=cache)
     if room < 0:  # not even the question fits
         return max(0, min(questions - 1, allowed // spec.kv_bytes_per_entry))
