@@ -1,5 +1,7 @@
 """Fixtures that several test modules share."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +12,31 @@ from uncomp_cli.models.builtin import DEFAULT_MODEL
 from uncomp_cli.models.catalog import ensure_local, local_path
 
 if TYPE_CHECKING:
+    from support.commands import Running
+    from support.desk import Desks
+    from support.typist import Typist
     from uncomp_cli.models.loading import LoadedModel
+
+
+def pytest_configure() -> None:
+    """One thread: tensors are tiny, so that threads would only wait for each other, and workers share the cores."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model that says random letters."""
+    from support.tiny import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny_model: Path) -> "LoadedModel":
+    """The tiny model, loaded once for all who change nothing of it."""
+    from uncomp_cli.models.loading import load_model
+
+    return load_model(str(tiny_model))
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +76,49 @@ def small_model(default_model: "LoadedModel") -> "LoadedModel":
     )  # fmt: skip
     model, spec = LlamaForCausalLM(config).eval(), spec_from_config(config, "float32")
     return replace(default_model, model=model, spec=spec, own_config=None)
+
+
+@pytest.fixture(scope="session")
+def plain_rope(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small Llama with plain positions and no tokenizer."""
+    from support.rope import make_plain_model
+
+    return make_plain_model(tmp_path_factory.mktemp("plain") / "small")
+
+
+@pytest.fixture(scope="module")
+def without_tokenizer() -> Iterator[None]:
+    """Models are loaded without one: token ids are enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uncomp_cli.models.loading.load_tokenizer", lambda path: None)
+        yield
+
+
+@pytest.fixture
+def long_lived() -> Iterator[list["Running"]]:
+    """Processes put in here are gone after the test."""
+    running: list[Running] = []
+    yield running
+    for item in running:
+        item.process.kill()
+
+
+@pytest.fixture
+def typists() -> Iterator[list["Typist"]]:
+    """Those in here are gone after the test."""
+    found: list[Typist] = []
+    yield found
+    for typist in found:
+        typist.process.kill()
+        typist.terminal.close()
+
+
+@pytest.fixture
+def desks() -> Iterator["Desks"]:
+    """Those in here are gone after the test."""
+    from support.desk import Desks
+
+    found = Desks()
+    yield found
+    for desk in found:
+        desk.close()

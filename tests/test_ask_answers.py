@@ -2,26 +2,21 @@
 
 import json
 import os
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from test_ask_support import last_object, start, tiny_model
 
+from support.commands import last_object, start
+from support.town import CODE, NAME, OTHER, QUESTION, town
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.ask import road
 from uncomp_cli.cli.ask.asking import describe_files, join_documents
 from uncomp_cli.documents.documents import Document, DocumentSet
 from uncomp_cli.models.loading import LoadedModel, load_tokenizer
 
-__all__ = ["tiny_model"]
-
-CODE, NAME = "7391846", "Ishmael"
-QUESTION, OTHER = "What is the secret access code of the vault?", "What is the name of the lighthouse keeper?"
 FIELDS = {
     "schema_version": int, "model": dict, "question": str, "files": list, "answer": str, "finish_reason": str,
     "usage": dict, "timing": dict, "memory": dict, "compression": dict, "uncertainty": dict, "evidence": list,
@@ -45,19 +40,6 @@ SUBFIELDS = {
 Answers = Callable[..., tuple[int, str, str]]
 
 
-def town(sentences: int = 28) -> str:
-    """A text of about 600 tokens with a number in the middle and a name near the end."""
-    things = ["river", "stone", "market", "lantern", "sailor", "harbour", "winter", "garden", "letter", "bridge"]
-    draw = random.Random(0)
-    lines = [
-        "The {} near the {} was quiet, and the {} stood by the {} until evening.".format(*draw.choices(things, k=4))
-        for _ in range(sentences)
-    ]
-    lines.insert(sentences // 2, f"The secret access code of the vault is {CODE}.")
-    lines.insert(sentences - 3, f"The name of the lighthouse keeper is {NAME}.")
-    return "\n".join(lines) + "\n"
-
-
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -65,22 +47,13 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("town.txt").write_text(town())
 
 
-@pytest.fixture(scope="module")
-def one_thread(default_model: LoadedModel) -> Iterator[LoadedModel]:
-    """The default model on one thread, which is quickest where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield default_model
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], one_thread: LoadedModel) -> Answers:
+def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], default_model: LoadedModel) -> Answers:
     """Run `uncomp ask` in this process on the default model, whose trained length may be said to be shorter."""
 
     def run_ask(*args: str, trained_length: int = 8192) -> tuple[int, str, str]:
-        spec = replace(one_thread.spec, trained_length=trained_length)
-        monkeypatch.setattr(road, "load", lambda *_: replace(one_thread, spec=spec))
+        spec = replace(default_model.spec, trained_length=trained_length)
+        monkeypatch.setattr(road, "load", lambda *_: replace(default_model, spec=spec))
         code = run(["ask", "-f", "town.txt", "--max-new-tokens", "40", *args])
         return code, *capsys.readouterr()
 

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_ask_support import Running, long_lived, start, tiny_model
 
+from support.commands import Running, start
 from uncomp_cli.cli.app import run
 from uncomp_cli.engine.read.prefill import PrefillState
 from uncomp_cli.engine.write.batch import Batch
-
-__all__ = ["long_lived", "tiny_model"]
 
 Ask = Callable[..., tuple[int, str, str]]
 FILES = {"first.txt": "harbour ", "second.txt": "winter lantern ", "third.txt": "bridge of stone "}

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_ask_support import TRAINED_LENGTH, tiny_model, two_lines
-from test_risk_support import curve_up_to, risky
 
+from support.commands import two_lines
+from support.curves import curve_up_to, risky
+from support.tiny import TRAINED_LENGTH
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
@@ -19,8 +20,6 @@ from uncomp_cli.cli.ask import asking_again
 from uncomp_cli.cli.ask.escalating import Try, best_of, escalation_record, wider
 from uncomp_cli.cli.ask.risk_report import Risk
 from uncomp_cli.errors import DoesNotFitError
-
-__all__ = ["tiny_model"]
 
 Ask = Callable[..., tuple[int, str, str]]
 BUDGETS = ["10%", "20%", "40%", "80%", "full"]

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_ask_answers import CODE, NAME, OTHER, QUESTION, town
-from test_ask_support import start, tiny_model
 
+from support.commands import start
+from support.town import CODE, NAME, OTHER, QUESTION, town
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.ask.citing import evidence_lines, evidence_records, evidence_warnings
 from uncomp_cli.documents.evidence import Evidence
-
-__all__ = ["tiny_model"]
 
 Ask = Callable[..., tuple[int, str, str]]
 KEYS = ["path", "line_start", "line_end", "text", "attention_share", "kept_fraction"]

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_ask_support import TRAINED_LENGTH, tiny_model, two_lines
 
+from support.commands import two_lines
+from support.tiny import TRAINED_LENGTH, scaled_model
 from uncomp_cli.cli.app import run
 from uncomp_cli.engine.spend import memory
-
-__all__ = ["tiny_model"]
 
 Ask = Callable[..., tuple[int, str, str]]
 AUTO = ("reread",)
@@ -164,17 +163,6 @@ def test_a_context_that_the_memory_does_not_hold(ask: Ask, monkeypatch: pytest.M
     assert message.startswith("a context of 131,072 tokens needs 26 MiB of KV cache under --budget 20%, 1")
     assert "--context" in hint
     assert ask("-f", "short.txt", "--rope", "yarn", "--context", "64k", *mode, "Where?")[0] == 0
-
-
-def scaled_model(tiny_model: Path, trained: int, **parameters: object) -> str:
-    """The tiny model in a folder of its own, trained for `trained` tokens and shipped with a scaling."""
-    Path("shipped").mkdir()
-    for file in tiny_model.iterdir():
-        (Path("shipped") / file.name).write_bytes(file.read_bytes())
-    config = json.loads((tiny_model / "config.json").read_text())
-    config |= {"max_position_embeddings": trained, "rope_parameters": {"rope_theta": 10000.0, **parameters}}
-    (Path("shipped") / "config.json").write_text(json.dumps(config))
-    return "shipped"
 
 
 def test_what_a_model_reads_by_its_own_scaling_is_no_less_sure(ask: Ask, tiny_model: Path) -> None:

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_ask_support import tiny_model, two_lines
 
+from support.commands import two_lines
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.ask.pins import Pin, parse_pin, resolve
 from uncomp_cli.engine.write.batch import BatchSession
 from uncomp_cli.errors import UsageError
-
-__all__ = ["tiny_model"]
 
 Ask = Callable[..., tuple[int, str, str]]
 LINES = [f"Line {i} says the harbour was quiet." for i in range(1, 31)]

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_ask_support import TRAINED_LENGTH, tiny_model
 
+from support.tiny import TRAINED_LENGTH
 from uncomp_cli.cli.app import run
 from uncomp_cli.engine.write.batch import Batch
-
-__all__ = ["tiny_model"]
 
 Ask = Callable[..., tuple[int, str, str]]
 LONG = "y" * TRAINED_LENGTH

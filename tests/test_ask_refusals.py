@@ -9,14 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_ask_support import TRAINED_LENGTH, tiny_model, two_lines
 
+from support.commands import two_lines
+from support.tiny import TRAINED_LENGTH
 from uncomp_cli.cli.app import run
 from uncomp_cli.engine.context import session
 from uncomp_cli.engine.read.prefill import PrefillState
 from uncomp_cli.engine.spend import memory
-
-__all__ = ["tiny_model"]
 
 Refused = Callable[..., tuple[int, str, str]]
 

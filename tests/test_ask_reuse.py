@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from test_ask_support import make_tiny_model, start
 
+from support.commands import start
+from support.tiny import make_tiny_model
 from uncomp_cli.cache.shelf import Shelf
 from uncomp_cli.numerals import format_bytes
 

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_ask_support import tiny_model, two_lines
-from test_risk_support import HIGH, LOW, curve_up_to, risky
 
+from support.commands import two_lines
+from support.curves import HIGH, LOW, curve_up_to, risky
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.ask.risk_report import Risk, check_fail_under, fall_short, risk_record, risk_warnings
 from uncomp_cli.errors import UsageError
-
-__all__ = ["tiny_model"]
 
 Ask = Callable[..., tuple[int, str, str]]
 

@@ -2,13 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from test_ask_support import Running, last_object, long_lived, make_tiny_model, start, tiny_model, two_lines
-from test_ui_streams import ESCAPE, screen
 
-__all__ = ["long_lived", "tiny_model"]
+from support.commands import Running, environment, last_object, start, two_lines
+from support.screen import ESCAPE, screen
+from support.tiny import make_tiny_model
 
 LONG = ["--max-new-tokens", "3500"]
 
@@ -136,3 +138,22 @@ def test_ctrl_c_keeps_what_was_said_as_json(document: Path, tiny_model: Path, lo
         assert record["finish_reason"] == "interrupted"
         assert 0 < record["usage"]["completion_tokens"] < 3400
         assert 0 <= record["usage"]["completion_tokens"] - len(record["answer"]) <= 1
+
+
+def test_a_forked_process_is_like_one_started_from_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    document = tmp_path / "notes.txt"
+    document.write_text("The harbour was quiet.")
+    args = ["ask", "-f", str(document), "-m", str(tiny_model), "-b", "full", "--max-new-tokens", "30", "Where?"]
+    done = subprocess.run(
+        [sys.executable, "-m", "uncomp_cli", *args],
+        capture_output=True,
+        check=False,
+        text=True,
+        env=environment(PYTHONPATH=str(Path(__file__).parent.parent)),
+    )
+    code, out, err = start(*args).finish()
+    assert code == done.returncode == 0, (err, done.stderr)
+    assert done.stdout == out
+    assert len(out.strip("\n")) == 30
+    assert done.stderr.splitlines()[:2] == err.splitlines()[:2] == ["preparing", f"loading {tiny_model}"]
+    assert [line.split()[0] for line in done.stderr.splitlines()] == [line.split()[0] for line in err.splitlines()]

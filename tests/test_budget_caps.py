@@ -3,9 +3,8 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_budget_plan import make_spec, requests
-from test_budget_uncertainty import MEASURED, measured
 
+from support.budgets import MEASURED, make_spec, measured, requests
 from uncomp_cli.budget.plan import BudgetPlan, apportion
 from uncomp_cli.budget.policies import POLICIES, make_policy
 from uncomp_cli.budget.values import Uncertainty

@@ -8,30 +8,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from support.budgets import make_spec, requests
 from uncomp_cli.budget.amount import Budget, resolve_entries
 from uncomp_cli.budget.plan import BudgetPlan, apportion
 from uncomp_cli.budget.policies import POLICIES, UniformPolicy, make_policy
 from uncomp_cli.cache.scorers import SCORERS
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.spec import ModelSpec
-
-
-def make_spec(
-    windows: tuple[int | None, ...], *, kv_heads: int = 2, head_dim: int = 4, trained_length: int = 4096
-) -> ModelSpec:
-    return ModelSpec(
-        model_type="llama",
-        num_layers=len(windows),
-        num_heads=2 * kv_heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        hidden_size=16,
-        intermediate_size=32,
-        vocab_size=50,
-        trained_length=trained_length,
-        dtype_bytes=4,
-        sliding_windows=windows,
-    )
 
 
 @st.composite
@@ -112,14 +95,6 @@ def test_apportion_is_exact_for_large_totals(total: int) -> None:
 def test_what_cannot_be_split(total: int, weights: list[float], floor: int) -> None:
     with pytest.raises(ValueError, match="cannot split"):
         apportion(total, weights, floor=floor, cap=9)
-
-
-@st.composite
-def requests(draw: st.DrawFn) -> tuple[ModelSpec, int, int]:
-    """(spec, seq_len, protected)."""
-    windows = draw(st.lists(st.one_of(st.none(), st.integers(1, 60)), min_size=1, max_size=5))
-    seq_len = draw(st.integers(1, 120))
-    return make_spec(tuple(windows), kv_heads=draw(st.integers(1, 3))), seq_len, draw(st.integers(0, seq_len))
 
 
 @given(requests(), st.integers(0, 1800), st.data())

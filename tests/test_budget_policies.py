@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_budget_plan import make_spec, requests
 
+from support.budgets import make_spec, requests
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import (
     POLICIES,

@@ -3,9 +3,8 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_budget_plan import make_spec
-from test_budget_stages import SUMS_32
 
+from support.budgets import SUMS_32, make_spec
 from uncomp_cli.budget.thinning import THINNINGS, make_thinning
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.errors import ModelError, UsageError

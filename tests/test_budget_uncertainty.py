@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_budget_plan import make_spec, requests
 
+from support.budgets import MEASURED, make_spec, measured, requests
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import UncertainPolicy, UncompPolicy, UniformPolicy, ZigzagPolicy, make_policy
 from uncomp_cli.budget.uncomp import group_ramp
@@ -18,31 +18,12 @@ from uncomp_cli.spec import ModelSpec
 
 LONG = 10_000
 ENTROPY = "entropy/q/r1/4"
-MEASURED = [
-    "uncomp", "uncomp:groups=2,low=0,high=2", "uncomp:reverse=true,state=k", "uncomp:paper=true",
-    "uncomp:stages=true", "uncomp:paper=true,stages=true,reverse=true",
-    "zigzag", "zigzag:floor=0", "zigzag:floor=1,by=lmbo", "zigzag:by=lmba-free,reverse=true",
-    "uncertain", "uncertain:by=loss,floor=0", "uncertain:by=loss,reverse=true,floor=0", "uncertain:by=loss,power=0.5",
-    "uncertain:by=entropy", "uncertain:by=entropy,reverse=true", "uncertain:by=entropy,state=hidden,power=1",
-    "uncertain:by=lmba-free", "uncertain:by=lmba-free,reverse=true", "uncertain:by=lmbo",
-]  # fmt: skip
 MODEL_SCOPE = [text for text in MEASURED if make_policy(text).scope == "model"]
 
 
 def values_of(spec: ModelSpec, key: str, row: list[list[float]]) -> Uncertainty:
     assert len(row) == spec.num_layers
     return Uncertainty(key, tuple(map(tuple, row)))
-
-
-@st.composite
-def measured(draw: st.DrawFn, spec: ModelSpec, text: str) -> Uncertainty:
-    """Values of any of the policy's measures, of any allowed width."""
-    key = draw(st.sampled_from(make_policy(text).measures))
-    width = draw(st.sampled_from([1, spec.num_kv_heads, spec.num_heads]))
-    most = {"entropy": 1.0, "loss": 1e300}.get(key.partition("/")[0], 1e6)
-    values = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1), st.floats(0, most))
-    row = st.lists(values, min_size=width, max_size=width).map(tuple)
-    return Uncertainty(key, tuple(draw(row) for _ in range(spec.num_layers)))
 
 
 @pytest.mark.parametrize("text", MEASURED)

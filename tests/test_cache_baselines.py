@@ -10,11 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cache_scoring import CONTEXT, DIM, HEADS, KV_HEADS, SCALING, make_view
-from test_engine_parity import FAMILIES, full_plan, make_prompt, read, tiny
-from test_engine_parity import one_thread as one_thread
 from torch import Tensor, nn
 
+from support.families import FAMILIES, full_plan, make_prompt, read, tiny
+from support.views import CONTEXT, DIM, HEADS, KV_HEADS, SCALING, make_view
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.cache.eviction import select
 from uncomp_cli.cache.expected import FUTURE_TOKENS, turn

@@ -7,27 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from support.views import CONTEXT, DIM, HEADS, KV_HEADS, SCALING, make_view
 from uncomp_cli.cache.scorers import SCORERS, LayerView, make_scorer, window_attention
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
-
-HEADS, KV_HEADS, CONTEXT, DIM, SCALING = 6, 2, 15, 4, 0.7
-
-
-def make_view(questions: list[int], *, layer: int = 0, seed: int = 0) -> LayerView:
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int) -> Tensor:
-        return 2 * torch.randn(*shape, generator=generator)
-
-    return LayerView(
-        layer=layer,
-        queries=random(HEADS, CONTEXT, DIM),
-        keys=random(KV_HEADS, CONTEXT, DIM),
-        values=random(KV_HEADS, CONTEXT, DIM),
-        branches=tuple((random(HEADS, count, DIM), random(KV_HEADS, count, DIM)) for count in questions),
-        scaling=SCALING,
-    )
 
 
 def window_score(view: LayerView, branch: int, group: int, position: int, config: ScorerConfig) -> float:

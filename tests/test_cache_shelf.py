@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from test_ask_support import fork_server
-from test_cache_store import make_cache
 
+from support.caches import make_cache
+from support.commands import fork_server
 from uncomp_cli.cache.header import TEMPORARY_PREFIX
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.shelf import Entry, Shelf, check_name

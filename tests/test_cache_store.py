@@ -12,32 +12,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from support.caches import DIM, KV_HEADS, LAYERS, make_cache
 from uncomp_cli.cache.cache_file import load_cache, save_cache, stored_bytes
 from uncomp_cli.cache.header import METADATA_KEY, NO_HASH, find_damage, read_manifest
 from uncomp_cli.cache.ragged import Head, RaggedKVCache
 from uncomp_cli.errors import UncompError, UsageError
 
-LAYERS, KV_HEADS, DIM = 2, 3, 6
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def make_cache(
-    lengths: list[int], *, kv_bits: int = 16, dtype: torch.dtype = torch.float32, tail: int = 2, dim: int = DIM
-) -> RaggedKVCache:
-    """A cache of random numbers whose heads have these lengths in every layer, and `tail` tokens behind them."""
-    torch.manual_seed(7)
-    cache = RaggedKVCache(num_layers=LAYERS, num_rows=1, num_kv_heads=len(lengths), kv_bits=kv_bits)
-    for layer in range(LAYERS):
-        heads = [
-            (torch.randn(n, dim).to(dtype), torch.randn(n, dim).to(dtype), torch.arange(n, dtype=torch.int32) * 2)
-            for n in lengths
-        ]
-        cache.store(layer, heads, reserve=tail)
-        if tail:
-            first = 2 * max(lengths)
-            new = torch.randn(2, 1, len(lengths), tail, dim).to(dtype)
-            cache.append(layer, new[0], new[1], torch.arange(first, first + tail)[None])
-    return cache
 
 
 def heads_of(cache: RaggedKVCache) -> list[Head]:

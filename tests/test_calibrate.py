@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_ask_support import tiny_model
-from test_engine_parity import make_prompt, tiny, tokens
 
+from support.families import make_prompt, tiny, tokens
 from uncomp_cli.calibrate.calibration import (
     CalibrateRequest,
     CalibrateStep,
@@ -30,17 +28,7 @@ from uncomp_cli.models.loading import LoadedModel, load_model
 from uncomp_cli.uncertainty.measures import DEFAULT_MEASURES, parse_measure
 from uncomp_cli.uncertainty.profile import UncertaintyProfile, load_profile
 
-__all__ = ["tiny_model"]
-
 TEXT = "The harbour was quiet and the lamps were lit along the old wall, as on any evening of that winter. "
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_model: Path) -> Iterator[LoadedModel]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield load_model(str(tiny_model))
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-from test_ask_support import Running, last_object, long_lived, start, tiny_model, two_lines
 
+from support.commands import Running, last_object, start, two_lines
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.evals.tables.results import ResultsFile
@@ -14,8 +14,6 @@ from uncomp_cli.evals.tasks.calibration_samples import CONTINUATION, SampleMaker
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.uncertainty.measures import DEFAULT_MEASURES
 from uncomp_cli.uncertainty.profile import load_profile
-
-__all__ = ["long_lived", "tiny_model"]
 
 SHAPE = ("--tokens", "400", "-t", "needle/digits7", "-t", "continuation")
 

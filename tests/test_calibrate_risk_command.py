@@ -8,15 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_ask_support import last_object, start, tiny_model, two_lines
 
+from support.commands import last_object, start, two_lines
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.rope.risk_file import RiskFile, set_aside
 from uncomp_cli.evals.rope.risk_samples import RISK_TASKS
-
-__all__ = ["tiny_model"]
 
 BASE = ("--tokens", "400", "-t", "needle/digits7", "--samples", "1", "-o", "mine")
 RISK = ("--risk", "--risk-samples", "10", "--risk-tokens", "500", "--risk-tokens", "520")

@@ -4,16 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
-from test_ask_support import TRAINED_LENGTH, tiny_model
-from test_chat_support import hold, loaded, make_chat
 
+from support.chats import hold, make_chat
+from support.tiny import TRAINED_LENGTH
 from uncomp_cli.cli.chat.commands import COMMANDS, candidates, is_command
 from uncomp_cli.cli.chat.inspection import places_of
 from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.sessions.transcript import Transcript
-
-__all__ = ["loaded", "tiny_model"]
 
 
 @pytest.fixture

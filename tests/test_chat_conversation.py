@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_ask_support import TRAINED_LENGTH, tiny_model
-from test_chat_support import GREEDY, Stopping, hold, loaded, make_chat
 
+from support.chats import GREEDY, Stopping, hold, make_chat
+from support.tiny import TRAINED_LENGTH
 from uncomp_cli.cli.chat.inspection import status_line
 from uncomp_cli.cli.chat.loop import Conversation
 from uncomp_cli.cli.chat.state import Chat
@@ -19,8 +19,6 @@ from uncomp_cli.engine.context.chat import ChatSession
 from uncomp_cli.engine.tokens.messages import Message, render_messages
 from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.sessions.session_folder import SessionFile
-
-__all__ = ["loaded", "tiny_model"]
 
 
 @pytest.fixture

@@ -4,18 +4,15 @@ import io
 from pathlib import Path
 
 import pytest
-from test_ask_support import tiny_model
-from test_chat_support import Stopping, hold, loaded, make_chat
-from test_risk_support import risky
 
+from support.chats import Stopping, hold, make_chat
+from support.curves import risky
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.chat.chat_preset import PresetChoice
 from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.engine.context.chat import ChatSession
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.models.loading import LoadedModel
-
-__all__ = ["loaded", "tiny_model"]
 
 TOWN = "The harbour was quiet and the lamps were lit. " * 30
 BUDGETS = ["20%", "40%", "80%", "full"]

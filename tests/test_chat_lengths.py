@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from test_ask_support import TRAINED_LENGTH, tiny_model, two_lines
-from test_chat_support import GREEDY, Stopping, hold, loaded
 
+from support.chats import GREEDY, Stopping, hold
+from support.commands import two_lines
+from support.tiny import TRAINED_LENGTH
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.ask.prepare import ModelChoice
 from uncomp_cli.cli.chat import chatting
@@ -18,8 +19,6 @@ from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.config import Limits
 from uncomp_cli.models.loading import load_model
 from uncomp_cli.ui.console import Terminal
-
-__all__ = ["loaded", "tiny_model"]
 
 PAST = TRAINED_LENGTH + 300
 

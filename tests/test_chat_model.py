@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from test_chat_support import PROMPT, Typist, numbers, sit_down, typists
 
-__all__ = ["typists"]
+from support.desk import PROMPT
+from support.typist import Typist, numbers, sit_down
 
 pytestmark = pytest.mark.model
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_ask_support import start, tiny_model
-from test_chat_support import PROMPT, READOUT, Typist, sit_down, typists
 
-__all__ = ["tiny_model", "typists"]
+from support.commands import start
+from support.desk import PROMPT
+from support.typist import READOUT, Typist, sit_down
 
 
 @pytest.fixture

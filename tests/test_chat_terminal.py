@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_ask_support import start, tiny_model
-from test_chat_support import PROMPT, READOUT, Typist, numbers, sit_down, typists
 
-__all__ = ["tiny_model", "typists"]
+from support.commands import start
+from support.desk import PROMPT
+from support.typist import READOUT, Typist, numbers, sit_down
 
 ENDED = r"\[the answer ended at its longest length"
 

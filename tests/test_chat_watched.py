@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_ask_support import tiny_model
 
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.config import SamplingConfig
@@ -16,8 +15,6 @@ from uncomp_cli.engine.tokens.messages import Message
 from uncomp_cli.engine.tokens.prompt import chat_prompt
 from uncomp_cli.models.loading import LoadedModel, load_model
 from uncomp_cli.uncertainty.risk import RiskBin, RiskCurve
-
-__all__ = ["tiny_model"]
 
 CURVE = RiskCurve(
     "entropy/least", ((0, 1), (1, 0)), (0.0, 0.5), (RiskBin(0, 1, 0.5, 0.2, 0.8, 9),), 0.5, 0.3, 0.7, 9, (100,)

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_cache_store import make_cache
 
+from support.caches import make_cache
 from uncomp_cli.cache.shelf import Entry, Shelf
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.declare.cache_options import cache_names, shelf_of

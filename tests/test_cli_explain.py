@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_ask_support import last_object, start, tiny_model, two_lines
 
+from support.commands import last_object, start, two_lines
 from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import load_preset, save_preset
@@ -15,8 +15,6 @@ from uncomp_cli.cli.ask.explain import Spent, budget_lines, budget_record
 from uncomp_cli.models.catalog import show_model
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.profile import ModelFingerprint, SampleInfo, UncertaintyProfile
-
-__all__ = ["tiny_model"]
 
 KEPT = ((900, 20), (100, 80), (10, 90))
 SPEC = ModelSpec(

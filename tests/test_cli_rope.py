@@ -5,13 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
-from test_ask_lengths import scaled_model
-from test_ask_support import last_object, start, tiny_model, two_lines
 
+from support.commands import last_object, start, two_lines
+from support.tiny import scaled_model
 from uncomp_cli.cli.app import run
 from uncomp_cli.evals.rope.rope_results import read_rope_results
-
-__all__ = ["tiny_model"]
 
 SHAPE = ("--tokens", "600,1k", "--depths", "2", "--kinds", "plain,yarn:2,repack:2@40%")
 CELLS = 3 + 3 * 2 * 2

@@ -4,12 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-from test_ask_support import last_object, start, tiny_model, two_lines
 
+from support.commands import last_object, start, two_lines
 from uncomp_cli.cli.app import run
 from uncomp_cli.evals.judges.comparison import word_diff
-
-__all__ = ["tiny_model"]
 
 TEXT = "The harbour was quiet and the lamps were lit. Nobody had seen the keeper since noon. " * 12
 

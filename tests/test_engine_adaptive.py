@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_engine_eviction import brute_force_scores, heads, kept_context, storage_bytes
-from test_engine_parity import decode, full_plan, make_prompt, read, shared_tiny, tokens
-from test_engine_parity import one_thread as one_thread
 from torch import Tensor
 
+from support.families import decode, full_plan, make_prompt, read, shared_tiny, tokens
+from support.oracle import brute_force_scores, heads, kept_context, storage_bytes
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import POLICIES, make_policy
 from uncomp_cli.cache.scorers import SCORERS, make_scorer

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_ask_support import tiny_model as tiny_model
-from test_engine_parity import FAMILIES, make_prompt, read, tiny
-from test_engine_parity import one_thread as one_thread
 from torch import Tensor
 
+from support.families import FAMILIES, make_prompt, read, tiny
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset, save_preset

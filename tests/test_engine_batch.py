@@ -1,52 +1,25 @@
 """Answers of a batch are those one after another: every way of holding rows, and under a bound of bytes."""
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from test_engine_generate import byte_tokenizer
-from test_engine_parity import make_prompt, tiny
-from test_engine_parity import one_thread as one_thread
 
-from uncomp_cli.budget.presets import Preset, load_preset
-from uncomp_cli.config import SamplingConfig, ScorerConfig
+from support.batches import FULL, HALF, QUESTIONS, STOPS, UNEVEN, ask, load_tiny, session_of
+from support.families import make_prompt
+from uncomp_cli.budget.presets import Preset
+from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.session import RunStats
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.write.batch import Batch, BatchSession, RowStep
 from uncomp_cli.engine.write.branches import SharedRows
 from uncomp_cli.engine.write.rows import Asked, OneRow, StackedRows
-from uncomp_cli.models.loading import LoadedModel
-
-GREEDY = SamplingConfig(max_new_tokens=30)
-FULL = replace(load_preset("full"), scorer=ScorerConfig(width=5))
-HALF = replace(load_preset("live"), budget="50%", policy="uniform", floor_tokens=0, scorer=ScorerConfig(width=5))
-UNEVEN = replace(HALF, policy="pyramid")
-QUESTIONS = (4, 9, 1, 6, 3, 5, 2)
-STOPS = [2, 7, 19, 33, 45]
 
 Answer = tuple[tuple[int, ...], RunStats]
 
 
-def load_tiny(family: str) -> LoadedModel:
-    """A tiny model with random weights that stops at any of a few tokens, so that answers differ in length."""
-    stock, _, spec = tiny(family)
-    stock.generation_config.eos_token_id = STOPS
-    info = cast("Any", type("Info", (), {"trained_length": spec.trained_length}))
-    return LoadedModel(stock, byte_tokenizer(), spec, info, 0.0, 0, None)
-
-
-def session_of(loaded: LoadedModel, preset: Preset, sampling: SamplingConfig = GREEDY) -> BatchSession:
-    return BatchSession(loaded, preset, sampling)
-
-
 def batch_of(session: BatchSession, kv_bytes: int | None = None) -> Batch:
     return Batch(session.loaded, session.decoder, session.sampling, kv_bytes=kv_bytes)
-
-
-def ask(session: BatchSession, prompt: Prompt) -> list[Asked]:
-    for _ in session.read(prompt):
-        pass
-    return session.asked()
 
 
 def one_after_another(session: BatchSession, prompt: Prompt) -> list[Answer]:

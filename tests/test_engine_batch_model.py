@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from test_ask_answers import CODE, OTHER, QUESTION, town
 
+from support.town import CODE, OTHER, QUESTION, town
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.tokens.prompt import chat_prompt

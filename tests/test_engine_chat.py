@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from test_ask_support import TRAINED_LENGTH, tiny_model
 from torch import Tensor
 
+from support.tiny import TRAINED_LENGTH
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.engine.context.chat import BLOCK_TOKENS, ChatSession
@@ -16,9 +15,7 @@ from uncomp_cli.engine.context.kept import KeptContext
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.tokens.messages import Message
 from uncomp_cli.errors import DoesNotFitError, UsageError
-from uncomp_cli.models.loading import LoadedModel, load_model
-
-__all__ = ["tiny_model"]
+from uncomp_cli.models.loading import LoadedModel
 
 GREEDY = SamplingConfig(max_new_tokens=24)
 SYSTEM, OTHER_SYSTEM = Message("system", "You are brief."), Message("system", "You are long-winded.")
@@ -28,11 +25,6 @@ DOCUMENT = "".join(
     for number, word in enumerate(["fair", "foul", "mild", "grey", "calm"] * 5)
 )
 SMALL = replace(load_preset("unseen"), budget="30%", policy="uniform", profile=None, floor_tokens=0)
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_model: Path) -> LoadedModel:
-    return load_model(str(tiny_model))
 
 
 class Recorded(ChatSession):

@@ -1,6 +1,6 @@
 """A prompt read in chunks: where it is cut, and that nothing but memory tells it from one pass."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -8,7 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine_parity import (
+from torch import Tensor
+
+from support.chunks import assert_same_entries, streamed, words_of
+from support.families import (
     FAMILIES,
     assert_same,
     decode,
@@ -19,72 +22,11 @@ from test_engine_parity import (
     stock_logits,
     tokens,
 )
-from test_engine_parity import one_thread as one_thread
-from torch import Tensor
-
-from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.budget.thinning import make_thinning
-from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scorers import make_scorer
-from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import attend_after, attend_continued
-from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.read.reading import read_streamed
-from uncomp_cli.engine.read.thinner import Thinner
-from uncomp_cli.engine.records import PrefillStep
-from uncomp_cli.engine.spend.allocation import Allocation, fixed
 from uncomp_cli.engine.tokens.chunks import cut_chunks
-from uncomp_cli.engine.tokens.prompt import Prompt, open_question
+from uncomp_cli.engine.tokens.prompt import open_question
 
 CONTEXT = 150
-
-
-def exhaust(work: Generator[PrefillStep, None, Context]) -> tuple[list[PrefillStep], Context]:
-    steps = []
-    while True:
-        try:
-            steps.append(next(work))
-        except StopIteration as done:
-            return steps, done.value
-
-
-def streamed(
-    decoder: Decoder,
-    prompt: Prompt,
-    plan: BudgetPlan | Allocation,
-    config: ScorerConfig | None = None,
-    *,
-    chunk: int | None = None,
-    thin: str = "none",
-) -> tuple[list[PrefillStep], Context]:
-    """Exhaust a streamed prefill: its records and its result."""
-    config = config or ScorerConfig()
-    thinner = Thinner(make_thinning(thin), decoder.spec, config)
-    scorer = make_scorer(config)
-    return exhaust(
-        read_streamed(decoder, prompt, fixed(plan), scorer=scorer, config=config, thinner=thinner, chunk_tokens=chunk)
-    )
-
-
-def words_of(length: int) -> Tensor:
-    """Word numbers: of one to five tokens."""
-    sizes = torch.randint(1, 6, (length,), generator=torch.Generator().manual_seed(3))
-    return torch.arange(length).repeat_interleave(sizes)[:length]
-
-
-def positions_of(cache: RaggedKVCache) -> list[list[Tensor]]:
-    """Positions [L][G] of all entries."""
-    return [[cache.layer(i).head(g)[2] for g in range(cache.num_kv_heads)] for i in range(len(cache.layers))]
-
-
-def assert_same_entries(one: RaggedKVCache, other: RaggedKVCache) -> None:
-    for index in range(len(one.layers)):
-        for head in range(one.num_kv_heads):
-            mine, theirs = one.layer(index).head(head), other.layer(index).head(head)
-            assert mine[2].tolist() == theirs[2].tolist()
-            assert_same(mine[0], theirs[0])
-            assert_same(mine[1], theirs[1])
 
 
 @settings(max_examples=80, deadline=None)

@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine_generate import byte_tokenizer
-from test_engine_parity import full_plan, make_prompt, read, tiny
-from test_engine_parity import one_thread as one_thread
 from torch import Tensor
 
+from support.families import full_plan, make_prompt, read, tiny
+from support.tiny import byte_tokenizer
 from uncomp_cli.cache.constant import ConstantConfig
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig

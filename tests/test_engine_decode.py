@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine_parity import shared_tiny
 from torch import Tensor
 
+from support.families import shared_tiny
 from uncomp_cli.cache.packs import choose_buckets
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.engine.forward import attention

@@ -1,64 +1,29 @@
 """Eviction tells the truth: a ragged cache is dense attention with a mask, and what it claims is what it holds."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
-from test_engine_parity import VOCAB, WINDOW, assert_same, decode, full_plan, make_prompt, read, tiny, tokens
-from test_engine_parity import one_thread as one_thread
-from torch import Tensor
-from transformers import AttentionInterface
 
+from support.families import VOCAB, WINDOW, assert_same, decode, full_plan, make_prompt, read, tiny, tokens
+from support.oracle import (
+    KV_HEADS,
+    LAYERS,
+    DenseOracle,
+    brute_force_scores,
+    heads,
+    kept_context,
+    masked_logits,
+    storage_bytes,
+)
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.cache.coherence import pool, share_by_word
 from uncomp_cli.cache.eviction import select
-from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import CacheConfig, ScorerConfig
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.spec import ModelSpec
 
 CONTEXT, QUESTION = 60, 5
 RANDOM = ScorerConfig(name="random", pooling="none", whole_words=False)
-LAYERS, HEADS, KV_HEADS = 4, 4, 2
-
-Positions = list[list[set[int]]]
-"""Kept context positions by layer and KV head."""
-
-
-class DenseOracle:
-    """Eager attention with full keys in every layer; context tokens outside `kept` are masked from `masked_from` on.
-
-    Nothing here is shared with the engine: keys are repeated for every query head, softmax is spelled out.
-    """
-
-    def __init__(self, kept: Positions, *, context: int, masked_from: int) -> None:
-        self.kept, self.context, self.masked_from = kept, context, masked_from
-
-    def __call__(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, scaling: float, **_: Any
-    ) -> tuple[Tensor, None]:
-        _, heads, length, _ = query.shape
-        output = torch.empty_like(query)
-        for head in range(heads):
-            group = head * key.shape[1] // heads
-            allowed = torch.ones(length, length).tril().bool()
-            for position in set(range(self.context)) - self.kept[module.layer_idx][group]:
-                allowed[self.masked_from :, position] = False
-            logits = (query[0, head] @ key[0, group].T) * scaling
-            weights = logits.masked_fill(~allowed, float("-inf")).softmax(dim=-1)
-            output[0, head] = weights @ value[0, group]
-        return output.transpose(1, 2), None
-
-
-@torch.no_grad()
-def masked_logits(stock: Any, ids: tuple[int, ...], oracle: DenseOracle) -> Tensor:
-    """Stock logits [S, vocab] with the oracle's attention."""
-    AttentionInterface.register("dense_oracle", oracle)
-    stock.set_attn_implementation("dense_oracle")
-    logits: Tensor = stock(torch.tensor([ids]), use_cache=False).logits[0]
-    return logits
 
 
 def ragged_plan(spec: ModelSpec, prompt: Prompt, *, seed: int = 0) -> BudgetPlan:
@@ -68,27 +33,6 @@ def ragged_plan(spec: ModelSpec, prompt: Prompt, *, seed: int = 0) -> BudgetPlan
     counts = torch.randint(low, high, (spec.num_layers, spec.num_kv_heads), generator=generator).tolist()
     counts[0][0], counts[1][1] = low, prompt.seq_len
     return BudgetPlan(prompt.seq_len, tuple(map(tuple, counts)))
-
-
-def heads(cache: RaggedKVCache) -> Iterator[tuple[int, int, Tensor]]:
-    """(layer, head, positions) of everything in the cache."""
-    for index in range(len(cache.layers)):
-        layer = cache.layer(index)
-        for head in range(len(layer.lengths)):
-            yield index, head, layer.head(head)[2]
-
-
-def kept_context(cache: RaggedKVCache, context: int) -> Positions:
-    kept: Positions = [[set() for _ in range(KV_HEADS)] for _ in cache.layers]
-    for layer, head, positions in heads(cache):
-        kept[layer][head] = {at for at in positions.tolist() if at < context}
-    return kept
-
-
-def storage_bytes(cache: RaggedKVCache) -> int:
-    """What the cache's tensors have allocated."""
-    layers = [cache.layer(i) for i in range(len(cache.layers))]
-    return sum(t.untyped_storage().nbytes() for layer in layers for t in (layer.keys, layer.values, layer.positions))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -237,23 +181,6 @@ def test_scores_are_pooled_and_shared_before_the_cut(whole_words: bool) -> None:
             words=words if whole_words else None,
         )
         assert positions[positions < CONTEXT].tolist() == expected.tolist()
-
-
-@torch.no_grad()
-def brute_force_scores(stock: Any, prompt: Prompt, *, window: int, sinks: int) -> list[Tensor]:
-    """Per layer [G, context]: stock attention weights, one forward a question; maximum over questions."""
-    per_question = []
-    for question in prompt.questions:
-        ids = torch.tensor([[*prompt.context, *question]])
-        layers = stock(ids, use_cache=False, output_attentions=True).attentions
-        scores = []
-        for weights in layers:
-            rows = weights[0, :, -min(window, len(question)) :, : len(prompt.context)].clone()
-            rows[..., :sinks] = 0
-            rows /= rows.sum(dim=-1, keepdim=True)
-            scores.append(rows.mean(dim=1).view(KV_HEADS, -1, rows.shape[-1]).mean(dim=1))
-        per_question.append(scores)
-    return [torch.stack(layer).amax(dim=0) for layer in zip(*per_question, strict=True)]
 
 
 def test_a_question_leaves_nothing_behind() -> None:

@@ -1,14 +1,13 @@
 """The eviction loss against finite differences of the likelihood itself, in every way a family attends."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from test_engine_parity import make_prompt, tiny, tokens
 from torch import Tensor
 
+from support.families import make_prompt, tiny, tokens
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.attention import AttentionState, attend_after, attend_causal
@@ -17,14 +16,6 @@ from uncomp_cli.engine.look.eviction_loss import ReadLayer, eviction_loss, few_t
 from uncomp_cli.errors import ModelError, UsageError
 
 READ, KEPT, STEP = 30, 7, 1e-2
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Reading(AttentionState):

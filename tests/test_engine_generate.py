@@ -5,29 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine_parity import VOCAB, full_plan, make_prompt, read, tiny
-from test_engine_parity import one_thread as one_thread
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
+from support.families import VOCAB, full_plan, make_prompt, read, tiny
+from support.tiny import BYTES, byte_tokenizer
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.write.generate import TextStream, generate, stop_tokens
 from uncomp_cli.engine.write.sampling import Sampler
 
-BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 STOP = len(BYTES)
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a byte, and one special token that ends."""
-    backend = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(BYTES)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<end>"])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
 
 
 def ids_of(text: str) -> list[int]:

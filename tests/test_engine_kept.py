@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_engine_parity import FAMILIES, tiny, tokens
 from torch import Tensor
 
+from support.families import FAMILIES, tiny, tokens
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.engine.context.kept import KeptContext
 from uncomp_cli.engine.forward.decoder import Decoder

@@ -6,13 +6,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_ask_answers import QUESTION, town
-from test_budget_plan import make_spec
-from test_engine_memory import peak_of
-from test_engine_parity import DECODED, SHAPE, VOCAB, decode, full_plan, make_prompt, read, tiny
-from test_engine_parity import one_thread as one_thread
 from torch import Tensor
 
+from support.budgets import make_spec
+from support.families import DECODED, SHAPE, VOCAB, decode, full_plan, make_prompt, read, tiny
+from support.memory import peak_of
+from support.town import QUESTION, town
 from uncomp_cli.budget.amount import Budget, resolve_entries
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import UniformPolicy

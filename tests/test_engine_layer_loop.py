@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine_eviction import DenseOracle, masked_logits
-from test_engine_parity import FAMILIES, VOCAB, assert_same, full_plan, make_prompt, stock_logits, tiny
-from test_engine_parity import one_thread as one_thread
 from torch import Tensor
 
+from support.families import FAMILIES, VOCAB, assert_same, full_plan, make_prompt, stock_logits, tiny
+from support.oracle import DenseOracle, masked_logits
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig

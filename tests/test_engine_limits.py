@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_ask_answers import CODE, QUESTION, town
-from test_engine_parity import make_prompt
-from test_engine_parity import one_thread as one_thread
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from support.families import make_prompt
+from support.town import CODE, QUESTION, town
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits, SamplingConfig, ScorerConfig
 from uncomp_cli.engine.context.session import Session

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_engine_parity import tiny, tokens
 from torch import Tensor
 
+from support.families import tiny, tokens
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
 from uncomp_cli.engine.spend.measurer import LayerMeter, measure_hidden, measure_layer

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine_parity import SHAPE, full_plan, make_prompt, read, tiny
-from test_engine_parity import one_thread as one_thread
-from torch.profiler import ProfilerActivity, profile
 
+from support.families import SHAPE, full_plan, make_prompt, read, tiny
+from support.memory import peak_of
 from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
@@ -21,19 +20,6 @@ from uncomp_cli.engine.spend.memory import estimate, free_bytes, peak_bytes, res
 
 CPU = torch.device("cpu")
 MIB = 2**20
-
-
-def peak_of(work: Any) -> int:
-    """The most bytes that tensors made by `work` occupied at once, by torch's own account."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        kept = work()
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    del kept
-    return peak
 
 
 def test_the_kept_cache_is_estimated_to_the_byte() -> None:

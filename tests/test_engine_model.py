@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_engine_parity import assert_same, full_plan, read
-from test_engine_parity import one_thread as one_thread
 
+from support.families import assert_same, full_plan, read
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.session import Session

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_cache_scoring import CONTEXT, DIM, HEADS, KV_HEADS, SCALING, make_view
-from test_engine_parity import (
+
+from support.families import (
     FAMILIES,
     assert_same,
     decode,
@@ -18,8 +18,7 @@ from test_engine_parity import (
     stock_logits,
     tokens,
 )
-from test_engine_parity import one_thread as one_thread
-
+from support.views import CONTEXT, DIM, HEADS, KV_HEADS, SCALING, make_view
 from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cache.scorers import SCORERS, make_scorer

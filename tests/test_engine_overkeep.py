@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine_parity import SHAPE, assert_same, decode, make_prompt, shared_tiny, tiny, tokens
-from test_engine_parity import one_thread as one_thread
 from torch import Tensor
 
+from support.families import SHAPE, assert_same, decode, make_prompt, shared_tiny, tiny, tokens
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import UniformPolicy, make_policy
 from uncomp_cli.budget.values import Uncertainty

@@ -6,10 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine_chunks import exhaust, words_of
-from test_engine_parity import make_prompt, tiny
-from test_engine_parity import one_thread as one_thread
 
+from support.chunks import exhaust, words_of
+from support.families import make_prompt, tiny
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, ScorerConfig
 from uncomp_cli.engine.forward.decoder import Decoder

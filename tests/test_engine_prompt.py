@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine_generate import byte_tokenizer
 
+from support.tiny import byte_tokenizer
 from uncomp_cli.engine.tokens.messages import Message, render_messages
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt, completion_prompt, count_tokens
 from uncomp_cli.errors import ModelError

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from test_engine_parity import FAMILIES, make_prompt, tiny
 
+from support.families import FAMILIES, make_prompt, tiny
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer

@@ -1,22 +1,10 @@
 """A rendered conversation says where each of its tokens comes from."""
 
-from pathlib import Path
-
-import pytest
-from test_ask_support import tiny_model
-
 from uncomp_cli.engine.tokens.messages import Message, render_messages
 from uncomp_cli.engine.tokens.prompt import chat_prompt
-from uncomp_cli.models.loading import LoadedModel, load_model
-
-__all__ = ["tiny_model"]
+from uncomp_cli.models.loading import LoadedModel
 
 DOCUMENT, QUESTION = "Ein Bär — 12,5 kg.\nZweite Zeile: 東京 🗼", "Wie schwer ist er?"
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_model: Path) -> LoadedModel:
-    return load_model(str(tiny_model))
 
 
 def conversation() -> list[Message]:

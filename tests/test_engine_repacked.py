@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from test_engine_chunks import positions_of, streamed
-from test_engine_parity import FAMILIES, SHAPE, assert_same, decode, shared_tiny, tokens
-from test_engine_parity import one_thread as one_thread
-from test_engine_streamed import CONFIG, allocation_of, assert_as_planned, prompt_of
 from torch import Tensor
 
+from support.chunks import CONFIG, allocation_of, assert_as_planned, positions_of, prompt_of, streamed
+from support.families import FAMILIES, SHAPE, assert_same, decode, shared_tiny, tokens
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.cache.ragged import RaggedKVCache

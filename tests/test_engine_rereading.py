@@ -4,11 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_engine_chunks import exhaust, positions_of
-from test_engine_parity import assert_same, decode, shared_tiny, tokens
-from test_engine_parity import one_thread as one_thread
-from test_engine_streamed import CONFIG, allocation_of, prompt_of
 
+from support.chunks import CONFIG, allocation_of, exhaust, positions_of, prompt_of
+from support.families import assert_same, decode, shared_tiny, tokens
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.cache.scorers import make_scorer

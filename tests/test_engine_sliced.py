@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from test_engine_memory import peak_of
-from test_engine_parity import FAMILIES, tiny
-from test_engine_parity import one_thread as one_thread
 from torch import nn
 
+from support.families import FAMILIES, tiny
+from support.memory import peak_of
 from uncomp_cli.engine.forward import products as sliced
 from uncomp_cli.engine.forward.products import SlicedRows, slice_mlps
 

@@ -2,64 +2,39 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
-from test_engine_chunks import assert_same_entries, positions_of, streamed, words_of
-from test_engine_eviction import DenseOracle, masked_logits
-from test_engine_parity import DECODED, FAMILIES, assert_same, decode, make_prompt, tiny, tokens
-from test_engine_parity import one_thread as one_thread
 
+from support.chunks import (
+    CHUNK,
+    CONFIG,
+    CONTEXT,
+    QUESTION,
+    allocation_of,
+    assert_as_planned,
+    assert_same_entries,
+    positions_of,
+    prompt_of,
+    streamed,
+)
+from support.families import DECODED, FAMILIES, assert_same, decode, make_prompt, tiny, tokens
+from support.oracle import DenseOracle, masked_logits
 from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.thinning import NoThinning
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import SCORERS, make_scorer
 from uncomp_cli.config import CacheConfig, ScorerConfig
-from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.read.overkeep import MARGIN_TOKENS
 from uncomp_cli.engine.read.prefill import prefill
 from uncomp_cli.engine.read.streamed import BETWEEN_CHUNKS, StreamedState
 from uncomp_cli.engine.read.thinner import Thinner
-from uncomp_cli.engine.spend.allocation import Allocation, Wanted, allocate
-from uncomp_cli.engine.spend.measurer import measure_layer
+from uncomp_cli.engine.spend.allocation import Allocation
 from uncomp_cli.engine.tokens.chunks import cut_chunks
-from uncomp_cli.engine.tokens.prompt import Prompt, open_question
-from uncomp_cli.spec import ModelSpec
+from uncomp_cli.engine.tokens.prompt import Prompt
 
-CONTEXT, PROTECTED, QUESTION, CHUNK = 420, 6, 20, 100
-CONFIG = ScorerConfig("window", window=8, width=5, held=1.0)
 POLICIES = ["uniform", "pyramid", "adaptive", "zigzag", "uncertain:by=entropy", "uncertain:by=lmba-free"]
-
-
-def prompt_of(*questions: int, context: int = CONTEXT, words: bool = True, seed: int = 1) -> Prompt:
-    numbers = words_of(context) if words else None
-    prompt = make_prompt(context, questions or [QUESTION], seed=seed, protected=PROTECTED, words=numbers)
-    return open_question(prompt, recent=8)
-
-
-def allocation_of(policy: str, spec: ModelSpec, prompt: Prompt, *, kept: float, kv_bits: int = 16) -> Allocation:
-    entries = int(kept * spec.full_entries(prompt.seq_len))
-    want = Wanted(make_policy(policy), spec, prompt.seq_len, entries, prompt.always_kept, kv_bits)
-    return allocate(want, profile=None, measurer=partial(measure_layer, window=8, sinks=4))
-
-
-def assert_as_planned(done: Context, plan: BudgetPlan, prompt: Prompt) -> None:
-    """Every head (with a floor below 1: every layer) holds its count, the protected tokens among them."""
-    done.begin_question(max(range(len(prompt.questions)), key=lambda i: len(prompt.questions[i])))
-    at = positions_of(done.cache)
-    lengths = [tuple(len(head) for head in layer) for layer in at]
-    if plan.head_floor < 1:
-        assert [sum(layer) for layer in lengths] == [sum(layer) for layer in plan.kept]
-    else:
-        assert tuple(lengths) == plan.kept
-    assert done.cache.entries == plan.entries
-    always = {*prompt.context.protected.nonzero()[:, 0].tolist(), *range(len(prompt.context), prompt.seq_len)}
-    for head in (head for layer in at for head in layer):
-        assert head.tolist() == sorted(set(head.tolist()))
-        assert always <= set(head.tolist())
 
 
 @pytest.mark.parametrize("thin", ["none", "gather:after=2,keep=0.3"])

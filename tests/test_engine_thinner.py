@@ -7,11 +7,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_engine_chunks import positions_of, streamed, words_of
-from test_engine_eviction import DenseOracle, masked_logits, storage_bytes
-from test_engine_parity import assert_same, decode, full_plan, make_prompt, read, tiny, tokens
-from test_engine_parity import one_thread as one_thread
 
+from support.chunks import positions_of, streamed, words_of
+from support.families import assert_same, decode, full_plan, make_prompt, read, tiny, tokens
+from support.oracle import DenseOracle, masked_logits, storage_bytes
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import FullPolicy, UniformPolicy
 from uncomp_cli.budget.presets import Preset

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine_batch import FULL, HALF, QUESTIONS, UNEVEN, ask, load_tiny, session_of
-from test_engine_parity import make_prompt, tiny
-from test_engine_parity import one_thread as one_thread
 from torch import Tensor
 
+from support.batches import FULL, HALF, QUESTIONS, UNEVEN, ask, load_tiny, session_of
+from support.families import make_prompt, tiny
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.session import Session

@@ -5,12 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
-from test_ask_support import Running, last_object, long_lived, start, tiny_model, two_lines
 
+from support.commands import Running, last_object, start, two_lines
 from uncomp_cli.cli.app import run
 from uncomp_cli.evals.tables.results import read_results
-
-__all__ = ["long_lived", "tiny_model"]
 
 SHAPE = ("--samples", "2", "--tokens", "1500", "-b", "50%", "-b", "20%")
 COMMON = (*SHAPE, "--policy", "uniform", "--policy", "full/8bit")

@@ -1,13 +1,11 @@
 """Quality against budget: the loss in closed form, samples that were not calibrated on, a small model's curve."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from math import exp, log
 from pathlib import Path
 
 import pytest
 import torch
-from test_ask_support import tiny_model
 
 from uncomp_cli.budget.presets import Preset, load_preset, save_preset
 from uncomp_cli.config import SamplingConfig
@@ -34,10 +32,8 @@ from uncomp_cli.evals.tasks.calibration_samples import CONTINUATION, SampleMaker
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.sample import Query, Sample
 from uncomp_cli.models.identity import fingerprint
-from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.uncertainty.profile import SampleInfo, UncertaintyProfile
-
-__all__ = ["tiny_model"]
 
 HAYSTACK = Haystack.generated_for(400, seed=1)
 MINE = Preset("mine", "d", "20%", "uncertain", floor_tokens=512)
@@ -147,14 +143,6 @@ def test_a_sample_has_the_same_number_whatever_is_beside_it() -> None:
     assert shared
     assert all(alone[context] == beside[context] for context in shared)
     assert {tokens for tokens, _ in beside.values()} == {300, 350}
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_model: Path) -> Iterator[LoadedModel]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield load_model(str(tiny_model))
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_ask_support import SAYABLE, make_tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from support.tiny import SAYABLE, make_tiny_model
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.engine.look.watching import all_heads
 from uncomp_cli.evals.judges.case import tokenise

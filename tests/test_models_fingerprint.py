@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_ask_support import tiny_model
 
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.catalog import show_model
@@ -15,8 +14,6 @@ from uncomp_cli.models.identity import fingerprint, fingerprint_of
 from uncomp_cli.models.loading import load_model
 from uncomp_cli.models.model_note import file_sha256
 from uncomp_cli.uncertainty.profile import ModelFingerprint
-
-__all__ = ["tiny_model"]
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_ask_support import make_tiny_model
 
+from support.tiny import make_tiny_model
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.cache.shelf import Shelf
 from uncomp_cli.config import Limits, SamplingConfig

@@ -13,9 +13,9 @@ from typing import NoReturn
 import pytest
 import torch
 import typer
-from test_ask_support import environment, start, tiny_model
-from test_chat_support import hold, make_chat
 
+from support.chats import hold, make_chat
+from support.commands import environment, start
 from uncomp_cli.bench import bench_process as bench_worker
 from uncomp_cli.bench import child
 from uncomp_cli.budget import presets
@@ -33,8 +33,6 @@ from uncomp_cli.models import catalog
 from uncomp_cli.models.loading import load_model
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.prompt import has_data
-
-__all__ = ["tiny_model"]
 
 ROOT = Path(__file__).parent.parent
 SEPARATOR = os.pathsep

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine_chunks import streamed
-from test_engine_parity import assert_same, decode, full_plan, read
-from test_engine_parity import one_thread as one_thread
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM, PreTrainedModel
 
+from support.chunks import streamed
+from support.families import assert_same, decode, full_plan, read
+from support.rope import FACTOR, LONG, ORIGINAL, PLAIN, SMALL, STOCK, THETA, TRAINED, text
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import Prompt
@@ -25,60 +25,18 @@ from uncomp_cli.models.extension import parse_rope
 from uncomp_cli.models.loading import LoadedModel, load_model
 from uncomp_cli.models.rope_application import use_rope
 
-TRAINED, FACTOR, HEAD_DIM, THETA, VOCAB = 64, 4, 16, 10_000.0, 99
-LONG = FACTOR * TRAINED
+pytestmark = pytest.mark.usefixtures("without_tokenizer")
+
 ANSWER, QUESTION = 8, 12
-SMALL: dict[str, Any] = {
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "vocab_size": VOCAB,
-    "initializer_range": 0.2,  # large, so that attention is peaked and a wrong key shows
-    "pad_token_id": 0,
-}
-PLAIN: dict[str, Any] = {"rope_type": "default", "rope_theta": THETA}
-NTK = [FACTOR ** (2 * pair / (HEAD_DIM - 2)) for pair in range(HEAD_DIM // 2)]
-ORIGINAL = {"original_max_position_embeddings": TRAINED, "factor": float(FACTOR), "rope_theta": THETA}
-# What a user of stock transformers would write, by hand: rope_parameters and max_position_embeddings.
-STOCK: dict[str, tuple[dict[str, Any], int]] = {
-    "plain": (PLAIN, LONG),
-    "linear:4": ({"rope_type": "linear", "factor": 4.0, "rope_theta": THETA}, LONG),
-    "ntk:4": ({**PLAIN, "rope_theta": THETA * FACTOR ** (HEAD_DIM / (HEAD_DIM - 2))}, LONG),
-    "dynamic:4": ({"rope_type": "dynamic", "factor": 4.0, "rope_theta": THETA}, TRAINED),
-    "yarn:4": ({"rope_type": "yarn", **ORIGINAL}, LONG),
-    "llama3:4": ({"rope_type": "llama3", **ORIGINAL, "low_freq_factor": 1.0, "high_freq_factor": 4.0}, LONG),
-    "longrope:4": ({"rope_type": "longrope", **ORIGINAL, "short_factor": [1.0] * 8, "long_factor": NTK}, LONG),
-}
 LENGTHS = [TRAINED, 2 * TRAINED, LONG]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def without_tokenizer() -> Any:
-    """Token ids are enough here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("uncomp_cli.models.loading.load_tokenizer", lambda path: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Llama with plain RoPE."""
-    path = tmp_path_factory.mktemp("plain") / "small"
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(**SMALL, max_position_embeddings=TRAINED, rope_parameters=dict(PLAIN))
-    ).save_pretrained(path)
-    return path
-
-
 @cache
-def stock_model(model_dir: Path, kind: str) -> PreTrainedModel:
+def stock_model(plain_rope: Path, kind: str) -> PreTrainedModel:
     parameters, length = STOCK[kind]
     config = LlamaConfig(**SMALL, max_position_embeddings=length, rope_parameters=dict(parameters))
     model = LlamaForCausalLM(config).eval()
-    model.load_state_dict(LlamaForCausalLM.from_pretrained(model_dir).state_dict())
+    model.load_state_dict(LlamaForCausalLM.from_pretrained(plain_rope).state_dict())
     return model
 
 
@@ -87,10 +45,6 @@ def stock_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Logits [S, vocab] of a whole text of S tokens in one pass, by a copy: dynamic remembers the longest so far."""
     logits: Tensor = copy.deepcopy(model)(ids[None], use_cache=False).logits[0]
     return logits
-
-
-def text(length: int) -> Tensor:
-    return torch.randint(1, VOCAB, (length,), generator=torch.Generator().manual_seed(length))
 
 
 def prompt_of(ids: Tensor) -> Prompt:
@@ -117,51 +71,51 @@ def check(loaded: LoadedModel, kind: str, length: int, stock: PreTrainedModel) -
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("kind", STOCK)
-def test_loaded_so_it_is_the_stock_model(model_dir: Path, kind: str, length: int) -> None:
-    loaded = load_model(str(model_dir), device="cpu", rope=kind)
+def test_loaded_so_it_is_the_stock_model(plain_rope: Path, kind: str, length: int) -> None:
+    loaded = load_model(str(plain_rope), device="cpu", rope=kind)
     assert loaded.info.trained_length == TRAINED
     assert loaded.spec.trained_length >= LONG
-    check(loaded, kind, length, stock_model(model_dir, kind))
+    check(loaded, kind, length, stock_model(plain_rope, kind))
 
 
 @pytest.fixture(scope="module")
-def running(model_dir: Path) -> LoadedModel:
+def running(plain_rope: Path) -> LoadedModel:
     """One model whose positions are turned now this way, now that."""
-    return load_model(str(model_dir), device="cpu")
+    return load_model(str(plain_rope), device="cpu")
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("kind", STOCK)
 def test_changed_at_run_time_it_is_the_stock_model(
-    model_dir: Path, running: LoadedModel, kind: str, length: int
+    plain_rope: Path, running: LoadedModel, kind: str, length: int
 ) -> None:
     loaded = use_rope(running, parse_rope(kind))
     assert loaded.model is running.model
     assert str(loaded.rope) == kind
-    check(loaded, kind, length, stock_model(model_dir, kind))
+    check(loaded, kind, length, stock_model(plain_rope, kind))
 
 
-def test_as_trained_again(model_dir: Path, running: LoadedModel) -> None:
+def test_as_trained_again(plain_rope: Path, running: LoadedModel) -> None:
     for kind in STOCK:
         again = use_rope(use_rope(running, parse_rope(kind)), None)
         assert (again.spec, str(again.rope)) == (running.spec, "trained")
-        check(again, "plain", TRAINED, stock_model(model_dir, "plain"))
+        check(again, "plain", TRAINED, stock_model(plain_rope, "plain"))
 
 
 @pytest.mark.parametrize("length", LENGTHS[1:])
 @pytest.mark.parametrize("kind", [kind for kind in STOCK if kind != "plain"])
-def test_no_kind_is_plain_past_the_trained_length(model_dir: Path, kind: str, length: int) -> None:
+def test_no_kind_is_plain_past_the_trained_length(plain_rope: Path, kind: str, length: int) -> None:
     ids = text(length)
-    apart = stock_logits(stock_model(model_dir, kind), ids) - stock_logits(stock_model(model_dir, "plain"), ids)
+    apart = stock_logits(stock_model(plain_rope, kind), ids) - stock_logits(stock_model(plain_rope, "plain"), ids)
     assert apart[-1].abs().max() > 0.1
 
 
 @pytest.mark.parametrize("kind", ["dynamic:4", "longrope:4"])
-def test_a_shorter_text_is_read_in_the_regime_that_holds_it(model_dir: Path, kind: str) -> None:
+def test_a_shorter_text_is_read_in_the_regime_that_holds_it(plain_rope: Path, kind: str) -> None:
     """Stock transformers computes these frequencies for the whole of it; here for the first tokens alone, too."""
-    loaded = load_model(str(model_dir), device="cpu", rope=kind)
+    loaded = load_model(str(plain_rope), device="cpu", rope=kind)
     decoder, ids = Decoder(loaded.model, loaded.spec), text(2 * TRAINED)
-    whole = stock_logits(stock_model(model_dir, kind), ids)
+    whole = stock_logits(stock_model(plain_rope, kind), ids)
     decoder.fix_regime(TRAINED + 1)
     for length in (ANSWER + QUESTION + 2, TRAINED, 100):
         prompt = prompt_of(ids[:length])
@@ -175,24 +129,24 @@ def test_a_shorter_text_is_read_in_the_regime_that_holds_it(model_dir: Path, kin
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("kind", ["dynamic:4", "yarn:4", "llama3:4", "longrope:4"])
 def test_a_scaling_that_the_model_ships_is_run_as_stock(
-    model_dir: Path, tmp_path: Path, kind: str, length: int
+    plain_rope: Path, tmp_path: Path, kind: str, length: int
 ) -> None:
-    stock_model(model_dir, kind).save_pretrained(tmp_path / "shipped")
+    stock_model(plain_rope, kind).save_pretrained(tmp_path / "shipped")
     loaded = load_model(str(tmp_path / "shipped"), device="cpu")
     assert (str(loaded.rope), loaded.spec.trained_length) == ("trained", LONG)
-    check(loaded, kind, length, stock_model(model_dir, kind))
+    check(loaded, kind, length, stock_model(plain_rope, kind))
 
 
 @pytest.mark.parametrize("shipped", ["dynamic:4", "yarn:4", "llama3:4", "longrope:4"])
 @pytest.mark.parametrize("kind", ["ntk:4", "yarn:4", "dynamic:4"])
 def test_a_shipped_scaling_is_replaced_from_the_length_before_it(
-    model_dir: Path, tmp_path: Path, shipped: str, kind: str
+    plain_rope: Path, tmp_path: Path, shipped: str, kind: str
 ) -> None:
-    stock_model(model_dir, shipped).save_pretrained(tmp_path / "shipped")
+    stock_model(plain_rope, shipped).save_pretrained(tmp_path / "shipped")
     loaded = load_model(str(tmp_path / "shipped"), device="cpu", rope=kind)
     assert loaded.rope.replaced == shipped
     assert loaded.spec.trained_length == LONG
-    check(loaded, kind, 2 * TRAINED, stock_model(model_dir, kind))
+    check(loaded, kind, 2 * TRAINED, stock_model(plain_rope, kind))
 
 
 # Another family, of which only a part of each head is turned

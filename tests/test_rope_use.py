@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_rope_parity import LONG, SMALL, STOCK, TRAINED, text
-from test_rope_parity import model_dir as model_dir
-from test_rope_parity import without_tokenizer as without_tokenizer
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
+from support.rope import LONG, SMALL, STOCK, TRAINED, text
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.engine.context.kept import KeptContext
 from uncomp_cli.engine.forward.decoder import Decoder
@@ -24,10 +22,12 @@ from uncomp_cli.models.regime import HeldRope
 from uncomp_cli.models.rope_application import resolve_rope, use_rope
 from uncomp_cli.spec import ModelSpec
 
+pytestmark = pytest.mark.usefixtures("without_tokenizer")
+
 
 @pytest.fixture
-def loaded(model_dir: Path) -> LoadedModel:
-    return load_model(str(model_dir), device="cpu")
+def loaded(plain_rope: Path) -> LoadedModel:
+    return load_model(str(plain_rope), device="cpu")
 
 
 def length_on_disk(path: Path, choice: RopeChoice | None) -> int:
@@ -53,20 +53,20 @@ def length_on_disk(path: Path, choice: RopeChoice | None) -> int:
         ("longrope", "100", 100, "longrope:1.5625"),
     ],
 )
-def test_how_far_is_read(model_dir: Path, rope: str | None, context: str | None, length: int, state: str) -> None:
+def test_how_far_is_read(plain_rope: Path, rope: str | None, context: str | None, length: int, state: str) -> None:
     choice = parse_rope(rope, context=context)
-    loaded = load_model(str(model_dir), device="cpu", rope=choice)
+    loaded = load_model(str(plain_rope), device="cpu", rope=choice)
     assert (loaded.spec.trained_length, str(loaded.rope)) == (length, state)
     assert loaded.rope.repacks == (rope == "repack") == (loaded.rope.reach is not None)
     assert (loaded.info.trained_length, loaded.rope.replaced) == (TRAINED, None)
-    assert length_on_disk(model_dir, choice) == length
+    assert length_on_disk(plain_rope, choice) == length
 
 
 @pytest.mark.parametrize(
     ("rope", "state", "reach"), [("repack", "repack", 16), ("repack:2", "repack:2", 32), ("reread", "reread", 16)]
 )
-def test_how_far_apart_re_packed_text_is_read(model_dir: Path, rope: str, state: str, reach: int) -> None:
-    loaded = load_model(str(model_dir), device="cpu", rope=rope)
+def test_how_far_apart_re_packed_text_is_read(plain_rope: Path, rope: str, state: str, reach: int) -> None:
+    loaded = load_model(str(plain_rope), device="cpu", rope=rope)
     assert (str(loaded.rope), loaded.rope.reach, loaded.rope.factor) == (state, reach, TRAINED / reach)
     assert loaded.rope.reread_tokens == (TRAINED // 8 if rope == "reread" else None)
     turned = use_rope(loaded, parse_rope("repack:1.5"))
@@ -130,8 +130,8 @@ def test_plain_ends_where_a_shipped_scaling_that_depends_on_the_length_does(tmp_
         assert "--rope auto or yarn" in str(caught.value.hint)
 
 
-def test_any_other_choice_stays_as_it_was_loaded(model_dir: Path) -> None:
-    loaded = load_model(str(model_dir), device="cpu", rope="ntk:2")
+def test_any_other_choice_stays_as_it_was_loaded(plain_rope: Path) -> None:
+    loaded = load_model(str(plain_rope), device="cpu", rope="ntk:2")
     assert resolve_rope(loaded, parse_rope("ntk:2"), tokens=9_999) == (loaded, None)
 
 
@@ -161,8 +161,8 @@ def test_layers_that_turn_differently_are_refused_and_left_alone(tmp_path: Path)
         ("yarn:4", {1: None, 9999: None}),
     ],
 )
-def test_the_smallest_regime_that_holds_the_text(model_dir: Path, rope: str, chosen: dict[int, int | None]) -> None:
-    loaded = load_model(str(model_dir), device="cpu", rope=rope)
+def test_the_smallest_regime_that_holds_the_text(plain_rope: Path, rope: str, chosen: dict[int, int | None]) -> None:
+    loaded = load_model(str(plain_rope), device="cpu", rope=rope)
     decoder = Decoder(loaded.model, loaded.spec)
     for tokens, regime in chosen.items():
         before = decoder.regime_tokens
@@ -173,8 +173,8 @@ def test_the_smallest_regime_that_holds_the_text(model_dir: Path, rope: str, cho
     assert decoder.regime_tokens == list(chosen.values())[-1]
 
 
-def test_a_position_past_the_regime_is_an_error(model_dir: Path) -> None:
-    loaded = load_model(str(model_dir), device="cpu", rope="dynamic:4")
+def test_a_position_past_the_regime_is_an_error(plain_rope: Path) -> None:
+    loaded = load_model(str(plain_rope), device="cpu", rope="dynamic:4")
     decoder = Decoder(loaded.model, loaded.spec)
     decoder.fix_regime(TRAINED)
     rotary = loaded.model.model.rotary_emb
@@ -193,8 +193,8 @@ def grow(kept: KeptContext, length: int) -> torch.Tensor:
             return done.value
 
 
-def test_a_text_that_outgrows_its_regime_is_read_again(model_dir: Path) -> None:
-    loaded = load_model(str(model_dir), device="cpu", rope="dynamic:4")
+def test_a_text_that_outgrows_its_regime_is_read_again(plain_rope: Path) -> None:
+    loaded = load_model(str(plain_rope), device="cpu", rope="dynamic:4")
     decoder = Decoder(loaded.model, loaded.spec)
     kept = KeptContext(decoder, replace(load_preset("full"), name="all"))
     kept.answer_tokens = 10
@@ -211,8 +211,8 @@ def test_a_text_that_outgrows_its_regime_is_read_again(model_dir: Path) -> None:
     torch.testing.assert_close(grow(anew, 90), grown[90], atol=1e-4, rtol=0)
 
 
-def test_a_text_of_which_nobody_knows_what_follows_is_read_for_the_longest(model_dir: Path) -> None:
-    loaded = load_model(str(model_dir), device="cpu", rope="dynamic:4")
+def test_a_text_of_which_nobody_knows_what_follows_is_read_for_the_longest(plain_rope: Path) -> None:
+    loaded = load_model(str(plain_rope), device="cpu", rope="dynamic:4")
     decoder = Decoder(loaded.model, loaded.spec)
     decoder.fix_regime(1)
     grow(KeptContext(decoder, load_preset("full")), 20)

@@ -4,13 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from test_ui_prompt_support import PROMPT, Desks, desks
 
+from support.desk import PROMPT, Desks
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.editor import edit_text
-
-__all__ = ["desks"]
 
 
 def script(folder: Path, body: str) -> Path:

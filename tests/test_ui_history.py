@@ -6,11 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_ui_prompt_support import PROMPT, Desks, desks
 
+from support.desk import PROMPT, Desks
 from uncomp_cli.ui.history import PrivateHistory, history_path
-
-__all__ = ["desks"]
 
 UP = "\x1b[A"
 

@@ -6,12 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_ui_prompt_support import PROMPT, Desks, desks
 
+from support.desk import PROMPT, Desks
 from uncomp_cli.ui.blocks import is_open, without_quotes
 from uncomp_cli.ui.completion import paths_beginning
-
-__all__ = ["desks"]
 
 READ_ALL = """
 import sys

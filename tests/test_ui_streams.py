@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from support.screen import ESCAPE, screen
+
 SCRIPT = """
 import sys, time
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
@@ -34,7 +36,6 @@ for step in watch_generation(engine(), terminal):
     if isinstance(step, DecodeStep):
         terminal.write_answer(step.texts[0])
 """
-ESCAPE = "\x1b"
 
 
 @dataclass(frozen=True)
@@ -75,25 +76,6 @@ def _drain(readers: list[int], started: float) -> tuple[list[str], float]:
             first_s = first_s or time.monotonic() - started
             chunks[reader] += data
     return [chunks[reader].decode() for reader in readers], first_s
-
-
-def screen(text: str) -> str:
-    """What stays visible: a terminal that knows carriage return, newline, cursor up and erase line."""
-    lines, row, column = [""], 0, 0
-    for piece in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|[\s\S]", text):
-        if piece == "\r":
-            column = 0
-        elif piece == "\n":
-            row, column = row + 1, 0
-            lines += [""] * (row + 1 - len(lines))
-        elif piece == "\x1b[1A":
-            row -= 1
-        elif piece == "\x1b[2K":
-            lines[row] = ""
-        elif not piece.startswith(ESCAPE):
-            lines[row] = f"{lines[row]:<{column}}"[:column] + piece + lines[row][column + 1 :]
-            column += 1
-    return "\n".join(lines).strip()
 
 
 def test_on_a_terminal_the_bar_is_gone_before_the_answer() -> None:

@@ -11,13 +11,9 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
 
 import pexpect
 import pexpect.fdpexpect
-import pytest
-
-__all__ = ["Desk", "Desks", "desks"]
 
 SCRIPT = """
 import fcntl, os, sys, termios
@@ -121,12 +117,3 @@ class Desks(list[Desk]):
         """A new one."""
         self.append(Desk(*args, cursor_row=cursor_row, columns=columns, **changes))
         return self[-1]
-
-
-@pytest.fixture
-def desks() -> Iterator[Desks]:
-    """Those in here are gone after the test."""
-    found = Desks()
-    yield found
-    for desk in found:
-        desk.close()

@@ -1,9 +1,7 @@
-"""What the tests of `uncomp ask` and `uncomp chat` share: a tiny model, and processes that start at once.
+"""Command lines in processes of their own, on pipes or pseudo-terminals, that start at once.
 
-`start` runs the command line in a process of its own, on pipes or pseudo-terminals. It is forked from a server that
-has imported torch already, so that a test does not wait seconds for that; the first test below holds it against a
-process that was started from nothing. The tiny model has random weights and a token for every byte; it says lower-case
-letters, never stops, and was trained, so it claims, for 4,096 tokens.
+They are forked from a server that has imported torch already, so that a test does not wait seconds for that; a test of
+test_ask_streams.py holds one against a process that was started from nothing.
 """
 
 import fcntl
@@ -14,11 +12,10 @@ import os
 import pty
 import select
 import signal
-import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import forkserver
@@ -28,18 +25,9 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from uncomp_cli.cli.app import main
 
-TRAINED_LENGTH = 4096
-SAYABLE = "abcdefghijklmnopqrstuvwxyz"
-SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 PATIENCE_S = 60.0
 PRELOADED = [
     "uncomp_cli.engine.context.session", "uncomp_cli.engine.context.chat",
@@ -49,37 +37,6 @@ PRELOADED = [
 ]  # fmt: skip
 """What the commands import when they run: half a second of every process that would begin without it."""
 Kind = Literal["pipe", "tty", "null"]
-
-
-def make_tiny_model(directory: Path, *, sayable: str = SAYABLE) -> Path:
-    """Write the tiny model, which says only these characters, in Hugging Face format."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate([*SPECIAL, *letters])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=SPECIAL[0], eos_token=SPECIAL[2], additional_special_tokens=[SPECIAL[1]]
-    )
-    wrapped.chat_template = TEMPLATE
-    wrapped.save_pretrained(directory)
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=len(vocab), hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=TRAINED_LENGTH, initializer_range=0.2,
-        tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    said = torch.zeros(len(vocab), 1)
-    said[wrapped.convert_tokens_to_ids(wrapped.tokenize(sayable))] = 1
-    model.lm_head.weight.data *= said
-    model.save_pretrained(directory)
-    return directory
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @dataclass
@@ -177,9 +134,9 @@ def environment(**changes: str) -> dict[str, str]:
 @cache
 def fork_server() -> Any:
     """The context that forks from a process in which everything has been imported, wherever we are now."""
-    tests = Path(__file__).parent
+    tests = Path(__file__).parent.parent
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_ask_support", *PRELOADED])
+    context.set_forkserver_preload(["support.commands", *PRELOADED])
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", os.pathsep.join([str(tests), str(tests.parent)]))
         forkserver.ensure_running()
@@ -230,31 +187,3 @@ def two_lines(stderr: str) -> tuple[str, str]:
     lines = [line for line in stderr.splitlines() if not line.startswith(aside)]
     assert [line.partition(":")[0] for line in lines] == ["error", "hint"], stderr
     return lines[0].removeprefix("error: "), lines[1].removeprefix("hint: ")
-
-
-@pytest.fixture
-def long_lived() -> Iterator[list[Running]]:
-    """Processes put in here are gone after the test."""
-    running: list[Running] = []
-    yield running
-    for item in running:
-        item.process.kill()
-
-
-def test_a_forked_process_is_like_one_started_from_nothing(tiny_model: Path, tmp_path: Path) -> None:
-    document = tmp_path / "notes.txt"
-    document.write_text("The harbour was quiet.")
-    args = ["ask", "-f", str(document), "-m", str(tiny_model), "-b", "full", "--max-new-tokens", "30", "Where?"]
-    done = subprocess.run(
-        [sys.executable, "-m", "uncomp_cli", *args],
-        capture_output=True,
-        check=False,
-        text=True,
-        env=environment(PYTHONPATH=str(Path(__file__).parent.parent)),
-    )
-    code, out, err = start(*args).finish()
-    assert code == done.returncode == 0, (err, done.stderr)
-    assert done.stdout == out
-    assert len(out.strip("\n")) == 30
-    assert done.stderr.splitlines()[:2] == err.splitlines()[:2] == ["preparing", f"loading {tiny_model}"]
-    assert [line.split()[0] for line in done.stderr.splitlines()] == [line.split()[0] for line in err.splitlines()]

@@ -1,0 +1,1 @@
+"""What several test modules share: models, processes, oracles. Fixtures are in conftest.py; no test is here."""

@@ -1,0 +1,56 @@
+"""A chat without a process and without a terminal."""
+
+import io
+from collections.abc import Iterator
+
+from uncomp_cli.cli.chat.chat_preset import PresetChoice
+from uncomp_cli.cli.chat.loop import Conversation
+from uncomp_cli.cli.chat.state import Chat
+from uncomp_cli.config import SamplingConfig
+from uncomp_cli.engine.context.chat import ChatSession
+from uncomp_cli.models.identity import fingerprint
+from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.ui.console import Terminal
+
+GREEDY = SamplingConfig(max_new_tokens=24)
+
+
+class Stopping(io.StringIO):
+    """A stream at which Ctrl-C is pressed when the n-th piece is written."""
+
+    presses_at: int | None = None
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if self.presses_at is not None and text.strip():
+            self.presses_at -= 1
+            if self.presses_at == 0:
+                self.presses_at = None
+                raise KeyboardInterrupt
+        return written
+
+
+def make_chat(loaded: LoadedModel, choice: PresetChoice | None = None) -> Chat:
+    """A chat without a terminal."""
+    choice = choice or PresetChoice()
+    preset, _ = choice.settled(fingerprint(loaded))
+    terminal = Terminal(Stopping(), io.StringIO(), False, False, False, False)
+    return Chat(loaded, ChatSession(loaded, preset, GREEDY), terminal, choice, model_name="tiny")
+
+
+def hold(chat: Chat | Conversation, *lines: str) -> list[str]:
+    """Type lines; what standard error says to them."""
+    conversation = chat if isinstance(chat, Conversation) else Conversation(chat)
+    remaining: Iterator[str] = iter(lines)
+
+    def read_line() -> str:
+        line = next(remaining, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    stderr = conversation.chat.terminal.stderr
+    assert isinstance(stderr, io.StringIO)
+    before = len(stderr.getvalue())
+    conversation.run(read_line)
+    return stderr.getvalue()[before:].splitlines()
