@@ -25,6 +25,7 @@ from uncomp_cli.cli.ask import asking
 from uncomp_cli.cli.chat.loop import Conversation
 from uncomp_cli.cli.declare.options import preset_names
 from uncomp_cli.cli.declare.settings import split_variables
+from uncomp_cli.cli.declare.tree import key_name
 from uncomp_cli.cli.judge import bench
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.write.sampling import Sampler
@@ -174,7 +175,7 @@ def test_every_repeatable_setting_is_split_alike() -> None:
     split_variables(command)
     ask = command.commands["ask"]
     several = [param for param in ask.params if getattr(param, "multiple", False) and param.envvar]
-    assert {param.name for param in several} == {"file", "include", "pin"}
+    assert {key_name(param.opts) for param in several} == {"file", "include", "pin"}
     assert {param.envvar_list_splitter for param in several} == {SEPARATOR}
 
 

@@ -22,7 +22,7 @@ import typer
 from uncomp_cli import __version__
 from uncomp_cli.cli.declare.failures import show_failure
 from uncomp_cli.cli.declare.settings import load_default_map, split_variables
-from uncomp_cli.cli.declare.tree import PlainCommand, group, option
+from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
 
@@ -83,7 +83,7 @@ def register(name: str, module_name: str) -> None:
     if hasattr(module, "app"):
         app.add_typer(module.app, name=name)
     else:
-        app.command(name, cls=PlainCommand)(getattr(module, name))
+        command_of(app, name)(getattr(module, name))
 
 
 for _name, _module in COMMANDS.items():
@@ -120,10 +120,10 @@ def run(args: Sequence[str]) -> int:
 
 
 def _invoke(hoisted: list[str], rest: list[str]) -> int:
-    command = typer.main.get_command(app)
-    split_variables(command)
-    defaults = {} if _needs_no_settings(rest) else load_default_map(command)
-    result: Any = command.main([*hoisted, *rest], prog_name=PROGRAM, standalone_mode=False, default_map=defaults)
+    tree: Any = typer.main.get_command(app)
+    split_variables(tree)
+    defaults = {} if _needs_no_settings(rest) else load_default_map(tree)
+    result: Any = tree.main([*hoisted, *rest], prog_name=PROGRAM, standalone_mode=False, default_map=defaults)
     sys.stdout.flush()
     return result if isinstance(result, int) else 0
 

@@ -7,7 +7,7 @@ from typing import Literal
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET
 from uncomp_cli.cli.ask.pins import Pin
 from uncomp_cli.cli.ask.prepare import ModelChoice
-from uncomp_cli.cli.declare.cache_options import DEFAULT_CACHE_SIZE
+from uncomp_cli.cli.declare.options import DEFAULT_CACHE_SIZE
 from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.documents.documents import DocumentSet
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.cli.ask.asking import AUTOMATIC, AskJob, build_prompt, describe_files, places_of, warnings_of
-from uncomp_cli.cli.declare.cache_options import shelf_of
+from uncomp_cli.cli.declare.options import shelf_of
 from uncomp_cli.documents.documents import DocumentSet
 from uncomp_cli.documents.places import Places
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError

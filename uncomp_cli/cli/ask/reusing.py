@@ -14,8 +14,8 @@ from uncomp_cli.cli.ask.explain import Spent, budget_lines, budget_record
 from uncomp_cli.cli.ask.report import answer_record, failure_record, readout
 from uncomp_cli.cli.ask.reused_contexts import ContextOpener, OpenContext
 from uncomp_cli.cli.ask.risk_report import entropy_of, fall_short, risk_of, risk_warnings
-from uncomp_cli.cli.declare.cache_options import shelf_of
 from uncomp_cli.cli.declare.failures import describe_failure, show_failure
+from uncomp_cli.cli.declare.options import shelf_of
 from uncomp_cli.documents.documents import DocumentSet
 from uncomp_cli.errors import DoesNotFitError, UncompError, is_out_of_memory
 from uncomp_cli.numerals import format_count, format_readout

@@ -1,50 +1,34 @@
 """`uncomp calibrate`: measure a model's uncertainty on sample texts, and save it with a preset that uses it."""
 
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from uncomp_cli.cli.ask.prepare import ModelChoice, choose_preset, load
 from uncomp_cli.cli.calibrate.calibrate_report import Calibrated, report
-from uncomp_cli.cli.calibrate.calibrate_risk import (
-    Risk,
-    RiskChoice,
-    RiskRope,
-    RiskSamples,
-    RiskTokens,
-    choose_risk,
-    run_risk,
-)
+from uncomp_cli.cli.calibrate.calibrate_risk import RiskChoice, RiskOptions, run_risk
 from uncomp_cli.cli.calibrate.quality import (
     HeldOut,
-    Quality,
-    QualityBudgets,
     QualityChoice,
-    QualitySamples,
-    choose_quality,
+    QualityOptions,
     run_quality,
     save_calibrated,
     watch,
 )
 from uncomp_cli.cli.declare.options import (
-    Device,
-    Dtype,
-    Json,
-    Model,
-    Offline,
-    Quantize,
-    Quiet,
+    DEFAULT_SEED,
+    MEASURED_MODEL,
+    ModelOptions,
+    OutputOptions,
     Seed,
-    Tokenizer,
     policy_names,
-    terminal_of,
 )
 from uncomp_cli.cli.declare.tree import option
-from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig, ScorerConfig
+from uncomp_cli.cli.judge.trial import haystack_of
+from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.live import loading
@@ -54,62 +38,44 @@ if TYPE_CHECKING:
     from uncomp_cli.calibrate.calibration import CalibrateRequest
     from uncomp_cli.calibrate.partial import ProfileFiles
     from uncomp_cli.evals.tasks.calibration_samples import SampleMaker
-    from uncomp_cli.evals.tasks.haystack import Haystack
     from uncomp_cli.models.loading import LoadedModel
 
 __all__ = ["calibrate"]
 
-_SEED = SamplingConfig().seed
 SAMPLES_PANEL = "Samples"
 PRESET_PANEL = "Preset"
-DEFAULT_TASKS = ("needle/digits7", "ruler/niah_multikey_1", "continuation", "needle/uuid", "ruler/niah_multiquery")
-DEFAULT_TOKENS = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrateJob:
-    """Everything that one `uncomp calibrate` was told about what to read and what to save."""
+class CalibrateOptions:
+    """What is read, and what is saved of it."""
 
-    tasks: tuple[str, ...]
-    tokens: tuple[int, ...]
-    samples: int
-    paths: tuple[str, ...]
-    name: str | None
-    out: Path | None
-    fresh: bool
-    policy: str
-    scorer: str
-    budget: str
-    quality: QualityChoice | None
-    risk: RiskChoice | None
-    seed: int
-    as_json: bool
-
-
-def calibrate(
-    ctx: typer.Context,
     task: Annotated[
-        list[str] | None,
+        tuple[str, ...],
         option(
             "--task",
             "-t",
             help="Task or subtask of `uncomp eval` that has answers, or continuation (of the text); repeatable.",
             metavar="NAME",
-            show_default=", ".join(DEFAULT_TASKS),
             panel=SAMPLES_PANEL,
         ),
-    ] = None,
+    ] = (
+        "needle/digits7",
+        "ruler/niah_multikey_1",
+        "continuation",
+        "needle/uuid",
+        "ruler/niah_multiquery",
+    )
     tokens: Annotated[
-        list[int] | None,
+        tuple[int, ...],
         option(
             "--tokens",
             help="Length of a sample, question included; repeatable.",
             metavar="N",
             min=200,
-            show_default=str(DEFAULT_TOKENS),
             panel=SAMPLES_PANEL,
         ),
-    ] = None,
+    ] = (2000,)
     samples: Annotated[
         int,
         option(
@@ -120,150 +86,150 @@ def calibrate(
             max=10_000,
             panel=SAMPLES_PANEL,
         ),
-    ] = 10,
+    ] = 10
     file: Annotated[
-        list[str] | None,
-        typer.Option(
+        tuple[str, ...],
+        option(
             "--file",
             "-f",
             help="Text to read: file, directory, glob, or - for standard input; repeatable.",
             show_default="generated prose",
             metavar="PATH",
-            rich_help_panel=SAMPLES_PANEL,
+            panel=SAMPLES_PANEL,
+            setting=False,
         ),
-    ] = None,
+    ] = ()
     name: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--name",
             help="Name of the preset.",
             show_default="the model's",
             metavar="NAME",
-            rich_help_panel=PRESET_PANEL,
+            panel=PRESET_PANEL,
+            setting=False,
         ),
-    ] = None,
+    ] = None
     out: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--out",
             "-o",
             help="Existing directory, or file, to save it in instead of among your own presets.",
             metavar="PATH",
-            show_default=False,
-            rich_help_panel=PRESET_PANEL,
+            panel=PRESET_PANEL,
+            setting=False,
         ),
-    ] = None,
+    ] = None
     fresh: Annotated[
         bool,
-        typer.Option(
-            "--fresh", help="Begin anew; older files of the name stay beside it.", rich_help_panel=PRESET_PANEL
+        option(
+            "--fresh", help="Begin anew; older files of the name stay beside it.", panel=PRESET_PANEL, setting=False
         ),
-    ] = False,
+    ] = False
     # No settings: what is set for `uncomp ask` must not choose what a new preset holds.
     policy: Annotated[
         str,
-        typer.Option(
+        option(
             "--policy",
             help="How the preset spreads its budget; one that uses what is measured here.",
             autocompletion=policy_names,
             metavar="NAME[:KEY=VALUE,…]",
-            rich_help_panel=PRESET_PANEL,
+            panel=PRESET_PANEL,
+            setting=False,
         ),
-    ] = "uncertain",
+    ] = "uncertain"
     scorer: Annotated[
         str,
-        typer.Option("--scorer", help="How the preset ranks tokens.", metavar="NAME", rich_help_panel=PRESET_PANEL),
-    ] = ScorerConfig().name,
+        option("--scorer", help="How the preset ranks tokens.", metavar="NAME", panel=PRESET_PANEL, setting=False),
+    ] = ScorerConfig().name
     budget: Annotated[
         str,
-        typer.Option(
+        option(
             "--budget",
             "-b",
             help="KV cache that the preset keeps, as in `uncomp ask`.",
             metavar="AMOUNT",
-            rich_help_panel=PRESET_PANEL,
+            panel=PRESET_PANEL,
+            setting=False,
         ),
-    ] = "20%",
-    quality: Quality = False,
-    quality_samples: QualitySamples = None,
-    quality_budget: QualityBudgets = None,
-    risk: Risk = False,
-    risk_samples: RiskSamples = None,
-    risk_tokens: RiskTokens = None,
-    rope: RiskRope = None,
-    model: Model = DEFAULT_MODEL,
-    tokenizer: Tokenizer = None,
-    quantize: Quantize = "none",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    offline: Offline = False,
-    seed: Seed = _SEED,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    ] = "20%"
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateJob:
+    """Everything that one `uncomp calibrate` was told, but of the model."""
+
+    wanted: CalibrateOptions
+    quality: QualityChoice | None
+    risk: RiskChoice | None
+    seed: int
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Every length once."""
+        return tuple(dict.fromkeys(self.wanted.tokens))
+
+
+def calibrate(
+    ctx: typer.Context,
+    *,
+    wanted: CalibrateOptions,
+    quality: QualityOptions,
+    risk: RiskOptions,
+    model: Annotated[ModelOptions, MEASURED_MODEL],
+    seed: Seed = DEFAULT_SEED,
+    output: OutputOptions,
 ) -> None:
     """Measure how uncertain a model's layers and heads are, and save a preset with it."""
-    job = CalibrateJob(
-        tasks=tuple(task or DEFAULT_TASKS),
-        tokens=tuple(dict.fromkeys(tokens or [DEFAULT_TOKENS])),
-        samples=samples,
-        paths=tuple(file or ()),
-        name=name,
-        out=out,
-        fresh=fresh,
-        policy=policy,
-        scorer=scorer,
-        budget=budget,
-        quality=choose_quality(quality, samples=quality_samples, budgets=quality_budget),
-        risk=choose_risk(risk, samples=risk_samples, tokens=risk_tokens, rope=rope),
-        seed=seed,
-        as_json=as_json,
-    )
-    run_calibrate(job, ModelChoice(model, tokenizer, quantize, device, dtype, offline), terminal_of(ctx, quiet=quiet))
+    job = CalibrateJob(wanted, quality.choice(), risk.choice(), seed)
+    run_calibrate(job, model.choice(), output.terminal(ctx), as_json=output.as_json)
 
 
-def run_calibrate(job: CalibrateJob, choice: ModelChoice, terminal: Terminal) -> None:
+def run_calibrate(job: CalibrateJob, choice: ModelChoice, terminal: Terminal, *, as_json: bool) -> None:
     """Run one `uncomp calibrate`."""
+    wanted = job.wanted
     with loading(terminal, "preparing"):
         from uncomp_cli.budget.presets import user_preset_dir
         from uncomp_cli.calibrate.calibration import calibrate as run
         from uncomp_cli.calibrate.partial import choose_files
         from uncomp_cli.evals.tasks.calibration_samples import choose_sources
 
-        files = choose_files(choice.name, name=job.name, out=job.out, folder=user_preset_dir())
-        preset = _preset(job, files)
-        choose_sources(job.tasks)
+        files = choose_files(choice.name, name=wanted.name, out=wanted.out, folder=user_preset_dir())
+        preset = _preset(wanted, files)
+        choose_sources(wanted.task)
         if job.quality is not None:
             job.quality.check()
-        if not job.fresh:
+        if not wanted.fresh:
             files.check()
     loaded = load(choice, terminal)
     with loading(terminal, "preparing samples"):
         maker = _maker(job, loaded, terminal)
         request = _request(job, preset, maker)
-    for path in files.set_aside() if job.fresh else ():
+    for path in files.set_aside() if wanted.fresh else ():
         terminal.note(f"set aside: {path}")
     if files.found is not None:
         terminal.note(f"going on from {files.found}")
     profile = watch(run(loaded, request, files), files.partial, terminal)
     again = [what for what, choice in (("quality", job.quality), ("risk", job.risk)) if choice is not None]
     path = save_calibrated(preset, profile, files, terminal, again=again)
-    source = HeldOut(maker, job.tokens, generated=not job.paths, fresh=job.fresh)
+    source = HeldOut(maker, job.tokens, generated=not wanted.file, fresh=wanted.fresh)
     curve = fit = None
     if job.quality is not None:
         curve = run_quality(job.quality, path, profile, loaded=loaded, source=source, terminal=terminal)
     if job.risk is not None:
         fit = run_risk(job.risk, path, loaded=loaded, source=source, terminal=terminal)
-    report(Calibrated(profile, path, curve, fit), terminal, as_json=job.as_json)
+    report(Calibrated(profile, path, curve, fit), terminal, as_json=as_json)
 
 
-def _preset(job: CalibrateJob, files: "ProfileFiles") -> "Preset":
+def _preset(wanted: CalibrateOptions, files: "ProfileFiles") -> "Preset":
     """The preset that will be saved; a slip in it is found before anything is loaded."""
     from uncomp_cli.budget.policies import make_policy
     from uncomp_cli.budget.presets import DEFAULT_PRESET, load_preset
 
-    if not make_policy(job.policy).measures:
-        raise UsageError(f"policy {job.policy} uses nothing that is measured", hint="--policy uncertain")
-    chosen = choose_preset(None, budget=job.budget, policy=job.policy, scorer=job.scorer)
+    if not make_policy(wanted.policy).measures:
+        raise UsageError(f"policy {wanted.policy} uses nothing that is measured", hint="--policy uncertain")
+    chosen = choose_preset(None, budget=wanted.budget, policy=wanted.policy, scorer=wanted.scorer)
     floor = load_preset(DEFAULT_PRESET).floor_tokens  # for all lengths, unlike a budget that is named for one prompt
     return replace(chosen, name=files.name, profile=files.name, floor_tokens=floor, quality=(), risk=None, folder=None)
 
@@ -274,8 +240,9 @@ def _maker(job: CalibrateJob, loaded: "LoadedModel", terminal: Terminal) -> "Sam
     from uncomp_cli.evals.tasks.calibration_samples import SampleMaker, choose_sources
 
     check_lengths(job.tokens, loaded.spec.trained_length)
+    haystack = haystack_of(job.wanted.file, max(job.tokens), seed=job.seed, terminal=terminal)
     count = partial(count_tokens, loaded.tokenizer)
-    return SampleMaker(choose_sources(job.tasks), _haystack(job, terminal), count, job.seed)
+    return SampleMaker(choose_sources(job.wanted.task), haystack, count, job.seed)
 
 
 def _request(job: CalibrateJob, preset: "Preset", maker: "SampleMaker") -> "CalibrateRequest":
@@ -287,20 +254,7 @@ def _request(job: CalibrateJob, preset: "Preset", maker: "SampleMaker") -> "Cali
 
     config, haystack = MeasuringConfig(), maker.haystack
     return CalibrateRequest(
-        samples=tuple(maker.make(job.tokens, job.samples)),
+        samples=tuple(maker.make(job.tokens, job.wanted.samples)),
         config=replace(config, measures=canonical_keys([*config.measures, *make_policy(preset.policy).measures])),
         provenance={"seed": job.seed, "text": haystack.name, "text_sha256": haystack.sha256},
     )
-
-
-def _haystack(job: CalibrateJob, terminal: Terminal) -> "Haystack":
-    from uncomp_cli.documents.documents import read_documents
-    from uncomp_cli.evals.tasks.haystack import Haystack
-
-    if not job.paths:
-        return Haystack.generated_for(max(job.tokens), seed=job.seed)
-    stdin: TextIO | None = sys.stdin  # None when the process was started without one
-    found = read_documents(job.paths, stdin=None if stdin is None else stdin.buffer)
-    for path, reason in found.skipped:
-        terminal.warn(f"skipped {path}: {reason}")
-    return Haystack.of_documents(found.documents)

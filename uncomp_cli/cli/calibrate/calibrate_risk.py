@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from uncomp_cli.cli.calibrate.quality import HeldOut, watch
+from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.live import loading
@@ -26,12 +25,8 @@ if TYPE_CHECKING:
     from uncomp_cli.models.loading import LoadedModel
 
 __all__ = [
-    "Risk",
     "RiskChoice",
-    "RiskRope",
-    "RiskSamples",
-    "RiskTokens",
-    "choose_risk",
+    "RiskOptions",
     "risk_record",
     "run_risk",
     "write_risk",
@@ -43,50 +38,69 @@ DEFAULT_SHARES = (0.75, 1.5, 2.0)
 _PANEL = "Risk"
 _COLUMNS = ["ENTROPY", "", "ANSWERS", "WRONG", "95 % FROM", "TO"]
 
-Risk = Annotated[
-    bool,
-    typer.Option(
-        "--risk", help="Then measure what attention entropy says of wrong answers, past the trained length too.",
-        rich_help_panel=_PANEL,
-    ),
-]  # fmt: skip
 
-RiskSamples = Annotated[
-    int | None,
-    typer.Option(
-        "--risk-samples",
-        help="Answers of each length to measure that on.",
-        metavar="N",
-        min=1,
-        max=10_000,
-        show_default=str(DEFAULT_SAMPLES),
-        rich_help_panel=_PANEL,
-    ),
-]
+@dataclass(frozen=True, slots=True)
+class RiskOptions:
+    """Whether wrong answers are foreseen too, and how that is measured."""
 
-RiskTokens = Annotated[
-    list[int] | None,
-    typer.Option(
-        "--risk-tokens",
-        help="Length of such a text; repeatable.",
-        metavar="N",
-        min=200,
-        show_default="0.75, 1.5 and 2 times the trained length",
-        rich_help_panel=_PANEL,
-    ),
-]
+    wanted: Annotated[
+        bool,
+        option(
+            "--risk",
+            help="Then measure what attention entropy says of wrong answers, past the trained length too.",
+            panel=_PANEL,
+            setting=False,
+        ),
+    ] = False
+    samples: Annotated[
+        int | None,
+        option(
+            "--risk-samples",
+            help="Answers of each length to measure that on.",
+            metavar="N",
+            min=1,
+            max=10_000,
+            show_default=str(DEFAULT_SAMPLES),
+            panel=_PANEL,
+            setting=False,
+        ),
+    ] = None
+    tokens: Annotated[
+        tuple[int, ...],
+        option(
+            "--risk-tokens",
+            help="Length of such a text; repeatable.",
+            metavar="N",
+            min=200,
+            show_default="0.75, 1.5 and 2 times the trained length",
+            panel=_PANEL,
+            setting=False,
+        ),
+    ] = ()
+    # No setting: how `uncomp ask` reads must not choose what a new preset holds.
+    rope: Annotated[
+        str | None,
+        option(
+            "--rope",
+            help="How those texts are read past the trained length, as in `uncomp ask`.",
+            metavar="CHOICE",
+            show_default="auto",
+            panel=_PANEL,
+            setting=False,
+        ),
+    ] = None
 
-# No setting: how `uncomp ask` reads must not choose what a new preset holds.
-RiskRope = Annotated[
-    str | None,
-    typer.Option(
-        "--rope",
-        help="How those texts are read past the trained length, as in `uncomp ask`.",
-        metavar="CHOICE",
-        show_default="auto",
-        rich_help_panel=_PANEL,
-    ),
-]
+    def choice(self) -> "RiskChoice | None":
+        """What to measure, or None. Raises UsageError for a choice without --risk, and for a RoPE that is none."""
+        from uncomp_cli.models.extension import parse_rope
+
+        for flag, given in (("--risk-samples", self.samples), ("--risk-tokens", self.tokens), ("--rope", self.rope)):
+            if given and not self.wanted:
+                raise UsageError(f"{flag} chooses how risk is measured, and it is not", hint="add --risk")
+        rope = parse_rope(self.rope or "auto")
+        if not self.wanted or rope is None:
+            return None
+        return RiskChoice(self.samples or DEFAULT_SAMPLES, tuple(dict.fromkeys(self.tokens)), rope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +114,6 @@ class RiskChoice:
     def lengths(self, trained_length: int) -> tuple[int, ...]:
         """The lengths of the texts."""
         return self.tokens or tuple(round(share * trained_length) for share in DEFAULT_SHARES)
-
-
-def choose_risk(
-    wanted: bool, *, samples: int | None, tokens: Sequence[int] | None, rope: str | None
-) -> RiskChoice | None:
-    """What to measure, or None. Raises UsageError for a choice without --risk, and for a RoPE that is none."""
-    from uncomp_cli.models.extension import parse_rope
-
-    for flag, given in (("--risk-samples", samples), ("--risk-tokens", tokens), ("--rope", rope)):
-        if given and not wanted:
-            raise UsageError(f"{flag} chooses how risk is measured, and it is not", hint="add --risk")
-    choice = parse_rope(rope or "auto")
-    if not wanted or choice is None:
-        return None
-    return RiskChoice(samples or DEFAULT_SAMPLES, tuple(dict.fromkeys(tokens or ())), choice)
 
 
 def run_risk(

@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-import typer
-
 from uncomp_cli.cli.ask.report import QUALITY_COLUMNS, quality_row
+from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.live import loading
@@ -31,11 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HeldOut",
-    "Quality",
-    "QualityBudgets",
     "QualityChoice",
-    "QualitySamples",
-    "choose_quality",
+    "QualityOptions",
     "quality_record",
     "run_quality",
     "save_calibrated",
@@ -49,36 +45,51 @@ _PANEL = "Quality"
 
 T = TypeVar("T")
 
-Quality = Annotated[
-    bool,
-    typer.Option(
-        "--quality", help="Then measure what smaller budgets lose, for `uncomp ask --max-loss`.", rich_help_panel=_PANEL
-    ),
-]
 
-QualitySamples = Annotated[
-    int | None,
-    typer.Option(
-        "--quality-samples",
-        help="Samples of each length to measure that on; none of them is calibrated on.",
-        metavar="N",
-        min=2,
-        max=10_000,
-        show_default=str(DEFAULT_SAMPLES),
-        rich_help_panel=_PANEL,
-    ),
-]
+@dataclass(frozen=True, slots=True)
+class QualityOptions:
+    """Whether the loss of smaller budgets is measured too, and how."""
 
-QualityBudgets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--quality-budget",
-        help="Budget to measure; repeatable.",
-        metavar="AMOUNT",
-        show_default=", ".join(DEFAULT_BUDGETS),
-        rich_help_panel=_PANEL,
-    ),
-]
+    wanted: Annotated[
+        bool,
+        option(
+            "--quality",
+            help="Then measure what smaller budgets lose, for `uncomp ask --max-loss`.",
+            panel=_PANEL,
+            setting=False,
+        ),
+    ] = False
+    samples: Annotated[
+        int | None,
+        option(
+            "--quality-samples",
+            help="Samples of each length to measure that on; none of them is calibrated on.",
+            metavar="N",
+            min=2,
+            max=10_000,
+            show_default=str(DEFAULT_SAMPLES),
+            panel=_PANEL,
+            setting=False,
+        ),
+    ] = None
+    budgets: Annotated[
+        tuple[str, ...],
+        option(
+            "--quality-budget",
+            help="Budget to measure; repeatable.",
+            metavar="AMOUNT",
+            show_default=", ".join(DEFAULT_BUDGETS),
+            panel=_PANEL,
+            setting=False,
+        ),
+    ] = ()
+
+    def choice(self) -> "QualityChoice | None":
+        """What to measure, or None. Raises UsageError for a choice without --quality."""
+        for flag, given in (("--quality-samples", self.samples), ("--quality-budget", self.budgets)):
+            if given and not self.wanted:
+                raise UsageError(f"{flag} chooses how quality is measured, and it is not", hint="add --quality")
+        return QualityChoice(self.samples or DEFAULT_SAMPLES, self.budgets or DEFAULT_BUDGETS) if self.wanted else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +117,6 @@ class HeldOut:
     tokens: tuple[int, ...]
     generated: bool
     fresh: bool
-
-
-def choose_quality(wanted: bool, *, samples: int | None, budgets: Sequence[str] | None) -> QualityChoice | None:
-    """What to measure, or None. Raises UsageError for a choice without --quality."""
-    for flag, given in (("--quality-samples", samples), ("--quality-budget", budgets)):
-        if given and not wanted:
-            raise UsageError(f"{flag} chooses how quality is measured, and it is not", hint="add --quality")
-    return QualityChoice(samples or DEFAULT_SAMPLES, tuple(budgets or DEFAULT_BUDGETS)) if wanted else None
 
 
 def save_calibrated(

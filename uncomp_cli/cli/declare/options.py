@@ -1,72 +1,89 @@
-"""The options that several commands share, each declared once; a command's signature gives the default.
+"""The options that several commands share, each written once: flag, help, panel and default, in groups.
 
-    def ask(ctx: typer.Context, model: Model = DEFAULT_MODEL, seed: Seed = SamplingConfig().seed) -> None: ...
+    def ask(ctx: typer.Context, *, model: ModelOptions, sampling: SamplingOptions, output: OutputOptions) -> None: ...
 
-Every one is also an environment variable and a key of the configuration file (see `tree.option`). Those of the model
-are model_options.py's.
+Every one is also an environment variable and a key of the configuration file (tree.py); signature.py makes of a group
+what Typer reads. What is in no group, or in one and also alone, is an alias. Defaults are those of config.py.
 """
 
-from dataclasses import replace
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.policies import POLICIES
 from uncomp_cli.budget.presets import DEFAULT_PRESET
 from uncomp_cli.budget.thinning import THINNINGS
-from uncomp_cli.cli.declare.model_options import (
-    Context,
-    Device,
-    Dtype,
-    Force,
-    MatMul,
-    Model,
-    Offline,
-    Quantize,
-    Rope,
-    Tokenizer,
-    model_names,
-)
+from uncomp_cli.cli.declare.signature import only
 from uncomp_cli.cli.declare.tree import option
+from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
+from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
 
+if TYPE_CHECKING:
+    from uncomp_cli.cache.shelf import Shelf
+    from uncomp_cli.cli.ask.prepare import ModelChoice
+
 __all__ = [
-    "Budget",
-    "Chunk",
-    "ConstantSize",
-    "Context",
-    "Device",
-    "Dtype",
-    "Force",
+    "COMPRESSION_PANEL",
+    "DEFAULT_CACHE_SIZE",
+    "DEFAULT_SEED",
+    "GENERATION_PANEL",
+    "MEASURED_MODEL",
+    "OUTPUT_PANEL",
+    "File",
     "Json",
-    "KvBits",
-    "KvMem",
-    "MatMul",
-    "MaxLoss",
-    "MaxNewTokens",
-    "MinP",
-    "Model",
-    "Offline",
-    "Policy",
-    "Preset",
-    "Quantize",
+    "ModelOptions",
+    "OutputOptions",
+    "PresetOptions",
     "Quiet",
-    "RepetitionPenalty",
-    "Rope",
-    "Scorer",
+    "ReadingOptions",
+    "SamplingOptions",
+    "SavingOptions",
     "Seed",
     "System",
-    "Temperature",
-    "Thin",
-    "Tokenizer",
-    "TopK",
-    "TopP",
     "Truncate",
+    "cache_names",
     "model_names",
     "policy_names",
     "preset_names",
+    "shelf_of",
     "terminal_of",
+    "thinning_names",
 ]
+
+MODEL_PANEL = "Model"
+COMPRESSION_PANEL = "Compression"
+GENERATION_PANEL = "Generation"
+OUTPUT_PANEL = "Output"
+
+DEFAULT_CACHE_SIZE = "2GiB"
+DEFAULT_SEED = SamplingConfig().seed
+_model, _compression, _generation, _output = (
+    partial(option, panel=panel) for panel in (MODEL_PANEL, COMPRESSION_PANEL, GENERATION_PANEL, OUTPUT_PANEL)
+)
+_SAMPLING = SamplingConfig()
+_AUTO = "auto"
+_OF_PRESET = "the preset's"
+_MOST_DIGITS = 18
+
+
+def model_names(incomplete: str) -> list[str]:
+    """Completions of a model's name."""
+    from uncomp_cli.models.catalog import known_names
+
+    return [name for name in known_names() if name.startswith(incomplete)]
+
+
+def rope_names(incomplete: str) -> list[str]:
+    """Completions of a way to read past the trained length."""
+    from uncomp_cli.models.extension import ROPE_KINDS
+
+    names = ["auto", "reread", "repack", "plain", *(f"{kind}:2" for kind in ROPE_KINDS)]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def preset_names(incomplete: str) -> list[str]:
@@ -86,180 +103,350 @@ def thinning_names(incomplete: str) -> list[str]:
     return [name for name in THINNINGS if name.startswith(incomplete)]
 
 
-COMPRESSION_PANEL = "Compression"
-GENERATION_PANEL = "Generation"
-OUTPUT_PANEL = "Output"
+def cache_names(incomplete: str) -> list[str]:
+    """Completions of a saved cache's name."""
+    return [entry.name for entry in shelf_of().entries() if entry.name.startswith(incomplete)]
 
-_OF_PRESET = "the preset's"
 
-Preset = Annotated[
-    str | None,
+def _reusable(incomplete: str) -> list[str]:
+    return [name for name in (_AUTO, *cache_names(incomplete)) if name.startswith(incomplete)]
+
+
+def shelf_of(size: str = DEFAULT_CACHE_SIZE) -> "Shelf":
+    """The user's saved caches, which may have `size` together. Raises UsageError for what is no size."""
+    from uncomp_cli.cache.shelf import Shelf
+    from uncomp_cli.models.sources import cache_dir
+
+    limit = _bytes_of(size, "cache-size", "disk space", hint="use --cache-size 2GiB, 500MiB, …")
+    return Shelf(cache_dir() / "documents", limit_bytes=limit)
+
+
+def _bytes_of(text: str, flag: str, what: str, *, hint: str) -> int:
+    """The bytes in an amount. Raises UsageError, with `hint`, for what is none, and for a share or tokens."""
+    try:
+        amount = Budget.parse(text)
+    except UsageError as error:
+        raise UsageError(f"{flag} '{text}' is not an amount of {what}", hint=hint) from error
+    if amount.kind != "bytes":
+        raise UsageError(f"{flag} '{text}' is no amount of {what} in bytes", hint=hint)
+    return int(amount.amount)
+
+
+def _tokens_of(text: str) -> int:
+    word = text.strip().replace(",", "")
+    if not word.isdecimal() or len(word) > _MOST_DIGITS:
+        raise UsageError(f"chunk '{text}' is not a number of tokens", hint="use --chunk 2048, or --chunk auto")
+    return int(word)
+
+
+File = Annotated[
+    tuple[str, ...],
     option(
-        "--preset",
-        "-p",
-        help="Policy, scorer and budget under one name, or a preset file.",
-        metavar="NAME|PATH",
-        panel=COMPRESSION_PANEL,
-        autocompletion=preset_names,
-        show_default=DEFAULT_PRESET,
-    ),
-]
-Budget = Annotated[
-    str | None,
-    option(
-        "--budget",
-        "-b",
-        help="KV cache to keep: 10% of full, 512 (tokens per KV head), 256MiB, auto (fits free memory) or full.",
-        metavar="AMOUNT",
-        panel=COMPRESSION_PANEL,
-        show_default=_OF_PRESET,
-    ),
-]
-Policy = Annotated[
-    str | None,
-    option(
-        "--policy",
-        help=f"How the budget is spread over layers and heads: {', '.join(POLICIES)}.",
-        autocompletion=policy_names,
-        metavar="NAME[:KEY=VALUE,…]",
-        panel=COMPRESSION_PANEL,
-        show_default=_OF_PRESET,
-    ),
-]
-MaxLoss = Annotated[
-    str | None,
-    option(
-        "--max-loss",
-        help="Take the preset's smallest budget whose measured loss is at most this by its upper bound, such as 1%; "
-        "refused when there is none. The loss is the share of its likelihood that a token of the answer loses.",
-        metavar="PERCENT",
-        panel=COMPRESSION_PANEL,
-        show_default=False,
-    ),
-]
-Scorer = Annotated[
-    str | None,
-    option(
-        "--scorer",
-        help="How tokens are ranked when some must go.",
-        metavar="NAME",
-        panel=COMPRESSION_PANEL,
-        show_default=_OF_PRESET,
-    ),
-]
-KvBits = Annotated[
-    Literal["16", "8", "4"] | None,
-    option(
-        "--kv-bits",
-        help="Bits in which the kept part of the document is held: 8, 4, or 16 for the model's own number format. "
-        "A budget in per cent is one of the full cache in that format, so with fewer bits more tokens fit.",
-        panel=COMPRESSION_PANEL,
-        show_default=_OF_PRESET,
-    ),
-]
-Thin = Annotated[
-    str | None,
-    option(
-        "--thin",
-        help="Which tokens of the document enter the later layers while it is read: none (all), "
-        "gather:after=8,keep=0.2 (a part of them from one layer on), stages, uncertain.",
-        metavar="NAME[:KEY=VALUE,…]",
-        panel=COMPRESSION_PANEL,
-        autocompletion=thinning_names,
-        show_default=_OF_PRESET,
-    ),
-]
-Chunk = Annotated[
-    str,
-    option(
-        "--chunk",
-        help="Tokens of the document that are read at a time; auto is all of it when that fits the memory.",
-        metavar="auto|N",
-        panel=COMPRESSION_PANEL,
-    ),
-]
-KvMem = Annotated[
-    str,
-    option(
-        "--kv-mem",
-        help="Most memory that the KV cache may take at any moment, while reading too, such as 256MiB; "
-        "auto is what is free.",
-        metavar="auto|AMOUNT",
-        panel=COMPRESSION_PANEL,
-    ),
-]
-ConstantSize = Annotated[
-    bool,
-    option(
-        "--constant-size/--no-constant-size",
-        help="Whether the cache stays as large as it is after the prompt while the answer grows.",
-        panel=COMPRESSION_PANEL,
+        "--file",
+        "-f",
+        help="File, directory, glob, or - for standard input; repeatable.",
+        metavar="PATH",
+        show_default="standard input",
     ),
 ]
 Truncate = Annotated[
     Literal["head", "middle", "tail"] | None,
-    option(
+    _generation(
         "--truncate",
         help="When the document is too long, leave out its head, middle or tail, and say so.",
-        panel=GENERATION_PANEL,
         show_default="refuse",
     ),
 ]
-
 System = Annotated[
     str | None,
-    option(
-        "--system", "-s", help="System prompt.", metavar="TEXT", panel=GENERATION_PANEL, show_default="the model's own"
-    ),
+    _generation("--system", "-s", help="System prompt.", metavar="TEXT", show_default="the model's own"),
 ]
-MaxNewTokens = Annotated[
-    int, option("--max-new-tokens", help="Longest answer, in tokens.", metavar="N", min=1, panel=GENERATION_PANEL)
-]
-Temperature = Annotated[
-    float, option("--temperature", help="Randomness; 0 is greedy.", metavar="T", min=0.0, panel=GENERATION_PANEL)
-]
-TopP = Annotated[
-    float,
-    option(
-        "--top-p",
-        help="Sample from the likeliest tokens that make up this probability.",
-        metavar="P",
-        min=0.0,
-        max=1.0,
-        panel=GENERATION_PANEL,
-    ),
-]
-TopK = Annotated[
-    int,
-    option("--top-k", help="Sample from the K likeliest tokens; 0 is off.", metavar="K", min=0, panel=GENERATION_PANEL),
-]
-MinP = Annotated[
-    float,
-    option(
-        "--min-p",
-        help="Drop tokens less likely than this share of the likeliest.",
-        metavar="P",
-        min=0.0,
-        max=1.0,
-        panel=GENERATION_PANEL,
-    ),
-]
-RepetitionPenalty = Annotated[
-    float,
-    option(
-        "--repetition-penalty",
-        help="Above 1: avoid tokens that were used before.",
-        metavar="X",
-        min=0.0,
-        panel=GENERATION_PANEL,
-    ),
-]
-Seed = Annotated[int, option("--seed", help="Seed of everything random.", metavar="N", panel=GENERATION_PANEL)]
+Seed = Annotated[int, _generation("--seed", help="Seed of everything random.", metavar="N")]
+Json = Annotated[bool, _output("--json", help="Write one JSON object, the last line of output.")]
+Quiet = Annotated[bool, _output("--quiet", "-q", help="No progress, notes or readout; warnings stay.")]
 
-Json = Annotated[bool, option("--json", help="Write one JSON object, the last line of output.", panel=OUTPUT_PANEL)]
-Quiet = Annotated[
-    bool, option("--quiet", "-q", help="No progress, notes or readout; warnings stay.", panel=OUTPUT_PANEL)
-]
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which model, how it is held, and how far it reads."""
+
+    name: Annotated[
+        str,
+        _model(
+            "--model",
+            "-m",
+            help="Built-in name, directory, .gguf file or hub id.",
+            metavar="NAME",
+            autocompletion=model_names,
+        ),
+    ] = DEFAULT_MODEL
+    tokenizer: Annotated[
+        Path | None,
+        _model(
+            "--tokenizer",
+            help="Directory with the tokenizer to use instead of the model's own.",
+            metavar="DIR",
+            show_default="the model's own",
+        ),
+    ] = None
+    quantize: Annotated[
+        Literal["none", "int8", "nf4", "fp4"],
+        _model("--quantize", help="Hold the weights in fewer bits (bitsandbytes)."),
+    ] = "none"
+    device: Annotated[str, _model("--device", help="Where to run: auto, cpu, cuda, cuda:1.", metavar="NAME")] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        _model("--dtype", help="Number format of weights and cache; auto is float32 on a CPU."),
+    ] = "auto"
+    rope: Annotated[
+        str | None,
+        _model(
+            "--rope",
+            help="How a text longer than trained is read: auto, repack (what is kept moves inside the trained length), "
+            "reread (then the passages that matter are read again), plain (as trained), or with other RoPE "
+            "frequencies: linear, ntk, dynamic, yarn, llama3 or longrope, with a factor (yarn:2) or --context.",
+            metavar="KIND[:FACTOR]",
+            autocompletion=rope_names,
+            show_default="as trained",
+        ),
+    ] = None
+    context: Annotated[
+        str | None,
+        _model(
+            "--context",
+            help="Tokens that prompt and answer may have, such as 32k; past the trained length --rope, or auto, says "
+            "how.",
+            metavar="TOKENS",
+            show_default="the trained length",
+        ),
+    ] = None
+    force: Annotated[
+        bool,
+        _model("--force", help="Read on past the trained length as trained (--rope plain).", setting=False),
+    ] = False
+    matmul: Annotated[
+        Literal["float32", "bfloat16", "int8"],
+        _model(
+            "--matmul", help="How float32 weights are multiplied on a CPU: exactly, rounded to bfloat16, or as bytes."
+        ),
+    ] = "float32"
+    offline: Annotated[bool, _model("--offline", help="Never use the network.")] = False
+
+    def choice(self) -> "ModelChoice":
+        """Which model to load, and how."""
+        from uncomp_cli.cli.ask.prepare import ModelChoice
+
+        return ModelChoice(
+            name=self.name,
+            tokenizer=self.tokenizer,
+            quantize=self.quantize,
+            device=self.device,
+            dtype=self.dtype,
+            offline=self.offline,
+            rope=self.rope,
+            context=self.context,
+            force=self.force,
+        )
+
+
+MEASURED_MODEL = only("name", "tokenizer", "quantize", "device", "dtype", "offline")
+"""What a command takes of ModelOptions that judges a model as it was trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class PresetOptions:
+    """A preset, and what replaces its own; None leaves it."""
+
+    name: Annotated[
+        str | None,
+        _compression(
+            "--preset",
+            "-p",
+            help="Policy, scorer and budget under one name, or a preset file.",
+            metavar="NAME|PATH",
+            autocompletion=preset_names,
+            show_default=DEFAULT_PRESET,
+        ),
+    ] = None
+    budget: Annotated[
+        str | None,
+        _compression(
+            "--budget",
+            "-b",
+            help="KV cache to keep: 10% of full, 512 (tokens per KV head), 256MiB, auto (fits free memory) or full.",
+            metavar="AMOUNT",
+            show_default=_OF_PRESET,
+        ),
+    ] = None
+    max_loss: Annotated[
+        str | None,
+        _compression(
+            "--max-loss",
+            help="Take the preset's smallest budget whose measured loss is at most this by its upper bound, such as "
+            "1%; refused when there is none. The loss is the share of its likelihood that a token of the answer loses.",
+            metavar="PERCENT",
+        ),
+    ] = None
+    policy: Annotated[
+        str | None,
+        _compression(
+            "--policy",
+            help=f"How the budget is spread over layers and heads: {', '.join(POLICIES)}.",
+            autocompletion=policy_names,
+            metavar="NAME[:KEY=VALUE,…]",
+            show_default=_OF_PRESET,
+        ),
+    ] = None
+    scorer: Annotated[
+        str | None,
+        _compression(
+            "--scorer", help="How tokens are ranked when some must go.", metavar="NAME", show_default=_OF_PRESET
+        ),
+    ] = None
+    kv_bits: Annotated[
+        Literal[16, 8, 4] | None,
+        _compression(
+            "--kv-bits",
+            help="Bits in which the kept part of the document is held: 8, 4, or 16 for the model's own number format. "
+            "A budget in per cent is one of the full cache in that format, so with fewer bits more tokens fit.",
+            show_default=_OF_PRESET,
+        ),
+    ] = None
+    thinning: Annotated[
+        str | None,
+        _compression(
+            "--thin",
+            help="Which tokens of the document enter the later layers while it is read: none (all), "
+            "gather:after=8,keep=0.2 (a part of them from one layer on), stages, uncertain.",
+            metavar="NAME[:KEY=VALUE,…]",
+            autocompletion=thinning_names,
+            show_default=_OF_PRESET,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingOptions:
+    """What bounds the memory of a run."""
+
+    chunk: Annotated[
+        str,
+        _compression(
+            "--chunk",
+            help="Tokens of the document that are read at a time; auto is all of it when that fits the memory.",
+            metavar="auto|N",
+        ),
+    ] = _AUTO
+    kv_mem: Annotated[
+        str,
+        _compression(
+            "--kv-mem",
+            help="Most memory that the KV cache may take at any moment, while reading too, such as 256MiB; "
+            "auto is what is free.",
+            metavar="auto|AMOUNT",
+        ),
+    ] = _AUTO
+    constant_size: Annotated[
+        bool,
+        _compression(
+            "--constant-size/--no-constant-size",
+            help="Whether the cache stays as large as it is after the prompt while the answer grows.",
+        ),
+    ] = False
+
+    def limits(self) -> Limits:
+        """The same as `Limits`. Raises UsageError for a value that is neither auto nor fits."""
+        chunk, kv_mem = (None if text.strip().lower() == _AUTO else text for text in (self.chunk, self.kv_mem))
+        hint = "use --kv-mem 256MiB, or --kv-mem auto"
+        return Limits(
+            chunk_tokens=None if chunk is None else _tokens_of(chunk),
+            kv_bytes=None if kv_mem is None else _bytes_of(kv_mem, "kv-mem", "memory", hint=hint),
+            constant_size=self.constant_size,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SavingOptions:
+    """Saving a document that was read, and answering from one that was saved."""
+
+    save_cache: Annotated[
+        str | None,
+        _compression(
+            "--save-cache", help="Save the compressed document under this name; later: --reuse NAME.", metavar="NAME"
+        ),
+    ] = None
+    reuse: Annotated[
+        str | None,
+        _compression(
+            "--reuse",
+            help="Answer from a saved document instead of reading it: by name (then -f is not needed), or auto: one "
+            "that was made from just this, which is saved when there is none. Kept by preset unseen, unless another is "
+            "named.",
+            metavar="NAME|auto",
+            autocompletion=_reusable,
+        ),
+    ] = None
+    cache_size: Annotated[
+        str,
+        _compression(
+            "--cache-size",
+            help="Most that all saved documents may take on the disk; those not used for longest go.",
+            metavar="AMOUNT",
+        ),
+    ] = DEFAULT_CACHE_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How an answer is made."""
+
+    max_new_tokens: Annotated[
+        int, _generation("--max-new-tokens", help="Longest answer, in tokens.", metavar="N", min=1)
+    ] = _SAMPLING.max_new_tokens
+    temperature: Annotated[
+        float, _generation("--temperature", help="Randomness; 0 is greedy.", metavar="T", min=0.0)
+    ] = _SAMPLING.temperature
+    top_p: Annotated[
+        float,
+        _generation(
+            "--top-p",
+            help="Sample from the likeliest tokens that make up this probability.",
+            metavar="P",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = _SAMPLING.top_p
+    top_k: Annotated[
+        int,
+        _generation("--top-k", help="Sample from the K likeliest tokens; 0 is off.", metavar="K", min=0),
+    ] = _SAMPLING.top_k
+    min_p: Annotated[
+        float,
+        _generation(
+            "--min-p", help="Drop tokens less likely than this share of the likeliest.", metavar="P", min=0.0, max=1.0
+        ),
+    ] = _SAMPLING.min_p
+    repetition_penalty: Annotated[
+        float,
+        _generation("--repetition-penalty", help="Above 1: avoid tokens that were used before.", metavar="X", min=0.0),
+    ] = _SAMPLING.repetition_penalty
+    seed: Seed = DEFAULT_SEED
+
+    def config(self) -> SamplingConfig:
+        """The same as the engine takes it. Raises UsageError for a value that it does not know."""
+        return SamplingConfig(**asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """What is written, and how much of it."""
+
+    as_json: Json = False
+    quiet: Quiet = False
+
+    def terminal(self, ctx: typer.Context) -> Terminal:
+        """The terminal that the root command decided on, made quiet when asked for."""
+        return terminal_of(ctx, quiet=self.quiet)
 
 
 def terminal_of(ctx: typer.Context, *, quiet: bool = False) -> Terminal:

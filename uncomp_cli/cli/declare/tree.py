@@ -5,13 +5,15 @@ A setting is an option with an environment variable: `--max-new-tokens`, `UNCOMP
 is fast, and it writes no escapes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["PlainCommand", "PlainGroup", "env_name", "group", "key_name", "option", "settings_of", "walk"]
+from uncomp_cli.cli.declare.signature import expand
+
+__all__ = ["command_of", "env_name", "group", "key_name", "option", "settings_of", "sources_of", "typed", "walk"]
 
 ENV_PREFIX = "UNCOMP_"
 
@@ -50,9 +52,20 @@ def group(name: str, help_text: str, **settings: Any) -> typer.Typer:
     )
 
 
-def option(*flags: str, help: str, panel: str | None = None, **settings: Any) -> Any:
-    """A `typer.Option` that is a setting: its environment variable is made from its first long flag."""
-    return typer.Option(*flags, help=help, rich_help_panel=panel, envvar=env_name(flags), show_envvar=False, **settings)
+def command_of(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function the command `name` of a Typer application, with what its groups of options hold."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        app.command(name, cls=PlainCommand)(expand(function))
+        return function
+
+    return add
+
+
+def option(*flags: str, help: str, panel: str | None = None, setting: bool = True, **more: Any) -> Any:
+    """A `typer.Option`; when it is a setting, its environment variable is made from its first long flag."""
+    variable = env_name(flags) if setting else None
+    return typer.Option(*flags, help=help, rich_help_panel=panel, envvar=variable, show_envvar=not setting, **more)
 
 
 def env_name(flags: tuple[str, ...] | list[str]) -> str:
@@ -69,6 +82,18 @@ def key_name(flags: tuple[str, ...] | list[str]) -> str:
 def settings_of(command: Command) -> dict[str, Parameter]:
     """The settings of one command: key → parameter."""
     return {key_name(param.opts): param for param in command.params if _is_setting(param)}
+
+
+def sources_of(ctx: Context) -> dict[str, str]:
+    """Where the value of every option of the running command comes from: COMMANDLINE, ENVIRONMENT and so on."""
+    options = [param for param in ctx.command.params if param.param_type_name == "option"]
+    return {key_name(param.opts): str(ctx.get_parameter_source(param.name).name) for param in options}
+
+
+def typed(ctx: Context, keys: Iterable[str]) -> list[str]:
+    """Those of the flags that stand on the command line."""
+    sources = sources_of(ctx)
+    return [f"--{key}" for key in keys if sources[key] == "COMMANDLINE"]
 
 
 def walk(command: Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Command]]:

@@ -1,36 +1,26 @@
 """`uncomp bench`: what a setting costs and saves against stock transformers with its full cache, on this machine."""
 
 from collections.abc import Generator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from uncomp_cli.cli.ask.prepare import ModelChoice, choose_preset, fetch, settle_preset, weigh
-from uncomp_cli.cli.declare.limits import limits_of
 from uncomp_cli.cli.declare.options import (
-    Chunk,
-    Device,
-    Dtype,
-    Json,
-    KvBits,
-    KvMem,
-    MatMul,
-    Model,
-    Offline,
-    Policy,
-    Preset,
-    Quantize,
-    Quiet,
-    Scorer,
+    DEFAULT_SEED,
+    ModelOptions,
+    OutputOptions,
+    PresetOptions,
+    ReadingOptions,
     Seed,
-    Tokenizer,
-    terminal_of,
     thinning_names,
 )
+from uncomp_cli.cli.declare.signature import only
 from uncomp_cli.cli.declare.tree import option
-from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
+from uncomp_cli.cli.judge.trial import texts_of
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.live import loading
@@ -43,36 +33,38 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
-_DEFAULTS = SamplingConfig()
 MEASURE_PANEL = "Measurement"
 COLUMNS = ("SETTING", "FIRST TOKEN", "DECODE TOK/S", "KV", "PEAK", "KEPT", "SAME TOKENS")
 
 
-def bench(
-    ctx: typer.Context,
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """What is measured, and how often."""
+
     file: Annotated[
-        list[str] | None,
-        typer.Option(
+        tuple[str, ...],
+        option(
             "--file",
             "-f",
             help="Document to measure with: file, directory, glob, or - for standard input; repeatable.",
             show_default="generated prose",
             metavar="PATH",
+            setting=False,
         ),
-    ] = None,
+    ] = ()
     tokens: Annotated[
         int,
         option("--tokens", help="Length of the prompt, question included.", metavar="N", min=64, panel=MEASURE_PANEL),
-    ] = 7500,
+    ] = 7500
     new_tokens: Annotated[
         int,
         option("--new-tokens", help="Tokens to generate in every run.", metavar="N", min=2, panel=MEASURE_PANEL),
-    ] = 32,
+    ] = 32
     runs: Annotated[
         int, option("--runs", help="Rounds; figures are medians over them.", metavar="N", min=1, panel=MEASURE_PANEL)
-    ] = 3,
+    ] = 3
     budget: Annotated[
-        list[str] | None,
+        tuple[str, ...],
         option(
             "--budget",
             "-b",
@@ -81,9 +73,9 @@ def bench(
             show_default="the preset's",
             panel="Compression",
         ),
-    ] = None,
+    ] = ()
     thin: Annotated[
-        list[str] | None,
+        tuple[str, ...],
         option(
             "--thin",
             help="Which tokens enter the later layers, as in `uncomp ask`; repeat it to measure several, each with "
@@ -93,41 +85,34 @@ def bench(
             show_default="the preset's",
             panel="Compression",
         ),
-    ] = None,
-    chunk: Chunk = "auto",
-    kv_mem: KvMem = "auto",
-    preset: Preset = None,
-    policy: Policy = None,
-    scorer: Scorer = None,
-    kv_bits: KvBits = None,
-    model: Model = DEFAULT_MODEL,
-    tokenizer: Tokenizer = None,
-    quantize: Quantize = "none",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    matmul: MatMul = "float32",
-    offline: Offline = False,
-    seed: Seed = _DEFAULTS.seed,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    ] = ()
+
+
+def bench(
+    ctx: typer.Context,
+    *,
+    measured: BenchOptions,
+    reading: Annotated[ReadingOptions, only("chunk", "kv_mem")],
+    preset: Annotated[PresetOptions, only("name", "policy", "scorer", "kv_bits")],
+    model: Annotated[ModelOptions, only("name", "tokenizer", "quantize", "device", "dtype", "matmul", "offline")],
+    seed: Seed = DEFAULT_SEED,
+    output: OutputOptions,
 ) -> None:
     """Measure first token, decode speed, peak memory and KV bytes against stock transformers."""
-    terminal = terminal_of(ctx, quiet=quiet)
-    document, source = _document(file or [], tokens, seed, terminal)
-    choice = ModelChoice(model, tokenizer, quantize, device, dtype, offline)
-    bits = None if kv_bits is None else int(kv_bits)
-    limits = limits_of(chunk, kv_mem, constant_size=False)
-    amounts: list[str | None] = [*budget] if budget else [None]
-    thinnings: list[str | None] = [*thin] if thin else [None]
-    alike = partial(choose_preset, policy=policy, scorer=scorer, seed=seed, kv_bits=bits)
+    terminal = output.terminal(ctx)
+    document, source = _document(measured.file, measured.tokens, seed, terminal)
+    choice = model.choice()
+    limits = reading.limits()
+    alike = partial(choose_preset, policy=preset.policy, scorer=preset.scorer, seed=seed, kv_bits=preset.kv_bits)
+    amounts, thinnings = measured.budget or (None,), measured.thin or (None,)
     choices = [partial(alike, budget=amount, thinning=text) for amount in amounts for text in thinnings]
     with loading(terminal, "preparing the benchmark"):
-        presets = [choose(preset) for choose in choices]
+        presets = [choose(preset.name) for choose in choices]
     model_dir = fetch(choice, terminal)
     with loading(terminal, "measuring the model"):
         fingerprint = _fingerprint(choice, model_dir)
     settled = [
-        settle_preset(found, fingerprint, named=preset is not None, choose=choose)
+        settle_preset(found, fingerprint, named=preset.name is not None, choose=choose)
         for found, choose in zip(presets, choices, strict=True)
     ]
     for note in dict.fromkeys(note for _, note in settled if note is not None):
@@ -138,24 +123,24 @@ def bench(
         from uncomp_cli.bench.rounds import run_bench
 
         request = BenchRequest(
-            model,
+            model.name,
             model_dir,
             document,
             tuple(found for found, _ in settled),
-            tokens,
-            new_tokens,
-            runs,
-            tokenizer,
-            device,
-            dtype,
-            quantize,
+            measured.tokens,
+            measured.new_tokens,
+            measured.runs,
+            model.tokenizer,
+            model.device,
+            model.dtype,
+            model.quantize,
             limits,
-            matmul,
+            model.matmul,
         )
         jobs = make_jobs(request)
-    rounds = _watch(run_bench(jobs, runs), terminal)
+    rounds = _watch(run_bench(jobs, measured.runs), terminal)
     record = report(request, jobs, rounds, source=source)
-    if as_json:
+    if output.as_json:
         terminal.write_json(record)
     else:
         _write_table(record, jobs, terminal)
@@ -170,21 +155,14 @@ def _fingerprint(choice: ModelChoice, model_dir: Path) -> "ModelFingerprint":
     return fingerprint_of(show_model(choice.name), spec)
 
 
-def _document(paths: list[str], tokens: int, seed: int, terminal: Terminal) -> tuple[str, str]:
+def _document(paths: tuple[str, ...], tokens: int, seed: int, terminal: Terminal) -> tuple[str, str]:
     """The text to measure with, and its name."""
     if not paths:
         from uncomp_cli.documents.prose import write_prose
 
         return write_prose(tokens, seed=seed), f"generated prose, seed {seed}"
-    import sys
-
-    from uncomp_cli.documents.documents import read_documents
-
-    stdin: TextIO | None = sys.stdin  # None when the process was started without one
-    found = read_documents(paths, stdin=None if stdin is None else stdin.buffer)
-    for path, reason in found.skipped:
-        terminal.warn(f"skipped {path}: {reason}")
-    return "\n\n".join(d.text.strip() for d in found.documents), ", ".join(d.path for d in found.documents)
+    found = texts_of(paths, terminal)
+    return "\n\n".join(each.text.strip() for each in found), ", ".join(each.path for each in found)
 
 
 def _watch(steps: "Generator[BenchStep, None, list[Round]]", terminal: Terminal) -> "list[Round]":

@@ -1,7 +1,7 @@
 """`uncomp compare`: one prompt under two settings side by side, by default the full cache and the chosen preset."""
 
 from collections.abc import Generator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,34 +16,19 @@ from uncomp_cli.cli.ask.asking import (
     settle,
 )
 from uncomp_cli.cli.ask.lengthening import check_grows, length_warnings, lengthen
-from uncomp_cli.cli.ask.prepare import ModelChoice, check_context_fits, load
+from uncomp_cli.cli.ask.prepare import check_context_fits, load
 from uncomp_cli.cli.ask.report import SCHEMA_VERSION, answer_record
 from uncomp_cli.cli.declare.options import (
-    Budget,
-    Context,
-    Device,
-    Dtype,
-    Force,
-    Json,
-    KvBits,
-    MaxNewTokens,
-    Model,
-    Offline,
-    Policy,
-    Preset,
-    Quantize,
-    Quiet,
-    Rope,
-    Scorer,
-    Seed,
+    File,
+    ModelOptions,
+    OutputOptions,
+    PresetOptions,
+    SamplingOptions,
     System,
-    Thin,
-    Tokenizer,
     Truncate,
-    terminal_of,
 )
+from uncomp_cli.cli.declare.signature import only
 from uncomp_cli.cli.declare.tree import option
-from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_bytes, format_decimal, format_seconds
 from uncomp_cli.ui.console import Terminal
@@ -55,23 +40,14 @@ if TYPE_CHECKING:
 
 __all__ = ["compare"]
 
-_SAMPLING = SamplingConfig()
 _MARKS = {"same": "{}", "first": "[-{}-]", "second": "{{+{}+}}"}
 
 
-def compare(
-    ctx: typer.Context,
-    question: Annotated[str, typer.Argument(help="The question.", metavar="QUESTION", show_default=False)],
-    file: Annotated[
-        list[str] | None,
-        option(
-            "--file",
-            "-f",
-            help="File, directory, glob, or - for standard input; repeatable.",
-            metavar="PATH",
-            show_default="standard input",
-        ),
-    ] = None,
+@dataclass(frozen=True, slots=True)
+class CompareOptions:
+    """What is read, and the other side."""
+
+    file: File = ()
     against: Annotated[
         str,
         option(
@@ -81,50 +57,45 @@ def compare(
             metavar="SETTING",
             panel="Compression",
         ),
-    ] = "full",
-    truncate: Truncate = None,
-    model: Model = DEFAULT_MODEL,
-    tokenizer: Tokenizer = None,
-    quantize: Quantize = "none",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    rope: Rope = None,
-    context: Context = None,
-    force: Force = False,
-    offline: Offline = False,
-    preset: Preset = None,
-    budget: Budget = None,
-    policy: Policy = None,
-    scorer: Scorer = None,
-    kv_bits: KvBits = None,
-    thin: Thin = None,
+    ] = "full"
+    truncate: Truncate = None
+
+
+def compare(
+    ctx: typer.Context,
+    question: Annotated[str, typer.Argument(help="The question.", metavar="QUESTION", show_default=False)],
+    *,
+    compared: CompareOptions,
+    model: Annotated[
+        ModelOptions,
+        only("name", "tokenizer", "quantize", "device", "dtype", "rope", "context", "force", "offline"),
+    ],
+    preset: Annotated[PresetOptions, only("name", "budget", "policy", "scorer", "kv_bits", "thinning")],
     system: System = None,
-    max_new_tokens: MaxNewTokens = _SAMPLING.max_new_tokens,
-    seed: Seed = _SAMPLING.seed,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    sampling: Annotated[SamplingOptions, only("max_new_tokens", "seed")],
+    output: OutputOptions,
 ) -> None:
     """Answer one prompt under two settings: difference, divergence, bytes and times."""
-    terminal = terminal_of(ctx, quiet=quiet)
+    terminal = output.terminal(ctx)
     job = AskJob(
-        paths=tuple(file or ()),
+        paths=compared.file,
         include=(),
         questions=(question,),
         questions_file=None,
-        truncate=truncate,
+        truncate=compared.truncate,
         dry_run=False,
-        model=ModelChoice(model, tokenizer, quantize, device, dtype, offline, rope, context=context, force=force),
-        preset=preset,
-        budget=budget,
-        policy=policy,
-        scorer=scorer,
-        kv_bits=None if kv_bits is None else int(kv_bits),
+        model=model.choice(),
+        preset=preset.name,
+        budget=preset.budget,
+        policy=preset.policy,
+        scorer=preset.scorer,
+        kv_bits=preset.kv_bits,
         system=system,
-        sampling=SamplingConfig(max_new_tokens=max_new_tokens, seed=seed),
-        as_json=as_json,
-        thinning=thin,
+        sampling=sampling.config(),
+        as_json=output.as_json,
+        thinning=preset.thinning,
     )
-    run_compare(job, against, terminal)
+    run_compare(job, compared.against, terminal)
 
 
 def run_compare(job: AskJob, against: str, terminal: Terminal) -> None:

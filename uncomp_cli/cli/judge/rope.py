@@ -1,92 +1,109 @@
 """`uncomp rope`: ways of reading past the trained length, measured on the user's text, and which one to use."""
 
-from importlib.util import find_spec
+from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.cli.ask.prepare import ModelChoice
+from uncomp_cli.cli.ask.prepare import ModelChoice, choose_preset, load, settle_preset
 from uncomp_cli.cli.declare.options import (
-    Device,
-    Dtype,
-    Json,
-    Model,
-    Offline,
-    Preset,
-    Quantize,
-    Quiet,
+    DEFAULT_SEED,
+    MEASURED_MODEL,
+    ModelOptions,
+    OutputOptions,
+    PresetOptions,
     Seed,
-    Tokenizer,
-    terminal_of,
 )
-from uncomp_cli.cli.declare.tree import option
-from uncomp_cli.cli.judge.rope_measuring import RopeJob, run_rope, show_results
-from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
+from uncomp_cli.cli.declare.signature import only
+from uncomp_cli.cli.declare.tree import option, typed
+from uncomp_cli.cli.judge.rope_report import draw, record, write_tables
+from uncomp_cli.cli.judge.trial import check_plot, haystack_of, made_here, results_path
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.rope.arms import DEFAULT_KINDS
+from uncomp_cli.numerals import format_count, format_seconds
+from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.live import loading
+from uncomp_cli.ui.meter import Meter, Reading
+
+if TYPE_CHECKING:
+    from uncomp_cli.budget import presets
+    from uncomp_cli.evals.rope.cells import RopeCell
+    from uncomp_cli.evals.rope.sweep import RopeRequest, RopeStep
+    from uncomp_cli.models.loading import LoadedModel
 
 __all__ = ["rope"]
 
-_SEED = SamplingConfig().seed
 MEASURED_PANEL = "What is measured"
 RESULTS_PANEL = "Results"
 DEFAULT_BUDGET = "5%"
+_CHOOSING = (
+    "file", "kinds", "tokens", "depths", "samples", "budget", "compress", "out", "preset", "seed", "model", "tokenizer",
+    "quantize", "device", "dtype", "offline",
+)  # fmt: skip
+"""The options that choose what is run."""
 
 
-def rope(
-    ctx: typer.Context,
+@dataclass(frozen=True, slots=True)
+class RopeOptions:
+    """What is measured, and where the results are."""
+
     file: Annotated[
-        list[str] | None,
-        typer.Option(
+        tuple[str, ...],
+        option(
             "--file",
             "-f",
             help="Text to measure on: file, directory, glob, or - for standard input; repeatable.",
             show_default="generated prose",
             metavar="PATH",
-            rich_help_panel=MEASURED_PANEL,
+            panel=MEASURED_PANEL,
+            setting=False,
         ),
-    ] = None,
+    ] = ()
     kinds: Annotated[
         str,
-        typer.Option(
+        option(
             "--kinds",
             help="What to compare, separated by commas: plain, linear, ntk, dynamic, yarn, llama3, longrope, each with "
             ":FACTOR or the smallest that reaches, repack and reread; @BUDGET behind one compresses it.",
             metavar="KIND[:FACTOR][@BUDGET],…",
-            rich_help_panel=MEASURED_PANEL,
+            panel=MEASURED_PANEL,
+            setting=False,
         ),
-    ] = DEFAULT_KINDS,
+    ] = DEFAULT_KINDS
     tokens: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--tokens",
             help="Lengths of a context, question and answer included, separated by commas; 16k is 16384.",
             metavar="N,…",
             show_default="the trained length and twice as much",
-            rich_help_panel=MEASURED_PANEL,
+            panel=MEASURED_PANEL,
+            setting=False,
         ),
-    ] = None,
+    ] = None
     depths: Annotated[
         int,
         option("--depths", help="Places of a needle in the text.", metavar="N", min=1, max=50, panel=MEASURED_PANEL),
-    ] = 5,
+    ] = 5
     samples: Annotated[
         int, option("--samples", help="Needles at every length and depth.", metavar="N", min=1, panel=MEASURED_PANEL)
-    ] = 1,
+    ] = 1
     budget: Annotated[
         str,
-        typer.Option(
+        option(
             "--budget",
             "-b",
             help="KV cache that repack and reread keep, and with --compress every kind.",
             metavar="AMOUNT",
-            rich_help_panel=MEASURED_PANEL,
+            panel=MEASURED_PANEL,
+            setting=False,
         ),
-    ] = DEFAULT_BUDGET,
+    ] = DEFAULT_BUDGET
     compress: Annotated[
-        bool, typer.Option("--compress", help="Compress every kind to --budget.", rich_help_panel=MEASURED_PANEL)
-    ] = False,
+        bool, option("--compress", help="Compress every kind to --budget.", panel=MEASURED_PANEL, setting=False)
+    ] = False
     out: Annotated[
         Path | None,
         option(
@@ -97,52 +114,155 @@ def rope(
             show_default="a file of its own in the data directory for every combination of model, text and seed",
             panel=RESULTS_PANEL,
         ),
-    ] = None,
+    ] = None
     source: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--from",
             help="Run nothing: show all that is in this results file.",
             metavar="PATH",
-            rich_help_panel=RESULTS_PANEL,
+            panel=RESULTS_PANEL,
             show_default=False,
+            setting=False,
         ),
-    ] = None,
+    ] = None
     plot: Annotated[
         Path | None, option("--plot", help="Draw pictures into this directory.", metavar="DIR", panel=RESULTS_PANEL)
-    ] = None,
-    model: Model = DEFAULT_MODEL,
-    tokenizer: Tokenizer = None,
-    quantize: Quantize = "none",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    offline: Offline = False,
-    preset: Preset = None,
-    seed: Seed = _SEED,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RopeJob:
+    """What is measured, with which preset, and how it is told."""
+
+    wanted: RopeOptions
+    preset: str | None
+    seed: int
+    as_json: bool
+
+    def choose(self, name: str | None) -> "presets.Preset":
+        """The preset of this name, with the budget that is measured."""
+        return choose_preset(name, budget=self.wanted.budget, policy=None, scorer=None, seed=self.seed)
+
+
+def rope(
+    ctx: typer.Context,
+    *,
+    wanted: RopeOptions,
+    model: Annotated[ModelOptions, MEASURED_MODEL],
+    preset: Annotated[PresetOptions, only("name")],
+    seed: Seed = DEFAULT_SEED,
+    output: OutputOptions,
 ) -> None:
     """Measure ways of reading past the trained length on a text, and recommend one."""
-    terminal = terminal_of(ctx, quiet=quiet)
-    paths = tuple(file or ())
-    job = RopeJob(paths, kinds, tokens, depths, samples, budget, compress, preset, out, plot, seed, as_json)
-    _check_plot(job)
-    if source is not None:
-        if chosen := _given(ctx):
-            message = f"--from shows all that is in the file, {chosen[0]} chooses"
-            raise UsageError(message, hint="leave one of the two out")
-        show_results(source, job, terminal)
-        return
-    run_rope(job, ModelChoice(model, tokenizer, quantize, device, dtype, offline), terminal)
+    terminal = output.terminal(ctx)
+    check_plot(wanted.plot)
+    if wanted.source is None:
+        run_rope(RopeJob(wanted, preset.name, seed, output.as_json), model.choice(), terminal)
+    elif chosen := typed(ctx, _CHOOSING):
+        message = f"--from shows all that is in the file, {chosen[0]} chooses"
+        raise UsageError(message, hint="leave one of the two out")
+    else:
+        show_results(wanted.source, wanted.plot, terminal, as_json=output.as_json)
 
 
-def _given(ctx: typer.Context) -> list[str]:
-    """The options on this command line that choose what is run."""
-    measured = ("file", "kinds", "tokens", "depths", "samples", "budget", "compress", "out", "preset", "seed")
-    names = (*measured, "model", "tokenizer", "quantize", "device", "dtype", "offline")
-    return [f"--{name}" for name in names if "COMMANDLINE" in str(ctx.get_parameter_source(name))]
+def show_results(source: Path, plot: Path | None, terminal: Terminal, *, as_json: bool) -> None:
+    """Tables and pictures of an existing results file; no model is needed."""
+    from uncomp_cli.evals.rope.rope_results import read_rope_results
+
+    settings, cells = read_rope_results(source)
+    if not cells:
+        raise UsageError(f"{source} holds no results yet", hint="run the same command with --out in place of --from")
+    _report(cells, source, settings, {}, plot, terminal, as_json=as_json)
 
 
-def _check_plot(job: RopeJob) -> None:
-    if job.plot is not None and find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib, which is not installed", hint="pip install 'uncomp[plot]'")
+def run_rope(job: RopeJob, choice: ModelChoice, terminal: Terminal) -> None:
+    """Run one `uncomp rope`."""
+    wanted = job.wanted
+    with loading(terminal, "preparing"):
+        preset = job.choose(job.preset)
+        _check_words(wanted)
+    loaded = load(choice, terminal)
+    request = _request(job, preset, loaded, terminal)
+    from uncomp_cli.evals.rope import sweep as rope_sweep
+    from uncomp_cli.evals.rope.estimate import probe
+    from uncomp_cli.evals.rope.rope_results import RopeResults
+
+    settings = rope_sweep.rope_settings(request, loaded)
+    path = wanted.out or results_path(settings, "rope-")
+    with RopeResults.open(path, settings) as results:
+        terminal.note(f"results: {path} ({len(results.done):,} there)")
+        with loading(terminal, "timing a short text"):
+            cost = probe(loaded)
+        left_s = rope_sweep.expected_seconds(request, loaded, results, cost)
+        terminal.note(f"about {format_seconds(left_s)} to go on this machine; stop it and it goes on from there")
+        _watch(rope_sweep.run_rope(request, loaded, results, cost=cost), terminal)
+        cells = rope_sweep.asked_for(request, results.cells)
+    _report(cells, path, settings, made_here(), wanted.plot, terminal, as_json=job.as_json)
+
+
+def _check_words(wanted: RopeOptions) -> None:
+    """A slip in a length or a kind is found before anything is loaded."""
+    from uncomp_cli.evals.rope.arms import parse_arms, parse_lengths
+
+    longest = max(parse_lengths(wanted.tokens)) if wanted.tokens is not None else 2
+    parse_arms(wanted.kinds, longest=longest, unscaled_length=longest, budget=wanted.budget, compress=wanted.compress)
+
+
+def _request(job: RopeJob, preset: "presets.Preset", loaded: "LoadedModel", terminal: Terminal) -> "RopeRequest":
+    from uncomp_cli.evals.rope.arms import parse_arms, parse_lengths, unread
+    from uncomp_cli.evals.rope.sweep import RopeRequest, check_arms, check_memory, lengths_of
+    from uncomp_cli.models.identity import fingerprint
+
+    wanted, known = job.wanted, lengths_of(loaded)
+    trained = known.trained
+    lengths = (trained, 2 * trained) if wanted.tokens is None else parse_lengths(wanted.tokens)
+    longest, unscaled = max(lengths), known.unscaled
+    arms = parse_arms(
+        wanted.kinds, longest=longest, unscaled_length=unscaled, budget=wanted.budget, compress=wanted.compress
+    )
+    check_arms(arms, loaded)
+    for sentence in unread(arms, lengths, known):
+        terminal.note(sentence)
+    preset, note = settle_preset(preset, fingerprint(loaded), named=job.preset is not None, choose=job.choose)
+    if note is not None:
+        terminal.note(note)
+    depths = tuple(at / (wanted.depths - 1) if wanted.depths > 1 else 0.5 for at in range(wanted.depths))
+    check_memory(arms, lengths, preset, loaded)  # before so much text is made
+    haystack = haystack_of(wanted.file, max(longest, trained), seed=job.seed, terminal=terminal)
+    return RopeRequest(arms, lengths, depths, wanted.samples, job.seed, haystack, preset)
+
+
+def _watch(steps: "Generator[RopeStep, None, None]", terminal: Terminal) -> None:
+    """Show which cell is under way and how long is left."""
+    with Meter(terminal) as meter:
+        try:
+            for step in steps:
+                done = f"{format_count(step.index)} of {format_count(step.total)}"
+                meter.show(Reading(step.label, step.fraction, done, step.elapsed_s))
+        finally:
+            steps.close()
+
+
+def _report(
+    cells: "list[RopeCell]",
+    path: Path,
+    settings: dict[str, Any],
+    made: dict[str, object],
+    plot: Path | None,
+    terminal: Terminal,
+    *,
+    as_json: bool,
+) -> None:
+    """Tables or JSON on standard output, and pictures where they were asked for."""
+    from uncomp_cli.evals.rope.rope_summary import summarise_rope
+
+    summary = summarise_rope(cells, trained_length=int(settings["trained_length"]))
+    if as_json:
+        terminal.write_json(record(summary, cells, results=path, settings=settings, made=made))
+    else:
+        write_tables(summary, terminal)
+    if plot is not None:
+        with loading(terminal, "drawing"):
+            drawn = draw(summary, cells, plot)
+        terminal.note(f"{len(drawn)} pictures in {plot}")

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.cli.declare.cache_options import cache_names, shelf_of
-from uncomp_cli.cli.declare.options import Json, Quiet, terminal_of
-from uncomp_cli.cli.declare.tree import PlainCommand, group
+from uncomp_cli.cli.declare.options import Json, Quiet, cache_names, shelf_of, terminal_of
+from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal
 
@@ -41,7 +40,7 @@ Names = Annotated[
 ]
 
 
-@app.command("list", cls=PlainCommand)
+@command_of(app, "list")
 def list_all(ctx: typer.Context, as_json: Json = False) -> None:
     """List saved documents, the latest used first."""
     terminal, shelf = terminal_of(ctx), shelf_of()
@@ -57,7 +56,7 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
     terminal.write_table(columns, [_row(entry) for entry in entries])
 
 
-@app.command("show", cls=PlainCommand)
+@command_of(app, "show")
 def show(ctx: typer.Context, name: Name, as_json: Json = False) -> None:
     """Describe a saved document: what it was made from, how, and what it takes."""
     terminal, record = terminal_of(ctx), _record(shelf_of().find(name))
@@ -67,7 +66,7 @@ def show(ctx: typer.Context, name: Name, as_json: Json = False) -> None:
     terminal.write_table(("FIELD", "VALUE"), _rows(record))
 
 
-@app.command("verify", cls=PlainCommand)
+@command_of(app, "verify")
 def verify(ctx: typer.Context, names: Names = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Check every byte of saved documents, of all when none is named; damaged files are set aside: exit code 1."""
     terminal, shelf = terminal_of(ctx, quiet=quiet), shelf_of()
@@ -87,21 +86,23 @@ def verify(ctx: typer.Context, names: Names = None, as_json: Json = False, quiet
         )
 
 
-@app.command("remove", cls=PlainCommand)
+@command_of(app, "remove")
 def remove(
     ctx: typer.Context,
     names: Names = None,
     older_than: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--older-than",
             help="Those that were not used for this long: 12h, 7d, 2w.",
             metavar="AGE",
-            show_default=False,
+            setting=False,
         ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All of them, and damaged files.")] = False,
-    damaged: Annotated[bool, typer.Option("--damaged", help="Files that were found damaged and set aside.")] = False,
+    everything: Annotated[bool, option("--all", help="All of them, and damaged files.", setting=False)] = False,
+    damaged: Annotated[
+        bool, option("--damaged", help="Files that were found damaged and set aside.", setting=False)
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Delete saved documents: those named, of these or of all those that are old, or everything."""

@@ -9,7 +9,7 @@ import typer
 
 from uncomp_cli.cli.declare.options import Json, terminal_of
 from uncomp_cli.cli.declare.settings import config_path
-from uncomp_cli.cli.declare.tree import Command, Context, Parameter, PlainCommand, group, settings_of, walk
+from uncomp_cli.cli.declare.tree import Command, Context, Parameter, command_of, group, settings_of, walk
 from uncomp_cli.errors import UsageError
 
 __all__ = ["Setting", "app"]
@@ -30,7 +30,7 @@ class Setting:
     variable: str
 
 
-@app.command("show", cls=PlainCommand)
+@command_of(app, "show")
 def show(
     ctx: typer.Context,
     command: Annotated[
@@ -50,7 +50,7 @@ def show(
     terminal.write_table(("COMMAND", "KEY", "VALUE", "SOURCE", "VARIABLE"), rows)
 
 
-@app.command("path", cls=PlainCommand)
+@command_of(app, "path")
 def path(ctx: typer.Context) -> None:
     """Print where the configuration file is, or would be."""
     terminal = terminal_of(ctx)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.cli.declare.options import Json, Offline, Quiet, Tokenizer, model_names, terminal_of
-from uncomp_cli.cli.declare.tree import PlainCommand, group
+from uncomp_cli.cli.declare.options import Json, ModelOptions, Quiet, model_names, terminal_of
+from uncomp_cli.cli.declare.signature import only
+from uncomp_cli.cli.declare.tree import command_of, group
 from uncomp_cli.numerals import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -33,21 +34,25 @@ ListedName = Annotated[
 ]
 
 
-@app.command("pull", cls=PlainCommand)
+@command_of(app, "pull")
 def pull(
-    ctx: typer.Context, name: AnyName, tokenizer: Tokenizer = None, offline: Offline = False, quiet: Quiet = False
+    ctx: typer.Context,
+    name: AnyName,
+    *,
+    model: Annotated[ModelOptions, only("tokenizer", "offline")],
+    quiet: Quiet = False,
 ) -> None:
     """Fetch a model, check it and make it ready to load; safe to interrupt and to repeat."""
     from uncomp_cli.models.catalog import ensure_local, local_path
     from uncomp_cli.ui.live import watch_pull
 
     terminal = terminal_of(ctx, quiet=quiet)
-    for _ in watch_pull(ensure_local(name, offline=offline, tokenizer_dir=tokenizer), terminal):
+    for _ in watch_pull(ensure_local(name, offline=model.offline, tokenizer_dir=model.tokenizer), terminal):
         pass
     terminal.write_line(str(local_path(name)))
 
 
-@app.command("list", cls=PlainCommand)
+@command_of(app, "list")
 def list_all(ctx: typer.Context, as_json: Json = False) -> None:
     """List the models on this machine."""
     from uncomp_cli.models.catalog import cache_dir, list_models
@@ -64,7 +69,7 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
     terminal.write_table(("NAME", "ARCHITECTURE", "TOKENS", "DTYPE", "SIZE"), rows)
 
 
-@app.command("show", cls=PlainCommand)
+@command_of(app, "show")
 def show(ctx: typer.Context, name: AnyName, as_json: Json = False) -> None:
     """Describe a model: files, shape, trained length, what a token costs."""
     from uncomp_cli.models.catalog import show_model
@@ -78,7 +83,7 @@ def show(ctx: typer.Context, name: AnyName, as_json: Json = False) -> None:
     )
 
 
-@app.command("remove", cls=PlainCommand)
+@command_of(app, "remove")
 def remove(ctx: typer.Context, name: ListedName, quiet: Quiet = False) -> None:
     """Delete a model from the cache directory."""
     from uncomp_cli.models.catalog import remove_model

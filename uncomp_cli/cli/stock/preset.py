@@ -11,7 +11,7 @@ import typer
 
 from uncomp_cli.cli.ask.report import QUALITY_COLUMNS, quality_row
 from uncomp_cli.cli.declare.options import Json, preset_names, terminal_of
-from uncomp_cli.cli.declare.tree import PlainCommand, group, option
+from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.numerals import format_count
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.live import loading
@@ -38,7 +38,7 @@ OwnName = Annotated[
 ]
 
 
-@app.command("list", cls=PlainCommand)
+@command_of(app, "list")
 def list_all(ctx: typer.Context, as_json: Json = False) -> None:
     """List presets: the shipped ones and your own."""
     from uncomp_cli.budget.presets import read_presets
@@ -53,7 +53,7 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
     terminal.write_table(("NAME", "POLICY", "SCORER", "BUDGET", "DESCRIPTION"), rows)
 
 
-@app.command("show", cls=PlainCommand)
+@command_of(app, "show")
 def show(ctx: typer.Context, name: AnyName, as_json: Json = False) -> None:
     """Show everything that a preset sets, and what was measured for it."""
     from uncomp_cli.budget.presets import load_preset
@@ -72,24 +72,32 @@ def show(ctx: typer.Context, name: AnyName, as_json: Json = False) -> None:
         terminal.write_table(QUALITY_COLUMNS, _quality_rows(preset))
 
 
-@app.command("plot", cls=PlainCommand)
+@command_of(app, "plot")
 def plot(
     ctx: typer.Context,
     name: AnyName,
     measure: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--measure",
             help="Which of the measures of the preset's profile to show: entropy/q/r1/4, lmba/sinkfree.",
             metavar="KEY",
             show_default="the one that its policy uses",
+            setting=False,
         ),
     ] = None,
     folder: Annotated[
         Path | None, option("--plot", help="Draw pictures into this directory too.", metavar="DIR", show_default=False)
     ] = None,
     tokens: Annotated[
-        int, typer.Option("--tokens", help="Length of the prompt that the budget is spread over.", metavar="N", min=64)
+        int,
+        option(
+            "--tokens",
+            help="Length of the prompt that the budget is spread over.",
+            metavar="N",
+            min=64,
+            setting=False,
+        ),
     ] = PLOT_TOKENS,
     as_json: Json = False,
 ) -> None:
@@ -102,7 +110,7 @@ def plot(
     )
 
 
-@app.command("validate", cls=PlainCommand)
+@command_of(app, "validate")
 def validate(
     ctx: typer.Context,
     path: Annotated[str, typer.Argument(help="File to check.", metavar="PATH", show_default=False)],
@@ -120,7 +128,7 @@ def validate(
         terminal.write_line(f"{path}: valid preset '{preset.name}'")
 
 
-@app.command("remove", cls=PlainCommand)
+@command_of(app, "remove")
 def remove(ctx: typer.Context, name: OwnName) -> None:
     """Delete one of your own presets; shipped ones stay."""
     from uncomp_cli.budget.presets import remove_preset

@@ -1,0 +1,64 @@
+"""What the commands share that judge a model on a text: the text, where results go by themselves, what made them."""
+
+import hashlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from uncomp_cli.errors import UsageError
+from uncomp_cli.ui.console import Terminal
+
+if TYPE_CHECKING:
+    from uncomp_cli.documents.documents import Document
+    from uncomp_cli.evals.tasks.haystack import Haystack
+
+__all__ = ["check_plot", "haystack_of", "made_here", "results_path", "texts_of"]
+
+
+def check_plot(folder: Path | None) -> None:
+    """Raise UsageError when pictures are asked for and cannot be drawn."""
+    if folder is not None and find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib, which is not installed", hint="pip install 'uncomp[plot]'")
+
+
+def texts_of(paths: Sequence[str], terminal: Terminal) -> "Sequence[Document]":
+    """The documents that are named; what is skipped of them is said."""
+    from uncomp_cli.documents.documents import read_documents
+
+    stdin: TextIO | None = sys.stdin  # None when the process was started without one
+    found = read_documents(paths, stdin=None if stdin is None else stdin.buffer)
+    for path, reason in found.skipped:
+        terminal.warn(f"skipped {path}: {reason}")
+    return found.documents
+
+
+def haystack_of(paths: Sequence[str], tokens: int, *, seed: int, terminal: Terminal) -> "Haystack":
+    """The text that samples are made of: the documents that are named, or prose for samples of up to `tokens`."""
+    from uncomp_cli.evals.tasks.haystack import Haystack
+
+    return Haystack.of_documents(texts_of(paths, terminal)) if paths else Haystack.generated_for(tokens, seed=seed)
+
+
+def results_path(settings: Mapping[str, object], prefix: str = "") -> Path:
+    """A file in the user's data directory for just these settings."""
+    from platformdirs import user_data_path
+
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    folder = user_data_path("uncomp") / "evals"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{prefix}{digest}.jsonl"
+
+
+def made_here() -> dict[str, object]:
+    """What made the results: known of a run alone, since a file that is shown again may come from another machine."""
+    from uncomp_cli.bench.ratios import cpu_name
+
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    command = shlex.join(["uncomp", *sys.argv[1:]])
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), **versions, "command": command}
