@@ -18,7 +18,7 @@ from uncomp_cli.engine.context import kept as engine_kept
 from uncomp_cli.engine.context.chat import ChatSession
 from uncomp_cli.engine.tokens.messages import Message, render_messages
 from uncomp_cli.models.loading import LoadedModel
-from uncomp_cli.sessions.session_folder import SessionFile
+from uncomp_cli.sessions.folder import SessionFile
 
 
 @pytest.fixture

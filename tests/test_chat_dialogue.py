@@ -10,7 +10,7 @@ from uncomp_cli.cli.chat.chat_markdown import to_markdown
 from uncomp_cli.cli.chat.chat_places import pages, pin_of, sources
 from uncomp_cli.cli.chat.chat_preset import LEAST_TOKENS, PresetChoice, times
 from uncomp_cli.cli.chat.said import Dialogue, Paper, paper_of, papers_in, spoken
-from uncomp_cli.documents.documents import Document
+from uncomp_cli.documents.collection import Document
 from uncomp_cli.documents.places import Places
 from uncomp_cli.errors import UsageError
 from uncomp_cli.sessions.transcript import Entry, Transcript

@@ -18,9 +18,8 @@ from docx.opc.constants import RELATIONSHIP_TYPE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uncomp_cli.documents.documents import Document, DocumentSet, read_documents
-from uncomp_cli.documents.encoding import decode_text
-from uncomp_cli.documents.formats import READABLE_SUFFIXES, READERS
+from uncomp_cli.documents.collection import Document, DocumentSet, read_documents
+from uncomp_cli.documents.formats import READABLE_SUFFIXES, READERS, decode_text
 from uncomp_cli.errors import DocumentError, UncompError, UsageError
 
 GERMAN = "Die Küste war grün, und über den Dächern hörte man später die Möwen; es roch nach Äpfeln und Öl. " * 8

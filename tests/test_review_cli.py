@@ -33,7 +33,7 @@ from uncomp_cli.errors import ModelError, OutOfMemoryError, UncompError, UsageEr
 from uncomp_cli.models import catalog
 from uncomp_cli.models.loading import load_model
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.prompt import has_data
+from uncomp_cli.ui.input import has_data
 
 ROOT = Path(__file__).parent.parent
 SEPARATOR = os.pathsep

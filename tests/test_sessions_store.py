@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from uncomp_cli.errors import UncompError, UsageError
-from uncomp_cli.sessions.session_folder import (
+from uncomp_cli.sessions.folder import (
     open_session,
     read_session,
     session_dir,
@@ -27,7 +27,7 @@ ONE_TURN = Transcript("m", "p", entries=(Entry("user", "hello"), Entry("assistan
 # Saves 1, 2, 3, … turns of a long text without end, and tells after each how many there are.
 SAVE_ON = """
 from dataclasses import replace
-from uncomp_cli.sessions.session_folder import open_session
+from uncomp_cli.sessions.folder import open_session
 from uncomp_cli.sessions.transcript import Entry, Transcript
 with open_session("talk") as session:
     transcript = session.load() or Transcript("m", "p", system="x" * 300_000)
@@ -130,7 +130,7 @@ def test_a_session_edited_into_nonsense_is_named_and_stays(folder: Path) -> None
 
 
 def test_two_chats_on_one_session() -> None:
-    attempt = 'from uncomp_cli.sessions.session_folder import open_session\nwith open_session("talk"): pass'
+    attempt = 'from uncomp_cli.sessions.folder import open_session\nwith open_session("talk"): pass'
     with open_session("talk"):
         refused = run(attempt)
         assert f"session 'talk' is open in process {os.getpid()} (" in refused.stderr
@@ -161,7 +161,7 @@ def test_a_save_that_fails_in_the_middle_keeps_what_was_there(folder: Path) -> N
     before = save("talk")
     failed = run(
         "import resource\nfrom dataclasses import replace\n"
-        "from uncomp_cli.sessions.session_folder import open_session\n"
+        "from uncomp_cli.sessions.folder import open_session\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "with open_session('talk') as session: session.save(replace(session.load(), system='x' * 200_000))"
     )

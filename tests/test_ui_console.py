@@ -9,7 +9,7 @@ import pytest
 
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.ui.console import Terminal, strip_controls
-from uncomp_cli.ui.live import watch_generation
+from uncomp_cli.ui.meter import watch_generation
 
 
 @pytest.fixture

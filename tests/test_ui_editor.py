@@ -7,8 +7,8 @@ import pytest
 
 from support.desk import PROMPT, Desks
 from uncomp_cli.errors import UsageError
+from uncomp_cli.ui.blocks import edit_text
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.editor import edit_text
 
 
 def script(folder: Path, body: str) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.desk import PROMPT, Desks
-from uncomp_cli.ui.history import PrivateHistory, history_path
+from uncomp_cli.ui.line_editor import PrivateHistory, history_path
 
 UP = "\x1b[A"
 
@@ -102,7 +102,7 @@ def test_writers_in_other_processes_do_not_tear_entries(tmp_path: Path) -> None:
     """Entries far longer than a pipe or a buffer is."""
     path = tmp_path / "history"
     write = (
-        "import sys; from pathlib import Path; from uncomp_cli.ui.history import PrivateHistory\n"
+        "import sys; from pathlib import Path; from uncomp_cli.ui.line_editor import PrivateHistory\n"
         "for _ in range(20): PrivateHistory(Path(sys.argv[1])).store_string(sys.argv[2] * 100_000)"
     )
     writers = [subprocess.Popen([sys.executable, "-c", write, str(path), letter]) for letter in "ab"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.write.batch import RowStep
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import watch_generation, watch_rows
+from uncomp_cli.ui.meter import watch_generation, watch_rows
 
 
 def steps(count: int) -> Iterator[DecodeStep]:

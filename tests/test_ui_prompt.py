@@ -9,13 +9,13 @@ import pytest
 
 from support.desk import PROMPT, Desks
 from uncomp_cli.ui.blocks import is_open, without_quotes
-from uncomp_cli.ui.completion import paths_beginning
+from uncomp_cli.ui.line_editor import paths_beginning
 
 READ_ALL = """
 import sys
 from uncomp_cli.errors import UncompError
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.prompt import line_reader
+from uncomp_cli.ui.input import line_reader
 read = line_reader(Terminal.detect(), status=lambda: "status", completer=lambda line: [])
 while True:
     try:

@@ -18,7 +18,7 @@ import sys, time
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
 from uncomp_cli.models.progress import PullStep
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import loading, watch_generation, watch_pull
+from uncomp_cli.ui.meter import loading, watch_generation, watch_pull
 terminal = Terminal.detect(plain="--plain" in sys.argv)
 if "--quiet" in sys.argv:
     import dataclasses

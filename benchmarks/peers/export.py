@@ -19,7 +19,7 @@ from records import SAMPLES, command_line, say, write_lines
 from transformers import PreTrainedTokenizerBase
 
 from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
-from uncomp_cli.documents.documents import read_documents
+from uncomp_cli.documents.collection import read_documents
 from uncomp_cli.engine.tokens.prompt import count_tokens
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.evals.judges.case import tokenise

@@ -20,8 +20,8 @@ import fcntl, os, sys, termios
 from pathlib import Path
 from uncomp_cli.errors import UncompError
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.editor import edit_text
-from uncomp_cli.ui.prompt import line_reader
+from uncomp_cli.ui.blocks import edit_text
+from uncomp_cli.ui.input import line_reader
 
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 terminal = Terminal.detect(plain="--plain" in sys.argv, no_color="--no-color" in sys.argv)

@@ -1,10 +1,15 @@
-"""One reader a file format: bytes to text, chosen by suffix, or by content where the content is plain about itself.
+"""Bytes to text: one reader a file format, chosen by suffix, or by content where the content is plain about itself.
 
 HTML goes through inscriptis, PDF through pypdf, Word through mammoth to HTML; all else is decoded text. The three
 packages are the optional extra `documents` and are imported on first use. Not done: OCR, spreadsheets, slides, the
 page headers and comments of Word files. To add a format: a function, a line in `READERS`.
+
+Text is decoded by its byte order mark, then as UTF-8, then as what charset-normalizer finds most likely. NUL bytes
+without a mark mean a binary file, so UTF-16 without a mark is refused rather than guessed. Line ends become `\\n`;
+nothing else in the text is changed. The guess can be wrong for short texts: `Document.encoding` shows it.
 """
 
+import codecs
 import importlib
 import logging
 from collections.abc import Callable, Iterator
@@ -13,10 +18,9 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from uncomp_cli.documents.encoding import decode_text, normalise_newlines
 from uncomp_cli.errors import DocumentError
 
-__all__ = ["READABLE_SUFFIXES", "READERS", "TEXT_SUFFIXES", "Extracted", "extract"]
+__all__ = ["READABLE_SUFFIXES", "READERS", "TEXT_SUFFIXES", "Extracted", "decode_text", "extract"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,16 @@ _BINARY_BEGINNINGS = (
     (b"\x7fELF", "an executable", "name a text, HTML, PDF or Word document"),
     (b"SQLite format 3\0", "an SQLite database", "dump it first: sqlite3 FILE .dump"),
 )
+
+# UTF-32 first: its little-endian mark begins with the mark of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_ENCODING_HINT = "save it as UTF-8 text, or convert it: iconv -f ENCODING -t UTF-8"
 
 
 def extract(data: bytes, *, suffix: str) -> Extracted:
@@ -177,3 +191,37 @@ def _quiet(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def decode_text(data: bytes) -> tuple[str, str]:
+    """Text with `\\n` line ends, and the name of the encoding; DocumentError for bytes that are no text."""
+    encoding = _marked_encoding(data)
+    if encoding is None and b"\0" in data:
+        raise DocumentError("it is a binary file (it has NUL bytes)", hint="name a text, HTML, PDF or Word document")
+    try:
+        text = data.decode(encoding or "utf-8")
+    except UnicodeDecodeError as error:
+        if encoding is not None:
+            raise DocumentError(
+                f"it is marked as {encoding} and is not valid {encoding}", hint=_ENCODING_HINT
+            ) from error
+        text, encoding = _guess(data)
+    return normalise_newlines(text), (encoding or "utf-8").removesuffix("-sig")
+
+
+def normalise_newlines(text: str) -> str:
+    """The text with `\\r\\n` and `\\r` turned into `\\n`."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _marked_encoding(data: bytes) -> str | None:
+    return next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
+
+
+def _guess(data: bytes) -> tuple[str, str]:
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(data).best()
+    if best is None:
+        raise DocumentError("it is a binary file, or text in an unknown encoding", hint=_ENCODING_HINT)
+    return str(best), best.encoding

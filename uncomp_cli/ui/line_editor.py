@@ -1,38 +1,47 @@
 """The editable prompt on a terminal: history, completion, texts of several lines, a toolbar with the status.
 
 Enter sends; in an open block it begins a new line, as Alt-Enter does everywhere; in Tab's menu it takes what is chosen.
-What is pasted stays one text (bracketed paste). Everything is drawn on standard error.
+Tab writes as much as is certain, then shows a menu; the candidates are looked up while the key is handled, so that what
+is typed right behind it comes after them. What is pasted stays one text (bracketed paste). Everything is drawn on
+standard error.
+
+The history is a file in the user's state directory that only its owner can read and write, in prompt_toolkit's own form
+(a comment with the time, then the lines, each behind a `+`). An entry is added by one write at the end of the file, so
+several chats can share it; a history that cannot be read or written is no reason to stop a chat, and is told.
 """
 
+import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
+from platformdirs import user_state_path
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
-from prompt_toolkit.completion import DummyCompleter
+from prompt_toolkit.buffer import Buffer, CompletionState
+from prompt_toolkit.completion import Completion, DummyCompleter, get_common_complete_suffix
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus
-from prompt_toolkit.history import History, InMemoryHistory
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import ColorDepth, create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
 from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, is_open, without_quotes
-from uncomp_cli.ui.completion import complete
 from uncomp_cli.ui.console import Terminal, strip_controls
-from uncomp_cli.ui.history import PrivateHistory
 
-__all__ = ["LineEditor"]
+__all__ = ["LineEditor", "PrivateHistory", "history_path", "paths_beginning"]
 
 MENU_LINES = 6  # taken below the line while Tab's menu is open
+OWNER_ONLY = 0o600
 STYLE = Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack"})
 
 
 class LineEditor:
-    """Reads one text after another; the arguments are those of prompt.line_reader."""
+    """Reads one text after another; the arguments are those of input.line_reader."""
 
     def __init__(
         self,
@@ -107,3 +116,101 @@ def _continuation(width: int, line: int, wrapped: int) -> str:
 def _wrap(text: str) -> str:
     """Broken at the terminal's width as it is now: nothing of the status is cut off."""
     return "\n".join(textwrap.wrap(text, max(20, get_app().output.get_size().columns)))
+
+
+def complete(buffer: Buffer, candidates: Callable[[str], Sequence[str]]) -> None:
+    """One press of Tab: the next choice of an open menu, or what the line up to the cursor may become.
+
+    `candidates` is given that line and returns texts to stand in its place; a text of several lines has none.
+    """
+    if buffer.complete_state:
+        buffer.complete_next()
+        return
+    line = buffer.document.text_before_cursor
+    found = [] if "\n" in line else [_completion(line, candidate) for candidate in candidates(line)]
+    if len(found) == 1:
+        buffer.apply_completion(found[0])
+    elif certain := get_common_complete_suffix(buffer.document, found):
+        buffer.insert_text(certain)
+    elif found:
+        buffer.complete_state = CompletionState(buffer.document, found)
+
+
+def _completion(line: str, candidate: str) -> Completion:
+    return Completion(candidate, start_position=-len(line), display=_last_part(line, candidate))
+
+
+def paths_beginning(fragment: str) -> list[str]:
+    """The files and folders whose path begins with `fragment`, as it was written; a folder ends in `/`.
+
+    A name that begins with a dot is offered when the fragment's does; what cannot be listed has none.
+    """
+    folder, slash, beginning = fragment.rpartition("/")
+    try:
+        names = sorted(_names(Path(folder + slash).expanduser()))
+    except (OSError, RuntimeError, ValueError):  # not there, not readable, no home directory, a null character
+        return []
+    shown = (name for name in names if name.startswith(beginning) and (beginning or not name.startswith(".")))
+    return [f"{folder}{slash}{name}" for name in shown]
+
+
+def _names(folder: Path) -> Iterator[str]:
+    for path in folder.iterdir():
+        if path.name.isprintable():
+            yield f"{path.name}/" if path.is_dir() else path.name
+
+
+def _last_part(line: str, candidate: str) -> str:
+    """What is new in `candidate`, from the beginning of the word (or of the path's last part) that it ends."""
+    same = len(line) if candidate.startswith(line) else 0
+    begin = max(candidate.rfind(mark, 0, same) + 1 for mark in " /")
+    return candidate[begin:] or candidate
+
+
+def history_path() -> Path:
+    """Where the history of `uncomp chat` lies."""
+    return user_state_path("uncomp") / "history"
+
+
+class PrivateHistory(FileHistory):
+    """A FileHistory with mode 0600 from its first byte on, whose failures wait in `take_problem`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = path
+        self._problem = ""
+        self._told = False
+
+    def take_problem(self) -> str:
+        """What went wrong, the first time that this is asked; "" for nothing."""
+        problem, self._problem = self._problem, ""
+        return problem
+
+    def load_history_strings(self) -> Iterable[str]:
+        """The entries, the newest first."""
+        try:
+            return list(super().load_history_strings())
+        except OSError as error:
+            self._note(error, "read")
+            return []
+
+    def store_string(self, string: str) -> None:
+        """Add an entry at the end of the file."""
+        lines = "".join(f"+{line}\n" for line in string.split("\n"))
+        entry = f"\n# {datetime.now().astimezone().isoformat(timespec='seconds')}\n{lines}"
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, OWNER_ONLY)
+            try:
+                self.path.chmod(OWNER_ONLY)  # one that was made by other means
+                os.write(descriptor, entry.encode("utf-8", "replace"))
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            self._note(error, "written")
+
+    def _note(self, error: OSError, done: str) -> None:
+        if not self._told:
+            self._told = True
+            reason = error.strerror or error
+            self._problem = f"the history {self.path} cannot be {done}: {reason}; what is typed here may not be in it"

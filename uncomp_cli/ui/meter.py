@@ -1,20 +1,55 @@
-"""One progress display: a bar on a terminal, a line every 10 seconds elsewhere, nothing with quiet."""
+"""Progress and the live readout: generators that pass records through and show them on standard error on the way.
 
+On a terminal: a bar with rate and time left, gone before the answer begins. Elsewhere: one line every 10 seconds.
+With quiet: nothing. Standard output is never touched.
+"""
+
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
-from uncomp_cli.numerals import format_seconds
+from uncomp_cli.engine.records import DecodeStep, PrefillStep
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
 from uncomp_cli.ui.console import Terminal
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["LINE_INTERVAL_S", "Meter", "Reading"]
+__all__ = ["Meter", "Reading", "loading", "watch_generation", "watch_pull", "watch_rows"]
 
 LINE_INTERVAL_S = 10.0
+DECODE_INTERVAL_S = 0.1
+
+Clock = Callable[[], float]
+Step = TypeVar("Step", PrefillStep, DecodeStep, PrefillStep | DecodeStep)
+
+
+class PullRecord(Protocol):
+    """What `uncomp_cli.models` reports while it fetches; `total` is None when nobody knows it."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int | None: ...
+
+
+class RowRecord(Protocol):
+    """What `uncomp_cli.engine` reports of a batch: one token of one row."""
+
+    @property
+    def row(self) -> int: ...
+    @property
+    def step(self) -> DecodeStep: ...
+
+
+Pull = TypeVar("Pull", bound=PullRecord)
+Row = TypeVar("Row", bound=RowRecord)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +136,149 @@ class Meter:
             redirect_stderr=True,
         )
         return progress, progress.add_task("", total=None, pace="")
+
+
+@contextmanager
+def loading(terminal: Terminal, text: str) -> Iterator[None]:
+    """Say at once what takes a while: a spinner that goes away, or a line now and one every 10 seconds."""
+    if terminal.quiet:
+        yield
+    elif terminal.animated:
+        from rich.text import Text
+
+        with terminal.rich_console().status(Text(text)):
+            yield
+    else:
+        with _lines_while(terminal, text):
+            yield
+
+
+def watch_generation(
+    steps: Iterable[Step],
+    terminal: Terminal,
+    *,
+    entropy: Callable[[], float | None] = lambda: None,
+    clock: Clock = time.monotonic,
+) -> Iterator[Step]:
+    """Yield the engine's records unchanged; show prefill progress and, when the answer goes elsewhere, decode speed.
+
+    The bar is erased before the first `DecodeStep` is passed on, and also when the caller stops early. `entropy` is
+    asked for the watched heads' entropy so far, as often as the line is drawn.
+    """
+    decode = _DecodeLine(terminal, clock=clock)
+    with Meter(terminal, clock=clock) as meter:
+        try:
+            for step in steps:
+                if isinstance(step, PrefillStep):
+                    meter.show(_prefill_reading(step))
+                else:
+                    meter.close()
+                    decode.show(step.index + 1, elapsed_s=step.elapsed_s, kv_bytes=step.kv_bytes, entropy=entropy)
+                yield step
+        finally:
+            decode.close()
+
+
+def watch_rows(
+    steps: Iterable[Row],
+    terminal: Terminal,
+    *,
+    num_rows: int,
+    entropy: Callable[[], float | None] = lambda: None,
+    clock: Clock = time.monotonic,
+) -> Iterator[Row]:
+    """Yield the records of a batch unchanged; show the pace of all rows together when the answers go elsewhere.
+
+    The line is erased where a row begins or ends, because something may be said there. `entropy` is asked for that of
+    the watched heads so far; None where rows differ.
+    """
+    decode, started_s, done = _DecodeLine(terminal, clock=clock), clock(), 0
+    try:
+        for tokens, taken in enumerate(steps, start=1):
+            ended = taken.step.finish_reasons[0] is not None
+            done += ended
+            if ended or taken.step.index == 0:
+                decode.close()
+            yield taken
+            of_rows = f" · {format_count(done)} of {format_count(num_rows)} answered" if num_rows > 1 else ""
+            elapsed_s, kv_bytes = clock() - started_s, taken.step.kv_bytes
+            decode.show(tokens, elapsed_s=elapsed_s, kv_bytes=kv_bytes, entropy=entropy, more=of_rows)
+    finally:
+        decode.close()
+
+
+def watch_pull(steps: Iterable[Pull], terminal: Terminal, *, clock: Clock = time.monotonic) -> Iterator[Pull]:
+    """Yield the records of a download unchanged; show each stage's progress."""
+    with Meter(terminal, clock=clock) as meter:
+        started_s, stage = clock(), ""
+        for step in steps:
+            if step.stage != stage:
+                started_s, stage = clock(), step.stage
+            meter.show(_pull_reading(step, elapsed_s=clock() - started_s))
+            yield step
+
+
+def _prefill_reading(step: PrefillStep) -> Reading:
+    fraction = step.layers_done / step.num_layers
+    rate = step.tokens * fraction / step.elapsed_s if step.elapsed_s > 0 else None
+    return Reading(
+        label=f"prefill {format_count(step.tokens)} tok",
+        fraction=fraction,
+        rate=None if rate is None else f"{format_decimal(rate)} tok/s",
+        elapsed_s=step.elapsed_s,
+    )
+
+
+def _pull_reading(step: PullRecord, *, elapsed_s: float) -> Reading:
+    if step.total is None:
+        return Reading(label=step.stage, fraction=None, rate=None, elapsed_s=elapsed_s)
+    rate = f"{format_bytes(round(step.done / elapsed_s))}/s" if elapsed_s > 0 else None
+    fraction = step.done / step.total if step.total else 1.0
+    return Reading(label=f"{step.stage} {format_bytes(step.total)}", fraction=fraction, rate=rate, elapsed_s=elapsed_s)
+
+
+class _DecodeLine:
+    """The line that shows the pace while the answer goes to a file or a pipe; redrawn ten times a second."""
+
+    def __init__(self, terminal: Terminal, *, clock: Clock) -> None:
+        self._terminal = terminal
+        self._clock = clock
+        self._enabled = terminal.animated and not terminal.stdout_is_terminal and not terminal.quiet
+        self._drawn_s: float | None = None
+
+    def show(
+        self, tokens: int, *, elapsed_s: float, kv_bytes: int, entropy: Callable[[], float | None], more: str = ""
+    ) -> None:
+        now_s = self._clock()
+        if not self._enabled or (self._drawn_s is not None and now_s - self._drawn_s < DECODE_INTERVAL_S):
+            return
+        pace = f"decode {format_decimal(tokens / elapsed_s)} tok/s · " if elapsed_s > 0 else ""
+        value = entropy()
+        unsure = "" if value is None else f" · entropy {value:.2f}"
+        self._terminal.overwrite(f"{pace}{format_count(tokens)} tok · KV {format_bytes(kv_bytes)}{unsure}{more}")
+        self._drawn_s = now_s
+
+    def close(self) -> None:
+        if self._drawn_s is not None:
+            self._terminal.overwrite("")
+            self._drawn_s = None
+
+
+@contextmanager
+def _lines_while(terminal: Terminal, text: str) -> Iterator[None]:
+    """`text` now, and again with the time gone every 10 seconds until the block ends."""
+    done = threading.Event()
+
+    def tick() -> None:
+        started_s = time.monotonic()
+        while not done.wait(LINE_INTERVAL_S):
+            terminal.note(f"{text} {format_seconds(time.monotonic() - started_s)}")
+
+    terminal.note(text)
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

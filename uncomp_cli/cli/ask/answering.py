@@ -14,10 +14,10 @@ from uncomp_cli.cli.ask.escalating import HELD_BACK
 from uncomp_cli.cli.ask.in_order import InOrder
 from uncomp_cli.cli.ask.risk_report import entropy_of
 from uncomp_cli.cli.ask.telling import INTERRUPTED, Answered, Teller
-from uncomp_cli.documents.documents import DocumentSet
+from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import DoesNotFitError, UncompError, is_out_of_memory
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import watch_rows
+from uncomp_cli.ui.meter import watch_rows
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset

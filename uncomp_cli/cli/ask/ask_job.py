@@ -9,7 +9,7 @@ from uncomp_cli.cli.ask.pins import Pin
 from uncomp_cli.cli.ask.prepare import ModelChoice
 from uncomp_cli.cli.declare.options import DEFAULT_CACHE_SIZE
 from uncomp_cli.config import Limits, SamplingConfig
-from uncomp_cli.documents.documents import DocumentSet
+from uncomp_cli.documents.collection import DocumentSet
 
 __all__ = ["AUTOMATIC", "AskJob"]
 

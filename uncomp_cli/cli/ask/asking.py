@@ -9,12 +9,12 @@ from uncomp_cli.cli.ask.lengthening import length_warnings
 from uncomp_cli.cli.ask.pins import Pin, pinned_tokens, protect
 from uncomp_cli.cli.ask.prepare import check_text, choose_preset, settle_preset
 from uncomp_cli.cli.ask.report import loss_note
-from uncomp_cli.documents.documents import DocumentSet, read_documents
+from uncomp_cli.documents.collection import DocumentSet, read_documents
 from uncomp_cli.documents.places import Places, Source
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.numerals import format_count
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.prompt import has_data
+from uncomp_cli.ui.input import has_data
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset

@@ -16,7 +16,7 @@ from uncomp_cli.cli.ask.telling import Answered
 from uncomp_cli.cli.declare.failures import describe_failure
 from uncomp_cli.errors import UncompError, is_out_of_memory
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import watch_rows
+from uncomp_cli.ui.meter import watch_rows
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset

@@ -12,11 +12,11 @@ from uncomp_cli.cli.ask.citing import Trust, cite_asked
 from uncomp_cli.cli.ask.explain import Spent
 from uncomp_cli.cli.ask.pins import blame
 from uncomp_cli.cli.ask.report import budget_note, chunk_note, pin_note
-from uncomp_cli.documents.documents import DocumentSet
+from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.documents.places import Places
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import watch_generation
+from uncomp_cli.ui.meter import watch_generation
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset

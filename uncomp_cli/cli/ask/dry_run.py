@@ -13,11 +13,11 @@ from uncomp_cli.cli.ask.lengthening import planned_length
 from uncomp_cli.cli.ask.pins import blame
 from uncomp_cli.cli.ask.prepare import fetch, weigh
 from uncomp_cli.cli.ask.report import held_bits
-from uncomp_cli.documents.documents import DocumentSet
+from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.numerals import format_bytes, format_count
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import loading
+from uncomp_cli.ui.meter import loading
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset

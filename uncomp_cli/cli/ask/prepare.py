@@ -214,7 +214,7 @@ def check_text(text: str, what: str) -> None:
 def fetch(choice: ModelChoice, terminal: Terminal) -> Path:
     """Make sure that the model is on this machine; shows progress when it has to be fetched."""
     from uncomp_cli.models.catalog import ensure_local, local_path
-    from uncomp_cli.ui.live import watch_pull
+    from uncomp_cli.ui.meter import watch_pull
 
     _ = choice.rope_choice  # a slip in it must not wait for a download
     steps = ensure_local(choice.name, offline=choice.offline, tokenizer_dir=choice.tokenizer)
@@ -266,7 +266,7 @@ def check_context_fits(choice: ModelChoice, loaded: "LoadedModel", preset: "Pres
 
 def load(choice: ModelChoice, terminal: Terminal) -> "LoadedModel":
     """Fetch the model when needed, and load it; refused before loading when it cannot fit."""
-    from uncomp_cli.ui.live import loading
+    from uncomp_cli.ui.meter import loading
 
     path = fetch(choice, terminal)
     with loading(terminal, f"loading {choice.name}"):

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.cli.ask.asking import AUTOMATIC, AskJob, build_prompt, describe_files, places_of, warnings_of
 from uncomp_cli.cli.declare.options import shelf_of
-from uncomp_cli.documents.documents import DocumentSet
+from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.documents.places import Places
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import watch_generation
+from uncomp_cli.ui.meter import watch_generation
 
 if TYPE_CHECKING:
     from uncomp_cli.cache.shelf import Entry, Shelf

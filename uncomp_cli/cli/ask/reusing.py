@@ -16,11 +16,11 @@ from uncomp_cli.cli.ask.reused_contexts import ContextOpener, OpenContext
 from uncomp_cli.cli.ask.risk_report import entropy_of, fall_short, risk_of, risk_warnings
 from uncomp_cli.cli.declare.failures import describe_failure, show_failure
 from uncomp_cli.cli.declare.options import shelf_of
-from uncomp_cli.documents.documents import DocumentSet
+from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import DoesNotFitError, UncompError, is_out_of_memory
 from uncomp_cli.numerals import format_count, format_readout
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import watch_generation
+from uncomp_cli.ui.meter import watch_generation
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset

@@ -16,7 +16,7 @@ from uncomp_cli.cli.ask.risk_report import check_calibrated, check_fail_under
 from uncomp_cli.documents.places import Places
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import loading
+from uncomp_cli.ui.meter import loading
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset

@@ -31,7 +31,7 @@ from uncomp_cli.cli.judge.trial import haystack_of
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import loading
+from uncomp_cli.ui.meter import loading
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset

@@ -13,7 +13,7 @@ from uncomp_cli.cli.calibrate.quality import HeldOut, watch
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import loading
+from uncomp_cli.ui.meter import loading
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset

@@ -14,8 +14,7 @@ from uncomp_cli.cli.ask.report import QUALITY_COLUMNS, quality_row
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import loading
-from uncomp_cli.ui.meter import Meter, Reading
+from uncomp_cli.ui.meter import Meter, Reading, loading
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset

@@ -24,7 +24,7 @@ __all__ = ["chat"]
 
 def saved_sessions(incomplete: str) -> list[str]:
     """Completions of a session's name."""
-    from uncomp_cli.sessions.session_folder import session_names
+    from uncomp_cli.sessions.folder import session_names
 
     return [name for name in session_names() if name.startswith(incomplete)]
 

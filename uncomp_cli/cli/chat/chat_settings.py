@@ -20,7 +20,7 @@ from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.numerals import format_bytes, format_count, format_seconds
-from uncomp_cli.ui.live import watch_generation
+from uncomp_cli.ui.meter import watch_generation
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset

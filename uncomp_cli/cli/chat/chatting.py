@@ -22,11 +22,11 @@ from uncomp_cli.cli.chat.said import exchanges
 from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.cli.chat.transcripts import restore
 from uncomp_cli.config import Limits, SamplingConfig
-from uncomp_cli.sessions.session_folder import SessionFile, open_session
+from uncomp_cli.sessions.folder import SessionFile, open_session
 from uncomp_cli.sessions.transcript import Transcript
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import loading
-from uncomp_cli.ui.prompt import line_reader
+from uncomp_cli.ui.input import line_reader
+from uncomp_cli.ui.meter import loading
 
 if TYPE_CHECKING:
     from uncomp_cli.models.loading import LoadedModel
@@ -127,6 +127,6 @@ def _lasting_name(name: str) -> str:
 
 
 def _history(job: ChatJob) -> Path | None:
-    from uncomp_cli.ui.history import history_path
+    from uncomp_cli.ui.line_editor import history_path
 
     return history_path() if job.keeps_history else None

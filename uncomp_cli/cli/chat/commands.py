@@ -15,7 +15,7 @@ from uncomp_cli.cli.chat.chat_settings import OWN_PROMPT, settings
 from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.cli.declare.options import preset_names
 from uncomp_cli.errors import UsageError
-from uncomp_cli.sessions.session_folder import session_names
+from uncomp_cli.sessions.folder import session_names
 
 __all__ = ["COMMANDS", "Command", "candidates", "is_command", "run_command"]
 
@@ -103,7 +103,7 @@ def _of(words: Callable[[], Sequence[str]]) -> Callable[[Chat, str], list[str]]:
 
 def _paths(_chat: Chat, begun: str) -> list[str]:
     """The paths that the last word may become."""
-    from uncomp_cli.ui.completion import paths_beginning
+    from uncomp_cli.ui.line_editor import paths_beginning
 
     *before, fragment = _SPACE.split(begun)
     found = paths_beginning(_ESCAPED.sub(r"\1", fragment))

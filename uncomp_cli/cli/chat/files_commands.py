@@ -14,14 +14,14 @@ from uncomp_cli.cli.chat.chat_places import pages
 from uncomp_cli.cli.chat.room import hint_in_chat
 from uncomp_cli.cli.chat.said import paper_of
 from uncomp_cli.cli.chat.state import Chat
-from uncomp_cli.documents.documents import DocumentSet, read_documents
+from uncomp_cli.documents.collection import DocumentSet, read_documents
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import watch_generation
+from uncomp_cli.ui.meter import watch_generation
 
 if TYPE_CHECKING:
-    from uncomp_cli.documents.documents import Document
+    from uncomp_cli.documents.collection import Document
 
 __all__ = ["add_files", "list_files", "read_files", "take_documents", "unknown"]
 

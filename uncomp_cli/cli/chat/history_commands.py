@@ -9,7 +9,7 @@ from uncomp_cli.cli.chat.turns import answer, ask
 from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_count
 from uncomp_cli.sessions.transcript import Entry
-from uncomp_cli.ui.prompt import edit_text
+from uncomp_cli.ui.blocks import edit_text
 
 __all__ = ["clear", "edit", "forget", "retry", "undo"]
 

@@ -19,7 +19,7 @@ from uncomp_cli.cli.declare.failures import show_failure
 from uncomp_cli.errors import UncompError
 
 if TYPE_CHECKING:
-    from uncomp_cli.sessions.session_folder import SessionFile
+    from uncomp_cli.sessions.folder import SessionFile
     from uncomp_cli.sessions.transcript import Transcript
 
 __all__ = ["Conversation"]

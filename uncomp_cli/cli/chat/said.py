@@ -15,7 +15,7 @@ from uncomp_cli.errors import UsageError
 from uncomp_cli.sessions.transcript import Attachment, Entry, Pin
 
 if TYPE_CHECKING:
-    from uncomp_cli.documents.documents import Document
+    from uncomp_cli.documents.collection import Document
     from uncomp_cli.engine.tokens.messages import Message
 
 __all__ = ["Dialogue", "Paper", "exchanges", "paper_of", "papers_in", "spoken"]

@@ -17,7 +17,7 @@ from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.files import write_whole
 from uncomp_cli.numerals import format_count
-from uncomp_cli.sessions.session_folder import read_session
+from uncomp_cli.sessions.folder import read_session
 from uncomp_cli.sessions.transcript import Entry, Transcript
 
 __all__ = ["load", "restore", "save", "transcript_of"]

@@ -16,7 +16,7 @@ from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, is_out_of_memory
 from uncomp_cli.numerals import format_count, format_readout
 from uncomp_cli.sessions.transcript import Entry
-from uncomp_cli.ui.live import watch_generation
+from uncomp_cli.ui.meter import watch_generation
 
 if TYPE_CHECKING:
     from uncomp_cli.engine.context.session import RunStats

@@ -23,8 +23,7 @@ from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.cli.judge.trial import texts_of
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import loading
-from uncomp_cli.ui.meter import Meter, Reading
+from uncomp_cli.ui.meter import Meter, Reading, loading
 
 if TYPE_CHECKING:
     from uncomp_cli.bench.measurement import Job

@@ -32,7 +32,7 @@ from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_bytes, format_decimal, format_seconds
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import loading, watch_generation
+from uncomp_cli.ui.meter import loading, watch_generation
 
 if TYPE_CHECKING:
     from uncomp_cli.budget import presets

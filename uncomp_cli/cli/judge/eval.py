@@ -21,8 +21,7 @@ from uncomp_cli.cli.judge.eval_report import Table, asked_for, draw, record, tab
 from uncomp_cli.cli.judge.trial import check_plot, haystack_of, made_here, results_path
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import loading
-from uncomp_cli.ui.meter import Meter, Reading
+from uncomp_cli.ui.meter import Meter, Reading, loading
 
 if TYPE_CHECKING:
     from uncomp_cli.evals.judges.run import EvalRequest, EvalStep

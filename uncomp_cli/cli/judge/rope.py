@@ -24,8 +24,7 @@ from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.rope.arms import DEFAULT_KINDS
 from uncomp_cli.numerals import format_count, format_seconds
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import loading
-from uncomp_cli.ui.meter import Meter, Reading
+from uncomp_cli.ui.meter import Meter, Reading, loading
 
 if TYPE_CHECKING:
     from uncomp_cli.budget import presets

@@ -15,7 +15,7 @@ from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
 
 if TYPE_CHECKING:
-    from uncomp_cli.documents.documents import Document
+    from uncomp_cli.documents.collection import Document
     from uncomp_cli.evals.tasks.haystack import Haystack
 
 __all__ = ["check_plot", "haystack_of", "made_here", "results_path", "texts_of"]
@@ -29,7 +29,7 @@ def check_plot(folder: Path | None) -> None:
 
 def texts_of(paths: Sequence[str], terminal: Terminal) -> "Sequence[Document]":
     """The documents that are named; what is skipped of them is said."""
-    from uncomp_cli.documents.documents import read_documents
+    from uncomp_cli.documents.collection import read_documents
 
     stdin: TextIO | None = sys.stdin  # None when the process was started without one
     found = read_documents(paths, stdin=None if stdin is None else stdin.buffer)

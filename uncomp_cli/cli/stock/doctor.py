@@ -23,7 +23,7 @@ _READERS = {".pdf": "pypdf", ".html": "inscriptis", ".docx": "mammoth"}
 
 def doctor(ctx: typer.Context, as_json: Json = False) -> None:
     """Report versions, devices, memory, readers and paths."""
-    from uncomp_cli.ui.live import loading
+    from uncomp_cli.ui.meter import loading
 
     terminal = terminal_of(ctx)
     with loading(terminal, "looking at this machine…"):

@@ -44,7 +44,7 @@ def pull(
 ) -> None:
     """Fetch a model, check it and make it ready to load; safe to interrupt and to repeat."""
     from uncomp_cli.models.catalog import ensure_local, local_path
-    from uncomp_cli.ui.live import watch_pull
+    from uncomp_cli.ui.meter import watch_pull
 
     terminal = terminal_of(ctx, quiet=quiet)
     for _ in watch_pull(ensure_local(name, offline=model.offline, tokenizer_dir=model.tokenizer), terminal):

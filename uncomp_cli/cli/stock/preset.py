@@ -14,7 +14,7 @@ from uncomp_cli.cli.declare.options import Json, preset_names, terminal_of
 from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.numerals import format_count
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.live import loading
+from uncomp_cli.ui.meter import loading
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset

@@ -12,7 +12,7 @@ from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.numerals import format_count
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.heatmap import HeatMap, write_heat_map
-from uncomp_cli.ui.live import loading
+from uncomp_cli.ui.meter import loading
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.plan import BudgetPlan

@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
-from uncomp_cli.documents.documents import Document
+from uncomp_cli.documents.collection import Document
 from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.errors import UsageError
 

@@ -1,8 +1,8 @@
 """Paths to documents: every path argument becomes texts in the order given, each file once.
 
 A file that the user names and that cannot be read is an error; one met in a directory or by a glob is left out and
-listed in `DocumentSet.skipped` with the reason, as are pages without text. Formats are in formats.py, encodings in
-encoding.py, directories and globs in selection.py.
+listed in `DocumentSet.skipped` with the reason, as are pages without text. Formats are in formats.py, directories and
+globs in selection.py.
 """
 
 import hashlib

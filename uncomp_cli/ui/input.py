@@ -15,9 +15,8 @@ from typing import TextIO
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, QUOTES, is_open, without_quotes
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.editor import edit_text
 
-__all__ = ["LineReader", "edit_text", "has_data", "line_reader"]
+__all__ = ["LineReader", "has_data", "line_reader"]
 
 # Returns the next text; EOFError at the end, KeyboardInterrupt on Ctrl-C, UsageError for a block that is never ended.
 LineReader = Callable[[], str]
