@@ -9,7 +9,8 @@ import pytest
 from support.commands import Running, last_object, start, two_lines
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
-from uncomp_cli.evals.tables.results import ResultsFile
+from uncomp_cli.evals.journal import Journal
+from uncomp_cli.evals.tables.outcome import OUTCOMES
 from uncomp_cli.evals.tasks.calibration_samples import CONTINUATION, SampleMaker, choose_sources
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.uncertainty.measures import DEFAULT_MEASURES
@@ -216,7 +217,7 @@ def test_an_interrupted_quality_goes_on_with_the_preset_usable(tiny_model: Path,
 def test_outcomes_of_something_else_are_set_aside(tiny_model: Path, fresh: tuple[str, ...]) -> None:
     folder = Path("data/uncomp/presets")
     folder.mkdir(parents=True)
-    ResultsFile.open(folder / "mine.quality.jsonl", {"seed": 99}).close()
+    Journal.open(folder / "mine.quality.jsonl", OUTCOMES, {"seed": 99}).close()
     code, _, err = calibrate(tiny_model, *TWO, "--quality-budget", "40%", *fresh)
     assert code == 0, err
     assert "set aside: " in err

@@ -13,7 +13,8 @@ from support.commands import last_object, start, two_lines
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.errors import UsageError
-from uncomp_cli.evals.rope.risk_file import RiskFile, set_aside
+from uncomp_cli.evals.journal import Journal, set_aside
+from uncomp_cli.evals.rope.risk_file import ANSWERS
 from uncomp_cli.evals.rope.risk_samples import RISK_TASKS
 
 BASE = ("--tokens", "400", "-t", "needle/digits7", "--samples", "1", "-o", "mine")
@@ -111,24 +112,24 @@ def test_json_has_the_curve_the_candidates_and_the_baseline(tiny_model: Path) ->
 
 def test_answers_of_other_settings_are_set_aside(tmp_path: Path) -> None:
     path = tmp_path / KEPT
-    with RiskFile.open(path, {"rope": "else"}):
+    with Journal.open(path, ANSWERS, {"rope": "else"}):
         pass
     with pytest.raises(UsageError, match="other settings"):
-        RiskFile.open(path, {"rope": "repack"})
-    assert set_aside(path) == tmp_path / "mine.risk.1.jsonl"
-    assert set_aside(path) is None
-    with RiskFile.open(path, {"rope": "repack"}) as found:
+        Journal.open(path, ANSWERS, {"rope": "repack"})
+    assert set_aside(path, ANSWERS) == tmp_path / "mine.risk.1.jsonl"
+    assert set_aside(path, ANSWERS) is None
+    with Journal.open(path, ANSWERS, {"rope": "repack"}) as found:
         assert found.done == {}
 
 
 def test_a_torn_line_is_read_again(tmp_path: Path) -> None:
     path, settings = tmp_path / "x.risk.jsonl", {"rope": "repack"}
     line = '{"sha256":"a","subtask":"s","tokens":1,"depth":null,"wrong":true,"text":"","output_entropy":1,"entropy":[]}'
-    with RiskFile.open(path, settings):
+    with Journal.open(path, ANSWERS, settings):
         pass
     with path.open("a") as stream:
         stream.write(f"{line}\n{line[:40]}")
-    with RiskFile.open(path, settings) as found:
+    with Journal.open(path, ANSWERS, settings) as found:
         assert list(found.done) == ["a"]
     assert path.read_text().endswith(f"{line}\n")
 

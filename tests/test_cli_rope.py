@@ -9,10 +9,11 @@ import pytest
 from support.commands import last_object, start, two_lines
 from support.tiny import scaled_model
 from uncomp_cli.cli.app import run
-from uncomp_cli.evals.rope.rope_results import read_rope_results
+from uncomp_cli.evals.journal import read_journal
+from uncomp_cli.evals.rope.cells import CELLS
 
 SHAPE = ("--tokens", "600,1k", "--depths", "2", "--kinds", "plain,yarn:2,repack:2@40%")
-CELLS = 3 + 3 * 2 * 2
+NUM_CELLS = 3 + 3 * 2 * 2
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +49,9 @@ def test_tables_an_estimate_and_a_recommendation(finished: tuple[Path, str, str]
         assert heading in out
     assert "about" in err
     assert "to go on this machine" in err
-    _, cells = read_rope_results(path)
+    _, cells = read_journal(path, CELLS)
     # One more text: that of the model as trained, up to its trained length, with which the others are compared.
-    assert len(cells) == CELLS + 1
+    assert len(cells) == NUM_CELLS + 1
 
 
 def test_a_finished_run_measures_nothing_again_and_gives_json(
@@ -61,7 +62,7 @@ def test_a_finished_run_measures_nothing_again_and_gives_json(
     code, out, err = start("rope", "-m", str(tiny_model), "--out", str(path), *SHAPE, "--json").finish()
     assert code == 0, err
     assert path.read_bytes() == before
-    assert f"({CELLS + 1} there)" in err
+    assert f"({NUM_CELLS + 1} there)" in err
     assert len(out.splitlines()) == 1
     record = last_object(out)
     assert (record["schema_version"], record["kind"]) == (1, "uncomp rope")
@@ -143,7 +144,7 @@ def test_a_model_is_not_read_on_as_trained_past_what_its_own_scaling_says(
     err = capsys.readouterr().err
     assert code == 0, err
     assert "plain reads up to 512 tokens: not measured at 600" in err
-    cells = read_rope_results(Path("r.jsonl"))[1]
+    cells = read_journal(Path("r.jsonl"), CELLS)[1]
     assert {(cell.name, cell.arm, cell.tokens) for cell in cells} == {
         ("text", "plain", 400), ("text", "yarn:3", 600),
         ("needle", "plain", 400), ("needle", "yarn:3", 400), ("needle", "yarn:3", 600),
@@ -158,7 +159,7 @@ def test_factors_are_what_ask_takes(capsys: pytest.CaptureFixture[str], tiny_mod
     err = capsys.readouterr().err
     assert code == 0, err
     assert "ntk:2 reads up to 256 tokens: not measured at 512" in err
-    assert {cell.arm for cell in read_rope_results(Path("r.jsonl"))[1]} == {"plain", "yarn:4"}
+    assert {cell.arm for cell in read_journal(Path("r.jsonl"), CELLS)[1]} == {"plain", "yarn:4"}
 
 
 @pytest.mark.parametrize(("kinds", "named"), [("plain,yarn:2", "yarn:2"), ("plain,repack,ntk", "ntk:2")])

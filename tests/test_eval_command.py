@@ -8,7 +8,8 @@ import pytest
 
 from support.commands import Running, last_object, start, two_lines
 from uncomp_cli.cli.app import run
-from uncomp_cli.evals.tables.results import read_results
+from uncomp_cli.evals.journal import read_journal
+from uncomp_cli.evals.tables.outcome import OUTCOMES
 
 SHAPE = ("--samples", "2", "--tokens", "1500", "-b", "50%", "-b", "20%")
 COMMON = (*SHAPE, "--policy", "uniform", "--policy", "full/8bit")
@@ -44,7 +45,7 @@ def test_tables_of_both_regimes_with_achieved_bytes(tiny_model: Path) -> None:
             assert setting in table
         assert "KEPT" in table
     assert "results: results.jsonl (0 there)" in err
-    _, outcomes = read_results(Path("results.jsonl"))
+    _, outcomes = read_journal(Path("results.jsonl"), OUTCOMES)
     assert len(outcomes) == 2 * 2 * 4
     kept = {o.setting: o.kept_fraction for o in outcomes if o.regime == "aware"}
     assert 0.19 < kept["uniform 20%"] < 0.25
@@ -91,7 +92,7 @@ def test_a_killed_run_goes_on_and_loses_nothing(tiny_model: Path, long_lived: li
     assert code == 0, err
     assert f"results: results.jsonl ({before} there)" in err
     assert Path("results.jsonl").read_bytes().startswith(there)
-    _, outcomes = read_results(Path("results.jsonl"))
+    _, outcomes = read_journal(Path("results.jsonl"), OUTCOMES)
     keys = [outcome.key for outcome in outcomes]
     assert len(keys) == len(set(keys)) == max(before, 12)
 
@@ -100,7 +101,9 @@ def test_a_resumed_run_gives_what_one_run_gives(tiny_model: Path) -> None:
     evaluate(tiny_model, "-t", "needle/uuid", "--regime", "aware", out="one.jsonl")
     evaluate(tiny_model, "-t", "needle/uuid", "--regime", "aware", "--samples", "1", out="two.jsonl")
     evaluate(tiny_model, "-t", "needle/uuid", "--regime", "aware", out="two.jsonl")
-    one, two = ({o.key: o.metrics for o in read_results(Path(name))[1]} for name in ("one.jsonl", "two.jsonl"))
+    one, two = (
+        {o.key: o.metrics for o in read_journal(Path(name), OUTCOMES)[1]} for name in ("one.jsonl", "two.jsonl")
+    )
     assert one.keys() == two.keys()
     for key, metrics in one.items():
         assert two[key] == pytest.approx(metrics, abs=1e-5)

@@ -11,6 +11,7 @@ from uncomp_cli.budget.presets import Preset, load_preset, save_preset
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.session import Session
 from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.budget_curve import (
     QualityCurve,
     held_out_maker,
@@ -25,8 +26,7 @@ from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.judges.contestants import FULL, Setting
 from uncomp_cli.evals.judges.forced_rows import token_nll
 from uncomp_cli.evals.judges.run import EvalStep
-from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tables.results import ResultsFile
+from uncomp_cli.evals.tables.outcome import OUTCOMES, Outcome
 from uncomp_cli.evals.tables.statistics import paired_difference
 from uncomp_cli.evals.tasks.calibration_samples import CONTINUATION, SampleMaker, choose_sources
 from uncomp_cli.evals.tasks.haystack import Haystack
@@ -173,7 +173,7 @@ def finish(
     stop_after: int = 99,
 ) -> tuple[list[EvalStep], QualityCurve | None]:
     steps: list[EvalStep] = []
-    with ResultsFile.open(path, quality_file_settings(maker(CONTINUATION), loaded)) as results:
+    with Journal.open(path, OUTCOMES, quality_file_settings(maker(CONTINUATION), loaded)) as results:
         work = measure_quality(loaded, preset, samples, budgets, results=results)
         while len(steps) <= stop_after:
             try:

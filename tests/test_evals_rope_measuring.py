@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM
 from support.tiny import SAYABLE, make_tiny_model
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.engine.look.watching import all_heads
+from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.rope.arms import ANSWER_ROOM, RopeArm, parse_arms
-from uncomp_cli.evals.rope.cells import NeedleCell, TextCell
+from uncomp_cli.evals.rope.cells import CELLS, NeedleCell, TextCell
 from uncomp_cli.evals.rope.estimate import ReadingCost, probe
 from uncomp_cli.evals.rope.needles import NeedlePlace, judge_needle, make_needle
-from uncomp_cli.evals.rope.rope_results import RopeResults
 from uncomp_cli.evals.rope.sweep import RopeRequest, run_rope
 from uncomp_cli.evals.rope.text import BIN_TOKENS, judge_text, text_ids
 from uncomp_cli.evals.tasks.haystack import Haystack
@@ -141,9 +141,9 @@ def test_a_sweep_measures_every_cell_and_puts_the_rope_back(
     loaded: LoadedModel, haystack: Haystack, tmp_path: Path
 ) -> None:
     before = loaded.model.model.rotary_emb.inv_freq.clone()
-    with RopeResults.open(tmp_path / "r.jsonl", {"seed": 1}) as results:
+    with Journal.open(tmp_path / "r.jsonl", CELLS, {"seed": 1}) as results:
         steps = list(run_rope(request(haystack, "yarn:2,repack:2,reread:2,dynamic:2"), loaded, results, cost=COST))
-        cells = list(results.cells)
+        cells = list(results.records)
     assert torch.equal(loaded.model.model.rotary_emb.inv_freq, before)
     assert [step.fraction for step in steps] == sorted(step.fraction for step in steps)
     assert (steps[0].fraction, steps[-1].fraction) == (0, 1)
@@ -164,20 +164,20 @@ def test_a_sweep_that_was_stopped_goes_on_and_has_put_the_rope_back(
 ) -> None:
     wanted, path = request(haystack, "plain,ntk:2"), tmp_path / "r.jsonl"
     before = loaded.model.model.rotary_emb.inv_freq.clone()
-    with RopeResults.open(path, {"seed": 1}) as results:
+    with Journal.open(path, CELLS, {"seed": 1}) as results:
         steps = run_rope(wanted, loaded, results, cost=COST)
         labels = [next(steps).label for _ in range(5)]
         steps.close()
         assert torch.equal(loaded.model.model.rotary_emb.inv_freq, before)
-        done = [cell.key for cell in results.cells]
+        done = [cell.key for cell in results.records]
     assert labels[1] == "ntk:2 1,500 tokens, text"
     assert len(done) == 4
     assert done[-1][1] == "ntk:2"  # the model was turned when it was stopped
-    with RopeResults.open(path, {"seed": 1}) as results:
+    with Journal.open(path, CELLS, {"seed": 1}) as results:
         (first, *_, last) = run_rope(wanted, loaded, results, cost=COST)
         assert first.total == last.total == 2 + 2 * 2 * 2 - 4
-        assert [cell.key for cell in results.cells[:4]] == done
-        assert len({cell.key for cell in results.cells}) == len(results.cells) == 10
+        assert [cell.key for cell in results.records[:4]] == done
+        assert len({cell.key for cell in results.records}) == len(results.records) == 10
 
 
 def test_a_cost_is_what_two_times_say() -> None:

@@ -20,12 +20,13 @@ from uncomp_cli.engine.tokens.messages import Message
 from uncomp_cli.engine.tokens.prompt import count_tokens, encode
 from uncomp_cli.engine.write.generate import stop_tokens
 from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.case import evidence_tokens, read_case
 from uncomp_cli.evals.judges.citations import fact_line, hits, judge_evidence
 from uncomp_cli.evals.judges.contestants import FULL, Setting, make_settings
 from uncomp_cli.evals.judges.dialogue import TURNS_TOKENS, converse, judge_conversation
 from uncomp_cli.evals.judges.run import EvalRequest, check_lengths, run_eval
-from uncomp_cli.evals.tables.results import ResultsFile
+from uncomp_cli.evals.tables.outcome import OUTCOMES
 from uncomp_cli.evals.tasks import choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.sample import Sample
@@ -191,9 +192,9 @@ def test_the_runner_holds_conversations_and_continues_where_it_was(loaded: Loade
         request = EvalRequest(
             tuple(choose_subtasks(names)), settings[:1], ("aware", "agnostic"), (TOKENS,), 1, 0, PROSE
         )
-        with ResultsFile.open(tmp_path / "results.jsonl", {}) as results:
+        with Journal.open(tmp_path / "results.jsonl", OUTCOMES, {}) as results:
             steps = list(run_eval(request, loaded, results))
-            assert [o.regime for o in results.outcomes if o.subtask == "conversation/unaided"] == ["agnostic"]
+            assert [o.regime for o in results.records if o.subtask == "conversation/unaided"] == ["agnostic"]
         return len(steps)
 
     assert run(["conversation/unaided"]) == 2

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from uncomp_cli.cli.calibrate.quality import HeldOut, watch
+from uncomp_cli.cli.calibrate.quality import HeldOut, open_journal, watch
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
@@ -18,7 +18,6 @@ from uncomp_cli.ui.meter import loading
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.calibrate.risk_fit import RiskFit
-    from uncomp_cli.evals.rope.risk_file import RiskFile
     from uncomp_cli.evals.rope.risk_samples import RiskRun
     from uncomp_cli.evals.tasks.sample import Sample
     from uncomp_cli.models.extension import RopeChoice
@@ -159,6 +158,7 @@ def _measure(
     terminal: Terminal,
 ) -> "tuple[RiskRun, str, Path]":
     """The answers, how their texts were read, and the file they are in; the model is turned back afterwards."""
+    from uncomp_cli.evals.rope.risk_file import ANSWERS
     from uncomp_cli.evals.rope.risk_samples import measure_risk, risk_file_settings
     from uncomp_cli.models.rope_application import resolve_rope, use_rope
 
@@ -168,26 +168,11 @@ def _measure(
         if note is not None:
             terminal.note(note)
         settings = risk_file_settings(turned, preset)
-        results = _open(path.with_suffix(".risk.jsonl"), settings, source.fresh, terminal)
-        with results:
+        with open_journal(path.with_suffix(".risk.jsonl"), ANSWERS, settings, source.fresh, terminal) as results:
             run = watch(measure_risk(turned, preset, samples, results=results), results.path, terminal)
         return run, str(turned.rope), results.path
     finally:
         use_rope(loaded, None)
-
-
-def _open(path: Path, settings: dict[str, Any], fresh: bool, terminal: Terminal) -> "RiskFile":
-    """The file of answers: that of a run that was stopped, or a new one; what is not wanted is set aside."""
-    from uncomp_cli.evals.rope.risk_file import RiskFile, set_aside
-
-    try:
-        if not fresh:
-            return RiskFile.open(path, settings)
-    except UsageError as error:
-        terminal.note(error.message)
-    if (old := set_aside(path)) is not None:
-        terminal.note(f"set aside: {old}")
-    return RiskFile.open(path, settings)
 
 
 def write_risk(fit: "RiskFit", terminal: Terminal) -> None:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.calibrate.calibration import CalibrateStep
     from uncomp_cli.calibrate.partial import ProfileFiles
+    from uncomp_cli.evals.journal import Journal, Kind
     from uncomp_cli.evals.judges.budget_curve import QualityCurve
     from uncomp_cli.evals.judges.run import EvalStep
-    from uncomp_cli.evals.tables.results import ResultsFile
     from uncomp_cli.evals.tasks.calibration_samples import SampleMaker
     from uncomp_cli.models.loading import LoadedModel
     from uncomp_cli.uncertainty.profile import UncertaintyProfile
@@ -31,6 +31,7 @@ __all__ = [
     "HeldOut",
     "QualityChoice",
     "QualityOptions",
+    "open_journal",
     "quality_record",
     "run_quality",
     "save_calibrated",
@@ -177,6 +178,7 @@ def run_quality(
         measure_quality,
         quality_file_settings,
     )
+    from uncomp_cli.evals.tables.outcome import OUTCOMES
 
     preset = load_preset(str(path.absolute()))
     with loading(terminal, "preparing samples"):
@@ -184,8 +186,8 @@ def run_quality(
         known = {sample.sha256 for sample in profile.samples}
         samples = held_out_samples(maker, source.tokens, choice.samples, known=known)
     _tell_left_out(len(samples), choice.samples * len(source.tokens), terminal)
-    results = _open(path.with_suffix(".quality.jsonl"), quality_file_settings(maker, loaded), source.fresh, terminal)
-    with results:
+    kept, settings = path.with_suffix(".quality.jsonl"), quality_file_settings(maker, loaded)
+    with open_journal(kept, OUTCOMES, settings, source.fresh, terminal) as results:
         steps = measure_quality(loaded, preset, samples, choice.budgets, results=results)
         curve = watch(steps, results.path, terminal)
     for budget, reason in curve.refused.items():
@@ -196,22 +198,24 @@ def run_quality(
             hint="use longer samples (--tokens), or name larger budgets with --quality-budget",
         )
     save_preset(replace(preset, quality=curve.points), path.parent)
-    results.path.unlink()
+    kept.unlink()
     return curve
 
 
-def _open(path: Path, settings: dict[str, object], fresh: bool, terminal: Terminal) -> "ResultsFile":
-    """The file of outcomes: the one of a run that was stopped, or a new one; what is not wanted is set aside."""
-    from uncomp_cli.evals.tables.results import ResultsFile, set_aside
+def open_journal(
+    path: Path, kind: "Kind[T]", settings: dict[str, object], fresh: bool, terminal: Terminal
+) -> "Journal[T]":
+    """The results of a run that was stopped, or a new file; what is not wanted is set aside."""
+    from uncomp_cli.evals.journal import Journal, set_aside
 
     try:
         if not fresh:
-            return ResultsFile.open(path, settings)
+            return Journal.open(path, kind, settings)
     except UsageError as error:
         terminal.note(error.message)
-    if (old := set_aside(path)) is not None:
+    if (old := set_aside(path, kind)) is not None:
         terminal.note(f"set aside: {old}")
-    return ResultsFile.open(path, settings)
+    return Journal.open(path, kind, settings)
 
 
 def _tell_left_out(count: int, asked: int, terminal: Terminal) -> None:

@@ -153,28 +153,30 @@ def run_eval(judged: EvalOptions, choice: ModelChoice, *, seed: int, as_json: bo
     with loading(terminal, "preparing"):
         request = _request(judged, seed, terminal)
     loaded = load(choice, terminal)
+    from uncomp_cli.evals.journal import Journal, set_aside
     from uncomp_cli.evals.judges import run as runner
-    from uncomp_cli.evals.tables.results import ResultsFile, set_aside
+    from uncomp_cli.evals.tables.outcome import OUTCOMES
 
     runner.check_lengths(request, loaded.spec.trained_length)
     settings = runner.results_settings(request, loaded)
     path = judged.out or results_path(settings)
-    if judged.fresh and (old := set_aside(path)) is not None:
+    if judged.fresh and (old := set_aside(path, OUTCOMES)) is not None:
         terminal.note(f"the old results are in {old}")
-    with ResultsFile.open(path, settings) as results:
+    with Journal.open(path, OUTCOMES, settings) as results:
         terminal.note(f"results: {path} ({len(results.done):,} there)")
         _watch(runner.run_eval(request, loaded, results), terminal)
-        tables = tables_of(asked_for(request, results.outcomes))
+        tables = tables_of(asked_for(request, results.records))
         _report(judged, tables, path, settings, terminal, as_json=as_json)
 
 
 def show_results(judged: EvalOptions, terminal: Terminal, *, as_json: bool) -> None:
     """The tables of an existing results file."""
-    from uncomp_cli.evals.tables.results import read_results
+    from uncomp_cli.evals.journal import read_journal
+    from uncomp_cli.evals.tables.outcome import OUTCOMES
 
     if judged.out is None:
         raise UsageError("--show shows an existing file", hint="name it with --out")
-    settings, outcomes = read_results(judged.out)
+    settings, outcomes = read_journal(judged.out, OUTCOMES)
     if not outcomes:
         raise UsageError(f"{judged.out} holds no results yet", hint="run the same command without --show first")
     _report(judged, tables_of(outcomes), judged.out, settings, terminal, as_json=as_json)

@@ -167,9 +167,10 @@ def rope(
 
 def show_results(source: Path, plot: Path | None, terminal: Terminal, *, as_json: bool) -> None:
     """Tables and pictures of an existing results file; no model is needed."""
-    from uncomp_cli.evals.rope.rope_results import read_rope_results
+    from uncomp_cli.evals.journal import read_journal
+    from uncomp_cli.evals.rope.cells import CELLS
 
-    settings, cells = read_rope_results(source)
+    settings, cells = read_journal(source, CELLS)
     if not cells:
         raise UsageError(f"{source} holds no results yet", hint="run the same command with --out in place of --from")
     _report(cells, source, settings, {}, plot, terminal, as_json=as_json)
@@ -183,20 +184,23 @@ def run_rope(job: RopeJob, choice: ModelChoice, terminal: Terminal) -> None:
         _check_words(wanted)
     loaded = load(choice, terminal)
     request = _request(job, preset, loaded, terminal)
+    from uncomp_cli.evals.journal import Journal, writing
     from uncomp_cli.evals.rope import sweep as rope_sweep
+    from uncomp_cli.evals.rope.cells import CELLS
     from uncomp_cli.evals.rope.estimate import probe
-    from uncomp_cli.evals.rope.rope_results import RopeResults
 
     settings = rope_sweep.rope_settings(request, loaded)
     path = wanted.out or results_path(settings, "rope-")
-    with RopeResults.open(path, settings) as results:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with Journal.open(path, CELLS, settings) as results:
         terminal.note(f"results: {path} ({len(results.done):,} there)")
         with loading(terminal, "timing a short text"):
             cost = probe(loaded)
         left_s = rope_sweep.expected_seconds(request, loaded, results, cost)
         terminal.note(f"about {format_seconds(left_s)} to go on this machine; stop it and it goes on from there")
         _watch(rope_sweep.run_rope(request, loaded, results, cost=cost), terminal)
-        cells = rope_sweep.asked_for(request, results.cells)
+        cells = rope_sweep.asked_for(request, results.records)
     _report(cells, path, settings, made_here(), wanted.plot, terminal, as_json=job.as_json)
 
 

@@ -24,13 +24,13 @@ from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.answers import teacher_forced
 from uncomp_cli.evals.judges.case import Case, read_case, tokenise
 from uncomp_cli.evals.judges.contestants import FULL, Setting, make_settings
 from uncomp_cli.evals.judges.forced_rows import in_batches
 from uncomp_cli.evals.judges.run import EvalRequest, EvalStep, results_settings
 from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tables.results import ResultsFile
 from uncomp_cli.evals.tables.statistics import paired_difference
 from uncomp_cli.evals.tasks.calibration_samples import SampleMaker
 from uncomp_cli.evals.tasks.haystack import Haystack
@@ -115,7 +115,7 @@ def quality_file_settings(maker: SampleMaker, loaded: LoadedModel) -> dict[str, 
 
 
 def measure_quality(
-    loaded: LoadedModel, preset: Preset, samples: Sequence[Sample], budgets: Sequence[str], *, results: ResultsFile
+    loaded: LoadedModel, preset: Preset, samples: Sequence[Sample], budgets: Sequence[str], *, results: Journal[Outcome]
 ) -> Generator[EvalStep, None, QualityCurve]:
     """Judge what `results` lacks, a sample at a time; yields before each and once at the end, returns the curve.
 
@@ -134,7 +134,7 @@ def measure_quality(
         results.append(_judge(decoder, loaded.tokenizer, sample, missing))
     yield EvalStep(max(1, len(todo)), max(1, len(todo)), "quality done", time.perf_counter() - begun)
     wanted = {(sample.subtask, sample.tokens, sample.index) for sample in samples}
-    return quality_curve([outcome for outcome in results.outcomes if _sample_key(outcome) in wanted], settings)
+    return quality_curve([outcome for outcome in results.records if _sample_key(outcome) in wanted], settings)
 
 
 def quality_curve(outcomes: Sequence[Outcome], settings: Sequence[Setting]) -> QualityCurve:
@@ -176,7 +176,7 @@ def _point(budget: str, outcomes: Sequence[Outcome], full: Mapping[SampleKey, fl
     )
 
 
-def _missing(sample: Sample, settings: Sequence[Setting], results: ResultsFile) -> list[Setting]:
+def _missing(sample: Sample, settings: Sequence[Setting], results: Journal[Outcome]) -> list[Setting]:
     key = (sample.subtask, sample.tokens, sample.index, _REGIME)
     return [setting for setting in settings if (*key, setting.label) not in results.done]
 

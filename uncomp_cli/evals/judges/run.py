@@ -22,6 +22,7 @@ from uncomp_cli.engine.spend.profiles import profile_of
 from uncomp_cli.engine.tokens.prompt import count_tokens
 from uncomp_cli.engine.write.generate import stop_tokens
 from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.answers import judge_answers
 from uncomp_cli.evals.judges.case import Case, read_case
 from uncomp_cli.evals.judges.citations import judge_evidence
@@ -30,7 +31,6 @@ from uncomp_cli.evals.judges.dialogue import TURNS_TOKENS, judge_conversation
 from uncomp_cli.evals.judges.divergence import judge_fidelity
 from uncomp_cli.evals.judges.likelihood import NEXT_TOKENS, judge_perplexity
 from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tables.results import ResultsFile
 from uncomp_cli.evals.tasks import Task
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.oracle import check_solvable
@@ -105,7 +105,7 @@ class _Work:
     missing: tuple[tuple[Regime, tuple[Setting, ...]], ...]
 
 
-def run_eval(request: EvalRequest, loaded: LoadedModel, results: ResultsFile) -> Generator[EvalStep, None, None]:
+def run_eval(request: EvalRequest, loaded: LoadedModel, results: Journal[Outcome]) -> Generator[EvalStep, None, None]:
     """Judge what `results` lacks; yields before each sample and once at the end.
 
     Raises UsageError for int8 weights and for a contestant whose profile is another model's.
@@ -159,7 +159,7 @@ def _make_sample(request: EvalRequest, work: _Work, count: Callable[[str], int])
     return sample
 
 
-def _missing(request: EvalRequest, results: ResultsFile) -> Iterator[_Work]:
+def _missing(request: EvalRequest, results: Journal[Outcome]) -> Iterator[_Work]:
     """Index first, so that a run that is stopped has judged all subtasks on equally many samples."""
     for index in range(request.samples):
         for tokens in request.tokens:

@@ -1,13 +1,15 @@
-"""What one arm of `uncomp rope` scored: on one needle in a text, and along a plain text.
+"""What one arm of `uncomp rope` scored, one line of its results file: on one needle in a text, and along a plain text.
 
 Figures are plain numbers, so that a cell survives JSON and needs no model to be read again. By head means [L][G];
 layers with a sliding window have an empty row, since no position past their window is looked at.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
-__all__ = ["CellKey", "NeedleCell", "RopeCell", "TextCell"]
+from uncomp_cli.evals.journal import Kind
+
+__all__ = ["CELLS", "CellKey", "NeedleCell", "RopeCell", "TextCell"]
 
 CellKey = tuple[str, str, int, float, int]
 """Cell, arm, tokens, depth, index."""
@@ -71,3 +73,22 @@ class TextCell:
 
 
 RopeCell = NeedleCell | TextCell
+
+
+def _made(record: dict[str, Any]) -> RopeCell:
+    cells: dict[str, type[NeedleCell] | type[TextCell]] = {cell.name: cell for cell in (NeedleCell, TextCell)}
+    fields = {key: value for key, value in record.items() if key != "cell"}
+    if record.get("cell") not in cells:
+        raise TypeError("a cell of another kind")
+    return cells[record["cell"]](**fields)
+
+
+CELLS: Kind[RopeCell] = Kind(
+    program="uncomp rope",
+    make=_made,
+    plain=lambda cell: {"cell": cell.name, **asdict(cell)},
+    key=lambda cell: cell.key,
+    place=lambda cell: f"{cell.arm} at {cell.tokens:,} tokens",
+    fresh=False,
+)
+"""The results of `uncomp rope`."""

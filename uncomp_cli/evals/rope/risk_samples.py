@@ -23,10 +23,11 @@ from uncomp_cli.calibrate.risk_fit import HeadAt, RiskAnswer
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.session import Session
 from uncomp_cli.engine.look.watching import Watched, all_heads
+from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.judges.run import EvalStep
-from uncomp_cli.evals.rope.risk_file import RiskFile, RiskLine
+from uncomp_cli.evals.rope.risk_file import RiskLine
 from uncomp_cli.evals.tasks import choose_subtasks
 from uncomp_cli.evals.tasks.calibration_samples import SampleMaker
 from uncomp_cli.evals.tasks.haystack import Haystack
@@ -89,7 +90,7 @@ def risk_file_settings(turned: LoadedModel, preset: Preset) -> dict[str, Any]:
 
 
 def measure_risk(
-    loaded: LoadedModel, preset: Preset, samples: Sequence[Sample], *, results: RiskFile
+    loaded: LoadedModel, preset: Preset, samples: Sequence[Sample], *, results: Journal[RiskLine]
 ) -> Generator[EvalStep, None, RiskRun]:
     """Answer what `results` lacks; yields before each sample and once at the end.
 
@@ -100,7 +101,7 @@ def measure_risk(
     for number, sample in enumerate(todo):
         label = f"risk, {sample.subtask}, {sample.tokens:,} tokens"
         yield EvalStep(number, len(todo), label, time.perf_counter() - begun)
-        results.append(_judge(loaded, preset, sample))
+        results.append([_judge(loaded, preset, sample)])
     yield EvalStep(max(1, len(todo)), max(1, len(todo)), "risk done", time.perf_counter() - begun)
     lines = [results.done[_key(sample)] for sample in samples]
     watched = tuple(line.answer() for line in lines if line.entropy)

@@ -18,12 +18,12 @@ from uncomp_cli.engine.look.watching import HeadAt, watched_heads
 from uncomp_cli.engine.spend.context_memory import check_context
 from uncomp_cli.engine.spend.memory import free_bytes
 from uncomp_cli.errors import UsageError
+from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.run import EvalRequest, results_settings
 from uncomp_cli.evals.rope.arms import FULL, PLAIN, ModelLengths, RopeArm
 from uncomp_cli.evals.rope.cells import CellKey, NeedleCell, RopeCell, TextCell
 from uncomp_cli.evals.rope.estimate import ReadingCost
 from uncomp_cli.evals.rope.needles import NeedlePlace, judge_needle, make_needle
-from uncomp_cli.evals.rope.rope_results import RopeResults
 from uncomp_cli.evals.rope.text import judge_text, text_ids
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.models.loading import LoadedModel
@@ -89,7 +89,7 @@ class _Work:
 
 
 def run_rope(
-    request: RopeRequest, loaded: LoadedModel, results: RopeResults, *, cost: ReadingCost
+    request: RopeRequest, loaded: LoadedModel, results: Journal[RopeCell], *, cost: ReadingCost
 ) -> Generator[RopeStep, None, None]:
     """Measure what `results` lacks; yields before each cell and once at the end.
 
@@ -104,11 +104,11 @@ def run_rope(
             fraction = sum(expected[:number]) / sum(expected)
             yield RopeStep(number, len(todo), work.label, fraction, time.perf_counter() - begun)
             turned = use_rope(loaded, work.arm.choice_for(work.tokens))
-            results.append(_measure(work, request, turned, heads))
+            results.append([_measure(work, request, turned, heads)])
     yield RopeStep(len(todo), len(todo), "done", 1.0, time.perf_counter() - begun)
 
 
-def expected_seconds(request: RopeRequest, loaded: LoadedModel, results: RopeResults, cost: ReadingCost) -> float:
+def expected_seconds(request: RopeRequest, loaded: LoadedModel, results: Journal[RopeCell], cost: ReadingCost) -> float:
     """What is left to do is expected to take."""
     return sum(_cost(work, loaded, cost) for work in _todo(request, loaded, results))
 
@@ -201,7 +201,7 @@ def _shown(request: RopeRequest, loaded: LoadedModel, tokens: int) -> list[int]:
     return sorted({length for length in (loaded.info.trained_length, *request.lengths) if length <= tokens})
 
 
-def _todo(request: RopeRequest, loaded: LoadedModel, results: RopeResults) -> list[_Work]:
+def _todo(request: RopeRequest, loaded: LoadedModel, results: Journal[RopeCell]) -> list[_Work]:
     every = [*_texts(request, loaded), *_needles(request, loaded)]
     return [work for work in every if work.key not in results.done]
 

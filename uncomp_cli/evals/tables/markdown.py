@@ -7,7 +7,7 @@ Shares are in per cent and their differences in points; likelihoods and divergen
 
 from collections.abc import Iterable, Sequence
 
-from uncomp_cli.evals.tables.metrics import SHARES
+from uncomp_cli.evals.tables.outcome import SHARES
 from uncomp_cli.evals.tables.statistics import Interval
 from uncomp_cli.evals.tables.summary import FULL_FAILS_BELOW, FailedCell, Figure, Kept, NonMonotone, Row, Summary
 

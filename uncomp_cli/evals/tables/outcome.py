@@ -1,4 +1,4 @@
-"""What one setting scored on one sample: one line of a results file.
+"""What one setting scored on one sample, one line of a results file; and what its metrics are.
 
 Figures are plain numbers, so that a line survives JSON and needs no model to be read again.
 """
@@ -6,14 +6,55 @@ Figures are plain numbers, so that a line survives JSON and needs no model to be
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from uncomp_cli.evals.journal import Kind
 from uncomp_cli.evals.tasks.sample import Regime
 
-__all__ = ["LOWER_IS_BETTER", "Outcome"]
+__all__ = ["LOWER_IS_BETTER", "ORDER", "OUTCOMES", "RIGHT_OR_WRONG", "SHARES", "Key", "Outcome"]
+
+ORDER = (
+    "exact",
+    "match",
+    "match_first",
+    "match_last",
+    "top_1",
+    "top_3",
+    "nll",
+    "coverage",
+    "kl",
+    "kl_p99",
+    "agreement",
+    "divergence",
+)
+"""Answers first, then likelihood, then distances; others follow by name."""
+
+RIGHT_OR_WRONG = frozenset({"exact", "match", "match_first", "match_last", "top_1", "top_3", "within"})
+"""Of one query these are 0 or 1, so that their intervals are those of a proportion."""
+
+SHARES = RIGHT_OR_WRONG | {"coverage", "agreement", "divergence", "reread"}
+"""Shown in per cent."""
 
 LOWER_IS_BETTER = frozenset(
     {"nll", "kl", "kl_p99", "nll_weighted", "gain_lost", "nll_to_32", "nll_to_128", "nll_to_512"}
 )
 """Metrics in which less is better; in all others more is."""
+
+
+Key = tuple[str, int, int, str, str]
+"""Subtask, tokens, index, regime, setting."""
+
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "subtask": str,
+    "index": int,
+    "regime": str,
+    "setting": str,
+    "contestant": str,
+    "budget": str,
+    "tokens": int,
+    "depth": (int, float, type(None)),
+    "kept_fraction": (int, float),
+    "kv_bytes": int,
+    "metrics": dict,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +85,27 @@ class Outcome:
     refused: str | None = None
 
     @property
-    def key(self) -> tuple[str, int, int, str, str]:
-        """What makes a line unique in a results file: subtask, tokens, index, regime, setting."""
+    def key(self) -> Key:
+        """What makes a line unique in a results file."""
         return (self.subtask, self.tokens, self.index, self.regime, self.setting)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return asdict(self)
+
+
+def _made(record: dict[str, Any]) -> Outcome:
+    good = all(isinstance(record.get(key), kind) for key, kind in _REQUIRED.items())
+    if not good or not all(isinstance(value, (int, float)) for value in record["metrics"].values()):
+        raise TypeError("a field is missing or of another type")
+    return Outcome(**record)
+
+
+OUTCOMES = Kind(
+    program="uncomp eval",
+    make=_made,
+    plain=Outcome.to_dict,
+    key=lambda outcome: outcome.key,
+    place=lambda outcome: f"{outcome.setting} on {outcome.subtask} {outcome.index}",
+)
+"""The results of `uncomp eval`, and the outcomes of a calibration of quality."""

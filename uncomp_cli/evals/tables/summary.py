@@ -14,8 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from uncomp_cli.evals.judges.contestants import FULL
-from uncomp_cli.evals.tables.metrics import ORDER, RIGHT_OR_WRONG
-from uncomp_cli.evals.tables.outcome import LOWER_IS_BETTER, Outcome
+from uncomp_cli.evals.tables.outcome import LOWER_IS_BETTER, ORDER, RIGHT_OR_WRONG, Outcome
 from uncomp_cli.evals.tables.statistics import (
     BudgetScores,
     Interval,

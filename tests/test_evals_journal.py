@@ -1,4 +1,4 @@
-"""The results file: resumed, torn, refused, locked, killed with SIGKILL, and on a full disk."""
+"""A journal of results, whatever its kind: resumed, torn, refused, locked, killed with SIGKILL, and on a full disk."""
 
 import json
 import os
@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from uncomp_cli.errors import UncompError, UsageError
-from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tables.results import ResultsFile, read_results, set_aside
+from uncomp_cli.evals.journal import Journal, read_journal, set_aside
+from uncomp_cli.evals.rope.cells import CELLS, NeedleCell, TextCell
+from uncomp_cli.evals.rope.risk_file import ANSWERS, RiskLine
+from uncomp_cli.evals.tables.outcome import OUTCOMES, Outcome
 
 SETTINGS = {"model": "smollm2-135m", "tokens": (1800,), "seed": 7}
 
@@ -30,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def _written(path: Path, count: int = 3) -> bytes:
-    with ResultsFile.open(path, SETTINGS) as results:
+    with Journal.open(path, OUTCOMES, SETTINGS) as results:
         results.append([_outcome(index) for index in range(count)])
     return path.read_bytes()
 
@@ -46,35 +49,35 @@ def test_a_new_file_has_the_header_and_one_line_an_outcome(path: Path) -> None:
 
 
 def test_the_header_is_there_before_any_outcome(path: Path) -> None:
-    with ResultsFile.open(path, SETTINGS):
+    with Journal.open(path, OUTCOMES, SETTINGS):
         assert path.read_bytes().count(b"\n") == 1
 
 
 def test_resuming_finds_what_was_done_and_appends_behind_it(path: Path) -> None:
     _written(path)
-    with ResultsFile.open(path, dict(reversed(SETTINGS.items()))) as results:
-        assert results.outcomes == [_outcome(index) for index in range(3)]
-        assert results.done == {("needle/uuid", 1800, index, "aware", "uniform/window 20%") for index in range(3)}
+    with Journal.open(path, OUTCOMES, dict(reversed(SETTINGS.items()))) as results:
+        assert results.records == [_outcome(index) for index in range(3)]
+        assert list(results.done) == [_outcome(index).key for index in range(3)]
         results.append([_outcome(3)])
         assert _outcome(3).key in results.done
-    settings, outcomes = read_results(path)
+    settings, outcomes = read_journal(path, OUTCOMES)
     assert settings == {"model": "smollm2-135m", "tokens": [1800], "seed": 7}
     assert outcomes == [_outcome(index) for index in range(4)]
 
 
 def test_an_outcome_is_written_once_only(path: Path) -> None:
-    with ResultsFile.open(path, SETTINGS) as results:
+    with Journal.open(path, OUTCOMES, SETTINGS) as results:
         results.append([_outcome(0)])
         for batch in ([_outcome(0)], [_outcome(1), _outcome(1)]):
             with pytest.raises(ValueError, match="once only"):
                 results.append(batch)
-    assert len(read_results(path)[1]) == 1
+    assert len(read_journal(path, OUTCOMES)[1]) == 1
 
 
 def test_other_settings_are_refused_with_both_values_and_the_file_stays(path: Path) -> None:
     before = _written(path)
     with pytest.raises(UsageError) as refusal:
-        ResultsFile.open(path, {"model": "smollm2-135m", "tokens": [1800, 4000], "dtype": "bfloat16"})
+        Journal.open(path, OUTCOMES, {"model": "smollm2-135m", "tokens": [1800, 4000], "dtype": "bfloat16"})
     assert str(path) in refusal.value.message
     assert "tokens [1800] there, [1800, 4000] now" in refusal.value.message
     assert "seed 7 there, not set now" in refusal.value.message
@@ -89,31 +92,31 @@ def test_other_settings_are_refused_with_both_values_and_the_file_stays(path: Pa
 def test_a_torn_last_line_is_cut_off(path: Path, tail: bytes) -> None:
     whole = _written(path)
     path.write_bytes(whole + tail)
-    assert len(read_results(path)[1]) == 3
+    assert len(read_journal(path, OUTCOMES)[1]) == 3
     assert path.read_bytes() == whole + tail  # reading changes nothing
-    with ResultsFile.open(path, SETTINGS) as results:
-        assert len(results.outcomes) == 3
+    with Journal.open(path, OUTCOMES, SETTINGS) as results:
+        assert len(results.records) == 3
         assert path.read_bytes() == whole
         results.append([_outcome(3)])
-    assert len(read_results(path)[1]) == 4
+    assert len(read_journal(path, OUTCOMES)[1]) == 4
 
 
 def test_a_last_line_without_its_newline_was_not_finished(path: Path) -> None:
     whole = _written(path)
     path.write_bytes(whole[:-1])
-    with ResultsFile.open(path, SETTINGS) as results:
-        assert [outcome.index for outcome in results.outcomes] == [0, 1]
+    with Journal.open(path, OUTCOMES, SETTINGS) as results:
+        assert [outcome.index for outcome in results.records] == [0, 1]
         results.append([_outcome(2)])
     assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("length", [0, 1, 20, 41, 60, -1])
 def test_a_run_killed_within_its_header_starts_anew(path: Path, length: int) -> None:
-    with ResultsFile.open(path, SETTINGS):
+    with Journal.open(path, OUTCOMES, SETTINGS):
         header = path.read_bytes()
     path.write_bytes(header[:length])
-    with ResultsFile.open(path, SETTINGS) as results:
-        assert results.outcomes == []
+    with Journal.open(path, OUTCOMES, SETTINGS) as results:
+        assert results.records == []
     assert path.read_bytes() == header
 
 
@@ -122,7 +125,7 @@ def test_a_broken_line_in_the_middle_is_named(path: Path, broken: bytes) -> None
     lines = _written(path).split(b"\n")
     lines[2] = broken
     path.write_bytes(b"\n".join(lines))
-    for act in (lambda: read_results(path), lambda: ResultsFile.open(path, SETTINGS)):
+    for act in (lambda: read_journal(path, OUTCOMES), lambda: Journal.open(path, OUTCOMES, SETTINGS)):
         with pytest.raises(UncompError, match=r"run\.jsonl: line 3 is not a result"):
             act()
     assert path.read_bytes() == b"\n".join(lines)
@@ -134,10 +137,10 @@ def test_lines_with_wrong_fields_or_given_twice_are_named(path: Path) -> None:
     for line in ({**record, "tokens": "many"}, {**record, "metrics": {"nll": "low"}}, {**record, "newer": 1}):
         path.write_bytes(header + json.dumps(line).encode() + b"\n")
         with pytest.raises(UncompError, match="line 2 is not a result"):
-            read_results(path)
+            read_journal(path, OUTCOMES)
     path.write_bytes(header + first + first)
     with pytest.raises(UncompError, match="line 3 repeats line 2"):
-        read_results(path)
+        read_journal(path, OUTCOMES)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,11 @@ def test_lines_with_wrong_fields_or_given_twice_are_named(path: Path) -> None:
 def test_a_file_of_another_kind_is_refused_and_not_touched(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     before = path.stat()
-    for act in (lambda: ResultsFile.open(path, SETTINGS), lambda: read_results(path), lambda: set_aside(path)):
+    for act in (
+        lambda: Journal.open(path, OUTCOMES, SETTINGS),
+        lambda: read_journal(path, OUTCOMES),
+        lambda: set_aside(path, OUTCOMES),
+    ):
         with pytest.raises(UsageError, match="is not a results file"):
             act()
     assert path.read_bytes() == content
@@ -157,20 +164,20 @@ def test_a_file_of_another_kind_is_refused_and_not_touched(path: Path, content: 
 def test_another_schema_is_refused_and_can_be_set_aside(path: Path) -> None:
     path.write_bytes(_written(path).replace(b'"schema_version": 1', b'"schema_version": 2'))
     with pytest.raises(UsageError, match="schema version 2; this uncomp reads 1"):
-        ResultsFile.open(path, SETTINGS)
-    assert set_aside(path) is not None
+        Journal.open(path, OUTCOMES, SETTINGS)
+    assert set_aside(path, OUTCOMES) is not None
 
 
 def test_places_that_cannot_be_written_or_read_are_errors_of_ours(tmp_path: Path) -> None:
     with pytest.raises(UncompError, match="cannot be written: No such file"):
-        ResultsFile.open(tmp_path / "missing" / "run.jsonl", SETTINGS)
+        Journal.open(tmp_path / "missing" / "run.jsonl", OUTCOMES, SETTINGS)
     with pytest.raises(UncompError, match="cannot be written: Is a directory"):
-        ResultsFile.open(tmp_path, SETTINGS)
+        Journal.open(tmp_path, OUTCOMES, SETTINGS)
     with pytest.raises(UsageError, match="cannot be read: No such file"):
-        read_results(tmp_path / "run.jsonl")
+        read_journal(tmp_path / "run.jsonl", OUTCOMES)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    for act in (lambda: ResultsFile.open(pipe, SETTINGS), lambda: set_aside(pipe)):
+    for act in (lambda: Journal.open(pipe, OUTCOMES, SETTINGS), lambda: set_aside(pipe, OUTCOMES)):
         with pytest.raises(UsageError, match="not a regular file"):
             act()
 
@@ -178,7 +185,7 @@ def test_places_that_cannot_be_written_or_read_are_errors_of_ours(tmp_path: Path
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_score_that_is_no_number_is_named_and_not_written(path: Path, value: float) -> None:
     before = _written(path)
-    with ResultsFile.open(path, SETTINGS) as results:
+    with Journal.open(path, OUTCOMES, SETTINGS) as results:
         with pytest.raises(UncompError, match=rf"uniform/window 20% on needle/uuid 9 .*: nll {value}"):
             results.append([_outcome(8), _outcome(9, nll=value)])
         assert len(results.done) == 3
@@ -186,24 +193,24 @@ def test_a_score_that_is_no_number_is_named_and_not_written(path: Path, value: f
 
 
 def test_two_runs_cannot_write_one_file(path: Path) -> None:
-    with ResultsFile.open(path, SETTINGS) as results:
-        for act in (lambda: ResultsFile.open(path, SETTINGS), lambda: set_aside(path)):
+    with Journal.open(path, OUTCOMES, SETTINGS) as results:
+        for act in (lambda: Journal.open(path, OUTCOMES, SETTINGS), lambda: set_aside(path, OUTCOMES)):
             with pytest.raises(UncompError, match="being written by another") as refusal:
                 act()
             assert "--out" in str(refusal.value.hint)
         results.append([_outcome(0)])
-    assert len(read_results(path)[1]) == 1
-    _written_again = ResultsFile.open(path, SETTINGS)
+    assert len(read_journal(path, OUTCOMES)[1]) == 1
+    _written_again = Journal.open(path, OUTCOMES, SETTINGS)
     _written_again.close()
     _written_again.close()
 
 
 def test_setting_aside_keeps_every_older_file(path: Path) -> None:
-    assert set_aside(path) is None
+    assert set_aside(path, OUTCOMES) is None
     contents = []
     for count in (1, 2, 3):
         contents.append(_written(path, count))
-        assert set_aside(path) == path.with_name(f"run.{count}.jsonl")
+        assert set_aside(path, OUTCOMES) == path.with_name(f"run.{count}.jsonl")
     assert not path.exists()
     assert [path.with_name(f"run.{count}.jsonl").read_bytes() for count in (1, 2, 3)] == contents
 
@@ -211,11 +218,11 @@ def test_setting_aside_keeps_every_older_file(path: Path) -> None:
 _WRITER = """
 import sys
 from pathlib import Path
-from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tables.results import ResultsFile
+from uncomp_cli.evals.journal import Journal
+from uncomp_cli.evals.tables.outcome import OUTCOMES, Outcome
 
-with ResultsFile.open(Path(sys.argv[1]), {"seed": 1}) as results:
-    for index in range(len(results.outcomes) // 2, 1_000_000):
+with Journal.open(Path(sys.argv[1]), OUTCOMES, {"seed": 1}) as results:
+    for index in range(len(results.records) // 2, 1_000_000):
         batch = [Outcome("needle/uuid", index, "aware", name, name, "20%", 1800, 0.5, 0.2, 4096, {"nll": 0.1},
                          [[0.5] * 9] * 30) for name in ("full", "window")]
         results.append([outcome for outcome in batch if outcome.key not in results.done])
@@ -238,9 +245,9 @@ def _write_until_killed(path: Path, *, lines: int, grace_s: float) -> int:
 def test_a_run_killed_in_mid_write_loses_nothing_and_doubles_nothing(path: Path) -> None:
     for grace_s in (0.0, 0.013, 0.021):
         last = _write_until_killed(path, lines=20, grace_s=grace_s)
-        with ResultsFile.open(path, {"seed": 1}) as results:
-            written = {(outcome.index, outcome.setting) for outcome in results.outcomes}
-            assert len(written) == len(results.outcomes)
+        with Journal.open(path, OUTCOMES, {"seed": 1}) as results:
+            written = {(outcome.index, outcome.setting) for outcome in results.records}
+            assert len(written) == len(results.records)
             promised = {(index, name) for index in range(last + 1) for name in ("full", "window")}
             assert promised <= written
             assert len(written - promised) <= 2  # at most the batch that was written and not yet announced
@@ -250,14 +257,14 @@ _FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from uncomp_cli.errors import UncompError
-from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tables.results import ResultsFile
+from uncomp_cli.evals.journal import Journal
+from uncomp_cli.evals.tables.outcome import OUTCOMES, Outcome
 
 def outcome(index):
     return Outcome("needle/uuid", index, "aware", "full", "full", "full", 1800, 0.5, 1.0, 4096, answer="x" * 300)
 
 path = Path(sys.argv[1])
-with ResultsFile.open(path, {"seed": 1}) as results:
+with Journal.open(path, OUTCOMES, {"seed": 1}) as results:
     results.append([outcome(0)])
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 700, resource.RLIM_INFINITY))
     try:
@@ -271,5 +278,132 @@ with ResultsFile.open(path, {"seed": 1}) as results:
 def test_a_full_disk_leaves_no_part_of_a_batch(path: Path) -> None:
     child = subprocess.run([sys.executable, "-c", _FULL_DISK, str(path)], capture_output=True, text=True, check=True)
     assert child.stdout.strip() == f"{path} cannot be written: No space left on device 1 2"
-    with ResultsFile.open(path, {"seed": 1}) as results:
-        assert [outcome.index for outcome in results.outcomes] == [0, 1]
+    with Journal.open(path, OUTCOMES, {"seed": 1}) as results:
+        assert [outcome.index for outcome in results.records] == [0, 1]
+
+
+# Cells of `uncomp rope`
+
+TINY = {"model": "tiny", "seed": 7}
+TEXT = TextCell("yarn:2", 2048, [(513, 2.5)], {"1024": [[[0.5, 0.5]]]}, 512, 4096, 1.5)
+
+
+def needle(index: int, nll: float = 0.25) -> NeedleCell:
+    return NeedleCell("yarn:2", 2048, 0.5, index, nll, 1.0, " 1\u2028é", 0.5, 3.0, None, [[0.5]], 4096, 1.0, 2.0)
+
+
+@pytest.fixture
+def rope(tmp_path: Path) -> Path:
+    path = tmp_path / "r.jsonl"
+    with Journal.open(path, CELLS, TINY) as results:
+        results.append([TEXT, needle(0)])
+    return path
+
+
+def test_cells_come_back_as_they_were(rope: Path) -> None:
+    settings, cells = read_journal(rope, CELLS)
+    assert settings == TINY
+    text, first = cells
+    assert first == needle(0)
+    assert isinstance(text, TextCell)
+    assert (text.patterns, [tuple(pair) for pair in text.losses]) == (TEXT.patterns, TEXT.losses)
+
+
+def test_a_torn_cell_is_cut_off_and_it_is_missing(rope: Path) -> None:
+    whole = rope.read_bytes()
+    rope.write_bytes(whole + b'{"cell": "needle", "arm"')
+    assert len(read_journal(rope, CELLS)[1]) == 2
+    with Journal.open(rope, CELLS, TINY) as results:
+        assert results.done.keys() == {TEXT.key, needle(0).key}
+        results.append([needle(1)])
+    assert [json.loads(line).get("index") for line in rope.read_bytes().splitlines()[1:]] == [None, 0, 1]
+    assert rope.read_bytes().startswith(whole)
+
+
+def test_a_header_of_cells_that_was_never_finished_is_written_anew(rope: Path) -> None:
+    rope.write_bytes(rope.read_bytes()[:20])
+    with Journal.open(rope, CELLS, TINY) as results:
+        assert results.records == []
+    assert read_journal(rope, CELLS) == (TINY, [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"cell": "other"}\n', b'{"cell": "needle", "arm": "plain"}\n', b"[]\n", b"no json\n"],
+)
+def test_a_broken_cell_in_the_middle_is_named_and_nothing_is_changed(rope: Path, line: bytes) -> None:
+    header, *cells = rope.read_bytes().splitlines(keepends=True)
+    rope.write_bytes(header + line + b"".join(cells))
+    before = rope.read_bytes()
+    with pytest.raises(UncompError, match="line 2"):
+        Journal.open(rope, CELLS, TINY)
+    assert rope.read_bytes() == before
+
+
+def test_other_settings_and_other_files_than_cells_are_refused_and_stay(rope: Path) -> None:
+    before = rope.read_bytes()
+    with pytest.raises(UsageError, match="seed 7 there, 8 now"):
+        Journal.open(rope, CELLS, {**TINY, "seed": 8})
+    assert rope.read_bytes() == before
+    rope.write_text("a letter\n")
+    with pytest.raises(UsageError, match="not a results file of uncomp rope"):
+        Journal.open(rope, CELLS, TINY)
+    assert rope.read_text() == "a letter\n"
+
+
+def test_cells_in_use_are_refused(rope: Path) -> None:
+    with Journal.open(rope, CELLS, TINY), pytest.raises(UncompError, match="another uncomp rope"):
+        Journal.open(rope, CELLS, TINY)
+
+
+def test_a_cell_whose_score_is_no_number_is_not_written(rope: Path) -> None:
+    before = rope.read_bytes()
+    with Journal.open(rope, CELLS, TINY) as results, pytest.raises(UncompError, match="no number"):
+        results.append([needle(2, nll=float("nan"))])
+    assert rope.read_bytes() == before
+
+
+# Answers of `uncomp calibrate --risk`
+
+LINE = RiskLine("a", "needle/uuid", 400, None, True, " 12", 0.5, [[0.25, 0.5]])
+PRESET = {"rope": "repack", "preset": {"name": "mine", "scorer": {"window": 32, "pooling": "mean"}}}
+
+
+def test_answers_with_an_older_header_are_gone_on_from(path: Path) -> None:
+    """Until version 0.1 the settings stood beside the version."""
+    header = json.dumps({"schema_version": 1, "measured": "risk", **PRESET}).encode()
+    path.write_bytes(header + b"\n" + json.dumps(ANSWERS.plain(LINE)).encode() + b"\n")
+    assert read_journal(path, ANSWERS) == (PRESET, [LINE])
+    other = replace(LINE, sha256="b")
+    with Journal.open(path, ANSWERS, PRESET) as results:
+        assert results.done == {"a": LINE}
+        results.append([other])
+    assert read_journal(path, ANSWERS) == (PRESET, [LINE, other])
+    assert path.read_bytes().startswith(header)
+
+
+def test_of_settings_within_settings_only_what_differs_is_told(path: Path) -> None:
+    Journal.open(path, ANSWERS, PRESET).close()
+    now = {"rope": "repack", "preset": {"name": "mine", "scorer": {"window": 16, "pooling": "mean"}}}
+    with pytest.raises(UsageError) as refusal:
+        Journal.open(path, ANSWERS, now)
+    assert refusal.value.message == f"{path} holds results of other settings: preset.scorer.window 32 there, 16 now"
+
+
+@pytest.mark.parametrize(("more", "less"), [({"newer": 1}, ""), ({}, "wrong")])
+def test_an_answer_with_other_fields_is_named(path: Path, more: dict[str, object], less: str) -> None:
+    Journal.open(path, ANSWERS, PRESET).close()
+    line = {key: value for key, value in {**ANSWERS.plain(LINE), **more}.items() if key != less}
+    with path.open("ab") as stream:
+        stream.write(json.dumps(line).encode() + b"\n")
+    with pytest.raises(UncompError, match="line 2 is not a result"):
+        Journal.open(path, ANSWERS, PRESET)
+
+
+def test_a_journal_of_one_kind_is_none_of_another(path: Path) -> None:
+    before = _written(path)
+    with pytest.raises(UsageError, match="is not a results file of uncomp rope"):
+        Journal.open(path, CELLS, SETTINGS)
+    with pytest.raises(UsageError, match="is not a results file of uncomp calibrate"):
+        read_journal(path, ANSWERS)
+    assert path.read_bytes() == before
