@@ -328,7 +328,6 @@ LOOK_ALIKES = {
     "evals/rope/needles evals/tasks/needle",
     "evals/rope/risk_file uncertainty/risk",
     "evals/rope/risk_samples uncertainty/risk",
-    "evals/rope/rope_results evals/tables/results",
     "evals/rope/rope_summary evals/tables/summary",
     "evals/tasks/facts evals/tasks/retrieval_facts",
     "ui/plots ui/plots_heat",
