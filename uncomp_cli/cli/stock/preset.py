@@ -1,6 +1,8 @@
 """`uncomp preset`: what a preset sets and what was measured for it, shipped and own.
 
 A preset that was calibrated has a profile, the uncertainty of a model's layers and heads, and the loss of its budgets.
+`plot` shows the profile, and what the preset's policy keeps by it, layer by head, of a prompt whose question competes
+with the document, as in `uncomp ask`: its first tokens and the question's last are always kept; there is no template.
 """
 
 from collections.abc import Iterator
@@ -12,13 +14,18 @@ import typer
 from uncomp_cli.cli.ask.report import QUALITY_COLUMNS, quality_row
 from uncomp_cli.cli.declare.options import Json, preset_names, terminal_of
 from uncomp_cli.cli.declare.tree import command_of, group, option
+from uncomp_cli.cli.judge.trial import check_plot
+from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.numerals import format_count
 from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.heatmap import HeatMap, write_heat_map
 from uncomp_cli.ui.meter import loading
 
 if TYPE_CHECKING:
+    from uncomp_cli.budget.plan import BudgetPlan
     from uncomp_cli.budget.presets import Preset
-    from uncomp_cli.uncertainty.profile import UncertaintyProfile
+    from uncomp_cli.spec import ModelSpec
+    from uncomp_cli.uncertainty.profile import ModelFingerprint, UncertaintyProfile
 
 __all__ = ["app"]
 
@@ -103,11 +110,20 @@ def plot(
 ) -> None:
     """Show the uncertainty and the tokens kept of every layer and head, as heat maps."""
     from uncomp_cli.budget.presets import load_preset
-    from uncomp_cli.cli.stock.preset_plot import run_plot
 
-    run_plot(
-        load_preset(name), measure=measure, folder=folder, tokens=tokens, as_json=as_json, terminal=terminal_of(ctx)
-    )
+    terminal, preset = terminal_of(ctx), load_preset(name)
+    check_plot(folder)
+    profile = _profile_of(preset, terminal)
+    key = _shown_measure(preset, profile, measure)
+    plan = _plan(preset, profile, tokens, terminal)
+    maps = (_uncertainty_map(preset, profile, key), _kept_map(preset, profile, plan))
+    drawn = [] if folder is None else _draw(maps, folder, terminal)
+    if as_json:
+        terminal.write_json(_plot_record(preset, profile, plan, key) | {"pictures": [str(path) for path in drawn]})
+        return
+    write_heat_map(maps[0], terminal)
+    terminal.write_line()
+    write_heat_map(maps[1], terminal)
 
 
 @command_of(app, "validate")
@@ -184,3 +200,150 @@ def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", "-" if value is None else str(value)
+
+
+def _profile_of(preset: "Preset", terminal: Terminal) -> "UncertaintyProfile":
+    """The profile of the preset; raises UsageError when it has none."""
+    from uncomp_cli.budget.policies import make_policy
+
+    if preset.profile_path is not None:
+        return _load(preset.profile_path, terminal)
+    live = bool(make_policy(preset.policy).measures)
+    why = "it measures on your own prompt" if live else f"its policy, {preset.policy}, measures nothing"
+    raise UsageError(
+        f"preset {preset.name} has no profile to plot: {why}",
+        hint="uncomp calibrate makes a preset with a profile; uncomp ask --explain-budget tells of your own prompt",
+    )
+
+
+def _shown_measure(preset: "Preset", profile: "UncertaintyProfile", wanted: str | None) -> str:
+    """The measure that was asked for, else the policy's, else the profile's first."""
+    from uncomp_cli.uncertainty.measures import canonical_keys
+
+    if wanted is not None:
+        profile.samples_of(wanted)
+        return canonical_keys([wanted])[0]
+    return _used_measure(preset, profile) or next(iter(profile.values))
+
+
+def _used_measure(preset: "Preset", profile: "UncertaintyProfile") -> str | None:
+    """The first of the policy's measures that the profile has; None when it needs none of them."""
+    from uncomp_cli.budget.policies import make_policy
+
+    return next((key for key in make_policy(preset.policy).measures if key in profile.values), None)
+
+
+def _uncertainty_map(preset: "Preset", profile: "UncertaintyProfile", key: str) -> HeatMap:
+    rows = profile.as_rows(key)
+    return HeatMap(preset.name, key, _column(len(rows[0]), profile.fingerprint), rows)
+
+
+def _kept_map(preset: "Preset", profile: "UncertaintyProfile", plan: "BudgetPlan") -> HeatMap:
+    quantity = f"tokens kept of {format_count(plan.seq_len)}, budget {preset.budget}"
+    return HeatMap(preset.name, quantity, _column(len(plan.kept[0]), profile.fingerprint), plan.kept)
+
+
+def _plan(preset: "Preset", profile: "UncertaintyProfile", tokens: int, terminal: Terminal) -> "BudgetPlan":
+    """What every head keeps of a prompt of `tokens`, of which its first and the question's last are always kept.
+
+    Raises UsageError when the profile has nothing that the preset's policy can use.
+    """
+    from uncomp_cli.budget.policies import make_policy
+
+    measures = make_policy(preset.policy).measures
+    if measures and _used_measure(preset, profile) is None:
+        message = f"the profile of preset {preset.name} has no {' and no '.join(measures)}, so it measures live"
+        raise UsageError(message, hint="uncomp calibrate makes a preset with a profile of its own")
+    spec = _spec_of(profile.fingerprint, terminal)
+    with loading(terminal, "planning"):
+        import torch
+
+        from uncomp_cli.engine.spend.memory import free_bytes
+        from uncomp_cli.engine.spend.spending import make_plan
+        from uncomp_cli.engine.tokens.prompt import Prompt
+        from uncomp_cli.engine.tokens.tokens import Tokens
+
+        question = min(preset.scorer.recent, tokens - 1)
+        protected = torch.arange(tokens - question) < preset.scorer.sinks
+        prompt = Prompt(Tokens.of((0,) * (tokens - question), protected=protected), ((0,) * question,))
+        available = free_bytes(torch.device("cpu"))
+        return make_plan(spec, preset, prompt, available=available)
+
+
+def _spec_of(model: "ModelFingerprint", terminal: Terminal) -> "ModelSpec":
+    """The shape of the measured model: its own where it is on this machine, else as far as the profile knows it."""
+    spec = _local_spec(model)
+    if spec is not None:
+        return spec
+    from uncomp_cli.spec import ModelSpec
+
+    terminal.note(f"model {model.name} is not on this machine: taken as float32, with attention to all in every layer")
+    hidden_size = model.num_heads * model.head_dim
+    return ModelSpec(
+        model_type=model.model_type,
+        num_layers=model.num_layers,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        vocab_size=1,
+        trained_length=1,
+        dtype_bytes=4,
+        sliding_windows=(None,) * model.num_layers,
+    )
+
+
+def _local_spec(model: "ModelFingerprint") -> "ModelSpec | None":
+    """The shape of the model of this name, if there is one here and it is the one that was measured."""
+    import torch
+
+    from uncomp_cli.models.catalog import local_path, show_model
+    from uncomp_cli.models.footprint import footprint
+    from uncomp_cli.models.identity import fingerprint_of
+
+    try:
+        path = local_path(model.name)
+        if path is None:
+            return None
+        spec, _ = footprint(path, dtype="auto", device=torch.device("cpu"), quantize="none")
+        model.check(fingerprint_of(show_model(model.name), spec))
+    except UncompError:
+        return None
+    return spec
+
+
+def _column(width: int, model: "ModelFingerprint") -> str:
+    """What one of `width` values in a layer belongs to."""
+    if width == model.num_kv_heads:
+        return "KV head"
+    return "query head" if width == model.num_heads else "all heads"
+
+
+def _plot_record(preset: "Preset", profile: "UncertaintyProfile", plan: "BudgetPlan", key: str) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "preset": preset.name,
+        "model": profile.fingerprint.name,
+        "policy": preset.policy,
+        "policy_measure": _used_measure(preset, profile),
+        "budget": str(preset.budget),
+        "tokens": plan.seq_len,
+        "entries": plan.entries,
+        "measure": key,
+        "uncertainty": [list(row) for row in profile.as_rows(key)],
+        "kept": [list(row) for row in plan.kept],
+    }
+
+
+def _draw(maps: tuple[HeatMap, HeatMap], folder: Path, terminal: Terminal) -> list[Path]:
+    """One picture a map, named by the preset and what it shows."""
+    with loading(terminal, "drawing"):
+        from uncomp_cli.ui.plots_heat import plot_heat_map
+
+        names = (maps[0].quantity.replace("/", "-"), "kept")
+        drawn = [
+            plot_heat_map(shown, folder / f"{shown.title}-{name}.png") for shown, name in zip(maps, names, strict=True)
+        ]
+    terminal.note(f"{len(drawn)} pictures in {folder}")
+    return drawn
