@@ -11,9 +11,9 @@ import pytest
 
 from support.commands import last_object, start
 from support.town import CODE, NAME, OTHER, QUESTION, town
+from uncomp_cli.asking.material import describe_files, join_documents
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.ask import road
-from uncomp_cli.cli.ask.asking import describe_files, join_documents
 from uncomp_cli.documents.collection import Document, DocumentSet
 from uncomp_cli.models.loading import LoadedModel, load_tokenizer
 

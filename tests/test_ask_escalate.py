@@ -13,12 +13,12 @@ import pytest
 from support.commands import two_lines
 from support.curves import curve_up_to, risky
 from support.tiny import TRAINED_LENGTH
+from uncomp_cli.asking.doubts import Risk
+from uncomp_cli.asking.escalation import Try, best_of, escalation_record, wider
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.ask import asking_again
-from uncomp_cli.cli.ask.escalating import Try, best_of, escalation_record, wider
-from uncomp_cli.cli.ask.risk_report import Risk
 from uncomp_cli.errors import DoesNotFitError
 
 Ask = Callable[..., tuple[int, str, str]]

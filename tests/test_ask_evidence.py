@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 
 from support.commands import start
 from support.town import CODE, NAME, OTHER, QUESTION, town
+from uncomp_cli.asking.readout import evidence_lines, evidence_warnings
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.ask.citing import evidence_lines, evidence_records, evidence_warnings
 from uncomp_cli.documents.evidence import Evidence
 
 Ask = Callable[..., tuple[int, str, str]]
@@ -137,7 +138,7 @@ def test_how_evidence_is_shown() -> None:
     assert second.startswith('  a.md:7                 9 %  kept   4 %  "word word')
     assert second.endswith('word…"')
     assert len(second) < 120
-    assert evidence_records(found)[1] == dict(zip(KEYS, ["a.md", 7, 7, "word " * 40, 0.09, 0.04], strict=True))
+    assert asdict(found[1]) == dict(zip(KEYS, ["a.md", 7, 7, "word " * 40, 0.09, 0.04], strict=True))
     (warning,) = evidence_warnings(found)
     assert warning.startswith("a.md:7 was cited, but only 4 % of its keys and values were kept")
 

@@ -11,10 +11,10 @@ import pytest
 
 from support.commands import last_object, two_lines
 from support.town import town
+from uncomp_cli.asking.preset_choice import choose_preset
 from uncomp_cli.bench.bench_prompt import BenchRequest, make_jobs
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.ask.prepare import choose_preset
 
 HEAD_DIM, HEADS, DTYPE_BYTES = 16, 4 * 2, 4
 FULL_ENTRY = 2 * HEAD_DIM * DTYPE_BYTES

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from support.commands import two_lines
+from uncomp_cli.asking.material import resolve
+from uncomp_cli.asking.request import Pin, parse_pin
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.ask.pins import Pin, parse_pin, resolve
 from uncomp_cli.engine.write.batch import BatchSession
 from uncomp_cli.errors import UsageError
 

@@ -11,9 +11,9 @@ import pytest
 
 from support.commands import two_lines
 from support.curves import HIGH, LOW, curve_up_to, risky
+from uncomp_cli.asking.doubts import Risk, check_fail_under, fall_short, risk_record, risk_warnings
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.ask.risk_report import Risk, check_fail_under, fall_short, risk_record, risk_warnings
 from uncomp_cli.errors import UsageError
 
 Ask = Callable[..., tuple[int, str, str]]

@@ -10,8 +10,8 @@ import pytest
 from support.chats import GREEDY, Stopping, hold
 from support.commands import two_lines
 from support.tiny import TRAINED_LENGTH
+from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.ask.prepare import ModelChoice
 from uncomp_cli.cli.chat import chatting
 from uncomp_cli.cli.chat.chat_preset import PresetChoice
 from uncomp_cli.cli.chat.chatting import ChatJob

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from support.commands import last_object, start, two_lines
+from uncomp_cli.asking.account import Spent, budget_lines, budget_record
 from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import load_preset, save_preset
 from uncomp_cli.budget.values import Uncertainty
-from uncomp_cli.cli.ask.explain import Spent, budget_lines, budget_record
 from uncomp_cli.models.catalog import show_model
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.profile import ModelFingerprint, SampleInfo, UncertaintyProfile

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from uncomp_cli.asking.preset_choice import choose_preset, settle_preset
 from uncomp_cli.budget import presets
 from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset, save_preset
-from uncomp_cli.cli.ask.prepare import choose_preset, settle_preset
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.uncertainty.profile import ModelFingerprint, SampleInfo, UncertaintyProfile
 

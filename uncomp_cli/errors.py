@@ -12,19 +12,26 @@
 only the command line prints and exits.
 """
 
+from dataclasses import dataclass
+
 __all__ = [
     "DocumentError",
     "DoesNotFitError",
+    "Failure",
     "ModelError",
     "OutOfMemoryError",
     "ThresholdError",
     "UncompError",
     "UsageError",
+    "failure_of",
+    "is_foreseen",
     "is_out_of_memory",
 ]
 
 # torch says so in a RuntimeError on a CPU, and on a GPU in a class of its own, which is not imported here.
 _MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
+_MEMORY_HINT = "use a smaller --budget, a shorter document or --quantize int8"
+_DEBUG_HINT = "run it again with --debug for the traceback, and report it"
 
 
 class UncompError(Exception):
@@ -75,3 +82,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, OutOfMemoryError)) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, (RuntimeError, OSError)) and any(words in str(error).lower() for words in _MEMORY_WORDS)
+
+
+def is_foreseen(error: BaseException) -> bool:
+    """Whether what is beside it may go well all the same: it was raised on purpose, or memory ran out."""
+    return isinstance(error, UncompError) or is_out_of_memory(error)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What an error comes to: the two lines and the code."""
+
+    message: str
+    hint: str | None
+    exit_code: int
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What is told of any error; of one that nobody foresaw, what it is called."""
+    if isinstance(error, UncompError):
+        return Failure(error.message, error.hint, error.exit_code)
+    if is_out_of_memory(error):
+        return Failure("out of memory", _MEMORY_HINT, OutOfMemoryError.exit_code)
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return Failure(f"{place}{error.strerror}", "check the path, its permissions and the free space", 1)
+    detail = f": {error}" if str(error) else ""
+    return Failure(f"internal error: {type(error).__name__}{detail}", _DEBUG_HINT, 1)

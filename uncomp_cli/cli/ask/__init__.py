@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from uncomp_cli.cli.ask.ask_job import AskJob
-from uncomp_cli.cli.ask.pins import parse_pin
+from uncomp_cli.asking.request import Request, parse_pin
 from uncomp_cli.cli.ask.road import run_ask
 from uncomp_cli.cli.declare.options import (
     COMPRESSION_PANEL,
@@ -114,7 +113,7 @@ def ask(
     output: OutputOptions,
 ) -> None:
     """Ask questions about documents."""
-    job = AskJob(
+    job = Request(
         paths=asked.file,
         include=asked.include,
         questions=((question,) if question is not None else ()) + asked.more,

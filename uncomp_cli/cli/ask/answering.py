@@ -7,12 +7,13 @@ more fits the memory. One document or one question of several that fails is told
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from uncomp_cli.cli.ask.asking import AskJob, longest_read
+from uncomp_cli.asking.doubts import entropy_of
+from uncomp_cli.asking.escalation import HELD_BACK
+from uncomp_cli.asking.material import longest_read
+from uncomp_cli.asking.request import Request
 from uncomp_cli.cli.ask.asking_again import AskingAgain, answered
 from uncomp_cli.cli.ask.contexts import ContextReader, Item
-from uncomp_cli.cli.ask.escalating import HELD_BACK
 from uncomp_cli.cli.ask.in_order import InOrder
-from uncomp_cli.cli.ask.risk_report import entropy_of
 from uncomp_cli.cli.ask.telling import INTERRUPTED, Answered, Teller
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import DoesNotFitError, UncompError, is_out_of_memory
@@ -38,7 +39,7 @@ class Answering:
     """
 
     def __init__(
-        self, job: AskJob, questions: Sequence[str], preset: "Preset", loaded: "LoadedModel", terminal: Terminal
+        self, job: Request, questions: Sequence[str], preset: "Preset", loaded: "LoadedModel", terminal: Terminal
     ) -> None:
         from uncomp_cli.engine.write.batch import BatchSession
 

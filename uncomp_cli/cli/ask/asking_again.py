@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from uncomp_cli.cli.ask.asking import AskJob
+from uncomp_cli.asking.doubts import risk_of
+from uncomp_cli.asking.escalation import Try, best_of, try_note, wider
+from uncomp_cli.asking.request import Request
 from uncomp_cli.cli.ask.contexts import Context, ContextReader, Item
-from uncomp_cli.cli.ask.escalating import Try, best_of, try_note, wider
-from uncomp_cli.cli.ask.risk_report import risk_of
 from uncomp_cli.cli.ask.telling import Answered
 from uncomp_cli.cli.declare.failures import describe_failure
 from uncomp_cli.errors import UncompError, is_out_of_memory
@@ -49,7 +49,7 @@ class AskingAgain:
     """Escalates the answers of `preset`; `interrupted` says that Ctrl-C ended that."""
 
     def __init__(
-        self, job: AskJob, questions: Sequence[str], preset: "Preset", loaded: "LoadedModel", terminal: Terminal
+        self, job: Request, questions: Sequence[str], preset: "Preset", loaded: "LoadedModel", terminal: Terminal
     ) -> None:
         self._job, self._questions, self._preset = job, questions, preset
         self._loaded, self._terminal = loaded, terminal
@@ -123,7 +123,7 @@ class AskingAgain:
 
 
 def answered(
-    job: AskJob,
+    job: Request,
     reader: ContextReader,
     item: Item,
     answer: str,

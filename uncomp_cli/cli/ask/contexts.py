@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from uncomp_cli.cli.ask.asking import AskJob, build_prompt, describe_files, pins_in, places_of, warnings_of
-from uncomp_cli.cli.ask.citing import Trust, cite_asked
-from uncomp_cli.cli.ask.explain import Spent
-from uncomp_cli.cli.ask.pins import blame
-from uncomp_cli.cli.ask.report import budget_note, chunk_note, pin_note
+from uncomp_cli.asking.account import Spent
+from uncomp_cli.asking.material import blame, build_prompt, describe_files, pins_in, places_of
+from uncomp_cli.asking.readout import Trust, budget_note, chunk_note, cite_asked, pin_note
+from uncomp_cli.asking.request import Request
+from uncomp_cli.cli.ask.asking import warnings_of
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.documents.places import Places
 from uncomp_cli.errors import DoesNotFitError
@@ -78,7 +78,7 @@ class ContextReader:
 
     def __init__(
         self,
-        job: AskJob,
+        job: Request,
         questions: Sequence[str],
         preset: "Preset",
         session: "BatchSession",
@@ -135,7 +135,7 @@ class ContextReader:
         """The prompt, what was cut of it, and what reads it; DoesNotFitError names the pins that are too much."""
         questions, loaded = [self._questions[number] for number in numbers], self._loaded
 
-        def build(job: AskJob) -> "tuple[Prompt, range]":
+        def build(job: Request) -> "tuple[Prompt, range]":
             return build_prompt(job, documents, questions, loaded.tokenizer, loaded.spec, self._preset)
 
         prompt, cut = build(self._job)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from uncomp_cli.cli.ask.asking import AskJob, build_prompt, describe_files, longest_read, pins_in, settle
+from uncomp_cli.asking.material import blame, build_prompt, describe_files, longest_read, pins_in
+from uncomp_cli.asking.readout import held_bits
+from uncomp_cli.asking.request import Request
+from uncomp_cli.cli.ask.asking import settle
 from uncomp_cli.cli.ask.lengthening import planned_length
-from uncomp_cli.cli.ask.pins import blame
 from uncomp_cli.cli.ask.prepare import fetch, weigh
-from uncomp_cli.cli.ask.report import held_bits
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.numerals import format_bytes, format_count
@@ -29,7 +30,7 @@ __all__ = ["show_plan"]
 
 
 def show_plan(
-    job: AskJob, contexts: Sequence[DocumentSet], questions: Sequence[str], preset: "Preset", terminal: Terminal
+    job: Request, contexts: Sequence[DocumentSet], questions: Sequence[str], preset: "Preset", terminal: Terminal
 ) -> int:
     """Write the plan of every context, a table or JSON each; returns 0 when the run would fit, 3 when it is refused."""
     path = fetch(job.model, terminal)
@@ -83,7 +84,7 @@ class _Machine:
     rope: "RopeState"
 
 
-def _check_context(job: AskJob, preset: "Preset", machine: _Machine, *, held_tokens: int | None) -> None:
+def _check_context(job: Request, preset: "Preset", machine: _Machine, *, held_tokens: int | None) -> None:
     """Raise DoesNotFitError when the --context that was asked for is more than the memory holds."""
     from uncomp_cli.engine.spend.context_memory import check_context
 
@@ -93,7 +94,7 @@ def _check_context(job: AskJob, preset: "Preset", machine: _Machine, *, held_tok
 
 
 def _plan(
-    job: AskJob, prompt: "Prompt", preset: "Preset", machine: _Machine
+    job: Request, prompt: "Prompt", preset: "Preset", machine: _Machine
 ) -> tuple[dict[str, Any], DoesNotFitError | None]:
     """What `prompt` would take, and the refusal when that does not fit."""
     from uncomp_cli.engine.spend.compression import check_fits, check_length, plan_compression
@@ -147,7 +148,7 @@ def _plan(
     return record, None
 
 
-def _plan_or_raise(job: AskJob, preset: "Preset", machine: _Machine, prompt: "Prompt") -> None:
+def _plan_or_raise(job: Request, preset: "Preset", machine: _Machine, prompt: "Prompt") -> None:
     """Raise the refusal of `prompt`, if there is one."""
     refusal = _plan(job, prompt, preset, machine)[1]
     if refusal is not None:

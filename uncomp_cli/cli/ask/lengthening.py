@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uncomp_cli.cli.ask.prepare import ModelChoice
+from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_count
 from uncomp_cli.ui.console import Terminal

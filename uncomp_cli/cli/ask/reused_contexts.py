@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from uncomp_cli.cli.ask.asking import AUTOMATIC, AskJob, build_prompt, describe_files, places_of, warnings_of
+from uncomp_cli.asking.material import build_prompt, describe_files, places_of
+from uncomp_cli.asking.request import AUTOMATIC, Request
+from uncomp_cli.cli.ask.asking import warnings_of
 from uncomp_cli.cli.declare.options import shelf_of
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.documents.places import Places
@@ -39,7 +41,7 @@ class OpenContext:
     not_saved: UncompError | None
 
 
-def check_reused(job: AskJob) -> None:
+def check_reused(job: Request) -> None:
     """Raise UsageError for a name that is none and for what cannot be combined, before a model is loaded."""
     from uncomp_cli.cache.shelf import check_name
 
@@ -65,7 +67,7 @@ class ContextOpener:
     """Opens contexts in a session, for `questions`."""
 
     def __init__(
-        self, job: AskJob, questions: Sequence[str], session: "ReusedSession", shelf: "Shelf", terminal: Terminal
+        self, job: Request, questions: Sequence[str], session: "ReusedSession", shelf: "Shelf", terminal: Terminal
     ) -> None:
         self._job, self._questions, self._session, self._shelf = job, questions, session, shelf
         self._terminal = terminal

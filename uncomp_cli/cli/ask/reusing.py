@@ -8,12 +8,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from uncomp_cli.cli.ask.asking import AskJob
-from uncomp_cli.cli.ask.citing import cite, evidence_lines, evidence_records, evidence_warnings
-from uncomp_cli.cli.ask.explain import Spent, budget_lines, budget_record
-from uncomp_cli.cli.ask.report import answer_record, failure_record, readout
+from uncomp_cli.asking.account import Spent, budget_lines
+from uncomp_cli.asking.doubts import entropy_of, fall_short, risk_of, risk_warnings
+from uncomp_cli.asking.readout import (
+    About,
+    answer_record,
+    cite,
+    evidence_lines,
+    evidence_warnings,
+    failure_record,
+    readout,
+)
+from uncomp_cli.asking.request import Request
 from uncomp_cli.cli.ask.reused_contexts import ContextOpener, OpenContext
-from uncomp_cli.cli.ask.risk_report import entropy_of, fall_short, risk_of, risk_warnings
 from uncomp_cli.cli.declare.failures import describe_failure, show_failure
 from uncomp_cli.cli.declare.options import shelf_of
 from uncomp_cli.documents.collection import DocumentSet
@@ -34,7 +41,7 @@ _INTERRUPTED = 130
 
 
 def run_reused(
-    job: AskJob,
+    job: Request,
     documents: DocumentSet,
     questions: Sequence[str],
     preset: "Preset",
@@ -56,7 +63,7 @@ def run_reused(
 class _Reusing:
     """Writes the answers of one session; what fails is told, and what is beside it goes on."""
 
-    def __init__(self, job: AskJob, questions: Sequence[str], session: "ReusedSession", terminal: Terminal) -> None:
+    def __init__(self, job: Request, questions: Sequence[str], session: "ReusedSession", terminal: Terminal) -> None:
         self._job, self._questions, self._session, self._terminal = job, questions, session, terminal
         self._exit_code = 0
         self._written = 0
@@ -188,17 +195,13 @@ class _Reusing:
         if session.stats is None:
             raise RuntimeError("nothing has been answered")
         return answer_record(
-            loaded=session.loaded,
-            preset=session.preset,
-            stats=session.stats,
+            About(session.loaded, lambda: context.files, warnings, self._job.sampling.seed, later=later),
+            session.preset,
+            session.stats,
             question=self._questions[number],
             answer=answer,
-            files=context.files,
-            warnings=warnings,
-            seed=self._job.sampling.seed,
-            budget=budget_record(self._spent()) if self._job.explain_budget else None,
-            later=later,
-            evidence=evidence_records(cited),
+            evidence=cited,
+            spent=self._spent() if self._job.explain_budget else None,
         )
 
     def _spent(self) -> Spent:

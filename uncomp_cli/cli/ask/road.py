@@ -3,16 +3,16 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from uncomp_cli.asking.doubts import check_calibrated, check_fail_under
+from uncomp_cli.asking.material import longest_read, pinned_tokens, resolve, sources_of
+from uncomp_cli.asking.request import Request
 from uncomp_cli.cli.ask.answering import Answering
-from uncomp_cli.cli.ask.ask_job import AskJob
-from uncomp_cli.cli.ask.asking import gather_documents, gather_questions, longest_read, preset_of, settle, sources_of
+from uncomp_cli.cli.ask.asking import gather_documents, gather_questions, preset_of, settle
 from uncomp_cli.cli.ask.dry_run import show_plan
 from uncomp_cli.cli.ask.lengthening import check_grows, lengthen, needs_length
-from uncomp_cli.cli.ask.pins import pinned_tokens, resolve
 from uncomp_cli.cli.ask.prepare import check_context_fits, load
 from uncomp_cli.cli.ask.reused_contexts import check_reused
 from uncomp_cli.cli.ask.reusing import run_reused
-from uncomp_cli.cli.ask.risk_report import check_calibrated, check_fail_under
 from uncomp_cli.documents.places import Places
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["run_ask"]
 
 
-def run_ask(job: AskJob, terminal: Terminal) -> int:
+def run_ask(job: Request, terminal: Terminal) -> int:
     """Run one `uncomp ask`; returns the exit code."""
     questions = gather_questions(job)
     choice = job.model.rope_choice
@@ -54,7 +54,7 @@ def run_ask(job: AskJob, terminal: Terminal) -> int:
     return Answering(job, questions, preset, loaded, terminal).run(job.contexts(documents))
 
 
-def _check_risk(job: AskJob, preset: "Preset") -> None:
+def _check_risk(job: Request, preset: "Preset") -> None:
     """Raise UsageError when errors would have to be foreseen that nobody has counted."""
     if job.escalate and job.saves_context:
         message = "--escalate reads the document again with larger budgets, --reuse and --save-cache keep it in one"

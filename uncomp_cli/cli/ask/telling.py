@@ -8,13 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from uncomp_cli.cli.ask.asking import AskJob
-from uncomp_cli.cli.ask.citing import evidence_lines, evidence_records, evidence_warnings
+from uncomp_cli.asking.account import Spent, budget_lines
+from uncomp_cli.asking.doubts import Risk, fall_short, risk_of, risk_warnings
+from uncomp_cli.asking.escalation import Try
+from uncomp_cli.asking.readout import (
+    About,
+    answer_record,
+    evidence_lines,
+    evidence_warnings,
+    failure_record,
+    readout,
+)
+from uncomp_cli.asking.request import Request
 from uncomp_cli.cli.ask.contexts import Context, Item, Refused
-from uncomp_cli.cli.ask.escalating import Try, escalation_record
-from uncomp_cli.cli.ask.explain import Spent, budget_lines, budget_record
-from uncomp_cli.cli.ask.report import answer_record, failure_record, readout
-from uncomp_cli.cli.ask.risk_report import Risk, fall_short, risk_of, risk_warnings
 from uncomp_cli.cli.declare.failures import describe_failure, show_failure
 from uncomp_cli.errors import UncompError
 from uncomp_cli.numerals import format_readout
@@ -51,7 +57,7 @@ class Answered:
 class Teller:
     """Writes answers and failures in the order in which it is told of them."""
 
-    def __init__(self, job: AskJob, questions: Sequence[str], loaded: "LoadedModel", terminal: Terminal) -> None:
+    def __init__(self, job: Request, questions: Sequence[str], loaded: "LoadedModel", terminal: Terminal) -> None:
         self._job, self._questions, self._loaded, self._terminal = job, questions, loaded, terminal
         self._begun: set[Item] = set()
         self.ended: set[Item] = set()
@@ -134,22 +140,26 @@ class Teller:
 
     def _record(self, done: Answered, doubts: Sequence[str]) -> dict[str, Any]:
         context = done.context
+        about = About(
+            self._loaded,
+            lambda: context.files,
+            context.warnings,
+            self._job.sampling.seed,
+            context.hidden_kept,
+            context.chunk_tokens,
+            context.reread_tokens,
+            context.later,
+        )
         return answer_record(
-            loaded=self._loaded,
-            preset=done.preset,
-            stats=done.stats,
+            about,
+            done.preset,
+            done.stats,
             question=self._questions[done.item.number],
             answer=done.answer,
-            files=context.files,
-            warnings=[*context.warnings, *doubts],
-            seed=self._job.sampling.seed,
-            budget=None if done.spent is None else budget_record(done.spent),
-            hidden_kept=context.hidden_kept,
-            chunk_tokens=context.chunk_tokens,
-            reread_tokens=context.reread_tokens,
-            later=context.later,
-            evidence=evidence_records(done.found),
-            escalation=escalation_record(done.tries) if self._job.escalate else None,
+            doubts=doubts,
+            evidence=done.found,
+            tries=done.tries if self._job.escalate else None,
+            spent=done.spent,
         )
 
     def _title(self, number: int) -> str:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uncomp_cli.cli.ask.prepare import ModelChoice, choose_preset, load
+from uncomp_cli.asking.preset_choice import choose_preset
+from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.cli.ask.prepare import load
 from uncomp_cli.cli.calibrate.calibrate_report import Calibrated, report
 from uncomp_cli.cli.calibrate.calibrate_risk import RiskChoice, RiskOptions, run_risk
 from uncomp_cli.cli.calibrate.quality import (

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from uncomp_cli.cli.ask.report import QUALITY_COLUMNS, quality_row
+from uncomp_cli.asking.preset_choice import QUALITY_COLUMNS, quality_row
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.ui.console import Terminal

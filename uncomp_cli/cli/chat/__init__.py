@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from uncomp_cli.cli.ask.prepare import check_text
+from uncomp_cli.asking.request import check_text
 from uncomp_cli.cli.chat.chat_preset import CHAT_PRESET, PresetChoice
 from uncomp_cli.cli.declare.options import (
     COMPRESSION_PANEL,

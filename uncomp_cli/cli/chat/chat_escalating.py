@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from uncomp_cli.cli.ask.escalating import HELD_BACK, Try, best_of, try_note
-from uncomp_cli.cli.ask.risk_report import check_calibrated, risk_of
+from uncomp_cli.asking.doubts import check_calibrated, risk_of
+from uncomp_cli.asking.escalation import HELD_BACK, Try, best_of, try_note
 from uncomp_cli.cli.chat.chat_preset import times
 from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.cli.declare.failures import describe_failure

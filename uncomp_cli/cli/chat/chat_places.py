@@ -7,7 +7,8 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from uncomp_cli.cli.ask.pins import parse_pin, resolve
+from uncomp_cli.asking.material import resolve
+from uncomp_cli.asking.request import parse_pin
 from uncomp_cli.cli.chat.said import Dialogue, spoken
 from uncomp_cli.errors import UsageError
 from uncomp_cli.sessions.transcript import Pin

@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from uncomp_cli.asking.preset_choice import choose_preset, settle_preset
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET
-from uncomp_cli.cli.ask.prepare import choose_preset, settle_preset
 from uncomp_cli.errors import UsageError
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from uncomp_cli.asking.doubts import check_calibrated
+from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.cli.ask.lengthening import check_grows, lengthen_for_growth
-from uncomp_cli.cli.ask.prepare import ModelChoice, check_context_fits, load
-from uncomp_cli.cli.ask.risk_report import check_calibrated
+from uncomp_cli.cli.ask.prepare import check_context_fits, load
 from uncomp_cli.cli.chat.chat_escalating import escalate
 from uncomp_cli.cli.chat.chat_preset import CHAT_PRESET, PresetChoice
 from uncomp_cli.cli.chat.chat_settings import read_again

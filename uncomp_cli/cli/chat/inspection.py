@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from uncomp_cli.cli.ask.citing import evidence_lines, evidence_warnings
-from uncomp_cli.cli.ask.explain import Spent, budget_lines
+from uncomp_cli.asking.account import Spent, budget_lines
+from uncomp_cli.asking.readout import evidence_lines, evidence_warnings
 from uncomp_cli.cli.chat.chat_places import pin_of, sources
 from uncomp_cli.cli.chat.chat_settings import preset_line
 from uncomp_cli.cli.chat.state import Chat

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from uncomp_cli.cli.ask.prepare import check_text
+from uncomp_cli.asking.request import check_text
 from uncomp_cli.cli.chat.commands import is_command, run_command
 from uncomp_cli.cli.chat.state import Chat
 from uncomp_cli.cli.chat.transcripts import transcript_of

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from uncomp_cli.asking.doubts import risk_of, risk_warnings
+from uncomp_cli.asking.readout import readout
 from uncomp_cli.cli.ask.lengthening import length_warnings
-from uncomp_cli.cli.ask.report import readout
-from uncomp_cli.cli.ask.risk_report import risk_of, risk_warnings
 from uncomp_cli.cli.chat.chat_escalating import Said, settle
 from uncomp_cli.cli.chat.room import hint_in_chat, ways_out
 from uncomp_cli.cli.chat.state import Chat

@@ -6,28 +6,15 @@ Also what the program could not foresee: memory that ran out inside torch, a mis
 import difflib
 import re
 import traceback
-from dataclasses import dataclass
 from typing import Any
 
 import typer
 
 from uncomp_cli.cli.declare.settings import config_path
-from uncomp_cli.errors import OutOfMemoryError, UncompError, is_out_of_memory
+from uncomp_cli.errors import Failure, failure_of
 from uncomp_cli.ui.console import Terminal
 
-__all__ = ["Failure", "describe_failure", "show_failure"]
-
-_MEMORY_HINT = "use a smaller --budget, a shorter document or --quantize int8"
-_DEBUG_HINT = "run it again with --debug for the traceback, and report it"
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """The two lines and the code."""
-
-    message: str
-    hint: str | None
-    exit_code: int
+__all__ = ["describe_failure", "show_failure"]
 
 
 def show_failure(error: BaseException, terminal: Terminal) -> int:
@@ -41,29 +28,13 @@ def show_failure(error: BaseException, terminal: Terminal) -> int:
 
 def describe_failure(error: BaseException) -> Failure:
     """Turn any exception that reached the top into what the user is told."""
-    if isinstance(error, UncompError):
-        return Failure(error.message, error.hint, error.exit_code)
     if isinstance(error, typer.TyperException):
         return _usage_failure(error)
-    return _unforeseen_failure(error)
-
-
-def _unforeseen_failure(error: BaseException) -> Failure:
     if isinstance(error, KeyboardInterrupt):
         return Failure("interrupted", None, 130)
     if isinstance(error, typer.Abort):
         return Failure("input ended before the answer", "give the answer as an option", 1)
-    if is_out_of_memory(error):
-        return Failure("out of memory", _MEMORY_HINT, OutOfMemoryError.exit_code)
-    if isinstance(error, OSError) and error.strerror:
-        return _system_failure(error)
-    detail = f": {error}" if str(error) else ""
-    return Failure(f"internal error: {type(error).__name__}{detail}", _DEBUG_HINT, 1)
-
-
-def _system_failure(error: OSError) -> Failure:
-    place = f"{error.filename}: " if error.filename else ""
-    return Failure(f"{place}{error.strerror}", "check the path, its permissions and the free space", 1)
+    return failure_of(error)
 
 
 def _usage_failure(error: typer.TyperException) -> Failure:

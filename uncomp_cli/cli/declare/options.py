@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from uncomp_cli.asking.request import DEFAULT_CACHE_SIZE
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.policies import POLICIES
 from uncomp_cli.budget.presets import DEFAULT_PRESET
@@ -24,12 +25,11 @@ from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
 
 if TYPE_CHECKING:
+    from uncomp_cli.asking.request import ModelChoice
     from uncomp_cli.cache.shelf import Shelf
-    from uncomp_cli.cli.ask.prepare import ModelChoice
 
 __all__ = [
     "COMPRESSION_PANEL",
-    "DEFAULT_CACHE_SIZE",
     "DEFAULT_SEED",
     "GENERATION_PANEL",
     "MEASURED_MODEL",
@@ -60,7 +60,6 @@ COMPRESSION_PANEL = "Compression"
 GENERATION_PANEL = "Generation"
 OUTPUT_PANEL = "Output"
 
-DEFAULT_CACHE_SIZE = "2GiB"
 DEFAULT_SEED = SamplingConfig().seed
 _model, _compression, _generation, _output = (
     partial(option, panel=panel) for panel in (MODEL_PANEL, COMPRESSION_PANEL, GENERATION_PANEL, OUTPUT_PANEL)
@@ -234,7 +233,7 @@ class ModelOptions:
 
     def choice(self) -> "ModelChoice":
         """Which model to load, and how."""
-        from uncomp_cli.cli.ask.prepare import ModelChoice
+        from uncomp_cli.asking.request import ModelChoice
 
         return ModelChoice(
             name=self.name,

@@ -6,18 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.cli.ask.asking import (
-    AskJob,
-    build_prompt,
-    describe_files,
-    gather_documents,
-    gather_questions,
-    preset_of,
-    settle,
-)
+from uncomp_cli.asking.material import build_prompt, describe_files
+from uncomp_cli.asking.readout import SCHEMA_VERSION, About, answer_record
+from uncomp_cli.asking.request import Request
+from uncomp_cli.cli.ask.asking import gather_documents, gather_questions, preset_of, settle
 from uncomp_cli.cli.ask.lengthening import check_grows, length_warnings, lengthen
 from uncomp_cli.cli.ask.prepare import check_context_fits, load
-from uncomp_cli.cli.ask.report import SCHEMA_VERSION, answer_record
 from uncomp_cli.cli.declare.options import (
     File,
     ModelOptions,
@@ -77,7 +71,7 @@ def compare(
 ) -> None:
     """Answer one prompt under two settings: difference, divergence, bytes and times."""
     terminal = output.terminal(ctx)
-    job = AskJob(
+    job = Request(
         paths=compared.file,
         include=(),
         questions=(question,),
@@ -98,7 +92,7 @@ def compare(
     run_compare(job, compared.against, terminal)
 
 
-def run_compare(job: AskJob, against: str, terminal: Terminal) -> None:
+def run_compare(job: Request, against: str, terminal: Terminal) -> None:
     """Run one `uncomp compare`. What one side keeps is compared with all of it, so that neither is re-packed."""
     check_grows(job.model, "a comparison")
     (question,) = gather_questions(job)
@@ -125,14 +119,11 @@ def run_compare(job: AskJob, against: str, terminal: Terminal) -> None:
     files = describe_files(documents, loaded.tokenizer, cut)
     sides = [
         answer_record(
-            loaded=loaded,
-            preset=side.preset,
-            stats=side.stats,
+            About(loaded, lambda: files, warnings, job.sampling.seed),
+            side.preset,
+            side.stats,
             question=question,
             answer=side.answer,
-            files=files,
-            warnings=warnings,
-            seed=job.sampling.seed,
         )
         for side in done.sides
     ]

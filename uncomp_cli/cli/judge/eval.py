@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from uncomp_cli.cli.ask.prepare import ModelChoice, load
+from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.cli.ask.prepare import load
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
     MEASURED_MODEL,

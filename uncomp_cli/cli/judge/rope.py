@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.cli.ask.prepare import ModelChoice, choose_preset, load, settle_preset
+from uncomp_cli.asking.preset_choice import choose_preset, settle_preset
+from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.cli.ask.prepare import load
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
     MEASURED_MODEL,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.cli.ask.report import QUALITY_COLUMNS, quality_row
+from uncomp_cli.asking.preset_choice import QUALITY_COLUMNS, quality_row
 from uncomp_cli.cli.declare.options import Json, preset_names, terminal_of
 from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.cli.judge.trial import check_plot

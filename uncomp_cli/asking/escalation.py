@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from uncomp_cli.cli.ask.risk_report import Risk
+from uncomp_cli.asking.doubts import Risk
 from uncomp_cli.numerals import format_bytes, format_seconds
 
 if TYPE_CHECKING:

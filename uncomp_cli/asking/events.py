@@ -1,0 +1,180 @@
+"""What happens on the road from questions to answers, as frozen records; who takes the road decides what is shown.
+
+    Planned → Progress… → Began → Piece… → Done        a text is read, then each question about it has its turn
+    Noted · Warned · Refused                           come where they happen; Stopped, after Ctrl-C, is the last
+
+Answers come in the order of the questions, one whole answer after another, however many are written side by side.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from uncomp_cli.asking.readout import answer_record, failure_record
+from uncomp_cli.errors import failure_of
+
+if TYPE_CHECKING:
+    from uncomp_cli.asking.account import Spent
+    from uncomp_cli.asking.doubts import Risk
+    from uncomp_cli.asking.escalation import Try
+    from uncomp_cli.asking.readout import About
+    from uncomp_cli.budget.plan import BudgetPlan
+    from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.documents.evidence import Evidence
+    from uncomp_cli.engine.context.session import RunStats
+    from uncomp_cli.engine.records import PrefillStep
+    from uncomp_cli.errors import ThresholdError
+    from uncomp_cli.models.progress import PullStep
+
+__all__ = [
+    "Began",
+    "Done",
+    "Event",
+    "Noted",
+    "Pace",
+    "Piece",
+    "Planned",
+    "Progress",
+    "Refused",
+    "Stopped",
+    "Turn",
+    "Warned",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A remark, which who wants it quiet leaves out."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """What changes the meaning of an answer, and must not go unsaid."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How far the answers are that are being written, `rows` side by side; `entropy` is that of the watched heads."""
+
+    tokens: int
+    elapsed_s: float
+    kv_bytes: int
+    rows: int = 1
+    answered: int = 0
+    entropy: Callable[[], float | None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Work goes on: what begins now and takes a while, or the latest step of it."""
+
+    of: "str | PullStep | PrefillStep | Pace"
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What will be kept of a text, before it is read; `lines` say that, how it is read, and what is pinned.
+
+    A plan of a policy that measures live is final once the text has been read.
+    """
+
+    preset: "Preset"
+    plan: "BudgetPlan"
+    lines: tuple[str, ...] = ()
+    chunk_tokens: int | None = None
+    reread_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Which question, by its number from 0, of how many; `document` is its path where each is asked by itself."""
+
+    question: str
+    number: int = 0
+    count: int = 1
+    document: str | None = None
+
+    @property
+    def titles(self) -> list[str]:
+        """What tells it from the others."""
+        numbered = f"question {self.number + 1} of {self.count}"
+        return [*([] if self.document is None else [self.document]), *([numbered] if self.count > 1 else [])]
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """The answer to a question has its turn."""
+
+    turn: Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What comes next of the answer whose turn it is; an escalated answer is one piece, when it is final."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An answer that is complete, or was stopped, and all that is to be said of it.
+
+    `ids` are its tokens, the one that ends it among them; `doubts` are warnings, `tries` what escalation tried, `short`
+    why it is not known to be as likely right as --fail-under wants it. `is_last`: of those about its text.
+    """
+
+    turn: Turn
+    text: str
+    ids: tuple[int, ...]
+    stats: "RunStats"
+    preset: "Preset"
+    risk: "Risk"
+    doubts: tuple[str, ...] = ()
+    evidence: "tuple[Evidence, ...]" = ()
+    tries: "tuple[Try, ...] | None" = None
+    spent: "Spent | None" = None
+    short: "ThresholdError | None" = None
+    about: "About | None" = None
+    is_last: bool = True
+
+    def record(self) -> dict[str, Any]:
+        """The JSON object of the answer, which --json writes. Raises ValueError where nothing is known of its text."""
+        if self.about is None:
+            raise ValueError("how the text was read is not known")
+        return answer_record(
+            self.about,
+            self.preset,
+            self.stats,
+            question=self.turn.question,
+            answer=self.text,
+            doubts=self.doubts,
+            evidence=self.evidence,
+            tries=self.tries,
+            spent=self.spent,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Something went wrong, and what is beside it goes on; `turns` are the questions that have no answer for it."""
+
+    error: Exception
+    title: str = ""
+    turns: Sequence[Turn] = ()
+
+    def records(self) -> list[dict[str, Any]]:
+        """The JSON objects of the questions that have no answer."""
+        failure = failure_of(self.error)
+        return [failure_record(turn.question, failure, path=turn.document) for turn in self.turns]
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Ctrl-C was pressed: what was said stays, and nothing follows."""
+
+
+Event = Noted | Warned | Progress | Planned | Began | Piece | Done | Refused | Stopped

@@ -1,0 +1,171 @@
+"""What is read: documents joined into one text, its prompt with the questions, and the lines of it that are pinned.
+
+`--pin FILE:10-40` names lines of a document that no head drops. Pinned tokens are protected as the template is, and
+counted in the budget like all others: what they take, the rest of the document does not get. So a budget that is too
+small for them is refused.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from os.path import normpath
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from uncomp_cli.asking.request import Pin, Request
+from uncomp_cli.documents.collection import DocumentSet
+from uncomp_cli.documents.places import Places, Source
+from uncomp_cli.errors import DoesNotFitError
+
+if TYPE_CHECKING:
+    from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.engine.tokens.prompt import Prompt
+    from uncomp_cli.spec import ModelSpec
+
+__all__ = [
+    "blame",
+    "build_prompt",
+    "describe_files",
+    "join_documents",
+    "longest_read",
+    "pinned_tokens",
+    "pins_in",
+    "places_of",
+    "protect",
+    "resolve",
+    "sources_of",
+]
+
+GAP = "\n\n"
+
+
+def join_documents(documents: DocumentSet) -> str:
+    """One text: several documents are each introduced by their path."""
+    return "".join(part for parts in _parts(documents) for part in parts)
+
+
+def _parts(documents: DocumentSet) -> list[tuple[str, str]]:
+    """What stands before each document, and its text."""
+    if len(documents.documents) == 1:
+        return [("", documents.documents[0].text.strip())]
+    heads = (f"{'' if i == 0 else GAP}[{document.path}]\n" for i, document in enumerate(documents.documents))
+    return [(head, document.text.strip()) for head, document in zip(heads, documents.documents, strict=True)]
+
+
+def sources_of(documents: DocumentSet) -> list[Source]:
+    """Where each document's text begins in the text of all."""
+    sources, first_char = [], 0
+    for document, (head, text) in zip(documents.documents, _parts(documents), strict=True):
+        sources.append(Source(document.path, document.text, first_char + len(head)))
+        first_char += len(head) + len(text)
+    return sources
+
+
+def places_of(documents: DocumentSet, prompt: "Prompt") -> Places:
+    """Where the lines of the documents are among the tokens of the prompt made of them."""
+    return Places(sources_of(documents), prompt.context.offsets.tolist())
+
+
+def pins_in(job: Request, documents: DocumentSet) -> tuple[Pin, ...]:
+    """The pins of these documents."""
+    paths = {document.path for document in documents.documents}
+    return tuple(pin for pin in job.pins if pin.path in paths)
+
+
+def build_prompt(
+    job: Request, documents: DocumentSet, questions: Sequence[str], tokenizer: Any, spec: "ModelSpec", preset: "Preset"
+) -> "tuple[Prompt, range]":
+    """The prompt, cut as asked to leave room for the answer, its pins protected, and the document tokens that were cut.
+
+    Raises DoesNotFitError when what is pinned would be cut away.
+    """
+    from uncomp_cli.engine.tokens.prompt import chat_prompt, truncate
+
+    prompt = chat_prompt(
+        tokenizer, join_documents(documents), list(questions), system=job.system, sinks=preset.scorer.sinks
+    )
+    pins, cut = pins_in(job, documents), range(0)
+    pinned = pinned_tokens(pins, places_of(documents, prompt)) if pins else []
+    if job.truncate is None:
+        return protect(prompt, pinned), cut
+    prompt, cut = truncate(prompt, max(1, spec.trained_length - job.sampling.max_new_tokens), job.truncate)
+    left = pinned_tokens(pins, places_of(documents, prompt)) if pins else []
+    if len(left) < len(pinned):
+        raise DoesNotFitError(
+            f"--truncate {job.truncate} would cut away {len(pinned) - len(left):,} of {len(pinned):,} pinned tokens "
+            f"({', '.join(map(str, pins))})",
+            hint="cut another part of the document, or pin other lines",
+        )
+    return protect(prompt, left), cut
+
+
+def longest_read(job: Request, contexts: Sequence[DocumentSet], questions: Sequence[str], tokenizer: Any) -> int:
+    """Tokens of the longest context with its longest question and answer; what --truncate cuts off does not count."""
+    from uncomp_cli.engine.tokens.prompt import chat_prompt
+
+    asked = list(questions)
+    prompts = (chat_prompt(tokenizer, join_documents(each), asked, system=job.system, sinks=0) for each in contexts)
+    tokens = max(prompt.seq_len for prompt in prompts) + job.sampling.max_new_tokens
+    choice = job.model.rope_choice
+    cut = None if job.truncate is None or choice is None else choice.context
+    return tokens if cut is None else min(tokens, cut)
+
+
+def describe_files(documents: DocumentSet, tokenizer: Any, cut: range) -> list[dict[str, Any]]:
+    """path, sha256, tokens and whether something was cut, for every document."""
+    from uncomp_cli.engine.tokens.prompt import count_tokens
+
+    described, end = [], 0
+    for document, (head, text) in zip(documents.documents, _parts(documents), strict=True):
+        first, tokens = end + count_tokens(tokenizer, head), count_tokens(tokenizer, text)
+        end = first + tokens
+        truncated = len(cut) > 0 and cut.start < end and first < cut.stop
+        described.append({"path": document.path, "sha256": document.sha256, "tokens": tokens, "truncated": truncated})
+    return described
+
+
+def resolve(pins: Sequence[Pin], paths: Sequence[str]) -> tuple[Pin, ...]:
+    """The pins with the documents' own `paths`: `./a.md` for `a.md`, or a file's name where one only has it."""
+    return tuple(replace(pin, path=_path(pin.path, paths)) for pin in pins)
+
+
+def _path(named: str, paths: Sequence[str]) -> str:
+    same = [path for path in paths if path == named] or [path for path in paths if normpath(path) == normpath(named)]
+    found = same or [path for path in paths if PurePath(path).name == named]
+    return found[0] if len(found) == 1 else named
+
+
+def pinned_tokens(pins: Sequence[Pin], places: Places) -> list[int]:
+    """The tokens of all pins. Raises UsageError for a document or lines that are not there."""
+    found: set[int] = set()
+    for pin in pins:
+        found.update(places.tokens_of(pin.path, pin.first_line, pin.last_line))
+    return sorted(found)
+
+
+def protect(prompt: "Prompt", tokens: Sequence[int]) -> "Prompt":
+    """The prompt with these context tokens protected."""
+    if not tokens:
+        return prompt
+    protected = prompt.context.protected.clone()
+    protected[list(tokens)] = True
+    return replace(prompt, context=replace(prompt.context, protected=protected))
+
+
+def blame(
+    error: DoesNotFitError,
+    pins: Sequence[Pin],
+    pinned: "Prompt",
+    unpinned: "Prompt",
+    *,
+    plan: "Callable[[Prompt], object]",
+) -> DoesNotFitError:
+    """The refusal of a `pinned` prompt, with its pins named when `plan` does not refuse it without them."""
+    if not pins:
+        return error
+    try:
+        plan(unpinned)
+    except DoesNotFitError:
+        return error
+    num_tokens = int(pinned.context.protected.sum()) - int(unpinned.context.protected.sum())
+    message = f"{error.message}; {num_tokens:,} of them are pinned: {', '.join(map(str, pins))}"
+    return DoesNotFitError(message, hint=f"pin fewer lines, or {error.hint}" if error.hint else "pin fewer lines")

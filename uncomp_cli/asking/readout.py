@@ -1,0 +1,302 @@
+"""What an answer is reported as: the readout line for people, one JSON object for programs, the passages it looked at.
+
+For the evidence the answer is replayed once behind the cache that it was read from (attended.py); heads count by the
+trust that the budget's policy has in them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from uncomp_cli.asking.account import budget_record
+from uncomp_cli.asking.doubts import risk_of, risk_record
+from uncomp_cli.asking.escalation import escalation_record
+from uncomp_cli.asking.material import pinned_tokens
+from uncomp_cli.documents.evidence import Evidence, find_evidence
+from uncomp_cli.documents.places import Places
+from uncomp_cli.numerals import Readout, format_bytes, format_count, format_decimal
+
+if TYPE_CHECKING:
+    from uncomp_cli.asking.account import Spent
+    from uncomp_cli.asking.escalation import Try
+    from uncomp_cli.asking.request import Pin
+    from uncomp_cli.budget.plan import BudgetPlan
+    from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.cache.ragged import Head, RaggedKVCache
+    from uncomp_cli.engine.context.session import RunStats
+    from uncomp_cli.engine.forward.decoder import Decoder
+    from uncomp_cli.engine.write.rows import Asked
+    from uncomp_cli.errors import Failure
+    from uncomp_cli.models.loading import LoadedModel
+    from uncomp_cli.spec import ModelSpec
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "About",
+    "Trust",
+    "answer_record",
+    "budget_note",
+    "chunk_note",
+    "cite",
+    "cite_asked",
+    "evidence_lines",
+    "evidence_warnings",
+    "failure_record",
+    "held_bits",
+    "pin_note",
+    "readout",
+]
+
+SCHEMA_VERSION = 1
+Trust = Sequence[Sequence[float]] | None
+"""How far each KV head of each layer is trusted; None where nothing was measured."""
+_QUOTED_CHARS = 60
+
+
+def readout(stats: "RunStats", spec: "ModelSpec") -> Readout:
+    """The readout of one answer."""
+    return Readout(
+        prefill_tokens=stats.prompt_tokens - stats.cached_tokens,
+        prefill_s=stats.prefill_s,
+        ttft_s=stats.ttft_s,
+        decode_tok_s=stats.decode_tok_s,
+        kv_bytes=stats.kv_bytes,
+        kv_full_bytes=stats.kv_full_bytes,
+        peak_bytes=stats.peak_bytes,
+        attention_entropy=stats.attention_entropy,
+        context_tokens=stats.prompt_tokens + stats.completion_tokens,
+        context_limit=spec.trained_length,
+    )
+
+
+def held_bits(preset: "Preset", spec: "ModelSpec") -> int:
+    """Bits of a number in the kept context: the preset's 8 or 4, or those of the model's own dtype."""
+    return 8 * spec.dtype_bytes if preset.kv_bits == 16 else preset.kv_bits
+
+
+def budget_note(preset: "Preset", plan: "BudgetPlan", spec: "ModelSpec", *, question_tokens: int) -> str:
+    """Requested and planned budget, in words: shown before the prefill."""
+    from uncomp_cli.engine.spend.memory import planned_kv_bytes
+
+    kept = planned_kv_bytes(spec, plan, question_tokens=question_tokens)
+    full = spec.full_kv_bytes(plan.seq_len)
+    mean = plan.entries / (spec.num_layers * spec.num_kv_heads)
+    floor = f", at least {format_count(preset.floor_tokens)} tokens of the document" if preset.floor_tokens else ""
+    bits = "" if plan.kv_bits == 16 else f" in {plan.kv_bits} bits"
+    return (
+        f"budget {preset.budget}{floor} ({preset.name}, {preset.policy}): {format_count(round(mean))} of "
+        f"{format_count(plan.seq_len)} tokens per head{bits}, {format_bytes(kept)} of {format_bytes(full)} "
+        f"({format_decimal(100 * kept / full)} %)"
+    )
+
+
+def chunk_note(chunk_tokens: int, context_tokens: int, *, kv_mem: int | None, reread_tokens: int | None = None) -> str:
+    """How the prompt is read when it is not read at once, and the cap on the cache that was named."""
+    again = (
+        ""
+        if reread_tokens is None
+        else f", then passages of {format_count(reread_tokens)} tokens again, which alone stay"
+    )
+    cap = "" if kv_mem is None else f"; the KV cache stays under {format_bytes(kv_mem)}"
+    return (
+        f"reading {format_count(chunk_tokens)} of {format_count(context_tokens)} tokens at a time "
+        f"({format_count(-(-context_tokens // chunk_tokens))} chunks){again}{cap}"
+    )
+
+
+def pin_note(pins: "Sequence[Pin]", places: "Places") -> Iterator[str]:
+    """Which lines are never dropped, and how many tokens they are."""
+    if pins:
+        tokens = len(pinned_tokens(pins, places))
+        yield f"pinned {', '.join(map(str, pins))}: {format_count(tokens)} tokens in every head"
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What the answers about one text share in their JSON: model, documents, warnings, and how the text was read.
+
+    `hidden_kept` is the share of it that entered each layer, `chunk_tokens` what was read at a time (None: all of it),
+    `reread_tokens` what was read again in the end; `later` says that the model had been loaded for an earlier text.
+    """
+
+    loaded: "LoadedModel"
+    files: Callable[[], Sequence[dict[str, Any]]]
+    warnings: Sequence[str] = ()
+    seed: int = 0
+    hidden_kept: Sequence[float] = ()
+    chunk_tokens: int | None = None
+    reread_tokens: int | None = None
+    later: bool = False
+
+
+def answer_record(
+    about: About,
+    preset: "Preset",
+    stats: "RunStats",
+    *,
+    question: str,
+    answer: str,
+    doubts: Sequence[str] = (),
+    evidence: Sequence[Evidence] = (),
+    tries: "Sequence[Try] | None" = None,
+    spent: "Spent | None" = None,
+) -> dict[str, Any]:
+    """The JSON object of one answer; units are in the names, `budget` and `escalation` are there when asked for.
+
+    In a batch `timing` is the row's own: `ttft_s` counts from when it joined, `decode_tok_s` is its rate while it ran
+    beside the others.
+    """
+    loaded = about.loaded
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": _model_record(loaded),
+        "question": question,
+        "files": list(about.files()),
+        "answer": answer,
+        "finish_reason": stats.finish_reason,
+        "usage": {
+            "prompt_tokens": stats.prompt_tokens,
+            "cached_tokens": stats.cached_tokens,
+            "completion_tokens": stats.completion_tokens,
+        },
+        "timing": _timing_record(about, stats),
+        "memory": {
+            "weights_bytes": loaded.weights_bytes,
+            "kv_full_bytes": stats.kv_full_bytes,
+            "kv_bytes": stats.kv_bytes,
+            "kept_fraction": stats.kept_fraction,
+            "peak_bytes": stats.peak_bytes,
+        },
+        "compression": _compression_record(about, preset),
+        "uncertainty": risk_record(risk_of(preset, stats, loaded), trained_length=loaded.info.trained_length),
+        "evidence": [asdict(each) for each in evidence],
+        "warnings": [*about.warnings, *doubts],
+        "seed": about.seed,
+        **({} if tries is None else {"escalation": escalation_record(tries)}),
+        **({} if spent is None else {"budget": budget_record(spent)}),
+    }
+
+
+def _model_record(loaded: "LoadedModel") -> dict[str, Any]:
+    return {
+        "id": loaded.info.name,
+        "revision": loaded.info.sha256,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "device": str(loaded.device),
+        "quantization": loaded.quantization,
+        "rope": str(loaded.rope),
+    }
+
+
+def _timing_record(about: About, stats: "RunStats") -> dict[str, Any]:
+    load_s = about.loaded.load_s
+    first = stats.cached_tokens == 0 and not about.later  # later questions find the model loaded and the context read
+    return {
+        "load_s": load_s,
+        "prefill_s": stats.prefill_s,
+        "ttft_s": stats.ttft_s,
+        "prefill_tok_s": _rate(stats.prompt_tokens - stats.cached_tokens, stats.prefill_s),
+        "decode_tok_s": stats.decode_tok_s,
+        "total_s": (load_s if first else 0.0) + stats.ttft_s + stats.decode_s,
+    }
+
+
+def _compression_record(about: About, preset: "Preset") -> dict[str, Any]:
+    from uncomp_cli.cache.scorers import make_scorer
+    from uncomp_cli.engine.spend.spending import scorer_config
+
+    scorer = None if preset.policy == "full" else make_scorer(scorer_config(preset))
+    return {
+        "policy": preset.policy,
+        "preset": preset.name,
+        "scorer": scorer.name if scorer else None,
+        "budget_requested": str(preset.budget),
+        "floor_tokens": preset.floor_tokens,
+        "thinning": preset.thinning,
+        "hidden_kept_fraction": fmean(about.hidden_kept) if about.hidden_kept else 1.0,
+        "chunk_tokens": about.chunk_tokens,
+        "reread_tokens": about.reread_tokens,
+        "query_aware": scorer.query_aware if scorer else False,
+        "kv_bits": held_bits(preset, about.loaded.spec),
+    }
+
+
+def failure_record(question: str, failure: "Failure", *, path: str | None = None) -> dict[str, Any]:
+    """The JSON object of a question that has no answer; `path` is its document's when each is asked by itself."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "question": question,
+        **({} if path is None else {"files": [{"path": path}]}),
+        "error": {"message": failure.message, "hint": failure.hint, "exit_code": failure.exit_code},
+    }
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return count / seconds if seconds > 0 else None
+
+
+def cite_asked(
+    decoder: "Decoder", asked: "Asked", answer: Sequence[int], *, places: Places, trust: Trust, sinks: int
+) -> list[Evidence]:
+    """What an answer (its tokens without the one that ends it) to a question of a prompt that was read looked at."""
+    (prompt,) = asked.read.prompts
+    waiting = [layer[asked.question] for layer in asked.read.questions]
+    first = asked.prompt_tokens - 1
+    last = prompt.questions[asked.question][-1]
+    cache = asked.read.cache
+    return cite(decoder, cache, (last, *answer), first, places=places, trust=trust, sinks=sinks, behind=waiting or None)
+
+
+def cite(
+    decoder: "Decoder",
+    cache: "RaggedKVCache",
+    ids: Sequence[int],
+    first: int,
+    *,
+    places: Places,
+    trust: Trust,
+    sinks: int,
+    behind: "Sequence[Sequence[Head]] | None" = None,
+) -> list[Evidence]:
+    """The evidence of an answer; `ids` are the prompt's last token, which stands at `first`, and all of the answer.
+
+    The cache is not changed; what it holds from `first` on is not looked at. No answer has no evidence.
+    """
+    from uncomp_cli.cache.survival import survival
+    from uncomp_cli.engine.look.attended import attended_by
+
+    if len(ids) < 2:
+        return []
+    mass = attended_by(decoder, cache, ids[:-1], first, heads=trust, sinks=sinks, behind=behind)
+    kept = survival(cache, first, layers=decoder.spec.full_layers)
+    return find_evidence(mass.tolist(), kept.tolist(), places)
+
+
+def evidence_lines(found: Sequence[Evidence]) -> Iterator[str]:
+    """`  handbook.md:120-121  34 %  kept 92 %  "The badge is …"`, aligned."""
+    places = [evidence.lines for evidence in found]
+    width = max(map(len, places), default=0)
+    for place, evidence in zip(places, found, strict=True):
+        share, kept = (f"{_per_cent(value):>3} %" for value in (evidence.attention_share, evidence.kept_fraction))
+        yield f'  {place:<{width}}  {share}  kept {kept}  "{_quoted(evidence.text)}"'
+
+
+def evidence_warnings(found: Sequence[Evidence]) -> list[str]:
+    """What was cited although hardly anything of it was left."""
+    return [
+        f"{evidence.lines} was cited, but only {_per_cent(evidence.kept_fraction)} % of its keys and values were kept: "
+        "check the answer against it, or use a larger --budget"
+        for evidence in found
+        if evidence.mostly_evicted
+    ]
+
+
+def _per_cent(share: float) -> str:
+    return f"{100 * share:.0f}"
+
+
+def _quoted(text: str) -> str:
+    """On one line, and no longer than is read at a glance."""
+    words = " ".join(text.split())
+    return words if len(words) <= _QUOTED_CHARS else words[: _QUOTED_CHARS - 1].rstrip() + "…"
