@@ -275,7 +275,6 @@ MOST_PARAMETERS = 12
 LOOK_ALIKES = {
     "asking/request evals/tasks/request",
     "bench/bench_prompt engine/tokens/prompt",
-    "budget/stages models/staging",
     "budget/thinning engine/read/thinner",
     "cache/constant engine/write/constant",
     "cache/eviction engine/look/eviction_loss",
@@ -315,7 +314,6 @@ LOOK_ALIKES = {
     "engine/read/row engine/write/rows",
     "engine/spend/context_memory engine/spend/memory",
     "engine/spend/measurer uncertainty/measures",
-    "engine/spend/profiles uncertainty/profile",
     "engine/spend/text_budget evals/rope/text",
     "engine/write/rows evals/judges/forced_rows",
     "engine/write/sampling evals/tasks/sample",

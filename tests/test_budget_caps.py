@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.budgets import MEASURED, make_spec, measured, requests
-from uncomp_cli.budget.plan import BudgetPlan, apportion
+from uncomp_cli.budget.plan import BudgetPlan, Wanted, apportion
 from uncomp_cli.budget.policies import POLICIES, make_policy
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.errors import DoesNotFitError
@@ -70,7 +70,7 @@ def test_every_policy_spends_all_that_its_layers_can_hold(
     values = data.draw(measured(spec, text)) if policy.measures else None
     wanted = {"seq_len": seq_len, "entries": entries, "protected": protected}
     try:
-        plan = policy.plan(spec, **wanted, uncertainty=values, caps=caps)
+        plan = policy.plan(Wanted(spec, **wanted, uncertainty=values, caps=caps))
     except DoesNotFitError:
         return
     most = capped(spec, seq_len, 0 if text == "full" else protected, caps)
@@ -86,12 +86,12 @@ def test_caps_that_hold_everything_change_nothing(text: str) -> None:
     spec, policy = make_spec((None, 30, None), kv_heads=3), make_policy(text)
     for values in [None, *(Uncertainty(key, ((0.1,), (0.5,), (0.9,))) for key in policy.measures)]:
         wanted = {"seq_len": 200, "entries": 900, "protected": 20, "uncertainty": values}
-        assert policy.plan(spec, **wanted, caps=[200, 300, 200]) == policy.plan(spec, **wanted)
+        assert policy.plan(Wanted(spec, **wanted, caps=[200, 300, 200])) == policy.plan(Wanted(spec, **wanted))
 
 
 def test_what_thinned_layers_cannot_hold_goes_to_those_that_see_all() -> None:
     spec = make_spec((None,) * 4)
-    plan = make_policy("uniform").plan(spec, seq_len=100, entries=8 * 50, protected=10, caps=[100, 100, 20, 5])
+    plan = make_policy("uniform").plan(Wanted(spec, seq_len=100, entries=8 * 50, protected=10, caps=[100, 100, 20, 5]))
     assert plan.kept == ((85, 85), (85, 85), (20, 20), (10, 10))  # a cap below what is protected is that
 
 

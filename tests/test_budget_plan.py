@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from support.budgets import make_spec, requests
 from uncomp_cli.budget.amount import Budget, resolve_entries
-from uncomp_cli.budget.plan import BudgetPlan, apportion
+from uncomp_cli.budget.plan import BudgetPlan, Wanted, apportion
 from uncomp_cli.budget.policies import POLICIES, UniformPolicy, make_policy
 from uncomp_cli.cache.scorers import SCORERS
 from uncomp_cli.errors import DoesNotFitError, UsageError
@@ -104,7 +104,7 @@ def test_shares_are_spent_exactly(request: tuple[ModelSpec, int, int], entries: 
     row = st.lists(st.floats(0, 5), min_size=spec.num_kv_heads, max_size=spec.num_kv_heads)
     weights = data.draw(st.lists(row, min_size=spec.num_layers, max_size=spec.num_layers))
     try:
-        plan = BudgetPlan.of_shares(spec, seq_len=seq_len, entries=entries, protected=protected, weights=weights)
+        plan = BudgetPlan.of_shares(Wanted(spec, seq_len=seq_len, entries=entries, protected=protected), weights)
     except DoesNotFitError:
         assume(False)
     assert plan.entries == min(entries, spec.full_entries(seq_len))
@@ -124,10 +124,10 @@ def test_the_hint_of_a_refusal_is_the_smallest_budget_that_works(request: tuple[
 
     def plan(budget: str) -> BudgetPlan:
         entries = resolve_entries(Budget.parse(budget), spec, seq_len=seq_len, free_bytes=0)
-        return UniformPolicy().plan(spec, seq_len=seq_len, entries=entries, protected=protected)
+        return UniformPolicy().plan(Wanted(spec, seq_len=seq_len, entries=entries, protected=protected))
 
     with pytest.raises(DoesNotFitError) as caught:
-        UniformPolicy().plan(spec, seq_len=seq_len, entries=0, protected=protected)
+        UniformPolicy().plan(Wanted(spec, seq_len=seq_len, entries=0, protected=protected))
     match = re.search(r"--budget (\d+) or more", str(caught.value.hint))
     assert match is not None
     smallest = int(match[1])
@@ -139,7 +139,7 @@ def test_the_hint_of_a_refusal_is_the_smallest_budget_that_works(request: tuple[
 
 def test_a_refusal_has_numbers() -> None:
     with pytest.raises(DoesNotFitError) as caught:
-        UniformPolicy().plan(make_spec((None, None)), seq_len=5000, entries=4 * 1500, protected=2000)
+        UniformPolicy().plan(Wanted(make_spec((None, None)), seq_len=5000, entries=4 * 1500, protected=2000))
     assert "1,500 tokens per head" in caught.value.message
     assert "2,000 are always kept" in caught.value.message
     assert "--budget 2000" in str(caught.value.hint)
@@ -150,7 +150,7 @@ def test_a_refusal_has_numbers() -> None:
 def test_every_policy_spends_what_it_is_given(name: str, windows: tuple[int | None, ...]) -> None:
     spec = make_spec(windows)
     entries = spec.full_entries(100) * 3 // 4
-    plan = POLICIES[name]().plan(spec, seq_len=100, entries=entries, protected=12)
+    plan = POLICIES[name]().plan(Wanted(spec, seq_len=100, entries=entries, protected=12))
     assert plan.entries == (spec.full_entries(100) if name == "full" else entries)
     assert plan.seq_len == 100
     assert all(12 <= count <= 100 for layer in spec.full_layers for count in plan.kept[layer])
@@ -165,8 +165,8 @@ def test_a_policy_names_a_scorer_that_exists(name: str) -> None:
 
 def test_only_full_keeps_everything() -> None:
     spec = make_spec((None, None))
-    assert make_policy("full").plan(spec, seq_len=50, entries=1, protected=4).keeps_everything
-    assert not make_policy("uniform").plan(spec, seq_len=50, entries=199, protected=4).keeps_everything
+    assert make_policy("full").plan(Wanted(spec, seq_len=50, entries=1, protected=4)).keeps_everything
+    assert not make_policy("uniform").plan(Wanted(spec, seq_len=50, entries=199, protected=4)).keeps_everything
 
 
 def test_a_misspelt_policy() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.budgets import make_spec, requests
-from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import (
     POLICIES,
     AdaptivePolicy,
@@ -126,7 +126,7 @@ def test_sums_are_exact_for_every_shape(name: str, request: tuple[ModelSpec, int
     full = spec.full_entries(seq_len)
     entries = round(full * share)
     try:
-        plan = make_policy(name).plan(spec, seq_len=seq_len, entries=entries, protected=protected)
+        plan = make_policy(name).plan(Wanted(spec, seq_len=seq_len, entries=entries, protected=protected))
     except DoesNotFitError:
         fixed = full - len(spec.full_layers) * spec.num_kv_heads * (seq_len - protected)
         assert entries < fixed
@@ -143,13 +143,13 @@ def test_sums_are_exact_for_every_shape(name: str, request: tuple[ModelSpec, int
 @pytest.mark.parametrize("name", POLICIES)
 def test_everything_is_everything(name: str) -> None:
     spec = make_spec((None, 300, None, None))
-    plan = make_policy(name).plan(spec, seq_len=200, entries=spec.full_entries(200), protected=7)
+    plan = make_policy(name).plan(Wanted(spec, seq_len=200, entries=spec.full_entries(200), protected=7))
     assert plan.keeps_everything
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_only_adaptive_leaves_the_heads_open(name: str) -> None:
-    plan = make_policy(name).plan(make_spec((None, None)), seq_len=100, entries=200, protected=7)
+    plan = make_policy(name).plan(Wanted(make_spec((None, None)), seq_len=100, entries=200, protected=7))
     assert plan.head_floor == (0.2 if name == "adaptive" else 1.0)
     assert plan.to_dict()["head_floor"] == plan.head_floor
 
@@ -159,7 +159,7 @@ def layer_sums(plan: BudgetPlan) -> list[int]:
 
 
 def pyramid(spec: ModelSpec, *, entries: int, seq_len: int = SEQ_LEN, protected: int = 0) -> BudgetPlan:
-    return PyramidPolicy().plan(spec, seq_len=seq_len, entries=entries, protected=protected)
+    return PyramidPolicy().plan(Wanted(spec, seq_len=seq_len, entries=entries, protected=protected))
 
 
 def test_a_pyramid_falls_on_a_line_from_39_to_1() -> None:
@@ -200,13 +200,13 @@ def test_a_pyramid_of_one_layer_or_none_is_uniform(windows: tuple[int | None, ..
     request = {"seq_len": 100, "entries": spec.full_entries(100) * 3 // 4, "protected": 5}
     if None not in windows:
         request["entries"] = spec.full_entries(100)
-    assert PyramidPolicy().plan(spec, **request) == UniformPolicy().plan(spec, **request)
+    assert PyramidPolicy().plan(Wanted(spec, **request)) == UniformPolicy().plan(Wanted(spec, **request))
 
 
 def test_adaptive_plans_what_uniform_does() -> None:
     spec = make_spec((None, 8, None))
     request = {"seq_len": 100, "entries": 250, "protected": 5}
-    assert AdaptivePolicy().plan(spec, **request).kept == UniformPolicy().plan(spec, **request).kept
+    assert AdaptivePolicy().plan(Wanted(spec, **request)).kept == UniformPolicy().plan(Wanted(spec, **request)).kept
 
 
 def test_the_controls_fix_their_scorers() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.budgets import SUMS_32
-from uncomp_cli.budget.stages import PAPER_THRESHOLD, layer_stages, relative_threshold, stage_weights
+from uncomp_cli.budget.uncomp import PAPER_THRESHOLD, layer_stages, relative_threshold, stage_weights
 
 SUMS_40 = [
     88.56142582324127, 83.1908786508794, 84.38408339204648, 83.21636804954474, 86.92246700703916, 87.53768984363012,

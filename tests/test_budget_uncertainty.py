@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.budgets import MEASURED, make_spec, measured, requests
-from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import UncertainPolicy, UncompPolicy, UniformPolicy, ZigzagPolicy, make_policy
 from uncomp_cli.budget.uncomp import group_ramp
 from uncomp_cli.budget.values import Uncertainty
@@ -37,7 +37,7 @@ def test_sums_are_exact_whatever_was_measured(
     entries = round(full * share)
     request_ = {"seq_len": seq_len, "entries": entries, "protected": protected}
     try:
-        plan = make_policy(text).plan(spec, **request_, uncertainty=data.draw(measured(spec, text)))
+        plan = make_policy(text).plan(Wanted(spec, **request_, uncertainty=data.draw(measured(spec, text))))
     except DoesNotFitError:
         assert entries < full - len(spec.full_layers) * spec.num_kv_heads * (seq_len - protected)
         return
@@ -63,7 +63,7 @@ def test_layers_only_shrink_as_others_report(
     values = data.draw(measured(spec, text))
     request_ = {"seq_len": seq_len, "entries": entries, "protected": protected}
     plans = [
-        make_policy(text).plan(spec, **request_, uncertainty=Uncertainty(values.key, values.values[:layers]))
+        make_policy(text).plan(Wanted(spec, **request_, uncertainty=Uncertainty(values.key, values.values[:layers])))
         for layers in range(1, spec.num_layers + 1)
     ]
     for layers, (earlier, later) in enumerate(pairwise(plans), start=1):
@@ -81,7 +81,7 @@ def test_a_layer_of_layer_scope_needs_its_own_values_alone(
     values = data.draw(measured(spec, text))
     other = Uncertainty(values.key, data.draw(measured(spec, text)).values[:-1] + values.values[-1:])
     request_ = {"seq_len": seq_len, "entries": spec.full_entries(seq_len) - len(spec.full_layers), "protected": 0}
-    plans = [make_policy(text).plan(spec, **request_, uncertainty=given) for given in (values, other)]
+    plans = [make_policy(text).plan(Wanted(spec, **request_, uncertainty=given)) for given in (values, other)]
     assert plans[0].kept[-1] == plans[1].kept[-1]
     assert [sum(layer) for layer in plans[0].kept] == [sum(layer) for layer in plans[1].kept]
 
@@ -94,7 +94,9 @@ def test_nothing_measured_or_nothing_to_tell_apart_is_even(text: str, value: flo
     policy = make_policy(text)
     for key in policy.measures:
         uncertainty = None if value is None else values_of(spec, key, [[value] * 6] * 3)
-        assert policy.plan(spec, **request, uncertainty=uncertainty) == UniformPolicy().plan(spec, **request)
+        assert policy.plan(Wanted(spec, **request, uncertainty=uncertainty)) == UniformPolicy().plan(
+            Wanted(spec, **request)
+        )
 
 
 def one_layer(text: str, values: list[float], *, mean: int, protected: int = 0) -> tuple[int, ...]:
@@ -102,7 +104,7 @@ def one_layer(text: str, values: list[float], *, mean: int, protected: int = 0) 
     spec = make_spec((None,), kv_heads=len(values))
     uncertainty = Uncertainty(make_policy(text).measures[0], (tuple(values),))
     request = {"seq_len": LONG, "entries": mean * len(values), "protected": protected}
-    return make_policy(text).plan(spec, **request, uncertainty=uncertainty).kept[0]
+    return make_policy(text).plan(Wanted(spec, **request, uncertainty=uncertainty)).kept[0]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_protected_tokens_lie_under_the_groups() -> None:
 def test_what_the_high_group_cannot_use_stays_in_its_layer() -> None:
     spec = make_spec((None, None), kv_heads=2)
     values = values_of(spec, ENTROPY, [[0.1, 0.2], [0.9, 0.8]])
-    plan = UncompPolicy().plan(spec, seq_len=100, entries=4 * 80, protected=0, uncertainty=values)
+    plan = UncompPolicy().plan(Wanted(spec, seq_len=100, entries=4 * 80, protected=0, uncertainty=values))
     assert plan.kept == ((60, 100), (100, 60))
 
 
@@ -154,7 +156,7 @@ def test_query_heads_count_by_their_mean() -> None:
     values = Uncertainty(ENTROPY, ((0.9, 0.0, 0.5, 0.6),))
     assert values.per_kv_head(2) == ((0.45, 0.55),)
     assert Uncertainty(ENTROPY, ((0.4,),)).per_kv_head(3) == ((0.4,) * 3,)
-    plan = UncompPolicy().plan(make_spec((None,)), seq_len=LONG, entries=400, protected=0, uncertainty=values)
+    plan = UncompPolicy().plan(Wanted(make_spec((None,)), seq_len=LONG, entries=400, protected=0, uncertainty=values))
     assert plan.kept == ((100, 300),)
 
 
@@ -167,7 +169,9 @@ def test_stages_by_hand() -> None:
     rows = [row if layer else [0.4, 0.4, 0.6, 0.6] for layer, row in enumerate(STAGED)]
     values = values_of(spec, ENTROPY, [*rows[:2], [9.0], *rows[2:]])
     entries = 2 * 30 + 8 * 900
-    plan = make_policy("uncomp:stages=true").plan(spec, seq_len=LONG, entries=entries, protected=0, uncertainty=values)
+    plan = make_policy("uncomp:stages=true").plan(
+        Wanted(spec, seq_len=LONG, entries=entries, protected=0, uncertainty=values)
+    )
     assert plan.kept == ((600, 1800), (1200, 1200), (30, 30), (800, 800), (400, 400))
 
 
@@ -177,7 +181,7 @@ def test_paper_stages_go_by_an_absolute_threshold() -> None:
     for heads, sums in ((2, [400, 400]), (3, [900, 300])):
         spec = make_spec((None, None), kv_heads=heads)
         values = values_of(spec, "entropy/q/r32", [[0.6] * heads, [0.3] * heads])
-        plan = policy.plan(spec, seq_len=LONG, entries=sum(sums), protected=0, uncertainty=values)
+        plan = policy.plan(Wanted(spec, seq_len=LONG, entries=sum(sums), protected=0, uncertainty=values))
         assert [sum(layer) for layer in plan.kept] == sums
 
 
@@ -185,7 +189,7 @@ def zigzag(text: str, lmba: list[float], *, entries: int, seq_len: int, protecte
     spec = make_spec((None,) * len(lmba), kv_heads=1)
     policy = make_policy(text)
     values = values_of(spec, policy.measures[0], [[value] for value in lmba])
-    plan = policy.plan(spec, seq_len=seq_len, entries=entries, protected=protected, uncertainty=values)
+    plan = policy.plan(Wanted(spec, seq_len=seq_len, entries=entries, protected=protected, uncertainty=values))
     return [sum(layer) for layer in plan.kept]
 
 
@@ -207,14 +211,14 @@ def test_zigzag_hands_back_what_a_layer_cannot_use() -> None:
 def test_layers_that_did_not_report_have_the_least() -> None:
     spec = make_spec((None,) * 4, kv_heads=1)
     values = Uncertainty("lmba/raw", ((30.0,), (10.0,)))
-    plan = ZigzagPolicy().plan(spec, seq_len=LONG, entries=400, protected=0, uncertainty=values)
+    plan = ZigzagPolicy().plan(Wanted(spec, seq_len=LONG, entries=400, protected=0, uncertainty=values))
     assert plan.kept == ((260,), (100,), (20,), (20,))
 
 
 def test_heads_of_a_zigzag_layer_are_equal() -> None:
     spec = make_spec((None, None), kv_heads=2)
     values = values_of(spec, "lmba/raw", [[10, 20, 30, 40], [100, 100, 50, 50]])
-    plan = ZigzagPolicy(floor=0).plan(spec, seq_len=LONG, entries=400, protected=0, uncertainty=values)
+    plan = ZigzagPolicy(floor=0).plan(Wanted(spec, seq_len=LONG, entries=400, protected=0, uncertainty=values))
     assert plan.kept == ((50, 50), (150, 150))
 
 
@@ -223,7 +227,7 @@ def uncertain(text: str, rows: list[list[float]], *, entries: int, key: str | No
     spec = make_spec((None,) * len(rows), kv_heads=len(rows[0]))
     policy = make_policy(text)
     values = values_of(spec, key or policy.measures[0], rows)
-    plan = policy.plan(spec, seq_len=LONG, entries=entries, protected=0, uncertainty=values)
+    plan = policy.plan(Wanted(spec, seq_len=LONG, entries=entries, protected=0, uncertainty=values))
     return [count for layer in plan.kept for count in layer]
 
 
@@ -277,11 +281,11 @@ def test_random_weights_follow_the_seed_alone() -> None:
     request = {"seq_len": LONG, "entries": 9000, "protected": 0}
     assert policy.measures == ()
     assert policy.scope == "none"
-    plan = policy.plan(spec, **request)
+    plan = policy.plan(Wanted(spec, **request))
     assert plan.entries == 9000
     assert len({count for layer in plan.kept for count in layer}) > 5
-    assert plan == policy.plan(spec, **request, uncertainty=Uncertainty("loss", ((1.0,),)))
-    assert plan != other.plan(spec, **request)
+    assert plan == policy.plan(Wanted(spec, **request, uncertainty=Uncertainty("loss", ((1.0,),))))
+    assert plan != other.plan(Wanted(spec, **request))
 
 
 def test_what_each_measures() -> None:
@@ -319,7 +323,7 @@ def test_values_of_another_model(text: str, key: str, widths: tuple[int, ...], s
     values = Uncertainty(key, tuple((0.5,) * width for width in widths))
     request = {"seq_len": 100, "entries": 200, "protected": 0}
     with pytest.raises(ModelError) as caught:
-        make_policy(text).plan(make_spec((None, None)), **request, uncertainty=values)
+        make_policy(text).plan(Wanted(make_spec((None, None)), **request, uncertainty=values))
     assert says in caught.value.message
     assert caught.value.hint
 
@@ -328,7 +332,7 @@ def test_sliding_layers_need_no_values() -> None:
     spec = make_spec((None, 30, None))
     values = Uncertainty(ENTROPY, ((0.1, 0.3), (), (0.3, 0.1)))
     for text in ("uncomp", "uncomp:stages=true", "uncertain:by=entropy"):
-        plan = make_policy(text).plan(spec, seq_len=500, entries=460, protected=0, uncertainty=values)
+        plan = make_policy(text).plan(Wanted(spec, seq_len=500, entries=460, protected=0, uncertainty=values))
         assert plan.kept[1] == (30, 30)
         assert plan.entries == 460
 
@@ -343,8 +347,8 @@ def test_relative_rules_wait_for_all_layers() -> None:
     spec = make_spec((None, 30, None))
     for text, key in (("uncertain", "loss"), ("uncomp:stages=true", ENTROPY)):
         values = Uncertainty(key, ((0.5, 0.1), (0.2, 0.2)))
-        plan = make_policy(text).plan(spec, seq_len=100, entries=200, protected=0, uncertainty=values)
-        assert plan == BudgetPlan.everything(spec, seq_len=100)
+        plan = make_policy(text).plan(Wanted(spec, seq_len=100, entries=200, protected=0, uncertainty=values))
+        assert plan == BudgetPlan.everything(Wanted(spec, seq_len=100, entries=0, protected=0))
         assert plan.kept == ((100, 100), (30, 30), (100, 100))
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from support.budgets import make_spec
 from uncomp_cli.budget.amount import Budget, resolve_entries
-from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import CacheConfig
@@ -132,7 +132,7 @@ def test_a_byte_budget_is_never_exceeded(
     assume(entries > 0)
     weights = [[data.draw(st.sampled_from([0.0, 0.01, 1.0, 9.0])) for _ in range(2)] for _ in windows]
     try:
-        plan = BudgetPlan.of_shares(spec, seq_len=seq_len, entries=entries, protected=0, weights=weights)
+        plan = BudgetPlan.of_shares(Wanted(spec, seq_len=seq_len, entries=entries, protected=0), weights)
     except UncompError:
         return
     assert allocated(spec, plan) <= num_bytes
@@ -142,7 +142,7 @@ def test_a_byte_budget_is_never_exceeded(
 def test_a_byte_budget_is_used(num_bytes: int) -> None:
     spec = make_spec((None, None), head_dim=8)
     entries = resolve_entries(Budget.parse(f"{num_bytes}B"), spec, seq_len=20_000, free_bytes=0)
-    plan = UniformPolicy().plan(spec, seq_len=20_000, entries=entries, protected=0)
+    plan = UniformPolicy().plan(Wanted(spec, seq_len=20_000, entries=entries, protected=0))
     assert 0.97 * num_bytes < allocated(spec, plan) <= num_bytes
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from support.families import decode, full_plan, make_prompt, read, shared_tiny, tokens
 from support.oracle import brute_force_scores, heads, kept_context, storage_bytes
-from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import POLICIES, make_policy
 from uncomp_cli.cache.scorers import SCORERS, make_scorer
 from uncomp_cli.config import CacheConfig, ScorerConfig
@@ -34,7 +34,7 @@ CASES = [
 
 def plan_of(policy: str, spec: ModelSpec, prompt: Prompt, *, kept: float) -> BudgetPlan:
     entries = int(kept * spec.full_entries(prompt.seq_len))
-    return make_policy(policy).plan(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept)
+    return make_policy(policy).plan(Wanted(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept))
 
 
 def prompt_in_words(*questions: int) -> Prompt:

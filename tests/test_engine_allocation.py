@@ -11,17 +11,22 @@ import torch
 from torch import Tensor
 
 from support.families import FAMILIES, make_prompt, read, tiny
-from uncomp_cli.budget.plan import BudgetPlan
+from support.planning import Asked
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset, save_preset
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import SamplingConfig, ScorerConfig
 from uncomp_cli.engine.context.session import Session
-from uncomp_cli.engine.spend.allocation import Allocation, Wanted, allocate, fixed
+from uncomp_cli.engine.spend.allocation import (
+    Allocation,
+    allocate,
+    fixed,
+    make_allocation,
+    profile_of,
+)
 from uncomp_cli.engine.spend.measurer import measure_layer
-from uncomp_cli.engine.spend.profiles import profile_of
-from uncomp_cli.engine.spend.spending import make_allocation, make_plan
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.loading import load_model
 from uncomp_cli.spec import ModelSpec
@@ -33,8 +38,8 @@ SPEC = ModelSpec("llama", LAYERS, HEADS, KV_HEADS, 8, 32, 48, 61, 4096, 4, (None
 ENTROPY, LOSS = "entropy/q/r1/4", "loss"
 
 
-def wanted(policy: str, spec: ModelSpec = SPEC, *, entries: int = 1600, kv_bits: int = 16) -> Wanted:
-    return Wanted(make_policy(policy), spec, LENGTH, entries, PROTECTED, kv_bits)
+def wanted(policy: str, spec: ModelSpec = SPEC, *, entries: int = 1600, kv_bits: int = 16) -> Asked:
+    return Asked(make_policy(policy), Wanted(spec, LENGTH, entries, PROTECTED, kv_bits))
 
 
 def values_of(seed: int = 0, width: int = HEADS) -> tuple[tuple[float, ...], ...]:
@@ -73,7 +78,7 @@ def view_of(layer: int) -> LayerView:
 
 @pytest.mark.parametrize("policy", ["uniform", "sinks", "pyramid", "adaptive", "uncertain:by=random"])
 def test_a_policy_that_measures_nothing_has_its_plan_at_once(policy: str) -> None:
-    allocation = allocate(wanted(policy), profile=profile_with(ENTROPY, LOSS), measurer=never)
+    allocation = allocate(*wanted(policy), profile=profile_with(ENTROPY, LOSS), measurer=never)
     assert allocation.plan == wanted(policy).plan()
     assert (allocation.live, allocation.waits, allocation.uncertainty, allocation.trust()) == (False, False, None, None)
     allocation.report(0, view_of(0))
@@ -82,7 +87,7 @@ def test_a_policy_that_measures_nothing_has_its_plan_at_once(policy: str) -> Non
 
 def test_a_profile_is_used_where_it_holds_the_measure() -> None:
     profile = profile_with(ENTROPY)
-    allocation = allocate(wanted("uncertain"), profile=profile, measurer=never)
+    allocation = allocate(*wanted("uncertain"), profile=profile, measurer=never)
     assert (allocation.live, allocation.waits) == (False, False)
     assert allocation.uncertainty == Uncertainty(ENTROPY, profile.as_rows(ENTROPY))
     assert allocation.plan == wanted("uncertain").plan(allocation.uncertainty)
@@ -94,10 +99,10 @@ def test_a_profile_is_used_where_it_holds_the_measure() -> None:
 
 def test_of_several_measures_the_preferred_one_is_used() -> None:
     profile = profile_with(ENTROPY, LOSS, "lmba/raw")
-    allocation = allocate(wanted("uncertain"), profile=profile, measurer=never)
+    allocation = allocate(*wanted("uncertain"), profile=profile, measurer=never)
     assert allocation.uncertainty is not None
     assert allocation.uncertainty.key == LOSS
-    entropy = allocate(wanted("uncertain:by=entropy"), profile=profile, measurer=never)
+    entropy = allocate(*wanted("uncertain:by=entropy"), profile=profile, measurer=never)
     assert entropy.uncertainty is not None
     assert entropy.uncertainty.key == ENTROPY
     assert allocation.plan != entropy.plan
@@ -106,7 +111,7 @@ def test_of_several_measures_the_preferred_one_is_used() -> None:
 @pytest.mark.parametrize("profile", [None, profile_with("lmba/raw"), profile_with("entropy/q/rfull")])
 def test_what_no_profile_holds_is_measured_live(profile: UncertaintyProfile | None) -> None:
     told = Told(values_of())
-    allocation = allocate(wanted("uncertain"), profile=profile, measurer=told)
+    allocation = allocate(*wanted("uncertain"), profile=profile, measurer=told)
     assert (allocation.live, allocation.waits, allocation.uncertainty, allocation.trust()) == (True, True, None, None)
     assert allocation.plan == wanted("uniform").plan()  # until something is known
     for layer in range(LAYERS):
@@ -124,16 +129,16 @@ def test_what_no_profile_holds_is_measured_live(profile: UncertaintyProfile | No
 def test_what_only_calibration_measures_is_refused_without_it(policy: str, key: str) -> None:
     for profile in (None, profile_with(ENTROPY, "lmba/raw")):
         with pytest.raises(UsageError, match=f"uncertain needs {key}") as caught:
-            allocate(wanted(policy), profile=profile, measurer=never)
+            allocate(*wanted(policy), profile=profile, measurer=never)
         assert "uncomp calibrate" in str(caught.value.hint)
-    allocation = allocate(wanted(policy), profile=profile_with(key), measurer=never)
+    allocation = allocate(*wanted(policy), profile=profile_with(key), measurer=never)
     assert allocation.uncertainty is not None
     assert allocation.uncertainty.key == key
 
 
 @pytest.mark.parametrize("policy", ["zigzag", "uncertain:by=entropy", "uncertain:by=lmba-free", "uncertain:by=lmbo"])
 def test_counts_only_shrink_while_later_layers_report(policy: str) -> None:
-    allocation = allocate(wanted(policy), profile=None, measurer=Told(values_of(5)))
+    allocation = allocate(*wanted(policy), profile=None, measurer=Told(values_of(5)))
     before: tuple[tuple[int, ...], ...] = ()
     for layer in range(LAYERS):
         allocation.report(layer, view_of(layer))
@@ -145,7 +150,7 @@ def test_counts_only_shrink_while_later_layers_report(policy: str) -> None:
 
 
 def test_a_layers_own_counts_are_final_when_it_has_reported() -> None:
-    allocation = allocate(wanted("uncomp"), profile=None, measurer=Told(values_of(2)))
+    allocation = allocate(*wanted("uncomp"), profile=None, measurer=Told(values_of(2)))
     assert (allocation.live, allocation.waits) == (True, False)
     decided = []
     for layer in range(LAYERS):
@@ -158,7 +163,7 @@ def test_a_layers_own_counts_are_final_when_it_has_reported() -> None:
 def test_a_plan_is_held_in_its_bits_whenever_it_is_made() -> None:
     for policy in ("uniform", "uncertain", "uncomp"):
         want = wanted(policy, kv_bits=4)
-        allocation = allocate(want, profile=None, measurer=Told(values_of()))
+        allocation = allocate(*want, profile=None, measurer=Told(values_of()))
         assert (allocation.plan.kv_bits, want.plan().kv_bits) == (4, 4)
         allocation.report(0, view_of(0))
         assert allocation.plan.kv_bits == 4
@@ -166,7 +171,7 @@ def test_a_plan_is_held_in_its_bits_whenever_it_is_made() -> None:
 
 @pytest.mark.parametrize("policy", ["uncertain", "uncomp:groups=2", "zigzag", "uncertain:reverse=true"])
 def test_trust_is_the_square_of_the_weights(policy: str) -> None:
-    allocation = allocate(wanted(policy), profile=None, measurer=Told(values_of(3)))
+    allocation = allocate(*wanted(policy), profile=None, measurer=Told(values_of(3)))
     for layer in range(LAYERS):
         allocation.report(layer, view_of(layer))
         trust, weights = allocation.trust(), make_policy(policy).weights(SPEC, allocation.uncertainty)
@@ -182,7 +187,7 @@ def test_trust_by_hand() -> None:
     losses = ((1.0, 0.0), (0.25, 0.5), (0.0, 0.0), (2.0, 1.0))
     profile = profile_with(LOSS, samples=1)
     profile = UncertaintyProfile(profile.fingerprint, profile.samples, {LOSS: torch.tensor([losses])}, {})
-    trust = allocate(wanted("uncertain:by=loss,power=1"), profile=profile, measurer=never).trust()
+    trust = allocate(*wanted("uncertain:by=loss,power=1"), profile=profile, measurer=never).trust()
     assert trust is not None
     for row, values in zip(trust, losses, strict=True):
         assert row == pytest.approx([(value / 2 + 0.02) ** 2 for value in values])
@@ -193,8 +198,8 @@ def test_sliding_layers_are_not_measured_and_stand_as_nothing() -> None:
     spec = replace(SPEC, sliding_windows=windows)
     for policy, key, width in (("uncertain", ENTROPY, HEADS), ("uncomp:state=k", "entropy/k/r1/4", KV_HEADS)):
         told = Told(values_of(4, width))
-        want = Wanted(make_policy(policy), spec, LENGTH, 1000, PROTECTED)
-        allocation = allocate(want, profile=None, measurer=told)
+        want = Asked(make_policy(policy), Wanted(spec, LENGTH, 1000, PROTECTED))
+        allocation = allocate(*want, profile=None, measurer=told)
         for layer in spec.full_layers:
             allocation.report(layer, view_of(layer))
         assert told.asked == [(key, 1), (key, 3)]
@@ -224,8 +229,8 @@ def test_a_model_with_sliding_layers_is_measured_where_it_is_cut(
         return measure_layer(measure, view, window=8, sinks=4)
 
     entries = spec.full_entries(prompt.seq_len) // 3
-    want = Wanted(make_policy(policy), spec, prompt.seq_len, entries, prompt.always_kept)
-    allocation = allocate(want, profile=None, measurer=measurer)
+    want = Asked(make_policy(policy), Wanted(spec, prompt.seq_len, entries, prompt.always_kept))
+    allocation = allocate(*want, profile=None, measurer=measurer)
     _, done = read(decoder, [prompt], [allocation], ScorerConfig(window=8))
     assert tuple(seen) == spec.full_layers
     assert allocation.uncertainty is not None
@@ -277,16 +282,16 @@ def test_a_presets_profile_that_is_gone_is_named(tmp_path: Path) -> None:
         profile_of(preset)
 
 
-def test_make_plan_is_the_plan_of_make_allocation(tmp_path: Path) -> None:
+def test_a_preset_spends_its_budget_by_its_profile_or_live(tmp_path: Path) -> None:
     prompt = make_prompt(500, [20], protected=4)
     preset = preset_in(tmp_path, "uncertain", profile_with(ENTROPY))
     allocation = make_allocation(SPEC, preset, prompt, available=2**40, measurer=never)
     assert allocation.uncertainty is not None
-    assert make_plan(SPEC, preset, prompt, available=2**40) == allocation.plan
+    assert make_allocation(SPEC, preset, prompt, available=2**40).plan == allocation.plan
     assert allocation.plan.entries == SPEC.full_entries(520) // 5
     live = replace(preset, profile=None)
-    even = make_plan(SPEC, live, prompt, available=2**40)
-    assert even == make_plan(SPEC, replace(live, policy="uniform"), prompt, available=2**40)
+    even = make_allocation(SPEC, live, prompt, available=2**40).plan
+    assert even == make_allocation(SPEC, replace(live, policy="uniform"), prompt, available=2**40).plan
     assert even.entries == allocation.plan.entries
     full = make_allocation(SPEC, replace(live, budget="full"), prompt, available=2**40, measurer=never)
     assert (full.plan.keeps_everything, full.live) == (True, False)

@@ -14,7 +14,7 @@ from support.oracle import (
     masked_logits,
     storage_bytes,
 )
-from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.cache.coherence import pool, share_by_word
 from uncomp_cli.cache.eviction import select
@@ -113,7 +113,7 @@ def test_claimed_bytes_are_allocated_bytes() -> None:
 def test_earlier_layers_are_at_their_budget_while_later_ones_are_read() -> None:
     _, decoder, spec = tiny("llama")
     prompt = make_prompt(200, [QUESTION], protected=4)
-    plan = UniformPolicy().plan(spec, seq_len=205, entries=30 * LAYERS * KV_HEADS, protected=prompt.always_kept)
+    plan = UniformPolicy().plan(Wanted(spec, seq_len=205, entries=30 * LAYERS * KV_HEADS, protected=prompt.always_kept))
     steps, _ = read(decoder, [prompt], [plan])
     a_layer = KV_HEADS * (30 + CacheConfig().slack(30)) * (spec.kv_bytes_per_entry + 4)
     assert [step.kv_bytes for step in steps] == [a_layer * done for done in (1, 2, 3, 4)]
@@ -126,10 +126,12 @@ def test_sliding_layers_keep_their_window(question: int) -> None:
     stock, decoder, spec = tiny("gemma3_text")
     prompt = make_prompt(CONTEXT, [question], protected=4)
     plan = UniformPolicy().plan(
-        spec,
-        seq_len=prompt.seq_len,
-        entries=spec.full_entries(prompt.seq_len) // 2,
-        protected=prompt.always_kept,
+        Wanted(
+            spec,
+            seq_len=prompt.seq_len,
+            entries=spec.full_entries(prompt.seq_len) // 2,
+            protected=prompt.always_kept,
+        )
     )
     _, done = read(decoder, [prompt], [plan], RANDOM)
     done.begin_question()
@@ -152,7 +154,7 @@ def test_the_question_decides_what_stays() -> None:
     """The whole path keeps what brute force over the oracle's own attention says: no pooling, no words."""
     stock, decoder, spec = tiny("llama")
     prompt = make_prompt(CONTEXT, [QUESTION, 3], protected=4)
-    plan = UniformPolicy().plan(spec, seq_len=prompt.seq_len, entries=20 * 8, protected=prompt.always_kept)
+    plan = UniformPolicy().plan(Wanted(spec, seq_len=prompt.seq_len, entries=20 * 8, protected=prompt.always_kept))
     config = ScorerConfig(window=4, pooling="none", whole_words=False)
     _, done = read(decoder, [prompt], [plan], config)
     expected = brute_force_scores(stock, prompt, window=4, sinks=4)
@@ -167,7 +169,7 @@ def test_scores_are_pooled_and_shared_before_the_cut(whole_words: bool) -> None:
     stock, decoder, spec = tiny("llama")
     words = torch.cat([torch.arange(20), 20 + torch.arange(CONTEXT - 20) // 4])
     prompt = make_prompt(CONTEXT, [QUESTION], protected=4, words=words)
-    plan = UniformPolicy().plan(spec, seq_len=prompt.seq_len, entries=30 * 8, protected=prompt.always_kept)
+    plan = UniformPolicy().plan(Wanted(spec, seq_len=prompt.seq_len, entries=30 * 8, protected=prompt.always_kept))
     config = ScorerConfig(window=4, pooling="mean", width=5, whole_words=whole_words)
     _, done = read(decoder, [prompt], [plan], config)
     raw = brute_force_scores(stock, prompt, window=4, sinks=4)

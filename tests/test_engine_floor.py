@@ -3,8 +3,8 @@
 import pytest
 
 from uncomp_cli.budget.presets import Preset
+from uncomp_cli.engine.spend.allocation import make_allocation
 from uncomp_cli.engine.spend.memory import estimate
-from uncomp_cli.engine.spend.spending import make_plan
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError
@@ -25,13 +25,13 @@ def preset_of(floor: int, budget: str = "5%") -> Preset:
 
 @pytest.mark.parametrize(("document", "kept"), [(50, 80), (400, 130), (20_000, 1001)])
 def test_the_floor_counts_document_tokens_beside_the_protected_ones(document: int, kept: int) -> None:
-    plan = make_plan(SPEC, preset_of(100), prompt_of(document), available=2**30)
+    plan = make_allocation(SPEC, preset_of(100), prompt_of(document), available=2**30).plan
     assert set(plan.kept[0] + plan.kept[1]) == {kept} | ({kept + 1} if document == 20_000 else set())
 
 
 def test_without_a_floor_the_same_budget_is_refused() -> None:
     with pytest.raises(DoesNotFitError):
-        make_plan(SPEC, preset_of(0), prompt_of(50), available=2**30)
+        make_allocation(SPEC, preset_of(0), prompt_of(50), available=2**30)
 
 
 def test_questions_that_wait_their_turn_count_in_bytes_and_in_the_estimate() -> None:
@@ -39,7 +39,7 @@ def test_questions_that_wait_their_turn_count_in_bytes_and_in_the_estimate() -> 
     five = Prompt(one.context, one.questions * 5)
     assert (one.waiting_tokens, five.waiting_tokens) == (0, 5 * QUESTION)
     assert five.flat_len == len(one.context) + 5 * QUESTION
-    plans = [make_plan(SPEC, preset_of(0, "128KiB"), prompt, available=2**30) for prompt in (one, five)]
+    plans = [make_allocation(SPEC, preset_of(0, "128KiB"), prompt, available=2**30).plan for prompt in (one, five)]
     heads = SPEC.num_layers * SPEC.num_kv_heads
     assert plans[0].entries - plans[1].entries == 5 * QUESTION * heads
     estimates = [estimate(SPEC, plans[0], prompt=prompt) for prompt in (one, five)]

@@ -13,7 +13,7 @@ from support.families import DECODED, SHAPE, VOCAB, decode, full_plan, make_prom
 from support.memory import peak_of
 from support.town import QUESTION, town
 from uncomp_cli.budget.amount import Budget, resolve_entries
-from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.cache.ragged import RaggedKVCache
@@ -23,8 +23,8 @@ from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.context.session import Session
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.read.prefill import PrefillState
+from uncomp_cli.engine.spend.allocation import make_allocation
 from uncomp_cli.engine.spend.memory import estimate, planned_kv_bytes
-from uncomp_cli.engine.spend.spending import make_plan
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import UncompError
@@ -51,7 +51,7 @@ def uneven_plan(spec: ModelSpec, prompt: Prompt, bits: int) -> BudgetPlan:
     weights = [[1.0 + head for head in range(spec.num_kv_heads)] for _ in range(spec.num_layers)]
     entries = spec.full_entries(prompt.seq_len) * 6 // 10
     plan = BudgetPlan.of_shares(
-        spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept, weights=weights
+        Wanted(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept), weights
     )
     return replace(plan, kv_bits=bits)
 
@@ -152,8 +152,8 @@ def wide_prompt(context: int, question: int = 20) -> Prompt:
 def test_a_percentage_is_one_of_bytes(percent: float, dtype_bytes: int, bits: int) -> None:
     spec = replace(make_spec((None, None, 512), kv_heads=2, head_dim=64), dtype_bytes=dtype_bytes)
     prompt = wide_prompt(8000)
-    plan = make_plan(spec, preset_of(f"{percent}%", bits), prompt, available=0)
-    exact = make_plan(spec, preset_of(f"{percent}%", 16), prompt, available=0)
+    plan = make_allocation(spec, preset_of(f"{percent}%", bits), prompt, available=0).plan
+    exact = make_allocation(spec, preset_of(f"{percent}%", 16), prompt, available=0).plan
     assert (plan.kv_bits, exact.kv_bits) == (bits, 16)
     allowed = percent / 100 * spec.full_kv_bytes(prompt.seq_len)
     used = planned_kv_bytes(spec, plan, question_tokens=20)
@@ -168,9 +168,9 @@ def test_a_percentage_is_one_of_bytes(percent: float, dtype_bytes: int, bits: in
 def test_tokens_are_tokens_and_full_is_all(bits: int) -> None:
     spec, prompt = make_spec((None, 300)), wide_prompt(2000)
     for budget, policy in (("512", "uniform"), ("full", "full"), ("full", "uniform")):
-        plan, exact = (make_plan(spec, preset_of(budget, b, policy), prompt, available=0) for b in (bits, 16))
-        assert plan == replace(exact, kv_bits=bits)
-    assert make_plan(spec, preset_of("90%", bits), prompt, available=0).entries == spec.full_entries(2020)
+        few, exact = (make_allocation(spec, preset_of(budget, b, policy), prompt, available=0) for b in (bits, 16))
+        assert few.plan == replace(exact.plan, kv_bits=bits)
+    assert make_allocation(spec, preset_of("90%", bits), prompt, available=0).plan.entries == spec.full_entries(2020)
 
 
 @BITS
@@ -178,7 +178,7 @@ def test_a_budget_below_the_question_is_refused(bits: int) -> None:
     spec, prompt = make_spec((None, None)), wide_prompt(500, 100)
     for budget in ("1%", "15%", "10KiB"):
         with pytest.raises(UncompError, match="always kept"):
-            make_plan(spec, preset_of(budget, bits), prompt, available=0)
+            make_allocation(spec, preset_of(budget, bits), prompt, available=0)
 
 
 def allocated(spec: ModelSpec, plan: BudgetPlan, prompt: Prompt) -> int:
@@ -210,11 +210,11 @@ def test_a_byte_budget_is_never_exceeded(
     spec = make_spec(tuple(windows), kv_heads=2, head_dim=head_dim)
     prompt = Prompt(Tokens.of((1,) * context), tuple((2,) * n for n in questions))
     try:
-        plan = make_plan(spec, preset_of(f"{num_bytes}B", bits), prompt, available=0)
+        plan = make_allocation(spec, preset_of(f"{num_bytes}B", bits), prompt, available=0).plan
         assume(plan.entries > 0)
         weights = [[data.draw(st.sampled_from([0.01, 1.0, 9.0])) for _ in range(2)] for _ in windows]
         plan = BudgetPlan.of_shares(
-            spec, seq_len=prompt.seq_len, entries=plan.entries, protected=prompt.always_kept, weights=weights
+            Wanted(spec, seq_len=prompt.seq_len, entries=plan.entries, protected=prompt.always_kept), weights
         )
     except UncompError:
         return
@@ -225,7 +225,7 @@ def test_a_byte_budget_is_never_exceeded(
 @pytest.mark.parametrize("num_bytes", [400_000, 1_500_000])
 def test_a_byte_budget_is_used(num_bytes: int, bits: int) -> None:
     spec, prompt = make_spec((None, None), head_dim=64), wide_prompt(20_000)
-    plan = make_plan(spec, preset_of(f"{num_bytes}B", bits), prompt, available=0)
+    plan = make_allocation(spec, preset_of(f"{num_bytes}B", bits), prompt, available=0).plan
     assert 0.98 * num_bytes < allocated(spec, plan, prompt) <= num_bytes
 
 
@@ -233,8 +233,10 @@ def test_sixteen_bits_plan_as_ever() -> None:
     spec, prompt = make_spec((None, None, 30)), wide_prompt(1000)
     for budget in ("20%", "256", "2MiB", "full"):
         entries = resolve_entries(Budget.parse(budget), spec, seq_len=prompt.seq_len, free_bytes=0)
-        expected = UniformPolicy().plan(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept)
-        assert make_plan(spec, preset_of(budget, 16), prompt, available=0) == expected
+        expected = UniformPolicy().plan(
+            Wanted(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept)
+        )
+        assert make_allocation(spec, preset_of(budget, 16), prompt, available=0).plan == expected
 
 
 @pytest.mark.model
@@ -244,7 +246,7 @@ def test_eight_bits_say_the_same_and_four_nearly(default_model: LoadedModel) -> 
     logits, bytes_kept = {}, {}
     forced = torch.tensor([default_model.tokenizer("The secret access code of the vault is 7391846.").input_ids])
     for bits in (16, 8, 4):
-        plan = make_plan(spec, replace(load_preset("full"), kv_bits=bits), prompt, available=0)
+        plan = make_allocation(spec, replace(load_preset("full"), kv_bits=bits), prompt, available=0).plan
         _, done = read(decoder, [prompt], [plan])
         logits[bits] = decode(decoder, done, forced)[0].log_softmax(-1)
         bytes_kept[bits] = planned_kv_bytes(spec, plan, question_tokens=prompt.longest_question)

@@ -10,6 +10,7 @@ import torch
 
 from support.families import SHAPE, full_plan, make_prompt, read, tiny
 from support.memory import peak_of
+from uncomp_cli.budget.plan import Wanted
 from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
@@ -27,7 +28,7 @@ def test_the_kept_cache_is_estimated_to_the_byte() -> None:
     prompt = make_prompt(100, [5], protected=4)
     for plan in (
         full_plan(spec, prompt),
-        UniformPolicy().plan(spec, seq_len=105, entries=300, protected=prompt.always_kept),
+        UniformPolicy().plan(Wanted(spec, seq_len=105, entries=300, protected=prompt.always_kept)),
     ):
         _, done = read(decoder, [prompt], [plan])
         expected = estimate(spec, plan)
@@ -44,7 +45,7 @@ def test_the_peak_is_estimated(family: str, kept: float, monkeypatch: pytest.Mon
     _, decoder, spec = tiny(family)
     prompt = make_prompt(1500, [20], protected=4)
     entries = int(spec.full_entries(prompt.seq_len) * kept)
-    plan = UniformPolicy().plan(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept)
+    plan = UniformPolicy().plan(Wanted(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept))
     config = ScorerConfig(window=8)
     ids = torch.tensor([[*prompt.context, *prompt.questions[0]]])
 

@@ -19,13 +19,14 @@ from support.families import (
     tokens,
 )
 from support.views import CONTEXT, DIM, HEADS, KV_HEADS, SCALING, make_view
+from uncomp_cli.budget.plan import Wanted
 from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cache.scorers import SCORERS, make_scorer
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine.spend.allocation import make_allocation
 from uncomp_cli.engine.spend.compression import plan_compression
-from uncomp_cli.engine.spend.spending import make_plan
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, UsageError
@@ -90,7 +91,7 @@ def test_kept_in_full_an_opened_question_is_the_stock_model(family: str, recent:
     opened = open_question(prompt, recent=recent)
     ids, forced = (*prompt.context, *prompt.questions[0]), tokens(6, 7)
     expected = stock_logits(stock, ids + forced)
-    plan = UniformPolicy().plan(spec, seq_len=50, entries=spec.full_entries(50), protected=opened.always_kept)
+    plan = UniformPolicy().plan(Wanted(spec, seq_len=50, entries=spec.full_entries(50), protected=opened.always_kept))
     for config in (ScorerConfig(), ScorerConfig("agreement")):
         _, done = read(decoder, [opened], [plan], config)
         assert done.cache.entries == spec.full_entries(50)
@@ -104,7 +105,7 @@ def test_in_a_small_budget_sinks_and_the_last_tokens_survive(scorer: str, kept: 
     _, decoder, spec = shared_tiny("llama")
     prompt = open_question(closed(60, 40), recent=RECENT)
     plan = UniformPolicy().plan(
-        spec, seq_len=100, entries=kept * spec.num_layers * spec.num_kv_heads, protected=prompt.always_kept
+        Wanted(spec, seq_len=100, entries=kept * spec.num_layers * spec.num_kv_heads, protected=prompt.always_kept)
     )
     _, done = read(decoder, [prompt], [plan], ScorerConfig(scorer, window=16))
     for layer in range(spec.num_layers):
@@ -120,7 +121,7 @@ def kept_of_question(prompt: Prompt, scorer: str, *, seed: int = 0) -> list[int]
     _, decoder, spec = shared_tiny("llama")
     plan = (
         UniformPolicy().plan(
-            spec, seq_len=100, entries=30 * spec.num_layers * spec.num_kv_heads, protected=prompt.always_kept
+            Wanted(spec, seq_len=100, entries=30 * spec.num_layers * spec.num_kv_heads, protected=prompt.always_kept)
         )
         if prompt.always_kept <= 30
         else full_plan(spec, prompt)
@@ -146,7 +147,7 @@ def test_rows_of_a_batch_open_each_its_own_question() -> None:
     assert [prompt.asked for prompt in prompts] == [32, 0]
     plans = [
         UniformPolicy().plan(
-            spec, seq_len=p.seq_len, entries=spec.full_entries(p.seq_len) * 6 // 10, protected=p.always_kept
+            Wanted(spec, seq_len=p.seq_len, entries=spec.full_entries(p.seq_len) * 6 // 10, protected=p.always_kept)
         )
         for p in prompts
     ]
@@ -254,7 +255,7 @@ def test_a_budget_below_the_question_is_enough_once_it_is_opened() -> None:
     _, _, spec = shared_tiny("llama")
     prompt = closed(60, 40)
     with pytest.raises(DoesNotFitError):
-        make_plan(spec, preset("15%"), prompt, available=2**40)
+        make_allocation(spec, preset("15%"), prompt, available=2**40)
     planned = plan_compression(spec, preset("15%"), prompt, available=2**40)
     assert planned.allocation.plan.entries == 15 * 8
     with pytest.raises(DoesNotFitError):

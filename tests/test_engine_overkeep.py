@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from support.families import SHAPE, assert_same, decode, make_prompt, shared_tiny, tiny, tokens
-from uncomp_cli.budget.plan import BudgetPlan
+from support.planning import Asked
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import UniformPolicy, make_policy
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.coherence import pool
@@ -25,7 +26,7 @@ from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.read.overkeep import MARGIN_TOKENS, OverKeep
 from uncomp_cli.engine.read.prefill import PrefillState, prefill
 from uncomp_cli.engine.records import PrefillStep
-from uncomp_cli.engine.spend.allocation import Allocation, Wanted, allocate
+from uncomp_cli.engine.spend.allocation import Allocation, allocate
 from uncomp_cli.engine.spend.measurer import measure_layer
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.spec import ModelSpec
@@ -70,13 +71,13 @@ def prompt_of(context: int = CONTEXT, *questions: int, words: str = "mixed", see
     return open_question(prompt, recent=RECENT)
 
 
-def wanted(policy: str, spec: ModelSpec, prompt: Prompt, *, kept: float, kv_bits: int = 16) -> Wanted:
+def wanted(policy: str, spec: ModelSpec, prompt: Prompt, *, kept: float, kv_bits: int = 16) -> Asked:
     entries = int(kept * spec.full_entries(prompt.seq_len))
-    return Wanted(make_policy(policy), spec, prompt.seq_len, entries, prompt.always_kept, kv_bits)
+    return Asked(make_policy(policy), Wanted(spec, prompt.seq_len, entries, prompt.always_kept, kv_bits))
 
 
-def live(of: Wanted) -> Allocation:
-    return allocate(of, profile=None, measurer=partial(measure_layer, window=WINDOW, sinks=SINKS))
+def live(of: Asked) -> Allocation:
+    return allocate(*of, profile=None, measurer=partial(measure_layer, window=WINDOW, sinks=SINKS))
 
 
 def read(
@@ -95,10 +96,10 @@ def read(
             return steps, done.value
 
 
-def measured(decoder: Decoder, prompts: Sequence[Prompt], wants: Sequence[Wanted]) -> list[Uncertainty]:
+def measured(decoder: Decoder, prompts: Sequence[Prompt], wants: Sequence[Asked]) -> list[Uncertainty]:
     """The first of two passes: every layer of every row is measured, whatever is kept."""
     recorder = Recorder(make_scorer(WINDOWED))
-    plans = [UniformPolicy().plan(w.spec, seq_len=w.seq_len, entries=w.entries, protected=w.protected) for w in wants]
+    plans = [UniformPolicy().plan(want.wanted) for want in wants]
     read(decoder, prompts, plans, WINDOWED, recorder)
     spec, key = decoder.spec, next(key for key in wants[0].policy.measures if parse_measure(key).live)
     found = []
@@ -126,7 +127,7 @@ def assert_same_cache(one: RaggedKVCache, other: RaggedKVCache) -> None:
 
 
 def one_and_two_passes(
-    decoder: Decoder, prompts: Sequence[Prompt], wants: Sequence[Wanted], config: ScorerConfig
+    decoder: Decoder, prompts: Sequence[Prompt], wants: Sequence[Asked], config: ScorerConfig
 ) -> tuple[list[Allocation], Context, Context]:
     allocations = [live(want) for want in wants]
     _, one = read(decoder, prompts, allocations, config)
@@ -149,7 +150,7 @@ def test_one_pass_keeps_what_two_would(policy: str, kept: float, words: str | No
     assert allocation.waits
     assert len(set(allocation.plan.kept)) > 1  # layers differ, so that something was trimmed
     assert_same_cache(one.cache, two.cache)
-    assert one.cache.entries == want.entries
+    assert one.cache.entries == want.wanted.entries
     assert one.cache.nbytes == two.cache.nbytes
     forced = torch.tensor([tokens(6, 7)])
     assert torch.equal(decode(decoder, one, forced), decode(decoder, two, forced))
@@ -164,7 +165,7 @@ def test_other_families_and_scopes(policy: str, family: str) -> None:
     (allocation,), one, two = one_and_two_passes(decoder, [prompt], [want], WINDOWED)
     assert allocation.waits == (policy != "uncomp")
     assert_same_cache(one.cache, two.cache)
-    assert (one.cache.entries, one.cache.nbytes) == (want.entries, two.cache.nbytes)
+    assert (one.cache.entries, one.cache.nbytes) == (want.wanted.entries, two.cache.nbytes)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -227,10 +228,10 @@ def test_several_questions_wait_beside_the_layers(config: ScorerConfig) -> None:
     assert [tuple(one.cache.layer(i).lengths) for i in range(spec.num_layers)] == list(allocation.plan.kept)
 
 
-def known(want: Wanted, decoder: Decoder, prompt: Prompt) -> Allocation:
+def known(want: Asked, decoder: Decoder, prompt: Prompt) -> Allocation:
     """The second of two passes with the first one's values, as those of a profile: trust is known from the start."""
     (values,) = measured(decoder, [prompt], [want])
-    return Allocation(want.plan(values), wanted=want, uncertainty=values)
+    return Allocation.of(want.policy, replace(want.wanted, uncertainty=values))
 
 
 def mixed_by_hand(
@@ -323,7 +324,7 @@ def test_a_part_that_is_held_is_where_the_cut_is_made(policy: str, held: float) 
     allocation = live(want)
     seen, cache, _ = watch(decoder, prompt, allocation, replace(AGREEING, held=held))
     last = seen[-1]
-    assert cache.entries == want.entries
+    assert cache.entries == want.wanted.entries
     lengths = [tuple(cache.layer(i).lengths) for i in range(spec.num_layers)]
     assert [sum(layer) for layer in lengths] == [sum(layer) for layer in allocation.plan.kept]
     assert policy == "adaptive" or lengths == list(allocation.plan.kept)
@@ -434,7 +435,7 @@ def test_little_more_than_the_budget_is_held_while_reading(
     heads, slack = spec.num_layers * spec.num_kv_heads, CacheConfig().slack(prompt.seq_len)
     entry = spec.kv_bytes_per_entry + CacheConfig().position_bytes
     waiting = prompt.waiting_tokens * heads * entry
-    bound = (1.5 * want.entries + heads * (MARGIN_TOKENS + slack + prompt.longest_question)) * entry + waiting
+    bound = (1.5 * want.wanted.entries + heads * (MARGIN_TOKENS + slack + prompt.longest_question)) * entry + waiting
     peak = max(step.kv_bytes for step in steps)
     assert done.cache.nbytes == steps[-1].kv_bytes <= peak <= bound < spec.full_kv_bytes(prompt.seq_len)
     assert max(step.kv_bytes for step in steps[:-1]) > 1.1 * steps[-1].kv_bytes  # it did hold more than it keeps

@@ -13,9 +13,9 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, ScorerConfig
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.read.reading import read_compressed
+from uncomp_cli.engine.spend.allocation import make_allocation
 from uncomp_cli.engine.spend.compression import Compression, plan_compression
 from uncomp_cli.engine.spend.memory import activation_bytes
-from uncomp_cli.engine.spend.spending import make_allocation
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import DoesNotFitError, UsageError
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from support.families import FAMILIES, make_prompt, tiny
-from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
@@ -24,7 +24,7 @@ def read(family: str) -> tuple[Decoder, RaggedKVCache, tuple[int, ...]]:
     """A prompt with its full cache, and its tokens."""
     _, decoder, _ = tiny(family)
     prompt = make_prompt(CONTEXT, [8])
-    plan = BudgetPlan.everything(decoder.spec, seq_len=prompt.seq_len)
+    plan = BudgetPlan.everything(Wanted(decoder.spec, seq_len=prompt.seq_len, entries=0, protected=0))
     steps = prefill(decoder, [prompt], [plan], scorer=make_scorer(ScorerConfig()), config=ScorerConfig())
     while True:
         try:

@@ -11,7 +11,7 @@ import torch
 from support.chunks import positions_of, streamed, words_of
 from support.families import assert_same, decode, full_plan, make_prompt, read, tiny, tokens
 from support.oracle import DenseOracle, masked_logits, storage_bytes
-from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import FullPolicy, UniformPolicy
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import make_thinning
@@ -19,7 +19,7 @@ from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import CacheConfig, ScorerConfig
 from uncomp_cli.engine.read.reading import read_streamed
 from uncomp_cli.engine.read.thinner import LEAST_TOKENS, Thinner
-from uncomp_cli.engine.spend.allocation import Allocation, Wanted
+from uncomp_cli.engine.spend.allocation import Allocation
 from uncomp_cli.engine.spend.compression import make_thinner
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.engine.tokens.tokens import Tokens
@@ -38,8 +38,8 @@ def prompt_of(*questions: int, context: int = CONTEXT, words: bool = True, seed:
 
 def full(spec: ModelSpec, prompt: Prompt) -> Allocation:
     """Everything that there is, planned anew when less is there."""
-    want = Wanted(FullPolicy(), spec, prompt.seq_len, spec.full_entries(prompt.seq_len), prompt.always_kept)
-    return Allocation(want.plan(), wanted=want)
+    want = Wanted(spec, prompt.seq_len, spec.full_entries(prompt.seq_len), prompt.always_kept)
+    return Allocation.of(FullPolicy(), want)
 
 
 def text_positions(spec: ModelSpec, cache: list[list[torch.Tensor]], prompt: Prompt) -> list[set[int]]:
@@ -180,8 +180,8 @@ def test_thinned_and_cut_to_a_budget() -> None:
     _, decoder, spec = tiny("llama")
     prompt = prompt_of()
     entries = int(0.7 * spec.full_entries(prompt.seq_len))
-    want = Wanted(UniformPolicy(), spec, prompt.seq_len, entries, prompt.always_kept)
-    allocation = Allocation(want.plan(), wanted=want)
+    want = Wanted(spec, prompt.seq_len, entries, prompt.always_kept)
+    allocation = Allocation.of(UniformPolicy(), want)
     _, done = streamed(decoder, prompt, allocation, CONFIG, thin="gather:after=2,keep=0.4")
     assert tuple(tuple(map(len, layer)) for layer in positions_of(done.cache)) == allocation.plan.kept
     assert done.cache.entries == allocation.plan.entries == entries

@@ -207,7 +207,7 @@ def test_a_profile_names_the_costly_heads(default_model: Any) -> None:
     preset = load_preset("balanced")
     found = watched_heads(replace(preset, risk=None), default_model.spec)
     assert len(found) == 4
-    from uncomp_cli.engine.spend.profiles import profile_of
+    from uncomp_cli.engine.spend.allocation import profile_of
 
     losses = profile_of(preset).mean("loss")
     least = min(float(losses[head]) for head in found)

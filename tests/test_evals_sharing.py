@@ -13,7 +13,7 @@ from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.context.session import Session
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.read.prefill import prefill
-from uncomp_cli.engine.spend.spending import make_allocation, scorer_config
+from uncomp_cli.engine.spend.allocation import make_allocation, scorer_config
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.evals.judges.answers import judge_answers
 from uncomp_cli.evals.judges.case import Case, read_case

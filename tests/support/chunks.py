@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from support.families import assert_same, make_prompt
-from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.cache.ragged import RaggedKVCache
@@ -18,7 +18,7 @@ from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.read.reading import read_streamed
 from uncomp_cli.engine.read.thinner import Thinner
 from uncomp_cli.engine.records import PrefillStep
-from uncomp_cli.engine.spend.allocation import Allocation, Wanted, allocate, fixed
+from uncomp_cli.engine.spend.allocation import Allocation, allocate, fixed
 from uncomp_cli.engine.spend.measurer import measure_layer
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.spec import ModelSpec
@@ -83,8 +83,8 @@ def prompt_of(*questions: int, context: int = CONTEXT, words: bool = True, seed:
 
 def allocation_of(policy: str, spec: ModelSpec, prompt: Prompt, *, kept: float, kv_bits: int = 16) -> Allocation:
     entries = int(kept * spec.full_entries(prompt.seq_len))
-    want = Wanted(make_policy(policy), spec, prompt.seq_len, entries, prompt.always_kept, kv_bits)
-    return allocate(want, profile=None, measurer=partial(measure_layer, window=8, sinks=4))
+    want = Wanted(spec, prompt.seq_len, entries, prompt.always_kept, kv_bits)
+    return allocate(make_policy(policy), want, profile=None, measurer=partial(measure_layer, window=8, sinks=4))
 
 
 def assert_as_planned(done: Context, plan: BudgetPlan, prompt: Prompt) -> None:

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import FullPolicy
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
@@ -102,7 +102,7 @@ def make_prompt(
 
 
 def full_plan(spec: ModelSpec, prompt: Prompt) -> BudgetPlan:
-    return FullPolicy().plan(spec, seq_len=prompt.seq_len, entries=0, protected=prompt.always_kept)
+    return FullPolicy().plan(Wanted(spec, seq_len=prompt.seq_len, entries=0, protected=prompt.always_kept))
 
 
 def read(

@@ -204,7 +204,7 @@ def _timing_record(about: About, stats: "RunStats") -> dict[str, Any]:
 
 def _compression_record(about: About, preset: "Preset") -> dict[str, Any]:
     from uncomp_cli.cache.scorers import make_scorer
-    from uncomp_cli.engine.spend.spending import scorer_config
+    from uncomp_cli.engine.spend.allocation import scorer_config
 
     scorer = None if preset.policy == "full" else make_scorer(scorer_config(preset))
     return {

@@ -1,12 +1,11 @@
-"""Policies that need no measurement: the field's baselines and the controls."""
+"""The field's baselines and the controls; only ZigZagKV needs a measurement."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from uncomp_cli.budget.notation import PolicyText
-from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.budget.values import Uncertainty
+from uncomp_cli.budget.notation import PolicyText, require
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
+from uncomp_cli.budget.values import LEAST_TOKENS, Uncertainty, kv_rows, spread_rows
 from uncomp_cli.spec import ModelSpec
 
 __all__ = [
@@ -17,7 +16,10 @@ __all__ = [
     "ReversedPolicy",
     "SinksPolicy",
     "UniformPolicy",
+    "ZigzagPolicy",
 ]
+
+_LEAST_BUDGETS = {"lmba-raw": "lmba/raw", "lmba-free": "lmba/sinkfree", "lmbo": "lmbo"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +42,9 @@ class _Unmeasured(PolicyText):
         """Every head is due the same."""
         return [[1.0] * spec.num_kv_heads for _ in range(spec.num_layers)]
 
-    def plan(
-        self,
-        spec: ModelSpec,
-        *,
-        seq_len: int,
-        entries: int,
-        protected: int,
-        uncertainty: Uncertainty | None = None,
-        caps: Sequence[int] | None = None,
-    ) -> BudgetPlan:
+    def plan(self, wanted: Wanted) -> BudgetPlan:
         """Shares by weight."""
-        weights = self.weights(spec, uncertainty)
-        return BudgetPlan.of_shares(
-            spec, seq_len=seq_len, entries=entries, protected=protected, weights=weights, caps=caps
-        )
+        return BudgetPlan.of_shares(wanted, self.weights(wanted.spec, wanted.uncertainty))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +53,9 @@ class FullPolicy(_Unmeasured):
 
     name: ClassVar[str] = "full"
 
-    def plan(
-        self,
-        spec: ModelSpec,
-        *,
-        seq_len: int,
-        entries: int,
-        protected: int,
-        uncertainty: Uncertainty | None = None,
-        caps: Sequence[int] | None = None,
-    ) -> BudgetPlan:
+    def plan(self, wanted: Wanted) -> BudgetPlan:
         """The whole prompt in every head."""
-        return BudgetPlan.everything(spec, seq_len=seq_len, caps=caps)
+        return BudgetPlan.everything(wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,16 +117,48 @@ class AdaptivePolicy(_Unmeasured):
     name: ClassVar[str] = "adaptive"
     HEAD_FLOOR: ClassVar[float] = 0.2
 
-    def plan(
-        self,
-        spec: ModelSpec,
-        *,
-        seq_len: int,
-        entries: int,
-        protected: int,
-        uncertainty: Uncertainty | None = None,
-        caps: Sequence[int] | None = None,
-    ) -> BudgetPlan:
+    def plan(self, wanted: Wanted) -> BudgetPlan:
         """Equal shares, of which each head is sure of HEAD_FLOOR."""
-        plan = UniformPolicy().plan(spec, seq_len=seq_len, entries=entries, protected=protected, caps=caps)
-        return replace(plan, head_floor=self.HEAD_FLOOR)
+        return replace(UniformPolicy().plan(wanted), head_floor=self.HEAD_FLOOR)
+
+
+@dataclass(frozen=True, slots=True)
+class ZigzagPolicy(PolicyText):
+    """Layers that need more tokens for the same attention keep more (ZigZagKV, arXiv 2412.09036, eq. 6-8).
+
+        u_l = LMBA_l / sum of LMBA      b_l = b_min + (b_avg - b_min) L u_l      b_min = floor * b_avg
+
+    LMBA_l is the layer's mean over heads and rows; LMBO, the least budget of the attention output, can take its place.
+    The total is exact. No layer can use more tokens than there are: what b_l has above that goes to the others by their
+    u_l. Protected tokens lie beneath: b_avg is the mean of what is left. All heads of a layer are equal. `lmba-free`
+    leaves out sinks and window; `reverse` puts 1/LMBA for LMBA.
+    """
+
+    name: ClassVar[str] = "zigzag"
+    fixed_scorer: ClassVar[str | None] = None
+    floor: float = 0.2
+    by: Literal["lmba-raw", "lmba-free", "lmbo"] = "lmba-raw"
+    reverse: bool = False
+
+    def __post_init__(self) -> None:
+        require(0 <= self.floor <= 1, f"zigzag floor is {self.floor}", hint="use a share of the mean, from 0 to 1")
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The least budget it goes by."""
+        return (_LEAST_BUDGETS[self.by],)
+
+    @property
+    def scope(self) -> Literal["none", "layer", "model"]:
+        """Layers share by all layers' values."""
+        return "model"
+
+    def weights(self, spec: ModelSpec, uncertainty: Uncertainty | None) -> list[list[float]]:
+        """[L][G]: what is above b_min is spread by these, equal in a layer; layers without values weigh 0."""
+        rows = kv_rows(uncertainty, spec, measures=self.measures)
+        means = [None if row is None else (sum(row) / len(row),) * len(row) for row in rows]
+        return spread_rows(means, spec, power=-1.0 if self.reverse else 1.0, least=LEAST_TOKENS)
+
+    def plan(self, wanted: Wanted) -> BudgetPlan:
+        """b_l for every full-attention layer; layers that did not report yet have b_min."""
+        return BudgetPlan.of_shares(wanted, self.weights(wanted.spec, wanted.uncertainty), even_share=self.floor)

@@ -1,4 +1,4 @@
-"""A budget plan: how many tokens every layer and KV head keeps, summing exactly to what was allowed.
+"""What a policy is asked for, and its plan: how many tokens every layer and KV head keeps, exactly what was allowed.
 
 `apportion` is the one place where real-valued shares become integers: weights decide, floors and caps bind, what a
 capped cell cannot use goes to the others by their weights, and the largest remainders get the last entries.
@@ -7,10 +7,47 @@ capped cell cannot use goes to the others by their weights, and the largest rema
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["BudgetPlan", "apportion"]
+__all__ = ["BudgetPlan", "Wanted", "apportion"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A budget to spread over a prompt of `seq_len` tokens: `entries` KV entries, `protected` tokens in every head.
+
+    What is kept of the context is held in `kv_bits` bits; 16 stands for the model's own dtype. A head of layer l can
+    hold no more than `caps[l]` tokens (with thinned hidden states: what enters the layer), or the protected ones if
+    those are more. `uncertainty` is what was measured: None before anything was.
+    """
+
+    spec: ModelSpec
+    seq_len: int
+    entries: int
+    protected: int
+    kv_bits: int = 16
+    caps: Sequence[int] | None = None
+    uncertainty: Uncertainty | None = None
+
+    @property
+    def floor(self) -> int:
+        """Tokens that every head keeps: the protected ones, as far as there are so many."""
+        return min(self.protected, self.seq_len)
+
+    def capped(self, caps: Sequence[int]) -> "Wanted":
+        """The same for heads that can hold no more than `caps` [L] either."""
+        lower = caps if self.caps is None else [min(pair) for pair in zip(self.caps, caps, strict=True)]
+        return replace(self, caps=lower)
+
+    def most_a_head(self, *, least: int = 0) -> list[int]:
+        """The most tokens a head of each layer can hold [L]: prompt, window and cap, which is `least` at least."""
+        seq_len, caps = self.seq_len, self.caps
+        windows = (seq_len if window is None else min(seq_len, window) for window in self.spec.sliding_windows)
+        if caps is None:
+            return list(windows)
+        return [min(window, max(cap, least)) for window, cap in zip(windows, caps, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +76,6 @@ class BudgetPlan:
         """True when no token is dropped anywhere."""
         return all(count >= self.seq_len for layer in self.kept for count in layer)
 
-    def held_in(self, kv_bits: int) -> "BudgetPlan":
-        """The same counts with the context in `kv_bits` bits."""
-        return replace(self, kv_bits=kv_bits)
-
     def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         kept = [list(layer) for layer in self.kept]
@@ -55,56 +88,38 @@ class BudgetPlan:
         }
 
     @classmethod
-    def everything(cls, spec: ModelSpec, *, seq_len: int, caps: Sequence[int] | None = None) -> "BudgetPlan":
-        """All that there is: the whole prompt, in sliding layers their window, and no more than `caps` [L] a head."""
-        most = _most_a_head(spec, seq_len, caps, least=0)
-        return cls(seq_len=seq_len, kept=tuple((count,) * spec.num_kv_heads for count in most))
+    def everything(cls, wanted: Wanted) -> "BudgetPlan":
+        """Whatever the budget, all that there is: the prompt, in sliding layers their window, no more than the caps."""
+        kept = tuple((count,) * wanted.spec.num_kv_heads for count in wanted.most_a_head())
+        return cls(wanted.seq_len, kept, kv_bits=wanted.kv_bits)
 
     @classmethod
-    def of_shares(
-        cls,
-        spec: ModelSpec,
-        *,
-        seq_len: int,
-        entries: int,
-        protected: int,
-        weights: Sequence[Sequence[float]],
-        even_share: float = 0.0,
-        caps: Sequence[int] | None = None,
-    ) -> "BudgetPlan":
-        """Spend `entries` by `weights` [L][G] over the full-attention layers; sliding layers keep their window.
+    def of_shares(cls, wanted: Wanted, weights: Sequence[Sequence[float]], *, even_share: float = 0.0) -> "BudgetPlan":
+        """Spread the entries by `weights` [L][G] over the full-attention layers; sliding layers keep their window.
 
-        Every head keeps at least `protected` tokens, and of what is left after that `even_share` is spread evenly. A
-        head of layer l can hold `caps[l]` tokens, or the protected ones if those are more; what it cannot goes to the
-        others. Raises DoesNotFitError when the protected tokens alone are over the budget.
+        Every head keeps at least the protected tokens, and of what is left after that `even_share` is spread evenly.
+        What a head cannot hold goes to the others. Raises DoesNotFitError when the protected tokens alone are over the
+        budget.
         """
-        floor = min(protected, seq_len)
-        most = _most_a_head(spec, seq_len, caps, least=floor)
+        spec, floor = wanted.spec, wanted.floor
+        most = wanted.most_a_head(least=floor)
         sliding = [window is not None for window in spec.sliding_windows]
         fixed = spec.num_kv_heads * sum(count for count, slides in zip(most, sliding, strict=True) if slides)
         cells = [weight for layer in spec.full_layers for weight in weights[layer]]
         needed = fixed + floor * len(cells)
-        if entries < needed:
+        if wanted.entries < needed:
             raise DoesNotFitError(
-                f"the budget keeps {entries // (spec.num_layers * spec.num_kv_heads):,} tokens per head, but "
+                f"the budget keeps {wanted.entries // (spec.num_layers * spec.num_kv_heads):,} tokens per head, but "
                 f"{floor:,} are always kept (template, system prompt, question)",
                 hint=f"use --budget {_tokens_per_head(needed, spec)} or more, or a shorter question",
             )
         room = [most[layer] for layer in spec.full_layers for _ in weights[layer]]
-        shares = iter(apportion(entries - fixed, cells, floor=floor, cap=room, even_share=even_share))
+        shares = iter(apportion(wanted.entries - fixed, cells, floor=floor, cap=room, even_share=even_share))
         kept = tuple(
             tuple(count if slides else next(shares) for _ in range(spec.num_kv_heads))
             for count, slides in zip(most, sliding, strict=True)
         )
-        return cls(seq_len=seq_len, kept=kept)
-
-
-def _most_a_head(spec: ModelSpec, seq_len: int, caps: Sequence[int] | None, *, least: int) -> list[int]:
-    """The most tokens a head of each layer can hold [L]: the prompt, its window, its cap, which is `least` at least."""
-    windows = (seq_len if window is None else min(seq_len, window) for window in spec.sliding_windows)
-    if caps is None:
-        return list(windows)
-    return [min(window, max(cap, least)) for window, cap in zip(windows, caps, strict=True)]
+        return cls(wanted.seq_len, kept, kv_bits=wanted.kv_bits)
 
 
 def _tokens_per_head(entries: int, spec: ModelSpec) -> int:

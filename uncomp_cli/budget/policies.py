@@ -4,7 +4,6 @@ A policy is a small class that declares what it needs measured and which scorer 
 fields (notation.py). To add one: a class, a line in POLICIES.
 """
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal, Protocol
 
 from uncomp_cli.budget.baselines import (
@@ -15,13 +14,13 @@ from uncomp_cli.budget.baselines import (
     ReversedPolicy,
     SinksPolicy,
     UniformPolicy,
+    ZigzagPolicy,
 )
 from uncomp_cli.budget.notation import make_named
-from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.uncertain import UncertainPolicy
 from uncomp_cli.budget.uncomp import UncompPolicy
 from uncomp_cli.budget.values import Uncertainty
-from uncomp_cli.budget.zigzag import ZigzagPolicy
 from uncomp_cli.spec import ModelSpec
 
 __all__ = [
@@ -70,22 +69,12 @@ class Policy(Protocol):
         """How much of a shared budget each head is due, [L][G] on a common scale; 0 for layers that did not report."""
         ...
 
-    def plan(
-        self,
-        spec: ModelSpec,
-        *,
-        seq_len: int,
-        entries: int,
-        protected: int,
-        uncertainty: Uncertainty | None = None,
-        caps: Sequence[int] | None = None,
-    ) -> BudgetPlan:
-        """A plan of exactly `entries` KV entries in which every head keeps at least `protected` tokens.
+    def plan(self, wanted: Wanted) -> BudgetPlan:
+        """A plan of exactly the entries that are wanted, in which every head keeps at least the protected tokens.
 
-        A head of layer l can hold no more than `caps[l]` (with thinned hidden states: what enters the layer), or the
-        protected tokens if those are more; when all heads are full, the plan has fewer entries. Without `uncertainty`,
-        as before a prefill, a policy that needs it spreads evenly. Raises DoesNotFitError when the protected tokens are
-        over the budget, ModelError for values of another measure or another shape.
+        When all heads are full, it has fewer entries. Without `uncertainty`, as before a prefill, a policy that needs
+        it spreads evenly. Raises DoesNotFitError when the protected tokens are over the budget, ModelError for values
+        of another measure or another shape.
         """
         ...
 

@@ -2,7 +2,7 @@
 
     none        all tokens enter all layers
     gather      the first `after` layers see all, the others the share `keep`
-    stages      the paper: from the second stage of layers on (stages.py), on a line from 1 down to `last`
+    stages      the paper: from the second stage of layers on (uncomp.py), on a line from 1 down to `last`
     uncertain   ours: one border, where a head of the model knows what is asked for, and behind it as few tokens as it
                 is sure of
 
@@ -20,7 +20,7 @@ from itertools import accumulate
 from typing import ClassVar, Protocol
 
 from uncomp_cli.budget.notation import PolicyText, make_named, require
-from uncomp_cli.budget.stages import layer_stages, relative_threshold
+from uncomp_cli.budget.uncomp import layer_stages, relative_threshold
 from uncomp_cli.budget.values import Uncertainty, is_complete, kv_rows
 from uncomp_cli.errors import UsageError
 from uncomp_cli.spec import ModelSpec

@@ -13,12 +13,11 @@
 
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from uncomp_cli.budget.notation import PolicyText, require
-from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.values import (
     LEAST_TOKENS,
     Rows,
@@ -105,25 +104,14 @@ class UncertainPolicy(PolicyText):
         least = LEAST_TOKENS if self.by in _BUDGETS else _LEAST_ENTROPY
         return spread_rows(rows, spec, power=self._signed_power, least=least)
 
-    def plan(
-        self,
-        spec: ModelSpec,
-        *,
-        seq_len: int,
-        entries: int,
-        protected: int,
-        uncertainty: Uncertainty | None = None,
-        caps: Sequence[int] | None = None,
-    ) -> BudgetPlan:
+    def plan(self, wanted: Wanted) -> BudgetPlan:
         """Shares by weight over all heads.
 
         The floor of a loss goes by the largest of all layers: with values of some, nothing is dropped yet.
         """
-        weights = self.weights(spec, uncertainty)
-        plan = BudgetPlan.of_shares(
-            spec, seq_len=seq_len, entries=entries, protected=protected, weights=weights, caps=caps
-        )
-        return BudgetPlan.everything(spec, seq_len=seq_len, caps=caps) if self._waits(spec, uncertainty) else plan
+        spec, uncertainty = wanted.spec, wanted.uncertainty
+        plan = BudgetPlan.of_shares(wanted, self.weights(spec, uncertainty))
+        return BudgetPlan.everything(wanted) if self._waits(spec, uncertainty) else plan
 
     def _waits(self, spec: ModelSpec, uncertainty: Uncertainty | None) -> bool:
         if self.scope == "none" or uncertainty is None or uncertainty.key != LOSS:

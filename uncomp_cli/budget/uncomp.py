@@ -7,25 +7,39 @@
 `paper` is the paper's setting: rank 32, two groups at 0.5 and 1.5. There the groups are of query heads, here always of
 KV heads, the unit that is evicted. `stages` also spreads the layers: linearly from `high` in the first stage to `low`
 in the last, as the paper thins hidden states. Heads of equal entropy share what their places in the ranking would get.
+
+    layer l starts a stage when E[l] - E[l-1] < -threshold          (3.3)
+
+The published threshold is 1 on sums over heads of values near 2.3; `relative_threshold` is its counterpart for sums of
+any size: a tenth of their spread, which is what 1 is of the published sums of 32 layers.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 from uncomp_cli.budget.baselines import UniformPolicy
 from uncomp_cli.budget.notation import PolicyText, require
-from uncomp_cli.budget.plan import BudgetPlan, apportion
-from uncomp_cli.budget.stages import PAPER_THRESHOLD, layer_stages, relative_threshold, stage_weights
+from uncomp_cli.budget.plan import BudgetPlan, Wanted, apportion
 from uncomp_cli.budget.values import Uncertainty, entropy_measure, is_complete, kv_rows
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.measures import Measure
 
-__all__ = ["UncompPolicy", "group_ramp"]
+__all__ = [
+    "PAPER_THRESHOLD",
+    "UncompPolicy",
+    "group_ramp",
+    "layer_stages",
+    "relative_threshold",
+    "stage_weights",
+]
 
 _FREE_WITH_PAPER = ("reverse", "stages", "paper")
 _MOST = 1e6
+PAPER_THRESHOLD = 1.0
+_SPREAD_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,36 +91,23 @@ class UncompPolicy(PolicyText):
         ramp = group_ramp(constants.groups, spec.num_kv_heads, low=constants.low, high=constants.high)
         return [[1.0] * len(ramp) if row is None else _by_rank(row, ramp, reverse=self.reverse) for row in rows]
 
-    def plan(
-        self,
-        spec: ModelSpec,
-        *,
-        seq_len: int,
-        entries: int,
-        protected: int,
-        uncertainty: Uncertainty | None = None,
-        caps: Sequence[int] | None = None,
-    ) -> BudgetPlan:
+    def plan(self, wanted: Wanted) -> BudgetPlan:
         """Each layer's even share, split by its head groups; with stages, all layers at once.
 
         Stages are known when all layers are: with values of some, nothing is dropped yet.
         """
-        weights = self.weights(spec, uncertainty)
-        even = UniformPolicy().plan(spec, seq_len=seq_len, entries=entries, protected=protected, caps=caps)
+        spec, uncertainty = wanted.spec, wanted.uncertainty
+        weights, even = self.weights(spec, uncertainty), UniformPolicy().plan(wanted)
         if uncertainty is None:
             return even
         if self.stages:
             if not is_complete(uncertainty, spec):
-                return BudgetPlan.everything(spec, seq_len=seq_len, caps=caps)
-            weights = self._staged(spec, uncertainty, weights)
-            return BudgetPlan.of_shares(
-                spec, seq_len=seq_len, entries=entries, protected=protected, weights=weights, caps=caps
-            )
-        floor = min(protected, seq_len)
-        kept = list(even.kept)
+                return BudgetPlan.everything(wanted)
+            return BudgetPlan.of_shares(wanted, self._staged(spec, uncertainty, weights))
+        floor, kept = wanted.floor, list(even.kept)
+        most = wanted.most_a_head(least=floor)
         for layer in spec.full_layers:
-            cap = seq_len if caps is None else min(seq_len, max(caps[layer], floor))
-            kept[layer] = tuple(apportion(sum(kept[layer]), weights[layer], floor=floor, cap=cap))
+            kept[layer] = tuple(apportion(sum(kept[layer]), weights[layer], floor=floor, cap=most[layer]))
         return replace(even, kept=tuple(kept))
 
     def _staged(
@@ -146,3 +147,22 @@ def _by_rank(values: Sequence[float], ramp: Sequence[float], *, reverse: bool) -
     order = sorted(values, reverse=reverse)
     places = {value: [ramp[i] for i, other in enumerate(order) if other == value] for value in values}
     return [sum(places[value]) / len(places[value]) for value in values]
+
+
+def layer_stages(sums: Sequence[float], *, threshold: float) -> list[range]:
+    """The stages of layers with entropy `sums` [L], in order; together they are range(L)."""
+    starts = [layer for layer in range(len(sums)) if layer == 0 or sums[layer] - sums[layer - 1] < -threshold]
+    return [range(start, end) for start, end in pairwise([*starts, len(sums)])]
+
+
+def relative_threshold(sums: Sequence[float]) -> float:
+    """_SPREAD_SHARE of the distance from the lowest sum to the highest."""
+    return _SPREAD_SHARE * (max(sums) - min(sums)) if sums else 0.0
+
+
+def stage_weights(stages: Sequence[range], *, first: float, last: float) -> list[float]:
+    """Weights [L] that fall linearly from the first stage to the last, equal within a stage, with mean 1."""
+    slope = (last - first) / max(1, len(stages) - 1)
+    weights = [first + slope * order for order, stage in enumerate(stages) for _ in stage]
+    total = sum(weights)
+    return [weight * len(weights) / total for weight in weights]

@@ -191,7 +191,7 @@ def _label(side: "Side") -> str:
     more += "" if preset.thinning == "none" else f", thin {preset.thinning}"
     if preset.policy == str(preset.budget):
         return f"{preset.policy}{more}"
-    from uncomp_cli.engine.spend.spending import scorer_config
+    from uncomp_cli.engine.spend.allocation import scorer_config
 
     return f"{preset.name}: {preset.policy}/{scorer_config(preset).name} {preset.budget}{more}"
 

@@ -258,8 +258,8 @@ def _plan(preset: "Preset", profile: "UncertaintyProfile", tokens: int, terminal
     with loading(terminal, "planning"):
         import torch
 
+        from uncomp_cli.engine.spend.allocation import make_allocation
         from uncomp_cli.engine.spend.memory import free_bytes
-        from uncomp_cli.engine.spend.spending import make_plan
         from uncomp_cli.engine.tokens.prompt import Prompt
         from uncomp_cli.engine.tokens.tokens import Tokens
 
@@ -267,7 +267,7 @@ def _plan(preset: "Preset", profile: "UncertaintyProfile", tokens: int, terminal
         protected = torch.arange(tokens - question) < preset.scorer.sinks
         prompt = Prompt(Tokens.of((0,) * (tokens - question), protected=protected), ((0,) * question,))
         available = free_bytes(torch.device("cpu"))
-        return make_plan(spec, preset, prompt, available=available)
+        return make_allocation(spec, preset, prompt, available=available).plan
 
 
 def _spec_of(model: "ModelFingerprint", terminal: Terminal) -> "ModelSpec":

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET, Preset, load_preset
 from uncomp_cli.cache.scorers import make_scorer
-from uncomp_cli.engine.spend.spending import scorer_config
+from uncomp_cli.engine.spend.allocation import scorer_config
 from uncomp_cli.errors import UsageError
 
 __all__ = ["for_any_question"]

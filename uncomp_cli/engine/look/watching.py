@@ -19,7 +19,7 @@ from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cache.ragged import Head, RaggedKVCache
-from uncomp_cli.engine.spend.profiles import profile_of
+from uncomp_cli.engine.spend.allocation import profile_of
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.attention_entropy import score_entropy
 from uncomp_cli.uncertainty.distance_pattern import distance_pattern

@@ -1,5 +1,7 @@
 """Allocation: the plan of one prompt, known before it is read or made while its layers report.
 
+    make_allocation(spec, preset, prompt, available=…)   from an amount in the user's unit to what every head keeps
+
 A policy that measures nothing, or whose measure a profile holds, has its plan from the start. Live, each layer is
 measured as it is read:
 
@@ -11,64 +13,42 @@ What a layer keeps until all have reported is the business of overkeep.py.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
 
 from torch import Tensor
 
-from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.budget.policies import Policy
+from uncomp_cli.budget.amount import resolve_entries, resolve_quantized
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
+from uncomp_cli.budget.policies import Policy, make_policy
+from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.view import LayerView
+from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine.spend.measurer import measure_layer
+from uncomp_cli.engine.spend.memory import activation_bytes
+from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import UsageError
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.measures import Measure, parse_measure
-from uncomp_cli.uncertainty.profile import UncertaintyProfile
+from uncomp_cli.uncertainty.profile import UncertaintyProfile, load_profile
 
-__all__ = ["Allocation", "Live", "Measurer", "Wanted", "allocate", "fixed"]
+__all__ = [
+    "MEMORY_MARGIN",
+    "Allocation",
+    "Live",
+    "Measurer",
+    "allocate",
+    "fixed",
+    "make_allocation",
+    "profile_of",
+    "scorer_config",
+]
 
 Measurer = Callable[[Measure, LayerView], Tensor]
 """Values [X] of a measure in one layer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A budget to spread over a prompt of `seq_len` tokens: `entries` KV entries, `protected` tokens in every head.
-
-    No head of layer l ever holds more than `caps[l]` tokens.
-    """
-
-    policy: Policy
-    spec: ModelSpec
-    seq_len: int
-    entries: int
-    protected: int
-    kv_bits: int = 16
-    caps: tuple[int, ...] | None = None
-
-    def plan(self, uncertainty: Uncertainty | None = None, *, caps: Sequence[int] | None = None) -> BudgetPlan:
-        """What the policy makes of it; even, when it has yet to be told what it needs.
-
-        A head of layer l can hold `caps[l]` tokens. Raises DoesNotFitError when the budget is too small.
-        """
-        plan = self.policy.plan(
-            self.spec,
-            seq_len=self.seq_len,
-            entries=self.entries,
-            protected=self.protected,
-            uncertainty=uncertainty,
-            caps=_lower(self.caps, caps),
-        )
-        return plan.held_in(self.kv_bits)
-
-
-def _no_more(kept: Sequence[Sequence[int]], most: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(min(count, most) for count in layer) for layer in kept)
-
-
-def _lower(first: Sequence[int] | None, second: Sequence[int] | None) -> Sequence[int] | None:
-    """The lower of two caps for each layer; None: no cap."""
-    if first is None or second is None:
-        return second if first is None else first
-    return [min(pair) for pair in zip(first, second, strict=True)]
+MEMORY_MARGIN = 0.9
+"""Of the memory that is free: what a budget of auto may use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +62,30 @@ class Live:
 class Allocation:
     """How many tokens the heads of each layer keep; `plan` is final when the last layer has reported.
 
-    `uncertainty` are the values that the plan was made from: a profile's, or those measured so far.
+    It is what `policy` makes of `wanted`, whose values are a profile's, or those measured so far; or it is fixed.
     """
 
     def __init__(
-        self,
-        plan: BudgetPlan,
-        *,
-        wanted: Wanted | None = None,
-        live: Live | None = None,
-        uncertainty: Uncertainty | None = None,
+        self, plan: BudgetPlan, *, policy: Policy | None = None, wanted: Wanted | None = None, live: Live | None = None
     ) -> None:
         self.plan = plan
-        self.uncertainty = uncertainty
+        self._policy = policy
         self._wanted = wanted
         self._live = live
         self._reports: dict[int, int] = {}
+
+    @classmethod
+    def of(cls, policy: Policy, wanted: Wanted, live: Live | None = None) -> "Allocation":
+        """What `policy` makes of `wanted`; even, when it has yet to be told what it needs.
+
+        Raises DoesNotFitError when the budget is too small.
+        """
+        return cls(policy.plan(wanted), policy=policy, wanted=wanted, live=live)
+
+    @property
+    def uncertainty(self) -> Uncertainty | None:
+        """The values that the plan was made from."""
+        return None if self._wanted is None else self._wanted.uncertainty
 
     @property
     def live(self) -> bool:
@@ -107,51 +95,56 @@ class Allocation:
     @property
     def waits(self) -> bool:
         """Whether the counts of a layer may still shrink when later layers report."""
-        return self._live is not None and self._wanted is not None and self._wanted.policy.scope == "model"
+        return self._live is not None and self._policy is not None and self._policy.scope == "model"
 
     def report(self, layer: int, view: LayerView) -> None:
         """Measure `layer`, which follows those that were reported, and plan anew.
 
         A layer that reports again, of a later chunk, has the mean of all its reports.
         """
-        live, wanted = self._live, self._wanted
-        if live is None or wanted is None:
+        live, policy, wanted = self._live, self._policy, self._wanted
+        if live is None or policy is None or wanted is None:
             return
-        values = self.uncertainty.values if self.uncertainty is not None else ()
+        values = () if wanted.uncertainty is None else wanted.uncertainty.values
         skipped = (0.0,) * live.measure.width(wanted.spec)  # sliding layers are not measured
         values += (skipped,) * (layer + 1 - len(values))
         before, new = self._reports.get(layer, 0), live.measurer(live.measure, view).tolist()
         mean = tuple((old * before + value) / (before + 1) for old, value in zip(values[layer], new, strict=True))
         self._reports[layer] = before + 1
-        self.uncertainty = Uncertainty(str(live.measure), (*values[:layer], mean, *values[layer + 1 :]))
-        self.plan = wanted.plan(self.uncertainty)
+        known = Uncertainty(str(live.measure), (*values[:layer], mean, *values[layer + 1 :]))
+        self._wanted = replace(wanted, uncertainty=known)
+        self.plan = policy.plan(self._wanted)
 
     def fit(self, caps: Sequence[int]) -> None:
         """Plan anew for heads of layer l that can hold `caps[l]` tokens: what they cannot goes to the others."""
-        if self._wanted is not None:
-            self.plan = self._wanted.plan(self.uncertainty, caps=caps)
+        if self._policy is not None and self._wanted is not None:
+            self.plan = self._policy.plan(self._wanted.capped(caps))
 
     def narrowed(self, seq_len: int, protected: int) -> "Allocation":
         """The allocation of as many entries, where there are as many, to a part of the prompt: `seq_len` tokens.
 
         What was measured on the whole prompt is used.
         """
-        if self._wanted is None:
+        policy, wanted = self._policy, self._wanted
+        if policy is None or wanted is None:
             return Allocation(replace(self.plan, seq_len=seq_len, kept=_no_more(self.plan.kept, seq_len)))
-        spec = self._wanted.spec
-        entries = min(self.plan.entries, spec.full_entries(seq_len))
-        wanted = replace(self._wanted, seq_len=seq_len, entries=entries, protected=protected, caps=None)
-        return Allocation(wanted.plan(self.uncertainty), wanted=wanted, uncertainty=self.uncertainty)
+        entries = min(self.plan.entries, wanted.spec.full_entries(seq_len))
+        return Allocation.of(policy, replace(wanted, seq_len=seq_len, entries=entries, protected=protected, caps=None))
 
     def trust(self) -> tuple[tuple[float, ...], ...] | None:
         """How far each head of each layer is trusted to say what matters; None when nothing was measured.
 
         It is the square of the weight that the policy gives the head (cache/agreement.py).
         """
-        if self._wanted is None or self.uncertainty is None:
+        policy, wanted = self._policy, self._wanted
+        if policy is None or wanted is None or wanted.uncertainty is None:
             return None
-        weights = self._wanted.policy.weights(self._wanted.spec, self.uncertainty)
+        weights = policy.weights(wanted.spec, wanted.uncertainty)
         return tuple(tuple(weight**2 for weight in layer) for layer in weights)
+
+
+def _no_more(kept: Sequence[Sequence[int]], most: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(min(count, most) for count in layer) for layer in kept)
 
 
 def fixed(plan: BudgetPlan | Allocation) -> Allocation:
@@ -159,30 +152,93 @@ def fixed(plan: BudgetPlan | Allocation) -> Allocation:
     return plan if isinstance(plan, Allocation) else Allocation(plan)
 
 
-def allocate(
-    wanted: Wanted,
-    *,
-    profile: UncertaintyProfile | None,
-    measurer: Measurer,
-    uncertainty: Uncertainty | None = None,
-) -> Allocation:
-    """The allocation of a policy: from `profile` when it holds a measure that the policy can use, otherwise live.
+def allocate(policy: Policy, wanted: Wanted, *, profile: UncertaintyProfile | None, measurer: Measurer) -> Allocation:
+    """The allocation of a policy: by values that are known, else by those of `profile` that it can use, else live.
 
-    `uncertainty` are values that are known already, and used. Raises UsageError when the policy can use neither.
+    Raises UsageError when the policy can use neither.
     """
-    if uncertainty is not None:
-        return Allocation(wanted.plan(uncertainty), wanted=wanted, uncertainty=uncertainty)
-    measures = wanted.policy.measures
-    if not measures:
-        return Allocation(wanted.plan(), wanted=wanted)
-    held = next((key for key in measures if profile is not None and key in profile.values), None)
+    if wanted.uncertainty is not None or not policy.measures:
+        return Allocation.of(policy, wanted)
+    held = next((key for key in policy.measures if profile is not None and key in profile.values), None)
     if profile is not None and held is not None:
-        uncertainty = Uncertainty(held, profile.as_rows(held))
-        return Allocation(wanted.plan(uncertainty), wanted=wanted, uncertainty=uncertainty)
-    live = next((measure for measure in map(parse_measure, measures) if measure.live), None)
+        return Allocation.of(policy, replace(wanted, uncertainty=Uncertainty(held, profile.as_rows(held))))
+    live = next((measure for measure in map(parse_measure, policy.measures) if measure.live), None)
     if live is None:
         raise UsageError(
-            f"policy {wanted.policy.name} needs {' or '.join(measures)}, which only calibration measures",
+            f"policy {policy.name} needs {' or '.join(policy.measures)}, which only calibration measures",
             hint="uncomp calibrate, then use the --preset that it saves",
         )
-    return Allocation(wanted.plan(), wanted=wanted, live=Live(live, measurer))
+    return Allocation.of(policy, wanted, Live(live, measurer))
+
+
+def make_allocation(
+    spec: ModelSpec,
+    preset: Preset,
+    prompt: Prompt,
+    *,
+    available: int,
+    measurer: Measurer | None = None,
+    at_once: int | None = None,
+    most_entries: int | None = None,
+    uncertainty: Uncertainty | None = None,
+    most_held: int | None = None,
+) -> Allocation:
+    """How `preset` spreads its budget over `prompt`; `available` bytes are what a budget of `auto` may use.
+
+    `measurer` measures for a policy that does so live; `uncertainty` is what is known already. `at_once` tokens go
+    through the model together (None: all). Whatever the budget, no more than `most_entries` are kept, by no head more
+    than `most_held` tokens. Raises DoesNotFitError when the budget is too small, UsageError when the policy needs a
+    measure that the preset's profile does not have.
+    """
+    spare = int(MEMORY_MARGIN * available) - activation_bytes(spec, at_once or prompt.flat_len)
+    entries = _entries(spec, preset, prompt, free_bytes=max(0, spare))
+    name = "full" if preset.budget.kind == "full" else preset.policy
+    if most_entries is not None and most_entries < entries:
+        entries, name = most_entries, "uniform" if preset.policy == "full" else preset.policy
+    caps = None if most_held is None else (most_held,) * spec.num_layers
+    wanted = Wanted(spec, prompt.seq_len, entries, prompt.always_kept, preset.kv_bits, caps, uncertainty)
+    measuring = measurer or partial(measure_layer, window=preset.scorer.window, sinks=preset.scorer.sinks)
+    return allocate(make_policy(name), wanted, profile=profile_of(preset), measurer=measuring)
+
+
+def _entries(spec: ModelSpec, preset: Preset, prompt: Prompt, *, free_bytes: int) -> int:
+    """KV entries that the budget of `preset` allows for `prompt`, its floor included.
+
+    In bytes, the questions that wait their turn count too.
+    """
+    budget, heads = preset.budget, spec.num_layers * spec.num_kv_heads
+    if preset.kv_bits != 16:
+        entries = resolve_quantized(
+            budget,
+            spec,
+            seq_len=prompt.seq_len,
+            free_bytes=free_bytes,
+            kv_bits=preset.kv_bits,
+            question_tokens=prompt.longest_question,
+            waiting_tokens=prompt.waiting_tokens,
+        )
+    else:
+        entries = resolve_entries(budget, spec, seq_len=prompt.seq_len, free_bytes=free_bytes)
+        if budget.kind in ("auto", "bytes"):
+            entries = max(0, entries - heads * prompt.waiting_tokens)
+    if preset.floor_tokens:
+        floor = (prompt.always_kept + preset.floor_tokens) * heads
+        entries = max(entries, min(floor, spec.full_entries(prompt.seq_len)))
+    return entries
+
+
+def scorer_config(preset: Preset) -> ScorerConfig:
+    """The scorer of a preset; some policies are defined by theirs. Coherence is the same for all, controls included."""
+    fixed = make_policy(preset.policy).fixed_scorer
+    return preset.scorer if fixed is None else replace(preset.scorer, name=fixed)
+
+
+def profile_of(preset: Preset) -> UncertaintyProfile | None:
+    """The profile of `preset`, or None when it has none. Raises UsageError when its file cannot be used."""
+    path = preset.profile_path
+    return None if path is None else _read_profile(path, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@lru_cache(maxsize=8)
+def _read_profile(path: Path, modified_ns: int) -> UncertaintyProfile:
+    return load_profile(path)

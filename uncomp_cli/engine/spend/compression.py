@@ -22,11 +22,9 @@ from uncomp_cli.engine.forward.families import can_thin
 from uncomp_cli.engine.read.overkeep import held_on_the_way
 from uncomp_cli.engine.read.streamed import BETWEEN_CHUNKS, held_of_chunk
 from uncomp_cli.engine.read.thinner import LEAST_TOKENS, Thinner
-from uncomp_cli.engine.spend.allocation import Allocation
+from uncomp_cli.engine.spend.allocation import MEMORY_MARGIN, Allocation, make_allocation, profile_of, scorer_config
 from uncomp_cli.engine.spend.memory import Estimate, activation_bytes, estimate
-from uncomp_cli.engine.spend.profiles import profile_of
 from uncomp_cli.engine.spend.reach import limits_within, most_held, tokens_to_reread
-from uncomp_cli.engine.spend.spending import MEMORY_MARGIN, make_allocation, scorer_config
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
@@ -262,7 +260,7 @@ def _held(
     if chunk is None and not thinner.active:
         return held_on_the_way(allocation, prompt, config, shared=scorer.shared)
     if plan.keeps_everything:
-        return plan.held_in(16)
+        return replace(plan, kv_bits=16)
 
     def held(count: int, fresh: int) -> int:
         before = 0 if chunk is None else int(BETWEEN_CHUNKS * (count - behind))

@@ -16,8 +16,7 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.config import CacheConfig, Limits
 from uncomp_cli.engine.context.cutting import within
-from uncomp_cli.engine.spend.allocation import Allocation
-from uncomp_cli.engine.spend.spending import make_allocation
+from uncomp_cli.engine.spend.allocation import Allocation, make_allocation
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.spec import ModelSpec

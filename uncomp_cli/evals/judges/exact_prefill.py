@@ -29,11 +29,10 @@ from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.read.prefill import PrefillState
 from uncomp_cli.engine.read.reading import read_compressed
-from uncomp_cli.engine.spend.allocation import Allocation
+from uncomp_cli.engine.spend.allocation import Allocation, make_allocation, scorer_config
 from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.measurer import measure_layer
 from uncomp_cli.engine.spend.memory import free_bytes
-from uncomp_cli.engine.spend.spending import make_allocation, scorer_config
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.errors import DoesNotFitError, ModelError
 from uncomp_cli.evals.judges.contestants import Setting

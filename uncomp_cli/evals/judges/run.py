@@ -18,7 +18,7 @@ import torch
 
 from uncomp_cli import __version__
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.spend.profiles import profile_of
+from uncomp_cli.engine.spend.allocation import profile_of
 from uncomp_cli.engine.tokens.prompt import count_tokens
 from uncomp_cli.engine.write.generate import stop_tokens
 from uncomp_cli.errors import DoesNotFitError, UsageError
