@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from uncomp_cli.budget import presets
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.presets import (
     DEFAULT_PRESET,
@@ -17,6 +18,7 @@ from uncomp_cli.budget.presets import (
     Preset,
     list_presets,
     load_preset,
+    preset,
     read_presets,
     remove_preset,
     save_preset,
@@ -313,3 +315,23 @@ def test_a_damaged_preset_is_removed_and_takes_nothing_else_along(own: Path, tex
     assert remove_preset("bad") == (own / "bad.json",)
     assert victim.is_file()
     assert [file.name for file in own.iterdir()] == ["bad.safetensors"]
+
+
+def test_a_budget_that_is_named_is_taken_at_its_word() -> None:
+    named = preset(budget="5%")
+    assert (str(named.budget), named.floor_tokens, named.thinning) == ("5%", 0, "uncertain")
+    assert str(named).startswith(
+        "balanced: budget 5%, no floor · policy uncertain (profile smollm2-135m) · scorer agre"
+    )
+    assert preset("small", budget=Budget.parse("5%"), floor_tokens=100).floor_tokens == 100
+    assert preset("full", floor_tokens=100).floor_tokens == 0  # nothing is dropped that a floor could hold
+
+
+def test_a_preset_says_all_that_bears_on_what_is_kept() -> None:
+    assert str(preset()).startswith(
+        "balanced: budget 20%, at least 512 document tokens a head · policy uncertain (prof"
+    )
+    assert str(preset()).endswith(" · thinning uncertain · held in the model's own dtype")
+    assert str(preset(policy="sinks", budget="64", thinning="gather", kv_bits=4)) == (
+        "balanced: budget 64, no floor · policy sinks · scorer recent · thinning gather · held in 4 bits"
+    )

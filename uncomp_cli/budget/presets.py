@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from platformdirs import user_data_path
 
-from uncomp_cli.budget.amount import Budget
-from uncomp_cli.budget.loss_curve import QualityPoint
+from uncomp_cli.budget.amount import FULL_BUDGET, Budget
+from uncomp_cli.budget.loss_curve import QualityPoint, parse_loss, smallest_budget
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.preset_file import check_keys, file_keys, parse_object
 from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
 from uncomp_cli.files import replace_file
 from uncomp_cli.uncertainty.risk import RiskCurve
 
@@ -37,6 +37,7 @@ __all__ = [
     "Preset",
     "list_presets",
     "load_preset",
+    "preset",
     "read_presets",
     "remove_preset",
     "save_preset",
@@ -87,6 +88,21 @@ class Preset:
         make_policy(self.policy)
         make_thinning(self.thinning)
 
+    def __str__(self) -> str:
+        """All that bears on what is kept: `balanced: budget 5%, no floor · policy uncertain · …`."""
+        policy = make_policy(self.policy)
+        floor = f"at least {self.floor_tokens:,} document tokens a head" if self.floor_tokens else "no floor"
+        measured = "measured live" if self.profile is None else f"profile {self.profile}"
+        return " · ".join(
+            (
+                f"{self.name}: budget {self.budget}, {floor}",
+                f"policy {self.policy} ({measured})" if policy.measures else f"policy {self.policy}",
+                f"scorer {policy.fixed_scorer or self.scorer.name}",
+                f"thinning {self.thinning}",
+                "held in the model's own dtype" if self.kv_bits == 16 else f"held in {self.kv_bits} bits",
+            )
+        )
+
     @property
     def profile_path(self) -> Path | None:
         """The file of the profile, or None without one. Raises UsageError when the preset lies in no folder."""
@@ -113,6 +129,100 @@ class Preset:
         quality = tuple(QualityPoint(**point) for point in data.get("quality", ()))
         risk = None if data.get("risk") is None else RiskCurve.from_plain(data["risk"])
         return cls(**{**data, "scorer": scorer, "quality": quality, "risk": risk})
+
+
+def preset(
+    name: str | None = None,
+    *,
+    budget: Budget | str | None = None,
+    policy: str | None = None,
+    scorer: str | None = None,
+    thinning: str | None = None,
+    floor_tokens: int | None = None,
+    kv_bits: int | None = None,
+    seed: int = 0,
+    max_loss: str | None = None,
+) -> Preset:
+    """The named preset (or the default one) with what is given, and the seed, in place of its own.
+
+    A budget that is named is taken at its word: no floor, unless `floor_tokens` names one too. A policy without a named
+    preset is measured live, so no profile goes with it; one that measures nothing has the plain scorer, since agreement
+    needs to know whom to trust. A profile stays as well when `thinning` goes by it. `max_loss` takes the smallest
+    budget that was measured to lose no more; DoesNotFitError when there is none.
+    """
+    if max_loss is not None and budget is not None:
+        message = f"--max-loss {max_loss} and --budget {budget} both choose the budget"
+        raise UsageError(message, hint="leave one of the two out")
+    stored, alone = load_preset(name or DEFAULT_PRESET), name is None and policy is not None
+    chosen = _with_budget(stored, budget=budget, policy=policy)
+    if floor_tokens is not None and chosen.policy != "full":
+        chosen = replace(chosen, floor_tokens=floor_tokens)
+    if thinning is None and (chosen.policy == "full" or alone):
+        thinning = "none"  # full keeps everything; a policy that was named alone is judged alone
+    if thinning is not None:
+        chosen = replace(chosen, thinning=make_thinning(thinning).text)
+    measures = make_policy(chosen.policy).measures
+    # A loss holds on the profile's model alone.
+    if alone or not (measures or make_thinning(chosen.thinning).measures or max_loss is not None):
+        chosen = replace(chosen, profile=None)
+    if alone and not measures:
+        chosen = replace(chosen, scorer=ScorerConfig())
+    chosen = _with_scorer(chosen, scorer)
+    if policy is not None or kv_bits is not None:
+        chosen = replace(chosen, risk=None)  # what was measured under the preset's own
+    bits = chosen.kv_bits if kv_bits is None else kv_bits
+    chosen = replace(chosen, scorer=replace(chosen.scorer, seed=seed), kv_bits=bits)
+    return chosen if max_loss is None else _with_loss(chosen, stored, max_loss)
+
+
+def _with_budget(preset: Preset, *, budget: Budget | str | None, policy: str | None) -> Preset:
+    """The preset with another budget and policy; what keeps everything and what does not must agree."""
+    policy_name = policy or preset.policy
+    wanted = preset.budget if budget is None else Budget.of(budget)
+    if policy_name == "full" and budget is not None and wanted.kind != "full":
+        source = "policy full" if policy == "full" else f"preset {preset.name}"
+        raise UsageError(f"{source} keeps everything, budget {budget} does not", hint="leave one of the two out")
+    if policy not in (None, "full") and wanted.kind == "full":
+        source = f"preset {preset.name}" if budget is None else "budget full"
+        raise UsageError(f"{source} keeps everything, policy {policy} has nothing to spread", hint="add --budget 20%")
+    if policy_name == "full" or wanted.kind == "full":
+        return replace(preset, budget=FULL_BUDGET, policy="full", floor_tokens=0)
+    floor = preset.floor_tokens if budget is None else 0  # a budget that was named is taken at its word
+    return replace(preset, budget=wanted, policy=policy_name, floor_tokens=floor)
+
+
+def _with_scorer(preset: Preset, scorer: str | None) -> Preset:
+    """The preset with another scorer; raises UsageError when its policy has one of its own."""
+    if scorer is None:
+        return preset
+    fixed = make_policy(preset.policy).fixed_scorer
+    if fixed not in (None, scorer):
+        raise UsageError(
+            f"policy {preset.policy} has its own scorer, {fixed}, and cannot use {scorer}",
+            hint=f"--policy uniform --scorer {scorer}",
+        )
+    return replace(preset, scorer=replace(preset.scorer, name=scorer))
+
+
+def _with_loss(preset: Preset, stored: Preset, max_loss: str) -> Preset:
+    """`preset` with the smallest budget that holds `max_loss`, as long as it is what `stored` was measured with."""
+    loss = parse_loss(max_loss)
+    if not stored.quality or stored.profile is None:
+        raise DoesNotFitError(
+            f"preset {stored.name} has no quality that was measured on a known model, so --max-loss {max_loss} is open",
+            hint="measure it: uncomp calibrate --quality; or name a --budget",
+        )
+    for flag, measured, given in (
+        ("--policy", (stored.policy, stored.profile), (preset.policy, preset.profile)),
+        ("--scorer", stored.scorer.name, preset.scorer.name),
+        ("--kv-bits", stored.kv_bits, preset.kv_bits),
+        ("--thin", stored.thinning, preset.thinning),
+    ):
+        if measured != given:
+            message = f"--max-loss {max_loss} holds for preset {stored.name} as measured, not with another {flag}"
+            raise UsageError(message, hint=f"leave {flag} out, or name a --budget in place of --max-loss")
+    point = smallest_budget(stored.quality, loss)
+    return _with_budget(replace(preset, budget=Budget.parse(point.budget)), budget=None, policy=None)
 
 
 def user_preset_dir() -> Path:
