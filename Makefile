@@ -36,7 +36,7 @@ model: $(STAMP)
 	@$(BIN)/uncomp model pull $(MODEL) >/dev/null
 
 test: $(STAMP) model
-	@$(BIN)/python -m pytest -m "not slow and not gpu" -r fEs $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" -r fEs $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
