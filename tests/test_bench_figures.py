@@ -14,12 +14,13 @@ from uncomp_cli.bench import child
 from uncomp_cli.bench.bench_prompt import BenchRequest
 from uncomp_cli.bench.measurement import Job, Measurement, decode_result, encode_error
 from uncomp_cli.bench.ratios import figures, ratio, report
-from uncomp_cli.bench.rounds import BenchStep, Round, run_bench
+from uncomp_cli.bench.rounds import Round, run_bench
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError
+from uncomp_cli.steps import Progress
 
 STOCK = Measurement((1, 2), 10.0, 5.0, 900, 1000, 1000, 7, 400, "cpu", "float32", 2)
 PRESET = Preset("small", "", "10%", "uniform", ScorerConfig())
@@ -33,7 +34,7 @@ def ours(**changes: Any) -> Measurement:
     return replace(STOCK, **changes)
 
 
-def finish(steps: Generator[BenchStep, None, list[Round]]) -> tuple[list[BenchStep], list[Round]]:
+def finish(steps: Generator[Progress, None, list[Round]]) -> tuple[list[Progress], list[Round]]:
     seen = []
     while True:
         try:
@@ -70,7 +71,7 @@ def test_arms_alternate_and_every_run_is_announced() -> None:
     steps, rounds = finish(run_bench([STOCK_JOB, JOB], 3, measure=measure, clock=lambda: float(next(clock))))
     assert order == ["stock transformers", "10% uniform"] * 3
     assert [[m.ttft_s for m in turn] for turn in rounds] == [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
-    assert [step.index for step in steps] == [i for i in range(6) for _ in range(2)]
+    assert [step.label[:10] for step in steps] == [f"run {i} of 6" for i in range(1, 7) for _ in range(2)]
     fractions = [step.fraction for step in steps if step.fraction is not None]
     assert [step.fraction for step in steps[:2]] == [None, None]
     assert fractions == sorted(fractions)

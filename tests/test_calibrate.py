@@ -13,7 +13,6 @@ import torch
 from support.families import make_prompt, tiny, tokens
 from uncomp_cli.calibrate.calibration import (
     CalibrateRequest,
-    CalibrateStep,
     CalibrationSample,
     calibrate,
     check_lengths,
@@ -25,6 +24,7 @@ from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.errors import DoesNotFitError, ModelError, UncompError, UsageError
 from uncomp_cli.models.identity import fingerprint
 from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.steps import Progress
 from uncomp_cli.uncertainty.measures import DEFAULT_MEASURES, parse_measure
 from uncomp_cli.uncertainty.profile import UncertaintyProfile, load_profile
 
@@ -47,7 +47,7 @@ def request(count: int, **extra: Any) -> CalibrateRequest:
 
 def finish(
     loaded: LoadedModel, wanted: CalibrateRequest, files: ProfileFiles
-) -> tuple[list[CalibrateStep], UncertaintyProfile]:
+) -> tuple[list[Progress], UncertaintyProfile]:
     work, steps = calibrate(loaded, wanted, files), []
     while True:
         try:
@@ -58,7 +58,7 @@ def finish(
 
 def test_a_profile_has_every_measure_of_every_sample(loaded: LoadedModel, files: ProfileFiles) -> None:
     steps, profile = finish(loaded, request(3), files)
-    assert [(step.index, step.total) for step in steps] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert [step.rate for step in steps] == ["0 of 3", "1 of 3", "2 of 3", "3 of 3"]
     assert "told" in steps[0].label
     assert steps[-1].fraction == 1
     assert set(profile.values) == {*DEFAULT_MEASURES, "loss"}
@@ -97,7 +97,7 @@ def test_a_stopped_run_keeps_what_it_measured_and_goes_on(
     kept = load_profile(files.partial)
     assert len(kept.samples) == stop_after
     steps, resumed = finish(loaded, request(4), files)
-    assert [step.total for step in steps] == [4 - stop_after] * (5 - stop_after)
+    assert [str(step.rate)[-1] for step in steps] == [str(4 - stop_after)] * (5 - stop_after)
     _, once = finish(loaded, request(4), ProfileFiles(tmp_path, "once"))
     assert resumed.samples == once.samples
     for key, values in once.values.items():

@@ -8,7 +8,7 @@ import pytest
 
 from uncomp_cli.cli.app import run
 from uncomp_cli.models import catalog
-from uncomp_cli.models.progress import PullStep
+from uncomp_cli.steps import PullStep
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,6 @@ from uncomp_cli.evals.judges.budget_curve import (
 from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.judges.contestants import FULL, Setting
 from uncomp_cli.evals.judges.forced_rows import token_nll
-from uncomp_cli.evals.judges.run import EvalStep
 from uncomp_cli.evals.tables.outcome import OUTCOMES, Outcome
 from uncomp_cli.evals.tables.statistics import paired_difference
 from uncomp_cli.evals.tasks.calibration_samples import CONTINUATION, SampleMaker, choose_sources
@@ -33,6 +32,7 @@ from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.sample import Query, Sample
 from uncomp_cli.models.identity import fingerprint
 from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.steps import Progress
 from uncomp_cli.uncertainty.profile import SampleInfo, UncertaintyProfile
 
 HAYSTACK = Haystack.generated_for(400, seed=1)
@@ -171,8 +171,8 @@ def finish(
     path: Path,
     *,
     stop_after: int = 99,
-) -> tuple[list[EvalStep], QualityCurve | None]:
-    steps: list[EvalStep] = []
+) -> tuple[list[Progress], QualityCurve | None]:
+    steps: list[Progress] = []
     with Journal.open(path, OUTCOMES, quality_file_settings(maker(CONTINUATION), loaded)) as results:
         work = measure_quality(loaded, preset, samples, budgets, results=results)
         while len(steps) <= stop_after:
@@ -196,7 +196,7 @@ def test_the_full_budget_loses_nothing_and_others_what_a_session_loses(
     loaded: LoadedModel, preset: Preset, tmp_path: Path
 ) -> None:
     steps, curve = finish(loaded, preset, SAMPLES, BUDGETS, tmp_path / "x.jsonl")
-    assert [(step.index, step.total) for step in steps] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert [step.rate for step in steps] == ["0 of 3", "1 of 3", "2 of 3", "3 of 3"]
     assert "told" in steps[0].label
     assert curve is not None
     full, half, fifth = curve.points
@@ -226,7 +226,7 @@ def test_a_run_that_was_stopped_reads_only_what_is_missing(loaded: LoadedModel, 
     stopped, nothing = finish(loaded, preset, SAMPLES, BUDGETS, tmp_path / "b.jsonl", stop_after=1)
     assert (len(stopped), nothing) == (2, None)
     steps, curve = finish(loaded, preset, SAMPLES, BUDGETS, tmp_path / "b.jsonl")
-    assert [(step.index, step.total) for step in steps] == [(0, 2), (1, 2), (2, 2)]
+    assert [step.rate for step in steps] == ["0 of 2", "1 of 2", "2 of 2"]
     assert curve == at_once
     steps, fewer = finish(loaded, preset, SAMPLES[:2], BUDGETS[1:], tmp_path / "b.jsonl")
     assert len(steps) == 1

@@ -11,8 +11,8 @@ import pytest
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models import builtin
 from uncomp_cli.models.model_note import is_complete
-from uncomp_cli.models.progress import PullStep
 from uncomp_cli.models.staging import publish, staging_directory
+from uncomp_cli.steps import PullStep
 
 WEIGHTS = b"weights"
 

@@ -16,7 +16,7 @@ from support.screen import ESCAPE, screen
 SCRIPT = """
 import sys, time
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
-from uncomp_cli.models.progress import PullStep
+from uncomp_cli.steps import PullStep
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, watch_generation, watch_pull
 terminal = Terminal.detect(plain="--plain" in sys.argv)

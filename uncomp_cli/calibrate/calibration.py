@@ -6,7 +6,6 @@ So a run that is stopped has lost the sample it was at, and the same samples aga
 """
 
 import hashlib
-import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,9 +21,10 @@ from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt, completion_prom
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.models.identity import fingerprint
 from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.steps import Progress, resume
 from uncomp_cli.uncertainty.profile import SampleInfo, UncertaintyProfile
 
-__all__ = ["CalibrateRequest", "CalibrateStep", "CalibrationSample", "calibrate", "check_lengths"]
+__all__ = ["CalibrateRequest", "CalibrationSample", "calibrate", "check_lengths"]
 
 ANSWER_TOKENS = 128
 
@@ -60,24 +60,9 @@ class CalibrateRequest:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class CalibrateStep:
-    """A sample is about to be read, number `index` of the `total` that are left to do."""
-
-    index: int
-    total: int
-    label: str
-    elapsed_s: float
-
-    @property
-    def fraction(self) -> float:
-        """Share of the work that is done."""
-        return self.index / self.total
-
-
 def calibrate(
     loaded: LoadedModel, request: CalibrateRequest, files: ProfileFiles
-) -> Generator[CalibrateStep, None, UncertaintyProfile]:
+) -> Generator[Progress, None, UncertaintyProfile]:
     """Measure what `files` lacks of the samples; yields before each sample and once at the end.
 
     Returns the profile of the samples that were there and the new ones; `files` holds it as unfinished until
@@ -98,15 +83,17 @@ def calibrate(
     prompts = [_Read.of(loaded, sample) for sample in request.samples]
     known = {sample.key for sample in profile.samples} if profile else set()
     todo = list({read.info.key: read for read in prompts if read.info.key not in known}.values())
-    begun = time.perf_counter()
-    for number, read in enumerate(todo):
-        label = f"{read.info.task}, {read.info.tokens:,} tokens"
-        yield CalibrateStep(number, len(todo), label, time.perf_counter() - begun)
+
+    def measure(read: _Read) -> UncertaintyProfile:
         values = read_and_measure(decoder, read.prompt, read.answer, config=config)
-        one = UncertaintyProfile(fingerprint(loaded), (read.info,), _stacked(values), parameters)
+        return UncertaintyProfile(fingerprint(loaded), (read.info,), _stacked(values), parameters)
+
+    def keep(one: UncertaintyProfile) -> None:
+        nonlocal profile
         profile = one if profile is None else profile.merge(one)
         files.keep(profile)
-    yield CalibrateStep(max(1, len(todo)), max(1, len(todo)), "done", time.perf_counter() - begun)
+
+    yield from resume(todo, measure, keep, label=lambda read: f"{read.info.task}, {read.info.tokens:,} tokens")
     if profile is None:
         raise UsageError("there is no sample to calibrate on", hint="use --samples 1 or more")
     return profile

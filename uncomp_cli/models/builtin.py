@@ -15,8 +15,8 @@ from uncomp_cli.errors import ModelError
 from uncomp_cli.models.download import last_error, running, watch
 from uncomp_cli.models.gguf_file import convert_gguf
 from uncomp_cli.models.model_note import describe, file_sha256, is_complete, write_manifest
-from uncomp_cli.models.progress import PullStep
 from uncomp_cli.models.staging import publish, staging_directory
+from uncomp_cli.steps import PullStep
 
 __all__ = ["pull_builtin"]
 

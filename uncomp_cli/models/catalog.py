@@ -18,7 +18,6 @@ from uncomp_cli.errors import ModelError, UncompError, UsageError
 from uncomp_cli.models.builtin import LICENCE
 from uncomp_cli.models.hub import list_hub, remove_hub
 from uncomp_cli.models.model_note import read_manifest, weights_sha256
-from uncomp_cli.models.progress import PullStep
 from uncomp_cli.models.shape import class_names, dtype_name, spec_from_config, stored_dtype
 from uncomp_cli.models.sources import (
     Converted,
@@ -32,6 +31,7 @@ from uncomp_cli.models.sources import (
     hub_dir,
     models_dir,
 )
+from uncomp_cli.steps import PullStep
 
 __all__ = [
     "ModelInfo",

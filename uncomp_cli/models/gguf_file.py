@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models.gguf_scaling import rope_parameters
 from uncomp_cli.models.gguf_vocabulary import build_tokenizer
-from uncomp_cli.models.progress import PullStep
 from uncomp_cli.models.quiet import quiet_transformers
+from uncomp_cli.steps import PullStep
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models.download import last_error, running, watch
-from uncomp_cli.models.progress import PullStep
+from uncomp_cli.steps import PullStep
 
 __all__ = ["hub_path", "list_hub", "pull_hub", "remove_hub"]
 

@@ -16,8 +16,8 @@ from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.models.builtin import pull_builtin
 from uncomp_cli.models.hub import hub_path, pull_hub
 from uncomp_cli.models.model_note import describe, is_complete, read_manifest, remembered_sha256, write_manifest
-from uncomp_cli.models.progress import PullStep
 from uncomp_cli.models.staging import publish, staging_directory
+from uncomp_cli.steps import PullStep
 
 __all__ = [
     "Converted",

@@ -6,37 +6,28 @@ With quiet: nothing. Standard output is never touched.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
+from uncomp_cli.steps import Progress, PullStep
 from uncomp_cli.ui.console import Terminal
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
 
-__all__ = ["Meter", "Reading", "loading", "watch_generation", "watch_pull", "watch_rows"]
+__all__ = ["loading", "show", "watch_generation", "watch_pull", "watch_rows"]
 
 LINE_INTERVAL_S = 10.0
 DECODE_INTERVAL_S = 0.1
 
 Clock = Callable[[], float]
 Step = TypeVar("Step", PrefillStep, DecodeStep, PrefillStep | DecodeStep)
-
-
-class PullRecord(Protocol):
-    """What `uncomp_cli.models` reports while it fetches; `total` is None when nobody knows it."""
-
-    @property
-    def stage(self) -> str: ...
-    @property
-    def done(self) -> int: ...
-    @property
-    def total(self) -> int | None: ...
 
 
 class RowRecord(Protocol):
@@ -48,38 +39,8 @@ class RowRecord(Protocol):
     def step(self) -> DecodeStep: ...
 
 
-Pull = TypeVar("Pull", bound=PullRecord)
+T = TypeVar("T")
 Row = TypeVar("Row", bound=RowRecord)
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How far the work is; `fraction` is None when the end is not known, `rate` is ready to print."""
-
-    label: str
-    fraction: float | None
-    rate: str | None
-    elapsed_s: float
-
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds left at the pace so far."""
-        if not self.fraction or self.elapsed_s <= 0:
-            return None
-        return self.elapsed_s * (1 - self.fraction) / self.fraction
-
-    @property
-    def pace(self) -> str:
-        """Rate and time left, as far as known."""
-        left = None if self.eta_s is None else f"{format_seconds(self.eta_s)} left"
-        return " · ".join(part for part in (self.rate, left) if part)
-
-    @property
-    def line(self) -> str:
-        """`prefill 7,512 tok 40 % · 434 tok/s · 10.0 s left`."""
-        percent = "" if self.fraction is None else f" {self.fraction:.0%}".replace("%", " %")
-        pace = self.pace or format_seconds(self.elapsed_s)
-        return f"{self.label}{percent} · {pace}"
 
 
 class Meter:
@@ -89,7 +50,7 @@ class Meter:
         self._terminal = terminal
         self._clock = clock
         self._line_s = clock()
-        self._bar: tuple[Progress, TaskID] | None = None
+        self._bar: tuple[Bar, TaskID] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -99,7 +60,7 @@ class Meter:
     ) -> None:
         self.close()
 
-    def show(self, reading: Reading) -> None:
+    def show(self, reading: Progress) -> None:
         """Take the newest reading."""
         if self._terminal.quiet:
             return
@@ -115,17 +76,18 @@ class Meter:
             self._bar[0].stop()
             self._bar = None
 
-    def _draw(self, reading: Reading) -> None:
+    def _draw(self, reading: Progress) -> None:
         progress, task = self._bar = self._bar or self._open()
         total = None if reading.fraction is None else 1.0
         completed = reading.fraction or 0.0
         progress.update(task, description=reading.label, total=total, completed=completed, pace=reading.pace)
         progress.start()
 
-    def _open(self) -> "tuple[Progress, TaskID]":
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    def _open(self) -> "tuple[Bar, TaskID]":
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+        from rich.progress import Progress as Bar
 
-        progress = Progress(
+        progress = Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
@@ -136,6 +98,27 @@ class Meter:
             redirect_stderr=True,
         )
         return progress, progress.add_task("", total=None, pace="")
+
+
+def show(steps: Generator[Progress, None, T], terminal: Terminal, *, kept: Path | None = None) -> T:
+    """Show how far `steps` are and how long is left; returns what they return.
+
+    Ctrl-C says that what was done is in the file `kept`.
+    """
+    with Meter(terminal) as meter:
+        try:
+            while True:
+                meter.show(next(steps))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        except KeyboardInterrupt:
+            meter.close()
+            if kept is not None and kept.exists():
+                terminal.note(f"what was measured is in {kept}; the same command goes on from there")
+            raise
+        finally:
+            steps.close()
 
 
 @contextmanager
@@ -207,7 +190,7 @@ def watch_rows(
         decode.close()
 
 
-def watch_pull(steps: Iterable[Pull], terminal: Terminal, *, clock: Clock = time.monotonic) -> Iterator[Pull]:
+def watch_pull(steps: Iterable[PullStep], terminal: Terminal, *, clock: Clock = time.monotonic) -> Iterator[PullStep]:
     """Yield the records of a download unchanged; show each stage's progress."""
     with Meter(terminal, clock=clock) as meter:
         started_s, stage = clock(), ""
@@ -218,10 +201,10 @@ def watch_pull(steps: Iterable[Pull], terminal: Terminal, *, clock: Clock = time
             yield step
 
 
-def _prefill_reading(step: PrefillStep) -> Reading:
+def _prefill_reading(step: PrefillStep) -> Progress:
     fraction = step.layers_done / step.num_layers
     rate = step.tokens * fraction / step.elapsed_s if step.elapsed_s > 0 else None
-    return Reading(
+    return Progress(
         label=f"prefill {format_count(step.tokens)} tok",
         fraction=fraction,
         rate=None if rate is None else f"{format_decimal(rate)} tok/s",
@@ -229,12 +212,12 @@ def _prefill_reading(step: PrefillStep) -> Reading:
     )
 
 
-def _pull_reading(step: PullRecord, *, elapsed_s: float) -> Reading:
+def _pull_reading(step: PullStep, *, elapsed_s: float) -> Progress:
     if step.total is None:
-        return Reading(label=step.stage, fraction=None, rate=None, elapsed_s=elapsed_s)
+        return Progress(label=step.stage, fraction=None, rate=None, elapsed_s=elapsed_s)
     rate = f"{format_bytes(round(step.done / elapsed_s))}/s" if elapsed_s > 0 else None
     fraction = step.done / step.total if step.total else 1.0
-    return Reading(label=f"{step.stage} {format_bytes(step.total)}", fraction=fraction, rate=rate, elapsed_s=elapsed_s)
+    return Progress(label=f"{step.stage} {format_bytes(step.total)}", fraction=fraction, rate=rate, elapsed_s=elapsed_s)
 
 
 class _DecodeLine:

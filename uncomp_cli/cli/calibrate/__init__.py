@@ -18,7 +18,6 @@ from uncomp_cli.cli.calibrate.quality import (
     QualityOptions,
     run_quality,
     save_calibrated,
-    watch,
 )
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
@@ -33,7 +32,7 @@ from uncomp_cli.cli.judge.trial import haystack_of
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.meter import loading
+from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
@@ -212,7 +211,7 @@ def run_calibrate(job: CalibrateJob, choice: ModelChoice, terminal: Terminal, *,
         terminal.note(f"set aside: {path}")
     if files.found is not None:
         terminal.note(f"going on from {files.found}")
-    profile = watch(run(loaded, request, files), files.partial, terminal)
+    profile = show(run(loaded, request, files), terminal, kept=files.partial)
     again = [what for what, choice in (("quality", job.quality), ("risk", job.risk)) if choice is not None]
     path = save_calibrated(preset, profile, files, terminal, again=again)
     source = HeldOut(maker, job.tokens, generated=not wanted.file, fresh=wanted.fresh)

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from uncomp_cli.cli.calibrate.quality import HeldOut, open_journal, watch
+from uncomp_cli.cli.calibrate.quality import HeldOut, open_journal
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.meter import loading
+from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
@@ -169,7 +169,7 @@ def _measure(
             terminal.note(note)
         settings = risk_file_settings(turned, preset)
         with open_journal(path.with_suffix(".risk.jsonl"), ANSWERS, settings, source.fresh, terminal) as results:
-            run = watch(measure_risk(turned, preset, samples, results=results), results.path, terminal)
+            run = show(measure_risk(turned, preset, samples, results=results), terminal, kept=results.path)
         return run, str(turned.rope), results.path
     finally:
         use_rope(loaded, None)

@@ -4,7 +4,7 @@ The preset is usable before this begins. Outcomes are kept in NAME.quality.jsonl
 that was stopped goes on; then the curve is in the preset, and the file goes.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,15 +14,13 @@ from uncomp_cli.asking.preset_choice import QUALITY_COLUMNS, quality_row
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.meter import Meter, Reading, loading
+from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
-    from uncomp_cli.calibrate.calibration import CalibrateStep
     from uncomp_cli.calibrate.partial import ProfileFiles
     from uncomp_cli.evals.journal import Journal, Kind
     from uncomp_cli.evals.judges.budget_curve import QualityCurve
-    from uncomp_cli.evals.judges.run import EvalStep
     from uncomp_cli.evals.tasks.calibration_samples import SampleMaker
     from uncomp_cli.models.loading import LoadedModel
     from uncomp_cli.uncertainty.profile import UncertaintyProfile
@@ -35,7 +33,6 @@ __all__ = [
     "quality_record",
     "run_quality",
     "save_calibrated",
-    "watch",
     "write_curve",
 ]
 
@@ -189,7 +186,7 @@ def run_quality(
     kept, settings = path.with_suffix(".quality.jsonl"), quality_file_settings(maker, loaded)
     with open_journal(kept, OUTCOMES, settings, source.fresh, terminal) as results:
         steps = measure_quality(loaded, preset, samples, choice.budgets, results=results)
-        curve = watch(steps, results.path, terminal)
+        curve = show(steps, terminal, kept=kept)
     for budget, reason in curve.refused.items():
         terminal.warn(f"budget {budget} has no loss: {reason}")
     if not curve.points:
@@ -222,26 +219,6 @@ def _tell_left_out(count: int, asked: int, terminal: Terminal) -> None:
     if count < asked:
         few = f"{asked - count:,} of {asked:,} samples of quality"
         terminal.warn(f"{few} are left out: the text is too short for as many that were not calibrated on")
-
-
-def watch(steps: "Generator[CalibrateStep | EvalStep, None, T]", kept: Path, terminal: Terminal) -> T:
-    """Show which sample is under way and how long is left; returns what `steps` returns.
-
-    Ctrl-C says that what was measured is in the file `kept`.
-    """
-    with Meter(terminal) as meter:
-        try:
-            while True:
-                step = next(steps)
-                meter.show(Reading(step.label, step.fraction, f"{step.index} of {step.total}", step.elapsed_s))
-        except StopIteration as done:
-            result: T = done.value
-            return result
-        except KeyboardInterrupt:
-            meter.close()
-            if kept.exists():
-                terminal.note(f"what was measured is in {kept}; the same command goes on from there")
-            raise
 
 
 def write_curve(curve: "QualityCurve", terminal: Terminal) -> None:

@@ -1,6 +1,5 @@
 """`uncomp bench`: what a setting costs and saves against stock transformers with its full cache, on this machine."""
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,11 +24,10 @@ from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.cli.judge.trial import texts_of
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.meter import Meter, Reading, loading
+from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
     from uncomp_cli.bench.measurement import Job
-    from uncomp_cli.bench.rounds import BenchStep, Round
     from uncomp_cli.uncertainty.profile import ModelFingerprint
 
 __all__ = ["bench"]
@@ -139,7 +137,7 @@ def bench(
             model.matmul,
         )
         jobs = make_jobs(request)
-    rounds = _watch(run_bench(jobs, measured.runs), terminal)
+    rounds = show(run_bench(jobs, measured.runs), terminal)
     record = report(request, jobs, rounds, source=source)
     if output.as_json:
         terminal.write_json(record)
@@ -164,21 +162,6 @@ def _document(paths: tuple[str, ...], tokens: int, seed: int, terminal: Terminal
         return write_prose(tokens, seed=seed), f"generated prose, seed {seed}"
     found = texts_of(paths, terminal)
     return "\n\n".join(each.text.strip() for each in found), ", ".join(each.path for each in found)
-
-
-def _watch(steps: "Generator[BenchStep, None, list[Round]]", terminal: Terminal) -> "list[Round]":
-    """Show which run is under way and how long is left; returns the rounds."""
-    with Meter(terminal) as meter:
-        try:
-            while True:
-                step = next(steps)
-                label = f"run {step.index + 1} of {step.total}: {step.label}"
-                meter.show(Reading(label, step.fraction, None, step.elapsed_s))
-        except StopIteration as end:
-            rounds: list[Round] = end.value
-            return rounds
-        finally:
-            steps.close()
 
 
 def _write_table(record: dict[str, Any], jobs: "list[Job]", terminal: Terminal) -> None:

@@ -1,6 +1,5 @@
 """`uncomp eval`: contestants on tasks with known answers, at equal measured bytes, in tables, JSON and pictures."""
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,10 +21,10 @@ from uncomp_cli.cli.judge.eval_report import Table, asked_for, draw, record, tab
 from uncomp_cli.cli.judge.trial import check_plot, haystack_of, made_here, results_path
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.meter import Meter, Reading, loading
+from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
-    from uncomp_cli.evals.judges.run import EvalRequest, EvalStep
+    from uncomp_cli.evals.judges.run import EvalRequest
 
 __all__ = ["eval"]
 
@@ -165,7 +164,7 @@ def run_eval(judged: EvalOptions, choice: ModelChoice, *, seed: int, as_json: bo
         terminal.note(f"the old results are in {old}")
     with Journal.open(path, OUTCOMES, settings) as results:
         terminal.note(f"results: {path} ({len(results.done):,} there)")
-        _watch(runner.run_eval(request, loaded, results), terminal)
+        show(runner.run_eval(request, loaded, results), terminal)
         tables = tables_of(asked_for(request, results.records))
         _report(judged, tables, path, settings, terminal, as_json=as_json)
 
@@ -228,13 +227,3 @@ def _request(judged: EvalOptions, seed: int, terminal: Terminal) -> "EvalRequest
     )
     check_regimes(request)
     return request
-
-
-def _watch(steps: "Generator[EvalStep, None, None]", terminal: Terminal) -> None:
-    """Show which sample is under way and how long is left."""
-    with Meter(terminal) as meter:
-        try:
-            for step in steps:
-                meter.show(Reading(step.label, step.fraction, f"{step.index} of {step.total}", step.elapsed_s))
-        finally:
-            steps.close()

@@ -1,6 +1,5 @@
 """`uncomp rope`: ways of reading past the trained length, measured on the user's text, and which one to use."""
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,14 +23,14 @@ from uncomp_cli.cli.judge.rope_report import draw, record, write_tables
 from uncomp_cli.cli.judge.trial import check_plot, haystack_of, made_here, results_path
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.rope.arms import DEFAULT_KINDS
-from uncomp_cli.numerals import format_count, format_seconds
+from uncomp_cli.numerals import format_seconds
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.meter import Meter, Reading, loading
+from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
     from uncomp_cli.budget import presets
     from uncomp_cli.evals.rope.cells import RopeCell
-    from uncomp_cli.evals.rope.sweep import RopeRequest, RopeStep
+    from uncomp_cli.evals.rope.sweep import RopeRequest
     from uncomp_cli.models.loading import LoadedModel
 
 __all__ = ["rope"]
@@ -201,7 +200,7 @@ def run_rope(job: RopeJob, choice: ModelChoice, terminal: Terminal) -> None:
             cost = probe(loaded)
         left_s = rope_sweep.expected_seconds(request, loaded, results, cost)
         terminal.note(f"about {format_seconds(left_s)} to go on this machine; stop it and it goes on from there")
-        _watch(rope_sweep.run_rope(request, loaded, results, cost=cost), terminal)
+        show(rope_sweep.run_rope(request, loaded, results, cost=cost), terminal)
         cells = rope_sweep.asked_for(request, results.records)
     _report(cells, path, settings, made_here(), wanted.plot, terminal, as_json=job.as_json)
 
@@ -236,17 +235,6 @@ def _request(job: RopeJob, preset: "presets.Preset", loaded: "LoadedModel", term
     check_memory(arms, lengths, preset, loaded)  # before so much text is made
     haystack = haystack_of(wanted.file, max(longest, trained), seed=job.seed, terminal=terminal)
     return RopeRequest(arms, lengths, depths, wanted.samples, job.seed, haystack, preset)
-
-
-def _watch(steps: "Generator[RopeStep, None, None]", terminal: Terminal) -> None:
-    """Show which cell is under way and how long is left."""
-    with Meter(terminal) as meter:
-        try:
-            for step in steps:
-                done = f"{format_count(step.index)} of {format_count(step.total)}"
-                meter.show(Reading(step.label, step.fraction, done, step.elapsed_s))
-        finally:
-            steps.close()
 
 
 def _report(

@@ -10,7 +10,6 @@ has read is no held-out sample; those come from another seed, so from another pl
 """
 
 import math
-import time
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle
@@ -29,13 +28,14 @@ from uncomp_cli.evals.judges.answers import teacher_forced
 from uncomp_cli.evals.judges.case import Case, read_case, tokenise
 from uncomp_cli.evals.judges.contestants import FULL, Setting, make_settings
 from uncomp_cli.evals.judges.forced_rows import in_batches
-from uncomp_cli.evals.judges.run import EvalRequest, EvalStep, results_settings
+from uncomp_cli.evals.judges.run import EvalRequest, results_settings
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tables.statistics import paired_difference
 from uncomp_cli.evals.tasks.calibration_samples import SampleMaker
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.sample import Query, Regime, Sample
 from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.steps import Progress, resume
 
 __all__ = [
     "QualityCurve",
@@ -116,7 +116,7 @@ def quality_file_settings(maker: SampleMaker, loaded: LoadedModel) -> dict[str, 
 
 def measure_quality(
     loaded: LoadedModel, preset: Preset, samples: Sequence[Sample], budgets: Sequence[str], *, results: Journal[Outcome]
-) -> Generator[EvalStep, None, QualityCurve]:
+) -> Generator[Progress, None, QualityCurve]:
     """Judge what `results` lacks, a sample at a time; yields before each and once at the end, returns the curve.
 
     Raises UsageError for an answer of one token, which no eviction changes, DoesNotFitError for a sample that is
@@ -127,12 +127,13 @@ def measure_quality(
         _check(sample, loaded)
     decoder = Decoder(loaded.model, loaded.spec)
     todo = [(sample, missing) for sample in samples if (missing := _missing(sample, settings, results))]
-    begun = time.perf_counter()
-    for number, (sample, missing) in enumerate(todo):
-        label = f"quality, {sample.subtask}, {sample.tokens:,} tokens"
-        yield EvalStep(number, len(todo), label, time.perf_counter() - begun)
-        results.append(_judge(decoder, loaded.tokenizer, sample, missing))
-    yield EvalStep(max(1, len(todo)), max(1, len(todo)), "quality done", time.perf_counter() - begun)
+    yield from resume(
+        todo,
+        lambda work: _judge(decoder, loaded.tokenizer, *work),
+        results.append,
+        label=lambda work: f"quality, {work[0].subtask}, {work[0].tokens:,} tokens",
+        done="quality done",
+    )
     wanted = {(sample.subtask, sample.tokens, sample.index) for sample in samples}
     return quality_curve([outcome for outcome in results.records if _sample_key(outcome) in wanted], settings)
 

@@ -8,7 +8,6 @@ A run that was killed goes on where its results file ends; more samples, setting
 """
 
 import hashlib
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,12 +36,12 @@ from uncomp_cli.evals.tasks.oracle import check_solvable
 from uncomp_cli.evals.tasks.sample import JudgeName, Regime, Sample
 from uncomp_cli.models.identity import fingerprint
 from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.steps import Progress, resume
 
 __all__ = [
     "JUDGES",
     "SESSION_JUDGES",
     "EvalRequest",
-    "EvalStep",
     "check_lengths",
     "check_regimes",
     "results_settings",
@@ -80,21 +79,6 @@ class EvalRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class EvalStep:
-    """A sample is about to be read, number `index` of the `total` that are left to do."""
-
-    index: int
-    total: int
-    label: str
-    elapsed_s: float
-
-    @property
-    def fraction(self) -> float:
-        """Share of the work that is done."""
-        return self.index / self.total
-
-
-@dataclass(frozen=True, slots=True)
 class _Work:
     """One sample, and the settings of each regime that have no result yet."""
 
@@ -105,7 +89,7 @@ class _Work:
     missing: tuple[tuple[Regime, tuple[Setting, ...]], ...]
 
 
-def run_eval(request: EvalRequest, loaded: LoadedModel, results: Journal[Outcome]) -> Generator[EvalStep, None, None]:
+def run_eval(request: EvalRequest, loaded: LoadedModel, results: Journal[Outcome]) -> Generator[Progress, None, None]:
     """Judge what `results` lacks; yields before each sample and once at the end.
 
     Raises UsageError for int8 weights and for a contestant whose profile is another model's.
@@ -120,18 +104,22 @@ def run_eval(request: EvalRequest, loaded: LoadedModel, results: Journal[Outcome
         profile.fingerprint.check(fingerprint(loaded))
     count = partial(count_tokens, loaded.tokenizer)
     stop_ids = stop_tokens(loaded.model, loaded.tokenizer)
-    todo = list(_missing(request, results))
-    begun = time.perf_counter()
-    for number, work in enumerate(todo):
-        label = f"{work.subtask} {work.index + 1} of {request.samples}, {work.tokens:,} tokens"
-        yield EvalStep(number, len(todo), label, time.perf_counter() - begun)
+
+    def judge(work: _Work) -> list[Outcome]:
         sample = _make_sample(request, work, count)
         if work.task.judge in SESSION_JUDGES:
-            outcomes = _judge_sessions(work, sample, loaded)
-        else:
-            outcomes = _judge(work, sample, decoder, loaded.tokenizer, stop_ids)
+            return _judge_sessions(work, sample, loaded)
+        return _judge(work, sample, decoder, loaded.tokenizer, stop_ids)
+
+    def keep(outcomes: list[Outcome]) -> None:
         results.append([outcome for outcome in outcomes if outcome.key not in results.done])
-    yield EvalStep(max(1, len(todo)), max(1, len(todo)), "done", time.perf_counter() - begun)
+
+    yield from resume(
+        list(_missing(request, results)),
+        judge,
+        keep,
+        label=lambda work: f"{work.subtask} {work.index + 1} of {request.samples}, {work.tokens:,} tokens",
+    )
 
 
 @torch.no_grad()

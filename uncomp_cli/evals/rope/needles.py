@@ -7,7 +7,7 @@ row behind the prompt, which chooses the first token, belongs to the prefill and
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,6 +36,7 @@ from uncomp_cli.evals.tasks.needle import needle_sample
 from uncomp_cli.evals.tasks.request import Request
 from uncomp_cli.evals.tasks.sample import Query, Sample
 from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.steps import finished
 
 __all__ = ["NeedlePlace", "judge_needle", "make_needle"]
 
@@ -142,13 +143,3 @@ def _write(decoder: Decoder, read: Context, query: Query, loaded: LoadedModel, *
         if ids[-1] in stop_ids or match_score(text, query) == 1:
             break
     return _Written(text, watch.by_head[0], watch.raw_by_head[0])
-
-
-def finished(steps: Generator[Any, None, Context]) -> Context:
-    """What a prefill returns; its records are of no use here."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            read: Context = end.value
-            return read

@@ -9,7 +9,6 @@ left out. What an answer loses to compression counts as wrong too: the curve is 
 """
 
 import hashlib
-import time
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from math import log
@@ -26,7 +25,6 @@ from uncomp_cli.engine.look.watching import Watched, all_heads
 from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.judges.case import tokenise
-from uncomp_cli.evals.judges.run import EvalStep
 from uncomp_cli.evals.rope.risk_file import RiskLine
 from uncomp_cli.evals.tasks import choose_subtasks
 from uncomp_cli.evals.tasks.calibration_samples import SampleMaker
@@ -35,6 +33,7 @@ from uncomp_cli.evals.tasks.oracle import check_solvable
 from uncomp_cli.evals.tasks.sample import Sample
 from uncomp_cli.models.identity import fingerprint
 from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.steps import Progress, resume
 
 __all__ = ["RISK_TASKS", "RiskRun", "measure_risk", "risk_file_settings", "risk_samples"]
 
@@ -91,18 +90,19 @@ def risk_file_settings(turned: LoadedModel, preset: Preset) -> dict[str, Any]:
 
 def measure_risk(
     loaded: LoadedModel, preset: Preset, samples: Sequence[Sample], *, results: Journal[RiskLine]
-) -> Generator[EvalStep, None, RiskRun]:
+) -> Generator[Progress, None, RiskRun]:
     """Answer what `results` lacks; yields before each sample and once at the end.
 
     `loaded` is turned as the texts are to be read. Raises DoesNotFitError for a sample that is too long or too large.
     """
     todo = [sample for sample in samples if _key(sample) not in results.done]
-    begun = time.perf_counter()
-    for number, sample in enumerate(todo):
-        label = f"risk, {sample.subtask}, {sample.tokens:,} tokens"
-        yield EvalStep(number, len(todo), label, time.perf_counter() - begun)
-        results.append([_judge(loaded, preset, sample)])
-    yield EvalStep(max(1, len(todo)), max(1, len(todo)), "risk done", time.perf_counter() - begun)
+    yield from resume(
+        todo,
+        lambda sample: [_judge(loaded, preset, sample)],
+        results.append,
+        label=lambda sample: f"risk, {sample.subtask}, {sample.tokens:,} tokens",
+        done="risk done",
+    )
     lines = [results.done[_key(sample)] for sample in samples]
     watched = tuple(line.answer() for line in lines if line.entropy)
     return RiskRun(watched, all_heads(loaded.spec), len(lines) - len(watched))

@@ -7,7 +7,6 @@ The model is turned back to what it was trained with at the end, whatever happen
 its results file ends; more arms, lengths, depths or needles add to the file.
 """
 
-import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,10 +29,10 @@ from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.models.quiet import quiet_transformers
 from uncomp_cli.models.rope_application import apply_choice, use_rope
 from uncomp_cli.models.rope_parameters import length_kind, reading_length, unscaled_length
+from uncomp_cli.steps import Progress, resume
 
 __all__ = [
     "RopeRequest",
-    "RopeStep",
     "asked_for",
     "check_arms",
     "check_memory",
@@ -58,17 +57,6 @@ class RopeRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class RopeStep:
-    """Cell number `index` of the `total` that are left to do is about to be measured; `fraction` is of their time."""
-
-    index: int
-    total: int
-    label: str
-    fraction: float
-    elapsed_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Work:
     """One cell that has no result yet: a needle at a place, or without one the text of so many tokens."""
 
@@ -90,22 +78,24 @@ class _Work:
 
 def run_rope(
     request: RopeRequest, loaded: LoadedModel, results: Journal[RopeCell], *, cost: ReadingCost
-) -> Generator[RopeStep, None, None]:
+) -> Generator[Progress, None, None]:
     """Measure what `results` lacks; yields before each cell and once at the end.
 
     Raises UsageError for a kind that this model cannot take, DoesNotFitError when memory or a budget is too small.
     """
-    todo = _todo(request, loaded, results)
-    expected = [_cost(work, loaded, cost) for work in todo]
     heads = watched_heads(request.preset, loaded.spec)
-    begun = time.perf_counter()
+
+    def measure(work: _Work) -> list[RopeCell]:
+        return [_measure(work, request, use_rope(loaded, work.arm.choice_for(work.tokens)), heads)]
+
     with _turned_back(loaded):
-        for number, work in enumerate(todo):
-            fraction = sum(expected[:number]) / sum(expected)
-            yield RopeStep(number, len(todo), work.label, fraction, time.perf_counter() - begun)
-            turned = use_rope(loaded, work.arm.choice_for(work.tokens))
-            results.append([_measure(work, request, turned, heads)])
-    yield RopeStep(len(todo), len(todo), "done", 1.0, time.perf_counter() - begun)
+        yield from resume(
+            _todo(request, loaded, results),
+            measure,
+            results.append,
+            label=lambda work: work.label,
+            cost=lambda work: _cost(work, loaded, cost),
+        )
 
 
 def expected_seconds(request: RopeRequest, loaded: LoadedModel, results: Journal[RopeCell], cost: ReadingCost) -> float:
