@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from uncomp_cli.engine.context.session import RunStats
     from uncomp_cli.engine.records import PrefillStep
     from uncomp_cli.errors import ThresholdError
-    from uncomp_cli.models.progress import PullStep
+    from uncomp_cli.steps import PullStep
 
 __all__ = [
     "Began",
