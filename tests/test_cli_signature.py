@@ -8,8 +8,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.signature import only
 from uncomp_cli.cli.declare.tree import command_of, group, key_name, option
+
+HALF = Budget.parse("50%")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class Read:
 class Held:
     name: Annotated[str, option("--model", "-m", help="A model.", metavar="NAME")] = "small"
     bits: Annotated[Literal[16, 8, 4] | None, option("--bits", help="Bits.", show_default="the preset's")] = None
+    budget: Annotated[Budget, option("--budget", help="A budget.", metavar="AMOUNT", parser=Budget.parse)] = HALF
     whole: Annotated[bool, option("--whole/--no-whole", help="All of it.")] = False
 
 
@@ -43,7 +47,7 @@ def run(*args: str, **settings: str) -> tuple[str, list[Any]]:
         *,
         read: Read,
         loud: Annotated[bool, option("--loud", help="Loud.")] = False,
-        held: Annotated[Held, only("name", "bits", bits="all of them")],
+        held: Annotated[Held, only("name", "bits", "budget", bits="all of them")],
     ) -> None:
         """Say something."""
         given.extend([ctx.command.params, text, read, loud, held])
@@ -56,9 +60,17 @@ def run(*args: str, **settings: str) -> tuple[str, list[Any]]:
 
 def test_the_options_of_the_groups_stand_in_the_order_of_the_signature() -> None:
     params = run()[1][0]
-    assert [key_name(param.opts) for param in params[1:]] == ["file", "name", "lengths", "loud", "model", "bits"]
+    assert [key_name(param.opts) for param in params[1:]] == [
+        "file",
+        "name",
+        "lengths",
+        "loud",
+        "model",
+        "bits",
+        "budget",
+    ]
     assert [param.envvar for param in params[1:]] == [
-        "UNCOMP_FILE", "UNCOMP_NAME", None, "UNCOMP_LOUD", "UNCOMP_MODEL", "UNCOMP_BITS",
+        "UNCOMP_FILE", "UNCOMP_NAME", None, "UNCOMP_LOUD", "UNCOMP_MODEL", "UNCOMP_BITS", "UNCOMP_BUDGET",
     ]  # fmt: skip
 
 
@@ -77,12 +89,17 @@ def test_a_variable_sets_an_option_of_a_group() -> None:
     assert run(UNCOMP_MODEL="large")[1][-1] == Held("large")
 
 
+def test_a_value_is_made_where_it_is_typed() -> None:
+    assert run("--budget", "512")[1][-1].budget == Budget.parse("512")
+    assert run()[1][-1].budget == HALF
+
+
 def test_the_help_tells_the_defaults() -> None:
     lines = run("--help")[0].splitlines()
     told = {line.split()[0]: line.partition("default: ")[2].rstrip("]") for line in lines if "default" in line}
     assert told["-f,"] == "(standard input)"
     assert told["--lengths"].startswith("(20, 30)")
-    assert (told["-m,"], told["--bits"]) == ("small", "(all of them)")
+    assert (told["-m,"], told["--bits"], told["--budget"]) == ("small", "(all of them)", "50%")
 
 
 def test_what_a_command_does_not_take_is_no_option_of_it() -> None:

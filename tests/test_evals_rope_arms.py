@@ -2,6 +2,7 @@
 
 import pytest
 
+from uncomp_cli.budget.amount import FULL_BUDGET, Budget
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.rope.arms import ModelLengths, RopeArm, parse_arms, parse_lengths, unread
 from uncomp_cli.models.extension import RopeChoice
@@ -11,7 +12,7 @@ LENGTHS = ModelLengths(TRAINED, TRAINED)
 
 
 def arms(text: str, *, longest: int = 16384, budget: str = "10%", compress: bool = False) -> list[str]:
-    found = parse_arms(text, longest=longest, unscaled_length=TRAINED, budget=budget, compress=compress)
+    found = parse_arms(text, longest=longest, unscaled_length=TRAINED, budget=Budget.parse(budget), compress=compress)
     return [arm.label for arm in found]
 
 
@@ -33,19 +34,23 @@ def test_repack_and_reread_have_a_factor_that_is_said() -> None:
 
 
 def test_reread_looks_back_as_far_as_repack() -> None:
-    repack, reread = RopeArm("repack", 4.0, "5%"), RopeArm("reread", 4.0, "5%")
+    repack, reread = RopeArm("repack", 4.0, Budget.parse("5%")), RopeArm("reread", 4.0, Budget.parse("5%"))
     assert (repack.choice, reread.choice) == (RopeChoice("repack", 4.0), RopeChoice("reread", 4.0))
     assert repack.reach(TRAINED) == reread.reach(TRAINED) == TRAINED // 4
 
 
 def test_flags_are_what_ask_takes() -> None:
-    assert RopeArm("yarn", 2.0, "full").flags == "--rope yarn:2 --budget full"
-    assert RopeArm("repack", 2.0, "10%").flags == "--rope repack:2 --budget 10%"
-    assert RopeArm("plain", None, "full").flags == "--rope plain --budget full"
+    assert RopeArm("yarn", 2.0, FULL_BUDGET).flags == "--rope yarn:2 --budget full"
+    assert RopeArm("repack", 2.0, Budget.parse("10%")).flags == "--rope repack:2 --budget 10%"
+    assert RopeArm("plain", None, FULL_BUDGET).flags == "--rope plain --budget full"
 
 
 def test_reach_and_what_is_beyond_it() -> None:
-    yarn, plain, repack = RopeArm("yarn", 2.0, "full"), RopeArm("plain", None, "full"), RopeArm("repack", 2.0, "10%")
+    yarn, plain, repack = (
+        RopeArm("yarn", 2.0, FULL_BUDGET),
+        RopeArm("plain", None, FULL_BUDGET),
+        RopeArm("repack", 2.0, Budget.parse("10%")),
+    )
     assert yarn.reads(2 * TRAINED, LENGTHS)
     assert not yarn.reads(2 * TRAINED + 1, LENGTHS)
     assert plain.reads(1000 * TRAINED, LENGTHS)
@@ -57,15 +62,15 @@ def test_reach_and_what_is_beyond_it() -> None:
 
 def test_factors_count_from_the_length_before_a_scaling_of_the_models_own() -> None:
     scaled = ModelLengths(trained=2048, unscaled=512)
-    (yarn,) = parse_arms("yarn", longest=4096, unscaled_length=scaled.unscaled, budget="10%")
+    (yarn,) = parse_arms("yarn", longest=4096, unscaled_length=scaled.unscaled, budget=Budget.parse("10%"))
     assert yarn.label == "yarn:8"
     assert yarn.reads(4096, scaled)
-    assert not RopeArm("yarn", 2.0, "full").reads(1025, scaled)
-    assert RopeArm("repack", 2.0, "10%").reach(scaled.trained) == 1024
+    assert not RopeArm("yarn", 2.0, FULL_BUDGET).reads(1025, scaled)
+    assert RopeArm("repack", 2.0, Budget.parse("10%")).reach(scaled.trained) == 1024
 
 
 def test_plain_reads_as_far_as_a_rope_that_depends_on_the_length() -> None:
-    plain, ends = RopeArm("plain", None, "full"), ModelLengths(512, 512, plain=2048)
+    plain, ends = RopeArm("plain", None, FULL_BUDGET), ModelLengths(512, 512, plain=2048)
     assert plain.reads(2048, ends)
     assert list(unread([plain], [1024, 4096], ends)) == ["plain reads up to 2,048 tokens: not measured at 4,096"]
     assert plain.choice_for(1024) == RopeChoice("plain", None, 1024)

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from support.tiny import SAYABLE, make_tiny_model
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.engine.look.watching import all_heads
 from uncomp_cli.evals.journal import Journal
@@ -25,7 +26,7 @@ from uncomp_cli.models.rope_application import use_rope
 from uncomp_cli.uncertainty.distance_pattern import distance_edges
 
 FULL = load_preset("full")
-PLAIN, YARN = RopeArm("plain", None, "full"), RopeArm("yarn", 2.0, "full")
+PLAIN, YARN = RopeArm("plain", None, Budget.parse("full")), RopeArm("yarn", 2.0, Budget.parse("full"))
 TEXT = 1500
 TRAINED = 1024
 COST = ReadingCost(1e-4, 1e-8, 0.3)
@@ -133,7 +134,7 @@ def test_every_place_has_a_needle_of_its_own_at_its_depth(loaded: LoadedModel, h
 
 
 def request(haystack: Haystack, kinds: str) -> RopeRequest:
-    arms = parse_arms(kinds, longest=1500, unscaled_length=TRAINED, budget="30%")
+    arms = parse_arms(kinds, longest=1500, unscaled_length=TRAINED, budget=Budget.parse("30%"))
     return RopeRequest(arms, (700, 1500), (0.0, 1.0), 1, 1, haystack, load_preset("live"))
 
 

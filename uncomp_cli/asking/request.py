@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET
 from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
 from uncomp_cli.documents.collection import DocumentSet
@@ -80,7 +81,7 @@ class Request:
     dry_run: bool = False
     model: ModelChoice = field(default_factory=ModelChoice)
     preset: str | None = None
-    budget: str | None = None
+    budget: Budget | None = None
     policy: str | None = None
     scorer: str | None = None
     kv_bits: int | None = None

@@ -9,6 +9,7 @@ import typer
 
 from uncomp_cli.asking.preset_choice import choose_preset
 from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.ask.prepare import load
 from uncomp_cli.cli.calibrate.calibrate_report import Calibrated, report
 from uncomp_cli.cli.calibrate.calibrate_risk import RiskChoice, RiskOptions, run_risk
@@ -45,6 +46,7 @@ __all__ = ["calibrate"]
 
 SAMPLES_PANEL = "Samples"
 PRESET_PANEL = "Preset"
+DEFAULT_BUDGET = Budget.parse("20%")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +147,17 @@ class CalibrateOptions:
         option("--scorer", help="How the preset ranks tokens.", metavar="NAME", panel=PRESET_PANEL, setting=False),
     ] = ScorerConfig().name
     budget: Annotated[
-        str,
+        Budget,
         option(
             "--budget",
             "-b",
             help="KV cache that the preset keeps, as in `uncomp ask`.",
             metavar="AMOUNT",
+            parser=Budget.parse,
             panel=PRESET_PANEL,
             setting=False,
         ),
-    ] = "20%"
+    ] = DEFAULT_BUDGET
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from uncomp_cli.asking.preset_choice import QUALITY_COLUMNS, quality_row
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.ui.console import Terminal
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 DEFAULT_SAMPLES = 24
-DEFAULT_BUDGETS = ("50%", "30%", "20%", "15%", "10%", "7%", "5%", "3%")
+DEFAULT_BUDGETS = tuple(map(Budget.parse, ("50%", "30%", "20%", "15%", "10%", "7%", "5%", "3%")))
 _PANEL = "Quality"
 
 T = TypeVar("T")
@@ -70,12 +71,13 @@ class QualityOptions:
         ),
     ] = None
     budgets: Annotated[
-        tuple[str, ...],
+        tuple[Budget, ...],
         option(
             "--quality-budget",
             help="Budget to measure; repeatable.",
             metavar="AMOUNT",
-            show_default=", ".join(DEFAULT_BUDGETS),
+            parser=Budget.parse,
+            show_default=", ".join(map(str, DEFAULT_BUDGETS)),
             panel=_PANEL,
             setting=False,
         ),
@@ -94,7 +96,7 @@ class QualityChoice:
     """Budgets to measure, on so many samples of each length."""
 
     samples: int
-    budgets: tuple[str, ...]
+    budgets: tuple[Budget, ...]
 
     def check(self) -> None:
         """Raise UsageError for a budget that is none, and for `auto`."""
@@ -190,8 +192,9 @@ def run_quality(
     for budget, reason in curve.refused.items():
         terminal.warn(f"budget {budget} has no loss: {reason}")
     if not curve.points:
+        budgets = ", ".join(map(str, choice.budgets))
         raise DoesNotFitError(
-            f"no budget of {', '.join(choice.budgets)} is large enough for samples of {min(source.tokens):,} tokens",
+            f"no budget of {budgets} is large enough for samples of {min(source.tokens):,} tokens",
             hint="use longer samples (--tokens), or name larger budgets with --quality-budget",
         )
     save_preset(replace(preset, quality=curve.points), path.parent)

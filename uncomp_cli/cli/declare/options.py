@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from uncomp_cli.asking.request import DEFAULT_CACHE_SIZE
+from uncomp_cli.asking.request import DEFAULT_CACHE_SIZE, ModelChoice
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.policies import POLICIES
 from uncomp_cli.budget.presets import DEFAULT_PRESET
@@ -25,7 +25,6 @@ from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
 
 if TYPE_CHECKING:
-    from uncomp_cli.asking.request import ModelChoice
     from uncomp_cli.cache.shelf import Shelf
 
 __all__ = [
@@ -231,9 +230,8 @@ class ModelOptions:
     ] = "float32"
     offline: Annotated[bool, _model("--offline", help="Never use the network.")] = False
 
-    def choice(self) -> "ModelChoice":
+    def choice(self) -> ModelChoice:
         """Which model to load, and how."""
-        from uncomp_cli.asking.request import ModelChoice
 
         return ModelChoice(
             name=self.name,
@@ -268,12 +266,13 @@ class PresetOptions:
         ),
     ] = None
     budget: Annotated[
-        str | None,
+        Budget | None,
         _compression(
             "--budget",
             "-b",
             help="KV cache to keep: 10% of full, 512 (tokens per KV head), 256MiB, auto (fits free memory) or full.",
             metavar="AMOUNT",
+            parser=Budget.parse,
             show_default=_OF_PRESET,
         ),
     ] = None

@@ -82,6 +82,8 @@ def _parameter(name: str, hint: Any, default: Any, shown: str | None) -> Paramet
     if get_origin(kind) is tuple:
         shown = shown or (", ".join(map(str, default)) if option.show_default is True else None)
         kind, default = GenericAlias(list, get_args(kind)[:1]) | None, None
+    elif option.parser is not None and default is not None:
+        default = str(default)  # as it would be typed
     option.show_default = shown or option.show_default
     default = Parameter.empty if default is MISSING else default
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])

@@ -9,6 +9,7 @@ import typer
 
 from uncomp_cli.asking.preset_choice import choose_preset, settle_preset
 from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.ask.prepare import fetch, weigh
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
@@ -63,12 +64,13 @@ class BenchOptions:
         int, option("--runs", help="Rounds; figures are medians over them.", metavar="N", min=1, panel=MEASURE_PANEL)
     ] = 3
     budget: Annotated[
-        tuple[str, ...],
+        tuple[Budget, ...],
         option(
             "--budget",
             "-b",
             help="KV cache to keep, as in `uncomp ask`; repeat it to measure several.",
             metavar="AMOUNT",
+            parser=Budget.parse,
             show_default="the preset's",
             panel="Compression",
         ),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.ask.prepare import load
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
@@ -94,16 +95,17 @@ class EvalOptions:
         ),
     ] = ("uniform", "adaptive", "pyramid", "sinks", "random", "full/8bit")
     budget: Annotated[
-        tuple[str, ...],
+        tuple[Budget, ...],
         option(
             "--budget",
             "-b",
             help="KV cache to keep, as in `uncomp ask`; repeatable.",
             metavar="AMOUNT",
+            parser=Budget.parse,
             panel="Compression",
             setting=False,
         ),
-    ] = ("50%", "20%", "10%", "5%")
+    ] = tuple(map(Budget.parse, ("50%", "20%", "10%", "5%")))
     out: Annotated[
         Path | None,
         option(

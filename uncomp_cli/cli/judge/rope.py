@@ -8,6 +8,7 @@ import typer
 
 from uncomp_cli.asking.preset_choice import choose_preset, settle_preset
 from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.ask.prepare import load
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
@@ -37,7 +38,7 @@ __all__ = ["rope"]
 
 MEASURED_PANEL = "What is measured"
 RESULTS_PANEL = "Results"
-DEFAULT_BUDGET = "5%"
+DEFAULT_BUDGET = Budget.parse("5%")
 _CHOOSING = (
     "file", "kinds", "tokens", "depths", "samples", "budget", "compress", "out", "preset", "seed", "model", "tokenizer",
     "quantize", "device", "dtype", "offline",
@@ -91,12 +92,13 @@ class RopeOptions:
         int, option("--samples", help="Needles at every length and depth.", metavar="N", min=1, panel=MEASURED_PANEL)
     ] = 1
     budget: Annotated[
-        str,
+        Budget,
         option(
             "--budget",
             "-b",
             help="KV cache that repack and reread keep, and with --compress every kind.",
             metavar="AMOUNT",
+            parser=Budget.parse,
             panel=MEASURED_PANEL,
             setting=False,
         ),

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.engine.forward.decoder import Decoder
@@ -99,7 +100,7 @@ def held_out_samples(
     )
 
 
-def quality_settings(preset: Preset, budgets: Sequence[str]) -> tuple[Setting, ...]:
+def quality_settings(preset: Preset, budgets: Sequence[Budget | str]) -> tuple[Setting, ...]:
     """The full cache, and a preset that was saved at every budget; labelled with a digest of preset and profile.
 
     Raises UsageError for a budget that is none, and for `auto`.
@@ -115,7 +116,12 @@ def quality_file_settings(maker: SampleMaker, loaded: LoadedModel) -> dict[str, 
 
 
 def measure_quality(
-    loaded: LoadedModel, preset: Preset, samples: Sequence[Sample], budgets: Sequence[str], *, results: Journal[Outcome]
+    loaded: LoadedModel,
+    preset: Preset,
+    samples: Sequence[Sample],
+    budgets: Sequence[Budget | str],
+    *,
+    results: Journal[Outcome],
 ) -> Generator[Progress, None, QualityCurve]:
     """Judge what `results` lacks, a sample at a time; yields before each and once at the end, returns the curve.
 

@@ -55,7 +55,7 @@ class Setting:
         return self.contestant if self.budget == FULL else f"{self.contestant} {self.budget}"
 
 
-def make_settings(contestants: Sequence[str], budgets: Sequence[str], *, seed: int) -> list[Setting]:
+def make_settings(contestants: Sequence[str], budgets: Sequence[Budget | str], *, seed: int) -> list[Setting]:
     """The full cache, and every contestant at every budget, each once; what keeps all tokens has one setting.
 
     Raises UsageError for a name or budget that is none; a budget of `auto` depends on the machine and is refused.
@@ -176,8 +176,8 @@ def _scorer_name(text: str, fixed: str | None, scorers: Sequence[str]) -> str:
     return scorers[0] if scorers else fixed or ScorerConfig().name
 
 
-def _checked_budget(text: str) -> Budget:
-    budget = Budget.parse(text)
+def _checked_budget(given: Budget | str) -> Budget:
+    budget = Budget.of(given)
     if budget.kind == "auto":
         raise UsageError("budget auto depends on the memory that is free", hint="name one: --budget 20%")
     return budget

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from uncomp_cli.budget.amount import Budget
+from uncomp_cli.budget.amount import FULL_BUDGET, Budget
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.extension import LONGEST, REPACKED, RopeChoice, parse_rope
 
@@ -56,7 +56,7 @@ class RopeArm:
 
     kind: str
     factor: float | None
-    budget: str
+    budget: Budget
 
     @property
     def rope(self) -> str:
@@ -66,7 +66,7 @@ class RopeArm:
     @property
     def label(self) -> str:
         """`yarn:2`, `repack@10%`: what makes it unique."""
-        return self.rope if self.budget == FULL else f"{self.rope}@{self.budget}"
+        return self.rope if self.budget.kind == FULL else f"{self.rope}@{self.budget}"
 
     @property
     def flags(self) -> str:
@@ -118,7 +118,7 @@ def parse_lengths(text: str) -> tuple[int, ...]:
 
 
 def parse_arms(
-    text: str, *, longest: int, unscaled_length: int, budget: str, compress: bool = False
+    text: str, *, longest: int, unscaled_length: int, budget: Budget, compress: bool = False
 ) -> tuple[RopeArm, ...]:
     """The arms that `text` names, in its order; `repack`, and with `compress` every kind, has the `budget`.
 
@@ -126,10 +126,9 @@ def parse_arms(
 
     Raises UsageError for an unknown kind, a factor or budget that is none, and for kinds that are named twice.
     """
-    wanted = Budget.parse(budget)
-    if wanted.kind in (FULL, "auto"):
+    if budget.kind in (FULL, "auto"):
         raise UsageError(f"--budget {budget} is no part of the cache", hint="use --budget 5%")
-    arms = list(_arms(text, longest, unscaled_length, str(wanted), compress=compress))
+    arms = list(_arms(text, longest, unscaled_length, budget, compress=compress))
     if not arms:
         raise UsageError(f"--kinds '{text}' names nothing to compare", hint=f"write --kinds {DEFAULT_KINDS}")
     labels = [arm.label for arm in arms]
@@ -139,7 +138,7 @@ def parse_arms(
     return tuple(arms)
 
 
-def _arms(text: str, longest: int, unscaled_length: int, budget: str, *, compress: bool) -> Iterator[RopeArm]:
+def _arms(text: str, longest: int, unscaled_length: int, budget: Budget, *, compress: bool) -> Iterator[RopeArm]:
     for part in (part.strip() for part in text.split(",")):
         if not part:
             continue
@@ -149,8 +148,8 @@ def _arms(text: str, longest: int, unscaled_length: int, budget: str, *, compres
             message = f"kind '{part}' is none to be measured: it chooses one of the others"
             raise UsageError(message, hint=f"write --kinds {DEFAULT_KINDS}")
         packed = choice.kind in REPACKED
-        kept = str(Budget.parse(own)) if own else budget if compress or packed else FULL
-        if packed and kept == FULL:
+        kept = Budget.parse(own) if own else budget if compress or packed else FULL_BUDGET
+        if packed and kept.kind == FULL:
             message = f"kind '{part}' keeps everything, and nothing can be packed"
             raise UsageError(message, hint=f"write {choice.kind}@5%")
         yield RopeArm(choice.kind, _factor(choice, longest, unscaled_length), kept)

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from uncomp_cli.budget.amount import Budget
+from uncomp_cli.budget.amount import FULL_BUDGET
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.engine.look.watching import HeadAt, watched_heads
 from uncomp_cli.engine.spend.context_memory import check_context
@@ -183,7 +183,7 @@ def _measure(work: _Work, request: RopeRequest, turned: LoadedModel, heads: Sequ
 
 def _preset(arm: RopeArm, preset: Preset) -> Preset:
     """How an arm compresses: a budget that was named is taken at its word, without a floor."""
-    return load_preset(FULL) if arm.budget == FULL else replace(preset, budget=Budget.parse(arm.budget), floor_tokens=0)
+    return load_preset(FULL) if arm.budget.kind == FULL else replace(preset, budget=arm.budget, floor_tokens=0)
 
 
 def _shown(request: RopeRequest, loaded: LoadedModel, tokens: int) -> list[int]:
@@ -206,7 +206,7 @@ def _texts(request: RopeRequest, loaded: LoadedModel) -> Iterator[_Work]:
         arm: max((length for length in request.lengths if arm.reads(length, known)), default=0) for arm in request.arms
     }
     if not any(arm.label == PLAIN and tokens >= known.trained for arm, tokens in farthest.items()):
-        yield _Work(RopeArm(PLAIN, None, FULL), known.trained, None)
+        yield _Work(RopeArm(PLAIN, None, FULL_BUDGET), known.trained, None)
     for arm, tokens in farthest.items():
         if tokens and not arm.rereads:
             yield _Work(arm, tokens, None)
