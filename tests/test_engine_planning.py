@@ -225,3 +225,14 @@ def test_a_plan_can_be_read_again() -> None:
     assert second.hidden_kept == first.hidden_kept
     assert first.hidden_kept[0] == 1.0
     assert torch.equal(second.logits, first.logits)
+
+
+def test_a_plan_says_what_is_kept_and_how_it_is_read() -> None:
+    preset = replace(preset_of("20%", thinning="gather:after=2,keep=0.5"), floor_tokens=64)
+    first, kept, read = str(planned(preset, prompt_of(context=2000), chunk=512)).splitlines()
+    assert first == str(preset)
+    assert "budget 20%, at least 64 document tokens a head" in first
+    assert "thinning gather:after=2,keep=0.5" in first
+    assert kept == "kept: 404 of 2,020 tokens a head (404 to 404), 202 KiB of 1,010 KiB (20.0 %)"
+    assert read == "read: 512 tokens at a time (4 chunks), at most 50 % in the last layers"
+    assert str(planned(preset_of(), prompt_of())).splitlines()[-1] == "read: in one pass"

@@ -25,6 +25,7 @@ from uncomp_cli.engine.read.streamed import BETWEEN_CHUNKS, StreamedState
 from uncomp_cli.engine.read.thinner import Thinner
 from uncomp_cli.engine.spend.allocation import Allocation
 from uncomp_cli.engine.spend.compression import plan_compression
+from uncomp_cli.engine.spend.reach import Reach
 from uncomp_cli.engine.tokens.chunks import cut_chunks
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import DoesNotFitError, ModelError
@@ -169,7 +170,7 @@ def test_no_distance_is_longer_than_the_reach(policy: str, budget: str) -> None:
     _, decoder, spec = shared_tiny("llama")
     prompt, reach = prompt_of(context=900), 512
     preset = Preset("test", "", budget=budget, policy=policy, scorer=CONFIG)
-    planned = plan_compression(spec, preset, prompt, available=PLENTY, reach=reach)
+    planned = plan_compression(spec, preset, prompt, available=PLENTY, reach=Reach(reach))
     assert planned.repack
     assert planned.chunk_tokens == reach // 4
     between = max(int(BETWEEN_CHUNKS * count) for layer in planned.allocation.plan.kept for count in layer)
@@ -181,7 +182,7 @@ def test_no_distance_is_longer_than_the_reach(policy: str, budget: str) -> None:
 def test_a_prompt_within_reach_is_read_as_ever() -> None:
     spec = shared_tiny("llama")[2]
     preset = Preset("test", "", budget="50%", policy="uniform", scorer=CONFIG)
-    planned = plan_compression(spec, preset, prompt_of(context=100), available=PLENTY, reach=512)
+    planned = plan_compression(spec, preset, prompt_of(context=100), available=PLENTY, reach=Reach(512))
     assert not planned.repack
     assert planned.chunk_tokens is None
 
@@ -191,7 +192,7 @@ def test_a_chunk_that_leaves_no_room_is_refused() -> None:
     preset = Preset("test", "", budget="10%", policy="uniform", scorer=CONFIG)
     with pytest.raises(DoesNotFitError, match="500 tokens") as caught:
         plan_compression(
-            spec, preset, prompt_of(context=900), available=PLENTY, reach=512, limits=Limits(chunk_tokens=500)
+            spec, preset, prompt_of(context=900), available=PLENTY, reach=Reach(512), limits=Limits(chunk_tokens=500)
         )
     assert "--chunk 128" in caught.value.hint
 
@@ -200,6 +201,6 @@ def test_a_chunk_that_leaves_no_room_is_refused() -> None:
 def test_layers_that_turn_differently_are_refused(family: str) -> None:
     _, decoder, spec = shared_tiny(family)
     preset = Preset("test", "", budget="30%", policy="uniform", scorer=replace(ScorerConfig(), window=8))
-    planned = plan_compression(spec, preset, prompt_of(context=900), available=PLENTY, reach=512)
+    planned = plan_compression(spec, preset, prompt_of(context=900), available=PLENTY, reach=Reach(512))
     with pytest.raises(ModelError, match="cannot be re-packed"):
         _exhaust(read_compressed(decoder, planned))

@@ -17,7 +17,7 @@ from uncomp_cli.engine.read.rereading import PASSAGE_TOKENS, choose_passages
 from uncomp_cli.engine.read.thinner import Thinner
 from uncomp_cli.engine.spend.allocation import Allocation
 from uncomp_cli.engine.spend.compression import plan_compression
-from uncomp_cli.engine.spend.reach import prompt_reach, tokens_to_reread
+from uncomp_cli.engine.spend.reach import Reach
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.models.extension import REPACKED, RopeChoice, RopeState, parse_rope
 
@@ -67,9 +67,7 @@ def test_the_first_pass_is_released_before_the_second() -> None:
     """What is held while the passages are read is theirs alone: a cap on the cache holds then, too."""
     decoder, spec = shared_tiny("llama")[1:]
     preset = Preset("test", "", budget="30%", policy="uniform", scorer=CONFIG)
-    planned = plan_compression(
-        spec, preset, prompt_of(context=900), available=10**12, reach=512, reread_tokens=PASSAGE_TOKENS
-    )
+    planned = plan_compression(spec, preset, prompt_of(context=900), available=10**12, reach=Reach(512, PASSAGE_TOKENS))
     steps, done = exhaust(read_compressed(decoder, planned))
     again = steps[-spec.num_layers :]
     assert max(step.kv_bytes for step in again) <= done.cache.nbytes
@@ -117,13 +115,13 @@ def test_a_plan_says_what_is_read_again() -> None:
     decoder, spec = shared_tiny("llama")[1:]
     preset = Preset("test", "", budget="30%", policy="uniform", scorer=CONFIG)
     prompt = prompt_of(context=900)
-    planned = plan_compression(spec, preset, prompt, available=10**12, reach=512, reread_tokens=128)
+    planned = plan_compression(spec, preset, prompt, available=10**12, reach=Reach(512, 128))
     assert planned.reread_tokens == 128
     steps, done = exhaust(read_compressed(decoder, planned))
     chunks = -(-900 // 128)
     assert [steps[-1].layers_done, steps[-1].num_layers] == [(chunks + 1) * spec.num_layers] * 2
     assert max(map(len, [held(done)])) <= 128 + planned.prompt.always_kept + planned.prompt.asked
-    within = plan_compression(spec, preset, prompt_of(context=100), available=10**12, reach=512, reread_tokens=128)
+    within = plan_compression(spec, preset, prompt_of(context=100), available=10**12, reach=Reach(512, 128))
     assert within.reread_tokens is None
 
 
@@ -154,7 +152,7 @@ def test_what_has_no_score_is_not_read_again() -> None:
 def test_without_the_question_nothing_is_read_again_and_that_is_said() -> None:
     spec = shared_tiny("llama")[2]
     preset = Preset("test", "", budget="30%", policy="uniform", scorer=ScorerConfig("keydiff"))
-    planned = plan_compression(spec, preset, prompt_of(context=900), available=10**12, reach=512, reread_tokens=128)
+    planned = plan_compression(spec, preset, prompt_of(context=900), available=10**12, reach=Reach(512, 128))
     assert planned.repack
     assert planned.reread_tokens is None
     assert "scorer keydiff does not look at the question" in planned.notes[-1]
@@ -163,7 +161,7 @@ def test_without_the_question_nothing_is_read_again_and_that_is_said() -> None:
 @pytest.mark.parametrize(("questions", "most"), [(1, 100), (3, 256), (9, 256)])
 def test_several_questions_share_half_of_the_reach(questions: int, most: int) -> None:
     prompt = prompt_of(*([5] * questions), context=900)
-    assert tokens_to_reread(prompt, make_scorer(CONFIG), reach=512, each=100) == most
+    assert Reach(512, 100).tokens_to_reread(prompt, make_scorer(CONFIG)) == most
 
 
 @pytest.mark.parametrize(
@@ -183,4 +181,5 @@ def test_how_far_a_prompt_looks_back(rope: str, prompt: int, reach: int | None) 
     choice = RopeChoice("reread", only_past=True) if of_auto else parse_rope(rope)
     assert choice is not None
     state = RopeState.repacked(choice, 8192) if choice.kind in REPACKED else RopeState(choice.kind)
-    assert prompt_reach(state, prompt, trained_length=8192, answer_tokens=100) == reach
+    found = Reach.of(state, prompt, trained_length=8192, answer_tokens=100)
+    assert found == (None if reach is None else Reach(reach, state.reread_tokens))

@@ -12,7 +12,7 @@ from support.rope import LONG, SMALL, STOCK, TRAINED, text
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.engine.context.kept import KeptContext
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.spend.context_memory import check_context, context_bytes
+from uncomp_cli.engine.spend.memory import check_context, context_bytes
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.models.extension import LONGEST, RopeChoice, parse_rope

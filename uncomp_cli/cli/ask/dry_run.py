@@ -86,7 +86,7 @@ class _Machine:
 
 def _check_context(job: Request, preset: "Preset", machine: _Machine, *, held_tokens: int | None) -> None:
     """Raise DoesNotFitError when the --context that was asked for is more than the memory holds."""
-    from uncomp_cli.engine.spend.context_memory import check_context
+    from uncomp_cli.engine.spend.memory import check_context
 
     choice, available = job.model.rope_choice, machine.free_bytes - machine.weights_bytes
     context = None if choice is None else choice.context
@@ -100,7 +100,7 @@ def _plan(
     from uncomp_cli.engine.spend.allocation import scorer_config
     from uncomp_cli.engine.spend.compression import check_fits, check_length, plan_compression
     from uncomp_cli.engine.spend.memory import planned_kv_bytes
-    from uncomp_cli.engine.spend.reach import prompt_reach
+    from uncomp_cli.engine.spend.reach import Reach
     from uncomp_cli.engine.tokens.prompt import open_question
 
     spec, weights, available = machine.spec, machine.weights_bytes, machine.free_bytes
@@ -128,13 +128,12 @@ def _plan(
             prompt,
             available=free,
             limits=job.limits,
-            reach=prompt_reach(
+            reach=Reach.of(
                 machine.rope,
                 opened.seq_len,
                 trained_length=machine.trained_length,
                 answer_tokens=job.sampling.max_new_tokens,
             ),
-            reread_tokens=machine.rope.reread_tokens,
         )
     except DoesNotFitError as refusal:
         return record | {"fits": False, "refusal": refusal.message}, refusal

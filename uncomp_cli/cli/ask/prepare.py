@@ -63,8 +63,7 @@ def weigh(choice: ModelChoice, path: Path) -> "tuple[ModelSpec, int, int]":
 
 def check_context_fits(choice: ModelChoice, loaded: "LoadedModel", preset: "Preset") -> None:
     """Raise DoesNotFitError when memory does not hold what `preset` keeps of the --context that was asked for."""
-    from uncomp_cli.engine.spend.context_memory import check_context
-    from uncomp_cli.engine.spend.memory import free_bytes
+    from uncomp_cli.engine.spend.memory import check_context, free_bytes
 
     wanted = choice.rope_choice
     held = loaded.info.trained_length if loaded.rope.kind == "auto" else loaded.rope.reach

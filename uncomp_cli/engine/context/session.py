@@ -28,7 +28,7 @@ from uncomp_cli.engine.records import DecodeStep, FinishReason, PrefillStep
 from uncomp_cli.engine.spend.allocation import Allocation
 from uncomp_cli.engine.spend.compression import Compression, check_length, plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes, peak_bytes, reset_peak
-from uncomp_cli.engine.spend.reach import prompt_reach
+from uncomp_cli.engine.spend.reach import Reach
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.write.generate import generate, stop_tokens
 from uncomp_cli.engine.write.sampling import Sampler
@@ -111,13 +111,12 @@ class Session:
             prompt,
             available=available,
             limits=self.limits,
-            reach=prompt_reach(
+            reach=Reach.of(
                 self.loaded.rope,
                 prompt.seq_len,
                 trained_length=self.loaded.info.trained_length,
                 answer_tokens=self.sampling.max_new_tokens,
             ),
-            reread_tokens=self.loaded.rope.reread_tokens,
         )
         self.decoder.fix_regime(max(self.regime_tokens, prompt.seq_len + self.sampling.max_new_tokens))
         reset_peak(device)

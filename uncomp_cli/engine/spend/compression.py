@@ -10,7 +10,6 @@ A prompt that is re-packed (repacked.py) is always read in chunks, and no head h
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import Preset
@@ -23,10 +22,11 @@ from uncomp_cli.engine.read.overkeep import held_on_the_way
 from uncomp_cli.engine.read.streamed import BETWEEN_CHUNKS, held_of_chunk
 from uncomp_cli.engine.read.thinner import LEAST_TOKENS, Thinner
 from uncomp_cli.engine.spend.allocation import MEMORY_MARGIN, Allocation, make_allocation, profile_of, scorer_config
-from uncomp_cli.engine.spend.memory import Estimate, activation_bytes, estimate
-from uncomp_cli.engine.spend.reach import limits_within, most_held, tokens_to_reread
+from uncomp_cli.engine.spend.memory import Estimate, activation_bytes, estimate, planned_kv_bytes
+from uncomp_cli.engine.spend.reach import Reach
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.numerals import format_bytes, format_decimal
 from uncomp_cli.spec import ModelSpec
 
 __all__ = [
@@ -44,12 +44,14 @@ _BUDGET_SHARE = 0.5  # of a cap on the cache that the budget has at least, as lo
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """All that a prefill needs beside the model: the prompt with its question opened, and how it is compressed.
+    """All that a prefill needs beside the model: the prompt with its question opened, and how `preset` compresses it.
 
     It is read `chunk_tokens` at a time; None: in one pass. With `repack` what is held stands without gaps before every
     chunk, and `reread_tokens` tokens are read again in the end. `notes` say what was not done as asked for.
     """
 
+    spec: ModelSpec
+    preset: Preset
     prompt: Prompt
     allocation: Allocation
     scorer: Scorer
@@ -64,6 +66,26 @@ class Compression:
     def streamed(self) -> bool:
         """Whether it is read in chunks, or thinned."""
         return self.chunk_tokens is not None or self.thinner.active
+
+    def __str__(self) -> str:
+        """The preset, then what it comes to for this prompt: tokens and bytes kept, how the prompt is read, notes."""
+        spec, plan, heads = self.spec, self.allocation.plan, self.spec.num_layers * self.spec.num_kv_heads
+        kept = planned_kv_bytes(spec, plan, question_tokens=self.prompt.longest_question)
+        full = spec.full_kv_bytes(plan.seq_len)
+        counts = [count for layer in spec.full_layers for count in plan.kept[layer]]
+        length, chunk = len(self.prompt.context), self.chunk_tokens
+        read = "in one pass" if chunk is None else f"{chunk:,} tokens at a time ({-(-length // chunk):,} chunks)"
+        entering = min(self.thinner.most())
+        return "\n".join(
+            (
+                str(self.preset),
+                f"kept: {round(plan.entries / heads):,} of {plan.seq_len:,} tokens a head "
+                f"({min(counts, default=0):,} to {max(counts, default=0):,}), "
+                f"{format_bytes(kept)} of {format_bytes(full)} ({format_decimal(100 * kept / full)} %)",
+                f"read: {read}" + (f", at most {100 * entering:.0f} % in the last layers" if entering < 1 else ""),
+                *self.notes,
+            )
+        )
 
 
 def check_length(spec: ModelSpec, prompt: Prompt, *, trained_length: int | None = None) -> None:
@@ -111,38 +133,36 @@ def plan_compression(
     *,
     available: int,
     limits: Limits | None = None,
-    reach: int | None = None,
-    reread_tokens: int | None = None,
+    reach: Reach | None = None,
 ) -> Compression:
     """How `preset` compresses `prompt` within `available` bytes. Raises DoesNotFitError when it does not fit.
 
-    `reach` is the longest distance between a token of the prompt and one it looks at: a prompt that is longer is
-    re-packed within it, and passages of `reread_tokens` tokens a question are read again.
+    A prompt that is longer than its `reach` is re-packed within it, and perhaps read again.
     """
     bounds = limits or Limits()
-    if reach is not None and prompt.seq_len > reach:
-        bounds = limits_within(bounds, prompt, reach)
-        spread = partial(_planned, spec, preset, prompt, available=available, limits=bounds, reach=reach)
-        planned = spread(bounds.chunk_tokens, give_way=bounds.kv_bytes is not None)
-        again = tokens_to_reread(prompt, planned.scorer, reach=reach, each=reread_tokens)
+    if reach is not None and prompt.seq_len > reach.tokens:
+        bounds = reach.limits_within(bounds, prompt)
+        ways = _Ways.of(spec, preset, prompt, available=available, limits=bounds, reach=reach)
+        planned = ways.plan(bounds.chunk_tokens, give_way=bounds.kv_bytes is not None)
+        again = reach.tokens_to_reread(prompt, planned.scorer)
         unseen = f"scorer {planned.scorer.name} does not look at the question, so that nothing is read again"
-        notes = planned.notes if again or reread_tokens is None else (*planned.notes, unseen)
+        notes = planned.notes if again or reach.reread_tokens is None else (*planned.notes, unseen)
         return replace(planned, reread_tokens=again, notes=notes)
-    refusal: DoesNotFitError | None = None
+    ways, refusal = _Ways.of(spec, preset, prompt, available=available, limits=bounds), None
     for chunk in _chunks(prompt, bounds):
         try:
-            return _planned(spec, preset, prompt, chunk, available=available, limits=bounds)
+            return ways.plan(chunk)
         except DoesNotFitError as error:
             refusal = refusal or error
-    for smaller in _smaller_chunks(spec, bounds):
+    for smaller in _smaller_chunks(bounds):
         try:
-            return _planned(spec, preset, prompt, smaller, available=available, limits=bounds, give_way=True)
+            return ways.plan(smaller, give_way=True)
         except DoesNotFitError as error:
             refusal = error
     raise refusal or RuntimeError("no way of reading was tried")
 
 
-def _smaller_chunks(spec: ModelSpec, limits: Limits) -> Iterator[int]:
+def _smaller_chunks(limits: Limits) -> Iterator[int]:
     """Chunks for which the budget gives way to a cap, the preferred first."""
     if limits.kv_bytes is None:
         return
@@ -169,105 +189,126 @@ def _chunks(prompt: Prompt, limits: Limits) -> Iterator[int | None]:
         chunk //= 2
 
 
-def _planned(
-    spec: ModelSpec,
-    preset: Preset,
-    prompt: Prompt,
-    chunk: int | None,
-    *,
-    available: int,
-    limits: Limits,
-    give_way: bool = False,
-    reach: int | None = None,
-) -> Compression:
-    """The compression with chunks of `chunk` tokens; with `give_way` the budget shrinks to the cap."""
-    config = scorer_config(preset)
-    scorer = make_scorer(config)
-    thinner, notes = make_thinner(spec, preset, config)
-    opened = open_question(prompt, recent=config.recent)
-    cap = limits.kv_bytes
-    chunk = None if chunk is None or chunk >= len(opened.context) else chunk
-    tokens = opened.flat_len if chunk is None else min(opened.flat_len, chunk + _asked_tokens(opened))
-    ceiling = None if reach is None else most_held(opened, chunk or len(opened.context), reach)
-    share = partial(make_allocation, spec, preset, opened, available=available, at_once=tokens, most_held=ceiling)
-    allocation = share()
-    new = _new_in_layers(spec, allocation, opened, config, scorer, thinner, chunk)
-    bounds = [cap] if give_way and cap is not None else []
-    if chunk is not None and preset.budget.kind == "auto":
-        bounds.append(int(MEMORY_MARGIN * available) - activation_bytes(spec, tokens))
-    for bound in bounds:
-        most = _entries_under(spec, bound, opened, new, chunk)
-        crowded = most * spec.kv_bytes_per_entry < _BUDGET_SHARE * bound and limits.chunk_tokens is None
-        if most < allocation.plan.entries and crowded and (chunk or 0) > LEAST_CHUNK_TOKENS:
-            raise DoesNotFitError("chunks of this length leave the budget too little", hint="use a shorter --chunk")
-        allocation = share(most_entries=min(most, allocation.plan.entries))
-    held = _held(allocation, opened, config, scorer, thinner, chunk, new)
-    expected = check_fits(spec, allocation.plan, opened, available=available, held=held, at_once=tokens)
-    if cap is not None and expected.kv_kept_bytes > cap:
-        raise DoesNotFitError(
-            f"the KV cache needs about {expected.kv_kept_bytes / 2**20:,.1f} MiB on the way, "
-            f"--kv-mem allows {cap / 2**20:,.1f}",
-            hint="use a smaller --budget or a shorter --chunk, or --kv-mem auto",
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    """What all ways of reading one prompt share: the prompt with its question opened, and what compresses it."""
+
+    spec: ModelSpec
+    preset: Preset
+    prompt: Prompt
+    config: ScorerConfig
+    scorer: Scorer
+    thinner: Thinner
+    notes: tuple[str, ...]
+    available: int
+    limits: Limits
+    reach: Reach | None
+
+    @classmethod
+    def of(
+        cls,
+        spec: ModelSpec,
+        preset: Preset,
+        prompt: Prompt,
+        *,
+        available: int,
+        limits: Limits,
+        reach: Reach | None = None,
+    ) -> "_Ways":
+        """With `reach` the prompt is re-packed."""
+        config = scorer_config(preset)
+        thinner, notes = make_thinner(spec, preset, config)
+        opened = open_question(prompt, recent=config.recent)
+        return cls(spec, preset, opened, config, make_scorer(config), thinner, notes, available, limits, reach)
+
+    def plan(self, chunk: int | None, *, give_way: bool = False) -> Compression:
+        """The compression with chunks of `chunk` tokens; with `give_way` the budget shrinks to the cap."""
+        prompt, cap = self.prompt, self.limits.kv_bytes
+        chunk = None if chunk is None or chunk >= len(prompt.context) else chunk
+        tokens = prompt.flat_len if chunk is None else min(prompt.flat_len, chunk + self._asked_tokens)
+        allocation = self._allocation(chunk, tokens)
+        new = self._new_in_layers(allocation, chunk)
+        bounds = [cap] if give_way and cap is not None else []
+        if chunk is not None and self.preset.budget.kind == "auto":
+            bounds.append(int(MEMORY_MARGIN * self.available) - activation_bytes(self.spec, tokens))
+        for bound in bounds:
+            most = self._entries_under(bound, new, chunk)
+            crowded = most * self.spec.kv_bytes_per_entry < _BUDGET_SHARE * bound and self.limits.chunk_tokens is None
+            if most < allocation.plan.entries and crowded and (chunk or 0) > LEAST_CHUNK_TOKENS:
+                raise DoesNotFitError("chunks of this length leave the budget too little", hint="use a shorter --chunk")
+            allocation = self._allocation(chunk, tokens, most_entries=min(most, allocation.plan.entries))
+        held = self._held(allocation, new, chunk)
+        expected = check_fits(self.spec, allocation.plan, prompt, available=self.available, held=held, at_once=tokens)
+        if cap is not None and expected.kv_kept_bytes > cap:
+            raise DoesNotFitError(
+                f"the KV cache needs about {expected.kv_kept_bytes / 2**20:,.1f} MiB on the way, "
+                f"--kv-mem allows {cap / 2**20:,.1f}",
+                hint="use a smaller --budget or a shorter --chunk, or --kv-mem auto",
+            )
+        return Compression(
+            self.spec,
+            self.preset,
+            prompt,
+            allocation,
+            self.scorer,
+            self.config,
+            self.thinner,
+            chunk,
+            self.notes,
+            repack=self.reach is not None,
         )
-    return Compression(opened, allocation, scorer, config, thinner, chunk, notes, repack=reach is not None)
 
+    @property
+    def _asked_tokens(self) -> int:
+        return self.prompt.flat_len - len(self.prompt.context) + self.prompt.asked
 
-def _asked_tokens(prompt: Prompt) -> int:
-    return prompt.flat_len - len(prompt.context) + prompt.asked
+    def _allocation(self, chunk: int | None, tokens: int, *, most_entries: int | None = None) -> Allocation:
+        """What heads keep when `tokens` go through the model together, and no more than `most_entries` are kept."""
+        prompt, reach = self.prompt, self.reach
+        return make_allocation(
+            self.spec,
+            self.preset,
+            prompt,
+            available=self.available,
+            at_once=tokens,
+            most_entries=most_entries,
+            most_held=None if reach is None else reach.most_held(prompt, chunk or len(prompt.context)),
+        )
 
+    def _new_in_layers(self, allocation: Allocation, chunk: int | None) -> list[int]:
+        """The most tokens [L] of a chunk that a head holds beside its budget until the chunk is done."""
+        prompt, plan, length = self.prompt, allocation.plan, len(self.prompt.context)
+        most = length if chunk is None else min(length, chunk + prompt.asked)
+        always = int(prompt.protected.sum()) + prompt.asked
+        entering = (min(most, max(LEAST_TOKENS, always + math.ceil(share * most))) for share in self.thinner.most())
+        waits = allocation.live or plan.head_floor < 1 or plan.keeps_everything
+        if waits or self.scorer.shared == 0:
+            return list(entering)
+        return [min(new, held_of_chunk(self.config, most)) for new in entering]
 
-def _new_in_layers(
-    spec: ModelSpec,
-    allocation: Allocation,
-    prompt: Prompt,
-    config: ScorerConfig,
-    scorer: Scorer,
-    thinner: Thinner,
-    chunk: int | None,
-) -> list[int]:
-    """The most tokens [L] of a chunk that a head holds beside its budget until the chunk is done."""
-    length = len(prompt.context)
-    most = length if chunk is None else min(length, chunk + prompt.asked)
-    always = int(prompt.protected.sum()) + prompt.asked
-    entering = (min(most, max(LEAST_TOKENS, always + math.ceil(share * most))) for share in thinner.most())
-    waits = allocation.live or allocation.plan.head_floor < 1 or allocation.plan.keeps_everything
-    if waits or scorer.shared == 0:
-        return list(entering)
-    return [min(new, held_of_chunk(config, most)) for new in entering]
+    def _entries_under(self, bound: int, new: Sequence[int], chunk: int | None) -> int:
+        """Entries that a bound on the cache allows between and during chunks, slack and waiting questions included."""
+        spec, cache = self.spec, CacheConfig()
+        heads, entry = spec.num_layers * spec.num_kv_heads, spec.kv_bytes_per_entry + cache.position_bytes
+        slack = 1 + 1 / cache.slack_divisor
+        beside = self.prompt.waiting_tokens * heads + (0 if chunk is None else slack * sum(new) * spec.num_kv_heads)
+        left = bound - (beside + heads * cache.min_slack) * entry
+        return max(0, int(left / (entry * slack * (1 if chunk is None else BETWEEN_CHUNKS))))
 
+    def _held(self, allocation: Allocation, new: Sequence[int], chunk: int | None) -> BudgetPlan | None:
+        """The most that is held on the way; None when it is no more than the plan."""
+        plan, behind, length = allocation.plan, self.prompt.longest_question, len(self.prompt.context)
+        if chunk is None and not self.thinner.active:
+            return held_on_the_way(allocation, self.prompt, self.config, shared=self.scorer.shared)
+        if plan.keeps_everything:
+            return replace(plan, kv_bits=16)
 
-def _entries_under(spec: ModelSpec, bound: int, prompt: Prompt, new: Sequence[int], chunk: int | None) -> int:
-    """Entries that a bound on the cache allows between and during chunks, slack and waiting questions included."""
-    cache, heads = CacheConfig(), spec.num_layers * spec.num_kv_heads
-    entry = spec.kv_bytes_per_entry + cache.position_bytes
-    slack = 1 + 1 / cache.slack_divisor
-    beside = prompt.waiting_tokens * heads + (0 if chunk is None else slack * sum(new) * spec.num_kv_heads)
-    left = bound - (beside + heads * cache.min_slack) * entry
-    return max(0, int(left / (entry * slack * (1 if chunk is None else BETWEEN_CHUNKS))))
+        def held(count: int, fresh: int) -> int:
+            before = 0 if chunk is None else int(BETWEEN_CHUNKS * (count - behind))
+            return behind + min(length, before + fresh if chunk is not None else max(count - behind, fresh))
 
-
-def _held(
-    allocation: Allocation,
-    prompt: Prompt,
-    config: ScorerConfig,
-    scorer: Scorer,
-    thinner: Thinner,
-    chunk: int | None,
-    new: Sequence[int],
-) -> BudgetPlan | None:
-    """The most that is held on the way; None when it is no more than the plan."""
-    plan, behind, length = allocation.plan, prompt.longest_question, len(prompt.context)
-    if chunk is None and not thinner.active:
-        return held_on_the_way(allocation, prompt, config, shared=scorer.shared)
-    if plan.keeps_everything:
-        return replace(plan, kv_bits=16)
-
-    def held(count: int, fresh: int) -> int:
-        before = 0 if chunk is None else int(BETWEEN_CHUNKS * (count - behind))
-        return behind + min(length, before + fresh if chunk is not None else max(count - behind, fresh))
-
-    kept = tuple(tuple(held(count, fresh) for count in row) for row, fresh in zip(plan.kept, new, strict=True))
-    return BudgetPlan(plan.seq_len, kept)
+        kept = tuple(tuple(held(count, fresh) for count in row) for row, fresh in zip(plan.kept, new, strict=True))
+        return BudgetPlan(plan.seq_len, kept)
 
 
 def check_fits(

@@ -1,8 +1,11 @@
-"""How much memory there is, how much was used at most, and how much a prompt will need.
+"""How much memory there is, how much was used at most, and how much a prompt, or a context not read yet, will need.
 
 Free memory on a CPU is what the operating system says is available, within the control group's limit if there is one.
 The peak is the resident set's high-water mark since `reset_peak` (Linux), or the process's (elsewhere); on CUDA it is
 the allocator's own.
+
+Of a context that is asked for by its length alone, what is needed is bounded from below: the budget's share of a full
+cache. What reading takes beside the cache is known when there is a prompt (compression.py).
 """
 
 import resource
@@ -13,15 +16,20 @@ from pathlib import Path
 import psutil
 import torch
 
+from uncomp_cli.budget.amount import resolve_entries
 from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.forward.products import SLICE_ROWS
 from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
 
 __all__ = [
     "Estimate",
     "activation_bytes",
+    "check_context",
+    "context_bytes",
     "estimate",
     "free_bytes",
     "peak_bytes",
@@ -108,6 +116,35 @@ def activation_bytes(spec: ModelSpec, tokens: int) -> int:
     mlp = at_once * 3 * spec.intermediate_size + output
     everywhere = tokens * (4 * spec.hidden_size + 2 * spec.head_dim)
     return (everywhere + max(tokens * attention, mlp)) * spec.dtype_bytes
+
+
+def check_context(
+    spec: ModelSpec, preset: Preset, *, context: int | None, available: int, held_tokens: int | None = None
+) -> None:
+    """Raise DoesNotFitError when the cache of `context` tokens under `preset` needs more than `available` bytes.
+
+    `held_tokens` is the most that a head ever holds, as when what is kept is moved into the trained length.
+    """
+    if context is None:
+        return
+    needed = context_bytes(spec, preset, context if held_tokens is None else min(context, held_tokens))
+    if needed > available:
+        raise DoesNotFitError(
+            f"a context of {context:,} tokens needs {needed / 2**20:,.0f} MiB of KV cache under --budget "
+            f"{preset.budget}, {available / 2**20:,.0f} MiB are free",
+            hint="use a smaller --budget (or --budget auto), or a shorter --context",
+        )
+
+
+def context_bytes(spec: ModelSpec, preset: Preset, tokens: int) -> int:
+    """Bytes of the keys and values that the budget of `preset` keeps of `tokens`; auto takes what there is."""
+    budget, full = preset.budget, spec.full_kv_bytes(tokens)
+    if budget.kind in ("auto", "bytes"):
+        return 0 if budget.kind == "auto" else min(full, int(budget.amount))
+    entries = resolve_entries(budget, spec, seq_len=tokens, free_bytes=0)
+    if budget.kind == "fraction" or preset.kv_bits == 16:
+        return entries * spec.kv_bytes_per_entry
+    return CacheConfig().quantized_bytes(entries, head_dim=spec.head_dim, bits=preset.kv_bits)
 
 
 def free_bytes(device: torch.device) -> int:

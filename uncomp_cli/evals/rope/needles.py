@@ -23,7 +23,7 @@ from uncomp_cli.engine.look.watching import AnswerWatch, HeadAt, Watched, all_he
 from uncomp_cli.engine.read.reading import read_compressed
 from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
-from uncomp_cli.engine.spend.reach import prompt_reach
+from uncomp_cli.engine.spend.reach import Reach
 from uncomp_cli.engine.tokens.prompt import count_tokens
 from uncomp_cli.engine.write.generate import stop_tokens
 from uncomp_cli.evals.judges.answers import match_score
@@ -83,10 +83,9 @@ def judge_needle(
     prompt, (reference,) = tokenise(loaded.tokenizer, sample)
     decoder.fix_regime(prompt.seq_len + ANSWER_ROOM)
     trained_length = loaded.info.trained_length
-    reach = prompt_reach(loaded.rope, prompt.seq_len, trained_length=trained_length, answer_tokens=ANSWER_ROOM)
-    again = loaded.rope.reread_tokens
+    reach = Reach.of(loaded.rope, prompt.seq_len, trained_length=trained_length, answer_tokens=ANSWER_ROOM)
     available = free_bytes(decoder.device)
-    planned = plan_compression(loaded.spec, preset, prompt, available=available, reach=reach, reread_tokens=again)
+    planned = plan_compression(loaded.spec, preset, prompt, available=available, reach=reach)
     read = finished(read_compressed(decoder, planned))
     loss, kv_bytes = _loss(decoder, read, reference), read.cache.nbytes
     written = _write(decoder, read, query, loaded, sinks=planned.config.sinks)

@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from uncomp_cli.budget.amount import FULL_BUDGET
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.engine.look.watching import HeadAt, watched_heads
-from uncomp_cli.engine.spend.context_memory import check_context
-from uncomp_cli.engine.spend.memory import free_bytes
+from uncomp_cli.engine.spend.memory import check_context, free_bytes
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.run import EvalRequest, results_settings

@@ -26,6 +26,7 @@ from uncomp_cli.engine.read.repacked import packed
 from uncomp_cli.engine.read.streamed import StreamedState
 from uncomp_cli.engine.spend.compression import Compression, plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
+from uncomp_cli.engine.spend.reach import Reach
 from uncomp_cli.engine.tokens.chunks import Chunk, cut_chunks
 from uncomp_cli.engine.tokens.prompt import Prompt, count_tokens, encode
 from uncomp_cli.engine.tokens.tokens import Tokens
@@ -89,7 +90,8 @@ def judge_text(
     reach = loaded.rope.reach
     limits = Limits(chunk_tokens=_chunk(loaded.spec, reach))
     available = free_bytes(decoder.device)
-    planned = plan_compression(loaded.spec, preset, _prompt(ids), available=available, limits=limits, reach=reach)
+    within = None if reach is None else Reach(reach)
+    planned = plan_compression(loaded.spec, preset, _prompt(ids), available=available, limits=limits, reach=within)
     reader = _Reader(decoder, planned)
     losses: list[float] = []
     patterns: dict[str, list[list[list[float]]]] = {}
