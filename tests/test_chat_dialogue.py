@@ -4,12 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from uncomp_cli.asking.dialogue import Dialogue, documents_in
+from uncomp_cli.asking.preset_choice import LEAST_TOKENS, PresetChoice, times
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import load_preset
-from uncomp_cli.cli.chat.chat_markdown import to_markdown
-from uncomp_cli.cli.chat.chat_places import pages, pin_of, sources
-from uncomp_cli.cli.chat.chat_preset import LEAST_TOKENS, PresetChoice, times
-from uncomp_cli.cli.chat.said import Dialogue, Paper, paper_of, papers_in, spoken
 from uncomp_cli.documents.collection import Document
 from uncomp_cli.documents.places import Places
 from uncomp_cli.errors import UsageError
@@ -17,6 +15,7 @@ from uncomp_cli.sessions.transcript import Entry, Transcript
 
 NOTES = Document("a/notes.txt", "\n\nfirst line\nsecond line\n\nlast\n\n", "11", "utf-8")
 OTHER = Document("other.md", "# Other\ntext", "22", "utf-8")
+X = Document("x.txt", "one\ntwo", "33")
 
 
 def said(*questions: str, system: str | None = None) -> Dialogue:
@@ -30,7 +29,7 @@ def said(*questions: str, system: str | None = None) -> Dialogue:
 def with_documents(*, system: str | None = None) -> Dialogue:
     """A plain exchange, then one with two documents."""
     dialogue = said("hello", system=system)
-    dialogue.pending = [paper_of(NOTES), paper_of(OTHER)]
+    dialogue.add([NOTES, OTHER])
     dialogue.entries += [dialogue.question("which is last?"), Entry("assistant", "last", ids=(3,))]
     dialogue.pending = []
     return dialogue
@@ -41,14 +40,15 @@ def test_a_question_holds_its_documents_in_front() -> None:
     question = dialogue.entries[2]
     assert question.text == "".join(question.parts)
     assert question.parts[1:] == ("\n\n", "which is last?")
-    assert spoken(question) == "which is last?"
+    assert question.spoken == "which is last?"
     texts = [question.text[each.first_char : each.last_char] for each in question.attachments]
     assert texts == ["\n\nfirst line\nsecond line\n\nlast", "# Other\ntext"]
-    assert papers_in(question) == [paper_of(NOTES), paper_of(OTHER)]
+    assert documents_in(question) == [replace(each, text=each.text.rstrip(), encoding=None) for each in (NOTES, OTHER)]
 
 
 def test_waiting_documents_are_the_beginning_of_the_question() -> None:
-    dialogue = Dialogue(pending=[paper_of(NOTES)])
+    dialogue = Dialogue()
+    dialogue.add([NOTES])
     waiting = dialogue.waiting()
     assert waiting is not None
     assert dialogue.question("what?").parts[0] == waiting.text
@@ -59,30 +59,30 @@ def test_waiting_documents_are_the_beginning_of_the_question() -> None:
 def test_lines_are_those_of_the_file(system: str | None) -> None:
     dialogue = with_documents(system=system)
     everything = "".join(message.text for message in dialogue.messages())
-    page = pages(dialogue)[0]
+    page = dialogue.pages()[0]
     assert page.lines[2:4] == ["first line", "second line"]
     for place, expected in (("a/notes.txt:4", "second line"), ("notes.txt:3-4", "first line\nsecond line")):
-        dialogue.pins = [pin_of(place, dialogue)]
+        dialogue.pins = [dialogue.pin_of(place)]
         ((begin, end),) = dialogue.pinned()
         assert everything[begin:end] == expected
 
 
 def test_pins_follow_their_lines() -> None:
     dialogue = with_documents()
-    dialogue.pins = [pin_of("other.md:2", dialogue)]
+    dialogue.pins = [dialogue.pin_of("other.md:2")]
     dialogue.drop_first(1)
     everything = "".join(message.text for message in dialogue.messages())
     ((begin, end),) = dialogue.pinned()
     assert everything[begin:end] == "text"
-    dialogue.pending = [Paper("x.txt", "33", "one\ntwo")]
-    dialogue.pins += [pin_of("x.txt:2", dialogue)]
+    dialogue.pending = [X]
+    dialogue.pins += [dialogue.pin_of("x.txt:2")]
     dialogue.drop_first(1)
     assert [pin.label for pin in dialogue.pins] == ["x.txt:2"]
     waiting = dialogue.waiting()
     assert waiting is not None
     ((begin, end),) = dialogue.pinned(waiting)
     assert waiting.text[begin:end] == "two"
-    assert dialogue.drop_pending() == [Paper("x.txt", "33", "one\ntwo")]
+    assert dialogue.drop_pending() == [X]
     assert dialogue.pins == []
 
 
@@ -98,7 +98,7 @@ def test_pins_follow_their_lines() -> None:
 )
 def test_a_pin_that_is_none(place: str, says: str, hint: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
-        pin_of(place, with_documents())
+        with_documents().pin_of(place)
     assert hint in str(caught.value.hint)
 
 
@@ -106,7 +106,7 @@ def test_evidence_is_looked_for_in_documents_and_earlier_questions() -> None:
     dialogue = with_documents(system="Be kind.")
     everything = "".join(message.text for message in dialogue.messages())
     offsets = [(at, at + 1) for at in range(len(everything))]
-    found = sources(dialogue)
+    found = dialogue.sources()
     assert [source.path for source in found] == ["a/notes.txt", "other.md", "[turn 1]"]
     places = Places(found, offsets)
     for path, line, text in (("a/notes.txt", 4, "second line"), ("other.md", 1, "# Other"), ("[turn 1]", 1, "hello")):
@@ -116,8 +116,8 @@ def test_evidence_is_looked_for_in_documents_and_earlier_questions() -> None:
 
 def test_exchanges_are_dropped_from_both_ends() -> None:
     dialogue = said("one", "two", "three")
-    assert [spoken(exchange[0]) for exchange in dialogue.drop_last(1)] == ["three"]
-    assert [spoken(exchange[0]) for exchange in dialogue.drop_first(1)] == ["one"]
+    assert [exchange[0].spoken for exchange in dialogue.drop_last(1)] == ["three"]
+    assert [exchange[0].spoken for exchange in dialogue.drop_first(1)] == ["one"]
     assert [entry.text for entry in dialogue.entries] == ["two", "to two"]
     for count in (0, 2):
         with pytest.raises(UsageError, match=f"the conversation has 1 exchange, not {count}"):
@@ -171,10 +171,9 @@ def test_the_default_preset_serves_any_question() -> None:
 def test_markdown_tells_everything_but_the_documents_texts() -> None:
     dialogue = with_documents()
     dialogue.entries[-1] = Entry("assistant", "la", interrupted=True)
-    dialogue.pins = [pin_of("other.md:1-2", dialogue)]
-    text = to_markdown(
-        Transcript("tiny", "unseen", "30%", "Be kind.", tuple(dialogue.entries), pins=tuple(dialogue.pins))
-    )
+    dialogue.pins = [dialogue.pin_of("other.md:1-2")]
+    transcript = Transcript("tiny", "unseen", "30%", "Be kind.", tuple(dialogue.entries), pins=tuple(dialogue.pins))
+    text = transcript.to_markdown()
     for expected in ("Be kind.", "## You\n\nhello", "Document other.md, 12 characters, SHA-256 22", "which is last?"):
         assert expected in text
     assert text.endswith("la\n\n*[interrupted]*\n\n## Pinned\n\n- other.md:1-2\n")

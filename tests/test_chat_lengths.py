@@ -10,12 +10,11 @@ import pytest
 from support.chats import GREEDY, Stopping, hold
 from support.commands import two_lines
 from support.tiny import TRAINED_LENGTH
+from uncomp_cli.asking.preset_choice import PresetChoice
 from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.chat import chatting
-from uncomp_cli.cli.chat.chat_preset import PresetChoice
-from uncomp_cli.cli.chat.chatting import ChatJob
-from uncomp_cli.cli.chat.state import Chat
+from uncomp_cli.cli.chat.launch import ChatJob, open_talk
+from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.config import Limits
 from uncomp_cli.models.loading import load_model
 from uncomp_cli.ui.console import Terminal
@@ -30,12 +29,12 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
 
 
-def open_chat(model: Path, rope: str | None = None, *, context: str | None = None, force: bool = False) -> Chat:
+def open_chat(model: Path, rope: str | None = None, *, context: str | None = None, force: bool = False) -> Talk:
     """A chat as its options begin it, without a terminal."""
     choice = ModelChoice(str(model), rope=rope, context=context, force=force)
     job = ChatJob((), None, False, choice, PresetChoice(), Limits(), "float32", None, GREEDY)
     terminal = Terminal(Stopping(), io.StringIO(), False, False, False, False)
-    return chatting._open(job, load_model(str(model), rope=choice.rope_choice), terminal)
+    return open_talk(job, load_model(str(model), rope=choice.rope_choice), terminal)
 
 
 @pytest.mark.parametrize(
@@ -52,31 +51,31 @@ def open_chat(model: Path, rope: str | None = None, *, context: str | None = Non
 def test_how_long_a_chat_may_get(
     tiny_model: Path, rope: str | None, context: str | None, turned: str, length: int
 ) -> None:
-    chat = open_chat(tiny_model, rope, context=context)
-    assert str(chat.loaded.rope) == turned
-    assert chat.loaded.spec.trained_length == chat.session.loaded.spec.trained_length == length
+    talk = open_chat(tiny_model, rope, context=context)
+    assert str(talk.chat.loaded.rope) == turned
+    assert talk.chat.loaded.spec.trained_length == talk.chat.session.loaded.spec.trained_length == length
     if rope == "auto" or context is not None:
-        assert isinstance(chat.terminal.stderr, io.StringIO)
-        assert chat.terminal.stderr.getvalue().startswith("rope auto: ")
+        assert isinstance(talk.terminal.stderr, io.StringIO)
+        assert talk.terminal.stderr.getvalue().startswith("rope auto: ")
 
 
 def test_a_conversation_past_the_trained_length_is_said_once(tiny_model: Path) -> None:
-    chat = open_chat(tiny_model, "auto")
-    assert not [line for line in hold(chat, "hello") if line.startswith("warning")]
-    (warning,) = [line for line in hold(chat, "y" * PAST) if line.startswith("warning")]
+    talk = open_chat(tiny_model, "auto")
+    assert not [line for line in hold(talk, "hello") if line.startswith("warning")]
+    (warning,) = [line for line in hold(talk, "y" * PAST) if line.startswith("warning")]
     said = r"warning: the prompt has [\d,]+ tokens, the model was trained for 4,096: answers from a context "
     assert re.fullmatch(said + r"extended by --rope yarn:2 are less reliable", warning)
-    assert not [line for line in hold(chat, "and now?") if line.startswith("warning")]
+    assert not [line for line in hold(talk, "and now?") if line.startswith("warning")]
 
 
 @pytest.mark.parametrize("rope", ["dynamic:2", "plain"])
 def test_a_chat_reads_on_past_the_trained_length(tiny_model: Path, rope: str) -> None:
-    chat = open_chat(tiny_model, rope)
-    hold(chat, "hello", "y" * PAST, "and now?")
-    grown = [entry.text for entry in chat.dialogue.entries]
+    talk = open_chat(tiny_model, rope)
+    hold(talk, "hello", "y" * PAST, "and now?")
+    grown = [entry.text for entry in talk.chat.dialogue.entries]
     assert len(grown) == 6
-    assert chat.session.stats is not None
-    assert chat.session.stats.prompt_tokens > PAST
+    assert talk.chat.session.stats is not None
+    assert talk.chat.session.stats.prompt_tokens > PAST
 
 
 def test_a_conversation_is_not_re_packed(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +94,7 @@ def test_when_it_is_full_a_longer_context_is_named(tiny_model: Path) -> None:
 
 
 def test_force_reads_on_as_trained(tiny_model: Path) -> None:
-    chat = open_chat(tiny_model, force=True)
-    (warning,) = [line for line in hold(chat, "y" * PAST) if line.startswith("warning")]
+    talk = open_chat(tiny_model, force=True)
+    (warning,) = [line for line in hold(talk, "y" * PAST) if line.startswith("warning")]
     assert warning.endswith("answers from a context read on as trained (--rope plain) are less reliable")
-    assert str(chat.loaded.rope) == "plain"
+    assert str(talk.chat.loaded.rope) == "plain"

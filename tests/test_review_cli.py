@@ -14,7 +14,7 @@ import pytest
 import torch
 import typer
 
-from support.chats import hold, make_chat
+from support.chats import hold, make_talk
 from support.commands import environment, start
 from uncomp_cli.bench import bench_process as bench_worker
 from uncomp_cli.bench import child
@@ -22,7 +22,7 @@ from uncomp_cli.budget import presets
 from uncomp_cli.budget.presets import list_presets, load_preset
 from uncomp_cli.cli.app import app, run
 from uncomp_cli.cli.ask import asking
-from uncomp_cli.cli.chat.loop import Conversation
+from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.cli.declare.options import preset_names
 from uncomp_cli.cli.declare.settings import split_variables
 from uncomp_cli.cli.declare.tree import key_name
@@ -52,10 +52,10 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def conversation(tiny_model: Path) -> Conversation:
-    chat = make_chat(load_model(str(tiny_model)))
-    chat.session.sampling = SamplingConfig(max_new_tokens=8)
-    return Conversation(chat)
+def talk(tiny_model: Path) -> Talk:
+    talk = make_talk(load_model(str(tiny_model)))
+    talk.chat.session.sampling = SamplingConfig(max_new_tokens=8)
+    return talk
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def conversation(tiny_model: Path) -> Conversation:
     ],
 )
 def test_a_turn_that_fails_does_not_end_the_chat(
-    conversation: Conversation, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str, hint: str
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str, hint: str
 ) -> None:
-    forward, calls = conversation.chat.session.decoder.forward, []
+    forward, calls = talk.chat.session.decoder.forward, []
 
     def fails_once(*args: object) -> torch.Tensor:
         calls.append(1)
@@ -77,52 +77,50 @@ def test_a_turn_that_fails_does_not_end_the_chat(
             raise error
         return forward(*args)
 
-    monkeypatch.setattr(conversation.chat.session.decoder, "forward", fails_once)
-    said = hold(conversation, "hello", "hello again")
+    monkeypatch.setattr(talk.chat.session.decoder, "forward", fails_once)
+    said = hold(talk, "hello", "hello again")
     assert said[0].startswith(f"error: {says}")
     assert said[1].startswith("hint: ")
     assert hint in said[1]
-    assert len(conversation.chat.dialogue.entries) == 2
+    assert len(talk.chat.dialogue.entries) == 2
     assert said[-1].startswith(("cached", "prefill"))
-    assert re.fullmatch(r"[a-z]{3}\n[a-z]{8}\n", conversation.chat.terminal.stdout.getvalue())
+    assert re.fullmatch(r"[a-z]{3}\n[a-z]{8}\n", talk.terminal.stdout.getvalue())
 
 
-def test_a_turn_that_fails_shows_its_traceback_with_debug(
-    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_turn_that_fails_shows_its_traceback_with_debug(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> NoReturn:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(conversation.chat.session.decoder, "forward", fail)
-    object.__setattr__(conversation.chat.terminal, "debug", True)
-    assert "Traceback (most recent call last):" in hold(conversation, "hello")
+    monkeypatch.setattr(talk.chat.session.decoder, "forward", fail)
+    object.__setattr__(talk.terminal, "debug", True)
+    assert "Traceback (most recent call last):" in hold(talk, "hello")
 
 
-def test_nobody_who_reads_ends_the_chat(conversation: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_who_reads_ends_the_chat(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     def closed(*_: object) -> NoReturn:
         raise BrokenPipeError
 
     monkeypatch.setattr(Terminal, "write_answer", closed)
     with pytest.raises(BrokenPipeError):
-        hold(conversation, "hello", "hello again")
+        hold(talk, "hello", "hello again")
 
 
-def test_back_to_the_models_own_system_prompt(conversation: Conversation) -> None:
-    said = hold(conversation, "/system Be brief.", "/system default", "/system")
-    assert conversation.chat.dialogue.system is None
+def test_back_to_the_models_own_system_prompt(talk: Talk) -> None:
+    said = hold(talk, "/system Be brief.", "/system default", "/system")
+    assert talk.chat.dialogue.system is None
     assert said[1].startswith("back to the model's own system prompt")
     assert said[2] == "the model's own system prompt is used"
-    assert any("default" in line for line in hold(conversation, "/help") if line.startswith("/system"))
+    assert any("default" in line for line in hold(talk, "/help") if line.startswith("/system"))
 
 
-def test_a_template_that_refuses_the_system_prompt(conversation: Conversation) -> None:
-    tokenizer = conversation.chat.loaded.tokenizer
+def test_a_template_that_refuses_the_system_prompt(talk: Talk) -> None:
+    tokenizer = talk.chat.loaded.tokenizer
     refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     tokenizer.chat_template = refuse + tokenizer.chat_template
-    said = hold(conversation, "/system Be brief.", "hello", "/system default", "hello")
+    said = hold(talk, "/system Be brief.", "hello", "/system default", "hello")
     assert said[1] == "error: this model's chat template refuses these messages: no system role"
     assert "/system default" in said[2]
-    assert len(conversation.chat.dialogue.entries) == 2
+    assert len(talk.chat.dialogue.entries) == 2
 
 
 # Variables and keys of options that may be repeated

@@ -3,9 +3,10 @@
 import io
 from collections.abc import Iterator
 
-from uncomp_cli.cli.chat.chat_preset import PresetChoice
-from uncomp_cli.cli.chat.loop import Conversation
-from uncomp_cli.cli.chat.state import Chat
+from uncomp_cli.asking.chat import Chat
+from uncomp_cli.asking.preset_choice import PresetChoice
+from uncomp_cli.cli.chat.loop import Loop
+from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.chat import ChatSession
 from uncomp_cli.models.identity import fingerprint
@@ -30,17 +31,17 @@ class Stopping(io.StringIO):
         return written
 
 
-def make_chat(loaded: LoadedModel, choice: PresetChoice | None = None) -> Chat:
+def make_talk(loaded: LoadedModel, choice: PresetChoice | None = None) -> Talk:
     """A chat without a terminal."""
     choice = choice or PresetChoice()
     preset, _ = choice.settled(fingerprint(loaded))
     terminal = Terminal(Stopping(), io.StringIO(), False, False, False, False)
-    return Chat(loaded, ChatSession(loaded, preset, GREEDY), terminal, choice, model_name="tiny")
+    return Talk(Chat(ChatSession(loaded, preset, GREEDY), choice, name="tiny"), terminal)
 
 
-def hold(chat: Chat | Conversation, *lines: str) -> list[str]:
+def hold(talk: Talk | Loop, *lines: str) -> list[str]:
     """Type lines; what standard error says to them."""
-    conversation = chat if isinstance(chat, Conversation) else Conversation(chat)
+    loop = talk if isinstance(talk, Loop) else Loop(talk)
     remaining: Iterator[str] = iter(lines)
 
     def read_line() -> str:
@@ -49,8 +50,8 @@ def hold(chat: Chat | Conversation, *lines: str) -> list[str]:
             raise EOFError
         return line
 
-    stderr = conversation.chat.terminal.stderr
+    stderr = loop.talk.terminal.stderr
     assert isinstance(stderr, io.StringIO)
     before = len(stderr.getvalue())
-    conversation.run(read_line)
+    loop.run(read_line)
     return stderr.getvalue()[before:].splitlines()

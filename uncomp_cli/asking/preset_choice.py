@@ -1,19 +1,41 @@
-"""The preset that a run goes by: a stored one with what the user changed in it, settled for the model that runs."""
+"""The preset that a run goes by: a stored one with what the user changed in it, settled for the model that runs.
 
+The next question is not known when a conversation is compressed, so a chat's default preset is `unseen`, and a scorer
+that looks at the question gives way to `unseen`'s (engine/context/agnostic.py).
+"""
+
+import re
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec
 
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.loss_curve import QualityPoint
-from uncomp_cli.budget.presets import LIVE_PRESET, Preset, preset
+from uncomp_cli.budget.presets import AGNOSTIC_PRESET, LIVE_PRESET, Preset, preset
 from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_count
 
 if TYPE_CHECKING:
     from uncomp_cli.uncertainty.profile import ModelFingerprint
 
-__all__ = ["QUALITY_COLUMNS", "choose_preset", "loss_note", "quality_row", "settle_preset"]
+__all__ = [
+    "CHAT_PRESET",
+    "LEAST_TOKENS",
+    "QUALITY_COLUMNS",
+    "PresetChoice",
+    "choose_preset",
+    "loss_note",
+    "preset_line",
+    "quality_row",
+    "settle_preset",
+    "times",
+]
+
+CHAT_PRESET = AGNOSTIC_PRESET
+LEAST_TOKENS = 256
+"""Tokens a head that a budget in per cent keeps at least: a share of what has hardly begun is nothing."""
+_TIMES = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*[xX×]")
 
 QUALITY_COLUMNS = ("BUDGET", "KEPT", "LOSS", "95 % INTERVAL", "SAMPLES")
 _Given = ParamSpec("_Given")
@@ -78,3 +100,62 @@ def quality_row(point: QualityPoint) -> tuple[str, ...]:
         f"{100 * point.loss_low:.2f} to {100 * point.loss_high:.2f} %",
         format_count(point.samples),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PresetChoice:
+    """A preset's name, None for the default one, and what replaces its own; None leaves it.
+
+    `floor_tokens` go with a budget in per cent: what a head keeps at least.
+    """
+
+    name: str | None = None
+    budget: str | None = None
+    policy: str | None = None
+    scorer: str | None = None
+    seed: int = 0
+    floor_tokens: int = LEAST_TOKENS
+
+    def stored(self, name: str | None = None) -> Preset:
+        """The preset with the user's changes, whatever the model is. Raises UsageError for what cannot be."""
+        preset = choose_preset(
+            name or self.name or CHAT_PRESET,
+            budget=self.budget,
+            policy=self.policy,
+            scorer=self.scorer,
+            seed=self.seed,
+        )
+        if self.budget is None or preset.budget.kind != "fraction":
+            return preset
+        return replace(preset, floor_tokens=self.floor_tokens)
+
+    def settled(self, model: "ModelFingerprint") -> tuple[Preset, list[str]]:
+        """The preset for this model and for questions that nobody has asked yet; notes on what was changed."""
+        from uncomp_cli.engine.context.agnostic import for_any_question
+
+        preset, note = settle_preset(self.stored(), model, named=self.name is not None, choose=self.stored)
+        preset, changed = for_any_question(preset)
+        return preset, [each for each in (note, changed) if each is not None]
+
+
+def times(choice: PresetChoice, text: str, *, now: Preset) -> PresetChoice:
+    """`choice` with a budget as typed, or `2x` of what there is now, its floor too.
+
+    Raises UsageError when that cannot be multiplied.
+    """
+    factor = _TIMES.fullmatch(text.strip())
+    if factor is None:
+        return replace(choice, budget=text, floor_tokens=LEAST_TOKENS)
+    budget = now.budget.times(float(factor[1]))
+    if budget is None:
+        raise UsageError(f"budget {now.budget} cannot be taken {text}", hint="name an amount, such as /budget 30%")
+    if budget.kind == "full":
+        return replace(choice, budget=str(budget))
+    return replace(choice, budget=str(budget), floor_tokens=round(now.floor_tokens * float(factor[1])))
+
+
+def preset_line(preset: Preset) -> str:
+    """`preset unseen · budget 30%, at least 1,024 tokens · policy uncertain · scorer distinct`."""
+    least = f", at least {format_count(preset.floor_tokens)} tokens" if preset.floor_tokens else ""
+    scorer = "" if preset.policy == "full" else f" · scorer {preset.scorer.name}"
+    return f"preset {preset.name} · budget {preset.budget}{least} · policy {preset.policy}{scorer}"

@@ -26,13 +26,13 @@ _REASONS_SHOWN = 3
 class Document:
     """A document's text; `path` as shown to the user ("-" is stdin), `sha256` of the raw bytes, `\\n` line ends.
 
-    `encoding` is None where the format, not the bytes, decides (PDF, Word).
+    `encoding` is None where the format, not the bytes, decides (PDF, Word), and where it is not known any more.
     """
 
     path: str
     text: str
     sha256: str
-    encoding: str | None
+    encoding: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,19 @@
 
 The file is JSON that can be read and edited: one line a setting, one line an entry. Texts that went to the model in
 several pieces (a document, a question) are stored as these `parts`; an answer also has the ids of its own tokens.
+As Markdown, to be read, it has of documents their names, not their texts.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, Literal, Self
 
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.errors import UsageError
+from uncomp_cli.numerals import format_count
 from uncomp_cli.sessions.checked_json import list_of, object_of, parse_object, scalar, text, text_or_null, truth, whole
 
 __all__ = ["SCHEMA_VERSION", "Attachment", "Entry", "Pin", "Transcript"]
@@ -63,6 +65,11 @@ class Entry:
             raise UsageError("the parts of an entry are not its text", hint="parts joined must be the text")
         for attachment in self.attachments:
             _check_range(attachment, self.text, attachment.path)
+
+    @property
+    def spoken(self) -> str:
+        """What the user typed of a question: without the documents in front of it."""
+        return self.parts[-1] if self.attachments and len(self.parts) > 1 else self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +129,10 @@ class Transcript:
         lines.append(_dump_list("pins", [_plain(pin) for pin in self.pins]))
         lines.append(_dump_list("entries", [_plain_entry(entry) for entry in self.entries]))
         return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    def to_markdown(self) -> str:
+        """What was said, in order; ends in a newline."""
+        return "\n\n".join(_blocks(self)) + "\n"
 
     @classmethod
     def from_json(cls, source: str | bytes) -> Self:
@@ -244,3 +255,27 @@ def _dump(value: Any) -> str:
     """JSON on one line. Half a surrogate pair (a byte of a file name that is no UTF-8) is escaped."""
     plain = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return _LONE_SURROGATE.sub(lambda found: f"\\u{ord(found.group()):04x}", plain)
+
+
+def _blocks(transcript: Transcript) -> Iterator[str]:
+    budget = "" if transcript.budget is None else f", budget {transcript.budget}"
+    yield "# Conversation"
+    yield f"Model {transcript.model}, preset {transcript.preset}{budget}."
+    if transcript.system is not None:
+        yield "## System prompt"
+        yield transcript.system
+    for entry in transcript.entries:
+        yield "## You" if entry.role == "user" else "## Answer"
+        yield from _entry_blocks(entry)
+    if transcript.pins:
+        yield "## Pinned"
+        yield "\n".join(f"- {pin.label}" for pin in transcript.pins)
+
+
+def _entry_blocks(entry: Entry) -> Iterator[str]:
+    for each in entry.attachments:
+        length = format_count(each.last_char - each.first_char)
+        yield f"Document {each.path}, {length} characters, SHA-256 {each.sha256}"
+    yield entry.spoken.strip("\n")
+    if entry.interrupted:
+        yield "*[interrupted]*"

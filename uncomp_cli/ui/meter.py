@@ -1,4 +1,4 @@
-"""Progress and the live readout: generators that pass records through and show them on standard error on the way.
+"""Progress and the pace of answers, on standard error: a display that is shown steps, and generators that show theirs.
 
 On a terminal: a bar with rate and time left, gone before the answer begins. Elsewhere: one line every 10 seconds.
 With quiet: nothing. Standard output is never touched.
@@ -7,11 +7,12 @@ With quiet: nothing. Standard output is never touched.
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
+from uncomp_cli.asking.events import Pace
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
 from uncomp_cli.steps import Progress, PullStep
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-__all__ = ["loading", "show", "watch_generation", "watch_pull", "watch_rows"]
+__all__ = ["Display", "loading", "show", "watch_generation", "watch_pull", "watch_rows"]
 
 LINE_INTERVAL_S = 10.0
 DECODE_INTERVAL_S = 0.1
@@ -136,6 +137,48 @@ def loading(terminal: Terminal, text: str) -> Iterator[None]:
             yield
 
 
+class Display:
+    """Shows how far the work is, whatever it is, until something else is to be said."""
+
+    def __init__(self, terminal: Terminal, *, clock: Clock = time.monotonic) -> None:
+        self._terminal, self._clock = terminal, clock
+        self._waiting = ExitStack()
+        self._meter = Meter(terminal, clock=clock)
+        self._pace = _PaceLine(terminal, clock=clock)
+        self._stage, self._stage_s = "", 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def show(self, step: str | PullStep | PrefillStep | Pace) -> None:
+        """What begins now and takes a while, or the latest step of it."""
+        if isinstance(step, Pace):
+            self._waiting.close()
+            self._meter.close()
+            self._pace.show(step)
+        elif isinstance(step, str):
+            self.close()
+            self._waiting.enter_context(loading(self._terminal, step))
+        else:
+            self._waiting.close()
+            self._pace.close()
+            self._meter.show(_prefill_reading(step) if isinstance(step, PrefillStep) else self._pulled(step))
+
+    def close(self) -> None:
+        """Erase what is drawn; steps may follow."""
+        self._waiting.close()
+        self._meter.close()
+        self._pace.close()
+
+    def _pulled(self, step: PullStep) -> Progress:
+        if step.stage != self._stage:
+            self._stage, self._stage_s = step.stage, self._clock()
+        return _pull_reading(step, elapsed_s=self._clock() - self._stage_s)
+
+
 def watch_generation(
     steps: Iterable[Step],
     terminal: Terminal,
@@ -148,18 +191,13 @@ def watch_generation(
     The bar is erased before the first `DecodeStep` is passed on, and also when the caller stops early. `entropy` is
     asked for the watched heads' entropy so far, as often as the line is drawn.
     """
-    decode = _DecodeLine(terminal, clock=clock)
-    with Meter(terminal, clock=clock) as meter:
-        try:
-            for step in steps:
-                if isinstance(step, PrefillStep):
-                    meter.show(_prefill_reading(step))
-                else:
-                    meter.close()
-                    decode.show(step.index + 1, elapsed_s=step.elapsed_s, kv_bytes=step.kv_bytes, entropy=entropy)
-                yield step
-        finally:
-            decode.close()
+    with Display(terminal, clock=clock) as display:
+        for step in steps:
+            if isinstance(step, PrefillStep):
+                display.show(step)
+            else:
+                display.show(Pace(step.index + 1, step.elapsed_s, step.kv_bytes, entropy=entropy))
+            yield step
 
 
 def watch_rows(
@@ -175,29 +213,22 @@ def watch_rows(
     The line is erased where a row begins or ends, because something may be said there. `entropy` is asked for that of
     the watched heads so far; None where rows differ.
     """
-    decode, started_s, done = _DecodeLine(terminal, clock=clock), clock(), 0
-    try:
+    with Display(terminal, clock=clock) as display:
+        started_s, done = clock(), 0
         for tokens, taken in enumerate(steps, start=1):
             ended = taken.step.finish_reasons[0] is not None
             done += ended
             if ended or taken.step.index == 0:
-                decode.close()
+                display.close()
             yield taken
-            of_rows = f" · {format_count(done)} of {format_count(num_rows)} answered" if num_rows > 1 else ""
-            elapsed_s, kv_bytes = clock() - started_s, taken.step.kv_bytes
-            decode.show(tokens, elapsed_s=elapsed_s, kv_bytes=kv_bytes, entropy=entropy, more=of_rows)
-    finally:
-        decode.close()
+            display.show(Pace(tokens, clock() - started_s, taken.step.kv_bytes, num_rows, done, entropy))
 
 
 def watch_pull(steps: Iterable[PullStep], terminal: Terminal, *, clock: Clock = time.monotonic) -> Iterator[PullStep]:
     """Yield the records of a download unchanged; show each stage's progress."""
-    with Meter(terminal, clock=clock) as meter:
-        started_s, stage = clock(), ""
+    with Display(terminal, clock=clock) as display:
         for step in steps:
-            if step.stage != stage:
-                started_s, stage = clock(), step.stage
-            meter.show(_pull_reading(step, elapsed_s=clock() - started_s))
+            display.show(step)
             yield step
 
 
@@ -220,7 +251,7 @@ def _pull_reading(step: PullStep, *, elapsed_s: float) -> Progress:
     return Progress(label=f"{step.stage} {format_bytes(step.total)}", fraction=fraction, rate=rate, elapsed_s=elapsed_s)
 
 
-class _DecodeLine:
+class _PaceLine:
     """The line that shows the pace while the answer goes to a file or a pipe; redrawn ten times a second."""
 
     def __init__(self, terminal: Terminal, *, clock: Clock) -> None:
@@ -229,16 +260,16 @@ class _DecodeLine:
         self._enabled = terminal.animated and not terminal.stdout_is_terminal and not terminal.quiet
         self._drawn_s: float | None = None
 
-    def show(
-        self, tokens: int, *, elapsed_s: float, kv_bytes: int, entropy: Callable[[], float | None], more: str = ""
-    ) -> None:
+    def show(self, pace: Pace) -> None:
         now_s = self._clock()
         if not self._enabled or (self._drawn_s is not None and now_s - self._drawn_s < DECODE_INTERVAL_S):
             return
-        pace = f"decode {format_decimal(tokens / elapsed_s)} tok/s · " if elapsed_s > 0 else ""
-        value = entropy()
+        speed = f"decode {format_decimal(pace.tokens / pace.elapsed_s)} tok/s · " if pace.elapsed_s > 0 else ""
+        value = pace.entropy()
         unsure = "" if value is None else f" · entropy {value:.2f}"
-        self._terminal.overwrite(f"{pace}{format_count(tokens)} tok · KV {format_bytes(kv_bytes)}{unsure}{more}")
+        rows = f" · {format_count(pace.answered)} of {format_count(pace.rows)} answered" if pace.rows > 1 else ""
+        tokens, held = f"{format_count(pace.tokens)} tok", f"KV {format_bytes(pace.kv_bytes)}"
+        self._terminal.overwrite(f"{speed}{tokens} · {held}{unsure}{rows}")
         self._drawn_s = now_s
 
     def close(self) -> None:

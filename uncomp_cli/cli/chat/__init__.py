@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from uncomp_cli.asking.preset_choice import CHAT_PRESET, PresetChoice
 from uncomp_cli.asking.request import check_text
-from uncomp_cli.cli.chat.chat_preset import CHAT_PRESET, PresetChoice
 from uncomp_cli.cli.declare.options import (
     COMPRESSION_PANEL,
     ModelOptions,
@@ -73,7 +73,7 @@ def chat(
     output: Annotated[OutputOptions, only("quiet")],
 ) -> None:
     """Talk with a model about documents or anything; /help lists what can be done on the way."""
-    from uncomp_cli.cli.chat.chatting import ChatJob, run_chat
+    from uncomp_cli.cli.chat.launch import ChatJob, run_chat
 
     check_text(system or "", "the system prompt")
     job = ChatJob(

@@ -5,14 +5,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from uncomp_cli.cli.chat import chat_settings
-from uncomp_cli.cli.chat import files_commands as chat_files
-from uncomp_cli.cli.chat import history_commands as chat_history
-from uncomp_cli.cli.chat import inspection as chat_inspect
-from uncomp_cli.cli.chat import transcripts as chat_transcripts
-from uncomp_cli.cli.chat.chat_places import pages
-from uncomp_cli.cli.chat.chat_settings import OWN_PROMPT, settings
-from uncomp_cli.cli.chat.state import Chat
+from uncomp_cli.cli.chat import controls, history, inspection
+from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.cli.declare.options import preset_names
 from uncomp_cli.errors import UsageError
 from uncomp_cli.sessions.folder import session_names
@@ -37,8 +31,8 @@ class Command:
     name: str
     argument: str
     text: str
-    run: Callable[[Chat, str], None]
-    offers: Callable[[Chat, str], Sequence[str]] = lambda _chat, _begun: ()
+    run: Callable[[Talk, str], None]
+    offers: Callable[[Talk, str], Sequence[str]] = lambda _talk, _begun: ()
 
     @property
     def usage(self) -> str:
@@ -60,14 +54,14 @@ def is_command(text: str) -> bool:
     return bool(_NAME.fullmatch(text.split(maxsplit=1)[0])) if text.startswith("/") else False
 
 
-def run_command(chat: Chat, text: str) -> None:
+def run_command(talk: Talk, text: str) -> None:
     """Run one. Raises UsageError for an unknown one, with the nearest."""
     name, *rest = text.split(maxsplit=1)
     argument = rest[0].strip() if rest else ""
     command = _find(name)
     if argument and not command.argument:
         raise UsageError(f"{name} takes nothing behind it, not '{argument}'", hint=command.usage)
-    command.run(chat, argument)
+    command.run(talk, argument)
 
 
 def _find(name: str) -> Command:
@@ -77,31 +71,31 @@ def _find(name: str) -> Command:
     raise UsageError(f"unknown command {name}", hint=f"did you mean {near[0]}?" if near else "/help lists them")
 
 
-def candidates(chat: Chat, line: str) -> list[str]:
+def candidates(talk: Talk, line: str) -> list[str]:
     """What `line` may become: a command's name, or a command with its argument."""
     name, space, begun = line.partition(" ")
     if not space:
         return [f"{known} " if COMMANDS[known].argument else known for known in COMMANDS if known.startswith(name)]
     if name not in COMMANDS:
         return []
-    return [f"{name} {offer}" for offer in COMMANDS[name].offers(chat, begun.lstrip())]
+    return [f"{name} {offer}" for offer in COMMANDS[name].offers(talk, begun.lstrip())]
 
 
-def _show_help(chat: Chat, argument: str) -> None:
+def _show_help(talk: Talk, argument: str) -> None:
     for line in help_lines(argument):
-        chat.tell(line)
+        talk.tell(line)
 
 
-def _leave(_chat: Chat, _argument: str) -> None:
+def _leave(_talk: Talk, _argument: str) -> None:
     raise EOFError
 
 
-def _of(words: Callable[[], Sequence[str]]) -> Callable[[Chat, str], list[str]]:
+def _of(words: Callable[[], Sequence[str]]) -> Callable[[Talk, str], list[str]]:
     """Offers the words that go on with what was begun."""
-    return lambda _chat, begun: [word for word in words() if word.startswith(begun)]
+    return lambda _talk, begun: [word for word in words() if word.startswith(begun)]
 
 
-def _paths(_chat: Chat, begun: str) -> list[str]:
+def _paths(_talk: Talk, begun: str) -> list[str]:
     """The paths that the last word may become."""
     from uncomp_cli.ui.line_editor import paths_beginning
 
@@ -110,65 +104,63 @@ def _paths(_chat: Chat, begun: str) -> list[str]:
     return [" ".join([*before, _SPECIAL.sub(r"\\\g<0>", path)]) for path in found]
 
 
-def _talks(chat: Chat, begun: str) -> list[str]:
+def _talks(talk: Talk, begun: str) -> list[str]:
     """Sessions and files."""
-    return [*(name for name in session_names() if name.startswith(begun)), *_paths(chat, begun)]
+    return [*(name for name in session_names() if name.startswith(begun)), *_paths(talk, begun)]
 
 
-def _pages(chat: Chat, begun: str) -> list[str]:
-    return [f"{page.path}:" for page in pages(chat.dialogue) if page.path.startswith(begun)]
+def _pages(talk: Talk, begun: str) -> list[str]:
+    return [f"{page.path}:" for page in talk.chat.dialogue.pages() if page.path.startswith(begun)]
 
 
-def _pins(chat: Chat, begun: str) -> list[str]:
-    return [word for word in ("all", *(pin.label for pin in chat.dialogue.pins)) if word.startswith(begun)]
+def _pins(talk: Talk, begun: str) -> list[str]:
+    return [word for word in ("all", *(pin.label for pin in talk.chat.dialogue.pins)) if word.startswith(begun)]
 
 
 _TABLE = (
     Command("/help", "[COMMAND]", "what can be typed", _show_help, _of(lambda: list(COMMANDS))),
-    Command("/file", "FILE…", "add documents to the next question, and read them now", chat_files.add_files, _paths),
-    Command("/files", "", "the documents of the conversation, and how much of each is kept", chat_files.list_files),
+    Command("/file", "FILE…", "add documents to the next question, and read them now", history.add_files, _paths),
+    Command("/files", "", "the documents of the conversation, and how much of each is kept", inspection.list_files),
     Command(
         "/system",
         "[TEXT]",
-        f"show the system prompt; with text after it, set it; {OWN_PROMPT}: the model's own",
-        chat_settings.set_system,
-        _of(lambda: [OWN_PROMPT]),
+        f"show the system prompt; with text after it, set it; {controls.OWN_PROMPT}: the model's own",
+        controls.set_system,
+        _of(lambda: [controls.OWN_PROMPT]),
     ),
     Command(
         "/set",
         "[NAME [VALUE]]",
         "show how answers are made, or set a value: /set temperature 0.7, /set recall off",
-        chat_settings.set_sampling,
-        _of(settings),
+        controls.set_value,
+        _of(controls.settable),
     ),
     Command(
         "/budget",
         "[AMOUNT]",
         "show the budget, or read the conversation again with another: 20%, 512, 64MiB, 2x, full",
-        chat_settings.set_budget,
+        controls.set_budget,
         _of(lambda: ["2x", "full", "auto"]),
     ),
     Command(
         "/preset",
         "[NAME]",
         "show the presets, or read the conversation again with another",
-        chat_settings.set_preset,
-        lambda _chat, begun: preset_names(begun),
+        controls.set_preset,
+        lambda _talk, begun: preset_names(begun),
     ),
-    Command("/stats", "", "context, memory, preset and the latest readout", chat_inspect.show_stats),
-    Command("/why", "", "what every layer and head keeps, and what was measured", chat_inspect.show_why),
-    Command("/evidence", "", "the passages that the latest answer attended to", chat_inspect.show_evidence),
-    Command("/pin", "[FILE:10-40]", "list the pins, or keep lines whatever the budget drops", chat_inspect.pin, _pages),
-    Command("/unpin", "FILE:10-40", "give up a pin; all: every one", chat_inspect.unpin, _pins),
-    Command(
-        "/save", "FILE", "write the conversation: .md to be read, .json to be loaded", chat_transcripts.save, _paths
-    ),
-    Command("/load", "FILE", "go on with a .json file or a session", chat_transcripts.load, _talks),
-    Command("/retry", "", "answer the latest question again, with another seed", chat_history.retry),
-    Command("/undo", "[N]", "take back the latest exchange, or documents without a question", chat_history.undo),
-    Command("/forget", "[N]", "forget the oldest exchange, to make room", chat_history.forget),
-    Command("/edit", "[TEXT]", "write a message in $EDITOR and send it", chat_history.edit),
-    Command("/clear", "", "forget the conversation, keep the system prompt", chat_history.clear),
+    Command("/stats", "", "context, memory, preset and the latest readout", inspection.show_stats),
+    Command("/why", "", "what every layer and head keeps, and what was measured", inspection.show_why),
+    Command("/evidence", "", "the passages that the latest answer attended to", inspection.show_evidence),
+    Command("/pin", "[FILE:10-40]", "list the pins, or keep lines whatever the budget drops", inspection.pin, _pages),
+    Command("/unpin", "FILE:10-40", "give up a pin; all: every one", inspection.unpin, _pins),
+    Command("/save", "FILE", "write the conversation: .md to be read, .json to be loaded", history.save, _paths),
+    Command("/load", "FILE", "go on with a .json file or a session", history.load, _talks),
+    Command("/retry", "", "answer the latest question again, with another seed", history.retry),
+    Command("/undo", "[N]", "take back the latest exchange, or documents without a question", history.undo),
+    Command("/forget", "[N]", "forget the oldest exchange, to make room", history.forget),
+    Command("/edit", "[TEXT]", "write a message in $EDITOR and send it", history.edit),
+    Command("/clear", "", "forget the conversation, keep the system prompt", history.clear),
     Command("/exit", "", "leave; Ctrl-D does the same", _leave),
 )
 

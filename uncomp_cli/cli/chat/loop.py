@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 
 from uncomp_cli.asking.request import check_text
 from uncomp_cli.cli.chat.commands import is_command, run_command
-from uncomp_cli.cli.chat.state import Chat
-from uncomp_cli.cli.chat.transcripts import transcript_of
-from uncomp_cli.cli.chat.turns import ask
+from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.cli.declare.failures import show_failure
 from uncomp_cli.errors import UncompError
 
@@ -22,18 +20,17 @@ if TYPE_CHECKING:
     from uncomp_cli.sessions.folder import SessionFile
     from uncomp_cli.sessions.transcript import Transcript
 
-__all__ = ["Conversation"]
+__all__ = ["Loop"]
 
 _FLAGS = re.compile(r"--(budget|pin|preset|system)\b")
 
 
-class Conversation:
-    """A chat with somebody who types; `file` is saved after whatever changed the conversation."""
+class Loop:
+    """A chat that goes on until it is left; `file` is saved after whatever changed the conversation."""
 
-    def __init__(self, chat: Chat, file: "SessionFile | None" = None, saved: "Transcript | None" = None) -> None:
-        self.chat = chat
-        self._file = file
-        self._saved = saved
+    def __init__(self, talk: Talk, file: "SessionFile | None" = None, saved: "Transcript | None" = None) -> None:
+        self.talk = talk
+        self._file, self._saved = file, saved
 
     def run(self, read_text: Callable[[], str]) -> None:
         """Take texts until they end, /exit, or Ctrl-C at the prompt; what fails is told and the chat goes on."""
@@ -43,7 +40,7 @@ class Conversation:
             except (EOFError, KeyboardInterrupt):
                 return
             except UncompError as error:
-                show_failure(error, self.chat.terminal)
+                show_failure(error, self.talk.terminal)
                 continue
             if not self.guarded(partial(self.take, text)):
                 return
@@ -55,11 +52,11 @@ class Conversation:
         except EOFError:
             return False
         except KeyboardInterrupt:
-            self.chat.say("[stopped]")
+            self.talk.say("[stopped]")
         except BrokenPipeError:  # nobody reads any more
             raise
         except Exception as error:
-            show_failure(_in_chat(error), self.chat.terminal)
+            show_failure(_in_chat(error), self.talk.terminal)
         finally:
             self._save()
         return True
@@ -69,22 +66,23 @@ class Conversation:
         check_text(text, "the line")
         text = text.strip()
         if is_command(text):
-            run_command(self.chat, text)
+            run_command(self.talk, text)
         elif text:
-            ask(self.chat, text)
+            self.talk.ask(text)
 
     def _save(self) -> None:
         """Write the session when it is not as it was written; a failure is told, and tried again next time."""
         if self._file is None:
             return
-        now = replace(transcript_of(self.chat), updated="" if self._saved is None else self._saved.updated)
+        chat, updated = self.talk.chat, "" if self._saved is None else self._saved.updated
+        now = replace(chat.transcript(), updated=updated)
         if now == self._saved or (self._saved is None and not now.entries):
             return
         try:
             self._saved = self._file.save(now)
-            self.chat.created = self._saved.created
+            chat.created = self._saved.created
         except UncompError as error:
-            self.chat.terminal.warn(f"{error.message}; {error.hint}")
+            self.talk.terminal.warn(f"{error.message}; {error.hint}")
 
 
 def _in_chat(error: Exception) -> Exception:

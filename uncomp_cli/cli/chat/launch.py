@@ -8,20 +8,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from uncomp_cli.asking.dialogue import exchanges
 from uncomp_cli.asking.doubts import check_calibrated
+from uncomp_cli.asking.escalation import HELD_BACK
+from uncomp_cli.asking.preset_choice import CHAT_PRESET, PresetChoice
 from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.cli.ask.lengthening import check_grows, lengthen_for_growth
 from uncomp_cli.cli.ask.prepare import check_context_fits, load
-from uncomp_cli.cli.chat.chat_escalating import escalate
-from uncomp_cli.cli.chat.chat_preset import CHAT_PRESET, PresetChoice
-from uncomp_cli.cli.chat.chat_settings import read_again
 from uncomp_cli.cli.chat.commands import candidates
-from uncomp_cli.cli.chat.files_commands import read_files, take_documents, unknown
+from uncomp_cli.cli.chat.history import read_files, restore
 from uncomp_cli.cli.chat.inspection import status_line
-from uncomp_cli.cli.chat.loop import Conversation
-from uncomp_cli.cli.chat.said import exchanges
-from uncomp_cli.cli.chat.state import Chat
-from uncomp_cli.cli.chat.transcripts import restore
+from uncomp_cli.cli.chat.loop import Loop
+from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.sessions.folder import SessionFile, open_session
 from uncomp_cli.sessions.transcript import Transcript
@@ -32,7 +30,7 @@ from uncomp_cli.ui.meter import loading
 if TYPE_CHECKING:
     from uncomp_cli.models.loading import LoadedModel
 
-__all__ = ["ChatJob", "run_chat"]
+__all__ = ["ChatJob", "open_talk", "run_chat"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,26 +77,28 @@ def _talk(job: ChatJob, saved: Transcript | None, file: SessionFile | None, term
         preset = job.choice.stored()  # a slip in it must not wait for the model
         if job.escalates:
             check_calibrated(preset, "--escalate")
-    chat = _open(job, load(job.model, terminal), terminal)
-    conversation = Conversation(chat, file, saved)
-    chat.say(f"{chat.loaded.info.name} · /help shows the commands, Ctrl-D leaves")
+    talk = open_talk(job, load(job.model, terminal), terminal)
+    loop = Loop(talk, file, saved)
+    talk.say(f"{talk.chat.loaded.info.name} · /help shows the commands, Ctrl-D leaves")
     if saved is not None:
-        restore(chat, saved)  # what stops it leaves the file as it is
-        chat.dialogue.system = job.system
-        conversation.guarded(lambda: _go_on(job, chat))
-    if documents is not None and (new := unknown(chat, documents)):
-        take_documents(chat, new)
-    conversation.run(
+        restore(talk, saved)  # what stops it leaves the file as it is
+        talk.chat.dialogue.system = job.system
+        loop.guarded(lambda: _go_on(job, talk))
+    if documents is not None:
+        talk.show(talk.chat.add(documents.documents))
+    loop.run(
         line_reader(
             terminal,
-            completer=lambda line: candidates(chat, line),
-            status=lambda: status_line(chat),
+            completer=lambda line: candidates(talk, line),
+            status=lambda: status_line(talk),
             history=_history(job),
         )
     )
 
 
-def _open(job: ChatJob, loaded: "LoadedModel", terminal: Terminal) -> Chat:
+def open_talk(job: ChatJob, loaded: "LoadedModel", terminal: Terminal) -> Talk:
+    """The chat with this model, before anything is said; what the preset and the length came to is told."""
+    from uncomp_cli.asking.chat import Chat
     from uncomp_cli.engine.context.chat import ChatSession
     from uncomp_cli.models.identity import fingerprint
 
@@ -106,19 +106,20 @@ def _open(job: ChatJob, loaded: "LoadedModel", terminal: Terminal) -> Chat:
     preset, notes = job.choice.settled(fingerprint(loaded))
     check_context_fits(job.model, loaded, preset)
     session = ChatSession(loaded, preset, job.sampling, job.limits, matmul=job.matmul)
-    chat = Chat(loaded, session, terminal, job.choice, model_name=_lasting_name(job.model.name))
-    chat.dialogue.system = job.system
-    for note in notes:
-        chat.say(note)
+    talk = Talk(Chat(session, job.choice, system=job.system, name=_lasting_name(job.model.name)), terminal)
     if job.escalates:
-        escalate(chat, True)
-    return chat
+        talk.chat.set(escalate=True)
+        notes = [*notes, HELD_BACK]
+    for note in notes:
+        talk.say(note)
+    return talk
 
 
-def _go_on(job: ChatJob, chat: Chat) -> None:
+def _go_on(job: ChatJob, talk: Talk) -> None:
     """Read the conversation that was saved."""
-    if chat.dialogue.entries:
-        read_again(chat, f"session {job.session}: {exchanges(len(chat.dialogue.exchanges))}")
+    dialogue = talk.chat.dialogue
+    if dialogue.entries:
+        talk.show(talk.chat.read_again(f"session {job.session}: {exchanges(len(dialogue.exchanges))}"))
 
 
 def _lasting_name(name: str) -> str:

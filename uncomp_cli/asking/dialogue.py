@@ -1,0 +1,220 @@
+"""What was said in a chat: entries, the documents that wait for a question, and pins. Plain data, no model.
+
+    entries    user, assistant, user, assistant, …     every user entry begins an exchange
+    pending    documents that were added: they become the first parts of the next question
+
+A question with documents is kept in parts, documents first, so that a document has the same tokens whatever is asked
+behind it. Characters count through the texts of all messages, one behind the other, system prompt first, as the
+engine's do.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from uncomp_cli.asking.material import resolve
+from uncomp_cli.asking.request import parse_pin
+from uncomp_cli.documents.collection import Document
+from uncomp_cli.documents.places import Source
+from uncomp_cli.errors import UsageError
+from uncomp_cli.sessions.transcript import Attachment, Entry, Pin
+
+if TYPE_CHECKING:
+    from uncomp_cli.engine.tokens.messages import Message
+
+__all__ = ["Dialogue", "Page", "documents_in", "exchanges"]
+
+GAP = "\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A document in an entry, blank lines in front included: where it begins there, and the entry among all texts."""
+
+    path: str
+    sha256: str
+    text: str
+    entry: int
+    first_char: int
+    base: int
+
+    @property
+    def lines(self) -> list[str]:
+        """Without line ends."""
+        return self.text.split("\n")
+
+    def pin(self, first_line: int, last_line: int) -> Pin:
+        """A pin of these lines."""
+        begin = self.first_char + sum(len(line) + 1 for line in self.lines[: first_line - 1])
+        text = "\n".join(self.lines[first_line - 1 : last_line])
+        lines = str(first_line) if first_line == last_line else f"{first_line}-{last_line}"
+        return Pin(self.entry, begin, begin + len(text), f"{self.path}:{lines}")
+
+
+@dataclass(slots=True)
+class Dialogue:
+    """The conversation so far. A `system` of None is the model's own."""
+
+    system: str | None = None
+    entries: list[Entry] = field(default_factory=list)
+    pending: list[Document] = field(default_factory=list)
+    pins: list[Pin] = field(default_factory=list)
+
+    @property
+    def exchanges(self) -> list[list[Entry]]:
+        """The entries, one list for every question and what was answered."""
+        found: list[list[Entry]] = []
+        for entry in self.entries:
+            if entry.role == "user" or not found:
+                found.append([])
+            found[-1].append(entry)
+        return found
+
+    @property
+    def interrupted(self) -> int:
+        """Answers that were stopped."""
+        return sum(entry.interrupted for entry in self.entries)
+
+    def add(self, documents: Sequence[Document]) -> None:
+        """Let documents wait for the next question; blank lines in front stay, so that lines are those of the file."""
+        self.pending += [Document(each.path, each.text.rstrip(), each.sha256) for each in documents]
+
+    def question(self, text: str) -> Entry:
+        """`text` as the next question, with the documents that wait for it."""
+        documents = self.waiting()
+        if documents is None:
+            return Entry("user", text)
+        parts = (documents.text, GAP, text)
+        return Entry("user", "".join(parts), parts=parts, attachments=documents.attachments)
+
+    def waiting(self) -> Entry | None:
+        """The documents that wait for a question, each behind its name, as the beginning of it."""
+        if not self.pending:
+            return None
+        text, attachments = "", []
+        for document in self.pending:
+            text += f"{GAP if text else ''}[{document.path}]\n"
+            attachments.append(Attachment(document.path, document.sha256, len(text), len(text) + len(document.text)))
+            text += document.text
+        return Entry("user", text, attachments=tuple(attachments))
+
+    def messages(self, newest: Entry | None = None) -> "list[Message]":
+        """What the model reads: the system prompt, all entries and `newest`."""
+        from uncomp_cli.engine.tokens.messages import Message
+
+        system = [] if self.system is None else [Message("system", self.system)]
+        said = [Message(entry.role, entry.text, entry.ids, entry.parts) for _, entry in self.placed(newest)]
+        return [*system, *said]
+
+    def placed(self, newest: Entry | None = None) -> Iterator[tuple[int, Entry]]:
+        """Every entry and `newest`, with the number of characters of all messages before it."""
+        base = len(self.system or "")
+        for entry in [*self.entries, *([] if newest is None else [newest])]:
+            yield base, entry
+            base += len(entry.text)
+
+    def pages(self) -> list[Page]:
+        """The documents of the conversation, in its order, those that wait for a question last."""
+        return [
+            Page(each.path, each.sha256, entry.text[each.first_char : each.last_char], number, each.first_char, base)
+            for number, (base, entry) in enumerate(self.placed(self.waiting()))
+            for each in entry.attachments
+        ]
+
+    def sources(self) -> list[Source]:
+        """Where evidence may lie: the documents, and what the user wrote before the latest question."""
+        found = [_source(page.path, page.text, page.base + page.first_char) for page in self.pages()]
+        asked = [(base, entry) for base, entry in self.placed() if entry.role == "user"]
+        for number, (base, entry) in enumerate(asked[:-1], start=1):
+            words = entry.spoken
+            found.append(_source(f"[turn {number}]", words, base + len(entry.text) - len(words)))
+        return [source for source in found if source.text.strip()]
+
+    def pinned(self, newest: Entry | None = None) -> tuple[tuple[int, int], ...]:
+        """The characters among those of all messages that are never evicted."""
+        bases = [base for base, _ in self.placed(newest)]
+        kept = (pin for pin in self.pins if pin.entry < len(bases))
+        return tuple((bases[pin.entry] + pin.first_char, bases[pin.entry] + pin.last_char) for pin in kept)
+
+    def pin_of(self, text: str) -> Pin:
+        """The pin that `FILE:10-40` or `FILE:10` names. Raises UsageError for what is not there."""
+        found = self.pages()
+        (wanted,) = resolve([parse_pin(text)], list(dict.fromkeys(page.path for page in found)))
+        page = _page(wanted.path, found)
+        first, last = wanted.first_line, wanted.last_line
+        count = len(page.lines)
+        if not 1 <= first <= last <= count:
+            low, high = sorted((min(max(first, 1), count), min(max(last, 1), count)))
+            hint = f"/pin {page.path}:{low}-{high}"
+            raise UsageError(f"{page.path} has lines 1 to {count}, not {first}-{last}", hint=hint)
+        return page.pin(first, last)
+
+    def drop_pending(self) -> list[Document]:
+        """Take out the documents that wait, and the pins in them; returns them."""
+        gone, self.pending = self.pending, []
+        self.pins = [pin for pin in self.pins if pin.entry < len(self.entries)]
+        return gone
+
+    def drop_last(self, count: int) -> list[list[Entry]]:
+        """Take back the last `count` exchanges; their documents wait for a question again, and pins stay in them.
+
+        Returns the exchanges. Raises UsageError when there are not so many.
+        """
+        gone, pins = self._checked(count)[-count:], self.pins
+        self._keep(range(len(self.entries) - sum(map(len, gone))))
+        self.pending = [each for exchange in gone for entry in exchange for each in documents_in(entry)] + self.pending
+        left = len(self.entries)
+        moved = [self.pin_of(pin.label) for pin in pins if pin.entry >= left]
+        self.pins = [*(pin for pin in pins if pin.entry < left), *moved]
+        return gone
+
+    def drop_first(self, count: int) -> list[list[Entry]]:
+        """Forget the oldest `count` exchanges; returns them. Raises UsageError when there are not so many."""
+        gone = self._checked(count)[:count]
+        self._keep(range(sum(map(len, gone)), len(self.entries)))
+        return gone
+
+    def _checked(self, count: int) -> list[list[Entry]]:
+        found = self.exchanges
+        if not 1 <= count <= len(found):
+            said = f"the conversation has {exchanges(len(found))}, not {count}"
+            raise UsageError(said, hint="/stats tells how many there are")
+        return found
+
+    def _keep(self, kept: range) -> None:
+        """Drop all other entries and their pins; pins in what waits follow it to its new place."""
+        places = {old: new for new, old in enumerate([*kept, len(self.entries)])}
+        self.pins = [replace(pin, entry=places[pin.entry]) for pin in self.pins if pin.entry in places]
+        self.entries = self.entries[kept.start : kept.stop]
+
+
+def exchanges(count: int) -> str:
+    """`1 exchange`, `1,204 exchanges`."""
+    return f"{count:,} exchange{'' if count == 1 else 's'}"
+
+
+def documents_in(entry: Entry) -> list[Document]:
+    """The documents of a question."""
+    return [
+        Document(each.path, entry.text[each.first_char : each.last_char], each.sha256) for each in entry.attachments
+    ]
+
+
+def _source(path: str, text: str, first_char: int) -> Source:
+    """Of `text`, which begins at `first_char` among all messages."""
+    return Source(path, text, first_char + len(text) - len(text.lstrip()))
+
+
+def _page(name: str, known: list[Page]) -> Page:
+    """The document of this path."""
+    same = [page for page in known if page.path == name]
+    if same:
+        return same[-1]
+    paths = [page.path for page in known]
+    near = difflib.get_close_matches(name, paths, n=1)
+    if near:
+        hint = f"did you mean {near[0]}?"
+    else:
+        hint = f"there {'are' if len(paths) > 1 else 'is'} {', '.join(paths)}" if paths else "/file FILE adds one"
+    raise UsageError(f"no document '{name}' is in the conversation", hint=hint)

@@ -1,0 +1,154 @@
+"""The answer of a turn: written as it comes; or escalated, given again behind twice the budget while it is flagged.
+
+Of the answers that were tried the last one stays when it is not flagged, else the least uncertain one. The conversation
+goes on with the last budget that was tried, because what was read with it is there.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from uncomp_cli.asking.doubts import risk_of
+from uncomp_cli.asking.escalation import Try, best_of, try_note, wider
+from uncomp_cli.asking.events import Event, Noted, Pace, Piece, Progress, Warned
+from uncomp_cli.engine.records import DecodeStep, PrefillStep
+from uncomp_cli.errors import failure_of, is_foreseen
+
+if TYPE_CHECKING:
+    from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.engine.context.chat import ChatSession
+    from uncomp_cli.engine.context.session import RunStats
+    from uncomp_cli.engine.tokens.messages import Message
+
+__all__ = ["Earlier", "Events", "Reply", "escalated", "written"]
+
+Events = Generator[Event, None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer that has begun: its text and tokens, what it took, and whether Ctrl-C ended it."""
+
+    text: str
+    ids: tuple[int, ...]
+    stats: "RunStats"
+    stopped: bool
+
+
+class Earlier:
+    """What was read before another preset is tried, until the reading with that begins: there are never two caches."""
+
+    def __init__(self, session: "ChatSession") -> None:
+        self.session, self.preset, self.held = session, session.preset, [session.context]
+
+    def let_go(self) -> None:
+        """The reading has begun."""
+        self.held.clear()
+
+    def take_back(self) -> None:
+        """Go on with the preset of before."""
+        if self.held:
+            (self.session.context,) = self.held
+        else:
+            self.session.use(self.preset)
+
+
+def written(
+    session: "ChatSession",
+    messages: "Sequence[Message]",
+    *,
+    shown: bool = True,
+    begun: Callable[[], None] = lambda: None,
+) -> Generator[Event, None, Reply | None]:
+    """The answer to `messages`, piece by piece unless it may not be final; None when Ctrl-C came before it began.
+
+    `begun` is called with each step.
+    """
+    pieces, stopped = list[str](), False
+    try:
+        for step in session.turn(messages):
+            begun()
+            yield from _told(session, step)
+            if isinstance(step, DecodeStep):
+                pieces.append(step.texts[0])
+                yield from [Piece(step.texts[0])] if shown else []
+    except KeyboardInterrupt:
+        stopped = True
+    except Exception:
+        yield from _notes(session)
+        raise
+    yield from _notes(session)
+    stats = session.stats
+    return None if stats is None else Reply("".join(pieces), tuple(session.answer_ids), stats, stopped)
+
+
+def _told(session: "ChatSession", step: PrefillStep | DecodeStep) -> Events:
+    """How far the turn is."""
+    if isinstance(step, PrefillStep):
+        yield Progress(step)
+    else:
+        yield from _notes(session)
+        yield Progress(Pace(step.index + 1, step.elapsed_s, step.kv_bytes))
+
+
+def _notes(session: "ChatSession") -> Events:
+    """What was done that was not asked for, each once: that something evicted was read again."""
+    while session.notes:
+        yield Noted(session.notes.pop(0))
+
+
+def escalated(session: "ChatSession", messages: "Sequence[Message]") -> Generator[Event, None, Reply | None]:
+    """The answer that stays of all that were tried, as one piece when it is final."""
+    reply = yield from written(session, messages, shown=False)
+    if reply is not None and not reply.stopped:
+        reply = yield from _best(session, messages, reply)
+    if reply is not None:
+        yield Piece(reply.text)
+    return reply
+
+
+def _best(session: "ChatSession", messages: "Sequence[Message]", first: Reply) -> Generator[Event, None, Reply]:
+    """The answer that stays of `first` and those that larger budgets give."""
+    budget, replies, tries = session.preset.budget, [first], [_try(session, first)]
+    while (preset := _next(session, tries, replies[-1])) is not None:
+        if len(tries) == 1:
+            yield Noted(try_note(tries[0], 1))
+        again = yield from _written_by(preset, session, messages)
+        if again is None or again.stopped:
+            break
+        replies.append(again)
+        tries.append(_try(session, again))
+        yield Noted(try_note(tries[-1], len(tries)))
+    if session.preset.budget != budget:
+        yield Noted(f"the conversation goes on with budget {session.preset.budget}; /budget {budget} goes back")
+    stays = replies[best_of(tries)]
+    session.stats, session.answer_ids = stays.stats, list(stays.ids)
+    return stays
+
+
+def _try(session: "ChatSession", reply: Reply) -> Try:
+    return Try.of(session.preset, reply.stats, risk_of(session.preset, reply.stats, session.loaded))
+
+
+def _next(session: "ChatSession", tries: Sequence[Try], latest: Reply) -> "Preset | None":
+    """What may help: more, when the latest is flagged and kept more than the one before, yet not all."""
+    grew = len(tries) < 2 or tries[-2].kv_bytes < tries[-1].kv_bytes
+    is_open = tries[-1].more_may_help and grew and latest.stats.kept_fraction < 1
+    return wider(session.preset) if is_open else None
+
+
+def _written_by(
+    preset: "Preset", session: "ChatSession", messages: "Sequence[Message]"
+) -> Generator[Event, None, Reply | None]:
+    """Another answer, by this preset from here on; None, and all as before, when there is none."""
+    earlier, reply = Earlier(session), None
+    session.use(preset)
+    try:
+        reply = yield from written(session, messages, shown=False, begun=earlier.let_go)
+    except Exception as error:
+        if not is_foreseen(error):
+            raise
+        yield Warned(f"budget {preset.budget} was not tried: {failure_of(error).message}")
+    if reply is None:
+        earlier.take_back()
+    return reply

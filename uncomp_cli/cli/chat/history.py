@@ -1,0 +1,199 @@
+"""Commands that change what was said: /file, /retry, /undo, /forget, /edit, /clear, /save and /load."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from uncomp_cli.asking.dialogue import exchanges
+from uncomp_cli.cli.chat.talk import Talk
+from uncomp_cli.documents.collection import DocumentSet, read_documents
+from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.numerals import format_bytes, format_count
+from uncomp_cli.sessions.folder import read_session
+from uncomp_cli.sessions.transcript import Entry, Transcript
+from uncomp_cli.ui.blocks import edit_text
+from uncomp_cli.ui.console import Terminal
+
+__all__ = ["add_files", "clear", "edit", "forget", "load", "read_files", "restore", "retry", "save", "undo"]
+
+_LARGE_BYTES = 2**26
+
+
+def add_files(talk: Talk, argument: str) -> None:
+    """Add documents to the next question, and read them now."""
+    try:
+        paths = shlex.split(argument)
+    except ValueError as error:
+        raise UsageError(f"{argument} is no list of files: {error}", hint='/file "my notes.txt"') from error
+    if not paths:
+        raise UsageError("no file is named", hint="/file notes.txt, a folder, or a glob such as docs/*.md")
+    documents = read_files(paths, talk.terminal).documents
+    new = talk.chat.unknown(documents)
+    talk.show(talk.chat.add(documents))
+    if not new:
+        raise UsageError("nothing new was named", hint="/files lists the documents")
+
+
+def read_files(paths: Sequence[str], terminal: Terminal) -> DocumentSet:
+    """The documents at `paths`; what is left out in a folder is said."""
+    if "-" in paths:
+        raise UsageError("'-' names standard input, from which the questions come", hint="name a file")
+    _check_sizes(paths)
+    documents = read_documents([str(Path(path).expanduser()) for path in paths])
+    for path, reason in documents.skipped:
+        terminal.warn(f"skipped {path}: {reason}")
+    return documents
+
+
+def _check_sizes(paths: Sequence[str]) -> None:
+    """Refuse a file that is larger than the memory that is free, before a byte of it is read."""
+    for path in paths:
+        size = _file_bytes(path)
+        if size < _LARGE_BYTES:
+            continue
+        import torch
+
+        from uncomp_cli.engine.spend.memory import free_bytes
+
+        available = free_bytes(torch.device("cpu"))
+        if size > available:
+            message = f"{path} has {format_bytes(size)}, {format_bytes(available)} of memory are free"
+            raise DoesNotFitError(message, hint="cut the part out that matters: head -c 100K FILE > part.txt")
+
+
+def _file_bytes(path: str) -> int:
+    """0 for what is no file: reading says what is wrong with it."""
+    try:
+        return Path(path).expanduser().stat().st_size
+    except (OSError, RuntimeError, ValueError):
+        return 0
+
+
+def retry(talk: Talk, _: str) -> None:
+    """Answer the latest question again, with another seed; the earlier answer stays when there is no new one."""
+    before = talk.chat.dialogue.entries
+    if before and talk.chat.session.sampling.temperature == 0:
+        talk.say("temperature is 0, so the same answer is likely; /set temperature 0.7 makes it vary")
+    try:
+        talk.show(talk.chat.retry())
+    finally:
+        if before and talk.chat.dialogue.entries is before:
+            talk.say("the earlier answer stays")
+
+
+def undo(talk: Talk, argument: str) -> None:
+    """Take back the latest exchanges, or the documents that were added behind them."""
+    dialogue = talk.chat.dialogue
+    if dialogue.pending and not argument:
+        talk.say(f"{', '.join(each.path for each in dialogue.drop_pending())} taken out again")
+        return
+    gone = talk.chat.undo(_count(argument, "/undo"))
+    names = _attached(gone)
+    waits = f"; {names} for the next question, /undo again takes that out too" if names else ""
+    talk.say(f"{_exchanges(gone)} taken back; /edit has the question again{waits}")
+
+
+def forget(talk: Talk, argument: str) -> None:
+    """Forget the oldest exchanges, so that there is room."""
+    gone = talk.chat.dialogue.drop_first(_count(argument, "/forget"))
+    with_them = f", with {_attached(gone)}" if _attached(gone) else ""
+    talk.say(f"the oldest {_exchanges(gone)} forgotten{with_them}: the next turn reads the conversation again")
+
+
+def edit(talk: Talk, argument: str) -> None:
+    """Write a message in the editor, from `argument` or the message that got no answer, and send it."""
+    text = edit_text(argument or talk.chat.draft, talk.terminal).strip()
+    if not text:
+        talk.say("nothing was written, so nothing is sent")
+        return
+    talk.say(f"> {text}")
+    talk.ask(text)
+
+
+def clear(talk: Talk, _: str) -> None:
+    """Forget the conversation and its documents; system prompt, settings and preset stay."""
+    talk.chat.clear()
+    talk.say("the conversation is forgotten")
+
+
+def _count(argument: str, command: str) -> int:
+    """How many exchanges; one when nothing is said."""
+    if not argument:
+        return 1
+    if not argument.isdecimal() or not 1 <= int(argument[:9]) <= 10**6:
+        raise UsageError(f"'{argument}' is no number of exchanges", hint=f"{command}, or {command} 2")
+    return int(argument)
+
+
+def _exchanges(gone: list[list[Entry]]) -> str:
+    return "exchange" if len(gone) == 1 else f"{format_count(len(gone))} exchanges"
+
+
+def _attached(gone: list[list[Entry]]) -> str:
+    """The names of the documents in these exchanges."""
+    return ", ".join(each.path for exchange in gone for entry in exchange for each in entry.attachments)
+
+
+def save(talk: Talk, argument: str) -> None:
+    """Write the conversation to a file: .md to be read, .json to be loaded again."""
+    path = _file_named(argument, "/save")
+    talk.chat.save(path)
+    talk.say(f"{exchanges(len(talk.chat.dialogue.exchanges))} written to {path}")
+
+
+def load(talk: Talk, argument: str) -> None:
+    """Go on with a conversation from a file that /save wrote, or from a session's name."""
+    chat = talk.chat
+    if not argument:
+        raise UsageError("no file is named", hint="/load talk.json, or the name of a session")
+    if chat.dialogue.entries or chat.dialogue.pending:
+        raise UsageError("there is a conversation already", hint="/save it if it matters, then /clear, then /load")
+    transcript, created = _read(argument), chat.created
+    restore(talk, transcript)
+    chat.created = created or chat.created
+    chat.session.clear()
+    talk.say(f"{exchanges(len(chat.dialogue.exchanges))} loaded: the next turn reads all of it")
+
+
+def restore(talk: Talk, transcript: Transcript) -> None:
+    """Take a transcript's conversation over, and say what is not as it was."""
+    changed = talk.chat.restore(transcript)
+    if changed:
+        answers, their = ("answers are", "their") if changed > 1 else ("answer is", "its")
+        talk.say(f"{format_count(changed)} {answers} read as text: {their} tokens are not this model's")
+    if len(talk.chat.dialogue.entries) < len(transcript.entries):
+        talk.say("the last question has no answer; /edit has it")
+
+
+def _read(argument: str) -> Transcript:
+    if os.sep not in argument and not argument.endswith((".json", ".md")):
+        return read_session(argument)
+    path = _file_named(argument, "/load")
+    if path.suffix.lower() != ".json":
+        raise UsageError(f"{path} is no .json file", hint="/save FILE.json writes what /load reads")
+    try:
+        return Transcript.from_json(path.read_bytes())
+    except OSError as error:
+        message = f"{path} cannot be read: {error.strerror or error}"
+        raise UsageError(message, hint="check the path: /load FILE.json") from error
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}", hint=error.hint) from error
+
+
+def _file_named(argument: str, command: str) -> Path:
+    if not argument:
+        raise UsageError("no file is named", hint=f"{command} talk.json, or {command} talk.md")
+    try:
+        return Path(_one_word(argument)).expanduser()
+    except RuntimeError as error:  # no home directory
+        raise UsageError(f"{argument} cannot be found: {error}", hint="write the whole path") from error
+
+
+def _one_word(argument: str) -> str:
+    """The argument as a shell would take it; a name with spaces may also stand there as it is."""
+    try:
+        words = shlex.split(argument)
+    except ValueError:
+        return argument
+    return words[0] if len(words) == 1 else argument
