@@ -12,6 +12,7 @@ from types import NoneType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from uncomp_cli.errors import UsageError
+from uncomp_cli.plugins import plugin, plugin_names
 
 __all__ = ["PolicyText", "make_named", "read_settings", "require"]
 
@@ -37,12 +38,18 @@ class PolicyText:
         return self.text
 
 
-def make_named(text: str, kinds: Mapping[str, type[Any]], *, what: str) -> Any:
-    """The one of `kinds` that `text` names, with its settings; raises UsageError with the nearest names."""
+def make_named(text: str, kinds: Mapping[str, type[Any]], *, what: str, group: str | None = None) -> Any:
+    """The one of `kinds` that `text` names, with its settings; raises UsageError with the nearest names.
+
+    Installed packages may add to `kinds` in the `group` of that name (plugins.py).
+    """
     name, colon, settings = text.strip().partition(":")
-    if name not in kinds:
-        raise UsageError(f"unknown {what} '{name}'", hint=_nearest(name, kinds))
-    kind = kinds[name]
+    kind = kinds.get(name)
+    if kind is None and group is not None:
+        kind = plugin(group, name, built_in=kinds)
+    if kind is None:
+        added = [] if group is None else plugin_names(group, built_in=kinds)
+        raise UsageError(f"unknown {what} '{name}'", hint=_nearest(name, [*kinds, *added]))
     return kind(**read_settings(kind, settings, text=text, what=what)) if colon else kind()
 
 

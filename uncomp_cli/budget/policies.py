@@ -1,7 +1,8 @@
 """Policies: how a total budget is spread over layers and KV heads.
 
 A policy is a small class that declares what it needs measured and which scorer it fixes, if any; its settings are its
-fields (notation.py). To add one: a class, a line in POLICIES.
+fields (notation.py). To add one: a class, a line in POLICIES; or, in a package of your own, an entry of the group
+`uncomp.policies` (plugins.py).
 """
 
 from typing import ClassVar, Literal, Protocol
@@ -95,5 +96,5 @@ POLICIES: dict[str, type[Policy]] = {
 
 def make_policy(text: str) -> Policy:
     """The policy that `text` names, `NAME[:key=value[,key=value...]]`; raises UsageError with the nearest names."""
-    made: Policy = make_named(text, POLICIES, what="policy")
+    made: Policy = make_named(text, POLICIES, what="policy", group="policies")
     return made

@@ -2,7 +2,8 @@
 
 A scorer sees one layer's queries, keys and values and the questions (view.py) and gives a score per KV head and
 context token. Scores are then made coherent (coherence.py) and cut (eviction.py). Those that look at nothing are here;
-window_scores.py asks the question, key_scores.py and expected.py do not. To add one: a class, a line in SCORERS.
+window_scores.py asks the question, key_scores.py and expected.py do not. To add one: a class, a line in SCORERS; or,
+in a package of your own, an entry of the group `uncomp.scorers` (plugins.py).
 """
 
 import difflib
@@ -25,6 +26,7 @@ from uncomp_cli.cache.window_scores import (
 )
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
+from uncomp_cli.plugins import plugin, plugin_names
 
 __all__ = [
     "SCORERS",
@@ -40,6 +42,7 @@ __all__ = [
     "TovaScorer",
     "WindowScorer",
     "make_scorer",
+    "scorer_names",
     "window_attention",
 ]
 
@@ -109,8 +112,16 @@ SCORERS: dict[str, Callable[[ScorerConfig], Scorer]] = {
 
 def make_scorer(config: ScorerConfig) -> Scorer:
     """The scorer that `config` names; raises UsageError with the nearest name."""
-    if config.name not in SCORERS:
-        near = difflib.get_close_matches(config.name, SCORERS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of: {', '.join(SCORERS)}"
+    kind = SCORERS.get(config.name) or plugin("scorers", config.name, built_in=SCORERS)
+    if kind is None:
+        known = scorer_names()
+        near = difflib.get_close_matches(config.name, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose one of: {', '.join(known)}"
         raise UsageError(f"unknown scorer '{config.name}'", hint=hint)
-    return SCORERS[config.name](config)
+    made: Scorer = kind(config)
+    return made
+
+
+def scorer_names() -> list[str]:
+    """Those that are built in, then those that installed packages add."""
+    return [*SCORERS, *plugin_names("scorers", built_in=SCORERS)]

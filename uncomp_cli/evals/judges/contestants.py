@@ -24,7 +24,7 @@ from uncomp_cli.budget.notation import read_settings
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.budget.thinning import NoThinning, make_thinning
-from uncomp_cli.cache.scorers import SCORERS, make_scorer
+from uncomp_cli.cache.scorers import SCORERS, make_scorer, scorer_names
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
 
@@ -161,7 +161,9 @@ def _digest(preset: Preset) -> str:
 
 
 def _check_part(part: str, text: str) -> None:
-    known = [*SCORERS, *_BITS, _PUBLISHED]
+    if part in (*SCORERS, *_BITS, _PUBLISHED):
+        return
+    known = [*scorer_names(), *_BITS, _PUBLISHED]
     if part not in known:
         near = difflib.get_close_matches(part, known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"after the policy: {', '.join(known)}"

@@ -1,4 +1,7 @@
-"""Tasks: each makes samples whose right answers are known. To add one: a file with a class, a line in `TASKS`."""
+"""Tasks: each makes samples whose right answers are known.
+
+To add one: a file with a class, a line in `TASKS`; or, in a package of your own, an entry of `uncomp.tasks`.
+"""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -14,6 +17,7 @@ from uncomp_cli.evals.tasks.needle import Needle
 from uncomp_cli.evals.tasks.perplexity import Perplexity
 from uncomp_cli.evals.tasks.ruler import Ruler
 from uncomp_cli.evals.tasks.sample import JudgeName, Regime, Sample
+from uncomp_cli.plugins import plugin
 
 __all__ = ["TASKS", "Task", "choose_subtasks"]
 
@@ -57,6 +61,9 @@ TASKS: dict[str, Callable[[], Task]] = {
 def choose_subtasks(names: Sequence[str]) -> list[tuple[Task, str]]:
     """The subtasks that `names` mean, each once, in the order named; a task's name means all of its subtasks."""
     tasks = [make() for make in TASKS.values()]
+    added = {name.partition("/")[0]: None for name in names if name.partition("/")[0] not in TASKS}
+    found = [plugin("tasks", name, built_in=TASKS) for name in added]
+    tasks += [kind() for kind in found if kind is not None]
     by_subtask = {subtask: task for task in tasks for subtask in task.subtasks}
     meant = {**{task.name: task.subtasks for task in tasks}, **{subtask: (subtask,) for subtask in by_subtask}}
     chosen: dict[str, None] = {}
