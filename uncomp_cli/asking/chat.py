@@ -105,8 +105,8 @@ class Chat:
                 raise
             raise OutOfMemoryError("memory ran out; the message was not kept", hint=_FREES) from error
         if session.preset != before:  # what was read by the last one that was tried is there
-            budget, floor = str(session.preset.budget), session.preset.floor_tokens
-            self.choice = replace(self.choice, budget=budget, floor_tokens=floor)
+            preset = session.preset
+            self.choice = replace(self.choice, budget=preset.budget, floor_tokens=preset.floor_tokens)
         if reply is None:
             yield Stopped()
             return None
@@ -305,7 +305,7 @@ class Chat:
         return Transcript(
             model=self.name,
             preset=self.choice.name or CHAT_PRESET,
-            budget=self.choice.budget,
+            budget=None if self.choice.budget is None else str(self.choice.budget),
             system=dialogue.system,
             entries=tuple(dialogue.entries),
             pins=tuple(pin for pin in dialogue.pins if pin.entry < len(dialogue.entries)),

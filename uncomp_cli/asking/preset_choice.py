@@ -110,7 +110,7 @@ class PresetChoice:
     """
 
     name: str | None = None
-    budget: str | None = None
+    budget: Budget | None = None
     policy: str | None = None
     scorer: str | None = None
     seed: int = 0
@@ -145,13 +145,13 @@ def times(choice: PresetChoice, text: str, *, now: Preset) -> PresetChoice:
     """
     factor = _TIMES.fullmatch(text.strip())
     if factor is None:
-        return replace(choice, budget=text, floor_tokens=LEAST_TOKENS)
+        return replace(choice, budget=Budget.parse(text), floor_tokens=LEAST_TOKENS)
     budget = now.budget.times(float(factor[1]))
     if budget is None:
         raise UsageError(f"budget {now.budget} cannot be taken {text}", hint="name an amount, such as /budget 30%")
     if budget.kind == "full":
-        return replace(choice, budget=str(budget))
-    return replace(choice, budget=str(budget), floor_tokens=round(now.floor_tokens * float(factor[1])))
+        return replace(choice, budget=budget)
+    return replace(choice, budget=budget, floor_tokens=round(now.floor_tokens * float(factor[1])))
 
 
 def preset_line(preset: Preset) -> str:

@@ -13,6 +13,7 @@ from uncomp_cli.asking.doubts import check_calibrated
 from uncomp_cli.asking.escalation import HELD_BACK
 from uncomp_cli.asking.preset_choice import CHAT_PRESET, PresetChoice
 from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.ask.lengthening import check_grows, lengthen_for_growth
 from uncomp_cli.cli.ask.prepare import check_context_fits, load
 from uncomp_cli.cli.chat.commands import candidates
@@ -54,7 +55,8 @@ class ChatJob:
         model = self.model if "model" in self.named else replace(self.model, name=saved.model)
         choice = self.choice
         if choice.name is None:
-            budget = saved.budget if choice.budget is None else choice.budget
+            held = None if saved.budget is None else Budget.parse(saved.budget)
+            budget = held if choice.budget is None else choice.budget
             name = None if saved.preset == CHAT_PRESET else saved.preset
             choice = replace(choice, name=name, budget=budget)
         kept = {key: value for key, value in saved.sampling.items() if key not in self.named}
