@@ -11,11 +11,12 @@ DOCUMENT := docs/demo/lighthouse-handbook.md
 QUESTION := What is the combination of the stores safe?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint man bench model clean
+.PHONY: help demo test slow check lint man bench model clean
 
 help:
 	@echo "make demo    install, fetch the default model, ask a question of a real document"
 	@echo "make test    the default tests: minutes, no GPU"
+	@echo "make slow    every test but those for a GPU, with more examples: an hour"
 	@echo "make check   lint, types, man pages, tests: what CI runs"
 	@echo "make lint    ruff and mypy only;  make man    write the man pages again"
 	@echo "make bench   time and weigh against stock transformers;  make clean    remove what was built"
@@ -37,6 +38,9 @@ model: $(STAMP)
 
 test: $(STAMP) model
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" -r fEs $(ARGS)
+
+slow: $(STAMP) model
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu" --hypothesis-profile thorough -r fEs $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from uncomp_cli.models.builtin import DEFAULT_MODEL
 from uncomp_cli.models.catalog import ensure_local, local_path
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from support.desk import Desks
     from support.typist import Typist
     from uncomp_cli.models.loading import LoadedModel
+
+
+# Inputs with a shape are tried with 40 examples; `make slow`, or --hypothesis-profile thorough, tries 300.
+settings.register_profile("quick", max_examples=40, deadline=None)
+settings.register_profile("thorough", max_examples=300, deadline=None)
+settings.load_profile("quick")
 
 
 def pytest_configure() -> None:

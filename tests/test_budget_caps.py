@@ -1,7 +1,7 @@
 """Caps: what a layer cannot hold goes to the others, by every policy, to the last entry."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from support.budgets import MEASURED, make_spec, measured, requests
@@ -18,7 +18,6 @@ from uncomp_cli.spec import ModelSpec
     spare=st.integers(0, 300),
     even_share=st.sampled_from([0.0, 0.2, 1.0]),
 )
-@settings(max_examples=400, deadline=None)
 def test_cells_of_their_own_caps_sum_exactly(
     cells: list[tuple[int, int]], floor: int, spare: int, even_share: float
 ) -> None:
@@ -60,7 +59,6 @@ def capped(spec: ModelSpec, seq_len: int, protected: int, caps: list[int]) -> li
 
 @pytest.mark.parametrize("text", sorted({*POLICIES, *MEASURED}))
 @given(request=requests(), share=st.floats(0, 1), data=st.data())
-@settings(max_examples=25, deadline=None)
 def test_every_policy_spends_all_that_its_layers_can_hold(
     text: str, request: tuple[ModelSpec, int, int], share: float, data: st.DataObject
 ) -> None:

@@ -5,7 +5,7 @@ import re
 from fractions import Fraction
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from support.budgets import make_spec, requests
@@ -43,7 +43,6 @@ def exact_shares(amount: int, weights: list[int], room: int) -> list[Fraction]:
 
 
 @given(splits())
-@settings(max_examples=300, deadline=None)
 def test_apportion_is_largest_remainder_over_exact_shares(split: tuple[int, list[int], int, int]) -> None:
     total, weights, floor, cap = split
     counts = apportion(total, weights, floor=floor, cap=cap)
@@ -58,7 +57,6 @@ def test_apportion_is_largest_remainder_over_exact_shares(split: tuple[int, list
 
 
 @given(splits())
-@settings(max_examples=200, deadline=None)
 def test_a_heavier_cell_never_gets_less(split: tuple[int, list[int], int, int]) -> None:
     total, weights, floor, cap = split
     counts = apportion(total, weights, floor=floor, cap=cap)
@@ -98,7 +96,6 @@ def test_what_cannot_be_split(total: int, weights: list[float], floor: int) -> N
 
 
 @given(requests(), st.integers(0, 1800), st.data())
-@settings(max_examples=200, deadline=None)
 def test_shares_are_spent_exactly(request: tuple[ModelSpec, int, int], entries: int, data: st.DataObject) -> None:
     spec, seq_len, protected = request
     row = st.lists(st.floats(0, 5), min_size=spec.num_kv_heads, max_size=spec.num_kv_heads)
@@ -117,7 +114,6 @@ def test_shares_are_spent_exactly(request: tuple[ModelSpec, int, int], entries: 
 
 
 @given(requests())
-@settings(max_examples=150, deadline=None)
 def test_the_hint_of_a_refusal_is_the_smallest_budget_that_works(request: tuple[ModelSpec, int, int]) -> None:
     spec, seq_len, protected = request
     assume(protected > 0)

@@ -1,7 +1,7 @@
 """Thinning: each schedule by hand, what holds for all of them, and slips named."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from support.budgets import SUMS_32, make_spec
@@ -29,7 +29,6 @@ def measured(draw: st.DrawFn, spec: ModelSpec, text: str) -> Uncertainty | None:
 
 @pytest.mark.parametrize("text", TEXTS)
 @given(windows=st.lists(st.one_of(st.none(), st.just(16)), min_size=1, max_size=12), data=st.data())
-@settings(max_examples=60, deadline=None)
 def test_a_schedule_falls_from_one_and_is_final_where_it_says_so(
     text: str, windows: list[int | None], data: st.DataObject
 ) -> None:

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from support.budgets import MEASURED, make_spec, measured, requests
@@ -28,7 +28,6 @@ def values_of(spec: ModelSpec, key: str, row: list[list[float]]) -> Uncertainty:
 
 @pytest.mark.parametrize("text", MEASURED)
 @given(request=requests(), share=st.floats(0, 1), data=st.data())
-@settings(max_examples=30, deadline=None)
 def test_sums_are_exact_whatever_was_measured(
     text: str, request: tuple[ModelSpec, int, int], share: float, data: st.DataObject
 ) -> None:
@@ -52,7 +51,6 @@ def test_sums_are_exact_whatever_was_measured(
 
 @pytest.mark.parametrize("text", MODEL_SCOPE)
 @given(request=requests(), share=st.floats(0, 1), data=st.data())
-@settings(max_examples=40, deadline=None)
 def test_layers_only_shrink_as_others_report(
     text: str, request: tuple[ModelSpec, int, int], share: float, data: st.DataObject
 ) -> None:
@@ -73,7 +71,6 @@ def test_layers_only_shrink_as_others_report(
 
 @pytest.mark.parametrize("text", [text for text in MEASURED if make_policy(text).scope == "layer"])
 @given(request=requests(), data=st.data())
-@settings(max_examples=30, deadline=None)
 def test_a_layer_of_layer_scope_needs_its_own_values_alone(
     text: str, request: tuple[ModelSpec, int, int], data: st.DataObject
 ) -> None:

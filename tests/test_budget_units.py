@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from support.budgets import make_spec
@@ -54,7 +54,6 @@ def test_no_budgets(text: str, says: str) -> None:
 
 
 @given(st.text(alphabet="0123456789.% kKmMgGiIbBauto-e٣", max_size=12))
-@settings(max_examples=300, deadline=None)
 def test_any_text_parses_or_is_refused(text: str) -> None:
     try:
         budget = Budget.parse(text)
@@ -121,7 +120,6 @@ WINDOWS: st.SearchStrategy[list[int | None]] = st.lists(
 
 
 @given(WINDOWS, st.integers(1, 5000), st.integers(1, 400_000), st.data())
-@settings(max_examples=100, deadline=None)
 def test_a_byte_budget_is_never_exceeded(
     windows: list[int | None], seq_len: int, num_bytes: int, data: st.DataObject
 ) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -69,7 +69,6 @@ def heads(draw: st.DrawFn) -> tuple[list[Tensor], list[list[float]]]:
 
 
 @given(heads())
-@settings(max_examples=200, deadline=None)
 def test_no_token_is_agreed_to_be_worth_more_or_less_than_a_head_says(
     case: tuple[list[Tensor], list[list[float]]],
 ) -> None:

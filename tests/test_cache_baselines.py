@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -252,7 +252,6 @@ def won_in_a_loop(scores: Tensor, protected: Tensor, total: int) -> list[int]:
 
 
 @given(layers())
-@settings(max_examples=300, deadline=None)
 def test_shares_are_those_of_the_algorithm(layer: tuple[Tensor, Sequence[int], Tensor, float]) -> None:
     scores, counts, protected, floor = layer
     shares = share_heads(scores, counts, protected=protected, floor=floor)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -45,7 +45,6 @@ def tokens_by_word(case: Case) -> list[list[int]]:
 
 
 @given(cases())
-@settings(max_examples=150, deadline=None)
 def test_counts_order_and_protection(case: Case) -> None:
     for words in (case.words, None):
         (positions,) = select(case.scores, [case.kept], protected=case.protected, words=words)
@@ -69,14 +68,12 @@ def expected(case: Case) -> set[int]:
 
 
 @given(cases())
-@settings(max_examples=300, deadline=None)
 def test_better_words_stay_when_they_fit(case: Case) -> None:
     (positions,) = select(case.scores, [case.kept], protected=case.protected, words=case.words)
     assert set(positions.tolist()) == expected(case)
 
 
 @given(cases())
-@settings(max_examples=150, deadline=None)
 def test_a_word_is_taken_or_left(case: Case) -> None:
     """One word at most is torn, and only when every word that is left, within reach, is longer than the gap."""
     assume(len(case.words) <= case.kept + REACH_TOKENS)
@@ -91,7 +88,6 @@ def test_a_word_is_taken_or_left(case: Case) -> None:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
 def test_without_words_it_is_the_top_scores(data: st.DataObject) -> None:
     scores = torch.tensor([data.draw(st.permutations(range(20))) for _ in range(2)]).float()
     protected = torch.arange(20) < data.draw(st.integers(0, 5))

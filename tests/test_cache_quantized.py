@@ -40,7 +40,6 @@ def value_scales(quantized: QuantizedHead) -> Tensor:
     length=st.integers(1, 9), dim=st.integers(1, 5), seed=st.integers(0, 99),
     size=st.sampled_from([1e-9, 1e-3, 1.0, 300.0, 6e4]), offset=st.sampled_from([0.0, 1.0, -20.0]),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
 def test_the_error_is_half_a_scale(bits: int, length: int, dim: int, seed: int, size: float, offset: float) -> None:
     keys, values, at = head(length, dim, seed=seed)
     keys, values = ((size * (x + offset)).clamp(-65504, 65504) for x in (keys, values))
@@ -141,7 +140,6 @@ def test_other_dtypes_are_rounded_once(bits: int, dtype: torch.dtype) -> None:
 
 @BITS
 @given(keep=st.sets(st.integers(0, 9)))
-@settings(max_examples=30, deadline=None)
 def test_what_is_taken_keeps_its_codes(bits: int, keep: set[int]) -> None:
     quantized = quantize_head(*head(10, 5), bits, config=SMALL)
     rows = torch.tensor(sorted(keep), dtype=torch.int64)
@@ -270,7 +268,7 @@ class QuantizedCacheMachine(RuleBasedStateMachine):
                     assert torch.equal(values[i], layer.head(first + i)[1])
 
 
-QuantizedCacheMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=12, deadline=None)
+QuantizedCacheMachine.TestCase.settings = settings(stateful_step_count=12)
 TestRandomOperations = QuantizedCacheMachine.TestCase
 
 

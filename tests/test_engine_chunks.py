@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -29,7 +29,6 @@ from uncomp_cli.engine.tokens.prompt import open_question
 CONTEXT = 150
 
 
-@settings(max_examples=80, deadline=None)
 @given(context=st.integers(1, 300), asked=st.integers(0, 20), chunk=st.integers(1, 120), worded=st.booleans())
 def test_chunks_are_the_text_in_order(context: int, asked: int, chunk: int, worded: bool) -> None:
     plain = make_prompt(context, [asked + 8], protected=3, words=words_of(context) if worded else None)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -202,7 +202,6 @@ def allocated(spec: ModelSpec, plan: BudgetPlan, prompt: Prompt) -> int:
     num_bytes=st.integers(1, 600_000), bits=st.sampled_from([8, 4]), head_dim=st.sampled_from([1, 3, 8]),
     data=st.data(),
 )  # fmt: skip
-@settings(max_examples=100, deadline=None)
 def test_a_byte_budget_is_never_exceeded(
     windows: list[int | None], context: int, questions: list[int], num_bytes: int, bits: int, head_dim: int,
     data: st.DataObject,

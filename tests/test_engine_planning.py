@@ -99,7 +99,7 @@ CAPPED = {
 }
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(**CAPPED)
 def test_the_cache_never_takes_more_than_it_may(
     budget: str,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -92,7 +92,6 @@ def test_rotation_scale_and_shift_change_nothing() -> None:
     assert not torch.allclose(spectrum(x * torch.linspace(1, 9, SIZE)), expected, atol=1e-3)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(min_value=1, max_value=900), min_size=1, max_size=5))
 def test_chunks_equal_one_shot(lengths: list[int]) -> None:
     x = states(HEADS, sum(lengths), SIZE)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -121,7 +121,6 @@ def test_the_mean_budget_is_not_the_budget_of_the_mean_row() -> None:
 
 
 @pytest.mark.parametrize("kind", ["norm", "cosine"])
-@settings(deadline=None)
 @given(
     seed=st.integers(min_value=0, max_value=10_000),
     seq_len=st.integers(min_value=1, max_value=40),

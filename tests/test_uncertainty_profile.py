@@ -271,7 +271,7 @@ def test_what_is_loaded_can_be_merged_saved_and_measured_on(tmp_path: Path) -> N
     )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     value=st.floats(width=32, allow_nan=False, allow_infinity=False),
     source=st.text(st.characters(exclude_categories=["Cs"])),
