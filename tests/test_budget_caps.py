@@ -4,11 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.budgets import MEASURED, make_spec, measured, requests
+from support.budgets import MEASURED, make_spec, measured, planned, requests
 from uncomp_cli.budget.plan import BudgetPlan, Wanted, apportion
 from uncomp_cli.budget.policies import POLICIES, make_policy
 from uncomp_cli.budget.values import Uncertainty
-from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
 
 
@@ -66,10 +65,10 @@ def test_every_policy_spends_all_that_its_layers_can_hold(
     caps = data.draw(st.lists(st.integers(1, 130), min_size=spec.num_layers, max_size=spec.num_layers))
     policy, entries = make_policy(text), round(spec.full_entries(seq_len) * share)
     values = data.draw(measured(spec, text)) if policy.measures else None
-    wanted = {"seq_len": seq_len, "entries": entries, "protected": protected}
-    try:
-        plan = policy.plan(Wanted(spec, **wanted, uncertainty=values, caps=caps))
-    except DoesNotFitError:
+    plan = planned(
+        policy.plan, Wanted(spec, seq_len, entries, protected, caps=caps, uncertainty=values), refuses=text != "full"
+    )
+    if plan is None:
         return
     most = capped(spec, seq_len, 0 if text == "full" else protected, caps)
     room = spec.num_kv_heads * sum(most)

@@ -3,12 +3,13 @@
 import math
 import re
 from fractions import Fraction
+from functools import partial
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from support.budgets import make_spec, requests
+from support.budgets import make_spec, planned, requests
 from uncomp_cli.budget.amount import Budget, resolve_entries
 from uncomp_cli.budget.plan import BudgetPlan, Wanted, apportion
 from uncomp_cli.budget.policies import POLICIES, UniformPolicy, make_policy
@@ -100,10 +101,10 @@ def test_shares_are_spent_exactly(request: tuple[ModelSpec, int, int], entries: 
     spec, seq_len, protected = request
     row = st.lists(st.floats(0, 5), min_size=spec.num_kv_heads, max_size=spec.num_kv_heads)
     weights = data.draw(st.lists(row, min_size=spec.num_layers, max_size=spec.num_layers))
-    try:
-        plan = BudgetPlan.of_shares(Wanted(spec, seq_len=seq_len, entries=entries, protected=protected), weights)
-    except DoesNotFitError:
-        assume(False)
+    wanted = Wanted(spec, seq_len=seq_len, entries=entries, protected=protected)
+    plan = planned(partial(BudgetPlan.of_shares, weights=weights), wanted)
+    if plan is None:
+        return
     assert plan.entries == min(entries, spec.full_entries(seq_len))
     for layer, window in zip(plan.kept, spec.sliding_windows, strict=True):
         assert len(layer) == spec.num_kv_heads

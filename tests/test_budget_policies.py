@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.budgets import make_spec, requests
+from support.budgets import make_spec, planned, requests
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import (
     POLICIES,
@@ -16,7 +16,7 @@ from uncomp_cli.budget.policies import (
     ZigzagPolicy,
     make_policy,
 )
-from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.errors import UsageError
 from uncomp_cli.spec import ModelSpec
 
 SEQ_LEN = 4000
@@ -123,11 +123,8 @@ def test_sums_are_exact_for_every_shape(name: str, request: tuple[ModelSpec, int
     spec, seq_len, protected = request
     full = spec.full_entries(seq_len)
     entries = round(full * share)
-    try:
-        plan = make_policy(name).plan(Wanted(spec, seq_len=seq_len, entries=entries, protected=protected))
-    except DoesNotFitError:
-        fixed = full - len(spec.full_layers) * spec.num_kv_heads * (seq_len - protected)
-        assert entries < fixed
+    plan = planned(make_policy(name).plan, Wanted(spec, seq_len, entries, protected), refuses=name != "full")
+    if plan is None:
         return
     assert plan.entries == (full if name == "full" else entries)
     for layer, window in zip(plan.kept, spec.sliding_windows, strict=True):

@@ -1,9 +1,14 @@
 """Specs, requests and measured values to plan with."""
 
+from collections.abc import Callable
+
+import pytest
 from hypothesis import strategies as st
 
+from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.values import Uncertainty
+from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
 
 
@@ -31,6 +36,26 @@ def requests(draw: st.DrawFn) -> tuple[ModelSpec, int, int]:
     windows = draw(st.lists(st.one_of(st.none(), st.integers(1, 60)), min_size=1, max_size=5))
     seq_len = draw(st.integers(1, 120))
     return make_spec(tuple(windows), kv_heads=draw(st.integers(1, 3))), seq_len, draw(st.integers(0, seq_len))
+
+
+def planned(plan: Callable[[Wanted], BudgetPlan], wanted: Wanted, *, refuses: bool = True) -> BudgetPlan | None:
+    """The plan of a budget that holds what is always kept; None for a smaller one, which must be refused."""
+    if refuses and wanted.entries < least_entries(wanted):
+        with pytest.raises(DoesNotFitError):
+            plan(wanted)
+        return None
+    return plan(wanted)
+
+
+def least_entries(wanted: Wanted) -> int:
+    """The protected tokens in full layers; what sliding layers can hold of their windows."""
+    caps = wanted.caps or [wanted.seq_len] * wanted.spec.num_layers
+    slots = zip(wanted.spec.sliding_windows, caps, strict=True)
+    layers = [
+        wanted.protected if window is None else min(window, wanted.seq_len, max(cap, wanted.protected))
+        for window, cap in slots
+    ]
+    return wanted.spec.num_kv_heads * sum(layers)
 
 
 # Per-layer entropy sums on wikitext2, as released with UNComp (stage_division.py).
