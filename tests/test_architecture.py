@@ -294,8 +294,6 @@ LOOK_ALIKES = {
     "cli/calibrate/calibrate_risk uncertainty/risk",
     "documents/evidence evals/tasks/evidence",
     "engine/context/context engine/context/saved_context",
-    "engine/forward/attention uncertainty/attention_entropy",
-    "engine/forward/attention uncertainty/attention_mass",
     "engine/read/chunk_row engine/read/row",
     "engine/read/prefill evals/judges/exact_prefill",
     "engine/read/reading engine/read/rereading",

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from uncomp_cli.cache.agreement import agree, mix
 from uncomp_cli.cache.scorers import make_scorer
+from uncomp_cli.cache.window import agree, mix
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
 

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from support.families import FAMILIES, full_plan, make_prompt, read, tiny
 from support.views import CONTEXT, DIM, HEADS, KV_HEADS, SCALING, make_view
 from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.cache.eviction import select
-from uncomp_cli.cache.expected import FUTURE_TOKENS, turn
-from uncomp_cli.cache.head_shares import share_heads
-from uncomp_cli.cache.scorers import SCORERS, LayerView, make_scorer
+from uncomp_cli.cache.eviction import select, share_heads
+from uncomp_cli.cache.scorers import FUTURE_TOKENS, SCORERS, LayerView, make_scorer, turn
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.decoder import rope_frequencies
 from uncomp_cli.engine.read.prefill import prefill

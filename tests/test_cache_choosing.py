@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uncomp_cli.cache.held_choice import choose_held
+from uncomp_cli.cache.eviction import choose_held
 
 LENGTH = 40
 

@@ -11,8 +11,8 @@ from uncomp_cli.cache.view import LayerView
 from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
 from uncomp_cli.engine.spend.measurer import LayerMeter, measure_hidden, measure_layer
 from uncomp_cli.errors import ModelError
-from uncomp_cli.uncertainty.attention_mass import minimum_output_budget
-from uncomp_cli.uncertainty.matrix_entropy import spectrum, truncated_entropy
+from uncomp_cli.uncertainty.entropy import spectrum, truncated_entropy
+from uncomp_cli.uncertainty.mass import minimum_output_budget
 from uncomp_cli.uncertainty.measures import ATTENTION_MEASURES, DEFAULT_MEASURES, parse_measure
 
 H, G, S, N, D, SINKS, WINDOW = 4, 2, 60, 12, 8, 4, 6

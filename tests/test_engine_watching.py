@@ -25,8 +25,8 @@ from uncomp_cli.engine.look.watching import (
     watched_heads,
 )
 from uncomp_cli.engine.write.batch import Batch, BatchSession
-from uncomp_cli.uncertainty.attention_entropy import attention_entropy, score_entropy
 from uncomp_cli.uncertainty.distance_pattern import distance_edges, distance_pattern
+from uncomp_cli.uncertainty.entropy import attention_entropy, score_entropy
 from uncomp_cli.uncertainty.risk import RiskBin, RiskCurve
 
 GREEDY = SamplingConfig(max_new_tokens=12)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from uncomp_cli.errors import ModelError, UsageError
-from uncomp_cli.uncertainty import matrix_entropy as entropy
-from uncomp_cli.uncertainty.matrix_entropy import gram, gram_spectrum, knee_rank, spectrum, token_sum, truncated_entropy
+from uncomp_cli.uncertainty import entropy
+from uncomp_cli.uncertainty.entropy import gram, gram_spectrum, knee_rank, spectrum, token_sum, truncated_entropy
 
 HEADS, TOKENS, SIZE = 3, 2500, 16
 

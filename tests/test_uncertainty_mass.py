@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from uncomp_cli.errors import ModelError, UsageError
-from uncomp_cli.uncertainty import attention_mass
-from uncomp_cli.uncertainty.attention_entropy import attention_entropy
-from uncomp_cli.uncertainty.attention_mass import (
+from uncomp_cli.uncertainty import mass
+from uncomp_cli.uncertainty.entropy import attention_entropy
+from uncomp_cli.uncertainty.mass import (
     OutputError,
     mean_minimum_budget,
     minimum_budget,
@@ -142,8 +142,8 @@ def test_lmbo_through_blocks_of_rows_and_tokens(kind: OutputError, monkeypatch: 
     values = vectors(2, 60, 4, dtype=torch.float64)
     expected = [[settled(output_errors(row, values[g], kind), 0.05) for row in rows[g]] for g in range(2)]
     for block_rows, block_tokens in ((8, 512), (2, 7), (1, 1)):
-        monkeypatch.setattr(attention_mass, "_BLOCK_ROWS", block_rows)
-        monkeypatch.setattr(attention_mass, "_BLOCK_TOKENS", block_tokens)
+        monkeypatch.setattr(mass, "_BLOCK_ROWS", block_rows)
+        monkeypatch.setattr(mass, "_BLOCK_TOKENS", block_tokens)
         assert minimum_output_budget(rows, values, tolerance=0.05, kind=kind).tolist() == expected
 
 

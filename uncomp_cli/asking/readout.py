@@ -263,7 +263,7 @@ def cite(
 
     The cache is not changed; what it holds from `first` on is not looked at. No answer has no evidence.
     """
-    from uncomp_cli.cache.survival import survival
+    from uncomp_cli.cache.ragged import survival
     from uncomp_cli.engine.look.attended import attended_by
 
     if len(ids) < 2:

@@ -55,7 +55,7 @@ class BudgetPlan:
     """Kept tokens per layer and KV head for a prompt of `seq_len` tokens.
 
     `kept[l][g]` includes the protected tokens; a sliding layer keeps its whole window. With a `head_floor` below 1 only
-    the layer's sum is final: its heads share the rest by their scores (cache/head_shares.py). What is kept of the
+    the layer's sum is final: its heads share the rest by their scores (cache/eviction.py). What is kept of the
     context is held in `kv_bits` bits; 16 stands for the model's own dtype. `hidden[l]` is the share of the context's
     tokens that enters layer l (thinning.py); () stands for all of them everywhere.
     """

@@ -4,6 +4,18 @@ Protected tokens stay first, then words in order of score, each whole when it st
 ascending and unique. At most one word is torn, and only when no whole one near the cut fits into what is left. No word
 further than REACH_TOKENS behind the cut is looked at, so that what is kept lies in the beginning of a ranking, as
 engine/read/overkeep.py needs it.
+
+Heads of one layer may share what it keeps: more for a head whose tokens score high (AdaKV, arXiv 2407.11550, algorithm
+1). The best of all heads' tokens are chosen together, and a head is due as many as it has among them. Safeguard: a part
+`floor` of the layer's budget stays where the plan put it. With free_g the plan's unprotected tokens of head g and won_g
+its tokens among the best sum(free) of the layer,
+
+    share_g = floor · free_g + (1 - floor) · won_g,    rounded so that the layer's sum is exact.
+
+Scores must be comparable between heads, as attention is; protected tokens stay in every head and do not compete.
+
+Between two chunks of a prompt, or two turns of a chat, every head holds other positions (`choose_held`): scores are
+then given by position, [G, S], of which each head looks at those it holds.
 """
 
 from collections.abc import Sequence
@@ -11,7 +23,38 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["REACH_TOKENS", "select"]
+from uncomp_cli.budget.plan import apportion
+from uncomp_cli.cache.coherence import share_by_word
+
+__all__ = [
+    "REACH_TOKENS",
+    "choose_held",
+    "select",
+    "share_heads",
+]
+
+
+def share_heads(scores: Tensor, counts: Sequence[int], *, protected: Tensor, floor: float) -> list[int]:
+    """Tokens that each head keeps, with the sum of `counts`: scores [G, S], protected bool [S], floor in [0, 1].
+
+    No head gets fewer tokens than are protected, nor more than S. With floor 1 the counts are the plan's.
+    """
+    must = int(protected.sum())
+    if floor >= 1 or min(counts) < must:  # what is below the protected tokens is refused where it is cut
+        return list(counts)
+    room = scores.shape[1] - must
+    free = [count - must for count in counts]
+    won = _won(scores[:, ~protected], sum(free))
+    weights = [floor * own + (1 - floor) * best for own, best in zip(free, won, strict=True)]
+    return [must + share for share in apportion(sum(free), weights, floor=0, cap=room)]
+
+
+def _won(scores: Tensor, total: int) -> list[int]:
+    """How many of the `total` best of scores [G, S] each head has; equal ones count by position, then by head."""
+    num_heads = scores.shape[0]
+    order = torch.sort(scores.T.flatten(), descending=True, stable=True).indices[:total]
+    return torch.bincount(order % num_heads, minlength=num_heads).tolist()
+
 
 REACH_TOKENS = 32
 
@@ -71,3 +114,39 @@ def _fill(ends: Tensor, lengths: Tensor, room: int) -> tuple[list[tuple[int, int
         if room == 0:
             break
     return chosen, room
+
+
+def choose_held(
+    scores: Tensor,
+    held: Sequence[Tensor],
+    counts: Sequence[int],
+    *,
+    protected: Tensor,
+    words: Tensor | None,
+    floor: float = 1.0,
+) -> list[Tensor]:
+    """Ascending indices into what each head holds: `counts[g]` entries of head g, or all when there are fewer.
+
+    scores [G, S]; held[g] [S_g] ascending positions; protected bool [S] entries stay, in addition when they are more
+    than the count; words int64 [S]: tokens of a word share their score and stay together. `floor` below 1: heads share
+    their counts by their scores.
+    """
+    ranked = _ranked(scores, held, words)
+    if floor < 1:
+        counts = share_heads(ranked, counts, protected=protected, floor=floor)
+    chosen = []
+    for row, positions, count in zip(ranked, held, counts, strict=True):
+        at = positions.long()
+        must = protected[at]
+        numbers = None if words is None else words[at]
+        chosen += select(row[at][None], [max(count, int(must.sum()))], protected=must, words=numbers)
+    return chosen
+
+
+def _ranked(scores: Tensor, held: Sequence[Tensor], words: Tensor | None) -> Tensor:
+    """Scores [G, S] of what each head holds, where words are given those of its words; -inf for what it does not."""
+    ranked = torch.full_like(scores, float("-inf"))
+    for row, own, positions in zip(ranked, scores, held, strict=True):
+        at = positions.long()
+        row[at] = own[at] if words is None else share_by_word(own[at][None], words[at])[0]
+    return ranked

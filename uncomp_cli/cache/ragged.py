@@ -9,9 +9,15 @@ added behind that, in the model's own dtype. Starts, lengths and capacities are 
 
 Physical length (entries) and logical length (tokens seen) are separate: positions are the tokens' own, so the model
 rotates new queries by where they are in the text, not by where they are in memory. Nothing here chooses what stays.
+
+How much of each token a cache still holds is its survival:
+
+    survival[s] = |{(l, g) : head g of layer l holds position s}| / (layers x KV heads)
+
+A token that every head dropped has 0 and cannot have been read; 1 is a token that nothing was lost of.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,7 +27,12 @@ from uncomp_cli.cache.layer import Head, LayerCache, lay_out
 from uncomp_cli.cache.quantized import QuantizedHead, quantize_head
 from uncomp_cli.config import CacheConfig
 
-__all__ = ["Head", "LayerCache", "RaggedKVCache"]
+__all__ = [
+    "Head",
+    "LayerCache",
+    "RaggedKVCache",
+    "survival",
+]
 
 
 class RaggedKVCache:
@@ -211,3 +222,24 @@ def _cut(before: QuantizedHead, position: int) -> QuantizedHead:
     """The entries before logical `position`."""
     left = int(torch.searchsorted(before.positions, position))
     return before if left == len(before) else before.take(torch.arange(left, device=before.positions.device))
+
+
+def survival(cache: RaggedKVCache, seq_len: int, *, layers: Sequence[int] | None = None) -> Tensor:
+    """The share [S] of heads of `layers` (None: all) that hold each of the first `seq_len` positions, on the CPU.
+
+    Name the layers that a budget decides about (`ModelSpec.full_layers`): one with a sliding window keeps its window.
+    Of a cache of several rows it is the share over all of them.
+    """
+    counts, heads = torch.zeros(seq_len, dtype=torch.int64), 0
+    for index in range(len(cache.layers)) if layers is None else layers:
+        for held in _positions(cache.layer(index)):
+            counts += torch.bincount(held[held < seq_len], minlength=seq_len)
+            heads += 1
+    return counts / max(1, heads)
+
+
+def _positions(layer: LayerCache) -> Iterator[Tensor]:
+    """The positions that each head holds; keys and values are not touched, so that nothing is dequantised."""
+    for head, before in enumerate(layer.quantized):
+        tail = layer.tail(head)[2].cpu()
+        yield tail if before is None else torch.cat([before.positions.cpu(), tail])

@@ -1,9 +1,18 @@
 """Scorers: how much each prompt token matters to each KV head.
 
 A scorer sees one layer's queries, keys and values and the questions (view.py) and gives a score per KV head and
-context token. Scores are then made coherent (coherence.py) and cut (eviction.py). Those that look at nothing are here;
-window_scores.py asks the question, key_scores.py and expected.py do not. To add one: a class, a line in SCORERS; or,
-in a package of your own, an entry of the group `uncomp.scorers` (plugins.py).
+context token. Scores are then made coherent (coherence.py) and cut (eviction.py). Here are those that do not look at
+the question; window.py asks it. To add one: a class, a line in SCORERS; or, in a package of your own, an entry of the
+group `uncomp.scorers` (plugins.py).
+
+What is unlike the rest is worth keeping (KeyDiffScorer, DistinctScorer). Or the questions to come are guessed: queries
+before RoPE are taken as Gaussian, q ~ N(mu, Sigma) for every query head. At a coming position p the model would compare
+R_p q with the cached keys, so with R the mean of R_p over the next positions
+
+    E[exp(s k·Rq)] = exp(s k·R mu + s²/2 · k·R Sigma Rᵀ k),    s the scaling (1/sqrt(D))
+
+(expected attention, arXiv 2510.00636, section 3). R is applied to the keys, from the other side: k·Rq = (Rᵀk)·q. What
+YaRN multiplies queries by stays in them, as in those to come.
 """
 
 import difflib
@@ -13,11 +22,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from uncomp_cli.cache.expected import ExpectedScorer
-from uncomp_cli.cache.key_scores import DistinctScorer, KeyDiffScorer
 from uncomp_cli.cache.view import LayerView, Scorer
-from uncomp_cli.cache.window_scores import (
+from uncomp_cli.cache.window import (
     AgreementScorer,
     ReversedScorer,
     TovaScorer,
@@ -25,10 +33,11 @@ from uncomp_cli.cache.window_scores import (
     window_attention,
 )
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.plugins import plugin, plugin_names
 
 __all__ = [
+    "FUTURE_TOKENS",
     "SCORERS",
     "AgreementScorer",
     "DistinctScorer",
@@ -43,8 +52,120 @@ __all__ = [
     "WindowScorer",
     "make_scorer",
     "scorer_names",
+    "turn",
     "window_attention",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyDiffScorer:
+    """Minus the cosine between a key and its head's anchor, the mean of the unit keys (KeyDiff, arXiv 2504.15364).
+
+    score(s) = -cos(k_s, mean_t k_t / |k_t|), over the whole context at once, not block by block. A zero key scores 0.
+    """
+
+    name: ClassVar[str] = "keydiff"
+    query_aware: ClassVar[bool] = False
+    needs_queries: ClassVar[bool] = False
+    shared: ClassVar[float] = 0.0
+    published: ClassVar[ScorerConfig] = ScorerConfig("keydiff", window=1, pooling="none", width=1, whole_words=False)
+    config: ScorerConfig
+
+    def score(self, view: LayerView) -> Tensor:
+        """Scores [G, S] in [-1, 1]."""
+        unit = functional.normalize(view.keys.float(), dim=-1)
+        anchor = functional.normalize(unit.mean(dim=1, keepdim=True), dim=-1)
+        return -(unit * anchor).sum(dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class DistinctScorer:
+    """Distinct keys with large values: both min-max scaled within the head, then summed.
+
+    score(s) = scaled(-cos(k_s, anchor)) + scaled(|v_s|), the anchor as in KeyDiffScorer; for questions nobody has asked
+    yet. Our own combination of KeyDiff (arXiv 2504.15364) and the value norms of VATP (arXiv 2406.12335).
+    """
+
+    name: ClassVar[str] = "distinct"
+    query_aware: ClassVar[bool] = False
+    needs_queries: ClassVar[bool] = False
+    shared: ClassVar[float] = 0.0
+    published: ClassVar[ScorerConfig] = ScorerConfig("distinct", window=1)
+    config: ScorerConfig
+
+    def score(self, view: LayerView) -> Tensor:
+        """Scores [G, S] in [0, 2]."""
+        distinct = KeyDiffScorer(self.config).score(view)
+        return _scaled(distinct) + _scaled(view.values.float().norm(dim=-1))
+
+
+def _scaled(scores: Tensor) -> Tensor:
+    """Scores [G, S] between 0 and 1 in every head; a head whose scores are all equal has zeros."""
+    low, high = scores.amin(dim=-1, keepdim=True), scores.amax(dim=-1, keepdim=True)
+    return (scores - low) / (high - low).clamp_min(1e-12)
+
+
+FUTURE_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedScorer:
+    """Expected attention over the context, averaged over a KV head's query heads, times the value's norm.
+
+    Sinks have no part in it, neither their queries in mu and Sigma nor their keys in the softmax: they score 0, and
+    protection keeps them. Raises ModelError when the view has no RoPE frequencies.
+    """
+
+    name: ClassVar[str] = "expected"
+    query_aware: ClassVar[bool] = False
+    needs_queries: ClassVar[bool] = True
+    shared: ClassVar[float] = 0.0
+    published: ClassVar[ScorerConfig] = ScorerConfig("expected", window=1, pooling="none", width=1, whole_words=False)
+    config: ScorerConfig
+
+    def score(self, view: LayerView) -> Tensor:
+        """Scores [G, S]."""
+        if view.frequencies is None:
+            raise ModelError(
+                "scorer expected needs a model whose layers all turn queries and keys by the same RoPE frequencies",
+                hint="use --scorer keydiff or --scorer window",
+            )
+        num_kv_heads, context_len, _ = view.keys.shape
+        sinks = self.config.sinks
+        frequencies = view.frequencies.to(view.keys.device)
+        positions = torch.arange(context_len) if view.positions is None else view.positions
+        positions = positions.to(view.keys.device)
+        back = _angles(positions, frequencies)
+        ahead = _angles(positions[-1] + 1 + torch.arange(FUTURE_TOKENS, device=positions.device), frequencies)
+        scores = torch.zeros(num_kv_heads, context_len, device=view.keys.device)
+        for group, queries in enumerate(view.queries.reshape(num_kv_heads, -1, *view.queries.shape[1:])):
+            before_rope = turn(queries.float(), back[0], -back[1])[:, sinks:]
+            keys = turn(view.keys[group, sinks:].float(), ahead[0].mean(dim=0), -ahead[1].mean(dim=0))
+            attention = _log_expected(before_rope, keys, view.scaling).softmax(dim=-1).mean(dim=0)
+            scores[group, sinks:] = attention * view.values[group, sinks:].float().norm(dim=-1)
+        return scores
+
+
+def _angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [N, R] of RoPE at positions [N], in float32."""
+    radians = positions[:, None] * frequencies.float()
+    return radians.cos(), radians.sin()
+
+
+def turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE: states [..., D] with each pair (i, i + R) turned by cos, sin [..., R]; sin negated turns back."""
+    pairs = cos.shape[-1]
+    first, second, still = states[..., :pairs], states[..., pairs : 2 * pairs], states[..., 2 * pairs :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, still], dim=-1)
+
+
+def _log_expected(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
+    """s k·mu + s²/2 · k Sigma k of query heads [H/G, S, D] before RoPE for keys [S, D]: [H/G, S]."""
+    mean = queries.mean(dim=1, keepdim=True)
+    centred = queries - mean
+    covariance = centred.transpose(1, 2) @ centred / queries.shape[1]
+    spread = ((keys @ covariance) * keys).sum(dim=-1)
+    return scaling * (mean @ keys.T)[:, 0] + scaling**2 / 2 * spread
 
 
 _BLOCK = 4096

@@ -58,7 +58,7 @@ class Scorer(Protocol):
 
     @property
     def shared(self) -> float:
-        """Part of the final scores that comes from what the heads of all layers agree on (agreement.py); 0: none."""
+        """Part of the final scores that comes from what the heads of all layers agree on (window.py); 0: none."""
         ...
 
     @property

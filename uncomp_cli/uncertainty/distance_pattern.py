@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from uncomp_cli.uncertainty.attention_mass import attended
+from uncomp_cli.uncertainty.mass import attended
 
 __all__ = ["distance_edges", "distance_pattern", "js_divergence"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.cache.coherence import pool
-from uncomp_cli.cache.held_choice import choose_held
+from uncomp_cli.cache.eviction import choose_held
 from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.view import LayerView, Scorer

@@ -17,9 +17,8 @@ from torch import Tensor
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.values import Uncertainty
-from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.ragged import RaggedKVCache, survival
 from uncomp_cli.cache.scorers import make_scorer
-from uncomp_cli.cache.survival import survival
 from uncomp_cli.config import Limits
 from uncomp_cli.engine.context.agnostic import for_any_question
 from uncomp_cli.engine.context.cutting import cut_cache

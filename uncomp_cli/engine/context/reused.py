@@ -18,8 +18,8 @@ from torch import Tensor
 
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset
+from uncomp_cli.cache.ragged import survival
 from uncomp_cli.cache.shelf import Entry, Shelf
-from uncomp_cli.cache.survival import survival
 from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.engine.context.coverage import missing_passages
 from uncomp_cli.engine.context.kept import KeptContext

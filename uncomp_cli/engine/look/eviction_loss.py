@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from uncomp_cli.cache.coherence import pool, share_by_word
 from uncomp_cli.cache.eviction import select
 from uncomp_cli.cache.view import LayerView
-from uncomp_cli.cache.window_scores import WindowScorer
+from uncomp_cli.cache.window import WindowScorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.attention import AttentionState, attend_after
 from uncomp_cli.engine.forward.decoder import Decoder

@@ -21,8 +21,8 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cache.ragged import Head, RaggedKVCache
 from uncomp_cli.engine.spend.allocation import profile_of
 from uncomp_cli.spec import ModelSpec
-from uncomp_cli.uncertainty.attention_entropy import score_entropy
 from uncomp_cli.uncertainty.distance_pattern import distance_pattern
+from uncomp_cli.uncertainty.entropy import score_entropy
 from uncomp_cli.uncertainty.risk import JOINT, SIGNALS
 
 __all__ = ["AnswerWatch", "HeadAt", "Held", "Tally", "Watched", "all_heads", "held_in", "watched", "watched_heads"]

@@ -2,7 +2,7 @@
 
 A count that only shrinks, by a ranking that does not change, needs no second pass over the prompt: a layer holds the
 first `count` tokens of its ranking (and a margin, so that whole words still fit), and is cut again as later layers
-report. What is held then never exceeds the budget by much. A ranking that later layers change (agreement.py) would
+report. What is held then never exceeds the budget by much. A ranking that later layers change (window.py) would
 need all of a layer until the last has reported; it holds the part `held` of the context, ranked by what the layers so
 far agree on.
 
@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.cache.agreement import agree, mix
 from uncomp_cli.cache.coherence import MAX_WORD_TOKENS, share_by_word
-from uncomp_cli.cache.eviction import REACH_TOKENS, select
-from uncomp_cli.cache.head_shares import share_heads
+from uncomp_cli.cache.eviction import REACH_TOKENS, select, share_heads
+from uncomp_cli.cache.window import agree, mix
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.spend.allocation import Allocation
 from uncomp_cli.engine.tokens.prompt import Prompt

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from uncomp_cli.cache.expected import turn
 from uncomp_cli.cache.ragged import Head
+from uncomp_cli.cache.scorers import turn
 
 __all__ = ["packed"]
 

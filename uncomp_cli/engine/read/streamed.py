@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from uncomp_cli.cache.agreement import agree, mix
 from uncomp_cli.cache.coherence import pool
-from uncomp_cli.cache.held_choice import choose_held
+from uncomp_cli.cache.eviction import choose_held
 from uncomp_cli.cache.ragged import Head, RaggedKVCache
 from uncomp_cli.cache.scorers import Scorer
+from uncomp_cli.cache.window import agree, mix
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.read.chunk_row import ChunkRow
 from uncomp_cli.engine.read.overkeep import MARGIN_TOKENS

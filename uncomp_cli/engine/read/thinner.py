@@ -18,11 +18,11 @@ from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.coherence import pool, share_by_word
 from uncomp_cli.cache.eviction import select
 from uncomp_cli.cache.view import LayerView
-from uncomp_cli.cache.window_scores import window_attention
+from uncomp_cli.cache.window import window_attention
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.tokens.chunks import Chunk
 from uncomp_cli.spec import ModelSpec
-from uncomp_cli.uncertainty.attention_entropy import attention_entropy
+from uncomp_cli.uncertainty.entropy import attention_entropy
 
 __all__ = ["LEAST_TOKENS", "Thinner"]
 

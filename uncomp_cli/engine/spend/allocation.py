@@ -134,7 +134,7 @@ class Allocation:
     def trust(self) -> tuple[tuple[float, ...], ...] | None:
         """How far each head of each layer is trusted to say what matters; None when nothing was measured.
 
-        It is the square of the weight that the policy gives the head (cache/agreement.py).
+        It is the square of the weight that the policy gives the head (cache/window.py).
         """
         policy, wanted = self._policy, self._wanted
         if policy is None or wanted is None or wanted.uncertainty is None:

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.cache.view import LayerView
-from uncomp_cli.cache.window_scores import window_attention
+from uncomp_cli.cache.window import window_attention
 from uncomp_cli.errors import ModelError
-from uncomp_cli.uncertainty.attention_entropy import attention_entropy
-from uncomp_cli.uncertainty.attention_mass import mean_minimum_budget, minimum_output_budget
-from uncomp_cli.uncertainty.matrix_entropy import knee_rank, spectrum, truncated_entropy
+from uncomp_cli.uncertainty.entropy import attention_entropy, knee_rank, spectrum, truncated_entropy
+from uncomp_cli.uncertainty.mass import mean_minimum_budget, minimum_output_budget
 from uncomp_cli.uncertainty.measures import ATTENTION_MEASURES, Measure
 
 __all__ = ["LayerMeter", "measure_hidden", "measure_layer"]

@@ -10,7 +10,7 @@ with (engine/look/attended.py), heads weighed by the setting's own trust, and pa
 
 from collections.abc import Sequence
 
-from uncomp_cli.cache.survival import survival
+from uncomp_cli.cache.ragged import survival
 from uncomp_cli.documents.evidence import Evidence, find_evidence
 from uncomp_cli.documents.places import Places, Source
 from uncomp_cli.engine.look.attended import attended_by

@@ -21,7 +21,13 @@ from torch import Tensor
 
 from uncomp_cli.errors import ModelError, UsageError
 
-__all__ = ["OutputError", "attended", "mean_minimum_budget", "minimum_budget", "minimum_output_budget"]
+__all__ = [
+    "OutputError",
+    "attended",
+    "mean_minimum_budget",
+    "minimum_budget",
+    "minimum_output_budget",
+]
 
 OutputError = Literal["norm", "cosine"]
 

@@ -1,5 +1,17 @@
-"""Scorers that ask the question: how much attention its last tokens pay to each token of the context."""
+"""Scorers that ask the question: how much attention its last tokens pay to each token of the context.
 
+What the heads of all layers agree on may have a part in it: the few heads that find things tell the others.
+
+    agreed(s)  = Σ_lg trust_lg · score_lg(s) / Σ_lg trust_lg        a weighted mean, when it is known whom to trust
+               = max_lg score_lg(s)                                 otherwise
+    final_lg   = (1 - shared) · score_lg + shared · agreed
+
+Scores must be comparable between heads: attention without the sinks, every row normalised. A sum without trust would
+wash the few retrieval heads out; the maximum keeps them. Trust is the square of the weights that a policy gives the
+heads (calibrated or measured live), so that the floor of many heads does not outweigh a few.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,7 +21,32 @@ from torch import Tensor
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import ScorerConfig
 
-__all__ = ["AgreementScorer", "ReversedScorer", "TovaScorer", "WindowScorer", "window_attention"]
+__all__ = [
+    "AgreementScorer",
+    "ReversedScorer",
+    "TovaScorer",
+    "WindowScorer",
+    "agree",
+    "mix",
+    "window_attention",
+]
+
+
+def agree(scores: Sequence[Tensor], trust: Sequence[Sequence[float]] | None) -> Tensor:
+    """The agreed score [S] of layers of scores [G, S]; `trust` has a number of 0 or more for each of them.
+
+    Where nobody is trusted, the maximum.
+    """
+    stacked = torch.stack(list(scores))
+    weights = None if trust is None else torch.tensor(trust, dtype=stacked.dtype, device=stacked.device)
+    if weights is None or not float(weights.sum()) > 0:
+        return stacked.amax(dim=(0, 1))
+    return torch.einsum("lg,lgs->s", weights / weights.sum(), stacked)
+
+
+def mix(own: Tensor, agreed: Tensor, *, shared: float) -> Tensor:
+    """Scores [G, S] of which the part `shared` is agreed [S]."""
+    return (1 - shared) * own + shared * agreed
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +111,7 @@ def _rows_behind(weights: Tensor, first: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class AgreementScorer:
-    """The window score, mixed with what the heads of all layers agree on once all have reported (agreement.py)."""
+    """The window score, mixed with what the heads of all layers agree on once all have reported."""
 
     name: ClassVar[str] = "agreement"
     query_aware: ClassVar[bool] = True
