@@ -274,7 +274,6 @@ MOST_PARAMETERS = 12
 # Module names that are still to be told apart; what is mended leaves the list.
 LOOK_ALIKES = {
     "asking/chat engine/context/chat",
-    "asking/dialogue evals/judges/dialogue",
     "asking/request evals/tasks/request",
     "bench/bench_prompt engine/tokens/prompt",
     "budget/thinning engine/read/thinner",

@@ -126,6 +126,7 @@ def test_a_conversation_goes_on_from_its_file(chat: Chat, tmp_path: Path) -> Non
     pinned = chat.pin("notes.txt:2")
     chat.save(tmp_path / "talk.json")
     other = Chat(ChatSession(chat.loaded, preset("live", scorer="distinct"), GREEDY))
+    assert (chat.transcript().preset, chat.transcript().budget) == ("live", "20%")
     assert other.restore(chat.transcript()) == 0
     assert (other.dialogue.entries, other.dialogue.pins) == (chat.dialogue.entries, [pinned])
     list(chat.say("and?"))

@@ -24,8 +24,8 @@ from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.case import evidence_tokens, read_case
 from uncomp_cli.evals.judges.citations import fact_line, hits, judge_evidence
 from uncomp_cli.evals.judges.contestants import FULL, Setting, make_settings
-from uncomp_cli.evals.judges.dialogue import TURNS_TOKENS, converse, judge_conversation
 from uncomp_cli.evals.judges.run import EvalRequest, check_lengths, run_eval
+from uncomp_cli.evals.judges.turns import TURNS_TOKENS, converse, judge_conversation
 from uncomp_cli.evals.tables.outcome import OUTCOMES
 from uncomp_cli.evals.tasks import choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack

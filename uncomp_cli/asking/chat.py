@@ -43,13 +43,17 @@ _FREES = "/clear frees what the conversation takes; so does leaving and coming b
 class Chat:
     """A conversation that goes on, over `session`; `choice` is what its preset was chosen by, `name` the model's.
 
+    Without a choice it is the session's own preset that a transcript names.
+
     `draft` is a message that got no answer; `escalates` says that a flagged answer is asked for again.
     """
 
     def __init__(
         self, session: "ChatSession", choice: PresetChoice | None = None, *, system: str | None = None, name: str = ""
     ) -> None:
-        self.session, self.choice = session, choice or PresetChoice()
+        preset = session.preset
+        self.session = session
+        self.choice = choice or PresetChoice(preset.name, str(preset.budget), floor_tokens=preset.floor_tokens)
         self.name = name or session.loaded.info.name
         self.dialogue = Dialogue(system)
         self.draft, self.created = "", ""

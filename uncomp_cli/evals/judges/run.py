@@ -26,9 +26,9 @@ from uncomp_cli.evals.judges.answers import judge_answers
 from uncomp_cli.evals.judges.case import Case, read_case
 from uncomp_cli.evals.judges.citations import judge_evidence
 from uncomp_cli.evals.judges.contestants import Setting
-from uncomp_cli.evals.judges.dialogue import TURNS_TOKENS, judge_conversation
 from uncomp_cli.evals.judges.divergence import judge_fidelity
 from uncomp_cli.evals.judges.likelihood import NEXT_TOKENS, judge_perplexity
+from uncomp_cli.evals.judges.turns import TURNS_TOKENS, judge_conversation
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tasks import Task
 from uncomp_cli.evals.tasks.haystack import Haystack
