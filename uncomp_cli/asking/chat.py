@@ -53,7 +53,7 @@ class Chat:
     ) -> None:
         preset = session.preset
         self.session = session
-        self.choice = choice or PresetChoice(preset.name, str(preset.budget), floor_tokens=preset.floor_tokens)
+        self.choice = choice or PresetChoice(preset.name, preset.budget, floor_tokens=preset.floor_tokens)
         self.name = name or session.loaded.info.name
         self.dialogue = Dialogue(system)
         self.draft, self.created = "", ""
