@@ -26,7 +26,7 @@ from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.read.prefill import prefill
+from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt
@@ -59,7 +59,7 @@ def read(decoder: Decoder, ids: Sequence[int], budget: str) -> Context:
     prompt = Prompt(Tokens.of(context, protected=torch.arange(len(context)) < SINKS), (tuple(ids[-QUESTION_TOKENS:]),))
     preset = replace(load_preset("balanced"), budget=budget, floor_tokens=0)
     planned = plan_compression(decoder.spec, preset, prompt, available=free_bytes(decoder.device))
-    steps = prefill(decoder, [planned.prompt], [planned.allocation], scorer=planned.scorer, config=planned.config)
+    steps = Reader(decoder, planned).read()
     while True:
         try:
             next(steps)

@@ -21,7 +21,7 @@ from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.products import Matmul
-from uncomp_cli.engine.read.reading import read_compressed
+from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt
@@ -98,7 +98,7 @@ def run_uncomp(
 
 def _read(decoder: Decoder, prompt: Prompt, preset: Preset, limits: Limits | None) -> Context:
     planned = plan_compression(decoder.spec, preset, prompt, available=free_bytes(decoder.device), limits=limits)
-    steps = read_compressed(decoder, planned)
+    steps = Reader(decoder, planned).read()
     while True:
         try:
             next(steps)

@@ -26,7 +26,7 @@ from uncomp_cli.engine.context.recall import recall
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.thread import stream
-from uncomp_cli.engine.read.reading import read_compressed
+from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.allocation import Allocation, scorer_config
 from uncomp_cli.engine.spend.compression import plan_compression
@@ -105,7 +105,7 @@ class KeptContext:
         def run() -> Generator[PrefillStep, None, Tensor]:
             self.decoder.fix_regime(self._tokens_behind(len(text)))
             self._regime = self.decoder.regime_tokens
-            result = yield from read_compressed(self.decoder, planned)
+            result = yield from Reader(self.decoder, planned).read()
             self.cache, self.tokens = result.cache, text
             self.budget.uncertainty = planned.allocation.uncertainty
             self._measured_live_on = len(text) if planned.allocation.live else None

@@ -23,7 +23,7 @@ from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.look.watching import AnswerWatch, Watched, held_in, watched
-from uncomp_cli.engine.read.reading import read_compressed
+from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.records import DecodeStep, FinishReason, PrefillStep
 from uncomp_cli.engine.spend.allocation import Allocation
 from uncomp_cli.engine.spend.compression import Compression, check_length, plan_compression
@@ -126,7 +126,7 @@ class Session:
     def _prefill(self, compression: Compression) -> Generator[PrefillStep, None, None]:
         begun = time.perf_counter()
         try:
-            self._read = yield from read_compressed(self.decoder, compression)
+            self._read = yield from Reader(self.decoder, compression).read()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

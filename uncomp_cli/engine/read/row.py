@@ -1,5 +1,10 @@
-"""One row of a batch in one layer of a prefill: the unpadded prompt, cut into its context and its questions."""
+"""One chunk of a prompt in one layer: what was kept of the text before it, its own tokens, its questions.
 
+The past is ragged: every KV head holds its own tokens. Heads of one length are taken together; the others one by one.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -7,63 +12,150 @@ from torch import Tensor
 
 from uncomp_cli.cache.ragged import Head
 from uncomp_cli.cache.view import LayerView
-from uncomp_cli.engine.forward.attention import attend_after, attend_causal
+from uncomp_cli.engine.forward.attention import attend_after, attend_causal, attend_continued
 from uncomp_cli.engine.tokens.prompt import Prompt
 
 __all__ = ["Row"]
 
 
 class Row:
-    """One row of the batch in one layer: the unpadded prompt, cut into context and questions."""
+    """query [H, N, D], key and value [G, N, D] of the chunk's tokens that are there, at `positions`, and its questions.
 
-    def __init__(self, prompt: Prompt, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> None:
-        self.prompt, self.query, self.key, self.value, self.scaling = prompt, query, key, value, scaling
-        starts = [len(prompt.context)]
+    `past` has a head (keys, values, positions) for every KV head; it is empty in the first chunk. The questions stand
+    from position `end` on, whether or not the last tokens before it are still there.
+    """
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        positions: Tensor,
+        past: list[Head],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        end: int,
+    ) -> None:
+        self.end = end
+        self.prompt, self.positions, self.past = prompt, positions, past
+        self.query, self.key, self.value, self.scaling = query, key, value, scaling
+        self.context = len(positions)
+        starts = [self.context]
         for question in prompt.questions:
             starts.append(starts[-1] + len(question))
         self.spans = [slice(a, b) for a, b in pairwise(starts)]
+        self._groups = list(_equal_runs([len(at) for _, _, at in past] or [0] * len(key)))
+        self._before = {group.start: _stacked(past[group]) for group in self._groups if past}
 
     def attend(self, *, window: int | None, last_only: bool) -> Tensor:
         """The attention output [H, N, D]; with `last_only` zero but for the rows whose logits are read."""
-        if len(self.spans) == 1 and not last_only:
+        if not (self.past or last_only) and len(self.spans) == 1:
             return attend_causal(self.query, self.key, self.value, scaling=self.scaling, window=window)
-        context = len(self.prompt.context)
-        output = torch.zeros_like(self.query)
-        if not last_only:
-            trunk = self.query[:, :context], self.key[:, :context], self.value[:, :context]
-            output[:, :context] = attend_causal(*trunk, scaling=self.scaling, window=window)
-        for span in self.spans:
-            rows = slice(span.stop - 1, span.stop) if last_only else span
-            seen = [torch.cat([t[:, :context], t[:, span]], dim=1) for t in (self.key, self.value)]
-            output[:, rows] = attend_after(self.query[:, rows], *seen, scaling=self.scaling, window=window)
+        heads, length, width = self.query.shape
+        output = self.query.new_zeros(length, heads, width).transpose(0, 1)  # how the model wants it: no copy later
+        for group in self._groups:
+            rows = self._of(group)
+            if not last_only:
+                output[rows, : self.context] = self._context(group, window)
+            for span in self.spans:
+                at = slice(span.stop - 1, span.stop) if last_only else span
+                output[rows, at] = self._question(group, span, at, window)
         return output
 
-    def view(self, layer: int, frequencies: Tensor | None) -> LayerView:
-        """What scorers and measures may look at."""
-        context = len(self.prompt.context)
-        return LayerView(
-            layer=layer,
-            queries=self.query[:, :context],
-            keys=self.key[:, :context],
-            values=self.value[:, :context],
-            branches=self.branches(),
-            scaling=self.scaling,
-            frequencies=frequencies,
-            asked=self.prompt.asked,
-        )
-
-    def branches(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Every question's queries and keys."""
-        return tuple((self.query[:, span], self.key[:, span]) for span in self.spans)
+    def heads(self, past: Sequence[Head]) -> list[Head]:
+        """All context entries of every KV head: those of `past`, as they shall be held, then the chunk's."""
+        own = [(self.key[g, : self.context], self.value[g, : self.context]) for g in range(len(self.key))]
+        at = self.positions.to(torch.int32)
+        if not past:
+            return [(keys, values, at) for keys, values in own]
+        return [
+            (torch.cat([before[0], keys]), torch.cat([before[1], values]), torch.cat([before[2], at]))
+            for before, (keys, values) in zip(past, own, strict=True)
+        ]
 
     def tails(self, window: int | None) -> list[list[Head]]:
-        """Every question's entries, a head each; in a sliding layer those inside its `window`."""
-        context = len(self.prompt.context)
+        """Every question's entries, a head each, copied; in a sliding layer those inside its `window`."""
         tails = []
         for span in self.spans:
             first = span.start if window is None else max(span.start, span.stop - window)
-            keys, values = self.key[:, first : span.stop], self.value[:, first : span.stop]
-            offset = context + first - span.start
-            positions = torch.arange(offset, offset + keys.shape[1], device=keys.device, dtype=torch.int32)
-            tails.append([(keys[g], values[g], positions) for g in range(len(keys))])
+            keys, values = self.key[:, first : span.stop].clone(), self.value[:, first : span.stop].clone()
+            offset = self.end + first - span.start
+            at = torch.arange(offset, offset + keys.shape[1], device=keys.device, dtype=torch.int32)
+            tails.append([(keys[g], values[g], at) for g in range(len(keys))])
         return tails
+
+    def views(self, layer: int, frequencies: Tensor | None) -> list[LayerView]:
+        """What scorers may look at, past and chunk: views of KV heads of one length, in order."""
+        views = []
+        for group in self._groups:
+            before = self._before.get(group.start)
+            own = self.key[group, : self.context], self.value[group, : self.context]
+            keys, values = own if before is None else (torch.cat(pair, dim=1) for pair in zip(before, own, strict=True))
+            earlier = [past[2].long() for past in self.past[group]] or [self.positions[:0]] * len(keys)
+            at = torch.stack([torch.cat([past, self.positions]) for past in earlier])
+            view = self._view(layer, group, keys, values, frequencies)
+            views.append(replace(view, key_positions=at, first_head=group.start))
+        return views
+
+    def own_view(self, layer: int, frequencies: Tensor | None) -> LayerView:
+        """The chunk alone, all heads: what measures look at."""
+        every = slice(0, len(self.key))
+        return self._view(layer, every, self.key[:, : self.context], self.value[:, : self.context], frequencies)
+
+    def _view(self, layer: int, group: slice, keys: Tensor, values: Tensor, frequencies: Tensor | None) -> LayerView:
+        rows = self._of(group)
+        return LayerView(
+            layer=layer,
+            queries=self.query[rows, : self.context],
+            keys=keys,
+            values=values,
+            branches=tuple((self.query[rows, span], self.key[group, span]) for span in self.spans),
+            scaling=self.scaling,
+            frequencies=frequencies,
+            asked=self.prompt.asked,
+            positions=self.positions,
+        )
+
+    def _context(self, group: slice, window: int | None) -> Tensor:
+        """Attention of the chunk's own tokens."""
+        query = self.query[self._of(group), : self.context]
+        own = self.key[group, : self.context], self.value[group, : self.context]
+        before = self._before.get(group.start)
+        if before is None:
+            return attend_causal(query, *own, scaling=self.scaling, window=window)
+        if window is None:
+            return attend_continued(query, before, *own, scaling=self.scaling)
+        seen = [torch.cat(pair, dim=1) for pair in zip(before, own, strict=True)]
+        return attend_after(query, *seen, scaling=self.scaling, window=window)
+
+    def _question(self, group: slice, span: slice, at: slice, window: int | None) -> Tensor:
+        """Attention of a question's tokens `at`."""
+        before = self._before.get(group.start, (self.key[group, :0], self.value[group, :0]))
+        seen = [
+            torch.cat([past, own[group, : self.context], own[group, span]], dim=1)
+            for past, own in zip(before, (self.key, self.value), strict=True)
+        ]
+        return attend_after(self.query[self._of(group), at], *seen, scaling=self.scaling, window=window)
+
+    def _of(self, group: slice) -> slice:
+        """The query heads of KV heads `group`."""
+        per_group = len(self.query) // len(self.key)
+        return slice(group.start * per_group, group.stop * per_group)
+
+
+def _equal_runs(lengths: Sequence[int]) -> Iterator[slice]:
+    """Runs of heads of one length."""
+    first = 0
+    for head in range(1, len(lengths) + 1):
+        if head == len(lengths) or lengths[head] != lengths[first]:
+            yield slice(first, head)
+            first = head
+
+
+def _stacked(heads: Sequence[Head]) -> tuple[Tensor, Tensor]:
+    """Keys and values [count, P, D] of heads of one length; of a single head, views."""
+    if len(heads) == 1:
+        return heads[0][0][None], heads[0][1][None]
+    keys, values, _ = zip(*heads, strict=True)
+    return torch.stack(keys), torch.stack(values)

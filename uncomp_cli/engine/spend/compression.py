@@ -4,7 +4,7 @@
 
 A prompt is read in one pass when that fits; otherwise in the longest chunks that do. A cap on the KV cache holds for
 what is there on the way too, so it bounds the chunk and, when even short chunks leave too little, the budget.
-A prompt that is re-packed (repacked.py) is always read in chunks, and no head holds more than leaves room for one.
+A prompt that is re-packed (distances.py) is always read in chunks, and no head holds more than leaves room for one.
 """
 
 import math
@@ -18,8 +18,7 @@ from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.scorers import Scorer, make_scorer
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, ScorerConfig
 from uncomp_cli.engine.forward.families import can_thin
-from uncomp_cli.engine.read.overkeep import held_on_the_way
-from uncomp_cli.engine.read.streamed import BETWEEN_CHUNKS, held_of_chunk
+from uncomp_cli.engine.read.overkeep import BETWEEN_CHUNKS, held_of_chunk, held_on_the_way
 from uncomp_cli.engine.read.thinner import LEAST_TOKENS, Thinner
 from uncomp_cli.engine.spend.allocation import MEMORY_MARGIN, Allocation, make_allocation, profile_of, scorer_config
 from uncomp_cli.engine.spend.memory import Estimate, activation_bytes, estimate, planned_kv_bytes
@@ -61,11 +60,6 @@ class Compression:
     notes: tuple[str, ...] = ()
     repack: bool = False
     reread_tokens: int | None = None
-
-    @property
-    def streamed(self) -> bool:
-        """Whether it is read in chunks, or thinned."""
-        return self.chunk_tokens is not None or self.thinner.active
 
     def __str__(self) -> str:
         """The preset, then what it comes to for this prompt: tokens and bytes kept, how the prompt is read, notes."""

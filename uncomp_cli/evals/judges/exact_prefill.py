@@ -1,8 +1,8 @@
 """One exact prefill, many settings: the context is read once, every setting then evicts from what was read.
 
 Nothing in a prefill depends on the setting but what is stored: a layer's attention is computed in full before its
-eviction. So every layer's queries, keys and values are recorded once, and handed layer by layer to a `PrefillState`
-of the setting; scores are shared by the budgets of one scorer. The caches are those that `Session.read` makes
+eviction. So every layer's queries, keys and values are recorded once, and handed layer by layer to a `Reader` of
+the setting; scores are shared by the budgets of one scorer. The caches are those that `Session.read` makes
 (tests/test_evals_sharing.py holds it). A setting that thins hidden states changes the prefill itself, so that it is
 read anew for each of these, and its first logits are its own.
 
@@ -26,11 +26,11 @@ from uncomp_cli.cache.scorers import LayerView, Scorer, make_scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
-from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
-from uncomp_cli.engine.read.prefill import PrefillState
-from uncomp_cli.engine.read.reading import read_compressed
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.read.reader import Reader
+from uncomp_cli.engine.read.thinner import Thinner
 from uncomp_cli.engine.spend.allocation import Allocation, make_allocation, scorer_config
-from uncomp_cli.engine.spend.compression import plan_compression
+from uncomp_cli.engine.spend.compression import Compression, plan_compression
 from uncomp_cli.engine.spend.measurer import measure_layer
 from uncomp_cli.engine.spend.memory import free_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
@@ -111,7 +111,6 @@ class Reading:
         self._calls = calls
         self._draw = zlib.crc32(str(prompt.context.ids).encode())  # the random control draws anew for every context
         self._cut: dict[int, tuple[LayerCall, ...]] = {}
-        self._frequencies = rope_frequencies(decoder.model)
         self._measured: dict[tuple[str, int, int, int, int, int], Tensor] = {}
         self._scorers: dict[tuple[ScorerConfig, Regime], _Remembering] = {}
 
@@ -147,7 +146,7 @@ class Reading:
         if planned.chunk_tokens is not None:  # a result must not depend on the memory that is free
             message = f"a sample of {self.prompt.seq_len:,} tokens does not fit into memory in one pass"
             raise DoesNotFitError(message, hint="use fewer --tokens")
-        return _result(read_compressed(self.decoder, planned)), planned.allocation
+        return _result(Reader(self.decoder, planned).read()), planned.allocation
 
     def compress(self, setting: Setting, regime: Regime) -> RaggedKVCache:
         """The cache of one row that `setting` leaves of the exact prefill; what it says of thinning is not looked at.
@@ -160,24 +159,17 @@ class Reading:
     def _compress(self, setting: Setting, regime: Regime) -> tuple[RaggedKVCache, Allocation]:
         config = self._config(setting.preset)
         prompt = self._prompt(config, regime)
-        spec, bits = self.decoder.spec, setting.preset.kv_bits
+        spec = self.decoder.spec
         measurer = partial(self._measure, window=config.window, sinks=config.sinks)
         allocation = make_allocation(spec, setting.preset, prompt, available=0, measurer=measurer)
-        cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads, kv_bits=bits)
-        state = PrefillState(
-            [prompt],
-            [allocation],
-            scorer=self._scorer(config, regime),
-            config=config,
-            cache=cache,
-            on_layer=lambda layer: None,
-            frequencies=self._frequencies,
-        )
+        scorer, unthinned = self._scorer(config, regime), Thinner(NoThinning(), spec, config)
+        reader = Reader(self.decoder, Compression(spec, setting.preset, prompt, allocation, scorer, config, unthinned))
+        reader.begin(*reader.chunks)
         for layer, call in enumerate(self._seen(prompt.flat_len)):
-            state.keep(
+            reader.keep(
                 layer, call.query, call.key, call.value, scaling=call.scaling, sliding_window=call.sliding_window
             )
-        return cache, allocation
+        return reader.cache, allocation
 
     def _config(self, preset: Preset) -> ScorerConfig:
         config = scorer_config(preset)

@@ -20,7 +20,7 @@ from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.watching import AnswerWatch, HeadAt, Watched, all_heads, held_in
-from uncomp_cli.engine.read.reading import read_compressed
+from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
 from uncomp_cli.engine.spend.reach import Reach
@@ -86,7 +86,7 @@ def judge_needle(
     reach = Reach.of(loaded.rope, prompt.seq_len, trained_length=trained_length, answer_tokens=ANSWER_ROOM)
     available = free_bytes(decoder.device)
     planned = plan_compression(loaded.spec, preset, prompt, available=available, reach=reach)
-    read = finished(read_compressed(decoder, planned))
+    read = finished(Reader(decoder, planned).read())
     loss, kv_bytes = _loss(decoder, read, reference), read.cache.nbytes
     written = _write(decoder, read, query, loaded, sinks=planned.config.sinks)
     known = dict(zip(all_heads(loaded.spec), written.by_head.tolist(), strict=True))

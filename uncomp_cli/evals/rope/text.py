@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.cache.ragged import Head, RaggedKVCache
+from uncomp_cli.cache.ragged import Head
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits
-from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
+from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.watching import AnswerWatch, Watched, all_heads
-from uncomp_cli.engine.read.repacked import packed
-from uncomp_cli.engine.read.streamed import StreamedState
+from uncomp_cli.engine.read.distances import packed
+from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend.compression import Compression, plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
 from uncomp_cli.engine.spend.reach import Reach
-from uncomp_cli.engine.tokens.chunks import Chunk, cut_chunks
+from uncomp_cli.engine.tokens.chunks import Chunk
 from uncomp_cli.engine.tokens.prompt import Prompt, count_tokens, encode
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.evals.judges.forced_rows import MAX_LOGITS_BYTES, token_nll
@@ -92,14 +92,14 @@ def judge_text(
     available = free_bytes(decoder.device)
     within = None if reach is None else Reach(reach)
     planned = plan_compression(loaded.spec, preset, _prompt(ids), available=available, limits=limits, reach=within)
-    reader = _Reader(decoder, planned)
+    slices = _Slices(decoder, planned)
     losses: list[float] = []
     patterns: dict[str, list[list[list[float]]]] = {}
-    chunks = list(cut_chunks(planned.prompt, planned.chunk_tokens))
+    chunks = slices.reader.chunks
     ends = [chunk.first + len(chunk.prompt.context) for chunk in chunks]
     for number, chunk in enumerate(chunks):
         shown = tuple(length for length in lengths if _last_before(ends, length) == number)
-        logits, watch = reader.read(chunk, watch=bool(shown))
+        logits, watch = slices.read(chunk, watch=bool(shown))
         wanted = ids[chunk.first + 1 : ends[number] + 1]
         losses += token_nll(logits[:, : len(wanted)], wanted)[0].tolist()
         if watch is not None:
@@ -111,7 +111,7 @@ def judge_text(
         losses=list(_binned(losses)),
         patterns=patterns,
         chunk_tokens=planned.chunk_tokens or len(ids),
-        kv_bytes=reader.cache.nbytes,
+        kv_bytes=slices.reader.cache.nbytes,
         seconds=time.perf_counter() - begun,
     )
 
@@ -140,37 +140,20 @@ def _by_layer(pattern: Tensor, spec: ModelSpec) -> list[list[list[float]]]:
     return rows
 
 
-class _Reader:
+class _Slices:
     """The engine's state for a text in slices: reads as planned, and shows a watch what the last queries look at."""
 
     def __init__(self, decoder: Decoder, planned: Compression) -> None:
-        spec = decoder.spec
-        bits = planned.allocation.plan.kv_bits
         self.decoder, self.planned = decoder, planned
-        self.cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads, kv_bits=bits)
-        self.frequencies = rope_frequencies(decoder.model)
-        self.state = StreamedState(
-            planned.prompt,
-            planned.allocation,
-            scorer=planned.scorer,
-            config=planned.config,
-            cache=self.cache,
-            thinner=planned.thinner,
-            on_layer=lambda layer: None,
-            rows_interact=True,  # the logits of every token are wanted, not the last one's alone
-            frequencies=self.frequencies,
-            repack=planned.repack,
-        )
+        self.reader = Reader(decoder, planned, all_rows=True)  # the logits of every token are wanted
 
     def read(self, chunk: Chunk, *, watch: bool) -> tuple[Tensor, AnswerWatch | None]:
         """Logits [1, N, vocab] of a chunk's own tokens, and what its last tokens looked at when that is wanted."""
         self._chunk, self._heads = chunk, list[Head]()
         self._watch = self._new_watch() if watch else None
         ids, positions = chunk.layout()
-        self.state.begin(chunk, self.decoder.device)
-        logits = self.decoder.forward(ids, positions, self, torch.arange(len(chunk.prompt.context)))
-        self.state.finish()
-        return logits, self._watch
+        self.reader.begin(chunk)
+        return self.decoder.forward(ids, positions, self, torch.arange(len(chunk.prompt.context))), self._watch
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
@@ -180,7 +163,7 @@ class _Reader:
             own = len(self._chunk.prompt.context)
             self._heads = self._seen(layer, key[0, :, :own], value[0, :, :own])
             self._watch.observe(layer, query[:, :, max(0, own - _OBSERVERS) : own], scaling)
-        return self.state.attend(layer, query, key, value, scaling=scaling, sliding_window=sliding_window)
+        return self.reader.attend(layer, query, key, value, scaling=scaling, sliding_window=sliding_window)
 
     def _new_watch(self) -> AnswerWatch:
         spec, edges = self.decoder.spec, distance_edges(_LONGEST_DISTANCE)
@@ -193,10 +176,10 @@ class _Reader:
         own = torch.arange(first, first + key.shape[1], dtype=torch.int32, device=key.device)
         if first == 0:
             return [(keys, values, own) for keys, values in zip(key, value, strict=True)]
-        held = self.cache.layer(layer)
+        held = self.reader.cache.layer(layer)
         past = [held.head(head) for head in range(len(held.lengths))]
-        if self.planned.repack and self.frequencies is not None:
-            past = packed(past, first, self.frequencies)
+        if self.planned.repack and self.reader.frequencies is not None:
+            past = packed(past, first, self.reader.frequencies)
         return [
             (torch.cat([before[0], keys]), torch.cat([before[1], values]), torch.cat([before[2], own]))
             for before, keys, values in zip(past, key, value, strict=True)

@@ -1,0 +1,301 @@
+"""Reading a prompt as it was planned: attend, score, hold, cut; in one chunk or in many.
+
+    for each chunk:  for each layer:  attend to what was kept and, causally, to the chunk → score → hold → thin
+                     then cut every layer that had to wait back to its budget
+
+One chunk is a prefill in one pass: attention is exact over the whole prompt, one layer is held in full and the earlier
+ones at their budget. With more, memory stays bounded however long the text is: the question observes every chunk from
+right behind it, and ranks what was kept before and what is new by one softmax, so that late chunks cannot crowd early
+evidence out. With a budget of everything nothing is ranked, and the chunk's length changes nothing.
+
+The questions' own keys and values are kept whole: a single question lies behind the context at once, several wait
+beside the cache (and count in its bytes) until `Context.begin_question` puts one there.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from uncomp_cli.budget.thinning import NoThinning
+from uncomp_cli.cache.coherence import pool
+from uncomp_cli.cache.ragged import Head, RaggedKVCache
+from uncomp_cli.engine.context.context import Context
+from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
+from uncomp_cli.engine.forward.thread import stream
+from uncomp_cli.engine.read.distances import choose_passages, packed
+from uncomp_cli.engine.read.overkeep import OverKeep
+from uncomp_cli.engine.read.row import Row
+from uncomp_cli.engine.read.thinner import Thinner
+from uncomp_cli.engine.records import PrefillStep
+from uncomp_cli.engine.spend.compression import Compression
+from uncomp_cli.engine.tokens.chunks import Chunk, cut_chunks
+from uncomp_cli.errors import ModelError
+
+__all__ = ["Reader"]
+
+
+class Reader:
+    """Reads one prompt as `planned`; what stays is in `cache`, the questions that wait in `questions`.
+
+    While a chunk goes through the model it is the state of every layer's attention. `on_layer` is told the bytes of the
+    cache when a layer is done. In the last layer only the rows whose logits are read are attended, unless the model's
+    rows interact or `all_rows` are wanted. Raises ModelError where a model is to be re-packed whose layers do not share
+    one RoPE.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        planned: Compression,
+        *,
+        on_layer: Callable[[int], None] = lambda kv_bytes: None,
+        all_rows: bool = False,
+    ) -> None:
+        spec, allocation = decoder.spec, planned.allocation
+        self.decoder, self.planned = decoder, planned
+        self.frequencies = rope_frequencies(decoder.model)
+        if planned.repack and self.frequencies is None:
+            raise ModelError(
+                f"models of the family {spec.model_type} cannot be re-packed: their layers do not share one RoPE",
+                hint="use --rope yarn instead of repack, or --truncate",
+            )
+        self.cache = RaggedKVCache(
+            num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads, kv_bits=allocation.plan.kv_bits
+        )
+        self.questions: list[list[list[Head]]] = []
+        self.chunks = list(cut_chunks(planned.prompt, planned.chunk_tokens))
+        self._on_layer = on_layer
+        self._all_rows = all_rows or decoder.rows_interact
+        self._thinner = planned.thinner
+        self._overkeep = OverKeep(
+            planned.prompt,
+            allocation,
+            planned.config,
+            shared=planned.scorer.shared,
+            thinned=planned.thinner.active,
+        )
+
+    def read(self) -> Generator[PrefillStep, None, Context]:
+        """Read the prompt: one record a chunk and layer; returns what was read."""
+        again = self.planned.reread_tokens
+        total = (len(self.chunks) + (again is not None)) * self.decoder.spec.num_layers
+        tokens, begun = self.planned.prompt.flat_len, time.perf_counter()
+
+        def work(emit: Callable[[PrefillStep], None]) -> Context:
+            done = 0
+
+            def on_layer(kv_bytes: int) -> None:
+                nonlocal done
+                done += 1
+                emit(PrefillStep(done, total, tokens, time.perf_counter() - begun, kv_bytes))
+
+            self._on_layer = on_layer
+            logits = [self.read_chunk(chunk) for chunk in self.chunks][-1]
+            context = self._context(logits) if again is None else self._read_again(again)
+            self._tell_of_thinning(context)
+            return context
+
+        return (yield from stream(work))
+
+    def read_chunk(self, chunk: Chunk, *, further: int = 0) -> Tensor:
+        """Logits [Q, vocab] behind every question of the next chunk, which stands `further` on than in its text."""
+        self.begin(chunk)
+        ids, positions = chunk.layout()
+        positions = positions + further
+        lengths = torch.tensor([len(question) for question in chunk.prompt.questions])
+        from_end = lengths.sum() - lengths.cumsum(0) + 1
+        if self._thinner.active:
+            return self.decoder.layer_by_layer(ids, positions, self, from_end)[0]
+        return self.decoder.forward(ids, positions, self, ids.shape[1] - from_end)[0]
+
+    def begin(self, chunk: Chunk) -> None:
+        """Start the next chunk; its last layer ends it."""
+        self._chunk = chunk
+        self._tails: list[list[list[Head]]] = []
+        self._overkeep.begin(chunk)
+        self._thinner.begin(chunk, self.decoder.device)
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
+    ) -> Tensor:
+        """Attention of the chunk [1, H, N, D]; holds what may stay."""
+        row, past = self._row(layer, query, key, value, scaling)
+        last_only = layer == len(self.cache.layers) - 1 and not self._all_rows
+        output = row.attend(window=sliding_window, last_only=last_only)
+        self._hold(layer, row, past, sliding_window)
+        self._on_layer(self.cache.nbytes)
+        return output[None]
+
+    def keep(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
+    ) -> None:
+        """What `attend` holds, without its output: for tensors whose attention has been computed before."""
+        row, past = self._row(layer, query, key, value, scaling)
+        self._hold(layer, row, past, sliding_window)
+
+    def keep_after(self, layer: int) -> Tensor | None:
+        """Indices of the tokens that enter the next layer, the questions among them; None when all do."""
+        before = len(self._thinner.at)
+        kept = self._thinner.keep_after(layer)
+        if kept is None:
+            return None
+        asked = sum(len(question) for question in self._chunk.prompt.questions)
+        return torch.cat([kept, torch.arange(before, before + asked, device=kept.device)])
+
+    def _row(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Row, list[Head]]:
+        """The chunk in one layer, and what is held of the text before it."""
+        seen, past = self._past(layer)
+        at = self._thinner.at + self._chunk.first
+        end = self._chunk.first + len(self._chunk.prompt.context)
+        own = query[0], key[0].contiguous(), value[0].contiguous()
+        return Row(self._chunk.prompt, at, seen, *own, scaling=scaling, end=end), past
+
+    def _past(self, layer: int) -> tuple[list[Head], list[Head]]:
+        """What is held of the text before the chunk: as the chunk sees it, and as it is held on."""
+        if self._chunk.first == 0:
+            return [], []
+        held = self._heads(layer)
+        if not self.planned.repack or self.frequencies is None:
+            return held, held
+        seen = packed(held, self._chunk.first, self.frequencies)
+        return seen, seen if self._chunk.final else held  # an answer looks back over what the last chunk saw
+
+    def _hold(self, layer: int, row: Row, past: list[Head], window: int | None) -> None:
+        """Store the past and the chunk, cut as far as it is certain already."""
+        heads, stay, settled = row.heads(past), None, True
+        if window is not None:
+            heads = [_last(head, self._sliding_room(window)) for head in heads]
+        elif self._overkeep.ranks(layer):
+            scores = self._scores(layer, row, heads)
+            stay, settled = self._overkeep.hold(layer, scores, _positions(heads)), not self._overkeep.waits
+        elif self._thinner.active:
+            self._thinner.watch(row.views(layer, self.frequencies))
+        self._store(layer, heads if stay is None else _taken(heads, stay), settled=settled)
+        if self._chunk.final:
+            self._keep_questions(row.tails(window))
+        if layer == len(self.cache.layers) - 1:
+            self._finish()
+        else:
+            self._retrim()
+
+    def _scores(self, layer: int, row: Row, heads: Sequence[Head]) -> Tensor:
+        """Pooled scores by position [G, S], 0 where a head has nothing; tells who else looks at a layer of it."""
+        views, config = row.views(layer, self.frequencies), self.planned.config
+        if self._thinner.active:
+            self._thinner.watch(views)
+        self.planned.allocation.report(layer, row.own_view(layer, self.frequencies))
+        groups = [pool(self.planned.scorer.score(view), kind=config.pooling, width=config.width) for view in views]
+        dense = groups[0].new_zeros(len(heads), len(self.planned.prompt.context))
+        scores = (own for group in groups for own in group)
+        for target, own, positions in zip(dense, scores, _positions(heads), strict=True):
+            target[positions.long()] = own
+        return dense
+
+    def _sliding_room(self, window: int) -> int:
+        """Context tokens that a sliding layer still needs: behind the last chunk the question takes some of them."""
+        shortest = min(map(len, self.planned.prompt.questions))
+        return max(0, window - shortest) if self._chunk.final else window
+
+    def _store(self, layer: int, heads: Sequence[Head], *, settled: bool) -> None:
+        """Put a layer into the cache with room for a question; quantised when nothing will change it any more."""
+        window = self.decoder.spec.sliding_windows[layer]
+        question = self.planned.prompt.longest_question if self._chunk.final else 0
+        reserve = question if window is None else min(question, window)
+        self.cache.store(layer, heads, reserve=reserve, quantize=settled and self._chunk.final)
+
+    def _heads(self, layer: int) -> list[Head]:
+        held = self.cache.layer(layer)
+        return [held.head(i) for i in range(len(held.lengths))]
+
+    def _keep_questions(self, tails: list[list[Head]]) -> None:
+        """Several questions wait beside the cache; a single one goes into it when its layer has been cut."""
+        if len(tails) == 1:
+            self._tails.append(tails)
+            return
+        self.questions.append(tails)
+        self.cache.count_aside(tensor for question in tails for head in question for tensor in head)
+
+    def _retrim(self) -> None:
+        """Cut the layers that wait when they hold much more than they will keep."""
+        waiting = self._overkeep.scores
+        if self._overkeep.is_wasteful(sum(self.cache.layer(layer).entries for layer in waiting)):
+            for layer in waiting:
+                heads = self._heads(layer)
+                self._store(layer, _taken(heads, self._overkeep.retrim(layer, _positions(heads))), settled=False)
+
+    def _finish(self) -> None:
+        """Cut what waited to its budget; behind the last chunk put the question where it belongs."""
+        if self._overkeep.waits:
+            self._fit_to_what_is_there()
+            agreed = self._overkeep.agreed()
+            for layer in self._overkeep.scores:
+                heads = self._heads(layer)
+                stay = self._overkeep.cut(layer, _positions(heads), agreed)
+                self._store(layer, _taken(heads, stay), settled=True)
+        for layer, (question,) in enumerate(self._tails):
+            self.cache.extend(layer, question)
+
+    def _fit_to_what_is_there(self) -> None:
+        """Plan anew for layers that hold fewer tokens than the prompt has, because it was thinned before them."""
+        if not (self._thinner.active and self._chunk.final):
+            return
+        longest = [max(len(at) for at in _positions(self._heads(i))) for i in range(len(self.cache.layers))]
+        self.planned.allocation.fit([count + self.planned.prompt.longest_question for count in longest])
+
+    def _context(self, logits: Tensor) -> Context:
+        context = Context([self.planned.prompt], self.cache, self.questions)
+        context.logits = logits
+        return context
+
+    def _read_again(self, most: int) -> Context:
+        """Read passages of `most` tokens again, right before the questions, as though there were no other text.
+
+        They are compressed as the allocation would a text of their length; entries carry their positions in the whole.
+        """
+        planned, prompt = self.planned, self.planned.prompt
+        always = prompt.context.protected.clone()
+        always[len(prompt.context) - prompt.asked :] = True
+        at = choose_passages(self._overkeep.found().cpu(), always, most=most)
+        self.cache.clear()  # what the first pass held has said what it knew
+        part, left_out = replace(prompt, context=prompt.context.take(at)), len(prompt.context) - len(at)
+        spent = planned.allocation.narrowed(part.seq_len, part.always_kept)
+        once = replace(planned, prompt=part, allocation=spent, chunk_tokens=None, repack=False, reread_tokens=None)
+        unthinned = Thinner(NoThinning(), planned.spec, planned.config)
+        reader = Reader(self.decoder, replace(once, thinner=unthinned), on_layer=self._on_layer)
+        logits = reader.read_chunk(reader.chunks[0], further=left_out)
+        behind = len(prompt.context) + torch.arange(prompt.longest_question)
+        reader.cache.relabel(torch.cat([at, behind]).to(torch.int32))
+        self.cache, self.questions = (
+            reader.cache,
+            [
+                [[(keys, values, places + left_out) for keys, values, places in question] for question in layer]
+                for layer in reader.questions
+            ],
+        )
+        planned.allocation.plan = replace(spent.plan, seq_len=prompt.seq_len)
+        return self._context(logits)
+
+    def _tell_of_thinning(self, context: Context) -> None:
+        """Put the share [L] of the context that entered each layer where it is looked for."""
+        if self._thinner.active:
+            length, allocation = len(self.planned.prompt.context), self.planned.allocation
+            context.hidden_kept = tuple(count / length for count in self._thinner.entered)
+            allocation.plan = replace(allocation.plan, hidden=context.hidden_kept)
+
+
+def _positions(heads: Iterable[Head]) -> list[Tensor]:
+    return [positions for _, _, positions in heads]
+
+
+def _taken(heads: Sequence[Head], stay: Sequence[Tensor]) -> list[Head]:
+    """The entries `stay[g]` of each head."""
+    return [(keys[at], values[at], places[at]) for (keys, values, places), at in zip(heads, stay, strict=True)]
+
+
+def _last(head: Head, count: int) -> Head:
+    keys, values, positions = head
+    first = max(0, len(positions) - count)
+    return keys[first:], values[first:], positions[first:]
