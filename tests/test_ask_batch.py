@@ -11,7 +11,7 @@ import pytest
 
 from support.commands import Running, start
 from uncomp_cli.cli.app import run
-from uncomp_cli.engine.read.prefill import PrefillState
+from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.write.batch import Batch
 
 Ask = Callable[..., tuple[int, str, str]]
@@ -92,14 +92,14 @@ def test_a_file_that_does_not_fit_is_told_and_the_others_go_on(ask: Ask) -> None
 
 
 def test_memory_that_runs_out_for_one_file(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep = PrefillState._keep
+    hold = Reader._hold
 
-    def fail(self: PrefillState, *args: Any) -> None:
-        if len(self.prompts[0].context) > 450:
+    def fail(self: Reader, *args: Any) -> None:
+        if len(self.planned.prompt.context) > 450:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        keep(self, *args)
+        hold(self, *args)
 
-    monkeypatch.setattr(PrefillState, "_keep", fail)
+    monkeypatch.setattr(Reader, "_hold", fail)
     code, out, err = ask(*all_files(), "--each", "-b", "full", "--thin", "none", "Where?", "--json")
     assert code == 4
     assert [(r["files"][0]["path"], "answer" in r) for r in records(out)] == [

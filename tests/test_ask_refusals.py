@@ -14,7 +14,7 @@ from support.commands import two_lines
 from support.tiny import TRAINED_LENGTH
 from uncomp_cli.cli.app import run
 from uncomp_cli.engine.context import session
-from uncomp_cli.engine.read.prefill import PrefillState
+from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend import memory
 
 Refused = Callable[..., tuple[int, str, str]]
@@ -236,14 +236,14 @@ def test_no_memory(
 def test_ctrl_c_while_reading(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    attend = PrefillState.attend
+    attend = Reader.attend
 
-    def pressed(state: PrefillState, layer: int, *args: object, **keywords: object) -> object:
+    def pressed(reader: Reader, layer: int, *args: object, **keywords: object) -> object:
         if layer == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return attend(state, layer, *args, **keywords)
+        return attend(reader, layer, *args, **keywords)
 
-    monkeypatch.setattr(PrefillState, "attend", pressed)
+    monkeypatch.setattr(Reader, "attend", pressed)
     for args in ([], ["--json"]):
         assert run(["ask", *about("--thin", "none", *args, model=tiny_model)]) == 130
         out, err = capsys.readouterr()

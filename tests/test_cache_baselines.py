@@ -19,7 +19,6 @@ from uncomp_cli.cache.eviction import select, share_heads
 from uncomp_cli.cache.scorers import FUTURE_TOKENS, SCORERS, LayerView, make_scorer, turn
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.decoder import rope_frequencies
-from uncomp_cli.engine.read.prefill import prefill
 from uncomp_cli.errors import ModelError
 
 PER_GROUP = HEADS // KV_HEADS
@@ -175,7 +174,7 @@ def test_queries_turned_back_are_those_before_rope(family: str, monkeypatch: pyt
             module.register_forward_hook(lambda module, given, output: before.append(output[0]))
     prompt, recorder = make_prompt(40, [3]), Recorder()
     kept = tuple((20 if window is None else window,) * 2 for window in spec.sliding_windows)
-    list(prefill(decoder, [prompt], [BudgetPlan(43, kept)], scorer=recorder, config=ScorerConfig()))
+    read(decoder, prompt, BudgetPlan(43, kept), scorer=recorder)
     assert [view.layer for view in recorder.views] == list(spec.full_layers)
     for view in recorder.views:
         assert view.frequencies is not None
@@ -191,10 +190,10 @@ def test_models_without_one_set_of_frequencies(family: str) -> None:
     _, decoder, spec = tiny(family)
     assert rope_frequencies(decoder.model) is None
     prompt = make_prompt(40, [3])
-    read(decoder, [prompt], [full_plan(spec, prompt)], ScorerConfig("expected"))  # nothing to score
+    read(decoder, prompt, full_plan(spec, prompt), ScorerConfig("expected"))  # nothing to score
     kept = tuple((20 if window is None else window,) * 2 for window in spec.sliding_windows)
     with pytest.raises(ModelError, match="RoPE frequencies"):
-        read(decoder, [prompt], [BudgetPlan(43, kept)], ScorerConfig("expected"))
+        read(decoder, prompt, BudgetPlan(43, kept), ScorerConfig("expected"))
 
 
 def test_frequencies_of_what_is_no_such_model() -> None:

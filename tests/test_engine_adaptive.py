@@ -47,7 +47,7 @@ def test_what_is_kept_is_what_was_planned(policy: str, scorer: str, family: str)
     _, decoder, spec = shared_tiny(family)
     prompt = prompt_in_words()
     plan = plan_of(policy, spec, prompt, kept=0.6)
-    _, done = read(decoder, [prompt], [plan], ScorerConfig(scorer, window=4, width=5))
+    _, done = read(decoder, prompt, plan, ScorerConfig(scorer, window=4, width=5))
     done.begin_question()
     lengths = [tuple(done.cache.layer(layer).lengths) for layer in range(spec.num_layers)]
     assert done.cache.entries == plan.entries
@@ -67,8 +67,8 @@ def test_at_100_percent_nothing_differs_from_full(policy: str, scorer: str, fami
     _, decoder, spec = shared_tiny(family)
     prompt, forced = prompt_in_words(), torch.tensor([tokens(6, 7)])
     config = ScorerConfig(scorer, window=4, width=5)
-    _, done = read(decoder, [prompt], [plan_of(policy, spec, prompt, kept=1.0)], config)
-    _, full = read(decoder, [prompt], [full_plan(spec, prompt)])
+    _, done = read(decoder, prompt, plan_of(policy, spec, prompt, kept=1.0), config)
+    _, full = read(decoder, prompt, full_plan(spec, prompt))
     assert torch.equal(done.logits, full.logits)
     assert torch.equal(decode(decoder, done, forced), decode(decoder, full, forced))
 
@@ -80,7 +80,7 @@ def test_the_question_decides_where_the_scorer_says_so(policy: str, scorer: str)
     first = prompt_in_words()
     second = replace(first, questions=(tokens(QUESTION, 77),))
     plan, config = plan_of(policy, spec, first, kept=0.4), ScorerConfig(scorer, pooling="none", whole_words=False)
-    kept = [kept_context(read(decoder, [prompt], [plan], config)[1].cache, CONTEXT) for prompt in (first, second)]
+    kept = [kept_context(read(decoder, prompt, plan, config)[1].cache, CONTEXT) for prompt in (first, second)]
     assert (kept[0] != kept[1]) == make_scorer(config).query_aware
 
 
@@ -97,7 +97,7 @@ def test_adaptive_heads_keep_the_best_of_their_layer() -> None:
     prompt = make_prompt(CONTEXT, [QUESTION], protected=PROTECTED)
     plan = plan_of("adaptive", spec, prompt, kept=0.4)
     assert {count for layer in plan.kept for count in layer} == {26}
-    _, done = read(decoder, [prompt], [plan], ScorerConfig(window=4, pooling="none", whole_words=False))
+    _, done = read(decoder, prompt, plan, ScorerConfig(window=4, pooling="none", whole_words=False))
     all_scores = brute_force_scores(stock, prompt, window=4, sinks=4)
     lengths = []
     for layer, head, positions in heads(done.cache):
@@ -116,23 +116,9 @@ def test_adaptive_heads_with_several_questions(questions: list[int]) -> None:
     _, decoder, spec = shared_tiny("llama")
     prompt = prompt_in_words(*questions)
     plan = plan_of("adaptive", spec, prompt, kept=0.5)
-    _, done = read(decoder, [prompt], [plan], ScorerConfig(window=4))
+    _, done = read(decoder, prompt, plan, ScorerConfig(window=4))
     done.begin_question(questions.index(max(questions)))
     assert [sum(done.cache.layer(layer).lengths) for layer in range(4)] == [sum(layer) for layer in plan.kept]
-
-
-def test_a_batch_of_adaptive_rows_is_its_rows() -> None:
-    _, decoder, spec = shared_tiny("llama")
-    prompts = [make_prompt(30, [3], seed=1, protected=2), make_prompt(50, [6], seed=2, protected=5)]
-    plans = [plan_of("adaptive", spec, prompt, kept=0.5) for prompt in prompts]
-    for scorer in ("window", "expected"):
-        config = ScorerConfig(scorer)
-        _, batch = read(decoder, prompts, plans, config)
-        for row, prompt in enumerate(prompts):
-            _, single = read(decoder, [prompt], [plans[row]], config)
-            for layer in range(spec.num_layers):
-                rows = [batch.cache.layer(layer).head(2 * row + head)[2].tolist() for head in range(2)]
-                assert rows == [single.cache.layer(layer).head(head)[2].tolist() for head in range(2)]
 
 
 @pytest.mark.model
@@ -142,7 +128,7 @@ def test_adaptive_memory_is_ragged_with_the_default_model(default_model: LoadedM
     decoder, spec, text = Decoder(loaded.model, loaded.spec), loaded.spec, LICENSE.read_text()[:1700]
     prompt = completion_prompt(loaded.tokenizer, text[:-60], text[-60:], sinks=4)
     plan = plan_of("adaptive", spec, prompt, kept=0.2)
-    _, done = read(decoder, [prompt], [plan])
+    _, done = read(decoder, prompt, plan)
     done.begin_question()
     layers = [done.cache.layer(layer) for layer in range(spec.num_layers)]
     assert [sum(layer.lengths) for layer in layers] == [sum(layer) for layer in plan.kept]

@@ -231,7 +231,7 @@ def test_a_model_with_sliding_layers_is_measured_where_it_is_cut(
     entries = spec.full_entries(prompt.seq_len) // 3
     want = Asked(make_policy(policy), Wanted(spec, prompt.seq_len, entries, prompt.always_kept))
     allocation = allocate(*want, profile=None, measurer=measurer)
-    _, done = read(decoder, [prompt], [allocation], ScorerConfig(window=8))
+    _, done = read(decoder, prompt, allocation, ScorerConfig(window=8))
     assert tuple(seen) == spec.full_layers
     assert allocation.uncertainty is not None
     for layer, row in enumerate(allocation.uncertainty.values):

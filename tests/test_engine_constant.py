@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.families import full_plan, make_prompt, read, tiny
+from support.families import Rows, full_plan, make_prompt, read, tiny
 from support.tiny import byte_tokenizer
 from uncomp_cli.cache.constant import ConstantConfig
 from uncomp_cli.cache.ragged import RaggedKVCache
@@ -28,8 +28,7 @@ def prefilled(family: str, contexts: tuple[int, ...], *, kv_bits: int = 16) -> t
     """Prompts of these lengths, held in full but ragged: each head loses a part of its own."""
     _, decoder, spec = tiny(family)
     prompts = [make_prompt(length, [3], seed=i + 1, protected=4) for i, length in enumerate(contexts)]
-    _, done = read(decoder, prompts, [full_plan(spec, prompt) for prompt in prompts])
-    done.begin_question()
+    done = Rows([read(decoder, prompt, full_plan(spec, prompt))[1] for prompt in prompts])
     thinned = RaggedKVCache(
         num_layers=spec.num_layers, num_rows=len(contexts), num_kv_heads=spec.num_kv_heads, kv_bits=kv_bits
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from support.families import VOCAB, WINDOW, assert_same, decode, full_plan, make_prompt, read, tiny, tokens
+from support.families import VOCAB, WINDOW, Rows, assert_same, decode, full_plan, make_prompt, read, tiny, tokens
 from support.oracle import (
     KV_HEADS,
     LAYERS,
@@ -39,7 +39,7 @@ def ragged_plan(spec: ModelSpec, prompt: Prompt, *, seed: int = 0) -> BudgetPlan
 def test_ragged_attention_is_dense_attention_with_a_mask(seed: int) -> None:
     stock, decoder, spec = tiny("llama")
     prompt = make_prompt(CONTEXT, [QUESTION], protected=4)
-    _, done = read(decoder, [prompt], [ragged_plan(spec, prompt, seed=seed)], RANDOM)
+    _, done = read(decoder, prompt, ragged_plan(spec, prompt, seed=seed), RANDOM)
     ids, forced = (*prompt.context, *prompt.questions[0]), tokens(8, 7)
     actual = decode(decoder, done, torch.tensor([forced]))[0]
     oracle = DenseOracle(kept_context(done.cache, CONTEXT), context=CONTEXT, masked_from=len(ids))
@@ -54,7 +54,7 @@ def test_ragged_attention_is_dense_attention_with_a_mask(seed: int) -> None:
 def test_a_turn_of_several_tokens_is_masked_the_same() -> None:
     stock, decoder, spec = tiny("llama")
     prompt = make_prompt(CONTEXT, [QUESTION, 3])
-    _, done = read(decoder, [prompt], [ragged_plan(spec, prompt)], RANDOM)
+    _, done = read(decoder, prompt, ragged_plan(spec, prompt), RANDOM)
     ids, forced = (*prompt.context, *prompt.questions[1]), tokens(30, 7)
     actual = decode(decoder, done, torch.tensor([forced]), 1)[0]  # longer than the slack: every head grows
     oracle = DenseOracle(kept_context(done.cache, CONTEXT), context=CONTEXT, masked_from=len(ids))
@@ -66,10 +66,10 @@ def test_a_ragged_batch_is_its_rows() -> None:
     prompts = [make_prompt(30, [3], seed=1, protected=2), make_prompt(50, [6], seed=2, protected=5)]
     plans = [ragged_plan(spec, prompt, seed=row) for row, prompt in enumerate(prompts)]
     forced = torch.tensor([tokens(20, 31), tokens(20, 32)])
-    _, batch = read(decoder, prompts, plans, RANDOM)
+    batch = Rows([read(decoder, prompt, plan, RANDOM)[1] for prompt, plan in zip(prompts, plans, strict=True)])
     decoded = decode(decoder, batch, forced)
     for row, prompt in enumerate(prompts):
-        _, single = read(decoder, [prompt], [plans[row]], RANDOM)
+        _, single = read(decoder, prompt, plans[row], RANDOM)
         assert_same(decoded[row], decode(decoder, single, forced[row : row + 1])[0])
 
 
@@ -78,7 +78,7 @@ def test_what_is_held_is_the_plan(questions: list[int]) -> None:
     _, decoder, spec = tiny("llama")
     prompt = make_prompt(CONTEXT, questions, protected=4)
     plan = ragged_plan(spec, prompt)
-    _, done = read(decoder, [prompt], [plan], RANDOM)
+    _, done = read(decoder, prompt, plan, RANDOM)
     longest = max(range(len(questions)), key=questions.__getitem__)
     done.begin_question(longest)
     lengths = [tuple(done.cache.layer(i).lengths) for i in range(spec.num_layers)]
@@ -99,7 +99,7 @@ def test_claimed_bytes_are_allocated_bytes() -> None:
     for questions in ([QUESTION], [3, QUESTION]):
         prompt = make_prompt(CONTEXT, questions, protected=4)
         plan = ragged_plan(spec, prompt)
-        steps, done = read(decoder, [prompt], [plan], RANDOM)
+        steps, done = read(decoder, prompt, plan, RANDOM)
         entry = spec.kv_bytes_per_entry + 4
         layers = sum(count + slack(count) for layer in plan.kept for count in layer) * entry
         assert storage_bytes(done.cache) == layers
@@ -114,7 +114,7 @@ def test_earlier_layers_are_at_their_budget_while_later_ones_are_read() -> None:
     _, decoder, spec = tiny("llama")
     prompt = make_prompt(200, [QUESTION], protected=4)
     plan = UniformPolicy().plan(Wanted(spec, seq_len=205, entries=30 * LAYERS * KV_HEADS, protected=prompt.always_kept))
-    steps, _ = read(decoder, [prompt], [plan])
+    steps, _ = read(decoder, prompt, plan)
     a_layer = KV_HEADS * (30 + CacheConfig().slack(30)) * (spec.kv_bytes_per_entry + 4)
     assert [step.kv_bytes for step in steps] == [a_layer * done for done in (1, 2, 3, 4)]
     assert [(step.layers_done, step.num_layers, step.tokens) for step in steps] == [(i, 4, 205) for i in (1, 2, 3, 4)]
@@ -133,7 +133,7 @@ def test_sliding_layers_keep_their_window(question: int) -> None:
             protected=prompt.always_kept,
         )
     )
-    _, done = read(decoder, [prompt], [plan], RANDOM)
+    _, done = read(decoder, prompt, plan, RANDOM)
     done.begin_question()
     assert done.cache.entries == plan.entries == spec.full_entries(prompt.seq_len) // 2
     window = list(range(prompt.seq_len - WINDOW, prompt.seq_len))
@@ -143,7 +143,7 @@ def test_sliding_layers_keep_their_window(question: int) -> None:
         else:
             assert len(positions) < prompt.seq_len
     full = BudgetPlan(prompt.seq_len, tuple((prompt.seq_len,) * KV_HEADS for _ in range(LAYERS)))
-    _, done = read(decoder, [prompt], [full])
+    _, done = read(decoder, prompt, full)
     ids, forced = (*prompt.context, *prompt.questions[0]), tokens(12, 7)
     with torch.no_grad():
         expected = stock(torch.tensor([ids + forced]), use_cache=False).logits[0]
@@ -156,7 +156,7 @@ def test_the_question_decides_what_stays() -> None:
     prompt = make_prompt(CONTEXT, [QUESTION, 3], protected=4)
     plan = UniformPolicy().plan(Wanted(spec, seq_len=prompt.seq_len, entries=20 * 8, protected=prompt.always_kept))
     config = ScorerConfig(window=4, pooling="none", whole_words=False)
-    _, done = read(decoder, [prompt], [plan], config)
+    _, done = read(decoder, prompt, plan, config)
     expected = brute_force_scores(stock, prompt, window=4, sinks=4)
     for layer, head, positions in heads(done.cache):
         scores = expected[layer][head].masked_fill(prompt.context.protected, float("inf"))
@@ -171,7 +171,7 @@ def test_scores_are_pooled_and_shared_before_the_cut(whole_words: bool) -> None:
     prompt = make_prompt(CONTEXT, [QUESTION], protected=4, words=words)
     plan = UniformPolicy().plan(Wanted(spec, seq_len=prompt.seq_len, entries=30 * 8, protected=prompt.always_kept))
     config = ScorerConfig(window=4, pooling="mean", width=5, whole_words=whole_words)
-    _, done = read(decoder, [prompt], [plan], config)
+    _, done = read(decoder, prompt, plan, config)
     raw = brute_force_scores(stock, prompt, window=4, sinks=4)
     pooled = [pool(scores, kind="mean", width=5) for scores in raw]
     shared = [share_by_word(scores, words) if whole_words else scores for scores in pooled]
@@ -188,7 +188,7 @@ def test_scores_are_pooled_and_shared_before_the_cut(whole_words: bool) -> None:
 def test_a_question_leaves_nothing_behind() -> None:
     _, decoder, spec = tiny("llama")
     prompt = make_prompt(CONTEXT, [QUESTION, 2])
-    _, done = read(decoder, [prompt], [full_plan(spec, prompt)])
+    _, done = read(decoder, prompt, full_plan(spec, prompt))
     forced = torch.tensor([tokens(40, 7)])  # grows the cache
     first = decode(decoder, done, forced, 0)
     decode(decoder, done, forced, 1)
@@ -201,4 +201,4 @@ def test_an_impossible_plan_is_refused() -> None:
     prompt = make_prompt(20, [3], protected=6)
     plan = BudgetPlan(prompt.seq_len, ((8,) * KV_HEADS,) * LAYERS)
     with pytest.raises(ValueError, match="6 are protected"):
-        read(decoder, [prompt], [plan])
+        read(decoder, prompt, plan)

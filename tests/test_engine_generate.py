@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.families import VOCAB, full_plan, make_prompt, read, tiny
+from support.families import VOCAB, Rows, full_plan, make_prompt, read, tiny
 from support.tiny import BYTES, byte_tokenizer
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
@@ -111,8 +111,7 @@ def answer(config: SamplingConfig, *, rows: int = 1) -> list[tuple[int, ...]]:
     """Token ids by step of a tiny random model."""
     _, decoder, spec = tiny("llama")
     prompts = [make_prompt(12 + row, [3], seed=row) for row in range(rows)]
-    _, done = read(decoder, prompts, [full_plan(spec, prompt) for prompt in prompts])
-    done.begin_question()
+    done = Rows([read(decoder, prompt, full_plan(spec, prompt))[1] for prompt in prompts])
     steps = generate(
         decoder,
         done.cache,
@@ -144,7 +143,7 @@ def test_one_candidate_is_greedy() -> None:
 def test_a_records_bytes_are_the_caches() -> None:
     _, decoder, spec = tiny("llama")
     prompt = make_prompt(20, [3])
-    _, done = read(decoder, [prompt], [full_plan(spec, prompt)])
+    _, done = read(decoder, prompt, full_plan(spec, prompt))
     done.begin_question()
     arguments = {"tokenizer": byte_tokenizer(), "sampler": Sampler(SamplingConfig()), "stop_ids": ()}
     steps = generate(decoder, done.cache, done.logits, done.next_positions(), max_new_tokens=30, **arguments)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from support.budgets import make_spec
-from support.families import DECODED, SHAPE, VOCAB, decode, full_plan, make_prompt, read, tiny
+from support.families import DECODED, SHAPE, VOCAB, Rows, decode, full_plan, make_prompt, planned_for, read, tiny
 from support.memory import peak_of
 from support.town import QUESTION, town
 from uncomp_cli.budget.amount import Budget, resolve_entries
@@ -17,12 +17,11 @@ from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import CacheConfig, SamplingConfig, ScorerConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.context.session import Session
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.read.prefill import PrefillState
+from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend.allocation import make_allocation
 from uncomp_cli.engine.spend.memory import estimate, planned_kv_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
@@ -63,13 +62,13 @@ def test_decoding_is_attention_over_the_dequantised_numbers(family: str, uneven:
     _, decoder, spec = tiny(family)
     prompt = make_prompt(100, [5], protected=4)
     plan = uneven_plan(spec, prompt, bits) if uneven else replace(full_plan(spec, prompt), kv_bits=bits)
-    _, done = read(decoder, [prompt], [plan])
+    _, done = read(decoder, prompt, plan)
     assert done.cache.layer(0).num_quantized(0) > 0
     if uneven:
         assert not done.cache.layer(spec.full_layers[0]).is_rectangular(0, spec.num_kv_heads)
     expected = decode(decoder, dense_copy(done), FORCED)
     torch.testing.assert_close(decode(decoder, done, FORCED), expected, rtol=1e-5, atol=1e-5)
-    _, exact = read(decoder, [prompt], [replace(plan, kv_bits=16)])
+    _, exact = read(decoder, prompt, replace(plan, kv_bits=16))
     assert torch.equal(exact.logits, done.logits)  # the prompt itself is read exactly
     assert not torch.allclose(decode(decoder, exact, FORCED), expected, rtol=1e-5, atol=1e-5)
 
@@ -79,25 +78,23 @@ def test_rows_of_a_batch(bits: int) -> None:
     _, decoder, spec = tiny("llama")
     prompts = [make_prompt(70, [3]), make_prompt(41, [3], seed=5)]
     plans = [replace(full_plan(spec, prompt), kv_bits=bits) for prompt in prompts]
-    _, both = read(decoder, prompts, plans)
+    both = Rows([read(decoder, prompt, plan)[1] for prompt, plan in zip(prompts, plans, strict=True)])
     together = decode(decoder, both, FORCED.expand(2, -1))
     for row, (prompt, plan) in enumerate(zip(prompts, plans, strict=True)):
-        _, alone = read(decoder, [prompt], [plan])
+        _, alone = read(decoder, prompt, plan)
         torch.testing.assert_close(together[row : row + 1], decode(decoder, alone, FORCED), rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="unpack"):
-        read(decoder, prompts, [plans[0], replace(plans[1], kv_bits=16)])
 
 
 @BITS
 def test_questions_share_one_quantised_context(bits: int) -> None:
     _, decoder, spec = tiny("llama")
     prompt = make_prompt(80, [4, 9])
-    _, done = read(decoder, [prompt], [replace(full_plan(spec, prompt), kv_bits=bits)])
+    _, done = read(decoder, prompt, replace(full_plan(spec, prompt), kv_bits=bits))
     first = decode(decoder, done, FORCED, 0)
     decode(decoder, done, FORCED, 1)
     assert torch.equal(decode(decoder, done, FORCED, 0), first)
     alone = Prompt(prompt.context, prompt.questions[:1])
-    _, one = read(decoder, [alone], [replace(full_plan(spec, alone), kv_bits=bits)])
+    _, one = read(decoder, alone, replace(full_plan(spec, alone), kv_bits=bits))
     torch.testing.assert_close(decode(decoder, one, FORCED), first, rtol=1e-4, atol=1e-4)
 
 
@@ -110,7 +107,7 @@ def test_the_cache_is_estimated_to_the_byte(family: str, questions: list[int], b
         questions = [5, 5]  # a sliding layer keeps less behind a longer question
     prompt = make_prompt(150, questions, protected=4)
     for plan in (replace(full_plan(spec, prompt), kv_bits=bits), uneven_plan(spec, prompt, bits)):
-        _, done = read(decoder, [prompt], [plan])
+        _, done = read(decoder, prompt, plan)
         # Every waiting question's positions are one tensor for all heads.
         shared = prompt.waiting_tokens * spec.num_layers * (spec.num_kv_heads - 1) * CacheConfig().position_bytes
         assert done.cache.nbytes == estimate(spec, plan, prompt=prompt).kv_kept_bytes - shared
@@ -124,16 +121,10 @@ def test_the_peak_is_estimated(bits: int, monkeypatch: pytest.MonkeyPatch) -> No
     prompt = make_prompt(1500, [20], protected=4)
     plan = replace(full_plan(spec, prompt), kv_bits=bits)
     config = ScorerConfig(window=8)
-    ids = torch.tensor([[*prompt.context, *prompt.questions[0]]])
 
     def work() -> object:
-        cache = RaggedKVCache(
-            num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads, kv_bits=plan.kv_bits
-        )
-        state = PrefillState(
-            [prompt], [plan], scorer=make_scorer(config), config=config, cache=cache, on_layer=lambda layer: None
-        )
-        return cache, decoder.forward(ids, torch.arange(ids.shape[1])[None], state, 1)
+        reader = Reader(decoder, planned_for(decoder, prompt, plan, config))
+        return reader.cache, reader.read_chunk(*reader.chunks)
 
     assert 0.95 < peak_of(work) / estimate(spec, plan, prompt=prompt).peak_bytes < 1.05
 
@@ -246,7 +237,7 @@ def test_eight_bits_say_the_same_and_four_nearly(default_model: LoadedModel) -> 
     forced = torch.tensor([default_model.tokenizer("The secret access code of the vault is 7391846.").input_ids])
     for bits in (16, 8, 4):
         plan = make_allocation(spec, replace(load_preset("full"), kv_bits=bits), prompt, available=0).plan
-        _, done = read(decoder, [prompt], [plan])
+        _, done = read(decoder, prompt, plan)
         logits[bits] = decode(decoder, done, forced)[0].log_softmax(-1)
         bytes_kept[bits] = planned_kv_bytes(spec, plan, question_tokens=prompt.longest_question)
     divergence = {bits: (logits[16].exp() * (logits[16] - logits[bits])).sum(-1) for bits in (8, 4)}

@@ -8,27 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.families import FAMILIES, VOCAB, assert_same, full_plan, make_prompt, stock_logits, tiny
+from support.families import FAMILIES, VOCAB, assert_same, full_plan, make_prompt, planned_for, stock_logits, tiny
 from support.oracle import DenseOracle, masked_logits
-from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scorers import make_scorer
-from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.families import LOOP_FAMILIES, SUPPORTED_FAMILIES, can_thin
-from uncomp_cli.engine.read.prefill import PrefillState
-from uncomp_cli.engine.tokens.chunks import cut_chunks
+from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.models.shape import spec_from_config
 
 LOOPED = [family for family in FAMILIES if tiny(family)[2].model_type in LOOP_FAMILIES]
 CONTEXT, QUESTION = 40, 5
-
-
-class Everything(PrefillState):
-    """A prefill's state in which every token goes on."""
-
-    def keep_after(self, layer: int) -> Tensor | None:
-        return None
 
 
 class Leaving:
@@ -52,16 +41,12 @@ class Leaving:
 
 def looped(decoder: Decoder, prompt: Prompt) -> Tensor:
     """Logits [Q, vocab] of the loop behind every question."""
-    spec, config = decoder.spec, ScorerConfig()
-    cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads)
-    plans = [full_plan(spec, prompt)]
-    state = Everything(
-        [prompt], plans, scorer=make_scorer(config), config=config, cache=cache, on_layer=lambda layer: None
-    )
-    (chunk,) = cut_chunks(prompt, None)
+    reader = Reader(decoder, planned_for(decoder, prompt, full_plan(decoder.spec, prompt)))
+    (chunk,) = reader.chunks
+    reader.begin(chunk)
     lengths = torch.tensor([len(question) for question in prompt.questions])
     from_end = lengths.sum() - lengths.cumsum(0) + 1
-    return decoder.layer_by_layer(*chunk.layout(), state, from_end)[0]
+    return decoder.layer_by_layer(*chunk.layout(), reader, from_end)[0]
 
 
 @pytest.mark.parametrize("questions", [[3], [4, 9, 1]], ids=str)
@@ -120,7 +105,7 @@ def test_tokens_that_left_are_masked_from_there_on(family: str) -> None:
 def test_positions_come_from_the_caller() -> None:
     """The second half of a text, read at its own positions, differs from the same tokens at the beginning."""
     _, decoder, _ = tiny("qwen2")
-    ids = torch.tensor([make_prompt(CONTEXT, [QUESTION]).context])
+    ids = torch.tensor([make_prompt(CONTEXT, [QUESTION]).context.ids])
     at = torch.arange(CONTEXT)[None]
     last = torch.tensor([1])
     read = [decoder.layer_by_layer(ids, where, Leaving({}), last) for where in (at, at + 100, at * 3)]

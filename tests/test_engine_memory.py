@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from support.families import SHAPE, full_plan, make_prompt, read, tiny
+from support.families import SHAPE, full_plan, make_prompt, planned_for, read, tiny
 from support.memory import peak_of
 from uncomp_cli.budget.plan import Wanted
 from uncomp_cli.budget.policies import UniformPolicy
-from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.read.prefill import PrefillState
+from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend import memory
 from uncomp_cli.engine.spend.memory import estimate, free_bytes, peak_bytes, reset_peak, resident_bytes
 
@@ -30,7 +28,7 @@ def test_the_kept_cache_is_estimated_to_the_byte() -> None:
         full_plan(spec, prompt),
         UniformPolicy().plan(Wanted(spec, seq_len=105, entries=300, protected=prompt.always_kept)),
     ):
-        _, done = read(decoder, [prompt], [plan])
+        _, done = read(decoder, prompt, plan)
         expected = estimate(spec, plan)
         assert done.cache.nbytes == expected.kv_kept_bytes
         assert expected.peak_bytes == expected.kv_kept_bytes + expected.activation_bytes
@@ -47,14 +45,10 @@ def test_the_peak_is_estimated(family: str, kept: float, monkeypatch: pytest.Mon
     entries = int(spec.full_entries(prompt.seq_len) * kept)
     plan = UniformPolicy().plan(Wanted(spec, seq_len=prompt.seq_len, entries=entries, protected=prompt.always_kept))
     config = ScorerConfig(window=8)
-    ids = torch.tensor([[*prompt.context, *prompt.questions[0]]])
 
     def work() -> Any:
-        cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads)
-        state = PrefillState(
-            [prompt], [plan], scorer=make_scorer(config), config=config, cache=cache, on_layer=lambda layer: None
-        )
-        return cache, decoder.forward(ids, torch.arange(ids.shape[1])[None], state, 1)
+        reader = Reader(decoder, planned_for(decoder, prompt, plan, config))
+        return reader.cache, reader.read_chunk(*reader.chunks)
 
     ratio = peak_of(work) / estimate(spec, plan).peak_bytes
     assert 0.98 < ratio < 1.02

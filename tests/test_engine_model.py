@@ -44,7 +44,7 @@ def test_full_plan_is_the_stock_model(loaded: LoadedModel) -> None:
         return_dict_in_generate=True,
     )
     decoder = Decoder(model, loaded.spec)
-    _, done = read(decoder, [prompt], [full_plan(loaded.spec, prompt)])
+    _, done = read(decoder, prompt, full_plan(loaded.spec, prompt))
     assert_same(done.logits, stock.logits[0])
     done.begin_question()
     steps = generate(

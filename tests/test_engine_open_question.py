@@ -93,7 +93,7 @@ def test_kept_in_full_an_opened_question_is_the_stock_model(family: str, recent:
     expected = stock_logits(stock, ids + forced)
     plan = UniformPolicy().plan(Wanted(spec, seq_len=50, entries=spec.full_entries(50), protected=opened.always_kept))
     for config in (ScorerConfig(), ScorerConfig("agreement")):
-        _, done = read(decoder, [opened], [plan], config)
+        _, done = read(decoder, opened, plan, config)
         assert done.cache.entries == spec.full_entries(50)
         assert_same(done.logits, expected[len(ids) - 1][None])
         assert_same(decode(decoder, done, torch.tensor([forced]))[0], expected[len(ids) :])
@@ -107,7 +107,7 @@ def test_in_a_small_budget_sinks_and_the_last_tokens_survive(scorer: str, kept: 
     plan = UniformPolicy().plan(
         Wanted(spec, seq_len=100, entries=kept * spec.num_layers * spec.num_kv_heads, protected=prompt.always_kept)
     )
-    _, done = read(decoder, [prompt], [plan], ScorerConfig(scorer, window=16))
+    _, done = read(decoder, prompt, plan, ScorerConfig(scorer, window=16))
     for layer in range(spec.num_layers):
         for head in range(spec.num_kv_heads):
             positions = done.cache.layer(layer).head(head)[2].tolist()
@@ -126,7 +126,7 @@ def kept_of_question(prompt: Prompt, scorer: str, *, seed: int = 0) -> list[int]
         if prompt.always_kept <= 30
         else full_plan(spec, prompt)
     )
-    _, done = read(decoder, [prompt], [plan], ScorerConfig(scorer, window=16, seed=seed))
+    _, done = read(decoder, prompt, plan, ScorerConfig(scorer, window=16, seed=seed))
     heads = [done.cache.layer(i).head(g)[2] for i in range(spec.num_layers) for g in range(spec.num_kv_heads)]
     return [int((positions >= 60).sum()) for positions in heads]
 
@@ -139,24 +139,6 @@ def test_question_tokens_are_evicted_like_the_contexts() -> None:
     random = kept_of_question(open_question(closed(60, 40), recent=RECENT), "random")
     assert any(count > RECENT for count in random)
     assert any(count < 26 for count in random)
-
-
-def test_rows_of_a_batch_open_each_its_own_question() -> None:
-    _, decoder, spec = shared_tiny("llama")
-    prompts = [open_question(closed(60, 40), recent=8), open_question(closed(20, 5), recent=8)]
-    assert [prompt.asked for prompt in prompts] == [32, 0]
-    plans = [
-        UniformPolicy().plan(
-            Wanted(spec, seq_len=p.seq_len, entries=spec.full_entries(p.seq_len) * 6 // 10, protected=p.always_kept)
-        )
-        for p in prompts
-    ]
-    forced = torch.tensor([tokens(6, 7), tokens(6, 8)])
-    _, batch = read(decoder, prompts, plans)
-    decoded = decode(decoder, batch, forced)
-    for row, (prompt, plan) in enumerate(zip(prompts, plans, strict=True)):
-        _, alone = read(decoder, [prompt], [plan])
-        assert_same(decoded[row], decode(decoder, alone, forced[row : row + 1])[0])
 
 
 def opened_view(asked: int, rest: int, *, seed: int = 0) -> LayerView:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.families import SHAPE, assert_same, decode, make_prompt, shared_tiny, tiny, tokens
+from support.families import SHAPE, decode, make_prompt, planned_for, read, shared_tiny, tiny, tokens
 from support.planning import Asked
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import UniformPolicy, make_policy
@@ -24,10 +24,10 @@ from uncomp_cli.config import CacheConfig, ScorerConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.read.overkeep import MARGIN_TOKENS, OverKeep
-from uncomp_cli.engine.read.prefill import PrefillState, prefill
-from uncomp_cli.engine.records import PrefillStep
+from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend.allocation import Allocation, allocate
 from uncomp_cli.engine.spend.measurer import measure_layer
+from uncomp_cli.engine.tokens.chunks import cut_chunks
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.measures import parse_measure
@@ -80,36 +80,16 @@ def live(of: Asked) -> Allocation:
     return allocate(*of, profile=None, measurer=partial(measure_layer, window=WINDOW, sinks=SINKS))
 
 
-def read(
-    decoder: Decoder,
-    prompts: Sequence[Prompt],
-    plans: Sequence[BudgetPlan | Allocation],
-    config: ScorerConfig,
-    scorer: Scorer | None = None,
-) -> tuple[list[PrefillStep], Context]:
-    work = prefill(decoder, prompts, plans, scorer=scorer or make_scorer(config), config=config)
-    steps = []
-    while True:
-        try:
-            steps.append(next(work))
-        except StopIteration as done:
-            return steps, done.value
-
-
-def measured(decoder: Decoder, prompts: Sequence[Prompt], wants: Sequence[Asked]) -> list[Uncertainty]:
-    """The first of two passes: every layer of every row is measured, whatever is kept."""
+def measured(decoder: Decoder, prompt: Prompt, want: Asked) -> Uncertainty:
+    """The first of two passes: every layer is measured, whatever is kept."""
     recorder = Recorder(make_scorer(WINDOWED))
-    plans = [UniformPolicy().plan(want.wanted) for want in wants]
-    read(decoder, prompts, plans, WINDOWED, recorder)
-    spec, key = decoder.spec, next(key for key in wants[0].policy.measures if parse_measure(key).live)
-    found = []
-    for row in range(len(prompts)):
-        values = [(0.0,) * parse_measure(key).width(spec)] * spec.num_layers
-        for view in recorder.views[row :: len(prompts)]:
-            measure = parse_measure(key)
-            values[view.layer] = tuple(measure_layer(measure, view, window=WINDOW, sinks=SINKS).tolist())
-        found.append(Uncertainty(key, tuple(values)))
-    return found
+    read(decoder, prompt, UniformPolicy().plan(want.wanted), WINDOWED, scorer=recorder)
+    spec, key = decoder.spec, next(key for key in want.policy.measures if parse_measure(key).live)
+    measure = parse_measure(key)
+    values = [(0.0,) * measure.width(spec)] * spec.num_layers
+    for view in recorder.views:
+        values[view.layer] = tuple(measure_layer(measure, view, window=WINDOW, sinks=SINKS).tolist())
+    return Uncertainty(key, tuple(values))
 
 
 def entries_of(cache: RaggedKVCache) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -127,14 +107,14 @@ def assert_same_cache(one: RaggedKVCache, other: RaggedKVCache) -> None:
 
 
 def one_and_two_passes(
-    decoder: Decoder, prompts: Sequence[Prompt], wants: Sequence[Asked], config: ScorerConfig
-) -> tuple[list[Allocation], Context, Context]:
-    allocations = [live(want) for want in wants]
-    _, one = read(decoder, prompts, allocations, config)
-    plans = [want.plan(values) for want, values in zip(wants, measured(decoder, prompts, wants), strict=True)]
-    assert [allocation.plan for allocation in allocations] == plans
-    _, two = read(decoder, prompts, plans, config)
-    return allocations, one, two
+    decoder: Decoder, prompt: Prompt, want: Asked, config: ScorerConfig
+) -> tuple[Allocation, Context, Context]:
+    allocation = live(want)
+    _, one = read(decoder, prompt, allocation, config)
+    plan = want.plan(measured(decoder, prompt, want))
+    assert allocation.plan == plan
+    _, two = read(decoder, prompt, plan, config)
+    return allocation, one, two
 
 
 @pytest.mark.parametrize(
@@ -146,7 +126,7 @@ def test_one_pass_keeps_what_two_would(policy: str, kept: float, words: str | No
     prompt = prompt_of(words=words or "mixed")
     config = replace(WINDOWED, whole_words=words is not None)
     want = wanted(policy, spec, prompt, kept=kept)
-    (allocation,), one, two = one_and_two_passes(decoder, [prompt], [want], config)
+    allocation, one, two = one_and_two_passes(decoder, prompt, want, config)
     assert allocation.waits
     assert len(set(allocation.plan.kept)) > 1  # layers differ, so that something was trimmed
     assert_same_cache(one.cache, two.cache)
@@ -162,7 +142,7 @@ def test_other_families_and_scopes(policy: str, family: str) -> None:
     _, decoder, spec = shared_tiny(family)
     prompt = prompt_of()
     want = wanted(policy, spec, prompt, kept=0.2)
-    (allocation,), one, two = one_and_two_passes(decoder, [prompt], [want], WINDOWED)
+    allocation, one, two = one_and_two_passes(decoder, prompt, want, WINDOWED)
     assert allocation.waits == (policy != "uncomp")
     assert_same_cache(one.cache, two.cache)
     assert (one.cache.entries, one.cache.nbytes) == (want.wanted.entries, two.cache.nbytes)
@@ -176,38 +156,13 @@ def test_fewer_bits_are_rounded_once(policy: str, questions: list[int], bits: in
     _, decoder, spec = shared_tiny("llama")
     prompt = prompt_of(CONTEXT, *questions)
     want = wanted(policy, spec, prompt, kept=0.2, kv_bits=bits)
-    _, one, two = one_and_two_passes(decoder, [prompt], [want], WINDOWED)
+    _, one, two = one_and_two_passes(decoder, prompt, want, WINDOWED)
     assert all(before is not None for i in range(spec.num_layers) for before in one.cache.layer(i).quantized)
     assert_same_cache(one.cache, two.cache)
     assert one.cache.nbytes == two.cache.nbytes
     forced = torch.tensor([tokens(6, 7)])
     for question in reversed(range(len(questions))):
         assert torch.equal(decode(decoder, one, forced, question), decode(decoder, two, forced, question))
-
-
-@pytest.mark.parametrize("bits", [16, 8])
-@pytest.mark.parametrize("config", [WINDOWED, AGREEING], ids=lambda config: str(config.name))
-@pytest.mark.parametrize("policy", ["zigzag", "uncertain"])
-def test_rows_of_a_batch_wait_and_are_cut_each_by_its_own_plan(policy: str, config: ScorerConfig, bits: int) -> None:
-    _, decoder, spec = shared_tiny("llama")
-    prompts = [prompt_of(400, 20, seed=1), prompt_of(270, 5, seed=2), prompt_of(90, 8, seed=3)]
-    wants = [wanted(policy, spec, prompt, kept=0.2 + 0.1 * i, kv_bits=bits) for i, prompt in enumerate(prompts)]
-    allocations, one, two = one_and_two_passes(decoder, prompts, wants, config)
-    assert len({allocation.plan.kept for allocation in allocations}) == 3
-    if config is WINDOWED:  # with agreement the first pass of two has trust only through the allocation
-        assert_same_cache(one.cache, two.cache)
-    lengths = [
-        tuple(len(one.cache.layer(i).head(2 * row + g)[2]) for g in range(2))
-        for row in range(3)
-        for i in range(spec.num_layers)
-    ]
-    assert lengths == [counts for allocation in allocations for counts in allocation.plan.kept]
-    forced = torch.tensor([tokens(6, 7 + row) for row in range(3)])
-    decoded = decode(decoder, one, forced)
-    for row, (prompt, want) in enumerate(zip(prompts, wants, strict=True)):
-        _, alone = read(decoder, [prompt], [live(want)], config)
-        if bits == 16:  # a number at the border of two codes may fall on either side in a batch
-            assert_same(decoded[row], decode(decoder, alone, forced[row : row + 1])[0])
 
 
 @pytest.mark.parametrize("config", [WINDOWED, AGREEING], ids=lambda config: str(config.name))
@@ -217,8 +172,8 @@ def test_several_questions_wait_beside_the_layers(config: ScorerConfig) -> None:
     want = wanted("uncertain", spec, prompt, kept=0.2)
     assert (prompt.asked, len(prompt.questions)) == (0, 3)
     allocation = live(want)
-    _, one = read(decoder, [prompt], [allocation], config)
-    _, two = read(decoder, [prompt], [known(want, decoder, prompt)], config)
+    _, one = read(decoder, prompt, allocation, config)
+    _, two = read(decoder, prompt, known(want, decoder, prompt), config)
     assert_same_cache(one.cache, two.cache)
     assert one.cache.nbytes == two.cache.nbytes
     forced = torch.tensor([tokens(40, 7)])  # every head grows
@@ -230,7 +185,7 @@ def test_several_questions_wait_beside_the_layers(config: ScorerConfig) -> None:
 
 def known(want: Asked, decoder: Decoder, prompt: Prompt) -> Allocation:
     """The second of two passes with the first one's values, as those of a profile: trust is known from the start."""
-    (values,) = measured(decoder, [prompt], [want])
+    values = measured(decoder, prompt, want)
     return Allocation.of(want.policy, replace(want.wanted, uncertainty=values))
 
 
@@ -265,10 +220,10 @@ def test_agreement_is_two_passes_by_hand(policy: str, whole_words: bool, shared:
     want = wanted(policy, spec, prompt, kept=0.2)
     recorder = Recorder(make_scorer(config))
     allocation = live(want)
-    _, done = read(decoder, [prompt], [allocation], config, recorder)
+    _, done = read(decoder, prompt, allocation, config, scorer=recorder)
     trust = None
     if policy != "uniform":
-        (values,) = measured(decoder, [prompt], [want])
+        values = measured(decoder, prompt, want)
         trust = [[weight * weight for weight in layer] for layer in want.policy.weights(spec, values)]
         assert len({weight for layer in trust for weight in layer}) > 1
     pooled = [pool(scores, kind="mean", width=5) for scores in recorder.scores]
@@ -288,9 +243,9 @@ def test_what_all_agree_on_changes_what_a_layer_keeps() -> None:
     plan = wanted("uniform", spec, prompt, kept=0.2).plan()
     kept = []
     for shared in (0.0, 0.5, 1.0):
-        _, done = read(decoder, [prompt], [plan], replace(AGREEING, shared=shared, whole_words=False))
+        _, done = read(decoder, prompt, plan, replace(AGREEING, shared=shared, whole_words=False))
         kept.append([positions.tolist() for _, _, positions in entries_of(done.cache)])
-    _, window = read(decoder, [prompt], [plan], replace(WINDOWED, whole_words=False))
+    _, window = read(decoder, prompt, plan, replace(WINDOWED, whole_words=False))
     assert kept[0] == [positions.tolist() for _, _, positions in entries_of(window.cache)] != kept[1]
     assert len({tuple(head) for head in kept[1]}) > 1
     assert len({tuple(head) for head in kept[2]}) == 1  # nothing is a head's own
@@ -301,17 +256,16 @@ def watch(
 ) -> tuple[list[list[list[int]]], RaggedKVCache, Recorder]:
     """Context positions [heads so far] in the cache after each layer, and the cache in the end."""
     spec, recorder = decoder.spec, Recorder(make_scorer(config))
-    cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads)
     seen: list[list[list[int]]] = []
 
-    def on_layer(layer: int) -> None:
-        heads = [cache.layer(i).head(g)[2].tolist() for i in range(layer + 1) for g in range(spec.num_kv_heads)]
+    def on_layer(kv_bytes: int) -> None:
+        layers = [i for i, layer in enumerate(reader.cache.layers) if layer is not None]
+        heads = [reader.cache.layer(i).head(g)[2].tolist() for i in layers for g in range(spec.num_kv_heads)]
         seen.append([[at for at in head if at < len(prompt.context)] for head in heads])
 
-    state = PrefillState([prompt], [plan], scorer=recorder, config=config, cache=cache, on_layer=on_layer)
-    ids = torch.tensor([[*prompt.context, *prompt.questions[0]]])
-    decoder.forward(ids, torch.arange(ids.shape[1])[None], state, 1)
-    return seen, cache, recorder
+    reader = Reader(decoder, planned_for(decoder, prompt, plan, config, scorer=recorder), on_layer=on_layer)
+    reader.read_chunk(*reader.chunks)
+    return seen, reader.cache, recorder
 
 
 @pytest.mark.parametrize("held", [0.0, 0.3, 0.7])
@@ -353,7 +307,7 @@ def test_at_most_one_word_of_a_head_is_torn(policy: str, config: ScorerConfig, w
     """Also where the cut wanted words that are no longer held: others come whole in their place."""
     _, decoder, spec = shared_tiny("llama")
     prompt = prompt_of(words=words)
-    _, done = read(decoder, [prompt], [live(wanted(policy, spec, prompt, kept=0.2))], config)
+    _, done = read(decoder, prompt, live(wanted(policy, spec, prompt, kept=0.2)), config)
     assert max(torn_words(positions, prompt) for _, _, positions in entries_of(done.cache)) <= 1
 
 
@@ -393,11 +347,15 @@ def test_a_head_that_wins_more_than_it_holds_leaves_the_rest_to_the_others() -> 
     _, _, spec = shared_tiny("llama")
     prompt = prompt_of(1000)
     allocation = live(wanted("adaptive", spec, prompt, kept=0.2))
-    overkeep = OverKeep(prompt, allocation, replace(AGREEING, held=0.0, whole_words=False), shared=0.01)
+    config = replace(AGREEING, held=0.0, whole_words=False)
+    overkeep = OverKeep(prompt, allocation, config, shared=0.01)
+    overkeep.begin(*cut_chunks(prompt, None))
     scores = torch.rand(2, len(prompt.context), generator=torch.Generator().manual_seed(0))
+    text = [torch.arange(len(prompt.context))] * 2
     for layer in range(spec.num_layers):
-        overkeep.hold(layer, torch.stack([scores[0] + 1, scores[1] * 1e-3]))
-    for layer, kept in overkeep.trim(final=True).items():
+        assert overkeep.hold(layer, torch.stack([scores[0] + 1, scores[1] * 1e-3]), text) is None  # all is held
+    for layer in range(spec.num_layers):
+        kept = overkeep.cut(layer, text, overkeep.agreed())
         question = spec.num_kv_heads * prompt.longest_question
         assert sum(map(len, kept)) + question == sum(allocation.plan.kept[layer])
 
@@ -406,12 +364,17 @@ def test_what_was_just_trimmed_is_not_trimmed_again() -> None:
     """The margin is no waste: a small budget must not cut every layer anew at each layer."""
     _, _, spec = shared_tiny("llama")
     prompt = prompt_of(1000)
-    plan = wanted("uniform", spec, prompt, kept=0.05).plan()
-    overkeep = OverKeep(prompt, Allocation(plan), WINDOWED, shared=0.0)
+    overkeep = OverKeep(prompt, live(wanted("zigzag", spec, prompt, kept=0.05)), WINDOWED, shared=0.0)
+    overkeep.begin(*cut_chunks(prompt, None))
+    held: list[Tensor] = []
     for layer in range(spec.num_layers):
-        overkeep.hold(layer, torch.rand(2, len(prompt.context), generator=torch.Generator().manual_seed(layer)))
-        overkeep.trim(final=False)
-        assert not overkeep.is_wasteful()
+        scores = torch.rand(2, len(prompt.context), generator=torch.Generator().manual_seed(layer))
+        first = overkeep.hold(layer, scores, [torch.arange(len(prompt.context))] * 2)
+        assert first is not None
+        held += [at[stay] for at, stay in zip(first, overkeep.retrim(layer, first), strict=True)]
+        entries = sum(map(len, held))
+        assert not overkeep.is_wasteful(entries)
+        assert overkeep.is_wasteful(2 * entries)
 
 
 def deep(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Decoder, ModelSpec]:
@@ -431,7 +394,7 @@ def test_little_more_than_the_budget_is_held_while_reading(
     _, decoder, spec = deep(monkeypatch)
     prompt = prompt_of(1200, *questions)
     want = wanted(policy, spec, prompt, kept=kept)
-    steps, done = read(decoder, [prompt], [live(want)], WINDOWED)
+    steps, done = read(decoder, prompt, live(want), WINDOWED)
     heads, slack = spec.num_layers * spec.num_kv_heads, CacheConfig().slack(prompt.seq_len)
     entry = spec.kv_bytes_per_entry + CacheConfig().position_bytes
     waiting = prompt.waiting_tokens * heads * entry
@@ -448,9 +411,9 @@ def test_a_policy_that_decides_by_layer_never_holds_more_than_it_keeps() -> None
     allocation = live(want)
     assert allocation.live
     assert not allocation.waits
-    steps, one = read(decoder, [prompt], [allocation], WINDOWED)
+    steps, one = read(decoder, prompt, allocation, WINDOWED)
     assert len({count for layer in allocation.plan.kept for count in layer}) > 1
-    again, two = read(decoder, [prompt], [allocation.plan], WINDOWED)
+    again, two = read(decoder, prompt, allocation.plan, WINDOWED)
     assert [step.kv_bytes for step in steps] == [step.kv_bytes for step in again]
     assert_same_cache(one.cache, two.cache)
 
@@ -461,7 +424,7 @@ def test_a_model_of_sliding_layers_alone_has_nothing_to_wait_for(family: str, co
     _, decoder, spec = shared_tiny(family)
     prompt = prompt_of(60)
     for policy in ("uniform", "zigzag"):
-        _, done = read(decoder, [prompt], [live(wanted(policy, spec, prompt, kept=1.0))], config)
+        _, done = read(decoder, prompt, live(wanted(policy, spec, prompt, kept=1.0)), config)
         assert done.cache.entries == spec.full_entries(prompt.seq_len)
 
 
@@ -470,10 +433,10 @@ def test_a_model_of_sliding_layers_alone_has_nothing_to_wait_for(family: str, co
 def test_nothing_is_lost_when_everything_may_stay(policy: str, held: float, bits: int) -> None:
     _, decoder, spec = shared_tiny("llama")
     prompt, forced = prompt_of(150), torch.tensor([tokens(6, 7)])
-    _, full = read(decoder, [prompt], [wanted("full", spec, prompt, kept=1.0, kv_bits=bits).plan()], WINDOWED)
+    _, full = read(decoder, prompt, wanted("full", spec, prompt, kept=1.0, kv_bits=bits).plan(), WINDOWED)
     expected = decode(decoder, full, forced)
     full.begin_question()
     for config in (WINDOWED, replace(AGREEING, held=held)):
-        _, done = read(decoder, [prompt], [live(wanted(policy, spec, prompt, kept=1.0, kv_bits=bits))], config)
+        _, done = read(decoder, prompt, live(wanted(policy, spec, prompt, kept=1.0, kv_bits=bits)), config)
         assert_same_cache(done.cache, full.cache)
         assert torch.equal(decode(decoder, done, forced), expected)

@@ -10,6 +10,7 @@ from support.families import (
     SHAPE,
     VOCAB,
     WINDOW,
+    Rows,
     assert_same,
     decode,
     full_plan,
@@ -40,7 +41,7 @@ def test_every_supported_family_has_a_case() -> None:
 def test_full_plan_is_the_stock_model(family: str, lengths: tuple[int, int]) -> None:
     stock, decoder, spec = shared_tiny(family)
     prompt = make_prompt(lengths[0], [lengths[1]])
-    _, done = read(decoder, [prompt], [full_plan(spec, prompt)])
+    _, done = read(decoder, prompt, full_plan(spec, prompt))
     prompt_ids, forced = (*prompt.context, *prompt.questions[0]), tokens(DECODED, 7)
     expected = stock_logits(stock, prompt_ids + forced)
     assert expected.abs().max() > 0.5
@@ -53,14 +54,14 @@ def test_a_batch_is_its_rows(family: str) -> None:
     stock, decoder, spec = shared_tiny(family)
     prompts = [make_prompt(20, [3], seed=1), make_prompt(4, [5], seed=2), make_prompt(11, [1], seed=3)]
     forced = torch.tensor([tokens(DECODED, 20 + row) for row in range(3)])
-    _, batch = read(decoder, prompts, [full_plan(spec, prompt) for prompt in prompts])
+    batch = Rows([read(decoder, prompt, full_plan(spec, prompt))[1] for prompt in prompts])
     decoded = decode(decoder, batch, forced)
     for row, prompt in enumerate(prompts):
         ids = (*prompt.context, *prompt.questions[0])
         expected = stock_logits(stock, ids + tuple(forced[row].tolist()))
         assert_same(batch.logits[row], expected[len(ids) - 1])
         assert_same(decoded[row], expected[len(ids) :])
-        _, single = read(decoder, [prompt], [full_plan(spec, prompt)])
+        _, single = read(decoder, prompt, full_plan(spec, prompt))
         torch.testing.assert_close(batch.logits[row], single.logits[0], atol=1e-5, rtol=0)
         torch.testing.assert_close(decoded[row], decode(decoder, single, forced[row : row + 1])[0], atol=1e-5, rtol=0)
 
@@ -69,7 +70,7 @@ def test_a_batch_is_its_rows(family: str) -> None:
 def test_questions_over_one_prefill_are_separate_runs(family: str) -> None:
     stock, decoder, spec = shared_tiny(family)
     prompt = make_prompt(19, [4, 9, 1])
-    _, done = read(decoder, [prompt], [full_plan(spec, prompt)])
+    _, done = read(decoder, prompt, full_plan(spec, prompt))
     assert done.logits.shape == (3, VOCAB)
     for question in (2, 0, 1, 0):  # any order, and one of them again
         ids = (*prompt.context, *prompt.questions[question])
@@ -84,7 +85,7 @@ def test_several_new_tokens_at_once(family: str) -> None:
     """A turn of a chat: tokens appended in one pass see the cache and, causally, each other."""
     stock, decoder, spec = shared_tiny(family)
     prompt = make_prompt(20, [4])
-    _, done = read(decoder, [prompt], [full_plan(spec, prompt)])
+    _, done = read(decoder, prompt, full_plan(spec, prompt))
     done.begin_question()
     ids, turn = (*prompt.context, *prompt.questions[0]), tokens(11, 9)
     positions = done.next_positions() + torch.arange(len(turn))
@@ -96,15 +97,8 @@ def test_sliding_prefill_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_BLOCK", 7)
     stock, decoder, spec = shared_tiny("mistral-sliding")
     prompt = make_prompt(40, [3])
-    _, done = read(decoder, [prompt], [full_plan(spec, prompt)])
+    _, done = read(decoder, prompt, full_plan(spec, prompt))
     assert_same(done.logits[0], stock_logits(stock, (*prompt.context, *prompt.questions[0]))[-1])
-
-
-def test_a_batch_with_several_questions_is_refused() -> None:
-    _, decoder, spec = shared_tiny("llama")
-    prompts = [make_prompt(6, [2, 2], seed=seed) for seed in (1, 2)]
-    with pytest.raises(ValueError, match="one question"):
-        read(decoder, prompts, [full_plan(spec, prompt) for prompt in prompts])
 
 
 @pytest.mark.parametrize("family", ["Gemma2", "GptOss", "Cohere"])
@@ -125,7 +119,7 @@ def test_a_keyword_that_is_not_honoured_is_refused(family: str, keyword: str, mo
     spec = spec_from_config(config, "float32")
     prompt = make_prompt(6, [2])
     with pytest.raises(ModelError, match=f"'{keyword}'"):
-        read(Decoder(model, spec), [prompt], [full_plan(spec, prompt)])
+        read(Decoder(model, spec), prompt, full_plan(spec, prompt))
 
 
 def test_attention_in_both_directions_is_refused() -> None:
@@ -135,7 +129,7 @@ def test_attention_in_both_directions_is_refused() -> None:
     decoder = Decoder(getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config).eval(), spec)
     prompt = make_prompt(6, [2])
     with pytest.raises(ModelError, match="both directions"):
-        read(decoder, [prompt], [full_plan(spec, prompt)])
+        read(decoder, prompt, full_plan(spec, prompt))
 
 
 def test_keywords() -> None:

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from support.chunks import exhaust, words_of
-from support.families import make_prompt, tiny
+from support.chunks import words_of
+from support.families import exhaust, make_prompt, tiny
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, ScorerConfig
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.read.reading import read_compressed
+from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend.allocation import make_allocation
 from uncomp_cli.engine.spend.compression import Compression, plan_compression
 from uncomp_cli.engine.spend.memory import activation_bytes
@@ -55,7 +55,7 @@ def planned(
 
 def most_held(compression: Compression) -> int:
     """The most bytes that the cache takes, on the way and at the end."""
-    steps, done = exhaust(read_compressed(DECODER, compression))
+    steps, done = exhaust(Reader(DECODER, compression).read())
     return max(done.cache.nbytes, *(step.kv_bytes for step in steps))
 
 
@@ -80,11 +80,11 @@ def test_limits_that_are_allowed() -> None:
 def test_with_plenty_a_prompt_is_read_in_one_pass() -> None:
     for limits in (None, PLENTY):
         compression = planned(preset_of(), prompt_of(), kv_bytes=limits)
-        assert (compression.chunk_tokens, compression.streamed) == (None, False)
+        assert (compression.chunk_tokens, compression.thinner.active) == (None, False)
     assert planned(preset_of(), prompt_of(), chunk=CONTEXT).chunk_tokens is None
     asked = planned(preset_of(), prompt_of(), chunk=300)
-    assert (asked.chunk_tokens, asked.streamed) == (300, True)
-    assert planned(preset_of(thinning="gather:after=2,keep=0.5"), prompt_of()).streamed
+    assert (asked.chunk_tokens, asked.thinner.active) == (300, False)
+    assert planned(preset_of(thinning="gather:after=2,keep=0.5"), prompt_of()).thinner.active
 
 
 CAPPED = {
@@ -221,7 +221,7 @@ def test_a_plan_can_be_read_again() -> None:
     """Nothing of one reading is left for the next."""
     preset = preset_of("20%", "uncertain:by=entropy", thinning="gather:after=2,keep=0.5")
     compression = planned(preset, prompt_of())
-    (_, first), (_, second) = (exhaust(read_compressed(DECODER, compression)) for _ in range(2))
+    (_, first), (_, second) = (exhaust(Reader(DECODER, compression).read()) for _ in range(2))
     assert second.hidden_kept == first.hidden_kept
     assert first.hidden_kept[0] == 1.0
     assert torch.equal(second.logits, first.logits)

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from support.families import read
 from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.cache.scorers import make_scorer
-from uncomp_cli.config import SamplingConfig, ScorerConfig
+from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.read.prefill import prefill
 from uncomp_cli.engine.tokens.prompt import Prompt, completion_prompt
 from uncomp_cli.engine.write.generate import generate
 from uncomp_cli.engine.write.sampling import Sampler
@@ -60,16 +59,11 @@ def stock_tokens(model: Any, output: Any) -> list[int]:
     return chosen
 
 
-def read(decoder: Decoder, prompt: Prompt) -> Context:
+def read_all(decoder: Decoder, prompt: Prompt) -> Context:
     """Prefill with a plan that keeps everything."""
-    spec, config = decoder.spec, ScorerConfig()
+    spec = decoder.spec
     plan = BudgetPlan(prompt.seq_len, ((prompt.seq_len,) * spec.num_kv_heads,) * spec.num_layers)
-    steps = prefill(decoder, [prompt], [plan], scorer=make_scorer(config), config=config)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return done.value
+    return read(decoder, prompt, plan)[1]
 
 
 def engine_tokens(loaded: LoadedModel, decoder: Decoder, prefilled: Context) -> list[int]:
@@ -93,7 +87,7 @@ def test_the_engine_equals_the_stock_quantized_model(default_model_dir, method: 
     stock = stock_output(loaded.model, prompt)
     logits, tokens = stock.logits[0, -1], stock_tokens(loaded.model, stock)
     decoder = Decoder(loaded.model, loaded.spec)
-    prefilled = read(decoder, prompt)
+    prefilled = read_all(decoder, prompt)
     torch.testing.assert_close(prefilled.logits[0], logits, atol=LOGIT_TOLERANCE, rtol=0)
     prefilled.begin_question()
     for layer, expected in enumerate(stock.past_key_values.layers):

@@ -3,14 +3,11 @@
 import pytest
 import torch
 
-from support.families import FAMILIES, make_prompt, tiny
+from support.families import FAMILIES, make_prompt, read, tiny
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scorers import make_scorer
-from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.recall import recall
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.read.prefill import prefill
 
 CONTEXT, SPAN = 90, [*range(20, 29), *range(40, 61)]
 
@@ -20,23 +17,18 @@ def slides(family: str) -> bool:
     return len(spec.full_layers) < spec.num_layers
 
 
-def read(family: str) -> tuple[Decoder, RaggedKVCache, tuple[int, ...]]:
+def whole(family: str) -> tuple[Decoder, RaggedKVCache, tuple[int, ...]]:
     """A prompt with its full cache, and its tokens."""
     _, decoder, _ = tiny(family)
     prompt = make_prompt(CONTEXT, [8])
     plan = BudgetPlan.everything(Wanted(decoder.spec, seq_len=prompt.seq_len, entries=0, protected=0))
-    steps = prefill(decoder, [prompt], [plan], scorer=make_scorer(ScorerConfig()), config=ScorerConfig())
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return decoder, done.value.cache, (*prompt.context, *prompt.questions[0])
+    return decoder, read(decoder, prompt, plan)[1].cache, (*prompt.context, *prompt.questions[0])
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if not slides(family)])
 def test_a_hole_is_filled_as_it_was(family: str) -> None:
-    decoder, full, ids = read(family)
-    _, cut, _ = read(family)
+    decoder, full, ids = whole(family)
+    _, cut, _ = whole(family)
     chance = torch.Generator().manual_seed(1)
     for index in decoder.spec.full_layers:
         layer = cut.layer(index)
@@ -55,7 +47,7 @@ def test_a_hole_is_filled_as_it_was(family: str) -> None:
 
 
 def test_what_is_held_stays_as_it_is() -> None:
-    decoder, cache, ids = read("llama")
+    decoder, cache, ids = whole("llama")
     cache.layer(0).tail(0)[0][SPAN[0]] = 7.0
     recall(decoder, cache, [ids[at] for at in SPAN], torch.tensor(SPAN))
     assert (cache.layer(0).tail(0)[0][SPAN[0]] == 7.0).all()

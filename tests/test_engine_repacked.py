@@ -10,23 +10,20 @@ import torch
 import transformers
 from torch import Tensor
 
-from support.chunks import CONFIG, allocation_of, assert_as_planned, positions_of, prompt_of, streamed
-from support.families import FAMILIES, SHAPE, assert_same, decode, shared_tiny, tokens
+from support.chunks import CONFIG, allocation_of, assert_as_planned, positions_of, prompt_of
+from support.families import FAMILIES, SHAPE, assert_same, decode, exhaust, planned_for, read, shared_tiny, tokens
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.budget.thinning import make_thinning
-from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import Limits, ScorerConfig
+from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
-from uncomp_cli.engine.read.reading import read_compressed, read_streamed
-from uncomp_cli.engine.read.repacked import packed
-from uncomp_cli.engine.read.streamed import BETWEEN_CHUNKS, StreamedState
-from uncomp_cli.engine.read.thinner import Thinner
+from uncomp_cli.engine.read.distances import packed
+from uncomp_cli.engine.read.overkeep import BETWEEN_CHUNKS
+from uncomp_cli.engine.read.reader import Reader
+from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.allocation import Allocation
-from uncomp_cli.engine.spend.compression import plan_compression
+from uncomp_cli.engine.spend.compression import Compression, plan_compression
 from uncomp_cli.engine.spend.reach import Reach
-from uncomp_cli.engine.tokens.chunks import cut_chunks
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import DoesNotFitError, ModelError
 from uncomp_cli.models.shape import spec_from_config
@@ -49,20 +46,13 @@ def one_layer(family: str) -> tuple[Any, Decoder, ModelSpec]:
     return stock, Decoder(copy.deepcopy(stock), spec), spec
 
 
-def state_of(decoder: Decoder, prompt: Prompt, allocation: Allocation) -> StreamedState:
-    """What `read_streamed` makes, to be driven chunk by chunk."""
-    spec = decoder.spec
-    return StreamedState(
-        prompt,
-        allocation,
-        scorer=make_scorer(CONFIG),
-        config=CONFIG,
-        cache=RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads),
-        thinner=Thinner(make_thinning("none"), spec, CONFIG),
-        on_layer=lambda layer: None,
-        frequencies=rope_frequencies(decoder.model),
-        repack=True,
-    )
+def in_chunks(decoder: Decoder, prompt: Prompt, allocation: Allocation) -> Compression:
+    """Chunks of 100, before which what is held is re-packed."""
+    return replace(planned_for(decoder, prompt, allocation, CONFIG, chunk=100), repack=True)
+
+
+def repacked(decoder: Decoder, prompt: Prompt, allocation: Allocation) -> tuple[list[PrefillStep], Context]:
+    return exhaust(Reader(decoder, in_chunks(decoder, prompt, allocation)).read())
 
 
 @pytest.mark.parametrize("family", ONE_ROPE)
@@ -88,13 +78,10 @@ def test_the_model_sees_a_text_of_what_is_held(family: str) -> None:
     """With one layer keys do not depend on what was evicted: the stock model, given the rest alone, is the oracle."""
     stock, decoder, spec = one_layer(family)
     prompt = prompt_of(words=False)
-    state = state_of(decoder, prompt, allocation_of("uniform", spec, prompt, kept=0.2))
-    for chunk in cut_chunks(prompt, 100):
-        held = state.cache.layer(0).head(0)[2].tolist() if chunk.first else []
-        state.begin(chunk, decoder.device)
-        ids, positions = chunk.layout()
-        logits = decoder.forward(ids, positions, state, 1)[0, -1]
-        state.finish()
+    reader = Reader(decoder, in_chunks(decoder, prompt, allocation_of("uniform", spec, prompt, kept=0.2)))
+    for chunk in reader.chunks:
+        held = reader.cache.layer(0).head(0)[2].tolist() if chunk.first else []
+        logits = reader.read_chunk(chunk)[-1]
     assert len(held) < chunk.first
     everything = (*prompt.context, *prompt.questions[0])
     left = [*(everything[i] for i in held), *everything[chunk.first :]]
@@ -106,7 +93,7 @@ def test_gaps_do_not_change_what_follows() -> None:
     """Decoding behind a re-packed prompt, token by token, is what one pass over its answer gives."""
     _, decoder, spec = shared_tiny("llama")
     prompt, forced = prompt_of(), torch.tensor([tokens(6, 9)])
-    _, done = _repacked(decoder, prompt, allocation_of("uniform", spec, prompt, kept=0.2))
+    _, done = repacked(decoder, prompt, allocation_of("uniform", spec, prompt, kept=0.2))
     one_by_one = decode(decoder, done, forced)
     done.begin_question(0)
     positions = done.next_positions(0) + torch.arange(forced.shape[1])
@@ -119,7 +106,7 @@ def test_budgets_are_exact_and_positions_stay_those_of_the_text(policy: str) -> 
     _, decoder, spec = shared_tiny("llama")
     prompt = prompt_of()
     allocation = allocation_of(policy, spec, prompt, kept=0.15)
-    _, done = _repacked(decoder, prompt, allocation)
+    _, done = repacked(decoder, prompt, allocation)
     assert_as_planned(done, allocation.plan, prompt)
 
 
@@ -127,41 +114,17 @@ def test_nothing_evicted_nothing_moved() -> None:
     _, decoder, spec = shared_tiny("llama")
     prompt = prompt_of()
     plan = allocation_of("uniform", spec, prompt, kept=1.0)
-    _, moved = _repacked(decoder, prompt, plan)
-    _, left = streamed(decoder, prompt, allocation_of("uniform", spec, prompt, kept=1.0), CONFIG, chunk=100)
+    _, moved = repacked(decoder, prompt, plan)
+    _, left = read(decoder, prompt, allocation_of("uniform", spec, prompt, kept=1.0), CONFIG, chunk=100)
     assert_same(moved.logits, left.logits)
 
 
 def test_re_packing_changes_what_is_seen() -> None:
     _, decoder, spec = shared_tiny("llama")
     prompt = prompt_of()
-    _, moved = _repacked(decoder, prompt, allocation_of("uniform", spec, prompt, kept=0.15))
-    _, left = streamed(decoder, prompt, allocation_of("uniform", spec, prompt, kept=0.15), CONFIG, chunk=100)
+    _, moved = repacked(decoder, prompt, allocation_of("uniform", spec, prompt, kept=0.15))
+    _, left = read(decoder, prompt, allocation_of("uniform", spec, prompt, kept=0.15), CONFIG, chunk=100)
     assert not torch.allclose(moved.logits, left.logits, atol=1e-2)
-
-
-def _repacked(decoder: Decoder, prompt: Prompt, allocation: Allocation) -> Any:
-    thinner = Thinner(make_thinning("none"), decoder.spec, CONFIG)
-    work = read_streamed(
-        decoder,
-        prompt,
-        allocation,
-        scorer=make_scorer(CONFIG),
-        config=CONFIG,
-        thinner=thinner,
-        chunk_tokens=100,
-        repack=True,
-    )
-    return _exhaust(work)
-
-
-def _exhaust(work: Any) -> Any:
-    steps = []
-    while True:
-        try:
-            steps.append(next(work))
-        except StopIteration as done:
-            return steps, done.value
 
 
 @pytest.mark.parametrize("budget", ["full", "90%", "30%", "64"])
@@ -175,7 +138,7 @@ def test_no_distance_is_longer_than_the_reach(policy: str, budget: str) -> None:
     assert planned.chunk_tokens == reach // 4
     between = max(int(BETWEEN_CHUNKS * count) for layer in planned.allocation.plan.kept for count in layer)
     assert between + planned.chunk_tokens <= reach
-    _, done = _exhaust(read_compressed(decoder, planned))
+    _, done = exhaust(Reader(decoder, planned).read())
     assert max(len(head) for layer in positions_of(done.cache) for head in layer) < reach
 
 
@@ -203,4 +166,4 @@ def test_layers_that_turn_differently_are_refused(family: str) -> None:
     preset = Preset("test", "", budget="30%", policy="uniform", scorer=replace(ScorerConfig(), window=8))
     planned = plan_compression(spec, preset, prompt_of(context=900), available=PLENTY, reach=Reach(512))
     with pytest.raises(ModelError, match="cannot be re-packed"):
-        _exhaust(read_compressed(decoder, planned))
+        exhaust(Reader(decoder, planned).read())

@@ -1,20 +1,20 @@
 """Reading again: the passages alone, read as a text of their own, at the places they have in the whole text."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.chunks import CONFIG, allocation_of, exhaust, positions_of, prompt_of
-from support.families import assert_same, decode, shared_tiny, tokens
+from support.chunks import CONFIG, allocation_of, positions_of, prompt_of
+from support.families import assert_same, decode, exhaust, planned_for, shared_tiny, tokens
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.read.reading import read_compressed, read_streamed
-from uncomp_cli.engine.read.rereading import PASSAGE_TOKENS, choose_passages
-from uncomp_cli.engine.read.thinner import Thinner
+from uncomp_cli.engine.read.distances import PASSAGE_TOKENS, choose_passages
+from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend.allocation import Allocation
 from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.reach import Reach
@@ -25,18 +25,8 @@ from uncomp_cli.models.extension import REPACKED, RopeChoice, RopeState, parse_r
 def reread(prompt: Prompt, allocation: Allocation, *, most: int, family: str = "llama") -> Context:
     """The prompt read in chunks of 100 and then again."""
     decoder = shared_tiny(family)[1]
-    work = read_streamed(
-        decoder,
-        prompt,
-        allocation,
-        scorer=make_scorer(CONFIG),
-        config=CONFIG,
-        thinner=Thinner(make_thinning("none"), decoder.spec, CONFIG),
-        chunk_tokens=100,
-        repack=True,
-        reread_tokens=most,
-    )
-    return exhaust(work)[1]
+    planned = planned_for(decoder, prompt, allocation, CONFIG, chunk=100)
+    return exhaust(Reader(decoder, replace(planned, repack=True, reread_tokens=most)).read())[1]
 
 
 def held(done: Context) -> list[int]:
@@ -68,7 +58,7 @@ def test_the_first_pass_is_released_before_the_second() -> None:
     decoder, spec = shared_tiny("llama")[1:]
     preset = Preset("test", "", budget="30%", policy="uniform", scorer=CONFIG)
     planned = plan_compression(spec, preset, prompt_of(context=900), available=10**12, reach=Reach(512, PASSAGE_TOKENS))
-    steps, done = exhaust(read_compressed(decoder, planned))
+    steps, done = exhaust(Reader(decoder, planned).read())
     again = steps[-spec.num_layers :]
     assert max(step.kv_bytes for step in again) <= done.cache.nbytes
     assert steps[-spec.num_layers - 1].kv_bytes > done.cache.nbytes
@@ -117,7 +107,7 @@ def test_a_plan_says_what_is_read_again() -> None:
     prompt = prompt_of(context=900)
     planned = plan_compression(spec, preset, prompt, available=10**12, reach=Reach(512, 128))
     assert planned.reread_tokens == 128
-    steps, done = exhaust(read_compressed(decoder, planned))
+    steps, done = exhaust(Reader(decoder, planned).read())
     chunks = -(-900 // 128)
     assert [steps[-1].layers_done, steps[-1].num_layers] == [(chunks + 1) * spec.num_layers] * 2
     assert max(map(len, [held(done)])) <= 128 + planned.prompt.always_kept + planned.prompt.asked

@@ -8,16 +8,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from support.chunks import positions_of, streamed, words_of
-from support.families import assert_same, decode, full_plan, make_prompt, read, tiny, tokens
+from support.chunks import positions_of, words_of
+from support.families import assert_same, decode, exhaust, full_plan, make_prompt, planned_for, read, tiny, tokens
 from support.oracle import DenseOracle, masked_logits, storage_bytes
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import FullPolicy, UniformPolicy
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import make_thinning
-from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import CacheConfig, ScorerConfig
-from uncomp_cli.engine.read.reading import read_streamed
+from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.read.thinner import LEAST_TOKENS, Thinner
 from uncomp_cli.engine.spend.allocation import Allocation
 from uncomp_cli.engine.spend.compression import make_thinner
@@ -58,7 +57,7 @@ def text_positions(spec: ModelSpec, cache: list[list[torch.Tensor]], prompt: Pro
 def test_who_stays(thin: str, chunk: int | None) -> None:
     _, decoder, spec = tiny("llama")
     prompt = prompt_of()
-    _, done = streamed(decoder, prompt, full(spec, prompt), CONFIG, chunk=chunk, thin=thin)
+    _, done = read(decoder, prompt, full(spec, prompt), CONFIG, chunk=chunk, thin=thin)
     there = text_positions(spec, positions_of(done.cache), prompt)
     length = len(prompt.context)
     always = {*range(PROTECTED), *range(length - prompt.asked, length)}
@@ -74,7 +73,7 @@ def test_who_stays(thin: str, chunk: int | None) -> None:
 def test_the_share_is_of_what_may_go() -> None:
     _, decoder, spec = tiny("llama")
     prompt = prompt_of(words=False)
-    _, done = streamed(decoder, prompt, full(spec, prompt), CONFIG, thin=GATHER)
+    _, done = read(decoder, prompt, full(spec, prompt), CONFIG, thin=GATHER)
     always = PROTECTED + prompt.asked
     entered = always + math.ceil(0.5 * (len(prompt.context) - always))
     assert done.hidden_kept == (1.0, 1.0, entered / len(prompt.context), entered / len(prompt.context))
@@ -84,7 +83,7 @@ def test_the_share_is_of_what_may_go() -> None:
 def test_words_go_or_stay_as_one(whole: bool) -> None:
     _, decoder, spec = tiny("llama")
     prompt = prompt_of()
-    _, done = streamed(decoder, prompt, full(spec, prompt), replace(CONFIG, whole_words=whole), thin=GATHER)
+    _, done = read(decoder, prompt, full(spec, prompt), replace(CONFIG, whole_words=whole), thin=GATHER)
     there = text_positions(spec, positions_of(done.cache), prompt)[-1]
     torn = 0
     for word in prompt.context.words.unique().tolist():
@@ -100,7 +99,7 @@ def test_a_thinned_prompt_is_the_stock_model_with_masks(family: str, questions: 
     """Tokens that left are masked in the layers behind: logits of every question, and of what is decoded."""
     stock, decoder, spec = tiny(family)
     prompt = prompt_of(*questions, context=330)
-    _, done = streamed(decoder, prompt, full(spec, prompt), CONFIG, thin="gather:after=2,keep=0.1")
+    _, done = read(decoder, prompt, full(spec, prompt), CONFIG, thin="gather:after=2,keep=0.1")
     length = len(prompt.context)
     for question, asked in enumerate(prompt.questions):
         done.begin_question(question)
@@ -117,7 +116,7 @@ def test_later_layers_have_no_more_bytes_than_their_tokens() -> None:
     _, decoder, spec = tiny("llama")
     prompt = prompt_of()
     allocation = full(spec, prompt)
-    _, done = streamed(decoder, prompt, allocation, CONFIG, thin=GATHER)
+    _, done = read(decoder, prompt, allocation, CONFIG, thin=GATHER)
     counts = [[len(head) for head in layer] for layer in positions_of(done.cache)]
     assert tuple(map(tuple, counts)) == allocation.plan.kept  # the plan says what is there
     slack, entry = CacheConfig().slack, spec.kv_bytes_per_entry + CacheConfig().position_bytes
@@ -130,8 +129,8 @@ def test_later_layers_have_no_more_bytes_than_their_tokens() -> None:
 def test_a_schedule_of_ones_is_full(thin: str) -> None:
     _, decoder, spec = tiny("llama")
     prompt = prompt_of(context=300)
-    _, one = read(decoder, [prompt], [full_plan(spec, prompt)])
-    _, done = streamed(decoder, prompt, full(spec, prompt), CONFIG, thin=thin)
+    _, one = read(decoder, prompt, full_plan(spec, prompt))
+    _, done = read(decoder, prompt, full(spec, prompt), CONFIG, thin=thin)
     assert done.hidden_kept == (1.0,) * LAYERS
     assert torch.equal(done.logits, one.logits)
 
@@ -140,8 +139,8 @@ def test_a_schedule_of_ones_is_full(thin: str) -> None:
 def test_a_short_prompt_is_left_as_it_is(thin: str) -> None:
     _, decoder, spec = tiny("llama")
     prompt = prompt_of(context=LEAST_TOKENS - QUESTION)
-    _, one = read(decoder, [prompt], [full_plan(spec, prompt)])
-    _, done = streamed(decoder, prompt, full(spec, prompt), CONFIG, thin=thin)
+    _, one = read(decoder, prompt, full_plan(spec, prompt))
+    _, done = read(decoder, prompt, full(spec, prompt), CONFIG, thin=thin)
     assert done.hidden_kept == (1.0,) * LAYERS
     torch.testing.assert_close(done.logits, one.logits, atol=1e-5, rtol=0)
 
@@ -150,7 +149,7 @@ def test_a_share_below_what_always_stays() -> None:
     """More protected tokens than the schedule lets through: all of them stay."""
     _, decoder, spec = tiny("llama")
     prompt = make_prompt(700, [8], protected=400)
-    _, done = streamed(decoder, prompt, full(spec, prompt), CONFIG, thin="gather:after=1,keep=0.01")
+    _, done = read(decoder, prompt, full(spec, prompt), CONFIG, thin="gather:after=1,keep=0.01")
     there = text_positions(spec, positions_of(done.cache), prompt)
     assert [len(layer) for layer in there] == [700, 403, 403, 403]
     assert set(range(400)) <= there[1]
@@ -159,18 +158,11 @@ def test_a_share_below_what_always_stays() -> None:
 def test_prompts_do_not_know_of_each_other() -> None:
     _, decoder, spec = tiny("llama")
     prompts = [prompt_of(context=600, seed=seed) for seed in (1, 2)]
-    alone = [streamed(decoder, prompt, full(spec, prompt), CONFIG, thin=GATHER)[1] for prompt in prompts]
+    alone = [read(decoder, prompt, full(spec, prompt), CONFIG, thin=GATHER)[1] for prompt in prompts]
     thinner = Thinner(make_thinning(GATHER), spec, CONFIG)
     for prompt, expected in zip(prompts, alone, strict=True):  # one thinner for both
-        work = read_streamed(
-            decoder, prompt, full(spec, prompt), scorer=make_scorer(CONFIG), config=CONFIG, thinner=thinner
-        )
-        while True:
-            try:
-                next(work)
-            except StopIteration as stop:
-                again = stop.value
-                break
+        planned = replace(planned_for(decoder, prompt, full(spec, prompt), CONFIG), thinner=thinner)
+        _, again = exhaust(Reader(decoder, planned).read())
         assert torch.equal(again.logits, expected.logits)
         assert again.hidden_kept == expected.hidden_kept
 
@@ -182,7 +174,7 @@ def test_thinned_and_cut_to_a_budget() -> None:
     entries = int(0.7 * spec.full_entries(prompt.seq_len))
     want = Wanted(spec, prompt.seq_len, entries, prompt.always_kept)
     allocation = Allocation.of(UniformPolicy(), want)
-    _, done = streamed(decoder, prompt, allocation, CONFIG, thin="gather:after=2,keep=0.4")
+    _, done = read(decoder, prompt, allocation, CONFIG, thin="gather:after=2,keep=0.4")
     assert tuple(tuple(map(len, layer)) for layer in positions_of(done.cache)) == allocation.plan.kept
     assert done.cache.entries == allocation.plan.entries == entries
     assert allocation.plan.kept[0] > allocation.plan.kept[3]
@@ -192,7 +184,7 @@ def test_a_question_without_a_document() -> None:
     _, decoder, spec = tiny("llama")
     bare = Prompt(Tokens.of(), (tokens(300, 1),))
     prompt = open_question(bare, recent=8)
-    _, done = streamed(decoder, prompt, full_plan(spec, prompt), CONFIG, thin=GATHER)
+    _, done = read(decoder, prompt, full_plan(spec, prompt), CONFIG, thin=GATHER)
     assert done.hidden_kept == (1.0,) * LAYERS
     assert bool(done.logits.isfinite().all())
 
@@ -210,5 +202,5 @@ def test_a_fixed_plan_of_fewer_tokens_than_stay_is_held() -> None:
     _, decoder, _ = tiny("llama")
     prompt = prompt_of(words=False)
     plan = BudgetPlan(prompt.seq_len, ((prompt.always_kept + 20,) * 2,) * LAYERS)
-    _, done = streamed(decoder, prompt, plan, CONFIG, thin=GATHER)
+    _, done = read(decoder, prompt, plan, CONFIG, thin=GATHER)
     assert tuple(tuple(map(len, layer)) for layer in positions_of(done.cache)) == plan.kept

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.families import read
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.context.session import Session
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.read.prefill import prefill
 from uncomp_cli.engine.spend.allocation import make_allocation, scorer_config
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.evals.judges.answers import judge_answers
@@ -79,14 +78,9 @@ def alone(case: Case, prompt: Prompt, setting: Setting) -> Context:
     """An ordinary prefill of its own."""
     config = scorer_config(setting.preset)
     allocation = make_allocation(case.decoder.spec, setting.preset, prompt, available=0)
-    steps = prefill(case.decoder, [prompt], [allocation], scorer=make_scorer(config), config=config)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            read: Context = done.value
-            read.begin_question(0)
-            return read
+    _, done = read(case.decoder, prompt, allocation, config)
+    done.begin_question(0)
+    return done
 
 
 def positions(cache: RaggedKVCache) -> Iterator[list[int]]:

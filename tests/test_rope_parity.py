@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM, PreTrainedModel
 
-from support.chunks import streamed
 from support.families import assert_same, decode, full_plan, read
 from support.rope import FACTOR, LONG, ORIGINAL, PLAIN, SMALL, STOCK, THETA, TRAINED, text
 from uncomp_cli.engine.context.context import Context
@@ -63,9 +62,9 @@ def check(loaded: LoadedModel, kind: str, length: int, stock: PreTrainedModel) -
     ids = text(length)
     decoder, prompt, expected = Decoder(loaded.model, loaded.spec), prompt_of(ids), stock_logits(stock, ids)
     decoder.fix_regime(length)
-    _, done = read(decoder, [prompt], [full_plan(loaded.spec, prompt)])
+    _, done = read(decoder, prompt, full_plan(loaded.spec, prompt))
     assert_is_stock(decoder, done, ids, expected)
-    _, chunked = streamed(decoder, prompt, full_plan(loaded.spec, prompt), chunk=23)
+    _, chunked = read(decoder, prompt, full_plan(loaded.spec, prompt), chunk=23)
     assert_is_stock(decoder, chunked, ids, expected)
 
 
@@ -119,7 +118,7 @@ def test_a_shorter_text_is_read_in_the_regime_that_holds_it(plain_rope: Path, ki
     decoder.fix_regime(TRAINED + 1)
     for length in (ANSWER + QUESTION + 2, TRAINED, 100):
         prompt = prompt_of(ids[:length])
-        _, done = read(decoder, [prompt], [full_plan(loaded.spec, prompt)])
+        _, done = read(decoder, prompt, full_plan(loaded.spec, prompt))
         assert_is_stock(decoder, done, ids[:length], whole[:length])
 
 

@@ -1,6 +1,5 @@
 """Prompts read in chunks, and what is in the cache behind the last of them."""
 
-from collections.abc import Generator
 from functools import partial
 
 import torch
@@ -9,46 +8,13 @@ from torch import Tensor
 from support.families import assert_same, make_prompt
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import make_policy
-from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.read.reading import read_streamed
-from uncomp_cli.engine.read.thinner import Thinner
-from uncomp_cli.engine.records import PrefillStep
-from uncomp_cli.engine.spend.allocation import Allocation, allocate, fixed
+from uncomp_cli.engine.spend.allocation import Allocation, allocate
 from uncomp_cli.engine.spend.measurer import measure_layer
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.spec import ModelSpec
-
-
-def exhaust(work: Generator[PrefillStep, None, Context]) -> tuple[list[PrefillStep], Context]:
-    steps = []
-    while True:
-        try:
-            steps.append(next(work))
-        except StopIteration as done:
-            return steps, done.value
-
-
-def streamed(
-    decoder: Decoder,
-    prompt: Prompt,
-    plan: BudgetPlan | Allocation,
-    config: ScorerConfig | None = None,
-    *,
-    chunk: int | None = None,
-    thin: str = "none",
-) -> tuple[list[PrefillStep], Context]:
-    """Exhaust a streamed prefill: its records and its result."""
-    config = config or ScorerConfig()
-    thinner = Thinner(make_thinning(thin), decoder.spec, config)
-    scorer = make_scorer(config)
-    return exhaust(
-        read_streamed(decoder, prompt, fixed(plan), scorer=scorer, config=config, thinner=thinner, chunk_tokens=chunk)
-    )
 
 
 def words_of(length: int) -> Tensor:

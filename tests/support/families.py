@@ -1,7 +1,7 @@
 """Every supported family, tiny and with random weights, and the stock model that the engine is held against."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,13 +11,19 @@ from torch import Tensor
 
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import FullPolicy
-from uncomp_cli.cache.scorers import make_scorer
+from uncomp_cli.budget.presets import load_preset
+from uncomp_cli.budget.thinning import make_thinning
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.scorers import Scorer, make_scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.read.prefill import prefill
+from uncomp_cli.engine.read.reader import Reader
+from uncomp_cli.engine.read.thinner import Thinner
 from uncomp_cli.engine.records import PrefillStep
+from uncomp_cli.engine.spend.allocation import Allocation, fixed
+from uncomp_cli.engine.spend.compression import Compression
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.models.shape import spec_from_config
@@ -105,12 +111,25 @@ def full_plan(spec: ModelSpec, prompt: Prompt) -> BudgetPlan:
     return FullPolicy().plan(Wanted(spec, seq_len=prompt.seq_len, entries=0, protected=prompt.always_kept))
 
 
-def read(
-    decoder: Decoder, prompts: Sequence[Prompt], plans: Sequence[BudgetPlan], config: ScorerConfig | None = None
-) -> tuple[list[PrefillStep], Context]:
-    """Exhaust a prefill: its records and its result."""
+def planned_for(
+    decoder: Decoder,
+    prompt: Prompt,
+    plan: BudgetPlan | Allocation,
+    config: ScorerConfig | None = None,
+    *,
+    scorer: Scorer | None = None,
+    chunk: int | None = None,
+    thin: str = "none",
+) -> Compression:
+    """How a prompt is to be read whose plan is known: in one chunk, or `chunk` tokens at a time, or thinned."""
     config = config or ScorerConfig()
-    work = prefill(decoder, prompts, plans, scorer=make_scorer(config), config=config)
+    thinner = Thinner(make_thinning(thin), decoder.spec, config)
+    allocation, scorer = fixed(plan), scorer or make_scorer(config)
+    return Compression(decoder.spec, load_preset("full"), prompt, allocation, scorer, config, thinner, chunk)
+
+
+def exhaust(work: Generator[PrefillStep, None, Context]) -> tuple[list[PrefillStep], Context]:
+    """The records of a prefill and its result."""
     steps = []
     while True:
         try:
@@ -119,7 +138,42 @@ def read(
             return steps, done.value
 
 
-def decode(decoder: Decoder, done: Context, forced: Tensor, question: int = 0) -> Tensor:
+def read(
+    decoder: Decoder,
+    prompt: Prompt,
+    plan: BudgetPlan | Allocation,
+    config: ScorerConfig | None = None,
+    *,
+    scorer: Scorer | None = None,
+    chunk: int | None = None,
+    thin: str = "none",
+) -> tuple[list[PrefillStep], Context]:
+    """Exhaust a prefill: its records and its result."""
+    planned = planned_for(decoder, prompt, plan, config, scorer=scorer, chunk=chunk, thin=thin)
+    return exhaust(Reader(decoder, planned).read())
+
+
+class Rows:
+    """Contexts of one question each, behind which their answers come, as the rows of one cache."""
+
+    def __init__(self, contexts: Sequence[Context]) -> None:
+        for context in contexts:
+            context.begin_question()
+        self.prompts = [prompt for context in contexts for prompt in context.prompts]
+        self.cache = RaggedKVCache.stack([context.cache for context in contexts], reserve=0)
+        self.logits = torch.cat([context.logits for context in contexts])
+        self._mark = self.cache.mark()
+
+    def begin_question(self, question: int = 0) -> None:
+        """Forget what came behind the questions."""
+        self.cache.rollback(self._mark)
+
+    def next_positions(self, question: int = 0) -> Tensor:
+        """The logical position [B, 1] of each row's first generated token."""
+        return torch.tensor([[prompt.seq_len] for prompt in self.prompts])
+
+
+def decode(decoder: Decoder, done: Context | Rows, forced: Tensor, question: int = 0) -> Tensor:
     """Logits [B, T, vocab] of T forced tokens [B, T], one at a time behind `question`."""
     done.begin_question(question)
     start = done.next_positions(question)

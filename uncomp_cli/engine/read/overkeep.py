@@ -57,6 +57,7 @@ class OverKeep:
         self.config = config
         self.shared = shared
         self.thinned = thinned
+        self._protected = int(prompt.context.protected.sum())
         self.scores: dict[int, Tensor] = {}
 
     def begin(self, chunk: Chunk) -> None:
@@ -116,8 +117,13 @@ class OverKeep:
         return agree(list(self.scores.values()), None if trust is None else [trust[layer] for layer in self.scores])
 
     def counts(self, layer: int) -> list[int]:
-        """Context tokens of each head when the chunk is done, of which there may be fewer."""
+        """Context tokens of each head when the chunk is done, of which there may be fewer.
+
+        Raises ValueError for a plan that has no room for what is protected.
+        """
         counts = [count - self.prompt.longest_question for count in self.allocation.plan.kept[layer]]
+        if min(counts) < self._protected:
+            raise ValueError(f"a head keeps {min(counts)} tokens, but {self._protected} are protected")
         return counts if self.final else [int(BETWEEN_CHUNKS * count) for count in counts]
 
     def _room(self, layer: int, held: Sequence[Tensor]) -> list[int]:
