@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 
 # A part may import itself and what has a lower rank.
 RANKS = {
-    "errors": 0, "spec": 0, "files": 0, "numerals": 0, "config": 1, "plugins": 1, "steps": 1,
+    "errors": 0, "spec": 0, "files": 0, "numerals": 0, "table": 0, "config": 1, "plugins": 1, "steps": 1,
     "uncertainty": 2, "budget": 3,
     "cache": 4, "models": 4, "documents": 4, "sessions": 4,
     "engine": 5,
@@ -300,7 +300,6 @@ LOOK_ALIKES = {
     "evals/rope/needles evals/tasks/needle",
     "evals/rope/risk_file uncertainty/risk",
     "evals/rope/risk_samples uncertainty/risk",
-    "evals/rope/rope_summary evals/tables/summary",
     "evals/tasks/facts evals/tasks/retrieval_facts",
     "ui/plots ui/plots_heat",
     "ui/plots ui/plots_rope",

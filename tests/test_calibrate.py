@@ -17,7 +17,7 @@ from uncomp_cli.calibrate.calibration import (
     calibrate,
     check_lengths,
 )
-from uncomp_cli.calibrate.findings import profile_record, profile_rows
+from uncomp_cli.calibrate.findings import profile_record, profile_table
 from uncomp_cli.calibrate.partial import ProfileFiles, choose_files
 from uncomp_cli.calibrate.sample_pass import MeasuringConfig, measurable, read_and_measure
 from uncomp_cli.engine.forward.decoder import Decoder
@@ -266,12 +266,12 @@ def test_a_report_says_how_stable_each_measure_is(loaded: LoadedModel, files: Pr
     wanted = request(2)
     long = tuple(sample(number, times=4) for number in range(2))
     _, profile = finish(loaded, replace(wanted, samples=(*wanted.samples, *long)), files)
-    columns, rows = profile_rows(profile)
-    assert [row[0] for row in rows] == list(profile.values)
-    table = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
+    shown = profile_table(profile)
+    table = {row["MEASURE"]: row for row in shown.record()}
+    assert list(table) == list(profile.values)
     assert table["loss"]["LIKE loss"] == "1.00 / 1.00"
     shares = re.compile(r"(\d\.\d\d|–) / (\d\.\d\d)")
-    assert all(shares.fullmatch(row[column]) for row in table.values() for column in columns[3:])
+    assert all(shares.fullmatch(row[column]) for row in table.values() for column in shown.columns[3:])
     assert float(table["lmba/raw"]["MEAN"]) == pytest.approx(profile.mean("lmba/raw").mean().item(), rel=0.01)
     record = profile_record(profile)
     assert [one["sha256"] for one in record["samples"]] == [info.sha256 for info in profile.samples]

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from uncomp_cli.evals.tables.curves import coverage_maps, needle_grids, quality_curves, unanswered_fields
-from uncomp_cli.evals.tables.markdown import format_score, markdown, notes, table_rows
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tables.pictures import CoverageMap, NeedleGrid
+from uncomp_cli.evals.tables.sheet import format_score, markdown, notes, parts_of, score_table, tables_of
 from uncomp_cli.evals.tables.summary import FailedCell, Figure, Kept, Row, Summary, summarise
+from uncomp_cli.table import Table
 
 
 def _outcome(
@@ -163,7 +164,7 @@ def test_a_setting_that_was_refused_is_shown_and_not_averaged() -> None:
     assert row.kept == Kept(pytest.approx((4 * 0.2 + 0.23) / 5), 0.2, 0.23)
     assert _row(summary, "window 20%", "ruler/vt").figures == {}
     assert _mean(_row(summary, "window 20%", "needle/uuid"), "match") == pytest.approx(0.7)
-    assert table_rows(summary)[2] == ("window 20%", "refused 1 of 6", "", "6")
+    assert score_table(summary).rows[1] == ("window 20%", "refused 1 of 6", "", "6")
     assert notes(summary) == ["refused: window 20% on ruler/vt, 1 of 2 samples: the budget is below the window"]
     (full,) = quality_curves(outcomes, regime="aware", metric="match")
     assert full.label == "full"
@@ -217,7 +218,7 @@ def test_the_json_has_every_figure_and_no_nan() -> None:
 
 def test_no_outcomes_give_an_empty_table() -> None:
     summary = summarise([], regime="aware")
-    assert table_rows(summary) == [("SETTING", "KEPT", "SAMPLES")]
+    assert score_table(summary) == Table(("SETTING", "KEPT", "SAMPLES"), [])
     assert notes(summary) == []
 
 
@@ -230,12 +231,14 @@ SMALL = [
 
 def test_the_table_has_scores_differences_and_intervals() -> None:
     summary = summarise(SMALL, regime="aware")
-    assert table_rows(summary, metrics=["nll", "exact", "unmeasured"]) == [
+    overall = score_table(summary, metrics=["nll", "exact", "unmeasured"])
+    assert [overall.columns, *overall.rows] == [
         ("SETTING", "KEPT", "NLL", "EXACT", "SAMPLES"),
         ("full", "100.0 %", "0.100", "100.0 %", "2"),
         ("window 20%", "20.0 %", "0.350 (+0.250 +0.250…+0.250)", "50.0 % (-50.0 -50.0…-50.0)", "2"),
     ]
-    assert table_rows(summary, by_subtask=True, metrics=["exact"]) == [
+    by_subtask = score_table(summary, by_subtask=True, metrics=["exact"])
+    assert [by_subtask.columns, *by_subtask.rows] == [
         ("SUBTASK", "SETTING", "KEPT", "EXACT", "SAMPLES"),
         ("needle/uuid", "full", "100.0 %", "100.0 %", "2"),
         ("needle/uuid", "window 20%", "20.0 %", "50.0 % (-50.0 -50.0…-50.0)", "2"),
@@ -244,7 +247,7 @@ def test_the_table_has_scores_differences_and_intervals() -> None:
 
 
 def test_kept_bytes_that_vary_show_their_range() -> None:
-    assert table_rows(summarise(TWO_SUBTASKS, regime="aware"))[2][1] == "21.0 % (20.0…23.0)"
+    assert score_table(summarise(TWO_SUBTASKS, regime="aware")).rows[1][1] == "21.0 % (20.0…23.0)"
 
 
 def test_a_rounded_zero_has_no_minus() -> None:
@@ -268,6 +271,19 @@ def test_the_markdown_is_the_same_table_with_notes() -> None:
     ]
     assert by_subtask.splitlines()[-1] == "| ruler/cwe (full fails) | full | 100.0 % | 0.0 % | 1 |"
     assert listed.startswith("- left out of averages: ruler/cwe, where the full cache itself matches 0.0 % (1 sample)")
+
+
+def test_notes_stand_below_the_last_table_of_a_part() -> None:
+    (part,) = parts_of(SMALL)
+    overall, by_subtask = tables_of(part)
+    assert (overall.title, by_subtask.title) == (
+        "needle, ruler, regime aware: all subtasks",
+        "needle, ruler, regime aware: by subtask",
+    )
+    assert overall.notes == ()
+    assert by_subtask.notes == notes(summarise(SMALL, regime="aware"))
+    (alone,) = tables_of(parts_of(SMALL[:4])[0])
+    assert alone.title == "needle, regime aware: all subtasks"
 
 
 def test_curves_rise_in_kept_bytes_and_leave_out_what_full_fails() -> None:

@@ -17,6 +17,7 @@ SCRIPT = """
 import sys, time
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
 from uncomp_cli.steps import PullStep
+from uncomp_cli.table import Table
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, watch_generation, watch_pull
 terminal = Terminal.detect(plain="--plain" in sys.argv)
@@ -113,7 +114,10 @@ def test_plain_dumb_and_quiet_terminals_see_no_escape(args: tuple[str, ...], env
 
 
 def test_no_color_moves_the_cursor_but_colours_nothing() -> None:
-    body = GENERATE + "terminal.error('[bold]x[/bold]', hint='y')\nterminal.write_table(['A'], [['[red]b[/red]']])\n"
+    body = (
+        GENERATE
+        + "terminal.error('[bold]x[/bold]', hint='y')\nterminal.write_table(Table(['A'], [['[red]b[/red]']]))\n"
+    )
     ran = run_script(body, stdout_tty=True, stderr_tty=True, NO_COLOR="1")
     assert not re.search(r"\x1b\[[0-9;]*m", ran.stdout + ran.stderr)
     assert ran.stderr.endswith("error: [bold]x[/bold]\nhint: y\n")
@@ -127,13 +131,13 @@ def test_colour_is_only_on_the_label() -> None:
 
 def test_a_table_in_a_pipe_cuts_nothing() -> None:
     long = "x" * 300
-    body = f"terminal.write_table(['NAME', 'B'], [['{long}', 'a\\nb'], ['y', 2]])"
+    body = f"terminal.write_table(Table(['NAME', 'B'], [['{long}', 'a\\nb'], ['y', '2']]))"
     ran = run_script(body, stdout_tty=False, stderr_tty=False)
     assert ran.stdout.splitlines() == ["NAME" + " " * 298 + "B", f"{long}  a b", "y" + " " * 301 + "2"]
 
 
 def test_a_table_on_a_terminal_cuts_nothing() -> None:
-    ran = run_script(f"terminal.write_table(['NAME'], [['{'x' * 300}']])", stdout_tty=True, stderr_tty=True)
+    ran = run_script(f"terminal.write_table(Table(['NAME'], [['{'x' * 300}']]))", stdout_tty=True, stderr_tty=True)
     assert ran.stdout.count("x") == 300
 
 

@@ -11,7 +11,6 @@ from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec
 
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET, LIVE_PRESET, Preset, preset
 from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_count
@@ -22,12 +21,10 @@ if TYPE_CHECKING:
 __all__ = [
     "CHAT_PRESET",
     "LEAST_TOKENS",
-    "QUALITY_COLUMNS",
     "PresetChoice",
     "choose_preset",
     "loss_note",
     "preset_line",
-    "quality_row",
     "settle_preset",
     "times",
 ]
@@ -37,7 +34,6 @@ LEAST_TOKENS = 256
 """Tokens a head that a budget in per cent keeps at least: a share of what has hardly begun is nothing."""
 _TIMES = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*[xX×]")
 
-QUALITY_COLUMNS = ("BUDGET", "KEPT", "LOSS", "95 % INTERVAL", "SAMPLES")
 _Given = ParamSpec("_Given")
 
 
@@ -88,17 +84,6 @@ def loss_note(preset: Preset, max_loss: str) -> str:
     return (
         f"--max-loss {max_loss}: budget {preset.budget}, measured loss {100 * point.loss:.2f} % "
         f"({100 * point.loss_low:.2f} to {100 * point.loss_high:.2f} %, {format_count(point.samples)} samples)"
-    )
-
-
-def quality_row(point: QualityPoint) -> tuple[str, ...]:
-    """A point of a quality curve, in per cent, under QUALITY_COLUMNS."""
-    return (
-        point.budget,
-        f"{100 * point.kept_fraction:.1f} %",
-        f"{100 * point.loss:.2f} %",
-        f"{100 * point.loss_low:.2f} to {100 * point.loss_high:.2f} %",
-        format_count(point.samples),
     )
 
 

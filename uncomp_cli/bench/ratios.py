@@ -18,10 +18,13 @@ from uncomp_cli.bench.measurement import Job, Measurement
 from uncomp_cli.bench.rounds import Round
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
+from uncomp_cli.table import Table
 
-__all__ = ["SCHEMA_VERSION", "Figures", "Ratio", "cpu_name", "figures", "ratio", "report"]
+__all__ = ["SCHEMA_VERSION", "Figures", "Ratio", "bench_table", "conditions", "cpu_name", "figures", "ratio", "report"]
 
 SCHEMA_VERSION = 1
+_COLUMNS = ("SETTING", "FIRST TOKEN", "DECODE TOK/S", "KV", "PEAK", "KEPT", "SAME TOKENS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,3 +135,40 @@ def cpu_name() -> str:
 
 def _none_if_none(method: str) -> str | None:
     return None if method == "none" else method
+
+
+def bench_table(record: dict[str, Any], labels: Sequence[str]) -> Table:
+    """Stock, then every setting, each under its label; the ratios stand behind the figures."""
+    rows = [_row(labels[0], record["stock"], None)]
+    rows += [
+        _row(label, figured, figured["ratio"]) for label, figured in zip(labels[1:], record["settings"], strict=True)
+    ]
+    return Table(_COLUMNS, rows)
+
+
+def conditions(record: dict[str, Any]) -> str:
+    """What the figures are of, in one line."""
+    hardware = record["hardware"]
+    return (
+        f"{record['model']['id']} ({record['model']['dtype']}), {format_count(record['tokens'])} tokens and "
+        f"{record['new_tokens']} new ones, medians of {record['runs']} alternating runs, (x) = ours / stock; "
+        f"{hardware['cpu']}, {hardware['threads']} threads, {hardware['device']}"
+    )
+
+
+def _row(label: str, figures: dict[str, Any], ratio: dict[str, Any] | None) -> tuple[str, ...]:
+    def with_ratio(text: str, key: str) -> str:
+        value = None if ratio is None else ratio[key]
+        return text if value is None else f"{text} ({value:.3g}x)"
+
+    peak = figures["peak_bytes"]
+    same = figures.get("same_tokens")
+    return (
+        label,
+        with_ratio(format_seconds(figures["ttft_s"]), "ttft"),
+        with_ratio(format_decimal(figures["decode_tok_s"]), "decode"),
+        with_ratio(format_bytes(figures["kv_bytes"]), "kv_bytes"),
+        "unknown" if peak is None else with_ratio(format_bytes(peak), "peak_bytes"),
+        f"{100 * figures['kept_fraction']:.1f} %" if "kept_fraction" in figures else "-",
+        "-" if same is None else "yes" if same else "no",
+    )

@@ -14,8 +14,10 @@ from decimal import Decimal
 
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.numerals import format_count
+from uncomp_cli.table import Table
 
-__all__ = ["QualityPoint", "parse_loss", "smallest_budget"]
+__all__ = ["QualityPoint", "parse_loss", "quality_table", "smallest_budget"]
 
 _HINT = "write 1% or 0.01: the share of the likelihood of an answer's token that may be lost"
 _NUMBER = re.compile(r"(?P<number>[0-9]{1,18}(?:\.[0-9]{1,18})?|\.[0-9]{1,18})\s*(?P<unit>%?)")
@@ -86,3 +88,18 @@ def smallest_budget(points: Sequence[QualityPoint], max_loss: float) -> QualityP
 def _rounded_up(share: float) -> float:
     """In per cent, to the next tenth above: written as this, the bound holds."""
     return math.ceil(Decimal(str(share)) * 1000) / 10
+
+
+def quality_table(points: Sequence[QualityPoint], notes: Sequence[str] = ()) -> Table:
+    """The curve in per cent, from the smallest budget on."""
+    rows = [
+        (
+            point.budget,
+            f"{100 * point.kept_fraction:.1f} %",
+            f"{100 * point.loss:.2f} %",
+            f"{100 * point.loss_low:.2f} to {100 * point.loss_high:.2f} %",
+            format_count(point.samples),
+        )
+        for point in sorted(points, key=lambda point: point.kept_fraction)
+    ]
+    return Table(("BUDGET", "KEPT", "LOSS", "95 % INTERVAL", "SAMPLES"), rows, notes=notes)

@@ -8,21 +8,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from uncomp_cli.calibrate.sample_pass import LOSS
+from uncomp_cli.table import Table
 from uncomp_cli.uncertainty.profile import UncertaintyProfile
 from uncomp_cli.uncertainty.stability import Agreement, stability
 
-__all__ = ["profile_record", "profile_rows"]
+__all__ = ["profile_record", "profile_table"]
+
+_SPREAD = (
+    "spread: over samples, of the mean; then the share of pairs in the same order, heads / layers (0.50 is "
+    "chance): from text to text, from length to length, and as the last column's measure orders them"
+)
 
 
-def profile_rows(profile: UncertaintyProfile) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of a table, a row a measure."""
+def profile_table(profile: UncertaintyProfile) -> Table:
+    """A row a measure."""
     reference = LOSS if LOSS in profile.values else next(iter(profile.values))
     columns = ["MEASURE", "MEAN", "SPREAD", "TEXTS", "LENGTHS", f"LIKE {reference}"]
     rows = [
         [row.measure, *_size(profile, row.measure), *map(_shown, (row.texts, row.lengths, row.reference))]
         for row in stability(profile).rows(reference)
     ]
-    return columns, rows
+    return Table(columns, rows, notes=[_SPREAD])
 
 
 def profile_record(profile: UncertaintyProfile) -> dict[str, Any]:

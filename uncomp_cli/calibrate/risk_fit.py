@@ -12,13 +12,15 @@
 The entropy of the next token's distribution alone is the baseline, which is reported beside them.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uncomp_cli.errors import UsageError
+from uncomp_cli.table import Table
 from uncomp_cli.uncertainty.risk import JOINT, SIGNALS, RiskBin, RiskCurve, auroc, auroc_interval, wilson_interval
 
 __all__ = ["RiskAnswer", "RiskFit", "Separation", "fit_risk", "risk_bins"]
@@ -71,6 +73,38 @@ class RiskFit:
     curve: RiskCurve
     candidates: tuple[Separation, ...]
     baseline: Separation
+
+    def table(self) -> Table:
+        """The reliability of the signal, and how well it tells right from wrong."""
+        rows = [
+            (
+                f"{one.lower:.3f}",
+                f"{one.upper:.3f}",
+                f"{one.samples:,}",
+                *(f"{100 * share:.0f} %" for share in (one.error_rate, one.low, one.high)),
+            )
+            for one in self.curve.bins
+        ]
+        return Table(("ENTROPY", "", "ANSWERS", "WRONG", "95 % FROM", "TO"), rows, notes=[*self._notes()])
+
+    def _notes(self) -> Iterator[str]:
+        curve, baseline = self.curve, self.baseline
+        heads = ", ".join(f"{layer}.{head}" for layer, head in curve.heads)
+        yield f"{curve.signal} of the heads {heads} (layer.KV head); flagged above {curve.band[1]:.3f}"
+        yield (
+            f"AUROC {curve.auroc:.2f} ({curve.auroc_low:.2f} to {curve.auroc_high:.2f}), cross-fitted on "
+            f"{curve.samples:,} answers read with {curve.rope}, one of {len(self.candidates)} candidates; entropy of "
+            f"the next token's distribution, for comparison: {baseline.auroc:.2f} ({baseline.low:.2f} to "
+            f"{baseline.high:.2f})"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "risk": asdict(self.curve),
+            "risk_candidates": [asdict(one) for one in self.candidates],
+            "risk_baseline": asdict(self.baseline),
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,10 +9,12 @@ terminal (they could move the cursor or retitle the window).
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TextIO
+
+from uncomp_cli.table import Table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,19 +91,30 @@ class Terminal:
         """A line of the asked-for report, on standard output."""
         self.write_answer(text + "\n")
 
-    def write_table(
-        self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, stream: StreamName = "stdout"
-    ) -> None:
-        """Aligned columns; on a terminal long cells wrap, in a pipe every row is one line. Nothing is cut off."""
-        cells = [[strip_controls(str(cell), single_line=True) for cell in row] for row in rows]
-        if self._is_terminal(stream):
-            self._print_rich_table(columns, cells, stream)
+    def write_tables(self, tables: Sequence[Table]) -> None:
+        """Tables with their titles and notes, a blank line between them."""
+        for number, table in enumerate(tables):
+            if number:
+                self.write_line()
+            self.write_table(table)
+            for note in table.notes:
+                self.write_line(f"- {note}")
+
+    def write_table(self, table: Table) -> None:
+        """Title and aligned columns; on a terminal long cells wrap, in a pipe every row is one line.
+
+        Nothing is cut off. The notes are left to the caller.
+        """
+        if table.title:
+            self.write_line(table.title)
+        cells = [[strip_controls(cell, single_line=True) for cell in row] for row in table.rows]
+        if self.stdout_is_terminal:
+            self._print_rich_table(table.columns, cells)
             return
-        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in [columns, *cells])
-        target = getattr(self, stream)
-        target.write("\n".join(lines) + "\n")
-        target.flush()
+        widths = [max(map(len, column)) for column in zip(table.columns, *cells, strict=True)]
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in [table.columns, *cells])
+        self.stdout.write("\n".join(lines) + "\n")
+        self.stdout.flush()
 
     def note(self, text: str) -> None:
         """A remark for the user, on standard error, unless quiet."""
@@ -154,16 +167,16 @@ class Terminal:
             self.stderr.write(clean + "\n")
             self.stderr.flush()
 
-    def _print_rich_table(self, columns: Sequence[str], cells: list[list[str]], stream: StreamName) -> None:
-        from rich.table import Table
+    def _print_rich_table(self, columns: Sequence[str], cells: list[list[str]]) -> None:
+        from rich.table import Table as Grid
         from rich.text import Text
 
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        grid = Grid(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         for column in columns:
-            table.add_column(Text(column), overflow="fold")
+            grid.add_column(Text(column), overflow="fold")
         for row in cells:
-            table.add_row(*map(Text, row))
-        self.rich_console(stream).print(table)
+            grid.add_row(*map(Text, row))
+        self.rich_console("stdout").print(grid)
 
 
 def _columns(stream: TextIO) -> int:

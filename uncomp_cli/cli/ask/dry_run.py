@@ -17,6 +17,7 @@ from uncomp_cli.cli.ask.prepare import fetch, weigh
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.numerals import format_bytes, format_count
+from uncomp_cli.table import Table
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading
 
@@ -160,7 +161,7 @@ def _write(record: dict[str, Any], terminal: Terminal, *, as_json: bool) -> None
         return
     rows = [(file["path"], f"{format_count(file['tokens'])} tokens") for file in record["files"]]
     rows += [(_label(key), _shown(key, value)) for key, value in record.items() if key not in _NOT_SHOWN]
-    terminal.write_table(("WHAT", "SIZE"), rows)
+    terminal.write_table(Table(("WHAT", "SIZE"), rows))
 
 
 _NOT_SHOWN = {"schema_version", "files", "refusal"}

@@ -1,9 +1,10 @@
 """`uncomp calibrate`: measure a model's uncertainty on sample texts, and save it with a preset that uses it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +12,6 @@ from uncomp_cli.asking.preset_choice import choose_preset
 from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.ask.prepare import load
-from uncomp_cli.cli.calibrate.calibrate_report import Calibrated, report
 from uncomp_cli.cli.calibrate.calibrate_risk import RiskChoice, RiskOptions, run_risk
 from uncomp_cli.cli.calibrate.quality import (
     HeldOut,
@@ -39,8 +39,11 @@ if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.calibrate.calibration import CalibrateRequest
     from uncomp_cli.calibrate.partial import ProfileFiles
+    from uncomp_cli.calibrate.risk_fit import RiskFit
+    from uncomp_cli.evals.judges.budget_curve import QualityCurve
     from uncomp_cli.evals.tasks.calibration_samples import SampleMaker
     from uncomp_cli.models.loading import LoadedModel
+    from uncomp_cli.uncertainty.profile import UncertaintyProfile
 
 __all__ = ["calibrate"]
 
@@ -223,7 +226,35 @@ def run_calibrate(job: CalibrateJob, choice: ModelChoice, terminal: Terminal, *,
         curve = run_quality(job.quality, path, profile, loaded=loaded, source=source, terminal=terminal)
     if job.risk is not None:
         fit = run_risk(job.risk, path, loaded=loaded, source=source, terminal=terminal)
-    report(Calibrated(profile, path, curve, fit), terminal, as_json=as_json)
+    measured = [found for found in (curve, fit) if found is not None]
+    if as_json:
+        terminal.write_json(_record(profile, path, measured))
+    else:
+        _write_tables(profile, measured, terminal)
+    terminal.note(f"preset {path.stem}: {path}")
+
+
+def _record(profile: "UncertaintyProfile", path: Path, measured: "Sequence[QualityCurve | RiskFit]") -> dict[str, Any]:
+    from uncomp_cli.calibrate.findings import profile_record
+
+    record = {"schema_version": 1, "preset": str(path), "profile": str(path.with_suffix(".safetensors"))}
+    for found in (profile_record(profile), *(each.record() for each in measured)):
+        record |= found
+    return record
+
+
+def _write_tables(
+    profile: "UncertaintyProfile", measured: "Sequence[QualityCurve | RiskFit]", terminal: Terminal
+) -> None:
+    """Tables on standard output; how to read them is for people alone."""
+    from uncomp_cli.calibrate.findings import profile_table
+
+    for number, table in enumerate([profile_table(profile), *(found.table() for found in measured)]):
+        if number:
+            terminal.write_line()
+        terminal.write_table(table)
+        for note in table.notes:
+            terminal.note(note)
 
 
 def _preset(wanted: CalibrateOptions, files: "ProfileFiles") -> "Preset":

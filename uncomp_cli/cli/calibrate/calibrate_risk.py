@@ -5,9 +5,9 @@ was stopped goes on; then the curve is in the preset, and the file goes.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from uncomp_cli.cli.calibrate.quality import HeldOut, open_journal
 from uncomp_cli.cli.declare.tree import option
@@ -26,16 +26,13 @@ if TYPE_CHECKING:
 __all__ = [
     "RiskChoice",
     "RiskOptions",
-    "risk_record",
     "run_risk",
-    "write_risk",
 ]
 
 DEFAULT_SAMPLES = 20
 DEFAULT_SHARES = (0.75, 1.5, 2.0)
 """Lengths of the texts, as shares of the length that the model was trained for."""
 _PANEL = "Risk"
-_COLUMNS = ["ENTROPY", "", "ANSWERS", "WRONG", "95 % FROM", "TO"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,39 +170,3 @@ def _measure(
         return run, str(turned.rope), results.path
     finally:
         use_rope(loaded, None)
-
-
-def write_risk(fit: "RiskFit", terminal: Terminal) -> None:
-    """The reliability table, and how well the signal tells right from wrong."""
-    curve = fit.curve
-    rows = [
-        [
-            f"{one.lower:.3f}",
-            f"{one.upper:.3f}",
-            f"{one.samples:,}",
-            *map(_per_cent, (one.error_rate, one.low, one.high)),
-        ]
-        for one in curve.bins
-    ]
-    terminal.write_line()
-    terminal.write_table(_COLUMNS, rows)
-    heads = ", ".join(f"{layer}.{head}" for layer, head in curve.heads)
-    terminal.note(f"{curve.signal} of the heads {heads} (layer.KV head); flagged above {curve.band[1]:.3f}")
-    terminal.note(
-        f"AUROC {curve.auroc:.2f} ({curve.auroc_low:.2f} to {curve.auroc_high:.2f}), cross-fitted on {curve.samples:,} "
-        f"answers read with {curve.rope}, one of {len(fit.candidates)} candidates; entropy of the next token's "
-        f"distribution, for comparison: {fit.baseline.auroc:.2f} ({fit.baseline.low:.2f} to {fit.baseline.high:.2f})"
-    )
-
-
-def _per_cent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def risk_record(fit: "RiskFit") -> dict[str, Any]:
-    """Plain data for JSON."""
-    return {
-        "risk": asdict(fit.curve),
-        "risk_candidates": [asdict(one) for one in fit.candidates],
-        "risk_baseline": asdict(fit.baseline),
-    }

@@ -6,11 +6,10 @@ that was stopped goes on; then the curve is in the preset, and the file goes.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from uncomp_cli.asking.preset_choice import QUALITY_COLUMNS, quality_row
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import DoesNotFitError, UsageError
@@ -31,10 +30,8 @@ __all__ = [
     "QualityChoice",
     "QualityOptions",
     "open_journal",
-    "quality_record",
     "run_quality",
     "save_calibrated",
-    "write_curve",
 ]
 
 DEFAULT_SAMPLES = 24
@@ -222,22 +219,3 @@ def _tell_left_out(count: int, asked: int, terminal: Terminal) -> None:
     if count < asked:
         few = f"{asked - count:,} of {asked:,} samples of quality"
         terminal.warn(f"{few} are left out: the text is too short for as many that were not calibrated on")
-
-
-def write_curve(curve: "QualityCurve", terminal: Terminal) -> None:
-    """The curve as a table, from the smallest budget on, and what it says."""
-    points = sorted(curve.points, key=lambda point: point.kept_fraction)
-    terminal.write_line()
-    terminal.write_table(QUALITY_COLUMNS, [quality_row(point) for point in points])
-    terminal.note(
-        "loss: share of the likelihood of an answer's token that is lost against the full cache, on samples that were "
-        "not calibrated on; --max-loss takes the smallest budget whose interval ends at or below it"
-    )
-
-
-def quality_record(curve: "QualityCurve") -> dict[str, Any]:
-    """Plain data for JSON."""
-    return {
-        "quality": [asdict(point) for point in curve.points],
-        "quality_refused": [{"budget": budget, "reason": reason} for budget, reason in curve.refused.items()],
-    }

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,12 +23,10 @@ from uncomp_cli.cli.declare.options import (
 from uncomp_cli.cli.declare.signature import only
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.cli.judge.trial import texts_of
-from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
-    from uncomp_cli.bench.measurement import Job
     from uncomp_cli.uncertainty.profile import ModelFingerprint
 
 __all__ = ["bench"]
@@ -120,7 +118,7 @@ def bench(
         terminal.note(note)
     with loading(terminal, "preparing the prompt"):
         from uncomp_cli.bench.bench_prompt import BenchRequest, make_jobs
-        from uncomp_cli.bench.ratios import report
+        from uncomp_cli.bench.ratios import bench_table, conditions, report
         from uncomp_cli.bench.rounds import run_bench
 
         request = BenchRequest(
@@ -144,7 +142,8 @@ def bench(
     if output.as_json:
         terminal.write_json(record)
     else:
-        _write_table(record, jobs, terminal)
+        terminal.write_table(bench_table(record, [job.label for job in jobs]))
+        terminal.write_line(conditions(record))
 
 
 def _fingerprint(choice: ModelChoice, model_dir: Path) -> "ModelFingerprint":
@@ -164,37 +163,3 @@ def _document(paths: tuple[str, ...], tokens: int, seed: int, terminal: Terminal
         return write_prose(tokens, seed=seed), f"generated prose, seed {seed}"
     found = texts_of(paths, terminal)
     return "\n\n".join(each.text.strip() for each in found), ", ".join(each.path for each in found)
-
-
-def _write_table(record: dict[str, Any], jobs: "list[Job]", terminal: Terminal) -> None:
-    rows = [_row(jobs[0].label, record["stock"], None)]
-    rows += [
-        _row(job.label, setting, setting["ratio"]) for job, setting in zip(jobs[1:], record["settings"], strict=True)
-    ]
-    terminal.write_table(COLUMNS, rows)
-    hardware = record["hardware"]
-    terminal.write_line(
-        f"{record['model']['id']} ({record['model']['dtype']}), {format_count(record['tokens'])} tokens and "
-        f"{record['new_tokens']} new ones, medians of {record['runs']} alternating runs, (x) = ours / stock; "
-        f"{hardware['cpu']}, {hardware['threads']} threads, {hardware['device']}"
-    )
-
-
-def _row(label: str, figures: dict[str, Any], ratio: dict[str, Any] | None) -> tuple[str, ...]:
-    """One line of the table; the ratios stand behind the figures."""
-
-    def with_ratio(text: str, key: str) -> str:
-        value = None if ratio is None else ratio[key]
-        return text if value is None else f"{text} ({value:.3g}x)"
-
-    peak = figures["peak_bytes"]
-    same = figures.get("same_tokens")
-    return (
-        label,
-        with_ratio(format_seconds(figures["ttft_s"]), "ttft"),
-        with_ratio(format_decimal(figures["decode_tok_s"]), "decode"),
-        with_ratio(format_bytes(figures["kv_bytes"]), "kv_bytes"),
-        "unknown" if peak is None else with_ratio(format_bytes(peak), "peak_bytes"),
-        f"{100 * figures['kept_fraction']:.1f} %" if "kept_fraction" in figures else "-",
-        "-" if same is None else "yes" if same else "no",
-    )

@@ -25,6 +25,7 @@ from uncomp_cli.cli.declare.signature import only
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_bytes, format_decimal, format_seconds
+from uncomp_cli.table import Table
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, watch_generation
 
@@ -173,8 +174,7 @@ def _write(done: "Comparison", terminal: Terminal) -> None:
     else:
         words = (_MARKS[kind].format(text) for kind, text in word_diff(*(side.answer for side in done.sides)))
         terminal.write_line(f"[-only the first-] {{+only the second+}}:\n{' '.join(words)}\n")
-    columns = ("", *map(_label, done.sides), "RATIO")
-    terminal.write_table(columns, list(_figures(done)))
+    terminal.write_table(Table(("", *map(_label, done.sides), "RATIO"), list(_figures(done))))
     if done.metrics is not None:
         terminal.write_line(
             f"\nalong the first answer: KL {done.metrics['kl']:.3g} nats a token (99th percentile "

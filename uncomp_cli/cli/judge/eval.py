@@ -1,5 +1,6 @@
 """`uncomp eval`: contestants on tasks with known answers, at equal measured bytes, in tables, JSON and pictures."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,14 +19,16 @@ from uncomp_cli.cli.declare.options import (
     policy_names,
 )
 from uncomp_cli.cli.declare.tree import option, typed
-from uncomp_cli.cli.judge.eval_report import Table, asked_for, draw, record, tables_of, write_markdown, write_tables
-from uncomp_cli.cli.judge.trial import check_plot, haystack_of, made_here, results_path
-from uncomp_cli.errors import UsageError
+from uncomp_cli.cli.judge.trial import check_plot, haystack_of, made_here, make_folder, results_path
+from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.files import write_whole
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
     from uncomp_cli.evals.judges.run import EvalRequest
+    from uncomp_cli.evals.tables.outcome import Outcome
+    from uncomp_cli.evals.tables.sheet import Part
 
 __all__ = ["eval"]
 
@@ -167,8 +170,8 @@ def run_eval(judged: EvalOptions, choice: ModelChoice, *, seed: int, as_json: bo
     with Journal.open(path, OUTCOMES, settings) as results:
         terminal.note(f"results: {path} ({len(results.done):,} there)")
         show(runner.run_eval(request, loaded, results), terminal)
-        tables = tables_of(asked_for(request, results.records))
-        _report(judged, tables, path, settings, terminal, as_json=as_json)
+        outcomes = runner.asked_for(request, results.records)
+        _report(judged, outcomes, path, settings, terminal, as_json=as_json)
 
 
 def show_results(judged: EvalOptions, terminal: Terminal, *, as_json: bool) -> None:
@@ -181,12 +184,12 @@ def show_results(judged: EvalOptions, terminal: Terminal, *, as_json: bool) -> N
     settings, outcomes = read_journal(judged.out, OUTCOMES)
     if not outcomes:
         raise UsageError(f"{judged.out} holds no results yet", hint="run the same command without --show first")
-    _report(judged, tables_of(outcomes), judged.out, settings, terminal, as_json=as_json)
+    _report(judged, outcomes, judged.out, settings, terminal, as_json=as_json)
 
 
 def _report(
     judged: EvalOptions,
-    tables: "list[Table]",
+    outcomes: "Sequence[Outcome]",
     path: Path,
     settings: dict[str, object],
     terminal: Terminal,
@@ -197,16 +200,19 @@ def _report(
 
     What made the results is known of a run alone: a file that is shown again may come from another machine.
     """
+    from uncomp_cli.evals.tables.sheet import parts_of, record, tables_of
+
     made = {} if judged.show else made_here()
+    parts = parts_of(outcomes)
     if as_json:
-        terminal.write_json(record(tables, results=path, settings=settings, made=made))
+        terminal.write_json(record(parts, results=path, settings=settings, made=made))
     else:
-        write_tables(tables, terminal)
+        terminal.write_tables([table for part in parts for table in tables_of(part)])
     if judged.markdown is not None:
-        write_markdown(tables, judged.markdown, facts={**settings, **made})
+        _write_markdown(parts, judged.markdown, facts={**settings, **made})
     if judged.plot is not None:
         with loading(terminal, "drawing"):
-            drawn = draw(tables, judged.plot)
+            drawn = draw(parts, judged.plot)
         terminal.note(f"{len(drawn)} pictures in {judged.plot}")
 
 
@@ -229,3 +235,63 @@ def _request(judged: EvalOptions, seed: int, terminal: Terminal) -> "EvalRequest
     )
     check_regimes(request)
     return request
+
+
+def _write_markdown(parts: "Sequence[Part]", path: Path, *, facts: Mapping[str, object]) -> None:
+    from uncomp_cli.evals.tables.sheet import document
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, document(parts, facts=facts).encode())
+    except OSError as error:
+        message = f"{path} cannot be written: {error.strerror or error}"
+        raise UncompError(message, hint="give another file with --markdown") from error
+
+
+def draw(parts: "Sequence[Part]", folder: Path) -> list[Path]:
+    """Curves of every main metric, needle heat maps and coverage maps, one regime a picture."""
+    from uncomp_cli.evals.tables import curves
+    from uncomp_cli.evals.tables.outcome import LOWER_IS_BETTER
+    from uncomp_cli.evals.tables.sheet import SHOWN
+    from uncomp_cli.evals.tables.summary import metric_names
+    from uncomp_cli.ui import plots
+
+    make_folder(folder)
+    drawn = []
+    for part in parts:
+        about = f"{part.title}, question {'seen' if part.regime == 'aware' else 'unseen'} at compression"
+        for metric in (m for m in SHOWN if m in metric_names(part.outcomes)):
+            found = curves.quality_curves(part.outcomes, regime=part.regime, metric=metric)
+            if any(curve.label != plots.FULL_CACHE for curve in found):
+                path = folder / f"{part.stem}-{metric}.png"
+                lower = metric in LOWER_IS_BETTER
+                drawn.append(plots.plot_curves(found, path, title=about, metric=SHOWN[metric], lower_is_better=lower))
+        drawn += [path for budget in _budgets(part) for path in _draw_maps(part, budget, folder)]
+    return drawn
+
+
+def _budgets(part: "Part") -> list[str]:
+    """The budgets of a table, those of settings that keep every token with all of them."""
+    from uncomp_cli.evals.judges.contestants import FULL
+
+    found = list(dict.fromkeys(outcome.budget for outcome in part.outcomes))
+    return [budget for budget in found if budget != FULL] or found
+
+
+def _draw_maps(part: "Part", budget: str, folder: Path) -> Iterator[Path]:
+    """Needle heat maps and coverage maps of one budget: a panel for each contestant."""
+    from uncomp_cli.evals.judges.contestants import FULL
+    from uncomp_cli.evals.tables import curves
+    from uncomp_cli.evals.tables.summary import counted_outcomes
+    from uncomp_cli.ui import plots
+
+    shown = [outcome for outcome in part.outcomes if outcome.budget in (budget, FULL)]
+    about = f"{budget} kept, question {'seen' if part.regime == 'aware' else 'unseen'}"
+    stem = f"{part.stem}-{budget.replace('%', 'pct').replace(' ', '')}"
+    counted = counted_outcomes(shown, regime=part.regime) or shown
+    if grids := curves.needle_grids(counted, regime=part.regime, metric="match"):
+        title = f"Needles found by depth and length: {about}"
+        yield plots.plot_needles(grids, folder / f"{stem}-needles.png", title=title)
+    if maps := curves.coverage_maps(shown, regime=part.regime):
+        title = f"Evidence kept by layer and KV head: {about}"
+        yield plots.plot_coverage(maps, folder / f"{stem}-coverage.png", title=title)

@@ -1,5 +1,6 @@
 """`uncomp rope`: ways of reading past the trained length, measured on the user's text, and which one to use."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,8 +21,7 @@ from uncomp_cli.cli.declare.options import (
 )
 from uncomp_cli.cli.declare.signature import only
 from uncomp_cli.cli.declare.tree import option, typed
-from uncomp_cli.cli.judge.rope_report import draw, record, write_tables
-from uncomp_cli.cli.judge.trial import check_plot, haystack_of, made_here, results_path
+from uncomp_cli.cli.judge.trial import check_plot, haystack_of, made_here, make_folder, results_path
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.rope.arms import DEFAULT_KINDS
 from uncomp_cli.numerals import format_seconds
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from uncomp_cli.budget import presets
     from uncomp_cli.evals.rope.cells import RopeCell
     from uncomp_cli.evals.rope.sweep import RopeRequest
+    from uncomp_cli.evals.rope.verdict import RopeSummary
     from uncomp_cli.models.loading import LoadedModel
 
 __all__ = ["rope"]
@@ -250,14 +251,37 @@ def _report(
     as_json: bool,
 ) -> None:
     """Tables or JSON on standard output, and pictures where they were asked for."""
-    from uncomp_cli.evals.rope.rope_summary import summarise_rope
+    from uncomp_cli.evals.rope.verdict import record, summarise_rope
 
     summary = summarise_rope(cells, trained_length=int(settings["trained_length"]))
     if as_json:
         terminal.write_json(record(summary, cells, results=path, settings=settings, made=made))
     else:
-        write_tables(summary, terminal)
+        _write_tables(summary, terminal)
     if plot is not None:
         with loading(terminal, "drawing"):
             drawn = draw(summary, cells, plot)
         terminal.note(f"{len(drawn)} pictures in {plot}")
+
+
+def _write_tables(summary: "RopeSummary", terminal: Terminal) -> None:
+    from uncomp_cli.evals.rope.verdict import recommended, tables_of
+
+    terminal.write_tables([*tables_of(summary)])
+    if (advice := recommended(summary)) is not None:
+        terminal.write_line(f"\n{advice}")
+
+
+def draw(summary: "RopeSummary", cells: "Sequence[RopeCell]", folder: Path) -> list[Path]:
+    """Needles beside entropy for every arm, and the text by position. Raises UncompError when nothing can be drawn."""
+    from uncomp_cli.evals.rope.maps import arm_maps
+    from uncomp_cli.ui import plots_rope
+
+    make_folder(folder)
+    drawn = []
+    if maps := arm_maps(cells):
+        drawn.append(plots_rope.plot_arm_maps(maps, folder / "rope-needles.png", trained_length=summary.trained_length))
+    if curves := {row.arm: row.losses for row in summary.texts}:
+        path = folder / "rope-text.png"
+        drawn.append(plots_rope.plot_losses(curves, path, trained_length=summary.trained_length))
+    return drawn

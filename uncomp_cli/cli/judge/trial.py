@@ -11,20 +11,29 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.ui.console import Terminal
 
 if TYPE_CHECKING:
     from uncomp_cli.documents.collection import Document
     from uncomp_cli.evals.tasks.haystack import Haystack
 
-__all__ = ["check_plot", "haystack_of", "made_here", "results_path", "texts_of"]
+__all__ = ["check_plot", "haystack_of", "made_here", "make_folder", "results_path", "texts_of"]
 
 
 def check_plot(folder: Path | None) -> None:
     """Raise UsageError when pictures are asked for and cannot be drawn."""
     if folder is not None and find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib, which is not installed", hint="pip install 'uncomp[plot]'")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of pictures; raises UncompError when that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"{folder} cannot be made: {error.strerror or error}"
+        raise UncompError(message, hint="give another directory with --plot") from error
 
 
 def texts_of(paths: Sequence[str], terminal: Terminal) -> "Sequence[Document]":

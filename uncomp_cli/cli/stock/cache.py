@@ -15,6 +15,7 @@ from uncomp_cli.cli.declare.options import Json, Quiet, cache_names, shelf_of, t
 from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal
+from uncomp_cli.table import Table
 
 if TYPE_CHECKING:
     from uncomp_cli.cache.shelf import Entry, Shelf
@@ -53,7 +54,7 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
     if not entries:
         terminal.note(f"no saved documents in {shelf.folder} yet: uncomp ask --save-cache NAME saves one")
     columns = ("NAME", "HASH", "MODEL", "TOKENS", "BUDGET", "SIZE", "OF FULL", "USED", "DOCUMENTS")
-    terminal.write_table(columns, [_row(entry) for entry in entries])
+    terminal.write_table(Table(columns, [_row(entry) for entry in entries]))
 
 
 @command_of(app, "show")
@@ -63,7 +64,7 @@ def show(ctx: typer.Context, name: Name, as_json: Json = False) -> None:
     if as_json:
         terminal.write_json({"schema_version": 1, **record})
         return
-    terminal.write_table(("FIELD", "VALUE"), _rows(record))
+    terminal.write_table(Table(("FIELD", "VALUE"), list(_rows(record))))
 
 
 @command_of(app, "verify")

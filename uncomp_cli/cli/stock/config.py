@@ -11,6 +11,7 @@ from uncomp_cli.cli.declare.options import Json, terminal_of
 from uncomp_cli.cli.declare.settings import config_path
 from uncomp_cli.cli.declare.tree import Command, Context, Parameter, command_of, group, settings_of, walk
 from uncomp_cli.errors import UsageError
+from uncomp_cli.table import Table
 
 __all__ = ["Setting", "app"]
 
@@ -47,7 +48,7 @@ def show(
         terminal.write_json([asdict(setting) for setting in settings])
         return
     rows = [(s.command or "(global)", s.key, _shown(s.value), s.source, s.variable) for s in settings]
-    terminal.write_table(("COMMAND", "KEY", "VALUE", "SOURCE", "VARIABLE"), rows)
+    terminal.write_table(Table(("COMMAND", "KEY", "VALUE", "SOURCE", "VARIABLE"), rows))
 
 
 @command_of(app, "path")

@@ -15,6 +15,7 @@ from uncomp_cli.cli.declare.options import Json, terminal_of
 from uncomp_cli.cli.declare.settings import config_path, read_settings
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.numerals import format_bytes
+from uncomp_cli.table import Table
 
 __all__ = ["doctor"]
 
@@ -32,7 +33,7 @@ def doctor(ctx: typer.Context, as_json: Json = False) -> None:
         terminal.write_json({"schema_version": 1, **report})
     else:
         rows = [(name.removesuffix("_bytes").replace("_", " "), _shown(name, value)) for name, value in report.items()]
-        terminal.write_table(("WHAT", "VALUE"), rows)
+        terminal.write_table(Table(("WHAT", "VALUE"), rows))
 
 
 def _read(probe: Callable[[], Any]) -> Any:

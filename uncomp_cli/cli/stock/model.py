@@ -9,6 +9,7 @@ from uncomp_cli.cli.declare.options import Json, ModelOptions, Quiet, model_name
 from uncomp_cli.cli.declare.signature import only
 from uncomp_cli.cli.declare.tree import command_of, group
 from uncomp_cli.numerals import format_bytes, format_count
+from uncomp_cli.table import Table
 
 if TYPE_CHECKING:
     from uncomp_cli.models.catalog import ModelInfo
@@ -66,7 +67,7 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
     rows = [
         (m.name, m.architecture, format_count(m.trained_length), m.dtype, format_bytes(m.size_bytes)) for m in models
     ]
-    terminal.write_table(("NAME", "ARCHITECTURE", "TOKENS", "DTYPE", "SIZE"), rows)
+    terminal.write_table(Table(("NAME", "ARCHITECTURE", "TOKENS", "DTYPE", "SIZE"), rows))
 
 
 @command_of(app, "show")
@@ -78,9 +79,8 @@ def show(ctx: typer.Context, name: AnyName, as_json: Json = False) -> None:
     if as_json:
         terminal.write_json({"schema_version": 1, **record})
         return
-    terminal.write_table(
-        ("FIELD", "VALUE"), [(key.replace("_bytes", "").replace("_", " "), _shown(key, record[key])) for key in record]
-    )
+    rows = [(key.replace("_bytes", "").replace("_", " "), _shown(key, record[key])) for key in record]
+    terminal.write_table(Table(("FIELD", "VALUE"), rows))
 
 
 @command_of(app, "remove")

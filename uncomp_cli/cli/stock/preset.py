@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.asking.preset_choice import QUALITY_COLUMNS, quality_row
 from uncomp_cli.cli.declare.options import Json, preset_names, terminal_of
 from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.cli.judge.trial import check_plot
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.numerals import format_count
+from uncomp_cli.table import Table
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.heatmap import HeatMap, write_heat_map
 from uncomp_cli.ui.meter import loading
@@ -57,12 +57,13 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
         terminal.write_json([preset.to_dict() for preset in presets])
         return
     rows = [(p.name, p.policy, p.scorer.name, str(p.budget), p.description) for p in presets]
-    terminal.write_table(("NAME", "POLICY", "SCORER", "BUDGET", "DESCRIPTION"), rows)
+    terminal.write_table(Table(("NAME", "POLICY", "SCORER", "BUDGET", "DESCRIPTION"), rows))
 
 
 @command_of(app, "show")
 def show(ctx: typer.Context, name: AnyName, as_json: Json = False) -> None:
     """Show everything that a preset sets, and what was measured for it."""
+    from uncomp_cli.budget.loss_curve import quality_table
     from uncomp_cli.budget.presets import load_preset
 
     terminal, preset = terminal_of(ctx), load_preset(name)
@@ -72,11 +73,11 @@ def show(ctx: typer.Context, name: AnyName, as_json: Json = False) -> None:
         terminal.write_json(record if profile is None else {**record, "measured": _measured(profile)})
         return
     settings = {key: value for key, value in record.items() if key != "quality"}
-    rows = list(_flat(settings))
-    terminal.write_table(("SETTING", "VALUE"), rows if profile is None else [*rows, *_measured_rows(profile)])
+    measured = () if profile is None else _measured_rows(profile)
+    terminal.write_table(Table(("SETTING", "VALUE"), [*_flat(settings), *measured]))
     if preset.quality:
         terminal.write_line()
-        terminal.write_table(QUALITY_COLUMNS, _quality_rows(preset))
+        terminal.write_table(quality_table(preset.quality))
 
 
 @command_of(app, "plot")
@@ -186,11 +187,6 @@ def _measured_rows(profile: "UncertaintyProfile") -> Iterator[tuple[str, str]]:
     yield "measured.tokens", f"{format_count(sum(lengths))} ({each})"
     yield "measured.created", str(profile.parameters.get("created") or "-")
     yield "measured.measures", ", ".join(profile.values)
-
-
-def _quality_rows(preset: "Preset") -> list[tuple[str, ...]]:
-    """The curve from the smallest budget on."""
-    return [quality_row(point) for point in sorted(preset.quality, key=lambda point: point.kept_fraction)]
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ has read is no held-out sample; those come from another seed, so from another pl
 
 import math
 from collections.abc import Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.budget.loss_curve import QualityPoint
+from uncomp_cli.budget.loss_curve import QualityPoint, quality_table
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.errors import DoesNotFitError, UsageError
@@ -37,6 +37,7 @@ from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.sample import Query, Regime, Sample
 from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.steps import Progress, resume
+from uncomp_cli.table import Table
 
 __all__ = [
     "QualityCurve",
@@ -52,6 +53,10 @@ __all__ = [
 LEAST_SAMPLES = 2  # one sample has no spread, and its bound would be the loss itself
 _REGIME: Regime = "aware"
 _SEED_STEP = 104_729  # any number will do, as long as nobody calibrates with two seeds that are this far apart
+_LOSS = (
+    "loss: share of the likelihood of an answer's token that is lost against the full cache, on samples that were "
+    "not calibrated on; --max-loss takes the smallest budget whose interval ends at or below it"
+)
 
 SampleKey = tuple[str, int, int]
 """Subtask, tokens, index."""
@@ -63,6 +68,17 @@ class QualityCurve:
 
     points: tuple[QualityPoint, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
+
+    def table(self) -> Table:
+        """The points, and what they say."""
+        return quality_table(self.points, [_LOSS])
+
+    def record(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "quality": [asdict(point) for point in self.points],
+            "quality_refused": [{"budget": budget, "reason": reason} for budget, reason in self.refused.items()],
+        }
 
 
 def held_out_maker(maker: SampleMaker, *, longest: int, generated: bool) -> SampleMaker:

@@ -27,7 +27,7 @@ from uncomp_cli.evals.judges.case import Case, read_case
 from uncomp_cli.evals.judges.citations import judge_evidence
 from uncomp_cli.evals.judges.contestants import Setting
 from uncomp_cli.evals.judges.divergence import judge_fidelity
-from uncomp_cli.evals.judges.likelihood import NEXT_TOKENS, judge_perplexity
+from uncomp_cli.evals.judges.likelihood import NEXT_TOKENS, UNRELATED, judge_perplexity
 from uncomp_cli.evals.judges.turns import TURNS_TOKENS, judge_conversation
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tasks import Task
@@ -42,6 +42,7 @@ __all__ = [
     "JUDGES",
     "SESSION_JUDGES",
     "EvalRequest",
+    "asked_for",
     "check_lengths",
     "check_regimes",
     "results_settings",
@@ -198,3 +199,18 @@ def results_settings(request: EvalRequest, loaded: LoadedModel) -> dict[str, obj
         "haystack": request.haystack.name,
         "haystack_sha256": request.haystack.sha256,
     }
+
+
+def asked_for(request: EvalRequest, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those of `outcomes` that a command asked for; a results file may hold more than that."""
+    subtasks = {subtask for _, subtask in request.subtasks}
+    settings = {setting.label for setting in request.settings} | {UNRELATED}
+    return [
+        outcome
+        for outcome in outcomes
+        if outcome.subtask in subtasks
+        and outcome.setting in settings
+        and outcome.tokens in request.tokens
+        and outcome.index < request.samples
+        and outcome.regime in request.regimes
+    ]

@@ -8,9 +8,11 @@
 Recommended is the arm that finds most needles at the longest length, of equals the one with the least NLL.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -18,11 +20,31 @@ from uncomp_cli.evals.rope.arms import PLAIN
 from uncomp_cli.evals.rope.cells import NeedleCell, RopeCell, TextCell
 from uncomp_cli.evals.tables.rank_correlation import RankCorrelation, rank_correlation
 from uncomp_cli.evals.tables.statistics import Interval, wilson
+from uncomp_cli.numerals import format_bytes, format_count, format_seconds
+from uncomp_cli.table import Table
 from uncomp_cli.uncertainty.distance_pattern import js_divergence
 
-__all__ = ["Correlation", "NeedleRow", "RopeSummary", "TextRow", "summarise_rope"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Correlation",
+    "NeedleRow",
+    "RopeSummary",
+    "TextRow",
+    "flags_of",
+    "recommended",
+    "record",
+    "summarise_rope",
+    "tables_of",
+]
+
+SCHEMA_VERSION = 1
 
 ALL_ARMS = "all"
+_NEEDLES = ("ROPE", "TOKENS", "FOUND", "95 %", "NLL", "ENTROPY", "RETRIEVAL", "DIVERGENCE", "KEPT", "KV", "TIME")
+_TEXTS = ("ROPE", "TOKENS", "NLL INSIDE", "NLL PAST", "DIVERGENCE INSIDE", "DIVERGENCE PAST")
+_CORRELATIONS = ("CELLS OF", "ENTROPY OF", "WITH", "RHO", "95 %", "CELLS")
+_HEADS = {"entropy": "all heads", "retrieval_entropy": "retrieval heads"}
+_COLUMNS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,3 +239,112 @@ def _none_found(best: NeedleRow) -> str:
 
 def _found(row: NeedleRow) -> str:
     return f"{round(row.found.mean * row.found.count)} of {row.found.count} needles (NLL {row.nll:.2f})"
+
+
+def tables_of(summary: RopeSummary) -> Iterator[Table]:
+    """Needles, text and correlation, where they were measured."""
+    if summary.needles:
+        title = "needles by length, means over depths; entropy / ln n of the answer's tokens"
+        yield Table(_NEEDLES, [*_needle_cells(summary)], title)
+    if summary.texts:
+        trained = format_count(summary.trained_length)
+        title = f"plain text, nats a token inside and past the trained {trained} tokens"
+        yield Table(_TEXTS, [*_text_cells(summary)], title)
+        yield _position_table(summary, "plain text by position, nats a token up to there")
+    if summary.correlations:
+        title = "rank correlation of entropy with failure, over needles"
+        yield Table(_CORRELATIONS, [*_correlation_cells(summary)], title)
+
+
+def recommended(summary: RopeSummary) -> str | None:
+    """Which flags to give, and why; None where no needle was measured."""
+    if summary.reason is None:
+        return None
+    return f"recommended: {'none' if summary.best is None else flags_of(summary.best.arm)}\n{summary.reason}"
+
+
+def flags_of(arm: str) -> str:
+    """`repack@10%` → `--rope repack --budget 10%`."""
+    rope, _, budget = arm.partition("@")
+    return f"--rope {rope} --budget {budget or 'full'}"
+
+
+def _needle_cells(summary: RopeSummary) -> Iterator[tuple[str, ...]]:
+    for row in summary.needles:
+        yield (
+            row.arm,
+            format_count(row.tokens),
+            f"{100 * row.found.mean:.0f} %",
+            _interval(row.found),
+            f"{row.nll:.2f}",
+            f"{row.entropy:.3f}",
+            _or_dash(row.retrieval_entropy),
+            _or_dash(row.divergence),
+            f"{100 * row.kept_fraction:.1f} %",
+            format_bytes(row.kv_bytes),
+            format_seconds(row.seconds),
+        )
+
+
+def _interval(interval: Interval) -> str:
+    return f"{100 * max(0.0, interval.low):.0f} to {100 * interval.high:.0f} of {interval.count}"
+
+
+def _text_cells(summary: RopeSummary) -> Iterator[tuple[str, ...]]:
+    for row in summary.texts:
+        figures = (row.nll_inside, row.nll_past, row.divergence_inside, row.divergence_past)
+        yield (row.arm, format_count(row.tokens), *map(_or_dash, figures))
+
+
+def _position_table(summary: RopeSummary, title: str) -> Table:
+    """An arm a row; neighbouring positions are joined until there are few columns."""
+    longest = max(summary.texts, key=lambda row: row.tokens)
+    joined = -(-len(longest.losses) // _COLUMNS)
+    ends = [end for end, _ in longest.losses][joined - 1 :: joined]
+    rows = []
+    for row in summary.texts:
+        parts = [row.losses[at : at + joined] for at in range(0, len(row.losses), joined)][: len(ends)]
+        means = [f"{sum(loss for _, loss in part) / len(part):.2f}" for part in parts]
+        rows.append((row.arm, *means, *["-"] * (len(ends) - len(means))))
+    return Table(("ROPE", *(format_count(end) for end in ends)), rows, title)
+
+
+def _correlation_cells(summary: RopeSummary) -> Iterator[tuple[str, ...]]:
+    for found in summary.correlations:
+        ranks = found.ranks
+        interval = f"{ranks.low:.2f} to {ranks.high:.2f}"
+        outcome = "NLL" if found.outcome == "nll" else "needles missed"
+        yield (found.arm, _HEADS[found.signal], outcome, f"{ranks.rho:.2f}", interval, str(ranks.count))
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def record(
+    summary: RopeSummary,
+    cells: Sequence[RopeCell],
+    *,
+    results: Path,
+    settings: Mapping[str, object],
+    made: Mapping[str, object],
+) -> dict[str, Any]:
+    """The JSON object of a run: summary, needles, what made them; the texts' patterns are in the results file."""
+    best = summary.best
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "uncomp rope",
+        "settings": dict(settings),
+        "made": dict(made),
+        "results": str(results),
+        "trained_length": summary.trained_length,
+        "needles": [asdict(row) for row in summary.needles],
+        "text": [asdict(row) for row in summary.texts],
+        "correlations": [asdict(found) for found in summary.correlations],
+        "recommendation": {
+            "rope": None if best is None else best.arm,
+            "flags": None if best is None else flags_of(best.arm),
+            "reason": summary.reason,
+        },
+        "cells": [asdict(cell) for cell in cells if isinstance(cell, NeedleCell)],
+    }

@@ -1,0 +1,249 @@
+"""What an evaluation shows: tables of plain strings with their notes, the same as Markdown, and one JSON object.
+
+    84.2 % (-8.3 -15.0…-2.1)        a score, its difference to the full cache on the same samples, the 95 % interval
+
+Shares are in per cent and their differences in points; likelihoods and divergences are in nats a token. A part holds
+one regime and one kind of task: likelihoods of an answer and of running text are not averaged.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from uncomp_cli.evals.tables.curves import coverage_maps
+from uncomp_cli.evals.tables.outcome import SHARES, Outcome
+from uncomp_cli.evals.tables.statistics import Interval
+from uncomp_cli.evals.tables.summary import (
+    FULL_FAILS_BELOW,
+    FailedCell,
+    Figure,
+    Kept,
+    NonMonotone,
+    Row,
+    Summary,
+    summarise,
+)
+from uncomp_cli.evals.tasks.sample import Regime
+from uncomp_cli.table import Table
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "SHOWN",
+    "Part",
+    "document",
+    "format_score",
+    "markdown",
+    "notes",
+    "parts_of",
+    "record",
+    "score_table",
+    "tables_of",
+]
+
+SCHEMA_VERSION = 1
+SHOWN = {
+    "match": "accepted strings found (share)",
+    "exact": "exact answers (share)",
+    "top_1": "needed line cited first (share of right answers)",
+    "top_3": "needed line among the first three cited (share of right answers)",
+    "reread": "turns that read evicted text again (share)",
+    "within": "conversations within the budget at every turn (share)",
+    "nll": "NLL per token (nats)",
+    "kl": "KL to the full cache (nats a token)",
+    "kl_p99": "KL to the full cache, 99th percentile (nats)",
+    "agreement": "same most likely token (share)",
+    "divergence": "first difference (share of the text)",
+    "nll_weighted": "NLL where the context matters (nats)",
+    "gain_lost": "share of the context's gain that is lost",
+}
+"""The metrics that tables and pictures show, in their order."""
+
+_TOGETHER = ("needle", "ruler")
+_REGIMES = {"aware": "question seen at compression", "agnostic": "question unseen at compression"}
+_RANGE, _BRACKETS = "{low}…{high}", "[{low}, {high}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The outcomes of one kind of task in one regime."""
+
+    title: str
+    regime: Regime
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def stem(self) -> str:
+        """For file names: `needle-ruler-aware`."""
+        return "-".join([*self.title.split(", "), self.regime])
+
+    @property
+    def summary(self) -> Summary:
+        """What its tables are made of."""
+        return summarise(self.outcomes, regime=self.regime)
+
+
+def parts_of(outcomes: Sequence[Outcome]) -> list[Part]:
+    """All outcomes of a results file, by regime and kind of task, the regimes in their order."""
+    parts = []
+    for regime in dict.fromkeys(sorted((outcome.regime for outcome in outcomes), reverse=True)):
+        tasks = list(dict.fromkeys(outcome.subtask.partition("/")[0] for outcome in outcomes))
+        for names in _groups(tasks):
+            group = tuple(o for o in outcomes if o.regime == regime and o.subtask.partition("/")[0] in names)
+            if group:
+                parts.append(Part(", ".join(names), regime, group))
+    return parts
+
+
+def _groups(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    together = tuple(name for name in _TOGETHER if name in names)
+    if together:
+        yield together
+    yield from ((name,) for name in names if name not in _TOGETHER)
+
+
+def tables_of(part: Part) -> list[Table]:
+    """The table of all subtasks, and by subtask where there are several; the notes stand below the last."""
+    summary, about = part.summary, f"{part.title}, regime {part.regime}"
+    said = [*notes(summary), *_own_notes(summary)]
+    overall = score_table(summary, metrics=[*SHOWN], title=f"{about}: all subtasks")
+    if len({row.subtask for row in summary.by_subtask}) <= 1 and not summary.failed:
+        return [replace(overall, notes=said)]
+    by_subtask = score_table(summary, by_subtask=True, metrics=[*SHOWN], title=f"{about}: by subtask")
+    return [overall, replace(by_subtask, notes=said)]
+
+
+def document(parts: Sequence[Part], *, facts: Mapping[str, object]) -> str:
+    """All tables as one Markdown text, below the facts about them."""
+    written = ["# Evaluation\n", "\n".join(f"- {key}: `{value}`" for key, value in facts.items()) + "\n"]
+    for part in parts:
+        summary = part.summary
+        written += [f"## {part.title}, {part.regime}\n", markdown(summary, metrics=[*SHOWN])]
+        written += [f"- {note}\n" for note in _own_notes(summary)]
+    return "\n".join(written)
+
+
+def record(
+    parts: Sequence[Part], *, results: Path, settings: Mapping[str, object], made: Mapping[str, object]
+) -> dict[str, Any]:
+    """The JSON object of an evaluation."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "settings": dict(settings),
+        "made": dict(made),
+        "results": str(results),
+        "tables": [
+            {
+                "tasks": part.title.split(", "),
+                **part.summary.to_dict(),
+                "coverage": [asdict(shown) for shown in coverage_maps(part.outcomes, regime=part.regime)],
+            }
+            for part in parts
+        ],
+    }
+
+
+def score_table(
+    summary: Summary,
+    *,
+    by_subtask: bool = False,
+    metrics: Sequence[str] | None = None,
+    interval: str = _RANGE,
+    title: str = "",
+) -> Table:
+    """SETTING, KEPT, the metrics, SAMPLES; by subtask with SUBTASK in front.
+
+    `metrics` chooses and orders columns, of those measured; `interval` is how low and high are written.
+    """
+    names = [name for name in metrics or summary.metrics if name in summary.metrics]
+    columns = ("SETTING", "KEPT", *(name.upper() for name in names), "SAMPLES")
+    if not by_subtask:
+        return Table(columns, [_cells(row, names, interval) for row in summary.overall], title)
+    rows = [(_subtask(row), *_cells(row, names, interval)) for row in summary.by_subtask]
+    return Table(("SUBTASK", *columns), rows, title)
+
+
+def notes(summary: Summary, *, interval: str = _RANGE) -> list[str]:
+    """What a reader must know beside the table: cells that were left out, refusals, curves that run the wrong way."""
+    return [
+        *map(_failed_note, summary.failed),
+        *(_refused_note(row) for row in summary.by_subtask if row.refused),
+        *(_non_monotone_note(found, interval) for found in summary.non_monotone),
+    ]
+
+
+def _own_notes(summary: Summary) -> Iterator[str]:
+    """Settings with fewer samples than others, and what a share of bytes is of where bits were saved."""
+    most = max(row.samples for row in summary.overall)
+    fewer = [f"{row.setting} ({row.samples})" for row in summary.overall if row.samples < most]
+    if fewer:
+        yield f"over fewer than {most} samples, so not to be compared with the others: {', '.join(fewer)}"
+    if any(part in row.contestant.split("/") for row in summary.overall for part in ("8bit", "4bit")):
+        yield "kept is of the full cache in the run's own format: what is 27 % in float32 is 54 % of a 16-bit cache"
+
+
+def markdown(summary: Summary, *, metrics: Sequence[str] | None = None) -> str:
+    """The overall table, the table by subtask and the notes, for a document."""
+    overall = score_table(summary, metrics=metrics, interval=_BRACKETS)
+    by_subtask = score_table(summary, by_subtask=True, metrics=metrics, interval=_BRACKETS)
+    heading = f"Regime {summary.regime}: {_REGIMES[summary.regime]}. In brackets: difference to full, 95 % interval."
+    below = replace(by_subtask, notes=notes(summary, interval=_BRACKETS))
+    return f"{heading}\n\n{overall.markdown()}\n\n{below.markdown()}\n"
+
+
+def format_score(metric: str, value: float, *, signed: bool = False) -> str:
+    """`84.2` for a share, `0.174` for another metric; a difference has its sign."""
+    shown, digits = (100 * value, 1) if metric in SHARES else (value, 3)
+    rounded = round(shown, digits) + 0.0  # never "-0.0"
+    return f"{rounded:+.{digits}f}" if signed else f"{rounded:.{digits}f}"
+
+
+def _cells(row: Row, metrics: Iterable[str], interval: str) -> tuple[str, ...]:
+    kept = f"refused {row.refused} of {row.samples}" if row.refused else _kept(row.kept)
+    figures = (_figure(row, metric, row.figures.get(metric), interval) for metric in metrics)
+    return (row.setting, kept, *figures, str(row.samples))
+
+
+def _figure(row: Row, metric: str, figure: Figure | None, interval: str) -> str:
+    if figure is None:
+        return ""
+    value = format_score(metric, figure.mean.mean) + (" %" if metric in SHARES else "")
+    if figure.difference is None or row.is_full:
+        return value
+    return f"{value} ({_interval(metric, figure.difference, interval, signed=True)})"
+
+
+def _interval(metric: str, of: Interval, interval: str, *, signed: bool) -> str:
+    mean, low, high = (format_score(metric, value, signed=signed) for value in (of.mean, of.low, of.high))
+    return f"{mean} {interval.format(low=low, high=high)}"
+
+
+def _kept(kept: Kept | None) -> str:
+    if kept is None:
+        return ""
+    mean, low, high = (f"{100 * value:.1f}" for value in (kept.mean, kept.minimum, kept.maximum))
+    return f"{mean} %" if low == high else f"{mean} % ({low}…{high})"
+
+
+def _subtask(row: Row) -> str:
+    return f"{row.subtask} (full fails)" if row.full_fails else str(row.subtask)
+
+
+def _failed_note(cell: FailedCell) -> str:
+    where = cell.subtask if cell.tokens is None else f"{cell.subtask} at {cell.tokens:,} tokens"
+    reason = f"the full cache itself matches {100 * cell.full_match:.1f} % ({_samples(cell.samples)})"
+    return f"left out of averages: {where}, where {reason}; at least {100 * FULL_FAILS_BELOW:.0f} % are needed"
+
+
+def _refused_note(row: Row) -> str:
+    return f"refused: {row.setting} on {row.subtask}, {row.refused} of {_samples(row.samples)}: {row.reason}"
+
+
+def _non_monotone_note(found: NonMonotone, interval: str) -> str:
+    inversion = found.inversion
+    gain = _interval(found.metric, inversion.gain, interval, signed=False)
+    return f"not monotone: {found.metric} is better at {inversion.smaller} than at {inversion.larger}, by {gain}"
+
+
+def _samples(count: int) -> str:
+    return "1 sample" if count == 1 else f"{count} samples"
