@@ -112,6 +112,7 @@ def check_record(record: dict[str, Any], *, questions: int) -> None:
     assert (record["warnings"], record["seed"], record["schema_version"]) == ([], 0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize(("side", "found"), [("head", True), ("middle", False), ("tail", True)])
 def test_what_is_cut_away_is_said_and_not_found(ask: Answers, side: str, found: bool) -> None:
@@ -131,6 +132,7 @@ def test_what_is_cut_away_is_said_and_not_found(ask: Answers, side: str, found: 
     assert {"head": first == 0, "middle": abs(first - (total - last)) <= 1, "tail": abs(last - total) <= 1}[side]
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_a_short_room_for_the_answer_is_said(ask: Answers) -> None:
     whole = json.loads(ask("-b", "full", "--json", "--dry-run", QUESTION)[1])["prompt_tokens"]

@@ -80,6 +80,7 @@ def test_the_table_of_reuse_names_an_answer_that_changed() -> None:
     assert row == "| full | 2.00 s | 2.00 s | 2.00 s | 1.0 % | 2.00 s | 1.0 MiB | 2.0000 | 25.0 % | NO |"
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_both_run_on_a_short_document(default_model_dir: Path, tmp_path: Path) -> None:
     assert default_model_dir.is_dir()

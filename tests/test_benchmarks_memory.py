@@ -75,6 +75,7 @@ def test_the_picture_is_written(tmp_path: Path) -> None:
     assert path.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_a_point_holds_its_budget(default_model_dir: Path) -> None:
     run = point.Run("chunks", 1024, "smollm2-135m", "yarn:4", "balanced", 24 * MIB, 128, "none", 2, 0)

@@ -129,6 +129,7 @@ def test_a_peer_that_fails_says_why(tmp_path: Path) -> None:
         timed.run_peer(arm)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_all_techniques_run_on_one_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], default_model_dir: Path

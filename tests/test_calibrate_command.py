@@ -318,6 +318,7 @@ def test_a_continuation_is_one_text_in_three_parts() -> None:
     assert not sample.question[-1].isspace()
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_default_models_retrieval_heads_stand_out_and_its_answers_lose_more_the_less_is_kept(
     default_model_dir: Path,

@@ -121,6 +121,7 @@ def test_adaptive_heads_with_several_questions(questions: list[int]) -> None:
     assert [sum(done.cache.layer(layer).lengths) for layer in range(4)] == [sum(layer) for layer in plan.kept]
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_adaptive_memory_is_ragged_with_the_default_model(default_model: LoadedModel) -> None:
     """A fifth of about 350 tokens of the licence: the heads of a layer differ, and so does what they allocate."""

@@ -13,7 +13,7 @@ from uncomp_cli.engine.write.branches import SharedRows
 from uncomp_cli.engine.write.rows import Asked, RowStore, StackedRows
 from uncomp_cli.models.loading import LoadedModel
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.slow]
 QUESTIONS = [QUESTION, OTHER, "What stood by the river?"]
 
 

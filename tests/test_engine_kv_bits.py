@@ -229,6 +229,7 @@ def test_sixteen_bits_plan_as_ever() -> None:
         assert make_allocation(spec, preset_of(budget, 16), prompt, available=0).plan == expected
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_eight_bits_say_the_same_and_four_nearly(default_model: LoadedModel) -> None:
     spec, decoder = default_model.spec, Decoder(default_model.model, default_model.spec)

@@ -123,6 +123,7 @@ def test_a_cap_holds_in_a_session(loaded: LoadedModel) -> None:
     assert session.stats.kv_bytes <= full // 2
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize(
     ("budget", "chunk", "thinning"),

@@ -67,6 +67,7 @@ def test_perplexity_is_that_of_one_stock_forward(small_model: LoadedModel) -> No
     assert outcomes[UNRELATED]["gain_lost"] == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_fidelity_is_that_of_two_sessions(loaded: LoadedModel, decoder: Decoder) -> None:
     query = Query("\n\nIn short, the text says that", "", (), max_new_tokens=8)
     case = read_case(decoder, loaded.tokenizer, Sample("fidelity/continuation", 0, 100, HANDBOOK[:400], (query,)))

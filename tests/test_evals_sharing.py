@@ -108,6 +108,7 @@ def test_a_shared_prefill_keeps_what_its_own_would(small_case: Case, setting: Se
                         assert (a - b).abs().mean() < 2e-3
 
 
+@pytest.mark.slow
 def test_rows_of_one_batch_score_and_write_what_each_session_does(case: Case, loaded: LoadedModel) -> None:
     settings = [s for s in SETTINGS if s.contestant in ("full", "uniform", "adaptive", "uniform/8bit", "uncertain")]
     outcomes = {o.setting: o for o in judge_answers(case, settings, "aware", stop_ids=())}
