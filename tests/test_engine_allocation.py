@@ -108,6 +108,15 @@ def test_of_several_measures_the_preferred_one_is_used() -> None:
     assert allocation.plan != entropy.plan
 
 
+def test_a_layer_that_reports_again_has_the_mean_of_its_reports() -> None:
+    told = Told([[1.0] * HEADS])
+    allocation = allocate(*wanted("uncertain"), profile=None, measurer=told)
+    for value in (1.0, 2.0, 6.0, 7.0):
+        told.values = [[value, 2 * value, 0.0, 1.0]]
+        allocation.report(0, view_of(0))
+    assert allocation.uncertainty == Uncertainty(ENTROPY, ((4.0, 8.0, 0.0, 1.0),))
+
+
 @pytest.mark.parametrize("profile", [None, profile_with("lmba/raw"), profile_with("entropy/q/rfull")])
 def test_what_no_profile_holds_is_measured_live(profile: UncertaintyProfile | None) -> None:
     told = Told(values_of())

@@ -83,3 +83,17 @@ def test_budget_protected_and_guarded(family: str) -> None:
     plan = context.plan()
     allowed = [sum(plan.kept[layer]) * spec.kv_bytes_per_entry for layer in spec.full_layers]
     assert all(held <= most for held, most in zip(full, allowed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("guard_from", "mean_tokens", "first"), [(95, 80, 95), (10, 80, 80), (10, 40, 90), (0, 4000, 44)]
+)
+def test_of_the_latest_message_no_more_is_guarded_than_a_quarter_holds(
+    guard_from: int, mean_tokens: int, first: int
+) -> None:
+    """Not what is before the message, no more than a quarter of a head's tokens, and 256 at most."""
+    budget = KeptContext(tiny("llama")[1], SMALL).budget
+    budget.guard_from = guard_from
+    length = 300 if mean_tokens == 4000 else 100
+    guarded = budget.guarded(text_of(length), mean_tokens).nonzero()[:, 0].tolist()
+    assert guarded == [*range(6), *range(first, length)]

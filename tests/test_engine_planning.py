@@ -122,6 +122,16 @@ def test_the_cache_never_takes_more_than_it_may(
     assert most_held(compression) <= cap
 
 
+@pytest.mark.parametrize(("share", "chunk"), [(0.1, 512), (0.2, 1024), (0.3, 2048), (0.5, 2048)])
+def test_a_chunk_leaves_the_budget_half_of_a_cap(share: float, chunk: int) -> None:
+    """The longest that does: what a longer chunk holds on the way is taken from what is kept."""
+    prompt = prompt_of(context=20_000)
+    cap = int(share * full_bytes(prompt))
+    compression = planned(preset_of("60%"), prompt, kv_bytes=cap)
+    assert compression.chunk_tokens == chunk
+    assert 0.5 * cap <= compression.allocation.plan.entries * SPEC.kv_bytes_per_entry < cap
+
+
 @pytest.mark.parametrize("bits", [16, 8])
 def test_a_full_budget_gives_way_to_a_cap(bits: int) -> None:
     prompt = prompt_of()

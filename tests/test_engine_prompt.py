@@ -9,7 +9,8 @@ import torch
 
 from support.tiny import byte_tokenizer
 from uncomp_cli.engine.tokens.messages import Message, render_messages
-from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt, completion_prompt, count_tokens
+from uncomp_cli.engine.tokens.prompt import Prompt, Side, chat_prompt, completion_prompt, count_tokens, truncate
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models.loading import load_tokenizer
 
@@ -183,6 +184,17 @@ def test_what_mends_a_chat_that_is_not_shown_whole(tokenizer: Any) -> None:
     with pytest.raises(ModelError) as caught:
         render_messages(tokenizer, talk[:1])
     assert "another chat template" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(("side", "first"), [("head", 0), ("middle", 2), ("tail", 5)])
+def test_the_side_that_is_named_is_cut_away(side: Side, first: int) -> None:
+    """Of ten document tokens behind four of the template five have to go; of an odd rest the tail keeps more."""
+    prompt = Prompt(Tokens.of(tuple(range(14)), protected=torch.arange(14) < 4), ((98, 99),))
+    shorter, cut = truncate(prompt, 11, side)
+    assert cut == range(first, first + 5)
+    assert shorter.context.ids == tuple(at for at in range(14) if at - 4 not in cut)
+    assert shorter.context.protected.tolist() == [True] * 4 + [False] * 5
+    assert shorter.questions == prompt.questions
 
 
 @pytest.mark.model

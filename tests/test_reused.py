@@ -69,6 +69,15 @@ def test_a_reload_gives_the_same_logits_bit_by_bit(
     assert [answer(again, question) for question in (1, 0)] == said[::-1]  # the order of questions changes nothing
 
 
+@pytest.mark.parametrize("room", [1, 3, 20])
+def test_an_answer_ends_where_the_context_does(tiny: LoadedModel, room: int) -> None:
+    seq_len = prompt_of(tiny).seq_len
+    shorter = replace(tiny, spec=replace(tiny.spec, trained_length=seq_len + room))
+    session = read(shorter)
+    said = sum(len(step.token_ids) for step in session.answer(0))
+    assert said == min(room, SAMPLING.max_new_tokens)
+
+
 def test_an_answer_leaves_nothing_behind(tiny: LoadedModel, tmp_path: Path) -> None:
     session, shelf = read(tiny), Shelf(tmp_path)
     clean, _ = session.save(shelf, "before", about={})
