@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from uncomp_cli.models.builtin import DEFAULT_MODEL
 from uncomp_cli.models.catalog import ensure_local, local_path
+from uncomp_cli.models.downloads import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from support.commands import Running

@@ -22,8 +22,8 @@ from uncomp_cli.calibrate.partial import ProfileFiles, choose_files
 from uncomp_cli.calibrate.sample_pass import MeasuringConfig, measurable, read_and_measure
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.errors import DoesNotFitError, ModelError, UncompError, UsageError
-from uncomp_cli.models.identity import fingerprint
 from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.models.runnable import fingerprint
 from uncomp_cli.steps import Progress
 from uncomp_cli.uncertainty.measures import DEFAULT_MEASURES, parse_measure
 from uncomp_cli.uncertainty.profile import UncertaintyProfile, load_profile

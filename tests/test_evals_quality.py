@@ -30,8 +30,8 @@ from uncomp_cli.evals.tables.statistics import paired_difference
 from uncomp_cli.evals.tasks.calibration_samples import CONTINUATION, SampleMaker, choose_sources
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.sample import Query, Sample
-from uncomp_cli.models.identity import fingerprint
 from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import fingerprint
 from uncomp_cli.steps import Progress
 from uncomp_cli.uncertainty.profile import SampleInfo, UncertaintyProfile
 

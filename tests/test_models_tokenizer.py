@@ -9,8 +9,8 @@ from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from uncomp_cli.errors import ModelError
-from uncomp_cli.models.gguf_vocabulary import PRE_TOKENIZERS, build_tokenizer
 from uncomp_cli.models.loading import load_tokenizer
+from uncomp_cli.models.vocabulary import PRE_TOKENIZERS, build_tokenizer
 
 CASES = json.loads((Path(__file__).parent / "data" / "smollm2_tokens.json").read_text())["cases"]
 GPL3 = Path("/usr/share/common-licenses/GPL-3")

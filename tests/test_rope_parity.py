@@ -22,7 +22,7 @@ from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.models.extension import parse_rope
 from uncomp_cli.models.loading import LoadedModel, load_model
-from uncomp_cli.models.rope_application import use_rope
+from uncomp_cli.models.rotary import use_rope
 
 pytestmark = pytest.mark.usefixtures("without_tokenizer")
 

@@ -16,10 +16,8 @@ from uncomp_cli.engine.spend.memory import check_context, context_bytes
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.models.extension import LONGEST, RopeChoice, parse_rope
-from uncomp_cli.models.footprint import footprint
-from uncomp_cli.models.loading import LoadedModel, load_model
-from uncomp_cli.models.regime import HeldRope
-from uncomp_cli.models.rope_application import resolve_rope, use_rope
+from uncomp_cli.models.loading import LoadedModel, footprint, load_model
+from uncomp_cli.models.rotary import HeldRope, resolve_rope, use_rope
 from uncomp_cli.spec import ModelSpec
 
 pytestmark = pytest.mark.usefixtures("without_tokenizer")

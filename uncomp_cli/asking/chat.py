@@ -187,7 +187,7 @@ class Chat:
 
     def use(self, choice: PresetChoice) -> Events:
         """Take another preset and read the conversation with it at once; on failure the one before is back."""
-        from uncomp_cli.models.identity import fingerprint
+        from uncomp_cli.models.runnable import fingerprint
 
         session, earlier, bytes_before = self.session, Earlier(self.session), self.session.kv_bytes
         preset, notes = choice.settled(fingerprint(self.loaded))

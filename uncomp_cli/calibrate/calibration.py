@@ -19,8 +19,8 @@ from uncomp_cli.calibrate.sample_pass import MeasuringConfig, measurable, read_a
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt, completion_prompt
 from uncomp_cli.errors import DoesNotFitError, UsageError
-from uncomp_cli.models.identity import fingerprint
 from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import fingerprint
 from uncomp_cli.steps import Progress, resume
 from uncomp_cli.uncertainty.profile import SampleInfo, UncertaintyProfile
 

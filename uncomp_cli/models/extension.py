@@ -12,7 +12,7 @@
     reread    repack, and then the passages that matter once more, L / 8 tokens a question, as a text of their own
     auto      as trained where a text fits, else reread, else yarn
 
-What a choice changes in a model's configuration is rope_parameters.py's.
+What a choice changes in a model's configuration is rope.py's.
 """
 
 import difflib

@@ -1,29 +1,78 @@
 """Load a prepared model: weights, tokenizer, shape.
 
 float32 on a CPU, bfloat16 on CUDA (float16 where it has none); SDPA attention; no gradients; no network; no code from
-the model's directory. A tokenizer.json is loaded as it stands, because AutoTokenizer may rebuild it by the model's
-type and lose its pre-tokenizer. Quantization to 8 or 4 bits is bitsandbytes', through transformers (quantization.py).
+the model's directory. A tokenizer.json is loaded as it stands, because AutoTokenizer may rebuild it by the model's type
+and lose its pre-tokenizer. What a model will weigh is read from its files' headers without loading it: exact for
+unquantized weights; for quantized ones an estimate, as embeddings and norms stay in the load type and matrices shrink
+to 8 or 4 bits.
+
+Weights in 8 or 4 bits are bitsandbytes', through transformers: int8 is LLM.int8() (Dettmers et al. 2022); nf4 and fp4
+are QLoRA's 4-bit types (Dettmers et al. 2023), without double quantization. Activations, keys and values keep the
+model's type. Needs `pip install 'uncomp[quantize]'`.
 """
 
 import copy
+import logging
 import time
 from dataclasses import replace
+from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from uncomp_cli.errors import ModelError, OutOfMemoryError, UsageError
-from uncomp_cli.models.catalog import local_path, show_model
+from uncomp_cli.models.catalog import local_path, read_config, show_model
 from uncomp_cli.models.extension import RopeChoice, parse_rope
-from uncomp_cli.models.quantization import check_quantization, quantization_config
 from uncomp_cli.models.quiet import quiet_transformers
-from uncomp_cli.models.rope_application import apply_choice
-from uncomp_cli.models.rope_parameters import check_rope
+from uncomp_cli.models.rotary import apply_choice, check_rope, length_kind
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.models.shape import check_text_only, spec_from_config, stored_dtype
+from uncomp_cli.spec import ModelSpec
 
-__all__ = ["LoadedModel", "choose_device", "choose_dtype", "load_model", "load_tokenizer", "weights_bytes"]
+__all__ = [
+    "QUANTIZATIONS",
+    "LoadedModel",
+    "check_quantization",
+    "choose_device",
+    "choose_dtype",
+    "footprint",
+    "load_model",
+    "load_tokenizer",
+    "quantization_config",
+    "weights_bytes",
+]
+
+QUANTIZATIONS = ("int8", "nf4", "fp4")
+HINT = "pip install 'uncomp[quantize]'"
+
+
+def check_quantization(method: str, device: torch.device) -> None:
+    """Raise UsageError for an unknown method, ModelError when it cannot run here."""
+    if method not in QUANTIZATIONS:
+        raise UsageError(f"quantization {method!r} is unknown", hint=f"--quantize none, {', '.join(QUANTIZATIONS)}")
+    missing = [package for package in ("bitsandbytes", "accelerate") if find_spec(package) is None]
+    if missing:
+        raise ModelError(f"--quantize {method} needs {' and '.join(missing)}", hint=HINT)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs at import, and each product that casts
+    try:
+        import bitsandbytes
+    except Exception as error:  # its native library may not load on this machine
+        raise ModelError(f"bitsandbytes does not run on this machine: {error}", hint=HINT) from error
+    if device.type not in getattr(bitsandbytes, "supported_torch_devices", {"cuda", "cpu"}):
+        raise ModelError(f"bitsandbytes cannot run on {device}", hint="--device cpu or cuda, or --quantize none")
+
+
+def quantization_config(method: str, dtype: torch.dtype) -> Any:
+    """transformers' configuration for a method."""
+    from transformers import BitsAndBytesConfig
+
+    if method == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=method, bnb_4bit_compute_dtype=dtype)
+
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -40,7 +89,7 @@ def load_model(
 ) -> LoadedModel:
     """Load the model that `name` means; it must be on this machine (run `ensure_local` first).
 
-    `quantize` is int8, nf4, fp4 or None; `rope` is for texts longer than trained, as in yarn:4 (rope.py). Loading
+    `quantize` is int8, nf4, fp4 or None; `rope` is for texts longer than trained, as in yarn:4 (extension.py). Loading
     never uses the network, whatever `offline` says; it only words the hint. Raises ModelError when the model is
     missing, damaged or of a kind that would run wrongly, UsageError for a device or type that is not there and for a
     `rope` that this model cannot take.
@@ -186,3 +235,49 @@ def first_line(error: Exception) -> str:
     """The first line of an error's text, or its type."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+_BITS = {"int8": 8, "nf4": 4, "fp4": 4}
+
+
+def footprint(
+    path: Path, *, dtype: str, device: torch.device, quantize: str, rope: str | RopeChoice | None = None
+) -> tuple[ModelSpec, int]:
+    """The shape of the model in `path` and the bytes of its weights when loaded with these options.
+
+    Raises ModelError when a weights file cannot be read and for a configuration that `load_model` refuses, UsageError
+    for a `rope` that the model cannot take.
+    """
+    chosen = choose_dtype(dtype, device)
+    spec = _spec(path, parse_rope(rope) if isinstance(rope, str) else rope, chosen)
+    total_bits = 0
+    for file in sorted(path.glob("*.safetensors")):
+        for name, shape in _shapes(file).items():
+            is_matrix = len(shape) == 2 and "embed" not in name and "lm_head" not in name
+            bits = _BITS.get(quantize, 8 * spec.dtype_bytes) if is_matrix else 8 * spec.dtype_bytes
+            total_bits += prod(shape) * bits
+    return spec, total_bits // 8
+
+
+def _spec(path: Path, choice: RopeChoice | None, dtype: torch.dtype) -> ModelSpec:
+    """The model's shape and how long a text it may read then; its configuration is checked as for loading."""
+    config = read_config(path)
+    check_text_only(config)
+    check_rope(config)
+    spec = spec_from_config(config, dtype)
+    if choice is None and length_kind(config) is None:
+        return spec
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        _, longest, _ = apply_choice(AutoConfig.from_pretrained(str(path), local_files_only=True), choice)
+    return replace(spec, trained_length=longest)
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(str(file), framework="pt") as tensors:
+            names = tensors.keys()
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+    except Exception as error:  # safetensors raises its own, untyped
+        raise ModelError(f"{file} cannot be read: {error}", hint="remove the model and pull it again") from error

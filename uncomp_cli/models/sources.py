@@ -13,9 +13,8 @@ from typing import Protocol
 import platformdirs
 
 from uncomp_cli.config import DEFAULT_MODEL
-from uncomp_cli.models.builtin import pull_builtin
-from uncomp_cli.models.hub import hub_path, pull_hub
-from uncomp_cli.models.model_note import describe, is_complete, read_manifest, remembered_sha256, write_manifest
+from uncomp_cli.models.downloads import hub_path, pull_builtin, pull_hub
+from uncomp_cli.models.note import describe, is_complete, read_manifest, remembered_sha256, write_manifest
 from uncomp_cli.models.staging import publish, staging_directory
 from uncomp_cli.steps import PullStep
 
@@ -102,7 +101,7 @@ class GgufFile:
         return next((entry for entry in entries if entry.name.endswith(f"-{suffix}")), None)
 
     def pull(self, *, offline: bool, needs_tokenizer: bool) -> Iterator[PullStep]:
-        from uncomp_cli.models.gguf_file import convert_gguf, open_gguf, read_metadata
+        from uncomp_cli.models.gguf import convert_gguf, open_gguf, read_metadata
 
         existing = self.local()
         if existing is not None and ((existing / "tokenizer.json").exists() or not needs_tokenizer):

@@ -38,8 +38,8 @@ def show_plan(
     with loading(terminal, "measuring"):
         from uncomp_cli.models.catalog import show_model
         from uncomp_cli.models.extension import RopeState
-        from uncomp_cli.models.identity import fingerprint_of
         from uncomp_cli.models.loading import load_tokenizer
+        from uncomp_cli.models.runnable import fingerprint_of
 
         spec, weights, available = weigh(job.model, path)
         info = show_model(job.model.name)

@@ -48,7 +48,7 @@ def lengthen(
 
     What `grows` is read on later, and so is not re-packed.
     """
-    from uncomp_cli.models.rope_application import resolve_rope
+    from uncomp_cli.models.rotary import resolve_rope
 
     loaded, note = resolve_rope(loaded, choice, tokens=tokens, grows=grows)
     if note is not None:
@@ -61,7 +61,7 @@ def planned_length(
 ) -> "tuple[ModelSpec, RopeState]":
     """The same without a model: its shape as it may then be read, and how its positions are turned."""
     from uncomp_cli.models.loading import load_config
-    from uncomp_cli.models.rope_application import apply_choice, resolve_choice
+    from uncomp_cli.models.rotary import apply_choice, resolve_choice
 
     choice, config = model.rope_choice, load_config(path, model.name)
     if choice is not None and needs_length(choice):
@@ -84,7 +84,7 @@ def length_warnings(loaded: "LoadedModel", prompt_tokens: int) -> Iterator[str]:
 
     Nothing is, as far as the model reads by its own scaling and that is in force.
     """
-    from uncomp_cli.models.rope_parameters import reading_length
+    from uncomp_cli.models.rotary import reading_length
 
     trained, rope = loaded.info.trained_length, loaded.rope
     if rope.replaced is not None:

@@ -41,9 +41,7 @@ def weigh(choice: ModelChoice, path: Path) -> "tuple[ModelSpec, int, int]":
     """
     from uncomp_cli.engine.forward.families import check_family
     from uncomp_cli.engine.spend.memory import free_bytes
-    from uncomp_cli.models.footprint import footprint
-    from uncomp_cli.models.loading import choose_device
-    from uncomp_cli.models.quantization import check_quantization
+    from uncomp_cli.models.loading import check_quantization, choose_device, footprint
 
     device = choose_device(choice.device)
     if choice.quantize != "none":

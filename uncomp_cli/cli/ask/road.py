@@ -41,7 +41,7 @@ def run_ask(job: Request, terminal: Terminal) -> int:
     if job.dry_run:
         return show_plan(job, job.contexts(documents), questions, preset, terminal)
     loaded = load(job.model, terminal)
-    from uncomp_cli.models.identity import fingerprint
+    from uncomp_cli.models.runnable import fingerprint
 
     preset = settle(job, preset, fingerprint(loaded), terminal)
     _check_risk(job, preset)

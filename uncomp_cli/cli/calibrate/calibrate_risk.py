@@ -157,7 +157,7 @@ def _measure(
     """The answers, how their texts were read, and the file they are in; the model is turned back afterwards."""
     from uncomp_cli.evals.rope.risk_file import ANSWERS
     from uncomp_cli.evals.rope.risk_samples import measure_risk, risk_file_settings
-    from uncomp_cli.models.rope_application import resolve_rope, use_rope
+    from uncomp_cli.models.rotary import resolve_rope, use_rope
 
     longest = max(sample.tokens + sample.queries[0].max_new_tokens for sample in samples)
     try:

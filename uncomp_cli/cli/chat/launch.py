@@ -102,7 +102,7 @@ def open_talk(job: ChatJob, loaded: "LoadedModel", terminal: Terminal) -> Talk:
     """The chat with this model, before anything is said; what the preset and the length came to is told."""
     from uncomp_cli.asking.chat import Chat
     from uncomp_cli.engine.context.chat import ChatSession
-    from uncomp_cli.models.identity import fingerprint
+    from uncomp_cli.models.runnable import fingerprint
 
     loaded = lengthen_for_growth(loaded, job.model.rope_choice, terminal)
     preset, notes = job.choice.settled(fingerprint(loaded))

@@ -149,7 +149,7 @@ def bench(
 def _fingerprint(choice: ModelChoice, model_dir: Path) -> "ModelFingerprint":
     """Which model is measured, without loading it; raises what loading would for a model that cannot run here."""
     from uncomp_cli.models.catalog import show_model
-    from uncomp_cli.models.identity import fingerprint_of
+    from uncomp_cli.models.runnable import fingerprint_of
 
     spec, _, _ = weigh(choice, model_dir)
     return fingerprint_of(show_model(choice.name), spec)

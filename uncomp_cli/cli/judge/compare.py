@@ -101,7 +101,7 @@ def run_compare(job: Request, against: str, terminal: Terminal) -> None:
     with loading(terminal, "preparing"):
         chosen, other = preset_of(job, job.preset), parse_side(against, seed=job.sampling.seed)
     loaded = load(job.model, terminal)
-    from uncomp_cli.models.identity import fingerprint
+    from uncomp_cli.models.runnable import fingerprint
 
     chosen = settle(job, chosen, fingerprint(loaded), terminal)
     check_context_fits(job.model, loaded, chosen)

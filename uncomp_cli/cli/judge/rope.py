@@ -219,7 +219,7 @@ def _check_words(wanted: RopeOptions) -> None:
 def _request(job: RopeJob, preset: "presets.Preset", loaded: "LoadedModel", terminal: Terminal) -> "RopeRequest":
     from uncomp_cli.evals.rope.arms import parse_arms, parse_lengths, unread
     from uncomp_cli.evals.rope.sweep import RopeRequest, check_arms, check_memory, lengths_of
-    from uncomp_cli.models.identity import fingerprint
+    from uncomp_cli.models.runnable import fingerprint
 
     wanted, known = job.wanted, lengths_of(loaded)
     trained = known.trained

@@ -85,7 +85,7 @@ def _memory_total() -> int:
 def _quantization() -> str:
     import torch
 
-    from uncomp_cli.models.quantization import check_quantization
+    from uncomp_cli.models.loading import check_quantization
 
     check_quantization("int8", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return f"bitsandbytes {version('bitsandbytes')}"

@@ -295,8 +295,8 @@ def _local_spec(model: "ModelFingerprint") -> "ModelSpec | None":
     import torch
 
     from uncomp_cli.models.catalog import local_path, show_model
-    from uncomp_cli.models.footprint import footprint
-    from uncomp_cli.models.identity import fingerprint_of
+    from uncomp_cli.models.loading import footprint
+    from uncomp_cli.models.runnable import fingerprint_of
 
     try:
         path = local_path(model.name)

@@ -21,8 +21,8 @@ from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.loading import LoadedModel
-from uncomp_cli.models.model_note import file_sha256
-from uncomp_cli.models.regime import regime_lengths
+from uncomp_cli.models.note import file_sha256
+from uncomp_cli.models.rotary import regime_lengths
 from uncomp_cli.models.shape import text_config
 
 __all__ = ["Origin", "describe_model", "describe_preset", "origin_of"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AttentionState, register
 from uncomp_cli.engine.forward.families import check_family
 from uncomp_cli.engine.forward.products import Matmul, check_matmul, slice_mlps, use_product
-from uncomp_cli.models.regime import fix_regime, hold_rope, regime_of
+from uncomp_cli.models.rotary import fix_regime, hold_rope, regime_of
 from uncomp_cli.spec import ModelSpec
 
 __all__ = ["Decoder", "ThinningState", "rope_frequencies"]
@@ -46,7 +46,7 @@ class Decoder:
 
     The model's modules are replaced in place: MLPs take their rows in slices, and float32 layers on a CPU are
     multiplied as `matmul` says (products.py: with int8 their weights become bytes for good; otherwise nothing is
-    copied). Frequencies that would follow the length of the text are held (regime.py). Raises UsageError for a
+    copied). Frequencies that would follow the length of the text are held (rotary.py). Raises UsageError for a
     `matmul` that this model or machine gains nothing from, ValueError for one that differs from an earlier decoder's
     over the same model.
     """

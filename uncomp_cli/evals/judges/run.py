@@ -34,8 +34,8 @@ from uncomp_cli.evals.tasks import Task
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.oracle import check_solvable
 from uncomp_cli.evals.tasks.sample import JudgeName, Regime, Sample
-from uncomp_cli.models.identity import fingerprint
 from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import fingerprint
 from uncomp_cli.steps import Progress, resume
 
 __all__ = [

@@ -31,8 +31,8 @@ from uncomp_cli.evals.tasks.calibration_samples import SampleMaker
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.oracle import check_solvable
 from uncomp_cli.evals.tasks.sample import Sample
-from uncomp_cli.models.identity import fingerprint
 from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import fingerprint
 from uncomp_cli.steps import Progress, resume
 
 __all__ = ["RISK_TASKS", "RiskRun", "measure_risk", "risk_file_settings", "risk_samples"]

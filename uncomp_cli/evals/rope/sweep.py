@@ -26,8 +26,7 @@ from uncomp_cli.evals.rope.text import judge_text, text_ids
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.models.quiet import quiet_transformers
-from uncomp_cli.models.rope_application import apply_choice, use_rope
-from uncomp_cli.models.rope_parameters import length_kind, reading_length, unscaled_length
+from uncomp_cli.models.rotary import apply_choice, length_kind, reading_length, unscaled_length, use_rope
 from uncomp_cli.steps import Progress, resume
 
 __all__ = [
