@@ -80,11 +80,11 @@ def test_limits_that_are_allowed() -> None:
 def test_with_plenty_a_prompt_is_read_in_one_pass() -> None:
     for limits in (None, PLENTY):
         compression = planned(preset_of(), prompt_of(), kv_bytes=limits)
-        assert (compression.chunk_tokens, compression.thinner.active) == (None, False)
+        assert (compression.chunk_tokens, compression.sieve.active) == (None, False)
     assert planned(preset_of(), prompt_of(), chunk=CONTEXT).chunk_tokens is None
     asked = planned(preset_of(), prompt_of(), chunk=300)
-    assert (asked.chunk_tokens, asked.thinner.active) == (300, False)
-    assert planned(preset_of(thinning="gather:after=2,keep=0.5"), prompt_of()).thinner.active
+    assert (asked.chunk_tokens, asked.sieve.active) == (300, False)
+    assert planned(preset_of(thinning="gather:after=2,keep=0.5"), prompt_of()).sieve.active
 
 
 CAPPED = {

@@ -87,7 +87,7 @@ def test_what_is_held_on_the_way_changes_nothing(policy: str, scorer: str) -> No
     allocations = [allocation_of(policy, spec, prompt, kept=0.2) for _ in range(2)]
     _, one = read(decoder, prompt, allocations[0], config)
     planned = planned_for(decoder, prompt, allocations[1], config)
-    planned.thinner.active = True  # though none is to leave
+    planned.sieve.active = True  # though none is to leave
     _, done = exhaust(Reader(decoder, planned).read())
     assert done.hidden_kept == (1.0,) * spec.num_layers
     assert allocations[0].plan == replace(allocations[1].plan, hidden=allocations[0].plan.hidden)

@@ -20,7 +20,7 @@ from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.read.reader import Reader
-from uncomp_cli.engine.read.thinner import Thinner
+from uncomp_cli.engine.read.sieve import Sieve
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.allocation import Allocation, fixed
 from uncomp_cli.engine.spend.compression import Compression
@@ -123,9 +123,9 @@ def planned_for(
 ) -> Compression:
     """How a prompt is to be read whose plan is known: in one chunk, or `chunk` tokens at a time, or thinned."""
     config = config or ScorerConfig()
-    thinner = Thinner(make_thinning(thin), decoder.spec, config)
+    sieve = Sieve(make_thinning(thin), decoder.spec, config)
     allocation, scorer = fixed(plan), scorer or make_scorer(config)
-    return Compression(decoder.spec, load_preset("full"), prompt, allocation, scorer, config, thinner, chunk)
+    return Compression(decoder.spec, load_preset("full"), prompt, allocation, scorer, config, sieve, chunk)
 
 
 def exhaust(work: Generator[PrefillStep, None, Context]) -> tuple[list[PrefillStep], Context]:

@@ -27,8 +27,8 @@ from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.thread import stream
 from uncomp_cli.engine.read.distances import choose_passages, packed
 from uncomp_cli.engine.read.overkeep import OverKeep
-from uncomp_cli.engine.read.row import Row
-from uncomp_cli.engine.read.thinner import Thinner
+from uncomp_cli.engine.read.sieve import Sieve
+from uncomp_cli.engine.read.states import ChunkStates
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.compression import Compression
 from uncomp_cli.engine.tokens.chunks import Chunk, cut_chunks
@@ -69,13 +69,13 @@ class Reader:
         self.chunks = list(cut_chunks(planned.prompt, planned.chunk_tokens))
         self._on_layer = on_layer
         self._all_rows = all_rows or decoder.rows_interact
-        self._thinner = planned.thinner
+        self._sieve = planned.sieve
         self._overkeep = OverKeep(
             planned.prompt,
             allocation,
             planned.config,
             shared=planned.scorer.shared,
-            thinned=planned.thinner.active,
+            thinned=planned.sieve.active,
         )
 
     def read(self) -> Generator[PrefillStep, None, Context]:
@@ -107,7 +107,7 @@ class Reader:
         positions = positions + further
         lengths = torch.tensor([len(question) for question in chunk.prompt.questions])
         from_end = lengths.sum() - lengths.cumsum(0) + 1
-        if self._thinner.active:
+        if self._sieve.active:
             return self.decoder.layer_by_layer(ids, positions, self, from_end)[0]
         return self.decoder.forward(ids, positions, self, ids.shape[1] - from_end)[0]
 
@@ -116,16 +116,16 @@ class Reader:
         self._chunk = chunk
         self._tails: list[list[list[Head]]] = []
         self._overkeep.begin(chunk)
-        self._thinner.begin(chunk, self.decoder.device)
+        self._sieve.begin(chunk, self.decoder.device)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
     ) -> Tensor:
         """Attention of the chunk [1, H, N, D]; holds what may stay."""
-        row, past = self._row(layer, query, key, value, scaling)
+        states, past = self._states(layer, query, key, value, scaling)
         last_only = layer == len(self.cache.layers) - 1 and not self._all_rows
-        output = row.attend(window=sliding_window, last_only=last_only)
-        self._hold(layer, row, past, sliding_window)
+        output = states.attend(window=sliding_window, last_only=last_only)
+        self._hold(layer, states, past, sliding_window)
         self._on_layer(self.cache.nbytes)
         return output[None]
 
@@ -133,25 +133,27 @@ class Reader:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
     ) -> None:
         """What `attend` holds, without its output: for tensors whose attention has been computed before."""
-        row, past = self._row(layer, query, key, value, scaling)
-        self._hold(layer, row, past, sliding_window)
+        states, past = self._states(layer, query, key, value, scaling)
+        self._hold(layer, states, past, sliding_window)
 
     def keep_after(self, layer: int) -> Tensor | None:
         """Indices of the tokens that enter the next layer, the questions among them; None when all do."""
-        before = len(self._thinner.at)
-        kept = self._thinner.keep_after(layer)
+        before = len(self._sieve.at)
+        kept = self._sieve.keep_after(layer)
         if kept is None:
             return None
         asked = sum(len(question) for question in self._chunk.prompt.questions)
         return torch.cat([kept, torch.arange(before, before + asked, device=kept.device)])
 
-    def _row(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Row, list[Head]]:
+    def _states(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> tuple[ChunkStates, list[Head]]:
         """The chunk in one layer, and what is held of the text before it."""
         seen, past = self._past(layer)
-        at = self._thinner.at + self._chunk.first
+        at = self._sieve.at + self._chunk.first
         end = self._chunk.first + len(self._chunk.prompt.context)
         own = query[0], key[0].contiguous(), value[0].contiguous()
-        return Row(self._chunk.prompt, at, seen, *own, scaling=scaling, end=end), past
+        return ChunkStates(self._chunk.prompt, at, seen, *own, scaling=scaling, end=end), past
 
     def _past(self, layer: int) -> tuple[list[Head], list[Head]]:
         """What is held of the text before the chunk: as the chunk sees it, and as it is held on."""
@@ -163,30 +165,30 @@ class Reader:
         seen = packed(held, self._chunk.first, self.frequencies)
         return seen, seen if self._chunk.final else held  # an answer looks back over what the last chunk saw
 
-    def _hold(self, layer: int, row: Row, past: list[Head], window: int | None) -> None:
+    def _hold(self, layer: int, states: ChunkStates, past: list[Head], window: int | None) -> None:
         """Store the past and the chunk, cut as far as it is certain already."""
-        heads, stay, settled = row.heads(past), None, True
+        heads, stay, settled = states.heads(past), None, True
         if window is not None:
             heads = [_last(head, self._sliding_room(window)) for head in heads]
         elif self._overkeep.ranks(layer):
-            scores = self._scores(layer, row, heads)
+            scores = self._scores(layer, states, heads)
             stay, settled = self._overkeep.hold(layer, scores, _positions(heads)), not self._overkeep.waits
-        elif self._thinner.active:
-            self._thinner.watch(row.views(layer, self.frequencies))
+        elif self._sieve.active:
+            self._sieve.watch(states.views(layer, self.frequencies))
         self._store(layer, heads if stay is None else _taken(heads, stay), settled=settled)
         if self._chunk.final:
-            self._keep_questions(row.tails(window))
+            self._keep_questions(states.tails(window))
         if layer == len(self.cache.layers) - 1:
             self._finish()
         else:
             self._retrim()
 
-    def _scores(self, layer: int, row: Row, heads: Sequence[Head]) -> Tensor:
+    def _scores(self, layer: int, states: ChunkStates, heads: Sequence[Head]) -> Tensor:
         """Pooled scores by position [G, S], 0 where a head has nothing; tells who else looks at a layer of it."""
-        views, config = row.views(layer, self.frequencies), self.planned.config
-        if self._thinner.active:
-            self._thinner.watch(views)
-        self.planned.allocation.report(layer, row.own_view(layer, self.frequencies))
+        views, config = states.views(layer, self.frequencies), self.planned.config
+        if self._sieve.active:
+            self._sieve.watch(views)
+        self.planned.allocation.report(layer, states.own_view(layer, self.frequencies))
         groups = [pool(self.planned.scorer.score(view), kind=config.pooling, width=config.width) for view in views]
         dense = groups[0].new_zeros(len(heads), len(self.planned.prompt.context))
         scores = (own for group in groups for own in group)
@@ -240,7 +242,7 @@ class Reader:
 
     def _fit_to_what_is_there(self) -> None:
         """Plan anew for layers that hold fewer tokens than the prompt has, because it was thinned before them."""
-        if not (self._thinner.active and self._chunk.final):
+        if not (self._sieve.active and self._chunk.final):
             return
         longest = [max(len(at) for at in _positions(self._heads(i))) for i in range(len(self.cache.layers))]
         self.planned.allocation.fit([count + self.planned.prompt.longest_question for count in longest])
@@ -263,8 +265,8 @@ class Reader:
         part, left_out = replace(prompt, context=prompt.context.take(at)), len(prompt.context) - len(at)
         spent = planned.allocation.narrowed(part.seq_len, part.always_kept)
         once = replace(planned, prompt=part, allocation=spent, chunk_tokens=None, repack=False, reread_tokens=None)
-        unthinned = Thinner(NoThinning(), planned.spec, planned.config)
-        reader = Reader(self.decoder, replace(once, thinner=unthinned), on_layer=self._on_layer)
+        unthinned = Sieve(NoThinning(), planned.spec, planned.config)
+        reader = Reader(self.decoder, replace(once, sieve=unthinned), on_layer=self._on_layer)
         logits = reader.read_chunk(reader.chunks[0], further=left_out)
         behind = len(prompt.context) + torch.arange(prompt.longest_question)
         reader.cache.relabel(torch.cat([at, behind]).to(torch.int32))
@@ -280,9 +282,9 @@ class Reader:
 
     def _tell_of_thinning(self, context: Context) -> None:
         """Put the share [L] of the context that entered each layer where it is looked for."""
-        if self._thinner.active:
+        if self._sieve.active:
             length, allocation = len(self.planned.prompt.context), self.planned.allocation
-            context.hidden_kept = tuple(count / length for count in self._thinner.entered)
+            context.hidden_kept = tuple(count / length for count in self._sieve.entered)
             allocation.plan = replace(allocation.plan, hidden=context.hidden_kept)
 
 

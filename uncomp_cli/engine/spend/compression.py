@@ -19,7 +19,7 @@ from uncomp_cli.cache.scorers import Scorer, make_scorer
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, ScorerConfig
 from uncomp_cli.engine.forward.families import can_thin
 from uncomp_cli.engine.read.overkeep import BETWEEN_CHUNKS, held_of_chunk, held_on_the_way
-from uncomp_cli.engine.read.thinner import LEAST_TOKENS, Thinner
+from uncomp_cli.engine.read.sieve import LEAST_TOKENS, Sieve
 from uncomp_cli.engine.spend.allocation import MEMORY_MARGIN, Allocation, make_allocation, profile_of, scorer_config
 from uncomp_cli.engine.spend.memory import Estimate, activation_bytes, estimate, planned_kv_bytes
 from uncomp_cli.engine.spend.reach import Reach
@@ -32,7 +32,7 @@ __all__ = [
     "Compression",
     "check_fits",
     "check_length",
-    "make_thinner",
+    "make_sieve",
     "plan_compression",
 ]
 
@@ -55,7 +55,7 @@ class Compression:
     allocation: Allocation
     scorer: Scorer
     config: ScorerConfig
-    thinner: Thinner
+    sieve: Sieve
     chunk_tokens: int | None = None
     notes: tuple[str, ...] = ()
     repack: bool = False
@@ -69,7 +69,7 @@ class Compression:
         counts = [count for layer in spec.full_layers for count in plan.kept[layer]]
         length, chunk = len(self.prompt.context), self.chunk_tokens
         read = "in one pass" if chunk is None else f"{chunk:,} tokens at a time ({-(-length // chunk):,} chunks)"
-        entering = min(self.thinner.most())
+        entering = min(self.sieve.most())
         return "\n".join(
             (
                 str(self.preset),
@@ -101,14 +101,14 @@ def check_length(spec: ModelSpec, prompt: Prompt, *, trained_length: int | None 
     )
 
 
-def make_thinner(spec: ModelSpec, preset: Preset, config: ScorerConfig) -> tuple[Thinner, tuple[str, ...]]:
+def make_sieve(spec: ModelSpec, preset: Preset, config: ScorerConfig) -> tuple[Sieve, tuple[str, ...]]:
     """What thins a prefill of `preset`, and a note when the model's family cannot be thinned."""
     thinning = make_thinning(preset.thinning)
     notes: tuple[str, ...] = ()
     if thinning.name != "none" and not can_thin(spec):
         notes = (f"models of the family {spec.model_type} are read without thinning",)
         thinning = make_thinning("none")
-    return Thinner(thinning, spec, config, uncertainty=_measured(thinning, preset)), notes
+    return Sieve(thinning, spec, config, uncertainty=_measured(thinning, preset)), notes
 
 
 def _measured(thinning: Thinning, preset: Preset) -> Uncertainty | None:
@@ -192,7 +192,7 @@ class _Ways:
     prompt: Prompt
     config: ScorerConfig
     scorer: Scorer
-    thinner: Thinner
+    sieve: Sieve
     notes: tuple[str, ...]
     available: int
     limits: Limits
@@ -211,9 +211,9 @@ class _Ways:
     ) -> "_Ways":
         """With `reach` the prompt is re-packed."""
         config = scorer_config(preset)
-        thinner, notes = make_thinner(spec, preset, config)
+        sieve, notes = make_sieve(spec, preset, config)
         opened = open_question(prompt, recent=config.recent)
-        return cls(spec, preset, opened, config, make_scorer(config), thinner, notes, available, limits, reach)
+        return cls(spec, preset, opened, config, make_scorer(config), sieve, notes, available, limits, reach)
 
     def plan(self, chunk: int | None, *, give_way: bool = False) -> Compression:
         """The compression with chunks of `chunk` tokens; with `give_way` the budget shrinks to the cap."""
@@ -246,7 +246,7 @@ class _Ways:
             allocation,
             self.scorer,
             self.config,
-            self.thinner,
+            self.sieve,
             chunk,
             self.notes,
             repack=self.reach is not None,
@@ -274,7 +274,7 @@ class _Ways:
         prompt, plan, length = self.prompt, allocation.plan, len(self.prompt.context)
         most = length if chunk is None else min(length, chunk + prompt.asked)
         always = int(prompt.protected.sum()) + prompt.asked
-        entering = (min(most, max(LEAST_TOKENS, always + math.ceil(share * most))) for share in self.thinner.most())
+        entering = (min(most, max(LEAST_TOKENS, always + math.ceil(share * most))) for share in self.sieve.most())
         waits = allocation.live or plan.head_floor < 1 or plan.keeps_everything
         if waits or self.scorer.shared == 0:
             return list(entering)
@@ -292,7 +292,7 @@ class _Ways:
     def _held(self, allocation: Allocation, new: Sequence[int], chunk: int | None) -> BudgetPlan | None:
         """The most that is held on the way; None when it is no more than the plan."""
         plan, behind, length = allocation.plan, self.prompt.longest_question, len(self.prompt.context)
-        if chunk is None and not self.thinner.active:
+        if chunk is None and not self.sieve.active:
             return held_on_the_way(allocation, self.prompt, self.config, shared=self.scorer.shared)
         if plan.keeps_everything:
             return replace(plan, kv_bits=16)

@@ -28,7 +28,7 @@ from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.read.reader import Reader
-from uncomp_cli.engine.read.thinner import Thinner
+from uncomp_cli.engine.read.sieve import Sieve
 from uncomp_cli.engine.spend.allocation import Allocation, make_allocation, scorer_config
 from uncomp_cli.engine.spend.compression import Compression, plan_compression
 from uncomp_cli.engine.spend.measurer import measure_layer
@@ -162,7 +162,7 @@ class Reading:
         spec = self.decoder.spec
         measurer = partial(self._measure, window=config.window, sinks=config.sinks)
         allocation = make_allocation(spec, setting.preset, prompt, available=0, measurer=measurer)
-        scorer, unthinned = self._scorer(config, regime), Thinner(NoThinning(), spec, config)
+        scorer, unthinned = self._scorer(config, regime), Sieve(NoThinning(), spec, config)
         reader = Reader(self.decoder, Compression(spec, setting.preset, prompt, allocation, scorer, config, unthinned))
         reader.begin(*reader.chunks)
         for layer, call in enumerate(self._seen(prompt.flat_len)):

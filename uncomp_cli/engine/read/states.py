@@ -15,10 +15,10 @@ from uncomp_cli.cache.view import LayerView
 from uncomp_cli.engine.forward.attention import attend_after, attend_causal, attend_continued
 from uncomp_cli.engine.tokens.prompt import Prompt
 
-__all__ = ["Row"]
+__all__ = ["ChunkStates"]
 
 
-class Row:
+class ChunkStates:
     """query [H, N, D], key and value [G, N, D] of the chunk's tokens that are there, at `positions`, and its questions.
 
     `past` has a head (keys, values, positions) for every KV head; it is empty in the first chunk. The questions stand

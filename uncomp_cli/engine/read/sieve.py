@@ -24,14 +24,14 @@ from uncomp_cli.engine.tokens.chunks import Chunk
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.entropy import attention_entropy
 
-__all__ = ["LEAST_TOKENS", "Thinner"]
+__all__ = ["LEAST_TOKENS", "Sieve"]
 
 LEAST_TOKENS = 256
 """A chunk is not thinned below this: there is nothing to gain."""
 
 
-class Thinner:
-    """Thins one chunk after the other; `entered` [L] counts the context tokens that entered each layer."""
+class Sieve:
+    """Lets tokens of one chunk after the other through; `entered` [L] counts the context tokens that entered each layer."""
 
     def __init__(
         self, thinning: Thinning, spec: ModelSpec, config: ScorerConfig, *, uncertainty: Uncertainty | None = None

@@ -17,9 +17,9 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.config import CacheConfig, ScorerConfig
 from uncomp_cli.engine.read.reader import Reader
-from uncomp_cli.engine.read.thinner import LEAST_TOKENS, Thinner
+from uncomp_cli.engine.read.sieve import LEAST_TOKENS, Sieve
 from uncomp_cli.engine.spend.allocation import Allocation
-from uncomp_cli.engine.spend.compression import make_thinner
+from uncomp_cli.engine.spend.compression import make_sieve
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.spec import ModelSpec
@@ -159,9 +159,9 @@ def test_prompts_do_not_know_of_each_other() -> None:
     _, decoder, spec = tiny("llama")
     prompts = [prompt_of(context=600, seed=seed) for seed in (1, 2)]
     alone = [read(decoder, prompt, full(spec, prompt), CONFIG, thin=GATHER)[1] for prompt in prompts]
-    thinner = Thinner(make_thinning(GATHER), spec, CONFIG)
-    for prompt, expected in zip(prompts, alone, strict=True):  # one thinner for both
-        planned = replace(planned_for(decoder, prompt, full(spec, prompt), CONFIG), thinner=thinner)
+    sieve = Sieve(make_thinning(GATHER), spec, CONFIG)
+    for prompt, expected in zip(prompts, alone, strict=True):  # one sieve for both
+        planned = replace(planned_for(decoder, prompt, full(spec, prompt), CONFIG), sieve=sieve)
         _, again = exhaust(Reader(decoder, planned).read())
         assert torch.equal(again.logits, expected.logits)
         assert again.hidden_kept == expected.hidden_kept
@@ -192,8 +192,8 @@ def test_a_question_without_a_document() -> None:
 def test_a_family_that_cannot_be_thinned_is_told() -> None:
     preset = Preset(name="x", description="", budget="full", policy="full", thinning=GATHER)
     for family, thinned in (("llama", True), ("mistral-sliding", False), ("granite", False)):
-        thinner, notes = make_thinner(tiny(family)[2], preset, CONFIG)
-        assert thinner.active == thinned
+        sieve, notes = make_sieve(tiny(family)[2], preset, CONFIG)
+        assert sieve.active == thinned
         assert bool(notes) != thinned
         assert thinned or tiny(family)[2].model_type in notes[0]
 
