@@ -31,7 +31,7 @@ LEAST_TOKENS = 256
 
 
 class Sieve:
-    """Lets tokens of one chunk after the other through; `entered` [L] counts the context tokens that entered each layer."""
+    """Thins one chunk after the other; `entered` [L] counts the context tokens that entered each layer."""
 
     def __init__(
         self, thinning: Thinning, spec: ModelSpec, config: ScorerConfig, *, uncertainty: Uncertainty | None = None
