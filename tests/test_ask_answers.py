@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import pytest
 
 from support.commands import last_object, start
 from support.town import CODE, NAME, OTHER, QUESTION, town
+from uncomp_cli.asking import pipeline
+from uncomp_cli.asking.events import Event
 from uncomp_cli.asking.material import describe_files, join_documents
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.ask import road
 from uncomp_cli.documents.collection import Document, DocumentSet
 from uncomp_cli.models.loading import LoadedModel, load_tokenizer
 
@@ -47,13 +48,19 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("town.txt").write_text(town())
 
 
+def at_once(model: LoadedModel) -> Generator[Event, None, LoadedModel]:
+    """A model that need not be loaded."""
+    yield from ()
+    return model
+
+
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], default_model: LoadedModel) -> Answers:
     """Run `uncomp ask` in this process on the default model, whose trained length may be said to be shorter."""
 
     def run_ask(*args: str, trained_length: int = 8192) -> tuple[int, str, str]:
         spec = replace(default_model.spec, trained_length=trained_length)
-        monkeypatch.setattr(road, "load", lambda *_: replace(default_model, spec=spec))
+        monkeypatch.setattr(pipeline, "load", lambda *_: at_once(replace(default_model, spec=spec)))
         code = run(["ask", "-f", "town.txt", "--max-new-tokens", "40", *args])
         return code, *capsys.readouterr()
 
@@ -241,7 +248,7 @@ def test_a_plan_costs_no_weights(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(road, "load", never)
+    monkeypatch.setattr(pipeline, "load", never)
     args = ["ask", "-f", "town.txt", "-m", str(tiny_model), "--dry-run", "-b", "25%", "Where?"]
     assert run(args) == 0
     out, _ = capsys.readouterr()

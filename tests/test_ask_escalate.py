@@ -13,12 +13,11 @@ import pytest
 from support.commands import two_lines
 from support.curves import curve_up_to, risky
 from support.tiny import TRAINED_LENGTH
-from uncomp_cli.asking.doubts import Risk
-from uncomp_cli.asking.escalation import Try, best_of, escalation_record, wider
+from uncomp_cli.asking.doubts import Risk, Try, best_of, escalation_record, wider
+from uncomp_cli.asking.subject import Reader
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.ask import asking_again
 from uncomp_cli.errors import DoesNotFitError
 
 Ask = Callable[..., tuple[int, str, str]]
@@ -134,7 +133,7 @@ def test_what_is_refused_leaves_the_answer_there_is(ask: Ask, monkeypatch: pytes
     def too_large(*_: object) -> None:
         raise DoesNotFitError("needs about 9 MiB beside the weights, 1 MiB are free", hint="use a smaller --budget")
 
-    monkeypatch.setattr(asking_again.ContextReader, "read", _after_first(asking_again.ContextReader.read, too_large))
+    monkeypatch.setattr(Reader, "read", _after_first(Reader.read, too_large))
     code, out, err = ask("-p", risky(Path(), 0.01), "--json", "Where?")
     assert code == 0, err
     (record,) = records(out)
@@ -147,7 +146,7 @@ def test_ctrl_c_while_asking_again_keeps_the_answer_there_is(ask: Ask, monkeypat
     def pressed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(asking_again.ContextReader, "read", _after_first(asking_again.ContextReader.read, pressed))
+    monkeypatch.setattr(Reader, "read", _after_first(Reader.read, pressed))
     code, out, err = ask("-p", risky(Path(), 0.01), "Where?")
     assert code == 130
     assert len(out) == 9

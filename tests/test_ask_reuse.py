@@ -143,7 +143,7 @@ def test_one_question_that_does_not_fit_leaves_the_others(ask: Asker, document: 
     records = [json.loads(line) for line in out.splitlines()]
     assert code == 3
     assert ["error" in record for record in records] == [False, True, False]
-    assert "question 2 of 3: the question leaves no room" in said
+    assert "question 2 of 3: the prompt has" in said
     assert "the model was trained for" in ask("-f", str(document), "--reuse", "auto", long)[2]
 
 

@@ -16,24 +16,24 @@ import typer
 
 from support.chats import hold, make_talk
 from support.commands import environment, start
+from uncomp_cli.asking import pipeline
 from uncomp_cli.bench import bench_process as bench_worker
 from uncomp_cli.bench import child
 from uncomp_cli.budget import presets
 from uncomp_cli.budget.presets import list_presets, load_preset
 from uncomp_cli.cli.app import app, run
-from uncomp_cli.cli.ask import asking
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.cli.declare.options import preset_names
 from uncomp_cli.cli.declare.settings import split_variables
 from uncomp_cli.cli.declare.tree import key_name
 from uncomp_cli.cli.judge import bench
 from uncomp_cli.config import SamplingConfig
+from uncomp_cli.documents.collection import has_data
 from uncomp_cli.engine.write.sampling import Sampler
 from uncomp_cli.errors import ModelError, OutOfMemoryError, UncompError, UsageError, is_out_of_memory
 from uncomp_cli.models import catalog
 from uncomp_cli.models.loading import load_model
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.input import has_data
 
 ROOT = Path(__file__).parent.parent
 SEPARATOR = os.pathsep
@@ -234,7 +234,7 @@ def test_what_waits_on_standard_input(tmp_path: Path) -> None:
 def test_without_a_file_nothing_is_said_of_standard_input(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(asking, "has_data", lambda stdin: True)
+    monkeypatch.setattr(pipeline, "has_data", lambda stdin: True)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"text")))
     run(["ask", "Where?", "-m", "no-such-model"])
     assert "not read" not in capsys.readouterr().err

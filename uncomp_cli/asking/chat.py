@@ -125,7 +125,8 @@ class Chat:
             stats = session.stats = replace(stats, finish_reason="interrupted")
         risk = risk_of(session.preset, stats, self.loaded)
         doubts = tuple(risk_warnings(risk))
-        return Done(Turn(question.spoken), reply.text, reply.ids, stats, session.preset, risk, doubts)
+        limit = self.loaded.spec.trained_length
+        return Done(Turn(question.spoken), reply.text, reply.ids, stats, session.preset, risk, limit, doubts)
 
     # What is read ahead, and how
 

@@ -1,16 +1,20 @@
-"""What the watched heads say of an answer: a warning, the JSON, and the measured chance that it is right.
+"""What the watched heads say of an answer: a warning, the JSON, the measured chance, and what larger budgets did.
 
 Attention entropy is a flag of risk and no probability. A rate of errors is named only where one was measured, in the
 preset's risk curve (uncertainty/risk.py), and it holds for answers like those that it was measured on.
+
+Escalation doubles the budget up to all of the text. Of the answers so far the last one stays when it is not flagged;
+else the one with the lowest measured rate of errors, of equals the one with most kept: entropies of other budgets do
+not compare.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from uncomp_cli.budget.amount import FULL_BUDGET, Budget
 from uncomp_cli.errors import ThresholdError, UsageError
-from uncomp_cli.numerals import format_count, format_decimal
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
@@ -19,16 +23,25 @@ if TYPE_CHECKING:
     from uncomp_cli.uncertainty.risk import RiskBin, RiskCurve
 
 __all__ = [
+    "HELD_BACK",
+    "Attempts",
     "Risk",
+    "Try",
+    "best_of",
     "check_calibrated",
     "check_fail_under",
     "entropy_of",
+    "escalation_record",
     "fall_short",
     "risk_of",
     "risk_record",
     "risk_warnings",
+    "try_note",
+    "wider",
 ]
 
+T = TypeVar("T")
+HELD_BACK = "--escalate: an answer is written when it is final"
 _CALIBRATE = "measure what the signal means: uncomp calibrate --risk, then name that preset with -p"
 
 
@@ -169,3 +182,93 @@ def fall_short(risk: Risk, least: float) -> ThresholdError | None:
 
 def _percent(share: float) -> str:
     return format_decimal(100 * share).removesuffix(".0")
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One answer to a question: the budget that it was given with, what it took, and how sure it was."""
+
+    budget: "Budget"
+    kv_bytes: int
+    seconds: float
+    risk: Risk
+
+    @classmethod
+    def of(cls, preset: "Preset", stats: "RunStats", risk: Risk) -> "Try":
+        """What `stats` say of an answer under `preset`."""
+        return cls(preset.budget, stats.kv_bytes, stats.ttft_s + stats.decode_s, risk)
+
+    @property
+    def is_doubted(self) -> bool:
+        """Whether it was flagged."""
+        return bool(self.risk.flagged)
+
+
+class Attempts(Generic[T]):
+    """The answers to one question, each with a larger budget than the one before."""
+
+    def __init__(self) -> None:
+        self.answers: list[T] = []
+        self.tries: list[Try] = []
+        self._kept_fraction = 0.0
+
+    def add(self, answer: T, preset: "Preset", stats: "RunStats", loaded: "LoadedModel") -> None:
+        """One answer more, given under `preset`."""
+        self.answers.append(answer)
+        self.tries.append(Try.of(preset, stats, risk_of(preset, stats, loaded)))
+        self._kept_fraction = stats.kept_fraction
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more may help: the latest is flagged, and kept more than the one before, yet not all."""
+        grew = len(self.tries) < 2 or self.tries[-2].kv_bytes < self.tries[-1].kv_bytes
+        return self.tries[-1].is_doubted and grew and self._kept_fraction < 1
+
+    @property
+    def final(self) -> T:
+        """The answer that stays."""
+        return self.answers[best_of(self.tries)]
+
+    @property
+    def note(self) -> str:
+        """The newest try."""
+        return try_note(self.tries[-1], len(self.tries))
+
+
+def wider(preset: "Preset") -> "Preset | None":
+    """The preset with twice the budget; None when it keeps all already, or all that the memory holds."""
+    budget = preset.budget.times(2)
+    if budget is None:
+        return None
+    if budget.kind == "full":
+        return replace(preset, budget=budget, policy="full", floor_tokens=0, thinning="none")
+    return replace(preset, budget=budget, floor_tokens=2 * preset.floor_tokens)
+
+
+def best_of(tries: Sequence[Try]) -> int:
+    """Which of the answers stays: the last when it is not flagged, else that of the lowest rate, the last of equals."""
+    if not tries[-1].is_doubted:
+        return len(tries) - 1
+    return min(range(len(tries)), key=lambda number: (tries[number].risk.error_rate, -number))
+
+
+def try_note(latest: Try, number: int) -> str:
+    """`try 2: budget 40% · 12.3 s · KV 30.1 MiB · entropy 0.22`, and whether that is flagged."""
+    entropy = "" if latest.risk.entropy is None else f" · entropy {latest.risk.entropy:.2f}"
+    verdict = {True: ", flagged", False: ", not flagged", None: ""}[latest.risk.flagged]
+    cost = f"{format_seconds(latest.seconds)} · KV {format_bytes(latest.kv_bytes)}"
+    return f"try {number}: budget {latest.budget} · {cost}{entropy}{verdict}"
+
+
+def escalation_record(tries: Sequence[Try]) -> list[dict[str, Any]]:
+    """Every try, in order, for the JSON of an answer."""
+    return [
+        {
+            "budget": str(each.budget),
+            "kv_bytes": each.kv_bytes,
+            "seconds": each.seconds,
+            "attention_entropy": each.risk.entropy,
+            "flagged": each.risk.flagged,
+        }
+        for each in tries
+    ]

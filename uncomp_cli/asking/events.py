@@ -15,21 +15,21 @@ from uncomp_cli.errors import failure_of
 
 if TYPE_CHECKING:
     from uncomp_cli.asking.account import Spent
-    from uncomp_cli.asking.doubts import Risk
-    from uncomp_cli.asking.escalation import Try
+    from uncomp_cli.asking.doubts import Risk, Try
     from uncomp_cli.asking.readout import About
     from uncomp_cli.budget.plan import BudgetPlan
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.documents.evidence import Evidence
     from uncomp_cli.engine.context.session import RunStats
     from uncomp_cli.engine.records import PrefillStep
-    from uncomp_cli.errors import ThresholdError
+    from uncomp_cli.errors import DoesNotFitError, ThresholdError
     from uncomp_cli.steps import PullStep
 
 __all__ = [
     "Began",
     "Done",
     "Event",
+    "Foreseen",
     "Noted",
     "Pace",
     "Piece",
@@ -70,9 +70,9 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Work goes on: what begins now and takes a while, or the latest step of it."""
+    """Work goes on: what begins now and takes a while, or the latest step of it; None when it is over."""
 
-    of: "str | PullStep | PrefillStep | Pace"
+    of: "str | PullStep | PrefillStep | Pace | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,14 @@ class Planned:
     lines: tuple[str, ...] = ()
     chunk_tokens: int | None = None
     reread_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What asking would take, of a text that is not read: the JSON object, and why it would be refused, if so."""
+
+    record: dict[str, Any]
+    refusal: "DoesNotFitError | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +131,9 @@ class Piece:
 class Done:
     """An answer that is complete, or was stopped, and all that is to be said of it.
 
-    `ids` are its tokens, the one that ends it among them; `doubts` are warnings, `tries` what escalation tried, `short`
-    why it is not known to be as likely right as --fail-under wants it. `is_last`: of those about its text.
+    `ids` are its tokens, the one that ends it among them; `context_limit` is what prompt and answer may have. `doubts`
+    are warnings, `tries` what escalation tried, `short` why it is not known to be as likely right as --fail-under wants
+    it. `is_last`: of those about its text.
     """
 
     turn: Turn
@@ -133,6 +142,7 @@ class Done:
     stats: "RunStats"
     preset: "Preset"
     risk: "Risk"
+    context_limit: int
     doubts: tuple[str, ...] = ()
     evidence: "tuple[Evidence, ...]" = ()
     tries: "tuple[Try, ...] | None" = None
@@ -177,4 +187,4 @@ class Stopped:
     """Ctrl-C was pressed: what was said stays, and nothing follows."""
 
 
-Event = Noted | Warned | Progress | Planned | Began | Piece | Done | Refused | Stopped
+Event = Noted | Warned | Progress | Planned | Foreseen | Began | Piece | Done | Refused | Stopped

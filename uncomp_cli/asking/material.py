@@ -65,14 +65,19 @@ def places_of(documents: DocumentSet, prompt: "Prompt") -> Places:
     return Places(sources_of(documents), prompt.context.offsets.tolist())
 
 
-def pins_in(job: Request, documents: DocumentSet) -> tuple[Pin, ...]:
+def pins_in(request: Request, documents: DocumentSet) -> tuple[Pin, ...]:
     """The pins of these documents."""
     paths = {document.path for document in documents.documents}
-    return tuple(pin for pin in job.pins if pin.path in paths)
+    return tuple(pin for pin in request.pins if pin.path in paths)
 
 
 def build_prompt(
-    job: Request, documents: DocumentSet, questions: Sequence[str], tokenizer: Any, spec: "ModelSpec", preset: "Preset"
+    request: Request,
+    documents: DocumentSet,
+    questions: Sequence[str],
+    tokenizer: Any,
+    spec: "ModelSpec",
+    preset: "Preset",
 ) -> "tuple[Prompt, range]":
     """The prompt, cut as asked to leave room for the answer, its pins protected, and the document tokens that were cut.
 
@@ -81,32 +86,32 @@ def build_prompt(
     from uncomp_cli.engine.tokens.prompt import chat_prompt, truncate
 
     prompt = chat_prompt(
-        tokenizer, join_documents(documents), list(questions), system=job.system, sinks=preset.scorer.sinks
+        tokenizer, join_documents(documents), list(questions), system=request.system, sinks=preset.scorer.sinks
     )
-    pins, cut = pins_in(job, documents), range(0)
+    pins, cut = pins_in(request, documents), range(0)
     pinned = pinned_tokens(pins, places_of(documents, prompt)) if pins else []
-    if job.truncate is None:
+    if request.truncate is None:
         return protect(prompt, pinned), cut
-    prompt, cut = truncate(prompt, max(1, spec.trained_length - job.sampling.max_new_tokens), job.truncate)
+    prompt, cut = truncate(prompt, max(1, spec.trained_length - request.sampling.max_new_tokens), request.truncate)
     left = pinned_tokens(pins, places_of(documents, prompt)) if pins else []
     if len(left) < len(pinned):
         raise DoesNotFitError(
-            f"--truncate {job.truncate} would cut away {len(pinned) - len(left):,} of {len(pinned):,} pinned tokens "
-            f"({', '.join(map(str, pins))})",
+            f"--truncate {request.truncate} would cut away {len(pinned) - len(left):,} of {len(pinned):,} pinned "
+            f"tokens ({', '.join(map(str, pins))})",
             hint="cut another part of the document, or pin other lines",
         )
     return protect(prompt, left), cut
 
 
-def longest_read(job: Request, contexts: Sequence[DocumentSet], questions: Sequence[str], tokenizer: Any) -> int:
+def longest_read(request: Request, contexts: Sequence[DocumentSet], questions: Sequence[str], tokenizer: Any) -> int:
     """Tokens of the longest context with its longest question and answer; what --truncate cuts off does not count."""
     from uncomp_cli.engine.tokens.prompt import chat_prompt
 
     asked = list(questions)
-    prompts = (chat_prompt(tokenizer, join_documents(each), asked, system=job.system, sinks=0) for each in contexts)
-    tokens = max(prompt.seq_len for prompt in prompts) + job.sampling.max_new_tokens
-    choice = job.model.rope_choice
-    cut = None if job.truncate is None or choice is None else choice.context
+    prompts = (chat_prompt(tokenizer, join_documents(each), asked, system=request.system, sinks=0) for each in contexts)
+    tokens = max(prompt.seq_len for prompt in prompts) + request.sampling.max_new_tokens
+    choice = request.model.rope_choice
+    cut = None if request.truncate is None or choice is None else choice.context
     return tokens if cut is None else min(tokens, cut)
 
 

@@ -5,11 +5,13 @@ that looks at the question gives way to `unseen`'s (engine/context/agnostic.py).
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec
 
+from uncomp_cli.asking.events import Event, Noted
+from uncomp_cli.asking.request import Request
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET, LIVE_PRESET, Preset, preset
 from uncomp_cli.errors import UsageError
@@ -25,6 +27,8 @@ __all__ = [
     "choose_preset",
     "loss_note",
     "preset_line",
+    "preset_of",
+    "settle",
     "settle_preset",
     "times",
 ]
@@ -144,3 +148,28 @@ def preset_line(preset: Preset) -> str:
     least = f", at least {format_count(preset.floor_tokens)} tokens" if preset.floor_tokens else ""
     scorer = "" if preset.policy == "full" else f" · scorer {preset.scorer.name}"
     return f"preset {preset.name} · budget {preset.budget}{least} · policy {preset.policy}{scorer}"
+
+
+def preset_of(request: Request, name: str | None) -> Preset:
+    """The preset `name`, or the default one, with what the user changed in it."""
+    return choose_preset(
+        name,
+        budget=request.budget,
+        policy=request.policy,
+        scorer=request.scorer,
+        seed=request.sampling.seed,
+        kv_bits=request.kv_bits,
+        max_loss=request.max_loss,
+        thinning=request.thinning,
+    )
+
+
+def settle(request: Request, preset: Preset, model: "ModelFingerprint") -> Generator[Event, None, Preset]:
+    """The preset for this model: what is not the default one, and what --max-loss came to, is said."""
+    named = request.preset is not None
+    preset, note = settle_preset(preset, model, named=named, choose=lambda name: preset_of(request, name))
+    if note is not None:
+        yield Noted(note)
+    if request.max_loss is not None:
+        yield Noted(loss_note(preset, request.max_loss))
+    return preset

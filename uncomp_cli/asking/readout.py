@@ -10,23 +10,19 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.asking.account import budget_record
-from uncomp_cli.asking.doubts import risk_of, risk_record
-from uncomp_cli.asking.escalation import escalation_record
+from uncomp_cli.asking.doubts import escalation_record, risk_of, risk_record
 from uncomp_cli.asking.material import pinned_tokens
-from uncomp_cli.documents.evidence import Evidence, find_evidence
+from uncomp_cli.documents.evidence import Evidence
 from uncomp_cli.documents.places import Places
 from uncomp_cli.numerals import Readout, format_bytes, format_count, format_decimal
 
 if TYPE_CHECKING:
     from uncomp_cli.asking.account import Spent
-    from uncomp_cli.asking.escalation import Try
+    from uncomp_cli.asking.doubts import Try
     from uncomp_cli.asking.request import Pin
     from uncomp_cli.budget.plan import BudgetPlan
     from uncomp_cli.budget.presets import Preset
-    from uncomp_cli.cache.ragged import Head, RaggedKVCache
     from uncomp_cli.engine.context.session import RunStats
-    from uncomp_cli.engine.forward.decoder import Decoder
-    from uncomp_cli.engine.write.rows import Asked
     from uncomp_cli.errors import Failure
     from uncomp_cli.models.loading import LoadedModel
     from uncomp_cli.spec import ModelSpec
@@ -34,12 +30,9 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEMA_VERSION",
     "About",
-    "Trust",
     "answer_record",
     "budget_note",
     "chunk_note",
-    "cite",
-    "cite_asked",
     "evidence_lines",
     "evidence_warnings",
     "failure_record",
@@ -49,13 +42,11 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-Trust = Sequence[Sequence[float]] | None
-"""How far each KV head of each layer is trusted; None where nothing was measured."""
 _QUOTED_CHARS = 60
 
 
-def readout(stats: "RunStats", spec: "ModelSpec") -> Readout:
-    """The readout of one answer."""
+def readout(stats: "RunStats", context_limit: int) -> Readout:
+    """The readout of one answer in a context that may have so many tokens."""
     return Readout(
         prefill_tokens=stats.prompt_tokens - stats.cached_tokens,
         prefill_s=stats.prefill_s,
@@ -66,7 +57,7 @@ def readout(stats: "RunStats", spec: "ModelSpec") -> Readout:
         peak_bytes=stats.peak_bytes,
         attention_entropy=stats.attention_entropy,
         context_tokens=stats.prompt_tokens + stats.completion_tokens,
-        context_limit=spec.trained_length,
+        context_limit=context_limit,
     )
 
 
@@ -234,43 +225,6 @@ def failure_record(question: str, failure: "Failure", *, path: str | None = None
 
 def _rate(count: int, seconds: float) -> float | None:
     return count / seconds if seconds > 0 else None
-
-
-def cite_asked(
-    decoder: "Decoder", asked: "Asked", answer: Sequence[int], *, places: Places, trust: Trust, sinks: int
-) -> list[Evidence]:
-    """What an answer (its tokens without the one that ends it) to a question of a prompt that was read looked at."""
-    (prompt,) = asked.read.prompts
-    waiting = [layer[asked.question] for layer in asked.read.questions]
-    first = asked.prompt_tokens - 1
-    last = prompt.questions[asked.question][-1]
-    cache = asked.read.cache
-    return cite(decoder, cache, (last, *answer), first, places=places, trust=trust, sinks=sinks, behind=waiting or None)
-
-
-def cite(
-    decoder: "Decoder",
-    cache: "RaggedKVCache",
-    ids: Sequence[int],
-    first: int,
-    *,
-    places: Places,
-    trust: Trust,
-    sinks: int,
-    behind: "Sequence[Sequence[Head]] | None" = None,
-) -> list[Evidence]:
-    """The evidence of an answer; `ids` are the prompt's last token, which stands at `first`, and all of the answer.
-
-    The cache is not changed; what it holds from `first` on is not looked at. No answer has no evidence.
-    """
-    from uncomp_cli.cache.ragged import survival
-    from uncomp_cli.engine.look.attended import attended_by
-
-    if len(ids) < 2:
-        return []
-    mass = attended_by(decoder, cache, ids[:-1], first, heads=trust, sinks=sinks, behind=behind)
-    kept = survival(cache, first, layers=decoder.spec.full_layers)
-    return find_evidence(mass.tolist(), kept.tolist(), places)
 
 
 def evidence_lines(found: Sequence[Evidence]) -> Iterator[str]:

@@ -8,8 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from uncomp_cli.asking.doubts import risk_of
-from uncomp_cli.asking.escalation import Try, best_of, try_note, wider
+from uncomp_cli.asking.doubts import Attempts, wider
 from uncomp_cli.asking.events import Event, Noted, Pace, Piece, Progress, Warned
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
 from uncomp_cli.errors import failure_of, is_foreseen
@@ -109,32 +108,21 @@ def escalated(session: "ChatSession", messages: "Sequence[Message]") -> Generato
 
 def _best(session: "ChatSession", messages: "Sequence[Message]", first: Reply) -> Generator[Event, None, Reply]:
     """The answer that stays of `first` and those that larger budgets give."""
-    budget, replies, tries = session.preset.budget, [first], [_try(session, first)]
-    while (preset := _next(session, tries, replies[-1])) is not None:
-        if len(tries) == 1:
-            yield Noted(try_note(tries[0], 1))
+    budget, attempts = session.preset.budget, Attempts[Reply]()
+    attempts.add(first, session.preset, first.stats, session.loaded)
+    while attempts.is_open and (preset := wider(session.preset)) is not None:
+        if len(attempts.tries) == 1:
+            yield Noted(attempts.note)
         again = yield from _written_by(preset, session, messages)
         if again is None or again.stopped:
             break
-        replies.append(again)
-        tries.append(_try(session, again))
-        yield Noted(try_note(tries[-1], len(tries)))
+        attempts.add(again, session.preset, again.stats, session.loaded)
+        yield Noted(attempts.note)
     if session.preset.budget != budget:
         yield Noted(f"the conversation goes on with budget {session.preset.budget}; /budget {budget} goes back")
-    stays = replies[best_of(tries)]
+    stays = attempts.final
     session.stats, session.answer_ids = stays.stats, list(stays.ids)
     return stays
-
-
-def _try(session: "ChatSession", reply: Reply) -> Try:
-    return Try.of(session.preset, reply.stats, risk_of(session.preset, reply.stats, session.loaded))
-
-
-def _next(session: "ChatSession", tries: Sequence[Try], latest: Reply) -> "Preset | None":
-    """What may help: more, when the latest is flagged and kept more than the one before, yet not all."""
-    grew = len(tries) < 2 or tries[-2].kv_bytes < tries[-1].kv_bytes
-    is_open = tries[-1].more_may_help and grew and latest.stats.kept_fraction < 1
-    return wider(session.preset) if is_open else None
 
 
 def _written_by(

@@ -15,9 +15,20 @@ from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from uncomp_cli.cache.shelf import Shelf
     from uncomp_cli.models.extension import RopeChoice
 
-__all__ = ["AUTOMATIC", "DEFAULT_CACHE_SIZE", "ModelChoice", "Pin", "Request", "check_text", "parse_pin"]
+__all__ = [
+    "AUTOMATIC",
+    "DEFAULT_CACHE_SIZE",
+    "ModelChoice",
+    "Pin",
+    "Request",
+    "bytes_of",
+    "check_text",
+    "parse_pin",
+    "shelf_of",
+]
 
 AUTOMATIC = "auto"
 """--reuse by what was read: no cache is named."""
@@ -132,3 +143,23 @@ def check_text(text: str, what: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"{what} is not UTF-8 text", hint="type it again in a UTF-8 terminal") from error
+
+
+def shelf_of(size: str = DEFAULT_CACHE_SIZE) -> "Shelf":
+    """The user's saved caches, which may have `size` together. Raises UsageError for what is no size."""
+    from uncomp_cli.cache.shelf import Shelf
+    from uncomp_cli.models.sources import cache_dir
+
+    limit = bytes_of(size, "cache-size", "disk space", hint="use --cache-size 2GiB, 500MiB, …")
+    return Shelf(cache_dir() / "documents", limit_bytes=limit)
+
+
+def bytes_of(text: str, flag: str, what: str, *, hint: str) -> int:
+    """The bytes in an amount. Raises UsageError, with `hint`, for what is none, and for a share or tokens."""
+    try:
+        amount = Budget.parse(text)
+    except UsageError as error:
+        raise UsageError(f"{flag} '{text}' is not an amount of {what}", hint=hint) from error
+    if amount.kind != "bytes":
+        raise UsageError(f"{flag} '{text}' is no amount of {what} in bytes", hint=hint)
+    return int(amount.amount)

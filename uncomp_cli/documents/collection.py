@@ -5,19 +5,21 @@ listed in `DocumentSet.skipped` with the reason, as are pages without text. Form
 globs in selection.py.
 """
 
+import array
 import hashlib
 import os
 import shlex
+import stat
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from uncomp_cli.documents.formats import extract
 from uncomp_cli.documents.selection import Candidate, Selection, select
 from uncomp_cli.errors import DocumentError, UsageError
 
-__all__ = ["Document", "DocumentSet", "read_documents"]
+__all__ = ["Document", "DocumentSet", "has_data", "read_documents"]
 
 _REASONS_SHOWN = 3
 
@@ -134,3 +136,26 @@ def _nothing_readable(argument: str, refusals: Sequence[tuple[str, DocumentError
         f"nothing to read in {_shown(argument)!r}" + (f" ({listed}{tail})" if listed else ": it is empty"),
         hint=shared_hint or "name a file, or choose files in a directory with --include '*.SUFFIX'",
     )
+
+
+def has_data(stdin: TextIO | None) -> bool:
+    """Whether something waits on standard input: in a pipe, or in a file behind what was read of it."""
+    try:
+        descriptor = -1 if stdin is None else stdin.fileno()
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size > os.lseek(descriptor, 0, os.SEEK_CUR)
+        return stat.S_ISFIFO(status.st_mode) and _waiting_bytes(descriptor) > 0
+    except (OSError, ValueError):  # closed, or replaced by something that is no file
+        return False
+
+
+def _waiting_bytes(descriptor: int) -> int:
+    try:
+        import fcntl
+        import termios
+    except ImportError:  # not on this system
+        return 0
+    size = array.array("i", [0])
+    fcntl.ioctl(descriptor, termios.FIONREAD, size)
+    return size[0]

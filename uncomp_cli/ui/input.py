@@ -1,12 +1,9 @@
-"""Reading what the user types: an editable line on a terminal, plain lines from a pipe; what waits there to be read.
+"""Reading what the user types: an editable line on a terminal, plain lines from a pipe.
 
 The prompt is drawn on standard error, so that standard output carries answers only. A block (blocks.py) comes as one
 text on every way in.
 """
 
-import array
-import os
-import stat
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +13,7 @@ from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, QUOTES, is_open, without_quotes
 from uncomp_cli.ui.console import Terminal
 
-__all__ = ["LineReader", "has_data", "line_reader"]
+__all__ = ["LineReader", "line_reader"]
 
 # Returns the next text; EOFError at the end, KeyboardInterrupt on Ctrl-C, UsageError for a block that is never ended.
 LineReader = Callable[[], str]
@@ -88,26 +85,3 @@ def _read_line() -> str:
 
 def _is_terminal(stdin: TextIO | None) -> bool:
     return stdin is not None and not stdin.closed and stdin.isatty()
-
-
-def has_data(stdin: TextIO | None) -> bool:
-    """Whether something waits on standard input: in a pipe, or in a file behind what was read of it."""
-    try:
-        descriptor = -1 if stdin is None else stdin.fileno()
-        status = os.fstat(descriptor)
-        if stat.S_ISREG(status.st_mode):
-            return status.st_size > os.lseek(descriptor, 0, os.SEEK_CUR)
-        return stat.S_ISFIFO(status.st_mode) and _waiting_bytes(descriptor) > 0
-    except (OSError, ValueError):  # closed, or replaced by something that is no file
-        return False
-
-
-def _waiting_bytes(descriptor: int) -> int:
-    try:
-        import fcntl
-        import termios
-    except ImportError:  # not on this system
-        return 0
-    size = array.array("i", [0])
-    fcntl.ioctl(descriptor, termios.FIONREAD, size)
-    return size[0]

@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from uncomp_cli.asking.events import Pace
+from uncomp_cli.asking import events
+from uncomp_cli.asking.events import Event, Noted, Pace, Piece, Warned
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
 from uncomp_cli.steps import Progress, PullStep
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-__all__ = ["Display", "loading", "show", "watch_generation", "watch_pull", "watch_rows"]
+__all__ = ["Display", "loading", "show", "watch_generation", "watch_pull"]
 
 LINE_INTERVAL_S = 10.0
 DECODE_INTERVAL_S = 0.1
@@ -31,17 +33,7 @@ Clock = Callable[[], float]
 Step = TypeVar("Step", PrefillStep, DecodeStep, PrefillStep | DecodeStep)
 
 
-class RowRecord(Protocol):
-    """What `uncomp_cli.engine` reports of a batch: one token of one row."""
-
-    @property
-    def row(self) -> int: ...
-    @property
-    def step(self) -> DecodeStep: ...
-
-
 T = TypeVar("T")
-Row = TypeVar("Row", bound=RowRecord)
 
 
 class Meter:
@@ -101,27 +93,6 @@ class Meter:
         return progress, progress.add_task("", total=None, pace="")
 
 
-def show(steps: Generator[Progress, None, T], terminal: Terminal, *, kept: Path | None = None) -> T:
-    """Show how far `steps` are and how long is left; returns what they return.
-
-    Ctrl-C says that what was done is in the file `kept`.
-    """
-    with Meter(terminal) as meter:
-        try:
-            while True:
-                meter.show(next(steps))
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        except KeyboardInterrupt:
-            meter.close()
-            if kept is not None and kept.exists():
-                terminal.note(f"what was measured is in {kept}; the same command goes on from there")
-            raise
-        finally:
-            steps.close()
-
-
 @contextmanager
 def loading(terminal: Terminal, text: str) -> Iterator[None]:
     """Say at once what takes a while: a spinner that goes away, or a line now and one every 10 seconds."""
@@ -153,8 +124,8 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def show(self, step: str | PullStep | PrefillStep | Pace) -> None:
-        """What begins now and takes a while, or the latest step of it."""
+    def show(self, step: str | PullStep | PrefillStep | Progress | Pace | None) -> None:
+        """What begins now and takes a while, or the latest step of it; None when it is over."""
         if isinstance(step, Pace):
             self._waiting.close()
             self._meter.close()
@@ -162,10 +133,12 @@ class Display:
         elif isinstance(step, str):
             self.close()
             self._waiting.enter_context(loading(self._terminal, step))
+        elif step is None:
+            self.close()
         else:
             self._waiting.close()
             self._pace.close()
-            self._meter.show(_prefill_reading(step) if isinstance(step, PrefillStep) else self._pulled(step))
+            self._meter.show(self._progress(step))
 
     def close(self) -> None:
         """Erase what is drawn; steps may follow."""
@@ -173,10 +146,65 @@ class Display:
         self._meter.close()
         self._pace.close()
 
-    def _pulled(self, step: PullStep) -> Progress:
+    def _progress(self, step: PullStep | PrefillStep | Progress) -> Progress:
+        if isinstance(step, Progress):
+            return step
+        if isinstance(step, PrefillStep):
+            return _prefill_reading(step)
         if step.stage != self._stage:
             self._stage, self._stage_s = step.stage, self._clock()
         return _pull_reading(step, elapsed_s=self._clock() - self._stage_s)
+
+
+def show(
+    steps: Generator[Any, None, T],
+    terminal: Terminal,
+    *,
+    kept: Path | None = None,
+    tell: Callable[[Event], None] = lambda event: None,
+) -> T:
+    """Show how far `steps` are and what they remark; returns what they return.
+
+    `tell` is given what is neither; progress is erased before, but for pieces of an answer, which go elsewhere.
+    Ctrl-C is the steps' own business wherever it comes, also while something is being told. When it ends them, what was
+    done is said to be in the file `kept`.
+    """
+    display, pressed = Display(terminal), None
+    try:
+        while True:
+            try:
+                step = next(steps) if pressed is None else steps.throw(pressed)
+                pressed = None
+                _tell(step, terminal, display, tell)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            except KeyboardInterrupt as interrupt:
+                if getgeneratorstate(steps) == GEN_CLOSED:
+                    raise
+                pressed = interrupt
+    except KeyboardInterrupt:
+        display.close()
+        if kept is not None and kept.exists():
+            terminal.note(f"what was measured is in {kept}; the same command goes on from there")
+        raise
+    finally:
+        display.close()
+        steps.close()
+
+
+def _tell(step: Progress | Event, terminal: Terminal, display: "Display", tell: Callable[[Event], None]) -> None:
+    if isinstance(step, (Progress, events.Progress)):
+        display.show(step if isinstance(step, Progress) else step.of)
+        return
+    if not isinstance(step, Piece):
+        display.close()
+    if isinstance(step, Noted):
+        terminal.note(step.text)
+    elif isinstance(step, Warned):
+        terminal.warn(step.text)
+    else:
+        tell(step)
 
 
 def watch_generation(
@@ -198,30 +226,6 @@ def watch_generation(
             else:
                 display.show(Pace(step.index + 1, step.elapsed_s, step.kv_bytes, entropy=entropy))
             yield step
-
-
-def watch_rows(
-    steps: Iterable[Row],
-    terminal: Terminal,
-    *,
-    num_rows: int,
-    entropy: Callable[[], float | None] = lambda: None,
-    clock: Clock = time.monotonic,
-) -> Iterator[Row]:
-    """Yield the records of a batch unchanged; show the pace of all rows together when the answers go elsewhere.
-
-    The line is erased where a row begins or ends, because something may be said there. `entropy` is asked for that of
-    the watched heads so far; None where rows differ.
-    """
-    with Display(terminal, clock=clock) as display:
-        started_s, done = clock(), 0
-        for tokens, taken in enumerate(steps, start=1):
-            ended = taken.step.finish_reasons[0] is not None
-            done += ended
-            if ended or taken.step.index == 0:
-                display.close()
-            yield taken
-            display.show(Pace(tokens, clock() - started_s, taken.step.kv_bytes, num_rows, done, entropy))
 
 
 def watch_pull(steps: Iterable[PullStep], terminal: Terminal, *, clock: Clock = time.monotonic) -> Iterator[PullStep]:

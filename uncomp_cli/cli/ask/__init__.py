@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
+from uncomp_cli.asking.pipeline import run
 from uncomp_cli.asking.request import Request, parse_pin
-from uncomp_cli.cli.ask.road import run_ask
+from uncomp_cli.cli.ask.printer import Printer
 from uncomp_cli.cli.declare.options import (
     COMPRESSION_PANEL,
     OUTPUT_PANEL,
@@ -113,7 +114,7 @@ def ask(
     output: OutputOptions,
 ) -> None:
     """Ask questions about documents."""
-    job = Request(
+    request = Request(
         paths=asked.file,
         include=asked.include,
         questions=((question,) if question is not None else ()) + asked.more,
@@ -143,4 +144,5 @@ def ask(
         escalate=asked.escalate,
         fail_under=asked.fail_under,
     )
-    raise typer.Exit(run_ask(job, output.terminal(ctx)))
+    printer = Printer(output.terminal(ctx), as_json=request.as_json)
+    raise typer.Exit(printer.run(run(request)))

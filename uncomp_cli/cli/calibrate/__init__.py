@@ -10,8 +10,8 @@ import typer
 
 from uncomp_cli.asking.preset_choice import choose_preset
 from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.asking.startup import load
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.cli.ask.prepare import load
 from uncomp_cli.cli.calibrate.calibrate_risk import RiskChoice, RiskOptions, run_risk
 from uncomp_cli.cli.calibrate.quality import (
     HeldOut,
@@ -209,7 +209,7 @@ def run_calibrate(job: CalibrateJob, choice: ModelChoice, terminal: Terminal, *,
             job.quality.check()
         if not wanted.fresh:
             files.check()
-    loaded = load(choice, terminal)
+    loaded = show(load(choice), terminal)
     with loading(terminal, "preparing samples"):
         maker = _maker(job, loaded, terminal)
         request = _request(job, preset, maker)

@@ -8,7 +8,7 @@ of compressing, so the conversation is read again at once from its kept text, an
 import difflib
 from dataclasses import fields, replace
 
-from uncomp_cli.asking.escalation import HELD_BACK
+from uncomp_cli.asking.doubts import HELD_BACK
 from uncomp_cli.asking.preset_choice import PresetChoice, preset_line, times
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.config import SamplingConfig

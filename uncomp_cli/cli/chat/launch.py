@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from uncomp_cli.asking.dialogue import exchanges
-from uncomp_cli.asking.doubts import check_calibrated
-from uncomp_cli.asking.escalation import HELD_BACK
+from uncomp_cli.asking.doubts import HELD_BACK, check_calibrated
 from uncomp_cli.asking.preset_choice import CHAT_PRESET, PresetChoice
 from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.asking.startup import check_context_fits, check_grows, lengthen_for_growth, load
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.cli.ask.lengthening import check_grows, lengthen_for_growth
-from uncomp_cli.cli.ask.prepare import check_context_fits, load
 from uncomp_cli.cli.chat.commands import candidates
 from uncomp_cli.cli.chat.history import read_files, restore
 from uncomp_cli.cli.chat.inspection import status_line
@@ -26,7 +24,7 @@ from uncomp_cli.sessions.folder import SessionFile, open_session
 from uncomp_cli.sessions.transcript import Transcript
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.input import line_reader
-from uncomp_cli.ui.meter import loading
+from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
     from uncomp_cli.models.loading import LoadedModel
@@ -79,7 +77,7 @@ def _talk(job: ChatJob, saved: Transcript | None, file: SessionFile | None, term
         preset = job.choice.stored()  # a slip in it must not wait for the model
         if job.escalates:
             check_calibrated(preset, "--escalate")
-    talk = open_talk(job, load(job.model, terminal), terminal)
+    talk = open_talk(job, show(load(job.model), terminal), terminal)
     loop = Loop(talk, file, saved)
     talk.say(f"{talk.chat.loaded.info.name} · /help shows the commands, Ctrl-D leaves")
     if saved is not None:
@@ -104,7 +102,7 @@ def open_talk(job: ChatJob, loaded: "LoadedModel", terminal: Terminal) -> Talk:
     from uncomp_cli.engine.context.chat import ChatSession
     from uncomp_cli.models.runnable import fingerprint
 
-    loaded = lengthen_for_growth(loaded, job.model.rope_choice, terminal)
+    loaded = show(lengthen_for_growth(loaded, job.model.rope_choice), terminal)
     preset, notes = job.choice.settled(fingerprint(loaded))
     check_context_fits(job.model, loaded, preset)
     session = ChatSession(loaded, preset, job.sampling, job.limits, matmul=job.matmul)

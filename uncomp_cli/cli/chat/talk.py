@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from uncomp_cli.asking.events import Done, Event, Noted, Piece, Progress, Stopped, Warned
 from uncomp_cli.asking.readout import readout
-from uncomp_cli.cli.ask.lengthening import length_warnings
+from uncomp_cli.asking.startup import length_warnings
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.numerals import format_count, format_readout
 from uncomp_cli.ui.meter import Display
@@ -68,7 +68,7 @@ class Talk:
         stats = self.chat.session.stats
         if stats is not None:
             cached = f"cached {format_count(stats.cached_tokens)} · " if stats.cached_tokens else ""
-            self.say(cached + format_readout(readout(stats, self.chat.loaded.spec)))
+            self.say(cached + format_readout(readout(stats, self.chat.loaded.spec.trained_length)))
 
 
 class _Screen:

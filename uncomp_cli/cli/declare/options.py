@@ -9,11 +9,11 @@ what Typer reads. What is in no group, or in one and also alone, is an alias. De
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from uncomp_cli.asking.request import DEFAULT_CACHE_SIZE, ModelChoice
+from uncomp_cli.asking.request import DEFAULT_CACHE_SIZE, ModelChoice, bytes_of, shelf_of
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.policies import POLICIES
 from uncomp_cli.budget.presets import DEFAULT_PRESET
@@ -23,9 +23,6 @@ from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
-
-if TYPE_CHECKING:
-    from uncomp_cli.cache.shelf import Shelf
 
 __all__ = [
     "COMPRESSION_PANEL",
@@ -49,7 +46,6 @@ __all__ = [
     "model_names",
     "policy_names",
     "preset_names",
-    "shelf_of",
     "terminal_of",
     "thinning_names",
 ]
@@ -108,26 +104,6 @@ def cache_names(incomplete: str) -> list[str]:
 
 def _reusable(incomplete: str) -> list[str]:
     return [name for name in (_AUTO, *cache_names(incomplete)) if name.startswith(incomplete)]
-
-
-def shelf_of(size: str = DEFAULT_CACHE_SIZE) -> "Shelf":
-    """The user's saved caches, which may have `size` together. Raises UsageError for what is no size."""
-    from uncomp_cli.cache.shelf import Shelf
-    from uncomp_cli.models.sources import cache_dir
-
-    limit = _bytes_of(size, "cache-size", "disk space", hint="use --cache-size 2GiB, 500MiB, …")
-    return Shelf(cache_dir() / "documents", limit_bytes=limit)
-
-
-def _bytes_of(text: str, flag: str, what: str, *, hint: str) -> int:
-    """The bytes in an amount. Raises UsageError, with `hint`, for what is none, and for a share or tokens."""
-    try:
-        amount = Budget.parse(text)
-    except UsageError as error:
-        raise UsageError(f"{flag} '{text}' is not an amount of {what}", hint=hint) from error
-    if amount.kind != "bytes":
-        raise UsageError(f"{flag} '{text}' is no amount of {what} in bytes", hint=hint)
-    return int(amount.amount)
 
 
 def _tokens_of(text: str) -> int:
@@ -358,7 +334,7 @@ class ReadingOptions:
         hint = "use --kv-mem 256MiB, or --kv-mem auto"
         return Limits(
             chunk_tokens=None if chunk is None else _tokens_of(chunk),
-            kv_bytes=None if kv_mem is None else _bytes_of(kv_mem, "kv-mem", "memory", hint=hint),
+            kv_bytes=None if kv_mem is None else bytes_of(kv_mem, "kv-mem", "memory", hint=hint),
             constant_size=self.constant_size,
         )
 

@@ -9,8 +9,8 @@ import typer
 
 from uncomp_cli.asking.preset_choice import choose_preset, settle_preset
 from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.asking.startup import fetch, weigh
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.cli.ask.prepare import fetch, weigh
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
     ModelOptions,
@@ -107,7 +107,7 @@ def bench(
     choices = [partial(alike, budget=amount, thinning=text) for amount in amounts for text in thinnings]
     with loading(terminal, "preparing the benchmark"):
         presets = [choose(preset.name) for choose in choices]
-    model_dir = fetch(choice, terminal)
+    model_dir = show(fetch(choice), terminal)
     with loading(terminal, "measuring the model"):
         fingerprint = _fingerprint(choice, model_dir)
     settled = [

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uncomp_cli.asking.material import build_prompt, describe_files
+from uncomp_cli.asking.pipeline import gather_documents, gather_questions
+from uncomp_cli.asking.preset_choice import preset_of, settle
 from uncomp_cli.asking.readout import SCHEMA_VERSION, About, answer_record
 from uncomp_cli.asking.request import Request
-from uncomp_cli.cli.ask.asking import gather_documents, gather_questions, preset_of, settle
-from uncomp_cli.cli.ask.lengthening import check_grows, length_warnings, lengthen
-from uncomp_cli.cli.ask.prepare import check_context_fits, load
+from uncomp_cli.asking.startup import check_context_fits, check_grows, length_warnings, lengthen, load
 from uncomp_cli.cli.declare.options import (
     File,
     ModelOptions,
@@ -27,7 +27,7 @@ from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_bytes, format_decimal, format_seconds
 from uncomp_cli.table import Table
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.meter import loading, watch_generation
+from uncomp_cli.ui.meter import loading, show, watch_generation
 
 if TYPE_CHECKING:
     from uncomp_cli.budget import presets
@@ -97,17 +97,17 @@ def run_compare(job: Request, against: str, terminal: Terminal) -> None:
     """Run one `uncomp compare`. What one side keeps is compared with all of it, so that neither is re-packed."""
     check_grows(job.model, "a comparison")
     (question,) = gather_questions(job)
-    documents = gather_documents(job, terminal)
+    documents = show(gather_documents(job), terminal)
     with loading(terminal, "preparing"):
         chosen, other = preset_of(job, job.preset), parse_side(against, seed=job.sampling.seed)
-    loaded = load(job.model, terminal)
+    loaded = show(load(job.model), terminal)
     from uncomp_cli.models.runnable import fingerprint
 
-    chosen = settle(job, chosen, fingerprint(loaded), terminal)
+    chosen = show(settle(job, chosen, fingerprint(loaded)), terminal)
     check_context_fits(job.model, loaded, chosen)
     prompt, cut = build_prompt(job, documents, [question], loaded.tokenizer, loaded.spec, chosen)
     tokens = prompt.seq_len + job.sampling.max_new_tokens
-    loaded = lengthen(loaded, job.model.rope_choice, tokens, terminal, grows=True)
+    loaded = show(lengthen(loaded, job.model.rope_choice, tokens, grows=True), terminal)
     warnings = list(length_warnings(loaded, prompt.seq_len))
     for warning in warnings:
         terminal.warn(warning)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.asking.startup import load
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.cli.ask.prepare import load
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
     MEASURED_MODEL,
@@ -157,7 +157,7 @@ def run_eval(judged: EvalOptions, choice: ModelChoice, *, seed: int, as_json: bo
         return
     with loading(terminal, "preparing"):
         request = _request(judged, seed, terminal)
-    loaded = load(choice, terminal)
+    loaded = show(load(choice), terminal)
     from uncomp_cli.evals.journal import Journal, set_aside
     from uncomp_cli.evals.judges import run as runner
     from uncomp_cli.evals.tables.outcome import OUTCOMES

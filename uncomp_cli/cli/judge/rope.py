@@ -9,8 +9,8 @@ import typer
 
 from uncomp_cli.asking.preset_choice import choose_preset, settle_preset
 from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.asking.startup import load
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.cli.ask.prepare import load
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
     MEASURED_MODEL,
@@ -186,7 +186,7 @@ def run_rope(job: RopeJob, choice: ModelChoice, terminal: Terminal) -> None:
     with loading(terminal, "preparing"):
         preset = job.choose(job.preset)
         _check_words(wanted)
-    loaded = load(choice, terminal)
+    loaded = show(load(choice), terminal)
     request = _request(job, preset, loaded, terminal)
     from uncomp_cli.evals.journal import Journal, writing
     from uncomp_cli.evals.rope import sweep as rope_sweep

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.cli.declare.options import Json, Quiet, cache_names, shelf_of, terminal_of
+from uncomp_cli.asking.request import shelf_of
+from uncomp_cli.cli.declare.options import Json, Quiet, cache_names, terminal_of
 from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal

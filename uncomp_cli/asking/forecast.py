@@ -1,0 +1,151 @@
+"""`uncomp ask --dry-run`: what asking would take, from tokenizer and shape alone; no weights are loaded."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from uncomp_cli.asking.events import Event, Foreseen
+from uncomp_cli.asking.material import blame, build_prompt, describe_files, longest_read, pins_in
+from uncomp_cli.asking.preset_choice import settle
+from uncomp_cli.asking.readout import SCHEMA_VERSION, held_bits
+from uncomp_cli.asking.request import Request
+from uncomp_cli.asking.startup import during, fetch, planned_length, weigh
+from uncomp_cli.documents.collection import DocumentSet
+from uncomp_cli.errors import DoesNotFitError
+
+if TYPE_CHECKING:
+    from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.engine.tokens.prompt import Prompt
+    from uncomp_cli.models.extension import RopeState
+    from uncomp_cli.spec import ModelSpec
+
+__all__ = ["forecast"]
+
+
+def forecast(
+    request: Request, contexts: Sequence[DocumentSet], questions: Sequence[str], preset: "Preset"
+) -> Iterator[Event]:
+    """The plan of every context, or why it is refused."""
+    path = yield from fetch(request.model)
+    spec, weights, available = yield from during("measuring", lambda: weigh(request.model, path))
+    from uncomp_cli.models.catalog import show_model
+    from uncomp_cli.models.extension import RopeState
+    from uncomp_cli.models.loading import load_tokenizer
+    from uncomp_cli.models.runnable import fingerprint_of
+
+    info = show_model(request.model.name)
+    preset = yield from settle(request, preset, fingerprint_of(info, spec))
+    tokenizer = yield from during("preparing the prompt", lambda: load_tokenizer(request.model.tokenizer or path))
+    machine = _Machine(spec, info.trained_length, weights, available, RopeState())
+    if request.model.rope_choice is not None:
+        tokens = longest_read(request, contexts, questions, tokenizer)
+        spec, rope = yield from planned_length(request.model, path, spec, tokens, grows=request.saves_context)
+        machine = replace(machine, spec=spec, rope=rope)
+        _check_context(request, preset, machine, held_tokens=rope.reach)
+    for number, documents in enumerate(contexts):
+        work = partial(_foresee, request, documents, questions, tokenizer, preset, machine)
+        yield (yield from during("preparing the prompt", work)) if number == 0 else work()
+
+
+def _foresee(
+    request: Request,
+    documents: DocumentSet,
+    questions: Sequence[str],
+    tokenizer: Any,
+    preset: "Preset",
+    machine: "_Machine",
+) -> Foreseen:
+    """What one context would take."""
+    prompt, cut = build_prompt(request, documents, questions, tokenizer, machine.spec, preset)
+    files = describe_files(documents, tokenizer, cut)
+    record, refusal = _plan(request, prompt, preset, machine)
+    pins = pins_in(request, documents)
+    if pins:
+        unpinned, _ = build_prompt(request.without_pins(), documents, questions, tokenizer, machine.spec, preset)
+        record["pinned_tokens"] = int(prompt.protected.sum()) - int(unpinned.protected.sum())
+        if refusal is not None:
+            refusal = blame(refusal, pins, prompt, unpinned, plan=partial(_plan_or_raise, request, preset, machine))
+            record["refusal"] = refusal.message
+    return Foreseen({"schema_version": SCHEMA_VERSION, "model": request.model.name, "files": files, **record}, refusal)
+
+
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    """What a prompt has to fit into, and how its positions are turned."""
+
+    spec: "ModelSpec"
+    trained_length: int
+    weights_bytes: int
+    free_bytes: int
+    rope: "RopeState"
+
+
+def _check_context(request: Request, preset: "Preset", machine: _Machine, *, held_tokens: int | None) -> None:
+    """Raise DoesNotFitError when the --context that was asked for is more than the memory holds."""
+    from uncomp_cli.engine.spend.memory import check_context
+
+    choice, available = request.model.rope_choice, machine.free_bytes - machine.weights_bytes
+    context = None if choice is None else choice.context
+    check_context(machine.spec, preset, context=context, available=available, held_tokens=held_tokens)
+
+
+def _plan(
+    request: Request, prompt: "Prompt", preset: "Preset", machine: _Machine
+) -> tuple[dict[str, Any], DoesNotFitError | None]:
+    """What `prompt` would take, and the refusal when that does not fit."""
+    from uncomp_cli.engine.spend.allocation import scorer_config
+    from uncomp_cli.engine.spend.compression import check_fits, check_length, plan_compression
+    from uncomp_cli.engine.spend.memory import planned_kv_bytes
+    from uncomp_cli.engine.spend.reach import Reach
+    from uncomp_cli.engine.tokens.prompt import open_question
+
+    spec, weights, available = machine.spec, machine.weights_bytes, machine.free_bytes
+    opened = open_question(prompt, recent=scorer_config(preset).recent)
+    record: dict[str, Any] = {
+        "questions": len(prompt.questions),
+        "prompt_tokens": opened.seq_len,
+        "trained_length": machine.trained_length,
+        "context_length": spec.trained_length,
+        "rope": str(machine.rope),
+        "weights_bytes": weights,
+        "kv_full_bytes": spec.full_kv_bytes(opened.seq_len),
+        "free_bytes": available,
+        "budget_requested": str(preset.budget),
+        "kv_bits": held_bits(preset, spec),
+        "fits": True,
+        "refusal": None,
+    }
+    try:
+        check_length(spec, opened, trained_length=machine.trained_length)
+        free = available - weights
+        planned = plan_compression(
+            spec,
+            preset,
+            prompt,
+            available=free,
+            limits=request.limits,
+            reach=Reach.of(
+                machine.rope,
+                opened.seq_len,
+                trained_length=machine.trained_length,
+                answer_tokens=request.sampling.max_new_tokens,
+            ),
+        )
+    except DoesNotFitError as refusal:
+        return record | {"fits": False, "refusal": refusal.message}, refusal
+    plan, chunk = planned.allocation.plan, planned.chunk_tokens
+    at_once = None if chunk is None else min(opened.flat_len, chunk + opened.flat_len - len(opened.context))
+    expected = check_fits(spec, plan, opened, available=free, at_once=at_once)
+    record["kv_planned_bytes"] = planned_kv_bytes(spec, plan, question_tokens=opened.longest_question)
+    record["expected_peak_bytes"] = weights + expected.peak_bytes
+    record |= {"thinning": preset.thinning} | ({} if chunk is None else {"chunk_tokens": chunk})
+    record |= {} if planned.reread_tokens is None else {"reread_tokens": planned.reread_tokens}
+    return record, None
+
+
+def _plan_or_raise(request: Request, preset: "Preset", machine: _Machine, prompt: "Prompt") -> None:
+    """Raise the refusal of `prompt`, if there is one."""
+    refusal = _plan(request, prompt, preset, machine)[1]
+    if refusal is not None:
+        raise refusal

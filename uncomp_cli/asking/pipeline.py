@@ -1,0 +1,122 @@
+"""The road of `uncomp ask`: request → documents → preset → model → subjects, read or opened → answers.
+
+    for event in ask(engine, documents, questions, preset, request): …        with a model that is loaded
+    for event in run(request): …                                              from all that a user wrote
+
+Documents are read before anything heavy is loaded, and what cannot be is refused before it is begun.
+"""
+
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TextIO
+
+from uncomp_cli.asking.doubts import check_calibrated, check_fail_under
+from uncomp_cli.asking.events import Event, Warned
+from uncomp_cli.asking.forecast import forecast
+from uncomp_cli.asking.material import longest_read, pinned_tokens, resolve, sources_of
+from uncomp_cli.asking.preset_choice import preset_of, settle
+from uncomp_cli.asking.queue import Queue
+from uncomp_cli.asking.request import Request, check_text
+from uncomp_cli.asking.startup import check_context_fits, check_grows, during, lengthen, load
+from uncomp_cli.asking.subject import check_saving
+from uncomp_cli.documents.collection import DocumentSet, has_data, read_documents
+from uncomp_cli.documents.places import Places
+from uncomp_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from uncomp_cli.asking.seam import Engine
+    from uncomp_cli.budget.presets import Preset
+
+__all__ = ["ask", "gather_documents", "gather_questions", "run"]
+
+
+def run(request: Request) -> Generator[Event, None, None]:
+    """Everything that one `uncomp ask` does."""
+    questions = gather_questions(request)
+    choice = request.model.rope_choice
+    check_fail_under(request.fail_under)
+    if request.saves_context:
+        check_saving(request)
+        check_grows(request.model, "a saved document")
+    documents = yield from gather_documents(request)
+    request = replace(request, pins=resolve(request.pins, [document.path for document in documents.documents]))
+    pinned_tokens(request.pins, Places(sources_of(documents), ()))  # refuses what is not there before a model is loaded
+    preset = yield from during("preparing", lambda: preset_of(request, request.preset or request.usual_preset))
+    check_risk(request, preset)
+    if request.dry_run:
+        yield from forecast(request, request.contexts(documents), questions, preset)
+        return
+    loaded = yield from load(request.model)
+    from uncomp_cli.asking.seam import Engine
+    from uncomp_cli.models.runnable import fingerprint
+
+    preset = yield from settle(request, preset, fingerprint(loaded))
+    check_risk(request, preset)
+    if choice is not None and choice.kind == "auto" and documents.documents:
+        tokens = longest_read(request, request.contexts(documents), questions, loaded.tokenizer)
+        loaded = yield from lengthen(loaded, choice, tokens, grows=request.saves_context)
+    check_context_fits(request.model, loaded, preset)
+    engine = Engine(loaded, sampling=request.sampling, limits=request.limits, matmul=request.matmul)
+    yield from ask(engine, documents, questions, preset, request)
+
+
+def ask(
+    engine: "Engine", documents: DocumentSet, questions: Sequence[str], preset: "Preset", request: Request
+) -> Iterator[Event]:
+    """Answer `questions` about `documents`, in order; of `request` what says how: limits, pins, evidence, saving, ….
+
+    Ctrl-C keeps what was said of the answers; KeyboardInterrupt goes on when nothing was. Without documents the saved
+    context that the request names is asked as it is.
+    """
+    contexts = request.contexts(documents) if documents.documents else [documents]
+    return Queue(engine, preset, questions, request).run(contexts)
+
+
+def check_risk(request: Request, preset: "Preset") -> None:
+    """Raise UsageError when errors would have to be foreseen that nobody has counted."""
+    if request.escalate and request.saves_context:
+        message = "--escalate reads the document again with larger budgets, --reuse and --save-cache keep it in one"
+        raise UsageError(message, hint="leave one of them out")
+    for flag, given in (("--escalate", request.escalate), ("--fail-under", request.fail_under is not None)):
+        if given:
+            check_calibrated(preset, flag)
+
+
+def gather_questions(request: Request) -> list[str]:
+    """The questions from the command line and the questions file, in that order."""
+    questions = list(request.questions)
+    if request.questions_file is not None:
+        try:
+            lines = request.questions_file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            message = f"questions file {request.questions_file} cannot be read: {error}"
+            raise UsageError(message, hint="give a text file with one question a line") from error
+        questions += [line for line in lines if line.strip()]
+    if not any(question.strip() for question in questions):
+        raise UsageError("no question was given", hint='uncomp ask -f doc.txt "What does it say about …?"')
+    for number, question in enumerate(questions, start=1):
+        if not question.strip():
+            raise UsageError(f"question {number} of {len(questions)} is empty", hint="leave it out, or ask something")
+        check_text(question, f"question {number}")
+    check_text(request.system or "", "the system prompt")
+    return questions
+
+
+def gather_documents(request: Request) -> Generator[Event, None, DocumentSet]:
+    """The documents that are named, or standard input when it is no terminal; none when a saved cache holds them."""
+    if request.names_a_cache and not request.paths and not request.dry_run:
+        return DocumentSet(())
+    stdin: TextIO | None = sys.stdin  # None when the process was started without one
+    if not request.paths and (stdin is None or stdin.isatty()):
+        raise UsageError(
+            f"no document was given, and standard input is {'closed' if stdin is None else 'a terminal'}",
+            hint='uncomp ask -f doc.txt "question"',
+        )
+    if request.paths and "-" not in request.paths and has_data(stdin):
+        yield Warned("standard input is not read; add -f - to make it a document")
+    buffer = None if stdin is None else stdin.buffer
+    documents = read_documents(request.paths or ("-",), include=request.include, stdin=buffer)
+    for path, reason in documents.skipped:
+        yield Warned(f"skipped {path}: {reason}")
+    return documents

@@ -1,0 +1,238 @@
+"""Questions in a queue: subjects are read one after another, their questions answered in batches, in order.
+
+With --each every document is a subject of its own. What is read waits until enough has come for a batch, or until no
+more fits the memory. One document or one question of several that fails is told in its turn, and the others go on.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from uncomp_cli.asking.doubts import HELD_BACK, entropy_of
+from uncomp_cli.asking.escalation import Escalation, Paces
+from uncomp_cli.asking.events import Began, Done, Event, Noted, Piece, Refused, Stopped
+from uncomp_cli.asking.material import longest_read
+from uncomp_cli.asking.request import Request
+from uncomp_cli.asking.subject import Item, Reader, Unfit
+from uncomp_cli.documents.collection import DocumentSet
+from uncomp_cli.errors import DoesNotFitError, is_foreseen, is_out_of_memory
+
+if TYPE_CHECKING:
+    from uncomp_cli.asking.seam import Engine
+    from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.engine.context.session import RunStats
+
+__all__ = ["Queue"]
+
+ROWS_TO_WAIT_FOR = 16
+"""With --each reading goes on until this many questions wait for their answers."""
+
+
+class Queue:
+    """Reads subjects and answers `questions` about each; what happens is what `run` yields.
+
+    Ctrl-C keeps what was said; it goes on to who called when nothing was. With --escalate answers are held back until
+    all of a batch are final.
+    """
+
+    def __init__(self, engine: "Engine", preset: "Preset", questions: Sequence[str], request: Request) -> None:
+        self._engine, self._questions, self._request = engine, questions, request
+        self._reader = Reader(engine, preset, questions, request)
+        self._escalation = Escalation(engine, preset, questions, request) if request.escalate else None
+        self._waiting: list[Item] = []
+        self._begun: set[Item] = set()
+        self._ended: set[Item] = set()
+        self._held_back: list[tuple[Item, Done]] = []
+        self._interrupted = False
+
+    def run(self, contexts: Sequence[DocumentSet]) -> Iterator[Event]:
+        """Read and answer."""
+        if self._escalation is not None:
+            yield Noted(HELD_BACK)
+        if (
+            len(contexts) > 1 and self._engine.decoder.regime_tokens is not None
+        ):  # all in the frequencies of the longest
+            tokenizer = self._engine.loaded.tokenizer
+            self._engine.regime_tokens = longest_read(self._request, contexts, self._questions, tokenizer)
+        for documents in contexts:
+            yield from self._take(documents)
+            if self._request.saves_context or len(self._waiting) >= ROWS_TO_WAIT_FOR:
+                yield from self._answer_waiting()
+            if self._interrupted:
+                break
+        yield from self._answer_waiting()
+        if self._interrupted:
+            yield Stopped()
+
+    def _take(self, documents: DocumentSet) -> Iterator[Event]:
+        """Read one subject; what fails is told when others can go on without it."""
+        try:
+            items = yield from self._read_beside(documents)
+        except Exception as error:
+            if not (self._request.each and is_foreseen(error)):
+                raise
+            yield from self._answer_waiting()  # what was asked before is told before
+            turns = [self._reader.turn(documents, number) for number in range(len(self._questions))]
+            yield Refused(error, documents.documents[0].path, turns)
+            return
+        if self._waiting and not self._engine.fits([item.asked for item in (*self._waiting, *items)]):
+            yield from self._answer_waiting()
+        self._waiting += items
+
+    def _read_beside(self, documents: DocumentSet) -> Generator[Event, None, list[Item]]:
+        """Read one subject; when what waits leaves too little memory for it, that is answered first."""
+        try:
+            return (yield from self._reader.read(documents))
+        except Exception as error:
+            if not self._waiting or not (isinstance(error, DoesNotFitError) or is_out_of_memory(error)):
+                raise
+        yield from self._answer_waiting()
+        return (yield from self._reader.read(documents))
+
+    def _answer_waiting(self) -> Iterator[Event]:
+        """Answer what waits, as one batch; when it fails, what has not been begun is answered one by one."""
+        items, self._waiting = self._waiting, []
+        if not items or self._interrupted:
+            return
+        try:
+            yield from self._answer(items)
+        except Exception as error:
+            yield from self._settle()
+            left = [item for item in items if item not in self._ended]
+            if not left or not ((self._request.each or len(self._questions) > 1) and is_foreseen(error)):
+                raise
+            yield from self._fail(left[0], error)
+            for item in left[1:]:
+                self._waiting = [item]
+                yield from self._answer_waiting()
+        yield from self._settle()
+
+    def _answer(self, items: Sequence[Item]) -> Iterator[Event]:
+        """Answer `items`, which have their turns in order."""
+        line = _Line(items, begin=self._begin, end=self._end, shows=self._escalation is None)
+        writer = self._engine.writer([item.asked for item in items])
+        pace = Paces(len(items), entropy=lambda: entropy_of(writer.stats(0)) if len(items) == 1 else None)
+        try:
+            for step in writer.write():
+                recalled = items[step.row].subject.context.recalled if step.index == 0 else None
+                yield from line.add(step.row, step.token, step.text, note=recalled)
+                stats = None if step.finish_reason is None else writer.stats(step.row)
+                if stats is not None:
+                    yield from line.finish(step.row, stats)
+                yield pace.after(step.kv_bytes, ended=stats is not None)
+        except KeyboardInterrupt:
+            yield from self._interrupt(line, [writer.stats(row) for row in range(len(items))])
+
+    def _interrupt(self, line: "_Line", stats: "Sequence[RunStats | None]") -> Iterator[Event]:
+        """What there is of every answer that has begun. Raises KeyboardInterrupt when nothing was said."""
+        begun = [(row, each) for row, each in enumerate(stats) if row >= line.row and each is not None]
+        for row, each in begun:
+            yield from line.finish(row, each)
+        if not begun and not self._begun and not self._held_back:
+            raise KeyboardInterrupt
+        self._interrupted = True
+
+    def _begin(self, item: Item) -> Iterator[Event]:
+        """What was not asked before a question, and that its answer has its turn; once."""
+        if item not in self._begun:
+            self._begun.add(item)
+            yield from _unfit(item.before)
+            yield Began(item.turn)
+
+    def _end(self, item: Item, ids: Sequence[int], text: str, stats: "RunStats") -> Iterator[Event]:
+        """An answer, told or held back until it is final; once, whatever Ctrl-C cut short."""
+        if item in self._ended or any(held is item for held, _ in self._held_back):
+            return
+        done = item.done(self._request, ids, text, stats)
+        if self._escalation is not None:
+            self._held_back.append((item, done))
+            return
+        yield from self._tell(item, done)
+
+    def _tell(self, item: Item, done: Done) -> Iterator[Event]:
+        self._ended.add(item)
+        yield done
+        yield from _unfit(item.after)
+
+    def _fail(self, item: Item, error: Exception) -> Iterator[Event]:
+        """That a question was not answered, in its turn."""
+        if item not in self._begun:
+            yield from _unfit(item.before)
+        self._ended.add(item)
+        yield Refused(error, ": ".join(item.turn.titles), [item.turn])
+        yield from _unfit(item.after)
+
+    def _settle(self) -> Iterator[Event]:
+        """What was held back; what was flagged of it is asked again before, unless Ctrl-C was pressed."""
+        held, self._held_back = self._held_back, []
+        if self._escalation is not None and held and not self._interrupted:
+            final = yield from self._escalation.settle(held)
+            held = [(item, done) for (item, _), done in zip(held, final, strict=True)]
+            self._interrupted = self._escalation.interrupted
+        for item, done in held:
+            yield from self._begin(item)
+            yield Piece(done.text)
+            yield from self._tell(item, done)
+
+
+class _Line:
+    """Answers that are written side by side, told one after another.
+
+    Of the first answer that is not complete every piece is told as it comes; what the others have so far waits until
+    all before them are complete.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        *,
+        begin: Callable[[Item], Iterator[Event]],
+        end: "Callable[[Item, Sequence[int], str, RunStats], Iterator[Event]]",
+        shows: bool,
+    ) -> None:
+        self._items, self._begin, self._end, self._shows = items, begin, end, shows
+        self._pieces: list[list[str]] = [[] for _ in items]
+        self._ids: list[list[int]] = [[] for _ in items]
+        self._stats: list[RunStats | None] = [None] * len(items)
+        self._shown = 0
+        self.row = 0
+
+    def add(self, row: int, token: int, text: str, *, note: str | None = None) -> Iterator[Event]:
+        """A row's next token and piece, and what is to be remarked before it."""
+        self._ids[row].append(token)
+        self._pieces[row].append(text)
+        if row == self.row:
+            yield from self._show(note)
+
+    def finish(self, row: int, stats: "RunStats") -> Iterator[Event]:
+        """A row has ended; tells it, and those behind it that have ended before, when its turn has come.
+
+        May be repeated after a Ctrl-C in the middle of it: what was told is not told again.
+        """
+        self._stats[row] = stats
+        while self.row < len(self._items):
+            latest = self._stats[self.row]
+            if latest is None:
+                if self._pieces[self.row]:
+                    yield from self._show()
+                return
+            yield from self._show()
+            at = self.row
+            yield from self._end(self._items[at], self._ids[at], "".join(self._pieces[at]), latest)
+            self._shown = 0
+            self.row += 1
+
+    def _show(self, note: str | None = None) -> Iterator[Event]:
+        """What has come since the latest piece that was told."""
+        if not self._shows:
+            return
+        yield from self._begin(self._items[self.row])
+        if note is not None:
+            yield Noted(note)
+        while self._shown < len(self._pieces[self.row]):
+            self._shown += 1
+            yield Piece(self._pieces[self.row][self._shown - 1])
+
+
+def _unfit(apart: Sequence[Unfit]) -> Iterator[Event]:
+    for each in apart:
+        yield Refused(each.error, ": ".join(each.turn.titles), [each.turn])

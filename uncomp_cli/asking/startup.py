@@ -1,0 +1,189 @@
+"""From a choice of model to one that is loaded: fetched when need be, weighed before, turned for what it shall read.
+
+`--rope auto` becomes one way of turning positions once the length of what is read is known: as trained where all fits;
+else re-packing, or yarn where what is read has to serve later questions. What it came to is said, and so is a scaling
+of the model's own that had to give way. Heavy imports happen inside functions, behind an event that says what goes on.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from uncomp_cli.asking.events import Event, Noted, Progress
+from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.numerals import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.models.extension import RopeChoice, RopeState
+    from uncomp_cli.models.loading import LoadedModel
+    from uncomp_cli.spec import ModelSpec
+
+__all__ = [
+    "check_context_fits",
+    "check_grows",
+    "during",
+    "fetch",
+    "length_warnings",
+    "lengthen",
+    "lengthen_for_growth",
+    "load",
+    "planned_length",
+    "weigh",
+]
+
+T = TypeVar("T")
+_GROWTH = 2
+"""Times the trained length that a chat with --rope auto can grow to when no --context is given."""
+
+
+def during(what: str, work: Callable[[], T]) -> Generator[Event, None, T]:
+    """What `work` returns; that it takes a while is said before, and that it is over behind it."""
+    yield Progress(what)
+    result = work()
+    yield Progress(None)
+    return result
+
+
+def fetch(choice: ModelChoice) -> Generator[Event, None, Path]:
+    """Make sure that the model is on this machine."""
+    from uncomp_cli.models.catalog import ensure_local, local_path
+
+    _ = choice.rope_choice  # a slip in it must not wait for a download
+    for step in ensure_local(choice.name, offline=choice.offline, tokenizer_dir=choice.tokenizer):
+        yield Progress(step)
+    path = local_path(choice.name)
+    if path is None:
+        raise UsageError(f"model {choice.name} is not on this machine", hint=f"uncomp model pull {choice.name}")
+    return path
+
+
+def weigh(choice: ModelChoice, path: Path) -> "tuple[ModelSpec, int, int]":
+    """The model's shape, the bytes of its weights and the bytes that are free; nothing is loaded.
+
+    Raises what loading would raise for the family and the quantization, and DoesNotFitError for too large weights.
+    """
+    from uncomp_cli.engine.forward.families import check_family
+    from uncomp_cli.engine.spend.memory import free_bytes
+    from uncomp_cli.models.loading import check_quantization, choose_device, footprint
+
+    device = choose_device(choice.device)
+    if choice.quantize != "none":
+        check_quantization(choice.quantize, device)
+    spec, weights = footprint(
+        path, dtype=choice.dtype, device=device, quantize=choice.quantize, rope=choice.rope_choice
+    )
+    check_family(spec.model_type)
+    available = free_bytes(device)
+    if weights > available:
+        raise DoesNotFitError(
+            f"the weights of {choice.name} need {format_bytes(weights)}, {format_bytes(available)} are free",
+            hint="use --quantize int8 or nf4, --dtype bfloat16, or a smaller model",
+        )
+    return spec, weights, available
+
+
+def load(choice: ModelChoice) -> "Generator[Event, None, LoadedModel]":
+    """Fetch the model when needed, and load it; refused before loading when it cannot fit."""
+    path = yield from fetch(choice)
+    return (yield from during(f"loading {choice.name}", lambda: _load(choice, path)))
+
+
+def _load(choice: ModelChoice, path: Path) -> "LoadedModel":
+    from uncomp_cli.models.loading import load_model
+
+    weigh(choice, path)
+    return load_model(
+        choice.name,
+        dtype=choice.dtype,
+        device=choice.device,
+        quantize=None if choice.quantize == "none" else choice.quantize,
+        rope=choice.rope_choice,
+        offline=choice.offline,
+        tokenizer_dir=choice.tokenizer,
+    )
+
+
+def check_context_fits(choice: ModelChoice, loaded: "LoadedModel", preset: "Preset") -> None:
+    """Raise DoesNotFitError when memory does not hold what `preset` keeps of the --context that was asked for."""
+    from uncomp_cli.engine.spend.memory import check_context, free_bytes
+
+    wanted = choice.rope_choice
+    held = loaded.info.trained_length if loaded.rope.kind == "auto" else loaded.rope.reach
+    context = None if wanted is None else wanted.context
+    check_context(loaded.spec, preset, context=context, available=free_bytes(loaded.device), held_tokens=held)
+
+
+def check_grows(model: ModelChoice, what: str) -> None:
+    """Raise UsageError for a way of turning positions that `what`, which is read on and on, cannot have."""
+    from uncomp_cli.models.extension import REPACKED
+
+    choice = model.rope_choice
+    if choice is not None and choice.kind in REPACKED:
+        message = f"{what} cannot be re-packed: what is kept of it has to stay where it is"
+        hint = f"use --rope yarn:2; uncomp ask --rope {choice.kind}, without a saved cache, reads any length"
+        raise UsageError(message, hint=hint)
+
+
+def lengthen(
+    loaded: "LoadedModel", choice: "RopeChoice | None", tokens: int, *, grows: bool = False
+) -> "Generator[Event, None, LoadedModel]":
+    """The model turned so that it reads `tokens`, prompt and answer; what `auto` chose is said.
+
+    What `grows` is read on later, and so is not re-packed.
+    """
+    from uncomp_cli.models.rotary import resolve_rope
+
+    loaded, note = resolve_rope(loaded, choice, tokens=tokens, grows=grows)
+    if note is not None:
+        yield Noted(note)
+    return loaded
+
+
+def planned_length(
+    model: ModelChoice, path: Path, spec: "ModelSpec", tokens: int, *, grows: bool = False
+) -> "Generator[Event, None, tuple[ModelSpec, RopeState]]":
+    """The same without a model: its shape as it may then be read, and how its positions are turned."""
+    from uncomp_cli.models.loading import load_config
+    from uncomp_cli.models.rotary import apply_choice, resolve_choice
+
+    choice, config = model.rope_choice, load_config(path, model.name)
+    if choice is not None and choice.kind == "auto":
+        choice, note = resolve_choice(config, choice, tokens=tokens, grows=grows)
+        yield Noted(note)
+    _, longest, state = apply_choice(config, choice)
+    return replace(spec, trained_length=longest), state
+
+
+def lengthen_for_growth(loaded: "LoadedModel", choice: "RopeChoice | None") -> "Generator[Event, None, LoadedModel]":
+    """The same for a chat, of which nobody knows how long it gets: for --context, or twice the trained length."""
+    tokens = _GROWTH * loaded.info.trained_length
+    if choice is not None and choice.context is not None:
+        tokens = choice.context
+    return lengthen(loaded, choice, tokens, grows=True)
+
+
+def length_warnings(loaded: "LoadedModel", prompt_tokens: int) -> Iterator[str]:
+    """What is less sure because the model was not trained for it.
+
+    Nothing is, as far as the model reads by its own scaling and that is in force.
+    """
+    from uncomp_cli.models.rotary import reading_length
+
+    trained, rope = loaded.info.trained_length, loaded.rope
+    if rope.replaced is not None:
+        yield f"the model's own RoPE scaling ({rope.replaced}) is replaced by --rope {rope}"
+    own = reading_length(loaded.own_config or loaded.model.config) if rope.kind in ("trained", "plain") else trained
+    if not max(trained, own) < prompt_tokens < loaded.spec.trained_length:
+        return
+    how = {
+        "plain": "read on as trained (--rope plain)",
+        "repack": f"re-packed within that length (--rope {rope})",
+        "reread": f"re-packed within that length (--rope {rope})",
+    }.get(rope.kind, f"extended by --rope {rope}")
+    yield (
+        f"the prompt has {format_count(prompt_tokens)} tokens, the model was trained for {format_count(trained)}: "
+        f"answers from a context {how} are less reliable"
+    )

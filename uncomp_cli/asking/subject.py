@@ -1,0 +1,393 @@
+"""What is asked about as one: read for its questions; or read for any question and saved, or opened where it is saved.
+
+`auto` goes by the hash of everything that a saved context is made from, so it reads only what nobody has read that way.
+With several questions one that does not fit is set apart: it is told in its turn, and the others are asked.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from uncomp_cli.asking.account import Spent
+from uncomp_cli.asking.doubts import fall_short, risk_of, risk_warnings
+from uncomp_cli.asking.events import Done, Event, Noted, Planned, Progress, Refused, Turn, Warned
+from uncomp_cli.asking.material import blame, build_prompt, describe_files, pins_in, places_of
+from uncomp_cli.asking.readout import About, budget_note, chunk_note, evidence_warnings, pin_note
+from uncomp_cli.asking.request import AUTOMATIC, Request, shelf_of
+from uncomp_cli.asking.startup import length_warnings
+from uncomp_cli.documents.collection import DocumentSet
+from uncomp_cli.documents.evidence import Evidence, find_evidence
+from uncomp_cli.documents.places import Places
+from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal
+
+if TYPE_CHECKING:
+    from uncomp_cli.asking.seam import Asked, Context, Engine, Reading
+    from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.cache.shelf import Entry
+    from uncomp_cli.engine.context.session import RunStats
+    from uncomp_cli.engine.spend.compression import Compression
+    from uncomp_cli.engine.tokens.prompt import Prompt
+
+__all__ = ["Item", "Reader", "Subject", "Unfit", "check_saving"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A text that was read or opened, and what goes with each answer about it."""
+
+    documents: DocumentSet
+    context: "Context"
+    about: About
+    places: Places
+    spent: Callable[[], Spent]
+
+    def evidence(self, asked: "Asked", ids: Sequence[int]) -> list[Evidence]:
+        """What an answer looked at; `ids` are its tokens without the one that ends it. No answer has no evidence."""
+        if not ids:
+            return []
+        mass = self.context.attended(ids, asked.question)
+        return find_evidence(mass.tolist(), self.context.survival(len(mass)).tolist(), self.places)
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """A question that was not asked, and why."""
+
+    turn: Turn
+    error: DoesNotFitError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """One question about one subject, waiting for its answer; what is unfit is told before it, or after the last."""
+
+    subject: Subject
+    turn: Turn
+    asked: "Asked"
+    before: tuple[Unfit, ...] = ()
+    after: tuple[Unfit, ...] = ()
+    is_last: bool = False
+
+    def done(self, request: Request, ids: Sequence[int], text: str, stats: "RunStats") -> Done:
+        """The answer of tokens `ids`, with the evidence and the account of the budget that were asked for."""
+        subject, preset = self.subject, self.subject.context.preset
+        said = ids[:-1] if stats.finish_reason == "stop" else ids
+        found = subject.evidence(self.asked, said) if request.evidence else []
+        risk = risk_of(preset, stats, subject.about.loaded)
+        return Done(
+            self.turn,
+            text,
+            tuple(ids),
+            stats,
+            preset,
+            risk,
+            subject.about.loaded.spec.trained_length,
+            doubts=(*risk_warnings(risk), *evidence_warnings(found)),
+            evidence=tuple(found),
+            spent=subject.spent() if request.explain_budget else None,
+            short=None if request.fail_under is None else fall_short(risk, request.fail_under),
+            about=subject.about,
+            is_last=self.is_last,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A prompt that fits, what was cut of its documents, and where its context comes from: a reading, or a file."""
+
+    prompt: "Prompt"
+    cut: range
+    reading: "Reading | None" = None
+    entry: "Entry | None" = None
+
+
+def check_saving(request: Request) -> None:
+    """Raise UsageError for a name that is none and for what cannot be combined, before a model is loaded."""
+    from uncomp_cli.cache.shelf import check_name
+
+    shelf = shelf_of(request.cache_size)
+    if request.save_cache is not None:
+        check_name(request.save_cache)
+    if request.each and (request.save_cache is not None or request.names_a_cache):
+        raise UsageError("--each reads several contexts, a name is of one", hint="use --reuse auto")
+    if request.limits.constant_size:
+        message = "--constant-size forgets parts of the document on the way, --reuse and --save-cache keep it"
+        raise UsageError(message, hint="leave one of them out")
+    if request.thinning not in (None, "none"):
+        message = f"--thin {request.thinning} goes by the question, and what is saved must serve any"
+        raise UsageError(message, hint="leave --thin out")
+    if request.names_a_cache and not request.paths and (request.evidence or request.pins):
+        flag = "--evidence" if request.evidence else "--pin"
+        raise UsageError(f"{flag} needs the lines of the document, a cache has its tokens", hint="name it too: -f")
+    if request.names_a_cache:
+        shelf.find(str(request.reuse))
+
+
+class Reader:
+    """Reads or opens subjects and asks `questions` of each.
+
+    What is read `again` was read before, with another budget: what there is to say of it has been said.
+    """
+
+    def __init__(
+        self, engine: "Engine", preset: "Preset", questions: Sequence[str], request: Request, *, again: bool = False
+    ) -> None:
+        self._engine, self._questions, self._request, self._again = engine, questions, request, again
+        self._saves = request.saves_context
+        self.preset, self._note = self._for_any(preset) if self._saves else (preset, None)
+        self._shelf = shelf_of(request.cache_size)
+        self._num_read = int(again)
+
+    def read(self, documents: DocumentSet, numbers: Sequence[int] | None = None) -> Generator[Event, None, list[Item]]:
+        """The questions about one subject, or those of `numbers`, waiting. Raises DoesNotFitError when none fits."""
+        numbers = range(len(self._questions)) if numbers is None else numbers
+        unfit: dict[int, DoesNotFitError] = {}
+        try:
+            draft = self._draft(documents, numbers)
+        except DoesNotFitError:
+            unfit = self._unfit_alone(documents, numbers) if len(numbers) > 1 else {}
+            if not 0 < len(unfit) < len(numbers):
+                raise
+            numbers = [number for number in numbers if number not in unfit]
+            draft = self._draft(documents, numbers)
+        subject = yield from self._subject(documents, draft)
+        return list(self._items(subject, documents, numbers, unfit))
+
+    def turn(self, documents: DocumentSet, number: int) -> Turn:
+        """The turn of question `number` about `documents`."""
+        name = documents.documents[0].path if self._request.each else None
+        return Turn(self._questions[number], number, len(self._questions), name)
+
+    def where(self, documents: DocumentSet) -> str:
+        """Before what is said of one document of several that are asked by themselves."""
+        return f"{documents.documents[0].path}: " if self._request.each else ""
+
+    def _for_any(self, preset: "Preset") -> "tuple[Preset, str | None]":
+        from uncomp_cli.engine.context.agnostic import for_any_question
+
+        return for_any_question(preset)
+
+    def _unfit_alone(self, documents: DocumentSet, numbers: Sequence[int]) -> dict[int, DoesNotFitError]:
+        """The questions of `numbers` that do not fit by themselves."""
+        unfit = {}
+        for number in numbers:
+            try:
+                self._draft(documents, [number])  # plans, and reads nothing
+            except DoesNotFitError as error:
+                unfit[number] = error
+        return unfit
+
+    def _draft(self, documents: DocumentSet, numbers: Sequence[int]) -> _Draft:
+        """Questions that were planned; DoesNotFitError names the pins that are too much."""
+        questions, request = [self._questions[number] for number in numbers], self._request
+        named = self._named() if request.names_a_cache else None
+        if named is not None and not documents.documents:
+            return self._reopened(named, questions)
+        prompt, cut = self._prompt(request, documents, questions)
+        try:
+            entry = named or self._known(prompt)
+            if entry is None:
+                return _Draft(prompt, cut, self._reading(prompt))
+            self._check_length(prompt)
+        except DoesNotFitError as error:
+            pins, unpinned = pins_in(request, documents), self._prompt(request.without_pins(), documents, questions)[0]
+            raise blame(error, pins, prompt, unpinned, plan=self._reading) from error
+        return _Draft(prompt, cut, entry=entry)
+
+    def _prompt(self, request: Request, documents: DocumentSet, questions: Sequence[str]) -> "tuple[Prompt, range]":
+        loaded = self._engine.loaded
+        return build_prompt(request, documents, questions, loaded.tokenizer, loaded.spec, self.preset)
+
+    def _reading(self, prompt: "Prompt") -> "Reading":
+        return self._engine.read(prompt, self.preset, for_any=self._saves)
+
+    def _check_length(self, prompt: "Prompt") -> None:
+        from uncomp_cli.engine.spend.compression import check_length
+
+        loaded = self._engine.loaded
+        check_length(loaded.spec, prompt, trained_length=loaded.info.trained_length)
+
+    def _subject(self, documents: DocumentSet, draft: _Draft) -> Generator[Event, None, Subject]:
+        """Read or open what was drafted, say how, and save it when that was asked for."""
+        request, where = self._request, "" if self._again else self.where(documents)
+        warnings = warnings_of(request, draft, self._engine)
+        if not self._again:
+            yield from (Warned(where + warning) for warning in warnings)
+        context = yield from self._opened(draft)
+        if context is None:
+            context = yield from self._read(documents, draft)
+        files = self._files(documents, draft, context)
+        if request.as_json:
+            files()
+        if self._saves:
+            yield from self._save(context, files)
+        self._num_read += 1
+        about = About(
+            self._engine.loaded,
+            files,
+            [*warnings, *context.notes],
+            request.sampling.seed,
+            context.hidden_kept,
+            context.chunk_tokens,
+            context.reread_tokens,
+            later=self._num_read > 1,
+        )
+        return Subject(documents, context, about, places_of(documents, context.prompt), self._spent(context))
+
+    def _read(self, documents: DocumentSet, draft: _Draft) -> "Generator[Event, None, Context]":
+        """Read what was drafted; what is kept of it and how it is read is said before."""
+        reading = draft.reading or self._reading(draft.prompt)
+        if not self._again and reading.planned is not None:
+            yield from self._tell_plan(documents, draft.prompt, reading.planned)
+        if self._note is not None:
+            yield Noted(self._note)
+            self._note = None
+        for step in reading:
+            yield Progress(step)
+        return reading.context
+
+    def _tell_plan(self, documents: DocumentSet, prompt: "Prompt", planned: "Compression") -> Iterator[Event]:
+        """What is kept, how the text is read, what is pinned, and what is not done as asked for."""
+        where, plan, opened, spec = self.where(documents), planned.allocation.plan, planned.prompt, self._engine.spec
+        yield from (Warned(where + note) for note in planned.notes)
+        lines = [budget_note(self.preset, plan, spec, question_tokens=opened.longest_question)]
+        chunk, again = planned.chunk_tokens, planned.reread_tokens
+        if chunk is not None:
+            cap = self._request.limits.kv_bytes
+            lines.append(chunk_note(chunk, len(opened.context), kv_mem=cap, reread_tokens=again))
+        lines += pin_note(pins_in(self._request, documents), places_of(documents, prompt))
+        yield Planned(self.preset, plan, tuple(where + line for line in lines), chunk, again)
+
+    def _files(
+        self, documents: DocumentSet, draft: _Draft, context: "Context"
+    ) -> Callable[[], Sequence[dict[str, Any]]]:
+        """What --json and a saved context say of the documents, found out when it is asked for."""
+        if not documents.documents and draft.entry is not None:
+            saved = list(draft.entry.manifest.record.get("documents", ()))
+            return lambda: saved
+        return cache(lambda: describe_files(documents, self._engine.loaded.tokenizer, draft.cut))
+
+    def _spent(self, context: "Context") -> Callable[[], Spent]:
+        """What was planned, measured and allocated: of a subject that others follow as it is now, else at the end."""
+
+        def measure() -> Spent:
+            return Spent(context.plan, self._engine.spec, context.layer_bytes(), context.uncertainty, context.measured)
+
+        if self._saves or not (self._request.each or self._again):
+            return measure
+        measured = measure()
+        return lambda: measured
+
+    def _items(
+        self, subject: Subject, documents: DocumentSet, numbers: Sequence[int], unfit: dict[int, DoesNotFitError]
+    ) -> Iterator[Item]:
+        """An item for every question that is asked; each has what is unfit between it and the one before."""
+        apart = [(number, Unfit(self.turn(documents, number), error)) for number, error in sorted(unfit.items())]
+        words = [self._questions[number] for number in numbers]
+        previous, last = -1, numbers[-1]
+        for number, asked in zip(numbers, self._engine.asked(subject.context, words=words), strict=True):
+            before = tuple(each for at, each in apart if previous < at < number)
+            after = tuple(each for at, each in apart if at > last) if number == last else ()
+            yield Item(subject, self.turn(documents, number), asked, before, after, is_last=number == last)
+            previous = number
+
+    # What is saved, or was
+
+    def _named(self) -> "Entry":
+        """The context of that name; what the user asked for must not be other than what it has."""
+        request, preset, name = self._request, self.preset, str(self._request.reuse)
+        entry = self._shelf.find(name)
+        record = entry.manifest.record
+        saved = record["compression"]
+        wanted = (
+            ("--preset", request.preset, preset.name, record["preset"]),
+            ("--budget", request.budget, str(preset.budget), saved["budget"]),
+            ("--policy", request.policy, preset.policy, saved["policy"]),
+            ("--scorer", request.scorer, preset.scorer.name, saved["scorer"]["name"]),
+            ("--kv-bits", request.kv_bits, preset.kv_bits, saved["kv_bits"]),
+        )
+        for flag, given, mine, theirs in wanted:
+            if given is not None and mine != theirs:
+                message = f"cache '{name}' was saved with {flag} {theirs}, not {mine}"
+                raise UsageError(message, hint=f"leave {flag} out, or read anew: --save-cache {name}")
+        return entry
+
+    def _known(self, prompt: "Prompt") -> "Entry | None":
+        """With `auto`, the context that was saved of just this."""
+        if self._request.reuse != AUTOMATIC:
+            return None
+        return self._shelf.with_key(self._engine.origin(prompt, self.preset).key)
+
+    def _reopened(self, entry: "Entry", questions: Sequence[str]) -> _Draft:
+        """Questions that follow a saved context, whose document is not at hand."""
+        from uncomp_cli.engine.tokens.prompt import chat_prompt
+        from uncomp_cli.engine.tokens.tokens import Tokens
+
+        record, given = entry.manifest.record, self._request.system
+        system = record.get("system")
+        if given is not None and given != system:
+            message = f"cache '{entry.name}' was saved with the system prompt {system!r}, not {given!r}"
+            raise UsageError(message, hint="leave --system out, or read the document anew")
+        tokenizer, sinks = self._engine.loaded.tokenizer, self.preset.scorer.sinks
+        prompt = chat_prompt(tokenizer, "", list(questions), system=system, sinks=sinks)
+        self._check_length(replace(prompt, context=Tokens.of([0] * int(record["context_tokens"]))))
+        return _Draft(prompt, range(0), entry=entry)
+
+    def _opened(self, draft: _Draft) -> "Generator[Event, None, Any]":
+        """The saved context; None when there is none, or only one that is damaged, and the document can be read."""
+        entry, named = draft.entry, self._request.names_a_cache
+        if entry is None:
+            return None
+        as_saved = named and not self._request.paths
+        try:
+            context = self._engine.open(self._shelf, entry, draft.prompt, self.preset, as_saved=as_saved)
+        except UncompError as error:
+            if named or isinstance(error, (UsageError, DoesNotFitError, OutOfMemoryError)):
+                raise
+            yield Warned(f"{error.message}; the document is read again")
+            return None
+        yield Noted(f"reused {entry.name} ({_sizes(entry)}), loaded in {format_decimal(context.read_s)} s")
+        return context
+
+    def _save(self, context: "Context", files: Callable[[], Sequence[dict[str, Any]]]) -> Iterator[Event]:
+        """Save under the name that was given, or with `auto` what has just been read; why it could not be is told."""
+        request = self._request
+        if request.save_cache is None and (context.loaded or request.reuse != AUTOMATIC):
+            return
+        about: dict[str, Any] = {"documents": list(files())} | ({} if context.loaded else {"system": request.system})
+        try:
+            entry, removed = context.save(self._shelf, request.save_cache, about=about)
+        except UncompError as error:
+            yield Refused(error, "the document is not saved")
+            return
+        name = request.save_cache or AUTOMATIC
+        yield Noted(f"saved {entry.name} ({_sizes(entry)}); --reuse {name} answers from it")
+        for other in removed:
+            yield Warned(f"removed {other.name} ({format_bytes(other.file_bytes)}) to stay under --cache-size")
+
+
+def warnings_of(request: Request, draft: _Draft, engine: "Engine") -> list[str]:
+    """What changes the meaning of the answer and must not go unsaid."""
+    prompt, cut, found = draft.prompt, draft.cut, []
+    if len(cut):
+        found.append(
+            f"--truncate {request.truncate}: {format_count(len(cut))} document tokens were cut away "
+            f"({format_count(cut.start)} to {format_count(cut.stop)})"
+        )
+    found += length_warnings(engine.loaded, prompt.seq_len)
+    room = engine.spec.trained_length - prompt.seq_len
+    if 0 < room < request.sampling.max_new_tokens:
+        found.append(f"the answer may have {format_count(room)} tokens at most: the context ends there")
+    return found
+
+
+def _sizes(entry: "Entry") -> str:
+    """`budget 30%: 18.4 MiB, 28.9 % of full, 1,451 tokens`."""
+    record = entry.manifest.record
+    share = format_decimal(100 * entry.file_bytes / record["kv_full_bytes"])
+    return (
+        f"budget {record['compression']['budget']}: {format_bytes(entry.file_bytes)}, {share} % of full, "
+        f"{format_count(record['context_tokens'])} tokens"
+    )

@@ -1,0 +1,146 @@
+"""What the user sees of `uncomp ask`: events become text on the right streams, and an exit code.
+
+Standard output has the answers, or one JSON object each; everything else goes to standard error. The first failure
+decides the exit code, which is that of a threshold (5) when an answer's calibrated chance is under --fail-under.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from typing import Any
+
+from uncomp_cli.asking.account import budget_lines
+from uncomp_cli.asking.events import Began, Done, Event, Foreseen, Piece, Planned, Refused, Stopped
+from uncomp_cli.asking.readout import evidence_lines, readout
+from uncomp_cli.cli.declare.failures import show_failure
+from uncomp_cli.errors import UncompError, failure_of
+from uncomp_cli.numerals import format_bytes, format_count, format_readout
+from uncomp_cli.table import Table
+from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.meter import show
+
+__all__ = ["Printer"]
+
+_INTERRUPTED = 130
+_NOT_SHOWN = {"schema_version", "files", "refusal"}
+
+
+class Printer:
+    """Writes what happens in the order in which it happens."""
+
+    def __init__(self, terminal: Terminal, *, as_json: bool) -> None:
+        self._terminal, self._as_json = terminal, as_json
+        self._exit_code = 0
+        self._written = 0
+        self._in_answer = False
+        self._tellers: dict[type[Any], Callable[[Any], None]] = {
+            Planned: self._planned,
+            Foreseen: self._foreseen,
+            Began: self._began,
+            Piece: self._piece,
+            Done: self._done,
+            Refused: self._refused,
+            Stopped: self._stopped,
+        }
+
+    def run(self, events: Generator[Event, None, None]) -> int:
+        """Write all of it; returns the exit code."""
+        try:
+            show(events, self._terminal, tell=lambda event: self._tellers[type(event)](event))
+        finally:
+            self._end_line()
+        return self._exit_code
+
+    def _planned(self, event: Planned) -> None:
+        for line in event.lines:
+            self._terminal.note(line)
+
+    def _foreseen(self, event: Foreseen) -> None:
+        if self._as_json:
+            self._terminal.write_json(event.record)
+        else:
+            self._separate()
+            self._terminal.write_table(Table(("WHAT", "SIZE"), list(_forecast_rows(event.record))))
+        if event.refusal is not None:
+            self._terminal.error(event.refusal.message, hint=event.refusal.hint)
+            self._exit_code = self._exit_code or event.refusal.exit_code
+
+    def _began(self, event: Began) -> None:
+        self._separate()
+        turn = event.turn
+        if turn.titles:
+            self._terminal.note(f"{turn.titles[0]}: {turn.question}")
+
+    def _piece(self, event: Piece) -> None:
+        if not self._as_json:
+            self._in_answer = True
+            self._terminal.write_answer(event.text)
+
+    def _done(self, event: Done) -> None:
+        terminal, turn = self._terminal, event.turn
+        if self._as_json:
+            terminal.write_json(event.record())
+        self._end_line(answered=True)
+        if event.stats.finish_reason == "interrupted" and turn.titles:
+            terminal.note("[interrupted]")
+        terminal.note(format_readout(readout(event.stats, event.context_limit)))
+        if not self._as_json:
+            self._tell_more(event)
+        for doubt in event.doubts:
+            terminal.warn(doubt)
+        if event.short is not None:
+            self._fail(event.short, ": ".join(turn.titles))
+
+    def _tell_more(self, event: Done) -> None:
+        """What was asked for by name, so also when quiet."""
+        lines = [*evidence_lines(event.evidence)]
+        if event.spent is not None and event.is_last:
+            lines += budget_lines(event.spent)
+        for line in lines:
+            replace(self._terminal, quiet=False).note(line)
+
+    def _refused(self, event: Refused) -> None:
+        self._end_line()
+        self._fail(event.error, event.title)
+        if self._as_json:
+            for record in event.records():
+                self._terminal.write_json(record)
+
+    def _stopped(self, event: Stopped) -> None:
+        self._exit_code = _INTERRUPTED
+
+    def _separate(self) -> None:
+        """A blank line between what is written on standard output for people."""
+        if self._written and not self._as_json:
+            self._terminal.write_line()
+        self._written += 1
+
+    def _end_line(self, *, answered: bool = False) -> None:
+        """End the line of an answer, though it be an empty one."""
+        if (self._in_answer or answered) and not self._as_json:
+            self._terminal.write_line()
+        self._in_answer = False
+
+    def _fail(self, error: Exception, title: str) -> None:
+        """Say on standard error what went wrong; the first failure decides the exit code."""
+        failure = failure_of(error)
+        named = UncompError(f"{title}: {failure.message}" if title else failure.message, hint=failure.hint)
+        named.__cause__ = error
+        show_failure(named, self._terminal)
+        self._exit_code = self._exit_code or failure.exit_code
+
+
+def _forecast_rows(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield from ((file["path"], f"{format_count(file['tokens'])} tokens") for file in record["files"])
+    yield from ((_label(key), _shown(key, value)) for key, value in record.items() if key not in _NOT_SHOWN)
+
+
+def _label(key: str) -> str:
+    return key.removesuffix("_bytes").replace("_", " ").replace("kv", "KV cache,")
+
+
+def _shown(key: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return format_bytes(value) if key.endswith("_bytes") else format_count(value)
+    return str(value)
