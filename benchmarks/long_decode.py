@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.budget.presets import load_preset
-from uncomp_cli.cache.constant import ConstantConfig
 from uncomp_cli.cache.layer import LayerCache
+from uncomp_cli.cache.needs import ConstantConfig
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.engine.context.context import Context

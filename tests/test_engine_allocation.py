@@ -26,7 +26,7 @@ from uncomp_cli.engine.spend.allocation import (
     make_allocation,
     profile_of,
 )
-from uncomp_cli.engine.spend.measurer import measure_layer
+from uncomp_cli.engine.spend.gauge import measure_layer
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.loading import load_model
 from uncomp_cli.spec import ModelSpec

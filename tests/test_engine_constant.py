@@ -8,7 +8,7 @@ from torch import Tensor
 
 from support.families import Rows, full_plan, make_prompt, read, tiny
 from support.tiny import byte_tokenizer
-from uncomp_cli.cache.constant import ConstantConfig
+from uncomp_cli.cache.needs import ConstantConfig
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.context import Context

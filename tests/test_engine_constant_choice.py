@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from uncomp_cli.cache.constant import ConstantConfig, attention_needs, choose_kept, limits_of
+from uncomp_cli.cache.needs import ConstantConfig, attention_needs, choose_kept, limits_of
 
 
 def noise(*shape: int, seed: int) -> Tensor:

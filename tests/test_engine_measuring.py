@@ -9,7 +9,7 @@ from torch import Tensor
 from support.families import tiny, tokens
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
-from uncomp_cli.engine.spend.measurer import LayerMeter, measure_hidden, measure_layer
+from uncomp_cli.engine.spend.gauge import LayerMeter, measure_hidden, measure_layer
 from uncomp_cli.errors import ModelError
 from uncomp_cli.uncertainty.entropy import spectrum, truncated_entropy
 from uncomp_cli.uncertainty.mass import minimum_output_budget

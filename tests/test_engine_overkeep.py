@@ -26,7 +26,7 @@ from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.read.overkeep import MARGIN_TOKENS, OverKeep
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend.allocation import Allocation, allocate
-from uncomp_cli.engine.spend.measurer import measure_layer
+from uncomp_cli.engine.spend.gauge import measure_layer
 from uncomp_cli.engine.tokens.chunks import cut_chunks
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.spec import ModelSpec

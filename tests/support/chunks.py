@@ -12,7 +12,7 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.spend.allocation import Allocation, allocate
-from uncomp_cli.engine.spend.measurer import measure_layer
+from uncomp_cli.engine.spend.gauge import measure_layer
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.spec import ModelSpec
 

@@ -21,7 +21,7 @@ from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.look.eviction_loss import ReadLayer, eviction_loss, few_tokens
-from uncomp_cli.engine.spend.measurer import LayerMeter, measure_hidden
+from uncomp_cli.engine.spend.gauge import LayerMeter, measure_hidden
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import ModelError
 from uncomp_cli.uncertainty.measures import DEFAULT_MEASURES, Measure, parse_measure

@@ -29,9 +29,9 @@ from uncomp_cli.engine.forward.thread import stream
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.allocation import Allocation, scorer_config
+from uncomp_cli.engine.spend.allowance import Counts, TextBudget
 from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.memory import activation_bytes, free_bytes
-from uncomp_cli.engine.spend.text_budget import Counts, TextBudget
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec

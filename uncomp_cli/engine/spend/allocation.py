@@ -25,7 +25,7 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.spend.measurer import measure_layer
+from uncomp_cli.engine.spend.gauge import measure_layer
 from uncomp_cli.engine.spend.memory import activation_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import UsageError

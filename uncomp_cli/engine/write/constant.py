@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from uncomp_cli.cache.constant import ConstantConfig, HeadLimits, attention_needs, choose_kept, limits_of
 from uncomp_cli.cache.layer import LayerCache
+from uncomp_cli.cache.needs import ConstantConfig, HeadLimits, attention_needs, choose_kept, limits_of
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.spec import ModelSpec

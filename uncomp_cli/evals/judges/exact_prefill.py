@@ -31,7 +31,7 @@ from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.read.sieve import Sieve
 from uncomp_cli.engine.spend.allocation import Allocation, make_allocation, scorer_config
 from uncomp_cli.engine.spend.compression import Compression, plan_compression
-from uncomp_cli.engine.spend.measurer import measure_layer
+from uncomp_cli.engine.spend.gauge import measure_layer
 from uncomp_cli.engine.spend.memory import free_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.errors import DoesNotFitError, ModelError
