@@ -60,7 +60,8 @@ def any_context(session: Any, prompt: Prompt, preset: Preset) -> Any:
 
 
 class Context:
-    loaded = False
+    record = None
+    account = property(lambda self: self)
     recalled: str | None = None
 
     def __init__(self, session: Any, prompt: Prompt, preset: Preset) -> None:
@@ -95,22 +96,17 @@ class Context:
     def survival(self, length: int) -> Any:
         return survival(self.read.cache, length, layers=self.session.loaded.spec.full_layers)
 
-    def save(self, shelf: Shelf, name: str | None, *, about: Mapping[str, Any]) -> Any:
-        raise NotImplementedError
-
 
 class Saved:
+    account = property(lambda self: self)
     reread_tokens = None
     hidden_kept = ()
 
     def __init__(self, session: ReusedSession) -> None:
         self.session = session
         self.preset = session.preset
-        self.loaded = session.held.record is not None
-        self.read_s = session.held.seconds
-        planned = None
-        self.chunk_tokens = None if planned is None else planned.chunk_tokens
-        self.notes = () if planned is None else planned.notes
+        self.record, self.seconds = session.held.record, session.held.seconds
+        self.chunk_tokens, self.notes = None, ()
 
     prompt = property(lambda self: self.session.held.prompt)
     plan = property(lambda self: self.session.held.plan)
@@ -133,9 +129,6 @@ class Saved:
 
     def survival(self, length: int) -> Any:
         return survival(self.session.held.cache, length, layers=self.session.loaded.spec.full_layers)
-
-    def save(self, shelf: Shelf, name: str | None, *, about: Mapping[str, Any]) -> Any:
-        return self.session.save(shelf, name, about=about)
 
 
 class Writer:
@@ -206,6 +199,9 @@ class Engine:
         if isinstance(context, Saved):
             return [Asked(context, i, each, None) for i, each in enumerate(words)]
         return [Asked(context, one.question, word, one) for one, word in zip(context.asked, words, strict=True)]
+
+    def save(self, context: Any, shelf: Shelf, name: str | None, *, about: Mapping[str, Any]) -> Any:
+        return context.session.save(shelf, name, about=about)
 
     def fits(self, asked: Sequence[Asked]) -> bool:
         if isinstance(asked[0].context, Saved):

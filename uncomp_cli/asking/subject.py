@@ -72,7 +72,7 @@ class Item:
 
     def done(self, request: Request, ids: Sequence[int], text: str, stats: "RunStats") -> Done:
         """The answer of tokens `ids`, with the evidence and the account of the budget that were asked for."""
-        subject, preset = self.subject, self.subject.context.preset
+        subject, preset = self.subject, self.subject.context.account.preset
         said = ids[:-1] if stats.finish_reason == "stop" else ids
         found = subject.evidence(self.asked, said) if request.evidence else []
         risk = risk_of(preset, stats, subject.about.loaded)
@@ -224,14 +224,15 @@ class Reader:
         if self._saves:
             yield from self._save(context, files)
         self._num_read += 1
+        account = context.account
         about = About(
             self._engine.loaded,
             files,
-            [*warnings, *context.notes],
+            [*warnings, *account.notes],
             request.sampling.seed,
             context.hidden_kept,
-            context.chunk_tokens,
-            context.reread_tokens,
+            account.chunk_tokens,
+            account.reread_tokens,
             later=self._num_read > 1,
         )
         return Subject(documents, context, about, places_of(documents, context.prompt), self._spent(context))
@@ -273,7 +274,8 @@ class Reader:
         """What was planned, measured and allocated: of a subject that others follow as it is now, else at the end."""
 
         def measure() -> Spent:
-            return Spent(context.plan, self._engine.spec, context.layer_bytes(), context.uncertainty, context.measured)
+            account, spec = context.account, self._engine.spec
+            return Spent(account.plan, spec, context.layer_bytes(), account.uncertainty, account.measured)
 
         if self._saves or not (self._request.each or self._again):
             return measure
@@ -348,17 +350,17 @@ class Reader:
                 raise
             yield Warned(f"{error.message}; the document is read again")
             return None
-        yield Noted(f"reused {entry.name} ({_sizes(entry)}), loaded in {format_decimal(context.read_s)} s")
+        yield Noted(f"reused {entry.name} ({_sizes(entry)}), loaded in {format_decimal(context.seconds)} s")
         return context
 
     def _save(self, context: "Context", files: Callable[[], Sequence[dict[str, Any]]]) -> Iterator[Event]:
         """Save under the name that was given, or with `auto` what has just been read; why it could not be is told."""
-        request = self._request
-        if request.save_cache is None and (context.loaded or request.reuse != AUTOMATIC):
+        request, was_opened = self._request, context.account.record is not None
+        if request.save_cache is None and (was_opened or request.reuse != AUTOMATIC):
             return
-        about: dict[str, Any] = {"documents": list(files())} | ({} if context.loaded else {"system": request.system})
+        about: dict[str, Any] = {"documents": list(files())} | ({} if was_opened else {"system": request.system})
         try:
-            entry, removed = context.save(self._shelf, request.save_cache, about=about)
+            entry, removed = self._engine.save(context, self._shelf, request.save_cache, about=about)
         except UncompError as error:
             yield Refused(error, "the document is not saved")
             return
