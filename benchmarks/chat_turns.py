@@ -30,7 +30,8 @@ from uncomp_cli import __version__
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
 from uncomp_cli.documents.prose import write_prose
-from uncomp_cli.engine.context.chat import ChatSession
+from uncomp_cli.engine.context.session import Conversation
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.tokens.messages import Message
 from uncomp_cli.engine.tokens.prompt import count_tokens
@@ -70,7 +71,7 @@ def document(loaded: LoadedModel, tokens: int, *, seed: int) -> str:
 
 def run_session(loaded: LoadedModel, arm: Arm, text: str, *, turns: int, new_tokens: int) -> list[Line]:
     """A line a turn."""
-    session = ChatSession(loaded, arm.preset, SamplingConfig(max_new_tokens=new_tokens))
+    session = Engine(loaded, sampling=SamplingConfig(max_new_tokens=new_tokens)).conversation(arm.preset)
     messages: list[Message] = []
     lines = []
     for turn in range(turns):
@@ -83,13 +84,13 @@ def run_session(loaded: LoadedModel, arm: Arm, text: str, *, turns: int, new_tok
     return lines
 
 
-def run_turn(session: ChatSession, messages: Sequence[Message]) -> Line:
+def run_turn(session: Conversation, messages: Sequence[Message]) -> Line:
     """Figures of one turn, its answer among them; bytes are the last and the most while the answer was written."""
     session.notes.clear()
     answer, most, within = "", 0, True
     for step in session.turn(messages):
         if isinstance(step, DecodeStep):
-            answer += step.texts[0]
+            answer += step.text
             most = max(most, step.kv_bytes)
             within = within and step.kv_bytes <= session.budget_bytes
     stats = session.stats

@@ -37,13 +37,14 @@ from uncomp_cli.bench.ratios import cpu_name
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.context.context import Asked, Begun, Behind, Context
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.spend.memory import free_bytes, peak_bytes, reset_peak
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
-from uncomp_cli.engine.write.generate import generate
-from uncomp_cli.engine.write.sampling import Sampler
+from uncomp_cli.engine.write.stores import PlacedRows
+from uncomp_cli.engine.write.writer import Writer
 from uncomp_cli.errors import UncompError, is_out_of_memory
 from uncomp_cli.models.loading import LoadedModel
 
@@ -122,11 +123,17 @@ def measure_prefill(loaded: LoadedModel, case: Case, size: Size, ceiling: Line) 
     preset = replace(load_preset("full"), thinning="none")
     if case.setting == THINNED:
         preset = replace(preset, thinning=f"gather:after={loaded.spec.num_layers // 4},keep=0.2")
-    session = Session(loaded, preset, SamplingConfig())
+    engine = Engine(loaded)
     prompt = random_prompt(case.tokens, loaded.spec.vocab_size)
-    seconds = median_s(lambda: [*session.read(prompt)], loaded.device, repeats=size.repeats)
-    tflop_s = prefill_flops(loaded.spec, case.tokens, session.hidden_kept) / seconds / 1e12
-    measured = {"seconds": seconds, "tok_s": case.tokens / seconds, "kv_bytes": sum(session.layer_bytes())}
+    read: list[Context] = []
+
+    def work() -> None:
+        read.clear()
+        read.append(engine.read(prompt, preset).finish())
+
+    seconds = median_s(work, loaded.device, repeats=size.repeats)
+    tflop_s = prefill_flops(loaded.spec, case.tokens, read[0].hidden_kept) / seconds / 1e12
+    measured = {"seconds": seconds, "tok_s": case.tokens / seconds, "kv_bytes": sum(read[0].layer_bytes())}
     return {**measured, "tflop_s": tflop_s, "of_matmul": tflop_s / ceiling["matmul_tflop_s"]}
 
 
@@ -162,21 +169,13 @@ def measure_decode(loaded: LoadedModel, case: Case, size: Size, ceiling: Line) -
     kept_bytes = cache.entries * loaded.spec.kv_bytes_per_entry
     mark = cache.mark()
     logits = torch.randn(case.batch, loaded.spec.vocab_size, device=loaded.device)
-    positions = torch.full((case.batch, 1), case.tokens)
+    prompt = Prompt(Tokens.of([0] * case.tokens), ((),))
+    asked = [Asked(Context(decoder, [prompt], cache, Behind(Begun(row[None]))), 0, size.new_tokens) for row in logits]
 
     def work() -> None:
         cache.rollback(mark)
-        records = generate(
-            decoder,
-            cache,
-            logits,
-            positions,
-            tokenizer=loaded.tokenizer,
-            sampler=Sampler(SamplingConfig()),
-            stop_ids=(),
-            max_new_tokens=size.new_tokens,
-        )
-        for _ in records:
+        store = PlacedRows(loaded.spec, cache)
+        for _ in Writer(decoder, loaded.tokenizer, SamplingConfig(), asked, store=store, stop_ids=()).write():
             pass
 
     step_s = median_s(work, loaded.device, repeats=size.repeats) / steps

@@ -31,7 +31,7 @@ from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
-from uncomp_cli.engine.write.constant import ConstantSize, shields
+from uncomp_cli.engine.write.fixed_size import ConstantSize, shield
 from uncomp_cli.models.loading import load_model
 
 QUESTION_TOKENS = 32
@@ -78,12 +78,12 @@ def follow(
     decoder: Decoder, done: Context, ids: Sequence[int], constant: ConstantSize | None, *, block: int, step: int
 ) -> tuple[list[float], list[int]]:
     """Perplexity of every `step` tokens of `ids` behind the prompt, and the cache's bytes at its end."""
-    done.begin_question()
+    logits, held = [done.begin().logits], []
     cache: RaggedKVCache = done.cache if constant is None else constant.cache
-    logits, held = [done.logits[0, None]], []
+    first = done.prompt_tokens()
     for begin in range(0, len(ids), block):
         given = torch.tensor([ids[begin : begin + block]])
-        positions = done.next_positions() + begin + torch.arange(given.shape[1])
+        positions = first + begin + torch.arange(given.shape[1])[None]
         state = AppendState(cache, positions, on_query=None if constant is None else constant.observe)
         logits.append(decoder.forward(given, positions, state, given.shape[1])[0])
         held += [cache.nbytes] * given.shape[1]
@@ -95,11 +95,11 @@ def measure(decoder: Decoder, ids: Sequence[int], arguments: argparse.Namespace)
     """All ways, each behind its own cache of the same text."""
     beginning, following = ids[: arguments.prompt], ids[arguments.prompt : arguments.prompt + arguments.tokens]
     full, kept = (read(decoder, beginning, budget) for budget in ("full", arguments.budget))
-    kept.begin_question()
+    kept.begin()
     attention = ConstantConfig(block=arguments.block, prompt_share=arguments.prompt_share)
     control = ConstantConfig(block=arguments.block, prompt_share=1.0)
     held = [
-        ConstantSize(kept.cache, decoder.spec, shields=shields(kept.prompts), config=config, needs=needs)
+        ConstantSize(kept.cache, decoder.spec, shields=[shield(kept.prompt)], config=config, needs=needs)
         for config, needs in ((attention, None), (control, latest))
     ]
     ways = (

@@ -15,7 +15,7 @@ from uncomp_cli.bench.contenders import run_stock
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.documents.prose import write_prose
-from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.spend.memory import peak_bytes, reset_peak, resident_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import UncompError, is_out_of_memory
@@ -91,10 +91,9 @@ def of_engine(loaded: LoadedModel, run: Run) -> Callable[[Prompt], int]:
     sampling = SamplingConfig(max_new_tokens=run.new_tokens)
 
     def work(prompt: Prompt) -> int:
-        session = Session(loaded, run.settled(), sampling, limits=run.limits)
-        for _ in session.read(prompt):
-            pass
-        return [step.kv_bytes for step in session.answer()][-1]
+        engine = Engine(loaded, sampling=sampling, limits=run.limits)
+        asked = engine.asked(engine.read(prompt, run.settled()).finish())
+        return [step.kv_bytes for step in engine.writer(asked).write()][-1]
 
     return work
 

@@ -29,9 +29,10 @@ from records import say
 from speed import machine_load
 
 from uncomp_cli.budget.presets import load_preset
-from uncomp_cli.cache.shelf import Entry, Shelf
+from uncomp_cli.cache.shelf import Shelf
 from uncomp_cli.config import SamplingConfig, ScorerConfig
-from uncomp_cli.engine.context.reused import ReusedSession
+from uncomp_cli.engine.context.context import Context
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
 from uncomp_cli.errors import UncompError
 from uncomp_cli.models.loading import LoadedModel, load_model
@@ -57,17 +58,16 @@ def measure(loaded: LoadedModel, arm: Arm, text: str, *, new_tokens: int, folder
     sampling = SamplingConfig(max_new_tokens=new_tokens)
     shelf = Shelf(folder)
     first, second = (asked(loaded, text, question) for question in (FIRST, SECOND))
-    reading = ReusedSession(loaded, arm.preset, sampling)
-    for _ in reading.read(first):
-        pass
-    written, read_ttft_s = answer(reading)
+    engine = Engine(loaded, sampling=sampling)
+    context = engine.read(first, arm.preset, for_any=True).finish()
+    written, read_ttft_s = answer(engine, context)
     begun = time.perf_counter()
-    entry, _ = reading.save(shelf, "bench", about={})
+    entry, _ = engine.save(context, shelf, "bench", about={})
     save_s = time.perf_counter() - begun
     forget_file(entry.path)
-    cold_ttft_s = ask_again(ReusedSession(loaded, arm.preset, sampling), shelf, entry, second)[1]
-    load_ttft_s = ask_again(ReusedSession(loaded, arm.preset, sampling), shelf, entry, second)[1]
-    again, _ = ask_again(ReusedSession(loaded, arm.preset, sampling), shelf, entry, first)
+    cold_ttft_s = answer(engine, engine.open(shelf, entry, second, arm.preset))[1]
+    load_ttft_s = answer(engine, engine.open(shelf, entry, second, arm.preset))[1]
+    again, _ = answer(engine, engine.open(shelf, entry, first, arm.preset))
     tensor_bytes = entry.manifest.tensor_bytes
     return {
         "read_ttft_s": read_ttft_s,
@@ -90,18 +90,14 @@ def asked(loaded: LoadedModel, text: str, question: str) -> Prompt:
     return chat_prompt(loaded.tokenizer, text, [question], system=None, sinks=ScorerConfig().sinks)
 
 
-def ask_again(session: ReusedSession, shelf: Shelf, entry: Entry, prompt: Prompt) -> tuple[list[int], float]:
-    """`answer` behind the saved context."""
-    session.load(shelf, entry, prompt)
-    return answer(session)
-
-
-def answer(session: ReusedSession) -> tuple[list[int], float]:
+def answer(engine: Engine, context: Context) -> tuple[list[int], float]:
     """The answer's tokens, and the time to the first of them."""
-    ids = [step.token_ids[0] for step in session.answer(0)]
-    if session.stats is None:
+    writer = engine.writer(engine.asked(context))
+    ids = [step.token for step in writer.write()]
+    stats = writer.stats()
+    if stats is None:
         raise RuntimeError("there was no answer")
-    return ids, session.stats.ttft_s
+    return ids, stats.ttft_s
 
 
 def forget_file(path: Path) -> None:

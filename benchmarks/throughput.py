@@ -24,9 +24,10 @@ import torch
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import DEFAULT_MODEL, SamplingConfig
 from uncomp_cli.documents.prose import write_prose
+from uncomp_cli.engine.context.context import Asked
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
-from uncomp_cli.engine.write.batch import Batch, BatchSession
-from uncomp_cli.engine.write.rows import Asked
+from uncomp_cli.engine.write.writer import Writer
 from uncomp_cli.models.loading import LoadedModel, load_model
 
 QUESTION = "Who is named most often, and what did they do?"
@@ -57,39 +58,38 @@ def make_prompt(loaded: LoadedModel, tokens: int, seed: int) -> Prompt:
     return replace(prompt, context=prompt.context[:context])
 
 
-def read_all(session: BatchSession, prompts: Sequence[Prompt]) -> list[Asked]:
+def read_all(engine: Engine, preset: Preset, prompts: Sequence[Prompt]) -> list[Asked]:
     """Every prompt, read and compressed."""
     asked = []
     for number, prompt in enumerate(prompts, start=1):
         print(
-            f"\r{session.preset.name} {session.preset.budget}: reading {number} of {len(prompts)}",
+            f"\r{preset.name} {preset.budget}: reading {number} of {len(prompts)}",
             end="",
             file=sys.stderr,
         )
-        for _ in session.read(prompt):
-            pass
-        asked += session.asked()
+        asked += engine.asked(engine.read(prompt, preset).finish())
     print(file=sys.stderr)
     return asked
 
 
-def measure(session: BatchSession, asked: Sequence[Asked], rows: int) -> Run:
+def measure(engine: Engine, asked: Sequence[Asked], rows: int) -> Run:
     """Decode `rows` rows at once to their end."""
     wanted = [asked[row % len(asked)] for row in range(rows)]
-    batch = Batch(session.loaded, session.decoder, session.sampling, kv_bytes=sys.maxsize - 1, stop_ids=())
+    given = engine.decoder, engine.loaded.tokenizer, engine.sampling, wanted
+    writer = Writer(*given, kv_bytes=sys.maxsize - 1, stop_ids=())
     begun = most = tokens = 0
-    for taken in batch.answer(wanted):
-        most = max(most, taken.step.kv_bytes)
-        tokens += taken.step.index > 0
-        if taken.step.index == 0 and taken.row == rows - 1:
+    for taken in writer.write():
+        most = max(most, taken.kv_bytes)
+        tokens += taken.index > 0
+        if taken.index == 0 and taken.row == rows - 1:
             begun = time.perf_counter_ns()
     return Run(tokens / ((time.perf_counter_ns() - begun) / 1e9), most)
 
 
-def rows_that_fit(session: BatchSession, asked: Sequence[Asked], kv_bytes: int) -> int:
+def rows_that_fit(engine: Engine, asked: Sequence[Asked], kv_bytes: int) -> int:
     """How many rows of these documents the bytes hold to the end, by what one row of several takes."""
     sample = min(len(asked), 8)
-    return max(1, int(kv_bytes * sample / measure(session, asked, sample).kv_bytes))
+    return max(1, int(kv_bytes * sample / measure(engine, asked, sample).kv_bytes))
 
 
 def swept(most: int, given: Sequence[int]) -> list[int]:
@@ -123,29 +123,28 @@ def report(results: dict[Setting, list[Run]], kv_bytes: int, options: argparse.N
     }
 
 
-def sessions(loaded: LoadedModel, options: argparse.Namespace) -> dict[str, BatchSession]:
+def sides(options: argparse.Namespace) -> dict[str, Preset]:
     """The two sides."""
-    sampling = SamplingConfig(max_new_tokens=options.new)
-    kept: Preset = replace(load_preset(options.preset), budget=options.budget, floor_tokens=0)
-    presets = {"full": load_preset("full"), "kept": kept}
-    return {side: BatchSession(loaded, preset, sampling) for side, preset in presets.items()}
+    kept = replace(load_preset(options.preset), budget=options.budget, floor_tokens=0)
+    return {"full": load_preset("full"), "kept": kept}
 
 
 def run(options: argparse.Namespace) -> dict[str, object]:
     """Read the documents on both sides, decode every setting in turn, and report."""
     loaded = load_model(options.model, dtype=options.dtype, device=options.device)
-    both = sessions(loaded, options)
+    both, engine = sides(options), Engine(loaded, sampling=SamplingConfig(max_new_tokens=options.new))
     prompts = [make_prompt(loaded, options.tokens, seed) for seed in range(max(options.documents, options.full_rows))]
-    asked = {"full": read_all(both["full"], prompts[: options.full_rows]), "kept": read_all(both["kept"], prompts)}
-    kv_bytes = measure(both["full"], asked["full"], options.full_rows).kv_bytes
-    most = {"full": options.full_rows, "kept": rows_that_fit(both["kept"], asked["kept"], kv_bytes)}
+    texts = {"full": prompts[: options.full_rows], "kept": prompts}
+    asked = {side: read_all(engine, preset, texts[side]) for side, preset in both.items()}
+    kv_bytes = measure(engine, asked["full"], options.full_rows).kv_bytes
+    most = {"full": options.full_rows, "kept": rows_that_fit(engine, asked["kept"], kv_bytes)}
     given = {"full": [*range(1, 3), *range(4, options.full_rows + 1, 2)], "kept": options.kept_rows}
     settings = [Setting(side, rows) for side in both for rows in swept(most[side], given[side])]
     results: dict[Setting, list[Run]] = {setting: [] for setting in settings}
     for number in range(options.rounds):
         for setting in settings:
             side = setting.side
-            results[setting].append(measure(both[side], asked[side], setting.rows))
+            results[setting].append(measure(engine, asked[side], setting.rows))
             print(f"round {number + 1}: {setting} {results[setting][-1]}", file=sys.stderr)
     return report(results, kv_bytes, options)
 

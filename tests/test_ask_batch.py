@@ -12,7 +12,7 @@ import pytest
 from support.commands import Running, start
 from uncomp_cli.cli.app import run
 from uncomp_cli.engine.read.reader import Reader
-from uncomp_cli.engine.write.batch import Batch
+from uncomp_cli.engine.write.writer import Writer
 
 Ask = Callable[..., tuple[int, str, str]]
 FILES = {"first.txt": "harbour ", "second.txt": "winter lantern ", "third.txt": "bridge of stone "}
@@ -113,15 +113,15 @@ def test_memory_that_runs_out_for_one_file(ask: Ask, monkeypatch: pytest.MonkeyP
 
 
 def test_memory_that_runs_out_while_answering(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    advance, calls = Batch._advance, []
+    advance, calls = Writer._decode, []
 
-    def fail(self: Batch) -> Any:
+    def fail(self: Writer) -> Any:
         calls.append(0)
         if len(calls) == 5:
             raise RuntimeError("out of memory")
         return advance(self)
 
-    monkeypatch.setattr(Batch, "_advance", fail)
+    monkeypatch.setattr(Writer, "_decode", fail)
     code, out, err = ask(*all_files(), "--each", "Where?")
     assert code == 4
     assert re.fullmatch(r"[a-z]{5}\n\n[a-z]{12}\n\n[a-z]{12}\n", out)  # the others are answered one by one

@@ -12,7 +12,8 @@ from support.commands import two_lines
 from uncomp_cli.asking.material import resolve
 from uncomp_cli.asking.request import Pin, parse_pin
 from uncomp_cli.cli.app import run
-from uncomp_cli.engine.write.batch import BatchSession
+from uncomp_cli.engine.context.context import Context
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.errors import UsageError
 
 Ask = Callable[..., tuple[int, str, str]]
@@ -38,53 +39,53 @@ def ask(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
 
 
 @pytest.fixture
-def sessions(monkeypatch: pytest.MonkeyPatch) -> list[BatchSession]:
-    """The sessions that are made, so that a test can look into their caches."""
-    made: list[BatchSession] = []
-    init = BatchSession.__init__
+def contexts(monkeypatch: pytest.MonkeyPatch) -> list[Context]:
+    """The contexts that are asked, so that a test can look into their caches."""
+    asked: list[Context] = []
+    answer = Engine.asked
 
-    def remembered(self: BatchSession, *args: Any, **keywords: Any) -> None:
-        init(self, *args, **keywords)
-        made.append(self)
+    def remembered(self: Engine, context: Context, **keywords: Any) -> Any:
+        asked.append(context)
+        return answer(self, context, **keywords)
 
-    monkeypatch.setattr(BatchSession, "__init__", remembered)
-    return made
+    monkeypatch.setattr(Engine, "asked", remembered)
+    return asked
 
 
-def held(session: BatchSession, text: str) -> list[bool]:
+def held(context: Context, text: str) -> list[bool]:
     """For every head whether it holds all of `text`, a token a character."""
-    (prompt,) = session._prompt_read().prompts
+    prompt = context.prompt
     begin = "\n".join(LINES[1:]).index(text)
     wanted = {i for i, (at, _) in enumerate(prompt.context.offsets.tolist()) if begin <= at < begin + len(text)}
     assert len(wanted) == len(text)
-    cache = session._prompt_read().cache
+    cache = context.cache
     heads = [cache.layer(i).head(g)[2].tolist() for i in range(len(cache.layers)) for g in range(cache.num_kv_heads)]
     return [wanted <= set(positions) for positions in heads]
 
 
 @pytest.mark.parametrize("way", [[], ["--chunk", "256"], ["--thin", "gather:after=1,keep=0.3"], ["--kv-bits", "8"]])
 def test_pinned_lines_are_in_every_head_and_the_budget_is_kept(
-    ask: Ask, sessions: list[BatchSession], way: list[str]
+    ask: Ask, contexts: list[Context], way: list[str]
 ) -> None:
     args = ["-b", "25%", "--policy", "uniform", "--json", *way]
     pinned = "\n".join(LINES[9:12])
     code, plain, _ = ask(*args)
     assert code == 0
-    assert not all(held(sessions[-1], pinned))
+    assert not all(held(contexts[-1], pinned))
     code, out, err = ask(*args, "--pin", "notes.md:10-12")
     assert code == 0
-    assert all(held(sessions[-1], pinned))
+    assert all(held(contexts[-1], pinned))
     assert f"pinned notes.md:10-12: {len(pinned)} tokens in every head" in err
     kept, before = (json.loads(text)["memory"]["kv_bytes"] for text in (out, plain))
     assert kept == pytest.approx(before, rel=0.02)
 
 
-def test_lines_are_counted_as_in_the_file(ask: Ask, sessions: list[BatchSession]) -> None:
+def test_lines_are_counted_as_in_the_file(ask: Ask, contexts: list[Context]) -> None:
     code, _, err = ask("-b", "20%", "--pin", "./notes.md:2", "--pin", "notes.md:30")
     assert code == 0
     assert f"pinned notes.md:2, notes.md:30: {len(LINES[1]) + len(LINES[29])} tokens in every head" in err
-    assert all(held(sessions[-1], LINES[1]))
-    assert all(held(sessions[-1], LINES[29]))
+    assert all(held(contexts[-1], LINES[1]))
+    assert all(held(contexts[-1], LINES[29]))
 
 
 def test_a_budget_too_small_for_the_pins_names_them(ask: Ask) -> None:

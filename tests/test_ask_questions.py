@@ -11,7 +11,7 @@ import pytest
 
 from support.tiny import TRAINED_LENGTH
 from uncomp_cli.cli.app import run
-from uncomp_cli.engine.write.batch import Batch
+from uncomp_cli.engine.write.writer import Writer
 
 Ask = Callable[..., tuple[int, str, str]]
 LONG = "y" * TRAINED_LENGTH
@@ -94,16 +94,16 @@ def test_each_file_has_its_own_failures(ask: Ask) -> None:
 @pytest.mark.parametrize("json_mode", [True, False])
 def test_memory_that_runs_out_while_answering(ask: Ask, monkeypatch: pytest.MonkeyPatch, json_mode: bool) -> None:
     """The answer that was being shown is lost; the others are written one by one."""
-    advance, calls = Batch._advance, []
+    advance, calls = Writer._decode, []
 
-    def fail(self: Batch) -> Any:
+    def fail(self: Writer) -> Any:
         calls.append(0)
         if len(calls) == 3:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return advance(self)
 
     expected = records(ask("Where?", "-Q", "When?", "-Q", "Who was that?", "--json")[1])
-    monkeypatch.setattr(Batch, "_advance", fail)
+    monkeypatch.setattr(Writer, "_decode", fail)
     code, out, err = ask("Where?", "-Q", "When?", "-Q", "Who was that?", *(["--json"] if json_mode else []))
     assert code == 4
     assert errors(err) == ["error: question 1 of 3: out of memory"]
@@ -116,10 +116,10 @@ def test_memory_that_runs_out_while_answering(ask: Ask, monkeypatch: pytest.Monk
 
 
 def test_a_defect_of_our_own_ends_the_run(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Batch) -> Any:
+    def fail(self: Writer) -> Any:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(Batch, "_advance", fail)
+    monkeypatch.setattr(Writer, "_decode", fail)
     code, out, err = ask("Where?", "-Q", "When?", "--json")
     assert (code, out) == (1, "")
     assert "internal error: ZeroDivisionError" in err

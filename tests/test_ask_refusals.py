@@ -13,7 +13,7 @@ import pytest
 from support.commands import two_lines
 from support.tiny import TRAINED_LENGTH
 from uncomp_cli.cli.app import run
-from uncomp_cli.engine.context import session
+from uncomp_cli.engine import engine
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend import memory
 
@@ -219,7 +219,7 @@ def test_no_memory(
     refused: Refused, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(session, "free_bytes", lambda device: 2**19)
+        patched.setattr(engine, "free_bytes", lambda device: 2**19)
         code, said, hint = refused(*about("-b", "full", model=tiny_model))
     assert code == 3
     assert said.startswith("needs about 1 MiB beside the weights (")

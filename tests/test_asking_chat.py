@@ -11,7 +11,7 @@ from uncomp_cli.asking.events import Done, Event, Noted, Pace, Piece, Progress, 
 from uncomp_cli.asking.preset_choice import PresetChoice
 from uncomp_cli.budget.presets import preset
 from uncomp_cli.documents.collection import Document
-from uncomp_cli.engine.context.chat import ChatSession
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.models.loading import LoadedModel
@@ -21,7 +21,7 @@ NOTES = Document("notes.txt", "\nalpha\nbeta\ngamma\n", "11")
 
 @pytest.fixture
 def chat(loaded: LoadedModel) -> Chat:
-    return Chat(ChatSession(loaded, preset("live", scorer="distinct"), GREEDY))
+    return Chat(Engine(loaded, sampling=GREEDY).conversation(preset("live", scorer="distinct")))
 
 
 def kinds(events: list[Event]) -> list[type]:
@@ -125,7 +125,7 @@ def test_a_conversation_goes_on_from_its_file(chat: Chat, tmp_path: Path) -> Non
     list(chat.say("what?"))
     pinned = chat.pin("notes.txt:2")
     chat.save(tmp_path / "talk.json")
-    other = Chat(ChatSession(chat.loaded, preset("live", scorer="distinct"), GREEDY))
+    other = Chat(Engine(chat.loaded, sampling=GREEDY).conversation(preset("live", scorer="distinct")))
     assert (chat.transcript().preset, chat.transcript().budget) == ("live", "20%")
     assert other.restore(chat.transcript()) == 0
     assert (other.dialogue.entries, other.dialogue.pins) == (chat.dialogue.entries, [pinned])

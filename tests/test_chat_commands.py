@@ -173,11 +173,11 @@ def test_budget_and_preset_are_used_at_once_and_cost_is_said(talk: Talk) -> None
 
 def test_a_budget_that_is_refused_changes_nothing(talk: Talk) -> None:
     hold(talk, "hello there, this is a question of some length")
-    context, choice = talk.chat.session.context, talk.chat.choice
+    context, choice = talk.chat.session.growth, talk.chat.choice
     error, hint = hold(talk, "/budget 3")
     assert error.startswith("error: the budget keeps 3 tokens per head")
     assert hint.startswith("hint: use /budget ")
-    assert (talk.chat.session.context, talk.chat.choice) == (context, choice)
+    assert (talk.chat.session.growth, talk.chat.choice) == (context, choice)
     assert hold(talk, "/budget nonsense")[0].startswith("error: budget 'nonsense'")
     assert hold(talk, "again")[-1].startswith("cached ")
 

@@ -13,10 +13,10 @@ from support.tiny import TRAINED_LENGTH
 from uncomp_cli.cli.chat.inspection import status_line
 from uncomp_cli.cli.chat.loop import Loop
 from uncomp_cli.cli.chat.talk import Talk
-from uncomp_cli.engine.context import chat as engine_chat
-from uncomp_cli.engine.context import kept as engine_kept
-from uncomp_cli.engine.context.chat import ChatSession
+from uncomp_cli.engine.context import growth as engine_growth
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.tokens.messages import Message, render_messages
+from uncomp_cli.engine.write import writer as engine_writer
 from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.sessions.folder import SessionFile
 
@@ -68,7 +68,7 @@ def test_an_answer_that_runs_into_the_end_of_the_context_says_so(talk: Talk) -> 
 def test_no_memory_is_refused_with_numbers(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     hold(talk, "hello")
     with monkeypatch.context() as patched:
-        patched.setattr(engine_kept, "free_bytes", lambda device: 1000)
+        patched.setattr(engine_growth, "free_bytes", lambda device: 1000)
         error, hint = hold(talk, "hello again")
     assert error.startswith("error: ")
     assert "0 are free" in error
@@ -90,7 +90,7 @@ def test_a_stopped_answer_stays_with_the_very_tokens_it_had(talk: Talk) -> None:
     assert answer.ids is not None
     assert len(answer.ids) == len(answer.text) == 7
     hold(talk, "go on")
-    fresh = ChatSession(talk.chat.loaded, talk.chat.session.preset, GREEDY)
+    fresh = Engine(talk.chat.loaded, sampling=GREEDY).conversation(talk.chat.session.preset)
     list(fresh.turn(talk.chat.dialogue.messages()[:3]))
     assert tuple(fresh.answer_ids) == talk.chat.dialogue.entries[3].ids
 
@@ -100,7 +100,7 @@ def test_the_token_that_ends_an_answer_is_no_part_of_it(talk: Talk, monkeypatch:
     ids = talk.chat.dialogue.entries[1].ids
     assert ids is not None
     hold(talk, "/clear")
-    monkeypatch.setattr(engine_chat, "stop_tokens", lambda *_: {ids[5]})
+    monkeypatch.setattr(engine_writer, "stop_tokens", lambda *_: {ids[5]})
     hold(talk, "hello")
     answer = talk.chat.dialogue.entries[1]
     assert not answer.interrupted

@@ -10,7 +10,7 @@ from support.curves import risky
 from uncomp_cli.asking.preset_choice import PresetChoice
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.chat.talk import Talk
-from uncomp_cli.engine.context.chat import ChatSession
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.models.loading import LoadedModel
 
@@ -66,7 +66,7 @@ def test_it_is_asked_again_and_one_answer_stays(loaded: LoadedModel) -> None:
     assert answer.ids == tuple(talk.chat.session.answer_ids)
     assert len(warnings(said)) == 1
     hold(talk, "/set escalate off", "go on")
-    fresh = ChatSession(loaded, talk.chat.session.preset, talk.chat.session.sampling)
+    fresh = Engine(loaded, sampling=talk.chat.session.sampling).conversation(talk.chat.session.preset)
     list(fresh.turn(talk.chat.dialogue.messages()[:3]))
     assert tuple(fresh.answer_ids) == talk.chat.dialogue.entries[3].ids  # what was tried in between has left no trace
 

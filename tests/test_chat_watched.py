@@ -7,9 +7,9 @@ import pytest
 
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.context.chat import BLOCK_TOKENS, ChatSession
-from uncomp_cli.engine.context.reused import ReusedSession
-from uncomp_cli.engine.look.watching import Watched
+from uncomp_cli.engine.context.session import BLOCK_TOKENS
+from uncomp_cli.engine.engine import Engine
+from uncomp_cli.engine.look.watch import Watched
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.tokens.messages import Message
 from uncomp_cli.engine.tokens.prompt import chat_prompt
@@ -28,40 +28,46 @@ def loaded(tiny_model: Path) -> LoadedModel:
 
 
 def test_every_turn_has_the_signal_of_its_answer(loaded: LoadedModel) -> None:
-    session = ChatSession(loaded, PRESET, SamplingConfig(max_new_tokens=BLOCK_TOKENS + 8))
+    session = Engine(loaded, sampling=SamplingConfig(max_new_tokens=BLOCK_TOKENS + 8)).conversation(PRESET)
     assert session.watched == Watched(CURVE.heads, PRESET.scorer.sinks, "entropy/least")
     messages = [Message("user", "The harbour was quiet. " * 40 + "Who came?")]
     watches = []
     for _ in range(2):
         latest = []
         for step in session.turn(messages):
-            if isinstance(step, DecodeStep) and step.index and session.watching is not None:
-                latest.append(float(session.watching.latest[0].amin()))
+            if (
+                isinstance(step, DecodeStep)
+                and step.index
+                and session.writer is not None
+                and session.writer.watching is not None
+            ):
+                latest.append(float(session.writer.watching.latest[0].amin()))
         assert session.stats is not None
         assert len(latest) > 1
         assert session.stats.attention_entropy == pytest.approx(sum(latest) / len(latest), rel=1e-4)
-        watches.append(session.watching)
+        watches.append(session.writer)
         messages = [*messages, Message("assistant", "Nobody."), Message("user", "And then?")]
     assert watches[0] is not watches[1]
 
 
 def test_another_preset_is_watched_by_its_own_heads(loaded: LoadedModel) -> None:
-    session = ChatSession(loaded, PRESET, SamplingConfig(max_new_tokens=4))
+    session = Engine(loaded, sampling=SamplingConfig(max_new_tokens=4)).conversation(PRESET)
     session.use(replace(PRESET, risk=None))
     assert session.watched is None
     for _ in session.turn([Message("user", "The harbour was quiet. " * 40 + "Who came?")]):
         pass
     assert session.stats is not None
     assert session.stats.attention_entropy is None
-    assert session.watching is None
+    assert session.writer is not None
+    assert session.writer.watching is None
 
 
 def test_a_reused_context_is_watched_too(loaded: LoadedModel) -> None:
-    session = ReusedSession(loaded, PRESET, SamplingConfig(max_new_tokens=6))
+    engine = Engine(loaded, sampling=SamplingConfig(max_new_tokens=6))
     prompt = chat_prompt(loaded.tokenizer, "the keeper writes the hour. " * 20, ["who writes?"], system=None, sinks=4)
-    for _ in session.read(prompt):
-        pass
-    assert len(list(session.answer())) > 1
-    assert session.stats is not None
-    assert session.stats.attention_entropy is not None
-    assert 0 < session.stats.attention_entropy < 1
+    writer = engine.writer(engine.asked(engine.read(prompt, PRESET, for_any=True).finish()))
+    assert len(list(writer.write())) > 1
+    stats = writer.stats()
+    assert stats is not None
+    assert stats.attention_entropy is not None
+    assert 0 < stats.attention_entropy < 1

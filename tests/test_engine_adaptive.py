@@ -48,7 +48,7 @@ def test_what_is_kept_is_what_was_planned(policy: str, scorer: str, family: str)
     prompt = prompt_in_words()
     plan = plan_of(policy, spec, prompt, kept=0.6)
     _, done = read(decoder, prompt, plan, ScorerConfig(scorer, window=4, width=5))
-    done.begin_question()
+    done.begin()
     lengths = [tuple(done.cache.layer(layer).lengths) for layer in range(spec.num_layers)]
     assert done.cache.entries == plan.entries
     assert [sum(layer) for layer in lengths] == [sum(layer) for layer in plan.kept]
@@ -69,7 +69,7 @@ def test_at_100_percent_nothing_differs_from_full(policy: str, scorer: str, fami
     config = ScorerConfig(scorer, window=4, width=5)
     _, done = read(decoder, prompt, plan_of(policy, spec, prompt, kept=1.0), config)
     _, full = read(decoder, prompt, full_plan(spec, prompt))
-    assert torch.equal(done.logits, full.logits)
+    assert torch.equal(done.questions.logits, full.questions.logits)
     assert torch.equal(decode(decoder, done, forced), decode(decoder, full, forced))
 
 
@@ -117,7 +117,7 @@ def test_adaptive_heads_with_several_questions(questions: list[int]) -> None:
     prompt = prompt_in_words(*questions)
     plan = plan_of("adaptive", spec, prompt, kept=0.5)
     _, done = read(decoder, prompt, plan, ScorerConfig(window=4))
-    done.begin_question(questions.index(max(questions)))
+    done.begin(questions.index(max(questions)))
     assert [sum(done.cache.layer(layer).lengths) for layer in range(4)] == [sum(layer) for layer in plan.kept]
 
 
@@ -130,7 +130,7 @@ def test_adaptive_memory_is_ragged_with_the_default_model(default_model: LoadedM
     prompt = completion_prompt(loaded.tokenizer, text[:-60], text[-60:], sinks=4)
     plan = plan_of("adaptive", spec, prompt, kept=0.2)
     _, done = read(decoder, prompt, plan)
-    done.begin_question()
+    done.begin()
     layers = [done.cache.layer(layer) for layer in range(spec.num_layers)]
     assert [sum(layer.lengths) for layer in layers] == [sum(layer) for layer in plan.kept]
     assert sum(max(layer.lengths) - min(layer.lengths) > 10 for layer in layers) > spec.num_layers // 2

@@ -18,7 +18,7 @@ from uncomp_cli.budget.presets import Preset, save_preset
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import SamplingConfig, ScorerConfig
-from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.spend.allocation import (
     Allocation,
     allocate,
@@ -309,7 +309,7 @@ def test_a_preset_spends_its_budget_by_its_profile_or_live(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("policy", "source"), [("uniform", None), ("uncertain", "live"), ("uncomp", "live"), ("uncertain", "profile")]
 )
-def test_a_session_says_where_its_values_come_from(
+def test_a_context_says_where_its_values_come_from(
     policy: str, source: str | None, tiny_model: Path, tmp_path: Path
 ) -> None:
     loaded = load_model(str(tiny_model))
@@ -320,19 +320,16 @@ def test_a_session_says_where_its_values_come_from(
         profile = UncertaintyProfile(print_of, (SampleInfo("t", "0" * 64, 9, "plain"),), values, {})
         save_preset(preset, tmp_path, profile)
         preset = replace(preset, profile="mine", folder=str(tmp_path))
-    session = Session(loaded, preset, SamplingConfig(max_new_tokens=2))
-    assert (session.plan, session.uncertainty, session.measured) == (None, None, None)
-    steps = session.read(make_prompt(60, [12], protected=4))
-    assert session.measured == source
-    begun = session.plan
-    assert sum(1 for _ in steps) == spec.num_layers
-    assert session.measured == source
-    assert (session.uncertainty is None) == (source is None)
-    assert session.plan is not None
-    assert begun is not None
-    assert session.plan.entries == begun.entries == spec.full_entries(72) // 2
-    assert (session.plan != begun) == (source == "live")
-    if session.uncertainty is not None:
-        assert session.uncertainty.key == (LOSS if source == "profile" else ENTROPY)
-        assert len(session.uncertainty.values) == spec.num_layers
-    assert sum(1 for _ in session.answer()) >= 1
+    engine = Engine(loaded, sampling=SamplingConfig(max_new_tokens=2))
+    reading = engine.read(make_prompt(60, [12], protected=4), preset)
+    begun = reading.planned.allocation.plan
+    assert sum(1 for _ in reading) == spec.num_layers
+    account = reading.context.account
+    assert account.measured == source
+    assert (account.uncertainty is None) == (source is None)
+    assert account.plan.entries == begun.entries == spec.full_entries(72) // 2
+    assert (account.plan != begun) == (source == "live")
+    if account.uncertainty is not None:
+        assert account.uncertainty.key == (LOSS if source == "profile" else ENTROPY)
+        assert len(account.uncertainty.values) == spec.num_layers
+    assert sum(1 for _ in engine.writer(engine.asked(reading.context)).write()) >= 1

@@ -10,8 +10,8 @@ from torch import Tensor
 from uncomp_cli.cache.ragged import Head, RaggedKVCache, survival
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.look import attended
-from uncomp_cli.engine.look.attended import Attended, attended_by
+from uncomp_cli.engine.look import replay as looking
+from uncomp_cli.engine.look.replay import Replay, attended_by
 from uncomp_cli.models.shape import spec_from_config
 
 LAYERS, HEADS, KV_HEADS, WINDOW = 4, 4, 2, 5
@@ -132,7 +132,7 @@ def test_replaying_in_blocks_is_replaying_at_once(
 ) -> None:
     cache = read(decoder, PROMPT)
     expected = replay(decoder, cache, heads=heads)
-    monkeypatch.setattr(attended, "_BLOCK", 3)
+    monkeypatch.setattr(looking, "_BLOCK", 3)
     torch.testing.assert_close(replay(decoder, cache, heads=heads), expected, atol=1e-6, rtol=1e-5)
 
 
@@ -143,7 +143,7 @@ def test_the_replay_predicts_what_decoding_predicts(decoder: Decoder) -> None:
         cache.retain(index, [torch.tensor([0, 2, 5, 7, 8]), torch.tensor([0, 1, 3, 8])], reserve=8)
     ids = [PROMPT[-1], *ANSWER]
     positions = torch.arange(FIRST, FIRST + len(ids))[None]
-    state = Attended(cache, decoder.spec, FIRST)
+    state = Replay(cache, decoder.spec, FIRST)
     replayed = decoder.forward(torch.tensor([ids]), positions, state, len(ids))
     torch.testing.assert_close(replayed, add(decoder, cache, ids, FIRST), atol=1e-5, rtol=1e-4)
     evicted = state.mass(sinks=0)[[4, 6]]

@@ -10,8 +10,10 @@ from torch import Tensor
 from support.tiny import TRAINED_LENGTH
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import Limits, SamplingConfig
-from uncomp_cli.engine.context.chat import BLOCK_TOKENS, ChatSession
-from uncomp_cli.engine.context.kept import KeptContext
+from uncomp_cli.engine.context.growth import Growth
+from uncomp_cli.engine.context.session import BLOCK_TOKENS, Conversation
+from uncomp_cli.engine.engine import Engine
+from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.tokens.messages import Message
 from uncomp_cli.errors import DoesNotFitError, UsageError
@@ -27,11 +29,12 @@ DOCUMENT = "".join(
 SMALL = replace(load_preset("unseen"), budget="30%", policy="uniform", profile=None, floor_tokens=0)
 
 
-class Recorded(ChatSession):
+class Recorded(Conversation):
     """Keeps the logits of every forward."""
 
     def __init__(self, loaded: LoadedModel, preset: Preset | None = None, sampling: SamplingConfig = GREEDY) -> None:
-        super().__init__(loaded, preset or load_preset("full"), sampling)
+        decoder = Decoder(loaded.model, loaded.spec)
+        super().__init__(loaded, decoder, preset or load_preset("full"), sampling, Limits())
         self.logits: list[Tensor] = []
         forward = self.decoder.forward
 
@@ -101,7 +104,7 @@ def test_a_forward_that_was_cut_in_the_middle_of_the_layers(loaded: LoadedModel)
     answer = session.say(first, stop_after=5)
     for layer in (0, 1):
         entries = torch.zeros(1, loaded.spec.num_kv_heads, 1, loaded.spec.head_dim)
-        session.context.cache.append(layer, entries, entries, torch.tensor([[session.cached_tokens]]))
+        session.growth.cache.append(layer, entries, entries, torch.tensor([[session.cached_tokens]]))
     assert_like_from_scratch(loaded, session, [*first, answer, Message("user", "And what can you do?")])
 
 
@@ -146,7 +149,7 @@ def test_a_full_context_is_refused_with_numbers(loaded: LoadedModel) -> None:
 
 
 def test_the_cache_is_in_its_budget_at_every_token(loaded: LoadedModel) -> None:
-    session = ChatSession(loaded, SMALL, SamplingConfig(max_new_tokens=3 * BLOCK_TOKENS))
+    session = Engine(loaded, sampling=SamplingConfig(max_new_tokens=3 * BLOCK_TOKENS)).conversation(SMALL)
     messages = [SYSTEM, asked("Who lit it?")]
     for question in ("And when?", "What was the weather like after the ninth entry?", "Why?"):
         for step in session.turn(messages):
@@ -159,7 +162,7 @@ def test_the_cache_is_in_its_budget_at_every_token(loaded: LoadedModel) -> None:
 def test_a_passage_that_the_question_names_is_read_again(loaded: LoadedModel) -> None:
     """Also within the budget; and with nothing evicted there is nothing to read again."""
     for preset, recalls, expected in ((SMALL, True, 1), (SMALL, False, 0), (load_preset("full"), True, 0)):
-        session = ChatSession(loaded, preset, GREEDY)
+        session = Engine(loaded, sampling=GREEDY).conversation(preset)
         session.recalls = recalls
         for _ in session.read_ahead([SYSTEM, asked("")]):
             pass
@@ -174,7 +177,7 @@ def test_a_passage_that_the_question_names_is_read_again(loaded: LoadedModel) ->
 
 def test_a_passage_that_the_first_question_names_is_not_evicted(loaded: LoadedModel) -> None:
     """Read together with its document, the question says what must stay: nothing has to be read twice."""
-    session = ChatSession(loaded, SMALL, GREEDY)
+    session = Engine(loaded, sampling=GREEDY).conversation(SMALL)
     for _ in session.turn([SYSTEM, asked("Who is Ada Quill?")]):
         pass
     assert session.notes == []
@@ -182,7 +185,7 @@ def test_a_passage_that_the_first_question_names_is_not_evicted(loaded: LoadedMo
 
 
 def test_pins_stay_and_come_back(loaded: LoadedModel) -> None:
-    session = ChatSession(loaded, SMALL, GREEDY)
+    session = Engine(loaded, sampling=GREEDY).conversation(SMALL)
     at = len(SYSTEM.text) + 40
     session.recalls = False
     for _ in session.turn([SYSTEM, asked("Who lit it?")]):
@@ -200,8 +203,8 @@ def test_pins_stay_and_come_back(loaded: LoadedModel) -> None:
 
 def test_pins_of_a_cache_that_cannot_be_mended(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where entries cannot be put back all is read again, which is said and counted."""
-    monkeypatch.setattr(KeptContext, "can_recall", False)
-    session = ChatSession(loaded, SMALL, GREEDY)
+    monkeypatch.setattr(Growth, "can_recall", False)
+    session = Engine(loaded, sampling=GREEDY).conversation(SMALL)
     at = len(SYSTEM.text) + 40
     for _ in session.turn([SYSTEM, asked("Who lit it?")]):
         pass
@@ -216,7 +219,7 @@ def test_pins_of_a_cache_that_cannot_be_mended(loaded: LoadedModel, monkeypatch:
 
 
 def test_pins_that_the_budget_cannot_hold(loaded: LoadedModel) -> None:
-    session = ChatSession(loaded, SMALL, GREEDY)
+    session = Engine(loaded, sampling=GREEDY).conversation(SMALL)
     for _ in session.read_ahead([SYSTEM, asked("")]):
         pass
     for _ in session.turn([SYSTEM, asked("Who?")]):
@@ -228,20 +231,20 @@ def test_pins_that_the_budget_cannot_hold(loaded: LoadedModel) -> None:
         session.check_pins()
 
 
-def share_of(session: ChatSession, char: int) -> float:
+def share_of(session: Conversation, char: int) -> float:
     """How much survives of a character among those of all messages (in this model, a token)."""
     (token,) = (session.tokens.offsets[:, 0] == char).nonzero().flatten().tolist()
     return float(session.survival()[token])
 
 
 def test_a_chat_is_not_quantised(loaded: LoadedModel) -> None:
-    session = ChatSession(loaded, replace(SMALL, kv_bits=8), GREEDY)
+    session = Engine(loaded, sampling=GREEDY).conversation(replace(SMALL, kv_bits=8))
     assert session.preset.kv_bits == 16
     assert "8 bits" in session.notes[0]
 
 
 def test_what_is_taken_back_gives_its_memory_back(loaded: LoadedModel) -> None:
-    session = ChatSession(loaded, load_preset("full"), GREEDY)
+    session = Engine(loaded, sampling=GREEDY).conversation(load_preset("full"))
     for _ in session.turn([SYSTEM, asked("Who lit it?")]):
         pass
     for _ in session.turn([SYSTEM, Message("user", "hello")]):
@@ -250,7 +253,7 @@ def test_what_is_taken_back_gives_its_memory_back(loaded: LoadedModel) -> None:
 
 
 def test_another_preset_reads_the_kept_text_again(loaded: LoadedModel) -> None:
-    session = ChatSession(loaded, SMALL, GREEDY)
+    session = Engine(loaded, sampling=GREEDY).conversation(SMALL)
     messages = [SYSTEM, asked("Who lit it?")]
     for _ in session.turn(messages):
         pass
@@ -263,30 +266,30 @@ def test_another_preset_reads_the_kept_text_again(loaded: LoadedModel) -> None:
 
 
 def test_a_preset_that_asks_the_question_is_told_to_give_way(loaded: LoadedModel) -> None:
-    session = ChatSession(loaded, load_preset("live-small"), GREEDY)
+    session = Engine(loaded, sampling=GREEDY).conversation(load_preset("live-small"))
     assert session.preset.scorer.name == "distinct"
     assert session.preset.thinning == "none"
     assert any("later questions" in note for note in session.notes)
     with pytest.raises(UsageError, match="ranks by the question"):
-        ChatSession(loaded, replace(SMALL, policy="reversed"), GREEDY)
+        Engine(loaded, sampling=GREEDY).conversation(replace(SMALL, policy="reversed"))
 
 
 def test_a_policy_that_measures_live_measures_again_what_has_outgrown_it(loaded: LoadedModel) -> None:
     preset = replace(SMALL, policy="uncertain:by=entropy", floor_tokens=64)
-    session = ChatSession(loaded, preset, GREEDY)
+    session = Engine(loaded, sampling=GREEDY).conversation(preset)
     for _ in session.turn([Message("user", "hello")]):
         pass
-    first = session.context.uncertainty
+    first = session.growth.uncertainty
     messages = [Message("user", "hello"), Message("assistant", "", tuple(session.answer_ids)), asked("Who lit it?")]
     for _ in session.turn(messages):
         pass
     assert first is not None
-    assert session.context.uncertainty != first
+    assert session.growth.uncertainty != first
     assert session.kv_bytes <= session.budget_bytes
 
 
 def test_attention_of_an_answer_and_what_is_left(loaded: LoadedModel) -> None:
-    session = ChatSession(loaded, SMALL, GREEDY)
+    session = Engine(loaded, sampling=GREEDY).conversation(SMALL)
     for _ in session.turn([SYSTEM, asked("Who lit it?")]):
         pass
     mass, share = session.attended(), session.survival()
@@ -301,7 +304,7 @@ def test_pieces_give_what_one_pass_gives(loaded: LoadedModel) -> None:
     short = [Message("user", "hello"), Message("assistant", "hm", (40, 41)), asked("Who lit it?")]
     logits = []
     for chunk in (None, 128):
-        session = ChatSession(loaded, load_preset("full"), GREEDY, Limits(chunk_tokens=chunk))
+        session = Engine(loaded, sampling=GREEDY, limits=Limits(chunk_tokens=chunk)).conversation(load_preset("full"))
         for _ in session.read_ahead(short[:2]):
             pass
         steps = [step for step in session.turn(short) if not isinstance(step, DecodeStep)]

@@ -74,13 +74,13 @@ def test_with_a_full_budget_the_chunk_changes_nothing(family: str, questions: Se
     _, one = read(decoder, prompt, plan)
     for chunk in (37, 70):
         _, done = read(decoder, prompt, plan, chunk=chunk)
-        assert_same(done.logits, one.logits)
+        assert_same(done.questions.logits, one.questions.logits)
         assert_same_entries(done.cache, one.cache)
         forced = tokens(6, 7)
         for question, asked in enumerate(prompt.questions):
             ids = (*prompt.context, *asked)
             expected = stock_logits(stock, ids + forced)
-            assert_same(done.logits[question], expected[len(ids) - 1])
+            assert_same(done.questions.logits[question], expected[len(ids) - 1])
             assert_same(decode(decoder, done, torch.tensor([forced]), question)[0], expected[len(ids) :])
 
 
@@ -102,7 +102,7 @@ def test_the_context_is_quantised_once_at_the_end(family: str, bits: int) -> Non
     plan = replace(full_plan(spec, prompt), kv_bits=bits)
     _, one = read(decoder, prompt, plan)
     steps, done = read(decoder, prompt, plan, chunk=40)
-    assert_same(done.logits, one.logits)
+    assert_same(done.questions.logits, one.questions.logits)
     for index in range(spec.num_layers):
         for head in range(spec.num_kv_heads):
             mine, theirs = done.cache.layer(index), one.cache.layer(index)

@@ -6,17 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.families import Rows, full_plan, make_prompt, read, tiny
-from support.tiny import byte_tokenizer
+from support.batches import writer_behind
+from support.families import Rows, full_plan, make_prompt, next_positions, read, tiny
 from uncomp_cli.cache.needs import ConstantConfig
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.context.context import Context
+from uncomp_cli.engine.context.context import Beside, Context
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.write.constant import ConstantSize, shields
-from uncomp_cli.engine.write.generate import generate
-from uncomp_cli.engine.write.sampling import Sampler
+from uncomp_cli.engine.records import DecodeStep
+from uncomp_cli.engine.write.fixed_size import ConstantSize, shield
+from uncomp_cli.engine.write.stores import OneRow
 from uncomp_cli.errors import UsageError
 from uncomp_cli.spec import ModelSpec
 
@@ -24,7 +23,7 @@ STEPS, BLOCK, RECENT = 200, 16, 8
 SMALL = ConstantConfig(block=BLOCK, window=8, recent=RECENT, prompt_share=0.5)
 
 
-def prefilled(family: str, contexts: tuple[int, ...], *, kv_bits: int = 16) -> tuple[Decoder, ModelSpec, Context]:
+def prefilled(family: str, contexts: tuple[int, ...], *, kv_bits: int = 16) -> tuple[Decoder, ModelSpec, Rows]:
     """Prompts of these lengths, held in full but ragged: each head loses a part of its own."""
     _, decoder, spec = tiny(family)
     prompts = [make_prompt(length, [3], seed=i + 1, protected=4) for i, length in enumerate(contexts)]
@@ -43,21 +42,16 @@ def prefilled(family: str, contexts: tuple[int, ...], *, kv_bits: int = 16) -> t
     return decoder, spec, done
 
 
-def run(decoder: Decoder, done: Context, constant: ConstantSize | None, steps: int = STEPS) -> tuple[list[Any], Any]:
+def run(
+    decoder: Decoder, done: Rows, config: ConstantConfig | None, steps: int = STEPS
+) -> tuple[list[DecodeStep], RaggedKVCache]:
     """The records of greedy generation, and the cache it was made with."""
-    cache = done.cache.rows(range(done.cache.num_rows), reserve=0) if constant is None else constant.cache
-    records = generate(
-        decoder,
-        cache,
-        done.logits,
-        done.next_positions(),
-        tokenizer=byte_tokenizer(),
-        sampler=Sampler(SamplingConfig()),
-        stop_ids=(),
-        max_new_tokens=steps,
-        constant=constant,
-    )
-    return list(records), cache
+    cache = done.cache.rows([0], reserve=0) if config is None else done.cache
+    context = Context(decoder, done.prompts[0], cache, Beside([], done.logits))
+    store = OneRow(decoder.spec, constant=config)
+    records = list(writer_behind(context, steps, store=store).write())
+    assert store._cache is not None
+    return records, store._cache
 
 
 def held(cache: RaggedKVCache) -> list[list[Tensor]]:
@@ -74,8 +68,7 @@ def flat(layers: list[list[Tensor]]) -> list[Tensor]:
 def test_bytes_are_flat_and_what_must_stay_stays(family: str) -> None:
     decoder, spec, done = prefilled(family, (60,))
     before = held(done.cache)
-    constant = ConstantSize(done.cache, spec, shields=shields(done.prompts), config=SMALL)
-    records, cache = run(decoder, done, constant)
+    records, cache = run(decoder, done, SMALL)
     assert {record.kv_bytes for record in records} == {cache.nbytes}
     assert sum(layer.nbytes for layer in map(cache.layer, range(spec.num_layers))) < cache.nbytes  # the queries count
     newest = 63 + STEPS - 2
@@ -93,20 +86,17 @@ def test_bytes_are_flat_and_what_must_stay_stays(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "mistral-sliding"])
 def test_a_block_that_is_never_full_changes_nothing(family: str) -> None:
-    decoder, spec, done = prefilled(family, (30,))
-    config = ConstantConfig(block=1000)
-    constant = ConstantSize(done.cache, spec, shields=shields(done.prompts), config=config)
-    bounded, _ = run(decoder, done, constant, 60)
+    decoder, _, done = prefilled(family, (30,))
+    bounded, _ = run(decoder, done, ConstantConfig(block=1000), 60)
     grown, _ = run(decoder, done, None, 60)
-    assert [record.token_ids for record in bounded] == [record.token_ids for record in grown]
+    assert [record.token for record in bounded] == [record.token for record in grown]
 
 
 def test_a_sliding_layer_loses_only_what_it_no_longer_sees() -> None:
-    decoder, spec, done = prefilled("mistral-sliding", (30,))
-    constant = ConstantSize(done.cache, spec, shields=shields(done.prompts), config=SMALL)
-    bounded, cache = run(decoder, done, constant, 60)
+    decoder, _, done = prefilled("mistral-sliding", (30,))
+    bounded, cache = run(decoder, done, SMALL, 60)
     grown, _ = run(decoder, done, None, 60)
-    assert [record.token_ids for record in bounded] == [record.token_ids for record in grown]
+    assert [record.token for record in bounded] == [record.token for record in grown]
     assert max(map(len, held(cache)[0])) <= 8 + BLOCK
 
 
@@ -121,7 +111,7 @@ def forced_logits(decoder: Decoder, constant: ConstantSize, start: Tensor, force
 def test_a_block_at_once_is_as_token_by_token() -> None:
     decoder, spec, done = prefilled("llama", (60,))
     forced = torch.randint(3, 60, (1, 5 * BLOCK), generator=torch.Generator().manual_seed(5))
-    start, marked = done.next_positions(), shields(done.prompts)
+    start, marked = next_positions(done), [shield(prompt) for prompt in done.prompts]
     single, blocks = (ConstantSize(done.cache, spec, shields=marked, config=SMALL) for _ in range(2))
     expected = forced_logits(decoder, single, start, forced)
     nbytes, outputs = blocks.cache.nbytes, []
@@ -135,12 +125,12 @@ def test_a_block_at_once_is_as_token_by_token() -> None:
 def test_rows_are_as_they_are_alone() -> None:
     decoder, spec, done = prefilled("llama", (60, 41))
     forced = torch.randint(3, 60, (2, 70), generator=torch.Generator().manual_seed(5))
-    marked = shields(done.prompts)
+    marked = [shield(prompt) for prompt in done.prompts]
     together = ConstantSize(done.cache, spec, shields=marked, config=SMALL)
-    logits = forced_logits(decoder, together, done.next_positions(), forced)
+    logits = forced_logits(decoder, together, next_positions(done), forced)
     for row in (0, 1):
         alone = ConstantSize(done.cache.rows([row], reserve=0), spec, shields=[marked[row]], config=SMALL)
-        expected = forced_logits(decoder, alone, done.next_positions()[row : row + 1], forced[row : row + 1])
+        expected = forced_logits(decoder, alone, next_positions(done)[row : row + 1], forced[row : row + 1])
         torch.testing.assert_close(logits[row], expected[0], atol=1e-4, rtol=0)
         for index in range(spec.num_layers):
             mine = held(together.cache)[index][2 * row : 2 * row + 2]
@@ -149,10 +139,9 @@ def test_rows_are_as_they_are_alone() -> None:
 
 @pytest.mark.parametrize("kv_bits", [8, 4])
 def test_quantised_heads_keep_their_codes_and_never_take_more(kv_bits: int) -> None:
-    decoder, spec, done = prefilled("llama", (60,), kv_bits=kv_bits)
-    constant = ConstantSize(done.cache, spec, shields=shields(done.prompts), config=SMALL)
-    entries = [len(at) for layer in held(constant.cache) for at in layer]
-    records, cache = run(decoder, done, constant)
+    decoder, _, done = prefilled("llama", (60,), kv_bits=kv_bits)
+    entries = [len(at) for layer in held(done.cache) for at in layer]
+    records, cache = run(decoder, done, SMALL)
     sizes = [record.kv_bytes for record in records]
     assert sizes == sorted(sizes, reverse=True)
     assert all(len(at) < count + BLOCK for at, count in zip(flat(held(cache)), entries, strict=True))
@@ -174,30 +163,10 @@ def test_other_needs_may_be_given() -> None:
     config = ConstantConfig(block=BLOCK, window=8, recent=RECENT, prompt_share=0.0)
     marked = [torch.zeros(63, dtype=torch.bool)]
     constant = ConstantSize(done.cache, spec, shields=marked, config=config, needs=latest)
-    _, cache = run(decoder, done, constant)
-    for positions in flat(held(cache)):
+    forced = torch.randint(3, 60, (1, STEPS), generator=torch.Generator().manual_seed(5))
+    forced_logits(decoder, constant, next_positions(done), forced)
+    for positions in flat(held(constant.cache)):
         assert positions.tolist() == list(range(int(positions[0]), int(positions[-1]) + 1))
-
-
-def test_the_cache_must_be_its_own() -> None:
-    decoder, spec, done = prefilled("llama", (20,))
-    constant = ConstantSize(done.cache, spec, shields=shields(done.prompts), config=SMALL)
-    constant.cache = done.cache.rows([0], reserve=0)
-    other = ConstantSize(done.cache, spec, shields=shields(done.prompts), config=SMALL)
-    with pytest.raises(ValueError, match="own cache"):
-        next(
-            generate(
-                decoder,
-                other.cache,
-                done.logits,
-                done.next_positions(),
-                tokenizer=byte_tokenizer(),
-                sampler=Sampler(SamplingConfig()),
-                stop_ids=(),
-                max_new_tokens=1,
-                constant=constant,
-            )
-        )
 
 
 @pytest.mark.parametrize(

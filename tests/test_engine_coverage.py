@@ -2,7 +2,7 @@
 
 import pytest
 
-from uncomp_cli.engine.context.coverage import matching_passages
+from uncomp_cli.engine.context.recall import matching_passages
 
 TEXT = (
     "The harbour was built in 1790 by Dutch engineers. It was the pride of the town.\n"

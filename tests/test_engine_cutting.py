@@ -8,8 +8,9 @@ from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import SCORERS, make_scorer
 from uncomp_cli.config import CacheConfig, ScorerConfig
-from uncomp_cli.engine.context.cutting import cut_cache, within
+from uncomp_cli.engine.context.trim import cut_cache
 from uncomp_cli.engine.forward.attention import AppendState
+from uncomp_cli.engine.spend.allowance import within
 
 LENGTH, RESERVE = 400, 32
 KEYS_ALONE = sorted(name for name in SCORERS if not make_scorer(ScorerConfig(name)).needs_queries)
@@ -20,7 +21,7 @@ def filled(family: str, length: int = LENGTH) -> tuple[RaggedKVCache, torch.Tens
     cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads)
     prompt = make_prompt(length, [8])
     at = torch.arange(length)[None]
-    decoder.forward(torch.tensor([prompt.context]), at, AppendState(cache, at), 1)
+    decoder.forward(torch.tensor([prompt.context.ids]), at, AppendState(cache, at), 1)
     return cache, prompt.context.protected
 
 

@@ -44,7 +44,7 @@ def test_ragged_attention_is_dense_attention_with_a_mask(seed: int) -> None:
     actual = decode(decoder, done, torch.tensor([forced]))[0]
     oracle = DenseOracle(kept_context(done.cache, CONTEXT), context=CONTEXT, masked_from=len(ids))
     expected = masked_logits(stock, ids + forced, oracle)
-    assert_same(done.logits[0], expected[len(ids) - 1])  # prefill attends to everything
+    assert_same(done.questions.logits[0], expected[len(ids) - 1])  # prefill attends to everything
     assert_same(actual, expected[len(ids) :])
     everything = DenseOracle([[set(range(CONTEXT))] * 2] * 4, context=CONTEXT, masked_from=0)
     unmasked = masked_logits(stock, ids + forced, everything)
@@ -80,7 +80,7 @@ def test_what_is_held_is_the_plan(questions: list[int]) -> None:
     plan = ragged_plan(spec, prompt)
     _, done = read(decoder, prompt, plan, RANDOM)
     longest = max(range(len(questions)), key=questions.__getitem__)
-    done.begin_question(longest)
+    done.begin(longest)
     lengths = [tuple(done.cache.layer(i).lengths) for i in range(spec.num_layers)]
     assert tuple(lengths) == plan.kept
     assert done.cache.entries == plan.entries
@@ -106,7 +106,7 @@ def test_claimed_bytes_are_allocated_bytes() -> None:
         per_head = spec.kv_bytes_per_entry * KV_HEADS * LAYERS
         beside = 0 if len(questions) == 1 else sum(questions) * (per_head + 4 * LAYERS)
         assert done.cache.nbytes == layers + beside == steps[-1].kv_bytes
-        done.begin_question(len(questions) - 1)
+        done.begin(len(questions) - 1)
         assert done.cache.nbytes == layers + beside  # room was reserved
 
 
@@ -134,7 +134,7 @@ def test_sliding_layers_keep_their_window(question: int) -> None:
         )
     )
     _, done = read(decoder, prompt, plan, RANDOM)
-    done.begin_question()
+    done.begin()
     assert done.cache.entries == plan.entries == spec.full_entries(prompt.seq_len) // 2
     window = list(range(prompt.seq_len - WINDOW, prompt.seq_len))
     for layer, _, positions in heads(done.cache):

@@ -12,7 +12,7 @@ from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.attention import AttentionState, attend_after, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.look.eviction_loss import ReadLayer, eviction_loss, few_tokens
+from uncomp_cli.engine.look.cost import ReadLayer, eviction_loss, few_tokens
 from uncomp_cli.errors import ModelError, UsageError
 
 READ, KEPT, STEP = 30, 7, 1e-2

@@ -1,19 +1,24 @@
 """Generation: when it ends, what it says, and that a seed means the same text."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
-from support.families import VOCAB, Rows, full_plan, make_prompt, read, tiny
+from support.batches import writer_behind
+from support.families import VOCAB, full_plan, make_prompt, read, tiny
 from support.tiny import BYTES, byte_tokenizer
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
+from uncomp_cli.engine.context.context import Asked, Begun, Behind, Context
 from uncomp_cli.engine.records import DecodeStep
-from uncomp_cli.engine.write.generate import TextStream, generate, stop_tokens
-from uncomp_cli.engine.write.sampling import Sampler
+from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.tokens.tokens import Tokens
+from uncomp_cli.engine.write.next_token import Sampler, TextStream, stop_tokens
+from uncomp_cli.engine.write.stores import OneRow
+from uncomp_cli.engine.write.writer import Writer
 
 STOP = len(BYTES)
 
@@ -22,14 +27,12 @@ def ids_of(text: str) -> list[int]:
     return list(byte_tokenizer()(text).input_ids)
 
 
-@dataclass
 class Script:
     """A decoder that wants to say `rows`, whatever it reads; it notes the positions and tokens that it is given."""
 
-    rows: list[list[int]]
-
-    def __post_init__(self) -> None:
-        self.device = torch.device("cpu")
+    def __init__(self, rows: list[list[int]]) -> None:
+        self.rows, self.device, self.regime_tokens = rows, torch.device("cpu"), None
+        self.spec = tiny("llama")[2]
         self.calls: list[tuple[list[int], list[int]]] = []
 
     def logits(self, index: int) -> Tensor:
@@ -43,31 +46,42 @@ class Script:
         return self.logits(len(self.calls))[:, None]
 
 
+class Nowhere(OneRow):
+    """Rows that are there already, and of which nothing is held."""
+
+    def lay_out(self, keep: Sequence[int], join: Sequence[Asked]) -> list[Begun]:
+        return [asked.context.begin(asked.question) for asked in join]
+
+    def state(self, positions: Tensor, *, on_query: Any = None) -> Any:
+        return None
+
+    def row_bytes(self, row: int) -> int:
+        return 0
+
+
 def run(script: Script, *, max_new_tokens: int = 20, stop: tuple[int, ...] = (STOP,)) -> list[DecodeStep]:
-    steps = generate(
-        script,
-        RaggedKVCache(num_layers=0, num_rows=len(script.rows), num_kv_heads=1),
-        script.logits(0),
-        torch.tensor([[100 * (row + 1)] for row in range(len(script.rows))]),
-        tokenizer=byte_tokenizer(),
-        sampler=Sampler(SamplingConfig()),
-        stop_ids=stop,
-        max_new_tokens=max_new_tokens,
-    )
-    return list(steps)
+    """What is said behind prompts of 100, 200, … tokens, all rows at once."""
+    cache = RaggedKVCache(num_layers=0, num_rows=1, num_kv_heads=1)
+    asked = []
+    for row, logits in enumerate(script.logits(0)):
+        prompt = Prompt(Tokens.of([1] * 100 * (row + 1)), ((),))
+        context = Context(cast("Any", script), prompt, cache, Behind(Begun(logits[None])))
+        asked.append(Asked(context, 0, max_new_tokens))
+    given = cast("Any", script), byte_tokenizer(), SamplingConfig(), asked
+    return list(Writer(*given, store=Nowhere(script.spec), stop_ids=stop).write())
 
 
 def text_of(steps: list[DecodeStep], row: int = 0) -> str:
-    return "".join(step.texts[row] for step in steps)
+    return "".join(step.text for step in steps if step.row == row)
 
 
 def test_a_stop_token_ends_and_is_not_shown() -> None:
     script = Script([[*ids_of("hi"), STOP]])
     steps = run(script)
     assert text_of(steps) == "hi"
-    assert [step.finish_reasons for step in steps] == [(None,), (None,), ("stop",)]
+    assert [step.finish_reason for step in steps] == [None, None, "stop"]
     assert [step.index for step in steps] == [0, 1, 2]
-    assert [step.token_ids for step in steps] == [(token,) for token in [*ids_of("hi"), STOP]]
+    assert [step.token for step in steps] == [*ids_of("hi"), STOP]
     assert script.calls == [([ids_of("h")[0]], [100]), ([ids_of("i")[0]], [101])]  # the last token is not put in
 
 
@@ -80,26 +94,26 @@ def test_the_limit_of_new_tokens(limit: int) -> None:
     script = Script([ids_of("endless ")])
     steps = run(script, max_new_tokens=limit)
     assert text_of(steps) == "endless "[:limit]
-    assert steps[-1].finish_reasons == ("length",)
+    assert steps[-1].finish_reason == "length"
     assert len(script.calls) == limit - 1
 
 
 def test_a_stop_token_at_the_limit_is_a_stop() -> None:
-    assert run(Script([[*ids_of("hi"), STOP]]), max_new_tokens=3)[-1].finish_reasons == ("stop",)
+    assert run(Script([[*ids_of("hi"), STOP]]), max_new_tokens=3)[-1].finish_reason == "stop"
 
 
 def test_rows_end_at_different_times() -> None:
     script = Script([[*ids_of("a"), STOP, *ids_of("junk")], [*ids_of("longer"), STOP]])
     steps = run(script)
     assert (text_of(steps, 0), text_of(steps, 1)) == ("a", "longer")
-    assert [step.finish_reasons[0] for step in steps] == [None, *["stop"] * 6]
-    assert [step.finish_reasons[1] for step in steps] == [*[None] * 6, "stop"]
-    assert [positions for _, positions in script.calls] == [[100 + i, 200 + i] for i in range(6)]
+    assert [step.finish_reason for step in steps if step.row == 0] == [None, "stop"]
+    assert [step.finish_reason for step in steps if step.row == 1] == [*[None] * 6, "stop"]
+    assert [positions for _, positions in script.calls] == [[100 + min(i, 1), 200 + i] for i in range(6)]
 
 
 def test_characters_come_whole() -> None:
     steps = run(Script([[*ids_of("é漢😀!"), STOP]]))
-    assert [step.texts[0] for step in steps] == ["", "é", "", "", "漢", "", "", "", "😀", "!", ""]
+    assert [step.text for step in steps] == ["", "é", "", "", "漢", "", "", "", "😀", "!", ""]
 
 
 def test_special_tokens_have_no_text() -> None:
@@ -107,30 +121,18 @@ def test_special_tokens_have_no_text() -> None:
     assert [stream.push(token) for token in [ids_of("a")[0], STOP, ids_of("b")[0]]] == ["a", "", "b"]
 
 
-def answer(config: SamplingConfig, *, rows: int = 1) -> list[tuple[int, ...]]:
-    """Token ids by step of a tiny random model."""
+def answer(config: SamplingConfig, *, seed: int = 0) -> list[int]:
+    """The tokens of a tiny random model."""
     _, decoder, spec = tiny("llama")
-    prompts = [make_prompt(12 + row, [3], seed=row) for row in range(rows)]
-    done = Rows([read(decoder, prompt, full_plan(spec, prompt))[1] for prompt in prompts])
-    steps = generate(
-        decoder,
-        done.cache,
-        done.logits,
-        done.next_positions(),
-        tokenizer=byte_tokenizer(),
-        sampler=Sampler(config),
-        stop_ids=(),
-        max_new_tokens=config.max_new_tokens,
-    )
-    return [step.token_ids for step in steps]
+    prompt = make_prompt(12 + seed, [3], seed=seed)
+    _, done = read(decoder, prompt, full_plan(spec, prompt))
+    return [step.token for step in writer_behind(done, config.max_new_tokens, sampling=config).write()]
 
 
 def test_sampling_is_reproducible_and_seeded() -> None:
-    first, again, other = (
-        answer(SamplingConfig(temperature=1.5, seed=seed, max_new_tokens=12), rows=2) for seed in (1, 1, 2)
-    )
+    first, again, other = (answer(SamplingConfig(temperature=1.5, seed=seed, max_new_tokens=12)) for seed in (1, 1, 2))
     assert first == again != other
-    assert [row for row, _ in first] != [row for _, row in first]
+    assert answer(SamplingConfig(temperature=1.5, seed=1, max_new_tokens=12), seed=1) != first
 
 
 def test_one_candidate_is_greedy() -> None:
@@ -144,11 +146,8 @@ def test_a_records_bytes_are_the_caches() -> None:
     _, decoder, spec = tiny("llama")
     prompt = make_prompt(20, [3])
     _, done = read(decoder, prompt, full_plan(spec, prompt))
-    done.begin_question()
-    arguments = {"tokenizer": byte_tokenizer(), "sampler": Sampler(SamplingConfig()), "stop_ids": ()}
-    steps = generate(decoder, done.cache, done.logits, done.next_positions(), max_new_tokens=30, **arguments)
     sizes = []
-    for step in steps:
+    for step in writer_behind(done, 30).write():
         assert step.kv_bytes == done.cache.nbytes
         sizes.append(step.kv_bytes)
     assert sizes[0] < sizes[-1]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from support.families import FAMILIES, tiny, tokens
 from uncomp_cli.budget.presets import Preset, load_preset
-from uncomp_cli.engine.context.kept import KeptContext
+from uncomp_cli.engine.context.growth import Growth
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.tokens.tokens import Tokens
@@ -33,9 +33,9 @@ def done(steps: Generator[PrefillStep, None, Tensor]) -> Tensor:
             return result
 
 
-def kept(decoder: Decoder, preset: Preset, text: Tokens, *ends: int) -> tuple[KeptContext, Tensor]:
+def kept(decoder: Decoder, preset: Preset, text: Tokens, *ends: int) -> tuple[Growth, Tensor]:
     """A context that read `text` up to each of `ends`, one after another, and the logits behind the last."""
-    context = KeptContext(decoder, preset)
+    context = Growth(decoder, preset)
     for end in ends:
         logits = done(context.extend(text[:end], reserve=32))
     return context, logits
@@ -70,7 +70,7 @@ def test_going_back_and_on(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_budget_protected_and_guarded(family: str) -> None:
     _, decoder, spec = tiny(family)
-    context = KeptContext(decoder, SMALL)
+    context = Growth(decoder, SMALL)
     context.budget.pinned = torch.zeros(600, dtype=torch.bool)
     context.budget.pinned[200:220] = True
     context.budget.guard_from = 590
@@ -80,7 +80,7 @@ def test_budget_protected_and_guarded(family: str) -> None:
     assert all(float(share[at]) == 1 for at in (*range(6), *range(200, 220), *range(590, 600)))
     assert 0.2 < float(share.mean()) < 0.4
     full = [context.cache.layer(layer).nbytes for layer in spec.full_layers]
-    plan = context.plan()
+    plan = context.account().plan
     allowed = [sum(plan.kept[layer]) * spec.kv_bytes_per_entry for layer in spec.full_layers]
     assert all(held <= most for held, most in zip(full, allowed, strict=True))
 
@@ -92,7 +92,7 @@ def test_of_the_latest_message_no_more_is_guarded_than_a_quarter_holds(
     guard_from: int, mean_tokens: int, first: int
 ) -> None:
     """Not what is before the message, no more than a quarter of a head's tokens, and 256 at most."""
-    budget = KeptContext(tiny("llama")[1], SMALL).budget
+    budget = Growth(tiny("llama")[1], SMALL).budget
     budget.guard_from = guard_from
     length = 300 if mean_tokens == 4000 else 100
     guarded = budget.guarded(text_of(length), mean_tokens).nonzero()[:, 0].tolist()

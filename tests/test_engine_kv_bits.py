@@ -19,7 +19,7 @@ from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import CacheConfig, SamplingConfig, ScorerConfig
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend.allocation import make_allocation
@@ -41,9 +41,7 @@ def dense_copy(done: Context) -> Context:
     for index in range(len(old.layers)):
         layer = old.layer(index)
         cache.store(index, [layer.head(i) for i in range(len(layer.lengths))])
-    copy = Context(done.prompts, cache, done.questions)
-    copy.logits = done.logits
-    return copy
+    return Context(done.decoder, done.prompt, cache, done.questions)
 
 
 def uneven_plan(spec: ModelSpec, prompt: Prompt, bits: int) -> BudgetPlan:
@@ -69,7 +67,7 @@ def test_decoding_is_attention_over_the_dequantised_numbers(family: str, uneven:
     expected = decode(decoder, dense_copy(done), FORCED)
     torch.testing.assert_close(decode(decoder, done, FORCED), expected, rtol=1e-5, atol=1e-5)
     _, exact = read(decoder, prompt, replace(plan, kv_bits=16))
-    assert torch.equal(exact.logits, done.logits)  # the prompt itself is read exactly
+    assert torch.equal(exact.questions.logits, done.questions.logits)  # the prompt itself is read exactly
     assert not torch.allclose(decode(decoder, exact, FORCED), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -255,17 +253,17 @@ def test_eight_bits_say_the_same_and_four_nearly(default_model: LoadedModel) -> 
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_a_session_in_eight_bits_answers_as_in_sixteen(default_model: LoadedModel) -> None:
+def test_a_cache_in_eight_bits_answers_as_in_sixteen(default_model: LoadedModel) -> None:
     prompt = chat_prompt(default_model.tokenizer, town(14), [QUESTION], system=None, sinks=4)
     said, kept = {}, {}
     for bits in (16, 8):
         preset = replace(load_preset("full"), kv_bits=bits)
-        session = Session(default_model, preset, replace(SamplingConfig(), max_new_tokens=24))
-        for _ in session.read(prompt):
-            pass
-        said[bits] = [step.token_ids for step in session.answer()]
-        assert session.stats is not None
-        kept[bits] = session.stats.kept_fraction
+        engine = Engine(default_model, sampling=SamplingConfig(max_new_tokens=24))
+        writer = engine.writer(engine.asked(engine.read(prompt, preset).finish()))
+        said[bits] = [step.token for step in writer.write()]
+        stats = writer.stats()
+        assert stats is not None
+        kept[bits] = stats.kept_fraction
     assert said[8] == said[16]
     assert kept[16] > 1
     assert 0.27 < kept[8] < 0.42  # about 320 tokens: slack and question weigh

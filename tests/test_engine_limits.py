@@ -13,7 +13,8 @@ from support.families import make_prompt
 from support.town import CODE, QUESTION, town
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits, SamplingConfig, ScorerConfig
-from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.context.context import Context
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.tokens.prompt import chat_prompt
 from uncomp_cli.errors import OutOfMemoryError
 from uncomp_cli.models.loading import LoadedModel, load_model
@@ -58,69 +59,66 @@ def loaded(tiny_dir: Path) -> LoadedModel:
     return load_model(str(tiny_dir), device="cpu")
 
 
-def session_of(loaded: LoadedModel, preset: Preset = PRESET, *, chunk: int | None = CHUNK) -> Session:
-    return Session(loaded, preset, SAMPLING, Limits(chunk_tokens=chunk))
+def engine_of(loaded: LoadedModel, *, chunk: int | None = CHUNK) -> Engine:
+    return Engine(loaded, sampling=SAMPLING, limits=Limits(chunk_tokens=chunk))
 
 
-def exhausted(session: Session) -> int:
-    return sum(1 for _ in session.read(PROMPT))
-
-
-def answered(session: Session) -> list[int]:
-    return [step.token_ids[0] for step in session.answer()]
+def answered(engine: Engine, context: Context) -> list[int]:
+    return [step.token for step in engine.writer(engine.asked(context)).write()]
 
 
 @pytest.mark.parametrize("thinning", ["none", "gather:after=1,keep=0.5"])
-def test_an_interrupt_leaves_the_session_usable(loaded: LoadedModel, thinning: str) -> None:
+def test_an_interrupt_leaves_the_engine_usable(loaded: LoadedModel, thinning: str) -> None:
     preset = replace(PRESET, thinning=thinning)
-    expected = session_of(loaded, preset)
-    exhausted(expected)
-    session = session_of(loaded, preset)
+    undisturbed, engine = engine_of(loaded), engine_of(loaded)
+    expected = undisturbed.read(PROMPT, preset)
+    steps = sum(1 for _ in expected)
     for stop in (1, LAYERS + 2):  # within the first chunk, and within a later one
-        reading: Any = session.read(PROMPT)
+        reading = engine.read(PROMPT, preset)
+        running: Any = iter(reading)
         for _ in range(stop):
-            next(reading)
-        reading.close()
+            next(running)
+        running.close()
         with pytest.raises(RuntimeError, match="nothing has been read"):
-            session.answer()
-    assert exhausted(session) == exhausted(expected)
-    assert answered(session) == answered(expected)
-    assert session.hidden_kept == expected.hidden_kept
-    assert session.layer_bytes() == expected.layer_bytes()
+            assert reading.context
+    reading = engine.read(PROMPT, preset)
+    assert sum(1 for _ in reading) == steps
+    assert answered(engine, reading.context) == answered(undisturbed, expected.context)
+    assert reading.context.hidden_kept == expected.context.hidden_kept
+    assert reading.context.layer_bytes() == expected.context.layer_bytes()
 
 
 @pytest.mark.parametrize("chunk", [None, 600, LEAST_CHUNK_TOKENS])
 def test_out_of_memory_names_a_smaller_chunk(loaded: LoadedModel, chunk: int | None) -> None:
     layers = loaded.model.model.layers
     layers[1] = Failing(layers[1], torch.OutOfMemoryError("tried to allocate 9 GiB"), 0 if chunk is None else 1)
-    session = session_of(loaded, chunk=chunk)
+    engine = engine_of(loaded, chunk=chunk)
     with pytest.raises(OutOfMemoryError) as caught:
-        exhausted(session)
+        engine.read(PROMPT, PRESET).finish()
     assert caught.value.exit_code == 4
     at_once = chunk or PROMPT.flat_len
     assert f"{at_once}" in str(caught.value)
     wanted = f"--chunk {at_once // 2}" if chunk != LEAST_CHUNK_TOKENS else "--budget"
     assert wanted in str(caught.value.hint)
     layers[1] = layers[1].layer
-    assert exhausted(session) >= LAYERS
-    assert len(answered(session)) == 4
+    reading = engine.read(PROMPT, PRESET)
+    assert sum(1 for _ in reading) >= LAYERS
+    assert len(answered(engine, reading.context)) == 4
 
 
 def test_other_errors_stay_what_they_are(loaded: LoadedModel) -> None:
     layers = loaded.model.model.layers
     layers[1] = Failing(layers[1], ValueError("shape"), 1)
     with pytest.raises(ValueError, match="shape"):
-        exhausted(session_of(loaded))
+        engine_of(loaded).read(PROMPT, PRESET).finish()
 
 
-def test_a_cap_holds_in_a_session(loaded: LoadedModel) -> None:
+def test_a_cap_holds_for_reading_and_writing(loaded: LoadedModel) -> None:
     full = loaded.spec.full_kv_bytes(PROMPT.seq_len)
-    session = Session(loaded, replace(PRESET, budget="full"), SAMPLING, Limits(kv_bytes=full // 2))
-    tops = [step.kv_bytes for step in session.read(PROMPT)]
-    assert max(tops) <= full // 2
-    answered(session)
-    assert session.stats is not None
-    assert session.stats.kv_bytes <= full // 2
+    engine = Engine(loaded, sampling=SAMPLING, limits=Limits(kv_bytes=full // 2))
+    reading = engine.read(PROMPT, replace(PRESET, budget="full"))
+    assert max(step.kv_bytes for step in reading) <= full // 2
+    assert max(step.kv_bytes for step in engine.writer(engine.asked(reading.context)).write()) <= full // 2
 
 
 @pytest.mark.slow
@@ -138,8 +136,9 @@ def test_the_default_model_finds_an_early_fact(
     text = "\n".join([*lines[:4], fact, *lines[4:]])
     prompt = chat_prompt(default_model.tokenizer, text, [QUESTION], system=None, sinks=4)
     preset = Preset("x", "", budget, "uniform", ScorerConfig("agreement"), thinning=thinning)
-    session = Session(default_model, preset, SamplingConfig(max_new_tokens=14), Limits(chunk_tokens=chunk))
-    steps = sum(1 for _ in session.read(prompt))
-    assert (steps > default_model.spec.num_layers) == (chunk is not None)
-    assert (session.hidden_kept[-1] < 0.6) == (thinning != "none")
-    assert CODE[:5] in "".join(step.texts[0] for step in session.answer())
+    limits = Limits(chunk_tokens=chunk)
+    engine = Engine(default_model, sampling=SamplingConfig(max_new_tokens=14), limits=limits)
+    reading = engine.read(prompt, preset)
+    assert (sum(1 for _ in reading) > default_model.spec.num_layers) == (chunk is not None)
+    assert (reading.context.hidden_kept[-1] < 0.6) == (thinning != "none")
+    assert CODE[:5] in "".join(step.text for step in engine.writer(engine.asked(reading.context)).write())

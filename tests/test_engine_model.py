@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.batches import writer_behind
 from support.families import assert_same, full_plan, read
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import completion_prompt
-from uncomp_cli.engine.write.generate import TextStream, generate
-from uncomp_cli.engine.write.sampling import Sampler
+from uncomp_cli.engine.write.next_token import TextStream
 from uncomp_cli.models.loading import LoadedModel, load_model, load_tokenizer
 
 pytestmark = pytest.mark.model
@@ -45,19 +45,8 @@ def test_full_plan_is_the_stock_model(loaded: LoadedModel) -> None:
     )
     decoder = Decoder(model, loaded.spec)
     _, done = read(decoder, prompt, full_plan(loaded.spec, prompt))
-    assert_same(done.logits, stock.logits[0])
-    done.begin_question()
-    steps = generate(
-        decoder,
-        done.cache,
-        done.logits,
-        done.next_positions(),
-        tokenizer=loaded.tokenizer,
-        sampler=Sampler(SamplingConfig()),
-        stop_ids=(),
-        max_new_tokens=NEW_TOKENS,
-    )
-    tokens = [step.token_ids[0] for step in steps]
+    assert_same(done.questions.logits, stock.logits[0])
+    tokens = [step.token for step in writer_behind(done, NEW_TOKENS).write()]
     assert tokens == stock.sequences[0, ids.shape[1] :].tolist()
     assert len(set(tokens)) > 5
 
@@ -68,18 +57,19 @@ def test_a_session_reads_and_answers(loaded: LoadedModel) -> None:
     document = f"{filler[:1500]}\nThe secret number of Anna is 7391204.\n{filler[1500:2600]}"
     prompt = completion_prompt(loaded.tokenizer, document, "\n\nThe secret number of Anna is", sinks=4)
     preset = replace(load_preset("balanced"), floor_tokens=0)
-    session = Session(loaded, preset, SamplingConfig(max_new_tokens=8))
-    steps = list(session.read(prompt))
+    engine = Engine(loaded, sampling=SamplingConfig(max_new_tokens=8))
+    reading = engine.read(prompt, preset)
+    steps = list(reading)
     assert [step.layers_done for step in steps] == list(range(1, 31))
     for _ in range(2):  # asked again, the answer is the same
-        text = "".join(step.texts[0] for step in session.answer())
-        assert "7391204" in text
-    assert session.plan is not None
-    assert session.stats is not None
-    assert session.plan.entries == int(0.2 * loaded.spec.full_entries(prompt.seq_len))
-    assert session.stats.prompt_tokens == prompt.seq_len
-    assert session.stats.kept_fraction < 0.3
-    assert session.stats.finish_reason == "length"
+        writer = engine.writer(engine.asked(reading.context))
+        assert "7391204" in "".join(step.text for step in writer.write())
+    stats = writer.stats()
+    assert stats is not None
+    assert reading.context.account.plan.entries == int(0.2 * loaded.spec.full_entries(prompt.seq_len))
+    assert stats.prompt_tokens == prompt.seq_len
+    assert stats.kept_fraction < 0.3
+    assert stats.finish_reason == "length"
 
 
 def test_characters_of_several_tokens(default_model_dir: Path) -> None:

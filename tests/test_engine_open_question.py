@@ -95,7 +95,7 @@ def test_kept_in_full_an_opened_question_is_the_stock_model(family: str, recent:
     for config in (ScorerConfig(), ScorerConfig("agreement")):
         _, done = read(decoder, opened, plan, config)
         assert done.cache.entries == spec.full_entries(50)
-        assert_same(done.logits, expected[len(ids) - 1][None])
+        assert_same(done.questions.logits, expected[len(ids) - 1][None])
         assert_same(decode(decoder, done, torch.tensor([forced]))[0], expected[len(ids) :])
 
 

@@ -179,7 +179,7 @@ def test_several_questions_wait_beside_the_layers(config: ScorerConfig) -> None:
     forced = torch.tensor([tokens(40, 7)])  # every head grows
     for question in (1, 0, 2, 1):
         assert torch.equal(decode(decoder, one, forced, question), decode(decoder, two, forced, question))
-    one.begin_question(1)
+    one.begin(1)
     assert [tuple(one.cache.layer(i).lengths) for i in range(spec.num_layers)] == list(allocation.plan.kept)
 
 
@@ -435,7 +435,7 @@ def test_nothing_is_lost_when_everything_may_stay(policy: str, held: float, bits
     prompt, forced = prompt_of(150), torch.tensor([tokens(6, 7)])
     _, full = read(decoder, prompt, wanted("full", spec, prompt, kept=1.0, kv_bits=bits).plan(), WINDOWED)
     expected = decode(decoder, full, forced)
-    full.begin_question()
+    full.begin()
     for config in (WINDOWED, replace(AGREEING, held=held)):
         _, done = read(decoder, prompt, live(wanted(policy, spec, prompt, kept=1.0, kv_bits=bits)), config)
         assert_same_cache(done.cache, full.cache)

@@ -15,6 +15,7 @@ from support.families import (
     decode,
     full_plan,
     make_prompt,
+    next_positions,
     read,
     shared_tiny,
     stock_logits,
@@ -45,7 +46,7 @@ def test_full_plan_is_the_stock_model(family: str, lengths: tuple[int, int]) -> 
     prompt_ids, forced = (*prompt.context, *prompt.questions[0]), tokens(DECODED, 7)
     expected = stock_logits(stock, prompt_ids + forced)
     assert expected.abs().max() > 0.5
-    assert_same(done.logits, expected[len(prompt_ids) - 1][None])
+    assert_same(done.questions.logits, expected[len(prompt_ids) - 1][None])
     assert_same(decode(decoder, done, torch.tensor([forced]))[0], expected[len(prompt_ids) :])
 
 
@@ -62,7 +63,7 @@ def test_a_batch_is_its_rows(family: str) -> None:
         assert_same(batch.logits[row], expected[len(ids) - 1])
         assert_same(decoded[row], expected[len(ids) :])
         _, single = read(decoder, prompt, full_plan(spec, prompt))
-        torch.testing.assert_close(batch.logits[row], single.logits[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(batch.logits[row], single.questions.logits[0], atol=1e-5, rtol=0)
         torch.testing.assert_close(decoded[row], decode(decoder, single, forced[row : row + 1])[0], atol=1e-5, rtol=0)
 
 
@@ -71,12 +72,12 @@ def test_questions_over_one_prefill_are_separate_runs(family: str) -> None:
     stock, decoder, spec = shared_tiny(family)
     prompt = make_prompt(19, [4, 9, 1])
     _, done = read(decoder, prompt, full_plan(spec, prompt))
-    assert done.logits.shape == (3, VOCAB)
+    assert done.questions.logits.shape == (3, VOCAB)
     for question in (2, 0, 1, 0):  # any order, and one of them again
         ids = (*prompt.context, *prompt.questions[question])
         forced = tokens(DECODED, 50 + question)
         expected = stock_logits(stock, ids + forced)
-        assert_same(done.logits[question], expected[len(ids) - 1])
+        assert_same(done.questions.logits[question], expected[len(ids) - 1])
         assert_same(decode(decoder, done, torch.tensor([forced]), question)[0], expected[len(ids) :])
 
 
@@ -86,9 +87,9 @@ def test_several_new_tokens_at_once(family: str) -> None:
     stock, decoder, spec = shared_tiny(family)
     prompt = make_prompt(20, [4])
     _, done = read(decoder, prompt, full_plan(spec, prompt))
-    done.begin_question()
+    done.begin()
     ids, turn = (*prompt.context, *prompt.questions[0]), tokens(11, 9)
-    positions = done.next_positions() + torch.arange(len(turn))
+    positions = next_positions(done) + torch.arange(len(turn))
     logits = decoder.forward(torch.tensor([turn]), positions, AppendState(done.cache, positions), len(turn))
     assert_same(logits[0], stock_logits(stock, ids + turn)[len(ids) :])
 
@@ -98,7 +99,7 @@ def test_sliding_prefill_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     stock, decoder, spec = shared_tiny("mistral-sliding")
     prompt = make_prompt(40, [3])
     _, done = read(decoder, prompt, full_plan(spec, prompt))
-    assert_same(done.logits[0], stock_logits(stock, (*prompt.context, *prompt.questions[0]))[-1])
+    assert_same(done.questions.logits[0], stock_logits(stock, (*prompt.context, *prompt.questions[0]))[-1])
 
 
 @pytest.mark.parametrize("family", ["Gemma2", "GptOss", "Cohere"])

@@ -234,7 +234,7 @@ def test_a_plan_can_be_read_again() -> None:
     (_, first), (_, second) = (exhaust(Reader(DECODER, compression).read()) for _ in range(2))
     assert second.hidden_kept == first.hidden_kept
     assert first.hidden_kept[0] == 1.0
-    assert torch.equal(second.logits, first.logits)
+    assert torch.equal(second.questions.logits, first.questions.logits)
 
 
 def test_a_plan_says_what_is_kept_and_how_it_is_read() -> None:

@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from support.batches import writer_behind
 from support.families import read
 from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import Prompt, completion_prompt
-from uncomp_cli.engine.write.generate import generate
-from uncomp_cli.engine.write.sampling import Sampler
 from uncomp_cli.models.loading import LoadedModel, load_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.model]
@@ -68,17 +66,7 @@ def read_all(decoder: Decoder, prompt: Prompt) -> Context:
 
 def engine_tokens(loaded: LoadedModel, decoder: Decoder, prefilled: Context) -> list[int]:
     """The engine's greedy continuation."""
-    steps = generate(
-        decoder,
-        prefilled.cache,
-        prefilled.logits,
-        prefilled.next_positions(),
-        tokenizer=loaded.tokenizer,
-        sampler=Sampler(SamplingConfig()),
-        stop_ids=(),
-        max_new_tokens=NEW_TOKENS,
-    )
-    return [step.token_ids[0] for step in steps]
+    return [step.token for step in writer_behind(prefilled, NEW_TOKENS).write()]
 
 
 @pytest.mark.parametrize("method", ["int8", "nf4"])
@@ -88,8 +76,8 @@ def test_the_engine_equals_the_stock_quantized_model(default_model_dir, method: 
     logits, tokens = stock.logits[0, -1], stock_tokens(loaded.model, stock)
     decoder = Decoder(loaded.model, loaded.spec)
     prefilled = read_all(decoder, prompt)
-    torch.testing.assert_close(prefilled.logits[0], logits, atol=LOGIT_TOLERANCE, rtol=0)
-    prefilled.begin_question()
+    torch.testing.assert_close(prefilled.questions.logits[0], logits, atol=LOGIT_TOLERANCE, rtol=0)
+    prefilled.begin()
     for layer, expected in enumerate(stock.past_key_values.layers):
         for head in range(loaded.spec.num_kv_heads):
             keys, values, _ = prefilled.cache.layer(layer).head(head)

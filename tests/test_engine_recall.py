@@ -6,10 +6,12 @@ import torch
 from support.families import FAMILIES, make_prompt, read, tiny
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.engine.context.recall import recall
+from uncomp_cli.engine.context.recall import put_back
 from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.tokens.tokens import Tokens
 
-CONTEXT, SPAN = 90, [*range(20, 29), *range(40, 61)]
+CONTEXT, SPANS = 90, (range(20, 29), range(40, 61))
+SPAN = [at for span in SPANS for at in span]
 
 
 def slides(family: str) -> bool:
@@ -17,12 +19,12 @@ def slides(family: str) -> bool:
     return len(spec.full_layers) < spec.num_layers
 
 
-def whole(family: str) -> tuple[Decoder, RaggedKVCache, tuple[int, ...]]:
+def whole(family: str) -> tuple[Decoder, RaggedKVCache, Tokens]:
     """A prompt with its full cache, and its tokens."""
     _, decoder, _ = tiny(family)
     prompt = make_prompt(CONTEXT, [8])
     plan = BudgetPlan.everything(Wanted(decoder.spec, seq_len=prompt.seq_len, entries=0, protected=0))
-    return decoder, read(decoder, prompt, plan)[1].cache, (*prompt.context, *prompt.questions[0])
+    return decoder, read(decoder, prompt, plan)[1].cache, Tokens.join([prompt.context, Tokens.of(prompt.questions[0])])
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if not slides(family)])
@@ -39,7 +41,7 @@ def test_a_hole_is_filled_as_it_was(family: str) -> None:
             keep.append(torch.tensor([at for at in range(layer.lengths[head]) if at not in gone.tolist()]))
         cut.retain(index, keep)
     assert cut.entries < full.entries
-    recall(decoder, cut, [ids[at] for at in SPAN], torch.tensor(SPAN))
+    put_back(decoder, cut, ids, SPANS)
     for index in range(decoder.spec.num_layers):
         for head in range(len(full.layer(index).lengths)):
             for mine, theirs in zip(cut.layer(index).head(head), full.layer(index).head(head), strict=True):
@@ -49,5 +51,5 @@ def test_a_hole_is_filled_as_it_was(family: str) -> None:
 def test_what_is_held_stays_as_it_is() -> None:
     decoder, cache, ids = whole("llama")
     cache.layer(0).tail(0)[0][SPAN[0]] = 7.0
-    recall(decoder, cache, [ids[at] for at in SPAN], torch.tensor(SPAN))
+    put_back(decoder, cache, ids, SPANS)
     assert (cache.layer(0).tail(0)[0][SPAN[0]] == 7.0).all()

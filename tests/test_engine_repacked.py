@@ -11,7 +11,18 @@ import transformers
 from torch import Tensor
 
 from support.chunks import CONFIG, allocation_of, assert_as_planned, positions_of, prompt_of
-from support.families import FAMILIES, SHAPE, assert_same, decode, exhaust, planned_for, read, shared_tiny, tokens
+from support.families import (
+    FAMILIES,
+    SHAPE,
+    assert_same,
+    decode,
+    exhaust,
+    next_positions,
+    planned_for,
+    read,
+    shared_tiny,
+    tokens,
+)
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import Limits, ScorerConfig
 from uncomp_cli.engine.context.context import Context
@@ -95,8 +106,8 @@ def test_gaps_do_not_change_what_follows() -> None:
     prompt, forced = prompt_of(), torch.tensor([tokens(6, 9)])
     _, done = repacked(decoder, prompt, allocation_of("uniform", spec, prompt, kept=0.2))
     one_by_one = decode(decoder, done, forced)
-    done.begin_question(0)
-    positions = done.next_positions(0) + torch.arange(forced.shape[1])
+    done.begin(0)
+    positions = next_positions(done, 0) + torch.arange(forced.shape[1])
     at_once = decoder.forward(forced, positions, AppendState(done.cache, positions), forced.shape[1])
     assert_same(one_by_one[0], at_once[0])
 
@@ -116,7 +127,7 @@ def test_nothing_evicted_nothing_moved() -> None:
     plan = allocation_of("uniform", spec, prompt, kept=1.0)
     _, moved = repacked(decoder, prompt, plan)
     _, left = read(decoder, prompt, allocation_of("uniform", spec, prompt, kept=1.0), CONFIG, chunk=100)
-    assert_same(moved.logits, left.logits)
+    assert_same(moved.questions.logits, left.questions.logits)
 
 
 def test_re_packing_changes_what_is_seen() -> None:
@@ -124,7 +135,7 @@ def test_re_packing_changes_what_is_seen() -> None:
     prompt = prompt_of()
     _, moved = repacked(decoder, prompt, allocation_of("uniform", spec, prompt, kept=0.15))
     _, left = read(decoder, prompt, allocation_of("uniform", spec, prompt, kept=0.15), CONFIG, chunk=100)
-    assert not torch.allclose(moved.logits, left.logits, atol=1e-2)
+    assert not torch.allclose(moved.questions.logits, left.questions.logits, atol=1e-2)
 
 
 @pytest.mark.parametrize("budget", ["full", "90%", "30%", "64"])

@@ -42,14 +42,14 @@ def test_the_model_reads_a_text_of_the_passages(family: str, question: int) -> N
     stock, decoder, spec = shared_tiny(family)
     prompt, forced = prompt_of(question), torch.tensor([tokens(6, 9)])
     done = reread(prompt, allocation_of("uniform", spec, prompt, kept=0.6), most=2 * PASSAGE_TOKENS, family=family)
-    done.begin_question(0)
+    done.begin(0)
     at = held(done)
     assert len(at) < prompt.seq_len / 2
     everything = [*prompt.context, *prompt.questions[0]]
     text = [everything[i] for i in at]
     with torch.no_grad():
         oracle = stock(torch.tensor([[*text, *forced[0].tolist()]])).logits[0]
-    assert_same(done.logits[0], oracle[len(text) - 1])
+    assert_same(done.questions.logits[0], oracle[len(text) - 1])
     assert_same(decode(decoder, done, forced)[0], oracle[len(text) :])
 
 
@@ -91,13 +91,13 @@ def test_several_questions_wait_behind_the_whole_text() -> None:
     done = reread(prompt, allocation_of("uniform", spec, prompt, kept=0.6), most=2 * PASSAGE_TOKENS)
     stock, forced = shared_tiny("llama")[0], torch.tensor([tokens(4, 3)])
     for question, asked in enumerate(prompt.questions):
-        done.begin_question(question)
+        done.begin(question)
         at = held(done)
         assert at[-len(asked) :] == list(range(len(prompt.context), len(prompt.context) + len(asked)))
         text = [([*prompt.context, *asked])[i] for i in at]
         with torch.no_grad():
             oracle = stock(torch.tensor([[*text, *forced[0].tolist()]])).logits[0]
-        assert_same(done.logits[question], oracle[len(text) - 1])
+        assert_same(done.questions.logits[question], oracle[len(text) - 1])
         assert_same(decode(decoder, done, forced, question)[0], oracle[len(text) :])
 
 

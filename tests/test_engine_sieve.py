@@ -102,13 +102,13 @@ def test_a_thinned_prompt_is_the_stock_model_with_masks(family: str, questions: 
     _, done = read(decoder, prompt, full(spec, prompt), CONFIG, thin="gather:after=2,keep=0.1")
     length = len(prompt.context)
     for question, asked in enumerate(prompt.questions):
-        done.begin_question(question)
+        done.begin(question)
         there = text_positions(spec, positions_of(done.cache), prompt)
         assert len(there[3]) == LEAST_TOKENS < length
         ids, forced = (*prompt.context, *asked), tokens(4, 7)
         oracle = DenseOracle([[layer] * spec.num_kv_heads for layer in there], context=length, masked_from=0)
         expected = masked_logits(stock, ids + forced, oracle)
-        assert_same(done.logits[question], expected[len(ids) - 1])
+        assert_same(done.questions.logits[question], expected[len(ids) - 1])
         assert_same(decode(decoder, done, torch.tensor([forced]), question)[0], expected[len(ids) :])
 
 
@@ -132,7 +132,7 @@ def test_a_schedule_of_ones_is_full(thin: str) -> None:
     _, one = read(decoder, prompt, full_plan(spec, prompt))
     _, done = read(decoder, prompt, full(spec, prompt), CONFIG, thin=thin)
     assert done.hidden_kept == (1.0,) * LAYERS
-    assert torch.equal(done.logits, one.logits)
+    assert torch.equal(done.questions.logits, one.questions.logits)
 
 
 @pytest.mark.parametrize("thin", [GATHER, "uncertain", "gather:after=1,keep=0.01"])
@@ -142,7 +142,7 @@ def test_a_short_prompt_is_left_as_it_is(thin: str) -> None:
     _, one = read(decoder, prompt, full_plan(spec, prompt))
     _, done = read(decoder, prompt, full(spec, prompt), CONFIG, thin=thin)
     assert done.hidden_kept == (1.0,) * LAYERS
-    torch.testing.assert_close(done.logits, one.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(done.questions.logits, one.questions.logits, atol=1e-5, rtol=0)
 
 
 def test_a_share_below_what_always_stays() -> None:
@@ -163,7 +163,7 @@ def test_prompts_do_not_know_of_each_other() -> None:
     for prompt, expected in zip(prompts, alone, strict=True):  # one sieve for both
         planned = replace(planned_for(decoder, prompt, full(spec, prompt), CONFIG), sieve=sieve)
         _, again = exhaust(Reader(decoder, planned).read())
-        assert torch.equal(again.logits, expected.logits)
+        assert torch.equal(again.questions.logits, expected.questions.logits)
         assert again.hidden_kept == expected.hidden_kept
 
 
@@ -186,7 +186,7 @@ def test_a_question_without_a_document() -> None:
     prompt = open_question(bare, recent=8)
     _, done = read(decoder, prompt, full_plan(spec, prompt), CONFIG, thin=GATHER)
     assert done.hidden_kept == (1.0,) * LAYERS
-    assert bool(done.logits.isfinite().all())
+    assert bool(done.questions.logits.isfinite().all())
 
 
 def test_a_family_that_cannot_be_thinned_is_told() -> None:

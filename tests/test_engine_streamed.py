@@ -92,7 +92,7 @@ def test_what_is_held_on_the_way_changes_nothing(policy: str, scorer: str) -> No
     assert done.hidden_kept == (1.0,) * spec.num_layers
     assert allocations[0].plan == replace(allocations[1].plan, hidden=allocations[0].plan.hidden)
     assert_same_entries(one.cache, done.cache)
-    assert_same(one.logits, done.logits)
+    assert_same(one.questions.logits, done.questions.logits)
 
 
 @pytest.mark.parametrize("policy", ["uniform", "adaptive"])
@@ -116,7 +116,7 @@ def test_a_head_may_keep_nothing_of_the_context() -> None:
     plan = BudgetPlan(prompt.seq_len, ((5, 25),) * spec.num_layers)
     _, done = read(decoder, prompt, plan, CONFIG, chunk=20)
     assert [[len(head) for head in layer] for layer in positions_of(done.cache)] == [[5, 25]] * spec.num_layers
-    assert bool(done.logits.isfinite().all())
+    assert bool(done.questions.logits.isfinite().all())
 
 
 def step_through(decoder: Decoder, prompt: Prompt, allocation: Allocation, config: ScorerConfig) -> list[list[int]]:

@@ -1,7 +1,6 @@
 """The watch sees what attention saw: against explicit weights, alone and in a batch, and for the heads it should."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,22 +8,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.batches import FULL, HALF, QUESTIONS, UNEVEN, ask, load_tiny, session_of
-from support.families import make_prompt, tiny
+from support.batches import FULL, HALF, QUESTIONS, UNEVEN, alone, ask, engine_of, load_tiny
+from support.families import make_prompt, next_positions, tiny
 from uncomp_cli.budget.presets import Preset, load_preset
+from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.context.context import Context
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.attention import AppendState
-from uncomp_cli.engine.look.watching import (
+from uncomp_cli.engine.look.watch import (
     AnswerWatch,
+    Held,
     Tally,
     Watched,
     all_heads,
-    held_in,
     watched,
     watched_heads,
 )
-from uncomp_cli.engine.write.batch import Batch, BatchSession
+from uncomp_cli.engine.write.writer import Writer
 from uncomp_cli.uncertainty.distance_pattern import distance_edges, distance_pattern
 from uncomp_cli.uncertainty.entropy import attention_entropy, score_entropy
 from uncomp_cli.uncertainty.risk import RiskBin, RiskCurve
@@ -35,9 +36,14 @@ CURVE = RiskCurve(
 )
 
 
-def read(session: Session, context: int = 60, questions: tuple[int, ...] = (5,)) -> None:
-    for _ in session.read(make_prompt(context, questions)):
-        pass
+def read(engine: Engine, preset: Preset, context: int = 60, questions: tuple[int, ...] = (5,)) -> Context:
+    done = engine.read(make_prompt(context, questions), preset).finish()
+    done.begin()
+    return done
+
+
+def held_in(cache: RaggedKVCache) -> Held:
+    return lambda layer, head: cache.layer(layer).head(head)
 
 
 class Witness:
@@ -59,16 +65,16 @@ class Witness:
 @pytest.mark.parametrize("packed", [False, True])
 def test_entropies_and_patterns_are_those_of_the_weights(preset: Preset, packed: bool) -> None:
     loaded = load_tiny("llama")
-    session = Session(loaded, preset, GREEDY)
-    read(session)
+    engine = engine_of(loaded)
+    done = read(engine, preset)
     heads, edges = all_heads(loaded.spec), distance_edges(200)
-    cache, groups = session._read.cache, loaded.spec.num_kv_heads
+    cache, groups = done.cache, loaded.spec.num_kv_heads
     watch = AnswerWatch(Watched(heads, sinks=4, edges=edges, packed=packed), held_in(cache), loaded.spec)
     witness = Witness(cache, groups)
-    positions = session._read.next_positions(0)
+    positions = next_positions(done)
     for token in (5, 9, 11):
         for state in (AppendState(cache, positions, on_query=lambda *a: (watch.observe(*a), witness.observe(*a))),):
-            session.decoder.forward(torch.tensor([[token]]), positions, state, 1)
+            engine.decoder.forward(torch.tensor([[token]]), positions, state, 1)
         positions = positions + 1
     assert watch.tokens == 3
     for at, head in enumerate(heads):
@@ -84,7 +90,6 @@ def test_entropies_and_patterns_are_those_of_the_weights(preset: Preset, packed:
         torch.testing.assert_close(watch.raw_by_head[0, at], torch.stack(raws).mean(), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(watch.pattern[0, at], torch.stack(patterns).mean(0), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(watch.latest[0, at], shares[-1], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(watch.entropy[0], watch.by_head[0].mean())
 
 
 def test_tokens_at_once_are_tokens_one_by_one() -> None:
@@ -92,36 +97,37 @@ def test_tokens_at_once_are_tokens_one_by_one() -> None:
     what = Watched(all_heads(loaded.spec), edges=distance_edges(200))
     ids, found = torch.tensor([[5, 9, 11, 4]]), []
     for step in (1, 4):
-        session = Session(loaded, UNEVEN, GREEDY)
-        read(session)
-        cache, first = session._read.cache, session._read.next_positions(0)
+        engine = engine_of(loaded)
+        done = read(engine, UNEVEN)
+        cache, first = done.cache, next_positions(done)
         watch = AnswerWatch(what, held_in(cache), loaded.spec)
         for begin in range(0, 4, step):
             positions = first + torch.arange(begin, begin + step)
             state = AppendState(cache, positions, on_query=watch.observe)
-            session.decoder.forward(ids[:, begin : begin + step], positions, state, 1)
+            engine.decoder.forward(ids[:, begin : begin + step], positions, state, 1)
         found.append(watch)
     one, many = found
     assert one.tokens == many.tokens == 4
-    for name in ("by_head", "raw_by_head", "pattern", "entropy", "latest", "raw"):
+    for name in ("by_head", "raw_by_head", "pattern", "latest", "raw"):
         torch.testing.assert_close(getattr(one, name), getattr(many, name), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("signal", ["entropy/mean", "entropy/least", "entropy/first", "entropy/joint"])
 def test_a_session_tells_its_signal(signal: str) -> None:
     loaded = load_tiny("llama")
-    session = Session(loaded, HALF, GREEDY, watch=Watched(((1, 0), (2, 1)), signal=signal))
-    read(session)
+    engine = engine_of(loaded)
+    (asked,) = ask(engine, HALF, make_prompt(60, (5,)))
+    writer = engine.writer([asked], watch=Watched(((1, 0), (2, 1)), signal=signal))
     latest, found, ids = [], [], []
-    for step in session.answer():
-        ids.append(step.token_ids[0])
+    for step in writer.write():
+        ids.append(step.token)
         if step.index:
-            latest.append(session.watching.latest[0].clone())
-        found.append(session.stats.attention_entropy)
+            latest.append(writer.watching.latest[0].clone())
+        found.append(writer.stats().attention_entropy)
     assert found[0] is None  # chosen behind the prompt
     rows = torch.stack(latest)
     expected = {"entropy/mean": rows.mean(), "entropy/least": rows.amin(1).mean(), "entropy/first": rows[0].mean()}
-    logits = session.predict(ids)
+    logits = asked.context.predict(ids)
     said = torch.special.entr(logits.softmax(-1)).sum(-1).mean() / math.log(logits.shape[-1])
     expected["entropy/joint"] = rows.mean() + said
     assert found[-1] == pytest.approx(float(expected[signal]), rel=1e-5)
@@ -130,65 +136,49 @@ def test_a_session_tells_its_signal(signal: str) -> None:
 
 def test_nothing_is_watched_without_heads_or_when_not_wanted() -> None:
     loaded = load_tiny("llama")
-    for session in (Session(loaded, HALF, GREEDY), Session(loaded, replace(HALF, risk=CURVE), GREEDY, watch=False)):
-        read(session)
-        assert len(list(session.answer())) > 1
-        assert session.watching is None
-        assert session.stats.attention_entropy is None
+    engine = engine_of(loaded)
+    for preset, watch in ((HALF, True), (replace(HALF, risk=CURVE), False)):
+        writer = engine.writer(ask(engine, preset, make_prompt(60, (5,))), watch=watch)
+        assert len(list(writer.write())) > 1
+        assert writer.watching is None
+        assert writer.stats().attention_entropy is None
 
 
-def constant(session: BatchSession) -> Batch:
-    return Batch(session.loaded, session.decoder, GREEDY, constant_size=True, watch=session.watched)
-
-
-def one_by_one(session: BatchSession) -> Batch:
-    return Batch(session.loaded, session.decoder, GREEDY, kv_bytes=0, watch=session.watched)
-
-
-def at_once(session: BatchSession) -> Batch:
-    return Batch(session.loaded, session.decoder, GREEDY, watch=session.watched)
-
-
-@pytest.mark.parametrize("make", [at_once, one_by_one, constant])
+@pytest.mark.parametrize(
+    "way", [{}, {"kv_bytes": 0}, {"constant_size": True}], ids=["at once", "one by one", "constant"]
+)
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 @pytest.mark.parametrize("preset", [FULL, UNEVEN, replace(HALF, kv_bits=8)], ids=["full", "uneven", "8"])
-def test_a_row_of_a_batch_has_the_signal_that_it_has_alone(
-    family: str, preset: Preset, make: Callable[[BatchSession], Batch]
-) -> None:
+def test_a_row_of_a_batch_has_the_signal_that_it_has_alone(family: str, preset: Preset, way: dict[str, Any]) -> None:
     loaded = load_tiny(family)
-    heads = all_heads(loaded.spec)[:3]
-    session = BatchSession(loaded, preset, GREEDY, watch=Watched(heads, signal="entropy/joint"))
-    asked = ask(session, make_prompt(60, QUESTIONS))
-    expected = []
-    for number in range(len(QUESTIONS)):
-        list(session.answer(number))
-        expected.append(session.stats.attention_entropy)
+    what = Watched(all_heads(loaded.spec)[:3], signal="entropy/joint")
+    engine = engine_of(loaded, GREEDY)
+    asked = ask(engine, preset, make_prompt(60, QUESTIONS))
+    expected = [alone(engine, each, watch=what)[1].attention_entropy for each in asked]
     assert sum(value is not None for value in expected) > 3  # an answer of one token has none
-    batch = make(session)
-    list(batch.answer(asked))
+    writer = Writer(engine.decoder, loaded.tokenizer, GREEDY, asked, watch=what, **way)
+    list(writer.write())
     for row, value in enumerate(expected):
-        found = batch.stats(row).attention_entropy
+        found = writer.stats(row).attention_entropy
         assert found is None if value is None else found == pytest.approx(value, rel=1e-3, abs=1e-5)
 
 
 def test_prompts_of_their_own_have_their_own_signals() -> None:
     loaded = load_tiny("llama")
-    session = BatchSession(loaded, UNEVEN, GREEDY, watch=Watched(all_heads(loaded.spec)))
-    asked, expected = [], []
-    for seed, length in enumerate((40, 70, 55)):
-        asked += ask(session, make_prompt(length, (4,), seed=seed))
-        list(session.answer())
-        expected.append(session.stats.attention_entropy)
-    batch = session.batch(asked)
-    list(batch.answer(asked))
-    assert [batch.stats(row).attention_entropy for row in range(3)] == pytest.approx(expected, rel=1e-3)
+    engine, what = engine_of(loaded, GREEDY), Watched(all_heads(loaded.spec))
+    asked = [ask(engine, UNEVEN, make_prompt(length, (4,), seed=n))[0] for n, length in enumerate((40, 70, 55))]
+    expected = [alone(engine, each, watch=what)[1].attention_entropy for each in asked]
+    writer = engine.writer(asked, watch=what)
+    list(writer.write())
+    assert [writer.stats(row).attention_entropy for row in range(3)] == pytest.approx(expected, rel=1e-3)
 
 
 def test_rows_of_two_regimes_are_refused() -> None:
-    session = session_of(load_tiny("llama"), FULL)
-    asked = [replace(one, regime_tokens=64) for one in ask(session, make_prompt(40, (3, 4)))]
+    engine = engine_of(load_tiny("llama"))
+    asked = ask(engine, FULL, make_prompt(40, (3, 4)))
+    asked[0].context.regime_tokens = 64
     with pytest.raises(ValueError, match="regime"):
-        session.batch(asked)
+        engine.writer(asked)
 
 
 def test_the_heads_are_those_of_the_curve_or_the_costly_ones() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.evals.judges.case import Case, read_case
 from uncomp_cli.evals.judges.contestants import make_settings
@@ -68,20 +68,16 @@ def test_perplexity_is_that_of_one_stock_forward(small_model: LoadedModel) -> No
 
 
 @pytest.mark.slow
-def test_fidelity_is_that_of_two_sessions(loaded: LoadedModel, decoder: Decoder) -> None:
+def test_fidelity_is_that_of_two_contexts(loaded: LoadedModel, decoder: Decoder) -> None:
     query = Query("\n\nIn short, the text says that", "", (), max_new_tokens=8)
     case = read_case(decoder, loaded.tokenizer, Sample("fidelity/continuation", 0, 100, HANDBOOK[:400], (query,)))
     settings = make_settings(["uniform"], ["40%"], seed=0)
     outcomes = {o.setting: o.metrics for o in judge_fidelity(case, settings, "aware", ())}
-    sessions = []
-    for setting in settings:
-        session = Session(loaded, setting.preset, SamplingConfig(max_new_tokens=8))
-        for _ in session.read(case.prompt):
-            pass
-        sessions.append(session)
-    text = [step.token_ids[0] for step in sessions[0].answer()]
+    engine = Engine(loaded, sampling=SamplingConfig(max_new_tokens=8))
+    contexts = [engine.read(case.prompt, setting.preset).finish() for setting in settings]
+    text = [step.token for step in engine.writer(engine.asked(contexts[0])).write()]
     assert len(text) == 8  # no stop token came, which fidelity would pass over
-    full, ours = (session.predict(text)[1:] for session in sessions)
+    full, ours = (context.predict(text)[1:] for context in contexts)
     expected = compare_logits(full, ours)
     assert expected["kl"] > 1e-3
     assert outcomes["uniform 40%"] == pytest.approx(expected, rel=1e-2, abs=1e-4)

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from support.tiny import byte_tokenizer
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.judges.case import coverage
 from uncomp_cli.evals.judges.divergence import compare_logits
@@ -138,22 +141,20 @@ def test_written_tokens_are_greedy_and_stop_row_by_row(decoder: Decoder) -> None
     caches = [cache_of(decoder, ids) for ids in ([1, 2, 3, 4], [9, 8, 7, 6])]
     rows = Rows(decoder, caches, position=4, reserve=12)
     logits = rows.feed([5])[:, -1]
-    written = list(rows.write(logits, max_new_tokens=6, stop_ids=()))
+    prompt = Prompt(Tokens.of([1, 2, 3, 4, 5]), ((),))
+    written = list(rows.writer(logits, prompt, 0, byte_tokenizer(), max_new_tokens=6, stop_ids=()).rounds())
+    assert [[step.row for step in steps] for steps in written] == [[0, 1]] * 6
     for row, cache in enumerate(caches):
         ids = [5]
-        for step in written:
+        for steps in written:
             best = int(rows_after(decoder, [cache], ids)[0, -1].argmax())
-            assert step[row] == best
+            assert steps[row].token == best
             ids.append(best)
-    stop = written[2][0]
-    assert stop is not None
+    first = [steps[0].token for steps in written]
+    stop = first[2]
     rows = Rows(decoder, caches, position=4, reserve=12)
-    stopped = list(rows.write(rows.feed([5])[:, -1], max_new_tokens=6, stop_ids=(stop,)))
-    first = [step[0] for step in stopped]
-    assert (
-        first[: [s[0] for s in written].index(stop)] == [s[0] for s in written][: [s[0] for s in written].index(stop)]
-    )
-    assert set(first[[s[0] for s in written].index(stop) :]) <= {None}
+    writer = rows.writer(rows.feed([5])[:, -1], prompt, 0, byte_tokenizer(), max_new_tokens=6, stop_ids=(stop,))
+    assert [step.token for step in writer.write() if step.row == 0] == first[: first.index(stop) + 1]
 
 
 def test_batches_hold_what_fits() -> None:

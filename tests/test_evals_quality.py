@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from uncomp_cli.budget.presets import Preset, load_preset, save_preset
-from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.budget_curve import (
@@ -183,16 +182,14 @@ def finish(
     return steps, None
 
 
-def session_nll(loaded: LoadedModel, preset: Preset, asked: Sample) -> float:
-    """What a session of its own, that reads with this preset, thinks of the answer from its second token on."""
+def own_nll(loaded: LoadedModel, preset: Preset, asked: Sample) -> float:
+    """What a context of its own, read with this preset, thinks of the answer from its second token on."""
     prompt, (answer,) = tokenise(loaded.tokenizer, asked)
-    session = Session(loaded, preset, SamplingConfig())
-    for _ in session.read(prompt):
-        pass
-    return float(token_nll(session.predict(answer)[None], answer)[0, 1:].mean())
+    context = Engine(loaded).read(prompt, preset).finish()
+    return float(token_nll(context.predict(answer)[None], answer)[0, 1:].mean())
 
 
-def test_the_full_budget_loses_nothing_and_others_what_a_session_loses(
+def test_the_full_budget_loses_nothing_and_others_what_a_context_of_their_own_loses(
     loaded: LoadedModel, preset: Preset, tmp_path: Path
 ) -> None:
     steps, curve = finish(loaded, preset, SAMPLES, BUDGETS, tmp_path / "x.jsonl")
@@ -206,7 +203,7 @@ def test_the_full_budget_loses_nothing_and_others_what_a_session_loses(
     everything = replace(preset, budget="full", policy="full", floor_tokens=0, profile=None)
     for point in (half, fifth):
         budgeted = replace(preset, budget=point.budget, floor_tokens=0)
-        rises = [session_nll(loaded, budgeted, one) - session_nll(loaded, everything, one) for one in SAMPLES]
+        rises = [own_nll(loaded, budgeted, one) - own_nll(loaded, everything, one) for one in SAMPLES]
         assert point.loss == pytest.approx(1 - exp(-sum(rises) / 3), abs=1e-4)
         assert abs(point.loss) > 1e-3
         assert point.samples == 3

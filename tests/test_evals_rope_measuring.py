@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from support.tiny import SAYABLE, make_tiny_model
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import load_preset
-from uncomp_cli.engine.look.watching import all_heads
+from uncomp_cli.engine.look.watch import all_heads
 from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.rope.arms import ANSWER_ROOM, RopeArm, parse_arms

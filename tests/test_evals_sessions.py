@@ -12,13 +12,13 @@ import torch
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.documents.evidence import Evidence
-from uncomp_cli.engine.context.chat import ChatSession
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.tokens.messages import Message
 from uncomp_cli.engine.tokens.prompt import count_tokens, encode
-from uncomp_cli.engine.write.generate import stop_tokens
+from uncomp_cli.engine.write.next_token import stop_tokens
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.case import evidence_tokens, read_case
@@ -101,12 +101,13 @@ def test_a_conversation_needs_room_for_all_its_turns() -> None:
 
 def answers_alone(loaded: LoadedModel, sample: Sample, setting: Setting) -> list[str]:
     """What the session answers when nobody measures."""
-    session = ChatSession(loaded, setting.preset, SamplingConfig(max_new_tokens=sample.queries[0].max_new_tokens))
+    sampling = SamplingConfig(max_new_tokens=sample.queries[0].max_new_tokens)
+    session = Engine(loaded, sampling=sampling).conversation(setting.preset)
     messages: list[Message] = []
     for query in sample.queries:
         parts = (query.question,) if messages else (sample.context, "\n\n", query.question)
         messages.append(Message("user", "".join(parts), parts=parts))
-        text = "".join(step.texts[0] for step in session.turn(messages) if isinstance(step, DecodeStep))
+        text = "".join(step.text for step in session.turn(messages) if isinstance(step, DecodeStep))
         messages.append(Message("assistant", text, ids=tuple(session.answer_ids)))
     return [message.text for message in messages if message.role == "assistant"]
 
@@ -130,7 +131,7 @@ def nll_in_one_pass(loaded: LoadedModel, before: tuple[int, ...], answer: str) -
 def test_a_conversation_is_judged_as_it_is_held(small_model: LoadedModel) -> None:
     sample = short(make("conversation/facts", loaded=small_model))
     [full] = make_settings([FULL], [], seed=0)
-    session = ChatSession(small_model, full.preset, SamplingConfig())
+    session = Engine(small_model).conversation(full.preset)
     turns = converse(session, sample)
     assert [turn.text for turn in turns] == answers_alone(small_model, sample, full)
     assert [turn.match for turn in turns] == [

@@ -10,7 +10,7 @@ from support.families import read
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.spend.allocation import make_allocation, scorer_config
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
@@ -79,7 +79,7 @@ def alone(case: Case, prompt: Prompt, setting: Setting) -> Context:
     config = scorer_config(setting.preset)
     allocation = make_allocation(case.decoder.spec, setting.preset, prompt, available=0)
     _, done = read(case.decoder, prompt, allocation, config)
-    done.begin_question(0)
+    done.begin(0)
     return done
 
 
@@ -109,16 +109,15 @@ def test_a_shared_prefill_keeps_what_its_own_would(small_case: Case, setting: Se
 
 
 @pytest.mark.slow
-def test_rows_of_one_batch_score_and_write_what_each_session_does(case: Case, loaded: LoadedModel) -> None:
+def test_rows_of_one_batch_score_and_write_what_each_context_alone_does(case: Case, loaded: LoadedModel) -> None:
     settings = [s for s in SETTINGS if s.contestant in ("full", "uniform", "adaptive", "uniform/8bit", "uncertain")]
     outcomes = {o.setting: o for o in judge_answers(case, settings, "aware", stop_ids=())}
     reference = list(case.answers[0])
+    engine = Engine(loaded, sampling=SamplingConfig(max_new_tokens=9))
     for setting in settings:
-        session = Session(loaded, setting.preset, SamplingConfig(max_new_tokens=9))
-        for _ in session.read(case.prompt):
-            pass
-        text = "".join(step.texts[0] for step in session.answer())
-        nll = token_nll(session.predict(reference)[None], reference)[0, 1:].mean()
+        context = engine.read(case.prompt, setting.preset).finish()
+        text = "".join(step.text for step in engine.writer(engine.asked(context)).write())
+        nll = token_nll(context.predict(reference)[None], reference)[0, 1:].mean()
         outcome = outcomes[setting.label]
         assert outcome.metrics["nll"] == pytest.approx(float(nll), abs=2e-4), setting.label
         assert outcome.metrics["match"] == float("7302846" in text), setting.label

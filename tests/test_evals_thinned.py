@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.documents.prose import write_prose
-from uncomp_cli.engine.context.session import Session
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.evals.judges.answers import judge_answers
 from uncomp_cli.evals.judges.case import Case, read_case
@@ -84,7 +84,7 @@ def test_a_schedule_of_ones_is_the_shared_exact_prefill(
         torch.testing.assert_close(own[1], other[1], rtol=1e-4, atol=1e-4)
     assert read.hidden_kept == (1.0,) * LAYERS
     if regime == "aware":
-        torch.testing.assert_close(read.logits, case.reading.logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(read.questions.logits, case.reading.logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -103,7 +103,7 @@ def test_full_with_thinning_keeps_all_that_each_layer_saw(case: Case, regime: Re
     assert one.outcome.coverage_by_head[0] == [1.0] * KV_HEADS
 
 
-def test_each_row_begins_with_its_own_logits_and_scores_what_a_session_of_its_own_does(
+def test_each_row_begins_with_its_own_logits_and_scores_what_a_context_of_its_own_does(
     case: Case, loaded: LoadedModel
 ) -> None:
     settings = settings_of(["uniform", f"uniform/thin={THINNED}", f"full/thin={THINNED}", "full/thin=uncertain"])
@@ -112,15 +112,14 @@ def test_each_row_begins_with_its_own_logits_and_scores_what_a_session_of_its_ow
     by_label = {one.outcome.setting: row for one, row in zip(compressed, logits, strict=True)}
     outcomes = {outcome.setting: outcome for outcome in judge_answers(case, settings, "aware", stop_ids=())}
     reference = list(case.answers[0])
+    engine = Engine(loaded, sampling=SamplingConfig(max_new_tokens=6))
     for setting in settings:
-        session = Session(loaded, setting.preset, SamplingConfig(max_new_tokens=6))
-        for _ in session.read(case.prompt):
-            pass
-        expected = session.predict(reference)
+        context = engine.read(case.prompt, setting.preset).finish()
+        expected = context.predict(reference)
         torch.testing.assert_close(by_label[setting.label], expected[0], rtol=1e-4, atol=1e-4)
         nll = float(token_nll(expected[None], reference)[0, 1:].mean())
         assert outcomes[setting.label].metrics["nll"] == pytest.approx(nll, abs=2e-4)
-        text = "".join(step.texts[0] for step in session.answer())
+        text = "".join(step.text for step in engine.writer(engine.asked(context)).write())
         assert outcomes[setting.label].answer == text
     labels = [settings[0].label, settings[1].label]
     assert not torch.allclose(by_label[labels[0]], by_label[labels[1]], atol=1e-3)

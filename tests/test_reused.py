@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from support.tiny import make_tiny_model
 from uncomp_cli.budget.presets import Preset, load_preset
-from uncomp_cli.cache.shelf import Shelf
+from uncomp_cli.cache.shelf import Entry, Shelf
 from uncomp_cli.config import Limits, SamplingConfig
-from uncomp_cli.engine.context.reused import ReusedSession
+from uncomp_cli.engine.context.context import Context
+from uncomp_cli.engine.engine import Engine
+from uncomp_cli.engine.records import RunStats
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
 from uncomp_cli.models.extension import RopeChoice
@@ -38,19 +41,34 @@ def prompt_of(loaded: LoadedModel, text: str = TEXT, system: str | None = None) 
     return chat_prompt(loaded.tokenizer, text, QUESTIONS, system=system, sinks=4)
 
 
-def session_of(loaded: LoadedModel, preset: Preset = UNIFORM, limits: Limits | None = None) -> ReusedSession:
-    return ReusedSession(loaded, preset, SAMPLING, limits)
+def engine_of(loaded: LoadedModel, limits: Limits | None = None) -> Engine:
+    return Engine(loaded, sampling=SAMPLING, limits=limits)
 
 
-def read(loaded: LoadedModel, preset: Preset = UNIFORM, text: str = TEXT) -> ReusedSession:
-    session = session_of(loaded, preset)
-    for _ in session.read(prompt_of(loaded, text)):
-        pass
-    return session
+def read(loaded: LoadedModel, preset: Preset = UNIFORM, text: str = TEXT) -> Context:
+    return engine_of(loaded).read(prompt_of(loaded, text), preset, for_any=True).finish()
 
 
-def answer(session: ReusedSession, question: int) -> str:
-    return "".join(step.texts[0] for step in session.answer(question))
+def save(loaded: LoadedModel, context: Context, shelf: Shelf, name: str | None = "x") -> Entry:
+    return engine_of(loaded).save(context, shelf, name, about={})[0]
+
+
+def behind(context: Context, question: int) -> Tensor:
+    """The logits behind a question."""
+    return context.begin(question).logits
+
+
+def answer(loaded: LoadedModel, context: Context, question: int) -> tuple[str, RunStats]:
+    engine = engine_of(loaded)
+    writer = engine.writer([engine.asked(context)[question]])
+    text = "".join(step.text for step in writer.write())
+    stats = writer.stats()
+    assert stats is not None
+    return text, stats
+
+
+def key_of(loaded: LoadedModel, prompt: Prompt, preset: Preset = UNIFORM, limits: Limits | None = None) -> str:
+    return engine_of(loaded, limits).origin(prompt, preset).key
 
 
 @pytest.mark.parametrize("kv_bits", [16, 8, 4])
@@ -60,74 +78,66 @@ def test_a_reload_gives_the_same_logits_bit_by_bit(
 ) -> None:
     preset = replace(UNIFORM, budget=budget, kv_bits=kv_bits)
     first, shelf = read(tiny, preset), Shelf(tmp_path)
-    entry, _ = first.save(shelf, "x", about={"documents": []})
-    before = [first.begin(question).clone() for question in (0, 1)]
-    said = [answer(first, question) for question in (0, 1)]
-    again = session_of(tiny, preset)
-    again.load(shelf, entry, prompt_of(tiny))
-    assert [torch.equal(again.begin(question), before[question]) for question in (0, 1)] == [True, True]
-    assert [answer(again, question) for question in (1, 0)] == said[::-1]  # the order of questions changes nothing
+    entry = save(tiny, first, shelf)
+    before = [behind(first, question).clone() for question in (0, 1)]
+    said = [answer(tiny, first, question)[0] for question in (0, 1)]
+    again = engine_of(tiny).open(shelf, entry, prompt_of(tiny), preset)
+    assert [torch.equal(behind(again, question), before[question]) for question in (0, 1)] == [True, True]
+    # the order of questions changes nothing
+    assert [answer(tiny, again, question)[0] for question in (1, 0)] == said[::-1]
 
 
 @pytest.mark.parametrize("room", [1, 3, 20])
 def test_an_answer_ends_where_the_context_does(tiny: LoadedModel, room: int) -> None:
     seq_len = prompt_of(tiny).seq_len
     shorter = replace(tiny, spec=replace(tiny.spec, trained_length=seq_len + room))
-    session = read(shorter)
-    said = sum(len(step.token_ids) for step in session.answer(0))
+    _, stats = answer(shorter, read(shorter), 0)
+    said = stats.completion_tokens
     assert said == min(room, SAMPLING.max_new_tokens)
 
 
 def test_an_answer_leaves_nothing_behind(tiny: LoadedModel, tmp_path: Path) -> None:
-    session, shelf = read(tiny), Shelf(tmp_path)
-    clean, _ = session.save(shelf, "before", about={})
-    before = session.begin(0).clone()
-    answer(session, 1)
-    entry, _ = session.save(shelf, "after", about={})
+    context, shelf = read(tiny), Shelf(tmp_path)
+    clean = save(tiny, context, shelf, "before")
+    before = behind(context, 0).clone()
+    answer(tiny, context, 1)
+    entry = save(tiny, context, shelf, "after")
     assert entry.manifest.tensor_bytes == clean.manifest.tensor_bytes
     assert entry.manifest.record["kept_entries"] == clean.manifest.record["kept_entries"]
-    assert torch.equal(session.begin(0), before)
-    assert torch.equal(read(tiny).begin(0), before)
+    assert torch.equal(behind(context, 0), before)
+    assert torch.equal(behind(read(tiny), 0), before)
 
 
 def test_a_full_budget_answers_as_the_whole_prompt_does(tiny: LoadedModel) -> None:
-    session = read(tiny, replace(UNIFORM, budget="full", policy="full"))
-    prompt = session.held.prompt
+    context = read(tiny, replace(UNIFORM, budget="full", policy="full"))
+    prompt = context.prompt
     ids = torch.tensor([[*prompt.context, *prompt.questions[1]]])
     fresh = load_model(str(tiny.info.path))
     expected = fresh.model(ids).logits[:, -1]
-    torch.testing.assert_close(session.begin(1), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(behind(context, 1), expected, atol=1e-4, rtol=0)
 
 
 def test_what_is_kept_does_not_depend_on_the_question(tiny: LoadedModel) -> None:
     window = replace(UNIFORM, scorer=load_preset("live").scorer)
-    session = session_of(tiny, window)
-    assert session.note is not None
-    assert session.preset.scorer.name == load_preset("unseen").scorer.name
+    reading = engine_of(tiny).read(prompt_of(tiny), window, for_any=True)
+    assert reading.note is not None
+    assert reading.preset.scorer.name == load_preset("unseen").scorer.name
     other = replace(prompt_of(tiny), questions=((5, 6, 7),))
-    assert session.origin(prompt_of(tiny)).key == session.origin(other).key
+    assert key_of(tiny, prompt_of(tiny), window) == key_of(tiny, other, window)
 
 
 def test_figures_of_reading_and_of_reuse(tiny: LoadedModel, tmp_path: Path) -> None:
-    session, shelf = read(tiny), Shelf(tmp_path)
-    prompt = session.held.prompt
-    answer(session, 0)
-    first = session.stats
-    answer(session, 1)
-    second = session.stats
-    entry, _ = session.save(shelf, None, about={})
+    context, shelf = read(tiny), Shelf(tmp_path)
+    prompt = context.prompt
+    (_, first), (_, second) = answer(tiny, context, 0), answer(tiny, context, 1)
+    entry = save(tiny, context, shelf, None)
     assert entry.name == entry.key[:16]
-    loaded = session_of(tiny)
-    loaded.load(shelf, entry, prompt)
-    answer(loaded, 1)
-    third = loaded.stats
-    assert first is not None
-    assert second is not None
-    assert third is not None
+    opened = engine_of(tiny).open(shelf, entry, prompt, UNIFORM)
+    _, third = answer(tiny, opened, 1)
     assert [stats.cached_tokens for stats in (first, second, third)] == [0, len(prompt.context), len(prompt.context)]
     assert second.prompt_tokens == third.prompt_tokens == len(prompt.context) + len(prompt.questions[1])
-    assert first.ttft_s > session.held.seconds
-    assert third.ttft_s > loaded.held.seconds > 0
+    assert first.ttft_s > context.seconds
+    assert third.ttft_s > opened.seconds > 0
     assert entry.manifest.record["kv_full_bytes"] == tiny.spec.full_kv_bytes(len(prompt.context))
     assert entry.file_bytes < 0.5 * entry.manifest.record["kv_full_bytes"]
 
@@ -145,23 +155,22 @@ def test_figures_of_reading_and_of_reuse(tiny: LoadedModel, tmp_path: Path) -> N
 )
 def test_the_key_changes_with_what_is_kept(tiny: LoadedModel, change: dict[str, object]) -> None:
     prompt = prompt_of(tiny)
-    key = session_of(tiny).origin(prompt).key
-    assert session_of(tiny).origin(prompt).key == key
-    assert session_of(tiny, replace(UNIFORM, name="other", description="x")).origin(prompt).key == key
-    assert session_of(tiny, replace(UNIFORM, **change)).origin(prompt).key != key
+    key = key_of(tiny, prompt)
+    assert key_of(tiny, prompt) == key
+    assert key_of(tiny, prompt, replace(UNIFORM, name="other", description="x")) == key
+    assert key_of(tiny, prompt, replace(UNIFORM, **change)) != key
 
 
 def test_the_key_changes_with_text_system_prompt_pins_and_limits(tiny: LoadedModel) -> None:
-    prompt, session = prompt_of(tiny), session_of(tiny)
+    prompt = prompt_of(tiny)
     pinned = replace(prompt, context=prompt.context.guarded(torch.arange(len(prompt.context)) == 99))
-    capped = session_of(tiny, limits=Limits(kv_bytes=10 * 2**20))
     keys = {
-        session.origin(prompt).key,
-        session.origin(prompt_of(tiny, TEXT[1:])).key,
-        session.origin(prompt_of(tiny, system="be brief")).key,
-        session.origin(pinned).key,
-        session_of(tiny, limits=Limits(chunk_tokens=128)).origin(prompt).key,
-        capped.origin(prompt).key,
+        key_of(tiny, prompt),
+        key_of(tiny, prompt_of(tiny, TEXT[1:])),
+        key_of(tiny, prompt_of(tiny, system="be brief")),
+        key_of(tiny, pinned),
+        key_of(tiny, prompt, limits=Limits(chunk_tokens=128)),
+        key_of(tiny, prompt, limits=Limits(kv_bytes=10 * 2**20)),
     }
     assert len(keys) == 6
 
@@ -192,7 +201,7 @@ def test_another_model_is_refused_with_both_values(
     tiny: LoadedModel, model_dir: Path, tmp_path: Path, kind: str, words: str
 ) -> None:
     shelf = Shelf(tmp_path / "shelf")
-    entry, _ = read(tiny).save(shelf, "x", about={})
+    entry = save(tiny, read(tiny), shelf)
     if kind == "weights":
         other = other_weights(model_dir, tmp_path / "other")
     elif kind == "tokenizer":
@@ -202,7 +211,7 @@ def test_another_model_is_refused_with_both_values(
     else:
         other = load_model(str(model_dir), rope="yarn:2")
     with pytest.raises(UsageError, match=f"cache 'x' was made with another model: {words}"):
-        session_of(other).load(shelf, entry, prompt_of(other), as_saved=True)
+        engine_of(other).open(shelf, entry, prompt_of(other), UNIFORM, as_saved=True)
 
 
 @pytest.mark.parametrize(
@@ -217,43 +226,46 @@ def test_another_model_is_refused_with_both_values(
 def test_another_rope_is_refused_with_both_values(
     model_dir: Path, tmp_path: Path, saved: str, asked: str | None, words: str
 ) -> None:
-    entry, _ = read(load_model(str(model_dir), rope=saved)).save(Shelf(tmp_path), "x", about={})
+    maker = load_model(str(model_dir), rope=saved)
+    entry = save(maker, read(maker), Shelf(tmp_path))
     other = load_model(str(model_dir), rope=asked)
     with pytest.raises(UsageError, match=f"the RoPE was .*{words}"):
-        session_of(other).load(Shelf(tmp_path), entry, prompt_of(other), as_saved=True)
+        engine_of(other).open(Shelf(tmp_path), entry, prompt_of(other), UNIFORM, as_saved=True)
 
 
 def test_how_far_is_read_is_no_other_rope(tiny: LoadedModel, model_dir: Path) -> None:
     """The same frequencies turn the same keys, however long a text may be."""
-    mine = session_of(tiny).origin(prompt_of(tiny)).model
+    mine = engine_of(tiny).origin(prompt_of(tiny), UNIFORM).model
     for rope in ("plain", RopeChoice("plain", None, 8192), RopeChoice("yarn", None, 100)):
         other = load_model(str(model_dir), rope=rope)
-        assert session_of(other).origin(prompt_of(other)).model == mine
+        assert engine_of(other).origin(prompt_of(other), UNIFORM).model == mine
 
 
 def test_a_saved_context_is_asked_in_the_frequencies_it_was_read_in(model_dir: Path, tmp_path: Path) -> None:
     """Whoever read something short with the same model before."""
     loaded = load_model(str(model_dir), rope="dynamic:2")
-    session = read(loaded)
-    entry, _ = session.save(Shelf(tmp_path), "x", about={})
-    expected = session.begin(0)
-    again = session_of(loaded)
-    again.decoder.fix_regime(1)
-    again.load(Shelf(tmp_path), entry, prompt_of(loaded))
-    assert torch.equal(again.begin(0), expected)
+    context = read(loaded)
+    entry = save(loaded, context, Shelf(tmp_path))
+    expected = behind(context, 0)
+    engine = engine_of(loaded)
+    engine.decoder.fix_regime(1)
+    again = engine.open(Shelf(tmp_path), entry, prompt_of(loaded), UNIFORM)
+    engine.decoder.fix_regime(1)
+    assert torch.equal(behind(again, 0), expected)
 
 
 def test_other_text_is_refused_unless_it_is_asked_as_saved(tiny: LoadedModel, tmp_path: Path) -> None:
     shelf = Shelf(tmp_path)
     first = read(tiny)
-    entry, _ = first.save(shelf, "x", about={})
-    session = session_of(tiny, replace(UNIFORM, budget="full", policy="full"))
+    entry = save(tiny, first, shelf)
+    engine, everything = engine_of(tiny), replace(UNIFORM, budget="full", policy="full")
     with pytest.raises(UsageError, match=r"made from other text: its tokens have the hash \w{16}, these have \w{16}"):
-        session.load(shelf, entry, prompt_of(tiny, "something else"))
-    session.load(shelf, entry, prompt_of(tiny, ""), as_saved=True)
-    assert torch.equal(session.begin(1), first.begin(1))
-    assert (str(session.preset.budget), session.preset.policy) == ("40%", "uniform")  # its own, not the session's
-    copy, _ = session.save(shelf, "copy", about={})
+        engine.open(shelf, entry, prompt_of(tiny, "something else"), everything)
+    opened = engine.open(shelf, entry, prompt_of(tiny, ""), everything, as_saved=True)
+    assert torch.equal(behind(opened, 1), behind(first, 1))
+    preset = opened.account.preset
+    assert (str(preset.budget), preset.policy) == ("40%", "uniform")  # its own, not the one that was given
+    copy = save(tiny, opened, shelf, "copy")
     assert copy.key == entry.key
 
 
@@ -262,27 +274,26 @@ def test_a_cap_holds_a_question_and_its_answer_too(tiny: LoadedModel, tmp_path: 
     cap = 620 * tiny.spec.kv_bytes_per_token
     full = replace(UNIFORM, budget="full", policy="full")
     talkative = replace(SAMPLING, max_new_tokens=200)
-    session = ReusedSession(tiny, full, talkative, Limits(kv_bytes=cap, chunk_tokens=128))
-    most = max(step.kv_bytes for step in session.read(prompt))
-    answer(session, 0)
-    assert session.stats is not None
-    assert session.stats.completion_tokens == 200
-    assert max(most, session.stats.kv_bytes) <= cap
-    entry, _ = session.save(Shelf(tmp_path), "x", about={})
-    tight = session_of(tiny, limits=Limits(kv_bytes=cap // 4))
+    engine = Engine(tiny, sampling=talkative, limits=Limits(kv_bytes=cap, chunk_tokens=128))
+    reading = engine.read(prompt, full, for_any=True)
+    most = max(step.kv_bytes for step in reading)
+    written = list(engine.writer(engine.asked(reading.context)[:1]).write())
+    assert len(written) == 200
+    assert max(most, *(step.kv_bytes for step in written)) <= cap
+    entry, _ = engine.save(reading.context, Shelf(tmp_path), "x", about={})
+    tight = engine_of(tiny, Limits(kv_bytes=cap // 4))
     with pytest.raises(DoesNotFitError, match=r"cache 'x' has .* MiB, --kv-mem leaves it"):
-        tight.load(Shelf(tmp_path), entry, prompt)
+        tight.open(Shelf(tmp_path), entry, prompt, UNIFORM)
     with pytest.raises(DoesNotFitError, match="a question and its answer need"):
-        session_of(tiny, limits=Limits(kv_bytes=1000)).read(prompt)
+        engine_of(tiny, Limits(kv_bytes=1000)).read(prompt, UNIFORM, for_any=True)
 
 
 def test_a_damaged_cache_is_refused(tiny: LoadedModel, tmp_path: Path) -> None:
     shelf = Shelf(tmp_path)
-    session = read(tiny)
-    entry, _ = session.save(shelf, "x", about={})
+    entry = save(tiny, read(tiny), shelf)
     entry.path.write_bytes(entry.path.read_bytes()[:-9])
     with pytest.raises(UncompError, match="'x' is damaged"):
-        session_of(tiny).load(shelf, entry, prompt_of(tiny))
+        engine_of(tiny).open(shelf, entry, prompt_of(tiny), UNIFORM)
 
 
 @pytest.mark.model
@@ -293,13 +304,12 @@ def test_the_default_model_reloads_bit_by_bit_and_quickly(default_model_dir: Pat
     begun = time.perf_counter()
     first = read(loaded, preset, text)
     read_s = time.perf_counter() - begun
-    prompt = first.held.prompt
+    prompt = first.prompt
     shelf = Shelf(tmp_path)
-    entry, _ = first.save(shelf, "x", about={})
-    before = [first.begin(question).clone() for question in (0, 1)]
-    again = session_of(loaded, preset)
-    again.load(shelf, entry, prompt)
-    assert [torch.equal(again.begin(question), before[question]) for question in (0, 1)] == [True, True]
-    assert answer(again, 1) == answer(first, 1)
+    entry = save(loaded, first, shelf)
+    before = [behind(first, question).clone() for question in (0, 1)]
+    again = engine_of(loaded).open(shelf, entry, prompt, preset)
+    assert [torch.equal(behind(again, question), before[question]) for question in (0, 1)] == [True, True]
+    assert answer(loaded, again, 1)[0] == answer(loaded, first, 1)[0]
     assert entry.file_bytes <= 1.02 * entry.manifest.tensor_bytes
-    assert again.held.seconds < 0.2 * read_s
+    assert again.seconds < 0.2 * read_s

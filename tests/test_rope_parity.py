@@ -54,7 +54,7 @@ def prompt_of(ids: Tensor) -> Prompt:
 
 def assert_is_stock(decoder: Decoder, done: Context, ids: Tensor, expected: Tensor) -> None:
     """What follows the prompt, and every token of the answer, is predicted as the stock model does."""
-    assert_same(done.logits[0], expected[len(ids) - ANSWER - 1])
+    assert_same(done.questions.logits[0], expected[len(ids) - ANSWER - 1])
     assert_same(decode(decoder, done, ids[None, -ANSWER:])[0], expected[len(ids) - ANSWER :])
 
 

@@ -10,7 +10,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, Llama
 
 from support.rope import LONG, SMALL, STOCK, TRAINED, text
 from uncomp_cli.budget.presets import Preset, load_preset
-from uncomp_cli.engine.context.kept import KeptContext
+from uncomp_cli.engine.context.growth import Growth
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.spend.memory import check_context, context_bytes
 from uncomp_cli.engine.tokens.tokens import Tokens
@@ -182,7 +182,7 @@ def test_a_position_past_the_regime_is_an_error(plain_rope: Path) -> None:
         rotary(torch.zeros(1), torch.tensor([[3, TRAINED]]))
 
 
-def grow(kept: KeptContext, length: int) -> torch.Tensor:
+def grow(kept: Growth, length: int) -> torch.Tensor:
     steps = kept.extend(Tokens.of(text(LONG).tolist()[:length]), reserve=0)
     while True:
         try:
@@ -194,7 +194,7 @@ def grow(kept: KeptContext, length: int) -> torch.Tensor:
 def test_a_text_that_outgrows_its_regime_is_read_again(plain_rope: Path) -> None:
     loaded = load_model(str(plain_rope), device="cpu", rope="dynamic:4")
     decoder = Decoder(loaded.model, loaded.spec)
-    kept = KeptContext(decoder, replace(load_preset("full"), name="all"))
+    kept = Growth(decoder, replace(load_preset("full"), name="all"))
     kept.answer_tokens = 10
     seen: list[tuple[int | None, bool]] = []
     grown = {}
@@ -204,7 +204,7 @@ def test_a_text_that_outgrows_its_regime_is_read_again(plain_rope: Path) -> None
         seen.append((decoder.regime_tokens, kept.cache is cache))
         decoder.fix_regime(None)  # someone else reads with this model, and what is held is still turned as it was
     assert seen == [(64, False), (64, True), (128, False), (128, True), (128, True)]
-    anew = KeptContext(decoder, kept.preset)
+    anew = Growth(decoder, kept.preset)
     anew.answer_tokens = 10
     torch.testing.assert_close(grow(anew, 90), grown[90], atol=1e-4, rtol=0)
 
@@ -213,7 +213,7 @@ def test_a_text_of_which_nobody_knows_what_follows_is_read_for_the_longest(plain
     loaded = load_model(str(plain_rope), device="cpu", rope="dynamic:4")
     decoder = Decoder(loaded.model, loaded.spec)
     decoder.fix_regime(1)
-    grow(KeptContext(decoder, load_preset("full")), 20)
+    grow(Growth(decoder, load_preset("full")), 20)
     assert decoder.regime_tokens == LONG
 
 

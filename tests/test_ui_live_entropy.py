@@ -12,7 +12,7 @@ from uncomp_cli.ui.meter import show, watch_generation
 def steps(count: int) -> Iterator[DecodeStep]:
     for index in range(count):
         ended = "length" if index == count - 1 else None
-        yield DecodeStep(index, (1,), ("a",), (ended,), 0.1 * (index + 1), 2**20)
+        yield DecodeStep(0, index, 1, "a", ended, 0.1 * (index + 1), 2**20)
 
 
 def animated(*, stdout_is_terminal: bool = False) -> tuple[Terminal, io.StringIO]:

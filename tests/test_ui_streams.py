@@ -32,10 +32,10 @@ def engine():
         yield PrefillStep(layer, 4, 7512, layer * 1.0, 1000)
     for index, text in enumerate(["Fo", "ur", "\\x1b[31m\\t7\\n"]):
         time.sleep(0.15)
-        yield DecodeStep(index, (1,), (text,), (None,), (index + 1) / 10, 8 * 2**20)
+        yield DecodeStep(0, index, 1, text, None, (index + 1) / 10, 8 * 2**20)
 for step in watch_generation(engine(), terminal):
     if isinstance(step, DecodeStep):
-        terminal.write_answer(step.texts[0])
+        terminal.write_answer(step.text)
 """
 
 

@@ -7,9 +7,13 @@ from support.families import tiny
 from support.tiny import byte_tokenizer
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import SamplingConfig, ScorerConfig
+from uncomp_cli.engine.context.context import Asked, Context
+from uncomp_cli.engine.engine import Engine
+from uncomp_cli.engine.look.watch import Watched
+from uncomp_cli.engine.records import RunStats
 from uncomp_cli.engine.tokens.prompt import Prompt
-from uncomp_cli.engine.write.batch import BatchSession
-from uncomp_cli.engine.write.rows import Asked
+from uncomp_cli.engine.write.stores import RowStore
+from uncomp_cli.engine.write.writer import Writer
 from uncomp_cli.models.loading import LoadedModel
 
 GREEDY = SamplingConfig(max_new_tokens=30)
@@ -28,11 +32,27 @@ def load_tiny(family: str) -> LoadedModel:
     return LoadedModel(stock, byte_tokenizer(), spec, info, 0.0, 0, None)
 
 
-def session_of(loaded: LoadedModel, preset: Preset, sampling: SamplingConfig = GREEDY) -> BatchSession:
-    return BatchSession(loaded, preset, sampling)
+def engine_of(loaded: LoadedModel, sampling: SamplingConfig = GREEDY) -> Engine:
+    return Engine(loaded, sampling=sampling)
 
 
-def ask(session: BatchSession, prompt: Prompt) -> list[Asked]:
-    for _ in session.read(prompt):
-        pass
-    return session.asked()
+def ask(engine: Engine, preset: Preset, prompt: Prompt) -> list[Asked]:
+    """Every question of a prompt that has been read."""
+    return engine.asked(engine.read(prompt, preset).finish())
+
+
+def writer_behind(
+    context: Context, steps: int, *, sampling: SamplingConfig | None = None, store: RowStore | None = None
+) -> Writer:
+    """What writes `steps` tokens, none of which stops it, behind a context's first question."""
+    asked = [Asked(context, 0, steps)]
+    return Writer(context.decoder, byte_tokenizer(), sampling or SamplingConfig(), asked, store=store, stop_ids=())
+
+
+def alone(engine: Engine, asked: Asked, *, watch: Watched | bool = True) -> tuple[tuple[int, ...], RunStats]:
+    """One question's answer and figures, written where it was read."""
+    writer = engine.writer([asked], watch=watch)
+    ids = tuple(step.token for step in writer.write())
+    stats = writer.stats()
+    assert stats is not None
+    return ids, stats

@@ -8,7 +8,7 @@ from uncomp_cli.asking.preset_choice import PresetChoice
 from uncomp_cli.cli.chat.loop import Loop
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.context.chat import ChatSession
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.models.runnable import fingerprint
 from uncomp_cli.ui.console import Terminal
@@ -36,7 +36,7 @@ def make_talk(loaded: LoadedModel, choice: PresetChoice | None = None) -> Talk:
     choice = choice or PresetChoice()
     preset, _ = choice.settled(fingerprint(loaded))
     terminal = Terminal(Stopping(), io.StringIO(), False, False, False, False)
-    return Talk(Chat(ChatSession(loaded, preset, GREEDY), choice, name="tiny"), terminal)
+    return Talk(Chat(Engine(loaded, sampling=GREEDY).conversation(preset), choice, name="tiny"), terminal)
 
 
 def hold(talk: Talk | Loop, *lines: str) -> list[str]:

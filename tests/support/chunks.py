@@ -55,7 +55,7 @@ def allocation_of(policy: str, spec: ModelSpec, prompt: Prompt, *, kept: float, 
 
 def assert_as_planned(done: Context, plan: BudgetPlan, prompt: Prompt) -> None:
     """Every head (with a floor below 1: every layer) holds its count, the protected tokens among them."""
-    done.begin_question(max(range(len(prompt.questions)), key=lambda i: len(prompt.questions[i])))
+    done.begin(max(range(len(prompt.questions)), key=lambda i: len(prompt.questions[i])))
     at = positions_of(done.cache)
     lengths = [tuple(len(head) for head in layer) for layer in at]
     if plan.head_floor < 1:

@@ -157,26 +157,26 @@ class Rows:
     """Contexts of one question each, behind which their answers come, as the rows of one cache."""
 
     def __init__(self, contexts: Sequence[Context]) -> None:
-        for context in contexts:
-            context.begin_question()
-        self.prompts = [prompt for context in contexts for prompt in context.prompts]
+        self.logits = torch.cat([context.begin().logits for context in contexts])
+        self.prompts = [context.prompt for context in contexts]
         self.cache = RaggedKVCache.stack([context.cache for context in contexts], reserve=0)
-        self.logits = torch.cat([context.logits for context in contexts])
         self._mark = self.cache.mark()
 
-    def begin_question(self, question: int = 0) -> None:
+    def begin(self, question: int = 0) -> None:
         """Forget what came behind the questions."""
         self.cache.rollback(self._mark)
 
-    def next_positions(self, question: int = 0) -> Tensor:
-        """The logical position [B, 1] of each row's first generated token."""
-        return torch.tensor([[prompt.seq_len] for prompt in self.prompts])
+
+def next_positions(done: Context | Rows, question: int = 0) -> Tensor:
+    """The logical position [B, 1] behind a question, in every row."""
+    prompts = done.prompts if isinstance(done, Rows) else [done.prompt]
+    return torch.tensor([[len(prompt.context) + len(prompt.questions[question])] for prompt in prompts])
 
 
 def decode(decoder: Decoder, done: Context | Rows, forced: Tensor, question: int = 0) -> Tensor:
     """Logits [B, T, vocab] of T forced tokens [B, T], one at a time behind `question`."""
-    done.begin_question(question)
-    start = done.next_positions(question)
+    done.begin(question)
+    start = next_positions(done, question)
     outputs = []
     for step in range(forced.shape[1]):
         state = AppendState(done.cache, start + step)

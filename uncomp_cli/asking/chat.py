@@ -28,7 +28,7 @@ from uncomp_cli.sessions.transcript import Entry, Pin, Transcript
 
 if TYPE_CHECKING:
     from uncomp_cli.documents.collection import Document
-    from uncomp_cli.engine.context.chat import ChatSession
+    from uncomp_cli.engine.context.session import Conversation
     from uncomp_cli.engine.tokens.messages import Message
     from uncomp_cli.models.loading import LoadedModel
 
@@ -49,7 +49,7 @@ class Chat:
     """
 
     def __init__(
-        self, session: "ChatSession", choice: PresetChoice | None = None, *, system: str | None = None, name: str = ""
+        self, session: "Conversation", choice: PresetChoice | None = None, *, system: str | None = None, name: str = ""
     ) -> None:
         preset = session.preset
         self.session = session
@@ -297,10 +297,8 @@ class Chat:
         session, spec = self.session, self.loaded.spec
         if not session.cached_tokens:
             raise UsageError("nothing has been read yet", hint="type a question, or add a document with /file")
-        context = session.context
-        layers = [context.cache.layer(index).nbytes for index in range(spec.num_layers)]
-        source = None if context.uncertainty is None else "live" if session.preset.profile is None else "profile"
-        return Spent(context.plan(), spec, layers, context.uncertainty, source)
+        account, layer_bytes = session.growth.account(), session.growth.context.layer_bytes()
+        return Spent(account.plan, spec, layer_bytes, account.uncertainty, account.measured)
 
     # Transcripts
 

@@ -18,7 +18,7 @@ from uncomp_cli.numerals import format_bytes, format_count, format_decimal, form
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
-    from uncomp_cli.engine.context.session import RunStats
+    from uncomp_cli.engine.records import RunStats
     from uncomp_cli.models.loading import LoadedModel
     from uncomp_cli.uncertainty.risk import RiskBin, RiskCurve
 

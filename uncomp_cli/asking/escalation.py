@@ -16,8 +16,8 @@ from uncomp_cli.asking.subject import Item, Reader, Subject
 from uncomp_cli.errors import failure_of, is_foreseen
 
 if TYPE_CHECKING:
-    from uncomp_cli.asking.seam import Engine
     from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.engine.engine import Engine
 
 __all__ = ["Escalation", "Paces"]
 

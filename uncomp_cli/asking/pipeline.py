@@ -25,8 +25,8 @@ from uncomp_cli.documents.places import Places
 from uncomp_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from uncomp_cli.asking.seam import Engine
     from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.engine.engine import Engine
 
 __all__ = ["ask", "gather_documents", "gather_questions", "run"]
 
@@ -48,7 +48,7 @@ def run(request: Request) -> Generator[Event, None, None]:
         yield from forecast(request, request.contexts(documents), questions, preset)
         return
     loaded = yield from load(request.model)
-    from uncomp_cli.asking.seam import Engine
+    from uncomp_cli.engine.engine import Engine
     from uncomp_cli.models.runnable import fingerprint
 
     preset = yield from settle(request, preset, fingerprint(loaded))

@@ -1,7 +1,7 @@
 """The preset that a run goes by: a stored one with what the user changed in it, settled for the model that runs.
 
 The next question is not known when a conversation is compressed, so a chat's default preset is `unseen`, and a scorer
-that looks at the question gives way to `unseen`'s (engine/context/agnostic.py).
+that looks at the question gives way to `unseen`'s (engine/context/growth.py).
 """
 
 import re
@@ -120,7 +120,7 @@ class PresetChoice:
 
     def settled(self, model: "ModelFingerprint") -> tuple[Preset, list[str]]:
         """The preset for this model and for questions that nobody has asked yet; notes on what was changed."""
-        from uncomp_cli.engine.context.agnostic import for_any_question
+        from uncomp_cli.engine.context.growth import for_any_question
 
         preset, note = settle_preset(self.stored(), model, named=self.name is not None, choose=self.stored)
         preset, changed = for_any_question(preset)

@@ -17,9 +17,9 @@ from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import DoesNotFitError, is_foreseen, is_out_of_memory
 
 if TYPE_CHECKING:
-    from uncomp_cli.asking.seam import Engine
     from uncomp_cli.budget.presets import Preset
-    from uncomp_cli.engine.context.session import RunStats
+    from uncomp_cli.engine.engine import Engine
+    from uncomp_cli.engine.records import RunStats
 
 __all__ = ["Queue"]
 

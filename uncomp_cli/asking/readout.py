@@ -1,6 +1,6 @@
 """What an answer is reported as: the readout line for people, one JSON object for programs, the passages it looked at.
 
-For the evidence the answer is replayed once behind the cache that it was read from (attended.py); heads count by the
+For the evidence the answer is replayed once behind the cache that it was read from (look/replay.py); heads count by the
 trust that the budget's policy has in them.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from uncomp_cli.asking.request import Pin
     from uncomp_cli.budget.plan import BudgetPlan
     from uncomp_cli.budget.presets import Preset
-    from uncomp_cli.engine.context.session import RunStats
+    from uncomp_cli.engine.records import RunStats
     from uncomp_cli.errors import Failure
     from uncomp_cli.models.loading import LoadedModel
     from uncomp_cli.spec import ModelSpec

@@ -15,8 +15,8 @@ from uncomp_cli.errors import failure_of, is_foreseen
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
-    from uncomp_cli.engine.context.chat import ChatSession
-    from uncomp_cli.engine.context.session import RunStats
+    from uncomp_cli.engine.context.session import Conversation
+    from uncomp_cli.engine.records import RunStats
     from uncomp_cli.engine.tokens.messages import Message
 
 __all__ = ["Earlier", "Events", "Reply", "escalated", "written"]
@@ -37,8 +37,8 @@ class Reply:
 class Earlier:
     """What was read before another preset is tried, until the reading with that begins: there are never two caches."""
 
-    def __init__(self, session: "ChatSession") -> None:
-        self.session, self.preset, self.held = session, session.preset, [session.context]
+    def __init__(self, session: "Conversation") -> None:
+        self.session, self.preset, self.held = session, session.preset, [session.growth]
 
     def let_go(self) -> None:
         """The reading has begun."""
@@ -47,13 +47,13 @@ class Earlier:
     def take_back(self) -> None:
         """Go on with the preset of before."""
         if self.held:
-            (self.session.context,) = self.held
+            (self.session.growth,) = self.held
         else:
             self.session.use(self.preset)
 
 
 def written(
-    session: "ChatSession",
+    session: "Conversation",
     messages: "Sequence[Message]",
     *,
     shown: bool = True,
@@ -69,8 +69,8 @@ def written(
             begun()
             yield from _told(session, step)
             if isinstance(step, DecodeStep):
-                pieces.append(step.texts[0])
-                yield from [Piece(step.texts[0])] if shown else []
+                pieces.append(step.text)
+                yield from [Piece(step.text)] if shown else []
     except KeyboardInterrupt:
         stopped = True
     except Exception:
@@ -81,7 +81,7 @@ def written(
     return None if stats is None else Reply("".join(pieces), tuple(session.answer_ids), stats, stopped)
 
 
-def _told(session: "ChatSession", step: PrefillStep | DecodeStep) -> Events:
+def _told(session: "Conversation", step: PrefillStep | DecodeStep) -> Events:
     """How far the turn is."""
     if isinstance(step, PrefillStep):
         yield Progress(step)
@@ -90,13 +90,13 @@ def _told(session: "ChatSession", step: PrefillStep | DecodeStep) -> Events:
         yield Progress(Pace(step.index + 1, step.elapsed_s, step.kv_bytes))
 
 
-def _notes(session: "ChatSession") -> Events:
+def _notes(session: "Conversation") -> Events:
     """What was done that was not asked for, each once: that something evicted was read again."""
     while session.notes:
         yield Noted(session.notes.pop(0))
 
 
-def escalated(session: "ChatSession", messages: "Sequence[Message]") -> Generator[Event, None, Reply | None]:
+def escalated(session: "Conversation", messages: "Sequence[Message]") -> Generator[Event, None, Reply | None]:
     """The answer that stays of all that were tried, as one piece when it is final."""
     reply = yield from written(session, messages, shown=False)
     if reply is not None and not reply.stopped:
@@ -106,7 +106,7 @@ def escalated(session: "ChatSession", messages: "Sequence[Message]") -> Generato
     return reply
 
 
-def _best(session: "ChatSession", messages: "Sequence[Message]", first: Reply) -> Generator[Event, None, Reply]:
+def _best(session: "Conversation", messages: "Sequence[Message]", first: Reply) -> Generator[Event, None, Reply]:
     """The answer that stays of `first` and those that larger budgets give."""
     budget, attempts = session.preset.budget, Attempts[Reply]()
     attempts.add(first, session.preset, first.stats, session.loaded)
@@ -126,7 +126,7 @@ def _best(session: "ChatSession", messages: "Sequence[Message]", first: Reply) -
 
 
 def _written_by(
-    preset: "Preset", session: "ChatSession", messages: "Sequence[Message]"
+    preset: "Preset", session: "Conversation", messages: "Sequence[Message]"
 ) -> Generator[Event, None, Reply | None]:
     """Another answer, by this preset from here on; None, and all as before, when there is none."""
     earlier, reply = Earlier(session), None

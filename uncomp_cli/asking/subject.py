@@ -23,10 +23,11 @@ from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, Us
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal
 
 if TYPE_CHECKING:
-    from uncomp_cli.asking.seam import Asked, Context, Engine, Reading
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.cache.shelf import Entry
-    from uncomp_cli.engine.context.session import RunStats
+    from uncomp_cli.engine.context.context import Asked, Context
+    from uncomp_cli.engine.engine import Engine, Reading
+    from uncomp_cli.engine.records import RunStats
     from uncomp_cli.engine.spend.compression import Compression
     from uncomp_cli.engine.tokens.prompt import Prompt
 
@@ -165,7 +166,7 @@ class Reader:
         return f"{documents.documents[0].path}: " if self._request.each else ""
 
     def _for_any(self, preset: "Preset") -> "tuple[Preset, str | None]":
-        from uncomp_cli.engine.context.agnostic import for_any_question
+        from uncomp_cli.engine.context.growth import for_any_question
 
         return for_any_question(preset)
 

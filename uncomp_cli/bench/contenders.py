@@ -5,7 +5,8 @@ overhead: the model's forward with `attn_implementation="sdpa"` and the DynamicC
 position only, no mask (generate's is all ones, which transformers drops before attention). With that, transformers
 calls SDPA with `enable_gqa`; its packed decode is reached only when a mask is given, which generate does not for one
 unpadded prompt.
-`run_uncomp` is the path of `uncomp ask`: plan, prefill and eviction, the question put behind the context, generate.
+`run_uncomp` is the road of `uncomp ask`: plan, read and evict, put the question behind the context, write, and watch
+the heads that the preset has watched.
 """
 
 import time
@@ -18,15 +19,9 @@ from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import Limits, SamplingConfig
-from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.products import Matmul
-from uncomp_cli.engine.read.reader import Reader
-from uncomp_cli.engine.spend.compression import plan_compression
-from uncomp_cli.engine.spend.memory import free_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt
-from uncomp_cli.engine.write.generate import generate
-from uncomp_cli.engine.write.sampling import Sampler
 from uncomp_cli.models.loading import LoadedModel
 
 __all__ = ["Timed", "run_stock", "run_uncomp", "storage_bytes"]
@@ -74,39 +69,17 @@ def run_uncomp(
     matmul: Matmul = "float32",
 ) -> Timed:
     """Greedy generation by the engine, with the cache that `preset` leaves, within `limits`."""
-    decoder = Decoder(loaded.model, loaded.spec, matmul=matmul)
+    engine = Engine(loaded, sampling=SamplingConfig(max_new_tokens=new_tokens), limits=limits, matmul=matmul)
     begun = time.perf_counter()
-    read = _read(decoder, prompt, preset, limits)
-    steps = generate(
-        decoder,
-        read.cache,
-        read.logits[:1],
-        read.next_positions(0),
-        tokenizer=loaded.tokenizer,
-        sampler=Sampler(SamplingConfig()),
-        stop_ids=(),
-        max_new_tokens=new_tokens,
-    )
+    context = engine.read(prompt, preset).finish()
+    writer = engine.writer(engine.asked(context), stop_ids=())
     chosen, arrivals, kv_bytes = [], [], []
-    for step in steps:
+    for step in writer.write():
         arrivals.append(time.perf_counter())
-        chosen.append(step.token_ids[0])
+        chosen.append(step.token)
         kv_bytes.append(step.kv_bytes)
     ttft_s, decode_s = arrivals[0] - begun, arrivals[-1] - arrivals[0]
-    return Timed(tuple(chosen), ttft_s, decode_s, kv_bytes[0], read.cache.nbytes)
-
-
-def _read(decoder: Decoder, prompt: Prompt, preset: Preset, limits: Limits | None) -> Context:
-    planned = plan_compression(decoder.spec, preset, prompt, available=free_bytes(decoder.device), limits=limits)
-    steps = Reader(decoder, planned).read()
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            read: Context = end.value
-            break
-    read.begin_question(0)
-    return read
+    return Timed(tuple(chosen), ttft_s, decode_s, kv_bytes[0], kv_bytes[-1])
 
 
 def _dynamic_cache_bytes(cache: Any) -> int:

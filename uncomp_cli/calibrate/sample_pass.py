@@ -3,7 +3,7 @@
     prefill (exact)           each layer is measured as it hands its queries, keys and values to attention, and its
                               keys and values are kept for the answer
     hidden states             of the same forward: what each layer was given
-    answer, there and back    the eviction loss (engine/look/eviction_loss.py)
+    answer, there and back    the eviction loss (engine/look/cost.py)
 
 A sliding layer is never compressed: its attention is measured over the last tokens that its window holds, and it loses
 nothing.
@@ -20,7 +20,7 @@ from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
-from uncomp_cli.engine.look.eviction_loss import ReadLayer, eviction_loss, few_tokens
+from uncomp_cli.engine.look.cost import ReadLayer, eviction_loss, few_tokens
 from uncomp_cli.engine.spend.gauge import LayerMeter, measure_hidden
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import ModelError

@@ -6,7 +6,7 @@ Times are seconds since the phase began; bytes are what is allocated at that mom
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["DecodeStep", "FinishReason", "PrefillStep"]
+__all__ = ["DecodeStep", "FinishReason", "PrefillStep", "RunStats"]
 
 FinishReason = Literal["stop", "length", "interrupted"]
 
@@ -27,11 +27,46 @@ class PrefillStep:
 
 @dataclass(frozen=True, slots=True)
 class DecodeStep:
-    """One token for every row of the batch; `texts` holds what became printable with it (may be empty)."""
+    """One token of the row number `row`, counted in the order of asking; `text` became printable with it, if any did.
 
+    `finish_reason` is there with a row's last token; the text of one that stops it is empty.
+    """
+
+    row: int
     index: int
-    token_ids: tuple[int, ...]
-    texts: tuple[str, ...]
-    finish_reasons: tuple[FinishReason | None, ...]
+    token: int
+    text: str
+    finish_reason: FinishReason | None
     elapsed_s: float
     kv_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunStats:
+    """What one answer took. `kv_full_bytes` is a full cache of the same tokens; `ttft_s` counts from the prefill.
+
+    `attention_entropy` is the signal of the heads that were watched (look/watch.py); None where none was, or before the
+    answer's first token has been read.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    prefill_s: float
+    ttft_s: float
+    decode_s: float
+    kv_bytes: int
+    kv_full_bytes: int
+    peak_bytes: int
+    finish_reason: FinishReason
+    attention_entropy: float | None = None
+
+    @property
+    def kept_fraction(self) -> float:
+        """Allocated bytes over full-cache bytes."""
+        return self.kv_bytes / self.kv_full_bytes
+
+    @property
+    def decode_tok_s(self) -> float | None:
+        """Tokens per second after the first; None when there was only one."""
+        return (self.completion_tokens - 1) / self.decode_s if self.completion_tokens > 1 and self.decode_s else None

@@ -121,7 +121,7 @@ def run_risk(
     """
     from uncomp_cli.budget.presets import load_preset, save_preset
     from uncomp_cli.calibrate.risk_fit import fit_risk
-    from uncomp_cli.engine.look.watching import watched_heads
+    from uncomp_cli.engine.look.watch import watched_heads
     from uncomp_cli.evals.rope.risk_samples import risk_samples
 
     preset = replace(load_preset(str(path.absolute())), risk=None)

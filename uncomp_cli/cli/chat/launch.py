@@ -99,13 +99,13 @@ def _talk(job: ChatJob, saved: Transcript | None, file: SessionFile | None, term
 def open_talk(job: ChatJob, loaded: "LoadedModel", terminal: Terminal) -> Talk:
     """The chat with this model, before anything is said; what the preset and the length came to is told."""
     from uncomp_cli.asking.chat import Chat
-    from uncomp_cli.engine.context.chat import ChatSession
+    from uncomp_cli.engine.engine import Engine
     from uncomp_cli.models.runnable import fingerprint
 
     loaded = show(lengthen_for_growth(loaded, job.model.rope_choice), terminal)
     preset, notes = job.choice.settled(fingerprint(loaded))
     check_context_fits(job.model, loaded, preset)
-    session = ChatSession(loaded, preset, job.sampling, job.limits, matmul=job.matmul)
+    session = Engine(loaded, sampling=job.sampling, limits=job.limits, matmul=job.matmul).conversation(preset)
     talk = Talk(Chat(session, job.choice, system=job.system, name=_lasting_name(job.model.name)), terminal)
     if job.escalates:
         talk.chat.set(escalate=True)

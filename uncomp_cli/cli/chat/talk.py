@@ -17,7 +17,7 @@ from uncomp_cli.ui.meter import Display
 if TYPE_CHECKING:
     from uncomp_cli.asking.chat import Chat
     from uncomp_cli.asking.reply import Events
-    from uncomp_cli.engine.context.session import RunStats
+    from uncomp_cli.engine.records import RunStats
     from uncomp_cli.ui.console import Terminal
 
 __all__ = ["Talk"]

@@ -1,20 +1,132 @@
-"""Recall: tokens that were evicted are read again where they stand, and their keys and values put back.
+"""Recall: what a question seems to be about and the cache has lost is read again where it stands.
 
-The tokens go through the model once more at their own positions, those of several passages in one pass. Each head sees
-what it still holds before a token and, of the passages, what stands before it: exact where nothing else before it was
-evicted, close where the rest was kept for being distinct. It costs the passages, not the document.
+What was evicted cannot draw attention, so the cache alone cannot say that something is missing. The text can:
+
+    score(passage) = sum over the question's words w in it of idf(w) · tf (k + 1) / (tf + k (1 - b + b · length/mean))
+
+(BM25, Robertson & Zaragoza 2009, eq. 3.15, k = 1.2, b = 0.75). A word that is in many passages points nowhere: those
+in more than one of COMMON passages do not count. Words are compared as they are written, without their case; a
+question in other words than the text's finds nothing here. The best PASSAGES are missing when their tokens are held by
+less than SURVIVES of the heads on average.
+
+The missing tokens go through the model once more at their own positions, those of several passages in one pass. Each
+head sees what it still holds before a token and, of the passages, what stands before it: exact where nothing else
+before it was evicted, close where the rest was kept for being distinct. It costs the passages, not the document.
 """
 
-from collections.abc import Sequence
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedTokenizerBase
 
-from uncomp_cli.cache.ragged import Head, RaggedKVCache
+from uncomp_cli.cache.ragged import Head, RaggedKVCache, survival
 from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.tokens.prompt import Prompt, encode_words
+from uncomp_cli.engine.tokens.tokens import Tokens
 
-__all__ = ["recall", "recall_note"]
+__all__ = [
+    "Recall",
+    "can_recall",
+    "matching_passages",
+    "missing_passages",
+    "put_back",
+    "recall_note",
+    "spans_mask",
+    "tokens_of",
+]
+
+_WORD = re.compile(r"\w+")
+_SENTENCE = re.compile(r"[^.!?。！？\n]+(?:[.!?。！？]+|\n|$)")
+_SATURATION, _LENGTH_SHARE = 1.2, 0.75
+_COMMON = 10
+"""A word in more than a tenth of the passages, and in more than two, points nowhere."""
+_PASSAGES = 3
+_LONGEST_TOKENS = 64
+SURVIVES = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class _Passage:
+    first: int
+    last: int
+    words: Counter[str]
+
+
+def matching_passages(text: str, question: str) -> list[tuple[int, int]]:
+    """The character ranges of sentences of `text` that share telling words with `question`, the best first."""
+    passages = list(_passages(text))
+    asked = set(_words(question))
+    if not passages or not asked:
+        return []
+    frequency = Counter(word for passage in passages for word in passage.words if word in asked)
+    telling = {word: count for word, count in frequency.items() if count <= max(2, len(passages) / _COMMON)}
+    mean = sum(passage.words.total() for passage in passages) / len(passages)
+    scored = [(_score(passage, telling, len(passages), mean), passage) for passage in passages]
+    found = sorted((pair for pair in scored if pair[0] > 0), key=lambda pair: -pair[0])
+    return [(passage.first, passage.last) for _, passage in found]
+
+
+def missing_passages(text: str, question: str, *, offsets: Tensor, survival: Tensor) -> list[range]:
+    """The tokens of passages that `question` points at and that were mostly evicted, a long one's beginning.
+
+    offsets [S, 2] are the tokens' characters in `text`, -1 for none; survival [N], N <= S, of those that were read.
+    """
+    found = []
+    for chars in matching_passages(text, question)[:_PASSAGES]:
+        span = tokens_of(offsets, chars)
+        if 0 < span.stop <= len(survival) and float(survival[span.start : span.stop].mean()) < SURVIVES:
+            found.append(range(span.start, min(span.stop, span.start + _LONGEST_TOKENS)))
+    return found
+
+
+def tokens_of(offsets: Tensor, chars: tuple[int, int]) -> range:
+    """The tokens that share a character with `chars`, by the characters [S, 2] of each, -1 for none."""
+    inside = (offsets[:, 0] >= 0) & (offsets[:, 1] > chars[0]) & (offsets[:, 0] < chars[1])
+    found = inside.nonzero().flatten()
+    return range(int(found[0]), int(found[-1]) + 1) if len(found) else range(0)
+
+
+class Recall:
+    """Reads again what a question about a document needs; the document's text is made from its tokens alone."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, decoder: Decoder, cache: RaggedKVCache, prompt: Prompt, words: str) -> str | None:
+        """Put back what is missing of the passages that `words` point at, and say so; without words nothing is."""
+        if not words or not can_recall(cache, decoder):
+            return None
+        begun, context = time.perf_counter(), prompt.context
+        text, offsets = _text_of(self._tokenizer, context)
+        held = survival(cache, len(context))
+        spans = missing_passages(text, words, offsets=offsets, survival=held)
+        if not spans:
+            return None
+        put_back(decoder, cache, context, spans)
+        return recall_note(spans, time.perf_counter() - begun)
+
+
+def _text_of(tokenizer: PreTrainedTokenizerBase, context: Tokens) -> tuple[str, Tensor]:
+    """A context's document as text and every token's characters in it, -1 for the template's.
+
+    Empty for a text that has other tokens when it is read.
+    """
+    of_document = context.offsets[:, 0] >= 0
+    ids = context.take(of_document).ids
+    text = tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
+    again = encode_words(tokenizer, text, strip=False)
+    offsets = torch.full((len(context), 2), -1)
+    if again.ids != ids:
+        return "", offsets
+    offsets[of_document] = again.offsets
+    return text, offsets
 
 
 class _Reading:
@@ -40,16 +152,26 @@ class _Reading:
         return torch.cat(outputs)[None]
 
 
-def recall(decoder: Decoder, cache: RaggedKVCache, ids: Sequence[int], positions: Tensor) -> None:
-    """Put back what `cache`, of one row, no longer holds of the tokens `ids` at `positions` [N], ascending.
+def can_recall(cache: RaggedKVCache, decoder: Decoder) -> bool:
+    """Whether what was evicted can be put back: not into codes, nor where a sliding layer has dropped what it sees."""
+    return cache.kv_bits == 16 and len(decoder.spec.full_layers) == decoder.spec.num_layers
 
-    What it holds stays as it is. The cache must not be quantised, nor have layers with a sliding window: they have
-    dropped what the tokens would see.
-    """
+
+def put_back(decoder: Decoder, cache: RaggedKVCache, tokens: Tokens, spans: Sequence[range]) -> None:
+    """Put back what `cache`, of one row, no longer holds of these ranges of `tokens`; what it holds stays as it is."""
+    positions = spans_mask(len(tokens), spans).nonzero()[:, 0]
     state = _Reading(cache, positions.to(decoder.device))
-    decoder.forward(torch.tensor([list(ids)]), positions[None], state, 1)
+    decoder.forward(torch.tensor([tokens.take(positions).ids]), positions[None], state, 1)
     for layer, heads in enumerate(state.heads):
         cache.store(layer, heads, quantize=False)
+
+
+def spans_mask(length: int, spans: Sequence[range]) -> Tensor:
+    """bool [length]: True at the tokens of `spans`."""
+    mask = torch.zeros(length, dtype=torch.bool)
+    for span in spans:
+        mask[span.start : span.stop] = True
+    return mask
 
 
 def recall_note(spans: Sequence[range], seconds: float) -> str:
@@ -74,3 +196,24 @@ def _merge(held: Head, read: Head) -> Head:
     keys, values, positions = (torch.cat([old, new[lacking]]) for old, new in zip(held, read, strict=True))
     order = positions.argsort(stable=True)
     return keys[order], values[order], positions[order]
+
+
+def _passages(text: str) -> Iterator[_Passage]:
+    for match in _SENTENCE.finditer(text):
+        words = Counter(_words(match.group()))
+        if words:
+            yield _Passage(match.start(), match.end(), words)
+
+
+def _words(text: str) -> list[str]:
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+def _score(passage: _Passage, telling: dict[str, int], count: int, mean: float) -> float:
+    length = 1 - _LENGTH_SHARE + _LENGTH_SHARE * passage.words.total() / mean
+    total = 0.0
+    for word, frequency in telling.items():
+        times = passage.words[word]
+        rarity = math.log(1 + (count - frequency + 0.5) / (frequency + 0.5))
+        total += rarity * times * (_SATURATION + 1) / (times + _SATURATION * length)
+    return total

@@ -1,233 +1,244 @@
-"""A session: one loaded model, one way of compressing, one way of sampling, and the prompt it has read.
+"""A conversation: every turn prefills only what was not read yet, and the cache stays in its budget.
 
-    read(prompt) → PrefillStep…      plans the budget, refuses what does not fit, prefills and evicts
-    answer(question) → DecodeStep…   generates behind the context and that question
+The new token ids are compared with those that were read (messages.py); what both begin with stays, the rest is
+forgotten and prefilled. So an interrupted answer, a changed system prompt or a template that rewrites earlier turns are
+all right without special cases. While an answer is written the cache is cut every few tokens (growth.py).
 
-Both are generators of records; what was measured on the way is in `stats`.
+What is kept goes by no question. So before a question is read, the passages that its words point at are looked
+up: what was evicted of them is read again where it stands (recall.py), and they stay until the next question.
 """
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.budget.values import Uncertainty
-from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits, SamplingConfig
-from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.forward.attention import AppendState
+from uncomp_cli.config import Limits, SamplingConfig
+from uncomp_cli.engine.context.context import Asked, Begun, Behind
+from uncomp_cli.engine.context.growth import Growth
+from uncomp_cli.engine.context.recall import missing_passages, recall_note, spans_mask, tokens_of
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.products import Matmul
-from uncomp_cli.engine.look.watching import AnswerWatch, Watched, held_in, watched
-from uncomp_cli.engine.read.reader import Reader
-from uncomp_cli.engine.records import DecodeStep, FinishReason, PrefillStep
-from uncomp_cli.engine.spend.allocation import Allocation
-from uncomp_cli.engine.spend.compression import Compression, check_length, plan_compression
-from uncomp_cli.engine.spend.memory import free_bytes, peak_bytes, reset_peak
-from uncomp_cli.engine.spend.reach import Reach
-from uncomp_cli.engine.tokens.prompt import Prompt
-from uncomp_cli.engine.write.generate import generate, stop_tokens
-from uncomp_cli.engine.write.sampling import Sampler
-from uncomp_cli.errors import OutOfMemoryError, is_out_of_memory
+from uncomp_cli.engine.look.replay import attended_by
+from uncomp_cli.engine.look.watch import watched
+from uncomp_cli.engine.records import DecodeStep, PrefillStep, RunStats
+from uncomp_cli.engine.spend.memory import reset_peak
+from uncomp_cli.engine.tokens.messages import Message, Script, render_messages
+from uncomp_cli.engine.tokens.tokens import Tokens
+from uncomp_cli.engine.write.writer import Writer
+from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.models.loading import LoadedModel
 
-__all__ = ["RunStats", "Session"]
+__all__ = ["BLOCK_TOKENS", "Conversation"]
+
+BLOCK_TOKENS = 32
+"""Tokens of an answer that are written before the cache is cut again."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunStats:
-    """What one answer took. `kv_full_bytes` is a full cache of the same tokens; `ttft_s` counts from the prefill.
+class Conversation:
+    """A chat over what is kept of it.
 
-    `attention_entropy` is the signal of the heads that were watched (watching.py); None where none was, or before the
-    answer's first token has been read.
-    """
-
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    prefill_s: float
-    ttft_s: float
-    decode_s: float
-    kv_bytes: int
-    kv_full_bytes: int
-    peak_bytes: int
-    finish_reason: FinishReason
-    attention_entropy: float | None = None
-
-    @property
-    def kept_fraction(self) -> float:
-        """Allocated bytes over full-cache bytes."""
-        return self.kv_bytes / self.kv_full_bytes
-
-    @property
-    def decode_tok_s(self) -> float | None:
-        """Tokens per second after the first; None when there was only one."""
-        return (self.completion_tokens - 1) / self.decode_s if self.completion_tokens > 1 and self.decode_s else None
-
-
-class Session:
-    """Reads one prompt at a time and answers its questions.
-
-    `watch` is what is watched while it answers: True for what the preset has to go by (watching.py), which may be
-    nothing. `watching` is the watch of the latest answer. Prompts whose rows are to be written in one batch need one
-    regime of RoPE: `regime_tokens`, set before the first is read, are those of the longest with its answer.
+    `stats`, `answer_ids` and `tokens` are those of the latest turn, also when it was interrupted; `notes` what was
+    done in it that was not asked for. `pinned` are ranges of characters in the texts of all messages, one behind the
+    other, that are never evicted. Nothing is read again for a question while `recalls` is False. `watched` is what is
+    watched while an answer is written, `writer` what writes the latest one. `growth` is what was read, and can be put
+    back where another preset has failed.
     """
 
     def __init__(
-        self,
-        loaded: LoadedModel,
-        preset: Preset,
-        sampling: SamplingConfig,
-        limits: Limits | None = None,
-        *,
-        matmul: Matmul = "float32",
-        watch: Watched | bool = True,
+        self, loaded: LoadedModel, decoder: Decoder, preset: Preset, sampling: SamplingConfig, limits: Limits
     ) -> None:
-        self.loaded = loaded
-        self.preset = preset
-        self.watched = watched(preset, loaded.spec) if watch is True else watch or None
-        self.watching: AnswerWatch | None = None
-        self.regime_tokens = 0
-        self.sampling = sampling
-        self.limits = limits or Limits()
-        self.decoder = Decoder(loaded.model, loaded.spec, matmul=matmul)
-        self.compression: Compression | None = None
+        self.loaded, self.decoder, self.sampling, self.limits = loaded, decoder, sampling, limits
+        self.answer_ids: list[int] = []
+        self.tokens = Tokens.of()
+        self.notes: list[str] = []
+        self.pinned: tuple[tuple[int, int], ...] = ()
+        self.recalls = True
         self.stats: RunStats | None = None
-        self._read: Context | None = None
-        self._prefill_s = 0.0
-
-    def read(self, prompt: Prompt) -> Iterator[PrefillStep]:
-        """Prefill `prompt`. Raises DoesNotFitError before any work when it is too long or too large."""
-        spec, device = self.loaded.spec, self.decoder.device
-        check_length(spec, prompt, trained_length=self.loaded.info.trained_length)
-        available = free_bytes(device)
-        self.compression = plan_compression(
-            spec,
-            self.preset,
-            prompt,
-            available=available,
-            limits=self.limits,
-            reach=Reach.of(
-                self.loaded.rope,
-                prompt.seq_len,
-                trained_length=self.loaded.info.trained_length,
-                answer_tokens=self.sampling.max_new_tokens,
-            ),
-        )
-        self.decoder.fix_regime(max(self.regime_tokens, prompt.seq_len + self.sampling.max_new_tokens))
-        reset_peak(device)
-        self._read = None
-        return self._prefill(self.compression)
-
-    def _prefill(self, compression: Compression) -> Generator[PrefillStep, None, None]:
-        begun = time.perf_counter()
-        try:
-            self._read = yield from Reader(self.decoder, compression).read()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise self._out_of_memory(compression) from error
-        self._prefill_s = time.perf_counter() - begun
-
-    def _out_of_memory(self, compression: Compression) -> OutOfMemoryError:
-        """The error of a prefill for which memory did not suffice, with a chunk that needs half of it."""
-        at_once = compression.chunk_tokens or compression.prompt.flat_len
-        smaller = max(LEAST_CHUNK_TOKENS, at_once // 2)
-        hint = f"--chunk {smaller} needs about half of that" if smaller < at_once else "use a smaller --budget"
-        return OutOfMemoryError(f"memory ran out while {at_once:,} tokens were read at once", hint=hint)
+        self.writer: Writer | None = None
+        self.use(preset)
 
     @property
-    def allocation(self) -> Allocation | None:
-        """How many tokens the heads of each layer keep of the prompt that is read."""
-        return None if self.compression is None else self.compression.allocation
+    def preset(self) -> Preset:
+        """How what is read is compressed."""
+        return self.growth.preset
 
     @property
-    def hidden_kept(self) -> tuple[float, ...]:
-        """The share [L] of the context that entered each layer."""
-        return self._prompt_read().hidden_kept
+    def cached_tokens(self) -> int:
+        """Tokens that were read."""
+        return len(self.growth)
 
     @property
-    def plan(self) -> BudgetPlan | None:
-        """What every head keeps; of a policy that measures live, it is final once the prompt has been read."""
-        return None if self.allocation is None else self.allocation.plan
+    def kv_bytes(self) -> int:
+        """Allocated bytes of the cache."""
+        return self.growth.cache.nbytes
 
     @property
-    def uncertainty(self) -> Uncertainty | None:
-        """The values that the plan was made from."""
-        return None if self.allocation is None else self.allocation.uncertainty
+    def kv_full_bytes(self) -> int:
+        """Bytes of a full cache of the tokens that were read."""
+        return self.loaded.spec.full_kv_bytes(len(self.growth))
 
     @property
-    def measured(self) -> Literal["live", "profile"] | None:
-        """Where those values come from."""
-        if self.allocation is None or (self.allocation.uncertainty is None and not self.allocation.live):
-            return None
-        return "live" if self.allocation.live else "profile"
+    def budget_bytes(self) -> int:
+        """Bytes that the budget gives to what was read."""
+        return self.growth.budget_bytes() if len(self.growth) else 0
 
-    def layer_bytes(self) -> list[int]:
-        """Bytes that each layer of the cache has allocated."""
-        return [self._prompt_read().cache.layer(layer).nbytes for layer in range(self.loaded.spec.num_layers)]
+    def use(self, preset: Preset) -> None:
+        """Compress by another preset: what was read is forgotten, and read again when it is needed.
 
-    def _prompt_read(self) -> Context:
-        if self._read is None:
-            raise RuntimeError("nothing has been read: exhaust read() first")
-        return self._read
+        A cache that grows token by token is held in the model's own number format, whatever the preset says.
+        """
+        if preset.kv_bits != 16:
+            self.notes.append(f"preset {preset.name} holds {preset.kv_bits} bits; a chat's cache is not quantised")
+            preset = replace(preset, kv_bits=16)
+        self.growth = Growth(self.decoder, preset, self.limits)
+        self.watched = watched(preset, self.loaded.spec)
+        if self.growth.note is not None:
+            self.notes.append(self.growth.note)
 
-    def answer(self, question: int = 0) -> Iterator[DecodeStep]:
-        """Generate the answer to one question of the prompt that was read, which may be asked again."""
-        read = self._prompt_read()
-        self.stats = None
-        return self._generate(read, question)
+    def clear(self) -> None:
+        """Forget everything that was cached."""
+        self.growth.clear()
 
-    def predict(self, ids: Sequence[int], question: int = 0) -> Tensor:
-        """Logits [N, vocab] of each of `ids` given those before it, behind a question of the prompt that was read."""
-        read = self._prompt_read()
-        read.begin_question(question)
-        logits = read.logits[question : question + 1]
-        if len(ids) > 1:
-            positions = read.next_positions(question) + torch.arange(len(ids) - 1)
-            state = AppendState(read.cache, positions.to(self.decoder.device))
-            following = self.decoder.forward(torch.tensor([ids[:-1]]), positions, state, len(ids) - 1)[0]
-            logits = torch.cat([logits, following])
-        return logits
+    def turn(self, messages: Sequence[Message]) -> Iterator[PrefillStep | DecodeStep]:
+        """Answer the last of `messages`; raises DoesNotFitError before any work when the context is full."""
+        self.stats, self.answer_ids = None, []
+        script = render_messages(self.loaded.tokenizer, messages)
+        text, room = script.tokens, self._room(script.tokens)
+        asked, held = _question_from(script, messages[-1]), len(self.growth)
+        pins = [tokens_of(text.offsets, pin) for pin in self.pinned]
+        if not self.growth.can_recall and self._lost(pins):
+            self.growth.clear()
+        wanted = self._passages(text, messages, common=self.growth.common(text), asked=asked)
+        self.growth.budget.guard_from = asked
+        self.growth.budget.pinned = spans_mask(len(text), [*pins, *wanted])
+        self.growth.answer_tokens = self.sampling.max_new_tokens
+        steps = self.growth.extend(text, reserve=BLOCK_TOKENS)
+        if held and not len(self.growth):
+            self.notes.append("the conversation is read again from its text")
+        self.tokens = text
+        return self._run(steps, [*pins, *wanted], min(room, self.sampling.max_new_tokens))
 
-    def _generate(self, read: Context, question: int) -> Iterator[DecodeStep]:
-        prompt, spec = read.prompts[0], self.loaded.spec
-        begun = time.perf_counter()
-        read.begin_question(question)
-        seq_len = len(prompt.context) + len(prompt.questions[question])
-        watch = None if self.watched is None else AnswerWatch(self.watched, held_in(read.cache), spec)
-        self.watching = watch
-        steps = generate(
-            self.decoder,
-            read.cache,
-            read.logits[question : question + 1],
-            read.next_positions(question),
-            tokenizer=self.loaded.tokenizer,
-            sampler=Sampler(replace(self.sampling, seed=self.sampling.seed + question)),
-            stop_ids=stop_tokens(self.loaded.model, self.loaded.tokenizer),
-            max_new_tokens=min(self.sampling.max_new_tokens, spec.trained_length - seq_len),
-            watch=watch,
-        )
-        prefill_s = self._prefill_s if question == 0 else 0.0  # one pass read all questions
-        first_s = 0.0
-        for step in steps:
-            first_s = first_s or time.perf_counter() - begun
-            completed = step.index + 1
-            self.stats = RunStats(
-                prompt_tokens=seq_len,
-                cached_tokens=0 if question == 0 else len(prompt.context),
-                completion_tokens=completed,
-                prefill_s=prefill_s,
-                ttft_s=prefill_s + first_s,
-                decode_s=time.perf_counter() - begun - first_s,
-                kv_bytes=read.cache.nbytes,
-                kv_full_bytes=spec.full_kv_bytes(seq_len + completed - 1),
-                peak_bytes=peak_bytes(self.decoder.device),
-                finish_reason=step.finish_reasons[0] or "interrupted",
-                attention_entropy=None if watch is None else watch.value,
+    def check_pins(self) -> None:
+        """Raise DoesNotFitError when the budget cannot hold what is pinned of what was read."""
+        if len(self.tokens) and len(self.growth):
+            pins = [tokens_of(self.tokens.offsets, pin) for pin in self.pinned]
+            self.growth.check_pinned(spans_mask(len(self.growth), pins))
+
+    def read_ahead(self, messages: Sequence[Message]) -> Iterator[PrefillStep]:
+        """Read as much of `messages` as is certain: the last one's first part will have more behind it.
+
+        Raises DoesNotFitError before any work when the context is full.
+        """
+        script = render_messages(self.loaded.tokenizer, messages)
+        self._room(script.tokens)
+        return self._read_on(_first_part(script, messages[-1]))
+
+    def reread(self, messages: Sequence[Message]) -> Iterator[PrefillStep]:
+        """Read all of `messages` anew. Raises DoesNotFitError before any work when the context is full."""
+        self.growth.clear()
+        return self.read_ahead(messages)
+
+    def survival(self) -> Tensor:
+        """The share [S] of heads that still hold each token of `tokens`."""
+        share, length = self.growth.survival(), len(self.tokens)
+        return pad(share[:length], (0, max(0, length - len(share))))
+
+    def attended(self) -> Tensor:
+        """Attention [S] of the latest answer on each token of `tokens`, by the heads that are trusted; no sinks."""
+        if not (len(self.tokens) and self.answer_ids) or len(self.growth) < len(self.tokens):
+            return torch.zeros(len(self.tokens))
+        first = len(self.tokens) - 1
+        ids = [self.tokens.ids[first], *self.answer_ids[:-1]]
+        sinks = self.preset.scorer.sinks
+        mass = attended_by(self.decoder, self.growth.cache, ids, first, heads=self.growth.account().trust, sinks=sinks)
+        return pad(mass, (0, 1))
+
+    def _passages(self, tokens: Tokens, messages: Sequence[Message], *, common: int, asked: int) -> list[range]:
+        """Tokens, in front of token `asked`, of passages that the question points at and that are mostly not held.
+
+        Those behind token `common` are yet to be read, and will be held when they are.
+        """
+        if not (self.recalls and self.growth.can_recall):
+            return []
+        text = "".join(message.text for message in messages)
+        question = messages[-1].parts[-1] if messages[-1].parts else messages[-1].text
+        held = self.growth.survival()[: min(common, asked)]
+        survival = pad(held, (0, asked - len(held)))
+        return missing_passages(text[: len(text) - len(question)], question, offsets=tokens.offsets, survival=survival)
+
+    def _lost(self, spans: Sequence[range]) -> list[range]:
+        """Those of `spans` that were read and that not every head holds whole."""
+        survives = self.growth.survival()
+        read = (span for span in spans if len(span) and span.stop <= len(self.growth))
+        return [span for span in read if float(survives[span.start : span.stop].min()) < 1]
+
+    def _recall(self, spans: Sequence[range]) -> None:
+        """Put back what was evicted of `spans`, and say so."""
+        begun, lost = time.perf_counter(), self._lost(spans)
+        if lost:
+            self.growth.recall(lost)
+            self.notes.append(recall_note(lost, time.perf_counter() - begun))
+
+    def _read_on(self, tokens: Tokens) -> Generator[PrefillStep, None, None]:
+        self.growth.budget.guard_from = len(tokens)
+        self.growth.budget.pinned = spans_mask(len(tokens), [tokens_of(tokens.offsets, pin) for pin in self.pinned])
+        self.tokens = tokens
+        yield from self.growth.extend(tokens, reserve=BLOCK_TOKENS)
+
+    def _room(self, tokens: Tokens) -> int:
+        """Tokens that an answer may have."""
+        limit = self.loaded.spec.trained_length
+        if len(tokens) >= limit:
+            raise DoesNotFitError(
+                f"the conversation would have {len(tokens):,} tokens, the context holds {limit:,}",
+                hint="ask something shorter, /undo the latest turns, start again with /clear, or leave and come back "
+                "with a larger --rope",
             )
+        return limit - len(tokens)
+
+    def _run(
+        self, prefill: Generator[PrefillStep, None, Tensor], spans: Sequence[range], max_new_tokens: int
+    ) -> Iterator[PrefillStep | DecodeStep]:
+        """Put back what was evicted of `spans`, read what is new, and write the answer."""
+        reset_peak(self.decoder.device)
+        begun, cached = time.perf_counter(), len(self.growth)
+        self._recall(spans)
+        logits = yield from prefill
+        seconds = time.perf_counter() - begun
+        self.growth.context.questions = Behind(Begun(logits, cached, seconds, seconds))
+        asked = [Asked(self.growth.context, 0, max_new_tokens, on_token=self._wrote)]
+        self.writer = Writer(self.decoder, self.loaded.tokenizer, self.sampling, asked, watch=self.watched)
+        for step in self.writer.write():
+            self.answer_ids.append(step.token)
+            self.stats = self.writer.stats()
             yield step
+
+    def _wrote(self, index: int, token: int) -> None:
+        """Token `index` of the answer has been put into the cache."""
+        self.growth.appended(token)
+        if (index + 1) % BLOCK_TOKENS == 0:
+            self.growth.fit(BLOCK_TOKENS)
+
+
+def _question_from(script: Script, message: Message) -> int:
+    """The first token of the last part of the last message."""
+    last = len(message.parts[-1]) if message.parts else len(message.text)
+    return _token_at(script, script.first_chars[-1] + len(message.text) - last)
+
+
+def _first_part(script: Script, message: Message) -> Tokens:
+    """All up to the end of the first part of the last message."""
+    first = len(message.parts[0]) if message.parts else len(message.text)
+    return script.tokens[: _token_at(script, script.first_chars[-1] + first)]
+
+
+def _token_at(script: Script, char: int) -> int:
+    """The first token at or behind a character of the last message; its end where there is none."""
+    of_message, first = torch.arange(len(script)) >= script.first_tokens[-1], script.tokens.offsets[:, 0]
+    before = of_message & (first >= 0) & (first < char)
+    found = before.nonzero()
+    return int(found[-1]) + 1 if len(found) else script.first_tokens[-1]

@@ -9,7 +9,7 @@ right behind it, and ranks what was kept before and what is new by one softmax, 
 evidence out. With a budget of everything nothing is ranked, and the chunk's length changes nothing.
 
 The questions' own keys and values are kept whole: a single question lies behind the context at once, several wait
-beside the cache (and count in its bytes) until `Context.begin_question` puts one there.
+beside the cache (and count in its bytes) until `Context.begin` puts one there.
 """
 
 import time
@@ -22,7 +22,7 @@ from torch import Tensor
 from uncomp_cli.budget.thinning import NoThinning
 from uncomp_cli.cache.coherence import pool
 from uncomp_cli.cache.ragged import Head, RaggedKVCache
-from uncomp_cli.engine.context.context import Context
+from uncomp_cli.engine.context.context import Beside, Context
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.thread import stream
 from uncomp_cli.engine.read.distances import choose_passages, packed
@@ -248,9 +248,7 @@ class Reader:
         self.planned.allocation.fit([count + self.planned.prompt.longest_question for count in longest])
 
     def _context(self, logits: Tensor) -> Context:
-        context = Context([self.planned.prompt], self.cache, self.questions)
-        context.logits = logits
-        return context
+        return Context(self.decoder, self.planned.prompt, self.cache, Beside(self.questions, logits))
 
     def _read_again(self, most: int) -> Context:
         """Read passages of `most` tokens again, right before the questions, as though there were no other text.

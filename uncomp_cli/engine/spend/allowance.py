@@ -3,7 +3,9 @@
     protected   the template and the system prompt, sinks, pins
     guarded     these, and the latest question with its answer as far as a quarter of a head's tokens holds them
 
-Pins and what is guarded take their place in the budget: they are not put on top of a preset's floor.
+Pins and what is guarded take their place in the budget: they are not put on top of a preset's floor. A plan counts keys
+and values; what is allocated has positions and slack beside them. `within` takes those, and room for tokens that are
+yet to come, out of each head's count, so that allocated bytes stay within the plan's.
 """
 
 from dataclasses import dataclass, field, replace
@@ -15,13 +17,12 @@ from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.config import CacheConfig, Limits
-from uncomp_cli.engine.context.cutting import within
 from uncomp_cli.engine.spend.allocation import Allocation, make_allocation
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["Counts", "TextBudget"]
+__all__ = ["Counts", "TextBudget", "within"]
 
 _GUARDED_TOKENS = 256
 """Of the latest message, the last tokens that stay until a later one comes."""
@@ -115,3 +116,18 @@ class TextBudget:
             most_entries=None if cap is None else cap // self.spec.kv_bytes_per_entry,
             uncertainty=self.uncertainty,
         )
+
+
+def within(plan: BudgetPlan, spec: ModelSpec, *, reserve: int, config: CacheConfig) -> list[list[int]]:
+    """Tokens [L][G] that heads may hold, with room for `reserve` more, in the bytes that `plan` gives them."""
+    entry = spec.kv_bytes_per_entry
+    share = entry / (entry + config.position_bytes)
+    return [[max(0, _held(int(share * count), reserve, config)) for count in layer] for layer in plan.kept]
+
+
+def _held(room: int, reserve: int, config: CacheConfig) -> int:
+    """The longest head that with its slack fits into `room` entries, `reserve` of them free."""
+    length = room - config.min_slack
+    if config.slack(length) > config.min_slack:
+        length = room * config.slack_divisor // (config.slack_divisor + 1)
+    return length - reserve

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from uncomp_cli.cache.ragged import Head, LayerCache, RaggedKVCache
-from uncomp_cli.engine.context.context import Context
+from uncomp_cli.engine.context.context import Asked, Begun, Context
 from uncomp_cli.engine.forward.attention import AttentionState, OnQuery
-from uncomp_cli.engine.write.rows import Asked
+from uncomp_cli.engine.write.stores import beside
 from uncomp_cli.spec import ModelSpec
 
 __all__ = ["SharedRows"]
@@ -48,8 +48,8 @@ class SharedRows:
     """Rows over one prompt of several questions, whose context is left where it was read."""
 
     def __init__(self, read: Context, spec: ModelSpec) -> None:
-        (prompt,) = read.prompts
-        self._read, self._spec, self._context = read, spec, len(prompt.context)
+        self._read, self._spec, self._context = read, spec, len(read.prompt.context)
+        self._waiting = beside(read)
         self._own = [self._nothing(layer) for layer in range(spec.num_layers)]
         self._columns: list[int] = []  # tokens of its own that each row has
 
@@ -58,20 +58,21 @@ class SharedRows:
         widest = max((asked.prompt_tokens - self._context + asked.max_new_tokens for asked in rows), default=0)
         return len(rows) * _rounded(widest) * self._spec.kv_bytes_per_token
 
-    def lay_out(self, keep: Sequence[int], join: Sequence[Asked]) -> None:
+    def lay_out(self, keep: Sequence[int], join: Sequence[Asked]) -> list[Begun]:
         """Keep some rows' own tokens and put the new rows' questions beside them."""
         if not keep:
-            self._read.cache.forget_from(self._context)  # what an earlier answer left
+            self._read.restore()  # what an earlier answer left
         columns = max((_rounded(asked.prompt_tokens - self._context) for asked in join), default=0)
         for layer, own in enumerate(self._own):
             fresh = own.select(torch.tensor(keep, dtype=torch.int64, device=own.keys.device))
             fresh.widen(columns)
             if join:
-                questions = [self._read.questions[layer][asked.question] for asked in join]
+                questions = [self._waiting.entries[layer][asked.question] for asked in join]
                 begun = [_rectangle(heads, fresh.keys.shape[2], self._context) for heads in questions]
                 fresh.keys = torch.cat([fresh.keys, torch.stack([keys for keys, _ in begun])])
                 fresh.values = torch.cat([fresh.values, torch.stack([values for _, values in begun])])
             self._own[layer] = fresh
+        return [self._waiting.begun(self._read, asked.question) for asked in join]
 
     def state(self, positions: Tensor, *, on_query: OnQuery | None = None) -> AttentionState:
         """One more token a row, at logical positions [B, 1]."""
@@ -102,7 +103,7 @@ class SharedRows:
         return sum(t.untyped_storage().nbytes() for own in self._own for t in (own.keys, own.values))
 
     def _nothing(self, layer: int) -> _Own:
-        keys, values, _ = self._read.questions[layer][0][0]
+        keys, values, _ = self._waiting.entries[layer][0][0]
         shape = (0, self._spec.num_kv_heads, 0)
         return _Own(keys.new_empty(*shape, keys.shape[1]), values.new_empty(*shape, values.shape[1]))
 

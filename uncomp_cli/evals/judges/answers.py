@@ -75,7 +75,7 @@ def _answer(
     if wrong:
         rows.rollback(mark)
         writing = rows.pick(wrong, reserve=asked.max_new_tokens)
-        for row, text in zip(wrong, _write(case, writing, logits[wrong], asked, stop_ids), strict=True):
+        for row, text in zip(wrong, _write(case, writing, logits[wrong], query, stop_ids), strict=True):
             texts[row] = text
     judged = regime == "agnostic" or len(reference) > 1
     return [
@@ -97,13 +97,14 @@ def teacher_forced(rows: Rows, logits: Tensor, reference: Sequence[int]) -> tupl
     return losses[:, min(1, len(reference) - 1) :].mean(dim=1).tolist(), right.tolist()
 
 
-def _write(case: Case, rows: Rows, logits: Tensor, query: Query, stop_ids: Sequence[int]) -> list[str]:
+def _write(case: Case, rows: Rows, logits: Tensor, query: int, stop_ids: Sequence[int]) -> list[str]:
     """Every row's greedy text, until each has stopped or holds all that is accepted."""
     written: list[list[int]] = [[] for _ in range(len(rows))]
-    for tokens in rows.write(logits, max_new_tokens=query.max_new_tokens, stop_ids=stop_ids):
-        for ids, token in zip(written, tokens, strict=True):
-            if token is not None:
-                ids.append(token)
-        if all(match_score(case.tokenizer.decode(ids), query) == 1 for ids in written):
+    asked = case.sample.queries[query]
+    writer = case.writer(rows, logits, query, max_new_tokens=asked.max_new_tokens, stop_ids=stop_ids)
+    for steps in writer.rounds():
+        for step in steps:
+            written[step.row] += [] if step.finish_reason == "stop" else [step.token]
+        if all(match_score(case.tokenizer.decode(ids), asked) == 1 for ids in written):
             break
     return [str(case.tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]

@@ -15,6 +15,7 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt, completion_prompt
+from uncomp_cli.engine.write.writer import Writer
 from uncomp_cli.errors import DoesNotFitError, ModelError
 from uncomp_cli.evals.judges.contestants import Setting
 from uncomp_cli.evals.judges.exact_prefill import Reading, read_once
@@ -92,6 +93,10 @@ class Case:
         if regime == "aware":
             return rows, torch.cat([one.logits for one in compressed])
         return rows, rows.feed(question, last=1)[:, -1]
+
+    def writer(self, rows: Rows, logits: Tensor, query: int, *, max_new_tokens: int, stop_ids: Sequence[int]) -> Writer:
+        """What writes every row's greedy answer to question `query`, behind which it stands, after `logits`."""
+        return rows.writer(logits, self.prompt, query, self.tokenizer, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
 
     def _weighed(self, setting: Setting, regime: Regime, cache: RaggedKVCache) -> Outcome:
         outcome = self._outcome(setting, regime, kv_bytes=cache.nbytes)

@@ -5,7 +5,7 @@
                     alone, since what a wrong one looked at is not what it should have
 
 The passages are those of `ask --evidence`: the answer's tokens are replayed behind the cache that they were written
-with (engine/look/attended.py), heads weighed by the setting's own trust, and passages ranked by attention.
+with (engine/look/replay.py), heads weighed by the setting's own trust, and passages ranked by attention.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from uncomp_cli.cache.ragged import survival
 from uncomp_cli.documents.evidence import Evidence, find_evidence
 from uncomp_cli.documents.places import Places, Source
-from uncomp_cli.engine.look.attended import attended_by
+from uncomp_cli.engine.look.replay import attended_by
 from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.judges.case import Case, Compressed
 from uncomp_cli.evals.judges.contestants import Setting
@@ -71,7 +71,7 @@ def _answer(case: Case, one: Compressed, regime: Regime, stop_ids: Sequence[int]
     room = case.sample.queries[0].max_new_tokens
     rows, logits = case.begin([one], regime, 0, room=room)
     first = rows.position - 1
-    written = rows.write(logits, max_new_tokens=room, stop_ids=stop_ids)
-    ids = [token for (token,) in written if token is not None]
+    written = case.writer(rows, logits, 0, max_new_tokens=room, stop_ids=stop_ids).write()
+    ids = [step.token for step in written if step.finish_reason != "stop"]
     replayed = (case.prompt.questions[0][-1], *ids[:-1])
     return ids, attended_by(case.decoder, rows.cache, replayed, first, heads=one.trust).tolist()

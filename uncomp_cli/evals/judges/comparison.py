@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.context.session import RunStats, Session
-from uncomp_cli.engine.records import DecodeStep, PrefillStep
+from uncomp_cli.engine.context.context import Context
+from uncomp_cli.engine.engine import Engine
+from uncomp_cli.engine.records import DecodeStep, PrefillStep, RunStats
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.evals.judges.divergence import compare_logits
 from uncomp_cli.models.loading import LoadedModel
@@ -44,11 +45,12 @@ class Comparison:
 def compare(
     loaded: LoadedModel, prompt: Prompt, presets: tuple[Preset, Preset], sampling: SamplingConfig
 ) -> Generator[PrefillStep | DecodeStep, None, Comparison]:
-    """Answer `prompt`, which has one question, under both presets. Raises DoesNotFitError as `Session.read` does."""
-    first, text = yield from _answer(loaded, prompt, presets[0], sampling)
+    """Answer `prompt`, which has one question, under both presets. Raises DoesNotFitError as `Engine.read` does."""
+    engine = Engine(loaded, sampling=sampling)
+    first, text = yield from _answer(engine, prompt, presets[0])
     expected = first.predict(text.token_ids)
     del first  # its cache need not lie beside the other one
-    second, other = yield from _answer(loaded, prompt, presets[1], sampling)
+    second, other = yield from _answer(engine, prompt, presets[1])
     metrics = None
     if len(text.token_ids) > 1:  # the first token follows from the exact prefill under any setting
         metrics = compare_logits(expected[1:], second.predict(text.token_ids)[1:])
@@ -56,19 +58,21 @@ def compare(
 
 
 def _answer(
-    loaded: LoadedModel, prompt: Prompt, preset: Preset, sampling: SamplingConfig
-) -> Generator[PrefillStep | DecodeStep, None, tuple[Session, Side]]:
-    session = Session(loaded, preset, sampling)
-    yield from session.read(prompt)
+    engine: Engine, prompt: Prompt, preset: Preset
+) -> Generator[PrefillStep | DecodeStep, None, tuple[Context, Side]]:
+    reading = engine.read(prompt, preset)
+    yield from reading
+    writer = engine.writer(engine.asked(reading.context))
     pieces: list[str] = []
     ids: list[int] = []
-    for step in session.answer():
-        pieces.append(step.texts[0])
-        ids.append(step.token_ids[0])
+    for step in writer.write():
+        pieces.append(step.text)
+        ids.append(step.token)
         yield step
-    if session.stats is None:
+    stats = writer.stats()
+    if stats is None:
         raise RuntimeError("an answer has one token at least")
-    return session, Side(preset, "".join(pieces), tuple(ids), session.stats)
+    return reading.context, Side(preset, "".join(pieces), tuple(ids), stats)
 
 
 def _first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:

@@ -54,7 +54,7 @@ def compare_logits(full: Tensor, ours: Tensor) -> dict[str, float]:
 def _continue(case: Case, full: Compressed, regime: Regime) -> list[int]:
     room = case.sample.queries[0].max_new_tokens
     rows, logits = case.begin([full], regime, 0, room=room)
-    return [token for (token,) in rows.write(logits, max_new_tokens=room, stop_ids=()) if token is not None]
+    return [step.token for step in case.writer(rows, logits, 0, max_new_tokens=room, stop_ids=()).write()]
 
 
 def _predict(case: Case, compressed: Sequence[Compressed], regime: Regime, text: Sequence[int]) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
 Nothing in a prefill depends on the setting but what is stored: a layer's attention is computed in full before its
 eviction. So every layer's queries, keys and values are recorded once, and handed layer by layer to a `Reader` of
-the setting; scores are shared by the budgets of one scorer. The caches are those that `Session.read` makes
+the setting; scores are shared by the budgets of one scorer. The caches are those that `Engine.read` makes
 (tests/test_evals_sharing.py holds it). A setting that thins hidden states changes the prefill itself, so that it is
 read anew for each of these, and its first logits are its own.
 
@@ -123,7 +123,7 @@ class Reading:
             cache, allocation = self._compress(setting, regime)
             return Left(cache, self.logits, allocation.trust())
         read, allocation = self._read_thinned(setting, regime)
-        return Left(read.cache, read.logits, allocation.trust())
+        return Left(read.cache, read.begin().logits, allocation.trust())
 
     def read_thinned(self, setting: Setting, regime: Regime) -> Context:
         """The prompt, or its context alone, read by the engine itself, thinned as `setting` has it.

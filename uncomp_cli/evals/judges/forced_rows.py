@@ -7,13 +7,19 @@ are weighed before they become rows, where quantised ones are dequantised; rows 
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.config import SamplingConfig
+from uncomp_cli.engine.context.context import Asked, Begun, Behind, Context
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.write.stores import PlacedRows
+from uncomp_cli.engine.write.writer import Writer
 from uncomp_cli.spec import ModelSpec
 
 __all__ = ["MAX_LOGITS_BYTES", "MAX_ROWS_BYTES", "Mark", "Rows", "in_batches", "token_nll"]
@@ -68,20 +74,23 @@ class Rows:
         self.cache.rollback(mark.lengths)
         self.position = mark.position
 
-    def write(self, logits: Tensor, *, max_new_tokens: int, stop_ids: Sequence[int]) -> Iterator[list[int | None]]:
-        """Greedy tokens of every row after `logits` [B, vocab]; a row that has stopped yields None. Ends when all did.
-
-        The caller may stop early. The last token that is yielded is not fed.
-        """
-        stopped = [False] * len(self)
-        for index in range(max_new_tokens):
-            chosen = logits.argmax(dim=-1).tolist()
-            stopped = [done or token in stop_ids for done, token in zip(stopped, chosen, strict=True)]
-            if all(stopped):
-                return
-            yield [None if done else token for done, token in zip(stopped, chosen, strict=True)]
-            if index + 1 < max_new_tokens:
-                logits = self.feed(torch.tensor(chosen)[:, None])[:, -1]
+    def writer(
+        self,
+        logits: Tensor,
+        prompt: Prompt,
+        question: int,
+        tokenizer: Any,
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+    ) -> Writer:
+        """What writes every row's greedy answer to a question of `prompt`, which stands behind it, after `logits`."""
+        asked = [
+            Asked(Context(self.decoder, prompt, self.cache, Behind(Begun(row[None]))), question, max_new_tokens)
+            for row in logits
+        ]
+        store = PlacedRows(self.decoder.spec, self.cache)
+        return Writer(self.decoder, tokenizer, SamplingConfig(), asked, store=store, stop_ids=stop_ids)
 
 
 def _copy(cache: RaggedKVCache, rows: Sequence[int], *, reserve: int) -> RaggedKVCache:

@@ -14,11 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-import torch
-
-from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.context.chat import ChatSession
-from uncomp_cli.engine.forward.attention import AppendState
+from uncomp_cli.engine.context.session import Conversation
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.tokens.messages import Message
 from uncomp_cli.engine.tokens.prompt import encode
@@ -57,7 +54,7 @@ def judge_conversation(loaded: LoadedModel, sample: Sample, settings: Sequence[S
     return [_outcome(loaded, sample, setting) for setting in settings]
 
 
-def converse(session: ChatSession, sample: Sample) -> list[Turn]:
+def converse(session: Conversation, sample: Sample) -> list[Turn]:
     """The turns of a conversation about the context of `sample`, a question each, in their order.
 
     Raises DoesNotFitError when a budget or the model's context is too small.
@@ -73,7 +70,7 @@ def converse(session: ChatSession, sample: Sample) -> list[Turn]:
     return turns
 
 
-def _turn(session: ChatSession, messages: Sequence[Message], query: Query, spans_from: int) -> Turn:
+def _turn(session: Conversation, messages: Sequence[Message], query: Query, spans_from: int) -> Turn:
     """Ask the last of `messages`; the context's characters begin at `spans_from` of all messages' text."""
     session.notes.clear()
     session.sampling = replace(session.sampling, max_new_tokens=query.max_new_tokens)
@@ -82,7 +79,7 @@ def _turn(session: ChatSession, messages: Sequence[Message], query: Query, spans
         if isinstance(step, DecodeStep):
             if step.index == 0:  # what was asked is in the cache, and nothing behind it
                 nll, held = _reference_nll(session, query.answer), _coverage(session, query, spans_from)
-            text += step.texts[0]
+            text += step.text
     return Turn(
         text=text,
         match=match_score(text, query),
@@ -95,19 +92,17 @@ def _turn(session: ChatSession, messages: Sequence[Message], query: Query, spans
     )
 
 
-def _reference_nll(session: ChatSession, answer: str) -> float:
+def _reference_nll(session: Conversation, answer: str) -> float:
     """Mean NLL of the tokens of `answer` from the second on, behind all that is in the cache, which stays as it was."""
     ids = encode(session.loaded.tokenizer, answer, special=False)
-    decoder, cache, first = session.decoder, session.context.cache, len(session.context)
-    positions = torch.arange(first, first + len(ids) - 1)[None]
-    mark = cache.mark()
-    state = AppendState(cache, positions.to(decoder.device))
-    logits = decoder.forward(torch.tensor([ids[:-1]]), positions, state, len(ids) - 1)
-    cache.rollback(mark)
-    return float(token_nll(logits, ids[1:]).mean())
+    context, first = session.growth.context, session.cached_tokens
+    mark = context.cache.mark()
+    logits = context.feed(ids[:-1], first, last=len(ids) - 1)
+    context.cache.rollback(mark)
+    return float(token_nll(logits[None], ids[1:]).mean())
 
 
-def _coverage(session: ChatSession, query: Query, spans_from: int) -> float:
+def _coverage(session: Conversation, query: Query, spans_from: int) -> float:
     """Mean share of the heads that hold the tokens of the fact that `query` asks for."""
     spans = [(begin + spans_from, end + spans_from) for begin, end in query.evidence]
     return float(session.survival()[evidence_tokens(session.tokens.offsets, spans)].mean())
@@ -127,7 +122,7 @@ def _outcome(loaded: LoadedModel, sample: Sample, setting: Setting) -> Outcome:
         kv_bytes=0,
     )
     try:
-        session = ChatSession(loaded, setting.preset, SamplingConfig())
+        session = Engine(loaded).conversation(setting.preset)
         session.recalls = sample.subtask != UNAIDED
         turns = converse(session, sample)
     except (DoesNotFitError, ModelError) as refusal:

@@ -8,7 +8,7 @@ row behind the prompt, which chooses the first token, belongs to the prefill and
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,16 +16,13 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset
+from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.forward.attention import AppendState
-from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.look.watching import AnswerWatch, HeadAt, Watched, all_heads, held_in
-from uncomp_cli.engine.read.reader import Reader
-from uncomp_cli.engine.spend.compression import plan_compression
-from uncomp_cli.engine.spend.memory import free_bytes
-from uncomp_cli.engine.spend.reach import Reach
+from uncomp_cli.engine.engine import Engine
+from uncomp_cli.engine.look.watch import HeadAt, Watched, all_heads
+from uncomp_cli.engine.spend.allocation import scorer_config
 from uncomp_cli.engine.tokens.prompt import count_tokens
-from uncomp_cli.engine.write.generate import stop_tokens
+from uncomp_cli.engine.write.next_token import stop_tokens
 from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.judges.forced_rows import token_nll
@@ -36,7 +33,6 @@ from uncomp_cli.evals.tasks.needle import needle_sample
 from uncomp_cli.evals.tasks.request import Request
 from uncomp_cli.evals.tasks.sample import Query, Sample
 from uncomp_cli.models.loading import LoadedModel
-from uncomp_cli.steps import finished
 
 __all__ = ["NeedlePlace", "judge_needle", "make_needle"]
 
@@ -78,17 +74,12 @@ def judge_needle(
 
     Raises DoesNotFitError when memory or budget is too small.
     """
-    begun = time.perf_counter()
-    decoder, query = Decoder(loaded.model, loaded.spec), sample.queries[0]
+    begun, query = time.perf_counter(), sample.queries[0]
     prompt, (reference,) = tokenise(loaded.tokenizer, sample)
-    decoder.fix_regime(prompt.seq_len + ANSWER_ROOM)
-    trained_length = loaded.info.trained_length
-    reach = Reach.of(loaded.rope, prompt.seq_len, trained_length=trained_length, answer_tokens=ANSWER_ROOM)
-    available = free_bytes(decoder.device)
-    planned = plan_compression(loaded.spec, preset, prompt, available=available, reach=reach)
-    read = finished(Reader(decoder, planned).read())
-    loss, kv_bytes = _loss(decoder, read, reference), read.cache.nbytes
-    written = _write(decoder, read, query, loaded, sinks=planned.config.sinks)
+    engine = Engine(loaded, sampling=SamplingConfig(max_new_tokens=ANSWER_ROOM))
+    context = engine.read(prompt, preset).finish()
+    loss, kv_bytes = _loss(context, reference), context.cache.nbytes
+    written = _write(engine, context, query)
     known = dict(zip(all_heads(loaded.spec), written.by_head.tolist(), strict=True))
     return NeedleCell(
         arm=arm.label,
@@ -113,32 +104,29 @@ def _rows(known: dict[HeadAt, float], num_layers: int) -> list[list[float]]:
     return [[round(value, 5) for (at, _), value in known.items() if at == layer] for layer in range(num_layers)]
 
 
-def _loss(decoder: Decoder, read: Context, reference: Sequence[int]) -> float:
+def _loss(context: Context, reference: Sequence[int]) -> float:
     """Mean NLL of the answer's tokens from the second on; of a single token, that one's."""
-    read.begin_question(0)
-    logits = read.logits[:1][None]
-    if len(reference) > 1:
-        positions = read.next_positions(0) + torch.arange(len(reference) - 1)
-        state = AppendState(read.cache, positions.to(decoder.device))
-        logits = decoder.forward(torch.tensor([reference[:-1]]), positions, state, len(reference) - 1)
-        reference = reference[1:]
-    return float(token_nll(logits, reference).mean())
+    first = min(1, len(reference) - 1)
+    return float(token_nll(context.predict(reference)[None, first:], reference[first:]).mean())
 
 
-def _write(decoder: Decoder, read: Context, query: Query, loaded: LoadedModel, *, sinks: int) -> _Written:
-    """The greedy answer until it stops, holds the needle, or is as long as a query may take."""
-    read.begin_question(0)
-    watch = AnswerWatch(Watched(all_heads(loaded.spec), sinks), held_in(read.cache), loaded.spec)
-    logits, positions = read.logits[:1], read.next_positions(0)
-    stop_ids = stop_tokens(loaded.model, loaded.tokenizer)
+def _write(engine: Engine, context: Context, query: Query) -> _Written:
+    """The greedy answer until it stops, holds the needle, or is as long as a query may take.
+
+    A token is watched when it is read, for which the writer has to choose one more.
+    """
+    tokenizer, preset = engine.loaded.tokenizer, context.account.preset
+    stop_ids = stop_tokens(engine.loaded.model, tokenizer)
+    (asked,) = engine.asked(context)
+    watched = Watched(all_heads(engine.spec), scorer_config(preset).sinks)
+    writer = engine.writer([replace(asked, max_new_tokens=query.max_new_tokens + 1)], watch=watched, stop_ids=())
     ids: list[int] = []
     text = ""
-    while len(ids) < query.max_new_tokens:
-        ids.append(int(logits.argmax()))
-        state = AppendState(read.cache, positions.to(decoder.device), on_query=watch.observe)
-        logits = decoder.forward(torch.tensor([ids[-1:]]), positions, state, 1)[:, -1]
-        positions = positions + 1
-        text = str(loaded.tokenizer.decode(ids, skip_special_tokens=True))
-        if ids[-1] in stop_ids or match_score(text, query) == 1:
+    for step in writer.write():
+        text = str(tokenizer.decode(ids, skip_special_tokens=True))
+        if ids and (ids[-1] in stop_ids or match_score(text, query) == 1 or len(ids) == query.max_new_tokens):
             break
-    return _Written(text, watch.by_head[0], watch.raw_by_head[0])
+        ids.append(step.token)
+    if writer.watching is None:
+        raise RuntimeError("all heads are watched")
+    return _Written(text, writer.watching.by_head[0], writer.watching.raw_by_head[0])

@@ -20,8 +20,8 @@ from uncomp_cli import __version__
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.calibrate.risk_fit import HeadAt, RiskAnswer
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.context.session import Session
-from uncomp_cli.engine.look.watching import Watched, all_heads
+from uncomp_cli.engine.engine import Engine
+from uncomp_cli.engine.look.watch import Watched, all_heads
 from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.judges.case import tokenise
@@ -112,17 +112,17 @@ def _judge(loaded: LoadedModel, preset: Preset, sample: Sample) -> RiskLine:
     (query,), (prompt, _) = sample.queries, tokenise(loaded.tokenizer, sample)
     sampling = SamplingConfig(temperature=0.0, max_new_tokens=query.max_new_tokens)
     watched = Watched(all_heads(loaded.spec), preset.scorer.sinks)
-    session = Session(loaded, preset, sampling, watch=watched)
-    for _ in session.read(prompt):
-        pass
+    engine = Engine(loaded, sampling=sampling)
+    context = engine.read(prompt, preset).finish()
+    writer = engine.writer(engine.asked(context), watch=watched)
     ids: list[int] = []
     text, entropy = "", []
-    for step in session.answer():
-        if ids and session.watching is not None:  # the token before has been read to choose this one
-            entropy.append([round(value, 5) for value in session.watching.latest[0].tolist()])
-        ids.append(step.token_ids[0])
-        text += step.texts[0]
-    logits = session.predict(ids).float()
+    for step in writer.write():
+        if ids and writer.watching is not None:  # the token before has been read to choose this one
+            entropy.append([round(value, 5) for value in writer.watching.latest[0].tolist()])
+        ids.append(step.token)
+        text += step.text
+    logits = context.predict(ids).float()
     output, output_tokens = torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1), logits.shape[-1]
     return RiskLine(
         sha256=_key(sample),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from uncomp_cli.budget.amount import FULL_BUDGET
 from uncomp_cli.budget.presets import Preset, load_preset
-from uncomp_cli.engine.look.watching import HeadAt, watched_heads
+from uncomp_cli.engine.look.watch import HeadAt, watched_heads
 from uncomp_cli.engine.spend.memory import check_context, free_bytes
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.journal import Journal

@@ -21,7 +21,7 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cache.ragged import Head
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.look.watching import AnswerWatch, Watched, all_heads
+from uncomp_cli.engine.look.watch import AnswerWatch, Watched, all_heads
 from uncomp_cli.engine.read.distances import packed
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend.compression import Compression, plan_compression

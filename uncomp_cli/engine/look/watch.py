@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.cache.ragged import Head, RaggedKVCache
+from uncomp_cli.cache.ragged import Head
 from uncomp_cli.engine.spend.allocation import profile_of
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.distance_pattern import distance_pattern
 from uncomp_cli.uncertainty.entropy import score_entropy
 from uncomp_cli.uncertainty.risk import JOINT, SIGNALS
 
-__all__ = ["AnswerWatch", "HeadAt", "Held", "Tally", "Watched", "all_heads", "held_in", "watched", "watched_heads"]
+__all__ = ["AnswerWatch", "HeadAt", "Held", "Tally", "Watched", "all_heads", "watched", "watched_heads"]
 
 HeadAt = tuple[int, int]
 """Layer and KV head."""
@@ -91,13 +91,8 @@ def watched(preset: Preset, spec: ModelSpec) -> Watched | None:
     return Watched(heads, preset.scorer.sinks, signal)
 
 
-def held_in(cache: RaggedKVCache) -> Held:
-    """The heads of a cache, as its layers are now."""
-    return lambda layer, head: cache.layer(layer).head(head)
-
-
 class Tally:
-    """Running figures of one answer, or of the B rows of a batch, that are told a token at a time."""
+    """Running figures of one answer that is told a token at a time."""
 
     def __init__(self) -> None:
         self.tokens = self.predicted = 0
@@ -135,13 +130,13 @@ class Tally:
 class AnswerWatch:
     """Sees the queries of `watched.heads` while B rows are written; give `observe` to AppendState as `on_query`.
 
-    `latest` and `raw` [B, K] are the latest token's, in the order of the heads; the other figures are of all tokens.
+    `latest` and `raw` [B, K] are the latest token's, in the order of the heads; the other figures are of all `tokens`.
     """
 
     def __init__(self, watched: Watched, held: Held, spec: ModelSpec) -> None:
         self.watched = watched
         self.latest = self.raw = torch.zeros(0, len(watched.heads))
-        self.tally = Tally()
+        self.tokens = 0
         self._held, self._groups = held, spec.num_kv_heads
         self._heads: dict[int, list[int]] = {}
         for layer, head in watched.heads:
@@ -150,26 +145,6 @@ class AnswerWatch:
         self._sinks: dict[HeadAt, tuple[int, int]] = {}
         self._step: dict[HeadAt, _Seen] = {}
         self._sums = _Seen(torch.zeros(()), torch.zeros(()), torch.zeros(()))
-
-    def predict(self, logits: Tensor) -> None:
-        """The logits [B, V] that the next tokens are taken from: looked at only where the signal is made of them."""
-        if self.watched.reads_output:
-            self.tally.predict(logits)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of each row that were watched."""
-        return self.tally.tokens
-
-    @property
-    def entropy(self) -> Tensor:
-        """Mean [B] over heads and tokens, of entropies / ln n."""
-        return self.tally.signal(SIGNALS[0])
-
-    @property
-    def value(self) -> float | None:
-        """The signal of the one row, or None before a token was watched."""
-        return self.tally.value(self.watched.signal)
 
     @property
     def by_head(self) -> Tensor:
@@ -236,8 +211,7 @@ class AnswerWatch:
         seen = _stack([self._step[head] for head in self.watched.heads], 1)  # [B, K, N]
         self.raw, self.latest = seen.raw[..., -1], seen.share[..., -1]
         self._sums = self._sums.plus(seen)
-        for entropies in seen.share.unbind(dim=-1):
-            self.tally.take(entropies)
+        self.tokens += seen.share.shape[-1]
 
 
 @dataclass(frozen=True, slots=True)

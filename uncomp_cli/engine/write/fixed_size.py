@@ -16,22 +16,19 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["ConstantSize", "Needs", "shields"]
+__all__ = ["ConstantSize", "Needs", "shield"]
 
 Needs = Callable[[LayerCache, Tensor, Tensor, float], Tensor]
 """(layer, queries [heads, H/G, W, D], their ages [W], scaling) → needs [heads, S] from 0 to 1."""
 
 
-def shields(prompts: Sequence[Prompt], question: int = 0) -> list[Tensor]:
-    """By position, what of each row's prompt never goes: protected context, and the question that was begun."""
-    return [
-        torch.cat([prompt.protected, torch.ones(len(prompt.questions[question]), dtype=torch.bool)])
-        for prompt in prompts
-    ]
+def shield(prompt: Prompt, question: int = 0) -> Tensor:
+    """bool [P]: by position, what of a prompt never goes: protected context, and the question that was begun."""
+    return torch.cat([prompt.context.protected, torch.ones(len(prompt.questions[question]), dtype=torch.bool)])
 
 
 class ConstantSize:
-    """Holds the heads of `cache`, its copy, at the lengths they have now; give it to `generate` with that cache.
+    """Holds the heads of `cache`, its copy, at the lengths they have now; give `observe` to AppendState as `on_query`.
 
     `shields` has a bool [P] for each row: P tokens of prompt, those marked are never evicted. `needs` replaces the
     attention of the last queries.

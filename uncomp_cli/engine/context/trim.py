@@ -1,8 +1,6 @@
-"""Cutting a cache that is in use: from a plan's tokens per head to what each head may hold, and down to it.
+"""Trim: a cache that is in use is cut down to what each head may hold.
 
-The cache is ranked by what it holds itself, keys and values alone, so no question is needed and none is favoured.
-A plan counts keys and values; what is allocated has positions and slack beside them. `within` takes those, and room
-for tokens that are yet to come, out of each head's count, so that allocated bytes stay within the plan's.
+It is ranked by what it holds itself, keys and values alone, so no question is needed and none is favoured.
 """
 
 from collections.abc import Sequence
@@ -10,31 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.cache.coherence import pool
 from uncomp_cli.cache.eviction import choose_held
 from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.view import LayerView, Scorer
-from uncomp_cli.config import CacheConfig, ScorerConfig
+from uncomp_cli.config import ScorerConfig
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["cut_cache", "within"]
-
-
-def within(plan: BudgetPlan, spec: ModelSpec, *, reserve: int, config: CacheConfig) -> list[list[int]]:
-    """Tokens [L][G] that heads may hold, with room for `reserve` more, in the bytes that `plan` gives them."""
-    entry = spec.kv_bytes_per_entry
-    share = entry / (entry + config.position_bytes)
-    return [[max(0, _held(int(share * count), reserve, config)) for count in layer] for layer in plan.kept]
-
-
-def _held(room: int, reserve: int, config: CacheConfig) -> int:
-    """The longest head that with its slack fits into `room` entries, `reserve` of them free."""
-    length = room - config.min_slack
-    if config.slack(length) > config.min_slack:
-        length = room * config.slack_divisor // (config.slack_divisor + 1)
-    return length - reserve
+__all__ = ["cut_cache"]
 
 
 def cut_cache(

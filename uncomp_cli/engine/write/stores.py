@@ -7,39 +7,19 @@ into. Rows that share a context have a third way (branches.py).
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from uncomp_cli.cache.needs import ConstantConfig
 from uncomp_cli.cache.ragged import Head, RaggedKVCache
 from uncomp_cli.config import CacheConfig
-from uncomp_cli.engine.context.context import Context
+from uncomp_cli.engine.context.context import Asked, Begun, Beside, Context
 from uncomp_cli.engine.forward.attention import AppendState, AttentionState, OnQuery, in_turn
-from uncomp_cli.engine.write.constant import ConstantSize, shields
+from uncomp_cli.engine.write.fixed_size import ConstantSize, shield
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["Asked", "OneRow", "RowStore", "StackedRows"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Asked:
-    """A question of a prompt that was read, to be answered in at most `max_new_tokens`; `prefill_s` read the prompt.
-
-    `regime_tokens` is the regime of RoPE that it was read in, where frequencies depend on the length.
-    """
-
-    read: Context
-    question: int
-    max_new_tokens: int
-    prefill_s: float = 0.0
-    regime_tokens: int | None = None
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the context and this question."""
-        (prompt,) = self.read.prompts
-        return len(prompt.context) + len(prompt.questions[self.question])
+__all__ = ["OneRow", "PlacedRows", "RowStore", "StackedRows", "beside"]
 
 
 class RowStore(Protocol):
@@ -49,8 +29,8 @@ class RowStore(Protocol):
         """The most that these rows together take until their answers end, beside the prompts as they were read."""
         ...
 
-    def lay_out(self, keep: Sequence[int], join: Sequence[Asked]) -> None:
-        """Hold the rows `keep` (ascending) of those held so far, and behind them new ones."""
+    def lay_out(self, keep: Sequence[int], join: Sequence[Asked]) -> list[Begun]:
+        """Hold the rows `keep` (ascending) of those held so far, and behind them new ones, which begin."""
         ...
 
     def state(self, positions: Tensor, *, on_query: OnQuery | None = None) -> AttentionState:
@@ -76,10 +56,10 @@ _BUCKETS_HOLD = 7
 
 
 class OneRow:
-    """One row at a time, in the cache that its prompt was read into; or in a copy of it that stays of one size."""
+    """One row at a time, in the cache that it was read into; with `constant` in a copy that stays of one size."""
 
-    def __init__(self, spec: ModelSpec, *, constant_size: bool = False) -> None:
-        self._spec, self._constant_size = spec, constant_size
+    def __init__(self, spec: ModelSpec, *, constant: ConstantConfig | None = None) -> None:
+        self._spec, self._config = spec, constant
         self._cache: RaggedKVCache | None = None
         self._constant: ConstantSize | None = None
 
@@ -87,17 +67,21 @@ class OneRow:
         """There is no room for a second row."""
         return 0 if len(rows) < 2 else sys.maxsize
 
-    def lay_out(self, keep: Sequence[int], join: Sequence[Asked]) -> None:
+    def lay_out(self, keep: Sequence[int], join: Sequence[Asked]) -> list[Begun]:
         """Begin the one question of `join`. Raises ValueError for more rows than one."""
         if len(keep) + len(join) > 1:
             raise ValueError(f"one row is held at a time, not {len(keep) + len(join)}")
-        for asked in join:
-            asked.read.begin_question(asked.question)
-            self._cache = asked.read.cache
-            if self._constant_size:
-                marked = shields(asked.read.prompts, asked.question)
-                self._constant = ConstantSize(asked.read.cache, self._spec, shields=marked)
-                self._cache = self._constant.cache
+        return [self._begin(asked) for asked in join]
+
+    def _begin(self, asked: Asked) -> Begun:
+        context = asked.context
+        begun = context.begin(asked.question, words=asked.words)
+        self._cache = context.cache
+        if self._config is not None:
+            marked = [shield(context.prompt, asked.question)]
+            self._constant = ConstantSize(context.cache, self._spec, shields=marked, config=self._config)
+            self._cache = self._constant.cache
+        return begun
 
     def state(self, positions: Tensor, *, on_query: OnQuery | None = None) -> AttentionState:
         """Tokens go behind the question; with a constant size others go as they come, when they have been looked at."""
@@ -132,16 +116,17 @@ class StackedRows:
         """Each row's heads as long as they can become, in buckets with their slack; quantised ones as they are."""
         return sum(self._bytes(asked) for asked in rows)
 
-    def lay_out(self, keep: Sequence[int], join: Sequence[Asked]) -> None:
-        """Copy rows into a cache of their own; a prompt that several rows ask is copied for each."""
+    def lay_out(self, keep: Sequence[int], join: Sequence[Asked]) -> list[Begun]:
+        """Copy rows into a cache of their own; a context that several rows ask is copied for each."""
         for asked in join:
-            _forget_answers(asked.read)
+            asked.context.restore()
         if not keep and not join:
             self.cache = None
-            return
+            return []
         laid = [self._lay_out_layer(layer, keep, join) for layer in range(self._spec.num_layers)]
         self.cache = laid[0]
         self.cache.layers = [one.layer(0) for one in laid]
+        return [beside(asked.context).begun(asked.context, asked.question) for asked in join]
 
     def state(self, positions: Tensor, *, on_query: OnQuery | None = None) -> AttentionState:
         """Tokens go behind each row's last."""
@@ -178,15 +163,28 @@ class StackedRows:
 
     def _bytes(self, asked: Asked) -> int:
         entry = self._spec.kv_bytes_per_entry + self._config.position_bytes
-        waiting = len(asked.read.prompts[0].questions[asked.question]) if asked.read.questions else 0
+        context = asked.context
+        waiting = len(context.prompt.questions[asked.question]) if beside(context).entries else 0
         total = 0
         for layer in range(self._spec.num_layers):
-            held = asked.read.cache.layer(layer)
+            held = context.cache.layer(layer)
             for length, before in zip(held.lengths, held.quantized, strict=True):
                 longest = length + waiting + asked.max_new_tokens
                 longest += -(-longest // _BUCKETS_HOLD)
                 total += (longest + self._config.slack(longest)) * entry + (0 if before is None else before.nbytes)
         return total
+
+
+class PlacedRows(StackedRows):
+    """Rows that lie in one cache already, each behind its question."""
+
+    def __init__(self, spec: ModelSpec, cache: RaggedKVCache) -> None:
+        super().__init__(spec, cache.config)
+        self.cache = cache
+
+    def lay_out(self, keep: Sequence[int], join: Sequence[Asked]) -> list[Begun]:
+        """They begin where they are."""
+        return [asked.context.begin(asked.question) for asked in join]
 
 
 def _held(cache: RaggedKVCache | None) -> RaggedKVCache:
@@ -195,18 +193,19 @@ def _held(cache: RaggedKVCache | None) -> RaggedKVCache:
     return cache
 
 
-def _forget_answers(read: Context) -> None:
-    """Drop what an earlier answer, and with several questions an earlier question, left behind the context."""
-    (prompt,) = read.prompts
-    read.cache.forget_from(len(prompt.context) if read.questions else prompt.seq_len)
+def beside(context: Context) -> Beside:
+    """The questions of a context that was read together with them. Raises ValueError for another."""
+    if not isinstance(context.questions, Beside):
+        raise ValueError("only questions that were read beside their context can be rows of one batch")
+    return context.questions
 
 
 def _with_question(asked: Asked, layer: int) -> RaggedKVCache:
     """One layer of a context with its question: as it was read, or a copy with the question that waits beside it."""
-    context = _layer_of(asked.read.cache, layer)
-    if not asked.read.questions:
+    context, waiting = _layer_of(asked.context.cache, layer), beside(asked.context).entries
+    if not waiting:
         return context
-    heads = asked.read.questions[layer][asked.question]
+    heads = waiting[layer][asked.question]
     copied = context.rows([0], reserve=max(len(positions) for _, _, positions in heads))
     copied.extend(0, heads)
     return copied

@@ -1,4 +1,4 @@
-"""Attended: where in its context an answer looked, replayed after it was written.
+"""Replay: where in its context an answer looked, replayed after it was written.
 
     trusted   mass[s] = mean over answer tokens i, and heads h weighed by trust, of a_ih[s]       a = softmax(q K^T)
     else      mass[s] = mean over answer tokens i of max over heads h of a_ih[s]
@@ -22,13 +22,13 @@ from uncomp_cli.engine.forward.attention import AttentionState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["Attended", "attended_by"]
+__all__ = ["Replay", "attended_by"]
 
 _BLOCK = 128
 """Queries whose weights are held at a time."""
 
 
-class Attended(AttentionState):
+class Replay(AttentionState):
     """The engine's state of a replay: attends as decoding did, and sums where to; the cache stays as it is.
 
     `before` [L][G] are the entries that lie before the replayed tokens, `heads` [L][G] how far each is trusted.
@@ -136,7 +136,7 @@ def attended_by(
     one row what stands before `first` is used, so an answer may still lie behind it; `behind` [L][G] are entries
     that wait beside it (a question of several). `heads` [L][G] is Allocation.trust(), None where nothing is known.
     """
-    state = Attended(cache, decoder.spec, first, heads=heads, behind=behind)
+    state = Replay(cache, decoder.spec, first, heads=heads, behind=behind)
     positions = torch.arange(first, first + len(ids))[None]
     decoder.forward(torch.tensor([list(ids)]), positions, state, 1)
     return state.mass(sinks=sinks)

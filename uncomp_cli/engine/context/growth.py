@@ -1,4 +1,4 @@
-"""What is kept of a text that grows: a conversation, or a document that will be asked about later.
+"""Growth: a context that is read on and on within a budget, a conversation or a document that is asked about later.
 
     read(text)      anew: attend, score, evict, layer by layer; no more than one layer is ever held in full
     extend(text)    what the text has beyond what was read of it; what both begin with stays, the rest is forgotten
@@ -10,33 +10,34 @@ go. The text's own tokens are remembered, so everything that was evicted can be 
 
 import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from uncomp_cli.budget.plan import BudgetPlan
-from uncomp_cli.budget.presets import Preset
+from uncomp_cli.budget.presets import AGNOSTIC_PRESET, Preset, load_preset
 from uncomp_cli.budget.values import Uncertainty
-from uncomp_cli.cache.ragged import RaggedKVCache, survival
+from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import Limits
-from uncomp_cli.engine.context.agnostic import for_any_question
-from uncomp_cli.engine.context.cutting import cut_cache
-from uncomp_cli.engine.context.recall import recall
-from uncomp_cli.engine.forward.attention import AppendState
+from uncomp_cli.engine.context.context import Account, Begun, Behind, Context
+from uncomp_cli.engine.context.recall import can_recall, put_back
+from uncomp_cli.engine.context.trim import cut_cache
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.thread import stream
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.allocation import Allocation, scorer_config
 from uncomp_cli.engine.spend.allowance import Counts, TextBudget
-from uncomp_cli.engine.spend.compression import plan_compression
+from uncomp_cli.engine.spend.compression import Compression, plan_compression
 from uncomp_cli.engine.spend.memory import activation_bytes, free_bytes
+from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
-from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["KeptContext"]
+__all__ = ["Growth", "for_any_question"]
 
 _PIECE_TOKENS = 1024
 """Tokens that are appended before the cache is cut again."""
@@ -44,8 +45,8 @@ _OUTGROWN = 2
 """A policy that measures live measures again when the text is this many times as long as the one it measured."""
 
 
-class KeptContext:
-    """Tokens that were read and the cache of them; `note` says what of the preset does not hold here.
+class Growth:
+    """How a `context` grows; `note` says what of the preset does not hold here.
 
     What stays whatever its score, and how many tokens each head keeps, is the business of `budget`. `answer_tokens` is
     how many may come behind the text, for RoPE that depends on the length: a text that outgrows what its keys were
@@ -70,6 +71,16 @@ class KeptContext:
         return self.decoder.spec
 
     @property
+    def tokens(self) -> Tokens:
+        """What was read, kept or not."""
+        return self.context.prompt.context
+
+    @property
+    def cache(self) -> RaggedKVCache:
+        """What is kept of it."""
+        return self.context.cache
+
+    @property
     def uncertainty(self) -> Uncertainty | None:
         """The values that the budget is spread by; None when nothing was measured."""
         return self.budget.uncertainty
@@ -81,8 +92,8 @@ class KeptContext:
     def clear(self) -> None:
         """Forget everything."""
         spec = self.spec
-        self.tokens = Tokens.of()
-        self.cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads)
+        cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads)
+        self._hold(Tokens.of(), cache, torch.empty(0))
 
     def common(self, text: Tokens) -> int:
         """How many first tokens of `text`, its last one left out, need not be read."""
@@ -91,26 +102,27 @@ class KeptContext:
         # A sliding layer has dropped what a shorter text would still see.
         return 0 if windows and common < len(self) > min(windows) else common
 
-    def read(self, text: Tokens, *, reserve: int) -> Generator[PrefillStep, None, Tensor]:
-        """Read a text anew; returns the logits [1, vocab] behind it.
-
-        Raises DoesNotFitError before any work when it does not fit.
-        """
+    def plan_reading(self, text: Tokens) -> Compression:
+        """How a text is read anew. Raises DoesNotFitError when it does not fit."""
         available = self._available()
         prompt = self.budget.prompt(text, available=available)
         preset = self.budget.preset_for(prompt, text)
-        planned = plan_compression(self.spec, preset, prompt, available=available, limits=self.limits)
+        return plan_compression(self.spec, preset, prompt, available=available, limits=self.limits)
+
+    def read(self, text: Tokens, planned: Compression, *, reserve: int) -> Generator[PrefillStep, None, Tensor]:
+        """Read a text anew as planned; returns the logits [1, vocab] behind it."""
         self.clear()
 
         def run() -> Generator[PrefillStep, None, Tensor]:
             self.decoder.fix_regime(self._tokens_behind(len(text)))
             self._regime = self.decoder.regime_tokens
-            result = yield from Reader(self.decoder, planned).read()
-            self.cache, self.tokens = result.cache, text
+            found = yield from Reader(self.decoder, planned).read()
+            logits = found.begin().logits
+            self._hold(text, found.cache, logits)
             self.budget.uncertainty = planned.allocation.uncertainty
             self._measured_live_on = len(text) if planned.allocation.live else None
             self.fit(reserve)
-            return result.logits
+            return logits
 
         return run()
 
@@ -121,7 +133,7 @@ class KeptContext:
         """
         common = self.common(text)
         if common == 0 or self._outgrown(text, reserve) or not self._turned_for(len(text)):
-            return self.read(text, reserve=reserve)
+            return self.read(text, self.plan_reading(text), reserve=reserve)
         counts = self._counts(text, reserve)  # refuses a budget that is too small
         self._check_memory(len(text) - common)
         self.forget_from(common)
@@ -129,7 +141,7 @@ class KeptContext:
 
     def forget_from(self, position: int) -> None:
         """Forget the tokens from logical `position` on, and give their memory back when it is most of what there is."""
-        self.tokens = self.tokens[:position]
+        self._remember(self.tokens[:position])
         self.cache.forget_from(position)
         heads = self.spec.num_layers * self.spec.num_kv_heads
         needed = self.cache.entries + 2 * heads * self.cache.config.min_slack
@@ -138,7 +150,7 @@ class KeptContext:
 
     def appended(self, token: int) -> None:
         """Remember a generated token, whose keys and values have been put into the cache."""
-        self.tokens = Tokens.join([self.tokens, Tokens.of([token])])
+        self._remember(Tokens.join([self.tokens, Tokens.of([token])]))
 
     def fit(self, reserve: int) -> None:
         """Cut the cache so that it stays in its budget when `reserve` tokens more are put behind it."""
@@ -146,7 +158,7 @@ class KeptContext:
 
     def budget_bytes(self) -> int:
         """Bytes that the budget gives to the text as long as it is; where it holds all, with what lies beside it."""
-        plan = self.plan()
+        plan = self._allocation().plan
         of_plan = plan.entries * self.spec.kv_bytes_per_entry
         return of_plan if self.budget.cuts(plan) else max(of_plan, self.cache.nbytes)
 
@@ -154,29 +166,33 @@ class KeptContext:
         """Raise DoesNotFitError when the budget of what was read cannot hold the tokens `pinned` bool [S]."""
         self.budget.check_pinned(self.tokens, pinned, available=self._available())
 
-    def plan(self) -> BudgetPlan:
-        """What every head keeps of the text as long as it is."""
-        return self._allocation().plan
-
-    def trust(self) -> tuple[tuple[float, ...], ...] | None:
-        """How far each head is trusted to say what matters; None when nothing was measured."""
-        return self._allocation().trust()
+    def account(self) -> Account:
+        """What every head keeps of the text as long as it is, and by which values."""
+        allocation, uncertainty = self._allocation(), self.uncertainty
+        source: Literal["live", "profile"] = "live" if self.preset.profile is None else "profile"
+        measured = None if uncertainty is None else source
+        return Account(self.preset, allocation.plan, uncertainty, measured, allocation.trust())
 
     def survival(self) -> Tensor:
         """The share [S] of heads that still hold each token; sliding layers, which hold their window, do not count."""
-        if not (len(self) and self.spec.full_layers):
-            return torch.ones(len(self))
-        return survival(self.cache, len(self), layers=self.spec.full_layers)
+        return self.context.survival(len(self)) if len(self) and self.spec.full_layers else torch.ones(len(self))
 
     @property
     def can_recall(self) -> bool:
         """Whether what was evicted can be put back: not where a sliding layer has dropped what it would see."""
-        return len(self.spec.full_layers) == self.spec.num_layers and self.cache.kv_bits == 16
+        return can_recall(self.cache, self.decoder)
 
     def recall(self, spans: Sequence[range]) -> None:
         """Put back what was evicted of these tokens; they are over the budget until the cache is cut again."""
-        positions = torch.tensor(sorted({at for span in spans for at in span}), dtype=torch.int64)
-        recall(self.decoder, self.cache, self.tokens.take(positions).ids, positions)
+        put_back(self.decoder, self.cache, self.tokens, spans)
+
+    def _hold(self, text: Tokens, cache: RaggedKVCache, logits: Tensor) -> None:
+        prompt = Prompt(text, ((),))
+        self.context = Context(self.decoder, prompt, cache, Behind(Begun(logits)))
+
+    def _remember(self, text: Tokens) -> None:
+        """The tokens that are in the cache now."""
+        self.context.prompt = Prompt(text, ((),))
 
     def _append(self, text: Tokens, counts: Counts | None, reserve: int) -> Generator[PrefillStep, None, Tensor]:
         piece, num_layers = self.piece_tokens, self.spec.num_layers
@@ -194,18 +210,12 @@ class KeptContext:
 
             while len(self) < len(text):
                 upto = text[: len(self) + piece]
-                logits = self._forward(upto.ids[len(self) :], on_layer)
-                self.tokens = upto
+                logits = self.context.feed(upto.ids[len(self) :], len(self), last=1, on_layer=on_layer)
+                self._remember(upto)
                 self._cut(upto, counts, reserve)
             return logits
 
         return (yield from stream(work))
-
-    def _forward(self, ids: tuple[int, ...], on_layer: Callable[[int], None]) -> Tensor:
-        """Logits [1, vocab] behind tokens that are put behind the cache."""
-        positions = torch.arange(len(self), len(self) + len(ids))[None]
-        state = AppendState(self.cache, positions.to(self.decoder.device), on_layer=on_layer)
-        return self.decoder.forward(torch.tensor([ids]), positions, state, 1)[:, -1]
 
     def _available(self) -> int:
         """Bytes that a cache may take: those that are free and those of the cache that is there."""
@@ -269,3 +279,27 @@ class KeptContext:
                 f"reading on needs about {needed / 2**20:,.0f} MiB more, {available / 2**20:,.0f} are free",
                 hint="use a smaller --budget (in a chat: /budget), or start again with /clear",
             )
+
+
+def for_any_question(preset: Preset) -> tuple[Preset, str | None]:
+    """The preset with a scorer that needs no question and no thinning, which does; a note when that changes it.
+
+    Raises UsageError for a policy that is defined by a scorer that needs one.
+    """
+    unthinned = replace(preset, thinning="none")
+    if not make_scorer(scorer_config(unthinned)).needs_queries:
+        return unthinned, None
+    changed = replace(unthinned, scorer=load_preset(AGNOSTIC_PRESET).scorer)
+    scorer = make_scorer(scorer_config(changed))
+    if scorer.needs_queries:
+        raise UsageError(
+            f"policy {preset.policy} ranks by the question, and what is kept must serve questions nobody has asked yet",
+            hint="leave --policy out, or take one that goes with any scorer, such as uniform",
+        )
+    if preset.policy == "full":
+        return changed, None
+    before = make_scorer(scorer_config(preset)).name
+    return changed, (
+        f"preset {preset.name} ranks tokens by the question ({before}); here they must serve later questions too: "
+        f"scorer {scorer.name} is used"
+    )

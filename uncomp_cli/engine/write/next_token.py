@@ -1,8 +1,11 @@
-"""Choosing the next token from its logits, with transformers' own logits processors."""
+"""The next token, chosen from its logits with transformers' own logits processors; its text; what ends an answer."""
+
+from typing import Any
 
 import torch
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, PreTrainedTokenizerFast
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -13,7 +16,7 @@ from transformers.generation.logits_process import (
 
 from uncomp_cli.config import SamplingConfig
 
-__all__ = ["Sampler"]
+__all__ = ["Sampler", "TextStream", "stop_tokens"]
 
 
 class Sampler:
@@ -31,6 +34,27 @@ class Sampler:
             return scores.argmax(dim=-1).cpu()
         probabilities = scores.softmax(dim=-1).cpu()
         return torch.multinomial(probabilities, 1, generator=self._generator)[:, 0]
+
+
+class TextStream:
+    """Turns one row's token ids into text as soon as it is whole characters."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def push(self, token_id: int) -> str:
+        """What became printable with this token; empty while a character is incomplete."""
+        return self._stream.step(self._tokenizer, token_id) or ""
+
+
+def stop_tokens(model: Any, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """The tokens that end an answer: the generation config's, the model config's and the tokenizer's."""
+    found: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    return tuple(sorted(found))
 
 
 def _processors(config: SamplingConfig) -> LogitsProcessorList:

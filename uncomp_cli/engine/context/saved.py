@@ -1,31 +1,42 @@
-"""What a compressed context was made from: the model, the way of compressing, the tokens.
+"""A saved context: what it was made from (the model, the way of compressing, the tokens) and the record beside it.
 
     key = sha256 of all of it
 
 Two contexts of one key are interchangeable; they are the same numbers unless the device or, where that was left to the
 memory that was free, the budget or the chunks they were read in differ. A saved one is used only with the model that
 made it: other weights, another tokenizer, configuration, RoPE or number format is refused by both values.
+cache/cache_file.py has the keys and values.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from uncomp_cli.budget.amount import Budget
+from uncomp_cli.budget.plan import BudgetPlan
+from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.config import Limits
+from uncomp_cli.budget.values import Uncertainty
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.config import Limits, ScorerConfig
+from uncomp_cli.engine.context.context import Account, Context
 from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.models.note import file_sha256
 from uncomp_cli.models.rotary import regime_lengths
 from uncomp_cli.models.shape import text_config
+from uncomp_cli.spec import ModelSpec
 
-__all__ = ["Origin", "describe_model", "describe_preset", "origin_of"]
+__all__ = ["Origin", "account_of", "origin_of", "prompt_of", "record_of", "tensors_of"]
 
 _SHORT = 16
 _WORDS = {
@@ -79,10 +90,10 @@ def origin_of(loaded: LoadedModel, preset: Preset, prompt: Prompt, *, limits: Li
     ids = torch.tensor(prompt.context.ids, dtype=torch.int64)
     digest = hashlib.sha256(ids.numpy().tobytes())
     digest.update(prompt.context.protected.numpy().tobytes())
-    return Origin(describe_model(loaded, matmul=matmul), describe_preset(preset, limits), digest.hexdigest())
+    return Origin(_describe_model(loaded, matmul=matmul), _describe_preset(preset, limits), digest.hexdigest())
 
 
-def describe_model(loaded: LoadedModel, *, matmul: Matmul) -> dict[str, Any]:
+def _describe_model(loaded: LoadedModel, *, matmul: Matmul) -> dict[str, Any]:
     """What decides the numbers that a model computes, as JSON data; its files by their hashes."""
     tokenizer = f"{loaded.tokenizer.backend_tokenizer.to_str()}{loaded.tokenizer.chat_template}"
     return {
@@ -96,7 +107,7 @@ def describe_model(loaded: LoadedModel, *, matmul: Matmul) -> dict[str, Any]:
     }
 
 
-def describe_preset(preset: Preset, limits: Limits) -> dict[str, Any]:
+def _describe_preset(preset: Preset, limits: Limits) -> dict[str, Any]:
     """What decides which tokens are kept, and in how many bits, as JSON data."""
     profile = preset.profile_path
     return {
@@ -109,6 +120,84 @@ def describe_preset(preset: Preset, limits: Limits) -> dict[str, Any]:
         "chunk_tokens": limits.chunk_tokens,
         "kv_mem_bytes": limits.kv_bytes,
     }
+
+
+def record_of(context: Context, origin: Origin, loaded: LoadedModel) -> dict[str, Any]:
+    """What `uncomp cache show` tells, and what loading checks, as JSON data."""
+    account, tokens = context.account, len(context.prompt.context)
+    return {
+        "key": origin.key,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": {"name": loaded.info.name, **origin.model},
+        "preset": account.preset.name,
+        "compression": origin.compression,
+        "query_aware": False,
+        "context_sha256": origin.context_sha256,
+        "context_tokens": tokens,
+        "kept_entries": account.plan.entries,
+        "kv_full_bytes": loaded.spec.full_kv_bytes(tokens),
+        "uncertainty": None if account.uncertainty is None else asdict(account.uncertainty),
+    }
+
+
+def tensors_of(text: Tokens) -> dict[str, Tensor]:
+    """What is known of a context's tokens, in as few bytes as it needs."""
+    tensors = {"ids": torch.tensor(text.ids), "words": text.words, "offsets": text.offsets}
+    return {"protected": text.protected, **{name: tensor.to(torch.int32) for name, tensor in tensors.items()}}
+
+
+def prompt_of(tensors: Mapping[str, Tensor], asked: Prompt) -> Prompt:
+    """The saved context with the questions of `asked`."""
+    read = {name: tensor.cpu() for name, tensor in tensors.items()}
+    words, offsets = read["words"].long(), read["offsets"].long()
+    context = Tokens.of(read["ids"].tolist(), protected=read["protected"], words=words, offsets=offsets)
+    return Prompt(context, asked.questions)
+
+
+def account_of(
+    cache: RaggedKVCache,
+    context_tokens: int,
+    spec: ModelSpec,
+    preset: Preset,
+    uncertainty: Uncertainty | None,
+    *,
+    seconds: float,
+    record: Mapping[str, Any] | None = None,
+) -> Account:
+    """The account of a context that holds no question: its plan is what it holds. `record` is that of its file."""
+    if record is not None:
+        preset, uncertainty = _preset_of(preset, record), _uncertainty_of(record)
+    layers = [cache.layer(index) for index in range(len(cache.layers))]
+    kept = (tuple(layer.num_quantized(i) + length for i, length in enumerate(layer.lengths)) for layer in layers)
+    plan = BudgetPlan(context_tokens, tuple(kept), kv_bits=cache.kv_bits)
+    if uncertainty is None:
+        return Account(preset, plan, None, None, None, seconds, record=record)
+    profile = preset.profile if record is None else record["compression"]["profile_sha256"]
+    weights = make_policy(preset.policy).weights(spec, uncertainty)
+    trust = tuple(tuple(weight**2 for weight in layer) for layer in weights)
+    return Account(preset, plan, uncertainty, "live" if profile is None else "profile", trust, seconds, record=record)
+
+
+def _preset_of(preset: Preset, record: Mapping[str, Any]) -> Preset:
+    """The preset that a saved context was compressed with, as far as it is told in reports."""
+    saved = record["compression"]
+    return replace(
+        preset,
+        name=record["preset"],
+        policy=saved["policy"],
+        scorer=ScorerConfig(**saved["scorer"]),
+        budget=Budget.parse(saved["budget"]),
+        floor_tokens=saved["floor_tokens"],
+        kv_bits=saved["kv_bits"],
+        profile=None,
+        quality=(),
+    )
+
+
+def _uncertainty_of(record: Mapping[str, Any]) -> Uncertainty | None:
+    """What the budget was spread by, or None."""
+    saved = record["uncertainty"]
+    return None if saved is None else Uncertainty(saved["key"], tuple(map(tuple, saved["values"])))
 
 
 def _rope(loaded: LoadedModel) -> dict[str, Any]:

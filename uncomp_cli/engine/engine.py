@@ -1,0 +1,303 @@
+"""The engine: a loaded model that plans, reads, opens and writes; the road of ask, chat, evals, bench and calibrate.
+
+    reading = engine.read(prompt, preset)      plans, refuses what does not fit; reads while it is iterated over
+    writer = engine.writer(engine.asked(reading.finish()))        one row or many, behind one context or several
+    for step in writer.write(): …
+
+`for_any` reads the context alone, ranked without any question, so that it can be saved, opened and asked again and
+again; what is read is laid out as what is opened, so both give the same logits, bit by bit. Its budget is the
+context's; questions and answers come on top of it, in the model's own number format.
+"""
+
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from uncomp_cli.budget.presets import Preset
+from uncomp_cli.cache.shelf import Entry, Shelf
+from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits, SamplingConfig
+from uncomp_cli.engine.context.context import Account, Asked, Beside, Context, Unread
+from uncomp_cli.engine.context.growth import Growth, for_any_question
+from uncomp_cli.engine.context.recall import Recall
+from uncomp_cli.engine.context.saved import Origin, account_of, origin_of, prompt_of, record_of, tensors_of
+from uncomp_cli.engine.context.session import Conversation
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.forward.products import Matmul
+from uncomp_cli.engine.look.watch import Watched, watched
+from uncomp_cli.engine.read.reader import Reader
+from uncomp_cli.engine.records import PrefillStep
+from uncomp_cli.engine.spend.compression import Compression, check_length, plan_compression
+from uncomp_cli.engine.spend.memory import activation_bytes, free_bytes, reset_peak
+from uncomp_cli.engine.spend.reach import Reach
+from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.write.writer import Writer, free_room, rows_for
+from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, is_out_of_memory
+from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.spec import ModelSpec
+
+__all__ = ["Engine", "Reading"]
+
+_AUTO_NAME_LETTERS = 16
+_USUAL_QUESTION_TOKENS = 128
+
+
+class Reading:
+    """A text that is about to be read as `planned`: iterate over it, then `context` is there.
+
+    `note` says how `preset` differs from the one that was asked for.
+    """
+
+    def __init__(
+        self,
+        steps: Generator[PrefillStep, None, Context],
+        planned: Compression,
+        preset: Preset,
+        note: str | None = None,
+    ) -> None:
+        self._steps, self.planned, self.preset, self.note = steps, planned, preset, note
+        self._context: Context | None = None
+
+    def __iter__(self) -> Iterator[PrefillStep]:
+        self._context = yield from self._steps
+
+    @property
+    def context(self) -> Context:
+        """What was read."""
+        if self._context is None:
+            raise RuntimeError("nothing has been read: exhaust the reading first")
+        return self._context
+
+    def finish(self) -> Context:
+        """Read to the end."""
+        for _ in self:
+            pass
+        return self.context
+
+
+class Engine:
+    """A loaded model, one way of sampling, and the limits of its memory.
+
+    Texts whose answers are to be written in one batch need one regime of RoPE: `regime_tokens`, set before the first is
+    read, are those of the longest with its answer.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        sampling: SamplingConfig | None = None,
+        limits: Limits | None = None,
+        matmul: Matmul = "float32",
+    ) -> None:
+        self.loaded, self.sampling, self.limits = loaded, sampling or SamplingConfig(), limits or Limits()
+        self.matmul: Matmul = matmul
+        self.decoder = Decoder(loaded.model, loaded.spec, matmul=matmul)
+        self.regime_tokens = 0
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's shape."""
+        return self.loaded.spec
+
+    def plan(self, prompt: Prompt, preset: Preset, *, for_any: bool = False) -> Compression:
+        """How a prompt is read. Raises DoesNotFitError when it is too long or too large."""
+        return self._plan_any(prompt, preset)[1] if for_any else self._plan(prompt, preset)
+
+    def read(self, prompt: Prompt, preset: Preset, *, for_any: bool = False) -> Reading:
+        """Read a prompt with its questions, or its context alone. Raises DoesNotFitError before any work."""
+        if for_any:
+            growth, planned = self._plan_any(prompt, preset)
+            return Reading(self._read_any(prompt, growth, planned), planned, growth.preset, growth.note)
+        planned = self._plan(prompt, preset)
+        return Reading(self._read(planned, preset, prompt), planned, preset)
+
+    def conversation(self, preset: Preset) -> Conversation:
+        """A chat in which nothing has been said yet."""
+        return Conversation(self.loaded, self.decoder, preset, self.sampling, self.limits)
+
+    def asked(self, context: Context, *, words: Sequence[str] = ()) -> list[Asked]:
+        """Every question of a context, to be answered; `words` are what the user typed of each."""
+        most, limit = self.sampling.max_new_tokens, self.spec.trained_length
+        numbers = range(len(context.prompt.questions))
+        typed = [*words, *[""] * len(numbers)]
+        return [Asked(context, n, min(most, limit - context.prompt_tokens(n)), typed[n]) for n in numbers]
+
+    def fits(self, asked: Sequence[Asked]) -> bool:
+        """Whether all these can be held as rows at once, beside what was read; those that are written in turn do."""
+        if not all(isinstance(each.context.questions, Beside) for each in asked):
+            return True
+        return rows_for(asked, self.spec).bytes_of(asked) <= self._room(asked)
+
+    def writer(
+        self, asked: Sequence[Asked], *, watch: Watched | bool = True, stop_ids: Sequence[int] | None = None
+    ) -> Writer:
+        """What answers these questions; rows wait while the bytes of all would pass --kv-mem, or what is free.
+
+        With `watch` True what the preset has to go by is watched (look/watch.py), which may be nothing. Raises
+        ValueError for keys of another regime of RoPE than the present one.
+        """
+        regime = self.decoder.regime_tokens
+        if any(each.context.regime_tokens != regime for each in asked):
+            raise ValueError(f"contexts were not all read in the regime of {regime} tokens: set regime_tokens first")
+        preset = asked[0].context.account.preset
+        return Writer(
+            self.decoder,
+            self.loaded.tokenizer,
+            self.sampling,
+            asked,
+            kv_bytes=self._room(asked),
+            stop_ids=stop_ids,
+            constant_size=self.limits.constant_size,
+            watch=watched(preset, self.spec) if watch is True else watch or None,
+        )
+
+    def origin(self, prompt: Prompt, preset: Preset) -> Origin:
+        """What the context of a prompt is made from when it is read now for any question."""
+        wanted, _ = for_any_question(preset)
+        return origin_of(self.loaded, wanted, prompt, limits=self.limits, matmul=self.matmul)
+
+    def save(
+        self, context: Context, shelf: Shelf, name: str | None, *, about: Mapping[str, Any]
+    ) -> tuple[Entry, list[Entry]]:
+        """Save a context that serves any question under `name`, or under how its hash begins; `about` joins its record.
+
+        Returns it, and what was removed from the shelf to make room.
+        """
+        context.restore()
+        account, prompt = context.account, context.prompt
+        record = account.record or record_of(context, self.origin(prompt, account.preset), self.loaded)
+        chosen = name or str(record["key"])[:_AUTO_NAME_LETTERS]
+        return shelf.save(chosen, context.cache, tensors=tensors_of(prompt.context), record={**record, **about})
+
+    def open(self, shelf: Shelf, entry: Entry, prompt: Prompt, preset: Preset, *, as_saved: bool = False) -> Context:
+        """A saved context with the questions of `prompt`, whose context must be the same unless it is `as_saved`.
+
+        Raises UsageError, with both values, when another model or other text made it, DoesNotFitError when it does not
+        fit, UncompError when it is damaged.
+        """
+        record, begun = entry.manifest.record, time.perf_counter()
+        origin = self.origin(prompt, preset)
+        origin.check_model(entry.name, record.get("model", {}))
+        if not as_saved:
+            origin.check_context(entry.name, str(record.get("context_sha256")))
+        self._check_saved(entry, prompt)
+        reset_peak(self.decoder.device)
+        cache, tensors, _ = shelf.load(entry, device=self.decoder.device, reserve=prompt.longest_question)
+        whole = prompt_of(tensors, prompt)
+        check_length(self.spec, whole, trained_length=self.loaded.info.trained_length)
+        wanted, _ = for_any_question(preset)
+        self.decoder.fix_regime(None)
+        context = Context(self.decoder, whole, cache, Unread(Recall(self.loaded.tokenizer)))
+        seconds, tokens = time.perf_counter() - begun, len(whole.context)
+        context.account = account_of(cache, tokens, self.spec, wanted, None, seconds=seconds, record=record)
+        return context
+
+    def _plan(self, prompt: Prompt, preset: Preset) -> Compression:
+        loaded, trained_length = self.loaded, self.loaded.info.trained_length
+        check_length(self.spec, prompt, trained_length=trained_length)
+        answer = self.sampling.max_new_tokens
+        return plan_compression(
+            self.spec,
+            preset,
+            prompt,
+            available=free_bytes(self.decoder.device),
+            limits=self.limits,
+            reach=Reach.of(loaded.rope, prompt.seq_len, trained_length=trained_length, answer_tokens=answer),
+        )
+
+    def _plan_any(self, prompt: Prompt, preset: Preset) -> tuple[Growth, Compression]:
+        check_length(self.spec, prompt, trained_length=self.loaded.info.trained_length)
+        growth = Growth(self.decoder, preset, self._limits_beside(prompt))
+        growth.budget.guard_from = len(prompt.context)  # nothing of a document is more recent than the rest
+        return growth, growth.plan_reading(prompt.context)
+
+    def _read(self, planned: Compression, preset: Preset, prompt: Prompt) -> Generator[PrefillStep, None, Context]:
+        self.decoder.fix_regime(max(self.regime_tokens, prompt.seq_len + self.sampling.max_new_tokens))
+        reset_peak(self.decoder.device)
+        begun = time.perf_counter()
+        with _memory_of(planned):
+            context = yield from Reader(self.decoder, planned).read()
+        context.account = _account_of(planned, preset, time.perf_counter() - begun)
+        return context
+
+    def _read_any(self, prompt: Prompt, growth: Growth, planned: Compression) -> Generator[PrefillStep, None, Context]:
+        reset_peak(self.decoder.device)
+        begun = time.perf_counter()
+        with _memory_of(planned):
+            yield from growth.read(prompt.context, planned, reserve=0)
+        cache = growth.cache
+        cache.lay_out_anew(reserve=prompt.longest_question)
+        context = Context(self.decoder, prompt, cache, Unread(Recall(self.loaded.tokenizer)))
+        seconds, tokens = time.perf_counter() - begun, len(prompt.context)
+        account = account_of(cache, tokens, self.spec, growth.preset, growth.uncertainty, seconds=seconds)
+        context.account = replace(account, chunk_tokens=planned.chunk_tokens, notes=planned.notes)
+        return context
+
+    def _room(self, asked: Sequence[Asked]) -> int:
+        """Bytes for rows beside the contexts that were read."""
+        if self.limits.kv_bytes is None:
+            return free_room(self.decoder)
+        contexts = {id(each.context): each.context.cache.nbytes for each in asked}
+        return max(0, self.limits.kv_bytes - sum(contexts.values()))
+
+    def _limits_beside(self, prompt: Prompt) -> Limits:
+        """The limits of the context: a cap on the cache has room for a question and its answer too."""
+        if self.limits.kv_bytes is None:
+            return self.limits
+        left = self.limits.kv_bytes - self._beside_bytes(prompt)
+        if left <= 0:
+            raise DoesNotFitError(
+                f"a question and its answer need {self._beside_bytes(prompt) / 2**20:,.1f} MiB of KV cache, --kv-mem "
+                f"allows {self.limits.kv_bytes / 2**20:,.1f}",
+                hint="use a larger --kv-mem, or a smaller --max-new-tokens",
+            )
+        return replace(self.limits, kv_bytes=left)
+
+    def _beside_bytes(self, prompt: Prompt) -> int:
+        """Room for a question and its answer; for a usual one, so that the next, a little longer, fits too."""
+        question = max(_USUAL_QUESTION_TOKENS, prompt.longest_question)
+        return self.spec.kv_bytes_per_token * (question + self.sampling.max_new_tokens)
+
+    def _check_saved(self, entry: Entry, prompt: Prompt) -> None:
+        """Refuse a saved context that does not fit, or not under the cap on the cache."""
+        size, available = entry.manifest.tensor_bytes, free_bytes(self.decoder.device)
+        needed = size + self._beside_bytes(prompt) + activation_bytes(self.spec, prompt.longest_question)
+        cap = self._limits_beside(prompt).kv_bytes
+        if needed > available or (cap is not None and size > cap):
+            bound = f"{available / 2**20:,.1f} are free" if cap is None else f"--kv-mem leaves it {cap / 2**20:,.1f}"
+            raise DoesNotFitError(
+                f"cache '{entry.name}' has {size / 2**20:,.1f} MiB, {bound}",
+                hint="use a larger --kv-mem, or read the document with a smaller --budget",
+            )
+
+
+def _account_of(planned: Compression, preset: Preset, seconds: float) -> Account:
+    """The account of a prompt that was read as planned."""
+    allocation = planned.allocation
+    return Account(
+        preset,
+        allocation.plan,
+        allocation.uncertainty,
+        "live" if allocation.live else None if allocation.uncertainty is None else "profile",
+        allocation.trust(),
+        seconds,
+        planned.chunk_tokens,
+        planned.reread_tokens,
+        planned.notes,
+    )
+
+
+@contextmanager
+def _memory_of(planned: Compression) -> Iterator[None]:
+    """Raise OutOfMemoryError, with a chunk that needs half of it, when memory does not suffice to read as planned."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        at_once = planned.chunk_tokens or planned.prompt.flat_len
+        smaller = max(LEAST_CHUNK_TOKENS, at_once // 2)
+        hint = f"--chunk {smaller} needs about half of that" if smaller < at_once else "use a smaller --budget"
+        raise OutOfMemoryError(f"memory ran out while {at_once:,} tokens were read at once", hint=hint) from error

@@ -1,0 +1,219 @@
+"""The writer: answers behind contexts, one row or many; questions of one context or of several are rows of one batch.
+
+    admit     rows that wait join while the bytes of all, as long as they can become, stay within a bound;
+              rows whose answer has ended go when they are a quarter of what is held
+    advance   one token for every row, each by its own sampler, seed and end
+
+A weight matrix is read once a step and not once a row, which is what makes a batch faster. Every row's answer is the
+one that it has alone, up to rounding. A single row is written where it was read.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from uncomp_cli.cache.needs import ConstantConfig
+from uncomp_cli.config import SamplingConfig
+from uncomp_cli.engine.context.context import Asked, Begun, Beside
+from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.look.watch import AnswerWatch, Tally, Watched
+from uncomp_cli.engine.records import DecodeStep, FinishReason, RunStats
+from uncomp_cli.engine.spend.memory import free_bytes, peak_bytes
+from uncomp_cli.engine.write.branches import SharedRows
+from uncomp_cli.engine.write.next_token import Sampler, TextStream, stop_tokens
+from uncomp_cli.engine.write.stores import OneRow, RowStore, StackedRows, beside
+from uncomp_cli.spec import ModelSpec
+
+__all__ = ["Writer", "free_room", "rows_for"]
+
+_MEMORY_MARGIN = 0.9
+_GONE_SHARE = 4
+
+
+class _Row:
+    """One answer while it is written."""
+
+    def __init__(self, number: int, asked: Asked, tokenizer: PreTrainedTokenizerFast, sampling: SamplingConfig) -> None:
+        self.number, self.asked, self.prompt_tokens = number, asked, asked.prompt_tokens  # a context may grow
+        self.sampler = Sampler(replace(sampling, seed=sampling.seed + asked.question))
+        self.stream = TextStream(tokenizer)
+        self.generated = torch.empty(1, 0, dtype=torch.int64)
+        self.reason: FinishReason | None = None
+        self.tally = Tally()
+        self.begun: Begun | None = None
+        self.begun_s = time.perf_counter()
+        self.first_s = self.last_s = 0.0
+
+    @property
+    def position(self) -> int:
+        """Where the latest token stands."""
+        return self.prompt_tokens + self.generated.shape[1] - 1
+
+    def choose(self, logits: Tensor, stop_ids: Sequence[int]) -> tuple[int, str]:
+        """The next token from logits [1, vocab], and the text that became whole with it."""
+        chosen = self.sampler.choose(logits, self.generated)
+        self.generated = torch.cat([self.generated, chosen[:, None]], dim=1)
+        token = int(chosen)
+        if token in stop_ids:
+            self.reason = "stop"
+        elif self.generated.shape[1] == self.asked.max_new_tokens:
+            self.reason = "length"
+        self.last_s = time.perf_counter() - self.begun_s
+        self.first_s = self.first_s or self.last_s
+        return token, "" if self.reason == "stop" else self.stream.push(token)
+
+
+class Writer:
+    """Answers what was `asked`; `kv_bytes` bounds what the rows take at once, beside the contexts.
+
+    By default the bound is the memory that is free, and the model's stop tokens end an answer. One row is held whatever
+    the bound: with too little for two, rows are answered one after another where they were read. So are they with
+    `constant_size`: each in a cache that does not grow. With a `store` that holds the rows already none leaves before
+    all have ended. `watch` is what is watched of every row, `watching` the watch of the rows that are held. What was
+    asked is forgotten here as soon as it is held.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: PreTrainedTokenizerFast,
+        sampling: SamplingConfig,
+        asked: Sequence[Asked],
+        *,
+        store: RowStore | None = None,
+        kv_bytes: int | None = None,
+        stop_ids: Sequence[int] | None = None,
+        constant_size: bool = False,
+        watch: Watched | None = None,
+    ) -> None:
+        self._decoder, self._tokenizer, self._sampling, self._watched = decoder, tokenizer, sampling, watch
+        self._stop_ids = stop_tokens(decoder.model, tokenizer) if stop_ids is None else tuple(stop_ids)
+        self._kv_bytes = free_room(decoder) if kv_bytes is None else kv_bytes
+        self._waiting = deque(enumerate(asked))
+        self._held: list[_Row] = []
+        self._stats: dict[int, RunStats] = {}
+        self.watching: AnswerWatch | None = None
+        self._drops = store is None
+        self.store = store or self._choose_store(asked, constant_size=constant_size)
+
+    def write(self) -> Iterator[DecodeStep]:
+        """One record a token of any row, rows in order."""
+        while self._waiting or self._goes_on:
+            yield from self._admit()
+            if self._goes_on:
+                yield from self._decode()
+
+    def rounds(self) -> Iterator[list[DecodeStep]]:
+        """The same, all tokens that are chosen together at once: for who may stop between two forward passes."""
+        while self._waiting or self._goes_on:
+            if begun := list(self._admit()):
+                yield begun
+            if self._goes_on:
+                yield list(self._decode())
+
+    def stats(self, row: int = 0) -> RunStats | None:
+        """What the answer of row number `row` took so far; None before its first token."""
+        for at, held in enumerate(self._held):
+            if held.number == row and row not in self._stats and held.first_s:
+                return self._measure(held, at)
+        return self._stats.get(row)
+
+    def _choose_store(self, asked: Sequence[Asked], *, constant_size: bool) -> RowStore:
+        spec = self._decoder.spec
+        if len(asked) > 1 and not constant_size and all(isinstance(one.context.questions, Beside) for one in asked):
+            store = rows_for(asked, spec)
+            if store.bytes_of(asked[:2]) <= self._kv_bytes:
+                return store
+        return OneRow(spec, constant=ConstantConfig() if constant_size else None)
+
+    @property
+    def _goes_on(self) -> bool:
+        return any(row.reason is None for row in self._held)
+
+    def _admit(self) -> Iterator[DecodeStep]:
+        """Lay the rows out anew when it is worth it: new ones begin with the token that their question ends in."""
+        live = [at for at, row in enumerate(self._held) if row.reason is None]
+        gone = len(self._held) - len(live)
+        if gone * _GONE_SHARE < len(self._held) or (self._held and not self._drops):
+            return
+        joining = self._joining([self._held[at].asked for at in live])
+        if not joining and not gone:
+            return
+        joined = [_Row(number, asked, self._tokenizer, self._sampling) for number, asked in joining]
+        begun = self.store.lay_out(live, [row.asked for row in joined])
+        self._held = [*(self._held[at] for at in live), *joined]
+        watched = self._watched
+        self.watching = None if watched is None else AnswerWatch(watched, self.store.held, self._decoder.spec)
+        for row, one in zip(joined, begun, strict=True):
+            row.begun = one
+        # All begin before any is told of: who stops at the first token finds every row begun.
+        yield from [self._take(row, one.logits) for row, one in zip(joined, begun, strict=True)]
+
+    def _joining(self, held: list[Asked]) -> list[tuple[int, Asked]]:
+        """The rows, in order, that fit beside those that stay; one at least when none stays."""
+        joining: list[tuple[int, Asked]] = []
+        while self._waiting:
+            rows = [*held, *(asked for _, asked in joining), self._waiting[0][1]]
+            if self._drops and len(rows) > 1 and self.store.bytes_of(rows) > self._kv_bytes:
+                break
+            joining.append(self._waiting.popleft())
+        return joining
+
+    def _decode(self) -> Iterator[DecodeStep]:
+        """Put every row's latest token behind it, and choose the next."""
+        watch, latest = self.watching, torch.cat([row.generated[:, -1:] for row in self._held])
+        positions = torch.tensor([[row.position] for row in self._held]).to(self._decoder.device)
+        state = self.store.state(positions, on_query=None if watch is None else watch.observe)
+        logits = self._decoder.forward(latest, positions, state, 1)[:, -1]
+        live = [(at, row) for at, row in enumerate(self._held) if row.reason is None]
+        for at, row in live:
+            if watch is not None:
+                row.tally.take(watch.latest[at])
+            if row.asked.on_token is not None:
+                row.asked.on_token(row.generated.shape[1] - 1, int(row.generated[0, -1]))
+        for at, row in live:
+            yield self._take(row, logits[at : at + 1])
+
+    def _take(self, row: _Row, logits: Tensor) -> DecodeStep:
+        if self._watched is not None and self._watched.reads_output:
+            row.tally.predict(logits[0])
+        token, text = row.choose(logits, self._stop_ids)
+        if row.reason is not None:
+            self._stats[row.number] = self._measure(row, self._held.index(row))
+        index = row.generated.shape[1] - 1
+        return DecodeStep(row.number, index, token, text, row.reason, row.last_s, self.store.nbytes)
+
+    def _measure(self, row: _Row, at: int) -> RunStats:
+        begun, completed = row.begun, row.generated.shape[1]
+        if begun is None:
+            raise RuntimeError("a row is measured that has not begun")
+        return RunStats(
+            prompt_tokens=row.prompt_tokens,
+            cached_tokens=begun.cached_tokens,
+            completion_tokens=completed,
+            prefill_s=begun.prefill_s,
+            ttft_s=begun.waited_s + row.first_s,
+            decode_s=row.last_s - row.first_s,
+            kv_bytes=self.store.row_bytes(at),
+            kv_full_bytes=self._decoder.spec.full_kv_bytes(row.prompt_tokens + completed - 1),
+            peak_bytes=peak_bytes(self._decoder.device),
+            finish_reason=row.reason or "interrupted",
+            attention_entropy=None if self._watched is None else row.tally.value(self._watched.signal),
+        )
+
+
+def rows_for(asked: Sequence[Asked], spec: ModelSpec) -> RowStore:
+    """How the rows are held: behind one context when they share it, else each with a copy of its own."""
+    context = asked[0].context
+    shared = all(one.context is context for one in asked) and bool(beside(context).entries)
+    return SharedRows(context, spec) if shared else StackedRows(spec)
+
+
+def free_room(decoder: Decoder) -> int:
+    """Bytes that rows may take: the memory that is free now, but for a margin."""
+    return int(_MEMORY_MARGIN * free_bytes(decoder.device))
