@@ -90,10 +90,13 @@ class OverKeep:
         scores = self._mixed(layer, self.agreed())
         return self._first(scores, held, room) if self.shrinks else self._choose(scores, held, room)
 
+    @property
+    def trims(self) -> bool:
+        """Whether layers that wait can be cut on the way: their ranking is fixed, and counts only shrink."""
+        return self.shrinks and self.shared == 0 and self.allocation.waits
+
     def is_wasteful(self, entries: int) -> bool:
         """Whether `entries`, of the layers that wait, are so many more than their counts that it is worth a re-trim."""
-        if not (self.shrinks and self.allocation.waits) or self.shared > 0:
-            return False
         return entries > sum(_SPARE * count + MARGIN_TOKENS for layer in self.scores for count in self.counts(layer))
 
     def retrim(self, layer: int, held: Sequence[Tensor]) -> list[Tensor]:

@@ -93,7 +93,8 @@ class Reader:
                 emit(PrefillStep(done, total, tokens, time.perf_counter() - begun, kv_bytes))
 
             self._on_layer = on_layer
-            logits = [self.read_chunk(chunk) for chunk in self.chunks][-1]
+            for chunk in self.chunks:
+                logits = self.read_chunk(chunk)
             context = self._context(logits) if again is None else self._read_again(again)
             self._tell_of_thinning(context)
             return context
@@ -222,7 +223,7 @@ class Reader:
 
     def _retrim(self) -> None:
         """Cut the layers that wait when they hold much more than they will keep."""
-        waiting = self._overkeep.scores
+        waiting = self._overkeep.scores if self._overkeep.trims else {}
         if self._overkeep.is_wasteful(sum(self.cache.layer(layer).entries for layer in waiting)):
             for layer in waiting:
                 heads = self._heads(layer)
@@ -268,13 +269,8 @@ class Reader:
         logits = reader.read_chunk(reader.chunks[0], further=left_out)
         behind = len(prompt.context) + torch.arange(prompt.longest_question)
         reader.cache.relabel(torch.cat([at, behind]).to(torch.int32))
-        self.cache, self.questions = (
-            reader.cache,
-            [
-                [[(keys, values, places + left_out) for keys, values, places in question] for question in layer]
-                for layer in reader.questions
-            ],
-        )
+        self.cache = reader.cache
+        self.questions = [[_behind(heads, left_out) for heads in questions] for questions in reader.questions]
         planned.allocation.plan = replace(spent.plan, seq_len=prompt.seq_len)
         return self._context(logits)
 
@@ -293,6 +289,11 @@ def _positions(heads: Iterable[Head]) -> list[Tensor]:
 def _taken(heads: Sequence[Head], stay: Sequence[Tensor]) -> list[Head]:
     """The entries `stay[g]` of each head."""
     return [(keys[at], values[at], places[at]) for (keys, values, places), at in zip(heads, stay, strict=True)]
+
+
+def _behind(heads: Sequence[Head], tokens: int) -> list[Head]:
+    """The same entries, as many tokens further on in the text."""
+    return [(keys, values, places + tokens) for keys, values, places in heads]
 
 
 def _last(head: Head, count: int) -> Head:
