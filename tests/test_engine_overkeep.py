@@ -268,6 +268,23 @@ def watch(
     return seen, reader.cache, recorder
 
 
+def test_a_layer_that_keeps_everything_has_a_say_in_what_others_drop() -> None:
+    _, decoder, spec = shared_tiny("llama")
+    prompt = prompt_of()
+    plan = BudgetPlan(prompt.seq_len, ((prompt.seq_len,) * 2, *((60,) * 2,) * (spec.num_layers - 1)))
+    config = replace(AGREEING, shared=1.0, whole_words=False)
+    seen, _, recorder = watch(decoder, prompt, plan, config)
+    pooled = [pool(scores, kind="mean", width=5) for scores in recorder.scores]
+    assert len(pooled) == spec.num_layers
+    final, without_it = (mixed_by_hand(scores, None, shared=1.0)[-1][0] for scores in (pooled, pooled[1:]))
+    count = 60 - prompt.longest_question
+    (expected,), (other,) = (
+        select(scores[None], [count], protected=prompt.context.protected, words=None) for scores in (final, without_it)
+    )
+    assert seen[-1][-1] == expected.tolist() != other.tolist()
+    assert len(seen[-1][0]) == len(prompt.context)
+
+
 @pytest.mark.parametrize("held", [0.0, 0.3, 0.7])
 @pytest.mark.parametrize("policy", ["uniform", "adaptive", "zigzag", "uncertain", "uncomp"])
 def test_a_part_that_is_held_is_where_the_cut_is_made(policy: str, held: float) -> None:
