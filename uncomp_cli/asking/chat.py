@@ -19,6 +19,7 @@ from uncomp_cli.asking.doubts import check_calibrated, risk_of, risk_warnings
 from uncomp_cli.asking.events import Done, Event, Noted, Progress, Stopped, Turn
 from uncomp_cli.asking.preset_choice import CHAT_PRESET, PresetChoice, preset_line
 from uncomp_cli.asking.reply import Earlier, Events, Reply, escalated, written
+from uncomp_cli.asking.startup import length_warnings
 from uncomp_cli.documents.evidence import Evidence, find_evidence
 from uncomp_cli.documents.places import Places
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError, is_out_of_memory
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from uncomp_cli.models.loading import LoadedModel
 
 __all__ = ["Chat"]
+
+Answering = Generator[Event, None, Done | None]
+"""The events of a turn; it returns the answer, if there is one."""
 
 _SUFFIXES = (".json", ".md")
 _CHARS_TO_COUNT = 16
@@ -70,7 +74,7 @@ class Chat:
 
     # Turns
 
-    def say(self, text: str) -> Events:
+    def say(self, text: str) -> Answering:
         """Answer `text` and the documents that wait for it; both stay as they were when nothing was answered."""
         self.draft, self._retries = text, 0
         done = yield from self._answer(self.dialogue.question(text))
@@ -78,8 +82,9 @@ class Chat:
             self.draft = ""
             self.dialogue.pending.clear()
             yield done
+        return done
 
-    def retry(self) -> Events:
+    def retry(self) -> Answering:
         """Answer the latest question again, with another seed; the earlier answer stays when there is no new one."""
         before = self.dialogue.entries
         if not before:
@@ -97,8 +102,9 @@ class Chat:
                 self.dialogue.entries = before
         if done is not None:
             yield done
+        return done
 
-    def _answer(self, question: Entry) -> Generator[Event, None, Done | None]:
+    def _answer(self, question: Entry) -> Answering:
         """Answer `question` behind the conversation; both join it when there is an answer."""
         session, before = self.session, self.session.preset
         write = escalated if self.escalates else written
@@ -124,9 +130,11 @@ class Chat:
         if reply.stopped:
             stats = session.stats = replace(stats, finish_reason="interrupted")
         risk = risk_of(session.preset, stats, self.loaded)
-        doubts = tuple(risk_warnings(risk))
+        doubts = [*risk_warnings(risk)]
+        if stats.cached_tokens <= self.loaded.info.trained_length:  # once, on the way past it
+            doubts += length_warnings(self.loaded, stats.prompt_tokens)
         limit = self.loaded.spec.trained_length
-        return Done(Turn(question.spoken), reply.text, reply.ids, stats, session.preset, risk, limit, doubts)
+        return Done(Turn(question.spoken), reply.text, reply.ids, stats, session.preset, risk, limit, tuple(doubts))
 
     # What is read ahead, and how
 
