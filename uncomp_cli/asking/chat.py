@@ -3,8 +3,8 @@
     say, retry     Progress… → Piece… → Done; Stopped in place of Done when Ctrl-C came before the answer began
     add, use       Progress… → Noted: documents are read ahead of their question; all is read again by another preset
 
-Ctrl-C is a KeyboardInterrupt in here, or one that is thrown into the events by who shows them. An answer that was
-stopped stays, marked; what fails leaves everything as it was.
+Nothing happens before the events are taken. Ctrl-C is a KeyboardInterrupt in here, or one that is thrown into the
+events by who shows them. An answer that was stopped stays, marked; what fails, or is left early, changes nothing.
 """
 
 import time
