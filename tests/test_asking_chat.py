@@ -95,6 +95,17 @@ def test_another_preset_is_used_at_once_or_not_at_all(chat: Chat) -> None:
     assert (chat.session.preset.name, chat.choice.name) == ("full", "full")
 
 
+def test_what_is_left_early_changes_nothing(chat: Chat) -> None:
+    list(chat.say("hello there, this is a question of some length"))
+    before, preset_before, choice = list(chat.dialogue.entries), chat.session.preset, chat.choice
+    for events in (chat.add([NOTES]), chat.use(PresetChoice("full")), chat.say("and?")):
+        assert isinstance(next(events), Progress)
+        events.close()
+        assert (chat.dialogue.entries, chat.dialogue.pending) == (before, [])
+        assert (chat.session.preset, chat.choice) == (preset_before, choice)
+    assert [type(event) for event in chat.say("and?")][-1] is Done
+
+
 def test_what_is_set_is_checked(chat: Chat) -> None:
     chat.set(recall=False)
     chat.set(temperature=0.5)

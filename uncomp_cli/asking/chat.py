@@ -162,7 +162,7 @@ class Chat:
         except KeyboardInterrupt:
             self.dialogue.pending = pending
             yield Noted(f"stopped: {names} was not added")
-        except Exception:
+        except BaseException:  # also when the events are left early
             self.dialogue.pending = pending
             raise
 
@@ -203,7 +203,7 @@ class Chat:
         session.use(preset)
         try:
             yield from self.read_again(preset_line(preset), bytes_before=bytes_before, begun=earlier.let_go)
-        except Exception:
+        except BaseException:
             earlier.take_back()
             raise
         named_anew, self.choice = choice.name != self.choice.name, choice
