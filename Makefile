@@ -11,7 +11,7 @@ DOCUMENT := docs/demo/lighthouse-handbook.md
 QUESTION := What is the combination of the stores safe?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check lint man bench model clean
+.PHONY: help demo test slow check lint man bench model results clean
 
 help:
 	@echo "make demo    install, fetch the default model, ask a question of a real document"
@@ -19,6 +19,7 @@ help:
 	@echo "make slow    every test but those for a GPU, with more examples: an hour"
 	@echo "make check   lint, types, man pages, tests: what CI runs"
 	@echo "make lint    ruff and mypy only;  make man    write the man pages again"
+	@echo "make results write the long tables of docs/results from the results beside them"
 	@echo "make bench   time and weigh against stock transformers;  make clean    remove what was built"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -56,6 +57,14 @@ check: lint
 
 bench: $(STAMP) model
 	@$(BIN)/uncomp bench --model $(MODEL) -f $(DOCUMENT) $(ARGS)
+
+# The tables of more than 100 kB are not kept: they are made of the results, which are.
+results: $(STAMP)
+	@for name in eval uncertainty ablation; do \
+	  gunzip -c docs/results/$$name.jsonl.gz > docs/results/$$name.jsonl && \
+	  $(BIN)/uncomp eval --show --out docs/results/$$name.jsonl --markdown docs/results/$$name.md >/dev/null || exit 1; \
+	  echo "docs/results/$$name.md"; \
+	done
 
 clean:
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
