@@ -41,7 +41,7 @@ def commands(document: str, long: str, halves: tuple[str, str]) -> tuple[Command
     new = ("--max-new-tokens", "24")
     return (
         Command("ask", (("ask", *about, SAFE, *new, "--json"),)),
-        Command("each", (("ask", *(word for half in halves for word in ("-f", half)), "--each", SAFE, "-Q", WHO, *new),)),
+        Command("each", (("ask", "-f", halves[0], "-f", halves[1], "--each", SAFE, "-Q", WHO, *new),)),
         Command("reuse", (
             ("ask", *about, SAFE, "--save-cache", "kept", *new, "--json"),
             ("ask", "--reuse", "kept", SAFE, "-Q", WHO, *new, "--json"),

@@ -12,6 +12,7 @@ import struct
 import sys
 import termios
 from fcntl import ioctl
+from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
@@ -71,7 +72,7 @@ def settle(received: str) -> str:
 
 
 def main() -> None:
-    console = Console(record=True, width=COLUMNS, file=Path(os.devnull).open("w"), force_terminal=True)
+    console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
     for command in COMMANDS:
         console.print(Text("$ " + command, style="bold"))
         console.print(Text.from_ansi(shown(command)))

@@ -112,6 +112,7 @@ class Request:
     cache_size: str = DEFAULT_CACHE_SIZE
     escalate: bool = False
     fail_under: float | None = None
+    for_any: bool = False
 
     @property
     def saves_context(self) -> bool:

@@ -136,7 +136,7 @@ class Reader:
         self, engine: "Engine", preset: "Preset", questions: Sequence[str], request: Request, *, again: bool = False
     ) -> None:
         self._engine, self._questions, self._request, self._again = engine, questions, request, again
-        self._saves = request.saves_context
+        self._saves = request.saves_context or request.for_any
         self.preset, self._note = self._for_any(preset) if self._saves else (preset, None)
         self._shelf = shelf_of(request.cache_size)
         self._num_read = int(again)
@@ -155,6 +155,11 @@ class Reader:
             draft = self._draft(documents, numbers)
         subject = yield from self._subject(documents, draft)
         return list(self._items(subject, documents, numbers, unfit))
+
+    def plan(self, documents: DocumentSet) -> "Compression":
+        """How all questions about one subject would be read. Raises DoesNotFitError when they do not fit."""
+        draft = self._draft(documents, range(len(self._questions)))
+        return (draft.reading or self._reading(draft.prompt)).planned
 
     def turn(self, documents: DocumentSet, number: int) -> Turn:
         """The turn of question `number` about `documents`."""

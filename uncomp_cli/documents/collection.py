@@ -19,7 +19,7 @@ from uncomp_cli.documents.formats import extract
 from uncomp_cli.documents.selection import Candidate, Selection, select
 from uncomp_cli.errors import DocumentError, UsageError
 
-__all__ = ["Document", "DocumentSet", "has_data", "read_documents"]
+__all__ = ["Document", "DocumentSet", "collect", "has_data", "read_documents"]
 
 _REASONS_SHOWN = 3
 
@@ -43,6 +43,11 @@ class DocumentSet:
 
     documents: tuple[Document, ...]
     skipped: tuple[tuple[str, str], ...] = ()
+
+
+def collect(*paths: str, include: Sequence[str] = ()) -> DocumentSet:
+    """Files, directories and globs as texts: `read_documents` for who has no standard input to read."""
+    return read_documents(paths, include=include)
 
 
 def read_documents(paths: Sequence[str], *, include: Sequence[str] = (), stdin: BinaryIO | None = None) -> DocumentSet:
