@@ -24,7 +24,7 @@ RANKS = {
     "engine": 5,
     "calibrate": 6,
     "asking": 7, "evals": 7, "bench": 7,
-    "ui": 8,
+    "ui": 8, "__init__": 8,
     "cli": 9,
     "__main__": 10,
 }  # fmt: skip

@@ -10,9 +10,7 @@ what these say on the way is in `notes`, or comes as events.
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from uncomp_cli.asking import startup
 from uncomp_cli.asking.chat import Chat
@@ -33,6 +31,9 @@ from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.spend.compression import Compression, check_length
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.runnable import fingerprint
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Assistant", "ReadText", "load"]
 
@@ -200,7 +201,7 @@ class ReadText:
             raise RuntimeError("the writer wrote nothing")
         return item.done(replace(self.request, evidence=evidence), ids, "".join(pieces), stats)
 
-    def predict(self, ids: Sequence[int], question: str | None = None) -> Tensor:
+    def predict(self, ids: Sequence[int], question: str | None = None) -> "Tensor":
         """Logits [N, vocab] of each of `ids` given those before it, behind a question."""
         asked = self._item(question).asked
         return self.context.predict(ids, asked.question)
