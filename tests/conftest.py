@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,8 @@ settings.load_profile("quick")
 def pytest_configure() -> None:
     """One thread: tensors are tiny, so that threads would only wait for each other, and workers share the cores."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background: Ctrl-C is tested all the same
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
