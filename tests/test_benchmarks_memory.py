@@ -85,6 +85,7 @@ def test_a_point_holds_its_budget(default_model_dir: Path) -> None:
     assert measured["peak_bytes"] > measured["kv_bytes"] / 2
 
 
+@pytest.mark.slow
 def test_a_refusal_in_the_child_is_the_points_error() -> None:
     run = point.Run("chunks", 300, "no-such-model", None, "balanced", 24 * MIB, 128, "none", 2, 0)
     assert "no-such-model" in point.in_child(run)["error"]

@@ -90,7 +90,10 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 }
 
 
-@pytest.mark.parametrize("name", FIGURES)
+CROWDED = ("48 panels", "40 curves")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in CROWDED else n for n in FIGURES])
 def test_no_text_is_small_or_cut_off_or_over_another(name: str) -> None:
     figure = FIGURES[name]()
     figure.canvas.draw()
