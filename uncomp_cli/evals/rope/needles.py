@@ -9,7 +9,6 @@ row behind the prompt, which chooses the first token, belongs to the prefill and
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,13 +20,13 @@ from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.look.watch import HeadAt, Watched, all_heads
 from uncomp_cli.engine.spend.allocation import scorer_config
-from uncomp_cli.engine.tokens.prompt import count_tokens
 from uncomp_cli.engine.write.next_token import stop_tokens
 from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.judges.forced_rows import token_nll
 from uncomp_cli.evals.rope.arms import ANSWER_ROOM, RopeArm
 from uncomp_cli.evals.rope.cells import NeedleCell
+from uncomp_cli.evals.rope.text import counter
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.needle import needle_sample
 from uncomp_cli.evals.tasks.request import Request
@@ -60,7 +59,7 @@ class _Written:
 
 def make_needle(place: NeedlePlace, tokenizer: Any, haystack: Haystack, *, seed: int) -> Sample:
     """The sample of a place; the same for every arm. Raises UsageError when the haystack is too short."""
-    count = partial(count_tokens, tokenizer)
+    count = counter(tokenizer)
     number = _STEP * place.index + round(100 * place.depth)
     request = Request(_SUBTASK, number, place.tokens - ANSWER_ROOM, haystack, count, seed)
     return needle_sample(request, depth=place.depth)

@@ -11,7 +11,7 @@ last queries, by head, sinks left out. Distances are those that the model sees: 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -33,12 +33,12 @@ from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.evals.judges.forced_rows import MAX_LOGITS_BYTES, token_nll
 from uncomp_cli.evals.rope.arms import RopeArm
 from uncomp_cli.evals.rope.cells import TextCell
-from uncomp_cli.evals.tasks.haystack import SEPARATOR, Haystack
+from uncomp_cli.evals.tasks.haystack import SEPARATOR, CountTokens, Haystack
 from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.distance_pattern import distance_edges
 
-__all__ = ["BIN_TOKENS", "judge_text", "slice_tokens", "text_ids"]
+__all__ = ["BIN_TOKENS", "counter", "judge_text", "slice_tokens", "text_ids"]
 
 BIN_TOKENS = 512
 _OBSERVERS = 32
@@ -56,11 +56,16 @@ class _Snapshot:
     watch: AnswerWatch
 
 
+@lru_cache(maxsize=4)
+def counter(tokenizer: Any) -> CountTokens:
+    """Counts the tokens of a text: one function a tokenizer, so that a haystack's paragraphs are counted once."""
+    return partial(count_tokens, tokenizer)
+
+
 def text_ids(tokenizer: Any, haystack: Haystack, tokens: int) -> tuple[int, ...]:
     """The first `tokens` tokens of the text. Raises UsageError when it is shorter."""
     wanted = int(_SPARE * tokens)
-    count = partial(count_tokens, tokenizer)
-    text = SEPARATOR.join(haystack.excerpt_at(0.0, tokens=wanted, count_tokens=count))
+    text = SEPARATOR.join(haystack.excerpt_at(0.0, tokens=wanted, count_tokens=counter(tokenizer)))
     return tuple(encode(tokenizer, text, special=False)[:tokens])
 
 
