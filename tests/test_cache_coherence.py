@@ -86,6 +86,8 @@ def test_long_runs_are_cut_but_not_inside_a_number_or_a_character() -> None:
     assert "".join(grouped(cjk, byte_offsets(cjk))) == cjk  # three tokens a character, none of them torn
     digits = "7" * 500
     assert max(map(len, grouped(digits, byte_offsets(digits)))) == 2 * MAX_WORD_TOKENS
+    mixed = "x7" * 100  # no number: a border between a letter and a digit may be cut
+    assert set(map(len, grouped(mixed, byte_offsets(mixed))[:-1])) == {MAX_CODE_TOKENS}
 
 
 def test_a_character_that_begins_inside_a_token() -> None:
