@@ -7,6 +7,7 @@ and none of its sentences reads like such a fact.
 
 import random
 from collections.abc import Callable
+from functools import cache
 
 __all__ = ["write_prose"]
 
@@ -146,5 +147,8 @@ def _name(chance: random.Random) -> str:
     return "".join(_pick(chance, _ONSETS) + _pick(chance, _RIMES) for _ in range(syllables)).capitalize()
 
 
+_split = cache(str.split)
+
+
 def _pick(chance: random.Random, words: str) -> str:
-    return chance.choice(words.split())
+    return chance.choice(_split(words))
