@@ -33,7 +33,7 @@ from ceilings import layer_weights, prefill_flops, step_weights
 from gpu_model import Size, large, random_model, tiny
 
 from uncomp_cli import __version__
-from uncomp_cli.bench.ratios import cpu_name
+from uncomp_cli.bench.rounds import cpu_name
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig

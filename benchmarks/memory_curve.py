@@ -23,7 +23,7 @@ from typing import Any
 from memory_run import ARMS, ONE_PASS, STOCK, Run, in_child
 
 from uncomp_cli import __version__
-from uncomp_cli.bench.ratios import cpu_name
+from uncomp_cli.bench.rounds import cpu_name
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import DEFAULT_PRESET
 from uncomp_cli.config import DEFAULT_MODEL

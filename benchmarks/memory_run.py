@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from uncomp_cli.bench.bench_prompt import build_prompt
 from uncomp_cli.bench.contenders import run_stock
+from uncomp_cli.bench.workload import build_prompt
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.documents.prose import write_prose

@@ -32,9 +32,9 @@ from timed import PeerArm, peer_arms, run_peer
 from weights import gguf_file
 
 from uncomp_cli import __version__
-from uncomp_cli.bench.bench_prompt import BenchRequest, make_jobs
-from uncomp_cli.bench.child import measure
 from uncomp_cli.bench.measurement import Job
+from uncomp_cli.bench.rounds import measure
+from uncomp_cli.bench.workload import BenchRequest, make_jobs
 from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset
 from uncomp_cli.config import DEFAULT_MODEL, Limits
 from uncomp_cli.documents.prose import write_prose

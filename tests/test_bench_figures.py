@@ -10,11 +10,10 @@ from typing import Any
 import psutil
 import pytest
 
-from uncomp_cli.bench import child
-from uncomp_cli.bench.bench_prompt import BenchRequest
+from uncomp_cli.bench import rounds
 from uncomp_cli.bench.measurement import Job, Measurement, decode_result, encode_error
-from uncomp_cli.bench.ratios import figures, ratio, report
-from uncomp_cli.bench.rounds import Round, run_bench
+from uncomp_cli.bench.rounds import Round, figures, ratio, report, run_bench
+from uncomp_cli.bench.workload import BenchRequest
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.config import ScorerConfig
@@ -68,9 +67,9 @@ def test_arms_alternate_and_every_run_is_announced() -> None:
         yield
         return ours(ttft_s=float(len(order)))
 
-    steps, rounds = finish(run_bench([STOCK_JOB, JOB], 3, measure=measure, clock=lambda: float(next(clock))))
+    steps, turns = finish(run_bench([STOCK_JOB, JOB], 3, measure=measure, clock=lambda: float(next(clock))))
     assert order == ["stock transformers", "10% uniform"] * 3
-    assert [[m.ttft_s for m in turn] for turn in rounds] == [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    assert [[m.ttft_s for m in turn] for turn in turns] == [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
     assert [step.label[:10] for step in steps] == [f"run {i} of 6" for i in range(1, 7) for _ in range(2)]
     fractions = [step.fraction for step in steps if step.fraction is not None]
     assert [step.fraction for step in steps[:2]] == [None, None]
@@ -150,15 +149,15 @@ def test_what_a_dead_child_comes_to(
     returncode: int, output: str, log: str, kind: type[UncompError], words: str
 ) -> None:
     with pytest.raises(kind, match=words) as caught:
-        child._result(returncode, output, log)
+        rounds._result(returncode, output, log)
     assert type(caught.value) is kind
 
 
 def test_a_run_that_is_given_up_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     note = tmp_path / "pid"
     script = f"import os, pathlib, time; pathlib.Path({str(note)!r}).write_text(str(os.getpid())); time.sleep(60)"
-    monkeypatch.setattr(child, "_COMMAND", (sys.executable, "-c", script))
-    ticks = child.measure(JOB)
+    monkeypatch.setattr(rounds, "_COMMAND", (sys.executable, "-c", script))
+    ticks = rounds.measure_in_child(JOB)
     while not note.exists() or not note.read_text():
         next(ticks)
     with pytest.raises(KeyboardInterrupt):

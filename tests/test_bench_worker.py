@@ -11,10 +11,10 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from uncomp_cli.bench.bench_process import _as_known, run_job
-from uncomp_cli.bench.bench_prompt import BenchRequest, make_jobs
-from uncomp_cli.bench.child import measure
 from uncomp_cli.bench.contenders import run_stock, run_uncomp, storage_bytes
 from uncomp_cli.bench.measurement import Job, Measurement
+from uncomp_cli.bench.rounds import measure_in_child
+from uncomp_cli.bench.workload import BenchRequest, make_jobs
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.config import Limits, ScorerConfig
@@ -99,7 +99,7 @@ def test_shared_storage_counts_once() -> None:
 
 def test_a_child_measures_with_a_peak_of_its_own(jobs: list[Job]) -> None:
     def run_one() -> Iterator[None]:
-        results.append((yield from measure(jobs[1])))
+        results.append((yield from measure_in_child(jobs[1])))
 
     results: list[Measurement] = []
     for _ in run_one():
@@ -128,7 +128,7 @@ def test_the_command_writes_one_json_object(
     def measure_nothing(steps: object, terminal: object) -> object:
         return [(measured, measured, measured)] * 2
 
-    monkeypatch.setattr("uncomp_cli.cli.judge.bench._watch", measure_nothing)
+    monkeypatch.setattr("uncomp_cli.cli.judge.bench.show", measure_nothing)
     args = ["bench", "-m", str(model_dir), "--tokens", "400", "-b", "full", "-b", "40%", "--device", "cpu"]
     assert run([*args, "--json"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
@@ -154,7 +154,7 @@ def test_every_thinning_is_measured_at_every_budget_behind_stock(
         yield from ()
 
     monkeypatch.setattr("uncomp_cli.bench.rounds.run_bench", bench_nothing)
-    monkeypatch.setattr("uncomp_cli.cli.judge.bench._watch", lambda steps, terminal: [*steps, (measured,) * 5])
+    monkeypatch.setattr("uncomp_cli.cli.judge.bench.show", lambda steps, terminal: [*steps, (measured,) * 5])
     args = ["bench", "-m", str(model_dir), "--tokens", "400", "--device", "cpu", "--policy", "uniform", "-b", "40%"]
     thin = ["--thin", "none", "--thin", "gather:after=1,keep=0.3"]
     assert run([*args, "-b", "60%", *thin, "--chunk", "200", "--kv-mem", "1MiB"]) == 0

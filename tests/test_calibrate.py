@@ -14,12 +14,13 @@ from support.families import make_prompt, tiny, tokens
 from uncomp_cli.calibrate.calibration import (
     CalibrateRequest,
     CalibrationSample,
+    MeasuringConfig,
     calibrate,
     check_lengths,
+    measurable,
+    read_and_measure,
 )
-from uncomp_cli.calibrate.findings import profile_record, profile_table
-from uncomp_cli.calibrate.partial import ProfileFiles, choose_files
-from uncomp_cli.calibrate.sample_pass import MeasuringConfig, measurable, read_and_measure
+from uncomp_cli.calibrate.findings import ProfileFiles, choose_files, profile_record, profile_table
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.errors import DoesNotFitError, ModelError, UncompError, UsageError
 from uncomp_cli.models.loading import LoadedModel, load_model

@@ -11,8 +11,8 @@ from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.tables.outcome import OUTCOMES
-from uncomp_cli.evals.tasks.calibration_samples import CONTINUATION, SampleMaker, choose_sources
 from uncomp_cli.evals.tasks.haystack import Haystack
+from uncomp_cli.evals.tasks.maker import CONTINUATION, SampleMaker, choose_sources
 from uncomp_cli.uncertainty.measures import DEFAULT_MEASURES
 from uncomp_cli.uncertainty.profile import load_profile
 

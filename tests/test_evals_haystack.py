@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks import choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack, closing, opening
-from uncomp_cli.evals.tasks.sample import Sample
+from uncomp_cli.evals.tasks.task import Sample
 
 ROOT = Path(__file__).parent.parent
 LICENCE = Haystack.of_texts("LICENSE", [(ROOT / "LICENSE").read_text(encoding="utf-8")])

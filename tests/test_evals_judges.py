@@ -17,7 +17,7 @@ from uncomp_cli.evals.judges.case import coverage
 from uncomp_cli.evals.judges.divergence import compare_logits
 from uncomp_cli.evals.judges.forced_rows import Rows, in_batches, token_nll
 from uncomp_cli.evals.judges.likelihood import NEXT_TOKENS, perplexity_metrics
-from uncomp_cli.evals.tasks.sample import Query
+from uncomp_cli.evals.tasks.task import Query
 from uncomp_cli.spec import ModelSpec
 
 LAYERS, HEADS, KV_HEADS, DIM, VOCAB = 2, 4, 2, 8, 50

@@ -10,7 +10,7 @@ from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.tasks import TASKS, choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.oracle import check_solvable, solve
-from uncomp_cli.evals.tasks.sample import Sample
+from uncomp_cli.evals.tasks.task import Sample
 
 HAYSTACK = Haystack.generated(seed=5, tokens=4000)
 SUBTASKS = [subtask for task, subtask in choose_subtasks(list(TASKS)) if task.judge not in ("fidelity", "perplexity")]

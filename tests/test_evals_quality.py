@@ -13,8 +13,6 @@ from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.budget_curve import (
     QualityCurve,
-    held_out_maker,
-    held_out_samples,
     likelihood_lost,
     measure_quality,
     quality_curve,
@@ -26,9 +24,9 @@ from uncomp_cli.evals.judges.contestants import FULL, Setting
 from uncomp_cli.evals.judges.forced_rows import token_nll
 from uncomp_cli.evals.tables.outcome import OUTCOMES, Outcome
 from uncomp_cli.evals.tables.statistics import paired_difference
-from uncomp_cli.evals.tasks.calibration_samples import CONTINUATION, SampleMaker, choose_sources
 from uncomp_cli.evals.tasks.haystack import Haystack
-from uncomp_cli.evals.tasks.sample import Query, Sample
+from uncomp_cli.evals.tasks.maker import CONTINUATION, SampleMaker, choose_sources, held_out_maker, held_out_samples
+from uncomp_cli.evals.tasks.task import Query, Sample
 from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.models.runnable import fingerprint
 from uncomp_cli.steps import Progress

@@ -8,7 +8,7 @@ import pytest
 from uncomp_cli.evals.rope.cells import NeedleCell, RopeCell, TextCell
 from uncomp_cli.evals.rope.maps import arm_maps
 from uncomp_cli.evals.rope.verdict import summarise_rope
-from uncomp_cli.evals.tables.rank_correlation import rank_correlation
+from uncomp_cli.evals.tables.statistics import rank_correlation
 
 TRAINED = 1024
 NEAR, FAR = [1.0, 0.0], [0.0, 1.0]

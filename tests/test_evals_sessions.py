@@ -29,7 +29,7 @@ from uncomp_cli.evals.judges.turns import TURNS_TOKENS, converse, judge_conversa
 from uncomp_cli.evals.tables.outcome import OUTCOMES
 from uncomp_cli.evals.tasks import choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack
-from uncomp_cli.evals.tasks.sample import Sample
+from uncomp_cli.evals.tasks.task import Sample
 from uncomp_cli.models.loading import LoadedModel
 
 PROSE = Haystack.generated(seed=1, tokens=4000)

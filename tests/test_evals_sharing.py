@@ -20,7 +20,7 @@ from uncomp_cli.evals.judges.contestants import Setting, make_settings
 from uncomp_cli.evals.judges.divergence import judge_fidelity
 from uncomp_cli.evals.judges.exact_prefill import without_question
 from uncomp_cli.evals.judges.forced_rows import Rows, token_nll
-from uncomp_cli.evals.tasks.sample import Query, Sample
+from uncomp_cli.evals.tasks.task import Query, Sample
 from uncomp_cli.models.loading import LoadedModel
 
 pytestmark = pytest.mark.model

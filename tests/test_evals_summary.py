@@ -6,9 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from uncomp_cli.evals.tables.curves import coverage_maps, needle_grids, quality_curves, unanswered_fields
+from uncomp_cli.evals.tables.curves import (
+    CoverageMap,
+    NeedleGrid,
+    coverage_maps,
+    needle_grids,
+    quality_curves,
+    unanswered_fields,
+)
 from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tables.pictures import CoverageMap, NeedleGrid
 from uncomp_cli.evals.tables.sheet import format_score, markdown, notes, parts_of, score_table, tables_of
 from uncomp_cli.evals.tables.summary import FailedCell, Figure, Kept, Row, Summary, summarise
 from uncomp_cli.table import Table

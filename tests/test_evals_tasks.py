@@ -12,11 +12,11 @@ import pytest
 from uncomp_cli.engine.tokens.prompt import count_tokens as count_model_tokens
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.judges.run import JUDGES, SESSION_JUDGES
-from uncomp_cli.evals.tasks import TASKS, choose_subtasks, words
+from uncomp_cli.evals.tasks import TASKS, choose_subtasks, facts
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.needle import DEPTHS
 from uncomp_cli.evals.tasks.oracle import check_solvable
-from uncomp_cli.evals.tasks.sample import Sample
+from uncomp_cli.evals.tasks.task import Sample
 from uncomp_cli.models.loading import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -310,8 +310,8 @@ def test_every_task_says_what_it_is() -> None:
 
 
 def test_word_lists_are_large_single_and_without_repeats() -> None:
-    assert min(len(words.NOUNS), len(words.ADJECTIVES)) >= 150
-    every = (words.NOUNS, words.ADJECTIVES, words.FIRST_NAMES, words.CITIES, words.OCCUPATIONS, words.OBJECTS)
+    assert min(len(facts.NOUNS), len(facts.ADJECTIVES)) >= 150
+    every = (facts.NOUNS, facts.ADJECTIVES, facts.FIRST_NAMES, facts.CITIES, facts.OCCUPATIONS, facts.OBJECTS)
     assert all(len(set(listed)) == len(listed) for listed in every)
-    assert not set(words.NOUNS) & set(words.ADJECTIVES)
-    assert all(re.fullmatch(r"[b-df-hj-np-tv-z][a-z-]+", word) for word in words.OCCUPATIONS + words.OBJECTS)
+    assert not set(facts.NOUNS) & set(facts.ADJECTIVES)
+    assert all(re.fullmatch(r"[b-df-hj-np-tv-z][a-z-]+", word) for word in facts.OCCUPATIONS + facts.OBJECTS)

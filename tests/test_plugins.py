@@ -28,7 +28,7 @@ MODULE = '''
     from uncomp_cli.budget.baselines import UniformPolicy
     from uncomp_cli.budget.plan import BudgetPlan
     from uncomp_cli.config import ScorerConfig
-    from uncomp_cli.evals.tasks.sample import Query, Sample
+    from uncomp_cli.evals.tasks.task import Query, Sample
 
 
     @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from support.chats import hold, make_talk
 from support.commands import environment, start
 from uncomp_cli.asking import pipeline
 from uncomp_cli.bench import bench_process as bench_worker
-from uncomp_cli.bench import child
+from uncomp_cli.bench import rounds
 from uncomp_cli.budget import presets
 from uncomp_cli.budget.presets import list_presets, load_preset
 from uncomp_cli.cli.app import app, run
@@ -264,7 +264,7 @@ def test_what_running_out_of_memory_looks_like() -> None:
 
 
 def failed_run(line: str) -> Generator[None, None, object]:
-    return child.measure(type("Job", (), {"to_json": lambda self: line})())
+    return rounds.measure_in_child(type("Job", (), {"to_json": lambda self: line})())
 
 
 def test_a_failed_run_shows_its_traceback_with_debug(

@@ -25,7 +25,7 @@ from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.tasks import Task, choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack
-from uncomp_cli.evals.tasks.sample import Regime, Sample
+from uncomp_cli.evals.tasks.task import Regime, Sample
 from uncomp_cli.models.catalog import ensure_local, local_path
 from uncomp_cli.models.loading import load_tokenizer
 

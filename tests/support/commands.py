@@ -31,7 +31,7 @@ from uncomp_cli.cli.app import main
 PATIENCE_S = 60.0
 PRELOADED = [
     "uncomp_cli.engine.engine", "uncomp_cli.asking.queue", "uncomp_cli.evals.judges.run",
-    "uncomp_cli.evals.tasks.calibration_samples", "transformers.models.auto.tokenization_auto", "pydantic.type_adapter",
+    "uncomp_cli.evals.tasks.maker", "transformers.models.auto.tokenization_auto", "pydantic.type_adapter",
     "sentencepiece", "matplotlib.figure",
 ]  # fmt: skip
 """What the commands import when they run: half a second of every process that would begin without it."""

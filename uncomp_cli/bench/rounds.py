@@ -1,17 +1,109 @@
-"""The order of a benchmark: stock, A, B, stock, A, B, … so that a machine that slows down slows all arms alike.
+"""Runs in child processes that end when we do, in turn: stock, A, B, stock, A, B, …; from them to medians and ratios.
 
-run_bench(jobs, runs) → Progress…       one record about twice a second; returns the rounds, one list of
-                                        measurements a round, in the order of the jobs
+A machine that slows down slows all arms alike so. `run_bench` yields how far it is about twice a second, and returns
+the rounds: the measurements of one round, in the order of the jobs.
+
+ratio = median over rounds of (ours / stock of the same round)      decode: above 1 is better; the others: below 1
 """
 
+import os
+import platform
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryFile
+from typing import Any
 
-from uncomp_cli.bench.child import measure as measure_in_child
-from uncomp_cli.bench.measurement import Job, Measurement
+from uncomp_cli import __version__
+from uncomp_cli.bench.measurement import Job, Measurement, decode_result
+from uncomp_cli.bench.workload import BenchRequest
+from uncomp_cli.budget.policies import make_policy
+from uncomp_cli.budget.presets import Preset
+from uncomp_cli.errors import OutOfMemoryError, UncompError
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
 from uncomp_cli.steps import Progress
+from uncomp_cli.table import Table
 
-__all__ = ["Measure", "Round", "run_bench"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Figures",
+    "Measure",
+    "Ratio",
+    "Round",
+    "bench_table",
+    "conditions",
+    "cpu_name",
+    "figures",
+    "measure_in_child",
+    "ratio",
+    "report",
+    "run_bench",
+]
+
+_TICK_S = 0.5
+_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+_COMMAND = (sys.executable, "-m", "uncomp_cli.bench.bench_process")
+_MEMORY_HINT = "use fewer --tokens, or --quantize int8"
+
+
+def measure_in_child(job: Job) -> Generator[None, None, Measurement]:
+    """Run `job`, yielding about twice a second; a caller that stops early, or Ctrl-C, kills the child.
+
+    Raises the error that the child met, OutOfMemoryError when the system killed it.
+    """
+    path = os.pathsep.join(filter(None, [str(_PACKAGE_PARENT), os.environ.get("PYTHONPATH")]))
+    with TemporaryFile("w+") as job_file:  # a pipe would fill up: communicate() sends nothing after its first timeout
+        job_file.write(job.to_json() + "\n")
+        job_file.seek(0)
+        process = subprocess.Popen(
+            _COMMAND,
+            stdin=job_file,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    with process:
+        try:
+            output, log = yield from _wait(process)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()  # after Ctrl-C Popen itself would not wait for the end
+    try:
+        return _result(process.returncode, output, log)
+    except UncompError as error:
+        error.add_note(f"In the process of the run:\n{log.strip()}")  # a traceback, which --debug shows
+        raise
+
+
+def _wait(process: "subprocess.Popen[str]") -> Generator[None, None, tuple[str, str]]:
+    """Everything that the child wrote, once it has ended."""
+    while True:
+        try:
+            return process.communicate(timeout=_TICK_S)
+        except subprocess.TimeoutExpired:
+            yield
+
+
+def _result(returncode: int, output: str, log: str) -> Measurement:
+    lines = output.strip().splitlines()
+    if returncode == 0 and lines:
+        try:
+            return decode_result(lines[-1])
+        except ValueError as error:
+            raise UncompError(f"a run wrote no result ({error})", hint="run it again with --debug") from error
+    if returncode == -signal.SIGKILL or "bad_alloc" in log:
+        raise OutOfMemoryError("a run was killed, most likely because memory ran out", hint=_MEMORY_HINT)
+    last = (log.strip().splitlines() or ["no message"])[-1]
+    raise UncompError(f"a run ended with code {returncode}: {last}", hint="run it again with --debug")
+
 
 Measure = Callable[[Job], Generator[None, None, Measurement]]
 Round = tuple[Measurement, ...]
@@ -56,3 +148,154 @@ def _progress(label: str, index: int, total: int, *, elapsed_s: float, run_s: fl
     mean_s = (elapsed_s - run_s) / index
     of_this_run = min(_NEVER_QUITE, run_s / mean_s) if mean_s > 0 else 0.0
     return Progress(label, (index + of_this_run) / total, None, elapsed_s)
+
+
+SCHEMA_VERSION = 1
+_COLUMNS = ("SETTING", "FIRST TOKEN", "DECODE TOK/S", "KV", "PEAK", "KEPT", "SAME TOKENS")
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Medians of one arm; `peak_bytes` is None where the system does not tell."""
+
+    ttft_s: float
+    decode_tok_s: float
+    kv_bytes: int
+    kv_prefill_bytes: int
+    peak_bytes: int | None
+    resident_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Ours over stock."""
+
+    ttft: float
+    decode: float
+    kv_bytes: float
+    peak_bytes: float | None
+
+
+def figures(measured: Sequence[Measurement]) -> Figures:
+    """Medians over the runs of one arm."""
+    peaks = [m.peak_bytes for m in measured]
+    known = [peak for peak in peaks if peak is not None]
+    return Figures(
+        ttft_s=median(m.ttft_s for m in measured),
+        decode_tok_s=median(m.decode_tok_s for m in measured),
+        kv_bytes=round(median(m.kv_bytes for m in measured)),
+        kv_prefill_bytes=round(median(m.kv_prefill_bytes for m in measured)),
+        peak_bytes=round(median(known)) if len(known) == len(peaks) else None,
+        resident_bytes=round(median(m.resident_bytes for m in measured)),
+    )
+
+
+def ratio(ours: Sequence[Measurement], stock: Sequence[Measurement]) -> Ratio:
+    """Medians of the paired ratios; the two are in the order of the rounds."""
+    pairs = list(zip(ours, stock, strict=True))
+
+    def of(value: Callable[[Measurement], float]) -> float:
+        return median(value(a) / value(b) for a, b in pairs)
+
+    knows_peak = all(a.peak_bytes is not None and b.peak_bytes for a, b in pairs)
+    return Ratio(
+        ttft=of(lambda m: m.ttft_s),
+        decode=of(lambda m: m.decode_tok_s),
+        kv_bytes=of(lambda m: m.kv_bytes),
+        peak_bytes=of(lambda m: m.peak_bytes or 0) if knows_peak else None,
+    )
+
+
+def report(request: BenchRequest, jobs: Sequence[Job], rounds: Sequence[Round], *, source: str) -> dict[str, Any]:
+    """The JSON object of a benchmark; `source` names the document. Raises IndexError without rounds."""
+    arms = list(zip(*rounds, strict=True))
+    stock, first = arms[0], arms[0][0]
+    settings = [
+        _setting(job.preset, ours, stock)
+        for job, ours in zip(jobs[1:], arms[1:], strict=True)
+        if job.preset is not None
+    ]
+    record: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "model": {"id": request.model, "dtype": first.dtype, "quantization": _none_if_none(request.quantize)},
+        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": first.threads, "device": first.device},
+        "versions": {"uncomp": __version__, **{name: version(name) for name in ("torch", "transformers")}},
+        "document": source,
+        "tokens": len(jobs[0].context) + len(jobs[0].question),
+        "new_tokens": request.new_tokens,
+        "limits": asdict(request.limits),
+        "matmul": request.matmul,
+        "runs": len(rounds),
+        "stock": asdict(figures(stock)),
+        "settings": settings,
+        "rounds": [[{"label": j.label, **asdict(m)} for j, m in zip(jobs, turn, strict=True)] for turn in rounds],
+    }
+    if len(settings) == 1:
+        record["ratio"] = settings[0]["ratio"]
+    return record
+
+
+def _setting(preset: Preset, ours: Sequence[Measurement], stock: Sequence[Measurement]) -> dict[str, Any]:
+    keeps_all = preset.budget.kind == "full"
+    fixed = make_policy(preset.policy).fixed_scorer
+    return {
+        "preset": preset.name,
+        "budget_requested": str(preset.budget),
+        "policy": "full" if keeps_all else preset.policy,
+        "scorer": None if keeps_all else fixed or preset.scorer.name,
+        "kv_bits": preset.kv_bits,
+        "thinning": preset.thinning,
+        "kept_fraction": median(m.kv_bytes / m.full_kv_bytes for m in ours),
+        **asdict(figures(ours)),
+        "ratio": asdict(ratio(ours, stock)),
+        "same_tokens": all(a.token_ids == b.token_ids for a, b in zip(ours, stock, strict=True)),
+    }
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _none_if_none(method: str) -> str | None:
+    return None if method == "none" else method
+
+
+def bench_table(record: dict[str, Any], labels: Sequence[str]) -> Table:
+    """Stock, then every setting, each under its label; the ratios stand behind the figures."""
+    rows = [_row(labels[0], record["stock"], None)]
+    rows += [
+        _row(label, figured, figured["ratio"]) for label, figured in zip(labels[1:], record["settings"], strict=True)
+    ]
+    return Table(_COLUMNS, rows)
+
+
+def conditions(record: dict[str, Any]) -> str:
+    """What the figures are of, in one line."""
+    hardware = record["hardware"]
+    return (
+        f"{record['model']['id']} ({record['model']['dtype']}), {format_count(record['tokens'])} tokens and "
+        f"{record['new_tokens']} new ones, medians of {record['runs']} alternating runs, (x) = ours / stock; "
+        f"{hardware['cpu']}, {hardware['threads']} threads, {hardware['device']}"
+    )
+
+
+def _row(label: str, figures: dict[str, Any], ratio: dict[str, Any] | None) -> tuple[str, ...]:
+    def with_ratio(text: str, key: str) -> str:
+        value = None if ratio is None else ratio[key]
+        return text if value is None else f"{text} ({value:.3g}x)"
+
+    peak = figures["peak_bytes"]
+    same = figures.get("same_tokens")
+    return (
+        label,
+        with_ratio(format_seconds(figures["ttft_s"]), "ttft"),
+        with_ratio(format_decimal(figures["decode_tok_s"]), "decode"),
+        with_ratio(format_bytes(figures["kv_bytes"]), "kv_bytes"),
+        "unknown" if peak is None else with_ratio(format_bytes(peak), "peak_bytes"),
+        f"{100 * figures['kept_fraction']:.1f} %" if "kept_fraction" in figures else "-",
+        "-" if same is None else "yes" if same else "no",
+    )

@@ -1,18 +1,124 @@
-"""What a profile says: each measure's size and spread, and how stable its order of heads and layers is.
+"""The files of a calibration, and what the profile in them says.
 
-Agreement is the share of pairs that two measurements put in the same order (uncertainty/stability.py): 1 is always, 0.5
-chance; first of heads within their layers, then of layers.
+NAME.safetensors when it is done, NAME.partial.safetensors until then. Every sample that was measured is in the partial
+file at once, whole. A later run goes on from it, or from the finished profile when more samples are asked for; what was
+measured otherwise is refused, and `set_aside` renames what is there.
+
+Said are each measure's size and spread, and how stable its order of heads and layers is. Agreement is the share of
+pairs that two measurements put in the same order (uncertainty/stability.py): 1 is always, 0.5 chance; first of heads
+within their layers, then of layers.
 """
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from uncomp_cli.calibrate.sample_pass import LOSS
+from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.files import set_aside
 from uncomp_cli.table import Table
-from uncomp_cli.uncertainty.profile import UncertaintyProfile
+from uncomp_cli.uncertainty.profile import ModelFingerprint, UncertaintyProfile, load_profile, save_profile
 from uncomp_cli.uncertainty.stability import Agreement, stability
 
-__all__ = ["profile_record", "profile_table"]
+__all__ = ["LOSS", "ProfileFiles", "choose_files", "profile_record", "profile_table"]
+
+LOSS = "loss"
+"""The measure that the others are compared with: what an answer loses to eviction."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileFiles:
+    """The files of the preset NAME in `folder`."""
+
+    folder: Path
+    name: str
+
+    @property
+    def preset(self) -> Path:
+        """NAME.json, which is not written here."""
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def profile(self) -> Path:
+        """The finished profile."""
+        return self.folder / f"{self.name}.safetensors"
+
+    @property
+    def partial(self) -> Path:
+        """The samples of a run that is under way, or was stopped."""
+        return self.folder / f"{self.name}.partial.safetensors"
+
+    @property
+    def found(self) -> Path | None:
+        """What a run goes on from: the unfinished profile, or the finished one."""
+        return next((path for path in (self.partial, self.profile) if path.exists()), None)
+
+    def check(self) -> None:
+        """Raise UsageError when the preset's name is taken by one without a profile beside it: somebody wrote it."""
+        if self.preset.exists() and not self.profile.exists():
+            raise UsageError(
+                f"{self.preset} exists already, and has no profile beside it",
+                hint="choose another --name; --fresh sets it aside",
+            )
+
+    def read(
+        self, model: ModelFingerprint, parameters: dict[str, Any], measures: Sequence[str]
+    ) -> UncertaintyProfile | None:
+        """What has been measured so far, or None.
+
+        Raises UsageError, with both values, when it was another model, or measured otherwise.
+        """
+        path = self.found
+        if path is None:
+            return None
+        found = load_profile(path)
+        hint = "choose another --name; --fresh sets it aside"
+        try:
+            found.fingerprint.check(model)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error.message}", hint=hint) from error
+        for key in sorted((found.parameters.keys() | parameters.keys()) - {"created"}):
+            before, now = found.parameters.get(key, "not set"), parameters.get(key, "not set")
+            if before != now:
+                raise UsageError(f"{path} was measured with {key} {before}, not {now}", hint=hint)
+        if set(found.values) != set(measures):
+            different = ", ".join(sorted(set(found.values) ^ set(measures)))
+            raise UsageError(f"{path} was measured with other measures: {different}", hint=hint)
+        return found
+
+    def keep(self, profile: UncertaintyProfile) -> None:
+        """Put an unfinished profile in the place of the one before."""
+        save_profile(profile, self.partial)
+
+    def finish(self) -> None:
+        """The profile is in its place: the unfinished one can go."""
+        self.partial.unlink(missing_ok=True)
+
+    def set_aside(self) -> list[Path]:
+        """Rename every file that is there to NAME.suffix.1, or the next number that is free; returns the new paths."""
+        old = [path for path in (self.preset, self.profile, self.partial) if path.exists()]
+        try:
+            return set_aside(*old)
+        except OSError as error:
+            raise UncompError(f"{error.filename} cannot be renamed: {error.strerror}", hint="use another -o") from error
+
+
+def choose_files(model: str, *, name: str | None, out: Path | None, folder: Path) -> ProfileFiles:
+    """The files of preset `name`, of one named after the model, or of `out`: a directory or a file, not in `folder`."""
+    if out is None or out.is_dir():
+        return ProfileFiles(out or folder, name if name is not None else _name_after(model))
+    stem = out.stem if out.suffix in (".json", ".safetensors") else out.name
+    if name not in (None, stem):
+        raise UsageError(f"--name {name} and --out {out} name the preset differently", hint="leave one of the two out")
+    return ProfileFiles(out.parent, stem)
+
+
+def _name_after(model: str) -> str:
+    """The last part of a model's name or path, as far as it can name a file."""
+    last = Path(model).resolve().name if Path(model).exists() else model.rpartition("/")[2]
+    return re.sub(r"[^\w.-]+", "-", last.removesuffix(".gguf")).strip("-.") or "calibrated"
+
 
 _SPREAD = (
     "spread: over samples, of the mean; then the share of pairs in the same order, heads / layers (0.50 is "

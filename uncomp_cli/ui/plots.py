@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from uncomp_cli.errors import UncompError
-from uncomp_cli.evals.tables.pictures import CoverageMap, Curve, NeedleGrid
+from uncomp_cli.evals.tables.curves import CoverageMap, Curve, NeedleGrid
 from uncomp_cli.files import replace_file
 from uncomp_cli.numerals import format_count, format_decimal
 

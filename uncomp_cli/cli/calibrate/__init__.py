@@ -38,10 +38,10 @@ from uncomp_cli.ui.meter import loading, show
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.calibrate.calibration import CalibrateRequest
-    from uncomp_cli.calibrate.partial import ProfileFiles
+    from uncomp_cli.calibrate.findings import ProfileFiles
     from uncomp_cli.calibrate.risk_fit import RiskFit
     from uncomp_cli.evals.judges.budget_curve import QualityCurve
-    from uncomp_cli.evals.tasks.calibration_samples import SampleMaker
+    from uncomp_cli.evals.tasks.maker import SampleMaker
     from uncomp_cli.models.loading import LoadedModel
     from uncomp_cli.uncertainty.profile import UncertaintyProfile
 
@@ -199,8 +199,8 @@ def run_calibrate(job: CalibrateJob, choice: ModelChoice, terminal: Terminal, *,
     with loading(terminal, "preparing"):
         from uncomp_cli.budget.presets import user_preset_dir
         from uncomp_cli.calibrate.calibration import calibrate as run
-        from uncomp_cli.calibrate.partial import choose_files
-        from uncomp_cli.evals.tasks.calibration_samples import choose_sources
+        from uncomp_cli.calibrate.findings import choose_files
+        from uncomp_cli.evals.tasks.maker import choose_sources
 
         files = choose_files(choice.name, name=wanted.name, out=wanted.out, folder=user_preset_dir())
         preset = _preset(wanted, files)
@@ -272,7 +272,7 @@ def _preset(wanted: CalibrateOptions, files: "ProfileFiles") -> "Preset":
 def _maker(job: CalibrateJob, loaded: "LoadedModel", terminal: Terminal) -> "SampleMaker":
     from uncomp_cli.calibrate.calibration import check_lengths
     from uncomp_cli.engine.tokens.prompt import count_tokens
-    from uncomp_cli.evals.tasks.calibration_samples import SampleMaker, choose_sources
+    from uncomp_cli.evals.tasks.maker import SampleMaker, choose_sources
 
     check_lengths(job.tokens, loaded.spec.trained_length)
     haystack = haystack_of(job.wanted.file, max(job.tokens), seed=job.seed, terminal=terminal)
@@ -283,8 +283,7 @@ def _maker(job: CalibrateJob, loaded: "LoadedModel", terminal: Terminal) -> "Sam
 def _request(job: CalibrateJob, preset: "Preset", maker: "SampleMaker") -> "CalibrateRequest":
     """The samples, and the measures: the usual ones and what the preset's policy needs."""
     from uncomp_cli.budget.policies import make_policy
-    from uncomp_cli.calibrate.calibration import CalibrateRequest
-    from uncomp_cli.calibrate.sample_pass import MeasuringConfig
+    from uncomp_cli.calibrate.calibration import CalibrateRequest, MeasuringConfig
     from uncomp_cli.uncertainty.measures import canonical_keys
 
     config, haystack = MeasuringConfig(), maker.haystack

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.calibrate.risk_fit import RiskFit
     from uncomp_cli.evals.rope.risk_samples import RiskRun
-    from uncomp_cli.evals.tasks.sample import Sample
+    from uncomp_cli.evals.tasks.task import Sample
     from uncomp_cli.models.extension import RopeChoice
     from uncomp_cli.models.loading import LoadedModel
 

@@ -18,10 +18,10 @@ from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
-    from uncomp_cli.calibrate.partial import ProfileFiles
+    from uncomp_cli.calibrate.findings import ProfileFiles
     from uncomp_cli.evals.journal import Journal, Kind
     from uncomp_cli.evals.judges.budget_curve import QualityCurve
-    from uncomp_cli.evals.tasks.calibration_samples import SampleMaker
+    from uncomp_cli.evals.tasks.maker import SampleMaker
     from uncomp_cli.models.loading import LoadedModel
     from uncomp_cli.uncertainty.profile import UncertaintyProfile
 
@@ -169,12 +169,11 @@ def run_quality(
     """
     from uncomp_cli.budget.presets import load_preset, save_preset
     from uncomp_cli.evals.judges.budget_curve import (
-        held_out_maker,
-        held_out_samples,
         measure_quality,
         quality_file_settings,
     )
     from uncomp_cli.evals.tables.outcome import OUTCOMES
+    from uncomp_cli.evals.tasks.maker import held_out_maker, held_out_samples
 
     preset = load_preset(str(path.absolute()))
     with loading(terminal, "preparing samples"):

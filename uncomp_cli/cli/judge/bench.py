@@ -117,9 +117,8 @@ def bench(
     for note in dict.fromkeys(note for _, note in settled if note is not None):
         terminal.note(note)
     with loading(terminal, "preparing the prompt"):
-        from uncomp_cli.bench.bench_prompt import BenchRequest, make_jobs
-        from uncomp_cli.bench.ratios import bench_table, conditions, report
-        from uncomp_cli.bench.rounds import run_bench
+        from uncomp_cli.bench.rounds import bench_table, conditions, report, run_bench
+        from uncomp_cli.bench.workload import BenchRequest, make_jobs
 
         request = BenchRequest(
             model.name,

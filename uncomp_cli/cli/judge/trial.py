@@ -66,7 +66,7 @@ def results_path(settings: Mapping[str, object], prefix: str = "") -> Path:
 
 def made_here() -> dict[str, object]:
     """What made the results: known of a run alone, since a file that is shown again may come from another machine."""
-    from uncomp_cli.bench.ratios import cpu_name
+    from uncomp_cli.bench.rounds import cpu_name
 
     versions = {name: version(name) for name in ("torch", "transformers")}
     command = shlex.join(["uncomp", *sys.argv[1:]])

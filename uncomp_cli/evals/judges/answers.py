@@ -20,7 +20,7 @@ from uncomp_cli.evals.judges.case import Case, Compressed
 from uncomp_cli.evals.judges.contestants import Setting
 from uncomp_cli.evals.judges.forced_rows import Rows, in_batches, token_nll
 from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tasks.sample import Query, Regime
+from uncomp_cli.evals.tasks.task import Query, Regime
 
 __all__ = ["Answered", "judge_answers", "match_score", "teacher_forced"]
 

@@ -5,14 +5,13 @@ answer, with the question seen (as `uncomp ask` does). With d the difference to 
 
     loss = 1 - exp(-mean of d)        the bounds of the mean's 95 % interval likewise: the transform is increasing
 
-Each task weighs the same. The preset's floor is left out: it can only keep more than was measured. What a calibration
-has read is no held-out sample; those come from another seed, so from another place of the text, with other facts.
+Each task weighs the same. The preset's floor is left out: it can only keep more than was measured. The samples are
+held out of the calibration (tasks/maker.py).
 """
 
 import math
-from collections.abc import Collection, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import cycle
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,17 +31,14 @@ from uncomp_cli.evals.judges.forced_rows import in_batches
 from uncomp_cli.evals.judges.run import EvalRequest, results_settings
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tables.statistics import paired_difference
-from uncomp_cli.evals.tasks.calibration_samples import SampleMaker
-from uncomp_cli.evals.tasks.haystack import Haystack
-from uncomp_cli.evals.tasks.sample import Query, Regime, Sample
+from uncomp_cli.evals.tasks.maker import SampleMaker
+from uncomp_cli.evals.tasks.task import Regime, Sample
 from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.steps import Progress, resume
 from uncomp_cli.table import Table
 
 __all__ = [
     "QualityCurve",
-    "held_out_maker",
-    "held_out_samples",
     "likelihood_lost",
     "measure_quality",
     "quality_curve",
@@ -50,9 +46,7 @@ __all__ = [
     "quality_settings",
 ]
 
-LEAST_SAMPLES = 2  # one sample has no spread, and its bound would be the loss itself
 _REGIME: Regime = "aware"
-_SEED_STEP = 104_729  # any number will do, as long as nobody calibrates with two seeds that are this far apart
 _LOSS = (
     "loss: share of the likelihood of an answer's token that is lost against the full cache, on samples that were "
     "not calibrated on; --max-loss takes the smallest budget whose interval ends at or below it"
@@ -79,41 +73,6 @@ class QualityCurve:
             "quality": [asdict(point) for point in self.points],
             "quality_refused": [{"budget": budget, "reason": reason} for budget, reason in self.refused.items()],
         }
-
-
-def held_out_maker(maker: SampleMaker, *, longest: int, generated: bool) -> SampleMaker:
-    """A maker of other samples of the same tasks, in other prose when it is `generated`, elsewhere in the same text."""
-    seed = maker.seed + _SEED_STEP
-    haystack = Haystack.generated_for(longest, seed=seed) if generated else maker.haystack
-    return replace(maker, haystack=haystack, seed=seed)
-
-
-def held_out_samples(
-    maker: SampleMaker, lengths: Sequence[int], samples: int, *, known: Collection[str]
-) -> tuple[Sample, ...]:
-    """`samples` of each length, each once, without those whose digests are `known`: of a short text some may be.
-
-    A sample's index is taken from its digest, so that it is the same one whatever is asked for beside it. Raises
-    UsageError when fewer than two are left.
-    """
-    made = zip(maker.make(lengths, samples), cycle(lengths), strict=False)
-    fresh = {one.sha256: (one, tokens) for one, tokens in made if one.sha256 not in known}
-    if len(fresh) < LEAST_SAMPLES:
-        raise UsageError(
-            f"{len(fresh)} of the samples to measure quality on were not calibrated on, {LEAST_SAMPLES} are needed",
-            hint="name more text with --file, or use more --quality-samples",
-        )
-    return tuple(
-        Sample(
-            one.task,
-            int(sha256[:12], 16),
-            tokens,
-            one.context,
-            (Query(one.question, one.answer, accepted=()),),
-            system=one.system,
-        )
-        for sha256, (one, tokens) in fresh.items()
-    )
 
 
 def quality_settings(preset: Preset, budgets: Sequence[Budget | str]) -> tuple[Setting, ...]:

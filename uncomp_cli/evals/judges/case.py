@@ -21,7 +21,7 @@ from uncomp_cli.evals.judges.contestants import Setting
 from uncomp_cli.evals.judges.exact_prefill import Reading, read_once
 from uncomp_cli.evals.judges.forced_rows import Rows
 from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tasks.sample import Regime, Sample, Span
+from uncomp_cli.evals.tasks.task import Regime, Sample, Span
 
 __all__ = ["Case", "Compressed", "coverage", "evidence_tokens", "read_case", "tokenise"]
 

@@ -18,7 +18,7 @@ from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.judges.case import Case, Compressed
 from uncomp_cli.evals.judges.contestants import Setting
 from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tasks.sample import Regime, Sample
+from uncomp_cli.evals.tasks.task import Regime, Sample
 
 __all__ = ["MOST", "fact_line", "hits", "judge_evidence"]
 

@@ -16,7 +16,7 @@ from uncomp_cli.evals.judges.case import Case, Compressed
 from uncomp_cli.evals.judges.contestants import FULL, Setting, make_settings
 from uncomp_cli.evals.judges.forced_rows import in_batches
 from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tasks.sample import Regime
+from uncomp_cli.evals.tasks.task import Regime
 
 __all__ = ["compare_logits", "judge_fidelity"]
 

@@ -36,7 +36,7 @@ from uncomp_cli.engine.spend.memory import free_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.errors import DoesNotFitError, ModelError
 from uncomp_cli.evals.judges.contestants import Setting
-from uncomp_cli.evals.tasks.sample import Regime
+from uncomp_cli.evals.tasks.task import Regime
 from uncomp_cli.uncertainty.measures import Measure
 
 __all__ = ["Left", "Reading", "read_once"]

@@ -21,7 +21,7 @@ from uncomp_cli.evals.judges.case import Case, Compressed, read_case
 from uncomp_cli.evals.judges.contestants import FULL, Setting, make_settings
 from uncomp_cli.evals.judges.forced_rows import Rows, in_batches, token_nll
 from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tasks.sample import Regime
+from uncomp_cli.evals.tasks.task import Regime
 
 __all__ = ["NEXT_TOKENS", "UNRELATED", "judge_perplexity", "perplexity_metrics"]
 

@@ -33,7 +33,7 @@ from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tasks import Task
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.oracle import check_solvable
-from uncomp_cli.evals.tasks.sample import JudgeName, Regime, Sample
+from uncomp_cli.evals.tasks.task import JudgeName, Regime, Sample
 from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.models.runnable import fingerprint
 from uncomp_cli.steps import Progress, resume

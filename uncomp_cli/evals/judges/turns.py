@@ -25,8 +25,8 @@ from uncomp_cli.evals.judges.case import evidence_tokens
 from uncomp_cli.evals.judges.contestants import FULL, Setting
 from uncomp_cli.evals.judges.forced_rows import token_nll
 from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tasks.conversation import UNAIDED
-from uncomp_cli.evals.tasks.sample import Query, Sample
+from uncomp_cli.evals.tasks.quiz import UNAIDED
+from uncomp_cli.evals.tasks.task import Query, Sample
 from uncomp_cli.models.loading import LoadedModel
 
 __all__ = ["TURNS_TOKENS", "Turn", "converse", "judge_conversation"]

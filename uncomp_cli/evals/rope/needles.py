@@ -29,8 +29,7 @@ from uncomp_cli.evals.rope.cells import NeedleCell
 from uncomp_cli.evals.rope.text import counter
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.needle import needle_sample
-from uncomp_cli.evals.tasks.request import Request
-from uncomp_cli.evals.tasks.sample import Query, Sample
+from uncomp_cli.evals.tasks.task import Query, Request, Sample
 from uncomp_cli.models.loading import LoadedModel
 
 __all__ = ["NeedlePlace", "judge_needle", "make_needle"]

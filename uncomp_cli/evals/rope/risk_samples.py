@@ -27,10 +27,10 @@ from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.rope.risk_file import RiskLine
 from uncomp_cli.evals.tasks import choose_subtasks
-from uncomp_cli.evals.tasks.calibration_samples import SampleMaker
 from uncomp_cli.evals.tasks.haystack import Haystack
+from uncomp_cli.evals.tasks.maker import SampleMaker
 from uncomp_cli.evals.tasks.oracle import check_solvable
-from uncomp_cli.evals.tasks.sample import Sample
+from uncomp_cli.evals.tasks.task import Sample
 from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.models.runnable import fingerprint
 from uncomp_cli.steps import Progress, resume

@@ -18,8 +18,7 @@ import torch
 
 from uncomp_cli.evals.rope.arms import PLAIN
 from uncomp_cli.evals.rope.cells import NeedleCell, RopeCell, TextCell
-from uncomp_cli.evals.tables.rank_correlation import RankCorrelation, rank_correlation
-from uncomp_cli.evals.tables.statistics import Interval, wilson
+from uncomp_cli.evals.tables.statistics import Interval, RankCorrelation, rank_correlation, wilson
 from uncomp_cli.numerals import format_bytes, format_count, format_seconds
 from uncomp_cli.table import Table
 from uncomp_cli.uncertainty.distance_pattern import js_divergence

@@ -1,21 +1,71 @@
-"""From outcomes to the data of the pictures: quality against kept bytes, needle heat maps, coverage by layer and head.
+"""The data of the pictures, without their look, and how it is made of outcomes: curves, heat maps, coverage maps.
 
-As in the table, regimes are never mixed, and what the full cache fails is left out: from curves by cell (summary.py);
-from heat maps by field, one length at one depth. The full cache's own heat map shows those scores, where they are low.
+Quality against kept bytes, needles by depth and length, evidence kept by layer and head: ui/plots.py draws them, the
+JSON report carries them. As in the table, regimes are never mixed, and what the full cache fails is left out: from
+curves by cell (summary.py); from heat maps by field, one length at one depth. The full cache's own heat map shows those
+scores, where they are low.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 
 from uncomp_cli.evals.judges.contestants import FULL
 from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tables.pictures import CoverageMap, Curve, CurvePoint, NeedleGrid
 from uncomp_cli.evals.tables.summary import FULL_FAILS_BELOW, counted_outcomes, mean_over_subtasks, settings_of
-from uncomp_cli.evals.tasks.sample import Regime
+from uncomp_cli.evals.tasks.task import Regime
 
-__all__ = ["coverage_maps", "needle_grids", "quality_curves", "unanswered_fields"]
+__all__ = [
+    "CoverageMap",
+    "Curve",
+    "CurvePoint",
+    "NeedleGrid",
+    "coverage_maps",
+    "needle_grids",
+    "quality_curves",
+    "unanswered_fields",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class NeedleGrid:
+    """One setting's needle scores: rows are depths, columns lengths; None where nothing was measured."""
+
+    title: str
+    kept_fraction: float
+    depths: tuple[float, ...]
+    lengths: tuple[int, ...]
+    scores: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """Mean quality at the bytes that were kept, with its 95 % interval."""
+
+    kept_fraction: float
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One contestant over its budgets, by rising kept fraction; a single point is drawn as a marker alone."""
+
+    label: str
+    points: tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageMap:
+    """Share of the evidence that one setting kept, [L][G], 0 to 1."""
+
+    title: str
+    kept_fraction: float
+    shares: tuple[tuple[float, ...], ...]
+
 
 _NEEDLE = "needle/"
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from uncomp_cli.evals.journal import Kind
-from uncomp_cli.evals.tasks.sample import Regime
+from uncomp_cli.evals.tasks.task import Regime
 
 __all__ = ["LOWER_IS_BETTER", "ORDER", "OUTCOMES", "RIGHT_OR_WRONG", "SHARES", "Key", "Outcome"]
 

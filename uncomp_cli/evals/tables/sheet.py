@@ -24,7 +24,7 @@ from uncomp_cli.evals.tables.summary import (
     Summary,
     summarise,
 )
-from uncomp_cli.evals.tasks.sample import Regime
+from uncomp_cli.evals.tasks.task import Regime
 from uncomp_cli.table import Table
 
 __all__ = [

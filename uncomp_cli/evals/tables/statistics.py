@@ -1,4 +1,4 @@
-"""Means with 95 % intervals, differences between settings on the same samples, and curves that run the wrong way.
+"""Means with 95 % intervals, differences on the same samples, curves that run the wrong way, and rank correlation.
 
 Percentile bootstrap (Efron 1979): draw n of the n samples with replacement, take the mean, repeat; the interval lies
 between the 2.5 % and 97.5 % quantiles of those means. The sample is what is drawn, never a metric or a setting, so that
@@ -11,6 +11,10 @@ t/z over all (expanded percentile interval: Hesterberg 2015, section 5). Without
 100 cases. Of `binary` values, all -1, 0 or 1 (right or wrong, and differences of them), an interval is at least that of
 Agresti & Min (2005), half a pair added to each of the four cells: five of five is not certainty, as a bootstrap would
 say. Not done: no correction for many comparisons.
+
+Spearman's rho is Pearson's r of the ranks, ties sharing the mean of their ranks: do two figures of the same cells rise
+together? Its interval is the same bootstrap over cells. Cells of one text are not independent: it tells how far the
+cells agree, not how another text would come out.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -29,9 +33,11 @@ __all__ = [
     "BudgetScores",
     "Interval",
     "Inversion",
+    "RankCorrelation",
     "bootstrap_mean",
     "inversions",
     "paired_difference",
+    "rank_correlation",
     "stratified_mean",
     "wilson",
 ]
@@ -199,3 +205,51 @@ def wilson(hits: int, total: int) -> Interval:
         raise ValueError(f"{hits} of {total} is no rate")
     low, high = wilson_interval(hits, total)
     return Interval(hits / total, low, high, total)
+
+
+_LEAST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RankCorrelation:
+    """Spearman's rho of `count` pairs and its 95 % interval."""
+
+    rho: float
+    low: float
+    high: float
+    count: int
+
+
+def rank_correlation(
+    first: Sequence[float], second: Sequence[float], *, seed: int = 0, resamples: int = 1000
+) -> RankCorrelation | None:
+    """The correlation; None for fewer than eight pairs, or where either figure is the same throughout.
+
+    Raises ValueError for sequences of different lengths.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} figures make no pairs")
+    pairs = np.array([first, second], dtype=np.float64)
+    rho = _rho(pairs) if len(first) >= _LEAST else None
+    if rho is None:
+        return None
+    drawn = np.random.default_rng(seed).integers(0, len(first), size=(resamples, len(first)))
+    resampled = [found for rows in drawn if (found := _rho(pairs[:, rows])) is not None]
+    low, high = np.quantile(resampled, _QUANTILES)
+    return RankCorrelation(rho, float(low), float(high), len(first))
+
+
+def _rho(pairs: NDArray[np.float64]) -> float | None:
+    """Of pairs [2, N]; None where one of the two does not vary."""
+    ranks = np.array([_ranks(row) for row in pairs])
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    spread = np.sqrt((ranks**2).sum(axis=1).prod())
+    return float((ranks[0] * ranks[1]).sum() / spread) if spread > 0 else None
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 1, those of equal values their mean."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[place]
+    return ranks

@@ -24,7 +24,7 @@ from uncomp_cli.evals.tables.statistics import (
     stratified_mean,
     wilson,
 )
-from uncomp_cli.evals.tasks.sample import Regime
+from uncomp_cli.evals.tasks.task import Regime
 
 __all__ = [
     "FULL_FAILS_BELOW",

@@ -8,15 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 from uncomp_cli.errors import UsageError
-from uncomp_cli.evals.tasks.conversation import Conversation
-from uncomp_cli.evals.tasks.evidence import Evidence
-from uncomp_cli.evals.tasks.fidelity import Fidelity
+from uncomp_cli.evals.tasks.continuation import Fidelity, Perplexity
 from uncomp_cli.evals.tasks.haystack import Haystack
-from uncomp_cli.evals.tasks.multiquestion import Multiquestion
-from uncomp_cli.evals.tasks.needle import Needle
-from uncomp_cli.evals.tasks.perplexity import Perplexity
+from uncomp_cli.evals.tasks.needle import Evidence, Needle
+from uncomp_cli.evals.tasks.quiz import Conversation, Multiquestion
 from uncomp_cli.evals.tasks.ruler import Ruler
-from uncomp_cli.evals.tasks.sample import JudgeName, Regime, Sample
+from uncomp_cli.evals.tasks.task import JudgeName, Regime, Sample
 from uncomp_cli.plugins import plugin
 
 __all__ = ["TASKS", "Task", "choose_subtasks"]

@@ -11,9 +11,8 @@ import random
 from collections.abc import Callable
 from math import pi
 
-from uncomp_cli.evals.tasks.request import Request
-from uncomp_cli.evals.tasks.sample import Query, Sample
-from uncomp_cli.evals.tasks.words import ADJECTIVES, NOUNS, coined_word, compound, list_items
+from uncomp_cli.evals.tasks.facts import ADJECTIVES, NOUNS, coined_word, compound, list_items
+from uncomp_cli.evals.tasks.task import Query, Request, Sample
 
 __all__ = ["common_words_sample", "frequent_words_sample"]
 

@@ -1,19 +1,19 @@
-"""One fact in a long text, at a depth of a grid: is what was hidden still found?
+"""One fact in a long text, at a depth of a grid: is what was hidden still found, and are its passages cited?
 
 `digits7`, `digits16` and `uuid` are completed (`The special magic number for X mentioned in the text is`), `chat` is
-asked in the model's chat format. The longer the value, the more tokens must survive together.
+asked in the model's chat format. The longer the value, the more tokens must survive together. Of the task `evidence`,
+each piece of the text on a line of its own, it is judged whether the line of the fact is among the first passages that
+`documents/evidence.py` finds.
 """
 
 import random
 from typing import ClassVar
 
+from uncomp_cli.evals.tasks.facts import CITIES, compound, digits, magic_question, magic_sentence, uuid_text
 from uncomp_cli.evals.tasks.haystack import CountTokens, Haystack
-from uncomp_cli.evals.tasks.magic import magic_question, magic_sentence
-from uncomp_cli.evals.tasks.request import Request, border_at
-from uncomp_cli.evals.tasks.sample import JudgeName, Query, Regime, Sample
-from uncomp_cli.evals.tasks.words import CITIES, compound, digits, uuid_text
+from uncomp_cli.evals.tasks.task import JudgeName, Query, Regime, Request, Sample, border_at
 
-__all__ = ["DEPTHS", "Needle", "needle_sample"]
+__all__ = ["DEPTHS", "Evidence", "Needle", "needle_sample"]
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # What is numbered, and where: nothing that a licence, a manual or a play speaks of.
@@ -88,3 +88,18 @@ def _fact(kind: str, chance: random.Random) -> tuple[str, str, str, str]:
     key = compound(chance)
     value = uuid_text(chance) if kind == "uuid" else digits(chance, 16 if kind == "digits16" else 7)
     return magic_sentence(key, value, kind=called), magic_question((key,), kind=called), f" {value}", value
+
+
+class Evidence:
+    """The needles again: `chat` in the model's chat format, the others as plain text to continue."""
+
+    name: ClassVar[str] = "evidence"
+    subtasks: ClassVar[tuple[str, ...]] = ("evidence/digits7", "evidence/digits16", "evidence/uuid", "evidence/chat")
+    regimes: ClassVar[tuple[Regime, ...]] = ("aware", "agnostic")
+    judge: ClassVar[JudgeName] = "evidence"
+
+    def sample(
+        self, subtask: str, index: int, *, tokens: int, haystack: Haystack, count_tokens: CountTokens, seed: int
+    ) -> Sample:
+        """One fact, one question."""
+        return needle_sample(Request(subtask, index, tokens, haystack, count_tokens, seed))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from uncomp_cli.errors import UncompError
-from uncomp_cli.evals.tasks.sample import Query, Sample
+from uncomp_cli.evals.tasks.task import Query, Sample
 
 __all__ = ["check_solvable", "solve"]
 

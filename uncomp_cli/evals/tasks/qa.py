@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from uncomp_cli.evals.tasks.facts import CITIES, FIRST_NAMES, OBJECTS, OCCUPATIONS, surname
 from uncomp_cli.evals.tasks.haystack import SEPARATOR, opening
-from uncomp_cli.evals.tasks.request import Request, random_borders
-from uncomp_cli.evals.tasks.sample import Query, Sample, Span
-from uncomp_cli.evals.tasks.words import CITIES, FIRST_NAMES, OBJECTS, OCCUPATIONS, surname
+from uncomp_cli.evals.tasks.task import Query, Request, Sample, Span, random_borders
 
 __all__ = ["one_hop_sample", "two_hop_sample"]
 

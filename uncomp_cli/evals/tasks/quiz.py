@@ -1,18 +1,22 @@
 """One compression, several questions that were not seen: what is kept must serve them all.
 
-`facts`: five facts of different kinds in one text, five questions. `instruction`: a system prompt demands how every
-answer begins; does it still bind when the text behind it was compressed? Both are for the agnostic regime alone.
+`multiquestion/facts`: five facts of different kinds in one text, five questions. `multiquestion/instruction`: a system
+prompt demands how every answer begins; does it still bind when the text behind it was compressed?
+
+`conversation`: five facts, five turns in the model's chat format, every answer kept. The questions come one after
+another and in another order than the facts stand, so that the text is compressed before any of them is known, and the
+fifth is asked of what four answers have left. They open their answers, as in plain text: the default model hardly tells
+five facts apart otherwise, with nothing evicted at all. `facts` is the session as it is; in `unaided`, which has the
+same samples, it reads nothing again that was evicted. All are for the agnostic regime alone.
 """
 
 from typing import ClassVar
 
-from uncomp_cli.evals.tasks.facts import five_facts
+from uncomp_cli.evals.tasks.facts import NOUNS, Fact, five_facts
 from uncomp_cli.evals.tasks.haystack import SEPARATOR, CountTokens, Haystack
-from uncomp_cli.evals.tasks.request import Request, random_borders
-from uncomp_cli.evals.tasks.sample import JudgeName, Query, Regime, Sample
-from uncomp_cli.evals.tasks.words import NOUNS
+from uncomp_cli.evals.tasks.task import JudgeName, Query, Regime, Request, Sample, Span, random_borders
 
-__all__ = ["Multiquestion"]
+__all__ = ["UNAIDED", "Conversation", "Multiquestion"]
 
 _ORDINARY = (
     "What is this text about?",
@@ -77,3 +81,42 @@ def _instruction_sample(request: Request) -> Sample:
     ]
     room = request.text_room((query.question for query in queries), system=system)
     return request.sample(SEPARATOR.join(request.excerpt(room)), queries, system=system)
+
+
+FACTS, UNAIDED = "conversation/facts", "conversation/unaided"
+_NEW_TOKENS = 48
+
+
+class Conversation:
+    """Five questions for five facts, each answered by the sentence that stands in the text."""
+
+    name: ClassVar[str] = "conversation"
+    subtasks: ClassVar[tuple[str, ...]] = (FACTS, UNAIDED)
+    regimes: ClassVar[tuple[Regime, ...]] = ("agnostic",)
+    judge: ClassVar[JudgeName] = "conversation"
+
+    def sample(
+        self, subtask: str, index: int, *, tokens: int, haystack: Haystack, count_tokens: CountTokens, seed: int
+    ) -> Sample:
+        """Queries in the order in which they are asked."""
+        request = Request(subtask, index, tokens, haystack, count_tokens, seed, drawn_as=FACTS)
+        chance = request.chance()
+        facts = five_facts(chance)
+        chance.shuffle(facts)
+        layout = request.lay_out(
+            [fact.sentence for fact in facts],
+            lambda pieces: random_borders(request.chance("places"), len(facts), len(pieces)),
+            request.excerpt,
+            room=request.room(map(_asked, facts)),
+        )
+        queries = [_query(fact, span) for fact, span in zip(facts, layout.spans, strict=True)]
+        request.chance("turns").shuffle(queries)
+        return request.sample(layout.context, queries, system="")
+
+
+def _asked(fact: Fact) -> str:
+    return fact.question.strip()
+
+
+def _query(fact: Fact, span: Span) -> Query:
+    return Query(_asked(fact), fact.sentence, (fact.answer,), max_new_tokens=_NEW_TOKENS, evidence=(span,))

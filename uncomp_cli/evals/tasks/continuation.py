@@ -1,8 +1,10 @@
-"""How well is the text after a long context foretold, and what of that is the context's doing?
+"""A text that goes on: is the same said of it with less memory, and how well is what follows foretold?
 
-Context and continuation are one run of paragraphs; the control, from elsewhere in the haystack, is as long as the
-context and has nothing to do with the continuation. Tokens that the context foretells better than the control does are
-those where long memory matters. Here `tokens` is the length of the context alone.
+`fidelity`: an excerpt and the opening of a summary; no answer is right or wrong, the judge takes the full cache's own
+greedy continuation as the reference.
+`perplexity`: context and continuation are one run of paragraphs; the control, from elsewhere in the haystack, is as
+long as the context and has nothing to do with the continuation. Tokens that the context foretells better than the
+control does are those where long memory matters. Here `tokens` is the length of the context alone.
 """
 
 from bisect import bisect_left, bisect_right
@@ -12,10 +14,31 @@ from typing import ClassVar
 
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks.haystack import SEPARATOR, CountTokens, Haystack, closing, paragraph_tokens
-from uncomp_cli.evals.tasks.request import Request
-from uncomp_cli.evals.tasks.sample import JudgeName, Query, Regime, Sample
+from uncomp_cli.evals.tasks.task import JudgeName, Query, Regime, Request, Sample
 
-__all__ = ["CONTINUATION_TOKENS", "Perplexity"]
+__all__ = ["CONTINUATION_TOKENS", "Fidelity", "Perplexity"]
+
+_QUESTION = "\n\nIn short, the text above says that"
+_NEW_TOKENS = 64
+
+
+class Fidelity:
+    """An excerpt and the opening of a summary; the reference is left to the judge."""
+
+    name: ClassVar[str] = "fidelity"
+    subtasks: ClassVar[tuple[str, ...]] = ("fidelity/continuation",)
+    regimes: ClassVar[tuple[Regime, ...]] = ("aware", "agnostic")
+    judge: ClassVar[JudgeName] = "fidelity"
+
+    def sample(
+        self, subtask: str, index: int, *, tokens: int, haystack: Haystack, count_tokens: CountTokens, seed: int
+    ) -> Sample:
+        """One query without an answer."""
+        request = Request(subtask, index, tokens, haystack, count_tokens, seed)
+        pieces = request.excerpt(request.text_room((_QUESTION,)))
+        query = Query(_QUESTION, "", (), max_new_tokens=_NEW_TOKENS)
+        return request.sample(SEPARATOR.join(pieces), (query,))
+
 
 CONTINUATION_TOKENS = 560  # the judge takes the first 512
 _SLACK_TOKENS = 8  # between the sum of the paragraphs' tokens and those of the joined text

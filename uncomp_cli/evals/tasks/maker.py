@@ -1,25 +1,29 @@
-"""Samples to calibrate on: the tasks' contexts, questions and answers, and plain text that is only continued.
+"""Samples to calibrate on, and others like them to measure with: tasks' questions, plain text that is only continued.
 
     continuation    an excerpt: its last 64 tokens are the answer, the 32 before them the question
 
 Samples of one length take the tasks in turn. A sample's number among those of its task grows by more than one a round,
-so that tasks that go through a grid (needle: depths) do not all stand at the same place of it.
+so that tasks that go through a grid (needle: depths) do not all stand at the same place of it. What a calibration has
+read is no held-out sample; those come from another seed, so from another place of the text, with other facts.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
 
 from uncomp_cli.calibrate.calibration import CalibrationSample
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks import Task, choose_subtasks
 from uncomp_cli.evals.tasks.haystack import SEPARATOR, CountTokens, Haystack, closing
 from uncomp_cli.evals.tasks.oracle import check_solvable
-from uncomp_cli.evals.tasks.request import Request
+from uncomp_cli.evals.tasks.task import Query, Request, Sample
 
 __all__ = ["CONTINUATION", "SampleMaker", "choose_sources"]
 
 CONTINUATION = "continuation"
 _QUESTION_TOKENS, _ANSWER_TOKENS = 32, 64
+LEAST_SAMPLES = 2  # one sample has no spread, and its bound would be the loss itself
+_SEED_STEP = 104_729  # any number will do, as long as nobody calibrates with two seeds that are this far apart
 
 Source = tuple[Task | None, str]
 """A task and its subtask; no task where text is only continued."""
@@ -84,3 +88,38 @@ class SampleMaker:
         end = closing(text, tokens, count_tokens=self.count_tokens)
         begin = text[: len(text) - len(end)].rstrip()
         return begin, text[len(begin) :]
+
+
+def held_out_maker(maker: SampleMaker, *, longest: int, generated: bool) -> SampleMaker:
+    """A maker of other samples of the same tasks, in other prose when it is `generated`, elsewhere in the same text."""
+    seed = maker.seed + _SEED_STEP
+    haystack = Haystack.generated_for(longest, seed=seed) if generated else maker.haystack
+    return replace(maker, haystack=haystack, seed=seed)
+
+
+def held_out_samples(
+    maker: SampleMaker, lengths: Sequence[int], samples: int, *, known: Collection[str]
+) -> tuple[Sample, ...]:
+    """`samples` of each length, each once, without those whose digests are `known`: of a short text some may be.
+
+    A sample's index is taken from its digest, so that it is the same one whatever is asked for beside it. Raises
+    UsageError when fewer than two are left.
+    """
+    made = zip(maker.make(lengths, samples), cycle(lengths), strict=False)
+    fresh = {one.sha256: (one, tokens) for one, tokens in made if one.sha256 not in known}
+    if len(fresh) < LEAST_SAMPLES:
+        raise UsageError(
+            f"{len(fresh)} of the samples to measure quality on were not calibrated on, {LEAST_SAMPLES} are needed",
+            hint="name more text with --file, or use more --quality-samples",
+        )
+    return tuple(
+        Sample(
+            one.task,
+            int(sha256[:12], 16),
+            tokens,
+            one.context,
+            (Query(one.question, one.answer, accepted=()),),
+            system=one.system,
+        )
+        for sha256, (one, tokens) in fresh.items()
+    )
