@@ -274,7 +274,6 @@ MOST_PARAMETERS = 12
 # Module names that are still to be told apart; what is mended leaves the list.
 LOOK_ALIKES = {
     "calibrate/risk_fit uncertainty/risk",
-    "cli/calibrate/calibrate_risk uncertainty/risk",
     "evals/rope/needles evals/tasks/needle",
     "evals/rope/risk_file uncertainty/risk",
     "evals/rope/risk_samples uncertainty/risk",

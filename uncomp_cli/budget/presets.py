@@ -2,7 +2,7 @@
 
 Shipped ones lie in the package (in a checkout: `presets/`), the user's own in the user's data directory and win over
 shipped ones of the same name. A preset that was calibrated names its profile, PROFILE.safetensors in the same folder,
-and has the measured loss of several budgets (quality.py) and the error rates that a signal of uncertainty stood for
+and has the measured loss of several budgets (loss_curve.py) and the error rates that a signal of uncertainty stood for
 (uncertainty/risk.py). A key that is not known is an error (preset_file.py). Keys that were added later may be missing,
 so older files are still of this schema version.
 """

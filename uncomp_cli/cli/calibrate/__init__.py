@@ -12,12 +12,14 @@ from uncomp_cli.asking.preset_choice import choose_preset
 from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.asking.startup import load
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.cli.calibrate.calibrate_risk import RiskChoice, RiskOptions, run_risk
-from uncomp_cli.cli.calibrate.quality import (
+from uncomp_cli.cli.calibrate.held_out import (
     HeldOut,
     QualityChoice,
     QualityOptions,
+    RiskChoice,
+    RiskOptions,
     run_quality,
+    run_risk,
     save_calibrated,
 )
 from uncomp_cli.cli.declare.options import (

@@ -1,7 +1,8 @@
-"""The second half of `uncomp calibrate --quality`: the loss of every budget, measured with the preset just saved.
+"""The second half of `uncomp calibrate`: what budgets lose and what attention entropy says, with the preset just saved.
 
-The preset is usable before this begins. Outcomes are kept in NAME.quality.jsonl until all are there, so that a command
-that was stopped goes on; then the curve is in the preset, and the file goes.
+Both are measured on samples that were not calibrated on, after the preset is usable. Outcomes are kept in
+NAME.quality.jsonl and answers in NAME.risk.jsonl until all are there, so that a command that was stopped goes on; then
+the curve is in the preset, and the file goes.
 """
 
 from collections.abc import Sequence
@@ -19,9 +20,13 @@ from uncomp_cli.ui.meter import loading, show
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.calibrate.findings import ProfileFiles
+    from uncomp_cli.calibrate.risk_fit import RiskFit
     from uncomp_cli.evals.journal import Journal, Kind
     from uncomp_cli.evals.judges.budget_curve import QualityCurve
+    from uncomp_cli.evals.rope.risk_samples import RiskRun
     from uncomp_cli.evals.tasks.maker import SampleMaker
+    from uncomp_cli.evals.tasks.task import Sample
+    from uncomp_cli.models.extension import RopeChoice
     from uncomp_cli.models.loading import LoadedModel
     from uncomp_cli.uncertainty.profile import UncertaintyProfile
 
@@ -29,14 +34,18 @@ __all__ = [
     "HeldOut",
     "QualityChoice",
     "QualityOptions",
+    "RiskChoice",
+    "RiskOptions",
     "open_journal",
     "run_quality",
+    "run_risk",
     "save_calibrated",
 ]
 
-DEFAULT_SAMPLES = 24
+QUALITY_SAMPLES, RISK_SAMPLES = 24, 20
 DEFAULT_BUDGETS = tuple(map(Budget.parse, ("50%", "30%", "20%", "15%", "10%", "7%", "5%", "3%")))
-_PANEL = "Quality"
+DEFAULT_SHARES = (0.75, 1.5, 2.0)
+"""Lengths of the texts that risk is measured on, as shares of the length that the model was trained for."""
 
 T = TypeVar("T")
 
@@ -50,7 +59,7 @@ class QualityOptions:
         option(
             "--quality",
             help="Then measure what smaller budgets lose, for `uncomp ask --max-loss`.",
-            panel=_PANEL,
+            panel="Quality",
             setting=False,
         ),
     ] = False
@@ -62,8 +71,8 @@ class QualityOptions:
             metavar="N",
             min=2,
             max=10_000,
-            show_default=str(DEFAULT_SAMPLES),
-            panel=_PANEL,
+            show_default=str(QUALITY_SAMPLES),
+            panel="Quality",
             setting=False,
         ),
     ] = None
@@ -75,7 +84,7 @@ class QualityOptions:
             metavar="AMOUNT",
             parser=Budget.parse,
             show_default=", ".join(map(str, DEFAULT_BUDGETS)),
-            panel=_PANEL,
+            panel="Quality",
             setting=False,
         ),
     ] = ()
@@ -85,7 +94,7 @@ class QualityOptions:
         for flag, given in (("--quality-samples", self.samples), ("--quality-budget", self.budgets)):
             if given and not self.wanted:
                 raise UsageError(f"{flag} chooses how quality is measured, and it is not", hint="add --quality")
-        return QualityChoice(self.samples or DEFAULT_SAMPLES, self.budgets or DEFAULT_BUDGETS) if self.wanted else None
+        return QualityChoice(self.samples or QUALITY_SAMPLES, self.budgets or DEFAULT_BUDGETS) if self.wanted else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +177,7 @@ def run_quality(
     Raises DoesNotFitError when all budgets are too small for the samples; the preset is then as it was.
     """
     from uncomp_cli.budget.presets import load_preset, save_preset
-    from uncomp_cli.evals.judges.budget_curve import (
-        measure_quality,
-        quality_file_settings,
-    )
+    from uncomp_cli.evals.judges.budget_curve import measure_quality, quality_file_settings
     from uncomp_cli.evals.tables.outcome import OUTCOMES
     from uncomp_cli.evals.tasks.maker import held_out_maker, held_out_samples
 
@@ -218,3 +224,140 @@ def _tell_left_out(count: int, asked: int, terminal: Terminal) -> None:
     if count < asked:
         few = f"{asked - count:,} of {asked:,} samples of quality"
         terminal.warn(f"{few} are left out: the text is too short for as many that were not calibrated on")
+
+
+@dataclass(frozen=True, slots=True)
+class RiskOptions:
+    """Whether wrong answers are foreseen too, and how that is measured."""
+
+    wanted: Annotated[
+        bool,
+        option(
+            "--risk",
+            help="Then measure what attention entropy says of wrong answers, past the trained length too.",
+            panel="Risk",
+            setting=False,
+        ),
+    ] = False
+    samples: Annotated[
+        int | None,
+        option(
+            "--risk-samples",
+            help="Answers of each length to measure that on.",
+            metavar="N",
+            min=1,
+            max=10_000,
+            show_default=str(RISK_SAMPLES),
+            panel="Risk",
+            setting=False,
+        ),
+    ] = None
+    tokens: Annotated[
+        tuple[int, ...],
+        option(
+            "--risk-tokens",
+            help="Length of such a text; repeatable.",
+            metavar="N",
+            min=200,
+            show_default="0.75, 1.5 and 2 times the trained length",
+            panel="Risk",
+            setting=False,
+        ),
+    ] = ()
+    # No setting: how `uncomp ask` reads must not choose what a new preset holds.
+    rope: Annotated[
+        str | None,
+        option(
+            "--rope",
+            help="How those texts are read past the trained length, as in `uncomp ask`.",
+            metavar="CHOICE",
+            show_default="auto",
+            panel="Risk",
+            setting=False,
+        ),
+    ] = None
+
+    def choice(self) -> "RiskChoice | None":
+        """What to measure, or None. Raises UsageError for a choice without --risk, and for a RoPE that is none."""
+        from uncomp_cli.models.extension import parse_rope
+
+        for flag, given in (("--risk-samples", self.samples), ("--risk-tokens", self.tokens), ("--rope", self.rope)):
+            if given and not self.wanted:
+                raise UsageError(f"{flag} chooses how risk is measured, and it is not", hint="add --risk")
+        rope = parse_rope(self.rope or "auto")
+        if not self.wanted or rope is None:
+            return None
+        return RiskChoice(self.samples or RISK_SAMPLES, tuple(dict.fromkeys(self.tokens)), rope)
+
+
+@dataclass(frozen=True, slots=True)
+class RiskChoice:
+    """Answers of each length, the lengths (none: by the trained length), and how what is longer is read."""
+
+    samples: int
+    tokens: tuple[int, ...]
+    rope: "RopeChoice"
+
+    def lengths(self, trained_length: int) -> tuple[int, ...]:
+        """The lengths of the texts."""
+        return self.tokens or tuple(round(share * trained_length) for share in DEFAULT_SHARES)
+
+
+def run_risk(
+    choice: RiskChoice, path: Path, *, loaded: "LoadedModel", source: HeldOut, terminal: Terminal
+) -> "RiskFit":
+    """Measure the preset in `path`, and write the curve into it.
+
+    Raises UsageError when too few answers were right or wrong; the preset is then as it was, and the answers stay.
+    """
+    from uncomp_cli.budget.presets import load_preset, save_preset
+    from uncomp_cli.calibrate.risk_fit import fit_risk
+    from uncomp_cli.engine.look.watch import watched_heads
+    from uncomp_cli.evals.rope.risk_samples import risk_samples
+
+    preset = replace(load_preset(str(path.absolute())), risk=None)
+    lengths = choice.lengths(loaded.info.trained_length)
+    with loading(terminal, "preparing samples"):
+        samples = risk_samples(source.maker, lengths, choice.samples, generated=source.generated)
+    run, rope, kept = _measure(choice, preset, samples, path=path, loaded=loaded, source=source, terminal=terminal)
+    if run.unwatched:
+        terminal.note(f"{run.unwatched:,} answers were a single token: there is nothing to watch, they are left out")
+    fit = fit_risk(
+        run.answers,
+        run.heads,
+        costly=watched_heads(preset, loaded.spec),
+        rope=rope,
+        budget=str(preset.budget),
+        scorer=preset.scorer.name,
+    )
+    save_preset(replace(preset, risk=fit.curve), path.parent)
+    kept.unlink()
+    return fit
+
+
+def _measure(
+    choice: RiskChoice,
+    preset: "Preset",
+    samples: "Sequence[Sample]",
+    *,
+    path: Path,
+    loaded: "LoadedModel",
+    source: HeldOut,
+    terminal: Terminal,
+) -> "tuple[RiskRun, str, Path]":
+    """The answers, how their texts were read, and the file they are in; the model is turned back afterwards."""
+    from uncomp_cli.evals.rope.risk_file import ANSWERS
+    from uncomp_cli.evals.rope.risk_samples import measure_risk, risk_file_settings
+    from uncomp_cli.models.rotary import resolve_rope, use_rope
+
+    longest = max(sample.tokens + sample.queries[0].max_new_tokens for sample in samples)
+    try:
+        turned, note = resolve_rope(use_rope(loaded, choice.rope), choice.rope, tokens=longest)
+        if note is not None:
+            terminal.note(note)
+        settings = risk_file_settings(turned, preset)
+        with open_journal(path.with_suffix(".risk.jsonl"), ANSWERS, settings, source.fresh, terminal) as results:
+            run = show(measure_risk(turned, preset, samples, results=results), terminal, kept=results.path)
+        return run, str(turned.rope), results.path
+    finally:
+        use_rope(loaded, None)
