@@ -33,7 +33,7 @@ from weights import gguf_file
 
 from uncomp_cli import __version__
 from uncomp_cli.bench.measurement import Job
-from uncomp_cli.bench.rounds import measure
+from uncomp_cli.bench.rounds import measure_in_child
 from uncomp_cli.bench.workload import BenchRequest, make_jobs
 from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset
 from uncomp_cli.config import DEFAULT_MODEL, Limits
@@ -107,7 +107,7 @@ def own_arms(request: BenchRequest, chosen: Sequence[Technique]) -> tuple[list[A
 
 def measure_own(job: Job) -> Line:
     """Run a job in a child and wait for it."""
-    ticks = measure(job)
+    ticks = measure_in_child(job)
     while True:
         try:
             next(ticks)
