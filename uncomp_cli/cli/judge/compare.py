@@ -74,11 +74,8 @@ def compare(
     terminal = output.terminal(ctx)
     job = Request(
         paths=compared.file,
-        include=(),
         questions=(question,),
-        questions_file=None,
         truncate=compared.truncate,
-        dry_run=False,
         model=model.choice(),
         preset=preset.name,
         budget=preset.budget,
