@@ -4,6 +4,7 @@ Also how long a signature may be, and that no two modules have names that look a
 """
 
 import ast
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -359,3 +360,10 @@ def test_other_names_are_no_look_alikes(tmp_path: Path, first: str, second: str)
     (tmp_path / f"{first}.py").touch()
     (tmp_path / f"{second}.py").touch()
     assert look_alikes(tmp_path, ()) == set()
+
+
+def test_the_page_names_files_that_are_there() -> None:
+    page = (ROOT.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_/]+\.py)`", page))
+    assert len(named) > 25
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
