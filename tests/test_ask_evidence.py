@@ -14,7 +14,7 @@ from support.commands import start
 from support.town import CODE, NAME, OTHER, QUESTION, town
 from uncomp_cli.asking.readout import evidence_lines, evidence_warnings
 from uncomp_cli.cli.app import run
-from uncomp_cli.documents.evidence import Evidence
+from uncomp_cli.documents.places import Evidence
 
 Ask = Callable[..., tuple[int, str, str]]
 KEYS = ["path", "line_start", "line_end", "text", "attention_share", "kept_fraction"]

@@ -2,8 +2,7 @@
 
 import pytest
 
-from uncomp_cli.documents.evidence import MOSTLY_EVICTED, find_evidence
-from uncomp_cli.documents.places import Places, Source
+from uncomp_cli.documents.places import MOSTLY_EVICTED, Places, Source, find_evidence
 
 LINES = ["alpha", "beta", "", "gamma", "delta"]
 TOKENS = {0: 1, 1: 2, 3: 3, 4: 4}  # line → its token; token 0 is the template's

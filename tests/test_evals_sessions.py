@@ -11,7 +11,7 @@ import torch
 
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.documents.evidence import Evidence
+from uncomp_cli.documents.places import Evidence
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder

@@ -20,8 +20,7 @@ from uncomp_cli.asking.events import Done, Event, Noted, Progress, Stopped, Turn
 from uncomp_cli.asking.preset_choice import CHAT_PRESET, PresetChoice, preset_line
 from uncomp_cli.asking.reply import Earlier, Events, Reply, escalated, written
 from uncomp_cli.asking.startup import length_warnings
-from uncomp_cli.documents.evidence import Evidence, find_evidence
-from uncomp_cli.documents.places import Places
+from uncomp_cli.documents.places import Evidence, Places, find_evidence
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError, is_out_of_memory
 from uncomp_cli.files import write_whole
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds

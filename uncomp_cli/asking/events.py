@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from uncomp_cli.asking.readout import About
     from uncomp_cli.budget.plan import BudgetPlan
     from uncomp_cli.budget.presets import Preset
-    from uncomp_cli.documents.evidence import Evidence
+    from uncomp_cli.documents.places import Evidence
     from uncomp_cli.engine.records import PrefillStep, RunStats
     from uncomp_cli.errors import DoesNotFitError, ThresholdError
     from uncomp_cli.steps import PullStep

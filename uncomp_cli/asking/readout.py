@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uncomp_cli.asking.account import budget_record
 from uncomp_cli.asking.doubts import escalation_record, risk_of, risk_record
 from uncomp_cli.asking.material import pinned_tokens
-from uncomp_cli.documents.evidence import Evidence
-from uncomp_cli.documents.places import Places
+from uncomp_cli.documents.places import Evidence, Places
 from uncomp_cli.numerals import Readout, format_bytes, format_count, format_decimal
 
 if TYPE_CHECKING:

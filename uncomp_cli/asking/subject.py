@@ -17,8 +17,7 @@ from uncomp_cli.asking.readout import About, budget_note, chunk_note, evidence_w
 from uncomp_cli.asking.request import AUTOMATIC, Request, shelf_of
 from uncomp_cli.asking.startup import length_warnings
 from uncomp_cli.documents.collection import DocumentSet
-from uncomp_cli.documents.evidence import Evidence, find_evidence
-from uncomp_cli.documents.places import Places
+from uncomp_cli.documents.places import Evidence, Places, find_evidence
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal
 

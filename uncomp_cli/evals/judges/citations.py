@@ -11,8 +11,7 @@ with (engine/look/replay.py), heads weighed by the setting's own trust, and pass
 from collections.abc import Sequence
 
 from uncomp_cli.cache.ragged import survival
-from uncomp_cli.documents.evidence import Evidence, find_evidence
-from uncomp_cli.documents.places import Places, Source
+from uncomp_cli.documents.places import Evidence, Places, Source, find_evidence
 from uncomp_cli.engine.look.replay import attended_by
 from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.judges.case import Case, Compressed

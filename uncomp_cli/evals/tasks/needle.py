@@ -3,7 +3,7 @@
 `digits7`, `digits16` and `uuid` are completed (`The special magic number for X mentioned in the text is`), `chat` is
 asked in the model's chat format. The longer the value, the more tokens must survive together. Of the task `evidence`,
 each piece of the text on a line of its own, it is judged whether the line of the fact is among the first passages that
-`documents/evidence.py` finds.
+`documents/places.py` finds.
 """
 
 import random
