@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from support.commands import start
+from support.curves import risky
 from support.tiny import make_tiny_model
 from uncomp_cli.cache.shelf import Shelf
 from uncomp_cli.numerals import format_bytes
@@ -145,6 +146,66 @@ def test_one_question_that_does_not_fit_leaves_the_others(ask: Asker, document: 
     assert ["error" in record for record in records] == [False, True, False]
     assert "question 2 of 3: the prompt has" in said
     assert "the model was trained for" in ask("-f", str(document), "--reuse", "auto", long)[2]
+
+
+def test_how_a_saved_document_is_read_is_said(ask: Asker, document: Path) -> None:
+    args = ("-f", str(document), "--chunk", "256", "--pin", f"{document}:7", "--reuse", "auto", "--json", "who wrote?")
+    code, out, said = ask(*args)
+    assert code == 0
+    assert json.loads(out)["compression"]["chunk_tokens"] == 256
+    lines = said.splitlines()
+    (budget,) = [line for line in lines if line.startswith("budget 40% (live, uniform): ")]
+    (chunks,) = [line for line in lines if line.startswith("reading 256 of ")]
+    (pinned,) = [line for line in lines if line.startswith(f"pinned {document}:7: ")]
+    (kept,) = [line for line in lines if line.startswith("saved ")]
+    assert sorted([budget, chunks, pinned, kept], key=lines.index) == [budget, chunks, pinned, kept]
+    assert "budget 40% (live, uniform): " not in ask(*args)[2]  # what is opened is not read
+
+
+def test_pins_that_are_too_much_for_a_saved_document_are_named(ask: Asker, document: Path) -> None:
+    args = ("-f", str(document), "--pin", f"{document}:1-40", "-b", "5%", "--save-cache", "book", "who wrote?")
+    code, out, said = ask(*args)
+    assert (code, out) == (3, "")
+    (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert error.endswith(f" of them are pinned: {document}:1-40")
+
+
+def test_a_document_is_named_where_it_falls_short(ask: Asker, document: Path, tmp_path: Path) -> None:
+    preset = risky(tmp_path, 0.01)
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT[200:])
+    args = ("-f", str(document), "-f", str(other), "--each", "--reuse", "auto", "-p", preset, "--fail-under", "0.9")
+    code, _, said = start("ask", "-m", str(ask.model), "--max-new-tokens", "8", *args, "who wrote?",
+                          UNCOMP_CACHE_DIR=str(ask.folder)).finish()  # fmt: skip
+    assert code == 5
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert [line.removeprefix("error: ").split(": the answer is right")[0] for line in errors] == [
+        str(document), str(other),
+    ]  # fmt: skip
+
+
+def test_one_document_that_cannot_be_read_is_told_of_each_question(ask: Asker, document: Path, tmp_path: Path) -> None:
+    long = tmp_path / "long.txt"
+    long.write_text(TEXT * 4)
+    args = ("-f", str(long), "-f", str(document), "--each", "--reuse", "auto", "--json", "-Q", "who?", "-Q", "what?")
+    code, out, said = ask(*args)
+    records = [json.loads(line) for line in out.splitlines()]
+    assert code == 3
+    assert [("error" in record, record["files"][0]["path"]) for record in records] == [
+        (True, str(long)), (True, str(long)), (False, str(document)), (False, str(document)),
+    ]  # fmt: skip
+    assert said.count("error: ") == 1
+
+
+def test_ctrl_c_is_said_of_one_document_of_several(model: Path, ask: Asker, document: Path) -> None:
+    args = ("-f", str(document), "--each", "--reuse", "auto", "--max-new-tokens", "2000", "who wrote?")
+    running = start("ask", "-m", str(model), *OPTIONS, *args, UNCOMP_CACHE_DIR=str(ask.folder))
+    running.wait_for_bytes("stdout")
+    running.interrupt()
+    code, out, said = running.finish()
+    assert code == 130
+    assert out.endswith("\n")
+    assert "[interrupted]" in said.splitlines()
 
 
 @pytest.fixture(scope="module")

@@ -245,7 +245,7 @@ class Reader:
     def _read(self, documents: DocumentSet, draft: _Draft) -> "Generator[Event, None, Context]":
         """Read what was drafted; what is kept of it and how it is read is said before."""
         reading = draft.reading or self._reading(draft.prompt)
-        if not self._again and reading.planned is not None:
+        if not self._again:
             yield from self._tell_plan(documents, draft.prompt, reading.planned)
         if self._note is not None:
             yield Noted(self._note)

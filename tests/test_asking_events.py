@@ -1,0 +1,118 @@
+"""The ask pipeline as a library: the events of a question about documents, without a terminal."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uncomp_cli.asking.events import Began, Done, Event, Noted, Piece, Planned, Progress, Refused, Stopped
+from uncomp_cli.asking.pipeline import ask, run
+from uncomp_cli.asking.request import ModelChoice, Request
+from uncomp_cli.budget.amount import Budget
+from uncomp_cli.budget.presets import preset
+from uncomp_cli.config import SamplingConfig
+from uncomp_cli.documents.collection import DocumentSet, read_documents
+from uncomp_cli.engine.engine import Engine
+from uncomp_cli.errors import UsageError
+from uncomp_cli.models.loading import load_model
+
+SHORT = SamplingConfig(max_new_tokens=6)
+TEXTS = {
+    "town.txt": "The harbour was quiet. " * 40,
+    "hill.txt": "A garden on the hill. " * 30,
+    "long.txt": "Sea. " * 2000,
+}
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path) -> Engine:
+    return Engine(load_model(str(tiny_model)), sampling=SHORT)
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> DocumentSet:
+    for name, text in TEXTS.items():
+        (tmp_path / name).write_text(text)
+    return read_documents([str(tmp_path / "town.txt"), str(tmp_path / "hill.txt")])
+
+
+def kinds(events: list[Event]) -> list[type]:
+    """What happened, with runs of one kind taken together and the work between left out."""
+    told = [type(event) for event in events if not isinstance(event, Progress)]
+    return [kind for at, kind in enumerate(told) if at == 0 or told[at - 1] is not kind]
+
+
+def asked(engine: Engine, documents: DocumentSet, *questions: str, **how: Any) -> list[Event]:
+    request = Request(sampling=SHORT, **how)
+    return list(ask(engine, documents, questions, preset("live", budget="30%"), request))
+
+
+def test_questions_have_their_turns_in_order(engine: Engine, documents: DocumentSet) -> None:
+    events = asked(engine, documents, "Where?", "When?")
+    assert kinds(events) == [Planned, Began, Piece, Done, Began, Piece, Done]
+    done = [event for event in events if isinstance(event, Done)]
+    assert [event.turn.question for event in done] == ["Where?", "When?"]
+    pieces = "".join(event.text for event in events if isinstance(event, Piece))
+    assert pieces == "".join(event.text for event in done)
+    assert [event.record()["answer"] for event in done] == [event.text for event in done]
+    assert all(len(event.ids) == 6 == event.stats.completion_tokens for event in done)
+    (planned,) = [event for event in events if isinstance(event, Planned)]
+    assert planned.plan.seq_len > 1000
+    assert planned.lines[0].startswith("budget 30% (live, ")
+
+
+def test_every_document_by_itself(engine: Engine, documents: DocumentSet) -> None:
+    done = [event for event in asked(engine, documents, "Where?", each=True) if isinstance(event, Done)]
+    assert [event.turn.document for event in done] == [document.path for document in documents.documents]
+
+
+def test_what_is_refused_is_an_event_and_the_others_are_answered(engine: Engine, documents: DocumentSet) -> None:
+    events = asked(engine, documents, "Where?", "why " * 2000, "When?")
+    assert kinds(events) == [Planned, Began, Piece, Done, Refused, Began, Piece, Done]
+    (refused,) = [event for event in events if isinstance(event, Refused)]
+    assert refused.title == "question 2 of 3"
+    assert [record["error"]["exit_code"] for record in refused.records()] == [3]
+
+
+def pressed(events: Any, when: type) -> list[Event]:
+    """All events, with Ctrl-C pressed while the first of a kind is being told."""
+    found: list[Event] = []
+    for event in events:
+        found.append(event)
+        if isinstance(event, when):
+            break
+    found.append(events.throw(KeyboardInterrupt()))
+    return [*found, *events]
+
+
+def test_ctrl_c_in_an_answer_keeps_what_there_is_of_it(engine: Engine, documents: DocumentSet) -> None:
+    how = Request(sampling=SHORT)
+    events = pressed(ask(engine, documents, ["Where?", "When?"], preset("live", budget="30%"), how), Piece)
+    assert kinds(events)[-1] is Stopped
+    assert [event.stats.finish_reason for event in events if isinstance(event, Done)] == ["interrupted"] * 2
+
+
+def test_ctrl_c_before_anything_was_said_goes_on(engine: Engine, documents: DocumentSet) -> None:
+    events = ask(engine, documents, ["Where?"], preset("live", budget="30%"), Request(sampling=SHORT))
+    with pytest.raises(KeyboardInterrupt):
+        pressed(events, Planned)
+
+
+def test_a_request_is_all_that_is_needed(tiny_model: Path, tmp_path: Path, documents: DocumentSet) -> None:
+    request = Request(
+        paths=(str(tmp_path / "town.txt"),),
+        questions=("Where?",),
+        model=ModelChoice(str(tiny_model)),
+        budget=Budget.parse("30%"),
+        sampling=SHORT,
+    )
+    events = list(run(request))
+    assert kinds(events) == [Noted, Planned, Began, Piece, Done]
+    assert [event.of for event in events if isinstance(event, Progress) and isinstance(event.of, str)] == [
+        "preparing", f"loading {tiny_model}",
+    ]  # fmt: skip
+
+
+def test_a_slip_is_found_before_a_document_is_read() -> None:
+    with pytest.raises(UsageError, match="no question was given"):
+        next(run(Request(paths=("nowhere.txt",))))
