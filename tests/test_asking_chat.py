@@ -7,14 +7,14 @@ import pytest
 
 from support.chats import GREEDY
 from uncomp_cli.asking.chat import Chat
-from uncomp_cli.asking.events import Done, Event, Noted, Pace, Piece, Progress, Stopped
+from uncomp_cli.asking.events import Done, Event, Noted, Pace, Piece, Stopped
 from uncomp_cli.asking.preset_choice import PresetChoice
 from uncomp_cli.budget.presets import preset
 from uncomp_cli.documents.collection import Document
 from uncomp_cli.engine.engine import Engine
-from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.steps import Progress
 
 NOTES = Document("notes.txt", "\nalpha\nbeta\ngamma\n", "11")
 
@@ -25,10 +25,10 @@ def chat(loaded: LoadedModel) -> Chat:
 
 
 def kinds(events: list[Event]) -> list[type]:
-    """The kinds of events, neighbours of one kind once; steps of progress as what they are of."""
+    """The kinds of events, neighbours of one kind once."""
     found: list[type] = []
     for event in events:
-        kind = type(event.of) if isinstance(event, Progress) else type(event)
+        kind = type(event)
         if [kind] != found[-1:]:
             found.append(kind)
     return found
@@ -36,7 +36,7 @@ def kinds(events: list[Event]) -> list[type]:
 
 def test_a_turn_is_progress_pieces_and_the_answer(chat: Chat) -> None:
     events = list(chat.say("hello"))
-    assert kinds(events)[0] is PrefillStep
+    assert kinds(events)[0] is Progress
     assert set(kinds(events)[1:-1]) == {Pace, Piece}
     *_, done = events
     assert isinstance(done, Done)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from uncomp_cli.asking.events import Began, Done, Event, Noted, Piece, Planned, Progress, Refused, Stopped
+from uncomp_cli.asking.events import Began, Done, Event, Noted, Pace, Piece, Planned, Refused, Stopped, Working
 from uncomp_cli.asking.pipeline import ask, run
 from uncomp_cli.asking.request import ModelChoice, Request
 from uncomp_cli.budget.amount import Budget
@@ -15,6 +15,7 @@ from uncomp_cli.documents.collection import DocumentSet, read_documents
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.loading import load_model
+from uncomp_cli.steps import Progress
 
 SHORT = SamplingConfig(max_new_tokens=6)
 TEXTS = {
@@ -38,7 +39,7 @@ def documents(tmp_path: Path) -> DocumentSet:
 
 def kinds(events: list[Event]) -> list[type]:
     """What happened, with runs of one kind taken together and the work between left out."""
-    told = [type(event) for event in events if not isinstance(event, Progress)]
+    told = [type(event) for event in events if not isinstance(event, (Working, Progress, Pace))]
     return [kind for at, kind in enumerate(told) if at == 0 or told[at - 1] is not kind]
 
 
@@ -108,8 +109,8 @@ def test_a_request_is_all_that_is_needed(tiny_model: Path, tmp_path: Path, docum
     )
     events = list(run(request))
     assert kinds(events) == [Noted, Planned, Began, Piece, Done]
-    assert [event.of for event in events if isinstance(event, Progress) and isinstance(event.of, str)] == [
-        "preparing", f"loading {tiny_model}",
+    assert [event.at for event in events if isinstance(event, Working)] == [
+        "preparing", None, f"loading {tiny_model}", None,
     ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator
 
-from uncomp_cli.asking.events import Pace, Progress
+from uncomp_cli.asking.events import Pace
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import show, watch_generation
@@ -56,6 +56,6 @@ def test_it_is_not_asked_for_where_no_line_is_drawn() -> None:
 
 def test_a_single_row_has_it_beside_the_pace() -> None:
     terminal, stream = animated()
-    paces = (Progress(Pace(step.index + 1, step.elapsed_s, 2**20, entropy=Asked(0.5))) for step in steps(4))
+    paces = (Pace(step.index + 1, step.elapsed_s, 2**20, entropy=Asked(0.5)) for step in steps(4))
     show(paces, terminal)
     assert "KV 1.0 MiB · entropy 0.50" in stream.getvalue()

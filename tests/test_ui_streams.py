@@ -16,10 +16,10 @@ from support.screen import ESCAPE, screen
 SCRIPT = """
 import sys, time
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
-from uncomp_cli.steps import PullStep
+from uncomp_cli.steps import PullStep, pulled
 from uncomp_cli.table import Table
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.meter import loading, watch_generation, watch_pull
+from uncomp_cli.ui.meter import loading, show, watch_generation
 terminal = Terminal.detect(plain="--plain" in sys.argv)
 if "--quiet" in sys.argv:
     import dataclasses
@@ -157,7 +157,7 @@ def slowly():
     for step in steps:
         time.sleep(0.15)
         yield step
-assert list(watch_pull(slowly(), terminal)) == steps
+show(pulled(slowly()), terminal)
 """
     ran = run_script(body, stdout_tty=False, stderr_tty=True)
     assert "download" in ran.stderr

@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from uncomp_cli.asking.assistant import Assistant, ReadText, load
-    from uncomp_cli.asking.events import Began, Done, Noted, Piece, Planned, Progress, Refused, Stopped, Warned
+    from uncomp_cli.asking.events import Began, Done, Noted, Piece, Planned, Refused, Stopped, Warned
     from uncomp_cli.budget.amount import Budget
     from uncomp_cli.budget.presets import Preset, preset
     from uncomp_cli.config import Limits, SamplingConfig
     from uncomp_cli.documents.collection import collect
     from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
+    from uncomp_cli.steps import Progress
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "asking.assistant": ("Assistant", "ReadText", "load"),
-    "asking.events": ("Began", "Done", "Noted", "Piece", "Planned", "Progress", "Refused", "Stopped", "Warned"),
+    "asking.events": ("Began", "Done", "Noted", "Piece", "Planned", "Refused", "Stopped", "Warned"),
+    "steps": ("Progress",),
     "budget.amount": ("Budget",),
     "budget.presets": ("Preset", "preset"),
     "config": ("Limits", "SamplingConfig"),

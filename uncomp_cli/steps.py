@@ -5,14 +5,14 @@ with is `resume`: each piece is kept before the next one is begun.
 """
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
 
-from uncomp_cli.numerals import format_count, format_seconds
+from uncomp_cli.numerals import format_bytes, format_count, format_seconds
 
-__all__ = ["Progress", "PullStep", "finished", "resume"]
+__all__ = ["Progress", "PullStep", "finished", "pulled", "resume"]
 
 T = TypeVar("T")
 W = TypeVar("W")
@@ -55,6 +55,23 @@ class PullStep:
     stage: str
     done: int
     total: int | None
+
+
+def pulled(
+    steps: Iterable[PullStep], *, clock: Callable[[], float] = time.monotonic
+) -> Generator[Progress, None, None]:
+    """How far a download is, each stage timed by itself."""
+    begun_s, stage = clock(), ""
+    for step in steps:
+        if step.stage != stage:
+            begun_s, stage = clock(), step.stage
+        elapsed_s = clock() - begun_s
+        if step.total is None:
+            yield Progress(step.stage, None, None, elapsed_s)
+            continue
+        rate = f"{format_bytes(round(step.done / elapsed_s))}/s" if elapsed_s > 0 else None
+        fraction = step.done / step.total if step.total else 1.0
+        yield Progress(f"{step.stage} {format_bytes(step.total)}", fraction, rate, elapsed_s)
 
 
 def resume(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uncomp_cli.asking.account import Spent
 from uncomp_cli.asking.dialogue import Dialogue, documents_in
 from uncomp_cli.asking.doubts import check_calibrated, risk_of, risk_warnings
-from uncomp_cli.asking.events import Done, Event, Noted, Progress, Stopped, Turn
+from uncomp_cli.asking.events import Done, Event, Noted, Stopped, Turn
 from uncomp_cli.asking.preset_choice import CHAT_PRESET, PresetChoice, preset_line
 from uncomp_cli.asking.reply import Earlier, Events, Reply, escalated, written
 from uncomp_cli.asking.startup import length_warnings
@@ -173,7 +173,7 @@ class Chat:
     def _read_ahead(self, names: str) -> Events:
         session, begun_s, before = self.session, time.perf_counter(), self.session.cached_tokens
         for step in session.read_ahead(self.messages(self.dialogue.waiting())):
-            yield Progress(step)
+            yield step.progress
         tokens = format_count(max(0, session.cached_tokens - before))
         elapsed, kept = format_seconds(time.perf_counter() - begun_s), f"KV {format_bytes(session.kv_bytes)}"
         yield Noted(f"{names}: {tokens} tokens read in {elapsed} · {kept} · the next question may be about it")
@@ -220,7 +220,7 @@ class Chat:
         try:
             for step in session.reread(self.messages(newest)):
                 begun()
-                yield Progress(step)
+                yield step.progress
         except KeyboardInterrupt:
             yield Noted(f"{what} · stopped: the next turn reads the conversation")
             return

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from uncomp_cli.asking.doubts import Attempts, wider
-from uncomp_cli.asking.events import Done, Event, Noted, Pace, Progress, Warned
+from uncomp_cli.asking.events import Done, Event, Noted, Pace, Warned
 from uncomp_cli.asking.request import Request
 from uncomp_cli.asking.subject import Item, Reader, Subject
 from uncomp_cli.errors import failure_of, is_foreseen
@@ -29,12 +29,12 @@ class Paces:
         self._rows, self._entropy, self._begun_s = rows, entropy, time.monotonic()
         self._tokens = self._answered = 0
 
-    def after(self, kv_bytes: int, *, ended: bool) -> Progress:
+    def after(self, kv_bytes: int, *, ended: bool) -> Pace:
         """One token more, which has `ended` its answer or not."""
         self._tokens += 1
         self._answered += ended
         elapsed_s = time.monotonic() - self._begun_s
-        return Progress(Pace(self._tokens, elapsed_s, kv_bytes, self._rows, self._answered, self._entropy))
+        return Pace(self._tokens, elapsed_s, kv_bytes, self._rows, self._answered, self._entropy)
 
 
 class Escalation:

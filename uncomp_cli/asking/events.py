@@ -1,7 +1,7 @@
 """What happens on the road from questions to answers, as frozen records; who takes the road decides what is shown.
 
     Planned → Progress… → Began → Piece… → Done        a text is read, then each question about it has its turn
-    Noted · Warned · Refused                           come where they happen; Stopped, after Ctrl-C, is the last
+    Working · Pace · Noted · Warned · Refused          come where they happen; Stopped, after Ctrl-C, is the last
 
 Answers come in the order of the questions, one whole answer after another, however many are written side by side.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.asking.readout import answer_record, failure_record
 from uncomp_cli.errors import failure_of
+from uncomp_cli.steps import Progress
 
 if TYPE_CHECKING:
     from uncomp_cli.asking.account import Spent
@@ -20,9 +21,8 @@ if TYPE_CHECKING:
     from uncomp_cli.budget.plan import BudgetPlan
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.documents.places import Evidence
-    from uncomp_cli.engine.records import PrefillStep, RunStats
+    from uncomp_cli.engine.records import RunStats
     from uncomp_cli.errors import DoesNotFitError, ThresholdError
-    from uncomp_cli.steps import PullStep
 
 __all__ = [
     "Began",
@@ -33,11 +33,11 @@ __all__ = [
     "Pace",
     "Piece",
     "Planned",
-    "Progress",
     "Refused",
     "Stopped",
     "Turn",
     "Warned",
+    "Working",
 ]
 
 
@@ -68,10 +68,10 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """Work goes on: what begins now and takes a while, or the latest step of it; None when it is over."""
+class Working:
+    """What begins now and takes a while; None when it is over."""
 
-    of: "str | PullStep | PrefillStep | Pace | None"
+    at: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,4 +186,4 @@ class Stopped:
     """Ctrl-C was pressed: what was said stays, and nothing follows."""
 
 
-Event = Noted | Warned | Progress | Planned | Foreseen | Began | Piece | Done | Refused | Stopped
+Event = Noted | Warned | Working | Progress | Pace | Planned | Foreseen | Began | Piece | Done | Refused | Stopped

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from uncomp_cli.asking.doubts import Attempts, wider
-from uncomp_cli.asking.events import Event, Noted, Pace, Piece, Progress, Warned
+from uncomp_cli.asking.events import Event, Noted, Pace, Piece, Warned
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
 from uncomp_cli.errors import failure_of, is_foreseen
 
@@ -84,10 +84,10 @@ def written(
 def _told(session: "Conversation", step: PrefillStep | DecodeStep) -> Events:
     """How far the turn is."""
     if isinstance(step, PrefillStep):
-        yield Progress(step)
+        yield step.progress
     else:
         yield from _notes(session)
-        yield Progress(Pace(step.index + 1, step.elapsed_s, step.kv_bytes))
+        yield Pace(step.index + 1, step.elapsed_s, step.kv_bytes)
 
 
 def _notes(session: "Conversation") -> Events:

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from uncomp_cli.asking.events import Event, Noted, Progress
+from uncomp_cli.asking.events import Event, Noted, Working
 from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.numerals import format_bytes, format_count
+from uncomp_cli.steps import pulled
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
@@ -41,9 +42,9 @@ _GROWTH = 2
 
 def during(what: str, work: Callable[[], T]) -> Generator[Event, None, T]:
     """What `work` returns; that it takes a while is said before, and that it is over behind it."""
-    yield Progress(what)
+    yield Working(what)
     result = work()
-    yield Progress(None)
+    yield Working(None)
     return result
 
 
@@ -52,8 +53,7 @@ def fetch(choice: ModelChoice) -> Generator[Event, None, Path]:
     from uncomp_cli.models.catalog import ensure_local, local_path
 
     _ = choice.rope_choice  # a slip in it must not wait for a download
-    for step in ensure_local(choice.name, offline=choice.offline, tokenizer_dir=choice.tokenizer):
-        yield Progress(step)
+    yield from pulled(ensure_local(choice.name, offline=choice.offline, tokenizer_dir=choice.tokenizer))
     path = local_path(choice.name)
     if path is None:
         raise UsageError(f"model {choice.name} is not on this machine", hint=f"uncomp model pull {choice.name}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.asking.account import Spent
 from uncomp_cli.asking.doubts import fall_short, risk_of, risk_warnings
-from uncomp_cli.asking.events import Done, Event, Noted, Planned, Progress, Refused, Turn, Warned
+from uncomp_cli.asking.events import Done, Event, Noted, Planned, Refused, Turn, Warned
 from uncomp_cli.asking.material import blame, build_prompt, describe_files, pins_in, places_of
 from uncomp_cli.asking.readout import About, budget_note, chunk_note, evidence_warnings, pin_note
 from uncomp_cli.asking.request import AUTOMATIC, Request, shelf_of
@@ -251,7 +251,7 @@ class Reader:
             yield Noted(self._note)
             self._note = None
         for step in reading:
-            yield Progress(step)
+            yield step.progress
         return reading.context
 
     def _tell_plan(self, documents: DocumentSet, prompt: "Prompt", planned: "Compression") -> Iterator[Event]:

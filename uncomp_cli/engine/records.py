@@ -6,6 +6,9 @@ Times are seconds since the phase began; bytes are what is allocated at that mom
 from dataclasses import dataclass
 from typing import Literal
 
+from uncomp_cli.numerals import format_count, format_decimal
+from uncomp_cli.steps import Progress
+
 __all__ = ["DecodeStep", "FinishReason", "PrefillStep", "RunStats"]
 
 FinishReason = Literal["stop", "length", "interrupted"]
@@ -23,6 +26,13 @@ class PrefillStep:
     tokens: int
     elapsed_s: float
     kv_bytes: int
+
+    @property
+    def progress(self) -> Progress:
+        """How far the reading is."""
+        fraction = self.layers_done / self.num_layers
+        rate = f"{format_decimal(self.tokens * fraction / self.elapsed_s)} tok/s" if self.elapsed_s > 0 else None
+        return Progress(f"prefill {format_count(self.tokens)} tok", fraction, rate, self.elapsed_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,18 +13,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from uncomp_cli.asking import events
-from uncomp_cli.asking.events import Event, Noted, Pace, Piece, Warned
+from uncomp_cli.asking.events import Event, Noted, Pace, Piece, Warned, Working
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
-from uncomp_cli.steps import Progress, PullStep
+from uncomp_cli.steps import Progress
 from uncomp_cli.ui.console import Terminal
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-__all__ = ["Display", "loading", "show", "watch_generation", "watch_pull"]
+__all__ = ["Display", "loading", "show", "watch_generation"]
 
 LINE_INTERVAL_S = 10.0
 DECODE_INTERVAL_S = 0.1
@@ -116,7 +115,6 @@ class Display:
         self._waiting = ExitStack()
         self._meter = Meter(terminal, clock=clock)
         self._pace = _PaceLine(terminal, clock=clock)
-        self._stage, self._stage_s = "", 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -124,36 +122,27 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def show(self, step: str | PullStep | PrefillStep | Progress | Pace | None) -> None:
-        """What begins now and takes a while, or the latest step of it; None when it is over."""
-        if isinstance(step, Pace):
+    def show(self, step: Working | Progress | Pace) -> None:
+        """What begins now and takes a while, or how far it is."""
+        if isinstance(step, Working):
+            self.close()
+            if step.at is not None:
+                self._waiting.enter_context(loading(self._terminal, step.at))
+        elif isinstance(step, Pace):
             self._waiting.close()
             self._meter.close()
             self._pace.show(step)
-        elif isinstance(step, str):
-            self.close()
-            self._waiting.enter_context(loading(self._terminal, step))
-        elif step is None:
-            self.close()
         else:
             self._waiting.close()
             self._pace.close()
-            self._meter.show(self._progress(step))
+            self._meter.show(step)
 
     def close(self) -> None:
         """Erase what is drawn; steps may follow."""
         self._waiting.close()
         self._meter.close()
         self._pace.close()
-
-    def _progress(self, step: PullStep | PrefillStep | Progress) -> Progress:
-        if isinstance(step, Progress):
-            return step
-        if isinstance(step, PrefillStep):
-            return _prefill_reading(step)
-        if step.stage != self._stage:
-            self._stage, self._stage_s = step.stage, self._clock()
-        return _pull_reading(step, elapsed_s=self._clock() - self._stage_s)
+        self._meter = Meter(self._terminal, clock=self._clock)  # whose first line comes when it has gone on for long
 
 
 def show(
@@ -194,8 +183,8 @@ def show(
 
 
 def _tell(step: Progress | Event, terminal: Terminal, display: "Display", tell: Callable[[Event], None]) -> None:
-    if isinstance(step, (Progress, events.Progress)):
-        display.show(step if isinstance(step, Progress) else step.of)
+    if isinstance(step, (Working, Progress, Pace)):
+        display.show(step)
         return
     if not isinstance(step, Piece):
         display.close()
@@ -222,37 +211,10 @@ def watch_generation(
     with Display(terminal, clock=clock) as display:
         for step in steps:
             if isinstance(step, PrefillStep):
-                display.show(step)
+                display.show(step.progress)
             else:
                 display.show(Pace(step.index + 1, step.elapsed_s, step.kv_bytes, entropy=entropy))
             yield step
-
-
-def watch_pull(steps: Iterable[PullStep], terminal: Terminal, *, clock: Clock = time.monotonic) -> Iterator[PullStep]:
-    """Yield the records of a download unchanged; show each stage's progress."""
-    with Display(terminal, clock=clock) as display:
-        for step in steps:
-            display.show(step)
-            yield step
-
-
-def _prefill_reading(step: PrefillStep) -> Progress:
-    fraction = step.layers_done / step.num_layers
-    rate = step.tokens * fraction / step.elapsed_s if step.elapsed_s > 0 else None
-    return Progress(
-        label=f"prefill {format_count(step.tokens)} tok",
-        fraction=fraction,
-        rate=None if rate is None else f"{format_decimal(rate)} tok/s",
-        elapsed_s=step.elapsed_s,
-    )
-
-
-def _pull_reading(step: PullStep, *, elapsed_s: float) -> Progress:
-    if step.total is None:
-        return Progress(label=step.stage, fraction=None, rate=None, elapsed_s=elapsed_s)
-    rate = f"{format_bytes(round(step.done / elapsed_s))}/s" if elapsed_s > 0 else None
-    fraction = step.done / step.total if step.total else 1.0
-    return Progress(label=f"{step.stage} {format_bytes(step.total)}", fraction=fraction, rate=rate, elapsed_s=elapsed_s)
 
 
 class _PaceLine:

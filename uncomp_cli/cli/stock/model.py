@@ -45,11 +45,11 @@ def pull(
 ) -> None:
     """Fetch a model, check it and make it ready to load; safe to interrupt and to repeat."""
     from uncomp_cli.models.catalog import ensure_local, local_path
-    from uncomp_cli.ui.meter import watch_pull
+    from uncomp_cli.steps import pulled
+    from uncomp_cli.ui import meter
 
     terminal = terminal_of(ctx, quiet=quiet)
-    for _ in watch_pull(ensure_local(name, offline=model.offline, tokenizer_dir=model.tokenizer), terminal):
-        pass
+    meter.show(pulled(ensure_local(name, offline=model.offline, tokenizer_dir=model.tokenizer)), terminal)
     terminal.write_line(str(local_path(name)))
 
 
