@@ -275,9 +275,6 @@ MOST_PARAMETERS = 12
 # Module names that are still to be told apart; what is mended leaves the list.
 LOOK_ALIKES = {
     "calibrate/risk_fit uncertainty/risk",
-    "evals/rope/needles evals/tasks/needle",
-    "evals/rope/risk_file uncertainty/risk",
-    "evals/rope/risk_samples uncertainty/risk",
     "ui/plots ui/plots_heat",
     "ui/plots ui/plots_rope",
 }

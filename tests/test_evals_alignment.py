@@ -11,8 +11,7 @@ from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.evals.judges.case import Case, read_case
 from uncomp_cli.evals.judges.contestants import make_settings
-from uncomp_cli.evals.judges.divergence import compare_logits, judge_fidelity
-from uncomp_cli.evals.judges.likelihood import NEXT_TOKENS, UNRELATED, judge_perplexity
+from uncomp_cli.evals.judges.predictions import NEXT_TOKENS, UNRELATED, compare_logits, judge_fidelity, judge_perplexity
 from uncomp_cli.evals.tasks.task import Query, Sample
 from uncomp_cli.models.loading import LoadedModel
 

@@ -14,9 +14,8 @@ from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.judges.case import coverage
-from uncomp_cli.evals.judges.divergence import compare_logits
 from uncomp_cli.evals.judges.forced_rows import Rows, in_batches, token_nll
-from uncomp_cli.evals.judges.likelihood import NEXT_TOKENS, perplexity_metrics
+from uncomp_cli.evals.judges.predictions import NEXT_TOKENS, compare_logits, perplexity_metrics
 from uncomp_cli.evals.tasks.task import Query
 from uncomp_cli.spec import ModelSpec
 

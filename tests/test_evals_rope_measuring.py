@@ -16,10 +16,9 @@ from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.rope.arms import ANSWER_ROOM, RopeArm, parse_arms
 from uncomp_cli.evals.rope.cells import CELLS, NeedleCell, TextCell
-from uncomp_cli.evals.rope.estimate import ReadingCost, probe
-from uncomp_cli.evals.rope.needles import NeedlePlace, judge_needle, make_needle
-from uncomp_cli.evals.rope.sweep import RopeRequest, run_rope
-from uncomp_cli.evals.rope.text import BIN_TOKENS, judge_text, text_ids
+from uncomp_cli.evals.rope.passage import BIN_TOKENS, judge_text, text_ids
+from uncomp_cli.evals.rope.search import NeedlePlace, judge_needle, make_needle
+from uncomp_cli.evals.rope.sweep import ReadingCost, RopeRequest, probe, run_rope
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.models.loading import LoadedModel, load_model
 from uncomp_cli.models.rotary import use_rope

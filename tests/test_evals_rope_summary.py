@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from uncomp_cli.evals.rope.cells import NeedleCell, RopeCell, TextCell
-from uncomp_cli.evals.rope.maps import arm_maps
+from uncomp_cli.evals.rope.cells import NeedleCell, RopeCell, TextCell, arm_maps
 from uncomp_cli.evals.rope.verdict import summarise_rope
 from uncomp_cli.evals.tables.statistics import rank_correlation
 

@@ -21,10 +21,10 @@ from uncomp_cli.engine.tokens.prompt import count_tokens, encode
 from uncomp_cli.engine.write.next_token import stop_tokens
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.evals.journal import Journal
+from uncomp_cli.evals.judges.answers import fact_line, hits, judge_evidence
 from uncomp_cli.evals.judges.case import evidence_tokens, read_case
-from uncomp_cli.evals.judges.citations import fact_line, hits, judge_evidence
 from uncomp_cli.evals.judges.contestants import FULL, Setting, make_settings
-from uncomp_cli.evals.judges.run import EvalRequest, check_lengths, run_eval
+from uncomp_cli.evals.judges.evaluation import EvalRequest, check_lengths, run_eval
 from uncomp_cli.evals.judges.turns import TURNS_TOKENS, converse, judge_conversation
 from uncomp_cli.evals.tables.outcome import OUTCOMES
 from uncomp_cli.evals.tasks import choose_subtasks

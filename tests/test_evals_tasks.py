@@ -11,7 +11,7 @@ import pytest
 
 from uncomp_cli.engine.tokens.prompt import count_tokens as count_model_tokens
 from uncomp_cli.errors import UsageError
-from uncomp_cli.evals.judges.run import JUDGES, SESSION_JUDGES
+from uncomp_cli.evals.judges.evaluation import JUDGES, SESSION_JUDGES
 from uncomp_cli.evals.tasks import TASKS, choose_subtasks, facts
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.needle import DEPTHS

@@ -16,8 +16,8 @@ from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.evals.judges.answers import judge_answers
 from uncomp_cli.evals.judges.case import Case, read_case
 from uncomp_cli.evals.judges.contestants import Setting, make_settings
-from uncomp_cli.evals.judges.divergence import judge_fidelity
 from uncomp_cli.evals.judges.forced_rows import token_nll
+from uncomp_cli.evals.judges.predictions import judge_fidelity
 from uncomp_cli.evals.tasks.task import Query, Regime, Sample
 from uncomp_cli.models.loading import LoadedModel, load_model
 

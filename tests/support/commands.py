@@ -30,7 +30,7 @@ from uncomp_cli.cli.app import main
 
 PATIENCE_S = 60.0
 PRELOADED = [
-    "uncomp_cli.engine.engine", "uncomp_cli.asking.queue", "uncomp_cli.evals.judges.run",
+    "uncomp_cli.engine.engine", "uncomp_cli.asking.queue", "uncomp_cli.evals.judges.evaluation",
     "uncomp_cli.evals.tasks.maker", "transformers.models.auto.tokenization_auto", "pydantic.type_adapter",
     "sentencepiece", "matplotlib.figure",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uncomp_cli.errors import UncompError
-from uncomp_cli.evals.rope.maps import ArmMaps
+from uncomp_cli.evals.rope.cells import ArmMaps
 from uncomp_cli.numerals import format_count
 from uncomp_cli.ui.plots import (
     BAR_IN,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from uncomp_cli.calibrate.risk_fit import RiskFit
     from uncomp_cli.evals.journal import Journal, Kind
     from uncomp_cli.evals.judges.budget_curve import QualityCurve
-    from uncomp_cli.evals.rope.risk_samples import RiskRun
+    from uncomp_cli.evals.rope.reliability import RiskRun
     from uncomp_cli.evals.tasks.maker import SampleMaker
     from uncomp_cli.evals.tasks.task import Sample
     from uncomp_cli.models.extension import RopeChoice
@@ -313,7 +313,7 @@ def run_risk(
     from uncomp_cli.budget.presets import load_preset, save_preset
     from uncomp_cli.calibrate.risk_fit import fit_risk
     from uncomp_cli.engine.look.watch import watched_heads
-    from uncomp_cli.evals.rope.risk_samples import risk_samples
+    from uncomp_cli.evals.rope.reliability import risk_samples
 
     preset = replace(load_preset(str(path.absolute())), risk=None)
     lengths = choice.lengths(loaded.info.trained_length)
@@ -346,8 +346,7 @@ def _measure(
     terminal: Terminal,
 ) -> "tuple[RiskRun, str, Path]":
     """The answers, how their texts were read, and the file they are in; the model is turned back afterwards."""
-    from uncomp_cli.evals.rope.risk_file import ANSWERS
-    from uncomp_cli.evals.rope.risk_samples import measure_risk, risk_file_settings
+    from uncomp_cli.evals.rope.reliability import ANSWERS, measure_risk, risk_file_settings
     from uncomp_cli.models.rotary import resolve_rope, use_rope
 
     longest = max(sample.tokens + sample.queries[0].max_new_tokens for sample in samples)

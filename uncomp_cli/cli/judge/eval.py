@@ -26,7 +26,7 @@ from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
-    from uncomp_cli.evals.judges.run import EvalRequest
+    from uncomp_cli.evals.judges.evaluation import EvalRequest
     from uncomp_cli.evals.tables.outcome import Outcome
     from uncomp_cli.evals.tables.sheet import Part
 
@@ -159,7 +159,7 @@ def run_eval(judged: EvalOptions, choice: ModelChoice, *, seed: int, as_json: bo
         request = _request(judged, seed, terminal)
     loaded = show(load(choice), terminal)
     from uncomp_cli.evals.journal import Journal, set_aside
-    from uncomp_cli.evals.judges import run as runner
+    from uncomp_cli.evals.judges import evaluation as runner
     from uncomp_cli.evals.tables.outcome import OUTCOMES
 
     runner.check_lengths(request, loaded.spec.trained_length)
@@ -219,7 +219,7 @@ def _report(
 def _request(judged: EvalOptions, seed: int, terminal: Terminal) -> "EvalRequest":
     """What to run; a slip in a name is found before anything is loaded."""
     from uncomp_cli.evals.judges.contestants import make_settings
-    from uncomp_cli.evals.judges.run import EvalRequest, check_regimes
+    from uncomp_cli.evals.judges.evaluation import EvalRequest, check_regimes
     from uncomp_cli.evals.tasks import choose_subtasks
 
     check_plot(judged.plot)

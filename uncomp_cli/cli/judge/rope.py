@@ -191,7 +191,7 @@ def run_rope(job: RopeJob, choice: ModelChoice, terminal: Terminal) -> None:
     from uncomp_cli.evals.journal import Journal, writing
     from uncomp_cli.evals.rope import sweep as rope_sweep
     from uncomp_cli.evals.rope.cells import CELLS
-    from uncomp_cli.evals.rope.estimate import probe
+    from uncomp_cli.evals.rope.sweep import probe
 
     settings = rope_sweep.rope_settings(request, loaded)
     path = wanted.out or results_path(settings, "rope-")
@@ -274,7 +274,7 @@ def _write_tables(summary: "RopeSummary", terminal: Terminal) -> None:
 
 def draw(summary: "RopeSummary", cells: "Sequence[RopeCell]", folder: Path) -> list[Path]:
     """Needles beside entropy for every arm, and the text by position. Raises UncompError when nothing can be drawn."""
-    from uncomp_cli.evals.rope.maps import arm_maps
+    from uncomp_cli.evals.rope.cells import arm_maps
     from uncomp_cli.ui import plots_rope
 
     make_folder(folder)

@@ -1,12 +1,16 @@
-"""Judge answers: the likelihood of the right one, whether greedy decoding would write it, and what it does write.
+"""Judge answers: the likelihood of the right one, whether greedy decoding would write it, and what it cites.
 
-    nll     mean over the reference's tokens from the second on, teacher-forced, in nats
-    exact   1 when every reference token is the argmax after those before it: greedy decoding begins with it
-    match   share of the accepted strings in the greedy text (RULER, arXiv 2404.06654, string match)
+    nll             mean over the reference's tokens from the second on, teacher-forced, in nats
+    exact           1 when every reference token is the argmax after those before it: greedy decoding begins with it
+    match           share of the accepted strings in the greedy text (RULER, arXiv 2404.06654, string match)
+    top_1, top_3    1 when the fact's line is the first, or one of the first three, of the evidence; of right answers
+                    alone, since what a wrong one looked at is not what it should have
 
 The first token is left out of `nll`: with the question in the prefill its logits come from before the eviction, and
 would flatter every setting alike (but those that thin hidden states, which are judged by the same tokens); so does an
 answer of one token, which has no `nll` there. `exact` and `match` are what a user gets, that first token included.
+The evidence is that of `ask --evidence`: the answer's tokens are replayed behind the cache that they were written with
+(engine/look/replay.py), heads weighed by the setting's own trust, and passages ranked by attention.
 """
 
 from collections.abc import Sequence
@@ -16,13 +20,16 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from uncomp_cli.cache.ragged import survival
+from uncomp_cli.documents.places import Evidence, Places, Source, find_evidence
+from uncomp_cli.engine.look.replay import attended_by
 from uncomp_cli.evals.judges.case import Case, Compressed
 from uncomp_cli.evals.judges.contestants import Setting
 from uncomp_cli.evals.judges.forced_rows import Rows, in_batches, token_nll
 from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tasks.task import Query, Regime
+from uncomp_cli.evals.tasks.task import Query, Regime, Sample
 
-__all__ = ["Answered", "judge_answers", "match_score", "teacher_forced"]
+__all__ = ["MOST", "Answered", "fact_line", "hits", "judge_answers", "judge_evidence", "match_score", "teacher_forced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +115,58 @@ def _write(case: Case, rows: Rows, logits: Tensor, query: int, stop_ids: Sequenc
         if all(match_score(case.tokenizer.decode(ids), asked) == 1 for ids in written):
             break
     return [str(case.tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
+
+
+MOST = 3
+"""Passages that are cited."""
+
+_NAME = "text"
+
+
+def judge_evidence(case: Case, settings: Sequence[Setting], regime: Regime, stop_ids: Sequence[int]) -> list[Outcome]:
+    """Outcomes of `settings` on a case with one fact and one question."""
+    compressed, outcomes = case.compress(settings, regime)
+    places = _places(case)
+    return outcomes + [_judged(case, one, regime, places, stop_ids) for one in compressed]
+
+
+def hits(found: Sequence[Evidence], line: int) -> dict[str, float]:
+    """Whether `line` lies in the first passage, and in any of the first `MOST`."""
+    cited = [evidence.line_start <= line <= evidence.line_end for evidence in found[:MOST]]
+    return {"top_1": float(any(cited[:1])), f"top_{MOST}": float(any(cited))}
+
+
+def fact_line(sample: Sample) -> int:
+    """The line of the context, the first is 1, on which the fact of the first query stands."""
+    begin, _ = sample.queries[0].evidence[0]
+    return sample.context.count("\n", 0, begin) + 1
+
+
+def _places(case: Case) -> Places:
+    """Where the context's lines are among the prompt's tokens."""
+    text, offsets = case.sample.context, case.prompt.context.offsets
+    first_char = len(text) - len(text.lstrip())
+    return Places([Source(_NAME, text, first_char)], offsets.tolist())
+
+
+def _judged(case: Case, one: Compressed, regime: Regime, places: Places, stop_ids: Sequence[int]) -> Outcome:
+    query = case.sample.queries[0]
+    ids, mass = _cited(case, one, regime, stop_ids)
+    text = str(case.tokenizer.decode(ids, skip_special_tokens=True))
+    metrics = {"match": match_score(text, query)}
+    if metrics["match"] == 1:
+        spec = case.decoder.spec
+        kept = survival(one.cache, case.context_len, layers=spec.full_layers)
+        metrics |= hits(find_evidence(mass, kept.tolist(), places, most=MOST), fact_line(case.sample))
+    return one.judged(metrics, answer=text)
+
+
+def _cited(case: Case, one: Compressed, regime: Regime, stop_ids: Sequence[int]) -> tuple[list[int], list[float]]:
+    """The greedy answer's tokens, and the attention that they paid to every token before them."""
+    room = case.sample.queries[0].max_new_tokens
+    rows, logits = case.begin([one], regime, 0, room=room)
+    first = rows.position - 1
+    written = case.writer(rows, logits, 0, max_new_tokens=room, stop_ids=stop_ids).write()
+    ids = [step.token for step in written if step.finish_reason != "stop"]
+    replayed = (case.prompt.questions[0][-1], *ids[:-1])
+    return ids, attended_by(case.decoder, rows.cache, replayed, first, heads=one.trust).tolist()

@@ -27,8 +27,8 @@ from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.answers import teacher_forced
 from uncomp_cli.evals.judges.case import Case, read_case, tokenise
 from uncomp_cli.evals.judges.contestants import FULL, Setting, make_settings
+from uncomp_cli.evals.judges.evaluation import EvalRequest, results_settings
 from uncomp_cli.evals.judges.forced_rows import in_batches
-from uncomp_cli.evals.judges.run import EvalRequest, results_settings
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tables.statistics import paired_difference
 from uncomp_cli.evals.tasks.maker import SampleMaker

@@ -1,6 +1,6 @@
 """A case: one sample as the model has read it, ready to be compressed by any setting.
 
-Judges (answering.py, divergence.py, likelihood.py) start from here; what they share is the prompt, the one exact
+Judges (answers.py, predictions.py) start from here; what they share is the prompt, the one exact
 prefill, the compression with its bytes, and how much of the evidence it left.
 """
 

@@ -1,6 +1,6 @@
 """One prompt under two settings, side by side: what each answers, how far their predictions are apart, what each took.
 
-The second setting's predictions are compared with the first's along the first's own answer (divergence.py). Times are
+The second setting's predictions are compared with the first's along the first's own answer (predictions.py). Times are
 of one run each, one after the other in one process: for a decision use `uncomp bench`, which alternates and repeats.
 """
 
@@ -14,7 +14,7 @@ from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.records import DecodeStep, PrefillStep, RunStats
 from uncomp_cli.engine.tokens.prompt import Prompt
-from uncomp_cli.evals.judges.divergence import compare_logits
+from uncomp_cli.evals.judges.predictions import compare_logits
 from uncomp_cli.models.loading import LoadedModel
 
 __all__ = ["Comparison", "Side", "compare", "word_diff"]
@@ -32,7 +32,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two sides; `metrics` are those of divergence.py along the first's answer, None when it has one token.
+    """Two sides; `metrics` are those of predictions.py along the first's answer, None when it has one token.
 
     `first_divergence` is the first generated token in which the answers differ, None when they are the same.
     """

@@ -1,15 +1,18 @@
-"""What one arm of `uncomp rope` scored, one line of its results file: on one needle in a text, and along a plain text.
+"""What one arm of `uncomp rope` scored, a line of its results file, and the data of the pictures of all of them.
 
-Figures are plain numbers, so that a cell survives JSON and needs no model to be read again. By head means [L][G];
-layers with a sliding window have an empty row, since no position past their window is looked at.
+A cell is one needle in a text, or a pass along a plain text. Figures are plain numbers, so that a cell survives JSON
+and needs no model to be read again. By head means [L][G]; layers with a sliding window have an empty row, since no
+position past their window is looked at. ui/plots_rope.py draws the maps.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any, ClassVar
 
 from uncomp_cli.evals.journal import Kind
 
-__all__ = ["CELLS", "CellKey", "NeedleCell", "RopeCell", "TextCell"]
+__all__ = ["CELLS", "ArmMaps", "CellKey", "NeedleCell", "RopeCell", "TextCell", "arm_maps"]
 
 CellKey = tuple[str, str, int, float, int]
 """Cell, arm, tokens, depth, index."""
@@ -92,3 +95,48 @@ CELLS: Kind[RopeCell] = Kind(
     fresh=False,
 )
 """The results of `uncomp rope`."""
+
+
+Grid = tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ArmMaps:
+    """One arm's needles by depth (rows) and length (columns): NLL, share found, entropy; None where not measured.
+
+    The entropy is that of the `heads`: retrieval heads, or all heads.
+    """
+
+    arm: str
+    depths: tuple[float, ...]
+    lengths: tuple[int, ...]
+    nll: Grid
+    found: Grid
+    entropy: Grid
+    heads: str
+
+
+def arm_maps(cells: Sequence[RopeCell]) -> list[ArmMaps]:
+    """The maps of every arm, all on the same axes. Entropy is that of the retrieval heads where all cells have one."""
+    needles = [cell for cell in cells if isinstance(cell, NeedleCell)]
+    depths = tuple(sorted({cell.depth for cell in needles}))
+    lengths = tuple(sorted({cell.tokens for cell in needles}))
+    known = all(cell.retrieval_entropy is not None for cell in needles)
+    maps = []
+    for arm in dict.fromkeys(cell.arm for cell in needles):
+        placed = {
+            (depth, tokens): [c for c in needles if (c.arm, c.depth, c.tokens) == (arm, depth, tokens)]
+            for depth in depths
+            for tokens in lengths
+        }
+
+        def grid(name: str, placed: dict[tuple[float, int], list[NeedleCell]] = placed) -> Grid:
+            return tuple(tuple(_mean(placed[depth, tokens], name) for tokens in lengths) for depth in depths)
+
+        entropy, heads = ("retrieval_entropy", "retrieval heads") if known else ("entropy", "all heads")
+        maps.append(ArmMaps(arm, depths, lengths, grid("nll"), grid("match"), grid(entropy), heads))
+    return maps
+
+
+def _mean(cells: Sequence[NeedleCell], name: str) -> float | None:
+    return fmean(getattr(cell, name) for cell in cells) if cells else None

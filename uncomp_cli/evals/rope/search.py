@@ -26,7 +26,7 @@ from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.judges.forced_rows import token_nll
 from uncomp_cli.evals.rope.arms import ANSWER_ROOM, RopeArm
 from uncomp_cli.evals.rope.cells import NeedleCell
-from uncomp_cli.evals.rope.text import counter
+from uncomp_cli.evals.rope.passage import counter
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.needle import needle_sample
 from uncomp_cli.evals.tasks.task import Query, Request, Sample

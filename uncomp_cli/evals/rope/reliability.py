@@ -1,11 +1,12 @@
-"""Answers to calibrate a risk curve on: needles past and inside the trained length, watched while they are answered.
+"""Answers to fit a reliability curve to: needles past and inside the trained length, watched while they are answered.
 
     sample → read as `uncomp ask` would (the preset's budget, the RoPE that was chosen) → greedy answer, every head
-    watched → right when the needle is in it
+    watched → right when the needle is in it → a line of a journal, so that a command that was stopped goes on
 
 Samples take the tasks in turn and walk down the grid of depths; their text and facts are others than those of the
 profile and of the quality that the same command measures. An answer of a single token has nothing to watch, and is
-left out. What an answer loses to compression counts as wrong too: the curve is of what a user gets.
+left out. What an answer loses to compression counts as wrong too: the curve is of what a user gets. The settings of the
+journal say what all answers share: model, preset, RoPE and dtype; which sample a line is of is told by a digest.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from math import log
 from typing import Any
 
+import numpy as np
 import torch
 
 from uncomp_cli import __version__
@@ -22,10 +24,9 @@ from uncomp_cli.calibrate.risk_fit import HeadAt, RiskAnswer
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.look.watch import Watched, all_heads
-from uncomp_cli.evals.journal import Journal
+from uncomp_cli.evals.journal import Journal, Kind
 from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.judges.case import tokenise
-from uncomp_cli.evals.rope.risk_file import RiskLine
 from uncomp_cli.evals.tasks import choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.maker import SampleMaker
@@ -35,7 +36,44 @@ from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.models.runnable import fingerprint
 from uncomp_cli.steps import Progress, resume
 
-__all__ = ["RISK_TASKS", "RiskRun", "measure_risk", "risk_file_settings", "risk_samples"]
+__all__ = ["ANSWERS", "RISK_TASKS", "RiskLine", "RiskRun", "measure_risk", "risk_file_settings", "risk_samples"]
+
+
+@dataclass(frozen=True, slots=True)
+class RiskLine:
+    """The answer to the sample of this digest; `entropy` [T][K] of its tokens in every head is empty for one token."""
+
+    sha256: str
+    subtask: str
+    tokens: int
+    depth: float | None
+    wrong: bool
+    text: str
+    output_entropy: float
+    entropy: list[list[float]]
+
+    def answer(self) -> RiskAnswer:
+        """What a curve is fitted to."""
+        return RiskAnswer(self.tokens, self.wrong, np.array(self.entropy), self.output_entropy)
+
+
+def _flat_header(header: dict[str, Any]) -> dict[str, Any] | None:
+    """A header whose settings stand beside its version, as they did until version 0.1."""
+    if header.get("measured") != "risk":
+        return None
+    settings = {key: value for key, value in header.items() if key not in ("schema_version", "measured")}
+    return {"schema_version": header.get("schema_version"), "kind": ANSWERS.program, "settings": settings}
+
+
+ANSWERS = Kind(
+    program="uncomp calibrate --risk",
+    make=lambda record: RiskLine(**record),
+    plain=asdict,
+    key=lambda line: line.sha256,
+    place=lambda line: f"the answer to {line.subtask} at {line.tokens:,} tokens",
+    older=_flat_header,
+)
+
 
 RISK_TASKS = (
     "needle/digits7",

@@ -1,15 +1,22 @@
-"""Judge perplexity: how well the text that follows is predicted behind a compressed prefix.
+"""Judge predictions behind a compressed cache: how far from the full cache's, and how well the text that follows.
+
+    kl, kl_p99     KL(full || setting) per token, mean and 99th percentile, in nats
+    agreement      share of tokens whose argmax is the same
+    divergence     where the argmax differs first, as a share of the text (1: nowhere)
+
+Fidelity is along the full cache's greedy continuation; stop tokens do not end it, so all samples have one length.
 
     nll            mean over the next 512 tokens; nll_to_32, _to_128, _to_512 by offset: tokens 1-31, 32-127, 128-511
     nll_weighted   the same, each token weighted by what the prefix helps: max(0, nll behind an unrelated prefix - full)
     gain_lost      share of that help which compression lost: (setting - full) / (unrelated - full), both weighted
 
-Most tokens follow from the words just before them, so a plain mean hides what is lost of the long context. The
-unrelated prefix, of the same length and held in full, is a row of its own: the floor of what a context is worth.
-The first token is left out: it follows from the prefix alone.
+Perplexity is along the text that follows. Most of its tokens follow from the words just before them, so a plain mean
+hides what is lost of the long context. The unrelated prefix, of the same length and held in full, is a row of its own:
+the floor of what a context is worth. The first token is left out of both: with the question in the prefill its logits
+are everybody's but of settings that thin hidden states; without one it follows from the prefix alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -23,7 +30,50 @@ from uncomp_cli.evals.judges.forced_rows import Rows, in_batches, token_nll
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tasks.task import Regime
 
-__all__ = ["NEXT_TOKENS", "UNRELATED", "judge_perplexity", "perplexity_metrics"]
+__all__ = ["NEXT_TOKENS", "UNRELATED", "compare_logits", "judge_fidelity", "judge_perplexity", "perplexity_metrics"]
+
+
+def judge_fidelity(case: Case, settings: Sequence[Setting], regime: Regime, stop_ids: Sequence[int]) -> list[Outcome]:
+    """Outcomes of `settings`, which need not hold the full cache."""
+    compressed, outcomes = case.compress(settings, regime)
+    full = next((one for one in compressed if one.outcome.contestant == FULL), None)
+    if full is None:
+        (full,), _ = case.compress(make_settings([FULL], [], seed=0), regime)
+    text = _continue(case, full, regime)
+    (reference,) = _predict(case, [full], regime, text)
+    for batch in in_batches([one.cache for one in compressed], case.decoder.spec, tokens=len(text)):
+        predictions = _predict(case, [compressed[i] for i in batch], regime, text)
+        for index, logits in zip(batch, predictions, strict=True):
+            outcomes.append(compressed[index].judged(compare_logits(reference, logits)))
+    return outcomes
+
+
+def compare_logits(full: Tensor, ours: Tensor) -> dict[str, float]:
+    """The metrics of two predictions of one text: logits [N, vocab] each."""
+    expected, log_ours = full.float().log_softmax(dim=-1), ours.float().log_softmax(dim=-1)
+    kl = (expected.exp() * (expected - log_ours)).sum(dim=-1).clamp_min(0)
+    same = full.argmax(dim=-1) == ours.argmax(dim=-1)
+    differs = (~same).nonzero()
+    first = int(differs[0]) if len(differs) else len(same)
+    return {
+        "kl": float(kl.mean()),
+        "kl_p99": float(kl.quantile(0.99)),
+        "agreement": float(same.float().mean()),
+        "divergence": first / len(same),
+    }
+
+
+def _continue(case: Case, full: Compressed, regime: Regime) -> list[int]:
+    room = case.sample.queries[0].max_new_tokens
+    rows, logits = case.begin([full], regime, 0, room=room)
+    return [step.token for step in case.writer(rows, logits, 0, max_new_tokens=room, stop_ids=()).write()]
+
+
+def _predict(case: Case, compressed: Sequence[Compressed], regime: Regime, text: Sequence[int]) -> Iterator[Tensor]:
+    """Every row's logits [N - 1, vocab] of the text's tokens from the second on."""
+    rows, _ = case.begin(compressed, regime, 0, room=len(text))
+    return iter(rows.feed(text[:-1]))
+
 
 NEXT_TOKENS = 512
 UNRELATED = "unrelated prefix"

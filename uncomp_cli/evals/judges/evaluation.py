@@ -22,12 +22,10 @@ from uncomp_cli.engine.tokens.prompt import count_tokens
 from uncomp_cli.engine.write.next_token import stop_tokens
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.evals.journal import Journal
-from uncomp_cli.evals.judges.answers import judge_answers
+from uncomp_cli.evals.judges.answers import judge_answers, judge_evidence
 from uncomp_cli.evals.judges.case import Case, read_case
-from uncomp_cli.evals.judges.citations import judge_evidence
 from uncomp_cli.evals.judges.contestants import Setting
-from uncomp_cli.evals.judges.divergence import judge_fidelity
-from uncomp_cli.evals.judges.likelihood import NEXT_TOKENS, UNRELATED, judge_perplexity
+from uncomp_cli.evals.judges.predictions import NEXT_TOKENS, UNRELATED, judge_fidelity, judge_perplexity
 from uncomp_cli.evals.judges.turns import TURNS_TOKENS, judge_conversation
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tasks import Task
