@@ -100,23 +100,17 @@ MUTANTS = [
         ("ahead = first - len(positions) + torch", "ahead = first - len(positions) + 1 + torch"),
     ),
     *of(
-        "engine/write/generate.py", "engine_generate",
-        ("index + 1 == max_new_tokens", "index == max_new_tokens"),
-        ("positions = positions + 1", "positions = positions + 0"),
-    ),
-    *of(
-        "engine/write/rows.py", "engine_batch",
-        ("len(prompt.context) if read.questions else prompt.seq_len", "prompt.seq_len"),
+        "engine/write/writer.py", "engine_generate engine_batch",
+        ("self.generated.shape[1] == self.asked.max_new_tokens", "self.generated.shape[1] > self.asked.max_new_tokens"),
+        ("self.prompt_tokens + self.generated.shape[1] - 1", "self.prompt_tokens + self.generated.shape[1]"),
+        ("yield self._take(row, logits[at : at + 1])", "yield self._take(row, logits[:1])"),
     ),
     # These five survived once.
     *of("engine/tokens/prompt.py", "engine_prompt", ('"middle": (document - cut) // 2', '"middle": 0')),
     *of("engine/spend/allocation.py", "engine_allocation", ("(old * before + value) / (before + 1)", "value")),
-    *of("engine/spend/text_budget.py", "engine_kept", ("max(self.guard_from,", "min(self.guard_from,")),
+    *of("engine/spend/allowance.py", "engine_kept", ("max(self.guard_from,", "min(self.guard_from,")),
     *of("engine/spend/compression.py", "engine_planning", ("_BUDGET_SHARE = 0.5", "_BUDGET_SHARE = 0.1")),
-    *of(
-        "engine/context/reused.py", "reused",
-        ("min(self.sampling.max_new_tokens, spec.trained_length - seq_len)", "self.sampling.max_new_tokens"),
-    ),
+    *of("engine/engine.py", "reused", ("min(most, limit - context.prompt_tokens(n))", "most")),
 ]  # fmt: skip
 
 

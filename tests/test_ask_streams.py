@@ -4,12 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 
-from support.commands import Running, environment, last_object, start, two_lines
+from support.commands import PRELOADED, Running, environment, last_object, start, two_lines
 from support.screen import ESCAPE, screen
 from support.tiny import make_tiny_model
 
@@ -163,3 +164,9 @@ def test_a_forked_process_is_like_one_started_from_nothing(tiny_model: Path, tmp
 def told(stderr: str) -> list[str]:
     """What the lines begin with; how often one is written again depends on how long its work takes."""
     return [word for word, _ in groupby(line.split()[0] for line in stderr.splitlines())]
+
+
+@pytest.mark.parametrize("module", PRELOADED)
+def test_what_forked_processes_share_is_there(module: str) -> None:
+    """The server that they are forked from says nothing of a module that it does not find."""
+    assert find_spec(module) is not None
