@@ -9,7 +9,7 @@ import pytest
 
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.ui.console import Terminal, strip_controls
-from uncomp_cli.ui.meter import watch_generation
+from uncomp_cli.ui.meter import Display
 
 
 @pytest.fixture
@@ -43,7 +43,9 @@ def text_of(terminal: Terminal) -> str:
 
 def test_one_line_every_ten_seconds(terminal: Terminal) -> None:
     clock = Clock()
-    assert len(list(watch_generation(prefill(clock), terminal, clock=clock))) == 30
+    with Display(terminal, clock=clock) as display:
+        for step in prefill(clock):
+            display.show(step)
     assert text_of(terminal).splitlines() == [
         "prefill 7,500 tok 33 % · 250 tok/s · 20.0 s left",
         "prefill 7,500 tok 67 % · 250 tok/s · 10.0 s left",
@@ -53,7 +55,9 @@ def test_one_line_every_ten_seconds(terminal: Terminal) -> None:
 
 def test_quiet_shows_nothing_but_warnings(terminal: Terminal) -> None:
     clock, quiet = Clock(), replace(terminal, quiet=True)
-    assert len(list(watch_generation(prefill(clock), quiet, clock=clock))) == 30
+    with Display(quiet, clock=clock) as display:
+        for step in prefill(clock):
+            display.show(step)
     quiet.note("a remark")
     quiet.warn("a warning")
     assert text_of(quiet) == "warning: a warning\n"

@@ -19,7 +19,7 @@ from uncomp_cli.engine.records import DecodeStep, PrefillStep
 from uncomp_cli.steps import PullStep, pulled
 from uncomp_cli.table import Table
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.meter import loading, show, watch_generation
+from uncomp_cli.ui.meter import Display, loading, show
 terminal = Terminal.detect(plain="--plain" in sys.argv)
 if "--quiet" in sys.argv:
     import dataclasses
@@ -33,9 +33,11 @@ def engine():
     for index, text in enumerate(["Fo", "ur", "\\x1b[31m\\t7\\n"]):
         time.sleep(0.15)
         yield DecodeStep(0, index, 1, text, None, (index + 1) / 10, 8 * 2**20)
-for step in watch_generation(engine(), terminal):
-    if isinstance(step, DecodeStep):
-        terminal.write_answer(step.text)
+with Display(terminal) as display:
+    for step in engine():
+        display.show(step)
+        if isinstance(step, DecodeStep):
+            terminal.write_answer(step.text)
 """
 
 
@@ -168,12 +170,12 @@ show(pulled(slowly()), terminal)
 def test_stopping_early_erases_the_bar() -> None:
     body = """
 def engine():
-    for layer in range(1, 5):
-        yield PrefillStep(layer, 4, 100, 1.0, 1)
-steps = watch_generation(engine(), terminal)
-next(steps)
-steps.close()
-terminal.note("stopped")
+    yield PrefillStep(1, 4, 100, 1.0, 1)
+    raise KeyboardInterrupt
+try:
+    show(engine(), terminal)
+except KeyboardInterrupt:
+    terminal.note("stopped")
 """
     ran = run_script(body, stdout_tty=True, stderr_tty=True)
     assert screen(ran.stderr).endswith("stopped")

@@ -1,4 +1,4 @@
-"""Progress and the pace of answers, on standard error: a display that is shown steps, and generators that show theirs.
+"""Progress and the pace of answers, on standard error: a display of steps, and what drives a work and shows it.
 
 On a terminal: a bar with rate and time left, gone before the answer begins. Elsewhere: one line every 10 seconds.
 With quiet: nothing. Standard output is never touched.
@@ -6,7 +6,7 @@ With quiet: nothing. Standard output is never touched.
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
@@ -23,15 +23,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-__all__ = ["Display", "loading", "show", "watch_generation"]
+__all__ = ["Display", "loading", "show"]
 
 LINE_INTERVAL_S = 10.0
 DECODE_INTERVAL_S = 0.1
 
 Clock = Callable[[], float]
-Step = TypeVar("Step", PrefillStep, DecodeStep, PrefillStep | DecodeStep)
-
-
 T = TypeVar("T")
 
 
@@ -122,8 +119,12 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def show(self, step: Working | Progress | Pace) -> None:
+    def show(self, step: Working | Progress | Pace | PrefillStep | DecodeStep) -> None:
         """What begins now and takes a while, or how far it is."""
+        if isinstance(step, PrefillStep):
+            step = step.progress
+        elif isinstance(step, DecodeStep):
+            step = Pace(step.index + 1, step.elapsed_s, step.kv_bytes)
         if isinstance(step, Working):
             self.close()
             if step.at is not None:
@@ -182,8 +183,13 @@ def show(
         steps.close()
 
 
-def _tell(step: Progress | Event, terminal: Terminal, display: "Display", tell: Callable[[Event], None]) -> None:
-    if isinstance(step, (Working, Progress, Pace)):
+def _tell(
+    step: Progress | PrefillStep | DecodeStep | Event,
+    terminal: Terminal,
+    display: Display,
+    tell: Callable[[Event], None],
+) -> None:
+    if isinstance(step, (Working, Progress, Pace, PrefillStep, DecodeStep)):
         display.show(step)
         return
     if not isinstance(step, Piece):
@@ -194,27 +200,6 @@ def _tell(step: Progress | Event, terminal: Terminal, display: "Display", tell: 
         terminal.warn(step.text)
     else:
         tell(step)
-
-
-def watch_generation(
-    steps: Iterable[Step],
-    terminal: Terminal,
-    *,
-    entropy: Callable[[], float | None] = lambda: None,
-    clock: Clock = time.monotonic,
-) -> Iterator[Step]:
-    """Yield the engine's records unchanged; show prefill progress and, when the answer goes elsewhere, decode speed.
-
-    The bar is erased before the first `DecodeStep` is passed on, and also when the caller stops early. `entropy` is
-    asked for the watched heads' entropy so far, as often as the line is drawn.
-    """
-    with Display(terminal, clock=clock) as display:
-        for step in steps:
-            if isinstance(step, PrefillStep):
-                display.show(step.progress)
-            else:
-                display.show(Pace(step.index + 1, step.elapsed_s, step.kv_bytes, entropy=entropy))
-            yield step
 
 
 class _PaceLine:

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,7 +27,7 @@ from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_bytes, format_decimal, format_seconds
 from uncomp_cli.table import Table
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.meter import loading, show, watch_generation
+from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
     from uncomp_cli.budget import presets
@@ -110,7 +110,7 @@ def run_compare(job: Request, against: str, terminal: Terminal) -> None:
         terminal.warn(warning)
     from uncomp_cli.evals.judges import comparison
 
-    done = _watch(comparison.compare(loaded, prompt, (other, chosen), job.sampling), terminal)
+    done = show(comparison.compare(loaded, prompt, (other, chosen), job.sampling), terminal)
     if not job.as_json:
         _write(done, terminal)
         return
@@ -147,18 +147,6 @@ def parse_side(text: str, *, seed: int) -> "presets.Preset":
     if preset.policy != FULL and not budget:
         raise UsageError(f"setting '{text}' has no budget", hint=f"write {text}@20%")
     return replace(preset, budget=Budget.parse(budget or FULL))
-
-
-def _watch(steps: "Generator[Any, None, Comparison]", terminal: Terminal) -> "Comparison":
-    """Show progress; returns what the generator does."""
-    results: list[Comparison] = []
-
-    def run() -> "Generator[Any, None, None]":
-        results.append((yield from steps))
-
-    for _ in watch_generation(run(), terminal):
-        pass
-    return results[0]
 
 
 def _write(done: "Comparison", terminal: Terminal) -> None:
