@@ -170,7 +170,7 @@ def measure_decode(loaded: LoadedModel, case: Case, size: Size, ceiling: Line) -
     mark = cache.mark()
     logits = torch.randn(case.batch, loaded.spec.vocab_size, device=loaded.device)
     prompt = Prompt(Tokens.of([0] * case.tokens), ((),))
-    asked = [Asked(Context(decoder, [prompt], cache, Behind(Begun(row[None]))), 0, size.new_tokens) for row in logits]
+    asked = [Asked(Context(decoder, prompt, cache, Behind(Begun(row[None]))), 0, size.new_tokens) for row in logits]
 
     def work() -> None:
         cache.rollback(mark)

@@ -125,8 +125,11 @@ def test_the_command_writes_one_json_object(
 ) -> None:
     measured = run_job(jobs[1])
 
+    rounds = [(measured, measured, measured)] * 2
+    shown = iter([model_dir, rounds, model_dir, rounds])  # the model that is fetched, then what was measured
+
     def measure_nothing(steps: object, terminal: object) -> object:
-        return [(measured, measured, measured)] * 2
+        return next(shown)
 
     monkeypatch.setattr("uncomp_cli.cli.judge.bench.show", measure_nothing)
     args = ["bench", "-m", str(model_dir), "--tokens", "400", "-b", "full", "-b", "40%", "--device", "cpu"]
@@ -154,7 +157,10 @@ def test_every_thinning_is_measured_at_every_budget_behind_stock(
         yield from ()
 
     monkeypatch.setattr("uncomp_cli.bench.rounds.run_bench", bench_nothing)
-    monkeypatch.setattr("uncomp_cli.cli.judge.bench.show", lambda steps, terminal: [*steps, (measured,) * 5])
+    fetched = iter([model_dir])
+    monkeypatch.setattr(
+        "uncomp_cli.cli.judge.bench.show", lambda steps, terminal: next(fetched, None) or [*steps, (measured,) * 5]
+    )
     args = ["bench", "-m", str(model_dir), "--tokens", "400", "--device", "cpu", "--policy", "uniform", "-b", "40%"]
     thin = ["--thin", "none", "--thin", "gather:after=1,keep=0.3"]
     assert run([*args, "-b", "60%", *thin, "--chunk", "200", "--kv-mem", "1MiB"]) == 0
