@@ -63,7 +63,7 @@ def _foresee(
     pins = pins_in(request, documents)
     if pins:
         unpinned, _ = build_prompt(request.without_pins(), documents, questions, tokenizer, machine.spec, preset)
-        record["pinned_tokens"] = int(prompt.protected.sum()) - int(unpinned.protected.sum())
+        record["pinned_tokens"] = int(prompt.context.protected.sum()) - int(unpinned.context.protected.sum())
         if refusal is not None:
             refusal = blame(refusal, pins, prompt, unpinned, plan=partial(_plan_or_raise, request, preset, machine))
             record["refusal"] = refusal.message

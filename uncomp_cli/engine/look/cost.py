@@ -51,10 +51,10 @@ class ReadLayer:
 def few_tokens(view: LayerView, prompt: Prompt, *, keep: int, config: ScorerConfig) -> Tensor:
     """Positions [G, K] of the protected tokens, of `keep` others of the context, and of the question."""
     scores = pool(WindowScorer(config).score(view), kind=config.pooling, width=config.width)
-    words = prompt.words.to(scores.device) if config.whole_words else None
+    words = prompt.context.words.to(scores.device) if config.whole_words else None
     if words is not None:
         scores = share_by_word(scores, words)
-    protected = prompt.protected.to(scores.device)
+    protected = prompt.context.protected.to(scores.device)
     count = min(keep + int(protected.sum()), len(prompt.context))
     kept = torch.stack(select(scores, [count] * len(scores), protected=protected, words=words))
     question = torch.arange(len(prompt.context), prompt.flat_len, device=kept.device)

@@ -56,7 +56,7 @@ class Sieve:
         if chunk.first == 0:
             self.entered = [0] * self.spec.num_layers
         self.at = torch.arange(len(prompt.context), device=device)
-        self._always = prompt.protected.to(device).clone()
+        self._always = prompt.context.protected.to(device).clone()
         self._always[len(prompt.context) - prompt.asked :] = True
         self._prompt = prompt
         self._best = torch.zeros(len(prompt.context), device=device)
@@ -102,7 +102,7 @@ class Sieve:
         count = max(count, LEAST_TOKENS)
         if count >= len(self.at):
             return None
-        words = self._prompt.words if self.config.whole_words else None
+        words = self._prompt.context.words if self.config.whole_words else None
         words = None if words is None else words.to(self.at.device)[self.at]
         scores = self._best[self.at][None]
         scores = scores if words is None else share_by_word(scores, words)

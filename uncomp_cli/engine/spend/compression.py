@@ -273,7 +273,7 @@ class _Ways:
         """The most tokens [L] of a chunk that a head holds beside its budget until the chunk is done."""
         prompt, plan, length = self.prompt, allocation.plan, len(self.prompt.context)
         most = length if chunk is None else min(length, chunk + prompt.asked)
-        always = int(prompt.protected.sum()) + prompt.asked
+        always = int(prompt.context.protected.sum()) + prompt.asked
         entering = (min(most, max(LEAST_TOKENS, always + math.ceil(share * most))) for share in self.sieve.most())
         waits = allocation.live or plan.head_floor < 1 or plan.keeps_everything
         if waits or self.scorer.shared == 0:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import jinja2
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from uncomp_cli.cache.coherence import word_ids
@@ -48,21 +47,6 @@ class Prompt:
     context: Tokens
     questions: tuple[tuple[int, ...], ...]
     asked: int = 0
-
-    @property
-    def protected(self) -> Tensor:
-        """bool [S]: context tokens that are never evicted."""
-        return self.context.protected
-
-    @property
-    def words(self) -> Tensor:
-        """int64 [S]: the words of the context."""
-        return self.context.words
-
-    @property
-    def offsets(self) -> Tensor:
-        """int64 [S, 2]: characters of the document."""
-        return self.context.offsets
 
     @property
     def longest_question(self) -> int:

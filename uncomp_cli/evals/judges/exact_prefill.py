@@ -221,6 +221,6 @@ def _result(steps: Generator[Any, None, Context]) -> Context:
 
 def without_question(prompt: Prompt, *, window: int) -> Prompt:
     """The context alone: its last `window` tokens observe the others. Protected tokens stay on the other side."""
-    cut = max(int(prompt.protected.sum()), len(prompt.context) - window)
+    cut = max(int(prompt.context.protected.sum()), len(prompt.context) - window)
     cut = min(cut, len(prompt.context) - 1)
     return replace(prompt, context=prompt.context[:cut], questions=(prompt.context.ids[cut:],))
