@@ -66,7 +66,7 @@ def test_at_least_the_sinks_are_protected(tokenizer: Any) -> None:
     assert prompt.context.protected.nonzero()[:, 0].tolist() == [0, 1, 2, 3]
     assert whole(tokenizer, prompt, 0) == f"{DOCUMENT.strip()}\n\nQuestion: {QUESTIONS[0]}\nAnswer:"
     short = chat_prompt(tokenizer, "ab", QUESTIONS[:1], system=None, sinks=4)
-    assert short.protected.tolist() == [True, True]
+    assert short.context.protected.tolist() == [True, True]
 
 
 def test_words_cover_the_context_and_keep_the_number_whole(tokenizer: Any) -> None:
