@@ -1,7 +1,7 @@
 """Both arms on a tiny random Llama: the same greedy tokens at full budget, cache bytes as measured, refusals."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from uncomp_cli.bench.bench_process import _as_known, run_job
 from uncomp_cli.bench.contenders import run_stock, run_uncomp, storage_bytes
 from uncomp_cli.bench.measurement import Job, Measurement
-from uncomp_cli.bench.rounds import measure_in_child
+from uncomp_cli.bench.rounds import Round, measure_in_child
 from uncomp_cli.bench.workload import BenchRequest, make_jobs
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cli.app import run
@@ -21,6 +21,7 @@ from uncomp_cli.config import Limits, ScorerConfig
 from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UsageError
 from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.steps import Progress
 
 LAYERS, HEADS, HEAD_DIM, TOKENS, NEW = 3, 2, 8, 400, 6
 TOKEN_BYTES = LAYERS * HEADS * HEAD_DIM * 2 * 4
@@ -125,13 +126,11 @@ def test_the_command_writes_one_json_object(
 ) -> None:
     measured = run_job(jobs[1])
 
-    rounds = [(measured, measured, measured)] * 2
-    shown = iter([model_dir, rounds, model_dir, rounds])  # the model that is fetched, then what was measured
+    def bench_nothing(jobs: list[Job], runs: int) -> Generator[Progress, None, list[Round]]:
+        yield from ()
+        return [(measured, measured, measured)] * 2
 
-    def measure_nothing(steps: object, terminal: object) -> object:
-        return next(shown)
-
-    monkeypatch.setattr("uncomp_cli.cli.judge.bench.show", measure_nothing)
+    monkeypatch.setattr("uncomp_cli.bench.rounds.run_bench", bench_nothing)
     args = ["bench", "-m", str(model_dir), "--tokens", "400", "-b", "full", "-b", "40%", "--device", "cpu"]
     assert run([*args, "--json"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
@@ -152,15 +151,12 @@ def test_every_thinning_is_measured_at_every_budget_behind_stock(
     """Each technique alone and both together; the child is given thinning and limits."""
     measured, given = run_job(jobs[1]), []
 
-    def bench_nothing(jobs: list[Job], runs: int) -> Iterator[None]:
+    def bench_nothing(jobs: list[Job], runs: int) -> Generator[Progress, None, list[Round]]:
         given.extend(Job.from_json(job.to_json()) for job in jobs)
         yield from ()
+        return [(measured,) * 5]
 
     monkeypatch.setattr("uncomp_cli.bench.rounds.run_bench", bench_nothing)
-    fetched = iter([model_dir])
-    monkeypatch.setattr(
-        "uncomp_cli.cli.judge.bench.show", lambda steps, terminal: next(fetched, None) or [*steps, (measured,) * 5]
-    )
     args = ["bench", "-m", str(model_dir), "--tokens", "400", "--device", "cpu", "--policy", "uniform", "-b", "40%"]
     thin = ["--thin", "none", "--thin", "gather:after=1,keep=0.3"]
     assert run([*args, "-b", "60%", *thin, "--chunk", "200", "--kv-mem", "1MiB"]) == 0

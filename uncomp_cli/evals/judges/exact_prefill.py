@@ -11,10 +11,8 @@ kept; the question comes after the eviction.
 """
 
 import zlib
-from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +35,7 @@ from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.errors import DoesNotFitError, ModelError
 from uncomp_cli.evals.judges.contestants import Setting
 from uncomp_cli.evals.tasks.task import Regime
+from uncomp_cli.steps import finished
 from uncomp_cli.uncertainty.measures import Measure
 
 __all__ = ["Left", "Reading", "read_once"]
@@ -146,7 +145,7 @@ class Reading:
         if planned.chunk_tokens is not None:  # a result must not depend on the memory that is free
             message = f"a sample of {self.prompt.seq_len:,} tokens does not fit into memory in one pass"
             raise DoesNotFitError(message, hint="use fewer --tokens")
-        return _result(Reader(self.decoder, planned).read()), planned.allocation
+        return finished(Reader(self.decoder, planned).read()), planned.allocation
 
     def compress(self, setting: Setting, regime: Regime) -> RaggedKVCache:
         """The cache of one row that `setting` leaves of the exact prefill; what it says of thinning is not looked at.
@@ -207,16 +206,6 @@ def read_once(decoder: Decoder, prompt: Prompt) -> Reading:
     ids = torch.tensor([[*prompt.context, *prompt.questions[0]]])
     logits = decoder.forward(ids, torch.arange(ids.shape[1])[None], recorder, 1)[:, -1]
     return Reading(decoder, prompt, tuple(recorder.calls), logits)
-
-
-def _result(steps: Generator[Any, None, Context]) -> Context:
-    """What a prefill returns; its records are of no use here."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            read: Context = end.value
-            return read
 
 
 def without_question(prompt: Prompt, *, window: int) -> Prompt:
