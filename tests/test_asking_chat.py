@@ -8,7 +8,7 @@ import pytest
 from support.chats import GREEDY
 from uncomp_cli.asking.chat import Chat
 from uncomp_cli.asking.events import Done, Event, Noted, Pace, Piece, Stopped
-from uncomp_cli.asking.preset_choice import PresetChoice
+from uncomp_cli.asking.preset_choice import CHAT_CHOICE
 from uncomp_cli.budget.presets import preset
 from uncomp_cli.documents.collection import Document
 from uncomp_cli.engine.engine import Engine
@@ -87,18 +87,18 @@ def test_ctrl_c_before_the_answer_leaves_the_message_as_the_draft(chat: Chat) ->
 
 def test_another_preset_is_used_at_once_or_not_at_all(chat: Chat) -> None:
     list(chat.say("hello there, this is a question of some length"))
-    *_, read = list(chat.use(PresetChoice("full")))
+    *_, read = list(chat.use(replace(CHAT_CHOICE, name="full")))
     assert isinstance(read, Noted)
     assert read.text.startswith("preset full · budget full · policy full · read ")
     with pytest.raises(DoesNotFitError):
-        list(chat.use(PresetChoice("live", budget="3")))
+        list(chat.use(replace(CHAT_CHOICE, name="live", budget="3")))
     assert (chat.session.preset.name, chat.choice.name) == ("full", "full")
 
 
 def test_what_is_left_early_changes_nothing(chat: Chat) -> None:
     list(chat.say("hello there, this is a question of some length"))
     before, preset_before, choice = list(chat.dialogue.entries), chat.session.preset, chat.choice
-    for events in (chat.add([NOTES]), chat.use(PresetChoice("full")), chat.say("and?")):
+    for events in (chat.add([NOTES]), chat.use(replace(CHAT_CHOICE, name="full")), chat.say("and?")):
         assert isinstance(next(events), Progress)
         events.close()
         assert (chat.dialogue.entries, chat.dialogue.pending) == (before, [])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from uncomp_cli.asking.dialogue import Dialogue, documents_in
-from uncomp_cli.asking.preset_choice import LEAST_TOKENS, PresetChoice, times
+from uncomp_cli.asking.preset_choice import CHAT_CHOICE, LEAST_TOKENS, times
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.documents.collection import Document
@@ -145,27 +145,27 @@ def test_messages_keep_ids_and_parts() -> None:
     ],
 )
 def test_a_budget_times_a_factor(typed: str, budget: str, expected: str) -> None:
-    chosen = times(PresetChoice("small"), typed, now=replace(load_preset("unseen"), budget=budget))
+    chosen = times(replace(CHAT_CHOICE, name="small"), typed, now=replace(load_preset("unseen"), budget=budget))
     assert (chosen.name, str(chosen.budget)) == ("small", expected)
 
 
 def test_twice_the_budget_is_never_less() -> None:
     """A floor that holds now is multiplied too."""
-    now = PresetChoice().stored()
-    doubled = times(PresetChoice(), "2x", now=now).stored()
+    now = CHAT_CHOICE.stored()
+    doubled = times(CHAT_CHOICE, "2x", now=now).stored()
     assert (str(doubled.budget), doubled.floor_tokens) == ("60%", 2 * now.floor_tokens)
-    assert times(PresetChoice(), "60%", now=now).stored().floor_tokens == LEAST_TOKENS
+    assert times(CHAT_CHOICE, "60%", now=now).stored().floor_tokens == LEAST_TOKENS
 
 
 @pytest.mark.parametrize("budget", ["full", "auto"])
 def test_what_has_no_amount_cannot_be_doubled(budget: str) -> None:
     with pytest.raises(UsageError, match=f"budget {budget} cannot be taken 2x"):
-        times(PresetChoice(), "2x", now=replace(load_preset("unseen"), budget=budget))
+        times(CHAT_CHOICE, "2x", now=replace(load_preset("unseen"), budget=budget))
 
 
 def test_the_default_preset_serves_any_question() -> None:
-    assert PresetChoice().stored().name == "unseen"
-    assert PresetChoice("small", budget=Budget.parse("25%")).stored().budget == Budget.parse("25%")
+    assert CHAT_CHOICE.stored().name == "unseen"
+    assert replace(CHAT_CHOICE, name="small", budget=Budget.parse("25%")).stored().budget == Budget.parse("25%")
 
 
 def test_markdown_tells_everything_but_the_documents_texts() -> None:

@@ -10,7 +10,7 @@ import pytest
 from support.chats import GREEDY, Stopping, hold
 from support.commands import two_lines
 from support.tiny import TRAINED_LENGTH
-from uncomp_cli.asking.preset_choice import PresetChoice
+from uncomp_cli.asking.preset_choice import CHAT_CHOICE
 from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.chat.launch import ChatJob, open_talk
@@ -32,7 +32,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def open_chat(model: Path, rope: str | None = None, *, context: str | None = None, force: bool = False) -> Talk:
     """A chat as its options begin it, without a terminal."""
     choice = ModelChoice(str(model), rope=rope, context=context, force=force)
-    job = ChatJob((), None, False, choice, PresetChoice(), Limits(), "float32", None, GREEDY)
+    job = ChatJob((), None, False, choice, CHAT_CHOICE, Limits(), "float32", None, GREEDY)
     terminal = Terminal(Stopping(), io.StringIO(), False, False, False, False)
     return open_talk(job, load_model(str(model), rope=choice.rope_choice), terminal)
 

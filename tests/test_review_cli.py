@@ -17,6 +17,7 @@ import typer
 from support.chats import hold, make_talk
 from support.commands import environment, start
 from uncomp_cli.asking import pipeline
+from uncomp_cli.asking.preset_choice import PresetChoice
 from uncomp_cli.bench import bench_process as bench_worker
 from uncomp_cli.bench import rounds
 from uncomp_cli.budget import presets
@@ -159,11 +160,11 @@ def test_the_budget_of_bench_from_everywhere(
     assert resolved("bench", "budget", capsys) == (["64 MiB"], "env")
     seen: list[object] = []
 
-    def choose(name: object, *, budget: object, **_: object) -> NoReturn:
-        seen.append(budget)
+    def stored(choice: PresetChoice) -> NoReturn:
+        seen.append(choice.budget)
         raise UncompError("enough")
 
-    monkeypatch.setattr(bench, "choose_preset", choose)
+    monkeypatch.setattr(PresetChoice, "stored", stored)
     assert run(["bench", "-q", "-m", "no-such-model"]) == 1
     assert [str(budget) for budget in seen] == ["64 MiB"]
 

@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterator
 
 from uncomp_cli.asking.chat import Chat
-from uncomp_cli.asking.preset_choice import PresetChoice
+from uncomp_cli.asking.preset_choice import CHAT_CHOICE, PresetChoice
 from uncomp_cli.cli.chat.loop import Loop
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.config import SamplingConfig
@@ -33,8 +33,8 @@ class Stopping(io.StringIO):
 
 def make_talk(loaded: LoadedModel, choice: PresetChoice | None = None) -> Talk:
     """A chat without a terminal."""
-    choice = choice or PresetChoice()
-    preset, _ = choice.settled(fingerprint(loaded))
+    choice = choice or CHAT_CHOICE
+    preset, _ = choice.settled(fingerprint(loaded), any_question=True)
     terminal = Terminal(Stopping(), io.StringIO(), False, False, False, False)
     return Talk(Chat(Engine(loaded, sampling=GREEDY).conversation(preset), choice, name="tiny"), terminal)
 

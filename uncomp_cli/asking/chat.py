@@ -17,7 +17,7 @@ from uncomp_cli.asking.account import Spent
 from uncomp_cli.asking.dialogue import Dialogue, documents_in
 from uncomp_cli.asking.doubts import check_calibrated, risk_of, risk_warnings
 from uncomp_cli.asking.events import Done, Event, Noted, Stopped, Turn
-from uncomp_cli.asking.preset_choice import CHAT_PRESET, PresetChoice, preset_line
+from uncomp_cli.asking.preset_choice import CHAT_CHOICE, CHAT_PRESET, PresetChoice, preset_line
 from uncomp_cli.asking.reply import Earlier, Events, Reply, escalated, written
 from uncomp_cli.asking.startup import length_warnings
 from uncomp_cli.documents.places import Evidence, Places, find_evidence
@@ -56,7 +56,9 @@ class Chat:
     ) -> None:
         preset = session.preset
         self.session = session
-        self.choice = choice or PresetChoice(preset.name, preset.budget, floor_tokens=preset.floor_tokens)
+        self.choice = choice or replace(
+            CHAT_CHOICE, name=preset.name, budget=preset.budget, floor_tokens=preset.floor_tokens
+        )
         self.name = name or session.loaded.info.name
         self.dialogue = Dialogue(system)
         self.draft, self.created = "", ""
@@ -198,7 +200,7 @@ class Chat:
         from uncomp_cli.models.runnable import fingerprint
 
         session, earlier, bytes_before = self.session, Earlier(self.session), self.session.kv_bytes
-        preset, notes = choice.settled(fingerprint(self.loaded))
+        preset, notes = choice.settled(fingerprint(self.loaded), any_question=True)
         session.use(preset)
         try:
             yield from self.read_again(preset_line(preset), bytes_before=bytes_before, begun=earlier.let_go)

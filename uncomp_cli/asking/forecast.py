@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from uncomp_cli.asking.events import Event, Foreseen
+from uncomp_cli.asking.events import Event, Foreseen, Noted
 from uncomp_cli.asking.material import blame, build_prompt, describe_files, longest_read, pins_in
-from uncomp_cli.asking.preset_choice import settle
 from uncomp_cli.asking.readout import SCHEMA_VERSION, held_bits
 from uncomp_cli.asking.request import Request
 from uncomp_cli.asking.startup import during, fetch, planned_length, weigh
@@ -23,9 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["forecast"]
 
 
-def forecast(
-    request: Request, contexts: Sequence[DocumentSet], questions: Sequence[str], preset: "Preset"
-) -> Iterator[Event]:
+def forecast(request: Request, contexts: Sequence[DocumentSet], questions: Sequence[str]) -> Iterator[Event]:
     """The plan of every context, or why it is refused."""
     path = yield from fetch(request.model)
     spec, weights, available = yield from during("measuring", lambda: weigh(request.model, path))
@@ -35,7 +32,8 @@ def forecast(
     from uncomp_cli.models.runnable import fingerprint_of
 
     info = show_model(request.model.name)
-    preset = yield from settle(request, preset, fingerprint_of(info, spec))
+    preset, notes = request.choice.settled(fingerprint_of(info, spec))
+    yield from map(Noted, notes)
     tokenizer = yield from during("preparing the prompt", lambda: load_tokenizer(request.model.tokenizer or path))
     machine = _Machine(spec, info.trained_length, weights, available, RopeState())
     if request.model.rope_choice is not None:

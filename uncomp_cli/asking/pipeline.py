@@ -12,10 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 from uncomp_cli.asking.doubts import check_calibrated, check_fail_under
-from uncomp_cli.asking.events import Event, Warned
+from uncomp_cli.asking.events import Event, Noted, Warned
 from uncomp_cli.asking.forecast import forecast
 from uncomp_cli.asking.material import longest_read, pinned_tokens, resolve, sources_of
-from uncomp_cli.asking.preset_choice import preset_of, settle
 from uncomp_cli.asking.queue import Queue
 from uncomp_cli.asking.request import Request, check_text
 from uncomp_cli.asking.startup import check_context_fits, check_grows, during, lengthen, load
@@ -42,16 +41,17 @@ def run(request: Request) -> Generator[Event, None, None]:
     documents = yield from gather_documents(request)
     request = replace(request, pins=resolve(request.pins, [document.path for document in documents.documents]))
     pinned_tokens(request.pins, Places(sources_of(documents), ()))  # refuses what is not there before a model is loaded
-    preset = yield from during("preparing", lambda: preset_of(request, request.preset or request.usual_preset))
+    preset = yield from during("preparing", request.choice.stored)
     check_risk(request, preset)
     if request.dry_run:
-        yield from forecast(request, request.contexts(documents), questions, preset)
+        yield from forecast(request, request.contexts(documents), questions)
         return
     loaded = yield from load(request.model)
     from uncomp_cli.engine.engine import Engine
     from uncomp_cli.models.runnable import fingerprint
 
-    preset = yield from settle(request, preset, fingerprint(loaded))
+    preset, notes = request.choice.settled(fingerprint(loaded))
+    yield from map(Noted, notes)
     check_risk(request, preset)
     if choice is not None and choice.kind == "auto" and documents.documents:
         tokens = longest_read(request, request.contexts(documents), questions, loaded.tokenizer)

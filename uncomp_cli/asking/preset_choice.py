@@ -5,13 +5,11 @@ that looks at the question gives way to `unseen`'s (engine/context/growth.py).
 """
 
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec
 
-from uncomp_cli.asking.events import Event, Noted
-from uncomp_cli.asking.request import Request
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET, LIVE_PRESET, Preset, preset
 from uncomp_cli.errors import UsageError
@@ -21,14 +19,12 @@ if TYPE_CHECKING:
     from uncomp_cli.uncertainty.profile import ModelFingerprint
 
 __all__ = [
+    "CHAT_CHOICE",
     "CHAT_PRESET",
     "LEAST_TOKENS",
     "PresetChoice",
     "choose_preset",
-    "loss_note",
     "preset_line",
-    "preset_of",
-    "settle",
     "settle_preset",
     "times",
 ]
@@ -82,7 +78,7 @@ def settle_preset(
     return preset, None
 
 
-def loss_note(preset: Preset, max_loss: str) -> str:
+def _loss_note(preset: Preset, max_loss: str) -> str:
     """Which budget --max-loss chose, and the measured loss that it holds by."""
     point = next(point for point in preset.quality if Budget.parse(point.budget) == preset.budget)
     return (
@@ -93,38 +89,57 @@ def loss_note(preset: Preset, max_loss: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PresetChoice:
-    """A preset's name, None for the default one, and what replaces its own; None leaves it.
+    """A preset's name, None for the usual one, and what replaces its own; None leaves it.
 
-    `floor_tokens` go with a budget in per cent: what a head keeps at least.
+    `usual` is taken when none is named. `floor_tokens` go with a budget in per cent: what a head keeps at least.
     """
 
     name: str | None = None
     budget: Budget | None = None
     policy: str | None = None
     scorer: str | None = None
+    kv_bits: int | None = None
+    thinning: str | None = None
+    max_loss: str | None = None
     seed: int = 0
-    floor_tokens: int = LEAST_TOKENS
+    usual: str | None = None
+    floor_tokens: int | None = None
 
     def stored(self, name: str | None = None) -> Preset:
         """The preset with the user's changes, whatever the model is. Raises UsageError for what cannot be."""
-        preset = choose_preset(
-            name or self.name or CHAT_PRESET,
+        chosen = choose_preset(
+            name or self.name or self.usual,
             budget=self.budget,
             policy=self.policy,
             scorer=self.scorer,
+            kv_bits=self.kv_bits,
+            thinning=self.thinning,
+            max_loss=self.max_loss,
             seed=self.seed,
         )
-        if self.budget is None or preset.budget.kind != "fraction":
-            return preset
-        return replace(preset, floor_tokens=self.floor_tokens)
+        if self.floor_tokens is None or self.budget is None or chosen.budget.kind != "fraction":
+            return chosen
+        return replace(chosen, floor_tokens=self.floor_tokens)
 
-    def settled(self, model: "ModelFingerprint") -> tuple[Preset, list[str]]:
-        """The preset for this model and for questions that nobody has asked yet; notes on what was changed."""
-        from uncomp_cli.engine.context.growth import for_any_question
+    def settled(self, model: "ModelFingerprint", *, any_question: bool = False) -> tuple[Preset, list[str]]:
+        """The preset for this model, with `any_question` one for questions that nobody has asked yet.
 
-        preset, note = settle_preset(self.stored(), model, named=self.name is not None, choose=self.stored)
-        preset, changed = for_any_question(preset)
-        return preset, [each for each in (note, changed) if each is not None]
+        The notes say what was changed, and what --max-loss came to.
+        """
+        chosen, changed = settle_preset(self.stored(), model, named=self.name is not None, choose=self.stored)
+        notes = [changed]
+        if any_question:
+            from uncomp_cli.engine.context.growth import for_any_question
+
+            chosen, changed = for_any_question(chosen)
+            notes.append(changed)
+        if self.max_loss is not None:
+            notes.append(_loss_note(chosen, self.max_loss))
+        return chosen, [note for note in notes if note is not None]
+
+
+CHAT_CHOICE = PresetChoice(usual=CHAT_PRESET, floor_tokens=LEAST_TOKENS)
+"""What a conversation goes by when nothing is named."""
 
 
 def times(choice: PresetChoice, text: str, *, now: Preset) -> PresetChoice:
@@ -148,28 +163,3 @@ def preset_line(preset: Preset) -> str:
     least = f", at least {format_count(preset.floor_tokens)} tokens" if preset.floor_tokens else ""
     scorer = "" if preset.policy == "full" else f" · scorer {preset.scorer.name}"
     return f"preset {preset.name} · budget {preset.budget}{least} · policy {preset.policy}{scorer}"
-
-
-def preset_of(request: Request, name: str | None) -> Preset:
-    """The preset `name`, or the default one, with what the user changed in it."""
-    return choose_preset(
-        name,
-        budget=request.budget,
-        policy=request.policy,
-        scorer=request.scorer,
-        seed=request.sampling.seed,
-        kv_bits=request.kv_bits,
-        max_loss=request.max_loss,
-        thinning=request.thinning,
-    )
-
-
-def settle(request: Request, preset: Preset, model: "ModelFingerprint") -> Generator[Event, None, Preset]:
-    """The preset for this model: what is not the default one, and what --max-loss came to, is said."""
-    named = request.preset is not None
-    preset, note = settle_preset(preset, model, named=named, choose=lambda name: preset_of(request, name))
-    if note is not None:
-        yield Noted(note)
-    if request.max_loss is not None:
-        yield Noted(loss_note(preset, request.max_loss))
-    return preset

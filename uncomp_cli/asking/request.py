@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from uncomp_cli.asking.preset_choice import PresetChoice
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET
 from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
@@ -91,17 +92,11 @@ class Request:
     truncate: Literal["head", "middle", "tail"] | None = None
     dry_run: bool = False
     model: ModelChoice = field(default_factory=ModelChoice)
-    preset: str | None = None
-    budget: Budget | None = None
-    policy: str | None = None
-    scorer: str | None = None
-    kv_bits: int | None = None
+    preset: PresetChoice = field(default_factory=PresetChoice)
     system: str | None = None
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     as_json: bool = False
-    max_loss: str | None = None
     explain_budget: bool = False
-    thinning: str | None = None
     limits: Limits = field(default_factory=Limits)
     each: bool = False
     matmul: Literal["float32", "bfloat16", "int8"] = "float32"
@@ -120,9 +115,10 @@ class Request:
         return self.save_cache is not None or self.reuse is not None
 
     @property
-    def usual_preset(self) -> str | None:
-        """The preset that is taken when none is named; what is saved must serve questions nobody has asked yet."""
-        return AGNOSTIC_PRESET if self.saves_context and self.policy is None and self.max_loss is None else None
+    def choice(self) -> PresetChoice:
+        """By what its preset is chosen; what is saved must serve questions nobody has asked yet."""
+        usual = self.saves_context and self.preset.policy is None and self.preset.max_loss is None
+        return replace(self.preset, usual=AGNOSTIC_PRESET) if usual else self.preset
 
     @property
     def names_a_cache(self) -> bool:

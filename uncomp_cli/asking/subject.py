@@ -115,8 +115,9 @@ def check_saving(request: Request) -> None:
     if request.limits.constant_size:
         message = "--constant-size forgets parts of the document on the way, --reuse and --save-cache keep it"
         raise UsageError(message, hint="leave one of them out")
-    if request.thinning not in (None, "none"):
-        message = f"--thin {request.thinning} goes by the question, and what is saved must serve any"
+    thinning = request.preset.thinning
+    if thinning not in (None, "none"):
+        message = f"--thin {thinning} goes by the question, and what is saved must serve any"
         raise UsageError(message, hint="leave --thin out")
     if request.names_a_cache and not request.paths and (request.evidence or request.pins):
         flag = "--evidence" if request.evidence else "--pin"
@@ -304,16 +305,16 @@ class Reader:
 
     def _named(self) -> "Entry":
         """The context of that name; what the user asked for must not be other than what it has."""
-        request, preset, name = self._request, self.preset, str(self._request.reuse)
+        asked, preset, name = self._request.preset, self.preset, str(self._request.reuse)
         entry = self._shelf.find(name)
         record = entry.manifest.record
         saved = record["compression"]
         wanted = (
-            ("--preset", request.preset, preset.name, record["preset"]),
-            ("--budget", request.budget, str(preset.budget), saved["budget"]),
-            ("--policy", request.policy, preset.policy, saved["policy"]),
-            ("--scorer", request.scorer, preset.scorer.name, saved["scorer"]["name"]),
-            ("--kv-bits", request.kv_bits, preset.kv_bits, saved["kv_bits"]),
+            ("--preset", asked.name, preset.name, record["preset"]),
+            ("--budget", asked.budget, str(preset.budget), saved["budget"]),
+            ("--policy", asked.policy, preset.policy, saved["policy"]),
+            ("--scorer", asked.scorer, preset.scorer.name, saved["scorer"]["name"]),
+            ("--kv-bits", asked.kv_bits, preset.kv_bits, saved["kv_bits"]),
         )
         for flag, given, mine, theirs in wanted:
             if given is not None and mine != theirs:

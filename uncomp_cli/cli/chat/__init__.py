@@ -1,11 +1,11 @@
 """`uncomp chat`: a conversation in which only what is new is prefilled, over a cache that stays in its budget."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
 
-from uncomp_cli.asking.preset_choice import CHAT_PRESET, PresetChoice
+from uncomp_cli.asking.preset_choice import CHAT_PRESET, LEAST_TOKENS
 from uncomp_cli.asking.request import check_text
 from uncomp_cli.cli.declare.options import (
     COMPRESSION_PANEL,
@@ -81,7 +81,7 @@ def chat(
         session=talk.session,
         keeps_history=not talk.no_history,
         model=model.choice(),
-        choice=PresetChoice(preset.name, preset.budget, preset.policy, preset.scorer, sampling.seed),
+        choice=replace(preset.choice(sampling.seed), usual=CHAT_PRESET, floor_tokens=LEAST_TOKENS),
         limits=reading.limits(),
         matmul=model.matmul,
         system=system,

@@ -9,7 +9,7 @@ import difflib
 from dataclasses import fields, replace
 
 from uncomp_cli.asking.doubts import HELD_BACK
-from uncomp_cli.asking.preset_choice import PresetChoice, preset_line, times
+from uncomp_cli.asking.preset_choice import CHAT_CHOICE, preset_line, times
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.errors import UsageError
@@ -91,7 +91,7 @@ def set_budget(talk: Talk, argument: str) -> None:
 def set_preset(talk: Talk, argument: str) -> None:
     """Show the presets, or compress the conversation by another one."""
     if argument:
-        talk.show(talk.chat.use(PresetChoice(argument, seed=talk.chat.choice.seed)))
+        talk.show(talk.chat.use(replace(CHAT_CHOICE, name=argument, seed=talk.chat.choice.seed)))
         return
     from uncomp_cli.budget.presets import list_presets
 

@@ -103,7 +103,7 @@ def open_talk(job: ChatJob, loaded: "LoadedModel", terminal: Terminal) -> Talk:
     from uncomp_cli.models.runnable import fingerprint
 
     loaded = show(lengthen_for_growth(loaded, job.model.rope_choice), terminal)
-    preset, notes = job.choice.settled(fingerprint(loaded))
+    preset, notes = job.choice.settled(fingerprint(loaded), any_question=True)
     check_context_fits(job.model, loaded, preset)
     session = Engine(loaded, sampling=job.sampling, limits=job.limits, matmul=job.matmul).conversation(preset)
     talk = Talk(Chat(session, job.choice, system=job.system, name=_lasting_name(job.model.name)), terminal)

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from uncomp_cli.asking.preset_choice import PresetChoice
 from uncomp_cli.asking.request import DEFAULT_CACHE_SIZE, ModelChoice, bytes_of, shelf_of
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.policies import POLICIES
@@ -297,6 +298,12 @@ class PresetOptions:
             show_default=_OF_PRESET,
         ),
     ] = None
+
+    def choice(self, seed: int) -> PresetChoice:
+        """The same as the asking layer takes it."""
+        return PresetChoice(
+            self.name, self.budget, self.policy, self.scorer, self.kv_bits, self.thinning, self.max_loss, seed
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,11 @@
 """`uncomp bench`: what a setting costs and saves against stock transformers with its full cache, on this machine."""
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uncomp_cli.asking.preset_choice import choose_preset, settle_preset
 from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.asking.startup import fetch, weigh
 from uncomp_cli.budget.amount import Budget
@@ -102,19 +100,17 @@ def bench(
     document, source = _document(measured.file, measured.tokens, seed, terminal)
     choice = model.choice()
     limits = reading.limits()
-    alike = partial(choose_preset, policy=preset.policy, scorer=preset.scorer, seed=seed, kv_bits=preset.kv_bits)
     amounts, thinnings = measured.budget or (None,), measured.thin or (None,)
-    choices = [partial(alike, budget=amount, thinning=text) for amount in amounts for text in thinnings]
+    alike = preset.choice(seed)
+    choices = [replace(alike, budget=amount, thinning=text) for amount in amounts for text in thinnings]
     with loading(terminal, "preparing the benchmark"):
-        presets = [choose(preset.name) for choose in choices]
+        for each in choices:
+            each.stored()  # a slip in one must not wait for the model
     model_dir = show(fetch(choice), terminal)
     with loading(terminal, "measuring the model"):
         fingerprint = _fingerprint(choice, model_dir)
-    settled = [
-        settle_preset(found, fingerprint, named=preset.name is not None, choose=choose)
-        for found, choose in zip(presets, choices, strict=True)
-    ]
-    for note in dict.fromkeys(note for _, note in settled if note is not None):
+    settled = [each.settled(fingerprint) for each in choices]
+    for note in dict.fromkeys(note for _, notes in settled for note in notes):
         terminal.note(note)
     with loading(terminal, "preparing the prompt"):
         from uncomp_cli.bench.rounds import bench_table, conditions, report, run_bench

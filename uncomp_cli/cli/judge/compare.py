@@ -8,7 +8,6 @@ import typer
 
 from uncomp_cli.asking.material import build_prompt, describe_files
 from uncomp_cli.asking.pipeline import gather_documents, gather_questions
-from uncomp_cli.asking.preset_choice import preset_of, settle
 from uncomp_cli.asking.readout import SCHEMA_VERSION, About, answer_record
 from uncomp_cli.asking.request import Request
 from uncomp_cli.asking.startup import check_context_fits, check_grows, length_warnings, lengthen, load
@@ -77,15 +76,10 @@ def compare(
         questions=(question,),
         truncate=compared.truncate,
         model=model.choice(),
-        preset=preset.name,
-        budget=preset.budget,
-        policy=preset.policy,
-        scorer=preset.scorer,
-        kv_bits=preset.kv_bits,
+        preset=preset.choice(sampling.seed),
         system=system,
         sampling=sampling.config(),
         as_json=output.as_json,
-        thinning=preset.thinning,
     )
     run_compare(job, compared.against, terminal)
 
@@ -96,11 +90,13 @@ def run_compare(job: Request, against: str, terminal: Terminal) -> None:
     (question,) = gather_questions(job)
     documents = show(gather_documents(job), terminal)
     with loading(terminal, "preparing"):
-        chosen, other = preset_of(job, job.preset), parse_side(against, seed=job.sampling.seed)
+        chosen, other = job.preset.stored(), parse_side(against, seed=job.sampling.seed)
     loaded = show(load(job.model), terminal)
     from uncomp_cli.models.runnable import fingerprint
 
-    chosen = show(settle(job, chosen, fingerprint(loaded)), terminal)
+    chosen, notes = job.preset.settled(fingerprint(loaded))
+    for note in notes:
+        terminal.note(note)
     check_context_fits(job.model, loaded, chosen)
     prompt, cut = build_prompt(job, documents, [question], loaded.tokenizer, loaded.spec, chosen)
     tokens = prompt.seq_len + job.sampling.max_new_tokens

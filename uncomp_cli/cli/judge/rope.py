@@ -1,13 +1,13 @@
 """`uncomp rope`: ways of reading past the trained length, measured on the user's text, and which one to use."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.asking.preset_choice import choose_preset, settle_preset
+from uncomp_cli.asking.preset_choice import PresetChoice
 from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.asking.startup import load
 from uncomp_cli.budget.amount import Budget
@@ -29,7 +29,6 @@ from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
-    from uncomp_cli.budget import presets
     from uncomp_cli.evals.rope.cells import RopeCell
     from uncomp_cli.evals.rope.sweep import RopeRequest
     from uncomp_cli.evals.rope.verdict import RopeSummary
@@ -139,13 +138,8 @@ class RopeJob:
     """What is measured, with which preset, and how it is told."""
 
     wanted: RopeOptions
-    preset: str | None
-    seed: int
+    choice: PresetChoice
     as_json: bool
-
-    def choose(self, name: str | None) -> "presets.Preset":
-        """The preset of this name, with the budget that is measured."""
-        return choose_preset(name, budget=self.wanted.budget, policy=None, scorer=None, seed=self.seed)
 
 
 def rope(
@@ -161,9 +155,10 @@ def rope(
     terminal = output.terminal(ctx)
     check_plot(wanted.plot)
     if wanted.source is None:
-        run_rope(RopeJob(wanted, preset.name, seed, output.as_json), model.choice(), terminal)
-    elif chosen := typed(ctx, _CHOOSING):
-        message = f"--from shows all that is in the file, {chosen[0]} chooses"
+        chosen = replace(preset.choice(seed), budget=wanted.budget)
+        run_rope(RopeJob(wanted, chosen, output.as_json), model.choice(), terminal)
+    elif given := typed(ctx, _CHOOSING):
+        message = f"--from shows all that is in the file, {given[0]} chooses"
         raise UsageError(message, hint="leave one of the two out")
     else:
         show_results(wanted.source, wanted.plot, terminal, as_json=output.as_json)
@@ -184,10 +179,10 @@ def run_rope(job: RopeJob, choice: ModelChoice, terminal: Terminal) -> None:
     """Run one `uncomp rope`."""
     wanted = job.wanted
     with loading(terminal, "preparing"):
-        preset = job.choose(job.preset)
+        job.choice.stored()
         _check_words(wanted)
     loaded = show(load(choice), terminal)
-    request = _request(job, preset, loaded, terminal)
+    request = _request(job, loaded, terminal)
     from uncomp_cli.evals.journal import Journal, writing
     from uncomp_cli.evals.rope import sweep as rope_sweep
     from uncomp_cli.evals.rope.cells import CELLS
@@ -216,12 +211,12 @@ def _check_words(wanted: RopeOptions) -> None:
     parse_arms(wanted.kinds, longest=longest, unscaled_length=longest, budget=wanted.budget, compress=wanted.compress)
 
 
-def _request(job: RopeJob, preset: "presets.Preset", loaded: "LoadedModel", terminal: Terminal) -> "RopeRequest":
+def _request(job: RopeJob, loaded: "LoadedModel", terminal: Terminal) -> "RopeRequest":
     from uncomp_cli.evals.rope.arms import parse_arms, parse_lengths, unread
     from uncomp_cli.evals.rope.sweep import RopeRequest, check_arms, check_memory, lengths_of
     from uncomp_cli.models.runnable import fingerprint
 
-    wanted, known = job.wanted, lengths_of(loaded)
+    wanted, seed, known = job.wanted, job.choice.seed, lengths_of(loaded)
     trained = known.trained
     lengths = (trained, 2 * trained) if wanted.tokens is None else parse_lengths(wanted.tokens)
     longest, unscaled = max(lengths), known.unscaled
@@ -231,13 +226,13 @@ def _request(job: RopeJob, preset: "presets.Preset", loaded: "LoadedModel", term
     check_arms(arms, loaded)
     for sentence in unread(arms, lengths, known):
         terminal.note(sentence)
-    preset, note = settle_preset(preset, fingerprint(loaded), named=job.preset is not None, choose=job.choose)
-    if note is not None:
+    preset, notes = job.choice.settled(fingerprint(loaded))
+    for note in notes:
         terminal.note(note)
     depths = tuple(at / (wanted.depths - 1) if wanted.depths > 1 else 0.5 for at in range(wanted.depths))
     check_memory(arms, lengths, preset, loaded)  # before so much text is made
-    haystack = haystack_of(wanted.file, max(longest, trained), seed=job.seed, terminal=terminal)
-    return RopeRequest(arms, lengths, depths, wanted.samples, job.seed, haystack, preset)
+    haystack = haystack_of(wanted.file, max(longest, trained), seed=seed, terminal=terminal)
+    return RopeRequest(arms, lengths, depths, wanted.samples, seed, haystack, preset)
 
 
 def _report(
