@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 MEASURE_PANEL = "Measurement"
-COLUMNS = ("SETTING", "FIRST TOKEN", "DECODE TOK/S", "KV", "PEAK", "KEPT", "SAME TOKENS")
 
 
 @dataclass(frozen=True, slots=True)
