@@ -1,6 +1,7 @@
 """How deep a token's road is: from the function of `uncomp ask` down to the one that attends, in a run of the command.
 
-What parses the command line before (cli/app.py, cli/declare) is left out: other commands pass it too.
+What parses the command line before (cli/app.py, cli/declare) is left out: other commands pass it too. The attention
+function itself counts.
 """
 
 import sys
@@ -28,7 +29,7 @@ def frames() -> list[tuple[str, str]]:
             found.append((str(path.relative_to(PACKAGE)), frame.f_code.co_name))
         frame = frame.f_back
     road = found[::-1]
-    return road[road.index(("cli/ask/__init__.py", "ask")) :]
+    return [*road[road.index(("cli/ask/__init__.py", "ask")) :], ("engine/forward/attention.py", "_attention_function")]
 
 
 @pytest.fixture

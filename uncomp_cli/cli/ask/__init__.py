@@ -26,6 +26,7 @@ from uncomp_cli.cli.declare.options import (
     Truncate,
 )
 from uncomp_cli.cli.declare.tree import option
+from uncomp_cli.ui.meter import show
 
 __all__ = ["ask"]
 
@@ -138,5 +139,7 @@ def ask(
         escalate=asked.escalate,
         fail_under=asked.fail_under,
     )
-    printer = Printer(output.terminal(ctx), as_json=request.as_json)
-    raise typer.Exit(printer.run(run(request)))
+    terminal = output.terminal(ctx)
+    with Printer(terminal, as_json=request.as_json) as printer:
+        show(run(request), terminal, tell=printer.tell)
+    raise typer.Exit(printer.exit_code)

@@ -4,9 +4,9 @@ Standard output has the answers, or one JSON object each; everything else goes t
 decides the exit code, which is that of a threshold (5) when an answer's calibrated chance is under --fail-under.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from uncomp_cli.asking.account import budget_lines
 from uncomp_cli.asking.events import Began, Done, Event, Foreseen, Piece, Planned, Refused, Stopped
@@ -16,7 +16,6 @@ from uncomp_cli.errors import UncompError, failure_of
 from uncomp_cli.numerals import format_bytes, format_count, format_readout
 from uncomp_cli.table import Table
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.meter import show
 
 __all__ = ["Printer"]
 
@@ -25,11 +24,11 @@ _NOT_SHOWN = {"schema_version", "files", "refusal"}
 
 
 class Printer:
-    """Writes what happens in the order in which it happens."""
+    """Writes what happens in the order in which it happens; the line of an answer is ended behind all of it."""
 
     def __init__(self, terminal: Terminal, *, as_json: bool) -> None:
         self._terminal, self._as_json = terminal, as_json
-        self._exit_code = 0
+        self.exit_code = 0
         self._written = 0
         self._in_answer = False
         self._tellers: dict[type[Any], Callable[[Any], None]] = {
@@ -42,13 +41,15 @@ class Printer:
             Stopped: self._stopped,
         }
 
-    def run(self, events: Generator[Event, None, None]) -> int:
-        """Write all of it; returns the exit code."""
-        try:
-            show(events, self._terminal, tell=lambda event: self._tellers[type(event)](event))
-        finally:
-            self._end_line()
-        return self._exit_code
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_line()
+
+    def tell(self, event: Event) -> None:
+        """Write what happened."""
+        self._tellers[type(event)](event)
 
     def _planned(self, event: Planned) -> None:
         for line in event.lines:
@@ -62,7 +63,7 @@ class Printer:
             self._terminal.write_table(Table(("WHAT", "SIZE"), list(_forecast_rows(event.record))))
         if event.refusal is not None:
             self._terminal.error(event.refusal.message, hint=event.refusal.hint)
-            self._exit_code = self._exit_code or event.refusal.exit_code
+            self.exit_code = self.exit_code or event.refusal.exit_code
 
     def _began(self, event: Began) -> None:
         self._separate()
@@ -106,7 +107,7 @@ class Printer:
                 self._terminal.write_json(record)
 
     def _stopped(self, event: Stopped) -> None:
-        self._exit_code = _INTERRUPTED
+        self.exit_code = _INTERRUPTED
 
     def _separate(self) -> None:
         """A blank line between what is written on standard output for people."""
@@ -126,7 +127,7 @@ class Printer:
         named = UncompError(f"{title}: {failure.message}" if title else failure.message, hint=failure.hint)
         named.__cause__ = error
         show_failure(named, self._terminal)
-        self._exit_code = self._exit_code or failure.exit_code
+        self.exit_code = self.exit_code or failure.exit_code
 
 
 def _forecast_rows(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
