@@ -7,6 +7,7 @@ import pytest
 
 from uncomp_cli.asking.events import Began, Done, Event, Noted, Pace, Piece, Planned, Refused, Stopped, Working
 from uncomp_cli.asking.pipeline import ask, run
+from uncomp_cli.asking.preset_choice import PresetChoice
 from uncomp_cli.asking.request import ModelChoice, Request
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import preset
@@ -104,7 +105,7 @@ def test_a_request_is_all_that_is_needed(tiny_model: Path, tmp_path: Path, docum
         paths=(str(tmp_path / "town.txt"),),
         questions=("Where?",),
         model=ModelChoice(str(tiny_model)),
-        budget=Budget.parse("30%"),
+        preset=PresetChoice(budget=Budget.parse("30%")),
         sampling=SHORT,
     )
     events = list(run(request))
