@@ -146,6 +146,10 @@ def test_one_question_that_does_not_fit_leaves_the_others(ask: Asker, document: 
     assert ["error" in record for record in records] == [False, True, False]
     assert "question 2 of 3: the prompt has" in said
     assert "the model was trained for" in ask("-f", str(document), "--reuse", "auto", long)[2]
+    ask("-f", str(document), "--save-cache", "book", "who?")
+    said = ask("--reuse", "book", "-Q", "who?", "-Q", long)[2]  # no document is there that could be cut
+    assert "question 2 of 2: the question leaves no room for an answer" in said
+    assert "hint: ask something shorter" in said
 
 
 def test_how_a_saved_document_is_read_is_said(ask: Asker, document: Path) -> None:

@@ -400,6 +400,13 @@ def test_an_answer_with_other_fields_is_named(path: Path, more: dict[str, object
         Journal.open(path, ANSWERS, PRESET)
 
 
+def test_whatever_lies_in_a_place_of_ours_is_set_aside_whole(path: Path) -> None:
+    path.write_bytes(b"My thesis.\n")
+    assert set_aside(path, ANSWERS, whatever=True) == path.with_name("run.1.jsonl")
+    assert path.with_name("run.1.jsonl").read_bytes() == b"My thesis.\n"
+    assert not path.exists()
+
+
 def test_a_journal_of_one_kind_is_none_of_another(path: Path) -> None:
     before = _written(path)
     with pytest.raises(UsageError, match="is not a results file of uncomp rope"):

@@ -340,7 +340,12 @@ class Reader:
             raise UsageError(message, hint="leave --system out, or read the document anew")
         tokenizer, sinks = self._engine.loaded.tokenizer, self.preset.scorer.sinks
         prompt = chat_prompt(tokenizer, "", list(questions), system=system, sinks=sinks)
-        self._check_length(replace(prompt, context=Tokens.of([0] * int(record["context_tokens"]))))
+        try:
+            self._check_length(replace(prompt, context=Tokens.of([0] * int(record["context_tokens"]))))
+        except DoesNotFitError as error:  # whose hints are for who has the document
+            limit = format_count(self._engine.spec.trained_length)
+            message = f"the question leaves no room for an answer in a context of {limit} tokens"
+            raise DoesNotFitError(message, hint="ask something shorter") from error
         return _Draft(prompt, range(0), entry=entry)
 
     def _opened(self, draft: _Draft) -> "Generator[Event, None, Any]":

@@ -131,10 +131,11 @@ def read_journal(path: Path, kind: Kind[R]) -> tuple[dict[str, Any], list[R]]:
     return _settings(path, kind, header), _records(path, kind, rest)[0]
 
 
-def set_aside(path: Path, kind: Kind[R]) -> Path | None:
+def set_aside(path: Path, kind: Kind[R], *, whatever: bool = False) -> Path | None:
     """Rename the journal `path` to NAME.1.jsonl, or the next free number; None when there is none.
 
-    Raises UsageError for a file of another kind, UncompError for a file that another process writes.
+    Raises UsageError for a file of another kind, unless it may be `whatever` lies in a place of ours, and UncompError
+    for a file that another process writes.
     """
     if not path.exists():
         return None
@@ -143,7 +144,7 @@ def set_aside(path: Path, kind: Kind[R]) -> Path | None:
         try:
             _lock(path, kind, descriptor)
             start = _first_line(path, descriptor)
-            if not _is_unborn(kind, start):
+            if not (whatever or _is_unborn(kind, start)):
                 _header(path, kind, start)
         finally:
             os.close(descriptor)

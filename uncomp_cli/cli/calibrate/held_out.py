@@ -215,7 +215,7 @@ def open_journal(
             return Journal.open(path, kind, settings)
     except UsageError as error:
         terminal.note(error.message)
-    if (old := set_aside(path, kind)) is not None:
+    if (old := set_aside(path, kind, whatever=True)) is not None:
         terminal.note(f"set aside: {old}")
     return Journal.open(path, kind, settings)
 
