@@ -51,7 +51,7 @@ def commands(document: str, long: str, halves: tuple[str, str]) -> tuple[Command
         Command("questions", (("ask", *about, SAFE, "-Q", WHO, "--explain-budget", *new, "--json"),)),
         Command("kv-bits", (("ask", *about, SAFE, "-b", "5%", "--kv-bits", "8", *new, "--json"),)),
         Command("thin", (("ask", *about, SAFE, "--thin", "gather:after=8,keep=0.2", *new, "--json"),)),
-        Command("chunk", (("ask", *about, SAFE, "--chunk", "1k", "--thin", "none", *new, "--json"),)),
+        Command("chunk", (("ask", *about, SAFE, "--chunk", "1024", "--thin", "none", *new, "--json"),)),
         Command("rope", (("ask", "-f", long, SAFE, "--rope", "auto", *new, "--json"),)),
         Command("constant-size", (("ask", *about, SAFE, "--constant-size", "--max-new-tokens", "48", "--json"),)),
         Command("escalate", (("ask", *about, "Why is the sea green?", "-b", "2%", "--escalate", *new, "--json"),)),
