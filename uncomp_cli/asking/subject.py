@@ -224,7 +224,7 @@ class Reader:
         context = yield from self._opened(draft)
         if context is None:
             context = yield from self._read(documents, draft)
-        files = self._files(documents, draft, context)
+        files = self._files(documents, draft)
         if request.as_json:
             files()
         if self._saves:
@@ -267,9 +267,7 @@ class Reader:
         lines += pin_note(pins_in(self._request, documents), places_of(documents, prompt))
         yield Planned(self.preset, plan, tuple(where + line for line in lines), chunk, again)
 
-    def _files(
-        self, documents: DocumentSet, draft: _Draft, context: "Context"
-    ) -> Callable[[], Sequence[dict[str, Any]]]:
+    def _files(self, documents: DocumentSet, draft: _Draft) -> Callable[[], Sequence[dict[str, Any]]]:
         """What --json and a saved context say of the documents, found out when it is asked for."""
         if not documents.documents and draft.entry is not None:
             saved = list(draft.entry.manifest.record.get("documents", ()))
