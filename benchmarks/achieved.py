@@ -28,7 +28,8 @@ from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import UncompError
-from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.spec import ModelSpec
 
 _COPY_BYTES = 2**28

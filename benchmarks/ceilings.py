@@ -25,8 +25,6 @@ from uncomp_cli.errors import UncompError
 from uncomp_cli.models.loading import load_model
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["layer_weights", "measure_ceilings", "prefill_flops", "step_weights"]
-
 _READ_BYTES = 2**29
 _ROWS = 4096
 _REPEATS = 5

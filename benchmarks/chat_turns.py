@@ -36,7 +36,8 @@ from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.tokens.messages import Message
 from uncomp_cli.engine.tokens.prompt import count_tokens
 from uncomp_cli.evals.tasks.haystack import opening
-from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.runnable import LoadedModel
 
 Line = dict[str, Any]
 QUESTIONS = (

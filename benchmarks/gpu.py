@@ -46,7 +46,7 @@ from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.engine.write.stores import PlacedRows
 from uncomp_cli.engine.write.writer import Writer
 from uncomp_cli.errors import UncompError, is_out_of_memory
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 
 Line = dict[str, Any]
 FULL, THINNED, EVEN, RAGGED = "full", "thinned to 20 %", "10 % kept", "10 % kept, ragged"

@@ -8,10 +8,9 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from uncomp_cli.models.catalog import ModelInfo
-from uncomp_cli.models.loading import LoadedModel, weights_bytes
+from uncomp_cli.models.loading import weights_bytes
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.models.shape import spec_from_config
-
-__all__ = ["Size", "large", "random_model", "tiny"]
 
 
 @dataclass(frozen=True, slots=True)

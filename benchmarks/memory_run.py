@@ -19,9 +19,8 @@ from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.spend.memory import peak_bytes, reset_peak, resident_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import UncompError, is_out_of_memory
-from uncomp_cli.models.loading import LoadedModel, load_model
-
-__all__ = ["ARMS", "CHUNKED", "ONE_PASS", "STOCK", "THINNED", "Run", "in_child", "measure"]
+from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.runnable import LoadedModel
 
 Line = dict[str, Any]
 STOCK, ONE_PASS, CHUNKED, THINNED = "stock", "one pass", "chunks", "chunks, thinned"

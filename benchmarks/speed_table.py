@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-__all__ = ["OWN", "STOCK", "summarise", "table"]
-
 Line = dict[str, Any]
 STOCK, OWN = "stock", "uncomp"
 FIGURES = ("ttft_s", "decode_tok_s", "kv_bytes", "peak_bytes", "others_percent")

@@ -28,7 +28,8 @@ from uncomp_cli.engine.context.context import Asked
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
 from uncomp_cli.engine.write.writer import Writer
-from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.runnable import LoadedModel
 
 QUESTION = "Who is named most often, and what did they do?"
 WORDS_PER_TOKEN = 1.0  # more than prose has, so that there is something to cut

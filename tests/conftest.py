@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.models.catalog import ensure_local, local_path
-from uncomp_cli.models.downloads import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from support.commands import Running
     from support.desk import Desks
     from support.typist import Typist
-    from uncomp_cli.models.loading import LoadedModel
+    from uncomp_cli.models.runnable import LoadedModel
 
 
 # Inputs with a shape are tried with 40 examples; `make slow`, or --hypothesis-profile thorough, tries 300.

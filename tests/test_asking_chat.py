@@ -13,7 +13,7 @@ from uncomp_cli.budget.presets import preset
 from uncomp_cli.documents.collection import Document
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.errors import DoesNotFitError, UsageError
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.steps import Progress
 
 NOTES = Document("notes.txt", "\nalpha\nbeta\ngamma\n", "11")

@@ -11,7 +11,7 @@ import uncomp_cli as uncomp
 from uncomp_cli.asking.assistant import Assistant
 from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.engine.engine import Engine
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 
 ROOT = Path(__file__).parent.parent
 GREEDY = uncomp.SamplingConfig(max_new_tokens=12)

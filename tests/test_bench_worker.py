@@ -20,7 +20,8 @@ from uncomp_cli.cli.app import run
 from uncomp_cli.config import Limits, ScorerConfig
 from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UsageError
-from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.steps import Progress
 
 LAYERS, HEADS, HEAD_DIM, TOKENS, NEW = 3, 2, 8, 400, 6

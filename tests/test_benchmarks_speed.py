@@ -138,7 +138,7 @@ def test_all_techniques_run_on_one_prompt(
         yield
         return run_job(job)
 
-    monkeypatch.setattr(speed, "measure", in_process)
+    monkeypatch.setattr(speed, "measure_in_child", in_process)
     monkeypatch.setattr(speed, "measure_ceilings", lambda spec: CEILINGS)
     monkeypatch.setattr(speed, "_LISTEN_S", 0.01)
     out = tmp_path / "speed.json"

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from support.budgets import make_spec, planned, requests
 from uncomp_cli.budget.amount import Budget, resolve_entries
+from uncomp_cli.budget.baselines import UniformPolicy
 from uncomp_cli.budget.plan import BudgetPlan, Wanted, apportion
-from uncomp_cli.budget.policies import POLICIES, UniformPolicy, make_policy
+from uncomp_cli.budget.policies import POLICIES, make_policy
 from uncomp_cli.cache.scorers import SCORERS
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.spec import ModelSpec

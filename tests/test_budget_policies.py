@@ -5,17 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.budgets import make_spec, planned, requests
+from uncomp_cli.budget.baselines import AdaptivePolicy, PyramidPolicy, UniformPolicy, ZigzagPolicy
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
-from uncomp_cli.budget.policies import (
-    POLICIES,
-    AdaptivePolicy,
-    PyramidPolicy,
-    UncertainPolicy,
-    UncompPolicy,
-    UniformPolicy,
-    ZigzagPolicy,
-    make_policy,
-)
+from uncomp_cli.budget.policies import POLICIES, make_policy
+from uncomp_cli.budget.uncertain import UncertainPolicy
+from uncomp_cli.budget.uncomp import UncompPolicy
 from uncomp_cli.errors import UsageError
 from uncomp_cli.spec import ModelSpec
 

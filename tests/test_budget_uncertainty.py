@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.budgets import MEASURED, make_spec, measured, planned, requests
+from uncomp_cli.budget.baselines import UniformPolicy, ZigzagPolicy
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
-from uncomp_cli.budget.policies import UncertainPolicy, UncompPolicy, UniformPolicy, ZigzagPolicy, make_policy
-from uncomp_cli.budget.uncomp import group_ramp
+from uncomp_cli.budget.policies import make_policy
+from uncomp_cli.budget.uncertain import UncertainPolicy
+from uncomp_cli.budget.uncomp import UncompPolicy, group_ramp
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.spec import ModelSpec

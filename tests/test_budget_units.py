@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from support.budgets import make_spec, planned
 from uncomp_cli.budget.amount import Budget, resolve_entries
+from uncomp_cli.budget.baselines import UniformPolicy
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
-from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.errors import UncompError, UsageError

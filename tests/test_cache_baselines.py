@@ -16,7 +16,8 @@ from support.families import FAMILIES, full_plan, make_prompt, read, tiny
 from support.views import CONTEXT, DIM, HEADS, KV_HEADS, SCALING, make_view
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.cache.eviction import select, share_heads
-from uncomp_cli.cache.scorers import FUTURE_TOKENS, SCORERS, LayerView, make_scorer, turn
+from uncomp_cli.cache.scorers import FUTURE_TOKENS, SCORERS, make_scorer, turn
+from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.decoder import rope_frequencies
 from uncomp_cli.errors import ModelError

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
+from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.quantized import QuantizedHead, quantize_head
-from uncomp_cli.cache.ragged import Head, RaggedKVCache
+from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import CacheConfig
 
 SMALL = CacheConfig(min_slack=2, slack_divisor=4, key_block=4, value_group=2)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
-from uncomp_cli.cache.ragged import LayerCache, RaggedKVCache
+from uncomp_cli.cache.layer import LayerCache
+from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import CacheConfig
 
 ROWS, KV_HEADS, DIM = 2, 2, 3

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from support.views import CONTEXT, DIM, HEADS, KV_HEADS, SCALING, make_view
-from uncomp_cli.cache.scorers import SCORERS, LayerView, make_scorer, window_attention
+from uncomp_cli.cache.scorers import SCORERS, make_scorer
+from uncomp_cli.cache.view import LayerView
+from uncomp_cli.cache.window import window_attention
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from support.caches import DIM, KV_HEADS, LAYERS, make_cache
 from uncomp_cli.cache.cache_file import load_cache, save_cache, stored_bytes
 from uncomp_cli.cache.header import METADATA_KEY, NO_HASH, find_damage, read_manifest
-from uncomp_cli.cache.ragged import Head, RaggedKVCache
+from uncomp_cli.cache.layer import Head
+from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.errors import UncompError, UsageError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -23,8 +23,8 @@ from uncomp_cli.calibrate.calibration import (
 from uncomp_cli.calibrate.findings import ProfileFiles, choose_files, profile_record, profile_table
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.errors import DoesNotFitError, ModelError, UncompError, UsageError
-from uncomp_cli.models.loading import LoadedModel, load_model
-from uncomp_cli.models.runnable import fingerprint
+from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.runnable import LoadedModel, fingerprint
 from uncomp_cli.steps import Progress
 from uncomp_cli.uncertainty.measures import DEFAULT_MEASURES, parse_measure
 from uncomp_cli.uncertainty.profile import UncertaintyProfile, load_profile

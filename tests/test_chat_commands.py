@@ -9,7 +9,7 @@ from support.chats import hold, make_talk
 from support.tiny import TRAINED_LENGTH
 from uncomp_cli.cli.chat.commands import COMMANDS, candidates, is_command
 from uncomp_cli.cli.chat.talk import Talk
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.sessions.transcript import Transcript
 
 

@@ -17,7 +17,7 @@ from uncomp_cli.engine.context import growth as engine_growth
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.tokens.messages import Message, render_messages
 from uncomp_cli.engine.write import writer as engine_writer
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.sessions.folder import SessionFile
 
 

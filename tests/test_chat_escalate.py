@@ -12,7 +12,7 @@ from uncomp_cli.cli.app import run
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.errors import DoesNotFitError
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 
 TOWN = "The harbour was quiet and the lamps were lit. " * 30
 BUDGETS = ["20%", "40%", "80%", "full"]

@@ -13,7 +13,8 @@ from uncomp_cli.engine.look.watch import Watched
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.tokens.messages import Message
 from uncomp_cli.engine.tokens.prompt import chat_prompt
-from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.uncertainty.risk import RiskBin, RiskCurve
 
 CURVE = RiskCurve(

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from support.caches import make_cache
+from uncomp_cli.asking.request import shelf_of
 from uncomp_cli.cache.shelf import Entry, Shelf
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.declare.options import cache_names, shelf_of
+from uncomp_cli.cli.declare.options import cache_names
 from uncomp_cli.errors import UsageError
 
 RECORD = {

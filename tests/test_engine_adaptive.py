@@ -16,7 +16,7 @@ from uncomp_cli.cache.scorers import SCORERS, make_scorer
 from uncomp_cli.config import CacheConfig, ScorerConfig
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import Prompt, completion_prompt
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.spec import ModelSpec
 
 CONTEXT, QUESTION, PROTECTED = 60, 5, 4

@@ -7,7 +7,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from uncomp_cli.cache.ragged import Head, RaggedKVCache, survival
+from uncomp_cli.cache.layer import Head
+from uncomp_cli.cache.ragged import RaggedKVCache, survival
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look import replay as looking

@@ -12,7 +12,7 @@ from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.tokens.prompt import chat_prompt
 from uncomp_cli.engine.write.branches import SharedRows
 from uncomp_cli.engine.write.stores import RowStore, StackedRows
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 QUESTIONS = [QUESTION, OTHER, "What stood by the river?"]

@@ -17,7 +17,7 @@ from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.tokens.messages import Message
 from uncomp_cli.errors import DoesNotFitError, UsageError
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 
 GREEDY = SamplingConfig(max_new_tokens=24)
 SYSTEM, OTHER_SYSTEM = Message("system", "You are brief."), Message("system", "You are long-winded.")

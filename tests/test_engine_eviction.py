@@ -14,8 +14,8 @@ from support.oracle import (
     masked_logits,
     storage_bytes,
 )
+from uncomp_cli.budget.baselines import UniformPolicy
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
-from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.cache.coherence import pool, share_by_word
 from uncomp_cli.cache.eviction import select
 from uncomp_cli.config import CacheConfig, ScorerConfig

@@ -13,8 +13,8 @@ from support.families import DECODED, SHAPE, VOCAB, Rows, decode, full_plan, mak
 from support.memory import peak_of
 from support.town import QUESTION, town
 from uncomp_cli.budget.amount import Budget, resolve_entries
+from uncomp_cli.budget.baselines import UniformPolicy
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
-from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import CacheConfig, SamplingConfig, ScorerConfig
@@ -27,7 +27,7 @@ from uncomp_cli.engine.spend.memory import estimate, planned_kv_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import UncompError
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.spec import ModelSpec
 
 BITS = pytest.mark.parametrize("bits", [8, 4])

@@ -17,7 +17,8 @@ from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.tokens.prompt import chat_prompt
 from uncomp_cli.errors import OutOfMemoryError
-from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.runnable import LoadedModel
 
 LAYERS, CHUNK = 3, 200
 PRESET = Preset("x", "", "30%", "uniform", ScorerConfig(window=8, width=5))

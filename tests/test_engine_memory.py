@@ -10,8 +10,8 @@ import torch
 
 from support.families import SHAPE, full_plan, make_prompt, planned_for, read, tiny
 from support.memory import peak_of
+from uncomp_cli.budget.baselines import UniformPolicy
 from uncomp_cli.budget.plan import Wanted
-from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend import memory

@@ -19,8 +19,8 @@ from support.families import (
     tokens,
 )
 from support.views import CONTEXT, DIM, HEADS, KV_HEADS, SCALING, make_view
+from uncomp_cli.budget.baselines import UniformPolicy
 from uncomp_cli.budget.plan import Wanted
-from uncomp_cli.budget.policies import UniformPolicy
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cache.scorers import SCORERS, make_scorer
 from uncomp_cli.cache.view import LayerView

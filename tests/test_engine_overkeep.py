@@ -12,14 +12,15 @@ from torch import Tensor
 
 from support.families import SHAPE, decode, make_prompt, planned_for, read, shared_tiny, tiny, tokens
 from support.planning import Asked
+from uncomp_cli.budget.baselines import UniformPolicy
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
-from uncomp_cli.budget.policies import UniformPolicy, make_policy
+from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.coherence import pool
 from uncomp_cli.cache.eviction import select
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scorers import Scorer, make_scorer
-from uncomp_cli.cache.view import LayerView
+from uncomp_cli.cache.scorers import make_scorer
+from uncomp_cli.cache.view import LayerView, Scorer
 from uncomp_cli.config import CacheConfig, ScorerConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder

@@ -16,7 +16,8 @@ from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import Prompt, completion_prompt
-from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.runnable import LoadedModel
 
 pytestmark = [pytest.mark.slow, pytest.mark.model]
 

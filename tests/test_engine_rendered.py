@@ -2,7 +2,7 @@
 
 from uncomp_cli.engine.tokens.messages import Message, render_messages
 from uncomp_cli.engine.tokens.prompt import chat_prompt
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 
 DOCUMENT, QUESTION = "Ein Bär — 12,5 kg.\nZweite Zeile: 東京 🗼", "Wie schwer ist er?"
 

@@ -11,8 +11,8 @@ import torch
 from support.chunks import positions_of, words_of
 from support.families import assert_same, decode, exhaust, full_plan, make_prompt, planned_for, read, tiny, tokens
 from support.oracle import DenseOracle, masked_logits, storage_bytes
+from uncomp_cli.budget.baselines import FullPolicy, UniformPolicy
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
-from uncomp_cli.budget.policies import FullPolicy, UniformPolicy
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.config import CacheConfig, ScorerConfig

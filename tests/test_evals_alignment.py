@@ -13,7 +13,7 @@ from uncomp_cli.evals.judges.case import Case, read_case
 from uncomp_cli.evals.judges.contestants import make_settings
 from uncomp_cli.evals.judges.predictions import NEXT_TOKENS, UNRELATED, compare_logits, judge_fidelity, judge_perplexity
 from uncomp_cli.evals.tasks.task import Query, Sample
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 
 pytestmark = pytest.mark.model
 

@@ -27,8 +27,7 @@ from uncomp_cli.evals.tables.statistics import paired_difference
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.maker import CONTINUATION, SampleMaker, choose_sources, held_out_maker, held_out_samples
 from uncomp_cli.evals.tasks.task import Query, Sample
-from uncomp_cli.models.loading import LoadedModel
-from uncomp_cli.models.runnable import fingerprint
+from uncomp_cli.models.runnable import LoadedModel, fingerprint
 from uncomp_cli.steps import Progress
 from uncomp_cli.uncertainty.profile import SampleInfo, UncertaintyProfile
 

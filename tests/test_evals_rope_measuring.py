@@ -20,8 +20,9 @@ from uncomp_cli.evals.rope.passage import BIN_TOKENS, judge_text, text_ids
 from uncomp_cli.evals.rope.search import NeedlePlace, judge_needle, make_needle
 from uncomp_cli.evals.rope.sweep import ReadingCost, RopeRequest, probe, run_rope
 from uncomp_cli.evals.tasks.haystack import Haystack
-from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.models.loading import load_model
 from uncomp_cli.models.rotary import use_rope
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.uncertainty.distance_pattern import distance_edges
 
 FULL = load_preset("full")

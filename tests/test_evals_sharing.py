@@ -21,7 +21,7 @@ from uncomp_cli.evals.judges.exact_prefill import without_question
 from uncomp_cli.evals.judges.forced_rows import Rows, token_nll
 from uncomp_cli.evals.judges.predictions import judge_fidelity
 from uncomp_cli.evals.tasks.task import Query, Sample
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 
 pytestmark = pytest.mark.model
 

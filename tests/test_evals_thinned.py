@@ -19,7 +19,8 @@ from uncomp_cli.evals.judges.contestants import Setting, make_settings
 from uncomp_cli.evals.judges.forced_rows import token_nll
 from uncomp_cli.evals.judges.predictions import judge_fidelity
 from uncomp_cli.evals.tasks.task import Query, Regime, Sample
-from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.runnable import LoadedModel
 
 LAYERS, KV_HEADS, CONTEXT = 4, 2, 700
 REGIMES: tuple[Regime, ...] = ("aware", "agnostic")

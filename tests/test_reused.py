@@ -19,7 +19,8 @@ from uncomp_cli.engine.records import RunStats
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
 from uncomp_cli.models.extension import RopeChoice
-from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.runnable import LoadedModel
 
 TEXT = "the lamp is lit at dusk and the keeper writes the hour in the book. " * 9
 QUESTIONS = ["when is the lamp lit?", "who writes?"]

@@ -355,7 +355,8 @@ def test_numbers_at_the_edge(settings: dict[str, float]) -> None:
 
 
 def test_a_seed_of_18_digits_for_the_random_scorer() -> None:
-    from uncomp_cli.cache.scorers import LayerView, make_scorer
+    from uncomp_cli.cache.scorers import make_scorer
+    from uncomp_cli.cache.view import LayerView
     from uncomp_cli.config import ScorerConfig
 
     view = LayerView(3, torch.zeros(4, 5, 4), torch.zeros(2, 5, 4), torch.zeros(2, 5, 4), (), 1.0)

@@ -21,8 +21,9 @@ from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.models.extension import parse_rope
-from uncomp_cli.models.loading import LoadedModel, load_model
+from uncomp_cli.models.loading import load_model
 from uncomp_cli.models.rotary import use_rope
+from uncomp_cli.models.runnable import LoadedModel
 
 pytestmark = pytest.mark.usefixtures("without_tokenizer")
 

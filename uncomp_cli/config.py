@@ -9,8 +9,6 @@ from typing import Literal
 
 from uncomp_cli.errors import UsageError
 
-__all__ = ["DEFAULT_MODEL", "CacheConfig", "Limits", "Pooling", "SamplingConfig", "ScorerConfig"]
-
 DEFAULT_MODEL = "smollm2-135m"
 
 Pooling = Literal["none", "mean", "max"]

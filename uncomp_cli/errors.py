@@ -14,20 +14,6 @@ only the command line prints and exits.
 
 from dataclasses import dataclass
 
-__all__ = [
-    "DocumentError",
-    "DoesNotFitError",
-    "Failure",
-    "ModelError",
-    "OutOfMemoryError",
-    "ThresholdError",
-    "UncompError",
-    "UsageError",
-    "failure_of",
-    "is_foreseen",
-    "is_out_of_memory",
-]
-
 # torch says so in a RuntimeError on a CPU, and on a GPU in a class of its own, which is not imported here.
 _MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
 _MEMORY_HINT = "use a smaller --budget, a shorter document or --quantize int8"

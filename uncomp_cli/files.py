@@ -17,22 +17,6 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-__all__ = [
-    "append",
-    "cut",
-    "journal_lines",
-    "move",
-    "parsed",
-    "read_from",
-    "remove_leftovers",
-    "replace_file",
-    "set_aside",
-    "sync_folder",
-    "sync_tree",
-    "to_line",
-    "write_whole",
-]
-
 T = TypeVar("T")
 
 _ANYBODY, _OWNER_ONLY = 0o666, 0o600

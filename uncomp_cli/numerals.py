@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Readout", "format_bytes", "format_count", "format_decimal", "format_readout", "format_seconds"]
-
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _SEPARATOR = " · "
 

@@ -16,7 +16,6 @@ from uncomp_cli.errors import UncompError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["plugin", "plugin_names"]
 
 _NEEDED = {
     "policies": ("name", "fixed_scorer", "text", "measures", "scope", "weights", "plan"),

@@ -6,8 +6,6 @@ W observation window, N new tokens in a forward pass.
 
 from dataclasses import dataclass
 
-__all__ = ["ModelSpec"]
-
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:

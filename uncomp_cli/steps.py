@@ -12,8 +12,6 @@ from typing import TypeVar
 
 from uncomp_cli.numerals import format_bytes, format_count, format_seconds
 
-__all__ = ["Progress", "PullStep", "finished", "pulled", "resume"]
-
 T = TypeVar("T")
 W = TypeVar("W")
 

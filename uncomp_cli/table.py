@@ -6,8 +6,6 @@ A terminal aligns it (ui/console.py), a document has it as Markdown, a program a
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Table"]
-
 
 @dataclass(frozen=True, slots=True)
 class Table:

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from records import say
 
-__all__ = ["PEERS", "Peer", "build", "interpreter", "missing_message"]
-
 
 @dataclass(frozen=True, slots=True)
 class Peer:

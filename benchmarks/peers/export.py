@@ -29,8 +29,6 @@ from uncomp_cli.evals.tasks.task import Regime, Sample
 from uncomp_cli.models.catalog import ensure_local, local_path
 from uncomp_cli.models.loading import load_tokenizer
 
-__all__ = ["answer_subtasks", "made_samples", "read_haystack", "sample_lines"]
-
 REGIMES: tuple[Regime, ...] = ("aware", "agnostic")
 
 

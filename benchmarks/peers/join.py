@@ -17,8 +17,6 @@ from records import RESULTS, read_lines
 
 from uncomp_cli.evals.tables.statistics import Interval, stratified_mean, wilson
 
-__all__ = ["Row", "Source", "check_same_samples", "common_samples", "load_ours", "load_peer", "rows", "table"]
-
 Line = dict[str, Any]
 SAME = {"seed", "haystack_sha256", "model"}
 SampleKey = tuple[str, int, int]

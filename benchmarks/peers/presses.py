@@ -22,8 +22,6 @@ from kvpress import (
 )
 from kvpress.presses.base_press import BasePress
 
-__all__ = ["FRACTIONS", "FULL", "PRESSES", "Setting", "settings"]
-
 FRACTIONS = (0.5, 0.2, 0.1, 0.05)
 FULL = "full"
 

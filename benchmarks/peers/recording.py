@@ -15,8 +15,6 @@ from kvpress.presses.base_press import BasePress
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-__all__ = ["Recording", "compressed", "entries", "follow", "layer_bytes", "prefill_under", "record"]
-
 
 @dataclass(frozen=True, slots=True)
 class Recording:

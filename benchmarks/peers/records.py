@@ -14,22 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "KEY",
-    "RESULTS",
-    "SAMPLES",
-    "Results",
-    "about_run",
-    "command_line",
-    "cpu_name",
-    "key_of",
-    "outcome",
-    "read_lines",
-    "read_samples",
-    "say",
-    "write_lines",
-]
-
 SCHEMA_VERSION = 1
 SAMPLES = "peer samples"
 RESULTS = "peer results"

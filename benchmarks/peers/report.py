@@ -10,8 +10,6 @@ from records import cpu_name
 
 from uncomp_cli import __version__
 
-__all__ = ["page"]
-
 REGIMES = {
     "aware": "Query-aware: the question is seen when the cache is compressed",
     "agnostic": "Query-agnostic: the question is not seen when the cache is compressed",

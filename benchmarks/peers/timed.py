@@ -10,8 +10,6 @@ from typing import Any
 from environments import PEERS, Peer, interpreter, missing_message
 from records import say
 
-__all__ = ["PeerArm", "peer_arms", "run_peer"]
-
 HERE = Path(__file__).resolve().parent
 PRESS = "SnapKV (default)"
 SCRIPTS = {"kvpress": "time_kvpress.py", "llama.cpp": "time_llamacpp.py"}

@@ -12,8 +12,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["WARM_UP_TOKENS", "read_job", "threads", "timed", "write_measurement"]
-
 Line = dict[str, Any]
 WARM_UP_TOKENS = 32
 

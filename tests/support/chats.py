@@ -9,8 +9,7 @@ from uncomp_cli.cli.chat.loop import Loop
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.engine import Engine
-from uncomp_cli.models.loading import LoadedModel
-from uncomp_cli.models.runnable import fingerprint
+from uncomp_cli.models.runnable import LoadedModel, fingerprint
 from uncomp_cli.ui.console import Terminal
 
 GREEDY = SamplingConfig(max_new_tokens=24)

@@ -9,12 +9,13 @@ import torch
 import transformers
 from torch import Tensor
 
+from uncomp_cli.budget.baselines import FullPolicy
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
-from uncomp_cli.budget.policies import FullPolicy
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scorers import Scorer, make_scorer
+from uncomp_cli.cache.scorers import make_scorer
+from uncomp_cli.cache.view import Scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AppendState

@@ -7,8 +7,6 @@ from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import Policy
 from uncomp_cli.budget.values import Uncertainty
 
-__all__ = ["Asked"]
-
 
 class Asked(NamedTuple):
     """`allocate(*asked, …)` is the allocation, `asked.plan(values)` what it has to come to."""

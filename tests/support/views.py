@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from uncomp_cli.cache.scorers import LayerView
+from uncomp_cli.cache.view import LayerView
 
 HEADS, KV_HEADS, CONTEXT, DIM, SCALING = 6, 2, 15, 4, 0.7
 

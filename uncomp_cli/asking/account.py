@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from uncomp_cli.budget.values import Uncertainty
     from uncomp_cli.spec import ModelSpec
 
-__all__ = ["Spent", "budget_lines", "budget_record"]
 
 TOP_HEADS = 5
 _COLUMNS, _BAR = 80, 16

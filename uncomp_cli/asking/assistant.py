@@ -35,7 +35,6 @@ from uncomp_cli.models.runnable import fingerprint
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Assistant", "ReadText", "load"]
 
 T = TypeVar("T")
 _NOTHING = DocumentSet(())

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from uncomp_cli.documents.collection import Document
     from uncomp_cli.engine.context.session import Conversation
     from uncomp_cli.engine.tokens.messages import Message
-    from uncomp_cli.models.loading import LoadedModel
+    from uncomp_cli.models.runnable import LoadedModel
 
-__all__ = ["Chat"]
 
 Answering = Generator[Event, None, Done | None]
 """The events of a turn; it returns the answer, if there is one."""

@@ -23,7 +23,6 @@ from uncomp_cli.sessions.transcript import Attachment, Entry, Pin
 if TYPE_CHECKING:
     from uncomp_cli.engine.tokens.messages import Message
 
-__all__ = ["Dialogue", "Page", "documents_in", "exchanges"]
 
 GAP = "\n\n"
 

@@ -19,26 +19,9 @@ from uncomp_cli.numerals import format_bytes, format_count, format_decimal, form
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.engine.records import RunStats
-    from uncomp_cli.models.loading import LoadedModel
+    from uncomp_cli.models.runnable import LoadedModel
     from uncomp_cli.uncertainty.risk import RiskBin, RiskCurve
 
-__all__ = [
-    "HELD_BACK",
-    "Attempts",
-    "Risk",
-    "Try",
-    "best_of",
-    "check_calibrated",
-    "check_fail_under",
-    "entropy_of",
-    "escalation_record",
-    "fall_short",
-    "risk_of",
-    "risk_record",
-    "risk_warnings",
-    "try_note",
-    "wider",
-]
 
 T = TypeVar("T")
 HELD_BACK = "--escalate: an answer is written when it is final"

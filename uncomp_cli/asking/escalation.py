@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.engine.engine import Engine
 
-__all__ = ["Escalation", "Paces"]
-
 
 class Paces:
     """The pace of `rows` answers together."""

@@ -24,22 +24,6 @@ if TYPE_CHECKING:
     from uncomp_cli.engine.records import RunStats
     from uncomp_cli.errors import DoesNotFitError, ThresholdError
 
-__all__ = [
-    "Began",
-    "Done",
-    "Event",
-    "Foreseen",
-    "Noted",
-    "Pace",
-    "Piece",
-    "Planned",
-    "Refused",
-    "Stopped",
-    "Turn",
-    "Warned",
-    "Working",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Noted:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from uncomp_cli.models.extension import RopeState
     from uncomp_cli.spec import ModelSpec
 
-__all__ = ["forecast"]
-
 
 def forecast(request: Request, contexts: Sequence[DocumentSet], questions: Sequence[str]) -> Iterator[Event]:
     """The plan of every context, or why it is refused."""

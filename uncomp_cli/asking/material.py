@@ -21,19 +21,6 @@ if TYPE_CHECKING:
     from uncomp_cli.engine.tokens.prompt import Prompt
     from uncomp_cli.spec import ModelSpec
 
-__all__ = [
-    "blame",
-    "build_prompt",
-    "describe_files",
-    "join_documents",
-    "longest_read",
-    "pinned_tokens",
-    "pins_in",
-    "places_of",
-    "protect",
-    "resolve",
-    "sources_of",
-]
 
 GAP = "\n\n"
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.engine.engine import Engine
 
-__all__ = ["ask", "gather_documents", "gather_questions", "run"]
-
 
 def run(request: Request) -> Generator[Event, None, None]:
     """Everything that one `uncomp ask` does."""

@@ -18,16 +18,6 @@ from uncomp_cli.numerals import format_count
 if TYPE_CHECKING:
     from uncomp_cli.uncertainty.profile import ModelFingerprint
 
-__all__ = [
-    "CHAT_CHOICE",
-    "CHAT_PRESET",
-    "LEAST_TOKENS",
-    "PresetChoice",
-    "choose_preset",
-    "preset_line",
-    "settle_preset",
-    "times",
-]
 
 CHAT_PRESET = AGNOSTIC_PRESET
 LEAST_TOKENS = 256

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from uncomp_cli.engine.engine import Engine
     from uncomp_cli.engine.records import RunStats
 
-__all__ = ["Queue"]
 
 ROWS_TO_WAIT_FOR = 16
 """With --each reading goes on until this many questions wait for their answers."""

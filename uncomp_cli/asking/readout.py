@@ -23,22 +23,9 @@ if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.engine.records import RunStats
     from uncomp_cli.errors import Failure
-    from uncomp_cli.models.loading import LoadedModel
+    from uncomp_cli.models.runnable import LoadedModel
     from uncomp_cli.spec import ModelSpec
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "About",
-    "answer_record",
-    "budget_note",
-    "chunk_note",
-    "evidence_lines",
-    "evidence_warnings",
-    "failure_record",
-    "held_bits",
-    "pin_note",
-    "readout",
-]
 
 SCHEMA_VERSION = 1
 _QUOTED_CHARS = 60

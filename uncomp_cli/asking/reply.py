@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from uncomp_cli.engine.records import RunStats
     from uncomp_cli.engine.tokens.messages import Message
 
-__all__ = ["Earlier", "Events", "Reply", "escalated", "written"]
 
 Events = Generator[Event, None, None]
 

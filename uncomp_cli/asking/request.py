@@ -19,17 +19,6 @@ if TYPE_CHECKING:
     from uncomp_cli.cache.shelf import Shelf
     from uncomp_cli.models.extension import RopeChoice
 
-__all__ = [
-    "AUTOMATIC",
-    "DEFAULT_CACHE_SIZE",
-    "ModelChoice",
-    "Pin",
-    "Request",
-    "bytes_of",
-    "check_text",
-    "parse_pin",
-    "shelf_of",
-]
 
 AUTOMATIC = "auto"
 """--reuse by what was read: no cache is named."""

@@ -19,21 +19,9 @@ from uncomp_cli.steps import pulled
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.models.extension import RopeChoice, RopeState
-    from uncomp_cli.models.loading import LoadedModel
+    from uncomp_cli.models.runnable import LoadedModel
     from uncomp_cli.spec import ModelSpec
 
-__all__ = [
-    "check_context_fits",
-    "check_grows",
-    "during",
-    "fetch",
-    "length_warnings",
-    "lengthen",
-    "lengthen_for_growth",
-    "load",
-    "planned_length",
-    "weigh",
-]
 
 T = TypeVar("T")
 _GROWTH = 2

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from uncomp_cli.engine.spend.compression import Compression
     from uncomp_cli.engine.tokens.prompt import Prompt
 
-__all__ = ["Item", "Reader", "Subject", "Unfit", "check_saving"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:

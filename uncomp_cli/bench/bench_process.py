@@ -21,9 +21,8 @@ from uncomp_cli.engine.spend.memory import peak_bytes, reset_peak, resident_byte
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import OutOfMemoryError, UncompError, is_out_of_memory
-from uncomp_cli.models.loading import LoadedModel, load_model
-
-__all__ = ["main", "run_job"]
+from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.runnable import LoadedModel
 
 _WARM_UP_TOKENS = 32
 _WARM_UP_QUESTION = 8

@@ -22,9 +22,7 @@ from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.tokens.prompt import Prompt
-from uncomp_cli.models.loading import LoadedModel
-
-__all__ = ["Timed", "run_stock", "run_uncomp", "storage_bytes"]
+from uncomp_cli.models.runnable import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)

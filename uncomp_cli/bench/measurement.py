@@ -18,8 +18,6 @@ from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import UncompError
 
-__all__ = ["Arm", "Job", "Measurement", "decode_result", "encode_error"]
-
 Arm = Literal["stock", "uncomp"]
 
 
@@ -116,6 +114,6 @@ def decode_result(line: str) -> Measurement:
 
 
 def _error(described: Mapping[str, Any]) -> UncompError:
-    kinds = {name: getattr(errors, name) for name in errors.__all__}
-    kind: type[UncompError] = kinds.get(described["type"], UncompError)
-    return kind(described["message"], hint=described["hint"])
+    kind = vars(errors).get(described["type"])
+    named = kind if isinstance(kind, type) and issubclass(kind, UncompError) else UncompError
+    return named(described["message"], hint=described["hint"])

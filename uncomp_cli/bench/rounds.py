@@ -30,22 +30,6 @@ from uncomp_cli.numerals import format_bytes, format_count, format_decimal, form
 from uncomp_cli.steps import Progress
 from uncomp_cli.table import Table
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "Figures",
-    "Measure",
-    "Ratio",
-    "Round",
-    "bench_table",
-    "conditions",
-    "cpu_name",
-    "figures",
-    "measure_in_child",
-    "ratio",
-    "report",
-    "run_bench",
-]
-
 _TICK_S = 0.5
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 _COMMAND = (sys.executable, "-m", "uncomp_cli.bench.bench_process")

@@ -20,8 +20,6 @@ from uncomp_cli.models.loading import choose_device, choose_dtype, load_tokenize
 from uncomp_cli.models.shape import spec_from_config
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["BenchRequest", "build_prompt", "make_jobs"]
-
 _QUESTION = "What is this document about? Answer in a few sentences."
 
 

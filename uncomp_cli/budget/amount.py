@@ -14,8 +14,6 @@ from uncomp_cli.config import CacheConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["FULL_BUDGET", "Budget", "resolve_entries", "resolve_quantized"]
-
 _HINT = "write 10% (of the full cache), 512 (tokens per KV head), 256MiB, auto or full"
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _NUMBER = re.compile(r"(?P<number>[0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(?P<unit>%|[A-Za-z]*)")

@@ -8,17 +8,6 @@ from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.values import LEAST_TOKENS, Uncertainty, kv_rows, spread_rows
 from uncomp_cli.spec import ModelSpec
 
-__all__ = [
-    "AdaptivePolicy",
-    "FullPolicy",
-    "PyramidPolicy",
-    "RandomPolicy",
-    "ReversedPolicy",
-    "SinksPolicy",
-    "UniformPolicy",
-    "ZigzagPolicy",
-]
-
 _LEAST_BUDGETS = {"lmba-raw": "lmba/raw", "lmba-free": "lmba/sinkfree", "lmbo": "lmbo"}
 
 

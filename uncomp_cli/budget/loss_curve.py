@@ -17,8 +17,6 @@ from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.numerals import format_count
 from uncomp_cli.table import Table
 
-__all__ = ["QualityPoint", "parse_loss", "quality_table", "smallest_budget"]
-
 _HINT = "write 1% or 0.01: the share of the likelihood of an answer's token that may be lost"
 _NUMBER = re.compile(r"(?P<number>[0-9]{1,18}(?:\.[0-9]{1,18})?|\.[0-9]{1,18})\s*(?P<unit>%?)")
 _ROUNDING = 1e-9  # an interval over equal samples may miss their mean by the last digit

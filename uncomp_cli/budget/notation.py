@@ -14,8 +14,6 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 from uncomp_cli.errors import UsageError
 from uncomp_cli.plugins import plugin, plugin_names
 
-__all__ = ["PolicyText", "make_named", "read_settings", "require"]
-
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.ASCII | re.IGNORECASE)
 _TRUTH = {"true": True, "false": False}

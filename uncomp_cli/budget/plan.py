@@ -11,8 +11,6 @@ from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["BudgetPlan", "Wanted", "apportion"]
-
 
 @dataclass(frozen=True, slots=True)
 class Wanted:

@@ -24,22 +24,6 @@ from uncomp_cli.budget.uncomp import UncompPolicy
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.spec import ModelSpec
 
-__all__ = [
-    "POLICIES",
-    "AdaptivePolicy",
-    "FullPolicy",
-    "Policy",
-    "PyramidPolicy",
-    "RandomPolicy",
-    "ReversedPolicy",
-    "SinksPolicy",
-    "UncertainPolicy",
-    "UncompPolicy",
-    "UniformPolicy",
-    "ZigzagPolicy",
-    "make_policy",
-]
-
 
 class Policy(Protocol):
     """Turns a number of KV entries into a plan; a frozen dataclass that derives from PolicyText.

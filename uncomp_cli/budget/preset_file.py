@@ -16,8 +16,6 @@ from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.uncertainty.risk import RiskCurve
 
-__all__ = ["check_keys", "file_keys", "parse_object"]
-
 # What JSON may have for a field's type; a literal's values are checked by its own dataclass.
 _JSON_TYPES: dict[Any, tuple[type, ...]] = {
     str: (str,),

@@ -30,19 +30,6 @@ from uncomp_cli.uncertainty.risk import RiskCurve
 if TYPE_CHECKING:
     from uncomp_cli.uncertainty.profile import UncertaintyProfile
 
-__all__ = [
-    "AGNOSTIC_PRESET",
-    "DEFAULT_PRESET",
-    "LIVE_PRESET",
-    "Preset",
-    "list_presets",
-    "load_preset",
-    "preset",
-    "read_presets",
-    "remove_preset",
-    "save_preset",
-    "user_preset_dir",
-]
 
 DEFAULT_PRESET = "balanced"
 LIVE_PRESET = "live"  # in the place of the default one for models that it was not calibrated for

@@ -25,16 +25,6 @@ from uncomp_cli.budget.values import Uncertainty, is_complete, kv_rows
 from uncomp_cli.errors import UsageError
 from uncomp_cli.spec import ModelSpec
 
-__all__ = [
-    "THINNINGS",
-    "GatherThinning",
-    "NoThinning",
-    "StagesThinning",
-    "Thinning",
-    "UncertainThinning",
-    "make_thinning",
-]
-
 _LOSS = "loss"
 _ENTROPY = "entropy/q/r1/4"
 _SHARE_HINT = "use a share of the context's tokens, above 0 and up to 1"

@@ -29,8 +29,6 @@ from uncomp_cli.budget.values import (
 )
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["UncertainPolicy"]
-
 LOSS = "loss"
 _BUDGETS = {"lmba-free": "lmba/sinkfree", "lmbo": "lmbo"}
 _ENTROPY_POWER = 10.0

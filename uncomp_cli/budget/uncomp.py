@@ -27,15 +27,6 @@ from uncomp_cli.budget.values import Uncertainty, entropy_measure, is_complete, 
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.measures import Measure
 
-__all__ = [
-    "PAPER_THRESHOLD",
-    "UncompPolicy",
-    "group_ramp",
-    "layer_stages",
-    "relative_threshold",
-    "stage_weights",
-]
-
 _FREE_WITH_PAPER = ("reverse", "stages", "paper")
 _MOST = 1e6
 PAPER_THRESHOLD = 1.0

@@ -13,8 +13,6 @@ from uncomp_cli.errors import ModelError, UncompError, UsageError
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.measures import Measure, parse_measure
 
-__all__ = ["LEAST_TOKENS", "Rows", "Uncertainty", "entropy_measure", "is_complete", "kv_rows", "spread_rows"]
-
 # A row whose attention is all in sinks and window has a least budget of 0: it counts as one token.
 LEAST_TOKENS = 1.0
 

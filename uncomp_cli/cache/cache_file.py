@@ -38,8 +38,6 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.errors import UncompError
 from uncomp_cli.files import replace_file
 
-__all__ = ["StoredCache", "load_cache", "save_cache", "stored_bytes"]
-
 _EXTRA = "extra."
 _HINT = "remove it and save it again"
 _BY_BLOCK = ("key_scales", "key_zeros")

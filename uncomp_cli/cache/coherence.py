@@ -13,8 +13,6 @@ from torch.nn import functional
 
 from uncomp_cli.config import Pooling
 
-__all__ = ["MAX_CODE_TOKENS", "MAX_WORD_TOKENS", "pool", "share_by_word", "word_ids"]
-
 MAX_WORD_TOKENS = 32
 MAX_CODE_TOKENS = 48
 

@@ -26,13 +26,6 @@ from torch import Tensor
 from uncomp_cli.budget.plan import apportion
 from uncomp_cli.cache.coherence import share_by_word
 
-__all__ = [
-    "REACH_TOKENS",
-    "choose_held",
-    "select",
-    "share_heads",
-]
-
 
 def share_heads(scores: Tensor, counts: Sequence[int], *, protected: Tensor, floor: float) -> list[int]:
     """Tokens that each head keeps, with the sum of `counts`: scores [G, S], protected bool [S], floor in [0, 1].

@@ -15,8 +15,6 @@ from typing import Any, BinaryIO
 
 from uncomp_cli.errors import UncompError, UsageError
 
-__all__ = ["METADATA_KEY", "NO_HASH", "SCHEMA_VERSION", "TEMPORARY_PREFIX", "Manifest", "find_damage", "read_manifest"]
-
 SCHEMA_VERSION = 1
 METADATA_KEY = "uncomp_cache"
 NO_HASH = "0" * 64

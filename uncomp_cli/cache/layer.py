@@ -15,8 +15,6 @@ from uncomp_cli.cache.packs import Packs, Region, choose_buckets, pack_heads
 from uncomp_cli.cache.quantized import QuantizedHead
 from uncomp_cli.config import CacheConfig
 
-__all__ = ["Head", "LayerCache", "lay_out"]
-
 Head = tuple[Tensor, Tensor, Tensor]
 """Keys [S, D], values [S, D] and positions [S] of one KV head."""
 

@@ -19,8 +19,6 @@ from uncomp_cli.cache.coherence import pool
 from uncomp_cli.config import Pooling
 from uncomp_cli.errors import UsageError
 
-__all__ = ["ConstantConfig", "HeadLimits", "attention_needs", "choose_kept", "limits_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class ConstantConfig:

@@ -14,8 +14,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Pack", "Packs", "Region", "choose_buckets", "pack_heads"]
-
 _MAX_PRODUCTS = 32_768
 """Queries times entries up to which a whole layer is one call."""
 _CALL_ENTRIES = 512

@@ -21,8 +21,6 @@ from torch.nn.functional import pad
 
 from uncomp_cli.config import CacheConfig
 
-__all__ = ["QuantizedHead", "quantize_head"]
-
 _LARGEST = torch.finfo(torch.float16).max
 _EPS = torch.finfo(torch.float16).eps
 _SMALLEST = torch.finfo(torch.float16).smallest_normal * _EPS

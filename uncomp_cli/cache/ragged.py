@@ -27,13 +27,6 @@ from uncomp_cli.cache.layer import Head, LayerCache, lay_out
 from uncomp_cli.cache.quantized import QuantizedHead, quantize_head
 from uncomp_cli.config import CacheConfig
 
-__all__ = [
-    "Head",
-    "LayerCache",
-    "RaggedKVCache",
-    "survival",
-]
-
 
 class RaggedKVCache:
     """The cache of a whole model: L layers, B rows, G KV heads; `store` quantises when `kv_bits` is 8 or 4.

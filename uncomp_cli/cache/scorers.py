@@ -30,31 +30,10 @@ from uncomp_cli.cache.window import (
     ReversedScorer,
     TovaScorer,
     WindowScorer,
-    window_attention,
 )
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.plugins import plugin, plugin_names
-
-__all__ = [
-    "FUTURE_TOKENS",
-    "SCORERS",
-    "AgreementScorer",
-    "DistinctScorer",
-    "ExpectedScorer",
-    "KeyDiffScorer",
-    "LayerView",
-    "RandomScorer",
-    "RecentScorer",
-    "ReversedScorer",
-    "Scorer",
-    "TovaScorer",
-    "WindowScorer",
-    "make_scorer",
-    "scorer_names",
-    "turn",
-    "window_attention",
-]
 
 
 @dataclass(frozen=True, slots=True)

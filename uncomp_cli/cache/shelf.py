@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from uncomp_cli.cache.cache_file import StoredCache
     from uncomp_cli.cache.ragged import RaggedKVCache
 
-__all__ = ["AUTO", "Entry", "Shelf", "check_name"]
 
 AUTO = "auto"
 """The name that stands for the content's hash; no cache can have it."""

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from uncomp_cli.config import ScorerConfig
 
-__all__ = ["LayerView", "Scorer"]
-
 
 @dataclass(frozen=True, slots=True)
 class LayerView:

@@ -21,16 +21,6 @@ from torch import Tensor
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import ScorerConfig
 
-__all__ = [
-    "AgreementScorer",
-    "ReversedScorer",
-    "TovaScorer",
-    "WindowScorer",
-    "agree",
-    "mix",
-    "window_attention",
-]
-
 
 def agree(scores: Sequence[Tensor], trust: Sequence[Sequence[float]] | None) -> Tensor:
     """The agreed score [S] of layers of scores [G, S]; `trust` has a number of 0 or more for each of them.

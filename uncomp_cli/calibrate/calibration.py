@@ -33,21 +33,10 @@ from uncomp_cli.engine.look.cost import ReadLayer, eviction_loss, few_tokens
 from uncomp_cli.engine.spend.gauge import LayerMeter, measure_hidden
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt, completion_prompt
 from uncomp_cli.errors import DoesNotFitError, ModelError, UsageError
-from uncomp_cli.models.loading import LoadedModel
-from uncomp_cli.models.runnable import fingerprint
+from uncomp_cli.models.runnable import LoadedModel, fingerprint
 from uncomp_cli.steps import Progress, resume
 from uncomp_cli.uncertainty.measures import DEFAULT_MEASURES, Measure, parse_measure
 from uncomp_cli.uncertainty.profile import SampleInfo, UncertaintyProfile
-
-__all__ = [
-    "CalibrateRequest",
-    "CalibrationSample",
-    "MeasuringConfig",
-    "calibrate",
-    "check_lengths",
-    "measurable",
-    "read_and_measure",
-]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,6 @@ from uncomp_cli.table import Table
 from uncomp_cli.uncertainty.profile import ModelFingerprint, UncertaintyProfile, load_profile, save_profile
 from uncomp_cli.uncertainty.stability import Agreement, stability
 
-__all__ = ["LOSS", "ProfileFiles", "choose_files", "profile_record", "profile_table"]
-
 LOSS = "loss"
 """The measure that the others are compared with: what an answer loses to eviction."""
 

@@ -23,8 +23,6 @@ from uncomp_cli.errors import UsageError
 from uncomp_cli.table import Table
 from uncomp_cli.uncertainty.risk import JOINT, SIGNALS, RiskBin, RiskCurve, auroc, auroc_interval, wilson_interval
 
-__all__ = ["RiskAnswer", "RiskFit", "Separation", "fit_risk", "risk_bins"]
-
 HeadAt = tuple[int, int]
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -26,8 +26,6 @@ from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
 
-__all__ = ["COMMANDS", "app", "main", "run"]
-
 PROGRAM = "uncomp"
 COMMANDS = {
     "ask": "ask",

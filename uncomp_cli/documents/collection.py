@@ -19,8 +19,6 @@ from uncomp_cli.documents.formats import extract
 from uncomp_cli.documents.selection import Candidate, Selection, select
 from uncomp_cli.errors import DocumentError, UsageError
 
-__all__ = ["Document", "DocumentSet", "collect", "has_data", "read_documents"]
-
 _REASONS_SHOWN = 3
 
 

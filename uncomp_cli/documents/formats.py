@@ -20,8 +20,6 @@ from typing import Any
 
 from uncomp_cli.errors import DocumentError
 
-__all__ = ["READABLE_SUFFIXES", "READERS", "TEXT_SUFFIXES", "Extracted", "decode_text", "extract"]
-
 
 @dataclass(frozen=True, slots=True)
 class Extracted:

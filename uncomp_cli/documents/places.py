@@ -24,8 +24,6 @@ from itertools import accumulate, pairwise
 
 from uncomp_cli.errors import UsageError
 
-__all__ = ["MOSTLY_EVICTED", "Evidence", "Passage", "Places", "Source", "find_evidence"]
-
 LONG_LINE_CHARS = 400
 MOSTLY_EVICTED = 0.1
 """A cited passage of which less than this share of keys and values is left is warned of.

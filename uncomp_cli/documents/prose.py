@@ -9,8 +9,6 @@ import random
 from collections.abc import Callable
 from functools import cache
 
-__all__ = ["write_prose"]
-
 _NOUNS = (
     "harbour ledger bridge orchard engine letter winter market signal copper lantern council river valley garden "
     "school tower wagon mill quarry captain teacher doctor miller forest island chapel bakery station hospital "

@@ -16,8 +16,6 @@ from pathlib import Path, PurePath, PurePosixPath
 from uncomp_cli.documents.formats import READABLE_SUFFIXES
 from uncomp_cli.errors import DocumentError, UsageError
 
-__all__ = ["Candidate", "Selection", "select"]
-
 
 @dataclass(frozen=True, slots=True)
 class Candidate:

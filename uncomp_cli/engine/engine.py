@@ -34,10 +34,8 @@ from uncomp_cli.engine.spend.reach import Reach
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.write.writer import Writer, free_room, rows_for
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, is_out_of_memory
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.spec import ModelSpec
-
-__all__ = ["Engine", "Reading"]
 
 _AUTO_NAME_LETTERS = 16
 _USUAL_QUESTION_TOKENS = 128

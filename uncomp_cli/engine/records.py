@@ -9,8 +9,6 @@ from typing import Literal
 from uncomp_cli.numerals import format_count, format_decimal
 from uncomp_cli.steps import Progress
 
-__all__ = ["DecodeStep", "FinishReason", "PrefillStep", "RunStats"]
-
 FinishReason = Literal["stop", "length", "interrupted"]
 
 

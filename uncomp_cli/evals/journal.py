@@ -24,8 +24,6 @@ from typing import Any, Generic, Self, TypeVar
 from uncomp_cli import files
 from uncomp_cli.errors import UncompError, UsageError
 
-__all__ = ["SCHEMA_VERSION", "Journal", "Kind", "read_journal", "set_aside", "writing"]
-
 SCHEMA_VERSION = 1
 _LONGEST_HEADER = 1 << 20
 _OTHER_FILE = "give another file with --out"

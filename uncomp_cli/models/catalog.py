@@ -32,18 +32,6 @@ from uncomp_cli.models.sources import (
 )
 from uncomp_cli.steps import PullStep
 
-__all__ = [
-    "ModelInfo",
-    "cache_dir",
-    "ensure_local",
-    "known_names",
-    "list_models",
-    "local_path",
-    "remove_model",
-    "resolve",
-    "show_model",
-]
-
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 

@@ -31,17 +31,6 @@ from uncomp_cli.models.note import describe, file_sha256, is_complete, write_man
 from uncomp_cli.models.staging import publish, staging_directory
 from uncomp_cli.steps import PullStep
 
-__all__ = [
-    "hub_path",
-    "last_error",
-    "list_hub",
-    "pull_builtin",
-    "pull_hub",
-    "remove_hub",
-    "running",
-    "watch",
-]
-
 TICK_S = 0.2
 STOP_S = 5.0
 

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 
 from uncomp_cli.errors import UsageError
 
-__all__ = ["LONGEST", "REPACKED", "ROPE_KINDS", "RopeChoice", "RopeExtension", "RopeState", "parse_rope"]
-
 ROPE_KINDS = ("linear", "ntk", "dynamic", "yarn", "llama3", "longrope")
 """Kinds that change frequencies, by a factor."""
 REPACKED = ("repack", "reread")

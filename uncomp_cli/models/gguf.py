@@ -25,12 +25,6 @@ from uncomp_cli.steps import PullStep
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "convert_gguf",
-    "open_gguf",
-    "read_metadata",
-    "rope_parameters",
-]
 
 LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR, ORIGINAL_LENGTH = 1.0, 4.0, 8192
 HINT = "use a Hugging Face directory of this model instead: --model DIR"

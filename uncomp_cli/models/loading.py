@@ -32,19 +32,6 @@ from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.models.shape import check_text_only, spec_from_config, stored_dtype
 from uncomp_cli.spec import ModelSpec
 
-__all__ = [
-    "QUANTIZATIONS",
-    "LoadedModel",
-    "check_quantization",
-    "choose_device",
-    "choose_dtype",
-    "footprint",
-    "load_model",
-    "load_tokenizer",
-    "quantization_config",
-    "weights_bytes",
-]
-
 QUANTIZATIONS = ("int8", "nf4", "fp4")
 HINT = "pip install 'uncomp[quantize]'"
 

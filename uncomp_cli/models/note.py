@@ -14,18 +14,6 @@ from pathlib import Path
 from uncomp_cli.errors import ModelError
 from uncomp_cli.files import write_whole
 
-__all__ = [
-    "MANIFEST",
-    "Manifest",
-    "describe",
-    "file_sha256",
-    "is_complete",
-    "read_manifest",
-    "remembered_sha256",
-    "weights_sha256",
-    "write_manifest",
-]
-
 MANIFEST = "uncomp.json"
 HASH_LENGTH = 64
 

@@ -33,27 +33,6 @@ from uncomp_cli.models.quiet import quiet_transformers
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.models.shape import text_config
 
-__all__ = [
-    "LENGTH_DEPENDENT",
-    "HeldRope",
-    "apply_choice",
-    "can_repack",
-    "check_rope",
-    "extend_config",
-    "fix_regime",
-    "hold_rope",
-    "length_kind",
-    "reading_length",
-    "regime_lengths",
-    "regime_of",
-    "resolve_choice",
-    "resolve_rope",
-    "set_rotary",
-    "shipped_scaling",
-    "unscaled_length",
-    "use_rope",
-]
-
 LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
 """Kinds of transformers whose frequencies depend on the length of the text."""
 _OF_THE_CONFIG = ("rope_theta", "partial_rotary_factor")

@@ -16,8 +16,6 @@ from uncomp_cli.models.extension import RopeState
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.profile import ModelFingerprint
 
-__all__ = ["LoadedModel", "fingerprint", "fingerprint_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:

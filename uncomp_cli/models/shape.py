@@ -11,16 +11,6 @@ from typing import Any
 from uncomp_cli.errors import ModelError
 from uncomp_cli.spec import ModelSpec
 
-__all__ = [
-    "DTYPE_BYTES",
-    "check_text_only",
-    "class_names",
-    "dtype_name",
-    "spec_from_config",
-    "stored_dtype",
-    "text_config",
-]
-
 DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 

@@ -18,19 +18,6 @@ from uncomp_cli.models.note import describe, is_complete, read_manifest, remembe
 from uncomp_cli.models.staging import publish, staging_directory
 from uncomp_cli.steps import PullStep
 
-__all__ = [
-    "Converted",
-    "Directory",
-    "GgufFile",
-    "Hub",
-    "Source",
-    "cache_dir",
-    "converted",
-    "hash_memo",
-    "hub_dir",
-    "models_dir",
-]
-
 
 class Source(Protocol):
     """Where a model comes from."""

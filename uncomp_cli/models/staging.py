@@ -17,8 +17,6 @@ import psutil
 from uncomp_cli.errors import ModelError
 from uncomp_cli.files import move, sync_tree
 
-__all__ = ["publish", "staging_directory"]
-
 PREFIX = ".staging-"
 
 

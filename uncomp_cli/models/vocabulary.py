@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-__all__ = [
-    "PRE_TOKENIZERS",
-    "build_tokenizer",
-]
 
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

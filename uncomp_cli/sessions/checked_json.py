@@ -11,8 +11,6 @@ from typing import Any, NoReturn, TypeVar
 
 from uncomp_cli.errors import UsageError
 
-__all__ = ["list_of", "object_of", "parse_object", "scalar", "text", "text_or_null", "truth", "whole"]
-
 T = TypeVar("T")
 
 _WORDS = {

@@ -21,15 +21,6 @@ from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.files import remove_leftovers, write_whole
 from uncomp_cli.sessions.transcript import Transcript
 
-__all__ = [
-    "SessionFile",
-    "open_session",
-    "read_session",
-    "session_dir",
-    "session_names",
-    "session_path",
-]
-
 SUFFIX = ".json"
 LOCKS = ".locks"
 LONGEST_NAME = 100

@@ -17,8 +17,6 @@ from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_count
 from uncomp_cli.sessions.checked_json import list_of, object_of, parse_object, scalar, text, text_or_null, truth, whole
 
-__all__ = ["SCHEMA_VERSION", "Attachment", "Entry", "Pin", "Transcript"]
-
 SCHEMA_VERSION = 1
 
 _SAMPLING = {item.name: type(item.default) for item in fields(SamplingConfig)}

@@ -20,8 +20,6 @@ from pathlib import Path
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.ui.console import Terminal
 
-__all__ = ["CONTINUATION", "PROMPT", "QUOTES", "edit_text", "is_open", "without_quotes"]
-
 PROMPT = "> "
 CONTINUATION = ". "
 QUOTES = '"""'

@@ -19,7 +19,6 @@ from uncomp_cli.table import Table
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["StreamName", "Terminal", "strip_controls"]
 
 StreamName = Literal["stdout", "stderr"]
 

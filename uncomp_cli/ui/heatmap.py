@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from uncomp_cli.ui.console import Terminal, strip_controls
 
-__all__ = ["HeatMap", "Piece", "Scale", "heat_lines", "write_heat_map"]
-
 LEVELS = 10
 _SHADES = "·░▒▓█"
 # Viridis at ten even steps; black is read on the last six of them, white on the others.

@@ -33,8 +33,6 @@ from prompt_toolkit.styles import Style
 from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, is_open, without_quotes
 from uncomp_cli.ui.console import Terminal, strip_controls
 
-__all__ = ["LineEditor", "PrivateHistory", "history_path", "paths_beginning"]
-
 MENU_LINES = 6  # taken below the line while Tab's menu is open
 OWNER_ONLY = 0o600
 STYLE = Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack"})

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-__all__ = ["Display", "loading", "show"]
 
 LINE_INTERVAL_S = 10.0
 DECODE_INTERVAL_S = 0.1

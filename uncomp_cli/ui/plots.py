@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-__all__ = ["make_coverage", "make_curves", "make_needles", "plot_coverage", "plot_curves", "plot_needles"]
 
 FULL_CACHE = "full"  # the label of the curve that is drawn as the reference line
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
-__all__ = ["make_heat_map", "plot_heat_map"]
 
 _CELL_IN, _LARGEST_IN, _LEAST_CELL_IN, _LEAST_PANEL_IN = (0.52, 0.22), (9.0, 12.0), 0.12, (2.8, 1.2)
 _DARK = 0.55  # viridis is dark below this share of its way

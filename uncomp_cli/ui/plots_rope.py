@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
-__all__ = ["make_arm_maps", "make_losses", "plot_arm_maps", "plot_losses"]
 
 _CELL_IN, _LEAST_WIDTH_IN, _HEAD_IN, _BETWEEN_IN = (0.72, 0.28), 2.4, 0.3, 0.4
 _DARK = 0.45  # viridis, reversed, is dark above this share of its way

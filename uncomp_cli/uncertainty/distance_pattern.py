@@ -16,8 +16,6 @@ from torch import Tensor
 
 from uncomp_cli.uncertainty.mass import attended
 
-__all__ = ["distance_edges", "distance_pattern", "js_divergence"]
-
 PER_DOUBLING = 2
 
 

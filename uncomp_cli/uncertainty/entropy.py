@@ -26,17 +26,6 @@ from torch import Tensor
 from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.uncertainty.mass import attended
 
-__all__ = [
-    "attention_entropy",
-    "gram",
-    "gram_spectrum",
-    "knee_rank",
-    "score_entropy",
-    "spectrum",
-    "token_sum",
-    "truncated_entropy",
-]
-
 # What is centred and scaled at a time: bounds the copy, and keeps it within reach of a processor's caches.
 _BLOCK_TOKENS = 1024
 # A row within so many roundings of the mean is the mean: what subtraction leaves of it has no direction.

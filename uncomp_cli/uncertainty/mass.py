@@ -21,14 +21,6 @@ from torch import Tensor
 
 from uncomp_cli.errors import ModelError, UsageError
 
-__all__ = [
-    "OutputError",
-    "attended",
-    "mean_minimum_budget",
-    "minimum_budget",
-    "minimum_output_budget",
-]
-
 OutputError = Literal["norm", "cosine"]
 
 # Most rows reach their mass within few tokens, and the best 512 cost a fifth of a full sort at 8,000 tokens.

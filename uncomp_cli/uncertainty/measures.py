@@ -20,8 +20,6 @@ from typing import Literal, Protocol
 
 from uncomp_cli.errors import UsageError
 
-__all__ = ["DEFAULT_MEASURES", "HeadCounts", "Measure", "Rank", "canonical_keys", "parse_measure"]
-
 Rank = int | Fraction | Literal["knee", "full"]
 """Eigenvalues that are kept: a number, a share of the dimension, those before the spectrum's knee, or all."""
 

@@ -24,8 +24,6 @@ from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.files import write_whole
 from uncomp_cli.uncertainty.measures import canonical_keys, parse_measure
 
-__all__ = ["ModelFingerprint", "SampleInfo", "UncertaintyProfile", "load_profile", "profile_path", "save_profile"]
-
 SCHEMA_VERSION = 1
 _METADATA = "uncomp_profile"
 # Says nothing about how the values were measured: profiles that differ in it alone can be merged.

@@ -17,8 +17,6 @@ from typing import Any, Self
 
 from uncomp_cli.errors import UsageError
 
-__all__ = ["JOINT", "SIGNALS", "RiskBin", "RiskCurve", "auroc", "auroc_interval", "wilson_interval"]
-
 JOINT = "entropy/joint"
 SIGNALS = ("entropy/mean", "entropy/least", "entropy/first", JOINT)
 """Of attention entropies / ln n: the mean over watched heads and the answer's tokens; the mean over tokens of the

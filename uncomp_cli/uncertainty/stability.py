@@ -19,18 +19,6 @@ from torch import Tensor
 
 from uncomp_cli.uncertainty.profile import UncertaintyProfile
 
-__all__ = [
-    "Agreement",
-    "LengthAgreement",
-    "LengthGroup",
-    "StabilityReport",
-    "StabilityRow",
-    "head_agreement",
-    "layer_agreement",
-    "rank_agreement",
-    "stability",
-]
-
 # Texts are cut at words and at chat templates, so that lengths meant to be equal differ by a few tokens.
 _SAME_LENGTH = 1.1
 

@@ -28,8 +28,6 @@ from uncomp_cli.cli.declare.options import (
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.ui.meter import show
 
-__all__ = ["ask"]
-
 
 @dataclass(frozen=True, slots=True)
 class AskOptions:

@@ -17,8 +17,6 @@ from uncomp_cli.numerals import format_bytes, format_count, format_readout
 from uncomp_cli.table import Table
 from uncomp_cli.ui.console import Terminal
 
-__all__ = ["Printer"]
-
 _INTERRUPTED = 130
 _NOT_SHOWN = {"schema_version", "files", "refusal"}
 

@@ -44,10 +44,9 @@ if TYPE_CHECKING:
     from uncomp_cli.calibrate.risk_fit import RiskFit
     from uncomp_cli.evals.judges.budget_curve import QualityCurve
     from uncomp_cli.evals.tasks.maker import SampleMaker
-    from uncomp_cli.models.loading import LoadedModel
+    from uncomp_cli.models.runnable import LoadedModel
     from uncomp_cli.uncertainty.profile import UncertaintyProfile
 
-__all__ = ["calibrate"]
 
 SAMPLES_PANEL = "Samples"
 PRESET_PANEL = "Preset"

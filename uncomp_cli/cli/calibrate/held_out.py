@@ -27,20 +27,9 @@ if TYPE_CHECKING:
     from uncomp_cli.evals.tasks.maker import SampleMaker
     from uncomp_cli.evals.tasks.task import Sample
     from uncomp_cli.models.extension import RopeChoice
-    from uncomp_cli.models.loading import LoadedModel
+    from uncomp_cli.models.runnable import LoadedModel
     from uncomp_cli.uncertainty.profile import UncertaintyProfile
 
-__all__ = [
-    "HeldOut",
-    "QualityChoice",
-    "QualityOptions",
-    "RiskChoice",
-    "RiskOptions",
-    "open_journal",
-    "run_quality",
-    "run_risk",
-    "save_calibrated",
-]
 
 QUALITY_SAMPLES, RISK_SAMPLES = 24, 20
 DEFAULT_BUDGETS = tuple(map(Budget.parse, ("50%", "30%", "20%", "15%", "10%", "7%", "5%", "3%")))

@@ -19,8 +19,6 @@ from uncomp_cli.cli.declare.options import (
 from uncomp_cli.cli.declare.signature import only
 from uncomp_cli.cli.declare.tree import option, sources_of
 
-__all__ = ["chat"]
-
 
 def saved_sessions(incomplete: str) -> list[str]:
     """Completions of a session's name."""

@@ -11,8 +11,6 @@ from uncomp_cli.cli.declare.options import preset_names
 from uncomp_cli.errors import UsageError
 from uncomp_cli.sessions.folder import session_names
 
-__all__ = ["COMMANDS", "Command", "candidates", "is_command", "run_command"]
-
 _NAME = re.compile(r"/[A-Za-z_-]*")
 _SPACE = re.compile(r"(?<!\\) ")
 _SPECIAL = re.compile(r"[\s'\"\\]")

@@ -15,8 +15,6 @@ from uncomp_cli.config import SamplingConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_bytes
 
-__all__ = ["OWN_PROMPT", "set_budget", "set_preset", "set_system", "set_value", "settable"]
-
 OWN_PROMPT = "default"
 _SWITCHES = ("recall", "escalate")
 _SWITCHED = {"on": True, "off": False}

@@ -15,8 +15,6 @@ from uncomp_cli.sessions.transcript import Entry, Transcript
 from uncomp_cli.ui.blocks import edit_text
 from uncomp_cli.ui.console import Terminal
 
-__all__ = ["add_files", "clear", "edit", "forget", "load", "read_files", "restore", "retry", "save", "undo"]
-
 _LARGE_BYTES = 2**26
 
 

@@ -7,8 +7,6 @@ from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal
 
-__all__ = ["list_files", "pin", "show_evidence", "show_stats", "show_why", "status_line", "unpin"]
-
 _GAUGE = 20
 
 

@@ -27,9 +27,7 @@ from uncomp_cli.ui.input import line_reader
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
-    from uncomp_cli.models.loading import LoadedModel
-
-__all__ = ["ChatJob", "open_talk", "run_chat"]
+    from uncomp_cli.models.runnable import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from uncomp_cli.sessions.folder import SessionFile
     from uncomp_cli.sessions.transcript import Transcript
 
-__all__ = ["Loop"]
 
 _FLAGS = re.compile(r"--(budget|pin|preset|system)\b")
 

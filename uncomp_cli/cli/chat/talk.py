@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from uncomp_cli.engine.records import RunStats
     from uncomp_cli.ui.console import Terminal
 
-__all__ = ["Talk"]
 
 T = TypeVar("T")
 _NEARLY_FULL = 0.9

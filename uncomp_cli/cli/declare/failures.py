@@ -14,8 +14,6 @@ from uncomp_cli.cli.declare.settings import config_path
 from uncomp_cli.errors import Failure, failure_of
 from uncomp_cli.ui.console import Terminal
 
-__all__ = ["describe_failure", "show_failure"]
-
 
 def show_failure(error: BaseException, terminal: Terminal) -> int:
     """Write the two lines, and with --debug the traceback before them; returns the exit code."""

@@ -25,32 +25,6 @@ from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
 
-__all__ = [
-    "COMPRESSION_PANEL",
-    "DEFAULT_SEED",
-    "GENERATION_PANEL",
-    "MEASURED_MODEL",
-    "OUTPUT_PANEL",
-    "File",
-    "Json",
-    "ModelOptions",
-    "OutputOptions",
-    "PresetOptions",
-    "Quiet",
-    "ReadingOptions",
-    "SamplingOptions",
-    "SavingOptions",
-    "Seed",
-    "System",
-    "Truncate",
-    "cache_names",
-    "model_names",
-    "policy_names",
-    "preset_names",
-    "terminal_of",
-    "thinning_names",
-]
-
 MODEL_PANEL = "Model"
 COMPRESSION_PANEL = "Compression"
 GENERATION_PANEL = "Generation"

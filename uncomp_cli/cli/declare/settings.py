@@ -21,8 +21,6 @@ import platformdirs
 from uncomp_cli.cli.declare.tree import Command, settings_of, walk
 from uncomp_cli.errors import UsageError
 
-__all__ = ["CONFIG_VARIABLE", "config_path", "default_map", "load_default_map", "read_settings", "split_variables"]
-
 CONFIG_VARIABLE = "UNCOMP_CONFIG"
 
 

@@ -21,8 +21,6 @@ from inspect import Parameter
 from types import GenericAlias
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-__all__ = ["Only", "expand", "only"]
-
 
 @dataclass(frozen=True, slots=True)
 class Only:

@@ -13,8 +13,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from uncomp_cli.cli.declare.signature import expand
 
-__all__ = ["command_of", "env_name", "group", "key_name", "option", "settings_of", "sources_of", "typed", "walk"]
-
 ENV_PREFIX = "UNCOMP_"
 
 # Typer keeps its context, parameter and formatter classes private: they are Any here.

@@ -27,7 +27,6 @@ from uncomp_cli.ui.meter import loading, show
 if TYPE_CHECKING:
     from uncomp_cli.uncertainty.profile import ModelFingerprint
 
-__all__ = ["bench"]
 
 MEASURE_PANEL = "Measurement"
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from uncomp_cli.budget import presets
     from uncomp_cli.evals.judges.comparison import Comparison, Side
 
-__all__ = ["compare"]
 
 _MARKS = {"same": "{}", "first": "[-{}-]", "second": "{{+{}+}}"}
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from uncomp_cli.evals.tables.outcome import Outcome
     from uncomp_cli.evals.tables.sheet import Part
 
-__all__ = ["eval"]
 
 TASK_PANEL = "Tasks"
 RESULTS_PANEL = "Results"

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from uncomp_cli.evals.rope.cells import RopeCell
     from uncomp_cli.evals.rope.sweep import RopeRequest
     from uncomp_cli.evals.rope.verdict import RopeSummary
-    from uncomp_cli.models.loading import LoadedModel
+    from uncomp_cli.models.runnable import LoadedModel
 
-__all__ = ["rope"]
 
 MEASURED_PANEL = "What is measured"
 RESULTS_PANEL = "Results"

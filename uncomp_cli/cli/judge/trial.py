@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from uncomp_cli.documents.collection import Document
     from uncomp_cli.evals.tasks.haystack import Haystack
 
-__all__ = ["check_plot", "haystack_of", "made_here", "make_folder", "results_path", "texts_of"]
-
 
 def check_plot(folder: Path | None) -> None:
     """Raise UsageError when pictures are asked for and cannot be drawn."""

@@ -21,7 +21,6 @@ from uncomp_cli.table import Table
 if TYPE_CHECKING:
     from uncomp_cli.cache.shelf import Entry, Shelf
 
-__all__ = ["app"]
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _AGE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw])")

@@ -13,8 +13,6 @@ from uncomp_cli.cli.declare.tree import Command, Context, Parameter, command_of,
 from uncomp_cli.errors import UsageError
 from uncomp_cli.table import Table
 
-__all__ = ["Setting", "app"]
-
 app = group("config", "Show settings and where they come from.")
 
 _SOURCES = {"COMMANDLINE": "flag", "ENVIRONMENT": "env", "DEFAULT_MAP": "config", "DEFAULT": "default"}

@@ -17,8 +17,6 @@ from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.numerals import format_bytes
 from uncomp_cli.table import Table
 
-__all__ = ["doctor"]
-
 _READERS = {".pdf": "pypdf", ".html": "inscriptis", ".docx": "mammoth"}
 
 
@@ -100,7 +98,7 @@ def _reader_state(package: str) -> str:
 
 
 def _cache_dir() -> str:
-    from uncomp_cli.models.catalog import cache_dir
+    from uncomp_cli.models.sources import cache_dir
 
     return str(cache_dir())
 

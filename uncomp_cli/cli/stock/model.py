@@ -14,7 +14,6 @@ from uncomp_cli.table import Table
 if TYPE_CHECKING:
     from uncomp_cli.models.catalog import ModelInfo
 
-__all__ = ["app"]
 
 app = group("model", "Fetch, list, describe and remove models.")
 
@@ -56,7 +55,8 @@ def pull(
 @command_of(app, "list")
 def list_all(ctx: typer.Context, as_json: Json = False) -> None:
     """List the models on this machine."""
-    from uncomp_cli.models.catalog import cache_dir, list_models
+    from uncomp_cli.models.catalog import list_models
+    from uncomp_cli.models.sources import cache_dir
 
     terminal, models = terminal_of(ctx), list_models()
     if as_json:

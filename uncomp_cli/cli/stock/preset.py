@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from uncomp_cli.spec import ModelSpec
     from uncomp_cli.uncertainty.profile import ModelFingerprint, UncertaintyProfile
 
-__all__ = ["app"]
 
 PLOT_TOKENS = 2000
 

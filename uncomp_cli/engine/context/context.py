@@ -19,14 +19,13 @@ from torch import Tensor
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.values import Uncertainty
-from uncomp_cli.cache.ragged import Head, RaggedKVCache, survival
+from uncomp_cli.cache.layer import Head
+from uncomp_cli.cache.ragged import RaggedKVCache, survival
 from uncomp_cli.engine.context.recall import Recall
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.replay import attended_by
 from uncomp_cli.engine.tokens.prompt import Prompt
-
-__all__ = ["Account", "Asked", "Begun", "Behind", "Beside", "Context", "Questions", "Trust", "Unread"]
 
 Trust = tuple[tuple[float, ...], ...] | None
 """How far each KV head of each layer is trusted to say what matters; None where nothing was measured."""

@@ -37,8 +37,6 @@ from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["Growth", "for_any_question"]
-
 _PIECE_TOKENS = 1024
 """Tokens that are appended before the cache is cut again."""
 _OUTGROWN = 2

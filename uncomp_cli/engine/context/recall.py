@@ -26,21 +26,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedTokenizerBase
 
-from uncomp_cli.cache.ragged import Head, RaggedKVCache, survival
+from uncomp_cli.cache.layer import Head
+from uncomp_cli.cache.ragged import RaggedKVCache, survival
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import Prompt, encode_words
 from uncomp_cli.engine.tokens.tokens import Tokens
-
-__all__ = [
-    "Recall",
-    "can_recall",
-    "matching_passages",
-    "missing_passages",
-    "put_back",
-    "recall_note",
-    "spans_mask",
-    "tokens_of",
-]
 
 _WORD = re.compile(r"\w+")
 _SENTENCE = re.compile(r"[^.!?。！？\n]+(?:[.!?。！？]+|\n|$)")

@@ -30,9 +30,7 @@ from uncomp_cli.engine.tokens.messages import Message, Script, render_messages
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.engine.write.writer import Writer
 from uncomp_cli.errors import DoesNotFitError
-from uncomp_cli.models.loading import LoadedModel
-
-__all__ = ["BLOCK_TOKENS", "Conversation"]
+from uncomp_cli.models.runnable import LoadedModel
 
 BLOCK_TOKENS = 32
 """Tokens of an answer that are written before the cache is cut again."""

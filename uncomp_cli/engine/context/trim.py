@@ -16,8 +16,6 @@ from uncomp_cli.cache.view import LayerView, Scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["cut_cache"]
-
 
 def cut_cache(
     cache: RaggedKVCache,

@@ -17,23 +17,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.packs import Packs
-from uncomp_cli.cache.ragged import LayerCache, RaggedKVCache
+from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.engine.forward.families import check_causal, check_keywords
-
-__all__ = [
-    "ATTENTION_NAME",
-    "AppendState",
-    "AttentionState",
-    "OnQuery",
-    "attend_after",
-    "attend_cached",
-    "attend_causal",
-    "attend_continued",
-    "equal_runs",
-    "in_turn",
-    "register",
-]
 
 ATTENTION_NAME = "uncomp"
 _BLOCK = 1024

@@ -20,8 +20,6 @@ from uncomp_cli.engine.forward.products import Matmul, check_matmul, slice_mlps,
 from uncomp_cli.models.rotary import fix_regime, hold_rope, regime_of
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["Decoder", "ThinningState", "rope_frequencies"]
-
 
 class ThinningState(AttentionState, Protocol):
     """A state that also decides which tokens go on."""

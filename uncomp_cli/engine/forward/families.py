@@ -8,8 +8,6 @@ tokens may leave between layers.
 from uncomp_cli.errors import ModelError
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["LOOP_FAMILIES", "SUPPORTED_FAMILIES", "can_thin", "check_causal", "check_family", "check_keywords"]
-
 SUPPORTED_FAMILIES = frozenset(
     {"llama", "qwen2", "qwen3", "mistral", "phi3", "gemma3_text", "olmo2", "granite", "smollm3"}
 )

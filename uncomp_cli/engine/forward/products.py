@@ -33,18 +33,6 @@ from torch import Tensor, nn
 
 from uncomp_cli.errors import UsageError
 
-__all__ = [
-    "SLICE_ROWS",
-    "ByteLinear",
-    "Matmul",
-    "RowLinear",
-    "SlicedRows",
-    "check_matmul",
-    "has_fast_bfloat16",
-    "slice_mlps",
-    "use_product",
-]
-
 SLICE_ROWS = 2048
 
 Matmul = Literal["float32", "bfloat16", "int8"]

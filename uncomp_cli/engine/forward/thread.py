@@ -11,8 +11,6 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from typing import TypeVar
 
-__all__ = ["stream"]
-
 _POLL_S = 0.002
 
 Record = TypeVar("Record")

@@ -33,8 +33,6 @@ from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import ModelError, UsageError
 
-__all__ = ["ReadLayer", "eviction_loss", "few_tokens"]
-
 
 @dataclass(frozen=True, slots=True)
 class ReadLayer:

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from uncomp_cli.cache.ragged import Head, RaggedKVCache
+from uncomp_cli.cache.layer import Head
+from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.engine.forward.attention import AttentionState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.spec import ModelSpec
-
-__all__ = ["Replay", "attended_by"]
 
 _BLOCK = 128
 """Queries whose weights are held at a time."""

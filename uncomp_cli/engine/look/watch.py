@@ -18,14 +18,12 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.cache.ragged import Head
+from uncomp_cli.cache.layer import Head
 from uncomp_cli.engine.spend.allocation import profile_of
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.distance_pattern import distance_pattern
 from uncomp_cli.uncertainty.entropy import score_entropy
 from uncomp_cli.uncertainty.risk import JOINT, SIGNALS
-
-__all__ = ["AnswerWatch", "HeadAt", "Held", "Tally", "Watched", "all_heads", "watched", "watched_heads"]
 
 HeadAt = tuple[int, int]
 """Layer and KV head."""

@@ -24,10 +24,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from uncomp_cli.cache.ragged import Head
+from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.scorers import turn
-
-__all__ = ["PASSAGE_TOKENS", "choose_passages", "packed"]
 
 PASSAGE_TOKENS = 64
 

@@ -32,8 +32,6 @@ from uncomp_cli.engine.spend.allocation import Allocation
 from uncomp_cli.engine.tokens.chunks import Chunk
 from uncomp_cli.engine.tokens.prompt import Prompt
 
-__all__ = ["BETWEEN_CHUNKS", "MARGIN_TOKENS", "OverKeep", "held_of_chunk", "held_on_the_way"]
-
 BETWEEN_CHUNKS = 9 / 8
 """What a head keeps of its budget between two chunks."""
 MARGIN_TOKENS = 2 * MAX_WORD_TOKENS + REACH_TOKENS

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from uncomp_cli.budget.thinning import NoThinning
 from uncomp_cli.cache.coherence import pool
-from uncomp_cli.cache.ragged import Head, RaggedKVCache
+from uncomp_cli.cache.layer import Head
+from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.engine.context.context import Beside, Context
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.thread import stream
@@ -33,8 +34,6 @@ from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.compression import Compression
 from uncomp_cli.engine.tokens.chunks import Chunk, cut_chunks
 from uncomp_cli.errors import ModelError
-
-__all__ = ["Reader"]
 
 
 class Reader:

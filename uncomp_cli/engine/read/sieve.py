@@ -24,8 +24,6 @@ from uncomp_cli.engine.tokens.chunks import Chunk
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.entropy import attention_entropy
 
-__all__ = ["LEAST_TOKENS", "Sieve"]
-
 LEAST_TOKENS = 256
 """A chunk is not thinned below this: there is nothing to gain."""
 

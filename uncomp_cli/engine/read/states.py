@@ -10,12 +10,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from uncomp_cli.cache.ragged import Head
+from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.engine.forward.attention import attend_after, attend_causal, attend_continued
 from uncomp_cli.engine.tokens.prompt import Prompt
-
-__all__ = ["ChunkStates"]
 
 
 class ChunkStates:

@@ -33,18 +33,6 @@ from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.measures import Measure, parse_measure
 from uncomp_cli.uncertainty.profile import UncertaintyProfile, load_profile
 
-__all__ = [
-    "MEMORY_MARGIN",
-    "Allocation",
-    "Live",
-    "Measurer",
-    "allocate",
-    "fixed",
-    "make_allocation",
-    "profile_of",
-    "scorer_config",
-]
-
 Measurer = Callable[[Measure, LayerView], Tensor]
 """Values [X] of a measure in one layer."""
 MEMORY_MARGIN = 0.9

@@ -22,8 +22,6 @@ from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["Counts", "TextBudget", "within"]
-
 _GUARDED_TOKENS = 256
 """Of the latest message, the last tokens that stay until a later one comes."""
 

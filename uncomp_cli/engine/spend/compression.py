@@ -15,7 +15,8 @@ from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import Thinning, make_thinning
 from uncomp_cli.budget.values import Uncertainty
-from uncomp_cli.cache.scorers import Scorer, make_scorer
+from uncomp_cli.cache.scorers import make_scorer
+from uncomp_cli.cache.view import Scorer
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, ScorerConfig
 from uncomp_cli.engine.forward.families import can_thin
 from uncomp_cli.engine.read.overkeep import BETWEEN_CHUNKS, held_of_chunk, held_on_the_way
@@ -27,14 +28,6 @@ from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.numerals import format_bytes, format_decimal
 from uncomp_cli.spec import ModelSpec
-
-__all__ = [
-    "Compression",
-    "check_fits",
-    "check_length",
-    "make_sieve",
-    "plan_compression",
-]
 
 _LONGEST_CHUNK = 8192
 _SHORTEST_CHUNK = 512  # that is chosen; shorter ones have to be asked for

@@ -24,8 +24,6 @@ from uncomp_cli.uncertainty.entropy import attention_entropy, knee_rank, spectru
 from uncomp_cli.uncertainty.mass import mean_minimum_budget, minimum_output_budget
 from uncomp_cli.uncertainty.measures import ATTENTION_MEASURES, Measure
 
-__all__ = ["LayerMeter", "measure_hidden", "measure_layer"]
-
 _EVERY_ROW = 4  # for lmbo: 8 rows of a window of 32 give its mean at a quarter of the time
 
 

@@ -25,19 +25,6 @@ from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
 
-__all__ = [
-    "Estimate",
-    "activation_bytes",
-    "check_context",
-    "context_bytes",
-    "estimate",
-    "free_bytes",
-    "peak_bytes",
-    "planned_kv_bytes",
-    "reset_peak",
-    "resident_bytes",
-]
-
 _CGROUP = Path("/sys/fs/cgroup")
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")

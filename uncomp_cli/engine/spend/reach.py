@@ -8,14 +8,12 @@ which the trained length has to hold too.
 
 from dataclasses import dataclass, replace
 
-from uncomp_cli.cache.scorers import Scorer
+from uncomp_cli.cache.view import Scorer
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits
 from uncomp_cli.engine.read.overkeep import BETWEEN_CHUNKS
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.models.extension import RopeState
-
-__all__ = ["Reach"]
 
 _CHUNKS_IN_REACH = 4
 

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from uncomp_cli.engine.tokens.prompt import Prompt
 
-__all__ = ["Chunk", "cut_chunks"]
-
 
 @dataclass(frozen=True, slots=True)
 class Chunk:

@@ -16,8 +16,6 @@ from uncomp_cli.engine.tokens.prompt import OTHER_TEMPLATE, encode, encode_words
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import ModelError
 
-__all__ = ["Message", "Script", "render_messages"]
-
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -16,20 +16,6 @@ from uncomp_cli.cache.coherence import word_ids
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, ModelError
 
-__all__ = [
-    "OTHER_TEMPLATE",
-    "Prompt",
-    "Side",
-    "chat_prompt",
-    "completion_prompt",
-    "count_tokens",
-    "encode",
-    "encode_words",
-    "open_question",
-    "render_template",
-    "truncate",
-]
-
 Side = Literal["head", "middle", "tail"]
 
 # In private-use characters: no template has them, so each stands where people's text will.

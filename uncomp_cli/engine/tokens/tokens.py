@@ -10,8 +10,6 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-__all__ = ["Tokens"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:

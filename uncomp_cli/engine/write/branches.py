@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from uncomp_cli.cache.ragged import Head, LayerCache, RaggedKVCache
+from uncomp_cli.cache.layer import Head, LayerCache
+from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.engine.context.context import Asked, Begun, Context
 from uncomp_cli.engine.forward.attention import AttentionState, OnQuery
 from uncomp_cli.engine.write.stores import beside
 from uncomp_cli.spec import ModelSpec
-
-__all__ = ["SharedRows"]
 
 _GROWTH = 64
 

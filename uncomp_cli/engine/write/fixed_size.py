@@ -16,8 +16,6 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["ConstantSize", "Needs", "shield"]
-
 Needs = Callable[[LayerCache, Tensor, Tensor, float], Tensor]
 """(layer, queries [heads, H/G, W, D], their ages [W], scaling) → needs [heads, S] from 0 to 1."""
 

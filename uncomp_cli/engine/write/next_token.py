@@ -16,8 +16,6 @@ from transformers.generation.logits_process import (
 
 from uncomp_cli.config import SamplingConfig
 
-__all__ = ["Sampler", "TextStream", "stop_tokens"]
-
 
 class Sampler:
     """Greedy or random choice with its own seeded generator; the repetition penalty looks at generated tokens."""

@@ -11,15 +11,14 @@ from typing import Protocol
 
 from torch import Tensor
 
+from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.needs import ConstantConfig
-from uncomp_cli.cache.ragged import Head, RaggedKVCache
+from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.context.context import Asked, Begun, Beside, Context
 from uncomp_cli.engine.forward.attention import AppendState, AttentionState, OnQuery, in_turn
 from uncomp_cli.engine.write.fixed_size import ConstantSize, shield
 from uncomp_cli.spec import ModelSpec
-
-__all__ = ["OneRow", "PlacedRows", "RowStore", "StackedRows", "beside"]
 
 
 class RowStore(Protocol):

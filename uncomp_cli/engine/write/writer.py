@@ -29,8 +29,6 @@ from uncomp_cli.engine.write.next_token import Sampler, TextStream, stop_tokens
 from uncomp_cli.engine.write.stores import OneRow, RowStore, StackedRows, beside
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["Writer", "free_room", "rows_for"]
-
 _MEMORY_MARGIN = 0.9
 _GONE_SHARE = 4
 

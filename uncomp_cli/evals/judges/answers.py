@@ -29,8 +29,6 @@ from uncomp_cli.evals.judges.forced_rows import Rows, in_batches, token_nll
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tasks.task import Query, Regime, Sample
 
-__all__ = ["MOST", "Answered", "fact_line", "hits", "judge_answers", "judge_evidence", "match_score", "teacher_forced"]
-
 
 @dataclass(frozen=True, slots=True)
 class Answered:

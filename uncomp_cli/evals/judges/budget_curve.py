@@ -33,18 +33,9 @@ from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tables.statistics import paired_difference
 from uncomp_cli.evals.tasks.maker import SampleMaker
 from uncomp_cli.evals.tasks.task import Regime, Sample
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.steps import Progress, resume
 from uncomp_cli.table import Table
-
-__all__ = [
-    "QualityCurve",
-    "likelihood_lost",
-    "measure_quality",
-    "quality_curve",
-    "quality_file_settings",
-    "quality_settings",
-]
 
 _REGIME: Regime = "aware"
 _LOSS = (

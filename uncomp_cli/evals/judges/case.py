@@ -23,8 +23,6 @@ from uncomp_cli.evals.judges.forced_rows import Rows
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tasks.task import Regime, Sample, Span
 
-__all__ = ["Case", "Compressed", "coverage", "evidence_tokens", "read_case", "tokenise"]
-
 
 @dataclass(frozen=True, slots=True)
 class Compressed:

@@ -15,9 +15,7 @@ from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.records import DecodeStep, PrefillStep, RunStats
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.evals.judges.predictions import compare_logits
-from uncomp_cli.models.loading import LoadedModel
-
-__all__ = ["Comparison", "Side", "compare", "word_diff"]
+from uncomp_cli.models.runnable import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,6 @@ from uncomp_cli.cache.scorers import SCORERS, make_scorer, scorer_names
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
 
-__all__ = ["FULL", "Setting", "make_settings", "parse_contestant"]
-
 FULL = "full"
 _BITS = {"8bit": 8, "4bit": 4}
 _PUBLISHED = "published"

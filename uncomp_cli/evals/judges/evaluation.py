@@ -32,20 +32,8 @@ from uncomp_cli.evals.tasks import Task
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.oracle import check_solvable
 from uncomp_cli.evals.tasks.task import JudgeName, Regime, Sample
-from uncomp_cli.models.loading import LoadedModel
-from uncomp_cli.models.runnable import fingerprint
+from uncomp_cli.models.runnable import LoadedModel, fingerprint
 from uncomp_cli.steps import Progress, resume
-
-__all__ = [
-    "JUDGES",
-    "SESSION_JUDGES",
-    "EvalRequest",
-    "asked_for",
-    "check_lengths",
-    "check_regimes",
-    "results_settings",
-    "run_eval",
-]
 
 Judge = Callable[[Case, Sequence[Setting], Regime, Sequence[int]], list[Outcome]]
 SessionJudge = Callable[[LoadedModel, Sample, Sequence[Setting]], list[Outcome]]

@@ -20,7 +20,8 @@ from torch import Tensor
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import NoThinning, make_thinning
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scorers import LayerView, Scorer, make_scorer
+from uncomp_cli.cache.scorers import make_scorer
+from uncomp_cli.cache.view import LayerView, Scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
@@ -37,8 +38,6 @@ from uncomp_cli.evals.judges.contestants import Setting
 from uncomp_cli.evals.tasks.task import Regime
 from uncomp_cli.steps import finished
 from uncomp_cli.uncertainty.measures import Measure
-
-__all__ = ["Left", "Reading", "read_once"]
 
 
 @dataclass(frozen=True, slots=True)

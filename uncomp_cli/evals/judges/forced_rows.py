@@ -22,8 +22,6 @@ from uncomp_cli.engine.write.stores import PlacedRows
 from uncomp_cli.engine.write.writer import Writer
 from uncomp_cli.spec import ModelSpec
 
-__all__ = ["MAX_LOGITS_BYTES", "MAX_ROWS_BYTES", "Mark", "Rows", "in_batches", "token_nll"]
-
 MAX_ROWS_BYTES = 2 * 2**30
 MAX_LOGITS_BYTES = 256 * 2**20
 

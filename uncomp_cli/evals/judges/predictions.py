@@ -30,8 +30,6 @@ from uncomp_cli.evals.judges.forced_rows import Rows, in_batches, token_nll
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tasks.task import Regime
 
-__all__ = ["NEXT_TOKENS", "UNRELATED", "compare_logits", "judge_fidelity", "judge_perplexity", "perplexity_metrics"]
-
 
 def judge_fidelity(case: Case, settings: Sequence[Setting], regime: Regime, stop_ids: Sequence[int]) -> list[Outcome]:
     """Outcomes of `settings`, which need not hold the full cache."""

@@ -27,9 +27,7 @@ from uncomp_cli.evals.judges.forced_rows import token_nll
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tasks.quiz import UNAIDED
 from uncomp_cli.evals.tasks.task import Query, Sample
-from uncomp_cli.models.loading import LoadedModel
-
-__all__ = ["TURNS_TOKENS", "Turn", "converse", "judge_conversation"]
+from uncomp_cli.models.runnable import LoadedModel
 
 TURNS_TOKENS = 640
 """What five questions and their answers take at most, template included."""

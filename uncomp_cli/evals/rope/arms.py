@@ -16,18 +16,6 @@ from uncomp_cli.budget.amount import FULL_BUDGET, Budget
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.extension import LONGEST, REPACKED, RopeChoice, parse_rope
 
-__all__ = [
-    "ANSWER_ROOM",
-    "DEFAULT_KINDS",
-    "FULL",
-    "PLAIN",
-    "ModelLengths",
-    "RopeArm",
-    "parse_arms",
-    "parse_lengths",
-    "unread",
-]
-
 DEFAULT_KINDS = "plain,linear,ntk,yarn,repack,reread"
 FULL, PLAIN, REREAD = "full", "plain", "reread"
 ANSWER_ROOM = 32

@@ -12,8 +12,6 @@ from typing import Any, ClassVar
 
 from uncomp_cli.evals.journal import Kind
 
-__all__ = ["CELLS", "ArmMaps", "CellKey", "NeedleCell", "RopeCell", "TextCell", "arm_maps"]
-
 CellKey = tuple[str, str, int, float, int]
 """Cell, arm, tokens, depth, index."""
 

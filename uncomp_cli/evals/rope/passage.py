@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.cache.ragged import Head
+from uncomp_cli.cache.layer import Head
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.watch import AnswerWatch, Watched, all_heads
@@ -34,11 +34,9 @@ from uncomp_cli.evals.judges.forced_rows import MAX_LOGITS_BYTES, token_nll
 from uncomp_cli.evals.rope.arms import RopeArm
 from uncomp_cli.evals.rope.cells import TextCell
 from uncomp_cli.evals.tasks.haystack import SEPARATOR, CountTokens, Haystack
-from uncomp_cli.models.loading import LoadedModel
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.distance_pattern import distance_edges
-
-__all__ = ["BIN_TOKENS", "counter", "judge_text", "slice_tokens", "text_ids"]
 
 BIN_TOKENS = 512
 _OBSERVERS = 32

@@ -32,11 +32,8 @@ from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.maker import SampleMaker
 from uncomp_cli.evals.tasks.oracle import check_solvable
 from uncomp_cli.evals.tasks.task import Sample
-from uncomp_cli.models.loading import LoadedModel
-from uncomp_cli.models.runnable import fingerprint
+from uncomp_cli.models.runnable import LoadedModel, fingerprint
 from uncomp_cli.steps import Progress, resume
-
-__all__ = ["ANSWERS", "RISK_TASKS", "RiskLine", "RiskRun", "measure_risk", "risk_file_settings", "risk_samples"]
 
 
 @dataclass(frozen=True, slots=True)

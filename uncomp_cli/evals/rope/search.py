@@ -30,9 +30,7 @@ from uncomp_cli.evals.rope.passage import counter
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.needle import needle_sample
 from uncomp_cli.evals.tasks.task import Query, Request, Sample
-from uncomp_cli.models.loading import LoadedModel
-
-__all__ = ["NeedlePlace", "judge_needle", "make_needle"]
+from uncomp_cli.models.runnable import LoadedModel
 
 _SUBTASK = "needle/digits7"
 _STEP = 101  # more than the depths in per cent, so that every place of the grid has a fact of its own

@@ -33,24 +33,11 @@ from uncomp_cli.evals.rope.cells import CellKey, NeedleCell, RopeCell, TextCell
 from uncomp_cli.evals.rope.passage import judge_text, text_ids
 from uncomp_cli.evals.rope.search import NeedlePlace, judge_needle, make_needle
 from uncomp_cli.evals.tasks.haystack import Haystack
-from uncomp_cli.models.loading import LoadedModel
 from uncomp_cli.models.quiet import quiet_transformers
 from uncomp_cli.models.rotary import apply_choice, length_kind, reading_length, unscaled_length, use_rope
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.steps import Progress, resume
-
-__all__ = [
-    "ReadingCost",
-    "RopeRequest",
-    "asked_for",
-    "check_arms",
-    "check_memory",
-    "expected_seconds",
-    "lengths_of",
-    "probe",
-    "rope_settings",
-    "run_rope",
-]
 
 _SHORT, _LONG = 512, 2048
 

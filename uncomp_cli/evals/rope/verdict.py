@@ -23,19 +23,6 @@ from uncomp_cli.numerals import format_bytes, format_count, format_seconds
 from uncomp_cli.table import Table
 from uncomp_cli.uncertainty.distance_pattern import js_divergence
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "Correlation",
-    "NeedleRow",
-    "RopeSummary",
-    "TextRow",
-    "flags_of",
-    "recommended",
-    "record",
-    "summarise_rope",
-    "tables_of",
-]
-
 SCHEMA_VERSION = 1
 
 ALL_ARMS = "all"

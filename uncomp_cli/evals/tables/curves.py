@@ -17,17 +17,6 @@ from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tables.summary import FULL_FAILS_BELOW, counted_outcomes, mean_over_subtasks, settings_of
 from uncomp_cli.evals.tasks.task import Regime
 
-__all__ = [
-    "CoverageMap",
-    "Curve",
-    "CurvePoint",
-    "NeedleGrid",
-    "coverage_maps",
-    "needle_grids",
-    "quality_curves",
-    "unanswered_fields",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class NeedleGrid:

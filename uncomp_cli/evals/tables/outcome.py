@@ -9,8 +9,6 @@ from typing import Any
 from uncomp_cli.evals.journal import Kind
 from uncomp_cli.evals.tasks.task import Regime
 
-__all__ = ["LOWER_IS_BETTER", "ORDER", "OUTCOMES", "RIGHT_OR_WRONG", "SHARES", "Key", "Outcome"]
-
 ORDER = (
     "exact",
     "match",

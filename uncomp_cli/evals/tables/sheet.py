@@ -27,20 +27,6 @@ from uncomp_cli.evals.tables.summary import (
 from uncomp_cli.evals.tasks.task import Regime
 from uncomp_cli.table import Table
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "SHOWN",
-    "Part",
-    "document",
-    "format_score",
-    "markdown",
-    "notes",
-    "parts_of",
-    "record",
-    "score_table",
-    "tables_of",
-]
-
 SCHEMA_VERSION = 1
 SHOWN = {
     "match": "accepted strings found (share)",

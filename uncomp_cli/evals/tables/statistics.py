@@ -29,19 +29,6 @@ from numpy.typing import NDArray
 
 from uncomp_cli.uncertainty.risk import wilson_interval
 
-__all__ = [
-    "BudgetScores",
-    "Interval",
-    "Inversion",
-    "RankCorrelation",
-    "bootstrap_mean",
-    "inversions",
-    "paired_difference",
-    "rank_correlation",
-    "stratified_mean",
-    "wilson",
-]
-
 K = TypeVar("K", bound=Hashable)
 
 _Z = 1.96

@@ -26,21 +26,6 @@ from uncomp_cli.evals.tables.statistics import (
 )
 from uncomp_cli.evals.tasks.task import Regime
 
-__all__ = [
-    "FULL_FAILS_BELOW",
-    "FailedCell",
-    "Figure",
-    "Kept",
-    "NonMonotone",
-    "Row",
-    "Summary",
-    "counted_outcomes",
-    "mean_over_subtasks",
-    "metric_names",
-    "settings_of",
-    "summarise",
-]
-
 FULL_FAILS_BELOW = 0.5
 """A cell counts where the full cache's mean `match` is at least this."""
 

@@ -16,8 +16,6 @@ from uncomp_cli.evals.tasks.ruler import Ruler
 from uncomp_cli.evals.tasks.task import JudgeName, Regime, Sample
 from uncomp_cli.plugins import plugin
 
-__all__ = ["TASKS", "Task", "choose_subtasks"]
-
 
 class Task(Protocol):
     """Makes samples of its `subtasks` (`needle/uuid`), which are measured in `regimes` and scored by `judge`."""

@@ -14,8 +14,6 @@ from math import pi
 from uncomp_cli.evals.tasks.facts import ADJECTIVES, NOUNS, coined_word, compound, list_items
 from uncomp_cli.evals.tasks.task import Query, Request, Sample
 
-__all__ = ["common_words_sample", "frequent_words_sample"]
-
 _COMMON = 10
 _LONG_TOKENS = 4096
 _LONG_REPEATS, _SHORT_REPEATS = (30, 3), tuple((repeats, 1) for repeats in (6, 5, 4, 3, 2))

@@ -16,8 +16,6 @@ from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks.haystack import SEPARATOR, CountTokens, Haystack, closing, paragraph_tokens
 from uncomp_cli.evals.tasks.task import JudgeName, Query, Regime, Request, Sample
 
-__all__ = ["CONTINUATION_TOKENS", "Fidelity", "Perplexity"]
-
 _QUESTION = "\n\nIn short, the text above says that"
 _NEW_TOKENS = 64
 

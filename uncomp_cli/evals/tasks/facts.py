@@ -11,25 +11,6 @@ import random
 import uuid
 from dataclasses import dataclass
 
-__all__ = [
-    "ADJECTIVES",
-    "CITIES",
-    "FIRST_NAMES",
-    "NOUNS",
-    "OBJECTS",
-    "OCCUPATIONS",
-    "Fact",
-    "coined_word",
-    "compound",
-    "digits",
-    "five_facts",
-    "list_items",
-    "magic_question",
-    "magic_sentence",
-    "surname",
-    "uuid_text",
-]
-
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())

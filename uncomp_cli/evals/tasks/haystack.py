@@ -18,8 +18,6 @@ from uncomp_cli.documents.collection import Document
 from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.errors import UsageError
 
-__all__ = ["SEPARATOR", "CountTokens", "Haystack", "closing", "opening", "paragraph_tokens"]
-
 CountTokens = Callable[[str], int]
 
 SEPARATOR = "\n\n"

@@ -18,8 +18,6 @@ from uncomp_cli.evals.tasks.haystack import SEPARATOR, CountTokens, Haystack, cl
 from uncomp_cli.evals.tasks.oracle import check_solvable
 from uncomp_cli.evals.tasks.task import Query, Request, Sample
 
-__all__ = ["CONTINUATION", "SampleMaker", "choose_sources"]
-
 CONTINUATION = "continuation"
 _QUESTION_TOKENS, _ANSWER_TOKENS = 32, 64
 LEAST_SAMPLES = 2  # one sample has no spread, and its bound would be the loss itself

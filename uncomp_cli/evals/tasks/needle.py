@@ -13,8 +13,6 @@ from uncomp_cli.evals.tasks.facts import CITIES, compound, digits, magic_questio
 from uncomp_cli.evals.tasks.haystack import CountTokens, Haystack
 from uncomp_cli.evals.tasks.task import JudgeName, Query, Regime, Request, Sample, border_at
 
-__all__ = ["DEPTHS", "Evidence", "Needle", "needle_sample"]
-
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # What is numbered, and where: nothing that a licence, a manual or a play speaks of.
 _THINGS = (

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.tasks.task import Query, Sample
 
-__all__ = ["check_solvable", "solve"]
-
 Answers = tuple[str, ...]
 
 _LAST_LIST = re.compile(r"numbered list of words[^\n]*\n([^\n]*)$")

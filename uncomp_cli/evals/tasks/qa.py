@@ -13,8 +13,6 @@ from uncomp_cli.evals.tasks.facts import CITIES, FIRST_NAMES, OBJECTS, OCCUPATIO
 from uncomp_cli.evals.tasks.haystack import SEPARATOR, opening
 from uncomp_cli.evals.tasks.task import Query, Request, Sample, Span, random_borders
 
-__all__ = ["one_hop_sample", "two_hop_sample"]
-
 _WORKS = ("Bakery", "Brewery", "Foundry", "Ironworks", "Laundry", "Mill", "Press", "Tannery", "Timberyard", "Workshop")
 _STAFF = 2  # people for each works: a works is found by its name, not by being the only one
 _FEWEST_TOKENS = 12  # that a document may have

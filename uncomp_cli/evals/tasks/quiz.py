@@ -16,8 +16,6 @@ from uncomp_cli.evals.tasks.facts import NOUNS, Fact, five_facts
 from uncomp_cli.evals.tasks.haystack import SEPARATOR, CountTokens, Haystack
 from uncomp_cli.evals.tasks.task import JudgeName, Query, Regime, Request, Sample, Span, random_borders
 
-__all__ = ["UNAIDED", "Conversation", "Multiquestion"]
-
 _ORDINARY = (
     "What is this text about?",
     "Who might want to read this text?",

@@ -20,8 +20,6 @@ from uncomp_cli.evals.tasks.haystack import CountTokens, Haystack
 from uncomp_cli.evals.tasks.qa import one_hop_sample, two_hop_sample
 from uncomp_cli.evals.tasks.task import Filler, JudgeName, Query, Regime, Request, Sample, fill, random_borders
 
-__all__ = ["NOISE", "VARIANTS", "Ruler", "retrieval_sample", "tracing_sample"]
-
 NOISE = "The kettle is warm. The road is long. The clouds are grey. On we walk. Home and out again."
 
 

@@ -17,21 +17,6 @@ from typing import Literal
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks.haystack import SEPARATOR, CountTokens, Haystack
 
-__all__ = [
-    "Filler",
-    "JudgeName",
-    "Layout",
-    "Places",
-    "Query",
-    "Regime",
-    "Request",
-    "Sample",
-    "Span",
-    "border_at",
-    "fill",
-    "random_borders",
-]
-
 Regime = Literal["aware", "agnostic"]
 """Whether the question is seen when the cache is compressed. The two are never averaged, ranked or plotted together."""
 
