@@ -23,7 +23,7 @@ from support.families import (
     tokens,
 )
 from uncomp_cli.engine.forward.attention import attend_after, attend_continued
-from uncomp_cli.engine.tokens.chunks import cut_chunks
+from uncomp_cli.engine.read.chunk import cut_chunks
 from uncomp_cli.engine.tokens.prompt import open_question
 
 CONTEXT = 150

@@ -16,9 +16,8 @@ from uncomp_cli.engine.context.context import Asked, Begun, Behind, Context
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
-from uncomp_cli.engine.write.next_token import Sampler, TextStream, stop_tokens
 from uncomp_cli.engine.write.stores import OneRow
-from uncomp_cli.engine.write.writer import Writer
+from uncomp_cli.engine.write.writer import Sampler, TextStream, Writer, stop_tokens
 
 STOP = len(BYTES)
 

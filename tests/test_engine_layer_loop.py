@@ -10,8 +10,7 @@ from torch import Tensor
 
 from support.families import FAMILIES, VOCAB, assert_same, full_plan, make_prompt, planned_for, stock_logits, tiny
 from support.oracle import DenseOracle, masked_logits
-from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.families import LOOP_FAMILIES, SUPPORTED_FAMILIES, can_thin
+from uncomp_cli.engine.forward.decoder import LOOP_FAMILIES, SUPPORTED_FAMILIES, Decoder, can_thin
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.models.shape import spec_from_config

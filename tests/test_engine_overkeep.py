@@ -24,11 +24,11 @@ from uncomp_cli.cache.view import LayerView, Scorer
 from uncomp_cli.config import CacheConfig, ScorerConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.read.chunk import cut_chunks
 from uncomp_cli.engine.read.overkeep import MARGIN_TOKENS, OverKeep
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend.allocation import Allocation, allocate
 from uncomp_cli.engine.spend.gauge import measure_layer
-from uncomp_cli.engine.tokens.chunks import cut_chunks
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.measures import parse_measure

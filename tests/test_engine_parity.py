@@ -22,9 +22,8 @@ from support.families import (
     tokens,
 )
 from uncomp_cli.engine.forward import attention
-from uncomp_cli.engine.forward.attention import AppendState
-from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.families import SUPPORTED_FAMILIES, check_keywords
+from uncomp_cli.engine.forward.attention import AppendState, check_keywords
+from uncomp_cli.engine.forward.decoder import SUPPORTED_FAMILIES, Decoder
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models.shape import spec_from_config
 

@@ -28,13 +28,12 @@ from uncomp_cli.config import Limits, ScorerConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
-from uncomp_cli.engine.read.distances import packed
+from uncomp_cli.engine.read.distances import Reach, packed
 from uncomp_cli.engine.read.overkeep import BETWEEN_CHUNKS
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.allocation import Allocation
 from uncomp_cli.engine.spend.compression import Compression, plan_compression
-from uncomp_cli.engine.spend.reach import Reach
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import DoesNotFitError, ModelError
 from uncomp_cli.models.shape import spec_from_config

@@ -13,11 +13,10 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.read.distances import PASSAGE_TOKENS, choose_passages
+from uncomp_cli.engine.read.distances import PASSAGE_TOKENS, Reach, choose_passages
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend.allocation import Allocation
 from uncomp_cli.engine.spend.compression import plan_compression
-from uncomp_cli.engine.spend.reach import Reach
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.models.extension import REPACKED, RopeChoice, RopeState, parse_rope
 

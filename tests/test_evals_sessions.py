@@ -18,7 +18,7 @@ from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.tokens.messages import Message
 from uncomp_cli.engine.tokens.prompt import count_tokens, encode
-from uncomp_cli.engine.write.next_token import stop_tokens
+from uncomp_cli.engine.write.writer import stop_tokens
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.answers import fact_line, hits, judge_evidence

@@ -90,10 +90,10 @@ def _plan(
     request: Request, prompt: "Prompt", preset: "Preset", machine: _Machine
 ) -> tuple[dict[str, Any], DoesNotFitError | None]:
     """What `prompt` would take, and the refusal when that does not fit."""
+    from uncomp_cli.engine.read.distances import Reach
     from uncomp_cli.engine.spend.allocation import scorer_config
     from uncomp_cli.engine.spend.compression import check_fits, check_length, plan_compression
     from uncomp_cli.engine.spend.memory import planned_kv_bytes
-    from uncomp_cli.engine.spend.reach import Reach
     from uncomp_cli.engine.tokens.prompt import open_question
 
     spec, weights, available = machine.spec, machine.weights_bytes, machine.free_bytes

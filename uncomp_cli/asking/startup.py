@@ -53,7 +53,7 @@ def weigh(choice: ModelChoice, path: Path) -> "tuple[ModelSpec, int, int]":
 
     Raises what loading would raise for the family and the quantization, and DoesNotFitError for too large weights.
     """
-    from uncomp_cli.engine.forward.families import check_family
+    from uncomp_cli.engine.forward.decoder import check_family
     from uncomp_cli.engine.spend.memory import free_bytes
     from uncomp_cli.models.loading import check_quantization, choose_device, footprint
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from uncomp_cli.bench.measurement import Arm, Job
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import Limits
-from uncomp_cli.engine.forward.families import check_family
+from uncomp_cli.engine.forward.decoder import check_family
 from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt, truncate

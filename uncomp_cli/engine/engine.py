@@ -26,11 +26,11 @@ from uncomp_cli.engine.context.session import Conversation
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.look.watch import Watched, watched
+from uncomp_cli.engine.read.distances import Reach
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.compression import Compression, check_length, plan_compression
 from uncomp_cli.engine.spend.memory import activation_bytes, free_bytes, reset_peak
-from uncomp_cli.engine.spend.reach import Reach
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.write.writer import Writer, free_room, rows_for
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, is_out_of_memory

@@ -21,15 +21,14 @@ from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.config import Limits
+from uncomp_cli.engine.context.allowance import Counts, TextBudget
 from uncomp_cli.engine.context.context import Account, Begun, Behind, Context
 from uncomp_cli.engine.context.recall import can_recall, put_back
-from uncomp_cli.engine.context.trim import cut_cache
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.thread import stream
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.allocation import Allocation, scorer_config
-from uncomp_cli.engine.spend.allowance import Counts, TextBudget
 from uncomp_cli.engine.spend.compression import Compression, plan_compression
 from uncomp_cli.engine.spend.memory import activation_bytes, free_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt
@@ -55,7 +54,6 @@ class Growth:
         self.decoder = decoder
         self.preset, self.note = for_any_question(preset)
         self.limits = limits or Limits()
-        self.scorer = make_scorer(scorer_config(self.preset))
         self.piece_tokens = self.limits.chunk_tokens or _PIECE_TOKENS
         self.budget = TextBudget(decoder.spec, self.preset, self.limits, self.piece_tokens)
         self._measured_live_on: int | None = None
@@ -228,23 +226,8 @@ class Growth:
         return self.budget.counts(plan, reserve=reserve, config=self.cache.config)
 
     def _cut(self, text: Tokens, counts: Counts | None, reserve: int) -> None:
-        if counts is None:
-            if len(self.spec.full_layers) == self.spec.num_layers:
-                return
-            counts = Counts([[len(text)] * self.spec.num_kv_heads] * self.spec.num_layers, 1.0)
-        least = min((min(counts.kept[layer]) for layer in self.spec.full_layers), default=0)
-        cut_cache(
-            self.cache,
-            counts.kept,
-            spec=self.spec,
-            scorer=self.scorer,
-            config=scorer_config(self.preset),
-            protected=self.budget.guarded(text, least),
-            words=text.words,
-            frequencies=rope_frequencies(self.decoder.model),
-            floor=counts.floor,
-            reserve=reserve,
-        )
+        frequencies = rope_frequencies(self.decoder.model)
+        self.budget.cut(self.cache, text, counts, frequencies=frequencies, reserve=reserve)
 
     def _outgrown(self, text: Tokens, reserve: int) -> bool:
         """Whether a policy that measures live has to measure again, because what it measured on was too short."""

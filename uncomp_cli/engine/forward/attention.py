@@ -20,10 +20,16 @@ from transformers import AttentionInterface
 from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.packs import Packs
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.engine.forward.families import check_causal, check_keywords
+from uncomp_cli.errors import ModelError
 
 ATTENTION_NAME = "uncomp"
 _BLOCK = 1024
+
+# Keywords that decoder layers pass to attention and that change nothing in it.
+_HARMLESS = frozenset(
+    {"cache_position", "dropout", "is_causal", "output_attentions", "output_hidden_states", "output_router_logits"}
+    | {"position_bias", "position_ids", "return_dict", "use_cache"}
+)
 
 OnQuery = Callable[[int, Tensor, float], None]
 """Is told (layer, queries [B, H, N, D], scaling) when a layer has been attended."""
@@ -57,6 +63,25 @@ def _attention_function(
     layer: Any = module.layer_idx  # an int, which nn.Module cannot say
     output = engine.attend(layer, query, key, value, scaling=scaling, sliding_window=sliding_window)
     return output.transpose(1, 2), None
+
+
+def check_causal(attention: object) -> None:
+    """Raise ModelError when a model's attention module looks ahead, as an encoder's does."""
+    if not getattr(attention, "is_causal", True):
+        raise ModelError(
+            "this model's attention looks in both directions, which is not supported",
+            hint="use a model that generates text, for example --model smollm2-135m",
+        )
+
+
+def check_keywords(keywords: dict[str, object]) -> None:
+    """Raise ModelError when attention is given a keyword whose meaning the engine does not honour."""
+    for name, value in keywords.items():
+        if value is not None and name not in _HARMLESS:
+            raise ModelError(
+                f"this model's attention needs '{name}', which is not supported",
+                hint="use a model without it, for example --model smollm2-135m",
+            )
 
 
 def register() -> None:

@@ -4,9 +4,13 @@
                      business. The engine's state travels through it as a keyword
     layer_by_layer   embed → for each layer: layer(hidden), then keep what the state says → norm → logits. Hidden
                      states, positions and RoPE's cosines and sines follow the tokens that stay; each keeps its own
-                     position. For families whose parity test passes (families.py), where tokens leave between layers
+                     position. For LOOP_FAMILIES, where tokens leave between layers
 
 Both ask for the logits of the wanted columns only.
+
+A family, by transformers' `model_type`, is supported when its parity test passes (tests/test_engine_parity.py). Others
+are refused by name: a model that needs a keyword we do not honour would run and be wrong. Of those that pass
+tests/test_engine_layer_loop.py too tokens may leave between layers.
 """
 
 from typing import Any, Protocol
@@ -15,10 +19,29 @@ import torch
 from torch import Tensor, nn
 
 from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AttentionState, register
-from uncomp_cli.engine.forward.families import check_family
 from uncomp_cli.engine.forward.products import Matmul, check_matmul, slice_mlps, use_product
+from uncomp_cli.errors import ModelError
 from uncomp_cli.models.rotary import fix_regime, hold_rope, regime_of
 from uncomp_cli.spec import ModelSpec
+
+SUPPORTED_FAMILIES = frozenset(
+    {"llama", "qwen2", "qwen3", "mistral", "phi3", "gemma3_text", "olmo2", "granite", "smollm3"}
+)
+LOOP_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "mistral", "olmo2", "phi3", "smollm3"})
+
+
+def check_family(model_type: str) -> None:
+    """Raise ModelError when the engine has not been proven on `model_type`."""
+    if model_type not in SUPPORTED_FAMILIES:
+        raise ModelError(
+            f"models of the family '{model_type}' are not supported",
+            hint=f"use a model of one of: {', '.join(sorted(SUPPORTED_FAMILIES))}",
+        )
+
+
+def can_thin(spec: ModelSpec) -> bool:
+    """Whether tokens may leave between layers: the family is proven, and no layer counts neighbours in a window."""
+    return spec.model_type in LOOP_FAMILIES and len(spec.full_layers) == spec.num_layers
 
 
 class ThinningState(AttentionState, Protocol):

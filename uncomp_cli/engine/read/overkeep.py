@@ -28,8 +28,8 @@ from uncomp_cli.cache.coherence import MAX_WORD_TOKENS, share_by_word
 from uncomp_cli.cache.eviction import REACH_TOKENS, choose_held
 from uncomp_cli.cache.window import agree, mix
 from uncomp_cli.config import ScorerConfig
+from uncomp_cli.engine.read.chunk import Chunk
 from uncomp_cli.engine.spend.allocation import Allocation
-from uncomp_cli.engine.tokens.chunks import Chunk
 from uncomp_cli.engine.tokens.prompt import Prompt
 
 BETWEEN_CHUNKS = 9 / 8

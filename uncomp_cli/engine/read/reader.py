@@ -26,13 +26,12 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.engine.context.context import Beside, Context
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.thread import stream
+from uncomp_cli.engine.read.chunk import Chunk, ChunkStates, cut_chunks
 from uncomp_cli.engine.read.distances import choose_passages, packed
 from uncomp_cli.engine.read.overkeep import OverKeep
 from uncomp_cli.engine.read.sieve import Sieve
-from uncomp_cli.engine.read.states import ChunkStates
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.compression import Compression
-from uncomp_cli.engine.tokens.chunks import Chunk, cut_chunks
 from uncomp_cli.errors import ModelError
 
 

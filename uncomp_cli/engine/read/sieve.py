@@ -20,7 +20,7 @@ from uncomp_cli.cache.eviction import select
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.cache.window import window_attention
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.tokens.chunks import Chunk
+from uncomp_cli.engine.read.chunk import Chunk
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.entropy import attention_entropy
 

@@ -18,12 +18,12 @@ from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.cache.view import Scorer
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, ScorerConfig
-from uncomp_cli.engine.forward.families import can_thin
+from uncomp_cli.engine.forward.decoder import can_thin
+from uncomp_cli.engine.read.distances import Reach
 from uncomp_cli.engine.read.overkeep import BETWEEN_CHUNKS, held_of_chunk, held_on_the_way
 from uncomp_cli.engine.read.sieve import LEAST_TOKENS, Sieve
 from uncomp_cli.engine.spend.allocation import MEMORY_MARGIN, Allocation, make_allocation, profile_of, scorer_config
 from uncomp_cli.engine.spend.memory import Estimate, activation_bytes, estimate, planned_kv_bytes
-from uncomp_cli.engine.spend.reach import Reach
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.numerals import format_bytes, format_decimal

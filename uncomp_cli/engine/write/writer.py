@@ -5,17 +5,27 @@
     advance   one token for every row, each by its own sampler, seed and end
 
 A weight matrix is read once a step and not once a row, which is what makes a batch faster. Every row's answer is the
-one that it has alone, up to rounding. A single row is written where it was read.
+one that it has alone, up to rounding. A single row is written where it was read. Tokens are chosen with transformers'
+own logits processors.
 """
 
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import LogitsProcessorList, PreTrainedTokenizerFast
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from uncomp_cli.cache.needs import ConstantConfig
 from uncomp_cli.config import SamplingConfig
@@ -25,7 +35,6 @@ from uncomp_cli.engine.look.watch import AnswerWatch, Tally, Watched
 from uncomp_cli.engine.records import DecodeStep, FinishReason, RunStats
 from uncomp_cli.engine.spend.memory import free_bytes, peak_bytes
 from uncomp_cli.engine.write.branches import SharedRows
-from uncomp_cli.engine.write.next_token import Sampler, TextStream, stop_tokens
 from uncomp_cli.engine.write.stores import OneRow, RowStore, StackedRows, beside
 from uncomp_cli.spec import ModelSpec
 
@@ -215,3 +224,57 @@ def rows_for(asked: Sequence[Asked], spec: ModelSpec) -> RowStore:
 def free_room(decoder: Decoder) -> int:
     """Bytes that rows may take: the memory that is free now, but for a margin."""
     return int(_MEMORY_MARGIN * free_bytes(decoder.device))
+
+
+class Sampler:
+    """Greedy or random choice with its own seeded generator; the repetition penalty looks at generated tokens."""
+
+    def __init__(self, config: SamplingConfig) -> None:
+        self._greedy = config.temperature == 0
+        self._processors = _processors(config)
+        self._generator = torch.Generator().manual_seed(config.seed)
+
+    def choose(self, logits: Tensor, generated: Tensor) -> Tensor:
+        """Next tokens int64 [B] for logits [B, vocab], given the tokens generated so far [B, T]; on the CPU."""
+        scores = self._processors(generated.to(logits.device), logits.float()) if self._processors else logits
+        if self._greedy:
+            return scores.argmax(dim=-1).cpu()
+        probabilities = scores.softmax(dim=-1).cpu()
+        return torch.multinomial(probabilities, 1, generator=self._generator)[:, 0]
+
+
+class TextStream:
+    """Turns one row's token ids into text as soon as it is whole characters."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def push(self, token_id: int) -> str:
+        """What became printable with this token; empty while a character is incomplete."""
+        return self._stream.step(self._tokenizer, token_id) or ""
+
+
+def stop_tokens(model: Any, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """The tokens that end an answer: the generation config's, the model config's and the tokenizer's."""
+    found: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    return tuple(sorted(found))
+
+
+def _processors(config: SamplingConfig) -> LogitsProcessorList:
+    """The processors that `config` switches on, in transformers' order; penalty first, filters last."""
+    chosen = []
+    if config.repetition_penalty != 1:
+        chosen.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+    if config.temperature > 0:
+        chosen.append(TemperatureLogitsWarper(config.temperature))
+        if config.top_k > 0:
+            chosen.append(TopKLogitsWarper(config.top_k))
+        if config.top_p < 1:
+            chosen.append(TopPLogitsWarper(config.top_p))
+        if config.min_p > 0:
+            chosen.append(MinPLogitsWarper(config.min_p))
+    return LogitsProcessorList(chosen)

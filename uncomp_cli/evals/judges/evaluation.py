@@ -19,7 +19,7 @@ from uncomp_cli import __version__
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.spend.allocation import profile_of
 from uncomp_cli.engine.tokens.prompt import count_tokens
-from uncomp_cli.engine.write.next_token import stop_tokens
+from uncomp_cli.engine.write.writer import stop_tokens
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.answers import judge_answers, judge_evidence

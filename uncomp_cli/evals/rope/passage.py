@@ -22,12 +22,11 @@ from uncomp_cli.cache.layer import Head
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.watch import AnswerWatch, Watched, all_heads
-from uncomp_cli.engine.read.distances import packed
+from uncomp_cli.engine.read.chunk import Chunk
+from uncomp_cli.engine.read.distances import Reach, packed
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend.compression import Compression, plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
-from uncomp_cli.engine.spend.reach import Reach
-from uncomp_cli.engine.tokens.chunks import Chunk
 from uncomp_cli.engine.tokens.prompt import Prompt, count_tokens, encode
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.evals.judges.forced_rows import MAX_LOGITS_BYTES, token_nll

@@ -20,7 +20,7 @@ from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.look.watch import HeadAt, Watched, all_heads
 from uncomp_cli.engine.spend.allocation import scorer_config
-from uncomp_cli.engine.write.next_token import stop_tokens
+from uncomp_cli.engine.write.writer import stop_tokens
 from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.judges.forced_rows import token_nll

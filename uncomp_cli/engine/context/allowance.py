@@ -1,13 +1,15 @@
-"""The budget of a text that grows: what is protected of it, and what every head keeps of the rest.
+"""The budget of a text that grows: what is protected of it, what every head keeps of the rest, and the cut to that.
 
     protected   the template and the system prompt, sinks, pins
     guarded     these, and the latest question with its answer as far as a quarter of a head's tokens holds them
 
 Pins and what is guarded take their place in the budget: they are not put on top of a preset's floor. A plan counts keys
 and values; what is allocated has positions and slack beside them. `within` takes those, and room for tokens that are
-yet to come, out of each head's count, so that allocated bytes stay within the plan's.
+yet to come, out of each head's count, so that allocated bytes stay within the plan's. A cache that is in use is cut by
+what it holds itself: keys and values alone rank it, so no question is needed and none is favoured.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,8 +18,14 @@ from torch import Tensor
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.values import Uncertainty
-from uncomp_cli.config import CacheConfig, Limits
-from uncomp_cli.engine.spend.allocation import Allocation, make_allocation
+from uncomp_cli.cache.coherence import pool
+from uncomp_cli.cache.eviction import choose_held
+from uncomp_cli.cache.layer import LayerCache
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.scorers import make_scorer
+from uncomp_cli.cache.view import LayerView, Scorer
+from uncomp_cli.config import CacheConfig, Limits, ScorerConfig
+from uncomp_cli.engine.spend.allocation import Allocation, make_allocation, scorer_config
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.spec import ModelSpec
@@ -84,6 +92,34 @@ class TextBudget:
         protected[max(self.guard_from, len(protected) - most) :] = True
         return protected
 
+    def cut(
+        self, cache: RaggedKVCache, text: Tokens, counts: Counts | None, *, frequencies: Tensor | None, reserve: int
+    ) -> None:
+        """Cut the heads of `cache` to `counts` (None: all), none of them counted out; sliding layers to their window.
+
+        Layers that hold no more than that stay as they are. Every head that is cut gets room for `reserve` tokens more.
+        """
+        spec, config, device = self.spec, scorer_config(self.preset), cache.layer(0).keys.device
+        if counts is None:
+            if len(spec.full_layers) == spec.num_layers:
+                return
+            counts = Counts([[len(text)] * spec.num_kv_heads] * spec.num_layers, 1.0)
+        scorer, words = make_scorer(config), text.words.to(device) if config.whole_words else None
+        least = min((min(counts.kept[layer]) for layer in spec.full_layers), default=0)
+        protected = self.guarded(text, least).to(device)
+        for index, window in enumerate(spec.sliding_windows):
+            layer = cache.layer(index)
+            held = [_positions(layer, i) for i in range(len(layer.lengths))]
+            most = counts.kept[index] if window is None else [window] * len(held)
+            if all(len(at) <= count for at, count in zip(held, most, strict=True)):
+                continue
+            if window is None:
+                scores = _scores(layer, held, scorer, config, index=index, length=len(text), frequencies=frequencies)
+                keep = choose_held(scores, held, most, protected=protected, words=words, floor=counts.floor)
+            else:
+                keep = [torch.arange(max(0, len(at) - window), len(at), device=at.device) for at in held]
+            cache.retain(index, keep, reserve=reserve)
+
     def _prompt(self, text: Tokens, protected: Tensor) -> Prompt:
         recent = min(self.preset.scorer.recent, len(text) - 1)
         first = len(text) - recent
@@ -129,3 +165,38 @@ def _held(room: int, reserve: int, config: CacheConfig) -> int:
     if config.slack(length) > config.min_slack:
         length = room * config.slack_divisor // (config.slack_divisor + 1)
     return length - reserve
+
+
+def _positions(layer: LayerCache, index: int) -> Tensor:
+    before, tail = layer.quantized[index], layer.tail(index)[2]
+    return tail if before is None else torch.cat([before.positions, tail])
+
+
+def _scores(
+    layer: LayerCache,
+    held: Sequence[Tensor],
+    scorer: Scorer,
+    config: ScorerConfig,
+    *,
+    index: int,
+    length: int,
+    frequencies: Tensor | None,
+) -> Tensor:
+    """Pooled scores by position [G, length], 0 where a head has nothing."""
+    dense = torch.zeros(len(held), length, device=held[0].device)
+    for head, positions in enumerate(held):
+        keys, values, _ = layer.head(head)
+        at = positions.long()
+        view = LayerView(
+            layer=index,
+            queries=keys[None, :0],
+            keys=keys[None],
+            values=values[None],
+            branches=(),
+            scaling=1.0,
+            frequencies=frequencies,
+            key_positions=at[None],
+            first_head=head,
+        )
+        dense[head, at] = pool(scorer.score(view), kind=config.pooling, width=config.width)[0]
+    return dense
