@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from uncomp_cli.errors import UsageError
+from uncomp_cli.schema import read
 from uncomp_cli.uncertainty.risk import SIGNALS, RiskBin, RiskCurve, auroc, auroc_interval, wilson_interval
 
 CURVE = RiskCurve(
@@ -70,10 +71,8 @@ def test_every_value_has_a_bin() -> None:
 
 def test_a_curve_survives_json() -> None:
     plain = json.loads(json.dumps(asdict(CURVE)))
-    assert RiskCurve.from_plain(plain) == CURVE
-    assert RiskCurve.from_plain({key: value for key, value in plain.items() if key != "rope"}) == replace(
-        CURVE, rope=""
-    )
+    assert read(RiskCurve, plain) == CURVE
+    assert read(RiskCurve, {key: value for key, value in plain.items() if key != "rope"}) == replace(CURVE, rope="")
 
 
 @pytest.mark.parametrize(
@@ -82,34 +81,34 @@ def test_a_curve_survives_json() -> None:
         ({"signal": "entropy"}, "risk signal 'entropy'"),
         ({"heads": []}, "watches the heads"),
         ({"heads": [[1, -1]]}, "watches the heads"),
-        ({"heads": [[1, 0.5]]}, "0.5 is no whole number"),
-        ({"heads": [[1]]}, "of another form"),
+        ({"heads": [[1, 0.5]]}, "heads[0][1] is 0.5"),
+        ({"heads": [[1]]}, "heads[0] is [1]"),
         ({"band": [0.3, 0.1]}, "band is 0.3 to 0.1"),
-        ({"band": [0.3]}, "of another form"),
+        ({"band": [0.3]}, "band is [0.3]"),
         ({"auroc": 0.5}, "AUROC is 0.5"),
-        ({"auroc": "high"}, "'auroc' of a risk curve is 'high'"),
+        ({"auroc": "high"}, 'auroc is "high"'),
         ({"bins": []}, "bins do not rise"),
         ({"bins": [asdict(CURVE.bins[1]), asdict(CURVE.bins[0])]}, "bins do not rise"),
-        ({"bins": [{**asdict(CURVE.bins[0]), "rate": 1}]}, "unknown key 'rate'"),
-        ({"bins": [3]}, "a risk bin is 3"),
+        ({"bins": [{**asdict(CURVE.bins[0]), "rate": 1}]}, "bins[0].rate is an unknown key"),
+        ({"bins": [3]}, "bins[0] is 3"),
         ({"bins": [{**asdict(CURVE.bins[0]), "error_rate": 1.5}]}, "error rate 1.5"),
         ({"bins": [{**asdict(CURVE.bins[0]), "samples": 0}]}, "has 0 samples"),
         ({"samples": 21}, "do not hold its 21 samples"),
-        ({"samples": 20.0}, "'samples' of a risk curve is 20.0"),
-        ({"aurok": 1}, "unknown key 'aurok'"),
+        ({"samples": 20.0}, "samples is 20.0"),
+        ({"aurok": 1}, "aurok is an unknown key"),
     ],
 )
 def test_what_is_no_curve_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as refusal:
-        RiskCurve.from_plain({**asdict(CURVE), **change})
+        read(RiskCurve, {**asdict(CURVE), **change})
     assert message in refusal.value.message
     assert refusal.value.hint
 
 
 def test_a_key_that_lacks_is_named() -> None:
     plain = {key: value for key, value in asdict(CURVE).items() if key != "band"}
-    with pytest.raises(UsageError, match="lacks 'band'"):
-        RiskCurve.from_plain(plain)
+    with pytest.raises(UsageError, match="band is missing"):
+        read(RiskCurve, plain)
 
 
 def test_signals_are_named_once() -> None:

@@ -3,8 +3,8 @@
 Shipped ones lie in the package (in a checkout: `presets/`), the user's own in the user's data directory and win over
 shipped ones of the same name. A preset that was calibrated names its profile, PROFILE.safetensors in the same folder,
 and has the measured loss of several budgets (loss_curve.py) and the error rates that a signal of uncertainty stood for
-(uncertainty/risk.py). A key that is not known is an error (preset_file.py). Keys that were added later may be missing,
-so older files are still of this schema version.
+(uncertainty/risk.py). A key that is not known is an error: a typing mistake must not change a result (schema.py). Keys
+that were added later may be missing, so older files are still of this schema version.
 """
 
 import difflib
@@ -20,11 +20,11 @@ from platformdirs import user_data_path
 from uncomp_cli.budget.amount import FULL_BUDGET, Budget
 from uncomp_cli.budget.loss_curve import QualityPoint, parse_loss, smallest_budget
 from uncomp_cli.budget.policies import make_policy
-from uncomp_cli.budget.preset_file import check_keys, file_keys, parse_object
 from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
 from uncomp_cli.files import replace_file
+from uncomp_cli.schema import inside, load_object, read, take_version, text
 from uncomp_cli.uncertainty.risk import RiskCurve
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Preset:
 
     name: str
     description: str
-    budget: Budget
+    budget: Budget = field(metadata={"read": text})
     policy: str
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     floor_tokens: int = 0
@@ -106,16 +106,15 @@ class Preset:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data as in the file."""
-        data = {key: value for key, value in self.to_plain().items() if key in file_keys(Preset)}
+        data = self.to_plain()
+        del data["folder"]
         return {"schema_version": SCHEMA_VERSION, **data}
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_plain`, also after JSON."""
-        scorer = ScorerConfig(**data.get("scorer", {}))
-        quality = tuple(QualityPoint(**point) for point in data.get("quality", ()))
-        risk = None if data.get("risk") is None else RiskCurve.from_plain(data["risk"])
-        return cls(**{**data, "scorer": scorer, "quality": quality, "risk": risk})
+        """The inverse of `to_plain`, also after JSON; raises UsageError for keys and values of another kind."""
+        folder = {"folder": data["folder"]} if "folder" in data else {}
+        return replace(read(cls, {key: value for key, value in data.items() if key != "folder"}), **folder)
 
 
 def preset(
@@ -314,10 +313,9 @@ def _is_stem(text: str) -> bool:
 def _named_profiles(path: Path) -> set[str] | None:
     """The profile that a preset file names, whatever else is in it; None when that cannot be read."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        profile = load_object(path).get("profile")
+    except UsageError:
         return None
-    profile = data.get("profile") if isinstance(data, dict) else None
     return {profile} if isinstance(profile, str) and _is_stem(profile) else set()
 
 
@@ -343,26 +341,14 @@ def _check_profile(preset: Preset) -> None:
 
 
 def _read(path: Path) -> Preset:
-    data = parse_object(path)
-    version = data.pop("schema_version", None)
-    if type(version) is not int or version != SCHEMA_VERSION:
-        newer = type(version) is int and version > SCHEMA_VERSION
-        raise UsageError(
-            f"preset file {path} has schema version {version}, this uncomp reads {SCHEMA_VERSION}",
-            hint="update uncomp" if newer else f'write the preset again, with "schema_version": {SCHEMA_VERSION}',
-        )
-    check_keys(data, Preset, path)
-    check_keys(data.get("scorer", {}), ScorerConfig, path)
-    for point in data.get("quality", []):
-        check_keys(point, QualityPoint, path)
-    if data["name"] != path.stem:
-        raise UsageError(
-            f"preset file {path} is named '{path.stem}', the preset in it '{data['name']}'",
-            hint=f'rename the file to {data["name"]}.json, or write "name": "{path.stem}" in it',
-        )
-    try:
-        preset = Preset.from_plain({**data, "folder": str(path.absolute().parent)})
+    with inside(f"preset file {path}"):
+        data = load_object(path)
+        take_version(data, SCHEMA_VERSION, again=f'write the preset again, with "schema_version": {SCHEMA_VERSION}')
+        preset = replace(read(Preset, data), folder=str(path.absolute().parent))
+        if preset.name != path.stem:
+            raise UsageError(
+                f"it is named '{path.stem}', the preset in it '{preset.name}'",
+                hint=f'rename the file to {preset.name}.json, or write "name": "{path.stem}" in it',
+            )
         _check_profile(preset)
-    except UsageError as error:
-        raise UsageError(f"preset file {path}: {error.message}", hint=error.hint) from error
     return preset

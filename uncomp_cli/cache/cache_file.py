@@ -26,7 +26,6 @@ from torch import Tensor
 from uncomp_cli.cache.header import (
     METADATA_KEY,
     NO_HASH,
-    SCHEMA_VERSION,
     TEMPORARY_PREFIX,
     Manifest,
     find_damage,
@@ -94,7 +93,6 @@ def save_cache(
     """
     parts = _all_parts(cache, tensors)
     manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
         sha256=NO_HASH,
         num_layers=len(cache.layers),
         num_rows=cache.num_rows,

@@ -8,12 +8,12 @@ nothing in it can change unseen: names, shapes, what was saved of which document
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.schema import Among, Count, Some, inside, parse_object, read, take_version
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "uncomp_cache"
@@ -21,10 +21,15 @@ NO_HASH = "0" * 64
 TEMPORARY_PREFIX = ".saving-"
 """Of files that are being written; the id of the process that does so follows."""
 
+_AGAIN = "remove it and save it again: uncomp ask --save-cache NAME"
 _COUNT_BYTES = 8
-_MOST_HEADER_BYTES = 100 * 2**20
-"""The safetensors library refuses longer headers too."""
+_MOST_HEADER_BYTES = 16 * 2**20
 _BLOCK_BYTES = 2**20
+
+
+def _is_hash(value: str, place: str) -> None:
+    if len(value) != len(NO_HASH):
+        raise UsageError(f"{place} is {value!r}", hint="it must be a hash of 64 letters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +40,18 @@ class Manifest:
     so that its place in the file is known.
     """
 
-    schema_version: int
-    sha256: str
-    num_layers: int
-    num_rows: int
-    num_kv_heads: int
-    kv_bits: int
-    dtype: str
-    tensor_bytes: int
+    sha256: Annotated[str, _is_hash]
+    num_layers: Some
+    num_rows: Some
+    num_kv_heads: Some
+    kv_bits: Annotated[int, Among((16, 8, 4))]
+    dtype: Annotated[str, Among(("float32", "bfloat16", "float16", "float64"))]
+    tensor_bytes: Count
     record: dict[str, Any]
 
     def to_json(self) -> str:
         """The manifest as one JSON text."""
-        return json.dumps(asdict(self), allow_nan=False)
+        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, allow_nan=False)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -97,32 +101,10 @@ def _read_header(file: BinaryIO) -> bytes:
 def _parse(header: bytes, path: Path) -> Manifest:
     """The manifest in a header; its version decides before anything else is looked at."""
     try:
-        metadata = json.loads(header)["__metadata__"]
-        data = json.loads(metadata[METADATA_KEY])
-        version = data["schema_version"]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        data = parse_object(parse_object(header)["__metadata__"][METADATA_KEY])
+    except (KeyError, TypeError, UsageError) as error:
         raise UncompError(f"{path.name} is no saved cache, or its beginning is damaged", hint=_AGAIN) from error
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        message = f"cache {path.name} has schema version {version}, this uncomp reads {SCHEMA_VERSION}"
-        raise UsageError(message, hint="update uncomp, or save it again")
-    return _build(data, path)
-
-
-_AGAIN = "remove it and save it again: uncomp ask --save-cache NAME"
-
-
-def _build(data: Mapping[str, Any], path: Path) -> Manifest:
-    """The manifest from JSON data with exactly its keys and types."""
-    types = {item.name: item.type for item in fields(Manifest)}
-    wrong = set(types) ^ set(data) or {key for key, kind in types.items() if not _has_type(data[key], kind)}
-    if wrong or len(data["sha256"]) != len(NO_HASH) or data["tensor_bytes"] < 0:
-        raise UncompError(f"the manifest of {path.name} is damaged{_named(wrong)}", hint=_AGAIN)
-    return Manifest(**data)
-
-
-def _has_type(value: object, kind: Any) -> bool:
-    return isinstance(value, getattr(kind, "__origin__", kind)) and not isinstance(value, bool)
-
-
-def _named(keys: set[str]) -> str:
-    return f": {', '.join(sorted(keys))}" if keys else ""
+    with inside(f"cache {path.name}"):
+        take_version(data, SCHEMA_VERSION, again=_AGAIN)
+    with inside(f"the manifest of {path.name} is damaged", hint=_AGAIN, kind=UncompError):
+        return read(Manifest, data)

@@ -11,8 +11,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from uncomp_cli.errors import ModelError
+from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.files import write_whole
+from uncomp_cli.schema import load_object, read, value_of
 
 MANIFEST = "uncomp.json"
 HASH_LENGTH = 64
@@ -39,8 +40,8 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 def read_manifest(directory: Path) -> Manifest | None:
     """The note in `directory`, or None when there is none that can be read."""
     try:
-        return Manifest(**json.loads((directory / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return read(Manifest, load_object(directory / MANIFEST))
+    except UsageError:
         return None
 
 
@@ -104,10 +105,10 @@ def remembered_sha256(path: Path, memo: Path | None) -> str:
 def read_memo(memo: Path) -> dict[str, str]:
     """The remembered hashes; none when the file is missing or damaged."""
     try:
-        known = json.loads(memo.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known: dict[str, str] = value_of(dict[str, str], load_object(memo), "")
+    except UsageError:
         return {}
-    return known if isinstance(known, dict) else {}
+    return known
 
 
 def write_memo(memo: Path, known: dict[str, str]) -> None:

@@ -19,11 +19,13 @@ from platformdirs import user_data_path
 
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.files import remove_leftovers, write_whole
+from uncomp_cli.schema import inside, load_bytes
 from uncomp_cli.sessions.transcript import Transcript
 
 SUFFIX = ".json"
 LOCKS = ".locks"
 LONGEST_NAME = 100
+_MOST_BYTES = 64 * 2**20
 _MARKS = set("._-")
 
 
@@ -36,7 +38,7 @@ class SessionFile:
 
     def load(self) -> Transcript | None:
         """What was saved last, or None for a new session. Raises UsageError for a file that is no session."""
-        return _read(self.path) if self.path.exists() else None
+        return load_transcript(self.path) if self.path.exists() else None
 
     def save(self, transcript: Transcript) -> Transcript:
         """Put `transcript` in the session's place, with the time; returns it as it was written.
@@ -90,7 +92,7 @@ def read_session(name: str) -> Transcript:
         near = difflib.get_close_matches(name, session_names(), n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"sessions lie in {path.parent}"
         raise UsageError(f"there is no session '{name}'", hint=hint)
-    return _read(path)
+    return load_transcript(path)
 
 
 def session_names() -> list[str]:
@@ -120,14 +122,10 @@ def _is_name(name: str) -> bool:
     return all(letter.isalnum() or letter in _MARKS for letter in name) and not name.endswith((".", SUFFIX))
 
 
-def _read(path: Path) -> Transcript:
-    try:
-        return Transcript.from_json(path.read_bytes())
-    except UsageError as error:
-        raise UsageError(f"session file {path}: {error.message}", hint=error.hint) from error
-    except OSError as error:
-        message = f"session file {path} cannot be read: {error.strerror or error}"
-        raise UsageError(message, hint="check its permissions, or name another session") from error
+def load_transcript(path: Path) -> Transcript:
+    """The session in a file of any folder. Raises UsageError for a file that is no session."""
+    with inside(f"session file {path}"):
+        return Transcript.from_json(load_bytes(path, most_bytes=_MOST_BYTES))
 
 
 def _describe(holder: Path) -> str:

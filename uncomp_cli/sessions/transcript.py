@@ -7,19 +7,18 @@ As Markdown, to be read, it has of documents their names, not their texts.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, Literal, Self
 
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_count
-from uncomp_cli.sessions.checked_json import list_of, object_of, parse_object, scalar, text, text_or_null, truth, whole
+from uncomp_cli.schema import Count, parse_object, read, shown, take_version, text, value_of
 
 SCHEMA_VERSION = 1
 
-_SAMPLING = {item.name: type(item.default) for item in fields(SamplingConfig)}
 _ROLES = ("user", "assistant")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -30,17 +29,17 @@ class Attachment:
 
     path: str
     sha256: str
-    first_char: int
-    last_char: int
+    first_char: Count
+    last_char: Count
 
 
 @dataclass(frozen=True, slots=True)
 class Pin:
     """What is never evicted: `entries[entry].text[first_char:last_char]`; `label` is what the user called it."""
 
-    entry: int
-    first_char: int
-    last_char: int
+    entry: Count
+    first_char: Count
+    last_char: Count
     label: str
 
 
@@ -54,7 +53,7 @@ class Entry:
     role: Literal["user", "assistant"]
     text: str
     parts: tuple[str, ...] = ()
-    ids: tuple[int, ...] | None = None
+    ids: tuple[Count, ...] | None = None
     interrupted: bool = False
     attachments: tuple[Attachment, ...] = ()
 
@@ -70,6 +69,34 @@ class Entry:
         return self.parts[-1] if self.attachments and len(self.parts) > 1 else self.text
 
 
+def _read_entries(data: Any, place: str) -> tuple[Entry, ...]:
+    """An entry has either `text` or `parts`, so that the two cannot differ."""
+    places = (f"{place}[{index}]" for index in range(len(value_of(list[Any], data, place))))
+    return tuple(read(Entry, _with_text(item, at), at) for item, at in zip(data, places, strict=True))
+
+
+def _with_text(data: Any, place: str) -> Any:
+    if not isinstance(data, dict) or "parts" not in data:
+        return data
+    if "text" in data:
+        raise UsageError(f"{place} has both text and parts", hint="keep one of them")
+    return {**data, "text": "".join(value_of(tuple[str, ...], data["parts"], f"{place}.parts"))}
+
+
+def _read_sampling(data: Any, place: str) -> dict[str, Any]:
+    sampling = read(SamplingConfig, data, place)
+    return {key: getattr(sampling, key) for key in data}
+
+
+def _read_moment(data: Any, place: str) -> str:
+    moment = text(data, place)
+    try:
+        return moment and datetime.fromisoformat(moment).isoformat()
+    except ValueError as error:
+        hint = "it must be a time such as 2026-01-31T12:00:00+00:00"
+        raise UsageError(f"{place} is {shown(moment)}", hint=hint) from error
+
+
 @dataclass(frozen=True, slots=True)
 class Transcript:
     """A session. `budget` is in the user's own unit (None: the preset's), `sampling` has SamplingConfig's fields.
@@ -82,21 +109,18 @@ class Transcript:
     preset: str
     budget: str | None = None
     system: str | None = None
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[Entry, ...] = field(default=(), metadata={"read": _read_entries})
     pins: tuple[Pin, ...] = ()
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    created: str = ""
-    updated: str = ""
+    sampling: Mapping[str, Any] = field(default_factory=dict, metadata={"read": _read_sampling})
+    created: str = field(default="", metadata={"read": _read_moment})
+    updated: str = field(default="", metadata={"read": _read_moment})
 
     def __post_init__(self) -> None:
-        for place, said in (
-            ("system", self.system or ""),
-            *((f"entries[{i}]", e.text) for i, e in enumerate(self.entries)),
-        ):
-            if _LONE_SURROGATE.search(said):  # no tokenizer takes it
-                raise UsageError(
-                    f"{place} has half a character in its text", hint="mend the place, or move the file away"
-                )
+        said = {"system": self.system or "", **{f"entries[{i}]": each.text for i, each in enumerate(self.entries)}}
+        for place, words in said.items():
+            if _LONE_SURROGATE.search(words):  # no tokenizer takes it
+                hint = "mend the place, or move the file away"
+                raise UsageError(f"{place} has half a character in its text", hint=hint)
         for index, entry in enumerate(self.entries):
             if entry.role != _ROLES[index % 2]:
                 hint = "user and assistant take turns, and the user begins"
@@ -136,93 +160,8 @@ class Transcript:
     def from_json(cls, source: str | bytes) -> Self:
         """The inverse; raises UsageError that names the key and the value that cannot be used."""
         data = parse_object(source)
-        version = data.pop("schema_version", None)
-        if type(version) is not int or version != SCHEMA_VERSION:
-            newer = type(version) is int and version > SCHEMA_VERSION
-            hint = "update uncomp" if newer else f'write "schema_version": {SCHEMA_VERSION} if it is a session'
-            raise UsageError(f"schema_version is {version!r}, this uncomp reads {SCHEMA_VERSION}", hint=hint)
-        return cls(**_read_object(data, "", cls))
-
-
-def _read_attachment(data: Any, place: str) -> Attachment:
-    return Attachment(**_read_object(data, place, Attachment))
-
-
-def _read_pin(data: Any, place: str) -> Pin:
-    return Pin(**_read_object(data, place, Pin))
-
-
-def _read_entry(data: Any, place: str) -> Entry:
-    """An entry has either `text` or `parts`, so that the two cannot differ."""
-    if isinstance(data, dict) and "parts" in data:
-        if "text" in data:
-            raise UsageError(f"{place} has both text and parts", hint="keep one of them")
-        data = {**data, "text": "".join(list_of(data["parts"], f"{place}.parts", text))}
-    found = _read_object(data, place, Entry)
-    try:
-        return Entry(**found)
-    except UsageError as error:
-        raise UsageError(f"{place}: {error.message}", hint=error.hint) from error
-
-
-def _read_role(data: Any, place: str) -> str:
-    if data not in _ROLES:
-        raise UsageError(f"{place} is {data!r}", hint=f"it must be {' or '.join(_ROLES)}")
-    return text(data, place)
-
-
-def _read_ids(data: Any, place: str) -> tuple[int, ...] | None:
-    return None if data is None else list_of(data, place, whole)
-
-
-def _read_sampling(data: Any, place: str) -> dict[str, Any]:
-    found = object_of(data, place, _SAMPLING, ())
-    numbers: dict[str, Any] = {key: scalar(value, f"{place}.{key}", _SAMPLING[key]) for key, value in found.items()}
-    SamplingConfig(**numbers)
-    return numbers
-
-
-def _read_moment(data: Any, place: str) -> str:
-    moment = text(data, place)
-    try:
-        return moment and datetime.fromisoformat(moment).isoformat()
-    except ValueError as error:
-        raise UsageError(
-            f"{place} is '{moment}'", hint="it must be a time such as 2026-01-31T12:00:00+00:00"
-        ) from error
-
-
-_READERS: dict[type, dict[str, Callable[[Any, str], Any]]] = {
-    Attachment: {"path": text, "sha256": text, "first_char": whole, "last_char": whole},
-    Pin: {"entry": whole, "first_char": whole, "last_char": whole, "label": text},
-    Entry: {
-        "role": _read_role,
-        "text": text,
-        "parts": lambda data, place: list_of(data, place, text),
-        "ids": _read_ids,
-        "interrupted": truth,
-        "attachments": lambda data, place: list_of(data, place, _read_attachment),
-    },
-    Transcript: {
-        "model": text,
-        "preset": text,
-        "budget": text_or_null,
-        "system": text_or_null,
-        "entries": lambda data, place: list_of(data, place, _read_entry),
-        "pins": lambda data, place: list_of(data, place, _read_pin),
-        "sampling": _read_sampling,
-        "created": _read_moment,
-        "updated": _read_moment,
-    },
-}
-
-
-def _read_object(data: Any, place: str, target: Any) -> dict[str, Any]:
-    """The arguments for the dataclass `target`; what has a default may be missing."""
-    readers = _READERS[target]
-    required = [f.name for f in fields(target) if f.default is MISSING and f.default_factory is MISSING]
-    found = object_of(data, place, readers, required)
-    return {key: readers[key](value, f"{place}.{key}" if place else key) for key, value in found.items()}
+        take_version(data, SCHEMA_VERSION, again=f'write "schema_version": {SCHEMA_VERSION} if it is a session')
+        return read(cls, data)
 
 
 def _check_range(part: Attachment | Pin, whole_text: str, where: str) -> None:

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_origin, get_type_hints
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,13 +22,13 @@ from torch import Tensor
 
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.files import write_whole
+from uncomp_cli.schema import inside, parse_object, read, take_version
 from uncomp_cli.uncertainty.measures import canonical_keys, parse_measure
 
 SCHEMA_VERSION = 1
 _METADATA = "uncomp_profile"
 # Says nothing about how the values were measured: profiles that differ in it alone can be merged.
 _DATE = "created"
-_T = TypeVar("_T")
 _AGAIN = "measure it again: uncomp calibrate -m MODEL"
 
 
@@ -205,16 +205,9 @@ def load_profile(path: Path) -> UncertaintyProfile:
     if not target.is_file():
         raise UsageError(f"profile {target} does not exist", hint="make it: uncomp calibrate -m MODEL -o NAME")
     metadata, values = _read(target)
-    try:
+    with inside(f"profile {target}"):
         record = _parse_record(metadata)
-        profile = UncertaintyProfile(
-            fingerprint=_build(ModelFingerprint, record.fingerprint, "fingerprint"),
-            samples=tuple(_build(SampleInfo, sample, "sample") for sample in record.samples),
-            values=values,
-            parameters=record.parameters,
-        )
-    except UsageError as error:
-        raise UsageError(f"profile {target}: {error.message}", hint=error.hint) from error
+        profile = UncertaintyProfile(record.fingerprint, record.samples, values, record.parameters)
     if record.sha256 != _checksum(profile):
         raise UsageError(f"profile {target} is damaged: its checksum is not that of its contents", hint=_AGAIN)
     return profile
@@ -222,11 +215,10 @@ def load_profile(path: Path) -> UncertaintyProfile:
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """What the file says beside its tensors, as JSON data."""
+    """What the file says beside its tensors."""
 
-    schema_version: int
-    fingerprint: dict[str, Any]
-    samples: list[Any]
+    fingerprint: ModelFingerprint
+    samples: tuple[SampleInfo, ...]
     parameters: dict[str, Any]
     sha256: str
 
@@ -262,30 +254,11 @@ def _checksum(profile: UncertaintyProfile) -> str:
 
 def _parse_record(metadata: Mapping[str, str]) -> _Record:
     """The JSON record; its version decides before anything else is looked at."""
-    try:
-        data = json.loads(metadata[_METADATA])
-    except (KeyError, ValueError, RecursionError) as error:
-        raise UsageError("this is no uncertainty profile", hint="name a file of uncomp calibrate") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        mend = "update uncomp" if isinstance(version, int) and version > SCHEMA_VERSION else _AGAIN
-        raise UsageError(f"it has schema version {version}, this uncomp reads {SCHEMA_VERSION}", hint=mend)
-    return _build(_Record, data, "record")
-
-
-def _build(kind: type[_T], data: Any, what: str) -> _T:
-    """The dataclass `kind`, made from JSON data with exactly its keys and types."""
-    types = get_type_hints(kind)
-    if not isinstance(data, dict):
-        raise UsageError(f"its {what} is {data!r}", hint=_AGAIN)
-    unknown, missing = sorted(set(data) - set(types)), sorted(set(types) - set(data))
-    if unknown or missing:
-        fault = f"has the unknown key '{unknown[0]}'" if unknown else f"lacks '{missing[0]}'"
-        raise UsageError(f"its {what} {fault}", hint=f"known keys: {', '.join(types)}; update uncomp, or {_AGAIN}")
-    for key, value in data.items():
-        if type(value) is not (get_origin(types[key]) or types[key]):
-            raise UsageError(f"'{key}' of its {what} is {value!r}", hint=_AGAIN)
-    return kind(**data)
+    with inside("this is no uncertainty profile", hint="name a file of uncomp calibrate"):
+        data = parse_object(metadata.get(_METADATA, ""))
+    take_version(data, SCHEMA_VERSION, again=_AGAIN)
+    with inside("its record", hint=_AGAIN):
+        return read(_Record, data)
 
 
 def _shown(parameters: Mapping[str, Any], key: str) -> str:

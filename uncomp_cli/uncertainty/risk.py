@@ -11,9 +11,8 @@ question, its lengths. Signals are made so that higher is more uncertain. Nothin
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from uncomp_cli.errors import UsageError
 
@@ -102,25 +101,6 @@ class RiskCurve:
         """The bin of this signal; beyond the bins the outermost one, between two the nearer one."""
         return min(self.bins, key=lambda one: max(one.lower - value, value - one.upper, 0.0))
 
-    @classmethod
-    def from_plain(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of dataclasses.asdict, also after JSON; raises UsageError for keys and values of another kind."""
-        _check(data, cls, "risk curve")
-        for one in data["bins"]:
-            _check(one, RiskBin, "risk bin")
-        try:
-            return cls(
-                **{
-                    **data,
-                    "heads": tuple((_count(layer), _count(head)) for layer, head in data["heads"]),
-                    "band": (float(data["band"][0]), float(data["band"][1])),
-                    "bins": tuple(RiskBin(**one) for one in data["bins"]),
-                    "tokens": tuple(map(_count, data["tokens"])),
-                }
-            )
-        except (TypeError, ValueError, IndexError) as error:
-            raise UsageError(f"the risk curve is of another form: {error}", hint=_AGAIN) from error
-
 
 def auroc(values: Sequence[float], wrong: Sequence[bool]) -> float:
     """The chance that a wrong answer's value is above a right one's, ties counting half; in O(n log n).
@@ -176,28 +156,3 @@ def wilson_interval(hits: int, total: int) -> tuple[float, float]:
     centre = (hits + _Z**2 / 2) / (total + _Z**2)
     half = _Z / (total + _Z**2) * math.sqrt(hits * (total - hits) / total + _Z**2 / 4)
     return max(0.0, min(hits / total, centre - half)), min(1.0, max(hits / total, centre + half))
-
-
-def _check(data: Any, target: type, what: str) -> None:
-    """Raise UsageError unless `data` has the keys of the dataclass `target`, and numbers where it has numbers."""
-    if not isinstance(data, Mapping):
-        raise UsageError(f"a {what} is {data!r}", hint=f"it must be an object; {_AGAIN}")
-    kinds = {item.name: item.type for item in fields(target)}
-    needed = {item.name for item in fields(target) if item.default is MISSING}
-    unknown, missing = sorted(set(data) - set(kinds)), sorted(needed - set(data))
-    if unknown or missing:
-        fault = f"has the unknown key '{unknown[0]}'" if unknown else f"lacks '{missing[0]}'"
-        raise UsageError(f"a {what} {fault}", hint=f"its keys: {', '.join(kinds)}; {_AGAIN}")
-    for key, value in data.items():
-        allowed = _KINDS.get(kinds[key], (list, tuple))
-        if type(value) not in allowed:
-            raise UsageError(f"'{key}' of a {what} is {value!r}", hint=_AGAIN)
-
-
-_KINDS: dict[Any, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,)}
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int:
-        raise ValueError(f"{value!r} is no whole number")
-    return value

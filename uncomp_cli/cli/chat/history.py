@@ -10,7 +10,7 @@ from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.documents.collection import DocumentSet, read_documents
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.numerals import format_bytes, format_count
-from uncomp_cli.sessions.folder import read_session
+from uncomp_cli.sessions.folder import load_transcript, read_session
 from uncomp_cli.sessions.transcript import Entry, Transcript
 from uncomp_cli.ui.blocks import edit_text
 from uncomp_cli.ui.console import Terminal
@@ -170,13 +170,7 @@ def _read(argument: str) -> Transcript:
     path = _file_named(argument, "/load")
     if path.suffix.lower() != ".json":
         raise UsageError(f"{path} is no .json file", hint="/save FILE.json writes what /load reads")
-    try:
-        return Transcript.from_json(path.read_bytes())
-    except OSError as error:
-        message = f"{path} cannot be read: {error.strerror or error}"
-        raise UsageError(message, hint="check the path: /load FILE.json") from error
-    except UsageError as error:
-        raise UsageError(f"{path}: {error.message}", hint=error.hint) from error
+    return load_transcript(path)
 
 
 def _file_named(argument: str, command: str) -> Path:
