@@ -12,8 +12,7 @@ from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.context import Asked
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.records import DecodeStep, RunStats
-from uncomp_cli.engine.write.branches import SharedRows
-from uncomp_cli.engine.write.stores import OneRow, StackedRows
+from uncomp_cli.engine.write.stores import OneRow, SharedRows, StackedRows
 from uncomp_cli.engine.write.writer import Writer
 
 Answer = tuple[tuple[int, ...], RunStats]

@@ -10,8 +10,7 @@ from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.context import Asked
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.tokens.prompt import chat_prompt
-from uncomp_cli.engine.write.branches import SharedRows
-from uncomp_cli.engine.write.stores import RowStore, StackedRows
+from uncomp_cli.engine.write.stores import RowStore, SharedRows, StackedRows
 from uncomp_cli.models.runnable import LoadedModel
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]

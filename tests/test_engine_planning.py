@@ -127,9 +127,17 @@ def test_a_chunk_leaves_the_budget_half_of_a_cap(share: float, chunk: int) -> No
     """The longest that does: what a longer chunk holds on the way is taken from what is kept."""
     prompt = prompt_of(context=20_000)
     cap = int(share * full_bytes(prompt))
-    compression = planned(preset_of("60%"), prompt, kv_bytes=cap)
+    compression = planned(preset_of("60%", "uncertain:by=entropy"), prompt, kv_bytes=cap)  # its layers wait
     assert compression.chunk_tokens == chunk
     assert 0.5 * cap <= compression.allocation.plan.entries * SPEC.kv_bytes_per_entry < cap
+
+
+@pytest.mark.parametrize("policy", ["uniform", "adaptive"])
+def test_a_chunk_takes_nothing_from_a_cap_where_each_layer_is_cut_at_once(policy: str) -> None:
+    prompt = prompt_of(context=3000)
+    cap = int(0.3 * full_bytes(prompt))
+    for chunk in (500, 2000):
+        assert 0.85 * cap < most_held(planned(preset_of("60%", policy), prompt, kv_bytes=cap, chunk=chunk)) <= cap
 
 
 @pytest.mark.parametrize("bits", [16, 8])

@@ -52,16 +52,6 @@ class ThinningState(AttentionState, Protocol):
         ...
 
 
-class _CausalModel(Protocol):
-    """The part of a transformers causal language model that is used."""
-
-    device: torch.device
-
-    def __call__(self, **keywords: object) -> Any: ...
-
-    def set_attn_implementation(self, name: str) -> None: ...
-
-
 class Decoder:
     """Runs a supported model's forward with the engine's attention.
 
@@ -72,18 +62,17 @@ class Decoder:
     over the same model.
     """
 
-    def __init__(self, model: _CausalModel, spec: ModelSpec, *, matmul: Matmul = "float32") -> None:
+    def __init__(self, model: Any, spec: ModelSpec, *, matmul: Matmul = "float32") -> None:
         check_family(spec.model_type)
         register()
         model.set_attn_implementation(ATTENTION_NAME)
         self.model = model
         self.spec = spec
-        if isinstance(model, torch.nn.Module):
-            check_matmul(matmul, model)
-            use_product(model, matmul)
-            hold_rope(model)
-            if not self.rows_interact:
-                slice_mlps(model)
+        check_matmul(matmul, model)
+        use_product(model, matmul)
+        hold_rope(model)
+        if not self.rows_interact:
+            slice_mlps(model)
 
     @property
     def rows_interact(self) -> bool:
@@ -93,7 +82,8 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         """Where the model's inputs go."""
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     def fix_regime(self, tokens: int | None) -> bool:
         """Choose, before a text is read, the frequencies for it and its answer, `tokens` together; None: the longest.
@@ -101,12 +91,12 @@ class Decoder:
         Returns whether they changed, so that keys cached before are void; never where RoPE does not depend on the
         length. To go on past the regime is an error: the text has to be read again.
         """
-        return isinstance(self.model, torch.nn.Module) and fix_regime(self.model, tokens)
+        return fix_regime(self.model, tokens)
 
     @property
     def regime_tokens(self) -> int | None:
         """The tokens that the present frequencies are for; None where they do not depend on the length."""
-        return regime_of(self.model) if isinstance(self.model, torch.nn.Module) else None
+        return regime_of(self.model)
 
     @torch.no_grad()
     def forward(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> Tensor:
@@ -129,8 +119,7 @@ class Decoder:
     @torch.no_grad()
     def layer_by_layer(self, ids: Tensor, positions: Tensor, state: ThinningState, from_end: Tensor) -> Tensor:
         """Logits [B, K, vocab] of the tokens that stand `from_end` [K] before the end (1: the last) of ids [B, N]."""
-        model: Any = self.model
-        inner = model.model
+        inner = self.model.model
         at = positions.to(self.device)
         hidden: Tensor = inner.embed_tokens(ids.to(self.device))
         turns: tuple[Tensor, Tensor] = inner.rotary_emb(hidden, at)
@@ -141,7 +130,7 @@ class Decoder:
                 hidden, at = hidden[:, kept], at[:, kept]
                 turns = (turns[0][:, kept], turns[1][:, kept])
         last = hidden[:, (hidden.shape[1] - from_end).to(hidden.device)]
-        logits: Tensor = model.lm_head(inner.norm(last))
+        logits: Tensor = self.model.lm_head(inner.norm(last))
         return logits
 
     def _inputs(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> dict[str, object]:
@@ -154,14 +143,12 @@ class Decoder:
         }
 
 
-def rope_frequencies(model: object) -> Tensor | None:
+def rope_frequencies(model: nn.Module) -> Tensor | None:
     """Radians a position [R] by which every layer of a transformers model turns its R pairs of dimensions.
 
     None when there is not one set for all layers: several rotary embeddings, one with a set for each kind of layer
     (gemma3), layers without RoPE (smollm3), or no rotary embedding at all.
     """
-    if not isinstance(model, nn.Module):
-        return None
     rotary = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "rotary_emb"]
     everywhere = all(getattr(module, "use_rope", True) for module in model.modules())
     frequencies = getattr(rotary[0], "inv_freq", None) if len(rotary) == 1 and everywhere else None

@@ -152,9 +152,9 @@ def _layer_loss(call: _Call, layer: ReadLayer, gradient: Tensor, index: int) -> 
 
 
 @contextmanager
-def _weights_fixed(model: object) -> Generator[None]:
+def _weights_fixed(model: torch.nn.Module) -> Generator[None]:
     """No weight wants a gradient meanwhile; those that did want one again afterwards."""
-    wanting = [weight for weight in _parameters(model) if weight.requires_grad]
+    wanting = [weight for weight in model.parameters() if weight.requires_grad]
     try:
         for weight in wanting:
             weight.requires_grad_(False)
@@ -162,7 +162,3 @@ def _weights_fixed(model: object) -> Generator[None]:
     finally:
         for weight in wanting:
             weight.requires_grad_(True)
-
-
-def _parameters(model: object) -> list[Tensor]:
-    return list(model.parameters()) if isinstance(model, torch.nn.Module) else []

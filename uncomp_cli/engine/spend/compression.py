@@ -267,11 +267,11 @@ class _Ways:
         prompt, plan, length = self.prompt, allocation.plan, len(self.prompt.context)
         most = length if chunk is None else min(length, chunk + prompt.asked)
         always = int(prompt.context.protected.sum()) + prompt.asked
-        entering = (min(most, max(LEAST_TOKENS, always + math.ceil(share * most))) for share in self.sieve.most())
-        waits = allocation.live or plan.head_floor < 1 or plan.keeps_everything
-        if waits or self.scorer.shared == 0:
-            return list(entering)
-        return [min(new, held_of_chunk(self.config, most)) for new in entering]
+        entering = [min(most, max(LEAST_TOKENS, always + math.ceil(share * most))) for share in self.sieve.most()]
+        if not (allocation.waits or self.scorer.shared > 0 or self.sieve.active):
+            return [0] * len(entering)  # a layer is cut to its budget before the next one is read
+        grows = allocation.live or plan.head_floor < 1 or plan.keeps_everything or self.scorer.shared == 0
+        return entering if grows else [min(new, held_of_chunk(self.config, most)) for new in entering]
 
     def _entries_under(self, bound: int, new: Sequence[int], chunk: int | None) -> int:
         """Entries that a bound on the cache allows between and during chunks, slack and waiting questions included."""

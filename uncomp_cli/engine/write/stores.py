@@ -2,16 +2,25 @@
 
 A row is one question of a prompt that was read. `StackedRows` copies every row's compressed context into one cache of
 many rows, whatever their lengths; `OneRow` copies nothing and holds one row at a time, behind the context it was read
-into. Rows that share a context have a third way (branches.py).
+into. `SharedRows` are every question of one document, answered at once behind the one copy of it:
+
+    scores = [q · Kᵀ of the context | q · Kᵀ of the row's own question and answer],  one softmax over both
+
+The rows' queries of a KV head meet the context's keys in one matrix product, so that a context is read once a token
+and not once a row; the result is each row's exact attention. What a row has of its own, its question and its answer,
+lies in a rectangle [B, G, T, D] a layer whose column is the token's place behind the context.
 """
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
-from uncomp_cli.cache.layer import Head
+from uncomp_cli.cache.layer import Head, LayerCache
 from uncomp_cli.cache.needs import ConstantConfig
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import CacheConfig
@@ -50,6 +59,7 @@ class RowStore(Protocol):
         ...
 
 
+_GROWTH = 64
 _BUCKETS_HOLD = 7
 """Of the entries that a cache of many rows has, one in eight may be empty: a seventh of those that it holds."""
 
@@ -186,6 +196,146 @@ class PlacedRows(StackedRows):
         return [asked.context.begin(asked.question) for asked in join]
 
 
+@dataclass(slots=True)
+class _Own:
+    """What the rows of one layer have of their own: keys and values [B, G, T, D]."""
+
+    keys: Tensor
+    values: Tensor
+
+    def select(self, rows: Tensor) -> "_Own":
+        """Copies of some rows."""
+        return _Own(self.keys[rows], self.values[rows])
+
+    def widen(self, columns: int) -> None:
+        """Make room for `columns` tokens a row."""
+        more = columns - self.keys.shape[2]
+        if more > 0:
+            pad = (0, 0, 0, more)
+            self.keys, self.values = functional.pad(self.keys, pad), functional.pad(self.values, pad)
+
+
+class SharedRows:
+    """Rows over one prompt of several questions, whose context is left where it was read."""
+
+    def __init__(self, read: Context, spec: ModelSpec) -> None:
+        self._read, self._spec, self._context = read, spec, len(read.prompt.context)
+        self._waiting = beside(read)
+        self._own = [self._nothing(layer) for layer in range(spec.num_layers)]
+        self._columns: list[int] = []  # tokens of its own that each row has
+
+    def bytes_of(self, rows: Sequence[Asked]) -> int:
+        """All rows as wide as the widest becomes."""
+        widest = max((asked.prompt_tokens - self._context + asked.max_new_tokens for asked in rows), default=0)
+        return len(rows) * _rounded(widest) * self._spec.kv_bytes_per_token
+
+    def lay_out(self, keep: Sequence[int], join: Sequence[Asked]) -> list[Begun]:
+        """Keep some rows' own tokens and put the new rows' questions beside them."""
+        if not keep:
+            self._read.restore()  # what an earlier answer left
+        columns = max((_rounded(asked.prompt_tokens - self._context) for asked in join), default=0)
+        for layer, own in enumerate(self._own):
+            fresh = own.select(torch.tensor(keep, dtype=torch.int64, device=own.keys.device))
+            fresh.widen(columns)
+            if join:
+                questions = [self._waiting.entries[layer][asked.question] for asked in join]
+                begun = [_rectangle(heads, fresh.keys.shape[2], self._context) for heads in questions]
+                fresh.keys = torch.cat([fresh.keys, torch.stack([keys for keys, _ in begun])])
+                fresh.values = torch.cat([fresh.values, torch.stack([values for _, values in begun])])
+            self._own[layer] = fresh
+        return [self._waiting.begun(self._read, asked.question) for asked in join]
+
+    def state(self, positions: Tensor, *, on_query: OnQuery | None = None) -> AttentionState:
+        """One more token a row, at logical positions [B, 1]."""
+        self._columns = [position - self._context + 1 for position in positions[:, 0].tolist()]
+        for own in self._own:
+            own.widen(_rounded(int(positions.max()) - self._context + 1))
+        return _BranchState(self._read.cache, self._own, positions[:, 0], self._context, on_query=on_query)
+
+    def held(self, layer: int, head: int) -> Head:
+        """The context's head with the row's own tokens behind it: a copy."""
+        row, group = divmod(head, self._spec.num_kv_heads)
+        keys, values, positions = self._read.cache.layer(layer).head(group)
+        own, columns = self._own[layer], self._columns[row]
+        behind = torch.arange(self._context, self._context + columns, device=positions.device, dtype=positions.dtype)
+        return (
+            torch.cat([keys, own.keys[row, group, :columns]]),
+            torch.cat([values, own.values[row, group, :columns]]),
+            torch.cat([positions, behind]),
+        )
+
+    def row_bytes(self, row: int) -> int:
+        """The context with all that waits beside it, and the row's own."""
+        return self._read.cache.nbytes + self.nbytes // max(1, len(self._own[0].keys))
+
+    @property
+    def nbytes(self) -> int:
+        """Allocated bytes of the rows' own tokens."""
+        return sum(t.untyped_storage().nbytes() for own in self._own for t in (own.keys, own.values))
+
+    def _nothing(self, layer: int) -> _Own:
+        keys, values, _ = self._waiting.entries[layer][0][0]
+        shape = (0, self._spec.num_kv_heads, 0)
+        return _Own(keys.new_empty(*shape, keys.shape[1]), values.new_empty(*shape, values.shape[1]))
+
+
+class _BranchState:
+    """The engine's state while every row gets one token at logical positions [B]."""
+
+    def __init__(
+        self,
+        cache: RaggedKVCache,
+        own: list[_Own],
+        positions: Tensor,
+        context: int,
+        *,
+        on_query: OnQuery | None = None,
+    ) -> None:
+        self._cache, self._own, self._positions, self._on_query = cache, own, positions, on_query
+        self._columns = positions - context
+        self._places = torch.arange(own[0].keys.shape[2], device=positions.device) + context
+        self._rows = torch.arange(len(positions), device=positions.device)
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
+    ) -> Tensor:
+        """Attention [B, H, 1, D] of the new tokens over the context and their own row's tokens, themselves included."""
+        own, held = self._own[layer], self._cache.layer(layer)
+        own.keys[self._rows, :, self._columns] = key[:, :, 0]
+        own.values[self._rows, :, self._columns] = value[:, :, 0]
+        rows, groups = len(query), key.shape[1]
+        grouped = query.reshape(rows, groups, -1, query.shape[-1]).transpose(0, 1) * scaling  # [G, B, R, D]
+        runs = [(0, groups)] if held.is_rectangular(0, groups) else [(group, 1) for group in range(groups)]
+        outputs = [self._attend_run(grouped, own, held, run, sliding_window) for run in runs]
+        if self._on_query is not None:
+            self._on_query(layer, query, scaling)
+        return torch.cat(outputs).transpose(0, 1).reshape(rows, query.shape[1], 1, -1)
+
+    def _attend_run(
+        self, grouped: Tensor, own: _Own, held: LayerCache, run: tuple[int, int], window: int | None
+    ) -> Tensor:
+        """Output [C, B, R, D] of the C heads of a run, which are equally long in the context."""
+        heads = slice(run[0], run[0] + run[1])
+        keys, values = held.rectangle(*run)
+        query = grouped[heads]
+        count, rows, per_group, _ = query.shape
+        shared = torch.bmm(query.flatten(1, 2), keys.transpose(1, 2)).view(count, rows, per_group, -1)
+        mine = query @ own.keys[:, heads].transpose(0, 1).transpose(2, 3)
+        mine = mine.masked_fill(self._unseen(self._places, window), float("-inf"))
+        if window is not None:
+            shared = shared.masked_fill(self._unseen(held.head(run[0])[2], window), float("-inf"))
+        weights = torch.cat([shared, mine], dim=-1).softmax(dim=-1, dtype=torch.float32).to(values.dtype)
+        cut = keys.shape[1]
+        output = torch.bmm(weights[..., :cut].reshape(count, rows * per_group, cut), values)
+        return output.view(count, rows, per_group, -1) + weights[..., cut:] @ own.values[:, heads].transpose(0, 1)
+
+    def _unseen(self, places: Tensor, window: int | None) -> Tensor:
+        """Which tokens at `places` [S] a row's new token does not see: later ones, and those outside the window."""
+        here = self._positions[:, None, None]
+        unseen = places > here
+        return unseen if window is None else unseen | (places <= here - window)
+
+
 def _held(cache: RaggedKVCache | None) -> RaggedKVCache:
     if cache is None:
         raise RuntimeError("no row is held: lay_out comes first")
@@ -215,3 +365,17 @@ def _layer_of(cache: RaggedKVCache, layer: int) -> RaggedKVCache:
     view = RaggedKVCache(num_layers=1, num_rows=cache.num_rows, num_kv_heads=cache.num_kv_heads, config=cache.config)
     view.layers[0] = cache.layer(layer)
     return view
+
+
+def _rounded(columns: int) -> int:
+    return -(-columns // _GROWTH) * _GROWTH
+
+
+def _rectangle(heads: Sequence[Head], columns: int, context: int) -> tuple[Tensor, Tensor]:
+    """A question's entries, one head each, as keys and values [G, T, D]: columns are places behind the context."""
+    keys, values, positions = heads[0]
+    at = positions.long() - context
+    laid = keys.new_zeros(len(heads), columns, keys.shape[1]), values.new_zeros(len(heads), columns, values.shape[1])
+    laid[0][:, at] = torch.stack([head[0] for head in heads])
+    laid[1][:, at] = torch.stack([head[1] for head in heads])
+    return laid

@@ -34,8 +34,7 @@ from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.watch import AnswerWatch, Tally, Watched
 from uncomp_cli.engine.records import DecodeStep, FinishReason, RunStats
 from uncomp_cli.engine.spend.memory import free_bytes, peak_bytes
-from uncomp_cli.engine.write.branches import SharedRows
-from uncomp_cli.engine.write.stores import OneRow, RowStore, StackedRows, beside
+from uncomp_cli.engine.write.stores import OneRow, RowStore, SharedRows, StackedRows, beside
 from uncomp_cli.spec import ModelSpec
 
 _MEMORY_MARGIN = 0.9
