@@ -11,7 +11,7 @@ import pytest
 
 from support.commands import last_object, two_lines
 from support.town import town
-from uncomp_cli.asking.preset_choice import choose_preset
+from uncomp_cli.asking.request import choose_preset
 from uncomp_cli.bench.workload import BenchRequest, make_jobs
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run

@@ -8,7 +8,7 @@ import pytest
 from support.chats import GREEDY
 from uncomp_cli.asking.chat import Chat
 from uncomp_cli.asking.events import Done, Event, Noted, Pace, Piece, Stopped
-from uncomp_cli.asking.preset_choice import CHAT_CHOICE
+from uncomp_cli.asking.request import CHAT_CHOICE
 from uncomp_cli.budget.presets import preset
 from uncomp_cli.documents.collection import Document
 from uncomp_cli.engine.engine import Engine

@@ -7,8 +7,7 @@ import pytest
 
 from uncomp_cli.asking.events import Began, Done, Event, Noted, Pace, Piece, Planned, Refused, Stopped, Working
 from uncomp_cli.asking.pipeline import ask, run
-from uncomp_cli.asking.preset_choice import PresetChoice
-from uncomp_cli.asking.request import ModelChoice, Request
+from uncomp_cli.asking.request import ModelChoice, PresetChoice, Request
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import preset
 from uncomp_cli.config import SamplingConfig

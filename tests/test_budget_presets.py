@@ -190,7 +190,7 @@ def test_unknown_names(own: Path, name: str, hint: str) -> None:
 
 
 def test_a_preset_keeps_a_short_document_whole_and_an_explicit_budget_is_taken_at_its_word() -> None:
-    from uncomp_cli.asking.preset_choice import choose_preset
+    from uncomp_cli.asking.request import choose_preset
 
     assert choose_preset("tiny", budget=None, policy=None, scorer=None).floor_tokens == 128
     assert choose_preset("tiny", budget="5%", policy=None, scorer=None).floor_tokens == 0

@@ -10,7 +10,7 @@ import pytest
 
 from support.chats import GREEDY, Stopping, hold, make_talk
 from support.tiny import TRAINED_LENGTH
-from uncomp_cli.cli.chat.inspection import status_line
+from uncomp_cli.cli.chat.controls import status_line
 from uncomp_cli.cli.chat.loop import Loop
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.engine.context import growth as engine_growth

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from uncomp_cli.asking.dialogue import Dialogue, documents_in
-from uncomp_cli.asking.preset_choice import CHAT_CHOICE, LEAST_TOKENS, times
+from uncomp_cli.asking.request import CHAT_CHOICE, LEAST_TOKENS, times
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.documents.collection import Document

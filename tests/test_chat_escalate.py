@@ -7,7 +7,7 @@ import pytest
 
 from support.chats import Stopping, hold, make_talk
 from support.curves import risky
-from uncomp_cli.asking.preset_choice import PresetChoice
+from uncomp_cli.asking.request import PresetChoice
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.engine.engine import Engine

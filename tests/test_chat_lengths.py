@@ -10,10 +10,9 @@ import pytest
 from support.chats import GREEDY, Stopping, hold
 from support.commands import two_lines
 from support.tiny import TRAINED_LENGTH
-from uncomp_cli.asking.preset_choice import CHAT_CHOICE
-from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.asking.request import CHAT_CHOICE, ModelChoice
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.chat.launch import ChatJob, open_talk
+from uncomp_cli.cli.chat.loop import ChatJob, open_talk
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.config import Limits
 from uncomp_cli.models.loading import load_model

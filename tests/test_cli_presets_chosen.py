@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from uncomp_cli.asking.preset_choice import choose_preset, settle_preset
+from uncomp_cli.asking.request import choose_preset, settle_preset
 from uncomp_cli.budget import presets
 from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset, save_preset

@@ -9,8 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.cli.declare.signature import only
-from uncomp_cli.cli.declare.tree import command_of, group, key_name, option
+from uncomp_cli.cli.declare.tree import command_of, group, key_name, only, option
 
 HALF = Budget.parse("50%")
 

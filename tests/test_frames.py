@@ -29,7 +29,7 @@ def frames() -> list[tuple[str, str]]:
             found.append((str(path.relative_to(PACKAGE)), frame.f_code.co_name))
         frame = frame.f_back
     road = found[::-1]
-    return [*road[road.index(("cli/ask/__init__.py", "ask")) :], ("engine/forward/attention.py", "_attention_function")]
+    return [*road[road.index(("cli/ask.py", "ask")) :], ("engine/forward/attention.py", "_attention_function")]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import typer
 from support.chats import hold, make_talk
 from support.commands import environment, start
 from uncomp_cli.asking import pipeline
-from uncomp_cli.asking.preset_choice import PresetChoice
+from uncomp_cli.asking.request import PresetChoice
 from uncomp_cli.bench import bench_process as bench_worker
 from uncomp_cli.bench import rounds
 from uncomp_cli.budget import presets

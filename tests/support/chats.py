@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterator
 
 from uncomp_cli.asking.chat import Chat
-from uncomp_cli.asking.preset_choice import CHAT_CHOICE, PresetChoice
+from uncomp_cli.asking.request import CHAT_CHOICE, PresetChoice
 from uncomp_cli.cli.chat.loop import Loop
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.config import SamplingConfig

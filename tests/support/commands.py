@@ -32,7 +32,7 @@ PATIENCE_S = 60.0
 PRELOADED = [
     "uncomp_cli.engine.engine", "uncomp_cli.asking.queue", "uncomp_cli.evals.judges.evaluation",
     "uncomp_cli.evals.tasks.maker", "transformers.models.auto.tokenization_auto", "pydantic.type_adapter",
-    "sentencepiece", "matplotlib.figure", "uncomp_cli.cli.chat.launch", "prompt_toolkit", "pydantic.types",
+    "sentencepiece", "matplotlib.figure", "uncomp_cli.cli.chat.loop", "prompt_toolkit", "pydantic.types",
 ]  # fmt: skip
 """What the commands import when they run: half a second of every process that would begin without it."""
 Kind = Literal["pipe", "tty", "null"]

@@ -17,8 +17,7 @@ from uncomp_cli.asking.chat import Chat
 from uncomp_cli.asking.events import Done, Event, Noted, Planned, Turn, Warned
 from uncomp_cli.asking.material import longest_read, resolve
 from uncomp_cli.asking.pipeline import ask, check_risk
-from uncomp_cli.asking.preset_choice import CHAT_PRESET, settle_preset
-from uncomp_cli.asking.request import ModelChoice, Request, parse_pin, shelf_of
+from uncomp_cli.asking.request import CHAT_PRESET, ModelChoice, Request, parse_pin, settle_preset, shelf_of
 from uncomp_cli.asking.subject import Item, Reader, Subject
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET, Preset, preset
 from uncomp_cli.cache.shelf import Entry

@@ -17,8 +17,8 @@ from uncomp_cli.asking.account import Spent
 from uncomp_cli.asking.dialogue import Dialogue, documents_in
 from uncomp_cli.asking.doubts import check_calibrated, risk_of, risk_warnings
 from uncomp_cli.asking.events import Done, Event, Noted, Stopped, Turn
-from uncomp_cli.asking.preset_choice import CHAT_CHOICE, CHAT_PRESET, PresetChoice, preset_line
 from uncomp_cli.asking.reply import Earlier, Events, Reply, escalated, written
+from uncomp_cli.asking.request import CHAT_CHOICE, CHAT_PRESET, PresetChoice, preset_line
 from uncomp_cli.asking.startup import length_warnings
 from uncomp_cli.documents.places import Evidence, Places, find_evidence
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError, is_out_of_memory

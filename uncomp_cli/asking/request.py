@@ -1,23 +1,165 @@
 """What a user asked for, parsed once: documents, questions, model, preset, pins, limits, sampling.
 
-Nothing heavy is imported here, and nothing is read: what cannot be is found out later, by who needs it.
+A preset is a stored one with what the user changed in it, settled for the model that runs. The next question is not
+known when a conversation is compressed, so a chat's default preset is `unseen`, and a scorer that looks at the question
+gives way to `unseen`'s (engine/context/growth.py). Nothing heavy is imported here, and no document is read: what cannot
+be is found out later, by who needs it.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, ParamSpec
 
-from uncomp_cli.asking.preset_choice import PresetChoice
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.budget.presets import AGNOSTIC_PRESET
+from uncomp_cli.budget.presets import AGNOSTIC_PRESET, LIVE_PRESET, Preset, preset
 from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import UsageError
+from uncomp_cli.numerals import format_count
 
 if TYPE_CHECKING:
     from uncomp_cli.cache.shelf import Shelf
     from uncomp_cli.models.extension import RopeChoice
+    from uncomp_cli.uncertainty.profile import ModelFingerprint
+
+
+CHAT_PRESET = AGNOSTIC_PRESET
+LEAST_TOKENS = 256
+"""Tokens a head that a budget in per cent keeps at least: a share of what has hardly begun is nothing."""
+_TIMES = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*[xX×]")
+
+_Given = ParamSpec("_Given")
+
+
+def _with_a_known_scorer(choose: Callable[_Given, Preset]) -> Callable[_Given, Preset]:
+    @wraps(choose)
+    def checked(*args: _Given.args, **given: _Given.kwargs) -> Preset:
+        from uncomp_cli.cache.scorers import make_scorer  # imports torch, so cheaper mistakes are found before
+
+        chosen = choose(*args, **given)
+        make_scorer(chosen.scorer)
+        return chosen
+
+    return checked
+
+
+choose_preset = _with_a_known_scorer(preset)
+"""`preset` of budget/presets.py; it also refuses a scorer that there is not."""
+
+
+def settle_preset(
+    preset: Preset, model: "ModelFingerprint", *, named: bool, choose: Callable[[str], Preset]
+) -> tuple[Preset, str | None]:
+    """The preset to run this model with, and a note when it is not the one that was chosen.
+
+    A preset whose profile was measured on another model is refused when the user named it, with both values. The
+    default one gives way to `live`: `choose(name)` is `choose_preset` with the user's other options.
+    """
+    from uncomp_cli.uncertainty.profile import load_profile
+
+    path = preset.profile_path
+    if path is None:
+        return preset, None
+    measured = load_profile(path).fingerprint
+    try:
+        measured.check(model)
+    except UsageError as error:
+        if named:
+            message = f"preset {preset.name} is not for this model: {error.message}"
+            raise UsageError(message, hint=f"--preset {LIVE_PRESET}, or {error.hint}") from error
+        note = f"preset {preset.name} was measured on {measured.name}; for {model.name} preset {LIVE_PRESET} is used"
+        return choose(LIVE_PRESET), note
+    return preset, None
+
+
+def _loss_note(preset: Preset, max_loss: str) -> str:
+    """Which budget --max-loss chose, and the measured loss that it holds by."""
+    point = next(point for point in preset.quality if Budget.parse(point.budget) == preset.budget)
+    return (
+        f"--max-loss {max_loss}: budget {preset.budget}, measured loss {100 * point.loss:.2f} % "
+        f"({100 * point.loss_low:.2f} to {100 * point.loss_high:.2f} %, {format_count(point.samples)} samples)"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PresetChoice:
+    """A preset's name, None for the usual one, and what replaces its own; None leaves it.
+
+    `usual` is taken when none is named. `floor_tokens` go with a budget in per cent: what a head keeps at least.
+    """
+
+    name: str | None = None
+    budget: Budget | None = None
+    policy: str | None = None
+    scorer: str | None = None
+    kv_bits: int | None = None
+    thinning: str | None = None
+    max_loss: str | None = None
+    seed: int = 0
+    usual: str | None = None
+    floor_tokens: int | None = None
+
+    def stored(self, name: str | None = None) -> Preset:
+        """The preset with the user's changes, whatever the model is. Raises UsageError for what cannot be."""
+        chosen = choose_preset(
+            name or self.name or self.usual,
+            budget=self.budget,
+            policy=self.policy,
+            scorer=self.scorer,
+            kv_bits=self.kv_bits,
+            thinning=self.thinning,
+            max_loss=self.max_loss,
+            seed=self.seed,
+        )
+        if self.floor_tokens is None or self.budget is None or chosen.budget.kind != "fraction":
+            return chosen
+        return replace(chosen, floor_tokens=self.floor_tokens)
+
+    def settled(self, model: "ModelFingerprint", *, any_question: bool = False) -> tuple[Preset, list[str]]:
+        """The preset for this model, with `any_question` one for questions that nobody has asked yet.
+
+        The notes say what was changed, and what --max-loss came to.
+        """
+        chosen, changed = settle_preset(self.stored(), model, named=self.name is not None, choose=self.stored)
+        notes = [changed]
+        if any_question:
+            from uncomp_cli.engine.context.growth import for_any_question
+
+            chosen, changed = for_any_question(chosen)
+            notes.append(changed)
+        if self.max_loss is not None:
+            notes.append(_loss_note(chosen, self.max_loss))
+        return chosen, [note for note in notes if note is not None]
+
+
+CHAT_CHOICE = PresetChoice(usual=CHAT_PRESET, floor_tokens=LEAST_TOKENS)
+"""What a conversation goes by when nothing is named."""
+
+
+def times(choice: PresetChoice, text: str, *, now: Preset) -> PresetChoice:
+    """`choice` with a budget as typed, or `2x` of what there is now, its floor too.
+
+    Raises UsageError when that cannot be multiplied.
+    """
+    factor = _TIMES.fullmatch(text.strip())
+    if factor is None:
+        return replace(choice, budget=Budget.parse(text), floor_tokens=LEAST_TOKENS)
+    budget = now.budget.times(float(factor[1]))
+    if budget is None:
+        raise UsageError(f"budget {now.budget} cannot be taken {text}", hint="name an amount, such as /budget 30%")
+    if budget.kind == "full":
+        return replace(choice, budget=budget)
+    return replace(choice, budget=budget, floor_tokens=round(now.floor_tokens * float(factor[1])))
+
+
+def preset_line(preset: Preset) -> str:
+    """`preset unseen · budget 30%, at least 1,024 tokens · policy uncertain · scorer distinct`."""
+    least = f", at least {format_count(preset.floor_tokens)} tokens" if preset.floor_tokens else ""
+    scorer = "" if preset.policy == "full" else f" · scorer {preset.scorer.name}"
+    return f"preset {preset.name} · budget {preset.budget}{least} · policy {preset.policy}{scorer}"
 
 
 AUTOMATIC = "auto"

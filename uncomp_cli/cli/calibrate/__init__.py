@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.asking.preset_choice import choose_preset
-from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.asking.request import ModelChoice, choose_preset
 from uncomp_cli.asking.startup import load
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.calibrate.held_out import (

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from uncomp_cli.asking.preset_choice import CHAT_PRESET, LEAST_TOKENS
-from uncomp_cli.asking.request import check_text
+from uncomp_cli.asking.request import CHAT_PRESET, LEAST_TOKENS, check_text
 from uncomp_cli.cli.declare.options import (
     COMPRESSION_PANEL,
     ModelOptions,
@@ -16,8 +15,7 @@ from uncomp_cli.cli.declare.options import (
     SamplingOptions,
     System,
 )
-from uncomp_cli.cli.declare.signature import only
-from uncomp_cli.cli.declare.tree import option, sources_of
+from uncomp_cli.cli.declare.tree import only, option, sources_of
 
 
 def saved_sessions(incomplete: str) -> list[str]:
@@ -71,7 +69,7 @@ def chat(
     output: Annotated[OutputOptions, only("quiet")],
 ) -> None:
     """Talk with a model about documents or anything; /help lists what can be done on the way."""
-    from uncomp_cli.cli.chat.launch import ChatJob, run_chat
+    from uncomp_cli.cli.chat.loop import ChatJob, run_chat
 
     check_text(system or "", "the system prompt")
     job = ChatJob(

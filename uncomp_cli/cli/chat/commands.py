@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from uncomp_cli.cli.chat import controls, history, inspection
+from uncomp_cli.cli.chat import controls, history
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.cli.declare.options import preset_names
 from uncomp_cli.errors import UsageError
@@ -118,7 +118,7 @@ def _pins(talk: Talk, begun: str) -> list[str]:
 _TABLE = (
     Command("/help", "[COMMAND]", "what can be typed", _show_help, _of(lambda: list(COMMANDS))),
     Command("/file", "FILE…", "add documents to the next question, and read them now", history.add_files, _paths),
-    Command("/files", "", "the documents of the conversation, and how much of each is kept", inspection.list_files),
+    Command("/files", "", "the documents of the conversation, and how much of each is kept", controls.list_files),
     Command(
         "/system",
         "[TEXT]",
@@ -147,11 +147,11 @@ _TABLE = (
         controls.set_preset,
         lambda _talk, begun: preset_names(begun),
     ),
-    Command("/stats", "", "context, memory, preset and the latest readout", inspection.show_stats),
-    Command("/why", "", "what every layer and head keeps, and what was measured", inspection.show_why),
-    Command("/evidence", "", "the passages that the latest answer attended to", inspection.show_evidence),
-    Command("/pin", "[FILE:10-40]", "list the pins, or keep lines whatever the budget drops", inspection.pin, _pages),
-    Command("/unpin", "FILE:10-40", "give up a pin; all: every one", inspection.unpin, _pins),
+    Command("/stats", "", "context, memory, preset and the latest readout", controls.show_stats),
+    Command("/why", "", "what every layer and head keeps, and what was measured", controls.show_why),
+    Command("/evidence", "", "the passages that the latest answer attended to", controls.show_evidence),
+    Command("/pin", "[FILE:10-40]", "list the pins, or keep lines whatever the budget drops", controls.pin, _pages),
+    Command("/unpin", "FILE:10-40", "give up a pin; all: every one", controls.unpin, _pins),
     Command("/save", "FILE", "write the conversation: .md to be read, .json to be loaded", history.save, _paths),
     Command("/load", "FILE", "go on with a .json file or a session", history.load, _talks),
     Command("/retry", "", "answer the latest question again, with another seed", history.retry),

@@ -1,4 +1,4 @@
-"""Commands that change how a chat answers: /system, /set, /budget and /preset.
+"""Commands that change how a chat answers, and that show what is kept and why.
 
 `/set recall off` leaves evicted passages that a question points at as they are; `/set escalate on` asks again with a
 larger budget what was answered unsurely; all else that can be set is sampling. Another budget or preset is another way
@@ -8,12 +8,14 @@ of compressing, so the conversation is read again at once from its kept text, an
 import difflib
 from dataclasses import fields, replace
 
+from uncomp_cli.asking.account import budget_lines
 from uncomp_cli.asking.doubts import HELD_BACK
-from uncomp_cli.asking.preset_choice import CHAT_CHOICE, preset_line, times
+from uncomp_cli.asking.readout import evidence_lines, evidence_warnings
+from uncomp_cli.asking.request import CHAT_CHOICE, preset_line, times
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.errors import UsageError
-from uncomp_cli.numerals import format_bytes
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal
 
 OWN_PROMPT = "default"
 _SWITCHES = ("recall", "escalate")
@@ -102,3 +104,107 @@ def _tell_preset(talk: Talk) -> None:
     session = talk.chat.session
     cap = format_bytes(session.budget_bytes)
     talk.tell(f"{preset_line(session.preset)} · KV {format_bytes(session.kv_bytes)} of {cap} that it may take now")
+
+
+_GAUGE = 20
+
+
+def status_line(talk: Talk) -> str:
+    """`context 1,204/8,192 (15 %) · KV 8.1 of 40 MiB · 14.2 tok/s · unseen 30%`."""
+    session, stats = talk.chat.session, talk.chat.session.stats
+    speed = None if stats is None else stats.decode_tok_s
+    waiting = len(talk.chat.dialogue.pending)
+    parts = [
+        _context(talk),
+        f"KV {format_bytes(session.kv_bytes)}",
+        None if speed is None else f"{format_decimal(speed)} tok/s",
+        f"{session.preset.name} {session.preset.budget}",
+        None if not waiting else f"{waiting} document{'s' if waiting > 1 else ''} for the next question",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def list_files(talk: Talk, _: str) -> None:
+    """The documents of the conversation: where, how long, and how much of them is kept."""
+    from uncomp_cli.engine.tokens.prompt import count_tokens
+
+    chat = talk.chat
+    found, kept = chat.dialogue.pages(), chat.kept_shares()
+    if not found:
+        talk.tell("no document is part of the conversation; /file FILE adds one")
+    for page in found:
+        lines, tokens = format_count(len(page.lines)), format_count(count_tokens(chat.loaded.tokenizer, page.text))
+        waits = " · waits for a question" if page.entry == len(chat.dialogue.entries) else ""
+        share = "" if page.path not in kept else f" · kept {format_decimal(100 * kept[page.path])} %"
+        talk.tell(f"{page.path} · turn {page.entry // 2 + 1} · {lines} lines · {tokens} tokens{share}{waits}")
+
+
+def show_stats(talk: Talk, _: str) -> None:
+    """Turns, a gauge of the context, what the cache takes, how it is compressed, and the latest readout."""
+    session, dialogue, loaded = talk.chat.session, talk.chat.dialogue, talk.chat.loaded
+    count = len(dialogue.exchanges)
+    turns = f"{count} turn{'' if count == 1 else 's'} ({dialogue.interrupted} interrupted)"
+    talk.tell(f"{turns} · {_context(talk)} {_gauge(session.cached_tokens / loaded.spec.trained_length)}")
+    talk.tell(f"{_held(talk)} · weights {format_bytes(loaded.weights_bytes)}")
+    talk.tell(preset_line(session.preset))
+    talk.show_readout()
+
+
+def _context(talk: Talk) -> str:
+    used, limit = talk.chat.session.cached_tokens, talk.chat.loaded.spec.trained_length
+    return f"context {format_count(used)}/{format_count(limit)} ({format_decimal(100 * used / limit)} %)"
+
+
+def _gauge(share: float) -> str:
+    full = min(_GAUGE, round(_GAUGE * share))
+    return f"[{'█' * full}{'·' * (_GAUGE - full)}]"
+
+
+def _held(talk: Talk) -> str:
+    """What the cache takes, of what the budget allows now and of what all of it would."""
+    session = talk.chat.session
+    held, full = format_bytes(session.kv_bytes), session.kv_full_bytes
+    if not full:
+        return f"KV {held}"
+    share, cap = format_decimal(100 * session.kv_bytes / full), format_bytes(session.budget_bytes)
+    return f"KV {held} of {format_bytes(full)} ({share} %, the budget is {cap})"
+
+
+def show_why(talk: Talk, _: str) -> None:
+    """What every layer and head holds, and what was measured to decide it."""
+    spent = talk.chat.spent()
+    for line in [preset_line(talk.chat.session.preset), *budget_lines(spent)]:
+        talk.tell(line)
+
+
+def show_evidence(talk: Talk, _: str) -> None:
+    """The passages that the latest answer attended to, and how much of them is kept."""
+    found = talk.chat.evidence()
+    if not found:
+        talk.tell("the answer attended to no document and no earlier question")
+    for line in evidence_lines(found):
+        talk.tell(line)
+    for warning in evidence_warnings(found):
+        talk.terminal.warn(warning.replace("--budget", "/budget"))
+
+
+def pin(talk: Talk, argument: str) -> None:
+    """List the pins, or keep lines of a document whatever the budget drops."""
+    if argument:
+        label = talk.chat.pin(argument).label
+        talk.say(f"{label} is pinned: never evicted, and read again with the next turn where it was")
+        return
+    pins = [each.label for each in talk.chat.dialogue.pins]
+    for line in pins or ["nothing is pinned; /pin FILE:10-40 keeps these lines"]:
+        talk.tell(line)
+
+
+def unpin(talk: Talk, argument: str) -> None:
+    """Give up a pin, or `all`."""
+    dialogue = talk.chat.dialogue
+    gone = [each for each in dialogue.pins if argument in ("all", each.label)]
+    if not gone:
+        known = ", ".join(each.label for each in dialogue.pins)
+        raise UsageError(f"no pin '{argument}'", hint=f"/unpin all, or one of: {known}" if known else "/pin lists them")
+    dialogue.pins = [each for each in dialogue.pins if each not in gone]
+    talk.say(f"{', '.join(each.label for each in gone)} may be evicted again")

@@ -13,14 +13,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from uncomp_cli.asking.preset_choice import PresetChoice
-from uncomp_cli.asking.request import DEFAULT_CACHE_SIZE, ModelChoice, bytes_of, shelf_of
+from uncomp_cli.asking.request import DEFAULT_CACHE_SIZE, ModelChoice, PresetChoice, bytes_of, shelf_of
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.policies import POLICIES
 from uncomp_cli.budget.presets import DEFAULT_PRESET
 from uncomp_cli.budget.thinning import THINNINGS
-from uncomp_cli.cli.declare.signature import only
-from uncomp_cli.cli.declare.tree import option
+from uncomp_cli.cli.declare.tree import only, option
 from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal

@@ -18,8 +18,7 @@ from uncomp_cli.cli.declare.options import (
     Seed,
     thinning_names,
 )
-from uncomp_cli.cli.declare.signature import only
-from uncomp_cli.cli.declare.tree import option
+from uncomp_cli.cli.declare.tree import only, option
 from uncomp_cli.cli.judge.trial import texts_of
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show

@@ -20,8 +20,7 @@ from uncomp_cli.cli.declare.options import (
     System,
     Truncate,
 )
-from uncomp_cli.cli.declare.signature import only
-from uncomp_cli.cli.declare.tree import option
+from uncomp_cli.cli.declare.tree import only, option
 from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_bytes, format_decimal, format_seconds
 from uncomp_cli.table import Table

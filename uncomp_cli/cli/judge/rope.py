@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.asking.preset_choice import PresetChoice
-from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.asking.request import ModelChoice, PresetChoice
 from uncomp_cli.asking.startup import load
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.options import (
@@ -19,8 +18,7 @@ from uncomp_cli.cli.declare.options import (
     PresetOptions,
     Seed,
 )
-from uncomp_cli.cli.declare.signature import only
-from uncomp_cli.cli.declare.tree import option, typed
+from uncomp_cli.cli.declare.tree import only, option, typed
 from uncomp_cli.cli.judge.trial import check_plot, haystack_of, made_here, make_folder, results_path
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.rope.arms import DEFAULT_KINDS

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uncomp_cli.cli.declare.options import Json, ModelOptions, Quiet, model_names, terminal_of
-from uncomp_cli.cli.declare.signature import only
-from uncomp_cli.cli.declare.tree import command_of, group
+from uncomp_cli.cli.declare.tree import command_of, group, only
 from uncomp_cli.numerals import format_bytes, format_count
 from uncomp_cli.table import Table
 
