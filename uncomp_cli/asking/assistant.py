@@ -18,7 +18,7 @@ from uncomp_cli.asking.events import Done, Event, Noted, Planned, Turn, Warned
 from uncomp_cli.asking.material import longest_read, resolve
 from uncomp_cli.asking.pipeline import ask, check_risk
 from uncomp_cli.asking.request import CHAT_PRESET, ModelChoice, Request, parse_pin, settle_preset, shelf_of
-from uncomp_cli.asking.subject import Item, Reader, Subject
+from uncomp_cli.asking.subject import Answer, Item, Reader, Subject
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET, Preset, preset
 from uncomp_cli.cache.shelf import Entry
 from uncomp_cli.config import Limits, SamplingConfig
@@ -26,7 +26,6 @@ from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.context.growth import for_any_question
 from uncomp_cli.engine.engine import Engine
-from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.spend.compression import Compression, check_length
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.runnable import fingerprint
@@ -46,16 +45,15 @@ def load(
     *,
     sampling: SamplingConfig | None = None,
     limits: Limits | None = None,
-    matmul: Matmul = "float32",
     **how: Any,
 ) -> "Assistant":
-    """A model, fetched when need be and loaded; `how` are fields of ModelChoice: rope, quantize, dtype, device, ….
+    """A model, fetched when need be and loaded; `how` are fields of ModelChoice: rope, quantize, device, matmul, ….
 
     Raises UsageError for what cannot be, DoesNotFitError when the weights do not fit the memory.
     """
     choice, notes = ModelChoice(name, **how), list[str]()
     loaded = _drained(startup.load(choice), notes)
-    engine = Engine(loaded, sampling=sampling, limits=limits, matmul=matmul)
+    engine = Engine(loaded, sampling=sampling, limits=limits, matmul=choice.matmul)
     return Assistant(engine, choice, notes)
 
 
@@ -84,19 +82,14 @@ class Assistant:
         `asked` are `pins` (texts such as "report.pdf:1-20"), `system` and `truncate`. Raises DoesNotFitError before any
         work when it does not fit.
         """
-        reader, request = self._reader(documents, questions, chosen, asked)
-        notes: list[str] = []
-        items = _drained(reader.read(documents), notes)
-        return ReadText(self.engine, items[0].subject, [] if request.for_any else items, request, tuple(notes))
+        return self._text(*self._reader(documents, questions, chosen, asked), documents)
 
     def open(self, name: str, documents: DocumentSet = _NOTHING) -> "ReadText":
         """A context that was saved under `name`; with its documents, which are checked, evidence can be shown too."""
         paths = tuple(document.path for document in documents.documents)
-        request = replace(self._request({}), paths=paths, reuse=name)
+        request = replace(self._request({}), paths=paths, reuse=name, for_any=True)
         reader = Reader(self.engine, self._settled(None, AGNOSTIC_PRESET), _ANY_QUESTION, request)
-        notes: list[str] = []
-        items = _drained(reader.read(documents), notes)
-        return ReadText(self.engine, items[0].subject, [], request, tuple(notes))
+        return self._text(reader, request, documents)
 
     def ask(
         self, documents: DocumentSet, questions: Sequence[str], chosen: Preset | None = None, **asked: Any
@@ -139,12 +132,17 @@ class Assistant:
         startup.check_context_fits(self.choice, self.engine.loaded, settled)
         return Reader(self.engine, settled, words, request), request
 
+    def _text(self, reader: Reader, request: Request, documents: DocumentSet) -> "ReadText":
+        """What the reader reads or opens; the questions that hold a place are left out."""
+        notes: list[str] = []
+        items = _drained(reader.read(documents), notes)
+        return ReadText(self.engine, items[0].subject, [] if request.for_any else items, request, tuple(notes))
+
     def _request(self, asked: dict[str, Any], documents: DocumentSet = _NOTHING) -> Request:
         """What is asked, as `uncomp ask` would be told."""
         paths = [document.path for document in documents.documents]
         pins = resolve([parse_pin(str(pin)) for pin in asked.get("pins", ())], paths)
-        engine = self.engine
-        told = {"model": self.choice, "sampling": engine.sampling, "limits": engine.limits, "matmul": engine.matmul}
+        told = {"model": self.choice, "sampling": self.engine.sampling, "limits": self.engine.limits}
         return Request(**{**told, **asked, "paths": tuple(paths), "pins": pins})
 
     def _settled(self, chosen: Preset | None, usual: str | None) -> Preset:
@@ -189,15 +187,11 @@ class ReadText:
 
         Raises UsageError for a question that the text was not read for.
         """
-        item = self._item(question)
-        writer, ids, pieces = self.engine.writer([item.asked]), list[int](), list[str]()
+        answer = Answer(self._item(question))
+        writer = self.engine.writer([answer.item.asked])
         for step in writer.write():
-            ids.append(step.token)
-            pieces.append(step.text)
-        stats = writer.stats(0)
-        if stats is None:
-            raise RuntimeError("the writer wrote nothing")
-        return item.done(replace(self.request, evidence=evidence), ids, "".join(pieces), stats)
+            answer.add(step, writer)
+        return answer.done(replace(self.request, evidence=evidence))
 
     def predict(self, ids: Sequence[int], question: str | None = None) -> "Tensor":
         """Logits [N, vocab] of each of `ids` given those before it, behind a question."""

@@ -8,7 +8,7 @@ Answers come in the order of the questions, one whole answer after another, howe
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from uncomp_cli.asking.readout import answer_record, failure_record
 from uncomp_cli.errors import failure_of
@@ -158,6 +158,11 @@ class Refused:
     error: Exception
     title: str = ""
     turns: Sequence[Turn] = ()
+
+    @classmethod
+    def of(cls, turn: Turn, error: Exception) -> Self:
+        """A question that has no answer."""
+        return cls(error, ": ".join(turn.titles), (turn,))
 
     def records(self) -> list[dict[str, Any]]:
         """The JSON objects of the questions that have no answer."""

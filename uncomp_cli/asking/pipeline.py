@@ -55,7 +55,7 @@ def run(request: Request) -> Generator[Event, None, None]:
         tokens = longest_read(request, request.contexts(documents), questions, loaded.tokenizer)
         loaded = yield from lengthen(loaded, choice, tokens, grows=request.saves_context)
     check_context_fits(request.model, loaded, preset)
-    engine = Engine(loaded, sampling=request.sampling, limits=request.limits, matmul=request.matmul)
+    engine = Engine(loaded, sampling=request.sampling, limits=request.limits, matmul=request.model.matmul)
     yield from ask(engine, documents, questions, preset, request)
 
 

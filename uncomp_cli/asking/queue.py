@@ -9,6 +9,7 @@ what might is refused, the least uncertain one stays. Every try is said with wha
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,14 +18,14 @@ from uncomp_cli.asking.doubts import HELD_BACK, Attempts, entropy_of, wider
 from uncomp_cli.asking.events import Began, Done, Event, Noted, Pace, Piece, Refused, Stopped, Warned
 from uncomp_cli.asking.material import longest_read
 from uncomp_cli.asking.request import Request
-from uncomp_cli.asking.subject import Item, Reader, Subject, Unfit
+from uncomp_cli.asking.subject import Answer, Item, Reader, Subject
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import DoesNotFitError, failure_of, is_foreseen, is_out_of_memory
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.engine.engine import Engine
-    from uncomp_cli.engine.records import RunStats
+    from uncomp_cli.engine.write.writer import Writer
 
 
 ROWS_TO_WAIT_FOR = 16
@@ -112,58 +113,70 @@ class Queue:
 
     def _answer(self, items: Sequence[Item]) -> Iterator[Event]:
         """Answer `items`, which have their turns in order."""
-        line = _Line(items, begin=self._begin, end=self._end, shows=self._escalation is None)
-        writer = self._engine.writer([item.asked for item in items])
+        answers = [Answer(item) for item in items]
+        line, writer = deque(answers), self._engine.writer([item.asked for item in items])
         pace = Paces(len(items), entropy=lambda: entropy_of(writer.stats(0)) if len(items) == 1 else None)
         try:
             for step in writer.write():
-                recalled = items[step.row].subject.context.recalled if step.index == 0 else None
-                yield from line.add(step.row, step.token, step.text, note=recalled)
-                stats = None if step.finish_reason is None else writer.stats(step.row)
-                if stats is not None:
-                    yield from line.finish(step.row, stats)
-                yield pace.after(step.kv_bytes, ended=stats is not None)
+                answers[step.row].add(step, writer)
+                yield from self._tell_line(line)
+                yield pace.after(step.kv_bytes, ended=step.finish_reason is not None)
         except KeyboardInterrupt:
-            yield from self._interrupt(line, [writer.stats(row) for row in range(len(items))])
+            yield from self._interrupt(line, answers, writer)
 
-    def _interrupt(self, line: "_Line", stats: "Sequence[RunStats | None]") -> Iterator[Event]:
+    def _tell_line(self, line: "deque[Answer]") -> Iterator[Event]:
+        """Of the first answer that is not complete every piece as it comes; those behind it wait until it is.
+
+        May be repeated after a Ctrl-C in the middle of it: what was told is not told again.
+        """
+        while line and (line[0].pieces or line[0].stats is not None):
+            first = line[0]
+            if self._escalation is None:
+                yield from self._begin(first.item, first.recalled)
+                yield from first.rest()
+            if first.stats is None:
+                return
+            yield from self._end(first)
+            line.popleft()
+
+    def _interrupt(self, line: "deque[Answer]", answers: "Sequence[Answer]", writer: "Writer") -> Iterator[Event]:
         """What there is of every answer that has begun. Raises KeyboardInterrupt when nothing was said."""
-        begun = [(row, each) for row, each in enumerate(stats) if row >= line.row and each is not None]
-        for row, each in begun:
-            yield from line.finish(row, each)
-        if not begun and not self._begun and not self._held_back:
+        for row, answer in enumerate(answers):
+            answer.stats = writer.stats(row)
+        has_begun = any(answer.stats is not None for answer in line)
+        yield from self._tell_line(line)
+        if not (has_begun or self._begun or self._held_back):
             raise KeyboardInterrupt
         self._interrupted = True
 
-    def _begin(self, item: Item) -> Iterator[Event]:
+    def _begin(self, item: Item, recalled: str | None = None) -> Iterator[Event]:
         """What was not asked before a question, and that its answer has its turn; once."""
         if item not in self._begun:
             self._begun.add(item)
-            yield from _unfit(item.before)
+            yield from item.before
             yield Began(item.turn)
+            yield from () if recalled is None else (Noted(recalled),)
 
-    def _end(self, item: Item, ids: Sequence[int], text: str, stats: "RunStats") -> Iterator[Event]:
+    def _end(self, answer: "Answer") -> Iterator[Event]:
         """An answer, told or held back until it is final; once, whatever Ctrl-C cut short."""
-        if item in self._ended or any(held is item for held, _ in self._held_back):
+        item = answer.item
+        if item in self._ended:
             return
-        done = item.done(self._request, ids, text, stats)
-        if self._escalation is not None:
-            self._held_back.append((item, done))
-            return
-        yield from self._tell(item, done)
-
-    def _tell(self, item: Item, done: Done) -> Iterator[Event]:
+        done = answer.done(self._request)
         self._ended.add(item)
-        yield done
-        yield from _unfit(item.after)
+        if self._escalation is None:
+            yield done
+            yield from item.after
+        else:
+            self._held_back.append((item, done))
 
     def _fail(self, item: Item, error: Exception) -> Iterator[Event]:
         """That a question was not answered, in its turn."""
         if item not in self._begun:
-            yield from _unfit(item.before)
+            yield from item.before
         self._ended.add(item)
-        yield Refused(error, ": ".join(item.turn.titles), [item.turn])
-        yield from _unfit(item.after)
+        yield Refused.of(item.turn, error)
+        yield from item.after
 
     def _settle(self) -> Iterator[Event]:
         """What was held back; what was flagged of it is asked again before, unless Ctrl-C was pressed."""
@@ -175,71 +188,8 @@ class Queue:
         for item, done in held:
             yield from self._begin(item)
             yield Piece(done.text)
-            yield from self._tell(item, done)
-
-
-class _Line:
-    """Answers that are written side by side, told one after another.
-
-    Of the first answer that is not complete every piece is told as it comes; what the others have so far waits until
-    all before them are complete.
-    """
-
-    def __init__(
-        self,
-        items: Sequence[Item],
-        *,
-        begin: Callable[[Item], Iterator[Event]],
-        end: "Callable[[Item, Sequence[int], str, RunStats], Iterator[Event]]",
-        shows: bool,
-    ) -> None:
-        self._items, self._begin, self._end, self._shows = items, begin, end, shows
-        self._pieces: list[list[str]] = [[] for _ in items]
-        self._ids: list[list[int]] = [[] for _ in items]
-        self._stats: list[RunStats | None] = [None] * len(items)
-        self._shown = 0
-        self.row = 0
-
-    def add(self, row: int, token: int, text: str, *, note: str | None = None) -> Iterator[Event]:
-        """A row's next token and piece, and what is to be remarked before it."""
-        self._ids[row].append(token)
-        self._pieces[row].append(text)
-        if row == self.row:
-            yield from self._show(note)
-
-    def finish(self, row: int, stats: "RunStats") -> Iterator[Event]:
-        """A row has ended; tells it, and those behind it that have ended before, when its turn has come.
-
-        May be repeated after a Ctrl-C in the middle of it: what was told is not told again.
-        """
-        self._stats[row] = stats
-        while self.row < len(self._items):
-            latest = self._stats[self.row]
-            if latest is None:
-                if self._pieces[self.row]:
-                    yield from self._show()
-                return
-            yield from self._show()
-            at = self.row
-            yield from self._end(self._items[at], self._ids[at], "".join(self._pieces[at]), latest)
-            self._shown = 0
-            self.row += 1
-
-    def _show(self, note: str | None = None) -> Iterator[Event]:
-        """What has come since the latest piece that was told."""
-        if not self._shows:
-            return
-        yield from self._begin(self._items[self.row])
-        if note is not None:
-            yield Noted(note)
-        while self._shown < len(self._pieces[self.row]):
-            self._shown += 1
-            yield Piece(self._pieces[self.row][self._shown - 1])
-
-
-def _unfit(apart: Sequence[Unfit]) -> Iterator[Event]:
-    for each in apart:
-        yield Refused(each.error, ": ".join(each.turn.titles), [each.turn])
+            yield done
+            yield from item.after
 
 
 class Paces:
@@ -300,16 +250,14 @@ class Escalation:
         by_number = {item.turn.number: each for item, each in attempts}
         items = yield from reader.read(subject.documents, sorted(by_number))
         writer, pace = self._engine.writer([item.asked for item in items]), Paces(len(items))
-        said: list[tuple[list[int], list[str]]] = [([], []) for _ in items]
+        answers = [Answer(item) for item in items]
         for step in writer.write():
-            (ids, texts), item = said[step.row], items[step.row]
-            ids.append(step.token)
-            texts.append(step.text)
-            stats = None if step.finish_reason is None else writer.stats(step.row)
-            if stats is not None:
-                done = item.done(self._request, ids, "".join(texts), stats)
-                yield from self._add(item, by_number[item.turn.number], done)
-            yield pace.after(step.kv_bytes, ended=stats is not None)
+            answer = answers[step.row]
+            answer.add(step, writer)
+            if answer.stats is not None:
+                number = answer.item.turn.number
+                yield from self._add(answer.item, by_number[number], answer.done(self._request))
+            yield pace.after(step.kv_bytes, ended=answer.stats is not None)
 
     def _add(self, item: Item, attempts: Attempts[Done], done: Done) -> Iterator[Event]:
         """One answer more, which takes the place of the first; its try is told as soon as one was flagged."""

@@ -9,9 +9,8 @@ be is found out later, by who needs it.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, ParamSpec
+from typing import TYPE_CHECKING, Any, Literal
 
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET, LIVE_PRESET, Preset, preset
@@ -31,23 +30,14 @@ LEAST_TOKENS = 256
 """Tokens a head that a budget in per cent keeps at least: a share of what has hardly begun is nothing."""
 _TIMES = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*[xX×]")
 
-_Given = ParamSpec("_Given")
 
+def choose_preset(name: str | None = None, **given: Any) -> Preset:
+    """`preset` of budget/presets.py; it also refuses a scorer that there is not."""
+    from uncomp_cli.cache.scorers import make_scorer  # imports torch, so cheaper mistakes are found before
 
-def _with_a_known_scorer(choose: Callable[_Given, Preset]) -> Callable[_Given, Preset]:
-    @wraps(choose)
-    def checked(*args: _Given.args, **given: _Given.kwargs) -> Preset:
-        from uncomp_cli.cache.scorers import make_scorer  # imports torch, so cheaper mistakes are found before
-
-        chosen = choose(*args, **given)
-        make_scorer(chosen.scorer)
-        return chosen
-
-    return checked
-
-
-choose_preset = _with_a_known_scorer(preset)
-"""`preset` of budget/presets.py; it also refuses a scorer that there is not."""
+    chosen = preset(name, **given)
+    make_scorer(chosen.scorer)
+    return chosen
 
 
 def settle_preset(
@@ -203,6 +193,7 @@ class ModelChoice:
     rope: str | None = None
     context: str | None = None
     force: bool = False
+    matmul: Literal["float32", "bfloat16", "int8"] = "float32"
 
     @property
     def rope_choice(self) -> "RopeChoice | None":
@@ -230,7 +221,6 @@ class Request:
     explain_budget: bool = False
     limits: Limits = field(default_factory=Limits)
     each: bool = False
-    matmul: Literal["float32", "bfloat16", "int8"] = "float32"
     evidence: bool = False
     pins: tuple[Pin, ...] = ()
     save_cache: str | None = None

@@ -5,13 +5,13 @@ With several questions one that does not fit is set apart: it is told in its tur
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.asking.account import Spent
 from uncomp_cli.asking.doubts import fall_short, risk_of, risk_warnings
-from uncomp_cli.asking.events import Done, Event, Noted, Planned, Refused, Turn, Warned
+from uncomp_cli.asking.events import Done, Event, Noted, Piece, Planned, Refused, Turn, Warned
 from uncomp_cli.asking.material import blame, build_prompt, describe_files, pins_in, places_of
 from uncomp_cli.asking.readout import About, budget_note, chunk_note, evidence_warnings, pin_note
 from uncomp_cli.asking.request import AUTOMATIC, Request, shelf_of
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from uncomp_cli.cache.shelf import Entry
     from uncomp_cli.engine.context.context import Asked, Context
     from uncomp_cli.engine.engine import Engine, Reading
-    from uncomp_cli.engine.records import RunStats
+    from uncomp_cli.engine.records import DecodeStep, RunStats
     from uncomp_cli.engine.spend.compression import Compression
     from uncomp_cli.engine.tokens.prompt import Prompt
+    from uncomp_cli.engine.write.writer import Writer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,14 +50,6 @@ class Subject:
         return find_evidence(mass.tolist(), self.context.survival(len(mass)).tolist(), self.places)
 
 
-@dataclass(frozen=True, slots=True)
-class Unfit:
-    """A question that was not asked, and why."""
-
-    turn: Turn
-    error: DoesNotFitError
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Item:
     """One question about one subject, waiting for its answer; what is unfit is told before it, or after the last."""
@@ -64,20 +57,49 @@ class Item:
     subject: Subject
     turn: Turn
     asked: "Asked"
-    before: tuple[Unfit, ...] = ()
-    after: tuple[Unfit, ...] = ()
+    before: tuple[Refused, ...] = ()
+    after: tuple[Refused, ...] = ()
     is_last: bool = False
 
-    def done(self, request: Request, ids: Sequence[int], text: str, stats: "RunStats") -> Done:
-        """The answer of tokens `ids`, with the evidence and the account of the budget that were asked for."""
-        subject, preset = self.subject, self.subject.context.account.preset
-        said = ids[:-1] if stats.finish_reason == "stop" else ids
-        found = subject.evidence(self.asked, said) if request.evidence else []
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """The answer to `item` as far as it is written; `stats` are there when it has ended."""
+
+    item: Item
+    ids: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    recalled: str | None = None
+    stats: "RunStats | None" = None
+    _told: int = 0
+
+    def add(self, step: "DecodeStep", writer: "Writer") -> None:
+        """The next token and piece."""
+        if step.index == 0:
+            self.recalled = self.item.subject.context.recalled
+        self.ids.append(step.token)
+        self.pieces.append(step.text)
+        self.stats = None if step.finish_reason is None else writer.stats(step.row)
+
+    def rest(self) -> Iterator[Piece]:
+        """What has come since the latest piece that was told."""
+        while self._told < len(self.pieces):
+            self._told += 1
+            yield Piece(self.pieces[self._told - 1])
+
+    def done(self, request: Request) -> Done:
+        """The whole answer, which has ended, with the evidence and the account of the budget that were asked for."""
+        item, subject, stats = self.item, self.item.subject, self.stats
+        if stats is None:
+            raise RuntimeError("the answer has not ended")
+        preset = subject.context.account.preset
+        said = self.ids[:-1] if stats.finish_reason == "stop" else self.ids
+        found = subject.evidence(item.asked, said) if request.evidence else []
         risk = risk_of(preset, stats, subject.about.loaded)
         return Done(
-            self.turn,
-            text,
-            tuple(ids),
+            item.turn,
+            "".join(self.pieces),
+            tuple(self.ids),
             stats,
             preset,
             risk,
@@ -87,7 +109,7 @@ class Item:
             spent=subject.spent() if request.explain_budget else None,
             short=None if request.fail_under is None else fall_short(risk, request.fail_under),
             about=subject.about,
-            is_last=self.is_last,
+            is_last=item.is_last,
         )
 
 
@@ -135,7 +157,11 @@ class Reader:
     ) -> None:
         self._engine, self._questions, self._request, self._again = engine, questions, request, again
         self._saves = request.saves_context or request.for_any
-        self.preset, self._note = self._for_any(preset) if self._saves else (preset, None)
+        self.preset, self._note = preset, None
+        if self._saves:
+            from uncomp_cli.engine.context.growth import for_any_question
+
+            self.preset, self._note = for_any_question(preset)
         self._shelf = shelf_of(request.cache_size)
         self._num_read = int(again)
 
@@ -167,11 +193,6 @@ class Reader:
     def where(self, documents: DocumentSet) -> str:
         """Before what is said of one document of several that are asked by themselves."""
         return f"{documents.documents[0].path}: " if self._request.each else ""
-
-    def _for_any(self, preset: "Preset") -> "tuple[Preset, str | None]":
-        from uncomp_cli.engine.context.growth import for_any_question
-
-        return for_any_question(preset)
 
     def _unfit_alone(self, documents: DocumentSet, numbers: Sequence[int]) -> dict[int, DoesNotFitError]:
         """The questions of `numbers` that do not fit by themselves."""
@@ -288,7 +309,7 @@ class Reader:
         self, subject: Subject, documents: DocumentSet, numbers: Sequence[int], unfit: dict[int, DoesNotFitError]
     ) -> Iterator[Item]:
         """An item for every question that is asked; each has what is unfit between it and the one before."""
-        apart = [(number, Unfit(self.turn(documents, number), error)) for number, error in sorted(unfit.items())]
+        apart = [(number, Refused.of(self.turn(documents, number), error)) for number, error in sorted(unfit.items())]
         words = [self._questions[number] for number in numbers]
         previous, last = -1, numbers[-1]
         for number, asked in zip(numbers, self._engine.asked(subject.context, words=words), strict=True):

@@ -34,8 +34,8 @@ from uncomp_cli.cli.declare.options import (
 )
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import UncompError, failure_of
-from uncomp_cli.numerals import format_bytes, format_count, format_readout
-from uncomp_cli.table import Table
+from uncomp_cli.numerals import format_count, format_readout
+from uncomp_cli.table import Table, cell
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import show
 
@@ -138,7 +138,6 @@ def ask(
         as_json=output.as_json,
         explain_budget=asked.explain_budget,
         limits=reading.limits(),
-        matmul=model.matmul,
         each=asked.each,
         evidence=asked.evidence,
         pins=tuple(parse_pin(text) for text in asked.pin),
@@ -267,16 +266,8 @@ class Printer:
 
 def _forecast_rows(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from ((file["path"], f"{format_count(file['tokens'])} tokens") for file in record["files"])
-    yield from ((_label(key), _shown(key, value)) for key, value in record.items() if key not in _NOT_SHOWN)
+    yield from ((_label(key), cell(key, value)) for key, value in record.items() if key not in _NOT_SHOWN)
 
 
 def _label(key: str) -> str:
     return key.removesuffix("_bytes").replace("_", " ").replace("kv", "KV cache,")
-
-
-def _shown(key: str, value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return format_bytes(value) if key.endswith("_bytes") else format_count(value)
-    return str(value)

@@ -14,15 +14,15 @@ from uncomp_cli.cli.declare.options import (
     ReadingOptions,
     SamplingOptions,
     System,
+    completing,
 )
 from uncomp_cli.cli.declare.tree import only, option, sources_of
 
 
-def saved_sessions(incomplete: str) -> list[str]:
-    """Completions of a session's name."""
+def _sessions() -> list[str]:
     from uncomp_cli.sessions.folder import session_names
 
-    return [name for name in session_names() if name.startswith(incomplete)]
+    return session_names()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class ChatOptions:
             "--session",
             help="Go on with the session of this name, or begin it; saved after every turn.",
             metavar="NAME",
-            autocompletion=saved_sessions,
+            autocompletion=completing(_sessions),
         ),
     ] = None
     escalate: Annotated[
@@ -79,7 +79,6 @@ def chat(
         model=model.choice(),
         choice=replace(preset.choice(sampling.seed), usual=CHAT_PRESET, floor_tokens=LEAST_TOKENS),
         limits=reading.limits(),
-        matmul=model.matmul,
         system=system,
         sampling=sampling.config(),
         escalates=talk.escalate,

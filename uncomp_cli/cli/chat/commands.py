@@ -2,12 +2,12 @@
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from uncomp_cli.cli.chat import controls, history
 from uncomp_cli.cli.chat.talk import Talk
-from uncomp_cli.cli.declare.options import preset_names
+from uncomp_cli.cli.declare.options import completing, preset_names
 from uncomp_cli.errors import UsageError
 from uncomp_cli.sessions.folder import session_names
 
@@ -88,9 +88,9 @@ def _leave(_talk: Talk, _argument: str) -> None:
     raise EOFError
 
 
-def _of(words: Callable[[], Sequence[str]]) -> Callable[[Talk, str], list[str]]:
+def _of(words: Callable[[], Iterable[str]]) -> Callable[[Talk, str], list[str]]:
     """Offers the words that go on with what was begun."""
-    return lambda _talk, begun: [word for word in words() if word.startswith(begun)]
+    return lambda _talk, begun: completing(words)(begun)
 
 
 def _paths(_talk: Talk, begun: str) -> list[str]:
@@ -116,7 +116,7 @@ def _pins(talk: Talk, begun: str) -> list[str]:
 
 
 _TABLE = (
-    Command("/help", "[COMMAND]", "what can be typed", _show_help, _of(lambda: list(COMMANDS))),
+    Command("/help", "[COMMAND]", "what can be typed", _show_help, _of(lambda: COMMANDS)),
     Command("/file", "FILE…", "add documents to the next question, and read them now", history.add_files, _paths),
     Command("/files", "", "the documents of the conversation, and how much of each is kept", controls.list_files),
     Command(

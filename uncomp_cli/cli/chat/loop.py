@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from uncomp_cli.asking.dialogue import exchanges
 from uncomp_cli.asking.doubts import HELD_BACK, check_calibrated
@@ -47,7 +47,6 @@ class ChatJob:
     model: ModelChoice
     choice: PresetChoice
     limits: Limits
-    matmul: Literal["float32", "bfloat16", "int8"]
     system: str | None
     sampling: SamplingConfig
     escalates: bool = False
@@ -110,7 +109,7 @@ def open_talk(job: ChatJob, loaded: "LoadedModel", terminal: Terminal) -> Talk:
     loaded = show(lengthen_for_growth(loaded, job.model.rope_choice), terminal)
     preset, notes = job.choice.settled(fingerprint(loaded), any_question=True)
     check_context_fits(job.model, loaded, preset)
-    session = Engine(loaded, sampling=job.sampling, limits=job.limits, matmul=job.matmul).conversation(preset)
+    session = Engine(loaded, sampling=job.sampling, limits=job.limits, matmul=job.model.matmul).conversation(preset)
     talk = Talk(Chat(session, job.choice, system=job.system, name=_lasting_name(job.model.name)), terminal)
     if job.escalates:
         talk.chat.set(escalate=True)

@@ -6,7 +6,8 @@ Every one is also an environment variable and a key of the configuration file (t
 what Typer reads. What is in no group, or in one and also alone, is an alias. Defaults are those of config.py.
 """
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +17,7 @@ import typer
 from uncomp_cli.asking.request import DEFAULT_CACHE_SIZE, ModelChoice, PresetChoice, bytes_of, shelf_of
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.policies import POLICIES
-from uncomp_cli.budget.presets import DEFAULT_PRESET
+from uncomp_cli.budget.presets import DEFAULT_PRESET, list_presets
 from uncomp_cli.budget.thinning import THINNINGS
 from uncomp_cli.cli.declare.tree import only, option
 from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
@@ -38,45 +39,34 @@ _OF_PRESET = "the preset's"
 _MOST_DIGITS = 18
 
 
-def model_names(incomplete: str) -> list[str]:
-    """Completions of a model's name."""
+def completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """What completes one of `names`, which are found out when it is asked for."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names() if name.startswith(incomplete)]
+
+    return complete
+
+
+def _models() -> Iterable[str]:
     from uncomp_cli.models.catalog import known_names
 
-    return [name for name in known_names() if name.startswith(incomplete)]
+    return known_names()
 
 
-def rope_names(incomplete: str) -> list[str]:
-    """Completions of a way to read past the trained length."""
+def _ropes() -> Iterable[str]:
     from uncomp_cli.models.extension import ROPE_KINDS
 
-    names = ["auto", "reread", "repack", "plain", *(f"{kind}:2" for kind in ROPE_KINDS)]
-    return [name for name in names if name.startswith(incomplete)]
+    return ["auto", "reread", "repack", "plain", *(f"{kind}:2" for kind in ROPE_KINDS)]
 
 
-def preset_names(incomplete: str) -> list[str]:
-    """Completions of a preset's name."""
-    from uncomp_cli.budget.presets import list_presets
-
-    return [preset.name for preset in list_presets() if preset.name.startswith(incomplete)]
+def _caches() -> list[str]:
+    return [entry.name for entry in shelf_of().entries()]
 
 
-def policy_names(incomplete: str) -> list[str]:
-    """Completions of a policy's name."""
-    return [name for name in POLICIES if name.startswith(incomplete)]
-
-
-def thinning_names(incomplete: str) -> list[str]:
-    """Completions of a thinning's name."""
-    return [name for name in THINNINGS if name.startswith(incomplete)]
-
-
-def cache_names(incomplete: str) -> list[str]:
-    """Completions of a saved cache's name."""
-    return [entry.name for entry in shelf_of().entries() if entry.name.startswith(incomplete)]
-
-
-def _reusable(incomplete: str) -> list[str]:
-    return [name for name in (_AUTO, *cache_names(incomplete)) if name.startswith(incomplete)]
+model_names, cache_names = completing(_models), completing(_caches)
+preset_names = completing(lambda: [preset.name for preset in list_presets()])
+policy_names, thinning_names = completing(lambda: POLICIES), completing(lambda: THINNINGS)
 
 
 def _tokens_of(text: str) -> int:
@@ -153,7 +143,7 @@ class ModelOptions:
             "reread (then the passages that matter are read again), plain (as trained), or with other RoPE "
             "frequencies: linear, ntk, dynamic, yarn, llama3 or longrope, with a factor (yarn:2) or --context.",
             metavar="KIND[:FACTOR]",
-            autocompletion=rope_names,
+            autocompletion=completing(_ropes),
             show_default="as trained",
         ),
     ] = None
@@ -181,18 +171,7 @@ class ModelOptions:
 
     def choice(self) -> ModelChoice:
         """Which model to load, and how."""
-
-        return ModelChoice(
-            name=self.name,
-            tokenizer=self.tokenizer,
-            quantize=self.quantize,
-            device=self.device,
-            dtype=self.dtype,
-            offline=self.offline,
-            rope=self.rope,
-            context=self.context,
-            force=self.force,
-        )
+        return ModelChoice(**asdict(self))
 
 
 MEASURED_MODEL = only("name", "tokenizer", "quantize", "device", "dtype", "offline")
@@ -273,9 +252,7 @@ class PresetOptions:
 
     def choice(self, seed: int) -> PresetChoice:
         """The same as the asking layer takes it."""
-        return PresetChoice(
-            self.name, self.budget, self.policy, self.scorer, self.kv_bits, self.thinning, self.max_loss, seed
-        )
+        return PresetChoice(seed=seed, **{item.name: getattr(self, item.name) for item in fields(self)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +313,7 @@ class SavingOptions:
             "that was made from just this, which is saved when there is none. Kept by preset unseen, unless another is "
             "named.",
             metavar="NAME|auto",
-            autocompletion=_reusable,
+            autocompletion=completing(lambda: [_AUTO, *_caches()]),
         ),
     ] = None
     cache_size: Annotated[

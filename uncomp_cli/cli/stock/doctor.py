@@ -8,14 +8,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import typer
 
 from uncomp_cli import __version__
 from uncomp_cli.cli.declare.options import Json, terminal_of
 from uncomp_cli.cli.declare.settings import config_path, read_settings
 from uncomp_cli.config import DEFAULT_MODEL
-from uncomp_cli.numerals import format_bytes
-from uncomp_cli.table import Table
+from uncomp_cli.table import Table, cell
 
 _READERS = {".pdf": "pypdf", ".html": "inscriptis", ".docx": "mammoth"}
 
@@ -42,12 +42,6 @@ def _read(probe: Callable[[], Any]) -> Any:
         return {"unreadable": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
-def _torch_version() -> str:
-    import torch
-
-    return str(torch.__version__)
-
-
 def _threads() -> int:
     import torch
 
@@ -66,18 +60,6 @@ def _device_memory() -> list[dict[str, int]]:
 
     pairs = [torch.cuda.mem_get_info(index) for index in range(torch.cuda.device_count())]
     return [{"free_bytes": free, "total_bytes": total} for free, total in pairs]
-
-
-def _memory_free() -> int:
-    import psutil
-
-    return psutil.virtual_memory().available
-
-
-def _memory_total() -> int:
-    import psutil
-
-    return psutil.virtual_memory().total
 
 
 def _quantization() -> str:
@@ -128,13 +110,13 @@ _PROBES: dict[str, Callable[[], Any]] = {
     "uncomp": lambda: __version__,
     "python": platform.python_version,
     "platform": platform.platform,
-    "torch": _torch_version,
+    "torch": lambda: version("torch"),
     "transformers": lambda: version("transformers"),
     "cores": os.cpu_count,
     "threads": _threads,
     "devices": _devices,
-    "memory_free_bytes": _memory_free,
-    "memory_total_bytes": _memory_total,
+    "memory_free_bytes": lambda: psutil.virtual_memory().available,
+    "memory_total_bytes": lambda: psutil.virtual_memory().total,
     "device_memory": _device_memory,
     "quantization": _quantization,
     "readers": _readers,
@@ -150,4 +132,4 @@ def _shown(name: str, value: Any) -> str:
         return ", ".join(f"{key}: {_shown(str(key), item)}" for key, item in value.items())
     if isinstance(value, list):
         return "; ".join(_shown(name, item) for item in value) or "none"
-    return format_bytes(value) if isinstance(value, int) and name.endswith("_bytes") else str(value)
+    return cell(name, value)

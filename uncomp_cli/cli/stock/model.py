@@ -8,7 +8,7 @@ import typer
 from uncomp_cli.cli.declare.options import Json, ModelOptions, Quiet, model_names, terminal_of
 from uncomp_cli.cli.declare.tree import command_of, group, only
 from uncomp_cli.numerals import format_bytes, format_count
-from uncomp_cli.table import Table
+from uncomp_cli.table import Table, cell
 
 if TYPE_CHECKING:
     from uncomp_cli.models.catalog import ModelInfo
@@ -78,7 +78,7 @@ def show(ctx: typer.Context, name: AnyName, as_json: Json = False) -> None:
     if as_json:
         terminal.write_json({"schema_version": 1, **record})
         return
-    rows = [(key.replace("_bytes", "").replace("_", " "), _shown(key, record[key])) for key in record]
+    rows = [(key.replace("_bytes", "").replace("_", " "), cell(key, record[key])) for key in record]
     terminal.write_table(Table(("FIELD", "VALUE"), rows))
 
 
@@ -93,11 +93,3 @@ def remove(ctx: typer.Context, name: ListedName, quiet: Quiet = False) -> None:
 
 def _record(model: "ModelInfo") -> dict[str, Any]:
     return {**asdict(model), "path": str(model.path)}
-
-
-def _shown(key: str, value: object) -> str:
-    if value is None:
-        return "unknown"
-    if isinstance(value, int):
-        return format_bytes(value) if "bytes" in key else format_count(value)
-    return str(value)
