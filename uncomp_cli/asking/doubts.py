@@ -176,11 +176,6 @@ class Try:
     seconds: float
     risk: Risk
 
-    @classmethod
-    def of(cls, preset: "Preset", stats: "RunStats", risk: Risk) -> "Try":
-        """What `stats` say of an answer under `preset`."""
-        return cls(preset.budget, stats.kv_bytes, stats.ttft_s + stats.decode_s, risk)
-
     @property
     def is_doubted(self) -> bool:
         """Whether it was flagged."""
@@ -198,7 +193,8 @@ class Attempts(Generic[T]):
     def add(self, answer: T, preset: "Preset", stats: "RunStats", loaded: "LoadedModel") -> None:
         """One answer more, given under `preset`."""
         self.answers.append(answer)
-        self.tries.append(Try.of(preset, stats, risk_of(preset, stats, loaded)))
+        seconds, risk = stats.ttft_s + stats.decode_s, risk_of(preset, stats, loaded)
+        self.tries.append(Try(preset.budget, stats.kv_bytes, seconds, risk))
         self._kept_fraction = stats.kept_fraction
 
     @property
@@ -214,8 +210,12 @@ class Attempts(Generic[T]):
 
     @property
     def note(self) -> str:
-        """The newest try."""
-        return try_note(self.tries[-1], len(self.tries))
+        """`try 2: budget 40% · 12.3 s · KV 30.1 MiB · entropy 0.22` of the newest try, and whether that is flagged."""
+        latest = self.tries[-1]
+        entropy = "" if latest.risk.entropy is None else f" · entropy {latest.risk.entropy:.2f}"
+        verdict = {True: ", flagged", False: ", not flagged", None: ""}[latest.risk.flagged]
+        cost = f"{format_seconds(latest.seconds)} · KV {format_bytes(latest.kv_bytes)}"
+        return f"try {len(self.tries)}: budget {latest.budget} · {cost}{entropy}{verdict}"
 
 
 def wider(preset: "Preset") -> "Preset | None":
@@ -233,14 +233,6 @@ def best_of(tries: Sequence[Try]) -> int:
     if not tries[-1].is_doubted:
         return len(tries) - 1
     return min(range(len(tries)), key=lambda number: (tries[number].risk.error_rate, -number))
-
-
-def try_note(latest: Try, number: int) -> str:
-    """`try 2: budget 40% · 12.3 s · KV 30.1 MiB · entropy 0.22`, and whether that is flagged."""
-    entropy = "" if latest.risk.entropy is None else f" · entropy {latest.risk.entropy:.2f}"
-    verdict = {True: ", flagged", False: ", not flagged", None: ""}[latest.risk.flagged]
-    cost = f"{format_seconds(latest.seconds)} · KV {format_bytes(latest.kv_bytes)}"
-    return f"try {number}: budget {latest.budget} · {cost}{entropy}{verdict}"
 
 
 def escalation_record(tries: Sequence[Try]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ def forecast(request: Request, contexts: Sequence[DocumentSet], questions: Seque
     """The plan of every context, or why it is refused."""
     path = yield from fetch(request.model)
     spec, weights, available = yield from during("measuring", lambda: weigh(request.model, path))
+    from uncomp_cli.engine.spend.memory import check_context
     from uncomp_cli.models.catalog import show_model
     from uncomp_cli.models.extension import RopeState
     from uncomp_cli.models.loading import load_tokenizer
@@ -38,7 +39,8 @@ def forecast(request: Request, contexts: Sequence[DocumentSet], questions: Seque
         tokens = longest_read(request, contexts, questions, tokenizer)
         spec, rope = yield from planned_length(request.model, path, spec, tokens, grows=request.saves_context)
         machine = replace(machine, spec=spec, rope=rope)
-        _check_context(request, preset, machine, held_tokens=rope.reach)
+        wanted, free = request.model.rope_choice.context, available - weights
+        check_context(spec, preset, context=wanted, available=free, held_tokens=rope.reach)
     for number, documents in enumerate(contexts):
         work = partial(_foresee, request, documents, questions, tokenizer, preset, machine)
         yield (yield from during("preparing the prompt", work)) if number == 0 else work()
@@ -54,15 +56,19 @@ def _foresee(
 ) -> Foreseen:
     """What one context would take."""
     prompt, cut = build_prompt(request, documents, questions, tokenizer, machine.spec, preset)
-    files = describe_files(documents, tokenizer, cut)
-    record, refusal = _plan(request, prompt, preset, machine)
-    pins = pins_in(request, documents)
+    record, refusal, pins = _measured(prompt, preset, machine), None, pins_in(request, documents)
+    unpinned = prompt
     if pins:
         unpinned, _ = build_prompt(request.without_pins(), documents, questions, tokenizer, machine.spec, preset)
+    plan = partial(_planned, request, preset, machine)
+    try:
+        record |= plan(prompt)
+    except DoesNotFitError as error:
+        refusal = blame(error, pins, prompt, unpinned, plan=plan)
+        record |= {"fits": False, "refusal": refusal.message}
+    if pins:
         record["pinned_tokens"] = int(prompt.context.protected.sum()) - int(unpinned.context.protected.sum())
-        if refusal is not None:
-            refusal = blame(refusal, pins, prompt, unpinned, plan=partial(_plan_or_raise, request, preset, machine))
-            record["refusal"] = refusal.message
+    files = describe_files(documents, tokenizer, cut)
     return Foreseen({"schema_version": SCHEMA_VERSION, "model": request.model.name, "files": files, **record}, refusal)
 
 
@@ -77,71 +83,51 @@ class _Machine:
     rope: "RopeState"
 
 
-def _check_context(request: Request, preset: "Preset", machine: _Machine, *, held_tokens: int | None) -> None:
-    """Raise DoesNotFitError when the --context that was asked for is more than the memory holds."""
-    from uncomp_cli.engine.spend.memory import check_context
-
-    choice, available = request.model.rope_choice, machine.free_bytes - machine.weights_bytes
-    context = None if choice is None else choice.context
-    check_context(machine.spec, preset, context=context, available=available, held_tokens=held_tokens)
-
-
-def _plan(
-    request: Request, prompt: "Prompt", preset: "Preset", machine: _Machine
-) -> tuple[dict[str, Any], DoesNotFitError | None]:
-    """What `prompt` would take, and the refusal when that does not fit."""
-    from uncomp_cli.engine.read.distances import Reach
-    from uncomp_cli.engine.spend.allocation import scorer_config
-    from uncomp_cli.engine.spend.compression import check_fits, check_length, plan_compression
-    from uncomp_cli.engine.spend.memory import planned_kv_bytes
-    from uncomp_cli.engine.tokens.prompt import open_question
-
-    spec, weights, available = machine.spec, machine.weights_bytes, machine.free_bytes
-    opened = open_question(prompt, recent=scorer_config(preset).recent)
-    record: dict[str, Any] = {
+def _measured(prompt: "Prompt", preset: "Preset", machine: _Machine) -> dict[str, Any]:
+    """What is known of `prompt` before it is planned."""
+    spec = machine.spec
+    opened = _opened(prompt, preset)
+    return {
         "questions": len(prompt.questions),
         "prompt_tokens": opened.seq_len,
         "trained_length": machine.trained_length,
         "context_length": spec.trained_length,
         "rope": str(machine.rope),
-        "weights_bytes": weights,
+        "weights_bytes": machine.weights_bytes,
         "kv_full_bytes": spec.full_kv_bytes(opened.seq_len),
-        "free_bytes": available,
+        "free_bytes": machine.free_bytes,
         "budget_requested": str(preset.budget),
         "kv_bits": held_bits(preset, spec),
         "fits": True,
         "refusal": None,
     }
-    try:
-        check_length(spec, opened, trained_length=machine.trained_length)
-        free = available - weights
-        planned = plan_compression(
-            spec,
-            preset,
-            prompt,
-            available=free,
-            limits=request.limits,
-            reach=Reach.of(
-                machine.rope,
-                opened.seq_len,
-                trained_length=machine.trained_length,
-                answer_tokens=request.sampling.max_new_tokens,
-            ),
-        )
-    except DoesNotFitError as refusal:
-        return record | {"fits": False, "refusal": refusal.message}, refusal
+
+
+def _planned(request: Request, preset: "Preset", machine: _Machine, prompt: "Prompt") -> dict[str, Any]:
+    """What reading `prompt` would take. Raises DoesNotFitError when it does not fit."""
+    from uncomp_cli.engine.read.distances import Reach
+    from uncomp_cli.engine.spend.compression import check_fits, check_length, plan_compression
+    from uncomp_cli.engine.spend.memory import planned_kv_bytes
+
+    spec, trained, free = machine.spec, machine.trained_length, machine.free_bytes - machine.weights_bytes
+    opened, answer = _opened(prompt, preset), request.sampling.max_new_tokens
+    check_length(spec, opened, trained_length=trained)
+    reach = Reach.of(machine.rope, opened.seq_len, trained_length=trained, answer_tokens=answer)
+    planned = plan_compression(spec, preset, prompt, available=free, limits=request.limits, reach=reach)
     plan, chunk = planned.allocation.plan, planned.chunk_tokens
     at_once = None if chunk is None else min(opened.flat_len, chunk + opened.flat_len - len(opened.context))
     expected = check_fits(spec, plan, opened, available=free, at_once=at_once)
-    record["kv_planned_bytes"] = planned_kv_bytes(spec, plan, question_tokens=opened.longest_question)
-    record["expected_peak_bytes"] = weights + expected.peak_bytes
-    record |= {"thinning": preset.thinning} | ({} if chunk is None else {"chunk_tokens": chunk})
-    record |= {} if planned.reread_tokens is None else {"reread_tokens": planned.reread_tokens}
-    return record, None
+    return {
+        "kv_planned_bytes": planned_kv_bytes(spec, plan, question_tokens=opened.longest_question),
+        "expected_peak_bytes": machine.weights_bytes + expected.peak_bytes,
+        "thinning": preset.thinning,
+        **({} if chunk is None else {"chunk_tokens": chunk}),
+        **({} if planned.reread_tokens is None else {"reread_tokens": planned.reread_tokens}),
+    }
 
 
-def _plan_or_raise(request: Request, preset: "Preset", machine: _Machine, prompt: "Prompt") -> None:
-    """Raise the refusal of `prompt`, if there is one."""
-    refusal = _plan(request, prompt, preset, machine)[1]
-    if refusal is not None:
-        raise refusal
+def _opened(prompt: "Prompt", preset: "Preset") -> "Prompt":
+    from uncomp_cli.engine.spend.allocation import scorer_config
+    from uncomp_cli.engine.tokens.prompt import open_question
+
+    return open_question(prompt, recent=scorer_config(preset).recent)

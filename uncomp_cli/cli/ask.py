@@ -22,6 +22,7 @@ from uncomp_cli.cli.declare.failures import show_failure
 from uncomp_cli.cli.declare.options import (
     COMPRESSION_PANEL,
     OUTPUT_PANEL,
+    Escalate,
     File,
     ModelOptions,
     OutputOptions,
@@ -31,6 +32,7 @@ from uncomp_cli.cli.declare.options import (
     SavingOptions,
     System,
     Truncate,
+    fields_of,
 )
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import UncompError, failure_of
@@ -44,12 +46,12 @@ from uncomp_cli.ui.meter import show
 class AskOptions:
     """What is asked of which documents, and what is told of the answers."""
 
-    file: File = ()
+    paths: File = ()
     include: Annotated[
         tuple[str, ...],
         option("--include", help="In directories, only files like this, such as '*.md'; repeatable.", metavar="GLOB"),
     ] = ()
-    more: Annotated[
+    questions: Annotated[
         tuple[str, ...],
         # No setting: a question may hold any character, so that none could separate two in a variable.
         option(
@@ -60,13 +62,13 @@ class AskOptions:
             setting=False,
         ),
     ] = ()
-    questions: Annotated[Path | None, option("--questions", help="File with one question a line.", metavar="PATH")] = (
-        None
-    )
+    questions_file: Annotated[
+        Path | None, option("--questions", help="File with one question a line.", metavar="PATH")
+    ] = None
     each: Annotated[bool, option("--each", help="Ask every document by itself; answers are written file by file.")] = (
         False
     )
-    pin: Annotated[
+    pins: Annotated[
         tuple[str, ...],
         option(
             "--pin",
@@ -75,14 +77,7 @@ class AskOptions:
             panel=COMPRESSION_PANEL,
         ),
     ] = ()
-    escalate: Annotated[
-        bool,
-        option(
-            "--escalate",
-            help="When the retrieval heads are unusually uncertain, ask again with twice the budget, up to full.",
-            panel=COMPRESSION_PANEL,
-        ),
-    ] = False
+    escalate: Escalate = False
     fail_under: Annotated[
         float | None,
         option(
@@ -124,28 +119,17 @@ def ask(
     output: OutputOptions,
 ) -> None:
     """Ask questions about documents."""
+    given = fields_of(asked) | fields_of(saving)
+    given["questions"] = (() if question is None else (question,)) + asked.questions
+    given["pins"] = tuple(map(parse_pin, asked.pins))
     request = Request(
-        paths=asked.file,
-        include=asked.include,
-        questions=((question,) if question is not None else ()) + asked.more,
-        questions_file=asked.questions,
-        truncate=asked.truncate,
-        dry_run=asked.dry_run,
+        **given,
         model=model.choice(),
         preset=preset.choice(sampling.seed),
         system=system,
         sampling=sampling.config(),
         as_json=output.as_json,
-        explain_budget=asked.explain_budget,
         limits=reading.limits(),
-        each=asked.each,
-        evidence=asked.evidence,
-        pins=tuple(parse_pin(text) for text in asked.pin),
-        save_cache=saving.save_cache,
-        reuse=saving.reuse,
-        cache_size=saving.cache_size,
-        escalate=asked.escalate,
-        fail_under=asked.fail_under,
     )
     terminal = output.terminal(ctx)
     with Printer(terminal, as_json=request.as_json) as printer:

@@ -7,7 +7,7 @@ import typer
 
 from uncomp_cli.asking.request import CHAT_PRESET, LEAST_TOKENS, check_text
 from uncomp_cli.cli.declare.options import (
-    COMPRESSION_PANEL,
+    Escalate,
     ModelOptions,
     OutputOptions,
     PresetOptions,
@@ -44,14 +44,7 @@ class ChatOptions:
             autocompletion=completing(_sessions),
         ),
     ] = None
-    escalate: Annotated[
-        bool,
-        option(
-            "--escalate",
-            help="When the retrieval heads are unusually uncertain, ask again with twice the budget, up to full.",
-            panel=COMPRESSION_PANEL,
-        ),
-    ] = False
+    escalate: Escalate = False
     no_history: Annotated[
         bool, option("--no-history", help="Neither read nor write the file of what was typed before.")
     ] = False

@@ -33,8 +33,6 @@ from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
     from uncomp_cli.models.runnable import LoadedModel
-    from uncomp_cli.sessions.folder import SessionFile
-    from uncomp_cli.sessions.transcript import Transcript
 
 
 @dataclass(frozen=True, slots=True)

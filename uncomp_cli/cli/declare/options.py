@@ -7,10 +7,10 @@ what Typer reads. What is in no group, or in one and also alone, is an alias. De
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -98,6 +98,13 @@ System = Annotated[
     str | None,
     _generation("--system", "-s", help="System prompt.", metavar="TEXT", show_default="the model's own"),
 ]
+Escalate = Annotated[
+    bool,
+    _compression(
+        "--escalate",
+        help="When the retrieval heads are unusually uncertain, ask again with twice the budget, up to full.",
+    ),
+]
 Seed = Annotated[int, _generation("--seed", help="Seed of everything random.", metavar="N")]
 Json = Annotated[bool, _output("--json", help="Write one JSON object, the last line of output.")]
 Quiet = Annotated[bool, _output("--quiet", "-q", help="No progress, notes or readout; warnings stay.")]
@@ -171,7 +178,7 @@ class ModelOptions:
 
     def choice(self) -> ModelChoice:
         """Which model to load, and how."""
-        return ModelChoice(**asdict(self))
+        return ModelChoice(**fields_of(self))
 
 
 MEASURED_MODEL = only("name", "tokenizer", "quantize", "device", "dtype", "offline")
@@ -252,7 +259,7 @@ class PresetOptions:
 
     def choice(self, seed: int) -> PresetChoice:
         """The same as the asking layer takes it."""
-        return PresetChoice(seed=seed, **{item.name: getattr(self, item.name) for item in fields(self)})
+        return PresetChoice(seed=seed, **fields_of(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +371,7 @@ class SamplingOptions:
 
     def config(self) -> SamplingConfig:
         """The same as the engine takes it. Raises UsageError for a value that it does not know."""
-        return SamplingConfig(**asdict(self))
+        return SamplingConfig(**fields_of(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,6 +384,11 @@ class OutputOptions:
     def terminal(self, ctx: typer.Context) -> Terminal:
         """The terminal that the root command decided on, made quiet when asked for."""
         return terminal_of(ctx, quiet=self.quiet)
+
+
+def fields_of(group: Any) -> dict[str, Any]:
+    """The values of a group of options by their names."""
+    return {item.name: getattr(group, item.name) for item in fields(group)}
 
 
 def terminal_of(ctx: typer.Context, *, quiet: bool = False) -> Terminal:
