@@ -1,25 +1,6 @@
-"""How numbers are written for people: `7,512`, `8.1 MiB`, `4.9 %`, `17.3 s`, and the readout line made of them."""
-
-from dataclasses import dataclass
+"""How numbers are written for people: `7,512`, `8.1 MiB`, `4.9 %`, `17.3 s`."""
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-_SEPARATOR = " · "
-
-
-@dataclass(frozen=True, slots=True)
-class Readout:
-    """What one answer cost; None means unknown and is left out of the line."""
-
-    prefill_tokens: int
-    prefill_s: float
-    ttft_s: float | None = None
-    decode_tok_s: float | None = None
-    kv_bytes: int | None = None
-    kv_full_bytes: int | None = None
-    peak_bytes: int | None = None
-    attention_entropy: float | None = None
-    context_tokens: int | None = None
-    context_limit: int | None = None
 
 
 def format_count(count: int) -> str:
@@ -47,41 +28,12 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def format_readout(readout: Readout) -> str:
-    """`prefill 7,512 tok 17.3 s (434 tok/s) · first token … · decode … · KV … · peak … · entropy … · context …`."""
-    parts = [
-        _prefill_part(readout),
-        None if readout.ttft_s is None else f"first token {format_decimal(readout.ttft_s)} s",
-        None if readout.decode_tok_s is None else f"decode {format_decimal(readout.decode_tok_s)} tok/s",
-        _kv_part(readout.kv_bytes, readout.kv_full_bytes),
-        None if readout.peak_bytes is None else f"peak {format_bytes(readout.peak_bytes)}",
-        None if readout.attention_entropy is None else f"entropy {readout.attention_entropy:.2f}",
-        _context_part(readout),
-    ]
-    return _SEPARATOR.join(part for part in parts if part)
-
-
-def _prefill_part(readout: Readout) -> str:
-    rate = f" ({format_decimal(readout.prefill_tokens / readout.prefill_s)} tok/s)" if readout.prefill_s > 0 else ""
-    return f"prefill {format_count(readout.prefill_tokens)} tok {format_decimal(readout.prefill_s)} s{rate}"
-
-
-def _kv_part(kv_bytes: int | None, full_bytes: int | None) -> str | None:
-    if kv_bytes is None:
-        return None
-    if not full_bytes:
-        return f"KV {format_bytes(kv_bytes)}"
+def format_part(part_bytes: int, full_bytes: int) -> str:
+    """`8.1 of 165 MiB (4.9 %)`."""
     exponent = _exponent(full_bytes)
-    scaled = kv_bytes / 1024**exponent
-    kept = format_decimal(scaled) if exponent and scaled >= 0.1 else format_bytes(kv_bytes)
-    return f"KV {kept} of {format_bytes(full_bytes)} ({format_decimal(100 * kv_bytes / full_bytes)} %)"
-
-
-def _context_part(readout: Readout) -> str | None:
-    if readout.context_tokens is None:
-        return None
-    limit = "" if readout.context_limit is None else f"/{format_count(readout.context_limit)}"
-    return f"context {format_count(readout.context_tokens)}{limit}"
+    scaled = part_bytes / 1024**exponent
+    part = format_decimal(scaled) if exponent and scaled >= 0.1 else format_bytes(part_bytes)
+    return f"{part} of {format_bytes(full_bytes)} ({format_decimal(100 * part_bytes / full_bytes)} %)"
 
 
 def _exponent(num_bytes: int) -> int:

@@ -13,7 +13,7 @@ from uncomp_cli.asking.account import budget_record
 from uncomp_cli.asking.doubts import escalation_record, risk_of, risk_record
 from uncomp_cli.asking.material import pinned_tokens
 from uncomp_cli.documents.places import Evidence, Places
-from uncomp_cli.numerals import Readout, format_bytes, format_count, format_decimal
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_part
 
 if TYPE_CHECKING:
     from uncomp_cli.asking.account import Spent
@@ -31,20 +31,20 @@ SCHEMA_VERSION = 1
 _QUOTED_CHARS = 60
 
 
-def readout(stats: "RunStats", context_limit: int) -> Readout:
-    """The readout of one answer in a context that may have so many tokens."""
-    return Readout(
-        prefill_tokens=stats.prompt_tokens - stats.cached_tokens,
-        prefill_s=stats.prefill_s,
-        ttft_s=stats.ttft_s,
-        decode_tok_s=stats.decode_tok_s,
-        kv_bytes=stats.kv_bytes,
-        kv_full_bytes=stats.kv_full_bytes,
-        peak_bytes=stats.peak_bytes,
-        attention_entropy=stats.attention_entropy,
-        context_tokens=stats.prompt_tokens + stats.completion_tokens,
-        context_limit=context_limit,
-    )
+def readout(stats: "RunStats", context_limit: int) -> str:
+    """`prefill 7,512 tok 17.3 s (434 tok/s) · first token … · decode … · KV … · peak … · entropy … · context …`."""
+    read, prefill_s, speed = stats.prompt_tokens - stats.cached_tokens, stats.prefill_s, stats.decode_tok_s
+    rate = f" ({format_decimal(read / prefill_s)} tok/s)" if prefill_s > 0 else ""
+    parts = [
+        f"prefill {format_count(read)} tok {format_decimal(prefill_s)} s{rate}",
+        f"first token {format_decimal(stats.ttft_s)} s",
+        None if speed is None else f"decode {format_decimal(speed)} tok/s",
+        f"KV {format_part(stats.kv_bytes, stats.kv_full_bytes)}",
+        f"peak {format_bytes(stats.peak_bytes)}",
+        None if stats.attention_entropy is None else f"entropy {stats.attention_entropy:.2f}",
+        f"context {format_count(stats.prompt_tokens + stats.completion_tokens)}/{format_count(context_limit)}",
+    ]
+    return " · ".join(part for part in parts if part)
 
 
 def held_bits(preset: "Preset", spec: "ModelSpec") -> int:

@@ -36,7 +36,7 @@ from uncomp_cli.cli.declare.options import (
 )
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import UncompError, failure_of
-from uncomp_cli.numerals import format_count, format_readout
+from uncomp_cli.numerals import format_count
 from uncomp_cli.table import Table, cell
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import show
@@ -201,7 +201,7 @@ class Printer:
         self._end_line(answered=True)
         if event.stats.finish_reason == "interrupted" and turn.titles:
             terminal.note("[interrupted]")
-        terminal.note(format_readout(readout(event.stats, event.context_limit)))
+        terminal.note(readout(event.stats, event.context_limit))
         if not self._as_json:
             self._tell_more(event)
         for doubt in event.doubts:

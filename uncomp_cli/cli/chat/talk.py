@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from uncomp_cli.asking.events import Done, Event, Piece, Stopped
 from uncomp_cli.asking.readout import readout
 from uncomp_cli.errors import DoesNotFitError
-from uncomp_cli.numerals import format_count, format_readout
+from uncomp_cli.numerals import format_count
 from uncomp_cli.ui.meter import show
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Talk:
         stats = self.chat.session.stats
         if stats is not None:
             cached = f"cached {format_count(stats.cached_tokens)} · " if stats.cached_tokens else ""
-            self.say(cached + format_readout(readout(stats, self.chat.loaded.spec.trained_length)))
+            self.say(cached + readout(stats, self.chat.loaded.spec.trained_length))
 
 
 class _Screen:
