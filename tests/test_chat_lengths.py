@@ -31,7 +31,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def open_chat(model: Path, rope: str | None = None, *, context: str | None = None, force: bool = False) -> Talk:
     """A chat as its options begin it, without a terminal."""
     choice = ModelChoice(str(model), rope=rope, context=context, force=force)
-    job = ChatJob((), None, False, choice, CHAT_CHOICE, Limits(), "float32", None, GREEDY)
+    job = ChatJob((), None, False, choice, CHAT_CHOICE, Limits(), None, GREEDY)
     terminal = Terminal(Stopping(), io.StringIO(), False, False, False, False)
     return open_talk(job, load_model(str(model), rope=choice.rope_choice), terminal)
 
