@@ -36,6 +36,15 @@ def format_part(part_bytes: int, full_bytes: int) -> str:
     return f"{part} of {format_bytes(full_bytes)} ({format_decimal(100 * part_bytes / full_bytes)} %)"
 
 
+def format_value(key: str, value: object) -> str:
+    """A value of a JSON record for people: `yes`, `8.1 MiB` where its key says bytes, `7,512`."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return format_bytes(value) if "bytes" in key else format_count(value)
+    return "unknown" if value is None else str(value)
+
+
 def _exponent(num_bytes: int) -> int:
     exponent, scaled = 0, float(abs(num_bytes))
     while round(scaled, 1) >= 1024 and exponent < len(_UNITS) - 1:

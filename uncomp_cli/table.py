@@ -6,8 +6,6 @@ A terminal aligns it (ui/console.py), a document has it as Markdown, a program a
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from uncomp_cli.numerals import format_bytes, format_count
-
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -28,15 +26,6 @@ class Table:
     def record(self) -> list[dict[str, str]]:
         """Plain data for JSON: a row by the names of its columns."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
-
-
-def cell(key: str, value: object) -> str:
-    """A value of a JSON record for people: `yes`, `8.1 MiB` where its key says bytes, `7,512`."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return format_bytes(value) if "bytes" in key else format_count(value)
-    return "unknown" if value is None else str(value)
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

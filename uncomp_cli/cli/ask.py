@@ -36,8 +36,8 @@ from uncomp_cli.cli.declare.options import (
 )
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import UncompError, failure_of
-from uncomp_cli.numerals import format_count
-from uncomp_cli.table import Table, cell
+from uncomp_cli.numerals import format_count, format_value
+from uncomp_cli.table import Table
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import show
 
@@ -250,7 +250,7 @@ class Printer:
 
 def _forecast_rows(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from ((file["path"], f"{format_count(file['tokens'])} tokens") for file in record["files"])
-    yield from ((_label(key), cell(key, value)) for key, value in record.items() if key not in _NOT_SHOWN)
+    yield from ((_label(key), format_value(key, value)) for key, value in record.items() if key not in _NOT_SHOWN)
 
 
 def _label(key: str) -> str:

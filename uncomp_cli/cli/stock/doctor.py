@@ -15,7 +15,8 @@ from uncomp_cli import __version__
 from uncomp_cli.cli.declare.options import Json, terminal_of
 from uncomp_cli.cli.declare.settings import config_path, read_settings
 from uncomp_cli.config import DEFAULT_MODEL
-from uncomp_cli.table import Table, cell
+from uncomp_cli.numerals import format_value
+from uncomp_cli.table import Table
 
 _READERS = {".pdf": "pypdf", ".html": "inscriptis", ".docx": "mammoth"}
 
@@ -132,4 +133,4 @@ def _shown(name: str, value: Any) -> str:
         return ", ".join(f"{key}: {_shown(str(key), item)}" for key, item in value.items())
     if isinstance(value, list):
         return "; ".join(_shown(name, item) for item in value) or "none"
-    return cell(name, value)
+    return format_value(name, value)

@@ -7,8 +7,8 @@ import typer
 
 from uncomp_cli.cli.declare.options import Json, ModelOptions, Quiet, model_names, terminal_of
 from uncomp_cli.cli.declare.tree import command_of, group, only
-from uncomp_cli.numerals import format_bytes, format_count
-from uncomp_cli.table import Table, cell
+from uncomp_cli.numerals import format_bytes, format_count, format_value
+from uncomp_cli.table import Table
 
 if TYPE_CHECKING:
     from uncomp_cli.models.catalog import ModelInfo
@@ -78,7 +78,7 @@ def show(ctx: typer.Context, name: AnyName, as_json: Json = False) -> None:
     if as_json:
         terminal.write_json({"schema_version": 1, **record})
         return
-    rows = [(key.replace("_bytes", "").replace("_", " "), cell(key, record[key])) for key in record]
+    rows = [(key.replace("_bytes", "").replace("_", " "), format_value(key, record[key])) for key in record]
     terminal.write_table(Table(("FIELD", "VALUE"), rows))
 
 
