@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from uncomp_cli.errors import ModelError, UsageError
-from uncomp_cli.models.extension import ROPE_KINDS, RopeExtension
+from uncomp_cli.models.extension import ROPE_KINDS, RopeChoice
 from uncomp_cli.models.loading import footprint, load_model
 from uncomp_cli.models.rotary import can_repack, check_rope, extend_config, length_kind, reading_length
 
@@ -65,7 +65,7 @@ FAMILIES = {
 def test_every_supported_family_is_extended_by_a_copy(family: str, kind: str) -> None:
     config = FAMILIES[family](**SMALL, head_dim=HEAD_DIM, rope_parameters={"rope_type": "default", "rope_theta": THETA})
     before = config.to_dict()
-    extended = extend_config(config, RopeExtension(kind, 2.0))
+    extended = extend_config(config, RopeChoice(kind, 2.0))
     assert config.to_dict() == before
     assert type(extended) is type(config)
     assert extended.rope_parameters == STOCK[kind]
@@ -76,7 +76,7 @@ def test_every_supported_family_is_extended_by_a_copy(family: str, kind: str) ->
 def test_ntk_counts_only_the_dimensions_that_rotate() -> None:
     parameters = {"rope_type": "default", "rope_theta": THETA, "partial_rotary_factor": 0.5}
     config = Phi3Config(**SMALL, pad_token_id=0, rope_parameters=parameters)
-    extended = extend_config(config, RopeExtension("ntk", 2.0))
+    extended = extend_config(config, RopeChoice("ntk", 2.0))
     assert extended.rope_parameters == {**parameters, "rope_theta": pytest.approx(THETA * 2 ** (8 / 6))}
 
 
@@ -105,13 +105,13 @@ LLAMA3 = {
 )
 def test_configurations_that_cannot_be_extended_are_refused(config: PretrainedConfig, message: str, kind: str) -> None:
     with pytest.raises(UsageError, match=message.replace("{kind}", kind)) as caught:
-        extend_config(config, RopeExtension(kind, 2.0))
+        extend_config(config, RopeChoice(kind, 2.0))
     assert "leave the extension out" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("kind", ROPE_KINDS)
 def test_a_shipped_scaling_is_replaced_from_its_original_length(kind: str) -> None:
-    extended = extend_config(LlamaConfig(**SMALL, rope_parameters=dict(LLAMA3)), RopeExtension(kind, 2.0))
+    extended = extend_config(LlamaConfig(**SMALL, rope_parameters=dict(LLAMA3)), RopeChoice(kind, 2.0))
     assert reading_length(extended) == 2 * 32
     assert not {"low_freq_factor", "high_freq_factor"} & set(extended.rope_parameters) or kind == "llama3"
     assert extended.rope_parameters.get("original_max_position_embeddings", 32) == 32
@@ -120,7 +120,7 @@ def test_a_shipped_scaling_is_replaced_from_its_original_length(kind: str) -> No
 @pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "llama3"])
 def test_a_kind_that_the_family_does_not_know_is_refused(kind: str) -> None:
     with pytest.raises(UsageError, match=f"phi3 models cannot use rope extension '{kind}'") as caught:
-        extend_config(Phi3Config(**SMALL, pad_token_id=0), RopeExtension(kind, 2.0))
+        extend_config(Phi3Config(**SMALL, pad_token_id=0), RopeChoice(kind, 2.0))
     assert "ntk:F" in str(caught.value.hint)
 
 
@@ -219,7 +219,7 @@ def test_a_single_frequency_can_only_be_divided(kind: str) -> None:
     config = LlamaConfig(**SMALL, head_dim=2, rope_parameters={"rope_type": "default", "rope_theta": THETA})
     if kind in ("ntk", "dynamic", "longrope"):
         with pytest.raises(UsageError, match=f"--rope {kind}:2 has nothing to change: 2 dimensions") as caught:
-            extend_config(config, RopeExtension(kind, 2.0))
+            extend_config(config, RopeChoice(kind, 2.0))
         assert "--rope linear:2" in str(caught.value.hint)
     else:
-        assert extend_config(config, RopeExtension(kind, 2.0)).rope_parameters["rope_type"] == kind
+        assert extend_config(config, RopeChoice(kind, 2.0)).rope_parameters["rope_type"] == kind

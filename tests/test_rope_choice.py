@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uncomp_cli.errors import UsageError
-from uncomp_cli.models.extension import ROPE_KINDS, RopeChoice, RopeExtension, parse_rope
+from uncomp_cli.models.extension import ROPE_KINDS, RopeChoice, parse_rope
 
 
 @given(kind=st.sampled_from(ROPE_KINDS), hundredths=st.integers(101, 102_400))
@@ -101,8 +101,8 @@ def test_a_factor_and_a_context_that_contradict_are_refused_with_both(context: s
 
 def test_a_context_gives_the_factor() -> None:
     choice = RopeChoice("ntk", None, 12_000)
-    assert choice.extension(8192) == RopeExtension("ntk", 12_000 / 8192)
-    assert RopeExtension("ntk", 12_000 / 8192).length(8192) == 12_000
+    assert choice.extension(8192) == RopeChoice("ntk", 12_000 / 8192)
+    assert RopeChoice("ntk", 12_000 / 8192).length(8192) == 12_000
     assert choice.extension(12_000) is None  # it fits as trained
 
 
@@ -110,4 +110,4 @@ def test_a_context_that_no_factor_reaches_is_named_with_the_largest() -> None:
     with pytest.raises(UsageError, match="--context 921,600,000 is more than 1,024 times the 4,096 tokens") as caught:
         RopeChoice("yarn", None, 900_000 * 1024).extension(4096)
     assert caught.value.hint == "use --context 4194304 or less"
-    assert RopeChoice("yarn", None, 4_194_304).extension(4096) == RopeExtension("yarn", 1024)
+    assert RopeChoice("yarn", None, 4_194_304).extension(4096) == RopeChoice("yarn", 1024)

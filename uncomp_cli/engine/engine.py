@@ -99,16 +99,26 @@ class Engine:
         """The model's shape."""
         return self.loaded.spec
 
-    def plan(self, prompt: Prompt, preset: Preset, *, for_any: bool = False) -> Compression:
+    def plan(self, prompt: Prompt, preset: Preset) -> Compression:
         """How a prompt is read. Raises DoesNotFitError when it is too long or too large."""
-        return self._plan_any(prompt, preset)[1] if for_any else self._plan(prompt, preset)
+        loaded, trained_length = self.loaded, self.loaded.info.trained_length
+        check_length(self.spec, prompt, trained_length=trained_length)
+        answer = self.sampling.max_new_tokens
+        return plan_compression(
+            self.spec,
+            preset,
+            prompt,
+            available=free_bytes(self.decoder.device),
+            limits=self.limits,
+            reach=Reach.of(loaded.rope, prompt.seq_len, trained_length=trained_length, answer_tokens=answer),
+        )
 
     def read(self, prompt: Prompt, preset: Preset, *, for_any: bool = False) -> Reading:
         """Read a prompt with its questions, or its context alone. Raises DoesNotFitError before any work."""
         if for_any:
             growth, planned = self._plan_any(prompt, preset)
             return Reading(self._read_any(prompt, growth, planned), planned, growth.preset, growth.note)
-        planned = self._plan(prompt, preset)
+        planned = self.plan(prompt, preset)
         return Reading(self._read(planned, preset, prompt), planned, preset)
 
     def conversation(self, preset: Preset) -> Conversation:
@@ -191,19 +201,6 @@ class Engine:
         seconds, tokens = time.perf_counter() - begun, len(whole.context)
         context.account = account_of(cache, tokens, self.spec, wanted, None, seconds=seconds, record=record)
         return context
-
-    def _plan(self, prompt: Prompt, preset: Preset) -> Compression:
-        loaded, trained_length = self.loaded, self.loaded.info.trained_length
-        check_length(self.spec, prompt, trained_length=trained_length)
-        answer = self.sampling.max_new_tokens
-        return plan_compression(
-            self.spec,
-            preset,
-            prompt,
-            available=free_bytes(self.decoder.device),
-            limits=self.limits,
-            reach=Reach.of(loaded.rope, prompt.seq_len, trained_length=trained_length, answer_tokens=answer),
-        )
 
     def _plan_any(self, prompt: Prompt, preset: Preset) -> tuple[Growth, Compression]:
         check_length(self.spec, prompt, trained_length=self.loaded.info.trained_length)

@@ -12,7 +12,7 @@
     reread    repack, and then the passages that matter once more, L / 8 tokens a question, as a text of their own
     auto      as trained where a text fits, else reread, else yarn
 
-What a choice changes in a model's configuration is rope.py's.
+What a choice changes in a model's configuration is rotary.py's.
 """
 
 import difflib
@@ -34,28 +34,6 @@ LONGEST = 1_048_576
 _HINT = "write linear:2, ntk:4 or yarn:4: the kind, and how many times the trained length"
 _FACTOR = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _LENGTH = re.compile(r"(?P<number>\d{1,9}(?:\.\d{1,3})?)\s*(?P<thousands>k?)", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class RopeExtension:
-    """A kind of ROPE_KINDS and the factor F, 1 < F ≤ 1024, by which the trained length grows."""
-
-    kind: str
-    factor: float
-
-    def __post_init__(self) -> None:
-        if self.kind not in ROPE_KINDS:
-            raise _unknown(self.kind, f":{self.factor:g}")
-        if not 1 < self.factor <= LARGEST_FACTOR:
-            message = f"rope factor {self.factor:g} is not above 1 and up to {LARGEST_FACTOR}"
-            raise UsageError(message, hint=_HINT)
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.factor:g}"
-
-    def length(self, trained_length: int) -> int:
-        """Tokens that may be read."""
-        return round(trained_length * self.factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +65,11 @@ class RopeChoice:
         """By how much re-packed distances stay below the trained length."""
         return self.factor or _REPACK_FACTOR
 
-    def extension(self, trained_length: int) -> RopeExtension | None:
+    def length(self, trained_length: int) -> int:
+        """Tokens that may be read by the factor."""
+        return round(trained_length * (self.factor or 1.0))
+
+    def extension(self, trained_length: int) -> "RopeChoice | None":
         """By which kind and factor frequencies change; None when they do not, or the context fits as it was trained.
 
         Raises UsageError when the factor and the context contradict each other.
@@ -95,30 +77,29 @@ class RopeChoice:
         if self.kind not in ROPE_KINDS:
             return None
         if self.factor is not None:
-            extension = RopeExtension(self.kind, self.factor)
-            self._check_context(extension, trained_length)
-            return extension
+            self._check_context(trained_length)
+            return RopeChoice(self.kind, self.factor)
         factor = (self.context or trained_length) / trained_length
         if factor > LARGEST_FACTOR:
             past = f"--context {self.context:,} is more than {LARGEST_FACTOR:,} times the {trained_length:,} tokens"
             hint = f"use --context {LARGEST_FACTOR * trained_length} or less"
             raise UsageError(f"{past} that --rope {self.kind} starts from", hint=hint)
-        return RopeExtension(self.kind, factor) if factor > 1 else None
+        return RopeChoice(self.kind, factor) if factor > 1 else None
 
     def _check_factor(self, factor: float) -> None:
         if self.kind in ("plain", "auto"):
             raise _takes_none(self.kind)
-        if self.kind in ROPE_KINDS:
-            RopeExtension(self.kind, factor)
-        elif not 1 <= factor <= LARGEST_FACTOR:
+        if self.kind in ROPE_KINDS and not 1 < factor <= LARGEST_FACTOR:
+            raise UsageError(f"rope factor {factor:g} is not above 1 and up to {LARGEST_FACTOR}", hint=_HINT)
+        if self.kind in REPACKED and not 1 <= factor <= LARGEST_FACTOR:
             message = f"rope factor {factor:g} is not between 1 and {LARGEST_FACTOR}"
             raise UsageError(message, hint=f"write {self.kind}, or {self.kind}:2: half of the trained length")
 
-    def _check_context(self, extension: RopeExtension, trained_length: int) -> None:
-        if self.context is None or trained_length < self.context <= extension.length(trained_length):
+    def _check_context(self, trained_length: int) -> None:
+        if self.context is None or trained_length < self.context <= self.length(trained_length):
             return
-        holds = f"--rope {extension} makes {trained_length:,} tokens {extension.length(trained_length):,}"
-        hint = f"leave one of the two out: --rope {extension.kind} --context N takes the factor that N needs"
+        holds = f"--rope {self} makes {trained_length:,} tokens {self.length(trained_length):,}"
+        hint = f"leave one of the two out: --rope {self.kind} --context N takes the factor that N needs"
         raise UsageError(f"{holds}, not the {self.context:,} of --context", hint=hint)
 
 

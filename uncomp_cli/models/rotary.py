@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from uncomp_cli.errors import ModelError, UsageError
-from uncomp_cli.models.extension import LONGEST, REPACKED, RopeChoice, RopeExtension, RopeState
+from uncomp_cli.models.extension import LONGEST, REPACKED, RopeChoice, RopeState
 from uncomp_cli.models.quiet import quiet_transformers
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.models.shape import text_config
@@ -102,7 +102,7 @@ def unscaled_length(config: Any, *, asked: object = "yarn") -> int:
     return int(original)
 
 
-def extend_config(config: Any, extension: RopeExtension) -> Any:
+def extend_config(config: Any, extension: RopeChoice) -> Any:
     """A copy of a transformers configuration, extended; `config` itself is left alone.
 
     Raises UsageError when its positions differ between layer types, or cannot take this kind.
@@ -125,16 +125,16 @@ def extend_config(config: Any, extension: RopeExtension) -> Any:
     return extended
 
 
-def _check_width(extension: RopeExtension, rotary_dim: int) -> None:
+def _check_width(extension: RopeChoice, rotary_dim: int) -> None:
     """Raise UsageError for kinds that leave the fastest frequency alone, in a model that has no other."""
     if rotary_dim <= 2 and extension.kind in ("ntk", "dynamic", "longrope"):
         message = f"--rope {extension} has nothing to change: {rotary_dim} dimensions of a head turn"
         raise UsageError(message, hint=f"use --rope linear:{extension.factor:g}")
 
 
-def _changes(extension: RopeExtension, theta: float, trained_length: int, rotary_dim: int) -> dict[str, Any]:
+def _changes(extension: RopeChoice, theta: float, trained_length: int, rotary_dim: int) -> dict[str, Any]:
     """What an extension sets in `rope_parameters`."""
-    factor = extension.factor
+    factor = extension.factor or 1.0
     if extension.kind == "ntk":
         return {"rope_type": "default", "rope_theta": theta * factor ** (rotary_dim / (rotary_dim - 2))}
     scaled = {"rope_type": extension.kind, "factor": factor}
@@ -209,7 +209,7 @@ def apply_choice(config: Any, choice: RopeChoice | None) -> tuple[Any, int, Rope
         return config, trained_length, RopeState()
     extended = extend_config(config, extension)
     longest = min(choice.context or reading_length(extended), reading_length(extended))
-    return extended, longest, RopeState(extension.kind, extension.factor, replaced=shipped_scaling(config))
+    return extended, longest, RopeState(extension.kind, extension.factor or 1.0, replaced=shipped_scaling(config))
 
 
 def use_rope(loaded: LoadedModel, choice: RopeChoice | None) -> LoadedModel:

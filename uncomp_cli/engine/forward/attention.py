@@ -8,7 +8,7 @@ behind a ragged cache: one new token a row reads each layer in a few calls (cach
 neighbouring heads of one length. In it each KV head's H/G queries meet that head's own keys.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -168,21 +168,21 @@ def _attend_runs(query: Tensor, layer: LayerCache, *, scaling: float, window: in
     rows, heads, new, head_dim = query.shape
     grouped = query.reshape(len(layer.lengths), -1, new, head_dim)
     outputs = []
-    for first, count in equal_runs(layer):
-        keys, values = layer.rectangle(first, count)
-        packed = grouped[first : first + count].flatten(0, 1)
+    for run in equal_runs(map(layer.shape, range(len(layer.lengths)))):
+        keys, values = layer.rectangle(run.start, run.stop - run.start)
+        packed = grouped[run].flatten(0, 1)
         outputs.append(attend_after(packed, keys, values, scaling=scaling, window=window))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return output.view(rows, heads, new, -1)
 
 
-def equal_runs(layer: LayerCache) -> Iterator[tuple[int, int]]:
-    """(first, count) of neighbouring heads that one rectangle holds: each is one attention call."""
+def equal_runs(shapes: Iterable[object]) -> Iterator[slice]:
+    """Neighbouring heads of one shape, which one rectangle holds: each run is one attention call."""
     first = 0
-    for _, run in groupby(range(len(layer.lengths)), key=layer.shape):
-        count = len(list(run))
-        yield first, count
-        first += count
+    for _, run in groupby(shapes):
+        last = first + sum(1 for _ in run)
+        yield slice(first, last)
+        first = last
 
 
 def _pack(query: Tensor, key: Tensor) -> Tensor:

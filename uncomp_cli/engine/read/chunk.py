@@ -14,7 +14,7 @@ from torch import Tensor
 
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.view import LayerView
-from uncomp_cli.engine.forward.attention import attend_after, attend_causal, attend_continued
+from uncomp_cli.engine.forward.attention import attend_after, attend_causal, attend_continued, equal_runs
 from uncomp_cli.engine.tokens.prompt import Prompt
 
 
@@ -93,7 +93,7 @@ class ChunkStates:
         for question in prompt.questions:
             starts.append(starts[-1] + len(question))
         self.spans = [slice(a, b) for a, b in pairwise(starts)]
-        self._groups = list(_equal_runs([len(at) for _, _, at in past] or [0] * len(key)))
+        self._groups = list(equal_runs([len(at) for _, _, at in past] or [0] * len(key)))
         self._before = {group.start: _stacked(past[group]) for group in self._groups if past}
 
     def attend(self, *, window: int | None, last_only: bool) -> Tensor:
@@ -190,15 +190,6 @@ class ChunkStates:
         """The query heads of KV heads `group`."""
         per_group = len(self.query) // len(self.key)
         return slice(group.start * per_group, group.stop * per_group)
-
-
-def _equal_runs(lengths: Sequence[int]) -> Iterator[slice]:
-    """Runs of heads of one length."""
-    first = 0
-    for head in range(1, len(lengths) + 1):
-        if head == len(lengths) or lengths[head] != lengths[first]:
-            yield slice(first, head)
-            first = head
 
 
 def _stacked(heads: Sequence[Head]) -> tuple[Tensor, Tensor]:

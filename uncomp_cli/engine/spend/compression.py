@@ -136,44 +136,27 @@ def plan_compression(
         notes = planned.notes if again or reach.reread_tokens is None else (*planned.notes, unseen)
         return replace(planned, reread_tokens=again, notes=notes)
     ways, refusal = _Ways.of(spec, preset, prompt, available=available, limits=bounds), None
-    for chunk in _chunks(prompt, bounds):
+    for chunk, gives_way in _tries(len(prompt.context), bounds):
         try:
-            return ways.plan(chunk)
+            return ways.plan(chunk, give_way=gives_way)
         except DoesNotFitError as error:
-            refusal = refusal or error
-    for smaller in _smaller_chunks(bounds):
-        try:
-            return ways.plan(smaller, give_way=True)
-        except DoesNotFitError as error:
-            refusal = error
+            refusal = error if gives_way else refusal or error
     raise refusal or RuntimeError("no way of reading was tried")
 
 
-def _smaller_chunks(limits: Limits) -> Iterator[int]:
-    """Chunks for which the budget gives way to a cap, the preferred first."""
-    if limits.kv_bytes is None:
-        return
-    if limits.chunk_tokens is not None:
-        yield limits.chunk_tokens
-        return
-    chunk = _LONGEST_CHUNK
-    while chunk >= LEAST_CHUNK_TOKENS:
-        yield chunk
-        chunk //= 2
+def _tries(document: int, limits: Limits) -> Iterator[tuple[int | None, bool]]:
+    """Chunks to try, the preferred first: in one pass, then ever shorter ones, or the one that was asked for.
 
-
-def _chunks(prompt: Prompt, limits: Limits) -> Iterator[int | None]:
-    """Ways of reading, the preferred first: in one pass, then in ever shorter chunks; or the one that was asked for."""
-    document = len(prompt.context)
-    if limits.chunk_tokens is not None:
-        yield limits.chunk_tokens if limits.chunk_tokens < document else None
-        return
-    yield None
-    chunk = _LONGEST_CHUNK
-    while chunk >= _SHORTEST_CHUNK:
-        if chunk < document:
-            yield chunk
-        chunk //= 2
+    Under a cap on the cache all are tried again, even shorter ones, with a budget that gives way (True).
+    """
+    asked = limits.chunk_tokens
+    shorter = [_LONGEST_CHUNK >> halved for halved in range((_LONGEST_CHUNK // LEAST_CHUNK_TOKENS).bit_length())]
+    if asked is None or asked >= document:
+        yield None, False
+    chosen = [chunk for chunk in shorter if chunk >= _SHORTEST_CHUNK] if asked is None else [asked]
+    yield from ((chunk, False) for chunk in chosen if chunk < document)
+    if limits.kv_bytes is not None:
+        yield from ((chunk, True) for chunk in (shorter if asked is None else [asked]))
 
 
 @dataclass(frozen=True, slots=True)
