@@ -25,7 +25,7 @@ from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.presets import SCHEMA_VERSION, Preset
 from uncomp_cli.cli.app import app
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.uncertainty.risk import RiskCurve
+from uncomp_cli.uncertainty.error_rates import RiskCurve
 
 HERE = Path(__file__).parent
 _FLAG = re.compile(r"(?<![\w-])--?[a-z][\w-]*")

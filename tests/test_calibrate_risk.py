@@ -8,7 +8,7 @@ import pytest
 
 from uncomp_cli.calibrate.risk_fit import RiskAnswer, Separation, fit_risk, risk_bins
 from uncomp_cli.errors import UsageError
-from uncomp_cli.uncertainty.risk import auroc
+from uncomp_cli.uncertainty.error_rates import auroc
 
 HEADS = tuple((layer, head) for layer in range(10) for head in range(3))
 

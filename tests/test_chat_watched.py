@@ -15,7 +15,7 @@ from uncomp_cli.engine.tokens.messages import Message
 from uncomp_cli.engine.tokens.prompt import chat_prompt
 from uncomp_cli.models.loading import load_model
 from uncomp_cli.models.runnable import LoadedModel
-from uncomp_cli.uncertainty.risk import RiskBin, RiskCurve
+from uncomp_cli.uncertainty.error_rates import RiskBin, RiskCurve
 
 CURVE = RiskCurve(
     "entropy/least", ((0, 1), (1, 0)), (0.0, 0.5), (RiskBin(0, 1, 0.5, 0.2, 0.8, 9),), 0.5, 0.3, 0.7, 9, (100,)

@@ -28,7 +28,7 @@ from uncomp_cli.engine.look.watch import (
 from uncomp_cli.engine.write.writer import Writer
 from uncomp_cli.uncertainty.distance_pattern import distance_edges, distance_pattern
 from uncomp_cli.uncertainty.entropy import attention_entropy, score_entropy
-from uncomp_cli.uncertainty.risk import RiskBin, RiskCurve
+from uncomp_cli.uncertainty.error_rates import RiskBin, RiskCurve
 
 GREEDY = SamplingConfig(max_new_tokens=12)
 CURVE = RiskCurve(

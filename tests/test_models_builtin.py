@@ -10,8 +10,7 @@ import pytest
 
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models import downloads
-from uncomp_cli.models.note import is_complete
-from uncomp_cli.models.staging import publish, staging_directory
+from uncomp_cli.models.conversion import is_complete, publish, staging_directory
 from uncomp_cli.steps import PullStep
 
 WEIGHTS = b"weights"

@@ -13,8 +13,8 @@ from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Mistra
 from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.models import downloads, loading
 from uncomp_cli.models.catalog import ensure_local, known_names, list_models, local_path, remove_model, show_model
+from uncomp_cli.models.conversion import describe, write_manifest
 from uncomp_cli.models.loading import footprint, load_model
-from uncomp_cli.models.note import describe, write_manifest
 from uncomp_cli.models.shape import spec_from_config
 from uncomp_cli.models.sources import cache_dir
 

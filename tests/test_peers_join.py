@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,7 +69,7 @@ def source(name: str, lines: list[dict[str, Any]], **made_with: Any) -> Any:
 def write_ours(path: Path, outcomes: list[Outcome], **settings: Any) -> Path:
     """A results file of `uncomp eval`."""
     header = {"schema_version": 1, "kind": "uncomp eval", "settings": {**MADE_WITH, **settings}}
-    path.write_text("".join(json.dumps(one) + "\n" for one in [header, *(o.to_dict() for o in outcomes)]))
+    path.write_text("".join(json.dumps(one) + "\n" for one in [header, *map(asdict, outcomes)]))
     return path
 
 

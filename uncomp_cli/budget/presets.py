@@ -3,8 +3,8 @@
 Shipped ones lie in the package (in a checkout: `presets/`), the user's own in the user's data directory and win over
 shipped ones of the same name. A preset that was calibrated names its profile, PROFILE.safetensors in the same folder,
 and has the measured loss of several budgets (loss_curve.py) and the error rates that a signal of uncertainty stood for
-(uncertainty/risk.py). A key that is not known is an error: a typing mistake must not change a result (schema.py). Keys
-that were added later may be missing, so older files are still of this schema version.
+(uncertainty/error_rates.py). A key that is not known is an error: a typing mistake must not change a result. Keys that
+were added later may be missing, so older files are still of this schema version.
 """
 
 import difflib
@@ -25,7 +25,7 @@ from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
 from uncomp_cli.files import replace_file
 from uncomp_cli.schema import inside, load_object, read, take_version, text
-from uncomp_cli.uncertainty.risk import RiskCurve
+from uncomp_cli.uncertainty.error_rates import RiskCurve
 
 if TYPE_CHECKING:
     from uncomp_cli.uncertainty.profile import UncertaintyProfile

@@ -1,7 +1,7 @@
 """Fitting a risk curve: which heads and which signal tell wrong answers from right ones, and what its values meant.
 
     candidates   heads by what their evictions cost (the profile's loss), or the N that tell answers apart best by
-                 themselves; each with every signal of uncertainty/risk.py
+                 themselves; each with every signal of uncertainty/error_rates.py
     cross-fit    heads are chosen on four fifths of the answers and judged on the fifth; a value that is the q-quantile
                  of those four fifths' counts as the q-quantile of the final heads' values on all answers
     choice       the candidate with the highest AUROC of such values; heads by cost, and where the model looks together
@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 
 from uncomp_cli.errors import UsageError
 from uncomp_cli.table import Table
-from uncomp_cli.uncertainty.risk import JOINT, SIGNALS, RiskBin, RiskCurve, auroc, auroc_interval, wilson_interval
+from uncomp_cli.uncertainty.error_rates import (
+    JOINT,
+    SIGNALS,
+    RiskBin,
+    RiskCurve,
+    auroc,
+    auroc_interval,
+    wilson_interval,
+)
 
 HeadAt = tuple[int, int]
 Values = NDArray[np.float64]

@@ -15,7 +15,7 @@ import stat
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from uncomp_cli import files
 from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.schema import inside, value_of
 
 SCHEMA_VERSION = 1
 _LONGEST_HEADER = 1 << 20
@@ -37,16 +38,16 @@ R = TypeVar("R")
 class Kind(Generic[R]):
     """What the journals of one `program` hold, and how a record becomes plain data and comes back.
 
-    `make` raises TypeError for what is no record. `key` is what a journal has one record of, `place` names a record to
+    `make` raises UsageError for what is no record. `key` is what a journal has one record of, `place` names a record to
     a person. `fresh` says that the program can begin anew with --fresh. `older` turns a header that an earlier version
     wrote into one of today; it returns None for any other.
     """
 
     program: str
     make: Callable[[dict[str, Any]], R]
-    plain: Callable[[R], dict[str, Any]]
     key: Callable[[R], Hashable]
     place: Callable[[R], str]
+    plain: Callable[[Any], dict[str, Any]] = asdict
     fresh: bool = True
     older: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda header: None
 
@@ -259,12 +260,9 @@ def _records(path: Path, kind: Kind[R], data: bytes) -> tuple[list[R], int]:
 
 
 def _record(path: Path, kind: Kind[R], number: int, line: Any) -> R:
-    try:
-        if isinstance(line, dict):
-            return kind.make(line)
-    except TypeError:  # a field is missing, of another type, or one of a newer version
-        pass
-    raise UncompError(f"{path}: line {number} is not a result", hint=f"take the line out, or {kind.hint}")
+    what = f"{path}: line {number} is not a result"
+    with inside(what, hint=f"take the line out, or {kind.hint}", kind=UncompError):
+        return kind.make(value_of(dict[str, Any], line, "it"))
 
 
 def _line(kind: Kind[R], record: R) -> bytes:

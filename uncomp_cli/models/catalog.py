@@ -15,8 +15,8 @@ from types import SimpleNamespace
 
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.errors import ModelError, UncompError, UsageError
+from uncomp_cli.models.conversion import read_manifest, weights_sha256
 from uncomp_cli.models.downloads import LICENCE, list_hub, remove_hub
-from uncomp_cli.models.note import read_manifest, weights_sha256
 from uncomp_cli.models.shape import class_names, dtype_name, spec_from_config, stored_dtype
 from uncomp_cli.models.sources import (
     Converted,

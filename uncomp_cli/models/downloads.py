@@ -26,9 +26,8 @@ from tempfile import TemporaryDirectory
 
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.errors import ModelError
+from uncomp_cli.models.conversion import describe, file_sha256, is_complete, publish, staging_directory, write_manifest
 from uncomp_cli.models.gguf import convert_gguf
-from uncomp_cli.models.note import describe, file_sha256, is_complete, write_manifest
-from uncomp_cli.models.staging import publish, staging_directory
 from uncomp_cli.steps import PullStep
 
 TICK_S = 0.2

@@ -13,9 +13,16 @@ from typing import Protocol
 import platformdirs
 
 from uncomp_cli.config import DEFAULT_MODEL
+from uncomp_cli.models.conversion import (
+    describe,
+    is_complete,
+    publish,
+    read_manifest,
+    remembered_sha256,
+    staging_directory,
+    write_manifest,
+)
 from uncomp_cli.models.downloads import hub_path, pull_builtin, pull_hub
-from uncomp_cli.models.note import describe, is_complete, read_manifest, remembered_sha256, write_manifest
-from uncomp_cli.models.staging import publish, staging_directory
 from uncomp_cli.steps import PullStep
 
 

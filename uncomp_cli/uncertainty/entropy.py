@@ -13,7 +13,7 @@ know no m. A mean known beforehand, of an earlier part or another text, saves th
 Attention entropy: how widely a head looks (attention uncertainty, arXiv 2406.13282).
 
 H = -sum_s p_s ln p_s over the attention row of a generated or observed token. It grows with the length of the row, so
-that lengths compare only after division by ln n. A flag for risk, not a probability of error (risk.py).
+that lengths compare only after division by ln n. A flag for risk, not a probability of error (error_rates.py).
 
 Of scores z before the softmax, with log p = z - ln sum exp z, the same in fewer passes: H = -sum_s e^(log p_s) log p_s.
 """

@@ -30,7 +30,7 @@ from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import UsageError
-from uncomp_cli.models.note import file_sha256
+from uncomp_cli.models.conversion import file_sha256
 from uncomp_cli.models.rotary import regime_lengths
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.models.shape import text_config

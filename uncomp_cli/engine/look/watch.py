@@ -23,7 +23,7 @@ from uncomp_cli.engine.spend.allocation import profile_of
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.distance_pattern import distance_pattern
 from uncomp_cli.uncertainty.entropy import score_entropy
-from uncomp_cli.uncertainty.risk import JOINT, SIGNALS
+from uncomp_cli.uncertainty.error_rates import JOINT, SIGNALS
 
 HeadAt = tuple[int, int]
 """Layer and KV head."""

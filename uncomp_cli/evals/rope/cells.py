@@ -8,9 +8,10 @@ position past their window is looked at. ui/plots_rope.py draws the maps.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from uncomp_cli.evals.journal import Kind
+from uncomp_cli.schema import Count, read, value_of
 
 CellKey = tuple[str, str, int, float, int]
 """Cell, arm, tokens, depth, index."""
@@ -29,9 +30,9 @@ class NeedleCell:
     name: ClassVar[str] = "needle"
 
     arm: str
-    tokens: int
+    tokens: Count
     depth: float
-    index: int
+    index: Count
     nll: float
     match: float
     answer: str
@@ -39,7 +40,7 @@ class NeedleCell:
     raw_entropy: float
     retrieval_entropy: float | None
     entropy_by_head: list[list[float]]
-    kv_bytes: int
+    kv_bytes: Count
     kept_fraction: float
     seconds: float
 
@@ -60,11 +61,11 @@ class TextCell:
     name: ClassVar[str] = "text"
 
     arm: str
-    tokens: int
-    losses: list[tuple[int, float]]
+    tokens: Count
+    losses: list[tuple[Count, float]]
     patterns: dict[str, list[list[list[float]]]]
-    chunk_tokens: int
-    kv_bytes: int
+    chunk_tokens: Count
+    kv_bytes: Count
     seconds: float
 
     @property
@@ -77,11 +78,9 @@ RopeCell = NeedleCell | TextCell
 
 
 def _made(record: dict[str, Any]) -> RopeCell:
-    cells: dict[str, type[NeedleCell] | type[TextCell]] = {cell.name: cell for cell in (NeedleCell, TextCell)}
-    fields = {key: value for key, value in record.items() if key != "cell"}
-    if record.get("cell") not in cells:
-        raise TypeError("a cell of another kind")
-    return cells[record["cell"]](**fields)
+    cells: dict[str, type[RopeCell]] = {cell.name: cell for cell in (NeedleCell, TextCell)}
+    name = value_of(Literal["needle", "text"], record.get("cell"), "cell")
+    return read(cells[name], {key: value for key, value in record.items() if key != "cell"})
 
 
 CELLS: Kind[RopeCell] = Kind(

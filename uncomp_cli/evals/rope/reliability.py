@@ -12,6 +12,7 @@ journal say what all answers share: model, preset, RoPE and dtype; which sample 
 import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import log
 from typing import Any
 
@@ -33,6 +34,7 @@ from uncomp_cli.evals.tasks.maker import SampleMaker
 from uncomp_cli.evals.tasks.oracle import check_solvable
 from uncomp_cli.evals.tasks.task import Sample
 from uncomp_cli.models.runnable import LoadedModel, fingerprint
+from uncomp_cli.schema import Count, read
 from uncomp_cli.steps import Progress, resume
 
 
@@ -42,7 +44,7 @@ class RiskLine:
 
     sha256: str
     subtask: str
-    tokens: int
+    tokens: Count
     depth: float | None
     wrong: bool
     text: str
@@ -64,8 +66,7 @@ def _flat_header(header: dict[str, Any]) -> dict[str, Any] | None:
 
 ANSWERS = Kind(
     program="uncomp calibrate --risk",
-    make=lambda record: RiskLine(**record),
-    plain=asdict,
+    make=partial(read, RiskLine),
     key=lambda line: line.sha256,
     place=lambda line: f"the answer to {line.subtask} at {line.tokens:,} tokens",
     older=_flat_header,

@@ -3,11 +3,12 @@
 Figures are plain numbers, so that a line survives JSON and needs no model to be read again.
 """
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
 
 from uncomp_cli.evals.journal import Kind
 from uncomp_cli.evals.tasks.task import Regime
+from uncomp_cli.schema import Count, read
 
 ORDER = (
     "exact",
@@ -40,20 +41,6 @@ LOWER_IS_BETTER = frozenset(
 Key = tuple[str, int, int, str, str]
 """Subtask, tokens, index, regime, setting."""
 
-_REQUIRED: dict[str, type | tuple[type, ...]] = {
-    "subtask": str,
-    "index": int,
-    "regime": str,
-    "setting": str,
-    "contestant": str,
-    "budget": str,
-    "tokens": int,
-    "depth": (int, float, type(None)),
-    "kept_fraction": (int, float),
-    "kv_bytes": int,
-    "metrics": dict,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -68,15 +55,15 @@ class Outcome:
     """
 
     subtask: str
-    index: int
+    index: Count
     regime: Regime
     setting: str
     contestant: str
     budget: str
-    tokens: int
+    tokens: Count
     depth: float | None
     kept_fraction: float
-    kv_bytes: int
+    kv_bytes: Count
     metrics: dict[str, float] = field(default_factory=dict)
     coverage_by_head: list[list[float]] | None = None
     answer: str | None = None
@@ -87,22 +74,10 @@ class Outcome:
         """What makes a line unique in a results file."""
         return (self.subtask, self.tokens, self.index, self.regime, self.setting)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self)
-
-
-def _made(record: dict[str, Any]) -> Outcome:
-    good = all(isinstance(record.get(key), kind) for key, kind in _REQUIRED.items())
-    if not good or not all(isinstance(value, (int, float)) for value in record["metrics"].values()):
-        raise TypeError("a field is missing or of another type")
-    return Outcome(**record)
-
 
 OUTCOMES = Kind(
     program="uncomp eval",
-    make=_made,
-    plain=Outcome.to_dict,
+    make=partial(read, Outcome),
     key=lambda outcome: outcome.key,
     place=lambda outcome: f"{outcome.setting} on {outcome.subtask} {outcome.index}",
 )

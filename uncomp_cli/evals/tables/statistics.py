@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from uncomp_cli.uncertainty.risk import wilson_interval
+from uncomp_cli.uncertainty.error_rates import wilson_interval
 
 K = TypeVar("K", bound=Hashable)
 
