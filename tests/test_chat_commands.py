@@ -288,10 +288,13 @@ def test_save_and_load(talk: Talk) -> None:
 def test_what_cannot_be_saved_or_loaded(talk: Talk) -> None:
     assert hold(talk, "/save notes.pdf")[1] == "hint: /save notes.md"
     assert hold(talk, "/save no/where.md")[0] == "error: no/where.md cannot be written: No such file or directory"
-    assert hold(talk, "/load talk.json")[0] == "error: talk.json cannot be read: No such file or directory"
+    assert (
+        hold(talk, "/load talk.json")[0]
+        == "error: session file talk.json: it cannot be read: No such file or directory"
+    )
     Path("talk.json").write_text('{"schema_version": 1, "model": 5, "preset": "unseen"}')
     error, hint = hold(talk, "/load talk.json")
-    assert error == "error: talk.json: model is 5"
+    assert error == "error: session file talk.json: model is 5"
     assert hint == "hint: it must be text"
     assert hold(talk, "/load talk")[0] == "error: there is no session 'talk'"
 

@@ -91,7 +91,7 @@ def test_two_chats_on_one_session(tiny_model: Path, folder: Path, typists: list[
     [
         (lambda text: text[:40], "is not JSON"),
         (lambda text: text.replace('"hello"', "5"), "entries[0].text is 5"),
-        (lambda text: text.replace('"role": "user"', '"role": "usr"'), "entries[0].role is 'usr'"),
+        (lambda text: text.replace('"role": "user"', '"role": "usr"'), 'entries[0].role is "usr"'),
         (lambda text: text.replace('"pins"', '"pinz"'), "pinz is an unknown key"),
     ],
 )

@@ -11,7 +11,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from uncomp_cli.errors import ModelError
-from uncomp_cli.models import note, sources
+from uncomp_cli.models import conversion, sources
 from uncomp_cli.models.catalog import ensure_local, list_models, local_path, remove_model, show_model
 from uncomp_cli.models.gguf import convert_gguf, llama3_divisors
 from uncomp_cli.models.loading import load_model
@@ -168,13 +168,13 @@ def test_a_file_that_was_moved_about_is_hashed_once(tmp_path, stock, monkeypatch
         path.rename(other)
         os.utime(other, ns=(1, 1))
     hashed = []
-    hash_file = note.file_sha256
+    hash_file = conversion.file_sha256
 
     def counted(file):
         hashed.append(file)
         return hash_file(file)
 
-    monkeypatch.setattr(note, "file_sha256", counted)
+    monkeypatch.setattr(conversion, "file_sha256", counted)
     monkeypatch.setattr(sources, "file_sha256", counted, raising=False)
     for _ in range(3):
         assert local_path(str(other)) == model
