@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from uncomp_cli.errors import UncompError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.heatmap import HeatMap, Scale, heat_lines, write_heat_map
-from uncomp_cli.ui.plots_heat import make_heat_map, plot_heat_map
+from uncomp_cli.ui.plots import make_heat_map, plot_heat_map
 
 KEPT = HeatMap("mine", "tokens kept", "KV head", ((20.0, 730.0, 1204.0), (388.0, 21.0, 900.0)))
 ENTROPY = HeatMap("mine", "entropy/q/r1/4", "query head", ((0.5, 1.25), (3.14159, 2.0)))

@@ -1,46 +1,54 @@
-"""The pictures of an evaluation, one PNG each: needle heat maps, quality against kept bytes, evidence coverage.
+"""The pictures, one PNG each: heat maps of needles, evidence, arms and profiles; quality by bytes, text by position.
 
 Every picture is laid out in inches and grows with its contents, downwards once it is as wide as a page, so that no
 text is smaller than 8 points, cut off or drawn over another. Colours are told apart by colour-blind readers and never
-carry meaning alone: cells have numbers or rising lightness, lines markers and dashes. `make_*` build a figure, `plot_*`
-write it; both raise UncompError without matplotlib or anything to draw.
+carry meaning alone: cells have numbers or rising lightness, lines markers and dashes. Maps of one quantity share their
+colours, so that cells can be compared. `make_*` build a figure, `plot_*` write it, whole or not at all; both raise
+UncompError without matplotlib or anything to draw.
 """
 
 import math
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from uncomp_cli.errors import UncompError
+from uncomp_cli.evals.rope.cells import ArmMaps
 from uncomp_cli.evals.tables.curves import CoverageMap, Curve, NeedleGrid
 from uncomp_cli.files import replace_file
 from uncomp_cli.numerals import format_count, format_decimal
+from uncomp_cli.ui.heatmap import HeatMap, Scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.collections import QuadMesh
+    from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
 
 FULL_CACHE = "full"  # the label of the curve that is drawn as the reference line
 
-_DPI, SMALL_PT, TEXT_PT, _TITLE_PT = 150, 8, 9, 12
-LETTER_IN = 0.62 / 72  # about how wide a letter is for each point of its size
+_DPI, _SMALL_PT, _TEXT_PT, _TITLE_PT = 150, 8, 9, 12
+_LETTER_IN = 0.62 / 72  # about how wide a letter is for each point of its size
 _PAGE_IN, _ASPECT = 12.0, 1.5  # the widest that the panels of a sheet get, and the width over height it aims at
-EDGE_IN, LEFT_IN, _GAP_IN, BELOW_IN, BAR_IN, _NOTE_IN = 0.3, 0.55, 0.2, 0.5, 1.0, 0.3
-_LEAST_PANEL_IN, _CELLS_IN, _LEAST_CELL_IN, NUMBER_CELL_IN = (1.9, 1.0), (6.2, 8.0), 0.09, (0.36, 0.2)
+_EDGE_IN, _LEFT_IN, _GAP_IN, _BELOW_IN, _BAR_IN, _NOTE_IN = 0.3, 0.55, 0.2, 0.5, 1.0, 0.3
+_LEAST_PANEL_IN, _LEAST_CELL_IN, _LABEL_IN, _NUMBER_IN = (1.9, 1.0), 0.09, 0.14, 0.2
+_CELLS_IN, _ALONE_IN = (6.2, 8.0), (9.0, 12.0)  # the most that all cells of a panel take, and of one that stands alone
+_ARM_CELL_IN, _LEAST_ARM_IN, _ARM_HEAD_IN, _BETWEEN_IN = (0.72, 0.28), 2.4, 0.3, 0.4
 _PLOT_IN, _SCALE_IN, _FOOT_IN = (7.2, 4.8), 0.85, 1.0
+_DARK = 0.55  # viridis is dark below this share of its way
+_MISSED = "✗"
 
 # Okabe and Ito (2008) without yellow and black, then Tol's muted palette and some between them.
-COLOURS = (
+_COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255",
     "#332288", "#999933", "#DC267F", "#117733", "#8B5A2B", "#AA4499", "#6E7781",
 )  # fmt: skip
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "p", "d", (4, 1, 0), "h")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "p", "d", (4, 1, 0), "h")
 _STARS = ("*", (4, 1, 0))  # drawn larger: they fill little of their size
 _DASHES = ((), (6, 2), (2, 1.5), (7, 2, 1.5, 2), (11, 3))
 _STEP_PT, _SPREAD_PT = 3.0, 26.0  # between neighbours, and from first to last, of the points that share their bytes
@@ -50,14 +58,41 @@ _FOOTNOTE = """Bars and grey band: 95 % intervals. Points at the same bytes stan
 Legend: as the lines stand, from top to bottom, at their smallest budgets."""
 
 
+Losses = Sequence[tuple[int, float]]
+"""The NLL of a text up to each position."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Panel:
-    """One heat map: [rows][columns] of 0 to 1, None where nothing was measured."""
+    """One heat map of [rows][columns] on the colours from `low` to `high`, None where nothing was measured.
+
+    `cells` are the numbers as they are written; where `inverted`, high is dark.
+    """
 
     title: str
     values: Sequence[Sequence[float | None]]
     row_labels: Sequence[str]
     column_labels: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    low: float = 0.0
+    high: float = 1.0
+    inverted: bool = False
+
+    @classmethod
+    def of_shares(
+        cls, title: str, values: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str]
+    ) -> "_Panel":
+        """A map of values from 0 to 1."""
+        return cls(title, values, rows, columns, _hundredths(values))
+
+    def ink(self, value: float) -> str:
+        """White on the dark colours, and black on the light ones."""
+        share = (value - self.low) / (self.high - self.low)
+        return "black" if (1 - share if self.inverted else share) > _DARK else "white"
+
+
+def _hundredths(values: Sequence[Sequence[float | None]]) -> list[list[str]]:
+    return [["" if value is None else f"{value:.2f}" for value in row] for row in values]
 
 
 def plot_needles(grids: Sequence[NeedleGrid], path: Path, *, title: str) -> Path:
@@ -75,13 +110,28 @@ def plot_coverage(maps: Sequence[CoverageMap], path: Path, *, title: str) -> Pat
     return write(make_coverage(maps, title=title), path)
 
 
+def plot_heat_map(heat: HeatMap, path: Path) -> Path:
+    """Write `make_heat_map` to `path`, and return it."""
+    return write(make_heat_map(heat), path)
+
+
+def plot_arm_maps(maps: Sequence[ArmMaps], path: Path, *, trained_length: int) -> Path:
+    """Write `make_arm_maps` to `path`, and return it."""
+    return write(make_arm_maps(maps, trained_length=trained_length), path)
+
+
+def plot_losses(curves: Mapping[str, Losses], path: Path, *, trained_length: int) -> Path:
+    """Write `make_losses` to `path`, and return it."""
+    return write(make_losses(curves, trained_length=trained_length), path)
+
+
 def make_needles(grids: Sequence[NeedleGrid], *, title: str) -> "Figure":
     """A heat map a setting, depths down and lengths across, scores on one scale from 0 to 1."""
     panels = []
     for grid in grids:
         head = f"{grid.title}\nkept {format_decimal(100 * grid.kept_fraction)} %"
         depths, lengths = [f"{100 * depth:.3g} %" for depth in grid.depths], list(map(format_count, grid.lengths))
-        panels.append(_Panel(head, grid.scores, depths, lengths))
+        panels.append(_Panel.of_shares(head, grid.scores, depths, lengths))
     return _make_sheet(panels, ("depth", "length (tokens)", "score, higher is better"), cell=(0.52, 0.3), title=title)
 
 
@@ -92,8 +142,80 @@ def make_coverage(maps: Sequence[CoverageMap], *, title: str) -> "Figure":
         mean = fmean(map(fmean, shown.shares))
         head = f"{shown.title}\nkept {format_decimal(100 * shown.kept_fraction)} % · mean {mean:.2f}"
         layers, heads = range(len(shown.shares)), range(len(shown.shares[0]))
-        panels.append(_Panel(head, shown.shares, list(map(str, layers)), list(map(str, heads))))
+        panels.append(_Panel.of_shares(head, shown.shares, list(map(str, layers)), list(map(str, heads))))
     return _make_sheet(panels, ("layer", "KV head", "share of the evidence kept"), cell=(0.3, 0.17), title=title)
+
+
+def make_heat_map(heat: HeatMap) -> "Figure":
+    """Layers down and heads across, one quantity on its own colours from the least to the most."""
+    scale, rows, columns = Scale.of(heat), range(len(heat.values)), range(len(heat.values[0]))
+    cells = [[scale.written(value) for value in row] for row in heat.values]
+    panels = _on_one_scale([_Panel("", heat.values, list(map(str, rows)), list(map(str, columns)), cells)])
+    title, names = f"{heat.title}: {heat.quantity}", ("layer", heat.column, heat.quantity)
+    return _make_sheet(panels, names, cell=(0.52, 0.22), most=_ALONE_IN, title=title)
+
+
+def make_arm_maps(maps: Sequence[ArmMaps], *, trained_length: int) -> "Figure":
+    """An arm a row: on the left the NLL of its needles, misses crossed, on the right the entropy of its answers."""
+    if not maps:
+        raise UncompError("there are no needles to draw", hint="run uncomp rope without --from first")
+    size = max(_LEAST_ARM_IN, _ARM_CELL_IN[0] * len(maps[0].lengths)), _ARM_CELL_IN[1] * len(maps[0].depths)
+    across, down = size[0] + _LEFT_IN + _BAR_IN, size[1] + _ARM_HEAD_IN + _BETWEEN_IN
+    title = f"Needles, and attention entropy of their answers\nmodel trained to {format_count(trained_length)} tokens"
+    figure, top = new_figure(_EDGE_IN + 2 * across, len(maps) * down + _BELOW_IN, title)
+    columns = [_on_one_scale([*map(make, maps)]) for make in (_nll_panel, _entropy_panel)]
+    for number, panels in enumerate(zip(*columns, strict=True)):
+        for side, panel in enumerate(panels):
+            left, upper = _EDGE_IN + side * across + _LEFT_IN, top + number * down + _ARM_HEAD_IN
+            axes = add_axes(figure, (left, upper), size)
+            mesh = _draw_panel(axes, panel, size, head_in=across)
+            axes.set_xlabel("length (tokens)" if number + 1 == len(maps) else "", fontsize=_TEXT_PT)
+            axes.set_ylabel("" if side else "depth", fontsize=_TEXT_PT)
+            _add_bar(figure, mesh, (left + size[0] + 0.1, upper), size[1])
+    return figure
+
+
+def _on_one_scale(panels: Sequence[_Panel]) -> list[_Panel]:
+    """The panels on the colours from the least to the most of all their values."""
+    known = [value for panel in panels for row in panel.values for value in row if value is not None]
+    low, high = min(known), max(known)
+    return [replace(panel, low=low, high=high if high > low else low + 1) for panel in panels]
+
+
+def _nll_panel(maps: ArmMaps) -> _Panel:
+    numbers, found = _hundredths(maps.nll), maps.found
+    crosses = [["" if share in (1, None) else f" {_MISSED}" for share in row] for row in found]
+    cells = [[text + cross for text, cross in zip(*rows, strict=True)] for rows in zip(numbers, crosses, strict=True)]
+    return _arm_panel(maps, f"{maps.arm}: NLL ({_MISSED} missed)", maps.nll, cells)
+
+
+def _entropy_panel(maps: ArmMaps) -> _Panel:
+    return _arm_panel(maps, f"{maps.arm}: entropy / ln n, {maps.heads}", maps.entropy, _hundredths(maps.entropy))
+
+
+def _arm_panel(
+    maps: ArmMaps, title: str, values: Sequence[Sequence[float | None]], cells: Sequence[Sequence[str]]
+) -> _Panel:
+    depths = [f"{100 * depth:.0f} %" for depth in maps.depths]
+    return _Panel(title, values, depths, list(map(format_count, maps.lengths)), cells, inverted=True)
+
+
+def make_losses(curves: Mapping[str, Losses], *, trained_length: int) -> "Figure":
+    """The NLL of plain text by position, a line an arm; the trained length is a dashed line."""
+    if not any(curves.values()):
+        raise UncompError("there is no text to draw", hint="run uncomp rope without --from first")
+    figure, top = new_figure(_SCALE_IN + _PLOT_IN[0] + 2.0, _PLOT_IN[1] + 0.7, "Plain text by position")
+    axes = add_axes(figure, (_SCALE_IN, top + 0.1), _PLOT_IN)
+    for number, (arm, losses) in enumerate(curves.items()):
+        (line,) = axes.plot([end for end, _ in losses], [loss for _, loss in losses], label=arm, markersize=4)
+        line.set(color=_COLOURS[number % len(_COLOURS)], marker=_MARKERS[number % len(_MARKERS)], linewidth=1.3)
+    axes.axvline(trained_length, color="black", linewidth=1, linestyle=(0, (4, 3)), label="trained length")
+    axes.set_xlabel("position (tokens)", fontsize=_TEXT_PT)
+    axes.set_ylabel("NLL (nats a token), lower is better", fontsize=_TEXT_PT)
+    axes.xaxis.set_major_formatter(lambda value, _: format_count(round(value)))
+    axes.tick_params(labelsize=_SMALL_PT)
+    _add_legend(axes, axes.get_lines())
+    return figure
 
 
 def make_curves(curves: Sequence[Curve], *, title: str, metric: str, lower_is_better: bool) -> "Figure":
@@ -106,7 +228,7 @@ def make_curves(curves: Sequence[Curve], *, title: str, metric: str, lower_is_be
     _refuse_nothing(drawn, title)
     full = [curve for curve in drawn if curve.label == FULL_CACHE]
     contestants = [curve for curve in drawn if curve.label != FULL_CACHE]
-    legend_in = 1.05 + max(1.2, LETTER_IN * TEXT_PT * max(len(curve.label) for curve in drawn))
+    legend_in = 1.05 + max(1.2, _LETTER_IN * _TEXT_PT * max(len(curve.label) for curve in drawn))
     height = max(_PLOT_IN[1], 0.22 * len(drawn))
     figure, top = new_figure(_SCALE_IN + _PLOT_IN[0] + legend_in, height + _FOOT_IN, title)
     axes = add_axes(figure, (_SCALE_IN, top), (_PLOT_IN[0], height))
@@ -115,6 +237,8 @@ def make_curves(curves: Sequence[Curve], *, title: str, metric: str, lower_is_be
     _set_quality_scale(axes, drawn, may_be_log=lower_is_better)
     axes.set_ylabel(f"{metric}, {'lower' if lower_is_better else 'higher'} is better", parse_math=False)
     _add_legend(axes, lines)
+    note = axes.annotate(_FOOTNOTE, (0, 0), (0, -40), xycoords="axes fraction", textcoords="offset points", va="top")
+    note.set(fontsize=_SMALL_PT, color="#444444")
     return figure
 
 
@@ -138,7 +262,7 @@ def _draw_curve(axes: "Axes", curve: Curve, index: int, shift_pt: float) -> "Lin
     kept = [100 * point.kept_fraction for point in curve.points]
     means = [point.mean for point in curve.points]
     reach = [[max(p.mean - p.low, 0.0) for p in curve.points], [max(p.high - p.mean, 0.0) for p in curve.points]]
-    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
     bars = axes.errorbar(
         kept, means, yerr=reach, color=colour, ecolor=(colour, 0.6), elinewidth=0.9, linewidth=1.4,
         linestyle=(0, _DASHES[index % len(_DASHES)]) if len(means) > 1 else "none",
@@ -186,44 +310,55 @@ def _log_floor(means: Sequence[float]) -> float | None:
     return min(losses) if wide else None
 
 
-def _add_legend(axes: "Axes", lines: "list[Line2D]") -> None:
+def _add_legend(axes: "Axes", lines: "Sequence[Line2D]") -> None:
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    legend = axes.legend(handles=lines, loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=TEXT_PT, handlelength=3.4)
+    legend = axes.legend(handles=lines, loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=_TEXT_PT, handlelength=3.4)
     legend.set(frame_on=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    note = axes.annotate(_FOOTNOTE, (0, 0), (0, -40), xycoords="axes fraction", textcoords="offset points", va="top")
-    note.set(fontsize=SMALL_PT, color="#444444")
 
 
-def _make_sheet(panels: Sequence[_Panel], names: Sequence[str], *, cell: tuple[float, float], title: str) -> "Figure":
+def _make_sheet(
+    panels: Sequence[_Panel],
+    names: Sequence[str],
+    *,
+    cell: tuple[float, float],
+    title: str,
+    most: tuple[float, float] = _CELLS_IN,
+) -> "Figure":
     """Panels of one size, one colour bar, and a note when a cell is blank; `names` are of y, x and colour."""
     _refuse_nothing(panels, title)
-    size = _panel_size(panels, cell)
-    above = 0.1 + 0.17 * max(_wrap(panel.title, size[0] + _GAP_IN, TEXT_PT).count("\n") + 1 for panel in panels)
-    across, down = size[0] + LEFT_IN + _GAP_IN, size[1] + above + BELOW_IN
+    size = _panel_size(panels, cell, most)
+    above = 0.1 + 0.17 * max(_wrap(panel.title, size[0] + _GAP_IN, _TEXT_PT).count("\n") + 1 for panel in panels)
+    across, down = size[0] + _LEFT_IN + _GAP_IN, size[1] + above + _BELOW_IN
     columns = _choose_columns(len(panels), across / down, most=int(_PAGE_IN / across))
-    width, height = EDGE_IN + columns * across + BAR_IN, math.ceil(len(panels) / columns) * down
+    width, height = _EDGE_IN + columns * across + _BAR_IN, math.ceil(len(panels) / columns) * down
     gaps = any(None in row for panel in panels for row in panel.values)
     figure, top = new_figure(width, height + _NOTE_IN * gaps, title)
     for index, panel in enumerate(panels):
         row, column = divmod(index, columns)
-        axes = add_axes(figure, (EDGE_IN + LEFT_IN + column * across, top + above + row * down), size)
-        mesh = _draw_panel(axes, panel, size)
-        axes.set_ylabel("" if column else names[0], fontsize=TEXT_PT)
-        axes.set_xlabel("" if index + columns < len(panels) else names[1], fontsize=TEXT_PT)
-    bar = add_axes(figure, (width - BAR_IN + 0.1, top + above), (0.16, size[1]))
-    figure.colorbar(mesh, cax=bar, ticks=[0, 0.25, 0.5, 0.75, 1]).set_label(names[2], fontsize=TEXT_PT)
-    bar.tick_params(labelsize=SMALL_PT)
+        axes = add_axes(figure, (_EDGE_IN + _LEFT_IN + column * across, top + above + row * down), size)
+        mesh = _draw_panel(axes, panel, size, head_in=size[0] + _GAP_IN)
+        axes.set_ylabel("" if column else names[0], fontsize=_TEXT_PT)
+        axes.set_xlabel("" if index + columns < len(panels) else names[1], fontsize=_TEXT_PT)
+    bar = _add_bar(figure, mesh, (width - _BAR_IN + 0.1, top + above), size[1])
+    bar.set_label(names[2], fontsize=_TEXT_PT, parse_math=False)
     if gaps:
-        figure.legend([axes.patch], ["not measured, or full fails"], loc="lower left", frameon=False, fontsize=TEXT_PT)
+        figure.legend([axes.patch], ["not measured, or full fails"], loc="lower left", frameon=False, fontsize=_TEXT_PT)
     return figure
 
 
-def _panel_size(panels: Sequence[_Panel], cell: tuple[float, float]) -> tuple[float, float]:
+def _add_bar(figure: "Figure", mesh: "QuadMesh", corner_in: tuple[float, float], height_in: float) -> "Colorbar":
+    """The colours of a map, and what they mean."""
+    bar_axes = add_axes(figure, corner_in, (0.16, height_in))
+    bar_axes.tick_params(labelsize=_SMALL_PT)
+    return figure.colorbar(mesh, cax=bar_axes)
+
+
+def _panel_size(panels: Sequence[_Panel], cell: tuple[float, float], most: tuple[float, float]) -> tuple[float, float]:
     counts = max(len(panel.column_labels) for panel in panels), max(len(panel.row_labels) for panel in panels)
-    cells = [max(_LEAST_CELL_IN, min(cell[i], _CELLS_IN[i] / counts[i])) for i in (0, 1)]
+    cells = [max(_LEAST_CELL_IN, min(cell[i], most[i] / counts[i])) for i in (0, 1)]
     return max(_LEAST_PANEL_IN[0], counts[0] * cells[0]), max(_LEAST_PANEL_IN[1], counts[1] * cells[1])
 
 
@@ -235,32 +370,31 @@ def _choose_columns(count: int, panel_aspect: float, *, most: int) -> int:
     return min(candidates, key=lambda columns: misfit[columns] + 0.15 * (columns * rows[columns] - count))
 
 
-def _draw_panel(axes: "Axes", panel: _Panel, size_in: tuple[float, float]) -> "QuadMesh":
+def _draw_panel(axes: "Axes", panel: _Panel, size_in: tuple[float, float], *, head_in: float) -> "QuadMesh":
     """Cells with their labels, and numbers where there is room; the hatched background shows where one is missing."""
     values = [[math.nan if value is None else value for value in row] for row in panel.values]
-    mesh = axes.pcolormesh(values, cmap="viridis", vmin=0, vmax=1, edgecolors="white", linewidth=0.8)
+    mesh = axes.pcolormesh(values, cmap="viridis_r" if panel.inverted else "viridis", edgecolors="white", linewidth=0.8)
+    mesh.set_clim(panel.low, panel.high)
     cell_in = size_in[0] / len(panel.column_labels), size_in[1] / len(panel.row_labels)
-    across = step(cell_in[0], 0.06 + LETTER_IN * SMALL_PT * max(map(len, panel.column_labels)))
-    down = step(cell_in[1], 0.14)
+    across, down = _step(cell_in[0], _width_in(panel.column_labels)), _step(cell_in[1], _LABEL_IN)
     axes.set_xticks([i + 0.5 for i in range(0, len(panel.column_labels), across)], panel.column_labels[::across])
     axes.set_yticks([i + 0.5 for i in range(0, len(panel.row_labels), down)], panel.row_labels[::down])
-    axes.tick_params(length=0, labelsize=SMALL_PT)
+    axes.tick_params(length=0, labelsize=_SMALL_PT)
     axes.invert_yaxis()
-    head = _wrap(panel.title, size_in[0] + _GAP_IN, TEXT_PT)
-    axes.set_title(head, fontsize=TEXT_PT, loc="left", pad=4, parse_math=False)
+    axes.set_title(_wrap(panel.title, head_in, _TEXT_PT), fontsize=_TEXT_PT, loc="left", pad=4, parse_math=False)
     axes.patch.set(facecolor="#eeeeee", edgecolor="#999999", hatch="////")
-    if cell_in[0] >= NUMBER_CELL_IN[0] and cell_in[1] >= NUMBER_CELL_IN[1]:
-        _write_numbers(axes, panel)
+    if cell_in[0] >= max(map(_width_in, panel.cells)) and cell_in[1] >= _NUMBER_IN:
+        for row, line in enumerate(panel.values):
+            for column, value in enumerate(line):
+                if value is not None:
+                    text = axes.text(column + 0.5, row + 0.5, panel.cells[row][column])
+                    text.set(fontsize=_SMALL_PT, color=panel.ink(value), ha="center", va="center_baseline")
     return mesh
 
 
-def _write_numbers(axes: "Axes", panel: _Panel) -> None:
-    """Every score, in white on the dark colours of viridis, which end at 0.55, and in black on the light ones."""
-    for row, cells in enumerate(panel.values):
-        for column, value in enumerate(cells):
-            if value is not None:
-                text = axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center_baseline")
-                text.set(fontsize=SMALL_PT, color="black" if value > 0.55 else "white")
+def _width_in(texts: Sequence[str]) -> float:
+    """What a cell must be wide to hold the longest of them."""
+    return 0.06 + _LETTER_IN * _SMALL_PT * max(map(len, texts))
 
 
 def new_figure(width_in: float, height_in: float, title: str) -> "tuple[Figure, float]":
@@ -270,11 +404,11 @@ def new_figure(width_in: float, height_in: float, title: str) -> "tuple[Figure, 
         import matplotlib.figure
     except ImportError as error:
         raise UncompError(f"'{title}' cannot be drawn without matplotlib", hint="pip install 'uncomp[plot]'") from error
-    heading = _wrap(title, width_in - 2 * EDGE_IN, 1.1 * _TITLE_PT)
+    heading = _wrap(title, width_in - 2 * _EDGE_IN, 1.1 * _TITLE_PT)
     top = 0.2 + 0.24 * (heading.count("\n") + 1)
     figure = matplotlib.figure.Figure(figsize=(width_in, height_in + top), facecolor="white")
     matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
-    left, down = EDGE_IN / width_in, 1 - 0.15 / (height_in + top)
+    left, down = _EDGE_IN / width_in, 1 - 0.15 / (height_in + top)
     figure.text(left, down, heading, va="top", fontsize=_TITLE_PT, fontweight="bold", parse_math=False)
     return figure, top
 
@@ -302,11 +436,11 @@ def _refuse_nothing(shown: Sequence[object], title: str) -> None:
         raise UncompError(f"there is nothing to draw in '{title}'", hint="--budget with more, if all were refused")
 
 
-def step(cell_in: float, needed_in: float) -> int:
+def _step(cell_in: float, needed_in: float) -> int:
     """Every how many cells there is room for a label."""
     return next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if step * cell_in >= needed_in)
 
 
 def _wrap(text: str, width_in: float, size_pt: float) -> str:
-    width = max(8, int(width_in / (LETTER_IN * size_pt)))
+    width = max(8, int(width_in / (_LETTER_IN * size_pt)))
     return "\n".join(textwrap.fill(line, width) for line in text.splitlines())

@@ -267,13 +267,13 @@ def _write_tables(summary: "RopeSummary", terminal: Terminal) -> None:
 def draw(summary: "RopeSummary", cells: "Sequence[RopeCell]", folder: Path) -> list[Path]:
     """Needles beside entropy for every arm, and the text by position. Raises UncompError when nothing can be drawn."""
     from uncomp_cli.evals.rope.cells import arm_maps
-    from uncomp_cli.ui import plots_rope
+    from uncomp_cli.ui import plots
 
     make_folder(folder)
     drawn = []
     if maps := arm_maps(cells):
-        drawn.append(plots_rope.plot_arm_maps(maps, folder / "rope-needles.png", trained_length=summary.trained_length))
+        drawn.append(plots.plot_arm_maps(maps, folder / "rope-needles.png", trained_length=summary.trained_length))
     if curves := {row.arm: row.losses for row in summary.texts}:
         path = folder / "rope-text.png"
-        drawn.append(plots_rope.plot_losses(curves, path, trained_length=summary.trained_length))
+        drawn.append(plots.plot_losses(curves, path, trained_length=summary.trained_length))
     return drawn

@@ -334,7 +334,7 @@ def _plot_record(preset: "Preset", profile: "UncertaintyProfile", plan: "BudgetP
 def _draw(maps: tuple[HeatMap, HeatMap], folder: Path, terminal: Terminal) -> list[Path]:
     """One picture a map, named by the preset and what it shows."""
     with loading(terminal, "drawing"):
-        from uncomp_cli.ui.plots_heat import plot_heat_map
+        from uncomp_cli.ui.plots import plot_heat_map
 
         names = (maps[0].quantity.replace("/", "-"), "kept")
         drawn = [

@@ -2,7 +2,7 @@
 
 A cell is one needle in a text, or a pass along a plain text. Figures are plain numbers, so that a cell survives JSON
 and needs no model to be read again. By head means [L][G]; layers with a sliding window have an empty row, since no
-position past their window is looked at. ui/plots_rope.py draws the maps.
+position past their window is looked at. ui/plots.py draws the maps.
 """
 
 from collections.abc import Sequence
