@@ -32,9 +32,8 @@ from timed import PeerArm, peer_arms, run_peer
 from weights import gguf_file
 
 from uncomp_cli import __version__
-from uncomp_cli.bench.measurement import Job
 from uncomp_cli.bench.rounds import measure_in_child
-from uncomp_cli.bench.workload import BenchRequest, make_jobs
+from uncomp_cli.bench.workload import BenchRequest, Job, Setup, make_jobs
 from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset
 from uncomp_cli.config import DEFAULT_MODEL, Limits
 from uncomp_cli.documents.prose import write_prose
@@ -94,7 +93,8 @@ def own_arms(request: BenchRequest, chosen: Sequence[Technique]) -> tuple[list[A
     stock, *jobs = make_jobs(request)
     arms = [Arm(STOCK, stock.label, {}, partial(measure_own, stock))]
     for technique, job in zip(chosen, jobs, strict=True):
-        job = replace(job, label=technique.label, limits=technique.limits, matmul=technique.matmul)
+        setup = replace(job.setup, limits=technique.limits, matmul=technique.matmul)
+        job = replace(job, label=technique.label, setup=setup)
         settings = {
             "preset": technique.preset.to_dict(),
             "limits": asdict(technique.limits),
@@ -183,9 +183,8 @@ def prepare(args: argparse.Namespace) -> tuple[list[Arm], ModelSpec]:
     chosen = techniques(load_preset(args.preset), budget=args.budget, thinning=args.thinning, chunk_tokens=args.chunk)
     document = write_prose(args.tokens, seed=args.seed)
     presets = tuple(technique.preset for technique in chosen)
-    request = BenchRequest(
-        args.model, directory, document, presets, args.tokens, args.new_tokens, args.rounds, device="cpu"
-    )
+    setup = Setup(args.model, args.new_tokens, device="cpu")
+    request = BenchRequest(setup, directory, document, presets, args.tokens, args.rounds)
     arms, stock = own_arms(request, chosen)
     if args.peers:
         ids = [*stock.context, *stock.question]

@@ -12,7 +12,7 @@ import pytest
 from support.commands import last_object, two_lines
 from support.town import town
 from uncomp_cli.asking.request import choose_preset
-from uncomp_cli.bench.workload import BenchRequest, make_jobs
+from uncomp_cli.bench.workload import BenchRequest, Setup, make_jobs
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
 
@@ -124,12 +124,12 @@ def test_a_benchmark_measures_it(tiny_model: Path) -> None:
         choose_preset(None, budget=budget, policy="uniform" if budget != "full" else None, scorer=None, kv_bits=bits)
         for budget, bits in (("full", 8), ("30%", 4), ("30%", None))
     )
-    request = BenchRequest(str(tiny_model), tiny_model, town(), presets, 600, 4, 1)
+    request = BenchRequest(Setup(str(tiny_model), 4), tiny_model, town(), presets, 600, 1)
     jobs = make_jobs(request)
     assert [job.label for job in jobs] == ["stock transformers", "full, 8 bits", "30% uniform, 4 bits", "30% uniform"]
     again = type(jobs[1]).from_json(jobs[1].to_json())
     assert again.preset == replace(presets[0], kv_bits=8)
-    from uncomp_cli.bench.bench_process import run_job
+    from uncomp_cli.bench.contenders import run_job
 
     exact = run_job(replace(jobs[1], preset=replace(presets[0], kv_bits=16)))
     small = run_job(jobs[1])

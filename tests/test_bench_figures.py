@@ -11,9 +11,8 @@ import psutil
 import pytest
 
 from uncomp_cli.bench import rounds
-from uncomp_cli.bench.measurement import Job, Measurement, decode_result, encode_error
 from uncomp_cli.bench.rounds import Round, figures, ratio, report, run_bench
-from uncomp_cli.bench.workload import BenchRequest
+from uncomp_cli.bench.workload import BenchRequest, Job, Measurement, Setup, decode_result, encode_error
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.config import ScorerConfig
@@ -23,10 +22,9 @@ from uncomp_cli.steps import Progress
 
 STOCK = Measurement((1, 2), 10.0, 5.0, 900, 1000, 1000, 7, 400, "cpu", "float32", 2)
 PRESET = Preset("small", "", "10%", "uniform", ScorerConfig())
-JOB = Job("uncomp", "10% uniform", "m", None, "cpu", "auto", "none", (1, 2, 3), (4,), (True, False, False), (0, 1, 1),
-          PRESET, 2)  # fmt: skip
-STOCK_JOB = replace(JOB, arm="stock", label="stock transformers", preset=None)
-REQUEST = BenchRequest("m", Path("m"), "text", (PRESET,), 4, 2, 3)
+SETUP = Setup("m", 2, Path("t"), device="cpu")
+JOB = Job(SETUP, "10% uniform", (1, 2, 3), (4,), (True, False, False), (0, 1, 1), PRESET)
+STOCK_JOB = replace(JOB, label="stock transformers", preset=None)
 
 
 def ours(**changes: Any) -> Measurement:
@@ -95,7 +93,7 @@ def test_stopping_early_stops_the_run_that_is_under_way() -> None:
 
 def test_the_report_has_the_documented_shape() -> None:
     smaller = ours(ttft_s=5.0, decode_tok_s=10.0, kv_bytes=110, token_ids=(1, 9))
-    record = json.loads(json.dumps(report(REQUEST, [STOCK_JOB, JOB], [(STOCK, smaller)] * 3, source="prose")))
+    record = json.loads(json.dumps(report([STOCK_JOB, JOB], [(STOCK, smaller)] * 3, source="prose")))
     assert set(record) == {
         "schema_version", "model", "hardware", "versions", "document", "tokens", "new_tokens", "runs", "stock",
         "settings", "rounds", "ratio", "limits", "matmul",
@@ -112,7 +110,7 @@ def test_the_report_has_the_documented_shape() -> None:
 
 def test_several_settings_have_no_single_ratio() -> None:
     full = replace(JOB, preset=replace(PRESET, budget="full"))
-    record = report(REQUEST, [STOCK_JOB, JOB, full], [(STOCK, STOCK, STOCK)], source="prose")
+    record = report([STOCK_JOB, JOB, full], [(STOCK, STOCK, STOCK)], source="prose")
     assert "ratio" not in record
     assert [(s["policy"], s["scorer"]) for s in record["settings"]] == [("uniform", "window"), ("full", None)]
 
@@ -196,6 +194,6 @@ def test_wrong_values_are_refused_in_two_lines(
 
 
 def test_a_request_that_measures_nothing_is_refused() -> None:
-    for changes in ({"runs": 0}, {"new_tokens": 1}, {"document": " \n"}):
+    for document, new_tokens, runs in (("text", 2, 0), ("text", 1, 3), (" \n", 2, 3)):
         with pytest.raises(UsageError):
-            replace(REQUEST, **changes)
+            BenchRequest(replace(SETUP, new_tokens=new_tokens), Path("m"), document, (PRESET,), 4, runs)

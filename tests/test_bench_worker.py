@@ -10,11 +10,9 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from uncomp_cli.bench.bench_process import _as_known, run_job
-from uncomp_cli.bench.contenders import run_stock, run_uncomp, storage_bytes
-from uncomp_cli.bench.measurement import Job, Measurement
+from uncomp_cli.bench.contenders import _as_known, run_job, run_stock, run_uncomp, storage_bytes
 from uncomp_cli.bench.rounds import Round, measure_in_child
-from uncomp_cli.bench.workload import BenchRequest, make_jobs
+from uncomp_cli.bench.workload import BenchRequest, Job, Measurement, Setup, make_jobs
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.config import Limits, ScorerConfig
@@ -49,10 +47,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def jobs(model_dir: Path) -> list[Job]:
     document = write_prose(20, seed=0)
-    request = BenchRequest(
-        str(model_dir), model_dir, document, (FULL, SMALL), tokens=TOKENS, new_tokens=NEW, runs=1, device="cpu"
-    )
-    return make_jobs(request)
+    setup = Setup(str(model_dir), NEW, device="cpu")
+    return make_jobs(BenchRequest(setup, model_dir, document, (FULL, SMALL), tokens=TOKENS, runs=1))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +57,7 @@ def loaded(model_dir: Path) -> LoadedModel:
 
 
 def test_the_prompt_has_exactly_the_wanted_tokens(jobs: list[Job]) -> None:
-    assert [job.arm for job in jobs] == ["stock", "uncomp", "uncomp"]
+    assert [job.preset for job in jobs] == [None, FULL, SMALL]
     assert {len(job.context) + len(job.question) for job in jobs} == {TOKENS}
     assert len({(job.context, job.question) for job in jobs}) == 1
 
@@ -165,7 +161,7 @@ def test_every_thinning_is_measured_at_every_budget_behind_stock(
     labels += [label.replace("40%", "60%") for label in labels]
     assert [job.label for job in given] == ["stock transformers", *labels]
     assert [job.preset.thinning for job in given[1:] if job.preset] == ["none", "gather:after=1,keep=0.3"] * 2
-    assert {job.limits for job in given} == {Limits(chunk_tokens=200, kv_bytes=2**20)}
+    assert {job.setup.limits for job in given} == {Limits(chunk_tokens=200, kv_bytes=2**20)}
     table = capsys.readouterr().out.splitlines()
     assert table[3].startswith("40% uniform, thin gather:after=1,keep=0.3")
 
@@ -178,7 +174,7 @@ def test_a_run_is_thinned_and_read_in_chunks_as_its_job_says(jobs: list[Job], lo
     measured = run_job(thinned)
     assert measured.kv_bytes < 0.9 * full.kv_bytes
     with pytest.raises(DoesNotFitError):
-        run_job(replace(thinned, limits=Limits(kv_bytes=1000)))
+        run_job(replace(thinned, setup=replace(thinned.setup, limits=Limits(kv_bytes=1000))))
 
 
 def test_what_a_model_cannot_do_is_not_measured_under_that_label(
@@ -186,7 +182,7 @@ def test_what_a_model_cannot_do_is_not_measured_under_that_label(
 ) -> None:
     monkeypatch.setattr("uncomp_cli.engine.spend.compression.can_thin", lambda spec: False)
     thinned = replace(FULL, thinning="gather")
-    request = BenchRequest(str(model_dir), model_dir, "text", (thinned,), TOKENS, NEW, runs=1, device="cpu")
+    request = BenchRequest(Setup(str(model_dir), NEW, device="cpu"), model_dir, "text", (thinned,), TOKENS, runs=1)
     with pytest.raises(UsageError, match=r"full, thin gather on .* without thinning"):
         make_jobs(request)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from uncomp_cli.bench.bench_process import run_job
+from uncomp_cli.bench.contenders import run_job
 from uncomp_cli.engine.forward.products import has_fast_bfloat16
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"

@@ -13,7 +13,6 @@ import torch
 from support.families import make_prompt, tiny, tokens
 from uncomp_cli.calibrate.calibration import (
     CalibrateRequest,
-    CalibrationSample,
     MeasuringConfig,
     calibrate,
     check_lengths,
@@ -23,6 +22,7 @@ from uncomp_cli.calibrate.calibration import (
 from uncomp_cli.calibrate.findings import ProfileFiles, choose_files, profile_record, profile_table
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.errors import DoesNotFitError, ModelError, UncompError, UsageError
+from uncomp_cli.evals.tasks.task import Query, Sample
 from uncomp_cli.models.loading import load_model
 from uncomp_cli.models.runnable import LoadedModel, fingerprint
 from uncomp_cli.steps import Progress
@@ -37,13 +37,13 @@ def files(tmp_path: Path) -> ProfileFiles:
     return ProfileFiles(tmp_path, "mine")
 
 
-def sample(number: int, *, answer: str = " at dusk", system: str | None = None, times: int = 2) -> CalibrationSample:
+def sample(number: int, *, answer: str = " at dusk", system: str | None = None, times: int = 2) -> Sample:
     context = f"{number} boats lay there. {TEXT * times}"
-    return CalibrationSample(context, " When were the lamps lit?", answer, "a story", "told", system)
+    return Sample("told", number, 300, context, (Query(" When were the lamps lit?", answer, ()),), system=system)
 
 
 def request(count: int, **extra: Any) -> CalibrateRequest:
-    return CalibrateRequest(tuple(sample(number) for number in range(count)), provenance={"seed": 0, **extra})
+    return CalibrateRequest(tuple(map(sample, range(count))), "a story", provenance={"seed": 0, **extra})
 
 
 def finish(
@@ -191,13 +191,13 @@ def test_two_names_for_one_preset_are_refused(tmp_path: Path) -> None:
     [
         (sample(0, answer="!"), UsageError, "an answer of 1 tokens, 2 are needed"),
         (sample(0, answer=""), UsageError, "an answer of 0 tokens"),
-        (replace(sample(0), question=""), UsageError, "an empty question"),
+        (replace(sample(0), queries=(Query("", " at dusk", ()),)), UsageError, "an empty question"),
         (replace(sample(0), context=""), UsageError, "an empty context"),
         (sample(0, times=42), DoesNotFitError, "the model was trained for 4,096"),
     ],
 )
 def test_a_sample_that_cannot_be_measured_is_refused_before_any_is_read(
-    loaded: LoadedModel, files: ProfileFiles, wrong: CalibrationSample, error: type[UncompError], message: str
+    loaded: LoadedModel, files: ProfileFiles, wrong: Sample, error: type[UncompError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         next(calibrate(loaded, replace(request(1), samples=(sample(1), wrong)), files))

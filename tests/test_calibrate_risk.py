@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from uncomp_cli.calibrate.risk_fit import RiskAnswer, Separation, fit_risk, risk_bins
+from uncomp_cli.calibrate.reliability import RiskAnswer, Separation, fit_risk, risk_bins
 from uncomp_cli.errors import UsageError
 from uncomp_cli.uncertainty.error_rates import auroc
 

@@ -11,10 +11,10 @@ import pytest
 
 from support.commands import last_object, start, two_lines
 from uncomp_cli.budget.presets import load_preset
+from uncomp_cli.calibrate.reliability import ANSWERS, RISK_TASKS
 from uncomp_cli.cli.app import run
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.journal import Journal, set_aside
-from uncomp_cli.evals.rope.reliability import ANSWERS, RISK_TASKS
 
 BASE = ("--tokens", "400", "-t", "needle/digits7", "--samples", "1", "-o", "mine")
 RISK = ("--risk", "--risk-samples", "10", "--risk-tokens", "500", "--risk-tokens", "520")

@@ -7,7 +7,7 @@ import pytest
 
 from support.commands import last_object, start, two_lines
 from uncomp_cli.cli.app import run
-from uncomp_cli.evals.judges.comparison import word_diff
+from uncomp_cli.evals.judges.predictions import word_diff
 
 TEXT = "The harbour was quiet and the lamps were lit. Nobody had seen the keeper since noon. " * 12
 

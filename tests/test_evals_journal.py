@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from uncomp_cli.calibrate.reliability import ANSWERS, RiskLine
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.evals.journal import Journal, read_journal, set_aside
 from uncomp_cli.evals.rope.cells import CELLS, NeedleCell, TextCell
-from uncomp_cli.evals.rope.reliability import ANSWERS, RiskLine
 from uncomp_cli.evals.tables.outcome import OUTCOMES, Outcome
 
 SETTINGS = {"model": "smollm2-135m", "tokens": (1800,), "seed": 7}

@@ -8,10 +8,7 @@ import pytest
 import torch
 
 from uncomp_cli.budget.presets import Preset, load_preset, save_preset
-from uncomp_cli.engine.engine import Engine
-from uncomp_cli.errors import DoesNotFitError, UsageError
-from uncomp_cli.evals.journal import Journal
-from uncomp_cli.evals.judges.budget_curve import (
+from uncomp_cli.calibrate.budget_curve import (
     QualityCurve,
     likelihood_lost,
     measure_quality,
@@ -19,6 +16,9 @@ from uncomp_cli.evals.judges.budget_curve import (
     quality_file_settings,
     quality_settings,
 )
+from uncomp_cli.engine.engine import Engine
+from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.judges.contestants import FULL, Setting
 from uncomp_cli.evals.judges.forced_rows import token_nll

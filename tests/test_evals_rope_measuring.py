@@ -16,8 +16,7 @@ from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.rope.arms import ANSWER_ROOM, RopeArm, parse_arms
 from uncomp_cli.evals.rope.cells import CELLS, NeedleCell, TextCell
-from uncomp_cli.evals.rope.passage import BIN_TOKENS, judge_text, text_ids
-from uncomp_cli.evals.rope.search import NeedlePlace, judge_needle, make_needle
+from uncomp_cli.evals.rope.passage import BIN_TOKENS, NeedlePlace, judge_needle, judge_text, make_needle, text_ids
 from uncomp_cli.evals.rope.sweep import ReadingCost, RopeRequest, probe, run_rope
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.models.loading import load_model

@@ -1,6 +1,8 @@
 """The evaluation's statistics against closed forms: coverage, pairing, strata, curves that run the wrong way."""
 
+from collections.abc import Sequence
 from math import isclose, sqrt
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,6 @@ import pytest
 from uncomp_cli.evals.tables.statistics import (
     BudgetScores,
     Interval,
-    bootstrap_mean,
     inversions,
     paired_difference,
     stratified_mean,
@@ -20,12 +21,16 @@ def _width(interval: Interval) -> float:
     return interval.high - interval.low
 
 
+def _mean(values: Sequence[float], **how: Any) -> Interval:
+    return stratified_mean([values], **how)
+
+
 def _normal(count: int, *, seed: int, scale: float = 1.0) -> list[float]:
     return list(np.random.default_rng(seed).normal(2.0, scale, count))
 
 
 def test_the_interval_holds_the_true_mean_of_normal_data_95_times_in_100() -> None:
-    intervals = [bootstrap_mean(_normal(80, seed=seed), seed=seed, resamples=1000) for seed in range(300)]
+    intervals = [_mean(_normal(80, seed=seed), seed=seed, resamples=1000) for seed in range(300)]
     held = sum(interval.low <= 2.0 <= interval.high for interval in intervals)
     # 300 draws at 0.95 (0.945 for a percentile interval of 80): three standard deviations are 12.
     assert 271 <= held <= 297
@@ -33,7 +38,7 @@ def test_the_interval_holds_the_true_mean_of_normal_data_95_times_in_100() -> No
 
 @pytest.mark.parametrize("count", [5, 10])
 def test_few_samples_hold_the_truth_as_often(count: int) -> None:
-    intervals = [bootstrap_mean(_normal(count, seed=seed), seed=seed, resamples=1000) for seed in range(300)]
+    intervals = [_mean(_normal(count, seed=seed), seed=seed, resamples=1000) for seed in range(300)]
     held = sum(interval.low <= 2.0 <= interval.high for interval in intervals)
     assert 274 <= held <= 297  # 273 are expected of ten samples without the correction, 252 of five
 
@@ -47,7 +52,7 @@ def test_the_stretch_is_students() -> None:
 
 def test_the_interval_is_as_wide_as_the_standard_error_says() -> None:
     values = _normal(400, seed=1, scale=3.0)
-    interval = bootstrap_mean(values)
+    interval = _mean(values)
     assert interval.mean == pytest.approx(np.mean(values))
     assert _width(interval) == pytest.approx(2 * 1.96 * np.std(values) / sqrt(400), rel=0.03)
     assert interval.count == 400
@@ -55,41 +60,41 @@ def test_the_interval_is_as_wide_as_the_standard_error_says() -> None:
 
 def test_the_same_seed_gives_the_same_interval_and_another_does_not() -> None:
     values = _normal(30, seed=2)
-    assert bootstrap_mean(values, seed=5) == bootstrap_mean(values, seed=5)
-    assert bootstrap_mean(values, seed=5) != bootstrap_mean(values, seed=6)
+    assert _mean(values, seed=5) == _mean(values, seed=5)
+    assert _mean(values, seed=5) != _mean(values, seed=6)
 
 
 @pytest.mark.parametrize("count", [2, 7, 1000])
 def test_constant_data_has_no_width(count: int) -> None:
-    assert bootstrap_mean([0.1] * count) == Interval(pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1), count)
-    assert _width(bootstrap_mean([0.1] * count)) == 0.0
+    assert _mean([0.1] * count) == Interval(pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1), count)
+    assert _width(_mean([0.1] * count)) == 0.0
 
 
 def test_one_sample_is_its_own_interval_and_never_significant() -> None:
-    interval = bootstrap_mean([0.7])
+    interval = _mean([0.7])
     assert interval == Interval(0.7, 0.7, 0.7, 1)
     assert not interval.excludes_zero
 
 
 def test_more_draws_than_are_held_at_once_are_all_made() -> None:
-    interval = bootstrap_mean(list(range(1_500_000)), resamples=3)  # one resample a part, three different means
+    interval = _mean(list(range(1_500_000)), resamples=3)  # one resample a part, three different means
     assert interval.low < interval.high
 
 
 def test_five_of_five_is_not_certainty() -> None:
     ones = dict.fromkeys(range(5), 1.0)
-    same, lost = paired_difference(ones, ones, binary=True), bootstrap_mean([-1.0] * 5, binary=True)
+    same, lost = paired_difference(ones, ones, binary=True), _mean([-1.0] * 5, binary=True)
     assert (same.mean, lost.mean) == (0.0, -1.0)
     # b = c = 0 of 5: 1.96 · √1 / 7; b = 5: centre -5/7, 1.96 · √(6 - 25/7) / 7
     assert (same.low, same.high) == (pytest.approx(-0.28), pytest.approx(0.28))
     assert (lost.low, lost.high) == (-1.0, pytest.approx(-0.278, abs=1e-3))
-    assert not bootstrap_mean([1.0, 1.0], binary=True).excludes_zero
-    assert bootstrap_mean([0.0] * 5) == Interval(0.0, 0.0, 0.0, 5)  # a KL of zero is zero
+    assert not _mean([1.0, 1.0], binary=True).excludes_zero
+    assert _mean([0.0] * 5) == Interval(0.0, 0.0, 0.0, 5)  # a KL of zero is zero
 
 
 def test_no_values_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one value"):
-        bootstrap_mean([])
+        _mean([])
     with pytest.raises(ValueError, match="at least one value"):
         stratified_mean([[1.0], []])
 
@@ -131,7 +136,7 @@ def test_strata_are_drawn_from_by_themselves() -> None:
     near, far = [0.0, 0.1] * 10, [10.0, 10.1] * 10
     expected = 2 * 1.96 * 0.05 / sqrt(20) / sqrt(2)
     assert _width(stratified_mean([near, far])) == pytest.approx(expected, rel=0.1)
-    assert _width(bootstrap_mean(near + far)) > 50 * expected
+    assert _width(_mean(near + far)) > 50 * expected
 
 
 def _budget(kept_fraction: float, *, shift: float, noise: float = 0.02) -> BudgetScores:

@@ -14,8 +14,8 @@ from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.judges.evaluation import JUDGES, SESSION_JUDGES
 from uncomp_cli.evals.tasks import TASKS, choose_subtasks, facts
 from uncomp_cli.evals.tasks.haystack import Haystack
-from uncomp_cli.evals.tasks.needle import DEPTHS
 from uncomp_cli.evals.tasks.oracle import check_solvable
+from uncomp_cli.evals.tasks.quiz import DEPTHS
 from uncomp_cli.evals.tasks.task import Sample
 from uncomp_cli.models.loading import load_tokenizer
 

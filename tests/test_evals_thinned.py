@@ -77,7 +77,7 @@ def test_a_schedule_of_ones_is_the_shared_exact_prefill(
 ) -> None:
     """The same tokens, keys and values are kept, the random control's draw included, and the same token follows."""
     (setting,) = settings_of([f"{contestant}/thin={thinning}"])
-    read = case.reading.read_thinned(setting, regime)
+    read, _ = case.reading.read_thinned(setting, regime)
     shared = case.reading.compress(setting, regime)
     for own, other in zip(heads(read.cache), heads(shared), strict=True):
         assert own[2].tolist() == other[2].tolist()
@@ -138,7 +138,7 @@ def test_fidelity_tells_a_thinned_cache_from_the_full_one(case: Case) -> None:
 def test_in_the_agnostic_regime_the_last_tokens_observe_and_the_question_is_not_seen(loaded: LoadedModel) -> None:
     (setting,) = settings_of([f"uniform/thin={THINNED}"])
     first, second = (case_of(loaded, question) for question in (" Whose is it?", " When did they leave for the sea?"))
-    one, other = (case.reading.read_thinned(setting, "agnostic") for case in (first, second))
+    one, other = (case.reading.read_thinned(setting, "agnostic")[0] for case in (first, second))
     window = set(range(CONTEXT - setting.preset.scorer.window, CONTEXT))
     for own, others in zip(heads(one.cache), heads(other.cache), strict=True):
         assert own[2].tolist() == others[2].tolist()
@@ -160,7 +160,7 @@ def test_a_model_that_cannot_be_thinned_is_refused_and_not_judged_as_if_it_were(
 
 def test_a_result_does_not_depend_on_the_memory_that_is_free(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too little for one pass is a refusal, though chunks would fit."""
-    monkeypatch.setattr("uncomp_cli.evals.judges.exact_prefill.free_bytes", lambda device: 1250 * 1024)
+    monkeypatch.setattr("uncomp_cli.evals.judges.case.free_bytes", lambda device: 1250 * 1024)
     done, (refused,) = case.compress(settings_of([f"full/thin={THINNED}"]), "aware")
     assert done == []
     assert "in one pass" in str(refused.refused)

@@ -18,7 +18,7 @@ from support.chats import hold, make_talk
 from support.commands import environment, start
 from uncomp_cli.asking import pipeline
 from uncomp_cli.asking.request import PresetChoice
-from uncomp_cli.bench import bench_process as bench_worker
+from uncomp_cli.bench import contenders as bench_worker
 from uncomp_cli.bench import rounds
 from uncomp_cli.budget import presets
 from uncomp_cli.budget.presets import list_presets, load_preset

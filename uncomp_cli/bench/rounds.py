@@ -21,8 +21,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from uncomp_cli import __version__
-from uncomp_cli.bench.measurement import Job, Measurement, decode_result
-from uncomp_cli.bench.workload import BenchRequest
+from uncomp_cli.bench.workload import Job, Measurement, decode_result
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.errors import OutOfMemoryError, UncompError
@@ -32,7 +31,7 @@ from uncomp_cli.table import Table
 
 _TICK_S = 0.5
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
-_COMMAND = (sys.executable, "-m", "uncomp_cli.bench.bench_process")
+_COMMAND = (sys.executable, "-m", "uncomp_cli.bench.contenders")
 _MEMORY_HINT = "use fewer --tokens, or --quantize int8"
 
 
@@ -190,9 +189,9 @@ def ratio(ours: Sequence[Measurement], stock: Sequence[Measurement]) -> Ratio:
     )
 
 
-def report(request: BenchRequest, jobs: Sequence[Job], rounds: Sequence[Round], *, source: str) -> dict[str, Any]:
+def report(jobs: Sequence[Job], rounds: Sequence[Round], *, source: str) -> dict[str, Any]:
     """The JSON object of a benchmark; `source` names the document. Raises IndexError without rounds."""
-    arms = list(zip(*rounds, strict=True))
+    arms, setup = list(zip(*rounds, strict=True)), jobs[0].setup
     stock, first = arms[0], arms[0][0]
     settings = [
         _setting(job.preset, ours, stock)
@@ -201,14 +200,14 @@ def report(request: BenchRequest, jobs: Sequence[Job], rounds: Sequence[Round], 
     ]
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "model": {"id": request.model, "dtype": first.dtype, "quantization": _none_if_none(request.quantize)},
+        "model": {"id": setup.model, "dtype": first.dtype, "quantization": _none_if_none(setup.quantize)},
         "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": first.threads, "device": first.device},
         "versions": {"uncomp": __version__, **{name: version(name) for name in ("torch", "transformers")}},
         "document": source,
         "tokens": len(jobs[0].context) + len(jobs[0].question),
-        "new_tokens": request.new_tokens,
-        "limits": asdict(request.limits),
-        "matmul": request.matmul,
+        "new_tokens": setup.new_tokens,
+        "limits": asdict(setup.limits),
+        "matmul": setup.matmul,
         "runs": len(rounds),
         "stock": asdict(figures(stock)),
         "settings": settings,

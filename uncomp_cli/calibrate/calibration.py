@@ -13,7 +13,6 @@ A sliding layer is never compressed: its attention is measured over the last tok
 nothing.
 """
 
-import hashlib
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -31,8 +30,10 @@ from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.look.cost import ReadLayer, eviction_loss, few_tokens
 from uncomp_cli.engine.spend.gauge import LayerMeter, measure_hidden
-from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt, completion_prompt
+from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import DoesNotFitError, ModelError, UsageError
+from uncomp_cli.evals.judges.case import tokenise
+from uncomp_cli.evals.tasks.task import Sample
 from uncomp_cli.models.runnable import LoadedModel, fingerprint
 from uncomp_cli.steps import Progress, resume
 from uncomp_cli.uncertainty.measures import DEFAULT_MEASURES, Measure, parse_measure
@@ -126,32 +127,11 @@ ANSWER_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationSample:
-    """A context, a question of it and its right answer, which continues the question.
-
-    `source` says where the text came from, `task` what was made of it. `system` makes it a chat under that system
-    prompt ("" is the model's own); None is plain text.
-    """
-
-    context: str = field(repr=False)
-    question: str
-    answer: str
-    source: str
-    task: str
-    system: str | None = None
-
-    @property
-    def sha256(self) -> str:
-        """Of all that is read."""
-        parts = (self.context, self.question, self.answer, repr(self.system))
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
 class CalibrateRequest:
-    """What to measure on which samples; `provenance` is JSON data about where they came from."""
+    """What to measure on which samples of the text `source`; `provenance` is JSON data about where they came from."""
 
-    samples: tuple[CalibrationSample, ...]
+    samples: tuple[Sample, ...]
+    source: str
     config: MeasuringConfig = field(default_factory=MeasuringConfig)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -176,7 +156,7 @@ def calibrate(
     config = MeasuringConfig(measurable(decoder, config.measures), config.keep, config.scorer)
     parameters = provenance(loaded, config, request.provenance)
     profile = files.read(fingerprint(loaded), parameters, config.measures)
-    prompts = [_Read.of(loaded, sample) for sample in request.samples]
+    prompts = [_Read.of(loaded, sample, request.source) for sample in request.samples]
     known = {sample.key for sample in profile.samples} if profile else set()
     todo = list({read.info.key: read for read in prompts if read.info.key not in known}.values())
 
@@ -236,38 +216,32 @@ class _Read:
     answer: Sequence[int]
 
     @classmethod
-    def of(cls, loaded: LoadedModel, sample: CalibrationSample) -> "_Read":
+    def of(cls, loaded: LoadedModel, sample: Sample, source: str) -> "_Read":
         """Tokenise `sample`; raises what cannot be measured before anything is read."""
-        prompt = _prompt(loaded.tokenizer, sample)
-        answer = _encode(loaded.tokenizer, sample.answer)
-        _check(sample, prompt, answer, room=loaded.spec.trained_length)
-        return cls(SampleInfo(sample.source, sample.sha256, prompt.flat_len, sample.task), prompt, answer)
+        prompt, answer = measurable_sample(loaded, sample)
+        return cls(SampleInfo(source, sample.sha256, prompt.flat_len, sample.subtask), prompt, answer)
 
 
-def _check(sample: CalibrationSample, prompt: Prompt, answer: Sequence[int], *, room: int) -> None:
-    parts = {"context": len(prompt.context), "question": prompt.longest_question}
-    for part, tokens in parts.items():
-        if not tokens:
-            raise UsageError(f"a sample of {sample.task} has an empty {part}", hint="use another --task, or more text")
+def measurable_sample(loaded: LoadedModel, sample: Sample) -> tuple[Prompt, Sequence[int]]:
+    """A sample of one question and its answer in tokens.
+
+    Raises UsageError for an answer of one token, which no eviction changes, and for one without a context or question,
+    DoesNotFitError for one that is longer than the model's context.
+    """
+    prompt, (answer,) = tokenise(loaded.tokenizer, sample)
+    for part, text in (("context", sample.context), ("question", sample.queries[0].question)):
+        if not text:
+            message = f"a sample of {sample.subtask} has an empty {part}"
+            raise UsageError(message, hint="use another --task, or more text")
     if len(answer) < 2:
         raise UsageError(
-            f"a sample of {sample.task} has an answer of {len(answer)} tokens, 2 are needed",
+            f"a sample of {sample.subtask} has an answer of {len(answer)} tokens, 2 are needed",
             hint="use another --task: eviction cannot change the first token of an answer",
         )
-    needed = prompt.flat_len + len(answer)
+    needed, room = prompt.flat_len + len(answer), loaded.spec.trained_length
     if needed > room:
         raise DoesNotFitError(
-            f"a sample of {sample.task} has {needed:,} tokens with its answer, the model was trained for {room:,}",
+            f"a sample of {sample.subtask} has {needed:,} tokens with its answer, the model was trained for {room:,}",
             hint="use a smaller --tokens, or another --model",
         )
-
-
-def _prompt(tokenizer: Any, sample: CalibrationSample) -> Prompt:
-    sinks = MeasuringConfig().scorer.sinks
-    if sample.system is None:
-        return completion_prompt(tokenizer, sample.context, sample.question, sinks=sinks)
-    return chat_prompt(tokenizer, sample.context, [sample.question], system=sample.system or None, sinks=sinks)
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
+    return prompt, answer

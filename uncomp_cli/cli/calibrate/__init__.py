@@ -38,10 +38,10 @@ from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.calibrate.budget_curve import QualityCurve
     from uncomp_cli.calibrate.calibration import CalibrateRequest
     from uncomp_cli.calibrate.findings import ProfileFiles
-    from uncomp_cli.calibrate.risk_fit import RiskFit
-    from uncomp_cli.evals.judges.budget_curve import QualityCurve
+    from uncomp_cli.calibrate.reliability import RiskFit
     from uncomp_cli.evals.tasks.maker import SampleMaker
     from uncomp_cli.models.runnable import LoadedModel
     from uncomp_cli.uncertainty.profile import UncertaintyProfile
@@ -289,6 +289,7 @@ def _request(job: CalibrateJob, preset: "Preset", maker: "SampleMaker") -> "Cali
     config, haystack = MeasuringConfig(), maker.haystack
     return CalibrateRequest(
         samples=tuple(maker.make(job.tokens, job.wanted.samples)),
+        source=haystack.name,
         config=replace(config, measures=canonical_keys([*config.measures, *make_policy(preset.policy).measures])),
         provenance={"seed": job.seed, "text": haystack.name, "text_sha256": haystack.sha256},
     )

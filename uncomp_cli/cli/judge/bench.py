@@ -96,7 +96,6 @@ def bench(
     terminal = output.terminal(ctx)
     document, source = _document(measured.file, measured.tokens, seed, terminal)
     choice = model.choice()
-    limits = reading.limits()
     amounts, thinnings = measured.budget or (None,), measured.thin or (None,)
     alike = preset.choice(seed)
     choices = [replace(alike, budget=amount, thinning=text) for amount in amounts for text in thinnings]
@@ -111,26 +110,22 @@ def bench(
         terminal.note(note)
     with loading(terminal, "preparing the prompt"):
         from uncomp_cli.bench.rounds import bench_table, conditions, report, run_bench
-        from uncomp_cli.bench.workload import BenchRequest, make_jobs
+        from uncomp_cli.bench.workload import BenchRequest, Setup, make_jobs
 
-        request = BenchRequest(
+        setup = Setup(
             model.name,
-            model_dir,
-            document,
-            tuple(found for found, _ in settled),
-            measured.tokens,
             measured.new_tokens,
-            measured.runs,
             model.tokenizer,
             model.device,
             model.dtype,
             model.quantize,
-            limits,
+            reading.limits(),
             model.matmul,
         )
-        jobs = make_jobs(request)
+        presets = tuple(found for found, _ in settled)
+        jobs = make_jobs(BenchRequest(setup, model_dir, document, presets, measured.tokens, measured.runs))
     rounds = show(run_bench(jobs, measured.runs), terminal)
-    record = report(request, jobs, rounds, source=source)
+    record = report(jobs, rounds, source=source)
     if output.as_json:
         terminal.write_json(record)
     else:

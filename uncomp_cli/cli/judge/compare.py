@@ -29,7 +29,7 @@ from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
     from uncomp_cli.budget import presets
-    from uncomp_cli.evals.judges.comparison import Comparison, Side
+    from uncomp_cli.evals.judges.predictions import Comparison, Side
 
 
 _MARKS = {"same": "{}", "first": "[-{}-]", "second": "{{+{}+}}"}
@@ -102,7 +102,7 @@ def run_compare(job: Request, against: str, terminal: Terminal) -> None:
     warnings = list(length_warnings(loaded, prompt.seq_len))
     for warning in warnings:
         terminal.warn(warning)
-    from uncomp_cli.evals.judges import comparison
+    from uncomp_cli.evals.judges import predictions as comparison
 
     done = show(comparison.compare(loaded, prompt, (other, chosen), job.sampling), terminal)
     if not job.as_json:
@@ -144,7 +144,7 @@ def parse_side(text: str, *, seed: int) -> "presets.Preset":
 
 
 def _write(done: "Comparison", terminal: Terminal) -> None:
-    from uncomp_cli.evals.judges.comparison import word_diff
+    from uncomp_cli.evals.judges.predictions import word_diff
 
     for side in done.sides:
         terminal.write_line(f"{_label(side)}:\n{side.answer}\n")

@@ -73,13 +73,6 @@ class Inversion:
     gain: Interval
 
 
-def bootstrap_mean(
-    values: Sequence[float], *, binary: bool = False, seed: int = 0, resamples: int = 10_000
-) -> Interval:
-    """The mean with its percentile bootstrap interval. Raises ValueError without values."""
-    return stratified_mean([values], binary=binary, seed=seed, resamples=resamples)
-
-
 def stratified_mean(
     strata: Sequence[Sequence[float]], *, binary: bool = False, seed: int = 0, resamples: int = 10_000
 ) -> Interval:

@@ -10,8 +10,7 @@ from typing import ClassVar, Protocol
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks.continuation import Fidelity, Perplexity
 from uncomp_cli.evals.tasks.haystack import Haystack
-from uncomp_cli.evals.tasks.needle import Evidence, Needle
-from uncomp_cli.evals.tasks.quiz import Conversation, Multiquestion
+from uncomp_cli.evals.tasks.quiz import Conversation, Evidence, Multiquestion, Needle
 from uncomp_cli.evals.tasks.ruler import Ruler
 from uncomp_cli.evals.tasks.task import JudgeName, Regime, Sample
 from uncomp_cli.plugins import plugin

@@ -9,9 +9,7 @@ read is no held-out sample; those come from another seed, so from another place 
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
 
-from uncomp_cli.calibrate.calibration import CalibrationSample
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks import Task, choose_subtasks
 from uncomp_cli.evals.tasks.haystack import SEPARATOR, CountTokens, Haystack, closing
@@ -52,7 +50,7 @@ class SampleMaker:
     count_tokens: CountTokens
     seed: int
 
-    def make(self, lengths: Sequence[int], samples: int) -> Iterator[CalibrationSample]:
+    def make(self, lengths: Sequence[int], samples: int) -> Iterator[Sample]:
         """`samples` of each length; raises UsageError when text or length is too short for them."""
         for index in range(samples):
             task, subtask = self.sources[index % len(self.sources)]
@@ -63,23 +61,20 @@ class SampleMaker:
                 else:
                     yield self._of_task(task, subtask, number, tokens)
 
-    def _of_task(self, task: Task, subtask: str, number: int, tokens: int) -> CalibrationSample:
+    def _of_task(self, task: Task, subtask: str, number: int, tokens: int) -> Sample:
         sample = task.sample(
             subtask, number, tokens=tokens, haystack=self.haystack, count_tokens=self.count_tokens, seed=self.seed
         )
         check_solvable(sample)
-        query = sample.queries[0]
-        return CalibrationSample(
-            sample.context, query.question, query.answer, self.haystack.name, subtask, system=sample.system
-        )
+        return replace(sample, queries=(replace(sample.queries[0], evidence=()),))
 
-    def _continuation(self, number: int, tokens: int) -> CalibrationSample:
+    def _continuation(self, number: int, tokens: int) -> Sample:
         length = tokens + _ANSWER_TOKENS
         request = Request(CONTINUATION, number, length, self.haystack, self.count_tokens, self.seed)
         text = SEPARATOR.join(request.excerpt(length))
         rest, answer = self._split_end(text, _ANSWER_TOKENS)
         context, question = self._split_end(rest, _QUESTION_TOKENS)
-        return CalibrationSample(context, question, answer, self.haystack.name, CONTINUATION)
+        return Sample(CONTINUATION, number, tokens, context, (Query(question, answer, accepted=()),))
 
     def _split_end(self, text: str, tokens: int) -> tuple[str, str]:
         """`text` in two; the second has at most about `tokens` tokens, and the space before it."""
@@ -103,21 +98,11 @@ def held_out_samples(
     A sample's index is taken from its digest, so that it is the same one whatever is asked for beside it. Raises
     UsageError when fewer than two are left.
     """
-    made = zip(maker.make(lengths, samples), cycle(lengths), strict=False)
-    fresh = {one.sha256: (one, tokens) for one, tokens in made if one.sha256 not in known}
+    made = {sample.sha256: sample for sample in maker.make(lengths, samples)}
+    fresh = [replace(one, index=int(sha256[:12], 16)) for sha256, one in made.items() if sha256 not in known]
     if len(fresh) < LEAST_SAMPLES:
         raise UsageError(
             f"{len(fresh)} of the samples to measure quality on were not calibrated on, {LEAST_SAMPLES} are needed",
             hint="name more text with --file, or use more --quality-samples",
         )
-    return tuple(
-        Sample(
-            one.task,
-            int(sha256[:12], 16),
-            tokens,
-            one.context,
-            (Query(one.question, one.answer, accepted=()),),
-            system=one.system,
-        )
-        for sha256, (one, tokens) in fresh.items()
-    )
+    return tuple(fresh)

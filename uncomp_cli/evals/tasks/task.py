@@ -8,6 +8,7 @@ Subtask, tokens, index and seed determine a sample, given the haystack: every ra
 of them. Facts stand between the pieces of a filler; the filler takes what the facts and the longest question leave.
 """
 
+import hashlib
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,12 @@ class Sample:
     def task(self) -> str:
         """The task that the subtask belongs to."""
         return self.subtask.partition("/")[0]
+
+    @property
+    def sha256(self) -> str:
+        """The digest of what is read, and of the first answer."""
+        parts = (self.context, self.queries[0].question, self.queries[0].answer, repr(self.system))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 Filler = Callable[[int], list[str]]

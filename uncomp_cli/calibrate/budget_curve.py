@@ -21,11 +21,11 @@ import torch
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.loss_curve import QualityPoint, quality_table
 from uncomp_cli.budget.presets import Preset
+from uncomp_cli.calibrate.calibration import measurable_sample
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.answers import teacher_forced
-from uncomp_cli.evals.judges.case import Case, read_case, tokenise
+from uncomp_cli.evals.judges.case import read_case
 from uncomp_cli.evals.judges.contestants import FULL, Setting, make_settings
 from uncomp_cli.evals.judges.evaluation import EvalRequest, results_settings
 from uncomp_cli.evals.judges.forced_rows import in_batches
@@ -96,7 +96,7 @@ def measure_quality(
     """
     settings = quality_settings(preset, budgets)
     for sample in samples:
-        _check(sample, loaded)
+        measurable_sample(loaded, sample)
     decoder = Decoder(loaded.model, loaded.spec)
     todo = [(sample, missing) for sample in samples if (missing := _missing(sample, settings, results))]
     yield from resume(
@@ -157,7 +157,7 @@ def _missing(sample: Sample, settings: Sequence[Setting], results: Journal[Outco
 @torch.no_grad()
 def _judge(decoder: Decoder, tokenizer: Any, sample: Sample, settings: Sequence[Setting]) -> list[Outcome]:
     """The NLL of the answer under every setting, and the settings that are refused."""
-    case: Case = read_case(decoder, tokenizer, sample)
+    case = read_case(decoder, tokenizer, sample)
     (reference,) = case.answers
     compressed, outcomes = case.compress(settings, _REGIME)
     for batch in in_batches([one.cache for one in compressed], decoder.spec, tokens=len(reference)):
@@ -166,21 +166,6 @@ def _judge(decoder: Decoder, tokenizer: Any, sample: Sample, settings: Sequence[
         losses, _ = teacher_forced(rows, logits, reference)
         outcomes += [one.judged({"nll": loss}) for one, loss in zip(chosen, losses, strict=True)]
     return outcomes
-
-
-def _check(sample: Sample, loaded: LoadedModel) -> None:
-    prompt, (answer,) = tokenise(loaded.tokenizer, sample)
-    if len(answer) < 2:
-        raise UsageError(
-            f"a sample of {sample.subtask} has an answer of {len(answer)} tokens, 2 are needed",
-            hint="use another --task: eviction cannot change the first token of an answer",
-        )
-    needed, room = prompt.flat_len + len(answer), loaded.spec.trained_length
-    if needed > room:
-        raise DoesNotFitError(
-            f"a sample of {sample.subtask} has {needed:,} tokens with its answer, the model was trained for {room:,}",
-            hint="use a smaller --tokens, or another --model",
-        )
 
 
 def _sample_key(outcome: Outcome) -> SampleKey:
