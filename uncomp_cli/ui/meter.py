@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from uncomp_cli.asking.events import Event, Noted, Pace, Piece, Warned, Working
@@ -29,63 +28,7 @@ DECODE_INTERVAL_S = 0.1
 
 Clock = Callable[[], float]
 T = TypeVar("T")
-
-
-class Meter:
-    """Shows readings until closed; closing erases the bar and may be repeated."""
-
-    def __init__(self, terminal: Terminal, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._terminal = terminal
-        self._clock = clock
-        self._line_s = clock()
-        self._bar: tuple[Bar, TaskID] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def show(self, reading: Progress) -> None:
-        """Take the newest reading."""
-        if self._terminal.quiet:
-            return
-        if self._terminal.animated:
-            self._draw(reading)
-        elif self._clock() - self._line_s >= LINE_INTERVAL_S:
-            self._line_s = self._clock()
-            self._terminal.note(reading.line)
-
-    def close(self) -> None:
-        """Erase the bar."""
-        if self._bar is not None:
-            self._bar[0].stop()
-            self._bar = None
-
-    def _draw(self, reading: Progress) -> None:
-        progress, task = self._bar = self._bar or self._open()
-        total = None if reading.fraction is None else 1.0
-        completed = reading.fraction or 0.0
-        progress.update(task, description=reading.label, total=total, completed=completed, pace=reading.pace)
-        progress.start()
-
-    def _open(self) -> "tuple[Bar, TaskID]":
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-        from rich.progress import Progress as Bar
-
-        progress = Bar(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[pace]}", markup=False),
-            console=self._terminal.rich_console(),
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=True,
-        )
-        return progress, progress.add_task("", total=None, pace="")
+Step = Working | Progress | Pace | PrefillStep | DecodeStep
 
 
 @contextmanager
@@ -104,13 +47,19 @@ def loading(terminal: Terminal, text: str) -> Iterator[None]:
 
 
 class Display:
-    """Shows how far the work is, whatever it is, until something else is to be said."""
+    """Shows how far the work is, whatever it is, until something else is to be said; closing may be repeated.
+
+    Of what is waited for, of a bar and of the line that shows the pace while the answer goes to a file or a pipe
+    (redrawn ten times a second) one is drawn at a time.
+    """
 
     def __init__(self, terminal: Terminal, *, clock: Clock = time.monotonic) -> None:
         self._terminal, self._clock = terminal, clock
         self._waiting = ExitStack()
-        self._meter = Meter(terminal, clock=clock)
-        self._pace = _PaceLine(terminal, clock=clock)
+        self._bar: tuple[Bar, TaskID] | None = None
+        self._line_s = clock()
+        self._shows_pace = terminal.animated and not terminal.stdout_is_terminal and not terminal.quiet
+        self._pace_s: float | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -118,31 +67,80 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def show(self, step: Working | Progress | Pace | PrefillStep | DecodeStep) -> None:
+    def show(self, step: Step) -> None:
         """What begins now and takes a while, or how far it is."""
-        if isinstance(step, PrefillStep):
-            step = step.progress
-        elif isinstance(step, DecodeStep):
-            step = Pace(step.index + 1, step.elapsed_s, step.kv_bytes)
         if isinstance(step, Working):
             self.close()
             if step.at is not None:
                 self._waiting.enter_context(loading(self._terminal, step.at))
+        elif isinstance(step, DecodeStep):
+            self._show_pace(Pace(step.index + 1, step.elapsed_s, step.kv_bytes))
         elif isinstance(step, Pace):
-            self._waiting.close()
-            self._meter.close()
-            self._pace.show(step)
+            self._show_pace(step)
         else:
-            self._waiting.close()
-            self._pace.close()
-            self._meter.show(step)
+            self._show_progress(step.progress if isinstance(step, PrefillStep) else step)
 
     def close(self) -> None:
         """Erase what is drawn; steps may follow."""
         self._waiting.close()
-        self._meter.close()
-        self._pace.close()
-        self._meter = Meter(self._terminal, clock=self._clock)  # whose first line comes when it has gone on for long
+        self._erase_bar()
+        self._erase_pace()
+        self._line_s = self._clock()  # the next line comes when what follows has gone on for long
+
+    def _show_progress(self, reading: Progress) -> None:
+        self._waiting.close()
+        self._erase_pace()
+        if self._terminal.animated and not self._terminal.quiet:
+            bar, task = self._bar = self._bar or self._open_bar()
+            total = None if reading.fraction is None else 1.0
+            bar.update(task, description=reading.label, total=total, completed=reading.fraction or 0, pace=reading.pace)
+            bar.start()
+        elif self._clock() - self._line_s >= LINE_INTERVAL_S:
+            self._line_s = self._clock()
+            self._terminal.note(reading.line)
+
+    def _open_bar(self) -> "tuple[Bar, TaskID]":
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        bar = Bar(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[pace]}", markup=False),
+            console=self._terminal.rich_console(),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=True,
+        )
+        return bar, bar.add_task("", total=None, pace="")
+
+    def _show_pace(self, pace: Pace) -> None:
+        self._waiting.close()
+        self._erase_bar()
+        now_s = self._clock()
+        if self._shows_pace and (self._pace_s is None or now_s - self._pace_s >= DECODE_INTERVAL_S):
+            self._terminal.overwrite(pace_line(pace))
+            self._pace_s = now_s
+
+    def _erase_bar(self) -> None:
+        if self._bar is not None:
+            self._bar[0].stop()
+            self._bar = None
+
+    def _erase_pace(self) -> None:
+        if self._pace_s is not None:
+            self._terminal.overwrite("")
+            self._pace_s = None
+
+
+def pace_line(pace: Pace) -> str:
+    """`decode 14.2 tok/s · 31 tok · KV 8.1 MiB · entropy 0.41 · 2 of 5 answered`."""
+    speed = f"decode {format_decimal(pace.tokens / pace.elapsed_s)} tok/s · " if pace.elapsed_s > 0 else ""
+    value = pace.entropy()
+    unsure = "" if value is None else f" · entropy {value:.2f}"
+    rows = f" · {format_count(pace.answered)} of {format_count(pace.rows)} answered" if pace.rows > 1 else ""
+    return f"{speed}{format_count(pace.tokens)} tok · KV {format_bytes(pace.kv_bytes)}{unsure}{rows}"
 
 
 def show(
@@ -183,12 +181,12 @@ def show(
 
 
 def _tell(
-    step: Progress | PrefillStep | DecodeStep | Event,
+    step: Step | Event,
     terminal: Terminal,
     display: Display,
     tell: Callable[[Event], None],
 ) -> None:
-    if isinstance(step, (Working, Progress, Pace, PrefillStep, DecodeStep)):
+    if isinstance(step, Step):
         display.show(step)
         return
     if not isinstance(step, Piece):
@@ -199,33 +197,6 @@ def _tell(
         terminal.warn(step.text)
     else:
         tell(step)
-
-
-class _PaceLine:
-    """The line that shows the pace while the answer goes to a file or a pipe; redrawn ten times a second."""
-
-    def __init__(self, terminal: Terminal, *, clock: Clock) -> None:
-        self._terminal = terminal
-        self._clock = clock
-        self._enabled = terminal.animated and not terminal.stdout_is_terminal and not terminal.quiet
-        self._drawn_s: float | None = None
-
-    def show(self, pace: Pace) -> None:
-        now_s = self._clock()
-        if not self._enabled or (self._drawn_s is not None and now_s - self._drawn_s < DECODE_INTERVAL_S):
-            return
-        speed = f"decode {format_decimal(pace.tokens / pace.elapsed_s)} tok/s · " if pace.elapsed_s > 0 else ""
-        value = pace.entropy()
-        unsure = "" if value is None else f" · entropy {value:.2f}"
-        rows = f" · {format_count(pace.answered)} of {format_count(pace.rows)} answered" if pace.rows > 1 else ""
-        tokens, held = f"{format_count(pace.tokens)} tok", f"KV {format_bytes(pace.kv_bytes)}"
-        self._terminal.overwrite(f"{speed}{tokens} · {held}{unsure}{rows}")
-        self._drawn_s = now_s
-
-    def close(self) -> None:
-        if self._drawn_s is not None:
-            self._terminal.overwrite("")
-            self._drawn_s = None
 
 
 @contextmanager
