@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks import choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack, closing, opening
-from uncomp_cli.evals.tasks.task import Sample
+from uncomp_cli.evals.tasks.task import Request, Sample
 
 ROOT = Path(__file__).parent.parent
 LICENCE = Haystack.of_texts("LICENSE", [(ROOT / "LICENSE").read_text(encoding="utf-8")])
@@ -43,7 +43,7 @@ def count_tokens(text: str) -> int:
 
 def make(subtask: str, index: int = 0, *, tokens: int, haystack: Haystack = PROSE) -> Sample:
     [(task, _)] = choose_subtasks([subtask])
-    return task.sample(subtask, index, tokens=tokens, haystack=haystack, count_tokens=count_tokens, seed=0)
+    return task.sample(Request(subtask, index, tokens, haystack, count_tokens, seed=0))
 
 
 def is_run(part: list[str], whole: list[str]) -> bool:

@@ -10,7 +10,7 @@ from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.tasks import TASKS, choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.oracle import check_solvable, solve
-from uncomp_cli.evals.tasks.task import Sample
+from uncomp_cli.evals.tasks.task import Request, Sample
 
 HAYSTACK = Haystack.generated(seed=5, tokens=4000)
 SUBTASKS = [subtask for task, subtask in choose_subtasks(list(TASKS)) if task.judge not in ("fidelity", "perplexity")]
@@ -38,7 +38,7 @@ def count_tokens(text: str) -> int:
 
 def make(subtask: str, index: int = 0, *, haystack: Haystack = HAYSTACK) -> Sample:
     [(task, _)] = choose_subtasks([subtask])
-    return task.sample(subtask, index, tokens=900, haystack=haystack, count_tokens=count_tokens, seed=0)
+    return task.sample(Request(subtask, index, 900, haystack, count_tokens, seed=0))
 
 
 @pytest.mark.parametrize("subtask", SUBTASKS)

@@ -29,7 +29,7 @@ from uncomp_cli.evals.judges.turns import TURNS_TOKENS, converse, judge_conversa
 from uncomp_cli.evals.tables.outcome import OUTCOMES
 from uncomp_cli.evals.tasks import choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack
-from uncomp_cli.evals.tasks.task import Sample
+from uncomp_cli.evals.tasks.task import Request, Sample
 from uncomp_cli.models.runnable import LoadedModel
 
 PROSE = Haystack.generated(seed=1, tokens=4000)
@@ -45,7 +45,7 @@ def letters(text: str) -> int:
 def make(subtask: str, index: int = 0, *, loaded: LoadedModel | None = None, tokens: int = TOKENS) -> Sample:
     [(task, _)] = choose_subtasks([subtask])
     count = letters if loaded is None else partial(count_tokens, loaded.tokenizer)
-    return task.sample(subtask, index, tokens=tokens, haystack=PROSE, count_tokens=count, seed=0)
+    return task.sample(Request(subtask, index, tokens, PROSE, count, seed=0))
 
 
 def cited(*lines: tuple[int, int]) -> list[Evidence]:

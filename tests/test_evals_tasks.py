@@ -16,7 +16,7 @@ from uncomp_cli.evals.tasks import TASKS, choose_subtasks, facts
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.oracle import check_solvable
 from uncomp_cli.evals.tasks.quiz import DEPTHS
-from uncomp_cli.evals.tasks.task import Sample
+from uncomp_cli.evals.tasks.task import Request, Sample
 from uncomp_cli.models.loading import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,7 @@ def make(
     count: Callable[[str], int] = count_tokens,
 ) -> Sample:
     [(task, _)] = choose_subtasks([subtask])
-    return task.sample(subtask, index, tokens=tokens, haystack=haystack, count_tokens=count, seed=seed)
+    return task.sample(Request(subtask, index, tokens, haystack, count, seed))
 
 
 def length(sample: Sample, count: Callable[[str], int]) -> int:

@@ -18,6 +18,7 @@ from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.evals.judges.contestants import parse_contestant
 from uncomp_cli.evals.tasks import TASKS, choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack
+from uncomp_cli.evals.tasks.task import Request
 
 MODULE = '''
     from dataclasses import dataclass
@@ -28,7 +29,7 @@ MODULE = '''
     from uncomp_cli.budget.baselines import UniformPolicy
     from uncomp_cli.budget.plan import BudgetPlan
     from uncomp_cli.config import ScorerConfig
-    from uncomp_cli.evals.tasks.task import Query, Sample
+    from uncomp_cli.evals.tasks.task import Query
 
 
     @dataclass(frozen=True, slots=True)
@@ -67,9 +68,9 @@ MODULE = '''
         regimes = ("aware",)
         judge = "answers"
 
-        def sample(self, subtask, index, *, tokens, haystack, count_tokens, seed):
-            context = haystack.paragraphs[index]
-            return Sample(subtask, index, tokens, context, (Query("The first word is", " " + context.split()[0], ()),))
+        def sample(self, request):
+            context = request.haystack.paragraphs[request.index]
+            return request.sample(context, (Query("The first word is", " " + context.split()[0], ()),))
 '''
 ENTRIES = """
     [uncomp.policies]
@@ -111,7 +112,7 @@ def test_a_package_adds_a_policy_a_scorer_and_a_task(install: Install) -> None:
     ((task, subtask),) = choose_subtasks(["echo"])
     assert choose_subtasks(["echo/first"])[0][1] == subtask == "echo/first"
     haystack = Haystack.of_texts("a", ["The harbour was quiet and the lamps were lit at the end of the pier. " * 3])
-    sample = task.sample(subtask, 0, tokens=9, haystack=haystack, count_tokens=len, seed=0)
+    sample = task.sample(Request(subtask, 0, 9, haystack, len, seed=0))
     assert (sample.task, sample.queries[0].answer) == ("echo", " The")
 
 

@@ -87,7 +87,7 @@ def test_show_closes_steps_that_it_does_not_end(monkeypatch: pytest.MonkeyPatch)
             closed.append("closed")
 
     screen, _ = terminal()
-    monkeypatch.setattr("uncomp_cli.ui.meter.Meter.show", lambda *_: 1 / 0)
+    monkeypatch.setattr("uncomp_cli.ui.meter.Display._show_progress", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         show(steps(), screen)
     assert closed == ["closed"]

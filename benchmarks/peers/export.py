@@ -25,7 +25,7 @@ from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.tasks import Task, choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack
-from uncomp_cli.evals.tasks.task import Regime, Sample
+from uncomp_cli.evals.tasks.task import Regime, Request, Sample
 from uncomp_cli.models.catalog import ensure_local, local_path
 from uncomp_cli.models.loading import load_tokenizer
 
@@ -62,10 +62,7 @@ def made_samples(
     for index in range(samples):
         for length in tokens:
             for task, subtask in chosen:
-                yield (
-                    task,
-                    task.sample(subtask, index, tokens=length, haystack=haystack, count_tokens=count, seed=seed),
-                )
+                yield task, task.sample(Request(subtask, index, length, haystack, count, seed))
 
 
 def sample_lines(

@@ -27,7 +27,7 @@ from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.answers import teacher_forced
 from uncomp_cli.evals.judges.case import read_case
 from uncomp_cli.evals.judges.contestants import FULL, Setting, make_settings
-from uncomp_cli.evals.judges.evaluation import EvalRequest, results_settings
+from uncomp_cli.evals.judges.evaluation import results_settings
 from uncomp_cli.evals.judges.forced_rows import in_batches
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tables.statistics import paired_difference
@@ -77,8 +77,7 @@ def quality_settings(preset: Preset, budgets: Sequence[Budget | str]) -> tuple[S
 
 def quality_file_settings(maker: SampleMaker, loaded: LoadedModel) -> dict[str, object]:
     """What all lines of a file of outcomes share; the preset is in their settings' labels."""
-    request = EvalRequest((), (), (_REGIME,), (), 0, maker.seed, maker.haystack)
-    return {**results_settings(request, loaded), "measured": "quality of a preset"}
+    return {**results_settings(loaded, maker.haystack, seed=maker.seed), "measured": "quality of a preset"}
 
 
 def measure_quality(

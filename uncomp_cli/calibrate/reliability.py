@@ -43,7 +43,7 @@ from uncomp_cli.evals.tasks import choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.maker import SampleMaker
 from uncomp_cli.evals.tasks.oracle import check_solvable
-from uncomp_cli.evals.tasks.task import Sample
+from uncomp_cli.evals.tasks.task import Request, Sample
 from uncomp_cli.models.runnable import LoadedModel, fingerprint
 from uncomp_cli.schema import Count, read
 from uncomp_cli.steps import Progress, resume
@@ -387,8 +387,7 @@ def risk_samples(
     for index in range(samples):
         task, subtask = chosen[index % len(chosen)]
         for tokens in lengths:
-            count = maker.count_tokens
-            made.append(task.sample(subtask, index, tokens=tokens, haystack=haystack, count_tokens=count, seed=seed))
+            made.append(task.sample(Request(subtask, index, tokens, haystack, maker.count_tokens, seed)))
             check_solvable(made[-1])
     return tuple(made)
 

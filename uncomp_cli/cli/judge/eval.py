@@ -162,7 +162,7 @@ def run_eval(judged: EvalOptions, choice: ModelChoice, *, seed: int, as_json: bo
     from uncomp_cli.evals.tables.outcome import OUTCOMES
 
     runner.check_lengths(request, loaded.spec.trained_length)
-    settings = runner.results_settings(request, loaded)
+    settings = runner.results_settings(loaded, request.haystack, seed=seed)
     path = judged.out or results_path(settings)
     if judged.fresh and (old := set_aside(path, OUTCOMES)) is not None:
         terminal.note(f"the old results are in {old}")

@@ -31,7 +31,7 @@ from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tasks import Task
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.oracle import check_solvable
-from uncomp_cli.evals.tasks.task import JudgeName, Regime, Sample
+from uncomp_cli.evals.tasks.task import JudgeName, Regime, Request, Sample
 from uncomp_cli.models.runnable import LoadedModel, fingerprint
 from uncomp_cli.steps import Progress, resume
 
@@ -122,14 +122,8 @@ def _judge_sessions(work: _Work, sample: Sample, loaded: LoadedModel) -> list[Ou
 
 
 def _make_sample(request: EvalRequest, work: _Work, count: Callable[[str], int]) -> Sample:
-    sample = work.task.sample(
-        work.subtask,
-        work.index,
-        tokens=work.tokens,
-        haystack=request.haystack,
-        count_tokens=count,
-        seed=request.seed,
-    )
+    wanted = Request(work.subtask, work.index, work.tokens, request.haystack, count, request.seed)
+    sample = work.task.sample(wanted)
     check_solvable(sample)
     return sample
 
@@ -171,7 +165,7 @@ def check_lengths(request: EvalRequest, trained_length: int) -> None:
             )
 
 
-def results_settings(request: EvalRequest, loaded: LoadedModel) -> dict[str, object]:
+def results_settings(loaded: LoadedModel, haystack: Haystack, *, seed: int) -> dict[str, object]:
     """What all lines of one results file share; anything else is in the lines themselves."""
     return {
         "uncomp": __version__,
@@ -181,9 +175,9 @@ def results_settings(request: EvalRequest, loaded: LoadedModel) -> dict[str, obj
         "device": loaded.device.type,
         "quantization": loaded.quantization,
         "tokenizer_sha256": hashlib.sha256(loaded.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-        "seed": request.seed,
-        "haystack": request.haystack.name,
-        "haystack_sha256": request.haystack.sha256,
+        "seed": seed,
+        "haystack": haystack.name,
+        "haystack_sha256": haystack.sha256,
     }
 
 

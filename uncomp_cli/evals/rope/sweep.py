@@ -27,7 +27,7 @@ from uncomp_cli.engine.look.watch import HeadAt, watched_heads
 from uncomp_cli.engine.spend.memory import check_context, free_bytes
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.journal import Journal
-from uncomp_cli.evals.judges.evaluation import EvalRequest, results_settings
+from uncomp_cli.evals.judges.evaluation import results_settings
 from uncomp_cli.evals.rope.arms import FULL, PLAIN, ModelLengths, RopeArm
 from uncomp_cli.evals.rope.cells import CellKey, NeedleCell, RopeCell, TextCell
 from uncomp_cli.evals.rope.passage import NeedlePlace, judge_needle, judge_text, make_needle, text_ids
@@ -209,11 +209,10 @@ def asked_for(request: RopeRequest, cells: Sequence[RopeCell]) -> list[RopeCell]
 
 def rope_settings(request: RopeRequest, loaded: LoadedModel) -> dict[str, object]:
     """What all lines of one results file share; the rest is in the lines themselves."""
-    shared = EvalRequest((), (), (), (), 0, request.seed, request.haystack)
     preset = request.preset
     compressed_by = f"{preset.name}: {preset.policy}/{preset.scorer.name}"
     return {
-        **results_settings(shared, loaded),
+        **results_settings(loaded, request.haystack, seed=request.seed),
         "trained_length": loaded.info.trained_length,
         "preset": compressed_by,
         "retrieval_heads": [list(head) for head in watched_heads(preset, loaded.spec)],

@@ -9,10 +9,9 @@ from typing import ClassVar, Protocol
 
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks.continuation import Fidelity, Perplexity
-from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.quiz import Conversation, Evidence, Multiquestion, Needle
 from uncomp_cli.evals.tasks.ruler import Ruler
-from uncomp_cli.evals.tasks.task import JudgeName, Regime, Sample
+from uncomp_cli.evals.tasks.task import JudgeName, Regime, Request, Sample
 from uncomp_cli.plugins import plugin
 
 
@@ -24,20 +23,11 @@ class Task(Protocol):
     regimes: ClassVar[tuple[Regime, ...]]
     judge: ClassVar[JudgeName]
 
-    def sample(
-        self,
-        subtask: str,
-        index: int,
-        *,
-        tokens: int,
-        haystack: Haystack,
-        count_tokens: Callable[[str], int],
-        seed: int,
-    ) -> Sample:
-        """Sample `index` of a subtask: the same arguments give the same sample, others another.
+    def sample(self, request: Request) -> Sample:
+        """What is requested: the same request gives the same sample, another one another.
 
-        Context and longest question have at most `tokens` tokens together, and hardly fewer. Raises UsageError when
-        the haystack or the length is too short.
+        Context and longest question have at most `request.tokens` tokens together, and hardly fewer. Raises UsageError
+        when the haystack or the length is too short.
         """
 
 

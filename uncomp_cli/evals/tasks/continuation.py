@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import ClassVar
 
 from uncomp_cli.errors import UsageError
-from uncomp_cli.evals.tasks.haystack import SEPARATOR, CountTokens, Haystack, closing, paragraph_tokens
+from uncomp_cli.evals.tasks.haystack import SEPARATOR, closing, paragraph_tokens
 from uncomp_cli.evals.tasks.task import JudgeName, Query, Regime, Request, Sample
 
 _QUESTION = "\n\nIn short, the text above says that"
@@ -28,11 +28,8 @@ class Fidelity:
     regimes: ClassVar[tuple[Regime, ...]] = ("aware", "agnostic")
     judge: ClassVar[JudgeName] = "fidelity"
 
-    def sample(
-        self, subtask: str, index: int, *, tokens: int, haystack: Haystack, count_tokens: CountTokens, seed: int
-    ) -> Sample:
+    def sample(self, request: Request) -> Sample:
         """One query without an answer."""
-        request = Request(subtask, index, tokens, haystack, count_tokens, seed)
         pieces = request.excerpt(request.text_room((_QUESTION,)))
         query = Query(_QUESTION, "", (), max_new_tokens=_NEW_TOKENS)
         return request.sample(SEPARATOR.join(pieces), (query,))
@@ -50,25 +47,20 @@ class Perplexity:
     regimes: ClassVar[tuple[Regime, ...]] = ("agnostic",)
     judge: ClassVar[JudgeName] = "perplexity"
 
-    def sample(
-        self, subtask: str, index: int, *, tokens: int, haystack: Haystack, count_tokens: CountTokens, seed: int
-    ) -> Sample:
+    def sample(self, request: Request) -> Sample:
         """One query with an empty question; raises UsageError when the haystack cannot hold all three texts."""
-        request = Request(subtask, index, tokens, haystack, count_tokens, seed)
-        borders = _Borders.of(haystack, tokens=tokens, count_tokens=count_tokens)
+        count_tokens = request.count_tokens
+        borders = _Borders.of(request)
         choices = [border for border in range(len(borders.before)) if borders.controls(border)]
         if not choices:
             raise _too_short(request, borders)
         border = choices[int(request.place * len(choices))]
         control_border = request.chance("control").choice(borders.controls(border))
-        paragraphs = haystack.paragraphs
-        context = closing(SEPARATOR.join(paragraphs[borders.first(border) : border]), tokens, count_tokens=count_tokens)
-        control = closing(
-            SEPARATOR.join(paragraphs[borders.first(control_border) : control_border]),
-            count_tokens(context),
-            count_tokens=count_tokens,
-            spare=0.0,
-        )
+        paragraphs = request.haystack.paragraphs
+        before = SEPARATOR.join(paragraphs[borders.first(border) : border])
+        elsewhere = SEPARATOR.join(paragraphs[borders.first(control_border) : control_border])
+        context = closing(before, request.tokens, count_tokens=count_tokens)
+        control = closing(elsewhere, count_tokens(context), count_tokens=count_tokens, spare=0.0)
         answer = SEPARATOR + SEPARATOR.join(paragraphs[border : borders.last(border)])
         return replace(request.sample(context, (Query("", answer, (), max_new_tokens=1),)), control=control)
 
@@ -81,9 +73,9 @@ class _Borders:
     tokens: int
 
     @classmethod
-    def of(cls, haystack: Haystack, *, tokens: int, count_tokens: CountTokens) -> "_Borders":
-        counts = paragraph_tokens(haystack.paragraphs, count_tokens)
-        return cls(tuple(accumulate(counts, initial=0)), tokens + _SLACK_TOKENS)
+    def of(cls, request: Request) -> "_Borders":
+        counts = paragraph_tokens(request.haystack.paragraphs, request.count_tokens)
+        return cls(tuple(accumulate(counts, initial=0)), request.tokens + _SLACK_TOKENS)
 
     def first(self, border: int) -> int:
         """The first paragraph of a context that ends at `border`; -1 when there is too little text before."""

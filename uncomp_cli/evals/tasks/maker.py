@@ -62,9 +62,7 @@ class SampleMaker:
                     yield self._of_task(task, subtask, number, tokens)
 
     def _of_task(self, task: Task, subtask: str, number: int, tokens: int) -> Sample:
-        sample = task.sample(
-            subtask, number, tokens=tokens, haystack=self.haystack, count_tokens=self.count_tokens, seed=self.seed
-        )
+        sample = task.sample(Request(subtask, number, tokens, self.haystack, self.count_tokens, self.seed))
         check_solvable(sample)
         return replace(sample, queries=(replace(sample.queries[0], evidence=()),))
 

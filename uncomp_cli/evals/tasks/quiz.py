@@ -16,6 +16,8 @@ same samples, it reads nothing again that was evicted. All are for the agnostic 
 """
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 from uncomp_cli.evals.tasks.facts import (
@@ -29,8 +31,8 @@ from uncomp_cli.evals.tasks.facts import (
     magic_sentence,
     uuid_text,
 )
-from uncomp_cli.evals.tasks.haystack import SEPARATOR, CountTokens, Haystack
-from uncomp_cli.evals.tasks.task import JudgeName, Query, Regime, Request, Sample, Span, border_at, random_borders
+from uncomp_cli.evals.tasks.haystack import SEPARATOR
+from uncomp_cli.evals.tasks.task import JudgeName, Query, Regime, Request, Sample, border_at, random_borders
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # What is numbered, and where: nothing that a licence, a manual or a play speaks of.
@@ -69,11 +71,9 @@ class Needle:
     regimes: ClassVar[tuple[Regime, ...]] = ("aware", "agnostic")
     judge: ClassVar[JudgeName] = "answers"
 
-    def sample(
-        self, subtask: str, index: int, *, tokens: int, haystack: Haystack, count_tokens: CountTokens, seed: int
-    ) -> Sample:
+    def sample(self, request: Request) -> Sample:
         """One fact, one question."""
-        return needle_sample(Request(subtask, index, tokens, haystack, count_tokens, seed))
+        return needle_sample(request)
 
 
 def needle_sample(request: Request, *, depth: float | None = None) -> Sample:
@@ -115,11 +115,9 @@ class Evidence:
     regimes: ClassVar[tuple[Regime, ...]] = ("aware", "agnostic")
     judge: ClassVar[JudgeName] = "evidence"
 
-    def sample(
-        self, subtask: str, index: int, *, tokens: int, haystack: Haystack, count_tokens: CountTokens, seed: int
-    ) -> Sample:
+    def sample(self, request: Request) -> Sample:
         """One fact, one question."""
-        return needle_sample(Request(subtask, index, tokens, haystack, count_tokens, seed))
+        return needle_sample(request)
 
 
 _ORDINARY = (
@@ -142,35 +140,32 @@ class Multiquestion:
     regimes: ClassVar[tuple[Regime, ...]] = ("agnostic",)
     judge: ClassVar[JudgeName] = "answers"
 
-    def sample(
-        self, subtask: str, index: int, *, tokens: int, haystack: Haystack, count_tokens: CountTokens, seed: int
-    ) -> Sample:
+    def sample(self, request: Request) -> Sample:
         """Several queries of one context."""
-        request = Request(subtask, index, tokens, haystack, count_tokens, seed)
-        return _facts_sample(request) if subtask == "multiquestion/facts" else _instruction_sample(request)
+        return _facts_sample(request) if request.subtask == "multiquestion/facts" else _instruction_sample(request)
 
 
 def _facts_sample(request: Request) -> Sample:
+    def ask(fact: Fact) -> Query:
+        answer = f" {fact.answer}"
+        return Query(fact.question, answer, (fact.answer,), max_new_tokens=request.new_tokens(answer))
+
+    return request.sample(*_hide_five(request, ask))
+
+
+def _hide_five(request: Request, ask: Callable[[Fact], Query]) -> tuple[str, list[Query]]:
+    """A context with five facts, and the query for each in their order."""
     chance = request.chance()
     facts = five_facts(chance)
     chance.shuffle(facts)
+    queries = list(map(ask, facts))
     layout = request.lay_out(
         [fact.sentence for fact in facts],
         lambda pieces: random_borders(request.chance("places"), len(facts), len(pieces)),
         request.excerpt,
-        room=request.room(fact.question for fact in facts),
+        room=request.room(query.question for query in queries),
     )
-    queries = [
-        Query(
-            fact.question,
-            f" {fact.answer}",
-            (fact.answer,),
-            max_new_tokens=request.new_tokens(f" {fact.answer}"),
-            evidence=(span,),
-        )
-        for fact, span in zip(facts, layout.spans, strict=True)
-    ]
-    return request.sample(layout.context, queries)
+    return layout.context, [replace(query, evidence=(span,)) for query, span in zip(queries, layout.spans, strict=True)]
 
 
 def _instruction_sample(request: Request) -> Sample:
@@ -199,28 +194,13 @@ class Conversation:
     regimes: ClassVar[tuple[Regime, ...]] = ("agnostic",)
     judge: ClassVar[JudgeName] = "conversation"
 
-    def sample(
-        self, subtask: str, index: int, *, tokens: int, haystack: Haystack, count_tokens: CountTokens, seed: int
-    ) -> Sample:
+    def sample(self, request: Request) -> Sample:
         """Queries in the order in which they are asked."""
-        request = Request(subtask, index, tokens, haystack, count_tokens, seed, drawn_as=FACTS)
-        chance = request.chance()
-        facts = five_facts(chance)
-        chance.shuffle(facts)
-        layout = request.lay_out(
-            [fact.sentence for fact in facts],
-            lambda pieces: random_borders(request.chance("places"), len(facts), len(pieces)),
-            request.excerpt,
-            room=request.room(map(_asked, facts)),
-        )
-        queries = [_query(fact, span) for fact, span in zip(facts, layout.spans, strict=True)]
+        request = replace(request, drawn_as=FACTS)
+        context, queries = _hide_five(request, _ask_for_sentence)
         request.chance("turns").shuffle(queries)
-        return request.sample(layout.context, queries, system="")
+        return request.sample(context, queries, system="")
 
 
-def _asked(fact: Fact) -> str:
-    return fact.question.strip()
-
-
-def _query(fact: Fact, span: Span) -> Query:
-    return Query(_asked(fact), fact.sentence, (fact.answer,), max_new_tokens=_NEW_TOKENS, evidence=(span,))
+def _ask_for_sentence(fact: Fact) -> Query:
+    return Query(fact.question.strip(), fact.sentence, (fact.answer,), max_new_tokens=_NEW_TOKENS)

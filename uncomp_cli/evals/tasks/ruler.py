@@ -16,7 +16,6 @@ from typing import ClassVar, Literal
 
 from uncomp_cli.evals.tasks.aggregation import common_words_sample, frequent_words_sample
 from uncomp_cli.evals.tasks.facts import NOUNS, compound, digits, list_items, magic_question, magic_sentence, uuid_text
-from uncomp_cli.evals.tasks.haystack import CountTokens, Haystack
 from uncomp_cli.evals.tasks.qa import one_hop_sample, two_hop_sample
 from uncomp_cli.evals.tasks.task import Filler, JudgeName, Query, Regime, Request, Sample, fill, random_borders
 
@@ -174,8 +173,6 @@ class Ruler:
     regimes: ClassVar[tuple[Regime, ...]] = ("aware", "agnostic")
     judge: ClassVar[JudgeName] = "answers"
 
-    def sample(
-        self, subtask: str, index: int, *, tokens: int, haystack: Haystack, count_tokens: CountTokens, seed: int
-    ) -> Sample:
-        """One sample of one of the thirteen; only the essay tasks read `haystack`."""
-        return _SAMPLES[subtask](Request(subtask, index, tokens, haystack, count_tokens, seed))
+    def sample(self, request: Request) -> Sample:
+        """One sample of one of the thirteen; only the essay tasks read the haystack."""
+        return _SAMPLES[request.subtask](request)
