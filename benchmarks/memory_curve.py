@@ -16,25 +16,78 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from memory_run import ARMS, ONE_PASS, STOCK, Run, in_child
-
 from uncomp_cli import __version__
-from uncomp_cli.bench.rounds import cpu_name
+from uncomp_cli.bench.rounds import cpu_name, measure_in_child
+from uncomp_cli.bench.workload import Job, Setup, build_prompt
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.budget.presets import DEFAULT_PRESET
-from uncomp_cli.config import DEFAULT_MODEL
+from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset
+from uncomp_cli.config import DEFAULT_MODEL, Limits
+from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.errors import UncompError, UsageError
-from uncomp_cli.models.catalog import ensure_local
+from uncomp_cli.models.catalog import ensure_local, local_path
+from uncomp_cli.models.loading import load_tokenizer
+from uncomp_cli.steps import finished
 from uncomp_cli.ui.plots import add_axes, new_figure, write
 
 Line = dict[str, Any]
+STOCK, ONE_PASS, CHUNKED, THINNED = "stock", "one pass", "chunks", "chunks, thinned"
+ARMS = (STOCK, ONE_PASS, CHUNKED, THINNED)
 _SHORT, _LONG = 8000, 32000
 _LOOKS = dict(zip(ARMS, (("#000000", "s"), ("#D55E00", "o"), ("#0072B2", "^"), ("#009E73", "D")), strict=True))
 _MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One process: an arm on a prompt of `tokens` tokens; `chunk_tokens` None leaves the choice to the engine."""
+
+    arm: str
+    tokens: int
+    model: str
+    rope: str | None
+    preset: str
+    kv_bytes: int
+    chunk_tokens: int | None
+    thinning: str
+    new_tokens: int
+    seed: int
+
+    @property
+    def limits(self) -> Limits:
+        """What bounds the engine: one pass holds more than the budget on the way, so it cannot have the cap."""
+        if self.arm == ONE_PASS:
+            return Limits(chunk_tokens=self.tokens)
+        return Limits(chunk_tokens=self.chunk_tokens, kv_bytes=self.kv_bytes)
+
+    def settled(self) -> Preset:
+        """The preset, with a budget of the same bytes for every length."""
+        base = load_preset(self.preset)
+        budget = f"{self.kv_bytes // 2**10}KiB"
+        thinning = self.thinning if self.arm == THINNED else "none"
+        return replace(base, budget=budget, floor_tokens=0, thinning=thinning)
+
+
+def measure(run: Run) -> Line:
+    """What a run in a process of its own takes; its error, or that of a child that the system killed, otherwise."""
+    try:
+        model_dir = local_path(run.model)
+        if model_dir is None:
+            raise UsageError(f"model {run.model} is not here", hint=f"uncomp model pull {run.model}")
+        document = write_prose(run.tokens, seed=run.seed)
+        prompt = build_prompt(load_tokenizer(model_dir), document, tokens=run.tokens, sinks=4)
+        setup = Setup(run.model, run.new_tokens, device="cpu", limits=run.limits, rope=run.rope)
+        preset = None if run.arm == STOCK else run.settled()
+        found = finished(measure_in_child(Job.of(setup, prompt, run.arm, preset)))
+    except UncompError as error:
+        return {"error": error.message}
+    if found.peak_bytes is None:
+        return {"error": "the system starts no new high-water mark: use Linux, outside a restricted container"}
+    return {key: getattr(found, key) for key in ("peak_bytes", "kv_bytes", "resident_bytes", "full_kv_bytes")}
 
 
 def runs_of(args: argparse.Namespace) -> tuple[list[Run], list[Line]]:
@@ -80,7 +133,7 @@ def measured(runs: Sequence[Run]) -> list[Line]:
     """Every run in turn."""
     points = []
     for run in runs:
-        point = {"arm": run.arm, "tokens": run.tokens, **in_child(run)}
+        point = {"arm": run.arm, "tokens": run.tokens, **measure(run)}
         found = point.get("error") or f"{point['peak_bytes'] / 2**20:,.0f} MiB"
         say(f"{run.arm}, {run.tokens:,} tokens: {found}")
         points.append(point)

@@ -43,6 +43,7 @@ from uncomp_cli.models.catalog import ensure_local, local_path, read_config
 from uncomp_cli.models.loading import choose_device, choose_dtype
 from uncomp_cli.models.shape import spec_from_config
 from uncomp_cli.spec import ModelSpec
+from uncomp_cli.steps import finished
 
 Line = dict[str, Any]
 _LISTEN_S = 1.0
@@ -107,12 +108,7 @@ def own_arms(request: BenchRequest, chosen: Sequence[Technique]) -> tuple[list[A
 
 def measure_own(job: Job) -> Line:
     """Run a job in a child and wait for it."""
-    ticks = measure_in_child(job)
-    while True:
-        try:
-            next(ticks)
-        except StopIteration as end:
-            return asdict(end.value)
+    return asdict(finished(measure_in_child(job)))
 
 
 def as_arm(peer: PeerArm) -> Arm:

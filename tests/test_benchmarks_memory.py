@@ -1,4 +1,4 @@
-"""benchmarks/memory_curve.py: what is run and left out, the ratio, the picture, and one real point."""
+"""benchmarks/memory_curve.py: what is run and left out, the ratio, the picture, and one real curve."""
 
 import argparse
 import importlib
@@ -23,12 +23,12 @@ def script(name: str) -> Any:
         sys.path.remove(str(BENCHMARKS))
 
 
-curve, point = script("memory_curve"), script("memory_run")
+curve = script("memory_curve")
 
 
 def settings(**changed: Any) -> argparse.Namespace:
     given = {
-        "tokens": [8000, 2000], "arms": point.ARMS, "stock_tokens": 4000, "one_pass_tokens": 8000, "model": "m",
+        "tokens": [8000, 2000], "arms": curve.ARMS, "stock_tokens": 4000, "one_pass_tokens": 8000, "model": "m",
         "rope": "yarn:4", "preset": "balanced", "kv_mem": "64MiB", "chunk": 512, "thinning": "uncertain",
         "new_tokens": 4, "seed": 0,
     }  # fmt: skip
@@ -42,8 +42,8 @@ def peak(arm: str, tokens: int, mib: float) -> dict[str, Any]:
 def test_short_prompts_come_first_and_what_is_too_long_is_named() -> None:
     runs, left_out = curve.runs_of(settings())
     assert [(run.arm, run.tokens) for run in runs] == [
-        *((arm, 2000) for arm in point.ARMS),
-        *((arm, 8000) for arm in point.ARMS[1:]),
+        *((arm, 2000) for arm in curve.ARMS),
+        *((arm, 8000) for arm in curve.ARMS[1:]),
     ]
     assert left_out == [{"arm": "stock", "tokens": 8000, "why": "beyond the limit of 4,000 tokens"}]
 
@@ -51,10 +51,10 @@ def test_short_prompts_come_first_and_what_is_too_long_is_named() -> None:
 def test_every_length_has_a_budget_of_the_same_bytes() -> None:
     runs, _ = curve.runs_of(settings())
     assert {str(run.settled().budget) for run in runs} == {f"{64 * 1024}KiB"}
-    assert {run.settled().thinning for run in runs if run.arm != point.THINNED} == {"none"}
-    assert {run.settled().thinning for run in runs if run.arm == point.THINNED} == {"uncertain"}
-    caps = {run.arm: run.limits.kv_bytes for run in runs if run.arm != point.STOCK}
-    assert caps == {point.ONE_PASS: None, point.CHUNKED: 64 * MIB, point.THINNED: 64 * MIB}
+    assert {run.settled().thinning for run in runs if run.arm != curve.THINNED} == {"none"}
+    assert {run.settled().thinning for run in runs if run.arm == curve.THINNED} == {"uncertain"}
+    caps = {run.arm: run.limits.kv_bytes for run in runs if run.arm != curve.STOCK}
+    assert caps == {curve.ONE_PASS: None, curve.CHUNKED: 64 * MIB, curve.THINNED: 64 * MIB}
 
 
 def test_a_size_that_is_none_is_refused() -> None:
@@ -69,7 +69,7 @@ def test_growth_is_of_arms_that_ran_both() -> None:
 
 
 def test_the_picture_is_written(tmp_path: Path) -> None:
-    points = [peak(arm, tokens, tokens / 10 + 3 * i) for i, arm in enumerate(point.ARMS) for tokens in (2000, 8000)]
+    points = [peak(arm, tokens, tokens / 10 + 3 * i) for i, arm in enumerate(curve.ARMS) for tokens in (2000, 8000)]
     path = curve.plot(points, tmp_path / "memory.png", budget_bytes=64 * MIB, title="Peak memory")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 10_000
@@ -78,8 +78,8 @@ def test_the_picture_is_written(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.model
 def test_a_point_holds_its_budget(default_model_dir: Path) -> None:
-    run = point.Run("chunks", 1024, "smollm2-135m", "yarn:4", "balanced", 24 * MIB, 128, "none", 2, 0)
-    measured = point.in_child(run)
+    run = curve.Run("chunks", 1024, "smollm2-135m", "yarn:4", "balanced", 24 * MIB, 128, "none", 2, 0)
+    measured = curve.measure(run)
     assert "error" not in measured
     assert 0 < measured["kv_bytes"] <= 24 * MIB < measured["full_kv_bytes"]
     assert measured["peak_bytes"] > measured["kv_bytes"] / 2
@@ -87,5 +87,5 @@ def test_a_point_holds_its_budget(default_model_dir: Path) -> None:
 
 @pytest.mark.slow
 def test_a_refusal_in_the_child_is_the_points_error() -> None:
-    run = point.Run("chunks", 300, "no-such-model", None, "balanced", 24 * MIB, 128, "none", 2, 0)
-    assert "no-such-model" in point.in_child(run)["error"]
+    run = curve.Run("chunks", 300, "no-such-model", None, "balanced", 24 * MIB, 128, "none", 2, 0)
+    assert "no-such-model" in curve.measure(run)["error"]

@@ -295,7 +295,7 @@ def test_samples_take_the_tasks_in_turn_and_are_always_the_same() -> None:
     def make(samples: int) -> list[tuple[str, str]]:
         haystack = Haystack.generated_for(400, seed=1)
         maker = SampleMaker(choose_sources(["needle/uuid", CONTINUATION]), haystack, lambda text: len(text.split()), 1)
-        return [(one.task, one.sha256) for one in maker.make([300, 400], samples)]
+        return [(one.subtask, one.sha256) for one in maker.make([300, 400], samples)]
 
     four = make(4)
     assert [task for task, _ in four] == ["needle/uuid"] * 2 + [CONTINUATION] * 2 + ["needle/uuid"] * 2 + [
@@ -309,13 +309,14 @@ def test_a_continuation_is_one_text_in_three_parts() -> None:
     haystack = Haystack.generated_for(400, seed=1)
     maker = SampleMaker(choose_sources([CONTINUATION]), haystack, lambda text: len(text.split()), 1)
     (sample,) = maker.make([300], 1)
+    (query,) = sample.queries
     whole = " ".join(haystack.paragraphs)
-    assert " ".join((sample.context + sample.question + sample.answer).split()) in " ".join(whole.split())
-    assert 60 <= len(sample.answer.split()) <= 64
-    assert 28 <= len(sample.question.split()) <= 32
-    assert 330 <= len((sample.context + sample.question + sample.answer).split()) <= 364
-    assert sample.answer[0].isspace()
-    assert not sample.question[-1].isspace()
+    assert " ".join((sample.context + query.question + query.answer).split()) in " ".join(whole.split())
+    assert 60 <= len(query.answer.split()) <= 64
+    assert 28 <= len(query.question.split()) <= 32
+    assert 330 <= len((sample.context + query.question + query.answer).split()) <= 364
+    assert query.answer[0].isspace()
+    assert not query.question[-1].isspace()
 
 
 @pytest.mark.slow

@@ -124,6 +124,7 @@ def run_job(job: Job) -> Measurement:
         device=setup.device,
         quantize=setup.quantize,
         tokenizer_dir=setup.tokenizer_dir,
+        rope=setup.rope,
     )
     warm_up = None if job.preset is None else replace(job.preset, budget=FULL_BUDGET)
     _run(replace(setup, new_tokens=2), warm_up, loaded, _warm_up_prompt(job))

@@ -43,6 +43,7 @@ class Setup:
     quantize: str = "none"
     limits: Limits = field(default_factory=Limits)
     matmul: Matmul = "float32"
+    rope: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,12 @@ class Job:
     protected: tuple[bool, ...]
     words: tuple[int, ...]
     preset: Preset | None
+
+    @classmethod
+    def of(cls, setup: Setup, prompt: Prompt, label: str, preset: Preset | None) -> "Job":
+        """A run on `prompt`."""
+        protected, words = tuple(prompt.context.protected.tolist()), tuple(prompt.context.words.tolist())
+        return cls(setup, label, prompt.context.ids, prompt.questions[0], protected, words, preset)
 
     @property
     def prompt(self) -> Prompt:
@@ -163,7 +170,7 @@ def make_jobs(request: BenchRequest) -> list[Job]:
     for preset in request.presets:
         _check_plan(request, preset, spec, prompt, available=available)
     labelled = [("stock transformers", None), *((_label(preset), preset) for preset in request.presets)]
-    return [_job(request.setup, prompt, label, preset) for label, preset in labelled]
+    return [Job.of(request.setup, prompt, label, preset) for label, preset in labelled]
 
 
 def build_prompt(tokenizer: Any, document: str, *, tokens: int, sinks: int) -> Prompt:
@@ -200,8 +207,3 @@ def _label(preset: Preset) -> str:
     label = "full" if preset.budget.kind == "full" else f"{preset.budget} {preset.policy}"
     label = label if preset.kv_bits == 16 else f"{label}, {preset.kv_bits} bits"
     return label if preset.thinning == "none" else f"{label}, thin {preset.thinning}"
-
-
-def _job(setup: Setup, prompt: Prompt, label: str, preset: Preset | None) -> Job:
-    protected, words = tuple(prompt.context.protected.tolist()), tuple(prompt.context.words.tolist())
-    return Job(setup, label, prompt.context.ids, prompt.questions[0], protected, words, preset)
