@@ -21,13 +21,13 @@ def script(name: str) -> Any:
         sys.path.remove(str(BENCHMARKS))
 
 
-gpu, gpu_model, ceilings = script("gpu"), script("gpu_model"), script("ceilings")
+gpu, ceilings = script("gpu"), script("ceilings")
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def loaded() -> Any:
-    return gpu_model.random_model(gpu_model.tiny(), CPU)
+    return gpu.random_model(gpu.tiny(), CPU)
 
 
 def test_tiny_measures_every_case_and_prints_one_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +44,7 @@ def test_tiny_measures_every_case_and_prints_one_json(tmp_path: Path, capsys: py
 
 
 def test_bytes_fall_with_what_is_kept(loaded: Any) -> None:
-    size, ceiling = gpu_model.tiny(), {"copy_gb_s": 1.0, "matmul_tflop_s": 1.0}
+    size, ceiling = gpu.tiny(), {"copy_gb_s": 1.0, "matmul_tflop_s": 1.0}
     cases = [gpu.Case("decode", 1000, 4, setting) for setting in (gpu.FULL, gpu.EVEN, gpu.RAGGED)]
     full, even, ragged = (gpu.measure(loaded, case, size, ceiling) for case in cases)
     entry = loaded.spec.kv_bytes_per_token
@@ -55,7 +55,7 @@ def test_bytes_fall_with_what_is_kept(loaded: Any) -> None:
 
 
 def test_thinning_takes_entries_away_from_later_layers(loaded: Any) -> None:
-    size, ceiling = gpu_model.tiny(), {"copy_gb_s": 1.0, "matmul_tflop_s": 1.0}
+    size, ceiling = gpu.tiny(), {"copy_gb_s": 1.0, "matmul_tflop_s": 1.0}
     cases = [gpu.Case("prefill", 1024, 1, setting) for setting in (gpu.FULL, gpu.THINNED)]
     full, thinned = (gpu.measure(loaded, case, size, ceiling) for case in cases)
     assert full["kv_bytes"] >= 1024 * loaded.spec.kv_bytes_per_token
@@ -64,7 +64,7 @@ def test_thinning_takes_entries_away_from_later_layers(loaded: Any) -> None:
 
 
 def test_the_time_guard_leaves_out_what_it_names(loaded: Any) -> None:
-    found = list(gpu.run_all(loaded, gpu_model.tiny(), {}, until=0.0))
+    found = list(gpu.run_all(loaded, gpu.tiny(), {}, until=0.0))
     assert len(found) == 16
     assert {line["why"] for _, line in found} == {"the time was up"}
 
@@ -72,7 +72,7 @@ def test_the_time_guard_leaves_out_what_it_names(loaded: Any) -> None:
 def test_what_does_not_fit_is_left_out_with_both_sizes(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "free_bytes", lambda device: 1000)
     monkeypatch.setattr(gpu, "cases", lambda size: iter([gpu.Case("decode", 512, 4, gpu.FULL)]))
-    ((_, found),) = gpu.run_all(loaded, gpu_model.tiny(), {}, until=float("inf"))
+    ((_, found),) = gpu.run_all(loaded, gpu.tiny(), {}, until=float("inf"))
     assert "GiB of cache" in found["why"]
     assert "are free" in found["why"]
 

@@ -27,7 +27,7 @@ def script(name: str) -> Any:
             sys.path.remove(folder)
 
 
-timing, timed, speed_table = script("timing"), script("timed"), script("speed_table")
+timing, timed = script("timing"), script("timed")
 speed = script("speed")
 
 
@@ -40,7 +40,7 @@ def run(turn: int, label: str, ttft_s: float, decode: float) -> dict[str, Any]:
 def record_of(arms: list[tuple[str, str, dict[str, Any]]], runs: list[dict[str, Any]]) -> dict[str, Any]:
     floors = {"prefill_flops": 10**11, "step_weight_bytes": 10**9}
     about = {"model": "m", "tokens": 7500, "new_tokens": 32, "hardware": {"cpu": "Some CPU"}}
-    return {**about, "floors": floors, "ceilings": CEILINGS, **speed_table.summarise(arms, runs)}
+    return {**about, "floors": floors, "ceilings": CEILINGS, **speed.summarise(arms, runs)}
 
 
 ARMS = [("stock", "stock transformers", {}), ("uncomp", "full", {}), ("llama.cpp", "llama.cpp Q4_0", {})]
@@ -61,11 +61,11 @@ def test_a_failed_arm_is_named_and_only_rounds_of_both_are_compared() -> None:
     record = record_of(ARMS, runs)
     assert record["arms"][1]["ratios"]["stock transformers"]["ttft"] == 0.5
     assert record["arms"][2]["error"] == "no such file"
-    assert "failed: no such file" in speed_table.table(record)
+    assert "failed: no such file" in speed.table(record)
 
 
 def test_the_table_has_fractions_of_the_ceilings_for_float32_alone() -> None:
-    lines = speed_table.table(record_of(ARMS, [run(0, label, 2.0, 5.0) for _, label, _ in ARMS])).splitlines()
+    lines = speed.table(record_of(ARMS, [run(0, label, 2.0, 5.0) for _, label, _ in ARMS])).splitlines()
     stock, full, llama = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[-3:])
     # 1e11 FLOPs at 100 GFLOP/s are 1 s of 2; 1e9 bytes and a MiB at 10 GB/s are 0.1 s of a step of 0.2.
     assert full[5:7] == stock[5:7] == ["50 %", "50 %"]
@@ -77,8 +77,8 @@ def test_the_table_has_fractions_of_the_ceilings_for_float32_alone() -> None:
 def test_a_thinned_prefill_is_not_held_against_the_floor_of_a_full_one() -> None:
     arms = [("uncomp", "thinned", {"preset": {"thinning": "uncertain"}})]
     (arm,) = (record := record_of(arms, [run(0, "thinned", 1.0, 1.0)]))["arms"]
-    assert speed_table.prefill_fraction(arm, record) is None
-    assert speed_table.decode_fraction(arm, record) is not None
+    assert speed.prefill_fraction(arm, record) is None
+    assert speed.decode_fraction(arm, record) is not None
 
 
 def test_arms_run_in_turn_and_one_that_fails_is_left_out_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:

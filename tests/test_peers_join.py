@@ -36,7 +36,7 @@ def script(name: str) -> Any:
         sys.path.remove(str(PEERS))
 
 
-records, join, report = script("records"), script("join"), script("report")
+records, join = script("records"), script("join")
 environments, peers, export = script("environments"), script("peers"), script("export")
 
 

@@ -14,9 +14,8 @@ import sys
 from pathlib import Path
 
 from environments import PEERS, Peer, build, interpreter, missing_message
-from join import load_ours, load_peer
+from join import load_ours, load_peer, page
 from records import command_line, say
-from report import page
 from weights import gguf_file
 
 from uncomp_cli.config import DEFAULT_MODEL
