@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,7 +20,16 @@ from uncomp_cli.cli.declare.options import (
     policy_names,
 )
 from uncomp_cli.cli.declare.tree import option, typed
-from uncomp_cli.cli.judge.trial import check_plot, haystack_of, made_here, make_folder, results_path
+from uncomp_cli.cli.judge.trial import (
+    RESULTS_PANEL,
+    Out,
+    Plot,
+    check_plot,
+    draw_into,
+    haystack_of,
+    made_here,
+    results_path,
+)
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.files import write_whole
 from uncomp_cli.ui.console import Terminal
@@ -32,7 +42,6 @@ if TYPE_CHECKING:
 
 
 TASK_PANEL = "Tasks"
-RESULTS_PANEL = "Results"
 _CHOOSING = ("task", "tokens", "samples", "regime", "file", "policy", "budget", "fresh")
 """The options that choose what is run."""
 
@@ -108,16 +117,7 @@ class EvalOptions:
             setting=False,
         ),
     ] = tuple(map(Budget.parse, ("50%", "20%", "10%", "5%")))
-    out: Annotated[
-        Path | None,
-        option(
-            "--out",
-            help="Results file (JSON lines); one that exists is continued.",
-            metavar="PATH",
-            show_default="a file of its own in the data directory for every combination of model, text and seed",
-            panel=RESULTS_PANEL,
-        ),
-    ] = None
+    out: Out = None
     fresh: Annotated[
         bool,
         option("--fresh", help="Begin anew; the old results file stays beside it.", panel=RESULTS_PANEL, setting=False),
@@ -126,9 +126,7 @@ class EvalOptions:
         bool,
         option("--show", help="Run nothing: show all that is in the --out file.", panel=RESULTS_PANEL, setting=False),
     ] = False
-    plot: Annotated[
-        Path | None, option("--plot", help="Draw pictures into this directory.", metavar="DIR", panel=RESULTS_PANEL)
-    ] = None
+    plot: Plot = None
     markdown: Annotated[
         Path | None,
         option("--markdown", help="Write the tables as Markdown too.", metavar="PATH", panel=RESULTS_PANEL),
@@ -210,9 +208,7 @@ def _report(
     if judged.markdown is not None:
         _write_markdown(parts, judged.markdown, facts={**settings, **made})
     if judged.plot is not None:
-        with loading(terminal, "drawing"):
-            drawn = draw(parts, judged.plot)
-        terminal.note(f"{len(drawn)} pictures in {judged.plot}")
+        draw_into(judged.plot, partial(draw, parts), terminal)
 
 
 def _request(judged: EvalOptions, seed: int, terminal: Terminal) -> "EvalRequest":
@@ -247,7 +243,7 @@ def _write_markdown(parts: "Sequence[Part]", path: Path, *, facts: Mapping[str, 
         raise UncompError(message, hint="give another file with --markdown") from error
 
 
-def draw(parts: "Sequence[Part]", folder: Path) -> list[Path]:
+def draw(parts: "Sequence[Part]", folder: Path) -> Iterator[Path]:
     """Curves of every main metric, needle heat maps and coverage maps, one regime a picture."""
     from uncomp_cli.evals.tables import curves
     from uncomp_cli.evals.tables.outcome import LOWER_IS_BETTER
@@ -255,8 +251,6 @@ def draw(parts: "Sequence[Part]", folder: Path) -> list[Path]:
     from uncomp_cli.evals.tables.summary import metric_names
     from uncomp_cli.ui import plots
 
-    make_folder(folder)
-    drawn = []
     for part in parts:
         about = f"{part.title}, question {'seen' if part.regime == 'aware' else 'unseen'} at compression"
         for metric in (m for m in SHOWN if m in metric_names(part.outcomes)):
@@ -264,9 +258,9 @@ def draw(parts: "Sequence[Part]", folder: Path) -> list[Path]:
             if any(curve.label != plots.FULL_CACHE for curve in found):
                 path = folder / f"{part.stem}-{metric}.png"
                 lower = metric in LOWER_IS_BETTER
-                drawn.append(plots.plot_curves(found, path, title=about, metric=SHOWN[metric], lower_is_better=lower))
-        drawn += [path for budget in _budgets(part) for path in _draw_maps(part, budget, folder)]
-    return drawn
+                yield plots.plot_curves(found, path, title=about, metric=SHOWN[metric], lower_is_better=lower)
+        for budget in _budgets(part):
+            yield from _draw_maps(part, budget, folder)
 
 
 def _budgets(part: "Part") -> list[str]:

@@ -1,7 +1,8 @@
 """`uncomp rope`: ways of reading past the trained length, measured on the user's text, and which one to use."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,16 @@ from uncomp_cli.cli.declare.options import (
     Seed,
 )
 from uncomp_cli.cli.declare.tree import only, option, typed
-from uncomp_cli.cli.judge.trial import check_plot, haystack_of, made_here, make_folder, results_path
+from uncomp_cli.cli.judge.trial import (
+    RESULTS_PANEL,
+    Out,
+    Plot,
+    check_plot,
+    draw_into,
+    haystack_of,
+    made_here,
+    results_path,
+)
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.rope.arms import DEFAULT_KINDS
 from uncomp_cli.numerals import format_seconds
@@ -34,7 +44,6 @@ if TYPE_CHECKING:
 
 
 MEASURED_PANEL = "What is measured"
-RESULTS_PANEL = "Results"
 DEFAULT_BUDGET = Budget.parse("5%")
 _CHOOSING = (
     "file", "kinds", "tokens", "depths", "samples", "budget", "compress", "out", "preset", "seed", "model", "tokenizer",
@@ -103,17 +112,7 @@ class RopeOptions:
     compress: Annotated[
         bool, option("--compress", help="Compress every kind to --budget.", panel=MEASURED_PANEL, setting=False)
     ] = False
-    out: Annotated[
-        Path | None,
-        option(
-            "--out",
-            "-o",
-            help="Results file (JSON lines); one that exists is continued.",
-            metavar="PATH",
-            show_default="a file of its own in the data directory for every combination of model, text and seed",
-            panel=RESULTS_PANEL,
-        ),
-    ] = None
+    out: Out = None
     source: Annotated[
         Path | None,
         option(
@@ -125,9 +124,7 @@ class RopeOptions:
             setting=False,
         ),
     ] = None
-    plot: Annotated[
-        Path | None, option("--plot", help="Draw pictures into this directory.", metavar="DIR", panel=RESULTS_PANEL)
-    ] = None
+    plot: Plot = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,9 +248,7 @@ def _report(
     else:
         _write_tables(summary, terminal)
     if plot is not None:
-        with loading(terminal, "drawing"):
-            drawn = draw(summary, cells, plot)
-        terminal.note(f"{len(drawn)} pictures in {plot}")
+        draw_into(plot, partial(draw, summary, cells), terminal)
 
 
 def _write_tables(summary: "RopeSummary", terminal: Terminal) -> None:
@@ -264,16 +259,12 @@ def _write_tables(summary: "RopeSummary", terminal: Terminal) -> None:
         terminal.write_line(f"\n{advice}")
 
 
-def draw(summary: "RopeSummary", cells: "Sequence[RopeCell]", folder: Path) -> list[Path]:
+def draw(summary: "RopeSummary", cells: "Sequence[RopeCell]", folder: Path) -> Iterator[Path]:
     """Needles beside entropy for every arm, and the text by position. Raises UncompError when nothing can be drawn."""
     from uncomp_cli.evals.rope.cells import arm_maps
     from uncomp_cli.ui import plots
 
-    make_folder(folder)
-    drawn = []
     if maps := arm_maps(cells):
-        drawn.append(plots.plot_arm_maps(maps, folder / "rope-needles.png", trained_length=summary.trained_length))
+        yield plots.plot_arm_maps(maps, folder / "rope-needles.png", trained_length=summary.trained_length)
     if curves := {row.arm: row.losses for row in summary.texts}:
-        path = folder / "rope-text.png"
-        drawn.append(plots.plot_losses(curves, path, trained_length=summary.trained_length))
-    return drawn
+        yield plots.plot_losses(curves, folder / "rope-text.png", trained_length=summary.trained_length)

@@ -5,18 +5,37 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
+from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.meter import loading
 
 if TYPE_CHECKING:
     from uncomp_cli.documents.collection import Document
     from uncomp_cli.evals.tasks.haystack import Haystack
+
+
+RESULTS_PANEL = "Results"
+Out = Annotated[
+    Path | None,
+    option(
+        "--out",
+        "-o",
+        help="Results file (JSON lines); one that exists is continued.",
+        metavar="PATH",
+        show_default="a file of its own in the data directory for every combination of model, text and seed",
+        panel=RESULTS_PANEL,
+    ),
+]
+Plot = Annotated[
+    Path | None, option("--plot", help="Draw pictures into this directory.", metavar="DIR", panel=RESULTS_PANEL)
+]
 
 
 def check_plot(folder: Path | None) -> None:
@@ -25,13 +44,16 @@ def check_plot(folder: Path | None) -> None:
         raise UsageError("--plot needs matplotlib, which is not installed", hint="pip install 'uncomp[plot]'")
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder of pictures; raises UncompError when that cannot be done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"{folder} cannot be made: {error.strerror or error}"
-        raise UncompError(message, hint="give another directory with --plot") from error
+def draw_into(folder: Path, draw: Callable[[Path], Iterable[Path]], terminal: Terminal) -> None:
+    """Draw pictures into a folder; raises UncompError when it cannot be made."""
+    with loading(terminal, "drawing"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"{folder} cannot be made: {error.strerror or error}"
+            raise UncompError(message, hint="give another directory with --plot") from error
+        drawn = len([*draw(folder)])
+    terminal.note(f"{drawn} pictures in {folder}")
 
 
 def texts_of(paths: Sequence[str], terminal: Terminal) -> "Sequence[Document]":

@@ -297,19 +297,8 @@ class Case:
         return replace(outcome, metrics={"coverage": mean}, coverage_by_head=shares)
 
     def _outcome(self, setting: Setting, regime: Regime, *, kv_bytes: int) -> Outcome:
-        sample = self.sample
-        return Outcome(
-            subtask=sample.subtask,
-            index=sample.index,
-            regime=regime,
-            setting=setting.label,
-            contestant=setting.contestant,
-            budget=setting.budget,
-            tokens=sample.tokens,
-            depth=sample.depth,
-            kept_fraction=kv_bytes / self.decoder.spec.full_kv_bytes(self.seen_tokens(regime)),
-            kv_bytes=kv_bytes,
-        )
+        kept = kv_bytes / self.decoder.spec.full_kv_bytes(self.seen_tokens(regime))
+        return replace(Outcome.of(self.sample, setting, regime), kept_fraction=kept, kv_bytes=kv_bytes)
 
 
 def read_case(decoder: Decoder, tokenizer: Any, sample: Sample) -> Case:

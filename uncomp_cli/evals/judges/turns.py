@@ -107,18 +107,7 @@ def _coverage(session: Conversation, query: Query, spans_from: int) -> float:
 
 
 def _outcome(loaded: LoadedModel, sample: Sample, setting: Setting) -> Outcome:
-    named = Outcome(
-        subtask=sample.subtask,
-        index=sample.index,
-        regime="agnostic",
-        setting=setting.label,
-        contestant=setting.contestant,
-        budget=setting.budget,
-        tokens=sample.tokens,
-        depth=sample.depth,
-        kept_fraction=0.0,
-        kv_bytes=0,
-    )
+    named = Outcome.of(sample, setting, "agnostic")
     try:
         session = Engine(loaded).conversation(setting.preset)
         session.recalls = sample.subtask != UNAIDED

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from uncomp_cli.evals.journal import Kind
-from uncomp_cli.evals.tasks.task import Regime
+from uncomp_cli.evals.judges.contestants import Setting
+from uncomp_cli.evals.tasks.task import Regime, Sample
 from uncomp_cli.schema import Count, read
 
 ORDER = (
@@ -68,6 +69,12 @@ class Outcome:
     coverage_by_head: list[list[float]] | None = None
     answer: str | None = None
     refused: str | None = None
+
+    @classmethod
+    def of(cls, sample: Sample, setting: Setting, regime: Regime) -> "Outcome":
+        """One that waits for what was kept and for its metrics."""
+        named = setting.label, setting.contestant, setting.budget
+        return cls(sample.subtask, sample.index, regime, *named, sample.tokens, sample.depth, 0.0, 0)
 
     @property
     def key(self) -> Key:
