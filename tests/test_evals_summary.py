@@ -6,17 +6,22 @@ from dataclasses import replace
 
 import pytest
 
-from uncomp_cli.evals.tables.curves import (
+from uncomp_cli.evals.tables.outcome import Outcome
+from uncomp_cli.evals.tables.sheet import format_score, markdown, notes, parts_of, score_table, tables_of
+from uncomp_cli.evals.tables.summary import (
     CoverageMap,
+    FailedCell,
+    Figure,
+    Kept,
     NeedleGrid,
+    Row,
+    Summary,
     coverage_maps,
     needle_grids,
     quality_curves,
+    summarise,
     unanswered_fields,
 )
-from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tables.sheet import format_score, markdown, notes, parts_of, score_table, tables_of
-from uncomp_cli.evals.tables.summary import FailedCell, Figure, Kept, Row, Summary, summarise
 from uncomp_cli.table import Table
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from uncomp_cli.errors import UncompError
-from uncomp_cli.evals.tables.curves import CoverageMap, Curve, CurvePoint, NeedleGrid
+from uncomp_cli.evals.tables.summary import CoverageMap, Curve, CurvePoint, NeedleGrid
 from uncomp_cli.ui import plots
 
 DEPTHS, LENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0), (1024, 2048, 4096)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.rope.cells import ArmMaps
-from uncomp_cli.evals.tables.curves import CoverageMap, Curve, NeedleGrid
+from uncomp_cli.evals.tables.summary import CoverageMap, Curve, NeedleGrid
 from uncomp_cli.files import replace_file
 from uncomp_cli.numerals import format_count, format_decimal
 from uncomp_cli.ui.heatmap import HeatMap, Scale

@@ -245,16 +245,15 @@ def _write_markdown(parts: "Sequence[Part]", path: Path, *, facts: Mapping[str, 
 
 def draw(parts: "Sequence[Part]", folder: Path) -> Iterator[Path]:
     """Curves of every main metric, needle heat maps and coverage maps, one regime a picture."""
-    from uncomp_cli.evals.tables import curves
     from uncomp_cli.evals.tables.outcome import LOWER_IS_BETTER
     from uncomp_cli.evals.tables.sheet import SHOWN
-    from uncomp_cli.evals.tables.summary import metric_names
+    from uncomp_cli.evals.tables.summary import metric_names, quality_curves
     from uncomp_cli.ui import plots
 
     for part in parts:
         about = f"{part.title}, question {'seen' if part.regime == 'aware' else 'unseen'} at compression"
         for metric in (m for m in SHOWN if m in metric_names(part.outcomes)):
-            found = curves.quality_curves(part.outcomes, regime=part.regime, metric=metric)
+            found = quality_curves(part.outcomes, regime=part.regime, metric=metric)
             if any(curve.label != plots.FULL_CACHE for curve in found):
                 path = folder / f"{part.stem}-{metric}.png"
                 lower = metric in LOWER_IS_BETTER
@@ -274,17 +273,16 @@ def _budgets(part: "Part") -> list[str]:
 def _draw_maps(part: "Part", budget: str, folder: Path) -> Iterator[Path]:
     """Needle heat maps and coverage maps of one budget: a panel for each contestant."""
     from uncomp_cli.evals.judges.contestants import FULL
-    from uncomp_cli.evals.tables import curves
-    from uncomp_cli.evals.tables.summary import counted_outcomes
+    from uncomp_cli.evals.tables.summary import counted_outcomes, coverage_maps, needle_grids
     from uncomp_cli.ui import plots
 
     shown = [outcome for outcome in part.outcomes if outcome.budget in (budget, FULL)]
     about = f"{budget} kept, question {'seen' if part.regime == 'aware' else 'unseen'}"
     stem = f"{part.stem}-{budget.replace('%', 'pct').replace(' ', '')}"
     counted = counted_outcomes(shown, regime=part.regime) or shown
-    if grids := curves.needle_grids(counted, regime=part.regime, metric="match"):
+    if grids := needle_grids(counted, regime=part.regime, metric="match"):
         title = f"Needles found by depth and length: {about}"
         yield plots.plot_needles(grids, folder / f"{stem}-needles.png", title=title)
-    if maps := curves.coverage_maps(shown, regime=part.regime):
+    if maps := coverage_maps(shown, regime=part.regime):
         title = f"Evidence kept by layer and KV head: {about}"
         yield plots.plot_coverage(maps, folder / f"{stem}-coverage.png", title=title)

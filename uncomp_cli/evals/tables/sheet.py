@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from uncomp_cli.evals.tables.curves import coverage_maps
 from uncomp_cli.evals.tables.outcome import SHARES, Outcome
 from uncomp_cli.evals.tables.statistics import Interval
 from uncomp_cli.evals.tables.summary import (
@@ -22,6 +21,7 @@ from uncomp_cli.evals.tables.summary import (
     NonMonotone,
     Row,
     Summary,
+    coverage_maps,
     summarise,
 )
 from uncomp_cli.evals.tasks.task import Regime
