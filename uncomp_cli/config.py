@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import require
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -19,11 +19,6 @@ _LEAST_TEMPERATURE = 0.0001
 _MOST_PENALTY = 1000.0
 
 LEAST_CHUNK_TOKENS = 128
-
-
-def _require(condition: bool, message: str, hint: str) -> None:
-    if not condition:
-        raise UsageError(message, hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +75,14 @@ class ScorerConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.window >= 1, f"scorer window is {self.window}", "use a window of 1 token or more")
-        _require(self.sinks >= 0, f"sinks is {self.sinks}", "use 0 or more")
-        _require(0 <= self.shared <= 1, f"shared is {self.shared}", "use a part from 0 to 1")
-        _require(0 <= self.held <= 1, f"held is {self.held}", "use a part from 0 to 1")
-        _require(self.recent >= 1, f"recent is {self.recent}", "keep 1 token of the question or more")
-        _require(self.pooling in ("none", "mean", "max"), f"pooling is '{self.pooling}'", "use none, mean or max")
+        require(self.window >= 1, f"scorer window is {self.window}", hint="use a window of 1 token or more")
+        require(self.sinks >= 0, f"sinks is {self.sinks}", hint="use 0 or more")
+        require(0 <= self.shared <= 1, f"shared is {self.shared}", hint="use a part from 0 to 1")
+        require(0 <= self.held <= 1, f"held is {self.held}", hint="use a part from 0 to 1")
+        require(self.recent >= 1, f"recent is {self.recent}", hint="keep 1 token of the question or more")
+        require(self.pooling in ("none", "mean", "max"), f"pooling is '{self.pooling}'", hint="use none, mean or max")
         odd = self.width >= 1 and self.width % 2 == 1
-        _require(odd, f"pooling width is {self.width}", "use an odd number of tokens, such as 21")
+        require(odd, f"pooling width is {self.width}", hint="use an odd number of tokens, such as 21")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +99,10 @@ class Limits:
     constant_size: bool = False
 
     def __post_init__(self) -> None:
-        chunk, least = self.chunk_tokens, LEAST_CHUNK_TOKENS
-        _require(chunk is None or chunk >= least, f"chunk is {chunk} tokens", f"use --chunk {least} or more, or auto")
-        _require(self.kv_bytes is None or self.kv_bytes > 0, f"kv-mem is {self.kv_bytes} bytes", "use --kv-mem auto")
+        chunk, hint = self.chunk_tokens, f"use --chunk {LEAST_CHUNK_TOKENS} or more, or auto"
+        require(chunk is None or chunk >= LEAST_CHUNK_TOKENS, f"chunk is {chunk} tokens", hint=hint)
+        some = self.kv_bytes is None or self.kv_bytes > 0
+        require(some, f"kv-mem is {self.kv_bytes} bytes", hint="use --kv-mem auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +120,12 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         warm = self.temperature == 0 or _LEAST_TEMPERATURE <= self.temperature < math.inf
         hint = f"use 0 (greedy), or {_LEAST_TEMPERATURE} and more"
-        _require(warm, f"temperature is {self.temperature}", hint)
-        _require(0 < self.top_p <= 1, f"top-p is {self.top_p}", "use a value above 0 and up to 1")
-        _require(self.top_k >= 0, f"top-k is {self.top_k}", "use 0 (off) or more")
-        _require(0 <= self.min_p < 1, f"min-p is {self.min_p}", "use a value from 0 up to, not including, 1")
+        require(warm, f"temperature is {self.temperature}", hint=hint)
+        require(0 < self.top_p <= 1, f"top-p is {self.top_p}", hint="use a value above 0 and up to 1")
+        require(self.top_k >= 0, f"top-k is {self.top_k}", hint="use 0 (off) or more")
+        require(0 <= self.min_p < 1, f"min-p is {self.min_p}", hint="use a value from 0 up to, not including, 1")
         mild = 1 / _MOST_PENALTY <= self.repetition_penalty <= _MOST_PENALTY
-        _require(
-            mild,
-            f"repetition-penalty is {self.repetition_penalty}",
-            f"use 1 for none, {1 / _MOST_PENALTY} to {_MOST_PENALTY}",
-        )
-        _require(-(2**63) <= self.seed < 2**64, f"seed is {self.seed}", "use a number of at most 18 digits")
-        _require(self.max_new_tokens >= 1, f"max-new-tokens is {self.max_new_tokens}", "use 1 or more")
+        hint = f"use 1 for none, {1 / _MOST_PENALTY} to {_MOST_PENALTY}"
+        require(mild, f"repetition-penalty is {self.repetition_penalty}", hint=hint)
+        require(-(2**63) <= self.seed < 2**64, f"seed is {self.seed}", hint="use a number of at most 18 digits")
+        require(self.max_new_tokens >= 1, f"max-new-tokens is {self.max_new_tokens}", hint="use 1 or more")

@@ -12,6 +12,8 @@
 only the command line prints and exits.
 """
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # torch says so in a RuntimeError on a CPU, and on a GPU in a class of its own, which is not imported here.
@@ -61,6 +63,18 @@ class ModelError(UncompError):
 
 class DocumentError(UncompError):
     """A document cannot be read."""
+
+
+def require(condition: bool, message: str, *, hint: str) -> None:
+    """Raise UsageError unless `condition` holds; to be true of a number it must be false of NaN."""
+    if not condition:
+        raise UsageError(message, hint=hint)
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str, *, cutoff: float = 0.6) -> str:
+    """A hint for a word that is not known: the nearest of those that are, or what helps `otherwise`."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"did you mean '{near[0]}'?" if near else otherwise
 
 
 def is_out_of_memory(error: BaseException) -> bool:

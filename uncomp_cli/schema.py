@@ -9,7 +9,6 @@ A place is written as in `entries[2].ids[0]`. Numbers are finite, and whole ones
 float's and a tensor's; data of no annotation is nested some levels deep at most. All functions raise UsageError.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.errors import UncompError, UsageError, did_you_mean
 
 T = TypeVar("T")
 
@@ -121,8 +120,7 @@ def read(kind: type[T], data: Any, place: str = "", *, more: str = "") -> T:
     readers, found = _readers(anything), _expect(data, place or "it", dict, more=more)
     unknown = next((key for key in found if key not in readers), None)
     if unknown is not None:
-        near = difflib.get_close_matches(unknown, readers, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(readers)}"
+        hint = did_you_mean(unknown, readers, f"known keys: {', '.join(readers)}")
         raise UsageError(f"{_at(place, shortened(unknown))} is an unknown key", hint=hint)
     missing = next((key for key in _required(kind) if key not in found), None)
     if missing is not None:

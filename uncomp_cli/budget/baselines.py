@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from uncomp_cli.budget.notation import PolicyText, require
+from uncomp_cli.budget.notation import PolicyText
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.values import LEAST_TOKENS, Uncertainty, kv_rows, spread_rows
+from uncomp_cli.errors import require
 from uncomp_cli.spec import ModelSpec
 
 _LEAST_BUDGETS = {"lmba-raw": "lmba/raw", "lmba-free": "lmba/sinkfree", "lmbo": "lmbo"}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.errors import DoesNotFitError, UsageError, require
 from uncomp_cli.numerals import format_count
 from uncomp_cli.table import Table
 
@@ -38,18 +38,15 @@ class QualityPoint:
 
     def __post_init__(self) -> None:
         Budget.parse(self.budget)
-        if not 0 < self.kept_fraction < math.inf:
-            raise UsageError(f"kept_fraction is {self.kept_fraction}", hint="use the fraction that was kept: above 0")
+        kept = self.kept_fraction
+        require(0 < kept < math.inf, f"kept_fraction is {kept}", hint="use the fraction that was kept: above 0")
         for name in ("loss", "loss_low", "loss_high"):
-            if not -math.inf < getattr(self, name) <= 1:
-                raise UsageError(f"{name} is {getattr(self, name)}", hint="use a share of the likelihood: at most 1")
-        if not self.loss_low - _ROUNDING <= self.loss <= self.loss_high + _ROUNDING:
-            raise UsageError(
-                f"loss is {self.loss}, outside of its interval from {self.loss_low} to {self.loss_high}",
-                hint="loss_low <= loss <= loss_high must hold",
-            )
-        if self.samples < 1:
-            raise UsageError(f"samples is {self.samples}", hint="use 1 or more")
+            value = getattr(self, name)
+            require(-math.inf < value <= 1, f"{name} is {value}", hint="use a share of the likelihood: at most 1")
+        within = self.loss_low - _ROUNDING <= self.loss <= self.loss_high + _ROUNDING
+        message = f"loss is {self.loss}, outside of its interval from {self.loss_low} to {self.loss_high}"
+        require(within, message, hint="loss_low <= loss <= loss_high must hold")
+        require(self.samples >= 1, f"samples is {self.samples}", hint="use 1 or more")
 
 
 def parse_loss(text: str) -> float:

@@ -4,14 +4,13 @@ A field's type says what its value may be: bool (true, false), int, float, one o
 policy's `text` is the shortest that makes the same policy: settings left as they are do not appear in it.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import UsageError, did_you_mean, require
 from uncomp_cli.plugins import plugin, plugin_names
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
@@ -49,12 +48,6 @@ def make_named(text: str, kinds: Mapping[str, type[Any]], *, what: str, group: s
         added = [] if group is None else plugin_names(group, built_in=kinds)
         raise UsageError(f"unknown {what} '{name}'", hint=_nearest(name, [*kinds, *added]))
     return kind(**read_settings(kind, settings, text=text, what=what)) if colon else kind()
-
-
-def require(condition: bool, message: str, *, hint: str) -> None:
-    """Raise UsageError unless `condition` holds; to be true of a number it must be false of NaN."""
-    if not condition:
-        raise UsageError(message, hint=hint)
 
 
 def read_settings(kind: type[Any], settings: str, *, text: str, what: str = "policy") -> dict[str, Any]:
@@ -96,10 +89,7 @@ def _read(value: str, kind: Any, *, where: str) -> object:
 def _nearest(word: str, known: Iterable[str]) -> str:
     """A hint: the nearest of the known words, or all of them, or nothing when there are none."""
     words = list(known)
-    near = difflib.get_close_matches(word, words, n=1)
-    if near:
-        return f"did you mean '{near[0]}'?"
-    return f"choose one of: {', '.join(words)}" if words else ""
+    return did_you_mean(word, words, f"choose one of: {', '.join(words)}" if words else "")
 
 
 def _written(value: object) -> str:

@@ -7,7 +7,6 @@ and has the measured loss of several budgets (loss_curve.py) and the error rates
 were added later may be missing, so older files are still of this schema version.
 """
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from uncomp_cli.budget.loss_curve import QualityPoint, parse_loss, smallest_budg
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
+from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError, did_you_mean
 from uncomp_cli.files import replace_file
 from uncomp_cli.schema import inside, load_object, read, take_version, text
 from uncomp_cli.uncertainty.error_rates import RiskCurve
@@ -250,8 +249,7 @@ def load_preset(name_or_path: str) -> Preset:
         return _read(path)
     known = _preset_files()
     if name_or_path not in known:
-        near = difflib.get_close_matches(name_or_path, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "uncomp preset list"
+        hint = did_you_mean(name_or_path, known, "uncomp preset list")
         raise UsageError(f"unknown preset '{name_or_path}'", hint=hint)
     return _read(known[name_or_path])
 

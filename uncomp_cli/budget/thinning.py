@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import ClassVar, Protocol
 
-from uncomp_cli.budget.notation import PolicyText, make_named, require
+from uncomp_cli.budget.notation import PolicyText, make_named
 from uncomp_cli.budget.uncomp import layer_stages, relative_threshold
 from uncomp_cli.budget.values import Uncertainty, is_complete, kv_rows
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import UsageError, require
 from uncomp_cli.spec import ModelSpec
 
 _LOSS = "loss"

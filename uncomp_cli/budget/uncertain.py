@@ -16,7 +16,7 @@ import random
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
-from uncomp_cli.budget.notation import PolicyText, require
+from uncomp_cli.budget.notation import PolicyText
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.values import (
     LEAST_TOKENS,
@@ -27,6 +27,7 @@ from uncomp_cli.budget.values import (
     kv_rows,
     spread_rows,
 )
+from uncomp_cli.errors import require
 from uncomp_cli.spec import ModelSpec
 
 LOSS = "loss"

@@ -21,9 +21,10 @@ from itertools import pairwise
 from typing import ClassVar, Literal
 
 from uncomp_cli.budget.baselines import UniformPolicy
-from uncomp_cli.budget.notation import PolicyText, require
+from uncomp_cli.budget.notation import PolicyText
 from uncomp_cli.budget.plan import BudgetPlan, Wanted, apportion
 from uncomp_cli.budget.values import Uncertainty, entropy_measure, is_complete, kv_rows
+from uncomp_cli.errors import require
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.measures import Measure
 

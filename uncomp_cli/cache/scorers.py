@@ -15,7 +15,6 @@ R_p q with the cached keys, so with R the mean of R_p over the next positions
 YaRN multiplies queries by stays in them, as in those to come.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -32,7 +31,7 @@ from uncomp_cli.cache.window import (
     WindowScorer,
 )
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.errors import ModelError, UsageError
+from uncomp_cli.errors import ModelError, UsageError, did_you_mean
 from uncomp_cli.plugins import plugin, plugin_names
 
 
@@ -215,8 +214,7 @@ def make_scorer(config: ScorerConfig) -> Scorer:
     kind = SCORERS.get(config.name) or plugin("scorers", config.name, built_in=SCORERS)
     if kind is None:
         known = scorer_names()
-        near = difflib.get_close_matches(config.name, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of: {', '.join(known)}"
+        hint = did_you_mean(config.name, known, f"choose one of: {', '.join(known)}")
         raise UsageError(f"unknown scorer '{config.name}'", hint=hint)
     made: Scorer = kind(config)
     return made

@@ -6,7 +6,6 @@ change under a lock of the file system, which ends with its process. A file that
 NAME.safetensors.corrupt; temporary files of processes that are gone are removed by the next save.
 """
 
-import difflib
 import errno
 import os
 import re
@@ -21,7 +20,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from uncomp_cli.cache.header import TEMPORARY_PREFIX, Manifest, find_damage, read_manifest
-from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
+from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError, did_you_mean
 from uncomp_cli.files import move
 
 if TYPE_CHECKING:
@@ -110,8 +109,7 @@ class Shelf:
         if found:
             names = ", ".join(entry.name for entry in found)
             raise UsageError(f"'{name}' is the beginning of {len(found)} caches' hashes", hint=f"say which: {names}")
-        close = difflib.get_close_matches(name, [entry.name for entry in entries], n=1)
-        hint = f"did you mean '{close[0]}'?" if close else "uncomp cache list"
+        hint = did_you_mean(name, [entry.name for entry in entries], "uncomp cache list")
         raise UsageError(f"there is no saved cache '{name}' in {self.folder}", hint=hint)
 
     def with_key(self, key: str) -> Entry | None:

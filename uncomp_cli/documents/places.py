@@ -15,14 +15,13 @@ What was attended to is not what the answer must be true of: a share says where 
 well. What was evicted could not be looked at, so a passage that is mostly gone is named as such.
 """
 
-import difflib
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import UsageError, did_you_mean
 
 LONG_LINE_CHARS = 400
 MOSTLY_EVICTED = 0.1
@@ -111,8 +110,7 @@ class Places:
         found = next((source for source in reversed(self._sources) if source.path == path), None)
         if found is None:
             paths = dict.fromkeys(source.path for source in self._sources)
-            near = difflib.get_close_matches(path, paths, n=1, cutoff=0.4)
-            hint = f"did you mean '{near[0]}'?" if near else f"there is {', '.join(paths) or 'none'}"
+            hint = did_you_mean(path, paths, f"there is {', '.join(paths) or 'none'}", cutoff=0.4)
             raise UsageError(f"no document '{path}' was read", hint=hint)
         return found
 

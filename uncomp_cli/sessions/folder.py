@@ -5,7 +5,6 @@ locked, so that two chats cannot overwrite each other; the lock ends with the pr
 would let two processes hold locks of one name), and beside it is the id of the process that has it.
 """
 
-import difflib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ import psutil
 from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 
-from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.errors import UncompError, UsageError, did_you_mean
 from uncomp_cli.files import remove_leftovers, write_whole
 from uncomp_cli.schema import inside, load_bytes
 from uncomp_cli.sessions.transcript import Transcript
@@ -89,8 +88,7 @@ def read_session(name: str) -> Transcript:
     """What was last saved as `name`, also while a chat has it. Raises UsageError when there is no such session."""
     path = session_path(name)
     if not path.exists():
-        near = difflib.get_close_matches(name, session_names(), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"sessions lie in {path.parent}"
+        hint = did_you_mean(name, session_names(), f"sessions lie in {path.parent}")
         raise UsageError(f"there is no session '{name}'", hint=hint)
     return load_transcript(path)
 

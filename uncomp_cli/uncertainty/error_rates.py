@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import UsageError, require
 
 JOINT = "entropy/joint"
 SIGNALS = ("entropy/mean", "entropy/least", "entropy/first", JOINT)
@@ -41,11 +41,12 @@ class RiskBin:
     samples: int
 
     def __post_init__(self) -> None:
-        if not (self.samples >= 1 and math.isfinite(self.lower) and math.isfinite(self.upper)):
-            raise UsageError(f"a risk bin from {self.lower} to {self.upper} has {self.samples} samples", hint=_AGAIN)
-        if not (self.lower <= self.upper and 0 <= self.low <= self.error_rate <= self.high <= 1):
-            found = f"error rate {self.error_rate} in an interval from {self.low} to {self.high}"
-            raise UsageError(f"a risk bin from {self.lower} to {self.upper} has {found}", hint=_AGAIN)
+        where = f"a risk bin from {self.lower} to {self.upper} has"
+        some = self.samples >= 1 and math.isfinite(self.lower) and math.isfinite(self.upper)
+        require(some, f"{where} {self.samples} samples", hint=_AGAIN)
+        ordered = self.lower <= self.upper and 0 <= self.low <= self.error_rate <= self.high <= 1
+        found = f"error rate {self.error_rate} in an interval from {self.low} to {self.high}"
+        require(ordered, f"{where} {found}", hint=_AGAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +72,24 @@ class RiskCurve:
     scorer: str = ""
 
     def __post_init__(self) -> None:
-        if self.signal not in SIGNALS:
-            raise UsageError(f"risk signal '{self.signal}' is unknown", hint=f"known signals: {', '.join(SIGNALS)}")
-        if not self.heads or any(min(head) < 0 for head in self.heads):
-            raise UsageError(f"the risk curve watches the heads {self.heads}", hint=_AGAIN)
-        if not self.band[0] <= self.band[1]:
-            raise UsageError(f"the risk curve's band is {self.band[0]} to {self.band[1]}", hint=_AGAIN)
-        if not 0 <= self.auroc_low <= self.auroc <= self.auroc_high <= 1:
-            found = f"{self.auroc} in an interval from {self.auroc_low} to {self.auroc_high}"
-            raise UsageError(f"the risk curve's AUROC is {found}", hint=_AGAIN)
+        known = f"known signals: {', '.join(SIGNALS)}"
+        require(self.signal in SIGNALS, f"risk signal '{self.signal}' is unknown", hint=known)
+        watched = bool(self.heads) and all(min(head) >= 0 for head in self.heads)
+        require(watched, f"the risk curve watches the heads {self.heads}", hint=_AGAIN)
+        least, most = self.band
+        require(least <= most, f"the risk curve's band is {least} to {most}", hint=_AGAIN)
+        found = f"{self.auroc} in an interval from {self.auroc_low} to {self.auroc_high}"
+        ordered = 0 <= self.auroc_low <= self.auroc <= self.auroc_high <= 1
+        require(ordered, f"the risk curve's AUROC is {found}", hint=_AGAIN)
         self._check_bins()
 
     def _check_bins(self) -> None:
         pairs = list(zip(self.bins[:-1], self.bins[1:], strict=True))
         rising = all(a.upper <= b.lower and a.error_rate <= b.error_rate for a, b in pairs)
-        if not self.bins or not rising:
-            raise UsageError("the risk curve's bins do not rise in signal and error rate", hint=_AGAIN)
-        if sum(one.samples for one in self.bins) != self.samples:
-            raise UsageError(f"the risk curve's bins do not hold its {self.samples} samples", hint=_AGAIN)
+        some = bool(self.bins) and rising
+        require(some, "the risk curve's bins do not rise in signal and error rate", hint=_AGAIN)
+        held = sum(one.samples for one in self.bins)
+        require(held == self.samples, f"the risk curve's bins do not hold its {self.samples} samples", hint=_AGAIN)
 
     def flagged(self, value: float) -> bool:
         """Whether an answer of this signal is outside the band: above it, or no number.

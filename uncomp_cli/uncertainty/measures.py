@@ -11,14 +11,13 @@ States are those after the rotary embedding, `prerope` those before it. A rank a
 of all dimensions. This file only names measures; nothing is computed here, and no torch is needed.
 """
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal, Protocol
 
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import UsageError, did_you_mean
 
 Rank = int | Fraction | Literal["knee", "full"]
 """Eigenvalues that are kept: a number, a share of the dimension, those before the spectrum's knee, or all."""
@@ -153,8 +152,7 @@ def parse_measure(key: str) -> Measure:
     match = _ENTROPY.fullmatch(text)
     suffixes = match["suffixes"].split("/")[1:] if match else []
     if match is None or len(suffixes) > len(set(suffixes)):
-        near = difflib.get_close_matches(text, _candidates(), n=1)
-        raise UsageError(f"measure '{key}' is unknown", hint=f"did you mean '{near[0]}'?" if near else _HINT)
+        raise UsageError(f"measure '{key}' is unknown", hint=did_you_mean(text, _candidates(), _HINT))
     rank = _parse_rank(match["rank"], key)
     return Measure("entropy", match["state"], rank, "renormalised" in suffixes, "prerope" in suffixes)
 

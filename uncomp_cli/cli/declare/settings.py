@@ -9,7 +9,6 @@ command knows is an error that names it. An option that may be repeated takes a 
 several are separated as in PATH.
 """
 
-import difflib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from typing import Any
 import platformdirs
 
 from uncomp_cli.cli.declare.tree import Command, settings_of, walk
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import UsageError, did_you_mean
 
 CONFIG_VARIABLE = "UNCOMP_CONFIG"
 
@@ -107,6 +106,5 @@ def _canonical(key: str) -> str:
 
 
 def _unknown(key: str, known: set[str], *, where: str) -> UsageError:
-    close = difflib.get_close_matches(_canonical(key), sorted(known), n=1)
-    hint = f"did you mean '{close[0]}'?" if close else "`uncomp config show` lists every setting"
+    hint = did_you_mean(_canonical(key), sorted(known), "`uncomp config show` lists every setting")
     return UsageError(f"unknown setting '{key}' in {where}", hint=hint)

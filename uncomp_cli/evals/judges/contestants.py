@@ -13,7 +13,6 @@ scorer, bits, thinning and profile from a preset. Labels of both have a digest, 
 calibrated again are another's. A setting is a contestant at a budget.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.budget.thinning import NoThinning, make_thinning
 from uncomp_cli.cache.scorers import SCORERS, make_scorer, scorer_names
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import UsageError, did_you_mean
 
 FULL = "full"
 _BITS = {"8bit": 8, "4bit": 4}
@@ -163,8 +162,7 @@ def _check_part(part: str, text: str) -> None:
         return
     known = [*scorer_names(), *_BITS, _PUBLISHED]
     if part not in known:
-        near = difflib.get_close_matches(part, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"after the policy: {', '.join(known)}"
+        hint = did_you_mean(part, known, f"after the policy: {', '.join(known)}")
         raise UsageError(f"contestant '{text}' has the unknown part '{part}'", hint=hint)
 
 
