@@ -217,7 +217,7 @@ def test_a_length_without_room_for_an_answer_is_refused() -> None:
 
 
 def test_int8_weights_are_refused(loaded: LoadedModel, files: ProfileFiles) -> None:
-    class Int8:
+    class Int8(torch.nn.Module):
         """What bitsandbytes makes of a model is known by one attribute."""
 
         is_loaded_in_8bit, device = True, torch.device("cpu")
