@@ -220,7 +220,7 @@ def test_int8_weights_are_refused(loaded: LoadedModel, files: ProfileFiles) -> N
     class Int8(torch.nn.Module):
         """What bitsandbytes makes of a model is known by one attribute."""
 
-        is_loaded_in_8bit, device = True, torch.device("cpu")
+        is_loaded_in_8bit, device, config = True, torch.device("cpu"), loaded.model.config
 
         def set_attn_implementation(self, name: str) -> None:
             assert name == "uncomp"
