@@ -1,9 +1,9 @@
 """Asking for help is quick and light, and writes no escapes."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import typer
 
@@ -38,10 +38,13 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_help_takes_less_than_half_a_second() -> None:
+    """Seconds of the processor: a busy machine makes it wait, not work."""
+
     def once() -> float:
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "uncomp_cli", "--help"], capture_output=True, check=True)
-        return time.perf_counter() - started
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(once() for _ in range(5)) < 0.5
 
