@@ -24,7 +24,7 @@ from uncomp_cli.cli.declare.failures import show_failure
 from uncomp_cli.cli.declare.settings import load_default_map, split_variables
 from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.errors import UsageError
-from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.console import Terminal, strip_controls
 
 PROGRAM = "uncomp"
 COMMANDS = {
@@ -137,7 +137,7 @@ def _report(error: BaseException, *, debug: bool, plain: bool, no_color: bool) -
 def _exit_code(code: str | int | None) -> int:
     """What the interpreter would make of `sys.exit(code)`: a text is a message and means failure."""
     if isinstance(code, str):
-        sys.stderr.write(f"{code}\n")
+        sys.stderr.write(f"{strip_controls(code)}\n")
     return code if isinstance(code, int) else int(code is not None)
 
 

@@ -1,20 +1,24 @@
 """Where text goes and how it may look: one object decides from the two streams.
 
 Standard output carries the answer or the asked-for table, byte-clean when piped; everything else goes to standard
-error. No escape is written to a stream that is not a terminal, nor with NO_COLOR, TERM=dumb or `--plain`. Text from
-models, documents and file names is data: it is never read as markup, and control characters in it are dropped on a
-terminal (they could move the cursor or retitle the window).
+error. No escape is written to a stream that is not a terminal, nor with NO_COLOR, TERM=dumb or `--plain`. Our own
+lines are broken between words where a terminal is narrow; an answer never is.
+
+Text from models, documents, libraries and file names is data: it is never read as markup, and what could move the
+cursor, retitle the window, fill the clipboard or turn the order of letters round is dropped by one cleaner
+(`strip_controls`) before any stream. Only an answer that goes into a pipe stays as it is, byte for byte.
 """
 
+import csv
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from uncomp_cli.table import Table
+from uncomp_cli.table import Table, columns_of, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,19 +26,26 @@ if TYPE_CHECKING:
 
 StreamName = Literal["stdout", "stderr"]
 
-_CONTROLS = dict.fromkeys([*range(0x00, 0x20), *range(0x7F, 0xA0)])
-_KEPT_CONTROLS = (ord("\n"), ord("\t"))
-_TEXT_CONTROLS = {code: None for code in _CONTROLS if code not in _KEPT_CONTROLS}
-_LINE_CONTROLS: dict[int, str | None] = {code: " " if code in _KEPT_CONTROLS else None for code in _CONTROLS}
+_TEXT_KEPT = "\n\t"
+_ENDS_OF_LINES = "\n\t\x0b\x0c\x85\u2028\u2029"  # what becomes a space where a text must be one line
+_DROPPED = [
+    *range(0x00, 0x20), *range(0x7F, 0xA0),  # C0, C1: escapes begin with them
+    0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A),  # ends of lines; embeddings and overrides
+]  # fmt: skip
+_TEXT: dict[int, str | None] = {code: None for code in _DROPPED if chr(code) not in _TEXT_KEPT}
+_LINE: dict[int, str | None] = {code: " " if chr(code) in _ENDS_OF_LINES else None for code in _DROPPED}
+_SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\ufffd")  # bytes of a file's name that are no text
+_JSON = {code: f"\\u{code:04x}" for code in [*_DROPPED, *range(0xD800, 0xE000)] if code >= 0x7F}
 
-_RESET = "\x1b[0m"
+_RESET, _BOLD = "\x1b[0m", "\x1b[1m"
 _STYLES = {"error": "\x1b[1;31m", "warning": "\x1b[33m", "hint": "\x1b[36m", "dim": "\x1b[2m"}
 _ERASE_LINE = "\r\x1b[2K"
+_NARROWEST = 20
 
 
 def strip_controls(text: str, *, single_line: bool = False) -> str:
-    """`text` without control characters; newline and tab stay, or become spaces when `single_line`."""
-    return text.translate(_LINE_CONTROLS if single_line else _TEXT_CONTROLS)
+    """`text` without what a terminal would obey; newline and tab stay, or become spaces when `single_line`."""
+    return text.translate(_SURROGATES).translate(_LINE if single_line else _TEXT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,37 +93,40 @@ class Terminal:
         self.stdout.flush()
 
     def write_json(self, record: Mapping[str, object] | Sequence[object]) -> None:
-        """One JSON value, on one line of standard output."""
-        self.stdout.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        """One JSON value, on one line of standard output; what a terminal would obey is escaped in it."""
+        self.stdout.write(json.dumps(record, ensure_ascii=False, allow_nan=False).translate(_JSON) + "\n")
         self.stdout.flush()
 
     def write_line(self, text: str = "") -> None:
         """A line of the asked-for report, on standard output."""
-        self.write_answer(text + "\n")
+        self._write_report(self._fitted(text, "stdout"))
 
-    def write_tables(self, tables: Sequence[Table]) -> None:
+    def write_tables(self, tables: Sequence[Table], *, wide: bool = False) -> None:
         """Tables with their titles and notes, a blank line between them."""
         for number, table in enumerate(tables):
             if number:
                 self.write_line()
-            self.write_table(table)
+            self.write_table(table, wide=wide)
             for note in table.notes:
                 self.write_line(f"- {note}")
 
-    def write_table(self, table: Table) -> None:
-        """Title and aligned columns; on a terminal long cells wrap, in a pipe every row is one line.
+    def write_table(self, table: Table, *, wide: bool = False) -> None:
+        """Title and aligned columns; on a terminal cells break between words, in a pipe and `wide` a row is one line.
 
         Nothing is cut off. The notes are left to the caller.
         """
         if table.title:
             self.write_line(table.title)
-        cells = [[strip_controls(cell, single_line=True) for cell in row] for row in table.rows]
-        if self.stdout_is_terminal:
-            self._print_rich_table(table.columns, cells)
-            return
-        widths = [max(map(len, column)) for column in zip(table.columns, *cells, strict=True)]
-        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in [table.columns, *cells])
-        self.stdout.write("\n".join(lines) + "\n")
+        columns, *rows = ([strip_controls(c, single_line=True) for c in row] for row in [table.columns, *table.rows])
+        heads, lines = Table(columns, rows).lines(None if wide else self.width("stdout"))
+        bold = self.colour and self.stdout_is_terminal
+        self._write_report([f"{_BOLD}{head}{_RESET}" if bold else head for head in heads] + lines)
+
+    def write_csv(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """A table for a spreadsheet, on standard output."""
+        written = csv.writer(self.stdout, lineterminator="\n")
+        for row in (columns, *rows):
+            written.writerow([strip_controls(cell) if isinstance(cell, str) else cell for cell in row])
         self.stdout.flush()
 
     def note(self, text: str) -> None:
@@ -126,16 +140,25 @@ class Terminal:
 
     def error(self, message: str, *, hint: str | None = None) -> None:
         """What was wrong, and below it what mends it: two lines."""
-        self._write_message(strip_controls(message, single_line=True), label="error")
+        self._write_message(message, label="error", single_line=True)
         if hint:
-            self._write_message(strip_controls(hint, single_line=True), label="hint")
+            self._write_message(hint, label="hint", single_line=True)
 
     def overwrite(self, text: str) -> None:
-        """Replace the last line of an animated standard error by `text` (nothing: erase it)."""
+        """Replace the last line of an animated standard error by as many parts of `text` as fit (nothing: erase it)."""
         if self.animated:
-            width = max(20, _columns(self.stderr) - 1)
-            self.stderr.write(_ERASE_LINE + strip_controls(text, single_line=True)[:width])
+            parts, room = strip_controls(text, single_line=True).split(" · "), (self.width("stderr") or 80) - 1
+            while len(parts) > 1 and columns_of(" · ".join(parts)) > room:
+                parts.pop()
+            self.stderr.write(_ERASE_LINE + " · ".join(parts)[:room])
             self.stderr.flush()
+
+    def width(self, stream: StreamName) -> int | None:
+        """The columns of a stream that is a terminal; None for any other, where no line is broken."""
+        if not self._is_terminal(stream):
+            return None
+        named = os.environ.get("COLUMNS", "")
+        return max(_NARROWEST, int(named) if named.isdecimal() and int(named) else _columns(getattr(self, stream)))
 
     def rich_console(self, stream: StreamName = "stderr") -> "Console":
         """A rich console on one of the streams, for tables and progress; it interprets no markup."""
@@ -154,28 +177,28 @@ class Terminal:
     def _is_terminal(self, stream: StreamName) -> bool:
         return self.stdout_is_terminal if stream == "stdout" else self.stderr_is_terminal
 
-    def _write_message(self, text: str, *, label: str | None = None, style: str | None = None) -> None:
-        coloured = self.colour and self.stderr_is_terminal
-        clean = strip_controls(text) if self.stderr_is_terminal else text
-        if label:
-            head = f"{_STYLES[label]}{label}:{_RESET}" if coloured else f"{label}:"
-            clean = f"{head} {clean}"
-        elif style and coloured:
-            clean = f"{_STYLES[style]}{clean}{_RESET}"
+    def _write_message(
+        self, text: str, *, label: str | None = None, style: str | None = None, single_line: bool = False
+    ) -> None:
+        coloured, clean = self.colour and self.stderr_is_terminal, strip_controls(text, single_line=single_line)
+        shown = "\n".join(self._fitted(f"{label}: {clean}" if label else clean, "stderr"))
+        if coloured and label:
+            shown = f"{_STYLES[label]}{label}:{_RESET}{shown.removeprefix(f'{label}:')}"
+        elif coloured and style:
+            shown = f"{_STYLES[style]}{shown}{_RESET}"
         with suppress(BrokenPipeError):
-            self.stderr.write(clean + "\n")
+            self.stderr.write(shown + "\n")
             self.stderr.flush()
 
-    def _print_rich_table(self, columns: Sequence[str], cells: list[list[str]]) -> None:
-        from rich.table import Table as Grid
-        from rich.text import Text
+    def _fitted(self, text: str, stream: StreamName) -> list[str]:
+        """A text of ours as clean lines that a terminal does not break."""
+        clean, width = strip_controls(text), self.width(stream)
+        indent = 2 if clean.startswith("- ") else len(clean) - len(clean.lstrip(" "))
+        return [clean] if width is None else wrapped(clean, width, indent=" " * min(indent, width // 4))
 
-        grid = Grid(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        for column in columns:
-            grid.add_column(Text(column), overflow="fold")
-        for row in cells:
-            grid.add_row(*map(Text, row))
-        self.rich_console("stdout").print(grid)
+    def _write_report(self, lines: Iterable[str]) -> None:
+        self.stdout.write("".join(f"{line}\n" for line in lines))
+        self.stdout.flush()
 
 
 def _columns(stream: TextIO) -> int:

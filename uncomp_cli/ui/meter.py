@@ -16,7 +16,7 @@ from uncomp_cli.asking.events import Event, Noted, Pace, Piece, Warned, Working
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
 from uncomp_cli.steps import Progress
-from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.console import Terminal, strip_controls
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -39,7 +39,7 @@ def loading(terminal: Terminal, text: str) -> Iterator[None]:
     elif terminal.animated:
         from rich.text import Text
 
-        with terminal.rich_console().status(Text(text)):
+        with terminal.rich_console().status(Text(strip_controls(text, single_line=True))):
             yield
     else:
         with _lines_while(terminal, text):
@@ -93,7 +93,8 @@ class Display:
         if self._terminal.animated and not self._terminal.quiet:
             bar, task = self._bar = self._bar or self._open_bar()
             total = None if reading.fraction is None else 1.0
-            bar.update(task, description=reading.label, total=total, completed=reading.fraction or 0, pace=reading.pace)
+            label, pace = (strip_controls(text, single_line=True) for text in (reading.label, reading.pace))
+            bar.update(task, description=label, total=total, completed=reading.fraction or 0, pace=pace)
             bar.start()
         elif self._clock() - self._line_s >= LINE_INTERVAL_S:
             self._line_s = self._clock()
@@ -105,7 +106,7 @@ class Display:
 
         bar = Bar(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=min(40, max(4, (self._terminal.width("stderr") or 80) - 64))),
             TaskProgressColumn(),
             TextColumn("{task.fields[pace]}", markup=False),
             console=self._terminal.rich_console(),

@@ -12,13 +12,13 @@ import typer
 
 from uncomp_cli.cli.declare.settings import config_path
 from uncomp_cli.errors import Failure, failure_of
-from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.console import Terminal, strip_controls
 
 
 def show_failure(error: BaseException, terminal: Terminal) -> int:
     """Write the two lines, and with --debug the traceback before them; returns the exit code."""
     if terminal.debug:
-        traceback.print_exception(error, file=terminal.stderr)
+        terminal.stderr.write(strip_controls("".join(traceback.format_exception(error))))
     failure = describe_failure(error)
     terminal.error(failure.message, hint=failure.hint)
     return failure.exit_code

@@ -54,7 +54,7 @@ def path(ctx: typer.Context) -> None:
     """Print where the configuration file is, or would be."""
     terminal = terminal_of(ctx)
     place: Path = config_path()
-    terminal.write_line(str(place))
+    terminal.write_answer(f"{place}\n")
     if not place.exists():
         terminal.note("no such file yet: every setting has its default")
 

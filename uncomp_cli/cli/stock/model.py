@@ -48,7 +48,7 @@ def pull(
 
     terminal = terminal_of(ctx, quiet=quiet)
     meter.show(pulled(ensure_local(name, offline=model.offline, tokenizer_dir=model.tokenizer)), terminal)
-    terminal.write_line(str(local_path(name)))
+    terminal.write_answer(f"{local_path(name)}\n")
 
 
 @command_of(app, "list")
