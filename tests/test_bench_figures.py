@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from uncomp_cli.bench import rounds
-from uncomp_cli.bench.rounds import Round, figures, ratio, report, run_bench
+from uncomp_cli.bench.rounds import Round, bench_table, conditions, csv_rows, figures, ratio, report, run_bench
 from uncomp_cli.bench.workload import BenchRequest, Job, Measurement, Setup, decode_result, encode_error
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cli.app import run
@@ -106,6 +106,27 @@ def test_the_report_has_the_documented_shape() -> None:
     assert setting["same_tokens"] is False
     assert setting["ratio"] == record["ratio"] == {"ttft": 0.5, "decode": 2.0, "kv_bytes": 0.11, "peak_bytes": 1.0}
     assert [run["label"] for run in record["rounds"][0]] == ["stock transformers", "10% uniform"]
+
+
+def test_the_table_has_the_ratio_of_the_medians_that_it_prints() -> None:
+    """Medians of paired ratios may contradict the medians themselves: 3.5 s, 3.6 s and a ratio of 1.19."""
+    pairs = [(3.0, 3.6), (3.5, 3.4), (3.6, 4.3)]
+    rounds = [(ours(ttft_s=stock), ours(ttft_s=mine, peak_bytes=None)) for stock, mine in pairs]
+    record = report([STOCK_JOB, JOB], rounds, source="prose")
+    assert record["ratio"]["ttft"] == pytest.approx(4.3 / 3.6)  # of each round, for JSON
+    rows = bench_table(record, ["stock", "ours"]).record()
+    assert rows[0]["FIRST TOKEN"] == "3.5 s"
+    assert rows[1]["FIRST TOKEN"] == f"3.6 s ({3.6 / 3.5:.3g}x)"
+    assert rows[1]["PEAK"] == "unknown"
+    assert "(x) = our median / stock's" in conditions(record)
+
+
+def test_the_figures_as_csv_are_numbers() -> None:
+    record = report([STOCK_JOB, JOB], [(STOCK, ours(ttft_s=5.0))] * 3, source="prose")
+    columns, rows = csv_rows(record, ["stock", "ours"])
+    stock, mine = (dict(zip(columns, row, strict=True)) for row in rows)
+    assert (mine["setting"], mine["ttft_s"], mine["ttft_ratio"], mine["kv_bits"]) == ("ours", 5.0, 0.5, 16)
+    assert (stock["ttft_s"], stock["ttft_ratio"], stock["policy"]) == (10.0, None, None)
 
 
 def test_several_settings_have_no_single_ratio() -> None:

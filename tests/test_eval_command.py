@@ -1,5 +1,6 @@
 """`uncomp eval` as its users run it: tables, JSON, pictures, a run that is killed and goes on, and what is refused."""
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -206,6 +207,13 @@ def test_a_results_file_is_shown_again_without_a_model(tiny_model: Path, capsys:
     assert capsys.readouterr().out == out
     assert Path("results.jsonl").read_bytes() == before
     assert any(Path("again").iterdir())
+    assert run(["eval", "--show", "--out", "results.jsonl", "--csv"]) == 0
+    head, *rows = csv.reader(capsys.readouterr().out.splitlines())
+    assert {row[head.index("setting")] for row in rows} == {"full", "uniform 50%", "uniform 20%", "full/8bit"}
+    assert all(0 < float(row[head.index("kept")]) < 1.1 for row in rows)
+    code, message, hint = refused(capsys, "--show", "--out", "results.jsonl", "--csv", "--json")
+    assert code == 2
+    assert "--csv and --json" in message
     code, message, hint = refused(capsys, "--show")
     assert (code, message) == (2, "--show shows an existing file")
     assert "--out" in hint

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from uncomp_cli.evals.tables.outcome import Outcome
-from uncomp_cli.evals.tables.sheet import format_score, markdown, notes, parts_of, score_table, tables_of
+from uncomp_cli.evals.tables.sheet import csv_rows, format_score, markdown, notes, parts_of, score_table, tables_of
 from uncomp_cli.evals.tables.summary import (
     CoverageMap,
     FailedCell,
@@ -286,7 +286,7 @@ def test_the_markdown_is_the_same_table_with_notes() -> None:
 
 def test_notes_stand_below_the_last_table_of_a_part() -> None:
     (part,) = parts_of(SMALL)
-    overall, by_subtask = tables_of(part)
+    overall, by_subtask = tables_of(part, wide=True)
     assert (overall.title, by_subtask.title) == (
         "needle, ruler, regime aware: all subtasks",
         "needle, ruler, regime aware: by subtask",
@@ -372,3 +372,44 @@ def test_a_missing_sample_leaves_the_others_paired() -> None:
     assert figure.difference is not None
     assert (figure.difference.mean, figure.difference.count) == (pytest.approx((0.0 - 0.4 - 0.1) / 3), 3)
     assert figure.mean.count == 4
+
+
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_an_evaluation_is_read_at_any_width(width: int) -> None:
+    settings = ("full", "uniform/window 20%", "uncertain/agreement/thin=gather:after=8,keep=0.3 5%")
+    outcomes = [
+        _outcome(setting, task, index, kept=1 - index / 10, match=float(index % 2), exact=0.5, nll=1.0 + index, kl=0.1)
+        for setting in settings
+        for task in ("needle/uuid", "ruler/niah_multikey_1")
+        for index in range(4)
+    ]
+    (part,) = parts_of(outcomes)
+    tables = tables_of(part)
+    assert [table.title.rpartition(": ")[2] for table in tables] == [
+        "all subtasks",
+        "needle/uuid",
+        "ruler/niah_multikey_1",
+    ]
+    assert tables[0].columns == ("SETTING", "KEPT", "MATCH", "KL", "SAMPLES")
+    heads, rows = tables[0].lines(width)
+    longest = max(len(word) for setting in settings for word in setting.split())
+    assert max(map(len, heads + rows)) <= max(width, longest)
+    assert any("(+0.0 " in row for row in rows)
+    assert "--wide shows exact, nll too" in tables[-1].notes[-1]
+    wide = tables_of(part, wide=True)
+    assert [len(table.columns) for table in wide] == [7, 8]
+    assert not any("--wide" in note for table in wide for note in table.notes)
+
+
+def test_csv_has_every_figure_as_a_number() -> None:
+    (part,) = parts_of(TWO_SUBTASKS)
+    columns, rows = csv_rows([part])
+    found = {(row[2], row[3]): dict(zip(columns, row, strict=True)) for row in rows}
+    assert {subtask for subtask, _ in found} == {None, "needle/uuid", *(o.subtask for o in TWO_SUBTASKS)}
+    summary = part.summary
+    for row in (*summary.overall, *summary.by_subtask):
+        line = found[row.subtask, row.setting]
+        assert line["match"] == row.figures["match"].mean.mean
+        assert (line["samples"], line["kept"]) == (row.samples, row.kept and row.kept.mean)
+        apart = row.figures["match"].difference
+        assert line["match_low"] == (None if apart is None else apart.low)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -248,12 +248,25 @@ def _none_if_none(method: str) -> str | None:
 
 
 def bench_table(record: dict[str, Any], labels: Sequence[str]) -> Table:
-    """Stock, then every setting, each under its label; the ratios stand behind the figures."""
-    rows = [_row(labels[0], record["stock"], None)]
-    rows += [
-        _row(label, figured, figured["ratio"]) for label, figured in zip(labels[1:], record["settings"], strict=True)
+    """Stock, then every setting, each under its label; behind each figure stands its ratio to stock's figure."""
+    stock = record["stock"]
+    return Table(_COLUMNS, [_row(*named, stock) for named in zip(labels, [stock, *record["settings"]], strict=True)])
+
+
+def csv_rows(record: dict[str, Any], labels: Sequence[str]) -> tuple[list[str], list[list[object]]]:
+    """Columns and rows for a spreadsheet: medians, and the medians of the ratios within a round."""
+    figures, ratios = [one.name for one in fields(Figures)], [one.name for one in fields(Ratio)]
+    more = ["budget_requested", "policy", "scorer", "kv_bits", "thinning", "kept_fraction", "same_tokens"]
+    rows: list[list[object]] = [
+        [
+            label,
+            *(of[name] for name in figures),
+            *(of.get("ratio", {}).get(name) for name in ratios),
+            *map(of.get, more),
+        ]
+        for label, of in zip(labels, [record["stock"], *record["settings"]], strict=True)
     ]
-    return Table(_COLUMNS, rows)
+    return ["setting", *figures, *(f"{name}_ratio" for name in ratios), *more], rows
 
 
 def conditions(record: dict[str, Any]) -> str:
@@ -261,24 +274,26 @@ def conditions(record: dict[str, Any]) -> str:
     hardware = record["hardware"]
     return (
         f"{record['model']['id']} ({record['model']['dtype']}), {format_count(record['tokens'])} tokens and "
-        f"{record['new_tokens']} new ones, medians of {record['runs']} alternating runs, (x) = ours / stock; "
+        f"{record['new_tokens']} new ones, medians of {record['runs']} alternating runs, (x) = our median / stock's; "
         f"{hardware['cpu']}, {hardware['threads']} threads, {hardware['device']}"
     )
 
 
-def _row(label: str, figures: dict[str, Any], ratio: dict[str, Any] | None) -> tuple[str, ...]:
-    def with_ratio(text: str, key: str) -> str:
-        value = None if ratio is None else ratio[key]
-        return text if value is None else f"{text} ({value:.3g}x)"
+def _row(label: str, figures: dict[str, Any], stock: dict[str, Any]) -> tuple[str, ...]:
+    def with_ratio(key: str, shown: Callable[[Any], str]) -> str:
+        """The ratio is that of the two medians which are printed, so that nothing contradicts it."""
+        ours, theirs = figures[key], stock[key]
+        if ours is None:
+            return "unknown"
+        return shown(ours) if figures is stock or not theirs else f"{shown(ours)} ({ours / theirs:.3g}x)"
 
-    peak = figures["peak_bytes"]
     same = figures.get("same_tokens")
     return (
         label,
-        with_ratio(format_seconds(figures["ttft_s"]), "ttft"),
-        with_ratio(format_decimal(figures["decode_tok_s"]), "decode"),
-        with_ratio(format_bytes(figures["kv_bytes"]), "kv_bytes"),
-        "unknown" if peak is None else with_ratio(format_bytes(peak), "peak_bytes"),
+        with_ratio("ttft_s", format_seconds),
+        with_ratio("decode_tok_s", format_decimal),
+        with_ratio("kv_bytes", format_bytes),
+        with_ratio("peak_bytes", format_bytes),
         f"{100 * figures['kept_fraction']:.1f} %" if "kept_fraction" in figures else "-",
         "-" if same is None else "yes" if same else "no",
     )

@@ -12,14 +12,13 @@ from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
     ModelOptions,
-    OutputOptions,
     PresetOptions,
     ReadingOptions,
     Seed,
     thinning_names,
 )
 from uncomp_cli.cli.declare.tree import only, option
-from uncomp_cli.cli.judge.trial import texts_of
+from uncomp_cli.cli.judge.trial import TableOptions, texts_of
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show
 
@@ -90,7 +89,7 @@ def bench(
     preset: Annotated[PresetOptions, only("name", "policy", "scorer", "kv_bits")],
     model: Annotated[ModelOptions, only("name", "tokenizer", "quantize", "device", "dtype", "matmul", "offline")],
     seed: Seed = DEFAULT_SEED,
-    output: OutputOptions,
+    output: TableOptions,
 ) -> None:
     """Measure first token, decode speed, peak memory and KV bytes against stock transformers."""
     terminal = output.terminal(ctx)
@@ -109,7 +108,7 @@ def bench(
     for note in dict.fromkeys(note for _, notes in settled for note in notes):
         terminal.note(note)
     with loading(terminal, "preparing the prompt"):
-        from uncomp_cli.bench.rounds import bench_table, conditions, report, run_bench
+        from uncomp_cli.bench.rounds import bench_table, conditions, csv_rows, report, run_bench
         from uncomp_cli.bench.workload import BenchRequest, Setup, make_jobs
 
         setup = Setup(
@@ -126,10 +125,13 @@ def bench(
         jobs = make_jobs(BenchRequest(setup, model_dir, document, presets, measured.tokens, measured.runs))
     rounds = show(run_bench(jobs, measured.runs), terminal)
     record = report(jobs, rounds, source=source)
+    labels = [job.label for job in jobs]
     if output.as_json:
         terminal.write_json(record)
+    elif output.csv:
+        terminal.write_csv(*csv_rows(record, labels))
     else:
-        terminal.write_table(bench_table(record, [job.label for job in jobs]))
+        terminal.write_table(bench_table(record, labels), wide=output.wide)
         terminal.write_line(conditions(record))
 
 

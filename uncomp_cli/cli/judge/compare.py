@@ -1,6 +1,5 @@
 """`uncomp compare`: one prompt under two settings side by side, by default the full cache and the chosen preset."""
 
-from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,13 +13,13 @@ from uncomp_cli.asking.startup import check_context_fits, check_grows, length_wa
 from uncomp_cli.cli.declare.options import (
     File,
     ModelOptions,
-    OutputOptions,
     PresetOptions,
     SamplingOptions,
     System,
     Truncate,
 )
 from uncomp_cli.cli.declare.tree import only, option
+from uncomp_cli.cli.judge.trial import TableOptions
 from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_bytes, format_decimal, format_seconds
 from uncomp_cli.table import Table
@@ -65,7 +64,7 @@ def compare(
     preset: Annotated[PresetOptions, only("name", "budget", "policy", "scorer", "kv_bits", "thinning")],
     system: System = None,
     sampling: Annotated[SamplingOptions, only("max_new_tokens", "seed")],
-    output: OutputOptions,
+    output: TableOptions,
 ) -> None:
     """Answer one prompt under two settings: difference, divergence, bytes and times."""
     terminal = output.terminal(ctx)
@@ -79,10 +78,10 @@ def compare(
         sampling=sampling.config(),
         as_json=output.as_json,
     )
-    run_compare(job, compared.against, terminal)
+    run_compare(job, compared.against, output, terminal)
 
 
-def run_compare(job: Request, against: str, terminal: Terminal) -> None:
+def run_compare(job: Request, against: str, output: TableOptions, terminal: Terminal) -> None:
     """Run one `uncomp compare`. What one side keeps is compared with all of it, so that neither is re-packed."""
     check_grows(job.model, "a comparison")
     (question,) = gather_questions(job)
@@ -105,8 +104,11 @@ def run_compare(job: Request, against: str, terminal: Terminal) -> None:
     from uncomp_cli.evals.judges import predictions as comparison
 
     done = show(comparison.compare(loaded, prompt, (other, chosen), job.sampling), terminal)
-    if not job.as_json:
-        _write(done, terminal)
+    if output.csv:
+        terminal.write_csv(*csv_rows(done))
+        return
+    if not output.as_json:
+        _write(done, terminal, wide=output.wide)
         return
     files = describe_files(documents, loaded.tokenizer, cut)
     sides = [
@@ -143,17 +145,19 @@ def parse_side(text: str, *, seed: int) -> "presets.Preset":
     return replace(preset, budget=Budget.parse(budget or FULL))
 
 
-def _write(done: "Comparison", terminal: Terminal) -> None:
+def _write(done: "Comparison", terminal: Terminal, *, wide: bool) -> None:
     from uncomp_cli.evals.judges.predictions import word_diff
 
     for side in done.sides:
-        terminal.write_line(f"{_label(side)}:\n{side.answer}\n")
+        terminal.write_line(f"{_label(side)}:")
+        terminal.write_answer(f"{side.answer}\n\n")
     if done.first_divergence is None:
         terminal.write_line("the answers are the same\n")
     else:
         words = (_MARKS[kind].format(text) for kind, text in word_diff(*(side.answer for side in done.sides)))
-        terminal.write_line(f"[-only the first-] {{+only the second+}}:\n{' '.join(words)}\n")
-    terminal.write_table(Table(("", *map(_label, done.sides), "RATIO"), list(_figures(done))))
+        terminal.write_line("[-only the first-] {+only the second+}:")
+        terminal.write_answer(f"{' '.join(words)}\n\n")
+    terminal.write_table(compared_table(done), wide=wide)
     if done.metrics is not None:
         terminal.write_line(
             f"\nalong the first answer: KL {done.metrics['kl']:.3g} nats a token (99th percentile "
@@ -175,20 +179,34 @@ def _label(side: "Side") -> str:
     return f"{preset.name}: {preset.policy}/{scorer_config(preset).name} {preset.budget}{more}"
 
 
-def _figures(done: "Comparison") -> "Generator[tuple[str, str, str, str], None, None]":
-    """KV bytes, first token and decode speed of both, and second / first."""
-    first, second = (side.stats for side in done.sides)
+def compared_table(done: "Comparison") -> Table:
+    """A row a side, and the second's figures over the first's."""
+    sides = [side.stats for side in done.sides]
+    rows = [
+        (
+            _label(side),
+            format_bytes(stats.kv_bytes),
+            f"{100 * stats.kept_fraction:.1f} %",
+            format_seconds(stats.ttft_s),
+            "-" if stats.decode_tok_s is None else format_decimal(stats.decode_tok_s),
+        )
+        for side, stats in zip(done.sides, sides, strict=True)
+    ]
+    kv, ttft, speed = ([getattr(s, name) for s in sides] for name in ("kv_bytes", "ttft_s", "decode_tok_s"))
+    ratios = ("second / first", _ratio(*kv), "", _ratio(*ttft), _ratio(*speed))
+    return Table(("SETTING", "KV", "KEPT", "FIRST TOKEN", "DECODE TOK/S"), [*rows, ratios])
 
-    def ratio(a: float | None, b: float | None) -> str:
-        return f"{b / a:.3g}x" if a and b else "-"
 
-    yield "KV", format_bytes(first.kv_bytes), format_bytes(second.kv_bytes), ratio(first.kv_bytes, second.kv_bytes)
-    yield "kept", f"{100 * first.kept_fraction:.1f} %", f"{100 * second.kept_fraction:.1f} %", ""
-    yield "first token", format_seconds(first.ttft_s), format_seconds(second.ttft_s), ratio(first.ttft_s, second.ttft_s)
-    speeds = first.decode_tok_s, second.decode_tok_s
-    yield "decode tok/s", *_decimals(*speeds), ratio(*speeds)
+def csv_rows(done: "Comparison") -> tuple[list[str], list[list[object]]]:
+    """Columns and rows for a spreadsheet: a row a side; how far the second is from the first stands in its row."""
+    names = ["kv_bytes", "kept_fraction", "ttft_s", "decode_tok_s"]
+    apart = {"first_divergence": done.first_divergence, **(done.metrics or {})}
+    rows: list[list[object]] = [
+        [_label(side), *(getattr(side.stats, name) for name in names), *(apart.values() if at else [None] * len(apart))]
+        for at, side in enumerate(done.sides)
+    ]
+    return ["setting", *names, *apart], rows
 
 
-def _decimals(first: float | None, second: float | None) -> tuple[str, str]:
-    shown = ("-" if value is None else format_decimal(value) for value in (first, second))
-    return next(shown), next(shown)
+def _ratio(first: float | None, second: float | None) -> str:
+    return f"{second / first:.3g}x" if first and second else "-"

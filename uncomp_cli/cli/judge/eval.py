@@ -15,7 +15,6 @@ from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
     MEASURED_MODEL,
     ModelOptions,
-    OutputOptions,
     Seed,
     policy_names,
 )
@@ -24,6 +23,7 @@ from uncomp_cli.cli.judge.trial import (
     RESULTS_PANEL,
     Out,
     Plot,
+    TableOptions,
     check_plot,
     draw_into,
     haystack_of,
@@ -139,18 +139,18 @@ def eval(
     judged: EvalOptions,
     model: Annotated[ModelOptions, MEASURED_MODEL],
     seed: Seed = DEFAULT_SEED,
-    output: OutputOptions,
+    output: TableOptions,
 ) -> None:
     """Judge policies side by side on tasks with known answers."""
     if judged.show and (chosen := typed(ctx, _CHOOSING)):
         raise UsageError(f"--show shows all that is in the file, {chosen[0]} chooses", hint="leave one of the two out")
-    run_eval(judged, model.choice(), seed=seed, as_json=output.as_json, terminal=output.terminal(ctx))
+    run_eval(judged, model.choice(), output, seed=seed, terminal=output.terminal(ctx))
 
 
-def run_eval(judged: EvalOptions, choice: ModelChoice, *, seed: int, as_json: bool, terminal: Terminal) -> None:
+def run_eval(judged: EvalOptions, choice: ModelChoice, output: TableOptions, *, seed: int, terminal: Terminal) -> None:
     """Run one `uncomp eval`."""
     if judged.show:
-        show_results(judged, terminal, as_json=as_json)
+        show_results(judged, output, terminal)
         return
     with loading(terminal, "preparing"):
         request = _request(judged, seed, terminal)
@@ -168,10 +168,10 @@ def run_eval(judged: EvalOptions, choice: ModelChoice, *, seed: int, as_json: bo
         terminal.note(f"results: {path} ({len(results.done):,} there)")
         show(runner.run_eval(request, loaded, results), terminal)
         outcomes = runner.asked_for(request, results.records)
-        _report(judged, outcomes, path, settings, terminal, as_json=as_json)
+        _report(judged, outcomes, path, settings, output, terminal)
 
 
-def show_results(judged: EvalOptions, terminal: Terminal, *, as_json: bool) -> None:
+def show_results(judged: EvalOptions, output: TableOptions, terminal: Terminal) -> None:
     """The tables of an existing results file."""
     from uncomp_cli.evals.journal import read_journal
     from uncomp_cli.evals.tables.outcome import OUTCOMES
@@ -181,7 +181,7 @@ def show_results(judged: EvalOptions, terminal: Terminal, *, as_json: bool) -> N
     settings, outcomes = read_journal(judged.out, OUTCOMES)
     if not outcomes:
         raise UsageError(f"{judged.out} holds no results yet", hint="run the same command without --show first")
-    _report(judged, outcomes, judged.out, settings, terminal, as_json=as_json)
+    _report(judged, outcomes, judged.out, settings, output, terminal)
 
 
 def _report(
@@ -189,22 +189,24 @@ def _report(
     outcomes: "Sequence[Outcome]",
     path: Path,
     settings: dict[str, object],
+    output: TableOptions,
     terminal: Terminal,
-    *,
-    as_json: bool,
 ) -> None:
-    """Tables or JSON on standard output; Markdown and pictures where they were asked for.
+    """Tables, CSV or JSON on standard output; Markdown and pictures where they were asked for.
 
     What made the results is known of a run alone: a file that is shown again may come from another machine.
     """
-    from uncomp_cli.evals.tables.sheet import parts_of, record, tables_of
+    from uncomp_cli.evals.tables.sheet import csv_rows, parts_of, record, tables_of
 
     made = {} if judged.show else made_here()
     parts = parts_of(outcomes)
-    if as_json:
+    if output.as_json:
         terminal.write_json(record(parts, results=path, settings=settings, made=made))
+    elif output.csv:
+        terminal.write_csv(*csv_rows(parts))
     else:
-        terminal.write_tables([table for part in parts for table in tables_of(part)])
+        tables = [table for part in parts for table in tables_of(part, wide=output.wide)]
+        terminal.write_tables(tables, wide=output.wide)
     if judged.markdown is not None:
         _write_markdown(parts, judged.markdown, facts={**settings, **made})
     if judged.plot is not None:
@@ -257,7 +259,8 @@ def draw(parts: "Sequence[Part]", folder: Path) -> Iterator[Path]:
             if any(curve.label != plots.FULL_CACHE for curve in found):
                 path = folder / f"{part.stem}-{metric}.png"
                 lower = metric in LOWER_IS_BETTER
-                yield plots.plot_curves(found, path, title=about, metric=SHOWN[metric], lower_is_better=lower)
+                figure = plots.make_curves(found, title=about, metric=SHOWN[metric], lower_is_better=lower)
+                yield plots.write(figure, path)
         for budget in _budgets(part):
             yield from _draw_maps(part, budget, folder)
 
@@ -282,7 +285,7 @@ def _draw_maps(part: "Part", budget: str, folder: Path) -> Iterator[Path]:
     counted = counted_outcomes(shown, regime=part.regime) or shown
     if grids := needle_grids(counted, regime=part.regime, metric="match"):
         title = f"Needles found by depth and length: {about}"
-        yield plots.plot_needles(grids, folder / f"{stem}-needles.png", title=title)
+        yield plots.write(plots.make_needles(grids, title=title), folder / f"{stem}-needles.png")
     if maps := coverage_maps(shown, regime=part.regime):
         title = f"Evidence kept by layer and KV head: {about}"
-        yield plots.plot_coverage(maps, folder / f"{stem}-coverage.png", title=title)
+        yield plots.write(plots.make_coverage(maps, title=title), folder / f"{stem}-coverage.png")

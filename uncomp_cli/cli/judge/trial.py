@@ -6,11 +6,15 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
+import typer
+
+from uncomp_cli.cli.declare.options import OUTPUT_PANEL, OutputOptions
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.ui.console import Terminal
@@ -36,6 +40,25 @@ Out = Annotated[
 Plot = Annotated[
     Path | None, option("--plot", help="Draw pictures into this directory.", metavar="DIR", panel=RESULTS_PANEL)
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions(OutputOptions):
+    """In which form the figures are written."""
+
+    wide: Annotated[
+        bool,
+        option("--wide", help="All columns, and a line a row, however long.", panel=OUTPUT_PANEL, setting=False),
+    ] = False
+    csv: Annotated[
+        bool, option("--csv", help="The figures as CSV in place of a table.", panel=OUTPUT_PANEL, setting=False)
+    ] = False
+
+    def terminal(self, ctx: typer.Context) -> Terminal:
+        """As in every command; raises UsageError for two forms at once."""
+        if self.csv and self.as_json:
+            raise UsageError("--csv and --json both say how the figures are written", hint="leave one of the two out")
+        return OutputOptions.terminal(self, ctx)
 
 
 def check_plot(folder: Path | None) -> None:

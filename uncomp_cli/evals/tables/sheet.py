@@ -25,7 +25,7 @@ from uncomp_cli.evals.tables.summary import (
     summarise,
 )
 from uncomp_cli.evals.tasks.task import Regime
-from uncomp_cli.table import Table
+from uncomp_cli.table import Table, bound
 
 SCHEMA_VERSION = 1
 SHOWN = {
@@ -45,6 +45,7 @@ SHOWN = {
 }
 """The metrics that tables and pictures show, in their order."""
 
+_SAY_MOST = ("match", "top_1", "kl", "gain_lost", "within", "nll", "agreement", "nll_weighted", *SHOWN)
 _TOGETHER = ("needle", "ruler")
 _REGIMES = {"aware": "question seen at compression", "agnostic": "question unseen at compression"}
 _RANGE, _BRACKETS = "{low}…{high}", "[{low}, {high}]"
@@ -88,15 +89,52 @@ def _groups(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     yield from ((name,) for name in names if name not in _TOGETHER)
 
 
-def tables_of(part: Part) -> list[Table]:
-    """The table of all subtasks, and by subtask where there are several; the notes stand below the last."""
+def tables_of(part: Part, *, wide: bool = False) -> list[Table]:
+    """The table of all subtasks, and where there are several those of each; the notes stand below the last.
+
+    Two metrics that say most, so that 80 columns hold them; `wide`: all of them, and all subtasks in one table.
+    """
     summary, about = part.summary, f"{part.title}, regime {part.regime}"
     said = [*notes(summary), *_own_notes(summary)]
-    overall = score_table(summary, metrics=[*SHOWN], title=f"{about}: all subtasks")
-    if len({row.subtask for row in summary.by_subtask}) <= 1 and not summary.failed:
-        return [replace(overall, notes=said)]
-    by_subtask = score_table(summary, by_subtask=True, metrics=[*SHOWN], title=f"{about}: by subtask")
-    return [overall, replace(by_subtask, notes=said)]
+    metrics = [*SHOWN] if wide else [name for name in _SAY_MOST if name in summary.metrics][:2]
+    if hidden := [name for name in SHOWN if name in summary.metrics and name not in metrics]:
+        said.append(f"--wide shows {', '.join(hidden)} too; (…): difference to full, from low to high at 95 %")
+    tables = [score_table(summary, metrics=metrics, title=f"{about}: all subtasks")]
+    subtasks = list(dict.fromkeys(row.subtask for row in summary.by_subtask))
+    if len(subtasks) > 1 or summary.failed:
+        if wide:
+            tables.append(score_table(summary, by_subtask=True, metrics=metrics, title=f"{about}: by subtask"))
+        else:
+            tables += [_subtask_table(summary, name, metrics, about) for name in subtasks]
+    return [*tables[:-1], replace(tables[-1], notes=said)]
+
+
+def _subtask_table(summary: Summary, subtask: str | None, metrics: Sequence[str], about: str) -> Table:
+    rows = tuple(row for row in summary.by_subtask if row.subtask == subtask)
+    return score_table(replace(summary, overall=rows), metrics=metrics, title=f"{about}: {_subtask(rows[0])}")
+
+
+def csv_rows(parts: Sequence[Part]) -> tuple[list[str], list[list[object]]]:
+    """Columns and rows for a spreadsheet: a row a setting and subtask (none: over all that count), numbers as such."""
+    names = [name for name in SHOWN if any(name in part.summary.metrics for part in parts)]
+    figures = [f"{name}{end}" for name in names for end in ("", "_difference", "_low", "_high")]
+    columns = ["tasks", "regime", "subtask", "setting", "contestant", "budget", "samples", "refused", "kept", *figures]
+    rows = [_csv_row(part, row, names) for part in parts for row in (*part.summary.overall, *part.summary.by_subtask)]
+    return columns, rows
+
+
+def _csv_row(part: Part, row: Row, names: Sequence[str]) -> list[object]:
+    counts = row.subtask, row.setting, row.contestant, row.budget, row.samples, row.refused
+    kept = None if row.kept is None else row.kept.mean
+    return [part.title, part.regime, *counts, kept, *(n for name in names for n in _numbers(row.figures.get(name)))]
+
+
+def _numbers(figure: Figure | None) -> tuple[float | None, ...]:
+    """A mean, its difference to the full cache, and that one's interval."""
+    if figure is None:
+        return (None,) * 4
+    apart = figure.difference
+    return figure.mean.mean, *((None,) * 3 if apart is None else (apart.mean, apart.low, apart.high))
 
 
 def document(parts: Sequence[Part], *, facts: Mapping[str, object]) -> str:
@@ -196,7 +234,7 @@ def _figure(row: Row, metric: str, figure: Figure | None, interval: str) -> str:
     value = format_score(metric, figure.mean.mean) + (" %" if metric in SHARES else "")
     if figure.difference is None or row.is_full:
         return value
-    return f"{value} ({_interval(metric, figure.difference, interval, signed=True)})"
+    return f"{value} {bound(f'({_interval(metric, figure.difference, interval, signed=True)})')}"
 
 
 def _interval(metric: str, of: Interval, interval: str, *, signed: bool) -> str:
