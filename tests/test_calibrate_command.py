@@ -38,7 +38,8 @@ def test_a_table_and_a_preset_that_can_be_used(tiny_model: Path) -> None:
     assert lines[0].split("  ")[0] == "MEASURE"
     assert [line.split()[0] for line in lines[1:]] == [*DEFAULT_MEASURES, "loss"]
     folder = Path("data/uncomp/presets")
-    assert sorted(path.name for path in folder.iterdir()) == ["mine.json", "mine.safetensors"]
+    kinds = ("mine", "mine-small", "mine-tiny", "mine-unseen")
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*(f"{n}.json" for n in kinds), "mine.safetensors"])
     assert "preset mine: " in err
     preset = load_preset("mine")
     assert (preset.policy, str(preset.budget), preset.scorer.name) == ("uncertain", "30%", "expected")
@@ -50,6 +51,31 @@ def test_a_table_and_a_preset_that_can_be_used(tiny_model: Path) -> None:
     assert all(info.source.startswith("generated prose") for info in profile.samples)
     code, out, err = start("preset", "show", "mine").finish()
     assert code == 0, err
+
+
+def test_the_whole_family_is_made_like_the_shipped_one(tiny_model: Path) -> None:
+    code, _, err = measure(tiny_model, "--name", "mine", "--quality", "--quality-samples", "2")
+    assert code == 0, err
+    for suffix, like in (("", "balanced"), ("-small", "small"), ("-tiny", "tiny"), ("-unseen", "unseen")):
+        mine, shipped = load_preset(f"mine{suffix}"), load_preset(like)
+        for what in ("budget", "policy", "scorer", "floor_tokens", "kv_bits", "thinning"):
+            assert getattr(mine, what) == getattr(shipped, what), (like, what)
+        assert mine.profile == "mine"
+        assert bool(mine.quality) == (like in ("balanced", "small"))  # bits and another scorer lose otherwise
+    said = err.splitlines()[-1]
+    assert "mine 20%, mine-small 10%, mine-tiny 5%, mine-unseen 30%" in said
+    assert "measured to lose" in said
+    assert "--preset mine" in said
+    code, _, err = measure(tiny_model, "--name", "mine")  # nothing that was measured is lost
+    assert code == 0, err
+    assert load_preset("mine-small").quality == load_preset("mine").quality != ()
+
+
+def test_a_preset_of_the_family_that_somebody_wrote_is_not_overwritten(tiny_model: Path) -> None:
+    Path("mine-tiny.json").write_text(json.dumps(load_preset("tiny").to_dict() | {"profile": None}))
+    code, _, err = measure(tiny_model, "-o", "mine.json")
+    assert code == 2
+    assert "mine-tiny.json exists already" in two_lines(err)[0]
 
 
 def test_json_is_one_object_and_the_last_line(tiny_model: Path) -> None:
@@ -100,7 +126,8 @@ def test_an_interrupted_run_goes_on_and_loses_nothing(tiny_model: Path, long_liv
     code, _, err = start(*args, "--samples", str(count + 1)).finish()
     assert code == 0, err
     assert "going on from mine.partial.safetensors" in err
-    assert sorted(path.name for path in Path().glob("mine*")) == ["mine.json", "mine.safetensors"]
+    assert {"mine.json", "mine.safetensors"} <= {path.name for path in Path().glob("mine*")}
+    assert not Path("mine.partial.safetensors").exists()
     after = load_profile(Path("mine"))
     assert after.samples[:count] == before.samples
     assert len(after.samples) == count + 1

@@ -17,10 +17,13 @@ from typing import Any
 
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.files import set_aside
+from uncomp_cli.schema import load_object
 from uncomp_cli.table import Table
 from uncomp_cli.uncertainty.profile import ModelFingerprint, UncertaintyProfile, load_profile, save_profile
 from uncomp_cli.uncertainty.stability import Agreement, stability
 
+FAMILY = {"": "balanced", "-small": "small", "-tiny": "tiny", "-unseen": "unseen"}
+"""What is written beside each other for a model: what is added to NAME, and the shipped preset that it is made like."""
 LOSS = "loss"
 """The measure that the others are compared with: what an answer loses to eviction."""
 
@@ -38,6 +41,11 @@ class ProfileFiles:
         return self.folder / f"{self.name}.json"
 
     @property
+    def presets(self) -> list[Path]:
+        """The files of NAME's whole family, NAME.json first."""
+        return [self.folder / f"{self.name}{suffix}.json" for suffix in FAMILY]
+
+    @property
     def profile(self) -> Path:
         """The finished profile."""
         return self.folder / f"{self.name}.safetensors"
@@ -53,12 +61,13 @@ class ProfileFiles:
         return next((path for path in (self.partial, self.profile) if path.exists()), None)
 
     def check(self) -> None:
-        """Raise UsageError when the preset's name is taken by one without a profile beside it: somebody wrote it."""
-        if self.preset.exists() and not self.profile.exists():
-            raise UsageError(
-                f"{self.preset} exists already, and has no profile beside it",
-                hint="choose another --name; --fresh sets it aside",
-            )
+        """Raise UsageError when a preset's name is taken by one that does not go by this profile: somebody wrote it."""
+        hint = "choose another --name; --fresh sets it aside"
+        for path in (path for path in self.presets if path.exists()):
+            if not self.profile.exists():
+                raise UsageError(f"{path} exists already, and has no profile beside it", hint=hint)
+            if path != self.preset and load_object(path).get("profile") != self.name:
+                raise UsageError(f"{path} exists already, and goes by another profile", hint=hint)
 
     def read(
         self, model: ModelFingerprint, parameters: dict[str, Any], measures: Sequence[str]
@@ -95,7 +104,7 @@ class ProfileFiles:
 
     def set_aside(self) -> list[Path]:
         """Rename every file that is there to NAME.suffix.1, or the next number that is free; returns the new paths."""
-        old = [path for path in (self.preset, self.profile, self.partial) if path.exists()]
+        old = [path for path in (*self.presets, self.profile, self.partial) if path.exists()]
         try:
             return set_aside(*old)
         except OSError as error:

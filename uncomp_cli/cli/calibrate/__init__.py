@@ -17,9 +17,11 @@ from uncomp_cli.cli.calibrate.held_out import (
     QualityOptions,
     RiskChoice,
     RiskOptions,
+    good_for,
     run_quality,
     run_risk,
     save_calibrated,
+    save_family,
 )
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
@@ -31,7 +33,6 @@ from uncomp_cli.cli.declare.options import (
 )
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.cli.judge.trial import haystack_of
-from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 
 SAMPLES_PANEL = "Samples"
 PRESET_PANEL = "Preset"
-DEFAULT_BUDGET = Budget.parse("20%")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class CalibrateOptions:
         str | None,
         option(
             "--name",
-            help="Name of the preset.",
+            help="Name of the preset; NAME-small, NAME-tiny and NAME-unseen are made beside it.",
             show_default="the model's",
             metavar="NAME",
             panel=PRESET_PANEL,
@@ -135,32 +135,41 @@ class CalibrateOptions:
     ] = False
     # No settings: what is set for `uncomp ask` must not choose what a new preset holds.
     policy: Annotated[
-        str,
+        str | None,
         option(
             "--policy",
-            help="How the preset spreads its budget; one that uses what is measured here.",
+            help="How the presets spread their budgets; one that uses what is measured here.",
             autocompletion=policy_names,
             metavar="NAME[:KEY=VALUE,…]",
+            show_default="the shipped presets'",
             panel=PRESET_PANEL,
             setting=False,
         ),
-    ] = "uncertain"
+    ] = None
     scorer: Annotated[
-        str,
-        option("--scorer", help="How the preset ranks tokens.", metavar="NAME", panel=PRESET_PANEL, setting=False),
-    ] = ScorerConfig().name
+        str | None,
+        option(
+            "--scorer",
+            help="How the presets rank tokens.",
+            metavar="NAME",
+            show_default="the shipped presets'",
+            panel=PRESET_PANEL,
+            setting=False,
+        ),
+    ] = None
     budget: Annotated[
-        Budget,
+        Budget | None,
         option(
             "--budget",
             "-b",
-            help="KV cache that the preset keeps, as in `uncomp ask`.",
+            help="KV cache that the preset NAME keeps, as in `uncomp ask`.",
             metavar="AMOUNT",
             parser=Budget.parse,
+            show_default="that of balanced, 20%",
             panel=PRESET_PANEL,
             setting=False,
         ),
-    ] = DEFAULT_BUDGET
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +212,7 @@ def run_calibrate(job: CalibrateJob, choice: ModelChoice, terminal: Terminal, *,
         from uncomp_cli.evals.tasks.maker import choose_sources
 
         files = choose_files(choice.name, name=wanted.name, out=wanted.out, folder=user_preset_dir())
-        preset = _preset(wanted, files)
+        presets = _presets(wanted, files)
         choose_sources(wanted.task)
         if job.quality is not None:
             job.quality.check()
@@ -212,14 +221,15 @@ def run_calibrate(job: CalibrateJob, choice: ModelChoice, terminal: Terminal, *,
     loaded = show(load(choice), terminal)
     with loading(terminal, "preparing samples"):
         maker = _maker(job, loaded, terminal)
-        request = _request(job, preset, maker)
+        request = _request(job, presets, maker)
     for path in files.set_aside() if wanted.fresh else ():
         terminal.note(f"set aside: {path}")
     if files.found is not None:
         terminal.note(f"going on from {files.found}")
     profile = show(run(loaded, request, files), terminal, kept=files.partial)
     again = [what for what, choice in (("quality", job.quality), ("risk", job.risk)) if choice is not None]
-    path = save_calibrated(preset, profile, files, terminal, again=again)
+    path = save_calibrated(presets[0], profile, files, terminal, again=again)
+    save_family(path, presets[1:])
     source = HeldOut(maker, job.tokens, generated=not wanted.file, fresh=wanted.fresh)
     curve = fit = None
     if job.quality is not None:
@@ -227,17 +237,20 @@ def run_calibrate(job: CalibrateJob, choice: ModelChoice, terminal: Terminal, *,
     if job.risk is not None:
         fit = run_risk(job.risk, path, loaded=loaded, source=source, terminal=terminal)
     measured = [found for found in (curve, fit) if found is not None]
+    save_family(path, presets[1:])  # whose losses were measured with it
     if as_json:
         terminal.write_json(_record(profile, path, measured))
     else:
         _write_tables(profile, measured, terminal)
     terminal.note(f"preset {path.stem}: {path}")
+    terminal.note(good_for(path, presets[1:]))
 
 
 def _record(profile: "UncertaintyProfile", path: Path, measured: "Sequence[QualityCurve | RiskFit]") -> dict[str, Any]:
-    from uncomp_cli.calibrate.findings import profile_record
+    from uncomp_cli.calibrate.findings import FAMILY, profile_record
 
     record = {"schema_version": 1, "preset": str(path), "profile": str(path.with_suffix(".safetensors"))}
+    record["presets"] = [str(path.with_stem(f"{path.stem}{suffix}")) for suffix in FAMILY]
     for found in (profile_record(profile), *(each.record() for each in measured)):
         record |= found
     return record
@@ -257,16 +270,34 @@ def _write_tables(
             terminal.note(note)
 
 
-def _preset(wanted: CalibrateOptions, files: "ProfileFiles") -> "Preset":
-    """The preset that will be saved; a slip in it is found before anything is loaded."""
-    from uncomp_cli.budget.policies import make_policy
-    from uncomp_cli.budget.presets import DEFAULT_PRESET, load_preset
+def _presets(wanted: CalibrateOptions, files: "ProfileFiles") -> "list[Preset]":
+    """The presets that will be saved, the one that was asked for first; a slip is found before anything is loaded.
 
-    if not make_policy(wanted.policy).measures:
+    Each has scorer, floor, bits and thinning of the shipped one that it is like. A policy and a scorer that are named
+    hold for all but the one for unseen questions, which is about nothing else; a budget holds for the first.
+    """
+    from uncomp_cli.budget.policies import make_policy
+    from uncomp_cli.budget.presets import AGNOSTIC_PRESET, load_preset, shipped_preset_dir
+    from uncomp_cli.calibrate.findings import FAMILY
+
+    if wanted.policy is not None and not make_policy(wanted.policy).measures:
         raise UsageError(f"policy {wanted.policy} uses nothing that is measured", hint="--policy uncertain")
-    chosen = choose_preset(None, budget=wanted.budget, policy=wanted.policy, scorer=wanted.scorer)
-    floor = load_preset(DEFAULT_PRESET).floor_tokens  # for all lengths, unlike a budget that is named for one prompt
-    return replace(chosen, name=files.name, profile=files.name, floor_tokens=floor, quality=(), risk=None, folder=None)
+    if wanted.budget is not None and wanted.budget.kind == "full":
+        raise UsageError("budget full keeps everything, and nothing is left to measure for", hint="--budget 20%")
+    made = []
+    for suffix, like in FAMILY.items():
+        shipped = load_preset(str(shipped_preset_dir() / f"{like}.json"))
+        mine = like != AGNOSTIC_PRESET
+        chosen = choose_preset(
+            str(shipped_preset_dir() / f"{like}.json"),
+            budget=None if suffix else wanted.budget,
+            policy=wanted.policy if mine else None,
+            scorer=wanted.scorer if mine else None,
+        )
+        # The floor stays whatever the budget: unlike one that is named for a prompt, it is for all lengths.
+        chosen = replace(chosen, floor_tokens=shipped.floor_tokens, quality=(), risk=None)
+        made.append(replace(chosen, name=f"{files.name}{suffix}", profile=files.name, folder=None))
+    return made
 
 
 def _maker(job: CalibrateJob, loaded: "LoadedModel", terminal: Terminal) -> "SampleMaker":
@@ -280,16 +311,19 @@ def _maker(job: CalibrateJob, loaded: "LoadedModel", terminal: Terminal) -> "Sam
     return SampleMaker(choose_sources(job.wanted.task), haystack, count, job.seed)
 
 
-def _request(job: CalibrateJob, preset: "Preset", maker: "SampleMaker") -> "CalibrateRequest":
-    """The samples, and the measures: the usual ones and what the preset's policy needs."""
+def _request(job: CalibrateJob, presets: "Sequence[Preset]", maker: "SampleMaker") -> "CalibrateRequest":
+    """The samples, and the measures: the usual ones and what policies and thinnings of the presets go by."""
     from uncomp_cli.budget.policies import make_policy
+    from uncomp_cli.budget.thinning import make_thinning
     from uncomp_cli.calibrate.calibration import CalibrateRequest, MeasuringConfig
     from uncomp_cli.uncertainty.measures import canonical_keys
 
     config, haystack = MeasuringConfig(), maker.haystack
+    needed = {key for one in presets for key in make_policy(one.policy).measures}
+    needed |= {key for one in presets for key in make_thinning(one.thinning).measures}
     return CalibrateRequest(
         samples=tuple(maker.make(job.tokens, job.wanted.samples)),
         source=haystack.name,
-        config=replace(config, measures=canonical_keys([*config.measures, *make_policy(preset.policy).measures])),
+        config=replace(config, measures=canonical_keys([*config.measures, *sorted(needed)])),
         provenance={"seed": job.seed, "text": haystack.name, "text_sha256": haystack.sha256},
     )

@@ -136,6 +136,38 @@ def save_calibrated(
     return path
 
 
+def save_family(path: Path, others: "Sequence[Preset]") -> None:
+    """Write `others` beside the preset in `path`, by whose profile they go; its losses are theirs too where they differ
+    in the budget alone.
+    """
+    from uncomp_cli.budget.presets import load_preset, save_preset
+
+    first = load_preset(str(path.absolute()))
+    for one in others:
+        description = f"{one.policy}, with the profile of preset {first.name}."
+        alike = replace(one, budget=first.budget, floor_tokens=first.floor_tokens, name=first.name)
+        shared = replace(first, quality=(), risk=None, description=one.description) == alike
+        save_preset(replace(one, description=description, quality=first.quality if shared else ()), path.parent)
+
+
+def good_for(path: Path, others: "Sequence[Preset]") -> str:
+    """One sentence: what the presets are good for, and what is known of their loss."""
+    from uncomp_cli.budget.presets import load_preset
+    from uncomp_cli.uncertainty.profile import load_profile
+
+    first = load_preset(str(path.absolute()))
+    model = load_profile(path.with_suffix("")).fingerprint.name
+    point = first.measured_loss
+    loss = "what they lose is not measured (--quality does)"
+    if point is not None:
+        loss = f"{first.name} was measured to lose {100 * point.loss:.1f} % of an answer's likelihood at {first.budget}"
+    budgets = ", ".join(f"{one.name} {one.budget}" for one in (first, *others))
+    return (
+        f"they are for {model} alone: {budgets}, the last for documents that are read before anything is asked; "
+        f"{loss}; use --preset {first.name}"
+    )
+
+
 def _measured_before(
     preset: "Preset", files: "ProfileFiles", profile: "UncertaintyProfile"
 ) -> "tuple[Preset | None, bool]":
