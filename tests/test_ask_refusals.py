@@ -186,6 +186,18 @@ def test_a_document_over_the_trained_length(
     assert record["files"][0]["truncated"] is True
 
 
+@pytest.mark.parametrize("more", [(), ("--rope", "linear:2")])
+def test_a_text_that_is_too_long_is_refused_before_the_weights_are_loaded(
+    refused: Refused, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("uncomp_cli.models.loading.load_weights", lambda *_, **__: pytest.fail("weights are loaded"))
+    Path("notes.txt").write_text("x" * 2 * TRAINED_LENGTH)
+    code, said, hint = refused(*about(*more, model=tiny_model))
+    assert code == 3
+    assert said.startswith("the prompt has 8,2")
+    assert "--truncate" in hint
+
+
 def test_a_document_over_the_extended_length(refused: Refused, tiny_model: Path) -> None:
     Path("notes.txt").write_text("x" * 2 * TRAINED_LENGTH)
     code, said, hint = refused(*about("--rope", "linear:2", model=tiny_model))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from uncomp_cli.asking.doubts import check_calibrated, check_fail_under
 from uncomp_cli.asking.events import Event, Noted, Warned
-from uncomp_cli.asking.forecast import forecast
+from uncomp_cli.asking.forecast import forecast, refuse_ahead
 from uncomp_cli.asking.material import longest_read, pinned_tokens, resolve, sources_of
 from uncomp_cli.asking.queue import Queue
 from uncomp_cli.asking.request import Request, check_text
@@ -44,6 +44,7 @@ def run(request: Request) -> Generator[Event, None, None]:
     if request.dry_run:
         yield from forecast(request, request.contexts(documents), questions)
         return
+    yield from refuse_ahead(request, documents, questions, preset)
     loaded = yield from load(request.model)
     from uncomp_cli.engine.engine import Engine
     from uncomp_cli.models.runnable import fingerprint

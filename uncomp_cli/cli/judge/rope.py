@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uncomp_cli.asking.request import ModelChoice, PresetChoice
-from uncomp_cli.asking.startup import load
+from uncomp_cli.asking.startup import fetch, load
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
@@ -37,9 +37,11 @@ from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
+    from uncomp_cli.evals.rope.arms import RopeArm
     from uncomp_cli.evals.rope.cells import RopeCell
     from uncomp_cli.evals.rope.sweep import RopeRequest
     from uncomp_cli.evals.rope.verdict import RopeSummary
+    from uncomp_cli.evals.tasks.haystack import Haystack
     from uncomp_cli.models.runnable import LoadedModel
 
 
@@ -175,8 +177,11 @@ def run_rope(job: RopeJob, choice: ModelChoice, terminal: Terminal) -> None:
     with loading(terminal, "preparing"):
         job.choice.stored()
         _check_words(wanted)
+    model_dir = show(fetch(choice), terminal)
+    with loading(terminal, "reading the text"):
+        grid = _grid(job, choice, model_dir, terminal)
     loaded = show(load(choice), terminal)
-    request = _request(job, loaded, terminal)
+    request = _request(job, grid, loaded, terminal)
     from uncomp_cli.evals.journal import Journal, writing
     from uncomp_cli.evals.rope import sweep as rope_sweep
     from uncomp_cli.evals.rope.cells import CELLS
@@ -205,28 +210,57 @@ def _check_words(wanted: RopeOptions) -> None:
     parse_arms(wanted.kinds, longest=longest, unscaled_length=longest, budget=wanted.budget, compress=wanted.compress)
 
 
-def _request(job: RopeJob, loaded: "LoadedModel", terminal: Terminal) -> "RopeRequest":
-    from uncomp_cli.evals.rope.arms import parse_arms, parse_lengths, unread
-    from uncomp_cli.evals.rope.sweep import RopeRequest, check_arms, check_memory, lengths_of
-    from uncomp_cli.models.runnable import fingerprint
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """What is compared at which lengths, `longest` at most; the user's text, None where prose is to be made."""
 
-    wanted, seed, known = job.wanted, job.choice.seed, lengths_of(loaded)
-    trained = known.trained
-    lengths = (trained, 2 * trained) if wanted.tokens is None else parse_lengths(wanted.tokens)
-    longest, unscaled = max(lengths), known.unscaled
+    arms: "tuple[RopeArm, ...]"
+    lengths: tuple[int, ...]
+    longest: int
+    text: "Haystack | None"
+
+
+def _grid(job: RopeJob, choice: ModelChoice, model_dir: Path, terminal: Terminal) -> _Grid:
+    """What the configuration and the tokenizer alone can say no to: a kind that it cannot take, too short a text."""
+    from uncomp_cli.evals.rope.arms import parse_arms, parse_lengths, unread
+    from uncomp_cli.evals.rope.passage import text_ids
+    from uncomp_cli.evals.rope.sweep import check_arms, lengths_of
+    from uncomp_cli.models.catalog import show_model
+    from uncomp_cli.models.loading import load_config, load_tokenizer
+
+    wanted, config = job.wanted, load_config(model_dir, choice.name)
+    known = lengths_of(config, show_model(choice.name).trained_length)
+    lengths = (known.trained, 2 * known.trained) if wanted.tokens is None else parse_lengths(wanted.tokens)
     arms = parse_arms(
-        wanted.kinds, longest=longest, unscaled_length=unscaled, budget=wanted.budget, compress=wanted.compress
+        wanted.kinds,
+        longest=max(lengths),
+        unscaled_length=known.unscaled,
+        budget=wanted.budget,
+        compress=wanted.compress,
     )
-    check_arms(arms, loaded)
+    check_arms(arms, config)
     for sentence in unread(arms, lengths, known):
         terminal.note(sentence)
+    longest = max([known.trained, *(n for n in lengths if any(arm.reads(n, known) for arm in arms))])
+    if not wanted.file:
+        return _Grid(arms, lengths, longest, None)
+    haystack = haystack_of(wanted.file, longest, seed=job.choice.seed, terminal=terminal)
+    text_ids(load_tokenizer(choice.tokenizer or model_dir), haystack, longest)
+    return _Grid(arms, lengths, longest, haystack)
+
+
+def _request(job: RopeJob, grid: _Grid, loaded: "LoadedModel", terminal: Terminal) -> "RopeRequest":
+    from uncomp_cli.evals.rope.sweep import RopeRequest, check_memory
+    from uncomp_cli.models.runnable import fingerprint
+
+    wanted, seed = job.wanted, job.choice.seed
     preset, notes = job.choice.settled(fingerprint(loaded))
     for note in notes:
         terminal.note(note)
     depths = tuple(at / (wanted.depths - 1) if wanted.depths > 1 else 0.5 for at in range(wanted.depths))
-    check_memory(arms, lengths, preset, loaded)  # before so much text is made
-    haystack = haystack_of(wanted.file, max(longest, trained), seed=seed, terminal=terminal)
-    return RopeRequest(arms, lengths, depths, wanted.samples, seed, haystack, preset)
+    check_memory(grid.arms, grid.lengths, preset, loaded)  # before so much text is made
+    haystack = grid.text or haystack_of((), max(*grid.lengths, grid.longest), seed=seed, terminal=terminal)
+    return RopeRequest(grid.arms, grid.lengths, depths, wanted.samples, seed, haystack, preset)
 
 
 def _report(
@@ -265,6 +299,8 @@ def draw(summary: "RopeSummary", cells: "Sequence[RopeCell]", folder: Path) -> I
     from uncomp_cli.ui import plots
 
     if maps := arm_maps(cells):
-        yield plots.plot_arm_maps(maps, folder / "rope-needles.png", trained_length=summary.trained_length)
+        figure = plots.make_arm_maps(maps, trained_length=summary.trained_length)
+        yield plots.write(figure, folder / "rope-needles.png")
     if curves := {row.arm: row.losses for row in summary.texts}:
-        yield plots.plot_losses(curves, folder / "rope-text.png", trained_length=summary.trained_length)
+        figure = plots.make_losses(curves, trained_length=summary.trained_length)
+        yield plots.write(figure, folder / "rope-text.png")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -159,9 +160,11 @@ def expected_seconds(request: RopeRequest, loaded: LoadedModel, results: Journal
     return sum(_cost(work, loaded, cost) for work in _todo(request, loaded, results))
 
 
-def lengths_of(loaded: LoadedModel) -> ModelLengths:
-    """What the arms' lengths count from. Where factors count from nothing, check_arms refuses those that have one."""
-    config, trained = loaded.own_config or loaded.model.config, loaded.info.trained_length
+def lengths_of(config: Any, trained: int) -> ModelLengths:
+    """What the arms' lengths count from, of a model's own configuration and the length that it was trained for.
+
+    Where factors count from nothing, check_arms refuses those that have one.
+    """
     try:
         unscaled = unscaled_length(config)
     except UsageError:
@@ -171,9 +174,12 @@ def lengths_of(loaded: LoadedModel) -> ModelLengths:
     return ModelLengths(trained, unscaled, plain=reading_length(config))
 
 
-def check_arms(arms: Sequence[RopeArm], loaded: LoadedModel) -> None:
-    """Raise UsageError for the first arm that this model cannot take; `plain` is left out where it ends."""
-    config = loaded.own_config or loaded.model.config
+def _known(loaded: LoadedModel) -> ModelLengths:
+    return lengths_of(loaded.own_config or loaded.model.config, loaded.info.trained_length)
+
+
+def check_arms(arms: Sequence[RopeArm], config: Any) -> None:
+    """Raise UsageError for the first arm that a model of this configuration cannot take; `plain` ends by itself."""
     for arm in arms:
         try:
             with quiet_transformers():
@@ -186,7 +192,7 @@ def check_memory(arms: Sequence[RopeArm], lengths: Sequence[int], preset: Preset
     """Raise DoesNotFitError when the cache of an arm's longest text exceeds the memory that is free."""
     available = free_bytes(loaded.device)
     for arm in arms:
-        longest = max((n for n in lengths if arm.reads(n, lengths_of(loaded))), default=None)
+        longest = max((n for n in lengths if arm.reads(n, _known(loaded))), default=None)
         held = arm.reach(loaded.info.trained_length)
         check_context(loaded.spec, _preset(arm, preset), context=longest, available=available, held_tokens=held)
 
@@ -256,7 +262,7 @@ def _texts(request: RopeRequest, loaded: LoadedModel) -> Iterator[_Work]:
 
     What is read again is read for a question: on the way it is what re-packing is.
     """
-    known = lengths_of(loaded)
+    known = _known(loaded)
     farthest = {
         arm: max((length for length in request.lengths if arm.reads(length, known)), default=0) for arm in request.arms
     }
@@ -269,7 +275,7 @@ def _texts(request: RopeRequest, loaded: LoadedModel) -> Iterator[_Work]:
 
 def _needles(request: RopeRequest, loaded: LoadedModel) -> Iterator[_Work]:
     """Arms last, so that a run that is stopped has judged all of them on nearly the same needles."""
-    known = lengths_of(loaded)
+    known = _known(loaded)
     for index in range(request.samples):
         for tokens in request.lengths:
             for depth in request.depths:
