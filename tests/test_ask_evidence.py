@@ -133,9 +133,10 @@ def test_how_evidence_is_shown() -> None:
         Evidence("handbook.md", 120, 121, "The badge is\n blue \x1b[31m and round", 0.344, 0.92),
         Evidence("a.md", 7, 7, "word " * 40, 0.09, 0.04),
     ]
-    first, second = evidence_lines(found)
-    assert first == '  handbook.md:120-121   34 %  kept  92 %  "The badge is blue \x1b[31m and round"'
-    assert second.startswith('  a.md:7                 9 %  kept   4 %  "word word')
+    titles, first, second = evidence_lines(found)
+    assert titles == "  PASSAGE              ATTENTION  KEPT   TEXT"
+    assert first == '  handbook.md:120-121   34 %       92 %  "The badge is blue \x1b[31m and round"'
+    assert second.startswith('  a.md:7                 9 %        4 %  "word word')
     assert second.endswith('word…"')
     assert len(second) < 120
     assert asdict(found[1]) == dict(zip(KEYS, ["a.md", 7, 7, "word " * 40, 0.09, 0.04], strict=True))

@@ -1,6 +1,7 @@
 """doctor, model and preset: what they print, for people and as JSON."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -65,8 +66,16 @@ def own_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_preset_list_and_show(own_preset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["preset", "list"]) == 0
-    lines = [line.split(maxsplit=4) for line in capsys.readouterr().out.splitlines()]
-    assert ["careful", "full", "window", "30%", "keeps much"] in lines
+    lines = capsys.readouterr().out.splitlines()
+    rows = [re.split(r"  +", line) for line in lines]
+    assert rows[0] == ["NAME", "BUDGET", "MODEL", "LOSES", "WHEN TO TAKE IT"]
+    assert ["careful", "30%", "any", "nothing", "keeps much"] in rows
+    by_name = {row[0]: row for row in rows[1:-1]}
+    assert by_name["balanced"][1:3] == ["20%", "smollm2-135m"]
+    assert re.fullmatch(r"\d+\.\d % \(\d+\.\d to \d+\.\d\)", by_name["balanced"][3])
+    assert by_name["live"][2:4] == ["any", "not measured"]
+    assert all(row[4].startswith(("For ", "Where ", "To ")) for name, row in by_name.items() if name != "careful")
+    assert "likelihood" in lines[-1]
     assert run(["preset", "show", "careful"]) == 0
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert (shown["budget"], shown["scorer.name"], shown["thinning"]) == ("30%", "window", "gather:keep=0.3")
@@ -101,10 +110,29 @@ def test_doctor_says_what_cannot_be_read(monkeypatch: pytest.MonkeyPatch, capsys
     probes: dict[str, Callable[[], Any]] = {"memory_free_bytes": lambda: 3 * 2**30, "devices": broken}
     monkeypatch.setattr(doctor, "_PROBES", probes)
     assert run(["doctor"]) == 0
-    assert [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:]] == [
+    *table, advice = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split(maxsplit=1) for line in table] == [
         ["memory", "free  3.0 GiB"],
         ["devices", "unreadable: OSError: no such sensor"],
     ]
+    assert advice == "- 3.0 GiB are free: uncomp ask --preset small for long documents, balanced for short ones"
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        ({"default_model": "smollm2-135m is not here: …"}, "uncomp model pull smollm2-135m"),
+        ({"memory_free_bytes": 2**30}, "--preset tiny"),
+        ({"memory_free_bytes": 32 * 2**30}, "a larger model fits"),
+        ({"cores": 8, "threads": 2}, "OMP_NUM_THREADS=8"),
+        ({"readers": {".pdf": "missing: pip", ".html": "inscriptis 2"}}, ".pdf cannot be read yet"),
+        ({"readers": {"unreadable": "OSError"}, "memory_free_bytes": {"unreadable": "x"}}, None),
+    ],
+)
+def test_doctor_recommends_what_helps(report: dict[str, Any], words: str | None) -> None:
+    said = [*doctor.recommended(report)]
+    assert len(said) == (words is not None)
+    assert words is None or words in said[0]
 
 
 def test_doctor_reports_everything(

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from uncomp_cli.errors import UncompError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.heatmap import HeatMap, Scale, heat_lines, write_heat_map
-from uncomp_cli.ui.plots import make_heat_map, plot_heat_map
+from uncomp_cli.ui.plots import make_heat_map, write
 
 KEPT = HeatMap("mine", "tokens kept", "KV head", ((20.0, 730.0, 1204.0), (388.0, 21.0, 900.0)))
 ENTROPY = HeatMap("mine", "entropy/q/r1/4", "query head", ((0.5, 1.25), (3.14159, 2.0)))
@@ -195,7 +195,7 @@ def test_a_picture_of_one_value_is_drawn() -> None:
 
 
 def test_a_picture_is_a_png_in_a_new_folder(tmp_path: Path) -> None:
-    path = plot_heat_map(KEPT, tmp_path / "new" / "kept.png")
+    path = write(make_heat_map(KEPT), tmp_path / "new" / "kept.png")
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert list(path.parent.iterdir()) == [path]
 
@@ -203,4 +203,4 @@ def test_a_picture_is_a_png_in_a_new_folder(tmp_path: Path) -> None:
 def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UncompError, match=r"kept\.png"):
-        plot_heat_map(KEPT, tmp_path / "file" / "kept.png")
+        write(make_heat_map(KEPT), tmp_path / "file" / "kept.png")

@@ -178,6 +178,20 @@ def test_coverage_has_layers_down_heads_across_and_the_mean() -> None:
     assert axes.collections[0].get_array().tolist() == [list(row) for row in shares]
 
 
+def test_of_many_contestants_ours_are_in_colour_and_the_rest_grey() -> None:
+    ours = [a_curve("uncertain/agreement/profile=balanced#1a2b3c4d", 0.8, 0.4), a_curve("preset:small#00ff00aa", 0.7)]
+    axes = nll([FULL, *contestants(7), *ours])
+    colours = {str(line.get_label()): to_hex(line.get_color()) for line in axes.lines}
+    assert set(colours) - {"full cache: 0.07", *(f"policy-{n}/scorer" for n in range(7))} == {
+        "uncertain/agreement/profile=balanced", "preset:small",
+    }  # fmt: skip
+    grey = {colours[f"policy-{n}/scorer"] for n in range(7)}
+    assert len(grey) == 1
+    assert len({colours["preset:small"], colours["uncertain/agreement/profile=balanced"], *grey}) == 3
+    few = nll([*contestants(6), *ours])
+    assert len({to_hex(line.get_color()) for line in few.lines}) == 8
+
+
 def test_fourteen_contestants_differ_in_colour_and_marker_and_many_more_in_all() -> None:
     axes = nll(contestants(40))
     looks = [(to_hex(line.get_color()), str(line.get_marker()), line.get_linestyle()) for line in axes.lines[:14]]
@@ -281,9 +295,9 @@ def test_nothing_to_draw_is_refused(make: Callable[[], Figure]) -> None:
 
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
-    "needles": lambda path: plots.plot_needles([a_grid()], path, title="Needle"),
-    "coverage": lambda path: plots.plot_coverage([a_map()], path, title="Evidence"),
-    "curves": lambda path: plots.plot_curves([FULL], path, title="NLL", metric="NLL", lower_is_better=True),
+    "needles": lambda path: plots.write(plots.make_needles([a_grid()], title="Needle"), path),
+    "coverage": lambda path: plots.write(plots.make_coverage([a_map()], title="Evidence"), path),
+    "curves": lambda path: plots.write(nll([FULL]).figure, path),
 }
 
 

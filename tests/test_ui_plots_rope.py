@@ -6,7 +6,7 @@ import pytest
 
 from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.rope.cells import ArmMaps
-from uncomp_cli.ui.plots import make_arm_maps, make_losses, plot_arm_maps, plot_losses
+from uncomp_cli.ui.plots import make_arm_maps, make_losses, write
 
 DEPTHS, LENGTHS = (0.0, 0.5, 1.0), (8192, 16_384)
 PLAIN = ArmMaps(
@@ -53,7 +53,7 @@ def test_nothing_is_cut_off(tmp_path: Path) -> None:
         assert box.y0 >= 0
         assert box.x1 <= width
         assert box.y1 <= height
-    path = plot_arm_maps([PLAIN], tmp_path / "maps.png", trained_length=8192)
+    path = write(make_arm_maps([PLAIN], trained_length=8192), tmp_path / "maps.png")
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
@@ -69,7 +69,7 @@ def test_text_by_position_has_a_line_an_arm_and_the_trained_length(tmp_path: Pat
     assert list(lines) == ["plain", "yarn:2", "trained length"]
     assert list(lines["yarn:2"].get_ydata()) == [2.1, 2.2]
     assert set(lines["trained length"].get_xdata()) == {800}
-    assert plot_losses(curves, tmp_path / "text.png", trained_length=800).read_bytes().startswith(b"\x89PNG")
+    assert write(make_losses(curves, trained_length=800), tmp_path / "text.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_nothing_to_draw_is_said() -> None:

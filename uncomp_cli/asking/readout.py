@@ -14,6 +14,7 @@ from uncomp_cli.asking.doubts import escalation_record, risk_of, risk_record
 from uncomp_cli.asking.material import pinned_tokens
 from uncomp_cli.documents.places import Evidence, Places
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_part
+from uncomp_cli.table import Table
 
 if TYPE_CHECKING:
     from uncomp_cli.asking.account import Spent
@@ -214,12 +215,18 @@ def _rate(count: int, seconds: float) -> float | None:
 
 
 def evidence_lines(found: Sequence[Evidence]) -> Iterator[str]:
-    """`  handbook.md:120-121  34 %  kept 92 %  "The badge is …"`, aligned."""
-    places = [evidence.lines for evidence in found]
-    width = max(map(len, places), default=0)
-    for place, evidence in zip(places, found, strict=True):
-        share, kept = (f"{_per_cent(value):>3} %" for value in (evidence.attention_share, evidence.kept_fraction))
-        yield f'  {place:<{width}}  {share}  kept {kept}  "{_quoted(evidence.text)}"'
+    """`  handbook.md:120-121   34 %   92 %  "The badge is …"`, aligned below the titles of the columns."""
+    rows = [
+        (
+            evidence.lines,
+            *(f"{_per_cent(value):>3} %" for value in (evidence.attention_share, evidence.kept_fraction)),
+            f'"{_quoted(evidence.text)}"',
+        )
+        for evidence in found
+    ]
+    if rows:
+        heads, lines = Table(("PASSAGE", "ATTENTION", "KEPT", "TEXT"), rows).lines()
+        yield from (f"  {line}" for line in heads + lines)
 
 
 def evidence_warnings(found: Sequence[Evidence]) -> list[str]:

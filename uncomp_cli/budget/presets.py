@@ -99,6 +99,28 @@ class Preset:
             raise UsageError(message, hint=f"save the preset, and load it: uncomp preset show {self.name}")
         return Path(self.folder) / f"{self.profile}.safetensors"
 
+    @property
+    def model(self) -> str | None:
+        """The model that the profile was measured on, by the head of its file; None for a preset that is for any."""
+        path = self.profile_path
+        if path is None:
+            return None
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="np") as file:
+                described = json.loads((file.metadata() or {})["uncomp_profile"])
+            return str(described["fingerprint"]["name"])
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"profile {path} is damaged", hint="measure it again: uncomp calibrate -m MODEL"
+            ) from error
+
+    @property
+    def measured_loss(self) -> QualityPoint | None:
+        """What was measured of its own budget."""
+        return next((point for point in self.quality if Budget.parse(point.budget) == self.budget), None)
+
     def to_plain(self) -> dict[str, Any]:
         """Plain data, for JSON; `from_plain` makes an equal preset of it."""
         return {**asdict(self), "budget": str(self.budget), "quality": [asdict(point) for point in self.quality]}

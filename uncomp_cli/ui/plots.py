@@ -3,11 +3,12 @@
 Every picture is laid out in inches and grows with its contents, downwards once it is as wide as a page, so that no
 text is smaller than 8 points, cut off or drawn over another. Colours are told apart by colour-blind readers and never
 carry meaning alone: cells have numbers or rising lightness, lines markers and dashes. Maps of one quantity share their
-colours, so that cells can be compared. `make_*` build a figure, `plot_*` write it, whole or not at all; both raise
-UncompError without matplotlib or anything to draw.
+colours, so that cells can be compared. `make_*` build a figure, `write` puts it into a file, whole or not at all; both
+raise UncompError without matplotlib or anything to draw.
 """
 
 import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +16,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.rope.cells import ArmMaps
-from uncomp_cli.evals.tables.summary import CoverageMap, Curve, NeedleGrid
+from uncomp_cli.evals.tables.summary import CoverageMap, Curve, CurvePoint, NeedleGrid
 from uncomp_cli.files import replace_file
 from uncomp_cli.numerals import format_count, format_decimal
 from uncomp_cli.ui.heatmap import HeatMap, Scale
@@ -40,6 +42,7 @@ _LEAST_PANEL_IN, _LEAST_CELL_IN, _LABEL_IN, _NUMBER_IN = (1.9, 1.0), 0.09, 0.14,
 _CELLS_IN, _ALONE_IN = (6.2, 8.0), (9.0, 12.0)  # the most that all cells of a panel take, and of one that stands alone
 _ARM_CELL_IN, _LEAST_ARM_IN, _ARM_HEAD_IN, _BETWEEN_IN = (0.72, 0.28), 2.4, 0.3, 0.4
 _PLOT_IN, _SCALE_IN, _FOOT_IN = (7.2, 4.8), 0.85, 1.0
+_MANY, _GREY, _OURS, _DIGEST = 8, "#B4B9BE", ("uncertain", "preset:"), re.compile(r"#[0-9a-f]{8}\b")
 _DARK = 0.55  # viridis is dark below this share of its way
 _MISSED = "✗"
 
@@ -95,41 +98,19 @@ def _hundredths(values: Sequence[Sequence[float | None]]) -> list[list[str]]:
     return [["" if value is None else f"{value:.2f}" for value in row] for row in values]
 
 
-def plot_needles(grids: Sequence[NeedleGrid], path: Path, *, title: str) -> Path:
-    """Write `make_needles` to `path`, and return it."""
-    return write(make_needles(grids, title=title), path)
-
-
-def plot_curves(curves: Sequence[Curve], path: Path, *, title: str, metric: str, lower_is_better: bool) -> Path:
-    """Write `make_curves` to `path`, and return it."""
-    return write(make_curves(curves, title=title, metric=metric, lower_is_better=lower_is_better), path)
-
-
-def plot_coverage(maps: Sequence[CoverageMap], path: Path, *, title: str) -> Path:
-    """Write `make_coverage` to `path`, and return it."""
-    return write(make_coverage(maps, title=title), path)
-
-
-def plot_heat_map(heat: HeatMap, path: Path) -> Path:
-    """Write `make_heat_map` to `path`, and return it."""
-    return write(make_heat_map(heat), path)
-
-
-def plot_arm_maps(maps: Sequence[ArmMaps], path: Path, *, trained_length: int) -> Path:
-    """Write `make_arm_maps` to `path`, and return it."""
-    return write(make_arm_maps(maps, trained_length=trained_length), path)
-
-
-def plot_losses(curves: Mapping[str, Losses], path: Path, *, trained_length: int) -> Path:
-    """Write `make_losses` to `path`, and return it."""
-    return write(make_losses(curves, trained_length=trained_length), path)
+def make_quality(name: str, points: Sequence[QualityPoint]) -> "Figure":
+    """The loss of a preset's budgets by the bytes that they keep."""
+    found = sorted(points, key=lambda point: point.kept_fraction)
+    curve = Curve(name, tuple(CurvePoint(p.kept_fraction, p.loss, p.loss_low, p.loss_high) for p in found))
+    metric = "share of an answer token's likelihood that is lost"
+    return make_curves([curve], title=f"{name}: loss by budget", metric=metric, lower_is_better=True)
 
 
 def make_needles(grids: Sequence[NeedleGrid], *, title: str) -> "Figure":
     """A heat map a setting, depths down and lengths across, scores on one scale from 0 to 1."""
     panels = []
     for grid in grids:
-        head = f"{grid.title}\nkept {format_decimal(100 * grid.kept_fraction)} %"
+        head = f"{_DIGEST.sub('', grid.title)}\nkept {format_decimal(100 * grid.kept_fraction)} %"
         depths, lengths = [f"{100 * depth:.3g} %" for depth in grid.depths], list(map(format_count, grid.lengths))
         panels.append(_Panel.of_shares(head, grid.scores, depths, lengths))
     return _make_sheet(panels, ("depth", "length (tokens)", "score, higher is better"), cell=(0.52, 0.3), title=title)
@@ -140,7 +121,7 @@ def make_coverage(maps: Sequence[CoverageMap], *, title: str) -> "Figure":
     panels = []
     for shown in maps:
         mean = fmean(map(fmean, shown.shares))
-        head = f"{shown.title}\nkept {format_decimal(100 * shown.kept_fraction)} % · mean {mean:.2f}"
+        head = f"{_DIGEST.sub('', shown.title)}\nkept {format_decimal(100 * shown.kept_fraction)} % · mean {mean:.2f}"
         layers, heads = range(len(shown.shares)), range(len(shown.shares[0]))
         panels.append(_Panel.of_shares(head, shown.shares, list(map(str, layers)), list(map(str, heads))))
     return _make_sheet(panels, ("layer", "KV head", "share of the evidence kept"), cell=(0.3, 0.17), title=title)
@@ -228,7 +209,7 @@ def make_curves(curves: Sequence[Curve], *, title: str, metric: str, lower_is_be
     _refuse_nothing(drawn, title)
     full = [curve for curve in drawn if curve.label == FULL_CACHE]
     contestants = [curve for curve in drawn if curve.label != FULL_CACHE]
-    legend_in = 1.05 + max(1.2, _LETTER_IN * _TEXT_PT * max(len(curve.label) for curve in drawn))
+    legend_in = 1.05 + max(1.2, _LETTER_IN * _TEXT_PT * max(len(_DIGEST.sub("", curve.label)) for curve in drawn))
     height = max(_PLOT_IN[1], 0.22 * len(drawn))
     figure, top = new_figure(_SCALE_IN + _PLOT_IN[0] + legend_in, height + _FOOT_IN, title)
     axes = add_axes(figure, (_SCALE_IN, top), (_PLOT_IN[0], height))
@@ -251,25 +232,34 @@ def _draw_full(axes: "Axes", curve: Curve) -> "Line2D":
 def _draw_contestants(axes: "Axes", curves: Sequence[Curve]) -> "list[Line2D]":
     """The lines in the order of the legend; colour, marker and dash go by the place in `curves`."""
     step_pt = min(_STEP_PT, _SPREAD_PT / max(len(curves) - 1, 1))
-    middle = (len(curves) - 1) / 2
-    lines = [_draw_curve(axes, curve, index, (index - middle) * step_pt) for index, curve in enumerate(curves)]
+    middle, crowded = (len(curves) - 1) / 2, len(curves) > _MANY and any(map(_is_ours, curves))
+    lines = [
+        _draw_curve(axes, curve, index, (index - middle) * step_pt, grey=crowded and not _is_ours(curve))
+        for index, curve in enumerate(curves)
+    ]
     return [lines[index] for index in sorted(range(len(curves)), key=lambda index: -curves[index].points[0].mean)]
 
 
-def _draw_curve(axes: "Axes", curve: Curve, index: int, shift_pt: float) -> "Line2D":
+def _is_ours(curve: Curve) -> bool:
+    """Whether it spreads by uncertainty, as our presets do: where there are many lines, it is these that stand out."""
+    return curve.label.startswith(_OURS)
+
+
+def _draw_curve(axes: "Axes", curve: Curve, index: int, shift_pt: float, *, grey: bool) -> "Line2D":
     from matplotlib.transforms import ScaledTranslation
 
     kept = [100 * point.kept_fraction for point in curve.points]
     means = [point.mean for point in curve.points]
     reach = [[max(p.mean - p.low, 0.0) for p in curve.points], [max(p.high - p.mean, 0.0) for p in curve.points]]
-    colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+    colour, marker = _GREY if grey else _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
     bars = axes.errorbar(
-        kept, means, yerr=reach, color=colour, ecolor=(colour, 0.6), elinewidth=0.9, linewidth=1.4,
+        kept, means, yerr=reach, color=colour, ecolor=(colour, 0.6), elinewidth=0.9, linewidth=0.9 if grey else 1.6,
         linestyle=(0, _DASHES[index % len(_DASHES)]) if len(means) > 1 else "none",
         marker=marker, markersize=11 if marker in _STARS else 7.5, markeredgecolor="white", markeredgewidth=0.5,
+        zorder=2 if grey else 3,
         transform=axes.transData + ScaledTranslation(shift_pt / 72, 0, axes.figure.dpi_scale_trans),
     )  # fmt: skip
-    bars.lines[0].set_label(curve.label)  # the label given to all of it is on none of its parts
+    bars.lines[0].set_label(_DIGEST.sub("", curve.label))  # the label given to all of it is on none of its parts
     return bars.lines[0]
 
 

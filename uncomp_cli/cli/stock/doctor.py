@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,7 @@ from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.numerals import format_value
 from uncomp_cli.table import Table
 
+_TIGHT_BYTES, _ROOMY_BYTES = 2 * 2**30, 8 * 2**30
 _READERS = {".pdf": "pypdf", ".html": "inscriptis", ".docx": "mammoth"}
 
 
@@ -28,11 +29,36 @@ def doctor(ctx: typer.Context, as_json: Json = False) -> None:
     terminal = terminal_of(ctx)
     with loading(terminal, "looking at this machine…"):
         report = {name: _read(probe) for name, probe in _PROBES.items()}
+    advice = [*recommended(report)]
     if as_json:
-        terminal.write_json({"schema_version": 1, **report})
+        terminal.write_json({"schema_version": 1, **report, "recommendations": advice})
     else:
         rows = [(name.removesuffix("_bytes").replace("_", " "), _shown(name, value)) for name, value in report.items()]
-        terminal.write_table(Table(("WHAT", "VALUE"), rows))
+        terminal.write_tables([Table(("WHAT", "VALUE"), rows, notes=advice)])
+
+
+def recommended(report: dict[str, Any]) -> Iterator[str]:
+    """What to do on a machine that reports this, a sentence each, the next step first."""
+    free, cores, threads = (report.get(key) for key in ("memory_free_bytes", "cores", "threads"))
+    if "is not here" in str(report.get("default_model")):
+        yield f"begin with the model: uncomp model pull {DEFAULT_MODEL}"
+    if isinstance(free, int):
+        yield _advice_on_memory(free)
+    if isinstance(cores, int) and isinstance(threads, int) and threads < cores:
+        yield f"{threads} of {cores} cores are used: export OMP_NUM_THREADS={cores} reads faster"
+    missing = [suffix for suffix, state in (report.get("readers") or {}).items() if str(state).startswith("missing")]
+    if missing:
+        yield f"{', '.join(missing)} cannot be read yet: pip install 'uncomp[documents]'"
+
+
+def _advice_on_memory(free_bytes: int) -> str:
+    """A preset for the memory that is free: weights of the default model and its cache, or a model of some billions."""
+    free = format_value("bytes", free_bytes)
+    if free_bytes < _TIGHT_BYTES:
+        return f"{free} are free: uncomp ask --preset tiny --quantize int8, and close what you can"
+    if free_bytes < _ROOMY_BYTES:
+        return f"{free} are free: uncomp ask --preset small for long documents, balanced for short ones"
+    return f"{free} are free: --preset balanced; a larger model fits too: uncomp model list, then uncomp ask -m NAME"
 
 
 def _read(probe: Callable[[], Any]) -> Any:

@@ -5,7 +5,7 @@ A preset that was calibrated has a profile, the uncertainty of a model's layers 
 with the document, as in `uncomp ask`: its first tokens and the question's last are always kept; there is no template.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,12 +16,13 @@ from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.cli.judge.trial import check_plot
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.numerals import format_count
-from uncomp_cli.table import Table
+from uncomp_cli.table import Table, bound
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.heatmap import HeatMap, write_heat_map
 from uncomp_cli.ui.meter import loading
 
 if TYPE_CHECKING:
+    from uncomp_cli.budget.loss_curve import QualityPoint
     from uncomp_cli.budget.plan import BudgetPlan
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.spec import ModelSpec
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
 
 PLOT_TOKENS = 2000
+_BAR = 40  # columns of the longest bar
+_LOSES = (
+    "loses: share of the likelihood of an answer's token against the full cache, and its 95 % interval, as measured on "
+    "the preset's model; `uncomp preset show NAME` has other budgets"
+)
 
 app = group("preset", "List, show, plot, check and remove presets.")
 
@@ -55,8 +61,27 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
     if as_json:
         terminal.write_json([preset.to_dict() for preset in presets])
         return
-    rows = [(p.name, p.policy, p.scorer.name, str(p.budget), p.description) for p in presets]
-    terminal.write_table(Table(("NAME", "POLICY", "SCORER", "BUDGET", "DESCRIPTION"), rows))
+    rows = [(p.name, str(p.budget), _model_of(p), _loss_of(p), p.description) for p in presets]
+    table = Table(("NAME", "BUDGET", "MODEL", "LOSES", "WHEN TO TAKE IT"), rows, notes=[_LOSES])
+    terminal.write_tables([table])
+
+
+def _model_of(preset: "Preset") -> str:
+    try:
+        return preset.model or "any"
+    except UsageError:
+        return "damaged profile"
+
+
+def _loss_of(preset: "Preset") -> str:
+    """The measured loss of its own budget, with its interval."""
+    if preset.policy == "full":
+        return "nothing"
+    point = preset.measured_loss
+    if point is None:
+        return "not measured"
+    low, high = (max(0.0, 100 * value) for value in (point.loss_low, point.loss_high))
+    return f"{max(0.0, 100 * point.loss):.1f} % {bound(f'({low:.1f} to {high:.1f})')}"
 
 
 @command_of(app, "show")
@@ -108,7 +133,7 @@ def plot(
     ] = PLOT_TOKENS,
     as_json: Json = False,
 ) -> None:
-    """Show the uncertainty and the tokens kept of every layer and head, as heat maps."""
+    """Show the uncertainty and the tokens kept of every layer and head as heat maps, and the loss of every budget."""
     from uncomp_cli.budget.presets import load_preset
 
     terminal, preset = terminal_of(ctx), load_preset(name)
@@ -117,13 +142,17 @@ def plot(
     key = _shown_measure(preset, profile, measure)
     plan = _plan(preset, profile, tokens, terminal)
     maps = (_uncertainty_map(preset, profile, key), _kept_map(preset, profile, plan))
-    drawn = [] if folder is None else _draw(maps, folder, terminal)
+    drawn = [] if folder is None else _draw(preset, maps, folder, terminal)
     if as_json:
         terminal.write_json(_plot_record(preset, profile, plan, key) | {"pictures": [str(path) for path in drawn]})
         return
     write_heat_map(maps[0], terminal)
     terminal.write_line()
     write_heat_map(maps[1], terminal)
+    if preset.quality:
+        terminal.write_line(f"\n{preset.name}: loss by budget")
+        for line in loss_lines(preset.quality):
+            terminal.write_line(line)
 
 
 @command_of(app, "validate")
@@ -331,14 +360,23 @@ def _plot_record(preset: "Preset", profile: "UncertaintyProfile", plan: "BudgetP
     }
 
 
-def _draw(maps: tuple[HeatMap, HeatMap], folder: Path, terminal: Terminal) -> list[Path]:
-    """One picture a map, named by the preset and what it shows."""
-    with loading(terminal, "drawing"):
-        from uncomp_cli.ui.plots import plot_heat_map
+def loss_lines(points: "Sequence[QualityPoint]") -> Iterator[str]:
+    """A bar a budget: what it loses, and in a lighter shade up to where its interval ends."""
+    ordered = sorted(points, key=lambda point: point.kept_fraction)
+    most = max(max(point.loss_high for point in ordered), 0.001)
+    for point in ordered:
+        sure, high = (round(_BAR * min(1.0, max(0.0, value) / most)) for value in (point.loss, point.loss_high))
+        yield f"{point.budget:>8}  {100 * point.loss:6.2f} %  {'█' * sure}{'░' * (high - sure)}"
 
-        names = (maps[0].quantity.replace("/", "-"), "kept")
-        drawn = [
-            plot_heat_map(shown, folder / f"{shown.title}-{name}.png") for shown, name in zip(maps, names, strict=True)
-        ]
+
+def _draw(preset: "Preset", maps: tuple[HeatMap, HeatMap], folder: Path, terminal: Terminal) -> list[Path]:
+    """One picture a map, named by the preset and what it shows, and one of the loss by budget where it was measured."""
+    with loading(terminal, "drawing"):
+        from uncomp_cli.ui.plots import make_heat_map, make_quality, write
+
+        figures = {maps[0].quantity.replace("/", "-"): make_heat_map(maps[0]), "kept": make_heat_map(maps[1])}
+        if preset.quality:
+            figures["quality"] = make_quality(preset.name, preset.quality)
+        drawn = [write(figure, folder / f"{preset.name}-{name}.png") for name, figure in figures.items()]
     terminal.note(f"{len(drawn)} pictures in {folder}")
     return drawn
