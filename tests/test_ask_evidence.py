@@ -18,7 +18,7 @@ from uncomp_cli.documents.places import Evidence
 
 Ask = Callable[..., tuple[int, str, str]]
 KEYS = ["path", "line_start", "line_end", "text", "attention_share", "kept_fraction"]
-CITED = re.compile(r'  \S+:\d+(-\d+)? +\d+ %  kept +\d+ %  "\S.*"')
+CITED = re.compile(r'  \S+:\d+(-\d+)? +\d+ % +\d+ %  "\S.*"')
 
 
 @pytest.fixture(autouse=True)
@@ -101,14 +101,15 @@ def test_a_question_looks_at_the_same_alone_and_in_company(ask: Ask) -> None:
 def test_lines_follow_the_readout_also_when_quiet(ask: Ask) -> None:
     code, out, err = ask("Where?", "--evidence")
     assert code == 0
-    readout, *passages = err.splitlines()[-1 - len(cited(err)) :]
+    readout, titles, *passages = err.splitlines()[-1 - len(cited(err)) :]
     assert readout.startswith("prefill ")
-    assert passages == cited(err)
+    assert titles.split() == ["PASSAGE", "ATTENTION", "KEPT", "TEXT"]
+    assert [titles, *passages] == cited(err)
     assert 1 <= len(passages) <= 3
     assert all(CITED.fullmatch(line) for line in passages)
     code, again, quiet = ask("Where?", "--evidence", "-q")
     assert (code, again) == (0, out)
-    assert quiet.splitlines() == passages
+    assert quiet.splitlines() == [titles, *passages]
 
 
 def test_with_each_a_document_is_its_own(ask: Ask) -> None:

@@ -31,7 +31,7 @@ def test_a_document_follow_ups_and_a_stopped_answer(
     chat.terminal.timeout = 90
     chat.says(f"/file {manual}", r"manual\.txt: ([\d,]+) tokens read in ")
     chat.says("What is the combination of the stores safe?", "4096217", r"cached ([\d,]+) · prefill (\d+) tok")
-    chat.says("/evidence", r"manual\.txt:24  +\d+ %  kept +\d+ %  \"The combination of the stores safe")
+    chat.says("/evidence", r"manual\.txt:24  +\d+ % +\d+ %  \"The combination of the stores safe")
     chat.says("Tell me a long story about the keeper.", "prefill", r"(?:\w+,? ){8}")
     chat.presses("c")
     chat.sees(r"\[interrupted: what is above stays in the conversation\]")

@@ -123,7 +123,7 @@ def test_documents_and_completion(tiny_model: Path, typists: list[Typist], tmp_p
     chat.terminal.send("\r")
     chat.sees(r"harbour\.txt: \d+ tokens read in .* the next question may be about it")
     chat.says("Who came?", READOUT)
-    chat.says("/evidence", r"harbour\.txt:\d(-\d)?  +\d+ %  kept +\d+ %  \"")
+    chat.says("/evidence", r"harbour\.txt:\d(-\d)?  +\d+ % +\d+ %  \"")
     chat.says("/why", "4 layers x 2 heads keep")
     chat.says("/budget 2x", r"budget 40%.* read \d+ tokens in [\d.]+ s · KV [\d.]+ KiB → [\d.]+ KiB")
     chat.types("/exit")

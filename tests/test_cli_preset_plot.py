@@ -1,6 +1,7 @@
 """`uncomp preset plot` and what `preset show` tells of a profile, from a profile that was saved for the test."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,16 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[str, str]:
 def test_the_maps_of_uncertainty_and_of_tokens_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["preset", "plot", "mine"]) == 0
     out, err = capsys.readouterr()
-    first, second = out.split("\n\n")
+    first, second, third = out.split("\n\n")
     assert first.splitlines()[:2] == ["mine: loss", "layer  KV head 0–1"]
     assert [line.split()[0] for line in first.splitlines()[3:7]] == ["0", "1", "2", "3"]
     assert first.splitlines()[-1] == "least 0.00 (layer 2, head 0) ·░▒▓█ most 1.00 (layer 2, head 1)"
     assert second.splitlines()[0] == "mine: tokens kept of 2,000, budget 10%"
     assert "(layer 2, head 1)" in second.splitlines()[-1]
+    title, *bars = third.splitlines()
+    assert title == "mine: loss by budget"
+    assert all(re.fullmatch(r" +\d+%  +\d+\.\d\d %  █*░*", bar) for bar in bars)
+    assert len(bars) == len(presets.load_preset("mine").quality)
     assert "model no-such-model is not on this machine" in err
 
 
@@ -112,11 +117,11 @@ def test_an_unknown_measure_is_refused_with_those_there_are(capsys: pytest.Captu
 
 def test_pictures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     record = plotted(capsys, "--plot", str(tmp_path / "pictures"))
-    assert [Path(path).name for path in record["pictures"]] == ["mine-loss.png", "mine-kept.png"]
+    assert [Path(path).name for path in record["pictures"]] == ["mine-loss.png", "mine-kept.png", "mine-quality.png"]
     assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in record["pictures"])
     assert run(["preset", "plot", "mine", "--measure", KEY, "--plot", str(tmp_path / "pictures")]) == 0
     assert (tmp_path / "pictures" / "mine-entropy-q-r1-4.png").is_file()
-    assert f"2 pictures in {tmp_path / 'pictures'}" in capsys.readouterr().err
+    assert f"3 pictures in {tmp_path / 'pictures'}" in capsys.readouterr().err
 
 
 def test_a_preset_that_measures_live_has_nothing_to_plot(capsys: pytest.CaptureFixture[str]) -> None:

@@ -243,13 +243,13 @@ SMALL = [
 def test_the_table_has_scores_differences_and_intervals() -> None:
     summary = summarise(SMALL, regime="aware")
     overall = score_table(summary, metrics=["nll", "exact", "unmeasured"])
-    assert [overall.columns, *overall.rows] == [
+    assert [overall.columns, *(tuple(row.values()) for row in overall.record())] == [
         ("SETTING", "KEPT", "NLL", "EXACT", "SAMPLES"),
         ("full", "100.0 %", "0.100", "100.0 %", "2"),
         ("window 20%", "20.0 %", "0.350 (+0.250 +0.250…+0.250)", "50.0 % (-50.0 -50.0…-50.0)", "2"),
     ]
     by_subtask = score_table(summary, by_subtask=True, metrics=["exact"])
-    assert [by_subtask.columns, *by_subtask.rows] == [
+    assert [by_subtask.columns, *(tuple(row.values()) for row in by_subtask.record())] == [
         ("SUBTASK", "SETTING", "KEPT", "EXACT", "SAMPLES"),
         ("needle/uuid", "full", "100.0 %", "100.0 %", "2"),
         ("needle/uuid", "window 20%", "20.0 %", "50.0 % (-50.0 -50.0…-50.0)", "2"),

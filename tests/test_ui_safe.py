@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from uncomp_cli.asking.events import Noted, Warned, Working
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.declare.failures import show_failure
+from uncomp_cli.cli.declare.options import completing
 from uncomp_cli.errors import UsageError
 from uncomp_cli.steps import Progress
 from uncomp_cli.table import Table, bound, columns_of, wrapped
@@ -135,6 +136,11 @@ def test_a_command_line_that_is_wrong_is_told_without_what_it_holds(capsys: pyte
     ):
         assert run(args) != 0
         assert is_harmless("".join(capsys.readouterr()))
+
+
+def test_no_name_that_acts_is_offered_as_a_completion() -> None:
+    names = ["model", *(f"model{attack}" for attack in ATTACKS)]
+    assert completing(lambda: names)("mo") == ["model", "model[red]x[/red]", "model[link=http://x]y[/link]"]
 
 
 WORDS = st.lists(

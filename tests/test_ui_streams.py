@@ -152,6 +152,22 @@ def test_loading_says_so_at_once(tty: bool) -> None:
         assert screen(ran.stderr) == ""
 
 
+def test_loading_says_how_far_it_is() -> None:
+    body = """
+from uncomp_cli.asking.events import Working
+done = iter(range(1000))
+def steps():
+    yield Working("loading m\x1b]0;x\x07", lambda: f"{next(done)} of 513 MiB")
+    time.sleep(0.6)
+    yield Working(None)
+show(steps(), terminal)
+"""
+    ran = run_script(body, stdout_tty=True, stderr_tty=True)
+    assert "loading m]0;x 0 of 513 MiB" in ran.stderr
+    assert "loading m]0;x 3 of 513 MiB" in ran.stderr
+    assert screen(ran.stderr) == ""
+
+
 def test_a_pull_shows_its_stages() -> None:
     body = """
 steps = [PullStep("download", 1, 4), PullStep("download", 4, 4), PullStep("verify", 0, None), PullStep("save", 0, 0)]

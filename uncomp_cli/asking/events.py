@@ -53,9 +53,10 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """What begins now and takes a while; None when it is over."""
+    """What begins now and takes a while; None when it is over. `far` says how far it is, "" while nobody knows."""
 
     at: str | None
+    far: Callable[[], str] = str
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,24 +48,6 @@ def forecast(request: Request, contexts: Sequence[DocumentSet], questions: Seque
 
 
 def refuse_ahead(
-    request: Request, documents: DocumentSet, questions: Sequence[str], preset: "Preset"
-) -> Iterator[Event]:
-    """Raise DoesNotFitError for one question of one text that is too long, before the weights are loaded.
-
-    Of several, and with pins, those that fit are to be answered, or more is to be said of the others. A text of half
-    as many bytes as the model reads tokens fits, whatever stands around it: such a one is not looked at twice.
-    """
-    choice = request.model.rope_choice
-    whole = len(questions) == 1 and documents.documents and not (request.each or request.pins or request.truncate)
-    if not whole or (choice is not None and choice.kind == "auto"):
-        return
-    path = yield from fetch(request.model)
-    spec, _, _ = yield from during("measuring", lambda: weigh(request.model, path))
-    if 2 * sum(len(each.text.encode("utf-8", "replace")) for each in documents.documents) > spec.trained_length:
-        yield from during("counting tokens", lambda: _check(request, documents, questions, preset, path, spec))
-
-
-def _check(
     request: Request,
     documents: DocumentSet,
     questions: Sequence[str],
@@ -73,10 +55,20 @@ def _check(
     path: Path,
     spec: "ModelSpec",
 ) -> None:
+    """Raise DoesNotFitError for one question of one text that is too long for the model in `path`, before it is loaded.
+
+    Of several, and with pins, those that fit are to be answered, or more is to be said of the others. A text of half as
+    many bytes as the model reads tokens fits, whatever stands around it: such a one is not looked at twice.
+    """
     from uncomp_cli.engine.spend.compression import check_length
     from uncomp_cli.models.catalog import show_model
     from uncomp_cli.models.loading import load_tokenizer
 
+    choice = request.model.rope_choice
+    whole = len(questions) == 1 and not (request.each or request.pins or request.truncate)
+    size = sum(len(each.text.encode("utf-8", "replace")) for each in documents.documents)
+    if not whole or (choice is not None and choice.kind == "auto") or 2 * size <= spec.trained_length:
+        return
     tokenizer = load_tokenizer(request.model.tokenizer or path)
     prompt, _ = build_prompt(request, documents, questions, tokenizer, spec, preset)
     check_length(spec, prompt, trained_length=show_model(request.model.name).trained_length)

@@ -9,6 +9,7 @@ Documents are read before anything heavy is loaded, and what cannot be is refuse
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from uncomp_cli.asking.doubts import check_calibrated, check_fail_under
@@ -44,8 +45,7 @@ def run(request: Request) -> Generator[Event, None, None]:
     if request.dry_run:
         yield from forecast(request, request.contexts(documents), questions)
         return
-    yield from refuse_ahead(request, documents, questions, preset)
-    loaded = yield from load(request.model)
+    loaded = yield from load(request.model, partial(refuse_ahead, request, documents, questions, preset))
     from uncomp_cli.engine.engine import Engine
     from uncomp_cli.models.runnable import fingerprint
 

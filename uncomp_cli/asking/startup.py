@@ -6,7 +6,7 @@ of the model's own that had to give way. Heavy imports happen inside functions, 
 """
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +17,8 @@ from uncomp_cli.numerals import format_bytes, format_count
 from uncomp_cli.steps import pulled
 
 if TYPE_CHECKING:
+    import torch
+
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.models.extension import RopeChoice, RopeState
     from uncomp_cli.models.runnable import LoadedModel
@@ -28,9 +30,9 @@ _GROWTH = 2
 """Times the trained length that a chat with --rope auto can grow to when no --context is given."""
 
 
-def during(what: str, work: Callable[[], T]) -> Generator[Event, None, T]:
-    """What `work` returns; that it takes a while is said before, and that it is over behind it."""
-    yield Working(what)
+def during(what: str, work: Callable[[], T], far: Callable[[], str] = str) -> Generator[Event, None, T]:
+    """What `work` returns; that it takes a while, and how `far` it is, is said before, that it is over behind it."""
+    yield Working(what, far)
     result = work()
     yield Working(None)
     return result
@@ -73,16 +75,39 @@ def weigh(choice: ModelChoice, path: Path) -> "tuple[ModelSpec, int, int]":
     return spec, weights, available
 
 
-def load(choice: ModelChoice) -> "Generator[Event, None, LoadedModel]":
-    """Fetch the model when needed, and load it; refused before loading when it cannot fit."""
-    path = yield from fetch(choice)
-    return (yield from during(f"loading {choice.name}", lambda: _load(choice, path)))
+def load(
+    choice: ModelChoice, check: "Callable[[Path, ModelSpec], None]" = lambda path, spec: None
+) -> "Generator[Event, None, LoadedModel]":
+    """Fetch the model when needed, and load it; refused before loading when it cannot fit, or `check` says no."""
+    path, growth = (yield from fetch(choice)), Growth()
+    return (yield from during(f"loading {choice.name}", lambda: _load(choice, path, check, growth), growth.text))
 
 
-def _load(choice: ModelChoice, path: Path) -> "LoadedModel":
+@dataclass(slots=True)
+class Growth:
+    """How much of the weights is in memory: what was taken since they began to be read, at most all of them."""
+
+    total_bytes: int = 0
+    taken: Callable[[], int] = int
+
+    def begin(self, device: "torch.device") -> None:
+        """From here on memory is taken for the weights."""
+        from uncomp_cli.engine.spend.memory import resident_bytes
+
+        before = resident_bytes(device)
+        self.taken = lambda: resident_bytes(device) - before
+
+    def text(self) -> str:
+        """`310 MiB of 513 MiB`; nothing before anything was read."""
+        taken = min(self.total_bytes, self.taken())
+        return f"{format_bytes(taken)} of {format_bytes(self.total_bytes)}" if taken > 0 else ""
+
+
+def _load(choice: ModelChoice, path: Path, check: "Callable[[Path, ModelSpec], None]", growth: Growth) -> "LoadedModel":
     from uncomp_cli.models.loading import load_model
 
-    weigh(choice, path)
+    spec, growth.total_bytes, _ = weigh(choice, path)
+    check(path, spec)
     return load_model(
         choice.name,
         dtype=choice.dtype,
@@ -91,6 +116,7 @@ def _load(choice: ModelChoice, path: Path) -> "LoadedModel":
         rope=choice.rope_choice,
         offline=choice.offline,
         tokenizer_dir=choice.tokenizer,
+        begin=growth.begin,
     )
 
 

@@ -14,6 +14,7 @@ model's type. Needs `pip install 'uncomp[quantize]'`.
 import copy
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from math import prod
@@ -73,9 +74,11 @@ def load_model(
     rope: str | RopeChoice | None = None,
     offline: bool = False,
     tokenizer_dir: Path | None = None,
+    begin: Callable[[torch.device], None] = lambda device: None,
 ) -> LoadedModel:
     """Load the model that `name` means; it must be on this machine (run `ensure_local` first).
 
+    `begin` is called with the device when all but the weights is there, which take longest.
     `quantize` is int8, nf4, fp4 or None; `rope` is for texts longer than trained, as in yarn:4 (extension.py). Loading
     never uses the network, whatever `offline` says; it only words the hint. Raises ModelError when the model is
     missing, damaged or of a kind that would run wrongly, UsageError for a device or type that is not there and for a
@@ -96,6 +99,7 @@ def load_model(
         own_config = load_config(path, name)
         config, longest, state = apply_choice(own_config, choice)
         tokenizer = load_tokenizer(tokenizer_dir or path)
+        begin(chosen_device)
         model = load_weights(path, name, chosen_dtype, chosen_device, method, config=config)
     return LoadedModel(
         model=model,

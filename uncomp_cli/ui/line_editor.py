@@ -12,7 +12,6 @@ several chats can share it; a history that cannot be read or written is no reaso
 
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +29,7 @@ from prompt_toolkit.output import ColorDepth, create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
+from uncomp_cli.table import wrapped
 from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, is_open, without_quotes
 from uncomp_cli.ui.console import Terminal, strip_controls
 
@@ -113,7 +113,7 @@ def _continuation(width: int, line: int, wrapped: int) -> str:
 
 def _wrap(text: str) -> str:
     """Broken at the terminal's width as it is now: nothing of the status is cut off."""
-    return "\n".join(textwrap.wrap(text, max(20, get_app().output.get_size().columns)))
+    return "\n".join(wrapped(text, max(20, get_app().output.get_size().columns)))
 
 
 def complete(buffer: Buffer, candidates: Callable[[str], Sequence[str]]) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -21,6 +22,7 @@ from uncomp_cli.ui.console import Terminal, strip_controls
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
+    from rich.text import Text
 
 
 LINE_INTERVAL_S = 10.0
@@ -32,18 +34,29 @@ Step = Working | Progress | Pace | PrefillStep | DecodeStep
 
 
 @contextmanager
-def loading(terminal: Terminal, text: str) -> Iterator[None]:
-    """Say at once what takes a while: a spinner that goes away, or a line now and one every 10 seconds."""
+def loading(terminal: Terminal, text: str, far: Callable[[], str] = str) -> Iterator[None]:
+    """Say at once what takes a while, and how far it is: a spinner that goes away, or a line now and every 10 s."""
     if terminal.quiet:
         yield
     elif terminal.animated:
-        from rich.text import Text
-
-        with terminal.rich_console().status(Text(strip_controls(text, single_line=True))):
+        with terminal.rich_console().status(_Told(text, far)):
             yield
     else:
-        with _lines_while(terminal, text):
+        with _lines_while(terminal, text, far):
             yield
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What takes a while, with how far it is as often as it is drawn."""
+
+    text: str
+    far: Callable[[], str]
+
+    def __rich__(self) -> "Text":
+        from rich.text import Text
+
+        return Text(strip_controls(f"{self.text} {self.far()}".rstrip(), single_line=True))
 
 
 class Display:
@@ -72,7 +85,7 @@ class Display:
         if isinstance(step, Working):
             self.close()
             if step.at is not None:
-                self._waiting.enter_context(loading(self._terminal, step.at))
+                self._waiting.enter_context(loading(self._terminal, step.at, step.far))
         elif isinstance(step, DecodeStep):
             self._show_pace(Pace(step.index + 1, step.elapsed_s, step.kv_bytes))
         elif isinstance(step, Pace):
@@ -201,14 +214,15 @@ def _tell(
 
 
 @contextmanager
-def _lines_while(terminal: Terminal, text: str) -> Iterator[None]:
-    """`text` now, and again with the time gone every 10 seconds until the block ends."""
+def _lines_while(terminal: Terminal, text: str, far: Callable[[], str]) -> Iterator[None]:
+    """`text` now, and again with how far it is and the time gone every 10 seconds until the block ends."""
     done = threading.Event()
 
     def tick() -> None:
         started_s = time.monotonic()
         while not done.wait(LINE_INTERVAL_S):
-            terminal.note(f"{text} {format_seconds(time.monotonic() - started_s)}")
+            gone = format_seconds(time.monotonic() - started_s)
+            terminal.note(" ".join(filter(None, (text, far(), gone))))
 
     terminal.note(text)
     thread = threading.Thread(target=tick, daemon=True)

@@ -22,7 +22,7 @@ from uncomp_cli.budget.thinning import THINNINGS
 from uncomp_cli.cli.declare.tree import only, option
 from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
 from uncomp_cli.errors import UsageError
-from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.console import Terminal, strip_controls
 
 MODEL_PANEL = "Model"
 COMPRESSION_PANEL = "Compression"
@@ -40,10 +40,14 @@ _MOST_DIGITS = 18
 
 
 def completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """What completes one of `names`, which are found out when it is asked for."""
+    """What completes one of `names`, which are found out when it is asked for.
+
+    A name that a terminal would obey is not offered: a shell writes what it is given, and cleaned it were another name.
+    """
 
     def complete(incomplete: str) -> list[str]:
-        return [name for name in names() if name.startswith(incomplete)]
+        found = (name for name in names() if name == strip_controls(name, single_line=True))
+        return [name for name in found if name.startswith(incomplete)]
 
     return complete
 
