@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -126,3 +127,35 @@ def test_a_closed_pipe_is_quiet() -> None:
     done = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (("ask", "-f", "long.txt", "Who?"), 3),
+        (("compare", "-f", "long.txt", "Who?", "-b", "20%"), 3),
+        (("rope", "-f", "short.txt", "--tokens", "8k", "--kinds", "plain,yarn"), 2),
+        (("eval", "-f", "short.txt", "-t", "needle/uuid", "--tokens", "2000"), 2),
+        (("eval", "-t", "needle/uuid", "--tokens", "4090"), 3),
+        (("calibrate", "-f", "short.txt", "-t", "needle/uuid", "--tokens", "2000", "-o", "."), 2),
+        (("calibrate", "--tokens", "4090", "-o", "."), 3),
+    ],
+)
+def test_what_a_tokenizer_can_say_no_to_loads_no_weights(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...],
+    code: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+    monkeypatch.setattr("uncomp_cli.models.loading.load_weights", lambda *_, **__: pytest.fail("weights are loaded"))
+    sentences = (f"Boat {number} came to the harbour when the lamps were lit." for number in range(400))
+    Path("long.txt").write_text("\n\n".join(sentences))
+    Path("short.txt").write_text("The harbour was quiet and the lamps were lit along the whole of the wall. " * 4)
+    assert run([*command, "-m", str(tiny_model)]) == code
+    error, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")

@@ -172,17 +172,3 @@ def test_a_kind_that_the_model_cannot_take_is_refused_before_anything_is_measure
     assert f"--rope {named} cannot replace the scaling that the model came with, linear:2" in said
     assert f"leave {named} out of --kinds" in advised
     assert not Path("r.jsonl").exists()
-
-
-def test_too_short_a_text_is_refused_before_a_model_is_loaded_and_timed(
-    capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("uncomp_cli.models.loading.load_weights", lambda *_, **__: pytest.fail("weights are loaded"))
-    story = tmp_path / "story.txt"
-    story.write_text("\n\n".join(f"Boat {number} came to the harbour when the lamps were lit." for number in range(40)))
-    code = run(["rope", "-m", str(tiny_model), "-f", str(story), "--tokens", "8k", "--kinds", "plain,yarn"])
-    error, hint = capsys.readouterr().err.splitlines()[-2:]
-    assert code == 2
-    assert "haystack 'story.txt' has" in error
-    assert "are needed" in error
-    assert "--file" in hint

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uncomp_cli.asking.request import ModelChoice, choose_preset
-from uncomp_cli.asking.startup import load
+from uncomp_cli.asking.startup import fetch, load
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.calibrate.held_out import (
     HeldOut,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from uncomp_cli.calibrate.findings import ProfileFiles
     from uncomp_cli.calibrate.reliability import RiskFit
     from uncomp_cli.evals.tasks.maker import SampleMaker
-    from uncomp_cli.models.runnable import LoadedModel
     from uncomp_cli.uncertainty.profile import UncertaintyProfile
 
 
@@ -218,10 +217,11 @@ def run_calibrate(job: CalibrateJob, choice: ModelChoice, terminal: Terminal, *,
             job.quality.check()
         if not wanted.fresh:
             files.check()
-    loaded = show(load(choice), terminal)
+    model_dir = show(fetch(choice), terminal)
     with loading(terminal, "preparing samples"):
-        maker = _maker(job, loaded, terminal)
+        maker = _maker(job, choice, model_dir, terminal)
         request = _request(job, presets, maker)
+    loaded = show(load(choice), terminal)
     for path in files.set_aside() if wanted.fresh else ():
         terminal.note(f"set aside: {path}")
     if files.found is not None:
@@ -300,14 +300,17 @@ def _presets(wanted: CalibrateOptions, files: "ProfileFiles") -> "list[Preset]":
     return made
 
 
-def _maker(job: CalibrateJob, loaded: "LoadedModel", terminal: Terminal) -> "SampleMaker":
+def _maker(job: CalibrateJob, choice: ModelChoice, model_dir: Path, terminal: Terminal) -> "SampleMaker":
+    """What makes samples, by the tokenizer alone: too long ones and too short a text are refused before loading."""
     from uncomp_cli.calibrate.calibration import check_lengths
     from uncomp_cli.engine.tokens.prompt import count_tokens
     from uncomp_cli.evals.tasks.maker import SampleMaker, choose_sources
+    from uncomp_cli.models.catalog import show_model
+    from uncomp_cli.models.loading import load_tokenizer
 
-    check_lengths(job.tokens, loaded.spec.trained_length)
+    check_lengths(job.tokens, show_model(choice.name).trained_length)
     haystack = haystack_of(job.wanted.file, max(job.tokens), seed=job.seed, terminal=terminal)
-    count = partial(count_tokens, loaded.tokenizer)
+    count = partial(count_tokens, load_tokenizer(choice.tokenizer or model_dir))
     return SampleMaker(choose_sources(job.wanted.task), haystack, count, job.seed)
 
 

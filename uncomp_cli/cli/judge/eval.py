@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from uncomp_cli.evals.judges.evaluation import EvalRequest
     from uncomp_cli.evals.tables.outcome import Outcome
     from uncomp_cli.evals.tables.sheet import Part
+    from uncomp_cli.spec import ModelSpec
 
 
 TASK_PANEL = "Tasks"
@@ -154,12 +155,11 @@ def run_eval(judged: EvalOptions, choice: ModelChoice, output: TableOptions, *, 
         return
     with loading(terminal, "preparing"):
         request = _request(judged, seed, terminal)
-    loaded = show(load(choice), terminal)
+    loaded = show(load(choice, partial(_check, judged, request, choice)), terminal)
     from uncomp_cli.evals.journal import Journal, set_aside
     from uncomp_cli.evals.judges import evaluation as runner
     from uncomp_cli.evals.tables.outcome import OUTCOMES
 
-    runner.check_lengths(request, loaded.spec.trained_length)
     settings = runner.results_settings(loaded, request.haystack, seed=seed)
     path = judged.out or results_path(settings)
     if judged.fresh and (old := set_aside(path, OUTCOMES)) is not None:
@@ -169,6 +169,16 @@ def run_eval(judged: EvalOptions, choice: ModelChoice, output: TableOptions, *, 
         show(runner.run_eval(request, loaded, results), terminal)
         outcomes = runner.asked_for(request, results.records)
         _report(judged, outcomes, path, settings, output, terminal)
+
+
+def _check(judged: EvalOptions, request: "EvalRequest", choice: ModelChoice, path: Path, spec: "ModelSpec") -> None:
+    """What the model's shape and tokenizer alone can say no to: too long samples, too short a text of the user's."""
+    from uncomp_cli.evals.judges.evaluation import check_lengths, check_text
+    from uncomp_cli.models.loading import load_tokenizer
+
+    check_lengths(request, spec.trained_length)
+    if judged.file:
+        check_text(request, load_tokenizer(choice.tokenizer or path))
 
 
 def show_results(judged: EvalOptions, output: TableOptions, terminal: Terminal) -> None:

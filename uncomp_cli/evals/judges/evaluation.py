@@ -165,6 +165,14 @@ def check_lengths(request: EvalRequest, trained_length: int) -> None:
             )
 
 
+def check_text(request: EvalRequest, tokenizer: Any) -> None:
+    """Raise what making the first sample of every kind does: a text that is too short is known from the tokenizer."""
+    count = partial(count_tokens, tokenizer)
+    for task, subtask in request.subtasks:
+        for tokens in request.tokens:
+            _make_sample(request, _Work(task, subtask, tokens, 0, ()), count)
+
+
 def results_settings(loaded: LoadedModel, haystack: Haystack, *, seed: int) -> dict[str, object]:
     """What all lines of one results file share; anything else is in the lines themselves."""
     return {
