@@ -278,7 +278,7 @@ def test_a_length_without_room_is_refused_with_one_that_does(subtask: str) -> No
 
 def test_names_choose_subtasks_once_in_their_order() -> None:
     chosen = choose_subtasks(["ruler/vt", "needle", "needle/uuid", "ruler/vt"])
-    assert [subtask for _, subtask in chosen] == ["ruler/vt", *TASKS["needle"]().subtasks]
+    assert [subtask for _, subtask in chosen] == ["ruler/vt", *TASKS["needle"].subtasks]
     assert [task.name for task, _ in chosen] == ["ruler", "needle", "needle", "needle", "needle"]
     assert len([subtask for subtask in SUBTASKS if subtask.startswith("ruler/")]) == 13
 

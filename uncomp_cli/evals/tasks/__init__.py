@@ -1,50 +1,54 @@
 """Tasks: each makes samples whose right answers are known.
 
-To add one: a file with a class, a line in `TASKS`; or, in a package of your own, an entry of `uncomp.tasks`.
+To add one: a function that makes a sample, and an entry in `TASKS`; or, in a package of your own, a class with the same
+attributes and an entry of `uncomp.tasks`.
 """
 
 import difflib
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol
+from dataclasses import dataclass
 
 from uncomp_cli.errors import UsageError
-from uncomp_cli.evals.tasks.continuation import Fidelity, Perplexity
-from uncomp_cli.evals.tasks.quiz import Conversation, Evidence, Multiquestion, Needle
-from uncomp_cli.evals.tasks.ruler import Ruler
+from uncomp_cli.evals.tasks.continuation import fidelity_sample, perplexity_sample
+from uncomp_cli.evals.tasks.quiz import FACTS, UNAIDED, conversation_sample, multiquestion_sample, needle_sample
+from uncomp_cli.evals.tasks.ruler import RULER, ruler_sample
 from uncomp_cli.evals.tasks.task import JudgeName, Regime, Request, Sample
 from uncomp_cli.plugins import plugin
 
 
-class Task(Protocol):
-    """Makes samples of its `subtasks` (`needle/uuid`), which are measured in `regimes` and scored by `judge`."""
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Makes samples of its `subtasks` (`needle/uuid`), which are measured in `regimes` and scored by `judge`.
 
-    name: ClassVar[str]
-    subtasks: ClassVar[tuple[str, ...]]
-    regimes: ClassVar[tuple[Regime, ...]]
-    judge: ClassVar[JudgeName]
+    `sample` makes what is requested: the same request gives the same sample, another one another. Context and longest
+    question have at most `request.tokens` tokens together, and hardly fewer. It raises UsageError when the haystack or
+    the length is too short.
+    """
 
-    def sample(self, request: Request) -> Sample:
-        """What is requested: the same request gives the same sample, another one another.
+    name: str
+    subtasks: tuple[str, ...]
+    regimes: tuple[Regime, ...]
+    judge: JudgeName
+    sample: Callable[[Request], Sample]
 
-        Context and longest question have at most `request.tokens` tokens together, and hardly fewer. Raises UsageError
-        when the haystack or the length is too short.
-        """
 
-
-TASKS: dict[str, Callable[[], Task]] = {
-    Needle.name: Needle,
-    Ruler.name: Ruler,
-    Fidelity.name: Fidelity,
-    Perplexity.name: Perplexity,
-    Multiquestion.name: Multiquestion,
-    Evidence.name: Evidence,
-    Conversation.name: Conversation,
-}
+_BOTH: tuple[Regime, ...] = ("aware", "agnostic")
+_NEEDLES, _ASKED = ("digits7", "digits16", "uuid", "chat"), ("multiquestion/facts", "multiquestion/instruction")
+_ALL = (
+    Task("needle", tuple(f"needle/{kind}" for kind in _NEEDLES), _BOTH, "answers", needle_sample),
+    Task("ruler", tuple(RULER), _BOTH, "answers", ruler_sample),
+    Task("fidelity", ("fidelity/continuation",), _BOTH, "fidelity", fidelity_sample),
+    Task("perplexity", ("perplexity/continuation",), ("agnostic",), "perplexity", perplexity_sample),
+    Task("multiquestion", _ASKED, ("agnostic",), "answers", multiquestion_sample),
+    Task("evidence", tuple(f"evidence/{kind}" for kind in _NEEDLES), _BOTH, "evidence", needle_sample),
+    Task("conversation", (FACTS, UNAIDED), ("agnostic",), "conversation", conversation_sample),
+)
+TASKS = {task.name: task for task in _ALL}
 
 
 def choose_subtasks(names: Sequence[str]) -> list[tuple[Task, str]]:
     """The subtasks that `names` mean, each once, in the order named; a task's name means all of its subtasks."""
-    tasks = [make() for make in TASKS.values()]
+    tasks = [*TASKS.values()]
     added = {name.partition("/")[0]: None for name in names if name.partition("/")[0] not in TASKS}
     found = [plugin("tasks", name, built_in=TASKS) for name in added]
     tasks += [kind() for kind in found if kind is not None]

@@ -10,59 +10,44 @@ control does are those where long memory matters. Here `tokens` is the length of
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import ClassVar
 
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks.haystack import SEPARATOR, closing, paragraph_tokens
-from uncomp_cli.evals.tasks.task import JudgeName, Query, Regime, Request, Sample
+from uncomp_cli.evals.tasks.task import Query, Request, Sample
 
 _QUESTION = "\n\nIn short, the text above says that"
 _NEW_TOKENS = 64
 
 
-class Fidelity:
-    """An excerpt and the opening of a summary; the reference is left to the judge."""
-
-    name: ClassVar[str] = "fidelity"
-    subtasks: ClassVar[tuple[str, ...]] = ("fidelity/continuation",)
-    regimes: ClassVar[tuple[Regime, ...]] = ("aware", "agnostic")
-    judge: ClassVar[JudgeName] = "fidelity"
-
-    def sample(self, request: Request) -> Sample:
-        """One query without an answer."""
-        pieces = request.excerpt(request.text_room((_QUESTION,)))
-        query = Query(_QUESTION, "", (), max_new_tokens=_NEW_TOKENS)
-        return request.sample(SEPARATOR.join(pieces), (query,))
+def fidelity_sample(request: Request) -> Sample:
+    """An excerpt and the opening of a summary: one query without an answer, the reference is left to the judge."""
+    pieces = request.excerpt(request.text_room((_QUESTION,)))
+    return request.sample(SEPARATOR.join(pieces), (Query(_QUESTION, "", (), max_new_tokens=_NEW_TOKENS),))
 
 
 CONTINUATION_TOKENS = 560  # the judge takes the first 512
 _SLACK_TOKENS = 8  # between the sum of the paragraphs' tokens and those of the joined text
 
 
-class Perplexity:
-    """A context that ends with a paragraph, the text that follows as the answer, and a control."""
+def perplexity_sample(request: Request) -> Sample:
+    """A context that ends with a paragraph, the text that follows as the answer to no question, and a control.
 
-    name: ClassVar[str] = "perplexity"
-    subtasks: ClassVar[tuple[str, ...]] = ("perplexity/continuation",)
-    regimes: ClassVar[tuple[Regime, ...]] = ("agnostic",)
-    judge: ClassVar[JudgeName] = "perplexity"
-
-    def sample(self, request: Request) -> Sample:
-        """One query with an empty question; raises UsageError when the haystack cannot hold all three texts."""
-        count_tokens = request.count_tokens
-        borders = _Borders.of(request)
-        choices = [border for border in range(len(borders.before)) if borders.controls(border)]
-        if not choices:
-            raise _too_short(request, borders)
-        border = choices[int(request.place * len(choices))]
-        control_border = request.chance("control").choice(borders.controls(border))
-        paragraphs = request.haystack.paragraphs
-        before = SEPARATOR.join(paragraphs[borders.first(border) : border])
-        elsewhere = SEPARATOR.join(paragraphs[borders.first(control_border) : control_border])
-        context = closing(before, request.tokens, count_tokens=count_tokens)
-        control = closing(elsewhere, count_tokens(context), count_tokens=count_tokens, spare=0.0)
-        answer = SEPARATOR + SEPARATOR.join(paragraphs[border : borders.last(border)])
-        return replace(request.sample(context, (Query("", answer, (), max_new_tokens=1),)), control=control)
+    Raises UsageError when the haystack cannot hold all three texts.
+    """
+    count_tokens = request.count_tokens
+    borders = _Borders.of(request)
+    choices = [border for border in range(len(borders.before)) if borders.controls(border)]
+    if not choices:
+        raise _too_short(request, borders)
+    border = choices[int(request.place * len(choices))]
+    control_border = request.chance("control").choice(borders.controls(border))
+    paragraphs = request.haystack.paragraphs
+    before = SEPARATOR.join(paragraphs[borders.first(border) : border])
+    elsewhere = SEPARATOR.join(paragraphs[borders.first(control_border) : control_border])
+    context = closing(before, request.tokens, count_tokens=count_tokens)
+    control = closing(elsewhere, count_tokens(context), count_tokens=count_tokens, spare=0.0)
+    answer = SEPARATOR + SEPARATOR.join(paragraphs[border : borders.last(border)])
+    return replace(request.sample(context, (Query("", answer, (), max_new_tokens=1),)), control=control)
 
 
 @dataclass(frozen=True, slots=True)

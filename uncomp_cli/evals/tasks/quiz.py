@@ -18,7 +18,6 @@ same samples, it reads nothing again that was evicted. All are for the agnostic 
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from typing import ClassVar
 
 from uncomp_cli.evals.tasks.facts import (
     CITIES,
@@ -32,7 +31,7 @@ from uncomp_cli.evals.tasks.facts import (
     uuid_text,
 )
 from uncomp_cli.evals.tasks.haystack import SEPARATOR
-from uncomp_cli.evals.tasks.task import JudgeName, Query, Regime, Request, Sample, border_at, random_borders
+from uncomp_cli.evals.tasks.task import Query, Request, Sample, border_at, random_borders
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # What is numbered, and where: nothing that a licence, a manual or a play speaks of.
@@ -63,23 +62,10 @@ _PLACES = (
 )
 
 
-class Needle:
-    """Sample `index` stands at depth `DEPTHS[index % 5]`, by the share of the text's tokens before it."""
-
-    name: ClassVar[str] = "needle"
-    subtasks: ClassVar[tuple[str, ...]] = ("needle/digits7", "needle/digits16", "needle/uuid", "needle/chat")
-    regimes: ClassVar[tuple[Regime, ...]] = ("aware", "agnostic")
-    judge: ClassVar[JudgeName] = "answers"
-
-    def sample(self, request: Request) -> Sample:
-        """One fact, one question."""
-        return needle_sample(request)
-
-
 def needle_sample(request: Request, *, depth: float | None = None) -> Sample:
     """One fact and its question; what follows the slash in the subtask says which kind.
 
-    It stands at `depth`, the share of the text before it; None: where its index puts it on the grid.
+    It stands at `depth`, the share of the text's tokens before it; None: at `DEPTHS[index % 5]`.
     """
     kind = request.subtask.partition("/")[2]
     fact, question, answer, value = _fact(kind, request.chance())
@@ -107,19 +93,6 @@ def _fact(kind: str, chance: random.Random) -> tuple[str, str, str, str]:
     return magic_sentence(key, value, kind=called), magic_question((key,), kind=called), f" {value}", value
 
 
-class Evidence:
-    """The needles again: `chat` in the model's chat format, the others as plain text to continue."""
-
-    name: ClassVar[str] = "evidence"
-    subtasks: ClassVar[tuple[str, ...]] = ("evidence/digits7", "evidence/digits16", "evidence/uuid", "evidence/chat")
-    regimes: ClassVar[tuple[Regime, ...]] = ("aware", "agnostic")
-    judge: ClassVar[JudgeName] = "evidence"
-
-    def sample(self, request: Request) -> Sample:
-        """One fact, one question."""
-        return needle_sample(request)
-
-
 _ORDINARY = (
     "What is this text about?",
     "Who might want to read this text?",
@@ -132,17 +105,9 @@ _ORDINARY_ASKED = 2
 _NAME_QUESTION = "What is your name?"
 
 
-class Multiquestion:
+def multiquestion_sample(request: Request) -> Sample:
     """Five questions for five facts, or three questions under an instruction that binds every answer."""
-
-    name: ClassVar[str] = "multiquestion"
-    subtasks: ClassVar[tuple[str, ...]] = ("multiquestion/facts", "multiquestion/instruction")
-    regimes: ClassVar[tuple[Regime, ...]] = ("agnostic",)
-    judge: ClassVar[JudgeName] = "answers"
-
-    def sample(self, request: Request) -> Sample:
-        """Several queries of one context."""
-        return _facts_sample(request) if request.subtask == "multiquestion/facts" else _instruction_sample(request)
+    return _facts_sample(request) if request.subtask == "multiquestion/facts" else _instruction_sample(request)
 
 
 def _facts_sample(request: Request) -> Sample:
@@ -186,20 +151,12 @@ FACTS, UNAIDED = "conversation/facts", "conversation/unaided"
 _NEW_TOKENS = 48
 
 
-class Conversation:
-    """Five questions for five facts, each answered by the sentence that stands in the text."""
-
-    name: ClassVar[str] = "conversation"
-    subtasks: ClassVar[tuple[str, ...]] = (FACTS, UNAIDED)
-    regimes: ClassVar[tuple[Regime, ...]] = ("agnostic",)
-    judge: ClassVar[JudgeName] = "conversation"
-
-    def sample(self, request: Request) -> Sample:
-        """Queries in the order in which they are asked."""
-        request = replace(request, drawn_as=FACTS)
-        context, queries = _hide_five(request, _ask_for_sentence)
-        request.chance("turns").shuffle(queries)
-        return request.sample(context, queries, system="")
+def conversation_sample(request: Request) -> Sample:
+    """Five questions for five facts, in the order in which they are asked, each answered by a sentence of the text."""
+    request = replace(request, drawn_as=FACTS)
+    context, queries = _hide_five(request, _ask_for_sentence)
+    request.chance("turns").shuffle(queries)
+    return request.sample(context, queries, system="")
 
 
 def _ask_for_sentence(fact: Fact) -> Query:

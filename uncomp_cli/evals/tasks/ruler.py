@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise, repeat
 from math import pi
-from typing import ClassVar, Literal
+from typing import Literal
 
 from uncomp_cli.evals.tasks.facts import (
     ADJECTIVES,
@@ -40,7 +40,7 @@ from uncomp_cli.evals.tasks.facts import (
     uuid_text,
 )
 from uncomp_cli.evals.tasks.haystack import SEPARATOR, opening
-from uncomp_cli.evals.tasks.task import Filler, JudgeName, Query, Regime, Request, Sample, Span, fill, random_borders
+from uncomp_cli.evals.tasks.task import Filler, Query, Request, Sample, Span, fill, random_borders
 
 NOISE = "The kettle is warm. The road is long. The clouds are grey. On we walk. Home and out again."
 
@@ -428,7 +428,7 @@ def _span(context: str, sentence: str) -> Span:
     return begin, begin + len(sentence)
 
 
-_SAMPLES: dict[str, Callable[[Request], Sample]] = {
+RULER: dict[str, Callable[[Request], Sample]] = {
     **dict.fromkeys(VARIANTS, retrieval_sample),
     "ruler/vt": tracing_sample,
     "ruler/cwe": common_words_sample,
@@ -436,16 +436,9 @@ _SAMPLES: dict[str, Callable[[Request], Sample]] = {
     "ruler/qa_1": one_hop_sample,
     "ruler/qa_2": two_hop_sample,
 }
+"""The thirteen; all in completion form, and only the essay tasks read the haystack."""
 
 
-class Ruler:
-    """Retrieval, tracing, aggregation, question answering; all in completion form."""
-
-    name: ClassVar[str] = "ruler"
-    subtasks: ClassVar[tuple[str, ...]] = tuple(_SAMPLES)
-    regimes: ClassVar[tuple[Regime, ...]] = ("aware", "agnostic")
-    judge: ClassVar[JudgeName] = "answers"
-
-    def sample(self, request: Request) -> Sample:
-        """One sample of one of the thirteen; only the essay tasks read the haystack."""
-        return _SAMPLES[request.subtask](request)
+def ruler_sample(request: Request) -> Sample:
+    """One sample of one of the thirteen."""
+    return RULER[request.subtask](request)
