@@ -212,3 +212,18 @@ def test_a_table_becomes_csv(monkeypatch: pytest.MonkeyPatch) -> None:
     out.write_csv(["setting", "kept"], [["uniform, 20%", 0.201], ['a "b"', None]])
     rows = list(csv.reader(io.StringIO(written(out))))
     assert rows == [["setting", "kept"], ["uniform, 20%", "0.201"], ['a "b"', ""]]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_a_bar_shows_whole_words_at_any_width(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = terminal()
+    label = "ruler/niah_multikey_1 12 of 100, 12,345 tokens"
+    with Display(out) as display:
+        for done in range(3):
+            display.show(Progress(label, done / 3, f"{done} of 3", 12.0 * done))
+        drawn_lines = OURS.sub("\n", written(out)).splitlines()
+    shown = [line.split() for line in drawn_lines if line.strip()]
+    assert shown
+    known = {*label.split(), "0", "1", "2", "of", "3", "0%", "33%", "67%", "·", "24.0", "12.0", "6.0", "s", "left"}
+    assert all(word in known or set(word) <= set("━╸╺ ") for line in shown for word in line)

@@ -86,6 +86,14 @@ def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:
     return lines
 
 
+def shortened(text: str, width: int, *, between: str = " · ") -> str:
+    """As many whole parts of `text`, from the first, as `width` columns hold; never fewer than one."""
+    parts = text.split(between)
+    while len(parts) > 1 and columns_of(between.join(parts)) > width:
+        parts.pop()
+    return between.join(parts)
+
+
 def _words(text: str) -> list[str]:
     return [word for word in re.split(r"[ \n]", _UNIT.sub(_BOUND, text)) if word]
 

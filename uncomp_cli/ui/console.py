@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from uncomp_cli.table import Table, columns_of, wrapped
+from uncomp_cli.table import Table, shortened, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -147,10 +147,8 @@ class Terminal:
     def overwrite(self, text: str) -> None:
         """Replace the last line of an animated standard error by as many parts of `text` as fit (nothing: erase it)."""
         if self.animated:
-            parts, room = strip_controls(text, single_line=True).split(" · "), (self.width("stderr") or 80) - 1
-            while len(parts) > 1 and columns_of(" · ".join(parts)) > room:
-                parts.pop()
-            self.stderr.write(_ERASE_LINE + " · ".join(parts)[:room])
+            room = (self.width("stderr") or 80) - 1
+            self.stderr.write(_ERASE_LINE + shortened(strip_controls(text, single_line=True), room)[:room])
             self.stderr.flush()
 
     def width(self, stream: StreamName) -> int | None:

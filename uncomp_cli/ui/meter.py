@@ -17,6 +17,7 @@ from uncomp_cli.asking.events import Event, Noted, Pace, Piece, Warned, Working
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
 from uncomp_cli.steps import Progress
+from uncomp_cli.table import columns_of, shortened
 from uncomp_cli.ui.console import Terminal, strip_controls
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 LINE_INTERVAL_S = 10.0
 DECODE_INTERVAL_S = 0.1
+_PER_CENT = 7  # columns of it and of the gaps
 
 Clock = Callable[[], float]
 T = TypeVar("T")
@@ -57,6 +59,19 @@ class _Told:
         from rich.text import Text
 
         return Text(strip_controls(f"{self.text} {self.far()}".rstrip(), single_line=True))
+
+
+def _bar_columns(width: int) -> int:
+    """How long a bar is on a terminal of this width, so that what stands beside it has room."""
+    return min(40, max(4, width - 64))
+
+
+def _beside_bar(reading: Progress, width: int) -> tuple[str, str]:
+    """Label and pace, as many of their words and parts as there is room for."""
+    room = width - _bar_columns(width) - _PER_CENT
+    label = shortened(strip_controls(reading.label, single_line=True), room, between=" ")
+    pace = shortened(strip_controls(reading.pace, single_line=True), room - columns_of(label))
+    return label, pace if columns_of(label) + columns_of(pace) <= room else ""
 
 
 class Display:
@@ -106,7 +121,7 @@ class Display:
         if self._terminal.animated and not self._terminal.quiet:
             bar, task = self._bar = self._bar or self._open_bar()
             total = None if reading.fraction is None else 1.0
-            label, pace = (strip_controls(text, single_line=True) for text in (reading.label, reading.pace))
+            label, pace = _beside_bar(reading, self._terminal.width("stderr") or 80)
             bar.update(task, description=label, total=total, completed=reading.fraction or 0, pace=pace)
             bar.start()
         elif self._clock() - self._line_s >= LINE_INTERVAL_S:
@@ -119,7 +134,7 @@ class Display:
 
         bar = Bar(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=min(40, max(4, (self._terminal.width("stderr") or 80) - 64))),
+            BarColumn(bar_width=_bar_columns(self._terminal.width("stderr") or 80)),
             TaskProgressColumn(),
             TextColumn("{task.fields[pace]}", markup=False),
             console=self._terminal.rich_console(),
