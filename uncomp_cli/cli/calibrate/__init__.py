@@ -13,9 +13,7 @@ from uncomp_cli.asking.startup import fetch, load
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.calibrate.held_out import (
     HeldOut,
-    QualityChoice,
     QualityOptions,
-    RiskChoice,
     RiskOptions,
     good_for,
     run_quality,
@@ -176,8 +174,8 @@ class CalibrateJob:
     """Everything that one `uncomp calibrate` was told, but of the model."""
 
     wanted: CalibrateOptions
-    quality: QualityChoice | None
-    risk: RiskChoice | None
+    quality: QualityOptions
+    risk: RiskOptions
     seed: int
 
     @property
@@ -197,7 +195,9 @@ def calibrate(
     output: OutputOptions,
 ) -> None:
     """Measure how uncertain a model's layers and heads are, and save a preset with it."""
-    job = CalibrateJob(wanted, quality.choice(), risk.choice(), seed)
+    quality.check()
+    risk.check()
+    job = CalibrateJob(wanted, quality, risk, seed)
     run_calibrate(job, model.choice(), output.terminal(ctx), as_json=output.as_json)
 
 
@@ -213,8 +213,6 @@ def run_calibrate(job: CalibrateJob, choice: ModelChoice, terminal: Terminal, *,
         files = choose_files(choice.name, name=wanted.name, out=wanted.out, folder=user_preset_dir())
         presets = _presets(wanted, files)
         choose_sources(wanted.task)
-        if job.quality is not None:
-            job.quality.check()
         if not wanted.fresh:
             files.check()
     model_dir = show(fetch(choice), terminal)
@@ -227,14 +225,14 @@ def run_calibrate(job: CalibrateJob, choice: ModelChoice, terminal: Terminal, *,
     if files.found is not None:
         terminal.note(f"going on from {files.found}")
     profile = show(run(loaded, request, files), terminal, kept=files.partial)
-    again = [what for what, choice in (("quality", job.quality), ("risk", job.risk)) if choice is not None]
+    again = [what for what, chosen in (("quality", job.quality), ("risk", job.risk)) if chosen.wanted]
     path = save_calibrated(presets[0], profile, files, terminal, again=again)
     save_family(path, presets[1:])
     source = HeldOut(maker, job.tokens, generated=not wanted.file, fresh=wanted.fresh)
     curve = fit = None
-    if job.quality is not None:
+    if job.quality.wanted:
         curve = run_quality(job.quality, path, profile, loaded=loaded, source=source, terminal=terminal)
-    if job.risk is not None:
+    if job.risk.wanted:
         fit = run_risk(job.risk, path, loaded=loaded, source=source, terminal=terminal)
     measured = [found for found in (curve, fit) if found is not None]
     save_family(path, presets[1:])  # whose losses were measured with it

@@ -5,7 +5,7 @@ NAME.quality.jsonl and answers in NAME.risk.jsonl until all are there, so that a
 the curve is in the preset, and the file goes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,26 +77,24 @@ class QualityOptions:
         ),
     ] = ()
 
-    def choice(self) -> "QualityChoice | None":
-        """What to measure, or None. Raises UsageError for a choice without --quality."""
-        for flag, given in (("--quality-samples", self.samples), ("--quality-budget", self.budgets)):
-            if given and not self.wanted:
-                raise UsageError(f"{flag} chooses how quality is measured, and it is not", hint="add --quality")
-        return QualityChoice(self.samples or QUALITY_SAMPLES, self.budgets or DEFAULT_BUDGETS) if self.wanted else None
-
-
-@dataclass(frozen=True, slots=True)
-class QualityChoice:
-    """Budgets to measure, on so many samples of each length."""
-
-    samples: int
-    budgets: tuple[Budget, ...]
+    @property
+    def amounts(self) -> tuple[Budget, ...]:
+        """The budgets to measure."""
+        return self.budgets or DEFAULT_BUDGETS
 
     def check(self) -> None:
-        """Raise UsageError for a budget that is none, and for `auto`."""
-        from uncomp_cli.evals.judges.contestants import make_settings
+        """Raise UsageError for a choice without --quality, for a budget that is none, and for `auto`."""
+        _check_wanted("quality", self.wanted, {"--quality-samples": self.samples, "--quality-budget": self.budgets})
+        if self.wanted:
+            from uncomp_cli.evals.judges.contestants import make_settings
 
-        make_settings(["uniform"], self.budgets, seed=0)
+            make_settings(["uniform"], self.amounts, seed=0)
+
+
+def _check_wanted(what: str, wanted: bool, given: Mapping[str, object]) -> None:
+    flag = next((flag for flag, value in given.items() if value), None)
+    if flag is not None and not wanted:
+        raise UsageError(f"{flag} chooses how {what} is measured, and it is not", hint=f"add --{what}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +182,7 @@ def _measured_before(
 
 
 def run_quality(
-    choice: QualityChoice,
+    choice: QualityOptions,
     path: Path,
     profile: "UncertaintyProfile",
     *,
@@ -201,20 +199,20 @@ def run_quality(
     from uncomp_cli.evals.tables.outcome import OUTCOMES
     from uncomp_cli.evals.tasks.maker import held_out_maker, held_out_samples
 
-    preset = load_preset(str(path.absolute()))
+    preset, count = load_preset(str(path.absolute())), choice.samples or QUALITY_SAMPLES
     with loading(terminal, "preparing samples"):
         maker = held_out_maker(source.maker, longest=max(source.tokens), generated=source.generated)
         known = {sample.sha256 for sample in profile.samples}
-        samples = held_out_samples(maker, source.tokens, choice.samples, known=known)
-    _tell_left_out(len(samples), choice.samples * len(source.tokens), terminal)
+        samples = held_out_samples(maker, source.tokens, count, known=known)
+    _tell_left_out(len(samples), count * len(source.tokens), terminal)
     kept, settings = path.with_suffix(".quality.jsonl"), quality_file_settings(maker, loaded)
     with open_journal(kept, OUTCOMES, settings, source.fresh, terminal) as results:
-        steps = measure_quality(loaded, preset, samples, choice.budgets, results=results)
+        steps = measure_quality(loaded, preset, samples, choice.amounts, results=results)
         curve = show(steps, terminal, kept=kept)
     for budget, reason in curve.refused.items():
         terminal.warn(f"budget {budget} has no loss: {reason}")
     if not curve.points:
-        budgets = ", ".join(map(str, choice.budgets))
+        budgets = ", ".join(map(str, choice.amounts))
         raise DoesNotFitError(
             f"no budget of {budgets} is large enough for samples of {min(source.tokens):,} tokens",
             hint="use longer samples (--tokens), or name larger budgets with --quality-budget",
@@ -297,34 +295,27 @@ class RiskOptions:
         ),
     ] = None
 
-    def choice(self) -> "RiskChoice | None":
-        """What to measure, or None. Raises UsageError for a choice without --risk, and for a RoPE that is none."""
-        from uncomp_cli.models.extension import parse_rope
+    def check(self) -> None:
+        """Raise UsageError for a choice without --risk, and for a RoPE that is none."""
+        given = {"--risk-samples": self.samples, "--risk-tokens": self.tokens, "--rope": self.rope}
+        _check_wanted("risk", self.wanted, given)
+        _ = self.rope_choice
 
-        for flag, given in (("--risk-samples", self.samples), ("--risk-tokens", self.tokens), ("--rope", self.rope)):
-            if given and not self.wanted:
-                raise UsageError(f"{flag} chooses how risk is measured, and it is not", hint="add --risk")
-        rope = parse_rope(self.rope or "auto")
-        if not self.wanted or rope is None:
-            return None
-        return RiskChoice(self.samples or RISK_SAMPLES, tuple(dict.fromkeys(self.tokens)), rope)
+    @property
+    def rope_choice(self) -> "RopeChoice":
+        """How texts past the trained length are read."""
+        from uncomp_cli.models.extension import RopeChoice, parse_rope
 
-
-@dataclass(frozen=True, slots=True)
-class RiskChoice:
-    """Answers of each length, the lengths (none: by the trained length), and how what is longer is read."""
-
-    samples: int
-    tokens: tuple[int, ...]
-    rope: "RopeChoice"
+        return parse_rope(self.rope or "auto") or RopeChoice("auto", None, None)
 
     def lengths(self, trained_length: int) -> tuple[int, ...]:
-        """The lengths of the texts."""
-        return self.tokens or tuple(round(share * trained_length) for share in DEFAULT_SHARES)
+        """The lengths of the texts, each once."""
+        chosen = tuple(dict.fromkeys(self.tokens))
+        return chosen or tuple(round(share * trained_length) for share in DEFAULT_SHARES)
 
 
 def run_risk(
-    choice: RiskChoice, path: Path, *, loaded: "LoadedModel", source: HeldOut, terminal: Terminal
+    choice: RiskOptions, path: Path, *, loaded: "LoadedModel", source: HeldOut, terminal: Terminal
 ) -> "RiskFit":
     """Measure the preset in `path`, and write the curve into it.
 
@@ -337,7 +328,7 @@ def run_risk(
     preset = replace(load_preset(str(path.absolute())), risk=None)
     lengths = choice.lengths(loaded.info.trained_length)
     with loading(terminal, "preparing samples"):
-        samples = risk_samples(source.maker, lengths, choice.samples, generated=source.generated)
+        samples = risk_samples(source.maker, lengths, choice.samples or RISK_SAMPLES, generated=source.generated)
     run, rope, kept = _measure(choice, preset, samples, path=path, loaded=loaded, source=source, terminal=terminal)
     if run.unwatched:
         terminal.note(f"{run.unwatched:,} answers were a single token: there is nothing to watch, they are left out")
@@ -355,7 +346,7 @@ def run_risk(
 
 
 def _measure(
-    choice: RiskChoice,
+    choice: RiskOptions,
     preset: "Preset",
     samples: "Sequence[Sample]",
     *,
@@ -370,7 +361,7 @@ def _measure(
 
     longest = max(sample.tokens + sample.queries[0].max_new_tokens for sample in samples)
     try:
-        turned, note = resolve_rope(use_rope(loaded, choice.rope), choice.rope, tokens=longest)
+        turned, note = resolve_rope(use_rope(loaded, choice.rope_choice), choice.rope_choice, tokens=longest)
         if note is not None:
             terminal.note(note)
         settings = risk_file_settings(turned, preset)
