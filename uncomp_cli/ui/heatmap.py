@@ -80,7 +80,7 @@ class _Layout:
 def write_heat_map(heat: HeatMap, terminal: Terminal) -> None:
     """The map on standard output: coloured on a terminal that may be, as text alone everywhere else."""
     coloured = terminal.colour and terminal.stdout_is_terminal
-    columns = terminal.rich_console("stdout").width if terminal.stdout_is_terminal else _PIPE_COLUMNS
+    columns = terminal.width("stdout") or _PIPE_COLUMNS
     for line in heat_lines(heat, columns=columns, shades=not coloured):
         if coloured:
             _print_coloured(line, terminal)
