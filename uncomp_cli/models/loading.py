@@ -99,8 +99,7 @@ def load_model(
         own_config = load_config(path, name)
         config, longest, state = apply_choice(own_config, choice)
         tokenizer = load_tokenizer(tokenizer_dir or path)
-        begin(chosen_device)
-        model = load_weights(path, name, chosen_dtype, chosen_device, method, config=config)
+        model = load_weights(path, name, chosen_dtype, chosen_device, method, config=config, begin=begin)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -178,10 +177,12 @@ def load_weights(
     method: str | None,
     *,
     config: Any,
+    begin: Callable[[torch.device], None] = lambda device: None,
 ) -> Any:
     """The model itself, in evaluation mode. Raises ModelError when weights are damaged or missing."""
     from transformers import AutoModelForCausalLM
 
+    begin(device)
     extra = {} if method is None else {"quantization_config": quantization_config(method, dtype)}
     placement = {} if method is None else {"device_map": {"": device}}
     try:
