@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from uncomp_cli.asking.events import Began, Done, Event, Noted, Pace, Piece, Planned, Refused, Stopped, Working
 from uncomp_cli.asking.pipeline import ask, run
 from uncomp_cli.asking.request import ModelChoice, PresetChoice, Request
+from uncomp_cli.asking.startup import Growth
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import preset
 from uncomp_cli.config import SamplingConfig
@@ -117,3 +119,18 @@ def test_a_request_is_all_that_is_needed(tiny_model: Path, tmp_path: Path, docum
 def test_a_slip_is_found_before_a_document_is_read() -> None:
     with pytest.raises(UsageError, match="no question was given"):
         next(run(Request(paths=("nowhere.txt",))))
+
+
+def test_loading_is_told_in_bytes_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    resident = iter([2**30, 2**30, 2**30 + 310 * 2**20, 3 * 2**30])
+    monkeypatch.setattr("uncomp_cli.engine.spend.memory.resident_bytes", lambda device: next(resident))
+    growth = Growth(513 * 2**20)
+    assert growth.text() == ""
+    growth.begin(torch.device("cpu"))
+    assert [growth.text() for _ in range(3)] == ["", "310 MiB of 513 MiB", "513 MiB of 513 MiB"]
+
+
+def test_a_loaded_model_was_told_where_its_weights_begin(tiny_model: Path) -> None:
+    begun: list[torch.device] = []
+    load_model(str(tiny_model), begin=begun.append)
+    assert begun == [torch.device("cpu")]
