@@ -210,7 +210,9 @@ def test_a_results_file_is_shown_again_without_a_model(tiny_model: Path, capsys:
     assert run(["eval", "--show", "--out", "results.jsonl", "--csv"]) == 0
     head, *rows = csv.reader(capsys.readouterr().out.splitlines())
     assert {row[head.index("setting")] for row in rows} == {"full", "uniform 50%", "uniform 20%", "full/8bit"}
-    assert all(0 < float(row[head.index("kept")]) < 1.1 for row in rows)
+    kept = [row[head.index("kept")] for row in rows]
+    assert all(0 < float(share) < 1.1 for share in kept if share)  # none where full fails all that there is
+    assert any(kept)
     code, message, hint = refused(capsys, "--show", "--out", "results.jsonl", "--csv", "--json")
     assert code == 2
     assert "--csv and --json" in message

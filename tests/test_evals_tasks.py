@@ -301,8 +301,7 @@ def test_a_name_like_none_is_answered_with_all() -> None:
 
 
 def test_every_task_says_what_it_is() -> None:
-    for name, factory in TASKS.items():
-        task = factory()
+    for name, task in TASKS.items():
         assert task.name == name
         assert task.judge in {**JUDGES, **SESSION_JUDGES}
         assert set(task.regimes) <= {"aware", "agnostic"}

@@ -163,8 +163,7 @@ def steps():
 show(steps(), terminal)
 """
     ran = run_script(body, stdout_tty=True, stderr_tty=True)
-    assert "loading m]0;x 0 of 513 MiB" in ran.stderr
-    assert "loading m]0;x 3 of 513 MiB" in ran.stderr
+    assert len(set(re.findall(r"loading m\]0;x (\d+) of 513 MiB", ran.stderr))) > 2
     assert screen(ran.stderr) == ""
 
 
