@@ -47,7 +47,7 @@ def test_saved_by_name_and_asked_without_the_file(ask: Asker, document: Path) ->
     code, first, said = ask("-f", str(document), "--save-cache", "book", "who wrote?")
     assert code == 0
     entry = ask.shelf.find("book")
-    share = 100 * entry.file_bytes / entry.manifest.record["kv_full_bytes"]
+    share = 100 * entry.file_bytes / entry.manifest.record.kv_full_bytes
     assert f"saved book (budget 40%: {format_bytes(entry.file_bytes)}, {share:.1f} % of full," in said
     assert "--reuse book answers from it" in said
     document.unlink()
@@ -63,7 +63,7 @@ def test_json_tells_what_was_cached(ask: Asker, document: Path) -> None:
     code, out, _ = ask("--reuse", entry_hash(ask), "--json", "-Q", "who wrote?", "-Q", "what?")
     assert code == 0
     records = [json.loads(line) for line in out.splitlines()]
-    context = ask.shelf.find("book").manifest.record["context_tokens"]
+    context = ask.shelf.find("book").manifest.record.context_tokens
     assert [record["usage"]["cached_tokens"] for record in records] == [context, context]
     assert [record["question"] for record in records] == ["who wrote?", "what?"]
     assert records[0]["files"][0]["path"] == str(document)

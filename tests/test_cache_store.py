@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from support.caches import DIM, KV_HEADS, LAYERS, make_cache
+from support.caches import DIM, KV_HEADS, LAYERS, make_cache, make_record
 from uncomp_cli.cache.cache_file import load_cache, save_cache, stored_bytes
-from uncomp_cli.cache.header import METADATA_KEY, NO_HASH, find_damage, read_manifest
+from uncomp_cli.cache.header import METADATA_KEY, find_damage, read_manifest
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.errors import UncompError, UsageError
@@ -51,7 +51,7 @@ def test_what_was_saved_comes_back_and_goes_on(
     path = tmp_path_factory.mktemp("store") / "x.safetensors"
     cache = make_cache(lengths, kv_bits=kv_bits, dtype=DTYPES[dtype], tail=tail)
     tensors = {"ids": torch.arange(5, dtype=torch.int32), "protected": torch.tensor([True, False, True])}
-    record = {"key": NO_HASH, "name": "zoë", "list": [1, None]}
+    record = make_record(preset="zoë", system="\n\u2028")
     manifest = save_cache(path, cache, tensors=tensors, record=record)
     loaded = load_cache(path, reserve=4)
     assert same(loaded.cache, cache)
@@ -73,7 +73,7 @@ def test_what_was_saved_comes_back_and_goes_on(
 def test_only_slack_is_left_out_and_the_header_is_small(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     cache = make_cache([500, 700, 300], dim=64)
-    save_cache(path, cache, tensors={}, record={})
+    save_cache(path, cache, tensors={}, record=make_record())
     entries = sum(len(positions) for _, _, positions in heads_of(cache))
     index = LAYERS * KV_HEADS * 5 * 4
     assert read_manifest(path).tensor_bytes == entries * (2 * 64 * 4 + 4) + index
@@ -83,7 +83,7 @@ def test_only_slack_is_left_out_and_the_header_is_small(tmp_path: Path) -> None:
 def test_the_file_is_one_that_anybody_can_read(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     cache = make_cache([3, 4, 0], kv_bits=4)  # 21 bytes of codes a layer
-    save_cache(path, cache, tensors={"odd": torch.tensor([True])}, record={})
+    save_cache(path, cache, tensors={"odd": torch.tensor([True])}, record=make_record())
     tensors = load_file(path)
     header = header_of(path)
     sizes = {"F32": 4, "I32": 4, "F16": 2, "U8": 1, "BOOL": 1}
@@ -96,7 +96,7 @@ def test_the_file_is_one_that_anybody_can_read(tmp_path: Path) -> None:
 def test_a_loaded_cache_does_not_hang_on_its_file(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     cache = make_cache([9, 9, 9], kv_bits=8)
-    save_cache(path, cache, tensors={"ids": torch.arange(4)}, record={})
+    save_cache(path, cache, tensors={"ids": torch.arange(4)}, record=make_record())
     loaded = load_cache(path)
     with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
@@ -107,7 +107,7 @@ def test_a_loaded_cache_does_not_hang_on_its_file(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("saved") / "x.safetensors"
-    save_cache(path, make_cache([4, 6, 5]), tensors={}, record={"key": "ab"})
+    save_cache(path, make_cache([4, 6, 5]), tensors={}, record=make_record(key="ab"))
     return path
 
 
@@ -182,9 +182,9 @@ def test_a_manifest_of_other_keys_and_types_is_refused(saved: Path, tmp_path: Pa
 
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    save_cache(path, make_cache([3, 3, 3]), tensors={}, record={"number": 1})
+    save_cache(path, make_cache([3, 3, 3]), tensors={}, record=make_record(preset="1"))
     torn: Tensor = torch.empty(3, device="meta")  # has no numbers to write
     with pytest.raises(Exception, match="meta"):
-        save_cache(path, make_cache([4, 4, 4]), tensors={"torn": torn}, record={"number": 2})
+        save_cache(path, make_cache([4, 4, 4]), tensors={"torn": torn}, record=make_record(preset="2"))
     assert [each.name for each in tmp_path.iterdir()] == ["x.safetensors"]
-    assert load_cache(path).record == {"number": 1}
+    assert load_cache(path).record.preset == "1"

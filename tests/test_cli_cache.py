@@ -7,21 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from support.caches import make_cache
+from support.caches import make_cache, make_record
 from uncomp_cli.asking.request import shelf_of
 from uncomp_cli.cache.shelf import Entry, Shelf
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.declare.options import cache_names
 from uncomp_cli.errors import UsageError
-
-RECORD = {
-    "model": {"name": "tiny", "rope": {"rope_type": "default"}},
-    "compression": {"budget": "30%", "kv_mem_bytes": None},
-    "context_tokens": 1234,
-    "kv_full_bytes": 100_000,
-    "uncertainty": {"key": "loss", "values": [[0.5], [0.25]]},
-    "documents": [{"path": "a.md", "tokens": 1200}, {"path": "b.md", "tokens": 34}],
-}
 
 
 @pytest.fixture
@@ -37,7 +28,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
 
 
 def put(shelf: Shelf, name: str, *, key: str) -> Entry:
-    return shelf.save(name, make_cache([60, 50]), tensors={}, record={**RECORD, "key": key})[0]
+    return shelf.save(name, make_cache([60, 50]), tensors={}, record=make_record(key=key))[0]
 
 
 def names(shelf: Shelf) -> list[str]:
@@ -52,7 +43,7 @@ def test_list(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
     assert new.split()[:5] == ["new", "abcdef012345", "tiny", "1,234", "30%"]
     assert f"{size / 1024:.1f} KiB" in new
     assert f"{size / 1000:.1f} %" in new  # of the 100,000 bytes of a full cache
-    assert new.endswith("a.md, b.md")
+    assert new.endswith("a.md, zoë.md")
     assert " s ago " in new
     assert " 10 d ago " in old
 
@@ -60,7 +51,7 @@ def test_list(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
 def test_list_as_json(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["cache", "list", "--json"]) == 0
     new, old = json.loads(capsys.readouterr().out)
-    assert (new["name"], new["key"], old["name"]) == ("new", "abcdef0123456789", "old")
+    assert (new["name"], new["key"], old["name"]) == ("new", "abcdef0123456789".ljust(64, "0"), "old")
     assert new["file_bytes"] == shelf.find("new").path.stat().st_size
 
 
@@ -80,7 +71,7 @@ def test_show_by_name_and_by_hash(shelf: Shelf, capsys: pytest.CaptureFixture[st
     assert shown["name"] == "new"
     assert shown["compression.budget"] == "30%"
     assert shown["compression.kv_mem_bytes"] == "-"
-    assert shown["documents.2.path"] == "b.md"
+    assert shown["documents.2.path"] == "zoë.md"
     assert shown["uncertainty.values"] == "2 rows"
     assert shown["kv_full"] == "97.7 KiB (100,000 B)"
     assert run(["cache", "show", "new", "--json"]) == 0

@@ -104,7 +104,7 @@ def test_an_answer_leaves_nothing_behind(tiny: LoadedModel, tmp_path: Path) -> N
     answer(tiny, context, 1)
     entry = save(tiny, context, shelf, "after")
     assert entry.manifest.tensor_bytes == clean.manifest.tensor_bytes
-    assert entry.manifest.record["kept_entries"] == clean.manifest.record["kept_entries"]
+    assert entry.manifest.record.kept_entries == clean.manifest.record.kept_entries
     assert torch.equal(behind(context, 0), before)
     assert torch.equal(behind(read(tiny), 0), before)
 
@@ -139,8 +139,8 @@ def test_figures_of_reading_and_of_reuse(tiny: LoadedModel, tmp_path: Path) -> N
     assert second.prompt_tokens == third.prompt_tokens == len(prompt.context) + len(prompt.questions[1])
     assert first.ttft_s > context.seconds
     assert third.ttft_s > opened.seconds > 0
-    assert entry.manifest.record["kv_full_bytes"] == tiny.spec.full_kv_bytes(len(prompt.context))
-    assert entry.file_bytes < 0.5 * entry.manifest.record["kv_full_bytes"]
+    assert entry.manifest.record.kv_full_bytes == tiny.spec.full_kv_bytes(len(prompt.context))
+    assert entry.file_bytes < 0.5 * entry.manifest.record.kv_full_bytes
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from uncomp_cli.errors import UncompError, UsageError, did_you_mean
 
@@ -69,10 +69,10 @@ Some = Annotated[int, Least(1)]
 
 @contextmanager
 def inside(what: str, *, hint: str | None = None, kind: type[UncompError] = UsageError) -> Iterator[None]:
-    """Say of every UsageError what it is about; `hint` stands in the place of its own."""
+    """Say of every error what it is about; `hint` stands in the place of its own."""
     try:
         yield
-    except UsageError as error:
+    except UncompError as error:
         message = f"{what}: {error.message}" if what else error.message
         raise kind(message, hint=hint or error.hint) from error
 
@@ -227,6 +227,7 @@ def _dict(inner: tuple[Any, ...], data: Any, place: str, more: str) -> dict[str,
 _FORMS: dict[Any, Callable[[tuple[Any, ...], Any, str, str], Any]] = {
     Annotated: _annotated,
     UnionType: _optional,
+    Union: _optional,
     Literal: _literal,
     tuple: _tuple,
     list: _list,

@@ -1,8 +1,14 @@
-"""A ragged cache of random numbers."""
+"""A ragged cache of random numbers, and a record of what it might have been made from."""
+
+from dataclasses import replace
+from typing import Any
 
 import torch
 
+from uncomp_cli.budget.values import Uncertainty
+from uncomp_cli.cache.header import NO_HASH, MadeBy, MadeFrom, MadeWith, Record
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.config import ScorerConfig
 
 LAYERS, KV_HEADS, DIM = 2, 3, 6
 
@@ -24,3 +30,24 @@ def make_cache(
             new = torch.randn(2, 1, len(lengths), tail, dim).to(dtype)
             cache.append(layer, new[0], new[1], torch.arange(first, first + tail)[None])
     return cache
+
+
+RECORD = Record(
+    key=NO_HASH,
+    created="2026-01-31T12:00:00+00:00",
+    model=MadeWith("tiny", NO_HASH, NO_HASH, NO_HASH, {"rope_type": "default"}, "float32", None, "float32"),
+    preset="unseen",
+    compression=MadeBy("uniform", ScorerConfig(), "30%", 0, 16, None, None, None),
+    query_aware=False,
+    context_sha256=NO_HASH,
+    context_tokens=1234,
+    kept_entries=100,
+    kv_full_bytes=100_000,
+    uncertainty=Uncertainty("loss", ((0.5,), (0.25,))),
+    documents=(MadeFrom("a.md", NO_HASH, 1200, False), MadeFrom("zoë.md", NO_HASH, 34, False)),
+)
+
+
+def make_record(*, key: str = "", **changes: Any) -> Record:
+    """A record whose key begins with `key`."""
+    return replace(RECORD, key=key.ljust(64, "0"), **changes)

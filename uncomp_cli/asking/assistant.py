@@ -226,7 +226,8 @@ class ReadText:
         if question is None or not question.strip():
             raise UsageError("no question was given", hint="context.answer('What does it say about …?')")
         loaded, context = self.engine.loaded, self.context
-        system = (context.account.record or {}).get("system", self.request.system)
+        record = context.account.record
+        system = self.request.system if record is None else record.system
         questions = chat_prompt(loaded.tokenizer, "", [question], system=system, sinks=0).questions
         prompt = replace(context.prompt, questions=questions)
         check_length(loaded.spec, prompt, trained_length=loaded.info.trained_length)

@@ -5,7 +5,7 @@ With several questions one that does not fit is set apart: it is told in its tur
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from uncomp_cli.asking.material import blame, build_prompt, describe_files, pins
 from uncomp_cli.asking.readout import About, budget_note, chunk_note, evidence_warnings, pin_note
 from uncomp_cli.asking.request import AUTOMATIC, Request, shelf_of
 from uncomp_cli.asking.startup import length_warnings
+from uncomp_cli.cache.header import MadeFrom
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.documents.places import Evidence, Places, find_evidence
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError
@@ -289,7 +290,7 @@ class Reader:
     def _files(self, documents: DocumentSet, draft: _Draft) -> Callable[[], Sequence[dict[str, Any]]]:
         """What --json and a saved context say of the documents, found out when it is asked for."""
         if not documents.documents and draft.entry is not None:
-            saved = list(draft.entry.manifest.record.get("documents", ()))
+            saved = [asdict(each) for each in draft.entry.manifest.record.documents]
             return lambda: saved
         return cache(lambda: describe_files(documents, self._engine.loaded.tokenizer, draft.cut))
 
@@ -325,13 +326,13 @@ class Reader:
         asked, preset, name = self._request.preset, self.preset, str(self._request.reuse)
         entry = self._shelf.find(name)
         record = entry.manifest.record
-        saved = record["compression"]
+        saved = record.compression
         wanted = (
-            ("--preset", asked.name, preset.name, record["preset"]),
-            ("--budget", asked.budget, str(preset.budget), saved["budget"]),
-            ("--policy", asked.policy, preset.policy, saved["policy"]),
-            ("--scorer", asked.scorer, preset.scorer.name, saved["scorer"]["name"]),
-            ("--kv-bits", asked.kv_bits, preset.kv_bits, saved["kv_bits"]),
+            ("--preset", asked.name, preset.name, record.preset),
+            ("--budget", asked.budget, str(preset.budget), saved.budget),
+            ("--policy", asked.policy, preset.policy, saved.policy),
+            ("--scorer", asked.scorer, preset.scorer.name, saved.scorer.name),
+            ("--kv-bits", asked.kv_bits, preset.kv_bits, saved.kv_bits),
         )
         for flag, given, mine, theirs in wanted:
             if given is not None and mine != theirs:
@@ -351,14 +352,15 @@ class Reader:
         from uncomp_cli.engine.tokens.tokens import Tokens
 
         record, given = entry.manifest.record, self._request.system
-        system = record.get("system")
+        system = record.system
         if given is not None and given != system:
             message = f"cache '{entry.name}' was saved with the system prompt {system!r}, not {given!r}"
             raise UsageError(message, hint="leave --system out, or read the document anew")
         tokenizer, sinks = self._engine.loaded.tokenizer, self.preset.scorer.sinks
         prompt = chat_prompt(tokenizer, "", list(questions), system=system, sinks=sinks)
         try:
-            self._check_length(replace(prompt, context=Tokens.of([0] * int(record["context_tokens"]))))
+            count = min(record.context_tokens, self._engine.spec.trained_length)
+            self._check_length(replace(prompt, context=Tokens.of([0] * count)))
         except DoesNotFitError as error:  # whose hints are for who has the document
             limit = format_count(self._engine.spec.trained_length)
             message = f"the question leaves no room for an answer in a context of {limit} tokens"
@@ -386,7 +388,8 @@ class Reader:
         request, was_opened = self._request, context.account.record is not None
         if request.save_cache is None and (was_opened or request.reuse != AUTOMATIC):
             return
-        about: dict[str, Any] = {"documents": list(files())} | ({} if was_opened else {"system": request.system})
+        documents = tuple(MadeFrom(**each) for each in files())
+        about: dict[str, Any] = {"documents": documents} | ({} if was_opened else {"system": request.system})
         try:
             entry, removed = self._engine.save(context, self._shelf, request.save_cache, about=about)
         except UncompError as error:
@@ -416,8 +419,8 @@ def warnings_of(request: Request, draft: _Draft, engine: "Engine") -> list[str]:
 def _sizes(entry: "Entry") -> str:
     """`budget 30%: 18.4 MiB, 28.9 % of full, 1,451 tokens`."""
     record = entry.manifest.record
-    share = format_decimal(100 * entry.file_bytes / record["kv_full_bytes"])
+    share = format_decimal(100 * entry.file_bytes / record.kv_full_bytes)
     return (
-        f"budget {record['compression']['budget']}: {format_bytes(entry.file_bytes)}, {share} % of full, "
-        f"{format_count(record['context_tokens'])} tokens"
+        f"budget {record.compression.budget}: {format_bytes(entry.file_bytes)}, {share} % of full, "
+        f"{format_count(record.context_tokens)} tokens"
     )

@@ -6,15 +6,15 @@
 
 and whatever tensors the saver adds. It is written head by head from where the numbers lie, so that saving allocates
 nothing of the cache's size, to a temporary file that is renamed when it is on the disk. Numbers are stored bit by bit:
-a loaded cache gives the logits of the saved one. manifest.py has the rest of the format.
+a loaded cache gives the logits of the saved one. header.py has the rest of the format.
 """
 
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -27,14 +27,16 @@ from uncomp_cli.cache.header import (
     METADATA_KEY,
     NO_HASH,
     TEMPORARY_PREFIX,
+    DamagedCacheError,
     Manifest,
+    Record,
     find_damage,
     read_manifest,
 )
-from uncomp_cli.cache.layer import LayerCache, lay_out
+from uncomp_cli.cache.layer import Head, LayerCache, lay_out
 from uncomp_cli.cache.quantized import QuantizedHead
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.errors import UncompError
+from uncomp_cli.config import CacheConfig
 from uncomp_cli.files import replace_file
 
 _EXTRA = "extra."
@@ -46,7 +48,13 @@ _DTYPES = {
     torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 
-_Read = Callable[[str], Tensor]
+_QUANTIZED_TYPES = {
+    "key_codes": torch.uint8, "value_codes": torch.uint8, "positions": torch.int32,
+    "key_scales": torch.float16, "key_zeros": torch.float16,
+    "value_scales": torch.float16, "value_zeros": torch.float16,
+}  # fmt: skip
+
+_Layer = tuple[list[Head], list[QuantizedHead | None]]
 
 
 class StoredCache(NamedTuple):
@@ -54,7 +62,7 @@ class StoredCache(NamedTuple):
 
     cache: RaggedKVCache
     tensors: dict[str, Tensor]
-    record: dict[str, Any]
+    record: Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +91,10 @@ def save_cache(
     cache: RaggedKVCache,
     *,
     tensors: Mapping[str, Tensor],
-    record: Mapping[str, Any],
+    record: Record,
     renaming: AbstractContextManager[object] | None = None,
 ) -> Manifest:
-    """Write `cache`, with `tensors` (of one dimension at least) and the JSON data `record`, to the file `path`.
+    """Write `cache`, with `tensors` (of one dimension at least) and its `record`, to the file `path`.
 
     A file that was there is replaced, inside the context `renaming`, once the new one is on the disk. Raises OSError,
     and leaves all as it was.
@@ -100,7 +108,7 @@ def save_cache(
         kv_bits=cache.kv_bits,
         dtype=str(cache.layer(0).keys.dtype).removeprefix("torch."),
         tensor_bytes=sum(part.nbytes for part in parts),
-        record=dict(record),
+        record=record,
     )
     fresh = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}")
     sha256 = replace_file(path, lambda file: _write(file, parts, manifest), fresh=fresh, renaming=renaming)
@@ -113,19 +121,48 @@ def load_cache(path: Path, *, device: torch.device | str = "cpu", reserve: int =
     Without `verify` the hash is not checked: for a file of which `find_damage` has just found none. Raises UncompError
     for a file that is damaged or no cache, UsageError for one of a newer version.
     """
+    damage = find_damage(path) if verify else None
+    if damage is not None:
+        raise DamagedCacheError(f"cache {path} is damaged: {damage}", hint=_HINT)
+    manifest = read_manifest(path)
+    with _reading(path) as file:
+        # What is read is the file itself, mapped: everything of it is copied.
+        names = [name for name in list(file.keys()) if name.startswith(_EXTRA)]
+        extra = {name.removeprefix(_EXTRA): file.get_tensor(name).to(device, copy=True) for name in names}
+        layers = [lay_out(*layer, reserve=reserve, config=CacheConfig()) for layer in _layers(manifest, file, device)]
+    cache = RaggedKVCache(
+        num_layers=manifest.num_layers,
+        num_rows=manifest.num_rows,
+        num_kv_heads=manifest.num_kv_heads,
+        kv_bits=manifest.kv_bits,
+    )
+    cache.layers[:] = layers
+    return StoredCache(cache, extra, manifest.record)
+
+
+def find_fault(path: Path) -> str | None:
+    """What is wrong with a saved cache: a byte that is not as it was written, or tensors that do not fit together."""
+    damage = find_damage(path)
+    if damage is not None:
+        return damage
+    manifest = read_manifest(path)
     try:
-        damage = find_damage(path) if verify else None
-        if damage is not None:
-            raise UncompError(f"cache {path} is damaged: {damage}", hint=_HINT)
-        manifest = read_manifest(path)
+        with _reading(path) as file:
+            for _ in _layers(manifest, file, "cpu"):
+                pass
+    except DamagedCacheError as error:
+        return error.message
+    return None
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """The tensors of a file. Raises DamagedCacheError for what is none that safetensors can read."""
+    try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            # What is read is the file itself, mapped: everything of it is copied.
-            extra = {name: file.get_tensor(name).to(device, copy=True) for name in names if name.startswith(_EXTRA)}
-            cache = _rebuilt(manifest, lambda name: file.get_tensor(name).to(device), reserve=reserve)
+            yield file
     except (OSError, SafetensorError) as error:
-        raise UncompError(f"cache {path} cannot be read: {error}", hint=_HINT) from error
-    return StoredCache(cache, {name.removeprefix(_EXTRA): tensor for name, tensor in extra.items()}, manifest.record)
+        raise DamagedCacheError(f"cache {path} cannot be read: {error}", hint=_HINT) from error
 
 
 def _all_parts(cache: RaggedKVCache, tensors: Mapping[str, Tensor]) -> list[_Part]:
@@ -185,39 +222,73 @@ def _header(parts: Sequence[_Part], manifest: Manifest) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _rebuilt(manifest: Manifest, read: _Read, *, reserve: int) -> RaggedKVCache:
-    cache = RaggedKVCache(
-        num_layers=manifest.num_layers,
-        num_rows=manifest.num_rows,
-        num_kv_heads=manifest.num_kv_heads,
-        kv_bits=manifest.kv_bits,
-    )
-    for number, heads in enumerate(read("index").tolist()):
-        at = f"layers.{number}"
-        lengths = [head[0] for head in heads]
-        split = (read(f"{at}.{name}").split_with_sizes(lengths) for name in ("keys", "values", "positions"))
+def _layers(manifest: Manifest, file: Any, device: torch.device | str) -> Iterator[_Layer]:
+    """The heads of each layer, once they fit together. Raises DamagedCacheError when they do not."""
+    number_type = getattr(torch, manifest.dtype)
+    index = _take(file, "index", (manifest.num_layers, manifest.num_rows * manifest.num_kv_heads, 5), torch.int32)
+    _check(bool((index >= 0).all()), "a head has a length below 0")
+    for number, heads in enumerate(index.tolist()):
+        at, lengths = f"layers.{number}", [head[0] for head in heads]
+        keys = _take(file, f"{at}.keys", (sum(lengths), None), number_type)
+        values = _take(file, f"{at}.values", tuple(keys.shape), number_type)
+        positions = _take(file, f"{at}.positions", (sum(lengths),), torch.int32)
+        quantized = _quantized(heads, file, at=f"{at}.quantized", head_dim=keys.shape[1], device=device)
+        split = (tensor.to(device).split_with_sizes(lengths) for tensor in (keys, values, positions))
         tails = list(zip(*split, strict=True))
-        quantized = _quantized(heads, read, at=f"{at}.quantized")
-        cache.layers[number] = lay_out(tails, quantized, reserve=reserve, config=cache.config)
-    return cache
+        for before, (_, _, tail) in zip(quantized, tails, strict=True):
+            held = tail if before is None else torch.cat([before.positions, tail])
+            rising = bool((held[1:] > held[:-1]).all()) and bool((held[:1] >= 0).all())
+            _check(rising, f"the positions of a head of layer {number} do not rise")
+        yield tails, quantized
 
 
-def _quantized(heads: Sequence[Sequence[int]], read: _Read, *, at: str) -> list[QuantizedHead | None]:
+def _quantized(
+    heads: Sequence[Sequence[int]], file: Any, *, at: str, head_dim: int, device: torch.device | str
+) -> list[QuantizedHead | None]:
     """The quantised entries of a layer's heads, each tensor of each head in a storage of its own."""
-    if not any(entries for _, entries, *_ in heads):
+    _, by_entry, by_block, bits, groups = (list(column) for column in zip(*heads, strict=True))
+    if not any(by_entry):
         return [None] * len(heads)
-    by_block, by_entry = [head[2] for head in heads], [head[1] for head in heads]
-    tensors = {name: read(f"{at}.{name}").split_with_sizes(by_block) for name in _BY_BLOCK}
-    tensors |= {name: read(f"{at}.{name}").split_with_sizes(by_entry) for name in _BY_ENTRY}
-    blocks = read(f"{at}.blocks").split_with_sizes(by_block)
+    used = {head[3:] for head in map(tuple, heads) if head[1]}
+    _check(len(used) == 1, f"{at} has heads of several kinds")
+    width, group = used.pop()
+    _check(width in (8, 4) and group >= 1, f"{at} has {width} bits, {group} channels a scale")
+    codes = head_dim if width == 8 else -(-head_dim // 2)
+    entries, scales = sum(by_entry), (sum(by_entry), -(-head_dim // group))
+    shapes = {"key_codes": (entries, codes), "value_codes": (entries, codes), "positions": (entries,)}
+    shapes |= {"value_scales": scales, "value_zeros": scales} | dict.fromkeys(_BY_BLOCK, (sum(by_block), head_dim))
+    tensors = {}
+    for name, shape in shapes.items():
+        whole = _take(file, f"{at}.{name}", shape, _QUANTIZED_TYPES[name]).to(device)
+        tensors[name] = whole.split_with_sizes(by_block if name in _BY_BLOCK else by_entry)
+    sizes = _take(file, f"{at}.blocks", (sum(by_block),), torch.int32)
+    blocks = [part.tolist() for part in sizes.split_with_sizes(by_block)]
+    fitting = all(min(own, default=1) >= 1 and sum(own) == count for own, count in zip(blocks, by_entry, strict=True))
+    _check(fitting, f"the blocks of {at} do not hold its entries")
     return [
         QuantizedHead(
             **{name: split[i].clone() for name, split in tensors.items()},
-            blocks=tuple(blocks[i].tolist()),
-            value_group=group,
-            bits=bits,
+            blocks=tuple(blocks[i]),
+            value_group=groups[i],
+            bits=bits[i],
         )
-        if entries
+        if count
         else None
-        for i, (_, entries, _, bits, group) in enumerate(heads)
+        for i, count in enumerate(by_entry)
     ]
+
+
+def _take(file: Any, name: str, shape: Sequence[int | None], dtype: torch.dtype) -> Tensor:
+    """A tensor of the file that has this shape (None: any size) and numbers of this type, all of them finite."""
+    part = file.get_slice(name)
+    found, kind = part.get_shape(), part.get_dtype()
+    fits = len(found) == len(shape) and all(want in (None, size) for want, size in zip(shape, found, strict=True))
+    _check(fits and kind == _DTYPES[dtype], f"{name} is {kind} {found}, not {_DTYPES[dtype]} {list(shape)}")
+    tensor: Tensor = file.get_tensor(name)
+    _check(not tensor.is_floating_point() or bool(tensor.isfinite().all()), f"{name} has values that are no numbers")
+    return tensor
+
+
+def _check(condition: bool, fault: str) -> None:
+    if not condition:
+        raise DamagedCacheError(f"it is no cache: {fault}", hint=_HINT)

@@ -8,12 +8,19 @@ nothing in it can change unseen: names, shapes, what was saved of which document
 import hashlib
 import json
 import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
+from uncomp_cli.budget.amount import Budget
+from uncomp_cli.budget.values import Uncertainty
+from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UncompError, UsageError
-from uncomp_cli.schema import Among, Count, Some, inside, parse_object, read, take_version
+from uncomp_cli.schema import Among, Count, Some, inside, parse_object, read, shown, take_version
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "uncomp_cache"
@@ -25,29 +32,100 @@ _AGAIN = "remove it and save it again: uncomp ask --save-cache NAME"
 _COUNT_BYTES = 8
 _MOST_HEADER_BYTES = 16 * 2**20
 _BLOCK_BYTES = 2**20
+_HASH = re.compile("[0-9a-f]{64}")
 
 
-def _is_hash(value: str, place: str) -> None:
-    if len(value) != len(NO_HASH):
-        raise UsageError(f"{place} is {value!r}", hint="it must be a hash of 64 letters")
+class DamagedCacheError(UncompError):
+    """A file that is no saved cache as this version writes them, whatever else it is."""
+
+
+def _check_hash(value: str, place: str) -> None:
+    if not _HASH.fullmatch(value):
+        raise UsageError(f"{place} is {shown(value)}", hint="it must be a hash of 64 letters")
+
+
+def _check_budget(value: str, place: str) -> None:
+    with inside(place):
+        Budget.parse(value)
+
+
+Hash = Annotated[str, _check_hash]
+KvBits = Annotated[int, Among((16, 8, 4))]
+
+
+@dataclass(frozen=True, slots=True)
+class MadeWith:
+    """The model that computed a cache: its files by their hashes, and what else decides its numbers."""
+
+    name: str
+    weights_sha256: Hash
+    config_sha256: Hash
+    tokenizer_sha256: Hash
+    rope: dict[str, Any]
+    dtype: str
+    quantization: str | None
+    matmul: str
+
+
+@dataclass(frozen=True, slots=True)
+class MadeBy:
+    """What decided which tokens a cache keeps, and in how many bits."""
+
+    policy: str
+    scorer: ScorerConfig
+    budget: Annotated[str, _check_budget]
+    floor_tokens: Count
+    kv_bits: KvBits
+    profile_sha256: Hash | None
+    chunk_tokens: Count | None
+    kv_mem_bytes: Count | None
+
+
+@dataclass(frozen=True, slots=True)
+class MadeFrom:
+    """A document in the text of a cache; `truncated` when tokens of it were cut away."""
+
+    path: str
+    sha256: Hash
+    tokens: Count
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a cache was made from, and what `uncomp cache show` tells; `key` is the hash of all that decides it."""
+
+    key: Hash
+    created: str
+    model: MadeWith
+    preset: str
+    compression: MadeBy
+    query_aware: bool
+    context_sha256: Hash
+    context_tokens: Some
+    kept_entries: Count
+    kv_full_bytes: Some
+    uncertainty: Uncertainty | None
+    documents: tuple[MadeFrom, ...] = ()
+    system: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is in the file: the cache's shape, and the `record` that the saver put there, which is JSON data.
+    """What is in the file: the cache's shape, and the `record` of what it was made from.
 
     `tensor_bytes` counts the tensors alone; `sha256` is that of the file. It comes before anything that a user chose,
     so that its place in the file is known.
     """
 
-    sha256: Annotated[str, _is_hash]
+    sha256: Hash
     num_layers: Some
     num_rows: Some
     num_kv_heads: Some
-    kv_bits: Annotated[int, Among((16, 8, 4))]
+    kv_bits: KvBits
     dtype: Annotated[str, Among(("float32", "bfloat16", "float16", "float64"))]
     tensor_bytes: Count
-    record: dict[str, Any]
+    record: Record
 
     def to_json(self) -> str:
         """The manifest as one JSON text."""
@@ -57,30 +135,23 @@ class Manifest:
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a saved cache; nothing else of the file is checked.
 
-    Raises UncompError when it cannot be read or is none, UsageError when a newer version wrote it.
+    Raises FileNotFoundError when it is gone, DamagedCacheError when it is none, UncompError when it cannot be read,
+    UsageError when a newer version wrote it.
     """
-    try:
-        with path.open("rb") as file:
-            header = _read_header(file)
-    except OSError as error:
-        raise UncompError(
-            f"cache {path} cannot be read: {error.strerror or error}", hint="uncomp cache list"
-        ) from error
-    return _parse(header, path)
+    with _opened(path) as file:
+        return _parse(_read_header(file), path)
 
 
 def find_damage(path: Path) -> str | None:
     """What is wrong with a saved cache, in words, or None when every byte is as it was written.
 
-    Raises UsageError for a file of a newer version, OSError when it cannot be read.
+    Raises what `read_manifest` does but for damage.
     """
-    with path.open("rb") as file:
+    with _opened(path) as file:
         header = _read_header(file)
         try:
             manifest = _parse(header, path)
-        except UsageError:
-            raise
-        except UncompError as error:
+        except DamagedCacheError as error:
             return error.message
         there, expected = os.fstat(file.fileno()).st_size, _COUNT_BYTES + len(header) + manifest.tensor_bytes
         if there != expected:
@@ -90,6 +161,24 @@ def find_damage(path: Path) -> str | None:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return None if digest.hexdigest() == manifest.sha256 else "its checksum is not that of its contents"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file of the shelf, to be read: a regular one, since a pipe never ends.
+
+    Raises FileNotFoundError when it is gone, UncompError when it cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UncompError(f"cache {path} is not a regular file", hint="move it out of the folder")
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        message = f"cache {path} cannot be read: {error.strerror or error}"
+        raise UncompError(message, hint="check its permissions: uncomp cache list") from error
 
 
 def _read_header(file: BinaryIO) -> bytes:
@@ -103,8 +192,12 @@ def _parse(header: bytes, path: Path) -> Manifest:
     try:
         data = parse_object(parse_object(header)["__metadata__"][METADATA_KEY])
     except (KeyError, TypeError, UsageError) as error:
-        raise UncompError(f"{path.name} is no saved cache, or its beginning is damaged", hint=_AGAIN) from error
-    with inside(f"cache {path.name}"):
+        message = f"{path.name} is no saved cache, or its beginning is damaged"
+        raise DamagedCacheError(message, hint=_AGAIN) from error
+    version = data.get("schema_version")
+    if type(version) is int and version > SCHEMA_VERSION:
+        with inside(f"cache {path.name}"):
+            take_version(data, SCHEMA_VERSION, again=_AGAIN)
+    with inside(f"the manifest of {path.name} is damaged", hint=_AGAIN, kind=DamagedCacheError):
         take_version(data, SCHEMA_VERSION, again=_AGAIN)
-    with inside(f"the manifest of {path.name} is damaged", hint=_AGAIN, kind=UncompError):
         return read(Manifest, data)

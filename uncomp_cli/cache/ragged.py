@@ -225,13 +225,13 @@ def survival(cache: RaggedKVCache, seq_len: int, *, layers: Sequence[int] | None
     """
     counts, heads = torch.zeros(seq_len, dtype=torch.int64), 0
     for index in range(len(cache.layers)) if layers is None else layers:
-        for held in _positions(cache.layer(index)):
+        for held in positions_of(cache.layer(index)):
             counts += torch.bincount(held[held < seq_len], minlength=seq_len)
             heads += 1
     return counts / max(1, heads)
 
 
-def _positions(layer: LayerCache) -> Iterator[Tensor]:
+def positions_of(layer: LayerCache) -> Iterator[Tensor]:
     """The positions that each head holds; keys and values are not touched, so that nothing is dequantised."""
     for head, before in enumerate(layer.quantized):
         tail = layer.tail(head)[2].cpu()

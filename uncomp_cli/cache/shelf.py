@@ -1,7 +1,7 @@
 """The folder of saved caches: found by name or by their contents' hash, kept under a size, shared by processes.
 
-Every file NAME.safetensors is one cache (store.py), last used when it was last modified. When all together have more
-than `limit_bytes`, those that were not used for longest go, never the one that was just saved. Names in the folder
+Every file NAME.safetensors is one cache (cache_file.py), last used when it was last modified. When all together have
+more than `limit_bytes`, those that were not used for longest go, never the one that was just saved. Names in the folder
 change under a lock of the file system, which ends with its process. A file that is found damaged is renamed to
 NAME.safetensors.corrupt; temporary files of processes that are gone are removed by the next save.
 """
@@ -10,16 +10,16 @@ import errno
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 from filelock import FileLock, Timeout
 
-from uncomp_cli.cache.header import TEMPORARY_PREFIX, Manifest, find_damage, read_manifest
+from uncomp_cli.cache.header import TEMPORARY_PREFIX, DamagedCacheError, Manifest, Record, read_manifest
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError, did_you_mean
 from uncomp_cli.files import move
 
@@ -55,7 +55,7 @@ class Entry:
     @property
     def key(self) -> str:
         """The hash of everything that the cache was made from."""
-        return str(self.manifest.record.get("key", ""))
+        return self.manifest.record.key
 
 
 def check_name(name: str) -> str:
@@ -76,8 +76,12 @@ class Shelf:
 
     def entries(self) -> list[Entry]:
         """All caches whose manifest can be read, the latest used first."""
-        found = (self._entry(path) for path in self.folder.glob(f"*{_SUFFIX}"))
-        return sorted((entry for entry in found if entry is not None), key=lambda entry: -entry.used)
+        found = [entry for entry, _ in self._scan() if entry is not None]
+        return sorted(found, key=lambda entry: -entry.used)
+
+    def unread(self) -> list[UncompError]:
+        """Why files are no entries that are not damaged: a newer version wrote them, or they may not be read."""
+        return [error for _, error in self._scan() if error is not None and not isinstance(error, DamagedCacheError)]
 
     def corrupt(self) -> list[Path]:
         """Files that were found damaged and set aside, those among them whose manifest cannot be read now."""
@@ -88,14 +92,11 @@ class Shelf:
         """Set files aside whose manifest cannot be read: the name of each, and what is wrong with it."""
         found = []
         for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
-            reason = _unreadable(path)
-            if reason is None:
-                continue
-            name = path.name.removesuffix(_SUFFIX)
-            with suppress(OSError), self._locked():  # a shelf that cannot be written can still be read
-                if _unreadable(path) is not None:  # another process may just have saved it anew
-                    move(path, path.with_name(f"{name}{_CORRUPT}"))
-                    found.append((name, reason))
+            with suppress(OSError, UncompError):  # a shelf that cannot be written can still be read
+                reason = _damage(path)
+                if reason is not None:
+                    self._put_aside(path, _damage)
+                    found.append((path.name.removesuffix(_SUFFIX), reason))
         return found
 
     def find(self, name: str) -> Entry:
@@ -109,15 +110,26 @@ class Shelf:
         if found:
             names = ", ".join(entry.name for entry in found)
             raise UsageError(f"'{name}' is the beginning of {len(found)} caches' hashes", hint=f"say which: {names}")
+        if _NAME.fullmatch(name):
+            self._explain(self.folder / f"{name}{_SUFFIX}")
         hint = did_you_mean(name, [entry.name for entry in entries], "uncomp cache list")
         raise UsageError(f"there is no saved cache '{name}' in {self.folder}", hint=hint)
+
+    def _explain(self, path: Path) -> None:
+        """Raise UncompError, with the reason, for a file that is no entry; a damaged one is set aside."""
+        try:
+            _entry(path)
+        except DamagedCacheError as error:
+            raise UncompError(str(self._put_aside(path, _damage) or error.message), hint=error.hint) from error
+        except FileNotFoundError:
+            return
 
     def with_key(self, key: str) -> Entry | None:
         """A cache that was made from just this, the latest used of several."""
         return next((entry for entry in self.entries() if entry.key == key), None)
 
     def save(
-        self, name: str, cache: "RaggedKVCache", *, tensors: "Mapping[str, Tensor]", record: Mapping[str, Any]
+        self, name: str, cache: "RaggedKVCache", *, tensors: "Mapping[str, Tensor]", record: Record
     ) -> tuple[Entry, list[Entry]]:
         """Save under `name`, in place of what had it; returns it and the caches that were removed to make room.
 
@@ -139,35 +151,53 @@ class Shelf:
             save_cache(path, cache, tensors=tensors, record=record, renaming=self._placing(path, placed))
         return placed[0], placed[1:]
 
-    def load(self, entry: Entry, *, device: "torch.device | str" = "cpu", reserve: int = 0) -> "StoredCache":
+    def load(
+        self,
+        entry: Entry,
+        *,
+        device: "torch.device | str" = "cpu",
+        reserve: int = 0,
+        misfit: "Callable[[StoredCache], str | None]" = lambda stored: None,
+    ) -> "StoredCache":
         """What was saved, checked against its hash; it counts as used. Raises UncompError when it is damaged or gone.
 
-        A damaged file is set aside.
+        A damaged file is set aside, as is one whose contents are a `misfit` for who opens it.
         """
         from uncomp_cli.cache.cache_file import load_cache
 
         reason = self.verify(entry)
-        if reason is not None:
-            raise UncompError(f"cache '{entry.name}' is damaged: {reason}", hint="save it again")
-        with suppress(OSError):  # a shelf that cannot be written can still be read
-            os.utime(entry.path)
-        return load_cache(entry.path, device=device, reserve=reserve, verify=False)
+        if reason is None:
+            with suppress(OSError):  # a shelf that cannot be written can still be read
+                os.utime(entry.path)
+            stored = load_cache(entry.path, device=device, reserve=reserve, verify=False)
+            fault = misfit(stored)
+            if fault is None:
+                return stored
+            reason = self._put_aside(entry.path, lambda path: fault)
+        raise UncompError(f"cache '{entry.name}' is damaged: {reason}", hint="save it again")
 
     def verify(self, entry: Entry) -> str | None:
-        """None when every byte is as it was saved, else what is wrong, and where the file was set aside."""
+        """None when every byte is as it was saved and all of it fits together.
+
+        Else what is wrong, and where the file was set aside.
+        """
+        from uncomp_cli.cache.cache_file import find_fault
+
         try:
-            if find_damage(entry.path) is None:
-                return None
-            with self._locked():
-                reason = find_damage(entry.path)  # another process may just have saved it anew
-                if reason is None:
-                    return None
-                aside = entry.path.with_name(f"{entry.name}{_CORRUPT}")
-                move(entry.path, aside)
+            return None if find_fault(entry.path) is None else self._put_aside(entry.path, find_fault)
         except FileNotFoundError as error:
             raise UncompError(f"cache '{entry.name}' has been removed", hint="uncomp cache list") from error
         except OSError as error:
             raise UncompError(f"cache {entry.path}: {error.strerror or error}", hint="check its permissions") from error
+
+    def _put_aside(self, path: Path, damage: Callable[[Path], str | None]) -> str | None:
+        """Rename a damaged file; what is wrong with it, and its new name. None when it was saved anew meanwhile."""
+        with self._locked():
+            reason = damage(path)
+            if reason is None:
+                return None
+            aside = path.with_name(f"{path.name.removesuffix(_SUFFIX)}{_CORRUPT}")
+            move(path, aside)
         return f"{reason}; set aside as {aside}"
 
     def remove(self, paths: Iterable[Path]) -> int:
@@ -175,13 +205,15 @@ class Shelf:
         with self._writing(), self._locked():
             return sum(_unlink(path) for path in paths)
 
-    def _entry(self, path: Path) -> Entry | None:
-        try:
-            stat = path.stat()
-            manifest = read_manifest(path)
-        except (OSError, UncompError):
-            return None
-        return Entry(path.name.removesuffix(_SUFFIX), path, stat.st_size, stat.st_mtime, manifest)
+    def _scan(self) -> Iterator[tuple[Entry | None, UncompError | None]]:
+        """Every file of the shelf, or why it is no entry; what is gone meanwhile is neither."""
+        for path in self.folder.glob(f"*{_SUFFIX}"):
+            try:
+                yield _entry(path), None
+            except UncompError as error:
+                yield None, error
+            except OSError:
+                continue
 
     @contextmanager
     def _placing(self, path: Path, placed: list[Entry]) -> Iterator[None]:
@@ -189,10 +221,7 @@ class Shelf:
         with self._locked():
             yield
             os.utime(path)  # it may have waited for the lock
-            stat = path.stat()
-            placed.append(
-                Entry(path.name.removesuffix(_SUFFIX), path, stat.st_size, stat.st_mtime, read_manifest(path))
-            )
+            placed.append(_entry(path))
             placed += self._evict(path)
 
     def _evict(self, saved: Path) -> list[Entry]:
@@ -241,16 +270,17 @@ class Shelf:
             raise UncompError(message, hint=f"{hint}, or set UNCOMP_CACHE_DIR to another directory") from error
 
 
-def _unreadable(path: Path) -> str | None:
-    """What is wrong with a file that has no manifest that can be read; None when it has, or when it is gone."""
+def _entry(path: Path) -> Entry:
+    stat = path.stat()
+    return Entry(path.name.removesuffix(_SUFFIX), path, stat.st_size, stat.st_mtime, read_manifest(path))
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a file whose manifest is none; other reasons not to read it are raised."""
     try:
         read_manifest(path)
-    except FileNotFoundError:
-        return None
-    except UncompError as error:
+    except DamagedCacheError as error:
         return error.message
-    except OSError:
-        return None
     return None
 
 

@@ -21,7 +21,7 @@ from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits, SamplingConfig
 from uncomp_cli.engine.context.context import Account, Asked, Beside, Context, Unread
 from uncomp_cli.engine.context.growth import Growth, for_any_question
 from uncomp_cli.engine.context.recall import Recall
-from uncomp_cli.engine.context.saved import Origin, account_of, origin_of, prompt_of, record_of, tensors_of
+from uncomp_cli.engine.context.saved import Origin, account_of, misfit, origin_of, prompt_of, record_of, tensors_of
 from uncomp_cli.engine.context.session import Conversation
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.products import Matmul
@@ -176,8 +176,8 @@ class Engine:
         context.restore()
         account, prompt = context.account, context.prompt
         record = account.record or record_of(context, self.origin(prompt, account.preset), self.loaded)
-        chosen = name or str(record["key"])[:_AUTO_NAME_LETTERS]
-        return shelf.save(chosen, context.cache, tensors=tensors_of(prompt.context), record={**record, **about})
+        chosen, record = name or record.key[:_AUTO_NAME_LETTERS], replace(record, **about)
+        return shelf.save(chosen, context.cache, tensors=tensors_of(prompt.context), record=record)
 
     def open(self, shelf: Shelf, entry: Entry, prompt: Prompt, preset: Preset, *, as_saved: bool = False) -> Context:
         """A saved context with the questions of `prompt`, whose context must be the same unless it is `as_saved`.
@@ -187,12 +187,17 @@ class Engine:
         """
         record, begun = entry.manifest.record, time.perf_counter()
         origin = self.origin(prompt, preset)
-        origin.check_model(entry.name, record.get("model", {}))
+        origin.check_model(entry.name, record.model)
         if not as_saved:
-            origin.check_context(entry.name, str(record.get("context_sha256")))
+            origin.check_context(entry.name, record.context_sha256)
         self._check_saved(entry, prompt)
         reset_peak(self.decoder.device)
-        cache, tensors, _ = shelf.load(entry, device=self.decoder.device, reserve=prompt.longest_question)
+        cache, tensors, _ = shelf.load(
+            entry,
+            device=self.decoder.device,
+            reserve=prompt.longest_question,
+            misfit=lambda stored: misfit(stored, self.spec),
+        )
         whole = prompt_of(tensors, prompt)
         check_length(self.spec, whole, trained_length=self.loaded.info.trained_length)
         wanted, _ = for_any_question(preset)

@@ -6,6 +6,7 @@
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from uncomp_cli.cache.shelf import Entry, Shelf
 
 
+_LATEST_S = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _AGE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw])")
 
@@ -48,6 +50,8 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
     entries = shelf.entries()
     for path in shelf.corrupt():
         terminal.warn(f"{path} was found damaged; uncomp cache remove --damaged deletes it")
+    for error in shelf.unread():
+        terminal.warn(error.message)
     if as_json:
         terminal.write_json([_record(entry) for entry in entries])
         return
@@ -72,7 +76,8 @@ def verify(ctx: typer.Context, names: Names = None, as_json: Json = False, quiet
     """Check every byte of saved documents, of all when none is named; damaged files are set aside: exit code 1."""
     terminal, shelf = terminal_of(ctx, quiet=quiet), shelf_of()
     checked: list[tuple[str, str | None]] = list(shelf.set_aside())
-    entries = [shelf.find(name) for name in names] if names else shelf.entries()
+    gone = {name for name, _ in checked}
+    entries = [shelf.find(name) for name in names if name not in gone] if names else shelf.entries()
     checked += [(entry.name, shelf.verify(entry)) for entry in entries]
     damaged = [name for name, reason in checked if reason is not None]
     if as_json:
@@ -147,28 +152,27 @@ def _record(entry: "Entry") -> dict[str, Any]:
         "path": str(entry.path),
         "file_bytes": entry.file_bytes,
         "tensor_bytes": manifest.tensor_bytes,
-        "used": datetime.fromtimestamp(entry.used, UTC).isoformat(timespec="seconds"),
+        "used": datetime.fromtimestamp(min(max(entry.used, 0), _LATEST_S), UTC).isoformat(timespec="seconds"),
         "kv_bits": manifest.kv_bits,
         "dtype": manifest.dtype,
         "sha256": manifest.sha256,
-        **manifest.record,
+        **asdict(manifest.record),
     }
 
 
 def _row(entry: "Entry") -> tuple[str, ...]:
     record = entry.manifest.record
-    files = [str(document.get("path")) for document in record.get("documents", ())]
-    full = record.get("kv_full_bytes")
+    share = format_decimal(100 * entry.file_bytes / record.kv_full_bytes)
     return (
         entry.name,
         entry.key[:12],
-        str(record.get("model", {}).get("name", "-")),
-        format_count(int(record.get("context_tokens", 0))),
-        str(record.get("compression", {}).get("budget", "-")),
+        record.model.name,
+        format_count(record.context_tokens),
+        record.compression.budget,
         format_bytes(entry.file_bytes),
-        f"{format_decimal(100 * entry.file_bytes / full)} %" if full else "-",
+        f"{share} %",
         _ago(time.time() - entry.used),
-        ", ".join(files) or "-",
+        ", ".join(document.path for document in record.documents) or "-",
     )
 
 
@@ -183,7 +187,7 @@ def _rows(record: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """`model: {name: x}` as the row `model.name`, `x`; objects in a list are numbered from 1."""
     rows: list[tuple[str, str]] = []
     for key, value in record.items():
-        if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        if isinstance(value, (list, tuple)) and all(isinstance(item, dict) for item in value):
             value = {str(number): item for number, item in enumerate(value, start=1)}
         if isinstance(value, dict):
             rows += _rows(value, f"{prefix}{key}.")
@@ -195,6 +199,6 @@ def _rows(record: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return f"{format_count(len(value))} rows"
     return "-" if value is None else str(value)

@@ -9,7 +9,7 @@ Whatever was asked last, `restore` takes the question, its answer and what was r
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.values import Uncertainty
+from uncomp_cli.cache.header import Record
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import RaggedKVCache, survival
 from uncomp_cli.engine.context.recall import Recall
@@ -49,7 +50,7 @@ class Account:
     chunk_tokens: int | None = None
     reread_tokens: int | None = None
     notes: tuple[str, ...] = ()
-    record: Mapping[str, Any] | None = None
+    record: Record | None = None
 
 
 @dataclass(frozen=True, slots=True)

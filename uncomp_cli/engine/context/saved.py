@@ -23,8 +23,10 @@ from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.values import Uncertainty
-from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.config import Limits, ScorerConfig
+from uncomp_cli.cache.cache_file import StoredCache
+from uncomp_cli.cache.header import MadeBy, MadeWith, Record
+from uncomp_cli.cache.ragged import RaggedKVCache, positions_of
+from uncomp_cli.config import Limits
 from uncomp_cli.engine.context.context import Account, Context
 from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.tokens.prompt import Prompt
@@ -37,6 +39,12 @@ from uncomp_cli.models.shape import text_config
 from uncomp_cli.spec import ModelSpec
 
 _SHORT = 16
+_TOKEN_TENSORS = {
+    "ids": (torch.int32,),
+    "words": (torch.int32,),
+    "offsets": (torch.int32, 2),
+    "protected": (torch.bool,),
+}
 _WORDS = {
     "weights_sha256": "the weights",
     "config_sha256": "the configuration",
@@ -50,21 +58,23 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """`model` and `compression` are JSON data; `context_sha256` is of the token ids and of which are never evicted."""
+    """`context_sha256` is of the token ids and of which are never evicted."""
 
-    model: dict[str, Any]
-    compression: dict[str, Any]
+    model: MadeWith
+    compression: MadeBy
     context_sha256: str
 
     @property
     def key(self) -> str:
         """The hash of all of it, in hexadecimal."""
-        return _hash_json(asdict(self))
+        data = asdict(self)
+        del data["model"]["name"]  # its weights decide, not what they are called
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
-    def check_model(self, name: str, saved: Mapping[str, Any]) -> None:
+    def check_model(self, name: str, saved: MadeWith) -> None:
         """Raise UsageError, with both values, unless what was saved as `name` was made with this model."""
         for key, words in _WORDS.items():
-            mine, theirs = self.model.get(key), saved.get(key)
+            mine, theirs = getattr(self.model, key), getattr(saved, key)
             if mine != theirs:
                 message = (
                     f"cache '{name}' was made with another model: {words} was {_shown(theirs)}, not {_shown(mine)}"
@@ -88,60 +98,82 @@ def origin_of(loaded: LoadedModel, preset: Preset, prompt: Prompt, *, limits: Li
     ids = torch.tensor(prompt.context.ids, dtype=torch.int64)
     digest = hashlib.sha256(ids.numpy().tobytes())
     digest.update(prompt.context.protected.numpy().tobytes())
-    return Origin(_describe_model(loaded, matmul=matmul), _describe_preset(preset, limits), digest.hexdigest())
+    return Origin(_made_with(loaded, matmul=matmul), _made_by(preset, limits), digest.hexdigest())
 
 
-def _describe_model(loaded: LoadedModel, *, matmul: Matmul) -> dict[str, Any]:
-    """What decides the numbers that a model computes, as JSON data; its files by their hashes."""
+def _made_with(loaded: LoadedModel, *, matmul: Matmul) -> MadeWith:
     tokenizer = f"{loaded.tokenizer.backend_tokenizer.to_str()}{loaded.tokenizer.chat_template}"
-    return {
-        "weights_sha256": loaded.info.sha256,
-        "config_sha256": file_sha256(loaded.info.path / "config.json"),
-        "tokenizer_sha256": hashlib.sha256(tokenizer.encode()).hexdigest(),
-        "rope": _rope(loaded),
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "quantization": loaded.quantization,
-        "matmul": matmul,
-    }
+    return MadeWith(
+        name=loaded.info.name,
+        weights_sha256=loaded.info.sha256,
+        config_sha256=file_sha256(loaded.info.path / "config.json"),
+        tokenizer_sha256=hashlib.sha256(tokenizer.encode()).hexdigest(),
+        rope=_rope(loaded),
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        quantization=loaded.quantization,
+        matmul=matmul,
+    )
 
 
-def _describe_preset(preset: Preset, limits: Limits) -> dict[str, Any]:
-    """What decides which tokens are kept, and in how many bits, as JSON data."""
+def _made_by(preset: Preset, limits: Limits) -> MadeBy:
     profile = preset.profile_path
-    return {
-        "policy": preset.policy,
-        "scorer": asdict(preset.scorer),
-        "budget": str(preset.budget),
-        "floor_tokens": preset.floor_tokens,
-        "kv_bits": preset.kv_bits,
-        "profile_sha256": None if profile is None else file_sha256(profile),
-        "chunk_tokens": limits.chunk_tokens,
-        "kv_mem_bytes": limits.kv_bytes,
-    }
+    return MadeBy(
+        policy=preset.policy,
+        scorer=preset.scorer,
+        budget=str(preset.budget),
+        floor_tokens=preset.floor_tokens,
+        kv_bits=preset.kv_bits,
+        profile_sha256=None if profile is None else file_sha256(profile),
+        chunk_tokens=limits.chunk_tokens,
+        kv_mem_bytes=limits.kv_bytes,
+    )
 
 
-def record_of(context: Context, origin: Origin, loaded: LoadedModel) -> dict[str, Any]:
-    """What `uncomp cache show` tells, and what loading checks, as JSON data."""
+def record_of(context: Context, origin: Origin, loaded: LoadedModel) -> Record:
+    """What `uncomp cache show` tells, and what loading checks."""
     account, tokens = context.account, len(context.prompt.context)
-    return {
-        "key": origin.key,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {"name": loaded.info.name, **origin.model},
-        "preset": account.preset.name,
-        "compression": origin.compression,
-        "query_aware": False,
-        "context_sha256": origin.context_sha256,
-        "context_tokens": tokens,
-        "kept_entries": account.plan.entries,
-        "kv_full_bytes": loaded.spec.full_kv_bytes(tokens),
-        "uncertainty": None if account.uncertainty is None else asdict(account.uncertainty),
-    }
+    return Record(
+        key=origin.key,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=origin.model,
+        preset=account.preset.name,
+        compression=origin.compression,
+        query_aware=False,
+        context_sha256=origin.context_sha256,
+        context_tokens=tokens,
+        kept_entries=account.plan.entries,
+        kv_full_bytes=loaded.spec.full_kv_bytes(tokens),
+        uncertainty=account.uncertainty,
+    )
 
 
 def tensors_of(text: Tokens) -> dict[str, Tensor]:
     """What is known of a context's tokens, in as few bytes as it needs."""
     tensors = {"ids": torch.tensor(text.ids), "words": text.words, "offsets": text.offsets}
     return {"protected": text.protected, **{name: tensor.to(torch.int32) for name, tensor in tensors.items()}}
+
+
+def misfit(stored: StoredCache, spec: ModelSpec) -> str | None:
+    """Why a file whose bytes are as they were written is no context of the model; None when it is one."""
+    cache, tensors, record = stored
+    shape = (len(cache.layers), cache.num_rows, cache.num_kv_heads)
+    if shape != (spec.num_layers, 1, spec.num_kv_heads):
+        return f"it has {' x '.join(map(str, shape))} layers, rows and heads, not those of the model"
+    if any(cache.layer(number).keys.shape[1] != spec.head_dim for number in range(spec.num_layers)):
+        return f"its heads are not of dimension {spec.head_dim}"
+    count = record.context_tokens
+    for name, (dtype, *shape_of_one) in _TOKEN_TENSORS.items():
+        found = tensors.get(name)
+        if found is None or found.dtype != dtype or list(found.shape) != [count, *shape_of_one]:
+            return f"its {name} are not those of {count:,} tokens"
+    ids, words = tensors["ids"], tensors["words"]
+    if not bool(((ids >= 0) & (ids < spec.vocab_size)).all()):
+        return "it has tokens that the model does not know"
+    if not bool((words[:1] >= 0).all()) or not bool((words[1:] >= words[:-1]).all()):
+        return "its words are not numbered in order"
+    heads = (held for number in range(spec.num_layers) for held in positions_of(cache.layer(number)))
+    last = max((int(held[-1]) for held in heads if len(held)), default=-1)  # they rise
+    return None if last < count else f"a head holds the position {last:,} of {count:,} tokens"
 
 
 def prompt_of(tensors: Mapping[str, Tensor], asked: Prompt) -> Prompt:
@@ -160,42 +192,36 @@ def account_of(
     uncertainty: Uncertainty | None,
     *,
     seconds: float,
-    record: Mapping[str, Any] | None = None,
+    record: Record | None = None,
 ) -> Account:
     """The account of a context that holds no question: its plan is what it holds. `record` is that of its file."""
     if record is not None:
-        preset, uncertainty = _preset_of(preset, record), _uncertainty_of(record)
+        preset, uncertainty = _preset_of(preset, record), record.uncertainty
     layers = [cache.layer(index) for index in range(len(cache.layers))]
     kept = (tuple(layer.num_quantized(i) + length for i, length in enumerate(layer.lengths)) for layer in layers)
     plan = BudgetPlan(context_tokens, tuple(kept), kv_bits=cache.kv_bits)
     if uncertainty is None:
         return Account(preset, plan, None, None, None, seconds, record=record)
-    profile = preset.profile if record is None else record["compression"]["profile_sha256"]
+    profile = preset.profile if record is None else record.compression.profile_sha256
     weights = make_policy(preset.policy).weights(spec, uncertainty)
     trust = tuple(tuple(weight**2 for weight in layer) for layer in weights)
     return Account(preset, plan, uncertainty, "live" if profile is None else "profile", trust, seconds, record=record)
 
 
-def _preset_of(preset: Preset, record: Mapping[str, Any]) -> Preset:
+def _preset_of(preset: Preset, record: Record) -> Preset:
     """The preset that a saved context was compressed with, as far as it is told in reports."""
-    saved = record["compression"]
+    saved = record.compression
     return replace(
         preset,
-        name=record["preset"],
-        policy=saved["policy"],
-        scorer=ScorerConfig(**saved["scorer"]),
-        budget=Budget.parse(saved["budget"]),
-        floor_tokens=saved["floor_tokens"],
-        kv_bits=saved["kv_bits"],
+        name=record.preset,
+        policy=saved.policy,
+        scorer=saved.scorer,
+        budget=Budget.parse(saved.budget),
+        floor_tokens=saved.floor_tokens,
+        kv_bits=saved.kv_bits,
         profile=None,
         quality=(),
     )
-
-
-def _uncertainty_of(record: Mapping[str, Any]) -> Uncertainty | None:
-    """What the budget was spread by, or None."""
-    saved = record["uncertainty"]
-    return None if saved is None else Uncertainty(saved["key"], tuple(map(tuple, saved["values"])))
 
 
 def _rope(loaded: LoadedModel) -> dict[str, Any]:
@@ -212,10 +238,6 @@ def _plain(value: Any) -> dict[str, Any]:
     """A configuration's mapping as plain JSON data, whatever its classes and number types."""
     found: dict[str, Any] = json.loads(json.dumps(dict(value or {}), default=str, sort_keys=True))
     return found
-
-
-def _hash_json(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _shown(value: Any) -> str:
