@@ -11,12 +11,13 @@ DOCUMENT := docs/demo/lighthouse-handbook.md
 QUESTION := What is the combination of the stores safe?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check lint man bench model results clean
+.PHONY: help demo test slow fuzz check lint man bench model results clean
 
 help:
 	@echo "make demo    install, fetch the default model, ask a question of a real document"
 	@echo "make test    the default tests: minutes, no GPU"
 	@echo "make slow    every test but those for a GPU, with more examples: an hour"
+	@echo "make fuzz    damaged files of every kind, a thousand each: ARGS='--kind preset --inputs 10000'"
 	@echo "make check   lint, types, man pages, tests: what CI runs"
 	@echo "make lint    ruff and mypy only;  make man    write the man pages again"
 	@echo "make results write the long tables of docs/results from the results beside them"
@@ -42,6 +43,9 @@ test: $(STAMP) model
 
 slow: $(STAMP) model
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu" --hypothesis-profile thorough -r fEs $(ARGS)
+
+fuzz: $(STAMP)
+	@$(BIN)/python tests/fuzz.py $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

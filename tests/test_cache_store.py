@@ -1,7 +1,11 @@
 """A cache on disk: what comes back is what was saved, bit by bit, and anything else is refused."""
 
 import json
+import math
+import os
 import random
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +13,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from support.caches import DIM, KV_HEADS, LAYERS, make_cache, make_record
-from uncomp_cli.cache.cache_file import load_cache, save_cache, stored_bytes
-from uncomp_cli.cache.header import METADATA_KEY, find_damage, read_manifest
+from support.caches import DIM, KV_HEADS, LAYERS, make_cache, make_record, resave
+from uncomp_cli.cache.cache_file import find_fault, load_cache, save_cache, stored_bytes
+from uncomp_cli.cache.header import METADATA_KEY, DamagedCacheError, find_damage, read_manifest
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.errors import UncompError, UsageError
@@ -188,3 +193,88 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> N
         save_cache(path, make_cache([4, 4, 4]), tensors={"torn": torn}, record=make_record(preset="2"))
     assert [each.name for each in tmp_path.iterdir()] == ["x.safetensors"]
     assert load_cache(path).record.preset == "1"
+
+
+def changed(name: str, at: int, value: float) -> Callable[[dict[str, Tensor]], dict[str, Tensor | None]]:
+    """The tensor with one number changed."""
+
+    def change(held: dict[str, Tensor]) -> dict[str, Tensor | None]:
+        tensor = held[name].clone()
+        tensor.view(-1)[at] = value
+        return {name: tensor}
+
+    return change
+
+
+QUANTIZED = "layers.0.quantized"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (changed("index", 0, -1), "a head has a length below 0"),
+        (changed("index", 0, 2**31 - 1), "layers.0.keys is F32"),
+        (changed("index", 2, 0), "key_scales is F16"),
+        (changed("index", 3, 7), "several kinds"),
+        (changed("index", 4, 0), "several kinds"),
+        (changed("layers.1.keys", 3, math.nan), "layers.1.keys has values that are no numbers"),
+        (changed("layers.1.values", 3, math.inf), "layers.1.values has values that are no numbers"),
+        (changed(f"{QUANTIZED}.key_scales", 3, math.nan), "key_scales has values that are no numbers"),
+        (changed(f"{QUANTIZED}.blocks", 0, 3), "do not hold its entries"),
+        (changed(f"{QUANTIZED}.positions", 1, 0), "positions of a head of layer 0 do not rise"),
+        (changed("layers.1.positions", 0, -5), "positions of a head of layer 1 do not rise"),
+        (lambda held: {"index": None}, "index"),
+        (lambda held: {"layers.0.values": None}, "layers.0.values"),
+        (lambda held: {"index": held["index"][:1]}, "index is I32"),
+        (lambda held: {"index": held["index"].float()}, "index is F32"),
+        (lambda held: {"layers.0.values": held["layers.0.values"][:, 1:]}, "layers.0.values is F32"),
+        (lambda held: {"layers.0.keys": held["layers.0.keys"].half()}, "layers.0.keys is F16"),
+        (lambda held: {f"{QUANTIZED}.key_codes": held[f"{QUANTIZED}.key_codes"][:, 1:]}, "key_codes is U8"),
+        (lambda held: {f"{QUANTIZED}.value_zeros": None}, "value_zeros"),
+    ],
+)
+def test_tensors_that_do_not_fit_together_are_damage(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor | None]], told: str
+) -> None:
+    path = tmp_path / "x.safetensors"
+    save_cache(path, make_cache([64, 70, 5], kv_bits=4), tensors={}, record=make_record())
+    resave(path)
+    assert find_fault(path) is None
+    resave(path, tensors=change(load_file(path)))
+    assert find_damage(path) is None
+    assert re.search(told, str(find_fault(path)))
+    with pytest.raises(DamagedCacheError, match=told):
+        load_cache(path)
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({"context_tokens": 0}, "record.context_tokens is 0"),
+        ({"context_tokens": 10**30}, "record.context_tokens is a number of 31 digits"),
+        ({"kv_full_bytes": 0}, "record.kv_full_bytes is 0"),
+        ({"key": "ab"}, 'record.key is "ab"'),
+        ({"model": None}, "record.model is null"),
+        ({"documents": [{"path": "a"}]}, r"record.documents\[0\].sha256 is missing"),
+        ({"documents": {}}, "record.documents is {}"),
+        ({"uncertainty": {"key": "loss", "values": [[-1.0]]}}, "record.uncertainty: loss of layer 0, head 0 is -1.0"),
+        ({"compression": []}, r"record.compression is \[\]"),
+        ({"mood": 1}, "record.mood is an unknown key"),
+    ],
+)
+def test_a_record_of_other_contents_is_damage(tmp_path: Path, record: dict[str, object], told: str) -> None:
+    path = tmp_path / "x.safetensors"
+    save_cache(path, make_cache([4, 6, 5]), tensors={}, record=make_record())
+    with safe_open(path, framework="pt") as file:
+        plain = json.loads(file.metadata()[METADATA_KEY])["record"]
+    resave(path, manifest={"record": {**plain, **record}})
+    with pytest.raises(DamagedCacheError, match=f"the manifest of x.safetensors is damaged: {told}"):
+        read_manifest(path)
+    assert told.replace("\\", "") in str(find_damage(path))
+
+
+def test_a_pipe_in_the_folder_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    os.mkfifo(path)
+    with pytest.raises(UncompError, match="is not a regular file"):
+        read_manifest(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.caches import make_cache, make_record
+from support.caches import make_cache, make_record, resave
 from uncomp_cli.asking.request import shelf_of
 from uncomp_cli.cache.shelf import Entry, Shelf
 from uncomp_cli.cli.app import run
@@ -149,3 +149,30 @@ def test_a_size_that_is_none_is_refused(size: str) -> None:
     with pytest.raises(UsageError, match="cache-size"):
         shelf_of(size)
     assert shelf_of("3KiB").limit_bytes == 3072
+
+
+def test_what_cannot_be_read_is_told_and_what_is_damaged_set_aside(
+    shelf: Shelf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resave(shelf.find("old").path, manifest={"schema_version": 2})
+    path = shelf.find("new").path
+    resave(path, manifest={"num_rows": "one"})
+    assert run(["cache", "show", "new"]) == 1
+    assert 'is damaged: num_rows is "one"; set aside as ' in capsys.readouterr().err
+    assert run(["cache", "show", "old"]) == 2
+    assert "schema version 2, this uncomp reads 1\nhint: update uncomp" in capsys.readouterr().err
+    os.mkfifo(path)
+    assert run(["cache", "list"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert "new.safetensors.corrupt was found damaged" in err
+    assert "old.safetensors: it has schema version 2" in err
+    assert "new.safetensors is not a regular file" in err
+
+
+def test_a_time_that_no_calendar_has_is_shown_all_the_same(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    for when in (-(2**40), 2**34):
+        os.utime(shelf.find("new").path, (when, when))
+        assert run(["cache", "show", "new"]) == 0
+        assert run(["cache", "list"]) == 0
+    assert "internal error" not in capsys.readouterr().err

@@ -414,3 +414,36 @@ def test_a_journal_of_one_kind_is_none_of_another(path: Path) -> None:
     with pytest.raises(UsageError, match="is not a results file of uncomp calibrate"):
         read_journal(path, ANSWERS)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("settings", ["[]", '{"a": NaN}', '{"a": 1e999}', '{"a": ' + "[" * 500 + "]" * 500 + "}"])
+def test_settings_that_are_none_are_refused(path: Path, settings: str) -> None:
+    path.write_text(f'{{"schema_version": 1, "kind": "uncomp eval", "settings": {settings}}}\n')
+    with pytest.raises(UsageError, match="settings") as caught:
+        read_journal(path, OUTCOMES)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tokens", -1), ("tokens", 10**400), ("regime", "both"), ("kept_fraction", 1e300), ("metrics", {"nll": None}),
+        ("coverage_by_head", [[0.5], "x"]), ("depth", "0"), ("answer", 1), ("kv_bytes", True),
+    ],
+)  # fmt: skip
+def test_a_field_of_another_kind_is_named(path: Path, field: str, value: object) -> None:
+    header, line, *_ = _written(path).splitlines()
+    path.write_bytes(header + b"\n" + json.dumps({**json.loads(line), field: value}).encode() + b"\n")
+    with pytest.raises(UncompError, match=f"line 2 is not a result: {field}"):
+        read_journal(path, OUTCOMES)
+
+
+def test_a_pipe_is_no_results_file(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="is not a regular file"):
+        read_journal(path, OUTCOMES)
+
+
+def test_answers_of_uneven_tokens_are_none(path: Path) -> None:
+    with pytest.raises(UsageError, match="entropies of different heads"):
+        replace(LINE, entropy=[[0.25, 0.5], [0.5]])

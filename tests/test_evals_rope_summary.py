@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.rope.cells import NeedleCell, RopeCell, TextCell, arm_maps
 from uncomp_cli.evals.rope.verdict import summarise_rope
 from uncomp_cli.evals.tables.statistics import rank_correlation
@@ -129,3 +130,10 @@ def test_maps_of_all_arms_have_the_same_axes_and_blanks_where_nothing_was_measur
     assert linear.found == ((1.0, None), (1.0, None))
     assert plain.heads == "all heads"
     assert arm_maps([needle("plain", 2048, retrieval=0.3)])[0].heads == "retrieval heads"
+
+
+def test_patterns_of_other_bins_or_heads_are_refused() -> None:
+    for odd in ([0.5, 0.25, 0.25], [-1.0, 2.0]):
+        cells = [text("plain", 2048, {"1024": NEAR}), text("yarn:2", 2048, {"2048": odd})]
+        with pytest.raises(UsageError, match="the patterns of yarn:2 at 2,048 tokens"):
+            summarise_rope(cells, trained_length=TRAINED)

@@ -13,7 +13,7 @@ from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Mistra
 from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.models import downloads, loading
 from uncomp_cli.models.catalog import ensure_local, known_names, list_models, local_path, remove_model, show_model
-from uncomp_cli.models.conversion import describe, write_manifest
+from uncomp_cli.models.conversion import describe, read_manifest, write_manifest
 from uncomp_cli.models.loading import footprint, load_model
 from uncomp_cli.models.shape import spec_from_config
 from uncomp_cli.models.sources import cache_dir
@@ -168,6 +168,13 @@ def test_models_that_take_more_than_text_are_refused_by_name(model_dir, monkeypa
         ({"num_attention_heads": 0, "head_dim": None}, "decoder"),
         ({"hidden_size": "wide"}, "decoder"),
         ({"sliding_window": "wide"}, "decoder"),
+        ({"num_hidden_layers": 10**12}, "it has 1,000,000,000,000 layers"),
+        ({"num_hidden_layers": -1}, "it has -1 layers"),
+        ({"num_attention_heads": float("inf")}, "decoder"),
+        ({"vocab_size": -5}, "vocab_size is -5"),
+        ({"num_key_value_heads": 3}, "query heads share 3 KV heads"),
+        ({"sliding_window": 16, "layer_types": ["full_attention"]}, "layers have no kind"),
+        ({"dtype": {"a": "x" * 500}}, "weights of type namespace"),
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_a_model_error_and_does_not_break_the_list(
@@ -336,6 +343,21 @@ def test_a_hub_snapshot_is_complete_only_with_all_its_weights(tmp_path):
     assert not downloads.has_all_weights(tmp_path)
     (tmp_path / "model-2.safetensors").touch()
     assert downloads.has_all_weights(tmp_path)
+    for damaged in ([], {"weight_map": ["a"]}, {"weight_map": {"a": 1}}, {}):
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(damaged))
+        with pytest.raises(UsageError):
+            downloads.has_all_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"sha256": "ab"}, {"size_bytes": "1"}, {"size_bytes": -1}, {"mood": 1}, {"source_mtime_ns": 10**30}]
+)
+def test_a_note_of_other_contents_is_none(model_dir, change):
+    write_manifest(model_dir, describe(model_dir, "test", None))
+    note = model_dir / "uncomp.json"
+    assert read_manifest(model_dir) is not None
+    note.write_text(json.dumps({**json.loads(note.read_text()), **change}))
+    assert read_manifest(model_dir) is None
 
 
 def test_the_catalog_imports_neither_torch_nor_transformers():

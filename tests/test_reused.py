@@ -2,18 +2,21 @@
 
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from support.caches import resave
 from support.tiny import make_tiny_model
 from uncomp_cli.budget.presets import Preset, load_preset
+from uncomp_cli.cache.cache_file import StoredCache
 from uncomp_cli.cache.shelf import Entry, Shelf
 from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.engine.context.context import Context
+from uncomp_cli.engine.context.saved import misfit, record_of, tensors_of
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.records import RunStats
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
@@ -95,6 +98,47 @@ def test_an_answer_ends_where_the_context_does(tiny: LoadedModel, room: int) -> 
     _, stats = answer(shorter, read(shorter), 0)
     said = stats.completion_tokens
     assert said == min(room, SAMPLING.max_new_tokens)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "record", "told"),
+    [
+        ({"extra.ids": None}, {}, "its ids are not those of"),
+        ({"extra.ids": torch.zeros(3, dtype=torch.int32)}, {}, "its ids are not those of"),
+        ({"extra.words": torch.zeros(3)}, {}, "its words are not those of"),
+        ({}, {"context_tokens": 2**40}, "its ids are not those of 1,099,511,627,776 tokens"),
+    ],
+)
+def test_what_is_no_context_of_the_model_is_set_aside(
+    tiny: LoadedModel, tmp_path: Path, tensors: dict[str, Tensor | None], record: dict[str, int], told: str
+) -> None:
+    shelf = Shelf(tmp_path)
+    entry = save(tiny, read(tiny), shelf)
+    plain = asdict(entry.manifest.record)
+    resave(entry.path, tensors=tensors, manifest={"record": {**plain, **record}})
+    assert shelf.verify(shelf.find("x")) is None
+    with pytest.raises(UncompError, match=f"cache 'x' is damaged: {told}.* set aside as"):
+        engine_of(tiny).open(shelf, shelf.find("x"), prompt_of(tiny), UNIFORM, as_saved=True)
+    assert [path.name for path in tmp_path.glob("x*")] == ["x.safetensors.corrupt"]
+
+
+def test_numbers_that_the_model_cannot_have_are_a_misfit(tiny: LoadedModel) -> None:
+    context = read(tiny)
+    record = record_of(context, engine_of(tiny).origin(context.prompt, UNIFORM), tiny)
+    held = tensors_of(context.prompt.context)
+    stored = StoredCache(context.cache, held, record)
+    assert misfit(stored, tiny.spec) is None
+    for change, told in (
+        ({"ids": held["ids"] + tiny.spec.vocab_size}, "tokens that the model does not know"),
+        ({"ids": held["ids"] - 300}, "tokens that the model does not know"),
+        ({"words": held["words"].flip(0)}, "words are not numbered in order"),
+    ):
+        assert told in str(misfit(stored._replace(tensors={**held, **change}), tiny.spec))
+    for name in ("num_layers", "num_kv_heads", "head_dim"):
+        assert misfit(stored, replace(tiny.spec, **{name: 1})) is not None
+    half = {name: tensor[: len(tensor) // 2] for name, tensor in held.items()}
+    shorter = replace(record, context_tokens=len(half["ids"]))
+    assert "holds the position" in str(misfit(StoredCache(context.cache, half, shorter), tiny.spec))
 
 
 def test_an_answer_leaves_nothing_behind(tiny: LoadedModel, tmp_path: Path) -> None:

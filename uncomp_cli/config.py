@@ -19,6 +19,7 @@ _LEAST_TEMPERATURE = 0.0001
 _MOST_PENALTY = 1000.0
 
 LEAST_CHUNK_TOKENS = 128
+_MOST_TOKENS = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,9 @@ class ScorerConfig:
     def __post_init__(self) -> None:
         require(self.window >= 1, f"scorer window is {self.window}", hint="use a window of 1 token or more")
         require(self.sinks >= 0, f"sinks is {self.sinks}", hint="use 0 or more")
+        for name in ("window", "width", "sinks", "recent"):
+            value = getattr(self, name)
+            require(value <= _MOST_TOKENS, f"scorer {name} is {value:,}", hint=f"use {_MOST_TOKENS:,} tokens at most")
         require(0 <= self.shared <= 1, f"shared is {self.shared}", hint="use a part from 0 to 1")
         require(0 <= self.held <= 1, f"held is {self.held}", hint="use a part from 0 to 1")
         require(self.recent >= 1, f"recent is {self.recent}", hint="keep 1 token of the question or more")

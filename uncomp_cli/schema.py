@@ -10,7 +10,7 @@ float's and a tensor's; data of no annotation is nested some levels deep at most
 """
 
 import json
-import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -34,9 +34,12 @@ _WORDS = {
     float: "a number",
     bool: "true or false",
 }
+_HASH = re.compile("[0-9a-f]{64}")
 _SHOWN = 40
 _DEEPEST = 32
 _INTEGERS = range(-(2**63), 2**64)
+_LARGEST = 1e100
+"""Of numbers that are measured, sums and squares are numbers too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +66,25 @@ class Among:
             raise UsageError(f"{place} is {shown(value)}", hint=f"it must be {' or '.join(map(str, self.words))}")
 
 
+def _check_hash(value: str, place: str) -> None:
+    if not _HASH.fullmatch(value):
+        raise UsageError(f"{place} is {shown(value)}", hint="it must be a hash of 64 letters")
+
+
 Count = Annotated[int, Least(0)]
 Some = Annotated[int, Least(1)]
+Hash = Annotated[str, _check_hash]
+"""A sha256, in hexadecimal."""
 
 
 @contextmanager
-def inside(what: str, *, hint: str | None = None, kind: type[UncompError] = UsageError) -> Iterator[None]:
-    """Say of every error what it is about; `hint` stands in the place of its own."""
+def inside(what: str, *, hint: str | None = None, kind: type[UncompError] | None = None) -> Iterator[None]:
+    """Say of every error what it is about; `hint` and `kind` stand in the place of its own."""
     try:
         yield
     except UncompError as error:
         message = f"{what}: {error.message}" if what else error.message
-        raise kind(message, hint=hint or error.hint) from error
+        raise (kind or type(error))(message, hint=hint or error.hint) from error
 
 
 def load_object(path: Path) -> dict[str, Any]:
@@ -83,8 +93,10 @@ def load_object(path: Path) -> dict[str, Any]:
 
 
 def load_bytes(path: Path, *, most_bytes: int = MOST_BYTES) -> bytes:
-    """What a file holds, which is `most_bytes` at most."""
+    """What a regular file holds, which is `most_bytes` at most: a pipe may be waited for in vain."""
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError("it is not a regular file", hint="name another file")
         with path.open("rb") as file:
             source = file.read(most_bytes + 1)
     except (OSError, ValueError) as error:  # a name with a zero in it
@@ -157,9 +169,9 @@ def shown(data: Any) -> str:
         return f"{'[' * _SHOWN}…"
 
 
-def shortened(words: str) -> str:
+def shortened(words: str, most: int = _SHOWN) -> str:
     """The beginning of a long text."""
-    return words if len(words) <= _SHOWN else f"{words[:_SHOWN]}…"
+    return words if len(words) <= most else f"{words[:most]}…"
 
 
 @lru_cache(maxsize=64)
@@ -183,8 +195,8 @@ def _number(kind: type, data: Any, place: str, more: str) -> int | float:
     found: int | float = _expect(data, place, int if kind is int or type(data) is int else float, more=more)
     if type(found) is int and found not in _INTEGERS:
         raise UsageError(f"{place} is a number of {len(str(abs(found)))} digits", hint="use a number of 18 at most")
-    if not math.isfinite(found):
-        raise UsageError(f"{place} is {found}", hint="it must be a number")
+    if not abs(found) <= _LARGEST:
+        raise UsageError(f"{place} is {found}", hint=f"it must be a number of {_LARGEST:g} at most")
     return found
 
 
@@ -241,9 +253,12 @@ def _plain(data: Any, place: str, deep: int = 0) -> Any:
         raise UsageError(f"{place} is nested more than {_DEEPEST} levels deep", hint="no object of uncomp is")
     if type(data) in (int, float):
         return _number(type(data), data, place, "")
-    pairs = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, (list, tuple)) else ()
-    for key, value in pairs:
-        _plain(value, place if deep else _at(place, shortened(str(key))), deep + 1)
+    if isinstance(data, dict):
+        for key, value in data.items():
+            _plain(value, place if deep else _at(place, shortened(key)), deep + 1)
+    elif isinstance(data, (list, tuple)):
+        for value in data:
+            _plain(value, place, deep + 1)
     return data
 
 

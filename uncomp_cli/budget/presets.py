@@ -249,14 +249,14 @@ def list_presets() -> list[Preset]:
     return read_presets()[0]
 
 
-def read_presets() -> tuple[list[Preset], list[UsageError]]:
+def read_presets() -> tuple[list[Preset], list[UncompError]]:
     """All presets by name, and what is wrong with the files that are none."""
     presets: list[Preset] = []
-    broken: list[UsageError] = []
+    broken: list[UncompError] = []
     for _, path in sorted(_preset_files().items()):
         try:
             presets.append(_read(path))
-        except UsageError as error:
+        except UncompError as error:
             broken.append(error)
     return presets, broken
 

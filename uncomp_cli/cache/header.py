@@ -8,7 +8,6 @@ nothing in it can change unseen: names, shapes, what was saved of which document
 import hashlib
 import json
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UncompError, UsageError
-from uncomp_cli.schema import Among, Count, Some, inside, parse_object, read, shown, take_version
+from uncomp_cli.schema import Among, Count, Hash, Some, inside, parse_object, read, take_version
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "uncomp_cache"
@@ -32,16 +31,10 @@ _AGAIN = "remove it and save it again: uncomp ask --save-cache NAME"
 _COUNT_BYTES = 8
 _MOST_HEADER_BYTES = 16 * 2**20
 _BLOCK_BYTES = 2**20
-_HASH = re.compile("[0-9a-f]{64}")
 
 
 class DamagedCacheError(UncompError):
     """A file that is no saved cache as this version writes them, whatever else it is."""
-
-
-def _check_hash(value: str, place: str) -> None:
-    if not _HASH.fullmatch(value):
-        raise UsageError(f"{place} is {shown(value)}", hint="it must be a hash of 64 letters")
 
 
 def _check_budget(value: str, place: str) -> None:
@@ -49,7 +42,6 @@ def _check_budget(value: str, place: str) -> None:
         Budget.parse(value)
 
 
-Hash = Annotated[str, _check_hash]
 KvBits = Annotated[int, Among((16, 8, 4))]
 
 

@@ -35,7 +35,7 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.look.watch import HeadAt, Watched, all_heads
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import UsageError, require
 from uncomp_cli.evals.journal import Journal, Kind
 from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.judges.case import tokenise
@@ -201,7 +201,7 @@ def fit_risk(
 
     Raises UsageError for fewer than 20 answers, and when too few are right or wrong to tell them apart.
     """
-    _check(answers)
+    _check(answers, len(heads))
     told = _Told(
         tuple(answer.entropy for answer in answers),
         np.array([answer.output_entropy for answer in answers]),
@@ -308,7 +308,9 @@ def _band(values: Values, wrong: Flags) -> tuple[float, float]:
     return lowest, max(lowest, float(borders[int(np.argmax(gains))]) if gains else lowest)
 
 
-def _check(answers: Sequence[RiskAnswer]) -> None:
+def _check(answers: Sequence[RiskAnswer], num_heads: int) -> None:
+    same = all(answer.entropy.shape[1:] == (num_heads,) for answer in answers)
+    require(same, f"answers have entropies of other than the {num_heads} heads", hint="uncomp calibrate --risk --fresh")
     wrong = sum(answer.wrong for answer in answers)
     if len(answers) < LEAST_ANSWERS:
         raise UsageError(f"risk needs {LEAST_ANSWERS} answers, there are {len(answers)}", hint="more --risk-samples")
@@ -332,6 +334,14 @@ class RiskLine:
     text: str
     output_entropy: float
     entropy: list[list[float]]
+
+    def __post_init__(self) -> None:
+        even = len({len(row) for row in self.entropy}) <= 1
+        require(
+            even,
+            f"the tokens of answer {self.sha256} have entropies of different heads",
+            hint="take its line out: it is answered again",
+        )
 
     def answer(self) -> RiskAnswer:
         """What a curve is fitted to."""

@@ -23,7 +23,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from uncomp_cli import files
 from uncomp_cli.errors import UncompError, UsageError
-from uncomp_cli.schema import inside, value_of
+from uncomp_cli.schema import inside, shown, value_of
 
 SCHEMA_VERSION = 1
 _LONGEST_HEADER = 1 << 20
@@ -123,6 +123,8 @@ def read_journal(path: Path, kind: Kind[R]) -> tuple[dict[str, Any], list[R]]:
     Raises UsageError for a file that is missing or of another kind, UncompError for a broken line.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is not a regular file", hint=_OTHER_FILE)
         header, _, rest = path.read_bytes().partition(b"\n")
     except OSError as error:
         message = f"{path} cannot be read: {error.strerror or error}"
@@ -211,7 +213,9 @@ def _header(path: Path, kind: Kind[R], line: bytes) -> dict[str, Any]:
     header = files.parsed(line)
     if isinstance(header, dict):
         header = kind.older(header) or header
-        if header.get("kind") == kind.program and isinstance(header.get("settings"), dict):
+        if header.get("kind") == kind.program:
+            with inside(str(path), hint=kind.hint):
+                value_of(dict[str, Any], header.get("settings"), "settings")
             return header
     raise UsageError(f"{path} is not a results file of {kind.program}", hint=_OTHER_FILE)
 
@@ -220,7 +224,8 @@ def _settings(path: Path, kind: Kind[R], line: bytes) -> dict[str, Any]:
     header = _header(path, kind, line)
     if header.get("schema_version") != SCHEMA_VERSION:
         found = header.get("schema_version")
-        raise UsageError(f"{path} has schema version {found}; this uncomp reads {SCHEMA_VERSION}", hint=kind.hint)
+        message = f"{path} has schema version {shown(found)}; this uncomp reads {SCHEMA_VERSION}"
+        raise UsageError(message, hint=kind.hint)
     settings: dict[str, Any] = header["settings"]
     return settings
 

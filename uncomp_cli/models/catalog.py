@@ -30,6 +30,7 @@ from uncomp_cli.models.sources import (
     hub_dir,
     models_dir,
 )
+from uncomp_cli.schema import inside, load_bytes
 from uncomp_cli.steps import PullStep
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -143,15 +144,15 @@ def source_of(name: str) -> str:
 
 def read_config(path: Path) -> SimpleNamespace:
     """config.json as a namespace. Raises ModelError when it cannot be read."""
+    file, hint = path / "config.json", "remove the model and pull again"
+    with inside(str(file), hint=hint, kind=ModelError):
+        text = load_bytes(file)
     try:
-        text = (path / "config.json").read_text(encoding="utf-8")
         config = json.loads(text, object_hook=lambda fields: SimpleNamespace(**fields))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path / 'config.json'} cannot be read: {error}", hint="remove the model and pull again"
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{file} cannot be read: {error}", hint=hint) from error
     if not isinstance(config, SimpleNamespace):
-        raise ModelError(f"{path / 'config.json'} is not an object", hint="remove the model and pull again")
+        raise ModelError(f"{file} is not an object", hint=hint)
     return config
 
 

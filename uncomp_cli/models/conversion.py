@@ -22,7 +22,7 @@ import psutil
 
 from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.files import move, sync_tree, write_whole
-from uncomp_cli.schema import load_object, read, value_of
+from uncomp_cli.schema import Count, Hash, load_object, read, value_of
 
 MANIFEST = "uncomp.json"
 HASH_LENGTH = 64
@@ -35,10 +35,10 @@ class Manifest:
 
     source: str
     licence: str | None
-    sha256: str
-    size_bytes: int
+    sha256: Hash
+    size_bytes: Count
     source_path: str | None = None
-    source_size_bytes: int | None = None
+    source_size_bytes: Count | None = None
     source_mtime_ns: int | None = None
 
 
@@ -115,7 +115,7 @@ def remembered_sha256(path: Path, memo: Path | None) -> str:
 def read_memo(memo: Path) -> dict[str, str]:
     """The remembered hashes; none when the file is missing or damaged."""
     try:
-        known: dict[str, str] = value_of(dict[str, str], load_object(memo), "")
+        known: dict[str, str] = value_of(dict[str, Hash], load_object(memo), "")
     except UsageError:
         return {}
     return known

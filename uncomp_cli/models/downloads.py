@@ -25,9 +25,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from uncomp_cli.config import DEFAULT_MODEL
-from uncomp_cli.errors import ModelError
+from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.models.conversion import describe, file_sha256, is_complete, publish, staging_directory, write_manifest
 from uncomp_cli.models.gguf import convert_gguf
+from uncomp_cli.schema import load_bytes, parse_object, value_of
 from uncomp_cli.steps import PullStep
 
 TICK_S = 0.2
@@ -177,6 +178,7 @@ model_id, cache, wanted, unwanted = sys.argv[1:]
 snapshot_download(model_id, cache_dir=cache, allow_patterns=json.loads(wanted), ignore_patterns=json.loads(unwanted))
 """
 MARK = "uncomp.complete"
+_MOST_INDEX_BYTES = 64 * 2**20
 WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 UNWANTED = ["*/*", "consolidated*.safetensors"]
 
@@ -194,7 +196,7 @@ def snapshot(model_id: str, cache: Path | None) -> Path | None:
     try:
         found = Path(snapshot_download(model_id, cache_dir=cache, local_files_only=True))
         return found if (found / "config.json").exists() and has_all_weights(found) else None
-    except (OSError, ValueError, KeyError):  # not there, not a valid id, or an index that cannot be read
+    except (OSError, ValueError, UsageError):  # not there, not a valid id, or an index that cannot be read
         return None
 
 
@@ -203,8 +205,9 @@ def has_all_weights(directory: Path) -> bool:
     index = directory / "model.safetensors.index.json"
     if not index.exists():
         return any(directory.glob("*.safetensors"))
-    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all((directory / name).exists() for name in names)
+    source = load_bytes(index, most_bytes=_MOST_INDEX_BYTES)
+    names: dict[str, str] = value_of(dict[str, str], parse_object(source).get("weight_map"), "weight_map")
+    return all((directory / name).exists() for name in set(names.values()))
 
 
 def pull_hub(model_id: str, cache: Path, *, offline: bool) -> Iterator[PullStep]:

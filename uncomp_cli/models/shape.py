@@ -6,11 +6,14 @@ layers that `layer_types` names; without `layer_types`, for all layers (mistral,
 off (qwen2, whose windows start at layer `max_window_layers`).
 """
 
+from dataclasses import asdict
 from typing import Any
 
 from uncomp_cli.errors import ModelError
+from uncomp_cli.schema import shortened
 from uncomp_cli.spec import ModelSpec
 
+_MOST_LAYERS, _LARGEST = 10_000, 10**9
 DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -53,12 +56,12 @@ def spec_from_config(config: Any, dtype: Any) -> ModelSpec:
     Raises ModelError when it is no decoder with attention, and for a type that uncomp cannot compute with.
     """
     if dtype_name(dtype) not in DTYPE_BYTES:
-        message = f"weights of type {dtype_name(dtype)} are not supported"
+        message = f"weights of type {shortened(dtype_name(dtype))} are not supported"
         raise ModelError(message, hint=f"use a model stored as {', '.join(DTYPE_BYTES)}")
     try:
         return read_spec(text_config(config), DTYPE_BYTES[dtype_name(dtype)])
-    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
-        message = f"config.json does not describe a decoder that uncomp can run: {error}"
+    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+        message = f"config.json does not describe a decoder that uncomp can run: {shortened(str(error), 200)}"
         raise ModelError(message, hint="use a model that generates text, for example --model smollm2-135m") from error
 
 
@@ -67,7 +70,9 @@ def read_spec(text: Any, dtype_bytes: int) -> ModelSpec:
     num_heads = int(text.num_attention_heads)
     num_layers = int(text.num_hidden_layers)
     hidden_size = int(text.hidden_size)
-    return ModelSpec(
+    if not 1 <= num_layers <= _MOST_LAYERS:
+        raise ValueError(f"it has {num_layers:,} layers")
+    spec = ModelSpec(
         model_type=str(text.model_type),
         num_layers=num_layers,
         num_heads=num_heads,
@@ -80,6 +85,13 @@ def read_spec(text: Any, dtype_bytes: int) -> ModelSpec:
         dtype_bytes=dtype_bytes,
         sliding_windows=sliding_windows(text, num_layers),
     )
+    sizes = asdict(spec)
+    wrong = next((key for key, size in sizes.items() if isinstance(size, int) and not 1 <= size <= _LARGEST), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong} is {sizes[wrong]}")
+    if spec.num_heads % spec.num_kv_heads or len(spec.sliding_windows) != num_layers:
+        raise ValueError(f"{spec.num_heads} query heads share {spec.num_kv_heads} KV heads, or layers have no kind")
+    return spec
 
 
 def sliding_windows(text: Any, num_layers: int) -> tuple[int | None, ...]:

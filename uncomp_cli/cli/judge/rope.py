@@ -33,6 +33,7 @@ from uncomp_cli.cli.judge.trial import (
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.rope.arms import DEFAULT_KINDS
 from uncomp_cli.numerals import format_seconds
+from uncomp_cli.schema import Some, inside, value_of
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show
 
@@ -276,7 +277,9 @@ def _report(
     """Tables or JSON on standard output, and pictures where they were asked for."""
     from uncomp_cli.evals.rope.verdict import record, summarise_rope
 
-    summary = summarise_rope(cells, trained_length=int(settings["trained_length"]))
+    with inside(str(path), hint="name a results file of uncomp rope"):
+        trained_length = value_of(Some, settings.get("trained_length"), "settings.trained_length")
+    summary = summarise_rope(cells, trained_length=trained_length)
     if as_json:
         terminal.write_json(record(summary, cells, results=path, settings=settings, made=made))
     else:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.rope.arms import PLAIN
 from uncomp_cli.evals.rope.cells import NeedleCell, RopeCell, TextCell
 from uncomp_cli.evals.tables.statistics import Interval, RankCorrelation, rank_correlation, wilson
@@ -117,11 +118,15 @@ class _Divergence:
         pattern = self._pattern(arm, tokens)
         if pattern is None or self._reference is None:
             return None
-        return fmean(
-            float(js_divergence(torch.tensor(ours), torch.tensor(theirs)).mean())
-            for ours, theirs in zip(pattern, self._reference, strict=True)
-            if ours and theirs
-        )
+        try:
+            return fmean(
+                float(js_divergence(torch.tensor(ours), torch.tensor(theirs)).mean())
+                for ours, theirs in zip(pattern, self._reference, strict=True)
+                if ours and theirs
+            )
+        except ValueError as error:
+            message = f"the patterns of {arm} at {tokens:,} tokens are not of the model's heads and bins: {error}"
+            raise UsageError(message, hint="measure them again: uncomp rope --out FILE") from error
 
     def _pattern(self, arm: str, tokens: int) -> list[list[list[float]]] | None:
         found = (cell.patterns.get(str(tokens)) for cell in self._texts if cell.arm == arm)

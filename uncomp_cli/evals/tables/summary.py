@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from uncomp_cli.errors import require
 from uncomp_cli.evals.judges.contestants import FULL
 from uncomp_cli.evals.tables.outcome import LOWER_IS_BETTER, ORDER, RIGHT_OR_WRONG, Outcome
 from uncomp_cli.evals.tables.statistics import (
@@ -400,7 +401,8 @@ def _needles(outcomes: Iterable[Outcome], regime: Regime) -> list[Outcome]:
 def _fields(outcomes: Iterable[Outcome], metric: str, left_out: Iterable[Field]) -> dict[Field, float]:
     values: dict[Field, dict[str, list[float]]] = {}
     for outcome in outcomes:
-        if outcome.depth is not None and (outcome.tokens, outcome.depth) not in left_out:
+        placed = outcome.depth is not None and (outcome.tokens, outcome.depth) not in left_out
+        if placed and metric in outcome.metrics:
             kinds = values.setdefault((outcome.tokens, outcome.depth), {})
             kinds.setdefault(outcome.subtask, []).append(outcome.metrics[metric])
     return {field: fmean(map(fmean, kinds.values())) for field, kinds in values.items()}
@@ -408,6 +410,10 @@ def _fields(outcomes: Iterable[Outcome], metric: str, left_out: Iterable[Field])
 
 def _mean_map(followed: Sequence[Outcome]) -> tuple[tuple[float, ...], ...]:
     maps = [outcome.coverage_by_head for outcome in followed if outcome.coverage_by_head is not None]
+    shapes = {tuple(map(len, one)) for one in maps}
+    same = len(shapes) == 1 and len({heads for shape in shapes for heads in shape}) <= 1
+    message = f"the coverage by head of {followed[0].setting} is not of one model's layers and heads"
+    require(same, message, hint="take those lines out of the results file, or --fresh")
     mean = np.mean(maps, axis=0)  # [L][G]
     return tuple(tuple(map(float, layer)) for layer in mean)
 

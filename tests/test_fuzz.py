@@ -1,0 +1,51 @@
+"""A few damaged files of every kind: the short run of fuzz.py, and that it sees what it is to see."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from fuzz import KINDS, fuzz
+from uncomp_cli.errors import UsageError
+
+INPUTS = 120
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_damaged_files_are_refused_in_two_lines_soon_and_in_little_memory(kind: str) -> None:
+    tally = fuzz(KINDS[kind](), inputs=range(INPUTS), seed=0)
+    assert (tally.faults, tally.unforeseen) == (0, {})
+    assert tally.inputs == tally.accepted + tally.refused == INPUTS
+    assert tally.refused > INPUTS // 4
+
+
+class Odd:
+    """A kind whose readers do everything that must not be."""
+
+    name = "odd"
+
+    def prepare(self, folder: Path) -> None:
+        self.folder = folder
+
+    def mutate(self, chance: Random) -> bytes:
+        return chance.randbytes(1)
+
+    def use(self, data: bytes) -> None:
+        if data[0] < 64:
+            raise KeyError("nobody foresaw this")
+        if data[0] < 128:
+            raise UsageError("two\nlines", hint="a third")
+        if data[0] < 192:
+            raise UsageError("refused", hint="another")
+
+
+def test_what_is_wrong_is_counted_and_repeated_by_its_number() -> None:
+    tally = fuzz(Odd(), inputs=range(60), seed=5)
+    assert tally.accepted > 5
+    assert tally.refused > 20
+    (key_error, count), *_ = sorted(tally.unforeseen.items())
+    assert key_error.startswith("KeyError at ")
+    assert count > 5
+    again = fuzz(Odd(), inputs=[tally.first[key_error]], seed=5)
+    assert list(again.unforeseen) == [key_error]
+    assert "more than two lines: 'two\\nlines'" in tally.unforeseen
