@@ -401,8 +401,9 @@ def _needles(outcomes: Iterable[Outcome], regime: Regime) -> list[Outcome]:
 def _fields(outcomes: Iterable[Outcome], metric: str, left_out: Iterable[Field]) -> dict[Field, float]:
     values: dict[Field, dict[str, list[float]]] = {}
     for outcome in outcomes:
-        placed = outcome.depth is not None and (outcome.tokens, outcome.depth) not in left_out
-        if placed and metric in outcome.metrics:
+        if outcome.depth is None or metric not in outcome.metrics:
+            continue
+        if (outcome.tokens, outcome.depth) not in left_out:
             kinds = values.setdefault((outcome.tokens, outcome.depth), {})
             kinds.setdefault(outcome.subtask, []).append(outcome.metrics[metric])
     return {field: fmean(map(fmean, kinds.values())) for field, kinds in values.items()}
