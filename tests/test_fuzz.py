@@ -8,7 +8,7 @@ import pytest
 from fuzz import KINDS, fuzz
 from uncomp_cli.errors import UsageError
 
-INPUTS = 120
+INPUTS = 100
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -34,7 +34,7 @@ class Odd:
         if data[0] < 64:
             raise KeyError("nobody foresaw this")
         if data[0] < 128:
-            raise UsageError("two\nlines", hint="a third")
+            raise UsageError("what mends it?")
         if data[0] < 192:
             raise UsageError("refused", hint="another")
 
@@ -48,4 +48,4 @@ def test_what_is_wrong_is_counted_and_repeated_by_its_number() -> None:
     assert count > 5
     again = fuzz(Odd(), inputs=[tally.first[key_error]], seed=5)
     assert list(again.unforeseen) == [key_error]
-    assert "more than two lines: 'two\\nlines'" in tally.unforeseen
+    assert "no second line: 'what mends it?'" in tally.unforeseen

@@ -113,8 +113,7 @@ def parse_object(source: str | bytes) -> dict[str, Any]:
         data = json.loads(source, object_pairs_hook=_unique, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:  # of JSON and of UTF-8
         raise UsageError(f"it is not JSON: {error}", hint="mend the place, or move the file away") from error
-    found: dict[str, Any] = _expect(data, "it", dict)
-    return found
+    return object_of(data)
 
 
 def take_version(data: dict[str, Any], known: int, *, again: str) -> None:
@@ -140,6 +139,12 @@ def read(kind: type[T], data: Any, place: str = "", *, more: str = "") -> T:
     values = {key: readers[key](value, _at(place, key)) for key, value in found.items()}
     with inside(place):
         return kind(**values)
+
+
+def object_of(data: Any, place: str = "it") -> dict[str, Any]:
+    """An object of anything."""
+    found: dict[str, Any] = _expect(data, place, dict)
+    return found
 
 
 def text(data: Any, place: str) -> str:

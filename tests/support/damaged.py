@@ -220,9 +220,9 @@ class SavedDocuments:
             return damage_bytes(data, chance)
         size = 8 + int.from_bytes(data[:8], "little")
         header, tensors = json.loads(data[8:size]), data[size:]
-        manifest = json.loads(header["__metadata__"]["uncomp_cache"])
+        manifest = json.loads(header.pop("__metadata__")["uncomp_cache"])
         if kind == 1:
-            header = {**damage_json({k: v for k, v in header.items() if k != "__metadata__"}, chance)}
+            header = damage_json(header, chance)
         elif kind == 2:
             tensors = damage_bytes(tensors, chance)
         else:
@@ -232,6 +232,7 @@ class SavedDocuments:
             manifest["sha256"] = NO_HASH
             if kind == 2 and chance.random() < 0.8:
                 manifest["tensor_bytes"] = len(tensors)
+        header = header if isinstance(header, dict) else {"x": header}
         text = dump({"__metadata__": {"uncomp_cache": dump(manifest)}, **header})
         return signed(text.encode("utf-8", "surrogatepass"), tensors)
 
@@ -307,9 +308,8 @@ class Results:
         if chance.random() < 0.2:
             return damage_bytes(data, chance)
         lines = data.splitlines()
-        for _ in range(chance.choice((1, 1, 1, 2))):
-            at = chance.choice((0, chance.randrange(len(lines))))
-            lines[at] = damaged(json.loads(lines[at]), chance) if lines[at][:1] == b"{" else lines[at]
+        for at in {chance.choice((0, chance.randrange(len(lines)))) for _ in range(chance.choice((1, 1, 2)))}:
+            lines[at] = damaged(json.loads(lines[at]), chance)
         return b"\n".join(lines) + b"\n"
 
     def use(self, data: bytes) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from uncomp_cli import files
 from uncomp_cli.errors import UncompError, UsageError
-from uncomp_cli.schema import inside, shown, value_of
+from uncomp_cli.schema import inside, object_of, shown, value_of
 
 SCHEMA_VERSION = 1
 _LONGEST_HEADER = 1 << 20
@@ -267,7 +267,7 @@ def _records(path: Path, kind: Kind[R], data: bytes) -> tuple[list[R], int]:
 def _record(path: Path, kind: Kind[R], number: int, line: Any) -> R:
     what = f"{path}: line {number} is not a result"
     with inside(what, hint=f"take the line out, or {kind.hint}", kind=UncompError):
-        return kind.make(value_of(dict[str, Any], line, "it"))
+        return kind.make(object_of(line))
 
 
 def _line(kind: Kind[R], record: R) -> bytes:
