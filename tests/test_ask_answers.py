@@ -230,13 +230,10 @@ def test_which_file_was_cut(tiny_model: Path, cut: range, expected: list[bool]) 
 def test_settings_stand_in_for_flags(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("settings.toml").write_text(
-        f'model = "{tiny_model}"\n[ask]\nfile = ["town.txt"]\ntruncate = "tail"\nmax-new-tokens = 4000\n'
-    )
+    Path("settings.toml").write_text(f'model = "{tiny_model}"\n[ask]\ntruncate = "tail"\nmax-new-tokens = 4000\n')
     monkeypatch.setenv("UNCOMP_CONFIG", "settings.toml")
     monkeypatch.setenv("UNCOMP_ROPE", "linear:1.25")
-    monkeypatch.setenv("UNCOMP_DRY_RUN", "1")
-    assert run(["ask", "--json", "Where?"]) == 0
+    assert run(["ask", "-f", "town.txt", "--dry-run", "--json", "Where?"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["context_length"] == 5120
     assert record["prompt_tokens"] == 1120

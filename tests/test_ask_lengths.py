@@ -185,7 +185,7 @@ def test_reading_on_as_trained_is_refused_where_nothing_says_how(ask: Ask, tiny_
     code, out, err = ask("-f", "long.txt", "-m", model, "--force", *mode, "Where?")
     assert (code, out) == (2, "")
     message, hint = two_lines(err)
-    assert message.endswith("(--rope plain, --force): its dynamic RoPE ends at 1,024 tokens")
+    assert message.endswith("(--rope plain): its dynamic RoPE ends at 1,024 tokens")
     assert "--rope auto" in hint
 
 

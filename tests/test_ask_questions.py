@@ -11,7 +11,7 @@ import pytest
 
 from support.tiny import TRAINED_LENGTH
 from uncomp_cli.cli.app import run
-from uncomp_cli.engine.write.writer import Writer
+from uncomp_cli.engine.write.writer import TextStream, Writer
 
 Ask = Callable[..., tuple[int, str, str]]
 LONG = "y" * TRAINED_LENGTH
@@ -123,3 +123,23 @@ def test_a_defect_of_our_own_ends_the_run(ask: Ask, monkeypatch: pytest.MonkeyPa
     code, out, err = ask("Where?", "-Q", "When?", "--json")
     assert (code, out) == (1, "")
     assert "internal error: ZeroDivisionError" in err
+
+
+def test_thoughts_are_shown_when_that_is_wanted_and_never_in_the_answer(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = ["<thi", "nk>so, ", "hm", "</think>\n", "\nA", "da"]
+
+    def scripted(stream: TextStream, _: int) -> str:
+        stream.__dict__["at"] = stream.__dict__.get("at", -1) + 1
+        return pieces[stream.__dict__["at"]]
+
+    monkeypatch.setattr(TextStream, "push", scripted)
+    code, out, err = ask("Who?", "-Q", "Whose?")
+    assert (code, out) == (0, "Ada\n\nAda\n")
+    assert "hm" not in err
+    code, out, err = ask("Who?", "--show-thinking")
+    assert (code, out) == (0, "Ada\n")
+    assert "so, hm\n" in err
+    (record,) = records(ask("Who?", "--json")[1])
+    assert record["answer"] == "Ada"

@@ -173,7 +173,7 @@ def test_a_document_over_the_trained_length(
     assert said.endswith("tokens, the model was trained for 4,096")
     assert "--truncate head, middle or tail" in hint
     assert "--rope auto" in hint
-    assert "--force" in hint
+    assert "--rope plain" in hint
     short = ["-b", "full", "--max-new-tokens", "2", "--json"]
     assert run(["ask", *about("--rope", "yarn:2", *mode, *short, model=tiny_model)]) == 0
     record = json.loads(capsys.readouterr().out)

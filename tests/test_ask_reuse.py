@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import start
+from support.commands import ENDLESS, start
 from support.curves import risky
 from support.tiny import make_tiny_model
 from uncomp_cli.cache.shelf import Shelf
@@ -49,7 +49,7 @@ def test_saved_by_name_and_asked_without_the_file(ask: Asker, document: Path) ->
     entry = ask.shelf.find("book")
     share = 100 * entry.file_bytes / entry.manifest.record.kv_full_bytes
     assert f"saved book (budget 40%: {format_bytes(entry.file_bytes)}, {share:.1f} % of full," in said
-    assert "--reuse book answers from it" in said
+    assert "--cache book answers from it" in said
     document.unlink()
     code, second, said = ask("--reuse", "book", "who wrote?")
     assert (code, second) == (0, first)
@@ -202,7 +202,7 @@ def test_one_document_that_cannot_be_read_is_told_of_each_question(ask: Asker, d
 
 
 def test_ctrl_c_is_said_of_one_document_of_several(model: Path, ask: Asker, document: Path) -> None:
-    args = ("-f", str(document), "--each", "--reuse", "auto", "--max-new-tokens", "2000", "who wrote?")
+    args = ("-f", str(document), "--each", "--reuse", "auto", *ENDLESS, "--max-new-tokens", "2000", "who wrote?")
     running = start("ask", "-m", str(model), *OPTIONS, *args, UNCOMP_CACHE_DIR=str(ask.folder))
     running.wait_for_bytes("stdout")
     running.interrupt()
@@ -244,3 +244,28 @@ def test_refused(saved: Asker, args: tuple[str, ...], message: str) -> None:
     code, out, said = saved(*(arg.format(document) for arg in args), "who wrote?")
     assert (code, out) == (2, "")
     assert message in said
+
+
+def test_a_cache_by_name_is_made_and_then_asked(ask: Asker, document: Path) -> None:
+    code, first, said = ask("-f", str(document), "--cache", "book", "who wrote?")
+    assert code == 0, said
+    assert "; --cache book answers from it" in said
+    code, again, said = ask("--cache", "book", "who wrote?")
+    assert (code, again) == (0, first), said
+    assert "reused book" in said
+    assert ask("-f", str(document), "--cache", "book", "who wrote?")[1] == first
+    assert "reused" in ask("-f", str(document), "--cache", "auto", "who wrote?")[2]
+    document.write_text("Another text. " * 40)
+    code, out, said = ask("-f", str(document), "--cache", "book", "who wrote?")
+    assert (code, out) == (2, "")
+    assert "was made from other text" in said
+    assert "uncomp cache remove book" in said
+
+
+def test_old_names_work_and_say_the_new_one(ask: Asker, document: Path) -> None:
+    code, _, said = ask("-f", str(document), "--reuse", "auto", "--force", "--explain-budget", "who wrote?")
+    assert code == 0, said
+    for old, new in (("reuse", "--cache"), ("force", "--rope plain"), ("explain-budget", "--why")):
+        assert f"--{old} is called {new} now; the old name will go" in said
+    assert " layers x " in said
+    assert " layers x " in ask("-f", str(document), "--why", "who wrote?")[2]

@@ -1,7 +1,9 @@
 """`uncomp ask` as a process: what reaches each stream, on pipes and terminals, and what Ctrl-C leaves behind."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -10,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import PRELOADED, Running, environment, last_object, start, two_lines
+from support.commands import ENDLESS, PRELOADED, Running, environment, last_object, start, two_lines
 from support.screen import ESCAPE, screen
 from support.tiny import make_tiny_model
 
-LONG = ["--max-new-tokens", "3500"]
+LONG = [*ENDLESS, "--max-new-tokens", "3500"]
 
 
 @pytest.fixture
@@ -39,9 +41,12 @@ def test_a_pipe_gets_the_answer_and_nothing_else(document: Path, tiny_model: Pat
     assert re.fullmatch(r"preset balanced was measured on smollm2-135m; for .* preset live is used", lines[2])
     asked = r"budget 20%, at least 512 tokens of the document \(live, uncertain\)"
     assert re.match(asked + r": \d+ of \d+ tokens per head, .* \(\d+(\.\d)? %\)", lines[3])
-    assert re.match(r"prefill \d+ tok .* · first token .* · KV .* of .* · peak .* · context \d+/4,096$", lines[-1])
+    assert re.match(r"\d+ tok in .* s · .* tok/s · KV .* of .* %\)$", lines[-1])
+    long = start(*args, "-v").finish()[2].splitlines()[-1]
+    assert re.match(r"prefill \d+ tok .* · first token .* · KV .* · peak .* · context \d+/4,096$", long)
     assert start(*args, stderr="null").finish() == (0, out, "")
-    assert start(*args, "-q").finish() == (0, out, "")
+    ended = "warning: the answer ended at its longest length, 24 tokens: --max-new-tokens 48 lets it go on\n"
+    assert start(*args, "-q").finish() == (0, out, ended)
     as_json = start(*args, "--json", "-q").finish()[1]
     assert as_json.count("\n") == 1
     assert last_object(as_json)["answer"] + "\n" == out
@@ -54,7 +59,43 @@ def test_several_answers_are_told_apart(document: Path, tiny_model: Path) -> Non
     assert [line for line in err.splitlines() if line.startswith("question")] == [
         "question 1 of 3: Where?", "question 2 of 3: When?", "question 3 of 3: Who?",
     ]  # fmt: skip
-    assert len(re.findall(r"^prefill .* context", err, re.MULTILINE)) == 3
+    assert len(re.findall(r"^\d+ tok in .* KV", err, re.MULTILINE)) == 3
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_an_answer_with_its_record(document: Path, tiny_model: Path, number: int, code: int) -> None:
+    running = start(*ask(document, tiny_model, "Where?", *LONG))
+    running.wait_for_bytes("stdout")
+    os.kill(running.process.pid, number)
+    ended, out, err = running.finish()
+    assert (ended, out[-1]) == (code, "\n")
+    assert "[interrupted]" in err
+    running = start(*ask(document, tiny_model, "Where?", "--json", *LONG), stderr="tty")
+    running.wait_for("stderr", " tok · KV")
+    os.kill(running.process.pid, number)
+    ended, out, _ = running.finish()
+    assert (ended, last_object(out)["finish_reason"]) == (code, "interrupted")
+
+
+def test_an_answer_is_written_though_nobody_reads_standard_error(document: Path, tiny_model: Path) -> None:
+    running = start(*ask(document, tiny_model, "Where?"))
+    os.close(running.readers.pop("stderr"))
+    code, out, _ = running.finish()
+    assert code == 0
+    assert re.fullmatch(r"[a-z]{24}\n", out)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_on_a_terminal_every_answer_has_its_heading(document: Path, tiny_model: Path, plain: bool) -> None:
+    args = ask(document, tiny_model, "Where?", "-Q", "When\x1b[2J?", *(["--plain"] if plain else []))
+    code, out, err = start(*args, stdout="tty").finish()
+    assert code == 0
+    titles = "question 1 of 2: Where?", "question 2 of 2: When[2J?"
+    first, second = titles if plain else [f"\x1b[1m{title}\x1b[0m" for title in titles]
+    assert re.fullmatch(rf"{re.escape(first)}\n[a-z]{{24}}\n\n{re.escape(second)}\n[a-z]{{24}}\n", out)
+    assert "question 1" not in err
+    alone = start(*ask(document, tiny_model, "Where?"), stdout="tty").finish()[1]
+    assert re.fullmatch(r"[a-z]{24}\n", alone)
 
 
 def test_standard_input_is_a_document(document: Path, tiny_model: Path) -> None:
@@ -83,16 +124,16 @@ def test_on_a_terminal_the_bar_comes_and_goes(document: Path, tiny_model: Path) 
     assert re.fullmatch(r"[a-z]{24}\n", out)
     assert re.search(r"prefill \d+ tok .*━", err)
     left = screen(err).splitlines()
-    assert [line.split()[0] for line in left if line.strip()] == ["preset", "budget", "prefill"]
+    assert [line.split()[0] for line in left if line.strip()] == ["preset", "budget", "warning:", left[-1].split()[0]]
     assert "━" not in screen(err)
-    assert "first token" in left[-1]
+    assert " tok in " in left[-1]
 
 
 def test_the_pace_shows_while_the_answer_goes_elsewhere(document: Path, tiny_model: Path) -> None:
     _, out, err = start(*ask(document, tiny_model, "Where?"), stderr="tty").finish()
     assert re.fullmatch(r"[a-z]{24}\n", out)
-    assert re.search(r"decode \d.* tok/s · \d+ tok · KV", err)
-    assert screen(err).count("decode") == 1  # the readout's own
+    assert re.search(r"\d.* tok/s · \d+ tok · KV", err)
+    assert screen(err).count("tok/s") == 1  # the readout's own
 
 
 def test_nobody_but_us_drives_the_terminal(tmp_path: Path) -> None:
@@ -107,7 +148,7 @@ def test_nobody_but_us_drives_the_terminal(tmp_path: Path) -> None:
     assert code == 0
     assert "skipped" in err
     assert "]0;mine" in err
-    assert "Where[5m?" in err
+    assert "Where[5m?" in out
     assert "\x07" not in out + err
     assert ESCAPE not in out
     assert set(re.findall(r"\x1b[^A-Za-z]*[A-Za-z]", err)) <= {"\x1b[?25l", "\x1b[?25h", "\x1b[2K", "\x1b[1A"}
@@ -123,7 +164,7 @@ def test_ctrl_c_keeps_what_was_said(document: Path, tiny_model: Path, long_lived
     assert code == 130
     assert re.fullmatch(r"[a-z]{1,3400}\n", out)
     assert "error" not in err
-    assert err.splitlines()[-1].startswith("prefill ")
+    assert " tok in " in err.splitlines()[-1]
     whole = start(*ask(document, tiny_model, "Where?", "--max-new-tokens", str(len(out) - 1))).finish()[1]
     assert whole == out
 
@@ -131,7 +172,7 @@ def test_ctrl_c_keeps_what_was_said(document: Path, tiny_model: Path, long_lived
 def test_ctrl_c_keeps_what_was_said_as_json(document: Path, tiny_model: Path, long_lived: list[Running]) -> None:
     running = start(*ask(document, tiny_model, "Where?", "-Q", "When?", "--json", *LONG), stderr="tty")
     long_lived.append(running)
-    running.wait_for("stderr", "decode ")
+    running.wait_for("stderr", " tok · KV")
     running.interrupt()
     code, out, _ = running.finish()
     assert code == 130

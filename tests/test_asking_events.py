@@ -6,7 +6,20 @@ from typing import Any
 import pytest
 import torch
 
-from uncomp_cli.asking.events import Began, Done, Event, Noted, Pace, Piece, Planned, Refused, Stopped, Working
+from uncomp_cli.asking.events import (
+    Began,
+    Done,
+    Event,
+    Noted,
+    Pace,
+    Piece,
+    Planned,
+    Refused,
+    Spoken,
+    Stopped,
+    Thought,
+    Working,
+)
 from uncomp_cli.asking.pipeline import ask, run
 from uncomp_cli.asking.request import ModelChoice, PresetChoice, Request
 from uncomp_cli.asking.startup import Growth
@@ -134,3 +147,26 @@ def test_a_loaded_model_was_told_where_its_weights_begin(tiny_model: Path) -> No
     begun: list[torch.device] = []
     load_model(str(tiny_model), begin=begun.append)
     assert begun == [torch.device("cpu")]
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("text", "thinks", "said", "thought"),
+    [
+        ("hello", False, "hello", ""),
+        ("<think>a < b</thin</think>\n\nAda", False, "Ada", "a < b</thin\n"),
+        (" \n<think>not done", False, "", "not done\n"),
+        ("<thin ice>", False, "<thin ice>", ""),
+        ("of <think>it</think>", False, "of <think>it</think>", ""),
+        ("<think></think>Yes <", False, "Yes <", "\n"),
+        ("so</think> Ada", True, "Ada", "so\n"),
+        ("", False, "", ""),
+    ],
+)
+def test_thoughts_are_no_part_of_what_is_said(text: str, thinks: bool, said: str, thought: str, size: int) -> None:
+    spoken, events = Spoken(thinks=thinks), list[Piece | Thought]()
+    for at in range(0, len(text), size):
+        events += spoken.push(text[at : at + size])
+    events += spoken.rest()
+    assert "".join(each.text for each in events if isinstance(each, Piece)) == said
+    assert "".join(each.text for each in events if isinstance(each, Thought)).rstrip("\n") == thought.rstrip("\n")

@@ -1,28 +1,84 @@
-"""The readout line of an answer, to the letter."""
+"""The readout line of an answer, short and long, and why an answer ended, to the letter."""
 
 from dataclasses import replace
+from typing import Any
 
-from uncomp_cli.asking.readout import readout
+import pytest
+
+from support.curves import curve_up_to
+from uncomp_cli.asking.doubts import Risk
+from uncomp_cli.asking.events import Done, Turn
+from uncomp_cli.asking.readout import ending
+from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.engine.records import RunStats
 
 MIB = 2**20
+UNWATCHED = Risk(None)
 STATS = RunStats(
     prompt_tokens=7512, cached_tokens=0, completion_tokens=88, prefill_s=17.3, ttft_s=17.4, decode_s=87 / 14.2,
     kv_bytes=int(8.1 * MIB), kv_full_bytes=165 * MIB, peak_bytes=int(1.1 * 2**30), finish_reason="stop",
 )  # fmt: skip
 
 
-def test_as_in_the_contract() -> None:
-    assert readout(STATS, 8192) == (
+def done(risk: Risk = UNWATCHED, *, all_kept: bool = False, **took: Any) -> Done:
+    stats = replace(STATS, **took)
+    return Done(Turn("Who?"), "Ada", (), stats, load_preset("live"), risk, 8192, all_kept=all_kept)
+
+
+def short(answer: Done) -> str:
+    return answer.readout()
+
+
+def long(answer: Done) -> str:
+    return answer.readout(verbose=True)
+
+
+def test_the_long_line() -> None:
+    assert long(done()) == (
         "prefill 7,512 tok 17.3 s (434 tok/s) · first token 17.4 s · decode 14.2 tok/s"
         " · KV 8.1 of 165 MiB (4.9 %) · peak 1.1 GiB · context 7,600/8,192"
     )
-
-
-def test_the_entropy_of_watched_heads_is_a_field() -> None:
-    assert " · entropy 0.31 · context 7,600/8,192" in readout(replace(STATS, attention_entropy=0.3149), 8192)
+    assert " · entropy 0.31 · context 7,600/8,192" in long(done(attention_entropy=0.3149))
+    assert long(done(cached_tokens=7500)).startswith("cached 7,500 · prefill 12 tok 17.3 s")
 
 
 def test_one_token_has_no_pace_and_no_time_no_rate() -> None:
-    line = readout(replace(STATS, prefill_s=0.0, completion_tokens=1, decode_s=0.0), 8192)
+    line = long(done(prefill_s=0.0, completion_tokens=1, decode_s=0.0))
     assert line.startswith("prefill 7,512 tok 0.0 s · first token 17.4 s · KV ")
+
+
+def test_the_short_line_says_a_word_only_where_it_was_calibrated() -> None:
+    known = Risk(0.2, curve_up_to(0.3), 7512)
+    line = "7,512 tok in 17.3 s · 14.2 tok/s · KV 8.1 of 165 MiB (4.9 %)"
+    assert short(done()) == short(done(Risk(0.2))) == line
+    assert short(done(Risk(0.2, curve_up_to(0.3), 20_000))) == line
+    assert short(done(known)) == f"{line} · sure"
+    assert short(done(replace(known, entropy=0.4))) == f"{line} · unsure"
+
+
+def test_it_fits_80_columns_however_much_there_was() -> None:
+    much = {"prompt_tokens": 1_234_567, "prefill_s": 40_000.0, "decode_s": 0.0871, "kv_full_bytes": 1023 * 2**30}
+    line = short(done(Risk(0.2, curve_up_to(0.3), 100), **much, kv_bytes=1000 * 2**30))
+    assert (len(line) <= 80, line.endswith("sure")) == (True, True), line
+
+
+def test_what_is_kept_whole_is_said_so_and_is_no_more_than_all() -> None:
+    whole = done(all_kept=True, kv_bytes=int(13.7 * MIB), kv_full_bytes=int(12.9 * MIB))
+    assert short(whole).endswith(" · KV 13.7 MiB, all kept")
+    assert " · KV 13.7 MiB, all kept · peak" in long(whole)
+    assert whole.stats.kept_fraction == 1.0
+
+
+@pytest.mark.parametrize(
+    ("took", "said"),
+    [
+        ({}, None),
+        ({"finish_reason": "interrupted"}, None),
+        ({"finish_reason": "length"}, "the answer ended at its longest length, 88 tokens: --max-new-tokens 176 "),
+        ({"finish_reason": "length", "completion_tokens": 680}, "the answer ended because the context is full"),
+        ({"finish_reason": "loop"}, "the answer repeated itself and was stopped; --repetition-penalty 1.1 or"),
+    ],
+)
+def test_why_an_answer_ended(took: dict[str, Any], said: str | None) -> None:
+    line = ending(replace(STATS, **took), 8192)
+    assert line is None if said is None else line is not None and line.startswith(said)

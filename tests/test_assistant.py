@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,18 @@ def test_the_plan_is_what_is_read_and_says_all(engine: Assistant, notes: str) ->
     assert planned.allocation.plan.entries == read.context.account.plan.entries
     assert "at least 7 document tokens" in str(planned)
     assert "30" in read.notes[0]
+
+
+def test_a_floor_that_keeps_more_than_the_budget_that_was_named_is_told(engine: Assistant, notes: str) -> None:
+    documents, question = uncomp.collect(notes), ["Which line?"]
+    floored = replace(uncomp.preset("balanced"), budget=uncomp.Budget.parse("5%"), profile=None)
+    told = "budget 5% was named, and the floor of preset balanced keeps "
+    assert told in str(engine.plan(documents, question, floored))
+    answer = engine.read(documents, question, floored).answer()
+    assert [warning for warning in answer.record()["warnings"] if warning.startswith(told)]
+    for taken in (replace(floored, floor_tokens=0), replace(floored, budget=uncomp.preset("balanced").budget)):
+        assert told not in str(engine.plan(documents, question, taken))
+        assert "floor" not in str(engine.read(documents, question, taken).answer().record()["warnings"])
 
 
 def test_predict_agrees_with_what_greedy_decoding_writes(engine: Assistant, notes: str) -> None:

@@ -181,3 +181,21 @@ def test_plan_as_data() -> None:
     kept = [[1, 2], [3, 4]]
     assert plan.to_dict() == {"seq_len": 9, "kept": kept, "head_floor": 1.0, "kv_bits": 16, "hidden": []}
     assert plan.entries == 10
+
+
+@pytest.mark.parametrize(
+    ("budget", "hint"),
+    [
+        ("10", "use --budget 40 or more, or a shorter question; did you mean 10%?"),
+        ("200", "use --budget 40 or more, or a shorter question"),
+        ("1%", "use --budget 40% or more, or a shorter question"),
+        ("1KiB", "use --budget 80KiB or more, or a shorter question"),
+    ],
+)
+def test_what_would_be_enough_is_said_in_the_unit_that_was_used(budget: str, hint: str) -> None:
+    spec = make_spec((None,) * 4)
+    wanted = Wanted(spec, 100, 10, protected=40, budget=Budget.parse(budget))
+    with pytest.raises(DoesNotFitError) as refused:
+        UniformPolicy().plan(wanted)
+    kib = -(-40 * spec.num_layers * spec.num_kv_heads * spec.kv_bytes_per_entry // 1024)
+    assert refused.value.hint == hint.replace("80KiB", f"{kib}KiB")

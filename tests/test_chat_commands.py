@@ -1,6 +1,8 @@
 """Every slash command: what it does, what it refuses, and that /help and Tab say what there is."""
 
 import re
+from base64 import b64encode
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from support.chats import hold, make_talk
 from support.tiny import TRAINED_LENGTH
 from uncomp_cli.cli.chat.commands import COMMANDS, candidates, is_command
+from uncomp_cli.cli.chat.controls import status_line
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.sessions.transcript import Transcript
@@ -243,12 +246,51 @@ def test_undo_gives_documents_and_question_back(talk: Talk) -> None:
     assert hold(talk, "/undo x")[0] == "error: 'x' is no number of exchanges"
 
 
-def test_forget_drops_the_oldest(talk: Talk) -> None:
-    hold(talk, "/file notes.txt", "what?", "hello")
-    assert hold(talk, "/forget")[0].startswith("the oldest exchange forgotten, with notes.txt: ")
-    assert texts(talk)[0] == "hello"
+def test_forget_drops_the_oldest_and_keeps_its_documents(talk: Talk) -> None:
+    hold(talk, "/file notes.txt", "what?", "hello", "/pin notes.txt:3")
+    (told,) = hold(talk, "/forget")
+    assert told.startswith("the oldest exchange forgotten: ")
+    assert told.endswith("; notes.txt stays, /forget FILE forgets it too")
+    question = talk.chat.dialogue.entries[0]
+    assert (question.spoken, [each.path for each in question.attachments]) == ("hello", ["notes.txt"])
+    (pin,) = talk.chat.dialogue.pins
+    assert (pin.label, pin.entry) == ("notes.txt:3", 0)
+    line = Path("notes.txt").read_text().split("\n")[2]
+    assert question.text[pin.first_char : pin.last_char] == line
     hold(talk, "again")
     assert len(texts(talk)) == 4
+    assert hold(talk, "/forget 2")[0].endswith("notes.txt stays, /forget FILE forgets it too")
+    assert [each.path for each in talk.chat.dialogue.pending] == ["notes.txt"]
+    assert [pin.label for pin in talk.chat.dialogue.pins] == ["notes.txt:3"]
+
+
+def test_forget_drops_a_document(talk: Talk) -> None:
+    Path("long.txt").write_text("one\ntwo\n")
+    hold(talk, "/file notes.txt", "what?", "/file long.txt", "and?", "/pin notes.txt:3", "/pin long.txt:2")
+    assert candidates(talk, "/forget l") == ["/forget long.txt"]
+    assert hold(talk, "/forget notes.txt")[0] == "notes.txt forgotten: the next turn reads the conversation again"
+    assert [each.spoken for each in talk.chat.dialogue.entries[::2]] == ["what?", "and?"]
+    assert [page.path for page in talk.chat.dialogue.pages()] == ["long.txt"]
+    assert [pin.label for pin in talk.chat.dialogue.pins] == ["long.txt:2"]
+    assert hold(talk, "/forget notes.txt")[0] == "error: no document 'notes.txt' is in the conversation"
+
+
+def test_what_is_told_of_the_cache_is_so(talk: Talk) -> None:
+    hold(talk, "hello")
+    one = talk.chat.session.cached_tokens
+    hold(talk, "and again")
+    assert talk.chat.session.cached_tokens > one
+    hold(talk, "/undo")
+    assert one - 8 <= talk.chat.session.cached_tokens <= one + 8  # the template's frame of a next turn
+    assert "tok/s" not in status_line(talk)
+    hold(talk, "/undo")
+    assert status_line(talk) == "context 0/4,096 (0.0 %) · KV 0 B · live 20%"
+    hold(talk, "hello", "/file notes.txt")
+    read = talk.chat.session.cached_tokens
+    hold(talk, "/undo")
+    assert talk.chat.session.cached_tokens < read
+    hold(talk, "/forget")
+    assert talk.chat.session.cached_tokens == 0
 
 
 def test_system_prompt_and_clear(talk: Talk) -> None:
@@ -268,6 +310,16 @@ def test_save_and_load(talk: Talk) -> None:
         "2 exchanges written to talk.json", "2 exchanges written to talk.md",
     ]  # fmt: skip
     assert hold(talk, "/save talk.md") == ["2 exchanges written to talk.md"]
+    lost = "error: talk.md holds something else"
+    assert hold(make_talk(talk.chat.loaded), "/save talk.md")[0].startswith("error: talk.md is there already")
+    kept = Path("talk.md").read_text()
+    Path("talk.md").write_text("edited")
+    assert hold(talk, "/save talk.md")[:2] == [lost, "hint: name another file, such as /save talk-2.md"]
+    Path("talk.md").write_text(kept)
+    entries, pins = talk.chat.dialogue.entries, talk.chat.dialogue.pins
+    talk.chat.dialogue.entries, talk.chat.dialogue.pins = entries[2:], []
+    assert hold(talk, "/save talk.md")[0] == lost
+    talk.chat.dialogue.entries, talk.chat.dialogue.pins = entries, pins
     assert "## You" in Path("talk.md").read_text()
     assert Path("talk.json").stat().st_mode & 0o077 == 0
     assert Transcript.from_json(Path("talk.json").read_bytes()).entries == tuple(talk.chat.dialogue.entries)
@@ -282,7 +334,9 @@ def test_save_and_load(talk: Talk) -> None:
     hold(other, "next")
     assert texts(other)[-1] == texts(talk)[-1]
     assert hold(other, "/load talk.json")[0] == "error: there is a conversation already"
-    assert hold(other, "/save talk.json")[0] == "error: talk.json is there already, and this chat did not write it"
+    told = hold(other, "/save talk.json")
+    assert told[0] == "error: talk.json is there already, and this chat did not write it"
+    assert told[1] == "hint: name another file, such as /save talk-2.json"
 
 
 def test_what_cannot_be_saved_or_loaded(talk: Talk) -> None:
@@ -308,3 +362,25 @@ def test_an_answer_that_was_edited_is_read_as_text(talk: Talk) -> None:
     assert other.chat.dialogue.entries[1].ids is None
     assert len(hold(other, "go on")) > 0
     assert len(texts(other)) == 4
+
+
+def test_history_and_copy(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hold(talk, "/history") == ["nothing has been said yet"]
+    assert hold(talk, "/copy")[0] == "error: there is no answer to copy"
+    hold(talk, "hello there", "and " * 40)
+    first, second = hold(talk, "/history")
+    assert first.startswith("1 hello there → ")
+    assert second.startswith("2 and and ")
+    assert (len(second) <= 80, second[-1]) == (True, "…")
+    assert hold(talk, "/history 1") == ["> hello there", texts(talk)[1]]
+    assert hold(talk, "/history 3")[0] == "error: there is no exchange 3"
+    for name in ("WAYLAND_DISPLAY", "DISPLAY", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert hold(talk, "/copy")[0] == "error: there is no clipboard here"
+    talk.terminal = replace(talk.terminal, animated=True)
+    assert b64encode(texts(talk)[-1].encode()).decode() in hold(talk, "/copy")[0]
+
+
+def test_numbers_in_thousands(talk: Talk) -> None:
+    assert hold(talk, "/set max-new-tokens 2k")[0].split() == ["max-new-tokens", "2048"]
+    assert hold(talk, "/set max-new-tokens many")[0] == "error: max-new-tokens is 'many', not a whole number"

@@ -77,12 +77,11 @@ def test_pins_follow_their_lines() -> None:
     dialogue.pending = [X]
     dialogue.pins += [dialogue.pin_of("x.txt:2")]
     dialogue.drop_first(1)
-    assert [pin.label for pin in dialogue.pins] == ["x.txt:2"]
+    assert [pin.label for pin in dialogue.pins] == ["other.md:2", "x.txt:2"]  # documents stay, and their pins
     waiting = dialogue.waiting()
     assert waiting is not None
-    ((begin, end),) = dialogue.pinned(waiting)
-    assert waiting.text[begin:end] == "two"
-    assert dialogue.drop_pending() == [X]
+    assert [waiting.text[begin:end] for begin, end in dialogue.pinned(waiting)] == ["text", "two"]
+    assert [each.path for each in dialogue.drop_pending()] == ["a/notes.txt", "other.md", "x.txt"]
     assert dialogue.pins == []
 
 

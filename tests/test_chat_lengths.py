@@ -3,7 +3,9 @@
 import io
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -15,6 +17,7 @@ from uncomp_cli.cli.app import run
 from uncomp_cli.cli.chat.loop import ChatJob, open_talk
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.config import Limits
+from uncomp_cli.errors import UsageError
 from uncomp_cli.models.loading import load_model
 from uncomp_cli.ui.console import Terminal
 
@@ -97,3 +100,25 @@ def test_force_reads_on_as_trained(tiny_model: Path) -> None:
     (warning,) = [line for line in hold(talk, "y" * PAST) if line.startswith("warning")]
     assert warning.endswith("answers from a context read on as trained (--rope plain) are less reliable")
     assert str(talk.chat.loaded.rope) == "plain"
+
+
+def test_a_chat_begins_behind_a_saved_document(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = "".join(f"Line {number} of the log is quiet.\n" for number in range(30))
+    (tmp_path / "log.txt").write_text(text)
+    asked = ["ask", "-m", str(tiny_model), "-f", str(tmp_path / "log.txt"), "--max-new-tokens", "4"]
+    assert run([*asked, "-p", "live", "--cache", "log", "Which line?"]) == 0
+    job = ChatJob((), None, False, ModelChoice(str(tiny_model)), CHAT_CHOICE, Limits(), None, GREEDY, cache="log")
+    terminal = Terminal(Stopping(), io.StringIO(), False, False, False, False, verbose=True)
+    talk = open_talk(job, load_model(str(tiny_model)), terminal)
+    kept = talk.chat.session.cached_tokens
+    assert f"opened log: {kept} tokens" in cast("io.StringIO", terminal.stderr).getvalue()
+    assert kept > len(text) // 2
+    (page,) = talk.chat.dialogue.pages()
+    assert page.text == text.strip()
+    assert hold(talk, "Which line is quiet?")[-1].startswith(f"cached {kept} · prefill ")
+    assert [line.split(" · ")[0] for line in hold(talk, "/files")] == ["log"]
+    with pytest.raises(UsageError, match="saved with the system prompt None, not 'Be brief"):
+        open_talk(replace(job, system="Be brief."), load_model(str(tiny_model)), terminal)

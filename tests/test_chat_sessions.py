@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.commands import start
+from support.commands import ENDLESS, start
 from support.desk import PROMPT
 from support.typist import READOUT, Typist, sit_down
 
@@ -63,7 +63,7 @@ def test_what_commands_change_is_saved_and_an_empty_chat_is_not(tiny_model: Path
 
 def test_a_killed_chat_loses_the_running_turn_alone(tiny_model: Path, folder: Path, typists: list[Typist]) -> None:
     own = {"XDG_DATA_HOME": str(folder.parent.parent)}
-    chat = sit_down(typists, tiny_model, "--session", "work", "--max-new-tokens", "2000", **own)
+    chat = sit_down(typists, tiny_model, "--session", "work", *ENDLESS, "--max-new-tokens", "2000", **own)
     chat.says("/set max-new-tokens 16", "16")
     chat.says("hello", "[a-z]{16}", READOUT)
     chat.says("/set max-new-tokens 2000", "2000")

@@ -1,12 +1,15 @@
 """`uncomp chat` typed into through a real pseudo-terminal, and piped into."""
 
+import json
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from support.commands import start
+from support.commands import ENDLESS, start
 from support.desk import PROMPT
 from support.typist import READOUT, Typist, numbers, sit_down
 
@@ -37,7 +40,7 @@ def test_three_turns_with_a_ctrl_c_in_the_second(tiny_model: Path, typists: list
     assert cached_then == interrupted_context - 1
     assert numbers(chat.sees(READOUT))[0] < 70
     chat.sees(PROMPT)
-    chat.presses("d")
+    chat.leaves()
     assert chat.exit_code() == 0
 
 
@@ -62,11 +65,49 @@ def test_commands(tiny_model: Path, typists: list[Typist]) -> None:
     assert chat.exit_code() == 0
 
 
-def test_ctrl_c_at_the_prompt_leaves(tiny_model: Path, typists: list[Typist]) -> None:
+def test_ctrl_c_at_the_prompt_clears_what_was_typed_and_then_leaves(tiny_model: Path, typists: list[Typist]) -> None:
     chat = sit_down(typists, tiny_model)
+    chat.sees(PROMPT)
+    chat.terminal.send("/unkn")
+    chat.sees("/unkn")
+    chat.presses("c")
+    chat.terminal.send("/stats\r")  # not /unkn/stats
+    chat.sees(r"0 turns \(0 interrupted\)")
     chat.sees(PROMPT)
     chat.presses("c")
     assert chat.exit_code() == 0
+
+
+def test_what_is_saved_is_left_without_a_word(tiny_model: Path, typists: list[Typist], tmp_path: Path) -> None:
+    chat = sit_down(typists, tiny_model, "--max-new-tokens", "16")
+    chat.says("hello", READOUT)
+    chat.says(f"/save {tmp_path}/talk.json", "1 exchange written")
+    chat.sees(PROMPT)
+    chat.presses("d")
+    assert chat.exit_code() == 0
+
+
+def test_keys_pressed_while_an_answer_streams_wait_for_the_prompt(tiny_model: Path, typists: list[Typist]) -> None:
+    chat = sit_down(typists, tiny_model, *ENDLESS, "--max-new-tokens", "300")
+    chat.says("hello there", "[a-z]{20}")
+    chat.terminal.send("/STATS\r")
+    answer = chat.sees(rf"(?s)(.*?){ENDED}").group(1)
+    assert re.fullmatch(r"[a-z]*\r\n(\x1b\[[0-9;]*[A-Za-z])*", answer)
+    chat.sees(r"1 turn \(0 interrupted\)")
+
+
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_the_answer_and_then_the_chat(
+    tiny_model: Path, typists: list[Typist], tmp_path: Path, signal_number: int, code: int
+) -> None:
+    own = {"XDG_DATA_HOME": str(tmp_path)}
+    chat = sit_down(typists, tiny_model, *ENDLESS, "--max-new-tokens", "2000", "--session", "work", **own)
+    chat.says("hello there", "[a-z]{20}")
+    os.kill(chat.process.pid, signal_number)
+    chat.sees(r"\[interrupted: what is above stays in the conversation\]")
+    assert chat.exit_code() == code
+    saved = json.loads((tmp_path / "uncomp" / "sessions" / "work.json").read_text())
+    assert [entry["role"] for entry in saved["entries"]] == ["user", "assistant"]
 
 
 def test_a_plain_terminal_sees_no_escapes(tiny_model: Path, typists: list[Typist]) -> None:
@@ -75,12 +116,12 @@ def test_a_plain_terminal_sees_no_escapes(tiny_model: Path, typists: list[Typist
     chat.terminal.send("hello\n")
     shown = chat.sees(r"(?s).*\n([a-z]{16})\r\n.*context.*?> ")
     assert "\x1b" not in shown.group()
-    chat.presses("d")
+    chat.leaves()
     assert chat.exit_code() == 0
 
 
 def test_piped_lines_are_answered_on_a_clean_stdout(tiny_model: Path) -> None:
-    args = ["chat", "-m", str(tiny_model), "--max-new-tokens", "16"]
+    args = ["chat", "-v", "-m", str(tiny_model), "--max-new-tokens", "16"]
     code, out, err = start(*args, stdin=b"hello\n\n/nonsense\nagain\n").finish()
     assert code == 0
     assert re.fullmatch(r"[a-z]{16}\n[a-z]{16}\n", out)
@@ -126,6 +167,7 @@ def test_documents_and_completion(tiny_model: Path, typists: list[Typist], tmp_p
     chat.says("/evidence", r"harbour\.txt:\d(-\d)?  +\d+ % +\d+ %  \"")
     chat.says("/why", "4 layers x 2 heads keep")
     chat.says("/budget 2x", r"budget 40%.* read \d+ tokens in [\d.]+ s · KV [\d.]+ KiB → [\d.]+ KiB")
+    chat.says("/exit", "leave again to lose it")
     chat.types("/exit")
     assert chat.exit_code() == 0
 
@@ -150,7 +192,7 @@ def test_ctrl_c_while_a_document_is_read(tiny_model: Path, typists: list[Typist]
     chat.says("/files", "no document is part of the conversation")
     chat.says("hello", READOUT)
     chat.sees(PROMPT)
-    chat.presses("c")
+    chat.leaves("c")
     assert chat.exit_code() == 0
 
 
@@ -163,7 +205,7 @@ def test_a_dumb_terminal_takes_blocks_and_shows_no_escapes(tiny_model: Path, typ
     chat.terminal.send("/retry\n")
     chat.sees("temperature is 0")
     chat.sees(PROMPT)
-    chat.presses("d")
+    chat.leaves()
     assert chat.exit_code() == 0
 
 

@@ -60,7 +60,7 @@ def test_an_empty_shelf_says_how_to_fill_it(
 ) -> None:
     monkeypatch.setenv("UNCOMP_CACHE_DIR", str(tmp_path))
     assert run(["cache", "list"]) == 0
-    assert "uncomp ask --save-cache NAME" in capsys.readouterr().err
+    assert "uncomp ask --cache NAME" in capsys.readouterr().err
     assert run(["cache", "verify"]) == 0
     assert not (tmp_path / "documents").exists()
 

@@ -159,3 +159,39 @@ def test_what_a_tokenizer_can_say_no_to_loads_no_weights(
     error, hint = capsys.readouterr().err.splitlines()[-2:]
     assert error.startswith("error: ")
     assert hint.startswith("hint: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "hint"),
+    [
+        ("pull", "no such command 'pull'", "did you mean 'uncomp model pull'?"),
+        ("list", "no such command 'list'", "did you mean 'uncomp model list' or 'uncomp preset list' or 'uncomp cache"),
+        ("rm", "no such command 'rm'", "did you mean 'uncomp model remove' or 'uncomp preset remove' or"),
+        ("run", "no such command 'run'", "did you mean 'uncomp chat'?"),
+        ("help", "no such command 'help'", "did you mean 'uncomp --help'?"),
+        ("model ls", "no such command 'ls'", "did you mean 'uncomp model list'?"),
+        ("ask b.md what?", "got unexpected extra argument", 'uncomp ask -f b.md "what?"'),
+        ("ask Who signed it", "got unexpected extra argument", 'write the question in quotes: "Who signed it"'),
+        ("ask b.md", "the question 'b.md' is a file", 'uncomp ask -f b.md "What does it say about …?"'),
+        (
+            "ask -f https://x.org/a.pdf Who?",
+            "'https://x.org/a.pdf' is an address on the network",
+            "fetch it first: curl",
+        ),
+        ("ask -f B.MD Who?", "no file or directory 'B.MD'", "did you mean 'b.md'?"),
+    ],
+)
+def test_a_slip_is_shown_the_right_way(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    message: str,
+    hint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("b.md").write_text("The harbour was quiet.")
+    assert run(line.split()) == 2
+    error, told = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {message}")
+    assert told.startswith(f"hint: {hint}")

@@ -184,10 +184,10 @@ def ask(model: Path, notes: Path, *args: str, **variables: str) -> tuple[int, st
 
 
 def test_the_explanation_of_a_live_budget_follows_the_readout(tiny_model: Path, notes: Path) -> None:
-    code, out, err = ask(tiny_model, notes, "-b", "20%", "--policy", "uncertain", "--explain-budget")
+    code, out, err = ask(tiny_model, notes, "-b", "20%", "--policy", "uncertain", "--why")
     assert code == 0, err
     lines = err.splitlines()
-    at = next(index for index, line in enumerate(lines) if line.startswith("prefill"))
+    at = next(index for index, line in enumerate(lines) if " tok in " in line)
     assert lines[at + 1].startswith("4 layers x 2 heads keep ")
     assert lines[at + 2] == "by entropy/q/r1/4, measured on this prompt"
     assert [line.split()[0] for line in lines[at + 4 : at + 8]] == ["0", "1", "2", "3"]

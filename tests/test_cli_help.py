@@ -1,13 +1,16 @@
 """Asking for help is quick and light, and writes no escapes."""
 
 import json
+import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 import typer
 
-from uncomp_cli.cli.app import COMMANDS, app
+from uncomp_cli.cli.app import COMMANDS, app, run
 from uncomp_cli.cli.declare.tree import settings_of, walk
 
 WALK = """
@@ -72,3 +75,48 @@ def test_shell_completion_knows_commands() -> None:
 
 def test_commands_that_are_registered_are_those_that_are_listed() -> None:
     assert set(ROOT.commands) == set(COMMANDS)
+
+
+def test_completion_is_installed_for_the_shell_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run(["--install-completion", "zsh"]) == 0
+    assert capsys.readouterr().out.startswith(f"zsh completion installed in {tmp_path}/.zfunc/_uncomp")
+    assert (tmp_path / ".zshrc").exists()
+    assert not (tmp_path / ".bashrc").exists()
+    assert run(["--show-completion", "fish"]) == 0
+    assert capsys.readouterr().out.startswith("complete --command uncomp")
+    assert run(["--install-completion", "tcsh"]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no completion for the shell 'tcsh'\nhint: name one of")
+
+
+def test_the_help_of_ask_is_sixteen_options_and_four_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ask", "--help"]) == 0
+    short = capsys.readouterr().out
+    flags = re.findall(r"^  (?:-\w, )?(--[\w-]+)", short, re.MULTILINE)
+    assert len(set(flags) - {"--help", "--help-all"}) == 16
+    assert {"--help", "--help-all", "--cache", "--why"} <= set(flags)
+    assert len(re.findall(r"^  uncomp ask ", short, re.MULTILINE)) == 4
+    assert max(map(len, short.splitlines())) <= 80
+    assert len(short.splitlines()) < 75
+    assert run(["ask", "--help-all"]) == 0
+    whole = capsys.readouterr().out
+    assert "Examples:" not in whole
+    settings = {f"--{key}" for words, command in walk(ROOT) if words == ("ask",) for key in settings_of(command)}
+    assert settings <= set(re.findall(r"--[\w-]+", whole))
+    trust = whole.partition("Trust:")[2].partition("Generation:")[0]
+    assert re.findall(r"^  (--[\w-]+)", trust, re.MULTILINE) == [
+        "--pin", "--escalate", "--fail-under", "--evidence", "--why",
+    ]  # fmt: skip
+    for old in ("--force", "--save-cache", "--reuse", "--explain-budget"):
+        assert old not in whole
+
+
+def test_the_help_of_a_chat_is_short_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["chat", "--help"]) == 0
+    short = capsys.readouterr().out
+    assert "--min-p" not in short
+    assert len(re.findall(r"^  uncomp chat", short, re.MULTILINE)) == 4
+    assert run(["chat", "--help-all"]) == 0
+    assert "--min-p" in capsys.readouterr().out

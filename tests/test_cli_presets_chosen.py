@@ -12,6 +12,7 @@ from uncomp_cli.asking.request import choose_preset, settle_preset
 from uncomp_cli.budget import presets
 from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset, save_preset
+from uncomp_cli.cli.declare.options import PresetOptions
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.uncertainty.profile import ModelFingerprint, SampleInfo, UncertaintyProfile
 
@@ -251,3 +252,18 @@ def test_a_misspelt_thinning_is_named(own: Path) -> None:
 )
 def test_a_thinning_keeps_the_profile_that_it_goes_by(own: Path, given: dict, profile: str | None) -> None:
     assert choose_preset(**{"budget": None, "policy": None, "scorer": None, **given}).profile == profile
+
+
+def test_a_policy_names_scorer_bits_and_thinning_as_in_eval() -> None:
+    chosen = PresetOptions(policy="uniform:a=1/keydiff/8bit/thin=gather:after=8,keep=0.2").choice(3)
+    assert (chosen.policy, chosen.scorer, chosen.kv_bits) == ("uniform:a=1", "keydiff", 8)
+    assert (chosen.thinning, chosen.seed) == ("gather:after=8,keep=0.2", 3)
+    assert PresetOptions(policy="uniform").choice(0).scorer is None
+    for options in (
+        PresetOptions(policy="uniform/keydiff", scorer="window"),
+        PresetOptions(policy="uniform/8bit/4bit"),
+    ):
+        with pytest.raises(UsageError, match="both choose one thing"):
+            options.choice(0)
+    with pytest.raises(UsageError, match="'pool=3' is nothing that follows a policy"):
+        PresetOptions(policy="uniform/pool=3").choice(0)

@@ -120,3 +120,9 @@ def test_a_field_without_a_default_must_be_given() -> None:
         pytest.fail(f"{needed} was not given")
 
     assert "Missing option '--path'" in CliRunner().invoke(app, []).output
+
+
+def test_a_whole_number_may_be_in_thousands() -> None:
+    assert run("--lengths", "2k", "--lengths", "1,500")[1][2].lengths == (2048, 1500)
+    for wrong, said in (("1", "1 is not in the range x>=2."), ("2kk", "'2kk' is not a valid integer.")):
+        assert said in run("--lengths", wrong)[0]

@@ -17,7 +17,7 @@ from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.engine.write.stores import OneRow
-from uncomp_cli.engine.write.writer import Sampler, TextStream, Writer, stop_tokens
+from uncomp_cli.engine.write.writer import Sampler, TextStream, Writer, loop_period, stop_tokens
 
 STOP = len(BYTES)
 
@@ -192,3 +192,35 @@ def test_stop_tokens_come_from_every_source() -> None:
     model.generation_config.eos_token_id, model.config.eos_token_id = None, None
     assert stop_tokens(model, byte_tokenizer()) == (STOP,)
     assert VOCAB < STOP
+
+
+def test_a_greedy_answer_that_repeats_itself_is_stopped() -> None:
+    words = ids_of("Yes. ") + ids_of("The lamp is lit. ") * 30
+    steps = run(Script([words]), max_new_tokens=400)
+    assert steps[-1].finish_reason == "loop"
+    assert text_of(steps).startswith("Yes. The lamp is lit. The lamp is lit. ")
+    assert len(steps) <= len("Yes. ") + 6 * len("The lamp is lit. ")
+
+
+def test_a_loop_goes_on_where_nothing_ends_an_answer() -> None:
+    steps = run(Script([ids_of("The lamp is lit. ") * 30]), max_new_tokens=200, stop=())
+    assert [len(steps), steps[-1].finish_reason] == [200, "length"]
+
+
+ROWS = "".join(f"| {number} | open | yes |\n" for number in range(100, 160))
+CODE = "".join(f"    total += price[{number}] * count[{number}]\n" for number in range(60))
+NAMES = "".join(f"- {name}: is in the list\n" for name in ("Ada", "Bob", "Cyn", "Dan", "Eve", "Fay", "Gus", "Hal") * 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "period"),
+    [
+        ("The lamp is lit. " * 9, 17),
+        ("So. " + "No, it is not the harbour but the hill that she remembers. " * 5, 59),
+        ("-" * 150, None), ("-" * 400, 1), ("0, " * 50, None), ("0, " * 70, 3), ("| --- " * 20, None),
+        (ROWS, None), (CODE, None), (NAMES, None), ("The lamp is lit. " * 3, None), ("", None),
+        ("The lamp is lit. " * 9 + "Then", None),
+    ],
+)  # fmt: skip
+def test_what_is_a_loop(text: str, period: int | None) -> None:
+    assert loop_period(ids_of(text) if text else []) == period

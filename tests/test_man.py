@@ -17,6 +17,7 @@ import pytest
 import typer
 
 from uncomp_cli.budget.presets import Preset, load_preset
+from uncomp_cli.cli import ask, chat
 from uncomp_cli.cli.app import app
 from uncomp_cli.config import ScorerConfig
 
@@ -116,7 +117,8 @@ def documented_lines() -> list[str]:
         r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
     lines = [line for block in blocks for line in block.splitlines()]
-    return lines + [line for page in TEXT.values() for line, _ in page.get("examples", ())]
+    shown = [line for module in (ask, chat) for line, _ in module.BRIEF.examples]
+    return lines + shown + [line for page in TEXT.values() for line, _ in page.get("examples", ())]
 
 
 def calls(line: str) -> Iterator[list[str]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_part, format_seconds
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_part, format_seconds, parse_count
 
 MIB = 2**20
 
@@ -45,3 +45,14 @@ def test_count() -> None:
 )
 def test_a_part_of_all_bytes(kept: int, full: int, text: str) -> None:
     assert format_part(kept, full) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("0", 0), ("512", 512), (" 7,512 ", 7512), ("2k", 2048), ("1.5K", 1536), ("32 k", 32768), ("1.3k", None),
+        ("1.5", None), ("-1", None), ("", None), ("k", None), ("7,51", None), ("1e3", None), ("²", None),
+    ],
+)  # fmt: skip
+def test_a_count_as_it_is_typed(text: str, count: int | None) -> None:
+    assert parse_count(text) == count

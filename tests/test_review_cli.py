@@ -26,7 +26,7 @@ from uncomp_cli.cli.app import app, run
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.cli.declare.options import preset_names
 from uncomp_cli.cli.declare.settings import split_variables
-from uncomp_cli.cli.declare.tree import key_name
+from uncomp_cli.cli.declare.tree import key_name, walk
 from uncomp_cli.cli.judge import bench
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.documents.collection import has_data
@@ -134,18 +134,16 @@ def resolved(command: str, key: str, capsys: pytest.CaptureFixture[str]) -> tupl
 
 
 def test_a_variable_with_several_values(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("UNCOMP_FILE", f"my notes.txt{SEPARATOR}other.txt")
-    monkeypatch.setenv("UNCOMP_INCLUDE", "a b*.md")
-    assert resolved("ask", "file", capsys) == (["my notes.txt", "other.txt"], "env")
-    assert resolved("ask", "include", capsys) == (["a b*.md"], "env")
+    monkeypatch.setenv("UNCOMP_TASK", f"needle{SEPARATOR}ruler/a b")
+    assert resolved("eval", "task", capsys) == (["needle", "ruler/a b"], "env")
 
 
-def test_a_file_with_a_space_from_the_variable(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("UNCOMP_FILE", "my notes.txt")
-    assert run(["ask", "Where?", "-m", "no-such-model"]) == 2
-    assert "'my notes.txt'" in capsys.readouterr().err
+def test_what_is_done_once_has_no_variable_and_no_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["config", "show", "--json"]) == 0
+    keys = {setting["key"] for setting in json.loads(capsys.readouterr().out)}
+    once = "dry-run file include question questions each pin save-cache reuse session explain-budget out markdown plot"
+    assert keys & {*once.split(), "fresh", "all", "damaged", "older-than", "name", "measure"} == set()
+    assert {"budget", "model", "evidence", "json", "truncate"} <= keys
 
 
 def test_the_budget_of_bench_from_everywhere(
@@ -172,9 +170,9 @@ def test_the_budget_of_bench_from_everywhere(
 def test_every_repeatable_setting_is_split_alike() -> None:
     command = typer.main.get_command(app)
     split_variables(command)
-    ask = command.commands["ask"]
-    several = [param for param in ask.params if getattr(param, "multiple", False) and param.envvar]
-    assert {key_name(param.opts) for param in several} == {"file", "include", "pin"}
+    params = [param for _, each in walk(command) for param in each.params]
+    several = [param for param in params if getattr(param, "multiple", False) and param.envvar]
+    assert {"budget", "task", "tokens"} <= {key_name(param.opts) for param in several}
     assert {param.envvar_list_splitter for param in several} == {SEPARATOR}
 
 

@@ -50,7 +50,6 @@ def test_ctrl_c_in_the_editor_is_the_editors(desks: Desks, tmp_path: Path) -> No
         ("false", r"the editor false ended with code 1; the text is as it was \| save the text"),
         ("/nowhere/editor", r"the editor /nowhere/editor cannot be run: No such file or directory \| set VISUAL"),
         ("'half", r"EDITOR is \"'half\": No closing quotation"),
-        ("", r"no editor is named \| set VISUAL or EDITOR to an editor: export EDITOR=nano"),
         ('sh -c \'printf "\\377" > "$0"\'', "the editor left something that is not UTF-8 text"),
     ],
 )
@@ -60,6 +59,19 @@ def test_an_editor_that_fails_is_told(desks: Desks, editor: str, told: str) -> N
     desk.types("/edit begun\r")
     desk.sees(f"REFUSED {told}")
     desk.leaves()
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"), [(["nano", "vi"], "nano"), (["vi", "nano", "sensible-editor"], "sensible-editor"), ([], None)]
+)
+def test_without_a_name_a_usual_editor_is_taken(desks: Desks, tmp_path: Path, there: list[str], taken: str) -> None:
+    for name in there:
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} >> "$1"\n')
+        (tmp_path / name).chmod(0o755)
+    desk = desks.sit_down(VISUAL=" ", EDITOR="", PATH=str(tmp_path))
+    desk.sees(PROMPT)
+    desk.types("/edit begun\r")
+    desk.sees(rf"EDITED 'begun\\n{taken}'" if taken else r"REFUSED no editor is named, and there is none of the usual")
 
 
 def test_an_editor_needs_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,10 +45,22 @@ def test_lines_are_read_until_ctrl_d(desks: Desks) -> None:
     desk.leaves()
 
 
-def test_ctrl_c_at_the_prompt_interrupts(desks: Desks) -> None:
+def test_ctrl_c_clears_the_line_and_interrupts_an_empty_one(desks: Desks) -> None:
     desk = desks.sit_down()
     desk.sees(PROMPT)
+    desk.types("half a line\x03a whole one\r")
+    assert desk.reads() == "a whole one"
+    desk.sees(PROMPT)
+    desk.types('"""block\rof lines\x03\x03')
+    desk.sees("INTERRUPTED")
+
+
+def test_on_a_plain_terminal_a_second_ctrl_c_interrupts(desks: Desks) -> None:
+    desk = desks.sit_down("--plain")
+    desk.sees(PROMPT)
     desk.types("half a line\x03")
+    desk.sees(PROMPT)
+    desk.types("\x03")
     desk.sees("INTERRUPTED")
 
 

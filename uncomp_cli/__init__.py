@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from uncomp_cli.asking.assistant import Assistant, ReadText, load
-    from uncomp_cli.asking.events import Began, Done, Noted, Piece, Planned, Refused, Stopped, Warned
+    from uncomp_cli.asking.events import Began, Done, Noted, Piece, Planned, Refused, Stopped, Thought, Warned
     from uncomp_cli.budget.amount import Budget
     from uncomp_cli.budget.presets import Preset, preset
     from uncomp_cli.config import Limits, SamplingConfig
@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "asking.assistant": ("Assistant", "ReadText", "load"),
-    "asking.events": ("Began", "Done", "Noted", "Piece", "Planned", "Refused", "Stopped", "Warned"),
+    "asking.events": ("Began", "Done", "Noted", "Piece", "Planned", "Refused", "Stopped", "Thought", "Warned"),
     "steps": ("Progress",),
     "budget.amount": ("Budget",),
     "budget.presets": ("Preset", "preset"),
@@ -51,6 +51,7 @@ __all__ = [
     "Refused",
     "SamplingConfig",
     "Stopped",
+    "Thought",
     "UncompError",
     "UsageError",
     "Warned",

@@ -1,6 +1,16 @@
-"""How numbers are written for people: `7,512`, `8.1 MiB`, `4.9 %`, `17.3 s`."""
+"""How numbers are written for people, and by them: `7,512`, `8.1 MiB`, `4.9 %`, `17.3 s`."""
 
+import re
+
+_COUNT = re.compile(r"(?P<number>\d{1,3}(?:,\d{3}){1,5}|\d{1,18}(?:\.\d{1,3})?)\s*(?P<thousands>k?)", re.ASCII)
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def parse_count(text: str) -> int | None:
+    """`7512`, `7,512`, `32k` (32 · 1024); None for what is no whole number."""
+    match = _COUNT.fullmatch(text.strip().lower())
+    count = float(match["number"].replace(",", "")) * (1024 if match["thousands"] else 1) if match else -1.0
+    return int(count) if match and count == int(count) else None
 
 
 def format_count(count: int) -> str:

@@ -23,7 +23,7 @@ ask() {
 }
 {
     ask
-    ask --force
+    ask --rope plain
     ask --rope yarn:2
     ask --rope auto --evidence
 } > docs/long/session.txt

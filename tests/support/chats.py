@@ -34,7 +34,7 @@ def make_talk(loaded: LoadedModel, choice: PresetChoice | None = None) -> Talk:
     """A chat without a terminal."""
     choice = choice or CHAT_CHOICE
     preset, _ = choice.settled(fingerprint(loaded), any_question=True)
-    terminal = Terminal(Stopping(), io.StringIO(), False, False, False, False)
+    terminal = Terminal(Stopping(), io.StringIO(), False, False, False, False, verbose=True)
     return Talk(Chat(Engine(loaded, sampling=GREEDY).conversation(preset), choice, name="tiny"), terminal)
 
 

@@ -28,6 +28,9 @@ import torch
 
 from uncomp_cli.cli.app import main
 
+ENDLESS = ("--temperature", "0.01")
+"""An answer of the tiny model that is not greedy goes on although it repeats itself."""
+RENAMED = tuple(f"--{old} is called " for old in ("force", "save-cache", "reuse", "explain-budget"))
 PATIENCE_S = 60.0
 PRELOADED = [
     "uncomp_cli.engine.engine", "uncomp_cli.asking.queue", "uncomp_cli.evals.judges.evaluation",
@@ -182,7 +185,7 @@ def last_object(stdout: str) -> dict[str, Any]:
 
 def two_lines(stderr: str) -> tuple[str, str]:
     """The message and the hint of a refusal, which must be all that there is, progress and the preset taken aside."""
-    aside = ("loading ", "measuring", "preparing", "preset balanced was measured on ")
+    aside = ("loading ", "measuring", "preparing", "preset balanced was measured on ", *RENAMED)
     lines = [line for line in stderr.splitlines() if not line.startswith(aside)]
     assert [line.partition(":")[0] for line in lines] == ["error", "hint"], stderr
     return lines[0].removeprefix("error: "), lines[1].removeprefix("hint: ")

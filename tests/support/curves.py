@@ -17,9 +17,9 @@ def curve_up_to(top: float, *, tokens: tuple[int, ...] = (0, 8000), rope: str = 
     return RiskCurve("entropy/mean", heads, (0.0, top), bins, 0.9, 0.8, 0.95, 32, tokens, rope)
 
 
-def risky(folder: Path, top: float, *, budget: str = "10%", rope: str = "") -> str:
+def risky(folder: Path, top: float, *, budget: str = "10%", rope: str = "", tokens: tuple[int, ...] = (0, 8000)) -> str:
     """The path of a preset with that curve, written into `folder`."""
     name = f"risky-{round(top * 1e6)}"
     live = load_preset("live")
     preset = replace(live, name=name, budget=budget, policy="uniform", thinning="none", floor_tokens=0)
-    return str(save_preset(replace(preset, risk=curve_up_to(top, rope=rope)), folder))
+    return str(save_preset(replace(preset, risk=curve_up_to(top, rope=rope, tokens=tokens)), folder))

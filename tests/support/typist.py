@@ -56,6 +56,13 @@ class Typist:
         """Ctrl and a key."""
         self.terminal.send(chr(ord(key) - ord("a") + 1))
 
+    def leaves(self, key: str = "d") -> None:
+        """Ctrl and a key at the prompt, and again: what was said is not saved."""
+        self.presses(key)
+        self.sees("the conversation is not saved: /save talk.json keeps it; leave again to lose it")
+        self.sees(PROMPT)
+        self.presses(key)
+
     def exit_code(self) -> int | None:
         """Wait for the end."""
         self.terminal.expect(pexpect.EOF)
@@ -68,7 +75,7 @@ def sit_down(typists: list[Typist], model: Path, *args: str, **changes: str) -> 
     """Somebody at a new chat; nothing is written into the user's own folders."""
     own = model.parent / "own"
     places = {name: str(own / name) for name in ("XDG_DATA_HOME", "XDG_STATE_HOME")}
-    typists.append(Typist("-m", str(model), *args, **{**places, **changes}))
+    typists.append(Typist("-v", "-m", str(model), *args, **{**places, **changes}))
     return typists[-1]
 
 

@@ -1,4 +1,4 @@
-"""Where the budget went: `uncomp ask --explain-budget`, as lines for people and as a record for programs.
+"""Where the budget went: `uncomp ask --why`, as lines for people and as a record for programs.
 
 Tokens are those of the final plan, bytes those that the cache has allocated, slack and positions included. Head groups
 compare each head with the mean of all heads that the budget decides about; layers with a sliding window are not among

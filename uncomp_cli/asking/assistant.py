@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from uncomp_cli.asking import startup
 from uncomp_cli.asking.chat import Chat
+from uncomp_cli.asking.doubts import check_lengths
 from uncomp_cli.asking.events import Done, Event, Noted, Planned, Turn, Warned
-from uncomp_cli.asking.material import longest_read, resolve
+from uncomp_cli.asking.material import prompt_lengths, resolve
 from uncomp_cli.asking.pipeline import ask, check_risk
 from uncomp_cli.asking.request import CHAT_PRESET, ModelChoice, Request, parse_pin, settle_preset, shelf_of
 from uncomp_cli.asking.subject import Answer, Item, Reader, Subject
@@ -100,7 +101,9 @@ class Assistant:
         """
         request, settled = self._request(asked, documents), self._settled(chosen, None)
         check_risk(request, settled)
-        self._lengthen(request, documents, questions)
+        lengths = prompt_lengths(request, documents, questions, self.engine.loaded.tokenizer) if request.weighs else []
+        check_lengths(settled, lengths, escalate=request.escalate, fail_under=request.fail_under)
+        self._use(startup.lengthen_for(self.engine.loaded, request, documents, questions))
         return ask(self.engine, documents, questions, settled, request)
 
     def chat(self, chosen: Preset | None = None, *, system: str | None = None) -> Chat:
@@ -128,7 +131,7 @@ class Assistant:
         request = replace(self._request(asked, documents), for_any=any_question)
         words = _ANY_QUESTION if any_question else list(questions)
         settled = self._settled(chosen, AGNOSTIC_PRESET if any_question else None)
-        self._lengthen(request, documents, words)
+        self._use(startup.lengthen_for(self.engine.loaded, request, documents, words))
         startup.check_context_fits(self.choice, self.engine.loaded, settled)
         return Reader(self.engine, settled, words, request), request
 
@@ -152,16 +155,11 @@ class Assistant:
         self.notes += [] if note is None else [note]
         return settled
 
-    def _lengthen(self, request: Request, documents: DocumentSet, questions: Sequence[str]) -> None:
-        """Settle `rope="auto"` for what is about to be read."""
-        rope, loaded = self.choice.rope_choice, self.engine.loaded
-        if rope is not None and rope.kind == "auto" and documents.documents:
-            tokens = longest_read(request, request.contexts(documents), list(questions), loaded.tokenizer)
-            self._use(startup.lengthen(loaded, rope, tokens, grows=request.for_any))
-
     def _use(self, lengthening: "Generator[Event, None, Any]") -> None:
+        """Read by the model as it is turned now."""
         loaded, engine = _drained(lengthening, self.notes), self.engine
-        self.engine = Engine(loaded, sampling=engine.sampling, limits=engine.limits, matmul=engine.matmul)
+        if loaded is not engine.loaded:
+            self.engine = Engine(loaded, sampling=engine.sampling, limits=engine.limits, matmul=engine.matmul)
 
 
 @dataclass(slots=True)
@@ -199,7 +197,7 @@ class ReadText:
         return self.context.predict(ids, asked.question)
 
     def save(self, name: str) -> Entry:
-        """Keep it on the disk under `name`, for `open` and for `uncomp ask --reuse`.
+        """Keep it on the disk under `name`, for `open` and for `uncomp ask --cache`.
 
         Raises UsageError when it was read for its own questions alone.
         """

@@ -10,6 +10,7 @@ events by who shows them. An answer that was stopped stays, marked; what fails, 
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,11 @@ from uncomp_cli.asking.account import Spent
 from uncomp_cli.asking.dialogue import Dialogue, documents_in
 from uncomp_cli.asking.doubts import check_calibrated, risk_of, risk_warnings
 from uncomp_cli.asking.events import Done, Event, Noted, Stopped, Turn
+from uncomp_cli.asking.readout import all_kept
 from uncomp_cli.asking.reply import Earlier, Events, Reply, escalated, written
 from uncomp_cli.asking.request import CHAT_CHOICE, CHAT_PRESET, PresetChoice, preset_line
 from uncomp_cli.asking.startup import length_warnings
+from uncomp_cli.documents.collection import Document
 from uncomp_cli.documents.places import Evidence, Places, find_evidence
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError, is_out_of_memory
 from uncomp_cli.files import write_whole
@@ -27,7 +30,7 @@ from uncomp_cli.numerals import format_bytes, format_count, format_decimal, form
 from uncomp_cli.sessions.transcript import Entry, Pin, Transcript
 
 if TYPE_CHECKING:
-    from uncomp_cli.documents.collection import Document
+    from uncomp_cli.engine.context.context import Context
     from uncomp_cli.engine.context.session import Conversation
     from uncomp_cli.engine.tokens.messages import Message
     from uncomp_cli.models.runnable import LoadedModel
@@ -47,7 +50,8 @@ class Chat:
 
     Without a choice it is the session's own preset that a transcript names.
 
-    `draft` is a message that got no answer; `escalates` says that a flagged answer is asked for again.
+    `draft` is a message that got no answer, `latest` the latest answer; `escalates` says that flagged ones are asked
+    for again.
     """
 
     def __init__(
@@ -62,15 +66,22 @@ class Chat:
         self.dialogue = Dialogue(system)
         self.draft, self.created = "", ""
         self.escalates = False
+        self.latest: Done | None = None
         self._retries = 0  # answers to the same question, so that another seed is drawn
         self._read_text = ""  # what the session was given last
         self._answered = False  # whether that is what the latest answer was to
-        self._written: set[Path] = set()
+        self._written: dict[Path, tuple[bytes, list[Entry]]] = {}
+        self.given_up: list[Entry] = []
 
     @property
     def loaded(self) -> "LoadedModel":
         """The model."""
         return self.session.loaded
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether leaving loses nothing that was not given up: what is in a file, or was said to be lost."""
+        return self.dialogue.entries in ([], self.given_up)
 
     # Turns
 
@@ -121,9 +132,11 @@ class Chat:
             yield Stopped()
             return None
         ids = reply.ids[:-1] if reply.stats.finish_reason == "stop" else reply.ids
-        self.dialogue.entries += [question, Entry("assistant", reply.text, ids=ids, interrupted=reply.stopped)]
+        kept = None if reply.thought else ids  # thoughts are no part of a conversation
+        self.dialogue.entries += [question, Entry("assistant", reply.text, ids=kept, interrupted=reply.stopped)]
         self._answered = True
-        return self._done(question, reply)
+        self.latest = self._done(question, reply)
+        return self.latest
 
     def _done(self, question: Entry, reply: Reply) -> Done:
         session, stats = self.session, reply.stats
@@ -134,7 +147,17 @@ class Chat:
         if stats.cached_tokens <= self.loaded.info.trained_length:  # once, on the way past it
             doubts += length_warnings(self.loaded, stats.prompt_tokens)
         limit = self.loaded.spec.trained_length
-        return Done(Turn(question.spoken), reply.text, reply.ids, stats, session.preset, risk, limit, tuple(doubts))
+        return Done(
+            Turn(question.spoken),
+            reply.text,
+            reply.ids,
+            stats,
+            session.preset,
+            risk,
+            limit,
+            tuple(doubts),
+            all_kept=all_kept(session.growth.account().plan, self.loaded.spec),
+        )
 
     # What is read ahead, and how
 
@@ -161,10 +184,21 @@ class Chat:
             yield from self._read_ahead(names)
         except KeyboardInterrupt:
             self.dialogue.pending = pending
+            self.forget_unsaid()
             yield Noted(f"stopped: {names} was not added")
         except BaseException:  # also when the events are left early
             self.dialogue.pending = pending
             raise
+
+    def open(self, context: "Context", name: str) -> None:
+        """Begin behind a saved document: its text is that of its tokens, and nothing of it is read again."""
+        saved, record = context.prompt.context, context.account.record
+        first = saved.protected.tolist().index(False)
+        text = self.loaded.tokenizer.decode(list(saved.ids[first:]), clean_up_tokenization_spaces=False)
+        self.dialogue = Dialogue(None if record is None else record.system)
+        self.dialogue.pending = [Document(name, str(text), "" if record is None else record.context_sha256, bare=True)]
+        self.session.growth.adopt(context)
+        self.forget_unsaid()
 
     def unknown(self, documents: "Sequence[Document]") -> "list[Document]":
         """Those that are not part of the conversation yet."""
@@ -249,13 +283,20 @@ class Chat:
         """Take back the latest exchanges; `draft` is the first question of them."""
         gone = self.dialogue.drop_last(count)
         self.draft = gone[0][0].spoken
+        self.latest = self.session.stats = None
+        self.forget_unsaid()
         return gone
+
+    def forget_unsaid(self) -> None:
+        """Forget of what was read all that is not said any more, so that what is told of the cache is so."""
+        dialogue, waiting = self.dialogue, self.dialogue.waiting()
+        self.session.keep_common(dialogue.messages(waiting) if dialogue.entries or waiting else [])
 
     def clear(self) -> None:
         """Forget the conversation and its documents; system prompt, settings and preset stay."""
         self.dialogue = Dialogue(self.dialogue.system)
         self.session.clear()
-        self.session.stats = None
+        self.latest = self.session.stats = None
 
     def pin(self, place: str) -> Pin:
         """Keep lines of a document, `FILE:10-40`, whatever the budget drops."""
@@ -339,24 +380,34 @@ class Chat:
             self.draft, self.dialogue.pending = question.spoken, documents_in(question)
         self.dialogue.entries = entries
         self.dialogue.pins = [pin for pin in transcript.pins if pin.entry < len(entries)]
-        self.created = transcript.created
+        self.created, self.given_up = transcript.created, list(self.dialogue.entries)
         return changed
 
     def save(self, path: Path) -> None:
         """Write the conversation to a file: .md to be read, .json to be loaded again; no file of others is replaced."""
-        kind, place = path.suffix.lower(), path.resolve()
+        kind = path.suffix.lower()
         if kind not in _SUFFIXES:
             raise UsageError(f"{path} ends in neither .md nor .json", hint=f"/save {path.stem or 'notes'}.md")
-        if path.exists() and place not in self._written:
-            raise UsageError(f"{path} is there already, and this chat did not write it", hint="name another file")
         transcript = self.transcript()
         text = transcript.to_json() if kind == ".json" else transcript.to_markdown()
+        content = text.encode(errors="backslashreplace")
         try:
-            write_whole(path, text.encode(errors="backslashreplace"), owner_only=True)
+            if path.exists():
+                self._check_replaced(path)
+            write_whole(path, content, owner_only=True)
         except OSError as error:
             message = f"{path} cannot be written: {error.strerror or error}"
             raise UncompError(message, hint="name another place; the conversation goes on") from error
-        self._written.add(place)
+        self.given_up = list(self.dialogue.entries)
+        self._written[path.resolve()] = sha256(content).digest(), self.given_up
+
+    def _check_replaced(self, path: Path) -> None:
+        """Refuse to lose what is in a file: this chat may go on with what it wrote there itself, no more."""
+        digest, entries = self._written.get(path.resolve(), (b"", []))
+        if sha256(path.read_bytes()).digest() == digest and self.dialogue.entries[: len(entries)] == entries:
+            return
+        why = "holds something else" if digest else "is there already, and this chat did not write it"
+        raise UsageError(f"{path} {why}", hint=f"name another file, such as /save {path.stem}-2{path.suffix}")
 
 
 def _known(entry: Entry, tokenizer: Any) -> Entry:

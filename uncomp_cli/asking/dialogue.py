@@ -81,22 +81,11 @@ class Dialogue:
 
     def question(self, text: str) -> Entry:
         """`text` as the next question, with the documents that wait for it."""
-        documents = self.waiting()
-        if documents is None:
-            return Entry("user", text)
-        parts = (documents.text, GAP, text)
-        return Entry("user", "".join(parts), parts=parts, attachments=documents.attachments)
+        return _question(self.pending, text)
 
     def waiting(self) -> Entry | None:
         """The documents that wait for a question, each behind its name, as the beginning of it."""
-        if not self.pending:
-            return None
-        text, attachments = "", []
-        for document in self.pending:
-            text += f"{GAP if text else ''}[{document.path}]\n"
-            attachments.append(Attachment(document.path, document.sha256, len(text), len(text) + len(document.text)))
-            text += document.text
-        return Entry("user", text, attachments=tuple(attachments))
+        return _beginning(self.pending) if self.pending else None
 
     def messages(self, newest: Entry | None = None) -> "list[Message]":
         """What the model reads: the system prompt, all entries and `newest`."""
@@ -169,10 +158,37 @@ class Dialogue:
         return gone
 
     def drop_first(self, count: int) -> list[list[Entry]]:
-        """Forget the oldest `count` exchanges; returns them. Raises UsageError when there are not so many."""
-        gone = self._checked(count)[:count]
-        self._keep(range(sum(map(len, gone)), len(self.entries)))
+        """Forget the oldest `count` exchanges; their documents, and the pins in them, stay with the next question.
+
+        Returns the exchanges. Raises UsageError when there are not so many.
+        """
+        gone, pins = self._checked(count)[:count], self.pins
+        first = sum(map(len, gone))
+        documents = [each for exchange in gone for entry in exchange for each in documents_in(entry)]
+        self._keep(range(first, len(self.entries)))
+        if documents and self.entries:
+            self.entries[0] = _question([*documents, *documents_in(self.entries[0])], self.entries[0].spoken)
+        else:
+            self.pending = [*documents, *self.pending]
+        if documents:
+            self._pin_anew(pins)
         return gone
+
+    def drop_document(self, name: str) -> None:
+        """Forget a document wherever it stands, and the pins in it. Raises UsageError when there is none."""
+        path, pins = _page(name, self.pages()).path, self.pins
+        self.pending = [each for each in self.pending if each.path != path]
+        for number, entry in enumerate(self.entries):
+            found = documents_in(entry)
+            left = [each for each in found if each.path != path]
+            if len(left) < len(found):
+                self.entries[number] = _question(left, entry.spoken)
+        self._pin_anew([pin for pin in pins if not pin.label.startswith(f"{path}:")])
+
+    def _pin_anew(self, pins: Sequence[Pin]) -> None:
+        """The same lines where they stand now; what is not there any more is not pinned."""
+        paths = {page.path for page in self.pages()}
+        self.pins = [self.pin_of(pin.label) for pin in pins if pin.label.rpartition(":")[0] in paths]
 
     def _checked(self, count: int) -> list[list[Entry]]:
         found = self.exchanges
@@ -193,10 +209,30 @@ def exchanges(count: int) -> str:
     return f"{count:,} exchange{'' if count == 1 else 's'}"
 
 
+def _beginning(documents: Sequence[Document]) -> Entry:
+    """Documents, each behind its name, as the beginning of a question."""
+    text, attachments = "", []
+    for document in documents:
+        text += (GAP if text else "") + ("" if document.bare else f"[{document.path}]\n")
+        attachments.append(Attachment(document.path, document.sha256, len(text), len(text) + len(document.text)))
+        text += document.text
+    return Entry("user", text, attachments=tuple(attachments))
+
+
+def _question(documents: Sequence[Document], text: str) -> Entry:
+    """A question behind its documents, if any."""
+    if not documents:
+        return Entry("user", text)
+    beginning = _beginning(documents)
+    parts = (beginning.text, GAP, text)
+    return Entry("user", "".join(parts), parts=parts, attachments=beginning.attachments)
+
+
 def documents_in(entry: Entry) -> list[Document]:
     """The documents of a question."""
     return [
-        Document(each.path, entry.text[each.first_char : each.last_char], each.sha256) for each in entry.attachments
+        Document(each.path, entry.text[each.first_char : each.last_char], each.sha256, bare=not each.first_char)
+        for each in entry.attachments
     ]
 
 

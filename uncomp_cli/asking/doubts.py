@@ -78,11 +78,6 @@ def risk_of(preset: "Preset", stats: "RunStats", loaded: "LoadedModel") -> Risk:
     return Risk(stats.attention_entropy, preset.risk, stats.prompt_tokens, rope, preset.budget, scorer)
 
 
-def entropy_of(stats: "RunStats | None") -> float | None:
-    """The watched heads' entropy in the answer so far, when there is any."""
-    return None if stats is None else stats.attention_entropy
-
-
 def risk_warnings(risk: Risk) -> list[str]:
     """A flagged answer's warning, with its rate of errors, or why none is known."""
     if risk.curve is None or not risk.flagged:
@@ -136,6 +131,30 @@ def check_calibrated(preset: "Preset", flag: str) -> None:
     """Raise UsageError when `flag` needs a risk curve that the preset does not have."""
     if preset.risk is None:
         raise UsageError(f"{flag} needs measured error rates, preset {preset.name} has none", hint=_CALIBRATE)
+
+
+def check_lengths(preset: "Preset", lengths: Sequence[int], *, escalate: bool, fail_under: float | None) -> None:
+    """Raise UsageError when the error rates that were measured speak of none of these prompts, by their tokens."""
+    curve = preset.risk
+    if curve is None or not curve.tokens or not lengths:
+        return
+    risks = [Risk(0.0, curve, tokens, curve.rope, preset.budget, preset.scorer.name) for tokens in lengths]
+    shortest = min(curve.tokens)
+    if escalate and max(lengths) < shortest:
+        flag, why = "--escalate", risks[0].doubts[0]
+    elif fail_under is not None and all(risk.doubts for risk in risks):
+        flag, why = f"--fail-under {fail_under:g}", "; ".join(risks[0].doubts)
+    else:
+        return
+    hint = f"leave it out, or measure it there: uncomp calibrate --risk --risk-tokens {max(lengths)}"
+    raise UsageError(f"{flag} goes by error rates that do not speak of this: {why}", hint=hint)
+
+
+def held_back(preset: "Preset") -> list[str]:
+    """What is said when a conversation begins to be escalated."""
+    shortest = min(preset.risk.tokens, default=0) if preset.risk is not None else 0
+    reach = f"error rates were measured from {format_count(shortest)} tokens on: what is shorter is answered once"
+    return [HELD_BACK, *([reach] if shortest else [])]
 
 
 def check_fail_under(value: float | None) -> None:

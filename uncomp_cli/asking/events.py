@@ -6,11 +6,11 @@
 Answers come in the order of the questions, one whole answer after another, however many are written side by side.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from uncomp_cli.asking.readout import answer_record, failure_record
+from uncomp_cli.asking.readout import answer_record, details, ending, failure_record, readout
 from uncomp_cli.errors import failure_of
 from uncomp_cli.steps import Progress
 
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from uncomp_cli.documents.places import Evidence
     from uncomp_cli.engine.records import RunStats
     from uncomp_cli.errors import DoesNotFitError, ThresholdError
+
+
+_OPENED, _CLOSED = "<think>", "</think>"
+_TAIL_TOKENS = 8
+
+
+def thinks_behind(tokenizer: Any, ids: Sequence[int]) -> bool:
+    """Whether the template has begun the thoughts already, at the end of a prompt of these tokens."""
+    return bool(str(tokenizer.decode(list(ids[-_TAIL_TOKENS:]))).rstrip().endswith(_OPENED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +50,13 @@ class Warned:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How far the answers are that are being written, `rows` side by side; `entropy` is that of the watched heads."""
+    """How far the answers are that are being written, `rows` side by side."""
 
     tokens: int
     elapsed_s: float
     kv_bytes: int
     rows: int = 1
     answered: int = 0
-    entropy: Callable[[], float | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +120,63 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Thought:
+    """What comes next of what a model thinks before it answers; it is no part of the answer."""
+
+    text: str
+
+
+class Spoken:
+    """Tells thoughts from what is said: a model that thinks begins with <think>, or behind one, and ends with </think>.
+
+    What may become a mark is held back until it is known. Marks elsewhere are text.
+    """
+
+    def __init__(self, *, thinks: bool = False) -> None:
+        self._held, self._state = "", "thinks" if thinks else "begins"
+
+    def push(self, text: str) -> Iterator[Piece | Thought]:
+        """What is known with this text."""
+        self._held += text
+        if self._state == "begins":
+            begun = self._held.lstrip()
+            if _OPENED.startswith(begun):
+                return
+            self._state = "thinks" if begun.startswith(_OPENED) else "says"
+            self._held = begun.removeprefix(_OPENED) if self._state == "thinks" else self._held
+        if self._state == "thinks":
+            thought, closed, rest = self._held.partition(_CLOSED)
+            sure = len(thought) if closed else len(thought) - _begun(thought, _CLOSED)
+            if sure or closed:
+                yield Thought(thought[:sure] + ("\n" if closed else ""))
+            self._state = "ends" if closed else "thinks"
+            self._held = rest if closed else thought[sure:]
+        if self._state == "ends":  # blank lines behind the thoughts
+            self._held = self._held.lstrip()
+            self._state = "says" if self._held else "ends"
+        if self._state == "says" and self._held:
+            yield Piece(self._held)
+            self._held = ""
+
+    def rest(self) -> Iterator[Piece | Thought]:
+        """What was held back, at the end."""
+        if self._held:
+            yield Thought(f"{self._held}\n") if self._state == "thinks" else Piece(self._held)
+        self._held = ""
+
+
+def _begun(text: str, mark: str) -> int:
+    """How many last letters of `text` may begin the mark."""
+    return next((count for count in range(len(mark) - 1, 0, -1) if text.endswith(mark[:count])), 0)
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """An answer that is complete, or was stopped, and all that is to be said of it.
 
     `ids` are its tokens, the one that ends it among them; `context_limit` is what prompt and answer may have. `doubts`
     are warnings, `tries` what escalation tried, `short` why it is not known to be as likely right as --fail-under wants
-    it. `is_last`: of those about its text.
+    it. `is_last`: of those about its text. `all_kept`: nothing of the text was dropped.
     """
 
     turn: Turn
@@ -134,6 +193,18 @@ class Done:
     short: "ThresholdError | None" = None
     about: "About | None" = None
     is_last: bool = True
+    all_kept: bool = False
+
+    @property
+    def ending(self) -> str | None:
+        """Why the answer ended where it did not end by itself."""
+        return ending(self.stats, self.context_limit)
+
+    def readout(self, *, verbose: bool = False) -> str:
+        """What it took, in a line; `verbose`: all of it."""
+        if verbose:
+            return details(self.stats, self.risk, whole=self.all_kept, context_limit=self.context_limit)
+        return readout(self.stats, self.risk, whole=self.all_kept)
 
     def record(self) -> dict[str, Any]:
         """The JSON object of the answer, which --json writes. Raises ValueError where nothing is known of its text."""
@@ -176,4 +247,6 @@ class Stopped:
     """Ctrl-C was pressed: what was said stays, and nothing follows."""
 
 
-Event = Noted | Warned | Working | Progress | Pace | Planned | Foreseen | Began | Piece | Done | Refused | Stopped
+Event = (
+    Noted | Warned | Working | Progress | Pace | Planned | Foreseen | Began | Piece | Thought | Done | Refused | Stopped
+)

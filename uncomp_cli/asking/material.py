@@ -102,6 +102,12 @@ def longest_read(request: Request, contexts: Sequence[DocumentSet], questions: S
     return tokens if cut is None else min(tokens, cut)
 
 
+def prompt_lengths(request: Request, documents: DocumentSet, questions: Sequence[str], tokenizer: Any) -> list[int]:
+    """Tokens of every context with its longest question."""
+    contexts, answer = request.contexts(documents) if documents.documents else [], request.sampling.max_new_tokens
+    return [longest_read(request, [each], questions, tokenizer) - answer for each in contexts]
+
+
 def describe_files(documents: DocumentSet, tokenizer: Any, cut: range) -> list[dict[str, Any]]:
     """path, sha256, tokens and whether something was cut, for every document."""
     from uncomp_cli.engine.tokens.prompt import count_tokens

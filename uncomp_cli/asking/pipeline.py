@@ -6,19 +6,21 @@
 Documents are read before anything heavy is loaded, and what cannot be is refused before it is begun.
 """
 
+import shlex
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from uncomp_cli.asking.doubts import check_calibrated, check_fail_under
+from uncomp_cli.asking.doubts import check_calibrated, check_fail_under, check_lengths
 from uncomp_cli.asking.events import Event, Noted, Warned
 from uncomp_cli.asking.forecast import forecast, refuse_ahead
-from uncomp_cli.asking.material import longest_read, pinned_tokens, resolve, sources_of
+from uncomp_cli.asking.material import pinned_tokens, prompt_lengths, resolve, sources_of
 from uncomp_cli.asking.queue import Queue
 from uncomp_cli.asking.request import Request, check_text
-from uncomp_cli.asking.startup import check_context_fits, check_grows, during, lengthen, load
+from uncomp_cli.asking.startup import check_context_fits, check_grows, during, fetch, lengthen_for, load
 from uncomp_cli.asking.subject import check_saving
 from uncomp_cli.documents.collection import DocumentSet, has_data, read_documents
 from uncomp_cli.documents.places import Places
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 def run(request: Request) -> Generator[Event, None, None]:
     """Everything that one `uncomp ask` does."""
     questions = gather_questions(request)
-    choice = request.model.rope_choice
+    _ = request.model.rope_choice  # a slip in it must not wait for the documents
     check_fail_under(request.fail_under)
     if request.saves_context:
         check_saving(request)
@@ -42,6 +44,8 @@ def run(request: Request) -> Generator[Event, None, None]:
     pinned_tokens(request.pins, Places(sources_of(documents), ()))  # refuses what is not there before a model is loaded
     preset = yield from during("preparing", request.choice.stored)
     check_risk(request, preset)
+    if request.weighs:
+        yield from _check_lengths(request, documents, questions, preset)
     if request.dry_run:
         yield from forecast(request, request.contexts(documents), questions)
         return
@@ -52,9 +56,7 @@ def run(request: Request) -> Generator[Event, None, None]:
     preset, notes = request.choice.settled(fingerprint(loaded))
     yield from map(Noted, notes)
     check_risk(request, preset)
-    if choice is not None and choice.kind == "auto" and documents.documents:
-        tokens = longest_read(request, request.contexts(documents), questions, loaded.tokenizer)
-        loaded = yield from lengthen(loaded, choice, tokens, grows=request.saves_context)
+    loaded = yield from lengthen_for(loaded, request, documents, questions)
     check_context_fits(request.model, loaded, preset)
     engine = Engine(loaded, sampling=request.sampling, limits=request.limits, matmul=request.model.matmul)
     yield from ask(engine, documents, questions, preset, request)
@@ -75,11 +77,27 @@ def ask(
 def check_risk(request: Request, preset: "Preset") -> None:
     """Raise UsageError when errors would have to be foreseen that nobody has counted."""
     if request.escalate and request.saves_context:
-        message = "--escalate reads the document again with larger budgets, --reuse and --save-cache keep it in one"
+        message = "--escalate reads the document again with larger budgets, --cache keeps it in one"
         raise UsageError(message, hint="leave one of them out")
     for flag, given in (("--escalate", request.escalate), ("--fail-under", request.fail_under is not None)):
         if given:
             check_calibrated(preset, flag)
+
+
+def _check_lengths(
+    request: Request, documents: DocumentSet, questions: Sequence[str], preset: "Preset"
+) -> Generator[Event, None, None]:
+    """Refuse what the measured error rates say nothing of; the tokenizer tells, no weights are loaded."""
+    path = yield from fetch(request.model)
+
+    def check() -> None:
+        from uncomp_cli.models.loading import load_tokenizer
+
+        tokenizer = load_tokenizer(request.model.tokenizer or path)
+        lengths = prompt_lengths(request, documents, questions, tokenizer)
+        check_lengths(preset, lengths, escalate=request.escalate, fail_under=request.fail_under)
+
+    yield from during("measuring", check)
 
 
 def gather_questions(request: Request) -> list[str]:
@@ -95,11 +113,24 @@ def gather_questions(request: Request) -> list[str]:
     if not any(question.strip() for question in questions):
         raise UsageError("no question was given", hint='uncomp ask -f doc.txt "What does it say about …?"')
     for number, question in enumerate(questions, start=1):
+        if _is_file(question):
+            hint = f'uncomp ask -f {shlex.quote(question)} "What does it say about …?"'
+            raise UsageError(f"the question '{question}' is a file", hint=hint)
         if not question.strip():
             raise UsageError(f"question {number} of {len(questions)} is empty", hint="leave it out, or ask something")
         check_text(question, f"question {number}")
     check_text(request.system or "", "the system prompt")
     return questions
+
+
+def _is_file(question: str) -> bool:
+    """Whether a question is the name of a file that is there, as nobody would ask it."""
+    text = question.strip()
+    named = bool(text) and not any(letter.isspace() for letter in text) and ("." in text[1:-1] or "/" in text)
+    try:
+        return named and Path(text).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def gather_documents(request: Request) -> Generator[Event, None, DocumentSet]:

@@ -10,11 +10,11 @@ what might is refused, the least uncertain one stays. Every try is said with wha
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from uncomp_cli.asking.doubts import HELD_BACK, Attempts, entropy_of, wider
+from uncomp_cli.asking.doubts import HELD_BACK, Attempts, wider
 from uncomp_cli.asking.events import Began, Done, Event, Noted, Pace, Piece, Refused, Stopped, Warned
 from uncomp_cli.asking.material import longest_read
 from uncomp_cli.asking.request import Request
@@ -115,7 +115,7 @@ class Queue:
         """Answer `items`, which have their turns in order."""
         answers = [Answer(item) for item in items]
         line, writer = deque(answers), self._engine.writer([item.asked for item in items])
-        pace = Paces(len(items), entropy=lambda: entropy_of(writer.stats(0)) if len(items) == 1 else None)
+        pace = Paces(len(items))
         try:
             for step in writer.write():
                 answers[step.row].add(step, writer)
@@ -129,7 +129,7 @@ class Queue:
 
         May be repeated after a Ctrl-C in the middle of it: what was told is not told again.
         """
-        while line and (line[0].pieces or line[0].stats is not None):
+        while line and (line[0].ids or line[0].stats is not None):
             first = line[0]
             if self._escalation is None:
                 yield from self._begin(first.item, first.recalled)
@@ -195,8 +195,8 @@ class Queue:
 class Paces:
     """The pace of `rows` answers together."""
 
-    def __init__(self, rows: int, *, entropy: Callable[[], float | None] = lambda: None) -> None:
-        self._rows, self._entropy, self._begun_s = rows, entropy, time.monotonic()
+    def __init__(self, rows: int) -> None:
+        self._rows, self._begun_s = rows, time.monotonic()
         self._tokens = self._answered = 0
 
     def after(self, kv_bytes: int, *, ended: bool) -> Pace:
@@ -204,7 +204,7 @@ class Paces:
         self._tokens += 1
         self._answered += ended
         elapsed_s = time.monotonic() - self._begun_s
-        return Pace(self._tokens, elapsed_s, kv_bytes, self._rows, self._answered, self._entropy)
+        return Pace(self._tokens, elapsed_s, kv_bytes, self._rows, self._answered)
 
 
 class Escalation:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from uncomp_cli.asking.doubts import Attempts, wider
-from uncomp_cli.asking.events import Event, Noted, Pace, Piece, Warned
+from uncomp_cli.asking.events import Event, Noted, Pace, Piece, Spoken, Thought, Warned, thinks_behind
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
 from uncomp_cli.errors import failure_of, is_foreseen
 
@@ -25,12 +25,13 @@ Events = Generator[Event, None, None]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer that has begun: its text and tokens, what it took, and whether Ctrl-C ended it."""
+    """An answer that has begun: text, tokens, what it took, whether Ctrl-C ended it, whether thoughts came before."""
 
     text: str
     ids: tuple[int, ...]
     stats: "RunStats"
     stopped: bool
+    thought: bool = False
 
 
 class Earlier:
@@ -62,14 +63,16 @@ def written(
 
     `begun` is called with each step.
     """
-    pieces, stopped = list[str](), False
+    said, stopped, spoken = list[Piece | Thought](), False, None
     try:
         for step in session.turn(messages):
             begun()
             yield from _told(session, step)
             if isinstance(step, DecodeStep):
-                pieces.append(step.text)
-                yield from [Piece(step.text)] if shown else []
+                spoken = spoken or Spoken(thinks=thinks_behind(session.loaded.tokenizer, session.tokens.ids))
+                new = [*spoken.push(step.text), *(spoken.rest() if step.finish_reason else ())]
+                said += new
+                yield from new if shown else []
     except KeyboardInterrupt:
         stopped = True
     except Exception:
@@ -77,7 +80,15 @@ def written(
         raise
     yield from _notes(session)
     stats = session.stats
-    return None if stats is None else Reply("".join(pieces), tuple(session.answer_ids), stats, stopped)
+    if stats is None:
+        return None
+    said += [] if spoken is None else spoken.rest()
+    text, thought = "".join(each.text for each in said if isinstance(each, Piece)), any(map(_is_thought, said))
+    return Reply(text, tuple(session.answer_ids), stats, stopped, thought)
+
+
+def _is_thought(said: Piece | Thought) -> bool:
+    return isinstance(said, Thought)
 
 
 def _told(session: "Conversation", step: PrefillStep | DecodeStep) -> Events:

@@ -153,7 +153,7 @@ def preset_line(preset: Preset) -> str:
 
 
 AUTOMATIC = "auto"
-"""--reuse by what was read: no cache is named."""
+"""--cache by what was read: no cache is named."""
 DEFAULT_CACHE_SIZE = "2GiB"
 _PIN = re.compile(r"(?P<path>.+):(?P<first>\d{1,9})(?:-(?P<last>\d{1,9}))?")
 
@@ -242,6 +242,11 @@ class Request:
         return replace(self.preset, usual=AGNOSTIC_PRESET) if usual else self.preset
 
     @property
+    def weighs(self) -> bool:
+        """Whether it goes by how often such answers are wrong."""
+        return self.escalate or self.fail_under is not None
+
+    @property
     def names_a_cache(self) -> bool:
         """Whether a saved cache is named, which holds a document."""
         return self.reuse not in (None, AUTOMATIC)
@@ -270,6 +275,14 @@ def shelf_of(size: str = DEFAULT_CACHE_SIZE) -> "Shelf":
 
     limit = bytes_of(size, "cache-size", "disk space", hint="use --cache-size 2GiB, 500MiB, …")
     return Shelf(cache_dir() / "documents", limit_bytes=limit)
+
+
+def saved_or_new(name: str | None, size: str) -> dict[str, str | None]:
+    """What --cache means: `auto`, a saved cache of this name that is asked, or a new one."""
+    if name is None:
+        return {}
+    is_known = name == AUTOMATIC or any(entry.name == name for entry in shelf_of(size).entries())
+    return {"reuse": name} if is_known else {"save_cache": name}
 
 
 def bytes_of(text: str, flag: str, what: str, *, hint: str) -> int:

@@ -5,13 +5,15 @@ else re-packing, or yarn where what is read has to serve later questions. What i
 of the model's own that had to give way. Heavy imports happen inside functions, behind an event that says what goes on.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from uncomp_cli.asking.events import Event, Noted, Working
-from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.asking.material import longest_read
+from uncomp_cli.asking.request import ModelChoice, Request
+from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.numerals import format_bytes, format_count
 from uncomp_cli.steps import pulled
@@ -154,6 +156,17 @@ def lengthen(
     if note is not None:
         yield Noted(note)
     return loaded
+
+
+def lengthen_for(
+    loaded: "LoadedModel", request: Request, documents: DocumentSet, questions: Sequence[str]
+) -> "Generator[Event, None, LoadedModel]":
+    """The same for what is about to be read; nothing happens where nothing was left to choose."""
+    choice = request.model.rope_choice
+    if choice is None or choice.kind != "auto" or not documents.documents:
+        return loaded
+    tokens = longest_read(request, request.contexts(documents), questions, loaded.tokenizer)
+    return (yield from lengthen(loaded, choice, tokens, grows=request.saves_context or request.for_any))
 
 
 def planned_length(

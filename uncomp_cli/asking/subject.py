@@ -11,9 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.asking.account import Spent
 from uncomp_cli.asking.doubts import fall_short, risk_of, risk_warnings
-from uncomp_cli.asking.events import Done, Event, Noted, Piece, Planned, Refused, Turn, Warned
+from uncomp_cli.asking.events import (
+    Done,
+    Event,
+    Noted,
+    Piece,
+    Planned,
+    Refused,
+    Spoken,
+    Thought,
+    Turn,
+    Warned,
+    thinks_behind,
+)
 from uncomp_cli.asking.material import blame, build_prompt, describe_files, pins_in, places_of
-from uncomp_cli.asking.readout import About, budget_note, chunk_note, evidence_warnings, pin_note
+from uncomp_cli.asking.readout import About, all_kept, budget_note, chunk_note, evidence_warnings, floor_note, pin_note
 from uncomp_cli.asking.request import AUTOMATIC, Request, shelf_of
 from uncomp_cli.asking.startup import length_warnings
 from uncomp_cli.cache.header import MadeFrom
@@ -69,28 +81,35 @@ class Answer:
 
     item: Item
     ids: list[int] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
     recalled: str | None = None
     stats: "RunStats | None" = None
+    _said: list[Piece | Thought] = field(default_factory=list)
     _told: int = 0
+    _spoken: Spoken | None = None
 
     def add(self, step: "DecodeStep", writer: "Writer") -> None:
         """The next token and piece."""
         if step.index == 0:
             self.recalled = self.item.subject.context.recalled
         self.ids.append(step.token)
-        self.pieces.append(step.text)
+        if self._spoken is None:
+            asked, tokenizer = self.item.asked, self.item.subject.about.loaded.tokenizer
+            self._spoken = Spoken(thinks=thinks_behind(tokenizer, asked.context.prompt.questions[asked.question]))
+        self._said += self._spoken.push(step.text)
         self.stats = None if step.finish_reason is None else writer.stats(step.row)
 
-    def rest(self) -> Iterator[Piece]:
-        """What has come since the latest piece that was told."""
-        while self._told < len(self.pieces):
+    def rest(self) -> Iterator[Piece | Thought]:
+        """What has come since what was told last."""
+        if self.stats is not None and self._spoken is not None:
+            self._said += self._spoken.rest()
+        while self._told < len(self._said):
             self._told += 1
-            yield Piece(self.pieces[self._told - 1])
+            yield self._said[self._told - 1]
 
     def done(self, request: Request) -> Done:
         """The whole answer, which has ended, with the evidence and the account of the budget that were asked for."""
         item, subject, stats = self.item, self.item.subject, self.stats
+        self._said += [] if self._spoken is None else self._spoken.rest()
         if stats is None:
             raise RuntimeError("the answer has not ended")
         preset = subject.context.account.preset
@@ -99,7 +118,7 @@ class Answer:
         risk = risk_of(preset, stats, subject.about.loaded)
         return Done(
             item.turn,
-            "".join(self.pieces),
+            "".join(each.text for each in self._said if isinstance(each, Piece)),
             tuple(self.ids),
             stats,
             preset,
@@ -111,6 +130,7 @@ class Answer:
             short=None if request.fail_under is None else fall_short(risk, request.fail_under),
             about=subject.about,
             is_last=item.is_last,
+            all_kept=all_kept(subject.context.account.plan, subject.about.loaded.spec),
         )
 
 
@@ -132,9 +152,9 @@ def check_saving(request: Request) -> None:
     if request.save_cache is not None:
         check_name(request.save_cache)
     if request.each and (request.save_cache is not None or request.names_a_cache):
-        raise UsageError("--each reads several contexts, a name is of one", hint="use --reuse auto")
+        raise UsageError("--each reads several contexts, a name is of one", hint="use --cache auto")
     if request.limits.constant_size:
-        message = "--constant-size forgets parts of the document on the way, --reuse and --save-cache keep it"
+        message = "--constant-size forgets parts of the document on the way, --cache keeps it"
         raise UsageError(message, hint="leave one of them out")
     thinning = request.preset.thinning
     if thinning not in (None, "none"):
@@ -184,7 +204,9 @@ class Reader:
     def plan(self, documents: DocumentSet) -> "Compression":
         """How all questions about one subject would be read. Raises DoesNotFitError when they do not fit."""
         draft = self._draft(documents, range(len(self._questions)))
-        return (draft.reading or self._reading(draft.prompt)).planned
+        planned = (draft.reading or self._reading(draft.prompt)).planned
+        note = floor_note(planned)
+        return planned if note is None else replace(planned, notes=(*planned.notes, note))
 
     def turn(self, documents: DocumentSet, number: int) -> Turn:
         """The turn of question `number` about `documents`."""
@@ -337,7 +359,7 @@ class Reader:
         for flag, given, mine, theirs in wanted:
             if given is not None and mine != theirs:
                 message = f"cache '{name}' was saved with {flag} {theirs}, not {mine}"
-                raise UsageError(message, hint=f"leave {flag} out, or read anew: --save-cache {name}")
+                raise UsageError(message, hint=f"leave {flag} out, or keep another: --cache {name}-2")
         return entry
 
     def _known(self, prompt: "Prompt") -> "Entry | None":
@@ -396,7 +418,7 @@ class Reader:
             yield Refused(error, "the document is not saved")
             return
         name = request.save_cache or AUTOMATIC
-        yield Noted(f"saved {entry.name} ({_sizes(entry)}); --reuse {name} answers from it")
+        yield Noted(f"saved {entry.name} ({_sizes(entry)}); --cache {name} answers from it")
         for other in removed:
             yield Warned(f"removed {other.name} ({format_bytes(other.file_bytes)}) to stay under --cache-size")
 
@@ -409,6 +431,8 @@ def warnings_of(request: Request, draft: _Draft, engine: "Engine") -> list[str]:
             f"--truncate {request.truncate}: {format_count(len(cut))} document tokens were cut away "
             f"({format_count(cut.start)} to {format_count(cut.stop)})"
         )
+    note = None if draft.reading is None else floor_note(draft.reading.planned)
+    found += [] if note is None else [note]
     found += length_warnings(engine.loaded, prompt.seq_len)
     room = engine.spec.trained_length - prompt.seq_len
     if 0 < room < request.sampling.max_new_tokens:

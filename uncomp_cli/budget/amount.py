@@ -44,8 +44,8 @@ class Budget:
             raise UsageError(f"budget '{text}' keeps nothing", hint=_HINT)
         if unit == "%":
             return _fraction(number, text)
-        if unit == "":
-            return _tokens(number, text)
+        if unit in ("", "K"):
+            return _tokens(number * (1024 if unit else 1), text)
         if unit not in _UNITS:
             raise UsageError(f"budget '{text}' has the unknown unit '{match['unit']}'", hint=_HINT)
         return cls("bytes", float(int(number * _UNITS[unit])), stripped)
@@ -54,6 +54,14 @@ class Budget:
     def of(cls, given: "Budget | str") -> "Budget":
         """A budget that was given as a value, or as text."""
         return given if isinstance(given, Budget) else cls.parse(given)
+
+    def enough(self, entries: int, spec: ModelSpec, seq_len: int) -> str:
+        """The least amount of the same unit that holds `entries` of a prompt of `seq_len` tokens."""
+        if self.kind == "fraction":
+            return f"{math.ceil(1000 * entries / spec.full_entries(seq_len)) / 10:g}%"
+        if self.kind == "bytes":
+            return f"{math.ceil(entries * spec.kv_bytes_per_entry / 2**10):,}KiB".replace(",", "")
+        return str(-(-entries // (spec.num_layers * spec.num_kv_heads)))
 
     def times(self, factor: float) -> "Budget | None":
         """The budget times `factor`, in its own unit, `full` from 100 % on; None for full and auto.

@@ -7,6 +7,7 @@ capped cell cannot use goes to the others by their weights, and the largest rema
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from uncomp_cli.budget.amount import FULL_BUDGET, Budget
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
@@ -18,7 +19,7 @@ class Wanted:
 
     What is kept of the context is held in `kv_bits` bits; 16 stands for the model's own dtype. A head of layer l can
     hold no more than `caps[l]` tokens (with thinned hidden states: what enters the layer), or the protected ones if
-    those are more. `uncertainty` is what was measured: None before anything was.
+    those are more. `uncertainty` is what was measured: None before anything was. `budget` is what was asked for.
     """
 
     spec: ModelSpec
@@ -28,6 +29,7 @@ class Wanted:
     kv_bits: int = 16
     caps: Sequence[int] | None = None
     uncertainty: Uncertainty | None = None
+    budget: Budget = FULL_BUDGET
 
     @property
     def floor(self) -> int:
@@ -106,10 +108,11 @@ class BudgetPlan:
         cells = [weight for layer in spec.full_layers for weight in weights[layer]]
         needed = fixed + floor * len(cells)
         if wanted.entries < needed:
+            least = wanted.budget.enough(needed, spec, wanted.seq_len)
             raise DoesNotFitError(
                 f"the budget keeps {wanted.entries // (spec.num_layers * spec.num_kv_heads):,} tokens per head, but "
                 f"{floor:,} are always kept (template, system prompt, question)",
-                hint=f"use --budget {_tokens_per_head(needed, spec)} or more, or a shorter question",
+                hint=f"use --budget {least} or more, or a shorter question{_slip(wanted.budget)}",
             )
         room = [most[layer] for layer in spec.full_layers for _ in weights[layer]]
         shares = iter(apportion(wanted.entries - fixed, cells, floor=floor, cap=room, even_share=even_share))
@@ -120,8 +123,10 @@ class BudgetPlan:
         return cls(wanted.seq_len, kept, kv_bits=wanted.kv_bits)
 
 
-def _tokens_per_head(entries: int, spec: ModelSpec) -> int:
-    return -(-entries // (spec.num_layers * spec.num_kv_heads))
+def _slip(budget: Budget) -> str:
+    """So few tokens a head were hardly meant."""
+    per_cent = budget.kind == "tokens" and budget.amount < 100
+    return f"; did you mean {budget.amount:g}%?" if per_cent else ""
 
 
 def apportion(

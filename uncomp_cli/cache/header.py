@@ -27,7 +27,7 @@ NO_HASH = "0" * 64
 TEMPORARY_PREFIX = ".saving-"
 """Of files that are being written; the id of the process that does so follows."""
 
-_AGAIN = "remove it and save it again: uncomp ask --save-cache NAME"
+_AGAIN = "remove it and save it again: uncomp ask --cache NAME"
 _COUNT_BYTES = 8
 _MOST_HEADER_BYTES = 16 * 2**20
 _BLOCK_BYTES = 2**20

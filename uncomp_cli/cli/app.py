@@ -15,12 +15,12 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
 from uncomp_cli import __version__
-from uncomp_cli.cli.declare.failures import show_failure
+from uncomp_cli.cli.declare.failures import end_on_signals, ended_by, show_failure
 from uncomp_cli.cli.declare.settings import load_default_map, split_variables
 from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.errors import UsageError
@@ -45,8 +45,11 @@ COMMANDS = {
 
 _GLOBAL_FLAGS = ("--plain", "--no-color", "--debug")
 # What must work although the configuration file is broken: it shows the way out.
-_CONFIG_FREE_FLAGS = {"-h", "--help", "--version", "--show-completion", "--install-completion"}
+_COMPLETION_FLAGS = ("--show-completion", "--install-completion")
+_CONFIG_FREE_FLAGS = {"-h", "--help", "--help-all", "--version", *_COMPLETION_FLAGS}
 _CONFIG_FREE_COMMANDS = (["config", "path"], ["doctor"])
+
+_SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
 _EPILOG = """
 Global options may stand anywhere. Options are also variables, UNCOMP_ and their name in capitals, and keys of the
@@ -81,7 +84,7 @@ def register(name: str, module_name: str) -> None:
     if hasattr(module, "app"):
         app.add_typer(module.app, name=name)
     else:
-        command_of(app, name)(getattr(module, name))
+        command_of(app, name, shown=getattr(module, "BRIEF", None))(getattr(module, name))
 
 
 for _name, _module in COMMANDS.items():
@@ -99,7 +102,13 @@ def main() -> NoReturn:
         # Libraries warn their developers, not our users; what users must know is said in our own words.
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
-    sys.exit(run(sys.argv[1:]))
+    end_on_signals()
+    code, number = run(sys.argv[1:]), ended_by()
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _drop(sys.stderr)
+    sys.exit(code if number is None else 128 + number)
 
 
 def run(args: Sequence[str]) -> int:
@@ -109,7 +118,7 @@ def run(args: Sequence[str]) -> int:
     try:
         return _invoke(hoisted, rest)
     except BrokenPipeError:
-        _drop_stdout()
+        _drop(sys.stdout)
         return 1
     except SystemExit as leaving:
         return _exit_code(leaving.code)
@@ -117,7 +126,23 @@ def run(args: Sequence[str]) -> int:
         return _report(error, debug=debug, plain="--plain" in hoisted, no_color="--no-color" in hoisted)
 
 
+def _complete_for(flag: str, shell: str) -> int:
+    """`--install-completion zsh`: Typer by itself takes no name, and would install for the shell that runs."""
+    typers: Any = import_module("typer.completion")
+    if shell not in _SHELLS:
+        raise UsageError(f"there is no completion for the shell '{shell}'", hint=f"name one of {', '.join(_SHELLS)}")
+    typers.completion_init()
+    own = {"prog_name": PROGRAM, "complete_var": f"_{PROGRAM.upper()}_COMPLETE", "shell": shell}
+    if flag == "--show-completion":
+        typer.echo(typers.get_completion_script(**own))
+    else:
+        typer.echo("{} completion installed in {}; it takes effect in a new terminal".format(*typers.install(**own)))
+    return 0
+
+
 def _invoke(hoisted: list[str], rest: list[str]) -> int:
+    if len(rest) == 2 and rest[0] in _COMPLETION_FLAGS:
+        return _complete_for(*rest)
     tree: Any = typer.main.get_command(app)
     split_variables(tree)
     defaults = {} if _needs_no_settings(rest) else load_default_map(tree)
@@ -166,7 +191,7 @@ def _open_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  # stays open
 
 
-def _drop_stdout() -> None:
+def _drop(stream: TextIO) -> None:
     """Nobody reads any more: let the interpreter's last flush go nowhere instead of complaining."""
     devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
+    os.dup2(devnull, stream.fileno())

@@ -3,7 +3,8 @@
 Documents are read before anything heavy is loaded; a run that cannot fit is refused before it starts. Events become
 text on the right streams, and an exit code: standard output has the answers, or one JSON object each; everything else
 goes to standard error. The first failure decides the exit code, which is that of a threshold (5) when an answer's
-calibrated chance is under --fail-under.
+calibrated chance is under --fail-under. On a terminal each of several answers has its heading on standard output; in a
+pipe there are the answers alone, a blank line between them.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,14 +15,13 @@ from typing import Annotated, Any, Self
 import typer
 
 from uncomp_cli.asking.account import budget_lines
-from uncomp_cli.asking.events import Began, Done, Event, Foreseen, Piece, Planned, Refused, Stopped
+from uncomp_cli.asking.events import Began, Done, Event, Foreseen, Piece, Planned, Refused, Stopped, Thought
 from uncomp_cli.asking.pipeline import run
-from uncomp_cli.asking.readout import evidence_lines, readout
-from uncomp_cli.asking.request import Request, parse_pin
+from uncomp_cli.asking.readout import evidence_lines
+from uncomp_cli.asking.request import Request, parse_pin, saved_or_new
 from uncomp_cli.cli.declare.failures import show_failure
 from uncomp_cli.cli.declare.options import (
-    COMPRESSION_PANEL,
-    OUTPUT_PANEL,
+    TRUST_PANEL,
     Escalate,
     File,
     ModelOptions,
@@ -31,10 +31,13 @@ from uncomp_cli.cli.declare.options import (
     SamplingOptions,
     SavingOptions,
     System,
+    Thinking,
     Truncate,
+    Verbose,
     fields_of,
+    terminal_of,
 )
-from uncomp_cli.cli.declare.tree import option
+from uncomp_cli.cli.declare.tree import brief, option
 from uncomp_cli.errors import UncompError, failure_of
 from uncomp_cli.numerals import format_count, format_value
 from uncomp_cli.table import Table
@@ -49,7 +52,12 @@ class AskOptions:
     paths: File = ()
     include: Annotated[
         tuple[str, ...],
-        option("--include", help="In directories, only files like this, such as '*.md'; repeatable.", metavar="GLOB"),
+        option(
+            "--include",
+            help="In directories, only files like this, such as '*.md'; repeatable.",
+            metavar="GLOB",
+            setting=False,
+        ),
     ] = ()
     questions: Annotated[
         tuple[str, ...],
@@ -63,18 +71,19 @@ class AskOptions:
         ),
     ] = ()
     questions_file: Annotated[
-        Path | None, option("--questions", help="File with one question a line.", metavar="PATH")
+        Path | None, option("--questions", help="File with one question a line.", metavar="PATH", setting=False)
     ] = None
-    each: Annotated[bool, option("--each", help="Ask every document by itself; answers are written file by file.")] = (
-        False
-    )
+    each: Annotated[
+        bool, option("--each", help="Ask every document by itself; answers are written file by file.", setting=False)
+    ] = False
     pins: Annotated[
         tuple[str, ...],
         option(
             "--pin",
+            setting=False,
             help="Lines of a document that are never dropped from the cache, such as notes.md:10-40; repeatable.",
             metavar="FILE:LINES",
-            panel=COMPRESSION_PANEL,
+            panel=TRUST_PANEL,
         ),
     ] = ()
     escalate: Escalate = False
@@ -84,7 +93,7 @@ class AskOptions:
             "--fail-under",
             help="Exit with 5 when an answer's calibrated chance of being right is below this, such as 0.8.",
             metavar="CHANCE",
-            panel=OUTPUT_PANEL,
+            panel=TRUST_PANEL,
         ),
     ] = None
     evidence: Annotated[
@@ -92,17 +101,33 @@ class AskOptions:
         option(
             "--evidence",
             help="Then show the passages that the answer looked at most, and how much of them was kept.",
-            panel=OUTPUT_PANEL,
+            panel=TRUST_PANEL,
+        ),
+    ] = False
+    why: Annotated[
+        bool,
+        option(
+            "--why",
+            help="Then say where the bytes went: layers, head groups and what was measured.",
+            panel=TRUST_PANEL,
+            setting=False,
         ),
     ] = False
     truncate: Truncate = None
-    dry_run: Annotated[bool, option("--dry-run", help="Only say what it would take: tokens, bytes, fits or not.")] = (
-        False
-    )
-    explain_budget: Annotated[
-        bool,
-        option("--explain-budget", help="Then say where the bytes went: layers, head groups and what was measured."),
+    dry_run: Annotated[
+        bool, option("--dry-run", help="Only say what it would take: tokens, bytes, fits or not.", setting=False)
     ] = False
+    explain_budget: Annotated[bool, option("--explain-budget", help="Now --why.", setting=False, hidden=True)] = False
+
+
+BRIEF = brief(
+    "file question each cache dry-run evidence why model preset budget context system max-new-tokens "
+    "json quiet verbose",
+    ('uncomp ask -f report.pdf "Who signed?"', "a question about a document, in a fifth of the cache"),
+    ('uncomp ask -f report.pdf "Who signed?" -Q "When?" --evidence', "two questions over one reading, with passages"),
+    ('uncomp ask -f report.pdf --cache auto "Who signed?"', "read once: the next question is answered at once"),
+    ('uncomp ask -f book.txt --context 32k --dry-run "Who?"', "what it would take, past the trained length too"),
+)
 
 
 def ask(
@@ -117,11 +142,15 @@ def ask(
     system: System = None,
     sampling: SamplingOptions,
     output: OutputOptions,
+    verbose: Verbose = False,
+    show_thinking: Thinking = False,
 ) -> None:
     """Ask questions about documents."""
     given = fields_of(asked) | fields_of(saving)
     given["questions"] = (() if question is None else (question,)) + asked.questions
     given["pins"] = tuple(map(parse_pin, asked.pins))
+    given["explain_budget"] = given.pop("why") or asked.explain_budget
+    given |= saved_or_new(given.pop("cache"), saving.cache_size)
     request = Request(
         **given,
         model=model.choice(),
@@ -131,7 +160,7 @@ def ask(
         as_json=output.as_json,
         limits=reading.limits(),
     )
-    terminal = output.terminal(ctx)
+    terminal = terminal_of(ctx, quiet=output.quiet, verbose=verbose, thinking=show_thinking)
     with Printer(terminal, as_json=request.as_json) as printer:
         show(run(request), terminal, tell=printer.tell)
     raise typer.Exit(printer.exit_code)
@@ -154,6 +183,7 @@ class Printer:
             Foreseen: self._foreseen,
             Began: self._began,
             Piece: self._piece,
+            Thought: lambda event: self._terminal.write_thought(event.text),
             Done: self._done,
             Refused: self._refused,
             Stopped: self._stopped,
@@ -187,7 +217,9 @@ class Printer:
         self._separate()
         turn = event.turn
         if turn.titles:
-            self._terminal.note(f"{turn.titles[0]}: {turn.question}")
+            heading = f"{turn.titles[0]}: {turn.question}"
+            at_hand = self._terminal.stdout_is_terminal and not self._as_json
+            (self._terminal.write_heading if at_hand else self._terminal.note)(heading)
 
     def _piece(self, event: Piece) -> None:
         if not self._as_json:
@@ -199,9 +231,11 @@ class Printer:
         if self._as_json:
             terminal.write_json(event.record())
         self._end_line(answered=True)
-        if event.stats.finish_reason == "interrupted" and turn.titles:
+        if event.stats.finish_reason == "interrupted":
             terminal.note("[interrupted]")
-        terminal.note(readout(event.stats, event.context_limit))
+        if event.ending is not None:
+            terminal.warn(event.ending)
+        terminal.note(event.readout(verbose=terminal.verbose))
         if not self._as_json:
             self._tell_more(event)
         for doubt in event.doubts:

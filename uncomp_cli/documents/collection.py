@@ -11,6 +11,7 @@ import difflib
 import glob
 import hashlib
 import os
+import re
 import shlex
 import stat
 from collections.abc import Hashable, Sequence
@@ -23,6 +24,7 @@ from uncomp_cli.documents.formats import READABLE_SUFFIXES, extract
 from uncomp_cli.errors import DocumentError, UsageError
 
 _REASONS_SHOWN = 3
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{1,20}://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +48,15 @@ class _Selection:
 class Document:
     """A document's text; `path` as shown to the user ("-" is stdin), `sha256` of the raw bytes, `\\n` line ends.
 
-    `encoding` is None where the format, not the bytes, decides (PDF, Word), and where it is not known any more.
+    `encoding` is None where the format, not the bytes, decides (PDF, Word), and where it is not known any more. In a
+    conversation its name stands in front of it, unless it is `bare`.
     """
 
     path: str
     text: str
     sha256: str
     encoding: str | None = None
+    bare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,9 @@ def _select(argument: str, *, include: Sequence[str] = ()) -> _Selection:
     mode = _mode_of_argument(argument)
     if mode is None and glob.has_magic(argument):
         return _glob(argument, include)
+    if mode is None and _ADDRESS.match(argument):
+        hint = f"fetch it first: curl -L -o page.html {shlex.quote(argument)}; then -f page.html"
+        raise UsageError(f"{argument!r} is an address on the network, and nothing is fetched", hint=hint)
     if mode is None:
         raise _missing(Path(argument))
     if stat.S_ISDIR(mode):
@@ -279,7 +286,9 @@ def _missing(path: Path) -> UsageError:
         return UsageError(f"{str(path)!r} is a link to {target!r}, which is not there", hint=f"ls -l {path}")
     parent = next(folder for folder in path.parents if _mode(folder) or folder == folder.parent)
     missing = parent / path.relative_to(parent).parts[0]
-    near = difflib.get_close_matches(missing.name, _names(parent), n=3, cutoff=0.6)
+    names = _names(parent)
+    same = [name for name in names if name.casefold() == missing.name.casefold()]
+    near = same or difflib.get_close_matches(missing.name, names, n=3, cutoff=0.6)
     if near:
         hint = "did you mean " + " or ".join(repr(str(parent / name)) for name in near) + "?"
     else:

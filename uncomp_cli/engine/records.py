@@ -9,7 +9,7 @@ from typing import Literal
 from uncomp_cli.numerals import format_count, format_decimal
 from uncomp_cli.steps import Progress
 
-FinishReason = Literal["stop", "length", "interrupted"]
+FinishReason = Literal["stop", "length", "loop", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ class RunStats:
 
     @property
     def kept_fraction(self) -> float:
-        """Allocated bytes over full-cache bytes."""
-        return self.kv_bytes / self.kv_full_bytes
+        """Allocated bytes over full-cache bytes; 1 at most: what lies beside the entries does not count."""
+        return min(1.0, self.kv_bytes / self.kv_full_bytes)
 
     @property
     def decode_tok_s(self) -> float | None:

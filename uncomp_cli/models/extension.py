@@ -20,6 +20,7 @@ import re
 from dataclasses import dataclass
 
 from uncomp_cli.errors import UsageError
+from uncomp_cli.numerals import parse_count
 
 ROPE_KINDS = ("linear", "ntk", "dynamic", "yarn", "llama3", "longrope")
 """Kinds that change frequencies, by a factor."""
@@ -33,7 +34,6 @@ LONGEST = 1_048_576
 """Tokens that may be read where no factor bounds them."""
 _HINT = "write linear:2, ntk:4 or yarn:4: the kind, and how many times the trained length"
 _FACTOR = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
-_LENGTH = re.compile(r"(?P<number>\d{1,9}(?:\.\d{1,3})?)\s*(?P<thousands>k?)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +159,10 @@ def _parse_choice(text: str, context: int | None) -> RopeChoice:
 
 def _parse_context(text: str) -> int:
     """Tokens: `32k` is 32 · 1024, a plain number is taken as it is."""
-    match = _LENGTH.fullmatch(text.strip().lower())
-    tokens = float(match["number"]) * (1024 if match["thousands"] else 1) if match else 0.0
-    if tokens < 1 or tokens != int(tokens):
+    tokens = parse_count(text)
+    if not tokens:
         raise UsageError(f"context '{text}' is not a length in tokens", hint="write --context 32k, or 32768")
-    return int(tokens)
+    return tokens
 
 
 def _no_factor(kind: str, text: str) -> UsageError:

@@ -265,7 +265,7 @@ def _check_plain(config: Any, choice: RopeChoice) -> None:
     """Raise UsageError when nothing says how positions as far as `choice` reads are turned."""
     kind, longest = length_kind(config), reading_length(config)
     if kind is not None and (choice.context or LONGEST) > longest:
-        message = f"this model cannot read on as trained (--rope plain, --force): its {kind} RoPE ends"
+        message = f"this model cannot read on as trained (--rope plain): its {kind} RoPE ends"
         hint = f"no larger context is possible so; up to {longest:,} tokens leave it out, else --rope auto or yarn:F"
         raise UsageError(f"{message} at {longest:,} tokens", hint=hint)
 

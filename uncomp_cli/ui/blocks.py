@@ -4,15 +4,17 @@
     paragraphs have in common?"""
 
 Only a text that begins with the quotes is a block, so quotes inside of a line mean themselves. The editor is $VISUAL,
-else $EDITOR, on a file of its own that is gone afterwards.
+else $EDITOR, else one of the usual ones, on a file of its own that is gone afterwards.
 '''
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,13 @@ from uncomp_cli.ui.console import Terminal
 PROMPT = "> "
 CONTINUATION = ". "
 QUOTES = '"""'
+_CLIPBOARDS = (
+    ("WAYLAND_DISPLAY", ("wl-copy",)),
+    ("DISPLAY", ("xclip", "-selection", "clipboard")),
+    ("DISPLAY", ("xsel", "--clipboard", "--input")),
+    ("HOME", ("pbcopy",)),
+)
+_EDITORS = ("sensible-editor", "nano", "vi")
 _EDITOR_HINT = "set VISUAL or EDITOR to an editor: export EDITOR=nano"
 
 
@@ -63,6 +72,18 @@ def edit_text(initial: str, terminal: Terminal) -> str:
         raise UncompError(f"the text for the editor cannot be kept: {error}", hint="set TMPDIR to a folder") from error
 
 
+def copy_text(text: str, terminal: Terminal) -> None:
+    """Put `text` into the clipboard: by a program for it, else by the terminal itself (OSC 52), be it far away."""
+    for needed, command in _CLIPBOARDS:
+        if os.environ.get(needed) and shutil.which(command[0]):
+            subprocess.run(command, input=text.encode("utf-8", "replace"), check=False, stdout=subprocess.DEVNULL)
+            return
+    if not terminal.animated:
+        raise UsageError("there is no clipboard here", hint="/save answer.md writes the conversation to a file")
+    terminal.stderr.write(f"\x1b]52;c;{b64encode(text.encode('utf-8', 'replace')).decode()}\x07")
+    terminal.stderr.flush()
+
+
 def _editor_command() -> list[str]:
     for variable in ("VISUAL", "EDITOR"):
         named = os.environ.get(variable, "").strip()
@@ -71,7 +92,10 @@ def _editor_command() -> list[str]:
                 return shlex.split(named)
             except ValueError as error:
                 raise UsageError(f"{variable} is {named!r}: {error}", hint=_EDITOR_HINT) from error
-    raise UsageError("no editor is named", hint=_EDITOR_HINT)
+    found = next(filter(None, map(shutil.which, _EDITORS)), None)
+    if found is None:
+        raise UsageError("no editor is named, and there is none of the usual ones", hint=_EDITOR_HINT)
+    return [found]
 
 
 def _run_editor(command: list[str], terminal: Terminal) -> None:

@@ -53,7 +53,8 @@ class Terminal:
     """The two output streams and what each may carry.
 
     `*_is_terminal` is about the device; `animated` says that standard error may be redrawn in place, `colour` that a
-    stream which is a terminal may be coloured; `debug` that a failure shows its traceback.
+    stream which is a terminal may be coloured; `verbose` that a readout is long, `thinking` that a model's thoughts are
+    shown, `debug` that a failure shows its traceback.
     """
 
     stdout: TextIO
@@ -63,6 +64,8 @@ class Terminal:
     colour: bool
     animated: bool
     quiet: bool = False
+    verbose: bool = False
+    thinking: bool = False
     debug: bool = False
 
     @classmethod
@@ -92,6 +95,15 @@ class Terminal:
         self.stdout.write(strip_controls(text) if self.stdout_is_terminal else text)
         self.stdout.flush()
 
+    def write_thought(self, text: str) -> None:
+        """A piece of what the model thinks, dimmed on standard error, where that is wanted."""
+        if self.thinking:
+            clean = strip_controls(text) if self.stderr_is_terminal else text
+            coloured = self.colour and self.stderr_is_terminal
+            with suppress(OSError):
+                self.stderr.write(f"{_STYLES['dim']}{clean}{_RESET}" if coloured else clean)
+                self.stderr.flush()
+
     def write_json(self, record: Mapping[str, object] | Sequence[object]) -> None:
         """One JSON value, on one line of standard output; what a terminal would obey is escaped in it."""
         self.stdout.write(json.dumps(record, ensure_ascii=False, allow_nan=False).translate(_JSON) + "\n")
@@ -100,6 +112,13 @@ class Terminal:
     def write_line(self, text: str = "") -> None:
         """A line of the asked-for report, on standard output."""
         self._write_report(self._fitted(text, "stdout"))
+
+    def write_heading(self, text: str) -> None:
+        """What the answer below is to, on standard output: bold where there is colour."""
+        line = strip_controls(text, single_line=True)
+        coloured = self.colour and self.stdout_is_terminal
+        self.stdout.write(f"{_BOLD}{line}{_RESET}\n" if coloured else f"{line}\n")
+        self.stdout.flush()
 
     def write_tables(self, tables: Sequence[Table], *, wide: bool = False) -> None:
         """Tables with their titles and notes, a blank line between them."""
@@ -184,7 +203,7 @@ class Terminal:
             shown = f"{_STYLES[label]}{label}:{_RESET}{shown.removeprefix(f'{label}:')}"
         elif coloured and style:
             shown = f"{_STYLES[style]}{shown}{_RESET}"
-        with suppress(BrokenPipeError):
+        with suppress(OSError):  # nobody reads any more, or the terminal is gone
             self.stderr.write(shown + "\n")
             self.stderr.flush()
 

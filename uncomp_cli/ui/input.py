@@ -5,7 +5,9 @@ text on every way in.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+import termios
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -30,7 +32,7 @@ def line_reader(
     the plain text of the bottom toolbar (asked once a prompt, "" for none), `history` is a file that only its owner
     can read (None: remembered until the end of the process).
     """
-    if not _is_terminal(sys.stdin) or not terminal.stderr_is_terminal:
+    if not is_typed(terminal):
         return lambda: _read_text(_read_line)
     if not terminal.animated:
         return _PlainReader(terminal)
@@ -39,16 +41,48 @@ def line_reader(
     return LineEditor(terminal, completer=completer, status=status, history=history).read
 
 
+def is_typed(terminal: Terminal) -> bool:
+    """Whether somebody sits there and sees what is asked."""
+    return _is_terminal(sys.stdin) and terminal.stderr_is_terminal
+
+
+@contextmanager
+def kept_keys(terminal: Terminal) -> Iterator[None]:
+    """What is typed meanwhile is not echoed into what is written: it waits for the prompt."""
+    if not terminal.animated or not _is_terminal(sys.stdin):
+        yield
+        return
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(descriptor, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        with suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+
 class _PlainReader:
-    """Lines from a terminal that can draw nothing: a prompt before each, and no key but what the terminal knows."""
+    """Lines from a terminal that can draw nothing: a prompt before each, and no key but what the terminal knows.
+
+    What was typed before a Ctrl-C is dropped by the terminal, which does not tell of it: a second one leaves.
+    """
 
     def __init__(self, terminal: Terminal) -> None:
         self.terminal = terminal
         self.prompt = PROMPT
 
     def __call__(self) -> str:
-        self.prompt = PROMPT
-        return _read_text(self._read_prompted)
+        for again in (True, False):
+            self.prompt = PROMPT
+            try:
+                return _read_text(self._read_prompted)
+            except KeyboardInterrupt:
+                if not again:
+                    raise
+                self.terminal.stderr.write("\n")
+        raise KeyboardInterrupt
 
     def _read_prompted(self) -> str:
         self.terminal.stderr.write(self.prompt)

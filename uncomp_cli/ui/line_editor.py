@@ -2,8 +2,8 @@
 
 Enter sends; in an open block it begins a new line, as Alt-Enter does everywhere; in Tab's menu it takes what is chosen.
 Tab writes as much as is certain, then shows a menu; the candidates are looked up while the key is handled, so that what
-is typed right behind it comes after them. What is pasted stays one text (bracketed paste). Everything is drawn on
-standard error.
+is typed right behind it comes after them. Ctrl-C clears what was typed, and leaves where nothing was. What is pasted
+stays one text (bracketed paste). Everything is drawn on standard error.
 
 The history is a file in the user's state directory that only its owner can read and write, in prompt_toolkit's own form
 (a comment with the time, then the lines, each behind a `+`). An entry is added by one write at the end of the file, so
@@ -99,6 +99,13 @@ def _key_bindings(candidates: Callable[[str], Sequence[str]]) -> KeyBindings:
     @bindings.add("tab", filter=typing)
     def look_up(event: KeyPressEvent) -> None:
         complete(event.current_buffer, candidates)
+
+    @bindings.add("c-c", filter=typing)
+    def clear(event: KeyPressEvent) -> None:
+        if event.current_buffer.text:
+            event.current_buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt(), style="class:aborting")
 
     @bindings.add("escape", "enter", filter=typing)
     def begin_line(event: KeyPressEvent) -> None:

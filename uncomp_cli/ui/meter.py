@@ -86,7 +86,9 @@ class Display:
         self._waiting = ExitStack()
         self._bar: tuple[Bar, TaskID] | None = None
         self._line_s = clock()
-        self._shows_pace = terminal.animated and not terminal.stdout_is_terminal and not terminal.quiet
+        self._shows_pace = terminal.animated and not (
+            terminal.stdout_is_terminal or terminal.quiet or terminal.thinking
+        )
         self._pace_s: float | None = None
 
     def __enter__(self) -> Self:
@@ -164,12 +166,10 @@ class Display:
 
 
 def pace_line(pace: Pace) -> str:
-    """`decode 14.2 tok/s · 31 tok · KV 8.1 MiB · entropy 0.41 · 2 of 5 answered`."""
-    speed = f"decode {format_decimal(pace.tokens / pace.elapsed_s)} tok/s · " if pace.elapsed_s > 0 else ""
-    value = pace.entropy()
-    unsure = "" if value is None else f" · entropy {value:.2f}"
+    """`14.2 tok/s · 31 tok · KV 8.1 MiB · 2 of 5 answered`."""
+    speed = f"{format_decimal(pace.tokens / pace.elapsed_s)} tok/s · " if pace.elapsed_s > 0 else ""
     rows = f" · {format_count(pace.answered)} of {format_count(pace.rows)} answered" if pace.rows > 1 else ""
-    return f"{speed}{format_count(pace.tokens)} tok · KV {format_bytes(pace.kv_bytes)}{unsure}{rows}"
+    return f"{speed}{format_count(pace.tokens)} tok · KV {format_bytes(pace.kv_bytes)}{rows}"
 
 
 def show(

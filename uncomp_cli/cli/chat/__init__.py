@@ -14,9 +14,13 @@ from uncomp_cli.cli.declare.options import (
     ReadingOptions,
     SamplingOptions,
     System,
+    Thinking,
+    Verbose,
+    cache_names,
     completing,
+    terminal_of,
 )
-from uncomp_cli.cli.declare.tree import only, option, sources_of
+from uncomp_cli.cli.declare.tree import brief, only, option, sources_of
 
 
 def _sessions() -> list[str]:
@@ -32,22 +36,46 @@ class ChatOptions:
     file: Annotated[
         tuple[str, ...],
         option(
-            "--file", "-f", help="File, directory or glob to talk about from the start; repeatable.", metavar="PATH"
+            "--file",
+            "-f",
+            help="File, directory or glob to talk about from the start; repeatable.",
+            metavar="PATH",
+            setting=False,
         ),
     ] = ()
     session: Annotated[
         str | None,
         option(
             "--session",
+            setting=False,
             help="Go on with the session of this name, or begin it; saved after every turn.",
             metavar="NAME",
             autocompletion=completing(_sessions),
+        ),
+    ] = None
+    cache: Annotated[
+        str | None,
+        option(
+            "--cache",
+            help="Begin behind a document that `uncomp ask --cache NAME` has kept.",
+            metavar="NAME",
+            autocompletion=cache_names,
+            setting=False,
         ),
     ] = None
     escalate: Escalate = False
     no_history: Annotated[
         bool, option("--no-history", help="Neither read nor write the file of what was typed before.")
     ] = False
+
+
+BRIEF = brief(
+    "file session cache escalate model preset budget context system max-new-tokens temperature quiet verbose",
+    ("uncomp chat", "talk about anything"),
+    ("uncomp chat -f report.pdf", "about a document, which is read first"),
+    ("uncomp chat --session work", "go on with a conversation, or begin it"),
+    ("uncomp chat -f book.txt --context 32k -b 20%", "past the trained length, in a fifth of the cache"),
+)
 
 
 def chat(
@@ -60,6 +88,8 @@ def chat(
     system: System = None,
     sampling: SamplingOptions,
     output: Annotated[OutputOptions, only("quiet")],
+    verbose: Verbose = False,
+    show_thinking: Thinking = False,
 ) -> None:
     """Talk with a model about documents or anything; /help lists what can be done on the way."""
     from uncomp_cli.cli.chat.loop import ChatJob, run_chat
@@ -68,6 +98,7 @@ def chat(
     job = ChatJob(
         paths=talk.file,
         session=talk.session,
+        cache=talk.cache,
         keeps_history=not talk.no_history,
         model=model.choice(),
         choice=replace(preset.choice(sampling.seed), usual=CHAT_PRESET, floor_tokens=LEAST_TOKENS),
@@ -77,4 +108,4 @@ def chat(
         escalates=talk.escalate,
         named=frozenset(key.replace("-", "_") for key, source in sources_of(ctx).items() if source != "DEFAULT"),
     )
-    run_chat(job, output.terminal(ctx))
+    run_chat(job, terminal_of(ctx, quiet=output.quiet, verbose=verbose, thinking=show_thinking))

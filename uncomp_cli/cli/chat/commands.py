@@ -16,7 +16,7 @@ _SPACE = re.compile(r"(?<!\\) ")
 _SPECIAL = re.compile(r"[\s'\"\\]")
 _ESCAPED = re.compile(r"\\(.)")
 _KEYS = (
-    ("Ctrl-C", "stop the answer and keep its text; at the prompt: leave"),
+    ("Ctrl-C", "stop the answer and keep its text; at the prompt: clear what was typed, or leave"),
     ('"""', "begins and ends a message of several lines; Alt-Enter begins a new line"),
     ("Tab", "completes commands, settings, presets and paths"),
 )
@@ -111,6 +111,10 @@ def _pages(talk: Talk, begun: str) -> list[str]:
     return [f"{page.path}:" for page in talk.chat.dialogue.pages() if page.path.startswith(begun)]
 
 
+def _files(talk: Talk, begun: str) -> list[str]:
+    return [page.path for page in talk.chat.dialogue.pages() if page.path.startswith(begun)]
+
+
 def _pins(talk: Talk, begun: str) -> list[str]:
     return [word for word in ("all", *(pin.label for pin in talk.chat.dialogue.pins)) if word.startswith(begun)]
 
@@ -156,7 +160,11 @@ _TABLE = (
     Command("/load", "FILE", "go on with a .json file or a session", history.load, _talks),
     Command("/retry", "", "answer the latest question again, with another seed", history.retry),
     Command("/undo", "[N]", "take back the latest exchange, or documents without a question", history.undo),
-    Command("/forget", "[N]", "forget the oldest exchange, to make room", history.forget),
+    Command(
+        "/forget", "[N|FILE]", "forget the oldest exchange, not its documents; or a document", history.forget, _files
+    ),
+    Command("/history", "[N]", "what was said, a line an exchange; one of them in full", history.show_history),
+    Command("/copy", "", "put the latest answer into the clipboard", history.copy),
     Command("/edit", "[TEXT]", "write a message in $EDITOR and send it", history.edit),
     Command("/clear", "", "forget the conversation, keep the system prompt", history.clear),
     Command("/exit", "", "leave; Ctrl-D does the same", _leave),

@@ -9,13 +9,13 @@ import difflib
 from dataclasses import fields, replace
 
 from uncomp_cli.asking.account import budget_lines
-from uncomp_cli.asking.doubts import HELD_BACK
+from uncomp_cli.asking.doubts import held_back
 from uncomp_cli.asking.readout import evidence_lines, evidence_warnings
 from uncomp_cli.asking.request import CHAT_CHOICE, preset_line, times
-from uncomp_cli.cli.chat.talk import Talk
+from uncomp_cli.cli.chat.talk import Talk, as_commands
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.errors import UsageError
-from uncomp_cli.numerals import format_bytes, format_count, format_decimal
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal, parse_count
 
 OWN_PROMPT = "default"
 _SWITCHES = ("recall", "escalate")
@@ -30,6 +30,7 @@ def set_system(talk: Talk, text: str) -> None:
         return
     dialogue.system = None if text == OWN_PROMPT else text
     done = "back to the model's own system prompt" if text == OWN_PROMPT else "system prompt set"
+    talk.chat.forget_unsaid()
     talk.say(f"{done}: the next turn reads the conversation again")
 
 
@@ -50,7 +51,8 @@ def set_value(talk: Talk, argument: str) -> None:
         value = _switched(name, text) if name in _SWITCHES else _number(talk.chat.session.sampling, name, text)
         talk.chat.set(**{name.replace("-", "_"): value})
         if name == "escalate" and value:
-            talk.say(HELD_BACK)
+            for line in held_back(talk.chat.session.preset):
+                talk.say(line)
     for each in [name] if name else settable():
         talk.tell(f"{each:18} {_shown(talk, each)}")
 
@@ -70,11 +72,15 @@ def _switched(name: str, text: str) -> bool:
 
 def _number(sampling: SamplingConfig, name: str, text: str) -> int | float:
     now: int | float = getattr(sampling, name.replace("-", "_"))
+    if isinstance(now, int):
+        count = parse_count(text)
+        if count is None:
+            raise UsageError(f"{name} is '{text}', not a whole number", hint=f"/set {name} {now}")
+        return count
     try:
-        return type(now)(text)
+        return float(text)
     except ValueError as error:
-        wanted = "a whole number" if isinstance(now, int) else "a number"
-        raise UsageError(f"{name} is '{text}', not {wanted}", hint=f"/set {name} {now}") from error
+        raise UsageError(f"{name} is '{text}', not a number", hint=f"/set {name} {now}") from error
 
 
 def set_budget(talk: Talk, argument: str) -> None:
@@ -147,7 +153,8 @@ def show_stats(talk: Talk, _: str) -> None:
     talk.tell(f"{turns} · {_context(talk)} {_gauge(session.cached_tokens / loaded.spec.trained_length)}")
     talk.tell(f"{_held(talk)} · weights {format_bytes(loaded.weights_bytes)}")
     talk.tell(preset_line(session.preset))
-    talk.show_readout()
+    if talk.chat.latest is not None:
+        talk.tell(talk.chat.latest.readout(verbose=True))
 
 
 def _context(talk: Talk) -> str:
@@ -185,7 +192,7 @@ def show_evidence(talk: Talk, _: str) -> None:
     for line in evidence_lines(found):
         talk.tell(line)
     for warning in evidence_warnings(found):
-        talk.terminal.warn(warning.replace("--budget", "/budget"))
+        talk.terminal.warn(as_commands(warning))
 
 
 def pin(talk: Talk, argument: str) -> None:

@@ -4,18 +4,20 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 
 from uncomp_cli.asking.dialogue import exchanges
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.documents.collection import DocumentSet, read_documents
-from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.errors import DoesNotFitError, UsageError, require
 from uncomp_cli.numerals import format_bytes, format_count
 from uncomp_cli.sessions.folder import load_transcript, read_session
 from uncomp_cli.sessions.transcript import Entry, Transcript
-from uncomp_cli.ui.blocks import edit_text
+from uncomp_cli.ui.blocks import copy_text, edit_text
 from uncomp_cli.ui.console import Terminal
 
 _LARGE_BYTES = 2**26
+_LINE = 80
 
 
 def add_files(talk: Talk, argument: str) -> None:
@@ -84,7 +86,9 @@ def undo(talk: Talk, argument: str) -> None:
     """Take back the latest exchanges, or the documents that were added behind them."""
     dialogue = talk.chat.dialogue
     if dialogue.pending and not argument:
-        talk.say(f"{', '.join(each.path for each in dialogue.drop_pending())} taken out again")
+        gone_documents = dialogue.drop_pending()
+        talk.chat.forget_unsaid()
+        talk.say(f"{', '.join(each.path for each in gone_documents)} taken out again")
         return
     gone = talk.chat.undo(_count(argument, "/undo"))
     names = _attached(gone)
@@ -93,10 +97,48 @@ def undo(talk: Talk, argument: str) -> None:
 
 
 def forget(talk: Talk, argument: str) -> None:
-    """Forget the oldest exchanges, so that there is room."""
-    gone = talk.chat.dialogue.drop_first(_count(argument, "/forget"))
-    with_them = f", with {_attached(gone)}" if _attached(gone) else ""
-    talk.say(f"the oldest {_exchanges(gone)} forgotten{with_them}: the next turn reads the conversation again")
+    """Forget the oldest exchanges, whose documents stay, or a document, so that there is room."""
+    dialogue, again = talk.chat.dialogue, "the next turn reads the conversation again"
+    if argument and not argument.isdecimal():
+        dialogue.drop_document(_one_word(argument))
+        talk.say(f"{_one_word(argument)} forgotten: {again}")
+    else:
+        gone = dialogue.drop_first(_count(argument, "/forget"))
+        names = _attached(gone)
+        stays = f"; {names} stays, /forget FILE forgets it too" if names else ""
+        talk.say(f"the oldest {_exchanges(gone)} forgotten: {again}{stays}")
+    talk.chat.forget_unsaid()
+
+
+def exchange_lines(exchange: list[Entry]) -> list[str]:
+    """A question and what was answered."""
+    question, *answers = exchange
+    said = [answer.text + (" [interrupted]" if answer.interrupted else "") for answer in answers]
+    return [f"> {question.spoken}", *said]
+
+
+def show_history(talk: Talk, argument: str) -> None:
+    """Every exchange in a line, or one of them in full."""
+    found = talk.chat.dialogue.exchanges
+    if argument:
+        number = _count(argument, "/history")
+        require(number <= len(found), f"there is no exchange {number}", hint=f"there are {exchanges(len(found))}")
+        for line in exchange_lines(found[number - 1]):
+            talk.tell(line)
+        return
+    for number, (question, *answers) in enumerate(found, start=1):
+        said = " ".join(f"{question.spoken} → {''.join(each.text for each in answers)}".split())
+        talk.tell(shorten(f"{number:>3}  {said}", _LINE, placeholder="…"))
+    if not found:
+        talk.tell("nothing has been said yet")
+
+
+def copy(talk: Talk, _: str) -> None:
+    """Put the latest answer into the clipboard."""
+    answers = [entry.text for entry in talk.chat.dialogue.entries if entry.role == "assistant"]
+    require(bool(answers), "there is no answer to copy", hint="type a question")
+    copy_text(answers[-1], talk.terminal)
+    talk.say(f"{format_count(len(answers[-1]))} characters copied")
 
 
 def edit(talk: Talk, argument: str) -> None:

@@ -5,7 +5,6 @@ or a turn, and keeps the session's file as it now is. Ctrl-C at the prompt leave
 and the chat goes on. What fails is told in two lines, and the conversation is as it was.
 """
 
-import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -14,24 +13,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uncomp_cli.asking.dialogue import exchanges
-from uncomp_cli.asking.doubts import HELD_BACK, check_calibrated
-from uncomp_cli.asking.request import CHAT_PRESET, ModelChoice, PresetChoice, check_text
+from uncomp_cli.asking.doubts import check_calibrated, held_back
+from uncomp_cli.asking.request import CHAT_PRESET, ModelChoice, PresetChoice, check_text, shelf_of
 from uncomp_cli.asking.startup import check_context_fits, check_grows, lengthen_for_growth, load
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.chat.commands import candidates, is_command, run_command
 from uncomp_cli.cli.chat.controls import status_line
-from uncomp_cli.cli.chat.history import read_files, restore
-from uncomp_cli.cli.chat.talk import Talk
-from uncomp_cli.cli.declare.failures import show_failure
+from uncomp_cli.cli.chat.history import exchange_lines, read_files, restore
+from uncomp_cli.cli.chat.talk import Talk, as_commands
+from uncomp_cli.cli.declare.failures import ended_by, show_failure
 from uncomp_cli.config import Limits, SamplingConfig
-from uncomp_cli.errors import UncompError
+from uncomp_cli.errors import UncompError, UsageError, require
+from uncomp_cli.numerals import format_bytes, format_count
 from uncomp_cli.sessions.folder import SessionFile, open_session
 from uncomp_cli.sessions.transcript import Transcript
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.input import line_reader
+from uncomp_cli.ui.input import is_typed, line_reader
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
+    from uncomp_cli.engine.engine import Engine
     from uncomp_cli.models.runnable import LoadedModel
 
 
@@ -48,6 +49,7 @@ class ChatJob:
     system: str | None
     sampling: SamplingConfig
     escalates: bool = False
+    cache: str | None = None
     named: frozenset[str] = frozenset()
 
     def going_on(self, saved: Transcript) -> "ChatJob":
@@ -73,6 +75,9 @@ def run_chat(job: ChatJob, terminal: Terminal) -> None:
 
 
 def _talk(job: ChatJob, saved: Transcript | None, file: SessionFile | None, terminal: Terminal) -> None:
+    if job.cache is not None and saved is not None and saved.entries:
+        message = f"session {job.session} goes on with its own documents, and --cache {job.cache} begins with another"
+        raise UsageError(message, hint="leave one of the two out")
     check_grows(job.model, "a conversation")
     documents = read_files(job.paths, terminal) if job.paths else None
     with loading(terminal, "preparing"):
@@ -80,7 +85,7 @@ def _talk(job: ChatJob, saved: Transcript | None, file: SessionFile | None, term
         if job.escalates:
             check_calibrated(preset, "--escalate")
     talk = open_talk(job, show(load(job.model), terminal), terminal)
-    loop = Loop(talk, file, saved)
+    loop = Loop(talk, file, saved, asks=is_typed(terminal))
     talk.say(f"{talk.chat.loaded.info.name} · /help shows the commands, Ctrl-D leaves")
     if saved is not None:
         restore(talk, saved)  # what stops it leaves the file as it is
@@ -107,20 +112,44 @@ def open_talk(job: ChatJob, loaded: "LoadedModel", terminal: Terminal) -> Talk:
     loaded = show(lengthen_for_growth(loaded, job.model.rope_choice), terminal)
     preset, notes = job.choice.settled(fingerprint(loaded), any_question=True)
     check_context_fits(job.model, loaded, preset)
-    session = Engine(loaded, sampling=job.sampling, limits=job.limits, matmul=job.model.matmul).conversation(preset)
+    engine = Engine(loaded, sampling=job.sampling, limits=job.limits, matmul=job.model.matmul)
+    session = engine.conversation(preset)
     talk = Talk(Chat(session, job.choice, system=job.system, name=_lasting_name(job.model.name)), terminal)
+    if job.cache is not None:
+        notes = [*notes, _open(job, talk, engine)]
     if job.escalates:
         talk.chat.set(escalate=True)
-        notes = [*notes, HELD_BACK]
+        notes = [*notes, *held_back(preset)]
     for note in notes:
         talk.say(note)
     return talk
+
+
+def _open(job: ChatJob, talk: Talk, engine: "Engine") -> str:
+    """Begin behind the saved document that was named."""
+    from uncomp_cli.engine.tokens.prompt import Prompt
+    from uncomp_cli.engine.tokens.tokens import Tokens
+
+    shelf, session = shelf_of(), talk.chat.session
+    entry = shelf.find(str(job.cache))
+    kept, system = entry.manifest.kv_bits, entry.manifest.record.system
+    require(
+        kept == 16, f"cache '{entry.name}' is held in {kept} bits, a chat's is not", hint="keep it with --kv-bits 16"
+    )
+    if job.system not in (None, system):
+        message = f"cache '{entry.name}' was saved with the system prompt {system!r}, not {job.system!r}"
+        raise UsageError(message, hint="leave --system out, or read the document anew: -f")
+    talk.chat.open(engine.open(shelf, entry, Prompt(Tokens.of(), ((),)), session.preset, as_saved=True), entry.name)
+    tokens, size = format_count(session.cached_tokens), format_bytes(session.kv_bytes)
+    return f"opened {entry.name}: {tokens} tokens · KV {size} · the next question may be about it"
 
 
 def _go_on(job: ChatJob, talk: Talk) -> None:
     """Read the conversation that was saved."""
     dialogue = talk.chat.dialogue
     if dialogue.entries:
+        for line in exchange_lines(dialogue.exchanges[-1]):
+            talk.say(line)
         talk.show(talk.chat.read_again(f"session {job.session}: {exchanges(len(dialogue.exchanges))}"))
 
 
@@ -136,28 +165,40 @@ def _history(job: ChatJob) -> Path | None:
     return history_path() if job.keeps_history else None
 
 
-_FLAGS = re.compile(r"--(budget|pin|preset|system)\b")
-
-
 class Loop:
-    """A chat that goes on until it is left; `file` is saved after whatever changed the conversation."""
+    """A chat that goes on until it is left; `file` is saved after whatever changed the conversation.
 
-    def __init__(self, talk: Talk, file: "SessionFile | None" = None, saved: "Transcript | None" = None) -> None:
+    With `asks`, who would lose a conversation by leaving is told so once.
+    """
+
+    def __init__(
+        self, talk: Talk, file: SessionFile | None = None, saved: Transcript | None = None, *, asks: bool = False
+    ) -> None:
         self.talk = talk
-        self._file, self._saved = file, saved
+        self._file, self._saved, self._asks = file, saved, asks
 
     def run(self, read_text: Callable[[], str]) -> None:
-        """Take texts until they end, /exit, or Ctrl-C at the prompt; what fails is told and the chat goes on."""
-        while True:
+        """Take texts until they end, /exit, or Ctrl-C on an empty line; what fails is told and the chat goes on."""
+        while ended_by() is None:
             try:
                 text = read_text()
             except (EOFError, KeyboardInterrupt):
-                return
+                if self._may_leave():
+                    return
             except UncompError as error:
                 show_failure(error, self.talk.terminal)
-                continue
-            if not self.guarded(partial(self.take, text)):
-                return
+            else:
+                if not self.guarded(partial(self.take, text)) and self._may_leave():
+                    return
+
+    def _may_leave(self) -> bool:
+        """Whether nothing is lost, or that has been said since it was."""
+        chat = self.talk.chat
+        if not self._asks or self._file is not None or chat.is_saved or ended_by() is not None:
+            return True
+        self.talk.tell("the conversation is not saved: /save talk.json keeps it; leave again to lose it")
+        chat.given_up = list(chat.dialogue.entries)
+        return False
 
     def guarded(self, work: Callable[[], None]) -> bool:
         """Do `work` and save; False when it was to leave. Ctrl-C and failures end the work alone."""
@@ -202,6 +243,6 @@ class Loop:
 def _in_chat(error: Exception) -> Exception:
     """`error` that names commands in the place of flags."""
     if isinstance(error, UncompError):
-        error.message = _FLAGS.sub(r"/\1", error.message)
-        error.hint = None if error.hint is None else _FLAGS.sub(r"/\1", error.hint)
+        error.message = as_commands(error.message)
+        error.hint = None if error.hint is None else as_commands(error.hint)
     return error

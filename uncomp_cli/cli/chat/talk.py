@@ -3,25 +3,30 @@
 When the context is full the user is told and chooses: nothing falls out by itself.
 """
 
+import re
 from collections.abc import Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from uncomp_cli.asking.events import Done, Event, Piece, Stopped
-from uncomp_cli.asking.readout import readout
+from uncomp_cli.asking.events import Done, Event, Piece, Stopped, Thought
 from uncomp_cli.errors import DoesNotFitError
-from uncomp_cli.numerals import format_count
+from uncomp_cli.ui.input import kept_keys
 from uncomp_cli.ui.meter import show
 
 if TYPE_CHECKING:
     from uncomp_cli.asking.chat import Chat
-    from uncomp_cli.engine.records import RunStats
     from uncomp_cli.ui.console import Terminal
 
 
 T = TypeVar("T")
 _NEARLY_FULL = 0.9
 _SHOWN = 30
+_COMMANDS = re.compile(r"--(?:(budget|pin|preset|system)|(max-new-tokens|repetition-penalty))\b")
+
+
+def as_commands(text: str) -> str:
+    """`text` that names commands in the place of flags."""
+    return _COMMANDS.sub(lambda flag: f"/{flag[1]}" if flag[1] else f"/set {flag[2]}", text)
 
 
 class Talk:
@@ -47,7 +52,8 @@ class Talk:
         """Show what happens; Ctrl-C goes to the work, which ends itself well. Returns what the work does."""
         screen = _Screen(self)
         try:
-            return show(events, self.terminal, tell=screen.tell)
+            with kept_keys(self.terminal):
+                return show(events, self.terminal, tell=screen.tell)
         except DoesNotFitError as error:
             hint = self.ways_out() if error.hint is None or "--rope" in error.hint else error.hint
             raise DoesNotFitError(error.message, hint=hint) from error
@@ -61,14 +67,9 @@ class Talk:
             return "use something shorter, or leave and come back with a larger --context"
         oldest = exchanges[0][0].spoken.split("\n")[0]
         shown = oldest if len(oldest) <= _SHOWN else oldest[: _SHOWN - 1] + "…"
-        return f"/forget 1 drops the oldest exchange ({shown}), /undo the latest, /clear all"
-
-    def show_readout(self) -> None:
-        """What the latest answer took."""
-        stats = self.chat.session.stats
-        if stats is not None:
-            cached = f"cached {format_count(stats.cached_tokens)} · " if stats.cached_tokens else ""
-            self.say(cached + readout(stats, self.chat.loaded.spec.trained_length))
+        pages = self.chat.dialogue.pages()
+        document = f", /forget {pages[0].path} a document" if pages else ""
+        return f"/forget 1 drops the oldest exchange ({shown}){document}, /undo the latest, /clear all"
 
 
 class _Screen:
@@ -83,6 +84,8 @@ class _Screen:
         if isinstance(event, Piece):
             self._line = True
             self._terminal.write_answer(event.text)
+        elif isinstance(event, Thought):
+            self._terminal.write_thought(event.text)
         elif isinstance(event, Stopped):
             self._talk.say("stopped before the answer began")
         elif isinstance(event, Done):
@@ -99,20 +102,14 @@ class _Screen:
         talk, stats = self._talk, done.stats
         self._line = self._line is not False  # one that was stopped before a piece was shown has an empty one
         self.end_line()
-        for line in self._endings(stats):
-            talk.say(line)
-        talk.show_readout()
+        if stats.finish_reason == "interrupted":
+            talk.say("[interrupted: what is above stays in the conversation]")
+        elif done.ending is not None:
+            full = stats.prompt_tokens + stats.completion_tokens >= done.context_limit
+            talk.say(f"[{as_commands(done.ending)}{f': {talk.ways_out()}' if full else ''}]")
+        talk.say(done.readout(verbose=self._terminal.verbose))
         for doubt in done.doubts:
             self._terminal.warn(doubt)
         used = stats.prompt_tokens + stats.completion_tokens
         if _NEARLY_FULL * done.context_limit <= used < done.context_limit:
             talk.say(f"the context is nearly full: {talk.ways_out()}")
-
-    def _endings(self, stats: "RunStats") -> list[str]:
-        if stats.finish_reason == "interrupted":
-            return ["[interrupted: what is above stays in the conversation]"]
-        if stats.finish_reason != "length":
-            return []
-        if stats.completion_tokens < self._talk.chat.session.sampling.max_new_tokens:
-            return [f"[the answer ended because the context is full: {self._talk.ways_out()}]"]
-        return ["[the answer ended at its longest length; /set max-new-tokens N sets it]"]

@@ -2,10 +2,12 @@
 
     def ask(ctx: typer.Context, *, model: ModelOptions, sampling: SamplingOptions, output: OutputOptions) -> None: ...
 
-Every one is also an environment variable and a key of the configuration file (tree.py); signature.py makes of a group
-what Typer reads. What is in no group, or in one and also alone, is an alias. Defaults are those of config.py.
+Every one is also an environment variable and a key of the configuration file (tree.py), but for what a command is to do
+once, such as which file it reads: left over in a variable it would change every later command. What is in no group, or
+in one and also alone, is an alias. Defaults are those of config.py.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -19,15 +21,17 @@ from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.policies import POLICIES
 from uncomp_cli.budget.presets import DEFAULT_PRESET, list_presets
 from uncomp_cli.budget.thinning import THINNINGS
-from uncomp_cli.cli.declare.tree import only, option
+from uncomp_cli.cli.declare.tree import only, option, sources_of
 from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
 from uncomp_cli.errors import UsageError
+from uncomp_cli.numerals import parse_count
 from uncomp_cli.ui.console import Terminal, strip_controls
 
 MODEL_PANEL = "Model"
 COMPRESSION_PANEL = "Compression"
 GENERATION_PANEL = "Generation"
 OUTPUT_PANEL = "Output"
+TRUST_PANEL = "Trust"
 
 DEFAULT_SEED = SamplingConfig().seed
 _model, _compression, _generation, _output = (
@@ -35,8 +39,8 @@ _model, _compression, _generation, _output = (
 )
 _SAMPLING = SamplingConfig()
 _AUTO = "auto"
+_RENAMED = {"force": "--rope plain", "save-cache": "--cache NAME", "reuse": "--cache", "explain-budget": "--why"}
 _OF_PRESET = "the preset's"
-_MOST_DIGITS = 18
 
 
 def completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
@@ -73,11 +77,25 @@ preset_names = completing(lambda: [preset.name for preset in list_presets()])
 policy_names, thinning_names = completing(lambda: POLICIES), completing(lambda: THINNINGS)
 
 
+_FLAGS = {"scorer": "scorer", "kv_bits": "kv-bits", "thinning": "thin"}
+
+
+def _part(text: str) -> tuple[str, str | int]:
+    """What stands behind a policy: `8bit`, `thin=…`, or a scorer."""
+    bits = re.fullmatch(r"(16|8|4)bit", text)
+    if bits:
+        return "kv_bits", int(bits[1])
+    name, is_set, value = text.partition("=")
+    if is_set and name != "thin":
+        raise UsageError(f"'{text}' is nothing that follows a policy", hint="write uncertain/agreement/8bit/thin=none")
+    return ("thinning", value) if is_set else ("scorer", text)
+
+
 def _tokens_of(text: str) -> int:
-    word = text.strip().replace(",", "")
-    if not word.isdecimal() or len(word) > _MOST_DIGITS:
+    tokens = parse_count(text)
+    if tokens is None:
         raise UsageError(f"chunk '{text}' is not a number of tokens", hint="use --chunk 2048, or --chunk auto")
-    return int(word)
+    return tokens
 
 
 File = Annotated[
@@ -88,6 +106,7 @@ File = Annotated[
         help="File, directory, glob, or - for standard input; repeatable.",
         metavar="PATH",
         show_default="standard input",
+        setting=False,
     ),
 ]
 Truncate = Annotated[
@@ -104,8 +123,9 @@ System = Annotated[
 ]
 Escalate = Annotated[
     bool,
-    _compression(
+    option(
         "--escalate",
+        panel=TRUST_PANEL,
         help="When the retrieval heads are unusually uncertain, ask again with twice the budget, up to full.",
     ),
 ]
@@ -168,10 +188,7 @@ class ModelOptions:
             show_default="the trained length",
         ),
     ] = None
-    force: Annotated[
-        bool,
-        _model("--force", help="Read on past the trained length as trained (--rope plain).", setting=False),
-    ] = False
+    force: Annotated[bool, _model("--force", help="Now --rope plain.", setting=False, hidden=True)] = False
     matmul: Annotated[
         Literal["float32", "bfloat16", "int8"],
         _model(
@@ -228,9 +245,10 @@ class PresetOptions:
         str | None,
         _compression(
             "--policy",
-            help=f"How the budget is spread over layers and heads: {', '.join(POLICIES)}.",
+            help=f"How the budget is spread over layers and heads: {', '.join(POLICIES)}; scorer, bits and thinning "
+            "may stand behind it, as in uncomp eval: uncertain/agreement/8bit/thin=none.",
             autocompletion=policy_names,
-            metavar="NAME[:KEY=VALUE,…]",
+            metavar="NAME[:KEY=VALUE,…][/…]",
             show_default=_OF_PRESET,
         ),
     ] = None
@@ -262,8 +280,17 @@ class PresetOptions:
     ] = None
 
     def choice(self, seed: int) -> PresetChoice:
-        """The same as the asking layer takes it."""
-        return PresetChoice(seed=seed, **fields_of(self))
+        """The same as the asking layer takes it; a policy may name scorer, bits and thinning too, as in eval."""
+        given = fields_of(self)
+        policy, *parts = [None] if self.policy is None else self.policy.split("/")
+        given["policy"] = policy
+        for part in parts:
+            name, value = _part(str(part))
+            if given.get(name) is not None:
+                message = f"--policy {self.policy} and --{_FLAGS[name]} {given[name]} both choose one thing"
+                raise UsageError(message, hint="leave one of the two out")
+            given[name] = value
+        return PresetChoice(seed=seed, **given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,25 +335,21 @@ class ReadingOptions:
 
 @dataclass(frozen=True, slots=True)
 class SavingOptions:
-    """Saving a document that was read, and answering from one that was saved."""
+    """A document that was read and is kept on the disk, for any question about it."""
 
-    save_cache: Annotated[
+    cache: Annotated[
         str | None,
-        _compression(
-            "--save-cache", help="Save the compressed document under this name; later: --reuse NAME.", metavar="NAME"
-        ),
-    ] = None
-    reuse: Annotated[
-        str | None,
-        _compression(
-            "--reuse",
-            help="Answer from a saved document instead of reading it: by name (then -f is not needed), or auto: one "
-            "that was made from just this, which is saved when there is none. Kept by preset unseen, unless another is "
-            "named.",
+        option(
+            "--cache",
+            help="Keep what is read, and answer from it without reading it again: by name (then -f is not needed any "
+            "more), or auto: by what it is read from. Kept by preset unseen, unless another is named.",
             metavar="NAME|auto",
             autocompletion=completing(lambda: [_AUTO, *_caches()]),
+            setting=False,
         ),
     ] = None
+    save_cache: Annotated[str | None, option("--save-cache", help="Now --cache.", setting=False, hidden=True)] = None
+    reuse: Annotated[str | None, option("--reuse", help="Now --cache.", setting=False, hidden=True)] = None
     cache_size: Annotated[
         str,
         _compression(
@@ -390,12 +413,25 @@ class OutputOptions:
         return terminal_of(ctx, quiet=self.quiet)
 
 
+Verbose = Annotated[bool, _output("--verbose", "-v", help="Say all of what an answer took, not only the main of it.")]
+
+
 def fields_of(group: Any) -> dict[str, Any]:
     """The values of a group of options by their names."""
     return {item.name: getattr(group, item.name) for item in fields(group)}
 
 
-def terminal_of(ctx: typer.Context, *, quiet: bool = False) -> Terminal:
-    """The terminal that the root command decided on, made quiet when asked for."""
+Thinking = Annotated[
+    bool, _output("--show-thinking", help="Show what a reasoning model thinks before it answers, on standard error.")
+]
+
+
+def terminal_of(ctx: typer.Context, *, quiet: bool = False, verbose: bool = False, thinking: bool = False) -> Terminal:
+    """The terminal that the root command decided on, made quiet or verbose when asked for."""
     terminal = ctx.find_object(Terminal) or Terminal.detect()
-    return replace(terminal, quiet=terminal.quiet or quiet)
+    terminal = replace(terminal, quiet=terminal.quiet or quiet, verbose=verbose, thinking=thinking)
+    sources = sources_of(ctx)
+    for old, new in _RENAMED.items():
+        if sources.get(old) == "COMMANDLINE":
+            terminal.note(f"--{old} is called {new} now; the old name will go")
+    return terminal

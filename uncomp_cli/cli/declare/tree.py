@@ -19,17 +19,22 @@ part of a group with `Annotated[OutputOptions, only("quiet")]`; the other fields
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import wraps
+from functools import partial, wraps
 from types import GenericAlias
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.models import OptionInfo
+
+from uncomp_cli.numerals import parse_count
 
 ENV_PREFIX = "UNCOMP_"
+_ALL = "uncomp.help_all"
 
 # Typer keeps its context, parameter and formatter classes private: they are Any here.
 Context = Any
@@ -37,11 +42,40 @@ Parameter = Any
 Command = Any
 
 
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """What --help shows of a command that has many options: some of them, and examples; --help-all shows them all."""
+
+    options: frozenset[str]
+    examples: tuple[tuple[str, str], ...]
+
+
+def brief(options: str, *examples: tuple[str, str]) -> Brief:
+    """These options, by their keys, and examples: a command line and what it does."""
+    return Brief(frozenset(options.split()), examples)
+
+
 class PlainCommand(TyperCommand):
-    """A command whose help lists its options by panel."""
+    """A command whose help lists its options by panel, all of them or what is `brief`."""
+
+    brief: Brief | None = None
 
     def format_options(self, ctx: Context, formatter: Any) -> None:
-        _write_panels(self.get_params(ctx), ctx, formatter)
+        params, shown = self.get_params(ctx), self.brief
+        if shown is None or ctx.meta.get(_ALL):
+            _write_panels(params, ctx, formatter)
+            return
+        told = {*shown.options, "help", "help-all"}
+        _write_panels([each for each in params if not _is_option(each) or key_name(each.opts) in told], ctx, formatter)
+        with formatter.section("Examples"):
+            formatter.write_dl(shown.examples)
+
+
+def _show_all(ctx: typer.Context, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        ctx.meta[_ALL] = True
+        typer.echo(ctx.get_help())
+        raise typer.Exit
 
 
 class PlainGroup(TyperGroup):
@@ -50,6 +84,23 @@ class PlainGroup(TyperGroup):
     def format_options(self, ctx: Context, formatter: Any) -> None:
         self.format_commands(ctx, formatter)
         _write_panels(self.get_params(ctx), ctx, formatter)
+
+
+_HELP_ALL = inspect.Parameter(
+    "help_all",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[
+        bool,
+        typer.Option(
+            "--help-all",
+            is_eager=True,
+            expose_value=False,
+            callback=_show_all,
+            help="Show all options and exit.",
+        ),
+    ],
+)
 
 
 def group(name: str, help_text: str, **settings: Any) -> typer.Typer:
@@ -66,11 +117,14 @@ def group(name: str, help_text: str, **settings: Any) -> typer.Typer:
     )
 
 
-def command_of(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command_of(
+    app: typer.Typer, name: str, *, shown: Brief | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function the command `name` of a Typer application, with what its groups of options hold."""
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
-        app.command(name, cls=PlainCommand)(expand(function))
+        more = () if shown is None else (_HELP_ALL,)
+        app.command(name, cls=type("Plain", (PlainCommand,), {"brief": shown}))(expand(function, *more))
         return function
 
     return add
@@ -100,7 +154,7 @@ def settings_of(command: Command) -> dict[str, Parameter]:
 
 def sources_of(ctx: Context) -> dict[str, str]:
     """Where the value of every option of the running command comes from: COMMANDLINE, ENVIRONMENT and so on."""
-    options = [param for param in ctx.command.params if param.param_type_name == "option"]
+    options = [param for param in ctx.command.params if _is_option(param)]
     return {key_name(param.opts): str(ctx.get_parameter_source(param.name).name) for param in options}
 
 
@@ -119,7 +173,11 @@ def walk(command: Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
 
 def _is_setting(param: Parameter) -> bool:
     envvar = getattr(param, "envvar", None)
-    return param.param_type_name == "option" and isinstance(envvar, str) and envvar.startswith(ENV_PREFIX)
+    return _is_option(param) and isinstance(envvar, str) and envvar.startswith(ENV_PREFIX)
+
+
+def _is_option(param: Parameter) -> bool:
+    return bool(param.param_type_name == "option")
 
 
 def _write_panels(params: list[Parameter], ctx: Context, formatter: Any) -> None:
@@ -147,8 +205,11 @@ def only(*names: str, **shown: str) -> Only:
     return Only(frozenset(names), shown)
 
 
-def expand(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`command` as Typer can read it: every group in its signature is replaced by its options."""
+def expand(command: Callable[..., Any], *more: inspect.Parameter) -> Callable[..., Any]:
+    """`command` as Typer can read it: every group in its signature is replaced by its options, and `more` comes behind.
+
+    What is more is not told to the command.
+    """
     hints = get_type_hints(command, include_extras=True)
     names = inspect.signature(command).parameters
     groups = {name: dict(_options(name, hints[name])) for name in names if is_dataclass(_bare(hints[name]))}
@@ -163,10 +224,10 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
 
     parameters: list[inspect.Parameter] = []
     for name, parameter in names.items():
-        own = parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        own = parameter.replace(annotation=_with_counts(hints[name]), kind=inspect.Parameter.KEYWORD_ONLY)
         parameters += groups[name].values() if name in groups else [own]
     expanded = wraps(command)(run)
-    vars(expanded)["__signature__"] = inspect.Signature(parameters)
+    vars(expanded)["__signature__"] = inspect.Signature([*parameters, *more])
     return expanded
 
 
@@ -187,7 +248,7 @@ def _options(group: str, hint: Any) -> Iterator[tuple[str, inspect.Parameter]]:
 
 def _parameter(name: str, hint: Any, default: Any, shown: str | None) -> inspect.Parameter:
     """A field as Typer reads it. The default of what may be given several times is told, and not given to Typer."""
-    kind, option = get_args(hint)
+    kind, option = get_args(_with_counts(hint))
     option = copy(option)
     if get_origin(kind) is tuple:
         shown = shown or (", ".join(map(str, default)) if option.show_default is True else None)
@@ -197,6 +258,31 @@ def _parameter(name: str, hint: Any, default: Any, shown: str | None) -> inspect
     option.show_default = shown or option.show_default
     default = inspect.Parameter.empty if default is MISSING else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def _with_counts(hint: Any) -> Any:
+    """A whole number may be written `2k`."""
+    kind, *notes = get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
+    counted = kind in (int, int | None, tuple[int, ...], list[int] | None)
+    if not (counted and notes and isinstance(notes[0], OptionInfo) and notes[0].parser is None):
+        return hint
+    option = copy(notes[0])
+    option.parser = partial(_count, least=option.min, most=option.max)
+    option.min = option.max = None
+    return Annotated[kind, option]
+
+
+def _count(given: str | int, *, least: float | None, most: float | None) -> int:
+    """A whole number as it was typed. Raises typer.BadParameter for none, and for one that is out of range."""
+    plain = isinstance(given, int) or re.fullmatch(r"-?[0-9]{1,100}", given.strip())
+    count = int(given) if plain else parse_count(str(given))
+    if count is None:
+        raise typer.BadParameter(f"'{given}' is not a valid integer.")
+    if (least is not None and count < least) or (most is not None and count > most):
+        ends = ("" if least is None else f"{least:g}<=") + "x" + ("" if most is None else f"<={most:g}")
+        shown = f"x>={least:g}" if most is None else ends
+        raise typer.BadParameter(f"{count} is not in the range {shown}.")
+    return count
 
 
 def _filled(kind: type, options: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> Any:

@@ -130,7 +130,9 @@ class EvalOptions:
     plot: Plot = None
     markdown: Annotated[
         Path | None,
-        option("--markdown", help="Write the tables as Markdown too.", metavar="PATH", panel=RESULTS_PANEL),
+        option(
+            "--markdown", help="Write the tables as Markdown too.", metavar="PATH", panel=RESULTS_PANEL, setting=False
+        ),
     ] = None
 
 

@@ -35,10 +35,12 @@ Out = Annotated[
         metavar="PATH",
         show_default="a file of its own in the data directory for every combination of model, text and seed",
         panel=RESULTS_PANEL,
+        setting=False,
     ),
 ]
 Plot = Annotated[
-    Path | None, option("--plot", help="Draw pictures into this directory.", metavar="DIR", panel=RESULTS_PANEL)
+    Path | None,
+    option("--plot", help="Draw pictures into this directory.", metavar="DIR", panel=RESULTS_PANEL, setting=False),
 ]
 
 

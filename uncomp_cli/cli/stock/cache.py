@@ -1,6 +1,6 @@
 """`uncomp cache`: documents that were read, compressed and saved, to be asked about again.
 
-`uncomp ask --save-cache NAME` and `--reuse` make them.
+`uncomp ask --cache` makes them.
 """
 
 import re
@@ -56,7 +56,7 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
         terminal.write_json([_record(entry) for entry in entries])
         return
     if not entries:
-        terminal.note(f"no saved documents in {shelf.folder} yet: uncomp ask --save-cache NAME saves one")
+        terminal.note(f"no saved documents in {shelf.folder} yet: uncomp ask --cache NAME saves one")
     columns = ("NAME", "HASH", "MODEL", "TOKENS", "BUDGET", "SIZE", "OF FULL", "USED", "DOCUMENTS")
     terminal.write_table(Table(columns, [_row(entry) for entry in entries]))
 

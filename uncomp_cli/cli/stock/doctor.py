@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import psutil
 import typer
 
 from uncomp_cli import __version__
@@ -89,6 +88,12 @@ def _device_memory() -> list[dict[str, int]]:
     return [{"free_bytes": free, "total_bytes": total} for free, total in pairs]
 
 
+def _memory() -> Any:
+    import psutil
+
+    return psutil.virtual_memory()
+
+
 def _quantization() -> str:
     import torch
 
@@ -142,8 +147,8 @@ _PROBES: dict[str, Callable[[], Any]] = {
     "cores": os.cpu_count,
     "threads": _threads,
     "devices": _devices,
-    "memory_free_bytes": lambda: psutil.virtual_memory().available,
-    "memory_total_bytes": lambda: psutil.virtual_memory().total,
+    "memory_free_bytes": lambda: _memory().available,
+    "memory_total_bytes": lambda: _memory().total,
     "device_memory": _device_memory,
     "quantization": _quantization,
     "readers": _readers,

@@ -119,7 +119,10 @@ def plot(
         ),
     ] = None,
     folder: Annotated[
-        Path | None, option("--plot", help="Draw pictures into this directory too.", metavar="DIR", show_default=False)
+        Path | None,
+        option(
+            "--plot", help="Draw pictures into this directory too.", metavar="DIR", show_default=False, setting=False
+        ),
     ] = None,
     tokens: Annotated[
         int,
@@ -236,7 +239,7 @@ def _profile_of(preset: "Preset", terminal: Terminal) -> "UncertaintyProfile":
     why = "it measures on your own prompt" if live else f"its policy, {preset.policy}, measures nothing"
     raise UsageError(
         f"preset {preset.name} has no profile to plot: {why}",
-        hint="uncomp calibrate makes a preset with a profile; uncomp ask --explain-budget tells of your own prompt",
+        hint="uncomp calibrate makes a preset with a profile; uncomp ask --why tells of your own prompt",
     )
 
 

@@ -135,6 +135,11 @@ class Growth:
         self.forget_from(common)
         return self._append(text, counts, reserve)
 
+    def adopt(self, context: Context) -> None:
+        """Go on behind a context that was read for any question, as it is kept."""
+        self._hold(context.prompt.context, context.cache, torch.empty(0))
+        self._regime, self._measured_live_on = self.decoder.regime_tokens, None
+
     def forget_from(self, position: int) -> None:
         """Forget the tokens from logical `position` on, and give their memory back when it is most of what there is."""
         self._remember(self.tokens[:position])

@@ -89,7 +89,7 @@ class Origin:
             raise UsageError(
                 f"cache '{name}' was made from other text: its tokens have the hash {_shown(saved)}, these have "
                 f"{_shown(self.context_sha256)}",
-                hint=f"leave -f, --system and --pin out to ask about what is saved, or --save-cache {name} again",
+                hint=f"leave -f, --system and --pin out to ask about what is saved, or uncomp cache remove {name}",
             )
 
 

@@ -135,6 +135,13 @@ class Conversation:
         self._room(script.tokens)
         return self._read_on(_first_part(script, messages[-1]))
 
+    def keep_common(self, messages: Sequence[Message]) -> None:
+        """Forget what was read beyond what `messages` begin with; without any, everything."""
+        text = render_messages(self.loaded.tokenizer, messages).tokens if messages else Tokens.of()
+        common = self.growth.common(text)
+        if common < len(self.growth):
+            self.growth.forget_from(common) if common else self.growth.clear()
+
     def reread(self, messages: Sequence[Message]) -> Iterator[PrefillStep]:
         """Read all of `messages` anew. Raises DoesNotFitError before any work when the context is full."""
         self.growth.clear()

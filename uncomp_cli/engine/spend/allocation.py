@@ -184,7 +184,7 @@ def make_allocation(
     if most_entries is not None and most_entries < entries:
         entries, name = most_entries, "uniform" if preset.policy == "full" else preset.policy
     caps = None if most_held is None else (most_held,) * spec.num_layers
-    wanted = Wanted(spec, prompt.seq_len, entries, prompt.always_kept, preset.kv_bits, caps, uncertainty)
+    wanted = Wanted(spec, prompt.seq_len, entries, prompt.always_kept, preset.kv_bits, caps, uncertainty, preset.budget)
     measuring = measurer or partial(measure_layer, window=preset.scorer.window, sinks=preset.scorer.sinks)
     return allocate(make_policy(name), wanted, profile=profile_of(preset), measurer=measuring)
 

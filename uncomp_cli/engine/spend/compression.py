@@ -89,8 +89,8 @@ def check_length(spec: ModelSpec, prompt: Prompt, *, trained_length: int | None 
         f"the prompt has {prompt.seq_len:,} tokens, the model was trained for {trained:,}{extended}",
         hint="use --rope auto, a larger factor or --context, or cut the prompt with --truncate head, middle or tail"
         if longer
-        else "read all of it with --rope auto, cut it with --truncate head, middle or tail, or read on with --force, "
-        "as a model that was not trained for it",
+        else "read all of it with --rope auto, cut it with --truncate head, middle or tail, or read on with "
+        "--rope plain, as a model that was not trained for it",
     )
 
 

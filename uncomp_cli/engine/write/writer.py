@@ -6,7 +6,7 @@
 
 A weight matrix is read once a step and not once a row, which is what makes a batch faster. Every row's answer is the
 one that it has alone, up to rounding. A single row is written where it was read. Tokens are chosen with transformers'
-own logits processors.
+own logits processors. A greedy answer that has come to repeat itself is stopped: it would do so for ever.
 """
 
 import time
@@ -39,6 +39,9 @@ from uncomp_cli.spec import ModelSpec
 
 _MEMORY_MARGIN = 0.9
 _GONE_SHARE = 4
+_LOOP_TIMES, _LOOP_TOKENS, _LONGEST_LOOP = 4, 64, 128
+_POOR_WORDS, _POOR_LOOP_TOKENS = 6, 160
+_LOOK_BACK = _LOOP_TIMES * _LONGEST_LOOP
 
 
 class _Row:
@@ -69,6 +72,8 @@ class _Row:
             self.reason = "stop"
         elif self.generated.shape[1] == self.asked.max_new_tokens:
             self.reason = "length"
+        elif stop_ids and self.sampler.is_greedy and loop_period(self.generated[0, -_LOOK_BACK:].tolist()):
+            self.reason = "loop"
         self.last_s = time.perf_counter() - self.begun_s
         self.first_s = self.first_s or self.last_s
         return token, "" if self.reason == "stop" else self.stream.push(token)
@@ -229,14 +234,14 @@ class Sampler:
     """Greedy or random choice with its own seeded generator; the repetition penalty looks at generated tokens."""
 
     def __init__(self, config: SamplingConfig) -> None:
-        self._greedy = config.temperature == 0
+        self.is_greedy = config.temperature == 0
         self._processors = _processors(config)
         self._generator = torch.Generator().manual_seed(config.seed)
 
     def choose(self, logits: Tensor, generated: Tensor) -> Tensor:
         """Next tokens int64 [B] for logits [B, vocab], given the tokens generated so far [B, T]; on the CPU."""
         scores = self._processors(generated.to(logits.device), logits.float()) if self._processors else logits
-        if self._greedy:
+        if self.is_greedy:
             return scores.argmax(dim=-1).cpu()
         probabilities = scores.softmax(dim=-1).cpu()
         return torch.multinomial(probabilities, 1, generator=self._generator)[:, 0]
@@ -252,6 +257,21 @@ class TextStream:
     def push(self, token_id: int) -> str:
         """What became printable with this token; empty while a character is incomplete."""
         return self._stream.step(self._tokenizer, token_id) or ""
+
+
+def loop_period(ids: Sequence[int]) -> int | None:
+    """The tokens of the block that `ids` end in again and again; None when they do not.
+
+    Every repetition is the same to the token, so a list, a table or code whose lines differ goes on. A block stands
+    there four times at least and for 64 tokens; one of few different tokens, such as a rule or a row of zeros, for 160.
+    """
+    for period in range(1, min(_LONGEST_LOOP, len(ids) // _LOOP_TIMES) + 1):
+        if ids[-1] == ids[-1 - period]:
+            least = _LOOP_TOKENS if len(set(ids[-period:])) >= _POOR_WORDS else _POOR_LOOP_TOKENS
+            span = max(_LOOP_TIMES, -(-least // period)) * period
+            if span <= len(ids) and ids[-span:-period] == ids[period - span :]:
+                return period
+    return None
 
 
 def stop_tokens(model: Any, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
