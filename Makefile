@@ -23,7 +23,7 @@ help:
 	@echo "make results write the long tables of docs/results from the results beside them"
 	@echo "make bench   time and weigh against stock transformers;  make clean    remove what was built"
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(wildcard uncomp_cli/kernels/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed\nhint: make PYTHON=/path/to/python3.11")'
 	@echo "installing into $(VENV) (the first time takes some minutes)"
 	@$(PYTHON) -m venv $(VENV)

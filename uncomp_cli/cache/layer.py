@@ -6,6 +6,7 @@ allocated for nothing.
 """
 
 from collections.abc import Sequence
+from ctypes import addressof
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from uncomp_cli.cache.packs import Packs, Region, choose_buckets, pack_heads
 from uncomp_cli.cache.quantized import QuantizedHead
 from uncomp_cli.config import CacheConfig
+from uncomp_cli.kernels.library import Fewer, Held, kind_of
 
 Head = tuple[Tensor, Tensor, Tensor]
 """Keys [S, D], values [S, D] and positions [S] of one KV head."""
@@ -38,6 +40,7 @@ class LayerCache:
     pads: list[int]
     _ends: Tensor | None = field(default=None, repr=False)
     _packs: tuple[tuple[int, bool], Packs] | None = field(default=None, repr=False)
+    _held: tuple[Held, object] | None = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -119,25 +122,48 @@ class LayerCache:
 
     def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Add N entries a head, for which there is room: keys and values [B, G, N, D], int32 positions [B, G, N]."""
-        new = keys.shape[2]
-        if self._ends is None:
-            ends = [start + length for start, length in zip(self.starts, self.lengths, strict=True)]
-            self._ends = torch.tensor(ends, device=keys.device)
-        at = self._ends if new == 1 else (self._ends[:, None] + torch.arange(new, device=keys.device)).flatten()
+        new, ends = keys.shape[2], self._next()
+        at = ends if new == 1 else (ends[:, None] + torch.arange(new, device=keys.device)).flatten()
         self.keys.index_copy_(0, at, keys.reshape(-1, keys.shape[-1]))
         self.values.index_copy_(0, at, values.reshape(-1, values.shape[-1]))
         self.positions.index_copy_(0, at, positions.reshape(-1))
         self.lengths = [length + new for length in self.lengths]
-        self._ends += new
+        ends += new
         if new > 1:
             self._packs = None
         elif self._packs is not None:
             self._packs[1].advance()
 
+    def _next(self) -> Tensor:
+        """Where the next token of each head goes."""
+        if self._ends is None:
+            ends = [start + length for start, length in zip(self.starts, self.lengths, strict=True)]
+            self._ends = torch.tensor(ends, device=self.keys.device)
+        return self._ends
+
+    def held(self) -> Held | None:
+        """What a step in one call reads and adds to; None where it cannot: numbers of other types, other devices."""
+        if self._held is None:
+            kind, starts = kind_of(self.keys.dtype), torch.tensor(self.starts)
+            tensors = self.keys, self.values, self.positions, starts, self._next()
+            if kind is None or any(each.device.type != "cpu" or not each.is_contiguous() for each in tensors):
+                return None
+            before = [None if one is None or len(one) == 0 else one.fewer() for one in self.quantized]
+            fewer = (Fewer * len(before))(*(Fewer() if one is None else one[0] for one in before))
+            address = addressof(fewer) if any(one is not None for one in before) else None
+            held = Held(*(tensor.data_ptr() for tensor in tensors), address, kind)
+            self._held = held, (starts, fewer, before)
+        return self._held[0]
+
+    def advance(self) -> None:
+        """A step in one call has added an entry to every head, and advanced `held`."""
+        self.lengths = [length + 1 for length in self.lengths]
+        self._packs = None
+
     def resize(self, lengths: Sequence[int]) -> None:
         """Set the lengths of all tails."""
         self.lengths = list(lengths)
-        self._ends = self._packs = None
+        self._ends = self._packs = self._held = None
 
     def compact(self, keep: Sequence[Tensor]) -> None:
         """Keep only the entries `keep[i]` (ascending, into head i), moved to the front of the same storage."""

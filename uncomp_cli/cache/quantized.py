@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from uncomp_cli.config import CacheConfig
+from uncomp_cli.kernels.library import Fewer
 
 _LARGEST = torch.finfo(torch.float16).max
 _EPS = torch.finfo(torch.float16).eps
@@ -82,6 +83,14 @@ class QuantizedHead:
             for i in range(self.value_scales.shape[1]):
                 group = wide[:, i * self.value_group : (i + 1) * self.value_group]
                 _scale(group, self.value_scales[:, i : i + 1], self.value_zeros[:, i : i + 1])
+
+    def fewer(self) -> tuple[Fewer, tuple[Tensor, ...]]:
+        """What a step in one call reads, and the tensors that it points into."""
+        owner = torch.arange(len(self.blocks), dtype=torch.int32).repeat_interleave(torch.tensor(self.blocks))
+        keys, values = (self.key_scales, self.key_zeros), (self.value_scales, self.value_zeros)
+        tensors = [each.contiguous() for each in (self.key_codes, self.value_codes, *keys, *values, owner)]
+        addresses = (tensor.data_ptr() for tensor in tensors)
+        return Fewer(*addresses, len(self), self.bits, self.value_scales.shape[1], self.value_group), tuple(tensors)
 
     def take(self, rows: Tensor) -> "QuantizedHead":
         """The entries `rows` (ascending), their codes and scales as they are."""

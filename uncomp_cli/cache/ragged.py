@@ -26,6 +26,7 @@ from torch import Tensor
 from uncomp_cli.cache.layer import Head, LayerCache, lay_out
 from uncomp_cli.cache.quantized import QuantizedHead, quantize_head
 from uncomp_cli.config import CacheConfig
+from uncomp_cli.kernels.library import Held
 
 
 class RaggedKVCache:
@@ -176,6 +177,13 @@ class RaggedKVCache:
             self._lay_out(index, tails, layer.quantized, reserve=new)
         return self.layer(index)
 
+    def opened(self) -> list[Held] | None:
+        """All layers with room for one more token, as a step in one call takes them; None where it cannot."""
+        if any(layer is None for layer in self.layers):
+            return None
+        held = [self._with_room(index, 1).held() for index in range(len(self.layers))]
+        return [one for one in held if one is not None] if None not in held else None
+
     def forget_from(self, position: int) -> None:
         """Drop every entry at logical `position` or later; layers not stored yet stay so."""
         for layer in self.layers:
@@ -196,6 +204,7 @@ class RaggedKVCache:
                 continue
             known = labels.to(layer.positions.device)
             layer.positions = known[layer.positions.long().clamp(0, len(known) - 1)]  # unused room holds anything
+            layer.resize(layer.lengths)
             layer.quantized = [
                 None if before is None else replace(before, positions=known[before.positions.long()])
                 for before in layer.quantized

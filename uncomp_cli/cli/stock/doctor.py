@@ -103,6 +103,12 @@ def _quantization() -> str:
     return f"bitsandbytes {version('bitsandbytes')}"
 
 
+def _native() -> str:
+    from uncomp_cli.kernels.library import state
+
+    return state()
+
+
 def _readers() -> dict[str, str]:
     return {suffix: _reader_state(package) for suffix, package in _READERS.items()}
 
@@ -151,6 +157,7 @@ _PROBES: dict[str, Callable[[], Any]] = {
     "memory_total_bytes": lambda: _memory().total,
     "device_memory": _device_memory,
     "quantization": _quantization,
+    "native": _native,
     "readers": _readers,
     "cache_dir": _cache_dir,
     "cache_size_bytes": _cache_bytes,

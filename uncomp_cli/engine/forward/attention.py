@@ -8,7 +8,7 @@ behind a ragged cache: one new token a row reads each layer in a few calls (cach
 neighbouring heads of one length. In it each KV head's H/G queries meet that head's own keys.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -120,6 +120,15 @@ class AppendState:
         if self.on_layer is not None:
             self.on_layer(layer)
         return output
+
+    def stepped(self, queries: Tensor, scalings: Sequence[float]) -> None:
+        """A step in one call has attended all layers, with queries [L, B, H, 1, D]: tell it as if one by one."""
+        for layer, (query, scaling) in enumerate(zip(queries.unbind(0), scalings, strict=True)):
+            self.cache.layer(layer).advance()
+            if self.on_query is not None:
+                self.on_query(layer, query, scaling)
+            if self.on_layer is not None:
+                self.on_layer(layer)
 
 
 def in_turn(*observers: OnQuery | None) -> OnQuery | None:

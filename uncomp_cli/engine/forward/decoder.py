@@ -18,9 +18,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AttentionState, register
+from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AppendState, AttentionState, register
 from uncomp_cli.engine.forward.products import Matmul, check_matmul, slice_mlps, use_product
+from uncomp_cli.engine.forward.program import make_program
 from uncomp_cli.errors import ModelError
+from uncomp_cli.kernels.library import find
 from uncomp_cli.models.rotary import fix_regime, hold_rope, regime_of
 from uncomp_cli.spec import ModelSpec
 
@@ -56,10 +58,10 @@ class Decoder:
     """Runs a supported model's forward with the engine's attention.
 
     The model's modules are replaced in place: MLPs take their rows in slices, and float32 layers on a CPU are
-    multiplied as `matmul` says (products.py: with int8 their weights become bytes for good; otherwise nothing is
-    copied). Frequencies that would follow the length of the text are held (rotary.py). Raises UsageError for a
-    `matmul` that this model or machine gains nothing from, ValueError for one that differs from an earlier decoder's
-    over the same model.
+    multiplied as `matmul` says (products.py: with int8 their weights become bytes for good; where they are numbers of
+    16 bits and the C library is there, they are held so). Frequencies that would follow the length of the text are held
+    (rotary.py). Raises UsageError for a `matmul` that this model or machine gains nothing from, ValueError for one that
+    differs from an earlier decoder's over the same model.
     """
 
     def __init__(self, model: Any, spec: ModelSpec, *, matmul: Matmul = "float32") -> None:
@@ -69,10 +71,11 @@ class Decoder:
         self.model = model
         self.spec = spec
         check_matmul(matmul, model)
-        use_product(model, matmul)
+        use_product(model, matmul, find())
         hold_rope(model)
         if not self.rows_interact:
             slice_mlps(model)
+        self._program = make_program(model, spec, find())
 
     @property
     def rows_interact(self) -> bool:
@@ -100,7 +103,14 @@ class Decoder:
 
     @torch.no_grad()
     def forward(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> Tensor:
-        """Logits [B, K, vocab] of the columns `last` (an index tensor, or the last n) for ids and positions [B, N]."""
+        """Logits [B, K, vocab] of the columns `last` (an index tensor, or the last n) for ids and positions [B, N].
+
+        One token of one row is a step in one call (program.py) where the model and the cache allow it.
+        """
+        if self._program is not None and ids.numel() == 1 and type(state) is AppendState:
+            done = self._program.run(int(ids), state)
+            if done is not None:
+                return done
         logits: Tensor = self.model(**self._inputs(ids, positions, state, last)).logits
         return logits
 

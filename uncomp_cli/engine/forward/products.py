@@ -1,6 +1,8 @@
 """A model's products: linear layers of float32 on the CPU, and MLPs that take their rows in slices.
 
-Linear layers: one row on all cores, many rows in a narrower type.
+Linear layers: one row on all cores, many rows in a narrower type. With the C library (kernels/) a weight matrix whose
+float32 numbers are all numbers of 16 bits, as it is stored on the disk, is held in 16 bits: few rows are multiplied
+by the library, for many the matrix is widened while it is used, one at a time. Nothing is rounded.
 
 Decoding multiplies one row by every weight matrix. torch hands that to a BLAS routine that runs on one thread and
 reads weights at a third of the memory's bandwidth (measured: 57 ms a token where reading takes 20, 2 cores, float32,
@@ -24,20 +26,26 @@ may be of any kind whose rows are independent: plain, fused or quantized weights
 interact.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from uncomp_cli.errors import UsageError
+from uncomp_cli.kernels.library import Library, give_back
+from uncomp_cli.kernels.matrix import Matrix
 
 SLICE_ROWS = 2048
 
 Matmul = Literal["float32", "bfloat16", "int8"]
 
 _MAX_BLOCKS = 16
+# Up to here the library's product is faster than one of expanded weights.
+_FEW_ROWS = 4
+# Rows that are looked at together: what is made of them stays in a cache.
+_PART_ROWS = 64
 # From here on every product for many rows is the faster one: in float32 by 1 %, in bfloat16 by 24, of bytes by 19
 # (576 → 1,536 features, 2 to 128 rows tried, one core of an EPYC with AVX-512 BF16).
 _MANY_ROWS = 16
@@ -49,30 +57,72 @@ _STEP = 32
 class RowLinear(nn.Linear):
     """`nn.Linear` whose product with a single row is split into blocks of output features.
 
-    With `narrow`, `_MANY_ROWS` rows or more are multiplied in bfloat16.
+    With `narrow`, `_MANY_ROWS` rows or more are multiplied in bfloat16. With the `library`, few rows are its business,
+    and the weight may be of 16 bits.
     """
 
-    def __init__(self, linear: nn.Linear, *, narrow: bool = False) -> None:
+    def __init__(self, linear: nn.Linear, *, narrow: bool = False, library: Library | None = None) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
+        self.weight, self.bias, self.library = linear.weight, linear.bias, library
         self.blocks = next(b for b in (_MAX_BLOCKS, 8, 4, 2, 1) if linear.out_features % b == 0)
         self.narrow = narrow
         self.avoids_mkl = _avoids_mkl()
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
-        many = input.numel() >= _MANY_ROWS * self.in_features and self.weight.dtype == torch.float32
+        if self.library is not None and self._are_few(input):
+            return _add(Matrix.of(self.weight).multiply(self.library, input), self.bias)
+        if self.weight.dtype != input.dtype and torch.is_grad_enabled():
+            return _add(_widened(input, self.weight), self.bias)
+        many = input.numel() >= _MANY_ROWS * self.in_features and input.dtype == torch.float32
         if many and self.narrow:
             return _add(nn.functional.linear(input.bfloat16(), self.weight.bfloat16()).float(), self.bias)
+        weight = self.weight.to(input.dtype)
         if many and self.avoids_mkl and not torch.is_grad_enabled():
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
+            product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, self.bias, "none", [], "")
             return product
-        if input.numel() != self.in_features or torch.get_num_threads() == 1:
-            return super().forward(input)
+        if weight is not self.weight or input.numel() != self.in_features or torch.get_num_threads() == 1:
+            return nn.functional.linear(input, weight, self.bias)
         row = input.reshape(1, 1, -1).expand(self.blocks, 1, -1)
         weight = self.weight.view(self.blocks, -1, self.in_features).transpose(1, 2)
         return _add(torch.bmm(row, weight).view(*input.shape[:-1], self.out_features), self.bias)
+
+    def _are_few(self, input: Tensor) -> bool:
+        """Whether the library takes these rows."""
+        fits = input.shape[-1] == self.in_features and input.dtype == torch.float32 and input.device.type == "cpu"
+        return fits and 0 < input.numel() <= _FEW_ROWS * self.in_features and not torch.is_grad_enabled()
+
+
+class _Widened(torch.autograd.Function):
+    """A product with a weight of 16 bits that is widened again on the way back: no wide weight waits for it."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
+        """[..., in] → [..., out]."""
+        ctx.weight = weight
+        return nn.functional.linear(input, weight.to(input.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """[..., out] → [..., in]; weights have no gradient."""
+        return gradients[0] @ ctx.weight.to(gradients[0].dtype), None
+
+
+_widened: Callable[[Tensor, Tensor], Tensor] = _Widened.apply
+
+
+class ShortEmbedding(nn.Embedding):
+    """An embedding of float32 numbers that are held in 16 bits."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
+        self.weight = embedding.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[...] → [..., hidden_size]."""
+        return nn.functional.embedding(input, self.weight).float()
 
 
 class ByteLinear(nn.Module):
@@ -134,20 +184,55 @@ def check_matmul(matmul: str, model: nn.Module) -> None:
         raise UsageError(f"this CPU has no instructions that make --matmul {matmul} fast", hint="leave --matmul out")
 
 
-def use_product(model: nn.Module, matmul: Matmul = "float32") -> None:
+def use_product(model: nn.Module, matmul: Matmul = "float32", library: Library | None = None) -> None:
     """Replace the plain float32 linear layers of a model on the CPU; quantized and other layers stay.
 
-    A model keeps the product that it was first given. Raises ValueError for another one.
+    With the `library` weights that are exactly numbers of 16 bits are held as such. A model keeps the product that it
+    was first given. Raises ValueError for another one.
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, RowLinear | ByteLinear):
             _check_same(module, matmul)
         elif _is_plain(module):
-            model.set_submodule(name, _replacement(module, matmul))
+            model.set_submodule(name, _replacement(module, matmul, library))
+    if library is not None:
+        _shorten(model)
+        give_back()
 
 
-def _replacement(linear: nn.Linear, matmul: Matmul) -> nn.Module:
-    return ByteLinear(linear) if matmul == "int8" else RowLinear(linear, narrow=matmul == "bfloat16")
+def _replacement(linear: nn.Linear, matmul: Matmul, library: Library | None) -> nn.Module:
+    if matmul == "int8":
+        return ByteLinear(linear)
+    return RowLinear(linear, narrow=matmul == "bfloat16", library=library)
+
+
+def _shorten(model: nn.Module) -> None:
+    """Hold float32 weights in 16 bits where that changes none of them, shared ones once; each is let go at once."""
+    owners: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for weight in module.parameters(recurse=False):
+            owners.setdefault(weight, []).append((name, module))
+    while owners:
+        weight, found = owners.popitem()
+        known = all(type(module) in (RowLinear, nn.Embedding) for _, module in found)
+        plain = weight.dim() == 2 and weight.dtype == torch.float32 and weight.device.type == "cpu"
+        shorter = _short(weight) if known and plain else None
+        for name, module in [] if shorter is None else found:
+            module.register_parameter("weight", shorter)
+            if isinstance(module, nn.Embedding):
+                model.set_submodule(name, ShortEmbedding(module))
+
+
+@torch.no_grad()
+def _short(weight: Tensor) -> nn.Parameter | None:
+    """The weight in 16 bits; None where a number would change."""
+    for dtype in (torch.float16, torch.bfloat16):
+        short = torch.empty_like(weight, dtype=dtype)
+        starts = range(0, len(weight), _PART_ROWS)
+        parts = ((short[at : at + _PART_ROWS], weight[at : at + _PART_ROWS]) for at in starts)
+        if all(torch.equal(part.copy_(own).float(), own) for part, own in parts):
+            return nn.Parameter(short, requires_grad=False)
+    return None
 
 
 def _is_plain(module: nn.Module) -> bool:

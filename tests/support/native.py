@@ -1,0 +1,23 @@
+"""The C library as the sources are now, in every set of instructions that this CPU has."""
+
+from pathlib import Path
+
+import pytest
+
+from uncomp_cli.kernels import library
+from uncomp_cli.kernels.library import LEVELS, Library, open_library
+
+
+def fresh_library() -> Path:
+    """The library's file; the test is skipped where it was not built since its sources changed."""
+    sources = [path for pattern in ("*.c", "*.h") for path in library.FILE.parent.glob(pattern)]
+    if not library.FILE.exists() or library.FILE.stat().st_mtime < max(path.stat().st_mtime for path in sources):
+        pytest.skip(f"the native library is not built, or older than its sources: {library.HINT}")
+    return library.FILE
+
+
+def levels() -> list[Library]:
+    """The library by each of its levels that can run here, the best last."""
+    path = fresh_library()
+    best = LEVELS.index(open_library(path).level)
+    return [open_library(path, level) for level in LEVELS[: best + 1]]

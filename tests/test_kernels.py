@@ -1,0 +1,203 @@
+"""The C library against plain loops, in every set of instructions that this CPU has; how it is built and refused."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import gguf
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from support.native import fresh_library, levels
+from uncomp_cli.errors import ModelError
+from uncomp_cli.kernels import compiler, library
+from uncomp_cli.kernels.library import BLOCKS, LEVELS, Kind, open_library
+from uncomp_cli.kernels.matrix import Matrix
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+KINDS = tuple(BLOCKS)
+SEED = st.integers(0, 99)
+THREADS = st.integers(1, 4)
+
+
+def noise(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+SCALES_AT = {Kind.Q6_K: (208,), **dict.fromkeys((Kind.Q8_0, Kind.Q4_0, Kind.Q5_0), (0,))}
+
+
+def matrix_in_blocks(kind: Kind, rows: int, blocks: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Blocks of random bits [rows, bytes] with scales that are numbers, and gguf's own numbers of them."""
+    size, generator = BLOCKS[kind].block_bytes, torch.Generator().manual_seed(seed)
+    packed = torch.randint(0, 256, (rows, blocks, size), dtype=torch.uint8, generator=generator)
+    for at in SCALES_AT.get(kind, (0, 2)):
+        packed[..., at : at + 2] = torch.randn(rows, blocks, 1, generator=generator).half().view(torch.uint8)
+    packed = packed.view(rows, -1)
+    return packed, torch.from_numpy(gguf.dequantize(packed.numpy(), GGMLQuantizationType[kind.name]))
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+@given(st.sampled_from(DTYPES), st.integers(1, 70), st.integers(1, 200), st.integers(1, 8), THREADS, SEED)
+def test_a_product_is_the_plain_one(
+    dtype: torch.dtype, rows: int, cols: int, count: int, threads: int, seed: int
+) -> None:
+    weight, states = noise(rows, cols, seed=seed).to(dtype), noise(count, cols, seed=seed + 1)
+    for level in levels():
+        with torch_threads(threads):
+            output = Matrix.of(weight).multiply(level, states)
+        bound = 1e-6 * (states.double().abs() @ weight.double().abs().T) + 1e-30
+        assert ((output - states.double() @ weight.double().T).abs() <= bound).all()
+
+
+@given(st.sampled_from(KINDS), st.integers(1, 70), st.integers(1, 4), st.integers(1, 8), THREADS, SEED)
+def test_a_product_of_blocks_is_that_of_their_numbers(
+    kind: Kind, rows: int, blocks: int, count: int, threads: int, seed: int
+) -> None:
+    """Activations are off by 1/65534 of the largest of their 32 at most."""
+    packed, numbers = matrix_in_blocks(kind, rows, blocks, seed)
+    wide = numbers.double()
+    states = noise(count, wide.shape[1], seed=seed + 1) * noise(count, 1, seed=seed + 2).exp()
+    largest = states.view(count, -1, 32).abs().amax(-1, keepdim=True).expand(-1, -1, 32).reshape(states.shape).double()
+    bound = (1 / 65000 + 2e-6) * largest @ wide.abs().T
+    for level in levels():
+        with torch_threads(threads):
+            matrix = Matrix.of_blocks(level, kind, packed)
+            assert torch.equal(matrix.numbers(level), numbers)
+            output = matrix.multiply(level, states)
+        assert ((output - states.double() @ wide.T).abs() <= bound + 1e-30).all()
+    assert matrix.data.numel() <= 1.03 * packed.numel() * (-(-rows // 16) * 16 / rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_of_zeros_is_zero(kind: Kind) -> None:
+    packed, _ = matrix_in_blocks(kind, 16, 2, seed=1)
+    for level in levels():
+        matrix = Matrix.of_blocks(level, kind, packed)
+        assert torch.equal(matrix.multiply(level, torch.zeros(1, matrix.cols)), torch.zeros(1, 16))
+
+
+def test_what_does_not_fit_is_refused_before_the_library_is_called() -> None:
+    level = levels()[-1]
+    with pytest.raises(ValueError, match="no blocks of Q4_0"):
+        Matrix.of_blocks(level, Kind.Q4_0, torch.zeros(4, 19, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="no matrix"):
+        Matrix.of(torch.zeros(4, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="are no 4 x 4 FLOAT32"):
+        Matrix(Kind.FLOAT32, 4, 4, torch.zeros(15))
+    with pytest.raises(ValueError, match="are no 4 x 4 FLOAT32"):
+        Matrix.of(torch.zeros(4, 8)[:, ::2])
+    with pytest.raises(ValueError, match="are no 16 x 33 Q8_0"):
+        Matrix(Kind.Q8_0, 16, 33, torch.zeros(16 * 34, dtype=torch.uint8))
+    for states in (torch.zeros(9, 4), torch.zeros(1, 5), torch.zeros(1, 4).half()):
+        with pytest.raises(ValueError, match="are no 1 to 8 rows of 4"):
+            Matrix.of(torch.zeros(3, 4)).multiply(level, states)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("cols", [16, 1])
+def test_every_number_of_16_bits_is_read_as_it_is(dtype: torch.dtype, cols: int) -> None:
+    weight = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    weight = weight[weight.isfinite()].view(-1, cols).contiguous()
+    for level in levels():
+        for column in range(cols):
+            row = torch.zeros(1, cols)
+            row[0, column] = 1.0
+            assert torch.equal(Matrix.of(weight).multiply(level, row)[0], weight[:, column].float())
+
+
+def test_threads_of_python_may_call_at_once() -> None:
+    level, weight = levels()[-1], torch.randn(300, 64)
+    found: dict[int, bool] = {}
+
+    def call(number: int) -> None:
+        rows = torch.randn(3, 64, generator=torch.Generator().manual_seed(number))
+        expected = rows @ weight.T
+        outputs = [Matrix.of(weight).multiply(level, rows) for _ in range(50)]
+        found[number] = all(torch.allclose(output, expected, atol=1e-4) for output in outputs)
+
+    threads = [Thread(target=call, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == dict.fromkeys(range(4), True)
+
+
+FORKED = """
+import os, sys
+import numpy as np
+from uncomp_cli.kernels.library import Product, find
+weight, row = np.ones((64, 32), np.float32), np.ones((1, 32), np.float32)
+def product():
+    output = np.zeros((1, 64), np.float32)
+    find().product(Product(0, 64, 32, 1, weight.ctypes.data, row.ctypes.data, output.ctypes.data, None, 0), 3)
+    return bool((output == 32).all())
+assert product()
+child = os.fork()
+if not child:
+    os._exit(0 if product() and product() else 1)
+assert product()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_the_child_of_a_fork_has_threads_of_its_own() -> None:
+    fresh_library()
+    root = str(Path(__file__).parent.parent)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], check=True, timeout=60, cwd=root)
+
+
+def test_a_damaged_or_missing_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged = tmp_path / "damaged.so"
+    damaged.write_bytes(b"\x7fELF but not really")
+    with pytest.raises(ModelError, match="cannot be opened"):
+        open_library(damaged)
+    with pytest.raises(ModelError, match="was not built"):
+        open_library(tmp_path / "missing.so")
+    path = fresh_library()
+    monkeypatch.setattr(library, "_VERSION", 0)
+    with pytest.raises(ModelError, match="another version"):
+        open_library(path)
+
+
+def test_instructions_that_a_cpu_lacks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = fresh_library()
+    monkeypatch.setattr(library, "LEVELS", (*LEVELS, "avx1024"))
+    with pytest.raises(ModelError, match="no avx1024"):
+        open_library(path, "avx1024")
+
+
+def test_the_state_says_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fresh_library()
+    assert library.state().startswith("one call a token")
+    monkeypatch.setattr(library, "FILE", tmp_path / "missing.so")
+    assert library.state().startswith("the native library was not built")
+    assert library.HINT in library.state()
+
+
+def test_without_a_compiler_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiler, "find_spec", lambda name: None)
+    with pytest.raises(compiler.CompilerError, match="no C compiler"):
+        compiler.compile_library(tmp_path)
+    monkeypatch.setattr(compiler, "compilers", lambda: iter([[sys.executable, "-c", "raise SystemExit('broken')"]]))
+    with pytest.raises(compiler.CompilerError, match="broken"):
+        compiler.compile_library(tmp_path)
+    assert not list(tmp_path.iterdir())

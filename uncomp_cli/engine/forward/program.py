@@ -1,0 +1,319 @@
+"""A model's decode step as a program for the C library: one call a token where its modules make thousands.
+
+A program is made once from a loaded model's modules, with their weights as they are stored; a step then does what the
+stock forward does for one token of one row:
+
+    x = embedding;  for each layer: x += attention(norm(x));  x += mlp(norm(x));  logits = W norm(x)
+
+with each head's queries over that head's own entries, where they lie in the cache. Cosines and sines are the model's
+own. `_FAMILIES` says how a family's layers differ; a module that is none of the known ones (quantized weights, another
+activation, softcapping) leaves the model without a program, and to torch. Every bound is checked here: the library
+checks none. That a program is the model is tested for each family (tests/test_engine_program.py).
+"""
+
+import ctypes
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uncomp_cli.engine.forward.attention import AppendState
+from uncomp_cli.engine.forward.products import RowLinear, SlicedRows
+from uncomp_cli.kernels.library import BESIDE, Code, Gate, Library, Operation, Place, Program, Space, Step, kind_of
+from uncomp_cli.spec import ModelSpec
+
+_GATES = {"silu": Gate.SILU, "gelu_pytorch_tanh": Gate.GELU}
+_BLOCK = 64
+"""Entries that a thread attends at once."""
+_ALIGNED = 16
+"""Floats in a cache line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The names of a layer's norms, what is added to a norm's weight, and whether kinds of layers turn differently."""
+
+    before_attention: str | None = "input_layernorm"
+    after_attention: str | None = None
+    before_mlp: str | None = "post_attention_layernorm"
+    after_mlp: str | None = None
+    offset: float = 0.0
+    turns_by_kind: bool = False
+
+
+_LLAMA = Family()
+_FAMILIES = {
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "phi3", "granite", "smollm3"), _LLAMA),
+    "olmo2": Family(None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    "gemma3_text": Family(
+        after_attention="post_attention_layernorm",
+        before_mlp="pre_feedforward_layernorm",
+        after_mlp="post_feedforward_layernorm",
+        offset=1.0,
+        turns_by_kind=True,
+    ),
+}
+
+
+class _UnknownError(Exception):
+    """The model has something that a program does not say."""
+
+
+def make_program(
+    model: nn.Module, spec: ModelSpec, library: Library | None, *, threads: int | None = None
+) -> "StepProgram | None":
+    """The program of a transformers model's step; None without the library, or for a model that it cannot say.
+
+    It runs on as many `threads` as torch does now.
+    """
+    if library is None or spec.model_type not in _FAMILIES:
+        return None
+    try:
+        return StepProgram(model, spec, library, threads or torch.get_num_threads())
+    except (_UnknownError, AttributeError):
+        return None
+
+
+class StepProgram:
+    """Runs one token of one row behind a cache; one thread at a time."""
+
+    def __init__(self, model: nn.Module, spec: ModelSpec, library: Library, threads: int) -> None:
+        whole: Any = model
+        self._spec, self._library, self._inner = spec, library, whole.model
+        self._family = _FAMILIES[spec.model_type]
+        self.threads = threads
+        self._kinds = sorted(set(whole.config.layer_types)) if self._family.turns_by_kind else [None]
+        self._like = torch.zeros(1)
+        self._vocab = whole.lm_head.out_features
+        self._tokens = whole.model.embed_tokens.num_embeddings
+        self._scalings = [float(layer.self_attn.scaling) for layer in self._inner.layers]
+        self._lock = Lock()
+        written = _Writing(self, whole)
+        self._held = written.tensors
+        self._operations = (Operation * len(written.operations))(*written.operations)
+        self._shared, self._own = torch.zeros(written.shared), torch.zeros(threads, written.own)
+        self._queries = self._shared[written.kept.at :][: spec.num_layers * spec.num_heads * spec.head_dim]
+        self._program = Program(
+            self._operations,
+            len(self._operations),
+            spec.num_layers,
+            spec.num_kv_heads,
+            self._shared.data_ptr(),
+            self._own.data_ptr(),
+            written.own,
+        )
+
+    def turns(self, positions: Tensor) -> Tensor:
+        """Cosines and sines [sets, 2, R] of one position [1, 1], by the model's own rotary embedding."""
+        rotary, found = self._inner.rotary_emb, []
+        for kind in self._kinds:
+            cosines, sines = rotary(self._like, positions) if kind is None else rotary(self._like, positions, kind)
+            found += [cosines.view(-1), sines.view(-1)]
+        return torch.stack(found)
+
+    def turns_of(self, attention: Any) -> int:
+        """Which set turns a layer; -1: none."""
+        if not getattr(attention, "use_rope", True):
+            return -1
+        return self._kinds.index(attention.layer_type) if self._family.turns_by_kind else 0
+
+    def run(self, token: int, state: AppendState) -> Tensor | None:
+        """Logits [1, 1, vocab] of one token, put behind the cache; None where the cache cannot be read so."""
+        cache, spec = state.cache, self._spec
+        held = cache.opened() if cache.num_rows == 1 and state.positions.numel() == 1 else None
+        if held is None or not 0 <= token < self._tokens:
+            return None
+        turns, output = self.turns(state.positions.view(1, 1)), torch.empty(1, 1, self._vocab)
+        layers = (ctypes.c_void_p * len(held))(*map(ctypes.addressof, held))
+        step = Step(token, int(state.positions), turns.data_ptr(), output.data_ptr(), ctypes.addressof(layers))
+        with self._lock:
+            self._library.step(self._program, step, self.threads)
+            queries = self._queries.to(cache.layer(0).keys.dtype, copy=True)
+        state.stepped(queries.view(spec.num_layers, 1, spec.num_heads, 1, spec.head_dim), self._scalings)
+        return output
+
+
+class _Writing:
+    """Writes the operations; places are laid out behind each other, in floats."""
+
+    def __init__(self, program: StepProgram, model: Any) -> None:
+        spec = self.spec = program._spec
+        self.program, self.family, self.config = program, program._family, model.config
+        self.operations: list[Operation] = []
+        self.tensors: list[Tensor] = []
+        self.shared = self.own = 0
+        heads, groups, width = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        self.turned = program.turns(torch.zeros(1, 1, dtype=torch.int64)).shape[-1]
+        self.x = self._place(Space.OWN, spec.hidden_size)
+        self.y = self._place(Space.OWN, max(spec.hidden_size, heads * width))
+        self.scratch = self._place(Space.OWN, (heads + groups) * width + _BLOCK * (1 + 2 * width))
+        self.qkv = self._place(Space.SHARED, (heads + 2 * groups) * width)
+        self.found = self._place(Space.SHARED, program.threads * heads * (width + BESIDE))
+        self.out = self._place(Space.SHARED, spec.hidden_size)
+        self.hidden = self._place(Space.SHARED, spec.intermediate_size)
+        self.kept = self._place(Space.SHARED, spec.num_layers * heads * width)
+        self._model(model)
+
+    def _place(self, space: Space, floats: int) -> Place:
+        name = "own" if space is Space.OWN else "shared"
+        at = getattr(self, name)
+        setattr(self, name, at + -(-floats // _ALIGNED) * _ALIGNED)
+        return Place(space, at)
+
+    def _model(self, model: Any) -> None:
+        inner, hidden = model.model, self.spec.hidden_size
+        if len(inner.layers) != self.spec.num_layers or any(map(self._softcap, ("attn", "final"))):
+            raise _UnknownError
+        embedding = inner.embed_tokens
+        scale = float(getattr(embedding, "scalar_embed_scale", 1.0) * getattr(inner, "embedding_multiplier", 1.0))
+        weight = self._matrix(embedding, embedding.num_embeddings, hidden)
+        self._add(Code.EMBED, target=self.x, scale=scale, **weight)
+        for index, layer in enumerate(inner.layers):
+            self._layer(index, layer)
+        self._norm(inner.norm, self.x, self.y, hidden)
+        output, scale = Place(Space.OUTPUT, 0), 1.0 / getattr(self.config, "logits_scaling", 1.0)
+        self._product(model.lm_head, self.y, output, (self.program._vocab, hidden), wait=True, scale=scale)
+
+    def _softcap(self, name: str) -> bool:
+        return getattr(self.config, f"{name}_logit_softcapping", None) is not None
+
+    def _layer(self, index: int, layer: Any) -> None:
+        family, hidden, more = self.family, self.spec.hidden_size, getattr(layer, "residual_multiplier", 1.0)
+        source = self._normed(layer, family.before_attention)
+        self._attention(index, layer.self_attn, source)
+        self._product(layer.self_attn.o_proj, self.y, self.out, (hidden, self.spec.num_heads * self.spec.head_dim))
+        self._residual(layer, family.after_attention, more)
+        self._mlp(layer.mlp, self._normed(layer, family.before_mlp))
+        self._residual(layer, family.after_mlp, more)
+
+    def _normed(self, layer: Any, name: str | None) -> Place:
+        """Where what a half of a layer reads lies: the hidden state, or its norm."""
+        if name is None:
+            return self.x
+        self._norm(getattr(layer, name), self.x, self.y, self.spec.hidden_size)
+        return self.y
+
+    def _residual(self, layer: Any, name: str | None, scale: float) -> None:
+        """Add what a half of a layer gave, or its norm."""
+        source = self.out
+        if name is not None:
+            source = self.y
+            self._norm(getattr(layer, name), self.out, source, self.spec.hidden_size)
+        self._add(Code.ADD, source=source, target=self.x, cols=self.spec.hidden_size, scale=float(scale))
+
+    def _attention(self, index: int, attention: Any, source: Place) -> None:
+        spec, hidden = self.spec, self.spec.hidden_size
+        if not getattr(attention, "is_causal", True) or attention.head_dim != spec.head_dim:
+            raise _UnknownError
+        queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        if hasattr(attention, "qkv_proj"):
+            self._product(attention.qkv_proj, source, self.qkv, (queries + 2 * keys, hidden))
+        else:
+            at = self.qkv.at
+            parts = (attention.q_proj, queries, at), (attention.k_proj, keys, at + queries)
+            for linear, rows, where in (*parts, (attention.v_proj, keys, at + queries + keys)):
+                self._product(linear, source, Place(Space.SHARED, where), (rows, hidden), wait=where > at + queries)
+        self._add(
+            Code.ATTEND,
+            wait=True,
+            source=self.qkv,
+            target=self.found,
+            scratch=self.scratch,
+            kept=Place(Space.SHARED, self.kept.at + index * queries),
+            layer=index,
+            scale=float(attention.scaling),
+            turned=self.turned,
+            turns=self.program.turns_of(attention),
+            window=spec.sliding_windows[index] or 0,
+            **self._heads(),
+            **self._head_norms(attention, queries, keys),
+        )
+        self._add(Code.MERGE, source=self.found, target=self.y, **self._heads())
+
+    def _heads(self) -> dict[str, int]:
+        return {"heads": self.spec.num_heads, "groups": self.spec.num_kv_heads, "width": self.spec.head_dim}
+
+    def _head_norms(self, attention: Any, queries: int, keys: int) -> dict[str, Any]:
+        """The norms of queries and keys: of each head, or of all heads together."""
+        if not hasattr(attention, "q_norm"):
+            return {}
+        wide = len(attention.q_norm.weight)
+        if (wide, len(attention.k_norm.weight)) not in ((self.spec.head_dim,) * 2, (queries, keys)):
+            raise _UnknownError
+        return {
+            "query_norm": self._norm_weight(attention.q_norm, wide),
+            "key_norm": self._norm_weight(attention.k_norm, len(attention.k_norm.weight)),
+            "norm_width": wide if wide == self.spec.head_dim else 0,
+            "eps": _eps(attention.q_norm),
+        }
+
+    def _mlp(self, mlp: Any, source: Place) -> None:
+        mlp = mlp.inner if isinstance(mlp, SlicedRows) else mlp
+        wide, hidden = self.spec.intermediate_size, self.spec.hidden_size
+        act = getattr(self.config, "hidden_activation", None) or self.config.hidden_act
+        if act not in _GATES:
+            raise _UnknownError
+        if hasattr(mlp, "gate_up_proj"):
+            both = self._matrix(mlp.gate_up_proj, 2 * wide, hidden)
+            if both["bias"]:
+                raise _UnknownError
+            gate = {**both, "rows": wide, "second": both["weight"] + wide * hidden * _size(mlp.gate_up_proj)}
+        else:
+            gate, up = (self._matrix(linear, wide, hidden) for linear in (mlp.gate_proj, mlp.up_proj))
+            if gate["kind"] != up["kind"]:
+                raise _UnknownError
+            gate |= {"second": up["weight"], "second_bias": up["bias"]}
+        self._add(Code.GATED, wait=True, source=source, target=self.hidden, gate=_GATES[act], **gate)
+        self._product(mlp.down_proj, self.hidden, self.out, (hidden, wide))
+
+    def _product(
+        self,
+        linear: nn.Module,
+        source: Place,
+        target: Place,
+        shape: tuple[int, int],
+        *,
+        wait: bool = True,
+        scale: float = 1.0,
+    ) -> None:
+        matrix = self._matrix(linear, *shape)
+        self._add(Code.PRODUCT, wait=wait, source=source, target=target, scale=scale, **matrix)
+
+    def _norm(self, norm: Any, source: Place, target: Place, cols: int) -> None:
+        weight = self._norm_weight(norm, cols)
+        self._add(Code.NORM, source=source, target=target, cols=cols, weight=weight, eps=_eps(norm))
+
+    def _norm_weight(self, norm: Any, cols: int) -> int:
+        if tuple(norm.weight.shape) != (cols,):
+            raise _UnknownError
+        return self._address(norm.weight.float() + self.family.offset if self.family.offset else norm.weight.float())
+
+    def _matrix(self, module: nn.Module, rows: int, cols: int) -> dict[str, Any]:
+        """The fields of a weight matrix [rows, cols] and its bias."""
+        if type(module) not in (nn.Linear, RowLinear) and not isinstance(module, nn.Embedding):
+            raise _UnknownError
+        weight, bias = module.weight, getattr(module, "bias", None)
+        kind = kind_of(weight.dtype)
+        fits = isinstance(weight, Tensor) and tuple(weight.shape) == (rows, cols) and weight.is_contiguous()
+        if kind is None or not fits or weight.device.type != "cpu":
+            raise _UnknownError
+        added = None if bias is None else self._address(bias.float())
+        return {"weight": self._address(weight), "bias": added, "kind": kind, "rows": rows, "cols": cols}
+
+    def _address(self, tensor: Tensor) -> int:
+        self.tensors.append(tensor.detach().contiguous())
+        return self.tensors[-1].data_ptr()
+
+    def _add(self, code: Code, **fields: Any) -> None:
+        self.operations.append(Operation(code=code, **fields))
+
+
+def _eps(norm: Any) -> float:
+    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
+
+
+def _size(module: Any) -> int:
+    size: int = module.weight.element_size()
+    return size

@@ -1,0 +1,264 @@
+// Weights in a GGUF's own blocks: a scale d, perhaps a minimum m, and whole codes c,
+//
+//     of 32 columns    Q8_0  d c    Q4_0  d (c - 8)    Q4_1  d c + m    Q5_0  d (c - 16)    Q5_1  d c + m
+//     of 256           Q4_K, Q5_K  d a c - m b, with whole a, b for each 32      Q6_K  d a (c - 32), a for each 16
+//
+// laid out in tiles of 16 rows by 32 or 256 columns, so that a lane is a row: 16 scales, 16 minimums, then for each 32
+// columns a and b of the rows, the bits above the fourth, one plane after the other, and the codes, four bytes of each row
+// in turn. Nothing is rounded; a and b of 6 bits take 8, all else as many bytes as in the file. A row of activations
+// becomes 16-bit integers with a scale for each 32: a product is then of exact whole numbers,
+//
+//     y = Σ_32 d a s Σ (c - offset) q + m s Σ q,      x ≈ s q,  |x - s q| ≤ max|x| / 65534.
+#ifndef UNCOMP_BLOCKS_H
+#define UNCOMP_BLOCKS_H
+
+#include "step.h"
+#include "whole.h"
+
+enum { COLS = 32 };
+
+typedef struct {
+    int span, bytes;  // of a block of the file
+    int minimum;      // whether it has one
+    int above;        // bits of a code above the fourth
+    int wide;         // whether codes are whole bytes, with a sign
+    int offset;       // what is taken from a code
+    int inner;        // bytes of a and b for 32 columns of a row
+} layout;
+
+static const layout LAYOUTS[] = {
+    [Q8_0] = {32, 34, 0, 0, 1, 0, 0},   [Q4_0] = {32, 18, 0, 0, 0, 8, 0},   [Q4_1] = {32, 20, 1, 0, 0, 0, 0},
+    [Q5_0] = {32, 22, 0, 1, 0, 16, 0},  [Q5_1] = {32, 24, 1, 1, 0, 0, 0},   [Q4_K] = {256, 144, 1, 0, 0, 0, 2},
+    [Q5_K] = {256, 176, 1, 1, 0, 0, 2}, [Q6_K] = {256, 210, 0, 2, 0, 32, 2},
+};
+
+INLINE int64_t head_bytes(const layout *of) { return 32 + 32 * of->minimum; }
+INLINE int64_t part_bytes(const layout *of) { return LANES * of->inner + 64 * of->above + (of->wide ? 512 : 256); }
+INLINE int64_t tile_bytes(const layout *of) { return head_bytes(of) + of->span / COLS * part_bytes(of); }
+
+// The columns that the two numbers of a lane are of: vector v of the codes, part p of it. Of half-bytes the parts 0 and 2
+// are in the first sixteen columns.
+INLINE int column(int wide, int v, int p, int second) {
+    return wide ? 4 * v + p + 2 * second : 4 * v + (p >> 1) + 16 * (p & 1) + 2 * second;
+}
+
+typedef struct {
+    float scale, sum;      // of 32 columns, and scale times the sum of their numbers
+    int32_t first, later;  // sums of the whole numbers of the first sixteen, and of the others
+} narrowed;
+
+INLINE int64_t narrow_floats(int64_t cols) { return cols / 2 + cols / COLS * (int64_t)(sizeof(narrowed) / sizeof(float)); }
+
+// A row of activations [cols] as integers in the order in which codes of a layout meet them, and behind them the scales.
+static void narrow(const float *x, int64_t cols, int64_t kind, void *to) {
+    int wide = LAYOUTS[kind].wide, vectors = wide ? 8 : 4, parts = wide ? 2 : 4;
+    int16_t *q = to;
+    narrowed *scales = (narrowed *)(q + cols);
+    for (int64_t b = 0; b < cols / COLS; b++, x += COLS, q += COLS) {
+        float largest_x = 0;
+        int32_t whole[COLS], totals[2] = {0, 0};
+        for (int i = 0; i < COLS; i++) largest_x = __builtin_fabsf(x[i]) > largest_x ? __builtin_fabsf(x[i]) : largest_x;
+        float scale = largest_x / 32767, inverse = largest_x > 0 ? 32767 / largest_x : 0;
+        for (int i = 0; i < COLS; i++) {
+            float y = x[i] * inverse;
+            whole[i] = (int32_t)(y + (y < 0 ? -0.5f : 0.5f));
+            totals[i / 16] += whole[i];
+        }
+        for (int v = 0, at = 0; v < vectors; v++) {
+            for (int p = 0; p < parts; p++, at += 2) {
+                q[at] = (int16_t)whole[column(wide, v, p, 0)];
+                q[at + 1] = (int16_t)whole[column(wide, v, p, 1)];
+            }
+        }
+        scales[b] = (narrowed){scale, scale * (float)(totals[0] + totals[1]), totals[0], totals[1]};
+    }
+}
+
+INLINE uint32_t mask_at(const uint8_t *p) {
+    uint32_t mask;
+    memcpy(&mask, p, sizeof mask);
+    return mask;
+}
+
+// 32 columns of sixteen rows times their narrowed numbers: of half-bytes the first sixteen columns and the others apart.
+INLINE void part_dots(const uint8_t *codes, const layout *of, const int16_t *q, longs *first, longs *later) {
+    for (int v = 0; v < (of->wide ? 8 : 4); v++) {
+        shorts x = load_shorts(codes + 64 * v);
+        if (of->wide) {
+            *first = with_pairs(*first, signed_byte(x, 0), pair_at(q + 4 * v));
+            *later = with_pairs(*later, signed_byte(x, 1), pair_at(q + 4 * v + 2));
+            continue;
+        }
+        for (int p = 0; p < 4; p++) {
+            shorts c = nibble(x, p);
+            for (int bit = 0; bit < of->above; bit++) {
+                c = raised(c, mask_at(codes - 64 * (of->above - bit) + 16 * v + 4 * p), 16 << bit);
+            }
+            longs *sum = p % 2 ? later : first;
+            *sum = with_pairs(*sum, c, pair_at(q + 8 * v + 2 * p));
+        }
+    }
+}
+
+// Sixteen rows, whose tiles follow each other, times a narrowed row.
+INLINE lanes tile_dots(const uint8_t *tile, int kind, int64_t cols, const int16_t *q) {
+    const layout *of = &LAYOUTS[kind];
+    const narrowed *s = (const narrowed *)(q + cols);
+    lanes sums = all(0), minimums = all(0);
+    for (int64_t b = 0; b < cols / of->span; b++, tile += tile_bytes(of)) {
+        lanes d = load_half((const uint16_t *)tile), m = of->minimum ? load_half((const uint16_t *)(tile + 32)) : all(0);
+        const uint8_t *part = tile + head_bytes(of);
+        for (int i = 0; i < of->span / COLS; i++, part += part_bytes(of), q += COLS, s++) {
+            for (int64_t at = 0; at < part_bytes(of); at += 64) __builtin_prefetch(part + 4096 + at);
+            longs first = nothing(), later = nothing();
+            part_dots(part + LANES * of->inner + 64 * of->above, of, q, &first, &later);
+            lanes scale = mul(d, all(s->scale));
+            if (kind == Q6_K) {
+                lanes low = mul(as_lanes(minus(first, of->offset * s->first)), load_bytes(part, 1));
+                lanes high = mul(as_lanes(minus(later, of->offset * s->later)), load_bytes(part + LANES, 1));
+                sums = fma_of(scale, add(low, high), sums);
+                continue;
+            }
+            lanes found = add(as_lanes(minus(first, of->offset * (s->first + s->later))), as_lanes(later));
+            if (of->inner) scale = mul(scale, load_bytes(part, 0));
+            sums = fma_of(scale, found, sums);
+            if (of->inner) minimums = fma_of(mul(m, load_bytes(part + LANES, 0)), all(-s->sum), minimums);
+            else if (of->minimum) minimums = fma_of(m, all(s->sum), minimums);
+        }
+    }
+    return add(sums, minimums);
+}
+
+// y[first..last) = tiles · x; `first` begins a tile.
+INLINE void tiles_of(const uint8_t *tiles, int kind, int64_t cols, const int16_t *q, int64_t first, int64_t last, float *y) {
+    int64_t bytes = cols / LAYOUTS[kind].span * tile_bytes(&LAYOUTS[kind]);
+    for (int64_t row = first; row < last; row += LANES) {
+        float found[LANES];
+        int64_t some = last - row < LANES ? last - row : LANES;
+        store(found, tile_dots(tiles + row / LANES * bytes, kind, cols, q));
+        memcpy(y + row - first, found, (size_t)some * sizeof(float));
+    }
+}
+
+static void block_dots(const uint8_t *tiles, int64_t kind, int64_t cols, const int16_t *q, int64_t first, int64_t last,
+                       float *y) {
+    switch (kind) {
+        case Q8_0: tiles_of(tiles, Q8_0, cols, q, first, last, y); break;
+        case Q4_0: tiles_of(tiles, Q4_0, cols, q, first, last, y); break;
+        case Q4_1: tiles_of(tiles, Q4_1, cols, q, first, last, y); break;
+        case Q5_0: tiles_of(tiles, Q5_0, cols, q, first, last, y); break;
+        case Q5_1: tiles_of(tiles, Q5_1, cols, q, first, last, y); break;
+        case Q4_K: tiles_of(tiles, Q4_K, cols, q, first, last, y); break;
+        case Q5_K: tiles_of(tiles, Q5_K, cols, q, first, last, y); break;
+        case Q6_K: tiles_of(tiles, Q6_K, cols, q, first, last, y); break;
+    }
+}
+
+// The code of a column in a file's block, as ggml has it: of 256 columns Q4_K and Q5_K have 64 in each 32 bytes, Q6_K 128
+// in each 64 and 32 bytes.
+INLINE int file_code(int kind, const uint8_t *block, int i) {
+    const layout *of = &LAYOUTS[kind];
+    const uint8_t *rest = block + 2 + 2 * of->minimum;
+    if (of->wide) return rest[i];
+    if (kind == Q6_K) {
+        const uint8_t *low = block + 64 * (i / 128) + i % 64, *high = block + 128 + 32 * (i / 128) + i % 32;
+        return (*low >> (i % 128 < 64 ? 0 : 4) & 15) | (*high >> (2 * (i % 128 / 32)) & 3) << 4;
+    }
+    if (of->span == COLS) {
+        int above = of->above ? (int)(mask_at(rest) >> i & 1) << 4 : 0;
+        return (rest[4 * of->above + i % 16] >> (i < 16 ? 0 : 4) & 15) | above;
+    }
+    const uint8_t *codes = rest + 12 + 32 * of->above;
+    int above = of->above ? (rest[12 + i % 32] >> (i / 32) & 1) << 4 : 0;
+    return (codes[32 * (i / 64) + i % 32] >> (i % 64 < 32 ? 0 : 4) & 15) | above;
+}
+
+// a and b of 32 columns: six bits of twelve bytes, the last four columns' upper two apart; of Q6_K a of sixteen and sixteen.
+INLINE void file_inner(int kind, const uint8_t *block, int i, uint8_t *a, uint8_t *b) {
+    const uint8_t *s = block + 4;
+    if (kind == Q6_K) {
+        *a = block[192 + 2 * i], *b = block[193 + 2 * i];
+    } else if (i < 4) {
+        *a = s[i] & 63, *b = s[i + 4] & 63;
+    } else {
+        *a = (uint8_t)((s[i + 4] & 15) | (s[i - 4] >> 6) << 4), *b = (uint8_t)(s[i + 4] >> 4 | (s[i] >> 6) << 4);
+    }
+}
+
+// One row's 32 columns of a part: the codes' half-bytes and bits at their places.
+INLINE void put_codes(int kind, const uint8_t *block, int first, int64_t r, uint8_t *codes) {
+    const layout *of = &LAYOUTS[kind];
+    for (int at = 0; at < COLS; at++) {
+        int second = at % 2, p = at / 2 % (of->wide ? 2 : 4), v = at / 2 / (of->wide ? 2 : 4);
+        int code = file_code(kind, block, first + column(of->wide, v, p, second));
+        uint8_t *byte = codes + 64 * v + 4 * r + 2 * second + (of->wide ? p : p >> 1);
+        *byte |= (uint8_t)(of->wide ? code : (code & 15) << (4 * (p % 2)));
+        for (int bit = 0; bit < of->above; bit++) {
+            int64_t place = 2 * r + second;
+            codes[16 * v + 4 * p - 64 * (of->above - bit) + place / 8] |= (uint8_t)((code >> (4 + bit) & 1) << place % 8);
+        }
+    }
+}
+
+// Up to sixteen rows of a file's blocks, `row` bytes from one to the next, as one tile; rows that are missing are zeros.
+INLINE void pack_of(const uint8_t *blocks, int kind, int64_t rows, int64_t row, uint8_t *tile) {
+    const layout *of = &LAYOUTS[kind];
+    memset(tile, 0, (size_t)tile_bytes(of));
+    for (int64_t r = 0; r < rows; r++) {
+        const uint8_t *block = blocks + r * row;
+        memcpy(tile + 2 * r, block + (kind == Q6_K ? 208 : 0), 2);
+        if (of->minimum) memcpy(tile + 32 + 2 * r, block + 2, 2);
+        for (int i = 0; i < of->span / COLS; i++) {
+            uint8_t *part = tile + head_bytes(of) + i * part_bytes(of);
+            if (of->inner) file_inner(kind, block, i, part + r, part + LANES + r);
+            put_codes(kind, block, COLS * i, r, part + LANES * of->inner + 64 * of->above);
+        }
+    }
+}
+
+static void pack_tile(const uint8_t *blocks, int64_t kind, int64_t rows, int64_t row, uint8_t *tile) {
+    switch (kind) {
+        case Q8_0: pack_of(blocks, Q8_0, rows, row, tile); break;
+        case Q4_0: pack_of(blocks, Q4_0, rows, row, tile); break;
+        case Q4_1: pack_of(blocks, Q4_1, rows, row, tile); break;
+        case Q5_0: pack_of(blocks, Q5_0, rows, row, tile); break;
+        case Q5_1: pack_of(blocks, Q5_1, rows, row, tile); break;
+        case Q4_K: pack_of(blocks, Q4_K, rows, row, tile); break;
+        case Q5_K: pack_of(blocks, Q5_K, rows, row, tile); break;
+        case Q6_K: pack_of(blocks, Q6_K, rows, row, tile); break;
+    }
+}
+
+INLINE float half_at(const uint8_t *p) {
+    uint16_t half;
+    memcpy(&half, p, 2);
+    return from_half(half);
+}
+
+// Row r of one part of a tile as 32 numbers.
+static void unpack_part(const uint8_t *tile, int64_t kind, int i, int64_t r, float *y) {
+    const layout *of = &LAYOUTS[kind];
+    const uint8_t *part = tile + head_bytes(of) + i * part_bytes(of);
+    const uint8_t *codes = part + LANES * of->inner + 64 * of->above;
+    float d = half_at(tile + 2 * r), m = of->minimum ? half_at(tile + 32 + 2 * r) : 0;
+    float scales[2] = {d, d};
+    if (kind == Q6_K) {
+        scales[0] = d * (float)(int8_t)part[r], scales[1] = d * (float)(int8_t)part[LANES + r];
+    } else if (of->inner) {
+        scales[0] = scales[1] = d * (float)part[r], m = -(m * (float)part[LANES + r]);
+    }
+    for (int at = 0; at < COLS; at++) {
+        int second = at % 2, p = at / 2 % (of->wide ? 2 : 4), v = at / 2 / (of->wide ? 2 : 4);
+        uint8_t byte = codes[64 * v + 4 * r + 2 * second + (of->wide ? p : p >> 1)];
+        int code = of->wide ? (int8_t)byte : p % 2 ? byte >> 4 : byte & 15;
+        for (int bit = 0; bit < of->above; bit++) {
+            uint32_t mask = mask_at(codes - 64 * (of->above - bit) + 16 * v + 4 * p);
+            code += (int)(mask >> (2 * r + second) & 1) << (4 + bit);
+        }
+        int col = column(of->wide, v, p, second);
+        float product = scales[col / 16] * (float)(code - of->offset);
+        y[col] = of->minimum ? product + m : product;
+    }
+}
+
+#endif

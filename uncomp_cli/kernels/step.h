@@ -1,0 +1,89 @@
+// What a program is: operations over places, run by several threads. engine/forward/program.py makes them, and checks
+// every bound; the fields are in the order in which it declares them.
+#ifndef UNCOMP_STEP_H
+#define UNCOMP_STEP_H
+
+#include <stdint.h>
+
+enum { VERSION = 1 };
+// How weights are stored; keys and values: as one of the first three.
+enum { FLOAT32, FLOAT16, BFLOAT16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K };
+enum { EMBED, NORM, ADD, PRODUCT, GATED, ATTEND, MERGE };     // what an operation does
+enum { SHARED, OWN, OUTPUT };                                // whose memory a place is in: all threads', each's, the caller's
+enum { SILU, GELU };                                         // what a gate is passed through
+enum { BESIDE = 2 };                                         // numbers behind a head's output: its largest score and its sum
+
+typedef struct {
+    int64_t space, at;  // in floats
+} place;
+
+typedef struct {
+    int64_t code, wait;  // wait: all threads meet behind it
+    place from, to;
+    int64_t rows, cols, kind, gate;
+    const void *weight, *second;
+    const float *bias, *second_bias;
+    double scale, eps;
+    // scratch: where weights are in blocks, a row of integers; of attention, queries, keys, scores, and a block of entries
+    // attention: the turned queries go to `kept`
+    place scratch, kept;
+    int64_t layer, heads, groups, width, turned, turns, window, norm_width;
+    const float *query_norm, *key_norm;
+} operation;
+
+// Entries of a head in 8 or 4 bits (cache/quantized.py), which lie before the others: code · scale + zero, of keys by
+// channel and block of entries, of values by entry and group of channels.
+typedef struct {
+    const uint8_t *key_codes, *value_codes;
+    const uint16_t *key_scales, *key_zeros, *value_scales, *value_zeros;
+    const int32_t *block;  // of each entry
+    int64_t count, bits, groups, group;
+} fewer;
+
+// One layer of a cache: head g has the entries [starts[g], ends[g]) and room for one more; `fewer` is of each head, or none.
+typedef struct {
+    void *keys, *values;
+    int32_t *positions;
+    const int64_t *starts;
+    int64_t *ends;
+    const fewer *fewer;
+    int64_t kind;
+} held;
+
+typedef struct {
+    const operation *operations;
+    int64_t count, layers, groups;
+    float *shared, *own;
+    int64_t own_floats;  // of each thread
+} program;
+
+typedef struct {
+    int64_t token, position;
+    const float *turns;  // cosines and sines [sets, 2, R]
+    float *output;
+    const held *const *cache;  // of every layer
+} step;
+
+typedef struct {
+    int64_t kind, rows, cols, count;
+    const void *weight;
+    const float *input;  // [count, cols]
+    float *output;       // [count, rows]
+    float *scratch;      // of each thread, for a row of integers where weights are in blocks
+    int64_t scratch_floats;
+} product;
+
+// Blocks as a file has them, tiles, and float32 numbers: packed, or unpacked.
+typedef struct {
+    int64_t kind, rows, cols;
+    const void *source;
+    void *target;
+} layout_change;
+
+typedef struct {
+    int32_t threads, arrived, round;
+} meeting;
+
+void uncomp_meet(meeting *here);
+
+#endif
