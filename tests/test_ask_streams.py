@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -77,8 +78,13 @@ def test_a_signal_ends_an_answer_with_its_record(document: Path, tiny_model: Pat
     assert (ended, last_object(out)["finish_reason"]) == (code, "interrupted")
 
 
-def test_an_answer_is_written_though_nobody_reads_standard_error(document: Path, tiny_model: Path) -> None:
-    running = start(*ask(document, tiny_model, "Where?"))
+@pytest.mark.parametrize("stderr", ["pipe", "tty"])
+def test_an_answer_is_written_though_nobody_reads_standard_error(
+    document: Path, tiny_model: Path, stderr: Literal["pipe", "tty"]
+) -> None:
+    running = start(*ask(document, tiny_model, "Where?"), stderr=stderr)
+    if stderr == "tty":
+        running.wait_for_bytes("stderr")
     os.close(running.readers.pop("stderr"))
     code, out, _ = running.finish()
     assert code == 0

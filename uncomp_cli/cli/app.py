@@ -8,14 +8,16 @@ their functions. To add a command: a module in this package with a function of i
 line in COMMANDS.
 """
 
+import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -94,6 +96,8 @@ for _name, _module in COMMANDS.items():
 def main() -> NoReturn:
     """Entry point of the `uncomp` command."""
     _open_streams()
+    unread = _Unread(os.dup(sys.stderr.fileno()), "w")
+    sys.stderr = io.TextIOWrapper(io.BufferedWriter(unread), encoding=sys.stderr.encoding, line_buffering=True)
     for stream in (sys.stdout, sys.stderr):
         # A locale without some letter must not end an answer in the middle.
         if hasattr(stream, "reconfigure"):
@@ -104,10 +108,6 @@ def main() -> NoReturn:
         logging.disable(logging.WARNING)
     end_on_signals()
     code, number = run(sys.argv[1:]), ended_by()
-    try:
-        sys.stderr.flush()
-    except OSError:
-        _drop(sys.stderr)
     sys.exit(code if number is None else 128 + number)
 
 
@@ -118,7 +118,7 @@ def run(args: Sequence[str]) -> int:
     try:
         return _invoke(hoisted, rest)
     except BrokenPipeError:
-        _drop(sys.stdout)
+        _drop_stdout()
         return 1
     except SystemExit as leaving:
         return _exit_code(leaving.code)
@@ -191,7 +191,17 @@ def _open_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  # stays open
 
 
-def _drop(stream: TextIO) -> None:
+class _Unread(io.FileIO):
+    """Standard error, which goes nowhere once nobody reads it: that is no reason to lose an answer."""
+
+    def write(self, data: Any, /) -> int:
+        """As many bytes as there are, written or not."""
+        with suppress(OSError):
+            return super().write(data)
+        return len(data)
+
+
+def _drop_stdout() -> None:
     """Nobody reads any more: let the interpreter's last flush go nowhere instead of complaining."""
     devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, stream.fileno())
+    os.dup2(devnull, sys.stdout.fileno())
