@@ -124,6 +124,19 @@ def test_sinks_have_no_part_in_expected_attention() -> None:
     assert not torch.equal(scores_of("expected", view, sinks=4), before)
 
 
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_a_later_chunk_asks_with_all_its_queries(count: int) -> None:
+    """Its queries stand behind the sinks, which were read with the first chunk: one alone still ranks."""
+    view = replace(make_view([2]), frequencies=torch.tensor([1.0, 0.01]))
+    last = torch.arange(CONTEXT - count, CONTEXT)
+    chunk = replace(view, queries=view.queries[:, -count:], positions=last)
+    scores = scores_of("expected", chunk, sinks=4)
+    assert bool(scores.isfinite().all())
+    changed = chunk.queries.clone()
+    changed[:, 0] += 9
+    assert not torch.equal(scores, scores_of("expected", replace(chunk, queries=changed), sinks=4))
+
+
 @pytest.mark.parametrize("length", [1, 3, 5])
 def test_a_context_as_short_as_the_sinks(length: int) -> None:
     view = make_view([2])

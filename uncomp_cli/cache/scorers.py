@@ -90,8 +90,8 @@ FUTURE_TOKENS = 512
 class ExpectedScorer:
     """Expected attention over the context, averaged over a KV head's query heads, times the value's norm.
 
-    Sinks have no part in it, neither their queries in mu and Sigma nor their keys in the softmax: they score 0, and
-    protection keeps them. Raises ModelError when the view has no RoPE frequencies.
+    Sinks have no part in it, neither their queries in mu and Sigma (where there are others) nor their keys in the
+    softmax: they score 0, and protection keeps them. Raises ModelError when the view has no RoPE frequencies.
     """
 
     name: ClassVar[str] = "expected"
@@ -114,10 +114,11 @@ class ExpectedScorer:
         positions = torch.arange(context_len) if view.positions is None else view.positions
         positions = positions.to(view.keys.device)
         back = _angles(positions, frequencies)
+        first = int((positions < sinks).sum()) % len(positions)  # where all are sinks, all are asked
         ahead = _angles(positions[-1] + 1 + torch.arange(FUTURE_TOKENS, device=positions.device), frequencies)
         scores = torch.zeros(num_kv_heads, context_len, device=view.keys.device)
         for group, queries in enumerate(view.queries.reshape(num_kv_heads, -1, *view.queries.shape[1:])):
-            before_rope = turn(queries.float(), back[0], -back[1])[:, sinks:]
+            before_rope = turn(queries.float(), back[0], -back[1])[:, first:]
             keys = turn(view.keys[group, sinks:].float(), ahead[0].mean(dim=0), -ahead[1].mean(dim=0))
             attention = _log_expected(before_rope, keys, view.scaling).softmax(dim=-1).mean(dim=0)
             scores[group, sinks:] = attention * view.values[group, sinks:].float().norm(dim=-1)
