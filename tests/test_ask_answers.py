@@ -240,6 +240,23 @@ def test_settings_stand_in_for_flags(
     assert record["files"][0]["truncated"] is True
 
 
+@pytest.mark.parametrize("args", [("--chunk", "200"), ("--scorer", "agreement")], ids=" ".join)
+def test_a_plan_shows_the_peak_that_it_is_refused_by(
+    args: tuple[str, ...], tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With as many bytes free it fits; with one less it is refused, or read in shorter chunks that need less."""
+    asked = ["ask", "-f", "town.txt", "-m", str(tiny_model), "--dry-run", "--json", "-b", "25%", *args, "Where?"]
+    assert run(asked) == 0
+    peak = json.loads(capsys.readouterr().out)["expected_peak_bytes"]
+    found = []
+    for free in (peak, peak - 1):
+        monkeypatch.setattr("uncomp_cli.engine.spend.memory.free_bytes", lambda device, free=free: free)
+        run(asked)
+        found.append(json.loads(capsys.readouterr().out))
+    assert (found[0]["fits"], found[0]["expected_peak_bytes"]) == (True, peak)
+    assert not found[1]["fits"] or found[1]["expected_peak_bytes"] < peak
+
+
 def test_a_plan_costs_no_weights(
     tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

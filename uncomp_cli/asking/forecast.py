@@ -134,7 +134,7 @@ def _measured(prompt: "Prompt", preset: "Preset", machine: _Machine) -> dict[str
 def _planned(request: Request, preset: "Preset", machine: _Machine, prompt: "Prompt") -> dict[str, Any]:
     """What reading `prompt` would take. Raises DoesNotFitError when it does not fit."""
     from uncomp_cli.engine.read.distances import Reach
-    from uncomp_cli.engine.spend.compression import check_fits, check_length, plan_compression
+    from uncomp_cli.engine.spend.compression import check_length, plan_compression
     from uncomp_cli.engine.spend.memory import planned_kv_bytes
 
     spec, trained, free = machine.spec, machine.trained_length, machine.free_bytes - machine.weights_bytes
@@ -143,11 +143,9 @@ def _planned(request: Request, preset: "Preset", machine: _Machine, prompt: "Pro
     reach = Reach.of(machine.rope, opened.seq_len, trained_length=trained, answer_tokens=answer)
     planned = plan_compression(spec, preset, prompt, available=free, limits=request.limits, reach=reach)
     plan, chunk = planned.allocation.plan, planned.chunk_tokens
-    at_once = None if chunk is None else min(opened.flat_len, chunk + opened.flat_len - len(opened.context))
-    expected = check_fits(spec, plan, opened, available=free, at_once=at_once)
     return {
         "kv_planned_bytes": planned_kv_bytes(spec, plan, question_tokens=opened.longest_question),
-        "expected_peak_bytes": machine.weights_bytes + expected.peak_bytes,
+        "expected_peak_bytes": machine.weights_bytes + planned.peak_bytes,
         "thinning": preset.thinning,
         **({} if chunk is None else {"chunk_tokens": chunk}),
         **({} if planned.reread_tokens is None else {"reread_tokens": planned.reread_tokens}),

@@ -39,7 +39,8 @@ class Compression:
     """All that a prefill needs beside the model: the prompt with its question opened, and how `preset` compresses it.
 
     It is read `chunk_tokens` at a time; None: in one pass. With `repack` what is held stands without gaps before every
-    chunk, and `reread_tokens` tokens are read again in the end. `notes` say what was not done as asked for.
+    chunk, and `reread_tokens` tokens are read again in the end. `notes` say what was not done as asked for. Beside the
+    weights it takes `peak_bytes`, which fit; 0 where nobody asked.
     """
 
     spec: ModelSpec
@@ -53,6 +54,7 @@ class Compression:
     notes: tuple[str, ...] = ()
     repack: bool = False
     reread_tokens: int | None = None
+    peak_bytes: int = 0
 
     def __str__(self) -> str:
         """The preset, then what it comes to for this prompt: tokens and bytes kept, how the prompt is read, notes."""
@@ -208,7 +210,7 @@ class _Ways:
                 raise DoesNotFitError("chunks of this length leave the budget too little", hint="use a shorter --chunk")
             allocation = self._allocation(chunk, tokens, most_entries=min(most, allocation.plan.entries))
         held = self._held(allocation, new, chunk)
-        expected = check_fits(self.spec, allocation.plan, prompt, available=self.available, held=held, at_once=tokens)
+        expected = self._fitting(held or allocation.plan, tokens)
         if cap is not None and expected.kv_kept_bytes > cap:
             raise DoesNotFitError(
                 f"the KV cache needs about {expected.kv_kept_bytes / 2**20:,.1f} MiB on the way, "
@@ -226,7 +228,23 @@ class _Ways:
             chunk,
             self.notes,
             repack=self.reach is not None,
+            peak_bytes=expected.peak_bytes,
         )
+
+    def _fitting(self, held: BudgetPlan, tokens: int) -> Estimate:
+        """What it takes to hold that much at most while `tokens` go through the model together.
+
+        Raises DoesNotFitError when it is more than is available.
+        """
+        expected = estimate(self.spec, held, prompt=self.prompt, at_once=tokens)
+        if expected.peak_bytes > self.available:
+            raise DoesNotFitError(
+                f"needs about {expected.peak_bytes / 2**20:,.0f} MiB beside the weights "
+                f"({expected.kv_kept_bytes / 2**20:,.0f} of it KV cache), {self.available / 2**20:,.0f} MiB are free",
+                hint="use a smaller --budget (or --budget auto) or a shorter --chunk (or --chunk auto), or cut the "
+                "document with --truncate",
+            )
+        return expected
 
     @property
     def _asked_tokens(self) -> int:
@@ -279,28 +297,3 @@ class _Ways:
 
         kept = tuple(tuple(held(count, fresh) for count in row) for row, fresh in zip(plan.kept, new, strict=True))
         return BudgetPlan(plan.seq_len, kept)
-
-
-def check_fits(
-    spec: ModelSpec,
-    plan: BudgetPlan,
-    prompt: Prompt,
-    *,
-    available: int,
-    held: BudgetPlan | None = None,
-    at_once: int | None = None,
-) -> Estimate:
-    """The expected memory of `prompt` under `plan`, of which `held` is what is held at most on the way.
-
-    `at_once` tokens go through the model together (None: all). Raises DoesNotFitError when it is more than `available`
-    bytes.
-    """
-    expected = estimate(spec, held or plan, prompt=prompt, at_once=at_once)
-    if expected.peak_bytes > available:
-        raise DoesNotFitError(
-            f"needs about {expected.peak_bytes / 2**20:,.0f} MiB beside the weights "
-            f"({expected.kv_kept_bytes / 2**20:,.0f} of it KV cache), {available / 2**20:,.0f} MiB are free",
-            hint="use a smaller --budget (or --budget auto) or a shorter --chunk (or --chunk auto), or cut the "
-            "document with --truncate",
-        )
-    return expected
