@@ -122,6 +122,13 @@ def test_every_row_has_its_own_seed_and_penalty() -> None:
     assert_agree(together(writer_of(engine, asked))[0], expected)
 
 
+def test_the_last_seed_has_questions_behind_it() -> None:
+    sampling = SamplingConfig(temperature=1.3, seed=2**64 - 1, max_new_tokens=3)
+    engine = engine_of(load_tiny("llama"), sampling)
+    asked = ask(engine, FULL, make_prompt(60, (4, 4)))
+    assert_agree(together(writer_of(engine, asked))[0], one_after_another(engine, asked))
+
+
 def test_a_row_that_stops_says_no_more() -> None:
     prompt = make_prompt(60, QUESTIONS)
     engine = engine_of(load_tiny("llama"))

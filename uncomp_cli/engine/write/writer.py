@@ -49,7 +49,7 @@ class _Row:
 
     def __init__(self, number: int, asked: Asked, tokenizer: PreTrainedTokenizerFast, sampling: SamplingConfig) -> None:
         self.number, self.asked, self.prompt_tokens = number, asked, asked.prompt_tokens  # a context may grow
-        self.sampler = Sampler(replace(sampling, seed=sampling.seed + asked.question))
+        self.sampler = Sampler(replace(sampling, seed=(sampling.seed + asked.question) % 2**64))
         self.stream = TextStream(tokenizer)
         self.generated = torch.empty(1, 0, dtype=torch.int64)
         self.reason: FinishReason | None = None
