@@ -120,6 +120,17 @@ def test_a_text_is_no_list_of_questions(engine: Assistant, notes: str) -> None:
         engine.read(uncomp.collect(notes), "Which line?")
 
 
+@pytest.mark.parametrize("questions", [[], [" "], ["Which line?", ""]])
+def test_no_question_is_asked_that_is_empty(engine: Assistant, notes: str, questions: list[str]) -> None:
+    with pytest.raises(uncomp.UsageError, match=r"no question|is empty"):
+        engine.ask(uncomp.collect(notes), questions)
+
+
+def test_a_chance_is_one(engine: Assistant, notes: str) -> None:
+    with pytest.raises(uncomp.UsageError, match="fail-under is 7, not a chance"):
+        engine.ask(uncomp.collect(notes), ["Which line?"], fail_under=7)
+
+
 def test_a_chat_reads_documents_and_answers(engine: Assistant, notes: str) -> None:
     chat = engine.chat(uncomp.preset("live", scorer="distinct"))
     said = [event.text for event in chat.add(uncomp.collect(notes).documents) if isinstance(event, uncomp.Noted)]

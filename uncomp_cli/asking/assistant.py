@@ -17,7 +17,7 @@ from uncomp_cli.asking.chat import Chat
 from uncomp_cli.asking.doubts import check_lengths
 from uncomp_cli.asking.events import Done, Event, Noted, Planned, Turn, Warned
 from uncomp_cli.asking.material import prompt_lengths, resolve
-from uncomp_cli.asking.pipeline import ask, check_risk
+from uncomp_cli.asking.pipeline import ask, check_questions, check_risk
 from uncomp_cli.asking.request import CHAT_PRESET, ModelChoice, Request, parse_pin, settle_preset, shelf_of
 from uncomp_cli.asking.subject import Answer, Item, Reader, Subject
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET, Preset, preset
@@ -99,6 +99,7 @@ class Assistant:
 
         The answers are the `Done` among them.
         """
+        check_questions(questions)
         request, settled = self._request(asked, documents), self._settled(chosen, None)
         check_risk(request, settled)
         lengths = prompt_lengths(request, documents, questions, self.engine.loaded.tokenizer) if request.weighs else []
@@ -125,9 +126,9 @@ class Assistant:
     def _reader(
         self, documents: DocumentSet, questions: Sequence[str], chosen: Preset | None, asked: dict[str, Any]
     ) -> tuple[Reader, Request]:
-        if isinstance(questions, str):
-            raise UsageError(f"questions is the text {questions!r}", hint="give a list of questions")
-        any_question = not questions
+        any_question = not questions and not isinstance(questions, str)
+        if not any_question:
+            check_questions(questions)
         request = replace(self._request(asked, documents), for_any=any_question)
         words = _ANY_QUESTION if any_question else list(questions)
         settled = self._settled(chosen, AGNOSTIC_PRESET if any_question else None)

@@ -35,7 +35,6 @@ def run(request: Request) -> Generator[Event, None, None]:
     """Everything that one `uncomp ask` does."""
     questions = gather_questions(request)
     _ = request.model.rope_choice  # a slip in it must not wait for the documents
-    check_fail_under(request.fail_under)
     if request.saves_context:
         check_saving(request)
         check_grows(request.model, "a saved document")
@@ -75,7 +74,8 @@ def ask(
 
 
 def check_risk(request: Request, preset: "Preset") -> None:
-    """Raise UsageError when errors would have to be foreseen that nobody has counted."""
+    """Raise UsageError for a chance that is none, and when errors would have to be foreseen that nobody has counted."""
+    check_fail_under(request.fail_under)
     if request.escalate and request.saves_context:
         message = "--escalate reads the document again with larger budgets, --cache keeps it in one"
         raise UsageError(message, hint="leave one of them out")
@@ -110,6 +110,15 @@ def gather_questions(request: Request) -> list[str]:
             message = f"questions file {request.questions_file} cannot be read: {error}"
             raise UsageError(message, hint="give a text file with one question a line") from error
         questions += [line for line in lines if line.strip()]
+    check_questions(questions)
+    check_text(request.system or "", "the system prompt")
+    return questions
+
+
+def check_questions(questions: Sequence[str]) -> None:
+    """Raise UsageError for no question, for a text in the place of a list, and for a question that is empty."""
+    if isinstance(questions, str):
+        raise UsageError(f"questions is the text {questions!r}", hint="give a list of questions")
     if not any(question.strip() for question in questions):
         raise UsageError("no question was given", hint='uncomp ask -f doc.txt "What does it say about …?"')
     for number, question in enumerate(questions, start=1):
@@ -119,8 +128,6 @@ def gather_questions(request: Request) -> list[str]:
         if not question.strip():
             raise UsageError(f"question {number} of {len(questions)} is empty", hint="leave it out, or ask something")
         check_text(question, f"question {number}")
-    check_text(request.system or "", "the system prompt")
-    return questions
 
 
 def _is_file(question: str) -> bool:
