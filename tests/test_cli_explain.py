@@ -22,12 +22,12 @@ SPEC = ModelSpec(
     vocab_size=99, trained_length=4096, dtype_bytes=4, sliding_windows=(None,) * 3,
 )  # fmt: skip
 BYTES = (120_000, 24_000, 13_000)
-MEASURED = Uncertainty("entropy/q/r1/4", ((4.0, 2.0, 1.0, 0.0), (1.5, 1.5, 1.0, 1.0), (0.5, 0.5, 2.0, 3.0)))
+MEASURED = Uncertainty("entropy/q/r1/4", ((4.0, 2.0, 1.0, 0.0), (1.5, 1.5, 1.0, 1.0), (0.5, 0.5, 2.0, 3.0)), "live")
 
 
 def spent(**changes: object) -> Spent:
     plan = BudgetPlan(seq_len=1000, kept=KEPT)
-    return replace(Spent(plan, SPEC, BYTES, MEASURED, "live"), **changes)
+    return replace(Spent(plan, SPEC, BYTES, MEASURED), **changes)
 
 
 def wide(num_layers: int, num_kv_heads: int) -> Spent:
@@ -43,7 +43,7 @@ def wide(num_layers: int, num_kv_heads: int) -> Spent:
     values = tuple(tuple(float(count) for count in counts) for counts in kept)
     return Spent(
         BudgetPlan(131_072, kept), spec, [2**20 * (layer + 1) for layer in range(num_layers)],
-        Uncertainty("lmba/sinkfree", values), "profile",
+        Uncertainty("lmba/sinkfree", values),
     )  # fmt: skip
 
 
@@ -75,10 +75,10 @@ def test_the_top_heads_come_with_what_was_measured_of_them() -> None:
 
 
 def test_a_policy_that_measures_nothing_says_so() -> None:
-    record = budget_record(spent(uncertainty=None, source=None))
+    record = budget_record(spent(uncertainty=None))
     assert (record["measure"], record["source"]) == (None, None)
     assert {head["uncertainty"] for head in record["top_heads"]} == {None}
-    assert "nothing was measured: the policy alone decides" in list(budget_lines(spent(uncertainty=None, source=None)))
+    assert "nothing was measured: the policy alone decides" in list(budget_lines(spent(uncertainty=None)))
 
 
 def test_the_lines_say_it_to_people() -> None:
@@ -104,7 +104,8 @@ def test_the_lines_say_it_to_people() -> None:
 
 
 def test_a_profile_is_told_from_a_live_measurement() -> None:
-    assert "by entropy/q/r1/4, from the preset's profile" in list(budget_lines(spent(source="profile")))
+    held = replace(MEASURED, source="profile")
+    assert "by entropy/q/r1/4, from the preset's profile" in list(budget_lines(spent(uncertainty=held)))
 
 
 @pytest.mark.parametrize("shape", [(30, 3), (32, 8), (80, 8), (80, 64), (1, 1)])
@@ -226,6 +227,18 @@ def test_a_profile_decides_and_is_named(tiny_model: Path, notes: Path, own_data:
     budget = last_object(out)["budget"]
     assert (budget["measure"], budget["source"]) == ("loss", "profile")
     assert (budget["top_heads"][0]["layer"], budget["top_heads"][0]["head"]) == (0, 0)
+
+
+def test_what_the_profile_lacks_is_measured_live_whatever_is_saved(
+    tiny_model: Path, notes: Path, own_data: Path, tmp_path: Path
+) -> None:
+    where = {"XDG_DATA_HOME": str(own_data), "UNCOMP_CACHE_DIR": str(tmp_path / "shelf")}
+    for named in (("--save-cache", "x"), ("--reuse", "x")):
+        shared = ("-p", "mine", "--policy", "uncomp:rank=2", "--scorer", "distinct", "--explain-budget", "--json")
+        code, out, err = ask(tiny_model, notes, *shared, *named, **where)
+        assert code == 0, err
+        budget = last_object(out)["budget"]
+        assert (budget["measure"], budget["source"]) == ("entropy/q/r2", "live")
 
 
 @pytest.mark.parametrize(("loss", "budget"), [("1%", "15%"), ("0.5%", "40%")])

@@ -325,8 +325,7 @@ def test_a_context_says_where_its_values_come_from(
     begun = reading.planned.allocation.plan
     assert sum(1 for _ in reading) == spec.num_layers
     account = reading.context.account
-    assert account.measured == source
-    assert (account.uncertainty is None) == (source is None)
+    assert (None if account.uncertainty is None else account.uncertainty.source) == source
     assert account.plan.entries == begun.entries == spec.full_entries(72) // 2
     assert (account.plan != begun) == (source == "live")
     if account.uncertainty is not None:

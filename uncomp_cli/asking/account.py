@@ -34,7 +34,6 @@ class Spent:
     spec: "ModelSpec"
     layer_bytes: Sequence[int]
     uncertainty: "Uncertainty | None" = None
-    source: str | None = None
 
     @property
     def decided(self) -> list[tuple[int, int, int]]:
@@ -62,7 +61,7 @@ def budget_record(spent: Spent) -> dict[str, Any]:
         "groups": _groups(spent.decided) if spent.heads_are_final else [],
         "top_heads": _top_heads(spent) if spent.heads_are_final else [],
         "measure": None if spent.uncertainty is None else spent.uncertainty.key,
-        "source": spent.source,
+        "source": None if spent.uncertainty is None else spent.uncertainty.source,
     }
 
 

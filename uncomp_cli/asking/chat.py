@@ -347,7 +347,7 @@ class Chat:
         if not session.cached_tokens:
             raise UsageError("nothing has been read yet", hint="type a question, or add a document with /file")
         account, layer_bytes = session.growth.account(), session.growth.context.layer_bytes()
-        return Spent(account.plan, spec, layer_bytes, account.uncertainty, account.measured)
+        return Spent(account.plan, spec, layer_bytes, account.uncertainty)
 
     # Transcripts
 

@@ -321,7 +321,7 @@ class Reader:
 
         def measure() -> Spent:
             account, spec = context.account, self._engine.spec
-            return Spent(account.plan, spec, context.layer_bytes(), account.uncertainty, account.measured)
+            return Spent(account.plan, spec, context.layer_bytes(), account.uncertainty)
 
         if self._saves or not (self._request.each or self._again):
             return measure

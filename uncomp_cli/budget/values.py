@@ -6,8 +6,9 @@ compressed, so their values are never looked at.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Literal
 
 from uncomp_cli.errors import ModelError, UncompError, UsageError
 from uncomp_cli.spec import ModelSpec
@@ -26,11 +27,13 @@ Rows = list[tuple[float, ...] | None]
 class Uncertainty:
     """Values of the measure `key` (uncertainty/measures.py): values[l] has H, G or 1 numbers, H query and G KV heads.
 
+    `source` says whether a profile held them or they were measured on the text itself, which makes no others of them.
     Raises ModelError for a value that is not a number, not finite or below 0.
     """
 
     key: str
     values: tuple[tuple[float, ...], ...]
+    source: Literal["profile", "live"] = field(default="profile", compare=False)
 
     def __post_init__(self) -> None:
         for layer, row in enumerate(self.values):

@@ -280,7 +280,6 @@ def _account_of(planned: Compression, preset: Preset, seconds: float) -> Account
         preset,
         allocation.plan,
         allocation.uncertainty,
-        "live" if allocation.live else None if allocation.uncertainty is None else "profile",
         allocation.trust(),
         seconds,
         planned.chunk_tokens,

@@ -11,7 +11,7 @@ Whatever was asked last, `restore` takes the question, its answer and what was r
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,15 +36,14 @@ Trust = tuple[tuple[float, ...], ...] | None
 class Account:
     """How a text was read: with which preset, what every head keeps, and in how many `seconds` it was read or loaded.
 
-    `uncertainty` are the values that the plan was made from, `measured` says where they come from. It was read
-    `chunk_tokens` at a time (None: in one pass), of which `reread_tokens` again in the end; `notes` say what was not
-    done as asked for. `record` is that of the file it was opened from, None when it was read.
+    `uncertainty` are the values that the plan was made from. It was read `chunk_tokens` at a time (None: in one pass),
+    of which `reread_tokens` again in the end; `notes` say what was not done as asked for. `record` is that of the file
+    it was opened from, None when it was read.
     """
 
     preset: Preset
     plan: BudgetPlan
     uncertainty: Uncertainty | None
-    measured: Literal["live", "profile"] | None
     trust: Trust
     seconds: float = 0.0
     chunk_tokens: int | None = None

@@ -11,7 +11,6 @@ go. The text's own tokens are remembered, so everything that was evicted can be 
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -169,10 +168,8 @@ class Growth:
 
     def account(self) -> Account:
         """What every head keeps of the text as long as it is, and by which values."""
-        allocation, uncertainty = self._allocation(), self.uncertainty
-        source: Literal["live", "profile"] = "live" if self.preset.profile is None else "profile"
-        measured = None if uncertainty is None else source
-        return Account(self.preset, allocation.plan, uncertainty, measured, allocation.trust())
+        allocation = self._allocation()
+        return Account(self.preset, allocation.plan, self.uncertainty, allocation.trust())
 
     def survival(self) -> Tensor:
         """The share [S] of heads that still hold each token; sliding layers, which hold their window, do not count."""

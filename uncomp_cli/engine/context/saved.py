@@ -201,11 +201,10 @@ def account_of(
     kept = (tuple(layer.num_quantized(i) + length for i, length in enumerate(layer.lengths)) for layer in layers)
     plan = BudgetPlan(context_tokens, tuple(kept), kv_bits=cache.kv_bits)
     if uncertainty is None:
-        return Account(preset, plan, None, None, None, seconds, record=record)
-    profile = preset.profile if record is None else record.compression.profile_sha256
+        return Account(preset, plan, None, None, seconds, record=record)
     weights = make_policy(preset.policy).weights(spec, uncertainty)
     trust = tuple(tuple(weight**2 for weight in layer) for layer in weights)
-    return Account(preset, plan, uncertainty, "live" if profile is None else "profile", trust, seconds, record=record)
+    return Account(preset, plan, uncertainty, trust, seconds, record=record)
 
 
 def _preset_of(preset: Preset, record: Record) -> Preset:

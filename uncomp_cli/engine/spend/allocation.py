@@ -99,7 +99,7 @@ class Allocation:
         before, new = self._reports.get(layer, 0), live.measurer(live.measure, view).tolist()
         mean = tuple((old * before + value) / (before + 1) for old, value in zip(values[layer], new, strict=True))
         self._reports[layer] = before + 1
-        known = Uncertainty(str(live.measure), (*values[:layer], mean, *values[layer + 1 :]))
+        known = Uncertainty(str(live.measure), (*values[:layer], mean, *values[layer + 1 :]), "live")
         self._wanted = replace(wanted, uncertainty=known)
         self.plan = policy.plan(self._wanted)
 
