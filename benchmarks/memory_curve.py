@@ -30,7 +30,7 @@ from uncomp_cli.config import DEFAULT_MODEL, Limits
 from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.models.catalog import ensure_local, local_path
-from uncomp_cli.models.loading import load_tokenizer
+from uncomp_cli.models.checkpoint import load_tokenizer
 from uncomp_cli.steps import finished
 from uncomp_cli.ui.plots import add_axes, new_figure, write
 

@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -39,6 +40,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from support.tiny import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def copied_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A folder of the tiny model that a test may change."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "copied"))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from uncomp_cli.asking.events import Event
 from uncomp_cli.asking.material import describe_files, join_documents
 from uncomp_cli.cli.app import run
 from uncomp_cli.documents.collection import Document, DocumentSet
-from uncomp_cli.models.loading import load_tokenizer
+from uncomp_cli.models.checkpoint import load_tokenizer
 from uncomp_cli.models.runnable import LoadedModel
 
 FIELDS = {

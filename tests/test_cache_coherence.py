@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from uncomp_cli.cache.coherence import MAX_CODE_TOKENS, MAX_WORD_TOKENS, pool, share_by_word, word_ids
 from uncomp_cli.config import Pooling
-from uncomp_cli.models.loading import load_tokenizer
+from uncomp_cli.models.checkpoint import load_tokenizer
 
 LICENSE = Path(__file__).parents[1] / "LICENSE"
 NUMBER = re.compile(r"\d[\d.,]*")

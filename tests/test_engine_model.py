@@ -14,7 +14,8 @@ from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import completion_prompt
 from uncomp_cli.engine.write.writer import TextStream
-from uncomp_cli.models.loading import load_model, load_tokenizer
+from uncomp_cli.models.checkpoint import load_tokenizer
+from uncomp_cli.models.loading import load_model
 from uncomp_cli.models.runnable import LoadedModel
 
 pytestmark = pytest.mark.model

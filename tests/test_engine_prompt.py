@@ -12,7 +12,7 @@ from uncomp_cli.engine.tokens.messages import Message, render_messages
 from uncomp_cli.engine.tokens.prompt import Prompt, Side, chat_prompt, completion_prompt, count_tokens, truncate
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import ModelError
-from uncomp_cli.models.loading import load_tokenizer
+from uncomp_cli.models.checkpoint import load_tokenizer
 
 DOCUMENT = "  The code of Anna is 7391204.\n\nThe code of Bert is 55.  "
 QUESTIONS = ["What is Anna's code?", " And Bert's? "]

@@ -17,7 +17,7 @@ from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.oracle import check_solvable
 from uncomp_cli.evals.tasks.quiz import DEPTHS
 from uncomp_cli.evals.tasks.task import Request, Sample
-from uncomp_cli.models.loading import load_tokenizer
+from uncomp_cli.models.checkpoint import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 PROSE = Haystack.generated(seed=0, tokens=8000)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import time
+from random import Random
 
 import gguf
 import numpy as np
@@ -203,6 +205,75 @@ def test_other_content_is_refused(tmp_path):
     path.write_text("this is no model\n" * 100)
     with pytest.raises(ModelError, match="not a readable GGUF"):
         list(ensure_local(str(path)))
+
+
+HUGE = (1 << 60).to_bytes(8, "little")
+
+
+def replaced(whole, where, value, *, behind=0):
+    """The bytes with `value` at so many bytes behind the end of `where`."""
+    at = whole.index(where) + len(where) + behind
+    return whole[:at] + value + whole[at + len(value) :]
+
+
+DAMAGES = {
+    "tensors": lambda whole: whole[:8] + HUGE + whole[16:],
+    "pairs": lambda whole: whole[:16] + HUGE + whole[24:],
+    "a string": lambda whole: replaced(whole, b"tokenizer.ggml.pre", HUGE, behind=4),
+    "a list of strings": lambda whole: replaced(whole, b"tokenizer.ggml.tokens", HUGE, behind=8),
+    "a list of numbers": lambda whole: replaced(whole, b"tokenizer.ggml.token_type", HUGE, behind=8),
+    "a list of lists": lambda whole: replaced(whole, b"tokenizer.ggml.token_type", b"\x09", behind=4),
+    "dimensions": lambda whole: replaced(whole, b"token_embd.weight", b"\xff\xff\xff"),
+    "a dimension": lambda whole: replaced(whole, b"token_embd.weight", HUGE, behind=4),
+    "an offset": lambda whole: replaced(whole, b"token_embd.weight", HUGE, behind=24),
+    "layers": lambda whole: replaced(whole, b"llama.block_count", b"\xff\xff\xff\x7f", behind=4),
+    "width": lambda whole: replaced(whole, b"llama.embedding_length", b"\x00\x00\xff\x7f", behind=4),
+    "inner width": lambda whole: replaced(whole, b"llama.feed_forward_length", b"\x00\x00\xff\x7f", behind=4),
+    "a key that is no text": lambda whole: whole.replace(b"general.file_type", b"general.file\xff\xfeype"),
+    "a value that is no text": lambda whole: whole.replace(b"smollm", b"smo\xff\xfem"),
+    "a piece that is no text": lambda whole: whole.replace(b"<|end|>", b"<|\xff\xfe\xfd|>"),
+    "a name that is no text": lambda whole: whole.replace(b"blk.1.attn_q", b"blk.\xff.attn_q"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_header_that_promises_too_much_is_one_model_error(tmp_path, stock, damage):
+    whole = write_gguf(tmp_path / "tiny.gguf", stock).read_bytes()
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(DAMAGES[damage](whole))
+    (tmp_path / "out").mkdir()
+    begun = time.perf_counter()
+    with pytest.raises(ModelError) as caught:
+        list(convert_gguf(broken, tmp_path / "out"))
+    assert caught.value.hint
+    assert time.perf_counter() - begun < 1
+
+
+def test_a_piece_that_is_too_long_to_be_one_is_refused(tmp_path, stock):
+    def edit(writer):
+        writer.kv_data[0].pop("tokenizer.ggml.tokens")
+        writer.add_token_list([*TOKENS[:-1], "x" * 100_000])
+
+    with pytest.raises(ModelError, match="100,000 bytes"):
+        list(convert_gguf(write_gguf(tmp_path / "long.gguf", stock, edit=edit), tmp_path))
+
+
+def test_a_mutated_file_converts_or_is_one_model_error(tmp_path, stock):
+    """Seeded mutations of a header's bytes; the pieces are written anew for each, so that nothing is left over."""
+    whole = write_gguf(tmp_path / "tiny.gguf", stock).read_bytes()
+    header, outcomes = whole.index(b"output_norm.weight") + 60, set()
+    for seed in range(40):
+        random, mutated = Random(seed), bytearray(whole)
+        for _ in range(random.randint(1, 4)):
+            at = random.randrange(header)
+            mutated[at : at + random.choice([1, 4, 8])] = random.randbytes(random.choice([0, 1, 4, 8]))
+        (tmp_path / "mutated.gguf").write_bytes(mutated)
+        try:
+            list(convert_gguf(tmp_path / "mutated.gguf", tmp_path / "out"))
+            outcomes.add("converted")
+        except ModelError:
+            outcomes.add("refused")
+    assert "refused" in outcomes
 
 
 def test_an_unknown_architecture_is_refused_by_name(tmp_path, stock):

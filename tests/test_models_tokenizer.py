@@ -5,17 +5,21 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from uncomp_cli.engine.tokens.prompt import decode, encode, encode_words
+from uncomp_cli.engine.write.writer import TextStream
 from uncomp_cli.errors import ModelError
-from uncomp_cli.models.loading import load_tokenizer
+from uncomp_cli.models.checkpoint import load_tokenizer
 from uncomp_cli.models.vocabulary import PRE_TOKENIZERS, build_tokenizer
 
 CASES = json.loads((Path(__file__).parent / "data" / "smollm2_tokens.json").read_text())["cases"]
 GPL3 = Path("/usr/share/common-licenses/GPL-3")
 LICENSE = Path(__file__).parents[1] / "LICENSE"
-SPECIAL_TYPE, UNKNOWN_TYPE, USER_TYPE, BYTE_TYPE = 3, 2, 4, 6
+NORMAL_TYPE, SPECIAL_TYPE, UNKNOWN_TYPE, USER_TYPE, BYTE_TYPE = 1, 3, 2, 4, 6
 TEXTS = ["The year 2024, 1,000 days.", "  two  spaces\n\n\tand tabs", "café naïve 日本語 👩‍🔬", "It's we'LL I'd", ""]
 
 
@@ -162,3 +166,75 @@ def sentence_piece_metadata(oracle, *, prefix: bool) -> dict[str, object]:
         "tokenizer.ggml.unknown_token_id": oracle.unk_id(),
         "tokenizer.ggml.add_space_prefix": prefix,
     }
+
+
+MARKS = ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<tool_call>", "[INST]", "<think>", "<unused7>", "<h1>"]
+
+
+def marked_metadata(kind: str) -> dict[str, object]:
+    """A vocabulary whose marks are flagged in every way that files flag them; pieces of text spell some of them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if kind == "llama":
+        alphabet = [*map(chr, range(33, 127)), "▁", "<h", "1>", "<think", "▁▁"]
+    merges = ["h e", "< t", "<t h", "<th i", "<thi n", "<thin k", "<think >"]
+    made = [merge.replace(" ", "") for merge in merges[:-1]]
+    tokens = ["<unk>", *alphabet, *(piece for piece in made if piece not in alphabet), *MARKS]
+    flags = [NORMAL_TYPE, NORMAL_TYPE, NORMAL_TYPE, USER_TYPE, USER_TYPE, USER_TYPE, SPECIAL_TYPE, USER_TYPE]
+    types = [NORMAL_TYPE] * len(tokens)
+    types[0] = UNKNOWN_TYPE
+    types[-len(MARKS) :] = flags
+    types = [USER_TYPE if token == "▁▁" else type_ for token, type_ in zip(tokens, types, strict=True)]
+    return {
+        "tokenizer.ggml.model": kind,
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.scores": [-float(index) for index in range(len(tokens))],
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.eos_token_id": tokens.index("<|im_end|>"),
+        "tokenizer.chat_template": "<|im_start|>{{ messages[0].content }}<start_of_turn>",
+    }
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def marked(request, tmp_path_factory):
+    """A tokenizer with marks of every kind, as it is loaded, and the ids of those."""
+    folder = tmp_path_factory.mktemp(request.param)
+    build_tokenizer(marked_metadata(request.param)).save_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    return tokenizer, {tokenizer.convert_tokens_to_ids(mark) for mark in MARKS}
+
+
+def test_no_text_yields_a_mark(marked):
+    """Every token of the vocabulary as text, between others."""
+    tokenizer, marks = marked
+    for piece in tokenizer.get_vocab():
+        for text in (piece, f"a{piece}b", piece * 2, f"<|{piece}|>"):
+            ids = encode(tokenizer, text, special=False)
+            assert marks.isdisjoint(ids), text
+            assert encode_words(tokenizer, text, strip=False).ids == tuple(ids)
+            if piece in MARKS:
+                assert tokenizer.decode(ids) == text
+
+
+@settings(derandomize=True)
+@given(st.lists(st.sampled_from([*MARKS, "<", "think", ">", " ", "▁▁", "h1", "|", "\n"]), max_size=8).map("".join))
+def test_no_text_of_pieces_yields_a_mark(marked, text):
+    tokenizer, marks = marked
+    assert marks.isdisjoint(encode(tokenizer, text, special=False))
+
+
+def test_a_template_yields_its_marks_and_an_answer_shows_what_it_says(marked):
+    tokenizer, _ = marked
+    used = ["<|im_start|>", "<start_of_turn>", "<tool_call>", "<|im_end|>"]
+    ids = [tokenizer.convert_tokens_to_ids(mark) for mark in used]
+    assert encode(tokenizer, "".join(used), special=True) == ids
+    stream = TextStream(tokenizer)
+    assert "".join(map(stream.push, ids)) == decode(tokenizer, ids) == "<tool_call>"
+
+
+def test_white_space_and_words_that_were_added_stay(marked):
+    tokenizer, _ = marked
+    if "▁▁" in tokenizer.get_vocab():
+        assert tokenizer.convert_tokens_to_ids("▁▁") in encode(tokenizer, "a  b", special=False)

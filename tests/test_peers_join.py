@@ -13,7 +13,7 @@ import pytest
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.task import Query, Sample
-from uncomp_cli.models.loading import load_tokenizer
+from uncomp_cli.models.checkpoint import load_tokenizer
 
 PEERS = Path(__file__).resolve().parent.parent / "benchmarks" / "peers"
 MADE_WITH = {"model": "smollm2-135m", "seed": 0, "haystack": "prose", "haystack_sha256": "ab"}

@@ -13,11 +13,18 @@ only the command line prints and exits.
 """
 
 import difflib
+import errno
+import resource
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 # torch says so in a RuntimeError on a CPU, and on a GPU in a class of its own, which is not imported here.
-_MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
+_MEMORY_WORDS = (
+    *("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory"),
+    *("bad_alloc", "failed to map segment", "error return without exception set"),  # native code in a small process
+)
+_LEAST_ADDRESS_BYTES = 800 * 2**20
 _MEMORY_HINT = "use a smaller --budget, a shorter document or --quantize int8"
 _DEBUG_HINT = "run it again with --debug for the traceback, and report it"
 
@@ -81,7 +88,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error`, whoever raised it, says that memory ran out."""
     if isinstance(error, (MemoryError, OutOfMemoryError)) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, (RuntimeError, OSError)) and any(words in str(error).lower() for words in _MEMORY_WORDS)
+    native = isinstance(error, (RuntimeError, OSError, ImportError, SystemError))
+    return (native or type(error).__name__ == "SafetensorError") and any(w in str(error).lower() for w in _MEMORY_WORDS)
+
+
+def memory_sizes() -> str:
+    """What a process may use of its address space, and uses, where that is bounded: in a bracket, to be put behind."""
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most == resource.RLIM_INFINITY:
+        return ""
+    try:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):  # no such file system here
+        return f" (ulimit -v allows {most / 2**20:,.0f} MiB)"
+    return f" ({used / 2**20:,.0f} MiB of address space are in use, ulimit -v allows {most / 2**20:,.0f})"
+
+
+def check_address_space() -> None:
+    """Raise OutOfMemoryError where it holds no torch: with too little a library of it ends the process, unasked."""
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most != resource.RLIM_INFINITY and most < _LEAST_ADDRESS_BYTES:
+        least = f"{_LEAST_ADDRESS_BYTES / 2**20:,.0f} MiB"
+        message = f"torch and transformers alone take {least} of address space{memory_sizes()}"
+        raise OutOfMemoryError(message, hint="allow more: ulimit -v unlimited")
 
 
 def is_foreseen(error: BaseException) -> bool:
@@ -103,9 +132,11 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(error, UncompError):
         return Failure(error.message, error.hint, error.exit_code)
     if is_out_of_memory(error):
-        return Failure("out of memory", _MEMORY_HINT, OutOfMemoryError.exit_code)
+        return Failure(f"out of memory{memory_sizes()}", _MEMORY_HINT, OutOfMemoryError.exit_code)
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return Failure(f"{place}{error.strerror}", "allow more open files: ulimit -n 1024", 1)
         return Failure(f"{place}{error.strerror}", "check the path, its permissions and the free space", 1)
     detail = f": {error}" if str(error) else ""
     return Failure(f"internal error: {type(error).__name__}{detail}", _DEBUG_HINT, 1)

@@ -27,7 +27,7 @@ from uncomp_cli.evals.tasks import Task, choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.task import Regime, Request, Sample
 from uncomp_cli.models.catalog import ensure_local, local_path
-from uncomp_cli.models.loading import load_tokenizer
+from uncomp_cli.models.checkpoint import load_tokenizer
 
 REGIMES: tuple[Regime, ...] = ("aware", "agnostic")
 

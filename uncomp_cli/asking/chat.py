@@ -412,9 +412,11 @@ class Chat:
 
 def _known(entry: Entry, tokenizer: Any) -> Entry:
     """The entry without ids that do not spell its text."""
+    from uncomp_cli.engine.tokens.prompt import decode
+
     if entry.ids is None:
         return entry
     in_vocabulary = all(token < len(tokenizer) for token in entry.ids)
-    spelled = str(tokenizer.decode(list(entry.ids), skip_special_tokens=True)) if in_vocabulary else None
+    spelled = decode(tokenizer, entry.ids) if in_vocabulary else None
     same = spelled is not None and spelled.rstrip("\ufffd").strip() == entry.text.rstrip("\ufffd").strip()
     return entry if same else replace(entry, ids=None)

@@ -27,8 +27,8 @@ def forecast(request: Request, contexts: Sequence[DocumentSet], questions: Seque
     spec, weights, available = yield from during("measuring", lambda: weigh(request.model, path))
     from uncomp_cli.engine.spend.memory import check_context
     from uncomp_cli.models.catalog import show_model
+    from uncomp_cli.models.checkpoint import load_tokenizer
     from uncomp_cli.models.extension import RopeState
-    from uncomp_cli.models.loading import load_tokenizer
     from uncomp_cli.models.runnable import fingerprint_of
 
     info = show_model(request.model.name)
@@ -62,7 +62,7 @@ def refuse_ahead(
     """
     from uncomp_cli.engine.spend.compression import check_length
     from uncomp_cli.models.catalog import show_model
-    from uncomp_cli.models.loading import load_tokenizer
+    from uncomp_cli.models.checkpoint import load_tokenizer
 
     choice = request.model.rope_choice
     whole = len(questions) == 1 and not (request.each or request.pins or request.truncate)

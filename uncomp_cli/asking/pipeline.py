@@ -91,7 +91,7 @@ def _check_lengths(
     path = yield from fetch(request.model)
 
     def check() -> None:
-        from uncomp_cli.models.loading import load_tokenizer
+        from uncomp_cli.models.checkpoint import load_tokenizer
 
         tokenizer = load_tokenizer(request.model.tokenizer or path)
         lengths = prompt_lengths(request, documents, questions, tokenizer)

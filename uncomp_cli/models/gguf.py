@@ -17,9 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from uncomp_cli.errors import ModelError
-from uncomp_cli.models.quiet import quiet_transformers
-from uncomp_cli.models.vocabulary import build_tokenizer
+from uncomp_cli.errors import ModelError, UncompError, is_out_of_memory
+from uncomp_cli.models.checkpoint import empty_model, filled_model, gguf_configuration, quiet_transformers
+from uncomp_cli.models.preamble import check_preamble
+from uncomp_cli.models.vocabulary import END_KEYS, build_tokenizer
 from uncomp_cli.steps import PullStep
 
 if TYPE_CHECKING:
@@ -83,17 +84,15 @@ def llama3_divisor(wavelength: float, factor: float) -> float:
 
 
 BF16_FILE_TYPE, F32_FILE_TYPE = 32, 0
-EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 def open_gguf(path: Path) -> Any:
     """A gguf.GGUFReader on `path`. Raises ModelError when the file is corrupt, truncated or not GGUF."""
     from gguf import GGUFReader
 
+    check_preamble(path)
     try:
         return GGUFReader(path)
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the reader meets damage as any of a dozen numpy and Python errors
         hint = "the file is damaged or cut short: fetch it again"
         raise ModelError(f"{path} is not a readable GGUF file: {error}", hint=hint) from error
@@ -104,6 +103,12 @@ def read_metadata(reader: Any) -> dict[str, Any]:
     return {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
 
 
+def licence_of(path: Path) -> str | None:
+    """The licence that a GGUF file names for itself."""
+    found = read_metadata(open_gguf(path)).get("general.license")
+    return found if isinstance(found, str) else None
+
+
 def convert_gguf(path: Path, target: Path, *, needs_tokenizer: bool = True) -> Iterator[PullStep]:
     """Write the model in `path` into the existing directory `target`, yielding progress.
 
@@ -111,6 +116,18 @@ def convert_gguf(path: Path, target: Path, *, needs_tokenizer: bool = True) -> I
     Raises ModelError on damage, unknown architectures, tensors that do not fit, and vocabularies as above.
     """
     yield PullStep("convert", 0, None)
+    try:
+        yield from _converted(path, target, needs_tokenizer=needs_tokenizer)
+    except (UncompError, OSError):
+        raise
+    except Exception as error:  # values of any kind stand where others are expected
+        if is_out_of_memory(error):
+            raise
+        message = f"{path} describes no model that can be converted: {type(error).__name__}: {error}"
+        raise ModelError(message, hint=HINT) from error
+
+
+def _converted(path: Path, target: Path, *, needs_tokenizer: bool) -> Iterator[PullStep]:
     reader = open_gguf(path)
     metadata = read_metadata(reader)
     architecture = check_architecture(metadata)
@@ -134,8 +151,7 @@ def check_architecture(metadata: dict[str, Any]) -> str:
     name = str(metadata.get("general.architecture", "missing"))
     renamed = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss"}.get(name, name)
     if renamed not in GGUF_SUPPORTED_ARCHITECTURES:
-        hint = "use a Hugging Face directory of this model instead: --model DIR"
-        raise ModelError(f"GGUF architecture {name!r} is not supported", hint=hint)
+        raise ModelError(f"GGUF architecture {name!r} is not supported", hint=HINT)
     return name
 
 
@@ -151,13 +167,10 @@ def tokenizer_or_none(metadata: dict[str, Any], needed: bool) -> Any:
 
 def read_config(path: Path, reader: Any, metadata: dict[str, Any], architecture: str) -> Any:
     """The transformers configuration of the file, with RoPE scaling and without GGUF's quantization."""
-    from transformers import AutoConfig
-
     try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+        config = gguf_configuration(path)
     except Exception as error:
-        raise ModelError(f"{path} has a configuration that cannot be used: {error}") from error
+        raise ModelError(f"{path} has a configuration that cannot be used: {error}", hint=HINT) from error
     scaling = rope_parameters(reader, metadata, architecture)
     if scaling:
         config.rope_parameters = {**(config.rope_parameters or {}), **scaling}
@@ -192,17 +205,12 @@ def save_model(reader: Any, metadata: dict[str, Any], config: Any, target: Path)
 
 def build_model(config: Any, weights: "dict[str, torch.Tensor]", dtype: "torch.dtype") -> Any:
     """A transformers model that holds `weights`. Raises ModelError when some are missing or do not fit."""
-    from transformers import AutoModelForCausalLM
-
     try:
-        model_class = AutoModelForCausalLM._model_mapping[type(config)]
-        model, info = model_class.from_pretrained(
-            None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
-        )
+        model, info = filled_model(config, weights, dtype)
     except Exception as error:
-        raise ModelError(f"GGUF weights cannot be loaded: {error}") from error
+        raise ModelError(f"GGUF weights cannot be loaded: {error}", hint=HINT) from error
     if info["missing_keys"]:
-        raise ModelError(f"GGUF file lacks weights, among them {min(info['missing_keys'])}")
+        raise ModelError(f"GGUF file lacks weights, among them {min(info['missing_keys'])}", hint=HINT)
     return model
 
 
@@ -210,7 +218,7 @@ def generation_config(metadata: dict[str, Any], config: Any) -> Any:
     """Where generation starts and stops: the file's BOS, and its EOS, end-of-turn and end-of-message tokens."""
     from transformers import GenerationConfig
 
-    found = (metadata.get(f"tokenizer.ggml.{key}") for key in EOS_KEYS)
+    found = (metadata.get(f"tokenizer.ggml.{key}") for key in END_KEYS)
     stops = list(dict.fromkeys(int(token) for token in found if token is not None))
     pad = metadata.get("tokenizer.ggml.padding_token_id")
     return GenerationConfig(
@@ -229,13 +237,20 @@ def read_weights(
     from gguf import dequantize
 
     done, total = 0, total_bytes(reader)
-    rename = weight_reader(reader, config)
+    skeleton = empty_model(config)
+    rename = weight_reader(reader, config, skeleton)
+    shapes = {name: tuple(value.shape) for name, value in skeleton.state_dict().items()}
     for tensor in reader.tensors:
         try:
             name, values = rename(tensor.name, dequantize(tensor.data, tensor.tensor_type))
         except Exception as error:
-            raise ModelError(f"GGUF tensor {tensor.name} cannot be read: {error}") from error
+            raise ModelError(f"GGUF tensor {tensor.name} cannot be read: {error}", hint=HINT) from error
         if name is not None:
+            if shapes.get(name, values.shape) != values.shape:
+                message = (
+                    f"GGUF tensor {tensor.name} has the shape {values.shape}, its configuration says {shapes[name]}"
+                )
+                raise ModelError(message, hint=HINT)
             with np.errstate(over="ignore"):
                 weights[name] = torch.from_numpy(np.array(values)).to(dtype)
         done += int(tensor.n_bytes)
@@ -250,16 +265,12 @@ def shallow(module: Any, *, depth: int) -> Any:
     return SimpleNamespace(config=module.config, state_dict=module.state_dict, named_children=lambda: children)
 
 
-def weight_reader(reader: Any, config: Any) -> Callable[[str, Any], tuple[str | None, Any]]:
+def weight_reader(reader: Any, config: Any, skeleton: Any) -> Callable[[str, Any], tuple[str | None, Any]]:
     """(GGUF name, values) → (transformers name or None, values in transformers' layout)."""
-    import torch
-    from transformers import AutoModelForCausalLM
     from transformers import modeling_gguf_pytorch_utils as tables
 
     architecture = str(reader.fields["general.architecture"].contents())
     processor = tables.TENSOR_PROCESSORS.get(architecture, tables.TensorProcessor)(config=config.to_dict())
-    with torch.device("meta"), quiet_transformers():
-        skeleton = AutoModelForCausalLM.from_config(config)
     names = tables.get_gguf_hf_weights_map(shallow(skeleton, depth=1), processor)
     parsed: dict[str, Any] = {"tensors": {}}
 

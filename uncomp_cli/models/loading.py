@@ -1,17 +1,14 @@
-"""Load a prepared model: weights, tokenizer, shape.
+"""Load a prepared model: weights, tokenizer, shape; and what it will weigh, which is read without loading it.
 
 float32 on a CPU, bfloat16 on CUDA (float16 where it has none); SDPA attention; no gradients; no network; no code from
-the model's directory. A tokenizer.json is loaded as it stands, because AutoTokenizer may rebuild it by the model's type
-and lose its pre-tokenizer. What a model will weigh is read from its files' headers without loading it: exact for
-unquantized weights; for quantized ones an estimate, as embeddings and norms stay in the load type and matrices shrink
-to 8 or 4 bits.
+the model's directory (checkpoint.py). What a model will weigh is in its files' headers: exact for unquantized weights;
+for quantized ones an estimate, as embeddings and norms stay in the load type and matrices shrink to 8 or 4 bits.
 
 Weights in 8 or 4 bits are bitsandbytes', through transformers: int8 is LLM.int8() (Dettmers et al. 2022); nf4 and fp4
 are QLoRA's 4-bit types (Dettmers et al. 2023), without double quantization. Activations, keys and values keep the
 model's type. Needs `pip install 'uncomp[quantize]'`.
 """
 
-import copy
 import logging
 import time
 from collections.abc import Callable
@@ -24,13 +21,20 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from uncomp_cli.errors import ModelError, OutOfMemoryError, UsageError
+from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.models.catalog import local_path, read_config, show_model
+from uncomp_cli.models.checkpoint import (
+    load_tokenizer,
+    load_weights,
+    out_of_memory,
+    quiet_transformers,
+    read_configuration,
+    refuse_code,
+)
 from uncomp_cli.models.extension import RopeChoice, parse_rope
-from uncomp_cli.models.quiet import quiet_transformers
 from uncomp_cli.models.rotary import apply_choice, check_rope, length_kind
 from uncomp_cli.models.runnable import LoadedModel
-from uncomp_cli.models.shape import check_text_only, spec_from_config, stored_dtype
+from uncomp_cli.models.shape import check_text_only, check_unquantized, spec_from_config, stored_dtype
 from uncomp_cli.spec import ModelSpec
 
 QUANTIZATIONS = ("int8", "nf4", "fp4")
@@ -51,15 +55,6 @@ def check_quantization(method: str, device: torch.device) -> None:
         raise ModelError(f"bitsandbytes does not run on this machine: {error}", hint=HINT) from error
     if device.type not in getattr(bitsandbytes, "supported_torch_devices", {"cuda", "cpu"}):
         raise ModelError(f"bitsandbytes cannot run on {device}", hint="--device cpu or cuda, or --quantize none")
-
-
-def quantization_config(method: str, dtype: torch.dtype) -> Any:
-    """transformers' configuration for a method."""
-    from transformers import BitsAndBytesConfig
-
-    if method == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=method, bnb_4bit_compute_dtype=dtype)
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -137,81 +132,19 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def load_tokenizer(path: Path) -> Any:
-    """The tokenizer in a directory. Raises ModelError when there is none, or it is damaged."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    loader = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
-    try:
-        return loader.from_pretrained(str(path), local_files_only=True, clean_up_tokenization_spaces=False)
-    except Exception as error:  # the tokenizers library raises bare Exception
-        message = f"{path} has no usable tokenizer: {first_line(error)}"
-        raise ModelError(message, hint="name a directory with one: --tokenizer DIR") from error
-
-
 def load_config(path: Path, name: str) -> Any:
     """The model's own configuration. Raises ModelError when it is damaged, or the model would run wrongly."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # json and transformers each have their own
-        raise cannot_load(name, path, error) from error
-    check_text_only(config)
-    check_rope(config)
-    spec_from_config(config, stored_dtype(config))
+    config = read_configuration(path, name)
+    checked_spec(config, stored_dtype(config))
     return config
 
 
-def cannot_load(name: str, path: Path, error: Exception) -> ModelError:
-    """What to tell of an error of the libraries below."""
-    hint = f"if its files are damaged: uncomp model remove {name} && uncomp model pull {name}"
-    return ModelError(f"model {name} cannot be loaded from {path}: {first_line(error)}", hint=hint)
-
-
-def load_weights(
-    path: Path,
-    name: str,
-    dtype: torch.dtype,
-    device: torch.device,
-    method: str | None,
-    *,
-    config: Any,
-    begin: Callable[[torch.device], None] = lambda device: None,
-) -> Any:
-    """The model itself, in evaluation mode. Raises ModelError when weights are damaged or missing."""
-    from transformers import AutoModelForCausalLM
-
-    begin(device)
-    extra = {} if method is None else {"quantization_config": quantization_config(method, dtype)}
-    placement = {} if method is None else {"device_map": {"": device}}
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            str(path),
-            config=copy.deepcopy(config),
-            dtype=dtype,
-            attn_implementation="sdpa",
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **extra,
-            **placement,
-        )
-        model = model if method else model.to(device)
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(f"no memory for the weights of {name}", hint="--quantize int8 or nf4") from error
-    except Exception as error:  # safetensors, json and transformers each have their own
-        raise cannot_load(name, path, error) from error
-    check_report(report, name, path)
-    return model.eval().requires_grad_(False)
-
-
-def check_report(report: dict[str, Any], name: str, path: Path) -> None:
-    """Raise ModelError when weights were missing: transformers would have filled them with noise."""
-    missing = sorted(map(str, [*report.get("missing_keys", ()), *report.get("mismatched_keys", ())]))
-    if missing:
-        hint = f"uncomp model remove {name} && uncomp model pull {name}"
-        raise ModelError(f"{path} lacks {len(missing)} weights, among them {missing[0]}", hint=hint)
+def checked_spec(config: Any, dtype: Any) -> ModelSpec:
+    """The shape that a configuration describes. Raises ModelError when such a model would run wrongly."""
+    check_text_only(config)
+    check_unquantized(config)
+    check_rope(config)
+    return spec_from_config(config, dtype)
 
 
 def weights_bytes(model: Any) -> int:
@@ -221,12 +154,6 @@ def weights_bytes(model: Any) -> int:
         storage = tensor.untyped_storage()
         storages[(str(tensor.device), storage.data_ptr())] = storage.nbytes()
     return sum(storages.values())
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its type."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 _BITS = {"int8": 8, "nf4": 4, "fp4": 4}
@@ -253,16 +180,13 @@ def footprint(
 
 def _spec(path: Path, choice: RopeChoice | None, dtype: torch.dtype) -> ModelSpec:
     """The model's shape and how long a text it may read then; its configuration is checked as for loading."""
+    refuse_code(path, f"the model in {path}")
     config = read_config(path)
-    check_text_only(config)
-    check_rope(config)
-    spec = spec_from_config(config, dtype)
+    spec = checked_spec(config, dtype)
     if choice is None and length_kind(config) is None:
         return spec
-    from transformers import AutoConfig
-
     with quiet_transformers():
-        _, longest, _ = apply_choice(AutoConfig.from_pretrained(str(path), local_files_only=True), choice)
+        _, longest, _ = apply_choice(read_configuration(path, str(path)), choice)
     return replace(spec, trained_length=longest)
 
 
@@ -272,4 +196,5 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
             names = tensors.keys()
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
     except Exception as error:  # safetensors raises its own, untyped
-        raise ModelError(f"{file} cannot be read: {error}", hint="remove the model and pull it again") from error
+        damaged = ModelError(f"{file} cannot be read: {error}", hint="remove the model and pull it again")
+        raise out_of_memory(error, f"the weights in {file}") or damaged from error

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from uncomp_cli.errors import ModelError, UsageError
+from uncomp_cli.models.checkpoint import quiet_transformers
 from uncomp_cli.models.extension import LONGEST, REPACKED, RopeChoice, RopeState
-from uncomp_cli.models.quiet import quiet_transformers
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.models.shape import text_config
 

@@ -50,6 +50,21 @@ def check_text_only(config: Any) -> None:
         raise ModelError(message, hint="use a model for text alone, for example --model smollm2-135m")
 
 
+def check_unquantized(config: Any) -> None:
+    """Raise ModelError, naming the method, for weights that are stored quantized: codes, which are not the numbers."""
+    names = ("quantization_config", "compression_config")
+    found = (getattr(part, name, None) for part in (config, text_config(config)) for name in names)
+    stored = next((each for each in found if each), None)
+    if stored is None:
+        return
+    fields = stored if isinstance(stored, dict) else vars(stored) if hasattr(stored, "__dict__") else {}
+    method = fields.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in fields else "a method without a name")
+    raise ModelError(
+        f"weights that are stored quantized by {getattr(method, 'value', method)} are not supported",
+        hint="use the same model unquantized; --quantize int8, nf4 or fp4 holds it in fewer bits",
+    )
+
+
 def spec_from_config(config: Any, dtype: Any) -> ModelSpec:
     """The shape of the model, with a cache of `dtype`.
 

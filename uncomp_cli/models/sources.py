@@ -95,13 +95,13 @@ class GgufFile:
         return next((entry for entry in entries if entry.name.endswith(f"-{suffix}")), None)
 
     def pull(self, *, offline: bool, needs_tokenizer: bool) -> Iterator[PullStep]:
-        from uncomp_cli.models.gguf import convert_gguf, open_gguf, read_metadata
+        from uncomp_cli.models.gguf import convert_gguf, licence_of
 
         existing = self.local()
         if existing is not None and ((existing / "tokenizer.json").exists() or not needs_tokenizer):
             return
         yield PullStep("verify", 0, None)
-        licence = read_metadata(open_gguf(self.path)).get("general.license")
+        licence = licence_of(self.path)
         target = existing or self.target()
         with staging_directory(target) as staging:
             yield from convert_gguf(self.path, staging, needs_tokenizer=needs_tokenizer)

@@ -4,9 +4,13 @@
 BPE, whose merges follow from the scores: of all pairs that make a known piece, the one with the highest score first.
 llama.cpp's tokenization of the same file is the reference (transformers' own conversion drops the pre-tokenizer).
 Not done: WordPiece, unigram and RWKV vocabularies, and byte-level pre-tokenizers without a factory below.
+
+Whatever the template or the stop list uses is control, and whatever looks like it, flagged or not: a text that spells
+it is read as that text (`guard`). Files flag some of it as ordinary (llama.cpp overrides the same ones).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.errors import ModelError
@@ -16,13 +20,44 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+_MARKUP = re.compile(r"\s*(<.+>|\[.+\]|\{.+\})\s*", re.DOTALL)
+_COMMAND = re.compile(r"<\|.+\|>|<(start|end)_of_\w+>", re.DOTALL)
+END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 SYMBOLS_AND_SPACES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TOKENIZER_HINT = "name a directory with the original tokenizer: --tokenizer DIR"
 
 Metadata = Mapping[str, Any]
+
+
+def guard(tokenizer: Any, stops: Collection[int] = ()) -> None:
+    """Make added tokens that are control unreachable for text in which no special tokens are meant.
+
+    Control are those in the template, those in `stops`, and those in brackets. White space and plain words stay. What
+    an answer says of them is shown as before: `spoken_ids`.
+    """
+    template = str(tokenizer.chat_template or "")
+    control = {
+        token: added
+        for token, added in tokenizer.added_tokens_decoder.items()
+        if not added.special and (token in stops or is_markup(added.content) or _is_used(added.content, template))
+    }
+    tokenizer.spoken_ids = frozenset(control)
+    for added in control.values():
+        added.special = True
+    tokenizer.backend_tokenizer.add_special_tokens(list(control.values()))
+
+
+def _is_used(content: str, template: str) -> bool:
+    """Whether a template names a piece that is more than white space."""
+    return bool(content.strip(" ▁\n\t")) and content in template
+
+
+def is_markup(content: str) -> bool:
+    """Whether a piece looks like a mark of the model's own and not like text."""
+    return _MARKUP.fullmatch(content) is not None
 
 
 def build_tokenizer(metadata: Metadata) -> "PreTrainedTokenizerFast":
@@ -38,6 +73,7 @@ def build_tokenizer(metadata: Metadata) -> "PreTrainedTokenizerFast":
         known = ", ".join(VOCABULARIES)
         raise ModelError(f"GGUF tokenizer of kind {kind!r} is not supported (known: {known})", hint=TOKENIZER_HINT)
     tokens, types = token_table(metadata)
+    types = as_meant(tokens, types, metadata)
     try:
         tokenizer, adds_bos = builder(metadata, tokens, types)
     except ModelError:
@@ -61,6 +97,18 @@ def token_table(metadata: Metadata) -> tuple[list[str], list[int]]:
     if not tokens or len(types) != len(tokens):
         raise ModelError("GGUF file has no usable vocabulary", hint=TOKENIZER_HINT)
     return list(tokens), [int(kind) for kind in types]
+
+
+def as_meant(tokens: Sequence[str], types: Sequence[int], metadata: Metadata) -> list[int]:
+    """The types, with those that the file calls normal and that end a text, or command in the template, as control."""
+    template = str(metadata.get("tokenizer.chat_template", ""))
+    ends = {metadata.get(f"tokenizer.ggml.{key}") for key in END_KEYS}
+
+    def commands(index: int) -> bool:
+        token = tokens[index]
+        return bool(_COMMAND.fullmatch(token)) and (index in ends or token in template)
+
+    return [CONTROL if kind == NORMAL and commands(index) else kind for index, kind in enumerate(types)]
 
 
 def special_names(metadata: Metadata, tokens: Sequence[str]) -> dict[str, str]:
@@ -109,13 +157,24 @@ def byte_level(metadata: Metadata, tokens: Sequence[str], types: Sequence[int]) 
         known = ", ".join(PRE_TOKENIZERS)
         raise ModelError(f"GGUF pre-tokenizer {name!r} is not supported (known: {known})", hint=TOKENIZER_HINT)
     vocab = {token: index for index, token in enumerate(tokens)}
-    merges = [split_merge(line) for line in metadata.get("tokenizer.ggml.merges") or ()]
+    marks = marks_of(tokens, types)
+    pairs = map(split_merge, metadata.get("tokenizer.ggml.merges") or ())
+    merges = [(left, right) for left, right in pairs if left + right not in marks]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=name == "llama-bpe"))
     tokenizer.pre_tokenizer = factory()
     tokenizer.decoder = decoders.ByteLevel()
     if name == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     return tokenizer, name == "llama-bpe"
+
+
+def marks_of(tokens: Sequence[str], types: Sequence[int]) -> set[str]:
+    """Pieces that no text is made of: control, and user-defined ones that look like it."""
+    return {
+        token
+        for token, kind in zip(tokens, types, strict=True)
+        if kind in (UNKNOWN, CONTROL, BYTE) or (kind == USER_DEFINED and is_markup(token))
+    }
 
 
 def split_merge(line: str) -> tuple[str, str]:
@@ -145,8 +204,8 @@ def sentence_piece(metadata: Metadata, tokens: Sequence[str], types: Sequence[in
 
 def merges_from_scores(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """All pairs of pieces that make a piece, the highest score of the made piece first."""
-    unmergeable = {UNKNOWN, CONTROL, BYTE}
-    ids = {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind not in unmergeable}
+    marks = marks_of(tokens, types)
+    ids = {token: index for index, token in enumerate(tokens) if token not in marks}
     found = [
         (-float(scores[index]), ids[left], ids[right], left, right)
         for token, index in ids.items()

@@ -304,7 +304,7 @@ def _maker(job: CalibrateJob, choice: ModelChoice, model_dir: Path, terminal: Te
     from uncomp_cli.engine.tokens.prompt import count_tokens
     from uncomp_cli.evals.tasks.maker import SampleMaker, choose_sources
     from uncomp_cli.models.catalog import show_model
-    from uncomp_cli.models.loading import load_tokenizer
+    from uncomp_cli.models.checkpoint import load_tokenizer
 
     check_lengths(job.tokens, show_model(choice.name).trained_length)
     haystack = haystack_of(job.wanted.file, max(job.tokens), seed=job.seed, terminal=terminal)

@@ -176,7 +176,7 @@ def run_eval(judged: EvalOptions, choice: ModelChoice, output: TableOptions, *, 
 def _check(judged: EvalOptions, request: "EvalRequest", choice: ModelChoice, path: Path, spec: "ModelSpec") -> None:
     """What the model's shape and tokenizer alone can say no to: too long samples, too short a text of the user's."""
     from uncomp_cli.evals.judges.evaluation import check_lengths, check_text
-    from uncomp_cli.models.loading import load_tokenizer
+    from uncomp_cli.models.checkpoint import load_tokenizer
 
     check_lengths(request, spec.trained_length)
     if judged.file:

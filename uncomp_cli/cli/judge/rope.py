@@ -227,7 +227,8 @@ def _grid(job: RopeJob, choice: ModelChoice, model_dir: Path, terminal: Terminal
     from uncomp_cli.evals.rope.passage import text_ids
     from uncomp_cli.evals.rope.sweep import check_arms, lengths_of
     from uncomp_cli.models.catalog import show_model
-    from uncomp_cli.models.loading import load_config, load_tokenizer
+    from uncomp_cli.models.checkpoint import load_tokenizer
+    from uncomp_cli.models.loading import load_config
 
     wanted, config = job.wanted, load_config(model_dir, choice.name)
     known = lengths_of(config, show_model(choice.name).trained_length)

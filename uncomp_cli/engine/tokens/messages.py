@@ -12,9 +12,10 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from uncomp_cli.engine.tokens.prompt import OTHER_TEMPLATE, encode, encode_words, render_template
+from uncomp_cli.engine.tokens.prompt import encode, encode_words, render_template
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import ModelError
+from uncomp_cli.models.template import OTHER_TEMPLATE
 
 
 @dataclass(frozen=True, slots=True)

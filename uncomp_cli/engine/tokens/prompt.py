@@ -5,22 +5,23 @@ answer). Every branch follows the trunk directly: branches do not see each other
 prefill. The template's tokens are parsed as special tokens; the user's text never is.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
-import jinja2
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from uncomp_cli.cache.coherence import word_ids
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, ModelError
+from uncomp_cli.models.template import OTHER_TEMPLATE, renderer
 
 Side = Literal["head", "middle", "tail"]
 
 # In private-use characters: no template has them, so each stands where people's text will.
 _SYSTEM, _DOCUMENT, _QUESTION = "\ue000system\ue001", "\ue000document\ue001", "\ue000question\ue001"
-OTHER_TEMPLATE = "choose another --model, or a --tokenizer directory with another chat template"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +152,14 @@ def _frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> tuple[str,
 
 
 def render_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> str:
-    """The template's text for `messages` and the opening of the answer; raises ModelError when it refuses them."""
+    """The template's text for `messages` and the opening of the answer. Raises ModelError when there is none."""
+    hint = "leave --system out (in a chat: /system default)" if messages[0]["role"] == "system" else OTHER_TEMPLATE
+    shown = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except jinja2.TemplateError as error:
-        reason = " ".join(str(error).split())
-        has_system = messages[0]["role"] == "system"
-        hint = "leave --system out (in a chat: /system default)" if has_system else OTHER_TEMPLATE
-        raise ModelError(f"this model's chat template refuses these messages: {reason}", hint=hint) from error
+        template = tokenizer.get_chat_template()
+    except ValueError as error:  # several, and none of them is the usual one
+        raise ModelError("this model has chat templates by name and no default", hint=OTHER_TEMPLATE) from error
+    return renderer().render(template, {**tokenizer.special_tokens_map, **shown}, hint=hint)
 
 
 def _encode_frame(tokenizer: PreTrainedTokenizerBase, text: str, system: str | None) -> list[int]:
@@ -174,6 +175,19 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> l
     """Token ids of text in which special tokens are meant, or not."""
     encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=not special, verbose=False)
     return list(encoded["input_ids"])
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> str:
+    """What ids of an answer say; the model's own marks say nothing."""
+    unsaid = silent_ids(tokenizer)
+    return str(tokenizer.decode([token for token in ids if token not in unsaid]))
+
+
+@lru_cache(maxsize=4)
+def silent_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that say nothing in an answer: those that the model's own files call special."""
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    return frozenset(special) - getattr(tokenizer, "spoken_ids", frozenset())
 
 
 def encode_words(tokenizer: PreTrainedTokenizerBase, text: str, *, strip: bool = True) -> Tokens:

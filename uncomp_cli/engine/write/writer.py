@@ -34,6 +34,7 @@ from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.watch import AnswerWatch, Tally, Watched
 from uncomp_cli.engine.records import DecodeStep, FinishReason, RunStats
 from uncomp_cli.engine.spend.memory import free_bytes, peak_bytes
+from uncomp_cli.engine.tokens.prompt import silent_ids
 from uncomp_cli.engine.write.stores import OneRow, RowStore, SharedRows, StackedRows, beside
 from uncomp_cli.spec import ModelSpec
 
@@ -251,12 +252,12 @@ class TextStream:
     """Turns one row's token ids into text as soon as it is whole characters."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self._tokenizer = tokenizer.backend_tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._tokenizer, self._unsaid = tokenizer.backend_tokenizer, silent_ids(tokenizer)
+        self._stream = DecodeStream(skip_special_tokens=False)
 
     def push(self, token_id: int) -> str:
         """What became printable with this token; empty while a character is incomplete."""
-        return self._stream.step(self._tokenizer, token_id) or ""
+        return "" if token_id in self._unsaid else self._stream.step(self._tokenizer, token_id) or ""
 
 
 def loop_period(ids: Sequence[int]) -> int | None:

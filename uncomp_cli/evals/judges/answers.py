@@ -23,6 +23,7 @@ from torch import Tensor
 from uncomp_cli.cache.ragged import survival
 from uncomp_cli.documents.places import Evidence, Places, Source, find_evidence
 from uncomp_cli.engine.look.replay import attended_by
+from uncomp_cli.engine.tokens.prompt import decode
 from uncomp_cli.evals.judges.case import Case, Compressed
 from uncomp_cli.evals.judges.contestants import Setting
 from uncomp_cli.evals.judges.forced_rows import Rows, in_batches, token_nll
@@ -112,7 +113,7 @@ def _write(case: Case, rows: Rows, logits: Tensor, query: int, stop_ids: Sequenc
             written[step.row] += [] if step.finish_reason == "stop" else [step.token]
         if all(match_score(case.tokenizer.decode(ids), asked) == 1 for ids in written):
             break
-    return [str(case.tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
+    return [decode(case.tokenizer, ids) for ids in written]
 
 
 MOST = 3
@@ -150,7 +151,7 @@ def _places(case: Case) -> Places:
 def _judged(case: Case, one: Compressed, regime: Regime, places: Places, stop_ids: Sequence[int]) -> Outcome:
     query = case.sample.queries[0]
     ids, mass = _cited(case, one, regime, stop_ids)
-    text = str(case.tokenizer.decode(ids, skip_special_tokens=True))
+    text = decode(case.tokenizer, ids)
     metrics = {"match": match_score(text, query)}
     if metrics["match"] == 1:
         spec = case.decoder.spec

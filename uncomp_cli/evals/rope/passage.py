@@ -35,7 +35,7 @@ from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.spend.allocation import scorer_config
 from uncomp_cli.engine.spend.compression import Compression, plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
-from uncomp_cli.engine.tokens.prompt import Prompt, count_tokens, encode
+from uncomp_cli.engine.tokens.prompt import Prompt, count_tokens, decode, encode
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.engine.write.writer import stop_tokens
 from uncomp_cli.evals.judges.answers import match_score
@@ -280,7 +280,7 @@ def _write(engine: Engine, context: Context, query: Query) -> _Written:
     ids: list[int] = []
     text = ""
     for step in writer.write():
-        text = str(tokenizer.decode(ids, skip_special_tokens=True))
+        text = decode(tokenizer, ids)
         if ids and (ids[-1] in stop_ids or match_score(text, query) == 1 or len(ids) == query.max_new_tokens):
             break
         ids.append(step.token)

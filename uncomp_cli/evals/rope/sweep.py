@@ -33,7 +33,7 @@ from uncomp_cli.evals.rope.arms import FULL, PLAIN, ModelLengths, RopeArm
 from uncomp_cli.evals.rope.cells import CellKey, NeedleCell, RopeCell, TextCell
 from uncomp_cli.evals.rope.passage import NeedlePlace, judge_needle, judge_text, make_needle, text_ids
 from uncomp_cli.evals.tasks.haystack import Haystack
-from uncomp_cli.models.quiet import quiet_transformers
+from uncomp_cli.models.checkpoint import quiet_transformers
 from uncomp_cli.models.rotary import apply_choice, length_kind, reading_length, unscaled_length, use_rope
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.spec import ModelSpec

@@ -1,0 +1,200 @@
+"""Models of strangers: code that lies beside them never runs, and what cannot be run is refused by name."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import uncomp_cli
+from uncomp_cli.cli.app import run
+from uncomp_cli.errors import ModelError, failure_of
+from uncomp_cli.models.checkpoint import load_tokenizer
+from uncomp_cli.models.loading import footprint, load_model
+
+EVIL = """
+from pathlib import Path
+Path(__file__).with_name("ran").write_text("x")
+class Evil: pass
+EvilConfig = LlamaConfig = LlamaForCausalLM = Evil
+"""
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+
+
+def change(file: Path, **fields: Any) -> None:
+    """Set fields of a configuration, which may not be there yet."""
+    known = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**known, **fields}))
+
+
+def config_wants_code(model: Path) -> None:
+    change(model / "config.json", auto_map={"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.Evil"})
+
+
+def scaled_config_wants_code(model: Path) -> None:
+    change(model / "config.json", auto_map={"AutoConfig": "evil.EvilConfig"}, rope_parameters=DYNAMIC)
+
+
+def unknown_config_wants_code(model: Path) -> None:
+    change(model / "config.json", auto_map={"AutoConfig": "other/place--evil.EvilConfig"}, model_type="evil")
+
+
+def tokenizer_wants_code(model: Path) -> None:
+    change(model / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]})
+
+
+def tokenizer_alone_wants_code(model: Path) -> None:
+    tokenizer_wants_code(model)
+    (model / "tokenizer.json").unlink()
+
+
+def old_tokenizer_wants_code(model: Path) -> None:
+    change(model / "tokenizer_config.json", auto_map=["evil.Evil", None])
+
+
+def processor_wants_code(model: Path) -> None:
+    change(model / "processor_config.json", auto_map={"AutoProcessor": "evil.Evil"})
+
+
+def nested_config_wants_code(model: Path) -> None:
+    change(model / "config.json", extra={"deep": [{"auto_map": {"AutoModel": "evil.Evil"}}]})
+
+
+HOSTILE = [
+    config_wants_code, scaled_config_wants_code, unknown_config_wants_code, tokenizer_wants_code,
+    tokenizer_alone_wants_code, old_tokenizer_wants_code, processor_wants_code, nested_config_wants_code,
+]  # fmt: skip
+
+
+@pytest.fixture
+def hostile(copied_model: Path) -> Path:
+    (copied_model / "evil.py").write_text(EVIL)
+    return copied_model
+
+
+def ran(model: Path) -> bool:
+    """Whether the code has run, or been made ready to."""
+    return (model / "ran").exists() or any(name.endswith(".evil") or name == "evil" for name in sys.modules)
+
+
+@pytest.mark.parametrize("plant", HOSTILE)
+def test_code_of_a_model_never_runs(hostile: Path, plant: Callable[[Path], None], monkeypatch: Any) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    plant(hostile)
+    works: list[Callable[[], object]] = [
+        lambda: load_model(str(hostile)),
+        lambda: footprint(hostile, dtype="auto", device=torch.device("cpu"), quantize="none"),
+        lambda: load_tokenizer(hostile),
+    ]
+    for work in works:
+        with pytest.raises(ModelError, match=r"code of its own.*evil\.Evil") as caught:
+            work()
+        assert "--model" in str(caught.value.hint) or "--tokenizer" in str(caught.value.hint)
+    assert not ran(hostile)
+
+
+@pytest.mark.parametrize("options", [[], ["--offline"], ["--rope", "dynamic:2"], ["--dry-run"]], ids=" ".join)
+@pytest.mark.parametrize("plant", [scaled_config_wants_code, tokenizer_alone_wants_code])
+def test_a_command_refuses_it_in_two_lines(
+    hostile: Path, plant: Callable[[Path], None], options: list[str], capfd: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    plant(hostile)
+    (hostile / "notes.txt").write_text("The harbour was quiet.")
+    assert run(["ask", "-m", str(hostile), "-f", str(hostile / "notes.txt"), *options, "Where?"]) == 1
+    error, hint = capfd.readouterr().err.splitlines()[-2:]
+    assert error.startswith("error: ")
+    assert str(hostile) in error
+    assert hint.startswith("hint: ")
+    assert not ran(hostile)
+
+
+def test_the_tokenizer_of_another_directory_is_no_way_in(hostile: Path, tiny_model: Path) -> None:
+    tokenizer_alone_wants_code(hostile)
+    with pytest.raises(ModelError, match="code of its own"):
+        load_model(str(tiny_model), tokenizer_dir=hostile)
+    assert not ran(hostile)
+
+
+def test_classes_that_transformers_has_are_its_own(copied_model: Path) -> None:
+    """As in models that were there before transformers knew their family."""
+    names = {"AutoConfig": "configuration_llama.LlamaConfig", "AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}
+    change(copied_model / "config.json", auto_map=names)
+    (copied_model / "configuration_llama.py").write_text(EVIL)
+    (copied_model / "modeling_llama.py").write_text(EVIL)
+    assert load_model(str(copied_model)).spec.model_type == "llama"
+    assert not ran(copied_model)
+
+
+def test_one_module_alone_lets_transformers_read() -> None:
+    root = Path(uncomp_cli.__file__).parent
+    loaders = ("from_pretrained(", "AutoModelForCausalLM.from_config(", "AutoConfig.", "trust_remote_code")
+    files = (file for file in root.rglob("*.py") if file.name != "checkpoint.py")
+    assert [file.name for file in files if any(loader in file.read_text() for loader in loaders)] == []
+    text = (root / "models" / "checkpoint.py").read_text()
+    assert text.count("trust_remote_code=False") == text.count("trust_remote_code") >= 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"quantization_config": {"quant_method": "invented"}}, "invented"),
+        ({"quantization_config": {"load_in_4bit": True}}, "bitsandbytes"),
+        ({"quantization_config": {"bits": 4}}, "without a name"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+    ],
+)
+def test_weights_that_are_stored_quantized_are_refused_by_method(
+    copied_model: Path, fields: dict[str, Any], named: str
+) -> None:
+    change(copied_model / "config.json", **fields)
+    works: list[Callable[[], object]] = [
+        lambda: load_model(str(copied_model)),
+        lambda: load_model(str(copied_model), quantize="nf4"),
+        lambda: footprint(copied_model, dtype="auto", device=torch.device("cpu"), quantize="none"),
+    ]
+    for work in works:
+        with pytest.raises(ModelError, match=named) as caught:
+            work()
+        assert "damaged" not in str(caught.value.hint)
+        assert "--quantize" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        SystemError("error return without exception set"),
+        RuntimeError("unable to mmap 269 bytes from file <x>: Cannot allocate memory (12)"),
+        MemoryError(),
+    ],
+)
+def test_little_memory_is_told_with_its_sizes(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (300 * 2**20, 300 * 2**20))
+    failure = failure_of(error)
+    assert failure.exit_code == 4
+    assert "ulimit -v allows 300" in failure.message
+
+
+@pytest.mark.parametrize("limit_kib", [300_000, 450_000, 600_000])
+def test_a_small_address_space_ends_as_out_of_memory(tiny_model: Path, tmp_path: Path, limit_kib: int) -> None:
+    (tmp_path / "notes.txt").write_text("The harbour was quiet.")
+    asked = [sys.executable, "-m", "uncomp_cli", "ask", "-m", str(tiny_model), "-f", "notes.txt", "Where?"]
+    limited = ["bash", "-c", f'ulimit -v {limit_kib}; exec "$@"', "_", *asked]
+    done = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 4, done.stderr
+    assert "MiB" in done.stderr.splitlines()[-2]
+    assert done.stderr.splitlines()[-1].startswith("hint: ")
+
+
+def test_too_few_descriptors_are_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    failure = failure_of(OSError(24, "Too many open files"))
+    assert failure.hint is not None
+    assert "ulimit -n" in failure.hint

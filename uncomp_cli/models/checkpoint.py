@@ -1,0 +1,224 @@
+"""What transformers reads of a model: configuration, tokenizer and weights. This module alone lets it.
+
+Code that lies beside a model is never run. A configuration may name classes of its own (`auto_map`), which are Python
+files in the directory: those that transformers has under the same name are transformers', and a directory that names
+others is refused before anything of it is loaded. Weights are safetensors, which hold numbers and nothing else.
+
+A tokenizer.json is loaded as it stands, because AutoTokenizer may rebuild it by the model's type and lose its
+pre-tokenizer. Only uncomp_cli/ui owns the terminal, so that transformers is kept from writing to it: nothing is changed
+at import, and what was set before is set again afterwards.
+"""
+
+import copy
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uncomp_cli.errors import ModelError, OutOfMemoryError, UncompError, is_out_of_memory, memory_sizes
+from uncomp_cli.models.template import renderer
+from uncomp_cli.models.vocabulary import guard
+
+if TYPE_CHECKING:
+    import torch
+
+OTHER_MODEL = "use another model, for example --model smollm2-135m"
+OTHER_TOKENIZER = "name a directory with one: --tokenizer DIR"
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence progress bars, log lines below errors, and Python warnings of transformers."""
+    from transformers.utils import logging
+
+    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()
+
+
+def refuse_code(directory: Path, what: str, *, hint: str = OTHER_MODEL) -> None:
+    """Raise ModelError when a configuration in `directory`, that of `what`, names classes that transformers has not."""
+    for file in sorted(directory.glob("*config.json")):
+        foreign = next(filter(_is_foreign, _named_classes(_read_json(file))), None)
+        if foreign is not None:
+            message = f"{what} wants to run code of its own, which uncomp never does: {foreign}, named in {file.name}"
+            raise ModelError(message, hint=hint)
+
+
+def _read_json(file: Path) -> Any:
+    """What a file holds; None when it cannot be read, which is told of when it is loaded."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _named_classes(data: Any, *, inside: bool = False) -> Iterator[str]:
+    """The classes that `auto_map` names, wherever it stands: `module.Class`, or `repository--module.Class`."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield from _named_classes(value, inside=inside or key == "auto_map")
+    elif isinstance(data, list):
+        for value in data:
+            yield from _named_classes(value, inside=inside)
+    elif inside and isinstance(data, str):
+        yield data
+
+
+def _is_foreign(reference: str) -> bool:
+    import transformers
+
+    return not isinstance(getattr(transformers, reference.rpartition(".")[2], None), type)
+
+
+def read_configuration(path: Path, name: str) -> Any:
+    """The transformers configuration in a directory. Raises ModelError when it is damaged, or wants its own code."""
+    from transformers import AutoConfig
+
+    refuse_code(path, f"model {name}")
+    try:
+        return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # json and transformers each have their own
+        raise cannot_load(name, path, error) from error
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer in a directory, with what its template needs to be rendered under way.
+
+    Raises ModelError when there is none, it is damaged, or it wants its own code.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    refuse_code(path, f"the tokenizer in {path}", hint=OTHER_TOKENIZER)
+    loader = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
+    try:
+        tokenizer = loader.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False, clean_up_tokenization_spaces=False
+        )
+    except Exception as error:  # the tokenizers library raises bare Exception
+        message = f"{path} has no usable tokenizer: {first_line(error)}"
+        raise out_of_memory(error, "the tokenizer") or ModelError(message, hint=OTHER_TOKENIZER) from error
+    guard(tokenizer, _stops(path))
+    if tokenizer.chat_template:
+        renderer().start()
+    return tokenizer
+
+
+def _stops(directory: Path) -> set[int]:
+    """The tokens that end an answer, by the configurations beside a tokenizer."""
+    files = (_read_json(directory / name) for name in ("generation_config.json", "config.json"))
+    named = (file.get("eos_token_id") for file in files if isinstance(file, dict))
+    return {token for each in named for token in (each if isinstance(each, list) else [each]) if isinstance(token, int)}
+
+
+def load_weights(
+    path: Path,
+    name: str,
+    dtype: "torch.dtype",
+    device: "torch.device",
+    method: str | None,
+    *,
+    config: Any,
+    begin: "Callable[[torch.device], None]" = lambda device: None,
+) -> Any:
+    """The model itself, in evaluation mode. Raises ModelError when weights are damaged or missing."""
+    from transformers import AutoModelForCausalLM
+
+    begin(device)
+    extra = {} if method is None else {"quantization_config": quantization_config(method, dtype)}
+    placement = {} if method is None else {"device_map": {"": device}}
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            config=copy.deepcopy(config),
+            dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **extra,
+            **placement,
+        )
+        model = model if method else model.to(device)
+    except Exception as error:  # safetensors, json and transformers each have their own
+        raise cannot_load(name, path, error) from error
+    check_report(report, name, path)
+    return model.eval().requires_grad_(False)
+
+
+def quantization_config(method: str, dtype: "torch.dtype") -> Any:
+    """transformers' configuration for a method."""
+    from transformers import BitsAndBytesConfig
+
+    if method == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=method, bnb_4bit_compute_dtype=dtype)
+
+
+def check_report(report: dict[str, Any], name: str, path: Path) -> None:
+    """Raise ModelError when weights were missing: transformers would have filled them with noise."""
+    missing = sorted(map(str, [*report.get("missing_keys", ()), *report.get("mismatched_keys", ())]))
+    if missing:
+        hint = f"uncomp model remove {name} && uncomp model pull {name}"
+        raise ModelError(f"{path} lacks {len(missing)} weights, among them {missing[0]}", hint=hint)
+
+
+def cannot_load(name: str, path: Path, error: Exception) -> UncompError:
+    """What to tell of an error of the libraries below."""
+    hint = f"if its files are damaged: uncomp model remove {name} && uncomp model pull {name}"
+    damaged = ModelError(f"model {name} cannot be loaded from {path}: {first_line(error)}", hint=hint)
+    return out_of_memory(error, f"the weights of {name}") or damaged
+
+
+def out_of_memory(error: Exception, what: str) -> OutOfMemoryError | None:
+    """What to tell when memory ran out for `what`; None when it did not."""
+    if not is_out_of_memory(error):
+        return None
+    return OutOfMemoryError(f"no memory for {what}{memory_sizes()}", hint="free some, or use --quantize int8 or nf4")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def gguf_configuration(path: Path) -> Any:
+    """The configuration that a GGUF file describes; errors come as they are."""
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        return AutoConfig.from_pretrained(
+            str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
+        )
+
+
+def filled_model(config: Any, weights: "dict[str, torch.Tensor]", dtype: "torch.dtype") -> tuple[Any, dict[str, Any]]:
+    """A model of a configuration with these weights, and transformers' report; errors come as they are."""
+    from transformers import AutoModelForCausalLM
+
+    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    model, report = model_class.from_pretrained(
+        None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
+    )
+    return model, report
+
+
+def empty_model(config: Any) -> Any:
+    """A model of a configuration that has shapes and no weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"), quiet_transformers():
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
