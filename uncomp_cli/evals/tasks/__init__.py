@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks.continuation import fidelity_sample, perplexity_sample
 from uncomp_cli.evals.tasks.quiz import FACTS, UNAIDED, conversation_sample, multiquestion_sample, needle_sample
-from uncomp_cli.evals.tasks.ruler import RULER, ruler_sample
+from uncomp_cli.evals.tasks.ruler import RULER
 from uncomp_cli.evals.tasks.task import JudgeName, Regime, Request, Sample
 from uncomp_cli.plugins import plugin
 
@@ -36,7 +36,7 @@ _BOTH: tuple[Regime, ...] = ("aware", "agnostic")
 _NEEDLES, _ASKED = ("digits7", "digits16", "uuid", "chat"), ("multiquestion/facts", "multiquestion/instruction")
 _ALL = (
     Task("needle", tuple(f"needle/{kind}" for kind in _NEEDLES), _BOTH, "answers", needle_sample),
-    Task("ruler", tuple(RULER), _BOTH, "answers", ruler_sample),
+    Task("ruler", tuple(RULER), _BOTH, "answers", lambda request: RULER[request.subtask](request)),
     Task("fidelity", ("fidelity/continuation",), _BOTH, "fidelity", fidelity_sample),
     Task("perplexity", ("perplexity/continuation",), ("agnostic",), "perplexity", perplexity_sample),
     Task("multiquestion", _ASKED, ("agnostic",), "answers", multiquestion_sample),

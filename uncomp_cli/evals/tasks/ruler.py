@@ -437,8 +437,3 @@ RULER: dict[str, Callable[[Request], Sample]] = {
     "ruler/qa_2": two_hop_sample,
 }
 """The thirteen; all in completion form, and only the essay tasks read the haystack."""
-
-
-def ruler_sample(request: Request) -> Sample:
-    """One sample of one of the thirteen."""
-    return RULER[request.subtask](request)
