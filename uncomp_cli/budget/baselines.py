@@ -17,16 +17,8 @@ class _Unmeasured(PolicyText):
     """A policy whose counts depend on the model's shape and the budget alone."""
 
     fixed_scorer: ClassVar[str | None] = None
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """None is needed."""
-        return ()
-
-    @property
-    def scope(self) -> Literal["none", "layer", "model"]:
-        """Counts depend on nothing measured."""
-        return "none"
+    measures: ClassVar[tuple[str, ...]] = ()
+    scope: ClassVar[Literal["none", "layer", "model"]] = "none"
 
     def weights(self, spec: ModelSpec, uncertainty: Uncertainty | None) -> list[list[float]]:
         """Every head is due the same."""
@@ -126,6 +118,7 @@ class ZigzagPolicy(PolicyText):
 
     name: ClassVar[str] = "zigzag"
     fixed_scorer: ClassVar[str | None] = None
+    scope: ClassVar[Literal["none", "layer", "model"]] = "model"
     floor: float = 0.2
     by: Literal["lmba-raw", "lmba-free", "lmbo"] = "lmba-raw"
     reverse: bool = False
@@ -137,11 +130,6 @@ class ZigzagPolicy(PolicyText):
     def measures(self) -> tuple[str, ...]:
         """The least budget it goes by."""
         return (_LEAST_BUDGETS[self.by],)
-
-    @property
-    def scope(self) -> Literal["none", "layer", "model"]:
-        """Layers share by all layers' values."""
-        return "model"
 
     def weights(self, spec: ModelSpec, uncertainty: Uncertainty | None) -> list[list[float]]:
         """[L][G]: what is above b_min is spread by these, equal in a layer; layers without values weigh 0."""

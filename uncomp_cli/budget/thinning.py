@@ -62,15 +62,8 @@ class Thinning(Protocol):
 class _Unwatched(PolicyText):
     """A schedule that is known before the prompt is read."""
 
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """None is needed."""
-        return ()
-
-    @property
-    def watches(self) -> bool:
-        """It does not look at the prompt."""
-        return False
+    measures: ClassVar[tuple[str, ...]] = ()
+    watches: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +103,7 @@ class StagesThinning(_Unwatched):
     """The paper's: by the stages of the calibrated entropy; `threshold` None is a tenth of the sums' spread."""
 
     name: ClassVar[str] = "stages"
+    measures: ClassVar[tuple[str, ...]] = (_ENTROPY,)
     last: float = 0.2
     threshold: float | None = None
 
@@ -117,11 +111,6 @@ class StagesThinning(_Unwatched):
         require(0 < self.last <= 1, f"stages last is {self.last}", hint=_SHARE_HINT)
         falls = self.threshold is None or self.threshold >= 0
         require(falls, f"stages threshold is {self.threshold}", hint="use 0 or more: a fall of the entropy")
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """The entropy whose sums over heads fall from stage to stage."""
-        return (_ENTROPY,)
 
     def schedule(
         self, spec: ModelSpec, *, uncertainty: Uncertainty | None, certainty: Sequence[float] = ()
@@ -147,9 +136,11 @@ class StagesThinning(_Unwatched):
 
 @dataclass(frozen=True, slots=True)
 class UncertainThinning(PolicyText):
-    """One border, measured or found live; the share behind it by how certain the model is."""
+    """One border, by what an answer loses by a layer's heads, or found live; the share behind it goes by the prompt."""
 
     name: ClassVar[str] = "uncertain"
+    measures: ClassVar[tuple[str, ...]] = (_LOSS,)
+    watches: ClassVar[bool] = True
     least: float = 0.2
     most: float = 0.5
     certain: float = 0.03
@@ -164,16 +155,6 @@ class UncertainThinning(PolicyText):
         rising = 0 <= self.certain < self.unsure <= 1
         require(rising, message, hint="use 0 <= certain < unsure <= 1, normalised entropies")
         require(0 < self.share <= 1, f"uncertain share is {self.share}", hint="use a share of the largest loss, to 1")
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """What an answer loses by a layer's heads; without it the border is found live."""
-        return (_LOSS,)
-
-    @property
-    def watches(self) -> bool:
-        """The share, and without a profile the border, go by the prompt."""
-        return True
 
     def schedule(
         self, spec: ModelSpec, *, uncertainty: Uncertainty | None, certainty: Sequence[float] = ()
