@@ -16,14 +16,13 @@ YaRN multiplies queries by stays in them, as in those to come.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from uncomp_cli.cache.view import LayerView, Scorer
+from uncomp_cli.cache.view import LayerView, Scorer, Unasked
 from uncomp_cli.cache.window import (
     AgreementScorer,
     ReversedScorer,
@@ -35,19 +34,14 @@ from uncomp_cli.errors import ModelError, UsageError, did_you_mean
 from uncomp_cli.plugins import plugin, plugin_names
 
 
-@dataclass(frozen=True, slots=True)
-class KeyDiffScorer:
+class KeyDiffScorer(Unasked):
     """Minus the cosine between a key and its head's anchor, the mean of the unit keys (KeyDiff, arXiv 2504.15364).
 
     score(s) = -cos(k_s, mean_t k_t / |k_t|), over the whole context at once, not block by block. A zero key scores 0.
     """
 
     name: ClassVar[str] = "keydiff"
-    query_aware: ClassVar[bool] = False
-    needs_queries: ClassVar[bool] = False
-    shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig("keydiff", window=1, pooling="none", width=1, whole_words=False)
-    config: ScorerConfig
 
     def score(self, view: LayerView) -> Tensor:
         """Scores [G, S] in [-1, 1]."""
@@ -56,8 +50,7 @@ class KeyDiffScorer:
         return -(unit * anchor).sum(dim=-1)
 
 
-@dataclass(frozen=True, slots=True)
-class DistinctScorer:
+class DistinctScorer(Unasked):
     """Distinct keys with large values: both min-max scaled within the head, then summed.
 
     score(s) = scaled(-cos(k_s, anchor)) + scaled(|v_s|), the anchor as in KeyDiffScorer; for questions nobody has asked
@@ -65,11 +58,7 @@ class DistinctScorer:
     """
 
     name: ClassVar[str] = "distinct"
-    query_aware: ClassVar[bool] = False
-    needs_queries: ClassVar[bool] = False
-    shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig("distinct", window=1)
-    config: ScorerConfig
 
     def score(self, view: LayerView) -> Tensor:
         """Scores [G, S] in [0, 2]."""
@@ -86,8 +75,7 @@ def _scaled(scores: Tensor) -> Tensor:
 FUTURE_TOKENS = 512
 
 
-@dataclass(frozen=True, slots=True)
-class ExpectedScorer:
+class ExpectedScorer(Unasked):
     """Expected attention over the context, averaged over a KV head's query heads, times the value's norm.
 
     Sinks have no part in it, neither their queries in mu and Sigma (where there are others) nor their keys in the
@@ -95,11 +83,8 @@ class ExpectedScorer:
     """
 
     name: ClassVar[str] = "expected"
-    query_aware: ClassVar[bool] = False
     needs_queries: ClassVar[bool] = True
-    shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig("expected", window=1, pooling="none", width=1, whole_words=False)
-    config: ScorerConfig
 
     def score(self, view: LayerView) -> Tensor:
         """Scores [G, S]."""
@@ -113,9 +98,9 @@ class ExpectedScorer:
         frequencies = view.frequencies.to(view.keys.device)
         positions = torch.arange(context_len) if view.positions is None else view.positions
         positions = positions.to(view.keys.device)
-        back = _angles(positions, frequencies)
+        back = angles(positions, frequencies)
         first = int((positions < sinks).sum()) % len(positions)  # where all are sinks, all are asked
-        ahead = _angles(positions[-1] + 1 + torch.arange(FUTURE_TOKENS, device=positions.device), frequencies)
+        ahead = angles(positions[-1] + 1 + torch.arange(FUTURE_TOKENS, device=positions.device), frequencies)
         scores = torch.zeros(num_kv_heads, context_len, device=view.keys.device)
         for group, queries in enumerate(view.queries.reshape(num_kv_heads, -1, *view.queries.shape[1:])):
             before_rope = turn(queries.float(), back[0], -back[1])[:, first:]
@@ -125,7 +110,7 @@ class ExpectedScorer:
         return scores
 
 
-def _angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+def angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines [N, R] of RoPE at positions [N], in float32."""
     radians = positions[:, None] * frequencies.float()
     return radians.cos(), radians.sin()
@@ -150,16 +135,11 @@ def _log_expected(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
 _BLOCK = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class RecentScorer:
+class RecentScorer(Unasked):
     """The later the better; with protected sinks this is StreamingLLM (arXiv 2309.17453)."""
 
     name: ClassVar[str] = "recent"
-    query_aware: ClassVar[bool] = False
-    needs_queries: ClassVar[bool] = False
-    shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig("recent", window=1, pooling="none", width=1, whole_words=False)
-    config: ScorerConfig
 
     def score(self, view: LayerView) -> Tensor:
         """Scores [G, S]: the position."""
@@ -167,16 +147,11 @@ class RecentScorer:
         return torch.arange(context_len, device=view.keys.device, dtype=torch.float32).expand(num_kv_heads, -1)
 
 
-@dataclass(frozen=True, slots=True)
-class RandomScorer:
+class RandomScorer(Unasked):
     """The control: a score from the seed and the layer alone."""
 
     name: ClassVar[str] = "random"
-    query_aware: ClassVar[bool] = False
-    needs_queries: ClassVar[bool] = False
-    shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig("random", window=1, pooling="none", width=1, whole_words=False)
-    config: ScorerConfig
 
     def score(self, view: LayerView) -> Tensor:
         """Scores [G, S] in [0, 1): a token's own by its position, so that chunks do not draw it anew."""

@@ -1,7 +1,7 @@
 """What a scorer sees of one layer, and what it must be."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -67,3 +67,23 @@ class Scorer(Protocol):
     def score(self, view: LayerView) -> Tensor:
         """Scores [G, S] in float32; larger stays longer."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unasked:
+    """What scorers have in common that look at no question: a subclass says its name, what is published, the score."""
+
+    query_aware: ClassVar[bool] = False
+    needs_queries: ClassVar[bool] = False
+    shared: ClassVar[float] = 0.0
+    config: ScorerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """The same of those that go by the question, each layer and head by its own attention."""
+
+    query_aware: ClassVar[bool] = True
+    needs_queries: ClassVar[bool] = True
+    shared: ClassVar[float] = 0.0
+    config: ScorerConfig

@@ -11,14 +11,14 @@ wash the few retrieval heads out; the maximum keeps them. Trust is the square of
 heads (calibrated or measured live), so that the floor of many heads does not outweigh a few.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from uncomp_cli.cache.view import LayerView
+from uncomp_cli.cache.view import Asking, LayerView
 from uncomp_cli.config import ScorerConfig
 
 
@@ -39,8 +39,7 @@ def mix(own: Tensor, agreed: Tensor, *, shared: float) -> Tensor:
     return (1 - shared) * own + shared * agreed
 
 
-@dataclass(frozen=True, slots=True)
-class WindowScorer:
+class WindowScorer(Asking):
     """Attention that the last `window` queries pay to each token (SnapKV, arXiv 2404.14469, eq. 3).
 
     Rows are softmax-normalised over all keys that they see; with `renormalise` the sinks are then taken out and each
@@ -52,28 +51,18 @@ class WindowScorer:
     """
 
     name: ClassVar[str] = "window"
-    query_aware: ClassVar[bool] = True
-    needs_queries: ClassVar[bool] = True
-    shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig(
         "window", 64, "mean", 5, whole_words=False, renormalise=False, recent=64
     )
-    config: ScorerConfig
 
     def score(self, view: LayerView) -> Tensor:
         """Scores [G, S]."""
-        per_question = [self._mean_attention(view, queries, keys) for queries, keys in view.branches]
+        per_question = [self._mean_of(view, rows) for rows in asked_attention(view, window=self.config.window)]
         return torch.stack(per_question).amax(dim=0)
 
-    def _mean_attention(self, view: LayerView, queries: Tensor, own_keys: Tensor) -> Tensor:
-        context_len, document = view.keys.shape[1], view.keys.shape[1] - view.asked
-        asking = torch.cat([view.queries[:, view.queries.shape[1] - view.asked :], queries], dim=1)
-        asked_keys = torch.cat([view.keys[:, document:], own_keys], dim=1)
-        weights = window_attention(
-            asking, view.keys[:, :document], asked_keys, scaling=view.scaling, window=self.config.window
-        )
-        first = document + asking.shape[1] - weights.shape[2]  # position of the window's first row
-        context = weights[..., :context_len]
+    def _mean_of(self, view: LayerView, weights: Tensor) -> Tensor:
+        first = weights.shape[3] - weights.shape[2]  # position of the window's first row
+        context = weights[..., : view.keys.shape[1]]
         if view.asked:
             context = _without_own(context, first)
         if self.config.renormalise:
@@ -119,8 +108,7 @@ class AgreementScorer:
         return WindowScorer(replace(self.config, renormalise=True)).score(view)
 
 
-@dataclass(frozen=True, slots=True)
-class TovaScorer:
+class TovaScorer(Asking):
     """Softmax attention of the last query, averaged over all query heads of the layer (TOVA, arXiv 2401.06104, §4).
 
     Every KV head has the same scores, so a layer keeps the same tokens in all of them. The maximum over several
@@ -128,11 +116,7 @@ class TovaScorer:
     """
 
     name: ClassVar[str] = "tova"
-    query_aware: ClassVar[bool] = True
-    needs_queries: ClassVar[bool] = True
-    shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig("tova", window=1, pooling="none", width=1, whole_words=False)
-    config: ScorerConfig
 
     def score(self, view: LayerView) -> Tensor:
         """Scores [G, S], one row G times."""
@@ -144,23 +128,27 @@ class TovaScorer:
         return torch.stack([row[:context_len] for row in rows]).amax(dim=0).expand(num_kv_heads, -1)
 
 
-@dataclass(frozen=True, slots=True)
-class ReversedScorer:
+class ReversedScorer(Asking):
     """The control: minus the window score, so that what the question looks at goes first.
 
     A word that is kept whole counts by its least attended token.
     """
 
     name: ClassVar[str] = "reversed"
-    query_aware: ClassVar[bool] = True
-    needs_queries: ClassVar[bool] = True
-    shared: ClassVar[float] = 0.0
     published: ClassVar[ScorerConfig] = ScorerConfig("reversed", 64, "mean", 5, whole_words=False, renormalise=False)
-    config: ScorerConfig
 
     def score(self, view: LayerView) -> Tensor:
         """Scores [G, S], none above 0."""
         return -WindowScorer(self.config).score(view)
+
+
+def asked_attention(view: LayerView, *, window: int) -> Iterator[Tensor]:
+    """Attention [G, H/G, W, S + N] of every question's last rows, of its tokens that compete with the context too."""
+    document = view.keys.shape[1] - view.asked
+    asked = view.queries[:, view.queries.shape[1] - view.asked :], view.keys[:, document:]
+    for queries, keys in view.branches:
+        asking, own = (torch.cat(pair, dim=1) for pair in zip(asked, (queries, keys), strict=True))
+        yield window_attention(asking, view.keys[:, :document], own, scaling=view.scaling, window=window)
 
 
 def window_attention(queries: Tensor, keys: Tensor, own_keys: Tensor, *, scaling: float, window: int) -> Tensor:

@@ -18,7 +18,7 @@ from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.coherence import pool, share_by_word
 from uncomp_cli.cache.eviction import select
 from uncomp_cli.cache.view import LayerView
-from uncomp_cli.cache.window import window_attention
+from uncomp_cli.cache.window import asked_attention
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.read.chunk import Chunk
 from uncomp_cli.spec import ModelSpec
@@ -111,18 +111,10 @@ class Sieve:
         document = view.keys.shape[1] - view.asked
         if document == 0:
             return []
-        asked = view.queries[:, view.queries.shape[1] - view.asked :], view.keys[:, document:]
         sinks = min(self.config.sinks, document - 1)
         found = []
-        for queries, keys in view.branches:
-            rows = window_attention(
-                torch.cat([asked[0], queries], dim=1),
-                view.keys[:, :document],
-                torch.cat([asked[1], keys], dim=1),
-                scaling=view.scaling,
-                window=self.config.window,
-            )[..., :document]
-            rows = rows.flatten(0, 1)
+        for weights in asked_attention(view, window=self.config.window):
+            rows = weights[..., :document].flatten(0, 1)
             rows[..., :sinks] = 0
             rows /= rows.sum(dim=-1, keepdim=True).clamp_min(1e-12)
             scores = pool(rows.mean(dim=1), kind=self.config.pooling, width=self.config.width)

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from uncomp_cli.cache.scorers import angles, turn
 from uncomp_cli.cache.view import LayerView
-from uncomp_cli.cache.window import window_attention
+from uncomp_cli.cache.window import asked_attention
 from uncomp_cli.errors import ModelError
 from uncomp_cli.uncertainty.entropy import attention_entropy, knee_rank, spectrum, truncated_entropy
 from uncomp_cli.uncertainty.mass import mean_minimum_budget, minimum_output_budget
@@ -73,18 +74,7 @@ class LayerMeter:
     def _rows(self) -> tuple[Tensor, ...]:
         """Attention [G, H/G, W, S + N] of every question, its tokens that compete with the context included."""
         if not self._attention:
-            view, document = self.view, self.document
-            asked = view.queries[:, view.queries.shape[1] - view.asked :], view.keys[:, document:]
-            self._attention = tuple(
-                window_attention(
-                    torch.cat([asked[0], queries], dim=1),
-                    view.keys[:, :document],
-                    torch.cat([asked[1], keys], dim=1),
-                    scaling=view.scaling,
-                    window=self.window,
-                )
-                for queries, keys in view.branches
-            )
+            self._attention = tuple(asked_attention(self.view, window=self.window))
         return self._attention
 
     @property
@@ -121,10 +111,6 @@ def _turned_back(states: Tensor, view: LayerView) -> Tensor:
             "its rotary embedding is not one for all layers, so that no state can be turned back",
             hint="leave measures with /prerope out",
         )
-    pairs = len(view.frequencies)
-    positions = torch.arange(states.shape[1], device=states.device, dtype=torch.float32)
-    angles = positions[:, None] * view.frequencies.to(states.device, torch.float32)
-    turned = states.float()
-    first, second, rest = turned[..., :pairs], turned[..., pairs : 2 * pairs], turned[..., 2 * pairs :]
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([first * cos + second * sin, second * cos - first * sin, rest], dim=-1)
+    positions = torch.arange(states.shape[1], device=states.device)
+    cos, sin = angles(positions, view.frequencies.to(states.device))
+    return turn(states.float(), cos, -sin)
