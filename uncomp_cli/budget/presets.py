@@ -23,7 +23,7 @@ from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError, did_you_mean
 from uncomp_cli.files import replace_file
-from uncomp_cli.schema import inside, load_object, read, shown, take_version, text
+from uncomp_cli.schema import inside, load_object, read, take_version, text
 from uncomp_cli.uncertainty.error_rates import RiskCurve
 
 if TYPE_CHECKING:
@@ -367,8 +367,8 @@ def _read(path: Path) -> Preset:
         preset = replace(read(Preset, data), folder=str(path.absolute().parent))
         if preset.name != path.stem:
             raise UsageError(
-                f"it is named '{path.stem}', the preset in it {shown(preset.name)}",
-                hint=f'rename one of the two, or write "name": "{path.stem}" in it',
+                f"it is named '{path.stem}', the preset in it '{preset.name}'",
+                hint=f'rename the file to {preset.name}.json, or write "name": "{path.stem}" in it',
             )
         _check_profile(preset)
     return preset
