@@ -28,6 +28,7 @@ import torch
 import typer
 
 from support.damaged import Manifests, Presets, Profiles, Results, SavedDocuments, Sessions
+from support.gguf_files import GgufHeaders
 from uncomp_cli.engine.spend.memory import peak_bytes, reset_peak, resident_bytes
 from uncomp_cli.errors import UncompError
 
@@ -52,7 +53,7 @@ class Kind(Protocol):
 
 
 KINDS: dict[str, type[Kind]] = {
-    each.name: each for each in (Presets, Profiles, Sessions, SavedDocuments, Results, Manifests)
+    each.name: each for each in (Presets, Profiles, Sessions, SavedDocuments, Results, Manifests, GgufHeaders)
 }
 
 
