@@ -1,6 +1,6 @@
 """Ask a document two questions, and show what every answer looked at and what it took.
 
-python examples/ask.py docs/demo/lighthouse-handbook.md "Who keeps the log?" "Where is the key?"
+python examples/ask.py docs/demo/lighthouse-handbook.md "What is the combination of the stores safe?" "Who winds it?"
 """
 
 import sys
