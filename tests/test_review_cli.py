@@ -318,7 +318,7 @@ def test_broken_presets_are_left_out_and_named(own: Path, capsys: pytest.Capture
 
 def test_a_preset_is_named_as_its_file(own: Path) -> None:
     for name in ("other", str(own / "other.json")):
-        with pytest.raises(UsageError, match=r'other\.json: it is named .other., the preset in it "good"') as caught:
+        with pytest.raises(UsageError, match=r"other\.json: it is named 'other', the preset in it 'good'") as caught:
             load_preset(name)
         assert "good.json" in str(caught.value.hint)
 
