@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.budgets import MEASURED, make_spec, measured, planned, requests
-from uncomp_cli.budget.plan import BudgetPlan, Wanted, apportion
+from uncomp_cli.budget.plan import Wanted, apportion
 from uncomp_cli.budget.policies import POLICIES, make_policy
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.spec import ModelSpec
@@ -90,8 +90,3 @@ def test_what_thinned_layers_cannot_hold_goes_to_those_that_see_all() -> None:
     spec = make_spec((None,) * 4)
     plan = make_policy("uniform").plan(Wanted(spec, seq_len=100, entries=8 * 50, protected=10, caps=[100, 100, 20, 5]))
     assert plan.kept == ((85, 85), (85, 85), (20, 20), (10, 10))  # a cap below what is protected is that
-
-
-def test_the_shares_that_enter_the_layers_are_in_the_data() -> None:
-    plan = BudgetPlan(9, ((9,), (3,)), hidden=(1.0, 0.3))
-    assert plan.to_dict()["hidden"] == [1.0, 0.3]

@@ -1,7 +1,6 @@
 """What an answer is reported as: the readout line for people, one JSON object for programs, the passages it looked at.
 
-For the evidence the answer is replayed once behind the cache that it was read from (look/replay.py); heads count by the
-trust that the budget's policy has in them.
+The passages are those of subject.py, which replays the answer.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -56,15 +56,13 @@ class BudgetPlan:
 
     `kept[l][g]` includes the protected tokens; a sliding layer keeps its whole window. With a `head_floor` below 1 only
     the layer's sum is final: its heads share the rest by their scores (cache/eviction.py). What is kept of the
-    context is held in `kv_bits` bits; 16 stands for the model's own dtype. `hidden[l]` is the share of the context's
-    tokens that enters layer l (thinning.py); () stands for all of them everywhere.
+    context is held in `kv_bits` bits; 16 stands for the model's own dtype.
     """
 
     seq_len: int
     kept: tuple[tuple[int, ...], ...]
     head_floor: float = 1.0
     kv_bits: int = 16
-    hidden: tuple[float, ...] = ()
 
     @property
     def entries(self) -> int:
@@ -75,17 +73,6 @@ class BudgetPlan:
     def keeps_everything(self) -> bool:
         """True when no token is dropped anywhere."""
         return all(count >= self.seq_len for layer in self.kept for count in layer)
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain data, for JSON."""
-        kept = [list(layer) for layer in self.kept]
-        return {
-            "seq_len": self.seq_len,
-            "kept": kept,
-            "head_floor": self.head_floor,
-            "kv_bits": self.kv_bits,
-            "hidden": list(self.hidden),
-        }
 
     @classmethod
     def everything(cls, wanted: Wanted) -> "BudgetPlan":

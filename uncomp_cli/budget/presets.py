@@ -45,8 +45,8 @@ class Preset:
     A preset is written once for all lengths, so short documents get at least `floor_tokens` document tokens per head;
     a budget that the user names is taken at its word, with no floor. What is kept of the prompt's context is held in
     `kv_bits` bits; 16 stands for the model's own dtype. `thinning` says which tokens enter the later layers
-    (thinning.py). `profile` names PROFILE.safetensors in `folder`: where
-    the preset was read from, not a key of it, and text, so that a preset can go to another process as JSON.
+    (thinning.py). `profile` names PROFILE.safetensors in `folder`: where the preset was read from, not a key of it, and
+    text, so that a preset can go to another process as JSON.
     """
 
     name: str

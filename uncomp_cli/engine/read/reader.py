@@ -275,9 +275,8 @@ class Reader:
     def _tell_of_thinning(self, context: Context) -> None:
         """Put the share [L] of the context that entered each layer where it is looked for."""
         if self._sieve.active:
-            length, allocation = len(self.planned.prompt.context), self.planned.allocation
+            length = len(self.planned.prompt.context)
             context.hidden_kept = tuple(count / length for count in self._sieve.entered)
-            allocation.plan = replace(allocation.plan, hidden=context.hidden_kept)
 
 
 def _positions(heads: Iterable[Head]) -> list[Tensor]:

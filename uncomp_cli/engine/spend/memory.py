@@ -34,7 +34,6 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 class Estimate:
     """What a prompt is expected to allocate beyond the weights, in bytes; `peak_bytes` includes the kept cache."""
 
-    kv_full_bytes: int
     kv_kept_bytes: int
     activation_bytes: int
 
@@ -64,7 +63,6 @@ def estimate(
     waiting = 0 if prompt is None else prompt.waiting_tokens * spec.num_layers * spec.num_kv_heads
     tokens = plan.seq_len if prompt is None else prompt.flat_len
     return Estimate(
-        kv_full_bytes=spec.full_kv_bytes(plan.seq_len),
         kv_kept_bytes=quantized + (sum(own) + slack + waiting) * entry,
         activation_bytes=activation_bytes(spec, at_once or tokens),
     )
