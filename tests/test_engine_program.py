@@ -216,10 +216,11 @@ def test_weights_that_are_numbers_of_16_bits_are_held_so(dtype: torch.dtype) -> 
     for model in (stock, other.model):
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype).float()
-    library, before = levels()[-1], sum(p.nbytes for p in other.model.parameters() if p.dim() == 2)
+    library, before = levels()[-1], matrix_bytes(other.model)
     use_product(other.model, library=library)
     decoder = Decoder(other.model, spec)
-    assert sum(p.nbytes for p in decoder.model.parameters() if p.dim() == 2) * 2 == before
+    assert matrix_bytes(decoder.model) * 2 == before
+    assert decoder.model.dtype == torch.float32
     prompt, forced = make_prompt(20, [3]), torch.tensor([tokens(DECODED, 4)])
     expected = Decoder(stock, replace(spec))
     expected._program = None
@@ -228,6 +229,12 @@ def test_weights_that_are_numbers_of_16_bits_are_held_so(dtype: torch.dtype) -> 
     torch.testing.assert_close(done.questions.logits, wanted.questions.logits, atol=1e-4, rtol=0)
     ours, theirs = decode(decoder, done, forced), decode(expected, wanted, forced)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def matrix_bytes(model: nn.Module) -> int:
+    """Bytes of all weight matrices, shared ones once."""
+    tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values() if tensor.dim() == 2)
 
 
 def test_shared_weights_stay_shared_and_others_stay_as_they_are() -> None:

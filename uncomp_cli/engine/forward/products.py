@@ -118,7 +118,7 @@ class ShortEmbedding(nn.Embedding):
     def __init__(self, embedding: nn.Embedding) -> None:
         nn.Module.__init__(self)
         self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
-        self.weight = embedding.weight
+        self.register_buffer("weight", embedding.weight)
 
     def forward(self, input: Tensor) -> Tensor:
         """[...] → [..., hidden_size]."""
@@ -218,20 +218,21 @@ def _shorten(model: nn.Module) -> None:
         plain = weight.dim() == 2 and weight.dtype == torch.float32 and weight.device.type == "cpu"
         shorter = _short(weight) if known and plain else None
         for name, module in [] if shorter is None else found:
-            module.register_parameter("weight", shorter)
+            del module.weight
+            module.register_buffer("weight", shorter)  # no parameter: those say what type the model computes in
             if isinstance(module, nn.Embedding):
                 model.set_submodule(name, ShortEmbedding(module))
 
 
 @torch.no_grad()
-def _short(weight: Tensor) -> nn.Parameter | None:
+def _short(weight: Tensor) -> Tensor | None:
     """The weight in 16 bits; None where a number would change."""
     for dtype in (torch.float16, torch.bfloat16):
         short = torch.empty_like(weight, dtype=dtype)
         starts = range(0, len(weight), _PART_ROWS)
         parts = ((short[at : at + _PART_ROWS], weight[at : at + _PART_ROWS]) for at in starts)
         if all(torch.equal(part.copy_(own).float(), own) for part, own in parts):
-            return nn.Parameter(short, requires_grad=False)
+            return short
     return None
 
 
