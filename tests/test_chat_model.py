@@ -40,5 +40,5 @@ def test_a_document_follow_ups_and_a_stopped_answer(
     assert prefilled < 60
     chat.says("/stats", r"2 turns \(1 interrupted\) · context ([\d,]+)/8,192")
     chat.sees(PROMPT)
-    chat.presses("c")
+    chat.leaves("c")
     assert chat.exit_code() == 0

@@ -33,11 +33,13 @@ def test_three_turns_with_a_ctrl_c_in_the_second(tiny_model: Path, typists: list
     assert interrupted_context < cached + prefilled + 300
 
     stats = chat.says("/stats", r"(\d+) turns? \((\d+) interrupted\) · context ([\d,]+)/4,096")[0]
-    assert numbers(stats) == [2, 1, interrupted_context - 1]
+    turns, stopped, held = numbers(stats)
+    assert (turns, stopped) == (2, 1)
+    assert interrupted_context - held in (0, 1)  # stopped before or behind the pass that puts the last token there
     chat.sees(READOUT)
 
     (cached_then,) = numbers(chat.says("third", "[a-z]{40}", r"cached ([\d,]+) · ")[1])
-    assert cached_then == interrupted_context - 1
+    assert cached_then == held
     assert numbers(chat.sees(READOUT))[0] < 70
     chat.sees(PROMPT)
     chat.leaves()
@@ -145,14 +147,11 @@ def test_a_line_that_is_no_text_is_refused_and_the_next_one_heard(tiny_model: Pa
 def test_the_line_below_the_prompt(tiny_model: Path, typists: list[Typist], tmp_path: Path) -> None:
     (tmp_path / "harbour.txt").write_text("The harbour was quiet.\n")
     chat = sit_down(typists, tiny_model, "--max-new-tokens", "16", PROMPT_TOOLKIT_NO_CPR="0")
-    chat.tells_the_cursor()
-    chat.sees(r"context 0/4,096 \(0\.0 %\) · KV 0 B · live 20%")
+    chat.sees_below(r"context 0/4,096 \(0\.0 %\) · KV 0 B · live 20%")
     chat.terminal.send(f"/file {tmp_path}/harbour.txt\r")
-    chat.tells_the_cursor()
-    chat.sees(r"1 document for the next question")
+    chat.sees_below(r"1 document for the next question")
     chat.terminal.send("Who came?\r")
-    chat.tells_the_cursor()
-    chat.sees(r"context [\d,]+/4,096 \([\d.]+ %\) · KV [\d.]+ KiB · [\d.]+ tok/s · live 20%")
+    chat.sees_below(r"context [\d,]+/4,096 \([\d.]+ %\) · KV [\d.]+ KiB · [\d.,]+ tok/s · live 20%")
 
 
 def test_documents_and_completion(tiny_model: Path, typists: list[Typist], tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_what_is_loaded_can_be_merged_saved_and_measured_on(tmp_path: Path) -> N
     value=st.floats(width=32, allow_nan=False, allow_infinity=False),
     source=st.text(st.characters(exclude_categories=["Cs"])),
     parameter=st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(-1e100, 1e100) | st.text(),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
         max_leaves=5,
     ),

@@ -47,10 +47,10 @@ class Typist:
         self.types(line)
         return [self.sees(pattern) for pattern in patterns]
 
-    def tells_the_cursor(self) -> None:
-        """Answer where the cursor is, as terminals do; asked for with PROMPT_TOOLKIT_NO_CPR=0."""
-        self.sees(r"\x1b\[6n")
-        self.terminal.send("\x1b[5;1R")
+    def sees_below(self, pattern: str) -> None:
+        """A pattern, while it is told where the cursor is as often as it asks: with PROMPT_TOOLKIT_NO_CPR=0."""
+        while self.terminal.expect([pattern, r"\x1b\[6n"]):
+            self.terminal.send("\x1b[5;1R")
 
     def presses(self, key: str) -> None:
         """Ctrl and a key."""
