@@ -88,7 +88,7 @@ def test_the_chat_goes_on_without_a_history(desks: Desks, tmp_path: Path) -> Non
     desk = desks.sit_down(HISTORY=str(tmp_path / "history"))
     desk.sees(PROMPT)
     desk.types("first\r")
-    desk.sees(r"warning:.* the history .*/history cannot be read: Is a directory")
+    desk.sees(r"(?s)warning:.*?/history\s+cannot\s+be\s+read:\s+Is\s+a\s+directory")  # a long path wraps the line
     assert desk.reads() == "first"
     assert desk.says("second") == "second"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Draws docs/demo/ask.svg: one question of a real document in a real terminal of 100 columns (tmux, rich).
+# Draws docs/demo/ask.svg: one question of a real document in a real terminal of 112 columns (tmux, rich).
 # Usage, from the repository: docs/demo/picture.sh [path of uncomp's folder]
 set -euo pipefail
 programs=$(cd "${1:-.venv/bin}" && pwd)
@@ -7,8 +7,8 @@ pane=uncomp-picture-$$
 trap 'tmux kill-session -t "$pane" 2>/dev/null || true' EXIT
 
 shown() { tmux capture-pane -p -e -S - -t "$pane"; }
-ask='uncomp ask -f docs/demo/lighthouse-handbook.md "What is the combination of the stores safe?" -b 10% --evidence'
-tmux new-session -d -s "$pane" -x 100 -y 24 "env PS1='$ ' PATH='$programs:$PATH' COLORTERM=truecolor bash --norc --noprofile"
+ask='uncomp ask -f lighthouse-handbook.md "What is the combination of the stores safe?" -b 10% --evidence'
+tmux new-session -d -s "$pane" -x 112 -y 24 -c docs/demo "env PS1='$ ' PATH='$programs:$PATH' COLORTERM=truecolor bash --norc --noprofile"
 tmux set-option -t "$pane" remain-on-exit on >/dev/null
 sleep 1
 tmux send-keys -t "$pane" -l "$ask"
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.text import Text
 
 lines = sys.stdin.read().rstrip().removesuffix("$").rstrip()
-console = Console(record=True, width=100, file=open("/dev/null", "w"), force_terminal=True)
+console = Console(record=True, width=112, file=open("/dev/null", "w"), force_terminal=True)
 console.print(Text.from_ansi(lines))
 console.save_svg("docs/demo/ask.svg", title="uncomp ask")
 '
