@@ -108,7 +108,7 @@ MUTANTS = [
     # These five survived once.
     *of("engine/tokens/prompt.py", "engine_prompt", ('"middle": (document - cut) // 2', '"middle": 0')),
     *of("engine/spend/allocation.py", "engine_allocation", ("(old * before + value) / (before + 1)", "value")),
-    *of("engine/spend/allowance.py", "engine_kept", ("max(self.guard_from,", "min(self.guard_from,")),
+    *of("engine/context/allowance.py", "engine_kept", ("max(self.guard_from,", "min(self.guard_from,")),
     *of("engine/spend/compression.py", "engine_planning", ("_BUDGET_SHARE = 0.5", "_BUDGET_SHARE = 0.1")),
     *of("engine/engine.py", "reused", ("min(most, limit - context.prompt_tokens(n))", "most")),
 ]  # fmt: skip

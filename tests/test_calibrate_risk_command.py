@@ -11,7 +11,7 @@ import pytest
 
 from support.commands import last_object, start, two_lines
 from uncomp_cli.budget.presets import load_preset
-from uncomp_cli.calibrate.reliability import ANSWERS, RISK_TASKS
+from uncomp_cli.calibrate.observation import ANSWERS, RISK_TASKS
 from uncomp_cli.cli.app import run
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.journal import Journal, set_aside

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from uncomp_cli.calibrate.reliability import ANSWERS, RiskLine
+from uncomp_cli.calibrate.observation import ANSWERS, RiskLine
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.evals.journal import Journal, read_journal, set_aside
 from uncomp_cli.evals.rope.cells import CELLS, NeedleCell, TextCell

@@ -24,7 +24,7 @@ from support.tiny import make_tiny_model
 from uncomp_cli.budget.presets import Preset, load_preset, shipped_preset_dir, user_preset_dir
 from uncomp_cli.cache.header import NO_HASH
 from uncomp_cli.cache.shelf import Shelf
-from uncomp_cli.calibrate.reliability import ANSWERS, RiskLine
+from uncomp_cli.calibrate.observation import ANSWERS, RiskLine
 from uncomp_cli.cli.app import run
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.engine import Engine

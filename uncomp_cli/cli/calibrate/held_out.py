@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.calibrate.budget_curve import QualityCurve
     from uncomp_cli.calibrate.findings import ProfileFiles
-    from uncomp_cli.calibrate.reliability import RiskFit, RiskRun
+    from uncomp_cli.calibrate.observation import RiskRun
+    from uncomp_cli.calibrate.reliability import RiskFit
     from uncomp_cli.evals.journal import Journal, Kind
     from uncomp_cli.evals.tasks.maker import SampleMaker
     from uncomp_cli.evals.tasks.task import Sample
@@ -322,7 +323,8 @@ def run_risk(
     Raises UsageError when too few answers were right or wrong; the preset is then as it was, and the answers stay.
     """
     from uncomp_cli.budget.presets import load_preset, save_preset
-    from uncomp_cli.calibrate.reliability import fit_risk, risk_samples
+    from uncomp_cli.calibrate.observation import risk_samples
+    from uncomp_cli.calibrate.reliability import fit_risk
     from uncomp_cli.engine.look.watch import watched_heads
 
     preset = replace(load_preset(str(path.absolute())), risk=None)
@@ -356,7 +358,7 @@ def _measure(
     terminal: Terminal,
 ) -> "tuple[RiskRun, str, Path]":
     """The answers, how their texts were read, and the file they are in; the model is turned back afterwards."""
-    from uncomp_cli.calibrate.reliability import ANSWERS, measure_risk, risk_file_settings
+    from uncomp_cli.calibrate.observation import ANSWERS, measure_risk, risk_file_settings
     from uncomp_cli.models.rotary import resolve_rope, use_rope
 
     longest = max(sample.tokens + sample.queries[0].max_new_tokens for sample in samples)
