@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import uncomp_cli
+from support.native import fresh_library
 from uncomp_cli.cli.app import run
 from uncomp_cli.engine.forward import attention, decoder
 from uncomp_cli.engine.forward.program import StepProgram
-from uncomp_cli.kernels.library import find
 
 PACKAGE = Path(uncomp_cli.__file__).parent
 MOST_FRAMES, MOST_FILES = 12, 7
@@ -37,8 +37,8 @@ def frames(last: tuple[str, str]) -> list[tuple[str, str]]:
 @pytest.fixture(params=[True, False], ids=["one call", "torch"])
 def roads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[tuple[str, str]]]]:
     """The frames of every token's call of the library, or of every layer's of the attention function."""
-    if request.param and find() is None:
-        pytest.skip("the native library is not built")
+    if request.param:
+        fresh_library()
     found: list[list[tuple[str, str]]] = []
     attend: Callable[..., Any] = attention._attention_function
     run: Callable[..., Any] = StepProgram.run

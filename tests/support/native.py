@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from uncomp_cli.kernels import library
+from uncomp_cli.kernels import compiler, library
 from uncomp_cli.kernels.library import LEVELS, Library, open_library
 
 
 def fresh_library() -> Path:
-    """The library's file; the test is skipped where it was not built since its sources changed."""
+    """The library's file, as its sources are now; skipped where no compiler can have built it, and only there."""
+    if not any(compiler.compilers()):
+        pytest.skip("no C compiler here, and no ziglang: tokens are written by torch's operations")
     sources = [path for pattern in ("*.c", "*.h") for path in library.FILE.parent.glob(pattern)]
     if not library.FILE.exists() or library.FILE.stat().st_mtime < max(path.stat().st_mtime for path in sources):
-        pytest.skip(f"the native library is not built, or older than its sources: {library.HINT}")
+        pytest.fail(f"the native library is not built since its sources changed: {library.HINT}")
     return library.FILE
 
 
