@@ -105,6 +105,19 @@ MUTANTS = [
         ("self.prompt_tokens + self.generated.shape[1] - 1", "self.prompt_tokens + self.generated.shape[1]"),
         ("yield self._take(row, logits[at : at + 1])", "yield self._take(row, logits[:1])"),
     ),
+    *of(
+        "engine/forward/program.py", "engine_program",
+        ("window=spec.sliding_windows[index] or 0,", "window=0,"),
+        ('"norm_width": wide if wide == self.spec.head_dim else 0,', '"norm_width": 0,'),
+        ("cols=self.spec.hidden_size, scale=float(scale))", "cols=self.spec.hidden_size, scale=1.0)"),
+        ('1.0 / getattr(self.config, "logits_scaling", 1.0)', "1.0"),
+        ("if held is None or not 0 <= token < self._tokens:", "if held is None:"),
+    ),
+    *of(
+        "engine/forward/products.py", "engine_program engine_linear",
+        ("torch.equal(part.copy_(own).float(), own)", "torch.allclose(part.copy_(own).float(), own, rtol=1e-2)"),
+    ),
+    *of("kernels/matrix.py", "kernels", ("torch.float32 or count > MOST_ROWS:", "torch.float32:")),
     # These five survived once.
     *of("engine/tokens/prompt.py", "engine_prompt", ('"middle": (document - cut) // 2', '"middle": 0')),
     *of("engine/spend/allocation.py", "engine_allocation", ("(old * before + value) / (before + 1)", "value")),

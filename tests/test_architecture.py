@@ -1,4 +1,4 @@
-"""The layering of design.md, held by reading every import: only downwards, and each library in its own place.
+"""The layering of docs/architecture.md, held by reading every import: only downwards, each library in its own place.
 
 Also how long a signature may be, and that no two modules have names that look alike.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mutants import MUTANTS
 from uncomp_cli.cli.app import COMMANDS
 
 PACKAGE = "uncomp_cli"
@@ -356,3 +357,10 @@ def test_the_page_names_files_that_are_there() -> None:
     named = set(re.findall(r"`([a-z_/]+\.py)`", page))
     assert len(named) > 25
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_every_mutant_has_its_line() -> None:
+    """What tests/mutants.py would call stale, seen without its half an hour."""
+    found = {mutant: (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.old) for mutant in MUTANTS}
+    assert [mutant for mutant, count in found.items() if count != 1] == []
+    assert all((ROOT.parent / name).is_file() for mutant in MUTANTS for name in mutant.tests)
