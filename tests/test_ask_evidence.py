@@ -141,6 +141,13 @@ def test_how_evidence_is_shown() -> None:
     assert second.startswith('  a.md:7                 9 %        4 %  "word word')
     assert second.endswith('word…"')
     assert len(second) < 120
+    narrow = [*evidence_lines(found, width=60)]
+    assert max(map(len, narrow)) <= 60
+    assert narrow[:3] == [
+        "  PASSAGE              ATTENTION  KEPT   TEXT",
+        '  handbook.md:120-121   34 %       92 %  "The badge is blue',
+        f"{'':41}\x1b[31m and round\"",
+    ]
     assert asdict(found[1]) == dict(zip(KEYS, ["a.md", 7, 7, "word " * 40, 0.09, 0.04], strict=True))
     (warning,) = evidence_warnings(found)
     assert warning.startswith("a.md:7 was cited, but only 4 % of its keys and values were kept")

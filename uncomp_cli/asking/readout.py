@@ -287,8 +287,8 @@ def _rate(count: int, seconds: float) -> float | None:
     return count / seconds if seconds > 0 else None
 
 
-def evidence_lines(found: Sequence[Evidence]) -> Iterator[str]:
-    """`  handbook.md:120-121   34 %   92 %  "The badge is …"`, aligned below the titles of the columns."""
+def evidence_lines(found: Sequence[Evidence], *, width: int | None = None) -> Iterator[str]:
+    """`  handbook.md:120-121   34 %   92 %  "The badge is …"`, aligned below the titles, within `width` columns."""
     rows = [
         (
             evidence.lines,
@@ -298,7 +298,7 @@ def evidence_lines(found: Sequence[Evidence]) -> Iterator[str]:
         for evidence in found
     ]
     if rows:
-        heads, lines = Table(("PASSAGE", "ATTENTION", "KEPT", "TEXT"), rows).lines()
+        heads, lines = Table(("PASSAGE", "ATTENTION", "KEPT", "TEXT"), rows).lines(None if width is None else width - 2)
         yield from (f"  {line}" for line in heads + lines)
 
 

@@ -245,7 +245,7 @@ class Printer:
 
     def _tell_more(self, event: Done) -> None:
         """What was asked for by name, so also when quiet."""
-        lines = [*evidence_lines(event.evidence)]
+        lines = [*evidence_lines(event.evidence, width=self._terminal.width("stderr"))]
         if event.spent is not None and event.is_last:
             lines += budget_lines(event.spent)
         for line in lines:

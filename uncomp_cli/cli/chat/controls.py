@@ -189,7 +189,7 @@ def show_evidence(talk: Talk, _: str) -> None:
     found = talk.chat.evidence()
     if not found:
         talk.tell("the answer attended to no document and no earlier question")
-    for line in evidence_lines(found):
+    for line in evidence_lines(found, width=talk.terminal.width("stderr")):
         talk.tell(line)
     for warning in evidence_warnings(found):
         talk.terminal.warn(as_commands(warning))
