@@ -146,7 +146,7 @@ def test_how_evidence_is_shown() -> None:
     assert narrow[:3] == [
         "  PASSAGE              ATTENTION  KEPT   TEXT",
         '  handbook.md:120-121   34 %       92 %  "The badge is blue',
-        f"{'':41}\x1b[31m and round\"",
+        f'{"":41}\x1b[31m and round"',
     ]
     assert asdict(found[1]) == dict(zip(KEYS, ["a.md", 7, 7, "word " * 40, 0.09, 0.04], strict=True))
     (warning,) = evidence_warnings(found)

@@ -303,6 +303,19 @@ def test_growing_quantises_nothing_twice(bits: int) -> None:
     assert torch.equal(cache.layer(0).quantized[0].key_codes, before[0].key_codes[:3])
 
 
+@BITS
+def test_what_is_retained_of_codes_and_of_the_tail(bits: int) -> None:
+    cache = RaggedKVCache(num_layers=1, num_rows=1, num_kv_heads=1, config=SMALL, kv_bits=bits)
+    cache.store(0, [head(5, 3)], reserve=4)
+    cache.extend(0, [head(4, 3, seed=7, first=5)])
+    keys, values, positions = cache.layer(0).head(0)
+    rows = torch.tensor([1, 4, 6, 8])  # two of the five in codes, two of the four behind them
+    cache.retain(0, [rows])
+    kept = cache.layer(0).head(0)
+    assert all(map(torch.equal, kept, (keys[rows], values[rows], positions[rows])))
+    assert cache.layer(0).num_quantized(0) == 2
+
+
 def test_what_is_appended_to_an_empty_layer_is_not_quantised() -> None:
     cache = RaggedKVCache(num_layers=1, num_rows=1, num_kv_heads=2, config=SMALL, kv_bits=4)
     keys = noise(1, 2, 5, DIM)
