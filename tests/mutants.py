@@ -1,6 +1,6 @@
 """Faults that the tests must find: each is put into a copy of the tree, and its tests have to fail there.
 
-    python tests/mutants.py              all of them: half an hour; `-k eviction` those whose file has the word
+    python tests/mutants.py              all of them: some minutes; `-k eviction` those whose file has the word
 
 A mutant is found by its text, so that it moves with its line; where the text is gone, or there twice, it is `stale` and
 wants another. `survived` is a hole in the tests. The tests must pass without a mutant: that is tried first, once for
@@ -118,6 +118,15 @@ MUTANTS = [
         ("torch.equal(part.copy_(own).float(), own)", "torch.allclose(part.copy_(own).float(), own, rtol=1e-2)"),
     ),
     *of("kernels/matrix.py", "kernels", ("torch.float32 or count > MOST_ROWS:", "torch.float32:")),
+    *of(
+        "kernels/step.c", "kernels engine_program",
+        ("y[i] = a * cosines[i] - b * sines[i];", "y[i] = a * cosines[i] + b * sines[i];"),
+        ("found[1] = found[1] * keep + sum(total);", "found[1] = found[1] + sum(total);"),
+        ("entries > op->window ? op->window : entries;", "entries > op->window ? op->window + 1 : entries;"),
+        ("total += weight[0] * part[width + 1];", "total += part[width + 1];"),
+        ("(row + r < last ? row + r : last - 1) * size", "(row + r < last ? row + r : last) * size"),
+        ("if (b == seen) {", "if (thread == 0) {"),
+    ),
     # These five survived once.
     *of("engine/tokens/prompt.py", "engine_prompt", ('"middle": (document - cut) // 2', '"middle": 0')),
     *of("engine/spend/allocation.py", "engine_allocation", ("(old * before + value) / (before + 1)", "value")),
@@ -143,11 +152,19 @@ def fate(mutant: Mutant, tree: Path) -> str:
     text = path.read_text() if path.is_file() else ""
     if text.count(mutant.old) != 1:
         return "stale"
-    path.write_text(text.replace(mutant.old, mutant.new))
+    write(path, text.replace(mutant.old, mutant.new), tree)
     try:
         return "survived" if passes(tree, list(mutant.tests)) else "killed"
     finally:
-        path.write_text(text)
+        write(path, text, tree)
+
+
+def write(path: Path, text: str, tree: Path) -> None:
+    """Give a file another text; of C, build the library of the tree anew."""
+    path.write_text(text)
+    if path.suffix in (".c", ".h"):
+        words = [sys.executable, "-P", "-m", "uncomp_cli.kernels.compiler"]
+        subprocess.run(words, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, check=True)
 
 
 def copy_tree(target: Path) -> None:

@@ -360,7 +360,7 @@ def test_the_page_names_files_that_are_there() -> None:
 
 
 def test_every_mutant_has_its_line() -> None:
-    """What tests/mutants.py would call stale, seen without its half an hour."""
+    """What tests/mutants.py would call stale, seen without its minutes."""
     found = {mutant: (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.old) for mutant in MUTANTS}
     assert [mutant for mutant, count in found.items() if count != 1] == []
     assert all((ROOT.parent / name).is_file() for mutant in MUTANTS for name in mutant.tests)
