@@ -19,7 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uncomp_cli.documents.collection import Document, DocumentSet, read_documents
-from uncomp_cli.documents.formats import READABLE_SUFFIXES, READERS, decode_text
+from uncomp_cli.documents.encoding import decode_text
+from uncomp_cli.documents.formats import FORMATS, READABLE_SUFFIXES
+from uncomp_cli.documents.text import Place
 from uncomp_cli.errors import DocumentError, UncompError, UsageError
 
 GERMAN = "Die Küste war grün, und über den Dächern hörte man später die Möwen; es roch nach Äpfeln und Öl. " * 8
@@ -219,6 +221,7 @@ def test_pdf_text_in_page_order(here: Path) -> None:
                 "The lamp is lit at dusk.\n\nThe log is signed at dawn.",
                 hashlib.sha256(raw).hexdigest(),
                 None,
+                (Place(1, "p1"), Place(3, "p2")),
             ),
         )
     )
@@ -230,7 +233,7 @@ def test_pdf_under_another_name_is_read_as_pdf(here: Path) -> None:
 
 def test_pdf_pages_without_text_are_reported(here: Path) -> None:
     result = read_documents([write("a.pdf", make_pdf("first", "", "third", ""))])
-    assert result.skipped == (("a.pdf", "no text on pages 2, 4 of 4"),)
+    assert result.skipped == (("a.pdf", "2 pages without text (pages 2, 4)"),)
     assert shown(result) == ["a.pdf"]
 
 
@@ -335,7 +338,7 @@ def test_missing_package_names_the_extra(
 
 
 def test_every_format_is_found_in_directories() -> None:
-    assert READERS.keys() < READABLE_SUFFIXES
+    assert {suffix for found in FORMATS for suffix in found.suffixes} < READABLE_SUFFIXES
     assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in READABLE_SUFFIXES)
 
 

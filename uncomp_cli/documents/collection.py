@@ -21,6 +21,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import BinaryIO, TextIO
 
 from uncomp_cli.documents.formats import READABLE_SUFFIXES, extract
+from uncomp_cli.documents.text import Place
 from uncomp_cli.errors import DocumentError, UsageError
 
 _REASONS_SHOWN = 3
@@ -48,14 +49,15 @@ class _Selection:
 class Document:
     """A document's text; `path` as shown to the user ("-" is stdin), `sha256` of the raw bytes, `\\n` line ends.
 
-    `encoding` is None where the format, not the bytes, decides (PDF, Word), and where it is not known any more. In a
-    conversation its name stands in front of it, unless it is `bare`.
+    `encoding` is None where the format, not the bytes, decides (PDF, Word), and where it is not known any more;
+    `places` name pages and the like. In a conversation its name stands in front of it, unless it is `bare`.
     """
 
     path: str
     text: str
     sha256: str
     encoding: str | None = None
+    places: tuple[Place, ...] = ()
     bare: bool = False
 
 
@@ -136,8 +138,8 @@ class _Reading:
     def _keep(self, key: Hashable, shown: str, data: bytes, *, suffix: str) -> None:
         extracted = extract(data, suffix=suffix)
         digest = hashlib.sha256(data).hexdigest()
-        self.documents[key] = Document(shown, extracted.text, digest, extracted.encoding)
-        self.losses += [(shown, loss) for loss in extracted.losses]
+        self.documents[key] = Document(shown, extracted.text, digest, extracted.encoding, extracted.places)
+        self.losses += [(shown, str(loss)) for loss in extracted.losses]
         self.skipped.pop(key, None)
 
 

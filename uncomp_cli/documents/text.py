@@ -1,0 +1,95 @@
+"""What a reader of a format gives and takes: a text with the places of its parts and what it lost; wishes and limits.
+
+A reader is a module of one format with one function, `read(data, wishes) -> Text`. A person finds a passage again by
+its line; where the lines are ours and not the file's (a page, a sheet's row, a slide), by the `Place` that its line
+lies in: `report.pdf:p3`. Nothing is dropped unsaid: what has no text in the result is a `Loss`.
+
+A file may have been made to harm: what it unpacks to, and how many pages it has, is counted before it is held.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from uncomp_cli.errors import DoesNotFitError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that one file may be: as it lies there, all that it unpacks to, and in pages (sheets, slides, nodes)."""
+
+    file_bytes: int = 512 * 2**20
+    expanded_bytes: int = 256 * 2**20
+    pages: int = 20_000
+
+    def check_expanded(self, count_bytes: int) -> None:
+        """Raise DoesNotFitError where a file unpacks to more than is read."""
+        if count_bytes > self.expanded_bytes:
+            most = f"{self.expanded_bytes / 2**20:,.0f} MiB"
+            message = f"it unpacks to {count_bytes / 2**20:,.0f} MiB or more, and at most {most} are read"
+            raise DoesNotFitError(message, hint="if you trust it, unpack it and give its parts as text")
+
+    def check_pages(self, count: int, noun: str = "pages") -> None:
+        """Raise DoesNotFitError where a file has more pages than are read."""
+        if count > self.pages:
+            message = f"it has {count:,} {noun}, and at most {self.pages:,} are read"
+            raise DoesNotFitError(message, hint="split it, and give the part that matters")
+
+
+def _unheard(done: int, count: int) -> None:
+    """Progress that nobody asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user said of reading; `progress(done, count)` hears of pages, for readers that take long."""
+
+    password: str = field(default="", repr=False)
+    encoding: str = ""
+    limits: Limits = Limits()
+    progress: Callable[[int, int], None] = _unheard
+
+
+NO_WISHES = Wishes()
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What of a file is not in its text: `2 pictures`, with `where` if that helps; `what` is plural where count > 1."""
+
+    what: str
+    count: int = 1
+    where: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.count:,} {self.what}" + (f" ({self.where})" if self.where else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """From line `line` (the first is 1) on, up to the next place, the text stands at `name`: p3, Sales!A7, body."""
+
+    line: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A file's text with `\\n` line ends; `encoding` is None where the format and not the bytes decides."""
+
+    text: str
+    places: tuple[Place, ...] = ()
+    losses: tuple[Loss, ...] = ()
+    encoding: str | None = None
+
+
+def joined(parts: Iterable[tuple[str, str]], *, between: str = "\n\n") -> tuple[str, tuple[Place, ...]]:
+    """One text of (place, text) parts, and the line at which each place begins; a part without text has no place."""
+    texts: list[str] = []
+    places: list[Place] = []
+    line = 1
+    for name, text in parts:
+        if text.strip():
+            places.append(Place(line, name))
+            texts.append(text)
+            line += text.count("\n") + between.count("\n")
+    return between.join(texts), tuple(places)
