@@ -157,7 +157,8 @@ def test_nobody_but_us_drives_the_terminal(tmp_path: Path) -> None:
     assert "Where[5m?" in out
     assert "\x07" not in out + err
     assert ESCAPE not in out
-    assert set(re.findall(r"\x1b[^A-Za-z]*[A-Za-z]", err)) <= {"\x1b[?25l", "\x1b[?25h", "\x1b[2K", "\x1b[1A"}
+    drawn = {"\x1b[?25l", "\x1b[?25h", "\x1b[2K", "\x1b[1A", "\x1bD", "\x1b7\r\x1b[2K", "\x1b8\x1b[A", "\x1b[J"}
+    assert set(re.findall(r"\x1b[^A-Za-z]*[A-Za-z]", err)) <= drawn
     assert ESCAPE in start(*args).finish()[1]
 
 

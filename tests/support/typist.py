@@ -16,6 +16,8 @@ from support.commands import PATIENCE_S, start_on
 from support.desk import PROMPT
 
 READOUT = r"prefill ([\d,]+) tok .*? context ([\d,]+)/4,096"
+_PACE = re.compile(r"\x1bD\x1b7.*?\x1b8\x1b\[A|\x1b\[J", re.DOTALL)
+_BEGUN = re.compile(r"(?:\x1bD(?:(?!\x1b8\x1b\[A).)*|\x1b\[?)\Z", re.DOTALL)
 
 
 class Typist:
@@ -28,7 +30,9 @@ class Typist:
         environment = {"PROMPT_TOOLKIT_NO_CPR": "1", **changes}
         self.process: Any = start_on([theirs, theirs, theirs], ["chat", *args], **environment)
         os.close(theirs)
-        self.terminal = pexpect.fdpexpect.fdspawn(ours, timeout=20, encoding="utf-8")
+        self.terminal: Any = pexpect.fdpexpect.fdspawn(ours, timeout=20, encoding="utf-8")
+        self._receive, self.terminal.read_nonblocking = self.terminal.read_nonblocking, self._without_pace
+        self._begun = ""
         self.sees("Ctrl-D leaves")
 
     def sees(self, pattern: str) -> re.Match[str]:
@@ -62,6 +66,14 @@ class Typist:
         self.sees("the conversation is not saved: /save talk.json keeps it; leave again to lose it")
         self.sees(PROMPT)
         self.presses(key)
+
+    def _without_pace(self, size: int, timeout: float | None) -> str:
+        """What has come, as far as it is whole, without the pace that comes and goes below an answer."""
+        text = self._begun + self._receive(size, timeout)
+        begun = _BEGUN.search(text)
+        end = len(text) if begun is None else begun.start()
+        self._begun = text[end:]
+        return _PACE.sub("", text[:end])
 
     def exit_code(self) -> int | None:
         """Wait for the end."""

@@ -40,6 +40,8 @@ _JSON = {code: f"\\u{code:04x}" for code in [*_DROPPED, *range(0xD800, 0xE000)] 
 _RESET, _BOLD = "\x1b[0m", "\x1b[1m"
 _STYLES = {"error": "\x1b[1;31m", "warning": "\x1b[33m", "hint": "\x1b[36m", "dim": "\x1b[2m"}
 _ERASE_LINE = "\r\x1b[2K"
+_ERASE_BELOW = "\x1b[J"
+_BELOW, _BACK = f"\x1bD\x1b7{_ERASE_LINE}", "\x1b8\x1b[A"  # a line down (which may scroll), and back to the same place
 _NARROWEST = 20
 
 
@@ -163,12 +165,25 @@ class Terminal:
         if hint:
             self._write_message(hint, label="hint", single_line=True)
 
-    def overwrite(self, text: str) -> None:
-        """Replace the last line of an animated standard error by as many parts of `text` as fit (nothing: erase it)."""
+    def overwrite(self, text: str, *, below: bool = False) -> None:
+        """Replace the last line of an animated standard error by as many parts of `text` as fit (nothing: erase it).
+
+        `below`: the line under that of the cursor, which comes back; at the right edge it would lose its place.
+        """
         if self.animated:
-            room = (self.width("stderr") or 80) - 1
-            self.stderr.write(_ERASE_LINE + shortened(strip_controls(text, single_line=True), room)[:room])
+            room = min(self.width("stderr") or 80, self.columns) - 1
+            line = shortened(strip_controls(text, single_line=True), room)[:room]
+            if below:
+                shown = f"{_STYLES['dim']}{line}{_RESET}" if self.colour else line
+                self.stderr.write(f"{_BELOW}{shown}{_BACK}" if line else _ERASE_BELOW)
+            else:
+                self.stderr.write(_ERASE_LINE + line)
             self.stderr.flush()
+
+    @property
+    def columns(self) -> int:
+        """Where the terminal behind standard error breaks lines, whatever COLUMNS says."""
+        return _columns(self.stderr)
 
     def width(self, stream: StreamName) -> int | None:
         """The columns of a stream that is a terminal; None for any other, where no line is broken."""

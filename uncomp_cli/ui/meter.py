@@ -1,11 +1,13 @@
 """Progress and the pace of answers, on standard error: a display of steps, and what drives a work and shows it.
 
-On a terminal: a bar with rate and time left, gone before the answer begins. Elsewhere: one line every 10 seconds.
-With quiet: nothing. Standard output is never touched.
+On a terminal: a bar with rate and time left, gone before the answer begins; then the pace, in a line below the answer
+that is gone whenever a piece of it is written. Elsewhere: one line every 10 seconds. With quiet: nothing. Standard
+output is never touched.
 """
 
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 LINE_INTERVAL_S = 10.0
 DECODE_INTERVAL_S = 0.1
 _PER_CENT = 7  # columns of it and of the gaps
+_EMOJI, _DISPUTED = "\U0001f000", ("Mn", "Me", "Mc", "Cf", "Co", "Cn")
 
 Clock = Callable[[], float]
 T = TypeVar("T")
@@ -77,8 +80,8 @@ def _beside_bar(reading: Progress, width: int) -> tuple[str, str]:
 class Display:
     """Shows how far the work is, whatever it is, until something else is to be said; closing may be repeated.
 
-    Of what is waited for, of a bar and of the line that shows the pace while the answer goes to a file or a pipe
-    (redrawn ten times a second) one is drawn at a time.
+    Of what is waited for, of a bar and of the line with the pace (new ten times a second) one is drawn at a time. Where
+    the answer is on a terminal too the pace stands below the place where it goes on.
     """
 
     def __init__(self, terminal: Terminal, *, clock: Clock = time.monotonic) -> None:
@@ -86,10 +89,9 @@ class Display:
         self._waiting = ExitStack()
         self._bar: tuple[Bar, TaskID] | None = None
         self._line_s = clock()
-        self._shows_pace = terminal.animated and not (
-            terminal.stdout_is_terminal or terminal.quiet or terminal.thinking
-        )
-        self._pace_s: float | None = None
+        self._shows_pace = terminal.animated and not (terminal.quiet or terminal.thinking)
+        self._pace, self._pace_s, self._pace_is_drawn = "", 0.0, False
+        self._column: int | None = 0
 
     def __enter__(self) -> Self:
         return self
@@ -111,15 +113,17 @@ class Display:
             self._show_progress(step.progress if isinstance(step, PrefillStep) else step)
 
     def close(self) -> None:
-        """Erase what is drawn; steps may follow."""
+        """Erase what is drawn; steps may follow, from the beginning of a line."""
         self._waiting.close()
         self._erase_bar()
         self._erase_pace()
+        self._pace, self._column = "", 0
         self._line_s = self._clock()  # the next line comes when what follows has gone on for long
 
     def _show_progress(self, reading: Progress) -> None:
         self._waiting.close()
         self._erase_pace()
+        self._pace = ""
         if self._terminal.animated and not self._terminal.quiet:
             bar, task = self._bar = self._bar or self._open_bar()
             total = None if reading.fraction is None else 1.0
@@ -146,13 +150,30 @@ class Display:
         )
         return bar, bar.add_task("", total=None, pace="")
 
+    @contextmanager
+    def aside(self, text: str) -> Iterator[None]:
+        """While `text` of an answer is written on the same terminal no pace stands there; behind it, it does again."""
+        if not self._terminal.stdout_is_terminal:
+            yield
+            return
+        self._erase_pace()
+        yield
+        self._column = column_behind(text, self._column, self._terminal.columns)
+        self._draw_pace()
+
     def _show_pace(self, pace: Pace) -> None:
         self._waiting.close()
         self._erase_bar()
         now_s = self._clock()
-        if self._shows_pace and (self._pace_s is None or now_s - self._pace_s >= DECODE_INTERVAL_S):
-            self._terminal.overwrite(pace_line(pace))
-            self._pace_s = now_s
+        if self._shows_pace and not (self._pace and now_s - self._pace_s < DECODE_INTERVAL_S):
+            self._pace, self._pace_s = pace_line(pace), now_s
+            self._draw_pace()
+
+    def _draw_pace(self) -> None:
+        """Draw it, unless the cursor may be at the right edge: it would come back in front of the last letter."""
+        if self._pace and self._column is not None and self._column < self._terminal.columns:
+            self._pace_is_drawn = True
+            self._terminal.overwrite(self._pace, below=self._terminal.stdout_is_terminal)
 
     def _erase_bar(self) -> None:
         if self._bar is not None:
@@ -160,9 +181,27 @@ class Display:
             self._bar = None
 
     def _erase_pace(self) -> None:
-        if self._pace_s is not None:
-            self._terminal.overwrite("")
-            self._pace_s = None
+        if self._pace_is_drawn:
+            self._terminal.overwrite("", below=self._terminal.stdout_is_terminal)
+            self._pace_is_drawn = False
+
+
+def column_behind(text: str, column: int | None, width: int) -> int | None:
+    """Where the cursor of a terminal is behind `text`, from `column` on: at most `width`, where the next letter wraps.
+
+    None, until the line ends, where terminals disagree: behind emoji, combining marks and what cannot be seen.
+    """
+    for letter in text:
+        if letter == "\n":
+            column = 0
+        elif column is None or letter >= _EMOJI or unicodedata.category(letter) in _DISPUTED:
+            column = None
+        elif letter == "\t":
+            column = min(width - 1, column - column % 8 + 8)
+        else:
+            size = columns_of(letter)
+            column = column + size if column + size <= width else size
+    return column
 
 
 def pace_line(pace: Pace) -> str:
@@ -189,6 +228,8 @@ def show(
     try:
         while True:
             try:
+                if pressed is not None:
+                    display.close()
                 step = next(steps) if pressed is None else steps.throw(pressed)
                 pressed = None
                 _tell(step, terminal, display, tell)
@@ -218,8 +259,11 @@ def _tell(
     if isinstance(step, Step):
         display.show(step)
         return
-    if not isinstance(step, Piece):
-        display.close()
+    if isinstance(step, Piece):
+        with display.aside(step.text):
+            tell(step)
+        return
+    display.close()
     if isinstance(step, Noted):
         terminal.note(step.text)
     elif isinstance(step, Warned):
