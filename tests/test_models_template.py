@@ -123,7 +123,7 @@ def test_an_interrupt_leaves_no_half_answer(hasty: Renderer) -> None:
 def test_the_child_is_light_and_ends_with_us() -> None:
     made = Renderer()
     assert made.render("x", {}) == "x"
-    child: Any = made._child
+    child: Any = made.child.process
     assert not any(name in Path(f"/proc/{child.pid}/maps").read_text() for name in ("torch", "transformers", "numpy"))
     child.stdin.close()
     assert child.wait(5) == 0

@@ -6,6 +6,7 @@ name, with what to do instead (`_REFUSED`).
 """
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from uncomp_cli.documents.text import NO_WISHES, Text, Wishes
@@ -60,7 +61,11 @@ READABLE_SUFFIXES = TEXT_SUFFIXES | _BY_SUFFIX.keys()
 
 def extract(data: bytes, *, suffix: str, wishes: Wishes = NO_WISHES) -> Text:
     """The text of a file's bytes; `suffix` is lower case, with the dot, or empty. DocumentError says what is wrong."""
-    found = read_format(format_of(data, suffix), data, wishes)
+    return with_words(read_format(format_of(data, suffix), data, wishes))
+
+
+def with_words(found: Text) -> Text:
+    """The text. Raises DocumentError for one without a word."""
     if not found.text.strip():
         raise DocumentError("it is empty, or has only white space", hint="name a document with text in it")
     return found
@@ -78,8 +83,15 @@ def format_of(data: bytes, suffix: str) -> Format:
 
 def read_format(chosen: Format, data: bytes, wishes: Wishes) -> Text:
     """What the format's module reads of the bytes, in this process."""
-    found: Text = importlib.import_module(f"uncomp_cli.documents.{chosen.module}").read(data, wishes)
-    return found
+    return reader_of(chosen.module)(data, wishes)
+
+
+def reader_of(module: str) -> Callable[[bytes, Wishes], Text]:
+    """The function that reads a format, by the name of its module: one of documents/, or with a dot any."""
+    read: Callable[[bytes, Wishes], Text] = importlib.import_module(
+        module if "." in module else f"{__package__}.{module}"
+    ).read
+    return read
 
 
 def _true_suffix(data: bytes, suffix: str) -> str:

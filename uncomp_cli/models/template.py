@@ -1,9 +1,9 @@
 """A chat template is a program of whoever made the model: it runs in a process of its own, which can be stopped.
 
 Jinja's sandbox bounds what a template reaches, not what it takes: loops, powers, `'x' * n` and `tojson` can go on for
-ever and fill all memory. So a child renders it, whom the operating system holds to SECONDS a rendering and to
-MEMORY_BYTES, and who writes no file. It imports jinja2 and nothing heavy, starts while the model is loaded, and stays
-for the next question, which waits for a line through a pipe and no longer.
+ever and fill all memory. So a child (child.py) renders it, held to SECONDS a rendering and to MEMORY_BYTES. It imports
+jinja2 and nothing heavy, starts while the model is loaded, and stays for the next question, which waits for a line
+through a pipe and no longer.
 
 A template sees what transformers would show it: the messages, `add_generation_prompt`, the tokenizer's special tokens,
 `raise_exception`, `strftime_now`, a `tojson` that escapes no HTML, and `{% generation %}`, which says nothing.
@@ -12,17 +12,15 @@ A template sees what transformers would show it: the messages, `add_generation_p
 import atexit
 import contextlib
 import json
-import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache, lru_cache
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from uncomp_cli.child import Child, allow, confine
 from uncomp_cli.errors import ModelError
 
 SECONDS = 5
@@ -30,8 +28,6 @@ MEMORY_BYTES = 256 * 2**20
 MOST_CHARACTERS = 1_000_000
 _SHOWN_CHARACTERS = 200
 _REFUSES = "refuses"
-# Not as `-m`, which would look for modules in the current directory first: whose files lie there is not known.
-_CHILD = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); from {__name__} import serve; serve()"
 OTHER_TEMPLATE = "choose another --model, or a --tokenizer directory with another chat template"
 
 
@@ -40,13 +36,13 @@ class Renderer:
 
     def __init__(self, *, seconds: float = SECONDS) -> None:
         self.seconds = seconds
-        self._child: subprocess.Popen[bytes] | None = None
+        self.child = Child(__name__)
         self._lock = Lock()
 
     def start(self) -> None:
         """Start the child, which takes a while; what fails is told when something is rendered."""
         with self._lock, contextlib.suppress(OSError):
-            self._started()
+            self.child.start()
 
     def render(self, template: str, variables: Mapping[str, Any], *, hint: str = OTHER_TEMPLATE) -> str:
         """The text of a template. Raises ModelError for one that fails or takes too much; `hint` is for a refusal."""
@@ -62,50 +58,20 @@ class Renderer:
 
     def stop(self) -> int | None:
         """End the child; returns how it ended, None when there is none."""
-        child, self._child = self._child, None
-        if child is None:
-            return None
-        for pipe in (child.stdin, child.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        child.kill()
-        return child.wait()
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._child is None or self._child.poll() is not None:
-            self.stop()
-            # In a session of its own: Ctrl-C is for us. When we are gone its input ends, and so does it.
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CHILD],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        return self._child
+        return self.child.stop()
 
     def _ask(self, line: bytes) -> dict[str, Any]:
         """The child's answer to one line; whatever breaks in between leaves no half answer for the next."""
-        child = self._started()
-        if child.stdin is None or child.stdout is None:
-            raise RuntimeError("a child without pipes")
         try:
-            child.stdin.write(line)
-            child.stdin.flush()
-            found = child.stdout.readline()
-        except BrokenPipeError:
-            found = b""
+            self.child.send(line)
+            found = self.child.hear()
         except BaseException:
             self.stop()
             raise
-        if found.endswith(b"\n"):
+        if found:
             reply: dict[str, Any] = json.loads(found)
             return reply
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(self.seconds)
-        late = child.returncode == -signal.SIGALRM
-        self.stop()
+        late = self.child.stop(wait_s=self.seconds) == -signal.SIGALRM
         return {"problem": f"takes more than {self.seconds:g} seconds" if late else "ends the process that renders it"}
 
 
@@ -119,18 +85,13 @@ def renderer() -> Renderer:
 
 def serve() -> None:
     """Be the child: a line of JSON in, a line of JSON out, until there are no more."""
-    for kind, most in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
-        with contextlib.suppress(ValueError, OSError):  # not every system bounds all of these
-            hard = resource.getrlimit(kind)[1]
-            bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.setrlimit(kind, (bound, bound))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    confine(memory_bytes=MEMORY_BYTES)
     compiled = lru_cache(maxsize=4)(_environment().from_string)
     for line in sys.stdin.buffer:
         job = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, job["seconds"])  # nothing handles it: it ends what no Python code would
+        allow(job["seconds"])
         reply = _reply(compiled, job)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        allow(0)
         sys.stdout.write(json.dumps(reply) + "\n")
         sys.stdout.flush()
 
