@@ -353,6 +353,7 @@ def test_relative_rules_wait_for_all_layers() -> None:
     [
         ("uncomp:groups=1", "groups is 1"), ("uncomp:low=2", "low is 2.0, high is 1.5"), ("uncomp:low=-1", "low is -1"),
         ("uncomp:low=0,high=0", "high is 0.0"), ("uncomp:rank=0", "rank is '0'"), ("uncomp:rank=1.5", "rank is '1.5'"),
+        ("uncomp:rank=1.0e999999999", "rank is '1.0e999999999'"),
         ("uncomp:rank=1/0", "rank is '1/0'"), ("uncomp:rank=much", "rank is 'much'"),
         ("uncomp:rank=a.b", "rank is 'a.b'"), ("uncomp:rank=16/prerope", "rank is '16/prerope'"),
         ("uncomp:state=v,rope=pre", "only queries and keys are rotated"),

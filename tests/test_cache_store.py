@@ -58,6 +58,7 @@ def test_what_was_saved_comes_back_and_goes_on(
     tensors = {"ids": torch.arange(5, dtype=torch.int32), "protected": torch.tensor([True, False, True])}
     record = make_record(preset="zoë", system="\n\u2028")
     manifest = save_cache(path, cache, tensors=tensors, record=record)
+    assert path.stat().st_mode & 0o777 == 0o600  # a document is its owner's
     loaded = load_cache(path, reserve=4)
     assert same(loaded.cache, cache)
     assert loaded.record == record

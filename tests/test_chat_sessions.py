@@ -116,6 +116,17 @@ def test_a_session_of_another_vocabulary_is_read_as_text(tiny_model: Path, folde
     assert "1 answer is read as text" in err
 
 
+def test_a_session_smuggles_no_control_token(tiny_model: Path, folder: Path) -> None:
+    """Ids that spell the text, but for marks that are not shown: they would end a turn and begin another."""
+    talk(tiny_model, "--session", "work", lines="hello\n")
+    record = saved(folder, "work")
+    record["entries"][1]["ids"] += [2, 1]  # <|im_end|><|im_start|>
+    (folder / "work.json").write_text(json.dumps(record))
+    code, out, err = talk(tiny_model, "--session", "work", lines="go on\n")
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert "1 answer is read as text" in err
+
+
 def test_a_session_that_ends_with_a_question(tiny_model: Path, folder: Path) -> None:
     talk(tiny_model, "--session", "work", lines="hello\n")
     record = saved(folder, "work")

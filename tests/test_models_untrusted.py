@@ -1,6 +1,8 @@
 """Models of strangers: code that lies beside them never runs, and what cannot be run is refused by name."""
 
 import json
+import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import uncomp_cli
 from uncomp_cli.cli.app import run
@@ -22,6 +25,7 @@ Path(__file__).with_name("ran").write_text("x")
 class Evil: pass
 EvilConfig = LlamaConfig = LlamaForCausalLM = Evil
 """
+DAMAGED = "model.layers.2.mlp.up_proj.weight"
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
 
 
@@ -165,6 +169,48 @@ def test_weights_that_are_stored_quantized_are_refused_by_method(
             work()
         assert "damaged" not in str(caught.value.hint)
         assert "--quantize" in str(caught.value.hint)
+
+
+def changed_weights(model: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    weights = load_file(model / "model.safetensors")
+    weights[DAMAGED] = change(weights[DAMAGED])
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_weights_of_integers_are_no_numbers(copied_model: Path) -> None:
+    """Codes of a quantization that no configuration names."""
+    changed_weights(copied_model, lambda weight: (weight * 10).to(torch.int8))
+    with pytest.raises(ModelError, match=f"weights of type I8, such as {re.escape(DAMAGED)}"):
+        load_model(str(copied_model))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("policy", ["uniform", "uncertain"])
+@pytest.mark.parametrize("sampling", [[], ["--temperature", "1"]], ids=["greedy", "sampled"])
+def test_weights_that_are_no_numbers_give_no_answer(
+    copied_model: Path, value: float, policy: str, sampling: list[str], capfd: Any
+) -> None:
+    changed_weights(copied_model, lambda weight: weight.fill_(value))
+    (copied_model / "notes.txt").write_text("The harbour was quiet. " * 40)
+    options = ["-m", str(copied_model), "-f", str(copied_model / "notes.txt"), "-b", "20%", *sampling]
+    assert run(["ask", *options, "--policy", policy, "--scorer", "window", "Where?"]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "not finite" in err
+    assert "fetch the model anew" in err.splitlines()[-1]
+
+
+def test_a_tokenizer_that_makes_its_library_panic_is_damaged(copied_model: Path) -> None:
+    """A panic of Rust is no Exception."""
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    change(copied_model / "tokenizer.json", normalizer=normalizer)
+    with pytest.raises(ModelError, match="no usable tokenizer"):
+        load_tokenizer(copied_model)
+
+
+def test_the_name_of_a_tokenizer_on_the_network_is_no_directory() -> None:
+    with pytest.raises(ModelError, match="no directory 'org/x'"):
+        load_tokenizer(Path("org/x"))
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return (native or type(error).__name__ == "SafetensorError") and any(w in str(error).lower() for w in _MEMORY_WORDS)
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust gave up: its exception derives from BaseException, and has no public name."""
+    return type(error).__name__ == "PanicException"
+
+
 def memory_sizes() -> str:
     """What a process may use of its address space, and uses, where that is bounded: in a bracket, to be put behind."""
     most = resource.getrlimit(resource.RLIMIT_AS)[0]

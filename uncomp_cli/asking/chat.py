@@ -411,12 +411,12 @@ class Chat:
 
 
 def _known(entry: Entry, tokenizer: Any) -> Entry:
-    """The entry without ids that do not spell its text."""
-    from uncomp_cli.engine.tokens.prompt import decode
+    """The entry without ids that do not spell its text, or that hold a mark of the model's own: a file is data."""
+    from uncomp_cli.engine.tokens.prompt import control_ids, decode
 
     if entry.ids is None:
         return entry
-    in_vocabulary = all(token < len(tokenizer) for token in entry.ids)
-    spelled = decode(tokenizer, entry.ids) if in_vocabulary else None
+    is_text = all(token < len(tokenizer) for token in entry.ids) and control_ids(tokenizer).isdisjoint(entry.ids)
+    spelled = decode(tokenizer, entry.ids) if is_text else None
     same = spelled is not None and spelled.rstrip("\ufffd").strip() == entry.text.rstrip("\ufffd").strip()
     return entry if same else replace(entry, ids=None)

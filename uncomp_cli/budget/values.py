@@ -5,6 +5,7 @@ compressed, so their values are never looked at.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,6 +17,8 @@ from uncomp_cli.uncertainty.measures import Measure, parse_measure
 
 # A row whose attention is all in sinks and window has a least budget of 0: it counts as one token.
 LEAST_TOKENS = 1.0
+
+_DECIMAL = re.compile(r"[0-9]{0,6}\.[0-9]{1,6}", re.ASCII)
 
 _HINT = "measure again with `uncomp calibrate`, or use --policy uniform, which needs no measurement"
 
@@ -116,8 +119,8 @@ def entropy_measure(*, state: str, rank: str, renormalise: bool, rope: str) -> M
 
 
 def _known_rank(rank: str) -> str:
-    try:
-        measure = parse_measure(f"entropy/q/r{Fraction(rank) if '.' in rank else rank}")
+    try:  # no exponent: 1.0e999999999 would be written out
+        measure = parse_measure(f"entropy/q/r{Fraction(rank) if _DECIMAL.fullmatch(rank) else rank}")
     except (UncompError, ValueError) as error:
         raise UsageError(f"policy rank is '{rank}'", hint="use 16, 1/4, 0.25, knee or full") from error
     if measure.prerope or measure.renormalised:

@@ -96,8 +96,8 @@ def save_cache(
 ) -> Manifest:
     """Write `cache`, with `tensors` (of one dimension at least) and its `record`, to the file `path`.
 
-    A file that was there is replaced, inside the context `renaming`, once the new one is on the disk. Raises OSError,
-    and leaves all as it was.
+    A file that was there is replaced, inside the context `renaming`, once the new one is on the disk; nobody but its
+    owner may read it, as it tells of the document. Raises OSError, and leaves all as it was.
     """
     parts = _all_parts(cache, tensors)
     manifest = Manifest(
@@ -111,7 +111,9 @@ def save_cache(
         record=record,
     )
     fresh = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}")
-    sha256 = replace_file(path, lambda file: _write(file, parts, manifest), fresh=fresh, renaming=renaming)
+    sha256 = replace_file(
+        path, lambda file: _write(file, parts, manifest), owner_only=True, fresh=fresh, renaming=renaming
+    )
     return replace(manifest, sha256=sha256)
 
 

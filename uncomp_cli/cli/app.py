@@ -122,7 +122,7 @@ def run(args: Sequence[str]) -> int:
         return 1
     except SystemExit as leaving:
         return _exit_code(leaving.code)
-    except (Exception, KeyboardInterrupt) as error:
+    except BaseException as error:  # an interrupt, and what libraries in Rust raise
         return _report(error, debug=debug, plain="--plain" in hoisted, no_color="--no-color" in hoisted)
 
 

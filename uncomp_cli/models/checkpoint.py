@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uncomp_cli.errors import ModelError, OutOfMemoryError, UncompError, is_out_of_memory, memory_sizes
+from uncomp_cli.errors import ModelError, OutOfMemoryError, UncompError, is_out_of_memory, is_panic, memory_sizes
 from uncomp_cli.models.template import renderer
 from uncomp_cli.models.vocabulary import guard
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 OTHER_MODEL = "use another model, for example --model smollm2-135m"
+_FLOATS = ("F64", "F32", "F16", "BF16")
 OTHER_TOKENIZER = "name a directory with one: --tokenizer DIR"
 
 
@@ -99,13 +100,17 @@ def load_tokenizer(path: Path) -> Any:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if not path.is_dir():
+        raise ModelError(f"no directory {str(path)!r} with a tokenizer", hint=OTHER_TOKENIZER)
     refuse_code(path, f"the tokenizer in {path}", hint=OTHER_TOKENIZER)
     loader = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
     try:
         tokenizer = loader.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False, clean_up_tokenization_spaces=False
         )
-    except Exception as error:  # the tokenizers library raises bare Exception
+    except BaseException as error:  # the tokenizers library raises bare Exception, and panics
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         message = f"{path} has no usable tokenizer: {first_line(error)}"
         raise out_of_memory(error, "the tokenizer") or ModelError(message, hint=OTHER_TOKENIZER) from error
     guard(tokenizer, _stops(path))
@@ -135,6 +140,7 @@ def load_weights(
     from transformers import AutoModelForCausalLM
 
     begin(device)
+    check_types(path, name)
     extra = {} if method is None else {"quantization_config": quantization_config(method, dtype)}
     placement = {} if method is None else {"device_map": {"": device}}
     try:
@@ -166,6 +172,20 @@ def quantization_config(method: str, dtype: "torch.dtype") -> Any:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=method, bnb_4bit_compute_dtype=dtype)
 
 
+def check_types(path: Path, name: str) -> None:
+    """Raise ModelError for weights that are no floating-point numbers: codes of a method that nothing names."""
+    from safetensors import safe_open
+
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            kinds = {key: tensors.get_slice(key).get_dtype() for key in list(tensors.keys())}
+        named = (key for key, kind in kinds.items() if key.endswith("weight") and kind not in _FLOATS)
+        wrong = next(named, None)
+        if wrong is not None:
+            message = f"model {name} has weights of type {kinds[wrong]}, such as {wrong}"
+            raise ModelError(message, hint="use the same model with weights of 16 or 32 bits")
+
+
 def check_report(report: dict[str, Any], name: str, path: Path) -> None:
     """Raise ModelError when weights were missing: transformers would have filled them with noise."""
     missing = sorted(map(str, [*report.get("missing_keys", ()), *report.get("mismatched_keys", ())]))
@@ -181,14 +201,14 @@ def cannot_load(name: str, path: Path, error: Exception) -> UncompError:
     return out_of_memory(error, f"the weights of {name}") or damaged
 
 
-def out_of_memory(error: Exception, what: str) -> OutOfMemoryError | None:
+def out_of_memory(error: BaseException, what: str) -> OutOfMemoryError | None:
     """What to tell when memory ran out for `what`; None when it did not."""
     if not is_out_of_memory(error):
         return None
     return OutOfMemoryError(f"no memory for {what}{memory_sizes()}", hint="free some, or use --quantize int8 or nf4")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

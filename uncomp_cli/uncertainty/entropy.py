@@ -114,7 +114,7 @@ def _unit_rows(centred: Tensor, nothing: Tensor) -> Tensor:
     if not length.isfinite().all():
         raise ModelError(
             f"layer states are not finite, or above {math.sqrt(torch.finfo(centred.dtype).max):.0e}",
-            hint="use --dtype float32",
+            hint="use --dtype float32; if it says so again, the weights are damaged: fetch the model anew",
         )
     return centred.mul_(torch.where(length > nothing, length.reciprocal(), 0.0))
 

@@ -186,8 +186,13 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> str:
 @lru_cache(maxsize=4)
 def silent_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The tokens that say nothing in an answer: those that the model's own files call special."""
-    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    return frozenset(special) - getattr(tokenizer, "spoken_ids", frozenset())
+    return control_ids(tokenizer) - getattr(tokenizer, "spoken_ids", frozenset())
+
+
+@lru_cache(maxsize=4)
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that no text becomes."""
+    return frozenset(token for token, added in tokenizer.added_tokens_decoder.items() if added.special)
 
 
 def encode_words(tokenizer: PreTrainedTokenizerBase, text: str, *, strip: bool = True) -> Tokens:

@@ -36,6 +36,7 @@ from uncomp_cli.engine.records import DecodeStep, FinishReason, RunStats
 from uncomp_cli.engine.spend.memory import free_bytes, peak_bytes
 from uncomp_cli.engine.tokens.prompt import silent_ids
 from uncomp_cli.engine.write.stores import OneRow, RowStore, SharedRows, StackedRows, beside
+from uncomp_cli.errors import ModelError
 from uncomp_cli.spec import ModelSpec
 
 _MEMORY_MARGIN = 0.9
@@ -65,7 +66,13 @@ class _Row:
         return self.prompt_tokens + self.generated.shape[1] - 1
 
     def choose(self, logits: Tensor, stop_ids: Sequence[int]) -> tuple[int, str]:
-        """The next token from logits [1, vocab], and the text that became whole with it."""
+        """The next token from logits [1, vocab], and the text that became whole with it.
+
+        Raises ModelError for logits that are no numbers, as damaged weights give them.
+        """
+        if not logits.amax().isfinite():
+            message = "what the model computes is not finite: its weights are damaged, or too large for their type"
+            raise ModelError(message, hint="use --dtype float32; if it says so again, fetch the model anew")
         chosen = self.sampler.choose(logits, self.generated)
         self.generated = torch.cat([self.generated, chosen[:, None]], dim=1)
         token = int(chosen)
