@@ -174,7 +174,6 @@ def test_utf8_round_trip(text: str) -> None:
         (b"\xff\xd8\xff\xe0", "JPEG image"),
         (b"PK\x03\x04\x14\0", "ZIP archive"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "Microsoft Office"),
-        (b"{\\rtf1 hello}", "RTF file"),
         (b"\x1f\x8b\x08", "gzip archive"),
     ],
 )
@@ -182,6 +181,52 @@ def test_named_binary_is_refused_with_its_kind(here: Path, content: bytes, part:
     message, _ = refused(DocumentError, write("a.txt", content))
     assert message.startswith("cannot read 'a.txt': ")
     assert part in message
+
+
+OLD = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(504)
+ZIP = b"PK\x03\x04\x14\0"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "hint"),
+    [
+        ("a.doc", OLD, "old Word", "docx"),
+        ("a.xls", OLD, "old Excel", "xlsx"),
+        ("a.xlsx", OLD, "old Microsoft Office", "xlsx"),
+        ("a.ppt", OLD, "old PowerPoint", "pptx"),
+        ("a.docx", OLD + "EncryptedPackage".encode("utf-16-le"), "locked by a password", "password"),
+        ("a.msg", OLD, "Outlook", ".eml"),
+        ("a.xlsb", ZIP + b"xl/workbook.bin", "binary Excel", "xlsx"),
+        ("a.pages", ZIP + b"Index/Document.iwa", "Pages", "Export To > Word"),
+        ("a.numbers", ZIP + b"Index/Document.iwa", "Numbers", "Excel"),
+        ("a.key", ZIP + b"Index/Document.iwa", "Keynote", "PowerPoint"),
+        ("a.odg", ZIP + b"mimetypeapplication/vnd.oasis.opendocument.graphics", "drawing", "pdf"),
+        ("a.zip", ZIP, "ZIP archive", "unzip"),
+        ("a.7z", b"7z\xbc\xaf\x27\x1c\0", "7z archive", "7z x"),
+        ("a.rar", b"Rar!\x1a\x07\x01\0", "RAR archive", "unrar"),
+        ("a.tar", bytes(257) + b"ustar\0", "tar archive", "tar xf"),
+        ("a.tgz", b"\x1f\x8b\x08", "gzip archive of files", "tar xzf"),
+        ("a.djvu", b"AT&TFORM\0\0", "DjVu", "djvutxt"),
+        ("a.mobi", bytes(60) + b"BOOKMOBI", "Kindle", "ebook-convert"),
+        ("a.xps", ZIP + b"Documents/1/Pages/1.fpage", "XPS", "xpstopdf"),
+        ("a.mp3", b"ID3\x04\0\0", "sound", "whisper"),
+        ("a.mp3", b"\xff\xfb\x90\0\0", "sound", "whisper"),
+        ("a.mp4", b"\0\0\0\x20ftypisom", "video", "whisper"),
+        ("a.pdf", b"\x89PNG\r\n\x1a\n\0\0", "PNG image", "tesseract"),
+        ("a.txt", b"GGUF\x03\0\0\0", "weights", "--model"),
+    ],
+)
+def test_what_is_not_read_is_named_with_a_hint_that_fits(
+    here: Path, name: str, content: bytes, kind: str, hint: str
+) -> None:
+    message, hinted = refused(DocumentError, write(name, content))
+    assert kind in message
+    assert hint in hinted
+
+
+@pytest.mark.parametrize("name", ["a.key", "a.msg", "a.db", "a.doc"])
+def test_text_with_the_suffix_of_what_is_not_read_is_read(here: Path, name: str) -> None:
+    assert read_one(write(name, "plain words")).text == "plain words"
 
 
 @pytest.mark.parametrize("content", [b"", b" \n\t\r\n", b"\xef\xbb\xbf"])

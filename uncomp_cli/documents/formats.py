@@ -2,13 +2,16 @@
 
 A format is one module with one function, `read(data, wishes) -> Text` (text.py); what is in no table is decoded text
 (encoding.py). To add a format: a module, and a line in `FORMATS`. Formats that are known and not read are refused by
-name, with what to do instead (`_REFUSED`).
+name, with what to do instead (foreign.py).
 """
 
 import importlib
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 
+from uncomp_cli.documents.foreign import check_foreign
 from uncomp_cli.documents.text import NO_WISHES, Text, Wishes
 from uncomp_cli.errors import DocumentError
 
@@ -42,18 +45,13 @@ _SOURCE_CODE = (
 )
 TEXT_SUFFIXES = frozenset(_PROSE_AND_DATA.split() + _SOURCE_CODE.split())
 
-# How files begin that are often given by mistake, and what to do with them instead.
-_CONVERT_HINT = "convert it to PDF, .docx or text first: libreoffice --convert-to pdf FILE"
-_REFUSED = (
-    (b"\x89PNG\r\n", "a PNG image", "run OCR on it first: tesseract IMAGE stdout"),
-    (b"\xff\xd8\xff", "a JPEG image", "run OCR on it first: tesseract IMAGE stdout"),
-    (b"GIF8", "a GIF image", "run OCR on it first: tesseract IMAGE stdout"),
-    (b"PK\x03\x04", "a ZIP archive (or an office file that is not .docx)", _CONVERT_HINT),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old or password-protected Microsoft Office file", _CONVERT_HINT),
-    (b"{\\rtf", "an RTF file", _CONVERT_HINT),
-    (b"\x1f\x8b", "a gzip archive", "unpack it first: gunzip --keep FILE"),
-    (b"\x7fELF", "an executable", "name a text, HTML, PDF or Word document"),
-    (b"SQLite format 3\0", "an SQLite database", "dump it first: sqlite3 FILE .dump"),
+_ZIP = b"PK\x03\x04"
+_MARK_BYTES = 256
+_MEMBERS = ((b"word/document.xml", ".docx"), (b"xl/workbook.xml", ".xlsx"), (b"ppt/presentation.xml", ".pptx"))
+_OPEN_DOCUMENTS = (
+    (b"opendocument.text", ".odt"),
+    (b"opendocument.spreadsheet", ".ods"),
+    (b"opendocument.presentation", ".odp"),
 )
 
 READABLE_SUFFIXES = TEXT_SUFFIXES | _BY_SUFFIX.keys()
@@ -73,12 +71,10 @@ def with_words(found: Text) -> Text:
 
 def format_of(data: bytes, suffix: str) -> Format:
     """The format of a file. Raises DocumentError for one that is known and not read."""
-    found = _BY_SUFFIX.get(_true_suffix(data, suffix), _PLAIN)
-    if found is _PLAIN:
-        for beginning, kind, hint in _REFUSED:
-            if data.startswith(beginning):
-                raise DocumentError(f"it is {kind}", hint=hint)
-    return found
+    told = _told_suffix(data, suffix)
+    if not told and not (suffix in _BY_SUFFIX and data.startswith(_ZIP)):
+        check_foreign(data, suffix)
+    return _BY_SUFFIX.get(told or suffix, _PLAIN)
 
 
 def read_format(chosen: Format, data: bytes, wishes: Wishes) -> Text:
@@ -94,12 +90,24 @@ def reader_of(module: str) -> Callable[[bytes, Wishes], Text]:
     return read
 
 
-def _true_suffix(data: bytes, suffix: str) -> str:
+def _told_suffix(data: bytes, suffix: str) -> str:
     """The suffix that the content calls for: standard input has none, and downloads often have the wrong one."""
-    if data.startswith(b"%PDF-"):
-        return ".pdf"
-    if data.startswith(b"PK\x03\x04") and b"word/document.xml" in data:
-        return ".docx"
-    if not suffix and data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        return ".html"
-    return suffix
+    if data.startswith(_ZIP):
+        told = _package_suffix(data)
+    elif data.startswith(b"%PDF-"):
+        told = ".pdf"
+    else:
+        page = not suffix and data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html"))
+        told = ".html" if page else ""
+    return told if told in _BY_SUFFIX else ""
+
+
+def _package_suffix(data: bytes) -> str:
+    """What office file an archive is, by its members; by bytes alone where its directory is damaged."""
+    if b"opendocument." in data[:_MARK_BYTES]:
+        return next((suffix for mark, suffix in _OPEN_DOCUMENTS if mark in data[:_MARK_BYTES]), "")
+    try:
+        names = b"\0".join(name.encode() for name in zipfile.ZipFile(BytesIO(data)).namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError):
+        names = data
+    return next((suffix for member, suffix in _MEMBERS if member in names), "")
