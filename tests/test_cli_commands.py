@@ -125,7 +125,7 @@ def test_doctor_says_what_cannot_be_read(monkeypatch: pytest.MonkeyPatch, capsys
         ({"memory_free_bytes": 2**30}, "--preset tiny"),
         ({"memory_free_bytes": 32 * 2**30}, "a larger model fits"),
         ({"cores": 8, "threads": 2}, "OMP_NUM_THREADS=8"),
-        ({"readers": {".pdf": "missing: pip", ".html": "inscriptis 2"}}, ".pdf cannot be read yet"),
+        ({"readers": {".pdf": "missing: pip", ".html": "lxml 6"}}, ".pdf cannot be read yet"),
         ({"readers": {"unreadable": "OSError"}, "memory_free_bytes": {"unreadable": "x"}}, None),
     ],
 )

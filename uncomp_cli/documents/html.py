@@ -1,24 +1,480 @@
-"""HTML as a text browser lays it out, through inscriptis."""
+"""HTML as Markdown, in one walk over what the parser says begins and ends: no tree, so that no depth is too deep.
+
+libxml2 reads the markup as browsers do. What a person sees is text: the title, alternative texts of pictures, what a
+form's fields say, closed details. What a browser hides is not; where it has words (a tab that opens on a click), that
+is a loss.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from uncomp_cli.documents.archive import damaged
-from uncomp_cli.documents.encoding import decode_text, normalise_newlines
+from uncomp_cli.documents.charset import decode_declared
+from uncomp_cli.documents.encoding import normalise_newlines
+from uncomp_cli.documents.equation import Equation
+from uncomp_cli.documents.markdown import Markdown, ordinal
 from uncomp_cli.documents.packages import package
-from uncomp_cli.documents.text import Text, Wishes
-from uncomp_cli.errors import DocumentError
+from uncomp_cli.documents.superscripts import clean
+from uncomp_cli.documents.text import Loss, Text, Wishes
+
+_Attributes = Mapping[str, str]
+_End = Callable[[], object] | None
+_Open = tuple[str, _End]
+
+_BLOCK_TAGS = (
+    "address article aside body center div fieldset footer form frameset header hgroup html legend main nav noframes "
+    "optgroup search section summary tbody tfoot colgroup textarea"
+)
+_GAPPED_TAGS = "p dl figure figcaption details caption"
+_BREAKING_TAGS = "table li pre ul ol h1 h2 h3 h4 h5 h6 hr br img"
+_SILENT_TAGS = "script style template noscript rp rtc datalist annotation annotation-xml"
+_BLOCKS, _GAPPED = frozenset(_BLOCK_TAGS.split()), frozenset(_GAPPED_TAGS.split())
+_BREAK_OUT = frozenset(_BREAKING_TAGS.split()) | _BLOCKS | _GAPPED
+_SILENT = frozenset(_SILENT_TAGS.split())
+_EMBEDDED = {
+    "iframe": ("embedded page", "embedded pages"),
+    "embed": ("embedded object", "embedded objects"),
+    "applet": ("embedded object", "embedded objects"),
+    "canvas": ("drawing by a script", "drawings by a script"),
+    "video": ("film", "films"),
+    "audio": ("sound", "sounds"),
+    "frame": ("frame with another page", "frames with other pages"),
+}
+_HIDDEN = ("passage that is not shown", "passages that are not shown")
+_PICTURE = ("picture without a text", "pictures without a text")
+_UNCHOSEN = ("choice that was not chosen", "choices that were not chosen")
+_IMPLIED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # what a start ends, and within what
+    "li": (("li",), ("ul", "ol", "menu", "dir", "td", "th", "table")),
+    **dict.fromkeys(("dt", "dd"), (("dt", "dd"), ("dl", "td", "th", "table"))),
+    **dict.fromkeys(("rt", "rp", "rb"), (("rt", "rb"), ("ruby",))),
+}
+_FAR = 32  # elements up to which such an end is looked for
+_WITHOUT_VALUE = frozenset(("hidden", "password", "file"))
+_MARKS = {**dict.fromkeys(("del", "s", "strike"), ("~~", "~~")), "q": ('"', '"'), "rt": ("(", ")")}
+
+_DECLARED = re.compile(
+    rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]+)|<\?xml[^>]{0,80}encoding\s*=\s*["']([\w.:-]+)""", re.I
+)
+_DECLARED_WITHIN_BYTES = 4096
+_VOID = "area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr"
+_SELF_CLOSED = re.compile(rf"<((?!(?:{_VOID})\b)[a-zA-Z][\w:.-]*)([^<>]*)/>", re.IGNORECASE)
+_XHTML = re.compile(r"\s*<(?:\?xml\b|!doctype[^>]{0,200}xhtml)|[^<]{0,80}<html[^>]{0,400}/1999/xhtml", re.IGNORECASE)
+_NOT_SHOWN = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
+_AS_BLOCK = re.compile(r"(?:^|;)\s*display\s*:\s*(?:block|flex|grid|list-item|table)\b", re.IGNORECASE)
+_SHIFTED = re.compile(r"vertical-align\s*:\s*(super|sub)\b", re.IGNORECASE)
+_NOTE = re.compile(r"foot-?note|noteref|endnote|\breference\b|\bcite", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?:https?|mailto|ftp):", re.IGNORECASE)
 
 
 def read(data: bytes, wishes: Wishes) -> Text:
     """The text of an HTML page."""
-    html, encoding = decode_text(data)
-    return Text(html_to_text(html), encoding=encoding)
+    found = _DECLARED.search(data[:_DECLARED_WITHIN_BYTES])
+    declared = (found[1] or found[2]).decode("ascii") if found else ""
+    html, encoding, losses = decode_declared(data, wishes.encoding or declared)
+    text, more = to_markdown(html)
+    return Text(text, (), losses + more, encoding)
 
 
-def html_to_text(html: str) -> str:
-    """The text of HTML. Raises DocumentError for what is no HTML."""
-    inscriptis = package("inscriptis")
+def to_markdown(html: str) -> tuple[str, tuple[Loss, ...]]:
+    """The Markdown of HTML, and what is not in it. Raises DocumentError for what is no HTML."""
+    etree = package("lxml.etree")
+    html = clean(normalise_newlines(html))
+    if _XHTML.match(html):  # <title/> ends itself in XML, and in HTML runs to the end of the text
+        html = _SELF_CLOSED.sub(r"<\1\2></\1>", html)
+    walk = _Walk()
+    parser = etree.HTMLParser(target=walk, huge_tree=True, encoding="utf-8")
     try:
-        return normalise_newlines(inscriptis.get_text(html))
-    except DocumentError:
-        raise
-    except Exception as error:  # the HTML parser's own errors, and RecursionError
+        parser.feed(html.encode("utf-8", "replace"))
+        parser.close()
+    except etree.LxmlError as error:
         raise damaged("HTML document", error) from error
+    return walk.text(), walk.losses
+
+
+class _Walk:
+    """The parser's target: `start`, `data` and `end`. What an element opened is closed by what its start returned."""
+
+    def __init__(self) -> None:
+        self._out = Markdown()
+        self._open: list[_Open] = []  # the elements that are open, with what ends them
+        self._skip = 0  # how many elements deep we are in what is left out
+        self._skip_until: tuple[str, ...] = ()  # what ends it without an end tag
+        self._skip_reason: tuple[str, str] | None = None
+        self._skipped_words = False
+        self._lost: Counter[tuple[str, str]] = Counter()
+        self._title: list[str] | None = None
+        self._in_title = False
+        self._numbers: list[tuple[str, int]] = []  # of each open list: its kind of numbers, and the next
+        self._options: list[list[tuple[bool, str]]] = []  # of each open select: what was chosen, and all texts
+        self._in_head = 0
+        self._note_links = 0  # links to a place in the page, begun so far
+        self._in_note_link = 0
+        self._link_end = -1
+        self._in_drawing = 0
+        self._equation: Equation | None = None
+
+    # --- the parser's side
+
+    def start(self, tag: str, attributes: _Attributes) -> None:
+        """An element begins."""
+        tag = tag.rpartition(":")[2]
+        if self._skip and tag in self._skip_until:
+            self._skip, self._skip_until = 0, ()
+            self._open.append(("", None))
+        if self._skip:
+            self._skip += 1
+        elif tag in _SILENT:
+            self._skip_all(None)
+            self._skip_until = ("rt", "rb") if tag == "rp" else ()
+        elif _is_hidden(tag, attributes):
+            self._skip_all(_HIDDEN)
+        elif tag in _EMBEDDED:
+            self._lost[_EMBEDDED[tag]] += 1
+            self._skip_all(None)
+        else:
+            self._end_implied(tag)
+            self._open.append((tag, self._begin(tag, attributes)))
+
+    def data(self, text: str) -> None:
+        """Text."""
+        if self._skip:
+            self._skipped_words = self._skipped_words or not text.isspace()
+        elif self._in_title and self._title is not None:
+            self._title.append(text)
+        elif self._equation is not None:
+            self._equation.write(text)
+        else:
+            self._out.write(text)
+
+    def end(self, tag: str) -> None:
+        """An element ends."""
+        if self._skip:
+            self._skip -= 1
+            if not self._skip and self._skip_reason is not None and self._skipped_words:
+                self._lost[self._skip_reason] += 1
+        elif self._open:
+            _, action = self._open.pop()
+            if action is not None:
+                action()
+
+    def comment(self, text: str) -> None:
+        """Comments are not shown."""
+
+    def close(self) -> None:
+        """All was said."""
+
+    def text(self) -> str:
+        """The Markdown, below its title unless that is the first line anyhow."""
+        body, title = self._out.text(), " ".join("".join(self._title or ()).split())
+        first = body.partition("\n")[0].lstrip("# ")
+        return body if not title or title == first else f"{title}\n\n{body}".rstrip()
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """What is not in the text."""
+        return tuple(Loss(one if count == 1 else many, count) for (one, many), count in self._lost.items() if count)
+
+    def _end_implied(self, tag: str) -> None:
+        """End the item, definition or reading that another one follows, with what is open in it; libxml2 nests them."""
+        ended, around = _IMPLIED.get(tag, ((), ()))
+        for index in range(len(self._open) - 1, max(-1, len(self._open) - _FAR), -1) if ended else ():
+            name = self._open[index][0]
+            if name in around:
+                return
+            if name in ended:
+                for inner in range(len(self._open) - 1, index - 1, -1):
+                    action = self._open[inner][1]
+                    self._open[inner] = ("", None)  # its end is still to come
+                    if action is not None:
+                        action()
+                return
+
+    def _skip_all(self, reason: tuple[str, str] | None) -> None:
+        self._skip, self._skipped_words, self._skip_reason = 1, False, reason
+
+    def _begin(self, tag: str, attributes: _Attributes) -> _End:
+        if self._equation is not None and tag in _BREAK_OUT:
+            self._end_equation()  # the formula was not closed
+        if self._equation is not None:
+            self._equation.start(tag, attributes)
+            return partial(self._equation.end, tag)
+        found = _ELEMENTS.get(tag)
+        if found is not None:
+            return found(self, tag, attributes)
+        return self._begin_other(tag, attributes)
+
+    def _begin_other(self, tag: str, attributes: _Attributes) -> _End:
+        style = attributes.get("style", "")
+        if tag in _BLOCKS or tag in _GAPPED or _AS_BLOCK.search(style):
+            end = partial(self._out.block, gap=tag in _GAPPED)
+            end()
+            return end
+        shifted = _SHIFTED.search(style)
+        if shifted:
+            return self._script("sup" if shifted[1].lower() == "super" else "sub", attributes)
+        return None
+
+    # --- blocks
+
+    def _heading(self, tag: str, _: _Attributes) -> _End:
+        self._out.open_heading(int(tag[1]))
+        return self._out.close_heading
+
+    def _quote(self, tag: str, _: _Attributes) -> _End:
+        self._out.open_quote()
+        return self._out.close_quote
+
+    def _code(self, tag: str, _: _Attributes) -> _End:
+        self._out.open_code()
+        return self._out.close_code
+
+    def _rule(self, tag: str, _: _Attributes) -> _End:
+        self._out.rule()
+        return None
+
+    def _break(self, tag: str, _: _Attributes) -> _End:
+        self._out.line_break()
+        return None
+
+    def _list(self, tag: str, attributes: _Attributes) -> _End:
+        self._out.block(gap=not self._numbers)
+        is_down = "reversed" in attributes and "start" not in attributes  # where it begins, only its end tells
+        kind = "" if tag != "ol" or is_down else attributes.get("type", "1")
+        self._numbers.append((kind, _integer(attributes.get("start", ""), 1)))
+        return self._end_list
+
+    def _end_list(self) -> None:
+        self._numbers.pop()
+        self._out.block(gap=not self._numbers)
+
+    def _item(self, tag: str, attributes: _Attributes) -> _End:
+        kind, number = self._numbers[-1] if self._numbers else ("", 1)
+        number = _integer(attributes.get("value", ""), number)
+        if self._numbers:
+            self._numbers[-1] = (kind, number + 1)
+        self._out.open_item(f"{ordinal(kind, number)}." if kind else "-")
+        return self._out.close_item
+
+    def _term(self, tag: str, _: _Attributes) -> _End:
+        self._out.block()
+        return self._out.block
+
+    def _definition(self, tag: str, _: _Attributes) -> _End:
+        self._out.open_item(":")
+        return self._out.close_item
+
+    # --- tables
+
+    def _table(self, tag: str, _: _Attributes) -> _End:
+        self._out.open_table()
+        head, self._in_head = self._in_head, 0
+        return partial(self._end_table, head)
+
+    def _end_table(self, head: int) -> None:
+        self._in_head = head
+        self._out.close_table()
+
+    def _table_head(self, tag: str, _: _Attributes) -> _End:
+        self._in_head += 1
+        return self._end_table_head
+
+    def _end_table_head(self) -> None:
+        self._in_head -= 1
+
+    def _row(self, tag: str, _: _Attributes) -> _End:
+        self._out.open_row()
+        return self._out.close_cell
+
+    def _cell(self, tag: str, attributes: _Attributes) -> _End:
+        spans = (_integer(attributes.get(name, ""), 1) for name in ("colspan", "rowspan"))
+        columns, rows = (min(max(span, 1), 65_534) for span in spans)
+        if attributes.get("rowspan", "").strip() == "0":  # to the end of the table
+            rows = 65_534
+        self._out.open_cell(header=tag == "th" or self._in_head > 0, columns=columns, rows=rows)
+        return self._out.close_cell
+
+    # --- in a line
+
+    def _script(self, tag: str, attributes: _Attributes) -> _End:
+        self._out.open_script()
+        is_note = _NOTE.search(_named(attributes)) is not None
+        return partial(self._end_script, tag == "sub", is_note, self._note_links)
+
+    def _end_script(self, low: bool, is_note: bool, note_links: int) -> None:
+        linked = is_note or self._in_note_link > 0 or self._note_links > note_links
+        self._out.close_script(low=low, linked=linked)
+
+    def _link(self, tag: str, attributes: _Attributes) -> _End:
+        address = attributes.get("href", "")
+        if self._out.here == self._link_end and self._out.last_character.isalnum():
+            self._out.space()  # links side by side are parted by their looks
+        is_note = "#" in address
+        self._note_links += is_note
+        self._in_note_link += is_note
+        raised = is_note and re.search(r"noteref|footnote-?ref", _named(attributes)) is not None
+        if raised:
+            self._out.open_script()
+        label = attributes.get("aria-label") or attributes.get("title") or address * bool(_ADDRESS.match(address))
+        return partial(self._end_link, self._out.here, is_note, raised, label)
+
+    def _end_link(self, begin: int, is_note: bool, raised: bool, label: str) -> None:
+        if self._out.here == begin and label:
+            self._out.write(label)
+        if raised:
+            self._out.close_script(linked=True)
+        self._in_note_link -= is_note
+        self._link_end = self._out.here
+
+    def _mark(self, tag: str, _: _Attributes) -> _End:
+        begin, end = _MARKS[tag]
+        self._out.write(begin)
+        return partial(self._end_mark, self._out.here, begin, end)
+
+    def _end_mark(self, begin: int, before: str, after: str) -> None:
+        if self._out.here == begin and begin:
+            self._out.taken(begin - 1)
+        else:
+            self._out.write(after)
+
+    def _apart(self, tag: str, _: _Attributes) -> _End:
+        self._out.space()
+        return self._out.space
+
+    # --- pictures, formulas and what is embedded
+
+    def _picture(self, tag: str, attributes: _Attributes) -> _End:
+        words = next((attributes[name] for name in ("alt", "aria-label", "title") if name in attributes), None)
+        if words is None:
+            self._lost[_PICTURE] += not _is_decoration(attributes)
+        elif words.strip():
+            self._say(words)
+        return None
+
+    def _drawing(self, tag: str, attributes: _Attributes) -> _End:
+        self._in_drawing += 1
+        self._say(attributes.get("aria-label", ""))
+        return partial(self._end_drawing, self._out.here, _is_decoration(attributes) or "aria-label" in attributes)
+
+    def _end_drawing(self, begin: int, excused: bool) -> None:
+        self._in_drawing -= 1
+        self._lost[_PICTURE] += self._out.here == begin and not excused and not self._in_drawing
+        self._out.space()
+
+    def _say(self, words: str) -> None:
+        """Words of something that stands by itself in the line."""
+        if words.strip():
+            self._out.space()
+            self._out.write(words.strip())
+            self._out.space()
+
+    def _page_title(self, tag: str, _: _Attributes) -> _End:
+        if self._in_drawing:
+            return self._apart(tag, _)
+        if self._title is None:
+            self._title = []
+        self._in_title = True
+        return self._end_title
+
+    def _end_title(self) -> None:
+        self._in_title = False
+
+    def _formula(self, tag: str, attributes: _Attributes) -> _End:
+        if attributes.get("display") == "block":
+            self._out.block()
+        self._equation = Equation()
+        return self._end_equation
+
+    def _end_equation(self) -> None:
+        if self._equation is not None:
+            self._out.write(self._equation.text())
+            self._equation = None
+
+    # --- forms
+
+    def _input(self, tag: str, attributes: _Attributes) -> _End:
+        kind = attributes.get("type", "text").strip().lower()
+        if kind in ("checkbox", "radio"):
+            self._say("[x]" if "checked" in attributes else "[ ]")
+        elif kind == "image":
+            self._picture(tag, attributes)
+        elif kind not in _WITHOUT_VALUE:
+            self._say(attributes.get("value", ""))
+        return None
+
+    def _select(self, tag: str, _: _Attributes) -> _End:
+        self._out.space()
+        self._options.append([])
+        return self._end_select
+
+    def _end_select(self) -> None:
+        options = self._options.pop()
+        chosen = [text for is_chosen, text in options if is_chosen] or [text for _, text in options[:1]]
+        self._lost[_UNCHOSEN] += len(options) - len(chosen)
+        self._say(", ".join(chosen))
+
+    def _option(self, tag: str, attributes: _Attributes) -> _End:
+        if not self._options:
+            self._out.block()
+            return self._out.block
+        return partial(self._end_option, self._out.here, "selected" in attributes, attributes.get("label", ""))
+
+    def _end_option(self, begin: int, chosen: bool, label: str) -> None:
+        text = self._out.taken(begin).strip() or label
+        if self._options and text:
+            self._options[-1].append((chosen, text))
+
+
+_ELEMENTS: dict[str, Callable[[_Walk, str, _Attributes], _End]] = {
+    **dict.fromkeys(("h1", "h2", "h3", "h4", "h5", "h6"), _Walk._heading),
+    "blockquote": _Walk._quote,
+    **dict.fromkeys(("pre", "listing", "xmp", "plaintext"), _Walk._code),
+    "hr": _Walk._rule,
+    "br": _Walk._break,
+    **dict.fromkeys(("ul", "ol", "menu", "dir"), _Walk._list),
+    "li": _Walk._item,
+    "dt": _Walk._term,
+    "dd": _Walk._definition,
+    "table": _Walk._table,
+    "thead": _Walk._table_head,
+    "tr": _Walk._row,
+    **dict.fromkeys(("td", "th"), _Walk._cell),
+    **dict.fromkeys(("sup", "sub"), _Walk._script),
+    "a": _Walk._link,
+    **dict.fromkeys(_MARKS, _Walk._mark),
+    **dict.fromkeys(("button", "text", "desc"), _Walk._apart),
+    "img": _Walk._picture,
+    "svg": _Walk._drawing,
+    "title": _Walk._page_title,
+    "math": _Walk._formula,
+    "input": _Walk._input,
+    "select": _Walk._select,
+    "option": _Walk._option,
+}
+
+
+def _is_hidden(tag: str, attributes: _Attributes) -> bool:
+    hidden = attributes.get("hidden")
+    is_closed = tag == "dialog" and "open" not in attributes
+    return (
+        is_closed
+        or (hidden is not None and hidden != "until-found")
+        or bool(_NOT_SHOWN.search(attributes.get("style", "")))
+    )
+
+
+def _is_decoration(attributes: _Attributes) -> bool:
+    """Whether a picture says nothing: marked so, or a point to count visitors."""
+    is_marked = attributes.get("aria-hidden") == "true" or attributes.get("role") in ("presentation", "none")
+    return is_marked or "1" in (attributes.get("width"), attributes.get("height"))
+
+
+def _named(attributes: _Attributes) -> str:
+    """What an element says of its part in the text."""
+    return " ".join(attributes.get(name, "") for name in ("class", "id", "role", "epub:type"))
+
+
+def _integer(text: str, default: int) -> int:
+    match = re.match(r"\s*(-?\d{1,9})", text)
+    return int(match[1]) if match else default

@@ -6,7 +6,7 @@ Pictures are dropped unopened: a linked one would name any file of this machine 
 from io import BytesIO
 
 from uncomp_cli.documents.archive import damaged
-from uncomp_cli.documents.html import html_to_text
+from uncomp_cli.documents.html import to_markdown
 from uncomp_cli.documents.packages import package
 from uncomp_cli.documents.text import Text, Wishes
 
@@ -18,4 +18,5 @@ def read(data: bytes, wishes: Wishes) -> Text:
         html = mammoth.convert_to_html(BytesIO(data), convert_image=lambda _: []).value
     except Exception as error:  # zip, XML and key errors, by where the damage is
         raise damaged("Word document", error) from error
-    return Text(html_to_text(html))
+    text, losses = to_markdown(html)
+    return Text(text, (), losses)

@@ -1,0 +1,318 @@
+"""Markdown, written from what begins and ends: blocks, headings, lists, quotes, code, tables, raised and lowered text.
+
+A walk over HTML or Word calls; nothing here knows either. How deep a file nests costs nothing: what is open is a stack
+of boxes (a list item, a quote) whose prefixes stop growing, lines are written once into the innermost sink (the text,
+or a cell), and tables in tables in tables are text. White space is a browser's: runs are one space, none at the ends.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from uncomp_cli.documents.grid import Cell, table_lines
+from uncomp_cli.documents.superscripts import lowered, raised, resolve
+
+_SPACE = re.compile(r"[ \t\n\r\f]+")
+_UNSEEN = re.compile("[\xad\u200b\u2060\ufeff]")
+_FENCE = re.compile("`{3,}")
+_DEEPEST_PREFIX = 40
+_MOST_TABLES = 6
+_MOST_SCRIPTS = 4
+
+
+_ROMAN = ((1000, "m"), (900, "cm"), (500, "d"), (400, "cd"), (100, "c"), (90, "xc"), (50, "l"), (40, "xl"), (10, "x"))
+_ROMAN_DIGITS = ("", "i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix")
+
+
+def ordinal(kind: str, number: int) -> str:
+    """A number as lists count: of kind `1`, `a`, `A`, `i` or `I`, as HTML names them; in figures where need be."""
+    if kind in ("a", "A") and number > 0:
+        text = chr(ord("a") + (number - 1) % 26) * ((number - 1) // 26 + 1) if number <= 26 * 9 else str(number)
+    elif kind in ("i", "I") and 0 < number < 4000:
+        text = ""
+        for value, letters in _ROMAN:
+            text += letters * (number // value)
+            number %= value
+        text += _ROMAN_DIGITS[number]
+    else:
+        return str(number)
+    return text.upper() if kind in ("A", "I") else text
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """What stands before the first line of a box, and before the others, all boxes around it included."""
+
+    first: str
+    rest: str
+
+
+@dataclass(slots=True)
+class _Sink:
+    """Lines, and the boxes open in them; the first `used` boxes have had their first line."""
+
+    lines: list[str] = field(default_factory=list)
+    boxes: list[_Box] = field(default_factory=lambda: [_Box("", "")])
+    used: int = 1
+    gap: bool = False
+    complex: bool = False
+
+
+@dataclass(slots=True)
+class _Table:
+    rows: list[list[Cell]] = field(default_factory=list)
+    open_cell: bool = False
+
+
+class Markdown:
+    """A text under construction; `text()` ends it."""
+
+    def __init__(self) -> None:
+        self._sinks = [_Sink()]
+        self._pieces: list[str] = []
+        self._scripts: list[tuple[int, bool]] = []  # where in the pieces each began, and whether nothing was before
+        self._tables: list[_Table | None] = []
+        self._pre = 0
+        self._heading = 0
+
+    # --- in a line
+
+    def write(self, text: str) -> None:
+        """Text, its white space collapsed unless it is preformatted."""
+        text = _UNSEEN.sub("", text)
+        if not self._pre:
+            text = _SPACE.sub(" ", text.replace("\xa0", " ") if "\xa0" in text else text)
+            if text[:1] == " " and self._at_space:
+                text = text[1:]
+        if text:
+            self._pieces.append(text)
+
+    def space(self) -> None:
+        """At least one space between what was and what comes."""
+        if not self._pre:
+            self.write(" ")
+
+    @property
+    def last_character(self) -> str:
+        """What stands last in the line, or nothing at its start."""
+        return self._pieces[-1][-1] if self._pieces else ""
+
+    @property
+    def _at_space(self) -> bool:
+        return not self._pieces or self._pieces[-1][-1] in " \n"
+
+    def line_break(self) -> None:
+        """A new line in the paragraph; in a heading a space."""
+        if self._heading and not self._pre:
+            self.space()
+        else:
+            self._pieces.append("\n")
+
+    def open_script(self) -> None:
+        """Raised or lowered text begins."""
+        self._scripts.append((len(self._pieces), not "".join(self._pieces[-2:]).strip()))
+
+    def close_script(self, *, low: bool = False, linked: bool = False) -> None:
+        """It ends; a paragraph's end within it has ended it before."""
+        if not self._scripts:
+            return
+        begin, alone = self._scripts.pop()
+        if len(self._scripts) < _MOST_SCRIPTS:
+            content = "".join(self._pieces[begin:])
+            del self._pieces[begin:]
+            mark = lowered(content) if low else raised(content, alone=alone, linked=linked)
+            self._pieces += [mark] * bool(mark)
+
+    def taken(self, begin: int) -> str:
+        """What was written since `here` was `begin`, taken back."""
+        content = "".join(self._pieces[begin:])
+        del self._pieces[begin:]
+        return content
+
+    @property
+    def here(self) -> int:
+        """Where in the line we are, for `taken`."""
+        return len(self._pieces)
+
+    # --- blocks
+
+    def block(self, *, gap: bool = False) -> None:
+        """What comes begins a line; after an empty one if `gap`."""
+        if self._pre:
+            if self._pieces and self._pieces[-1][-1] != "\n":
+                self._pieces.append("\n")
+            return
+        self._flush()
+        sink = self._sinks[-1]
+        sink.gap = sink.gap or (gap and sink.used == len(sink.boxes))
+
+    def _flush(self) -> None:
+        if self._pieces:
+            lines = [line.strip() for line in "".join(self._pieces).split("\n")]
+            self._pieces.clear()
+            self._emit([line for line in lines if line])
+        self._scripts.clear()
+
+    def _emit(self, lines: list[str]) -> None:
+        sink = self._sinks[-1]
+        for line in lines:
+            if sink.gap and sink.lines:
+                sink.lines.append(sink.boxes[sink.used - 1].rest.rstrip())
+            sink.gap = False
+            sink.lines.append((self._prefix(sink) + line).rstrip())
+
+    def _prefix(self, sink: _Sink) -> str:
+        if sink.used == len(sink.boxes):
+            return sink.boxes[-1].rest
+        before, fresh = sink.boxes[sink.used - 1].rest, sink.boxes[sink.used :][-_DEEPEST_PREFIX:]
+        sink.used = len(sink.boxes)
+        return before + "".join(box.first for box in fresh)
+
+    def _open_box(self, first: str, rest: str) -> None:
+        sink = self._sinks[-1]
+        around = sink.boxes[-1].rest
+        sink.boxes.append(_Box(first, around + rest if len(around) < _DEEPEST_PREFIX else around))
+
+    def _close_box(self) -> None:
+        sink = self._sinks[-1]
+        if len(sink.boxes) > 1:
+            sink.boxes.pop()
+            sink.used = min(sink.used, len(sink.boxes))
+
+    def open_heading(self, level: int) -> None:
+        """A heading of level 1 to 6."""
+        self.block(gap=True)
+        self._sinks[-1].complex = True
+        self._heading += 1
+        self._open_box("#" * level + " ", "")
+
+    def close_heading(self) -> None:
+        """The end of `open_heading`."""
+        self.block(gap=True)
+        self._heading -= 1
+        self._close_box()
+
+    def open_item(self, marker: str = "-") -> None:
+        """An item of a list: `-`, `3.`; or a definition, `:`. Lists stay dense."""
+        self.block()
+        sink = self._sinks[-1]
+        if sink.lines and sink.lines[-1] and len(sink.boxes) > 1:
+            sink.gap = False
+        self._open_box(marker + " ", " " * (len(marker) + 1))
+
+    def close_item(self) -> None:
+        """The end of `open_item`."""
+        self.block()
+        self._sinks[-1].gap = False
+        self._close_box()
+
+    def open_quote(self) -> None:
+        """A quoted block."""
+        self.block(gap=True)
+        self._open_box("> ", "> ")
+
+    def close_quote(self) -> None:
+        """The end of `open_quote`."""
+        self.block()
+        self._close_box()
+        self.block(gap=True)
+
+    def rule(self) -> None:
+        """A line across."""
+        self.block(gap=True)
+        self.write("---")
+        self.block(gap=True)
+
+    def open_code(self) -> None:
+        """Preformatted text."""
+        self.block(gap=True)
+        self._pre += 1
+
+    def close_code(self) -> None:
+        """The end of `open_code`: fenced, with a fence that its text does not have."""
+        self._pre -= 1
+        if self._pre:
+            return
+        lines = "".join(self._pieces).strip("\n").rstrip().split("\n")
+        self._pieces.clear()
+        self._scripts.clear()
+        if any(lines):
+            fence = "`" * max([3, *(len(run) + 1 for run in _FENCE.findall("\n".join(lines)))])
+            self._sinks[-1].complex = True
+            self._emit([fence, *lines, fence])
+        self.block(gap=True)
+
+    # --- tables
+
+    def open_table(self) -> None:
+        """A table; in many tables, or in code, its cells are text."""
+        self.block(gap=True)
+        as_text = self._pre or len(self._tables) >= _MOST_TABLES
+        self._sinks[-1].complex = self._sinks[-1].complex or not self._pre
+        self._tables.append(None if as_text else _Table())
+
+    def open_row(self) -> None:
+        """A row of the table; outside of any, a block."""
+        table = self._table
+        if table is None:
+            self.block()
+        else:
+            self.close_cell()
+            self._flush()
+            table.rows.append([])
+
+    def open_cell(self, *, header: bool = False, columns: int = 1, rows: int = 1) -> None:
+        """A cell of the row; outside of any table, a block."""
+        table = self._table
+        if table is None:
+            self.block()
+            return
+        self.close_cell()
+        self._flush()
+        if not table.rows:
+            table.rows.append([])
+        table.rows[-1].append(Cell(columns=max(columns, 1), rows=max(rows, 1), header=header))
+        table.open_cell = True
+        self._sinks.append(_Sink())
+
+    def close_cell(self) -> None:
+        """The end of `open_cell`, if one is open."""
+        table = self._table
+        if table is None:
+            self.block()
+        elif table.open_cell:
+            self._flush()
+            sink, cell = self._sinks.pop(), table.rows[-1][-1]
+            cell.lines, cell.complex = sink.lines, sink.complex
+            table.open_cell = False
+
+    def close_table(self) -> None:
+        """The end of `open_table`: its lines are written."""
+        table = self._table
+        if table is not None:
+            self.close_cell()
+            self._tables.pop()
+            self._flush()
+            for line in table_lines(table.rows):
+                self._sinks[-1].gap = self._sinks[-1].gap or not line
+                self._emit([line] * bool(line))
+        elif self._tables:
+            self._tables.pop()
+        self.block(gap=True)
+
+    @property
+    def _table(self) -> _Table | None:
+        return self._tables[-1] if self._tables else None
+
+    # --- the end
+
+    @property
+    def num_lines(self) -> int:
+        """How many lines of the whole text are written."""
+        return len(self._sinks[0].lines)
+
+    def text(self) -> str:
+        """All that was written."""
+        while self._tables:
+            self.close_table()
+        self._flush()
+        return resolve("\n".join(self._sinks[0].lines))
