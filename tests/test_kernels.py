@@ -84,6 +84,22 @@ def test_a_product_of_blocks_is_that_of_their_numbers(
     assert matrix.data.numel() <= 1.03 * packed.numel() * (-(-rows // 16) * 16 / rows)
 
 
+@given(st.sampled_from(KINDS), st.integers(1, 70), st.integers(1, 3), st.lists(st.integers(0, 999), max_size=40), SEED)
+def test_rows_and_parts_of_blocks_are_those_of_the_whole(
+    kind: Kind, rows: int, blocks: int, wanted: list[int], seed: int
+) -> None:
+    """In tiles, and without the library as the file has them."""
+    packed, numbers = matrix_in_blocks(kind, rows, blocks, seed)
+    first, picked = seed % rows // 16 * 16, torch.tensor([row % rows for row in wanted], dtype=torch.int64)
+    for level in (*levels(), None):
+        matrix = Matrix.of_blocks(level, kind, packed)
+        assert torch.equal(matrix.picked(level, picked), numbers[picked])
+        for last in (rows, first + 1):
+            assert torch.equal(matrix.part(first, last).numbers(level), numbers[first:last])
+        with pytest.raises(IndexError, match=f"of {rows}"):
+            matrix.picked(level, torch.tensor([rows]))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_of_zeros_is_zero(kind: Kind) -> None:
     packed, _ = matrix_in_blocks(kind, 16, 2, seed=1)

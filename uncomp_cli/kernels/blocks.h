@@ -80,22 +80,28 @@ INLINE uint32_t mask_at(const uint8_t *p) {
     return mask;
 }
 
+// Part p of vector v of the codes: two numbers of each row.
+INLINE shorts code_of(shorts x, const layout *of, const uint8_t *codes, int v, int p) {
+    if (of->wide) return signed_byte(x, p);
+    shorts c = nibble(x, p);
+    for (int bit = 0; bit < of->above; bit++) {
+        c = raised(c, mask_at(codes - 64 * (of->above - bit) + 16 * v + 4 * p), 16 << bit);
+    }
+    return c;
+}
+
 // 32 columns of sixteen rows times their narrowed numbers: of half-bytes the first sixteen columns and the others apart.
 INLINE void part_dots(const uint8_t *codes, const layout *of, const int16_t *q, longs *first, longs *later) {
     for (int v = 0; v < (of->wide ? 8 : 4); v++) {
         shorts x = load_shorts(codes + 64 * v);
         if (of->wide) {
-            *first = with_pairs(*first, signed_byte(x, 0), pair_at(q + 4 * v));
-            *later = with_pairs(*later, signed_byte(x, 1), pair_at(q + 4 * v + 2));
+            *first = with_pairs(*first, code_of(x, of, codes, v, 0), pair_at(q + 4 * v));
+            *later = with_pairs(*later, code_of(x, of, codes, v, 1), pair_at(q + 4 * v + 2));
             continue;
         }
         for (int p = 0; p < 4; p++) {
-            shorts c = nibble(x, p);
-            for (int bit = 0; bit < of->above; bit++) {
-                c = raised(c, mask_at(codes - 64 * (of->above - bit) + 16 * v + 4 * p), 16 << bit);
-            }
             longs *sum = p % 2 ? later : first;
-            *sum = with_pairs(*sum, c, pair_at(q + 8 * v + 2 * p));
+            *sum = with_pairs(*sum, code_of(x, of, codes, v, p), pair_at(q + 8 * v + 2 * p));
         }
     }
 }
@@ -140,18 +146,22 @@ INLINE void tiles_of(const uint8_t *tiles, int kind, int64_t cols, const int16_t
     }
 }
 
+// What is made for each kind by itself, of functions (what they work on, kind, …).
+#define EACH_KIND(name, on, ...)                      \
+    switch (kind) {                                   \
+        case Q8_0: name(on, Q8_0, __VA_ARGS__); break; \
+        case Q4_0: name(on, Q4_0, __VA_ARGS__); break; \
+        case Q4_1: name(on, Q4_1, __VA_ARGS__); break; \
+        case Q5_0: name(on, Q5_0, __VA_ARGS__); break; \
+        case Q5_1: name(on, Q5_1, __VA_ARGS__); break; \
+        case Q4_K: name(on, Q4_K, __VA_ARGS__); break; \
+        case Q5_K: name(on, Q5_K, __VA_ARGS__); break; \
+        case Q6_K: name(on, Q6_K, __VA_ARGS__); break; \
+    }
+
 static void block_dots(const uint8_t *tiles, int64_t kind, int64_t cols, const int16_t *q, int64_t first, int64_t last,
                        float *y) {
-    switch (kind) {
-        case Q8_0: tiles_of(tiles, Q8_0, cols, q, first, last, y); break;
-        case Q4_0: tiles_of(tiles, Q4_0, cols, q, first, last, y); break;
-        case Q4_1: tiles_of(tiles, Q4_1, cols, q, first, last, y); break;
-        case Q5_0: tiles_of(tiles, Q5_0, cols, q, first, last, y); break;
-        case Q5_1: tiles_of(tiles, Q5_1, cols, q, first, last, y); break;
-        case Q4_K: tiles_of(tiles, Q4_K, cols, q, first, last, y); break;
-        case Q5_K: tiles_of(tiles, Q5_K, cols, q, first, last, y); break;
-        case Q6_K: tiles_of(tiles, Q6_K, cols, q, first, last, y); break;
-    }
+    EACH_KIND(tiles_of, tiles, cols, q, first, last, y)
 }
 
 // The code of a column in a file's block, as ggml has it: of 256 columns Q4_K and Q5_K have 64 in each 32 bytes, Q6_K 128
@@ -217,48 +227,50 @@ INLINE void pack_of(const uint8_t *blocks, int kind, int64_t rows, int64_t row, 
 }
 
 static void pack_tile(const uint8_t *blocks, int64_t kind, int64_t rows, int64_t row, uint8_t *tile) {
-    switch (kind) {
-        case Q8_0: pack_of(blocks, Q8_0, rows, row, tile); break;
-        case Q4_0: pack_of(blocks, Q4_0, rows, row, tile); break;
-        case Q4_1: pack_of(blocks, Q4_1, rows, row, tile); break;
-        case Q5_0: pack_of(blocks, Q5_0, rows, row, tile); break;
-        case Q5_1: pack_of(blocks, Q5_1, rows, row, tile); break;
-        case Q4_K: pack_of(blocks, Q4_K, rows, row, tile); break;
-        case Q5_K: pack_of(blocks, Q5_K, rows, row, tile); break;
-        case Q6_K: pack_of(blocks, Q6_K, rows, row, tile); break;
-    }
+    EACH_KIND(pack_of, blocks, rows, row, tile)
 }
 
-INLINE float half_at(const uint8_t *p) {
-    uint16_t half;
-    memcpy(&half, p, 2);
-    return from_half(half);
-}
-
-// Row r of one part of a tile as 32 numbers.
-static void unpack_part(const uint8_t *tile, int64_t kind, int i, int64_t r, float *y) {
+// 32 columns of a tile's sixteen rows as numbers [32][16].
+INLINE void numbers_of(const uint8_t *part, int kind, lanes d, lanes m, float *y) {
     const layout *of = &LAYOUTS[kind];
-    const uint8_t *part = tile + head_bytes(of) + i * part_bytes(of);
     const uint8_t *codes = part + LANES * of->inner + 64 * of->above;
-    float d = half_at(tile + 2 * r), m = of->minimum ? half_at(tile + 32 + 2 * r) : 0;
-    float scales[2] = {d, d};
+    lanes scales[2] = {d, d};
     if (kind == Q6_K) {
-        scales[0] = d * (float)(int8_t)part[r], scales[1] = d * (float)(int8_t)part[LANES + r];
+        scales[0] = mul(d, load_bytes(part, 1)), scales[1] = mul(d, load_bytes(part + LANES, 1));
     } else if (of->inner) {
-        scales[0] = scales[1] = d * (float)part[r], m = -(m * (float)part[LANES + r]);
+        scales[0] = scales[1] = mul(d, load_bytes(part, 0)), m = sub(all(0), mul(m, load_bytes(part + LANES, 0)));
     }
-    for (int at = 0; at < COLS; at++) {
-        int second = at % 2, p = at / 2 % (of->wide ? 2 : 4), v = at / 2 / (of->wide ? 2 : 4);
-        uint8_t byte = codes[64 * v + 4 * r + 2 * second + (of->wide ? p : p >> 1)];
-        int code = of->wide ? (int8_t)byte : p % 2 ? byte >> 4 : byte & 15;
-        for (int bit = 0; bit < of->above; bit++) {
-            uint32_t mask = mask_at(codes - 64 * (of->above - bit) + 16 * v + 4 * p);
-            code += (int)(mask >> (2 * r + second) & 1) << (4 + bit);
+    for (int v = 0; v < (of->wide ? 8 : 4); v++) {
+        shorts x = load_shorts(codes + 64 * v);
+        for (int at = 0; at < (of->wide ? 4 : 8); at++) {
+            int p = at / 2, second = at % 2, col = column(of->wide, v, p, second);
+            longs whole = with_pairs(nothing(), code_of(x, of, codes, v, p), second ? 1 << 16 : 1);
+            lanes product = mul(scales[col / 16], as_lanes(minus(whole, of->offset)));
+            store(y + LANES * col, of->minimum ? add(product, m) : product);
         }
-        int col = column(of->wide, v, p, second);
-        float product = scales[col / 16] * (float)(code - of->offset);
-        y[col] = of->minimum ? product + m : product;
     }
+}
+
+// Rows r, r + 1, … of a row of tiles as numbers [rows, cols].
+INLINE void unpack_of(const uint8_t *tile, int kind, int64_t cols, int64_t r, int64_t rows, float *y) {
+    const layout *of = &LAYOUTS[kind];
+    float found[COLS * LANES];
+    for (int64_t col = 0; col < cols; tile += tile_bytes(of)) {
+        lanes d = load_half((const uint16_t *)tile), m = of->minimum ? load_half((const uint16_t *)(tile + 32)) : all(0);
+        for (int i = 0; i < of->span / COLS; i++, col += COLS) {
+            numbers_of(tile + head_bytes(of) + i * part_bytes(of), kind, d, m, found);
+            for (int64_t row = 0; row < rows; row++) {
+                for (int c = 0; c < COLS; c++) y[row * cols + col + c] = found[LANES * c + r + row];
+            }
+        }
+    }
+}
+
+// The same of a matrix in tiles, from a row on; no more than are in its tile.
+static void unpack_rows(const uint8_t *tiles, int64_t kind, int64_t cols, int64_t first, int64_t rows, float *y) {
+    const layout *of = &LAYOUTS[kind];
+    const uint8_t *tile = tiles + first / LANES * (cols / of->span) * tile_bytes(of);
+    EACH_KIND(unpack_of, tile, cols, first % LANES, rows, y)
 }
 
 #endif

@@ -19,7 +19,7 @@ HINT = "python -m uncomp_cli.kernels.compiler"
 LEVELS = ("plain", "avx2", "avx512")
 BESIDE = 2
 """Numbers behind a head's output in what ATTEND leaves to MERGE."""
-_VERSION = 1
+_VERSION = 2
 
 
 class Kind(IntEnum):
@@ -166,11 +166,11 @@ class Product(Structure):
 
 
 class Change(Structure):
-    """A file's blocks that become tiles, or tiles that become numbers."""
+    """A file's blocks that become tiles, or tiles that become numbers: all rows, or those that are picked."""
 
     _fields_ = (
         *((name, c_int64) for name in ("kind", "rows", "cols")),
-        *((name, c_void_p) for name in ("source", "target")),
+        *((name, c_void_p) for name in ("source", "target", "picked")),
     )
 
 

@@ -116,17 +116,9 @@ static void multiply_gated(const operation *op, const void *x, float *y, int thr
     }
 }
 
-static void unpack(const uint8_t *tiles, int64_t kind, int64_t cols, int64_t row, float *y) {
-    const layout *of = &LAYOUTS[kind];
-    const uint8_t *tile = tiles + row / LANES * (cols / of->span) * tile_bytes(of);
-    for (int64_t col = 0; col < cols; col += COLS) {
-        unpack_part(tile + col / of->span * tile_bytes(of), kind, (int)(col % of->span / COLS), row % LANES, y + col);
-    }
-}
-
 static void embed(const operation *op, int64_t token, float *y) {
     if (op->kind > BFLOAT16) {
-        unpack(op->weight, op->kind, op->cols, token, y);
+        unpack_rows(op->weight, op->kind, op->cols, token, 1, y);
     } else {
         const uint8_t *row = (const uint8_t *)op->weight + token * op->cols * SIZES[op->kind];
         for (int64_t i = 0; i < op->cols; i++) y[i] = take_one(row, (int)op->kind, i);
@@ -400,7 +392,7 @@ void NAMED(multiply, LEVEL)(const product *p, int thread, int threads) {
     }
 }
 
-// A file's blocks → tiles; below, tiles → numbers [rows, cols].
+// A file's blocks → tiles; below, tiles → numbers [rows, cols], of all rows or of those that are picked.
 void NAMED(pack, LEVEL)(const layout_change *c, int thread, int threads);
 void NAMED(pack, LEVEL)(const layout_change *c, int thread, int threads) {
     const layout *of = &LAYOUTS[c->kind];
@@ -417,7 +409,10 @@ void NAMED(pack, LEVEL)(const layout_change *c, int thread, int threads) {
 
 void NAMED(unpack, LEVEL)(const layout_change *c, int thread, int threads);
 void NAMED(unpack, LEVEL)(const layout_change *c, int thread, int threads) {
-    for (int64_t row = share(c->rows, thread, threads); row < share(c->rows, thread + 1, threads); row++) {
-        unpack(c->source, c->kind, c->cols, row, (float *)c->target + row * c->cols);
+    int64_t each = c->picked ? 1 : LANES, units = (c->rows + each - 1) / each;
+    for (int64_t unit = share(units, thread, threads); unit < share(units, thread + 1, threads); unit++) {
+        int64_t row = unit * each, some = c->rows - row < each ? c->rows - row : each;
+        float *y = (float *)c->target + row * c->cols;
+        unpack_rows(c->source, c->kind, c->cols, c->picked ? c->picked[row] : row, some, y);
     }
 }

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-enum { VERSION = 1 };
+enum { VERSION = 2 };
 // How weights are stored; keys and values: as one of the first three.
 enum { FLOAT32, FLOAT16, BFLOAT16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K };
 enum { EMBED, NORM, ADD, PRODUCT, GATED, ATTEND, MERGE };     // what an operation does
@@ -73,11 +73,12 @@ typedef struct {
     int64_t scratch_floats;
 } product;
 
-// Blocks as a file has them, tiles, and float32 numbers: packed, or unpacked.
+// Blocks as a file has them, tiles, and float32 numbers: packed, or unpacked: all rows, or those that are picked.
 typedef struct {
     int64_t kind, rows, cols;
     const void *source;
     void *target;
+    const int64_t *picked;
 } layout_change;
 
 typedef struct {
