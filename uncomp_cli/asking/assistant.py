@@ -10,6 +10,7 @@ what these say on the way is in `notes`, or comes as events.
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from uncomp_cli.asking import startup
@@ -17,7 +18,7 @@ from uncomp_cli.asking.chat import Chat
 from uncomp_cli.asking.doubts import check_lengths
 from uncomp_cli.asking.events import Done, Event, Noted, Planned, Turn, Warned
 from uncomp_cli.asking.material import prompt_lengths, resolve
-from uncomp_cli.asking.pipeline import ask, check_questions, check_risk
+from uncomp_cli.asking.pipeline import ask, check_questions, check_risk, told
 from uncomp_cli.asking.request import CHAT_PRESET, ModelChoice, Request, parse_pin, settle_preset, shelf_of
 from uncomp_cli.asking.subject import Answer, Item, Reader, Subject
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET, Preset, preset
@@ -105,7 +106,7 @@ class Assistant:
         lengths = prompt_lengths(request, documents, questions, self.engine.loaded.tokenizer) if request.weighs else []
         check_lengths(settled, lengths, escalate=request.escalate, fail_under=request.fail_under)
         self._use(startup.lengthen_for(self.engine.loaded, request, documents, questions))
-        return ask(self.engine, documents, questions, settled, request)
+        return chain(told(documents), ask(self.engine, documents, questions, settled, request))
 
     def chat(self, chosen: Preset | None = None, *, system: str | None = None) -> Chat:
         """A conversation; its `add`, `say` and `retry` yield events while they work."""
@@ -138,7 +139,7 @@ class Assistant:
 
     def _text(self, reader: Reader, request: Request, documents: DocumentSet) -> "ReadText":
         """What the reader reads or opens; the questions that hold a place are left out."""
-        notes: list[str] = []
+        notes = [remark.text for remark in documents.remarks]
         items = _drained(reader.read(documents), notes)
         return ReadText(self.engine, items[0].subject, [] if request.for_any else items, request, tuple(notes))
 

@@ -43,9 +43,10 @@ class Noted:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """What changes the meaning of an answer, and must not go unsaid."""
+    """What changes the meaning of an answer, and must not go unsaid; `more` are the lines of it for who wants all."""
 
     text: str
+    more: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

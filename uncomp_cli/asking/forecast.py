@@ -97,7 +97,16 @@ def _foresee(
     if pins:
         record["pinned_tokens"] = int(prompt.context.protected.sum()) - int(unpinned.context.protected.sum())
     files = describe_files(documents, tokenizer, cut)
-    return Foreseen({"schema_version": SCHEMA_VERSION, "model": request.model.name, "files": files, **record}, refusal)
+    return Foreseen(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "model": request.model.name,
+            "files": files,
+            "warnings": documents.warnings,
+            **record,
+        },
+        refusal,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ def prompt_lengths(request: Request, documents: DocumentSet, questions: Sequence
 
 
 def describe_files(documents: DocumentSet, tokenizer: Any, cut: range) -> list[dict[str, Any]]:
-    """path, sha256, tokens and whether something was cut, for every document."""
+    """path, sha256, tokens, whether something was cut, and what its reader left out, for every document."""
     from uncomp_cli.engine.tokens.prompt import count_tokens
 
     described, end = [], 0
@@ -117,7 +117,8 @@ def describe_files(documents: DocumentSet, tokenizer: Any, cut: range) -> list[d
         first, tokens = end + count_tokens(tokenizer, head), count_tokens(tokenizer, text)
         end = first + tokens
         truncated = len(cut) > 0 and cut.start < end and first < cut.stop
-        described.append({"path": document.path, "sha256": document.sha256, "tokens": tokens, "truncated": truncated})
+        known = {"path": document.path, "sha256": document.sha256, "tokens": tokens, "truncated": truncated}
+        described.append({**known, "losses": list(map(str, document.losses))})
     return described
 
 

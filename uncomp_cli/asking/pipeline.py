@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from uncomp_cli.asking.doubts import check_calibrated, check_fail_under, check_lengths
-from uncomp_cli.asking.events import Event, Noted, Warned
+from uncomp_cli.asking.events import Event, Noted, Refused, Turn, Warned
 from uncomp_cli.asking.forecast import forecast, refuse_ahead
 from uncomp_cli.asking.material import pinned_tokens, prompt_lengths, resolve, sources_of
 from uncomp_cli.asking.queue import Queue
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from uncomp_cli.engine.engine import Engine
 
 
+_STDIN = "-"
+
+
 def run(request: Request) -> Generator[Event, None, None]:
     """Everything that one `uncomp ask` does."""
     questions = gather_questions(request)
@@ -39,6 +42,10 @@ def run(request: Request) -> Generator[Event, None, None]:
         check_saving(request)
         check_grows(request.model, "a saved document")
     documents = yield from gather_documents(request)
+    if documents.failures:
+        yield from refused(documents, questions)
+        if not documents.documents:
+            return
     request = replace(request, pins=resolve(request.pins, [document.path for document in documents.documents]))
     pinned_tokens(request.pins, Places(sources_of(documents), ()))  # refuses what is not there before a model is loaded
     preset = yield from during("preparing", request.choice.stored)
@@ -71,6 +78,18 @@ def ask(
     """
     contexts = request.contexts(documents) if documents.documents else [documents]
     return Queue(engine, preset, questions, request).run(contexts)
+
+
+def refused(documents: DocumentSet, questions: Sequence[str]) -> Iterator[Refused]:
+    """Of every document that could not be read the questions that have no answer."""
+    for path, error in documents.failures:
+        turns = [Turn(question, number, len(questions), path) for number, question in enumerate(questions)]
+        yield Refused(error, "", turns)
+
+
+def told(documents: DocumentSet) -> Iterator[Warned]:
+    """What was left out of documents."""
+    return (Warned(remark.text, remark.more) for remark in documents.remarks)
 
 
 def check_risk(request: Request, preset: "Preset") -> None:
@@ -150,10 +169,10 @@ def gather_documents(request: Request) -> Generator[Event, None, DocumentSet]:
             f"no document was given, and standard input is {'closed' if stdin is None else 'a terminal'}",
             hint='uncomp ask -f doc.txt "question"',
         )
-    if request.paths and "-" not in request.paths and has_data(stdin):
+    if request.paths and _STDIN not in request.paths and has_data(stdin):
         yield Warned("standard input is not read; add -f - to make it a document")
     buffer = None if stdin is None else stdin.buffer
-    documents = read_documents(request.paths or ("-",), include=request.include, stdin=buffer)
-    for path, reason in documents.skipped:
-        yield Warned(f"skipped {path}: {reason}")
+    paths = request.paths or (_STDIN,)
+    documents = read_documents(paths, include=request.include, stdin=buffer, patient=request.each)
+    yield from told(documents)
     return documents

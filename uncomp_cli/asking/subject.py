@@ -261,6 +261,9 @@ class Reader:
         """Read or open what was drafted, say how, and save it when that was asked for."""
         request, where = self._request, "" if self._again else self.where(documents)
         warnings = warnings_of(request, draft, self._engine)
+        if draft.entry is not None and not documents.documents:  # nobody has read them now, and said so
+            saved = draft.entry.manifest.record.documents
+            warnings[:0] = [f"{each.path}: left out {loss}" for each in saved for loss in each.losses]
         if not self._again:
             yield from (Warned(where + warning) for warning in warnings)
         context = yield from self._opened(draft)
@@ -276,7 +279,7 @@ class Reader:
         about = About(
             self._engine.loaded,
             files,
-            [*warnings, *account.notes],
+            [*documents.warnings, *warnings, *account.notes],
             request.sampling.seed,
             context.hidden_kept,
             account.chunk_tokens,

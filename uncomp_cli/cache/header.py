@@ -75,12 +75,13 @@ class MadeBy:
 
 @dataclass(frozen=True, slots=True)
 class MadeFrom:
-    """A document in the text of a cache; `truncated` when tokens of it were cut away."""
+    """A document in the text of a cache; `truncated` when tokens were cut away, `losses` what its reader left out."""
 
     path: str
     sha256: Hash
     tokens: Count
     truncated: bool
+    losses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

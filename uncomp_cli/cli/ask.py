@@ -54,7 +54,7 @@ class AskOptions:
         tuple[str, ...],
         option(
             "--include",
-            help="In directories, only files like this, such as '*.md'; repeatable.",
+            help="In directories, only files like '*.md'; with 'build/**' also what git ignores; repeatable.",
             metavar="GLOB",
             setting=False,
         ),
@@ -167,7 +167,7 @@ def ask(
 
 
 _INTERRUPTED = 130
-_NOT_SHOWN = {"schema_version", "files", "refusal"}
+_NOT_SHOWN = {"schema_version", "files", "refusal", "warnings"}
 
 
 class Printer:

@@ -155,9 +155,11 @@ class Terminal:
         if not self.quiet:
             self._write_message(text, style="dim")
 
-    def warn(self, text: str) -> None:
-        """A warning; it is never silenced, because what it says changes what the answer means."""
+    def warn(self, text: str, more: Iterable[str] = ()) -> None:
+        """A warning, never silenced: what it says changes what the answer means. `more` of it only when verbose."""
         self._write_message(text, label="warning")
+        for line in more if self.verbose else ():
+            self._write_message(f"  {line}")
 
     def error(self, message: str, *, hint: str | None = None) -> None:
         """What was wrong, and below it what mends it: two lines."""

@@ -267,7 +267,7 @@ def _tell(
     if isinstance(step, Noted):
         terminal.note(step.text)
     elif isinstance(step, Warned):
-        terminal.warn(step.text)
+        terminal.warn(step.text, step.more)
     else:
         tell(step)
 

@@ -40,9 +40,9 @@ def read_files(paths: Sequence[str], terminal: Terminal) -> DocumentSet:
     if "-" in paths:
         raise UsageError("'-' names standard input, from which the questions come", hint="name a file")
     _check_sizes(paths)
-    documents = read_documents([str(Path(path).expanduser()) for path in paths])
-    for path, reason in documents.skipped:
-        terminal.warn(f"skipped {path}: {reason}")
+    documents = read_documents(paths)
+    for remark in documents.remarks:
+        terminal.warn(remark.text, remark.more)
     return documents
 
 

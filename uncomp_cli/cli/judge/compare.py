@@ -100,8 +100,8 @@ def run_compare(job: Request, against: str, output: TableOptions, terminal: Term
     prompt, cut = build_prompt(job, documents, [question], loaded.tokenizer, loaded.spec, chosen)
     tokens = prompt.seq_len + job.sampling.max_new_tokens
     loaded = show(lengthen(loaded, job.model.rope_choice, tokens, grows=True), terminal)
-    warnings = list(length_warnings(loaded, prompt.seq_len))
-    for warning in warnings:
+    unsure = list(length_warnings(loaded, prompt.seq_len))
+    for warning in unsure:
         terminal.warn(warning)
     from uncomp_cli.evals.judges import predictions as comparison
 
@@ -115,7 +115,7 @@ def run_compare(job: Request, against: str, output: TableOptions, terminal: Term
     files = describe_files(documents, loaded.tokenizer, cut)
     sides = [
         answer_record(
-            About(loaded, lambda: files, warnings, job.sampling.seed),
+            About(loaded, lambda: files, [*documents.warnings, *unsure], job.sampling.seed),
             side.preset,
             side.stats,
             question=question,

@@ -87,8 +87,8 @@ def texts_of(paths: Sequence[str], terminal: Terminal) -> "Sequence[Document]":
 
     stdin: TextIO | None = sys.stdin  # None when the process was started without one
     found = read_documents(paths, stdin=None if stdin is None else stdin.buffer)
-    for path, reason in found.skipped:
-        terminal.warn(f"skipped {path}: {reason}")
+    for remark in found.remarks:
+        terminal.warn(remark.text, remark.more)
     return found.documents
 
 

@@ -1,0 +1,127 @@
+"""`uncomp ask` about documents as people have them: bad ones beside good ones, and what was left out of what was read."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fpdf
+import pytest
+
+import uncomp_cli as uncomp
+from support.commands import last_object, two_lines
+from uncomp_cli.asking.assistant import Assistant
+from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.cli.app import run
+from uncomp_cli.engine.engine import Engine
+from uncomp_cli.models.runnable import LoadedModel
+
+Ask = Callable[..., tuple[int, str, str]]
+LOST = "scan.pdf: left out 1 page without text (page 2)"
+
+
+def make_pdf(*pages: str) -> bytes:
+    pdf = fpdf.FPDF()
+    pdf.set_font("helvetica", size=12)
+    for text in pages:
+        pdf.add_page()
+        pdf.multi_cell(0, text=text)
+    return bytes(pdf.output())
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+    Path("a.txt").write_text("the harbour is old. " * 8)
+    Path("z.txt").write_text("the lantern is lit. " * 8)
+    Path("bad.pdf").write_bytes(b"%PDF-1.4 broken")
+    Path("scan.pdf").write_bytes(make_pdf("the bridge is long", "", "the mill stands", "no more"))
+
+
+@pytest.fixture
+def ask(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """Run `uncomp ask` on the tiny model: exit code, standard output, standard error."""
+
+    def run_ask(*args: str) -> tuple[int, str, str]:
+        code = run(["ask", "-m", str(tiny_model), "--max-new-tokens", "6", *args])
+        return code, *capsys.readouterr()
+
+    return run_ask
+
+
+def records(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_with_each_a_bad_file_is_told_and_the_others_are_asked(ask: Ask) -> None:
+    files = ["-f", "a.txt", "-f", "bad.pdf", "-f", "z.txt", "--each"]
+    code, out, err = ask(*files, "Where?")
+    assert code == 1
+    assert len(out.split("\n\n")) == 2
+    assert [line for line in err.splitlines() if line.startswith("error: cannot read 'bad.pdf': it is no PDF")]
+    code, out, _ = ask(*files, "Where?", "-Q", "When?", "--json")
+    assert code == 1
+    found = records(out)
+    assert [(r["files"][0]["path"], r["question"], "error" in r) for r in found] == [
+        ("bad.pdf", "Where?", True), ("bad.pdf", "When?", True),
+        ("a.txt", "Where?", False), ("a.txt", "When?", False), ("z.txt", "Where?", False), ("z.txt", "When?", False),
+    ]  # fmt: skip
+    assert found[0]["error"]["exit_code"] == 1
+
+
+def test_with_each_and_bad_files_alone_no_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ask", "-m", "no-such-model", "-f", "bad.pdf", "-f", "gone.txt", "--each", "Where?"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("error: ") == 2
+    assert run(["ask", "-m", "no-such-model", "-f", "bad.pdf", "-f", "a.txt", "Where?"]) == 1
+    assert two_lines(capsys.readouterr().err)[0].startswith("cannot read 'bad.pdf'")
+
+
+def test_what_a_document_lost_is_said_and_recorded(ask: Ask) -> None:
+    code, out, err = ask("-f", "scan.pdf", "-f", "a.txt", "Where?", "-Q", "When?", "--json")
+    assert code == 0
+    assert err.count(f"warning: {LOST}\n") == 1
+    for record in records(out):
+        assert LOST in record["warnings"]
+        assert [file["losses"] for file in record["files"]] == [["1 page without text (page 2)"], []]
+    code, out, _ = ask("-f", "scan.pdf", "-f", "a.txt", "--each", "Where?", "--json")
+    assert [LOST in record["warnings"] for record in records(out)] == [True, False]
+    code, out, _ = ask("-f", "scan.pdf", "Where?", "--dry-run", "--json")
+    assert last_object(out)["warnings"] == [LOST]
+
+
+def test_a_saved_document_knows_what_it_lost(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNCOMP_CACHE_DIR", str(tmp_path / "cache"))
+    keep = ["-b", "50%", "--policy", "uniform", "--scorer", "distinct", "--json"]
+    assert ask("-f", "scan.pdf", "--cache", "mine", *keep, "Where?")[0] == 0
+    Path("scan.pdf").unlink()
+    code, out, err = ask("--cache", "mine", *keep, "When?")
+    assert code == 0
+    assert f"warning: {LOST}\n" in err
+    assert LOST in last_object(out)["warnings"]
+
+
+def test_what_was_skipped_is_one_line_and_all_of_it_with_v(ask: Ask) -> None:
+    for number in range(20):
+        Path(f"d/{number}.png").parent.mkdir(exist_ok=True)
+        Path(f"d/{number}.png").write_bytes(b"")
+    Path("d/a.txt").write_text("the harbour is old. " * 8)
+    line = "skipped 20 files and folders: 20 × suffix '.png' is not known as a document; -v lists them"
+    code, out, err = ask("-f", "d", "Where?", "--json")
+    assert code == 0
+    assert [each for each in err.splitlines() if "skipped" in each] == [f"warning: {line}"]
+    assert line in last_object(out)["warnings"]
+    err = ask("-f", "d", "Where?", "-v")[2]
+    assert len([each for each in err.splitlines() if "skipped d/" in each]) == 20
+
+
+def test_a_program_hears_of_losses(loaded: LoadedModel) -> None:
+    engine = Assistant(Engine(loaded, sampling=uncomp.SamplingConfig(max_new_tokens=4)), ModelChoice(loaded.info.name))
+    documents = uncomp.collect("scan.pdf")
+    assert [str(loss) for loss in documents.documents[0].losses] == ["1 page without text (page 2)"]
+    assert LOST in engine.read(documents, ["Where?"], uncomp.preset("full")).notes
+    events = list(engine.ask(documents, ["Where?"], uncomp.preset("full")))
+    assert uncomp.Warned(LOST) in events
