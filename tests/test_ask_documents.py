@@ -1,4 +1,4 @@
-"""`uncomp ask` about documents as people have them: bad ones beside good ones, and what was left out of what was read."""
+"""`uncomp ask` about documents as people have them: bad ones beside good ones, and what was left out of them."""
 
 import json
 import os
