@@ -353,11 +353,22 @@ def test_other_names_are_no_look_alikes(tmp_path: Path, first: str, second: str)
     assert look_alikes(tmp_path, ()) == set()
 
 
-def test_the_page_names_files_that_are_there() -> None:
-    page = (ROOT.parent / "docs/architecture.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`([a-z_/]+\.py)`", page))
-    assert len(named) > 25
+@pytest.mark.parametrize(("page", "least"), [("architecture", 26), ("papers", 12)])
+def test_a_page_names_files_that_are_there(page: str, least: int) -> None:
+    text = (ROOT.parent / f"docs/{page}.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_/]+\.py)`", text))
+    assert len(named) >= least
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_papers_page_names_functions_that_are_there() -> None:
+    text = (ROOT.parent / "docs/papers.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z_/]+\.py)`: ((?:`\w+`(?:, )?)+)", text)
+    assert len(named) >= 8
+    for file, names in named:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^(?:def|class|    )\s*{name}\b", source, re.MULTILINE), (file, name)
 
 
 def test_every_mutant_has_its_line() -> None:

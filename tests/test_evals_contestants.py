@@ -39,6 +39,15 @@ def test_published_takes_the_papers_coherence() -> None:
     assert parse_contestant("uniform/tova/published", seed=0).scorer == make_scorer(ScorerConfig("tova")).published
 
 
+def test_a_policy_that_ranks_in_its_own_way_is_published_whole() -> None:
+    """UNComp's released code: the last 8 queries, the maximum of 7 neighbours, single tokens; not SnapKV's 64 and 5."""
+    scorer = parse_contestant("uncomp:paper=true/published", seed=0).scorer
+    assert (scorer.name, scorer.window, scorer.pooling, scorer.width, scorer.recent) == ("window", 8, "max", 7, 8)
+    assert not scorer.whole_words
+    other = parse_contestant("uncomp:paper=true/keydiff/published", seed=0).scorer
+    assert other == make_scorer(ScorerConfig("keydiff")).published
+
+
 def test_a_preset_stands_without_its_budget_and_floor() -> None:
     preset = parse_contestant("preset:tiny", seed=0)
     assert (str(preset.budget), preset.floor_tokens) == ("full", 0)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 _NEEDED = {
-    "policies": ("name", "fixed_scorer", "text", "measures", "scope", "weights", "plan"),
+    "policies": ("name", "fixed_scorer", "published", "text", "measures", "scope", "weights", "plan"),
     "scorers": ("name", "query_aware", "needs_queries", "shared", "published", "score"),
     "tasks": ("name", "subtasks", "regimes", "judge", "sample"),
 }

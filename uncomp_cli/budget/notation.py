@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UsageError, did_you_mean, require
 from uncomp_cli.plugins import plugin, plugin_names
 
@@ -20,9 +21,13 @@ _TRUTH = {"true": True, "false": False}
 
 @dataclass(frozen=True, slots=True)
 class PolicyText:
-    """Base of all policies and thinnings: `text`, also `str()`, makes an equal one."""
+    """Base of all policies and thinnings: `text`, also `str()`, makes an equal one.
+
+    `published` is how the policy's paper, or its released code, ranks tokens, where that is not its scorer's own.
+    """
 
     name: ClassVar[str]
+    published: ClassVar[ScorerConfig | None] = None
 
     @property
     def text(self) -> str:

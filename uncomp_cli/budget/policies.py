@@ -22,17 +22,19 @@ from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.uncertain import UncertainPolicy
 from uncomp_cli.budget.uncomp import UncompPolicy
 from uncomp_cli.budget.values import Uncertainty
+from uncomp_cli.config import ScorerConfig
 from uncomp_cli.spec import ModelSpec
 
 
 class Policy(Protocol):
     """Turns a number of KV entries into a plan; a frozen dataclass that derives from PolicyText.
 
-    `fixed_scorer`: the scorer that defines this policy, or None when any scorer will do.
+    `fixed_scorer`: the scorer that defines this policy, or None when any scorer will do; `published`: see PolicyText.
     """
 
     name: ClassVar[str]
     fixed_scorer: ClassVar[str | None]
+    published: ClassVar[ScorerConfig | None]
 
     @property
     def text(self) -> str:

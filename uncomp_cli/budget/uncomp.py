@@ -5,7 +5,8 @@
     736 in three groups; 128, 298, 470, 640 in four). The mean over a layer's heads is 1 whatever the group sizes.
 
 `paper` is the paper's setting: rank 32, two groups at 0.5 and 1.5. There the groups are of query heads, here always of
-KV heads, the unit that is evicted. `stages` also spreads the layers: linearly from `high` in the first stage to `low`
+KV heads, the unit that is evicted. With `/published` tokens are ranked as in the released code: the last 8 queries,
+the maximum of 7 neighbours. `stages` also spreads the layers: linearly from `high` in the first stage to `low`
 in the last, as the paper thins hidden states. Heads of equal entropy share what their places in the ranking would get.
 
     layer l starts a stage when E[l] - E[l-1] < -threshold          (3.3)
@@ -24,6 +25,7 @@ from uncomp_cli.budget.baselines import UniformPolicy
 from uncomp_cli.budget.notation import PolicyText
 from uncomp_cli.budget.plan import BudgetPlan, Wanted, apportion
 from uncomp_cli.budget.values import Uncertainty, entropy_measure, is_complete, kv_rows
+from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import require
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.measures import Measure
@@ -40,6 +42,9 @@ class UncompPolicy(PolicyText):
 
     name: ClassVar[str] = "uncomp"
     fixed_scorer: ClassVar[str | None] = None
+    published: ClassVar[ScorerConfig | None] = ScorerConfig(
+        "window", 8, "max", 7, whole_words=False, renormalise=False, recent=8
+    )
     groups: int = 3
     low: float = 0.5
     high: float = 1.5

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 
 from uncomp_cli.budget.amount import FULL_BUDGET, Budget
 from uncomp_cli.budget.notation import read_settings
-from uncomp_cli.budget.policies import make_policy
+from uncomp_cli.budget.policies import Policy, make_policy
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.budget.thinning import NoThinning, make_thinning
 from uncomp_cli.cache.scorers import SCORERS, make_scorer, scorer_names
@@ -86,10 +86,17 @@ def parse_contestant(text: str, *, seed: int) -> Preset:
         hint = "write full, full/8bit, full/4bit or full/thin=gather"
         raise UsageError(f"contestant '{text}': policy full ranks nothing", hint=hint)
     scorer_name = _scorer_name(text, policy.fixed_scorer, scorers)
-    config = make_scorer(ScorerConfig(scorer_name)).published if _PUBLISHED in parts else ScorerConfig(scorer_name)
+    config = _published(policy, scorer_name) if _PUBLISHED in parts else ScorerConfig(scorer_name)
     bits = next((_BITS[part] for part in parts if part in _BITS), 16)
     preset = Preset(text, "", FULL_BUDGET, policy_name, replace(config, seed=seed), kv_bits=bits)
     return _with_settings(preset, settings, text)
+
+
+def _published(policy: Policy, scorer_name: str) -> ScorerConfig:
+    """How a paper ranks: the policy's, where the scorer is the one that it uses, else the scorer's."""
+    if policy.published is not None and policy.published.name == scorer_name:
+        return policy.published
+    return make_scorer(ScorerConfig(scorer_name)).published
 
 
 def _of_preset(text: str, name: str, *, seed: int) -> Preset:
