@@ -10,12 +10,14 @@ import fpdf
 import pytest
 
 import uncomp_cli as uncomp
+from support.chats import hold, make_talk
 from support.commands import last_object, two_lines
 from uncomp_cli.asking.assistant import Assistant
 from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.cli.app import run
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.models.runnable import LoadedModel
+from uncomp_cli.sessions.transcript import Transcript
 
 Ask = Callable[..., tuple[int, str, str]]
 LOST = "scan.pdf: left out 1 page without text (page 2)"
@@ -125,3 +127,43 @@ def test_a_program_hears_of_losses(loaded: LoadedModel) -> None:
     assert LOST in engine.read(documents, ["Where?"], uncomp.preset("full")).notes
     events = list(engine.ask(documents, ["Where?"], uncomp.preset("full")))
     assert uncomp.Warned(LOST) in events
+
+
+def test_evidence_is_shown_by_page_and_recorded_with_its_lines(ask: Ask) -> None:
+    options = ["-f", "scan.pdf", "Where?", "--evidence"]
+    code, _, err = ask(*options)
+    assert code == 0
+    cited = [line.split()[0] for line in err.splitlines() if line.startswith("  ")][1:]
+    assert set(cited) <= {"scan.pdf:p1", "scan.pdf:p3", "scan.pdf:p4"}
+    evidence = last_object(ask(*options, "--json")[1])["evidence"]
+    assert [f"scan.pdf:{each['place']}" for each in evidence] == cited
+    lines = {"p1": 1, "p3": 3, "p4": 5}
+    assert [each["line_start"] for each in evidence] == [lines[each["place"]] for each in evidence]
+
+
+def test_pages_are_pinned(ask: Ask) -> None:
+    code, _, err = ask("-f", "scan.pdf", "-f", "a.txt", "Where?", "--pin", "scan.pdf:p3-4", "-b", "70%")
+    assert code == 0
+    tokens = len("the mill stands\n\nno more")
+    assert f"pinned scan.pdf:p3-4: {tokens} tokens in every head" in err
+
+
+def test_a_page_that_is_not_there_is_refused_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ask", "-m", "no-such-model", "-f", "scan.pdf", "Where?", "--pin", "scan.pdf:p2"]) == 2
+    *_, error, hint = capsys.readouterr().err.splitlines()
+    assert error == "error: scan.pdf has p1, p3, p4 and lines 1 to 5, not p2"
+    assert hint == "hint: write scan.pdf:p4"
+
+
+def test_pages_survive_a_session(loaded: LoadedModel) -> None:
+    talk = make_talk(loaded)
+    said = hold(talk, "/file scan.pdf", "Where?", "/pin scan.pdf:p3", "/files", "/evidence")
+    assert any(line.endswith(" · left out 1 page without text (page 2)") for line in said if " turn 1 " in line)
+    assert any("scan.pdf:p" in line for line in said)
+    again = make_talk(loaded)
+    again.chat.restore(Transcript.from_json(talk.chat.transcript().to_json()))
+    (page,) = again.chat.dialogue.pages()
+    assert [(place.line, place.name) for place in page.places] == [(1, "p1"), (3, "p3"), (5, "p4")]
+    assert [str(loss) for loss in page.losses] == ["1 page without text (page 2)"]
+    assert hold(again, "/pin") == ["scan.pdf:p3"]
+    assert hold(again, "/pin scan.pdf:p2")[0] == "error: scan.pdf has p1, p3, p4 and lines 1 to 5, not p2"

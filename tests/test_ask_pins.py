@@ -130,8 +130,8 @@ def test_with_each_a_pin_is_its_own_documents(ask: Ask) -> None:
 @pytest.mark.parametrize(
     ("pin", "message", "hint"),
     [
-        ("notes.md", "--pin 'notes.md' names no lines of a file", "write --pin FILE:10-40, or --pin FILE:10"),
-        ("notes.md:x", "--pin 'notes.md:x' names no lines of a file", "write --pin FILE:10-40, or --pin FILE:10"),
+        ("notes.md", "--pin 'notes.md' names no lines of a file", "write --pin FILE:10-40, or --pin FILE:p3"),
+        ("notes.md:x", "notes.md has lines 1 to 30, not x", "write notes.md:1-30"),
         ("notes.md:29-31", "notes.md has lines 1 to 30, not 29-31", "write notes.md:29-30"),
         ("notes.md:12-10", "notes.md has lines 1 to 30, not 12-10", "write notes.md:10-12"),
         ("notes.md:0", "notes.md has lines 1 to 30, not 0", "write notes.md:1"),
@@ -150,6 +150,6 @@ def test_how_a_document_is_named() -> None:
     named = ["docs/a.md:1", "./docs/a.md:2", "a.md:3", "b.md:4", "-:5-6"]
     found = resolve([parse_pin(text) for text in named], paths)
     assert [str(pin) for pin in found] == ["docs/a.md:1", "docs/a.md:2", "docs/a.md:3", "b.md:4", "-:5-6"]
-    assert parse_pin("C:\\notes.md:7") == Pin("C:\\notes.md", 7, 7)
+    assert parse_pin("C:\\notes.md:7") == Pin("C:\\notes.md", "7")
     with pytest.raises(UsageError):
         parse_pin(":3")

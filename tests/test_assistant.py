@@ -109,7 +109,7 @@ def test_what_is_read_for_any_question_is_saved_and_opened(engine: Assistant, no
 def test_pins_are_kept_whatever_the_budget(engine: Assistant, notes: str) -> None:
     documents, preset = uncomp.collect(notes), uncomp.preset("live", budget="25%", thinning="none")
     pinned = engine.read(documents, ["Which line?"], preset, pins=[f"{notes}:20-21"])
-    tokens = pinned.subject.places.tokens_of(notes, 20, 21)
+    tokens = pinned.subject.places.tokens_of(notes, "20-21")
     assert float(pinned.context.survival(max(tokens) + 1)[tokens].min()) == 1
     free = engine.read(documents, ["Which line?"], preset)
     assert float(free.context.survival(max(tokens) + 1)[tokens].min()) < 1

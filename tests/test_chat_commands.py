@@ -192,7 +192,7 @@ def test_why_and_evidence_and_pins(talk: Talk) -> None:
     assert hold(talk, "/evidence")[0] == "error: there is no answer to what was read last"
     hold(talk, "/budget 300", "/file long.txt", "/pin long.txt:10-12", "what?")
     survival, places = talk.chat.session.survival(), talk.chat.places()
-    pinned = places.tokens_of("long.txt", 10, 12)
+    pinned = places.tokens_of("long.txt", "10-12")
     assert float(survival[pinned.start : pinned.stop].min()) == 1
     assert float(survival.mean()) < 0.5
     assert any("heads keep" in line for line in hold(talk, "/why"))

@@ -88,9 +88,9 @@ def test_pins_follow_their_lines() -> None:
 @pytest.mark.parametrize(
     ("place", "says", "hint"),
     [
-        ("other.md", "names no lines", "--pin FILE:10"),
-        ("other.md:0", "has lines 1 to 2, not 0-0", "other.md:1-1"),
-        ("other.md:2-9", "has lines 1 to 2, not 2-9", "other.md:2-2"),
+        ("other.md", "names no lines", "--pin FILE:p3"),
+        ("other.md:0", "has lines 1 to 2, not 0", "/pin other.md:1"),
+        ("other.md:2-9", "has lines 1 to 2, not 2-9", "/pin other.md:2"),
         ("othr.md:1", "no document 'othr.md'", "did you mean other.md"),
         ("zzz:1", "no document 'zzz'", "a/notes.txt, other.md"),
     ],
@@ -109,7 +109,7 @@ def test_evidence_is_looked_for_in_documents_and_earlier_questions() -> None:
     assert [source.path for source in found] == ["a/notes.txt", "other.md", "[turn 1]"]
     places = Places(found, offsets)
     for path, line, text in (("a/notes.txt", 4, "second line"), ("other.md", 1, "# Other"), ("[turn 1]", 1, "hello")):
-        tokens = places.tokens_of(path, line, line)
+        tokens = places.tokens_of(path, str(line))
         assert everything[tokens.start : tokens.stop] == text
 
 

@@ -11,12 +11,14 @@ engine's do.
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import starmap
 from typing import TYPE_CHECKING
 
 from uncomp_cli.asking.material import resolve
 from uncomp_cli.asking.request import parse_pin
 from uncomp_cli.documents.collection import Document
-from uncomp_cli.documents.places import Source
+from uncomp_cli.documents.places import Source, lines_at
+from uncomp_cli.documents.text import Loss, Place
 from uncomp_cli.errors import UsageError
 from uncomp_cli.sessions.transcript import Attachment, Entry, Pin
 
@@ -37,18 +39,21 @@ class Page:
     entry: int
     first_char: int
     base: int
+    places: tuple[Place, ...] = ()
+    losses: tuple[Loss, ...] = ()
 
     @property
     def lines(self) -> list[str]:
         """Without line ends."""
         return self.text.split("\n")
 
-    def pin(self, first_line: int, last_line: int) -> Pin:
-        """A pin of these lines."""
+    def pin(self, where: str) -> Pin:
+        """A pin of lines or of a place. Raises UsageError for what is not there."""
+        count = len(self.lines)
+        first_line, last_line = lines_at(where, path=self.path, count=count, places=self.places, write="/pin ")
         begin = self.first_char + sum(len(line) + 1 for line in self.lines[: first_line - 1])
         text = "\n".join(self.lines[first_line - 1 : last_line])
-        lines = str(first_line) if first_line == last_line else f"{first_line}-{last_line}"
-        return Pin(self.entry, begin, begin + len(text), f"{self.path}:{lines}")
+        return Pin(self.entry, begin, begin + len(text), f"{self.path}:{where}")
 
 
 @dataclass(slots=True)
@@ -77,7 +82,7 @@ class Dialogue:
 
     def add(self, documents: Sequence[Document]) -> None:
         """Let documents wait for the next question; blank lines in front stay, so that lines are those of the file."""
-        self.pending += [Document(each.path, each.text.rstrip(), each.sha256) for each in documents]
+        self.pending += [replace(each, text=each.text.rstrip(), encoding=None) for each in documents]
 
     def question(self, text: str) -> Entry:
         """`text` as the next question, with the documents that wait for it."""
@@ -105,14 +110,14 @@ class Dialogue:
     def pages(self) -> list[Page]:
         """The documents of the conversation, in its order, those that wait for a question last."""
         return [
-            Page(each.path, each.sha256, entry.text[each.first_char : each.last_char], number, each.first_char, base)
+            Page(each.path, each.sha256, each.text, number, part.first_char, base, each.places, each.losses)
             for number, (base, entry) in enumerate(self.placed(self.waiting()))
-            for each in entry.attachments
+            for part, each in zip(entry.attachments, documents_in(entry), strict=True)
         ]
 
     def sources(self) -> list[Source]:
         """Where evidence may lie: the documents, and what the user wrote before the latest question."""
-        found = [_source(page.path, page.text, page.base + page.first_char) for page in self.pages()]
+        found = [_source(page.path, page.text, page.base + page.first_char, page.places) for page in self.pages()]
         asked = [(base, entry) for base, entry in self.placed() if entry.role == "user"]
         for number, (base, entry) in enumerate(asked[:-1], start=1):
             words = entry.spoken
@@ -126,17 +131,10 @@ class Dialogue:
         return tuple((bases[pin.entry] + pin.first_char, bases[pin.entry] + pin.last_char) for pin in kept)
 
     def pin_of(self, text: str) -> Pin:
-        """The pin that `FILE:10-40` or `FILE:10` names. Raises UsageError for what is not there."""
+        """The pin that `FILE:10-40`, `FILE:10` or `FILE:p3` names. Raises UsageError for what is not there."""
         found = self.pages()
         (wanted,) = resolve([parse_pin(text)], list(dict.fromkeys(page.path for page in found)))
-        page = _page(wanted.path, found)
-        first, last = wanted.first_line, wanted.last_line
-        count = len(page.lines)
-        if not 1 <= first <= last <= count:
-            low, high = sorted((min(max(first, 1), count), min(max(last, 1), count)))
-            hint = f"/pin {page.path}:{low}-{high}"
-            raise UsageError(f"{page.path} has lines 1 to {count}, not {first}-{last}", hint=hint)
-        return page.pin(first, last)
+        return _page(wanted.path, found).pin(wanted.where)
 
     def drop_pending(self) -> list[Document]:
         """Take out the documents that wait, and the pins in them; returns them."""
@@ -187,8 +185,8 @@ class Dialogue:
 
     def _pin_anew(self, pins: Sequence[Pin]) -> None:
         """The same lines where they stand now; what is not there any more is not pinned."""
-        paths = {page.path for page in self.pages()}
-        self.pins = [self.pin_of(pin.label) for pin in pins if pin.label.rpartition(":")[0] in paths]
+        begins = tuple(f"{page.path}:" for page in self.pages())
+        self.pins = [self.pin_of(pin.label) for pin in pins if pin.label.startswith(begins)]
 
     def _checked(self, count: int) -> list[list[Entry]]:
         found = self.exchanges
@@ -214,7 +212,16 @@ def _beginning(documents: Sequence[Document]) -> Entry:
     text, attachments = "", []
     for document in documents:
         text += (GAP if text else "") + ("" if document.bare else f"[{document.path}]\n")
-        attachments.append(Attachment(document.path, document.sha256, len(text), len(text) + len(document.text)))
+        attachments.append(
+            Attachment(
+                document.path,
+                document.sha256,
+                len(text),
+                len(text) + len(document.text),
+                tuple((place.line, place.name) for place in document.places),
+                tuple((loss.what, loss.count, loss.where) for loss in document.losses),
+            )
+        )
         text += document.text
     return Entry("user", text, attachments=tuple(attachments))
 
@@ -231,14 +238,21 @@ def _question(documents: Sequence[Document], text: str) -> Entry:
 def documents_in(entry: Entry) -> list[Document]:
     """The documents of a question."""
     return [
-        Document(each.path, entry.text[each.first_char : each.last_char], each.sha256, bare=not each.first_char)
+        Document(
+            each.path,
+            entry.text[each.first_char : each.last_char],
+            each.sha256,
+            places=tuple(starmap(Place, each.places)),
+            losses=tuple(starmap(Loss, each.losses)),
+            bare=not each.first_char,
+        )
         for each in entry.attachments
     ]
 
 
-def _source(path: str, text: str, first_char: int) -> Source:
+def _source(path: str, text: str, first_char: int, places: tuple[Place, ...] = ()) -> Source:
     """Of `text`, which begins at `first_char` among all messages."""
-    return Source(path, text, first_char + len(text) - len(text.lstrip()))
+    return Source(path, text, first_char + len(text) - len(text.lstrip()), places)
 
 
 def _page(name: str, known: list[Page]) -> Page:

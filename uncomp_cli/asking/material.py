@@ -42,7 +42,7 @@ def sources_of(documents: DocumentSet) -> list[Source]:
     """Where each document's text begins in the text of all."""
     sources, first_char = [], 0
     for document, (head, text) in zip(documents.documents, _parts(documents), strict=True):
-        sources.append(Source(document.path, document.text, first_char + len(head)))
+        sources.append(Source(document.path, document.text, first_char + len(head), document.places))
         first_char += len(head) + len(text)
     return sources
 
@@ -124,7 +124,13 @@ def describe_files(documents: DocumentSet, tokenizer: Any, cut: range) -> list[d
 
 def resolve(pins: Sequence[Pin], paths: Sequence[str]) -> tuple[Pin, ...]:
     """The pins with the documents' own `paths`: `./a.md` for `a.md`, or a file's name where one only has it."""
-    return tuple(replace(pin, path=_path(pin.path, paths)) for pin in pins)
+    return tuple(replace(pin, path=_path(pin.path, paths)) for pin in (_parted(pin, paths) for pin in pins))
+
+
+def _parted(pin: Pin, paths: Sequence[str]) -> Pin:
+    """The pin of the longest path that it begins with: the name of a place may have a colon too."""
+    path = max((path for path in paths if str(pin).startswith(f"{path}:")), key=len, default=pin.path)
+    return Pin(path, str(pin).removeprefix(f"{path}:"))
 
 
 def _path(named: str, paths: Sequence[str]) -> str:
@@ -137,7 +143,7 @@ def pinned_tokens(pins: Sequence[Pin], places: Places) -> list[int]:
     """The tokens of all pins. Raises UsageError for a document or lines that are not there."""
     found: set[int] = set()
     for pin in pins:
-        found.update(places.tokens_of(pin.path, pin.first_line, pin.last_line))
+        found.update(places.tokens_of(pin.path, pin.where))
     return sorted(found)
 
 

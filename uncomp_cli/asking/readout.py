@@ -291,7 +291,7 @@ def evidence_lines(found: Sequence[Evidence], *, width: int | None = None) -> It
     """`  handbook.md:120-121   34 %   92 %  "The badge is …"`, aligned below the titles, within `width` columns."""
     rows = [
         (
-            evidence.lines,
+            evidence.where,
             *(f"{_per_cent(value):>3} %" for value in (evidence.attention_share, evidence.kept_fraction)),
             f'"{_quoted(evidence.text)}"',
         )
@@ -305,7 +305,7 @@ def evidence_lines(found: Sequence[Evidence], *, width: int | None = None) -> It
 def evidence_warnings(found: Sequence[Evidence]) -> list[str]:
     """What was cited although hardly anything of it was left."""
     return [
-        f"{evidence.lines} was cited, but only {_per_cent(evidence.kept_fraction)} % of its keys and values were kept: "
+        f"{evidence.where} was cited, but only {_per_cent(evidence.kept_fraction)} % of its keys and values were kept: "
         "check the answer against it, or use a larger --budget"
         for evidence in found
         if evidence.mostly_evicted

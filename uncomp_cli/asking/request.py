@@ -156,29 +156,25 @@ def preset_line(preset: Preset) -> str:
 AUTOMATIC = "auto"
 """--cache by what was read: no cache is named."""
 DEFAULT_CACHE_SIZE = "2GiB"
-_PIN = re.compile(r"(?P<path>.+):(?P<first>\d{1,9})(?:-(?P<last>\d{1,9}))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Lines `first_line` to `last_line`, the first is 1, of a document."""
+    """A part of a document: lines, such as `10-40`, or a place, such as `p3` (documents/places.py reads it)."""
 
     path: str
-    first_line: int
-    last_line: int
+    where: str
 
     def __str__(self) -> str:
-        end = "" if self.first_line == self.last_line else f"-{self.last_line}"
-        return f"{self.path}:{self.first_line}{end}"
+        return f"{self.path}:{self.where}"
 
 
 def parse_pin(text: str) -> Pin:
-    """The pin that `FILE:10-40` or `FILE:10` writes; raises UsageError for anything else."""
-    match = _PIN.fullmatch(text.strip())
-    if match is None:
-        raise UsageError(f"--pin '{text}' names no lines of a file", hint="write --pin FILE:10-40, or --pin FILE:10")
-    first = int(match["first"])
-    return Pin(match["path"], first, int(match["last"] or first))
+    """The pin that `FILE:10-40`, `FILE:10` or `FILE:p3` writes; raises UsageError for anything else."""
+    path, _, where = text.strip().rpartition(":")
+    if not (path and where):
+        raise UsageError(f"--pin '{text}' names no lines of a file", hint="write --pin FILE:10-40, or --pin FILE:p3")
+    return Pin(path, where)
 
 
 @dataclass(frozen=True, slots=True)

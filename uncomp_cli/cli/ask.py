@@ -81,7 +81,7 @@ class AskOptions:
         option(
             "--pin",
             setting=False,
-            help="Lines of a document that are never dropped from the cache, such as notes.md:10-40; repeatable.",
+            help="Lines or pages that are never dropped from the cache: notes.md:10-40, report.pdf:p3; repeatable.",
             metavar="FILE:LINES",
             panel=TRUST_PANEL,
         ),

@@ -3,8 +3,9 @@
     text that was tokenized   … [a.md]\nFirst line\nSecond …        offsets[t] = (begin, end) of token t in it
     source                    where a document's text, stripped, begins in that text
 
-Lines are those of the file as the user has it: they end at "\n", and blank ones before the text count. A passage is a
-line, or of a long line its sentences, or of a long sentence as many words as make no long line.
+Lines are those of the file as the user has it: they end at "\n", and blank ones before the text count. Where they are
+ours and not the file's, a place says where they stand: `p3`, `Sales!A7`, `body` (text.py). A passage is a line, or of
+a long line its sentences, or of a long sentence as many words as make no long line.
 
 Evidence is the passages that an answer looked at most:
 
@@ -15,12 +16,14 @@ What was attended to is not what the answer must be true of: a share says where 
 well. What was evicted could not be looked at, so a passage that is mostly gone is named as such.
 """
 
+import difflib
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+from uncomp_cli.documents.text import Place
 from uncomp_cli.errors import UsageError, did_you_mean
 
 LONG_LINE_CHARS = 400
@@ -30,6 +33,8 @@ MOSTLY_EVICTED = 0.1
 Of needles that were found by the default model, with a third of the cache or less, 14 % or more were left.
 """
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=\S)|(?<=[。！？])(?=.)")
+_LINES = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
+_NUMBERED = re.compile(r"(.*?)([0-9]+)")
 _RUN = re.compile(rf".{{1,{LONG_LINE_CHARS}}}(?=\s|$)|.{{1,{LONG_LINE_CHARS}}}")
 
 
@@ -40,6 +45,7 @@ class Source:
     path: str
     text: str
     first_char: int
+    places: tuple[Place, ...] = ()
 
     @property
     def shift(self) -> int:
@@ -54,13 +60,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of a document, as lines (the first is 1) and as the range of its tokens."""
+    """A piece of a document, as lines (the first is 1) and as the range of its tokens; `place` is the lines' page."""
 
     path: str
     line_start: int
     line_end: int
     text: str
     tokens: range
+    place: str | None = None
 
 
 class Places:
@@ -74,18 +81,14 @@ class Places:
         self._begins = list(accumulate((begin for _, begin, _ in known), max))
         self._ends = list(accumulate((end for _, _, end in known), max))
 
-    def tokens_of(self, path: str, first_line: int, last_line: int) -> range:
-        """Every token that is part of lines `first_line` to `last_line`; empty where they were cut away or are blank.
+    def tokens_of(self, path: str, where: str) -> range:
+        """Every token of the lines that `where` names, as `lines_at` reads it; empty where they were cut or are blank.
 
-        Raises UsageError for a document that is not there, and for lines that it does not have.
+        Raises UsageError for a document that is not there, and for lines and places that it does not have.
         """
         source = self._source(path)
         lines = source.lines
-        if not 1 <= first_line <= last_line <= len(lines):
-            raise UsageError(
-                f"{path} has lines 1 to {len(lines)}, not {_shown(first_line, last_line)}",
-                hint=f"write {path}:{_shown(*_nearest(first_line, last_line, len(lines)))}",
-            )
+        first_line, last_line = lines_at(where, path=path, count=len(lines), places=source.places)
         begin = sum(len(line) + 1 for line in lines[: first_line - 1])
         text = "\n".join(lines[first_line - 1 : last_line])
         return self._between(*_trimmed(text, begin + source.shift))
@@ -96,13 +99,16 @@ class Places:
 
     def _passages(self, source: Source) -> Iterator[Passage]:
         at, taken = source.shift, 0
+        begun = [place.line for place in source.places]
         for number, line in enumerate(source.lines, start=1):
             for begin, text in _pieces(line):
                 tokens = self._between(*_trimmed(text, at + begin))
                 tokens = range(max(tokens.start, taken), tokens.stop)
                 if len(tokens):
                     taken = tokens.stop
-                    yield Passage(source.path, number, number, text.strip(), tokens)
+                    at_place = bisect_right(begun, number) - 1
+                    name = source.places[at_place].name if at_place >= 0 else None
+                    yield Passage(source.path, number, number, text.strip(), tokens, name)
             at += len(line) + 1
 
     def _source(self, path: str) -> Source:
@@ -134,6 +140,66 @@ def _trimmed(text: str, begin: int) -> tuple[int, int]:
     return begin + len(text) - len(text.lstrip()), begin + len(text.rstrip())
 
 
+def lines_at(where: str, *, path: str, count: int, places: Sequence[Place], write: str = "write ") -> tuple[int, int]:
+    """The first and the last line of `10-40`, `p3`, `p3-5`, `Sales!A7-9`, or `Sales`, of a text of `count` lines.
+
+    Raises UsageError for what is not there; `write` stands before what its hint wants written.
+    """
+    lines = _LINES.fullmatch(where)
+    if lines is not None:
+        first, last = int(lines[1]), int(lines[2] or lines[1])
+        if not 1 <= first <= last <= count:
+            hint = f"{write}{path}:{_shown(*_nearest(first, last, count))}"
+            raise UsageError(f"{path} has lines 1 to {count}, not {_shown(first, last)}", hint=hint)
+        return first, last
+    names = [place.name for place in places]
+    span = _span(where, names)
+    if span is None:
+        near = [*difflib.get_close_matches(where, names, n=1, cutoff=0.5), *names, _shown(1, count)][0]
+        raise UsageError(f"{path} has {_listed(names)}lines 1 to {count}, not {where}", hint=f"{write}{path}:{near}")
+    end = places[span[1] + 1].line - 1 if span[1] + 1 < len(places) else count
+    return places[span[0]].line, max(end, places[span[1]].line)
+
+
+def _span(where: str, names: Sequence[str]) -> tuple[int, int] | None:
+    """The first and the last of the places that are meant, by their numbers."""
+    whole = _places_of(where, names)
+    if whole is not None:
+        return whole
+    for dash in (i for i, letter in enumerate(where) if letter == "-"):
+        first, last = where[:dash], where[dash + 1 :]
+        numbered = _NUMBERED.fullmatch(first)
+        begins = ("", f"{first.rpartition('!')[0]}!", numbered[1] if numbered else "")
+        ends = [_places_of(begin + last, names) for begin in begins]
+        start, end = _places_of(first, names), next((each for each in ends if each is not None), None)
+        if start is not None and end is not None and start[0] <= end[1]:
+            return start[0], end[1]
+    return None
+
+
+def _places_of(name: str, names: Sequence[str]) -> tuple[int, int] | None:
+    """Where a place begins and ends among all, or the places of a sheet."""
+    wanted = name.casefold()
+    folded = [each.casefold() for each in names]
+    found = [i for i, each in enumerate(folded) if each == wanted]
+    found = found or [i for i, each in enumerate(folded) if each.startswith(f"{wanted}!")]
+    return (found[0], found[-1]) if found else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`p1, p2, p3 … p12 and `; nothing where there are none."""
+    shown = ", ".join(dict.fromkeys(names)) if len(names) <= 4 else f"{', '.join(names[:3])} … {names[-1]}"
+    return f"{shown} and " if names else ""
+
+
+def _joined(first: str | None, last: str | None) -> str | None:
+    """`p3`, `p3-5`, `Sales!A7-9`: places as `lines_at` reads them."""
+    if first is None or last is None or first == last:
+        return first
+    begun, ended = _NUMBERED.fullmatch(first), _NUMBERED.fullmatch(last)
+    return f"{first}-{ended[2] if begun and ended and begun[1] == ended[1] else last}"
+
+
 def _shown(first_line: int, last_line: int) -> str:
     return str(first_line) if first_line == last_line else f"{first_line}-{last_line}"
 
@@ -154,12 +220,12 @@ class Evidence:
     text: str
     attention_share: float
     kept_fraction: float
+    place: str | None = None
 
     @property
-    def lines(self) -> str:
-        """`handbook.md:120-121`, or `handbook.md:120`."""
-        end = "" if self.line_end == self.line_start else f"-{self.line_end}"
-        return f"{self.path}:{self.line_start}{end}"
+    def where(self) -> str:
+        """`report.pdf:p3`, where there are no places `handbook.md:120-121`, or `handbook.md:120`: as a pin names it."""
+        return f"{self.path}:{self.place or _shown(self.line_start, self.line_end)}"
 
     @property
     def mostly_evicted(self) -> bool:
@@ -205,7 +271,8 @@ def _evidence(run: Sequence[Passage], share: float, survival: Sequence[float]) -
     text = run[0].text
     for before, after in pairwise(run):
         text += ("\n" if after.line_start > before.line_end else " ") + after.text
-    return Evidence(run[0].path, run[0].line_start, run[-1].line_end, text, share, sum(kept) / tokens)
+    lines, place = (run[0].line_start, run[-1].line_end), _joined(run[0].place, run[-1].place)
+    return Evidence(run[0].path, *lines, text, share, sum(kept) / tokens, place)
 
 
 def _values(values: Sequence[float], tokens: range) -> Sequence[float]:

@@ -25,12 +25,17 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A document inside of an entry: `text[first_char:last_char]`, read from a file with this sha256."""
+    """A document inside of an entry: `text[first_char:last_char]`, read from a file with this sha256.
+
+    `places` are (first line, name) of its pages and the like, `losses` (what, how many, where) what was left out of it.
+    """
 
     path: str
     sha256: str
     first_char: Count
     last_char: Count
+    places: tuple[tuple[Count, str], ...] = ()
+    losses: tuple[tuple[str, Count, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

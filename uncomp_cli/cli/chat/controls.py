@@ -142,7 +142,8 @@ def list_files(talk: Talk, _: str) -> None:
         lines, tokens = format_count(len(page.lines)), format_count(count_tokens(chat.loaded.tokenizer, page.text))
         waits = " · waits for a question" if page.entry == len(chat.dialogue.entries) else ""
         share = "" if page.path not in kept else f" · kept {format_decimal(100 * kept[page.path])} %"
-        talk.tell(f"{page.path} · turn {page.entry // 2 + 1} · {lines} lines · {tokens} tokens{share}{waits}")
+        lost = f" · left out {', '.join(map(str, page.losses))}" if page.losses else ""
+        talk.tell(f"{page.path} · turn {page.entry // 2 + 1} · {lines} lines · {tokens} tokens{share}{waits}{lost}")
 
 
 def show_stats(talk: Talk, _: str) -> None:
