@@ -91,6 +91,23 @@ def test_an_answer_is_written_though_nobody_reads_standard_error(
     assert re.fullmatch(r"[a-z]{24}\n", out)
 
 
+@pytest.mark.parametrize("command", ["ask", "ask --json", "chat", "model"])
+def test_who_cannot_write_says_so_and_fails(document: Path, tiny_model: Path, command: str) -> None:
+    lines = {
+        "ask": ask(document, tiny_model, "Where?"),
+        "ask --json": ask(document, tiny_model, "Where?", "--json"),
+        "chat": ["chat", "-m", str(tiny_model), "--max-new-tokens", "8"],
+        "model": ["model", "list"],
+    }
+    code, _, err = start(*lines[command], stdin=b"hello\nagain\n", stdout="full").finish()
+    assert code == 1
+    failure = (
+        "error: standard output: No space left on device\nhint: check the path, its permissions and the free space\n"
+    )
+    assert err.endswith(failure)
+    assert err.count("error") == 1
+
+
 @pytest.mark.parametrize("plain", [False, True])
 def test_on_a_terminal_every_answer_has_its_heading(document: Path, tiny_model: Path, plain: bool) -> None:
     args = ask(document, tiny_model, "Where?", "-Q", "When\x1b[2J?", *(["--plain"] if plain else []))

@@ -135,6 +135,14 @@ def test_piped_lines_are_answered_on_a_clean_stdout(tiny_model: Path) -> None:
     assert (code, quiet_out, quiet_err) == (0, out[:17], "")
 
 
+def test_piped_lines_are_answered_though_nobody_reads_standard_error(tiny_model: Path) -> None:
+    running = start("chat", "-m", str(tiny_model), "--max-new-tokens", "16", stdin=b"hello\nagain\n")
+    os.close(running.readers.pop("stderr"))
+    code, out, _ = running.finish()
+    assert code == 0
+    assert re.fullmatch(r"[a-z]{16}\n[a-z]{16}\n", out)
+
+
 def test_a_line_that_is_no_text_is_refused_and_the_next_one_heard(tiny_model: Path) -> None:
     args = ["chat", "-m", str(tiny_model), "--max-new-tokens", "16", "-q"]
     code, out, err = start(*args, stdin=b"h\xe9llo\nhello").finish()

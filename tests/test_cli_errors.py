@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,33 @@ def test_a_full_disk_is_no_internal_error(monkeypatch: pytest.MonkeyPatch, capsy
     fail_with(monkeypatch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk/x"))
     assert run(["model", "list"]) == 1
     assert capsys.readouterr().err.startswith("error: disk/x: No space left on device\nhint: ")
+
+
+@pytest.mark.parametrize("command", ["ask", "chat", "model list"])
+def test_few_descriptors_are_enough_or_the_limit_is_named(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("The harbour was quiet.")
+    (tmp_path / "typed.txt").write_text("hello\n")
+    told = ["-m", str(tiny_model), "-f", str(tmp_path / "notes.txt"), "--max-new-tokens", "4", "-q"]
+    args = {"ask": ["ask", *told, "Where?"], "chat": ["chat", *told], "model list": ["model", "list"]}[command]
+    most, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    codes = []
+    for free in range(12):
+        with (tmp_path / "typed.txt").open() as typed, monkeypatch.context() as patched:
+            patched.setattr(sys, "stdin", typed)
+            held = {int(each.name) for each in Path("/proc/self/fd").iterdir()}
+            resource.setrlimit(resource.RLIMIT_NOFILE, ([n for n in range(most) if n not in held][free], allowed))
+            try:
+                codes.append(run(args))
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, allowed))
+        said = capsys.readouterr().err
+        assert codes[-1] == 0 or (codes[-1] == 1 and "Too many open files" in said and "ulimit -n allows " in said), (
+            said
+        )
+    assert codes == sorted(codes, reverse=True)
+    assert codes[-1] == 0
 
 
 @pytest.mark.parametrize("args", [["--debug", "model", "list"], ["model", "list", "--debug"]])

@@ -241,6 +241,8 @@ def test_a_small_address_space_ends_as_out_of_memory(tiny_model: Path, tmp_path:
 
 
 def test_too_few_descriptors_are_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (8, 8))
     failure = failure_of(OSError(24, "Too many open files"))
+    assert failure.message == "Too many open files (ulimit -n allows 8)"
     assert failure.hint is not None
     assert "ulimit -n" in failure.hint

@@ -14,6 +14,7 @@ only the command line prints and exits.
 
 import difflib
 import errno
+import os
 import resource
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _MEMORY_WORDS = (
     *("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory"),
     *("bad_alloc", "failed to map segment", "error return without exception set"),  # native code in a small process
 )
+_FILES_WORDS = os.strerror(errno.EMFILE)
 _LEAST_ADDRESS_BYTES = 800 * 2**20
 _MEMORY_HINT = "use a smaller --budget, a shorter document or --quantize int8"
 _DEBUG_HINT = "run it again with --debug for the traceback, and report it"
@@ -134,14 +136,20 @@ class Failure:
 
 def failure_of(error: BaseException) -> Failure:
     """What is told of any error; of one that nobody foresaw, what it is called."""
+    if _FILES_WORDS in f"{error} {error.__cause__}":
+        message, _, code = _told(error)
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return Failure(f"{message} (ulimit -n allows {most})", "allow more open files: ulimit -n 1024", code)
+    return Failure(*_told(error))
+
+
+def _told(error: BaseException) -> tuple[str, str | None, int]:
     if isinstance(error, UncompError):
-        return Failure(error.message, error.hint, error.exit_code)
+        return error.message, error.hint, error.exit_code
     if is_out_of_memory(error):
-        return Failure(f"out of memory{memory_sizes()}", _MEMORY_HINT, OutOfMemoryError.exit_code)
+        return f"out of memory{memory_sizes()}", _MEMORY_HINT, OutOfMemoryError.exit_code
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            return Failure(f"{place}{error.strerror}", "allow more open files: ulimit -n 1024", 1)
-        return Failure(f"{place}{error.strerror}", "check the path, its permissions and the free space", 1)
+        return f"{place}{error.strerror}", "check the path, its permissions and the free space", 1
     detail = f": {error}" if str(error) else ""
-    return Failure(f"internal error: {type(error).__name__}{detail}", _DEBUG_HINT, 1)
+    return f"internal error: {type(error).__name__}{detail}", _DEBUG_HINT, 1

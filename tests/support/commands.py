@@ -38,7 +38,7 @@ PRELOADED = [
     "sentencepiece", "matplotlib.figure", "uncomp_cli.cli.chat.loop", "prompt_toolkit", "pydantic.types",
 ]  # fmt: skip
 """What the commands import when they run: half a second of every process that would begin without it."""
-Kind = Literal["pipe", "tty", "null"]
+Kind = Literal["pipe", "tty", "null", "full"]
 
 
 @dataclass
@@ -170,10 +170,10 @@ def start(
 
 
 def _ends(kind: Kind) -> tuple[int, int]:
-    if kind == "null":
+    if kind in ("null", "full"):
         reader, writer = os.pipe()
         os.close(writer)
-        return reader, os.open(os.devnull, os.O_WRONLY)
+        return reader, os.open(f"/dev/{kind}", os.O_WRONLY)
     return pty.openpty() if kind == "tty" else os.pipe()
 
 

@@ -26,7 +26,7 @@ from uncomp_cli.cli.declare.failures import end_on_signals, ended_by, show_failu
 from uncomp_cli.cli.declare.settings import load_default_map, split_variables
 from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.errors import UsageError
-from uncomp_cli.ui.console import Terminal, strip_controls
+from uncomp_cli.ui.console import STDOUT, Terminal, strip_controls
 
 PROGRAM = "uncomp"
 COMMANDS = {
@@ -123,6 +123,8 @@ def run(args: Sequence[str]) -> int:
     except SystemExit as leaving:
         return _exit_code(leaving.code)
     except BaseException as error:  # an interrupt, and what libraries in Rust raise
+        if isinstance(error, OSError) and error.filename == STDOUT:
+            _drop_stdout()
         return _report(error, debug=debug, plain="--plain" in hoisted, no_color="--no-color" in hoisted)
 
 
@@ -202,6 +204,6 @@ class _Unread(io.FileIO):
 
 
 def _drop_stdout() -> None:
-    """Nobody reads any more: let the interpreter's last flush go nowhere instead of complaining."""
+    """What it still holds cannot be written: let the interpreter's last flush go nowhere instead of complaining."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, sys.stdout.fileno())

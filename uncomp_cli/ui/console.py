@@ -10,6 +10,7 @@ cursor, retitle the window, fill the clipboard or turn the order of letters roun
 """
 
 import csv
+import io
 import json
 import os
 import sys
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 
 StreamName = Literal["stdout", "stderr"]
+STDOUT = "standard output"
+"""The name of what an error is about that could not be written there."""
 
 _TEXT_KEPT = "\n\t"
 _ENDS_OF_LINES = "\n\t\x0b\x0c\x85\u2028\u2029"  # what becomes a space where a text must be one line
@@ -94,8 +97,7 @@ class Terminal:
 
     def write_answer(self, text: str) -> None:
         """A piece of the answer, on standard output, at once."""
-        self.stdout.write(strip_controls(text) if self.stdout_is_terminal else text)
-        self.stdout.flush()
+        self._put(strip_controls(text) if self.stdout_is_terminal else text)
 
     def write_thought(self, text: str) -> None:
         """A piece of what the model thinks, dimmed on standard error, where that is wanted."""
@@ -108,8 +110,7 @@ class Terminal:
 
     def write_json(self, record: Mapping[str, object] | Sequence[object]) -> None:
         """One JSON value, on one line of standard output; what a terminal would obey is escaped in it."""
-        self.stdout.write(json.dumps(record, ensure_ascii=False, allow_nan=False).translate(_JSON) + "\n")
-        self.stdout.flush()
+        self._put(json.dumps(record, ensure_ascii=False, allow_nan=False).translate(_JSON) + "\n")
 
     def write_line(self, text: str = "") -> None:
         """A line of the asked-for report, on standard output."""
@@ -119,8 +120,7 @@ class Terminal:
         """What the answer below is to, on standard output: bold where there is colour."""
         line = strip_controls(text, single_line=True)
         coloured = self.colour and self.stdout_is_terminal
-        self.stdout.write(f"{_BOLD}{line}{_RESET}\n" if coloured else f"{line}\n")
-        self.stdout.flush()
+        self._put(f"{_BOLD}{line}{_RESET}\n" if coloured else f"{line}\n")
 
     def write_tables(self, tables: Sequence[Table], *, wide: bool = False) -> None:
         """Tables with their titles and notes, a blank line between them."""
@@ -145,10 +145,11 @@ class Terminal:
 
     def write_csv(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """A table for a spreadsheet, on standard output."""
-        written = csv.writer(self.stdout, lineterminator="\n")
+        text = io.StringIO()
+        written = csv.writer(text, lineterminator="\n")
         for row in (columns, *rows):
             written.writerow([strip_controls(cell) if isinstance(cell, str) else cell for cell in row])
-        self.stdout.flush()
+        self._put(text.getvalue())
 
     def note(self, text: str) -> None:
         """A remark for the user, on standard error, unless quiet."""
@@ -231,8 +232,15 @@ class Terminal:
         return [clean] if width is None else wrapped(clean, width, indent=" " * min(indent, width // 4))
 
     def _write_report(self, lines: Iterable[str]) -> None:
-        self.stdout.write("".join(f"{line}\n" for line in lines))
-        self.stdout.flush()
+        self._put("".join(f"{line}\n" for line in lines))
+
+    def _put(self, text: str) -> None:
+        """Write to standard output, now; what goes wrong with it names it."""
+        try:
+            self.stdout.write(text)
+            self.stdout.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, STDOUT) from error
 
 
 def _columns(stream: TextIO) -> int:

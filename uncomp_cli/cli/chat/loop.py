@@ -208,9 +208,9 @@ class Loop:
             return False
         except KeyboardInterrupt:
             self.talk.say("[stopped]")
-        except BrokenPipeError:  # nobody reads any more
-            raise
         except Exception as error:
+            if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and not self._asks):
+                raise  # nobody reads any more, or sees that all that follows will fail too
             show_failure(_in_chat(error), self.talk.terminal)
         finally:
             self._save()
