@@ -44,11 +44,12 @@ class _Reply:
     names: tuple[str, ...] = ()
     losses: tuple[Loss, ...] = ()
     encoding: str | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, text: Text) -> Self:
-        places = text.places
-        return cls(text.text, tuple(p.line for p in places), tuple(p.name for p in places), text.losses, text.encoding)
+        lines, names = tuple(each.line for each in text.places), tuple(each.name for each in text.places)
+        return cls(text.text, lines, names, text.losses, text.encoding, text.notes)
 
     def whole(self) -> Text:
         """The text; halves of characters, of which broken fonts have some, are joined or marked."""
@@ -58,7 +59,7 @@ class _Reply:
             text.encode()
         except UnicodeEncodeError:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return Text(text, places, self.losses, self.encoding)
+        return Text(text, places, self.losses, self.encoding, self.notes)
 
 
 class Crew:

@@ -1,14 +1,19 @@
 """Bytes to text that has no format but itself.
 
-Text is decoded by its byte order mark, then as UTF-8, then as what charset-normalizer finds most likely. NUL bytes
-without a mark mean a binary file, so UTF-16 without a mark is refused rather than guessed. Line ends become `\\n`;
-nothing else in the text is changed. The guess can be wrong for short texts: `Text.encoding` shows it.
+What the user says of the encoding counts, then a byte order mark. What is nearly all UTF-8 is UTF-8: its few broken
+bytes are counted, and no reason to read the rest as something else. What has NUL bytes may be UTF-16 or UTF-32; the
+rest is taken for what its letters make likeliest (alphabets.py), and that is said. Line ends become `\\n`; nothing else
+in the text is changed.
 """
 
 import codecs
+import re
+import unicodedata
+from encodings.aliases import aliases
 
-from uncomp_cli.documents.text import Text, Wishes
-from uncomp_cli.errors import DocumentError
+from uncomp_cli.documents.alphabets import likeliest
+from uncomp_cli.documents.text import Loss, Text, Wishes
+from uncomp_cli.errors import DocumentError, UsageError, did_you_mean
 
 # UTF-32 first: its little-endian mark begins with the mark of UTF-16.
 _MARKS = (
@@ -18,29 +23,35 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_ENCODING_HINT = "save it as UTF-8 text, or convert it: iconv -f ENCODING -t UTF-8"
+_WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+_ENCODING_HINT = "say which it is with --encoding NAME, or save it as UTF-8 text"
+_BROKEN = "\ufffd"
+_MOST_BROKEN = 0.01
+_MOST_SPREAD = 0.6
+_CONTROLS = re.compile("[\x01-\x08\x0e-\x1a\x1c-\x1f]")
 
 
 def read(data: bytes, wishes: Wishes) -> Text:
     """Plain text, markup and source code: decoded, and otherwise as it is."""
-    text, encoding = decode_text(data)
-    return Text(text, encoding=encoding)
+    return decode(data, wishes.encoding)
 
 
 def decode_text(data: bytes) -> tuple[str, str]:
-    """Text with `\\n` line ends, and the name of the encoding; DocumentError for bytes that are no text."""
-    encoding = _marked_encoding(data)
-    if encoding is None and b"\0" in data:
-        raise DocumentError("it is a binary file (it has NUL bytes)", hint="name a text, HTML, PDF or Word document")
-    try:
-        text = data.decode(encoding or "utf-8")
-    except UnicodeDecodeError as error:
-        if encoding is not None:
-            raise DocumentError(
-                f"it is marked as {encoding} and is not valid {encoding}", hint=_ENCODING_HINT
-            ) from error
-        text, encoding = _guess(data)
-    return normalise_newlines(text), (encoding or "utf-8").removesuffix("-sig")
+    """The text, and the name of its encoding; DocumentError for bytes that are no text."""
+    found = decode(data)
+    return found.text, found.encoding or ""
+
+
+def decode(data: bytes, encoding: str = "") -> Text:
+    """Text with `\\n` line ends, and what was broken of it. Raises DocumentError for bytes that are no text."""
+    if encoding:
+        return _named(data, encoding, "it is not valid")
+    marked = next((name for mark, name in _MARKS if data.startswith(mark)), None)
+    if marked is not None:
+        return _named(data, marked, f"it is marked as {marked.removesuffix('-sig')} and is not valid")
+    if b"\0" in data:
+        return _with_nuls(data)
+    return _unmarked(data)
 
 
 def normalise_newlines(text: str) -> str:
@@ -48,14 +59,101 @@ def normalise_newlines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _marked_encoding(data: bytes) -> str | None:
-    return next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
+def check_encoding(name: str) -> str:
+    """The name of an encoding of text. Raises UsageError for what is none, with the nearest that is."""
+    try:
+        b"x".decode(name)
+    except (LookupError, ValueError) as error:
+        known = sorted({alias.replace("_", "-") for pair in aliases.items() for alias in pair})
+        hint = did_you_mean(name.lower().replace("_", "-"), known, "utf-8, utf-16, windows-1252, iso-8859-2, koi8-r, …")
+        raise UsageError(f"encoding '{name}' is not known", hint=hint) from error
+    return name
 
 
-def _guess(data: bytes) -> tuple[str, str]:
-    from charset_normalizer import from_bytes
+def _named(data: bytes, encoding: str, fault: str) -> Text:
+    """The text in an encoding that is known; some broken bytes are counted, many raise DocumentError."""
+    name = encoding.removesuffix("-sig")
+    text = data.decode(encoding, "replace")
+    broken = text.count(_BROKEN) - _said(data, encoding)
+    if broken > max(1, _MOST_BROKEN * len(text)) or broken == len(text) > 0 or (broken and len(text) < 4):
+        raise DocumentError(f"{fault} {name}", hint=_ENCODING_HINT)
+    return _text(text, name, broken)
 
-    best = from_bytes(data).best()
-    if best is None:
+
+def _said(data: bytes, encoding: str) -> int:
+    """How often the sign for broken bytes stands in the text itself."""
+    try:
+        return data.count(_BROKEN.encode(encoding.removesuffix("-sig")))
+    except UnicodeEncodeError:
+        return 0
+
+
+def _unmarked(data: bytes, nuls: int = 0) -> Text:
+    try:
+        return _text(data.decode(), "utf-8", 0, nuls)
+    except UnicodeDecodeError:
+        text = data.decode(errors="replace")
+    said = _said(data, "utf-8")
+    broken, whole = text.count(_BROKEN) - said, sum(sign > "\x7f" for sign in text) - text.count(_BROKEN) + said
+    is_utf8 = (whole and broken <= max(1, whole // 4)) or _is_torn(data)
+    guessed = None if is_utf8 else likeliest(data)
+    if guessed is not None:
+        return _guessed(data, guessed, nuls)
+    if broken > max(1, _MOST_BROKEN * len(text)) and broken > whole // 4:
         raise DocumentError("it is a binary file, or text in an unknown encoding", hint=_ENCODING_HINT)
-    return str(best), best.encoding
+    return _text(text, "utf-8", broken, nuls)
+
+
+def _is_torn(data: bytes) -> bool:
+    """Whether all is UTF-8 but for two or three bytes of a sign at the end, which is cut off."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        decoder.decode(data)
+    except UnicodeDecodeError:
+        return False
+    return len(decoder.getstate()[0]) > 1
+
+
+def _guessed(data: bytes, encoding: str, nuls: int) -> Text:
+    text = data.decode(encoding, "replace")
+    if len(_CONTROLS.findall(text)) > _MOST_BROKEN * len(text):
+        raise DocumentError("it is a binary file, or text in an unknown encoding", hint=_ENCODING_HINT)
+    note = f"its encoding is not said, and was taken for {encoding}; --encoding NAME says another"
+    return _text(text, encoding, text.count(_BROKEN), nuls, note)
+
+
+def _with_nuls(data: bytes) -> Text:
+    """UTF-16 or UTF-32 without a mark, by which of the two halves of its signs is the same again and again."""
+    found = [(spread, name) for name in _WIDE if (spread := _spread(data, name)) is not None]
+    if found:
+        _, name = min(found)
+        note = f"its encoding is not said, and was taken for {name}; --encoding NAME says another"
+        return _text(data.decode(name, "replace"), name, len(data) % (4 if "32" in name else 2), 0, note)
+    nuls = data.count(0)
+    if nuls > _MOST_BROKEN * len(data):
+        raise DocumentError("it is a binary file (it has NUL bytes)", hint="name a text, HTML, PDF or Word document")
+    return _unmarked(data.replace(b"\0", b""), nuls)
+
+
+def _spread(data: bytes, encoding: str) -> float | None:
+    """How many blocks of 256 signs the text has for its length; None where it is none in this encoding."""
+    unit = 4 if "32" in encoding else 2
+    head = data[: 2**14 // unit * unit]
+    try:
+        text = head[: len(head) // unit * unit].decode(encoding)
+    except UnicodeDecodeError:
+        return None
+    odd = sum(unicodedata.category(sign) in ("Cc", "Cn", "Co", "Cs") and sign not in "\t\n\r\f" for sign in text)
+    if not text or odd > _MOST_BROKEN * len(text):
+        return None
+    spread = len({ord(sign) >> 8 for sign in text}) / len(text)
+    return spread if spread <= _MOST_SPREAD else None
+
+
+def _text(text: str, encoding: str, broken: int, nuls: int = 0, note: str = "") -> Text:
+    lost = [
+        (broken, f"byte that is no {encoding}", f"bytes that are no {encoding}"),
+        (nuls, "NUL byte", "NUL bytes"),
+    ]
+    losses = tuple(Loss(one if count == 1 else many, count) for count, one, many in lost if count)
+    return Text(normalise_newlines(text), (), losses, encoding, (note,) if note else ())

@@ -74,12 +74,16 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A file's text with `\\n` line ends; `encoding` is None where the format and not the bytes decides."""
+    """A file's text with `\\n` line ends; `encoding` is None where the format and not the bytes decides.
+
+    `notes` complete the sentence "report.txt: …": what must be said of how it was read, and is no loss.
+    """
 
     text: str
     places: tuple[Place, ...] = ()
     losses: tuple[Loss, ...] = ()
     encoding: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def joined(parts: Iterable[tuple[str, str]], *, between: str = "\n\n") -> tuple[str, tuple[Place, ...]]:
