@@ -68,10 +68,10 @@ def test_documents(refused: Refused, name: str, content: bytes | None, code: int
 
 
 def test_an_unreadable_document(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(path: Path) -> bytes:
+    def denied(path: Path, most_bytes: int) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr("uncomp_cli.documents.collection.take_file", denied)
     assert refused(*about()) == (1, "cannot read 'notes.txt': Permission denied", "ls -l notes.txt")
 
 

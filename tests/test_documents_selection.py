@@ -173,7 +173,7 @@ def test_names_with_control_characters_are_shown_without(here: Path) -> None:
 def test_a_slip_in_the_last_path_does_not_wait_for_the_first_file(monkeypatch: pytest.MonkeyPatch) -> None:
     write("a.txt")
     read: list[Path] = []
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or b"text")
+    monkeypatch.setattr("uncomp_cli.documents.collection.take_file", lambda path, _: read.append(path) or b"text")
     refused("a.txt", "b.txt")
     assert read == []
 

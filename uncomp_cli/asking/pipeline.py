@@ -22,7 +22,7 @@ from uncomp_cli.asking.queue import Queue
 from uncomp_cli.asking.request import Request, check_text
 from uncomp_cli.asking.startup import check_context_fits, check_grows, during, fetch, lengthen_for, load
 from uncomp_cli.asking.subject import check_saving
-from uncomp_cli.documents.collection import DocumentSet, has_data, read_documents
+from uncomp_cli.documents.collection import DocumentSet, has_data, reading
 from uncomp_cli.documents.places import Places
 from uncomp_cli.errors import UsageError
 
@@ -173,6 +173,6 @@ def gather_documents(request: Request) -> Generator[Event, None, DocumentSet]:
         yield Warned("standard input is not read; add -f - to make it a document")
     buffer = None if stdin is None else stdin.buffer
     paths = request.paths or (_STDIN,)
-    documents = read_documents(paths, include=request.include, stdin=buffer, patient=request.each)
+    documents = yield from reading(paths, include=request.include, stdin=buffer, patient=request.each)
     yield from told(documents)
     return documents

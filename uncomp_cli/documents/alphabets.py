@@ -83,7 +83,7 @@ _HEBREW = (_Language("יהולאתרבמשנקעדפחצגטזכםסןךףץ"),)
 _ARABIC = (_Language("ايلمونتربةعدسفهكقحجىشصطخءزأضإغذثئظؤآ،"),)
 _THAI = (_Language("านรอกเง่มยลวดทส้ตะัิีปบคหแจพชขใไโุู็ผซถณศธภญษฉ์ึำฐฎ"),)
 
-_USUAL: Mapping[str, tuple[_Language, ...]] = {
+_USUAL: dict[str, tuple[_Language, ...]] = {
     "windows-1252": _WEST,
     "windows-1250": _CENTRAL,
     "windows-1251": _CYRILLIC,
@@ -104,7 +104,7 @@ _USUAL: Mapping[str, tuple[_Language, ...]] = {
     "koi8-u": _CYRILLIC,
     "cp874": _THAI,
 }
-_OLD: Mapping[str, tuple[_Language, ...]] = {
+_OLD: dict[str, tuple[_Language, ...]] = {
     "cp866": _CYRILLIC,
     "cp850": _WEST,
     "cp852": _CENTRAL,

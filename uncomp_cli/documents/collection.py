@@ -6,24 +6,24 @@ reason. What a file has that its text has not is in `Document.losses`. Formats a
 """
 
 import array
-import hashlib
 import os
-import shlex
 import stat
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from uncomp_cli.documents.formats import extract
+from uncomp_cli.documents.intake import Refusal, Source, Taken, take_all, take_file, take_stream
 from uncomp_cli.documents.selection import Candidate, Selection, nothing_readable, select, shown
-from uncomp_cli.documents.text import Loss, Place
-from uncomp_cli.errors import DocumentError, DoesNotFitError, UncompError, UsageError
-from uncomp_cli.schema import inside
+from uncomp_cli.documents.text import NO_WISHES, Loss, Place, Wishes
+from uncomp_cli.errors import DocumentError, UncompError, UsageError
+from uncomp_cli.steps import Progress, finished
 
 _LISTED = 3
 _STDIN = "-"
+_STDIN_CANDIDATE = Candidate(Path(_STDIN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class Document:
     """A document's text; `path` as shown to the user ("-" is stdin), `sha256` of the raw bytes, `\\n` line ends.
 
     `encoding` is None where the format, not the bytes, decides (PDF, Word), and where it is not known any more;
-    `places` name pages and the like. In a conversation its name stands in front of it, unless it is `bare`.
+    `places` name pages and the like, `notes` say what is no loss and must be known. In a conversation its name stands
+    in front of it, unless it is `bare`.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Document:
     encoding: str | None = None
     places: tuple[Place, ...] = ()
     losses: tuple[Loss, ...] = ()
+    notes: tuple[str, ...] = ()
     bare: bool = False
 
 
@@ -64,13 +66,15 @@ class DocumentSet:
         """What was left out: files in one line, when they are many by reasons, and of every document its losses."""
         lost = [each for each in self.documents if each.losses]
         found = [Remark(f"skipped {path}: {reason}") for path, reason in self.skipped]
-        return [*_together(found, self.skipped), *_lost_in_all(lost, [_lost(each) for each in lost])]
+        lines = [*_together(found, self.skipped), *_lost_in_all(lost, [_lost(each) for each in lost])]
+        return lines + _noted([(each.path, note) for each in self.documents for note in each.notes])
 
     @property
     def warnings(self) -> list[str]:
         """The same for a record, with all that was lost of every document."""
         lost = (f"{each.path}: left out {loss}" for each in self.documents for loss in each.losses)
-        return [*(remark.text for remark in DocumentSet((), self.skipped).remarks), *lost]
+        noted = (f"{each.path}: {note}" for each in self.documents for note in each.notes)
+        return [*(remark.text for remark in DocumentSet((), self.skipped).remarks), *lost, *noted]
 
 
 def _together(found: list[Remark], skipped: Sequence[tuple[str, str]]) -> list[Remark]:
@@ -107,23 +111,51 @@ def _lost_in_all(lost: Sequence[Document], found: list[Remark]) -> list[Remark]:
     return [Remark(text, tuple(line for each in found for line in (each.text, *each.more)))]
 
 
+def _noted(notes: Sequence[tuple[str, str]]) -> list[Remark]:
+    """`old.txt: its encoding is …`, and where many documents have notes, those together that are the same."""
+    found = [f"{path}: {note}" for path, note in notes]
+    if len(found) <= 2 * _LISTED:
+        return [Remark(text) for text in found]
+    counts = Counter(note for _, note in notes)
+    return [Remark(f"{count:,} documents: {note}; -v lists them", tuple(found)) for note, count in counts.items()]
+
+
 def collect(*paths: str, include: Sequence[str] = ()) -> DocumentSet:
     """Files, directories and globs as texts: `read_documents` for who has no standard input to read."""
     return read_documents(paths, include=include)
 
 
 def read_documents(
-    paths: Sequence[str], *, include: Sequence[str] = (), stdin: BinaryIO | None = None, patient: bool = False
+    paths: Sequence[str],
+    *,
+    include: Sequence[str] = (),
+    stdin: BinaryIO | None = None,
+    patient: bool = False,
+    wishes: Wishes = NO_WISHES,
 ) -> DocumentSet:
+    """What `reading` reads, for who does not ask how far it is."""
+    return finished(reading(paths, include=include, stdin=stdin, patient=patient, wishes=wishes))
+
+
+def reading(
+    paths: Sequence[str],
+    *,
+    include: Sequence[str] = (),
+    stdin: BinaryIO | None = None,
+    patient: bool = False,
+    wishes: Wishes = NO_WISHES,
+) -> Generator[Progress, None, DocumentSet]:
     """Read files, directories, globs and `-` (`stdin`); `include` globs choose inside directories.
 
     UsageError: a path that is not there, or under which nothing can be read. DocumentError or DoesNotFitError: a named
     file that cannot be read, is binary, damaged, encrypted, empty or too large. `patient`: these are `failures`.
     """
-    reading = _Reading(stdin, patient=patient)
-    for selection in [*reading.selected(paths, include)]:  # a slip in the last path does not wait for the first file
-        reading.add(selection)
-    return DocumentSet(tuple(reading.documents.values()), tuple(reading.skipped.values()), tuple(reading.failures))
+    found = _Reading(stdin, patient=patient)
+    selections = [*found.selected(paths, include)]  # a slip in the last path does not wait for the first file
+    yield from found.take(selections, wishes)
+    for selection in selections:
+        found.add(selection)
+    return DocumentSet(tuple(found.documents.values()), tuple(found.skipped.values()), tuple(found.failures))
 
 
 class _Reading:
@@ -134,19 +166,42 @@ class _Reading:
         self.skipped: dict[Hashable, tuple[str, str]] = {}
         self.failures: list[tuple[str, UncompError]] = []
         self._stdin, self._patient = stdin, patient
+        self._taken: dict[Hashable, Taken | Refusal] = {}
 
     def selected(self, paths: Sequence[str], include: Sequence[str]) -> Iterator[Selection]:
         """What each of the paths stands for."""
         for path in paths:
             try:
-                yield Selection(path, True, ()) if path == _STDIN else select(path, include=include)
+                yield self._stdin_selected() if path == _STDIN else select(path, include=include)
             except UncompError as error:
                 self._fail(shown(path), error)
 
+    def _stdin_selected(self) -> Selection:
+        if self._stdin is None:
+            raise UsageError(
+                "'-' names standard input, which is not there", hint="pipe a document in: cat FILE | uncomp"
+            )
+        return Selection(_STDIN, True, (_STDIN_CANDIDATE,))
+
+    def take(self, selections: Sequence[Selection], wishes: Wishes) -> Generator[Progress, None, None]:
+        """Read what may be opened of all of them; nothing behind a named file that cannot be read, unless patient."""
+        sources: dict[Hashable, Source] = {}
+        for selection in selections:
+            for candidate in (each for each in selection.candidates if not each.refusal):
+                sources.setdefault(_identity(candidate), self._source(selection, candidate))
+        taken = yield from take_all([*sources.values()], wishes)
+        self._taken = dict(zip(sources, taken, strict=False))
+
+    def _source(self, selection: Selection, candidate: Candidate) -> Source:
+        needed, name, path = selection.named and not self._patient, _name(selection, candidate), candidate.path
+        if candidate is _STDIN_CANDIDATE and self._stdin is not None:
+            return Source("standard input", partial(take_stream, self._stdin), "", needed)
+        return Source(name, partial(take_file, path), path.suffix.lower(), needed)
+
     def add(self, selection: Selection) -> None:
-        """Read what a path stands for."""
+        """Keep what was read of what a path stands for."""
         try:
-            self._add_stdin() if selection.argument == _STDIN else self._add(selection)
+            self._add(selection)
         except UncompError as error:
             self._fail(shown(selection.argument), error)
 
@@ -155,54 +210,42 @@ class _Reading:
             raise error
         self.failures.append((path, error))
 
-    def _add_stdin(self) -> None:
-        if _STDIN in self.documents:
-            return
-        if self._stdin is None:
-            raise UsageError(
-                "'-' names standard input, which is not there", hint="pipe a document in: cat FILE | uncomp"
-            )
-        with inside("cannot read standard input"):
-            self._keep(_STDIN, _STDIN, self._stdin.read(), suffix="")
-
     def _add(self, selection: Selection) -> None:
         refusals: list[tuple[str, UncompError]] = []
         for candidate in selection.candidates:
-            key = _identity(candidate.path)
+            key, name = _identity(candidate), _name(selection, candidate)
             if key in self.documents:
                 continue
-            name = shown(selection.argument if selection.named else candidate.path)
-            try:
-                with inside(f"cannot read {name!r}" if selection.named else ""):
-                    self._read(key, name, candidate)
-            except (DocumentError, DoesNotFitError) as error:
-                if selection.named:
-                    raise
-                refusals.append((name, error))
-                self.skipped[key] = (name, error.message)
+            found = DocumentError(candidate.refusal) if candidate.refusal else self._taken[key]
+            if isinstance(found, Taken):
+                self.documents[key] = _document(name, found)
+                self.skipped.pop(key, None)
+            elif selection.named:
+                what = "standard input" if candidate is _STDIN_CANDIDATE else repr(name)
+                raise type(found)(f"cannot read {what}: {found.message}", hint=found.hint) from found
+            else:
+                refusals.append((name, found))
+                self.skipped[key] = (name, found.message)
         if len(refusals) == len(selection.candidates):
             raise nothing_readable(selection.argument, refusals)
 
-    def _read(self, key: Hashable, name: str, candidate: Candidate) -> None:
-        if candidate.refusal:
-            raise DocumentError(candidate.refusal)
-        try:
-            data = candidate.path.read_bytes()
-        except OSError as error:
-            raise DocumentError(error.strerror or str(error), hint=f"ls -l {shlex.quote(name)}") from error
-        self._keep(key, name, data, suffix=candidate.path.suffix.lower())
 
-    def _keep(self, key: Hashable, name: str, data: bytes, *, suffix: str) -> None:
-        found, digest = extract(data, suffix=suffix), hashlib.sha256(data).hexdigest()
-        self.documents[key] = Document(name, found.text, digest, found.encoding, found.places, found.losses)
-        self.skipped.pop(key, None)
+def _name(selection: Selection, candidate: Candidate) -> str:
+    return shown(selection.argument if selection.named else candidate.path)
 
 
-def _identity(path: Path) -> Hashable:
+def _document(name: str, taken: Taken) -> Document:
+    text = taken.text
+    return Document(name, text.text, taken.sha256, text.encoding, text.places, text.losses, text.notes)
+
+
+def _identity(candidate: Candidate) -> Hashable:
+    if candidate is _STDIN_CANDIDATE:
+        return _STDIN
     try:
-        return path.resolve()
+        return candidate.path.resolve()
     except (OSError, RuntimeError):  # a loop of links
-        return path.absolute()
+        return candidate.path.absolute()
 
 
 def has_data(stdin: TextIO | None) -> bool:

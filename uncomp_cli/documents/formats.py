@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from io import BytesIO
 
 from uncomp_cli.documents.foreign import check_foreign
-from uncomp_cli.documents.text import NO_WISHES, Text, Wishes
+from uncomp_cli.documents.text import Text, Wishes
 from uncomp_cli.errors import DocumentError
 
 
@@ -55,11 +55,6 @@ _OPEN_DOCUMENTS = (
 )
 
 READABLE_SUFFIXES = TEXT_SUFFIXES | _BY_SUFFIX.keys()
-
-
-def extract(data: bytes, *, suffix: str, wishes: Wishes = NO_WISHES) -> Text:
-    """The text of a file's bytes; `suffix` is lower case, with the dot, or empty. DocumentError says what is wrong."""
-    return with_words(read_format(format_of(data, suffix), data, wishes))
 
 
 def with_words(found: Text) -> Text:

@@ -7,6 +7,7 @@ parser are decoded here; the others go to children (crew.py) and come back in or
 
 import hashlib
 import os
+import shlex
 import stat
 import time
 from collections import deque
@@ -49,7 +50,7 @@ class Taken:
 
 
 def take_file(path: Path, most_bytes: int) -> bytes:
-    """What is in a file or a pipe, which is `most_bytes` at most. Raises OSError, or what refuses it."""
+    """What is in a file or a pipe, which is `most_bytes` at most. Raises OSError, or DocumentError for a device."""
     with path.open("rb") as stream:
         mode = os.fstat(stream.fileno()).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
@@ -106,6 +107,8 @@ def _begin(source: Source, wishes: Wishes, crew: Callable[[], Crew]) -> _Begun:
         text.set_result(read_format(chosen, data, wishes))
     except (DocumentError, DoesNotFitError) as error:
         text.set_exception(error)
+    except OSError as error:
+        text.set_exception(DocumentError(error.strerror or str(error), hint=f"ls -l {shlex.quote(source.name)}"))
     return _Begun(text, digest)
 
 
