@@ -167,3 +167,18 @@ def test_pages_survive_a_session(loaded: LoadedModel) -> None:
     assert [str(loss) for loss in page.losses] == ["1 page without text (page 2)"]
     assert hold(again, "/pin") == ["scan.pdf:p3"]
     assert hold(again, "/pin scan.pdf:p2")[0] == "error: scan.pdf has p1, p3, p4 and lines 1 to 5, not p2"
+
+
+def test_files_beside_the_question_are_documents(ask: Ask) -> None:
+    code, out, _ = ask("-f", "a.txt", "z.txt", "scan.pdf", "Where?", "--json")
+    assert code == 0
+    assert [file["path"] for file in last_object(out)["files"]] == ["a.txt", "z.txt", "scan.pdf"]
+    assert last_object(out)["question"] == "Where?"
+    code, out, _ = ask("a.txt", "-Q", "Where?", "--json")
+    assert (code, [file["path"] for file in last_object(out)["files"]]) == (0, ["a.txt"])
+
+
+def test_what_is_never_calibrated_is_refused_before_a_document_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (["--fail-under", "7"], ["--fail-under", "0.5", "-p", "live"], ["--escalate", "-p", "live"]):
+        assert run(["ask", "-m", "no-such-model", "-f", "bad.pdf", "Where?", *options]) == 2
+        assert "bad.pdf" not in capsys.readouterr().err

@@ -41,6 +41,8 @@ def run(request: Request) -> Generator[Event, None, None]:
     if request.saves_context:
         check_saving(request)
         check_grows(request.model, "a saved document")
+    if request.weighs:  # what nobody has counted is refused before a document is read
+        check_risk(request, (yield from during("preparing", request.choice.stored)))
     documents = yield from gather_documents(request)
     if documents.failures:
         yield from refused(documents, questions)
@@ -49,7 +51,6 @@ def run(request: Request) -> Generator[Event, None, None]:
     request = replace(request, pins=resolve(request.pins, [document.path for document in documents.documents]))
     pinned_tokens(request.pins, Places(sources_of(documents), ()))  # refuses what is not there before a model is loaded
     preset = yield from during("preparing", request.choice.stored)
-    check_risk(request, preset)
     if request.weighs:
         yield from _check_lengths(request, documents, questions, preset)
     if request.dry_run:
@@ -149,14 +150,38 @@ def check_questions(questions: Sequence[str]) -> None:
         check_text(question, f"question {number}")
 
 
-def _is_file(question: str) -> bool:
-    """Whether a question is the name of a file that is there, as nobody would ask it."""
-    text = question.strip()
-    named = bool(text) and not any(letter.isspace() for letter in text) and ("." in text[1:-1] or "/" in text)
+def tell_apart(words: Sequence[str], *, asked: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Documents, and the question if there is one, of what stands on a command line without a flag.
+
+    A shell makes `-f a.md b.md "Who?"` of `-f *.md "Who?"`. A word alone is the question, unless one is `asked` already
+    and it is a file. Raises UsageError where several words may be the question.
+    """
+    paths = tuple(word for word in words if _is_there(word) or (len(words) > 1 and _is_called_like_a_file(word)))
+    rest = tuple(word for word in words if word not in paths)
+    if len(words) == 1 and not (asked and _is_file(words[0])):
+        return (), tuple(words)
+    if len(rest) > 1:
+        message = f"{len(rest)} words stand where one question belongs"
+        raise UsageError(message, hint=f'write the question in quotes: "{" ".join(words)}"')
+    return paths, rest
+
+
+def _is_called_like_a_file(word: str) -> bool:
+    """Whether nobody would ask it: `a.md`, `notes/`, an address."""
+    text = word.strip()
+    return bool(text) and not any(letter.isspace() for letter in text) and ("." in text[1:-1] or "/" in text)
+
+
+def _is_there(word: str) -> bool:
     try:
-        return named and Path(text).is_file()
+        return Path(word.strip() or "\0").exists()
     except (OSError, ValueError):
         return False
+
+
+def _is_file(question: str) -> bool:
+    """Whether a question is the name of a file that is there, as nobody would ask it."""
+    return _is_called_like_a_file(question) and _is_there(question) and Path(question.strip()).is_file()
 
 
 def gather_documents(request: Request) -> Generator[Event, None, DocumentSet]:

@@ -16,7 +16,7 @@ import typer
 
 from uncomp_cli.asking.account import budget_lines
 from uncomp_cli.asking.events import Began, Done, Event, Foreseen, Piece, Planned, Refused, Stopped, Thought
-from uncomp_cli.asking.pipeline import run
+from uncomp_cli.asking.pipeline import run, tell_apart
 from uncomp_cli.asking.readout import evidence_lines
 from uncomp_cli.asking.request import Request, parse_pin, saved_or_new
 from uncomp_cli.cli.declare.failures import show_failure
@@ -132,7 +132,10 @@ BRIEF = brief(
 
 def ask(
     ctx: typer.Context,
-    question: Annotated[str | None, typer.Argument(help="The question.", metavar="QUESTION")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(help="The question; files beside it are documents, as with -f.", metavar="QUESTION"),
+    ] = None,
     *,
     asked: AskOptions,
     model: ModelOptions,
@@ -147,7 +150,9 @@ def ask(
 ) -> None:
     """Ask questions about documents."""
     given = fields_of(asked) | fields_of(saving)
-    given["questions"] = (() if question is None else (question,)) + asked.questions
+    beside, question = tell_apart(words or (), asked=bool(asked.questions or asked.questions_file))
+    given["paths"] = (*asked.paths, *beside)
+    given["questions"] = question + asked.questions
     given["pins"] = tuple(map(parse_pin, asked.pins))
     given["explain_budget"] = given.pop("why") or asked.explain_budget
     given |= saved_or_new(given.pop("cache"), saving.cache_size)

@@ -94,13 +94,13 @@ def _origin_hint(error: typer.TyperException, ctx: Any) -> str | None:
 
 
 def _file_hint(ctx: Any, message: str) -> str | None:
-    """What was probably meant by `uncomp ask b.md "what?"`, or by a question without quotes."""
+    """What was probably meant by `uncomp compare b.md "what?"`, or by a question without quotes."""
     extra = re.search(r"unexpected extra arguments?(?:\(s\))? \((.*)\)", message)
     first = ctx.params.get("question") if ctx and extra else None
     if not (extra and isinstance(first, str)):
         return None
     if Path(first).exists():
-        return f'uncomp ask -f {shlex.quote(first)} "{extra[1]}"'
+        return f'{ctx.command_path} -f {shlex.quote(first)} "{extra[1]}"'
     return f'write the question in quotes: "{first} {extra[1]}"'
 
 
