@@ -1,9 +1,24 @@
 """Small files of every format that is read, made by hand."""
 
+import io
+import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _HELVETICA = "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>"
+_WORD = (
+    'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main" '
+    'xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships" '
+    'xmlns:m="http://schemas.openxmlformats.org/officeDocument/2006/math" '
+    'xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006" '
+    'xmlns:wp="http://schemas.openxmlformats.org/drawingml/2006/wordprocessingDrawing" '
+    'xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main" xmlns:v="urn:schemas-microsoft-com:vml" '
+    'xmlns:c="http://schemas.openxmlformats.org/drawingml/2006/chart"'
+)
+_ROOTS = {"header": "hdr", "footer": "ftr"}
+_TYPES = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+_BOOK = '<package xmlns="http://www.idpf.org/2007/opf" version="3.0"><metadata {dc}>{metadata}</metadata>'
+_DC = 'xmlns:dc="http://purl.org/dc/elements/1.1/"'
 
 
 def at(x: float, y: float, text: str, *, size: float = 12, turn: str = "1 0 0 1") -> str:
@@ -56,3 +71,49 @@ def _numbered(objects: dict[int, bytes]) -> bytes:
         data += b"%d 0 obj\n%b\nendobj\n" % (number, body)
     table = b"xref\n0 %d\n%b" % (len(rows), b"".join(rows.values()))
     return data + table + b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (len(rows), len(data))
+
+
+def make_zip(members: Mapping[str, str | bytes]) -> bytes:
+    """An archive."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def make_docx(body: str = "<w:p><w:r><w:t>The fee is 10.</w:t></w:r></w:p>", **parts: str) -> bytes:
+    """A Word document of WordprocessingML; parts by what they are: styles, numbering, footnotes, header, header2."""
+    related = "".join(
+        f'<Relationship Id="r{name}" Type="{_TYPES}/{name.rstrip("0123456789")}" Target="{name}.xml"/>'
+        for name in parts
+    )
+    members = {
+        "_rels/.rels": f'<Relationships><Relationship Id="r" Type="{_TYPES}/officeDocument" '
+        'Target="word/document.xml"/></Relationships>',
+        "word/document.xml": f"<w:document {_WORD}><w:body>{body}</w:body></w:document>",
+        "word/_rels/document.xml.rels": f"<Relationships>{related}</Relationships>",
+    }
+    for name, content in parts.items():
+        kind = name.rstrip("0123456789")
+        root = _ROOTS.get(kind, kind)
+        members[f"word/{name}.xml"] = f"<w:{root} {_WORD}>{content}</w:{root}>"
+    return make_zip(members)
+
+
+def make_epub(*chapters: str, metadata: str = "<dc:title>A Book</dc:title>", **members: str) -> bytes:
+    """A book of XHTML bodies."""
+    items = "".join(f'<item id="c{n}" href="text/c%20{n}.xhtml"/>' for n in range(len(chapters)))
+    spine = "".join(f'<itemref idref="c{n}"/>' for n in range(len(chapters)))
+    package = _BOOK.format(dc=_DC, metadata=metadata)
+    container = '<container><rootfiles><rootfile full-path="OPS/book.opf"/></rootfiles></container>'
+    pages = {
+        f"OPS/text/c {n}.xhtml": f'<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml">'
+        f"<head><title/></head><body>{chapter}</body></html>"
+        for n, chapter in enumerate(chapters)
+    }
+    opf = f"{package}<manifest>{items}</manifest><spine>{spine}</spine></package>"
+    named = {name.replace("__", "/"): content for name, content in members.items()}
+    return make_zip(
+        {"mimetype": "application/epub+zip", "META-INF/container.xml": container, "OPS/book.opf": opf, **pages, **named}
+    )

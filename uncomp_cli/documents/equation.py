@@ -14,7 +14,6 @@ _DEEPEST = 100
 _ATOM = re.compile(r"[\w.,']+|.?\(.*\)|\[[^\[\]]*\]")
 _APPLY = str.maketrans({"\u2061": " ", "\u2062": "", "\u2063": "", "\u2064": ""})
 _CHARACTERS = frozenset(("begChr", "endChr", "sepChr", "chr"))
-_TRANSPARENT = frozenset(("dPr", "naryPr", "accPr", "groupChrPr"))
 
 
 @dataclass(slots=True)
@@ -30,14 +29,15 @@ class Equation:
     def __init__(self) -> None:
         self._open = [_Element("", {})]
         self._ignored = 0
+        self._properties = 0  # how deep in an element of properties, which has no text
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
         """An element begins, by its name without a prefix."""
-        if tag in _CHARACTERS:
-            self._open[-1].attributes[tag] = next(iter(attributes.values()), "")
-        if tag in _CHARACTERS or tag in _TRANSPARENT:
-            return
-        if len(self._open) > _DEEPEST:
+        if self._properties or tag.endswith("Pr"):
+            self._properties += 1
+            if tag in _CHARACTERS:
+                self._open[-1].attributes[tag] = attributes.get("val", "")
+        elif len(self._open) > _DEEPEST:
             self._ignored += 1
         else:
             self._open.append(_Element(tag, dict(attributes)))
@@ -50,9 +50,9 @@ class Equation:
 
     def end(self, tag: str) -> None:
         """It ends: its text becomes a part of what it stands in."""
-        if tag in _CHARACTERS or tag in _TRANSPARENT:
-            return
-        if self._ignored:
+        if self._properties:
+            self._properties -= 1
+        elif self._ignored:
             self._ignored -= 1
         elif len(self._open) > 1:
             self._fold()

@@ -28,7 +28,7 @@ class Format:
 FORMATS = (
     Format("html", (".html", ".htm", ".xhtml")),
     Format("pdf", (".pdf",)),
-    Format("word", (".docx",)),
+    Format("word", (".docx", ".docm", ".dotx", ".dotm")),
 )
 _PLAIN = Format("encoding", (), apart=False)
 _BY_SUFFIX = {suffix: format_ for format_ in FORMATS for suffix in format_.suffixes}

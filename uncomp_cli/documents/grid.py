@@ -16,12 +16,16 @@ _SPARE_CHARACTERS = 100_000
 
 @dataclass(slots=True)
 class Cell:
-    """A cell's lines and spans; `complex` where it holds what cannot stand in a row (a table, code, a heading)."""
+    """A cell's lines and spans; `above` where it goes on with the cell above it, instead of that one's `rows`.
+
+    It is `complex` where it holds what cannot stand in a row (a table, code, a heading).
+    """
 
     lines: list[str] = field(default_factory=list)
     columns: int = 1
     rows: int = 1
     header: bool = False
+    above: bool = False
     complex: bool = False
 
     @property
@@ -94,7 +98,8 @@ def _spread(rows: Sequence[Sequence[Cell]]) -> tuple[list[dict[int, str]], set[i
         placed = {column: text for column, (text, _) in hanging.items()}
         hanging = {column: (text, more - 1) for column, (text, more) in hanging.items() if more > 1 and purse > 0}
         for column, cell in _seated(row, placed):
-            text = cell.text
+            text = grid[-1].get(column, "") if cell.above and grid and purse > 0 else cell.text
+            text = cell.text if len(text) > _LONGEST_REPEATED else text
             across = min(cell.columns, widest) if purse > 0 else 1
             again = "" if len(text) > _LONGEST_REPEATED or (len(row) == 1 and not cell.header) else text
             spanned = dict.fromkeys(range(column, column + across), again) | {column: text}

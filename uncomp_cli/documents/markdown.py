@@ -6,6 +6,7 @@ or a cell), and tables in tables in tables are text. White space is a browser's:
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from uncomp_cli.documents.grid import Cell, table_lines
@@ -191,13 +192,23 @@ class Markdown:
         self._heading -= 1
         self._close_box()
 
-    def open_item(self, marker: str = "-") -> None:
-        """An item of a list: `-`, `3.`; or a definition, `:`. Lists stay dense."""
+    def paste(self, lines: Sequence[str]) -> None:
+        """Lines that are finished."""
+        self._flush()
+        for line in lines:
+            self._sinks[-1].gap = self._sinks[-1].gap or not line
+            self._emit([line] * bool(line))
+
+    def open_item(self, marker: str = "-", *, level: int = 0, dense: bool = False) -> None:
+        """An item of a list: `-`, `3.`; or a definition, `:`. Lists in others, and `dense` ones, have no empty lines.
+
+        `level` is for lists that do not nest in each other, as Word's.
+        """
         self.block()
         sink = self._sinks[-1]
-        if sink.lines and sink.lines[-1] and len(sink.boxes) > 1:
+        if dense or (sink.lines and sink.lines[-1] and len(sink.boxes) > 1):
             sink.gap = False
-        self._open_box(marker + " ", " " * (len(marker) + 1))
+        self._open_box("  " * level + marker + " ", "  " * level + " " * (len(marker) + 1))
 
     def close_item(self) -> None:
         """The end of `open_item`."""
@@ -274,6 +285,12 @@ class Markdown:
         table.open_cell = True
         self._sinks.append(_Sink())
 
+    def span(self, *, columns: int, above: bool) -> None:
+        """What is learnt of the open cell within it: over how many columns it goes, or that it goes on from above."""
+        if self._table is not None and self._table.open_cell:
+            cell = self._table.rows[-1][-1]
+            cell.columns, cell.above = max(columns, 1), above
+
     def close_cell(self) -> None:
         """The end of `open_cell`, if one is open."""
         table = self._table
@@ -291,10 +308,7 @@ class Markdown:
         if table is not None:
             self.close_cell()
             self._tables.pop()
-            self._flush()
-            for line in table_lines(table.rows):
-                self._sinks[-1].gap = self._sinks[-1].gap or not line
-                self._emit([line] * bool(line))
+            self.paste(table_lines(table.rows))
         elif self._tables:
             self._tables.pop()
         self.block(gap=True)

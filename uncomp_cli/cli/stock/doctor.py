@@ -18,7 +18,7 @@ from uncomp_cli.numerals import format_value
 from uncomp_cli.table import Table
 
 _TIGHT_BYTES, _ROOMY_BYTES = 2 * 2**30, 8 * 2**30
-_READERS = {".pdf": "pypdfium2", ".html": "lxml", ".docx": "mammoth"}
+_READERS = {".pdf": "pypdfium2", ".html": "lxml"}
 
 
 def doctor(ctx: typer.Context, as_json: Json = False) -> None:

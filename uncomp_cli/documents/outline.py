@@ -1,0 +1,142 @@
+"""Word's styles and numbering: which paragraph is a heading or an item of a list, and the label that Word shows there.
+
+A label is nowhere in the text: it is counted, by the pattern of its level ("%1.%2"), through the whole document.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from uncomp_cli.documents.markdown import ordinal
+from uncomp_cli.documents.parts import Node
+
+_HEADING = re.compile(r"heading ([1-9])", re.IGNORECASE)
+_LONGEST_CHAIN = 32
+_KINDS = {"lowerLetter": "a", "upperLetter": "A", "lowerRoman": "i", "upperRoman": "I"}
+_NO_OUTLINE = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What a style says of a paragraph or a run, with the styles that it is based on."""
+
+    heading: int = 0
+    number: str = ""
+    level: int = 0
+    shift: str = ""
+    hidden: bool = False
+
+
+def read_styles(root: Node) -> dict[str, Style]:
+    """The styles of a document by their ids."""
+    nodes = {node.attributes.get("styleId", ""): node for node in root.each("style")}
+    return {name: _style(name, nodes) for name in nodes}
+
+
+def _style(name: str, nodes: Mapping[str, Node]) -> Style:
+    heading, number, level, shift, hidden = 0, "", -1, "", False
+    for _ in range(_LONGEST_CHAIN):  # styles may be based on each other in a ring
+        node = nodes.get(name)
+        if node is None:
+            break
+        heading = heading or _heading(node)
+        number = number or node.at("pPr", "numPr", "numId").value
+        level = level if level >= 0 else integer(node.at("pPr", "numPr", "ilvl").value, -1)
+        shift = shift or node.at("rPr", "vertAlign").value
+        hidden = hidden or is_on(node.at("rPr", "vanish"))
+        name = node.at("basedOn").value
+    return Style(max(heading, 0), number, max(level, 0), shift, hidden)
+
+
+def _heading(node: Node) -> int:
+    name = node.at("name").value
+    found = _HEADING.fullmatch(name)
+    if found or name.lower() == "title":
+        return int(found[1]) if found else 1
+    level = integer(node.at("pPr", "outlineLvl").value, _NO_OUTLINE)
+    return level + 1 if level < _NO_OUTLINE else 0
+
+
+def is_on(node: Node) -> bool:
+    """Whether a property of a run is there and not switched off."""
+    return bool(node.tag) and is_true(node.attributes)
+
+
+def is_true(attributes: Mapping[str, str]) -> bool:
+    """Whether a property that is there is not switched off."""
+    return attributes.get("val", "1") not in ("0", "false", "off", "none")
+
+
+def integer(text: str, default: int) -> int:
+    """A number as files have it."""
+    return int(text) if re.fullmatch(r"-?\d{1,9}", text, re.ASCII) else default
+
+
+@dataclass(slots=True)
+class _Level:
+    kind: str
+    pattern: str
+    start: int
+    count: int = 0
+
+
+@dataclass(slots=True)
+class _List:
+    levels: dict[int, _Level] = field(default_factory=dict)
+
+
+class Numbering:
+    """The lists of a document, counted as its paragraphs come."""
+
+    def __init__(self, root: Node, styles: Mapping[str, Style]) -> None:
+        abstract = {node.attributes.get("abstractNumId", ""): node for node in root.each("abstractNum")}
+        nums = {node.attributes.get("numId", ""): node for node in root.each("num")}
+        shared: dict[str, _List] = {}
+        self._lists: dict[str, _List] = {}
+        for name, node in nums.items():
+            of = node.at("abstractNumId").value
+            linked = styles.get(abstract[of].at("numStyleLink").value) if of in abstract else None
+            if linked is not None and linked.number in nums:
+                of = nums[linked.number].at("abstractNumId").value
+            overrides = list(node.each("lvlOverride"))
+            if of in abstract and (overrides or of not in shared):
+                made = _List({level: _level(found) for level, found in _levels(abstract[of], overrides).items()})
+                for override in overrides:
+                    start = override.at("startOverride").value
+                    level = integer(override.attributes.get("ilvl", ""), 0)
+                    if start and level in made.levels:
+                        made.levels[level].start = integer(start, 1)
+                shared.setdefault(of, made)
+                self._lists[name] = made
+            elif of in shared:
+                self._lists[name] = shared[of]
+
+    def label(self, number: str, level: int) -> str | None:
+        """The label of the next paragraph of a list: `-` for a bullet; None where it is no list."""
+        found = self._lists.get(number)
+        here = found.levels.get(level) if found is not None else None
+        if found is None or here is None:
+            return None
+        here.count = here.count + 1 if here.count else max(here.start, 1)
+        for deeper, other in found.levels.items():
+            if deeper > level:
+                other.count = 0
+        if here.kind == "bullet":
+            return "-"
+        return re.sub(r"%([1-9])", lambda match: _shown(found.levels.get(int(match[1]) - 1)), here.pattern).strip()
+
+
+def _levels(abstract: Node, overrides: list[Node]) -> dict[int, Node]:
+    nodes = [*abstract.each("lvl"), *(node for override in overrides for node in override.each("lvl"))]
+    return {integer(node.attributes.get("ilvl", ""), 0): node for node in nodes}
+
+
+def _level(node: Node) -> _Level:
+    return _Level(node.at("numFmt").value or "decimal", node.at("lvlText").value, integer(node.at("start").value, 1))
+
+
+def _shown(level: _Level | None) -> str:
+    if level is None or level.kind == "none":
+        return ""
+    count = level.count or max(level.start, 1)
+    return f"{count:02}" if level.kind == "decimalZero" else ordinal(_KINDS.get(level.kind, "1"), count)

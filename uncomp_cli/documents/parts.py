@@ -1,0 +1,132 @@
+"""XML within archives (Word, EPUB): its events, small parts as trees, and which part belongs to which.
+
+Names come without their prefixes: transitional and strict files differ in those alone. A part that defines entities is
+refused (they make bombs, and office files have none); external ones are never fetched.
+"""
+
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+from urllib.parse import unquote
+from xml.parsers import expat
+
+from uncomp_cli.documents.archive import Archive, damaged
+from uncomp_cli.errors import DocumentError
+
+
+class Handler(Protocol):
+    """What hears of elements and text."""
+
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None: ...
+    def data(self, text: str) -> None: ...
+    def end(self, tag: str) -> None: ...
+
+
+def walk_xml(data: bytes, handler: Handler, *, kind: str) -> None:
+    """Tell the handler what begins and ends. Raises DocumentError for what is no XML."""
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        plain = {name.rpartition(":")[2]: value for name, value in attributes.items()}
+        handler.start(tag.rpartition(":")[2], plain)
+
+    def end(tag: str) -> None:
+        handler.end(tag.rpartition(":")[2])
+
+    def doctype(name: str, system: str | None, public: str | None, has_internal_subset: int) -> None:
+        if has_internal_subset:
+            hint = "open it in the program it is from, and save it again"
+            raise DocumentError(f"it is no {kind}, or a hostile one (its XML defines entities)", hint=hint)
+
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler = handler.data
+    parser.StartDoctypeDeclHandler = doctype
+    try:
+        parser.Parse(data, True)
+    except (expat.ExpatError, ValueError, LookupError) as error:  # the latter of encodings
+        raise damaged(kind, error) from error
+
+
+@dataclass(slots=True)
+class Node:
+    """An element of a small part."""
+
+    tag: str
+    attributes: Mapping[str, str]
+    children: list["Node"] = field(default_factory=list)
+    text: str = ""
+
+    def each(self, tag: str) -> Iterator["Node"]:
+        """The children of a name."""
+        return (child for child in self.children if child.tag == tag)
+
+    def at(self, *path: str) -> "Node":
+        """The first descendant at a path of names, or a node without anything."""
+        node = self
+        for tag in path:
+            node = next(node.each(tag), _NOTHING)
+        return node
+
+    @property
+    def value(self) -> str:
+        """What Word says most things by: the attribute `val`."""
+        return self.attributes.get("val", "")
+
+
+_NOTHING = Node("", {})
+
+
+class _Tree:
+    """Builds the tree of a part."""
+
+    def __init__(self) -> None:
+        self.open = [Node("", {})]
+
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        node = Node(tag, attributes)
+        self.open[-1].children.append(node)
+        self.open.append(node)
+
+    def data(self, text: str) -> None:
+        self.open[-1].text += text
+
+    def end(self, tag: str) -> None:
+        self.open.pop()
+
+
+def tree_of(archive: Archive, name: str, *, kind: str) -> Node:
+    """The root of a small part; one without anything where the archive has no such part."""
+    if name not in archive.names:
+        return _NOTHING
+    tree = _Tree()
+    walk_xml(archive.read(name), tree, kind=kind)
+    return tree.open[0].children[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """What a part refers to: the kind (the last word of its type), and the other part's name."""
+
+    kind: str
+    target: str
+
+
+def relations(archive: Archive, part: str, *, kind: str) -> dict[str, Relation]:
+    """By their ids, the parts that a part (the whole package: "") refers to, in the file's order."""
+    folder, name = posixpath.split(part)
+    root = tree_of(archive, posixpath.join(folder, "_rels", f"{name}.rels"), kind=kind)
+    found = {}
+    for node in root.each("Relationship"):
+        if node.attributes.get("TargetMode") != "External":
+            target = within(folder, node.attributes.get("Target", ""))
+            relation = Relation(node.attributes.get("Type", "").rpartition("/")[2], target)
+            found[node.attributes.get("Id", "")] = relation
+    return found
+
+
+def within(folder: str, reference: str) -> str:
+    """The archive's name of what is referred to from a folder."""
+    path = unquote(reference.partition("#")[0])
+    return posixpath.normpath(posixpath.join("/", folder, path)).lstrip("/")
