@@ -8,8 +8,8 @@ declared encoding does not have, one in a hundred at most, are replaced and coun
 
 import codecs
 
-from uncomp_cli.documents.encoding import decode_text, normalise_newlines
-from uncomp_cli.documents.text import Loss
+from uncomp_cli.documents.encoding import decode, normalise_newlines
+from uncomp_cli.documents.text import Loss, Text
 
 _MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _LATIN_1 = "ascii us-ascii iso8859-1 latin-1 latin1 l1 iso-8859-1 ansi x-ansi ansi_x3.4-1968"
@@ -30,19 +30,19 @@ _MOST_BROKEN = 0.01
 _BY_CHANCE = 24  # bytes: text in an encoding of several bytes is no longer UTF-8 by chance
 
 
-def decode_declared(data: bytes, declared: str) -> tuple[str, str, tuple[Loss, ...]]:
-    """Text with `\\n` line ends, its encoding, and the bytes that it had none for; DocumentError for no text."""
+def decode_declared(data: bytes, declared: str) -> Text:
+    """Text with `\\n` line ends, and the bytes that its encoding has none for; DocumentError for no text."""
     codec = known_codec(declared)
     if data.startswith(_MARKS) or not codec or _is_utf8(data, sure=codec not in _SEVERAL_BYTES):
-        return *decode_text(data), ()
+        return decode(data)
     for candidate in dict.fromkeys((codec, "utf-8" if codec != "utf-8" else "cp1252")):
         text = data.decode(candidate, "replace")
         broken = text.count("\ufffd")
         if broken <= _MOST_BROKEN * len(text):
             one_or_many = "byte that is" if broken == 1 else "bytes that are"
             losses = (Loss(f"{one_or_many} no {candidate}", broken),) if broken else ()
-            return normalise_newlines(text), candidate, losses
-    return *decode_text(data), ()
+            return Text(normalise_newlines(text), (), losses, candidate)
+    return decode(data)
 
 
 def known_codec(label: str) -> str:

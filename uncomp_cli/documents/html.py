@@ -8,11 +8,12 @@ is a loss.
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from uncomp_cli.documents.archive import damaged
 from uncomp_cli.documents.charset import decode_declared
-from uncomp_cli.documents.encoding import normalise_newlines
+from uncomp_cli.documents.encoding import decode, normalise_newlines
 from uncomp_cli.documents.equation import Equation
 from uncomp_cli.documents.markdown import Markdown, ordinal
 from uncomp_cli.documents.packages import package
@@ -72,9 +73,9 @@ def read(data: bytes, wishes: Wishes) -> Text:
     """The text of an HTML page."""
     found = _DECLARED.search(data[:_DECLARED_WITHIN_BYTES])
     declared = (found[1] or found[2]).decode("ascii") if found else ""
-    html, encoding, losses = decode_declared(data, wishes.encoding or declared)
-    text, more = to_markdown(html)
-    return Text(text, (), losses + more, encoding)
+    page = decode(data, wishes.encoding) if wishes.encoding else decode_declared(data, declared)
+    text, losses = to_markdown(page.text)
+    return replace(page, text=text, losses=page.losses + losses)
 
 
 def to_markdown(html: str) -> tuple[str, tuple[Loss, ...]]:
