@@ -113,6 +113,28 @@ def test_no_text_acts_on_the_terminal(name: str, printer: str, tty: bool) -> Non
     assert is_harmless(written(out))
 
 
+ENDS = ("\n", "\r\n", "\r", "\t", "\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028", "\u2029", "\u202e", "\u2067")
+
+
+@given(
+    st.lists(st.sampled_from([*ENDS, "a", "b ", "error: all is lost", "漢"]), max_size=8).map("".join),
+    st.sampled_from(sorted(PRINTERS)),
+    st.booleans(),
+)
+def test_a_name_stays_on_its_line(name: str, printer: str, tty: bool) -> None:
+    """No name can imitate a line of ours: there are as many as with a name that is a word."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("COLUMNS", "2000")
+        shown = []
+        for given_name in (f"model{name}", "model"):
+            out = terminal(tty=tty, animated=False)
+            PRINTERS[printer](out, given_name)
+            shown.append(written(out).splitlines())
+    if printer != "failure":  # its traceback is what Python says
+        assert len(shown[0]) == len(shown[1])
+        assert not any(line.startswith("error: all is lost") for line in shown[0])
+
+
 def test_an_answer_is_clean_on_a_terminal_and_whole_in_a_pipe() -> None:
     text = "a\x1b]52;c;eA==\x07\u202e\tb\n"
     for tty in (True, False):

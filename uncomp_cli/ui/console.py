@@ -6,7 +6,8 @@ lines are broken between words where a terminal is narrow; an answer never is.
 
 Text from models, documents, libraries and file names is data: it is never read as markup, and what could move the
 cursor, retitle the window, fill the clipboard or turn the order of letters round is dropped by one cleaner
-(`strip_controls`) before any stream. Only an answer that goes into a pipe stays as it is, byte for byte.
+(`strip_controls`) before any stream. A line of ours stays one, so that no name in it can imitate another: who has
+several says them one by one. Only an answer that goes into a pipe stays as it is, byte for byte.
 """
 
 import csv
@@ -148,7 +149,9 @@ class Terminal:
         text = io.StringIO()
         written = csv.writer(text, lineterminator="\n")
         for row in (columns, *rows):
-            written.writerow([strip_controls(cell) if isinstance(cell, str) else cell for cell in row])
+            written.writerow(
+                [strip_controls(cell, single_line=True) if isinstance(cell, str) else cell for cell in row]
+            )
         self._put(text.getvalue())
 
     def note(self, text: str) -> None:
@@ -164,9 +167,9 @@ class Terminal:
 
     def error(self, message: str, *, hint: str | None = None) -> None:
         """What was wrong, and below it what mends it: two lines."""
-        self._write_message(message, label="error", single_line=True)
+        self._write_message(message, label="error")
         if hint:
-            self._write_message(hint, label="hint", single_line=True)
+            self._write_message(hint, label="hint")
 
     def overwrite(self, text: str, *, below: bool = False) -> None:
         """Replace the last line of an animated standard error by as many parts of `text` as fit (nothing: erase it).
@@ -212,11 +215,9 @@ class Terminal:
     def _is_terminal(self, stream: StreamName) -> bool:
         return self.stdout_is_terminal if stream == "stdout" else self.stderr_is_terminal
 
-    def _write_message(
-        self, text: str, *, label: str | None = None, style: str | None = None, single_line: bool = False
-    ) -> None:
-        coloured, clean = self.colour and self.stderr_is_terminal, strip_controls(text, single_line=single_line)
-        shown = "\n".join(self._fitted(f"{label}: {clean}" if label else clean, "stderr"))
+    def _write_message(self, text: str, *, label: str | None = None, style: str | None = None) -> None:
+        coloured = self.colour and self.stderr_is_terminal
+        shown = "\n".join(self._fitted(f"{label}: {text}" if label else text, "stderr"))
         if coloured and label:
             shown = f"{_STYLES[label]}{label}:{_RESET}{shown.removeprefix(f'{label}:')}"
         elif coloured and style:
@@ -226,8 +227,8 @@ class Terminal:
             self.stderr.flush()
 
     def _fitted(self, text: str, stream: StreamName) -> list[str]:
-        """A text of ours as clean lines that a terminal does not break."""
-        clean, width = strip_controls(text), self.width(stream)
+        """A line of ours, clean, as lines that a terminal does not break."""
+        clean, width = strip_controls(text, single_line=True), self.width(stream)
         indent = 2 if clean.startswith("- ") else len(clean) - len(clean.lstrip(" "))
         return [clean] if width is None else wrapped(clean, width, indent=" " * min(indent, width // 4))
 

@@ -80,8 +80,7 @@ def candidates(talk: Talk, line: str) -> list[str]:
 
 
 def _show_help(talk: Talk, argument: str) -> None:
-    for line in help_lines(argument):
-        talk.tell(line)
+    talk.tell(*help_lines(argument))
 
 
 def _leave(_talk: Talk, _argument: str) -> None:

@@ -26,7 +26,8 @@ def set_system(talk: Talk, text: str) -> None:
     """Show the system prompt, or set it."""
     dialogue = talk.chat.dialogue
     if not text:
-        talk.tell(dialogue.system if dialogue.system is not None else "the model's own system prompt is used")
+        own = "the model's own system prompt is used"
+        talk.tell(*(own if dialogue.system is None else dialogue.system).split("\n"))
         return
     dialogue.system = None if text == OWN_PROMPT else text
     done = "back to the model's own system prompt" if text == OWN_PROMPT else "system prompt set"
@@ -181,8 +182,7 @@ def _held(talk: Talk) -> str:
 def show_why(talk: Talk, _: str) -> None:
     """What every layer and head holds, and what was measured to decide it."""
     spent = talk.chat.spent()
-    for line in [preset_line(talk.chat.session.preset), *budget_lines(spent)]:
-        talk.tell(line)
+    talk.tell(preset_line(talk.chat.session.preset), *budget_lines(spent))
 
 
 def show_evidence(talk: Talk, _: str) -> None:
@@ -190,8 +190,7 @@ def show_evidence(talk: Talk, _: str) -> None:
     found = talk.chat.evidence()
     if not found:
         talk.tell("the answer attended to no document and no earlier question")
-    for line in evidence_lines(found, width=talk.terminal.width("stderr")):
-        talk.tell(line)
+    talk.tell(*evidence_lines(found, width=talk.terminal.width("stderr")))
     for warning in evidence_warnings(found):
         talk.terminal.warn(as_commands(warning))
 
@@ -203,8 +202,7 @@ def pin(talk: Talk, argument: str) -> None:
         talk.say(f"{label} is pinned: never evicted, and read again with the next turn where it was")
         return
     pins = [each.label for each in talk.chat.dialogue.pins]
-    for line in pins or ["nothing is pinned; /pin FILE:10-40 keeps these lines"]:
-        talk.tell(line)
+    talk.tell(*pins or ["nothing is pinned; /pin FILE:10-40 keeps these lines"])
 
 
 def unpin(talk: Talk, argument: str) -> None:

@@ -111,10 +111,10 @@ def forget(talk: Talk, argument: str) -> None:
 
 
 def exchange_lines(exchange: list[Entry]) -> list[str]:
-    """A question and what was answered."""
+    """A question and what was answered, as they were written."""
     question, *answers = exchange
-    said = [answer.text + (" [interrupted]" if answer.interrupted else "") for answer in answers]
-    return [f"> {question.spoken}", *said]
+    said = (answer.text + (" [interrupted]" if answer.interrupted else "") for answer in answers)
+    return "\n".join([f"> {question.spoken}", *said]).split("\n")
 
 
 def show_history(talk: Talk, argument: str) -> None:
@@ -123,8 +123,7 @@ def show_history(talk: Talk, argument: str) -> None:
     if argument:
         number = _count(argument, "/history")
         require(number <= len(found), f"there is no exchange {number}", hint=f"there are {exchanges(len(found))}")
-        for line in exchange_lines(found[number - 1]):
-            talk.tell(line)
+        talk.tell(*exchange_lines(found[number - 1]))
         return
     for number, (question, *answers) in enumerate(found, start=1):
         said = " ".join(f"{question.spoken} → {''.join(each.text for each in answers)}".split())
@@ -147,7 +146,8 @@ def edit(talk: Talk, argument: str) -> None:
     if not text:
         talk.say("nothing was written, so nothing is sent")
         return
-    talk.say(f"> {text}")
+    for line in f"> {text}".split("\n"):
+        talk.say(line)
     talk.ask(text)
 
 

@@ -39,9 +39,10 @@ class Talk:
         """A remark on standard error, unless quiet."""
         self.terminal.note(text)
 
-    def tell(self, text: str) -> None:
+    def tell(self, *lines: str) -> None:
         """What a command was asked for, on standard error, also when quiet."""
-        replace(self.terminal, quiet=False).note(text)
+        for line in lines:
+            replace(self.terminal, quiet=False).note(line)
 
     def ask(self, text: str) -> None:
         """Answer a message."""

@@ -154,15 +154,17 @@ def _write(done: "Comparison", terminal: Terminal, *, wide: bool) -> None:
         terminal.write_line(f"{_label(side)}:")
         terminal.write_answer(f"{side.answer}\n\n")
     if done.first_divergence is None:
-        terminal.write_line("the answers are the same\n")
+        terminal.write_line("the answers are the same")
+        terminal.write_line()
     else:
         words = (_MARKS[kind].format(text) for kind, text in word_diff(*(side.answer for side in done.sides)))
         terminal.write_line("[-only the first-] {+only the second+}:")
         terminal.write_answer(f"{' '.join(words)}\n\n")
     terminal.write_table(compared_table(done), wide=wide)
     if done.metrics is not None:
+        terminal.write_line()
         terminal.write_line(
-            f"\nalong the first answer: KL {done.metrics['kl']:.3g} nats a token (99th percentile "
+            f"along the first answer: KL {done.metrics['kl']:.3g} nats a token (99th percentile "
             f"{done.metrics['kl_p99']:.3g}), same most likely token in {100 * done.metrics['agreement']:.0f} %"
         )
     if done.first_divergence is not None:

@@ -294,7 +294,8 @@ def _write_tables(summary: "RopeSummary", terminal: Terminal) -> None:
 
     terminal.write_tables([*tables_of(summary)])
     if (advice := recommended(summary)) is not None:
-        terminal.write_line(f"\n{advice}")
+        terminal.write_line()
+        terminal.write_line(advice)
 
 
 def draw(summary: "RopeSummary", cells: "Sequence[RopeCell]", folder: Path) -> Iterator[Path]:

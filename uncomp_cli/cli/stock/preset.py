@@ -153,7 +153,8 @@ def plot(
     terminal.write_line()
     write_heat_map(maps[1], terminal)
     if preset.quality:
-        terminal.write_line(f"\n{preset.name}: loss by budget")
+        terminal.write_line()
+        terminal.write_line(f"{preset.name}: loss by budget")
         for line in loss_lines(preset.quality):
             terminal.write_line(line)
 
