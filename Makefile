@@ -11,13 +11,14 @@ DOCUMENT := docs/demo/lighthouse-handbook.md
 QUESTION := What is the combination of the stores safe?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow fuzz check lint man bench model results clean
+.PHONY: help demo test slow fuzz families check lint man bench model results clean
 
 help:
 	@echo "make demo    install, fetch the default model, ask a question of a real document"
 	@echo "make test    the default tests: minutes, no GPU"
 	@echo "make slow    every test but those for a GPU, with more examples: an hour"
 	@echo "make fuzz    damaged files of every kind, a thousand each: ARGS='--kind preset --inputs 10000'"
+	@echo "make families  try every family of models of transformers: the table of those that are supported"
 	@echo "make check   lint, types, man pages, tests: what CI runs"
 	@echo "make lint    ruff and mypy only;  make man    write the man pages again"
 	@echo "make results write the long tables of docs/results from the results beside them"
@@ -46,6 +47,9 @@ slow: $(STAMP) model
 
 fuzz: $(STAMP)
 	@$(BIN)/python tests/fuzz.py $(ARGS)
+
+families: $(STAMP)
+	@$(BIN)/python tests/census.py $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

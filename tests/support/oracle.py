@@ -49,6 +49,24 @@ def masked_logits(stock: Any, ids: tuple[int, ...], oracle: DenseOracle) -> Tens
     return logits
 
 
+class Leaving:
+    """Causal attention over the tokens that are there; behind the layers of `keep` those that it names go on."""
+
+    def __init__(self, keep: dict[int, Tensor]) -> None:
+        self.keep = keep
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
+    ) -> Tensor:
+        repeated = [tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value)]
+        logits = query @ repeated[0].transpose(2, 3) * scaling
+        future = torch.ones(logits.shape[-2:]).triu(1).bool()
+        return logits.masked_fill(future, float("-inf")).softmax(dim=-1) @ repeated[1]
+
+    def keep_after(self, layer: int) -> Tensor | None:
+        return self.keep.get(layer)
+
+
 def heads(cache: RaggedKVCache) -> Iterator[tuple[int, int, Tensor]]:
     """(layer, head, positions) of everything in the cache."""
     for index in range(len(cache.layers)):

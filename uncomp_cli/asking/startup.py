@@ -57,7 +57,6 @@ def weigh(choice: ModelChoice, path: Path) -> "tuple[ModelSpec, int, int]":
 
     Raises what loading would raise for the family and the quantization, and DoesNotFitError for too large weights.
     """
-    from uncomp_cli.engine.forward.decoder import check_family
     from uncomp_cli.engine.spend.memory import free_bytes
     from uncomp_cli.models.loading import check_quantization, choose_device, footprint
 
@@ -67,7 +66,6 @@ def weigh(choice: ModelChoice, path: Path) -> "tuple[ModelSpec, int, int]":
     spec, weights = footprint(
         path, dtype=choice.dtype, device=device, quantize=choice.quantize, rope=choice.rope_choice
     )
-    check_family(spec.model_type)
     available = free_bytes(device)
     if weights > available:
         raise DoesNotFitError(

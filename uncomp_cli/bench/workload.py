@@ -16,7 +16,6 @@ import torch
 from uncomp_cli import errors
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import Limits
-from uncomp_cli.engine.forward.decoder import check_family
 from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
@@ -25,6 +24,7 @@ from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
 from uncomp_cli.models.catalog import read_config
 from uncomp_cli.models.checkpoint import load_tokenizer
+from uncomp_cli.models.families import check_family
 from uncomp_cli.models.loading import choose_device, choose_dtype
 from uncomp_cli.models.shape import spec_from_config
 from uncomp_cli.spec import ModelSpec

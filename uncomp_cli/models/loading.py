@@ -32,9 +32,10 @@ from uncomp_cli.models.checkpoint import (
     refuse_code,
 )
 from uncomp_cli.models.extension import RopeChoice, parse_rope
+from uncomp_cli.models.families import check_family
 from uncomp_cli.models.rotary import apply_choice, check_rope, length_kind
 from uncomp_cli.models.runnable import LoadedModel
-from uncomp_cli.models.shape import check_text_only, check_unquantized, spec_from_config, stored_dtype
+from uncomp_cli.models.shape import check_text_only, check_unquantized, spec_from_config, stored_dtype, text_config
 from uncomp_cli.spec import ModelSpec
 
 QUANTIZATIONS = ("int8", "nf4", "fp4")
@@ -142,6 +143,7 @@ def load_config(path: Path, name: str) -> Any:
 def checked_spec(config: Any, dtype: Any) -> ModelSpec:
     """The shape that a configuration describes. Raises ModelError when such a model would run wrongly."""
     check_text_only(config)
+    check_family(str(getattr(text_config(config), "model_type", "without a name")))
     check_unquantized(config)
     check_rope(config)
     return spec_from_config(config, dtype)

@@ -82,9 +82,9 @@ def spec_from_config(config: Any, dtype: Any) -> ModelSpec:
 
 def read_spec(text: Any, dtype_bytes: int) -> ModelSpec:
     """The fields of a ModelSpec, as they stand in a text configuration; errors come as they are."""
-    num_heads = int(text.num_attention_heads)
-    num_layers = int(text.num_hidden_layers)
-    hidden_size = int(text.hidden_size)
+    num_heads = int(_named(text, "num_attention_heads", "n_head"))
+    num_layers = int(_named(text, "num_hidden_layers", "n_layer"))
+    hidden_size = int(_named(text, "hidden_size", "n_embd"))
     if not 1 <= num_layers <= _MOST_LAYERS:
         raise ValueError(f"it has {num_layers:,} layers")
     spec = ModelSpec(
@@ -96,7 +96,7 @@ def read_spec(text: Any, dtype_bytes: int) -> ModelSpec:
         hidden_size=hidden_size,
         intermediate_size=int(getattr(text, "intermediate_size", None) or 4 * hidden_size),
         vocab_size=int(text.vocab_size),
-        trained_length=int(text.max_position_embeddings),
+        trained_length=int(_named(text, "max_position_embeddings", "n_positions")),
         dtype_bytes=dtype_bytes,
         sliding_windows=sliding_windows(text, num_layers),
     )
@@ -107,6 +107,11 @@ def read_spec(text: Any, dtype_bytes: int) -> ModelSpec:
     if spec.num_heads % spec.num_kv_heads or len(spec.sliding_windows) != num_layers:
         raise ValueError(f"{spec.num_heads} query heads share {spec.num_kv_heads} KV heads, or layers have no kind")
     return spec
+
+
+def _named(text: Any, name: str, other: str) -> Any:
+    """A field under its name, or under the one that GPT-2 and its kin give it in their files."""
+    return getattr(text, other) if not hasattr(text, name) and hasattr(text, other) else getattr(text, name)
 
 
 def sliding_windows(text: Any, num_layers: int) -> tuple[int | None, ...]:

@@ -2,13 +2,16 @@
 
     q [H, N, D] is viewed as [G, H/G, N, D] against k, v [G, S, D]: no key is repeated, no mask is built for a prompt.
 
-`register` puts `uncomp` into transformers' AttentionInterface; the engine's state travels as the keyword `engine`
-through the stock forward and decides what each layer does with its queries, keys and values. `AppendState` puts tokens
-behind a ragged cache: one new token a row reads each layer in a few calls (cache/packs.py); several are one call for
-neighbouring heads of one length. In it each KV head's H/G queries meet that head's own keys.
+`register` puts `uncomp` into transformers' AttentionInterface; the state that `attending` names decides what each layer
+of the stock forward does with its queries, keys and values. No keyword carries it, because some models drop keywords on
+the way to their attention. `AppendState` puts tokens behind a ragged cache: one new token a row reads each layer in a
+few calls (cache/packs.py); several are one call for neighbouring heads of one length. In it each KV head's H/G queries
+meet that head's own keys.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -45,6 +48,19 @@ class AttentionState(Protocol):
         ...
 
 
+_ENGINE: ContextVar[tuple[AttentionState, Sequence[int | None]]] = ContextVar("engine")
+
+
+@contextmanager
+def attending(state: AttentionState, windows: Sequence[int | None]) -> Iterator[None]:
+    """Let `state` attend in every forward pass inside the block, in this thread; `windows` [L] are the layers'."""
+    token = _ENGINE.set((state, windows))
+    try:
+        yield
+    finally:
+        _ENGINE.reset(token)
+
+
 def _attention_function(
     module: torch.nn.Module,
     query: Tensor,
@@ -52,16 +68,19 @@ def _attention_function(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    engine: AttentionState,
     scaling: float,
     sliding_window: int | None = None,
     **keywords: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention signature: hands the layer to the engine's state; returns [B, N, H, D]."""
+    """transformers' attention signature: hands the layer to the engine's state; returns [B, N, H, D].
+
+    A window that the model has in its mask alone, which is not read, is known from its shape.
+    """
     check_keywords(keywords)
     check_causal(module)
+    state, windows = _ENGINE.get()
     layer: Any = module.layer_idx  # an int, which nn.Module cannot say
-    output = engine.attend(layer, query, key, value, scaling=scaling, sliding_window=sliding_window)
+    output = state.attend(layer, query, key, value, scaling=scaling, sliding_window=sliding_window or windows[layer])
     return output.transpose(1, 2), None
 
 

@@ -1,16 +1,15 @@
 """A decoder: a loaded transformers model whose attention the engine owns. Two drivers:
 
     forward          the stock forward as it is: embedding scaling, norms, RoPE and multipliers stay the model's
-                     business. The engine's state travels through it as a keyword
+                     business
     layer_by_layer   embed → for each layer: layer(hidden), then keep what the state says → norm → logits. Hidden
                      states, positions and RoPE's cosines and sines follow the tokens that stay; each keeps its own
-                     position. For LOOP_FAMILIES, where tokens leave between layers
+                     position. For families that may be thinned, whose tokens leave between layers
 
 Both ask for the logits of the wanted columns only.
 
-A family, by transformers' `model_type`, is supported when its parity test passes (tests/test_engine_parity.py). Others
-are refused by name: a model that needs a keyword we do not honour would run and be wrong. Of those that pass
-tests/test_engine_layer_loop.py too tokens may leave between layers.
+A family, by transformers' `model_type`, is supported when it has passed a census, and is refused by name otherwise
+(models/families.py).
 """
 
 from typing import Any, Protocol
@@ -18,32 +17,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AppendState, AttentionState, register
+from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AppendState, AttentionState, attending, register
 from uncomp_cli.engine.forward.products import Matmul, check_matmul, slice_mlps, use_product
 from uncomp_cli.engine.forward.program import make_program
-from uncomp_cli.errors import ModelError
 from uncomp_cli.kernels.library import find
+from uncomp_cli.models.families import check_family, load_families
 from uncomp_cli.models.rotary import fix_regime, hold_rope, regime_of
 from uncomp_cli.spec import ModelSpec
-
-SUPPORTED_FAMILIES = frozenset(
-    {"llama", "qwen2", "qwen3", "mistral", "phi3", "gemma3_text", "olmo2", "granite", "smollm3"}
-)
-LOOP_FAMILIES = frozenset({"llama", "qwen2", "qwen3", "mistral", "olmo2", "phi3", "smollm3"})
-
-
-def check_family(model_type: str) -> None:
-    """Raise ModelError when the engine has not been proven on `model_type`."""
-    if model_type not in SUPPORTED_FAMILIES:
-        raise ModelError(
-            f"models of the family '{model_type}' are not supported",
-            hint=f"use a model of one of: {', '.join(sorted(SUPPORTED_FAMILIES))}",
-        )
 
 
 def can_thin(spec: ModelSpec) -> bool:
     """Whether tokens may leave between layers: the family is proven, and no layer counts neighbours in a window."""
-    return spec.model_type in LOOP_FAMILIES and len(spec.full_layers) == spec.num_layers
+    return spec.model_type in load_families().thinned and len(spec.full_layers) == spec.num_layers
 
 
 class ThinningState(AttentionState, Protocol):
@@ -111,19 +96,20 @@ class Decoder:
             done = self._program.run(int(ids), state)
             if done is not None:
                 return done
-        logits: Tensor = self.model(**self._inputs(ids, positions, state, last)).logits
-        return logits
+        return self.differentiable(ids, positions, state, last)
 
     def differentiable(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> Tensor:
         """`forward` that records gradients where the caller has them enabled."""
-        logits: Tensor = self.model(**self._inputs(ids, positions, state, last)).logits
+        with attending(state, self.spec.sliding_windows):
+            logits: Tensor = self.model(**self._inputs(ids, positions, last)).logits
         return logits
 
     @torch.no_grad()
     def layer_inputs(self, ids: Tensor, positions: Tensor, state: AttentionState) -> tuple[Tensor, ...]:
         """The hidden states [B, N, hidden_size] that each of the L layers is given."""
-        inputs = self._inputs(ids, positions, state, 1)
-        states: tuple[Tensor, ...] = self.model(**inputs, output_hidden_states=True).hidden_states
+        inputs = self._inputs(ids, positions, 1)
+        with attending(state, self.spec.sliding_windows):
+            states: tuple[Tensor, ...] = self.model(**inputs, output_hidden_states=True).hidden_states
         return states[: self.spec.num_layers]  # the one after them is the last layer's output
 
     @torch.no_grad()
@@ -134,7 +120,8 @@ class Decoder:
         hidden: Tensor = inner.embed_tokens(ids.to(self.device))
         turns: tuple[Tensor, Tensor] = inner.rotary_emb(hidden, at)
         for index, layer in enumerate(inner.layers):
-            hidden = layer(hidden, attention_mask=None, position_embeddings=turns, position_ids=at, engine=state)
+            with attending(state, self.spec.sliding_windows):
+                hidden = layer(hidden, attention_mask=None, position_embeddings=turns, position_ids=at)
             kept = state.keep_after(index)
             if kept is not None:
                 hidden, at = hidden[:, kept], at[:, kept]
@@ -143,12 +130,11 @@ class Decoder:
         logits: Tensor = self.model.lm_head(inner.norm(last))
         return logits
 
-    def _inputs(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> dict[str, object]:
+    def _inputs(self, ids: Tensor, positions: Tensor, last: Tensor | int) -> dict[str, object]:
         return {
             "input_ids": ids.to(self.device),
             "position_ids": positions.to(self.device),
             "use_cache": False,
-            "engine": state,
             "logits_to_keep": last.to(self.device) if isinstance(last, Tensor) else last,
         }
 

@@ -1,0 +1,56 @@
+"""The table of families is what a run finds, and the page is the table; what is not in it is refused by name."""
+
+import re
+
+import pytest
+
+from census import DOCS, examine, families, page
+from uncomp_cli.errors import ModelError
+from uncomp_cli.models.families import TABLE, check_family, load_families
+
+KNOWN = load_families()
+OFTEN = ["cohere2", "gemma", "glm4", "gpt_neox", "llama", "mixtral", "olmo3", "qwen3_moe", "smollm3", "starcoder2"]
+"""A dozen kinds of attention, with two that are refused for what they get wrong."""
+WRONG = ["diffllama", "doge"]
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=() if family in (*OFTEN, *WRONG) else pytest.mark.slow)
+        for family in (*KNOWN.supported, *KNOWN.refused)
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_family_is_what_the_table_says(family: str) -> None:
+    found = examine(family)
+    assert found.reason == KNOWN.refused.get(family, ""), found.failed
+    assert ("thinned" in found.passed) == (family in KNOWN.thinned)
+
+
+def test_every_family_of_transformers_is_in_the_table() -> None:
+    """With another version of transformers: make families."""
+    assert sorted((*KNOWN.supported, *KNOWN.refused)) == sorted(families())
+    assert set(KNOWN.thinned) <= set(KNOWN.supported)
+    assert not set(KNOWN.supported) & set(KNOWN.refused)
+
+
+def test_the_page_is_the_table() -> None:
+    assert DOCS.read_text(encoding="utf-8") == page(load_families(TABLE))
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("deepseek_v3", "multi-head latent attention"),
+        ("mamba", "a state of their own"),
+        ("bert", "both directions"),
+        ("diffllama", "differs from the stock model|does not go through"),
+        ("of_tomorrow", "it has not been tried"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name_with_the_reason(family: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=f"'{family}' are not supported: .*({reason})") as caught:
+        check_family(family)
+    assert re.search("llama.* more families", str(caught.value.hint))
+    assert "\n" not in f"{caught.value.message}{caught.value.hint}"
