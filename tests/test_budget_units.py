@@ -86,19 +86,30 @@ def test_a_budget_is_given_as_text_or_as_a_value() -> None:
 
 
 SPEC = make_spec((None, None, 30), kv_heads=2)
-FULL = 2 * (2 * 1000 + 30)
+FULL, WINDOW = 2 * (2 * 1000 + 30), 2 * 30
 
 
 @pytest.mark.parametrize(
     ("text", "entries"),
     [
-        ("full", FULL), ("100%", FULL), ("10%", FULL // 10), ("29%", int(FULL * 29 / 100)), ("0.01%", 0),
-        ("100", 600), ("1", 6), ("5000", FULL),
+        ("full", FULL), ("100%", FULL), ("10%", WINDOW + 400), ("29%", WINDOW + 1160), ("0.01%", WINDOW),
+        ("100", WINDOW + 400), ("1", WINDOW + 4), ("5000", FULL),
         ("1GiB", FULL), ("1B", 0),
     ],
 )  # fmt: skip
 def test_entries(text: str, entries: int) -> None:
     assert resolve_entries(Budget.parse(text), SPEC, seq_len=1000, free_bytes=0) == entries
+
+
+@pytest.mark.parametrize("text", ["0.1%", "1%", "30%", "1", "64"])
+@pytest.mark.parametrize("seq_len", [20, 600, 1500, 40_000])
+def test_a_share_is_of_what_can_be_dropped(text: str, seq_len: int) -> None:
+    """Windows come on top: whatever the length, there is room for them (of Gemma 3 270M 15 of 18 layers slide)."""
+    spec = make_spec(((512,) * 5 + (None,)) * 3, kv_heads=1)
+    entries = resolve_entries(Budget.parse(text), spec, seq_len=seq_len, free_bytes=0)
+    plan = UniformPolicy().plan(Wanted(spec, seq_len=seq_len, entries=entries, protected=0))
+    assert plan.entries == entries
+    assert [plan.kept[layer][0] for layer in (0, 17)] == [min(512, seq_len), (entries - 15 * min(512, seq_len)) // 3]
 
 
 @pytest.mark.parametrize("percent", range(1, 101))

@@ -144,13 +144,16 @@ def test_a_percentage_is_one_of_bytes(percent: float, dtype_bytes: int, bits: in
     plan = make_allocation(spec, preset_of(f"{percent}%", bits), prompt, available=0).plan
     exact = make_allocation(spec, preset_of(f"{percent}%", 16), prompt, available=0).plan
     assert (plan.kv_bits, exact.kv_bits) == (bits, 16)
-    allowed = percent / 100 * spec.full_kv_bytes(prompt.seq_len)
-    used = planned_kv_bytes(spec, plan, question_tokens=20)
+    windows = spec.window_entries(prompt.seq_len)
+    allowed = percent / 100 * (spec.full_kv_bytes(prompt.seq_len) - windows * spec.kv_bytes_per_entry)
+    used = planned_kv_bytes(spec, replace(plan, kept=plan.kept[:2]), question_tokens=20)
     blocks = 6 * 4 * 64  # the scales of a last block that is not whole, a head
     assert used <= allowed + blocks
     assert plan.keeps_everything or plan.entries == spec.full_entries(prompt.seq_len) or used > 0.99 * allowed
     gain = {(4, 8): 3.6, (4, 4): 6.6, (2, 8): 1.8, (2, 4): 3.3}[dtype_bytes, bits]
-    assert plan.entries == spec.full_entries(8020) or plan.entries == pytest.approx(gain * exact.entries, rel=0.06)
+    decided = plan.entries - windows
+    whole = decided == spec.full_entries(8020) - windows
+    assert whole or decided == pytest.approx(gain * (exact.entries - windows), rel=0.06)
 
 
 @BITS

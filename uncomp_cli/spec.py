@@ -46,6 +46,11 @@ class ModelSpec:
         per_layer = (seq_len if window is None else min(seq_len, window) for window in self.sliding_windows)
         return self.num_kv_heads * sum(per_layer)
 
+    def window_entries(self, seq_len: int) -> int:
+        """Of these, what layers with a sliding window hold whatever the budget."""
+        windows = (min(seq_len, window) for window in self.sliding_windows if window is not None)
+        return self.num_kv_heads * sum(windows)
+
     def full_kv_bytes(self, seq_len: int) -> int:
         """Bytes of the keys and values of a full cache of `seq_len` tokens."""
         return self.full_entries(seq_len) * self.kv_bytes_per_entry

@@ -3,6 +3,8 @@
 An entry is one key and one value of one KV head for one token. `10%` is a fraction of the full cache's KV bytes,
 `512` is tokens per KV head on average, `256MiB` is allocated bytes, `auto` is what fits free memory, `full` is all.
 A fraction is one of bytes in the model's own dtype: a context that is held in fewer bits has more entries in it.
+Fractions and tokens are of what can be dropped: layers with a sliding window hold it whatever the budget, and on top.
+Bytes are of all that there is.
 """
 
 import math
@@ -56,12 +58,13 @@ class Budget:
         return given if isinstance(given, Budget) else cls.parse(given)
 
     def enough(self, entries: int, spec: ModelSpec, seq_len: int) -> str:
-        """The least amount of the same unit that holds `entries` of a prompt of `seq_len` tokens."""
-        if self.kind == "fraction":
-            return f"{math.ceil(1000 * entries / spec.full_entries(seq_len)) / 10:g}%"
+        """The least amount of the same unit that holds `entries` of a prompt of `seq_len` tokens, windows included."""
         if self.kind == "bytes":
             return f"{math.ceil(entries * spec.kv_bytes_per_entry / 2**10):,}KiB".replace(",", "")
-        return str(-(-entries // (spec.num_layers * spec.num_kv_heads)))
+        windows = spec.window_entries(seq_len)
+        if self.kind == "fraction":
+            return f"{math.ceil(1000 * (entries - windows) / max(1, spec.full_entries(seq_len) - windows)) / 10:g}%"
+        return str(max(1, -(-(entries - windows) // max(1, len(spec.full_layers) * spec.num_kv_heads))))
 
     def times(self, factor: float) -> "Budget | None":
         """The budget times `factor`, in its own unit, `full` from 100 % on; None for full and auto.
@@ -103,14 +106,14 @@ def resolve_entries(
     `free_bytes` is what `auto` may use.
     """
     cache = cache or CacheConfig()
-    full = spec.full_entries(seq_len)
+    full, windows = spec.full_entries(seq_len), spec.window_entries(seq_len)
     heads = spec.num_layers * spec.num_kv_heads
     if budget.kind == "full":
         return full
     if budget.kind == "fraction":
-        return int(full * budget.amount + 1e-6)  # 0.29 * 100 is 28.999…
+        return windows + int((full - windows) * budget.amount + 1e-6)  # 0.29 * 100 is 28.999…
     if budget.kind == "tokens":
-        return min(full, int(budget.amount) * heads)
+        return min(full, windows + int(budget.amount) * len(spec.full_layers) * spec.num_kv_heads)
     allowed = free_bytes if budget.kind == "auto" else int(budget.amount)
     room = allowed // (spec.kv_bytes_per_entry + cache.position_bytes)
     return max(0, min(full, _without_slack(room, heads=heads, longest=seq_len, cache=cache)))
@@ -144,20 +147,22 @@ def resolve_quantized(
     positions and slack, the scales of blocks that are not whole, and `waiting_tokens` of further questions.
     """
     cache = cache or CacheConfig()
-    full = spec.full_entries(seq_len)
+    full, windows = spec.full_entries(seq_len), 0
     if budget.kind in ("full", "tokens"):
         return resolve_entries(budget, spec, seq_len=seq_len, free_bytes=free_bytes, cache=cache)
     questions = spec.full_entries(question_tokens)
     if budget.kind == "fraction":
-        allowed = int(full * budget.amount + 1e-6) * spec.kv_bytes_per_entry
+        windows = spec.window_entries(seq_len)
+        questions -= spec.window_entries(question_tokens)
+        allowed = int((full - windows) * budget.amount + 1e-6) * spec.kv_bytes_per_entry
         room = allowed - questions * spec.kv_bytes_per_entry
     else:
         allowed = free_bytes if budget.kind == "auto" else int(budget.amount)
         room = allowed - _beside_context(spec, question_tokens, waiting_tokens, kv_bits=kv_bits, cache=cache)
     if room < 0:  # not even the question fits
-        return max(0, min(questions - 1, allowed // spec.kv_bytes_per_entry))
+        return windows + max(0, min(questions - 1, allowed // spec.kv_bytes_per_entry))
     block_bytes = cache.quantized_bytes(cache.key_block, head_dim=spec.head_dim, bits=kv_bits)
-    return min(full, questions + room * cache.key_block // block_bytes)
+    return min(full, windows + questions + room * cache.key_block // block_bytes)
 
 
 def _beside_context(

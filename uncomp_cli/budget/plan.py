@@ -96,9 +96,10 @@ class BudgetPlan:
         needed = fixed + floor * len(cells)
         if wanted.entries < needed:
             least = wanted.budget.enough(needed, spec, wanted.seq_len)
+            beside = f" beside the windows of {sum(sliding)} layers" if fixed else ""
             raise DoesNotFitError(
-                f"the budget keeps {wanted.entries // (spec.num_layers * spec.num_kv_heads):,} tokens per head, but "
-                f"{floor:,} are always kept (template, system prompt, question)",
+                f"the budget keeps {max(0, wanted.entries - fixed) // max(1, len(cells)):,} tokens per head{beside}, "
+                f"but {floor:,} are always kept (template, system prompt, question)",
                 hint=f"use --budget {least} or more, or a shorter question{_slip(wanted.budget)}",
             )
         room = [most[layer] for layer in spec.full_layers for _ in weights[layer]]

@@ -210,8 +210,9 @@ def _entries(spec: ModelSpec, preset: Preset, prompt: Prompt, *, free_bytes: int
         if budget.kind in ("auto", "bytes"):
             entries = max(0, entries - heads * prompt.waiting_tokens)
     if preset.floor_tokens:
-        floor = (prompt.always_kept + preset.floor_tokens) * heads
-        entries = max(entries, min(floor, spec.full_entries(prompt.seq_len)))
+        floor = (prompt.always_kept + preset.floor_tokens) * len(spec.full_layers) * spec.num_kv_heads
+        least = spec.window_entries(prompt.seq_len) + floor
+        entries = max(entries, min(least, spec.full_entries(prompt.seq_len)))
     return entries
 
 
