@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import fpdf
 import pytest
 
 from support.commands import two_lines
@@ -261,3 +262,43 @@ def test_ctrl_c_while_reading(
         out, err = capsys.readouterr()
         assert out == ""
         assert err.splitlines()[-1].startswith("budget ")  # who pressed Ctrl-C knows why it ended
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("/dev/zero", 1, "questions file /dev/zero: it is a device, socket or directory, not a file"),
+        ("large", 3, "questions file large: it has more than 4 MiB, and no more are read"),
+        ("binary", 1, "questions file binary: it is a binary file (it has NUL bytes)"),
+    ],
+)
+def test_questions_that_are_no_text(refused: Refused, name: str, code: int, message: str) -> None:
+    with Path("large").open("wb") as file:
+        file.truncate(2**32)
+    Path("binary").write_bytes(bytes(range(64)) * 9)
+    assert refused(*about("--questions", name))[:2] == (code, message)
+
+
+def test_an_encoding_that_there_is_not(refused: Refused) -> None:
+    assert refused(*about("--encoding", "koi-8r")) == (2, "encoding 'koi-8r' is not known", "did you mean 'koi8-r'?")
+
+
+def test_a_configuration_that_does_not_end(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNCOMP_CONFIG", "/dev/zero")
+    assert refused(*about())[:2] == (2, "configuration file /dev/zero has more than 4,194,304 bytes")
+
+
+@pytest.mark.parametrize("given", [(), ("--password", "dark")])
+def test_a_locked_document(refused: Refused, given: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("locked") / "a.pdf"
+    pdf = fpdf.FPDF()
+    pdf.set_font("helvetica", size=12)
+    pdf.add_page()
+    pdf.cell(text="secret")
+    pdf.set_encryption(owner_password="keeper", user_password="lamp")
+    path.write_bytes(pdf.output())
+    code, message, hint = refused("-f", str(path), "-m", "no-such-model", *given, "Where?")
+    assert (code, "is an encrypted PDF" in message, "--password" in hint) == (1, True, True)
+    assert "dark" not in message
+    code, message, _ = refused("-f", str(path), "-m", "no-such-model", "--password", "lamp", "Where?")
+    assert (code, "no-such-model" in message) == (2, True)

@@ -1,12 +1,17 @@
 """Which encoding a text is in: what it says of itself, UTF-8 with damage, and the languages of the world as guessed."""
 
+from collections.abc import Generator
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from support.tongues import TONGUES, sentences
+from uncomp_cli.asking.pipeline import gather_questions
+from uncomp_cli.asking.request import Request
 from uncomp_cli.documents.encoding import check_encoding, decode
 from uncomp_cli.errors import DocumentError, UsageError
 
@@ -142,3 +147,17 @@ def test_any_bytes_are_text_or_refused(raw: bytes) -> None:
         found = decode(raw)
         found.text.encode()
         assert "\r" not in found.text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "koi8-r"])
+def test_questions_are_decoded_as_documents_are(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "asked.txt"
+    path.write_bytes("# где море?\r\n\r\nКто стоит на берегу реки и смотрит вдаль?\n".encode(encoding))
+
+    def asked() -> Generator[Any, None, None]:
+        found = yield from gather_questions(Request(questions=("Why?",), questions_file=path))
+        assert found == ["Why?", "# где море?", "Кто стоит на берегу реки и смотрит вдаль?"]
+
+    said = [*asked()]
+    assert [event.text.startswith(f"{path}: its encoding is not said") for event in said] == [True] * len(said)
+    assert bool(said) == (encoding in ("utf-16-le", "koi8-r"))

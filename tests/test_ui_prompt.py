@@ -70,6 +70,23 @@ def test_a_line_can_be_corrected(desks: Desks, args: tuple[str, ...]) -> None:
     assert desk.says("hexl\x7f\x7fllo") == "hello"
 
 
+def test_a_password_is_asked_for_without_echo(desks: Desks) -> None:
+    desk = desks.sit_down()
+    desk.sees(PROMPT)
+    desk.types("/unlock\r")
+    desk.sees(r"it is locked\r\n.*password")
+    desk.types("dark\r")
+    seen = desk.sees(r": \r\n.*it is locked\r\n.*password")
+    assert "dark" not in seen[0]
+    desk.types("lamp\r")
+    assert "lamp" not in desk.sees(r": \r\nOPENED all of it")[0]
+    desk.sees(PROMPT)
+    desk.types("/unlock\r")
+    desk.sees("password")
+    desk.types("\r")
+    desk.sees(r"REFUSED it is locked \| --password PASSWORD")
+
+
 # Several lines
 
 

@@ -7,6 +7,7 @@
     ├── ThresholdError (5)          a measured value is below --fail-under
     ├── ModelError (1)              a model cannot be found, fetched, read or run
     └── DocumentError (1)           a document cannot be read
+        └── LockedError (1)         or only with a password
 
 `message` says what was wrong and names the value; `hint` is the command or flag that mends it. The library raises;
 only the command line prints and exits.
@@ -72,6 +73,10 @@ class ModelError(UncompError):
 
 class DocumentError(UncompError):
     """A document cannot be read."""
+
+
+class LockedError(DocumentError):
+    """A document cannot be read without a password, or not with the one that was given."""
 
 
 def require(condition: bool, message: str, *, hint: str) -> None:

@@ -18,10 +18,11 @@ import pexpect.fdpexpect
 SCRIPT = """
 import fcntl, os, sys, termios
 from pathlib import Path
-from uncomp_cli.errors import UncompError
+from uncomp_cli.documents.text import NO_WISHES
+from uncomp_cli.errors import LockedError, UncompError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.blocks import edit_text
-from uncomp_cli.ui.input import line_reader
+from uncomp_cli.ui.input import line_reader, unlocked
 
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 terminal = Terminal.detect(plain="--plain" in sys.argv, no_color="--no-color" in sys.argv)
@@ -33,9 +34,17 @@ read = line_reader(
     status=lambda: os.environ.get("STATUS", ""),
     history=Path(history) if history else None,
 )
+
+def opened(wishes):
+    if wishes.password != "lamp":
+        raise LockedError("it is locked", hint="--password PASSWORD")
+    return "all of it"
+
 while True:
     try:
         text = read()
+        if text == "/unlock":
+            print("OPENED", unlocked(opened, NO_WISHES, terminal))
         print("TEXT", ascii(text))
         if text.startswith("/edit "):
             print("EDITED", ascii(edit_text(text[6:], terminal)))

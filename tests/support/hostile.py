@@ -2,9 +2,9 @@
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from uncomp_cli.documents.text import Loss, Place, Text, Wishes
 
@@ -37,6 +37,11 @@ def _crash(_: Wishes) -> Text:
     return Text("")
 
 
+def _write(_: Wishes) -> Text:
+    with tempfile.TemporaryFile(buffering=0) as file:
+        return Text(str(file.write(b"x" * 100)))
+
+
 def _slow(wishes: Wishes) -> Text:
     for page in range(8):
         time.sleep(0.1)
@@ -50,7 +55,7 @@ _DEEDS: dict[bytes, Callable[[Wishes], Text]] = {
     b"crash": _crash,
     b"leave": _leave,
     b"fail": _fail,
-    b"write": lambda _: Text(str(Path("written").write_bytes(b"x" * 100))),
+    b"write": _write,
     b"chatter": _chatter,
     b"slow pages": _slow,
     b"wishes": lambda wishes: Text(f"{wishes.password} {wishes.encoding} {wishes.limits.pages}"),

@@ -23,8 +23,12 @@ from uncomp_cli.asking.request import Request, check_text
 from uncomp_cli.asking.startup import check_context_fits, check_grows, during, fetch, lengthen_for, load
 from uncomp_cli.asking.subject import check_saving
 from uncomp_cli.documents.collection import DocumentSet, has_data, reading
+from uncomp_cli.documents.encoding import decode
+from uncomp_cli.documents.intake import take_file
 from uncomp_cli.documents.places import Places
+from uncomp_cli.documents.text import Text, Wishes
 from uncomp_cli.errors import UsageError
+from uncomp_cli.schema import inside
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
@@ -32,11 +36,13 @@ if TYPE_CHECKING:
 
 
 _STDIN = "-"
+QUESTIONS_BYTES = 4 * 2**20
+"""Of a questions file at most."""
 
 
 def run(request: Request) -> Generator[Event, None, None]:
     """Everything that one `uncomp ask` does."""
-    questions = gather_questions(request)
+    questions = yield from gather_questions(request)
     _ = request.model.rope_choice  # a slip in it must not wait for the documents
     if request.saves_context:
         check_saving(request)
@@ -120,19 +126,27 @@ def _check_lengths(
     yield from during("measuring", check)
 
 
-def gather_questions(request: Request) -> list[str]:
+def gather_questions(request: Request) -> Generator[Event, None, list[str]]:
     """The questions from the command line and the questions file, in that order."""
     questions = list(request.questions)
     if request.questions_file is not None:
-        try:
-            lines = request.questions_file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            message = f"questions file {request.questions_file} cannot be read: {error}"
-            raise UsageError(message, hint="give a text file with one question a line") from error
-        questions += [line for line in lines if line.strip()]
+        text = _questions_text(request.questions_file, request.wishes)
+        questions += [line for line in text.text.split("\n") if line.strip()]
+        for remark in (*map(str, text.losses), *text.notes):
+            yield Warned(f"{request.questions_file}: {remark}")
     check_questions(questions)
     check_text(request.system or "", "the system prompt")
     return questions
+
+
+def _questions_text(path: Path, wishes: Wishes) -> Text:
+    """A questions file, decoded as documents are."""
+    hint = "give a text file with one question a line"
+    try:
+        with inside(f"questions file {path}"):
+            return decode(take_file(path, QUESTIONS_BYTES), wishes.encoding)
+    except OSError as error:
+        raise UsageError(f"questions file {path} cannot be read: {error.strerror}", hint=hint) from error
 
 
 def check_questions(questions: Sequence[str]) -> None:
@@ -198,6 +212,8 @@ def gather_documents(request: Request) -> Generator[Event, None, DocumentSet]:
         yield Warned("standard input is not read; add -f - to make it a document")
     buffer = None if stdin is None else stdin.buffer
     paths = request.paths or (_STDIN,)
-    documents = yield from reading(paths, include=request.include, stdin=buffer, patient=request.each)
+    documents = yield from reading(
+        paths, include=request.include, stdin=buffer, patient=request.each, wishes=request.wishes
+    )
     yield from told(documents)
     return documents

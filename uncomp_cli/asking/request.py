@@ -16,6 +16,7 @@ from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET, LIVE_PRESET, Preset, preset
 from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
 from uncomp_cli.documents.collection import DocumentSet
+from uncomp_cli.documents.text import NO_WISHES, Wishes
 from uncomp_cli.errors import UsageError, check_address_space
 from uncomp_cli.numerals import format_count
 
@@ -226,6 +227,7 @@ class Request:
     escalate: bool = False
     fail_under: float | None = None
     for_any: bool = False
+    wishes: Wishes = NO_WISHES
 
     @property
     def saves_context(self) -> bool:

@@ -42,6 +42,7 @@ from uncomp_cli.errors import UncompError, failure_of
 from uncomp_cli.numerals import format_count, format_value
 from uncomp_cli.table import Table
 from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.input import unlocked
 from uncomp_cli.ui.meter import show
 
 
@@ -71,7 +72,13 @@ class AskOptions:
         ),
     ] = ()
     questions_file: Annotated[
-        Path | None, option("--questions", help="File with one question a line.", metavar="PATH", setting=False)
+        Path | None,
+        option(
+            "--questions",
+            help="File with one question a line, also one that begins with #.",
+            metavar="PATH",
+            setting=False,
+        ),
     ] = None
     each: Annotated[
         bool, option("--each", help="Ask every document by itself; answers are written file by file.", setting=False)
@@ -164,10 +171,15 @@ def ask(
         sampling=sampling.config(),
         as_json=output.as_json,
         limits=reading.limits(),
+        wishes=reading.wishes(),
     )
     terminal = terminal_of(ctx, quiet=output.quiet, verbose=verbose, thinking=show_thinking)
     with Printer(terminal, as_json=request.as_json) as printer:
-        show(run(request), terminal, tell=printer.tell)
+        unlocked(
+            lambda wishes: show(run(replace(request, wishes=wishes)), terminal, tell=printer.tell),
+            request.wishes,
+            terminal,
+        )
     raise typer.Exit(printer.exit_code)
 
 

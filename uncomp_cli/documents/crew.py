@@ -23,7 +23,7 @@ from uncomp_cli import schema
 from uncomp_cli.child import Child, address_bytes, allow, bound_memory, confine
 from uncomp_cli.documents.formats import Format, reader_of
 from uncomp_cli.documents.text import Limits, Loss, Place, Text, Wishes
-from uncomp_cli.errors import DocumentError, DoesNotFitError, UncompError
+from uncomp_cli.errors import DocumentError, DoesNotFitError, LockedError, UncompError
 
 SECONDS = 4.0
 SECONDS_A_MIB = 2.0
@@ -32,7 +32,7 @@ MEMORY_TIMES_FILE = 8
 _LIBRARIES_BYTES = 64 * 2**20  # address space of the packages that a reader imports
 _GROWN_BYTES = _LIBRARIES_BYTES + 64 * 2**20
 _AGAIN = "open it in a viewer and save it again, as PDF or text"
-_KINDS: dict[str, type[UncompError]] = {kind.__name__: kind for kind in (DocumentError, DoesNotFitError)}
+_KINDS: dict[str, type[UncompError]] = {kind.__name__: kind for kind in (DocumentError, DoesNotFitError, LockedError)}
 
 
 @dataclass(frozen=True, slots=True)

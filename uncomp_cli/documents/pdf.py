@@ -18,7 +18,7 @@ from uncomp_cli.documents.archive import damaged
 from uncomp_cli.documents.layout import HYPHEN, Glyph, Run, page_text, rejoined
 from uncomp_cli.documents.packages import package, quiet
 from uncomp_cli.documents.text import Limits, Loss, Text, Wishes, joined
-from uncomp_cli.errors import DocumentError
+from uncomp_cli.errors import DocumentError, LockedError
 
 _WHITE = {char: Glyph(char, 0, 0, 0, 0) for char in " \n"}
 _CODES = {
@@ -70,9 +70,9 @@ def _document(pdfium: Any, data: bytes, password: str) -> Any:
         return pdfium.PdfDocument(data + b"\ntrailer\n<< /Root %b R >>\nstartxref\n0\n%%%%EOF" % root[1])
 
 
-def _locked(password: str) -> DocumentError:
+def _locked(password: str) -> LockedError:
     said = "and the password given does not open it" if password else "and no password was given"
-    return DocumentError(f"it is an encrypted PDF, {said}", hint="--password PASSWORD, as who made it says")
+    return LockedError(f"it is an encrypted PDF, {said}", hint="--password PASSWORD, as who made it says")
 
 
 class _Reading:

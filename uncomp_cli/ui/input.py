@@ -7,14 +7,17 @@ text on every way in.
 import sys
 import termios
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
-from uncomp_cli.errors import UsageError
+from uncomp_cli.documents.text import Wishes
+from uncomp_cli.errors import LockedError, UsageError
 from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, QUOTES, is_open, without_quotes
 from uncomp_cli.ui.console import Terminal
 
+T = TypeVar("T")
 # Returns the next text; EOFError at the end, KeyboardInterrupt on Ctrl-C, UsageError for a block that is never ended.
 LineReader = Callable[[], str]
 
@@ -49,9 +52,13 @@ def is_typed(terminal: Terminal) -> bool:
 @contextmanager
 def kept_keys(terminal: Terminal) -> Iterator[None]:
     """What is typed meanwhile is not echoed into what is written: it waits for the prompt."""
-    if not terminal.animated or not _is_terminal(sys.stdin):
+    with _silent() if terminal.animated and _is_terminal(sys.stdin) else nullcontext():
         yield
-        return
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing that is typed is echoed."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
@@ -61,6 +68,33 @@ def kept_keys(terminal: Terminal) -> Iterator[None]:
     finally:
         with suppress(termios.error):  # the terminal is gone
             termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+
+def unlocked(work: Callable[[Wishes], T], wishes: Wishes, terminal: Terminal) -> T:
+    """What `work` returns; where it meets a locked document, and somebody sits there, with the password they type."""
+    while True:
+        try:
+            return work(wishes)
+        except LockedError as error:
+            if not is_typed(terminal):
+                raise
+            terminal.warn(error.message)
+            typed = _ask_silently("password (nothing leaves): ", terminal)
+            if not typed:
+                raise
+            wishes = replace(wishes, password=typed)
+
+
+def _ask_silently(prompt: str, terminal: Terminal) -> str:
+    terminal.stderr.write(prompt)
+    terminal.stderr.flush()
+    try:
+        with _silent():
+            return _read_line()
+    except EOFError:
+        return ""
+    finally:
+        terminal.stderr.write("\n")
 
 
 class _PlainReader:

@@ -84,7 +84,7 @@ def chat(
     talk: ChatOptions,
     model: ModelOptions,
     preset: Annotated[PresetOptions, only("name", "budget", "policy", "scorer", name=CHAT_PRESET)],
-    reading: Annotated[ReadingOptions, only("chunk", "kv_mem")],
+    reading: Annotated[ReadingOptions, only("chunk", "kv_mem", "encoding", "password")],
     system: System = None,
     sampling: SamplingOptions,
     output: Annotated[OutputOptions, only("quiet")],
@@ -106,6 +106,7 @@ def chat(
         system=system,
         sampling=sampling.config(),
         escalates=talk.escalate,
+        wishes=reading.wishes(),
         named=frozenset(key.replace("-", "_") for key, source in sources_of(ctx).items() if source != "DEFAULT"),
     )
     run_chat(job, terminal_of(ctx, quiet=output.quiet, verbose=verbose, thinking=show_thinking))

@@ -8,13 +8,16 @@ from textwrap import shorten
 
 from uncomp_cli.asking.dialogue import exchanges
 from uncomp_cli.cli.chat.talk import Talk
-from uncomp_cli.documents.collection import DocumentSet, read_documents
+from uncomp_cli.documents.collection import DocumentSet, reading
+from uncomp_cli.documents.text import Wishes
 from uncomp_cli.errors import DoesNotFitError, UsageError, require
 from uncomp_cli.numerals import format_bytes, format_count
 from uncomp_cli.sessions.folder import load_transcript, read_session
 from uncomp_cli.sessions.transcript import Entry, Transcript
 from uncomp_cli.ui.blocks import copy_text, edit_text
 from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.input import unlocked
+from uncomp_cli.ui.meter import show
 
 _LARGE_BYTES = 2**26
 _LINE = 80
@@ -28,19 +31,19 @@ def add_files(talk: Talk, argument: str) -> None:
         raise UsageError(f"{argument} is no list of files: {error}", hint='/file "my notes.txt"') from error
     if not paths:
         raise UsageError("no file is named", hint="/file notes.txt, a folder, or a glob such as docs/*.md")
-    documents = read_files(paths, talk.terminal).documents
+    documents = read_files(paths, talk.terminal, talk.wishes).documents
     new = talk.chat.unknown(documents)
     talk.show(talk.chat.add(documents))
     if not new:
         raise UsageError("nothing new was named", hint="/files lists the documents")
 
 
-def read_files(paths: Sequence[str], terminal: Terminal) -> DocumentSet:
+def read_files(paths: Sequence[str], terminal: Terminal, wishes: Wishes) -> DocumentSet:
     """The documents at `paths`; what is left out in a folder is said."""
     if "-" in paths:
         raise UsageError("'-' names standard input, from which the questions come", hint="name a file")
     _check_sizes(paths)
-    documents = read_documents(paths)
+    documents = unlocked(lambda said: show(reading(paths, wishes=said), terminal), wishes, terminal)
     for remark in documents.remarks:
         terminal.warn(remark.text, remark.more)
     return documents

@@ -23,6 +23,7 @@ from uncomp_cli.cli.chat.history import exchange_lines, read_files, restore
 from uncomp_cli.cli.chat.talk import Talk, as_commands
 from uncomp_cli.cli.declare.failures import ended_by, show_failure
 from uncomp_cli.config import Limits, SamplingConfig
+from uncomp_cli.documents.text import NO_WISHES, Wishes
 from uncomp_cli.errors import UncompError, UsageError, require
 from uncomp_cli.numerals import format_bytes, format_count
 from uncomp_cli.sessions.folder import SessionFile, open_session
@@ -50,6 +51,7 @@ class ChatJob:
     sampling: SamplingConfig
     escalates: bool = False
     cache: str | None = None
+    wishes: Wishes = NO_WISHES
     named: frozenset[str] = frozenset()
 
     def going_on(self, saved: Transcript) -> "ChatJob":
@@ -79,7 +81,7 @@ def _talk(job: ChatJob, saved: Transcript | None, file: SessionFile | None, term
         message = f"session {job.session} goes on with its own documents, and --cache {job.cache} begins with another"
         raise UsageError(message, hint="leave one of the two out")
     check_grows(job.model, "a conversation")
-    documents = read_files(job.paths, terminal) if job.paths else None
+    documents = read_files(job.paths, terminal, job.wishes) if job.paths else None
     with loading(terminal, "preparing"):
         preset = job.choice.stored()  # a slip in it must not wait for the model
         if job.escalates:
@@ -114,7 +116,7 @@ def open_talk(job: ChatJob, loaded: "LoadedModel", terminal: Terminal) -> Talk:
     check_context_fits(job.model, loaded, preset)
     engine = Engine(loaded, sampling=job.sampling, limits=job.limits, matmul=job.model.matmul)
     session = engine.conversation(preset)
-    talk = Talk(Chat(session, job.choice, system=job.system, name=_lasting_name(job.model.name)), terminal)
+    talk = Talk(Chat(session, job.choice, system=job.system, name=_lasting_name(job.model.name)), terminal, job.wishes)
     if job.cache is not None:
         notes = [*notes, _open(job, talk, engine)]
     if job.escalates:

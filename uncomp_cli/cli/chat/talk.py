@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from uncomp_cli.asking.events import Done, Event, Piece, Stopped, Thought
+from uncomp_cli.documents.text import NO_WISHES, Wishes
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.ui.input import kept_keys
 from uncomp_cli.ui.meter import show
@@ -32,8 +33,8 @@ def as_commands(text: str) -> str:
 class Talk:
     """A chat with somebody who types: what its commands work on."""
 
-    def __init__(self, chat: "Chat", terminal: "Terminal") -> None:
-        self.chat, self.terminal = chat, terminal
+    def __init__(self, chat: "Chat", terminal: "Terminal", wishes: Wishes = NO_WISHES) -> None:
+        self.chat, self.terminal, self.wishes = chat, terminal, wishes
 
     def say(self, text: str) -> None:
         """A remark on standard error, unless quiet."""

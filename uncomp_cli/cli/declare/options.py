@@ -23,6 +23,8 @@ from uncomp_cli.budget.presets import DEFAULT_PRESET, list_presets
 from uncomp_cli.budget.thinning import THINNINGS
 from uncomp_cli.cli.declare.tree import only, option, sources_of
 from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
+from uncomp_cli.documents.encoding import check_encoding
+from uncomp_cli.documents.text import Wishes
 from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import parse_count
 from uncomp_cli.ui.console import Terminal, strip_controls
@@ -295,7 +297,7 @@ class PresetOptions:
 
 @dataclass(frozen=True, slots=True)
 class ReadingOptions:
-    """What bounds the memory of a run."""
+    """How documents are read, and what bounds the memory of it."""
 
     chunk: Annotated[
         str,
@@ -321,6 +323,30 @@ class ReadingOptions:
             help="Whether the cache stays as large as it is after the prompt while the answer grows.",
         ),
     ] = False
+
+    encoding: Annotated[
+        str | None,
+        option(
+            "--encoding",
+            help="In what text files are encoded, such as windows-1252 or koi8-r.",
+            metavar="NAME",
+            show_default="found out",
+        ),
+    ] = None
+    password: Annotated[
+        str | None,
+        option(
+            "--password",
+            help="What opens encrypted documents; asked for at a terminal where it is needed.",
+            metavar="PASSWORD",
+            setting=False,
+        ),
+    ] = None
+
+    def wishes(self) -> Wishes:
+        """The same for readers. Raises UsageError for an encoding that there is not."""
+        encoding = "" if self.encoding is None else check_encoding(self.encoding)
+        return Wishes(password=self.password or "", encoding=encoding)
 
     def limits(self) -> Limits:
         """The same as `Limits`. Raises UsageError for a value that is neither auto nor fits."""

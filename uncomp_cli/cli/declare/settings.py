@@ -18,7 +18,8 @@ from typing import Any
 import platformdirs
 
 from uncomp_cli.cli.declare.tree import Command, settings_of, walk
-from uncomp_cli.errors import UsageError, did_you_mean
+from uncomp_cli.errors import UsageError, did_you_mean, require
+from uncomp_cli.schema import MOST_BYTES
 
 CONFIG_VARIABLE = "UNCOMP_CONFIG"
 
@@ -48,7 +49,12 @@ def split_variables(root: Command) -> None:
 def read_settings(path: Path) -> dict[str, Any]:
     """Parse a configuration file; raises UsageError with the line when it is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        require(
+            len(data) <= MOST_BYTES, f"configuration file {path} has more than {MOST_BYTES:,} bytes", hint="mend it"
+        )
+        return tomllib.loads(data.decode())
     except OSError as error:
         raise UsageError(
             f"cannot read configuration file {path}: {error.strerror}", hint=f"unset {CONFIG_VARIABLE} or mend the path"

@@ -86,7 +86,7 @@ def compare(
 def run_compare(job: Request, against: str, output: TableOptions, terminal: Terminal) -> None:
     """Run one `uncomp compare`. What one side keeps is compared with all of it, so that neither is re-packed."""
     check_grows(job.model, "a comparison")
-    (question,) = gather_questions(job)
+    (question,) = show(gather_questions(job), terminal)
     documents = show(gather_documents(job), terminal)
     with loading(terminal, "preparing"):
         chosen, other = job.preset.stored(), parse_side(against, seed=job.sampling.seed)
