@@ -29,13 +29,15 @@ FORMATS = (
     Format("html", (".html", ".htm", ".xhtml")),
     Format("pdf", (".pdf",)),
     Format("word", (".docx", ".docm", ".dotx", ".dotm")),
+    Format("mail", (".eml", ".mbox", ".mht", ".mhtml")),
+    Format("epub", (".epub",)),
 )
 _PLAIN = Format("encoding", (), apart=False)
 _BY_SUFFIX = {suffix: format_ for format_ in FORMATS for suffix in format_.suffixes}
 
 _PROSE_AND_DATA = (
     ".txt .text .md .markdown .mdx .rst .adoc .asciidoc .org .tex .bib .log .csv .tsv .json .jsonl .ndjson .yaml .yml "
-    ".toml .ini .cfg .conf .properties .xml .srt .vtt .eml .diff .patch .po"
+    ".toml .ini .cfg .conf .properties .xml .srt .vtt .diff .patch .po"
 )
 _SOURCE_CODE = (
     ".py .pyi .js .mjs .cjs .jsx .ts .tsx .vue .svelte .css .scss .less .sh .bash .zsh .fish .ps1 .bat .c .h .cc .cpp "
@@ -47,7 +49,12 @@ TEXT_SUFFIXES = frozenset(_PROSE_AND_DATA.split() + _SOURCE_CODE.split())
 
 _ZIP = b"PK\x03\x04"
 _MARK_BYTES = 256
-_MEMBERS = ((b"word/document.xml", ".docx"), (b"xl/workbook.xml", ".xlsx"), (b"ppt/presentation.xml", ".pptx"))
+_MEMBERS = (
+    (b"word/document.xml", ".docx"),
+    (b"xl/workbook.xml", ".xlsx"),
+    (b"ppt/presentation.xml", ".pptx"),
+    (b"META-INF/container.xml", ".epub"),
+)
 _OPEN_DOCUMENTS = (
     (b"opendocument.text", ".odt"),
     (b"opendocument.spreadsheet", ".ods"),

@@ -18,7 +18,7 @@ from uncomp_cli.documents.equation import Equation
 from uncomp_cli.documents.markdown import Markdown, ordinal
 from uncomp_cli.documents.packages import package
 from uncomp_cli.documents.superscripts import clean
-from uncomp_cli.documents.text import Loss, Text, Wishes
+from uncomp_cli.documents.text import Loss, Text, Wishes, counted
 
 _Attributes = Mapping[str, str]
 _End = Callable[[], object] | None
@@ -71,40 +71,52 @@ _ADDRESS = re.compile(r"(?:https?|mailto|ftp):", re.IGNORECASE)
 
 def read(data: bytes, wishes: Wishes) -> Text:
     """The text of an HTML page."""
-    found = _DECLARED.search(data[:_DECLARED_WITHIN_BYTES])
-    declared = (found[1] or found[2]).decode("ascii") if found else ""
-    page = decode(data, wishes.encoding) if wishes.encoding else decode_declared(data, declared)
+    page = decode_page(data, wishes)
     text, losses = to_markdown(page.text)
     return replace(page, text=text, losses=page.losses + losses)
 
 
+def decode_page(data: bytes, wishes: Wishes, declared: str = "") -> Text:
+    """The markup, by what is declared of its encoding outside of it or in it."""
+    found = _DECLARED.search(data[:_DECLARED_WITHIN_BYTES])
+    declared = declared or ((found[1] or found[2]).decode("ascii") if found else "")
+    return decode(data, wishes.encoding) if wishes.encoding else decode_declared(data, declared)
+
+
 def to_markdown(html: str) -> tuple[str, tuple[Loss, ...]]:
     """The Markdown of HTML, and what is not in it. Raises DocumentError for what is no HTML."""
+    lost: Counter[tuple[str, str]] = Counter()
+    text = walk(html, lost)
+    return text, counted(lost)
+
+
+def walk(html: str, lost: Counter[tuple[str, str]], *, titled: bool = True) -> str:
+    """The Markdown of HTML, below the page's title if `titled`; what is not in it is counted in `lost`."""
     etree = package("lxml.etree")
     html = clean(normalise_newlines(html))
     if _XHTML.match(html):  # <title/> ends itself in XML, and in HTML runs to the end of the text
         html = _SELF_CLOSED.sub(r"<\1\2></\1>", html)
-    walk = _Walk()
-    parser = etree.HTMLParser(target=walk, huge_tree=True, encoding="utf-8")
+    target = _Walk(lost)
+    parser = etree.HTMLParser(target=target, huge_tree=True, encoding="utf-8")
     try:
         parser.feed(html.encode("utf-8", "replace"))
         parser.close()
     except etree.LxmlError as error:
         raise damaged("HTML document", error) from error
-    return walk.text(), walk.losses
+    return target.text(titled=titled)
 
 
 class _Walk:
     """The parser's target: `start`, `data` and `end`. What an element opened is closed by what its start returned."""
 
-    def __init__(self) -> None:
+    def __init__(self, lost: Counter[tuple[str, str]]) -> None:
         self._out = Markdown()
         self._open: list[_Open] = []  # the elements that are open, with what ends them
         self._skip = 0  # how many elements deep we are in what is left out
         self._skip_until: tuple[str, ...] = ()  # what ends it without an end tag
         self._skip_reason: tuple[str, str] | None = None
         self._skipped_words = False
-        self._lost: Counter[tuple[str, str]] = Counter()
+        self._lost = lost
         self._title: list[str] | None = None
         self._in_title = False
         self._numbers: list[tuple[str, int]] = []  # of each open list: its kind of numbers, and the next
@@ -166,16 +178,11 @@ class _Walk:
     def close(self) -> None:
         """All was said."""
 
-    def text(self) -> str:
-        """The Markdown, below its title unless that is the first line anyhow."""
+    def text(self, *, titled: bool) -> str:
+        """The Markdown, if `titled` below its title unless that is the first line anyhow."""
         body, title = self._out.text(), " ".join("".join(self._title or ()).split())
         first = body.partition("\n")[0].lstrip("# ")
-        return body if not title or title == first else f"{title}\n\n{body}".rstrip()
-
-    @property
-    def losses(self) -> tuple[Loss, ...]:
-        """What is not in the text."""
-        return tuple(Loss(one if count == 1 else many, count) for (one, many), count in self._lost.items() if count)
+        return body if not titled or not title or title == first else f"{title}\n\n{body}".rstrip()
 
     def _end_implied(self, tag: str) -> None:
         """End the item, definition or reading that another one follows, with what is open in it; libxml2 nests them."""

@@ -7,7 +7,7 @@ lies in: `report.pdf:p3`. Nothing is dropped unsaid: what has no text in the res
 A file may have been made to harm: what it unpacks to, and how many pages it has, is counted before it is held.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from uncomp_cli.errors import DoesNotFitError
@@ -62,6 +62,11 @@ class Loss:
 
     def __str__(self) -> str:
         return f"{self.count:,} {self.what}" + (f" ({self.where})" if self.where else "")
+
+
+def counted(lost: Mapping[tuple[str, str], int]) -> tuple[Loss, ...]:
+    """The losses of counts by what was lost, in its singular and its plural."""
+    return tuple(Loss(one if count == 1 else many, count) for (one, many), count in lost.items() if count)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from uncomp_cli.documents.markdown import Markdown
 from uncomp_cli.documents.outline import Numbering, Style, integer, is_true, read_styles
 from uncomp_cli.documents.parts import Relation, relations, tree_of, walk_xml
 from uncomp_cli.documents.superscripts import clean
-from uncomp_cli.documents.text import Loss, Text, Wishes
+from uncomp_cli.documents.text import Text, Wishes, counted
 from uncomp_cli.errors import DocumentError
 
 _KIND = "Word document"
@@ -70,7 +70,7 @@ def read(data: bytes, wishes: Wishes) -> Text:
     texts = {kind: [_walked(archive, part, story) for part in _all(parts, kind)] for kind in ("header", "footer")}
     body = _walked(archive, main, story)
     whole = [*_running(texts["header"]), body, *_running(texts["footer"]), *story.notes()]
-    return Text("\n\n".join(filter(None, whole)), (), story.losses)
+    return Text("\n\n".join(filter(None, whole)), (), counted(story.lost))
 
 
 def _part(parts: Mapping[str, Relation], kind: str) -> str:
@@ -119,11 +119,6 @@ class _Story:
             self.mark(*key)
         written = ((self.texts.get(key, ""), mark) for key, mark in self.marks.items())
         return [mark + (": " if "^" in mark else " ") + text for text, mark in written if text]
-
-    @property
-    def losses(self) -> tuple[Loss, ...]:
-        """What is not in the text."""
-        return tuple(Loss(one if count == 1 else many, count) for (one, many), count in self.lost.items() if count)
 
 
 @dataclass(slots=True)

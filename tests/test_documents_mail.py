@@ -1,0 +1,198 @@
+"""Mail: decoded headers, the body that a person sees, attachments read or named; and books, by their spine."""
+
+import time
+from contextlib import suppress
+from email.message import EmailMessage
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.documents import make_docx, make_epub, make_zip
+from uncomp_cli.documents.epub import read as read_book
+from uncomp_cli.documents.formats import format_of
+from uncomp_cli.documents.mail import read
+from uncomp_cli.documents.text import NO_WISHES, Place
+from uncomp_cli.errors import DocumentError
+
+
+def mail(text: str = "The fee is 10.", **headers: str) -> EmailMessage:
+    message = EmailMessage()
+    for name, value in headers.items():
+        message[name] = value
+    message.set_content(text)
+    return message
+
+
+def markdown(message: EmailMessage | bytes) -> str:
+    return read(message if isinstance(message, bytes) else message.as_bytes(), NO_WISHES).text
+
+
+def losses(message: EmailMessage) -> list[str]:
+    return [str(loss) for loss in read(message.as_bytes(), NO_WISHES).losses]
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "iso-8859-1", "windows-1252"])
+@pytest.mark.parametrize("encoding", ["base64", "quoted-printable", "8bit"])
+def test_headers_and_bodies_are_decoded(encoding: str, charset: str) -> None:
+    message = mail(From="Zoë <z@x.org>", To="b@x.org, c@x.org", Subject="Grüße, 5 %", Received="from nowhere 77")
+    message.set_content("Der Schlüssel ist größer.\n" * 3, cte=encoding, charset=charset)
+    assert markdown(message) == (
+        "From: Zoë <z@x.org>\nTo: b@x.org, c@x.org\nSubject: Grüße, 5 %\n\n" + "Der Schlüssel ist größer.\n" * 3
+    ).rstrip("\n")
+
+
+def test_of_several_forms_the_plain_one_is_read_unless_it_is_a_stub() -> None:
+    message = mail("The fee is 10, and due in May.")
+    message.add_alternative("<p>The fee is <b>10</b>, and due in May.</p><img>", subtype="html")
+    assert markdown(message) == "The fee is 10, and due in May."
+    assert losses(message) == []
+    stub = mail("See the HTML part.")
+    stub.add_alternative("<h1>Bill</h1><p>" + "The fee is 10. " * 9 + "<p>10<sup>6</sup><img>", subtype="html")
+    assert markdown(stub).startswith("# Bill\n\nThe fee is 10.")
+    assert markdown(stub).endswith("10^6")
+    assert losses(stub) == ["1 picture without a text"]
+
+
+def test_attachments_are_read_or_named() -> None:
+    message = mail("See below.", Subject="Bill")
+    message.add_attachment("name,fee\nVale,10\n", filename="fees.csv")
+    message.add_attachment(make_docx(), maintype="application", subtype="x", filename="Straße 5.docx")
+    message.add_attachment(b"\x89PNG\r\n", maintype="image", subtype="png", filename="a.png")
+    message.add_attachment(b"%PDF-1.7 torn", maintype="application", subtype="pdf", filename="b.pdf")
+    found = read(message.as_bytes(), NO_WISHES)
+    assert found.text.split("\n\n") == [
+        *("Subject: Bill", "See below.", "## Attachment fees.csv", "name,fee\nVale,10"),
+        *("## Attachment Straße 5.docx", "The fee is 10."),
+    ]
+    assert found.places == (Place(1, "body"), Place(5, "attachment fees.csv"), Place(11, "attachment Straße 5.docx"))
+    (loss,) = found.losses
+    assert str(loss).startswith("2 attachments that were not read (a.png, b.pdf: it is ")
+
+
+def test_a_mail_within_a_mail() -> None:
+    innermost, inner, outer = (
+        mail("Third 3.", Subject="C"),
+        mail("Second 2.", Subject="B"),
+        mail("First 1.", Subject="A"),
+    )
+    inner.add_attachment(innermost)
+    deep = mail("Fourth 4.")
+    innermost.make_mixed()
+    innermost.attach(EmailMessage())
+    outer.add_attachment(inner)
+    assert "Subject: A\n\nFirst 1.\n\nSubject: B\n\nSecond 2." in markdown(outer)
+    assert "Third 3." in markdown(outer)
+    top = mail("Zeroth 0.")
+    top.add_attachment(outer)
+    assert "Third 3." not in markdown(top)
+    assert losses(top) == ["1 part nested too deep"]
+    assert markdown(deep) == "Fourth 4."
+
+
+def test_a_mailbox_has_a_place_for_each_mail() -> None:
+    box = b"".join(
+        b"From a@x.org Mon Jan  1 10:0%d:00 2024\nSubject: %d\n\nThe fee is %d.\n>From here on.\n\n" % (n, n, n * 3)
+        for n in range(1, 4)
+    )
+    found = read(box, NO_WISHES)
+    assert [place.name for place in found.places] == ["m1", "m2", "m3"]
+    assert found.text.split("\n\n")[-2:] == ["Subject: 3", "The fee is 9.\nFrom here on."]
+
+
+def test_a_saved_page_is_its_page() -> None:
+    page = EmailMessage()
+    page.set_content("<title>T</title><p>x<sup>2</sup>", subtype="html")
+    page.add_related(b"x", maintype="image", subtype="png", cid="<a>")
+    page.add_related("p{}", subtype="css")
+    assert markdown(page) == "T\n\nx^2"
+    assert losses(page) == ["1 picture"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"Subject: =?made-up?q?x?=\n\nbody 5", "Subject: =?made-up?q?x?=\n\nbody 5"),
+        (b"Subject: caf\xc3\xa9\n\nbody 5", "Subject: café\n\nbody 5"),
+        (b"Content-Type: text/plain; charset=none-such\n\ncaf\xc3\xa9 5", "café 5"),
+        (b"Content-Type: multipart/mixed; boundary=x\n\n--x\n\nonly part 5\n", "only part 5"),
+        (b"Content-Type: multipart/mixed\n\nno boundary 5\n", "no boundary 5"),
+        (b"Content-Type: ;;;\nContent-Transfer-Encoding: odd\n\nbody 5", "body 5"),
+        (b"no header at all 5", "no header at all 5"),
+    ],
+)
+def test_broken_mails_are_read_as_far_as_they_go(raw: bytes, text: str) -> None:
+    assert markdown(raw) == text
+
+
+def test_nesting_is_bounded() -> None:
+    raw = b"".join(b"Content-Type: multipart/mixed; boundary=%d\n\n--%d\n" % (n, n) for n in range(300)) + b"\ndeep 5"
+    start = time.perf_counter()
+    with suppress(DocumentError):  # by the depth that the interpreter allows
+        assert [str(loss) for loss in read(raw, NO_WISHES).losses] == ["1 part nested too deep"]
+    assert time.perf_counter() - start < 2
+
+
+def test_encrypted_parts_are_said() -> None:
+    raw = b"Subject: a\nContent-Type: multipart/encrypted; boundary=x\n\n--x\n\nVersion: 1\n--x--\n"
+    assert [str(loss) for loss in read(raw, NO_WISHES).losses] == ["1 encrypted part"]
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=80))
+def test_bodies_round_trip(text: str) -> None:
+    wanted = text.replace("\ufeff", "")
+    for encoding in ("base64", "quoted-printable"):
+        message = EmailMessage()
+        message.set_content("x " + wanted + "\n", cte=encoding)
+        assert markdown(message) == ("x " + wanted).rstrip()
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    with suppress(DocumentError):
+        read(b"Content-Type: multipart/mixed; boundary=a\n\n--a\n" + data, NO_WISHES)
+
+
+# --- books
+
+
+def test_a_book_is_read_in_the_order_of_its_spine() -> None:
+    metadata = "<dc:title>On  Lamps</dc:title><dc:creator>A. Vale</dc:creator><dc:creator>B. Ito</dc:creator>"
+    book = read_book(
+        make_epub("<h1>One</h1><p>The oil is 5.</p>", "<img/>", "<p>10<sup>6</sup></p>", metadata=metadata), NO_WISHES
+    )
+    assert book.text == "# On Lamps\n\nA. Vale, B. Ito\n\n# One\n\nThe oil is 5.\n\n10^6"
+    assert book.places == (Place(5, "ch1"), Place(9, "ch2"))
+    assert [str(loss) for loss in book.losses] == ["1 picture without a text"]
+
+
+def test_books_are_known_by_their_bytes() -> None:
+    assert format_of(make_epub("<p>x</p>"), ".zip").module == "epub"
+
+
+@pytest.mark.parametrize(
+    ("method", "locked"),
+    [("http://www.w3.org/2001/04/xmlenc#aes128-cbc", True), ("http://www.idpf.org/2008/embedding", False)],
+)
+def test_locked_books_are_refused_by_name(method: str, locked: bool) -> None:
+    lock = f'<encryption><EncryptedData><EncryptionMethod Algorithm="{method}"/></EncryptedData></encryption>'
+    book = make_epub("<p>x 5</p>", **{"META-INF__encryption.xml": lock})
+    if locked:
+        with pytest.raises(DocumentError, match="locked by its seller"):
+            read_book(book, NO_WISHES)
+    else:
+        assert read_book(book, NO_WISHES).text.endswith("x 5")
+
+
+def test_chapters_that_are_not_there_are_said() -> None:
+    opf = '<package><manifest><item id="a" href="../../../etc/passwd"/><item id="b" href="b.html"/></manifest><spine>'
+    opf += '<itemref idref="a"/><itemref idref="b"/><itemref idref="b"/><itemref idref="c"/></spine></package>'
+    container = '<container><rootfiles><rootfile full-path="p.opf"/></rootfiles></container>'
+    book = read_book(make_zip({"META-INF/container.xml": container, "p.opf": opf, "b.html": "<p>5"}), NO_WISHES)
+    assert (book.text, [str(loss) for loss in book.losses]) == ("5", ["2 chapters that are not in the file"])
+
+
+@pytest.mark.parametrize("members", [{"a": "b"}, {"META-INF/container.xml": "<container/>"}])
+def test_what_is_no_book_is_refused(members: dict[str, str]) -> None:
+    with pytest.raises(DocumentError, match="no list of chapters"):
+        read_book(make_zip(members), NO_WISHES)

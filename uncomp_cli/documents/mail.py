@@ -1,0 +1,214 @@
+"""Mail (.eml), mailboxes (.mbox) and saved pages (.mhtml): headers, the body as a person sees it, and attachments.
+
+Of a text that comes in several forms the plain one is read, unless it is a stub; then the HTML one. Attachments of
+formats that are read are read, and so is a mail within the mail with its own; deeper ones, and all others, are named
+as losses. Nothing of MIME is believed: what is broken is read as far as it goes (RFC 2045 to 2049, 2231).
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from email import message_from_bytes, policy
+from email.header import decode_header, make_header
+from email.message import Message
+from pathlib import PurePath
+
+from uncomp_cli.documents.archive import damaged
+from uncomp_cli.documents.charset import decode_declared
+from uncomp_cli.documents.encoding import decode
+from uncomp_cli.documents.formats import READABLE_SUFFIXES, format_of, read_format
+from uncomp_cli.documents.html import decode_page, walk
+from uncomp_cli.documents.text import Loss, Text, Wishes, counted, joined
+from uncomp_cli.errors import UncompError
+
+_HEADERS = ("From", "To", "Cc", "Date", "Subject")
+_BEGIN = re.compile(rb"(?:\A|(?<=\n))From [^\n]*\d\d:\d\d[^\n]*\n")
+_QUOTED_BEGIN = re.compile(rb"^>(>*From )", re.MULTILINE)
+_STUB_SHARE = 0.2
+_MOST_NESTED = 32
+_MOST_MAILS_DEEP = 2
+_SIGNATURES = ("pgp-signature", "pkcs7-signature", "x-pkcs7-signature", "pgp-keys")
+_STYLES = ("css", "javascript", "x-javascript")
+_PICTURE = ("picture", "pictures")
+_LOCKED = ("encrypted part", "encrypted parts")
+_DEEP = ("part nested too deep", "parts nested too deep")
+
+
+def read(data: bytes, wishes: Wishes) -> Text:
+    """The text of a mail, or of all mails of a box."""
+    starts = [match.end() for match in _BEGIN.finditer(data)] if data.startswith(b"From ") else []
+    if not starts:
+        mail = _read_mail(data, wishes)
+        parts = mail.parts
+    else:
+        mail, parts = _Mail(wishes), []
+        wishes.limits.check_pages(len(starts), "messages")
+        ends = [*(match.start() for match in list(_BEGIN.finditer(data))[1:]), len(data)]
+        for number, (start, end) in enumerate(zip(starts, ends, strict=True), start=1):
+            one = _read_mail(_QUOTED_BEGIN.sub(rb"\1", data[start:end]), wishes)
+            parts += [(f"m{number}" if place == "body" else f"m{number} {place}", text) for place, text in one.parts]
+            mail.lost.update(one.lost)
+            mail.unread += one.unread
+            wishes.progress(number, len(starts))
+    text, places = joined(parts)
+    return Text(text, places, mail.losses)
+
+
+@dataclass(slots=True)
+class _Mail:
+    """A mail as it is taken apart; `deep` is how many mails it lies within."""
+
+    wishes: Wishes
+    deep: int = 0
+    parts: list[tuple[str, str]] = field(default_factory=list)  # place and text
+    body: list[str] = field(default_factory=list)
+    lost: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unread: list[str] = field(default_factory=list)
+    held_bytes: int = 0
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """What is not in the text."""
+        names = ", ".join(self.unread[:8]) + (", …" if len(self.unread) > 8 else "")
+        what = "attachment that was not read" if len(self.unread) == 1 else "attachments that were not read"
+        return counted(self.lost) + ((Loss(what, len(self.unread), names),) if self.unread else ())
+
+
+def _read_mail(data: bytes, wishes: Wishes) -> _Mail:
+    mail = _Mail(wishes)
+    try:
+        message = message_from_bytes(data.lstrip(b"\r\n"), policy=policy.compat32)
+        _take(message, mail)
+    except (RecursionError, AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise damaged("mail", error) from error  # the parser of the standard library, on hostile mails
+    return mail
+
+
+def _take(message: Message, mail: _Mail) -> None:
+    """A whole mail: its headers and body as one part, then its attachments."""
+    headers = "\n".join(f"{name}: {value}" for name in _HEADERS for value in _header(message, name))
+    before, mail.body = mail.body, []
+    place = len(mail.parts)
+    mail.parts.append(("", ""))
+    _take_part(message, mail)
+    name = "body" if not mail.deep else f"attachment mail {mail.deep}"
+    mail.parts[place] = (name, "\n\n".join(filter(None, [headers, *mail.body])))
+    mail.body = before
+
+
+def _header(message: Message, name: str) -> Iterator[str]:
+    """The values of a header, its encoded words decoded."""
+    for key, raw in message.raw_items():
+        if key.lower() == name.lower():
+            text = raw.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            if text.strip():
+                yield _decoded(text)
+
+
+def _decoded(text: str) -> str:
+    """A header without its encoded words, as one line."""
+    with suppress(UnicodeError, LookupError, ValueError):  # an encoding that there is not
+        text = str(make_header(decode_header(text)))
+    return " ".join(text.split())
+
+
+def _take_part(part: Message, mail: _Mail, nested: int = 0) -> None:
+    main, sub = part.get_content_maintype(), part.get_content_subtype()
+    if nested > _MOST_NESTED:
+        mail.lost[_DEEP] += 1
+    elif main == "multipart" and part.is_multipart():
+        _take_several(_inside(part), sub, mail, nested)
+    elif main == "message" and part.is_multipart() and sub != "delivery-status":
+        _take_inner(_inside(part)[0], mail)
+    elif part.is_multipart():  # a report of a delivery: blocks of headers
+        blocks = ("\n".join(f"{key}: {value}" for key, value in block.raw_items()) for block in _inside(part))
+        mail.body.append("\n\n".join(blocks))
+    elif sub in _SIGNATURES:
+        return
+    elif sub in ("pkcs7-mime", "x-pkcs7-mime", "pgp-encrypted"):
+        mail.lost[_LOCKED] += 1
+    elif main in ("text", "multipart") and part.get_content_disposition() != "attachment":
+        mail.body.append(_text(part, mail))
+    else:
+        _attach(part, mail)
+
+
+def _inside(part: Message) -> list[Message]:
+    payload = part.get_payload()
+    return [inner for inner in payload if isinstance(inner, Message)] if isinstance(payload, list) else []
+
+
+def _take_several(parts: list[Message], sub: str, mail: _Mail, nested: int) -> None:
+    if sub == "alternative":
+        parts = _chosen(parts, mail)
+    elif sub == "encrypted":
+        mail.lost[_LOCKED] += 1
+        return
+    elif sub == "related":
+        root, *others = parts or [Message()]
+        kinds = [part.get_content_maintype() for part in others if part.get_content_subtype() not in _STYLES]
+        mail.lost[_PICTURE] += kinds.count("image")
+        parts = [root, *(part for part in others if part.get_content_maintype() in ("application", "message"))]
+        parts = [part for part in parts if part.get_content_subtype() not in _STYLES]
+    for part in parts:
+        _take_part(part, mail, nested + 1)
+
+
+def _chosen(parts: list[Message], mail: _Mail) -> list[Message]:
+    """Of the forms of one text the plain one, unless the others say much more."""
+    texts = {id(part): _text(part, _Mail(mail.wishes)) for part in parts if part.get_content_maintype() == "text"}
+    plain = next((part for part in parts if part.get_content_type() == "text/plain"), None)
+    others = [part for part in parts if part.get_content_type() != "text/plain"]
+    longest = max((len(texts.get(id(part), "").split()) for part in others), default=0)
+    if plain is not None and len(texts[id(plain)].split()) > _STUB_SHARE * longest:
+        return [plain]
+    rich = [part for part in others if part.get_content_type() == "text/html" or part.is_multipart()]
+    return rich[:1] or others[:1] or parts[:1]
+
+
+def _text(part: Message, mail: _Mail) -> str:
+    """The text of a part, of the encodings that it declares."""
+    data, declared = _bytes(part), part.get_content_charset() or ""
+    if part.get_content_subtype() == "html":
+        return walk(decode_page(data, mail.wishes, declared).text, mail.lost)
+    wanted = mail.wishes.encoding
+    found = decode(data, wanted) if wanted else decode_declared(data, declared) if declared else decode(data)
+    mail.lost.update({(loss.what, loss.what): loss.count for loss in found.losses})
+    return found.text.strip("\n").rstrip()
+
+
+def _bytes(part: Message) -> bytes:
+    payload = part.get_payload(decode=True)
+    return payload if isinstance(payload, bytes) else b""
+
+
+def _take_inner(message: Message, mail: _Mail) -> None:
+    """A mail within the mail."""
+    if mail.deep >= _MOST_MAILS_DEEP:
+        mail.lost[_DEEP] += 1
+        return
+    mail.deep += 1
+    _take(message, mail)
+    mail.deep -= 1
+
+
+def _attach(part: Message, mail: _Mail) -> None:
+    """An attachment: read if its format is, else named."""
+    name = _decoded(part.get_filename() or part.get_content_type()).replace(":", "-")
+    suffix = PurePath(name).suffix.lower()
+    limits = mail.wishes.limits
+    data = _bytes(part)
+    if suffix not in READABLE_SUFFIXES or suffix in (".eml", ".mbox") or mail.deep >= _MOST_MAILS_DEEP:
+        mail.unread.append(name)
+        return
+    try:
+        left = replace(limits, expanded_bytes=max(limits.expanded_bytes - mail.held_bytes, 0))
+        found = read_format(format_of(data, suffix), data, replace(mail.wishes, limits=left, encoding=""))
+    except UncompError as error:
+        mail.unread.append(f"{name}: {error.message}")
+        return
+    mail.held_bytes += len(found.text)
+    mail.parts.append((f"attachment {name}", f"## Attachment {name}\n\n{found.text}"))
+    mail.lost.update({(f"{loss.what} in {name}", f"{loss.what} in {name}"): loss.count for loss in found.losses})
