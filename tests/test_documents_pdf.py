@@ -1,6 +1,7 @@
 """PDFs: words in the order of reading, tables, hyphens, forms, comments, headings; every loss, refusal and limit."""
 
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import fpdf
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.documents import at, make_pdf, pdf_stream
+from tests.support.documents import at, make_pdf, pdf_stream, sample_pdf
+from tests.support.mutation import damage_bytes
 from uncomp_cli.documents.layout import HYPHEN, rejoined
 from uncomp_cli.documents.pdf import read
 from uncomp_cli.documents.text import NO_WISHES, Limits, Place, Text, Wishes
@@ -348,6 +350,15 @@ def test_a_password_opens_or_is_asked_for(method: fpdf.enums.EncryptionMethod) -
         with pytest.raises(DocumentError, match=f"encrypted PDF.*{said}") as caught:
             read(data, Wishes(password=password))
         assert "--password" in str(caught.value.hint)
+
+
+def test_damaged_files_are_read_or_refused() -> None:
+    whole = sample_pdf()
+    assert {"# Costs", "| 30 | 31 | 32 |", "First name Alice"} <= {*read(whole, NO_WISHES).text.split("\n")}
+    for seed in range(200):
+        damaged = damage_bytes(whole, random.Random(seed))
+        with suppress(DocumentError, DoesNotFitError):
+            read(damaged, NO_WISHES).text.encode()
 
 
 @pytest.mark.parametrize("data", [b"", b"no pdf at all", b"%PDF-1.7\nnothing", make_pdf(), make_pdf("x")[:60]])

@@ -62,6 +62,20 @@ def pdf_stream(data: bytes, *, entries: str = "", packed: int = 0) -> bytes:
     return f"<< /Length {len(data)} {filters} {entries} >>\nstream\n".encode() + data + b"\nendstream"
 
 
+def sample_pdf() -> bytes:
+    """Two pages with a table, a field of a form, a comment and a heading of the outline, packed: a seed to damage."""
+    objects = (
+        "<< /Type /Annot /Subtype /Widget /Rect [150 600 250 616] /F 4 /FT /Tx /T (name) /V (Alice) >>",
+        "<< /Type /Annot /Subtype /Text /Rect [50 50 60 60] /Contents (Who checked this?) >>",
+        "<< /Type /Outlines /First 13 0 R /Last 13 0 R >>",
+        "<< /Title (Costs) /Parent 12 0 R /Dest [14 0 R /Fit] >>",
+    )
+    rows = "".join(at(72 + 120 * j, 700 - 14 * i, f"{10 * i + j}") for i in range(4) for j in range(3))
+    catalog = "/AcroForm << /Fields [10 0 R] >> /Outlines 12 0 R"
+    pages = (at(72, 730, "Costs", size=18) + rows + at(72, 604, "First name"), at(72, 700, "The end."))
+    return make_pdf(*pages, page="/Annots [10 0 R 11 0 R]", catalog=catalog, objects=objects, packed=1)
+
+
 def _numbered(objects: dict[int, bytes]) -> bytes:
     """Objects with a table of where they begin."""
     data = b"%PDF-1.7\n"

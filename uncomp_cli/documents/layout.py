@@ -20,9 +20,10 @@ HYPHEN = "\u00ad"  # stands for a hyphen at a line's end, until the whole docume
 _GAP, _GUTTER = 0.9, 1.0
 _WIDE = 15
 _LOOK_BACK = 300
+_FAR = 4  # rows of one table are no further apart
 _SCRIPT = 0.85  # smaller than this, it is an exponent or an index
-_MARKER = re.compile(r"(?:[•‣◦▪●○■□–—*·-]|\(?(?:\d{1,3}|[A-Za-z]|[ivxIVX]{1,5})[.)]|\[\d{1,3}\]|\d+(?:\.\d+)+\.?)$")
-_ITEM = re.compile(r"(?:[•‣◦▪●○■□–—*·-]|\(?(?:\d{1,3}|[A-Za-z])[.)]|\[\d{1,3}\]|\d+(?:\.\d+)+\.?)\s")
+_BULLET = r"[•‣◦▪●○■□–—*·-]|\(?(?:\d{1,3}|[A-Za-z]|[ivxIVX]{1,5})[.)]|\[[^\]\s]{1,12}\]|\d+(?:\.\d+)+\.?"
+_MARKER, _ITEM = re.compile(rf"(?:{_BULLET})$"), re.compile(rf"(?:{_BULLET})\s")
 _LEADER = re.compile(r"(?: ?\.){5,}|(?: \.){4,}")
 _ACCENTS = dict(zip("¨´ˆ˜¸ˇ˚˝¯˙", "\u0308\u0301\u0302\u0303\u0327\u030c\u030a\u030b\u0304\u0307", strict=True))
 _DOTLESS = {0x131: "i", 0x237: "j"}
@@ -262,7 +263,7 @@ def _band_end(lines: Sequence[Line], start: int) -> int:
         return 0
     inked = _inked([], lines[start])
     end = start + 1
-    while end < len(lines) and lines[end].base < lines[end - 1].base:
+    while end < len(lines) and 0 < lines[end - 1].base - lines[end].base < _FAR * lines[end].em:
         wider = _inked(inked, lines[end])
         if len(wider) < max(2, len(inked) * (0.5 if len(lines[end].runs) > 1 else 1)):
             break

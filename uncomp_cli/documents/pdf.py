@@ -257,7 +257,7 @@ def _char(code: int) -> str:
     """What is read for a code: a letter (or those of a ligature), white space, `HYPHEN` at a line's end."""
     if 32 <= code < 127:
         return chr(code)
-    nameless = code < 32 or 0xD800 <= code < 0xE000 or code > 0x10FFFF
+    nameless = code < 32 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or code > 0x10FFFF
     return _CODES.get(code) or (_NAMELESS if nameless else chr(code))
 
 
