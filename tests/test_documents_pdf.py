@@ -1,6 +1,9 @@
 """PDFs: words in the order of reading, tables, hyphens, forms, comments, headings; every loss, refusal and limit."""
 
+import base64
 import random
+import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -113,6 +116,12 @@ def cells(rows: object = ROWS, y: float = 700) -> list[str]:
 
 def test_tables_keep_their_empty_cells() -> None:
     assert text_of("".join(cells())) == TABLE
+
+
+def test_columns_of_figures_that_are_written_one_by_one_are_rows() -> None:
+    by_column = [at(72 + 120 * j, 700 - 14 * i, row[j]) for j in range(3) for i, row in enumerate(ROWS) if row[j]]
+    before, after = at(72, 730, "Costs of the house in crowns:"), at(72, 620, "All of these were paid in time.")
+    assert text_of(before + "".join(by_column) + after).split("\n\n")[1] == TABLE
 
 
 def test_text_around_a_table_is_none_of_it() -> None:
@@ -384,6 +393,22 @@ def test_streams_are_counted_before_they_are_unpacked(packed: int) -> None:
     with pytest.raises(DoesNotFitError, match="unpacks to"):
         read(data, Wishes(limits=Limits(expanded_bytes=2**20)))
     assert read(data, NO_WISHES).text == "small"
+
+
+@pytest.mark.parametrize(
+    ("filters", "encode"),
+    [
+        ("/ASCIIHexDecode /FlateDecode", lambda data: zlib.compress(data).hex().encode() + b">"),
+        ("/ASCII85Decode /FlateDecode", lambda data: base64.a85encode(zlib.compress(data)) + b"~>"),
+        ("/FlateDecode /RunLengthDecode", lambda data: zlib.compress(b"\x81 " * (len(data) // 128) + b"\x80")),
+    ],
+)
+def test_filters_before_and_behind_are_counted_too(filters: str, encode: Callable[[bytes], bytes]) -> None:
+    packed = pdf_stream(encode(b" " * 2**22), entries=f"/Filter [{filters}]")
+    data = make_pdf(at(72, 700, "small"), objects=(packed,))
+    assert len(data) < 30_000
+    with pytest.raises(DoesNotFitError, match="unpacks to"):
+        read(data, Wishes(limits=Limits(expanded_bytes=2**20)))
 
 
 def test_pages_are_counted_before_they_are_read() -> None:

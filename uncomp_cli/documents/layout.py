@@ -1,227 +1,37 @@
-"""Where glyphs stand on a page, to lines in the order in which they are read: runs, tables, columns, paragraphs.
+"""Lines of a page to text in the order in which it is read: columns, tables, paragraphs, words broken at line ends.
 
-A file says where each glyph stands, and not what it belongs to. Glyphs in the file's order make runs (no gap of an em
-between them), runs on one baseline make a line. The file's order is kept, since most writers write as one reads, but
-where lines with gaps stand under each other so that a gutter runs through them all: prose on both sides are columns,
-read one after the other; anything else is a table, whose rows keep their empty cells. A line goes on in the next one
-where the next one's first word would not have fitted. Lengths are in ems of a line's font, x grows to the right and
-y upwards.
+The file's order is kept, since most writers write as one reads, but where lines with gaps stand under each other so
+that a gutter runs through them all: prose on both sides are columns, read one after the other; anything else is a
+table, whose rows keep their empty cells. Figures in columns that were written one by one are put on their rows first. A
+line goes on in the next one where the next one's first word would not have fitted. Lengths are as in glyphs.py.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from statistics import median, median_low
-from typing import NamedTuple
+
+from uncomp_cli.documents.glyphs import Glyph, Line, Run, lines_of
 
 HYPHEN = "\u00ad"  # stands for a hyphen at a line's end, until the whole document says whether it belongs to the word
-_GAP, _GUTTER = 0.9, 1.0
+_GUTTER = 1.0
 _WIDE = 15
-_LOOK_BACK = 300
 _FAR = 4  # rows of one table are no further apart
-_SCRIPT = 0.85  # smaller than this, it is an exponent or an index
 _BULLET = r"[•‣◦▪●○■□–—*·-]|\(?(?:\d{1,3}|[A-Za-z]|[ivxIVX]{1,5})[.)]|\[[^\]\s]{1,12}\]|\d+(?:\.\d+)+\.?"
 _MARKER, _ITEM = re.compile(rf"(?:{_BULLET})$"), re.compile(rf"(?:{_BULLET})\s")
-_LEADER = re.compile(r"(?: ?\.){5,}|(?: \.){4,}")
-_ACCENTS = dict(zip("¨´ˆ˜¸ˇ˚˝¯˙", "\u0308\u0301\u0302\u0303\u0327\u030c\u030a\u030b\u0304\u0307", strict=True))
-_DOTLESS = {0x131: "i", 0x237: "j"}
 _ADDRESS = re.compile(r"(?:https?:|(?:https?://|www\.)\S*[/.:_=?&#%-])$")
 _BROKEN = re.compile(r"[^\W_][-\u2010]$")
 
 
-class Glyph(NamedTuple):
-    """A character, its left and right edge, its baseline, the size of its font; `turn` in quarters of a circle."""
-
-    char: str
-    left: float
-    right: float
-    base: float
-    em: float
-    turn: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Text without gaps on one baseline."""
-
-    text: str
-    left: float
-    right: float
-    base: float
-    em: float
-    turn: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Runs on one baseline, from left to right as the file has them."""
-
-    runs: tuple[Run, ...]
-
-    @property
-    def text(self) -> str:
-        """The runs with spaces between."""
-        return " ".join(run.text for run in self.runs)
-
-    @property
-    def left(self) -> float:
-        """The left edge."""
-        return min(run.left for run in self.runs)
-
-    @property
-    def right(self) -> float:
-        """The right edge."""
-        return max(run.right for run in self.runs)
-
-    @property
-    def em(self) -> float:
-        """Of the tallest run."""
-        return max(run.em for run in self.runs)
-
-    @property
-    def base(self) -> float:
-        """Of the tallest run."""
-        return max(self.runs, key=lambda run: run.em).base
-
-
 def page_text(glyphs: Iterable[Glyph], extra: Iterable[tuple[str, Run]] = ()) -> str:
     """A page's text; `extra` runs, by name (values of a form), join the lines that they stand beside."""
-    lines = _with_extra(list(_lines(glyphs)), list(extra))
+    lines = _with_extra(list(lines_of(glyphs)), list(extra))
     turns = [line.runs[0].turn for line in lines for _ in line.text]
     upright = max(set(turns), key=turns.count, default=0)
-    blocks = list(_blocks([line for line in lines if line.runs[0].turn == upright]))
+    blocks = list(_blocks(_with_figures([line for line in lines if line.runs[0].turn == upright])))
     blocks += [line.text for line in lines if line.runs[0].turn != upright]
     return "\n\n".join(block for block in blocks if block.strip())
-
-
-# --- glyphs to lines
-
-
-class _Pen:
-    """Writes glyphs into a run, and says what comes between two of them."""
-
-    def __init__(self, glyph: Glyph) -> None:
-        self._first, self._last, self._level = glyph, glyph, glyph
-        self._parts = [glyph.char]
-        self._left, self._right = glyph.left, glyph.right
-
-    def goes_on(self, glyph: Glyph) -> bool:
-        """Write a glyph that plainly stands next to the last one; False, and nothing written, for any other."""
-        last = self._last
-        if glyph.base != last.base or glyph.em != last.em or glyph.turn != last.turn:
-            return False
-        if not -0.3 * last.em < glyph.left - last.right < 0.2 * last.em:
-            return False
-        self._parts.append(glyph.char)
-        self._right, self._last = max(self._right, glyph.right), glyph
-        return True
-
-    def fits(self, glyph: Glyph, *, between: str) -> bool:
-        """Whether a glyph is on this run's line: by what the file says, or by where it stands."""
-        if glyph.turn != self._last.turn:
-            return False
-        em = max(glyph.em, self._last.em)
-        down, gap = abs(glyph.base - self._last.base) / em, (glyph.left - self._last.right) / em
-        return between != "\n" or (down < 0.5 and gap > -0.5) or (down < 0.8 and abs(gap) < 0.3)
-
-    def gap(self, glyph: Glyph) -> float:
-        """The space between the last glyph and this one, in ems; text that runs to the left has it too."""
-        space = max(glyph.left - self._last.right, self._last.left - glyph.right)
-        return space / max(glyph.em, self._last.em, 0.1)
-
-    def write(self, glyph: Glyph, between: str) -> None:
-        """Add a glyph of this run."""
-        if between != " ":
-            between = " " if self.gap(glyph) > (0.15 if between else 0.24) else ""
-        self._parts += (between or self._mark(glyph), glyph.char)
-        self._left, self._right = min(self._left, glyph.left), max(self._right, glyph.right)
-        self._last = glyph
-        if glyph.em >= _SCRIPT * self._level.em:
-            self._level = glyph
-
-    def _mark(self, glyph: Glyph) -> str:
-        """`^` or `_` before what stands smaller and higher or lower than the text before: 10^6, H_2O."""
-        level, before = self._level, self._last
-        if level.em < _SCRIPT * glyph.em and level.base > glyph.base + 0.1 * glyph.em:
-            return " "  # a footnote's number before its text
-        if glyph.em >= _SCRIPT * level.em or before.em < _SCRIPT * level.em:
-            return ""
-        if not (glyph.char.isdigit() or glyph.char in "+-−" or (glyph.char.islower() and before.char.isalpha())):
-            return ""
-        shift = (glyph.base - level.base) / level.em
-        return "^" if shift > 0.2 else "_" if shift < -0.07 else ""
-
-    def run(self) -> Run:
-        """What was written."""
-        text = _LEADER.sub(" … ", "".join(self._parts)).strip()
-        return Run(text, self._left, self._right, self._level.base, self._level.em, self._first.turn)
-
-
-def _accented(glyphs: Iterable[Glyph]) -> list[Glyph]:
-    """Glyphs, accents made one with the letters that they stand over; a combining one over no letter is no text."""
-    found: list[Glyph] = []
-    waiting: list[Glyph] = []
-    for glyph in glyphs:
-        if glyph.char > "\x7f" and (glyph.char in _ACCENTS or _is_combining(glyph.char)):
-            i = next(
-                (i for i in range(len(found) - 1, max(len(found) - _LOOK_BACK, -1), -1) if _composed(found[i], glyph)),
-                -1,
-            )
-            if i < 0:
-                waiting.append(glyph)
-            else:
-                found[i] = _composed(found[i], glyph) or glyph
-            continue
-        if waiting and glyph.char not in " \n":
-            made = _composed(glyph, waiting[-1])
-            found += [accent for accent in (waiting[:-1] if made else waiting) if not _is_combining(accent.char)]
-            glyph, waiting = made or glyph, []
-            if made and found and found[-1].char == " ":  # it parted the accent, and not the letter
-                found[-1] = found[-1]._replace(char="\n")
-        found.append(glyph)
-    return found
-
-
-def _composed(letter: Glyph, accent: Glyph) -> Glyph | None:
-    """A letter with the accent over it; None where the accent does not stand over it, or no such letter is known."""
-    aside = abs(letter.left + letter.right - accent.left - accent.right) / 2
-    if aside > 0.15 * letter.em or not letter.char.isalpha():
-        return None
-    if abs(letter.base - accent.base) > 0.7 * letter.em or letter.turn != accent.turn:
-        return None
-    char = unicodedata.normalize("NFC", letter.char.translate(_DOTLESS) + _ACCENTS.get(accent.char, accent.char))
-    return letter._replace(char=char) if len(char) == 1 else None
-
-
-def _is_combining(char: str) -> bool:
-    return "\u0300" <= char <= "\u036f"
-
-
-def _lines(glyphs: Iterable[Glyph]) -> Iterator[Line]:
-    """Lines in the file's order; glyphs that are white space part the others."""
-    pen: _Pen | None = None
-    runs: list[Run] = []
-    between = ""
-    for glyph in _accented(glyphs):
-        if glyph.char in " \n":
-            between = glyph.char if between != "\n" else between
-            continue
-        if pen and not between and pen.goes_on(glyph):
-            continue
-        if pen and pen.fits(glyph, between=between) and pen.gap(glyph) <= _GAP:
-            pen.write(glyph, between)
-        else:
-            if pen:
-                runs.append(pen.run())
-                if not pen.fits(glyph, between="\n"):
-                    yield Line(tuple(runs))
-                    runs = []
-            pen = _Pen(glyph)
-        between = ""
-    if pen:
-        yield Line((*runs, pen.run()))
 
 
 def _with_extra(lines: list[Line], extra: list[tuple[str, Run]]) -> list[Line]:
@@ -239,6 +49,38 @@ def _with_extra(lines: list[Line], extra: list[tuple[str, Run]]) -> list[Line]:
 
 def _beside(line: Line, run: Run) -> bool:
     return line.runs[0].turn == run.turn and abs(line.base - run.base) < 0.6 * max(line.em, run.em)
+
+
+def _with_figures(lines: Sequence[Line]) -> list[Line]:
+    """The lines; columns of figures that were written one after the other are on the lines of their rows."""
+    found: list[Line] = []
+    i = 0
+    while i < len(lines):
+        column = _column(lines, i) if found and lines[i].base > found[-1].base else ()
+        beside = [row for row in range(len(found)) if column and _shares_row(found[row], column)]
+        if len(beside) < 2 or lines[i].left < max(found[row].right for row in beside):
+            found.append(lines[i])
+            i += 1
+            continue
+        for line in column:
+            row = min(beside, key=lambda row: abs(found[row].base - line.base))
+            found[row] = Line((*found[row].runs, *line.runs))
+        i += len(column)
+    return found
+
+
+def _column(lines: Sequence[Line], start: int) -> Sequence[Line]:
+    """Figures below each other, from `start` on, below their head; empty where there are none."""
+    end = start + 1
+    while end < len(lines) and lines[end].base < lines[end - 1].base and lines[end].left < lines[end - 1].right:
+        if lines[end].right < lines[end - 1].left or sum(map(str.isalpha, lines[end].text)) > 2:
+            break
+        end += 1
+    return lines[start:end] if end - start > 1 else ()
+
+
+def _shares_row(line: Line, column: Sequence[Line]) -> bool:
+    return any(abs(line.base - other.base) < 0.3 * line.em for other in column)
 
 
 # --- lines to blocks
