@@ -8,6 +8,8 @@ from typing import Any
 
 import fpdf
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import uncomp_cli as uncomp
 from support.chats import hold, make_talk
@@ -182,3 +184,43 @@ def test_what_is_never_calibrated_is_refused_before_a_document_is_read(capsys: p
     for options in (["--fail-under", "7"], ["--fail-under", "0.5", "-p", "live"], ["--escalate", "-p", "live"]):
         assert run(["ask", "-m", "no-such-model", "-f", "bad.pdf", "Where?", *options]) == 2
         assert "bad.pdf" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def silent_model(copied_model: Path) -> Path:
+    """A model that would rather end than say a word, whatever it reads: one of two opposite numbers is the largest."""
+    weights = load_file(copied_model / "model.safetensors")
+    weights["lm_head.weight"][1] = 1000 * torch.randn(64, generator=torch.Generator().manual_seed(1))
+    weights["lm_head.weight"][2] = -weights["lm_head.weight"][1]
+    save_file(weights, copied_model / "model.safetensors", metadata={"format": "pt"})
+    (copied_model / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))
+    return copied_model
+
+
+def test_a_model_without_a_template_is_asked_in_plain_text_and_speaks(
+    silent_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (silent_model / "chat_template.jinja").unlink()
+    code = run(["ask", "-m", str(silent_model), "-f", "a.txt", "Where?", "-Q", "When?", "--json"])
+    out, err = capsys.readouterr()
+    assert code == 0
+    assert [len(record["answer"]) for record in records(out)] == [1, 1]
+    assert err.count("warning: this model has no chat template: it is asked in plain text") == 1
+
+
+def test_an_answer_without_a_word_is_said(silent_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ask", "-m", str(silent_model), "-f", "a.txt", "Where?"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "\n"
+    assert "warning: the model ended its answer without a word" in err
+
+
+def test_a_model_file_that_may_not_be_read_is_not_called_damaged(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read everything, so permission is taken away in os."""
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "model.safetensors")
+    assert run(["ask", "-m", str(tiny_model), "-f", "a.txt", "Where?"]) == 1
+    *_, error, hint = capsys.readouterr().err.splitlines()
+    assert error.endswith("/model.safetensors may not be read by this user")
+    assert hint.startswith("hint: its owner lets others read it with: chmod a+r ")

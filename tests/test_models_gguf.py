@@ -86,6 +86,9 @@ def test_a_file_is_converted_once_and_known_by_content(tmp_path, stock):
     loaded = load_model(info.name, device="cpu")
     assert loaded.spec.sliding_windows == (None, None)
     assert loaded.tokenizer("he")["input_ids"]
+    folder = local_path(info.name)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
+    assert set(modes.values()) == {folder.stat().st_mode & 0o666}, modes  # a cache may be of several users
     remove_model(info.name)
     assert list_models() == []
 

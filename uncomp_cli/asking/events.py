@@ -198,7 +198,9 @@ class Done:
 
     @property
     def ending(self) -> str | None:
-        """Why the answer ended where it did not end by itself."""
+        """Why the answer ended where it did not end by itself, or that there is none."""
+        if self.stats.finish_reason == "stop" and not self.text.strip():
+            return "the model ended its answer without a word; another question, or a larger --budget, may help"
         return ending(self.stats, self.context_limit)
 
     def readout(self, *, verbose: bool = False) -> str:

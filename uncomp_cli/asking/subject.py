@@ -437,6 +437,10 @@ def warnings_of(request: Request, draft: _Draft, engine: "Engine") -> list[str]:
     note = None if draft.reading is None else floor_note(draft.reading.planned)
     found += [] if note is None else [note]
     found += length_warnings(engine.loaded, prompt.seq_len)
+    if not engine.loaded.tokenizer.chat_template:
+        found.append(
+            "this model has no chat template: it is asked in plain text, as one that was made to go on with it"
+        )
     room = engine.spec.trained_length - prompt.seq_len
     if 0 < room < request.sampling.max_new_tokens:
         found.append(f"the answer may have {format_count(room)} tokens at most: the context ends there")

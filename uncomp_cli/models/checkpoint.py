@@ -11,6 +11,8 @@ at import, and what was set before is set again afterwards.
 
 import copy
 import json
+import os
+import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,11 +51,22 @@ def quiet_transformers() -> Iterator[None]:
 
 def refuse_code(directory: Path, what: str, *, hint: str = OTHER_MODEL) -> None:
     """Raise ModelError when a configuration in `directory`, that of `what`, names classes that transformers has not."""
+    check_readable(directory, what)
     for file in sorted(directory.glob("*config.json")):
         foreign = next(filter(_is_foreign, _named_classes(_read_json(file))), None)
         if foreign is not None:
             message = f"{what} wants to run code of its own, which uncomp never does: {foreign}, named in {file.name}"
             raise ModelError(message, hint=hint)
+
+
+def check_readable(directory: Path, what: str) -> None:
+    """Raise ModelError for a file that this user may not read, as in a cache of several: it is not damaged."""
+    closed = next(
+        (file for file in sorted(directory.glob("*")) if file.exists() and not os.access(file, os.R_OK)), None
+    )
+    if closed is not None:
+        hint = f"its owner lets others read it with: chmod a+r {shlex.quote(str(closed.resolve()))}"
+        raise ModelError(f"{what}: {closed} may not be read by this user", hint=hint)
 
 
 def _read_json(file: Path) -> Any:
@@ -177,8 +190,11 @@ def check_types(path: Path, name: str) -> None:
     from safetensors import safe_open
 
     for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            kinds = {key: tensors.get_slice(key).get_dtype() for key in list(tensors.keys())}
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                kinds = {key: tensors.get_slice(key).get_dtype() for key in list(tensors.keys())}
+        except Exception as error:  # safetensors has its own
+            raise cannot_load(name, path, error) from error
         named = (key for key, kind in kinds.items() if key.endswith("weight") and kind not in _FLOATS)
         wrong = next(named, None)
         if wrong is not None:

@@ -163,6 +163,7 @@ def publish(staging: Path, target: Path, is_complete: Callable[[Path], bool]) ->
     try:
         if target.exists():
             move(target, aside)
+        _open_up(staging)
         sync_tree(staging)
         move(staging, target)
     except OSError:
@@ -170,6 +171,14 @@ def publish(staging: Path, target: Path, is_complete: Callable[[Path], bool]) ->
             raise
     finally:
         restore(aside, target)
+
+
+def _open_up(folder: Path) -> None:
+    """Give all files what the folder has by the user's umask: safetensors writes weights for their owner alone."""
+    granted = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(granted)
 
 
 def restore(aside: Path, target: Path) -> None:

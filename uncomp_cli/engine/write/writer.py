@@ -65,14 +65,16 @@ class _Row:
         """Where the latest token stands."""
         return self.prompt_tokens + self.generated.shape[1] - 1
 
-    def choose(self, logits: Tensor, stop_ids: Sequence[int]) -> tuple[int, str]:
-        """The next token from logits [1, vocab], and the text that became whole with it.
+    def choose(self, logits: Tensor, stop_ids: Sequence[int], *, speaks: bool = False) -> tuple[int, str]:
+        """The next token from logits [1, vocab], and the text that became whole with it; who `speaks` begins with one.
 
         Raises ModelError for logits that are no numbers, as damaged weights give them.
         """
         if not logits.amax().isfinite():
             message = "what the model computes is not finite: its weights are damaged, or too large for their type"
             raise ModelError(message, hint="use --dtype float32; if it says so again, fetch the model anew")
+        if speaks and not self.generated.shape[1]:
+            logits = logits.index_fill(1, torch.tensor(stop_ids, dtype=torch.int64, device=logits.device), -torch.inf)
         chosen = self.sampler.choose(logits, self.generated)
         self.generated = torch.cat([self.generated, chosen[:, None]], dim=1)
         token = int(chosen)
@@ -112,6 +114,8 @@ class Writer:
     ) -> None:
         self._decoder, self._tokenizer, self._sampling, self._watched = decoder, tokenizer, sampling, watch
         self._stop_ids = stop_tokens(decoder.model, tokenizer) if stop_ids is None else tuple(stop_ids)
+        # A model that was not made for chat often goes on behind "Answer:" with the end of its text.
+        self._is_plain = tokenizer is not None and not tokenizer.chat_template
         self._kv_bytes = free_room(decoder) if kv_bytes is None else kv_bytes
         self._waiting = deque(enumerate(asked))
         self._held: list[_Row] = []
@@ -201,7 +205,7 @@ class Writer:
     def _take(self, row: _Row, logits: Tensor) -> DecodeStep:
         if self._watched is not None and self._watched.reads_output:
             row.tally.predict(logits[0])
-        token, text = row.choose(logits, self._stop_ids)
+        token, text = row.choose(logits, self._stop_ids, speaks=self._is_plain)
         if row.reason is not None:
             self._stats[row.number] = self._measure(row, self._held.index(row))
         index = row.generated.shape[1] - 1
