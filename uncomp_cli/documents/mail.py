@@ -209,6 +209,7 @@ def _attach(part: Message, mail: _Mail) -> None:
     except UncompError as error:
         mail.unread.append(f"{name}: {error.message}")
         return
-    mail.held_bytes += len(found.text)
-    mail.parts.append((f"attachment {name}", f"## Attachment {name}\n\n{found.text}"))
+    text = found.text.strip("\n")
+    mail.held_bytes += len(text)
+    mail.parts.append((f"attachment {name}", f"## Attachment {name}\n\n{text}"))
     mail.lost.update({(f"{loss.what} in {name}", f"{loss.what} in {name}"): loss.count for loss in found.losses})
