@@ -113,6 +113,7 @@ def test_a_saved_page_is_its_page() -> None:
     ("raw", "text"),
     [
         (b"Subject: =?made-up?q?x?=\n\nbody 5", "Subject: =?made-up?q?x?=\n\nbody 5"),
+        (b"Subject: =?u\xfff?q?x?=\n\nbody 5", "Subject: =?u\ufffdf?q?x?=\n\nbody 5"),
         (b"Subject: caf\xc3\xa9\n\nbody 5", "Subject: café\n\nbody 5"),
         (b"Content-Type: text/plain; charset=none-such\n\ncaf\xc3\xa9 5", "café 5"),
         (b"Content-Type: multipart/mixed; boundary=x\n\n--x\n\nonly part 5\n", "only part 5"),

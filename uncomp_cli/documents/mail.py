@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from email import message_from_bytes, policy
+from email.errors import MessageError
 from email.header import decode_header, make_header
 from email.message import Message
 from pathlib import PurePath
@@ -81,7 +82,7 @@ def _read_mail(data: bytes, wishes: Wishes) -> _Mail:
     try:
         message = message_from_bytes(data.lstrip(b"\r\n"), policy=policy.compat32)
         _take(message, mail)
-    except (RecursionError, AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (RecursionError, AssertionError, AttributeError, LookupError, TypeError, ValueError, MessageError) as error:
         raise damaged("mail", error) from error  # the parser of the standard library, on hostile mails
     return mail
 
@@ -109,7 +110,7 @@ def _header(message: Message, name: str) -> Iterator[str]:
 
 def _decoded(text: str) -> str:
     """A header without its encoded words, as one line."""
-    with suppress(UnicodeError, LookupError, ValueError):  # an encoding that there is not
+    with suppress(ValueError, LookupError, MessageError):  # an encoding that there is not, or damage
         text = str(make_header(decode_header(text)))
     return " ".join(text.split())
 
