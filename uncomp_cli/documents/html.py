@@ -17,6 +17,7 @@ from uncomp_cli.documents.encoding import decode, normalise_newlines
 from uncomp_cli.documents.equation import Equation
 from uncomp_cli.documents.markdown import Markdown, ordinal
 from uncomp_cli.documents.packages import package
+from uncomp_cli.documents.parts import in_blocks
 from uncomp_cli.documents.superscripts import clean
 from uncomp_cli.documents.text import Loss, Text, Wishes, counted
 
@@ -72,8 +73,9 @@ _ADDRESS = re.compile(r"(?:https?|mailto|ftp):", re.IGNORECASE)
 def read(data: bytes, wishes: Wishes) -> Text:
     """The text of an HTML page."""
     page = decode_page(data, wishes)
-    text, losses = to_markdown(page.text)
-    return replace(page, text=text, losses=page.losses + losses)
+    lost: Counter[tuple[str, str]] = Counter()
+    text = walk(page.text, lost, progress=wishes.progress)
+    return replace(page, text=text, losses=page.losses + counted(lost))
 
 
 def decode_page(data: bytes, wishes: Wishes, declared: str = "") -> Text:
@@ -90,8 +92,17 @@ def to_markdown(html: str) -> tuple[str, tuple[Loss, ...]]:
     return text, counted(lost)
 
 
-def walk(html: str, lost: Counter[tuple[str, str]], *, titled: bool = True) -> str:
-    """The Markdown of HTML, below the page's title if `titled`; what is not in it is counted in `lost`."""
+def walk(
+    html: str,
+    lost: Counter[tuple[str, str]],
+    *,
+    titled: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> str:
+    """The Markdown of HTML, below the page's title if `titled`; what is not in it is counted in `lost`.
+
+    `progress` hears of the blocks of a page of several.
+    """
     etree = package("lxml.etree")
     html = clean(normalise_newlines(html))
     if _XHTML.match(html):  # <title/> ends itself in XML, and in HTML runs to the end of the text
@@ -99,7 +110,8 @@ def walk(html: str, lost: Counter[tuple[str, str]], *, titled: bool = True) -> s
     target = _Walk(lost)
     parser = etree.HTMLParser(target=target, huge_tree=True, encoding="utf-8")
     try:
-        parser.feed(html.encode("utf-8", "replace"))
+        for block in in_blocks(html.encode("utf-8", "replace"), progress):
+            parser.feed(block)
         parser.close()
     except etree.LxmlError as error:
         raise damaged("HTML document", error) from error
@@ -132,7 +144,8 @@ class _Walk:
 
     def start(self, tag: str, attributes: _Attributes) -> None:
         """An element begins."""
-        tag = tag.rpartition(":")[2]
+        tag = tag.rpartition(":")[2] if ":" in tag else tag
+        attributes = dict(attributes) if attributes else {}  # the parser's own is slow to ask
         if self._skip and tag in self._skip_until:
             self._skip, self._skip_until = 0, ()
             self._open.append(("", None))
@@ -296,6 +309,9 @@ class _Walk:
         return self._out.close_cell
 
     def _cell(self, tag: str, attributes: _Attributes) -> _End:
+        if not attributes:
+            self._out.open_cell(header=tag == "th" or self._in_head > 0)
+            return self._out.close_cell
         spans = (_integer(attributes.get(name, ""), 1) for name in ("colspan", "rowspan"))
         columns, rows = (min(max(span, 1), 65_534) for span in spans)
         if attributes.get("rowspan", "").strip() == "0":  # to the end of the table
@@ -463,8 +479,8 @@ _ELEMENTS: dict[str, Callable[[_Walk, str, _Attributes], _End]] = {
 
 
 def _is_hidden(tag: str, attributes: _Attributes) -> bool:
-    hidden = attributes.get("hidden")
     is_closed = tag == "dialog" and "open" not in attributes
+    hidden = attributes.get("hidden")
     return (
         is_closed
         or (hidden is not None and hidden != "until-found")

@@ -5,7 +5,7 @@ refused (they make bombs, and office files have none); external ones are never f
 """
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import unquote
@@ -13,6 +13,8 @@ from xml.parsers import expat
 
 from uncomp_cli.documents.archive import Archive, damaged
 from uncomp_cli.errors import DocumentError
+
+_BLOCK_BYTES = 2**20
 
 
 class Handler(Protocol):
@@ -23,7 +25,16 @@ class Handler(Protocol):
     def end(self, tag: str) -> None: ...
 
 
-def walk_xml(data: bytes, handler: Handler, *, kind: str) -> None:
+def in_blocks(data: bytes, progress: Callable[[int, int], None] | None) -> Iterator[bytes]:
+    """Data in blocks, of which `progress` hears where there are several: to read them may take long."""
+    count = max(-(-len(data) // _BLOCK_BYTES), 1)
+    for number in range(count):
+        yield data[number * _BLOCK_BYTES : (number + 1) * _BLOCK_BYTES]
+        if progress is not None and count > 1:
+            progress(number + 1, count)
+
+
+def walk_xml(data: bytes, handler: Handler, *, kind: str, progress: Callable[[int, int], None] | None = None) -> None:
     """Tell the handler what begins and ends. Raises DocumentError for what is no XML."""
     parser = expat.ParserCreate()
     parser.buffer_text = True
@@ -44,7 +55,9 @@ def walk_xml(data: bytes, handler: Handler, *, kind: str) -> None:
     parser.CharacterDataHandler = handler.data
     parser.StartDoctypeDeclHandler = doctype
     try:
-        parser.Parse(data, True)
+        for block in in_blocks(data, progress):
+            parser.Parse(block, False)
+        parser.Parse(b"", True)
     except (expat.ExpatError, ValueError, LookupError) as error:  # the latter of encodings
         raise damaged(kind, error) from error
 

@@ -67,8 +67,10 @@ def read(data: bytes, wishes: Wishes) -> Text:
     for kind in ("footnotes", "endnotes", "comments"):
         if _part(parts, kind) in archive.names:
             walk_xml(archive.read(_part(parts, kind)), _Walk(story), kind=_KIND)
-    texts = {kind: [_walked(archive, part, story) for part in _all(parts, kind)] for kind in ("header", "footer")}
-    body = _walked(archive, main, story)
+    texts = {
+        kind: [_walked(archive, part, story, wishes) for part in _all(parts, kind)] for kind in ("header", "footer")
+    }
+    body = _walked(archive, main, story, wishes)
     whole = [*_running(texts["header"]), body, *_running(texts["footer"]), *story.notes()]
     return Text("\n\n".join(filter(None, whole)), (), counted(story.lost))
 
@@ -86,11 +88,11 @@ def _running(texts: Iterable[str]) -> list[str]:
     return [text for text in dict.fromkeys(texts) if text and not text.strip("-– ").isdigit()]
 
 
-def _walked(archive: Archive, part: str, story: "_Story") -> str:
+def _walked(archive: Archive, part: str, story: "_Story", wishes: Wishes) -> str:
     if part not in archive.names:
         return ""
     walk = _Walk(story)
-    walk_xml(archive.read(part), walk, kind=_KIND)
+    walk_xml(archive.read(part), walk, kind=_KIND, progress=wishes.progress)
     return walk.out.text()
 
 
