@@ -199,6 +199,33 @@ def test_a_text_that_is_too_long_is_refused_before_the_weights_are_loaded(
     assert "--truncate" in hint
 
 
+def test_several_texts_and_questions_too_are_refused_before_the_weights_are_loaded(
+    refused: Refused, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uncomp_cli.models.loading.load_weights", lambda *_, **__: pytest.fail("weights are loaded"))
+    Path("notes.txt").write_text("x" * 3000)
+    Path("more.txt").write_text("y" * 3000)
+    code, said, hint = refused(*about("-f", "more.txt", "-Q", "When?", model=tiny_model))
+    tokens = int(said.removeprefix("the prompt has ").partition(" ")[0].replace(",", ""))
+    assert (code, tokens > 6000) == (3, True)
+    assert "(its KV cache is " in hint
+    assert "ask the 2 documents by themselves with --each" in hint
+    assert f"leave out {tokens - TRAINED_LENGTH:,} tokens" in hint
+    for name in ("notes.txt", "more.txt"):
+        Path(name).write_text("x" * (TRAINED_LENGTH + 100))
+    code, said, _ = refused(*about("-f", "more.txt", "--each", model=tiny_model))
+    assert (code, said.startswith("none of 2 documents fits; of the shortest the prompt has 4,2")) == (3, True)
+
+
+def test_a_huge_text_is_refused_without_making_tokens_of_it(
+    refused: Refused, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uncomp_cli.asking.forecast.build_prompt", lambda *_, **__: pytest.fail("all tokens are made"))
+    Path("notes.txt").write_text("word " * 1_000_000)
+    code, said, _ = refused(*about(model=tiny_model))
+    assert (code, said) == (3, "the prompt has about 5,000,000 tokens, the model was trained for 4,096")
+
+
 def test_a_document_over_the_extended_length(refused: Refused, tiny_model: Path) -> None:
     Path("notes.txt").write_text("x" * 2 * TRAINED_LENGTH)
     code, said, hint = refused(*about("--rope", "linear:2", model=tiny_model))

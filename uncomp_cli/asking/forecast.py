@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.asking.events import Event, Foreseen, Noted
-from uncomp_cli.asking.material import blame, build_prompt, describe_files, longest_read, pins_in
+from uncomp_cli.asking.material import blame, build_prompt, describe_files, join_documents, longest_read, pins_in
 from uncomp_cli.asking.readout import SCHEMA_VERSION, held_bits
-from uncomp_cli.asking.request import Request
+from uncomp_cli.asking.request import Request, apart
 from uncomp_cli.asking.startup import during, fetch, planned_length, weigh
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import DoesNotFitError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from uncomp_cli.engine.tokens.prompt import Prompt
     from uncomp_cli.models.extension import RopeState
     from uncomp_cli.spec import ModelSpec
+
+_SAMPLE_CHARS = 2**14
 
 
 def forecast(request: Request, contexts: Sequence[DocumentSet], questions: Sequence[str]) -> Iterator[Event]:
@@ -55,23 +57,70 @@ def refuse_ahead(
     path: Path,
     spec: "ModelSpec",
 ) -> None:
-    """Raise DoesNotFitError for one question of one text that is too long for the model in `path`, before it is loaded.
+    """Raise DoesNotFitError where every text is too long for the model in `path`, before it is loaded.
 
-    Of several, and with pins, those that fit are to be answered, or more is to be said of the others. A text of half as
-    many bytes as the model reads tokens fits, whatever stands around it: such a one is not looked at twice.
+    Where one of several fits, it is to be answered, and the others are told of in their turn. A text of half as many
+    bytes as the model reads tokens fits, whatever stands around it: such a one is not looked at twice.
     """
-    from uncomp_cli.engine.spend.compression import check_length
+    from uncomp_cli.engine.spend.compression import too_long
     from uncomp_cli.models.catalog import show_model
     from uncomp_cli.models.checkpoint import load_tokenizer
 
-    choice = request.model.rope_choice
-    whole = len(questions) == 1 and not (request.each or request.pins or request.truncate)
-    size = sum(len(each.text.encode("utf-8", "replace")) for each in documents.documents)
-    if not whole or (choice is not None and choice.kind == "auto") or 2 * size <= spec.trained_length:
+    choice, contexts = request.model.rope_choice, request.contexts(documents) if documents.documents else []
+    is_cut = request.truncate is not None or (choice is not None and choice.kind == "auto")
+    if is_cut or any(2 * _bytes(each) <= spec.trained_length for each in contexts) or not contexts:
         return
     tokenizer = load_tokenizer(request.model.tokenizer or path)
+    lengths: list[_Length] = []
+    for each in contexts:
+        lengths.append(_length(request, each, questions, tokenizer, spec, preset))
+        if lengths[-1].tokens < spec.trained_length:
+            return
+    least, trained = min(lengths, key=lambda length: length.tokens), show_model(request.model.name).trained_length
+    others, count = "", len(documents.documents)
+    if len(contexts) < count and least.tokens * max(map(_bytes, apart(documents))) < spec.trained_length * _bytes(
+        documents
+    ):
+        others = f"ask the {count:,} documents by themselves with --each, "
+    error = too_long(spec, least.tokens, trained_length=trained, counted=least.counted, others=others)
+    if len(contexts) > 1:
+        raise DoesNotFitError(f"none of {count:,} documents fits; of the shortest {error.message}", hint=error.hint)
+    raise error
+
+
+@dataclass(frozen=True, slots=True)
+class _Length:
+    """Tokens of a prompt with its shortest question: `counted`, or about so many."""
+
+    tokens: int
+    counted: bool = True
+
+
+def _length(
+    request: Request,
+    documents: DocumentSet,
+    questions: Sequence[str],
+    tokenizer: Any,
+    spec: "ModelSpec",
+    preset: "Preset",
+) -> _Length:
+    """How long a prompt is; what is too long by its letters alone is not made tokens: a sample says about how many."""
+    from uncomp_cli.engine.tokens.prompt import count_tokens
+
+    longest_piece = max(map(len, tokenizer.get_vocab()))
+    if _bytes(documents) > _SAMPLE_CHARS * longest_piece and _bytes(documents) > spec.trained_length * longest_piece:
+        text = join_documents(documents)
+        middle = (len(text) - _SAMPLE_CHARS) // 2
+        sample = count_tokens(tokenizer, text[middle : middle + _SAMPLE_CHARS])
+        about = 1000 * round(sample * len(text) / _SAMPLE_CHARS / 1000)
+        if about > 2 * spec.trained_length:
+            return _Length(about, counted=False)
     prompt, _ = build_prompt(request, documents, questions, tokenizer, spec, preset)
-    check_length(spec, prompt, trained_length=show_model(request.model.name).trained_length)
+    return _Length(len(prompt.context) + min(map(len, prompt.questions)))
+
+
+def _bytes(documents: DocumentSet) -> int:
+    return sum(len(each.text.encode("utf-8", "replace")) for each in documents.documents)
 
 
 def _foresee(

@@ -256,7 +256,12 @@ class Request:
 
     def contexts(self, documents: DocumentSet) -> list[DocumentSet]:
         """What is read as one: all documents together, or every one by itself."""
-        return [DocumentSet((document,)) for document in documents.documents] if self.each else [documents]
+        return apart(documents) if self.each else [documents]
+
+
+def apart(documents: DocumentSet) -> list[DocumentSet]:
+    """Every document by itself."""
+    return [DocumentSet((document,)) for document in documents.documents]
 
 
 def check_text(text: str, what: str) -> None:

@@ -31,7 +31,7 @@ from uncomp_cli.table import Table
 
 _TICK_S = 0.5
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
-_COMMAND = (sys.executable, "-m", "uncomp_cli.bench.contenders")
+_COMMAND = (sys.executable, "-P", "-m", "uncomp_cli.bench.contenders")
 _MEMORY_HINT = "use fewer --tokens, or --quantize int8"
 
 

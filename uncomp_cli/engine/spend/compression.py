@@ -82,17 +82,25 @@ def check_length(spec: ModelSpec, prompt: Prompt, *, trained_length: int | None 
 
     `trained_length` is what the model was trained for, when `spec` has it extended.
     """
-    if prompt.seq_len < spec.trained_length:
-        return
+    if prompt.seq_len >= spec.trained_length:
+        raise too_long(spec, prompt.seq_len, trained_length=trained_length)
+
+
+def too_long(
+    spec: ModelSpec, tokens: int, *, trained_length: int | None = None, counted: bool = True, others: str = ""
+) -> DoesNotFitError:
+    """The refusal of a prompt of `tokens`, about so many where they were not `counted`; `others` are further ways."""
     trained = trained_length or spec.trained_length
     longer = spec.trained_length > trained
     extended = f", extended to {spec.trained_length:,}" if longer else ""
-    raise DoesNotFitError(
-        f"the prompt has {prompt.seq_len:,} tokens, the model was trained for {trained:,}{extended}",
-        hint="use --rope auto, a larger factor or --context, or cut the prompt with --truncate head, middle or tail"
+    about, over = "" if counted else "about ", tokens - spec.trained_length
+    cut = f"leave out {over:,} tokens and room for the answer with --truncate head, middle or tail"
+    return DoesNotFitError(
+        f"the prompt has {about}{tokens:,} tokens, the model was trained for {trained:,}{extended}",
+        hint=f"use --rope auto, a larger factor or --context, {others}or {cut}"
         if longer
-        else "read all of it with --rope auto, cut it with --truncate head, middle or tail, or read on with "
-        "--rope plain, as a model that was not trained for it",
+        else f"read all of it with --rope auto (its KV cache is {format_bytes(spec.full_kv_bytes(tokens))}, --budget "
+        f"keeps a part), {others}{cut}, or read on with --rope plain, as a model that was not trained for it",
     )
 
 
