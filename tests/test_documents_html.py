@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.documents import make_html
 from uncomp_cli.documents.grid import ROWS_A_HEADER
 from uncomp_cli.documents.html import read, to_markdown
 from uncomp_cli.documents.text import NO_WISHES, Wishes
@@ -233,6 +234,12 @@ def test_fields_and_pictures(html: str, text: str) -> None:
 def test_what_is_left_out_is_said(html: str, said: list[str]) -> None:
     assert losses(html + "<p>seen</p>") == said
     assert markdown(html + "<p>seen</p>").endswith("seen")
+
+
+def test_a_page_with_a_bit_of_everything() -> None:
+    page = read(make_html(), NO_WISHES)
+    assert page.text.split("\n\n")[:2] == ["# Fees", "10^6 rays cost $40[1]."]
+    assert page.text.endswith("June Vale\nt\nA lamp (1)/(2)東(とう)")
 
 
 # --- bytes

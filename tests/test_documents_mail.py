@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.documents import make_docx, make_epub, make_zip
+from tests.support.documents import make_docx, make_epub, make_mail, make_zip
 from uncomp_cli.documents.epub import read as read_book
 from uncomp_cli.documents.formats import format_of
 from uncomp_cli.documents.mail import read
@@ -88,6 +88,12 @@ def test_a_mail_within_a_mail() -> None:
     assert "Third 3." not in markdown(top)
     assert losses(top) == ["1 part nested too deep"]
     assert markdown(deep) == "Fourth 4."
+
+
+def test_a_mail_with_a_bit_of_everything() -> None:
+    found = read(make_mail(), NO_WISHES)
+    assert [place.name for place in found.places] == ["body", "attachment mail 1", "attachment Straße 5.docx"]
+    assert found.losses == ()
 
 
 def test_a_mailbox_has_a_place_for_each_mail() -> None:

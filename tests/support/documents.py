@@ -4,6 +4,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from email.message import EmailMessage
 
 _HELVETICA = "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>"
 _WORD = (
@@ -131,3 +132,30 @@ def make_epub(*chapters: str, metadata: str = "<dc:title>A Book</dc:title>", **m
     return make_zip(
         {"mimetype": "application/epub+zip", "META-INF/container.xml": container, "OPS/book.opf": opf, **pages, **named}
     )
+
+
+def make_html() -> bytes:
+    """A page with a bit of everything: raised text, spans, a form, a list, a formula, what is hidden."""
+    return (
+        "<!doctype html><meta charset=utf-8><title>Fees</title><h1>Fees</h1><p>10<sup>6</sup> rays cost "
+        "$40<sup>1</sup>."
+        "<table><tr><th rowspan=2>Port<th colspan=2>Tons<tr><th>1901<th>1902<tr><td>East<td>5<td>6</table>"
+        "<ol start=3><li>a<ul><li>b</ul><li value=9>c</ol><dl><dt>t<dd>d</dl><pre>x = 1</pre><blockquote>q</blockquote>"
+        "<select><option>May<option selected>June</select><input value=Vale><textarea>t</textarea><img alt='A lamp'>"
+        "<math><mfrac><mn>1</mn><mn>2</mn></mfrac></math><div hidden>h</div>"
+        "<ruby>東<rp>(<rt>とう<rp>)</ruby><script>s</script>"
+    ).encode()
+
+
+def make_mail() -> bytes:
+    """A mail in two forms, with a mail and a document in it."""
+    inner = EmailMessage()
+    inner["Subject"] = "Inner"
+    inner.set_content("Second 2.")
+    message = EmailMessage()
+    message["From"], message["Subject"] = "Zoë <z@x.org>", "Grüße"
+    message.set_content("Der Schlüssel kostet 10.", cte="base64")
+    message.add_alternative("<p>Der Schlüssel kostet <b>10</b>.", subtype="html")
+    message.add_attachment(inner)
+    message.add_attachment(make_docx(), maintype="application", subtype="x", filename="Straße 5.docx")
+    return message.as_bytes()
