@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.caches import make_cache, make_record, resave
-from uncomp_cli.asking.request import shelf_of
+from uncomp_cli.asking.request import cabinet_of, shelf_of
 from uncomp_cli.cache.shelf import Entry, Shelf
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.declare.options import cache_names
@@ -176,3 +176,15 @@ def test_a_time_that_no_calendar_has_is_shown_all_the_same(shelf: Shelf, capsys:
         assert run(["cache", "show", "new"]) == 0
         assert run(["cache", "list"]) == 0
     assert "internal error" not in capsys.readouterr().err
+
+
+def test_texts_of_documents_are_counted_and_removed(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    cabinet = cabinet_of()
+    cabinet.keep(b"x" * 1000, "a text")
+    assert run(["cache", "list"]) == 0
+    assert "1 texts of documents" not in (said := capsys.readouterr().err)
+    assert "1 text of a document, 1.0 KiB: uncomp cache remove --texts" in said
+    assert run(["cache", "remove", "--texts"]) == 0
+    assert capsys.readouterr().err.startswith("removed texts of documents (1.0 KiB")
+    assert cabinet.size() == (0, 0)
+    assert shelf.entries()

@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from uncomp_cli.documents.crew import Crew
+from uncomp_cli.documents.cabinet import Cabinet
+from uncomp_cli.documents.crew import Crew, line_of, text_of
 from uncomp_cli.documents.formats import Format
 from uncomp_cli.documents.intake import Source, Taken, take_all, take_file
 from uncomp_cli.documents.text import NO_WISHES, Limits, Loss, Place, Text
@@ -76,7 +78,7 @@ def test_all_of_a_text_comes_back_and_all_wishes_arrive(crew: Crew) -> None:
 
 
 def test_children_stay_and_are_as_many_as_cores(crew: Crew) -> None:
-    asked = [crew.submit(f"file {number}".encode(), HOSTILE, NO_WISHES) for number in range(40)]
+    asked = [crew.submit(partial(crew.read, f"file {number}".encode(), HOSTILE, NO_WISHES)) for number in range(40)]
     assert [each.result().text for each in asked] == [f"file {number}" for number in range(40)]
     assert len(crew._children) <= crew.size
 
@@ -94,7 +96,7 @@ def test_a_child_is_light_and_starts_soon(crew: Crew) -> None:
 def test_leaving_ends_what_hangs_at_once() -> None:
     begun_s = time.monotonic()
     with Crew(seconds=60) as left:
-        waiting = left.submit(b"hang", HOSTILE, NO_WISHES)
+        waiting = left.submit(lambda: left.read(b"hang", HOSTILE, NO_WISHES))
         while not left._children or left._children[0].process is None:
             time.sleep(0.01)
         process: Any = left._children[0].process
@@ -175,3 +177,45 @@ def test_interrupting_leaves_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         finished(take_all([Source("x", lambda most: b"hang")], NO_WISHES))
     assert time.monotonic() - begun_s < 3
+
+
+def test_a_text_that_was_slow_to_read_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("uncomp_cli.documents.intake.format_of", lambda *_: HOSTILE)
+    cabinet = Cabinet(tmp_path / "texts", 10**6)
+    wishes = replace(NO_WISHES, cabinet=cabinet)
+    for asked, count in ((replace(wishes, password="lamp"), 0), (wishes, 1), (replace(wishes, encoding="koi8-r"), 2)):
+        (taken,) = finished(take_all([Source("x", lambda most: b"slow pages")], asked))
+        assert isinstance(taken, Taken)
+        assert cabinet.size()[0] == count
+    monkeypatch.setattr(Crew, "read", lambda *_: Text("read again"))
+    (again,) = finished(take_all([Source("y", lambda most: b"slow pages")], wishes))
+    assert again == taken
+    for path in (tmp_path / "texts").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"slow", b"fast"))
+    (anew,) = finished(take_all([Source("y", lambda most: b"slow pages")], wishes))
+    assert isinstance(anew, Taken)
+    assert anew.text.text == "read again"
+    assert cabinet.size()[0] == 1  # the damaged one is gone
+
+
+def test_all_of_a_text_is_kept() -> None:
+    text = Text("a\nб \u2028", (Place(1, "p1"),), (Loss("pictures", 2, "p1"),), "koi8-r", ("a note",))
+    assert text_of(line_of(text)) == text
+    with pytest.raises(DocumentError):
+        text_of(line_of(text)[:-9])
+
+
+def test_a_cabinet_keeps_what_was_used_last(tmp_path: Path) -> None:
+    cabinet = Cabinet(tmp_path / "texts", 500)
+    for number in range(3):
+        cabinet.keep(bytes(100), f"{number}")
+        os.utime(next(path for path in cabinet.folder.iterdir() if path.stat().st_mtime > 10**6), (number, number))
+    assert cabinet.find("0") == bytes(100)
+    cabinet.keep(bytes(100), "3")
+    assert [cabinet.find(f"{number}") is not None for number in range(4)] == [True, False, True, True]
+    cabinet.keep(bytes(1000), "large")
+    assert cabinet.find("large") is None
+    assert {path.stat().st_mode & 0o777 for path in (cabinet.folder, *cabinet.folder.iterdir())} == {0o700, 0o600}
+    assert cabinet.clear() == 3 * 165
+    assert cabinet.size() == (0, 0)
+    Cabinet(Path("/dev/null/no"), 400).keep(b"x", "nothing fails")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import AGNOSTIC_PRESET, LIVE_PRESET, Preset, preset
 from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
+from uncomp_cli.documents.cabinet import Cabinet
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.documents.text import NO_WISHES, Wishes
 from uncomp_cli.errors import UsageError, check_address_space
@@ -157,6 +158,7 @@ def preset_line(preset: Preset) -> str:
 AUTOMATIC = "auto"
 """--cache by what was read: no cache is named."""
 DEFAULT_CACHE_SIZE = "2GiB"
+DEFAULT_TEXT_CACHE = "512MiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +281,15 @@ def shelf_of(size: str = DEFAULT_CACHE_SIZE) -> "Shelf":
 
     limit = bytes_of(size, "cache-size", "disk space", hint="use --cache-size 2GiB, 500MiB, …")
     return Shelf(cache_dir() / "documents", limit_bytes=limit)
+
+
+def cabinet_of(size: str = DEFAULT_TEXT_CACHE) -> Cabinet:
+    """Where texts of documents are kept, which may have `size` together. Raises UsageError for what is no size."""
+    from uncomp_cli.models.sources import cache_dir
+
+    hint = "use --text-cache 512MiB, or 0 to keep none"
+    limit = 0 if size.strip() == "0" else bytes_of(size, "text-cache", "disk space", hint=hint)
+    return Cabinet(cache_dir() / "texts", limit)
 
 
 def saved_or_new(name: str | None, size: str) -> dict[str, str | None]:

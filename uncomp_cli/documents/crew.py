@@ -2,8 +2,8 @@
 
     with Crew() as crew: text = crew.read(data, chosen, wishes)            or crew.submit(…) for several at once
 
-A file's bytes go to a child (child.py) through its pipe, and lines of JSON come back: `{"done": 3, "count": 150}` while
-it gets on, at last its text or what is wrong. It is held to a time since it last got on, and to memory; each grows with
+A file's bytes go to a child (child.py) through its pipe, and lines of JSON come back: `{"done": [3, 150]}` while it
+gets on, at last its text or what is wrong. It is held to a time since it last got on, and to memory; each grows with
 the file. Who meets a limit ends as DoesNotFitError with the number; all else that breaks a reader is a DocumentError.
 Children stay for the next file, one a core at most, until one has grown.
 """
@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from uncomp_cli import schema
 from uncomp_cli.child import Child, address_bytes, allow, bound_memory, confine
@@ -25,6 +25,8 @@ from uncomp_cli.documents.formats import Format, reader_of
 from uncomp_cli.documents.text import Limits, Loss, Place, Text, Wishes
 from uncomp_cli.errors import DocumentError, DoesNotFitError, LockedError, UncompError
 
+T = TypeVar("T")
+_STEP, _PROBLEM = b'{"done": ', b'{"problem": '
 SECONDS = 4.0
 SECONDS_A_MIB = 2.0
 MEMORY_BYTES = 300 * 10**6
@@ -36,8 +38,8 @@ _KINDS: dict[str, type[UncompError]] = {kind.__name__: kind for kind in (Documen
 
 
 @dataclass(frozen=True, slots=True)
-class _Reply:
-    """A text as JSON: what a child answers. `lines` and `names` are those of its places."""
+class Record:
+    """A text as JSON: what a child answers, and what is kept. `lines` and `names` are those of its places."""
 
     text: str
     lines: tuple[int, ...] = ()
@@ -62,6 +64,17 @@ class _Reply:
         return Text(text, places, self.losses, self.encoding, self.notes)
 
 
+def line_of(text: Text) -> bytes:
+    """A text as a line of JSON."""
+    return json.dumps(asdict(Record.of(text))).encode() + b"\n"
+
+
+def text_of(line: bytes) -> Text:
+    """The text of such a line. Raises DocumentError for any other."""
+    with schema.inside("its reader answers what is none", hint=_AGAIN, kind=DocumentError):
+        return schema.read(Record, schema.parse_object(line)).whole()
+
+
 class Crew:
     """Some children, started when they are needed; leaving the block ends all of them at once."""
 
@@ -82,9 +95,9 @@ class Crew:
         for child in self._children:
             child.stop()
 
-    def submit(self, data: bytes, chosen: Format, wishes: Wishes) -> "Future[Text]":
-        """What `read` will return; progress is told from another thread."""
-        return self._threads.submit(self.read, data, chosen, wishes)
+    def submit(self, work: Callable[[], T]) -> "Future[T]":
+        """What `work`, which calls `read`, will return: it is done in a thread, and progress is told from there."""
+        return self._threads.submit(work)
 
     def read(self, data: bytes, chosen: Format, wishes: Wishes) -> Text:
         """A file's text. Raises DocumentError, or DoesNotFitError with the limit that it met."""
@@ -121,14 +134,14 @@ def _job(data: bytes, chosen: Format, wishes: Wishes, seconds: float) -> dict[st
 def _read(child: Child, data: bytes, job: dict[str, Any], progress: Callable[[int, int], None]) -> Text:
     child.send(json.dumps(job).encode() + b"\n", data)
     while line := child.hear():
-        with schema.inside("its reader answers what is none", hint=_AGAIN, kind=DocumentError):
-            reply = schema.parse_object(line)
-        if "done" in reply:
-            progress(int(reply["done"]), int(reply["count"]))
-        elif "problem" in reply:
-            raise _KINDS[reply["kind"]](str(reply["problem"]), hint=reply["hint"])
+        if line.startswith(_STEP):
+            done, count = json.loads(line)["done"]
+            progress(done, count)
+        elif line.startswith(_PROBLEM):
+            problem, hint, kind = json.loads(line)["problem"]
+            raise _KINDS[kind](problem, hint=hint)
         else:
-            return schema.read(_Reply, reply).whole()
+            return text_of(line)
     raise _ended(child.stop(wait_s=1), job)
 
 
@@ -169,11 +182,11 @@ def serve() -> None:
 def _reply(job: dict[str, Any], data: bytes, say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     def progress(done: int, count: int) -> None:
         allow(job["seconds"])
-        say({"done": done, "count": count})
+        say({"done": (done, count)})
 
     wishes = Wishes(job["password"], job["encoding"], Limits(**job["limits"]), progress)
     try:
-        return asdict(_Reply.of(reader_of(job["module"])(data, wishes)))
+        return asdict(Record.of(reader_of(job["module"])(data, wishes)))
     except (DocumentError, DoesNotFitError) as error:
         return _problem(error)
     except MemoryError:
@@ -185,4 +198,4 @@ def _reply(job: dict[str, Any], data: bytes, say: Callable[[dict[str, Any]], Non
 
 
 def _problem(error: UncompError) -> dict[str, Any]:
-    return {"problem": error.message, "hint": error.hint, "kind": type(error).__name__}
+    return {"problem": (error.message, error.hint, type(error).__name__)}

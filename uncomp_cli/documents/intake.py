@@ -15,18 +15,20 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import BinaryIO
 
-from uncomp_cli.documents.crew import Crew
-from uncomp_cli.documents.formats import format_of, read_format, with_words
+from uncomp_cli.documents.cabinet import readers_version
+from uncomp_cli.documents.crew import Crew, line_of, text_of
+from uncomp_cli.documents.formats import Format, format_of, read_format, with_words
 from uncomp_cli.documents.text import Text, Wishes
 from uncomp_cli.errors import DocumentError, DoesNotFitError
 from uncomp_cli.numerals import format_count
 from uncomp_cli.steps import Progress
 
 TELL_S = 0.1
+KEPT_S = 0.1  # what took a child longer is kept
 _AHEAD = 4  # files a core that are read before the first of them is there
 Refusal = DocumentError | DoesNotFitError
 
@@ -103,13 +105,30 @@ def _begin(source: Source, wishes: Wishes, crew: Callable[[], Crew]) -> _Begun:
         digest = hashlib.sha256(data).hexdigest()
         chosen = format_of(data, source.suffix)
         if chosen.apart:
-            return _Begun(crew().submit(data, chosen, wishes), digest)
-        text.set_result(read_format(chosen, data, wishes))
+            kept = wishes.cabinet and wishes.cabinet.find(*_made_of(digest, chosen, wishes))
+            if not kept:
+                return _Begun(crew().submit(partial(_read_apart, crew(), data, digest, chosen, wishes)), digest)
+            text.set_result(text_of(kept))
+        else:
+            text.set_result(read_format(chosen, data, wishes))
     except (DocumentError, DoesNotFitError) as error:
         text.set_exception(error)
     except OSError as error:
         text.set_exception(DocumentError(error.strerror or str(error), hint=f"ls -l {shlex.quote(source.name)}"))
     return _Begun(text, digest)
+
+
+def _made_of(digest: str, chosen: Format, wishes: Wishes) -> tuple[str, ...]:
+    return "text", digest, chosen.module, wishes.encoding, repr(wishes.limits), readers_version()
+
+
+def _read_apart(crew: Crew, data: bytes, digest: str, chosen: Format, wishes: Wishes) -> Text:
+    """The text that a child reads; kept where that took long."""
+    begun_s = time.monotonic()
+    text = crew.read(data, chosen, wishes)
+    if wishes.cabinet is not None and not wishes.password and time.monotonic() - begun_s > KEPT_S:
+        wishes.cabinet.keep(line_of(text), *_made_of(digest, chosen, wishes))
+    return text
 
 
 def _ended(waiting: "deque[_Begun]", watch: "_Watch") -> Generator[Progress, None, Taken | Refusal]:

@@ -10,6 +10,7 @@ A file may have been made to harm: what it unpacks to, and how many pages it has
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from uncomp_cli.documents.cabinet import Cabinet
 from uncomp_cli.errors import DoesNotFitError
 
 
@@ -41,12 +42,16 @@ def _unheard(done: int, count: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the user said of reading; `progress(done, count)` hears of pages, for readers that take long."""
+    """What the user said of reading; `progress(done, count)` hears of pages, for readers that take long.
+
+    Texts that were slow to read are kept in the `cabinet`, but for those that a password opened.
+    """
 
     password: str = field(default="", repr=False)
     encoding: str = ""
     limits: Limits = Limits()
     progress: Callable[[int, int], None] = _unheard
+    cabinet: Cabinet | None = None
 
 
 NO_WISHES = Wishes()

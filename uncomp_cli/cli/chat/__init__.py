@@ -84,7 +84,7 @@ def chat(
     talk: ChatOptions,
     model: ModelOptions,
     preset: Annotated[PresetOptions, only("name", "budget", "policy", "scorer", name=CHAT_PRESET)],
-    reading: Annotated[ReadingOptions, only("chunk", "kv_mem", "encoding", "password")],
+    reading: Annotated[ReadingOptions, only("chunk", "kv_mem", "encoding", "password", "text_cache")],
     system: System = None,
     sampling: SamplingOptions,
     output: Annotated[OutputOptions, only("quiet")],

@@ -16,7 +16,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from uncomp_cli.asking.request import DEFAULT_CACHE_SIZE, ModelChoice, PresetChoice, bytes_of, shelf_of
+from uncomp_cli.asking.request import (
+    DEFAULT_CACHE_SIZE,
+    DEFAULT_TEXT_CACHE,
+    ModelChoice,
+    PresetChoice,
+    bytes_of,
+    cabinet_of,
+    shelf_of,
+)
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.policies import POLICIES
 from uncomp_cli.budget.presets import DEFAULT_PRESET, list_presets
@@ -343,10 +351,21 @@ class ReadingOptions:
         ),
     ] = None
 
+    text_cache: Annotated[
+        str,
+        option(
+            "--text-cache",
+            help="Most that texts of documents that were slow to read may take on the disk; 0 keeps none.",
+            metavar="AMOUNT",
+        ),
+    ] = DEFAULT_TEXT_CACHE
+
     def wishes(self) -> Wishes:
         """The same for readers. Raises UsageError for an encoding that there is not."""
         encoding = "" if self.encoding is None else check_encoding(self.encoding)
-        return Wishes(password=self.password or "", encoding=encoding)
+        cabinet = cabinet_of(self.text_cache)
+        kept = cabinet if cabinet.limit_bytes else None
+        return Wishes(password=self.password or "", encoding=encoding, cabinet=kept)
 
     def limits(self) -> Limits:
         """The same as `Limits`. Raises UsageError for a value that is neither auto nor fits."""

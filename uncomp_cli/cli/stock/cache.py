@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.asking.request import shelf_of
+from uncomp_cli.asking.request import cabinet_of, shelf_of
 from uncomp_cli.cli.declare.options import Json, Quiet, cache_names, terminal_of
 from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.errors import UncompError, UsageError
@@ -52,6 +52,10 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
         terminal.warn(f"{path} was found damaged; uncomp cache remove --damaged deletes it")
     for error in shelf.unread():
         terminal.warn(error.message)
+    count, count_bytes = cabinet_of().size()
+    if count:
+        what = "text of a document" if count == 1 else "texts of documents"
+        terminal.note(f"{format_count(count)} {what}, {format_bytes(count_bytes)}: uncomp cache remove --texts")
     if as_json:
         terminal.write_json([_record(entry) for entry in entries])
         return
@@ -109,23 +113,30 @@ def remove(
     damaged: Annotated[
         bool, option("--damaged", help="Files that were found damaged and set aside.", setting=False)
     ] = False,
+    texts: Annotated[
+        bool,
+        option("--texts", help="Texts and tokens of documents, which are made again when needed.", setting=False),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Delete saved documents: those named, of these or of all those that are old, or everything."""
     shelf = shelf_of()
-    entries = _chosen(shelf, names or [], older_than=older_than, everything=everything, damaged=damaged)
+    entries = _chosen(shelf, names or [], older_than=older_than, everything=everything, others=damaged or texts)
     corrupt = shelf.corrupt() if everything or damaged else []
     paths = [entry.path for entry in entries] + corrupt
     freed = shelf.remove(paths) if paths else 0
-    what = ", ".join([entry.name for entry in entries] + [path.name for path in corrupt]) or "nothing"
+    removed = [entry.name for entry in entries] + [path.name for path in corrupt]
+    if (everything or texts) and (cleared := cabinet_of().clear()):
+        freed, removed = freed + cleared, [*removed, "texts of documents"]
+    what = ", ".join(removed) or "nothing"
     terminal_of(ctx, quiet=quiet).note(f"removed {what} ({format_bytes(freed)})")
 
 
 def _chosen(
-    shelf: "Shelf", names: Sequence[str], *, older_than: str | None, everything: bool, damaged: bool
+    shelf: "Shelf", names: Sequence[str], *, older_than: str | None, everything: bool, others: bool
 ) -> list["Entry"]:
     """What `remove` is to delete; raises UsageError when nothing was said, or too much."""
-    if not (names or older_than or everything or damaged):
+    if not (names or older_than or everything or others):
         raise UsageError("nothing was named to remove", hint="uncomp cache remove NAME, --older-than 7d or --all")
     if everything and names:
         raise UsageError(f"--all and '{names[0]}' are two choices", hint="leave out --all, or the names")
