@@ -53,6 +53,26 @@ def test_a_table_and_a_preset_that_can_be_used(tiny_model: Path) -> None:
     assert code == 0, err
 
 
+def test_what_was_calibrated_is_taken_for_its_model(tiny_model: Path) -> None:
+    Path("notes.txt").write_text("The harbour was quiet and the lamps were lit. " * 8)
+    asked = ("ask", "-m", str(tiny_model), "-f", "notes.txt", "--max-new-tokens", "4", "Where?")
+    assert (
+        measure(tiny_model, "--name", "mine")[2]
+        .rstrip()
+        .endswith("use --preset mine, which ask takes for it by itself")
+    )
+    err = start(*asked).finish()[2]
+    assert f"preset mine is used: it was calibrated for {tiny_model}\n" in err
+    assert "(mine, uncertain)" in err
+    assert start(*asked, "-p", "live").finish()[2].count("mine") == 0
+    err = start("chat", "-m", str(tiny_model), stdin=b"/budget\n").finish()[2]
+    assert f"preset mine-unseen is used: it was calibrated for {tiny_model}\n" in err
+    assert "preset mine-unseen · budget 30%" in err
+    assert measure(tiny_model, "-o", "away.json")[2].rstrip().endswith("use --preset away.json")
+    Path("data/uncomp/presets/mine.safetensors").write_bytes(b"damaged")
+    assert "preset live is used" in start(*asked).finish()[2]
+
+
 def test_the_whole_family_is_made_like_the_shipped_one(tiny_model: Path) -> None:
     code, _, err = measure(tiny_model, "--name", "mine", "--quality", "--quality-samples", "2")
     assert code == 0, err

@@ -8,17 +8,18 @@ be is found out later, by who needs it.
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.budget.presets import AGNOSTIC_PRESET, LIVE_PRESET, Preset, preset
+from uncomp_cli.budget.presets import AGNOSTIC_PRESET, FAMILY, LIVE_PRESET, Preset, list_presets, preset
 from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
 from uncomp_cli.documents.cabinet import Cabinet
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.documents.text import NO_WISHES, Wishes
-from uncomp_cli.errors import UsageError, check_address_space
+from uncomp_cli.errors import UncompError, UsageError, check_address_space
 from uncomp_cli.numerals import format_count
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def settle_preset(
     """The preset to run this model with, and a note when it is not the one that was chosen.
 
     A preset whose profile was measured on another model is refused when the user named it, with both values. The
-    default one gives way to `live`: `choose(name)` is `choose_preset` with the user's other options.
+    default one gives way to the user's own that was calibrated for this model, else to `live`: `choose(name)` is
+    `choose_preset` with the user's other options.
     """
     from uncomp_cli.uncertainty.profile import load_profile
 
@@ -63,9 +65,25 @@ def settle_preset(
         if named:
             message = f"preset {preset.name} is not for this model: {error.message}"
             raise UsageError(message, hint=f"--preset {LIVE_PRESET}, or {error.hint}") from error
+        if (own := _calibrated_for(model, preset.name)) is not None:
+            return choose(own), f"preset {own} is used: it was calibrated for {model.name}"
         note = f"preset {preset.name} was measured on {measured.name}; for {model.name} preset {LIVE_PRESET} is used"
         return choose(LIVE_PRESET), note
     return preset, None
+
+
+def _calibrated_for(model: "ModelFingerprint", like: str) -> str | None:
+    """The preset that was calibrated last for this model, of those that are to it what shipped preset `like` is."""
+    from uncomp_cli.uncertainty.profile import load_profile
+
+    suffix, found = next((suffix for suffix, name in FAMILY.items() if name == like), ""), []
+    for each in list_presets():
+        path = each.profile_path
+        if path is not None and each.name == f"{each.profile}{suffix}":
+            with suppress(UncompError, OSError):
+                load_profile(path).fingerprint.check(model)
+                found.append((path.stat().st_mtime, each.name))
+    return max(found)[1] if found else None
 
 
 def _loss_note(preset: Preset, max_loss: str) -> str:

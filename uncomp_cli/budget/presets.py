@@ -34,6 +34,8 @@ DEFAULT_PRESET = "balanced"
 LIVE_PRESET = "live"  # in the place of the default one for models that it was not calibrated for
 AGNOSTIC_PRESET = "unseen"
 """For questions that nobody has asked yet."""
+FAMILY = {"": DEFAULT_PRESET, "-small": "small", "-tiny": "tiny", "-unseen": AGNOSTIC_PRESET}
+"""What a calibration writes for its model: what is added to NAME, and the shipped preset that it is made like."""
 SCHEMA_VERSION = 1
 KV_BITS = (16, 8, 4)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from uncomp_cli.budget.presets import FAMILY
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.files import set_aside
 from uncomp_cli.schema import load_object
@@ -22,8 +23,6 @@ from uncomp_cli.table import Table
 from uncomp_cli.uncertainty.profile import ModelFingerprint, UncertaintyProfile, load_profile, save_profile
 from uncomp_cli.uncertainty.stability import Agreement, stability
 
-FAMILY = {"": "balanced", "-small": "small", "-tiny": "tiny", "-unseen": "unseen"}
-"""What is written beside each other for a model: what is added to NAME, and the shipped preset that it is made like."""
 LOSS = "loss"
 """The measure that the others are compared with: what an answer loses to eviction."""
 

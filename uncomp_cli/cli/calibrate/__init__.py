@@ -245,7 +245,8 @@ def run_calibrate(job: CalibrateJob, choice: ModelChoice, terminal: Terminal, *,
 
 
 def _record(profile: "UncertaintyProfile", path: Path, measured: "Sequence[QualityCurve | RiskFit]") -> dict[str, Any]:
-    from uncomp_cli.calibrate.findings import FAMILY, profile_record
+    from uncomp_cli.budget.presets import FAMILY
+    from uncomp_cli.calibrate.findings import profile_record
 
     record = {"schema_version": 1, "preset": str(path), "profile": str(path.with_suffix(".safetensors"))}
     record["presets"] = [str(path.with_stem(f"{path.stem}{suffix}")) for suffix in FAMILY]
@@ -275,8 +276,7 @@ def _presets(wanted: CalibrateOptions, files: "ProfileFiles") -> "list[Preset]":
     hold for all but the one for unseen questions, which is about nothing else; a budget holds for the first.
     """
     from uncomp_cli.budget.policies import make_policy
-    from uncomp_cli.budget.presets import AGNOSTIC_PRESET, load_preset, shipped_preset_dir
-    from uncomp_cli.calibrate.findings import FAMILY
+    from uncomp_cli.budget.presets import AGNOSTIC_PRESET, FAMILY, load_preset, shipped_preset_dir
 
     if wanted.policy is not None and not make_policy(wanted.policy).measures:
         raise UsageError(f"policy {wanted.policy} uses nothing that is measured", hint="--policy uncertain")

@@ -5,6 +5,7 @@ NAME.quality.jsonl and answers in NAME.risk.jsonl until all are there, so that a
 the curve is in the preset, and the file goes.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -151,19 +152,22 @@ def save_family(path: Path, others: "Sequence[Preset]") -> None:
 
 def good_for(path: Path, others: "Sequence[Preset]") -> str:
     """One sentence: what the presets are good for, and what is known of their loss."""
-    from uncomp_cli.budget.presets import load_preset
+    from uncomp_cli.asking.request import choose_preset, settle_preset
+    from uncomp_cli.budget.presets import load_preset, user_preset_dir
     from uncomp_cli.uncertainty.profile import load_profile
 
-    first = load_preset(str(path.absolute()))
-    model = load_profile(path.with_suffix("")).fingerprint.name
+    first, model = load_preset(str(path.absolute())), load_profile(path.with_suffix("")).fingerprint
+    usual, _ = settle_preset(choose_preset(), model, named=False, choose=choose_preset)
+    name = first.name if path.parent.resolve() == user_preset_dir().resolve() else shlex.quote(str(path))
+    use = f"use --preset {name}" + (", which ask takes for it by itself" if usual == first else "")
     point = first.measured_loss
     loss = "what they lose is not measured (--quality does)"
     if point is not None:
         loss = f"{first.name} was measured to lose {100 * point.loss:.1f} % of an answer's likelihood at {first.budget}"
     budgets = ", ".join(f"{one.name} {one.budget}" for one in (first, *others))
     return (
-        f"they are for {model} alone: {budgets}, the last for documents that are read before anything is asked; "
-        f"{loss}; use --preset {first.name}"
+        f"they are for {model.name} alone: {budgets}, the last for documents that are read before anything is asked; "
+        f"{loss}; {use}"
     )
 
 
