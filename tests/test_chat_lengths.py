@@ -14,11 +14,13 @@ from support.commands import two_lines
 from support.tiny import TRAINED_LENGTH
 from uncomp_cli.asking.request import CHAT_CHOICE, ModelChoice
 from uncomp_cli.cli.app import run
+from uncomp_cli.cli.chat.history import read_files
 from uncomp_cli.cli.chat.loop import ChatJob, open_talk
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.config import Limits
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.ui.console import Terminal
 
 PAST = TRAINED_LENGTH + 300
@@ -122,3 +124,34 @@ def test_a_chat_begins_behind_a_saved_document(
     assert [line.split(" · ")[0] for line in hold(talk, "/files")] == ["log"]
     with pytest.raises(UsageError, match="saved with the system prompt None, not 'Be brief"):
         open_talk(replace(job, system="Be brief."), load_model(str(tiny_model)), terminal)
+
+
+@pytest.mark.parametrize("name", ["auto", "mine"])
+def test_a_chat_keeps_what_it_reads_and_opens_it_the_next_time(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "log.txt"
+    path.write_text("".join(f"Line {number} of the log is quiet.\n" for number in range(30)))
+    model = ModelChoice(loaded.info.name)
+    job = ChatJob((str(path),), None, False, model, CHAT_CHOICE, Limits(), None, GREEDY, cache=name)
+    said = []
+    for what in ("saved ", "reused "):
+        terminal = Terminal(Stopping(), io.StringIO(), False, False, False, False, verbose=True)
+        talk = open_talk(job, loaded, terminal, read_files(job.paths, terminal, job.wishes))
+        assert what in cast("io.StringIO", terminal.stderr).getvalue()
+        kept = talk.chat.session.cached_tokens
+        said.append(hold(talk, "Which line is quiet?"))
+        assert said[-1][-1].startswith(f"cached {kept} · prefill ")
+        assert cast("Stopping", terminal.stdout).getvalue()
+    assert said[0][0].split()[:2] == said[1][0].split()[:2]
+
+
+def test_a_slip_in_the_cache_of_a_chat_is_found_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert run(["chat", "-m", "no-such-model", "--cache", "auto"]) == 2
+    assert "hint: uncomp chat -f report.pdf --cache auto" in capsys.readouterr().err
+    assert run(["chat", "-m", "no-such-model", "--cache", "none"]) == 2
+    assert "error: there is no saved cache 'none'" in capsys.readouterr().err

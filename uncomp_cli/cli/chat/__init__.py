@@ -57,8 +57,9 @@ class ChatOptions:
         str | None,
         option(
             "--cache",
-            help="Begin behind a document that `uncomp ask --cache NAME` has kept.",
-            metavar="NAME",
+            help="Begin behind a document that was kept under this name; with -f: keep what is read, by name, or auto: "
+            "by what it is read from.",
+            metavar="NAME|auto",
             autocompletion=cache_names,
             setting=False,
         ),

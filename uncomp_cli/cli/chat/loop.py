@@ -5,16 +5,26 @@ or a turn, and keeps the session's file as it now is. Ctrl-C at the prompt leave
 and the chat goes on. What fails is told in two lines, and the conversation is as it was.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.asking.dialogue import exchanges
 from uncomp_cli.asking.doubts import check_calibrated, held_back
-from uncomp_cli.asking.request import CHAT_PRESET, ModelChoice, PresetChoice, check_text, shelf_of
+from uncomp_cli.asking.request import (
+    AUTOMATIC,
+    CHAT_PRESET,
+    DEFAULT_CACHE_SIZE,
+    ModelChoice,
+    PresetChoice,
+    Request,
+    check_text,
+    saved_or_new,
+    shelf_of,
+)
 from uncomp_cli.asking.startup import check_context_fits, check_grows, lengthen_for_growth, load
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.chat.commands import candidates, is_command, run_command
@@ -23,6 +33,7 @@ from uncomp_cli.cli.chat.history import exchange_lines, read_files, restore
 from uncomp_cli.cli.chat.talk import Talk, as_commands
 from uncomp_cli.cli.declare.failures import ended_by, show_failure
 from uncomp_cli.config import Limits, SamplingConfig
+from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.documents.text import NO_WISHES, Wishes
 from uncomp_cli.errors import UncompError, UsageError, require
 from uncomp_cli.numerals import format_bytes, format_count
@@ -33,8 +44,13 @@ from uncomp_cli.ui.input import is_typed, line_reader
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
+    from uncomp_cli.cache.shelf import Entry
     from uncomp_cli.engine.engine import Engine
     from uncomp_cli.models.runnable import LoadedModel
+
+
+_LATER = "…"
+"""In the place of the first question, which nobody has asked yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +69,11 @@ class ChatJob:
     cache: str | None = None
     wishes: Wishes = NO_WISHES
     named: frozenset[str] = frozenset()
+
+    def request(self) -> Request:
+        """What is read before anything is said, and kept."""
+        kept: dict[str, Any] = saved_or_new(self.cache, DEFAULT_CACHE_SIZE)
+        return Request(paths=self.paths, preset=self.choice, system=self.system, limits=self.limits, **kept)
 
     def going_on(self, saved: Transcript) -> "ChatJob":
         """The job with the session's model, preset, system prompt and sampling where the user names no other."""
@@ -81,19 +102,21 @@ def _talk(job: ChatJob, saved: Transcript | None, file: SessionFile | None, term
         message = f"session {job.session} goes on with its own documents, and --cache {job.cache} begins with another"
         raise UsageError(message, hint="leave one of the two out")
     check_grows(job.model, "a conversation")
+    if job.cache is not None:
+        _check_cache(job)
     documents = read_files(job.paths, terminal, job.wishes) if job.paths else None
     with loading(terminal, "preparing"):
         preset = job.choice.stored()  # a slip in it must not wait for the model
         if job.escalates:
             check_calibrated(preset, "--escalate")
-    talk = open_talk(job, show(load(job.model), terminal), terminal)
+    talk = open_talk(job, show(load(job.model), terminal), terminal, documents)
     loop = Loop(talk, file, saved, asks=is_typed(terminal))
     talk.say(f"{talk.chat.loaded.info.name} · /help shows the commands, Ctrl-D leaves")
     if saved is not None:
         restore(talk, saved)  # what stops it leaves the file as it is
         talk.chat.dialogue.system = job.system
         loop.guarded(lambda: _go_on(job, talk))
-    if documents is not None:
+    if documents is not None and not talk.chat.dialogue.pending:  # which were opened otherwise
         talk.show(talk.chat.add(documents.documents))
     loop.run(
         line_reader(
@@ -105,7 +128,20 @@ def _talk(job: ChatJob, saved: Transcript | None, file: SessionFile | None, term
     )
 
 
-def open_talk(job: ChatJob, loaded: "LoadedModel", terminal: Terminal) -> Talk:
+def _check_cache(job: ChatJob) -> None:
+    """Find a slip in --cache before a model is loaded."""
+    if job.paths:
+        from uncomp_cli.asking.subject import check_saving
+
+        check_saving(job.request())
+    elif job.cache == AUTOMATIC:
+        message = "--cache auto goes by what is read, and no document is named"
+        raise UsageError(message, hint="uncomp chat -f report.pdf --cache auto; `uncomp cache list` shows the names")
+    else:
+        shelf_of().find(str(job.cache))
+
+
+def open_talk(job: ChatJob, loaded: "LoadedModel", terminal: Terminal, documents: DocumentSet | None = None) -> Talk:
     """The chat with this model, before anything is said; what the preset and the length came to is told."""
     from uncomp_cli.asking.chat import Chat
     from uncomp_cli.engine.engine import Engine
@@ -118,7 +154,7 @@ def open_talk(job: ChatJob, loaded: "LoadedModel", terminal: Terminal) -> Talk:
     session = engine.conversation(preset)
     talk = Talk(Chat(session, job.choice, system=job.system, name=_lasting_name(job.model.name)), terminal, job.wishes)
     if job.cache is not None:
-        notes = [*notes, _open(job, talk, engine)]
+        notes = [*notes, *_open(job, talk, engine, documents)]
     if job.escalates:
         talk.chat.set(escalate=True)
         notes = [*notes, *held_back(preset)]
@@ -127,13 +163,15 @@ def open_talk(job: ChatJob, loaded: "LoadedModel", terminal: Terminal) -> Talk:
     return talk
 
 
-def _open(job: ChatJob, talk: Talk, engine: "Engine") -> str:
-    """Begin behind the saved document that was named."""
+def _open(job: ChatJob, talk: Talk, engine: "Engine", documents: DocumentSet | None) -> Iterator[str]:
+    """Begin behind the saved document that was named, or behind these, which are saved; nothing where that failed."""
     from uncomp_cli.engine.tokens.prompt import Prompt
     from uncomp_cli.engine.tokens.tokens import Tokens
 
     shelf, session = shelf_of(), talk.chat.session
-    entry = shelf.find(str(job.cache))
+    entry = shelf.find(str(job.cache)) if documents is None else _kept(job, talk, engine, documents)
+    if entry is None:
+        return
     kept, system = entry.manifest.kv_bits, entry.manifest.record.system
     require(
         kept == 16, f"cache '{entry.name}' is held in {kept} bits, a chat's is not", hint="keep it with --kv-bits 16"
@@ -143,7 +181,18 @@ def _open(job: ChatJob, talk: Talk, engine: "Engine") -> str:
         raise UsageError(message, hint="leave --system out, or read the document anew: -f")
     talk.chat.open(engine.open(shelf, entry, Prompt(Tokens.of(), ((),)), session.preset, as_saved=True), entry.name)
     tokens, size = format_count(session.cached_tokens), format_bytes(session.kv_bytes)
-    return f"opened {entry.name}: {tokens} tokens · KV {size} · the next question may be about it"
+    yield f"opened {entry.name}: {tokens} tokens · KV {size} · the next question may be about it"
+
+
+def _kept(job: ChatJob, talk: Talk, engine: "Engine", documents: DocumentSet) -> "Entry | None":
+    """What is on the shelf of these documents: read now, and kept, unless that was done before."""
+    from uncomp_cli.asking.subject import Reader
+
+    reader = Reader(engine, talk.chat.session.preset, (_LATER,), job.request())
+    (item,) = talk.show(reader.read(documents))
+    context = item.subject.context
+    record = context.account.record or engine.origin(context.prompt, context.account.preset)
+    return shelf_of().with_key(record.key)
 
 
 def _go_on(job: ChatJob, talk: Talk) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from uncomp_cli.asking.events import Done, Event, Piece, Stopped, Thought
+from uncomp_cli.asking.events import Done, Event, Piece, Refused, Stopped, Thought
+from uncomp_cli.cli.declare.failures import show_failure
 from uncomp_cli.documents.text import NO_WISHES, Wishes
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.ui.input import kept_keys
@@ -88,6 +89,8 @@ class _Screen:
             self._terminal.write_answer(event.text)
         elif isinstance(event, Thought):
             self._terminal.write_thought(event.text)
+        elif isinstance(event, Refused):
+            show_failure(event.error, self._terminal)
         elif isinstance(event, Stopped):
             self._talk.say("stopped before the answer began")
         elif isinstance(event, Done):
