@@ -1,9 +1,12 @@
 """A preset's floor: short documents keep at least so many of their tokens, long ones follow the budget."""
 
+from dataclasses import replace
+
 import pytest
 
-from uncomp_cli.budget.presets import Preset
+from uncomp_cli.budget.presets import Preset, load_preset, shipped_preset_dir
 from uncomp_cli.engine.spend.allocation import make_allocation
+from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.memory import estimate
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
@@ -46,3 +49,25 @@ def test_questions_that_wait_their_turn_count_in_bytes_and_in_the_estimate() -> 
     grown = estimates[1].kv_kept_bytes - estimates[0].kv_kept_bytes
     assert grown == 5 * QUESTION * heads * (SPEC.kv_bytes_per_entry + 4)
     assert estimates[1].activation_bytes > estimates[0].activation_bytes
+
+
+PRESETS = [load_preset(path.stem) for path in sorted(shipped_preset_dir().glob("*.json"))]
+WINDOWS = {"none": (None,) * 6, "gemma3": (512,) * 5 + (None,), "half": (64, None) * 3, "all": (512,) * 6}
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+@pytest.mark.parametrize("windows", WINDOWS)
+@pytest.mark.parametrize("document", [1, 40, 600, 1500, 9000])
+def test_every_preset_runs_with_every_kind_of_layers_at_every_length(
+    document: int, windows: str, preset: Preset
+) -> None:
+    """Windows come on top of what is asked for; where the protected tokens alone are more, more is kept."""
+    spec = replace(SPEC, num_layers=6, sliding_windows=WINDOWS[windows])
+    prompt = prompt_of(document)
+    planned = plan_compression(spec, replace(preset, profile=None), prompt, available=2**33)
+    plan, least = planned.allocation.plan, min(prompt.seq_len, OPENING + QUESTION + preset.floor_tokens)
+    assert all(min(plan.kept[layer]) >= OPENING + QUESTION for layer in spec.full_layers)
+    entries = sum(sum(plan.kept[layer]) for layer in spec.full_layers)
+    asked = 1.0 if preset.budget.kind == "full" else preset.budget.amount
+    heads = len(spec.full_layers) * spec.num_kv_heads
+    assert entries >= max(least * heads, int(asked * prompt.seq_len * heads) - 1)
