@@ -1,11 +1,12 @@
-"""A census of the families: every model type that transformers gives a causal language model, tiny and random.
+"""A census of the families: every model type that transformers has for text, tiny and with random weights.
 
     python tests/census.py      all of them: uncomp_cli/models/families.toml, which the package reads, and
                                 docs/families.md. `-k gemma`: only those whose name has the word; nothing is written
 
 The engine is held against the stock model (1e-4, float32) in one pass, in tokens that are put behind it one at a time
 and several at once, in chunks, in rows of one batch, and behind a cache that was saved and opened. A family that
-passes all is supported; one whose loop over layers is the stock forward too may be thinned. Every number of a model is
+passes all is supported; one whose loop over layers is the stock forward too may be thinned. Of a model that takes
+pictures as well the text part is loaded alone, and must say what the whole does. Every number of a model is
 random, so that a norm's weight or a bias that is left out shows, and every size that is a distance in the text (a
 window, a chunk of attention) is shorter than the texts. Each family runs in a process of its own, with a time limit.
 """
@@ -31,7 +32,10 @@ import torch
 import transformers
 from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from support.caches import make_record
 from support.families import Rows, assert_same, decode, full_plan, make_prompt, next_positions, read, tokens
@@ -40,7 +44,9 @@ from uncomp_cli.cache.cache_file import load_cache, save_cache
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.errors import UncompError
+from uncomp_cli.models.checkpoint import load_weights
 from uncomp_cli.models.families import TABLE, Families, load_families
+from uncomp_cli.models.loading import load_config
 from uncomp_cli.models.shape import spec_from_config
 from uncomp_cli.spec import ModelSpec
 
@@ -73,6 +79,16 @@ SIZES: dict[str, int | float] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+PICTURES = {
+    **dict.fromkeys(("image_token_index", "image_token_id"), 5),
+    "image_size": 16,
+    "patch_size": 8,
+    "num_channels": 3,
+    "mm_tokens_per_image": 4,
+    "projector_hidden_size": 32,
+    "boi_token_index": 6,
+    "eoi_token_index": 7,
+}
 HALF_AND_HALF = ["sliding_attention", "full_attention"] * 2
 OWN: dict[str, dict[str, Any]] = {
     **{key: {"head_dim": 16} for key in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
@@ -99,8 +115,8 @@ SWITCHES = (
 
 
 def families() -> list[str]:
-    """Every model type that has a causal language model."""
-    return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """Every model type that has a causal language model, or takes pictures and text and gives text."""
+    return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES})
 
 
 def tiny_config(model_type: str, **changes: Any) -> Any:
@@ -121,6 +137,19 @@ def tiny_config(model_type: str, **changes: Any) -> Any:
     if "layer_types" in known and set(kinds or ("",)) <= set(HALF_AND_HALF) and plain(usual, "sliding_window"):
         given["layer_types"] = HALF_AND_HALF
     return kind(**{**given, **OWN.get(model_type, {}), **changes})
+
+
+def tiny_whole(model_type: str) -> Any:
+    """A small configuration of a model that takes pictures as well: its text part is that of its own family."""
+    kind = CONFIG_MAPPING[model_type]
+    usual, known = kind(), {each.name for each in fields(kind)}
+    given: dict[str, Any] = {key: value for key, value in PICTURES.items() if key in known}
+    for name in kind.sub_configs:
+        part = getattr(usual, name, None)
+        if part is not None:
+            sizes = {each.name for each in fields(type(part))} & {*SIZES, *PICTURES} - {"initializer_range"}
+            given[name] = type(part)(**{key: {**SIZES, **PICTURES}[key] for key in sizes})
+    return kind(**given | {"text_config": tiny_config(usual.text_config.model_type)})
 
 
 def windowless(model_type: str) -> Any:
@@ -152,9 +181,8 @@ def plain(config: Any, key: str) -> Any:
     return None if isinstance(value, bool) else value
 
 
-def tiny_model(config: Any) -> Any:
+def tiny_model(config: Any, auto: Any = transformers.AutoModelForCausalLM) -> Any:
     """A stock model whose every number is random."""
-    auto = transformers.AutoModelForCausalLM
     with torch.device("meta"):
         count = sum(each.numel() for each in auto.from_config(config).parameters())
     if count > MOST_PARAMETERS:
@@ -174,8 +202,6 @@ class Case:
     """A stock model, the engine over a copy of it, and what trials share."""
 
     def __init__(self, config: Any) -> None:
-        if getattr(config, "text_config", None) is not None:
-            raise AssertionError("a model of several parts is judged by the one that it reads text with")
         self.stock = tiny_model(config)
         self.spec: ModelSpec = spec_from_config(config, "float32")
         stored = json.loads(json.dumps(config.to_dict()), object_hook=lambda fields: SimpleNamespace(**fields))
@@ -271,6 +297,19 @@ def thinned(case: Case) -> None:
     assert_same(found, expected[[40, -1]])
 
 
+def text_part(model_type: str) -> None:
+    """What is loaded of a model that takes pictures as well says of a text what the whole model does."""
+    config = tiny_whole(model_type)
+    whole = tiny_model(config, transformers.AutoModelForImageTextToText)
+    ids = torch.tensor([tokens(30, 3)])
+    with tempfile.TemporaryDirectory() as folder, mock.patch("uncomp_cli.models.loading.check_text_only"):
+        whole.save_pretrained(folder)
+        stored = load_config(Path(folder), model_type)
+        part = load_weights(Path(folder), model_type, torch.float32, torch.device("cpu"), None, config=stored)
+    with torch.no_grad():
+        assert_same(part(ids).logits, whole(ids).logits)
+
+
 TRIALS: dict[str, Callable[[Case], None]] = {
     "one pass": one_pass,
     "token by token": token_by_token,
@@ -287,7 +326,7 @@ CHOSEN = "its layers attend to tokens that an index of their own chooses"
 CHUNKED = "its layers attend in chunks of the text"
 BOTH_WAYS = "its attention looks in both directions: it is an encoder"
 PAIR = "it is an encoder with a decoder"
-PARTS = "it is no plain text model"
+PARTS = "it is no plain text model, and its text part is not one that can be read alone"
 ASIDE = "its attention does not go through the interface that transformers has for it"
 KINDS = {
     "linear_attention|conv|mamba|recurrent|hybrid$": STATE,
@@ -320,7 +359,13 @@ def examine(model_type: str) -> Finding:
     """All trials of one family, up to the first that it does not pass; thinning is a thing of its own."""
     finding, config, name = Finding(), None, "built"
     try:
+        if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            name = "text part"
+            text_part(model_type)
+            return Finding([name])
         config = tiny_config(model_type)
+        if getattr(config, "text_config", None) is not None:
+            raise AssertionError("a model of several parts")
         case = Case(config)
         for name, trial in TRIALS.items():
             trial(case)
@@ -344,7 +389,7 @@ def reason(config: Any, trial: str, failed: str) -> str:
     text = getattr(config, "text_config", None) or config
     kinds = " ".join(map(str, getattr(text, "layer_types", None) or ()))
     known = (
-        (getattr(config, "text_config", None) is not None, PARTS),
+        (trial == "text part" or getattr(config, "text_config", None) is not None, PARTS),
         (getattr(config, "is_encoder_decoder", False), PAIR),
         (plain(text, "kv_lora_rank") is not None, LATENT),
         *((re.search(pattern, kinds), said) for pattern, said in KINDS.items()),
@@ -372,8 +417,12 @@ def examined(model_type: str) -> Finding:
 
 def table(findings: dict[str, Finding]) -> str:
     """What the package reads (models/families.py)."""
-    good = [name for name, found in findings.items() if not found.reason]
-    lists = {"supported": good, "thinned": [name for name in good if "thinned" in findings[name].passed]}
+    passed = {name: found.passed for name, found in findings.items() if not found.reason}
+    lists = {
+        "supported": [name for name, trials in passed.items() if "text part" not in trials],
+        "thinned": [name for name, trials in passed.items() if "thinned" in trials],
+        "parts": [name for name, trials in passed.items() if "text part" in trials],
+    }
     return "\n".join(
         (
             "# Made by tests/census.py, which holds every family against the stock model: `make families`.",
@@ -407,6 +456,8 @@ def page(known: Families) -> str:
         thinned_names=", ".join(f"`{name}`" for name in thinned_ones),
         whole=len(whole),
         whole_names=", ".join(f"`{name}`" for name in whole),
+        parts=len(known.parts),
+        parts_names=", ".join(f"`{name}`" for name in known.parts),
         refused=len(known.refused),
         reasons="\n".join(
             f"| {why} | {len(names)} | {', '.join(f'`{name}`' for name in names)} |"
@@ -417,8 +468,9 @@ def page(known: Families) -> str:
 
 PAGE = """# Families
 
-Made by `make families` from a run over every model type that transformers {version} has a causal language model for.
-Of each a tiny model with random weights is held against the stock model (1e-4, float32): {trials}.
+Made by `make families` from a run over every model type that transformers {version} has a causal language model for,
+or a model of pictures and text. Of each a tiny model with random weights is held against the stock model (1e-4,
+float32): {trials}.
 What passes all of it is supported; every other one is refused by name. A name here is `model_type` in a model's
 config.json.
 
@@ -427,6 +479,9 @@ config.json.
 With thinning, where no layer has a sliding window ({thinned}): {thinned_names}.
 
 Read whole ({whole}): {whole_names}.
+
+Of models that take pictures as well the text part alone is read and held in memory, when it is of a family above
+({parts}): {parts_names}.
 
 ## Refused: {refused}
 

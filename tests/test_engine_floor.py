@@ -65,8 +65,9 @@ def test_every_preset_runs_with_every_kind_of_layers_at_every_length(
     spec = replace(SPEC, num_layers=6, sliding_windows=WINDOWS[windows])
     prompt = prompt_of(document)
     planned = plan_compression(spec, replace(preset, profile=None), prompt, available=2**33)
-    plan, least = planned.allocation.plan, min(prompt.seq_len, OPENING + QUESTION + preset.floor_tokens)
-    assert all(min(plan.kept[layer]) >= OPENING + QUESTION for layer in spec.full_layers)
+    plan, always = planned.allocation.plan, planned.prompt.always_kept
+    least = min(prompt.seq_len, always + preset.floor_tokens)
+    assert all(min(plan.kept[layer]) >= always for layer in spec.full_layers)
     entries = sum(sum(plan.kept[layer]) for layer in spec.full_layers)
     asked = 1.0 if preset.budget.kind == "full" else preset.budget.amount
     heads = len(spec.full_layers) * spec.num_kv_heads

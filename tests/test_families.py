@@ -9,16 +9,29 @@ from uncomp_cli.errors import ModelError
 from uncomp_cli.models.families import TABLE, check_family, load_families
 
 KNOWN = load_families()
-OFTEN = ["cohere2", "gemma", "glm4", "gpt_neox", "llama", "mixtral", "olmo3", "qwen3_moe", "smollm3", "starcoder2"]
+OFTEN = [
+    "cohere2",
+    "gemma",
+    "glm4",
+    "gpt_neox",
+    "llama",
+    "mixtral",
+    "olmo3",
+    "qwen3_moe",
+    "smollm3",
+    "starcoder2",
+    "gemma3",
+]
 """A dozen kinds of attention, with two that are refused for what they get wrong."""
 WRONG = ["diffllama", "doge"]
+PARTS = ["gemma3", "smolvlm"]
 
 
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param(family, marks=() if family in (*OFTEN, *WRONG) else pytest.mark.slow)
-        for family in (*KNOWN.supported, *KNOWN.refused)
+        pytest.param(family, marks=() if family in (*OFTEN, *WRONG, *PARTS) else pytest.mark.slow)
+        for family in (*KNOWN.supported, *KNOWN.parts, *KNOWN.refused)
     ],
 )
 @pytest.mark.filterwarnings("ignore")
@@ -30,7 +43,7 @@ def test_a_family_is_what_the_table_says(family: str) -> None:
 
 def test_every_family_of_transformers_is_in_the_table() -> None:
     """With another version of transformers: make families."""
-    assert sorted((*KNOWN.supported, *KNOWN.refused)) == sorted(families())
+    assert sorted((*KNOWN.supported, *KNOWN.parts, *KNOWN.refused)) == families()
     assert set(KNOWN.thinned) <= set(KNOWN.supported)
     assert not set(KNOWN.supported) & set(KNOWN.refused)
 

@@ -134,8 +134,8 @@ def change_config(directory, change):
 
 
 PICTURES = {
-    "model_type": "gemma3",
-    "text_config": {"model_type": "gemma3_text", **SMALL},
+    "model_type": "aya_vision",
+    "text_config": {"model_type": "cohere2", **SMALL},
     "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 32},
 }
 
@@ -143,8 +143,8 @@ PICTURES = {
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({**PICTURES, "architectures": ["Gemma3ForConditionalGeneration"]}, "Gemma3ForConditionalGeneration"),
-        ({**PICTURES, "architectures": None}, "gemma3 is not supported"),
+        ({**PICTURES, "architectures": ["AyaVisionForConditionalGeneration"]}, "AyaVisionForConditionalGeneration"),
+        ({**PICTURES, "architectures": None}, "aya_vision is not supported"),
         ({"architectures": ["LlamaForConditionalGeneration"]}, "LlamaForConditionalGeneration"),
     ],
 )

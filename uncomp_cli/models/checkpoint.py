@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 OTHER_MODEL = "use another model, for example --model smollm2-135m"
 _FLOATS = ("F64", "F32", "F16", "BF16")
+TEXT_PART = {
+    r"^(model\.)?language_model\.model\.": "model.",
+    r"^model\.(language|text)_model\.": "model.",
+    r"^(model\.)?language_model\.lm_head\.": "lm_head.",
+}
+"""How the weights of a model for text are called in one that takes pictures as well."""
 OTHER_TOKENIZER = "name a directory with one: --tokenizer DIR"
 
 
@@ -166,6 +172,7 @@ def load_weights(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            key_mapping=TEXT_PART,
             **extra,
             **placement,
         )

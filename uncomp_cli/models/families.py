@@ -21,12 +21,14 @@ _WELL_KNOWN = ("llama", "qwen2", "qwen3", "mistral", "phi3", "gemma3_text", "gra
 class Families:
     """The table: families that are `supported`, those whose tokens may leave between layers, and why others are not.
 
-    It was found with this version of `transformers`.
+    Of `parts`, which take pictures as well, the text part is read when it is of a family that is supported. All was
+    found with this version of `transformers`.
     """
 
     transformers: str
     supported: tuple[str, ...]
     thinned: tuple[str, ...]
+    parts: tuple[str, ...]
     refused: Mapping[str, str]
 
 
@@ -34,7 +36,9 @@ class Families:
 def load_families(path: Path = TABLE) -> Families:
     """The table in a file."""
     data = tomllib.loads(path.read_text(encoding="utf-8"))
-    return Families(data["transformers"], tuple(data["supported"]), tuple(data["thinned"]), data["refused"])
+    return Families(
+        data["transformers"], tuple(data["supported"]), tuple(data["thinned"]), tuple(data["parts"]), data["refused"]
+    )
 
 
 def check_family(model_type: str) -> None:

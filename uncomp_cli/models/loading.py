@@ -10,6 +10,7 @@ model's type. Needs `pip install 'uncomp[quantize]'`.
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -134,10 +135,16 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_config(path: Path, name: str) -> Any:
-    """The model's own configuration. Raises ModelError when it is damaged, or the model would run wrongly."""
+    """The model's own configuration: of one that takes pictures as well, that of its text part.
+
+    Raises ModelError when it is damaged, or the model would run wrongly.
+    """
     config = read_configuration(path, name)
     checked_spec(config, stored_dtype(config))
-    return config
+    text = text_config(config)
+    if text is not config:
+        text.tie_word_embeddings = config.tie_word_embeddings  # the whole model's decides
+    return text
 
 
 def checked_spec(config: Any, dtype: Any) -> ModelSpec:
@@ -158,6 +165,7 @@ def weights_bytes(model: Any) -> int:
     return sum(storages.values())
 
 
+_NO_TEXT = re.compile(r"(^|\.)(vision_tower|vision_model|multi_modal_projector)\.")
 _BITS = {"int8": 8, "nf4": 4, "fp4": 4}
 
 
@@ -174,6 +182,8 @@ def footprint(
     total_bits = 0
     for file in sorted(path.glob("*.safetensors")):
         for name, shape in _shapes(file).items():
+            if _NO_TEXT.search(name):
+                continue
             is_matrix = len(shape) == 2 and "embed" not in name and "lm_head" not in name
             bits = _BITS.get(quantize, 8 * spec.dtype_bytes) if is_matrix else 8 * spec.dtype_bytes
             total_bits += prod(shape) * bits

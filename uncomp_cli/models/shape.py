@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from uncomp_cli.errors import ModelError
+from uncomp_cli.models.families import load_families
 from uncomp_cli.schema import shortened
 from uncomp_cli.spec import ModelSpec
 
@@ -41,7 +42,9 @@ def class_names(config: Any) -> list[str]:
 
 
 def check_text_only(config: Any) -> None:
-    """Raise ModelError for a model that takes pictures or sound as well, or is no plain causal language model."""
+    """Raise ModelError for a model that is no plain causal language model, unless its text part can be read alone."""
+    if getattr(config, "model_type", None) in load_families().parts:
+        return
     refused = next((name for name in class_names(config) if name.endswith("ForConditionalGeneration")), None)
     if refused is None and any(getattr(config, part, None) is not None for part in ("vision_config", "audio_config")):
         refused = str(getattr(config, "model_type", "this model"))
