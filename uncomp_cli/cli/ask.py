@@ -38,11 +38,11 @@ from uncomp_cli.cli.declare.options import (
     terminal_of,
 )
 from uncomp_cli.cli.declare.tree import brief, option
-from uncomp_cli.errors import UncompError, failure_of
+from uncomp_cli.errors import LockedError, UncompError, failure_of
 from uncomp_cli.numerals import format_count, format_value
 from uncomp_cli.table import Table
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.input import unlocked
+from uncomp_cli.ui.input import with_password
 from uncomp_cli.ui.meter import show
 
 
@@ -175,12 +175,16 @@ def ask(
     )
     terminal = terminal_of(ctx, quiet=output.quiet, verbose=verbose, thinking=show_thinking)
     with Printer(terminal, as_json=request.as_json) as printer:
-        unlocked(
-            lambda wishes: show(run(replace(request, wishes=wishes)), terminal, tell=printer.tell),
-            request.wishes,
-            terminal,
-        )
+        _answer(request, terminal, printer)
     raise typer.Exit(printer.exit_code)
+
+
+def _answer(request: Request, terminal: Terminal, printer: "Printer") -> None:
+    """Show the run; where it meets a locked document, once more with the password that is typed."""
+    try:
+        show(run(request), terminal, tell=printer.tell)
+    except LockedError as error:
+        _answer(replace(request, wishes=with_password(error, request.wishes, terminal)), terminal, printer)
 
 
 _INTERRUPTED = 130

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TextIO
 
 from uncomp_cli.documents.text import Wishes
 from uncomp_cli.errors import LockedError, UsageError
 from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, QUOTES, is_open, without_quotes
 from uncomp_cli.ui.console import Terminal
 
-T = TypeVar("T")
 # Returns the next text; EOFError at the end, KeyboardInterrupt on Ctrl-C, UsageError for a block that is never ended.
 LineReader = Callable[[], str]
 
@@ -70,19 +69,15 @@ def _silent() -> Iterator[None]:
             termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
-def unlocked(work: Callable[[Wishes], T], wishes: Wishes, terminal: Terminal) -> T:
-    """What `work` returns; where it meets a locked document, and somebody sits there, with the password they type."""
-    while True:
-        try:
-            return work(wishes)
-        except LockedError as error:
-            if not is_typed(terminal):
-                raise
-            terminal.warn(error.message)
-            typed = _ask_silently("password (nothing leaves): ", terminal)
-            if not typed:
-                raise
-            wishes = replace(wishes, password=typed)
+def with_password(error: LockedError, wishes: Wishes, terminal: Terminal) -> Wishes:
+    """The wishes with the password that is typed for a locked document; raises `error` where nobody types one."""
+    if not is_typed(terminal):
+        raise error
+    terminal.warn(error.message)
+    typed = _ask_silently("password (nothing leaves): ", terminal)
+    if not typed:
+        raise error
+    return replace(wishes, password=typed)
 
 
 def _ask_silently(prompt: str, terminal: Terminal) -> str:

@@ -10,13 +10,13 @@ from uncomp_cli.asking.dialogue import exchanges
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.documents.collection import DocumentSet, reading
 from uncomp_cli.documents.text import Wishes
-from uncomp_cli.errors import DoesNotFitError, UsageError, require
+from uncomp_cli.errors import DoesNotFitError, LockedError, UsageError, require
 from uncomp_cli.numerals import format_bytes, format_count
 from uncomp_cli.sessions.folder import load_transcript, read_session
 from uncomp_cli.sessions.transcript import Entry, Transcript
 from uncomp_cli.ui.blocks import copy_text, edit_text
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.input import unlocked
+from uncomp_cli.ui.input import with_password
 from uncomp_cli.ui.meter import show
 
 _LARGE_BYTES = 2**26
@@ -43,7 +43,10 @@ def read_files(paths: Sequence[str], terminal: Terminal, wishes: Wishes) -> Docu
     if "-" in paths:
         raise UsageError("'-' names standard input, from which the questions come", hint="name a file")
     _check_sizes(paths)
-    documents = unlocked(lambda said: show(reading(paths, wishes=said), terminal), wishes, terminal)
+    try:
+        documents = show(reading(paths, wishes=wishes), terminal)
+    except LockedError as error:
+        return read_files(paths, terminal, with_password(error, wishes, terminal))
     for remark in documents.remarks:
         terminal.warn(remark.text, remark.more)
     return documents

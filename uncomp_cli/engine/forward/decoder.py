@@ -96,10 +96,12 @@ class Decoder:
             done = self._program.run(int(ids), state)
             if done is not None:
                 return done
-        return self.differentiable(ids, positions, state, last)
+        with attending(state, self.spec.sliding_windows):
+            logits: Tensor = self.model(**self._inputs(ids, positions, last)).logits
+        return logits
 
     def differentiable(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> Tensor:
-        """`forward` that records gradients where the caller has them enabled."""
+        """`forward` without the step in one call, that records gradients where the caller has them enabled."""
         with attending(state, self.spec.sliding_windows):
             logits: Tensor = self.model(**self._inputs(ids, positions, last)).logits
         return logits
