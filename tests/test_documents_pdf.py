@@ -327,11 +327,11 @@ def test_attached_files_are_a_loss() -> None:
 
 
 def test_signs_without_a_meaning_are_counted_and_can_be_written() -> None:
-    names = "beginbfchar <41> <D800> <42> <0001> <43> <FFFD> endbfchar"
-    cmap = f"begincmap 1 begincodespacerange <00> <FF> endcodespacerange 3 {names} endcmap"
+    names = "beginbfchar <41> <D800> <42> <0001> <43> <FFFD> <44> <D835DC65> endbfchar"
+    cmap = f"begincmap 1 begincodespacerange <00> <FF> endcodespacerange 4 {names} endcmap"
     font = "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /ToUnicode 10 0 R >>"
-    found = read(make_pdf(at(72, 700, "xAyBzC"), font=font, objects=(pdf_stream(cmap.encode()),)), NO_WISHES)
-    assert found.text.encode("utf-8") == "x\ufffdy\ufffdz\ufffd".encode()
+    found = read(make_pdf(at(72, 700, "xAyBzCD"), font=font, objects=(pdf_stream(cmap.encode()),)), NO_WISHES)
+    assert found.text.encode("utf-8") == "x\ufffdy\ufffdz\ufffd\U0001d465".encode()
     assert losses(found) == ["3 signs that its font does not name (page 1)"]
 
 

@@ -150,8 +150,7 @@ class _Reading:
         box_at, x_at, y_at = ctypes.byref(box), ctypes.byref(x), ctypes.byref(y)
         turn, begins = 0, True
         ems: dict[float, float] = {}
-        for i in range(raw.FPDFText_CountChars(text_page)):
-            char = _char(raw.FPDFText_GetUnicode(text_page, i))
+        for i, char in self._chars(text_page):
             if char in _WHITE:
                 begins = begins or char == "\n"
                 yield _WHITE[char]
@@ -168,6 +167,19 @@ class _Reading:
                 yield _WHITE["\n"]
             elif char == _NAMELESS:
                 self._lose(number, "sign that its font does not name")
+
+    def _chars(self, text_page: Any) -> Iterator[tuple[int, str]]:
+        """Characters by index; one that is given in two halves is one."""
+        half, code_at = 0, self._raw.FPDFText_GetUnicode
+        for i in range(self._raw.FPDFText_CountChars(text_page)):
+            code = code_at(text_page, i)
+            if half and 0xDC00 <= code < 0xE000:
+                code += 0x10000 + ((half - 0xD800) << 10) - 0xDC00
+            elif half:
+                yield i - 1, _NAMELESS
+            half = code if 0xD800 <= code < 0xDC00 else 0
+            if not half:
+                yield i, _char(code)
 
     def _em(self, text_page: Any, index: int, tall: float, largest: float) -> float:
         """The size of a glyph's font on the page; a font made of drawings is as its tallest glyph."""
