@@ -124,6 +124,12 @@ def test_columns_of_figures_that_are_written_one_by_one_are_rows() -> None:
     assert text_of(before + "".join(by_column) + after).split("\n\n")[1] == TABLE
 
 
+def test_cells_in_any_order_are_rows() -> None:
+    shuffled = cells()
+    random.Random(7).shuffle(shuffled)
+    assert text_of("".join(shuffled)) == TABLE
+
+
 def test_text_around_a_table_is_none_of_it() -> None:
     before = at(72, 730, "The costs of the house in the last two years, in thousands of crowns:")
     after = at(72, 620, "All of these were paid in time, by a transfer from the account of the town.")

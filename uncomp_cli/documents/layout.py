@@ -17,10 +17,12 @@ from uncomp_cli.documents.glyphs import Glyph, Line, Run, lines_of
 HYPHEN = "\u00ad"  # stands for a hyphen at a line's end, until the whole document says whether it belongs to the word
 _GUTTER = 1.0
 _WIDE = 15
+_ROW = 0.3  # baselines no further apart are one
 _FAR = 4  # rows of one table are no further apart
 _BULLET = r"[•‣◦▪●○■□–—*·-]|\(?(?:\d{1,3}|[A-Za-z]|[ivxIVX]{1,5})[.)]|\[[^\]\s]{1,12}\]|\d+(?:\.\d+)+\.?"
 _MARKER, _ITEM = re.compile(rf"(?:{_BULLET})$"), re.compile(rf"(?:{_BULLET})\s")
 _ADDRESS = re.compile(r"(?:https?:|(?:https?://|www\.)\S*[/.:_=?&#%-])$")
+_IDEOGRAPHS = "\u2e80"  # from here on, scripts without spaces
 _BROKEN = re.compile(r"[^\W_][-\u2010]$")
 
 
@@ -29,7 +31,8 @@ def page_text(glyphs: Iterable[Glyph], extra: Iterable[tuple[str, Run]] = ()) ->
     lines = _with_extra(list(lines_of(glyphs)), list(extra))
     turns = [line.runs[0].turn for line in lines for _ in line.text]
     upright = max(set(turns), key=turns.count, default=0)
-    blocks = list(_blocks(_with_figures([line for line in lines if line.runs[0].turn == upright])))
+    ordered = _in_rows([line for line in lines if line.runs[0].turn == upright])
+    blocks = list(_blocks(_with_figures(ordered)))
     blocks += [line.text for line in lines if line.runs[0].turn != upright]
     return "\n\n".join(block for block in blocks if block.strip())
 
@@ -49,6 +52,20 @@ def _with_extra(lines: list[Line], extra: list[tuple[str, Run]]) -> list[Line]:
 
 def _beside(line: Line, run: Run) -> bool:
     return line.runs[0].turn == run.turn and abs(line.base - run.base) < 0.6 * max(line.em, run.em)
+
+
+def _in_rows(lines: Sequence[Line]) -> Sequence[Line]:
+    """The lines; where more than a fourth of them do not go down the page, in rows from top to bottom."""
+    astray = sum(line.base > before.base - _ROW * line.em for before, line in pairwise(lines))
+    if astray <= max(3, len(lines) / 4):
+        return lines
+    rows: list[list[Run]] = []
+    for run in sorted((run for line in lines for run in line.runs), key=lambda run: -run.base):
+        if rows and rows[-1][0].base - run.base < _ROW * run.em:
+            rows[-1].append(run)
+        else:
+            rows.append([run])
+    return [Line(tuple(sorted(row, key=lambda run: run.left))) for row in rows]
 
 
 def _with_figures(lines: Sequence[Line]) -> list[Line]:
@@ -80,7 +97,7 @@ def _column(lines: Sequence[Line], start: int) -> Sequence[Line]:
 
 
 def _shares_row(line: Line, column: Sequence[Line]) -> bool:
-    return any(abs(line.base - other.base) < 0.3 * line.em for other in column)
+    return any(abs(line.base - other.base) < _ROW * line.em for other in column)
 
 
 # --- lines to blocks
@@ -247,7 +264,8 @@ def _joined(text: str, more: str) -> str:
     if _BROKEN.search(text) and more[:1].isalnum():
         word = text[-2].isalpha() and (more[0].islower() or (text[-2].isupper() and more[:2].isupper()))
         return text[:-1] + HYPHEN + more if word else text + more
-    return text + more if _ADDRESS.search(text) else f"{text} {more}"
+    glued = _ADDRESS.search(text) or (text[-1:] >= _IDEOGRAPHS and more[:1] >= _IDEOGRAPHS)
+    return text + more if glued else f"{text} {more}"
 
 
 # --- hyphens at line ends
