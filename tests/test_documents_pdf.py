@@ -212,6 +212,28 @@ def test_turned_pages_are_read(turn: int) -> None:
     assert read(make_pdf("".join(cells()), page=f"/Rotate {turn}"), NO_WISHES).text == TABLE
 
 
+@pytest.mark.parametrize(
+    ("turn", "place"),
+    [
+        ("0 1 -1 0", lambda x, y: (780 - y, x)),
+        ("0 -1 1 0", lambda x, y: (y - 100, 700 - x)),
+        ("-1 0 0 -1", lambda x, y: (600 - x, 792 - y)),
+    ],
+)
+def test_tables_that_lie_on_their_side_are_tables(
+    turn: str, place: Callable[[float, float], tuple[float, float]]
+) -> None:
+    turned = [
+        at(*place(72 + 120 * j, 700 - 14 * i), cell, turn=turn)
+        for i, row in enumerate(ROWS)
+        for j, cell in enumerate(row)
+        if cell
+    ]
+    assert text_of("".join(turned)) == TABLE
+    random.Random(7).shuffle(turned)
+    assert text_of("".join(turned)) == TABLE
+
+
 def test_text_that_stands_upright_on_its_side_is_read() -> None:
     sideways = at(100, 100, "The tide table of", turn="0 1 -1 0") + at(114, 100, "the harbour, 1998", turn="0 1 -1 0")
     assert text_of(sideways).split() == ["The", "tide", "table", "of", "the", "harbour,", "1998"]

@@ -278,12 +278,12 @@ def _char(code: int) -> str:
 
 
 def _turned(left: float, low: float, right: float, high: float, x: float, y: float, turn: int) -> tuple[float, ...]:
-    """Left, right, baseline and height of a box and an origin after quarters of a turn back."""
+    """Left, right, baseline and height of a box and an origin after quarters of a turn back (clockwise text)."""
     if turn == 0:
         return left, right, y, high - low
     if turn == 2:
         return -right, -left, -y, high - low
-    return (low, high, -x, right - left) if turn == 1 else (-high, -low, x, right - left)
+    return (-high, -low, x, right - left) if turn == 1 else (low, high, -x, right - left)
 
 
 def _bare(title: str) -> str:
