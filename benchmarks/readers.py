@@ -5,8 +5,8 @@
 Of each file whose format has a second reader on this machine: which share of the second reader's words is in our text
 (as often as there), which share of its pairs of neighbouring words (the order), whether the numbers are the same, and
 our seconds. `--show N` names the most frequent differences, to see which reader is right: none of the second readers
-always is. Words are compared without case, marks of exponents and hyphens at line ends. Each reader of ours runs here,
-without the child that `uncomp` gives it. The last line of standard output is the JSON.
+always is. Words are compared without case, marks of exponents and hyphens at line ends; an ideograph is a word. Each
+reader of ours runs here, without the child that `uncomp` gives it. The last line of standard output is the JSON.
 """
 
 import argparse
@@ -41,7 +41,7 @@ COMMANDS = {
     "notebook": ("pandoc --from ipynb --to plain --wrap none {file}",),
     "latex": ("pandoc --from latex --to plain --wrap none {file}",),
 }
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"[\u2e80-\uffef]|[^\W\u2e80-\uffef]+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _ESCAPE = re.compile(r"\\(?=[^\w\s]|_)")
 _MARK = re.compile(r"(?<=\S)[\^_](?=[\w+−-])")
