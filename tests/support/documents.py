@@ -6,6 +6,9 @@ import zlib
 from collections.abc import Mapping, Sequence
 from email.message import EmailMessage
 
+from uncomp_cli.documents.formats import format_of, read_format
+from uncomp_cli.documents.text import NO_WISHES, Text, Wishes
+
 _HELVETICA = "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>"
 _WORD = (
     'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main" '
@@ -20,6 +23,11 @@ _ROOTS = {"header": "hdr", "footer": "ftr"}
 _TYPES = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 _BOOK = '<package xmlns="http://www.idpf.org/2007/opf" version="3.0"><metadata {dc}>{metadata}</metadata>'
 _DC = 'xmlns:dc="http://purl.org/dc/elements/1.1/"'
+
+
+def extract(data: bytes, *, suffix: str, wishes: Wishes = NO_WISHES) -> Text:
+    """The text of a file, by its bytes and its suffix, read in this process."""
+    return read_format(format_of(data, suffix), data, wishes)
 
 
 def at(x: float, y: float, text: str, *, size: float = 12, turn: str = "1 0 0 1") -> str:
@@ -89,11 +97,11 @@ def _numbered(objects: dict[int, bytes]) -> bytes:
 
 
 def make_zip(members: Mapping[str, str | bytes]) -> bytes:
-    """An archive."""
+    """An archive; the member that says what it is lies in it as it is."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
-            archive.writestr(name, content)
+            archive.writestr(name, content, zipfile.ZIP_STORED if name == "mimetype" else None)
     return file.getvalue()
 
 
@@ -159,3 +167,65 @@ def make_mail() -> bytes:
     message.add_attachment(inner)
     message.add_attachment(make_docx(), maintype="application", subtype="x", filename="Straße 5.docx")
     return message.as_bytes()
+
+
+_RELATED = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+_PACKAGED = "http://schemas.openxmlformats.org/package/2006/relationships"
+_SHEET = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+
+
+def make_xlsx(*, extra: str = "", prologue: str = "") -> bytes:
+    """A workbook of one sheet, a kettle for 31; `extra` are further rows."""
+
+    def relation(kind: str, target: str) -> str:
+        relation = f'<Relationship Id="r1" Type="{_RELATED}/{kind}" Target="{target}"/>'
+        return f'<Relationships xmlns="{_PACKAGED}">{relation}</Relationships>'
+
+    rows = (
+        '<row r="1"><c r="A1" t="str"><v>item</v></c><c r="B1" t="str"><v>price</v></c></row>'
+        '<row r="2"><c r="A2" t="inlineStr"><is><t>kettle</t></is></c><c r="B2"><v>31</v></c></row>'
+    )
+    sheet = '<sheet name="Sheet" sheetId="1" r:id="r1"/>'
+    cells = f'{prologue}<worksheet xmlns="{_SHEET}"><sheetData>{rows}{extra}</sheetData></worksheet>'
+    return make_zip(
+        {
+            "_rels/.rels": relation("officeDocument", "xl/workbook.xml"),
+            "xl/workbook.xml": f'<workbook xmlns="{_SHEET}" xmlns:r="{_RELATED}"><sheets>{sheet}</sheets></workbook>',
+            "xl/_rels/workbook.xml.rels": relation("worksheet", "worksheets/sheet1.xml"),
+            "xl/worksheets/sheet1.xml": cells,
+        }
+    )
+
+
+_OPEN = "urn:oasis:names:tc:opendocument:xmlns"
+_SPACES = {
+    **{name: f"{_OPEN}:{name}:1.0" for name in ("office", "text", "table", "style", "drawing", "presentation")},
+    "draw": f"{_OPEN}:drawing:1.0",
+    "fo": f"{_OPEN}:xsl-fo-compatible:1.0",
+    "dc": "http://purl.org/dc/elements/1.1/",
+    "xlink": "http://www.w3.org/1999/xlink",
+}
+
+
+def _make_open(kind: str, body: str, styles: str) -> bytes:
+    names = " ".join(f'xmlns:{name}="{uri}"' for name, uri in _SPACES.items())
+    content = (
+        f"<office:document-content {names}><office:automatic-styles>{styles}</office:automatic-styles>"
+        f"<office:body><office:{kind}>{body}</office:{kind}></office:body></office:document-content>"
+    )
+    return make_zip({"mimetype": f"application/vnd.oasis.opendocument.{kind}", "content.xml": content})
+
+
+def make_odt(body: str = "<text:p>The rent is 900 crowns.</text:p>", *, styles: str = "") -> bytes:
+    """A text document."""
+    return _make_open("text", body, styles)
+
+
+def make_ods(body: str = "<table:table table:name='S'/>", *, styles: str = "") -> bytes:
+    """A workbook."""
+    return _make_open("spreadsheet", body, styles)
+
+
+def make_odp(body: str, *, styles: str = "") -> bytes:
+    """A presentation."""
+    return _make_open("presentation", body, styles)

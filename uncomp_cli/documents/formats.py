@@ -31,13 +31,22 @@ FORMATS = (
     Format("word", (".docx", ".docm", ".dotx", ".dotm")),
     Format("mail", (".eml", ".mbox", ".mht", ".mhtml")),
     Format("epub", (".epub",)),
+    Format("spreadsheet", (".xlsx", ".xlsm", ".xltx", ".xltm")),
+    Format("slides", (".pptx", ".pptm", ".ppsx", ".potx")),
+    Format("opendocument", (".odt", ".ods", ".odp", ".ott", ".ots", ".otp", ".fodt", ".fods", ".fodp")),
+    Format("richtext", (".rtf",)),
+    Format("notebook", (".ipynb",), apart=False),
+    Format("subtitles", (".srt", ".vtt"), apart=False),
+    Format("latex", (".tex",), apart=False),
+    Format("delimited", (".csv", ".tsv"), apart=False),
+    Format("objects", (".jsonl", ".ndjson", ".json"), apart=False),
 )
 _PLAIN = Format("encoding", (), apart=False)
 _BY_SUFFIX = {suffix: format_ for format_ in FORMATS for suffix in format_.suffixes}
 
 _PROSE_AND_DATA = (
-    ".txt .text .md .markdown .mdx .rst .adoc .asciidoc .org .tex .bib .log .csv .tsv .json .jsonl .ndjson .yaml .yml "
-    ".toml .ini .cfg .conf .properties .xml .srt .vtt .diff .patch .po"
+    ".txt .text .md .markdown .mdx .rst .adoc .asciidoc .org .bib .log .yaml .yml "
+    ".toml .ini .cfg .conf .properties .xml .diff .patch .po"
 )
 _SOURCE_CODE = (
     ".py .pyi .js .mjs .cjs .jsx .ts .tsx .vue .svelte .css .scss .less .sh .bash .zsh .fish .ps1 .bat .c .h .cc .cpp "
@@ -48,6 +57,7 @@ _SOURCE_CODE = (
 TEXT_SUFFIXES = frozenset(_PROSE_AND_DATA.split() + _SOURCE_CODE.split())
 
 _ZIP = b"PK\x03\x04"
+_MARKS = ((b"%PDF-", ".pdf"), (b"{\\rtf", ".rtf"))
 _MARK_BYTES = 256
 _MEMBERS = (
     (b"word/document.xml", ".docx"),
@@ -96,8 +106,8 @@ def _told_suffix(data: bytes, suffix: str) -> str:
     """The suffix that the content calls for: standard input has none, and downloads often have the wrong one."""
     if data.startswith(_ZIP):
         told = _package_suffix(data)
-    elif data.startswith(b"%PDF-"):
-        told = ".pdf"
+    elif found := next((suffix for mark, suffix in _MARKS if data.startswith(mark)), ""):
+        told = found
     else:
         page = not suffix and data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html"))
         told = ".html" if page else ""

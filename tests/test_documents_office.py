@@ -1,0 +1,292 @@
+"""Slides, OpenDocument and rich text: order, titles, tables, notes, and what has no text said."""
+
+import io
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pptx import Presentation
+from pptx.chart.data import CategoryChartData
+from pptx.enum.chart import XL_CHART_TYPE
+from pptx.util import Inches
+
+from support.documents import extract, make_odp, make_odt, make_zip
+from uncomp_cli.documents.text import Text
+from uncomp_cli.errors import DocumentError
+
+TITLE, TITLE_ONLY, BLANK = 1, 5, 6
+ODT = "application/vnd.oasis.opendocument.text"
+
+
+def losses(text: Text) -> list[str]:
+    return [str(loss) for loss in text.losses]
+
+
+# --- slides
+
+
+def saved(presentation: Any) -> Text:
+    file = io.BytesIO()
+    presentation.save(file)
+    return extract(file.getvalue(), suffix=".pptx")
+
+
+def slide(presentation: Any, layout: int, title: str = "") -> Any:
+    added = presentation.slides.add_slide(presentation.slide_layouts[layout])
+    if title:
+        added.shapes.title.text = title
+    return added
+
+
+def test_titles_points_and_notes_slide_by_slide() -> None:
+    presentation = Presentation()
+    first = slide(presentation, TITLE, "Plan")
+    frame = first.placeholders[1].text_frame
+    frame.text = "Launch on 9 June."
+    point = frame.add_paragraph()
+    point.text, point.level = "in Bergen", 1
+    first.notes_slide.notes_text_frame.text = "Say hello."
+    slide(presentation, TITLE, "Costs").placeholders[1].text_frame.text = "12,400 crowns"
+    text = saved(presentation)
+    assert text.text == (
+        "## Plan\n\n- Launch on 9 June.\n  - in Bergen\n\nNotes: Say hello.\n\n## Costs\n\n- 12,400 crowns"
+    )
+    assert [(place.line, place.name) for place in text.places] == [(1, "s1"), (8, "s2")]
+    assert text.losses == ()
+
+
+def test_tables_with_spans_and_groups() -> None:
+    presentation = Presentation()
+    shapes = slide(presentation, TITLE_ONLY, "Numbers").shapes
+    table = shapes.add_table(2, 3, 0, 0, Inches(4), Inches(1)).table
+    for row in range(2):
+        for column in range(3):
+            table.cell(row, column).text = f"r{row}c{column}"
+    table.cell(0, 2).text = ""
+    table.cell(0, 1).merge(table.cell(0, 2))
+    shapes.add_group_shape().shapes.add_textbox(0, 0, 9, 9).text_frame.text = "In a group"
+    text = saved(presentation).text
+    assert "| r0c0 | r0c1 | r0c1 |\n| --- | --- | --- |\n| r1c0 | r1c1 | r1c2 |" in text
+    assert text.endswith("\n\nIn a group")
+
+
+def test_the_numbers_of_a_chart_are_read() -> None:
+    presentation = Presentation()
+    data = CategoryChartData()
+    data.categories = ["East", "West"]
+    data.add_series("2023", (19.2, 21.4))
+    data.add_series("2024", (22.3, 28.6))
+    size = (0, 0, Inches(4), Inches(3))
+    slide(presentation, BLANK).shapes.add_chart(XL_CHART_TYPE.COLUMN_CLUSTERED, *size, data)
+    text = saved(presentation)
+    assert "|  | 2023 | 2024 |\n| --- | --- | --- |\n| East | 19.2 | 22.3 |\n| West | 21.4 | 28.6 |" in text.text
+    assert text.losses == ()
+
+
+def test_raised_figures_pictures_and_hidden_slides() -> None:
+    from PIL import Image
+
+    presentation = Presentation()
+    first = slide(presentation, BLANK)
+    paragraph = first.shapes.add_textbox(0, 0, 9, 9).text_frame.paragraphs[0]
+    paragraph.add_run().text = "Energy is mc"
+    raised = paragraph.add_run()
+    raised.text = "2"
+    raised.font._element.set("baseline", "30000")
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "png")
+    first.shapes.add_picture(file, 0, 0)
+    hidden = slide(presentation, BLANK)
+    hidden.shapes.add_textbox(0, 0, 9, 9).text_frame.text = "secret"
+    hidden._element.set("show", "0")
+    text = saved(presentation)
+    assert text.text == "Energy is mc^2"
+    assert losses(text) == ["1 picture", "1 hidden slide"]
+
+
+def test_slides_come_in_the_order_of_the_presentation() -> None:
+    presentation = Presentation()
+    for title in ("first", "second", "third"):
+        slide(presentation, TITLE_ONLY, title)
+    ids = presentation.slides._sldIdLst
+    ids.insert(0, ids[2])
+    assert saved(presentation).text == "## third\n\n## first\n\n## second"
+
+
+def test_a_presentation_without_slides_and_one_cut_off() -> None:
+    with pytest.raises(DocumentError, match="without slides"):
+        saved(Presentation())
+    file = io.BytesIO()
+    Presentation().save(file)
+    with pytest.raises(DocumentError):
+        extract(file.getvalue()[:2000], suffix=".pptx")
+
+
+@given(st.lists(st.text("abc 1.,é", min_size=1, max_size=20).filter(str.strip), min_size=1, max_size=4))
+def test_words_of_slides_round_trip(texts: list[str]) -> None:
+    presentation = Presentation()
+    for text in texts:
+        slide(presentation, BLANK).shapes.add_textbox(0, 0, 9, 9).text_frame.text = text
+    assert saved(presentation).text.split() == " ".join(texts).split()
+
+
+# --- OpenDocument
+
+
+def odt(body: str, styles: str = "") -> Text:
+    return extract(make_odt(body, styles=styles), suffix=".odt")
+
+
+def test_an_odt_has_its_words() -> None:
+    assert extract(make_odt(), suffix=".odt") == Text("The rent is 900 crowns.")
+
+
+def test_headings_lists_tables_and_spaces() -> None:
+    body = (
+        "<text:h text:outline-level='2'>Lease</text:h>"
+        "<text:p>a<text:s text:c='3'/>b<text:tab/>c<text:line-break/>d</text:p>"
+        "<text:list><text:list-item><text:p>one</text:p><text:list><text:list-item><text:p>in</text:p></text:list-item>"
+        "</text:list></text:list-item><text:list-item><text:p>two</text:p></text:list-item></text:list>"
+        "<table:table><table:table-row><table:table-cell table:number-columns-spanned='2'><text:p>Year</text:p>"
+        "</table:table-cell><table:covered-table-cell/></table:table-row><table:table-row><table:table-cell><text:p>2023"
+        "</text:p></table:table-cell><table:table-cell><text:p>1,200</text:p></table:table-cell></table:table-row>"
+        "</table:table>"
+    )
+    text = odt(body).text
+    assert text.startswith("## Lease\n\na b c\nd\n\n- one\n  - in\n- two\n\n")
+    assert text.endswith("| Year | Year |\n| --- | --- |\n| 2023 | 1,200 |")
+
+
+def test_raised_text_footnotes_comments_and_losses() -> None:
+    styles = (
+        "<style:style style:name='T1'><style:text-properties style:text-position='super 58%'/></style:style>"
+        "<style:style style:name='T2'><style:text-properties style:text-position='sub 58%'/></style:style>"
+    )
+    body = (
+        "<text:tracked-changes><text:changed-region><text:deletion><text:p>gone</text:p></text:deletion>"
+        "</text:changed-region></text:tracked-changes>"
+        "<text:p>10<text:span text:style-name='T1'>6</text:span> of H<text:span text:style-name='T2'>2</text:span>O"
+        "<text:note><text:note-citation>1</text:note-citation><text:note-body><text:p>See page 4.</text:p>"
+        "</text:note-body></text:note> here<office:annotation><dc:creator>Ann</dc:creator><dc:date>2024-01-01</dc:date>"
+        "<text:p>check</text:p></office:annotation> on <text:date>9 March</text:date>."
+        "<draw:frame><draw:image xlink:href='Pictures/a.png'/></draw:frame></text:p>"
+    )
+    text = odt(body, styles)
+    assert text.text == "10^6 of H_2O[^1] here on 9 March.\n\n[^1]: See page 4.\n\nComments:\n- check"
+    assert losses(text) == ["1 deleted passage", "1 picture"]
+
+
+def test_headers_of_pages_are_said() -> None:
+    master = (
+        "<office:document-styles xmlns:office='o' xmlns:style='s' xmlns:text='t'><style:header><text:p>Page 1</text:p>"
+        "</style:header></office:document-styles>"
+    )
+    content = "<office:document-content xmlns:office='o' xmlns:text='t'><text:p>Body</text:p></office:document-content>"
+    data = make_zip(
+        {"mimetype": "application/vnd.oasis.opendocument.text", "content.xml": content, "styles.xml": master}
+    )
+    text = extract(data, suffix=".odt")
+    assert text.text == "Body"
+    assert losses(text) == ["1 header or footer"]
+
+
+def test_slides_of_an_odp() -> None:
+    body = (
+        "<draw:page><draw:frame presentation:class='title'><draw:text-box><text:p>Plan</text:p></draw:text-box>"
+        "</draw:frame>"
+        "<draw:frame><draw:text-box><text:p>Launch on 9 June.</text:p></draw:text-box></draw:frame>"
+        "<presentation:notes><draw:frame><draw:text-box><text:p>Say hello.</text:p></draw:text-box></draw:frame>"
+        "</presentation:notes></draw:page><draw:page><draw:frame><draw:text-box><text:p>End</text:p></draw:text-box>"
+        "</draw:frame></draw:page>"
+    )
+    text = extract(make_odp(body), suffix=".odp")
+    assert text.text == "## Plan\n\nLaunch on 9 June.\n\nNotes: Say hello.\n\nEnd"
+    assert [place.name for place in text.places] == ["s1", "s2"]
+
+
+def test_flat_xml_is_read() -> None:
+    flat = (
+        "<?xml version='1.0'?><office:document xmlns:office='o' xmlns:text='t'><text:p>Flat</text:p></office:document>"
+    )
+    assert extract(flat.encode(), suffix=".fodt").text == "Flat"
+
+
+def test_a_locked_file_and_entities_are_refused() -> None:
+    locked = {
+        "mimetype": "application/vnd.oasis.opendocument.text",
+        "META-INF/manifest.xml": "<a><encryption-data/></a>",
+    }
+    with pytest.raises(DocumentError, match="locked by a password"):
+        extract(make_zip(locked), suffix=".odt")
+    bomb = {
+        "mimetype": "application/vnd.oasis.opendocument.text",
+        "content.xml": "<!DOCTYPE x [<!ENTITY a 'a'>]><x>&a;</x>",
+    }
+    with pytest.raises(DocumentError, match="entities"):
+        extract(make_zip(bomb), suffix=".odt")
+
+
+def test_deep_nesting_costs_nothing() -> None:
+    deep = "<text:section>" * 50_000 + "<text:p>deep</text:p>" + "</text:section>" * 50_000
+    assert odt(deep).text == "deep"
+
+
+# --- rich text
+
+FONTS = rb"{\fonttbl{\f0\fnil\fcharset0 Arial;}{\f1\fnil\fcharset204 Times;}{\f2\fnil\fcharset128 Mincho;}}"
+
+
+def rtf(body: bytes) -> Text:
+    return extract(rb"{\rtf1\ansi\ansicpg1252\deff0" + FONTS + body + b"}", suffix=".rtf")
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (rb"The rent is 900 \'80.\par", "The rent is 900 €."),
+        (rb"{\f1 \'cf\'f0\'e8\'e2\'e5\'f2}", "Привет"),
+        (rb"{\f2 \'93\'fa\'96\'7b}", "日本"),
+        (rb"Caf\u233?, \uc2\u8364xx and \uc1\u-10179?\u-8703?.", "Café, € and 😁."),
+        (rb"10{\super 6} and H{\sub 2}O", "10^6 and H_2O"),
+        (rb"x\super 2\nosupersub  holds", "x^2 holds"),
+        (rb"{\pntext\f1\'B7\tab}first\par{\listtext 2.\tab}second\par", "- first\n\n2. second"),
+        (rb"\outlinelevel1 Lease\par\pard Text\par", "## Lease\n\nText"),
+        (rb"{\field{\*\fldinst HYPERLINK 'http://x'}{\fldrslt link}} end", "link end"),
+        (rb"one\line two\~three\emdash four \{\}\\", "one\ntwo\xa0three—four {}\\"),
+        (rb"{\*\unknown junk}{\info{\title Secret}}{\stylesheet{\s1\outlinelevel0 Heading;}}kept", "kept"),
+        (b"split wo\r\nrd", "split word"),
+        (rb"{\ansicpg7\'e4}", "ä"),
+    ],
+)
+def test_rich_text_is_read(body: bytes, shown: str) -> None:
+    assert rtf(body).text == shown
+
+
+def test_tables_footnotes_and_comments_of_rich_text() -> None:
+    row = rb"\trowd\cellx1000\cellx2000\pard\intbl %s\cell %s\cell\row"
+    body = row % (b"Year", b"Price") + row % (b"2023", b"1,200") + rb"\pard After.{\footnote\pard See page 4.\par}\par"
+    text = rtf(body + rb"{\*\annotation check this}").text
+    assert text == (
+        "| Year | Price |\n| --- | --- |\n| 2023 | 1,200 |\n\nAfter.[^1]\n\n"
+        "[^1]: See page 4.\n\nComments:\n- check this"
+    )
+
+
+def test_what_rich_text_does_not_show_is_said() -> None:
+    text = rtf(rb"{\header Page\par}seen{\v hidden}{\pict\pngblip 8950}{\deleted gone}{\object x}\bin3 \{\{")
+    assert text.text.startswith("seen")
+    assert losses(text) == [
+        "1 header or footer", "1 hidden passage", "1 picture", "1 deleted passage", "1 embedded object",
+    ]  # fmt: skip
+
+
+def test_rich_text_is_known_by_its_beginning() -> None:
+    assert extract(rb"{\rtf1 hello}", suffix=".doc").text == "hello"
+    with pytest.raises(DocumentError, match="no RTF"):
+        extract(b"plain", suffix=".rtf")
+
+
+@pytest.mark.parametrize("piece", [b"{", rb"{\super 1}", rb"{\footnote x", rb"\'e4", rb"\ansicpg1252{", rb"\cell"])
+def test_hostile_rich_text_takes_no_time(piece: bytes) -> None:
+    assert isinstance(rtf(b"begin" + piece * 5000).text, str)

@@ -1,0 +1,194 @@
+"""Notebooks, subtitles and LaTeX: read as a person reads them, with places, and what is left out said."""
+
+import json
+from typing import Any
+
+import pytest
+
+from support.documents import extract
+from uncomp_cli.documents.text import Text
+from uncomp_cli.errors import DocumentError
+
+
+def losses(text: Text) -> list[str]:
+    return [str(loss) for loss in text.losses]
+
+
+# --- notebooks
+
+
+def notebook(*cells: dict[str, Any], **rest: Any) -> Text:
+    return extract(json.dumps({"cells": cells, "nbformat": 4, **rest}).encode(), suffix=".ipynb")
+
+
+def code(source: str | list[str], *outputs: dict[str, Any]) -> dict[str, Any]:
+    return {"cell_type": "code", "source": source, "outputs": list(outputs), "metadata": {}}
+
+
+def test_cells_are_markdown_and_fenced_code_and_outputs() -> None:
+    text = notebook(
+        {"cell_type": "markdown", "source": ["# Report\n", "The learning rate was 0.003."]},
+        code("print(1.10)", *({"output_type": "stream", "text": text} for text in (["1.10\n"], "2\n"))),
+        code("", {"output_type": "execute_result", "data": {"text/plain": "42", "text/markdown": "**42**"}}),
+    )
+    assert text.text == (
+        "# Report\nThe learning rate was 0.003.\n\n```python\nprint(1.10)\n```\n\n"
+        "Output:\n\n```\n1.10\n2\n```\n\n**42**"
+    )
+    assert [(place.line, place.name) for place in text.places] == [(1, "c1"), (4, "c2"), (15, "c3")]
+
+
+def test_pictures_and_outputs_without_text_are_said() -> None:
+    picture = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"}}
+    widget = {"output_type": "display_data", "data": {"application/vnd.widget": {}}}
+    attached = {"cell_type": "markdown", "source": "![](a)", "attachments": {"a": {"image/png": "x"}}}
+    text = notebook(code("plot()", picture, picture, widget), attached)
+    assert losses(text) == ["3 pictures", "1 output without text"]
+    assert "iVBOR" not in text.text
+
+
+def test_tables_and_errors_of_outputs() -> None:
+    table = "<table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></table>"
+    failed = {"output_type": "error", "ename": "E", "evalue": "v", "traceback": ["\x1b[31mE\x1b[0m: v"]}
+    text = notebook(code("f()", {"output_type": "execute_result", "data": {"text/html": table}}, failed)).text
+    assert "| a | b |" in text
+    assert "```\nE: v\n```" in text
+
+
+def test_another_language_and_an_old_notebook() -> None:
+    kernel = {"kernelspec": {"language": "julia"}}
+    assert notebook(code("x = 1"), metadata=kernel).text == "```julia\nx = 1\n```"
+    old = {"worksheets": [{"cells": [{"cell_type": "code", "input": "y = 2", "outputs": []}]}], "nbformat": 3}
+    assert extract(json.dumps(old).encode(), suffix=".ipynb").text == "```python\ny = 2\n```"
+
+
+@pytest.mark.parametrize("data", [b"{", b'{"a": 1}', b"[]", b"[" * 200_000, b'{"cells": 3}'])
+def test_what_is_no_notebook_is_refused(data: bytes) -> None:
+    with pytest.raises(DocumentError):
+        extract(data, suffix=".ipynb")
+
+
+# --- subtitles
+
+SRT = b"""1
+00:00:01,000 --> 00:00:04,000
+Where is the treasure?
+
+2
+00:00:05,000 --> 00:00:08,500
+<i>Under the third oak,</i>
+
+3
+00:00:08,600 --> 00:00:10,000
+they said.
+
+4
+01:02:03,000 --> 01:02:04,000
+- {\\an8}Go!
+"""
+
+
+def test_cues_are_joined_to_sentences_with_their_times() -> None:
+    text = extract(SRT, suffix=".srt")
+    assert text.text.split("\n") == [
+        "[00:00:01] Where is the treasure?",
+        "[00:00:05] Under the third oak, they said.",
+        "[01:02:03] - Go!",
+    ]
+    assert [(place.line, place.name) for place in text.places] == [(1, "0m01s"), (2, "0m05s"), (3, "1h02m03s")]
+
+
+def test_speakers_notes_and_repeated_lines_of_vtt() -> None:
+    cues = (
+        "WEBVTT\n\nNOTE made by hand\n\nSTYLE\n::cue {}\n\n"
+        "00:01.000 --> 00:02.000 align:start\n<v Ann>Fish &amp; chips\n\n"
+        "id\n00:02.000 --> 00:03.000\nFish &amp; chips\n<00:02.500><c>for two.</c>\n\n"
+        "00:04.000 --> 00:05.000\n<v Bob>No.\n"
+    )
+    text = extract(cues.encode(), suffix=".vtt")
+    assert text.text == "[00:00:01] Ann: Fish & chips for two.\n[00:00:04] Bob: No."
+    assert losses(text) == ["1 comment"]
+
+
+def test_a_pause_begins_a_line_and_text_without_times_stays() -> None:
+    cues = b"1\n0:00:01,0 --> 0:00:02,0\none\n\n2\n0:00:09,0 --> 0:00:10,0\ntwo\n"
+    assert extract(cues, suffix=".srt").text == "[00:00:01] one\n[00:00:09] two"
+    assert extract(b"no times here\n", suffix=".srt").text == "no times here\n"
+
+
+# --- LaTeX
+
+EQUATION = "\\begin{equation}\na_{1} = \\frac{b}{c}\n\\end{equation}"
+
+
+def tex(body: str) -> str:
+    return extract(body.encode(), suffix=".tex").text
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        (r"The error rate fell to $3.2\,\%$ in trial~7.", "The error rate fell to 3.2 % in trial 7."),
+        (r"\section{Result}\label{r}\subsection*{A \emph{b}}", "# Result\n\n## A b"),
+        (r"It cost \$40\footnote{In \textbf{2024}.}.", "It cost $40[^1].\n\n[^1]: In 2024."),
+        (r"\newcommand{\rate}{3.2}\rate\ and \rate{}x", "3.2 and 3.2x"),
+        ("kept % gone \\% gone\nnext 5\\% on", "kept next 5% on"),
+        (r"M\"uller, \'{e}cole, na\"{\i}ve, \c{c}a, stra\ss e, \o re", "Müller, école, naïve, ça, straße, øre"),
+        (r"``quoted'' -- and --- 1{,}200", "“quoted” – and — 1,200"),
+        (r"\href{http://x}{text} \cite{abc} \url{http://y}", "text [abc] http://y"),
+        (r"$E = mc^2$ and $\frac{a}{b}$", r"E = mc^2 and $\frac{a}{b}$"),
+        (
+            "\\begin{equation}\na_{1} = \\frac{b}{c}\n\\end{equation}",
+            "\\begin{equation}\na_{1} = \\frac{b}{c}\n\\end{equation}",
+        ),
+        (r"\begin{itemize}\item one\item two\end{itemize}", "- one\n- two"),
+        (r"\begin{enumerate}\item one\item[b] two\end{enumerate}", "1. one\n2. b: two"),
+        ("\\begin{verbatim}\nx = 5 % \\emph{raw}~\n\\end{verbatim}", "```\nx = 5 % \\emph{raw}~\n```"),
+        (
+            r"\begin{tabular}{l|rr}\hline Year & Price & Stock \\ \hline 2023 & 1{,}200 & 45\,\% \\ "
+            r"2024 & \multicolumn{2}{c}{none} \\ \end{tabular}",
+            "| Year | Price | Stock |\n| --- | --- | --- |\n| 2023 | 1,200 | 45 % |\n| 2024 | none | none |",
+        ),
+    ],
+)
+def test_latex_is_what_it_prints(source: str, shown: str) -> None:
+    assert tex(source) == shown
+
+
+def test_what_latex_leaves_out_is_said() -> None:
+    source = (
+        "\\documentclass{article}\n\\usepackage{x} % why\n\\title{On \\emph{Lamps}}\n\\author{Ann}\n"
+        "\\begin{document}\\maketitle\n"
+        "\\begin{abstract}Short.\\end{abstract}\\input{chapter2}\\includegraphics[width=1cm]{a.png}\n"
+        "\\begin{tikzpicture}x\\end{tikzpicture}\\bibliography{refs}\\end{document}\nbehind"
+    )
+    text = extract(source.encode(), suffix=".tex")
+    assert text.text == "# On Lamps\n\nAnn\n\n## Abstract\n\nShort."
+    assert losses(text) == [
+        "1 comment",
+        "2 pictures",
+        "2 files that it takes in (chapter2, refs)",
+    ]
+
+
+HOSTILE = (
+    r"\begin{verbatim}",
+    r"\a[",
+    "{",
+    r"\a{",
+    "\\",
+    "$",
+    r"\newcommand{\a}{",
+    r"\begin{itemize}",
+    r"\footnote{x}",
+)
+
+
+@pytest.mark.parametrize("piece", [*HOSTILE, r"\begin{tabular}{", r"\verb|", r"\"", r"\input{", "%"])
+def test_hostile_latex_takes_no_time(piece: str) -> None:
+    assert isinstance(extract(("x" + piece * 4000).encode(), suffix=".tex").text, str)
+
+
+def test_macros_are_no_bomb() -> None:
+    macros = "".join(rf"\newcommand{{\m{chr(98 + n)}}}{{{chr(92)}m{chr(97 + n)} \m{chr(97 + n)}}}" for n in range(20))
+    assert len(tex(r"\newcommand{\ma}{boom}" + macros + r"\mu" * 50)) < 100_000

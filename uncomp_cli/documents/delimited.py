@@ -1,0 +1,74 @@
+"""Tables of text (.csv, .tsv): the delimiter found, each row with its header's names, cells as they are.
+
+The delimiter is the one that parts most of the first lines into equally many cells, more than one; quotes are those of
+RFC 4180. `r7` is the row that the file has as its seventh, wherever a cell holds line ends.
+"""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from uncomp_cli.documents import encoding
+from uncomp_cli.documents.archive import damaged
+from uncomp_cli.documents.ledger import Row, lines_of
+from uncomp_cli.documents.text import Text, Wishes, joined
+
+_DELIMITERS = ",;\t|"
+_SAMPLE_ROWS = 50
+_SAMPLE_CHARS = 2**16
+_LONGEST_CELL = 2**24
+
+
+def read(data: bytes, wishes: Wishes) -> Text:
+    """The rows of a table; a file of one column is text as it is."""
+    plain = encoding.read(data, wishes)
+    csv.field_size_limit(_LONGEST_CELL)
+    delimiter = _delimiter(plain.text)
+    if not delimiter:
+        return plain
+    rows = _rows(plain.text, delimiter)
+    parts = ((f"r{line.number}", line.text) for line in lines_of(rows))
+    text, places = joined(parts, between="\n")
+    return replace(plain, text=text, places=places)
+
+
+def _rows(text: str, delimiter: str) -> list[Row]:
+    rows = []
+    try:
+        for number, cells in enumerate(csv.reader(io.StringIO(text), delimiter=delimiter), start=1):
+            filled = {column: cell.strip() for column, cell in enumerate(cells, start=1) if cell.strip()}
+            rows.append(Row(number, filled))
+    except csv.Error as error:
+        raise damaged("table", error) from error
+    return rows
+
+
+def _delimiter(text: str) -> str:
+    """What parts the cells; "" where nothing does."""
+    said = text[:6].lower()
+    if said.startswith("sep=") and said[4:5] in _DELIMITERS:
+        return said[4:5]
+    sample = text[:_SAMPLE_CHARS]
+    if len(sample) < len(text):
+        sample = sample[: sample.rfind("\n") + 1] or sample
+    scores = {delimiter: _score(sample, delimiter) for delimiter in _DELIMITERS}
+    best = max(scores, key=lambda delimiter: scores[delimiter])
+    return best if scores[best] > (0, 0) else ""
+
+
+def _score(sample: str, delimiter: str) -> tuple[float, int]:
+    """How large a share of the rows has the commonest number of cells, and that number; zeros where it is one."""
+    try:
+        widths = [len(row) for row, _ in zip(_parsed(sample, delimiter), range(_SAMPLE_ROWS), strict=False) if row]
+    except csv.Error:
+        return 0, 0
+    if not widths:
+        return 0, 0
+    width, count = Counter(widths).most_common(1)[0]
+    return (round(count / len(widths), 1), width) if width > 1 else (0, 0)
+
+
+def _parsed(sample: str, delimiter: str) -> Sequence[Sequence[str]]:
+    return list(csv.reader(io.StringIO(sample), delimiter=delimiter))

@@ -1,0 +1,299 @@
+"""PowerPoint (.pptx): slide by slide the title, what stands on it, tables, charts, notes; `s3` is the third slide.
+
+Shapes come in the file's order, which is mostly the order of reading; the title first. What repeats on every slide (its
+number, the date, the footer) is left out; pictures, films and embedded objects are losses, as are hidden slides.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from uncomp_cli.documents.archive import Archive
+from uncomp_cli.documents.equation import Equation
+from uncomp_cli.documents.grid import Cell, table_lines
+from uncomp_cli.documents.markdown import Markdown
+from uncomp_cli.documents.parts import Node, Relation, relations, tree_of, walk_xml
+from uncomp_cli.documents.text import Loss, Text, Wishes, joined
+from uncomp_cli.errors import DocumentError
+
+_KIND = "PowerPoint presentation"
+_TITLES = ("title", "ctrTitle")
+_REPEATED = ("sldNum", "dt", "ftr", "hdr", "sldImg")
+_LISTS = ("body", "obj", "")
+_LOST = {"pic": "picture", "videoFile": "film", "audioFile": "sound", "oleObj": "embedded object"}
+_MOST_POINTS = 10_000
+
+
+def read(data: bytes, wishes: Wishes) -> Text:
+    """The slides of a presentation in their order."""
+    archive = Archive(data, wishes.limits, kind=_KIND)
+    main = next((r.target for r in relations(archive, "", kind=_KIND).values() if r.kind == "officeDocument"), "")
+    main = main or "ppt/presentation.xml"
+    related = relations(archive, main, kind=_KIND)
+    ids = [node.attributes.get("id", "") for node in tree_of(archive, main, kind=_KIND).at("sldIdLst").children]
+    slides = [related[name].target for name in ids if name in related]
+    if not slides:
+        raise DocumentError(f"it is no {_KIND}, or one without slides", hint="open it in a viewer and save it again")
+    wishes.limits.check_pages(len(slides), "slides")
+    lost: Counter[str] = Counter()
+    parts = []
+    for number, part in enumerate(slides, start=1):
+        wishes.progress(number - 1, len(slides))
+        parts.append((f"s{number}", _slide(archive, part, lost)))
+    text, places = joined(parts)
+    return Text(text, places, tuple(Loss(what + "s" * (count > 1), count) for what, count in lost.items()))
+
+
+def _slide(archive: Archive, part: str, lost: Counter[str]) -> str:
+    related = relations(archive, part, kind=_KIND)
+    walk = _Shapes(archive, related, lost)
+    _walk(archive, part, walk)
+    if walk.hidden:
+        lost["hidden slide"] += 1
+        return ""
+    for relation in related.values():
+        if relation.kind == "diagramData":
+            walk.texts.append(_paragraphs(tree_of(archive, relation.target, kind=_KIND), "pt"))
+    notes = [text for r in related.values() if r.kind == "notesSlide" for text in _notes(archive, r.target)]
+    comments = [text for r in related.values() if r.kind == "comments" for text in _comments(archive, r.target)]
+    tail = ["Notes: " + "\n\n".join(notes)] * bool(notes) + ["Comments:\n" + "\n".join(comments)] * bool(comments)
+    return "\n\n".join(text for text in (walk.title, *walk.texts, *tail) if text)
+
+
+def _walk(archive: Archive, part: str, walk: "_Shapes") -> None:
+    if part in archive.names:
+        walk_xml(archive.read(part), walk, kind=_KIND)
+
+
+def _notes(archive: Archive, part: str) -> list[str]:
+    """What the speaker notes say, without the slide's picture and number."""
+    walk = _Shapes(archive, {}, Counter(), flat=True)
+    _walk(archive, part, walk)
+    return [text for text in walk.texts if text]
+
+
+def _comments(archive: Archive, part: str) -> Iterator[str]:
+    for comment in tree_of(archive, part, kind=_KIND).children:
+        text = comment.at("text").text or _paragraphs(comment, "txBody")
+        if text.strip():
+            yield "- " + " ".join(text.split())
+
+
+def _paragraphs(root: Node, within: str) -> str:
+    """The words below elements of a name, a line for each."""
+    lines: list[str] = []
+    nodes: list[tuple[Node, bool]] = [(root, False)]
+    while nodes:
+        node, inside = nodes.pop()
+        if node.tag == "p" and inside:
+            lines.append("")
+        if node.tag == "t" and lines and inside:
+            lines[-1] += node.text
+        nodes += [(child, inside or child.tag == within) for child in reversed(node.children)]
+    return "\n".join(line.strip() for line in lines if line.strip())
+
+
+class _Shapes:
+    """Hears a slide; `title` and `texts` are what its shapes say, in order. `flat`: without lists."""
+
+    def __init__(
+        self, archive: Archive, related: Mapping[str, Relation], lost: Counter[str], *, flat: bool = False
+    ) -> None:
+        self.title, self.texts, self.hidden = "", list[str](), False
+        self._archive, self._related, self._lost, self._flat = archive, related, lost, flat
+        self._out: Markdown | None = None
+        self._equation: Equation | None = None
+        self._role: str | None = None
+        self._skipped = self._list = self._scripts = 0
+        self._in_text = self._in_table = self._item = False
+
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        """An element begins."""
+        if self._skipped or tag in ("Fallback", "bldLst", "timing", "transition"):
+            self._skipped += 1
+        elif self._equation is not None:
+            self._equation.start(tag, attributes)
+        elif tag == "oMath":
+            self._equation = Equation()
+        elif tag in _LOST:
+            self._lost[_LOST[tag]] += 1
+        elif (begin := _STARTS.get(tag)) is not None:
+            begin(self, attributes)
+
+    def data(self, text: str) -> None:
+        """Text."""
+        if self._skipped:
+            return
+        if self._equation is not None:
+            self._equation.write(text)
+        elif self._in_text and self._out is not None:
+            self._out.write(text)
+
+    def end(self, tag: str) -> None:
+        """It ends."""
+        if self._skipped:
+            self._skipped -= 1
+        elif self._equation is not None and tag == "oMath":
+            formula, self._equation = self._equation.text(), None
+            if self._out is not None:
+                self._out.write(f" {formula} ")
+        elif self._equation is not None:
+            self._equation.end(tag)
+        elif (finish := _ENDS.get(tag)) is not None:
+            finish(self)
+
+    # --- shapes
+
+    def _slide(self, attributes: Mapping[str, str]) -> None:
+        self.hidden = attributes.get("show") in ("0", "false")
+
+    def _shape(self, _: Mapping[str, str]) -> None:
+        self._role, self._out = None, Markdown()
+
+    def _named(self, attributes: Mapping[str, str]) -> None:
+        """A shape's alternative text, where it is one of words and not the name of a file."""
+        said = attributes.get("descr", "").strip()
+        if self._out is None and " " in said:
+            self.texts.append(f"[picture: {' '.join(said.split())}]")
+
+    def _placeholder(self, attributes: Mapping[str, str]) -> None:
+        self._role = attributes.get("type", "")
+
+    def _end_shape(self) -> None:
+        text = "" if self._out is None else self._out.text()
+        if self._role in _TITLES:
+            self.title = self.title or ("## " + " ".join(text.split()) if text.strip() else "")
+        elif self._role not in _REPEATED and text.strip():
+            self.texts.append(text)
+        self._out = None
+
+    def _chart(self, attributes: Mapping[str, str]) -> None:
+        relation = self._related.get(attributes.get("id", ""))
+        text = "" if relation is None else _chart_text(tree_of(self._archive, relation.target, kind=_KIND))
+        if text:
+            self.texts.append(text)
+        else:
+            self._lost["chart"] += 1
+
+    # --- paragraphs
+
+    def _paragraph(self, _: Mapping[str, str]) -> None:
+        if self._out is not None:
+            self._out.block()
+            self._item = False
+
+    def _level(self, attributes: Mapping[str, str]) -> None:
+        """A paragraph's properties: in a list of points it is an item."""
+        level = attributes.get("lvl", "0")
+        self._list = int(level) if len(level) == 1 and level in "012345678" else 0
+
+    def _run(self, _: Mapping[str, str]) -> None:
+        if self._out is not None and not self._item:
+            self._item = True
+            if self._role in _LISTS and not self._flat and not self._in_table:
+                self._out.open_item("  " * self._list + "-")
+            self._list = 0
+
+    def _end_paragraph(self) -> None:
+        if self._out is not None:
+            self._close_script()
+            if self._item and self._role in _LISTS and not self._flat and not self._in_table:
+                self._out.close_item()
+            self._out.block()
+
+    def _properties(self, attributes: Mapping[str, str]) -> None:
+        """A run's properties: raised or lowered text."""
+        shift = attributes.get("baseline", "0")
+        if self._out is not None and shift.rstrip("%") not in ("0", ""):
+            self._scripts = -1 if shift.startswith("-") else 1
+            self._out.open_script()
+
+    def _close_script(self) -> None:
+        if self._out is not None and self._scripts:
+            self._out.close_script(low=self._scripts < 0)
+            self._scripts = 0
+
+    def _text(self, _: Mapping[str, str]) -> None:
+        self._in_text = True
+
+    def _end_text(self) -> None:
+        self._in_text = False
+
+    def _break(self, _: Mapping[str, str]) -> None:
+        if self._out is not None:
+            self._out.line_break()
+
+    # --- tables
+
+    def _table(self, _: Mapping[str, str]) -> None:
+        self._out, self._in_table, self._first_row = Markdown(), True, True
+        self._out.open_table()
+
+    def _row(self, _: Mapping[str, str]) -> None:
+        if self._out is not None:
+            self._out.open_row()
+
+    def _end_row(self) -> None:
+        self._first_row = False
+
+    def _cell(self, attributes: Mapping[str, str]) -> None:
+        """A cell; those that another one covers are skipped with all that is in them."""
+        if attributes.get("hMerge") in ("1", "true") or attributes.get("vMerge") in ("1", "true"):
+            self._skipped = 1
+        elif self._out is not None:
+            columns, rows = (_span(attributes.get(name, "")) for name in ("gridSpan", "rowSpan"))
+            self._out.open_cell(header=self._first_row, columns=columns, rows=rows)
+
+    def _end_table(self) -> None:
+        if self._out is not None:
+            self._out.close_table()
+            self.texts.append(self._out.text())
+        self._out, self._in_table = None, False
+
+
+_STARTS = {
+    "sld": _Shapes._slide, "sp": _Shapes._shape, "cxnSp": _Shapes._shape, "cNvPr": _Shapes._named,
+    "ph": _Shapes._placeholder, "chart": _Shapes._chart, "p": _Shapes._paragraph, "pPr": _Shapes._level,
+    "r": _Shapes._run, "fld": _Shapes._run, "rPr": _Shapes._properties, "t": _Shapes._text, "br": _Shapes._break,
+    "tbl": _Shapes._table, "tr": _Shapes._row, "tc": _Shapes._cell,
+}  # fmt: skip
+_ENDS = {
+    "sp": _Shapes._end_shape, "cxnSp": _Shapes._end_shape, "p": _Shapes._end_paragraph, "r": _Shapes._close_script,
+    "t": _Shapes._end_text, "tr": _Shapes._end_row, "tbl": _Shapes._end_table,
+}  # fmt: skip
+
+
+def _span(text: str) -> int:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 4 else 1
+
+
+# --- charts
+
+
+def _chart_text(root: Node) -> str:
+    """A chart's title and the numbers that it draws, a column a series."""
+    title = " ".join(_paragraphs(root.at("chart", "title"), "rich").split())
+    rows: dict[str, list[str]] = {}
+    names: list[str] = []
+    for plot in root.at("chart", "plotArea").children:
+        for series in plot.each("ser"):
+            names.append(_values(series.at("tx")).get("0", "") or f"series {len(names) + 1}")
+            labels = _values(series.at("cat")) or _values(series.at("xVal"))
+            for index, value in (_values(series.at("val")) or _values(series.at("yVal"))).items():
+                row = rows.setdefault(labels.get(index, index), [])
+                row += [""] * (len(names) - 1 - len(row)) + [value]
+    if not rows:
+        return f"Chart: {title}" if title else ""
+    table = [[Cell([cell], header=True) for cell in ("", *names)]]
+    table += [[Cell([cell]) for cell in (label, *values)] for label, values in rows.items()]
+    return "\n".join([f"Chart: {title}".removesuffix(": "), "", *table_lines(table)])
+
+
+def _values(node: Node) -> dict[str, str]:
+    """The points of a series by their index: they lie in a cache two or three elements down."""
+    caches: Sequence[Node] = [node]
+    for _ in range(3):
+        points = [point for cache in caches for point in cache.each("pt")]
+        if points:
+            return {p.attributes.get("idx", ""): p.at("v").text for p in points[:_MOST_POINTS]}
+        caches = [child for cache in caches for child in cache.children]
+    return {"0": node.at("v").text} if node.at("v").text else {}
