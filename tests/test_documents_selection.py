@@ -138,10 +138,14 @@ def test_many_files_that_are_skipped_are_one_line() -> None:
     result = read_documents(["d"])
     assert [remark.text for remark in result.remarks] == [
         "skipped 209 files and folders: 200 × suffix '.png' is not known as a document; "
-        "7 × suffix '.zip' is not known as a document; 1 × hidden; 1 for other reasons; -v lists them"
+        "7 × suffix '.zip' is not known as a document; d/.hidden: hidden; 1 for other reasons; -v lists them"
     ]
     assert result.warnings == [remark.text for remark in result.remarks]
-    (Path("d") / "b.mp3").unlink()
+    Path("d/b.mp3").unlink()
+    Path("d/bad.txt").write_bytes(b"\0")
+    (remark,) = read_documents(["d"]).remarks
+    assert remark.text.startswith("skipped 209 files and folders: d/bad.txt: it is a binary file")
+    Path("d/bad.txt").unlink()
     few = read_documents(["d"], include=["*.txt", "*.mp3"])
     assert few.remarks == []
 

@@ -22,6 +22,7 @@ from uncomp_cli.errors import DocumentError, UncompError, UsageError
 from uncomp_cli.steps import Progress, finished
 
 _LISTED = 3
+_USUAL = ("hidden", "suffix ", "left out by ", "a link ", "a broken link")
 _STDIN = "-"
 _STDIN_CANDIDATE = Candidate(Path(_STDIN))
 
@@ -78,11 +79,14 @@ class DocumentSet:
 
 
 def _together(found: list[Remark], skipped: Sequence[tuple[str, str]]) -> list[Remark]:
-    """`skipped 2,004 files: 1,990 × suffix '.png' is …; 12 × hidden; 2 for other reasons; -v lists them`."""
+    """`skipped 2,004 files and folders: bad.pdf: it is no PDF; 1,990 × suffix '.png' is …; 12 × hidden; …`."""
     if len(found) <= _LISTED:
         return found
-    reasons = Counter(reason for _, reason in skipped).most_common()
-    listed = [f"{count:,} × {reason}" for reason, count in reasons[:_LISTED]]
+    counts, paths = Counter(reason for _, reason in skipped), {reason: path for path, reason in skipped}
+    reasons = sorted(counts.items(), key=lambda item: (item[0].startswith(_USUAL), -item[1]))  # what failed comes first
+    listed = [
+        f"{count:,} × {reason}" if count > 1 else f"{paths[reason]}: {reason}" for reason, count in reasons[:_LISTED]
+    ]
     others = sum(count for _, count in reasons[_LISTED:])
     listed += [f"{others:,} for other reasons"] if others else []
     text = f"skipped {len(found):,} files and folders: {'; '.join(listed)}; -v lists them"
