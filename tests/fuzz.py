@@ -4,7 +4,8 @@
 
 Each input is a valid file of its kind that was changed (support/mutation.py), read by what a user would read it with.
 Counted are errors that nobody foresaw, errors without a hint, inputs that take more than 5 s, and those that
-take more than 300 MB. To add a kind: a class with `name`, `prepare`, `mutate` and `use`, one line in KINDS.
+take more than 300 MB; a document's parser has a process of its own, which ends where it would take more. To add a kind:
+a class with `name`, `prepare`, `mutate` and `use`, one line in KINDS; a format of documents is in support/unsafe.py.
 """
 
 import argparse
@@ -15,10 +16,10 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ import typer
 
 from support.damaged import Manifests, Presets, Profiles, Results, SavedDocuments, Sessions
 from support.gguf_files import GgufHeaders
+from support.unsafe import FORMATS, Documents, Questions
 from uncomp_cli.engine.spend.memory import peak_bytes, reset_peak, resident_bytes
 from uncomp_cli.errors import UncompError
 
@@ -52,9 +54,10 @@ class Kind(Protocol):
         """Read it as commands do; raises UncompError for what is refused."""
 
 
-KINDS: dict[str, type[Kind]] = {
-    each.name: each for each in (Presets, Profiles, Sessions, SavedDocuments, Results, Manifests, GgufHeaders)
-}
+KINDS: dict[str, Callable[[], Kind]] = {
+    each.name: each
+    for each in (Presets, Profiles, Sessions, SavedDocuments, Results, Manifests, GgufHeaders, Questions)
+} | {name: partial(Documents, name) for name in FORMATS}
 
 
 @dataclass

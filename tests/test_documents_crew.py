@@ -44,6 +44,7 @@ def crew(_with_hostile_readers: None) -> Iterator[Crew]:
         ("fill", DoesNotFitError, "it takes more than 286 MiB of memory to read"),
         ("crash", DocumentError, "it ends the program that reads it (SIGSEGV), so it is damaged"),
         ("leave", DocumentError, "it ends the program that reads it (code 7), so it is damaged"),
+        ("be full", DocumentError, "it ends the program that reads it (code 0), so it is damaged"),
         ("fail", DocumentError, "its reader fails (TypeError: no such thing), so it is damaged"),
     ],
 )
@@ -75,6 +76,16 @@ def test_all_of_a_text_comes_back_and_all_wishes_arrive(crew: Crew) -> None:
     assert crew.read(b"wishes", HOSTILE, wishes).text == "pass word koi8-r 3"
     assert crew.read(b"chatter", HOSTILE, NO_WISHES).text == "said nothing"
     assert crew.read(b"halves", HOSTILE, NO_WISHES).text == "\U0001f600 \ufffd."
+
+
+def test_a_refusal_costs_no_child_and_one_that_has_grown_is_replaced(crew: Crew) -> None:
+    crew.read(b"x", HOSTILE, NO_WISHES)
+    before = [child.process for child in crew._children]
+    with pytest.raises(DocumentError):
+        crew.read(b"fail", HOSTILE, NO_WISHES)
+    assert [child.process for child in crew._children] == before
+    assert crew.read(b"grow", HOSTILE, NO_WISHES) == Text("grown")
+    assert crew.read(b"next", HOSTILE, NO_WISHES) == Text("next")
 
 
 def test_children_stay_and_are_as_many_as_cores(crew: Crew) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from uncomp_cli.documents.text import Loss, Place, Text, Wishes
 
+_LEFT: list[bytearray] = []
+
 
 def read(data: bytes, wishes: Wishes) -> Text:
     """What the first word of the file is here, or its text."""
@@ -37,6 +39,11 @@ def _crash(_: Wishes) -> Text:
     return Text("")
 
 
+def _grow(_: Wishes) -> Text:
+    _LEFT.append(bytearray(200 * 2**20))
+    return Text("grown")
+
+
 def _write(_: Wishes) -> Text:
     with tempfile.TemporaryFile(buffering=0) as file:
         return Text(str(file.write(b"x" * 100)))
@@ -55,6 +62,8 @@ _DEEDS: dict[bytes, Callable[[Wishes], Text]] = {
     b"crash": _crash,
     b"leave": _leave,
     b"fail": _fail,
+    b"grow": _grow,
+    b"be full": lambda _: os._exit(0),
     b"write": _write,
     b"chatter": _chatter,
     b"slow pages": _slow,

@@ -104,7 +104,9 @@ class Crew:
         child = self._take()
         try:
             return _read(child, data, _job(data, chosen, wishes, self._seconds), wishes.progress)
-        except BaseException:
+        except (DocumentError, DoesNotFitError):
+            raise
+        except BaseException:  # in the middle of an answer
             child.stop()
             raise
         finally:
@@ -132,6 +134,19 @@ def _job(data: bytes, chosen: Format, wishes: Wishes, seconds: float) -> dict[st
 
 
 def _read(child: Child, data: bytes, job: dict[str, Any], progress: Callable[[int, int], None]) -> Text:
+    """The text, from a fresh child where this one had left because it was full."""
+    for _ in range(2):
+        found = _heard(child, data, job, progress)
+        if found is not None:
+            return found
+        code = child.stop(wait_s=1)
+        if code != 0:
+            break
+    raise _ended(code, job)
+
+
+def _heard(child: Child, data: bytes, job: dict[str, Any], progress: Callable[[int, int], None]) -> Text | None:
+    """What a child answers; None where it ends instead."""
     child.send(json.dumps(job).encode() + b"\n", data)
     while line := child.hear():
         if line.startswith(_STEP):
@@ -142,7 +157,7 @@ def _read(child: Child, data: bytes, job: dict[str, Any], progress: Callable[[in
             raise _KINDS[kind](problem, hint=hint)
         else:
             return text_of(line)
-    raise _ended(child.stop(wait_s=1), job)
+    return None
 
 
 def _ended(code: int | None, job: dict[str, Any]) -> UncompError:
@@ -175,7 +190,7 @@ def serve() -> None:
         reply = _reply(job, data, lambda step: say(json.dumps(step)))
         allow(0)
         say(json.dumps(reply))
-        if "problem" in reply or address_bytes() > begun_bytes + _GROWN_BYTES:
+        if address_bytes() > begun_bytes + _GROWN_BYTES:
             return
 
 
