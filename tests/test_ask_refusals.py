@@ -211,10 +211,23 @@ def test_several_texts_and_questions_too_are_refused_before_the_weights_are_load
     assert "(its KV cache is " in hint
     assert "ask the 2 documents by themselves with --each" in hint
     assert f"leave out {tokens - TRAINED_LENGTH:,} tokens" in hint
-    for name in ("notes.txt", "more.txt"):
-        Path(name).write_text("x" * (TRAINED_LENGTH + 100))
-    code, said, _ = refused(*about("-f", "more.txt", "--each", model=tiny_model))
-    assert (code, said.startswith("none of 2 documents fits; of the shortest the prompt has 4,2")) == (3, True)
+
+
+def test_with_each_too_long_texts_are_told_one_by_one_before_the_weights_are_loaded(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("uncomp_cli.models.loading.load_weights", lambda *_, **__: pytest.fail("weights are loaded"))
+    Path("notes.txt").write_text("x" * (TRAINED_LENGTH + 100))
+    Path("more.txt").write_text("y" * 2 * TRAINED_LENGTH)
+    assert run(["ask", *about("-f", "more.txt", "--each", "--json", "-Q", "When?", model=tiny_model)]) == 3
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [(row["files"][0]["path"], row["question"]) for row in rows] == [
+        (name, question) for name in ("notes.txt", "more.txt") for question in ("Where?", "When?")
+    ]
+    said = [line for line in err.splitlines() if line.startswith("error:")]
+    begins = ["error: notes.txt: the prompt has 4,2", "error: more.txt: the prompt has 8,2"]
+    assert [line[: len(begin)] for line, begin in zip(said, begins, strict=True)] == begins
 
 
 def test_a_huge_text_is_refused_without_making_tokens_of_it(

@@ -1,9 +1,8 @@
 """`uncomp ask --dry-run`: what asking would take, from tokenizer and shape alone; no weights are loaded."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.asking.events import Event, Foreseen, Noted
@@ -49,43 +48,49 @@ def forecast(request: Request, contexts: Sequence[DocumentSet], questions: Seque
         yield (yield from during("preparing the prompt", work)) if number == 0 else work()
 
 
-def refuse_ahead(
-    request: Request,
-    documents: DocumentSet,
-    questions: Sequence[str],
-    preset: "Preset",
-    path: Path,
-    spec: "ModelSpec",
-) -> None:
-    """Raise DoesNotFitError where every text is too long for the model in `path`, before it is loaded.
+def too_long_ahead(
+    request: Request, documents: DocumentSet, questions: Sequence[str], preset: "Preset"
+) -> Generator[Event, None, list[DoesNotFitError]]:
+    """Why each context is too long for the model, which is not loaded for it; none where one of them fits.
 
-    Where one of several fits, it is to be answered, and the others are told of in their turn. A text of half as many
-    bytes as the model reads tokens fits, whatever stands around it: such a one is not looked at twice.
+    It is to be answered then, and the others are told of in their turn. A text of half as many bytes as the model reads
+    tokens fits, whatever stands around it: such a one is not looked at twice. Raises DoesNotFitError for the weights.
     """
-    from uncomp_cli.engine.spend.compression import too_long
-    from uncomp_cli.models.catalog import show_model
     from uncomp_cli.models.checkpoint import load_tokenizer
 
-    choice, contexts = request.model.rope_choice, request.contexts(documents) if documents.documents else []
-    is_cut = request.truncate is not None or (choice is not None and choice.kind == "auto")
-    if is_cut or any(2 * _bytes(each) <= spec.trained_length for each in contexts) or not contexts:
-        return
-    tokenizer = load_tokenizer(request.model.tokenizer or path)
-    lengths: list[_Length] = []
+    path = yield from fetch(request.model)
+
+    def measure() -> list[DoesNotFitError]:
+        spec, choice = weigh(request.model, path)[0], request.model.rope_choice
+        contexts = request.contexts(documents) if documents.documents else []
+        is_cut = request.truncate is not None or (choice is not None and choice.kind == "auto")
+        if is_cut or not contexts or any(2 * _bytes(each) <= spec.trained_length for each in contexts):
+            return []
+        tokenizer = load_tokenizer(request.model.tokenizer or path)
+        return _refusals(request, documents, partial(_length, request, questions, tokenizer, spec, preset), spec)
+
+    return (yield from during("measuring", measure))
+
+
+def _refusals(
+    request: Request, documents: DocumentSet, length: "Callable[[DocumentSet], _Length]", spec: "ModelSpec"
+) -> list[DoesNotFitError]:
+    from uncomp_cli.engine.spend.compression import too_long
+    from uncomp_cli.models.catalog import show_model
+
+    contexts, lengths = request.contexts(documents), list[_Length]()
     for each in contexts:
-        lengths.append(_length(request, each, questions, tokenizer, spec, preset))
+        lengths.append(length(each))
         if lengths[-1].tokens < spec.trained_length:
-            return
-    least, trained = min(lengths, key=lambda length: length.tokens), show_model(request.model.name).trained_length
-    others, count = "", len(documents.documents)
-    if len(contexts) < count and least.tokens * max(map(_bytes, apart(documents))) < spec.trained_length * _bytes(
-        documents
-    ):
-        others = f"ask the {count:,} documents by themselves with --each, "
-    error = too_long(spec, least.tokens, trained_length=trained, counted=least.counted, others=others)
-    if len(contexts) > 1:
-        raise DoesNotFitError(f"none of {count:,} documents fits; of the shortest {error.message}", hint=error.hint)
-    raise error
+            return []
+    trained, others, count = show_model(request.model.name).trained_length, "", len(documents.documents)
+    if len(contexts) < count:
+        longest = max(map(_bytes, apart(documents))) / _bytes(documents)
+        if lengths[0].tokens * longest < spec.trained_length:
+            others = f"ask the {count:,} documents by themselves with --each, "
+    return [
+        too_long(spec, each.tokens, trained_length=trained, counted=each.counted, others=others) for each in lengths
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +103,11 @@ class _Length:
 
 def _length(
     request: Request,
-    documents: DocumentSet,
     questions: Sequence[str],
     tokenizer: Any,
     spec: "ModelSpec",
     preset: "Preset",
+    documents: DocumentSet,
 ) -> _Length:
     """How long a prompt is; what is too long by its letters alone is not made tokens: a sample says about how many."""
     from uncomp_cli.engine.tokens.prompt import count_tokens

@@ -10,13 +10,12 @@ import shlex
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from uncomp_cli.asking.doubts import check_calibrated, check_fail_under, check_lengths
 from uncomp_cli.asking.events import Event, Noted, Refused, Turn, Warned
-from uncomp_cli.asking.forecast import forecast, refuse_ahead
+from uncomp_cli.asking.forecast import forecast, too_long_ahead
 from uncomp_cli.asking.material import pinned_tokens, prompt_lengths, resolve, sources_of
 from uncomp_cli.asking.queue import Queue
 from uncomp_cli.asking.request import Request, check_text
@@ -27,7 +26,7 @@ from uncomp_cli.documents.encoding import decode
 from uncomp_cli.documents.intake import take_file
 from uncomp_cli.documents.places import Places
 from uncomp_cli.documents.text import Text, Wishes
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.schema import inside
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def run(request: Request) -> Generator[Event, None, None]:
         check_risk(request, (yield from during("preparing", request.choice.stored)))
     documents = yield from gather_documents(request)
     if documents.failures:
-        yield from refused(documents, questions)
+        yield from (_refusal(path, error, questions) for path, error in documents.failures)
         if not documents.documents:
             return
     request = replace(request, pins=resolve(request.pins, [document.path for document in documents.documents]))
@@ -62,7 +61,14 @@ def run(request: Request) -> Generator[Event, None, None]:
     if request.dry_run:
         yield from forecast(request, request.contexts(documents), questions)
         return
-    loaded = yield from load(request.model, partial(refuse_ahead, request, documents, questions, preset))
+    unfit = yield from too_long_ahead(request, documents, questions, preset)
+    if unfit and not request.each:
+        raise unfit[0]
+    if unfit:
+        for document, error in zip(documents.documents, unfit, strict=True):
+            yield replace(_refusal(document.path, error, questions), title=document.path)
+        return
+    loaded = yield from load(request.model)
     from uncomp_cli.engine.engine import Engine
     from uncomp_cli.models.runnable import fingerprint
 
@@ -87,11 +93,11 @@ def ask(
     return Queue(engine, preset, questions, request).run(contexts)
 
 
-def refused(documents: DocumentSet, questions: Sequence[str]) -> Iterator[Refused]:
-    """Of every document that could not be read the questions that have no answer."""
-    for path, error in documents.failures:
-        turns = [Turn(question, number, len(questions), path) for number, question in enumerate(questions)]
-        yield Refused(error, "", turns)
+def _refusal(path: str, error: UncompError, questions: Sequence[str]) -> Refused:
+    """Of a document that is not asked about the questions, which have no answer."""
+    return Refused(
+        error, "", [Turn(question, number, len(questions), path) for number, question in enumerate(questions)]
+    )
 
 
 def told(documents: DocumentSet) -> Iterator[Warned]:

@@ -1,12 +1,11 @@
 """`uncomp compare`: one prompt under two settings side by side, by default the full cache and the chosen preset."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uncomp_cli.asking.forecast import refuse_ahead
+from uncomp_cli.asking.forecast import too_long_ahead
 from uncomp_cli.asking.material import build_prompt, describe_files
 from uncomp_cli.asking.pipeline import gather_documents, gather_questions
 from uncomp_cli.asking.readout import SCHEMA_VERSION, About, answer_record
@@ -90,7 +89,9 @@ def run_compare(job: Request, against: str, output: TableOptions, terminal: Term
     documents = show(gather_documents(job), terminal)
     with loading(terminal, "preparing"):
         chosen, other = job.preset.stored(), parse_side(against, seed=job.sampling.seed)
-    loaded = show(load(job.model, partial(refuse_ahead, job, documents, [question], chosen)), terminal)
+    for refusal in show(too_long_ahead(job, documents, [question], chosen), terminal):
+        raise refusal
+    loaded = show(load(job.model), terminal)
     from uncomp_cli.models.runnable import fingerprint
 
     chosen, notes = job.preset.settled(fingerprint(loaded))
