@@ -6,6 +6,7 @@ RFC 4180. `r7` is the row that the file has as its seventh, wherever a cell hold
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,8 @@ from uncomp_cli.documents.text import Text, Wishes, joined
 
 _DELIMITERS = ",;\t|"
 _SAMPLE_ROWS = 50
-_SAMPLE_CHARS = 2**16
+_SAMPLE_CHARS = 2**14
+_QUOTED = re.compile(rf'(?:^|(?<=[{_DELIMITERS}]))"(?:[^"]|""){{0,2000}}"(?=[{_DELIMITERS}]|$)', re.MULTILINE)
 _LONGEST_CELL = 2**24
 
 
@@ -50,25 +52,17 @@ def _delimiter(text: str) -> str:
     said = text[:6].lower()
     if said.startswith("sep=") and said[4:5] in _DELIMITERS:
         return said[4:5]
-    sample = text[:_SAMPLE_CHARS]
-    if len(sample) < len(text):
+    sample = _QUOTED.sub("", text[:_SAMPLE_CHARS])
+    if len(text) > _SAMPLE_CHARS:
         sample = sample[: sample.rfind("\n") + 1] or sample
-    scores = {delimiter: _score(sample, delimiter) for delimiter in _DELIMITERS}
+    lines = [line for line in sample.split("\n")[:_SAMPLE_ROWS] if line]
+    scores = {delimiter: _score(lines, delimiter) for delimiter in _DELIMITERS}
     best = max(scores, key=lambda delimiter: scores[delimiter])
     return best if scores[best] > (0, 0) else ""
 
 
-def _score(sample: str, delimiter: str) -> tuple[float, int]:
-    """How large a share of the rows has the commonest number of cells, and that number; zeros where it is one."""
-    try:
-        widths = [len(row) for row, _ in zip(_parsed(sample, delimiter), range(_SAMPLE_ROWS), strict=False) if row]
-    except csv.Error:
-        return 0, 0
-    if not widths:
-        return 0, 0
-    width, count = Counter(widths).most_common(1)[0]
-    return (round(count / len(widths), 1), width) if width > 1 else (0, 0)
-
-
-def _parsed(sample: str, delimiter: str) -> Sequence[Sequence[str]]:
-    return list(csv.reader(io.StringIO(sample), delimiter=delimiter))
+def _score(lines: Sequence[str], delimiter: str) -> tuple[float, int]:
+    """How large a share of the lines has the commonest number of cells, and that number; zeros where it is one."""
+    widths = Counter(line.count(delimiter) + 1 for line in lines)
+    width, count = max(widths.items(), key=lambda item: item[1], default=(0, 0))
+    return (round(count / len(lines), 1), width) if width > 1 else (0, 0)
