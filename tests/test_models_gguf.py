@@ -9,7 +9,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from support.gguf_files import (
     HEAD_DIM,
@@ -19,11 +18,14 @@ from support.gguf_files import (
     tiny_llama,
     write_gguf,
 )
+from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.engine.forward.attention import AppendState
+from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models import conversion, sources
 from uncomp_cli.models.catalog import ensure_local, list_models, local_path, remove_model, show_model
-from uncomp_cli.models.gguf import convert_gguf, llama3_divisors
-from uncomp_cli.models.loading import load_model
+from uncomp_cli.models.gguf import llama3_divisors, prepare_gguf
+from uncomp_cli.models.loading import footprint, load_model
 
 
 @pytest.fixture(autouse=True)
@@ -37,38 +39,77 @@ def stock():
     return tiny_llama()
 
 
+IDS, READ = torch.arange(40)[None], 34
+WIDE = {"hidden_size": 256, "intermediate_size": 512}
+FAMILIES = {
+    "llama": ("Llama", {}),
+    "qwen2": ("Qwen2", {}),
+    "gemma3": ("Gemma3Text", {"head_dim": 64, "sliding_window": 8, "query_pre_attn_scalar": 64}),
+}
+
+
+def pulled(path, **settings):
+    """The model of a file, loaded."""
+    list(ensure_local(str(path)))
+    return load_model(str(path), device="cpu", **settings)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def mixed(kind):
+    """Q4_K_M and its like: other kinds for some matrices."""
+    return lambda name: kind if "attn_v" not in name and "token_embd" not in name else "Q6_K"
+
+
 @pytest.mark.parametrize(
-    ("dtype", "file_type", "stored", "tolerance"),
-    [(np.float32, 0, torch.float32, 1e-6), (np.float16, 1, torch.float16, 2e-3)],
+    ("kind", "file_type", "stored", "tolerance"), [("F32", 0, "float32", 1e-5), ("F16", 1, "float16", 2e-3)]
 )
-def test_a_converted_file_computes_what_its_original_computes(tmp_path, stock, dtype, file_type, stored, tolerance):
-    path = write_gguf(tmp_path / "tiny.gguf", stock, dtype=dtype, file_type=file_type)
-    target = tmp_path / "out"
-    target.mkdir()
-    steps = list(convert_gguf(path, target))
-    assert [step.stage for step in steps][-1] == "save"
-    assert steps[-2].done == steps[-2].total
-    model = AutoModelForCausalLM.from_pretrained(target, dtype="auto")
-    config = model.config
-    assert model.dtype == stored
+def test_a_file_computes_what_its_original_computes(tmp_path, stock, kind, file_type, stored, tolerance):
+    path = write_gguf(tmp_path / "tiny.gguf", stock, kind=lambda name: kind, file_type=file_type)
+    loaded = pulled(path)
+    config = loaded.model.config
+    assert loaded.info.dtype == stored
     assert config.rope_parameters["rope_theta"] == 50000.0
     assert (config.max_position_embeddings, config.tie_word_embeddings) == (512, True)
     assert config.rms_norm_eps == pytest.approx(1e-5, rel=1e-6)
     assert getattr(config, "quantization_config", None) is None
-    ids = torch.arange(20)[None]
-    with torch.no_grad():
-        torch.testing.assert_close(model.float()(ids).logits, stock(ids).logits, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(logits(loaded.model), logits(stock), atol=tolerance, rtol=tolerance)
 
 
-def test_weights_that_overflow_float16_stay_float32(tmp_path, stock):
-    with torch.no_grad():
-        stock.model.norm.weight[0] = 1e6
-    target = tmp_path / "out"
-    target.mkdir()
-    list(convert_gguf(write_gguf(tmp_path / "tiny.gguf", stock, dtype=np.float16, file_type=1), target))
-    model = AutoModelForCausalLM.from_pretrained(target, dtype="auto")
-    assert model.dtype == torch.float32
-    assert model.model.norm.weight[0] == 1e6
+@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"])
+def test_every_kind_of_blocks_computes_what_its_numbers_compute(tmp_path, architecture, kind):
+    """Read in one pass, and written, with activations of 16 bits; with tied and untied logits, and biases."""
+    family, more = FAMILIES[architecture]
+    model = tiny_llama(family, **WIDE, tie_word_embeddings=kind != "Q5_1", **more)
+    path = write_gguf(tmp_path / "tiny.gguf", model, architecture=architecture, kind=mixed(kind))
+    kept, wide = pulled(path), load_model(str(path), device="cpu", widened=True)
+    _, told = footprint(local_path(str(path)), dtype="auto", device=kept.device, quantize="none")
+    assert kept.weights_bytes == pytest.approx(told, abs=1024)  # frequencies of positions
+    assert kept.weights_bytes < path.stat().st_size * 1.2
+    torch.testing.assert_close(logits(kept.model), logits(wide.model), atol=1e-4, rtol=0)
+    expected = logits(wide.model)
+    decoder = Decoder(kept.model, kept.spec)
+    assert decoder._program is not None
+    found, expected = read_and_written(decoder), expected[0]
+    torch.testing.assert_close(found[:READ], expected[:READ], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[READ:], expected[READ:], atol=1e-3 * float(expected.std()), rtol=0)
+
+
+def read_and_written(decoder):
+    """Logits of all ids: of READ in one pass, then token by token."""
+    spec = decoder.spec
+    cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads)
+    at = torch.arange(IDS.shape[1])[None]
+    rows = [(0, READ), *((index, index + 1) for index in range(READ, IDS.shape[1]))]
+    found = []
+    for first, last in rows:
+        state = AppendState(cache, at[:, first:last])
+        found.append(decoder.forward(IDS[:, first:last], at[:, first:last], state, last - first)[0])
+    return torch.cat(found)
 
 
 def test_a_file_is_converted_once_and_known_by_content(tmp_path, stock):
@@ -181,7 +222,7 @@ def test_a_header_that_promises_too_much_is_one_model_error(tmp_path, stock, dam
     (tmp_path / "out").mkdir()
     begun = time.perf_counter()
     with pytest.raises(ModelError) as caught:
-        list(convert_gguf(broken, tmp_path / "out"))
+        list(prepare_gguf([broken], tmp_path / "out"))
     assert caught.value.hint
     assert time.perf_counter() - begun < 1
 
@@ -192,7 +233,7 @@ def test_a_piece_that_is_too_long_to_be_one_is_refused(tmp_path, stock):
         writer.add_token_list([*TOKENS[:-1], "x" * 100_000])
 
     with pytest.raises(ModelError, match="100,000 bytes"):
-        list(convert_gguf(write_gguf(tmp_path / "long.gguf", stock, edit=edit), tmp_path))
+        list(prepare_gguf([write_gguf(tmp_path / "long.gguf", stock, edit=edit)], tmp_path))
 
 
 def test_a_mutated_file_converts_or_is_one_model_error(tmp_path, stock):
@@ -206,7 +247,7 @@ def test_a_mutated_file_converts_or_is_one_model_error(tmp_path, stock):
             mutated[at : at + random.choice([1, 4, 8])] = random.randbytes(random.choice([0, 1, 4, 8]))
         (tmp_path / "mutated.gguf").write_bytes(mutated)
         try:
-            list(convert_gguf(tmp_path / "mutated.gguf", tmp_path / "out"))
+            list(prepare_gguf([tmp_path / "mutated.gguf"], tmp_path / "out"))
             outcomes.add("converted")
         except ModelError:
             outcomes.add("refused")

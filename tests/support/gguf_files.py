@@ -8,66 +8,62 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+import transformers
 from tokenizers import pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from support.mutation import damage_bytes
-from uncomp_cli.models.gguf import convert_gguf, licence_of
+from uncomp_cli.models.gguf import licence_of, prepare_gguf
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER = 2, 4, 2, 8, 32, 64
 TOKENS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|end|>"]
-NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
+PERMUTED = ("llama",)
+SCALES_AT = {"Q6_K": (208,), **dict.fromkeys(("Q8_0", "Q4_0", "Q5_0"), (0,)), **dict.fromkeys(("Q4_K", "Q5_K"), (0, 2))}
+SHAPE: dict[str, Any] = {
+    "vocab_size": len(TOKENS),
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "pad_token_id": None,
 }
 
 
-def tiny_llama() -> LlamaForCausalLM:
-    """A random Llama, the oracle."""
+def tiny_llama(family: str = "Llama", **more: Any) -> Any:
+    """A random model of a family, the oracle."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(TOKENS),
-        hidden_size=HIDDEN,
-        intermediate_size=INNER,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        max_position_embeddings=512,
-        rope_parameters={"rope_type": "default", "rope_theta": 50000.0},
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config).eval()
+    theta = {"rope_parameters": {"rope_type": "default", "rope_theta": 50000.0}}
+    config = getattr(transformers, f"{family}Config")(**{**SHAPE, **theta, **more})
+    return getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config).eval()
 
 
 def write_gguf(
     path: Path,
-    model: LlamaForCausalLM,
+    model: Any,
     *,
     architecture: str = "llama",
     pre: str = "smollm",
-    dtype: Any = np.float32,
+    kind: Callable[[str], str] = lambda name: "F32",
     file_type: int = 0,
     edit: Callable[[Any], None] | None = None,
 ) -> Path:
-    """What llama.cpp's converter writes for a Llama, with its permuted query and key weights."""
-    writer = gguf.GGUFWriter(str(path), architecture)
-    writer.add_block_count(LAYERS)
-    writer.add_context_length(512)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
+    """What llama.cpp's converter writes: matrices of the kind that their names say, of Llama's with permuted rows."""
+    writer, config = gguf.GGUFWriter(str(path), architecture), model.config
+    head_dim = model.model.layers[0].self_attn.head_dim
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(50000.0)
-    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
     writer.add_file_type(file_type)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
@@ -77,10 +73,12 @@ def write_gguf(
     writer.add_eos_token_id(len(TOKENS) - 1)
     if edit:
         edit(writer)
+    known = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "gemma3": gguf.MODEL_ARCH.GEMMA3}
+    names = gguf.get_tensor_name_map(known.get(architecture, gguf.MODEL_ARCH.LLAMA), config.num_hidden_layers)
     for name, values in model.state_dict().items():
-        if name != "lm_head.weight":
-            kind = dtype if values.dim() > 1 else np.float32
-            writer.add_tensor(gguf_name(name), permuted(name, values).numpy().astype(kind))
+        if name != "lm_head.weight" or not config.tie_word_embeddings:
+            stem, _, leaf = name.rpartition(".")
+            _add(writer, f"{names.get_name(stem)}.{leaf}", _stored(name, values, config, architecture), kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -88,22 +86,44 @@ def write_gguf(
     return path
 
 
-def gguf_name(name: str) -> str:
-    if not name.startswith("model.layers."):
-        return {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}[name]
-    _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{NAMES[rest.removesuffix('.weight')]}.weight"
+def _stored(name: str, values: torch.Tensor, config: Any, architecture: str) -> np.ndarray:
+    """A weight as the converter has it."""
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    count = next((heads[part] for part in heads if part in name), None)
+    if count is not None and architecture in PERMUTED:
+        values = (
+            values.reshape(count, 2, len(values) // count // 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+        )
+    if architecture == "gemma3" and name.endswith("norm.weight"):
+        values = values + 1
+    return values.numpy()
 
 
-def permuted(name: str, values: torch.Tensor) -> torch.Tensor:
-    heads = HEADS if "q_proj" in name else KV_HEADS if "k_proj" in name else None
-    if heads is None:
-        return values
-    return values.reshape(heads, 2, HEAD_DIM // 2, HIDDEN).swapaxes(1, 2).reshape(values.shape)
+def _add(writer: Any, name: str, values: np.ndarray, kind: Callable[[str], str]) -> None:
+    named = gguf.GGMLQuantizationType[kind(name) if values.ndim > 1 else "F32"]
+    if named.name in ("F32", "F16"):
+        writer.add_tensor(name, values.astype(np.float32 if named.name == "F32" else np.float16))
+        return
+    try:
+        packed = gguf.quantize(values, named)
+    except NotImplementedError:
+        packed = _random_blocks(named, values.shape)
+    writer.add_tensor(name, packed, raw_dtype=named)
+
+
+def _random_blocks(kind: gguf.GGMLQuantizationType, shape: tuple[int, ...]) -> np.ndarray:
+    """Blocks of random bits with small scales: gguf cannot quantize to all kinds that it reads."""
+    cols, size = gguf.GGML_QUANT_SIZES[kind]
+    chance = np.random.default_rng(0)
+    blocks = chance.integers(0, 256, (shape[0], shape[1] // cols, size), dtype=np.uint8)
+    for at in SCALES_AT.get(kind.name, (size - 4, size - 2) if kind.name in ("Q2_K", "Q3_K") else (0,)):
+        scales = (chance.standard_normal(blocks.shape[:2]) * 2e-5).astype(np.float16)
+        blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
+    return blocks.reshape(shape[0], -1)
 
 
 class GgufHeaders:
-    """A GGUF file whose header is damaged, converted as a model that is named by its file."""
+    """A GGUF file whose header is damaged, read as a model that is named by its file."""
 
     name = "gguf"
 
@@ -119,6 +139,6 @@ class GgufHeaders:
 
     def use(self, data: bytes) -> None:
         self.file.write_bytes(data)
-        licence_of(self.file)
-        for _ in convert_gguf(self.file, self.target):
+        for _ in prepare_gguf([self.file], self.target):
             pass
+        licence_of(self.file)

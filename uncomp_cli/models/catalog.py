@@ -38,7 +38,10 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model on this machine. `kv_bytes_per_token` and `dtype` are those of the stored weights."""
+    """A model on this machine. `kv_bytes_per_token` and `dtype` are those of the stored weights.
+
+    `size_bytes` are those of all its files; `outside` are weights that are not in its directory.
+    """
 
     name: str
     path: Path
@@ -54,6 +57,7 @@ class ModelInfo:
     dtype: str
     licence: str | None
     size_bytes: int
+    outside: tuple[str, ...] = ()
 
 
 def known_names() -> list[str]:
@@ -119,6 +123,8 @@ def show_model(name: str) -> ModelInfo:
     note = read_manifest(path)
     dtype = dtype_name(stored_dtype(config))
     spec = spec_from_config(config, dtype)
+    outside = [each for each in (note.files if note else ()) if Path(each.path).is_absolute()]
+    within = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     return ModelInfo(
         name=name,
         path=path,
@@ -133,7 +139,8 @@ def show_model(name: str) -> ModelInfo:
         kv_bytes_per_token=spec.kv_bytes_per_token,
         dtype=dtype,
         licence=note.licence if note else LICENCE if name == DEFAULT_MODEL else None,
-        size_bytes=sum(file.stat().st_size for file in path.iterdir() if file.is_file()),
+        size_bytes=within + sum(each.size_bytes for each in outside),
+        outside=tuple(each.path for each in outside),
     )
 
 
@@ -156,12 +163,17 @@ def read_config(path: Path) -> SimpleNamespace:
     return config
 
 
-def remove_model(name: str) -> None:
-    """Remove a model from the cache directory. Raises ModelError when it is not there, or not ours to remove."""
+def remove_model(name: str) -> list[str]:
+    """Remove a model from the cache directory; weights that lie elsewhere stay, and are returned.
+
+    Raises ModelError when it is not there, or not ours to remove.
+    """
     source = resolve(name)
     if isinstance(source, Hub) and remove_hub(name, hub_dir()):
-        return
+        return []
     path = models_dir() / name if isinstance(source, Converted) else source.local()
     if path is None or not path.is_dir() or path.parent != models_dir():
         raise ModelError(f"model {name} is not in the cache directory {cache_dir()}", hint="uncomp model list")
+    note = read_manifest(path)
     shutil.rmtree(path)
+    return [each.path for each in (note.files if note else ()) if Path(each.path).is_absolute()]

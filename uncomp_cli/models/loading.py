@@ -1,8 +1,11 @@
 """Load a prepared model: weights, tokenizer, shape; and what it will weigh, which is read without loading it.
 
 float32 on a CPU, bfloat16 on CUDA (float16 where it has none); SDPA attention; no gradients; no network; no code from
-the model's directory (checkpoint.py). What a model will weigh is in its files' headers: exact for unquantized weights;
-for quantized ones an estimate, as embeddings and norms stay in the load type and matrices shrink to 8 or 4 bits.
+the model's directory (checkpoint.py). A GGUF's matrices stay its own blocks (weights.py) where a CPU computes in
+float32. They become numbers on other devices, in other types, and where the C library, which reads blocks fast, is not
+there and the numbers take no more than half of the free memory. What a model will weigh is in its files' headers: exact
+for numbers and blocks; for --quantize an estimate, as embeddings and norms stay in the load type and matrices shrink to
+8 or 4 bits.
 
 Weights in 8 or 4 bits are bitsandbytes', through transformers: int8 is LLM.int8() (Dettmers et al. 2022); nf4 and fp4
 are QLoRA's 4-bit types (Dettmers et al. 2023), without double quantization. Activations, keys and values keep the
@@ -12,19 +15,24 @@ model's type. Needs `pip install 'uncomp[quantize]'`.
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import safe_open
 
-from uncomp_cli.errors import ModelError, UsageError
+from uncomp_cli.errors import ModelError, UncompError, UsageError
+from uncomp_cli.kernels.library import find
 from uncomp_cli.models.catalog import local_path, read_config, show_model
 from uncomp_cli.models.checkpoint import (
+    cannot_load,
+    filled_model,
+    generation_of,
     load_tokenizer,
     load_weights,
     out_of_memory,
@@ -32,11 +40,15 @@ from uncomp_cli.models.checkpoint import (
     read_configuration,
     refuse_code,
 )
+from uncomp_cli.models.conversion import weights_files
 from uncomp_cli.models.extension import RopeChoice, parse_rope
 from uncomp_cli.models.families import check_family
+from uncomp_cli.models.preamble import Preamble, read_preambles
 from uncomp_cli.models.rotary import apply_choice, check_rope, length_kind
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.models.shape import check_text_only, check_unquantized, spec_from_config, stored_dtype, text_config
+from uncomp_cli.models.sources import hash_memo
+from uncomp_cli.models.weights import block_model, blocks_bytes, numbers
 from uncomp_cli.spec import ModelSpec
 
 QUANTIZATIONS = ("int8", "nf4", "fp4")
@@ -71,12 +83,14 @@ def load_model(
     rope: str | RopeChoice | None = None,
     offline: bool = False,
     tokenizer_dir: Path | None = None,
+    widened: bool = False,
     begin: Callable[[torch.device], None] = lambda device: None,
 ) -> LoadedModel:
     """Load the model that `name` means; it must be on this machine (run `ensure_local` first).
 
     `begin` is called with the device when all but the weights is there, which take longest.
-    `quantize` is int8, nf4, fp4 or None; `rope` is for texts longer than trained, as in yarn:4 (extension.py). Loading
+    `widened` makes numbers of a GGUF's blocks in any case, which transformers' own layers multiply. `quantize` is int8,
+    nf4, fp4 or None; `rope` is for texts longer than trained, as in yarn:4 (extension.py). Loading
     never uses the network, whatever `offline` says; it only words the hint. Raises ModelError when the model is
     missing, damaged or of a kind that would run wrongly, UsageError for a device or type that is not there and for a
     `rope` that this model cannot take.
@@ -96,7 +110,12 @@ def load_model(
         own_config = load_config(path, name)
         config, longest, state = apply_choice(own_config, choice)
         tokenizer = load_tokenizer(tokenizer_dir or path)
-        model = load_weights(path, name, chosen_dtype, chosen_device, method, config=config, begin=begin)
+        begin(chosen_device)
+        files, how = weights_files(path, name, hash_memo()), (chosen_dtype, chosen_device, method)
+        if files:
+            model = _of_gguf(files, path, name, *how, config=config, widened=widened)
+        else:
+            model = load_weights(path, name, *how, config=config)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -108,6 +127,41 @@ def load_model(
         rope=state,
         own_config=own_config,
     )
+
+
+def _of_gguf(
+    files: Sequence[Path],
+    path: Path,
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    method: str | None,
+    *,
+    config: Any,
+    widened: bool,
+) -> Any:
+    """A model of a GGUF's files, described in `path`, in evaluation mode. Raises ModelError when it cannot be had."""
+    preamble = read_preambles(files)
+    try:
+        if not widened and _keeps_blocks(preamble, dtype, device, method):
+            model = block_model(preamble, config, dtype)
+        else:
+            model = filled_model(config, numbers(preamble, config, dtype), dtype, device, method)
+        model.generation_config = generation_of(path)
+    except UncompError:
+        raise
+    except Exception as error:  # numpy, gguf and transformers each have their own
+        raise cannot_load(name, path, error) from error
+    model = model if method else model.to(device)
+    return model.eval().requires_grad_(False)
+
+
+def _keeps_blocks(preamble: Preamble, dtype: torch.dtype, device: torch.device, method: str | None) -> bool:
+    """Whether a GGUF's matrices stay as they are; without the library only where their numbers would fill memory."""
+    if dtype != torch.float32 or device.type != "cpu" or method is not None:
+        return False
+    wide = sum(prod(entry.shape) for entry in preamble.entries) * dtype.itemsize
+    return find() is not None or 2 * wide > psutil.virtual_memory().available
 
 
 def choose_device(device: str) -> torch.device:
@@ -179,15 +233,25 @@ def footprint(
     """
     chosen = choose_dtype(dtype, device)
     spec = _spec(path, parse_rope(rope) if isinstance(rope, str) else rope, chosen)
+    files, method = weights_files(path, path.name, hash_memo()), None if quantize == "none" else quantize
+    preamble = read_preambles(files) if files else None
+    if preamble is not None and _keeps_blocks(preamble, chosen, device, method):
+        return spec, blocks_bytes(preamble, chosen)
+    shapes = _gguf_shapes(preamble) if preamble else _safetensors_shapes(path)
     total_bits = 0
-    for file in sorted(path.glob("*.safetensors")):
-        for name, shape in _shapes(file).items():
-            if _NO_TEXT.search(name):
-                continue
-            is_matrix = len(shape) == 2 and "embed" not in name and "lm_head" not in name
-            bits = _BITS.get(quantize, 8 * spec.dtype_bytes) if is_matrix else 8 * spec.dtype_bytes
-            total_bits += prod(shape) * bits
+    for name, shape in shapes.items():
+        if _NO_TEXT.search(name):
+            continue
+        is_matrix = len(shape) == 2 and "embed" not in name and "lm_head" not in name
+        bits = _BITS.get(quantize, 8 * spec.dtype_bytes) if is_matrix else 8 * spec.dtype_bytes
+        total_bits += prod(shape) * bits
     return spec, total_bits // 8
+
+
+def _gguf_shapes(preamble: Preamble) -> dict[str, tuple[int, ...]]:
+    """By names that say, as transformers' do, what is no matrix of a layer."""
+    renamed = {"token_embd.weight": "embed_tokens.weight", "output.weight": "lm_head.weight"}
+    return {renamed.get(entry.name, entry.name): entry.shape for entry in preamble.entries}
 
 
 def _spec(path: Path, choice: RopeChoice | None, dtype: torch.dtype) -> ModelSpec:
@@ -202,11 +266,14 @@ def _spec(path: Path, choice: RopeChoice | None, dtype: torch.dtype) -> ModelSpe
     return replace(spec, trained_length=longest)
 
 
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        with safe_open(str(file), framework="pt") as tensors:
-            names = tensors.keys()
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
-    except Exception as error:  # safetensors raises its own, untyped
-        damaged = ModelError(f"{file} cannot be read: {error}", hint="remove the model and pull it again")
-        raise out_of_memory(error, f"the weights in {file}") or damaged from error
+def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(str(file), framework="pt") as tensors:
+                names = tensors.keys()
+                found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+        except Exception as error:  # safetensors raises its own, untyped
+            damaged = ModelError(f"{file} cannot be read: {error}", hint="remove the model and pull it again")
+            raise out_of_memory(error, f"the weights in {file}") or damaged from error
+    return found

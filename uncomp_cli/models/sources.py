@@ -1,7 +1,8 @@
 """The four places a model comes from, one class each, and where the cache directory keeps what they prepare.
 
-The built-in alias and converted GGUF files live in `models/`, hub snapshots in `hub/`; a directory in Hugging Face
-format is used where it lies. A GGUF file is converted once, and known again by path, size and time, or by its hash.
+The built-in alias and what is written of a GGUF file live in `models/`, hub snapshots in `hub/`; a directory in Hugging
+Face format is used where it lies, and so are the weights of a GGUF. It is known again by its hash, which is remembered
+by path, size and time.
 """
 
 import os
@@ -16,6 +17,7 @@ from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.models.conversion import (
     describe,
     is_complete,
+    joined_sha256,
     publish,
     read_manifest,
     remembered_sha256,
@@ -23,6 +25,7 @@ from uncomp_cli.models.conversion import (
     write_manifest,
 )
 from uncomp_cli.models.downloads import hub_path, pull_builtin, pull_hub
+from uncomp_cli.models.preamble import parts_of, read_preambles
 from uncomp_cli.steps import PullStep
 
 
@@ -38,7 +41,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """The default model, or a converted GGUF file named by its entry: a directory below `models/`."""
+    """The default model, or a GGUF file named by its entry: a directory below `models/`."""
 
     path: Path
 
@@ -65,47 +68,40 @@ class Directory:
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """A .gguf file, converted into `models/<stem>-<hash>`."""
+    """A .gguf file, or the first of several, described in `models/<stem>-<hash>`."""
 
     path: Path
 
     def local(self) -> Path | None:
-        return self.remembered() or self.by_hash()
-
-    def remembered(self) -> Path | None:
-        """The conversion that noted this file's path, size and time: no need to read it again."""
-        stat = self.path.stat()
-        mark = (str(self.path.resolve()), stat.st_size, stat.st_mtime_ns)
-        for entry in converted():
-            note = read_manifest(entry)
-            if note and (note.source_path, note.source_size_bytes, note.source_mtime_ns) == mark:
-                return entry
-        return None
-
-    def target(self) -> Path:
-        """The directory for this content."""
-        return models_dir() / f"{self.path.stem.lstrip('.')}-{remembered_sha256(self.path, hash_memo())[:12]}"
-
-    def by_hash(self) -> Path | None:
-        """The conversion of the same content under any name of the file."""
         entries = converted()
         if not entries:
             return None
         suffix = self.target().name.rpartition("-")[2]
         return next((entry for entry in entries if entry.name.endswith(f"-{suffix}")), None)
 
-    def pull(self, *, offline: bool, needs_tokenizer: bool) -> Iterator[PullStep]:
-        from uncomp_cli.models.gguf import convert_gguf, licence_of
+    def target(self) -> Path:
+        """The directory for this content."""
+        hashes = [remembered_sha256(path, hash_memo()) for path in parts_of(self.path)]
+        return models_dir() / f"{self.path.stem.lstrip('.')}-{joined_sha256(hashes)[:12]}"
 
-        existing = self.local()
-        if existing is not None and ((existing / "tokenizer.json").exists() or not needs_tokenizer):
+    def pull(self, *, offline: bool, needs_tokenizer: bool) -> Iterator[PullStep]:
+        """What is there already learns where the file is now; a copy of an older uncomp gives way, and stays itself."""
+        files, existing = parts_of(self.path), self.local()
+        note = None if existing is None else read_manifest(existing)
+        if existing and note and note.files and ((existing / "tokenizer.json").exists() or not needs_tokenizer):
+            moved = describe(existing, note.source, note.licence, files, sha256=note.sha256, memo=hash_memo())
+            if moved != note:
+                write_manifest(existing, moved)
             return
+        from uncomp_cli.models.gguf import licence_of, prepare_gguf
+
         yield PullStep("verify", 0, None)
-        licence = licence_of(self.path)
-        target = existing or self.target()
+        read_preambles(files)
+        target, known = existing or self.target(), note.sha256 if note else None
         with staging_directory(target) as staging:
-            yield from convert_gguf(self.path, staging, needs_tokenizer=needs_tokenizer)
-            write_manifest(staging, describe(staging, f"gguf {self.path.name}", licence, self.path))
+            yield from prepare_gguf(files, staging, needs_tokenizer=needs_tokenizer)
+            licence, source = licence_of(files[0]), f"gguf {self.path.name}"
+            write_manifest(staging, describe(staging, source, licence, files, sha256=known, memo=hash_memo()))
             publish(staging, target, lambda path: existing is None and is_complete(path))
 
 
@@ -129,7 +125,7 @@ def cache_dir() -> Path:
 
 
 def models_dir() -> Path:
-    """Converted models."""
+    """The built-in model, and what is written of GGUF files."""
     return cache_dir() / "models"
 
 
@@ -144,7 +140,7 @@ def hash_memo() -> Path:
 
 
 def converted() -> list[Path]:
-    """Complete directories of converted models; names with a dot in front are still being built."""
+    """Complete directories of prepared models; names with a dot in front are still being built."""
     root = models_dir()
     if not root.is_dir():
         return []

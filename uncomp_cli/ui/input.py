@@ -1,6 +1,6 @@
 """Reading what the user types: an editable line on a terminal, plain lines from a pipe.
 
-The prompt is drawn on standard error, so that standard output carries answers only. A block (blocks.py) comes as one
+The prompt is drawn on standard error, so that standard output carries answers only. A block (weights.py) comes as one
 text on every way in.
 """
 

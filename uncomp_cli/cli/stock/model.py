@@ -87,8 +87,8 @@ def remove(ctx: typer.Context, name: ListedName, quiet: Quiet = False) -> None:
     """Delete a model from the cache directory."""
     from uncomp_cli.models.catalog import remove_model
 
-    remove_model(name)
-    terminal_of(ctx, quiet=quiet).note(f"removed model {name}")
+    left = remove_model(name)
+    terminal_of(ctx, quiet=quiet).note("; ".join((f"removed model {name}", *(f"{path} stays" for path in left))))
 
 
 def _record(model: "ModelInfo") -> dict[str, Any]:

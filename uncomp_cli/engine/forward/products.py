@@ -2,7 +2,8 @@
 
 Linear layers: one row on all cores, many rows in a narrower type. With the C library (kernels/) a weight matrix whose
 float32 numbers are all numbers of 16 bits, as it is stored on the disk, is held in 16 bits: few rows are multiplied
-by the library, for many the matrix is widened while it is used, one at a time. Nothing is rounded.
+by the library, for many the matrix is widened while it is used, one at a time. Nothing is rounded. So it is with the
+blocks of a GGUF (models/weights.py): they become numbers for many rows, `_PART_NUMBERS` at a time.
 
 Decoding multiplies one row by every weight matrix. torch hands that to a BLAS routine that runs on one thread and
 reads weights at a third of the memory's bandwidth (measured: 57 ms a token where reading takes 20, 2 cores, float32,
@@ -26,7 +27,7 @@ may be of any kind whose rows are independent: plain, fused or quantized weights
 interact.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -34,8 +35,9 @@ import torch
 from torch import Tensor, nn
 
 from uncomp_cli.errors import UsageError
-from uncomp_cli.kernels.library import Library, give_back
+from uncomp_cli.kernels.library import BLOCKS, MOST_ROWS, TILE_ROWS, Library, give_back
 from uncomp_cli.kernels.matrix import Matrix
+from uncomp_cli.models.weights import BlockLinear
 
 SLICE_ROWS = 2048
 
@@ -44,6 +46,11 @@ Matmul = Literal["float32", "bfloat16", "int8"]
 _MAX_BLOCKS = 16
 # Up to here the library's product is faster than one of expanded weights.
 _FEW_ROWS = 4
+# The library multiplies a row by blocks as fast as torch does by float32 numbers once they are made; to make them takes
+# as long as some 16 rows.
+_FEW_ROWS_OF_BLOCKS = 16
+# So many numbers are made of blocks at a time: 16 MiB.
+_PART_NUMBERS = 2**22
 # Rows that are looked at together: what is made of them stays in a cache.
 _PART_ROWS = 64
 # From here on every product for many rows is the faster one: in float32 by 1 %, in bfloat16 by 24, of bytes by 19
@@ -54,62 +61,104 @@ _MOST = 127
 _STEP = 32
 
 
-class RowLinear(nn.Linear):
-    """`nn.Linear` whose product with a single row is split into blocks of output features.
+class RowLinear(nn.Module):
+    """A linear layer whose product with a single row is split into blocks of output features.
 
     With `narrow`, `_MANY_ROWS` rows or more are multiplied in bfloat16. With the `library`, few rows are its business,
-    and the weight may be of 16 bits.
+    and the weights may be of 16 bits, or a GGUF's blocks, which are `held`: then there is no `weight`.
     """
 
-    def __init__(self, linear: nn.Linear, *, narrow: bool = False, library: Library | None = None) -> None:
-        nn.Module.__init__(self)
+    weight: Tensor
+
+    def __init__(
+        self, linear: nn.Linear | BlockLinear, *, narrow: bool = False, library: Library | None = None
+    ) -> None:
+        super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias, self.library = linear.weight, linear.bias, library
+        self.bias, self.library, self.narrow = linear.bias, library, narrow
         self.blocks = next(b for b in (_MAX_BLOCKS, 8, 4, 2, 1) if linear.out_features % b == 0)
-        self.narrow = narrow
         self.avoids_mkl = _avoids_mkl()
+        self.held = linear.matrix if isinstance(linear, BlockLinear) and linear.matrix.kind in BLOCKS else None
+        if isinstance(linear, BlockLinear):
+            self.register_buffer("weight" if self.held is None else "data", linear.data, persistent=False)
+        else:
+            self.weight = linear.weight
+
+    @property
+    def matrix(self) -> Matrix:
+        """The weights as the library reads them."""
+        return Matrix.of(self.weight) if self.held is None else self.held
+
+    def parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """The weights as numbers, some rows at a time where they are made so."""
+        if self.held is None:
+            yield slice(None), self.weight.to(dtype)
+            return
+        rows = max(TILE_ROWS, _PART_NUMBERS // self.in_features // TILE_ROWS * TILE_ROWS)
+        for first in range(0, self.out_features, rows):
+            last = min(self.out_features, first + rows)
+            yield slice(first, last), self.held.part(first, last).numbers(self.library).to(dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
         if self.library is not None and self._are_few(input):
-            return _add(Matrix.of(self.weight).multiply(self.library, input), self.bias)
-        if self.weight.dtype != input.dtype and torch.is_grad_enabled():
-            return _add(_widened(input, self.weight), self.bias)
-        many = input.numel() >= _MANY_ROWS * self.in_features and input.dtype == torch.float32
-        if many and self.narrow:
-            return _add(nn.functional.linear(input.bfloat16(), self.weight.bfloat16()).float(), self.bias)
-        weight = self.weight.to(input.dtype)
-        if many and self.avoids_mkl and not torch.is_grad_enabled():
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, self.bias, "none", [], "")
+            return _add(self._few(input, self.library), self.bias)
+        if torch.is_grad_enabled() and (self.held is not None or self.weight.dtype != input.dtype):
+            return _add(_widened(input, self), self.bias)
+        narrow = self.narrow and _are_many(input)
+        parts = self.parts(torch.bfloat16 if narrow else input.dtype)
+        products = [self._product(input, at, weight) for at, weight in parts]
+        return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+
+    def _product(self, input: Tensor, at: slice, weight: Tensor) -> Tensor:
+        """[..., in] → [..., the features `at`], whose weights these are."""
+        bias = self.bias if self.bias is None else self.bias[at]
+        if weight.dtype != input.dtype:
+            return _add(nn.functional.linear(input.to(weight.dtype), weight).to(input.dtype), bias)
+        if _are_many(input) and self.avoids_mkl and not torch.is_grad_enabled():
+            product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
             return product
-        if weight is not self.weight or input.numel() != self.in_features or torch.get_num_threads() == 1:
-            return nn.functional.linear(input, weight, self.bias)
+        if self.held is not None or input.numel() != self.in_features or torch.get_num_threads() == 1:
+            return nn.functional.linear(input, weight, bias)
         row = input.reshape(1, 1, -1).expand(self.blocks, 1, -1)
-        weight = self.weight.view(self.blocks, -1, self.in_features).transpose(1, 2)
-        return _add(torch.bmm(row, weight).view(*input.shape[:-1], self.out_features), self.bias)
+        blocks = weight.view(self.blocks, -1, self.in_features).transpose(1, 2)
+        return _add(torch.bmm(row, blocks).view(*input.shape[:-1], self.out_features), bias)
 
     def _are_few(self, input: Tensor) -> bool:
         """Whether the library takes these rows."""
+        most = (_FEW_ROWS if self.held is None else _FEW_ROWS_OF_BLOCKS) * self.in_features
         fits = input.shape[-1] == self.in_features and input.dtype == torch.float32 and input.device.type == "cpu"
-        return fits and 0 < input.numel() <= _FEW_ROWS * self.in_features and not torch.is_grad_enabled()
+        return fits and 0 < input.numel() <= most and not torch.is_grad_enabled()
+
+    def _few(self, input: Tensor, library: Library) -> Tensor:
+        """[..., in] → [..., out], by the library."""
+        rows, matrix = input.reshape(-1, self.in_features), self.matrix
+        some = [matrix.multiply(library, rows[at : at + MOST_ROWS]) for at in range(0, len(rows), MOST_ROWS)]
+        return torch.cat(some).view(*input.shape[:-1], self.out_features)
+
+
+def _are_many(input: Tensor) -> bool:
+    """Whether rows are so many that a product for many is the faster one."""
+    return input.numel() >= _MANY_ROWS * input.shape[-1] and input.dtype == torch.float32
 
 
 class _Widened(torch.autograd.Function):
-    """A product with a weight of 16 bits that is widened again on the way back: no wide weight waits for it."""
+    """A product with weights that are widened again on the way back: no wide weight waits for it."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, input: Tensor, layer: RowLinear) -> Tensor:
         """[..., in] → [..., out]."""
-        ctx.weight = weight
-        return nn.functional.linear(input, weight.to(input.dtype))
+        ctx.layer = layer
+        return torch.cat([nn.functional.linear(input, weight) for _, weight in layer.parts(input.dtype)], dim=-1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """[..., out] → [..., in]; weights have no gradient."""
-        return gradients[0] @ ctx.weight.to(gradients[0].dtype), None
+        given, wide = gradients[0], ctx.layer.parts(gradients[0].dtype)
+        return torch.stack([given[..., at] @ weight for at, weight in wide]).sum(dim=0), None
 
 
-_widened: Callable[[Tensor, Tensor], Tensor] = _Widened.apply
+_widened: Callable[[Tensor, RowLinear], Tensor] = _Widened.apply
 
 
 class ShortEmbedding(nn.Embedding):
@@ -132,10 +181,10 @@ class ByteLinear(nn.Module):
     scale: Tensor
     ones: Tensor
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear | BlockLinear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight = linear.weight.detach()
+        weight = linear.matrix.numbers(linear.library) if isinstance(linear, BlockLinear) else linear.weight.detach()
         scale = (weight.abs().amax(dim=1) / _MOST).clamp(min=torch.finfo(torch.float32).tiny)
         self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
         self.register_buffer("scale", scale)
@@ -200,7 +249,7 @@ def use_product(model: nn.Module, matmul: Matmul = "float32", library: Library |
         give_back()
 
 
-def _replacement(linear: nn.Linear, matmul: Matmul, library: Library | None) -> nn.Module:
+def _replacement(linear: nn.Linear | BlockLinear, matmul: Matmul, library: Library | None) -> nn.Module:
     if matmul == "int8":
         return ByteLinear(linear)
     return RowLinear(linear, narrow=matmul == "bfloat16", library=library)
@@ -237,6 +286,8 @@ def _short(weight: Tensor) -> Tensor | None:
 
 
 def _is_plain(module: nn.Module) -> bool:
+    if isinstance(module, BlockLinear):
+        return True
     plain = type(module) is nn.Linear and module.weight.dtype == torch.float32
     return plain and module.weight.device.type == "cpu" and module.weight.is_contiguous()
 

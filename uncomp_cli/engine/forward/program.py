@@ -21,7 +21,22 @@ from torch import Tensor, nn
 
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.products import RowLinear, SlicedRows
-from uncomp_cli.kernels.library import BESIDE, Code, Gate, Library, Operation, Place, Program, Space, Step, kind_of
+from uncomp_cli.kernels.library import (
+    BESIDE,
+    BLOCKS,
+    TILE_ROWS,
+    Code,
+    Gate,
+    Kind,
+    Library,
+    Operation,
+    Place,
+    Program,
+    Space,
+    Step,
+)
+from uncomp_cli.kernels.matrix import Matrix, narrowed_floats
+from uncomp_cli.models.weights import BlockEmbedding
 from uncomp_cli.spec import ModelSpec
 
 _GATES = {"silu": Gate.SILU, "gelu_pytorch_tanh": Gate.GELU}
@@ -148,7 +163,8 @@ class _Writing:
         self.turned = program.turns(torch.zeros(1, 1, dtype=torch.int64)).shape[-1]
         self.x = self._place(Space.OWN, spec.hidden_size)
         self.y = self._place(Space.OWN, max(spec.hidden_size, heads * width))
-        self.scratch = self._place(Space.OWN, (heads + groups) * width + _BLOCK * (1 + 2 * width))
+        narrowed = narrowed_floats(Kind.Q8_0, max(spec.hidden_size, heads * width, spec.intermediate_size))
+        self.scratch = self._place(Space.OWN, max(narrowed, (heads + groups) * width + _BLOCK * (1 + 2 * width)))
         self.qkv = self._place(Space.SHARED, (heads + 2 * groups) * width)
         self.found = self._place(Space.SHARED, program.threads * heads * (width + BESIDE))
         self.out = self._place(Space.SHARED, spec.hidden_size)
@@ -259,7 +275,10 @@ class _Writing:
             both = self._matrix(mlp.gate_up_proj, 2 * wide, hidden)
             if both["bias"]:
                 raise _UnknownError
-            gate = {**both, "rows": wide, "second": both["weight"] + wide * hidden * _size(mlp.gate_up_proj)}
+            whole = self._held(mlp.gate_up_proj)
+            if wide % TILE_ROWS and whole.kind in BLOCKS:
+                raise _UnknownError
+            gate = {**both, "rows": wide, "second": whole.part(wide, 2 * wide).data.data_ptr()}
         else:
             gate, up = (self._matrix(linear, wide, hidden) for linear in (mlp.gate_proj, mlp.up_proj))
             if gate["kind"] != up["kind"]:
@@ -292,15 +311,33 @@ class _Writing:
 
     def _matrix(self, module: nn.Module, rows: int, cols: int) -> dict[str, Any]:
         """The fields of a weight matrix [rows, cols] and its bias."""
-        if type(module) not in (nn.Linear, RowLinear) and not isinstance(module, nn.Embedding):
-            raise _UnknownError
-        weight, bias = module.weight, getattr(module, "bias", None)
-        kind = kind_of(weight.dtype)
-        fits = isinstance(weight, Tensor) and tuple(weight.shape) == (rows, cols) and weight.is_contiguous()
-        if kind is None or not fits or weight.device.type != "cpu":
+        matrix, bias = self._held(module), getattr(module, "bias", None)
+        if (matrix.rows, matrix.cols) != (rows, cols):
             raise _UnknownError
         added = None if bias is None else self._address(bias.float())
-        return {"weight": self._address(weight), "bias": added, "kind": kind, "rows": rows, "cols": cols}
+        weight = self._address(matrix.data)
+        return {
+            "weight": weight,
+            "bias": added,
+            "kind": matrix.kind,
+            "rows": rows,
+            "cols": cols,
+            "scratch": self.scratch,
+        }
+
+    def _held(self, module: Any) -> Matrix:
+        """A module's weights as the library reads them."""
+        if isinstance(module, RowLinear | BlockEmbedding):
+            matrix: Matrix = module.matrix
+            if not matrix.tiled:
+                raise _UnknownError
+            return matrix
+        if type(module) is not nn.Linear and not isinstance(module, nn.Embedding):
+            raise _UnknownError
+        try:
+            return Matrix.of(module.weight)
+        except ValueError as error:
+            raise _UnknownError from error
 
     def _address(self, tensor: Tensor) -> int:
         self.tensors.append(tensor.detach().contiguous())
@@ -312,8 +349,3 @@ class _Writing:
 
 def _eps(norm: Any) -> float:
     return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
-
-
-def _size(module: Any) -> int:
-    size: int = module.weight.element_size()
-    return size
