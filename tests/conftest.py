@@ -12,7 +12,8 @@ import pytest
 from hypothesis import settings
 
 from uncomp_cli.config import DEFAULT_MODEL
-from uncomp_cli.models.catalog import ensure_local, local_path
+from uncomp_cli.models.catalog import ensure_local, local_path, remove_model
+from uncomp_cli.models.conversion import read_manifest
 
 if TYPE_CHECKING:
     from support.commands import Running
@@ -58,7 +59,11 @@ def loaded(tiny_model: Path) -> "LoadedModel":
 
 @pytest.fixture(scope="session")
 def default_model_dir() -> Path:
-    """The default model in the cache directory, pulled when it is not there."""
+    """The default model in the cache directory, pulled when it is not there, or is an older uncomp's copy."""
+    path = local_path(DEFAULT_MODEL)
+    note = None if path is None else read_manifest(path)
+    if note is not None and not note.files:
+        remove_model(DEFAULT_MODEL)
     for _ in ensure_local(DEFAULT_MODEL):
         pass
     path = local_path(DEFAULT_MODEL)

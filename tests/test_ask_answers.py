@@ -109,7 +109,7 @@ def check_record(record: dict[str, Any], *, questions: int) -> None:
     assert memory["kv_full_bytes"] == 30 * 3 * seen * entry_bytes
     assert memory["kept_fraction"] == memory["kv_bytes"] / memory["kv_full_bytes"]
     assert 0.2 < memory["kept_fraction"] < (0.30 if questions == 1 else 0.40)
-    assert memory["peak_bytes"] > memory["weights_bytes"] > 500e6
+    assert memory["peak_bytes"] > memory["weights_bytes"] > 90e6
     load_s = 0.0 if usage["cached_tokens"] else timing["load_s"]
     assert timing["total_s"] == pytest.approx(
         load_s + timing["ttft_s"] + (usage["completion_tokens"] - 1) / timing["decode_tok_s"]

@@ -25,7 +25,7 @@ NEW_TOKENS = 16
 
 @pytest.fixture(scope="module")
 def loaded(default_model_dir: Path) -> LoadedModel:
-    return load_model("smollm2-135m", dtype="float32", device="cpu")
+    return load_model("smollm2-135m", dtype="float32", device="cpu", widened=True)
 
 
 def test_full_plan_is_the_stock_model(loaded: LoadedModel) -> None:

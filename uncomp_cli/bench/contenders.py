@@ -125,6 +125,7 @@ def run_job(job: Job) -> Measurement:
         quantize=setup.quantize,
         tokenizer_dir=setup.tokenizer_dir,
         rope=setup.rope,
+        widened=job.preset is None,
     )
     warm_up = None if job.preset is None else replace(job.preset, budget=FULL_BUDGET)
     _run(replace(setup, new_tokens=2), warm_up, loaded, _warm_up_prompt(job))

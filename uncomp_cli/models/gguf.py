@@ -16,7 +16,7 @@ from typing import Any
 
 from uncomp_cli.errors import ModelError, UncompError, is_out_of_memory
 from uncomp_cli.models.checkpoint import class_of, empty_model, gguf_configuration, quiet_transformers
-from uncomp_cli.models.layout import HINT, assign
+from uncomp_cli.models.parameters import HINT, assign
 from uncomp_cli.models.preamble import Preamble, read_preambles
 from uncomp_cli.models.vocabulary import END_KEYS, build_tokenizer
 from uncomp_cli.steps import PullStep

@@ -3,7 +3,7 @@
 Each weight matrix is the file's, in the library's tiles (kernels/matrix.py): another order of the same bits; numbers of
 16 or 32 bits, and everything where the library is not there, lie in the mapped file. Rows of queries and keys are put
 back into the order of the family's own model, embeddings are looked up row by row, norms and other vectors are numbers
-of the type that the model computes in. Names and orders come from transformers' own GGUF tables (layout.py).
+of the type that the model computes in. Names and orders come from transformers' own GGUF tables (parameters.py).
 
 Kinds that the library does not read (IQ, TQ, MXFP4, Q2_K, Q3_K) are held as Q8_0, the nearest that it does: off by
 1/254 of the largest of 32 numbers at most.
@@ -25,7 +25,7 @@ from uncomp_cli.errors import ModelError
 from uncomp_cli.kernels.library import BLOCKS, TILE_ROWS, Kind, Library, find
 from uncomp_cli.kernels.matrix import Matrix
 from uncomp_cli.models.checkpoint import empty_model
-from uncomp_cli.models.layout import HINT, TIED, Assigned, assign, row_order
+from uncomp_cli.models.parameters import HINT, TIED, Assigned, assign, row_order
 from uncomp_cli.models.preamble import Entry, Preamble
 
 if TYPE_CHECKING:
