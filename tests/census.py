@@ -75,6 +75,7 @@ SIZES: dict[str, int | float] = {
     **dict.fromkeys(("ssm_state_size", "state_size", "mamba_chunk_size", "chunk_size"), 8),
     "mamba_d_ssm": 64,
     "query_pre_attn_scalar": 9,
+    "attn_logit_softcapping": 2.0,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -337,7 +338,8 @@ ERRORS = {
     "looks in both directions": BOTH_WAYS,
     "no cache yet": ASIDE,
     "needs 's_aux'|needs 'sinks'": "its attention has sinks that were learnt",
-    "needs 'softcap'": "its attention caps its scores",
+    "AmbiguousGlobalPerLayer": "its layers have heads of different shapes",
+    "set of layer types producing a cache is different": "some of its layers share the keys and values of others",
     "Config' object has no attribute 'num_attention_heads'": STATE,
     "SimpleNamespace' object has no|says another shape": "its config.json tells its shape by names of its own",
 }

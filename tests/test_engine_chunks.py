@@ -22,7 +22,7 @@ from support.families import (
     stock_logits,
     tokens,
 )
-from uncomp_cli.engine.forward.attention import attend_after, attend_continued
+from uncomp_cli.engine.forward.attention import Form, attend_after, attend_continued
 from uncomp_cli.engine.read.chunk import cut_chunks
 from uncomp_cli.engine.tokens.prompt import open_question
 
@@ -143,9 +143,9 @@ def test_merged_attention_is_masked_attention(heads: int, groups: int, dtype: to
         shapes = (heads, new), (groups, past + new), (groups, past + new)
         query, keys, values = (2 * torch.randn(*shape, width, generator=generator).to(dtype) for shape in shapes)
         before = keys[:, :past], values[:, :past]
-        merged = attend_continued(query, before, keys[:, past:], values[:, past:], scaling=0.3)
+        merged = attend_continued(query, before, keys[:, past:], values[:, past:], Form(0.3))
         assert merged.shape == query.shape
         expected = plain_attention(query, keys, values, scaling=0.3)
         torch.testing.assert_close(merged.double(), expected, atol=within * 2, rtol=within)
-        masked = attend_after(query, keys, values, scaling=0.3)
+        masked = attend_after(query, keys, values, Form(0.3))
         torch.testing.assert_close(merged, masked, atol=within * 2, rtol=within)

@@ -12,7 +12,7 @@ from support.families import shared_tiny
 from uncomp_cli.cache.packs import choose_buckets
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.engine.forward import attention
-from uncomp_cli.engine.forward.attention import AppendState, attend_cached
+from uncomp_cli.engine.forward.attention import AppendState, Form, attend_cached
 
 DIM, GROUPS, QUERIES = 8, 2, 3
 
@@ -60,7 +60,7 @@ def test_attention_in_packs(lengths: list[list[int]], window: int | None) -> Non
     for step in range(40):  # beyond the room there is: laid out anew on the way
         query, key, value = (noise(rows, n, 1, DIM, seed=step + n) for n in (GROUPS * QUERIES, GROUPS, GROUPS))
         cache.append(0, key, value, torch.full((rows, 1), 5000 + step))
-        output = attend_cached(query, cache.layer(0), scaling=0.3, window=window)
+        output = attend_cached(query, cache.layer(0), Form(0.3, window))
         torch.testing.assert_close(output, expected(query, cache, window), atol=1e-5, rtol=0)
         if step == 10:
             cache.rollback([[length - 1 for length in cache.layer(0).lengths]])
@@ -68,7 +68,7 @@ def test_attention_in_packs(lengths: list[list[int]], window: int | None) -> Non
             cache = cache.rows(list(range(rows - 1, -1, -1)), reserve=5)
     several = noise(rows, GROUPS * QUERIES, 1, DIM, seed=3)
     torch.testing.assert_close(
-        attend_cached(several, cache.layer(0), scaling=0.3, window=window),
+        attend_cached(several, cache.layer(0), Form(0.3, window)),
         expected(several, cache, window),
         atol=1e-5,
         rtol=0,

@@ -10,7 +10,7 @@ from torch import Tensor
 from support.families import make_prompt, tiny, tokens
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.forward.attention import AttentionState, attend_after, attend_causal
+from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_after, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.cost import ReadLayer, eviction_loss, few_tokens
 from uncomp_cli.errors import ModelError, UsageError
@@ -24,11 +24,9 @@ class Reading(AttentionState):
     def __init__(self) -> None:
         self.layers: list[tuple[Tensor, Tensor, int | None]] = []
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> Tensor:
-        self.layers.append((key[0], value[0], sliding_window))
-        return attend_causal(query[0], key[0], value[0], scaling=scaling, window=sliding_window)[None]
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
+        self.layers.append((key[0], value[0], form.window))
+        return attend_causal(query[0], key[0], value[0], form)[None]
 
 
 @dataclass
@@ -39,17 +37,15 @@ class Nudged(AttentionState):
     at: tuple[int, int, int]  # layer, KV head, token
     step: float
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         read, heads = self.layers[layer], query.shape[1] // key.shape[1]
         keys, values = torch.cat([read.keys, key[0]], dim=1), torch.cat([read.values, value[0]], dim=1)
-        output = attend_after(query[0], keys, values, scaling=scaling, window=sliding_window)
+        output = attend_after(query[0], keys, values, form)
         at_layer, group, token = self.at
         if at_layer == layer and read.kept is not None:
             seen = [*read.kept[group].tolist(), *range(READ, READ + token + 1)]
             for head in range(group * heads, (group + 1) * heads):
-                weights = (keys[group, seen] @ query[0, head, token] * scaling).softmax(0)
+                weights = (keys[group, seen] @ query[0, head, token] * form.scaling).softmax(0)
                 output[head, token] += self.step * (weights @ values[group, seen] - output[head, token])
         return output[None]
 

@@ -129,8 +129,8 @@ def test_int8_holds_a_quarter_of_the_weights(fast_cpu: None) -> None:
 @pytest.mark.parametrize(("matmul", "tolerance"), [("bfloat16", 0.02), ("int8", 0.05)])
 def test_a_decoder_multiplies_as_told(fast_cpu: None, matmul: str, tolerance: float) -> None:
     class Causal:
-        def attend(self, layer, query, key, value, *, scaling, sliding_window):
-            keywords = {"is_causal": True, "scale": scaling, "enable_gqa": True}
+        def attend(self, layer, query, key, value, form):
+            keywords = {"is_causal": True, "scale": form.scaling, "enable_gqa": True}
             return nn.functional.scaled_dot_product_attention(query, key, value, **keywords)
 
     torch.manual_seed(0)

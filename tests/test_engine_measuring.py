@@ -8,7 +8,7 @@ from torch import Tensor
 
 from support.families import tiny, tokens
 from uncomp_cli.cache.view import LayerView
-from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
+from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_causal
 from uncomp_cli.engine.spend.gauge import LayerMeter, measure_hidden, measure_layer
 from uncomp_cli.errors import ModelError
 from uncomp_cli.uncertainty.entropy import spectrum, truncated_entropy
@@ -170,10 +170,8 @@ def test_a_meter_gives_what_one_measure_alone_gives() -> None:
 class Plain(AttentionState):
     """Causal attention and nothing else."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> Tensor:
-        return attend_causal(query[0], key[0], value[0], scaling=scaling, window=sliding_window)[None]
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
+        return attend_causal(query[0], key[0], value[0], form)[None]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "granite"])

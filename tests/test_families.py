@@ -12,6 +12,7 @@ KNOWN = load_families()
 OFTEN = [
     "cohere2",
     "gemma",
+    "gemma2",
     "glm4",
     "gpt_neox",
     "llama",

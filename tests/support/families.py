@@ -62,6 +62,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3Text",
         {"head_dim": 16, "query_pre_attn_scalar": 9, "sliding_window": WINDOW, "layer_types": ALTERNATING},
     ),
+    "gemma2": (
+        "Gemma2",
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 9,
+            "attn_logit_softcapping": 2.0,
+            "layer_types": ["full_attention"] * 4,
+        },
+    ),
     "olmo2": ("Olmo2", {}),
     "granite": (
         "Granite",

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.engine.forward.attention import Form
 from uncomp_cli.engine.tokens.prompt import Prompt
 
 LAYERS, HEADS, KV_HEADS = 4, 4, 2
@@ -55,11 +56,9 @@ class Leaving:
     def __init__(self, keep: dict[int, Tensor]) -> None:
         self.keep = keep
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         repeated = [tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value)]
-        logits = query @ repeated[0].transpose(2, 3) * scaling
+        logits = query @ repeated[0].transpose(2, 3) * form.scaling
         future = torch.ones(logits.shape[-2:]).triu(1).bool()
         return logits.masked_fill(future, float("-inf")).softmax(dim=-1) @ repeated[1]
 

@@ -26,7 +26,7 @@ from uncomp_cli import __version__
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.calibrate.findings import LOSS, ProfileFiles
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
+from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.look.cost import ReadLayer, eviction_loss, few_tokens
 from uncomp_cli.engine.spend.gauge import LayerMeter, measure_hidden
@@ -86,21 +86,19 @@ class _MeasuringState(AttentionState):
         self.values: dict[Measure, list[Tensor]] = {measure: [] for measure in self.measures if measure.live}
         self.layers: list[ReadLayer] = []
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         queries, keys, values = query[0], key[0].contiguous(), value[0].contiguous()
-        view = partial(self._view, layer, queries, keys, values, scaling)
+        view = partial(self._view, layer, queries, keys, values, form.scaling)
         length, config = len(self.prompt.context), self.config.scorer
-        first = 0 if sliding_window is None else max(0, length - sliding_window)
+        first = 0 if form.window is None else max(0, length - form.window)
         meter = LayerMeter(view(first), window=config.window, sinks=0 if first else config.sinks)
         for measure, of_layers in self.values.items():
             of_layers.append(meter.value(measure))
         few = None
-        if sliding_window is None:
+        if form.window is None:
             few = few_tokens(view(0), self.prompt, keep=self.config.keep, config=config)
         self.layers.append(ReadLayer(keys, values, few))
-        return attend_causal(queries, keys, values, scaling=scaling, window=sliding_window)[None]
+        return attend_causal(queries, keys, values, form)[None]
 
     def _view(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, first: int) -> LayerView:
         """The context, its keys and values from token `first` on, and the question."""

@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import RaggedKVCache, survival
+from uncomp_cli.engine.forward.attention import Form
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import Prompt, encode_words
 from uncomp_cli.engine.tokens.tokens import Tokens
@@ -126,9 +127,7 @@ class _Reading:
         self.cache, self.positions = cache, positions.to(torch.int32)
         self.heads: list[list[Head]] = []
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """Attention [1, H, N, D] of the tokens over what lies before each of them."""
         held = self.cache.layer(layer)
         groups = key.shape[1]
@@ -136,7 +135,7 @@ class _Reading:
         outputs, merged = [], []
         for group in range(groups):
             before, read = held.head(group), (key[0, group], value[0, group], self.positions)
-            outputs.append(_attend(queries[group], before, read, scaling=scaling))
+            outputs.append(_attend(queries[group], before, read, form))
             merged.append(_merge(before, read))
         self.heads.append(merged)
         return torch.cat(outputs)[None]
@@ -171,13 +170,16 @@ def recall_note(spans: Sequence[range], seconds: float) -> str:
     return f"{passages} ({tokens:,} tokens) that had been evicted: read again in {seconds:.1f} s"
 
 
-def _attend(query: Tensor, held: Head, read: Head, *, scaling: float) -> Tensor:
+def _attend(query: Tensor, held: Head, read: Head, form: Form) -> Tensor:
     """Output [R, N, D] of query [R, N, D] over what is held of other tokens and over the tokens themselves."""
     others = ~torch.isin(held[2], read[2])
     keys, values, positions = (torch.cat([old[others], new]) for old, new in zip(held, read, strict=True))
     mask = positions <= read[2][:, None]
-    shape = len(query), *keys.shape
-    return scaled_dot_product_attention(query, keys.expand(shape), values.expand(shape), attn_mask=mask, scale=scaling)
+    if form.softcap is not None:
+        capped: Tensor = form.weights(query, keys, ~mask).to(values.dtype) @ values
+        return capped
+    every = keys.expand(len(query), *keys.shape), values.expand(len(query), *values.shape)
+    return scaled_dot_product_attention(query, *every, attn_mask=mask, scale=form.scaling)
 
 
 def _merge(held: Head, read: Head) -> Head:

@@ -12,6 +12,7 @@ meet that head's own keys.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -38,12 +39,31 @@ OnQuery = Callable[[int, Tensor, float], None]
 """Is told (layer, queries [B, H, N, D], scaling) when a layer has been attended."""
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How scores become weights: softmax(c tanh(q·k scaling / c)) over `window` keys at most (None: all of them).
+
+    `softcap` is c (Gemma 2); without it scores are as they are.
+    """
+
+    scaling: float
+    window: int | None = None
+    softcap: float | None = None
+
+    def weights(self, query: Tensor, key: Tensor, unseen: Tensor) -> Tensor:
+        """Weights [..., N, S] of query [..., N, D] over key [..., S, D], none where it is `unseen` [N, S]."""
+        scores = self.capped((query @ key.transpose(-1, -2)) * self.scaling).masked_fill(unseen, float("-inf"))
+        return scores.softmax(dim=-1, dtype=torch.float32)
+
+    def capped(self, scores: Tensor) -> Tensor:
+        """Scores that are scaled already, as softmax takes them."""
+        return scores if self.softcap is None else self.softcap * (scores / self.softcap).tanh()
+
+
 class AttentionState(Protocol):
     """What a forward pass does in each layer."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """Attention output [B, H, N, D] for query [B, H, N, D], key and value [B, G, N, D], after RoPE."""
         ...
 
@@ -70,6 +90,7 @@ def _attention_function(
     *,
     scaling: float,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **keywords: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention signature: hands the layer to the engine's state; returns [B, N, H, D].
@@ -80,7 +101,7 @@ def _attention_function(
     check_causal(module)
     state, windows = _ENGINE.get()
     layer: Any = module.layer_idx  # an int, which nn.Module cannot say
-    output = state.attend(layer, query, key, value, scaling=scaling, sliding_window=sliding_window or windows[layer])
+    output = state.attend(layer, query, key, value, Form(scaling, sliding_window or windows[layer], softcap))
     return output.transpose(1, 2), None
 
 
@@ -128,14 +149,12 @@ class AppendState:
         self.on_query = on_query
         self._spread = cache.spread(positions)
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """Attention [B, H, N, D] of the new tokens over everything kept, their own keys included."""
         self.cache.append(layer, key, value, self._spread)
-        output = attend_cached(query, self.cache.layer(layer), scaling=scaling, window=sliding_window)
+        output = attend_cached(query, self.cache.layer(layer), form)
         if self.on_query is not None:
-            self.on_query(layer, query, scaling)
+            self.on_query(layer, query, form.scaling)
         if self.on_layer is not None:
             self.on_layer(layer)
         return output
@@ -161,15 +180,17 @@ def in_turn(*observers: OnQuery | None) -> OnQuery | None:
     return tell if told else None
 
 
-def attend_cached(query: Tensor, layer: LayerCache, *, scaling: float, window: int | None = None) -> Tensor:
+def attend_cached(query: Tensor, layer: LayerCache, form: Form) -> Tensor:
     """Attention of query [B, H, N, D], whose tokens end every head of `layer`.
 
     Of one token a row each pack is one call: the heads of its rectangle are the heads of SDPA, their queries its rows.
     """
-    total, new = len(layer.lengths), query.shape[2]
-    packs = layer.packs(query.shape[0] * query.shape[1] // total, windowed=window is not None) if new == 1 else None
+    total, new, window = len(layer.lengths), query.shape[2], form.window
+    packs = None
+    if new == 1 and form.softcap is None:
+        packs = layer.packs(query.shape[0] * query.shape[1] // total, windowed=window is not None)
     if packs is None:
-        return _attend_runs(query, layer, scaling=scaling, window=window)
+        return _attend_runs(query, layer, form)
     grouped = _in_order(query, packs, total)
     outputs, first = [], 0
     for pack in packs.packs:
@@ -178,7 +199,7 @@ def attend_cached(query: Tensor, layer: LayerCache, *, scaling: float, window: i
         mask = None if pack.mask is None else pack.mask[None, :, :, seen]
         queries = grouped[first : first + pack.heads]
         packed = queries.reshape(1, keys.shape[1], -1, queries.shape[-1])
-        output = scaled_dot_product_attention(packed, keys, values, attn_mask=mask, scale=scaling)
+        output = scaled_dot_product_attention(packed, keys, values, attn_mask=mask, scale=form.scaling)
         outputs.append(output.view(queries.shape))
         first += pack.heads
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -191,7 +212,7 @@ def _in_order(query: Tensor, packs: Packs, total: int) -> Tensor:
     return grouped if packs.order is None else grouped.index_select(0, packs.order)
 
 
-def _attend_runs(query: Tensor, layer: LayerCache, *, scaling: float, window: int | None) -> Tensor:
+def _attend_runs(query: Tensor, layer: LayerCache, form: Form) -> Tensor:
     """`attend_cached` in one call for neighbouring heads of one length."""
     rows, heads, new, head_dim = query.shape
     grouped = query.reshape(len(layer.lengths), -1, new, head_dim)
@@ -199,7 +220,7 @@ def _attend_runs(query: Tensor, layer: LayerCache, *, scaling: float, window: in
     for run in equal_runs(map(layer.shape, range(len(layer.lengths)))):
         keys, values = layer.rectangle(run.start, run.stop - run.start)
         packed = grouped[run].flatten(0, 1)
-        outputs.append(attend_after(packed, keys, values, scaling=scaling, window=window))
+        outputs.append(attend_after(packed, keys, values, form))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return output.view(rows, heads, new, -1)
 
@@ -218,33 +239,33 @@ def _pack(query: Tensor, key: Tensor) -> Tensor:
     return query.reshape(key.shape[0], -1, *query.shape[1:])
 
 
-def attend_causal(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+def attend_causal(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
     """Causal attention of a prompt from its first token: query [H, N, D], key and value [G, N, D] → [H, N, D].
 
-    With a sliding `window`, query i sees keys (i − window, i].
+    With a sliding window, query i sees keys (i − window, i].
     """
     length = query.shape[1]
-    if window is not None and window < length:
-        return attend_after(query, key, value, scaling=scaling, window=window)
+    if form.softcap is not None or (form.window is not None and form.window < length):
+        return attend_after(query, key, value, form)
     batched = query[None], key[None], value[None]
     # The output lies in memory as [N, H, D], which is how the model wants it: no copy on the way back.
-    return scaled_dot_product_attention(*batched, scale=scaling, is_causal=True, enable_gqa=True)[0]
+    return scaled_dot_product_attention(*batched, scale=form.scaling, is_causal=True, enable_gqa=True)[0]
 
 
-def attend_continued(
-    query: Tensor, past: tuple[Tensor, Tensor], key: Tensor, value: Tensor, *, scaling: float
-) -> Tensor:
+def attend_continued(query: Tensor, past: tuple[Tensor, Tensor], key: Tensor, value: Tensor, form: Form) -> Tensor:
     """Attention of N tokens over P earlier ones and, causally, themselves: query [H, N, D] → [H, N, D].
 
     `past` are keys and values [G, P, D], key and value [G, N, D] the tokens' own. Two fused calls, neither with a
     mask, are merged by their log-sum-exp: out = sum_i out_i exp(lse_i - lse).
     """
     if past[0].shape[1] == 0:  # the fused kernel divides by the number of keys
-        return attend_causal(query, key, value, scaling=scaling)
+        return attend_causal(query, key, value, form)
+    if form.softcap is not None or form.window is not None:
+        return attend_after(query, torch.cat([past[0], key], dim=1), torch.cat([past[1], value], dim=1), form)
     heads = key.shape[0]
     packed = _pack(query, key)
-    seen, seen_lse = _fused(packed, *_shared(query, *past), causal=False, scaling=scaling)
-    own, own_lse = _fused(packed, *_shared(query, key, value), causal=True, scaling=scaling)
+    seen, seen_lse = _fused(packed, *_shared(query, *past), causal=False, scaling=form.scaling)
+    own, own_lse = _fused(packed, *_shared(query, key, value), causal=True, scaling=form.scaling)
     total = torch.logaddexp(seen_lse, own_lse)
     weights = ((lse - total).exp()[..., None].to(seen.dtype) for lse in (seen_lse, own_lse))
     merged = sum(out * weight for out, weight in zip((seen, own), weights, strict=True))
@@ -263,37 +284,43 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scaling: 
     return found[0], found[1][..., : query.shape[2]]
 
 
-def attend_after(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+def attend_after(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
     """Attention of the last N tokens of S: query [H, N, D], key and value [G, S, D] → [H, N, D].
 
     The queries are the last N of the S keys' tokens: earlier keys are all seen, their own causally. Many queries are
     taken in blocks, so that the mask stays linear in S.
     """
-    new, total = query.shape[1], key.shape[1]
-    if new == total and (window is None or window >= total):
-        return attend_causal(query, key, value, scaling=scaling)
+    new, total, window = query.shape[1], key.shape[1], form.window
+    if new == total and (window is None or window >= total) and form.softcap is None:
+        return attend_causal(query, key, value, form)
     blocks = []
     for start in range(0, new, _BLOCK):
         end = min(start + _BLOCK, new)
         last = total - new + end
         first = 0 if window is None else max(0, last - (end - start) - window + 1)
         seen = key[:, first:last], value[:, first:last]
-        blocks.append(_attend_block(query[:, start:end], *seen, scaling=scaling, window=window))
+        blocks.append(_attend_block(query[:, start:end], *seen, form))
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
 
-def _attend_block(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None) -> Tensor:
+def _attend_block(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
     """`attend_after` for few queries: one masked call."""
-    new, total = query.shape[1], key.shape[1]
-    if new == 1:  # the group's queries as rows of one call: each key is read once
+    new, total, window = query.shape[1], key.shape[1], form.window
+    if new == 1 and form.softcap is None:  # the group's queries as rows of one call: each key is read once
         packed = query.reshape(1, key.shape[0], -1, query.shape[-1])
-        return scaled_dot_product_attention(packed, key[None], value[None], scale=scaling).view(query.shape[0], 1, -1)
+        return scaled_dot_product_attention(packed, key[None], value[None], scale=form.scaling).view(
+            query.shape[0], 1, -1
+        )
     column = torch.arange(total, device=query.device)
     row = torch.arange(total - new, total, device=query.device)[:, None]
     mask = column <= row
     if window is not None:
         mask &= column > row - window
-    output = scaled_dot_product_attention(_pack(query, key), *_shared(query, key, value), attn_mask=mask, scale=scaling)
+    packed, keys, values = _pack(query, key), *_shared(query, key, value)
+    if form.softcap is not None:
+        output = form.weights(packed, keys, ~mask).to(values.dtype) @ values
+    else:
+        output = scaled_dot_product_attention(packed, keys, values, attn_mask=mask, scale=form.scaling)
     return output.reshape(query.shape[0], new, -1)
 
 

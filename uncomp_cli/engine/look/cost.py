@@ -28,7 +28,7 @@ from uncomp_cli.cache.eviction import select
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.cache.window import WindowScorer
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.forward.attention import AttentionState, attend_after
+from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_after
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import ModelError, UsageError
@@ -106,7 +106,7 @@ class _Call:
     value: Tensor
     output: Tensor
     shift: Tensor
-    scaling: float
+    form: Form
 
 
 class _Probe(AttentionState):
@@ -116,14 +116,12 @@ class _Probe(AttentionState):
         self.layers = layers
         self.calls: list[_Call] = []
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         read = self.layers[layer]
 
         def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             seen = torch.cat([read.keys, key], dim=1), torch.cat([read.values, value], dim=1)
-            return attend_after(query, *seen, scaling=scaling, window=sliding_window)
+            return attend_after(query, *seen, form)
 
         # The joined keys and values are made again on the way back: kept, they would be a second full cache.
         output: Tensor = checkpoint(
@@ -131,7 +129,7 @@ class _Probe(AttentionState):
         )
         shift = torch.zeros_like(output[None], requires_grad=True)
         seen = query[0].detach(), key[0].detach(), value[0].detach()
-        self.calls.append(_Call(*seen, output.detach(), shift, scaling))
+        self.calls.append(_Call(*seen, output.detach(), shift, form))
         return output[None] + shift
 
 
@@ -146,7 +144,7 @@ def _layer_loss(call: _Call, layer: ReadLayer, gradient: Tensor, index: int) -> 
         torch.cat([read.gather(1, spread), own], dim=1).float()
         for read, own in ((layer.keys, call.key), (layer.values, call.value))
     ]
-    change = attend_after(call.query.float(), few[0], few[1], scaling=call.scaling) - call.output.float()
+    change = attend_after(call.query.float(), few[0], few[1], call.form) - call.output.float()
     per_token = (gradient * change).sum(dim=-1).view(len(layer.keys), -1, change.shape[1]).sum(dim=1)
     return per_token.abs().sum(dim=-1)
 

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.engine.forward.attention import AttentionState
+from uncomp_cli.engine.forward.attention import AttentionState, Form
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.spec import ModelSpec
 
@@ -57,21 +57,17 @@ class Replay(AttentionState):
         mass[:sinks] = 0
         return mass
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """Attention [1, H, N, D] of the replayed tokens over what was kept and, causally, themselves."""
         groups = key.shape[1]
-        grouped = query[0].view(groups, -1, *query.shape[2:]) * scaling
+        grouped = query[0].view(groups, -1, *query.shape[2:]) * form.scaling
         outputs = [
-            self._attend_head(layer, group, grouped[group], key[0, group], value[0, group], sliding_window)
+            self._attend_head(layer, group, grouped[group], key[0, group], value[0, group], form)
             for group in range(groups)
         ]
         return torch.cat(outputs)[None]
 
-    def _attend_head(
-        self, layer: int, group: int, query: Tensor, key: Tensor, value: Tensor, window: int | None
-    ) -> Tensor:
+    def _attend_head(self, layer: int, group: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """Output [R, N, D] of the R queries of one KV head."""
         keys, values, positions = self._before(layer, group)
         at = torch.arange(self._first, self._first + key.shape[0], device=key.device)
@@ -80,8 +76,8 @@ class Replay(AttentionState):
         for begin in range(0, len(at), _BLOCK):
             here, block = at[begin : begin + _BLOCK], query[:, begin : begin + _BLOCK]
             unseen = places > here[:, None]
-            unseen = unseen if window is None else unseen | (places <= here[:, None] - window)
-            scores = (block @ keys.T).masked_fill(unseen, float("-inf"))
+            unseen = unseen if form.window is None else unseen | (places <= here[:, None] - form.window)
+            scores = form.capped(block @ keys.T).masked_fill(unseen, float("-inf"))
             weights = scores.softmax(dim=-1, dtype=torch.float32)
             outputs.append(weights.to(values.dtype) @ values)
             if layer in self._counted:

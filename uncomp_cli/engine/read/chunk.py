@@ -14,7 +14,7 @@ from torch import Tensor
 
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.view import LayerView
-from uncomp_cli.engine.forward.attention import attend_after, attend_causal, attend_continued, equal_runs
+from uncomp_cli.engine.forward.attention import Form, attend_after, attend_causal, attend_continued, equal_runs
 from uncomp_cli.engine.tokens.prompt import Prompt
 
 
@@ -81,13 +81,13 @@ class ChunkStates:
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        form: Form,
         *,
-        scaling: float,
         end: int,
     ) -> None:
         self.end = end
         self.prompt, self.positions, self.past = prompt, positions, past
-        self.query, self.key, self.value, self.scaling = query, key, value, scaling
+        self.query, self.key, self.value, self.form = query, key, value, form
         self.context = len(positions)
         starts = [self.context]
         for question in prompt.questions:
@@ -96,19 +96,19 @@ class ChunkStates:
         self._groups = list(equal_runs([len(at) for _, _, at in past] or [0] * len(key)))
         self._before = {group.start: _stacked(past[group]) for group in self._groups if past}
 
-    def attend(self, *, window: int | None, last_only: bool) -> Tensor:
+    def attend(self, *, last_only: bool) -> Tensor:
         """The attention output [H, N, D]; with `last_only` zero but for the rows whose logits are read."""
         if not (self.past or last_only) and len(self.spans) == 1:
-            return attend_causal(self.query, self.key, self.value, scaling=self.scaling, window=window)
+            return attend_causal(self.query, self.key, self.value, self.form)
         heads, length, width = self.query.shape
         output = self.query.new_zeros(length, heads, width).transpose(0, 1)  # how the model wants it: no copy later
         for group in self._groups:
             rows = self._of(group)
             if not last_only:
-                output[rows, : self.context] = self._context(group, window)
+                output[rows, : self.context] = self._context(group)
             for span in self.spans:
                 at = slice(span.stop - 1, span.stop) if last_only else span
-                output[rows, at] = self._question(group, span, at, window)
+                output[rows, at] = self._question(group, span, at)
         return output
 
     def heads(self, past: Sequence[Head]) -> list[Head]:
@@ -159,32 +159,29 @@ class ChunkStates:
             keys=keys,
             values=values,
             branches=tuple((self.query[rows, span], self.key[group, span]) for span in self.spans),
-            scaling=self.scaling,
+            scaling=self.form.scaling,
             frequencies=frequencies,
             asked=self.prompt.asked,
             positions=self.positions,
         )
 
-    def _context(self, group: slice, window: int | None) -> Tensor:
+    def _context(self, group: slice) -> Tensor:
         """Attention of the chunk's own tokens."""
         query = self.query[self._of(group), : self.context]
         own = self.key[group, : self.context], self.value[group, : self.context]
         before = self._before.get(group.start)
         if before is None:
-            return attend_causal(query, *own, scaling=self.scaling, window=window)
-        if window is None:
-            return attend_continued(query, before, *own, scaling=self.scaling)
-        seen = [torch.cat(pair, dim=1) for pair in zip(before, own, strict=True)]
-        return attend_after(query, *seen, scaling=self.scaling, window=window)
+            return attend_causal(query, *own, self.form)
+        return attend_continued(query, before, *own, self.form)
 
-    def _question(self, group: slice, span: slice, at: slice, window: int | None) -> Tensor:
+    def _question(self, group: slice, span: slice, at: slice) -> Tensor:
         """Attention of a question's tokens `at`."""
         before = self._before.get(group.start, (self.key[group, :0], self.value[group, :0]))
-        seen = [
+        keys, values = (
             torch.cat([past, own[group, : self.context], own[group, span]], dim=1)
             for past, own in zip(before, (self.key, self.value), strict=True)
-        ]
-        return attend_after(self.query[self._of(group), at], *seen, scaling=self.scaling, window=window)
+        )
+        return attend_after(self.query[self._of(group), at], keys, values, self.form)
 
     def _of(self, group: slice) -> slice:
         """The query heads of KV heads `group`."""

@@ -24,6 +24,7 @@ from uncomp_cli.cache.coherence import pool
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.engine.context.context import Beside, Context
+from uncomp_cli.engine.forward.attention import Form
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.thread import stream
 from uncomp_cli.engine.read.chunk import Chunk, ChunkStates, cut_chunks
@@ -117,23 +118,19 @@ class Reader:
         self._overkeep.begin(chunk)
         self._sieve.begin(chunk, self.decoder.device)
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """Attention of the chunk [1, H, N, D]; holds what may stay."""
-        states, past = self._states(layer, query, key, value, scaling)
+        states, past = self._states(layer, query, key, value, form)
         last_only = layer == len(self.cache.layers) - 1 and not self._all_rows
-        output = states.attend(window=sliding_window, last_only=last_only)
-        self._hold(layer, states, past, sliding_window)
+        output = states.attend(last_only=last_only)
+        self._hold(layer, states, past, form.window)
         self._on_layer(self.cache.nbytes)
         return output[None]
 
-    def keep(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> None:
+    def keep(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> None:
         """What `attend` holds, without its output: for tensors whose attention has been computed before."""
-        states, past = self._states(layer, query, key, value, scaling)
-        self._hold(layer, states, past, sliding_window)
+        states, past = self._states(layer, query, key, value, form)
+        self._hold(layer, states, past, form.window)
 
     def keep_after(self, layer: int) -> Tensor | None:
         """Indices of the tokens that enter the next layer, the questions among them; None when all do."""
@@ -145,14 +142,14 @@ class Reader:
         return torch.cat([kept, torch.arange(before, before + asked, device=kept.device)])
 
     def _states(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form
     ) -> tuple[ChunkStates, list[Head]]:
         """The chunk in one layer, and what is held of the text before it."""
         seen, past = self._past(layer)
         at = self._sieve.at + self._chunk.first
         end = self._chunk.first + len(self._chunk.prompt.context)
         own = query[0], key[0].contiguous(), value[0].contiguous()
-        return ChunkStates(self._chunk.prompt, at, seen, *own, scaling=scaling, end=end), past
+        return ChunkStates(self._chunk.prompt, at, seen, *own, form, end=end), past
 
     def _past(self, layer: int) -> tuple[list[Head], list[Head]]:
         """What is held of the text before the chunk: as the chunk sees it, and as it is held on."""

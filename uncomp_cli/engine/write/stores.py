@@ -25,7 +25,7 @@ from uncomp_cli.cache.needs import ConstantConfig
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.context.context import Asked, Begun, Beside, Context
-from uncomp_cli.engine.forward.attention import AppendState, AttentionState, OnQuery, in_turn
+from uncomp_cli.engine.forward.attention import AppendState, AttentionState, Form, OnQuery, in_turn
 from uncomp_cli.engine.write.fixed_size import ConstantSize, shield
 from uncomp_cli.spec import ModelSpec
 
@@ -296,24 +296,20 @@ class _BranchState:
         self._places = torch.arange(own[0].keys.shape[2], device=positions.device) + context
         self._rows = torch.arange(len(positions), device=positions.device)
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """Attention [B, H, 1, D] of the new tokens over the context and their own row's tokens, themselves included."""
         own, held = self._own[layer], self._cache.layer(layer)
         own.keys[self._rows, :, self._columns] = key[:, :, 0]
         own.values[self._rows, :, self._columns] = value[:, :, 0]
         rows, groups = len(query), key.shape[1]
-        grouped = query.reshape(rows, groups, -1, query.shape[-1]).transpose(0, 1) * scaling  # [G, B, R, D]
+        grouped = query.reshape(rows, groups, -1, query.shape[-1]).transpose(0, 1) * form.scaling  # [G, B, R, D]
         runs = [(0, groups)] if held.is_rectangular(0, groups) else [(group, 1) for group in range(groups)]
-        outputs = [self._attend_run(grouped, own, held, run, sliding_window) for run in runs]
+        outputs = [self._attend_run(grouped, own, held, run, form) for run in runs]
         if self._on_query is not None:
-            self._on_query(layer, query, scaling)
+            self._on_query(layer, query, form.scaling)
         return torch.cat(outputs).transpose(0, 1).reshape(rows, query.shape[1], 1, -1)
 
-    def _attend_run(
-        self, grouped: Tensor, own: _Own, held: LayerCache, run: tuple[int, int], window: int | None
-    ) -> Tensor:
+    def _attend_run(self, grouped: Tensor, own: _Own, held: LayerCache, run: tuple[int, int], form: Form) -> Tensor:
         """Output [C, B, R, D] of the C heads of a run, which are equally long in the context."""
         heads = slice(run[0], run[0] + run[1])
         keys, values = held.rectangle(*run)
@@ -321,9 +317,10 @@ class _BranchState:
         count, rows, per_group, _ = query.shape
         shared = torch.bmm(query.flatten(1, 2), keys.transpose(1, 2)).view(count, rows, per_group, -1)
         mine = query @ own.keys[:, heads].transpose(0, 1).transpose(2, 3)
-        mine = mine.masked_fill(self._unseen(self._places, window), float("-inf"))
-        if window is not None:
-            shared = shared.masked_fill(self._unseen(held.head(run[0])[2], window), float("-inf"))
+        shared, mine = form.capped(shared), form.capped(mine)
+        mine = mine.masked_fill(self._unseen(self._places, form.window), float("-inf"))
+        if form.window is not None:
+            shared = shared.masked_fill(self._unseen(held.head(run[0])[2], form.window), float("-inf"))
         weights = torch.cat([shared, mine], dim=-1).softmax(dim=-1, dtype=torch.float32).to(values.dtype)
         cut = keys.shape[1]
         output = torch.bmm(weights[..., :cut].reshape(count, rows * per_group, cut), values)

@@ -26,7 +26,7 @@ from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.cache.view import LayerView, Scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
+from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.read.sieve import Sieve
@@ -52,8 +52,7 @@ class LayerCall:
     query: Tensor
     key: Tensor
     value: Tensor
-    scaling: float
-    sliding_window: int | None
+    form: Form
 
     def cut(self, length: int) -> "LayerCall":
         """The same over the first `length` tokens; itself when there are no more."""
@@ -69,11 +68,9 @@ class _Recorder(AttentionState):
     def __init__(self) -> None:
         self.calls: list[LayerCall] = []
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> Tensor:
-        self.calls.append(LayerCall(query, key.contiguous(), value.contiguous(), scaling, sliding_window))
-        return attend_causal(query[0], key[0], value[0], scaling=scaling, window=sliding_window)[None]
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
+        self.calls.append(LayerCall(query, key.contiguous(), value.contiguous(), form))
+        return attend_causal(query[0], key[0], value[0], form)[None]
 
 
 class _Remembering:
@@ -166,9 +163,7 @@ class Reading:
         reader = Reader(self.decoder, Compression(spec, setting.preset, prompt, allocation, scorer, config, unthinned))
         reader.begin(*reader.chunks)
         for layer, call in enumerate(self._seen(prompt.flat_len)):
-            reader.keep(
-                layer, call.query, call.key, call.value, scaling=call.scaling, sliding_window=call.sliding_window
-            )
+            reader.keep(layer, call.query, call.key, call.value, call.form)
         return reader.cache, allocation
 
     def _config(self, preset: Preset) -> ScorerConfig:

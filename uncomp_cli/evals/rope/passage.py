@@ -27,6 +27,7 @@ from uncomp_cli.cache.layer import Head
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits, SamplingConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.engine import Engine
+from uncomp_cli.engine.forward.attention import Form
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.watch import AnswerWatch, HeadAt, Watched, all_heads
 from uncomp_cli.engine.read.chunk import Chunk
@@ -162,15 +163,13 @@ class _Slices:
         self.reader.begin(chunk)
         return self.decoder.forward(ids, positions, self, torch.arange(len(chunk.prompt.context))), self._watch
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """Attention of the chunk [1, H, N, D]."""
-        if self._watch is not None and sliding_window is None:
+        if self._watch is not None and form.window is None:
             own = len(self._chunk.prompt.context)
             self._heads = self._seen(layer, key[0, :, :own], value[0, :, :own])
-            self._watch.observe(layer, query[:, :, max(0, own - _OBSERVERS) : own], scaling)
-        return self.reader.attend(layer, query, key, value, scaling=scaling, sliding_window=sliding_window)
+            self._watch.observe(layer, query[:, :, max(0, own - _OBSERVERS) : own], form.scaling)
+        return self.reader.attend(layer, query, key, value, form)
 
     def _new_watch(self) -> AnswerWatch:
         spec, edges = self.decoder.spec, distance_edges(_LONGEST_DISTANCE)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from uncomp_cli.budget.amount import FULL_BUDGET
 from uncomp_cli.budget.presets import Preset, load_preset
-from uncomp_cli.engine.forward.attention import attend_causal
+from uncomp_cli.engine.forward.attention import Form, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.watch import HeadAt, watched_heads
 from uncomp_cli.engine.spend.memory import check_context, free_bytes
@@ -67,11 +67,9 @@ class ReadingCost:
 class _Causal:
     """Exact causal attention; nothing is kept."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """Attention [1, H, N, D]."""
-        return attend_causal(query[0], key[0], value[0], scaling=scaling, window=sliding_window)[None]
+        return attend_causal(query[0], key[0], value[0], form)[None]
 
 
 def probe(loaded: LoadedModel) -> ReadingCost:
