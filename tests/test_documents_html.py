@@ -142,6 +142,16 @@ def test_a_long_table_repeats_its_header() -> None:
     assert "| 59 | 3481 |" in text
 
 
+def test_a_table_is_one_however_many_parts_it_is_written_in() -> None:
+    """Rows are written by some hundreds; what spans them, and the header, goes on."""
+    rows = "".join(f"<tr>{f'<td rowspan=7>P{i // 7}' if i % 7 == 0 else ''}<td>{i}" for i in range(2_100))
+    lines = markdown(f"<table><tr><th>Port<th>n{rows}<tr><td colspan=2>end</table>").split("\n")
+    body = [line for line in lines if line[2:3] == "P" and line != "| Port | n |"]
+    assert body == [f"| P{i // 7} | {i} |" for i in range(2_100)]
+    assert [at for at, line in enumerate(lines) if line == "| Port | n |"] == [33 * i for i in range(71)]
+    assert lines[-1] == "| end |  |"
+
+
 def test_tables_that_lay_out_a_page_are_text() -> None:
     inner = "<table><tr><th>a<th>b<tr><td>1<td>2</table>"
     html = f"<table><tr><td>Menu<td><h1>Page</h1><p>One.</p>{inner}</td></tr></table>"

@@ -5,7 +5,7 @@ and a long table repeats it. What only lays out a page (one column, cells of man
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -31,33 +31,90 @@ class Cell:
     @property
     def text(self) -> str:
         """Its lines as one."""
-        text = ""
-        for line in filter(None, map(str.strip, self.lines)):
+        text = self.lines[0].strip() if len(self.lines) == 1 else ""
+        for line in () if text else filter(None, map(str.strip, self.lines)):
             text += ("" if not text else " " if text[-1] in ".,:;!?-" else "; ") + line
         return text.replace("|", "\\|")
 
 
-def table_lines(rows: Sequence[Sequence[Cell]]) -> list[str]:
-    """The lines of a table."""
-    rows = [row for row in rows if row]
-    if _is_layout(rows):
-        return _laid_out(rows)
-    headers = _count_headers(rows)
-    spread, begun = _spread(rows)
-    used = sorted(begun)
-    # A row ends at its last cell: what is empty behind it costs nothing.
-    grid = [[row.get(column, "") for column in used[: bisect_right(used, max(row, default=-1))]] for row in spread]
-    body = [_row(cells) for cells in grid[headers:] if any(cells)]
-    if not headers:
-        return body
-    columns = [_stacked(column) for column in zip_longest(*grid[:headers], fillvalue="")]
-    top = [_row(columns), _row(["---"] * len(columns))]
-    parts = [body[start : start + ROWS_A_HEADER] for start in range(0, max(len(body), 1), ROWS_A_HEADER)]
-    return [line for number, part in enumerate(parts) for line in ([""] * bool(number) + top + part)]
+class Grid:
+    """A table, whose rows are given as they come: however long it is, few of them are held.
 
+    What the first rows say of headers goes for those that follow. A cell's text stands in every column and row that it
+    spans; such repetition is paid from a purse, which text fills: spans are no bomb.
+    """
 
-def _is_layout(rows: Sequence[Sequence[Cell]]) -> bool:
-    return max((len(row) for row in rows), default=0) < 2 or any(cell.complex for row in rows for cell in row)
+    def __init__(self) -> None:
+        self._headers: list[dict[int, str]] | None = None
+        self._last: dict[int, str] = {}  # the last row's texts, by column
+        self._hanging: dict[int, tuple[str, int]] = {}  # column: what hangs down into it, and for how many rows more
+        self._begun: set[int] = set()  # the columns in which a cell with text began
+        self._widest = self._written = 0
+        self._purse = _SPARE_CHARACTERS
+
+    def lines(self, rows: Sequence[Sequence[Cell]]) -> list[str]:
+        """The lines of its next rows."""
+        rows = [row for row in rows if row]
+        if not rows or any(cell.complex for row in rows for cell in row):
+            return _laid_out(rows)
+        if self._headers is None and max(map(len, rows)) < 2:
+            return _laid_out(rows)
+        self._widest = max(self._widest, *map(len, rows))
+        spread = [self._spread(row) for row in rows]
+        count = _count_headers(rows) if self._headers is None else 0
+        self._headers = spread[:count] if self._headers is None else self._headers
+        return self._below_header(spread[count:])
+
+    def _below_header(self, spread: Sequence[Mapping[int, str]]) -> list[str]:
+        used = sorted(self._begun)
+        # A row ends at its last cell: what is empty behind it costs nothing.
+        headers, end = (
+            [[row.get(column, "") for column in used[: bisect_right(used, max(row, default=-1))]] for row in rows]
+            for rows in (self._headers or (), spread)
+        )
+        body = [_row(cells) for cells in end if any(cells)]
+        if not headers:
+            return body
+        columns = [_stacked(column) for column in zip_longest(*headers, fillvalue="")]
+        top = [_row(columns), _row(["---"] * len(columns))]
+        lines = [] if body or self._written else top
+        for row in body:
+            if self._written % ROWS_A_HEADER == 0:
+                lines += [""] * bool(self._written) + top
+            self._written += 1
+            lines.append(row)
+        return lines
+
+    def _spread(self, row: Sequence[Cell]) -> dict[int, str]:
+        """Every cell's text in every column that it spans."""
+        if not self._hanging and all(cell.columns == cell.rows == 1 and not cell.above for cell in row):
+            placed = {column: cell.text for column, cell in enumerate(row)}
+            self._begun.update(column for column, text in placed.items() if text)
+        else:
+            placed = self._spread_far(row)
+        self._last = placed
+        return placed
+
+    def _spread_far(self, row: Sequence[Cell]) -> dict[int, str]:
+        self._purse += 10 * sum(len(line) + 1 for cell in row for line in cell.lines)
+        hanging, can_pay = self._hanging, self._purse > 0
+        placed = {column: text for column, (text, _) in hanging.items()}
+        hanging = {column: (text, more - 1) for column, (text, more) in hanging.items() if more > 1 and can_pay}
+        for column, cell in _seated(row, placed):
+            text = self._last.get(column, "") if cell.above and self._purse > 0 else cell.text
+            text = cell.text if len(text) > _LONGEST_REPEATED else text
+            across = min(cell.columns, self._widest) if self._purse > 0 else 1
+            again = "" if len(text) > _LONGEST_REPEATED or (len(row) == 1 and not cell.header) else text
+            spanned = dict.fromkeys(range(column, column + across), again) | {column: text}
+            for place, shown in spanned.items():
+                placed.setdefault(place, shown)
+            self._begun |= {column} if text else set()
+            if cell.rows > 1 and self._purse > 0:
+                hanging |= dict.fromkeys(spanned, (again, cell.rows - 1))
+            self._purse -= across
+        self._purse -= sum(len(text) + 1 for text in placed.values()) + max(placed, default=0) - min(placed, default=0)
+        self._hanging = hanging
+        return placed
 
 
 def _laid_out(rows: Sequence[Sequence[Cell]]) -> list[str]:
@@ -82,36 +139,6 @@ def _count_headers(rows: Sequence[Sequence[Cell]]) -> int:
             break
         count += 1
     return count
-
-
-def _spread(rows: Sequence[Sequence[Cell]]) -> tuple[list[dict[int, str]], set[int]]:
-    """Every cell's text in every column that it spans, by row; and the columns in which a cell with text begins.
-
-    Repetition is paid from a purse: spans are no bomb.
-    """
-    widest = max(map(len, rows))
-    purse = _SPARE_CHARACTERS + 10 * sum(len(line) + 1 for row in rows for cell in row for line in cell.lines)
-    hanging: dict[int, tuple[str, int]] = {}  # column: the text that hangs down into it, and for how many rows more
-    grid: list[dict[int, str]] = []
-    begun: set[int] = set()
-    for row in rows:
-        placed = {column: text for column, (text, _) in hanging.items()}
-        hanging = {column: (text, more - 1) for column, (text, more) in hanging.items() if more > 1 and purse > 0}
-        for column, cell in _seated(row, placed):
-            text = grid[-1].get(column, "") if cell.above and grid and purse > 0 else cell.text
-            text = cell.text if len(text) > _LONGEST_REPEATED else text
-            across = min(cell.columns, widest) if purse > 0 else 1
-            again = "" if len(text) > _LONGEST_REPEATED or (len(row) == 1 and not cell.header) else text
-            spanned = dict.fromkeys(range(column, column + across), again) | {column: text}
-            for place, shown in spanned.items():
-                placed.setdefault(place, shown)
-            begun |= {column} if text else set()
-            if cell.rows > 1 and purse > 0:
-                hanging |= dict.fromkeys(spanned, (again, cell.rows - 1))
-            purse -= across
-        purse -= sum(len(text) + 1 for text in placed.values()) + max(placed, default=0) - min(placed, default=0)
-        grid.append(placed)
-    return grid, begun
 
 
 def _seated(row: Sequence[Cell], placed: dict[int, str]) -> Iterator[tuple[int, Cell]]:

@@ -145,7 +145,8 @@ class _Walk:
     def start(self, tag: str, attributes: _Attributes) -> None:
         """An element begins."""
         tag = tag.rpartition(":")[2] if ":" in tag else tag
-        attributes = dict(attributes) if attributes else {}  # the parser's own is slow to ask
+        if attributes:
+            attributes = dict(attributes)  # the parser's own is slow to ask
         if self._skip and tag in self._skip_until:
             self._skip, self._skip_until = 0, ()
             self._open.append(("", None))
@@ -154,13 +155,14 @@ class _Walk:
         elif tag in _SILENT:
             self._skip_all(None)
             self._skip_until = ("rt", "rb") if tag == "rp" else ()
-        elif _is_hidden(tag, attributes):
+        elif (attributes or tag == "dialog") and _is_hidden(tag, attributes):
             self._skip_all(_HIDDEN)
         elif tag in _EMBEDDED:
             self._lost[_EMBEDDED[tag]] += 1
             self._skip_all(None)
         else:
-            self._end_implied(tag)
+            if tag in _IMPLIED:
+                self._end_implied(tag)
             self._open.append((tag, self._begin(tag, attributes)))
 
     def data(self, text: str) -> None:
@@ -199,8 +201,8 @@ class _Walk:
 
     def _end_implied(self, tag: str) -> None:
         """End the item, definition or reading that another one follows, with what is open in it; libxml2 nests them."""
-        ended, around = _IMPLIED.get(tag, ((), ()))
-        for index in range(len(self._open) - 1, max(-1, len(self._open) - _FAR), -1) if ended else ():
+        ended, around = _IMPLIED[tag]
+        for index in range(len(self._open) - 1, max(-1, len(self._open) - _FAR), -1):
             name = self._open[index][0]
             if name in around:
                 return

@@ -9,15 +9,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from uncomp_cli.documents.grid import Cell, table_lines
+from uncomp_cli.documents.grid import Cell, Grid
 from uncomp_cli.documents.superscripts import lowered, raised, resolve
 
 _SPACE = re.compile(r"[ \t\n\r\f]+")
+_COLLAPSED = re.compile(r"[\t\n\r\f]|  ")
 _UNSEEN = re.compile("[\xad\u200b\u2060\ufeff]")
 _FENCE = re.compile("`{3,}")
 _DEEPEST_PREFIX = 40
 _MOST_TABLES = 6
 _MOST_SCRIPTS = 4
+_ROWS_HELD = 600
 
 
 _ROMAN = ((1000, "m"), (900, "cm"), (500, "d"), (400, "cd"), (100, "c"), (90, "xc"), (50, "l"), (40, "xl"), (10, "x"))
@@ -47,12 +49,15 @@ class _Box:
     rest: str
 
 
+_NO_BOX = _Box("", "")
+
+
 @dataclass(slots=True)
 class _Sink:
     """Lines, and the boxes open in them; the first `used` boxes have had their first line."""
 
     lines: list[str] = field(default_factory=list)
-    boxes: list[_Box] = field(default_factory=lambda: [_Box("", "")])
+    boxes: list[_Box] = field(default_factory=lambda: [_NO_BOX])
     used: int = 1
     gap: bool = False
     complex: bool = False
@@ -60,6 +65,7 @@ class _Sink:
 
 @dataclass(slots=True)
 class _Table:
+    grid: Grid = field(default_factory=Grid)
     rows: list[list[Cell]] = field(default_factory=list)
     open_cell: bool = False
 
@@ -79,9 +85,12 @@ class Markdown:
 
     def write(self, text: str) -> None:
         """Text, its white space collapsed unless it is preformatted."""
-        text = _UNSEEN.sub("", text)
+        if not text.isascii():
+            text = _UNSEEN.sub("", text)
         if not self._pre:
-            text = _SPACE.sub(" ", text.replace("\xa0", " ") if "\xa0" in text else text)
+            text = text.replace("\xa0", " ")
+            if _COLLAPSED.search(text):
+                text = _SPACE.sub(" ", text)
             if text[:1] == " " and self._at_space:
                 text = text[1:]
         if text:
@@ -148,10 +157,11 @@ class Markdown:
 
     def _flush(self) -> None:
         if self._pieces:
-            lines = [line.strip() for line in "".join(self._pieces).split("\n")]
+            text = "".join(self._pieces)
             self._pieces.clear()
-            self._emit([line for line in lines if line])
-        self._scripts.clear()
+            self._emit([line for line in map(str.strip, text.split("\n")) if line])
+        if self._scripts:
+            self._scripts.clear()
 
     def _emit(self, lines: list[str]) -> None:
         sink = self._sinks[-1]
@@ -159,11 +169,10 @@ class Markdown:
             if sink.gap and sink.lines:
                 sink.lines.append(sink.boxes[sink.used - 1].rest.rstrip())
             sink.gap = False
-            sink.lines.append((self._prefix(sink) + line).rstrip())
+            prefix = sink.boxes[-1].rest if sink.used == len(sink.boxes) else self._prefix(sink)
+            sink.lines.append((prefix + line).rstrip())
 
     def _prefix(self, sink: _Sink) -> str:
-        if sink.used == len(sink.boxes):
-            return sink.boxes[-1].rest
         before, fresh = sink.boxes[sink.used - 1].rest, sink.boxes[sink.used :][-_DEEPEST_PREFIX:]
         sink.used = len(sink.boxes)
         return before + "".join(box.first for box in fresh)
@@ -269,6 +278,8 @@ class Markdown:
         else:
             self.close_cell()
             self._flush()
+            if len(table.rows) >= _ROWS_HELD:
+                self._write_rows(table)
             table.rows.append([])
 
     def open_cell(self, *, header: bool = False, columns: int = 1, rows: int = 1) -> None:
@@ -277,19 +288,21 @@ class Markdown:
         if table is None:
             self.block()
             return
-        self.close_cell()
+        if table.open_cell:
+            self.close_cell()
         self._flush()
         if not table.rows:
             table.rows.append([])
-        table.rows[-1].append(Cell(columns=max(columns, 1), rows=max(rows, 1), header=header))
+        sink = _Sink()
+        self._sinks.append(sink)
+        table.rows[-1].append(Cell(sink.lines, columns, rows, header))
         table.open_cell = True
-        self._sinks.append(_Sink())
 
     def span(self, *, columns: int, above: bool) -> None:
         """What is learnt of the open cell within it: over how many columns it goes, or that it goes on from above."""
         if self._table is not None and self._table.open_cell:
             cell = self._table.rows[-1][-1]
-            cell.columns, cell.above = max(columns, 1), above
+            cell.columns, cell.above = columns, above
 
     def close_cell(self) -> None:
         """The end of `open_cell`, if one is open."""
@@ -298,8 +311,7 @@ class Markdown:
             self.block()
         elif table.open_cell:
             self._flush()
-            sink, cell = self._sinks.pop(), table.rows[-1][-1]
-            cell.lines, cell.complex = sink.lines, sink.complex
+            table.rows[-1][-1].complex = self._sinks.pop().complex
             table.open_cell = False
 
     def close_table(self) -> None:
@@ -308,10 +320,14 @@ class Markdown:
         if table is not None:
             self.close_cell()
             self._tables.pop()
-            self.paste(table_lines(table.rows))
+            self._write_rows(table)
         elif self._tables:
             self._tables.pop()
         self.block(gap=True)
+
+    def _write_rows(self, table: _Table) -> None:
+        rows, table.rows = table.rows, []
+        self.paste(table.grid.lines(rows))
 
     @property
     def _table(self) -> _Table | None:

@@ -18,7 +18,7 @@ _BLOCK_BYTES = 2**20
 
 
 class Handler(Protocol):
-    """What hears of elements and text."""
+    """What hears of elements, by their names without prefixes, and of text; an end ends what began last."""
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None: ...
     def data(self, text: str) -> None: ...
@@ -38,20 +38,17 @@ def walk_xml(data: bytes, handler: Handler, *, kind: str, progress: Callable[[in
     """Tell the handler what begins and ends. Raises DocumentError for what is no XML."""
     parser = expat.ParserCreate()
     parser.buffer_text = True
+    begin, plain = handler.start, _Plain()
 
     def start(tag: str, attributes: dict[str, str]) -> None:
-        plain = {name.rpartition(":")[2]: value for name, value in attributes.items()}
-        handler.start(tag.rpartition(":")[2], plain)
-
-    def end(tag: str) -> None:
-        handler.end(tag.rpartition(":")[2])
+        begin(plain[tag], {plain[name]: value for name, value in attributes.items()} if attributes else attributes)
 
     def doctype(name: str, system: str | None, public: str | None, has_internal_subset: int) -> None:
         if has_internal_subset:
             hint = "open it in the program it is from, and save it again"
             raise DocumentError(f"it is no {kind}, or a hostile one (its XML defines entities)", hint=hint)
 
-    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.StartElementHandler, parser.EndElementHandler = start, handler.end
     parser.CharacterDataHandler = handler.data
     parser.StartDoctypeDeclHandler = doctype
     try:
@@ -60,6 +57,14 @@ def walk_xml(data: bytes, handler: Handler, *, kind: str, progress: Callable[[in
         parser.Parse(b"", True)
     except (expat.ExpatError, ValueError, LookupError) as error:  # the latter of encodings
         raise damaged(kind, error) from error
+
+
+class _Plain(dict[str, str]):
+    """Names without their prefixes, each parted once."""
+
+    def __missing__(self, name: str) -> str:
+        self[name] = name.rpartition(":")[2]
+        return self[name]
 
 
 @dataclass(slots=True)

@@ -40,6 +40,8 @@ _SILENT_TAGS = (
     "instrText delInstrText fldData sectPr sdtPr sdtEndPr tblGrid binData"
 )
 _SILENT = frozenset(_SILENT_TAGS.split())
+_LEFT_OUT_WITH_WORDS = frozenset(("del", "moveFrom", "tc"))
+_LEFT_OUT = _SILENT | _LEFT_OUT_WITH_WORDS | {"Choice", "rPr"}
 _SEPARATORS = frozenset(("separator", "continuationSeparator", "continuationNotice"))
 _BLANKS = {"tab": " ", "ptab": " ", "noBreakHyphen": "-"}
 _MOST_BOXES = 8
@@ -174,16 +176,25 @@ class _Walk:
         """An element begins."""
         if self._skip:
             self._skip += 1
-        elif tag in _SILENT or (tag == "Choice" and any(self._choices[-1:])):
-            self._skip_all(None)
-        elif tag in ("del", "moveFrom") and not self._in_properties:
-            self._skip_all(_DELETED)
-        elif tag == "rPr" and self._open and self._open[-1][0] == "pPr":  # of the paragraph's mark
-            self._skip_all(None)
-        elif tag == "tc" and self._tables and self._tables[-1].is_deleted:
-            self._skip_all(_DELETED)
+        elif tag in _LEFT_OUT and self._is_left_out(tag):
+            self._skip_all(_DELETED if tag in _LEFT_OUT_WITH_WORDS else None)
+        elif self._equation is not None:
+            self._equation.start(tag, attributes)
+            self._in_text = tag == "t"
+            self._open.append((tag, partial(self._end_in_equation, self._equation, tag)))
         else:
-            self._open.append((tag, self._begin(tag, attributes)))
+            found = _ELEMENTS.get(tag)
+            self._open.append((tag, found(self, attributes) if found is not None else None))
+
+    def _is_left_out(self, tag: str) -> bool:
+        parent = self._open[-1][0] if self._open else ""
+        if tag == "Choice":
+            return any(self._choices[-1:])
+        if tag == "rPr":
+            return parent == "pPr"  # of the paragraph's mark
+        if tag == "tc":
+            return bool(self._tables) and self._tables[-1].is_deleted
+        return tag in _SILENT or not parent.endswith("Pr")
 
     def data(self, text: str) -> None:
         """Text: what stands in `t`."""
@@ -210,21 +221,13 @@ class _Walk:
     def _skip_all(self, reason: _Words | None) -> None:
         self._skip, self._skipped_words, self._skip_reason = 1, False, reason
 
-    @property
-    def _in_properties(self) -> bool:
-        return bool(self._open) and self._open[-1][0].endswith("Pr")
+    def _lose(self, _: _Attributes, *, what: _Words) -> _End:
+        self._story.lost[what] += 1
+        return None
 
-    def _begin(self, tag: str, attributes: _Attributes) -> _End:
-        if self._equation is not None:
-            self._equation.start(tag, attributes)
-            self._in_text = tag == "t"
-            return partial(self._end_in_equation, self._equation, tag)
-        if tag in _LOST:
-            self._story.lost[_LOST[tag]] += 1
-        elif tag in _BLANKS:
-            self._write(_BLANKS[tag])
-        found = _ELEMENTS.get(tag)
-        return found(self, attributes) if found is not None else None
+    def _blank(self, _: _Attributes, *, text: str) -> _End:
+        self._write(text)
+        return None
 
     def _end_in_equation(self, equation: Equation, tag: str) -> None:
         self._in_text = False
@@ -503,7 +506,7 @@ class _Walk:
         return None
 
     def _columns_before(self, attributes: _Attributes) -> _End:
-        self.out.open_cell(columns=integer(attributes.get("val", ""), 1))
+        self.out.open_cell(columns=max(integer(attributes.get("val", ""), 1), 1))
         return None
 
     def _row_deleted(self, _: _Attributes) -> _End:
@@ -519,7 +522,7 @@ class _Walk:
 
     def _columns(self, attributes: _Attributes) -> _End:
         if self._tables:
-            self._tables[-1].columns = integer(attributes.get("val", ""), 1)
+            self._tables[-1].columns = max(integer(attributes.get("val", ""), 1), 1)
         return None
 
     def _merged(self, attributes: _Attributes) -> _End:
@@ -536,6 +539,8 @@ class _Walk:
 
 
 _ELEMENTS: dict[str, Callable[[_Walk, _Attributes], _End]] = {
+    **{tag: partial(_Walk._lose, what=what) for tag, what in _LOST.items()},
+    **{tag: partial(_Walk._blank, text=text) for tag, text in _BLANKS.items()},
     "p": _Walk._paragraph,
     "pPr": _Walk._properties,
     "pStyle": _Walk._style,
