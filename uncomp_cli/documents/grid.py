@@ -37,6 +37,11 @@ class Cell:
         return text.replace("|", "\\|")
 
 
+def table_lines(rows: Sequence[Sequence[Cell]]) -> list[str]:
+    """The lines of a table that is there as a whole."""
+    return Grid().lines(rows)
+
+
 class Grid:
     """A table, whose rows are given as they come: however long it is, few of them are held.
 

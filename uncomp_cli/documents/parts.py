@@ -18,7 +18,7 @@ _BLOCK_BYTES = 2**20
 
 
 class Handler(Protocol):
-    """What hears of elements, by their names without prefixes, and of text; an end ends what began last."""
+    """What hears of elements, by their names without prefixes, and of text."""
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None: ...
     def data(self, text: str) -> None: ...
@@ -38,17 +38,20 @@ def walk_xml(data: bytes, handler: Handler, *, kind: str, progress: Callable[[in
     """Tell the handler what begins and ends. Raises DocumentError for what is no XML."""
     parser = expat.ParserCreate()
     parser.buffer_text = True
-    begin, plain = handler.start, _Plain()
+    begin, finish, plain = handler.start, handler.end, _Plain()
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         begin(plain[tag], {plain[name]: value for name, value in attributes.items()} if attributes else attributes)
+
+    def end(tag: str) -> None:
+        finish(plain[tag])
 
     def doctype(name: str, system: str | None, public: str | None, has_internal_subset: int) -> None:
         if has_internal_subset:
             hint = "open it in the program it is from, and save it again"
             raise DocumentError(f"it is no {kind}, or a hostile one (its XML defines entities)", hint=hint)
 
-    parser.StartElementHandler, parser.EndElementHandler = start, handler.end
+    parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = handler.data
     parser.StartDoctypeDeclHandler = doctype
     try:
