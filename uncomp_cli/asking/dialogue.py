@@ -211,7 +211,7 @@ def _beginning(documents: Sequence[Document]) -> Entry:
     """Documents, each behind its name, as the beginning of a question."""
     text, attachments = "", []
     for document in documents:
-        text += (GAP if text else "") + ("" if document.bare else f"[{document.path}]\n")
+        text += (GAP if text else "") + ("" if document.bare else document.heading)
         attachments.append(
             Attachment(
                 document.path,

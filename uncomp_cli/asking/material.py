@@ -34,7 +34,7 @@ def _parts(documents: DocumentSet) -> list[tuple[str, str]]:
     """What stands before each document, and its text."""
     if len(documents.documents) == 1:
         return [("", documents.documents[0].text.strip())]
-    heads = (f"{'' if i == 0 else GAP}[{document.path}]\n" for i, document in enumerate(documents.documents))
+    heads = (f"{'' if i == 0 else GAP}{document.heading}" for i, document in enumerate(documents.documents))
     return [(head, document.text.strip()) for head, document in zip(heads, documents.documents, strict=True)]
 
 

@@ -23,6 +23,7 @@ from uncomp_cli.steps import Progress, finished
 
 _LISTED = 3
 _USUAL = ("hidden", "suffix ", "left out by ", "a link ", "a broken link")
+_ROUND = str.maketrans("[]", "()")
 _STDIN = "-"
 _STDIN_CANDIDATE = Candidate(Path(_STDIN))
 
@@ -44,6 +45,12 @@ class Document:
     losses: tuple[Loss, ...] = ()
     notes: tuple[str, ...] = ()
     bare: bool = False
+
+    @property
+    def heading(self) -> str:
+        """Its name as the model reads it in front of it: one line, in which no name can begin another heading."""
+        shown = "".join(character if character.isprintable() else " " for character in self.path)
+        return f"[{shown.translate(_ROUND)}]\n"
 
 
 @dataclass(frozen=True, slots=True)
