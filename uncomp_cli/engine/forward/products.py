@@ -27,6 +27,7 @@ may be of any kind whose rows are independent: plain, fused or quantized weights
 interact.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any, Literal, get_args
@@ -56,6 +57,9 @@ _PART_ROWS = 64
 # From here on every product for many rows is the faster one: in float32 by 1 %, in bfloat16 by 24, of bytes by 19
 # (576 → 1,536 features, 2 to 128 rows tried, one core of an EPYC with AVX-512 BF16).
 _MANY_ROWS = 16
+# torch and oneDNN each keep a product for every number of rows that they have seen, 0.6 MiB apiece and 1,024 of them:
+# every turn of a chat brings numbers of its own. One reading needs two numbers, whole and thinned, of five matrices.
+_KEPT_PRODUCTS = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
 _MOST = 127
 # torch's product of few rows with bytes reads 16 or 32 features at once, past the end of a row that is no multiple.
 _STEP = 32
@@ -239,6 +243,8 @@ def use_product(model: nn.Module, matmul: Matmul = "float32", library: Library |
     With the `library` weights that are exactly numbers of 16 bits are held as such. A model keeps the product that it
     was first given. Raises ValueError for another one.
     """
+    for variable, number in _KEPT_PRODUCTS.items():  # read at the first product; what the user has set wins
+        os.environ.setdefault(variable, number)
     for name, module in list(model.named_modules()):
         if isinstance(module, RowLinear | ByteLinear):
             _check_same(module, matmul)
