@@ -191,3 +191,22 @@ def test_a_constant_size_holds_for_every_row() -> None:
     growing, steps = together(Writer(*given, stop_ids=(), kv_bytes=1))
     assert max(taken.kv_bytes for taken in steps) > max(sizes[0] | sizes[1])
     assert [stats.completion_tokens for _, stats in growing] == [150, 150]
+
+
+@pytest.mark.parametrize("preset", [FULL, HALF, replace(HALF, budget="97%")], ids=["full", "half", "nearly"])
+@pytest.mark.parametrize("steps", [1, 5, 20, 40])
+def test_a_short_text_has_no_room_beyond_its_answer(preset: Preset, steps: int) -> None:
+    loaded = load_tiny("llama")
+    engine = engine_of(loaded, SamplingConfig(max_new_tokens=steps))
+    for length in (12, 40, 200):
+        (asked,) = ask(engine, preset, make_prompt(length, [4], protected=2))
+        writer = engine.writer([asked], stop_ids=())
+        ids = [step.token for step in writer.write()]
+        stats, cache, spec = writer.stats(), asked.context.cache, loaded.spec
+        assert stats is not None
+        allocated = [
+            each.untyped_storage().nbytes() for n in cache.layers if n for each in (n.keys, n.values, n.positions)
+        ]
+        assert (len(ids), stats.kv_bytes) == (steps, sum(allocated))
+        entry = spec.kv_bytes_per_entry
+        assert stats.kv_bytes <= spec.full_kv_bytes(stats.prompt_tokens + steps) * (entry + 4) / entry

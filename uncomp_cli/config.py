@@ -4,6 +4,7 @@ The command line reads its defaults from here; nothing reads the environment at 
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,10 +27,12 @@ _MOST_TOKENS = 2**20
 class CacheConfig:
     """How much room a cache head has beyond its tokens, and what shares a scale in 8 or 4 bits: all of it is allocated.
 
+    A head of up to `most_tokens`, a text with its answer where that is known, has no room for more than those.
     Quantised keys share a scale and a zero a channel over `key_block` entries, values an entry over `value_group`
     channels.
     """
 
+    most_tokens: int = sys.maxsize
     min_slack: int = 16
     slack_divisor: int = 64
     position_bytes: int = 4
@@ -38,7 +41,8 @@ class CacheConfig:
 
     def slack(self, length: int) -> int:
         """Free entries kept behind a head of `length` entries."""
-        return max(self.min_slack, length // self.slack_divisor)
+        free = max(self.min_slack, length // self.slack_divisor)
+        return free if length > self.most_tokens else min(free, self.most_tokens - length)
 
     def quantized_bytes(self, length: int, *, head_dim: int, bits: int) -> int:
         """Bytes of a head of `length` quantised entries: codes, float16 scales and zeros of keys and values, positions.

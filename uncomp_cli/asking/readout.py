@@ -69,8 +69,10 @@ def details(stats: "RunStats", risk: "Risk", *, whole: bool, context_limit: int)
 
 
 def _kept(stats: "RunStats", *, whole: bool) -> str:
-    if whole:
-        return f"KV {format_bytes(stats.kv_bytes)}, all kept"
+    if (
+        whole or stats.kv_bytes >= stats.kv_full_bytes
+    ):  # of a short text what lies beside entries is more than is dropped
+        return f"KV {format_bytes(stats.kv_bytes)}, {'' if whole else 'nearly '}all kept"
     return f"KV {format_part(stats.kv_bytes, stats.kv_full_bytes)}"
 
 

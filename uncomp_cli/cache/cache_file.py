@@ -117,7 +117,14 @@ def save_cache(
     return replace(manifest, sha256=sha256)
 
 
-def load_cache(path: Path, *, device: torch.device | str = "cpu", reserve: int = 0, verify: bool = True) -> StoredCache:
+def load_cache(
+    path: Path,
+    *,
+    device: torch.device | str = "cpu",
+    reserve: int = 0,
+    config: CacheConfig | None = None,
+    verify: bool = True,
+) -> StoredCache:
     """The cache that was saved in `path`, on `device`, with room for `reserve` more entries a head and its slack.
 
     Without `verify` the hash is not checked: for a file of which `find_damage` has just found none. Raises UncompError
@@ -126,16 +133,17 @@ def load_cache(path: Path, *, device: torch.device | str = "cpu", reserve: int =
     damage = find_damage(path) if verify else None
     if damage is not None:
         raise DamagedCacheError(f"cache {path} is damaged: {damage}", hint=_HINT)
-    manifest = read_manifest(path)
+    manifest, config = read_manifest(path), config or CacheConfig()
     with _reading(path) as file:
         # What is read is the file itself, mapped: everything of it is copied.
         names = [name for name in list(file.keys()) if name.startswith(_EXTRA)]
         extra = {name.removeprefix(_EXTRA): file.get_tensor(name).to(device, copy=True) for name in names}
-        layers = [lay_out(*layer, reserve=reserve, config=CacheConfig()) for layer in _layers(manifest, file, device)]
+        layers = [lay_out(*layer, reserve=reserve, config=config) for layer in _layers(manifest, file, device)]
     cache = RaggedKVCache(
         num_layers=manifest.num_layers,
         num_rows=manifest.num_rows,
         num_kv_heads=manifest.num_kv_heads,
+        config=config,
         kv_bits=manifest.kv_bits,
     )
     cache.layers[:] = layers

@@ -97,7 +97,8 @@ class RaggedKVCache:
     def _of_rows(cls, rows: Sequence[tuple["RaggedKVCache", int]], *, reserve: int) -> "RaggedKVCache":
         first = rows[0][0]
         groups, num_layers = first.num_kv_heads, len(first.layers)
-        made = cls(num_layers=num_layers, num_rows=len(rows), num_kv_heads=groups, config=first.config)
+        config = max((cache.config for cache, _ in rows), key=lambda config: config.most_tokens)
+        made = cls(num_layers=num_layers, num_rows=len(rows), num_kv_heads=groups, config=config)
         made._bucketed = True
         for index in range(num_layers):
             heads = [(cache.layer(index), i) for cache, row in rows for i in range(row * groups, row * groups + groups)]

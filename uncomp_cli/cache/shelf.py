@@ -20,6 +20,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from uncomp_cli.cache.header import TEMPORARY_PREFIX, DamagedCacheError, Manifest, Record, read_manifest
+from uncomp_cli.config import CacheConfig
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError, did_you_mean
 from uncomp_cli.files import move
 
@@ -157,6 +158,7 @@ class Shelf:
         *,
         device: "torch.device | str" = "cpu",
         reserve: int = 0,
+        config: CacheConfig | None = None,
         misfit: "Callable[[StoredCache], str | None]" = lambda stored: None,
     ) -> "StoredCache":
         """What was saved, checked against its hash; it counts as used. Raises UncompError when it is damaged or gone.
@@ -169,7 +171,7 @@ class Shelf:
         if reason is None:
             with suppress(OSError):  # a shelf that cannot be written can still be read
                 os.utime(entry.path)
-            stored = load_cache(entry.path, device=device, reserve=reserve, verify=False)
+            stored = load_cache(entry.path, device=device, reserve=reserve, config=config, verify=False)
             fault = misfit(stored)
             if fault is None:
                 return stored

@@ -17,7 +17,7 @@ from typing import Any
 
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cache.shelf import Entry, Shelf
-from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits, SamplingConfig
+from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, SamplingConfig
 from uncomp_cli.engine.context.context import Account, Asked, Beside, Context, Unread
 from uncomp_cli.engine.context.growth import Growth, for_any_question
 from uncomp_cli.engine.context.recall import Recall
@@ -196,6 +196,7 @@ class Engine:
             entry,
             device=self.decoder.device,
             reserve=prompt.longest_question,
+            config=self._room_for(prompt, record.context_tokens),
             misfit=lambda stored: misfit(stored, self.spec),
         )
         whole = prompt_of(tensors, prompt)
@@ -218,7 +219,7 @@ class Engine:
         reset_peak(self.decoder.device)
         begun = time.perf_counter()
         with _memory_of(planned):
-            context = yield from Reader(self.decoder, planned).read()
+            context = yield from Reader(self.decoder, planned, config=self._room_for(planned.prompt)).read()
         context.account = _account_of(planned, preset, time.perf_counter() - begun)
         return context
 
@@ -228,12 +229,18 @@ class Engine:
         with _memory_of(planned):
             yield from growth.read(prompt.context, planned, reserve=0)
         cache = growth.cache
+        cache.config = self._room_for(prompt)
         cache.lay_out_anew(reserve=prompt.longest_question)
         context = Context(self.decoder, prompt, cache, Unread(Recall(self.loaded.tokenizer)))
         seconds, tokens = time.perf_counter() - begun, len(prompt.context)
         account = account_of(cache, tokens, self.spec, growth.preset, growth.uncertainty, seconds=seconds)
         context.account = replace(account, chunk_tokens=planned.chunk_tokens, notes=planned.notes)
         return context
+
+    def _room_for(self, prompt: Prompt, context_tokens: int | None = None) -> CacheConfig:
+        """Of room in the cache what a prompt and its answer need, no more."""
+        context = len(prompt.context) if context_tokens is None else context_tokens
+        return CacheConfig(most_tokens=context + prompt.longest_question + self.sampling.max_new_tokens)
 
     def _room(self, asked: Sequence[Asked]) -> int:
         """Bytes for rows beside the contexts that were read."""

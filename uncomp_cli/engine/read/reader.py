@@ -23,6 +23,7 @@ from uncomp_cli.budget.thinning import NoThinning
 from uncomp_cli.cache.coherence import pool
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.context.context import Beside, Context
 from uncomp_cli.engine.forward.attention import Form
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
@@ -52,6 +53,7 @@ class Reader:
         *,
         on_layer: Callable[[int], None] = lambda kv_bytes: None,
         all_rows: bool = False,
+        config: CacheConfig | None = None,
     ) -> None:
         spec, allocation = decoder.spec, planned.allocation
         self.decoder, self.planned = decoder, planned
@@ -62,7 +64,11 @@ class Reader:
                 hint="use --rope yarn instead of repack, or --truncate",
             )
         self.cache = RaggedKVCache(
-            num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads, kv_bits=allocation.plan.kv_bits
+            num_layers=spec.num_layers,
+            num_rows=1,
+            num_kv_heads=spec.num_kv_heads,
+            config=config,
+            kv_bits=allocation.plan.kv_bits,
         )
         self.questions: list[list[list[Head]]] = []
         self.chunks = list(cut_chunks(planned.prompt, planned.chunk_tokens))
@@ -260,7 +266,7 @@ class Reader:
         spent = planned.allocation.narrowed(part.seq_len, part.always_kept)
         once = replace(planned, prompt=part, allocation=spent, chunk_tokens=None, repack=False, reread_tokens=None)
         unthinned = Sieve(NoThinning(), planned.spec, planned.config)
-        reader = Reader(self.decoder, replace(once, sieve=unthinned), on_layer=self._on_layer)
+        reader = Reader(self.decoder, replace(once, sieve=unthinned), on_layer=self._on_layer, config=self.cache.config)
         logits = reader.read_chunk(reader.chunks[0], further=left_out)
         behind = len(prompt.context) + torch.arange(prompt.longest_question)
         reader.cache.relabel(torch.cat([at, behind]).to(torch.int32))
