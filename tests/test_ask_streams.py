@@ -38,10 +38,10 @@ def test_a_pipe_gets_the_answer_and_nothing_else(document: Path, tiny_model: Pat
     assert re.fullmatch(r"[a-z]{24}\n", out)
     assert ESCAPE not in err
     lines = err.splitlines()
-    assert lines[:2] == ["preparing", f"loading {tiny_model}"]
-    assert re.fullmatch(r"preset balanced was measured on smollm2-135m; for .* preset live is used", lines[2])
+    assert lines[:3] == ["preparing", "measuring", f"loading {tiny_model}"]
+    assert re.fullmatch(r"preset balanced was measured on smollm2-135m; for .* preset live is used", lines[3])
     asked = r"budget 20%, at least 512 tokens of the document \(live, uncertain\)"
-    assert re.match(asked + r": \d+ of \d+ tokens per head, .* \(\d+(\.\d)? %\)", lines[3])
+    assert re.match(asked + r": \d+ of \d+ tokens per head, .* \(\d+(\.\d)? %\)", lines[4])
     assert re.match(r"\d+ tok in .* s · .* tok/s · KV .* of .* %\)$", lines[-1])
     long = start(*args, "-v").finish()[2].splitlines()[-1]
     assert re.match(r"prefill \d+ tok .* · first token .* · KV .* · peak .* · context \d+/4,096$", long)
@@ -222,7 +222,8 @@ def test_a_forked_process_is_like_one_started_from_nothing(tiny_model: Path, tmp
     assert code == done.returncode == 0, (err, done.stderr)
     assert done.stdout == out
     assert len(out.strip("\n")) == 30
-    assert done.stderr.splitlines()[:2] == err.splitlines()[:2] == ["preparing", f"loading {tiny_model}"]
+    first = ["preparing", "measuring", f"loading {tiny_model}"]
+    assert done.stderr.splitlines()[:3] == err.splitlines()[:3] == first
     assert told(done.stderr) == told(err)
 
 

@@ -125,7 +125,7 @@ def test_a_request_is_all_that_is_needed(tiny_model: Path, tmp_path: Path, docum
     events = list(run(request))
     assert kinds(events) == [Noted, Planned, Began, Piece, Done]
     assert [event.at for event in events if isinstance(event, Working)] == [
-        "preparing", None, f"loading {tiny_model}", None,
+        "preparing", None, "measuring", None, f"loading {tiny_model}", None,
     ]  # fmt: skip
 
 

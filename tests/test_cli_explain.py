@@ -275,7 +275,8 @@ def test_a_preset_of_another_model_is_refused_before_the_prompt(tiny_model: Path
     assert ask(tiny_model, notes, "-p", "other", "--dry-run", XDG_DATA_HOME=str(own_data))[0] == 2
 
 
-def test_the_default_preset_gives_way_to_live_for_another_model(tiny_model: Path, notes: Path, own_data: Path) -> None:
+def test_the_default_preset_gives_way_to_live_for_another_model(tiny_model: Path, notes: Path, tmp_path: Path) -> None:
+    own_data = tmp_path / "others"
     save_calibrated(own_data, "balanced", ModelFingerprint("other-model", "llama", 4, 4, 2, 16, "ff" * 32))
     for more in ((), ("--dry-run",)):
         code, out, err = ask(tiny_model, notes, "--json", *more, XDG_DATA_HOME=str(own_data))

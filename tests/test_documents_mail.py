@@ -62,10 +62,10 @@ def test_attachments_are_read_or_named() -> None:
     message.add_attachment(b"%PDF-1.7 torn", maintype="application", subtype="pdf", filename="b.pdf")
     found = read(message.as_bytes(), NO_WISHES)
     assert found.text.split("\n\n") == [
-        *("Subject: Bill", "See below.", "## Attachment fees.csv", "name,fee\nVale,10"),
+        *("Subject: Bill", "See below.", "## Attachment fees.csv", "| name | fee |\n| --- | --- |\n| Vale | 10 |"),
         *("## Attachment Straße 5.docx", "The fee is 10."),
     ]
-    assert found.places == (Place(1, "body"), Place(5, "attachment fees.csv"), Place(10, "attachment Straße 5.docx"))
+    assert found.places == (Place(1, "body"), Place(5, "attachment fees.csv"), Place(11, "attachment Straße 5.docx"))
     (loss,) = found.losses
     assert str(loss).startswith("2 attachments that were not read (a.png, b.pdf: it is ")
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from support.families import tiny
-from support.tiny import byte_tokenizer
+from support.tiny import TEMPLATE, byte_tokenizer
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import SamplingConfig, ScorerConfig
 from uncomp_cli.engine.context.context import Asked, Context
@@ -29,7 +29,9 @@ def load_tiny(family: str) -> LoadedModel:
     stock, _, spec = tiny(family)
     stock.generation_config.eos_token_id = STOPS
     info = cast("Any", type("Info", (), {"trained_length": spec.trained_length}))
-    return LoadedModel(stock, byte_tokenizer(), spec, info, 0.0, 0, None)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE  # without one no answer stops at its first token
+    return LoadedModel(stock, tokenizer, spec, info, 0.0, 0, None)
 
 
 def engine_of(loaded: LoadedModel, sampling: SamplingConfig = GREEDY) -> Engine:

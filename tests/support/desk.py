@@ -22,7 +22,7 @@ from uncomp_cli.documents.text import NO_WISHES
 from uncomp_cli.errors import LockedError, UncompError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.blocks import edit_text
-from uncomp_cli.ui.input import line_reader, unlocked
+from uncomp_cli.ui.input import line_reader, with_password
 
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 terminal = Terminal.detect(plain="--plain" in sys.argv, no_color="--no-color" in sys.argv)
@@ -40,11 +40,17 @@ def opened(wishes):
         raise LockedError("it is locked", hint="--password PASSWORD")
     return "all of it"
 
+def unlocked(wishes):
+    try:
+        return opened(wishes)
+    except LockedError as error:
+        return unlocked(with_password(error, wishes, terminal))
+
 while True:
     try:
         text = read()
         if text == "/unlock":
-            print("OPENED", unlocked(opened, NO_WISHES, terminal))
+            print("OPENED", unlocked(NO_WISHES))
         print("TEXT", ascii(text))
         if text.startswith("/edit "):
             print("EDITED", ascii(edit_text(text[6:], terminal)))

@@ -74,7 +74,8 @@ class _Row:
             message = "what the model computes is not finite: its weights are damaged, or too large for their type"
             raise ModelError(message, hint="use --dtype float32; if it says so again, fetch the model anew")
         if speaks and not self.generated.shape[1]:
-            logits = logits.index_fill(1, torch.tensor(stop_ids, dtype=torch.int64, device=logits.device), -torch.inf)
+            ends = [token for token in stop_ids if token < logits.shape[1]]
+            logits = logits.index_fill(1, torch.tensor(ends, dtype=torch.int64, device=logits.device), -torch.inf)
         chosen = self.sampler.choose(logits, self.generated)
         self.generated = torch.cat([self.generated, chosen[:, None]], dim=1)
         token = int(chosen)
