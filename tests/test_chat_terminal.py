@@ -5,15 +5,27 @@ import os
 import re
 import signal
 import sys
+import termios
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
-from support.commands import ENDLESS, start
+from support.commands import ENDLESS, PATIENCE_S, start
 from support.desk import PROMPT
 from support.typist import READOUT, Typist, numbers, sit_down
 
 ENDED = r"\[the answer ended at its longest length"
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Wait for it."""
+    last_s = time.monotonic() + PATIENCE_S
+    while not done():
+        assert time.monotonic() < last_s
+        time.sleep(0.02)
 
 
 def test_three_turns_with_a_ctrl_c_in_the_second(tiny_model: Path, typists: list[Typist]) -> None:
@@ -96,6 +108,25 @@ def test_keys_pressed_while_an_answer_streams_wait_for_the_prompt(tiny_model: Pa
     answer = chat.sees(rf"(?s)(.*?){ENDED}").group(1)
     assert re.fullmatch(r"[a-z]*\r\n(\x1b\[[0-9;]*[A-Za-z])*", answer)
     chat.sees(r"1 turn \(0 interrupted\)")
+
+
+def test_a_shell_has_its_echo_while_ctrl_z_has_stopped_an_answer(tiny_model: Path, typists: list[Typist]) -> None:
+    chat = sit_down(typists, tiny_model, *ENDLESS, "--max-new-tokens", "2000")
+    process = psutil.Process(chat.process.pid)
+
+    def echoes() -> bool:
+        return bool(termios.tcgetattr(chat.terminal.child_fd)[3] & termios.ECHO)
+
+    chat.says("hello there", "[a-z]{20}")
+    assert not echoes()
+    os.kill(process.pid, signal.SIGTSTP)
+    until(lambda: process.status() == psutil.STATUS_STOPPED)
+    assert echoes()
+    os.kill(process.pid, signal.SIGCONT)
+    chat.sees("[a-z]{20}")
+    until(lambda: not echoes())
+    chat.presses("c")
+    chat.sees(r"\[interrupted: what is above stays in the conversation\]")
 
 
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])

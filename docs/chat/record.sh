@@ -8,19 +8,25 @@ home=$(mktemp -d)
 trap 'tmux kill-session -t "$pane" 2>/dev/null || true; rm -rf "$home"' EXIT
 
 shown() { tmux capture-pane -p -S - -t "$pane" | sed -e 's/[[:space:]]*$//'; }
-ready() { # waits until the last prompt has nothing behind it
+ready() { # waits until a prompt has nothing behind it; the line of the status is below
     for _ in $(seq 600); do
         sleep 0.5
-        shown | grep -v '^$' | tail -n 2 | grep -q '^>$' && sleep 1 && return
+        shown | grep -v '^$' | tail -n 3 | grep -q '^>$' && sleep 1 && return
     done
     echo "the chat does not answer" >&2
     shown >&2
     exit 1
 }
+streams() { # waits until some tokens of an answer are there
+    for _ in $(seq 600); do
+        shown | grep -Eq 'tok/s · [2-9][0-9] tok' && return
+        sleep 0.2
+    done
+}
 type_line() { tmux send-keys -t "$pane" -l "$1"; sleep 0.3; tmux send-keys -t "$pane" Enter; }
 
 tmux new-session -d -s "$pane" -x 100 -y 40 -e XDG_STATE_HOME="$home/state" -e XDG_DATA_HOME="$home/data" \
-    "$uncomp chat --session tour --max-new-tokens 60"
+    "$uncomp chat --max-new-tokens 60"
 tmux set-option -t "$pane" remain-on-exit on >/dev/null
 ready
 type_line '/file docs/demo/lighthouse-handbook.md'
@@ -46,7 +52,7 @@ ready
 type_line '/budget 2x'
 ready
 type_line 'Tell me a long story about the sea.'
-sleep 4
+streams
 tmux send-keys -t "$pane" C-c
 ready
 type_line '/undo'
@@ -54,5 +60,7 @@ ready
 type_line '/why'
 ready
 type_line '/exit'
-sleep 2
+ready
+type_line '/exit'
+sleep 5
 shown | sed -e '/^Pane is dead/,$d' >docs/chat/session.txt

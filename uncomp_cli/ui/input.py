@@ -4,6 +4,8 @@ The prompt is drawn on standard error, so that standard output carries answers o
 text on every way in.
 """
 
+import os
+import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator, Sequence
@@ -57,14 +59,22 @@ def kept_keys(terminal: Terminal) -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing that is typed is echoed."""
+    """Nothing that is typed is echoed, but to a shell while Ctrl-Z has stopped this."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+
+    def stop(number: int, frame: object) -> None:
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        termios.tcsetattr(descriptor, termios.TCSANOW, silent)  # fg goes on here
+
     termios.tcsetattr(descriptor, termios.TCSANOW, silent)
+    stopped = signal.signal(signal.SIGTSTP, stop)
     try:
         yield
     finally:
+        signal.signal(signal.SIGTSTP, stopped)
         with suppress(termios.error):  # the terminal is gone
             termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
