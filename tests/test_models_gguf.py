@@ -4,11 +4,13 @@ import os
 import shutil
 import time
 from random import Random
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from support.gguf_files import (
     HEAD_DIM,
@@ -21,7 +23,9 @@ from support.gguf_files import (
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.forward.products import use_product
 from uncomp_cli.errors import ModelError
+from uncomp_cli.kernels.library import find
 from uncomp_cli.models import conversion, sources
 from uncomp_cli.models.catalog import ensure_local, list_models, local_path, remove_model, show_model
 from uncomp_cli.models.gguf import llama3_divisors, prepare_gguf
@@ -160,6 +164,111 @@ def test_a_file_that_was_moved_about_is_hashed_once(tmp_path, stock, monkeypatch
         assert local_path(str(other)) == model
         assert list(ensure_local(str(other))) == []
     assert hashed == [other]
+
+
+def test_nothing_is_written_but_what_says_how_to_read_the_file(tmp_path, stock):
+    path = write_gguf(tmp_path / "tiny.gguf", stock)
+    info = pulled(path).info
+    assert not [file for file in info.path.iterdir() if file.suffix in (".safetensors", ".gguf")]
+    assert info.outside == (str(path),)
+    assert path.stat().st_size < info.size_bytes < path.stat().st_size + 100_000
+    assert remove_model(info.name) == [str(path)]
+    assert path.exists()
+
+
+def test_a_file_that_was_moved_is_named_and_found_where_it_is(tmp_path, stock):
+    path = write_gguf(tmp_path / "tiny.gguf", stock)
+    name, moved = pulled(path).info.path.name, tmp_path / "moved.gguf"
+    path.rename(moved)
+    with pytest.raises(ModelError, match="are not where they were") as caught:
+        load_model(name, device="cpu")
+    assert "--model FILE.gguf" in caught.value.hint
+    assert pulled(moved).info.name == str(moved)
+    assert load_model(name, device="cpu").info.outside == (str(moved),)
+
+
+def test_a_file_that_was_changed_is_refused_by_the_old_name(tmp_path, stock):
+    path = write_gguf(tmp_path / "tiny.gguf", stock)
+    name = pulled(path).info.path.name
+    with path.open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"abcd")
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ModelError, match="another file than the one") as caught:
+        load_model(name, device="cpu")
+    assert f"uncomp model remove {name}" in caught.value.hint
+
+
+def split(path, model, count):
+    """The file as llama.cpp parts it: tensors in `count` files, what is said in the first."""
+    whole = gguf.GGUFReader(str(write_gguf(path, model)))
+    parts = [path.with_name(f"{path.stem}-{index + 1:05}-of-{count:05}.gguf") for index in range(count)]
+    for index, part in enumerate(parts):
+        writer = gguf.GGUFWriter(str(part), "llama")
+        for field in whole.fields.values() if index == 0 else ():
+            if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+                inner = field.types[-1] if len(field.types) > 1 else None
+                writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+        writer.add_uint16("split.count", count)
+        for tensor in whole.tensors[index::count]:
+            writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return parts
+
+
+def test_a_model_of_several_files_is_one(tmp_path, stock):
+    parts = split(tmp_path / "tiny.gguf", stock, 3)
+    loaded = pulled(parts[1])
+    assert loaded.info.outside == tuple(map(str, parts))
+    torch.testing.assert_close(logits(loaded.model), logits(stock), atol=1e-5, rtol=1e-5)
+    parts[2].rename(tmp_path / "lost.gguf")
+    with pytest.raises(ModelError, match=r"tiny-00003-of-00003\.gguf is missing"):
+        pulled(parts[0])
+    parts[0].rename(tmp_path / "alone.gguf")
+    with pytest.raises(ModelError, match="one of 3 files"):
+        pulled(tmp_path / "alone.gguf")
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "TQ2_0", "MXFP4"])
+def test_kinds_that_the_library_does_not_read_are_held_as_the_nearest(tmp_path, kind):
+    model = tiny_llama(**WIDE)
+    path = write_gguf(tmp_path / "tiny.gguf", model, kind=lambda name: kind if "ffn" in name else "Q8_0")
+    kept = pulled(path).model
+    named = {tensor.name: tensor for tensor in gguf.GGUFReader(str(path)).tensors}["blk.0.ffn_up.weight"]
+    wide = torch.from_numpy(gguf.dequantize(named.data, named.tensor_type))
+    up = kept.model.layers[0].mlp.up_proj
+    largest = wide.view(len(wide), -1, 32).abs().amax(-1, keepdim=True).expand(-1, -1, 32).reshape(wide.shape)
+    assert ((up.matrix.numbers(up.library) - wide).abs() <= largest / 250 + 127 * 2**-25).all()  # a scale is a float16
+
+
+def test_gradients_pass_blocks(tmp_path):
+    path = write_gguf(tmp_path / "tiny.gguf", tiny_llama(**WIDE), kind=mixed("Q4_0"))
+    kept, wide = pulled(path), load_model(str(path), device="cpu", widened=True)
+    use_product(kept.model, library=find())
+    found = []
+    for model in (kept.model, wide.model):
+        states = torch.linspace(-1, 1, 2 * 256).view(2, 256).requires_grad_()
+        model.model.layers[1].mlp(states).square().sum().backward()
+        found.append(states.grad)
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+
+
+def test_without_the_library_blocks_lie_in_the_file(tmp_path, monkeypatch):
+    path = write_gguf(tmp_path / "tiny.gguf", tiny_llama(**WIDE), kind=mixed("Q4_0"))
+    expected = logits(pulled(path).model)
+    monkeypatch.setattr("uncomp_cli.models.weights.find", lambda: None)
+    monkeypatch.setattr("uncomp_cli.models.loading.find", lambda: None)
+    wide = load_model(str(path), device="cpu").model
+    assert type(wide.lm_head) is nn.Linear
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    kept = load_model(str(path), device="cpu")
+    assert kept.weights_bytes < path.stat().st_size
+    assert not kept.model.lm_head.matrix.tiled
+    for model in (wide, kept.model):
+        torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
 
 
 def test_a_hidden_file_is_converted_once_too(tmp_path, stock):

@@ -20,7 +20,8 @@ from weights import gguf_file
 
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.errors import UncompError
-from uncomp_cli.models.catalog import ensure_local, local_path
+from uncomp_cli.models.catalog import ensure_local
+from uncomp_cli.models.loading import load_model
 
 HERE = Path(__file__).resolve().parent
 REPORT = HERE.parent.parent / "docs" / "results" / "peers.md"
@@ -38,12 +39,14 @@ def weights_for(peer: Peer, directory: Path) -> Path:
     """The default model as the peer wants it: a GGUF file, or a directory in Hugging Face format."""
     if peer.folder == "llamacpp":
         return gguf_file(directory)
-    for _ in ensure_local(DEFAULT_MODEL):
-        pass
-    found = local_path(DEFAULT_MODEL)
-    if found is None:
-        raise SystemExit(f"{DEFAULT_MODEL} is not here: uncomp model pull {DEFAULT_MODEL}")
-    return found
+    folder = directory / DEFAULT_MODEL
+    if not (folder / "config.json").is_file():
+        for _ in ensure_local(DEFAULT_MODEL):
+            pass
+        loaded = load_model(DEFAULT_MODEL, device="cpu", widened=True)
+        loaded.model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+    return folder
 
 
 def run_all(directory: Path, samples: Path, out: Path, *, limit: int | None) -> int:
