@@ -141,6 +141,7 @@ def tex(body: str) -> str:
             "\\begin{equation}\na_{1} = \\frac{b}{c}\n\\end{equation}",
             "\\begin{equation}\na_{1} = \\frac{b}{c}\n\\end{equation}",
         ),
+        (r"\[ \sqrt[3]{x} \]", r"\[ \sqrt[3]{x} \]"),
         (r"\begin{itemize}\item one\item two\end{itemize}", "- one\n- two"),
         (r"\begin{enumerate}\item one\item[b] two\end{enumerate}", "1. one\n2. b: two"),
         ("\\begin{verbatim}\nx = 5 % \\emph{raw}~\n\\end{verbatim}", "```\nx = 5 % \\emph{raw}~\n```"),

@@ -18,6 +18,7 @@ from docx.opc.constants import RELATIONSHIP_TYPE
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.documents import make_ods
 from uncomp_cli.documents.collection import Document, DocumentSet, read_documents
 from uncomp_cli.documents.encoding import decode_text
 from uncomp_cli.documents.formats import FORMATS, READABLE_SUFFIXES, format_of, read_format
@@ -25,6 +26,7 @@ from uncomp_cli.documents.text import NO_WISHES, Text
 from uncomp_cli.errors import DocumentError, UncompError, UsageError
 
 GERMAN = "Die Küste war grün, und über den Dächern hörte man später die Möwen; es roch nach Äpfeln und Öl. " * 8
+ROW = "<table:table-row><table:table-cell><text:p>1</text:p></table:table-cell></table:table-row>"
 JAPANESE = "灯台守は毎晩ランプに油を差し、霧が出ると鐘を鳴らした。船は港に戻り、海は静かになった。" * 8
 
 
@@ -126,6 +128,30 @@ def test_text_is_read_as_it_is(here: Path, name: str) -> None:
 
 def test_name_without_suffix_is_read_as_text(here: Path) -> None:
     assert read_one(write("README", "<b>plain</b>")).text == "<b>plain</b>"
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "said"),
+    [
+        ("a.docx", make_docx(), ()),
+        ("a.docm", make_docx(), ()),
+        ("a.pdf", make_docx(), ("it is a .docx file by its content, and was read as one",)),
+        (
+            "a.txt",
+            make_ods(f"<table:table>{ROW}</table:table>"),
+            ("it is a .ods file by its content, and was read as one",),
+        ),
+        ("a.doc", rb"{\rtf1 hello}", ("it is a .rtf file by its content, and was read as one",)),
+        ("a", make_pdf("hello"), ()),
+        ("a.unheard", b"hello", ()),
+    ],
+)
+def test_a_renamed_file_is_read_as_what_it_is_and_that_is_said(
+    here: Path, name: str, raw: bytes, said: tuple[str, ...]
+) -> None:
+    result = read_documents([write(name, raw)])
+    assert result.documents[0].notes == said
+    assert result.warnings == [f"{name}: {note}" for note in said]
 
 
 def test_document_is_frozen() -> None:

@@ -9,7 +9,7 @@ from fuzz import KINDS, fuzz
 from uncomp_cli.errors import UsageError
 
 INPUTS = 100
-TOLERANT = {"text", "html", "mail", "questions"}
+TOLERANT = {"text", "html", "mail", "questions", "rtf", "srt", "tex", "csv", "jsonl"}
 """Damage leaves most of these readable: what is broken of them is counted as lost."""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -132,6 +133,21 @@ def test_classes_that_transformers_has_are_its_own(copied_model: Path) -> None:
     (copied_model / "modeling_llama.py").write_text(EVIL)
     assert load_model(str(copied_model)).spec.model_type == "llama"
     assert not ran(copied_model)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_a_file_too_large_to_be_one_is_refused_before_it_is_read(copied_model: Path, name: str) -> None:
+    os.truncate(copied_model / name, 2**29)
+    with pytest.raises(ModelError, match=rf"{name} has (more than|536,870,912 bytes)"):
+        load_model(str(copied_model))
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_pipe_among_the_files_of_a_model_is_not_waited_for(copied_model: Path, name: str) -> None:
+    (copied_model / name).unlink(missing_ok=True)
+    os.mkfifo(copied_model / name)
+    with pytest.raises(ModelError, match=f"{name} is not a regular file"):
+        load_tokenizer(copied_model)
 
 
 def test_one_module_alone_lets_transformers_read() -> None:

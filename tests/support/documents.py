@@ -197,6 +197,39 @@ def make_xlsx(*, extra: str = "", prologue: str = "") -> bytes:
     )
 
 
+_SLIDES = (
+    'xmlns:p="http://schemas.openxmlformats.org/presentationml/2006/main" '
+    'xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main" '
+    f'xmlns:r="{_RELATED}"'
+)
+
+
+def make_pptx(*slides: str) -> bytes:
+    """A presentation; a slide is the shapes of its tree, its notes are two words."""
+
+    def relations(**targets: str) -> str:
+        kinds = {name: name.rstrip("0123456789") for name in targets}
+        each = (f'<Relationship Id="{n}" Type="{_RELATED}/{kinds[n]}" Target="{t}"/>' for n, t in targets.items())
+        return f'<Relationships xmlns="{_PACKAGED}">{"".join(each)}</Relationships>'
+
+    def tree(kind: str, shapes: str) -> str:
+        return f"<p:{kind} {_SLIDES}><p:cSld><p:spTree>{shapes}</p:spTree></p:cSld></p:{kind}>"
+
+    numbers = range(len(slides))
+    ids = "".join(f'<p:sldId id="{256 + n}" r:id="slide{n}"/>' for n in numbers)
+    notes = "<p:sp><p:txBody><a:p><a:r><a:t>Say hello.</a:t></a:r></a:p></p:txBody></p:sp>"
+    members = {
+        "_rels/.rels": relations(officeDocument="ppt/presentation.xml"),
+        "ppt/presentation.xml": f"<p:presentation {_SLIDES}><p:sldIdLst>{ids}</p:sldIdLst></p:presentation>",
+        "ppt/_rels/presentation.xml.rels": relations(**{f"slide{n}": f"slides/s{n}.xml" for n in numbers}),
+        "ppt/notes.xml": tree("notes", notes),
+    }
+    for number, shapes in enumerate(slides):
+        members[f"ppt/slides/s{number}.xml"] = tree("sld", shapes)
+        members[f"ppt/slides/_rels/s{number}.xml.rels"] = relations(notesSlide="../notes.xml")
+    return make_zip(members)
+
+
 _OPEN = "urn:oasis:names:tc:opendocument:xmlns"
 _SPACES = {
     **{name: f"{_OPEN}:{name}:1.0" for name in ("office", "text", "table", "style", "drawing", "presentation")},

@@ -89,6 +89,13 @@ def format_of(data: bytes, suffix: str) -> Format:
     return _BY_SUFFIX.get(told or suffix, _PLAIN)
 
 
+def notes_of(data: bytes, suffix: str, chosen: Format) -> tuple[str, ...]:
+    """What is to be said where a file's suffix is another than its content's: which of them decided."""
+    if not suffix or not chosen.suffixes or suffix in chosen.suffixes:
+        return ()
+    return (f"it is a {_told_suffix(data, suffix)} file by its content, and was read as one",)
+
+
 def read_format(chosen: Format, data: bytes, wishes: Wishes) -> Text:
     """What the format's module reads of the bytes, in this process."""
     return reader_of(chosen.module)(data, wishes)

@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from uncomp_cli.documents.cabinet import readers_version
 from uncomp_cli.documents.crew import Crew, line_of, text_of
-from uncomp_cli.documents.formats import Format, format_of, read_format, with_words
+from uncomp_cli.documents.formats import Format, format_of, notes_of, read_format, with_words
 from uncomp_cli.documents.text import Text, Wishes
 from uncomp_cli.errors import DocumentError, DoesNotFitError
 from uncomp_cli.numerals import format_count
@@ -90,24 +90,27 @@ def take_all(sources: Sequence[Source], wishes: Wishes) -> Generator[Progress, N
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A text that will be there some time, and the hash of its bytes."""
+    """A text that will be there some time, the hash of its bytes, and what is to be said of them."""
 
     text: "Future[Text]"
     sha256: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def _begin(source: Source, wishes: Wishes, crew: Callable[[], Crew]) -> _Begun:
     """Take a source's bytes; its text too, where no child is needed."""
     text: Future[Text] = Future()
-    digest = ""
+    digest, notes = "", tuple[str, ...]()
     try:
         data = source.take(wishes.limits.file_bytes)
         digest = hashlib.sha256(data).hexdigest()
         chosen = format_of(data, source.suffix)
+        notes = notes_of(data, source.suffix, chosen)
         if chosen.apart:
             kept = wishes.cabinet and wishes.cabinet.find(*_made_of(digest, chosen, wishes))
             if not kept:
-                return _Begun(crew().submit(partial(_read_apart, crew(), data, digest, chosen, wishes)), digest)
+                reads = crew().submit(partial(_read_apart, crew(), data, digest, chosen, wishes))
+                return _Begun(reads, digest, notes)
             text.set_result(text_of(kept))
         else:
             text.set_result(read_format(chosen, data, wishes))
@@ -115,7 +118,7 @@ def _begin(source: Source, wishes: Wishes, crew: Callable[[], Crew]) -> _Begun:
         text.set_exception(error)
     except OSError as error:
         text.set_exception(DocumentError(error.strerror or str(error), hint=f"ls -l {shlex.quote(source.name)}"))
-    return _Begun(text, digest)
+    return _Begun(text, digest, notes)
 
 
 def _made_of(digest: str, chosen: Format, wishes: Wishes) -> tuple[str, ...]:
@@ -139,7 +142,8 @@ def _ended(waiting: "deque[_Begun]", watch: "_Watch") -> Generator[Progress, Non
         yield from watch.told()
     watch.ended()
     try:
-        return Taken(with_words(begun.text.result()), begun.sha256)
+        text = with_words(begun.text.result())
+        return Taken(replace(text, notes=begun.notes + text.notes), begun.sha256)
     except (DocumentError, DoesNotFitError) as error:
         return error
 

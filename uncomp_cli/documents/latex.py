@@ -22,7 +22,7 @@ _COMMENT = re.compile(r"(?<!\\)((?:\\\\)*)%[^\n]*(?:\n[ \t]*)?")
 _NESTED = r"\{((?:[^{}\\]|\\.|\{[^{}]*\})*)\}"
 _MACRO = re.compile(r"\\(?:(?:re|provide)?newcommand\*?|def)\s*\{?\\([A-Za-z]+)\}?\s*\{((?:[^{}#]|\{[^{}#]*\})*)\}")
 _HEAD = re.compile(r"\\(?:title|author|date)" + _OPTION + _NESTED)
-_COMMAND = re.compile(r"\\([A-Za-z]+)(\*?)" + _OPTION + r"[ \t]*\{((?:[^{}\\]|\\.)*)\}")
+_COMMAND = re.compile(r"\\([A-Za-z]+)(\*?)(" + _OPTION + r")[ \t]*\{((?:[^{}\\]|\\.)*)\}")
 _SPANNING = re.compile(r"\s*\\multicolumn\s*\{(\d{1,3})\}\s*\{[^{}]*\}\s*\{(.*)\}\s*", re.DOTALL)
 _COLUMNS = re.compile(r"\s*(?:\{[^{}]*\})??\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}")
 _RULES = re.compile(
@@ -146,7 +146,7 @@ class _Source:
 
     def _command(self, found: re.Match[str]) -> str:
         """What a command with an argument prints; itself, with other braces, where it is not known."""
-        name, content = found[1], found[3]
+        name, content = found[1], found[4]
         if name in _HEADINGS:
             return "\n\n" + f"{'#' * _HEADINGS[name]} ".translate(_KEPT) + " ".join(content.split()) + "\n\n"
         if name == "footnote":
@@ -158,7 +158,7 @@ class _Source:
             return f"[{content}]"
         if name in _SHOWN or name in _GONE:
             return content if name in _SHOWN else ""
-        return f"\\{name}{found[2]}{_OPEN}{content}{_CLOSE}"
+        return f"\\{name}{found[2]}{found[3]}{_OPEN}{content}{_CLOSE}"
 
 
 def _replaced(source: str, names: frozenset[str], put: Callable[[str, str], str]) -> str:
@@ -249,5 +249,5 @@ def _finished(body: str) -> str:
     body = body.replace("~", " ").replace("---", "—").replace("--", "–").replace("``", "“").replace("''", "”")
     body = re.sub(r"\\\\\*?" + _OPTION + r"(?=\s)", "\n", body)
     body = re.sub(rf"(?<![\\\w^_}}{_CLOSE}])\{{([^{{}}\\]*)\}}", r"\1", body)
-    body = re.sub(r"[ \t]+", " ", re.sub(r"[ \t]*\n[ \t]*", "\n", body)).translate(_FREED)
+    body = re.sub(r" ?\n ?", "\n", re.sub(r"[ \t]+", " ", body)).translate(_FREED)
     return re.sub(r"\n{3,}", "\n\n", body).strip()

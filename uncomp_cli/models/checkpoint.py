@@ -19,14 +19,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uncomp_cli.errors import ModelError, OutOfMemoryError, UncompError, is_out_of_memory, is_panic, memory_sizes
+from uncomp_cli.errors import (
+    ModelError,
+    OutOfMemoryError,
+    UncompError,
+    UsageError,
+    is_out_of_memory,
+    is_panic,
+    memory_sizes,
+)
 from uncomp_cli.models.template import renderer
 from uncomp_cli.models.vocabulary import guard
+from uncomp_cli.schema import MOST_BYTES, load_bytes
 
 if TYPE_CHECKING:
     import torch
 
 OTHER_MODEL = "use another model, for example --model smollm2-135m"
+_READ_WHOLE = (".json", ".jinja", ".txt", ".model")
+_MOST_VOCABULARY_BYTES = 256 * 2**20  # of a tokenizer or an index of weights; the largest known have some 40 MB
 _FLOATS = ("F64", "F32", "F16", "BF16")
 TEXT_PART = {
     r"^(model\.)?language_model\.model\.": "model.",
@@ -66,33 +77,44 @@ def refuse_code(directory: Path, what: str, *, hint: str = OTHER_MODEL) -> None:
 
 
 def check_readable(directory: Path, what: str) -> None:
-    """Raise ModelError for a file that this user may not read, as in a cache of several: it is not damaged."""
-    closed = next(
-        (file for file in sorted(directory.glob("*")) if file.exists() and not os.access(file, os.R_OK)), None
-    )
-    if closed is not None:
-        hint = f"its owner lets others read it with: chmod a+r {shlex.quote(str(closed.resolve()))}"
-        raise ModelError(f"{what}: {closed} may not be read by this user", hint=hint)
+    """Raise ModelError for a file that this user may not read, as in a cache of several, or that is no such file."""
+    for file in filter(Path.exists, sorted(directory.glob("*"))):
+        if not os.access(file, os.R_OK):
+            hint = f"its owner lets others read it with: chmod a+r {shlex.quote(str(file.resolve()))}"
+            raise ModelError(f"{what}: {file} may not be read by this user", hint=hint)
+        if file.suffix in _READ_WHOLE:
+            _check_size(file, what)
+
+
+def _check_size(file: Path, what: str) -> None:
+    """Raise ModelError for what the libraries would wait for, or take more memory for than a model has."""
+    most_bytes = MOST_BYTES if file.name.endswith("config.json") else _MOST_VOCABULARY_BYTES
+    if not file.is_file():
+        raise ModelError(f"{what}: {file} is not a regular file", hint=OTHER_MODEL)
+    if (found_bytes := file.stat().st_size) > most_bytes:
+        message = f"{what}: {file} has {found_bytes:,} bytes, and at most {most_bytes:,} are read"
+        raise ModelError(message, hint=OTHER_MODEL)
 
 
 def _read_json(file: Path) -> Any:
     """What a file holds; None when it cannot be read, which is told of when it is loaded."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return json.loads(load_bytes(file))
+    except (UsageError, ValueError, RecursionError):
         return None
 
 
-def _named_classes(data: Any, *, inside: bool = False) -> Iterator[str]:
+def _named_classes(data: Any) -> Iterator[str]:
     """The classes that `auto_map` names, wherever it stands: `module.Class`, or `repository--module.Class`."""
-    if isinstance(data, dict):
-        for key, value in data.items():
-            yield from _named_classes(value, inside=inside or key == "auto_map")
-    elif isinstance(data, list):
-        for value in data:
-            yield from _named_classes(value, inside=inside)
-    elif inside and isinstance(data, str):
-        yield data
+    waiting = [(data, False)]
+    while waiting:
+        value, named = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(inner, named or key == "auto_map") for key, inner in reversed(value.items())]
+        elif isinstance(value, list):
+            waiting += [(inner, named) for inner in reversed(value)]
+        elif named and isinstance(value, str):
+            yield value
 
 
 def _is_foreign(reference: str) -> bool:
