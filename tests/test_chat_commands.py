@@ -112,6 +112,13 @@ def test_the_same_file_twice(talk: Talk) -> None:
     assert len(talk.chat.dialogue.pending) == 1
 
 
+def test_a_bad_file_among_good_ones_is_named_and_the_others_are_taken(talk: Talk) -> None:
+    said = hold(talk, "/file note.txt notes.txt")
+    assert said[0] == "warning: no file or directory 'note.txt'"
+    assert [document.path for document in talk.chat.dialogue.pending] == ["notes.txt"]
+    assert hold(talk, "/file a.txt b.txt")[0] == "error: no file or directory 'a.txt'"
+
+
 def test_a_missing_and_a_huge_file(talk: Talk) -> None:
     assert hold(talk, "/file note.txt") == [
         "error: no file or directory 'note.txt'",

@@ -39,14 +39,18 @@ def add_files(talk: Talk, argument: str) -> None:
 
 
 def read_files(paths: Sequence[str], terminal: Terminal, wishes: Wishes) -> DocumentSet:
-    """The documents at `paths`; what is left out in a folder is said."""
+    """The documents at `paths`; what of several cannot be read is said, and raised where nothing is left."""
     if "-" in paths:
         raise UsageError("'-' names standard input, from which the questions come", hint="name a file")
     _check_sizes(paths)
     try:
-        documents = show(reading(paths, wishes=wishes), terminal)
+        documents = show(reading(paths, patient=len(paths) > 1, wishes=wishes), terminal)
     except LockedError as error:
         return read_files(paths, terminal, with_password(error, wishes, terminal))
+    for _, failure in documents.failures:
+        if not documents.documents:
+            raise failure
+        terminal.warn(failure.message)
     for remark in documents.remarks:
         terminal.warn(remark.text, remark.more)
     return documents
