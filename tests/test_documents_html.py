@@ -264,6 +264,7 @@ def test_a_page_with_a_bit_of_everything() -> None:
         ("<meta charset=koi8-r>", "koi8-r", "Маяк"),
         ('<?xml version="1.0" encoding="Shift_JIS"?><html>', "shift_jis", JAPANESE),
         ("<meta charset=gb2312>", "gb18030", "灯塔"),
+        ("<meta charset=macintosh>", "mac_roman", "café 5"),  # no guess finds it
         ("<meta charset=latin1>", "utf-8", GERMAN),  # the declaration is out of date
         ("<meta charset=gb2312>", "utf-8", JAPANESE),
         ("<meta charset=utf-16>", "utf-8", GERMAN),

@@ -70,6 +70,17 @@ def test_attachments_are_read_or_named() -> None:
     assert str(loss).startswith("2 attachments that were not read (a.png, b.pdf: it is ")
 
 
+def test_what_attachments_lost_is_counted_for_each() -> None:
+    box = b""
+    for count in (1, 2):
+        message = mail("See below.")
+        page = "<p>x 5</p>" + "<img src=y>" * count
+        message.add_attachment(page.encode(), maintype="text", subtype="html", filename=f"{count}.html")
+        box += b"From a@x.org Mon Jan  1 10:00:00 2024\n" + message.as_bytes() + b"\n"
+    said = [str(loss) for loss in read(box, NO_WISHES).losses]
+    assert said == ["1 picture without a text (in 1.html)", "2 pictures without a text (in 2.html)"]
+
+
 def test_a_mail_within_a_mail() -> None:
     innermost, inner, outer = (
         mail("Third 3.", Subject="C"),

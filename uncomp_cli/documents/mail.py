@@ -51,6 +51,7 @@ def read(data: bytes, wishes: Wishes) -> Text:
             one = _read_mail(_QUOTED_BEGIN.sub(rb"\1", data[start:end]), wishes)
             parts += [(f"m{number}" if place == "body" else f"m{number} {place}", text) for place, text in one.parts]
             mail.lost.update(one.lost)
+            mail.inner += one.inner
             mail.unread += one.unread
             wishes.progress(number, len(starts))
     text, places = joined(parts)
@@ -66,6 +67,7 @@ class _Mail:
     parts: list[tuple[str, str]] = field(default_factory=list)  # place and text
     body: list[str] = field(default_factory=list)
     lost: Counter[tuple[str, str]] = field(default_factory=Counter)
+    inner: list[Loss] = field(default_factory=list)  # of attachments
     unread: list[str] = field(default_factory=list)
     held_bytes: int = 0
 
@@ -74,7 +76,7 @@ class _Mail:
         """What is not in the text."""
         names = ", ".join(self.unread[:8]) + (", …" if len(self.unread) > 8 else "")
         what = "attachment that was not read" if len(self.unread) == 1 else "attachments that were not read"
-        return counted(self.lost) + ((Loss(what, len(self.unread), names),) if self.unread else ())
+        return (*counted(self.lost), *self.inner) + ((Loss(what, len(self.unread), names),) if self.unread else ())
 
 
 def _read_mail(data: bytes, wishes: Wishes) -> _Mail:
@@ -213,4 +215,4 @@ def _attach(part: Message, mail: _Mail) -> None:
     text = found.text.strip("\n")
     mail.held_bytes += len(text)
     mail.parts.append((f"attachment {name}", f"## Attachment {name}\n\n{text}"))
-    mail.lost.update({(f"{loss.what} in {name}", f"{loss.what} in {name}"): loss.count for loss in found.losses})
+    mail.inner += [replace(loss, where=f"{loss.where} in {name}".strip()) for loss in found.losses]
