@@ -9,10 +9,12 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
+from xml.etree import ElementTree
 
 from support.documents import (
     make_docx,
@@ -32,6 +34,7 @@ from uncomp_cli.asking.request import Request
 from uncomp_cli.documents.crew import Crew
 from uncomp_cli.documents.formats import format_of, read_format, with_words
 from uncomp_cli.documents.text import NO_WISHES
+from uncomp_cli.errors import UncompError
 
 _WORDS = (
     '<w:p><w:pPr><w:pStyle w:val="Heading1"/></w:pPr><w:r><w:t>Lease</w:t></w:r></w:p>'
@@ -90,6 +93,10 @@ _SUBTITLES = (
     ).encode()
 )
 _TABLE = b'name;tons;"said ""so"""\n' + b"".join(b'"East\n%d";%d,5;x\n' % (n, 7 * n) for n in range(40)) + b";;\n"
+_OF_THE_CHILD = ("its reader fails", "it ends the program", "it takes more than")
+"""How a child says what was unforeseen, too slow or too large: to a user a refusal, here a fault."""
+_MANY = 2000
+_ODD = ("", "-1", "0", "7", "99999999999", "1e400", "NaN", "x", "../x", "²", "a" * 5000)
 _REPEATS = (3, 100, 3000)
 
 
@@ -178,7 +185,12 @@ class Documents:
         """Read it."""
         chosen = format_of(data, self._suffix)
         read: Any = self._crew.read if chosen.apart else lambda data, chosen, wishes: read_format(chosen, data, wishes)
-        with_words(read(data, chosen, NO_WISHES)).text.encode()
+        try:
+            with_words(read(data, chosen, NO_WISHES)).text.encode()
+        except UncompError as error:
+            if error.message.startswith(_OF_THE_CHILD):
+                raise RuntimeError(error.message) from error
+            raise
 
 
 class Questions:
@@ -220,5 +232,29 @@ def _with_member_damaged(data: bytes, chance: Random) -> bytes:
         damaged = chance.choice(names)
         for name in names:
             content = source.read(name)
-            target.writestr(name, _damaged(content, chance) if name == damaged else content)
+            target.writestr(name, _rearranged(content, chance) if name == damaged else content)
     return file.getvalue()
+
+
+def _rearranged(content: bytes, chance: Random) -> bytes:
+    """Half the time XML that is still XML: elements gone, doubled, elsewhere, with other values. Else other bytes."""
+    try:
+        root = ElementTree.fromstring(content) if chance.random() < 0.5 else None
+    except ElementTree.ParseError:
+        root = None
+    if root is None:
+        return _damaged(content, chance)
+    for _ in range(chance.randint(1, 4)):
+        elements = list(root.iter())
+        at, other = chance.choice(elements), chance.choice(elements)
+        match chance.choice(("remove", "copy", "set", "say")):
+            case "remove" if len(at):
+                at.remove(chance.choice(list(at)))
+            case "copy":
+                count = chance.choice((1, 3, 100)) if len(elements) < _MANY else 1
+                at.extend([deepcopy(other) for _ in range(count)])
+            case "set" if at.attrib:
+                at.set(chance.choice(list(at.attrib)), chance.choice(_ODD))
+            case _:
+                at.text = chance.choice(_ODD)
+    return ElementTree.tostring(root)

@@ -104,7 +104,7 @@ class _Shapes:
         self._equation: Equation | None = None
         self._role: str | None = None
         self._skipped = self._list = self._scripts = 0
-        self._in_text = self._in_table = self._item = False
+        self._in_text = self._in_table = self._first_row = self._item = False
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
         """An element begins."""
