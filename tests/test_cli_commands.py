@@ -47,10 +47,10 @@ def test_model_list_when_there_is_none(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_model_remove(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     removed: list[str] = []
-    monkeypatch.setattr(catalog, "remove_model", removed.append)
+    monkeypatch.setattr(catalog, "remove_model", lambda name: removed.append(name) or ["/models/tiny.gguf"])
     assert run(["model", "remove", "tiny"]) == 0
     assert removed == ["tiny"]
-    assert capsys.readouterr() == ("", "removed model tiny\n")
+    assert capsys.readouterr() == ("", "removed model tiny; /models/tiny.gguf stays\n")
 
 
 @pytest.fixture

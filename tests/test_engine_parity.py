@@ -96,7 +96,7 @@ def test_sliding_prefill_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(done.questions.logits[0], stock_logits(stock, (*prompt.context, *prompt.questions[0]))[-1])
 
 
-@pytest.mark.parametrize("family", ["Bamba", "GptOss"])
+@pytest.mark.parametrize("family", ["DiffLlama", "GptOss"])
 def test_other_families_are_refused_by_name(family: str) -> None:
     config = getattr(transformers, f"{family}Config")(**SHAPE)
     model = getattr(transformers, f"{family}ForCausalLM")(config)

@@ -39,7 +39,7 @@ from uncomp_cli.errors import DoesNotFitError, ModelError
 from uncomp_cli.models.shape import spec_from_config
 from uncomp_cli.spec import ModelSpec
 
-ONE_ROPE = [name for name in FAMILIES if "sliding" not in name and not name.startswith(("gemma3", "smollm3"))]
+ONE_ROPE = [name for name in FAMILIES if "sliding" not in name and not name.startswith(("gemma2", "gemma3", "smollm3"))]
 PLENTY = 10**12
 
 
