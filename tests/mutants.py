@@ -120,13 +120,13 @@ MUTANTS = [
     *of("documents/grid.py", "documents_html", ("(again, cell.rows - 1)", "(again, cell.rows)")),
     *of("documents/superscripts.py", "documents_html", ('else "^" + grouped(content, after)', "else content")),
     *of(
-        "documents/html.py", "documents_html",
+        "documents/walk.py", "documents_html",
         ("self._lost[self._skip_reason] += 1", "pass"),
-        ("else decode_declared(data, declared)", "else decode(data)"),
     ),
+    *of("documents/charset.py", "documents_html", ("else decode_declared(data, declared)", "else decode(data)")),
     *of("documents/mail.py", "documents_mail", ("yield _decoded(text)", "yield text")),
     *of(
-        "documents/word.py", "documents_word",
+        "documents/manuscript.py", "documents_word",
         ('return tag in _SILENT or not parent.endswith("Pr")', "return tag in _SILENT"),
     ),
     *of("kernels/matrix.py", "kernels", ("torch.float32 or count > MOST_ROWS:", "torch.float32:")),

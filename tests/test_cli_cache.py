@@ -11,7 +11,7 @@ from support.caches import make_cache, make_record, resave
 from uncomp_cli.asking.request import cabinet_of, shelf_of
 from uncomp_cli.cache.shelf import Entry, Shelf
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.declare.options import cache_names
+from uncomp_cli.cli.declare.completion import cache_names
 from uncomp_cli.errors import UsageError
 
 

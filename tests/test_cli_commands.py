@@ -11,7 +11,7 @@ import pytest
 
 from uncomp_cli.budget import presets
 from uncomp_cli.cli.app import run
-from uncomp_cli.cli.declare.options import model_names, policy_names, preset_names
+from uncomp_cli.cli.declare.completion import model_names, policy_names, preset_names
 from uncomp_cli.cli.stock import doctor
 from uncomp_cli.models import catalog
 

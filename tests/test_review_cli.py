@@ -24,7 +24,7 @@ from uncomp_cli.budget import presets
 from uncomp_cli.budget.presets import list_presets, load_preset
 from uncomp_cli.cli.app import app, run
 from uncomp_cli.cli.chat.talk import Talk
-from uncomp_cli.cli.declare.options import preset_names
+from uncomp_cli.cli.declare.completion import preset_names
 from uncomp_cli.cli.declare.settings import split_variables
 from uncomp_cli.cli.declare.tree import key_name, walk
 from uncomp_cli.cli.judge import bench

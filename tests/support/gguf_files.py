@@ -106,7 +106,7 @@ def _add(writer: Any, name: str, values: np.ndarray, kind: Callable[[str], str])
         return
     try:
         packed = gguf.quantize(values, named)
-    except NotImplementedError:
+    except NotImplementedError:  # what gguf says of a kind that it reads and does not write
         packed = _random_blocks(named, values.shape)
     writer.add_tensor(name, packed, raw_dtype=named)
 

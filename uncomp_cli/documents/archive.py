@@ -13,6 +13,8 @@ from uncomp_cli.documents.text import Limits
 from uncomp_cli.errors import DocumentError
 
 _BLOCK_BYTES = 2**20
+# What zipfile raises for a damaged archive; NotImplementedError is its word for a compression that it does not know.
+DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, OSError, EOFError, ValueError)
 
 
 class Archive:
@@ -22,7 +24,7 @@ class Archive:
         self._limits, self._kind, self._read_bytes = limits, kind, 0
         try:
             self._zip = zipfile.ZipFile(BytesIO(data))
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError) as error:
+        except DAMAGE as error:
             raise self._damaged(error) from error
         limits.check_pages(len(self._zip.namelist()), "members")
 
@@ -42,7 +44,7 @@ class Archive:
                     parts.append(block)
         except RuntimeError as error:  # what zipfile says of a password
             raise DocumentError(f"it is a {self._kind} locked by a password", hint="save it without one") from error
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, OSError, EOFError, ValueError) as error:
+        except DAMAGE as error:
             raise self._damaged(error) from error
         return b"".join(parts)
 

@@ -7,10 +7,15 @@ declared encoding does not have, one in a hundred at most, are replaced and coun
 """
 
 import codecs
+import re
 
 from uncomp_cli.documents.encoding import decode, normalise_newlines
-from uncomp_cli.documents.text import Loss, Text
+from uncomp_cli.documents.text import Loss, Text, Wishes
 
+_DECLARED = re.compile(
+    rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]+)|<\?xml[^>]{0,80}encoding\s*=\s*["']([\w.:-]+)""", re.I
+)
+_DECLARED_WITHIN_BYTES = 4096
 _MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _LATIN_1 = "ascii us-ascii iso8859-1 latin-1 latin1 l1 iso-8859-1 ansi x-ansi ansi_x3.4-1968"
 _WIDER = {
@@ -70,3 +75,10 @@ def _is_utf8(data: bytes, *, sure: bool) -> bool:
     except UnicodeDecodeError:
         return False
     return len(data) - length > (0 if sure else _BY_CHANCE)
+
+
+def decode_page(data: bytes, wishes: Wishes, declared: str = "") -> Text:
+    """The markup, by what is declared of its encoding outside of it or in it."""
+    found = _DECLARED.search(data[:_DECLARED_WITHIN_BYTES])
+    declared = declared or ((found[1] or found[2]).decode("ascii") if found else "")
+    return decode(data, wishes.encoding) if wishes.encoding else decode_declared(data, declared)

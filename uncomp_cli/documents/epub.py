@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from posixpath import dirname
 
 from uncomp_cli.documents.archive import Archive
-from uncomp_cli.documents.html import decode_page, walk
+from uncomp_cli.documents.charset import decode_page
+from uncomp_cli.documents.html import walk
 from uncomp_cli.documents.parts import Node, tree_of, within
 from uncomp_cli.documents.text import Text, Wishes, counted, joined
 from uncomp_cli.errors import DocumentError

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 
+from uncomp_cli.documents.archive import DAMAGE
 from uncomp_cli.documents.foreign import check_foreign
 from uncomp_cli.documents.text import Text, Wishes
 from uncomp_cli.errors import DocumentError
@@ -127,6 +128,6 @@ def _package_suffix(data: bytes) -> str:
         return next((suffix for mark, suffix in _OPEN_DOCUMENTS if mark in data[:_MARK_BYTES]), "")
     try:
         names = b"\0".join(name.encode() for name in zipfile.ZipFile(BytesIO(data)).namelist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError):
+    except DAMAGE:
         names = data
     return next((suffix for member, suffix in _MEMBERS if member in names), "")

@@ -7,23 +7,30 @@ is a loss.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from uncomp_cli.documents.archive import damaged
-from uncomp_cli.documents.charset import decode_declared
-from uncomp_cli.documents.encoding import decode, normalise_newlines
+from uncomp_cli.documents.attributes import (
+    AS_BLOCK,
+    NOTE,
+    SHIFTED,
+    Attributes,
+    integer_of,
+    is_decoration,
+    is_hidden,
+    named,
+)
+from uncomp_cli.documents.charset import decode_page
+from uncomp_cli.documents.encoding import normalise_newlines
 from uncomp_cli.documents.equation import Equation
 from uncomp_cli.documents.markdown import Markdown, ordinal
 from uncomp_cli.documents.packages import package
 from uncomp_cli.documents.parts import in_blocks
 from uncomp_cli.documents.superscripts import clean
 from uncomp_cli.documents.text import Loss, Text, Wishes, counted
-
-_Attributes = Mapping[str, str]
-_End = Callable[[], object] | None
-_Open = tuple[str, _End]
+from uncomp_cli.documents.walk import End, Walk, Words
 
 _BLOCK_TAGS = (
     "address article aside body center div fieldset footer form frameset header hgroup html legend main nav noframes "
@@ -56,45 +63,30 @@ _FAR = 32  # elements up to which such an end is looked for
 _WITHOUT_VALUE = frozenset(("hidden", "password", "file"))
 _MARKS = {**dict.fromkeys(("del", "s", "strike"), ("~~", "~~")), "q": ('"', '"'), "rt": ("(", ")")}
 
-_DECLARED = re.compile(
-    rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]+)|<\?xml[^>]{0,80}encoding\s*=\s*["']([\w.:-]+)""", re.I
-)
-_DECLARED_WITHIN_BYTES = 4096
 _VOID = "area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr"
 _SELF_CLOSED = re.compile(rf"<((?!(?:{_VOID})\b)[a-zA-Z][\w:.-]*)([^<>]*)/>", re.IGNORECASE)
 _XHTML = re.compile(r"\s*<(?:\?xml\b|!doctype[^>]{0,200}xhtml)|[^<]{0,80}<html[^>]{0,400}/1999/xhtml", re.IGNORECASE)
-_NOT_SHOWN = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
-_AS_BLOCK = re.compile(r"(?:^|;)\s*display\s*:\s*(?:block|flex|grid|list-item|table)\b", re.IGNORECASE)
-_SHIFTED = re.compile(r"vertical-align\s*:\s*(super|sub)\b", re.IGNORECASE)
-_NOTE = re.compile(r"foot-?note|noteref|endnote|\breference\b|\bcite", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:https?|mailto|ftp):", re.IGNORECASE)
 
 
 def read(data: bytes, wishes: Wishes) -> Text:
     """The text of an HTML page."""
     page = decode_page(data, wishes)
-    lost: Counter[tuple[str, str]] = Counter()
+    lost: Counter[Words] = Counter()
     text = walk(page.text, lost, progress=wishes.progress)
     return replace(page, text=text, losses=page.losses + counted(lost))
 
 
-def decode_page(data: bytes, wishes: Wishes, declared: str = "") -> Text:
-    """The markup, by what is declared of its encoding outside of it or in it."""
-    found = _DECLARED.search(data[:_DECLARED_WITHIN_BYTES])
-    declared = declared or ((found[1] or found[2]).decode("ascii") if found else "")
-    return decode(data, wishes.encoding) if wishes.encoding else decode_declared(data, declared)
-
-
 def to_markdown(html: str) -> tuple[str, tuple[Loss, ...]]:
     """The Markdown of HTML, and what is not in it. Raises DocumentError for what is no HTML."""
-    lost: Counter[tuple[str, str]] = Counter()
+    lost: Counter[Words] = Counter()
     text = walk(html, lost)
     return text, counted(lost)
 
 
 def walk(
     html: str,
-    lost: Counter[tuple[str, str]],
+    lost: Counter[Words],
     *,
     titled: bool = True,
     progress: Callable[[int, int], None] | None = None,
@@ -118,17 +110,13 @@ def walk(
     return target.text(titled=titled)
 
 
-class _Walk:
-    """The parser's target: `start`, `data` and `end`. What an element opened is closed by what its start returned."""
+class _Walk(Walk):
+    """The parser's target: `start`, `data` and `end`."""
 
-    def __init__(self, lost: Counter[tuple[str, str]]) -> None:
+    def __init__(self, lost: Counter[Words]) -> None:
+        super().__init__(lost)
         self._out = Markdown()
-        self._open: list[_Open] = []  # the elements that are open, with what ends them
-        self._skip = 0  # how many elements deep we are in what is left out
         self._skip_until: tuple[str, ...] = ()  # what ends it without an end tag
-        self._skip_reason: tuple[str, str] | None = None
-        self._skipped_words = False
-        self._lost = lost
         self._title: list[str] | None = None
         self._in_title = False
         self._numbers: list[tuple[str, int]] = []  # of each open list: its kind of numbers, and the next
@@ -142,7 +130,7 @@ class _Walk:
 
     # --- the parser's side
 
-    def start(self, tag: str, attributes: _Attributes) -> None:
+    def start(self, tag: str, attributes: Attributes) -> None:
         """An element begins."""
         tag = tag.rpartition(":")[2] if ":" in tag else tag
         if attributes:
@@ -155,7 +143,7 @@ class _Walk:
         elif tag in _SILENT:
             self._skip_all(None)
             self._skip_until = ("rt", "rb") if tag == "rp" else ()
-        elif (attributes or tag == "dialog") and _is_hidden(tag, attributes):
+        elif (attributes or tag == "dialog") and is_hidden(tag, attributes):
             self._skip_all(_HIDDEN)
         elif tag in _EMBEDDED:
             self._lost[_EMBEDDED[tag]] += 1
@@ -175,17 +163,6 @@ class _Walk:
             self._equation.write(text)
         else:
             self._out.write(text)
-
-    def end(self, tag: str) -> None:
-        """An element ends."""
-        if self._skip:
-            self._skip -= 1
-            if not self._skip and self._skip_reason is not None and self._skipped_words:
-                self._lost[self._skip_reason] += 1
-        elif self._open:
-            _, action = self._open.pop()
-            if action is not None:
-                action()
 
     def comment(self, text: str) -> None:
         """Comments are not shown."""
@@ -214,10 +191,7 @@ class _Walk:
                         action()
                 return
 
-    def _skip_all(self, reason: tuple[str, str] | None) -> None:
-        self._skip, self._skipped_words, self._skip_reason = 1, False, reason
-
-    def _begin(self, tag: str, attributes: _Attributes) -> _End:
+    def _begin(self, tag: str, attributes: Attributes) -> End:
         if self._equation is not None and tag in _BREAK_OUT:
             self._end_equation()  # the formula was not closed
         if self._equation is not None:
@@ -228,69 +202,69 @@ class _Walk:
             return found(self, tag, attributes)
         return self._begin_other(tag, attributes)
 
-    def _begin_other(self, tag: str, attributes: _Attributes) -> _End:
+    def _begin_other(self, tag: str, attributes: Attributes) -> End:
         style = attributes.get("style", "")
-        if tag in _BLOCKS or tag in _GAPPED or _AS_BLOCK.search(style):
+        if tag in _BLOCKS or tag in _GAPPED or AS_BLOCK.search(style):
             end = partial(self._out.block, gap=tag in _GAPPED)
             end()
             return end
-        shifted = _SHIFTED.search(style)
+        shifted = SHIFTED.search(style)
         if shifted:
             return self._script("sup" if shifted[1].lower() == "super" else "sub", attributes)
         return None
 
     # --- blocks
 
-    def _heading(self, tag: str, _: _Attributes) -> _End:
+    def _heading(self, tag: str, _: Attributes) -> End:
         self._out.open_heading(int(tag[1]))
         return self._out.close_heading
 
-    def _quote(self, tag: str, _: _Attributes) -> _End:
+    def _quote(self, tag: str, _: Attributes) -> End:
         self._out.open_quote()
         return self._out.close_quote
 
-    def _code(self, tag: str, _: _Attributes) -> _End:
+    def _code(self, tag: str, _: Attributes) -> End:
         self._out.open_code()
         return self._out.close_code
 
-    def _rule(self, tag: str, _: _Attributes) -> _End:
+    def _rule(self, tag: str, _: Attributes) -> End:
         self._out.rule()
         return None
 
-    def _break(self, tag: str, _: _Attributes) -> _End:
+    def _break(self, tag: str, _: Attributes) -> End:
         self._out.line_break()
         return None
 
-    def _list(self, tag: str, attributes: _Attributes) -> _End:
+    def _list(self, tag: str, attributes: Attributes) -> End:
         self._out.block(gap=not self._numbers)
         is_down = "reversed" in attributes and "start" not in attributes  # where it begins, only its end tells
         kind = "" if tag != "ol" or is_down else attributes.get("type", "1")
-        self._numbers.append((kind, _integer(attributes.get("start", ""), 1)))
+        self._numbers.append((kind, integer_of(attributes.get("start", ""), 1)))
         return self._end_list
 
     def _end_list(self) -> None:
         self._numbers.pop()
         self._out.block(gap=not self._numbers)
 
-    def _item(self, tag: str, attributes: _Attributes) -> _End:
+    def _item(self, tag: str, attributes: Attributes) -> End:
         kind, number = self._numbers[-1] if self._numbers else ("", 1)
-        number = _integer(attributes.get("value", ""), number)
+        number = integer_of(attributes.get("value", ""), number)
         if self._numbers:
             self._numbers[-1] = (kind, number + 1)
         self._out.open_item(f"{ordinal(kind, number)}." if kind else "-")
         return self._out.close_item
 
-    def _term(self, tag: str, _: _Attributes) -> _End:
+    def _term(self, tag: str, _: Attributes) -> End:
         self._out.block()
         return self._out.block
 
-    def _definition(self, tag: str, _: _Attributes) -> _End:
+    def _definition(self, tag: str, _: Attributes) -> End:
         self._out.open_item(":")
         return self._out.close_item
 
     # --- tables
 
-    def _table(self, tag: str, _: _Attributes) -> _End:
+    def _table(self, tag: str, _: Attributes) -> End:
         self._out.open_table()
         head, self._in_head = self._in_head, 0
         return partial(self._end_table, head)
@@ -299,22 +273,22 @@ class _Walk:
         self._in_head = head
         self._out.close_table()
 
-    def _table_head(self, tag: str, _: _Attributes) -> _End:
+    def _table_head(self, tag: str, _: Attributes) -> End:
         self._in_head += 1
         return self._end_table_head
 
     def _end_table_head(self) -> None:
         self._in_head -= 1
 
-    def _row(self, tag: str, _: _Attributes) -> _End:
+    def _row(self, tag: str, _: Attributes) -> End:
         self._out.open_row()
         return self._out.close_cell
 
-    def _cell(self, tag: str, attributes: _Attributes) -> _End:
+    def _cell(self, tag: str, attributes: Attributes) -> End:
         if not attributes:
             self._out.open_cell(header=tag == "th" or self._in_head > 0)
             return self._out.close_cell
-        spans = (_integer(attributes.get(name, ""), 1) for name in ("colspan", "rowspan"))
+        spans = (integer_of(attributes.get(name, ""), 1) for name in ("colspan", "rowspan"))
         columns, rows = (min(max(span, 1), 65_534) for span in spans)
         if attributes.get("rowspan", "").strip() == "0":  # to the end of the table
             rows = 65_534
@@ -323,23 +297,23 @@ class _Walk:
 
     # --- in a line
 
-    def _script(self, tag: str, attributes: _Attributes) -> _End:
+    def _script(self, tag: str, attributes: Attributes) -> End:
         self._out.open_script()
-        is_note = _NOTE.search(_named(attributes)) is not None
+        is_note = NOTE.search(named(attributes)) is not None
         return partial(self._end_script, tag == "sub", is_note, self._note_links)
 
     def _end_script(self, low: bool, is_note: bool, note_links: int) -> None:
         linked = is_note or self._in_note_link > 0 or self._note_links > note_links
         self._out.close_script(low=low, linked=linked)
 
-    def _link(self, tag: str, attributes: _Attributes) -> _End:
+    def _link(self, tag: str, attributes: Attributes) -> End:
         address = attributes.get("href", "")
         if self._out.here == self._link_end and self._out.last_character.isalnum():
             self._out.space()  # links side by side are parted by their looks
         is_note = "#" in address
         self._note_links += is_note
         self._in_note_link += is_note
-        raised = is_note and re.search(r"noteref|footnote-?ref", _named(attributes)) is not None
+        raised = is_note and re.search(r"noteref|footnote-?ref", named(attributes)) is not None
         if raised:
             self._out.open_script()
         label = attributes.get("aria-label") or attributes.get("title") or address * bool(_ADDRESS.match(address))
@@ -353,7 +327,7 @@ class _Walk:
         self._in_note_link -= is_note
         self._link_end = self._out.here
 
-    def _mark(self, tag: str, _: _Attributes) -> _End:
+    def _mark(self, tag: str, _: Attributes) -> End:
         begin, end = _MARKS[tag]
         self._out.write(begin)
         return partial(self._end_mark, self._out.here, begin, end)
@@ -364,24 +338,24 @@ class _Walk:
         else:
             self._out.write(after)
 
-    def _apart(self, tag: str, _: _Attributes) -> _End:
+    def _apart(self, tag: str, _: Attributes) -> End:
         self._out.space()
         return self._out.space
 
     # --- pictures, formulas and what is embedded
 
-    def _picture(self, tag: str, attributes: _Attributes) -> _End:
+    def _picture(self, tag: str, attributes: Attributes) -> End:
         words = next((attributes[name] for name in ("alt", "aria-label", "title") if name in attributes), None)
         if words is None:
-            self._lost[_PICTURE] += not _is_decoration(attributes)
+            self._lost[_PICTURE] += not is_decoration(attributes)
         elif words.strip():
             self._say(words)
         return None
 
-    def _drawing(self, tag: str, attributes: _Attributes) -> _End:
+    def _drawing(self, tag: str, attributes: Attributes) -> End:
         self._in_drawing += 1
         self._say(attributes.get("aria-label", ""))
-        return partial(self._end_drawing, self._out.here, _is_decoration(attributes) or "aria-label" in attributes)
+        return partial(self._end_drawing, self._out.here, is_decoration(attributes) or "aria-label" in attributes)
 
     def _end_drawing(self, begin: int, excused: bool) -> None:
         self._in_drawing -= 1
@@ -395,7 +369,7 @@ class _Walk:
             self._out.write(words.strip())
             self._out.space()
 
-    def _page_title(self, tag: str, _: _Attributes) -> _End:
+    def _page_title(self, tag: str, _: Attributes) -> End:
         if self._in_drawing:
             return self._apart(tag, _)
         if self._title is None:
@@ -406,7 +380,7 @@ class _Walk:
     def _end_title(self) -> None:
         self._in_title = False
 
-    def _formula(self, tag: str, attributes: _Attributes) -> _End:
+    def _formula(self, tag: str, attributes: Attributes) -> End:
         if attributes.get("display") == "block":
             self._out.block()
         self._equation = Equation()
@@ -419,7 +393,7 @@ class _Walk:
 
     # --- forms
 
-    def _input(self, tag: str, attributes: _Attributes) -> _End:
+    def _input(self, tag: str, attributes: Attributes) -> End:
         kind = attributes.get("type", "text").strip().lower()
         if kind in ("checkbox", "radio"):
             self._say("[x]" if "checked" in attributes else "[ ]")
@@ -429,7 +403,7 @@ class _Walk:
             self._say(attributes.get("value", ""))
         return None
 
-    def _select(self, tag: str, _: _Attributes) -> _End:
+    def _select(self, tag: str, _: Attributes) -> End:
         self._out.space()
         self._options.append([])
         return self._end_select
@@ -440,7 +414,7 @@ class _Walk:
         self._lost[_UNCHOSEN] += len(options) - len(chosen)
         self._say(", ".join(chosen))
 
-    def _option(self, tag: str, attributes: _Attributes) -> _End:
+    def _option(self, tag: str, attributes: Attributes) -> End:
         if not self._options:
             self._out.block()
             return self._out.block
@@ -452,7 +426,7 @@ class _Walk:
             self._options[-1].append((chosen, text))
 
 
-_ELEMENTS: dict[str, Callable[[_Walk, str, _Attributes], _End]] = {
+_ELEMENTS: dict[str, Callable[[_Walk, str, Attributes], End]] = {
     **dict.fromkeys(("h1", "h2", "h3", "h4", "h5", "h6"), _Walk._heading),
     "blockquote": _Walk._quote,
     **dict.fromkeys(("pre", "listing", "xmp", "plaintext"), _Walk._code),
@@ -478,29 +452,3 @@ _ELEMENTS: dict[str, Callable[[_Walk, str, _Attributes], _End]] = {
     "select": _Walk._select,
     "option": _Walk._option,
 }
-
-
-def _is_hidden(tag: str, attributes: _Attributes) -> bool:
-    is_closed = tag == "dialog" and "open" not in attributes
-    hidden = attributes.get("hidden")
-    return (
-        is_closed
-        or (hidden is not None and hidden != "until-found")
-        or bool(_NOT_SHOWN.search(attributes.get("style", "")))
-    )
-
-
-def _is_decoration(attributes: _Attributes) -> bool:
-    """Whether a picture says nothing: marked so, or a point to count visitors."""
-    is_marked = attributes.get("aria-hidden") == "true" or attributes.get("role") in ("presentation", "none")
-    return is_marked or "1" in (attributes.get("width"), attributes.get("height"))
-
-
-def _named(attributes: _Attributes) -> str:
-    """What an element says of its part in the text."""
-    return " ".join(attributes.get(name, "") for name in ("class", "id", "role", "epub:type"))
-
-
-def _integer(text: str, default: int) -> int:
-    match = re.match(r"\s*(-?\d{1,9})", text)
-    return int(match[1]) if match else default

@@ -17,10 +17,10 @@ from email.message import Message
 from pathlib import PurePath
 
 from uncomp_cli.documents.archive import damaged
-from uncomp_cli.documents.charset import decode_declared
+from uncomp_cli.documents.charset import decode_declared, decode_page
 from uncomp_cli.documents.encoding import decode
 from uncomp_cli.documents.formats import READABLE_SUFFIXES, format_of, read_format
-from uncomp_cli.documents.html import decode_page, walk
+from uncomp_cli.documents.html import walk
 from uncomp_cli.documents.text import Loss, Text, Wishes, counted, joined
 from uncomp_cli.errors import UncompError
 

@@ -53,7 +53,7 @@ def _is_read(kind: str) -> bool:
     named = GGMLQuantizationType[kind]
     try:
         dequantize(np.zeros((1, GGML_QUANT_SIZES[named][1]), np.uint8), named)
-    except NotImplementedError:
+    except NotImplementedError:  # what gguf says of a kind that it does not read
         return False
     return True
 

@@ -21,14 +21,8 @@ from uncomp_cli.cli.calibrate.held_out import (
     save_calibrated,
     save_family,
 )
-from uncomp_cli.cli.declare.options import (
-    DEFAULT_SEED,
-    MEASURED_MODEL,
-    ModelOptions,
-    OutputOptions,
-    Seed,
-    policy_names,
-)
+from uncomp_cli.cli.declare.completion import policy_names
+from uncomp_cli.cli.declare.options import DEFAULT_SEED, MEASURED_MODEL, ModelOptions, OutputOptions, Seed
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.cli.judge.trial import haystack_of
 from uncomp_cli.errors import UsageError

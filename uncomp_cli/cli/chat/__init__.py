@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from uncomp_cli.asking.request import CHAT_PRESET, LEAST_TOKENS, check_text
+from uncomp_cli.cli.declare.completion import cache_names, completing
 from uncomp_cli.cli.declare.options import (
     Escalate,
     ModelOptions,
@@ -16,8 +17,6 @@ from uncomp_cli.cli.declare.options import (
     System,
     Thinking,
     Verbose,
-    cache_names,
-    completing,
     terminal_of,
 )
 from uncomp_cli.cli.declare.tree import brief, only, option, sources_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from uncomp_cli.cli.chat import controls, history
 from uncomp_cli.cli.chat.talk import Talk
-from uncomp_cli.cli.declare.options import completing, preset_names
+from uncomp_cli.cli.declare.completion import completing, preset_names
 from uncomp_cli.errors import UsageError
 from uncomp_cli.sessions.folder import session_names
 

@@ -8,7 +8,6 @@ in one and also alone, is an alias. Defaults are those of config.py.
 """
 
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -23,19 +22,26 @@ from uncomp_cli.asking.request import (
     PresetChoice,
     bytes_of,
     cabinet_of,
-    shelf_of,
 )
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.policies import POLICIES
-from uncomp_cli.budget.presets import DEFAULT_PRESET, list_presets
-from uncomp_cli.budget.thinning import THINNINGS
+from uncomp_cli.budget.presets import DEFAULT_PRESET
+from uncomp_cli.cli.declare.completion import (
+    completing,
+    model_names,
+    policy_names,
+    preset_names,
+    rope_kinds,
+    saved_documents,
+    thinning_names,
+)
 from uncomp_cli.cli.declare.tree import only, option, sources_of
 from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
 from uncomp_cli.documents.encoding import check_encoding
 from uncomp_cli.documents.text import Wishes
 from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import parse_count
-from uncomp_cli.ui.console import Terminal, strip_controls
+from uncomp_cli.ui.console import Terminal
 
 MODEL_PANEL = "Model"
 COMPRESSION_PANEL = "Compression"
@@ -51,40 +57,6 @@ _SAMPLING = SamplingConfig()
 _AUTO = "auto"
 _RENAMED = {"force": "--rope plain", "save-cache": "--cache NAME", "reuse": "--cache", "explain-budget": "--why"}
 _OF_PRESET = "the preset's"
-
-
-def completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """What completes one of `names`, which are found out when it is asked for.
-
-    A name that a terminal would obey is not offered: a shell writes what it is given, and cleaned it were another name.
-    """
-
-    def complete(incomplete: str) -> list[str]:
-        found = (name for name in names() if name == strip_controls(name, single_line=True))
-        return [name for name in found if name.startswith(incomplete)]
-
-    return complete
-
-
-def _models() -> Iterable[str]:
-    from uncomp_cli.models.catalog import known_names
-
-    return known_names()
-
-
-def _ropes() -> Iterable[str]:
-    from uncomp_cli.models.extension import ROPE_KINDS
-
-    return ["auto", "reread", "repack", "plain", *(f"{kind}:2" for kind in ROPE_KINDS)]
-
-
-def _caches() -> list[str]:
-    return [entry.name for entry in shelf_of().entries()]
-
-
-model_names, cache_names = completing(_models), completing(_caches)
-preset_names = completing(lambda: [preset.name for preset in list_presets()])
-policy_names, thinning_names = completing(lambda: POLICIES), completing(lambda: THINNINGS)
 
 
 _FLAGS = {"scorer": "scorer", "kv_bits": "kv-bits", "thinning": "thin"}
@@ -184,7 +156,7 @@ class ModelOptions:
             "reread (then the passages that matter are read again), plain (as trained), or with other RoPE "
             "frequencies: linear, ntk, dynamic, yarn, llama3 or longrope, with a factor (yarn:2) or --context.",
             metavar="KIND[:FACTOR]",
-            autocompletion=completing(_ropes),
+            autocompletion=completing(rope_kinds),
             show_default="as trained",
         ),
     ] = None
@@ -389,7 +361,7 @@ class SavingOptions:
             help="Keep what is read, and answer from it without reading it again: by name (then -f is not needed any "
             "more), or auto: by what it is read from. Kept by preset unseen, unless another is named.",
             metavar="NAME|auto",
-            autocompletion=completing(lambda: [_AUTO, *_caches()]),
+            autocompletion=completing(lambda: [_AUTO, *saved_documents()]),
             setting=False,
         ),
     ] = None

@@ -9,14 +9,8 @@ import typer
 from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.asking.startup import fetch, weigh
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.cli.declare.options import (
-    DEFAULT_SEED,
-    ModelOptions,
-    PresetOptions,
-    ReadingOptions,
-    Seed,
-    thinning_names,
-)
+from uncomp_cli.cli.declare.completion import thinning_names
+from uncomp_cli.cli.declare.options import DEFAULT_SEED, ModelOptions, PresetOptions, ReadingOptions, Seed
 from uncomp_cli.cli.declare.tree import only, option
 from uncomp_cli.cli.judge.trial import TableOptions, texts_of
 from uncomp_cli.ui.console import Terminal

@@ -11,13 +11,8 @@ import typer
 from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.asking.startup import load
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.cli.declare.options import (
-    DEFAULT_SEED,
-    MEASURED_MODEL,
-    ModelOptions,
-    Seed,
-    policy_names,
-)
+from uncomp_cli.cli.declare.completion import policy_names
+from uncomp_cli.cli.declare.options import DEFAULT_SEED, MEASURED_MODEL, ModelOptions, Seed
 from uncomp_cli.cli.declare.tree import option, typed
 from uncomp_cli.cli.judge.trial import (
     RESULTS_PANEL,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uncomp_cli.asking.request import cabinet_of, shelf_of
-from uncomp_cli.cli.declare.options import Json, Quiet, cache_names, terminal_of
+from uncomp_cli.cli.declare.completion import cache_names
+from uncomp_cli.cli.declare.options import Json, Quiet, terminal_of
 from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal

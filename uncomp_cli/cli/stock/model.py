@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.cli.declare.options import Json, ModelOptions, Quiet, model_names, terminal_of
+from uncomp_cli.cli.declare.completion import model_names
+from uncomp_cli.cli.declare.options import Json, ModelOptions, Quiet, terminal_of
 from uncomp_cli.cli.declare.tree import command_of, group, only
 from uncomp_cli.numerals import format_bytes, format_count, format_value
 from uncomp_cli.table import Table

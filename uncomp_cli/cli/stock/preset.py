@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.cli.declare.options import Json, preset_names, terminal_of
+from uncomp_cli.cli.declare.completion import preset_names
+from uncomp_cli.cli.declare.options import Json, terminal_of
 from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.cli.judge.trial import check_plot
 from uncomp_cli.errors import UncompError, UsageError

@@ -1,0 +1,63 @@
+"""What is remembered while the parts of a Word document are read: notes and their marks, paragraphs, tables."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from uncomp_cli.documents.outline import Numbering, Style
+from uncomp_cli.documents.walk import End, Words
+
+NO_STYLE = Style()
+
+
+@dataclass(slots=True)
+class Story:
+    """What the parts of a document share: styles, numbers, notes, and what was lost."""
+
+    styles: Mapping[str, Style]
+    numbering: Numbering
+    texts: dict[tuple[str, str], str] = field(default_factory=dict)  # of notes, by kind and id
+    marks: dict[tuple[str, str], str] = field(default_factory=dict)  # of notes that were met, in order
+    lost: Counter[Words] = field(default_factory=Counter)
+
+    def mark(self, kind: str, name: str) -> str:
+        """The mark of a note at its place in the text."""
+        known = self.marks.get((kind, name))
+        if known is None:
+            number = 1 + sum(met == kind for met, _ in self.marks)
+            known = {"footnote": f"[^{number}]", "endnote": f"[^e{number}]"}.get(kind, f"[comment {number}]")
+            self.marks[kind, name] = known
+        return known
+
+    def notes(self) -> list[str]:
+        """The notes, in the order of their marks; then those without one."""
+        for key in self.texts:
+            self.mark(*key)
+        written = ((self.texts.get(key, ""), mark) for key, mark in self.marks.items())
+        return [mark + (": " if "^" in mark else " ") + text for text, mark in written if text]
+
+
+@dataclass(slots=True)
+class Paragraph:
+    """What is known of a paragraph so far."""
+
+    style: Style = NO_STYLE
+    number: str = ""
+    level: int = -1
+    heading: int = 0
+    boxes: list[list[str]] = field(default_factory=list)  # texts that float beside it
+    end: End = None
+    is_item: bool = False
+    is_drop: bool = False  # a first letter as large as some lines: a paragraph of its own, for Word
+
+
+@dataclass(slots=True)
+class Table:
+    """What is known of a table, its row and its cell so far."""
+
+    has_header: bool = False
+    rows: int = 0
+    is_header: bool = False
+    is_deleted: bool = False
+    columns: int = 1
+    above: bool = False
