@@ -18,6 +18,7 @@ from uncomp_cli.asking.assistant import Assistant
 from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.cli.app import run
 from uncomp_cli.engine.engine import Engine
+from uncomp_cli.engine.tokens import prompt
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.sessions.transcript import Transcript
 
@@ -106,6 +107,26 @@ def test_a_saved_document_knows_what_it_lost(ask: Ask, tmp_path: Path, monkeypat
     assert code == 0
     assert f"warning: {LOST}\n" in err
     assert LOST in last_object(out)["warnings"]
+
+
+def test_a_second_question_makes_no_tokens_of_the_documents(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNCOMP_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("uncomp_cli.engine.tokens.prompt.KEPT_CHARS", 100)
+    long = ["-f", "a.txt", "-f", "z.txt", "--evidence", "--pin", "z.txt:1", "--rope", "auto", "--json"]
+    without = ask(*long, "Where?", "--text-cache", "0")[1]
+    ask(*long, "When?", "--password", "lamp")
+    assert not (tmp_path / "cache" / "texts").exists()
+    ask(*long, "When?")
+    assert len([*(tmp_path / "cache" / "texts").iterdir()]) == 3  # of both, and what each has by itself
+    made = prompt._made
+    monkeypatch.setattr(prompt, "_made", lambda how, text: made(how, text) if len(text) < 100 else pytest.fail(text))
+    found = last_object(ask(*long, "Where?")[1])
+    expected = last_object(without)
+    assert [found[key] for key in ("answer", "usage", "files", "evidence")] == [
+        expected[key] for key in ("answer", "usage", "files", "evidence")
+    ]
 
 
 def test_what_was_skipped_is_one_line_and_all_of_it_with_v(ask: Ask) -> None:

@@ -182,9 +182,9 @@ def test_texts_of_documents_are_counted_and_removed(shelf: Shelf, capsys: pytest
     cabinet = cabinet_of()
     cabinet.keep(b"x" * 1000, "a text")
     assert run(["cache", "list"]) == 0
-    assert "1 texts of documents" not in (said := capsys.readouterr().err)
-    assert "1 text of a document, 1.0 KiB: uncomp cache remove --texts" in said
+    said = "texts and tokens of documents: 1 file, 1.0 KiB; uncomp cache remove --texts deletes them"
+    assert said in capsys.readouterr().err
     assert run(["cache", "remove", "--texts"]) == 0
-    assert capsys.readouterr().err.startswith("removed texts of documents (1.0 KiB")
+    assert capsys.readouterr().err.startswith("removed texts and tokens of documents (1.0 KiB")
     assert cabinet.size() == (0, 0)
     assert shelf.entries()

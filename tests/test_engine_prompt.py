@@ -6,13 +6,25 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from support.tiny import byte_tokenizer
+from uncomp_cli.documents.cabinet import Cabinet
 from uncomp_cli.engine.tokens.messages import Message, render_messages
-from uncomp_cli.engine.tokens.prompt import Prompt, Side, chat_prompt, completion_prompt, count_tokens, truncate
+from uncomp_cli.engine.tokens.prompt import (
+    Prompt,
+    Side,
+    chat_prompt,
+    completion_prompt,
+    count_tokens,
+    encode_words,
+    truncate,
+)
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models.checkpoint import load_tokenizer
+from uncomp_cli.models.runnable import LoadedModel
 
 DOCUMENT = "  The code of Anna is 7391204.\n\nThe code of Bert is 55.  "
 QUESTIONS = ["What is Anna's code?", " And Bert's? "]
@@ -211,3 +223,64 @@ def test_the_default_models_prompt(default_model_dir: Path) -> None:
     plain = tokenizer("<|im_end|>", split_special_tokens=True).input_ids
     assert len(plain) > 1
     assert len(set(prompt.context.words[-7:].tolist())) == 1  # the number's digits
+
+
+TEXTS = st.text(st.sampled_from("ab Z,.9\n\té漢🙂\u2028\ud83d") | st.characters(exclude_categories=["Cs"]), max_size=60)
+
+
+@pytest.fixture
+def cabinet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cabinet:
+    """Where tokens of texts however short are kept."""
+    monkeypatch.setattr("uncomp_cli.engine.tokens.prompt.KEPT_CHARS", 1)
+    return Cabinet(tmp_path / "texts", 10**6)
+
+
+def known(tokens: Tokens) -> tuple[Any, ...]:
+    return tokens.ids, tokens.words.tolist(), tokens.offsets.tolist(), tokens.protected.tolist()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=TEXTS, strip=st.booleans())
+def test_tokens_that_were_kept_are_those_that_are_made(
+    loaded: LoadedModel, cabinet: Cabinet, text: str, strip: bool
+) -> None:
+    made = known(encode_words(loaded.tokenizer, text, strip=strip))
+    for _ in range(2):  # made and kept, and found
+        assert known(encode_words(loaded.tokenizer, text, strip=strip, cabinet=cabinet)) == made
+
+
+def test_a_second_prompt_about_a_text_makes_no_tokens_of_it(
+    loaded: LoadedModel, cabinet: Cabinet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(question: str) -> Prompt:
+        return chat_prompt(loaded.tokenizer, DOCUMENT, [question], system="Be brief.", sinks=4, cabinet=cabinet)
+
+    plain = chat_prompt(loaded.tokenizer, DOCUMENT, [QUESTIONS[1]], system="Be brief.", sinks=4)
+    ask(QUESTIONS[0])
+    monkeypatch.setattr("uncomp_cli.engine.tokens.prompt._made", lambda *_: pytest.fail("made again"))
+    again = ask(QUESTIONS[1])
+    assert known(again.context) == known(plain.context)
+    assert again.questions == plain.questions
+
+
+def test_what_is_kept_of_tokens_is_for_one_tokenizer_and_checked(
+    loaded: LoadedModel, cabinet: Cabinet, tokenizer: Any
+) -> None:
+    encode_words(tokenizer, DOCUMENT, cabinet=cabinet)  # of no files: nobody knows what it is
+    assert cabinet.size() == (0, 0)
+    made = encode_words(loaded.tokenizer, DOCUMENT, cabinet=cabinet)
+    tokenizer.files_sha256 = "another"
+    assert encode_words(tokenizer, DOCUMENT, cabinet=cabinet).ids != made.ids
+    assert cabinet.size()[0] == 2
+    for drawer in cabinet.folder.iterdir():
+        drawer.write_bytes(drawer.read_bytes().replace(b"\0", b"\1"))
+    assert known(encode_words(loaded.tokenizer, DOCUMENT, cabinet=cabinet)) == known(made)
+
+
+def test_packed_tokens_of_another_text_are_none() -> None:
+    packed = Tokens.of([5, 6], words=torch.tensor([0, 0]), offsets=torch.tensor([[0, 2], [2, 3]])).packed()
+    assert Tokens.unpacked(packed, vocabulary=7, characters=3) is not None
+    assert Tokens.unpacked(packed, vocabulary=6, characters=3) is None
+    assert Tokens.unpacked(packed, vocabulary=7, characters=2) is None
+    for damaged in (packed[:-1], b"\xff" * 4 + packed[4:], packed[:-1] + b"\2"):
+        assert Tokens.unpacked(damaged, vocabulary=7, characters=3) is None

@@ -319,7 +319,7 @@ class Chat:
         """Documents and earlier questions among the tokens of the latest turn; what has moved since is left out."""
         sources = self.dialogue.sources()
         found = [each for each in sources if self._read_text.startswith(each.text.strip(), each.first_char)]
-        return Places(found, self.session.tokens.offsets.tolist())
+        return Places(found, self.session.tokens.ranges())
 
     def kept_shares(self) -> dict[str, float]:
         """The share of its keys and values that every document has left; of those that were read."""

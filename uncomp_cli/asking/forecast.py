@@ -150,7 +150,7 @@ def _foresee(
         record |= {"fits": False, "refusal": refusal.message}
     if pins:
         record["pinned_tokens"] = int(prompt.context.protected.sum()) - int(unpinned.context.protected.sum())
-    files = describe_files(documents, tokenizer, cut)
+    files = describe_files(documents, tokenizer, cut, request.wishes.keeps)
     return Foreseen(
         {
             "schema_version": SCHEMA_VERSION,

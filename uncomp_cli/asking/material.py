@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.asking.request import Pin, Request
+from uncomp_cli.documents.cabinet import Cabinet
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.documents.places import Places, Source
 from uncomp_cli.errors import DoesNotFitError
@@ -49,7 +50,7 @@ def sources_of(documents: DocumentSet) -> list[Source]:
 
 def places_of(documents: DocumentSet, prompt: "Prompt") -> Places:
     """Where the lines of the documents are among the tokens of the prompt made of them."""
-    return Places(sources_of(documents), prompt.context.offsets.tolist())
+    return Places(sources_of(documents), prompt.context.ranges())
 
 
 def pins_in(request: Request, documents: DocumentSet) -> tuple[Pin, ...]:
@@ -72,9 +73,9 @@ def build_prompt(
     """
     from uncomp_cli.engine.tokens.prompt import chat_prompt, truncate
 
-    prompt = chat_prompt(
-        tokenizer, join_documents(documents), list(questions), system=request.system, sinks=preset.scorer.sinks
-    )
+    text, kept = join_documents(documents), request.wishes.keeps
+    sinks = preset.scorer.sinks
+    prompt = chat_prompt(tokenizer, text, list(questions), system=request.system, sinks=sinks, cabinet=kept)
     pins, cut = pins_in(request, documents), range(0)
     pinned = pinned_tokens(pins, places_of(documents, prompt)) if pins else []
     if request.truncate is None:
@@ -95,7 +96,9 @@ def longest_read(request: Request, contexts: Sequence[DocumentSet], questions: S
     from uncomp_cli.engine.tokens.prompt import chat_prompt
 
     asked = list(questions)
-    prompts = (chat_prompt(tokenizer, join_documents(each), asked, system=request.system, sinks=0) for each in contexts)
+    system, kept = request.system, request.wishes.keeps
+    texts = map(join_documents, contexts)
+    prompts = (chat_prompt(tokenizer, text, asked, system=system, sinks=0, cabinet=kept) for text in texts)
     tokens = max(prompt.seq_len for prompt in prompts) + request.sampling.max_new_tokens
     choice = request.model.rope_choice
     cut = None if request.truncate is None or choice is None else choice.context
@@ -108,13 +111,16 @@ def prompt_lengths(request: Request, documents: DocumentSet, questions: Sequence
     return [longest_read(request, [each], questions, tokenizer) - answer for each in contexts]
 
 
-def describe_files(documents: DocumentSet, tokenizer: Any, cut: range) -> list[dict[str, Any]]:
+def describe_files(
+    documents: DocumentSet, tokenizer: Any, cut: range, kept: Cabinet | None = None
+) -> list[dict[str, Any]]:
     """path, sha256, tokens, whether something was cut, and what its reader left out, for every document."""
-    from uncomp_cli.engine.tokens.prompt import count_tokens
+    from uncomp_cli.engine.tokens.prompt import count_tokens, encode_words
 
     described, end = [], 0
     for document, (head, text) in zip(documents.documents, _parts(documents), strict=True):
-        first, tokens = end + count_tokens(tokenizer, head), count_tokens(tokenizer, text)
+        first = end + count_tokens(tokenizer, head)
+        tokens = len(encode_words(tokenizer, text, cabinet=kept))
         end = first + tokens
         truncated = len(cut) > 0 and cut.start < end and first < cut.stop
         known = {"path": document.path, "sha256": document.sha256, "tokens": tokens, "truncated": truncated}

@@ -302,7 +302,7 @@ def shelf_of(size: str = DEFAULT_CACHE_SIZE) -> "Shelf":
 
 
 def cabinet_of(size: str = DEFAULT_TEXT_CACHE) -> Cabinet:
-    """Where texts of documents are kept, which may have `size` together. Raises UsageError for what is no size."""
+    """Where texts and tokens of documents are kept, which have `size` together; UsageError for what is no size."""
     from uncomp_cli.models.sources import cache_dir
 
     hint = "use --text-cache 512MiB, or 0 to keep none"

@@ -317,7 +317,8 @@ class Reader:
         if not documents.documents and draft.entry is not None:
             saved = [asdict(each) for each in draft.entry.manifest.record.documents]
             return lambda: saved
-        return cache(lambda: describe_files(documents, self._engine.loaded.tokenizer, draft.cut))
+        kept = self._request.wishes.keeps
+        return cache(lambda: describe_files(documents, self._engine.loaded.tokenizer, draft.cut, kept))
 
     def _spent(self, context: "Context") -> Callable[[], Spent]:
         """What was planned, measured and allocated: of a subject that others follow as it is now, else at the end."""

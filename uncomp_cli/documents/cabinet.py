@@ -85,13 +85,21 @@ class Cabinet:
 
 @cache
 def readers_version() -> str:
-    """A hash of the modules that read and of the versions of the packages that they use."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    """The version of what reads documents: the modules beside this one, and the packages that they use."""
+    packages: list[str] = []
     with suppress(importlib.metadata.PackageNotFoundError):
         named = (_EXTRA.match(line) for line in importlib.metadata.requires("uncomp") or ())
-        for name in sorted(match[1] for match in named if match):
-            with suppress(importlib.metadata.PackageNotFoundError):
-                digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
+        packages = sorted(match[1] for match in named if match)
+    return version_of(tuple(map(str, sorted(Path(__file__).parent.glob("*.py")))), tuple(packages))
+
+
+@cache
+def version_of(modules: tuple[str, ...], packages: tuple[str, ...]) -> str:
+    """A hash of modules, by their files, and of the versions of packages."""
+    digest = hashlib.sha256()
+    for path in modules:
+        digest.update(Path(path).read_bytes())
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
     return digest.hexdigest()

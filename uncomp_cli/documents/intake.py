@@ -129,8 +129,8 @@ def _read_apart(crew: Crew, data: bytes, digest: str, chosen: Format, wishes: Wi
     """The text that a child reads; kept where that took long."""
     begun_s = time.monotonic()
     text = crew.read(data, chosen, wishes)
-    if wishes.cabinet is not None and not wishes.password and time.monotonic() - begun_s > KEPT_S:
-        wishes.cabinet.keep(line_of(text), *_made_of(digest, chosen, wishes))
+    if wishes.keeps is not None and time.monotonic() - begun_s > KEPT_S:
+        wishes.keeps.keep(line_of(text), *_made_of(digest, chosen, wishes))
     return text
 
 

@@ -21,6 +21,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 from uncomp_cli.documents.text import Place
@@ -73,13 +74,17 @@ class Passage:
 class Places:
     """The places of `sources` among tokens whose character ranges are `offsets`; (-1, -1) for the template's."""
 
-    def __init__(self, sources: Sequence[Source], offsets: Sequence[Sequence[int]]) -> None:
+    def __init__(self, sources: Sequence[Source], offsets: Iterable[Sequence[int]]) -> None:
         self._sources = tuple(sources)
-        known = [(token, begin, end) for token, (begin, end) in enumerate(offsets) if begin >= 0]
-        self._tokens = [token for token, _, _ in known]
+        self._offsets = offsets
+
+    @cached_property
+    def _known(self) -> tuple[list[int], list[int], list[int]]:
+        """The tokens that are of the text, and where they begin and end; found out when somebody asks."""
+        known = [(token, begin, end) for token, (begin, end) in enumerate(self._offsets) if begin >= 0]
         # Ranges never go back, but several tokens may share one character.
-        self._begins = list(accumulate((begin for _, begin, _ in known), max))
-        self._ends = list(accumulate((end for _, _, end in known), max))
+        begins = list(accumulate((begin for _, begin, _ in known), max))
+        return [token for token, _, _ in known], begins, list(accumulate((end for _, _, end in known), max))
 
     def tokens_of(self, path: str, where: str) -> range:
         """Every token of the lines that `where` names, as `lines_at` reads it; empty where they were cut or are blank.
@@ -122,8 +127,9 @@ class Places:
 
     def _between(self, begin: int, end: int) -> range:
         """Tokens that share a character with [begin, end)."""
-        first, last = bisect_right(self._ends, begin), bisect_left(self._begins, end)
-        return range(self._tokens[first], self._tokens[last - 1] + 1) if first < last else range(0)
+        tokens, begins, ends = self._known
+        first, last = bisect_right(ends, begin), bisect_left(begins, end)
+        return range(tokens[first], tokens[last - 1] + 1) if first < last else range(0)
 
 
 def _pieces(line: str) -> Iterator[tuple[int, str]]:

@@ -44,7 +44,7 @@ def _unheard(done: int, count: int) -> None:
 class Wishes:
     """What the user said of reading; `progress(done, count)` hears of pages, for readers that take long.
 
-    Texts that were slow to read are kept in the `cabinet`, but for those that a password opened.
+    Texts and tokens that are slow to make are kept in the `cabinet`, but for those that a password opened.
     """
 
     password: str = field(default="", repr=False)
@@ -52,6 +52,11 @@ class Wishes:
     limits: Limits = Limits()
     progress: Callable[[int, int], None] = _unheard
     cabinet: Cabinet | None = None
+
+    @property
+    def keeps(self) -> Cabinet | None:
+        """Where what is made of the documents may be kept: nowhere when a password may have opened them."""
+        return None if self.password else self.cabinet
 
 
 NO_WISHES = Wishes()

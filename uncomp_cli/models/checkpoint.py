@@ -28,6 +28,7 @@ from uncomp_cli.errors import (
     is_panic,
     memory_sizes,
 )
+from uncomp_cli.models.conversion import file_sha256, joined_sha256
 from uncomp_cli.models.template import renderer
 from uncomp_cli.models.vocabulary import guard
 from uncomp_cli.schema import MOST_BYTES, load_bytes
@@ -155,9 +156,16 @@ def load_tokenizer(path: Path) -> Any:
         message = f"{path} has no usable tokenizer: {first_line(error)}"
         raise out_of_memory(error, "the tokenizer") or ModelError(message, hint=OTHER_TOKENIZER) from error
     guard(tokenizer, _stops(path))
+    tokenizer.files_sha256 = _files_sha256(path)
     if tokenizer.chat_template:
         renderer().start()
     return tokenizer
+
+
+def _files_sha256(directory: Path) -> str:
+    """The hash of all files that a tokenizer may be made of."""
+    files = (file for file in sorted(directory.iterdir()) if file.suffix in _READ_WHOLE)
+    return joined_sha256([f"{file.name} {file_sha256(file)}\n" for file in files])
 
 
 def _stops(directory: Path) -> set[int]:

@@ -327,7 +327,7 @@ class ReadingOptions:
         str,
         option(
             "--text-cache",
-            help="Most that texts of documents that were slow to read may take on the disk; 0 keeps none.",
+            help="Most that texts and tokens of documents that were slow to make may take on the disk; 0 keeps none.",
             metavar="AMOUNT",
         ),
     ] = DEFAULT_TEXT_CACHE

@@ -55,8 +55,8 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
         terminal.warn(error.message)
     count, count_bytes = cabinet_of().size()
     if count:
-        what = "text of a document" if count == 1 else "texts of documents"
-        terminal.note(f"{format_count(count)} {what}, {format_bytes(count_bytes)}: uncomp cache remove --texts")
+        what = f"texts and tokens of documents: {format_count(count)} {'file' if count == 1 else 'files'}"
+        terminal.note(f"{what}, {format_bytes(count_bytes)}; uncomp cache remove --texts deletes them")
     if as_json:
         terminal.write_json([_record(entry) for entry in entries])
         return
@@ -128,7 +128,7 @@ def remove(
     freed = shelf.remove(paths) if paths else 0
     removed = [entry.name for entry in entries] + [path.name for path in corrupt]
     if (everything or texts) and (cleared := cabinet_of().clear()):
-        freed, removed = freed + cleared, [*removed, "texts of documents"]
+        freed, removed = freed + cleared, [*removed, "texts and tokens of documents"]
     what = ", ".join(removed) or "nothing"
     terminal_of(ctx, quiet=quiet).note(f"removed {what} ({format_bytes(freed)})")
 

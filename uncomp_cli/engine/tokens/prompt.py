@@ -8,19 +8,24 @@ prefill. The template's tokens are parsed as special tokens; the user's text nev
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from uncomp_cli.cache.coherence import word_ids
+from uncomp_cli.cache import coherence
+from uncomp_cli.documents.cabinet import Cabinet, version_of
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, ModelError
+from uncomp_cli.models import vocabulary
 from uncomp_cli.models.template import OTHER_TEMPLATE, renderer
 
 Side = Literal["head", "middle", "tail"]
 
 # In private-use characters: no template has them, so each stands where people's text will.
+KEPT_CHARS = 2**16
+"""Shorter texts are made tokens as soon as their file is found."""
 _SYSTEM, _DOCUMENT, _QUESTION = "\ue000system\ue001", "\ue000document\ue001", "\ue000question\ue001"
 
 
@@ -75,12 +80,18 @@ def open_question(prompt: Prompt, *, recent: int) -> Prompt:
 
 
 def chat_prompt(
-    tokenizer: PreTrainedTokenizerBase, document: str, questions: list[str], *, system: str | None, sinks: int
+    tokenizer: PreTrainedTokenizerBase,
+    document: str,
+    questions: list[str],
+    *,
+    system: str | None,
+    sinks: int,
+    cabinet: Cabinet | None = None,
 ) -> Prompt:
     """The prompt for `questions` about `document` in the tokenizer's chat format, or as plain text without one."""
     prefix, between, suffix = _frame(tokenizer, system)
     opening = Tokens.of(_encode_frame(tokenizer, prefix, system), protected=True)
-    context = Tokens.join([opening, encode_words(tokenizer, document)])
+    context = Tokens.join([opening, encode_words(tokenizer, document, cabinet=cabinet)])
     branches = tuple(
         (
             *_encode_frame(tokenizer, between, system),
@@ -195,12 +206,43 @@ def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(token for token, added in tokenizer.added_tokens_decoder.items() if added.special)
 
 
-def encode_words(tokenizer: PreTrainedTokenizerBase, text: str, *, strip: bool = True) -> Tokens:
-    """User text with its words and characters; with `strip` white space at both ends is left out."""
+def encode_words(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, strip: bool = True, cabinet: Cabinet | None = None
+) -> Tokens:
+    """User text with its words and characters; with `strip` white space at both ends is left out.
+
+    Of a long text they are kept in the `cabinet`, by the text, the tokenizer's files and what makes tokens of them.
+    """
     body = text.strip() if strip else text
+    keeps = cabinet if len(body) >= KEPT_CHARS else None
+    tokens = _made(tokenizer, body) if keeps is None else _kept(tokenizer, body, keeps)
+    return replace(tokens, offsets=tokens.offsets + text.find(body))
+
+
+def _kept(tokenizer: PreTrainedTokenizerBase, text: str, cabinet: Cabinet) -> Tokens:
+    """The tokens that were made of a text once; of a tokenizer that is of no files they are made again."""
+    made_by = getattr(tokenizer, "files_sha256", None)
+    if made_by is None:
+        return _made(tokenizer, text)
+    made_of = ("tokens", sha256(text.encode("utf-8", "surrogatepass")).hexdigest(), made_by, _version())
+    found = cabinet.find(*made_of)
+    known = None if found is None else Tokens.unpacked(found, vocabulary=len(tokenizer), characters=len(text))
+    if known is not None:
+        return known
+    tokens = _made(tokenizer, text)
+    cabinet.keep(tokens.packed(), *made_of)
+    return tokens
+
+
+def _made(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
     encoded = tokenizer(
-        body, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
     )
     found = encoded["offset_mapping"]
-    offsets = torch.tensor(found, dtype=torch.int64).view(-1, 2) + text.find(body)
-    return Tokens.of(encoded["input_ids"], words=word_ids(body, found), offsets=offsets)
+    offsets = torch.tensor(found, dtype=torch.int64).view(-1, 2)
+    return Tokens.of(encoded["input_ids"], words=coherence.word_ids(text, found), offsets=offsets)
+
+
+def _version() -> str:
+    """Of all that makes tokens and words of a text."""
+    return version_of((coherence.__file__, vocabulary.__file__, __file__), ("tokenizers", "transformers"))

@@ -5,10 +5,14 @@ A text is cut into chunks, cut off, kept and saved as tokens; what is known of a
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import chain, takewhile
 
+import numpy as np
 import torch
 from torch import Tensor
+
+_PACKED_BYTES = 13
+"""Of a token: its id and its two characters in 4 bytes each, whether it begins a word in one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,11 +56,32 @@ class Tokens:
             last = int(words[-1][-1]) + 1 if len(part) else last
         nothing = cls.of()
         return cls(
-            tuple(token for part in parts for token in part.ids),
+            tuple(chain.from_iterable(part.ids for part in parts)),
             torch.cat([nothing.protected, *(part.protected for part in parts)]),
             torch.cat([nothing.words, *words]),
             torch.cat([nothing.offsets, *(part.offsets for part in parts)]),
         )
+
+    @classmethod
+    def unpacked(cls, data: bytes, *, vocabulary: int, characters: int) -> "Tokens | None":
+        """What was packed of a text of so many characters; None where that is not what it is."""
+        count, rest = divmod(len(data), _PACKED_BYTES)
+        if rest:
+            return None
+        numbers, steps = np.frombuffer(data, "<i4", 3 * count), np.frombuffer(data, np.uint8, offset=12 * count)
+        ids, offsets = numbers[:count], numbers[count:].reshape(count, 2)
+        known = bool(((ids >= 0) & (ids < vocabulary)).all()) and bool((steps <= 1).all())
+        within = bool(((offsets[:, 0] >= 0) & (offsets[:, 0] <= offsets[:, 1]) & (offsets[:, 1] <= characters)).all())
+        if not (known and within):
+            return None
+        words = torch.from_numpy(steps.astype(np.int64)).cumsum(0) - 1
+        return cls.of(ids.tolist(), words=words, offsets=torch.from_numpy(offsets.astype(np.int64)))
+
+    def packed(self) -> bytes:
+        """The tokens of a text by itself: ids, characters, and where words begin; nothing of them is protected."""
+        begins = torch.diff(self.words, prepend=torch.tensor([-1])).to(torch.uint8)
+        numbers = np.concatenate([np.asarray(self.ids, "<i4"), self.offsets.flatten().numpy().astype("<i4")])
+        return numbers.tobytes() + begins.numpy().tobytes()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,6 +92,10 @@ class Tokens:
     def __getitem__(self, part: slice) -> "Tokens":
         """Neighbouring tokens."""
         return Tokens(self.ids[part], self.protected[part], self.words[part], self.offsets[part])
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """The characters of each token, (-1, -1) where it has none."""
+        return zip(*self.offsets.T.tolist(), strict=True)
 
     def take(self, at: Tensor) -> "Tokens":
         """The tokens at positions int64 [K], ascending, or where bool [S] is true."""
