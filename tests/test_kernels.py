@@ -21,6 +21,7 @@ from uncomp_cli.errors import ModelError
 from uncomp_cli.kernels import compiler, library
 from uncomp_cli.kernels.library import BLOCKS, LEVELS, Kind, open_library
 from uncomp_cli.kernels.matrix import Matrix
+from uncomp_cli.kernels.pages import Pages
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KINDS = tuple(BLOCKS)
@@ -98,6 +99,25 @@ def test_rows_and_parts_of_blocks_are_those_of_the_whole(
             assert torch.equal(matrix.part(first, last).numbers(level), numbers[first:last])
         with pytest.raises(IndexError, match=f"of {rows}"):
             matrix.picked(level, torch.tensor([rows]))
+
+
+def filled(piece: Tensor, number: int) -> Tensor:
+    """Its ends alone: the rest of a large one takes no memory."""
+    for end in (piece[:5000], piece[-5000:]):
+        end.fill_(number)
+    return piece
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=20))
+def test_pieces_of_pages_are_apart_and_outlive_their_pages(sizes: list[int]) -> None:
+    pages = Pages()
+    pieces = [filled(pages.take(size), number) for number, size in enumerate([*sizes, 2**26, *sizes])]
+    del pages
+    for number, (piece, size) in enumerate(zip(pieces, (*sizes, 2**26, *sizes), strict=True)):
+        assert piece.numel() == size
+        assert piece.data_ptr() % 64 == 0
+        assert piece.untyped_storage().nbytes() == size
+        assert all(bool((end == number).all()) for end in (piece[:5000], piece[-5000:]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -184,6 +204,7 @@ GUARDED = """
 import ctypes, mmap, torch
 from uncomp_cli.kernels.library import find
 from uncomp_cli.kernels.matrix import Matrix
+from uncomp_cli.kernels.pages import Pages
 
 page = mmap.PAGESIZE
 memory = mmap.mmap(-1, 17 * page)

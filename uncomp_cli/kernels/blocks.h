@@ -164,23 +164,36 @@ static void block_dots(const uint8_t *tiles, int64_t kind, int64_t cols, const i
     EACH_KIND(tiles_of, tiles, cols, q, first, last, y)
 }
 
-// The code of a column in a file's block, as ggml has it: of 256 columns Q4_K and Q5_K have 64 in each 32 bytes, Q6_K 128
-// in each 64 and 32 bytes.
-INLINE int file_code(int kind, const uint8_t *block, int i) {
+// 32 columns of a file's block as a tile has them: sixteen bytes of columns j and j + 16, or a byte for each. As ggml has
+// them, Q4_K and Q5_K have 64 columns of 256 in each 32 bytes, Q6_K 128 in each 64.
+INLINE void file_codes(int kind, const uint8_t *block, int i, uint8_t *codes) {
     const layout *of = &LAYOUTS[kind];
     const uint8_t *rest = block + 2 + 2 * of->minimum;
-    if (of->wide) return rest[i];
-    if (kind == Q6_K) {
-        const uint8_t *low = block + 64 * (i / 128) + i % 64, *high = block + 128 + 32 * (i / 128) + i % 32;
-        return (*low >> (i % 128 < 64 ? 0 : 4) & 15) | (*high >> (2 * (i % 128 / 32)) & 3) << 4;
-    }
     if (of->span == COLS) {
-        int above = of->above ? (int)(mask_at(rest) >> i & 1) << 4 : 0;
-        return (rest[4 * of->above + i % 16] >> (i < 16 ? 0 : 4) & 15) | above;
+        memcpy(codes, rest + 4 * of->above, of->wide ? 32 : 16);
+        return;
     }
-    const uint8_t *codes = rest + 12 + 32 * of->above;
-    int above = of->above ? (rest[12 + i % 32] >> (i / 32) & 1) << 4 : 0;
-    return (codes[32 * (i / 64) + i % 32] >> (i % 64 < 32 ? 0 : 4) & 15) | above;
+    const uint8_t *low = kind == Q6_K ? block + 64 * (i / 4) + 32 * (i % 2) : rest + 12 + 32 * of->above + 32 * (i / 2);
+    int by = kind == Q6_K ? 4 * (i % 4 / 2) : 4 * (i % 2);
+    for (int j = 0; j < 16; j++) codes[j] = (uint8_t)((low[j] >> by & 15) | (low[j + 16] >> by & 15) << 4);
+}
+
+// Bit `at` of each of 32 bytes: the product moves that of byte k from place 8 k to 56 + k, and no two into one.
+INLINE uint32_t bits_at(const uint8_t *bytes, int at) {
+    uint32_t found = 0;
+    for (int k = 0; k < 4; k++) {
+        uint64_t eight;
+        memcpy(&eight, bytes + 8 * k, sizeof eight);
+        eight = eight >> at & 0x0101010101010101u;
+        found |= (uint32_t)(eight * 0x0102040810204080u >> 56) << (8 * k);
+    }
+    return found;
+}
+
+// The codes' bits above the fourth, of 32 columns.
+INLINE uint32_t file_above(int kind, const uint8_t *block, int i, int bit) {
+    if (kind == Q6_K) return bits_at(block + 128 + 32 * (i / 4), 2 * (i % 4) + bit);
+    return kind == Q5_K ? bits_at(block + 16, i) : mask_at(block + 2 + 2 * LAYOUTS[kind].minimum);
 }
 
 // a and b of 32 columns: six bits of twelve bytes, the last four columns' upper two apart; of Q6_K a of sixteen and sixteen.
@@ -195,17 +208,22 @@ INLINE void file_inner(int kind, const uint8_t *block, int i, uint8_t *a, uint8_
     }
 }
 
-// One row's 32 columns of a part: the codes' half-bytes and bits at their places.
-INLINE void put_codes(int kind, const uint8_t *block, int first, int64_t r, uint8_t *codes) {
+// 32 columns of up to sixteen rows as a part's codes: four bytes of each row in turn, and each plane of bits as masks.
+INLINE void put_codes(int kind, const uint8_t *blocks, int64_t rows, int64_t row, int i, uint8_t *codes) {
     const layout *of = &LAYOUTS[kind];
-    for (int at = 0; at < COLS; at++) {
-        int second = at % 2, p = at / 2 % (of->wide ? 2 : 4), v = at / 2 / (of->wide ? 2 : 4);
-        int code = file_code(kind, block, first + column(of->wide, v, p, second));
-        uint8_t *byte = codes + 64 * v + 4 * r + 2 * second + (of->wide ? p : p >> 1);
-        *byte |= (uint8_t)(of->wide ? code : (code & 15) << (4 * (p % 2)));
-        for (int bit = 0; bit < of->above; bit++) {
-            int64_t place = 2 * r + second;
-            codes[16 * v + 4 * p - 64 * (of->above - bit) + place / 8] |= (uint8_t)((code >> (4 + bit) & 1) << place % 8);
+    uint8_t bytes[LANES][COLS] = {{0}};
+    uint32_t words[LANES] = {0};
+    for (int64_t r = 0; r < rows; r++) file_codes(kind, blocks + r * row, i, bytes[r]);
+    for (int v = 0; v < (of->wide ? 8 : 4); v++) {
+        for (int r = 0; r < LANES; r++) memcpy(codes + 64 * v + 4 * r, bytes[r] + 4 * v, 4);
+    }
+    for (int bit = 0; bit < of->above; bit++) {
+        for (int64_t r = 0; r < rows; r++) words[r] = file_above(kind, blocks + r * row, i, bit);
+        for (int at = 0; at < 16; at++) {
+            uint32_t mask = 0;
+            int first = column(0, at / 4, at % 4, 0);  // the other of a row's two columns is the next but one
+            for (int r = 0; r < LANES; r++) mask |= ((words[r] >> first & 1) | (words[r] >> (first + 1) & 2)) << (2 * r);
+            memcpy(codes - 64 * (of->above - bit) + 4 * at, &mask, sizeof mask);
         }
     }
 }
@@ -213,16 +231,18 @@ INLINE void put_codes(int kind, const uint8_t *block, int first, int64_t r, uint
 // Up to sixteen rows of a file's blocks, `row` bytes from one to the next, as one tile; rows that are missing are zeros.
 INLINE void pack_of(const uint8_t *blocks, int kind, int64_t rows, int64_t row, uint8_t *tile) {
     const layout *of = &LAYOUTS[kind];
-    memset(tile, 0, (size_t)tile_bytes(of));
+    if (rows < LANES) memset(tile, 0, (size_t)tile_bytes(of));
     for (int64_t r = 0; r < rows; r++) {
         const uint8_t *block = blocks + r * row;
         memcpy(tile + 2 * r, block + (kind == Q6_K ? 208 : 0), 2);
         if (of->minimum) memcpy(tile + 32 + 2 * r, block + 2, 2);
-        for (int i = 0; i < of->span / COLS; i++) {
+        for (int i = 0; of->inner && i < of->span / COLS; i++) {
             uint8_t *part = tile + head_bytes(of) + i * part_bytes(of);
-            if (of->inner) file_inner(kind, block, i, part + r, part + LANES + r);
-            put_codes(kind, block, COLS * i, r, part + LANES * of->inner + 64 * of->above);
+            file_inner(kind, block, i, part + r, part + LANES + r);
         }
+    }
+    for (int i = 0; i < of->span / COLS; i++) {
+        put_codes(kind, blocks, rows, row, i, tile + head_bytes(of) + i * part_bytes(of) + LANES * of->inner + 64 * of->above);
     }
 }
 

@@ -20,6 +20,7 @@ from uncomp_cli.kernels.library import (
     Product,
     kind_of,
 )
+from uncomp_cli.kernels.pages import Pages
 
 _NARROWED_COLS, _NARROWED_FLOATS = 32, 4
 """So many activations have so many floats beside their whole numbers."""
@@ -56,8 +57,11 @@ class Matrix:
         return cls(kind, rows, cols, weight.detach())
 
     @classmethod
-    def of_blocks(cls, library: Library | None, kind: Kind, blocks: Tensor) -> "Matrix":
-        """A file's blocks, uint8 [rows, bytes of a row], in tiles of their own; without the library where they lie."""
+    def of_blocks(cls, library: Library | None, kind: Kind, blocks: Tensor, pages: Pages | None = None) -> "Matrix":
+        """A file's blocks, uint8 [rows, bytes of a row], in tiles of their own; without the library where they lie.
+
+        Matrices that are read together lie in the same `pages`.
+        """
         (rows, row_bytes), block = blocks.shape, BLOCKS[kind]
         count, rest = divmod(row_bytes, block.block_bytes)
         if rest or blocks.dtype != torch.uint8 or blocks.device.type != "cpu":
@@ -65,7 +69,7 @@ class Matrix:
         source, cols = blocks.contiguous(), count * block.cols
         if library is None:
             return cls(kind, rows, cols, source, tiled=False)
-        made = cls(kind, rows, cols, torch.empty(_tiles(rows) * count * block.tile_bytes, dtype=torch.uint8))
+        made = cls(kind, rows, cols, (pages or Pages()).take(_tiles(rows) * count * block.tile_bytes))
         library.pack(Change(kind, rows, cols, source.data_ptr(), made.data.data_ptr()), torch.get_num_threads())
         return made
 

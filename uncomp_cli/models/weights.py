@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from uncomp_cli.errors import ModelError
 from uncomp_cli.kernels.library import BLOCKS, TILE_ROWS, Kind, Library, find
 from uncomp_cli.kernels.matrix import Matrix
+from uncomp_cli.kernels.pages import Pages
 from uncomp_cli.models.checkpoint import empty_model
 from uncomp_cli.models.parameters import HINT, TIED, Assigned, assign, row_order
 from uncomp_cli.models.preamble import Entry, Preamble
@@ -127,25 +128,25 @@ def _values(
     preamble: Preamble, config: Any, skeleton: nn.Module, library: Library | None
 ) -> Iterator[tuple[Assigned, Matrix | Tensor]]:
     """Matrices as they are held, all else in float32; rows in the order of transformers' model."""
-    order, maps = row_order(preamble.architecture, config), dict[Path, _Mapped]()
+    order, maps, pages = row_order(preamble.architecture, config), dict[Path, _Mapped](), Pages()
     for each in assign(preamble, config, skeleton):
         entry = each.entry
         if entry.file not in maps:
             maps[entry.file] = _Mapped(entry.file)
         mapped = maps[entry.file]
         if len(entry.shape) == 2:
-            yield each, _matrix(entry.kind, order(entry.name, mapped.values(entry)), library)
+            yield each, _matrix(entry.kind, order(entry.name, mapped.values(entry)), library, pages)
             mapped.give_back(entry)
         else:
             wide = dequantize(mapped.values(entry), GGMLQuantizationType[entry.kind])
             yield each, torch.from_numpy(np.array(order(entry.name, wide)))
 
 
-def _matrix(kind: str, values: "NDArray[Any]", library: Library | None) -> Matrix:
+def _matrix(kind: str, values: "NDArray[Any]", library: Library | None, pages: Pages) -> Matrix:
     held, found = held_kind(kind), torch.from_numpy(np.ascontiguousarray(values))
     if held not in BLOCKS:
         return Matrix.of(found.view(_DTYPES[held]))
-    return Matrix.of_blocks(library, held, found if kind == held.name else _nearest(kind, found))
+    return Matrix.of_blocks(library, held, found if kind == held.name else _nearest(kind, found), pages)
 
 
 def _nearest(kind: str, blocks: Tensor) -> Tensor:
