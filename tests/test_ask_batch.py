@@ -158,7 +158,7 @@ def test_a_chunk_is_said_and_recorded(ask: Ask) -> None:
 
 
 def test_a_cache_of_constant_size(ask: Ask) -> None:
-    args = [*all_files(), "Where?", "-Q", "When?", "-b", "20%", "--json", "--max-new-tokens", "300"]
+    args = [*all_files(), "Where?", "-Q", "When?", "-b", "5%", "--json", "--max-new-tokens", "300"]
     grown = records(ask(*args, "--kv-mem", "4MiB")[1])
     code, out, err = ask(*args, "--constant-size")
     assert code == 0, err

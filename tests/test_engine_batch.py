@@ -1,19 +1,24 @@
 """Answers of a batch are those one after another: every way of holding rows, and under a bound of bytes."""
 
-from dataclasses import replace
+import gc
+from contextlib import suppress
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from support.batches import FULL, HALF, QUESTIONS, STOPS, UNEVEN, alone, ask, engine_of, load_tiny
 from support.families import make_prompt
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.config import SamplingConfig
+from uncomp_cli.cache.layer import LayerCache
+from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.engine.context.context import Asked
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.records import DecodeStep, RunStats
 from uncomp_cli.engine.write.stores import OneRow, SharedRows, StackedRows
 from uncomp_cli.engine.write.writer import Writer
+from uncomp_cli.errors import DoesNotFitError
 
 Answer = tuple[tuple[int, ...], RunStats]
 
@@ -189,7 +194,8 @@ def test_a_constant_size_holds_for_every_row() -> None:
     sizes = [{taken.kv_bytes for taken in steps if taken.row == row} for row in (0, 1)]
     assert [len(size) for size in sizes] == [1, 1]
     growing, steps = together(Writer(*given, stop_ids=(), kv_bytes=1))
-    assert max(taken.kv_bytes for taken in steps) > max(sizes[0] | sizes[1])
+    held = asked[0].context.cache.nbytes  # what the copies were made of
+    assert max(taken.kv_bytes for taken in steps) > max(sizes[0] | sizes[1]) - held
     assert [stats.completion_tokens for _, stats in growing] == [150, 150]
 
 
@@ -210,3 +216,32 @@ def test_a_short_text_has_no_room_beyond_its_answer(preset: Preset, steps: int) 
         assert (len(ids), stats.kv_bytes) == (steps, sum(allocated))
         entry = spec.kv_bytes_per_entry
         assert stats.kv_bytes <= spec.full_kv_bytes(stats.prompt_tokens + steps) * (entry + 4) / entry
+
+
+def _allocated() -> int:
+    """Bytes of the storages of every layer of every cache that there is, each once."""
+    layers = [each for each in gc.get_objects() if type(each) is LayerCache]
+    heads = [head for layer in layers for head in layer.quantized if head is not None]
+    tensors = [t for layer in layers for t in (layer.keys, layer.values, layer.positions)]
+    tensors += [t for head in heads for each in fields(head) if isinstance(t := getattr(head, each.name), Tensor)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.mark.parametrize("for_any", [False, True], ids=["for the question", "for any"])
+@pytest.mark.parametrize("constant", [False, True], ids=["growing", "constant"])
+@pytest.mark.parametrize("kv_bits", [16, 8, 4])
+def test_allocated_bytes_stay_within_the_cap_and_what_is_said(for_any: bool, constant: bool, kv_bits: int) -> None:
+    """By the least cap, of one and a half times the last, that is not refused."""
+    loaded, prompt, before = load_tiny("llama"), make_prompt(120, (5, 9)), _allocated()
+    preset, sampling = replace(HALF, budget="90%", kv_bits=kv_bits), SamplingConfig(max_new_tokens=60)
+    for cap in (int(1.5**power * loaded.spec.full_kv_bytes(129)) for power in range(8)):
+        limits = Limits(kv_bytes=cap, constant_size=constant)
+        with suppress(DoesNotFitError):
+            engine = Engine(loaded, sampling=sampling, limits=limits)
+            asked = engine.asked(engine.read(prompt, preset, for_any=for_any).finish())
+            break
+    most = 0
+    for step in engine.writer(asked, stop_ids=()).write():
+        if step.index in (0, 20, 59):
+            most = max(most, _allocated() - before)
+    assert cap / 6 < most <= cap

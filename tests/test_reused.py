@@ -326,10 +326,10 @@ def test_a_cap_holds_a_question_and_its_answer_too(tiny: LoadedModel, tmp_path: 
     assert len(written) == 200
     assert max(most, *(step.kv_bytes for step in written)) <= cap
     entry, _ = engine.save(reading.context, Shelf(tmp_path), "x", about={})
-    tight = engine_of(tiny, Limits(kv_bytes=cap // 4))
+    tight = engine_of(tiny, Limits(kv_bytes=cap * 5 // 8))
     with pytest.raises(DoesNotFitError, match=r"cache 'x' has .* MiB, --kv-mem leaves it"):
         tight.open(Shelf(tmp_path), entry, prompt, UNIFORM)
-    with pytest.raises(DoesNotFitError, match="a question and its answer need"):
+    with pytest.raises(DoesNotFitError, match=r"needs .* MiB of KV cache \(question, answer\), --kv-mem allows"):
         engine_of(tiny, Limits(kv_bytes=1000)).read(prompt, UNIFORM, for_any=True)
 
 

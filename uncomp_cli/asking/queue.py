@@ -60,7 +60,9 @@ class Queue:
             self._engine.regime_tokens = longest_read(self._request, contexts, self._questions, tokenizer)
         for documents in contexts:
             yield from self._take(documents)
-            if self._request.saves_context or len(self._waiting) >= ROWS_TO_WAIT_FOR:
+            # Under a cap on the cache no text is read beside one that is held.
+            capped = self._request.limits.kv_bytes is not None
+            if self._request.saves_context or capped or len(self._waiting) >= ROWS_TO_WAIT_FOR:
                 yield from self._answer_waiting()
             if self._interrupted:
                 break

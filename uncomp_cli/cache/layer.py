@@ -7,7 +7,7 @@ allocated for nothing.
 
 from collections.abc import Sequence
 from ctypes import addressof
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -165,6 +165,11 @@ class LayerCache:
         self.lengths = list(lengths)
         self._ends = self._packs = self._held = None
 
+    def move_into(self, roomier: "LayerCache") -> None:
+        """Take the storages of `roomier`, which holds the same: whoever has this layer has it with more room."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(roomier, each.name))
+
     def compact(self, keep: Sequence[Tensor]) -> None:
         """Keep only the entries `keep[i]` (ascending, into head i), moved to the front of the same storage."""
         for i, rows in enumerate(keep):
@@ -190,17 +195,19 @@ def lay_out(
     tails: Sequence[Head],
     quantized: Sequence[QuantizedHead | None],
     *,
-    reserve: int,
+    reserve: int | Sequence[int],
     config: CacheConfig,
     bucketed: bool = False,
 ) -> LayerCache:
     """A layer of these quantised heads and copies of these tails, each with room for `reserve` more and its slack.
 
-    With `bucketed`, similar heads are laid in buckets, unless some are quantised, which are read apart anyway.
+    With `bucketed`, similar heads are laid in buckets, which have the largest reserve, unless some are quantised, which
+    are read apart anyway.
     """
     bucketed = bucketed and not any(before is not None and len(before) for before in quantized)
     lengths = [len(positions) for _, _, positions in tails]
-    regions = _place(lengths, reserve=reserve, config=config, bucketed=bucketed)
+    rooms = [reserve] * len(lengths) if isinstance(reserve, int) else list(reserve)
+    regions = _place(lengths, rooms, config=config, bucketed=bucketed)
     total = sum(region.size for region in regions)
     keys, values, _ = tails[0]
     layer = LayerCache(
@@ -220,13 +227,13 @@ def lay_out(
     return layer
 
 
-def _place(lengths: Sequence[int], *, reserve: int, config: CacheConfig, bucketed: bool) -> list[Region]:
+def _place(lengths: Sequence[int], rooms: Sequence[int], *, config: CacheConfig, bucketed: bool) -> list[Region]:
     """A region for every head, in the heads' order: one behind the other as they are, or the longest buckets first."""
-    buckets = choose_buckets(lengths, reserve=reserve) if bucketed else [[i] for i in range(len(lengths))]
+    buckets = choose_buckets(lengths, reserve=max(rooms)) if bucketed else [[i] for i in range(len(lengths))]
     regions: dict[int, Region] = {}
     offset = 0
     for bucket in buckets:
-        longest = lengths[bucket[0]]
+        longest, reserve = lengths[bucket[0]], max(rooms) if bucketed else rooms[bucket[0]]
         size = longest + reserve + config.slack(longest + reserve)
         for i in bucket:
             regions[i] = Region(i, offset, size, longest - lengths[i], longest)

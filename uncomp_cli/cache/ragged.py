@@ -89,12 +89,17 @@ class RaggedKVCache:
             raise ValueError(f"caches of one model are stacked, and one at least, not {len(shapes)} kinds")
         return cls._of_rows([(cache, row) for cache in caches for row in range(cache.num_rows)], reserve=reserve)
 
-    def rows(self, rows: Sequence[int], *, reserve: int) -> "RaggedKVCache":
-        """A cache of some rows, in that order, as `stack` makes it: to drop rows that have ended, or repeat some."""
+    def rows(self, rows: Sequence[int], *, reserve: int | Sequence[Sequence[int]]) -> "RaggedKVCache":
+        """A cache of some rows, in that order, as `stack` makes it: to drop rows that have ended, or repeat some.
+
+        Every head of each layer may have a `reserve` of its own.
+        """
         return self._of_rows([(self, row) for row in rows], reserve=reserve)
 
     @classmethod
-    def _of_rows(cls, rows: Sequence[tuple["RaggedKVCache", int]], *, reserve: int) -> "RaggedKVCache":
+    def _of_rows(
+        cls, rows: Sequence[tuple["RaggedKVCache", int]], *, reserve: int | Sequence[Sequence[int]]
+    ) -> "RaggedKVCache":
         first = rows[0][0]
         groups, num_layers = first.num_kv_heads, len(first.layers)
         config = max((cache.config for cache, _ in rows), key=lambda config: config.most_tokens)
@@ -103,13 +108,14 @@ class RaggedKVCache:
         for index in range(num_layers):
             heads = [(cache.layer(index), i) for cache, row in rows for i in range(row * groups, row * groups + groups)]
             tails = [layer.tail(i) for layer, i in heads]
-            made._lay_out(index, tails, [layer.quantized[i] for layer, i in heads], reserve=reserve)
+            room = reserve if isinstance(reserve, int) else reserve[index]
+            made.layers[index] = made._laid_out(tails, [layer.quantized[i] for layer, i in heads], reserve=room)
         return made
 
-    def _lay_out(
-        self, index: int, tails: Sequence[Head], quantized: Sequence[QuantizedHead | None], *, reserve: int = 0
-    ) -> None:
-        self.layers[index] = lay_out(tails, quantized, reserve=reserve, config=self.config, bucketed=self._bucketed)
+    def _laid_out(
+        self, tails: Sequence[Head], quantized: Sequence[QuantizedHead | None], *, reserve: int | Sequence[int] = 0
+    ) -> LayerCache:
+        return lay_out(tails, quantized, reserve=reserve, config=self.config, bucketed=self._bucketed)
 
     def store(self, index: int, heads: Sequence[Head], *, reserve: int = 0, quantize: bool = True) -> None:
         """Fill layer `index` from one (keys [S, D], values [S, D], positions [S]) a head, row-major.
@@ -121,7 +127,7 @@ class RaggedKVCache:
         if self.kv_bits != 16 and quantize:
             quantized = [quantize_head(k, v, at, self.kv_bits, config=self.config) for k, v, at in heads]
             heads = [(k[:0], v[:0], at[:0]) for k, v, at in heads]
-        self._lay_out(index, heads, quantized, reserve=reserve)
+        self.layers[index] = self._laid_out(heads, quantized, reserve=reserve)
 
     def retain(self, index: int, keep: Sequence[Tensor], *, reserve: int = 0) -> None:
         """Keep only the entries `keep[i]` (ascending, into head i) of layer `index`, and release the rest.
@@ -135,7 +141,7 @@ class RaggedKVCache:
             quantized.append(None if before is None else before.take(rows[rows < cut]))
             late = rows[rows >= cut] - cut
             tails.append((keys[late], values[late], positions[late]))
-        self._lay_out(index, tails, quantized, reserve=reserve)
+        self.layers[index] = self._laid_out(tails, quantized, reserve=reserve)
 
     def lay_out_anew(self, *, reserve: int = 0) -> None:
         """Give back what no entry needs: every head behind the other, its slack and room for `reserve` more."""
@@ -154,7 +160,7 @@ class RaggedKVCache:
         layer = self.layers[index]
         if layer is None:
             heads = list(zip(keys.flatten(0, 1), values.flatten(0, 1), spread.flatten(0, 1), strict=True))
-            self._lay_out(index, heads, [None] * len(heads))
+            self.layers[index] = self._laid_out(heads, [None] * len(heads))
             return
         self._with_room(index, keys.shape[2]).append(keys, values, spread)
 
@@ -175,8 +181,8 @@ class RaggedKVCache:
         layer = self.layer(index)
         if layer.room < new:
             tails = [layer.tail(i) for i in range(len(layer.lengths))]
-            self._lay_out(index, tails, layer.quantized, reserve=new)
-        return self.layer(index)
+            layer.move_into(self._laid_out(tails, layer.quantized, reserve=new))
+        return layer
 
     def opened(self) -> list[Held] | None:
         """All layers with room for one more token, as a step in one call takes them; None where it cannot."""

@@ -20,7 +20,7 @@ from uncomp_cli.cache.shelf import Entry, Shelf
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, SamplingConfig
 from uncomp_cli.engine.context.context import Account, Asked, Beside, Context, Unread
 from uncomp_cli.engine.context.growth import Growth, for_any_question
-from uncomp_cli.engine.context.recall import Recall
+from uncomp_cli.engine.context.recall import MOST_RECALLED, Recall
 from uncomp_cli.engine.context.saved import Origin, account_of, misfit, origin_of, prompt_of, record_of, tensors_of
 from uncomp_cli.engine.context.session import Conversation
 from uncomp_cli.engine.forward.decoder import Decoder
@@ -32,6 +32,7 @@ from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.compression import Compression, check_length, plan_compression
 from uncomp_cli.engine.spend.memory import activation_bytes, free_bytes, reset_peak
 from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.write.fixed_size import context_room
 from uncomp_cli.engine.write.writer import Writer, free_room, rows_for
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, is_out_of_memory
 from uncomp_cli.models.runnable import LoadedModel
@@ -109,7 +110,7 @@ class Engine:
             preset,
             prompt,
             available=free_bytes(self.decoder.device),
-            limits=self.limits,
+            limits=self._limits_beside(prompt, preset, tokens=answer),
             reach=Reach.of(loaded.rope, prompt.seq_len, trained_length=trained_length, answer_tokens=answer),
         )
 
@@ -190,7 +191,7 @@ class Engine:
         origin.check_model(entry.name, record.model)
         if not as_saved:
             origin.check_context(entry.name, record.context_sha256)
-        self._check_saved(entry, prompt)
+        self._check_saved(entry, prompt, preset)
         reset_peak(self.decoder.device)
         cache, tensors, _ = shelf.load(
             entry,
@@ -210,7 +211,8 @@ class Engine:
 
     def _plan_any(self, prompt: Prompt, preset: Preset) -> tuple[Growth, Compression]:
         check_length(self.spec, prompt, trained_length=self.loaded.info.trained_length)
-        growth = Growth(self.decoder, preset, self._limits_beside(prompt))
+        limits = self._limits_beside(prompt, preset, tokens=self._tokens_beside(prompt))
+        growth = Growth(self.decoder, preset, limits)
         growth.budget.guard_from = len(prompt.context)  # nothing of a document is more recent than the rest
         return growth, growth.plan_reading(prompt.context)
 
@@ -249,29 +251,40 @@ class Engine:
         contexts = {id(each.context): each.context.cache.nbytes for each in asked}
         return max(0, self.limits.kv_bytes - sum(contexts.values()))
 
-    def _limits_beside(self, prompt: Prompt) -> Limits:
-        """The limits of the context: a cap on the cache has room for a question and its answer too."""
-        if self.limits.kv_bytes is None:
+    def _limits_beside(self, prompt: Prompt, preset: Preset, *, tokens: int) -> Limits:
+        """The limits of what is read: a cap on the cache has room for `tokens` behind it, and for a constant copy."""
+        cap = self.limits.kv_bytes
+        if cap is None:
             return self.limits
-        left = self.limits.kv_bytes - self._beside_bytes(prompt)
-        if left <= 0:
+        left, beside = cap, self._bytes_behind(tokens)
+        if self.limits.constant_size:
+            beside -= self._bytes_behind(self.sampling.max_new_tokens)
+            left = context_room(self.spec, cap, kv_bits=preset.kv_bits)
+        if left <= beside:
             raise DoesNotFitError(
-                f"a question and its answer need {self._beside_bytes(prompt) / 2**20:,.1f} MiB of KV cache, --kv-mem "
-                f"allows {self.limits.kv_bytes / 2**20:,.1f}",
+                f"what is beside the document needs {(beside + cap - left) / 2**20:,.1f} MiB of KV cache (question, "
+                f"answer{', a copy of constant size' * self.limits.constant_size}), --kv-mem allows {cap / 2**20:,.1f}",
                 hint="use a larger --kv-mem, or a smaller --max-new-tokens",
             )
-        return replace(self.limits, kv_bytes=left)
+        return replace(self.limits, kv_bytes=left - beside)
 
-    def _beside_bytes(self, prompt: Prompt) -> int:
-        """Room for a question and its answer; for a usual one, so that the next, a little longer, fits too."""
-        question = max(_USUAL_QUESTION_TOKENS, prompt.longest_question)
-        return self.spec.kv_bytes_per_token * (question + self.sampling.max_new_tokens)
+    def _tokens_beside(self, prompt: Prompt) -> int:
+        """A question, what is read again for it and its answer; a usual one's, so that one a little longer fits too."""
+        recalled = min(MOST_RECALLED, len(prompt.context))
+        return max(_USUAL_QUESTION_TOKENS, prompt.longest_question) + recalled + self.sampling.max_new_tokens
 
-    def _check_saved(self, entry: Entry, prompt: Prompt) -> None:
+    def _bytes_behind(self, tokens: int) -> int:
+        """Bytes of so many tokens that are put behind what was read, with their positions and slack."""
+        cache = CacheConfig()
+        entries = self.spec.num_layers * self.spec.num_kv_heads * (tokens + tokens // cache.slack_divisor)
+        return entries * (self.spec.kv_bytes_per_entry + cache.position_bytes)
+
+    def _check_saved(self, entry: Entry, prompt: Prompt, preset: Preset) -> None:
         """Refuse a saved context that does not fit, or not under the cap on the cache."""
         size, available = entry.manifest.tensor_bytes, free_bytes(self.decoder.device)
-        needed = size + self._beside_bytes(prompt) + activation_bytes(self.spec, prompt.longest_question)
-        cap = self._limits_beside(prompt).kv_bytes
+        beside = self._tokens_beside(prompt)
+        needed = size + self._bytes_behind(beside) + activation_bytes(self.spec, prompt.longest_question)
+        cap = self._limits_beside(prompt, preset, tokens=beside).kv_bytes
         if needed > available or (cap is not None and size > cap):
             bound = f"{available / 2**20:,.1f} are free" if cap is None else f"--kv-mem leaves it {cap / 2**20:,.1f}"
             raise DoesNotFitError(

@@ -11,7 +11,7 @@ Whatever was asked last, `restore` takes the question, its answer and what was r
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.header import Record
 from uncomp_cli.cache.layer import Head
-from uncomp_cli.cache.ragged import RaggedKVCache, survival
+from uncomp_cli.cache.ragged import RaggedKVCache, positions_of, survival
 from uncomp_cli.engine.context.recall import Recall
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
@@ -116,7 +116,7 @@ class Unread:
         begun, decoder, first = time.perf_counter(), context.decoder, len(context.prompt.context)
         decoder.fix_regime(None)  # in which a context is read that anyone may ask about
         context.restore()
-        context.recalled = self._recall(decoder, context.cache, context.prompt, words)
+        context.recall(lambda: self._recall(decoder, context.cache, context.prompt, words))
         ids = context.prompt.questions[question]
         logits = context.feed(ids, first, last=1)
         own_s = time.perf_counter() - begun
@@ -158,7 +158,8 @@ class Context:
         self.regime_tokens = decoder.regime_tokens
         self.recalled: str | None = None
         self._account: Account | None = None
-        self._whole: tuple[tuple[Any, ...], list[list[int]]] | None = None
+        self._lengths: list[list[int]] | None = None
+        self._whole: list[list[Tensor]] = []
 
     @property
     def account(self) -> Account:
@@ -178,11 +179,21 @@ class Context:
 
     def restore(self) -> None:
         """Take out of the cache what was put behind it since it was restored first: answers, and what was recalled."""
-        if self._whole is None:
-            self._whole = tuple(self.cache.layers), self.cache.mark()
-        layers, mark = self._whole
-        self.cache.layers = list(layers)
-        self.cache.rollback(mark)
+        if self._lengths is None:
+            self._lengths = self.cache.mark()
+        for index, before in enumerate(self._whole):
+            held = positions_of(self.cache.layer(index))
+            keep = [torch.isin(at, own).nonzero()[:, 0] for at, own in zip(held, before, strict=True)]
+            self.cache.retain(index, keep)
+        self._whole = []
+        self.cache.rollback(self._lengths)
+
+    def recall(self, put_back: Callable[[], str | None]) -> None:
+        """Let `put_back` put what was evicted among what is held; what is held without it is remembered."""
+        layers = map(self.cache.layer, range(len(self.cache.layers)))
+        before = [[at.clone() for at in positions_of(layer)] for layer in layers]
+        self.recalled = put_back()
+        self._whole = [] if self.recalled is None else before
 
     def begin(self, question: int = 0, *, words: str = "") -> Begun:
         """Put a question behind the context, in the latest one's place."""

@@ -40,6 +40,8 @@ _COMMON = 10
 """A word in more than a tenth of the passages, and in more than two, points nowhere."""
 _PASSAGES = 3
 _LONGEST_TOKENS = 64
+MOST_RECALLED = _PASSAGES * _LONGEST_TOKENS
+"""Tokens that are put back for one question, at most."""
 SURVIVES = 0.8
 
 

@@ -222,8 +222,8 @@ class _Ways:
         if cap is not None and expected.kv_kept_bytes > cap:
             raise DoesNotFitError(
                 f"the KV cache needs about {expected.kv_kept_bytes / 2**20:,.1f} MiB on the way, "
-                f"--kv-mem allows {cap / 2**20:,.1f}",
-                hint="use a smaller --budget or a shorter --chunk, or --kv-mem auto",
+                f"--kv-mem leaves it {cap / 2**20:,.1f} beside the answer",
+                hint="use a smaller --budget, --max-new-tokens or --chunk, or --kv-mem auto",
             )
         return Compression(
             self.spec,

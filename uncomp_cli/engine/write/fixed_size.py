@@ -13,9 +13,12 @@ from torch import Tensor
 from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.needs import ConstantConfig, HeadLimits, attention_needs, choose_kept, limits_of
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.spec import ModelSpec
 
+_BUCKET = 8 / 7
+"""Entries that are allocated for one that is held, where similar heads lie in one bucket (cache/packs.py)."""
 Needs = Callable[[LayerCache, Tensor, Tensor, float], Tensor]
 """(layer, queries [heads, H/G, W, D], their ages [W], scaling) → needs [heads, S] from 0 to 1."""
 
@@ -23,6 +26,25 @@ Needs = Callable[[LayerCache, Tensor, Tensor, float], Tensor]
 def shield(prompt: Prompt, question: int = 0) -> Tensor:
     """bool [P]: by position, what of a prompt never goes: protected context, and the question that was begun."""
     return torch.cat([prompt.context.protected, torch.ones(len(prompt.questions[question]), dtype=torch.bool)])
+
+
+def context_room(spec: ModelSpec, kv_bytes: int, *, kv_bits: int, config: ConstantConfig | None = None) -> int:
+    """Bytes that a context of one row may have in any cache so that with its copy it takes no more than `kv_bytes`.
+
+    A copy has a head's entries, of which a bucket wastes a seventh, a block, what its limit is above its length, slack
+    and the last queries; of quantised heads a tail that may take the place of half their entries.
+    """
+    chosen, cache = config or ConstantConfig(), CacheConfig()
+    entry = spec.kv_bytes_per_entry + cache.position_bytes
+    heads, slack = spec.num_layers * spec.num_kv_heads, 1 + 1 / cache.slack_divisor
+    held = entry
+    if kv_bits != 16:
+        block = cache.quantized_bytes(cache.key_block, head_dim=spec.head_dim, bits=kv_bits)
+        held = block // cache.key_block
+    beside = heads * (chosen.block + chosen.recent + cache.min_slack) * entry * _BUCKET * slack
+    queries = spec.num_layers * spec.num_heads * chosen.window * spec.head_dim * spec.dtype_bytes
+    share = _BUCKET if kv_bits == 16 else 1 + (1 - chosen.prompt_share) * entry / held
+    return int((kv_bytes - beside - queries) / (1 + share * slack))
 
 
 class ConstantSize:
@@ -47,7 +69,8 @@ class ConstantSize:
         groups, device = cache.num_kv_heads, cache.layer(0).keys.device
         self._shields = [shield.to(device) for shield in shields for _ in range(groups)]
         self._limits = [self._limit(cache, index) for index in range(len(cache.layers))]
-        self.cache = cache.rows(range(cache.num_rows), reserve=self._growth(cache))
+        rooms = [self._rooms(cache.layer(index), limits) for index, limits in enumerate(self._limits)]
+        self.cache = cache.rows(range(cache.num_rows), reserve=rooms)
         layer = cache.layer(0)
         shape = len(cache.layers), len(layer.lengths), spec.num_heads // groups, self.config.window, spec.head_dim
         self._queries = layer.keys.new_zeros(shape)
@@ -63,17 +86,13 @@ class ConstantSize:
         held = [int(shield[at[at < len(shield)]].sum()) for at, shield in zip(positions, self._shields, strict=True)]
         return limits_of(list(map(len, positions)), held, self.config)
 
-    def _growth(self, cache: RaggedKVCache) -> int:
-        """Entries a tail may have more than now, at most: a block, and what its limit is above its length.
+    def _rooms(self, layer: LayerCache, limits: HeadLimits) -> list[int]:
+        """Entries that the tail of each head may have more than now, at most: a block, and its limit above its length.
 
         Quantised entries that go make way for others in the tail: all but those of the prompt that always stay.
         """
-        raised = [
-            limit - (prompt if layer.num_quantized(i) else layer.lengths[i])
-            for layer, limits in zip(map(cache.layer, range(len(cache.layers))), self._limits, strict=True)
-            for i, (limit, prompt) in enumerate(zip(limits.entries, limits.prompt, strict=True))
-        ]
-        return max(0, *raised) + self.config.block
+        held = [prompt if layer.num_quantized(i) else layer.lengths[i] for i, prompt in enumerate(limits.prompt)]
+        return [max(0, limit - count) + self.config.block for limit, count in zip(limits.entries, held, strict=True)]
 
     def observe(self, layer: int, query: Tensor, scaling: float) -> None:
         """N tokens' queries [B, H, N, D] of `layer`, just attended; cuts its heads when a block has become full.

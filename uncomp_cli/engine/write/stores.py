@@ -65,11 +65,14 @@ _BUCKETS_HOLD = 7
 
 
 class OneRow:
-    """One row at a time, in the cache that it was read into; with `constant` in a copy that stays of one size."""
+    """One row at a time, in the cache that it was read into; with `constant` in a copy that stays of one size.
+
+    A copy is held beside the cache it is of: what was read can be asked again.
+    """
 
     def __init__(self, spec: ModelSpec, *, constant: ConstantConfig | None = None) -> None:
         self._spec, self._config = spec, constant
-        self._cache: RaggedKVCache | None = None
+        self._read: RaggedKVCache | None = None
         self._constant: ConstantSize | None = None
 
     def bytes_of(self, rows: Sequence[Asked]) -> int:
@@ -83,32 +86,38 @@ class OneRow:
         return [self._begin(asked) for asked in join]
 
     def _begin(self, asked: Asked) -> Begun:
-        context = asked.context
+        context, self._constant = asked.context, None  # an earlier copy goes before there is another
         begun = context.begin(asked.question, words=asked.words)
-        self._cache = context.cache
+        self._read = context.cache
         if self._config is not None:
             marked = [shield(context.prompt, asked.question)]
             self._constant = ConstantSize(context.cache, self._spec, shields=marked, config=self._config)
-            self._cache = self._constant.cache
         return begun
+
+    @property
+    def cache(self) -> RaggedKVCache:
+        """What the row is written in."""
+        return _held(self._read) if self._constant is None else self._constant.cache
 
     def state(self, positions: Tensor, *, on_query: OnQuery | None = None) -> AttentionState:
         """Tokens go behind the question; with a constant size others go as they come, when they have been looked at."""
         observers = in_turn(on_query, None if self._constant is None else self._constant.observe)
-        return AppendState(_held(self._cache), positions, on_query=observers)
+        return AppendState(self.cache, positions, on_query=observers)
 
     def held(self, layer: int, head: int) -> Head:
         """A head of the cache that the row is in."""
-        return _held(self._cache).layer(layer).head(head)
+        return self.cache.layer(layer).head(head)
 
     def row_bytes(self, row: int) -> int:
-        """The whole cache, with the questions that wait beside it."""
-        return _held(self._cache).nbytes
+        """The whole cache, with the questions that wait beside it, and the copy."""
+        return self.nbytes
 
     @property
     def nbytes(self) -> int:
-        """Allocated bytes of the cache that the row is in."""
-        return 0 if self._cache is None else self._cache.nbytes
+        """Allocated bytes of the cache that was read into, and of the copy that the row is in."""
+        if self._read is None:
+            return 0
+        return self._read.nbytes + (0 if self._constant is None else self._constant.cache.nbytes)
 
 
 class StackedRows:
