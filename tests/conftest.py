@@ -1,8 +1,10 @@
 """Fixtures that several test modules share."""
 
+import gc
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     from uncomp_cli.models.runnable import LoadedModel
 
 
-# Inputs with a shape are tried with 40 examples; `make slow`, or --hypothesis-profile thorough, tries 300.
-settings.register_profile("quick", max_examples=40, deadline=None)
+# Inputs with a shape are tried with 25 examples; `make slow`, or --hypothesis-profile thorough, tries 300.
+settings.register_profile("quick", max_examples=25, deadline=None)
 settings.register_profile("thorough", max_examples=300, deadline=None)
 settings.load_profile("quick")
 
@@ -31,8 +33,16 @@ settings.load_profile("quick")
 def pytest_configure() -> None:
     """One thread: tensors are tiny, so that threads would only wait for each other, and workers share the cores."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every process that a test starts compiles the package again
+    sys.dont_write_bytecode = False
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background: Ctrl-C is tested all the same
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected stays: nobody looks for garbage among its 700,000 objects again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import ast
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -60,6 +61,12 @@ class Import:
     names: tuple[str, ...] = ()
 
 
+@cache
+def parsed(source: str) -> ast.Module:
+    """A module's tree, which several tests walk."""
+    return ast.parse(source)
+
+
 def violations(root: Path) -> list[str]:
     """Every import below the package directory `root` that breaks a rule, as `path:line: reason`."""
     found = [_judge(imported) for path in sorted(root.rglob("*.py")) for imported in _imports(path, root)]
@@ -85,7 +92,7 @@ def _part(path: str) -> str:
 
 
 def _imports(path: Path, root: Path) -> Iterator[Import]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path.read_text(encoding="utf-8"))
     lazy = {id(inner) for node in ast.walk(tree) if _is_lazy(node) for inner in ast.walk(node)}
     relative = path.relative_to(root).as_posix()
     for node in ast.walk(tree):
@@ -121,7 +128,7 @@ def replacings(root: Path) -> list[str]:
     found = []
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root).as_posix()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path.read_text(encoding="utf-8"))):
             if relative != FILES and isinstance(node, ast.Call) and _replaces(node):
                 found.append(f"{relative}:{node.lineno}: {ast.unparse(node.func)}")
             elif relative != FILES and isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil"):
@@ -281,7 +288,7 @@ def long_signatures(root: Path) -> set[str]:
         f"{path.relative_to(root).as_posix()}: {node.name}"
         for path in root.rglob("*.py")
         if not path.relative_to(root).as_posix().startswith("cli/declare/")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path.read_text(encoding="utf-8")))
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         if len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs) > MOST_PARAMETERS
     }

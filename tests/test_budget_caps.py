@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.budgets import MEASURED, make_spec, measured, planned, requests
+from support.budgets import A_POLICY, MEASURED, make_spec, measured, planned, requests
 from uncomp_cli.budget.plan import Wanted, apportion
 from uncomp_cli.budget.policies import POLICIES, make_policy
 from uncomp_cli.budget.values import Uncertainty
@@ -57,6 +57,7 @@ def capped(spec: ModelSpec, seq_len: int, protected: int, caps: list[int]) -> li
 
 
 @pytest.mark.parametrize("text", sorted({*POLICIES, *MEASURED}))
+@A_POLICY
 @given(request=requests(), share=st.floats(0, 1), data=st.data())
 def test_every_policy_spends_all_that_its_layers_can_hold(
     text: str, request: tuple[ModelSpec, int, int], share: float, data: st.DataObject

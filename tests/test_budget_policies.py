@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.budgets import make_spec, planned, requests
+from support.budgets import A_POLICY, make_spec, planned, requests
 from uncomp_cli.budget.baselines import AdaptivePolicy, PyramidPolicy, UniformPolicy, ZigzagPolicy
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import POLICIES, make_policy
@@ -112,6 +112,7 @@ def test_any_text_makes_a_policy_or_is_refused(name: str, parts: list[tuple[str,
 
 
 @pytest.mark.parametrize("name", POLICIES)
+@A_POLICY
 @given(request=requests(), share=st.floats(0, 1))
 def test_sums_are_exact_for_every_shape(name: str, request: tuple[ModelSpec, int, int], share: float) -> None:
     spec, seq_len, protected = request

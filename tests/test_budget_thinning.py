@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.budgets import SUMS_32, make_spec
+from support.budgets import A_POLICY, SUMS_32, make_spec
 from uncomp_cli.budget.thinning import THINNINGS, make_thinning
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.errors import ModelError, UsageError
@@ -28,6 +28,7 @@ def measured(draw: st.DrawFn, spec: ModelSpec, text: str) -> Uncertainty | None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
+@A_POLICY
 @given(windows=st.lists(st.one_of(st.none(), st.just(16)), min_size=1, max_size=12), data=st.data())
 def test_a_schedule_falls_from_one_and_is_final_where_it_says_so(
     text: str, windows: list[int | None], data: st.DataObject

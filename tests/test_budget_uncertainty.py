@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.budgets import MEASURED, make_spec, measured, planned, requests
+from support.budgets import A_POLICY, MEASURED, make_spec, measured, planned, requests
 from uncomp_cli.budget.baselines import UniformPolicy, ZigzagPolicy
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import make_policy
@@ -29,6 +29,7 @@ def values_of(spec: ModelSpec, key: str, row: list[list[float]]) -> Uncertainty:
 
 
 @pytest.mark.parametrize("text", MEASURED)
+@A_POLICY
 @given(request=requests(), share=st.floats(0, 1), data=st.data())
 def test_sums_are_exact_whatever_was_measured(
     text: str, request: tuple[ModelSpec, int, int], share: float, data: st.DataObject
@@ -49,6 +50,7 @@ def test_sums_are_exact_whatever_was_measured(
 
 
 @pytest.mark.parametrize("text", MODEL_SCOPE)
+@A_POLICY
 @given(request=requests(), share=st.floats(0, 1), data=st.data())
 def test_layers_only_shrink_as_others_report(
     text: str, request: tuple[ModelSpec, int, int], share: float, data: st.DataObject
@@ -69,6 +71,7 @@ def test_layers_only_shrink_as_others_report(
 
 
 @pytest.mark.parametrize("text", [text for text in MEASURED if make_policy(text).scope == "layer"])
+@A_POLICY
 @given(request=requests(), data=st.data())
 def test_a_layer_of_layer_scope_needs_its_own_values_alone(
     text: str, request: tuple[ModelSpec, int, int], data: st.DataObject

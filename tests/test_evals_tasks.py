@@ -66,7 +66,7 @@ def least_share(subtask: str, tokens: int) -> float:
 @pytest.mark.parametrize("tokens", [600, 1800])
 @pytest.mark.parametrize("haystack", [PROSE, FILES], ids=lambda haystack: haystack.name)
 def test_samples_are_as_long_as_asked_and_solvable(subtask: str, tokens: int, haystack: Haystack) -> None:
-    for index, seed in product(range(5), (0, 7)):
+    for index, seed in product(range(3), (0, 7)):
         sample = make(subtask, index, tokens=tokens, haystack=haystack, seed=seed)
         assert (sample.subtask, sample.index, sample.tokens) == (subtask, index, tokens)
         assert least_share(subtask, tokens) * tokens <= length(sample, count_tokens) <= tokens

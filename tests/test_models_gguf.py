@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from itertools import product
 from random import Random
 from types import SimpleNamespace
 
@@ -83,8 +84,13 @@ def test_a_file_computes_what_its_original_computes(tmp_path, stock, kind, file_
     torch.testing.assert_close(logits(loaded.model), logits(stock), atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
-@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        *(("llama", kind) for kind in ("F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")),
+        *product(("qwen2", "gemma3"), ("Q4_0", "Q5_1", "Q4_K")),
+    ],
+)
 def test_every_kind_of_blocks_computes_what_its_numbers_compute(tmp_path, architecture, kind):
     """Read in one pass, and written, with activations of 16 bits; with tied and untied logits, and biases."""
     family, more = FAMILIES[architecture]

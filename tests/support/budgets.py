@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
@@ -67,6 +68,8 @@ SUMS_32 = [
     74.83840156524144, 76.99661199571894, 75.59826604347896, 76.24339032859046, 76.6184171897687, 75.7592322159148,
     75.27747141727312, 73.44524688370723,
 ]  # fmt: skip
+A_POLICY = settings(max_examples=settings().max_examples // 3)
+"""For each of some twenty policies, which share most of what they do."""
 MEASURED = [
     "uncomp", "uncomp:groups=2,low=0,high=2", "uncomp:reverse=true,state=k", "uncomp:paper=true",
     "uncomp:stages=true", "uncomp:paper=true,stages=true,reverse=true",

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from uncomp_cli.cli.app import main
 
@@ -39,6 +40,7 @@ PRELOADED = [
 ]  # fmt: skip
 """What the commands import when they run: half a second of every process that would begin without it."""
 Kind = Literal["pipe", "tty", "null", "full"]
+get_checkpoint_conversion_mapping("llama")  # a thousand patterns are compiled here, not in each forked process
 
 
 @dataclass
