@@ -63,7 +63,7 @@ def measure(loaded: LoadedModel, arm: Arm, text: str, *, new_tokens: int, folder
     context = engine.read(first, arm.preset, for_any=True).finish()
     written, read_ttft_s = answer(engine, context)
     begun = time.perf_counter()
-    entry, _ = engine.save(context, shelf, "bench", about={})
+    entry, _ = engine.save(context, shelf, "bench")
     save_s = time.perf_counter() - begun
     forget_file(entry.path)
     cold_ttft_s = answer(engine, engine.open(shelf, entry, second, arm.preset))[1]

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from support.chats import hold, make_talk
 from support.commands import last_object, two_lines
 from uncomp_cli.asking.assistant import Assistant
 from uncomp_cli.asking.request import ModelChoice
+from uncomp_cli.cache.header import MadeFrom
+from uncomp_cli.cache.shelf import Shelf
 from uncomp_cli.cli.app import run
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.tokens import prompt
@@ -107,6 +110,33 @@ def test_a_saved_document_knows_what_it_lost(ask: Ask, tmp_path: Path, monkeypat
     assert code == 0
     assert f"warning: {LOST}\n" in err
     assert LOST in last_object(out)["warnings"]
+
+
+@pytest.mark.parametrize("cut", [(), ("--truncate", "middle")])
+def test_a_saved_document_is_cited_as_it_was_when_it_was_read(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("UNCOMP_CACHE_DIR", str(tmp_path / "cache"))
+    Path("long.pdf").write_bytes(make_pdf(*(f"page {number} is about the harbour\n" * 50 for number in range(4))))
+    keep = ["-b", "50%", "--policy", "uniform", "--scorer", "distinct", "--json", "--evidence", "Where?"]
+    Path("a.txt").write_text("\n \nthe harbour is old. ")
+    files = ["-f", "a.txt", *(["-f", "long.pdf"] if cut else []), "-f", "scan.pdf"]
+    fresh = last_object(ask(*files, "--cache", "mine", *keep, *cut)[1])
+    opened = last_object(ask("--cache", "mine", *keep)[1])
+    assert opened["evidence"] == fresh["evidence"]
+    assert {each.get("place") for each in fresh["evidence"]} - {None}
+    assert opened["files"] == fresh["files"]
+    shelf = Shelf(tmp_path / "cache" / "documents")
+    cache, tensors, record = shelf.load(shelf.find("mine"))
+    older = tuple(MadeFrom(each.path, each.sha256, each.tokens, each.truncated) for each in record.documents)
+    del tensors["texts"]
+    shelf.save("older", cache, tensors=tensors, record=replace(record, documents=older))
+    code, _, err = ask("--cache", "older", *keep)
+    assert (code, two_lines(err)[1]) == (2, "name it too: -f")
+    keep.remove("--evidence")
+    assert last_object(ask("--cache", "older", *keep)[1])["answer"] == fresh["answer"]
+    shelf.save("torn", cache, tensors=tensors, record=record)
+    assert "its texts are not those of its documents" in ask("--cache", "torn", *keep)[2]
 
 
 def test_a_second_question_makes_no_tokens_of_the_documents(

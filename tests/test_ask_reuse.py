@@ -231,7 +231,7 @@ def saved(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Asker:
         (("--reuse", "book", "-p", "full"), "cache 'book' was saved with --preset live, not full"),
         (("--reuse", "book", "--kv-bits", "8"), "cache 'book' was saved with --kv-bits 16, not 8"),
         (("--reuse", "book", "-s", "be brief"), "was saved with the system prompt None, not 'be brief'"),
-        (("--reuse", "book", "--evidence"), "--evidence needs the lines of the document"),
+        (("--reuse", "book", "--pin", "book.txt:1"), "--pin is for documents that are read, and this one was"),
         (("--reuse", "book", "--constant-size"), "--constant-size forgets parts of the document"),
         (("--reuse", "book", "--thin", "gather:keep=0.3"), "--thin gather:keep=0.3 goes by the question"),
         (("--reuse", "book", "--dtype", "bfloat16"), "the number format was float32, not bfloat16"),

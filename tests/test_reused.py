@@ -54,7 +54,7 @@ def read(loaded: LoadedModel, preset: Preset = UNIFORM, text: str = TEXT) -> Con
 
 
 def save(loaded: LoadedModel, context: Context, shelf: Shelf, name: str | None = "x") -> Entry:
-    return engine_of(loaded).save(context, shelf, name, about={})[0]
+    return engine_of(loaded).save(context, shelf, name)[0]
 
 
 def behind(context: Context, question: int) -> Tensor:
@@ -325,7 +325,7 @@ def test_a_cap_holds_a_question_and_its_answer_too(tiny: LoadedModel, tmp_path: 
     written = list(engine.writer(engine.asked(reading.context)[:1]).write())
     assert len(written) == 200
     assert max(most, *(step.kv_bytes for step in written)) <= cap
-    entry, _ = engine.save(reading.context, Shelf(tmp_path), "x", about={})
+    entry, _ = engine.save(reading.context, Shelf(tmp_path), "x")
     tight = engine_of(tiny, Limits(kv_bytes=cap * 5 // 8))
     with pytest.raises(DoesNotFitError, match=r"cache 'x' has .* MiB, --kv-mem leaves it"):
         tight.open(Shelf(tmp_path), entry, prompt, UNIFORM)

@@ -207,7 +207,7 @@ class SavedDocuments:
         for bits in (16, 4):
             preset = replace(load_preset("live"), budget="60%", policy="uniform", kv_bits=bits, thinning="none")
             context = self._engine.read(self._prompt, preset, for_any=True).finish()
-            entry = self._engine.save(context, self._shelf, "book", about=about)[0]
+            entry = self._engine.save(context, self._shelf, "book", **about)[0]
             self._files.append(entry.path.read_bytes())
             self._presets.append(preset)
         self._path = entry.path

@@ -17,7 +17,7 @@ from uncomp_cli.asking import startup
 from uncomp_cli.asking.chat import Chat
 from uncomp_cli.asking.doubts import check_lengths
 from uncomp_cli.asking.events import Done, Event, Noted, Planned, Turn, Warned
-from uncomp_cli.asking.material import prompt_lengths, resolve
+from uncomp_cli.asking.material import prompt_lengths, resolve, written_down
 from uncomp_cli.asking.pipeline import ask, check_questions, check_risk, told
 from uncomp_cli.asking.request import CHAT_PRESET, ModelChoice, Request, parse_pin, settle_preset, shelf_of
 from uncomp_cli.asking.subject import Answer, Item, Reader, Subject
@@ -87,7 +87,7 @@ class Assistant:
         return self._text(*self._reader(documents, questions, chosen, asked), documents)
 
     def open(self, name: str, documents: DocumentSet = _NOTHING) -> "ReadText":
-        """A context that was saved under `name`; with its documents, which are checked, evidence can be shown too."""
+        """A context that was saved under `name`; its documents, where they are given, are checked."""
         paths = tuple(document.path for document in documents.documents)
         request = replace(self._request({}), paths=paths, reuse=name, for_any=True)
         reader = Reader(self.engine, self._settled(None, AGNOSTIC_PRESET), _ANY_QUESTION, request)
@@ -206,8 +206,10 @@ class ReadText:
         if self.items:
             hint = "read it without questions: engine.read(documents)"
             raise UsageError("what was read for its own questions does not serve others", hint=hint)
-        about = {"documents": list(self.subject.about.files()), "system": self.request.system}
-        return self.engine.save(self.context, shelf_of(), name, about=about)[0]
+        account, subject = self.context.account, self.subject
+        about = written_down(subject.documents, subject.about.files(), account)
+        about |= {} if account.record is not None else {"system": self.request.system}
+        return self.engine.save(self.context, shelf_of(), name, **about)[0]
 
     def _item(self, question: str | None) -> Item:
         if not self.items:

@@ -12,13 +12,16 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.asking.request import Pin, Request
+from uncomp_cli.cache.header import MadeFrom
 from uncomp_cli.documents.cabinet import Cabinet
-from uncomp_cli.documents.collection import DocumentSet
+from uncomp_cli.documents.collection import Document, DocumentSet
 from uncomp_cli.documents.places import Places, Source
+from uncomp_cli.documents.text import Place
 from uncomp_cli.errors import DoesNotFitError
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.engine.context.context import Account
     from uncomp_cli.engine.tokens.prompt import Prompt
     from uncomp_cli.spec import ModelSpec
 
@@ -126,6 +129,35 @@ def describe_files(
         known = {"path": document.path, "sha256": document.sha256, "tokens": tokens, "truncated": truncated}
         described.append({**known, "losses": list(map(str, document.losses))})
     return described
+
+
+def written_down(documents: DocumentSet, files: Sequence[dict[str, Any]], saved: "Account") -> dict[str, Any]:
+    """`documents`, which are described as `files`, as their saved context knows them, and their `texts`.
+
+    Of a context that was opened without them it is what was `saved`.
+    """
+    if not documents.documents and saved.record is not None:
+        return {"documents": saved.record.documents, "texts": saved.texts}
+    made, texts = list[MadeFrom](), list[bytes]()
+    for document, file in zip(documents.documents, files, strict=True):
+        texts.append(document.text.encode("utf-8", "surrogatepass"))
+        lines, names = tuple(each.line for each in document.places), tuple(each.name for each in document.places)
+        known = {**file, "losses": tuple(file["losses"])}
+        made.append(MadeFrom(**known, text_bytes=len(texts[-1]), place_lines=lines, place_names=names))
+    return {"documents": tuple(made), "texts": b"".join(texts)}
+
+
+def opened_documents(saved: "Account") -> DocumentSet:
+    """The documents of a context that was opened; none where their texts were not saved with it."""
+    documents, end = list[Document](), 0
+    for each in saved.record.documents if saved.record is not None else ():
+        if each.text_bytes is None:
+            return DocumentSet(())
+        begin, end = end, end + each.text_bytes
+        places = tuple(map(Place, each.place_lines, each.place_names))
+        text = saved.texts[begin:end].decode("utf-8", "surrogatepass")
+        documents.append(Document(each.path, text, each.sha256, places=places))
+    return DocumentSet(tuple(documents))
 
 
 def resolve(pins: Sequence[Pin], paths: Sequence[str]) -> tuple[Pin, ...]:

@@ -24,11 +24,18 @@ from uncomp_cli.asking.events import (
     Warned,
     thinks_behind,
 )
-from uncomp_cli.asking.material import blame, build_prompt, describe_files, pins_in, places_of
+from uncomp_cli.asking.material import (
+    blame,
+    build_prompt,
+    describe_files,
+    opened_documents,
+    pins_in,
+    places_of,
+    written_down,
+)
 from uncomp_cli.asking.readout import About, all_kept, budget_note, chunk_note, evidence_warnings, floor_note, pin_note
 from uncomp_cli.asking.request import AUTOMATIC, Request, shelf_of
 from uncomp_cli.asking.startup import length_warnings
-from uncomp_cli.cache.header import MadeFrom
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.documents.places import Evidence, Places, find_evidence
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError
@@ -43,6 +50,8 @@ if TYPE_CHECKING:
     from uncomp_cli.engine.spend.compression import Compression
     from uncomp_cli.engine.tokens.prompt import Prompt
     from uncomp_cli.engine.write.writer import Writer
+
+_DESCRIBED = ("path", "sha256", "tokens", "truncated", "losses")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,11 +169,13 @@ def check_saving(request: Request) -> None:
     if thinning not in (None, "none"):
         message = f"--thin {thinning} goes by the question, and what is saved must serve any"
         raise UsageError(message, hint="leave --thin out")
-    if request.names_a_cache and not request.paths and (request.evidence or request.pins):
-        flag = "--evidence" if request.evidence else "--pin"
-        raise UsageError(f"{flag} needs the lines of the document, a cache has its tokens", hint="name it too: -f")
+    if request.names_a_cache and not request.paths and request.pins:
+        raise UsageError("--pin is for documents that are read, and this one was", hint="name it too: -f")
     if request.names_a_cache:
-        shelf.find(str(request.reuse))
+        record = shelf.find(str(request.reuse)).manifest.record
+        if request.evidence and not request.paths and any(each.text_bytes is None for each in record.documents):
+            message = "--evidence needs the text of the document, which an older uncomp did not save"
+            raise UsageError(message, hint="name it too: -f")
 
 
 class Reader:
@@ -273,7 +284,7 @@ class Reader:
         if request.as_json:
             files()
         if self._saves:
-            yield from self._save(context, files)
+            yield from self._save(context, documents, files)
         self._num_read += 1
         account = context.account
         about = About(
@@ -286,7 +297,8 @@ class Reader:
             account.reread_tokens,
             later=self._num_read > 1,
         )
-        return Subject(documents, context, about, places_of(documents, context.prompt), self._spent(context))
+        shown = documents if documents.documents else opened_documents(account)
+        return Subject(documents, context, about, places_of(shown, context.prompt), self._spent(context))
 
     def _read(self, documents: DocumentSet, draft: _Draft) -> "Generator[Event, None, Context]":
         """Read what was drafted; what is kept of it and how it is read is said before."""
@@ -316,7 +328,7 @@ class Reader:
         """What --json and a saved context say of the documents, found out when it is asked for."""
         if not documents.documents and draft.entry is not None:
             saved = [asdict(each) for each in draft.entry.manifest.record.documents]
-            return lambda: saved
+            return lambda: [{key: each[key] for key in _DESCRIBED} for each in saved]
         kept = self._request.wishes.keeps
         return cache(lambda: describe_files(documents, self._engine.loaded.tokenizer, draft.cut, kept))
 
@@ -409,15 +421,17 @@ class Reader:
         yield Noted(f"reused {entry.name} ({_sizes(entry)}), loaded in {format_decimal(context.seconds)} s")
         return context
 
-    def _save(self, context: "Context", files: Callable[[], Sequence[dict[str, Any]]]) -> Iterator[Event]:
+    def _save(
+        self, context: "Context", documents: DocumentSet, files: Callable[[], Sequence[dict[str, Any]]]
+    ) -> Iterator[Event]:
         """Save under the name that was given, or with `auto` what has just been read; why it could not be is told."""
         request, was_opened = self._request, context.account.record is not None
         if request.save_cache is None and (was_opened or request.reuse != AUTOMATIC):
             return
-        documents = tuple(MadeFrom(**each) for each in files())
-        about: dict[str, Any] = {"documents": documents} | ({} if was_opened else {"system": request.system})
+        about = written_down(documents, files(), context.account)
+        about |= {} if was_opened else {"system": request.system}
         try:
-            entry, removed = self._engine.save(context, self._shelf, request.save_cache, about=about)
+            entry, removed = self._engine.save(context, self._shelf, request.save_cache, **about)
         except UncompError as error:
             yield Refused(error, "the document is not saved")
             return

@@ -75,13 +75,20 @@ class MadeBy:
 
 @dataclass(frozen=True, slots=True)
 class MadeFrom:
-    """A document in the text of a cache; `truncated` when tokens were cut away, `losses` what its reader left out."""
+    """A document in the text of a cache; `truncated` when tokens were cut away, `losses` what its reader left out.
+
+    Its text has `text_bytes` of those that were saved, None where none were; from line `place_lines[i]` on it stands at
+    `place_names[i]`.
+    """
 
     path: str
     sha256: Hash
     tokens: Count
     truncated: bool
     losses: tuple[str, ...] = ()
+    text_bytes: Count | None = None
+    place_lines: tuple[int, ...] = ()
+    place_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

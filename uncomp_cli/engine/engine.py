@@ -10,7 +10,7 @@ context's; questions and answers come on top of it, in the model's own number fo
 """
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,16 @@ from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, SamplingC
 from uncomp_cli.engine.context.context import Account, Asked, Beside, Context, Unread
 from uncomp_cli.engine.context.growth import Growth, for_any_question
 from uncomp_cli.engine.context.recall import MOST_RECALLED, Recall
-from uncomp_cli.engine.context.saved import Origin, account_of, misfit, origin_of, prompt_of, record_of, tensors_of
+from uncomp_cli.engine.context.saved import (
+    Origin,
+    account_of,
+    misfit,
+    origin_of,
+    prompt_of,
+    record_of,
+    tensors_of,
+    texts_of,
+)
 from uncomp_cli.engine.context.session import Conversation
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.products import Matmul
@@ -168,17 +177,18 @@ class Engine:
         return origin_of(self.loaded, wanted, prompt, limits=self.limits, matmul=self.matmul)
 
     def save(
-        self, context: Context, shelf: Shelf, name: str | None, *, about: Mapping[str, Any]
+        self, context: Context, shelf: Shelf, name: str | None, *, texts: bytes = b"", **about: Any
     ) -> tuple[Entry, list[Entry]]:
-        """Save a context that serves any question under `name`, or under how its hash begins; `about` joins its record.
+        """Save a context that serves any question under `name`, or under how its hash begins.
 
+        `about` are fields of its record; `texts` are those of its documents, for who asks for evidence without them.
         Returns it, and what was removed from the shelf to make room.
         """
         context.restore()
         account, prompt = context.account, context.prompt
         record = account.record or record_of(context, self.origin(prompt, account.preset), self.loaded)
         chosen, record = name or record.key[:_AUTO_NAME_LETTERS], replace(record, **about)
-        return shelf.save(chosen, context.cache, tensors=tensors_of(prompt.context), record=record)
+        return shelf.save(chosen, context.cache, tensors=tensors_of(prompt.context, texts), record=record)
 
     def open(self, shelf: Shelf, entry: Entry, prompt: Prompt, preset: Preset, *, as_saved: bool = False) -> Context:
         """A saved context with the questions of `prompt`, whose context must be the same unless it is `as_saved`.
@@ -206,7 +216,10 @@ class Engine:
         self.decoder.fix_regime(None)
         context = Context(self.decoder, whole, cache, Unread(Recall(self.loaded.tokenizer)))
         seconds, tokens = time.perf_counter() - begun, len(whole.context)
-        context.account = account_of(cache, tokens, self.spec, wanted, None, seconds=seconds, record=record)
+        texts = texts_of(tensors)
+        context.account = account_of(
+            cache, tokens, self.spec, wanted, None, seconds=seconds, record=record, texts=texts
+        )
         return context
 
     def _plan_any(self, prompt: Prompt, preset: Preset) -> tuple[Growth, Compression]:

@@ -38,7 +38,7 @@ class Account:
 
     `uncertainty` are the values that the plan was made from. It was read `chunk_tokens` at a time (None: in one pass),
     of which `reread_tokens` again in the end; `notes` say what was not done as asked for. `record` is that of the file
-    it was opened from, None when it was read.
+    it was opened from, None when it was read, and `texts` are the documents' in that file, one behind the other.
     """
 
     preset: Preset
@@ -50,6 +50,7 @@ class Account:
     reread_tokens: int | None = None
     notes: tuple[str, ...] = ()
     record: Record | None = None
+    texts: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

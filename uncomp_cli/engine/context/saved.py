@@ -39,6 +39,7 @@ from uncomp_cli.models.shape import text_config
 from uncomp_cli.spec import ModelSpec
 
 _SHORT = 16
+_TEXTS = "texts"
 _TOKEN_TENSORS = {
     "ids": (torch.int32,),
     "words": (torch.int32,),
@@ -147,10 +148,17 @@ def record_of(context: Context, origin: Origin, loaded: LoadedModel) -> Record:
     )
 
 
-def tensors_of(text: Tokens) -> dict[str, Tensor]:
-    """What is known of a context's tokens, in as few bytes as it needs."""
+def tensors_of(text: Tokens, texts: bytes = b"") -> dict[str, Tensor]:
+    """What is known of a context's tokens, in as few bytes as it needs, and the texts of its documents."""
     tensors = {"ids": torch.tensor(text.ids), "words": text.words, "offsets": text.offsets}
-    return {"protected": text.protected, **{name: tensor.to(torch.int32) for name, tensor in tensors.items()}}
+    known = {"protected": text.protected, **{name: tensor.to(torch.int32) for name, tensor in tensors.items()}}
+    return {**known, _TEXTS: torch.tensor(list(texts), dtype=torch.uint8)} if texts else known
+
+
+def texts_of(tensors: Mapping[str, Tensor]) -> bytes:
+    """The texts of the documents, none where none were saved."""
+    found = tensors.get(_TEXTS)
+    return b"" if found is None else found.cpu().numpy().tobytes()
 
 
 def misfit(stored: StoredCache, spec: ModelSpec) -> str | None:
@@ -166,14 +174,22 @@ def misfit(stored: StoredCache, spec: ModelSpec) -> str | None:
         found = tensors.get(name)
         if found is None or found.dtype != dtype or list(found.shape) != [count, *shape_of_one]:
             return f"its {name} are not those of {count:,} tokens"
+    fault = _text_fault(tensors, record, spec)
+    if fault is not None:
+        return fault
+    heads = (held for number in range(spec.num_layers) for held in positions_of(cache.layer(number)))
+    last = max((int(held[-1]) for held in heads if len(held)), default=-1)  # they rise
+    return None if last < count else f"a head holds the position {last:,} of {count:,} tokens"
+
+
+def _text_fault(tensors: Mapping[str, Tensor], record: Record, spec: ModelSpec) -> str | None:
     ids, words = tensors["ids"], tensors["words"]
     if not bool(((ids >= 0) & (ids < spec.vocab_size)).all()):
         return "it has tokens that the model does not know"
     if not bool((words[:1] >= 0).all()) or not bool((words[1:] >= words[:-1]).all()):
         return "its words are not numbered in order"
-    heads = (held for number in range(spec.num_layers) for held in positions_of(cache.layer(number)))
-    last = max((int(held[-1]) for held in heads if len(held)), default=-1)  # they rise
-    return None if last < count else f"a head holds the position {last:,} of {count:,} tokens"
+    whole = len(texts_of(tensors)) == sum(each.text_bytes or 0 for each in record.documents)
+    return None if whole else "its texts are not those of its documents"
 
 
 def prompt_of(tensors: Mapping[str, Tensor], asked: Prompt) -> Prompt:
@@ -193,18 +209,19 @@ def account_of(
     *,
     seconds: float,
     record: Record | None = None,
+    texts: bytes = b"",
 ) -> Account:
-    """The account of a context that holds no question: its plan is what it holds. `record` is that of its file."""
+    """The account of a context that holds no question: its plan is what it holds. `record`, `texts` are its file's."""
     if record is not None:
         preset, uncertainty = _preset_of(preset, record), record.uncertainty
     layers = [cache.layer(index) for index in range(len(cache.layers))]
     kept = (tuple(layer.num_quantized(i) + length for i, length in enumerate(layer.lengths)) for layer in layers)
     plan = BudgetPlan(context_tokens, tuple(kept), kv_bits=cache.kv_bits)
     if uncertainty is None:
-        return Account(preset, plan, None, None, seconds, record=record)
+        return Account(preset, plan, None, None, seconds, record=record, texts=texts)
     weights = make_policy(preset.policy).weights(spec, uncertainty)
     trust = tuple(tuple(weight**2 for weight in layer) for layer in weights)
-    return Account(preset, plan, uncertainty, trust, seconds, record=record)
+    return Account(preset, plan, uncertainty, trust, seconds, record=record, texts=texts)
 
 
 def _preset_of(preset: Preset, record: Record) -> Preset:
