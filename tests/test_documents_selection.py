@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from uncomp_cli.cli.app import run
 from uncomp_cli.documents.collection import DocumentSet, read_documents
 from uncomp_cli.documents.gitignore import Ignored, glob_pattern
 from uncomp_cli.errors import DocumentError, UncompError, UsageError
@@ -194,3 +195,16 @@ def test_patience_goes_on_and_names_what_failed() -> None:
         ("nul.txt", 1),
     ]
     assert refused("a.txt", "bad.pdf", kind=DocumentError)[0].startswith("cannot read 'bad.pdf': ")
+
+
+@pytest.mark.parametrize("command", ["ask", "chat", "compare", "eval", "bench", "rope", "calibrate"])
+def test_every_command_with_files_takes_what_a_shell_makes_of_a_glob(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("a.md")
+    question = ["Who signed?"] if command in ("ask", "compare") else []
+    code = run([command, "-m", "no-such-model", "-f", "a.md", "gone.md", *question])
+    err = capsys.readouterr().err
+    assert code == 2
+    assert "no-such-model" in err or "gone.md" in err
+    assert "unexpected" not in err

@@ -22,7 +22,7 @@ from uncomp_cli.cli.calibrate.held_out import (
     save_family,
 )
 from uncomp_cli.cli.declare.completion import policy_names
-from uncomp_cli.cli.declare.options import DEFAULT_SEED, MEASURED_MODEL, ModelOptions, OutputOptions, Seed
+from uncomp_cli.cli.declare.options import DEFAULT_SEED, MEASURED_MODEL, Beside, ModelOptions, OutputOptions, Seed
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.cli.judge.trial import haystack_of
 from uncomp_cli.errors import UsageError
@@ -180,6 +180,7 @@ class CalibrateJob:
 
 def calibrate(
     ctx: typer.Context,
+    files: Beside = None,
     *,
     wanted: CalibrateOptions,
     quality: QualityOptions,
@@ -191,6 +192,7 @@ def calibrate(
     """Measure how uncertain a model's layers and heads are, and save a preset with it."""
     quality.check()
     risk.check()
+    wanted = replace(wanted, file=(*wanted.file, *(files or ())))
     job = CalibrateJob(wanted, quality, risk, seed)
     run_calibrate(job, model.choice(), output.terminal(ctx), as_json=output.as_json)
 

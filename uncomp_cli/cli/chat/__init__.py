@@ -8,6 +8,7 @@ import typer
 from uncomp_cli.asking.request import CHAT_PRESET, LEAST_TOKENS, check_text
 from uncomp_cli.cli.declare.completion import cache_names, completing
 from uncomp_cli.cli.declare.options import (
+    Beside,
     Escalate,
     ModelOptions,
     OutputOptions,
@@ -80,6 +81,7 @@ BRIEF = brief(
 
 def chat(
     ctx: typer.Context,
+    files: Beside = None,
     *,
     talk: ChatOptions,
     model: ModelOptions,
@@ -96,7 +98,7 @@ def chat(
 
     check_text(system or "", "the system prompt")
     job = ChatJob(
-        paths=talk.file,
+        paths=(*talk.file, *(files or ())),
         session=talk.session,
         cache=talk.cache,
         keeps_history=not talk.no_history,

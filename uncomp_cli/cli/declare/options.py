@@ -91,6 +91,10 @@ File = Annotated[
         setting=False,
     ),
 ]
+Beside = Annotated[
+    list[str] | None,
+    typer.Argument(help="Further files, as with -f: what an unquoted glob gives.", metavar="FILE", show_default=False),
+]
 Truncate = Annotated[
     Literal["head", "middle", "tail"] | None,
     _generation(

@@ -10,7 +10,7 @@ from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.asking.startup import fetch, weigh
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.completion import thinning_names
-from uncomp_cli.cli.declare.options import DEFAULT_SEED, ModelOptions, PresetOptions, ReadingOptions, Seed
+from uncomp_cli.cli.declare.options import DEFAULT_SEED, Beside, ModelOptions, PresetOptions, ReadingOptions, Seed
 from uncomp_cli.cli.declare.tree import only, option
 from uncomp_cli.cli.judge.trial import TableOptions, texts_of
 from uncomp_cli.ui.console import Terminal
@@ -77,6 +77,7 @@ class BenchOptions:
 
 def bench(
     ctx: typer.Context,
+    files: Beside = None,
     *,
     measured: BenchOptions,
     reading: Annotated[ReadingOptions, only("chunk", "kv_mem")],
@@ -87,7 +88,7 @@ def bench(
 ) -> None:
     """Measure first token, decode speed, peak memory and KV bytes against stock transformers."""
     terminal = output.terminal(ctx)
-    document, source = _document(measured.file, measured.tokens, seed, terminal)
+    document, source = _document((*measured.file, *(files or ())), measured.tokens, seed, terminal)
     choice = model.choice()
     amounts, thinnings = measured.budget or (None,), measured.thin or (None,)
     alike = preset.choice(seed)

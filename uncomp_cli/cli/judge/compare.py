@@ -7,7 +7,7 @@ import typer
 
 from uncomp_cli.asking.forecast import too_long_ahead
 from uncomp_cli.asking.material import build_prompt, describe_files
-from uncomp_cli.asking.pipeline import gather_documents, gather_questions
+from uncomp_cli.asking.pipeline import gather_documents, gather_questions, tell_apart
 from uncomp_cli.asking.readout import SCHEMA_VERSION, About, answer_record
 from uncomp_cli.asking.request import Request
 from uncomp_cli.asking.startup import check_context_fits, check_grows, length_warnings, lengthen, load
@@ -15,6 +15,7 @@ from uncomp_cli.cli.declare.options import (
     File,
     ModelOptions,
     PresetOptions,
+    ReadingOptions,
     SamplingOptions,
     System,
     Truncate,
@@ -55,7 +56,10 @@ class CompareOptions:
 
 def compare(
     ctx: typer.Context,
-    question: Annotated[str, typer.Argument(help="The question.", metavar="QUESTION", show_default=False)],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(help="The question; files beside it are documents, as with -f.", metavar="QUESTION"),
+    ] = None,
     *,
     compared: CompareOptions,
     model: Annotated[
@@ -63,21 +67,24 @@ def compare(
         only("name", "tokenizer", "quantize", "device", "dtype", "rope", "context", "force", "offline"),
     ],
     preset: Annotated[PresetOptions, only("name", "budget", "policy", "scorer", "kv_bits", "thinning")],
+    reading: Annotated[ReadingOptions, only("encoding", "password", "text_cache")],
     system: System = None,
     sampling: Annotated[SamplingOptions, only("max_new_tokens", "seed")],
     output: TableOptions,
 ) -> None:
     """Answer one prompt under two settings: difference, divergence, bytes and times."""
     terminal = output.terminal(ctx)
+    beside, question = tell_apart(words or (), asked=False)
     job = Request(
-        paths=compared.file,
-        questions=(question,),
+        paths=(*compared.file, *beside),
+        questions=question,
         truncate=compared.truncate,
         model=model.choice(),
         preset=preset.choice(sampling.seed),
         system=system,
         sampling=sampling.config(),
         as_json=output.as_json,
+        wishes=reading.wishes(),
     )
     run_compare(job, compared.against, output, terminal)
 

@@ -1,7 +1,7 @@
 """`uncomp eval`: contestants on tasks with known answers, at equal measured bytes, in tables, JSON and pictures."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +12,7 @@ from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.asking.startup import load
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.completion import policy_names
-from uncomp_cli.cli.declare.options import DEFAULT_SEED, MEASURED_MODEL, ModelOptions, Seed
+from uncomp_cli.cli.declare.options import DEFAULT_SEED, MEASURED_MODEL, Beside, ModelOptions, Seed
 from uncomp_cli.cli.declare.tree import option, typed
 from uncomp_cli.cli.judge.trial import (
     RESULTS_PANEL,
@@ -133,6 +133,7 @@ class EvalOptions:
 
 def eval(
     ctx: typer.Context,
+    files: Beside = None,
     *,
     judged: EvalOptions,
     model: Annotated[ModelOptions, MEASURED_MODEL],
@@ -142,6 +143,7 @@ def eval(
     """Judge policies side by side on tasks with known answers."""
     if judged.show and (chosen := typed(ctx, _CHOOSING)):
         raise UsageError(f"--show shows all that is in the file, {chosen[0]} chooses", hint="leave one of the two out")
+    judged = replace(judged, file=(*judged.file, *(files or ())))
     run_eval(judged, model.choice(), output, seed=seed, terminal=output.terminal(ctx))
 
 

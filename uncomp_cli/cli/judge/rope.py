@@ -14,6 +14,7 @@ from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
     MEASURED_MODEL,
+    Beside,
     ModelOptions,
     OutputOptions,
     PresetOptions,
@@ -141,6 +142,7 @@ class RopeJob:
 
 def rope(
     ctx: typer.Context,
+    files: Beside = None,
     *,
     wanted: RopeOptions,
     model: Annotated[ModelOptions, MEASURED_MODEL],
@@ -150,6 +152,7 @@ def rope(
 ) -> None:
     """Measure ways of reading past the trained length on a text, and recommend one."""
     terminal = output.terminal(ctx)
+    wanted = replace(wanted, file=(*wanted.file, *(files or ())))
     check_plot(wanted.plot)
     if wanted.source is None:
         chosen = replace(preset.choice(seed), budget=wanted.budget)

@@ -18,7 +18,7 @@ from uncomp_cli.cli.declare.options import OUTPUT_PANEL, OutputOptions
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.meter import loading
+from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
     from uncomp_cli.documents.collection import Document
@@ -83,10 +83,10 @@ def draw_into(folder: Path, draw: Callable[[Path], Iterable[Path]], terminal: Te
 
 def texts_of(paths: Sequence[str], terminal: Terminal) -> "Sequence[Document]":
     """The documents that are named; what is skipped of them is said."""
-    from uncomp_cli.documents.collection import read_documents
+    from uncomp_cli.documents.collection import reading
 
     stdin: TextIO | None = sys.stdin  # None when the process was started without one
-    found = read_documents(paths, stdin=None if stdin is None else stdin.buffer)
+    found = show(reading(paths, stdin=None if stdin is None else stdin.buffer), terminal)
     for remark in found.remarks:
         terminal.warn(remark.text, remark.more)
     return found.documents
