@@ -1,8 +1,10 @@
 """A conversation's cache is what a fresh session would have computed, whatever happened before; and in its budget."""
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -146,6 +148,21 @@ def test_a_full_context_is_refused_with_numbers(loaded: LoadedModel) -> None:
     with pytest.raises(DoesNotFitError, match=rf"would have [\d,]+ tokens, the context holds {TRAINED_LENGTH:,}"):
         session.turn([Message("user", "x" * TRAINED_LENGTH)])
     assert_like_from_scratch(loaded, session, [SYSTEM, Message("user", "Hello")])
+
+
+def test_what_a_turn_has_freed_goes_back_to_the_system(loaded: LoadedModel) -> None:
+    """Also from under what is held, where the heap cannot shrink; a turn that is stopped gives back as well."""
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("memory is given back by glibc")
+    session, process = Recorded(loaded), psutil.Process()
+    for stop_after in (None, 1):
+        freed = [torch.ones(2**14) for _ in range(1024)]  # 64 KiB each: none is mapped by itself
+        on_top = torch.ones(2**14)
+        held = process.memory_info().rss
+        freed.clear()
+        session.say([SYSTEM, Message("user", "Hello there, who are you?")], stop_after=stop_after)
+        assert held - process.memory_info().rss > 48 * 2**20
+        assert on_top.all()
 
 
 def test_the_cache_is_in_its_budget_at_every_token(loaded: LoadedModel) -> None:

@@ -4,6 +4,9 @@ The new token ids are compared with those that were read (messages.py); what bot
 forgotten and prefilled. So an interrupted answer, a changed system prompt or a template that rewrites earlier turns are
 all right without special cases. While an answer is written the cache is cut every few tokens (growth.py).
 
+A turn lays the layers out anew, in other sizes than before, which leaves holes all over the heap: what is free is given
+back behind it (5 ms; in 60 turns up to 74 MiB beside a cache of 75).
+
 What is kept goes by no question. So before a question is read, the passages that its words point at are looked
 up: what was evicted of them is read again where it stands (recall.py), and they stay until the next question.
 """
@@ -11,6 +14,7 @@ up: what was evicted of them is read again where it stands (recall.py), and they
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -30,7 +34,10 @@ from uncomp_cli.engine.tokens.messages import Message, Script, render_messages
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.engine.write.writer import Writer
 from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.kernels.library import give_back
 from uncomp_cli.models.runnable import LoadedModel
+
+Step = TypeVar("Step", PrefillStep, PrefillStep | DecodeStep)
 
 BLOCK_TOKENS = 32
 """Tokens of an answer that are written before the cache is cut again."""
@@ -118,7 +125,7 @@ class Conversation:
         if held and not len(self.growth):
             self.notes.append("the conversation is read again from its text")
         self.tokens = text
-        return self._run(steps, [*pins, *wanted], min(room, self.sampling.max_new_tokens))
+        return _giving_back(self._run(steps, [*pins, *wanted], min(room, self.sampling.max_new_tokens)))
 
     def check_pins(self) -> None:
         """Raise DoesNotFitError when the budget cannot hold what is pinned of what was read."""
@@ -192,7 +199,7 @@ class Conversation:
         self.growth.budget.guard_from = len(tokens)
         self.growth.budget.pinned = spans_mask(len(tokens), [tokens_of(tokens.offsets, pin) for pin in self.pinned])
         self.tokens = tokens
-        yield from self.growth.extend(tokens, reserve=BLOCK_TOKENS)
+        yield from _giving_back(self.growth.extend(tokens, reserve=BLOCK_TOKENS))
 
     def _room(self, tokens: Tokens) -> int:
         """Tokens that an answer may have."""
@@ -227,6 +234,14 @@ class Conversation:
         self.growth.appended(token)
         if (index + 1) % BLOCK_TOKENS == 0:
             self.growth.fit(BLOCK_TOKENS)
+
+
+def _giving_back(steps: Iterator[Step]) -> Generator[Step, None, None]:
+    """The steps; what they have freed goes back to the system at their end, however they end."""
+    try:
+        yield from steps
+    finally:
+        give_back()
 
 
 def _question_from(script: Script, message: Message) -> int:
