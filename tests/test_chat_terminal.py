@@ -92,6 +92,22 @@ def test_ctrl_c_at_the_prompt_clears_what_was_typed_and_then_leaves(tiny_model: 
     assert chat.exit_code() == 0
 
 
+def test_ctrl_c_behind_enter_stops_the_answer_whenever_it_comes(tiny_model: Path, typists: list[Typist]) -> None:
+    """While the prompt ends it is a key, then a signal that nobody awaits; a long text takes the prompt a while."""
+    chat = sit_down(typists, tiny_model, *ENDLESS, "--max-new-tokens", "3000")
+    for seconds, times in ((0.02, 1), (0.1, 1), (0, 30), (0.02, 30), (0.05, 30), (0.1, 30), (0.3, 30)):
+        chat.types("The keeper wrote that the harbour was quiet. " * times)
+        time.sleep(seconds)
+        chat.presses("c")
+        chat.sees(r"\[stopped\]|stopped before the answer began|\[interrupted")
+    chat.types("hello again" * 200)
+    chat.presses("c")
+    chat.sees(r"(?s)\[stopped\].*the message was not kept; /edit has it")
+    chat.types("/stats")
+    chat.presses("c")
+    chat.sees(r"\d turns? \(|\[stopped\]")
+
+
 def test_what_is_saved_is_left_without_a_word(tiny_model: Path, typists: list[Typist], tmp_path: Path) -> None:
     chat = sit_down(typists, tiny_model, "--max-new-tokens", "16")
     chat.says("hello", READOUT)
@@ -108,6 +124,11 @@ def test_keys_pressed_while_an_answer_streams_wait_for_the_prompt(tiny_model: Pa
     answer = chat.sees(rf"(?s)(.*?){ENDED}").group(1)
     assert re.fullmatch(r"[a-z]*\r\n(\x1b\[[0-9;]*[A-Za-z])*", answer)
     chat.sees(r"1 turn \(0 interrupted\)")
+    chat.says("and again", "[a-z]{20}")
+    chat.terminal.send("/STATS\r")
+    chat.presses("c")  # at which a terminal drops what was typed, and of the answer what it has not shown
+    chat.sees(r"\[interrupted")
+    chat.sees(r"2 turns \(1 interrupted\)")
 
 
 def test_a_shell_has_its_echo_while_ctrl_z_has_stopped_an_answer(tiny_model: Path, typists: list[Typist]) -> None:

@@ -19,8 +19,17 @@ from uncomp_cli.errors import LockedError, UsageError
 from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, QUOTES, is_open, without_quotes
 from uncomp_cli.ui.console import Terminal
 
-# Returns the next text; EOFError at the end, KeyboardInterrupt on Ctrl-C, UsageError for a block that is never ended.
+# Returns the next text; EOFError at the end, KeyboardInterrupt on Ctrl-C (StoppedText behind Enter), UsageError for a
+# block that is never ended.
 LineReader = Callable[[], str]
+
+
+class StoppedText(KeyboardInterrupt):
+    """Ctrl-C behind a `text` that had been sent, before anything was done with it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
 
 
 def line_reader(
@@ -52,17 +61,21 @@ def is_typed(terminal: Terminal) -> bool:
 
 @contextmanager
 def kept_keys(terminal: Terminal) -> Iterator[None]:
-    """What is typed meanwhile is not echoed into what is written: it waits for the prompt."""
-    with _silent() if terminal.animated and _is_terminal(sys.stdin) else nullcontext():
+    """What is typed meanwhile is not echoed into what is written: it waits for the prompt.
+
+    Also when Ctrl-C comes, at which a terminal drops what was typed, and of what was written that it has not shown yet:
+    the cursor would not be where it is thought to be.
+    """
+    with _silent(termios.NOFLSH) if terminal.animated and _is_terminal(sys.stdin) else nullcontext():
         yield
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Nothing that is typed is echoed, but to a shell while Ctrl-Z has stopped this."""
+def _silent(flags: int = 0) -> Iterator[None]:
+    """Nothing that is typed is echoed, but to a shell while Ctrl-Z has stopped this; with further local `flags`."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
-    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    silent = [*before[:3], before[3] & ~termios.ECHO | flags, *before[4:]]
 
     def stop(number: int, frame: object) -> None:
         termios.tcsetattr(descriptor, termios.TCSANOW, before)

@@ -2,8 +2,9 @@
 
 Enter sends; in an open block it begins a new line, as Alt-Enter does everywhere; in Tab's menu it takes what is chosen.
 Tab writes as much as is certain, then shows a menu; the candidates are looked up while the key is handled, so that what
-is typed right behind it comes after them. Ctrl-C clears what was typed, and leaves where nothing was. What is pasted
-stays one text (bracketed paste). Everything is drawn on standard error.
+is typed right behind it comes after them. Ctrl-C clears what was typed, and leaves where nothing was; right behind Enter
+it stops what was sent, whether it comes as a key or, while the prompt ends, as a signal. What is pasted stays one text
+(bracketed paste). Everything is drawn on standard error.
 
 The history is a file in the user's state directory that only its owner can read and write, in prompt_toolkit's own form
 (a comment with the time, then the lines, each behind a `+`). An entry is added by one write at the end of the file, so
@@ -24,7 +25,9 @@ from prompt_toolkit.completion import Completion, DummyCompleter, get_common_com
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import ColorDepth, create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
@@ -32,6 +35,7 @@ from prompt_toolkit.styles import Style
 from uncomp_cli.table import wrapped
 from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, is_open, without_quotes
 from uncomp_cli.ui.console import Terminal, strip_controls
+from uncomp_cli.ui.input import StoppedText
 
 MENU_LINES = 6  # taken below the line while Tab's menu is open
 OWNER_ONLY = 0o600
@@ -51,6 +55,7 @@ class LineEditor:
     ) -> None:
         self.terminal = terminal
         self.status = status
+        self.sent = ""
         self.history: History = InMemoryHistory() if history is None else PrivateHistory(history)
         self.session: PromptSession[str] = PromptSession(
             output=create_output(stdout=sys.stderr),
@@ -61,20 +66,44 @@ class LineEditor:
             reserve_space_for_menu=MENU_LINES,
             multiline=True,
             prompt_continuation=_continuation,
-            key_bindings=_key_bindings(completer or (lambda line: ())),
+            key_bindings=_key_bindings(completer or (lambda line: ()), self._send),
             enable_suspend=True,
             style=STYLE,
             color_depth=None if terminal.colour else ColorDepth.DEPTH_1_BIT,
         )
 
     def read(self) -> str:
-        """The next text, without the quotes of a block."""
+        """The next text, without the quotes of a block. Raises StoppedText where Ctrl-C came right behind it."""
         status = "" if self.status is None else strip_controls(self.status(), single_line=True)
         self.session.bottom_toolbar = (lambda: _wrap(status)) if status else None
+        self.sent = ""
         try:
-            return without_quotes(self.session.prompt(PROMPT))
+            text = without_quotes(self.session.prompt(PROMPT))
+            if self._is_stopped():
+                raise StoppedText(text)
+        except KeyboardInterrupt as interrupt:
+            if isinstance(interrupt, StoppedText) or not self.sent:
+                raise
+            raise StoppedText(without_quotes(self.sent)) from interrupt
+        else:
+            return text
         finally:
             self._tell_problem()
+
+    def _send(self, buffer: Buffer) -> None:
+        self.sent = buffer.text
+        buffer.validate_and_handle()
+
+    def _is_stopped(self) -> bool:
+        """Whether Ctrl-C was typed behind what was sent, before the terminal made a signal of it; other keys wait."""
+        typed = self.session.input
+        keys = get_typeahead(typed)
+        with typed.raw_mode():
+            while new := typed.read_keys():
+                keys += new
+        stops = [at for at, pressed in enumerate(keys) if pressed.key == Keys.ControlC]
+        store_typeahead(typed, keys[stops[-1] + 1 :] if stops else keys)
+        return bool(stops)
 
     def _tell_problem(self) -> None:
         """A history that cannot be kept is told once, after the prompt: the chat goes on without it."""
@@ -82,7 +111,7 @@ class LineEditor:
             self.terminal.warn(problem)
 
 
-def _key_bindings(candidates: Callable[[str], Sequence[str]]) -> KeyBindings:
+def _key_bindings(candidates: Callable[[str], Sequence[str]], accept: Callable[[Buffer], None]) -> KeyBindings:
     bindings = KeyBindings()
     typing = has_focus(DEFAULT_BUFFER)
 
@@ -94,7 +123,7 @@ def _key_bindings(candidates: Callable[[str], Sequence[str]]) -> KeyBindings:
         elif is_open(buffer.text):
             buffer.insert_text("\n")
         else:
-            buffer.validate_and_handle()
+            accept(buffer)
 
     @bindings.add("tab", filter=typing)
     def look_up(event: KeyPressEvent) -> None:

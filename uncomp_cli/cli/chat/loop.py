@@ -30,7 +30,7 @@ from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.chat.commands import candidates, is_command, run_command
 from uncomp_cli.cli.chat.controls import status_line
 from uncomp_cli.cli.chat.history import exchange_lines, read_files, restore
-from uncomp_cli.cli.chat.talk import Talk, as_commands
+from uncomp_cli.cli.chat.talk import NOT_KEPT, Talk, as_commands
 from uncomp_cli.cli.declare.failures import ended_by, show_failure
 from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.documents.collection import DocumentSet
@@ -40,7 +40,7 @@ from uncomp_cli.numerals import format_bytes, format_count
 from uncomp_cli.sessions.folder import SessionFile, open_session
 from uncomp_cli.sessions.transcript import Transcript
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.input import is_typed, line_reader
+from uncomp_cli.ui.input import StoppedText, is_typed, line_reader
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
@@ -233,6 +233,8 @@ class Loop:
         while ended_by() is None:
             try:
                 text = read_text()
+            except StoppedText as stopped:
+                self._drop(stopped.text)
             except (EOFError, KeyboardInterrupt):
                 if self._may_leave():
                     return
@@ -250,6 +252,13 @@ class Loop:
         self.talk.tell("the conversation is not saved: /save talk.json keeps it; leave again to lose it")
         chat.given_up = list(chat.dialogue.entries)
         return False
+
+    def _drop(self, text: str) -> None:
+        """Ctrl-C came before anything was done with a text."""
+        self.talk.say("[stopped]")
+        if text.strip() and not is_command(text.strip()):
+            self.talk.chat.draft = text
+            self.talk.say(NOT_KEPT)
 
     def guarded(self, work: Callable[[], None]) -> bool:
         """Do `work` and save; False when it was to leave. Ctrl-C and failures end the work alone."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _NEARLY_FULL = 0.9
 _SHOWN = 30
+NOT_KEPT = "the message was not kept; /edit has it"
 _COMMANDS = re.compile(r"--(?:(budget|pin|preset|system)|(max-new-tokens|repetition-penalty))\b")
 
 
@@ -49,7 +50,7 @@ class Talk:
     def ask(self, text: str) -> None:
         """Answer a message."""
         if self.show(self.chat.say(text)) is None:
-            self.say("the message was not kept; /edit has it")
+            self.say(NOT_KEPT)
 
     def show(self, events: "Generator[Event, None, T]") -> T:
         """Show what happens; Ctrl-C goes to the work, which ends itself well. Returns what the work does."""
