@@ -24,14 +24,6 @@ from uncomp_cli.ui.console import Terminal
 LineReader = Callable[[], str]
 
 
-class StoppedText(KeyboardInterrupt):
-    """Ctrl-C behind a `text` that had been sent, before anything was done with it."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text = text
-
-
 def line_reader(
     terminal: Terminal,
     *,

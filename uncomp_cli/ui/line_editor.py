@@ -2,9 +2,9 @@
 
 Enter sends; in an open block it begins a new line, as Alt-Enter does everywhere; in Tab's menu it takes what is chosen.
 Tab writes as much as is certain, then shows a menu; the candidates are looked up while the key is handled, so that what
-is typed right behind it comes after them. Ctrl-C clears what was typed, and leaves where nothing was; right behind Enter
-it stops what was sent, whether it comes as a key or, while the prompt ends, as a signal. What is pasted stays one text
-(bracketed paste). Everything is drawn on standard error.
+is typed right behind it comes after them. Ctrl-C clears what was typed, and leaves where nothing was; right behind
+Enter it stops what was sent, whether it comes as a key or, while the prompt ends, as a signal. What is pasted stays one
+text (bracketed paste). Everything is drawn on standard error.
 
 The history is a file in the user's state directory that only its owner can read and write, in prompt_toolkit's own form
 (a comment with the time, then the lines, each behind a `+`). An entry is added by one write at the end of the file, so
@@ -33,9 +33,8 @@ from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
 from uncomp_cli.table import wrapped
-from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, is_open, without_quotes
+from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, StoppedText, is_open, without_quotes
 from uncomp_cli.ui.console import Terminal, strip_controls
-from uncomp_cli.ui.input import StoppedText
 
 MENU_LINES = 6  # taken below the line while Tab's menu is open
 OWNER_ONLY = 0o600

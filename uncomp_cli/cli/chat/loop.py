@@ -39,8 +39,9 @@ from uncomp_cli.errors import UncompError, UsageError, require
 from uncomp_cli.numerals import format_bytes, format_count
 from uncomp_cli.sessions.folder import SessionFile, open_session
 from uncomp_cli.sessions.transcript import Transcript
+from uncomp_cli.ui.blocks import StoppedText
 from uncomp_cli.ui.console import Terminal
-from uncomp_cli.ui.input import StoppedText, is_typed, line_reader
+from uncomp_cli.ui.input import is_typed, line_reader
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
