@@ -30,9 +30,8 @@ SUBFIELDS = {
     "timing": {"load_s", "prefill_s", "ttft_s", "prefill_tok_s", "decode_tok_s", "total_s"},
     "memory": {"weights_bytes", "kv_full_bytes", "kv_bytes", "kept_fraction", "peak_bytes"},
     "compression": {
-        "policy", "preset", "scorer", "budget_requested", "floor_tokens", "thinning", "hidden_kept_fraction",
-        "chunk_tokens",
-        "reread_tokens", "query_aware", "kv_bits",
+        "policy", "preset", "scorer", "budget_requested", "budget_kept", "floor_tokens", "thinning",
+        "hidden_kept_fraction", "chunk_tokens", "reread_tokens", "query_aware", "kv_bits",
     },
     "uncertainty": {
         "attention_entropy", "prompt_in_trained_length", "calibrated", "flagged", "error_rate", "error_rate_interval",

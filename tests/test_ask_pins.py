@@ -88,17 +88,22 @@ def test_lines_are_counted_as_in_the_file(ask: Ask, contexts: list[Context]) -> 
     assert all(held(contexts[-1], LINES[29]))
 
 
-def test_a_budget_too_small_for_the_pins_names_them(ask: Ask) -> None:
-    small = ["-b", "100", "--pin", "notes.md:5-20"]
+def test_a_budget_too_small_for_the_pins_keeps_them(ask: Ask, contexts: list[Context]) -> None:
+    code, _, err = ask("-b", "100", "--pin", "notes.md:5-20")
+    assert code == 0
+    assert "budget 100 is less than is always kept (template, system prompt, question, what is pinned): " in err
+    assert all(held(contexts[-1], "\n".join(LINES[4:20])))
+
+
+def test_bytes_too_few_for_the_pins_name_them(ask: Ask) -> None:
+    small = ["-b", "150KiB", "--pin", "notes.md:5-20"]
     code, out, err = ask(*small)
     assert (code, out) == (3, "")
     message, hint = two_lines("\n".join(line for line in err.splitlines() if line.startswith(("error", "hint"))) + "\n")
     tokens = len("\n".join(LINES[4:20]))
     assert message.endswith(f"{tokens} of them are pinned: notes.md:5-20")
-    assert message.startswith("the budget keeps 100 tokens per head, but ")
-    assert hint.startswith("pin fewer lines, or use --budget ")
-    enough = hint.partition("--budget ")[2].split()[0]
-    assert ask("-b", enough, "--pin", "notes.md:5-20")[0] == 0
+    assert message.startswith("the budget keeps ")
+    assert hint.startswith("pin fewer lines, or use a larger --budget ")
     code, out, err = ask(*small, "--dry-run", "--json")
     assert code == 3
     assert json.loads(out)["refusal"] == message
@@ -106,9 +111,9 @@ def test_a_budget_too_small_for_the_pins_names_them(ask: Ask) -> None:
 
 
 def test_a_refusal_that_pins_have_nothing_to_do_with(ask: Ask) -> None:
-    code, _, err = ask("-b", "10", "--pin", "notes.md:2")
+    code, _, err = ask("-b", "10KiB", "--pin", "notes.md:2")
     assert code == 3
-    assert "pinned" not in err
+    assert "of them are pinned" not in err
 
 
 def test_what_is_pinned_is_not_cut_away(ask: Ask) -> None:

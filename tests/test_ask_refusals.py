@@ -258,14 +258,18 @@ def test_a_question_that_leaves_no_room(refused: Refused, tiny_model: Path) -> N
 def test_a_budget_below_template_and_question(
     refused: Refused, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, said, hint = refused(*about("-b", "10", model=tiny_model))
+    """Bytes are a limit of memory; tokens are a wish, of which more is kept where it must be."""
+    code, said, hint = refused(*about("-b", "1KiB", model=tiny_model))
     assert code == 3
-    assert said.startswith("the budget keeps 10 tokens per head, but ")
-    enough = int(hint.partition("--budget ")[2].split()[0])
-    assert f"{enough:,} are always kept" in said
-    assert refused(*about("-b", str(enough - 1), model=tiny_model))[0] == 3
-    assert run(["ask", *about("-b", str(enough), "--max-new-tokens", "4", model=tiny_model)]) == 0
-    assert len(capsys.readouterr().out) == 5
+    assert said.startswith("the budget keeps 0 tokens per head, but ")
+    assert "use a larger --budget or --kv-mem (" in hint
+    assert run(["ask", *about("-b", "10", "--max-new-tokens", "4", "--json", model=tiny_model)]) == 0
+    out, err = capsys.readouterr()
+    record = json.loads(out)
+    assert record["compression"]["budget_requested"] == "10"
+    (note,) = [each for each in record["warnings"] if "always kept" in each]
+    assert note.endswith(f"{record['compression']['budget_kept']} is kept; did you mean 10%?")
+    assert err.count("always kept") == 1
 
 
 def test_no_memory(

@@ -1,7 +1,6 @@
 """Plans: exact sums, floors and caps, and a way out of every refusal."""
 
 import math
-import re
 from fractions import Fraction
 from functools import partial
 
@@ -116,19 +115,17 @@ def test_shares_are_spent_exactly(request: tuple[ModelSpec, int, int], entries: 
 
 
 @given(requests())
-def test_the_hint_of_a_refusal_is_the_smallest_budget_that_works(request: tuple[ModelSpec, int, int]) -> None:
+def test_what_is_always_kept_is_the_smallest_budget_that_is_not_refused(request: tuple[ModelSpec, int, int]) -> None:
     spec, seq_len, protected = request
-    assume(protected > 0)
+    assume(protected > 0 and spec.full_layers)
 
     def plan(budget: str) -> BudgetPlan:
         entries = resolve_entries(Budget.parse(budget), spec, seq_len=seq_len, free_bytes=0)
         return UniformPolicy().plan(Wanted(spec, seq_len=seq_len, entries=entries, protected=protected))
 
-    with pytest.raises(DoesNotFitError) as caught:
+    with pytest.raises(DoesNotFitError):
         UniformPolicy().plan(Wanted(spec, seq_len=seq_len, entries=0, protected=protected))
-    match = re.search(r"--budget (\d+) or more", str(caught.value.hint))
-    assert match is not None
-    smallest = int(match[1])
+    smallest = min(protected, seq_len)
     assert plan(str(smallest)).entries <= spec.full_entries(seq_len)
     if smallest > 1:
         with pytest.raises(DoesNotFitError):
@@ -140,7 +137,7 @@ def test_a_refusal_has_numbers() -> None:
         UniformPolicy().plan(Wanted(make_spec((None, None)), seq_len=5000, entries=4 * 1500, protected=2000))
     assert "1,500 tokens per head" in caught.value.message
     assert "2,000 are always kept" in caught.value.message
-    assert "--budget 2000" in str(caught.value.hint)
+    assert "(250KiB hold what is always kept)" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -178,21 +175,3 @@ def test_a_misspelt_policy() -> None:
 
 def test_the_entries_of_a_plan() -> None:
     assert BudgetPlan(9, ((1, 2), (3, 4))).entries == 10
-
-
-@pytest.mark.parametrize(
-    ("budget", "hint"),
-    [
-        ("10", "use --budget 40 or more, or a shorter question; did you mean 10%?"),
-        ("200", "use --budget 40 or more, or a shorter question"),
-        ("1%", "use --budget 40% or more, or a shorter question"),
-        ("1KiB", "use --budget 80KiB or more, or a shorter question"),
-    ],
-)
-def test_what_would_be_enough_is_said_in_the_unit_that_was_used(budget: str, hint: str) -> None:
-    spec = make_spec((None,) * 4)
-    wanted = Wanted(spec, 100, 10, protected=40, budget=Budget.parse(budget))
-    with pytest.raises(DoesNotFitError) as refused:
-        UniformPolicy().plan(wanted)
-    kib = -(-40 * spec.num_layers * spec.num_kv_heads * spec.kv_bytes_per_entry // 1024)
-    assert refused.value.hint == hint.replace("80KiB", f"{kib}KiB")

@@ -181,12 +181,19 @@ def test_budget_and_preset_are_used_at_once_and_cost_is_said(talk: Talk) -> None
     assert hold(talk, "/preset small")[1].startswith("hint: /preset live")
 
 
+def test_a_budget_that_is_too_small_is_said_once_and_keeps_what_it_must(talk: Talk) -> None:
+    hold(talk, "hello there, this is a question of some length")
+    hold(talk, "/budget 3")
+    said = [line for _ in range(2) for line in hold(talk, "and again")]
+    assert sum("budget 3 is less than is always kept" in line for line in said) == 1
+
+
 def test_a_budget_that_is_refused_changes_nothing(talk: Talk) -> None:
     hold(talk, "hello there, this is a question of some length")
     context, choice = talk.chat.session.growth, talk.chat.choice
-    error, hint = hold(talk, "/budget 3")
-    assert error.startswith("error: the budget keeps 3 tokens per head")
-    assert hint.startswith("hint: use /budget ")
+    error, hint = hold(talk, "/budget 3KiB")
+    assert error.startswith("error: the budget keeps 0 tokens per head")
+    assert hint.startswith("hint: use a larger /budget ")
     assert (talk.chat.session.growth, talk.chat.choice) == (context, choice)
     assert hold(talk, "/budget nonsense")[0].startswith("error: budget 'nonsense'")
     assert hold(talk, "again")[-1].startswith("cached ")

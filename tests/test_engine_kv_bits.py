@@ -168,7 +168,7 @@ def test_tokens_are_tokens_and_full_is_all(bits: int) -> None:
 @BITS
 def test_a_budget_below_the_question_is_refused(bits: int) -> None:
     spec, prompt = make_spec((None, None)), wide_prompt(500, 100)
-    for budget in ("1%", "15%", "10KiB"):
+    for budget in ("1KiB", "10KiB"):
         with pytest.raises(UncompError, match="always kept"):
             make_allocation(spec, preset_of(budget, bits), prompt, available=0)
 
@@ -268,5 +268,5 @@ def test_a_cache_in_eight_bits_answers_as_in_sixteen(default_model: LoadedModel)
         assert stats is not None
         kept[bits] = stats.kept_fraction
     assert said[8] == said[16]
-    assert kept[16] > 1
+    assert kept[16] == 1
     assert 0.27 < kept[8] < 0.42  # about 320 tokens: slack and question weigh

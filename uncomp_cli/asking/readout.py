@@ -174,7 +174,8 @@ class About:
     """What the answers about one text share in their JSON: model, documents, warnings, and how the text was read.
 
     `hidden_kept` is the share of it that entered each layer, `chunk_tokens` what was read at a time (None: all of it),
-    `reread_tokens` what was read again in the end; `later` says that the model had been loaded for an earlier text.
+    `reread_tokens` what was read again in the end; `kept` of it in the unit of the budget;
+    `later` says that the model had been loaded for an earlier text.
     """
 
     loaded: "LoadedModel"
@@ -184,6 +185,7 @@ class About:
     hidden_kept: Sequence[float] = ()
     chunk_tokens: int | None = None
     reread_tokens: int | None = None
+    kept: str | None = None
     later: bool = False
 
 
@@ -269,6 +271,7 @@ def _compression_record(about: About, preset: "Preset") -> dict[str, Any]:
         "preset": preset.name,
         "scorer": scorer.name if scorer else None,
         "budget_requested": str(preset.budget),
+        "budget_kept": about.kept,
         "floor_tokens": preset.floor_tokens,
         "thinning": preset.thinning,
         "hidden_kept_fraction": fmean(about.hidden_kept) if about.hidden_kept else 1.0,

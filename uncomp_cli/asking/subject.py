@@ -270,6 +270,8 @@ class Reader:
 
     def _subject(self, documents: DocumentSet, draft: _Draft) -> Generator[Event, None, Subject]:
         """Read or open what was drafted, say how, and save it when that was asked for."""
+        from uncomp_cli.engine.spend.memory import kept_amount
+
         request, where = self._request, "" if self._again else self.where(documents)
         warnings = warnings_of(request, draft, self._engine)
         if draft.entry is not None and not documents.documents:  # nobody has read them now, and said so
@@ -286,7 +288,7 @@ class Reader:
         if self._saves:
             yield from self._save(context, documents, files)
         self._num_read += 1
-        account = context.account
+        account, spec, asked = context.account, self._engine.spec, 0 if self._saves else context.prompt.longest_question
         about = About(
             self._engine.loaded,
             files,
@@ -295,6 +297,7 @@ class Reader:
             context.hidden_kept,
             account.chunk_tokens,
             account.reread_tokens,
+            kept_amount(account.preset.budget, spec, account.plan, question_tokens=asked),
             later=self._num_read > 1,
         )
         shown = documents if documents.documents else opened_documents(account)

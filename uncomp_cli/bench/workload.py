@@ -187,6 +187,7 @@ def build_prompt(tokenizer: Any, document: str, *, tokens: int, sinks: int) -> P
 def _check_plan(request: BenchRequest, preset: Preset, spec: ModelSpec, prompt: Prompt, *, available: int) -> None:
     """Raise what planning does, and UsageError for what would not be done as its label says."""
     planned = plan_compression(spec, preset, prompt, available=available, limits=request.setup.limits)
+    planned.allocation.refuse_shortage()
     for note in planned.notes:
         raise UsageError(
             f"{_label(preset)} on {request.setup.model}: {note}", hint="use --thin none, or another --model"

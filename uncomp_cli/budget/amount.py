@@ -57,15 +57,6 @@ class Budget:
         """A budget that was given as a value, or as text."""
         return given if isinstance(given, Budget) else cls.parse(given)
 
-    def enough(self, entries: int, spec: ModelSpec, seq_len: int) -> str:
-        """The least amount of the same unit that holds `entries` of a prompt of `seq_len` tokens, windows included."""
-        if self.kind == "bytes":
-            return f"{math.ceil(entries * spec.kv_bytes_per_entry / 2**10):,}KiB".replace(",", "")
-        windows = spec.window_entries(seq_len)
-        if self.kind == "fraction":
-            return f"{math.ceil(1000 * (entries - windows) / max(1, spec.full_entries(seq_len) - windows)) / 10:g}%"
-        return str(max(1, -(-(entries - windows) // max(1, len(spec.full_layers) * spec.num_kv_heads))))
-
     def times(self, factor: float) -> "Budget | None":
         """The budget times `factor`, in its own unit, `full` from 100 % on; None for full and auto.
 

@@ -4,13 +4,15 @@
 capped cell cannot use goes to the others by their weights, and the largest remainders get the last entries.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from uncomp_cli.budget.amount import FULL_BUDGET, Budget
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.spec import ModelSpec
+
+ALWAYS_KEPT = "(template, system prompt, question, what is pinned)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,7 @@ class Wanted:
 
     What is kept of the context is held in `kv_bits` bits; 16 stands for the model's own dtype. A head of layer l can
     hold no more than `caps[l]` tokens (with thinned hidden states: what enters the layer), or the protected ones if
-    those are more. `uncertainty` is what was measured: None before anything was. `budget` is what was asked for.
+    those are more. `uncertainty` is what was measured: None before anything was.
     """
 
     spec: ModelSpec
@@ -29,12 +31,18 @@ class Wanted:
     kv_bits: int = 16
     caps: Sequence[int] | None = None
     uncertainty: Uncertainty | None = None
-    budget: Budget = FULL_BUDGET
 
     @property
     def floor(self) -> int:
         """Tokens that every head keeps: the protected ones, as far as there are so many."""
         return min(self.protected, self.seq_len)
+
+    @property
+    def least_entries(self) -> int:
+        """KV entries that are always kept: the floor in every head, windows where layers slide."""
+        most = self.most_a_head(least=self.floor)
+        windows = zip(self.spec.sliding_windows, most, strict=True)
+        return self.spec.num_kv_heads * sum(self.floor if window is None else count for window, count in windows)
 
     def capped(self, caps: Sequence[int]) -> "Wanted":
         """The same for heads that can hold no more than `caps` [L] either."""
@@ -93,14 +101,13 @@ class BudgetPlan:
         sliding = [window is not None for window in spec.sliding_windows]
         fixed = spec.num_kv_heads * sum(count for count, slides in zip(most, sliding, strict=True) if slides)
         cells = [weight for layer in spec.full_layers for weight in weights[layer]]
-        needed = fixed + floor * len(cells)
-        if wanted.entries < needed:
-            least = wanted.budget.enough(needed, spec, wanted.seq_len)
+        if wanted.entries < wanted.least_entries:
+            least = math.ceil(wanted.least_entries * spec.kv_bytes_per_entry / 2**10)
             beside = f" beside the windows of {sum(sliding)} layers" if fixed else ""
             raise DoesNotFitError(
                 f"the budget keeps {max(0, wanted.entries - fixed) // max(1, len(cells)):,} tokens per head{beside}, "
-                f"but {floor:,} are always kept (template, system prompt, question)",
-                hint=f"use --budget {least} or more, or a shorter question{_slip(wanted.budget)}",
+                f"but {floor:,} are always kept {ALWAYS_KEPT}",
+                hint=f"use a larger --budget or --kv-mem ({least}KiB hold what is always kept), or a shorter question",
             )
         room = [most[layer] for layer in spec.full_layers for _ in weights[layer]]
         shares = iter(apportion(wanted.entries - fixed, cells, floor=floor, cap=room, even_share=even_share))
@@ -109,12 +116,6 @@ class BudgetPlan:
             for count, slides in zip(most, sliding, strict=True)
         )
         return cls(wanted.seq_len, kept, kv_bits=wanted.kv_bits)
-
-
-def _slip(budget: Budget) -> str:
-    """So few tokens a head were hardly meant."""
-    per_cent = budget.kind == "tokens" and budget.amount < 100
-    return f"; did you mean {budget.amount:g}%?" if per_cent else ""
 
 
 def apportion(

@@ -46,7 +46,8 @@ class Counts:
 class TextBudget:
     """What `preset` gives a text. `pinned` bool [S] and tokens from `guard_from` on change from turn to turn.
 
-    `uncertainty` is what was measured already. `piece_tokens` go through the model together.
+    `uncertainty` is what was measured already. `piece_tokens` go through the model together. `shortage` is what the
+    latest allocation has to say of its budget.
     """
 
     spec: ModelSpec
@@ -55,6 +56,7 @@ class TextBudget:
     piece_tokens: int
     uncertainty: Uncertainty | None = None
     guard_from: int = 0
+    shortage: str | None = None
     pinned: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
     def prompt(self, text: Tokens, *, available: int) -> Prompt:
@@ -73,7 +75,7 @@ class TextBudget:
     def check_pinned(self, text: Tokens, pinned: Tensor, *, available: int) -> None:
         """Raise DoesNotFitError when the budget of a text cannot hold its tokens `pinned` bool [S] too."""
         protected = replace(text, protected=self._protected(text)).guarded(pinned).protected
-        self._allocate(self._prompt(text, protected), text, available)
+        self._allocate(self._prompt(text, protected), text, available).refuse_shortage()
 
     def counts(self, plan: BudgetPlan, *, reserve: int, config: CacheConfig) -> Counts | None:
         """Tokens that heads may hold under `plan` with room for `reserve` more; None: all."""
@@ -141,7 +143,7 @@ class TextBudget:
 
     def _allocate(self, prompt: Prompt, text: Tokens, available: int) -> Allocation:
         cap = self.limits.kv_bytes
-        return make_allocation(
+        made = make_allocation(
             self.spec,
             self.preset_for(prompt, text),
             prompt,
@@ -150,6 +152,8 @@ class TextBudget:
             most_entries=None if cap is None else cap // self.spec.kv_bytes_per_entry,
             uncertainty=self.uncertainty,
         )
+        self.shortage = made.shortage
+        return made
 
 
 def within(plan: BudgetPlan, spec: ModelSpec, *, reserve: int, config: CacheConfig) -> list[list[int]]:

@@ -99,7 +99,7 @@ class Conversation:
         if preset.kv_bits != 16:
             self.notes.append(f"preset {preset.name} holds {preset.kv_bits} bits; a chat's cache is not quantised")
             preset = replace(preset, kv_bits=16)
-        self.growth = Growth(self.decoder, preset, self.limits)
+        self.growth, self._is_short = Growth(self.decoder, preset, self.limits), False
         self.watched = watched(preset, self.loaded.spec)
         if self.growth.note is not None:
             self.notes.append(self.growth.note)
@@ -122,6 +122,10 @@ class Conversation:
         self.growth.budget.pinned = spans_mask(len(text), [*pins, *wanted])
         self.growth.answer_tokens = self.sampling.max_new_tokens
         steps = self.growth.extend(text, reserve=BLOCK_TOKENS)
+        shortage = self.growth.budget.shortage
+        if shortage is not None and not self._is_short:
+            self.notes.append(shortage)
+        self._is_short = shortage is not None
         if held and not len(self.growth):
             self.notes.append("the conversation is read again from its text")
         self.tokens = text

@@ -18,17 +18,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from uncomp_cli.budget.amount import resolve_entries, resolve_quantized
-from uncomp_cli.budget.plan import BudgetPlan, Wanted
+from uncomp_cli.budget.amount import Budget, resolve_entries, resolve_quantized
+from uncomp_cli.budget.plan import ALWAYS_KEPT, BudgetPlan, Wanted
 from uncomp_cli.budget.policies import Policy, make_policy
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.spend.gauge import measure_layer
-from uncomp_cli.engine.spend.memory import activation_bytes
+from uncomp_cli.engine.spend.memory import activation_bytes, kept_amount
 from uncomp_cli.engine.tokens.prompt import Prompt
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.measures import Measure, parse_measure
 from uncomp_cli.uncertainty.profile import UncertaintyProfile, load_profile
@@ -51,6 +51,7 @@ class Allocation:
     """How many tokens the heads of each layer keep; `plan` is final when the last layer has reported.
 
     It is what `policy` makes of `wanted`, whose values are a profile's, or those measured so far; or it is fixed.
+    `shortage` says that more is kept than was asked for, because it is always kept; None where it is not.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Allocation:
         self._wanted = wanted
         self._live = live
         self._reports: dict[int, int] = {}
+        self.shortage: str | None = None
 
     @classmethod
     def of(cls, policy: Policy, wanted: Wanted, live: Live | None = None) -> "Allocation":
@@ -119,6 +121,11 @@ class Allocation:
         entries = min(self.plan.entries, wanted.spec.full_entries(seq_len))
         return Allocation.of(policy, replace(wanted, seq_len=seq_len, entries=entries, protected=protected, caps=None))
 
+    def refuse_shortage(self) -> None:
+        """Raise DoesNotFitError when more is kept than was asked for: for who compares budgets."""
+        if self.shortage is not None:
+            raise DoesNotFitError(self.shortage, hint="use a larger --budget")
+
     def trust(self) -> tuple[tuple[float, ...], ...] | None:
         """How far each head of each layer is trusted to say what matters; None when nothing was measured.
 
@@ -175,18 +182,36 @@ def make_allocation(
 
     `measurer` measures for a policy that does so live; `uncertainty` is what is known already. `at_once` tokens go
     through the model together (None: all). Whatever the budget, no more than `most_entries` are kept, by no head more
-    than `most_held` tokens. Raises DoesNotFitError when the budget is too small, UsageError when the policy needs a
-    measure that the preset's profile does not have.
+    than `most_held` tokens. Raises DoesNotFitError when bytes are too few, UsageError when the policy needs a
+    measure that the preset's profile does not have. A share or tokens are no limit of memory: where more is always
+    kept, so it is, and the allocation says so. Bytes are one.
     """
     spare = int(MEMORY_MARGIN * available) - activation_bytes(spec, at_once or prompt.flat_len)
     entries = _entries(spec, preset, prompt, free_bytes=max(0, spare))
     name = "full" if preset.budget.kind == "full" else preset.policy
-    if most_entries is not None and most_entries < entries:
-        entries, name = most_entries, "uniform" if preset.policy == "full" else preset.policy
     caps = None if most_held is None else (most_held,) * spec.num_layers
-    wanted = Wanted(spec, prompt.seq_len, entries, prompt.always_kept, preset.kv_bits, caps, uncertainty, preset.budget)
+    wanted = Wanted(spec, prompt.seq_len, entries, prompt.always_kept, preset.kv_bits, caps, uncertainty)
+    short = preset.budget.kind in ("fraction", "tokens") and entries < wanted.least_entries and name != "full"
+    if short:
+        wanted = replace(wanted, entries=wanted.least_entries)
+    if most_entries is not None and most_entries < wanted.entries:
+        wanted, name = replace(wanted, entries=most_entries), "uniform" if preset.policy == "full" else preset.policy
     measuring = measurer or partial(measure_layer, window=preset.scorer.window, sinks=preset.scorer.sinks)
-    return allocate(make_policy(name), wanted, profile=profile_of(preset), measurer=measuring)
+    allocation = allocate(make_policy(name), wanted, profile=profile_of(preset), measurer=measuring)
+    if short:
+        allocation.shortage = _shortage(preset.budget, wanted, allocation.plan, prompt)
+    return allocation
+
+
+def _shortage(budget: Budget, wanted: Wanted, plan: BudgetPlan, prompt: Prompt) -> str:
+    """What was asked for and what is kept, in the unit that was used."""
+    kept = kept_amount(budget, wanted.spec, plan, question_tokens=prompt.longest_question)
+    # So few tokens a head were hardly meant.
+    meant = f"; did you mean {budget.amount:g}%?" if budget.kind == "tokens" and budget.amount < 100 else ""
+    return (
+        f"budget {budget} is less than is always kept {ALWAYS_KEPT}: {wanted.floor:,} tokens per head; "
+        f"{kept} is kept{meant}"
+    )
 
 
 def _entries(spec: ModelSpec, preset: Preset, prompt: Prompt, *, free_bytes: int) -> int:

@@ -234,7 +234,7 @@ class _Ways:
             self.config,
             self.sieve,
             chunk,
-            self.notes,
+            self.notes if allocation.shortage is None else (*self.notes, allocation.shortage),
             repack=self.reach is not None,
             peak_bytes=expected.peak_bytes,
         )

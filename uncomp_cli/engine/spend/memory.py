@@ -10,19 +10,20 @@ cache. What reading takes beside the cache is known when there is a prompt (comp
 
 import resource
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import torch
 
-from uncomp_cli.budget.amount import resolve_entries
+from uncomp_cli.budget.amount import Budget, resolve_entries
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.forward.products import SLICE_ROWS
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.numerals import format_decimal
 from uncomp_cli.spec import ModelSpec
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -75,6 +76,16 @@ def planned_kv_bytes(spec: ModelSpec, plan: BudgetPlan, *, question_tokens: int)
     """
     quantized, own = _split(spec, plan, CacheConfig(), question_tokens=question_tokens)
     return quantized + sum(own) * spec.kv_bytes_per_entry
+
+
+def kept_amount(budget: Budget, spec: ModelSpec, plan: BudgetPlan, *, question_tokens: int) -> str:
+    """What `plan` keeps of what can be dropped, in the unit of `budget`: tokens a head, or per cent of bytes."""
+    heads = max(1, len(spec.full_layers) * spec.num_kv_heads)
+    decided = replace(plan, kept=tuple(plan.kept[layer] for layer in spec.full_layers))
+    if budget.kind == "tokens":
+        return str(round(decided.entries / heads))
+    kept = planned_kv_bytes(spec, decided, question_tokens=question_tokens)
+    return f"{format_decimal(100 * min(1.0, kept / (heads * plan.seq_len * spec.kv_bytes_per_entry)))}%"
 
 
 def _split(spec: ModelSpec, plan: BudgetPlan, config: CacheConfig, *, question_tokens: int) -> tuple[int, list[int]]:

@@ -138,6 +138,7 @@ class Reading:
             config = replace(config, recent=max(config.recent, config.window))  # the last tokens observe, all of them
         preset = replace(setting.preset, scorer=config)
         planned = plan_compression(self.decoder.spec, preset, prompt, available=free_bytes(self.decoder.device))
+        planned.allocation.refuse_shortage()  # a mean over samples is of one budget
         if planned.notes:  # what is not thinned must not be judged as if it were
             raise ModelError(planned.notes[0], hint="leave thin= out")
         if planned.chunk_tokens is not None:  # a result must not depend on the memory that is free
@@ -159,6 +160,7 @@ class Reading:
         spec = self.decoder.spec
         measurer = partial(self._measure, window=config.window, sinks=config.sinks)
         allocation = make_allocation(spec, setting.preset, prompt, available=0, measurer=measurer)
+        allocation.refuse_shortage()
         scorer, unthinned = self._scorer(config, regime), Sieve(NoThinning(), spec, config)
         reader = Reader(self.decoder, Compression(spec, setting.preset, prompt, allocation, scorer, config, unthinned))
         reader.begin(*reader.chunks)

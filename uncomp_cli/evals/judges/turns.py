@@ -73,7 +73,10 @@ def _turn(session: Conversation, messages: Sequence[Message], query: Query, span
     session.notes.clear()
     session.sampling = replace(session.sampling, max_new_tokens=query.max_new_tokens)
     text, nll, held = "", 0.0, 0.0
-    for step in session.turn(messages):
+    steps = session.turn(messages)
+    if session.growth.budget.shortage is not None:
+        raise DoesNotFitError(session.growth.budget.shortage, hint="use a larger --budget")
+    for step in steps:
         if isinstance(step, DecodeStep):
             if step.index == 0:  # what was asked is in the cache, and nothing behind it
                 nll, held = _reference_nll(session, query.answer), _coverage(session, query, spans_from)
