@@ -40,7 +40,7 @@ def of(file: str, tests: str, *changes: tuple[str, str]) -> list[Mutant]:
 MUTANTS = [
     *of(
         "budget/plan.py", "budget_plan budget_caps",
-        ("needed = fixed + floor * len(cells)", "needed = fixed"),
+        ("sum(self.floor if window is None else count for", "sum(0 if window is None else count for"),
         ("even = [min(level, room) for room in rooms]", "even = [0.0 for _ in rooms]"),
         ("key=lambda i: (whole[i] - shares[i], i)", "key=lambda i: (shares[i] - whole[i], i)"),
         ("return min(self.protected, self.seq_len)", "return 0"),
