@@ -62,7 +62,7 @@ def test_json_is_one_object_and_the_last_line(tiny_model: Path) -> None:
     assert code == 0, err
     assert len(out.splitlines()) == 1
     record = last_object(out)
-    assert record["schema_version"] == 1
+    assert record["schema_version"] == 2
     assert [(table["tasks"], table["regime"]) for table in record["tables"]] == [
         (["ruler"], "aware"),
         (["fidelity"], "aware"),

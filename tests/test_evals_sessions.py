@@ -21,7 +21,7 @@ from uncomp_cli.engine.tokens.prompt import count_tokens, encode
 from uncomp_cli.engine.write.writer import stop_tokens
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.evals.journal import Journal
-from uncomp_cli.evals.judges.answers import fact_line, hits, judge_evidence
+from uncomp_cli.evals.judges.answers import evidence_lines, hits, judge_evidence
 from uncomp_cli.evals.judges.case import evidence_tokens, read_case
 from uncomp_cli.evals.judges.contestants import FULL, Setting, make_settings
 from uncomp_cli.evals.judges.evaluation import EvalRequest, check_lengths, run_eval
@@ -63,13 +63,14 @@ def cited(*lines: tuple[int, int]) -> list[Evidence]:
     ],
 )
 def test_a_line_is_cited_when_it_is_in_one_of_the_first_three(found: list[Evidence], top_1: int, top_3: int) -> None:
-    assert hits(found, 7) == {"top_1": top_1, "top_3": top_3}
+    assert hits(found, {7}) == {"top_1": top_1, "top_3": top_3}
 
 
 def test_the_line_of_a_fact_is_counted_as_in_a_file() -> None:
     sample = make("evidence/digits7", 2)
     begin, end = sample.queries[0].evidence[0]
-    assert sample.context.split("\n")[fact_line(sample) - 1] == sample.context[begin:end]
+    (line,) = evidence_lines(sample)
+    assert sample.context.split("\n")[line - 1] == sample.context[begin:end]
 
 
 def test_tokens_that_touch_a_span_are_its_evidence() -> None:

@@ -10,7 +10,7 @@ from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tables.sheet import csv_rows, format_score, markdown, notes, parts_of, score_table, tables_of
 from uncomp_cli.evals.tables.summary import (
     CoverageMap,
-    FailedCell,
+    FailedSubtask,
     Figure,
     Kept,
     NeedleGrid,
@@ -124,37 +124,29 @@ FULL_FAILS = [
 ]
 
 
-def test_a_subtask_that_full_fails_is_marked_and_in_no_average() -> None:
+def test_what_full_fails_counts_in_every_average_and_has_a_column_without_it() -> None:
     summary = summarise(FULL_FAILS, regime="aware")
-    assert summary.failed == (FailedCell("ruler/cwe", None, pytest.approx(0.45), 2),)
+    assert summary.failed == (FailedSubtask("ruler/cwe", pytest.approx(0.45), 2),)
     ours = _row(summary, "window 20%")
-    assert (_mean(ours, "match"), _mean(ours, "nll"), ours.samples) == (pytest.approx(0.7), pytest.approx(0.3), 2)
-    marked = _row(summary, "window 20%", "ruler/cwe")
-    assert (marked.full_fails, _mean(marked, "match"), _difference(marked, "match")) == (True, 1.0, pytest.approx(0.55))
-    assert not _row(summary, "window 20%", "needle/uuid").full_fails
-    assert notes(summary) == [
-        "left out of averages: ruler/cwe, where the full cache itself matches 45.0 % (2 samples); "
-        "at least 50 % are needed"
-    ]
+    assert (_mean(ours, "match"), _mean(ours, "nll"), ours.samples) == (pytest.approx(0.85), pytest.approx(4.65), 4)
+    assert _mean(ours, "of_right") == pytest.approx(((0.8 + 0.6) / 2 + 1.0) / 2)  # cwe's second sample full fails
+    assert _difference(ours, "of_right") == pytest.approx((-0.1 + 0.4) / 2)
+    assert ours.figures["of_right"].mean.count == 3
+    assert notes(summary) == ["the full cache itself gets 45.0 % (2 samples) of ruler/cwe right: see of_right"]
+
+
+def test_a_full_cache_that_is_always_right_needs_no_second_column() -> None:
+    assert "of_right" not in summarise(TWO_SUBTASKS, regime="aware").metrics
+
+
+def test_of_choices_the_likeliest_says_what_is_right() -> None:
+    outcomes = _scored("full", "leval/lectures", [1.0, 0.0], "choice", match=0.0)
+    outcomes += _scored("window 20%", "leval/lectures", [0.0, 1.0], "choice", match=1.0, kept=0.2)
+    assert _mean(_row(summarise(outcomes, regime="aware"), "window 20%"), "of_right") == 0.0
 
 
 def test_a_full_cache_that_is_right_half_the_time_counts() -> None:
     assert summarise(_scored("full", "needle/uuid", [0.0, 1.0]), regime="aware").failed == ()
-
-
-def test_a_length_that_full_fails_is_left_out_of_its_subtask_too() -> None:
-    outcomes = [
-        *_scored("full", "needle/uuid", [1.0, 1.0, 1.0]),
-        *[_outcome("full", "needle/uuid", index, tokens=4000, match=0.25) for index in range(2)],
-        *_scored("window 20%", "needle/uuid", [0.9, 0.9, 0.9], kept=0.2),
-        *[_outcome("window 20%", "needle/uuid", index, tokens=4000, kept=0.2, match=0.0) for index in range(2)],
-    ]
-    summary = summarise(outcomes, regime="aware")
-    assert summary.failed == (FailedCell("needle/uuid", 4000, 0.25, 2),)
-    for subtask in (None, "needle/uuid"):
-        row = _row(summary, "window 20%", subtask)
-        assert (_mean(row, "match"), row.samples, row.full_fails) == (pytest.approx(0.9), 3, False)
-    assert "needle/uuid at 4,000 tokens, where the full cache itself matches 25.0 %" in notes(summary)[0]
 
 
 def test_subtasks_that_match_nothing_are_not_judged_by_it() -> None:
@@ -245,7 +237,7 @@ def test_the_table_has_scores_differences_and_intervals() -> None:
     overall = score_table(summary, metrics=["nll", "exact", "unmeasured"])
     assert [overall.columns, *(tuple(row.values()) for row in overall.record())] == [
         ("SETTING", "KEPT", "NLL", "EXACT", "SAMPLES"),
-        ("full", "100.0 %", "0.100", "100.0 %", "2"),
+        ("full", "100.0 %", "0.100", "50.0 %", "3"),
         ("window 20%", "20.0 %", "0.350 (+0.250 +0.250…+0.250)", "50.0 % (-50.0 -50.0…-50.0)", "2"),
     ]
     by_subtask = score_table(summary, by_subtask=True, metrics=["exact"])
@@ -253,7 +245,7 @@ def test_the_table_has_scores_differences_and_intervals() -> None:
         ("SUBTASK", "SETTING", "KEPT", "EXACT", "SAMPLES"),
         ("needle/uuid", "full", "100.0 %", "100.0 %", "2"),
         ("needle/uuid", "window 20%", "20.0 %", "50.0 % (-50.0 -50.0…-50.0)", "2"),
-        ("ruler/cwe (full fails)", "full", "100.0 %", "0.0 %", "1"),
+        ("ruler/cwe", "full", "100.0 %", "0.0 %", "1"),
     ]
 
 
@@ -277,11 +269,11 @@ def test_the_markdown_is_the_same_table_with_notes() -> None:
     assert overall.splitlines() == [
         "| SETTING | KEPT | EXACT | SAMPLES |",
         "|---|---|---|---|",
-        "| full | 100.0 % | 100.0 % | 2 |",
+        "| full | 100.0 % | 50.0 % | 3 |",
         "| window 20% | 20.0 % | 50.0 % (-50.0 [-50.0, -50.0]) | 2 |",
     ]
-    assert by_subtask.splitlines()[-1] == "| ruler/cwe (full fails) | full | 100.0 % | 0.0 % | 1 |"
-    assert listed.startswith("- left out of averages: ruler/cwe, where the full cache itself matches 0.0 % (1 sample)")
+    assert by_subtask.splitlines()[-1] == "| ruler/cwe | full | 100.0 % | 0.0 % | 1 |"
+    assert listed.startswith("- the full cache itself gets 0.0 % (1 sample) of ruler/cwe right")
 
 
 def test_notes_stand_below_the_last_table_of_a_part() -> None:
@@ -292,17 +284,14 @@ def test_notes_stand_below_the_last_table_of_a_part() -> None:
         "needle, ruler, regime aware: by subtask",
     )
     assert overall.notes == ()
-    assert by_subtask.notes == notes(summarise(SMALL, regime="aware"))
+    assert by_subtask.notes[:1] == notes(summarise(SMALL, regime="aware"))
     (alone,) = tables_of(parts_of(SMALL[:4])[0])
     assert alone.title == "needle, regime aware: all subtasks"
 
 
-def test_curves_rise_in_kept_bytes_and_leave_out_what_full_fails() -> None:
-    outcomes = [
-        *FULL_FAILS,
-        *_scored("window 5%", "needle/uuid", [0.4, 0.2], kept=0.05),
-        *_scored("window 5%", "ruler/cwe", [1.0, 1.0], kept=0.05),
-    ]
+def test_curves_rise_in_kept_bytes() -> None:
+    needles = [outcome for outcome in FULL_FAILS if outcome.subtask == "needle/uuid"]
+    outcomes = [*needles, *_scored("window 5%", "needle/uuid", [0.4, 0.2], kept=0.05)]
     full, window = quality_curves(outcomes, regime="aware", metric="match")
     assert (full.label, [(p.kept_fraction, p.mean) for p in full.points]) == ("full", [(1.0, pytest.approx(0.8))])
     assert window.label == "window"
@@ -390,14 +379,14 @@ def test_an_evaluation_is_read_at_any_width(width: int) -> None:
         "needle/uuid",
         "ruler/niah_multikey_1",
     ]
-    assert tables[0].columns == ("SETTING", "KEPT", "MATCH", "KL", "SAMPLES")
+    assert tables[0].columns == ("SETTING", "KEPT", "MATCH", "OF_RIGHT", "KL", "SAMPLES")
     heads, rows = tables[0].lines(width)
     longest = max(len(word) for setting in settings for word in setting.split())
     assert max(map(len, heads + rows)) <= max(width, longest)
     assert any("(+0.0 " in row for row in rows)
     assert "--wide shows exact, nll too" in tables[-1].notes[-1]
     wide = tables_of(part, wide=True)
-    assert [len(table.columns) for table in wide] == [7, 8]
+    assert [len(table.columns) for table in wide] == [8, 9]
     assert not any("--wide" in note for table in wide for note in table.notes)
 
 

@@ -34,11 +34,12 @@ if TYPE_CHECKING:
     from uncomp_cli.evals.judges.evaluation import EvalRequest
     from uncomp_cli.evals.tables.outcome import Outcome
     from uncomp_cli.evals.tables.sheet import Part
+    from uncomp_cli.evals.tasks import Task
     from uncomp_cli.spec import ModelSpec
 
 
 TASK_PANEL = "Tasks"
-_CHOOSING = ("task", "tokens", "samples", "regime", "file", "policy", "budget", "fresh")
+_CHOOSING = ("task", "data", "qa", "tokens", "samples", "regime", "file", "policy", "budget", "fresh")
 """The options that choose what is run."""
 
 
@@ -54,8 +55,30 @@ class EvalOptions:
             help="Task or subtask: needle, ruler/vt, multiquestion, conversation, evidence, fidelity, …; repeatable.",
             metavar="NAME",
             panel=TASK_PANEL,
+            show_default="needle and ruler; with --data all that it has",
         ),
-    ] = ("needle", "ruler")
+    ] = ()
+    data: Annotated[
+        tuple[Path, ...],
+        option(
+            "--data",
+            help="Records of others as JSON lines, or a directory of such files: Natural Questions with passages, "
+            "key-value pairs, HotpotQA, L-Eval, QMSum; repeatable.",
+            metavar="PATH",
+            panel=TASK_PANEL,
+            setting=False,
+        ),
+    ] = ()
+    qa: Annotated[
+        tuple[Path, ...],
+        option(
+            "--qa",
+            help="Your own questions as JSON lines: question, answers, and document (text) or path; repeatable.",
+            metavar="FILE",
+            panel=TASK_PANEL,
+            setting=False,
+        ),
+    ] = ()
     tokens: Annotated[
         tuple[int, ...],
         option(
@@ -159,7 +182,7 @@ def run_eval(judged: EvalOptions, choice: ModelChoice, output: TableOptions, *, 
     from uncomp_cli.evals.judges import evaluation as runner
     from uncomp_cli.evals.tables.outcome import OUTCOMES
 
-    settings = runner.results_settings(loaded, request.haystack, seed=seed)
+    settings = runner.results_settings(loaded, request.haystack, seed=seed, data=request.data)
     path = judged.out or results_path(settings)
     if judged.fresh and (old := set_aside(path, OUTCOMES)) is not None:
         terminal.note(f"the old results are in {old}")
@@ -176,7 +199,7 @@ def _check(judged: EvalOptions, request: "EvalRequest", choice: ModelChoice, pat
     from uncomp_cli.models.checkpoint import load_tokenizer
 
     check_lengths(request, spec.trained_length)
-    if judged.file:
+    if judged.file or request.data:
         check_text(request, load_tokenizer(choice.tokenizer or path))
 
 
@@ -230,17 +253,32 @@ def _request(judged: EvalOptions, seed: int, terminal: Terminal) -> "EvalRequest
 
     check_plot(judged.plot)
     settings = make_settings(judged.policy, judged.budget, seed=seed)
+    outside, data = _outside(judged, terminal)
+    names = judged.task or [task.name for task in outside] or ("needle", "ruler")
     request = EvalRequest(
-        subtasks=tuple(choose_subtasks(judged.task)),
+        subtasks=tuple(choose_subtasks(names, outside)),
         settings=tuple(settings),
         regimes=("aware", "agnostic") if judged.regime == "both" else (judged.regime,),
         tokens=tuple(dict.fromkeys(judged.tokens)),
         samples=judged.samples,
         seed=seed,
         haystack=haystack_of(judged.file, max(judged.tokens), seed=seed, terminal=terminal),
+        data=data,
     )
     check_regimes(request)
     return request
+
+
+def _outside(judged: EvalOptions, terminal: Terminal) -> "tuple[Sequence[Task], tuple[tuple[str, str], ...]]":
+    """The tasks of the records that are named, and their files' digests; what is of no known form is said."""
+    from uncomp_cli.evals.tasks.outside import outside_tasks
+
+    if not judged.data and not judged.qa:
+        return (), ()
+    tasks, digests, unknown = outside_tasks([*judged.data, *judged.qa])
+    for sentence in unknown:
+        terminal.warn(sentence)
+    return tasks, tuple(digests.items())
 
 
 def _write_markdown(parts: "Sequence[Part]", path: Path, *, facts: Mapping[str, object]) -> None:
@@ -285,14 +323,13 @@ def _budgets(part: "Part") -> list[str]:
 def _draw_maps(part: "Part", budget: str, folder: Path) -> Iterator[Path]:
     """Needle heat maps and coverage maps of one budget: a panel for each contestant."""
     from uncomp_cli.evals.judges.contestants import FULL
-    from uncomp_cli.evals.tables.summary import counted_outcomes, coverage_maps, needle_grids
+    from uncomp_cli.evals.tables.summary import coverage_maps, needle_grids
     from uncomp_cli.ui import plots
 
     shown = [outcome for outcome in part.outcomes if outcome.budget in (budget, FULL)]
     about = f"{budget} kept, question {'seen' if part.regime == 'aware' else 'unseen'}"
     stem = f"{part.stem}-{budget.replace('%', 'pct').replace(' ', '')}"
-    counted = counted_outcomes(shown, regime=part.regime) or shown
-    if grids := needle_grids(counted, regime=part.regime, metric="match"):
+    if grids := needle_grids(shown, regime=part.regime, metric="match"):
         title = f"Needles found by depth and length: {about}"
         yield plots.write(plots.make_needles(grids, title=title), folder / f"{stem}-needles.png")
     if maps := coverage_maps(shown, regime=part.regime):

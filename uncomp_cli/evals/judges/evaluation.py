@@ -29,7 +29,7 @@ from uncomp_cli.evals.judges.predictions import NEXT_TOKENS, UNRELATED, judge_fi
 from uncomp_cli.evals.judges.turns import TURNS_TOKENS, judge_conversation
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tasks import Task
-from uncomp_cli.evals.tasks.haystack import Haystack
+from uncomp_cli.evals.tasks.haystack import CountTokens, Haystack
 from uncomp_cli.evals.tasks.oracle import check_solvable
 from uncomp_cli.evals.tasks.task import JudgeName, Regime, Request, Sample
 from uncomp_cli.models.runnable import LoadedModel, fingerprint
@@ -54,7 +54,10 @@ _ROOM: dict[JudgeName, int] = {"perplexity": NEXT_TOKENS, "conversation": TURNS_
 
 @dataclass(frozen=True, slots=True)
 class EvalRequest:
-    """What to judge on what: `tokens` are the lengths, `samples` how many of each subtask and length."""
+    """What to judge on what: `tokens` are the lengths, `samples` how many of each subtask and length.
+
+    `data` are the names and digests of the files whose records are asked.
+    """
 
     subtasks: tuple[tuple[Task, str], ...]
     settings: tuple[Setting, ...]
@@ -63,6 +66,13 @@ class EvalRequest:
     samples: int
     seed: int
     haystack: Haystack
+    data: tuple[tuple[str, str], ...] = ()
+
+    def samples_of(self, task: Task, subtask: str, tokens: int, count: CountTokens) -> int:
+        """How many samples of a subtask are judged at a length; of records there are only so many."""
+        if task.count is None:
+            return self.samples
+        return min(self.samples, task.count(Request(subtask, 0, tokens, self.haystack, count, self.seed)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +112,7 @@ def run_eval(request: EvalRequest, loaded: LoadedModel, results: Journal[Outcome
         results.append([outcome for outcome in outcomes if outcome.key not in results.done])
 
     yield from resume(
-        list(_missing(request, results)),
+        list(_missing(request, results, count)),
         judge,
         keep,
         label=lambda work: f"{work.subtask} {work.index + 1} of {request.samples}, {work.tokens:,} tokens",
@@ -128,11 +138,16 @@ def _make_sample(request: EvalRequest, work: _Work, count: Callable[[str], int])
     return sample
 
 
-def _missing(request: EvalRequest, results: Journal[Outcome]) -> Iterator[_Work]:
+def _missing(request: EvalRequest, results: Journal[Outcome], count: CountTokens) -> Iterator[_Work]:
     """Index first, so that a run that is stopped has judged all subtasks on equally many samples."""
+    most = {
+        (subtask, tokens): request.samples_of(task, subtask, tokens, count)
+        for task, subtask in request.subtasks
+        for tokens in request.tokens
+    }
     for index in range(request.samples):
         for tokens in request.tokens:
-            for task, subtask in request.subtasks:
+            for task, subtask in (pair for pair in request.subtasks if index < most[pair[1], tokens]):
                 missing = []
                 for regime in (r for r in request.regimes if r in task.regimes):
                     settings = tuple(
@@ -173,7 +188,9 @@ def check_text(request: EvalRequest, tokenizer: Any) -> None:
             _make_sample(request, _Work(task, subtask, tokens, 0, ()), count)
 
 
-def results_settings(loaded: LoadedModel, haystack: Haystack, *, seed: int) -> dict[str, object]:
+def results_settings(
+    loaded: LoadedModel, haystack: Haystack, *, seed: int, data: Sequence[tuple[str, str]] = ()
+) -> dict[str, object]:
     """What all lines of one results file share; anything else is in the lines themselves."""
     return {
         "uncomp": __version__,
@@ -186,6 +203,7 @@ def results_settings(loaded: LoadedModel, haystack: Haystack, *, seed: int) -> d
         "seed": seed,
         "haystack": haystack.name,
         "haystack_sha256": haystack.sha256,
+        **({"data": dict(data)} if data else {}),
     }
 
 

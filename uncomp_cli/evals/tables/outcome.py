@@ -14,6 +14,9 @@ from uncomp_cli.schema import Count, read
 ORDER = (
     "exact",
     "match",
+    "f1",
+    "choice",
+    "of_right",
     "match_first",
     "match_last",
     "top_1",
@@ -27,10 +30,12 @@ ORDER = (
 )
 """Answers first, then likelihood, then distances; others follow by name."""
 
-RIGHT_OR_WRONG = frozenset({"exact", "match", "match_first", "match_last", "top_1", "top_3", "within"})
+RIGHT_OR_WRONG = frozenset(
+    {"exact", "match", "match_first", "match_last", "top_1", "top_3", "choice", "of_right", "within"}
+)
 """Of one query these are 0 or 1, so that their intervals are those of a proportion."""
 
-SHARES = RIGHT_OR_WRONG | {"coverage", "agreement", "divergence", "reread"}
+SHARES = RIGHT_OR_WRONG | {"f1", "coverage", "agreement", "divergence", "reread"}
 """Shown in per cent."""
 
 LOWER_IS_BETTER = frozenset(

@@ -14,8 +14,8 @@ from typing import Any
 from uncomp_cli.evals.tables.outcome import SHARES, Outcome
 from uncomp_cli.evals.tables.statistics import Interval
 from uncomp_cli.evals.tables.summary import (
-    FULL_FAILS_BELOW,
-    FailedCell,
+    OF_RIGHT,
+    FailedSubtask,
     Figure,
     Kept,
     NonMonotone,
@@ -27,10 +27,13 @@ from uncomp_cli.evals.tables.summary import (
 from uncomp_cli.evals.tasks.task import Regime
 from uncomp_cli.table import Table, bound
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHOWN = {
     "match": "accepted strings found (share)",
+    "of_right": "of what the full cache gets right (share)",
     "exact": "exact answers (share)",
+    "f1": "words shared with the right answer (F1)",
+    "choice": "right choice likeliest (share)",
     "top_1": "needed line cited first (share of right answers)",
     "top_3": "needed line among the first three cited (share of right answers)",
     "reread": "turns that read evicted text again (share)",
@@ -45,7 +48,19 @@ SHOWN = {
 }
 """The metrics that tables and pictures show, in their order."""
 
-_SAY_MOST = ("match", "top_1", "kl", "gain_lost", "within", "nll", "agreement", "nll_weighted", *SHOWN)
+_SAY_MOST = (
+    "match",
+    "choice",
+    "of_right",
+    "top_1",
+    "kl",
+    "gain_lost",
+    "within",
+    "nll",
+    "agreement",
+    "nll_weighted",
+    *SHOWN,
+)
 _TOGETHER = ("needle", "ruler")
 _REGIMES = {"aware": "question seen at compression", "agnostic": "question unseen at compression"}
 _RANGE, _BRACKETS = "{low}…{high}", "[{low}, {high}]"
@@ -96,12 +111,16 @@ def tables_of(part: Part, *, wide: bool = False) -> list[Table]:
     """
     summary, about = part.summary, f"{part.title}, regime {part.regime}"
     said = [*notes(summary), *_own_notes(summary)]
-    metrics = [*SHOWN] if wide else [name for name in _SAY_MOST if name in summary.metrics][:2]
+    metrics = (
+        [*SHOWN]
+        if wide
+        else [name for name in _SAY_MOST if name in summary.metrics][: 3 if OF_RIGHT in summary.metrics else 2]
+    )
     if hidden := [name for name in SHOWN if name in summary.metrics and name not in metrics]:
         said.append(f"--wide shows {', '.join(hidden)} too; (…): difference to full, from low to high at 95 %")
     tables = [score_table(summary, metrics=metrics, title=f"{about}: all subtasks")]
     subtasks = list(dict.fromkeys(row.subtask for row in summary.by_subtask))
-    if len(subtasks) > 1 or summary.failed:
+    if len(subtasks) > 1:
         if wide:
             tables.append(score_table(summary, by_subtask=True, metrics=metrics, title=f"{about}: by subtask"))
         else:
@@ -109,13 +128,19 @@ def tables_of(part: Part, *, wide: bool = False) -> list[Table]:
     return [*tables[:-1], replace(tables[-1], notes=said)]
 
 
+def _most_saying(measured: Sequence[str]) -> list[str]:
+    """Two metrics, and behind the first its share of what the full cache gets right, where that is not everything."""
+    first, *others = [name for name in _SAY_MOST if name in measured and name != OF_RIGHT][:2] or [""]
+    return [first, *([OF_RIGHT] if OF_RIGHT in measured else []), *others]
+
+
 def _subtask_table(summary: Summary, subtask: str | None, metrics: Sequence[str], about: str) -> Table:
     rows = tuple(row for row in summary.by_subtask if row.subtask == subtask)
-    return score_table(replace(summary, overall=rows), metrics=metrics, title=f"{about}: {_subtask(rows[0])}")
+    return score_table(replace(summary, overall=rows), metrics=metrics, title=f"{about}: {subtask}")
 
 
 def csv_rows(parts: Sequence[Part]) -> tuple[list[str], list[list[object]]]:
-    """Columns and rows for a spreadsheet: a row a setting and subtask (none: over all that count), numbers as such."""
+    """Columns and rows for a spreadsheet: a row a setting and subtask (none: over all), numbers as such."""
     names = [name for name in SHOWN if any(name in part.summary.metrics for part in parts)]
     figures = [f"{name}{end}" for name in names for end in ("", "_difference", "_low", "_high")]
     columns = ["tasks", "regime", "subtask", "setting", "contestant", "budget", "samples", "refused", "kept", *figures]
@@ -183,12 +208,12 @@ def score_table(
     columns = ("SETTING", "KEPT", *(name.upper() for name in names), "SAMPLES")
     if not by_subtask:
         return Table(columns, [_cells(row, names, interval) for row in summary.overall], title)
-    rows = [(_subtask(row), *_cells(row, names, interval)) for row in summary.by_subtask]
+    rows = [(str(row.subtask), *_cells(row, names, interval)) for row in summary.by_subtask]
     return Table(("SUBTASK", *columns), rows, title)
 
 
 def notes(summary: Summary, *, interval: str = _RANGE) -> list[str]:
-    """What a reader must know beside the table: cells that were left out, refusals, curves that run the wrong way."""
+    """What a reader must know beside the table: subtasks that full fails, refusals, curves that run the wrong way."""
     return [
         *map(_failed_note, summary.failed),
         *(_refused_note(row) for row in summary.by_subtask if row.refused),
@@ -249,14 +274,9 @@ def _kept(kept: Kept | None) -> str:
     return f"{mean} %" if low == high else f"{mean} % ({low}…{high})"
 
 
-def _subtask(row: Row) -> str:
-    return f"{row.subtask} (full fails)" if row.full_fails else str(row.subtask)
-
-
-def _failed_note(cell: FailedCell) -> str:
-    where = cell.subtask if cell.tokens is None else f"{cell.subtask} at {cell.tokens:,} tokens"
-    reason = f"the full cache itself matches {100 * cell.full_match:.1f} % ({_samples(cell.samples)})"
-    return f"left out of averages: {where}, where {reason}; at least {100 * FULL_FAILS_BELOW:.0f} % are needed"
+def _failed_note(failed: FailedSubtask) -> str:
+    found = f"{100 * failed.full_match:.1f} % ({_samples(failed.samples)})"
+    return f"the full cache itself gets {found} of {failed.subtask} right: see of_right"
 
 
 def _refused_note(row: Row) -> str:

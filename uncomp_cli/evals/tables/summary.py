@@ -2,13 +2,14 @@
 
     overall = mean over subtasks of the subtask's mean        difference = the same mean of (setting − full), by sample
 
-Regimes are never mixed: everything here is of one. Where the full cache itself finds less than half (mean `match` of a
-subtask, or of a subtask at one length), a setting's score says nothing about compression: the cell is listed and left
-out of every average. A setting that was refused on a sample has no average, which would be one of the easier samples.
+Regimes are never mixed: everything here is of one. Averages are over all samples; `of_right` is a setting's share of
+those that the full cache itself gets right, which says more of compression and less of the model, and never stands
+alone: what the full cache fails, a setting may well find. Subtasks of which the full cache finds less than half are
+named. A setting that was refused on a sample has no average, which would be one of the easier samples.
 
 The data of the pictures, without their look, is made of the same outcomes: quality against kept bytes, needles by depth
-and length, evidence kept by layer and head. ui/plots.py draws them, the JSON report carries them. Curves leave out what
-the full cache fails by cell, heat maps by field, one length at one depth; its own heat map shows those scores.
+and length, evidence kept by layer and head. ui/plots.py draws them, the JSON report carries them. Heat maps leave out
+the fields that the full cache fails, one length at one depth; its own heat map shows those scores.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -34,7 +35,9 @@ from uncomp_cli.evals.tables.statistics import (
 from uncomp_cli.evals.tasks.task import Regime
 
 FULL_FAILS_BELOW = 0.5
-"""A cell counts where the full cache's mean `match` is at least this."""
+"""The full cache gets right what it finds at least this much of."""
+
+OF_RIGHT = "of_right"
 
 
 SampleKey = tuple[str, int, int]
@@ -63,7 +66,6 @@ class Row:
     """One setting on one subtask, or with `subtask` None over all that count.
 
     Where `refused` of the `samples` were refused there are no figures, and `reason` is the first refusal's.
-    `full_fails` marks a subtask that is left out of the averages over subtasks; its figures are over all its samples.
     """
 
     setting: str
@@ -75,7 +77,6 @@ class Row:
     figures: dict[str, Figure]
     refused: int = 0
     reason: str | None = None
-    full_fails: bool = False
 
     @property
     def is_full(self) -> bool:
@@ -84,11 +85,10 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class FailedCell:
-    """A subtask, at one length or (`tokens` None) as a whole, in which the full cache's mean match is too low."""
+class FailedSubtask:
+    """A subtask in which the full cache's mean match is low."""
 
     subtask: str
-    tokens: int | None
     full_match: float
     samples: int
 
@@ -110,7 +110,7 @@ class Summary:
     metrics: tuple[str, ...]
     overall: tuple[Row, ...]
     by_subtask: tuple[Row, ...]
-    failed: tuple[FailedCell, ...]
+    failed: tuple[FailedSubtask, ...]
     non_monotone: tuple[NonMonotone, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,25 +121,40 @@ class Summary:
 
 def summarise(outcomes: Iterable[Outcome], *, regime: Regime, metrics: Sequence[str] | None = None) -> Summary:
     """The summary of `regime`; `metrics` limits it to some of those measured."""
-    ours = [outcome for outcome in outcomes if outcome.regime == regime]
+    ours = _with_right([outcome for outcome in outcomes if outcome.regime == regime])
     names = tuple(name for name in metric_names(ours) if metrics is None or name in metrics)
-    failed = _failed_cells(ours)
-    counted = [outcome for outcome in ours if not _fails(outcome, failed)]
     return Summary(
         regime=regime,
         metrics=names,
-        overall=tuple(_rows(counted, settings_of(ours), names, subtask=None)),
-        by_subtask=tuple(_subtask_rows(ours, counted, names)),
-        failed=tuple(failed),
-        non_monotone=tuple(_non_monotone(counted, names)),
+        overall=tuple(_rows(ours, settings_of(ours), names, subtask=None)),
+        by_subtask=tuple(_subtask_rows(ours, names)),
+        failed=tuple(_failed_subtasks(ours)),
+        non_monotone=tuple(_non_monotone(ours, names)),
     )
 
 
-def counted_outcomes(outcomes: Iterable[Outcome], *, regime: Regime) -> list[Outcome]:
-    """The outcomes of `regime` in cells where the full cache does not fail; all of them where full was not run."""
-    ours = [outcome for outcome in outcomes if outcome.regime == regime]
-    failed = _failed_cells(ours)
-    return [outcome for outcome in ours if not _fails(outcome, failed)]
+def _with_right(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes, with `of_right` where the full cache is right; as they are where it is right everywhere."""
+    found = {
+        _sample(one): score >= FULL_FAILS_BELOW for one in outcomes if one.contestant == FULL for score in _right(one)
+    }
+    if all(found.values()):
+        return [*outcomes]
+    return [_marked(one) if found.get(_sample(one)) else one for one in outcomes]
+
+
+def _marked(outcome: Outcome) -> Outcome:
+    scores = _right(outcome)
+    return replace(outcome, metrics={**outcome.metrics, OF_RIGHT: scores[0]}) if scores else outcome
+
+
+def _right(outcome: Outcome) -> list[float]:
+    """How right an answer is, nothing where no answer was judged: of choices which is likeliest, else what it holds."""
+    return [outcome.metrics[name] for name in ("choice", "match") if name in outcome.metrics][:1]
+
+
+def _sample(outcome: Outcome) -> SampleKey:
+    return (outcome.subtask, outcome.tokens, outcome.index)
 
 
 def settings_of(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
@@ -174,12 +189,11 @@ def mean_over_subtasks(outcomes: Iterable[Outcome], metric: str) -> Interval | N
     return stratified_mean(strata, binary=metric in RIGHT_OR_WRONG)
 
 
-def _subtask_rows(ours: Sequence[Outcome], counted: Sequence[Outcome], metrics: Sequence[str]) -> list[Row]:
-    counts = _grouped(counted, _subtask)
+def _subtask_rows(ours: Sequence[Outcome], metrics: Sequence[str]) -> list[Row]:
     rows: list[Row] = []
     for subtask, outcomes in _grouped(ours, _subtask).items():
-        rows += _rows(counts.get(subtask, outcomes), settings_of(outcomes), metrics, subtask=subtask)
-    return [row if row.subtask in counts else replace(row, full_fails=True) for row in rows]
+        rows += _rows(outcomes, settings_of(outcomes), metrics, subtask=subtask)
+    return rows
 
 
 def _rows(
@@ -246,22 +260,10 @@ def _non_monotone(outcomes: Sequence[Outcome], metrics: Sequence[str]) -> list[N
     ]
 
 
-def _failed_cells(outcomes: Iterable[Outcome]) -> list[FailedCell]:
-    """Subtasks in which full fails, then lengths of the other subtasks in which it does."""
-    judged = [outcome for outcome in outcomes if outcome.contestant == FULL and "match" in outcome.metrics]
-    whole = [_cell(group, tokens=None) for group in _grouped(judged, _subtask).values()]
-    failed = [cell for cell in whole if cell.full_match < FULL_FAILS_BELOW]
-    rest = (outcome for outcome in judged if not _fails(outcome, failed))
-    parts = [_cell(group, tokens=group[0].tokens) for group in _grouped(rest, lambda o: (o.subtask, o.tokens)).values()]
-    return failed + [cell for cell in parts if cell.full_match < FULL_FAILS_BELOW]
-
-
-def _cell(full: Sequence[Outcome], *, tokens: int | None) -> FailedCell:
-    return FailedCell(full[0].subtask, tokens, fmean(outcome.metrics["match"] for outcome in full), len(full))
-
-
-def _fails(outcome: Outcome, failed: Sequence[FailedCell]) -> bool:
-    return any(cell.subtask == outcome.subtask and cell.tokens in (None, outcome.tokens) for cell in failed)
+def _failed_subtasks(outcomes: Iterable[Outcome]) -> list[FailedSubtask]:
+    judged = _grouped((one for one in outcomes if one.contestant == FULL and _right(one)), _subtask)
+    means = {subtask: fmean(_right(one)[0] for one in group) for subtask, group in judged.items()}
+    return [FailedSubtask(name, mean, len(judged[name])) for name, mean in means.items() if mean < FULL_FAILS_BELOW]
 
 
 def _kept(outcomes: Iterable[Outcome]) -> Kept | None:
@@ -270,7 +272,7 @@ def _kept(outcomes: Iterable[Outcome]) -> Kept | None:
 
 
 def _scores(outcomes: Iterable[Outcome], metric: str) -> dict[SampleKey, float]:
-    return {(o.subtask, o.tokens, o.index): o.metrics[metric] for o in outcomes if metric in o.metrics}
+    return {_sample(o): o.metrics[metric] for o in outcomes if metric in o.metrics}
 
 
 def _grouped(outcomes: Iterable[Outcome], key: Callable[[Outcome], Hashable]) -> dict[Any, list[Outcome]]:
@@ -343,7 +345,7 @@ Field = tuple[int, float]
 def quality_curves(outcomes: Iterable[Outcome], *, regime: Regime, metric: str) -> list[Curve]:
     """One curve a contestant, full first; settings that were refused on a sample or lack the metric have no point."""
     curves: dict[str, list[CurvePoint]] = {}
-    for group in settings_of(counted_outcomes(outcomes, regime=regime)).values():
+    for group in settings_of(outcome for outcome in outcomes if outcome.regime == regime).values():
         quality = None if _refused(group) else mean_over_subtasks(group, metric)
         if quality is not None:
             kept = fmean(outcome.kept_fraction for outcome in group if metric in outcome.metrics)

@@ -22,7 +22,7 @@ class Task:
 
     `sample` makes what is requested: the same request gives the same sample, another one another. Context and longest
     question have at most `request.tokens` tokens together, and hardly fewer. It raises UsageError when the haystack or
-    the length is too short.
+    the length is too short. `count` says how many samples there are of a length, where that is not any number.
     """
 
     name: str
@@ -30,28 +30,35 @@ class Task:
     regimes: tuple[Regime, ...]
     judge: JudgeName
     sample: Callable[[Request], Sample]
+    count: Callable[[Request], int] | None = None
 
 
-_BOTH: tuple[Regime, ...] = ("aware", "agnostic")
+BOTH: tuple[Regime, ...] = ("aware", "agnostic")
 _NEEDLES, _ASKED = ("digits7", "digits16", "uuid", "chat"), ("multiquestion/facts", "multiquestion/instruction")
 _ALL = (
-    Task("needle", tuple(f"needle/{kind}" for kind in _NEEDLES), _BOTH, "answers", needle_sample),
-    Task("ruler", tuple(RULER), _BOTH, "answers", lambda request: RULER[request.subtask](request)),
-    Task("fidelity", ("fidelity/continuation",), _BOTH, "fidelity", fidelity_sample),
+    Task("needle", tuple(f"needle/{kind}" for kind in _NEEDLES), BOTH, "answers", needle_sample),
+    Task("ruler", tuple(RULER), BOTH, "answers", lambda request: RULER[request.subtask](request)),
+    Task("fidelity", ("fidelity/continuation",), BOTH, "fidelity", fidelity_sample),
     Task("perplexity", ("perplexity/continuation",), ("agnostic",), "perplexity", perplexity_sample),
     Task("multiquestion", _ASKED, ("agnostic",), "answers", multiquestion_sample),
-    Task("evidence", tuple(f"evidence/{kind}" for kind in _NEEDLES), _BOTH, "evidence", needle_sample),
+    Task("evidence", tuple(f"evidence/{kind}" for kind in _NEEDLES), BOTH, "evidence", needle_sample),
     Task("conversation", (FACTS, UNAIDED), ("agnostic",), "conversation", conversation_sample),
 )
 TASKS = {task.name: task for task in _ALL}
 
 
-def choose_subtasks(names: Sequence[str]) -> list[tuple[Task, str]]:
-    """The subtasks that `names` mean, each once, in the order named; a task's name means all of its subtasks."""
-    tasks = [*TASKS.values()]
-    added = {name.partition("/")[0]: None for name in names if name.partition("/")[0] not in TASKS}
+def choose_subtasks(names: Sequence[str], outside: Sequence[Task] = ()) -> list[tuple[Task, str]]:
+    """The subtasks that `names` mean, each once, in the order named; a task's name means all of its subtasks.
+
+    Tasks are the built-in ones, those of packages, and those `outside` that were made of records.
+    """
+    tasks = [*TASKS.values(), *outside]
+    known = {task.name: None for task in tasks}
+    added = {name.partition("/")[0]: None for name in names if name.partition("/")[0] not in known}
     found = [plugin("tasks", name, built_in=TASKS) for name in added]
-    tasks += [kind() for kind in found if kind is not None]
+    tasks += [
+        Task(one.name, one.subtasks, one.regimes, one.judge, one.sample) for one in (kind() for kind in found if kind)
+    ]
     by_subtask = {subtask: task for task in tasks for subtask in task.subtasks}
     meant = {**{task.name: task.subtasks for task in tasks}, **{subtask: (subtask,) for subtask in by_subtask}}
     chosen: dict[str, None] = {}
@@ -64,5 +71,6 @@ def choose_subtasks(names: Sequence[str]) -> list[tuple[Task, str]]:
 
 def _unknown(name: str, known: list[str]) -> UsageError:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(TASKS)}"
+    there = ", ".join(one for one in known if "/" not in one)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {there}"
     return UsageError(f"unknown task {name!r}", hint=hint)

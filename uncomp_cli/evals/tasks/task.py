@@ -34,7 +34,8 @@ class Query:
 
     `question` ends where the answer begins; `answer` is the reference continuation, its leading space included, for
     likelihood. Written answers are searched for the strings `accepted`: the score is the share that is found, or with
-    `need` "any" 1 when one is found. `evidence` are the ranges of the context that the answer stands in.
+    `need` "any" 1 when one is found. `evidence` are the ranges of the context that the answer stands in. `whole`: the
+    written answer is compared as a whole too, so that it is written to its end. Of `choices` the likeliest is judged.
     """
 
     question: str
@@ -43,6 +44,8 @@ class Query:
     need: Literal["all", "any"] = "all"
     max_new_tokens: int = 32
     evidence: tuple[Span, ...] = ()
+    whole: bool = False
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
