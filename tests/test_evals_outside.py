@@ -2,23 +2,29 @@
 
 import gzip
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from support.commands import two_lines
 from uncomp_cli.cli.app import run
+from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.evals.journal import read_journal
-from uncomp_cli.evals.judges.answers import evidence_lines, f1_score
+from uncomp_cli.evals.judges.answers import evidence_lines, f1_score, judge_answers
+from uncomp_cli.evals.judges.case import read_case
+from uncomp_cli.evals.judges.contestants import make_settings
 from uncomp_cli.evals.tables.outcome import OUTCOMES
 from uncomp_cli.evals.tasks import Task
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.oracle import check_solvable
 from uncomp_cli.evals.tasks.outside import outside_tasks
-from uncomp_cli.evals.tasks.task import Request, Sample
+from uncomp_cli.evals.tasks.task import Query, Request, Sample
+from uncomp_cli.models.runnable import LoadedModel
 
 PROSE = Haystack.generated(seed=0, tokens=400)
 NAMES = ("Ada", "Bruno", "Clara", "Dora", "Emil", "Frida", "Gustav", "Hanna")
@@ -141,6 +147,10 @@ def test_a_passage_stands_between_those_of_other_questions(tmp_path: Path) -> No
     assert sample.context.count(query.accepted[0]) == 1
     lines = sample.context.split("\n")
     assert {lines[line - 1] for line in evidence_lines(sample)} == {passage}
+    others = questions()
+    others[3]["ctxs"][0]["text"] += f" So said {query.accepted[0].upper()}."
+    again = made(tasks_of(tmp_path / "more.jsonl", others)["nq"], 300)
+    assert again.context.lower().count(query.accepted[0].lower()) == 1  # what holds an answer is no distractor
     depths = {made(tasks["nq"], 300, index).depth for index in range(3)}
     assert len(depths) > 1
 
@@ -290,3 +300,44 @@ def test_records_that_have_no_sample_of_that_length_are_refused_before_the_weigh
     message, hint = two_lines(capsys.readouterr().err)
     assert "qa/test has 0 samples that fit into 1,500 tokens" in message
     assert "--tokens" in hint
+
+
+def likelihood(loaded: LoadedModel, before: Sequence[int], after: Sequence[int]) -> float:
+    """Mean NLL of `after` behind `before`, from the model's own forward pass."""
+    stock = deepcopy(loaded.model)
+    stock.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        logits = stock(torch.tensor([[*before, *after]])).logits[0, len(before) - 1 : -1]
+    return float(torch.nn.functional.cross_entropy(logits.float(), torch.tensor(after)))
+
+
+@pytest.mark.parametrize("choices", [("A", "B", "C"), ("the sea", "a long way", "no")])
+def test_the_likeliest_choice_is_the_models_own(small_model: LoadedModel, choices: tuple[str, ...]) -> None:
+    tokenizer, right = small_model.tokenizer, set()
+    for answer in choices:
+        query = Query("Where to?", answer, (answer,), need="any", max_new_tokens=2, choices=choices)
+        sample = Sample("leval/lectures", 0, 200, "They walked to the sea. " * 9, (query,), system="")
+        case = read_case(Decoder(small_model.model, small_model.spec), tokenizer, sample)
+        (full,) = judge_answers(case, make_settings(["full"], ["full"], seed=0)[:1], "agnostic", ())
+        if full.metrics["choice"] == 1:
+            right.add(answer)
+    before = [*case.prompt.context.ids, *case.prompt.questions[0]]
+    losses = {choice: likelihood(small_model, before, tokenizer.encode(choice)) for choice in choices}
+    assert right == {min(losses, key=lambda choice: losses[choice])}
+
+
+def test_a_whole_answer_is_written_to_its_end(small_model: LoadedModel) -> None:
+    decoder = Decoder(small_model.model, small_model.spec)
+
+    def written(query: Query) -> str:
+        sample = Sample("qa/test", 0, 200, "They walked to the sea. " * 9, (query,), system="")
+        case = read_case(decoder, small_model.tokenizer, sample)
+        (full,) = judge_answers(case, make_settings(["full"], ["full"], seed=0)[:1], "agnostic", ())
+        assert ("f1" in full.metrics) == query.whole
+        assert full.answer is not None
+        return full.answer
+
+    whole = written(Query("Where?", "nowhere", ("nowhere",), max_new_tokens=12, whole=True))
+    begun = whole[:3]
+    assert len(written(Query("Where?", begun, (begun,), max_new_tokens=12))) < len(whole)
+    assert written(Query("Where?", begun, (begun,), max_new_tokens=12, whole=True)) == whole
