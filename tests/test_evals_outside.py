@@ -18,7 +18,7 @@ from uncomp_cli.evals.journal import read_journal
 from uncomp_cli.evals.judges.answers import evidence_lines, f1_score, judge_answers
 from uncomp_cli.evals.judges.case import read_case
 from uncomp_cli.evals.judges.contestants import make_settings
-from uncomp_cli.evals.tables.outcome import OUTCOMES
+from uncomp_cli.evals.tables.outcome import OUTCOMES, Outcome
 from uncomp_cli.evals.tasks import Task
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.oracle import check_solvable
@@ -149,7 +149,8 @@ def test_a_passage_stands_between_those_of_other_questions(tmp_path: Path) -> No
     assert {lines[line - 1] for line in evidence_lines(sample)} == {passage}
     others = questions()
     others[3]["ctxs"][0]["text"] += f" So said {query.accepted[0].upper()}."
-    again = made(tasks_of(tmp_path / "more.jsonl", others)["nq"], 300)
+    again = made(tasks_of(tmp_path / "more.jsonl", others)["nq"], 500)
+    assert again.context.count("# Valley of") == len(NAMES) - 1
     assert again.context.lower().count(query.accepted[0].lower()) == 1  # what holds an answer is no distractor
     depths = {made(tasks["nq"], 300, index).depth for index in range(3)}
     assert len(depths) > 1
@@ -278,8 +279,9 @@ def test_records_are_judged_from_the_command_line(
     write(tmp_path / "data" / "b.jsonl", [{"some": "thing"}])
     (tmp_path / "notes.txt").write_text("The code is 4711.\n" * 9)
     write(tmp_path / "mine.jsonl", own())
-    assert evaluate("--data", "data", "--qa", "mine.jsonl", "--samples", "5", "--json") == 0
+    assert evaluate("--data", "data", "--qa", "mine.jsonl", "--samples", "5", "--tokens", "250", "--json") == 0
     out, err = capsys.readouterr()
+    assert "leval/lectures has no sample that fits into 250 tokens" in err
     assert "b.jsonl' has records of no form that is known" in err
     tables = {(table["tasks"][0], table["regime"]) for table in json.loads(out)["tables"]}
     assert tables == {("leval", "agnostic"), ("qa", "aware"), ("qa", "agnostic")}
@@ -329,15 +331,20 @@ def test_the_likeliest_choice_is_the_models_own(small_model: LoadedModel, choice
 def test_a_whole_answer_is_written_to_its_end(small_model: LoadedModel) -> None:
     decoder = Decoder(small_model.model, small_model.spec)
 
-    def written(query: Query) -> str:
+    def judged(query: Query) -> Outcome:
         sample = Sample("qa/test", 0, 200, "They walked to the sea. " * 9, (query,), system="")
         case = read_case(decoder, small_model.tokenizer, sample)
         (full,) = judge_answers(case, make_settings(["full"], ["full"], seed=0)[:1], "agnostic", ())
         assert ("f1" in full.metrics) == query.whole
-        assert full.answer is not None
-        return full.answer
+        return full
+
+    def written(query: Query) -> str:
+        return judged(query).answer or ""
+
+    def starts(text: str) -> bool:
+        return judged(Query("Where?", text, (text,), max_new_tokens=12)).metrics["exact"] == 1
 
     whole = written(Query("Where?", "nowhere", ("nowhere",), max_new_tokens=12, whole=True))
-    begun = whole[:3]
+    begun = next(whole[:length] for length in range(1, 9) if starts(whole[:length]))
     assert len(written(Query("Where?", begun, (begun,), max_new_tokens=12))) < len(whole)
     assert written(Query("Where?", begun, (begun,), max_new_tokens=12, whole=True)) == whole

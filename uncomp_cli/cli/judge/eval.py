@@ -177,7 +177,7 @@ def run_eval(judged: EvalOptions, choice: ModelChoice, output: TableOptions, *, 
         return
     with loading(terminal, "preparing"):
         request = _request(judged, seed, terminal)
-    loaded = show(load(choice, partial(_check, judged, request, choice)), terminal)
+    loaded = show(load(choice, partial(_check, judged, request, choice, terminal)), terminal)
     from uncomp_cli.evals.journal import Journal, set_aside
     from uncomp_cli.evals.judges import evaluation as runner
     from uncomp_cli.evals.tables.outcome import OUTCOMES
@@ -193,14 +193,22 @@ def run_eval(judged: EvalOptions, choice: ModelChoice, output: TableOptions, *, 
         _report(judged, outcomes, path, settings, output, terminal)
 
 
-def _check(judged: EvalOptions, request: "EvalRequest", choice: ModelChoice, path: Path, spec: "ModelSpec") -> None:
+def _check(
+    judged: EvalOptions,
+    request: "EvalRequest",
+    choice: ModelChoice,
+    terminal: Terminal,
+    path: Path,
+    spec: "ModelSpec",
+) -> None:
     """What the model's shape and tokenizer alone can say no to: too long samples, too short a text of the user's."""
     from uncomp_cli.evals.judges.evaluation import check_lengths, check_text
     from uncomp_cli.models.checkpoint import load_tokenizer
 
     check_lengths(request, spec.trained_length)
     if judged.file or request.data:
-        check_text(request, load_tokenizer(choice.tokenizer or path))
+        for sentence in check_text(request, load_tokenizer(choice.tokenizer or path)):
+            terminal.warn(sentence)
 
 
 def show_results(judged: EvalOptions, output: TableOptions, terminal: Terminal) -> None:

@@ -180,12 +180,18 @@ def check_lengths(request: EvalRequest, trained_length: int) -> None:
             )
 
 
-def check_text(request: EvalRequest, tokenizer: Any) -> None:
-    """Raise what making the first sample of every kind does: a text that is too short is known from the tokenizer."""
+def check_text(request: EvalRequest, tokenizer: Any) -> list[str]:
+    """Raise what making the first sample of every kind does: a text that is too short is known from the tokenizer.
+
+    Returns a sentence for every subtask of records that has no sample of a length, where others have.
+    """
     count = partial(count_tokens, tokenizer)
-    for task, subtask in request.subtasks:
-        for tokens in request.tokens:
-            _make_sample(request, _Work(task, subtask, tokens, 0, ()), count)
+    kinds = [(task, subtask, tokens) for task, subtask in request.subtasks for tokens in request.tokens]
+    made = [kind for kind in kinds if request.samples_of(*kind, count)]
+    for task, subtask, tokens in made or kinds:
+        _make_sample(request, _Work(task, subtask, tokens, 0, ()), count)
+    empty = [kind for kind in kinds if kind not in made]
+    return [f"{subtask} has no sample that fits into {tokens:,} tokens" for _, subtask, tokens in empty]
 
 
 def results_settings(
