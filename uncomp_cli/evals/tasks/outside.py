@@ -22,9 +22,9 @@ from typing import Any
 
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks import BOTH, Task
+from uncomp_cli.evals.tasks.benchmarks import Records, read_records, record_files
 from uncomp_cli.evals.tasks.haystack import SEPARATOR
 from uncomp_cli.evals.tasks.quiz import DEPTHS
-from uncomp_cli.evals.tasks.records import Records, read_records, record_files
 from uncomp_cli.evals.tasks.task import JudgeName, Query, Regime, Request, Sample, Span, border_at, fill, random_borders
 from uncomp_cli.schema import text, value_of
 
