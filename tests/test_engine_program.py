@@ -17,6 +17,7 @@ from uncomp_cli.engine.forward.attention import AppendState, Form
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.products import RowLinear, ShortEmbedding, use_product
 from uncomp_cli.engine.forward.program import make_program
+from uncomp_cli.kernels.library import STEP_ROWS
 from uncomp_cli.spec import ModelSpec
 
 
@@ -52,6 +53,9 @@ class Rounded(AppendState):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         return super().attend(layer, query, *(new.to(self._dtype).float() for new in (key, value)), form)
+
+    def opened(self) -> None:
+        return None
 
 
 def step(decoder: Decoder, cache: RaggedKVCache, token: int, position: int, **told: Any) -> Tensor:
@@ -103,7 +107,7 @@ def test_heads_of_all_lengths_in_all_storages(family: str, lengths: list[int], d
             assert layer is not None
             layer.keys, layer.values = layer.keys.float(), layer.values.float()
         at = torch.tensor([[301]])
-        found = program.run(7, AppendState(cache, at))
+        found = program.run(torch.tensor([[7]]), AppendState(cache, at))
         expected = decoder.forward(torch.tensor([[7]]), at, Rounded(wide, at, dtype), 1)
         assert found is not None
         # A number of the new token that lies between two of 16 bits may be rounded to the other one.
@@ -138,7 +142,7 @@ def test_heads_in_fewer_bits_are_read_where_they_lie(family: str, bits: int, len
         assert program is not None
         for turn in range(turns):
             at = torch.tensor([[400 + turn]])
-            found = program.run(9 + turn, AppendState(caches[0], at))
+            found = program.run(torch.tensor([[9 + turn]]), AppendState(caches[0], at))
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(decoder, "_program", None)
                 expected = step(decoder, caches[1], 9 + turn, 400 + turn)
@@ -181,18 +185,71 @@ def test_observers_are_told_each_layer_as_by_torch(by_program: Any) -> None:
         torch.testing.assert_close(query, expected, atol=1e-5, rtol=0)
 
 
+@given(
+    st.sampled_from(["llama", "gemma3_text", "mistral-sliding", "olmo2", "phi3"]),
+    st.sampled_from([torch.float32, torch.float16]),
+    st.lists(st.integers(0, 150), min_size=1, max_size=4),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(1, 3),
+)
+def test_several_rows_are_each_its_own(
+    family: str, dtype: torch.dtype, lengths: list[int], strands: int, new: int, threads: int
+) -> None:
+    """Tokens that follow each other behind each of several caches, against one after the other, row by row."""
+    _, decoder, spec = shared_tiny(family)
+    ids = torch.tensor([tokens(new, 7 + strand) for strand in range(strands)])
+    at, bound = (torch.arange(new) + 160).expand(strands, new), 1e-4 if dtype == torch.float32 else 1e-2
+    for level in levels():
+        program = make_program(decoder.model, spec, level, threads=threads)
+        assert program is not None
+        apart = [ragged(spec, lengths, dtype, seed=strand) for strand in range(strands)]
+        together = RaggedKVCache.stack(apart, reserve=0) if strands > 1 else ragged(spec, lengths, dtype, seed=0)
+        told: list[Tensor] = []
+
+        def tell(layer: int, query: Tensor, scaling: float, told: list[Tensor] = told) -> None:
+            told.append(query)
+
+        found = program.run(ids, AppendState(together, at, on_query=tell), last=new)
+        assert found is not None
+        for strand, cache in enumerate(apart):
+            for index in range(new):
+                here, seen = at[strand : strand + 1, index : index + 1], list[Tensor]()
+
+                def see(layer: int, query: Tensor, scaling: float, seen: list[Tensor] = seen) -> None:
+                    seen.append(query)
+
+                token = ids[strand : strand + 1, index : index + 1]
+                expected = program.run(token, AppendState(cache, here, on_query=see))
+                assert expected is not None
+                # A number of 16 bits that lies between two may be rounded to the other one.
+                torch.testing.assert_close(found[strand, index], expected[0, 0], atol=bound, rtol=0)
+                for ours, theirs in zip(told, seen, strict=True):
+                    torch.testing.assert_close(ours[strand, :, index], theirs[0, :, 0], atol=bound, rtol=0)
+        ours = list(entries(together))
+        for theirs in [head for layer in range(spec.num_layers) for one in apart for head in _heads(one, layer)]:
+            mine = ours.pop(0)
+            torch.testing.assert_close(mine[0], theirs[0], atol=1e-5 if dtype == torch.float32 else 2e-3, rtol=1e-2)
+            assert torch.equal(mine[2], theirs[2])
+
+
+def _heads(cache: RaggedKVCache, layer: int) -> list[tuple[Tensor, ...]]:
+    held = cache.layer(layer)
+    return [held.head(i) for i in range(len(held.lengths))]
+
+
 def test_what_it_cannot_read_is_left_to_torch() -> None:
     _, decoder, spec = shared_tiny("llama")
-    program, at = make_program(decoder.model, spec, levels()[-1]), torch.tensor([[9]])
+    program, at, token = make_program(decoder.model, spec, levels()[-1]), torch.tensor([[9]]), torch.tensor([[5]])
     assert program is not None
     empty = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads)
-    two_rows = RaggedKVCache.stack([ragged(spec, [9]), ragged(spec, [9])], reserve=2)
-    for cache in (empty, two_rows):
-        before = [[len(head[2]) for head in entries(one)] for one in (cache,) if one is not empty]
-        assert program.run(5, AppendState(cache, at)) is None
-        assert before == [[len(head[2]) for head in entries(one)] for one in (cache,) if one is not empty]
-    assert program.run(VOCAB, AppendState(ragged(spec, [9]), at)) is None
-    assert program.run(-1, AppendState(ragged(spec, [9]), at)) is None
+    assert program.run(token, AppendState(empty, at)) is None
+    for said in (torch.tensor([[VOCAB]]), torch.tensor([[-1]]), token.expand(1, 2), token.expand(2, 1)):
+        cache = ragged(spec, [9])
+        assert program.run(said, AppendState(cache, at)) is None
+        assert {len(head[2]) for head in entries(cache)} == {9}
+    many = torch.full((1, STEP_ROWS + 1), 5)
+    assert program.run(many, AppendState(ragged(spec, [9]), torch.arange(STEP_ROWS + 1)[None] + 9)) is None
 
 
 def test_what_it_cannot_say_has_no_program() -> None:

@@ -155,10 +155,16 @@ class LayerCache:
             self._held = held, (starts, fewer, before)
         return self._held[0]
 
-    def advance(self) -> None:
-        """A step in one call has added an entry to every head, and advanced `held`."""
-        self.lengths = [length + 1 for length in self.lengths]
+    def advance(self, new: int = 1) -> None:
+        """A step in one call has added entries to every head, and advanced `held`."""
+        self.lengths = [length + new for length in self.lengths]
         self._packs = None
+
+    def withdraw(self, count: int) -> None:
+        """Take the latest entries out of every head's tail; where everything lies stays known."""
+        self.advance(-count)
+        if self._ends is not None:
+            self._ends -= count
 
     def resize(self, lengths: Sequence[int]) -> None:
         """Set the lengths of all tails."""

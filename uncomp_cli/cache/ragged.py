@@ -184,11 +184,11 @@ class RaggedKVCache:
             layer.move_into(self._laid_out(tails, layer.quantized, reserve=new))
         return layer
 
-    def opened(self) -> list[Held] | None:
-        """All layers with room for one more token, as a step in one call takes them; None where it cannot."""
+    def opened(self, new: int = 1) -> list[Held] | None:
+        """All layers with room for new tokens, as a step in one call takes them; None where it cannot."""
         if any(layer is None for layer in self.layers):
             return None
-        held = [self._with_room(index, 1).held() for index in range(len(self.layers))]
+        held = [self._with_room(index, new).held() for index in range(len(self.layers))]
         return [one for one in held if one is not None] if None not in held else None
 
     def forget_from(self, position: int) -> None:

@@ -15,7 +15,9 @@
 #include "step.h"
 #include "whole.h"
 
-enum { COLS = 32 };
+enum { COLS = 32, PAIRS = 16, GROUP = 8 };  // rows of one pass over a matrix
+
+#define UNROLLED _Pragma("GCC unroll 16")
 
 typedef struct {
     int span, bytes;  // of a block of the file
@@ -55,9 +57,9 @@ static void narrow(const float *x, int64_t cols, int64_t kind, void *to) {
     int16_t *q = to;
     narrowed *scales = (narrowed *)(q + cols);
     for (int64_t b = 0; b < cols / COLS; b++, x += COLS, q += COLS) {
-        float largest_x = 0;
         int32_t whole[COLS], totals[2] = {0, 0};
-        for (int i = 0; i < COLS; i++) largest_x = __builtin_fabsf(x[i]) > largest_x ? __builtin_fabsf(x[i]) : largest_x;
+        lanes low = load(x), high = load(x + LANES), zero = all(0);
+        float largest_x = largest(larger(larger(low, sub(zero, low)), larger(high, sub(zero, high))));
         float scale = largest_x / 32767, inverse = largest_x > 0 ? 32767 / largest_x : 0;
         for (int i = 0; i < COLS; i++) {
             float y = x[i] * inverse;
@@ -90,59 +92,71 @@ INLINE shorts code_of(shorts x, const layout *of, const uint8_t *codes, int v, i
     return c;
 }
 
-// 32 columns of sixteen rows times their narrowed numbers: of half-bytes the first sixteen columns and the others apart.
-INLINE void part_dots(const uint8_t *codes, const layout *of, const int16_t *q, longs *first, longs *later) {
-    for (int v = 0; v < (of->wide ? 8 : 4); v++) {
-        shorts x = load_shorts(codes + 64 * v);
-        if (of->wide) {
-            *first = with_pairs(*first, code_of(x, of, codes, v, 0), pair_at(q + 4 * v));
-            *later = with_pairs(*later, code_of(x, of, codes, v, 1), pair_at(q + 4 * v + 2));
-            continue;
-        }
-        for (int p = 0; p < 4; p++) {
-            longs *sum = p % 2 ? later : first;
-            *sum = with_pairs(*sum, code_of(x, of, codes, v, p), pair_at(q + 8 * v + 2 * p));
-        }
+// What 32 columns of a part add to a row's product and to its minimums.
+INLINE void add_part(int kind, const uint8_t *part, lanes d, lanes m, longs first, longs later, narrowed s, lanes *sums,
+                     lanes *minimums) {
+    const layout *of = &LAYOUTS[kind];
+    lanes scale = mul(d, all(s.scale));
+    if (kind == Q6_K) {
+        lanes low = mul(as_lanes(minus(first, of->offset * s.first)), load_bytes(part, 1));
+        lanes high = mul(as_lanes(minus(later, of->offset * s.later)), load_bytes(part + LANES, 1));
+        *sums = fma_of(scale, add(low, high), *sums);
+        return;
     }
+    lanes found = add(as_lanes(minus(first, of->offset * (s.first + s.later))), as_lanes(later));
+    if (of->inner) scale = mul(scale, load_bytes(part, 0));
+    *sums = fma_of(scale, found, *sums);
+    if (of->inner) *minimums = fma_of(mul(m, load_bytes(part + LANES, 0)), all(-s.sum), *minimums);
+    else if (of->minimum) *minimums = fma_of(m, all(s.sum), *minimums);
 }
 
-// Sixteen rows, whose tiles follow each other, times a narrowed row.
-INLINE lanes tile_dots(const uint8_t *tile, int kind, int64_t cols, const int16_t *q) {
+// Sixteen rows of a matrix, whose tiles follow each other, times `count` narrowed rows, GROUP at most: codes are taken
+// apart once for all. Of half-bytes the first sixteen columns and the others are summed apart.
+INLINE void tile_dots(const uint8_t *tile, int kind, int64_t cols, const void *const *x, int count, lanes *sums) {
     const layout *of = &LAYOUTS[kind];
-    const narrowed *s = (const narrowed *)(q + cols);
-    lanes sums = all(0), minimums = all(0);
-    for (int64_t b = 0; b < cols / of->span; b++, tile += tile_bytes(of)) {
+    int parts = of->wide ? 2 : 4;
+    lanes minimums[GROUP];
+    for (int r = 0; r < count; r++) sums[r] = minimums[r] = all(0);
+    for (int64_t col = 0; col < cols; tile += tile_bytes(of)) {
         lanes d = load_half((const uint16_t *)tile), m = of->minimum ? load_half((const uint16_t *)(tile + 32)) : all(0);
         const uint8_t *part = tile + head_bytes(of);
-        for (int i = 0; i < of->span / COLS; i++, part += part_bytes(of), q += COLS, s++) {
+        for (int i = 0; i < of->span / COLS; i++, part += part_bytes(of), col += COLS) {
             for (int64_t at = 0; at < part_bytes(of); at += 64) __builtin_prefetch(part + 4096 + at);
-            longs first = nothing(), later = nothing();
-            part_dots(part + LANES * of->inner + 64 * of->above, of, q, &first, &later);
-            lanes scale = mul(d, all(s->scale));
-            if (kind == Q6_K) {
-                lanes low = mul(as_lanes(minus(first, of->offset * s->first)), load_bytes(part, 1));
-                lanes high = mul(as_lanes(minus(later, of->offset * s->later)), load_bytes(part + LANES, 1));
-                sums = fma_of(scale, add(low, high), sums);
-                continue;
+            const uint8_t *codes = part + LANES * of->inner + 64 * of->above;
+            shorts taken[PAIRS];
+            UNROLLED
+            for (int at = 0; at < PAIRS; at++) {
+                taken[at] = code_of(load_shorts(codes + 64 * (at / parts)), of, codes, at / parts, at % parts);
             }
-            lanes found = add(as_lanes(minus(first, of->offset * (s->first + s->later))), as_lanes(later));
-            if (of->inner) scale = mul(scale, load_bytes(part, 0));
-            sums = fma_of(scale, found, sums);
-            if (of->inner) minimums = fma_of(mul(m, load_bytes(part + LANES, 0)), all(-s->sum), minimums);
-            else if (of->minimum) minimums = fma_of(m, all(s->sum), minimums);
+            for (int r = 0; r < count; r++) {
+                const int16_t *q = (const int16_t *)x[r] + col;
+                longs first = nothing(), later = nothing();
+                UNROLLED
+                for (int at = 0; at < PAIRS; at += 2) {
+                    first = with_pairs(first, taken[at], pair_at(q + 2 * at));
+                    later = with_pairs(later, taken[at + 1], pair_at(q + 2 * at + 2));
+                }
+                narrowed s = ((const narrowed *)((const int16_t *)x[r] + cols))[col / COLS];
+                add_part(kind, part, d, m, first, later, s, sums + r, minimums + r);
+            }
         }
     }
-    return add(sums, minimums);
+    for (int r = 0; r < count; r++) sums[r] = add(sums[r], minimums[r]);
 }
 
-// y[first..last) = tiles · x; `first` begins a tile.
-INLINE void tiles_of(const uint8_t *tiles, int kind, int64_t cols, const int16_t *q, int64_t first, int64_t last, float *y) {
+// y[r][first..last) = tiles · x[r]; `first` begins a tile.
+INLINE void tiles_of(const uint8_t *tiles, int kind, int64_t cols, const void *const *x, int count, int64_t first,
+                     int64_t last, float *const *y) {
     int64_t bytes = cols / LAYOUTS[kind].span * tile_bytes(&LAYOUTS[kind]);
     for (int64_t row = first; row < last; row += LANES) {
         float found[LANES];
+        lanes sums[GROUP];
         int64_t some = last - row < LANES ? last - row : LANES;
-        store(found, tile_dots(tiles + row / LANES * bytes, kind, cols, q));
-        memcpy(y + row - first, found, (size_t)some * sizeof(float));
+        tile_dots(tiles + row / LANES * bytes, kind, cols, x, count, sums);
+        for (int r = 0; r < count; r++) {
+            store(found, sums[r]);
+            memcpy(y[r] + row, found, (size_t)some * sizeof(float));
+        }
     }
 }
 
@@ -159,9 +173,10 @@ INLINE void tiles_of(const uint8_t *tiles, int kind, int64_t cols, const int16_t
         case Q6_K: name(on, Q6_K, __VA_ARGS__); break; \
     }
 
-static void block_dots(const uint8_t *tiles, int64_t kind, int64_t cols, const int16_t *q, int64_t first, int64_t last,
-                       float *y) {
-    EACH_KIND(tiles_of, tiles, cols, q, first, last, y)
+static void block_dots(const uint8_t *tiles, int64_t kind, int64_t cols, const void *const *x, int count, int64_t first,
+                       int64_t last, float *const *y) {
+    if (count == 1) EACH_KIND(tiles_of, tiles, cols, x, 1, first, last, y)
+    else EACH_KIND(tiles_of, tiles, cols, x, count, first, last, y)
 }
 
 // 32 columns of a file's block as a tile has them: sixteen bytes of columns j and j + 16, or a byte for each. As ggml has

@@ -19,7 +19,7 @@ HINT = "python -m uncomp_cli.kernels.compiler"
 LEVELS = ("plain", "avx2", "avx512")
 BESIDE = 2
 """Numbers behind a head's output in what ATTEND leaves to MERGE."""
-_VERSION = 2
+_VERSION = 3
 
 
 class Kind(IntEnum):
@@ -60,6 +60,8 @@ BLOCKS = {
 TILE_ROWS = 16
 MOST_ROWS = 8
 """Rows of one product."""
+STEP_ROWS = 16
+"""Rows of one step."""
 
 
 def kind_of(dtype: object) -> Kind | None:
@@ -104,7 +106,7 @@ class Operation(Structure):
     """One operation of a program."""
 
     _fields_ = (
-        *((name, c_int64) for name in ("code", "wait")),
+        *((name, c_int64) for name in ("code", "wait", "narrow")),
         *((name, Place) for name in ("source", "target")),
         *((name, c_int64) for name in ("rows", "cols", "kind", "gate")),
         *((name, c_void_p) for name in ("weight", "second", "bias", "second_bias")),
@@ -127,7 +129,7 @@ class Fewer(Structure):
 
 
 class Held(Structure):
-    """One layer of a cache; `ends` is advanced by a step."""
+    """One layer of a cache, of any number of strands; `ends` is advanced by a step."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("keys", "values", "positions", "starts", "ends", "fewer")),
@@ -141,8 +143,8 @@ class Program(Structure):
     _fields_ = (
         ("operations", POINTER(Operation)),
         *((name, c_int64) for name in ("count", "layers", "groups")),
-        *((name, c_void_p) for name in ("shared", "own")),
-        ("own_floats", c_int64),
+        *((name, c_void_p) for name in ("shared", "own", "blocks")),
+        *((name, c_int64) for name in ("shared_floats", "own_floats", "rows", "block_floats")),
     )
 
 
@@ -150,8 +152,10 @@ class Step(Structure):
     """What one run of a program is given."""
 
     _fields_ = (
-        *((name, c_int64) for name in ("token", "position")),
-        *((name, c_void_p) for name in ("turns", "output", "cache")),
+        *((name, c_int64) for name in ("rows", "strands", "first_logits")),
+        *((name, c_void_p) for name in ("tokens", "positions", "firsts", "turns")),
+        ("turns_floats", c_int64),
+        *((name, c_void_p) for name in ("output", "cache", "before")),
     )
 
 

@@ -169,11 +169,14 @@ EXPORT int64_t uncomp_size(int64_t which) {
     return which >= 0 && which < 7 ? sizes[which] : -1;
 }
 
-// Run a program; each head of the cache then has one entry more.
+// Run a program; each head of a strand then has as many entries more as the strand has rows.
 EXPORT void uncomp_step(int64_t level, const program *p, const step *now, int64_t threads) {
     run((task){STEPS, (int)level, p, now}, (int)threads);
     for (int64_t layer = 0; layer < p->layers; layer++) {
-        for (int64_t g = 0; g < p->groups; g++) now->cache[layer]->ends[g]++;
+        for (int64_t head = 0; head < now->strands * p->groups; head++) {
+            int64_t strand = head / p->groups;
+            now->cache[layer]->ends[head] += now->firsts[strand + 1] - now->firsts[strand];
+        }
     }
 }
 

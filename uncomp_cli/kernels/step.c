@@ -1,9 +1,10 @@
-// One decode step of one row: a program of products, norms, rotations and attention over ragged heads.
+// One decode step of a few rows: a program of products, norms, rotations and attention over ragged heads.
 //
-//     product     y = scale (W x + b), 16 rows at a time, weights as they are stored, sums in float32 (blocks.h: of
-//                 whole numbers)
-//     attention   of a head's H/G queries over its own entries, in blocks with a running maximum (online softmax):
-//                 the threads share all heads' entries evenly, whatever the lengths; MERGE joins what they found
+//     product     y = scale (W x + b), 16 rows of W at a time, weights as they are stored, sums in float32 (blocks.h: of
+//                 whole numbers); W is read once for all rows
+//     attention   of a head's H/G queries of each row over that head's entries, in blocks with a running maximum (online
+//                 softmax): the threads share all heads' entries evenly, whatever the lengths, and an entry is read by
+//                 one of them for all rows; MERGE joins what they found
 //
 // Small work (norms, rotations, sums) every thread does for itself, which is cheaper than to wait for another. This file
 // is compiled once for each set of instructions; LEVEL names it.
@@ -12,7 +13,7 @@
 #define NAMED_(name, level) uncomp_##name##_##level
 #define NAMED(name, level) NAMED_(name, level)
 
-enum { ROWS = 4, BLOCK = 64, MOST_ROWS = 8 };
+enum { ROWS = 4, BLOCK = 64, MOST_ROWS = 16, MANY = 4 };
 static const float LEAST = -1e30f;
 
 static const int64_t SIZES[] = {4, 2, 2};
@@ -29,44 +30,81 @@ INLINE float take_one(const uint8_t *from, int kind, int64_t at) {
     return ((const float *)from)[at];
 }
 
-// y[i] = rows[i] · x for four rows; the same places of the four that lie behind them are fetched meanwhile.
-INLINE void four_dots(const uint8_t *const rows[ROWS], int kind, int64_t cols, int64_t ahead, const float *x, float *y) {
-    lanes a = all(0), b = all(0), c = all(0), d = all(0);
+// y[r][i] = rows[i] · x[r] for four rows of a matrix; the same places of the four that lie behind them are fetched
+// meanwhile.
+INLINE void four_dots(const uint8_t *const rows[ROWS], int kind, int64_t cols, int64_t ahead, const void *const *x, int count,
+                      float y[MANY][ROWS]) {
+    lanes sums[MANY][ROWS];
     int64_t i = 0, size = SIZES[kind];
-    for (; i + LANES <= cols; i += LANES) {
-        lanes v = load(x + i);
-        if (i * size % 64 == 0) {
-            for (int r = 0; r < ROWS; r++) __builtin_prefetch(rows[r] + i * size + ahead);
-        }
-        a = fma_of(take(rows[0], kind, i), v, a);
-        b = fma_of(take(rows[1], kind, i), v, b);
-        c = fma_of(take(rows[2], kind, i), v, c);
-        d = fma_of(take(rows[3], kind, i), v, d);
+    for (int r = 0; r < count; r++) {
+        for (int k = 0; k < ROWS; k++) sums[r][k] = all(0);
     }
-    y[0] = sum(a), y[1] = sum(b), y[2] = sum(c), y[3] = sum(d);
-    for (; i < cols; i++) {
-        for (int r = 0; r < ROWS; r++) y[r] += take_one(rows[r], kind, i) * x[i];
+    for (; i + LANES <= cols; i += LANES) {
+        if (i * size % 64 == 0) {
+            for (int k = 0; k < ROWS; k++) __builtin_prefetch(rows[k] + i * size + ahead);
+        }
+        lanes taken[ROWS];
+        for (int k = 0; k < ROWS; k++) taken[k] = take(rows[k], kind, i);
+        for (int r = 0; r < count; r++) {
+            lanes v = load((const float *)x[r] + i);
+            for (int k = 0; k < ROWS; k++) sums[r][k] = fma_of(taken[k], v, sums[r][k]);
+        }
+    }
+    for (int r = 0; r < count; r++) {
+        for (int k = 0; k < ROWS; k++) {
+            y[r][k] = sum(sums[r][k]);
+            for (int64_t j = i; j < cols; j++) y[r][k] += take_one(rows[k], kind, j) * ((const float *)x[r])[j];
+        }
     }
 }
 
-// y[first..last) = matrix · x; of the last rows, where fewer than four are left, some are taken twice.
-INLINE void dots_of(const uint8_t *matrix, int kind, int64_t cols, const float *x, int64_t first, int64_t last, float *y) {
+// y[r][first..last) = matrix · x[r]; of the last rows, where fewer than four are left, some are taken twice.
+INLINE void dots_of(const uint8_t *matrix, int kind, int64_t cols, const void *const *x, int count, int64_t first,
+                    int64_t last, float *const *y) {
     int64_t size = cols * SIZES[kind];
     for (int64_t row = first; row < last; row += ROWS) {
         const uint8_t *rows[ROWS];
-        float found[ROWS];
-        for (int r = 0; r < ROWS; r++) rows[r] = matrix + (row + r < last ? row + r : last - 1) * size;
-        four_dots(rows, kind, cols, ROWS * size, x, found);
-        for (int r = 0; r < ROWS && row + r < last; r++) y[row + r - first] = found[r];
+        float found[MANY][ROWS];
+        for (int k = 0; k < ROWS; k++) rows[k] = matrix + (row + k < last ? row + k : last - 1) * size;
+        four_dots(rows, kind, cols, ROWS * size, x, count, found);
+        for (int r = 0; r < count; r++) {
+            for (int k = 0; k < ROWS && row + k < last; k++) y[r][row + k] = found[r][k];
+        }
     }
 }
 
-// Of weights in blocks x is a narrowed row, and `first` begins a tile.
-static void dots(const void *matrix, int64_t kind, int64_t cols, const void *x, int64_t first, int64_t last, float *y) {
-    if (kind > BFLOAT16) block_dots(matrix, kind, cols, x, first, last, y);
-    else if (kind == FLOAT16) dots_of(matrix, FLOAT16, cols, x, first, last, y);
-    else if (kind == BFLOAT16) dots_of(matrix, BFLOAT16, cols, x, first, last, y);
-    else dots_of(matrix, FLOAT32, cols, x, first, last, y);
+// What is made for each count of rows up to MANY by itself, and for each way of storing numbers.
+#define EACH_COUNT(name, kind)         \
+    switch (count) {                   \
+        case 1: name(kind, 1); break;  \
+        case 2: name(kind, 2); break;  \
+        case 3: name(kind, 3); break;  \
+        default: name(kind, MANY);     \
+    }
+#define EACH_NUMBER(name)                           \
+    if (kind == FLOAT16) EACH_COUNT(name, FLOAT16)   \
+    else if (kind == BFLOAT16) EACH_COUNT(name, BFLOAT16) \
+    else EACH_COUNT(name, FLOAT32)
+
+#define NUMBER_DOTS(of, many) dots_of(matrix, of, cols, x, many, first, last, y)
+static void number_dots(const void *matrix, int64_t kind, int64_t cols, const void *const *x, int count, int64_t first,
+                        int64_t last, float *const *y) {
+    EACH_NUMBER(NUMBER_DOTS)
+}
+
+// The rows [first, last) of a matrix times `count` rows. Of weights in blocks these are narrowed, and `first` begins a
+// tile. Some rows at a time, which lie near enough to be read again.
+static void dots(const void *matrix, int64_t kind, int64_t cols, const void *const *x, int64_t count, int64_t first,
+                 int64_t last, float *const *y) {
+    int64_t most = kind > BFLOAT16 ? GROUP : MANY, strip = count > most ? 4 * LANES : last - first;
+    for (int64_t row = first; row < last; row += strip) {
+        int64_t end = row + strip < last ? row + strip : last;
+        for (int64_t r = 0; r < count; r += most) {
+            int some = (int)(count - r < most ? count - r : most);
+            if (kind > BFLOAT16) block_dots(matrix, kind, cols, x + r, some, row, end, y + r);
+            else number_dots(matrix, kind, cols, x + r, some, row, end, y + r);
+        }
+    }
 }
 
 // A thread's share [from, to) of `count` pieces.
@@ -91,28 +129,35 @@ static const void *ready(const float *x, int64_t kind, int64_t cols, float *scra
     return scratch;
 }
 
-static void multiply(const operation *op, const void *x, float *y, int thread, int threads) {
+static void multiply(const operation *op, const void *const *x, float *const *y, int64_t count, int thread, int threads) {
     int64_t units = (op->rows + LANES - 1) / LANES;
     int64_t first = share(units, thread, threads) * LANES, end = share(units, thread + 1, threads) * LANES;
     int64_t last = end < op->rows ? end : op->rows;
-    dots(op->weight, op->kind, op->cols, x, first, last, y + first);
-    add_bias(y + first, op->bias, first, last - first);
+    dots(op->weight, op->kind, op->cols, x, count, first, last, y);
     float scale = (float)op->scale;
-    for (int64_t i = first; scale != 1.0f && i < last; i++) y[i] *= scale;
+    for (int64_t r = 0; r < count; r++) {
+        add_bias(y[r] + first, op->bias, first, last - first);
+        for (int64_t i = first; scale != 1.0f && i < last; i++) y[r][i] *= scale;
+    }
 }
 
 // y = act(W x + b) · (V x + c)
-static void multiply_gated(const operation *op, const void *x, float *y, int thread, int threads) {
+static void multiply_gated(const operation *op, const void *const *x, float *const *y, int64_t count, int thread,
+                           int threads) {
     int64_t units = (op->rows + LANES - 1) / LANES;
     for (int64_t unit = share(units, thread, threads); unit < share(units, thread + 1, threads); unit++) {
         int64_t first = unit * LANES, last = first + LANES < op->rows ? first + LANES : op->rows;
-        float gate[LANES] = {0}, up[LANES] = {0};
-        dots(op->weight, op->kind, op->cols, x, first, last, gate);
-        dots(op->second, op->kind, op->cols, x, first, last, up);
-        add_bias(gate, op->bias, first, last - first);
-        add_bias(up, op->second_bias, first, last - first);
-        store(gate, mul(gated(load(gate), op->gate), load(up)));
-        memcpy(y + first, gate, (size_t)(last - first) * sizeof(float));
+        float gates[MOST_ROWS][LANES], ups[MOST_ROWS][LANES];
+        float *gate[MOST_ROWS], *up[MOST_ROWS];
+        for (int64_t r = 0; r < count; r++) gate[r] = gates[r] - first, up[r] = ups[r] - first;
+        dots(op->weight, op->kind, op->cols, x, count, first, last, gate);
+        dots(op->second, op->kind, op->cols, x, count, first, last, up);
+        for (int64_t r = 0; r < count; r++) {
+            add_bias(gates[r], op->bias, first, last - first);
+            add_bias(ups[r], op->second_bias, first, last - first);
+            store(gates[r], mul(gated(load(gates[r]), op->gate), load(ups[r])));
+            memcpy(y[r] + first, gates[r], (size_t)(last - first) * sizeof(float));
+        }
     }
 }
 
@@ -166,38 +211,43 @@ static void prepare(const operation *op, const float *x, int64_t heads, const fl
     for (int64_t at = 0; at < total; at += op->width) turn(from + at, op, turns, y + at);
 }
 
-// o ← keep o + Σ_j p[j] values[j]
-INLINE void weigh_of(const uint8_t *values, int kind, int64_t count, int64_t width, const float *p, float keep, float *o) {
-    int64_t i = 0, row = width * SIZES[kind];
-    for (; i + 4 * LANES <= width; i += 4 * LANES) {
-        lanes k = all(keep), a = mul(k, load(o + i)), b = mul(k, load(o + i + LANES));
-        lanes c = mul(k, load(o + i + 2 * LANES)), d = mul(k, load(o + i + 3 * LANES));
-        for (int64_t j = 0; j < count; j++) {
-            const uint8_t *v = values + j * row;
-            lanes weight = all(p[j]);
-            a = fma_of(weight, take(v, kind, i), a);
-            b = fma_of(weight, take(v, kind, i + LANES), b);
-            c = fma_of(weight, take(v, kind, i + 2 * LANES), c);
-            d = fma_of(weight, take(v, kind, i + 3 * LANES), d);
+// o[r] ← keep[r] o[r] + Σ_j p[r][j] values[j], `wide` vectors of a row at a time
+INLINE void weigh_some(const uint8_t *values, int kind, int64_t count, int64_t width, int64_t i, int wide,
+                       const float (*p)[BLOCK], const float *keep, float *const *o, int many) {
+    lanes sums[MANY][4];
+    for (int r = 0; r < many; r++) {
+        for (int k = 0; k < wide; k++) sums[r][k] = mul(all(keep[r]), load(o[r] + i + k * LANES));
+    }
+    for (int64_t j = 0; j < count; j++) {
+        lanes taken[4];
+        for (int k = 0; k < wide; k++) taken[k] = take(values + j * width * SIZES[kind], kind, i + k * LANES);
+        for (int r = 0; r < many; r++) {
+            for (int k = 0; k < wide; k++) sums[r][k] = fma_of(all(p[r][j]), taken[k], sums[r][k]);
         }
-        store(o + i, a), store(o + i + LANES, b), store(o + i + 2 * LANES, c), store(o + i + 3 * LANES, d);
     }
-    for (; i + LANES <= width; i += LANES) {
-        lanes a = mul(all(keep), load(o + i));
-        for (int64_t j = 0; j < count; j++) a = fma_of(all(p[j]), take(values + j * row, kind, i), a);
-        store(o + i, a);
-    }
-    for (; i < width; i++) {
-        float a = keep * o[i];
-        for (int64_t j = 0; j < count; j++) a += p[j] * take_one(values + j * row, kind, i);
-        o[i] = a;
+    for (int r = 0; r < many; r++) {
+        for (int k = 0; k < wide; k++) store(o[r] + i + k * LANES, sums[r][k]);
     }
 }
 
-static void weigh(const uint8_t *values, int64_t kind, int64_t count, int64_t width, const float *p, float keep, float *o) {
-    if (kind == FLOAT16) weigh_of(values, FLOAT16, count, width, p, keep, o);
-    else if (kind == BFLOAT16) weigh_of(values, BFLOAT16, count, width, p, keep, o);
-    else weigh_of(values, FLOAT32, count, width, p, keep, o);
+INLINE void weigh_of(const uint8_t *values, int kind, int64_t count, int64_t width, const float (*p)[BLOCK],
+                     const float *keep, float *const *o, int many) {
+    int64_t i = 0;
+    for (; i + 4 * LANES <= width; i += 4 * LANES) weigh_some(values, kind, count, width, i, 4, p, keep, o, many);
+    for (; i + LANES <= width; i += LANES) weigh_some(values, kind, count, width, i, 1, p, keep, o, many);
+    for (; i < width; i++) {
+        for (int r = 0; r < many; r++) {
+            float a = keep[r] * o[r][i];
+            for (int64_t j = 0; j < count; j++) a += p[r][j] * take_one(values + j * width * SIZES[kind], kind, i);
+            o[r][i] = a;
+        }
+    }
+}
+
+#define WEIGH(of, many) weigh_of(values, of, entries, width, p, keep, o, many)
+static void weigh(const uint8_t *values, int64_t kind, int64_t entries, int64_t width, const float (*p)[BLOCK],
+                  const float *keep, float *const *o, int count) {
+    EACH_NUMBER(WEIGH)
 }
 
 // Scores [BLOCK] become the shares of a softmax up to the factor e^(-largest so far), which is kept in found[0] and the
@@ -222,15 +272,24 @@ static float soften(float *scores, int64_t count, float scale, float *found) {
     return keep;
 }
 
-// The queries of one head over at most BLOCK entries: out [queries, width + BESIDE].
-static void attend_block(const operation *op, const float *queries, const uint8_t *keys, const uint8_t *values, int64_t kind,
-                         int64_t count, float *scores, float *out) {
-    for (int64_t q = 0; q < op->heads / op->groups; q++) {
-        float *o = out + q * (op->width + BESIDE);
-        dots(keys, kind, op->width, queries + q * op->width, 0, count, scores);
-        float keep = soften(scores, count, (float)op->scale, o + op->width);
-        weigh(values, kind, count, op->width, scores, keep, o);
+// Queries that look at the same entries, and what each has found: [width + BESIDE].
+typedef struct {
+    const void *queries[MANY];
+    float *found[MANY];
+    int count;
+} looks;
+
+// The queries over at most BLOCK entries.
+static void attend_block(const operation *op, looks *all_of, const uint8_t *keys, const uint8_t *values, int64_t kind,
+                         int64_t entries, float (*scores)[BLOCK]) {
+    float keep[MANY], *at[MANY];
+    for (int i = 0; i < all_of->count; i++) at[i] = scores[i];
+    number_dots(keys, kind, op->width, all_of->queries, all_of->count, 0, entries, at);
+    for (int i = 0; i < all_of->count; i++) {
+        keep[i] = soften(scores[i], entries, (float)op->scale, all_of->found[i] + op->width);
     }
+    weigh(values, kind, entries, op->width, (const float (*)[BLOCK])scores, keep, all_of->found, all_of->count);
+    all_of->count = 0;
 }
 
 static void codes_of(const uint8_t *codes, int64_t bits, int64_t entry, int64_t width, float *y) {
@@ -258,28 +317,6 @@ static void widen(const fewer *of, int64_t entry, int64_t width, float *key, flo
     }
 }
 
-// A head's queries over its entries [first, last), those in fewer bits counted first; `wide` holds BLOCK keys and values.
-static void attend_run(const operation *op, const float *queries, const held *cache, int64_t g, int64_t first, int64_t last,
-                       float *scores, float *wide, float *out) {
-    int64_t width = op->width, row = width * SIZES[cache->kind], before = cache->fewer ? cache->fewer[g].count : 0;
-    float *wide_values = wide + BLOCK * width;
-    while (first < last) {
-        int64_t end = first < before && last > before ? before : last;
-        int64_t some = end - first < BLOCK ? end - first : BLOCK;
-        if (first < before) {
-            for (int64_t i = 0; i < some; i++) {
-                widen(cache->fewer + g, first + i, width, wide + i * width, wide_values + i * width);
-            }
-            attend_block(op, queries, (uint8_t *)wide, (uint8_t *)wide_values, FLOAT32, some, scores, out);
-        } else {
-            int64_t at = (cache->starts[g] + first - before) * row;
-            attend_block(op, queries, (uint8_t *)cache->keys + at, (uint8_t *)cache->values + at, cache->kind, some, scores,
-                         out);
-        }
-        first += some;
-    }
-}
-
 INLINE void put(void *to, int64_t kind, int64_t at, const float *from, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
         if (kind == FLOAT16) ((uint16_t *)to)[at + i] = to_half(from[i]);
@@ -288,43 +325,135 @@ INLINE void put(void *to, int64_t kind, int64_t at, const float *from, int64_t c
     }
 }
 
-// How many entries of a head there are with the new one, and how many are seen.
-INLINE int64_t entries_of(const held *cache, int64_t g) {
-    return cache->ends[g] + 1 - cache->starts[g] + (cache->fewer ? cache->fewer[g].count : 0);
+// One head as some rows see it: entries of `cache` that were there, and one for each row where these are put behind.
+typedef struct {
+    const held *cache;
+    int64_t head, group;
+    int64_t first_row, last_row;
+    int64_t before, old;  // entries that come before this cache's, and those of it that were there
+    int fresh;
+} sight;
+
+// All rows' queries and keys, turned, and values [.., width]; where a thread keeps what it finds for them.
+typedef struct {
+    const float *queries[MOST_ROWS], *keys[MOST_ROWS], *values[MOST_ROWS];
+    float *found[MOST_ROWS];
+} attended;
+
+INLINE int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
+
+INLINE int64_t old_of(const held *cache, int64_t head) {
+    return cache->ends[head] - cache->starts[head] + (cache->fewer ? cache->fewer[head].count : 0);
 }
 
-INLINE int64_t seen_of(const operation *op, int64_t entries) {
-    return op->window && entries > op->window ? op->window : entries;
+// What a row sees of a head: entries [*low, *high); a window is of entries.
+INLINE void seen_of(const operation *op, const step *now, const sight *of, int64_t row, int64_t *low, int64_t *high) {
+    int64_t strand = 0;
+    while (row >= now->firsts[strand + 1]) strand++;
+    int64_t behind = row - now->firsts[strand] + 1;
+    int64_t own = of->fresh ? of->old : old_of(now->cache[op->layer], strand * op->groups + of->group);
+    int64_t total = of->fresh ? of->before + own + behind : of->old + own + behind;
+    *high = of->fresh ? of->old + behind : of->old;
+    *low = op->window ? larger_of(0, smaller_of(*high, total - op->window - of->before)) : 0;
 }
 
-// Each thread takes a share of all heads' entries; who has a head's last one puts the new token there first.
-static void attend(const operation *op, const step *now, const float *qkv, float *scratch, float *kept, float *out,
-                   int thread, int threads) {
-    const held *cache = now->cache[op->layer];
-    int64_t width = op->width, per = op->heads / op->groups, each = width + BESIDE, total = 0, before = 0;
-    float *queries = scratch, *keys = queries + op->heads * width, *scores = keys + op->groups * width;
-    float *wide = scores + BLOCK;
-    const float *fresh_keys = qkv + op->heads * width, *fresh_values = fresh_keys + op->groups * width;
-    prepare(op, qkv, op->heads, op->query_norm, now->turns, queries);
-    prepare(op, fresh_keys, op->groups, op->key_norm, now->turns, keys);
-    if (thread == 0) memcpy(kept, queries, (size_t)(op->heads * width) * sizeof(float));
-    out += thread * op->heads * each;
-    memset(out, 0, (size_t)(op->heads * each) * sizeof(float));
-    for (int64_t head = 0; head < op->heads; head++) out[head * each + width] = LEAST;
-    for (int64_t g = 0; g < op->groups; g++) total += seen_of(op, entries_of(cache, g));
-    int64_t from = share(total, thread, threads), to = share(total, thread + 1, threads);
-    for (int64_t g = 0; g < op->groups; g++) {
-        int64_t entries = entries_of(cache, g), seen = seen_of(op, entries);
-        int64_t a = (from > before ? from : before) - before, b = (to < before + seen ? to : before + seen) - before;
-        before += seen;
-        if (a >= b) continue;
-        if (b == seen) {
-            put(cache->keys, cache->kind, cache->ends[g] * width, keys + g * width, width);
-            put(cache->values, cache->kind, cache->ends[g] * width, fresh_values + g * width, width);
-            cache->positions[cache->ends[g]] = (int32_t)now->position;
+// The rows over `some` entries from `first` on, which lie at keys and values: four queries at a time where they see all.
+static void look_at(const operation *op, const step *now, const sight *of, const attended *rows, int64_t first, int64_t some,
+                    const uint8_t *keys, const uint8_t *values, int64_t kind, float (*scores)[BLOCK]) {
+    int64_t per = op->heads / op->groups, width = op->width, size = width * SIZES[kind];
+    looks together = {.count = 0};
+    for (int64_t row = of->first_row; row < of->last_row; row++) {
+        int64_t low, high;
+        seen_of(op, now, of, row, &low, &high);
+        int64_t begin = larger_of(low, first) - first, end = smaller_of(high, first + some) - first;
+        for (int64_t q = of->group * per; begin < end && q < (of->group + 1) * per; q++) {
+            looks alone = {.count = 0}, *in = begin == 0 && end == some ? &together : &alone;
+            in->queries[in->count] = rows->queries[row] + q * width;
+            in->found[in->count++] = rows->found[row] + q * (width + BESIDE);
+            if (in == &alone) attend_block(op, in, keys + begin * size, values + begin * size, kind, end - begin, scores);
+            else if (in->count == MANY) attend_block(op, in, keys, values, kind, some, scores);
         }
-        attend_run(op, queries + g * per * width, cache, g, entries - seen + a, entries - seen + b, scores, wide,
-                   out + g * per * each);
+    }
+    if (together.count) attend_block(op, &together, keys, values, kind, some, scores);
+}
+
+// A head's entries [first, last), those in fewer bits counted first; `block` holds scores, and BLOCK keys and values.
+static void look_along(const operation *op, const step *now, const sight *of, const attended *rows, int64_t first,
+                       int64_t last, float *block) {
+    const held *cache = of->cache;
+    int64_t width = op->width, size = width * SIZES[cache->kind], before = cache->fewer ? cache->fewer[of->head].count : 0;
+    float(*scores)[BLOCK] = (float(*)[BLOCK])block, *wide = block + MANY * BLOCK, *wide_values = wide + BLOCK * width;
+    while (first < last) {
+        int64_t end = first < before && last > before ? before : first < of->old && last > of->old ? of->old : last;
+        int64_t some = smaller_of(end - first, BLOCK);
+        if (first < before) {
+            for (int64_t i = 0; i < some; i++) {
+                widen(cache->fewer + of->head, first + i, width, wide + i * width, wide_values + i * width);
+            }
+            look_at(op, now, of, rows, first, some, (uint8_t *)wide, (uint8_t *)wide_values, FLOAT32, scores);
+        } else {
+            int64_t at = (cache->starts[of->head] + first - before) * size;
+            look_at(op, now, of, rows, first, some, (uint8_t *)cache->keys + at, (uint8_t *)cache->values + at, cache->kind,
+                    scores);
+        }
+        first += some;
+    }
+}
+
+// The entries [first, last) of a head that are new are put there.
+static void put_fresh(const operation *op, const step *now, const sight *of, const attended *rows, int64_t first,
+                      int64_t last) {
+    const held *cache = of->cache;
+    for (int64_t entry = larger_of(first, of->old); entry < last; entry++) {
+        int64_t row = of->first_row + entry - of->old, at = cache->ends[of->head] + entry - of->old;
+        put(cache->keys, cache->kind, at * op->width, rows->keys[row] + of->group * op->width, op->width);
+        put(cache->values, cache->kind, at * op->width, rows->values[row] + of->group * op->width, op->width);
+        if (cache->positions) cache->positions[at] = (int32_t)now->positions[row];
+    }
+}
+
+// The heads that are looked at, one after the other: of each group what is before all strands, and each strand's own.
+INLINE int64_t sights(const step *now, int64_t groups) { return groups * (now->strands + (now->before ? 1 : 0)); }
+
+static sight sight_at(const operation *op, const step *now, int64_t index) {
+    int64_t kinds = now->strands + (now->before ? 1 : 0), group = index / kinds, strand = index % kinds;
+    const held *before = now->before ? now->before[op->layer] : NULL;
+    if (strand == now->strands) return (sight){before, group, group, 0, now->rows, 0, old_of(before, group), 0};
+    const held *cache = now->cache[op->layer];
+    int64_t head = strand * op->groups + group, earlier = before ? old_of(before, group) : 0;
+    return (sight){cache, head, group, now->firsts[strand], now->firsts[strand + 1], earlier, old_of(cache, head), 1};
+}
+
+// Where the entries begin that any row sees, and where they end.
+INLINE void reach(const operation *op, const step *now, const sight *of, int64_t *low, int64_t *high) {
+    int64_t lowest, highest;
+    seen_of(op, now, of, of->first_row, low, high);
+    for (int64_t row = of->first_row + 1; row < of->last_row; row++) {
+        seen_of(op, now, of, row, &lowest, &highest);
+        *low = smaller_of(*low, lowest), *high = larger_of(*high, highest);
+    }
+}
+
+// Each thread takes a share of what all rows see; who has a new entry puts it there first.
+static void attend(const operation *op, const step *now, const attended *rows, float *block, int thread, int threads) {
+    int64_t count = sights(now, op->groups), total = 0, before = 0, low, high;
+    for (int64_t i = 0; i < count; i++) {
+        sight of = sight_at(op, now, i);
+        reach(op, now, &of, &low, &high);
+        total += (high - low) * (of.last_row - of.first_row);
+    }
+    int64_t from = share(total, thread, threads), to = share(total, thread + 1, threads);
+    for (int64_t i = 0; i < count; i++) {
+        sight of = sight_at(op, now, i);
+        reach(op, now, &of, &low, &high);
+        int64_t lookers = of.last_row - of.first_row, all_of = (high - low) * lookers;
+        int64_t a = larger_of(from - before, 0), b = smaller_of(to - before, all_of);
+        before += all_of;
+        if (a >= b) continue;
+        a = low + (a + lookers - 1) / lookers, b = low + (b + lookers - 1) / lookers;
+        if (of.fresh) put_fresh(op, now, &of, rows, a, b);
+        look_along(op, now, &of, rows, a, b, block);
     }
 }
 
@@ -350,25 +479,67 @@ static void merge(const operation *op, const float *found, int threads, float *y
     }
 }
 
-INLINE float *at(const program *p, const step *now, place where, int thread) {
-    float *base = where.space == SHARED ? p->shared : where.space == OWN ? p->own + thread * p->own_floats : now->output;
-    return base + where.at;
+// Where a row's numbers are.
+INLINE float *at(const program *p, const step *now, const operation *op, place where, int thread, int64_t row) {
+    if (where.space == OUTPUT) return now->output + (row - now->from) * op->rows;
+    if (where.space == SHARED) return p->shared + row * p->shared_floats + where.at;
+    return p->own + (thread * p->rows + row) * p->own_floats + where.at;
+}
+
+// All rows' queries and keys as attention wants them; what a thread will find is nothing yet.
+static void begin_attention(const program *p, const operation *op, const step *now, int thread, attended *rows) {
+    int64_t queries = op->heads * op->width, keys = op->groups * op->width, each = op->width + BESIDE;
+    for (int64_t row = 0; row < now->rows; row++) {
+        const float *qkv = at(p, now, op, op->from, thread, row), *turns = now->turns + row * now->turns_floats;
+        float *turned = at(p, now, op, op->scratch, thread, row);
+        prepare(op, qkv, op->heads, op->query_norm, turns, turned);
+        prepare(op, qkv + queries, op->groups, op->key_norm, turns, turned + queries);
+        if (thread == 0) memcpy(at(p, now, op, op->kept, 0, row), turned, (size_t)queries * sizeof(float));
+        rows->queries[row] = turned, rows->keys[row] = turned + queries, rows->values[row] = qkv + queries + keys;
+        float *found = rows->found[row] = at(p, now, op, op->to, thread, row) + thread * op->heads * each;
+        memset(found, 0, (size_t)(op->heads * each) * sizeof(float));
+        for (int64_t head = 0; head < op->heads; head++) found[head * each + op->width] = LEAST;
+    }
+}
+
+static void run_product(const program *p, const operation *op, const step *now, int thread, int threads) {
+    const void *x[MOST_ROWS];
+    float *y[MOST_ROWS];
+    int64_t from = op->to.space == OUTPUT ? now->from : 0, count = now->rows - from;
+    for (int64_t r = 0; r < count; r++) {
+        float *scratch = at(p, now, op, op->scratch, thread, from + r);
+        const float *given = at(p, now, op, op->from, thread, from + r);
+        x[r] = op->narrow || op->kind <= BFLOAT16 ? ready(given, op->kind, op->cols, scratch) : scratch;
+        y[r] = at(p, now, op, op->to, thread, from + r);
+    }
+    if (op->code == GATED) multiply_gated(op, x, y, count, thread, threads);
+    else multiply(op, x, y, count, thread, threads);
+}
+
+// What every thread does for itself, for one row.
+static void run_row(const program *p, const operation *op, const step *now, int thread, int threads, int64_t row) {
+    const float *from = at(p, now, op, op->from, thread, row);
+    float *to = at(p, now, op, op->to, thread, row);
+    switch (op->code) {
+        case EMBED: embed(op, now->tokens[row], to); break;
+        case NORM: normalise(from, op->weight, op->cols, op->eps, to); break;
+        case ADD: add_to(op, from, to); break;
+        case MERGE: merge(op, from, threads, to); break;
+    }
 }
 
 void NAMED(execute, LEVEL)(const program *p, const step *now, int thread, int threads, meeting *here);
 void NAMED(execute, LEVEL)(const program *p, const step *now, int thread, int threads, meeting *here) {
+    attended rows;
     for (int64_t i = 0; i < p->count; i++) {
         const operation *op = p->operations + i;
-        float *from = at(p, now, op->from, thread), *to = at(p, now, op->to, thread);
-        float *scratch = at(p, now, op->scratch, thread);
-        switch (op->code) {
-            case EMBED: embed(op, now->token, to); break;
-            case NORM: normalise(from, op->weight, op->cols, op->eps, to); break;
-            case ADD: add_to(op, from, to); break;
-            case PRODUCT: multiply(op, ready(from, op->kind, op->cols, scratch), to, thread, threads); break;
-            case GATED: multiply_gated(op, ready(from, op->kind, op->cols, scratch), to, thread, threads); break;
-            case ATTEND: attend(op, now, from, scratch, at(p, now, op->kept, thread), to, thread, threads); break;
-            case MERGE: merge(op, from, threads, to); break;
+        if (op->code == PRODUCT || op->code == GATED) {
+            run_product(p, op, now, thread, threads);
+        } else if (op->code == ATTEND) {
+            begin_attention(p, op, now, thread, &rows);
+            attend(op, now, &rows, p->blocks + thread * p->block_floats, thread, threads);
+        } else {
+            for (int64_t row = 0; row < now->rows; row++) run_row(p, op, now, thread, threads, row);
         }
         if (op->wait) uncomp_meet(here);
     }
@@ -380,16 +551,13 @@ void NAMED(multiply, LEVEL)(const product *p, int thread, int threads) {
     int64_t begin = share(units, thread, threads), end = share(units, thread + 1, threads);
     float *scratch = p->scratch + thread * p->scratch_floats;
     int64_t each = p->kind > BFLOAT16 ? narrow_floats(p->cols) : 0;
-    const float *rows[MOST_ROWS];
+    const void *x[MOST_ROWS];
+    float *y[MOST_ROWS];
     for (int64_t row = 0; row < p->count; row++) {
-        rows[row] = ready(p->input + row * p->cols, p->kind, p->cols, scratch + row * each);
+        x[row] = ready(p->input + row * p->cols, p->kind, p->cols, scratch + row * each);
+        y[row] = p->output + row * p->rows;
     }
-    for (int64_t unit = begin; unit < end; unit++) {
-        int64_t first = unit * LANES, last = first + LANES < p->rows ? first + LANES : p->rows;
-        for (int64_t row = 0; row < p->count; row++) {
-            dots(p->weight, p->kind, p->cols, rows[row], first, last, p->output + row * p->rows + first);
-        }
-    }
+    dots(p->weight, p->kind, p->cols, x, p->count, begin * LANES, smaller_of(end * LANES, p->rows), y);
 }
 
 // A file's blocks → tiles; below, tiles → numbers [rows, cols], of all rows or of those that are picked.

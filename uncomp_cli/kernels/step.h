@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-enum { VERSION = 2 };
+enum { VERSION = 3 };
 // How weights are stored; keys and values: as one of the first three.
 enum { FLOAT32, FLOAT16, BFLOAT16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K };
 enum { EMBED, NORM, ADD, PRODUCT, GATED, ATTEND, MERGE };     // what an operation does
@@ -13,19 +13,19 @@ enum { SHARED, OWN, OUTPUT };                                // whose memory a p
 enum { SILU, GELU };                                         // what a gate is passed through
 enum { BESIDE = 2 };                                         // numbers behind a head's output: its largest score and its sum
 
+// In floats; of a row: the next one's is a row's floats of that space farther on.
 typedef struct {
-    int64_t space, at;  // in floats
+    int64_t space, at;
 } place;
 
 typedef struct {
-    int64_t code, wait;  // wait: all threads meet behind it
+    int64_t code, wait, narrow;  // wait: all threads meet behind it; narrow: what is multiplied has yet to be made whole
     place from, to;
     int64_t rows, cols, kind, gate;
     const void *weight, *second;
     const float *bias, *second_bias;
     double scale, eps;
-    // scratch: where weights are in blocks, a row of integers; of attention, queries, keys, scores, and a block of entries
-    // attention: the turned queries go to `kept`
+    // scratch: where weights are in blocks, a row of integers; of attention, queries and keys, which go to `kept` as well
     place scratch, kept;
     int64_t layer, heads, groups, width, turned, turns, window, norm_width;
     const float *query_norm, *key_norm;
@@ -40,7 +40,8 @@ typedef struct {
     int64_t count, bits, groups, group;
 } fewer;
 
-// One layer of a cache: head g has the entries [starts[g], ends[g]) and room for one more; `fewer` is of each head, or none.
+// One layer of a cache: head g of a strand s is head s · groups + g, and has the entries [starts, ends) and room for what
+// is added; `fewer` is of each head, or none. Where nobody wants `positions` there are none.
 typedef struct {
     void *keys, *values;
     int32_t *positions;
@@ -53,15 +54,20 @@ typedef struct {
 typedef struct {
     const operation *operations;
     int64_t count, layers, groups;
-    float *shared, *own;
-    int64_t own_floats;  // of each thread
+    float *shared, *own, *blocks;
+    int64_t shared_floats, own_floats, rows;  // floats of a row, and how many rows there is room for
+    int64_t block_floats;                     // of each thread: a block of entries and its scores
 } program;
 
+// Rows of a strand are tokens that follow each other: rows [firsts[s], firsts[s + 1]) are put behind strand s of the cache.
+// What is `before` all strands is one strand, to which nothing is added.
 typedef struct {
-    int64_t token, position;
-    const float *turns;  // cosines and sines [sets, 2, R]
+    int64_t rows, strands, from;  // logits are of the rows from here on
+    const int64_t *tokens, *positions, *firsts;
+    const float *turns;  // cosines and sines [rows, sets, 2, R]
+    int64_t turns_floats;  // of a row
     float *output;
-    const held *const *cache;  // of every layer
+    const held *const *cache, *const *before;  // of every layer
 } step;
 
 typedef struct {

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.packs import Packs
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.errors import ModelError
+from uncomp_cli.kernels.library import Held
 
 ATTENTION_NAME = "uncomp"
 _BLOCK = 1024
@@ -65,6 +66,33 @@ class AttentionState(Protocol):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """Attention output [B, H, N, D] for query [B, H, N, D], key and value [B, G, N, D], after RoPE."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a step in one call reads and adds to: every layer of the rows' strands, and what lies before all of them.
+
+    `kept` is what the addresses in it point to.
+    """
+
+    cache: list[Held]
+    before: list[Held] | None = None
+    kept: object = None
+
+
+@runtime_checkable
+class StepState(AttentionState, Protocol):
+    """A state that a step in one call can do without asking it layer by layer; tokens come at `positions` [B, N]."""
+
+    positions: Tensor
+
+    def opened(self) -> Opened | None:
+        """Where everything lies, with room for the tokens; None where it cannot be read so."""
+        ...
+
+    def stepped(self, queries: Tensor, scalings: Sequence[float]) -> None:
+        """The tokens are there now; queries [L, B, H, N, D] of all layers."""
         ...
 
 
@@ -159,10 +187,16 @@ class AppendState:
             self.on_layer(layer)
         return output
 
+    def opened(self) -> Opened | None:
+        """Every row is a strand of the cache."""
+        cache = self.cache.opened(self.positions.shape[-1])
+        return None if cache is None else Opened(cache)
+
     def stepped(self, queries: Tensor, scalings: Sequence[float]) -> None:
-        """A step in one call has attended all layers, with queries [L, B, H, 1, D]: tell it as if one by one."""
-        for layer, (query, scaling) in enumerate(zip(queries.unbind(0), scalings, strict=True)):
-            self.cache.layer(layer).advance()
+        """Tell it as if layer by layer."""
+        typed = queries.to(self.cache.layer(0).keys.dtype)
+        for layer, (query, scaling) in enumerate(zip(typed.unbind(0), scalings, strict=True)):
+            self.cache.layer(layer).advance(query.shape[2])
             if self.on_query is not None:
                 self.on_query(layer, query, scaling)
             if self.on_layer is not None:

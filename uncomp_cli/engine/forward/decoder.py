@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AppendState, AttentionState, attending, register
+from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AttentionState, StepState, attending, register
 from uncomp_cli.engine.forward.products import Matmul, check_matmul, slice_mlps, use_product
 from uncomp_cli.engine.forward.program import make_program
 from uncomp_cli.kernels.library import find
@@ -90,10 +90,10 @@ class Decoder:
     def forward(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> Tensor:
         """Logits [B, K, vocab] of the columns `last` (an index tensor, or the last n) for ids and positions [B, N].
 
-        One token of one row is a step in one call (program.py) where the model and the cache allow it.
+        A few tokens are a step in one call (program.py) where the model and the state allow it.
         """
-        if self._program is not None and ids.numel() == 1 and type(state) is AppendState:
-            done = self._program.run(int(ids), state)
+        if self._program is not None and isinstance(last, int) and isinstance(state, StepState):
+            done = self._program.run(ids, state, last)
             if done is not None:
                 return done
         with attending(state, self.spec.sliding_windows):

@@ -1,7 +1,8 @@
 """A model's decode step as a program for the C library: one call a token where its modules make thousands.
 
 A program is made once from a loaded model's modules, with their weights as they are stored; a step then does what the
-stock forward does for one token of one row:
+stock forward does for a few rows: tokens that follow each other, one of each of several answers, or both. The weights
+are read once for all. Of a row:
 
     x = embedding;  for each layer: x += attention(norm(x));  x += mlp(norm(x));  logits = W norm(x)
 
@@ -19,14 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uncomp_cli.engine.forward.attention import AppendState
+from uncomp_cli.engine.forward.attention import Opened, StepState
 from uncomp_cli.engine.forward.products import RowLinear, SlicedRows
 from uncomp_cli.kernels.library import (
     BESIDE,
     BLOCKS,
+    STEP_ROWS,
     TILE_ROWS,
     Code,
     Gate,
+    Held,
     Kind,
     Library,
     Operation,
@@ -40,8 +43,8 @@ from uncomp_cli.models.weights import BlockEmbedding
 from uncomp_cli.spec import ModelSpec
 
 _GATES = {"silu": Gate.SILU, "gelu_pytorch_tanh": Gate.GELU}
-_BLOCK = 64
-"""Entries that a thread attends at once."""
+_BLOCK, _MANY = 64, 4
+"""Entries that a thread attends at once, and queries that look at them together (step.c)."""
 _ALIGNED = 16
 """Floats in a cache line."""
 
@@ -76,6 +79,10 @@ class _UnknownError(Exception):
     """The model has something that a program does not say."""
 
 
+def _addresses(layers: list[Held]) -> Any:
+    return (ctypes.c_void_p * len(layers))(*map(ctypes.addressof, layers))
+
+
 def make_program(
     model: nn.Module, spec: ModelSpec, library: Library | None, *, threads: int | None = None
 ) -> "StepProgram | None":
@@ -92,7 +99,7 @@ def make_program(
 
 
 class StepProgram:
-    """Runs one token of one row behind a cache; one thread at a time."""
+    """Runs a few tokens behind a cache; one thread at a time."""
 
     def __init__(self, model: nn.Module, spec: ModelSpec, library: Library, threads: int) -> None:
         whole: Any = model
@@ -108,8 +115,9 @@ class StepProgram:
         written = _Writing(self, whole)
         self._held = written.tensors
         self._operations = (Operation * len(written.operations))(*written.operations)
-        self._shared, self._own = torch.zeros(written.shared), torch.zeros(threads, written.own)
-        self._queries = self._shared[written.kept.at :][: spec.num_layers * spec.num_heads * spec.head_dim]
+        self._shared, self._own = torch.zeros(STEP_ROWS, written.shared), torch.zeros(threads, STEP_ROWS, written.own)
+        self._blocks = torch.zeros(threads, _BLOCK * (_MANY + 2 * spec.head_dim))
+        self._queries = self._shared[:, written.kept.at :][:, : spec.num_layers * spec.num_heads * spec.head_dim]
         self._program = Program(
             self._operations,
             len(self._operations),
@@ -117,16 +125,20 @@ class StepProgram:
             spec.num_kv_heads,
             self._shared.data_ptr(),
             self._own.data_ptr(),
+            self._blocks.data_ptr(),
+            written.shared,
             written.own,
+            STEP_ROWS,
+            self._blocks.shape[1],
         )
 
     def turns(self, positions: Tensor) -> Tensor:
-        """Cosines and sines [sets, 2, R] of one position [1, 1], by the model's own rotary embedding."""
-        rotary, found = self._inner.rotary_emb, []
+        """Cosines and sines [rows, sets, 2, R] of positions [rows], by the model's own rotary embedding."""
+        rotary, found, at = self._inner.rotary_emb, [], positions[None]
         for kind in self._kinds:
-            cosines, sines = rotary(self._like, positions) if kind is None else rotary(self._like, positions, kind)
-            found += [cosines.view(-1), sines.view(-1)]
-        return torch.stack(found)
+            pair = rotary(self._like, at) if kind is None else rotary(self._like, at, kind)
+            found.append(torch.stack([each[0] for each in pair], dim=1))
+        return torch.stack(found, dim=1)
 
     def turns_of(self, attention: Any) -> int:
         """Which set turns a layer; -1: none."""
@@ -134,20 +146,35 @@ class StepProgram:
             return -1
         return self._kinds.index(attention.layer_type) if self._family.turns_by_kind else 0
 
-    def run(self, token: int, state: AppendState) -> Tensor | None:
-        """Logits [1, 1, vocab] of one token, put behind the cache; None where the cache cannot be read so."""
-        cache, spec = state.cache, self._spec
-        held = cache.opened() if cache.num_rows == 1 and state.positions.numel() == 1 else None
-        if held is None or not 0 <= token < self._tokens:
+    def run(self, ids: Tensor, state: StepState, last: int = 1) -> Tensor | None:
+        """Logits [B, last, vocab] of tokens [B, N], put behind what `state` holds; None where that cannot be.
+
+        Of one row the `last` ones' alone are computed.
+        """
+        rows, new = ids.shape
+        inside = ids.numel() <= STEP_ROWS and int(ids.min()) >= 0 and int(ids.max()) < self._tokens
+        held = state.opened() if inside and state.positions.shape == ids.shape else None
+        if held is None:
             return None
-        turns, output = self.turns(state.positions.view(1, 1)), torch.empty(1, 1, self._vocab)
-        layers = (ctypes.c_void_p * len(held))(*map(ctypes.addressof, held))
-        step = Step(token, int(state.positions), turns.data_ptr(), output.data_ptr(), ctypes.addressof(layers))
+        first = new - last if rows == 1 else 0
+        logits = torch.empty(ids.numel() - first, self._vocab)
         with self._lock:
-            self._library.step(self._program, step, self.threads)
-            queries = self._queries.to(cache.layer(0).keys.dtype, copy=True)
-        state.stepped(queries.view(spec.num_layers, 1, spec.num_heads, 1, spec.head_dim), self._scalings)
-        return output
+            self._step(ids.contiguous(), state.positions.to(torch.int64), held, first, logits)
+            # By numpy: a large copy would wake torch's threads, which then spin where the library's should run.
+            queries = torch.from_numpy(self._queries[: rows * new].numpy().copy())
+        shape = rows, new, self._spec.num_layers, self._spec.num_heads, self._spec.head_dim
+        state.stepped(queries.view(shape).permute(2, 0, 3, 1, 4), self._scalings)
+        return logits.view(rows, -1, self._vocab)[:, -last:]
+
+    def _step(self, ids: Tensor, positions: Tensor, held: Opened, first: int, logits: Tensor) -> None:
+        rows, new = ids.shape
+        flat, firsts = positions.reshape(-1).contiguous(), torch.arange(rows + 1) * new
+        turns = self.turns(flat)
+        cache, before = _addresses(held.cache), _addresses(held.before or [])
+        given = [tensor.data_ptr() for tensor in (ids, flat, firsts, turns)]
+        step = Step(rows * new, rows, first, *given, turns[0].numel(), logits.data_ptr())
+        step.cache, step.before = ctypes.addressof(cache), ctypes.addressof(before) if held.before else None
+        self._library.step(self._program, step, self.threads)
 
 
 class _Writing:
@@ -160,11 +187,11 @@ class _Writing:
         self.tensors: list[Tensor] = []
         self.shared = self.own = 0
         heads, groups, width = spec.num_heads, spec.num_kv_heads, spec.head_dim
-        self.turned = program.turns(torch.zeros(1, 1, dtype=torch.int64)).shape[-1]
+        self.turned = program.turns(torch.zeros(1, dtype=torch.int64)).shape[-1]
         self.x = self._place(Space.OWN, spec.hidden_size)
         self.y = self._place(Space.OWN, max(spec.hidden_size, heads * width))
         narrowed = narrowed_floats(Kind.Q8_0, max(spec.hidden_size, heads * width, spec.intermediate_size))
-        self.scratch = self._place(Space.OWN, max(narrowed, (heads + groups) * width + _BLOCK * (1 + 2 * width)))
+        self.scratch = self._place(Space.OWN, max(narrowed, (heads + groups) * width))
         self.qkv = self._place(Space.SHARED, (heads + 2 * groups) * width)
         self.found = self._place(Space.SHARED, program.threads * heads * (width + BESIDE))
         self.out = self._place(Space.SHARED, spec.hidden_size)
@@ -230,7 +257,8 @@ class _Writing:
             at = self.qkv.at
             parts = (attention.q_proj, queries, at), (attention.k_proj, keys, at + queries)
             for linear, rows, where in (*parts, (attention.v_proj, keys, at + queries + keys)):
-                self._product(linear, source, Place(Space.SHARED, where), (rows, hidden), wait=where > at + queries)
+                ends = where > at + queries
+                self._product(linear, source, Place(Space.SHARED, where), (rows, hidden), wait=ends, follows=where > at)
         self._add(
             Code.ATTEND,
             wait=True,
@@ -284,7 +312,7 @@ class _Writing:
             if gate["kind"] != up["kind"]:
                 raise _UnknownError
             gate |= {"second": up["weight"], "second_bias": up["bias"]}
-        self._add(Code.GATED, wait=True, source=source, target=self.hidden, gate=_GATES[act], **gate)
+        self._add(Code.GATED, wait=True, narrow=True, source=source, target=self.hidden, gate=_GATES[act], **gate)
         self._product(mlp.down_proj, self.hidden, self.out, (hidden, wide))
 
     def _product(
@@ -295,10 +323,13 @@ class _Writing:
         shape: tuple[int, int],
         *,
         wait: bool = True,
+        follows: bool = False,
         scale: float = 1.0,
     ) -> None:
-        matrix = self._matrix(linear, *shape)
-        self._add(Code.PRODUCT, wait=wait, source=source, target=target, scale=scale, **matrix)
+        """One that `follows` another of the same source finds it made whole, if that one's weights want the same."""
+        matrix, before = self._matrix(linear, *shape), self.operations[-1]
+        again = follows and (before.kind == Kind.Q8_0) == (matrix["kind"] == Kind.Q8_0) and before.kind in BLOCKS
+        self._add(Code.PRODUCT, wait=wait, narrow=not again, source=source, target=target, scale=scale, **matrix)
 
     def _norm(self, norm: Any, source: Place, target: Place, cols: int) -> None:
         weight = self._norm_weight(norm, cols)

@@ -25,8 +25,9 @@ from uncomp_cli.cache.needs import ConstantConfig
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.context.context import Asked, Begun, Beside, Context
-from uncomp_cli.engine.forward.attention import AppendState, AttentionState, Form, OnQuery, in_turn
+from uncomp_cli.engine.forward.attention import AppendState, AttentionState, Form, OnQuery, Opened, in_turn
 from uncomp_cli.engine.write.fixed_size import ConstantSize, shield
+from uncomp_cli.kernels.library import Held, kind_of
 from uncomp_cli.spec import ModelSpec
 
 
@@ -301,6 +302,7 @@ class _BranchState:
         on_query: OnQuery | None = None,
     ) -> None:
         self._cache, self._own, self._positions, self._on_query = cache, own, positions, on_query
+        self.positions = positions[:, None]
         self._columns = positions - context
         self._places = torch.arange(own[0].keys.shape[2], device=positions.device) + context
         self._rows = torch.arange(len(positions), device=positions.device)
@@ -317,6 +319,25 @@ class _BranchState:
         if self._on_query is not None:
             self._on_query(layer, query, form.scaling)
         return torch.cat(outputs).transpose(0, 1).reshape(rows, query.shape[1], 1, -1)
+
+    def opened(self) -> Opened | None:
+        """Every row's own tokens are a strand, and the context lies before all of them."""
+        before, (rows, groups, columns, _) = self._cache.opened(0), self._own[0].keys.shape
+        starts = torch.arange(rows * groups) * columns
+        ends = starts + self._columns.repeat_interleave(groups)
+        kind = kind_of(self._own[0].keys.dtype)
+        if before is None or kind is None:
+            return None
+        address = starts.data_ptr(), ends.data_ptr()
+        own = [Held(each.keys.data_ptr(), each.values.data_ptr(), None, *address, None, kind) for each in self._own]
+        return Opened(own, before, (starts, ends))
+
+    def stepped(self, queries: Tensor, scalings: Sequence[float]) -> None:
+        """Tell it as if layer by layer."""
+        typed = queries.to(self._own[0].keys.dtype)
+        for layer, (query, scaling) in enumerate(zip(typed.unbind(0), scalings, strict=True)):
+            if self._on_query is not None:
+                self._on_query(layer, query, scaling)
 
     def _attend_run(self, grouped: Tensor, own: _Own, held: LayerCache, run: tuple[int, int], form: Form) -> Tensor:
         """Output [C, B, R, D] of the C heads of a run, which are equally long in the context."""
