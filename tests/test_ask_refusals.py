@@ -209,7 +209,8 @@ def test_several_texts_and_questions_too_are_refused_before_the_weights_are_load
     tokens = int(said.removeprefix("the prompt has ").partition(" ")[0].replace(",", ""))
     assert (code, tokens > 6000) == (3, True)
     assert "(its KV cache is " in hint
-    assert "ask the 2 documents by themselves with --each" in hint
+    assert "ask the 2 documents by themselves with --each (about 3," in hint
+    assert "--pin FILE:LINES what must stay" in hint
     assert f"leave out {tokens - TRAINED_LENGTH:,} tokens" in hint
 
 

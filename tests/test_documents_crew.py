@@ -165,6 +165,18 @@ def test_what_is_no_file_is_refused(name: str) -> None:
         take_file(Path(name), 1000)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".ipynb", ".srt", ".tex"])
+def test_what_is_large_is_read_apart_and_what_is_small_here(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Crew, "read", lambda *_: Text("read apart"))
+    monkeypatch.setattr("uncomp_cli.documents.intake.read_format", lambda *_: Text("read here"))
+    small, large = finished(
+        take_all([Source("x", lambda _, size=size: b"{" * size, suffix) for size in (1000, 2**18)], NO_WISHES)
+    )
+    assert isinstance(small, Taken)
+    assert isinstance(large, Taken)
+    assert (small.text.text, large.text.text) == ("read here", "read apart")
+
+
 def test_an_endless_pipe_is_left_at_the_limit(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

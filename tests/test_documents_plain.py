@@ -1,6 +1,7 @@
 """Notebooks, subtitles and LaTeX: read as a person reads them, with places, and what is left out said."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -193,3 +194,23 @@ def test_hostile_latex_takes_no_time(piece: str) -> None:
 def test_macros_are_no_bomb() -> None:
     macros = "".join(rf"\newcommand{{\m{chr(98 + n)}}}{{{chr(92)}m{chr(97 + n)} \m{chr(97 + n)}}}" for n in range(20))
     assert len(tex(r"\newcommand{\ma}{boom}" + macros + r"\mu" * 50)) < 100_000
+
+
+CUE = "1\n00:00:01,000 --> 00:00:02,000\n"
+BLOCK = "".join(f"line {number}\n" for number in range(20_000))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{CUE}{'<v ' * 80_000}",
+        f"{CUE}{'<v.a' * 60_000}",
+        f"{CUE}<v{' ' * 200_000}",
+        f"{CUE}{BLOCK}\n{CUE}{BLOCK.upper()}",
+    ],
+    ids=["speakers", "classes", "spaces", "blocks"],
+)
+def test_subtitles_made_to_take_long_do_not(text: str) -> None:
+    begun_s = time.process_time()
+    extract(text.encode(), suffix=".srt")
+    assert time.process_time() - begun_s < 2  # it took minutes; now some tenths

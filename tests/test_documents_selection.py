@@ -139,7 +139,8 @@ def test_many_files_that_are_skipped_are_one_line() -> None:
     result = read_documents(["d"])
     assert [remark.text for remark in result.remarks] == [
         "skipped 209 files and folders: 200 × suffix '.png' is not known as a document; "
-        "7 × suffix '.zip' is not known as a document; d/.hidden: hidden; 1 for other reasons; -v lists them"
+        "7 × suffix '.zip' is not known as a document; d/b.mp3: suffix '.mp3' is not known as a document; "
+        "1 for other reasons; -v lists them"
     ]
     assert result.warnings == [remark.text for remark in result.remarks]
     Path("d/b.mp3").unlink()

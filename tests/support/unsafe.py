@@ -10,7 +10,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -184,9 +184,10 @@ class Documents:
     def use(self, data: bytes) -> None:
         """Read it."""
         chosen = format_of(data, self._suffix)
-        read: Any = self._crew.read if chosen.apart else lambda data, chosen, wishes: read_format(chosen, data, wishes)
+        here: Any = partial(read_format, chosen)
+        read = partial(self._crew.read, chosen=chosen) if chosen.is_apart(data) else here
         try:
-            with_words(read(data, chosen, NO_WISHES)).text.encode()
+            with_words(read(data, wishes=NO_WISHES)).text.encode()
         except UncompError as error:
             if error.message.startswith(_OF_THE_CHILD):
                 raise RuntimeError(error.message) from error

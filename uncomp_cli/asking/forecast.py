@@ -12,6 +12,7 @@ from uncomp_cli.asking.request import Request, apart
 from uncomp_cli.asking.startup import during, fetch, planned_length, weigh
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.numerals import format_bytes, format_count
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
@@ -85,9 +86,10 @@ def _refusals(
             return []
     trained, others, count = show_model(request.model.name).trained_length, "", len(documents.documents)
     if len(contexts) < count:
-        longest = max(map(_bytes, apart(documents))) / _bytes(documents)
-        if lengths[0].tokens * longest < spec.trained_length:
-            others = f"ask the {count:,} documents by themselves with --each, "
+        longest = round(lengths[0].tokens * max(map(_bytes, apart(documents))) / _bytes(documents))
+        if longest < spec.trained_length:
+            size = f"about {format_count(longest)} tokens at most, {format_bytes(spec.full_kv_bytes(longest))}"
+            others = f"ask the {count:,} documents by themselves with --each ({size}), "
     return [
         too_long(spec, each.tokens, trained_length=trained, counted=each.counted, others=others) for each in lengths
     ]

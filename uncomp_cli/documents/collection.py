@@ -22,7 +22,7 @@ from uncomp_cli.errors import DocumentError, UncompError, UsageError
 from uncomp_cli.steps import Progress, finished
 
 _LISTED = 3
-_USUAL = ("hidden", "suffix ", "left out by ", "a link ", "a broken link")
+_USUAL = ("suffix ", "a broken link", "a link ", "left out by ", "hidden")  # what is missed less comes later
 _ROUND = str.maketrans("[]", "()")
 _STDIN = "-"
 _STDIN_CANDIDATE = Candidate(Path(_STDIN))
@@ -90,7 +90,7 @@ def _together(found: list[Remark], skipped: Sequence[tuple[str, str]]) -> list[R
     if len(found) <= _LISTED:
         return found
     counts, paths = Counter(reason for _, reason in skipped), {reason: path for path, reason in skipped}
-    reasons = sorted(counts.items(), key=lambda item: (item[0].startswith(_USUAL), -item[1]))  # what failed comes first
+    reasons = sorted(counts.items(), key=lambda item: (_how_usual(item[0]), -item[1]))
     listed = [
         f"{count:,} × {reason}" if count > 1 else f"{paths[reason]}: {reason}" for reason, count in reasons[:_LISTED]
     ]
@@ -98,6 +98,11 @@ def _together(found: list[Remark], skipped: Sequence[tuple[str, str]]) -> list[R
     listed += [f"{others:,} for other reasons"] if others else []
     text = f"skipped {len(found):,} files and folders: {'; '.join(listed)}; -v lists them"
     return [Remark(text, tuple(each.text for each in found))]
+
+
+def _how_usual(reason: str) -> int:
+    """What failed comes first, then what may have been wanted."""
+    return next((at for at, begin in enumerate(_USUAL, start=1) if reason.startswith(begin)), 0)
 
 
 def _lost(document: Document) -> Remark:

@@ -125,8 +125,8 @@ def _job(data: bytes, chosen: Format, wishes: Wishes, seconds: float) -> dict[st
     return {
         "module": chosen.module,
         "bytes": len(data),
-        "seconds": seconds + SECONDS_A_MIB * len(data) / 2**20,
-        "memory_bytes": len(data) + max(MEMORY_BYTES, MEMORY_TIMES_FILE * len(data)),
+        "seconds": seconds + chosen.weight * SECONDS_A_MIB * len(data) / 2**20,
+        "memory_bytes": len(data) + max(MEMORY_BYTES, chosen.weight * MEMORY_TIMES_FILE * len(data)),
         "password": wishes.password,
         "encoding": wishes.encoding,
         "limits": asdict(wishes.limits),

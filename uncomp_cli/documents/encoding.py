@@ -94,7 +94,8 @@ def _unmarked(data: bytes, nuls: int = 0) -> Text:
     except UnicodeDecodeError:
         text = data.decode(errors="replace")
     said = _said(data, "utf-8")
-    broken, whole = text.count(_BROKEN) - said, sum(sign > "\x7f" for sign in text) - text.count(_BROKEN) + said
+    broken = text.count(_BROKEN) - said
+    whole = len(text) - len(text.encode("ascii", "ignore")) - broken
     is_utf8 = (whole and broken <= max(1, whole // 4)) or _is_torn(data)
     guessed = None if is_utf8 else likeliest(data)
     if guessed is not None:

@@ -19,12 +19,23 @@ from uncomp_cli.errors import DocumentError
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A module below documents/ and the suffixes of its files; `apart` when a hostile file could stop or fill us."""
+    """A module below documents/ and the suffixes of its files.
+
+    A file of `apart_bytes` or more is read in a child, since a hostile one could stop or fill us; None: none is. A byte
+    of it may take `weight` times the time and memory that one of most formats may.
+    """
 
     module: str
     suffixes: tuple[str, ...]
-    apart: bool = True
+    apart_bytes: int | None = 0
+    weight: int = 1
 
+    def is_apart(self, data: bytes) -> bool:
+        """Whether a child reads this file."""
+        return self.apart_bytes is not None and len(data) >= self.apart_bytes
+
+
+_LARGE_BYTES = 2**18  # what is smaller is read in no time, and a child would take longer
 
 FORMATS = (
     Format("html", (".html", ".htm", ".xhtml")),
@@ -36,13 +47,13 @@ FORMATS = (
     Format("slides", (".pptx", ".pptm", ".ppsx", ".potx")),
     Format("opendocument", (".odt", ".ods", ".odp", ".ott", ".ots", ".otp", ".fodt", ".fods", ".fodp")),
     Format("richtext", (".rtf",)),
-    Format("notebook", (".ipynb",), apart=False),
-    Format("subtitles", (".srt", ".vtt"), apart=False),
-    Format("latex", (".tex",), apart=False),
-    Format("delimited", (".csv", ".tsv"), apart=False),
-    Format("objects", (".jsonl", ".ndjson", ".json"), apart=False),
+    Format("notebook", (".ipynb",), _LARGE_BYTES, weight=4),
+    Format("subtitles", (".srt", ".vtt"), _LARGE_BYTES, weight=4),
+    Format("latex", (".tex",), _LARGE_BYTES, weight=4),
+    Format("delimited", (".csv", ".tsv"), _LARGE_BYTES, weight=8),
+    Format("objects", (".jsonl", ".ndjson", ".json"), _LARGE_BYTES, weight=4),
 )
-_PLAIN = Format("encoding", (), apart=False)
+_PLAIN = Format("encoding", (), None)
 _BY_SUFFIX = {suffix: format_ for format_ in FORMATS for suffix in format_.suffixes}
 
 _PROSE_AND_DATA = (

@@ -106,7 +106,7 @@ def _begin(source: Source, wishes: Wishes, crew: Callable[[], Crew]) -> _Begun:
         digest = hashlib.sha256(data).hexdigest()
         chosen = format_of(data, source.suffix)
         notes = notes_of(data, source.suffix, chosen)
-        if chosen.apart:
+        if chosen.is_apart(data):
             kept = wishes.cabinet and wishes.cabinet.find(*_made_of(digest, chosen, wishes))
             if not kept:
                 reads = crew().submit(partial(_read_apart, crew(), data, digest, chosen, wishes))

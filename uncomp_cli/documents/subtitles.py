@@ -14,7 +14,7 @@ from uncomp_cli.documents.text import Loss, Text, Wishes, joined
 
 _TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{2})[.,](\d{1,3})"
 _TIMES = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}")
-_SPEAKER = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
+_SPEAKER = re.compile(r"<v(?:\.[^\s<>]*)?\s+([^\s<>][^<>]*)>")
 _MARKUP = re.compile(r"</?(?:[bicuv]|font|ruby|rt|lang)\b[^<>]*>|<\d[\d:.]*>|\{\\[^{}]*\}", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*$")
 _PAUSE_S = 3.0
@@ -48,7 +48,7 @@ def read(data: bytes, wishes: Wishes) -> Text:
 
 def _cues(blocks: list[list[str]]) -> Iterator[_Cue]:
     """The cues of all blocks, without what stands before their times, and without lines that are said again."""
-    said: list[str] = []
+    said: set[str] = set()
     for block in blocks:
         at = next((number for number, line in enumerate(block[:3]) if "-->" in line), None)
         times = None if at is None else _TIMES.match(block[at])
@@ -60,7 +60,7 @@ def _cues(blocks: list[list[str]]) -> Iterator[_Cue]:
         words = [line for line in words if line]
         cue = _Cue(_seconds(*times.groups()[:4]), _seconds(*times.groups()[4:]), speaker[1].strip() if speaker else "")
         cue.words = [line for line in words if line not in said]
-        said = words
+        said = set(words)
         yield cue
 
 

@@ -100,7 +100,8 @@ def too_long(
         hint=f"use --rope auto, a larger factor or --context, {others}or {cut}"
         if longer
         else f"read all of it with --rope auto (its KV cache is {format_bytes(spec.full_kv_bytes(tokens))}, --budget "
-        f"keeps a part), {others}{cut}, or read on with --rope plain, as a model that was not trained for it",
+        f"keeps a part, --pin FILE:LINES what must stay), {others}{cut}, or read on with --rope plain, as a model that "
+        "was not trained for it",
     )
 
 
