@@ -194,6 +194,13 @@ def test_stop_tokens_come_from_every_source() -> None:
     assert VOCAB < STOP
 
 
+def test_a_stop_token_beyond_the_vocabulary_ends_nothing_and_stops_nothing() -> None:
+    """A plain model's answer does not begin with its end, whatever other ends are named."""
+    steps = run(Script([[STOP, *ids_of("ab"), STOP]]), stop=(STOP, STOP + 1, 10**6))
+    assert text_of(steps)[1:] == "ab"
+    assert steps[-1].finish_reason == "stop"
+
+
 def test_a_greedy_answer_that_repeats_itself_is_stopped() -> None:
     words = ids_of("Yes. ") + ids_of("The lamp is lit. ") * 30
     steps = run(Script([words]), max_new_tokens=400)

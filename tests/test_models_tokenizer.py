@@ -14,7 +14,8 @@ from uncomp_cli.engine.tokens.prompt import decode, encode, encode_words
 from uncomp_cli.engine.write.writer import TextStream
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models.checkpoint import load_tokenizer
-from uncomp_cli.models.vocabulary import PRE_TOKENIZERS, build_tokenizer
+from uncomp_cli.models.pretokens import CUTS
+from uncomp_cli.models.vocabulary import build_tokenizer, stop_ids
 
 CASES = json.loads((Path(__file__).parent / "data" / "smollm2_tokens.json").read_text())["cases"]
 GPL3 = Path("/usr/share/common-licenses/GPL-3")
@@ -68,7 +69,10 @@ def test_chat_template_of_the_default_model(default_model_dir):
     assert tokenizer.clean_up_tokenization_spaces is False
 
 
-@pytest.mark.parametrize("pre", sorted(PRE_TOKENIZERS))
+ONE_A_CUT = sorted({cut: name for name, cut in reversed(CUTS.items())}.values())
+
+
+@pytest.mark.parametrize("pre", ONE_A_CUT)
 def test_byte_level_round_trip_and_reload(tmp_path, pre):
     tokenizer = build_tokenizer(byte_level_metadata(pre))
     tokenizer.save_pretrained(tmp_path)
@@ -89,11 +93,66 @@ def test_byte_level_round_trip_and_reload(tmp_path, pre):
         ("qwen2", ["1", "2", "3", "4"]),
         ("llama-bpe", ["123", "4"]),
         ("gpt-2", ["1234"]),
+        ("refact", ["1", "2", "3", "4"]),
+        ("smaug-bpe", ["123", "4"]),
+        ("tekken", ["1", "2", "3", "4"]),
+        ("gpt-4o", ["123", "4"]),
+        ("deepseek-v3", ["123", "4"]),
+        ("deepseek-coder", ["1", "2", "3", "4"]),
+        ("viking", ["1", "2", "3", "4"]),
     ],
 )
 def test_digits_stay_together_as_the_pre_tokenizer_says(pre, pieces):
     tokenizer = build_tokenizer(byte_level_metadata(pre))
     assert tokenizer.tokenize("1234") == pieces
+
+
+def pieces_of(pre: str, text: str) -> list[str]:
+    """What a text is cut into, before anything is merged."""
+    return [text[first:last] for _, (first, last) in CUTS[pre].build().pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "pieces"),
+    [
+        ("gpt-2", "It's we'LL 1,000", ["It", "'s", " we", "'", "LL", " 1", ",", "000"]),
+        ("llama-bpe", "It's we'LL\n\n x", ["It", "'s", " we", "'LL", "\n\n", " x"]),
+        ("qwen2", "a (b)\r\n  c", ["a", " (", "b", ")\r\n", " ", " c"]),
+        ("tekken", "camelCase HTTPServer's path/", ["camel", "Case", " HTTPServer", "'s", " path", "/"]),
+        ("gpt-4o", "camelCase can't", ["camel", "Case", " can't"]),
+        ("gpt-4o", "a://b", ["a", "://", "b"]),
+        ("deepseek-v3", "漢字かな ab123", ["漢字かな", " ab", "123"]),
+        ("deepseek-coder", "x (12)\n漢字", ["x", " (", "1", "2", ")", "\n", "漢字"]),
+        ("seed-coder", "a..\nb", ["a", "..", "\n", "b"]),
+        ("qwen2", "a..\nb", ["a", "..\n", "b"]),
+        ("bailingmoe", "a.\n\nb\n\nc", ["a", ".\n\n", "b", "\n\n", "c"]),
+        ("viking", "a b, 12.", ["a", " b", ",", " ", "1", "2", "."]),
+        ("superbpe", "1234567", ["1", "234", "567"]),
+        ("llama-bpe", "नमस्ते", ["नमस", "्त", "े"]),
+        ("gpt-4o", "नमस्ते", ["नमस्ते"]),
+        ("qwen2", "🙂🙂!", ["🙂🙂!"]),
+    ],
+)
+def test_a_text_is_cut_as_the_patterns_say(pre, text, pieces):
+    assert pieces_of(pre, text) == pieces
+
+
+@pytest.mark.parametrize("pre", ONE_A_CUT)
+@given(text=st.text(max_size=60))
+def test_no_cut_loses_or_doubles_anything(pre, text):
+    assert "".join(pieces_of(pre, text)) == text
+
+
+def test_what_ends_an_answer_is_named_or_ends_a_turn_of_the_template():
+    """A file that names the end of a text alone, as Llama 3's and Gemma's first ones did, does not run on."""
+    tokens = ["a", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "<|eom_id|>"]
+    file = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.eos_token_id": 1}
+    assert stop_ids(file) == [1]
+    template = {"tokenizer.chat_template": "{{ messages[0].content }}<|eot_id|>"}
+    assert stop_ids({**file, **template}) == [1, 2]
+    more = {"tokenizer.ggml.eot_token_id": 3, "tokenizer.ggml.eos_token_ids": [4, 1]}
+    assert stop_ids({**file, **more, **template}) == [1, 3, 4, 2]
+    assert stop_ids({**file, "tokenizer.ggml.eot_token_id": 5, "tokenizer.ggml.eom_token_id": 2**31}) == [1]
 
 
 def test_llama_bpe_starts_with_bos_and_others_do_not():

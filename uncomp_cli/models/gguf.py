@@ -18,7 +18,7 @@ from uncomp_cli.errors import ModelError, UncompError, is_out_of_memory
 from uncomp_cli.models.checkpoint import class_of, empty_model, gguf_configuration, quiet_transformers
 from uncomp_cli.models.parameters import HINT, assign
 from uncomp_cli.models.preamble import Preamble, read_preambles
-from uncomp_cli.models.vocabulary import END_KEYS, build_tokenizer
+from uncomp_cli.models.vocabulary import build_tokenizer, stop_ids
 from uncomp_cli.steps import PullStep
 
 LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR, ORIGINAL_LENGTH = 1.0, 4.0, 8192
@@ -187,11 +187,10 @@ def storage_dtype(metadata: dict[str, Any]) -> str:
 
 
 def generation_config(metadata: dict[str, Any], config: Any) -> Any:
-    """Where generation starts and stops: the file's BOS, and its EOS, end-of-turn and end-of-message tokens."""
+    """Where generation starts and stops: the file's BOS, and what ends an answer."""
     from transformers import GenerationConfig
 
-    found = (metadata.get(f"tokenizer.ggml.{key}") for key in END_KEYS)
-    stops = list(dict.fromkeys(int(token) for token in found if token is not None))
+    stops = stop_ids(metadata)
     pad = metadata.get("tokenizer.ggml.padding_token_id")
     return GenerationConfig(
         bos_token_id=config.bos_token_id,

@@ -3,17 +3,19 @@
 `tokenizer.ggml.pre` names the pre-tokenizer of a byte-level BPE; `tokenizer.ggml.model = llama` means SentencePiece
 BPE, whose merges follow from the scores: of all pairs that make a known piece, the one with the highest score first.
 llama.cpp's tokenization of the same file is the reference (transformers' own conversion drops the pre-tokenizer).
-Not done: WordPiece, unigram and RWKV vocabularies, and byte-level pre-tokenizers without a factory below.
+Not done: WordPiece, unigram and RWKV vocabularies, and byte-level pre-tokenizers that pretokens.py does not have.
 
 Whatever the template or the stop list uses is control, and whatever looks like it, flagged or not: a text that spells
 it is read as that text (`guard`). Files flag some of it as ordinary (llama.cpp overrides the same ones).
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.errors import ModelError
+from uncomp_cli.models.pretokens import CUTS
+from uncomp_cli.schema import shortened
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,9 +26,18 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 _MARKUP = re.compile(r"\s*(<.+>|\[.+\]|\{.+\})\s*", re.DOTALL)
 _COMMAND = re.compile(r"<\|.+\|>|<(start|end)_of_\w+>", re.DOTALL)
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
-CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-SYMBOLS_AND_SPACES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_TURN_ENDS = frozenset(
+    (
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<end_of_turn>",
+        "<|end_of_turn|>",
+        "<|eot|>",
+        "<|endofturn|>",
+        "<|return|>",
+    )
+)
 TOKENIZER_HINT = "name a directory with the original tokenizer: --tokenizer DIR"
 
 Metadata = Mapping[str, Any]
@@ -88,6 +99,20 @@ def build_tokenizer(metadata: Metadata) -> "PreTrainedTokenizerFast":
         chat_template=metadata.get("tokenizer.chat_template"),
         **special_names(metadata, tokens),
     )
+
+
+def stop_ids(metadata: Metadata) -> list[int]:
+    """The tokens that end an answer: those that the file names, and ends of a turn that its template writes.
+
+    A file whose `eos_token_id` is the end of a text, while its template ends turns with another token, would run on.
+    Ids that the vocabulary does not have end nothing.
+    """
+    tokens, template = metadata.get("tokenizer.ggml.tokens") or (), str(metadata.get("tokenizer.chat_template", ""))
+    named = [metadata.get(f"tokenizer.ggml.{key}") for key in END_KEYS]
+    several: Iterable[Any] = metadata.get("tokenizer.ggml.eos_token_ids") or ()
+    turns = [index for index, token in enumerate(tokens) if token in _TURN_ENDS and token in template]
+    found = (int(each) for each in (*named, *several, *turns) if each is not None)
+    return list(dict.fromkeys(index for index in found if 0 <= index < len(tokens)))
 
 
 def token_table(metadata: Metadata) -> tuple[list[str], list[int]]:
@@ -152,20 +177,20 @@ def byte_level(metadata: Metadata, tokens: Sequence[str], types: Sequence[int]) 
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     name = str(metadata.get("tokenizer.ggml.pre", "default"))
-    factory = PRE_TOKENIZERS.get(name)
-    if factory is None:
-        known = ", ".join(PRE_TOKENIZERS)
-        raise ModelError(f"GGUF pre-tokenizer {name!r} is not supported (known: {known})", hint=TOKENIZER_HINT)
+    cut = CUTS.get(name)
+    if cut is None:
+        message = f"GGUF pre-tokenizer {shortened(name)!r} is not one of the {len(CUTS)} that are supported"
+        raise ModelError(message, hint=TOKENIZER_HINT)
     vocab = {token: index for index, token in enumerate(tokens)}
     marks = marks_of(tokens, types)
     pairs = map(split_merge, metadata.get("tokenizer.ggml.merges") or ())
     merges = [(left, right) for left, right in pairs if left + right not in marks]
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=name == "llama-bpe"))
-    tokenizer.pre_tokenizer = factory()
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=cut.whole))
+    tokenizer.pre_tokenizer = cut.build()
     tokenizer.decoder = decoders.ByteLevel()
-    if name == "qwen2":
+    if cut.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    return tokenizer, name == "llama-bpe"
+    return tokenizer, cut.bos
 
 
 def marks_of(tokens: Sequence[str], types: Sequence[int]) -> set[str]:
@@ -219,42 +244,6 @@ def halves(token: str) -> list[tuple[str, str]]:
     """Every way to cut a piece in two."""
     return [(token[:at], token[at:]) for at in range(1, len(token))]
 
-
-def smollm_pre_tokenizer() -> Any:
-    """Single digits, then GPT-2's pattern."""
-    from tokenizers import pre_tokenizers
-
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    return pre_tokenizers.Sequence([digits, gpt2_pre_tokenizer()])
-
-
-def gpt2_pre_tokenizer() -> Any:
-    """GPT-2's pattern."""
-    from tokenizers import pre_tokenizers
-
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-
-
-def split_pre_tokenizer(digits: str) -> Callable[[], Any]:
-    """The pattern of Llama 3 and Qwen 2, which differ in how many digits stay together."""
-
-    def build() -> Any:
-        from tokenizers import Regex, pre_tokenizers
-
-        pattern = Regex("|".join((CONTRACTIONS, LETTERS, digits, SYMBOLS_AND_SPACES)))
-        split = pre_tokenizers.Split(pattern, behavior="isolated")
-        return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-    return build
-
-
-PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {
-    "smollm": smollm_pre_tokenizer,
-    "qwen2": split_pre_tokenizer(r"\p{N}"),
-    "llama-bpe": split_pre_tokenizer(r"\p{N}{1,3}"),
-    "gpt-2": gpt2_pre_tokenizer,
-    "default": gpt2_pre_tokenizer,
-}
 
 VOCABULARIES: dict[str, Callable[[Metadata, Sequence[str], Sequence[int]], tuple["Tokenizer", bool]]] = {
     "gpt2": byte_level,
