@@ -1,7 +1,8 @@
 """Which model a name means, whether it is here, and what is known about it.
 
-A name is the built-in alias, an entry of `uncomp model list`, a directory in Hugging Face format, a .gguf file or a hub
-id, in this order. No torch is imported until a model is converted, so that listing stays quick.
+A name is the built-in alias, that of a known model, an entry of `uncomp model list`, a directory in Hugging Face
+format, a .gguf file or a hub id, in this order. No torch is imported until a model is converted, so that listing stays
+quick.
 """
 
 import difflib
@@ -17,6 +18,7 @@ from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.errors import ModelError, UncompError, UsageError
 from uncomp_cli.models.conversion import read_manifest, weights_sha256
 from uncomp_cli.models.downloads import LICENCE, list_hub, remove_hub
+from uncomp_cli.models.known import known_models
 from uncomp_cli.models.shape import class_names, dtype_name, spec_from_config, stored_dtype
 from uncomp_cli.models.sources import (
     Converted,
@@ -68,7 +70,7 @@ def known_names() -> list[str]:
 def resolve(name: str) -> Source:
     """The source that a name means. Raises UsageError for a name that means nothing."""
     path = Path(name).expanduser()
-    if name == DEFAULT_MODEL or (models_dir() / name) in converted():
+    if name == DEFAULT_MODEL or name in known_models() or (models_dir() / name) in converted():
         return Converted(models_dir() / name)
     if path.suffix.lower() == ".gguf" and path.is_file():
         return GgufFile(path)
@@ -76,7 +78,7 @@ def resolve(name: str) -> Source:
         return directory(path, name)
     if HUB_ID.fullmatch(name) and not name.startswith((".", "~")) and path.suffix.lower() != ".gguf":
         return Hub(name)
-    close = difflib.get_close_matches(name, known_names(), n=1)
+    close = difflib.get_close_matches(name, [*known_names(), *known_models()], n=1)
     meant = f"; did you mean {close[0]}?" if close else ""
     raise UsageError(
         f"no model {name!r}: no known name, directory, .gguf file or hub id{meant}", hint="uncomp model list"

@@ -1,8 +1,8 @@
 """The four places a model comes from, one class each, and where the cache directory keeps what they prepare.
 
-The built-in alias and what is written of a GGUF file live in `models/`, hub snapshots in `hub/`; a directory in Hugging
-Face format is used where it lies, and so are the weights of a GGUF. It is known again by its hash, which is remembered
-by path, size and time.
+The built-in alias, known models and what is written of a GGUF file live in `models/`, hub snapshots in `hub/`; a
+directory in Hugging Face format is used where it lies, and so are the weights of a GGUF. It is known again by its hash,
+which is remembered by path, size and time.
 """
 
 import os
@@ -25,6 +25,7 @@ from uncomp_cli.models.conversion import (
     write_manifest,
 )
 from uncomp_cli.models.downloads import hub_path, pull_builtin, pull_hub
+from uncomp_cli.models.known import known_models, pull_known
 from uncomp_cli.models.preamble import parts_of, read_preambles
 from uncomp_cli.steps import PullStep
 
@@ -41,7 +42,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """The default model, or a GGUF file named by its entry: a directory below `models/`."""
+    """The default model, one of the known ones, or a GGUF file named by its entry: a directory below `models/`."""
 
     path: Path
 
@@ -49,8 +50,11 @@ class Converted:
         return self.path if is_complete(self.path) else None
 
     def pull(self, *, offline: bool, needs_tokenizer: bool) -> Iterator[PullStep]:
+        known = known_models().get(self.path.name)
         if self.path.name == DEFAULT_MODEL:
             yield from pull_builtin(self.path, offline=offline)
+        elif known is not None:
+            yield from pull_known(known, self.path, cache_dir() / "downloads", offline=offline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,7 @@ def cache_dir() -> Path:
 
 
 def models_dir() -> Path:
-    """The built-in model, and what is written of GGUF files."""
+    """The built-in model, known ones, and what is written of GGUF files."""
     return cache_dir() / "models"
 
 

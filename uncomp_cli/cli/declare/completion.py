@@ -24,8 +24,9 @@ def completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]
 
 def _models() -> Iterable[str]:
     from uncomp_cli.models.catalog import known_names
+    from uncomp_cli.models.known import known_models
 
-    return known_names()
+    return dict.fromkeys([*known_names(), *known_models()])
 
 
 def rope_kinds() -> Iterable[str]:

@@ -7,12 +7,14 @@ import typer
 
 from uncomp_cli.cli.declare.completion import model_names
 from uncomp_cli.cli.declare.options import Json, ModelOptions, Quiet, terminal_of
-from uncomp_cli.cli.declare.tree import command_of, group, only
+from uncomp_cli.cli.declare.tree import command_of, group, only, option
 from uncomp_cli.numerals import format_bytes, format_count, format_value
 from uncomp_cli.table import Table
 
 if TYPE_CHECKING:
+    from uncomp_cli.engine.spend.fitting import Fit
     from uncomp_cli.models.catalog import ModelInfo
+    from uncomp_cli.ui.console import Terminal
 
 
 app = group("model", "Fetch, list, describe and remove models.")
@@ -20,7 +22,7 @@ app = group("model", "Fetch, list, describe and remove models.")
 AnyName = Annotated[
     str,
     typer.Argument(
-        help="Built-in name, directory, .gguf file or hub id.",
+        help="Built-in or known name, directory, .gguf file or hub id.",
         metavar="NAME",
         show_default=False,
         autocompletion=model_names,
@@ -53,8 +55,17 @@ def pull(
 
 
 @command_of(app, "list")
-def list_all(ctx: typer.Context, as_json: Json = False) -> None:
+def list_all(
+    ctx: typer.Context,
+    known: Annotated[
+        bool, option("--known", help="Those that can be pulled by name, the best that fit here first.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """List the models on this machine."""
+    if known:
+        _list_known(terminal_of(ctx), as_json=as_json)
+        return
     from uncomp_cli.models.catalog import list_models
     from uncomp_cli.models.sources import cache_dir
 
@@ -68,6 +79,45 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
         (m.name, m.architecture, format_count(m.trained_length), m.dtype, format_bytes(m.size_bytes)) for m in models
     ]
     terminal.write_table(Table(("NAME", "ARCHITECTURE", "TOKENS", "DTYPE", "SIZE"), rows))
+
+
+def _list_known(terminal: "Terminal", *, as_json: bool) -> None:
+    from uncomp_cli.engine.spend.fitting import DOCUMENTS, fitting
+    from uncomp_cli.models.catalog import local_path
+
+    fits = [(fit, local_path(fit.model.alias) is not None) for fit in fitting()]
+    if as_json:
+        records = [{**_known_record(fit), "here": here} for fit, here in fits]
+        terminal.write_json({"schema_version": 1, "models": records})
+        return
+    rows = [
+        (
+            fit.model.alias,
+            f"{fit.model.parameters / 1e9:.1f}B",
+            format_bytes(fit.model.size_bytes),
+            fit.model.kind,
+            format_count(fit.model.trained_length),
+            *("–" if needed is None else format_bytes(needed) for needed in fit.needed_bytes),
+            fit.model.licence,
+            "here" if here else "" if fit.fits else "too large",
+        )
+        for fit, here in fits
+    ]
+    documents = (f"MEMORY {tokens // 1024}K" for tokens in DOCUMENTS)
+    columns = ("NAME", "SIZE", "FILE", "KIND", "TRAINED", *documents, "LICENCE", "NOTE")
+    notes = [
+        "memory: weights, and a document of so many tokens at the default preset; uncomp model pull NAME fetches one"
+    ]
+    terminal.write_tables([Table(columns, rows, notes=notes)])
+
+
+def _known_record(fit: "Fit") -> dict[str, Any]:
+    from uncomp_cli.engine.spend.fitting import DOCUMENTS
+
+    model = fit.model
+    needed = {str(tokens): needed for tokens, needed in zip(DOCUMENTS, fit.needed_bytes, strict=True)}
+    more = {"parameters": model.parameters, "url": model.url, "needed_bytes": needed, "fits": fit.fits}
+    return {**asdict(model), **more}
 
 
 @command_of(app, "show")
