@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +36,17 @@ def pytest_configure() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every process that a test starts compiles the package again
     sys.dont_write_bytecode = False
+    state = Path(tempfile.mkdtemp(prefix="uncomp-state-"))  # in which a user was told all that is told once
+    (state / "uncomp" / "told").mkdir(parents=True)
+    (state / "uncomp" / "told" / "model").touch()
+    os.environ["XDG_STATE_HOME"] = str(state)
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background: Ctrl-C is tested all the same
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing behind."""
+    shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 def pytest_collection_finish() -> None:

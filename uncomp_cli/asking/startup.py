@@ -14,7 +14,7 @@ from uncomp_cli.asking.events import Event, Noted, Working
 from uncomp_cli.asking.material import longest_read
 from uncomp_cli.asking.request import ModelChoice, Request
 from uncomp_cli.documents.collection import DocumentSet
-from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.errors import OutOfMemoryError, UsageError
 from uncomp_cli.numerals import format_bytes, format_count
 from uncomp_cli.steps import pulled
 
@@ -55,8 +55,9 @@ def fetch(choice: ModelChoice) -> Generator[Event, None, Path]:
 def weigh(choice: ModelChoice, path: Path) -> "tuple[ModelSpec, int, int]":
     """The model's shape, the bytes of its weights and the bytes that are free; nothing is loaded.
 
-    Raises what loading would raise for the family and the quantization, and DoesNotFitError for too large weights.
+    Raises what loading would raise for the family and the quantization, and OutOfMemoryError for too large weights.
     """
+    from uncomp_cli.engine.spend.fitting import best_known
     from uncomp_cli.engine.spend.memory import free_bytes
     from uncomp_cli.models.loading import check_quantization, choose_device, footprint
 
@@ -68,9 +69,11 @@ def weigh(choice: ModelChoice, path: Path) -> "tuple[ModelSpec, int, int]":
     )
     available = free_bytes(device)
     if weights > available:
-        raise DoesNotFitError(
+        best = best_known(available=available)
+        smaller = "a smaller model" if best is None else f"the best known model that fits: --model {best.alias}"
+        raise OutOfMemoryError(
             f"the weights of {choice.name} need {format_bytes(weights)}, {format_bytes(available)} are free",
-            hint="use --quantize int8 or nf4, --dtype bfloat16, or a smaller model",
+            hint=f"use --quantize int8 or nf4, --dtype bfloat16, or {smaller}",
         )
     return spec, weights, available
 

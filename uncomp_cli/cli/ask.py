@@ -19,6 +19,7 @@ from uncomp_cli.asking.events import Began, Done, Event, Foreseen, Piece, Planne
 from uncomp_cli.asking.pipeline import run, tell_apart
 from uncomp_cli.asking.readout import evidence_lines
 from uncomp_cli.asking.request import Request, parse_pin, saved_or_new
+from uncomp_cli.cli.declare.advice import advise_calibration, advise_model
 from uncomp_cli.cli.declare.failures import show_failure
 from uncomp_cli.cli.declare.options import (
     TRUST_PANEL,
@@ -176,6 +177,9 @@ def ask(
     terminal = terminal_of(ctx, quiet=output.quiet, verbose=verbose, thinking=show_thinking)
     with Printer(terminal, as_json=request.as_json) as printer:
         _answer(request, terminal, printer)
+    advise_model(terminal, request.model.name)
+    if printer.last is not None and preset.name is None:
+        advise_calibration(terminal, request.model.name, printer.last.record())
     raise typer.Exit(printer.exit_code)
 
 
@@ -197,6 +201,7 @@ class Printer:
     def __init__(self, terminal: Terminal, *, as_json: bool) -> None:
         self._terminal, self._as_json = terminal, as_json
         self.exit_code = 0
+        self.last: Done | None = None
         self._written = 0
         self._in_answer = False
         self._tellers: dict[type[Any], Callable[[Any], None]] = {
@@ -248,7 +253,7 @@ class Printer:
             self._terminal.write_answer(event.text)
 
     def _done(self, event: Done) -> None:
-        terminal, turn = self._terminal, event.turn
+        terminal, turn, self.last = self._terminal, event.turn, event
         if self._as_json:
             terminal.write_json(event.record())
         self._end_line(answered=True)

@@ -31,6 +31,7 @@ from uncomp_cli.cli.chat.commands import candidates, is_command, run_command
 from uncomp_cli.cli.chat.controls import status_line
 from uncomp_cli.cli.chat.history import exchange_lines, read_files, restore
 from uncomp_cli.cli.chat.talk import NOT_KEPT, Talk, as_commands
+from uncomp_cli.cli.declare.advice import advise_model
 from uncomp_cli.cli.declare.failures import ended_by, show_failure
 from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.documents.collection import DocumentSet
@@ -113,6 +114,7 @@ def _talk(job: ChatJob, saved: Transcript | None, file: SessionFile | None, term
     talk = open_talk(job, show(load(job.model), terminal), terminal, documents)
     loop = Loop(talk, file, saved, asks=is_typed(terminal))
     talk.say(f"{talk.chat.loaded.info.name} · /help shows the commands, Ctrl-D leaves")
+    advise_model(terminal, job.model.name)
     if saved is not None:
         restore(talk, saved)  # what stops it leaves the file as it is
         talk.chat.dialogue.system = job.system
