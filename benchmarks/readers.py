@@ -44,7 +44,8 @@ COMMANDS = {
 _WORD = re.compile(r"[\u2e80-\uffef]|[^\W\u2e80-\uffef]+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _ESCAPE = re.compile(r"\\(?=[^\w\s]|_)")
-_MARK = re.compile(r"(?<=\S)[\^_](?=[\w+−-])")
+_MARK = re.compile(r"(?<=\S)[\^_](?:(?=[\w+−-])|\(([^()\s]{1,12})\))")
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _SPLIT = re.compile(r"(?<=\w)[-\u2010\u00ad]\n\s*(?=[^\W\d_])")
 _TIMEOUT_S = 120
 
@@ -119,8 +120,8 @@ def compare(path: Path, *, show: int = 0) -> Comparison:
 
 def plain(text: str) -> str:
     """A text as it is compared: words whole, signs in their plain form, no marks of exponents."""
-    text = unicodedata.normalize("NFKC", _MARK.sub("", _ESCAPE.sub("", text)))
-    return _SPLIT.sub("", text.replace("\r\n", "\n").replace("\f", "\n")).casefold()
+    text = _SPLIT.sub("", text.replace("\r\n", "\n").replace("\f", "\n"))
+    return unicodedata.normalize("NFKC", _MARK.sub(r"\1", _ESCAPE.sub("", _UNSEEN.sub("", text)))).casefold()
 
 
 def counts(text: str, *, size: int = 1) -> Counter[str]:

@@ -257,6 +257,13 @@ def rtf(body: bytes) -> Text:
         (rb"{\*\unknown junk}{\info{\title Secret}}{\stylesheet{\s1\outlinelevel0 Heading;}}kept", "kept"),
         (b"split wo\r\nrd", "split word"),
         (rb"{\ansicpg7\'e4}", "ä"),
+        (rb"{\mmathPr\mmathFont34\mbrkBin0\mdefJc1}{\listtext 1.\tab}One\par", "1. One"),
+        (
+            rb"{\i0\*\cs7\cf0 The mark of a destination is one at its beginning.}",
+            "The mark of a destination is one at its beginning.",
+        ),
+        (rb"10{\up6\fs16 6} of H{\dn4 2}O", "10^6 of H_2O"),
+        (rb"\trowd\intbl{Fax\cell 555 0199\cell }", "| Fax | 555 0199 |"),
     ],
 )
 def test_rich_text_is_read(body: bytes, shown: str) -> None:
@@ -274,10 +281,12 @@ def test_tables_footnotes_and_comments_of_rich_text() -> None:
 
 
 def test_what_rich_text_does_not_show_is_said() -> None:
-    text = rtf(rb"{\header Page\par}seen{\v hidden}{\pict\pngblip 8950}{\deleted gone}{\object x}\bin3 \{\{")
+    text = rtf(
+        rb"{\header Page\par}{\footer Page\par}seen{\v hidden}{\pict\pngblip 8950}{\deleted gone}{\object x}\bin3 \{\{"
+    )
     assert text.text.startswith("seen")
     assert losses(text) == [
-        "1 header or footer", "1 hidden passage", "1 picture", "1 deleted passage", "1 embedded object",
+        "2 headers or footers", "1 hidden passage", "1 picture", "1 deleted passage", "1 embedded object",
     ]  # fmt: skip
 
 

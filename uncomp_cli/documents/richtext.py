@@ -12,14 +12,22 @@ from dataclasses import dataclass, replace
 
 from uncomp_cli.documents.grid import Cell, table_lines
 from uncomp_cli.documents.superscripts import clean, lowered, raised, resolve
-from uncomp_cli.documents.text import Loss, Text, Wishes
+from uncomp_cli.documents.text import Text, Wishes, counted
+from uncomp_cli.documents.walk import Words
 from uncomp_cli.errors import DocumentError
 
-_TOKEN = re.compile(r"\\([a-z]{1,32})(-?\d{1,10})? ?|\\'([0-9a-fA-F]{2})|\\([^a-z'])|([{}])|([^\\{}\r\n]+)|[\r\n]+|\\")
+_TOKEN = re.compile(
+    r"\\([a-zA-Z]{1,32})(-?\d{1,10})? ?|\\'([0-9a-fA-F]{2})|\\([^a-zA-Z'])|([{}])|([^\\{}\r\n]+)|[\r\n]+|\\"
+)
 _SKIPPED = frozenset(
     ("fonttbl", "colortbl", "stylesheet", "info", "fldinst", "sp", "themedata", "datastore", "xe", "tc", "bkmkstart")
 )
-_LOST = {"pict": "picture", "object": "embedded object", "deleted": "deleted passage"}
+_LOST = {
+    "pict": ("picture", "pictures"),
+    "object": ("embedded object", "embedded objects"),
+    "deleted": ("deleted passage", "deleted passages"),
+}
+_HIDDEN, _MARGIN = ("hidden passage", "hidden passages"), ("header or footer", "headers or footers")
 _MARGINS = frozenset(("header", "headerl", "headerr", "headerf", "footer", "footerl", "footerr", "footerf"))
 _HEARD_ALWAYS = frozenset(("f", "fcharset", "uc"))
 _READ_THOUGH_MARKED = frozenset(("shpinst", "footnote", "annotation", "nesttableprops"))
@@ -33,7 +41,6 @@ _CHARSETS = {
     163: "cp1258", 177: "cp1255", 178: "cp1256", 186: "cp1257", 204: "cp1251", 222: "cp874", 238: "cp1250",
 }  # fmt: skip
 _LABEL = re.compile(r"\A\s*(?:[·•▪◦§\uf0b7o-]|(\d{1,3}[.)]))\t")
-_PLURALS = ("picture", "object", "passage")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +61,14 @@ def read(data: bytes, wishes: Wishes) -> Text:
         raise DocumentError("it is no RTF file, or a damaged one", hint="open it in a viewer and save it again")
     walk = _Walk(data.decode("latin-1"))
     text = walk.text()
-    losses = []
-    for what, count in walk.lost.items():
-        noun = next((word for word in _PLURALS if word in what), what)
-        losses.append(Loss(what if count == 1 else what.replace(noun, f"{noun}s"), count))
-    return Text(text, (), tuple(losses))
+    return Text(text, (), counted(walk.lost))
 
 
 class _Walk:
     """One pass over the tokens; what is open is a stack of states."""
 
     def __init__(self, source: str) -> None:
-        self.lost: Counter[str] = Counter()
+        self.lost: Counter[Words] = Counter()
         self._source = source
         self._states = [_State()]
         self._fonts: dict[int, str] = {}
@@ -85,7 +88,7 @@ class _Walk:
 
     def text(self) -> str:
         """All of it; `lost` is complete then."""
-        at = 0
+        at, begins = 0, False
         while match := _TOKEN.match(self._source, at):
             at = match.end()
             word, number, byte, sign, brace, plain = match.groups()
@@ -98,9 +101,10 @@ class _Walk:
             elif byte:
                 self._byte(byte)
             elif sign == "*":
-                self._set(replace(self._state, kind="*"))
+                self._set(replace(self._state, kind="*" if begins else self._state.kind))
             elif sign or plain:
                 self._write(_SIGNS.get(sign, "") if sign else plain)
+            begins = brace == "{" or (begins and match[0].isspace())  # the mark of a destination stands there alone
         self._flush()
         self._paragraph()
         self._end_table()
@@ -127,7 +131,7 @@ class _Walk:
 
     def _put(self, text: str) -> None:
         if text and self._state.hidden and not self._state.skipped:
-            self.lost["hidden passage"] += 1
+            self.lost[_HIDDEN] += 1
         elif text and not self._state.skipped:
             self._line.append(clean(text))
 
@@ -254,6 +258,7 @@ class _Walk:
         self._cells = []
 
     def _end_table(self) -> None:
+        self._end_row()  # one that was cut off
         if self._rows:
             self._lines += [*table_lines(self._rows), ""]
             self._rows = []
@@ -275,7 +280,7 @@ class _Walk:
         elif kind == "comment" and said:
             self._comments.append(f"- {said}")
         elif said:
-            self.lost["header or footer"] += 1
+            self.lost[_MARGIN] += 1
 
 
 def _label(found: re.Match[str]) -> str:
@@ -304,6 +309,8 @@ _ACTIONS: dict[str, Callable[[_Walk, int], None]] = {
     "v": lambda walk, number: walk._set(replace(walk._state, hidden=number != 0)),
     "super": lambda walk, number: walk._raise(1 if number else 0),
     "sub": lambda walk, number: walk._raise(-1 if number else 0),
+    "up": lambda walk, number: walk._raise(1 if number else 0),
+    "dn": lambda walk, number: walk._raise(-1 if number else 0),
     "nosupersub": lambda walk, _: walk._raise(0),
     "plain": lambda walk, _: walk._plain_run(),
     "outlinelevel": lambda walk, number: setattr(walk, "_level", number),
