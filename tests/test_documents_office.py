@@ -158,6 +158,66 @@ def test_headings_lists_tables_and_spaces() -> None:
     assert text.endswith("| Year | Year |\n| --- | --- |\n| 2023 | 1,200 |")
 
 
+NUMBERS = (
+    "<text:list-style style:name='L1'><text:list-level-style-number text:level='1' style:num-format='1'"
+    " style:num-suffix='.'/><text:list-level-style-number text:level='2' style:num-format='a' style:num-prefix='('"
+    " style:num-suffix=')'/><text:list-level-style-number text:level='3' style:num-format='1' text:start-value='0'"
+    " text:display-levels='3'/></text:list-style><text:list-style style:name='L2'><text:list-level-style-bullet"
+    " text:level='1'/></text:list-style><text:outline-style><text:outline-level-style text:level='1'"
+    " style:num-format='I' style:num-suffix='.'/><text:outline-level-style text:level='2' style:num-format=''/>"
+    "</text:outline-style>"
+)
+
+
+def odt_list(*items: str, attributes: str = "") -> str:
+    inner = (f"<text:list-item>{item}</text:list-item>" for item in items)
+    return f"<text:list {attributes}>{''.join(inner)}</text:list>"
+
+
+def odt_words(text: str) -> str:
+    return f"<text:p>{text}</text:p>"
+
+
+def test_lists_and_headings_have_their_numbers() -> None:
+    deep = odt_list(odt_words("deep") + odt_list(odt_words("deeper")))
+    first = odt_list(odt_words("one") + deep, odt_words("two"), attributes="text:style-name='L1' xml:id='l7'")
+    again = odt_list(odt_words("three"), attributes="text:style-name='L1' text:continue-numbering='true'")
+    fourth = odt_list(odt_words("four"), attributes="text:style-name='L1' text:continue-list='l7'")
+    fresh = odt_list(odt_words("fresh"), attributes="text:style-name='L1'")
+    later = fresh.replace("<text:list-item>", "<text:list-item text:start-value='9'>")
+    points = odt_list(odt_words("point"), attributes="text:style-name='L2'")
+    heads = "<text:h text:outline-level='1'>Lease</text:h><text:h text:outline-level='2'>Rent</text:h>"
+    text = odt(heads + first + again + fourth + fresh + later + points + heads, NUMBERS).text
+    assert text.split("\n\n") == [
+        "# I. Lease", "## Rent", "1. one\n   (a) deep\n       1.a.0 deeper\n2. two", "3. three", "4. four", "1. fresh",
+        "9. fresh", "- point", "# II. Lease", "## Rent",
+    ]  # fmt: skip
+
+
+def test_objects_that_are_formulas_and_charts_are_read() -> None:
+    def part(body: str) -> str:
+        names = " ".join(f"xmlns:{name}='urn:{name}'" for name in ("office", "chart", "table", "text", "math"))
+        return f"<office:document-content {names}>{body}</office:document-content>"
+
+    cells = (
+        "<table:table-cell><text:p>2024</text:p></table:table-cell>"
+        "<table:table-cell table:number-columns-repeated='2'><text:p>8.50</text:p></table:table-cell>"
+    )
+    row = f"<table:table-row>{cells}</table:table-row>"
+    chart = part(f"<chart:chart chart:class='bar'><table:table>{row}</table:table></chart:chart>")
+    formula = (
+        "<math xmlns='http://www.w3.org/1998/Math/MathML'><semantics><msup><mi>c</mi><mn>2</mn></msup>"
+        "<annotation encoding='StarMath 5.0'>c^2 junk</annotation></semantics></math>"
+    )
+    frame = "<draw:frame><draw:object xlink:href='./Object {}'/><draw:image xlink:href='./a'/></draw:frame>"
+    body = (
+        f"<text:p>E = m{frame.format(1)}</text:p><text:p>{frame.format(2)}</text:p><text:p>{frame.format(3)}</text:p>"
+    )
+    text = extract(make_odt(body, **{"Object 1": formula, "Object 2": chart}), suffix=".odt")
+    assert text.text == "E = m c^2\n\n| 2024 | 8.50 | 8.50 |"
+    assert losses(text) == ["1 embedded object", "1 picture"]
+
+
 def test_raised_text_footnotes_comments_and_losses() -> None:
     styles = (
         "<style:style style:name='T1'><style:text-properties style:text-position='super 58%'/></style:style>"
@@ -170,11 +230,11 @@ def test_raised_text_footnotes_comments_and_losses() -> None:
         "<text:note><text:note-citation>1</text:note-citation><text:note-body><text:p>See page 4.</text:p>"
         "</text:note-body></text:note> here<office:annotation><dc:creator>Ann</dc:creator><dc:date>2024-01-01</dc:date>"
         "<text:p>check</text:p></office:annotation> on <text:date>9 March</text:date>."
-        "<draw:frame><draw:image xlink:href='Pictures/a.png'/></draw:frame></text:p>"
+        "<draw:frame><draw:image xlink:href='Pictures/a.png'/></draw:frame><draw:control draw:control='c1'/></text:p>"
     )
     text = odt(body, styles)
     assert text.text == "10^6 of H_2O[^1] here on 9 March.\n\n[^1]: See page 4.\n\nComments:\n- check"
-    assert losses(text) == ["1 deleted passage", "1 picture"]
+    assert losses(text) == ["1 deleted passage", "1 picture", "1 form field"]
 
 
 def test_headers_of_pages_are_said() -> None:

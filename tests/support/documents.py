@@ -240,18 +240,19 @@ _SPACES = {
 }
 
 
-def _make_open(kind: str, body: str, styles: str) -> bytes:
+def _make_open(kind: str, body: str, styles: str, objects: Mapping[str, str] | None = None) -> bytes:
     names = " ".join(f'xmlns:{name}="{uri}"' for name, uri in _SPACES.items())
     content = (
         f"<office:document-content {names}><office:automatic-styles>{styles}</office:automatic-styles>"
         f"<office:body><office:{kind}>{body}</office:{kind}></office:body></office:document-content>"
     )
-    return make_zip({"mimetype": f"application/vnd.oasis.opendocument.{kind}", "content.xml": content})
+    inner = {f"{name}/content.xml": text for name, text in (objects or {}).items()}
+    return make_zip({"mimetype": f"application/vnd.oasis.opendocument.{kind}", "content.xml": content, **inner})
 
 
-def make_odt(body: str = "<text:p>The rent is 900 crowns.</text:p>", *, styles: str = "") -> bytes:
-    """A text document."""
-    return _make_open("text", body, styles)
+def make_odt(body: str = "<text:p>The rent is 900 crowns.</text:p>", *, styles: str = "", **objects: str) -> bytes:
+    """A text document, and the contents of objects in it."""
+    return _make_open("text", body, styles, objects)
 
 
 def make_ods(body: str = "<table:table table:name='S'/>", *, styles: str = "") -> bytes:

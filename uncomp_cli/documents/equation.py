@@ -46,7 +46,7 @@ class Equation:
         """Text in an element."""
         inner = self._open[-1]
         text = text if inner.tag in ("t", "mtext") else text.strip()
-        inner.parts += [text.translate(_APPLY)] * bool(text)
+        inner.parts += [text.translate(_APPLY)] * bool(text and not self._properties)
 
     def end(self, tag: str) -> None:
         """It ends: its text becomes a part of what it stands in."""
@@ -163,5 +163,6 @@ _FOLDS: dict[str, _Fold] = {
     **dict.fromkeys(("mtr", "mr"), _cells),
     **dict.fromkeys(("mtable", "m"), _matrix),
     "eqArr": _lines,
+    **dict.fromkeys(("mstack", "mlongdiv", "msgroup", "msrow"), lambda parts, _: " ".join(filter(None, parts))),
     "mspace": lambda _, __: " ",
 }

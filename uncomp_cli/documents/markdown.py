@@ -20,6 +20,7 @@ _DEEPEST_PREFIX = 40
 _MOST_TABLES = 6
 _MOST_SCRIPTS = 4
 _ROWS_HELD = 600
+_MOST_REPEATED = 2000  # characters of a cell that stands there several times
 
 
 _ROMAN = ((1000, "m"), (900, "cm"), (500, "d"), (400, "cd"), (100, "c"), (90, "xc"), (50, "l"), (40, "xl"), (10, "x"))
@@ -304,14 +305,16 @@ class Markdown:
             cell = self._table.rows[-1][-1]
             cell.columns, cell.above = columns, above
 
-    def close_cell(self) -> None:
-        """The end of `open_cell`, if one is open."""
+    def close_cell(self, *, times: int = 1) -> None:
+        """The end of `open_cell`, if one is open; the cell stands there so many times."""
         table = self._table
         if table is None:
             self.block()
         elif table.open_cell:
             self._flush()
-            table.rows[-1][-1].complex = self._sinks.pop().complex
+            cell = table.rows[-1][-1]
+            cell.complex = self._sinks.pop().complex
+            table.rows[-1] += [cell] * (min(times, _MOST_REPEATED // (10 + sum(map(len, cell.lines)))) - 1)
             table.open_cell = False
 
     def close_table(self) -> None:

@@ -6,14 +6,18 @@ of their text; what is deleted but tracked, hidden, or has no text (pictures, ch
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from uncomp_cli.documents.archive import Archive
 from uncomp_cli.documents.display import general
+from uncomp_cli.documents.equation import Equation
 from uncomp_cli.documents.ledger import Row, letters, lines_of, place_name
 from uncomp_cli.documents.markdown import Markdown
-from uncomp_cli.documents.parts import walk_xml
-from uncomp_cli.documents.text import Loss, Text, Wishes, joined
+from uncomp_cli.documents.outline import Level, Numbered
+from uncomp_cli.documents.parts import walk_xml, within
+from uncomp_cli.documents.text import Text, Wishes, counted, joined
+from uncomp_cli.documents.walk import Words
 from uncomp_cli.errors import DocumentError
 
 _KIND = "OpenDocument file"
@@ -22,15 +26,26 @@ _MOST_COLUMNS = 16_384
 _MOST_CELLS = 4_000_000
 _PROPERTIES = ("text-position", "display", "visibility")
 _UNSEEN = frozenset(("forms", "settings", "scripts", "meta", "table-source", "tracked-changes"))
-_LOST = {"image": "picture", "object": "embedded object", "object-ole": "embedded object", "plugin": "film or sound"}
-_LOST |= {"deletion": "deleted passage", "shapes": "drawing"}
-_NOUNS = ("header or footer", "formula", "picture", "object", "row", "sheet", "slide", "passage")
+_PICTURE, _OBJECT = ("picture", "pictures"), ("embedded object", "embedded objects")
+_LOST: dict[str, Words] = {
+    "image": _PICTURE,
+    "object": _OBJECT,
+    "object-ole": _OBJECT,
+    "plugin": ("film or sound", "films or sounds"),
+    "deletion": ("deleted passage", "deleted passages"),
+    "shapes": ("drawing", "drawings"),
+    "control": ("form field", "form fields"),
+}
+_MARGIN = ("header or footer", "headers or footers")
+_HIDDEN_SLIDE, _HIDDEN_SHEET = ("hidden slide", "hidden slides"), ("hidden sheet", "hidden sheets")
+_HIDDEN_ROW, _REPEATED_ROW = ("hidden row", "hidden rows"), ("repeated row", "repeated rows")
+_UNCALCULATED = ("formula without a stored result", "formulas without a stored result")
 _NAME_LINE = "\n## "
 
 
 def read(data: bytes, wishes: Wishes) -> Text:
     """The text of an OpenDocument file."""
-    content, styles = data, b""
+    content, styles, archive = data, b"", None
     if data.startswith(b"PK"):
         archive = Archive(data, wishes.limits, kind=_KIND)
         names = archive.names
@@ -42,18 +57,12 @@ def read(data: bytes, wishes: Wishes) -> Text:
         content = archive.read("content.xml")
         styles = archive.read("styles.xml") if "styles.xml" in names else b""
     is_sheets = b"opendocument.spreadsheet" in data[:_HEAD_BYTES] or b"<office:spreadsheet" in content
-    walk: _Words | _Sheets = _Sheets() if is_sheets else _Words()
+    walk: _Words | _Sheets = _Sheets() if is_sheets else _Words(archive)
     for part in filter(None, (styles, content)):
         walk_xml(part, walk, kind=_KIND)
     text, places = joined(walk.parts(), between="\n" if is_sheets else "\n\n")
     places = tuple(place for place in places if place.name)
-    return Text(text.strip("\n"), places, tuple(Loss(_plural(what, n), n) for what, n in walk.lost.items() if n))
-
-
-def _plural(what: str, count: int) -> str:
-    """`hidden rows`, `formulas without a stored result`: the noun takes the plural."""
-    noun = next((word for word in _NOUNS if word in what), what)
-    return what if count == 1 else what.replace(noun, f"{noun}s", 1)
+    return Text(text.strip("\n"), places, counted(walk.lost))
 
 
 class _Handler:
@@ -63,7 +72,7 @@ class _Handler:
     ends: ClassVar[Mapping[str, Callable[[Any], None]]]
 
     def __init__(self) -> None:
-        self.lost: Counter[str] = Counter()
+        self.lost: Counter[Words] = Counter()
         self.skipped = 0
         self.styles: dict[str, dict[str, str]] = {}
         self._style: dict[str, str] = {}
@@ -87,6 +96,7 @@ class _Handler:
     def new_style(self, attributes: Mapping[str, str]) -> None:
         """A style, which begins with what its parent says."""
         self._style = dict(self.styles.get(attributes.get("parent-style-name", ""), {}))
+        self._style |= {name: attributes[name] for name in ("list-style-name",) if name in attributes}
         self.styles[attributes.get("name", "")] = self._style
 
     def properties(self, attributes: Mapping[str, str]) -> None:
@@ -105,14 +115,20 @@ class _Handler:
 class _Words(_Handler):
     """Text documents and slides. Where text goes is a stack: the document or a slide, and in it notes and comments."""
 
-    def __init__(self) -> None:
+    def __init__(self, archive: Archive | None) -> None:
         super().__init__()
+        self._archive = archive
         self._outs = [Markdown()]
         self._outer: list[int] = []
         self._spans: list[str] = []
         self._frames: list[bool] = []
-        self._texts = self._lists = self._pages = self._count = 0
+        self._texts = self._pages = self._count = 0
+        self._kinds: dict[str, dict[int, Level]] = {}  # levels of lists by the names of styles, "" of headings
+        self._levels: dict[int, Level] = {}  # of the style that is described
+        self._lists: list[tuple[str, Numbered]] = []  # that are open, with their styles' names
+        self._known: dict[str, Numbered] = {}  # lists by their own names, and the last of each style by that
         self._is_first_row = False
+        self._repeats = 1
         self._notes: list[str] = []
         self._comments: list[str] = []
         self._parts: list[tuple[str, str]] = []
@@ -145,7 +161,12 @@ class _Words(_Handler):
 
     def _heading(self, attributes: Mapping[str, str]) -> None:
         self._texts += 1
-        self._outs[-1].open_heading(min(_count(attributes, "outline-level"), 6))
+        level = _count(attributes, "outline-level")
+        self._outs[-1].open_heading(min(level, 6))
+        named = self.styles.get(attributes.get("style-name", ""), {}).get("list-style-name")
+        if not self._lists and named is None and attributes.get("is-list-header") != "true":
+            label = self._known.setdefault("", Numbered(self._kinds.get("", {}))).label(level - 1)
+            self._outs[-1].write(f"{label} " if label else "")
 
     def _end_heading(self) -> None:
         self._texts -= 1
@@ -168,18 +189,49 @@ class _Words(_Handler):
     def _line_break(self, _: Mapping[str, str]) -> None:
         self._outs[-1].line_break()
 
-    def _list(self, _: Mapping[str, str]) -> None:
+    def _list(self, attributes: Mapping[str, str]) -> None:
         if not self._lists:
             self._outs[-1].block(gap=True)
-        self._lists += 1
+        name = attributes.get("style-name", "")
+        if self._lists and name in ("", self._lists[-1][0]):
+            self._lists.append(self._lists[-1])
+            return
+        known = attributes.get("continue-list") or (name if attributes.get("continue-numbering") == "true" else "-")
+        levels = self._kinds.get(name, {})
+        made = self._known.get(known) or Numbered({level: replace(found) for level, found in levels.items()})
+        self._known |= {name: made, attributes.get("id", name): made} if name else {}
+        self._lists.append((name, made))
 
     def _end_list(self) -> None:
-        self._lists -= 1
+        self._lists.pop()
         if not self._lists:
             self._outs[-1].block(gap=True)
 
-    def _item(self, _: Mapping[str, str]) -> None:
-        self._outs[-1].open_item()
+    def _item(self, attributes: Mapping[str, str]) -> None:
+        level, (_, counted_by) = len(self._lists) - 1, self._lists[-1] if self._lists else ("", Numbered())
+        if "start-value" in attributes and level in counted_by.levels:
+            counted_by.levels[level].count = _count(attributes, "start-value") - 1
+        self._outs[-1].open_item(counted_by.label(level) or "-")
+
+    def _list_kind(self, attributes: Mapping[str, str]) -> None:
+        self._levels = self._kinds[attributes.get("name", "")] = {}
+
+    def _outline_kind(self, _: Mapping[str, str]) -> None:
+        self._levels = self._kinds[""] = {}
+
+    def _bullets(self, attributes: Mapping[str, str]) -> None:
+        self._levels[_count(attributes, "level") - 1] = Level("bullet", "", 1)
+
+    def _numbers(self, attributes: Mapping[str, str]) -> None:
+        """A level that is numbered: its own number behind those of some levels above it."""
+        level, kind = _count(attributes, "level"), attributes.get("num-format", "")
+        first = max(level - _count(attributes, "display-levels"), 0) + 1
+        shown = ".".join(f"%{number}" for number in range(first, level + 1)) if kind else ""
+        pattern = attributes.get("num-prefix", "") + shown + attributes.get("num-suffix", "") if kind else ""
+        start = attributes.get("start-value", "1")
+        self._levels[level - 1] = Level(
+            kind or "none", pattern, int(start == "1") if start in "01" else _count(attributes, "start-value")
+        )
 
     def _end_item(self) -> None:
         self._outs[-1].close_item()
@@ -207,7 +259,26 @@ class _Words(_Handler):
 
     def _end_margin(self) -> None:
         """The end of a page's header or footer, which stands on every page, and is said."""
-        self.lost["header or footer"] += bool(self._end_aside())
+        self.lost[_MARGIN] += bool(self._end_aside())
+
+    def _object(self, attributes: Mapping[str, str]) -> None:
+        """An object: a formula is read, and the numbers of a chart; the picture that stands for it is no loss then."""
+        name = within("", attributes.get("href", "")) + "/content.xml"
+        data = self._archive.read(name) if self._archive is not None and name in self._archive.names else b""
+        if b"<math" in data[:_HEAD_BYTES]:
+            formula = _Formula()
+            walk_xml(data, formula, kind=_KIND)
+            self._outs[-1].write(f" {formula.text()} ")
+        elif b"<chart:chart " in data:
+            chart = _Words(None)
+            walk_xml(data, chart, kind=_KIND)
+            self._outs[-1].block(gap=True)
+            self._outs[-1].paste(chart.parts()[0][1].split("\n"))
+            self._outs[-1].block(gap=True)
+        else:
+            return
+        self.lost[_OBJECT] -= 1
+        self.lost[_PICTURE] -= 1
 
     # --- tables
 
@@ -226,10 +297,12 @@ class _Words(_Handler):
 
     def _cell(self, attributes: Mapping[str, str]) -> None:
         columns, rows = (_count(attributes, f"number-{name}-spanned") for name in ("columns", "rows"))
+        self._repeats = _count(attributes, "number-columns-repeated")
         self._outs[-1].open_cell(header=self._is_first_row, columns=columns, rows=rows)
 
     def _end_cell(self) -> None:
-        self._outs[-1].close_cell()
+        self._outs[-1].close_cell(times=self._repeats)
+        self._repeats = 1
 
     # --- slides
 
@@ -237,7 +310,7 @@ class _Words(_Handler):
         self._pages += 1
         self._outs.append(Markdown())
         if self.style(attributes, "visibility") == "hidden":
-            self.lost["hidden slide"] += 1
+            self.lost[_HIDDEN_SLIDE] += 1
             self._outs.pop()
             self.skipped = 1
 
@@ -249,8 +322,8 @@ class _Words(_Handler):
         self._frames.append(is_title)
         if is_title:
             self._outs[-1].open_heading(2)
-        else:
-            self._outs[-1].block(gap=bool(self._pages))
+        elif self._pages:
+            self._outs[-1].block(gap=True)
 
     def _end_frame(self) -> None:
         if self._frames.pop():
@@ -268,7 +341,9 @@ class _Words(_Handler):
         "drawing-page-properties": _Handler.properties, "p": _paragraph, "h": _heading, "span": _span, "s": _space,
         "tab": _space, "line-break": _line_break, "list": _list, "list-item": _item, "note-body": _aside,
         "note-citation": _Handler.skip, "annotation": _aside,
-        "table": _table, "table-row": _row, "table-cell": _cell, "page": _page, "frame": _frame,
+        "list-style": _list_kind, "outline-style": _outline_kind, "outline-level-style": _numbers,
+        "list-level-style-number": _numbers, "list-level-style-bullet": _bullets, "list-level-style-image": _bullets,
+        "table": _table, "table-row": _row, "table-cell": _cell, "page": _page, "frame": _frame, "object": _object,
         "custom-shape": _frame, "notes": _aside, "title": _Handler.skip, "desc": _Handler.skip,
         "page-number": _Handler.skip, "page-thumbnail": _Handler.skip,
     }  # fmt: skip
@@ -278,6 +353,18 @@ class _Words(_Handler):
         "table": _end_table, "table-row": _end_row, "table-cell": _end_cell, "page": _end_page, "frame": _end_frame,
         "custom-shape": _end_frame, "notes": _end_speaker,
     }  # fmt: skip
+
+
+class _Formula(Equation):
+    """A formula that is an object of its own; what it is written from in its program is left out."""
+
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        """An element begins."""
+        super().start("annotationPr" if tag == "annotation" else tag, attributes)
+
+    def data(self, text: str) -> None:
+        """Text."""
+        self.write(text)
 
 
 class _Sheets(_Handler):
@@ -309,7 +396,7 @@ class _Sheets(_Handler):
     def _sheet(self, attributes: Mapping[str, str]) -> None:
         self._name, self._rows, self._comments, self._number = attributes.get("name", ""), [], [], 0
         if self.style(attributes, "display") == "false":
-            self.lost["hidden sheet"] += 1
+            self.lost[_HIDDEN_SHEET] += 1
             self.skipped = 1
 
     def _end_sheet(self) -> None:
@@ -328,12 +415,12 @@ class _Sheets(_Handler):
     def _end_row(self) -> None:
         repeats, cells = self._row_repeats, self._cells
         if cells and self._is_hidden:
-            self.lost["hidden row"] += repeats
+            self.lost[_HIDDEN_ROW] += repeats
         elif cells:
             kept = min(repeats, max(1, self._spare // len(cells)))
             self._spare -= kept * len(cells)
             self._rows += [Row(self._number + more, cells) for more in range(kept)]
-            self.lost["repeated row"] += repeats - kept
+            self.lost[_REPEATED_ROW] += repeats - kept
         self._number += repeats - 1
 
     def _cell(self, attributes: Mapping[str, str]) -> None:
@@ -349,7 +436,7 @@ class _Sheets(_Handler):
             self._spare -= last - self._column - 1
             self._cells |= dict.fromkeys(range(self._column, last), shown)
         elif self._is_formula:
-            self.lost["formula without a stored result"] += self._cell_repeats
+            self.lost[_UNCALCULATED] += self._cell_repeats
         self._column += self._cell_repeats - 1
 
     def _paragraph(self, _: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Word's styles and numbering: which paragraph is a heading or an item of a list, and the label that Word shows there.
+"""Styles and numbering: which paragraph is a heading or an item of a list, and the label that is shown there.
 
 A label is nowhere in the text: it is counted, by the pattern of its level ("%1.%2"), through the whole document.
 """
@@ -12,7 +12,8 @@ from uncomp_cli.documents.parts import Node
 
 _HEADING = re.compile(r"heading ([1-9])", re.IGNORECASE)
 _LONGEST_CHAIN = 32
-_KINDS = {"lowerLetter": "a", "upperLetter": "A", "lowerRoman": "i", "upperRoman": "I"}
+_KINDS = {"lowerLetter": "a", "upperLetter": "A", "lowerRoman": "i", "upperRoman": "I", "decimalZero": "01"}
+_KINDS |= {"bullet": "bullet", "none": "none"}
 _NO_OUTLINE = 9
 
 
@@ -73,16 +74,44 @@ def integer(text: str, default: int) -> int:
 
 
 @dataclass(slots=True)
-class _Level:
+class Level:
+    """A level of a list: its kind of numbers as HTML names them, `bullet` or `none`; and what is shown of which."""
+
     kind: str
     pattern: str
     start: int
-    count: int = 0
+    count: int | None = None
+
+    @property
+    def shown(self) -> str:
+        """Its number; before the first item that of the first."""
+        count = self.start if self.count is None else self.count
+        if self.kind == "none":
+            return ""
+        return f"{count:02}" if self.kind == "01" else ordinal(self.kind, count)
 
 
 @dataclass(slots=True)
-class _List:
-    levels: dict[int, _Level] = field(default_factory=dict)
+class Numbered:
+    """A list that counts; the first level is 0."""
+
+    levels: dict[int, Level] = field(default_factory=dict)
+
+    def label(self, level: int) -> str | None:
+        """The label of its next item: `-` for a bullet; None for a level that it does not have."""
+        here = self.levels.get(level)
+        if here is None:
+            return None
+        here.count = here.start if here.count is None else here.count + 1
+        for deeper, other in self.levels.items():
+            if deeper > level:
+                other.count = None
+        if here.kind == "bullet":
+            return "-"
+        return re.sub(r"%([1-9])", lambda match: self._shown(int(match[1]) - 1), here.pattern).strip()
+
+    def _shown(self, level: int) -> str:
+        return self.levels[level].shown if level in self.levels else ""
 
 
 class Numbering:
@@ -91,8 +120,8 @@ class Numbering:
     def __init__(self, root: Node, styles: Mapping[str, Style]) -> None:
         abstract = {node.attributes.get("abstractNumId", ""): node for node in root.each("abstractNum")}
         nums = {node.attributes.get("numId", ""): node for node in root.each("num")}
-        shared: dict[str, _List] = {}
-        self._lists: dict[str, _List] = {}
+        shared: dict[str, Numbered] = {}
+        self._lists: dict[str, Numbered] = {}
         for name, node in nums.items():
             of = node.at("abstractNumId").value
             linked = styles.get(abstract[of].at("numStyleLink").value) if of in abstract else None
@@ -100,7 +129,7 @@ class Numbering:
                 of = nums[linked.number].at("abstractNumId").value
             overrides = list(node.each("lvlOverride"))
             if of in abstract and (overrides or of not in shared):
-                made = _List({level: _level(found) for level, found in _levels(abstract[of], overrides).items()})
+                made = Numbered({level: _level(found) for level, found in _levels(abstract[of], overrides).items()})
                 for override in overrides:
                     start = override.at("startOverride").value
                     level = integer(override.attributes.get("ilvl", ""), 0)
@@ -114,16 +143,7 @@ class Numbering:
     def label(self, number: str, level: int) -> str | None:
         """The label of the next paragraph of a list: `-` for a bullet; None where it is no list."""
         found = self._lists.get(number)
-        here = found.levels.get(level) if found is not None else None
-        if found is None or here is None:
-            return None
-        here.count = here.count + 1 if here.count else max(here.start, 1)
-        for deeper, other in found.levels.items():
-            if deeper > level:
-                other.count = 0
-        if here.kind == "bullet":
-            return "-"
-        return re.sub(r"%([1-9])", lambda match: _shown(found.levels.get(int(match[1]) - 1)), here.pattern).strip()
+        return None if found is None else found.label(level)
 
 
 def _levels(abstract: Node, overrides: list[Node]) -> dict[int, Node]:
@@ -131,12 +151,6 @@ def _levels(abstract: Node, overrides: list[Node]) -> dict[int, Node]:
     return {integer(node.attributes.get("ilvl", ""), 0): node for node in nodes}
 
 
-def _level(node: Node) -> _Level:
-    return _Level(node.at("numFmt").value or "decimal", node.at("lvlText").value, integer(node.at("start").value, 1))
-
-
-def _shown(level: _Level | None) -> str:
-    if level is None or level.kind == "none":
-        return ""
-    count = level.count or max(level.start, 1)
-    return f"{count:02}" if level.kind == "decimalZero" else ordinal(_KINDS.get(level.kind, "1"), count)
+def _level(node: Node) -> Level:
+    kind = node.at("numFmt").value
+    return Level(_KINDS.get(kind, "1"), node.at("lvlText").value, integer(node.at("start").value, 1))
