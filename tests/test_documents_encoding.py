@@ -49,6 +49,11 @@ ENCODINGS = {
 PAIRS = [(encoding, tongue) for encoding, tongues in ENCODINGS.items() for tongue in tongues.split()]
 
 
+def test_scripts_of_a_page_say_nothing_of_its_language() -> None:
+    raw = ("Über die Küste gehören\n" + "var o=a,e=o.a(e);" * 500).encode("windows-1252")
+    assert decode(raw).text.startswith("Über die Küste gehören")
+
+
 @pytest.mark.parametrize(("encoding", "tongue"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
 def test_a_language_is_read_in_its_old_encodings(encoding: str, tongue: str) -> None:
     wrong = []

@@ -103,6 +103,7 @@ def test_no_figure_runs_into_another(base: int, exponent: int, between: str) -> 
     [
         ("<mfrac><mn>1</mn><mn>2</mn></mfrac>", "(1)/(2)"),
         ("<msup><mi>x</mi><mn>2</mn></msup><mo>+</mo><msub><mi>y</mi><mi>i</mi></msub>", "x^2+y_i"),
+        ("<mlongdiv><mn>3</mn><mn>435.3</mn><msgroup><mn>12</mn><mn>9</mn></msgroup></mlongdiv>", "3 435.3 12 9"),
         ("<msqrt><mi>x</mi><mo>+</mo><mn>1</mn></msqrt>", "√(x+1)"),
         ("<mroot><mi>x</mi><mn>3</mn></mroot>", "(x)^(1/3)"),
         ("<munderover><mo>∑</mo><mrow><mi>i</mi><mo>=</mo><mn>1</mn></mrow><mi>n</mi></munderover>", "∑_(i=1)^n"),
@@ -185,6 +186,10 @@ def test_text_between_cells_is_kept() -> None:
         ("<ul><li>a<ul><li>b<li>c</ul><li>d</ul>e", "- a\n  - b\n  - c\n- d\n\ne"),
         ("<ul><li><p>a</p><p>b</p><li><p>c</p></ul>", "- a\n\n  b\n- c"),
         ("<ol start=3><li>a<li value=7>b<li>c</ol>", "3. a\n7. b\n8. c"),
+        ("<ol reversed><li>a<ol type=a reversed><li>x<li>y</ol><li>b<li>c</ol>", "3. a\n   b. x\n   a. y\n2. b\n1. c"),
+        ("<ol reversed><li>a<li>b</ol>" * 13, "\n\n".join(["2. a\n1. b"] * 13)),
+        ("<ol reversed start=9><li>a<li>b</ol>", "9. a\n8. b"),
+        ("<time>9 May 2022</time><time>30 May 2022</time>, <time>1:30</time>", "9 May 2022 30 May 2022, 1:30"),
         ("<ol type=a><li>x<li>y</ol><ol type=I><li value=4>z</ol>", "a. x\nb. y\n\nIV. z"),
         ("<dl><dt>term<dd>meaning<dd>another</dl>", "term\n: meaning\n: another"),
         ("<dl><dt>a<dd>b<p>c<dt>d<dd>e<dl><dd>f</dl></dl>", "a\n: b\n\n  c\nd\n: e\n  : f"),
@@ -239,11 +244,25 @@ def test_fields_and_pictures(html: str, text: str) -> None:
         ("<iframe src=x>no frames</iframe><video>no video</video>", ["1 embedded page", "1 film"]),
         ("<select><option>a<option>b<option>c</select>", ["2 choices that were not chosen"]),
         ("<script>if (a<b) x</script><style>p{}</style><template>t</template><noscript>n</noscript><!-- c -->", []),
+        ("<div hidden><script>x()</script><template><p>t</p></template> </div>", []),
+        (f"<noscript>{'word ' * 40}</noscript>" + "<p>shown " * 60, ["1 passage for browsers without scripts"]),
     ],
 )
 def test_what_is_left_out_is_said(html: str, said: list[str]) -> None:
     assert losses(html + "<p>seen</p>") == said
     assert markdown(html + "<p>seen</p>").endswith("seen")
+
+
+@pytest.mark.parametrize(
+    "page", ["<div style='display:none'>{}</div>", "<noscript><div></noscript>{}", "<section hidden>{}</section>"]
+)
+def test_a_page_that_a_script_would_show_is_read(page: str) -> None:
+    found = read(
+        page.format("<p>The rent is 900 crowns. <script>x()</script>" * 20).encode() + b"<p>Loading", NO_WISHES
+    )
+    assert found.text.count("The rent is 900 crowns.") == 20
+    assert found.losses == ()
+    assert "hidden" in found.notes[0]
 
 
 def test_a_page_with_a_bit_of_everything() -> None:

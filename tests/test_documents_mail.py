@@ -1,5 +1,6 @@
 """Mail: decoded headers, the body that a person sees, attachments read or named; and books, by their spine."""
 
+import base64
 import time
 from contextlib import suppress
 from email.message import EmailMessage
@@ -52,6 +53,43 @@ def test_of_several_forms_the_plain_one_is_read_unless_it_is_a_stub() -> None:
     assert markdown(stub).startswith("# Bill\n\nThe fee is 10.")
     assert markdown(stub).endswith("10^6")
     assert losses(stub) == ["1 picture without a text"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_mail_saved_as_a_text_file_is_a_mail(encoding: str) -> None:
+    assert markdown(mail(Subject="Bill").as_string().encode(encoding)) == "Subject: Bill\n\nThe fee is 10."
+
+
+@pytest.mark.parametrize(
+    ("raw", "subject"),
+    [
+        ("=?gb2312?B?" + base64.b64encode("价格昞100".encode("gbk")).decode() + "?=", "价格昞100"),
+        ("Re: =?utf-8?q?caf=C3=A9?= =?utf-8?q?_5?= x", "Re: café 5 x"),
+    ],
+)
+def test_encoded_words_are_read_as_browsers_would(raw: str, subject: str) -> None:
+    assert markdown(f"Subject: {raw}\n\nx".encode()) == f"Subject: {subject}\n\nx"
+
+
+def test_a_report_of_a_delivery_has_its_text() -> None:
+    report = (
+        "Content-Type: multipart/report; boundary=b\n\n--b\nContent-Type: message/delivery-status\n\n"
+        "This was not delivered, 2 tries:\n\n<u@x.org> is full\n\n--b\nContent-Type: message/delivery-status\n\n"
+        "Action: failed\n\nStatus: 5.3.0\n\n--b--\n"
+    )
+    text = markdown(report.encode())
+    assert text.split("\n\n") == [
+        "This was not delivered, 2 tries:", "<u@x.org> is full", "Action: failed", "Status: 5.3.0",
+    ]  # fmt: skip
+
+
+def test_how_attachments_were_read_is_said() -> None:
+    message = mail("See below.")
+    message.add_attachment(make_docx(), maintype="application", subtype="x", filename="bill.pdf")
+    message.add_attachment("Grün, größer, schöner".encode("cp1252"), maintype="text", subtype="x", filename="a.txt")
+    notes = read(message.as_bytes(), NO_WISHES).notes
+    assert notes[0] == "attachment bill.pdf: it is a .docx file by its content, and was read as one"
+    assert notes[1].startswith("attachment a.txt: its encoding is not said")
 
 
 def test_attachments_are_read_or_named() -> None:

@@ -31,6 +31,7 @@ _SIGNS = frozenset("„“”‘’‚«»‹›–—…·•§°€£©®™�
 _BEFORE_WORDS = frozenset("„“‘‚«»‹›”€£§¿¡")  # some tongues open with what others close with
 _IN_WORDS = frozenset("’·\xad´–—…")
 _WORD = re.compile(r"[^\W\d_]+")
+_LETTERS, _AROUND = re.compile(rb"[\x80-\xff]{1,100}"), 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +137,18 @@ def likeliest(data: bytes) -> str | None:
 
 
 def _sample(data: bytes) -> bytes:
-    """Whole lines from the first that is not ASCII alone."""
-    first = next(re.finditer(rb"[\x80-\xff]", data)).start()
-    start = max(data.rfind(b"\n", 0, first) + 1, first - _SAMPLE_BYTES // 2)
-    sample = data[start : start + _SAMPLE_BYTES]
-    end = sample.rfind(b"\n")
-    return sample if len(sample) < _SAMPLE_BYTES or end < first - start else sample[:end]
+    """The text around what is not ASCII: markup and scripts, of which pages have more than of words, tell nothing."""
+    parts: list[bytes] = []
+    begin = end = taken = 0
+    for found in _LETTERS.finditer(data):
+        if found.start() - _AROUND > end:
+            parts.append(data[begin:end])
+            begin = found.start() - _AROUND
+        taken += found.end() + _AROUND - max(begin, end)
+        end = found.end() + _AROUND
+        if taken > _SAMPLE_BYTES:
+            break
+    return b"\n".join([*parts, data[begin:end]])
 
 
 def _letters(sample: bytes) -> int:

@@ -16,7 +16,7 @@ _DECLARED = re.compile(
     rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]+)|<\?xml[^>]{0,80}encoding\s*=\s*["']([\w.:-]+)""", re.I
 )
 _DECLARED_WITHIN_BYTES = 4096
-_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _LATIN_1 = "ascii us-ascii iso8859-1 latin-1 latin1 l1 iso-8859-1 ansi x-ansi ansi_x3.4-1968"
 _WIDER = {
     **dict.fromkeys(_LATIN_1.split(), "cp1252"),
@@ -38,7 +38,7 @@ _BY_CHANCE = 24  # bytes: text in an encoding of several bytes is no longer UTF-
 def decode_declared(data: bytes, declared: str) -> Text:
     """Text with `\\n` line ends, and the bytes that its encoding has none for; DocumentError for no text."""
     codec = known_codec(declared)
-    if data.startswith(_MARKS) or not codec or _is_utf8(data, sure=codec not in _SEVERAL_BYTES):
+    if data.startswith(MARKS) or not codec or _is_utf8(data, sure=codec not in _SEVERAL_BYTES):
         return decode(data)
     for candidate in dict.fromkeys((codec, "utf-8" if codec != "utf-8" else "cp1252")):
         text = data.decode(candidate, "replace")

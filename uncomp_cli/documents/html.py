@@ -2,13 +2,13 @@
 
 libxml2 reads the markup as browsers do. What a person sees is text: the title, alternative texts of pictures, what a
 form's fields say, closed details. What a browser hides is not; where it has words (a tab that opens on a click), that
-is a loss.
+is a loss. A page that hides more than it shows waits for a script to show it: all of it is read, and that is said.
 """
 
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from uncomp_cli.documents.archive import damaged
@@ -38,7 +38,7 @@ _BLOCK_TAGS = (
 )
 _GAPPED_TAGS = "p dl figure figcaption details caption"
 _BREAKING_TAGS = "table li pre ul ol h1 h2 h3 h4 h5 h6 hr br img"
-_SILENT_TAGS = "script style template noscript rp rtc datalist annotation annotation-xml"
+_SILENT_TAGS = "script style template rp rtc datalist annotation annotation-xml"
 _BLOCKS, _GAPPED = frozenset(_BLOCK_TAGS.split()), frozenset(_GAPPED_TAGS.split())
 _BREAK_OUT = frozenset(_BREAKING_TAGS.split()) | _BLOCKS | _GAPPED
 _SILENT = frozenset(_SILENT_TAGS.split())
@@ -51,6 +51,8 @@ _EMBEDDED = {
     "audio": ("sound", "sounds"),
     "frame": ("frame with another page", "frames with other pages"),
 }
+_NO_SCRIPTS = ("passage for browsers without scripts", "passages for browsers without scripts")
+_REVEALED = "most of it is hidden until a script shows it, and was read all the same"
 _HIDDEN = ("passage that is not shown", "passages that are not shown")
 _PICTURE = ("picture without a text", "pictures without a text")
 _UNCHOSEN = ("choice that was not chosen", "choices that were not chosen")
@@ -60,6 +62,9 @@ _IMPLIED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # what a start
     **dict.fromkeys(("rt", "rp", "rb"), (("rt", "rb"), ("ruby",))),
 }
 _FAR = 32  # elements up to which such an end is looked for
+_FEW, _MANY = 30, 50  # words: of a request to turn scripts on, of a passage that may be the page
+_NEVER = 2**31
+_FIRST_MARK, _MARKS_OF_LISTS = 0xFDD4, 12  # for the numbers of lists that count down, until their length is known
 _WITHOUT_VALUE = frozenset(("hidden", "password", "file"))
 _MARKS = {**dict.fromkeys(("del", "s", "strike"), ("~~", "~~")), "q": ('"', '"'), "rt": ("(", ")")}
 
@@ -73,8 +78,9 @@ def read(data: bytes, wishes: Wishes) -> Text:
     """The text of an HTML page."""
     page = decode_page(data, wishes)
     lost: Counter[Words] = Counter()
-    text = walk(page.text, lost, progress=wishes.progress)
-    return replace(page, text=text, losses=page.losses + counted(lost))
+    walked = _walked(page.text, lost, wishes.progress)
+    notes = (*page.notes, _REVEALED) if walked.reveals else page.notes
+    return replace(page, text=walked.text(titled=True), losses=page.losses + counted(lost), notes=notes)
 
 
 def to_markdown(html: str) -> tuple[str, tuple[Loss, ...]]:
@@ -84,22 +90,25 @@ def to_markdown(html: str) -> tuple[str, tuple[Loss, ...]]:
     return text, counted(lost)
 
 
-def walk(
-    html: str,
-    lost: Counter[Words],
-    *,
-    titled: bool = True,
-    progress: Callable[[int, int], None] | None = None,
-) -> str:
-    """The Markdown of HTML, below the page's title if `titled`; what is not in it is counted in `lost`.
+def walk(html: str, lost: Counter[Words], *, titled: bool = True) -> str:
+    """The Markdown of HTML, below the page's title if `titled`; what is not in it is counted in `lost`."""
+    return _walked(html, lost, None).text(titled=titled)
 
-    `progress` hears of the blocks of a page of several.
-    """
-    etree = package("lxml.etree")
+
+def _walked(html: str, lost: Counter[Words], progress: Callable[[int, int], None] | None) -> "_Walk":
+    """A page that was walked over; `progress` hears of the blocks of a page of several."""
     html = clean(normalise_newlines(html))
     if _XHTML.match(html):  # <title/> ends itself in XML, and in HTML runs to the end of the text
         html = _SELF_CLOSED.sub(r"<\1\2></\1>", html)
-    target = _Walk(lost)
+    walked = _parsed(html, _Walk(Counter()), progress)
+    if walked.hidden_words > _MANY and walked.hidden_words > len(walked.text(titled=False).split()):
+        walked = _parsed(html, _Walk(Counter(), reveals=True), progress)
+    lost.update(walked.lost)
+    return walked
+
+
+def _parsed(html: str, target: "_Walk", progress: Callable[[int, int], None] | None) -> "_Walk":
+    etree = package("lxml.etree")
     parser = etree.HTMLParser(target=target, huge_tree=True, encoding="utf-8")
     try:
         for block in in_blocks(html.encode("utf-8", "replace"), progress):
@@ -107,19 +116,34 @@ def walk(
         parser.close()
     except etree.LxmlError as error:
         raise damaged("HTML document", error) from error
-    return target.text(titled=titled)
+    return target
+
+
+@dataclass(slots=True)
+class _List:
+    """A list: its kind of numbers ("": none), the next, the step; a mark for each where only its length tells them."""
+
+    kind: str
+    number: int
+    step: int = 1
+    mark: str = ""
+    items: int = 0
 
 
 class _Walk(Walk):
     """The parser's target: `start`, `data` and `end`."""
 
-    def __init__(self, lost: Counter[Words]) -> None:
+    def __init__(self, lost: Counter[Words], *, reveals: bool = False) -> None:
         super().__init__(lost)
+        self.reveals = reveals  # whether what is hidden is read
+        self.hidden_words = 0
+        self._code_depth = _NEVER  # from which depth on what is left out is no text
         self._out = Markdown()
         self._skip_until: tuple[str, ...] = ()  # what ends it without an end tag
         self._title: list[str] | None = None
         self._in_title = False
-        self._numbers: list[tuple[str, int]] = []  # of each open list: its kind of numbers, and the next
+        self._lists: list[_List] = []  # that are open
+        self._down: list[_List] = []  # whose length says their first number
         self._options: list[list[tuple[bool, str]]] = []  # of each open select: what was chosen, and all texts
         self._in_head = 0
         self._note_links = 0  # links to a place in the page, begun so far
@@ -140,13 +164,14 @@ class _Walk(Walk):
             self._open.append(("", None))
         if self._skip:
             self._skip += 1
+            self._code_depth = min(self._code_depth, self._skip) if tag in _SILENT else self._code_depth
         elif tag in _SILENT:
             self._skip_all(None)
             self._skip_until = ("rt", "rb") if tag == "rp" else ()
-        elif (attributes or tag == "dialog") and is_hidden(tag, attributes):
-            self._skip_all(_HIDDEN)
+        elif not self.reveals and (tag == "noscript" or self._is_hidden(tag, attributes)):
+            self._skip_all(_NO_SCRIPTS if tag == "noscript" else _HIDDEN)
         elif tag in _EMBEDDED:
-            self._lost[_EMBEDDED[tag]] += 1
+            self.lost[_EMBEDDED[tag]] += 1
             self._skip_all(None)
         else:
             if tag in _IMPLIED:
@@ -156,13 +181,30 @@ class _Walk(Walk):
     def data(self, text: str) -> None:
         """Text."""
         if self._skip:
-            self._skipped_words = self._skipped_words or not text.isspace()
+            words = len(text.split()) if self._skip < self._code_depth else 0
+            self._skipped_words += words
+            self.hidden_words += words
         elif self._in_title and self._title is not None:
             self._title.append(text)
         elif self._equation is not None:
             self._equation.write(text)
         else:
             self._out.write(text)
+
+    def end(self, tag: str) -> None:
+        """An element ends."""
+        if self._skip == 1 and self._skip_reason == _NO_SCRIPTS and self._skipped_words < _FEW:
+            self._skip_reason = None
+        super().end(tag)
+        if self._skip < self._code_depth:
+            self._code_depth = _NEVER
+
+    def _skip_all(self, reason: Words | None) -> None:
+        super()._skip_all(reason)
+        self._code_depth = 1 if reason is None else _NEVER
+
+    def _is_hidden(self, tag: str, attributes: Attributes) -> bool:
+        return bool(attributes or tag == "dialog") and is_hidden(tag, attributes)
 
     def comment(self, text: str) -> None:
         """Comments are not shown."""
@@ -172,9 +214,18 @@ class _Walk(Walk):
 
     def text(self, *, titled: bool) -> str:
         """The Markdown, if `titled` below its title unless that is the first line anyhow."""
-        body, title = self._out.text(), " ".join("".join(self._title or ()).split())
+        body, title = self._counted_down(self._out.text()), " ".join("".join(self._title or ()).split())
         first = body.partition("\n")[0].lstrip("# ")
         return body if not titled or not title or title == first else f"{title}\n\n{body}".rstrip()
+
+    def _counted_down(self, text: str) -> str:
+        """The text with the numbers of lists whose length is known only now, for their marks."""
+        for mark in {found.mark for found in self._down}:
+            lists = (found for found in self._down if found.mark == mark)
+            labels = [ordinal(found.kind, number) for found in lists for number in range(found.items, 0, -1)]
+            parts = text.split(mark)
+            text = parts[0] + "".join(label + part for label, part in zip(labels, parts[1:], strict=False))
+        return text
 
     def _end_implied(self, tag: str) -> None:
         """End the item, definition or reading that another one follows, with what is open in it; libxml2 nests them."""
@@ -236,22 +287,27 @@ class _Walk(Walk):
         return None
 
     def _list(self, tag: str, attributes: Attributes) -> End:
-        self._out.block(gap=not self._numbers)
-        is_down = "reversed" in attributes and "start" not in attributes  # where it begins, only its end tells
-        kind = "" if tag != "ol" or is_down else attributes.get("type", "1")
-        self._numbers.append((kind, integer_of(attributes.get("start", ""), 1)))
+        self._out.block(gap=not self._lists)
+        found = _List(attributes.get("type", "1") if tag == "ol" else "", integer_of(attributes.get("start", ""), 1))
+        if found.kind and "reversed" in attributes:
+            found.step = -1
+            if "start" not in attributes:
+                found.mark = chr(_FIRST_MARK + len(self._down) % _MARKS_OF_LISTS)
+                self._down.append(found)
+        self._lists.append(found)
         return self._end_list
 
     def _end_list(self) -> None:
-        self._numbers.pop()
-        self._out.block(gap=not self._numbers)
+        self._lists.pop()
+        self._out.block(gap=not self._lists)
 
     def _item(self, tag: str, attributes: Attributes) -> End:
-        kind, number = self._numbers[-1] if self._numbers else ("", 1)
-        number = integer_of(attributes.get("value", ""), number)
-        if self._numbers:
-            self._numbers[-1] = (kind, number + 1)
-        self._out.open_item(f"{ordinal(kind, number)}." if kind else "-")
+        found = self._lists[-1] if self._lists else _List("", 1)
+        found.number = integer_of(attributes.get("value", ""), found.number)
+        found.items += 1
+        label = found.mark or ordinal(found.kind, found.number)
+        found.number += found.step
+        self._out.open_item(f"{label}." if found.kind else "-")
         return self._out.close_item
 
     def _term(self, tag: str, _: Attributes) -> End:
@@ -308,8 +364,7 @@ class _Walk(Walk):
 
     def _link(self, tag: str, attributes: Attributes) -> End:
         address = attributes.get("href", "")
-        if self._out.here == self._link_end and self._out.last_character.isalnum():
-            self._out.space()  # links side by side are parted by their looks
+        self._part_from_link()
         is_note = "#" in address
         self._note_links += is_note
         self._in_note_link += is_note
@@ -319,13 +374,25 @@ class _Walk(Walk):
         label = attributes.get("aria-label") or attributes.get("title") or address * bool(_ADDRESS.match(address))
         return partial(self._end_link, self._out.here, is_note, raised, label)
 
+    def _part_from_link(self) -> None:
+        """A space behind a link or a time: those that stand side by side are parted by their looks."""
+        if self._out.here == self._link_end and self._out.last_character.isalnum():
+            self._out.space()
+
+    def _time(self, tag: str, _: Attributes) -> End:
+        self._part_from_link()
+        return self._end_time
+
+    def _end_time(self) -> None:
+        self._link_end = self._out.here
+
     def _end_link(self, begin: int, is_note: bool, raised: bool, label: str) -> None:
         if self._out.here == begin and label:
             self._out.write(label)
         if raised:
             self._out.close_script(linked=True)
         self._in_note_link -= is_note
-        self._link_end = self._out.here
+        self._end_time()
 
     def _mark(self, tag: str, _: Attributes) -> End:
         begin, end = _MARKS[tag]
@@ -347,7 +414,7 @@ class _Walk(Walk):
     def _picture(self, tag: str, attributes: Attributes) -> End:
         words = next((attributes[name] for name in ("alt", "aria-label", "title") if name in attributes), None)
         if words is None:
-            self._lost[_PICTURE] += not is_decoration(attributes)
+            self.lost[_PICTURE] += not is_decoration(attributes)
         elif words.strip():
             self._say(words)
         return None
@@ -359,7 +426,7 @@ class _Walk(Walk):
 
     def _end_drawing(self, begin: int, excused: bool) -> None:
         self._in_drawing -= 1
-        self._lost[_PICTURE] += self._out.here == begin and not excused and not self._in_drawing
+        self.lost[_PICTURE] += self._out.here == begin and not excused and not self._in_drawing
         self._out.space()
 
     def _say(self, words: str) -> None:
@@ -411,7 +478,7 @@ class _Walk(Walk):
     def _end_select(self) -> None:
         options = self._options.pop()
         chosen = [text for is_chosen, text in options if is_chosen] or [text for _, text in options[:1]]
-        self._lost[_UNCHOSEN] += len(options) - len(chosen)
+        self.lost[_UNCHOSEN] += len(options) - len(chosen)
         self._say(", ".join(chosen))
 
     def _option(self, tag: str, attributes: Attributes) -> End:
@@ -442,6 +509,7 @@ _ELEMENTS: dict[str, Callable[[_Walk, str, Attributes], End]] = {
     **dict.fromkeys(("td", "th"), _Walk._cell),
     **dict.fromkeys(("sup", "sub"), _Walk._script),
     "a": _Walk._link,
+    "time": _Walk._time,
     **dict.fromkeys(_MARKS, _Walk._mark),
     **dict.fromkeys(("button", "text", "desc"), _Walk._apart),
     "img": _Walk._picture,

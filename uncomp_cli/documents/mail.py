@@ -12,14 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from email import message_from_bytes, policy
 from email.errors import MessageError
-from email.header import decode_header, make_header
+from email.header import decode_header
 from email.message import Message
 from pathlib import PurePath
 
 from uncomp_cli.documents.archive import damaged
-from uncomp_cli.documents.charset import decode_declared, decode_page
+from uncomp_cli.documents.charset import MARKS, decode_declared, decode_page, known_codec
 from uncomp_cli.documents.encoding import decode
-from uncomp_cli.documents.formats import READABLE_SUFFIXES, format_of, read_format
+from uncomp_cli.documents.formats import READABLE_SUFFIXES, format_of, notes_of, read_format
 from uncomp_cli.documents.html import walk
 from uncomp_cli.documents.text import Loss, Text, Wishes, counted, joined
 from uncomp_cli.errors import UncompError
@@ -39,6 +39,7 @@ _DEEP = ("part nested too deep", "parts nested too deep")
 
 def read(data: bytes, wishes: Wishes) -> Text:
     """The text of a mail, or of all mails of a box."""
+    data = decode(data).text.encode() if data.startswith(MARKS) else data
     starts = [match.end() for match in _BEGIN.finditer(data)] if data.startswith(b"From ") else []
     if not starts:
         mail = _read_mail(data, wishes)
@@ -53,9 +54,10 @@ def read(data: bytes, wishes: Wishes) -> Text:
             mail.lost.update(one.lost)
             mail.inner += one.inner
             mail.unread += one.unread
+            mail.notes += one.notes
             wishes.progress(number, len(starts))
     text, places = joined(parts)
-    return Text(text, places, mail.losses)
+    return Text(text, places, mail.losses, notes=tuple(mail.notes))
 
 
 @dataclass(slots=True)
@@ -69,6 +71,7 @@ class _Mail:
     lost: Counter[tuple[str, str]] = field(default_factory=Counter)
     inner: list[Loss] = field(default_factory=list)  # of attachments
     unread: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # of attachments
     held_bytes: int = 0
 
     @property
@@ -112,9 +115,17 @@ def _header(message: Message, name: str) -> Iterator[str]:
 
 def _decoded(text: str) -> str:
     """A header without its encoded words, as one line."""
-    with suppress(ValueError, LookupError, MessageError):  # an encoding that there is not, or damage
-        text = str(make_header(decode_header(text)))
+    with suppress(ValueError, LookupError, MessageError, UncompError):  # damage
+        words = (part if isinstance(part, str) else _word(part, charset or "") for part, charset in decode_header(text))
+        text = "".join(words)
     return " ".join(text.split())
+
+
+def _word(data: bytes, charset: str) -> str:
+    """What an encoded word says; plain text beside such words comes as bytes without a name. LookupError: no codec."""
+    if charset and not known_codec(charset):
+        raise LookupError(charset)
+    return decode_declared(data, charset).text if charset else data.decode("raw-unicode-escape", "replace")
 
 
 def _take_part(part: Message, mail: _Mail, nested: int = 0) -> None:
@@ -125,9 +136,9 @@ def _take_part(part: Message, mail: _Mail, nested: int = 0) -> None:
         _take_several(_inside(part), sub, mail, nested)
     elif main == "message" and part.is_multipart() and sub != "delivery-status":
         _take_inner(_inside(part)[0], mail)
-    elif part.is_multipart():  # a report of a delivery: blocks of headers
-        blocks = ("\n".join(f"{key}: {value}" for key, value in block.raw_items()) for block in _inside(part))
-        mail.body.append("\n\n".join(blocks))
+    elif part.is_multipart():  # a report of a delivery: blocks of headers, or text all the same
+        blocks = (_block(block) for block in _inside(part))
+        mail.body.append("\n\n".join(block for block in blocks if block.strip()))
     elif sub in _SIGNATURES:
         return
     elif sub in ("pkcs7-mime", "x-pkcs7-mime", "pgp-encrypted"):
@@ -136,6 +147,12 @@ def _take_part(part: Message, mail: _Mail, nested: int = 0) -> None:
         mail.body.append(_text(part, mail))
     else:
         _attach(part, mail)
+
+
+def _block(block: Message) -> str:
+    lines = [f"{key}: {value}" for key, value in block.raw_items()]
+    said = block.get_payload()
+    return "\n".join([*lines, said.strip("\n")] if isinstance(said, str) and said.strip() else lines)
 
 
 def _inside(part: Message) -> list[Message]:
@@ -208,11 +225,13 @@ def _attach(part: Message, mail: _Mail) -> None:
         return
     try:
         left = replace(limits, expanded_bytes=max(limits.expanded_bytes - mail.held_bytes, 0))
-        found = read_format(format_of(data, suffix), data, replace(mail.wishes, limits=left, encoding=""))
+        chosen = format_of(data, suffix)
+        found = read_format(chosen, data, replace(mail.wishes, limits=left, encoding=""))
     except UncompError as error:
         mail.unread.append(f"{name}: {error.message}")
         return
     text = found.text.strip("\n")
     mail.held_bytes += len(text)
     mail.parts.append((f"attachment {name}", f"## Attachment {name}\n\n{text}"))
+    mail.notes += [f"attachment {name}: {note}" for note in (*notes_of(data, suffix, chosen), *found.notes)]
     mail.inner += [replace(loss, where=f"{loss.where} in {name}".strip()) for loss in found.losses]

@@ -88,16 +88,16 @@ class Manuscript(Walk):
     def data(self, text: str) -> None:
         """Text: what stands in `t`."""
         if self._skip:
-            self._skipped_words = self._skipped_words or not text.isspace()
+            self._skipped_words += not text.isspace()
         elif self._in_text and self._equation is not None:
             self._equation.write(clean(text))
         elif self._in_text and self._vanish:
-            self._lost[_HIDDEN] += not text.isspace()
+            self.lost[_HIDDEN] += not text.isspace()
         elif self._in_text:
             self._write(clean(text))
 
     def _lose(self, _: _Attributes, *, what: Words) -> End:
-        self._lost[what] += 1
+        self.lost[what] += 1
         return None
 
     def _blank(self, _: _Attributes, *, text: str) -> End:
@@ -227,7 +227,7 @@ class Manuscript(Walk):
 
     def _symbol(self, attributes: _Attributes) -> End:
         sign = sign_of(attributes.get("font", ""), attributes.get("char", ""))
-        self._lost[_SIGN] += sign is None
+        self.lost[_SIGN] += sign is None
         if sign != "":
             self._write(sign or "")
         return None
@@ -299,7 +299,7 @@ class Manuscript(Walk):
         return None
 
     def _picture(self, _: _Attributes) -> End:
-        self._lost[_PICTURE] += not self._has_words
+        self.lost[_PICTURE] += not self._has_words
         return None
 
     def _alternatives(self, _: _Attributes) -> End:

@@ -15,22 +15,22 @@ class Walk:
     """A parser's target, but for `start` and the text; `lost` counts what was left out."""
 
     def __init__(self, lost: Counter[Words]) -> None:
-        self._lost = lost
+        self.lost = lost
         self._open: list[tuple[str, End]] = []  # the elements that are open, with what ends them
         self._skip = 0  # how many elements deep we are in what is left out
         self._skip_reason: Words | None = None
-        self._skipped_words = False
+        self._skipped_words = 0
 
     def end(self, tag: str) -> None:
         """An element ends."""
         if self._skip:
             self._skip -= 1
             if not self._skip and self._skip_reason is not None and self._skipped_words:
-                self._lost[self._skip_reason] += 1
+                self.lost[self._skip_reason] += 1
         elif self._open:
             _, action = self._open.pop()
             if action is not None:
                 action()
 
     def _skip_all(self, reason: Words | None) -> None:
-        self._skip, self._skipped_words, self._skip_reason = 1, False, reason
+        self._skip, self._skipped_words, self._skip_reason = 1, 0, reason
