@@ -122,7 +122,7 @@ MUTANTS = [
     *of("documents/superscripts.py", "documents_html", ('else "^" + grouped(content, after)', "else content")),
     *of(
         "documents/walk.py", "documents_html",
-        ("self._lost[self._skip_reason] += 1", "pass"),
+        ("self.lost[self._skip_reason] += 1", "pass"),
     ),
     *of("documents/charset.py", "documents_html", ("else decode_declared(data, declared)", "else decode(data)")),
     *of("documents/mail.py", "documents_mail", ("yield _decoded(text)", "yield text")),

@@ -30,7 +30,7 @@ _BY_DIGIT = -6.0  # more: a letter beside a digit
 _SIGNS = frozenset("„“”‘’‚«»‹›–—…·•§°€£©®™№\xa0¿¡´×½¼²³µ\xad")
 _BEFORE_WORDS = frozenset("„“‘‚«»‹›”€£§¿¡")  # some tongues open with what others close with
 _IN_WORDS = frozenset("’·\xad´–—…")
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(r"(?<!\S)[^\W\d_](?!\S)|[^\W\d_]{2,}")  # `o=a` is no word of Portuguese
 _LETTERS, _AROUND = re.compile(rb"[\x80-\xff]{1,100}"), 100
 
 
