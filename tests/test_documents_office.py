@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from pptx import Presentation
 from pptx.chart.data import CategoryChartData
 from pptx.enum.chart import XL_CHART_TYPE
+from pptx.oxml import parse_xml
+from pptx.oxml.ns import nsdecls
 from pptx.util import Inches
 
 from support.documents import extract, make_odp, make_odt, make_zip
@@ -97,12 +99,15 @@ def test_raised_figures_pictures_and_hidden_slides() -> None:
     file = io.BytesIO()
     Image.new("RGB", (2, 2)).save(file, "png")
     first.shapes.add_picture(file, 0, 0)
+    footer = first.shapes.add_textbox(0, 0, 9, 9)
+    footer.text_frame.text = "Confidential"
+    footer._element.nvSpPr.nvPr.append(parse_xml(f"<p:ph {nsdecls('p')} type='ftr'/>"))
     hidden = slide(presentation, BLANK)
     hidden.shapes.add_textbox(0, 0, 9, 9).text_frame.text = "secret"
     hidden._element.set("show", "0")
     text = saved(presentation)
     assert text.text == "Energy is mc^2"
-    assert losses(text) == ["1 picture", "1 hidden slide"]
+    assert losses(text) == ["1 picture", "1 footer", "1 hidden slide"]
 
 
 def test_slides_come_in_the_order_of_the_presentation() -> None:

@@ -454,8 +454,11 @@ def test_a_picture_in_a_sheet_is_said() -> None:
         file = io.BytesIO()
         Picture.new("RGB", (2, 2)).save(file, "png")
         sheet.add_image(Image(file), "B2")
+        sheet.oddHeader.center.text = "Internal &P of &N"
+        sheet.oddFooter.center.text = "&P / &N"
 
-    assert losses(extract(workbook(fill), suffix=".xlsx")) == ["1 picture (Sales)"]
+    said = ["1 print header (Sales)", "1 picture (Sales)"]
+    assert losses(extract(workbook(fill), suffix=".xlsx")) == said
 
 
 def test_an_archive_that_is_no_workbook() -> None:

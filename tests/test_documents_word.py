@@ -276,3 +276,26 @@ def test_every_word_is_read_once_and_in_order(paragraphs: list[tuple[str, str]])
     assert [" ".join(line.split()[bare[style] :]) for line, (style, _) in zip(lines, paragraphs, strict=True)] == [
         words for _, words in paragraphs
     ]
+
+
+def test_charts_of_word_are_their_numbers() -> None:
+    def cache(kind: str, *values: str, code: str = "") -> str:
+        points = "".join(f"<c:pt idx='{at}'><c:v>{value}</c:v></c:pt>" for at, value in enumerate(values))
+        return f"<c:{kind}Ref><c:{kind}Cache><c:formatCode>{code}</c:formatCode>{points}</c:{kind}Cache></c:{kind}Ref>"
+
+    series = (
+        f"<c:ser><c:tx>{cache('str', 'Rent')}</c:tx><c:cat>{cache('str', '1.10', 'May')}</c:cat>"
+        f"<c:val>{cache('num', '4.4000000000000004', '0.25', code='0.0%')}</c:val></c:ser>"
+    )
+    chart = f"<c:chart><c:plotArea><c:bar>{series}</c:bar></c:plotArea></c:chart>"
+    data = make_docx(p("<w:r><w:t>Rents</w:t><w:drawing><c:chart r:id='rchart'/></w:drawing></w:r>"), chart=chart)
+    text = read(data, NO_WISHES)
+    assert text.text == "Rents\n\nChart\n\n|  | Rent |\n| --- | --- |\n| 1.10 | 440.0% |\n| May | 25.0% |"
+    assert text.losses == ()
+
+
+def test_a_cell_with_no_more_than_its_number_has_it() -> None:
+    row = f"<w:tr><w:tc>{item('', 1)}</w:tc><w:tc>{p('Cache is secure')}</w:tc></w:tr>"
+    assert markdown(f"<w:tbl>{row}{row}</w:tbl>", numbering=NUMBERING) == (
+        "| 1. | Cache is secure |\n| 2. | Cache is secure |"
+    )

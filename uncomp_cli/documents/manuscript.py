@@ -21,8 +21,8 @@ _DELETED = ("deleted passage of a tracked change", "deleted passages of tracked 
 _HIDDEN = ("passage of hidden text", "passages of hidden text")
 _PICTURE = ("picture without a text", "pictures without a text")
 _SIGN = ("sign of a picture font", "signs of a picture font")
+_CHART = ("chart", "charts")
 _LOST = {
-    "chart": ("chart", "charts"),
     "relIds": ("diagram", "diagrams"),
     "OLEObject": ("embedded object", "embedded objects"),
     "altChunk": ("embedded document", "embedded documents"),
@@ -42,8 +42,9 @@ _MOST_BOXES = 8
 class Manuscript(Walk):
     """Hears of a part's elements; `out` is what they say."""
 
-    def __init__(self, story: Story) -> None:
+    def __init__(self, story: Story, charts: Mapping[str, str] | None = None) -> None:
         super().__init__(story.lost)
+        self._charts = charts or {}  # what the part's charts say, by the names of its relations
         self.out = Markdown()
         self._story = story
         self._outer: list[Markdown] = []  # the texts around a text box or a note
@@ -172,6 +173,9 @@ class Manuscript(Walk):
             self.out.open_heading(min(here.heading, 6))
             self.out.write(f"{label} " if label and label != "-" else "")
             here.end = self.out.close_heading
+        elif label not in (None, "-", "") and self._tables:  # a row may have no more than its number
+            self.out.write(f"{label} ")
+            here.is_item = True
         elif label is not None:
             self.out.open_item(label or "-", level=min(max(level, 0), 8), dense=self._after_item)
             here.is_item = True
@@ -300,6 +304,14 @@ class Manuscript(Walk):
 
     def _picture(self, _: _Attributes) -> End:
         self.lost[_PICTURE] += not self._has_words
+        return None
+
+    def _chart(self, attributes: _Attributes) -> End:
+        text = self._charts.get(attributes.get("id", ""), "")
+        if text and self._paragraphs:
+            self._paragraphs[-1].boxes.append(text.split("\n"))
+        else:
+            self.lost[_CHART] += 1
         return None
 
     def _alternatives(self, _: _Attributes) -> End:
@@ -433,6 +445,7 @@ _ELEMENTS: dict[str, Callable[[Manuscript, _Attributes], End]] = {
     **dict.fromkeys(("drawing", "pict", "object"), Manuscript._drawing),
     **dict.fromkeys(("docPr", "shape", "textpath"), Manuscript._described),
     **dict.fromkeys(("blip", "imagedata"), Manuscript._picture),
+    "chart": Manuscript._chart,
     "AlternateContent": Manuscript._alternatives,
     "Choice": Manuscript._choice,
     "checkBox": Manuscript._check_box,

@@ -1,17 +1,17 @@
 """PowerPoint (.pptx): slide by slide the title, what stands on it, tables, charts, notes; `s3` is the third slide.
 
 Shapes come in the file's order, which is mostly the order of reading; the title first. What repeats on every slide (its
-number, the date, the footer) is left out; pictures, films and embedded objects are losses, as are hidden slides.
+number, the date) is left out; footers, pictures, films and embedded objects are losses, as are hidden slides.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from uncomp_cli.documents.archive import Archive
+from uncomp_cli.documents.charts import chart_text, paragraphs
 from uncomp_cli.documents.equation import Equation
-from uncomp_cli.documents.grid import Cell, table_lines
 from uncomp_cli.documents.markdown import Markdown
-from uncomp_cli.documents.parts import Node, Relation, relations, tree_of, walk_xml
+from uncomp_cli.documents.parts import Relation, relations, tree_of, walk_xml
 from uncomp_cli.documents.text import Loss, Text, Wishes, joined
 from uncomp_cli.errors import DocumentError
 
@@ -19,8 +19,7 @@ _KIND = "PowerPoint presentation"
 _TITLES = ("title", "ctrTitle")
 _REPEATED = ("sldNum", "dt", "ftr", "hdr", "sldImg")
 _LISTS = ("body", "obj", "")
-_LOST = {"pic": "picture", "videoFile": "film", "audioFile": "sound", "oleObj": "embedded object"}
-_MOST_POINTS = 10_000
+_LOST = {"pic": "picture", "videoFile": "film", "audioFile": "sound", "oleObj": "embedded object", "ftr": "footer"}
 
 
 def read(data: bytes, wishes: Wishes) -> Text:
@@ -52,7 +51,7 @@ def _slide(archive: Archive, part: str, lost: Counter[str]) -> str:
         return ""
     for relation in related.values():
         if relation.kind == "diagramData":
-            walk.texts.append(_paragraphs(tree_of(archive, relation.target, kind=_KIND), "pt"))
+            walk.texts.append(paragraphs(tree_of(archive, relation.target, kind=_KIND), "pt"))
     notes = [text for r in related.values() if r.kind == "notesSlide" for text in _notes(archive, r.target)]
     comments = [text for r in related.values() if r.kind == "comments" for text in _comments(archive, r.target)]
     tail = ["Notes: " + "\n\n".join(notes)] * bool(notes) + ["Comments:\n" + "\n".join(comments)] * bool(comments)
@@ -73,23 +72,9 @@ def _notes(archive: Archive, part: str) -> list[str]:
 
 def _comments(archive: Archive, part: str) -> Iterator[str]:
     for comment in tree_of(archive, part, kind=_KIND).children:
-        text = comment.at("text").text or _paragraphs(comment, "txBody")
+        text = comment.at("text").text or paragraphs(comment, "txBody")
         if text.strip():
             yield "- " + " ".join(text.split())
-
-
-def _paragraphs(root: Node, within: str) -> str:
-    """The words below elements of a name, a line for each."""
-    lines: list[str] = []
-    nodes: list[tuple[Node, bool]] = [(root, False)]
-    while nodes:
-        node, inside = nodes.pop()
-        if node.tag == "p" and inside:
-            lines.append("")
-        if node.tag == "t" and lines and inside:
-            lines[-1] += node.text
-        nodes += [(child, inside or child.tag == within) for child in reversed(node.children)]
-    return "\n".join(line.strip() for line in lines if line.strip())
 
 
 class _Shapes:
@@ -164,11 +149,13 @@ class _Shapes:
             self.title = self.title or ("## " + " ".join(text.split()) if text.strip() else "")
         elif self._role not in _REPEATED and text.strip():
             self.texts.append(text)
+        elif self._role in _LOST and text.strip():
+            self._lost[_LOST[self._role]] += 1
         self._out = None
 
     def _chart(self, attributes: Mapping[str, str]) -> None:
         relation = self._related.get(attributes.get("id", ""))
-        text = "" if relation is None else _chart_text(tree_of(self._archive, relation.target, kind=_KIND))
+        text = "" if relation is None else chart_text(tree_of(self._archive, relation.target, kind=_KIND))
         if text:
             self.texts.append(text)
         else:
@@ -264,36 +251,3 @@ _ENDS = {
 
 def _span(text: str) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 4 else 1
-
-
-# --- charts
-
-
-def _chart_text(root: Node) -> str:
-    """A chart's title and the numbers that it draws, a column a series."""
-    title = " ".join(_paragraphs(root.at("chart", "title"), "rich").split())
-    rows: dict[str, list[str]] = {}
-    names: list[str] = []
-    for plot in root.at("chart", "plotArea").children:
-        for series in plot.each("ser"):
-            names.append(_values(series.at("tx")).get("0", "") or f"series {len(names) + 1}")
-            labels = _values(series.at("cat")) or _values(series.at("xVal"))
-            for index, value in (_values(series.at("val")) or _values(series.at("yVal"))).items():
-                row = rows.setdefault(labels.get(index, index), [])
-                row += [""] * (len(names) - 1 - len(row)) + [value]
-    if not rows:
-        return f"Chart: {title}" if title else ""
-    table = [[Cell([cell], header=True) for cell in ("", *names)]]
-    table += [[Cell([cell]) for cell in (label, *values)] for label, values in rows.items()]
-    return "\n".join([f"Chart: {title}".removesuffix(": "), "", *table_lines(table)])
-
-
-def _values(node: Node) -> dict[str, str]:
-    """The points of a series by their index: they lie in a cache two or three elements down."""
-    caches: Sequence[Node] = [node]
-    for _ in range(3):
-        points = [point for cache in caches for point in cache.each("pt")]
-        if points:
-            return {p.attributes.get("idx", ""): p.at("v").text for p in points[:_MOST_POINTS]}
-        caches = [child for cache in caches for child in cache.children]
-    return {"0": node.at("v").text} if node.at("v").text else {}

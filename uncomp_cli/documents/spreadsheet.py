@@ -23,6 +23,8 @@ from uncomp_cli.errors import DocumentError
 _KIND = "Excel workbook"
 _REFERENCE = re.compile(r"\$?([A-Z]{1,3})\$?(\d{1,7})")
 _CONTROL = re.compile(r"_x([0-9A-Fa-f]{4})_")
+_PRINTED = [f"{pages}{place}" for pages in ("odd", "even", "first") for place in ("Header", "Footer")]
+_PRINT_CODE = re.compile(r'&(?:[A-Z]|\d+|K[0-9A-F]{6}|"[^"]*")|[\d/ ]')
 _LAST_COLUMN = 16_384
 _SPARE_CELLS = 100_000
 _SHOWN_PLACES = 6
@@ -158,7 +160,7 @@ def _unescaped(text: str) -> str:
 def _sheet(book: _Book, part: str, name: str, losses: list[Loss], *, several: bool) -> Iterator[tuple[str, str]]:
     """The lines of a sheet with their places; what of it is not shown goes to `losses`."""
     sheet = _Sheet(name)
-    for element in _elements(book.archive, part, "col", "row", "mergeCell"):
+    for element in _elements(book.archive, part, "col", "row", "mergeCell", *_PRINTED):
         tag = _local(element)
         if tag == "row":
             _take_row(book, sheet, element)
@@ -167,6 +169,8 @@ def _sheet(book: _Book, part: str, name: str, losses: list[Loss], *, several: bo
             sheet.hidden_columns |= set(range(first, min(last, _LAST_COLUMN) + 1))
         elif tag == "mergeCell":
             sheet.merged += _range(element.get("ref", ""))
+        elif tag in _PRINTED:
+            sheet.unseen["print header"] += bool(_PRINT_CODE.sub("", element.text or "").strip())
     _fill_merged(sheet)
     prefix = place_name(name)
     notes = [*_attached(book.archive, part, sheet)]
@@ -307,7 +311,9 @@ def _losses(sheet: _Sheet) -> Iterator[Loss]:
         yield Loss(_counted("hidden row", "hidden rows", sheet.hidden_rows), sheet.hidden_rows, sheet.name)
     for what, count in sheet.unseen.items():
         if count:
-            yield Loss(what if count == 1 else re.sub(r"\A(cell|picture|chart)", r"\1s", what), count, sheet.name)
+            yield Loss(
+                what if count == 1 else re.sub(r"\A(cell|picture|chart|print header)", r"\1s", what), count, sheet.name
+            )
 
 
 def _counted(one: str, many: str, count: int) -> str:

@@ -8,6 +8,7 @@ are never opened: a linked one would name any file of this machine (CVE-2025-118
 from collections.abc import Iterable, Mapping
 
 from uncomp_cli.documents.archive import Archive
+from uncomp_cli.documents.charts import chart_text
 from uncomp_cli.documents.manuscript import Manuscript
 from uncomp_cli.documents.outline import Numbering, read_styles
 from uncomp_cli.documents.parts import Relation, relations, tree_of, walk_xml
@@ -55,6 +56,7 @@ def _running(texts: Iterable[str]) -> list[str]:
 def _walked(archive: Archive, part: str, story: Story, wishes: Wishes) -> str:
     if part not in archive.names:
         return ""
-    walk = Manuscript(story)
+    drawn = (item for item in relations(archive, part, kind=_KIND).items() if item[1].kind == "chart")
+    walk = Manuscript(story, {name: chart_text(tree_of(archive, chart.target, kind=_KIND)) for name, chart in drawn})
     walk_xml(archive.read(part), walk, kind=_KIND, progress=wishes.progress)
     return walk.out.text()
