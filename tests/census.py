@@ -1,14 +1,16 @@
 """A census of the families: every model type that transformers has for text, tiny and with random weights.
 
     python tests/census.py      all of them: uncomp_cli/models/families.toml, which the package reads, and
-                                docs/families.md. `-k gemma`: only those whose name has the word; nothing is written
+                                docs/families.md. `-k gemma`: only those whose name has the word; others stay as
+                                they are there
 
 The engine is held against the stock model (1e-4, float32) in one pass, in tokens that are put behind it one at a time
 and several at once, in chunks, in rows of one batch, and behind a cache that was saved and opened. A family that
 passes all is supported; one whose loop over layers is the stock forward too may be thinned. Of a model that takes
 pictures as well the text part is loaded alone, and must say what the whole does. Every number of a model is
 random, so that a norm's weight or a bias that is left out shows, and every size that is a distance in the text (a
-window, a chunk of attention) is shorter than the texts. Each family runs in a process of its own, with a time limit.
+window, a chunk of attention) is shorter than the texts. Layers with a state of their own are in all of it, and their
+size is held against what a plan counts. Each family runs in a process of its own, with a time limit.
 """
 
 import argparse
@@ -22,7 +24,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,12 +43,15 @@ from support.caches import make_record
 from support.families import Rows, assert_same, decode, full_plan, make_prompt, next_positions, read, tokens
 from support.oracle import DenseOracle, Leaving, masked_logits
 from uncomp_cli.cache.cache_file import load_cache, save_cache
+from uncomp_cli.engine.context.context import Asked
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.write.stores import SharedRows
 from uncomp_cli.errors import UncompError
 from uncomp_cli.models.checkpoint import load_weights
 from uncomp_cli.models.families import TABLE, Families, load_families
 from uncomp_cli.models.loading import load_config
+from uncomp_cli.models.recurrent import carries_states
 from uncomp_cli.models.shape import spec_from_config
 from uncomp_cli.spec import ModelSpec
 
@@ -94,6 +99,10 @@ HALF_AND_HALF = ["sliding_attention", "full_attention"] * 2
 OWN: dict[str, dict[str, Any]] = {
     **{key: {"head_dim": 16} for key in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
     **{key: {"layer_types": ["conv", "full_attention"] * 2} for key in ("lfm2", "lfm2_moe")},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention", "mlp", "linear_attention", "moe"]},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "helium": {"head_dim": 8},
     **{key: {"rotary_dim": 4} for key in ("gptj", "codegen")},
@@ -206,9 +215,12 @@ class Case:
         self.stock = tiny_model(config)
         self.spec: ModelSpec = spec_from_config(config, "float32")
         stored = json.loads(json.dumps(config.to_dict()), object_hook=lambda fields: SimpleNamespace(**fields))
-        assert spec_from_config(stored, "float32") == self.spec, "config.json says another shape"
+        known = replace(load_families(), recurrent=(config.model_type,) if self.spec.recurrent else ())
+        with mock.patch("uncomp_cli.models.shape.load_families", return_value=known):
+            assert spec_from_config(stored, "float32") == self.spec, "config.json says another shape"
         with mock.patch("uncomp_cli.engine.forward.decoder.check_family"):
             self.decoder = Decoder(copy.deepcopy(self.stock), self.spec)
+        assert self.decoder.new_states().nbytes == self.spec.state_bytes, "its states have another size"
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int]) -> Tensor:
@@ -268,6 +280,26 @@ def in_rows(case: Case) -> None:
         assert_same(decoded[row], case.logits(ids + tuple(forced[row].tolist()))[len(ids) :])
 
 
+def several_questions(case: Case) -> None:
+    """Of one document: each behind it alone, in turn and as rows; what one does changes nothing for the others."""
+    prompt, forced = make_prompt(30, [4, 3]), torch.tensor([tokens(5, 7), tokens(5, 8)])
+    done = read(case.decoder, prompt, full_plan(case.spec, prompt), chunk=13)[1]
+    texts = [(*prompt.context, *prompt.questions[row], *forced[row].tolist()) for row in (0, 1)]
+    expected = [case.logits(ids)[-6:] for ids in texts]
+    for question in (0, 1, 0):
+        assert_same(done.questions.logits[question], expected[question][0])
+        assert_same(decode(case.decoder, done, forced[question : question + 1], question)[0], expected[question][1:])
+    asked, store = [Asked(done, question, 8) for question in (0, 1)], SharedRows(done, case.spec)
+    store.lay_out([], asked)
+    at = torch.tensor([[each.prompt_tokens] for each in asked])
+    for step in range(5):
+        if step == 3:
+            at, forced, expected = at[1:], forced[1:], expected[1:]
+            store.lay_out([1], [])
+        logits = case.decoder.forward(forced[:, step, None], at + step, store.state(at + step), 1)[:, 0]
+        assert_same(logits, torch.stack([each[1 + step] for each in expected]))
+
+
 def saved_and_opened(case: Case) -> None:
     prompt, done = case.read(30, 3)
     done.begin()
@@ -317,12 +349,14 @@ TRIALS: dict[str, Callable[[Case], None]] = {
     "several at once": several_at_once,
     "chunks": in_chunks,
     "rows": in_rows,
+    "questions": several_questions,
     "saved": saved_and_opened,
 }
 
 
 LATENT = "multi-head latent attention: one compressed state serves all heads, so there are no keys and values of a head"
-STATE = "it has layers with a state of their own (recurrent or convolutional), which is not carried on with the cache"
+STATE = "transformers computes its recurrent layers otherwise behind a state than in one text"
+STATELESS = "none of its layers attends: there are no keys and values to keep"
 CHOSEN = "its layers attend to tokens that an index of their own chooses"
 CHUNKED = "its layers attend in chunks of the text"
 BOTH_WAYS = "its attention looks in both directions: it is an encoder"
@@ -330,7 +364,6 @@ PAIR = "it is an encoder with a decoder"
 PARTS = "it is no plain text model, and its text part is not one that can be read alone"
 ASIDE = "its attention does not go through the interface that transformers has for it"
 KINDS = {
-    "linear_attention|conv|mamba|recurrent|hybrid$": STATE,
     "index|sparse|compressed": CHOSEN,
     "chunked": CHUNKED,
 }
@@ -340,12 +373,13 @@ ERRORS = {
     "needs 's_aux'|needs 'sinks'": "its attention has sinks that were learnt",
     "AmbiguousGlobalPerLayer": "its layers have heads of different shapes",
     "set of layer types producing a cache is different": "some of its layers share the keys and values of others",
-    "Config' object has no attribute 'num_attention_heads'": STATE,
+    "none of its layers attends|Config' object has no attribute 'num_attention_heads'": STATELESS,
+    "Config' object has no attribute 'mamba_expand'|states have another size": "its layers have states of another kind",
     "SimpleNamespace' object has no|says another shape": "its config.json tells its shape by names of its own",
 }
 
 
-SWITCHED = "other switches"
+SWITCHED, RECURRENT = "other switches", "states"
 
 
 @dataclass
@@ -372,6 +406,8 @@ def examine(model_type: str) -> Finding:
         for name, trial in TRIALS.items():
             trial(case)
             finding.passed.append(name)
+        if case.spec.recurrent:
+            finding.passed.append(RECURRENT)
         name = SWITCHED
         token_by_token(Case(switched(model_type)))
         finding.passed.append(name)
@@ -396,6 +432,7 @@ def reason(config: Any, trial: str, failed: str) -> str:
         (plain(text, "kv_lora_rank") is not None, LATENT),
         *((re.search(pattern, kinds), said) for pattern, said in KINDS.items()),
         *((re.search(pattern, failed), said) for pattern, said in ERRORS.items()),
+        (trial in TRIALS and carries_states(text), STATE),
         (trial == "built", "no small model of it could be made to try"),
     )
     return next((said for holds, said in known if holds), f"it differs from the stock model, {trial}")
@@ -417,12 +454,25 @@ def examined(model_type: str) -> Finding:
     return Finding(**(json.loads(data) if data else died))
 
 
+def found_before(known: Families) -> dict[str, Finding]:
+    """What the table says of every family."""
+    lists = {"supported": [], "thinned": ["thinned"], RECURRENT: [RECURRENT], "text part": ["text part"]}
+    members = (known.supported, known.thinned, known.recurrent, known.parts)
+    findings = {name: Finding(reason=why) for name, why in known.refused.items()}
+    for trials, names in zip(lists.values(), members, strict=True):
+        for name in names:
+            findings.setdefault(name, Finding()).passed += trials
+    return findings
+
+
 def table(findings: dict[str, Finding]) -> str:
     """What the package reads (models/families.py)."""
+    findings = dict(sorted(findings.items()))
     passed = {name: found.passed for name, found in findings.items() if not found.reason}
     lists = {
         "supported": [name for name, trials in passed.items() if "text part" not in trials],
         "thinned": [name for name, trials in passed.items() if "thinned" in trials],
+        "recurrent": [name for name, trials in passed.items() if RECURRENT in trials],
         "parts": [name for name, trials in passed.items() if "text part" in trials],
     }
     return "\n".join(
@@ -458,6 +508,8 @@ def page(known: Families) -> str:
         thinned_names=", ".join(f"`{name}`" for name in thinned_ones),
         whole=len(whole),
         whole_names=", ".join(f"`{name}`" for name in whole),
+        recurrent=len(known.recurrent),
+        recurrent_names=", ".join(f"`{name}`" for name in known.recurrent),
         parts=len(known.parts),
         parts_names=", ".join(f"`{name}`" for name in known.parts),
         refused=len(known.refused),
@@ -482,6 +534,9 @@ With thinning, where no layer has a sliding window ({thinned}): {thinned_names}.
 
 Read whole ({whole}): {whole_names}.
 
+Of these, with layers that carry a state from token to token instead of attending, recurrent or convolutional
+({recurrent}): {recurrent_names}.
+
 Of models that take pictures as well the text part alone is read and held in memory, when it is of a family above
 ({parts}): {parts_names}.
 
@@ -496,19 +551,20 @@ Of models that take pictures as well the text part alone is read and held in mem
 def main() -> int:
     """Try all families, or those whose name has a word; all: write the table and the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-k", metavar="WORD", help="only families whose name has this; nothing is written")
+    parser.add_argument("-k", metavar="WORD", help="only families whose name has this; of others the table stays")
     word = parser.parse_args().k
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    findings = {}
-    for name in families():
-        if word is None or re.search(word, name):
+    findings = {} if word is None else found_before(load_families())
+    every, parts = families(), set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    for names in (set(every) - parts, parts):  # whose text part is of a family that is in the table by then
+        for name in sorted(name for name in names if word is None or re.search(word, name)):
             found = findings[name] = examined(name)
             print(f"{name:26}{found.failed or ', '.join(found.passed)}", flush=True)
-    if word is None:
         TABLE.write_text(table(findings), encoding="utf-8")
-        DOCS.write_text(page(load_families(TABLE)), encoding="utf-8")
+        load_families.cache_clear()
+    DOCS.write_text(page(load_families(TABLE)), encoding="utf-8")
     refused = sum(bool(found.reason) for found in findings.values())
     print(f"{len(findings) - refused} supported, {refused} refused")
     return 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from support.families import shared_tiny
 from uncomp_cli.cache.packs import choose_buckets
-from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.ragged import Mark, RaggedKVCache
 from uncomp_cli.engine.forward import attention
 from uncomp_cli.engine.forward.attention import AppendState, Form, attend_cached
 
@@ -63,7 +63,7 @@ def test_attention_in_packs(lengths: list[list[int]], window: int | None) -> Non
         output = attend_cached(query, cache.layer(0), Form(0.3, window))
         torch.testing.assert_close(output, expected(query, cache, window), atol=1e-5, rtol=0)
         if step == 10:
-            cache.rollback([[length - 1 for length in cache.layer(0).lengths]])
+            cache.rollback(Mark([[length - 1 for length in cache.layer(0).lengths]]))
         if step == 20:
             cache = cache.rows(list(range(rows - 1, -1, -1)), reserve=5)
     several = noise(rows, GROUPS * QUERIES, 1, DIM, seed=3)

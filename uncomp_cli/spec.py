@@ -11,7 +11,10 @@ from dataclasses import dataclass
 class ModelSpec:
     """The shape of a decoder's attention and the cost of its cache.
 
-    `sliding_windows[l]` is the window of layer l in tokens, or None when the layer attends to everything.
+    Its layers are those that attend, which have keys and values: `attending[l]` is the number of layer l among all
+    layers of the model; without any, all attend. `sliding_windows[l]` is its window in tokens, or None when it attends
+    to everything. Others may carry a state from token to token, those numbered `recurrent`: `state_bytes` in all, and
+    one takes `mixing_bytes` a token while it is computed.
     """
 
     model_type: str
@@ -25,6 +28,20 @@ class ModelSpec:
     trained_length: int
     dtype_bytes: int
     sliding_windows: tuple[int | None, ...]
+    attending: tuple[int, ...] = ()
+    recurrent: tuple[int, ...] = ()
+    state_bytes: int = 0
+    mixing_bytes: int = 0
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The number [L] of each layer that attends among all layers of the model."""
+        return self.attending or tuple(range(self.num_layers))
+
+    @property
+    def ends_in_attention(self) -> bool:
+        """Whether no layer behind the last one that attends mixes tokens."""
+        return not self.recurrent or max(self.recurrent) <= self.places[-1]
 
     @property
     def kv_bytes_per_entry(self) -> int:
@@ -52,5 +69,5 @@ class ModelSpec:
         return self.num_kv_heads * sum(windows)
 
     def full_kv_bytes(self, seq_len: int) -> int:
-        """Bytes of the keys and values of a full cache of `seq_len` tokens."""
-        return self.full_entries(seq_len) * self.kv_bytes_per_entry
+        """Bytes of a full cache of `seq_len` tokens: keys and values, and the states of other layers."""
+        return self.full_entries(seq_len) * self.kv_bytes_per_entry + self.state_bytes

@@ -9,19 +9,20 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 TRAINED_LENGTH = 4096
 SAYABLE = "abcdefghijklmnopqrstuvwxyz"
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
+VOCAB_SIZE = len(SPECIAL) + len(pre_tokenizers.ByteLevel.alphabet())
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
-def make_tiny_model(directory: Path, *, sayable: str = SAYABLE) -> Path:
-    """Write the tiny model, which says only these characters, in Hugging Face format."""
+def make_tiny_model(directory: Path, *, sayable: str = SAYABLE, config: PreTrainedConfig | None = None) -> Path:
+    """Write the tiny model, which says only these characters, in Hugging Face format; of another family by `config`."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: index for index, token in enumerate([*SPECIAL, *letters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -33,12 +34,12 @@ def make_tiny_model(directory: Path, *, sayable: str = SAYABLE) -> Path:
     wrapped.chat_template = TEMPLATE
     wrapped.save_pretrained(directory)
     torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=len(vocab), hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+    config = config or LlamaConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=TRAINED_LENGTH, initializer_range=0.2,
         tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config)
     said = torch.zeros(len(vocab), 1)
     said[wrapped.convert_tokens_to_ids(wrapped.tokenize(sayable))] = 1
     model.lm_head.weight.data *= said

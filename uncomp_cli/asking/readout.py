@@ -139,6 +139,8 @@ def budget_note(preset: "Preset", plan: "BudgetPlan", spec: "ModelSpec", *, ques
     mean = (plan.entries - windows) / heads if heads else plan.seq_len
     sliding = spec.num_layers - len(spec.full_layers)
     whole = f"; {sliding} of {spec.num_layers} layers keep their sliding window whatever the budget" if sliding else ""
+    carried = f"{len(spec.recurrent)} other layers carry {format_bytes(spec.state_bytes)} of states"
+    whole += f"; {carried} whatever the budget" if spec.recurrent else ""
     floor = f", at least {format_count(preset.floor_tokens)} tokens of the document" if preset.floor_tokens else ""
     bits = "" if plan.kv_bits == 16 else f" in {plan.kv_bits} bits"
     return (

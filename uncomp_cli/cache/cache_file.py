@@ -3,6 +3,7 @@
     index [L, heads, 5]       of each head: entries not quantised, quantised ones, blocks of keys, bits, value group
     layers.l.keys, .values [E, D] · .positions [E]                what is not quantised, head after head
     layers.l.quantized.key_codes [Q, …] … .blocks [K]             what is quantised before that
+    states.conv.m.i, states.recurrent.m.i [B, …]                  of the model's layers m that have a state of their own
 
 and whatever tensors the saver adds. It is written head by head from where the numbers lie, so that saving allocates
 nothing of the cache's size, to a temporary file that is renamed when it is on the disk. Numbers are stored bit by bit:
@@ -36,10 +37,11 @@ from uncomp_cli.cache.header import (
 from uncomp_cli.cache.layer import Head, LayerCache, lay_out
 from uncomp_cli.cache.quantized import QuantizedHead
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.states import Place, States
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.files import replace_file
 
-_EXTRA = "extra."
+_EXTRA, _STATES = "extra.", "states."
 _HINT = "remove it and save it again"
 _BY_BLOCK = ("key_scales", "key_zeros")
 _BY_ENTRY = ("key_codes", "value_codes", "value_scales", "value_zeros", "positions")
@@ -139,6 +141,7 @@ def load_cache(
         names = [name for name in list(file.keys()) if name.startswith(_EXTRA)]
         extra = {name.removeprefix(_EXTRA): file.get_tensor(name).to(device, copy=True) for name in names}
         layers = [lay_out(*layer, reserve=reserve, config=config) for layer in _layers(manifest, file, device)]
+        states = _states(file, device)
     cache = RaggedKVCache(
         num_layers=manifest.num_layers,
         num_rows=manifest.num_rows,
@@ -146,7 +149,7 @@ def load_cache(
         config=config,
         kv_bits=manifest.kv_bits,
     )
-    cache.layers[:] = layers
+    cache.layers[:], cache.states = layers, states
     return StoredCache(cache, extra, manifest.record)
 
 
@@ -160,6 +163,7 @@ def find_fault(path: Path) -> str | None:
         with _reading(path) as file:
             for _ in _layers(manifest, file, "cpu"):
                 pass
+            _states(file, "cpu")
     except DamagedCacheError as error:
         return error.message
     return None
@@ -185,6 +189,8 @@ def _parts(cache: RaggedKVCache) -> Iterator[_Part]:
     """The tensors of a cache, none of them copied."""
     layers = [cache.layer(index) for index in range(len(cache.layers))]
     yield _Part("index", [torch.tensor([_index(layer) for layer in layers], dtype=torch.int32)])
+    for name, state in cache.states.named().items():
+        yield _Part(f"{_STATES}{name}", [state])
     for number, layer in enumerate(layers):
         tails = zip(*(layer.tail(i) for i in range(len(layer.lengths))), strict=True)
         for name, pieces in zip(("keys", "values", "positions"), tails, strict=True):
@@ -250,6 +256,18 @@ def _layers(manifest: Manifest, file: Any, device: torch.device | str) -> Iterat
             rising = bool((held[1:] > held[:-1]).all()) and bool((held[:1] >= 0).all())
             _check(rising, f"the positions of a head of layer {number} do not rise")
         yield tails, quantized
+
+
+def _states(file: Any, device: torch.device | str) -> States:
+    """The states of layers that have one. Raises DamagedCacheError for what is none."""
+    found = {}
+    for name in (name for name in list(file.keys()) if name.startswith(_STATES)):
+        place, tensor = Place.parse(name.removeprefix(_STATES)), file.get_tensor(name)
+        if place is None or not tensor.is_floating_point():
+            raise DamagedCacheError(f"it is no cache: {name} is no state of a layer", hint=_HINT)
+        _check(bool(tensor.isfinite().all()), f"{name} has values that are no numbers")
+        found[place] = tensor.to(device, copy=True)
+    return States(found)
 
 
 def _quantized(

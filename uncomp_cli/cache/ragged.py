@@ -18,20 +18,30 @@ A token that every head dropped has 0 and cannot have been read; 1 is a token th
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from uncomp_cli.cache.layer import Head, LayerCache, lay_out
 from uncomp_cli.cache.quantized import QuantizedHead, quantize_head
+from uncomp_cli.cache.states import States
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.kernels.library import Held
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where a cache was: the lengths of all heads' tails, and the states of the layers that have one."""
+
+    lengths: Sequence[Sequence[int]]
+    states: States = field(default_factory=States, compare=False)
 
 
 class RaggedKVCache:
     """The cache of a whole model: L layers, B rows, G KV heads; `store` quantises when `kv_bits` is 8 or 4.
 
+    `states` are those of the model's other layers. They go with the rows, and belong to all that was read.
     With 16 bits, which stands for the model's own dtype whatever its width, nothing is quantised.
     """
 
@@ -51,13 +61,15 @@ class RaggedKVCache:
         self.kv_bits = kv_bits
         self.config = config or CacheConfig()
         self.layers: list[LayerCache | None] = [None] * num_layers
+        self.states = States()
         self._aside_bytes = 0
         self._bucketed = False
 
     @property
     def nbytes(self) -> int:
-        """Allocated bytes of all layers, slack and positions included, and of what was counted aside."""
-        return sum(layer.nbytes for layer in self.layers if layer is not None) + self._aside_bytes
+        """Allocated bytes of all layers, slack and positions included, of states, and of what was counted aside."""
+        layers = sum(layer.nbytes for layer in self.layers if layer is not None)
+        return layers + self.states.nbytes + self._aside_bytes
 
     def count_aside(self, tensors: Iterable[Tensor]) -> None:
         """Count the storages of `tensors`, which wait beside the layers to be put into them, in `nbytes`."""
@@ -105,6 +117,7 @@ class RaggedKVCache:
         config = max((cache.config for cache, _ in rows), key=lambda config: config.most_tokens)
         made = cls(num_layers=num_layers, num_rows=len(rows), num_kv_heads=groups, config=config)
         made._bucketed = True
+        made.states = States.stack(cache.states.rows([row]) for cache, row in rows)
         for index in range(num_layers):
             heads = [(cache.layer(index), i) for cache, row in rows for i in range(row * groups, row * groups + groups)]
             tails = [layer.tail(i) for layer, i in heads]
@@ -192,7 +205,7 @@ class RaggedKVCache:
         return [one for one in held if one is not None] if None not in held else None
 
     def forget_from(self, position: int) -> None:
-        """Drop every entry at logical `position` or later; layers not stored yet stay so."""
+        """Drop every entry at logical `position` or later; layers not stored yet stay so. States cannot go back."""
         for layer in self.layers:
             if layer is not None:
                 tails = (layer.tail(i)[2] for i in range(len(layer.lengths)))
@@ -200,9 +213,9 @@ class RaggedKVCache:
                 layer.quantized = [None if before is None else _cut(before, position) for before in layer.quantized]
 
     def clear(self) -> None:
-        """Release all layers, and what was held aside."""
+        """Release all layers and states, and what was held aside."""
         self.layers = [None] * len(self.layers)
-        self._aside_bytes = 0
+        self.states, self._aside_bytes = States(), 0
 
     def relabel(self, labels: Tensor) -> None:
         """Give every entry at position p the position `labels[p]` (int32, ascending); keys and values stay."""
@@ -217,14 +230,15 @@ class RaggedKVCache:
                 for before in layer.quantized
             ]
 
-    def mark(self) -> list[list[int]]:
-        """The lengths of all heads' tails now, for `rollback`."""
-        return [list(self.layer(i).lengths) for i in range(len(self.layers))]
+    def mark(self) -> Mark:
+        """Where the cache is now, for `rollback`."""
+        return Mark([list(self.layer(i).lengths) for i in range(len(self.layers))], self.states.copy())
 
-    def rollback(self, mark: Sequence[Sequence[int]]) -> None:
-        """Forget every entry appended since `mark` was taken."""
-        for i, lengths in enumerate(mark):
+    def rollback(self, mark: Mark) -> None:
+        """Forget every entry appended since `mark` was taken; the states are again what they were."""
+        for i, lengths in enumerate(mark.lengths):
             self.layer(i).resize(lengths)
+        self.states = mark.states.copy()
 
 
 def _cut(before: QuantizedHead, position: int) -> QuantizedHead:

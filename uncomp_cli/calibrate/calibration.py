@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 
 from uncomp_cli import __version__
+from uncomp_cli.cache.states import States
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.calibrate.findings import LOSS, ProfileFiles
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
+from uncomp_cli.engine.forward.recurrence import Step
 from uncomp_cli.engine.look.cost import ReadLayer, eviction_loss, few_tokens
 from uncomp_cli.engine.spend.gauge import LayerMeter, measure_hidden
 from uncomp_cli.engine.tokens.prompt import Prompt
@@ -71,7 +73,7 @@ def read_and_measure(
         values[str(measure)] = torch.stack(of_layers)
     del inputs  # as large as the model is wide: gone before the gradients come
     if LOSS in config.measures:
-        values[LOSS] = eviction_loss(decoder, state.layers, answer)
+        values[LOSS] = eviction_loss(decoder, state.layers, answer, states=state.states)
     return {key: values[key].cpu() for key in config.measures}
 
 
@@ -85,6 +87,10 @@ class _MeasuringState(AttentionState):
         self.measures = [parse_measure(key) for key in config.measures]
         self.values: dict[Measure, list[Tensor]] = {measure: [] for measure in self.measures if measure.live}
         self.layers: list[ReadLayer] = []
+        self.states = States()
+
+    def recur(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
+        return step(hidden, self.states)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         queries, keys, values = query[0], key[0].contiguous(), value[0].contiguous()

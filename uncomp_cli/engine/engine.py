@@ -208,7 +208,7 @@ class Engine:
             device=self.decoder.device,
             reserve=prompt.longest_question,
             config=self._room_for(prompt, record.context_tokens),
-            misfit=lambda stored: misfit(stored, self.spec),
+            misfit=lambda stored: misfit(stored, self.spec, self.decoder.new_states()),
         )
         whole = prompt_of(tensors, prompt)
         check_length(self.spec, whole, trained_length=self.loaded.info.trained_length)
@@ -287,10 +287,10 @@ class Engine:
         return max(_USUAL_QUESTION_TOKENS, prompt.longest_question) + recalled + self.sampling.max_new_tokens
 
     def _bytes_behind(self, tokens: int) -> int:
-        """Bytes of so many tokens that are put behind what was read, with their positions and slack."""
+        """Bytes of so many tokens that are put behind what was read, with their positions and slack, and of states."""
         cache = CacheConfig()
         entries = self.spec.num_layers * self.spec.num_kv_heads * (tokens + tokens // cache.slack_divisor)
-        return entries * (self.spec.kv_bytes_per_entry + cache.position_bytes)
+        return entries * (self.spec.kv_bytes_per_entry + cache.position_bytes) + 2 * self.spec.state_bytes
 
     def _check_saved(self, entry: Entry, prompt: Prompt, preset: Preset) -> None:
         """Refuse a saved context that does not fit, or not under the cap on the cache."""

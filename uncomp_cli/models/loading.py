@@ -219,7 +219,7 @@ def weights_bytes(model: Any) -> int:
     return sum(storages.values())
 
 
-_NO_TEXT = re.compile(r"(^|\.)(vision_tower|vision_model|multi_modal_projector)\.")
+_NO_TEXT = re.compile(r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|mtp)\.")
 _BITS = {"int8": 8, "nf4": 4, "fp4": 4}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models.families import load_families
+from uncomp_cli.models.recurrent import carries_states, layer_state_bytes, layers_of, mixing_bytes, whole_config
 from uncomp_cli.schema import shortened
 from uncomp_cli.spec import ModelSpec
 
@@ -85,14 +86,18 @@ def spec_from_config(config: Any, dtype: Any) -> ModelSpec:
 
 def read_spec(text: Any, dtype_bytes: int) -> ModelSpec:
     """The fields of a ModelSpec, as they stand in a text configuration; errors come as they are."""
+    text = whole_config(text) if text.model_type in load_families().recurrent else text
+    recurs = carries_states(text)
     num_heads = int(_named(text, "num_attention_heads", "n_head"))
-    num_layers = int(_named(text, "num_hidden_layers", "n_layer"))
+    num_layers = len(text.layer_types) if recurs else int(_named(text, "num_hidden_layers", "n_layer"))
     hidden_size = int(_named(text, "hidden_size", "n_embd"))
     if not 1 <= num_layers <= _MOST_LAYERS:
         raise ValueError(f"it has {num_layers:,} layers")
+    attending, recurrent = layers_of(text) if recurs else (tuple(range(num_layers)), ())
+    windows = sliding_windows(text, num_layers)
     spec = ModelSpec(
         model_type=str(text.model_type),
-        num_layers=num_layers,
+        num_layers=len(attending),
         num_heads=num_heads,
         num_kv_heads=int(getattr(text, "num_key_value_heads", None) or num_heads),
         head_dim=int(getattr(text, "head_dim", None) or hidden_size // num_heads),
@@ -101,13 +106,18 @@ def read_spec(text: Any, dtype_bytes: int) -> ModelSpec:
         vocab_size=int(text.vocab_size),
         trained_length=int(_named(text, "max_position_embeddings", "n_positions")),
         dtype_bytes=dtype_bytes,
-        sliding_windows=sliding_windows(text, num_layers),
+        sliding_windows=tuple(windows[number] for number in attending),
+        attending=attending if recurs else (),
+        recurrent=recurrent,
+        state_bytes=len(recurrent) * layer_state_bytes(text, dtype_bytes) if recurs else 0,
+        mixing_bytes=mixing_bytes(text) if recurs else 0,
     )
     sizes = asdict(spec)
+    del sizes["state_bytes"], sizes["mixing_bytes"]
     wrong = next((key for key, size in sizes.items() if isinstance(size, int) and not 1 <= size <= _LARGEST), None)
     if wrong is not None:
         raise ValueError(f"{wrong} is {sizes[wrong]}")
-    if spec.num_heads % spec.num_kv_heads or len(spec.sliding_windows) != num_layers:
+    if spec.num_heads % spec.num_kv_heads or len(windows) != num_layers:
         raise ValueError(f"{spec.num_heads} query heads share {spec.num_kv_heads} KV heads, or layers have no kind")
     return spec
 

@@ -21,7 +21,8 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.header import Record
 from uncomp_cli.cache.layer import Head
-from uncomp_cli.cache.ragged import RaggedKVCache, positions_of, survival
+from uncomp_cli.cache.ragged import Mark, RaggedKVCache, positions_of, survival
+from uncomp_cli.cache.states import States
 from uncomp_cli.engine.context.recall import Recall
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
@@ -80,18 +81,25 @@ class Beside:
     """Questions that were read beside their context.
 
     `entries[l][q]` are question q's in layer l, one `Head` for every KV head; empty when there is one question, whose
-    entries are in the cache. `logits` [Q, vocab] follow each.
+    entries are in the cache. `logits` [Q, vocab] follow each, and so do `states[q]`, of layers that have one.
     """
 
     entries: list[list[list[Head]]]
     logits: Tensor
+    states: Sequence[States] = ()
 
     def begin(self, context: "Context", question: int, words: str) -> Begun:
         """What waits is copied behind the context."""
         context.restore()
         for layer, questions in enumerate(self.entries):
             context.cache.extend(layer, questions[question])
+        if self.entries:
+            context.cache.states = self.states_behind(context, question)
         return self.begun(context, question)
+
+    def states_behind(self, context: "Context", question: int) -> States:
+        """The states behind a question, to go on from."""
+        return (self.states[question] if self.entries and self.states else context.cache.states).copy()
 
     def begun(self, context: "Context", question: int) -> Begun:
         """A question that need not be put behind the context: one pass read them all, which counts for the first."""
@@ -159,7 +167,7 @@ class Context:
         self.regime_tokens = decoder.regime_tokens
         self.recalled: str | None = None
         self._account: Account | None = None
-        self._lengths: list[list[int]] | None = None
+        self._mark: Mark | None = None
         self._whole: list[list[Tensor]] = []
 
     @property
@@ -180,14 +188,15 @@ class Context:
 
     def restore(self) -> None:
         """Take out of the cache what was put behind it since it was restored first: answers, and what was recalled."""
-        if self._lengths is None:
-            self._lengths = self.cache.mark()
+        if self._mark is None:
+            self._mark = self.cache.mark()
+            self.cache.count_aside(self._mark.states)
         for index, before in enumerate(self._whole):
             held = positions_of(self.cache.layer(index))
             keep = [torch.isin(at, own).nonzero()[:, 0] for at, own in zip(held, before, strict=True)]
             self.cache.retain(index, keep)
         self._whole = []
-        self.cache.rollback(self._lengths)
+        self.cache.rollback(self._mark)
 
     def recall(self, put_back: Callable[[], str | None]) -> None:
         """Let `put_back` put what was evicted among what is held; what is held without it is remembered."""
@@ -209,7 +218,7 @@ class Context:
     ) -> Tensor:
         """Put tokens from position `first` on behind what is held; logits [last, vocab] behind the last of them."""
         positions = torch.arange(first, first + len(ids))[None]
-        state = AppendState(self.cache, positions.to(self.decoder.device), on_layer=on_layer)
+        state = AppendState(self.cache, positions.to(self.decoder.device), prompt=True, on_layer=on_layer)
         return self.decoder.forward(torch.tensor([list(ids)]), positions, state, last)[0]
 
     def predict(self, ids: Sequence[int], question: int = 0) -> Tensor:
@@ -225,12 +234,14 @@ class Context:
         The cache holds the question still, and is not changed; the question's last token looks already.
         """
         asked, first = self.prompt.questions[question], self.prompt_tokens(question) - 1
-        waiting = [layer[question] for layer in self.questions.entries] if isinstance(self.questions, Beside) else []
+        beside = self.questions if isinstance(self.questions, Beside) else Beside([], torch.empty(0))
+        waiting = [layer[question] for layer in beside.entries]
         return attended_by(
             self.decoder,
             self.cache,
             (asked[-1], *answer[:-1]),
             first,
+            states=beside.states_behind(self, question),
             heads=self.account.trust,
             sinks=self.account.preset.scorer.sinks,
             behind=waiting or None,

@@ -19,6 +19,7 @@ from uncomp_cli.budget.presets import AGNOSTIC_PRESET, Preset, load_preset
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
+from uncomp_cli.cache.states import States
 from uncomp_cli.config import Limits
 from uncomp_cli.engine.context.allowance import Counts, TextBudget
 from uncomp_cli.engine.context.context import Account, Begun, Behind, Context
@@ -37,6 +38,8 @@ from uncomp_cli.spec import ModelSpec
 
 _PIECE_TOKENS = 1024
 """Tokens that are appended before the cache is cut again."""
+_STATIONS = 4
+"""Places to which a conversation can go back where layers have states: the ends of the latest texts that were read."""
 _OUTGROWN = 2
 """A policy that measures live measures again when the text is this many times as long as the one it measured."""
 
@@ -56,6 +59,7 @@ class Growth:
         self.piece_tokens = self.limits.chunk_tokens or _PIECE_TOKENS
         self.budget = TextBudget(decoder.spec, self.preset, self.limits, self.piece_tokens)
         self._measured_live_on: int | None = None
+        self._stations: dict[int, States] = {}
         self.answer_tokens: int | None = None
         self._regime: int | None = None
         self.clear()
@@ -93,6 +97,8 @@ class Growth:
     def common(self, text: Tokens) -> int:
         """How many first tokens of `text`, its last one left out, need not be read."""
         common = self.tokens.common(text.ids[:-1])
+        if self.spec.recurrent and common < len(self):
+            return max((at for at in self._stations if at <= common), default=0)
         windows = [window for window in self.spec.sliding_windows if window is not None]
         # A sliding layer has dropped what a shorter text would still see.
         return 0 if windows and common < len(self) > min(windows) else common
@@ -117,6 +123,7 @@ class Growth:
             self.budget.uncertainty = planned.allocation.uncertainty
             self._measured_live_on = len(text) if planned.allocation.live else None
             self.fit(reserve)
+            self._stop_over()
             return logits
 
         return run()
@@ -137,10 +144,17 @@ class Growth:
     def adopt(self, context: Context) -> None:
         """Go on behind a context that was read for any question, as it is kept."""
         self._hold(context.prompt.context, context.cache, torch.empty(0))
+        self._stop_over()
         self._regime, self._measured_live_on = self.decoder.regime_tokens, None
 
     def forget_from(self, position: int) -> None:
-        """Forget the tokens from logical `position` on, and give their memory back when it is most of what there is."""
+        """Forget the tokens from logical `position` on, and give their memory back when it is most of what there is.
+
+        Where layers have a state of their own, `position` is what `common` says.
+        """
+        if position < len(self) and self._stations:
+            self.cache.states = self._stations[position].copy()
+            self._stations = {at: states for at, states in self._stations.items() if at <= position}
         self._remember(self.tokens[:position])
         self.cache.forget_from(position)
         heads = self.spec.num_layers * self.spec.num_kv_heads
@@ -185,8 +199,16 @@ class Growth:
         put_back(self.decoder, self.cache, self.tokens, spans)
 
     def _hold(self, text: Tokens, cache: RaggedKVCache, logits: Tensor) -> None:
+        self._stations = {}
         prompt = Prompt(text, ((),))
         self.context = Context(self.decoder, prompt, cache, Behind(Begun(logits)))
+
+    def _stop_over(self) -> None:
+        """Keep the states behind what has been read, to come back to: those of the latest places."""
+        if len(self.cache.states):
+            self._stations[len(self)] = self.cache.states.copy()
+            for place in sorted(self._stations)[:-_STATIONS]:
+                del self._stations[place]
 
     def _remember(self, text: Tokens) -> None:
         """The tokens that are in the cache now."""
@@ -211,6 +233,7 @@ class Growth:
                 logits = self.context.feed(upto.ids[len(self) :], len(self), last=1, on_layer=on_layer)
                 self._remember(upto)
                 self._cut(upto, counts, reserve)
+            self._stop_over()
             return logits
 
         return (yield from stream(work))
@@ -255,7 +278,7 @@ class Growth:
     def _check_memory(self, new: int) -> None:
         """Refuse what does not fit: a piece goes through the model at once, and lies in the cache before it is cut."""
         piece = min(new, self.piece_tokens)
-        needed = activation_bytes(self.spec, piece) + self.spec.kv_bytes_per_token * piece
+        needed = activation_bytes(self.spec, piece) + self.spec.kv_bytes_per_token * piece + 2 * self.spec.state_bytes
         available = free_bytes(self.decoder.device)
         if needed > available:
             raise DoesNotFitError(

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import RaggedKVCache, survival
-from uncomp_cli.engine.forward.attention import Form
+from uncomp_cli.engine.forward.attention import AttentionState, Form
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import Prompt, encode_words
 from uncomp_cli.engine.tokens.tokens import Tokens
@@ -122,7 +122,7 @@ def _text_of(tokenizer: PreTrainedTokenizerBase, context: Tokens) -> tuple[str, 
     return text, offsets
 
 
-class _Reading:
+class _Reading(AttentionState):
     """The engine's state while tokens at `positions` [N] are read again; `heads[l]` are the merged heads of layer l."""
 
     def __init__(self, cache: RaggedKVCache, positions: Tensor) -> None:
@@ -144,8 +144,12 @@ class _Reading:
 
 
 def can_recall(cache: RaggedKVCache, decoder: Decoder) -> bool:
-    """Whether what was evicted can be put back: not into codes, nor where a sliding layer has dropped what it sees."""
-    return cache.kv_bits == 16 and len(decoder.spec.full_layers) == decoder.spec.num_layers
+    """Whether what was evicted can be put back: not into codes, nor where a layer has dropped what it would see.
+
+    One with a sliding window has, and so has one whose state belongs to all that was read.
+    """
+    spec = decoder.spec
+    return cache.kv_bits == 16 and len(spec.full_layers) == spec.num_layers and not spec.recurrent
 
 
 def put_back(decoder: Decoder, cache: RaggedKVCache, tokens: Tokens, spans: Sequence[range]) -> None:

@@ -26,6 +26,7 @@ from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.cache_file import StoredCache
 from uncomp_cli.cache.header import MadeBy, MadeWith, Record
 from uncomp_cli.cache.ragged import RaggedKVCache, positions_of
+from uncomp_cli.cache.states import States
 from uncomp_cli.config import Limits
 from uncomp_cli.engine.context.context import Account, Context
 from uncomp_cli.engine.forward.products import Matmul
@@ -161,14 +162,15 @@ def texts_of(tensors: Mapping[str, Tensor]) -> bytes:
     return b"" if found is None else found.cpu().numpy().tobytes()
 
 
-def misfit(stored: StoredCache, spec: ModelSpec) -> str | None:
-    """Why a file whose bytes are as they were written is no context of the model; None when it is one."""
+def misfit(stored: StoredCache, spec: ModelSpec, states: States) -> str | None:
+    """Why a file whose bytes are as they were written is no context of the model; None when it is one.
+
+    The model's other layers have states like `states`.
+    """
     cache, tensors, record = stored
-    shape = (len(cache.layers), cache.num_rows, cache.num_kv_heads)
-    if shape != (spec.num_layers, 1, spec.num_kv_heads):
-        return f"it has {' x '.join(map(str, shape))} layers, rows and heads, not those of the model"
-    if any(cache.layer(number).keys.shape[1] != spec.head_dim for number in range(spec.num_layers)):
-        return f"its heads are not of dimension {spec.head_dim}"
+    other = _other_shape(cache, spec, states)
+    if other is not None:
+        return other
     count = record.context_tokens
     for name, (dtype, *shape_of_one) in _TOKEN_TENSORS.items():
         found = tensors.get(name)
@@ -190,6 +192,21 @@ def _text_fault(tensors: Mapping[str, Tensor], record: Record, spec: ModelSpec) 
         return "its words are not numbered in order"
     whole = len(texts_of(tensors)) == sum(each.text_bytes or 0 for each in record.documents)
     return None if whole else "its texts are not those of its documents"
+
+
+def _other_shape(cache: RaggedKVCache, spec: ModelSpec, states: States) -> str | None:
+    """How a cache is not shaped as the model's; None when it is."""
+    shape = (len(cache.layers), cache.num_rows, cache.num_kv_heads)
+    if shape != (spec.num_layers, 1, spec.num_kv_heads):
+        return f"it has {' x '.join(map(str, shape))} layers, rows and heads, not those of the model"
+    if any(cache.layer(number).keys.shape[1] != spec.head_dim for number in range(spec.num_layers)):
+        return f"its heads are not of dimension {spec.head_dim}"
+    return None if _kinds(cache.states) == _kinds(states) else "its states are not those of the model's layers"
+
+
+def _kinds(states: States) -> dict[str, tuple[torch.dtype, list[int]]]:
+    """The type and shape of every state, by its name."""
+    return {name: (tensor.dtype, list(tensor.shape)) for name, tensor in states.named().items()}
 
 
 def prompt_of(tensors: Mapping[str, Tensor], asked: Prompt) -> Prompt:

@@ -24,8 +24,11 @@ from transformers import AttentionInterface
 from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.packs import Packs
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.states import States
+from uncomp_cli.engine.forward.recurrence import Step, go_on
 from uncomp_cli.errors import ModelError
 from uncomp_cli.kernels.library import Held
+from uncomp_cli.spec import ModelSpec
 
 ATTENTION_NAME = "uncomp"
 _BLOCK = 1024
@@ -62,11 +65,15 @@ class Form:
 
 
 class AttentionState(Protocol):
-    """What a forward pass does in each layer."""
+    """What a forward pass does in each layer that attends, and in each that has a state of its own."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """Attention output [B, H, N, D] for query [B, H, N, D], key and value [B, G, N, D], after RoPE."""
         ...
+
+    def recur(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
+        """What a layer with a state makes of tokens [B, N, hidden_size]: of a whole text, unless another is said."""
+        return step(hidden, States())
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +103,13 @@ class StepState(AttentionState, Protocol):
         ...
 
 
-_ENGINE: ContextVar[tuple[AttentionState, Sequence[int | None]]] = ContextVar("engine")
+_ENGINE: ContextVar[tuple[AttentionState, ModelSpec]] = ContextVar("engine")
 
 
 @contextmanager
-def attending(state: AttentionState, windows: Sequence[int | None]) -> Iterator[None]:
-    """Let `state` attend in every forward pass inside the block, in this thread; `windows` [L] are the layers'."""
-    token = _ENGINE.set((state, windows))
+def attending(state: AttentionState, spec: ModelSpec) -> Iterator[None]:
+    """Let `state` attend in every forward pass inside the block, in this thread, of a model of this shape."""
+    token = _ENGINE.set((state, spec))
     try:
         yield
     finally:
@@ -127,10 +134,16 @@ def _attention_function(
     """
     check_keywords(keywords)
     check_causal(module)
-    state, windows = _ENGINE.get()
-    layer: Any = module.layer_idx  # an int, which nn.Module cannot say
-    output = state.attend(layer, query, key, value, Form(scaling, sliding_window or windows[layer], softcap))
-    return output.transpose(1, 2), None
+    state, spec = _ENGINE.get()
+    number: Any = module.layer_idx  # an int, which nn.Module cannot say
+    layer = spec.places.index(number)
+    form = Form(scaling, sliding_window or spec.sliding_windows[layer], softcap)
+    return state.attend(layer, query, key, value, form).transpose(1, 2), None
+
+
+def recur(layer: int, hidden: Tensor, step: Step) -> Tensor:
+    """A layer with a state of its own: hands it to the engine's state."""
+    return _ENGINE.get()[0].recur(layer, hidden, step)
 
 
 def check_causal(attention: object) -> None:
@@ -157,10 +170,11 @@ def register() -> None:
     AttentionInterface.register(ATTENTION_NAME, _attention_function)
 
 
-class AppendState:
+class AppendState(AttentionState):
     """The engine's state while N tokens a row are added behind the cache at logical positions [B, N].
 
-    `on_query(layer, query, scaling)` is told each layer's queries [B, H, N, D] when it has been attended.
+    `on_query(layer, query, scaling)` is told each layer's queries [B, H, N, D] when it has been attended. Of the
+    tokens of a `prompt` what is before the last one is remembered, where there are states.
     """
 
     def __init__(
@@ -168,6 +182,7 @@ class AppendState:
         cache: RaggedKVCache,
         positions: Tensor,
         *,
+        prompt: bool = False,
         on_layer: Callable[[int], None] | None = None,
         on_query: OnQuery | None = None,
     ) -> None:
@@ -175,6 +190,7 @@ class AppendState:
         self.positions = positions
         self.on_layer = on_layer
         self.on_query = on_query
+        self._prompt = prompt
         self._spread = cache.spread(positions)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
@@ -191,6 +207,11 @@ class AppendState:
         """Every row is a strand of the cache."""
         cache = self.cache.opened(self.positions.shape[-1])
         return None if cache is None else Opened(cache)
+
+    def recur(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
+        """The new tokens behind all that the cache has seen."""
+        states = self.cache.states
+        return go_on(states, layer, hidden, step) if self._prompt else step(hidden, states)
 
     def stepped(self, queries: Tensor, scalings: Sequence[float]) -> None:
         """Tell it as if layer by layer."""

@@ -17,9 +17,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AttentionState, StepState, attending, register
+from uncomp_cli.cache.states import States
+from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AttentionState, StepState, attending, recur, register
 from uncomp_cli.engine.forward.products import Matmul, check_matmul, slice_mlps, use_product
 from uncomp_cli.engine.forward.program import make_program
+from uncomp_cli.engine.forward.recurrence import place_mixers, states_of
 from uncomp_cli.kernels.library import find
 from uncomp_cli.models.families import check_family, load_families
 from uncomp_cli.models.rotary import fix_regime, hold_rope, regime_of
@@ -44,9 +46,10 @@ class Decoder:
 
     The model's modules are replaced in place: MLPs take their rows in slices, and float32 layers on a CPU are
     multiplied as `matmul` says (products.py: with int8 their weights become bytes for good; where they are numbers of
-    16 bits and the C library is there, they are held so). Frequencies that would follow the length of the text are held
-    (rotary.py). Raises UsageError for a `matmul` that this model or machine gains nothing from, ValueError for one that
-    differs from an earlier decoder's over the same model.
+    16 bits and the C library is there, they are held so). Layers with a state of their own get it from the engine's
+    (recurrence.py). Frequencies that would follow the length of the text are held (rotary.py). Raises UsageError for a
+    `matmul` that this model or machine gains nothing from, ValueError for one that differs from an earlier decoder's
+    over the same model.
     """
 
     def __init__(self, model: Any, spec: ModelSpec, *, matmul: Matmul = "float32") -> None:
@@ -60,6 +63,7 @@ class Decoder:
         hold_rope(model)
         if not self.rows_interact:
             slice_mlps(model)
+        place_mixers(model, recur)
         self._program = make_program(model, spec, find())
 
     @property
@@ -72,6 +76,11 @@ class Decoder:
         """Where the model's inputs go."""
         device: torch.device = self.model.device
         return device
+
+    @torch.no_grad()
+    def new_states(self) -> States:
+        """The states [1, …] of one token, which say what every other text's are like."""
+        return states_of(self.model, self.spec.hidden_size)
 
     def fix_regime(self, tokens: int | None) -> bool:
         """Choose, before a text is read, the frequencies for it and its answer, `tokens` together; None: the longest.
@@ -96,23 +105,23 @@ class Decoder:
             done = self._program.run(ids, state, last)
             if done is not None:
                 return done
-        with attending(state, self.spec.sliding_windows):
+        with attending(state, self.spec):
             logits: Tensor = self.model(**self._inputs(ids, positions, last)).logits
         return logits
 
     def differentiable(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> Tensor:
         """`forward` without the step in one call, that records gradients where the caller has them enabled."""
-        with attending(state, self.spec.sliding_windows):
+        with attending(state, self.spec):
             logits: Tensor = self.model(**self._inputs(ids, positions, last)).logits
         return logits
 
     @torch.no_grad()
     def layer_inputs(self, ids: Tensor, positions: Tensor, state: AttentionState) -> tuple[Tensor, ...]:
-        """The hidden states [B, N, hidden_size] that each of the L layers is given."""
+        """The hidden states [B, N, hidden_size] that each of the L layers that attend is given."""
         inputs = self._inputs(ids, positions, 1)
-        with attending(state, self.spec.sliding_windows):
+        with attending(state, self.spec):
             states: tuple[Tensor, ...] = self.model(**inputs, output_hidden_states=True).hidden_states
-        return states[: self.spec.num_layers]  # the one after them is the last layer's output
+        return tuple(states[place] for place in self.spec.places)
 
     @torch.no_grad()
     def layer_by_layer(self, ids: Tensor, positions: Tensor, state: ThinningState, from_end: Tensor) -> Tensor:
@@ -122,7 +131,7 @@ class Decoder:
         hidden: Tensor = inner.embed_tokens(ids.to(self.device))
         turns: tuple[Tensor, Tensor] = inner.rotary_emb(hidden, at)
         for index, layer in enumerate(inner.layers):
-            with attending(state, self.spec.sliding_windows):
+            with attending(state, self.spec):
                 hidden = layer(hidden, attention_mask=None, position_embeddings=turns, position_ids=at)
             kept = state.keep_after(index)
             if kept is not None:

@@ -25,11 +25,13 @@ from torch.utils.checkpoint import checkpoint
 
 from uncomp_cli.cache.coherence import pool, share_by_word
 from uncomp_cli.cache.eviction import select
+from uncomp_cli.cache.states import States
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.cache.window import WindowScorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_after
 from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.forward.recurrence import Step
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import ModelError, UsageError
 
@@ -59,8 +61,12 @@ def few_tokens(view: LayerView, prompt: Prompt, *, keep: int, config: ScorerConf
     return torch.cat([kept, question.expand(len(kept), -1)], dim=1)
 
 
-def eviction_loss(decoder: Decoder, layers: Sequence[ReadLayer], answer: Sequence[int]) -> Tensor:
+def eviction_loss(
+    decoder: Decoder, layers: Sequence[ReadLayer], answer: Sequence[int], *, states: States | None = None
+) -> Tensor:
     """Losses [L, G] in float32 of the prompt that `layers` hold, for the `answer` behind it; 0 where kept is None.
+
+    Layers with a state of their own go on from `states`.
 
     The gradient costs memory for the answer's tokens alone. Raises UsageError for an answer of one token, ModelError
     for weights that pass no gradient back and, naming the layer, for a gradient that is not finite.
@@ -70,7 +76,7 @@ def eviction_loss(decoder: Decoder, layers: Sequence[ReadLayer], answer: Sequenc
             f"an answer of {len(answer)} tokens has none that eviction could change",
             hint="use tasks whose answers are longer",
         )
-    probe = _Probe(layers)
+    probe = _Probe(layers, (states or States()).copy())
     read = layers[0].keys.shape[1]
     ids = torch.tensor([answer[:-1]])
     positions = torch.arange(read, read + ids.shape[1])[None]
@@ -112,9 +118,12 @@ class _Call:
 class _Probe(AttentionState):
     """Exact attention of an answer behind a prompt that was read; every output can be shifted."""
 
-    def __init__(self, layers: Sequence[ReadLayer]) -> None:
-        self.layers = layers
+    def __init__(self, layers: Sequence[ReadLayer], states: States) -> None:
+        self.layers, self.states = layers, states
         self.calls: list[_Call] = []
+
+    def recur(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
+        return step(hidden, self.states)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         read = self.layers[layer]

@@ -19,8 +19,10 @@ from torch.nn.functional import pad
 
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.states import States
 from uncomp_cli.engine.forward.attention import AttentionState, Form
 from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.forward.recurrence import Step
 from uncomp_cli.spec import ModelSpec
 
 _BLOCK = 128
@@ -30,7 +32,8 @@ _BLOCK = 128
 class Replay(AttentionState):
     """The engine's state of a replay: attends as decoding did, and sums where to; the cache stays as it is.
 
-    `before` [L][G] are the entries that lie before the replayed tokens, `heads` [L][G] how far each is trusted.
+    `behind` [L][G] are entries that lie before the replayed tokens too, `heads` [L][G] how far each is trusted. Layers
+    with a state of their own go on from `states`.
     """
 
     def __init__(
@@ -41,8 +44,10 @@ class Replay(AttentionState):
         *,
         heads: Sequence[Sequence[float]] | None = None,
         behind: Sequence[Sequence[Head]] | None = None,
+        states: States | None = None,
     ) -> None:
         self._cache, self._first, self._behind, self._heads = cache, first, behind, heads
+        self._states = (states or States()).copy()
         self._counted = set(spec.full_layers)
         self._mass = torch.zeros(first)
         self._weight = 0.0
@@ -66,6 +71,10 @@ class Replay(AttentionState):
             for group in range(groups)
         ]
         return torch.cat(outputs)[None]
+
+    def recur(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
+        """The replayed tokens behind the prompt's last but one."""
+        return step(hidden, self._states)
 
     def _attend_head(self, layer: int, group: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """Output [R, N, D] of the R queries of one KV head."""
@@ -124,14 +133,17 @@ def attended_by(
     heads: Sequence[Sequence[float]] | None = None,
     sinks: int = 4,
     behind: Sequence[Sequence[Head]] | None = None,
+    states: States | None = None,
 ) -> Tensor:
     """Attention [first] of an answer on the tokens before position `first`; with trust it sums to at most 1.
 
     `ids` are the prompt's last token, which stands at `first`, and the answer's tokens but the last. Of the cache's
     one row what stands before `first` is used, so an answer may still lie behind it; `behind` [L][G] are entries
-    that wait beside it (a question of several). `heads` [L][G] is Allocation.trust(), None where nothing is known.
+    that wait beside it (a question of several), and `states` those behind the prompt (None: the cache's), which
+    remember what was before its last token. `heads` [L][G] is Allocation.trust(), None where nothing is known.
     """
-    state = Replay(cache, decoder.spec, first, heads=heads, behind=behind)
+    opening = (states or cache.states).before
+    state = Replay(cache, decoder.spec, first, heads=heads, behind=behind, states=opening)
     positions = torch.arange(first, first + len(ids))[None]
     decoder.forward(torch.tensor([list(ids)]), positions, state, 1)
     return state.mass(sinks=sinks)

@@ -15,6 +15,7 @@ beside the cache (and count in its bytes) until `Context.begin` puts one there.
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -23,10 +24,12 @@ from uncomp_cli.budget.thinning import NoThinning
 from uncomp_cli.cache.coherence import pool
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.states import States
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.context.context import Beside, Context
-from uncomp_cli.engine.forward.attention import Form
+from uncomp_cli.engine.forward.attention import AttentionState, Form
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
+from uncomp_cli.engine.forward.recurrence import Step, branch_off
 from uncomp_cli.engine.forward.thread import stream
 from uncomp_cli.engine.read.chunk import Chunk, ChunkStates, cut_chunks
 from uncomp_cli.engine.read.distances import choose_passages, packed
@@ -37,13 +40,14 @@ from uncomp_cli.engine.spend.compression import Compression
 from uncomp_cli.errors import ModelError
 
 
-class Reader:
+class Reader(AttentionState):
     """Reads one prompt as `planned`; what stays is in `cache`, the questions that wait in `questions`.
 
     While a chunk goes through the model it is the state of every layer's attention. `on_layer` is told the bytes of the
     cache when a layer is done. In the last layer only the rows whose logits are read are attended, unless the model's
-    rows interact or `all_rows` are wanted. Raises ModelError where a model is to be re-packed whose layers do not share
-    one RoPE.
+    rows interact, a later layer needs all, or `all_rows` are wanted. Layers with a state of their own carry it from
+    chunk to chunk; a question goes on from a copy. Raises ModelError where a model is to be re-packed whose layers do
+    not share one RoPE.
     """
 
     def __init__(
@@ -71,9 +75,10 @@ class Reader:
             kv_bits=allocation.plan.kv_bits,
         )
         self.questions: list[list[list[Head]]] = []
+        self.states: list[States] = []
         self.chunks = list(cut_chunks(planned.prompt, planned.chunk_tokens))
         self._on_layer = on_layer
-        self._all_rows = all_rows or decoder.rows_interact
+        self._all_rows = all_rows or decoder.rows_interact or not spec.ends_in_attention
         self._sieve = planned.sieve
         self._overkeep = OverKeep(
             planned.prompt,
@@ -121,6 +126,7 @@ class Reader:
         """Start the next chunk; its last layer ends it."""
         self._chunk = chunk
         self._tails: list[list[list[Head]]] = []
+        self.states = [States() for _ in chunk.prompt.questions]
         self._overkeep.begin(chunk)
         self._sieve.begin(chunk, self.decoder.device)
 
@@ -132,6 +138,12 @@ class Reader:
         self._hold(layer, states, past, form.window)
         self._on_layer(self.cache.nbytes)
         return output[None]
+
+    def recur(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
+        """The chunk behind the text before it, and each question behind the chunk."""
+        prompt = self._chunk.prompt
+        ends = accumulate([len(prompt.context), *map(len, prompt.questions)])
+        return branch_off(self.cache.states, self.states, layer, hidden, list(ends)[:-1], step)
 
     def keep(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> None:
         """What `attend` holds, without its output: for tensors whose attention has been computed before."""
@@ -250,7 +262,12 @@ class Reader:
         self.planned.allocation.fit([count + self.planned.prompt.longest_question for count in longest])
 
     def _context(self, logits: Tensor) -> Context:
-        return Context(self.decoder, self.planned.prompt, self.cache, Beside(self.questions, logits))
+        """What was read: a single question's states are the cache's, as its entries are; those of several wait."""
+        if self.questions:
+            self.cache.count_aside(tensor for states in self.states for tensor in states)
+        else:
+            (self.cache.states,) = self.states
+        return Context(self.decoder, self.planned.prompt, self.cache, Beside(self.questions, logits, self.states))
 
     def _read_again(self, most: int) -> Context:
         """Read passages of `most` tokens again, right before the questions, as though there were no other text.
@@ -270,7 +287,7 @@ class Reader:
         logits = reader.read_chunk(reader.chunks[0], further=left_out)
         behind = len(prompt.context) + torch.arange(prompt.longest_question)
         reader.cache.relabel(torch.cat([at, behind]).to(torch.int32))
-        self.cache = reader.cache
+        self.cache, self.states = reader.cache, reader.states
         self.questions = [[_behind(heads, left_out) for heads in questions] for questions in reader.questions]
         planned.allocation.plan = replace(spent.plan, seq_len=prompt.seq_len)
         return self._context(logits)

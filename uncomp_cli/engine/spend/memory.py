@@ -62,20 +62,21 @@ def estimate(
     quantized, own = _split(spec, plan, config, question_tokens=question)
     slack = sum(config.slack(count) for count in own)
     waiting = 0 if prompt is None else prompt.waiting_tokens * spec.num_layers * spec.num_kv_heads
+    states = 2 if prompt is None else 1 + 2 * len(prompt.questions)  # the text's, and each question's begin and end
     tokens = plan.seq_len if prompt is None else prompt.flat_len
     return Estimate(
-        kv_kept_bytes=quantized + (sum(own) + slack + waiting) * entry,
+        kv_kept_bytes=quantized + (sum(own) + slack + waiting) * entry + states * spec.state_bytes,
         activation_bytes=activation_bytes(spec, at_once or tokens),
     )
 
 
 def planned_kv_bytes(spec: ModelSpec, plan: BudgetPlan, *, question_tokens: int) -> int:
-    """Bytes of what `plan` keeps, without slack: what a budget in per cent is compared with.
+    """Bytes of what `plan` keeps, without slack: what a budget in per cent is compared with, and the states beside it.
 
     Of a quantised context they include scales and positions; the question behind it is in the model's own dtype.
     """
     quantized, own = _split(spec, plan, CacheConfig(), question_tokens=question_tokens)
-    return quantized + sum(own) * spec.kv_bytes_per_entry
+    return quantized + sum(own) * spec.kv_bytes_per_entry + spec.state_bytes
 
 
 def kept_amount(budget: Budget, spec: ModelSpec, plan: BudgetPlan, *, question_tokens: int) -> str:
@@ -104,14 +105,15 @@ def activation_bytes(spec: ModelSpec, tokens: int) -> int:
 
     A token holds its embedding, its hidden state before the layer, after attention and normed, its cosines and sines,
     and either queries, keys, values and attention's output, or its part of the MLP's output while a slice of tokens
-    has gate, up and product (engine/forward/products.py).
+    has gate, up and product (engine/forward/products.py). So it is with what a layer with a state takes.
     """
     attention = spec.head_dim * (2 * spec.num_heads + 4 * spec.num_kv_heads) + spec.hidden_size
     at_once = min(tokens, SLICE_ROWS)
     output = tokens * spec.hidden_size if tokens > SLICE_ROWS else 0
     mlp = at_once * 3 * spec.intermediate_size + output
     everywhere = tokens * (4 * spec.hidden_size + 2 * spec.head_dim)
-    return (everywhere + max(tokens * attention, mlp)) * spec.dtype_bytes
+    widest = max(tokens * attention, mlp) * spec.dtype_bytes
+    return everywhere * spec.dtype_bytes + max(widest, at_once * spec.mixing_bytes + output * spec.dtype_bytes)
 
 
 def check_context(

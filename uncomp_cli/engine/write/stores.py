@@ -23,9 +23,11 @@ from torch.nn import functional
 from uncomp_cli.cache.layer import Head, LayerCache
 from uncomp_cli.cache.needs import ConstantConfig
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.states import States
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.context.context import Asked, Begun, Beside, Context
 from uncomp_cli.engine.forward.attention import AppendState, AttentionState, Form, OnQuery, Opened, in_turn
+from uncomp_cli.engine.forward.recurrence import Step
 from uncomp_cli.engine.write.fixed_size import ConstantSize, shield
 from uncomp_cli.kernels.library import Held, kind_of
 from uncomp_cli.spec import ModelSpec
@@ -142,8 +144,11 @@ class StackedRows:
         if not keep and not join:
             self.cache = None
             return []
+        held = [_held(self.cache).states.rows(keep)] if keep else []
+        begun = [beside(asked.context).states_behind(asked.context, asked.question) for asked in join]
         laid = [self._lay_out_layer(layer, keep, join) for layer in range(self._spec.num_layers)]
         self.cache = laid[0]
+        self.cache.states = States.stack([*held, *begun])
         self.cache.layers = [one.layer(0) for one in laid]
         return [beside(asked.context).begun(asked.context, asked.question) for asked in join]
 
@@ -164,7 +169,7 @@ class StackedRows:
             for head in range(row * groups, (row + 1) * groups):
                 before = layer.quantized[head]
                 total += layer.region(head).size * entry + (0 if before is None else before.nbytes)
-        return total
+        return total + self._spec.state_bytes
 
     @property
     def nbytes(self) -> int:
@@ -184,7 +189,7 @@ class StackedRows:
         entry = self._spec.kv_bytes_per_entry + self._config.position_bytes
         context = asked.context
         waiting = len(context.prompt.questions[asked.question]) if beside(context).entries else 0
-        total = 0
+        total = self._spec.state_bytes
         for layer in range(self._spec.num_layers):
             held = context.cache.layer(layer)
             for length, before in zip(held.lengths, held.quantized, strict=True):
@@ -232,12 +237,13 @@ class SharedRows:
         self._read, self._spec, self._context = read, spec, len(read.prompt.context)
         self._waiting = beside(read)
         self._own = [self._nothing(layer) for layer in range(spec.num_layers)]
+        self._states = States()
         self._columns: list[int] = []  # tokens of its own that each row has
 
     def bytes_of(self, rows: Sequence[Asked]) -> int:
         """All rows as wide as the widest becomes."""
         widest = max((asked.prompt_tokens - self._context + asked.max_new_tokens for asked in rows), default=0)
-        return len(rows) * _rounded(widest) * self._spec.kv_bytes_per_token
+        return len(rows) * (_rounded(widest) * self._spec.kv_bytes_per_token + self._spec.state_bytes)
 
     def lay_out(self, keep: Sequence[int], join: Sequence[Asked]) -> list[Begun]:
         """Keep some rows' own tokens and put the new rows' questions beside them."""
@@ -253,6 +259,8 @@ class SharedRows:
                 fresh.keys = torch.cat([fresh.keys, torch.stack([keys for keys, _ in begun])])
                 fresh.values = torch.cat([fresh.values, torch.stack([values for _, values in begun])])
             self._own[layer] = fresh
+        states = [self._waiting.states_behind(self._read, asked.question) for asked in join]
+        self._states = States.stack([*([self._states.rows(keep)] if keep else []), *states])
         return [self._waiting.begun(self._read, asked.question) for asked in join]
 
     def state(self, positions: Tensor, *, on_query: OnQuery | None = None) -> AttentionState:
@@ -260,7 +268,8 @@ class SharedRows:
         self._columns = [position - self._context + 1 for position in positions[:, 0].tolist()]
         for own in self._own:
             own.widen(_rounded(int(positions.max()) - self._context + 1))
-        return _BranchState(self._read.cache, self._own, positions[:, 0], self._context, on_query=on_query)
+        at, first = positions[:, 0], self._context
+        return _BranchState(self._read.cache, self._own, at, first, states=self._states, on_query=on_query)
 
     def held(self, layer: int, head: int) -> Head:
         """The context's head with the row's own tokens behind it: a copy."""
@@ -280,8 +289,9 @@ class SharedRows:
 
     @property
     def nbytes(self) -> int:
-        """Allocated bytes of the rows' own tokens."""
-        return sum(t.untyped_storage().nbytes() for own in self._own for t in (own.keys, own.values))
+        """Allocated bytes of the rows' own tokens and states."""
+        own = sum(t.untyped_storage().nbytes() for own in self._own for t in (own.keys, own.values))
+        return own + self._states.nbytes
 
     def _nothing(self, layer: int) -> _Own:
         keys, values, _ = self._waiting.entries[layer][0][0]
@@ -289,7 +299,7 @@ class SharedRows:
         return _Own(keys.new_empty(*shape, keys.shape[1]), values.new_empty(*shape, values.shape[1]))
 
 
-class _BranchState:
+class _BranchState(AttentionState):
     """The engine's state while every row gets one token at logical positions [B]."""
 
     def __init__(
@@ -299,10 +309,11 @@ class _BranchState:
         positions: Tensor,
         context: int,
         *,
+        states: States,
         on_query: OnQuery | None = None,
     ) -> None:
         self._cache, self._own, self._positions, self._on_query = cache, own, positions, on_query
-        self.positions = positions[:, None]
+        self.positions, self._states = positions[:, None], states
         self._columns = positions - context
         self._places = torch.arange(own[0].keys.shape[2], device=positions.device) + context
         self._rows = torch.arange(len(positions), device=positions.device)
@@ -338,6 +349,10 @@ class _BranchState:
         for layer, (query, scaling) in enumerate(zip(typed.unbind(0), scalings, strict=True)):
             if self._on_query is not None:
                 self._on_query(layer, query, scaling)
+
+    def recur(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
+        """The new tokens, each behind its own row's."""
+        return step(hidden, self._states)
 
     def _attend_run(self, grouped: Tensor, own: _Own, held: LayerCache, run: tuple[int, int], form: Form) -> Tensor:
         """Output [C, B, R, D] of the C heads of a run, which are equally long in the context."""

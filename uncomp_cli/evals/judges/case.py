@@ -23,11 +23,13 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import NoThinning, make_thinning
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
+from uncomp_cli.cache.states import States
 from uncomp_cli.cache.view import LayerView, Scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.forward.recurrence import Step, branch_off
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.read.sieve import Sieve
 from uncomp_cli.engine.spend.allocation import Allocation, make_allocation, scorer_config
@@ -63,10 +65,16 @@ class LayerCall:
 
 
 class _Recorder(AttentionState):
-    """Exact causal attention over one prompt; keeps every call."""
+    """Exact causal attention over one prompt; keeps every call, and the states behind the context and the question."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: int) -> None:
         self.calls: list[LayerCall] = []
+        self.behind: dict[Regime, States] = {"agnostic": States(), "aware": States()}
+        self._context = context
+
+    def recur(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
+        trunk, branch = self.behind.values()
+        return branch_off(trunk, [branch], layer, hidden, [self._context], step)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         self.calls.append(LayerCall(query, key.contiguous(), value.contiguous(), form))
@@ -104,11 +112,11 @@ class Left:
 class Reading:
     """A prompt of one question that was read exactly; `logits` [1, vocab] follow its last token."""
 
-    def __init__(self, decoder: Decoder, prompt: Prompt, calls: tuple[LayerCall, ...], logits: Tensor) -> None:
+    def __init__(self, decoder: Decoder, prompt: Prompt, recorder: _Recorder, logits: Tensor) -> None:
         self.decoder = decoder
         self.prompt = prompt
         self.logits = logits
-        self._calls = calls
+        self._calls, self._behind = tuple(recorder.calls), recorder.behind
         self._draw = zlib.crc32(str(prompt.context.ids).encode())  # the random control draws anew for every context
         self._cut: dict[int, tuple[LayerCall, ...]] = {}
         self._measured: dict[tuple[str, int, int, int, int, int], Tensor] = {}
@@ -166,6 +174,7 @@ class Reading:
         reader.begin(*reader.chunks)
         for layer, call in enumerate(self._seen(prompt.flat_len)):
             reader.keep(layer, call.query, call.key, call.value, call.form)
+        reader.cache.states = self._behind[regime].copy()
         return reader.cache, allocation
 
     def _config(self, preset: Preset) -> ScorerConfig:
@@ -200,10 +209,10 @@ class Reading:
 
 def read_once(decoder: Decoder, prompt: Prompt) -> Reading:
     """Read `prompt`, which has one question, exactly."""
-    recorder = _Recorder()
+    recorder = _Recorder(len(prompt.context))
     ids = torch.tensor([[*prompt.context, *prompt.questions[0]]])
     logits = decoder.forward(ids, torch.arange(ids.shape[1])[None], recorder, 1)[:, -1]
-    return Reading(decoder, prompt, tuple(recorder.calls), logits)
+    return Reading(decoder, prompt, recorder, logits)
 
 
 def without_question(prompt: Prompt, *, window: int) -> Prompt:

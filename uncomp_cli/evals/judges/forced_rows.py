@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.ragged import Mark, RaggedKVCache
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.context import Asked, Begun, Behind, Context
 from uncomp_cli.engine.forward.attention import AppendState
@@ -27,10 +27,10 @@ MAX_LOGITS_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class RowsMark:
     """Where rows can be taken back to."""
 
-    lengths: list[list[int]]
+    cache: Mark
     position: int
 
 
@@ -63,13 +63,13 @@ class Rows:
         self.position += new
         return logits
 
-    def mark(self) -> Mark:
+    def mark(self) -> RowsMark:
         """Where the rows are now."""
-        return Mark(self.cache.mark(), self.position)
+        return RowsMark(self.cache.mark(), self.position)
 
-    def rollback(self, mark: Mark) -> None:
+    def rollback(self, mark: RowsMark) -> None:
         """Forget what was fed since `mark`."""
-        self.cache.rollback(mark.lengths)
+        self.cache.rollback(mark.cache)
         self.position = mark.position
 
     def writer(
@@ -98,6 +98,7 @@ def _copy(cache: RaggedKVCache, rows: Sequence[int], *, reserve: int) -> RaggedK
     copied = RaggedKVCache(num_layers=num_layers, num_rows=len(rows), num_kv_heads=groups)
     for index in range(num_layers):
         copied.store(index, [cache.layer(index).head(i) for i in wanted], reserve=reserve)
+    copied.states = cache.states.rows(rows)
     return copied
 
 

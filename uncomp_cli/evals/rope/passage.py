@@ -27,8 +27,9 @@ from uncomp_cli.cache.layer import Head
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits, SamplingConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.engine import Engine
-from uncomp_cli.engine.forward.attention import Form
+from uncomp_cli.engine.forward.attention import AttentionState, Form
 from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.forward.recurrence import Step
 from uncomp_cli.engine.look.watch import AnswerWatch, HeadAt, Watched, all_heads
 from uncomp_cli.engine.read.chunk import Chunk
 from uncomp_cli.engine.read.distances import Reach, packed
@@ -148,7 +149,7 @@ def _by_layer(pattern: Tensor, spec: ModelSpec) -> list[list[list[float]]]:
     return rows
 
 
-class _Slices:
+class _Slices(AttentionState):
     """The engine's state for a text in slices: reads as planned, and shows a watch what the last queries look at."""
 
     def __init__(self, decoder: Decoder, planned: Compression) -> None:
@@ -170,6 +171,10 @@ class _Slices:
             self._heads = self._seen(layer, key[0, :, :own], value[0, :, :own])
             self._watch.observe(layer, query[:, :, max(0, own - _OBSERVERS) : own], form.scaling)
         return self.reader.attend(layer, query, key, value, form)
+
+    def recur(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
+        """A layer with a state of its own."""
+        return self.reader.recur(layer, hidden, step)
 
     def _new_watch(self) -> AnswerWatch:
         spec, edges = self.decoder.spec, distance_edges(_LONGEST_DISTANCE)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from uncomp_cli.budget.amount import FULL_BUDGET
 from uncomp_cli.budget.presets import Preset, load_preset
-from uncomp_cli.engine.forward.attention import Form, attend_causal
+from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.watch import HeadAt, watched_heads
 from uncomp_cli.engine.spend.memory import check_context, free_bytes
@@ -64,7 +64,7 @@ class ReadingCost:
         return tokens * (self.token_s * (1 + self.logits_share * logits) + self.pair_s * back)
 
 
-class _Causal:
+class _Causal(AttentionState):
     """Exact causal attention; nothing is kept."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
