@@ -1,7 +1,7 @@
 """A census of the families: every model type that transformers has for text, tiny and with random weights.
 
-    python tests/census.py      all of them: uncomp_cli/models/families.toml, which the package reads, and
-                                docs/families.md. `-k gemma`: only those whose name has the word; others stay as
+    python tests/census.py      all of them: uncomp_cli/models/families.toml, which the package reads,
+                                docs/families.md, and the number in the README. `-k gemma`: only those whose name has the word; others stay as
                                 they are there
 
 The engine is held against the stock model (1e-4, float32) in one pass, in tokens that are put behind it one at a time
@@ -57,6 +57,7 @@ from uncomp_cli.spec import ModelSpec
 
 SECONDS, MOST_PARAMETERS = 60, 20_000_000
 DOCS = Path(__file__).parent.parent / "docs" / "families.md"
+README = DOCS.parent.parent / "README.md"
 SIZES: dict[str, int | float] = {
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers"), 4),
     **dict.fromkeys(("num_attention_heads", "num_heads", "n_head", "n_heads"), 4),
@@ -520,6 +521,11 @@ def page(known: Families) -> str:
     )
 
 
+def counted(readme: str, known: Families) -> str:
+    """The README with the number of families."""
+    return re.sub(r"\[\d+ families\]", f"[{len(known.supported)} families]", readme)
+
+
 PAGE = """# Families
 
 Made by `make families` from a run over every model type that transformers {version} has a causal language model for,
@@ -565,6 +571,7 @@ def main() -> int:
         TABLE.write_text(table(findings), encoding="utf-8")
         load_families.cache_clear()
     DOCS.write_text(page(load_families(TABLE)), encoding="utf-8")
+    README.write_text(counted(README.read_text(encoding="utf-8"), load_families(TABLE)), encoding="utf-8")
     refused = sum(bool(found.reason) for found in findings.values())
     print(f"{len(findings) - refused} supported, {refused} refused")
     return 0

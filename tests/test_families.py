@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from census import DOCS, examine, families, page
+from census import DOCS, README, counted, examine, families, page
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models.families import TABLE, check_family, load_families
 
@@ -12,18 +12,21 @@ KNOWN = load_families()
 OFTEN = [
     "cohere2",
     "gemma",
+    "falcon_h1",
     "gemma2",
     "glm4",
     "gpt_neox",
+    "lfm2",
     "llama",
     "mixtral",
     "olmo3",
+    "qwen3_5_text",
     "qwen3_moe",
     "smollm3",
     "starcoder2",
     "gemma3",
 ]
-"""A dozen kinds of attention, with two that are refused for what they get wrong."""
+"""A dozen kinds of attention and three of states, with two that are refused for what they get wrong."""
 WRONG = ["diffllama", "doge"]
 PARTS = ["gemma3", "smolvlm"]
 
@@ -51,13 +54,17 @@ def test_every_family_of_transformers_is_in_the_table() -> None:
 
 def test_the_page_is_the_table() -> None:
     assert DOCS.read_text(encoding="utf-8") == page(load_families(TABLE))
+    readme = README.read_text(encoding="utf-8")
+    assert counted(readme, KNOWN) == readme
+    assert f"[{len(KNOWN.supported)} families]" in readme
 
 
 @pytest.mark.parametrize(
     ("family", "reason"),
     [
         ("deepseek_v3", "multi-head latent attention"),
-        ("mamba", "a state of their own"),
+        ("mamba", "none of its layers attends"),
+        ("jamba", "otherwise behind a state"),
         ("bert", "both directions"),
         ("diffllama", "differs from the stock model|does not go through"),
         ("of_tomorrow", "it has not been tried"),

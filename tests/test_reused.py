@@ -14,6 +14,7 @@ from support.tiny import make_tiny_model
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.cache.cache_file import StoredCache
 from uncomp_cli.cache.shelf import Entry, Shelf
+from uncomp_cli.cache.states import States
 from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.context.saved import misfit, record_of, tensors_of
@@ -127,18 +128,18 @@ def test_numbers_that_the_model_cannot_have_are_a_misfit(tiny: LoadedModel) -> N
     record = record_of(context, engine_of(tiny).origin(context.prompt, UNIFORM), tiny)
     held = tensors_of(context.prompt.context)
     stored = StoredCache(context.cache, held, record)
-    assert misfit(stored, tiny.spec) is None
+    assert misfit(stored, tiny.spec, States()) is None
     for change, told in (
         ({"ids": held["ids"] + tiny.spec.vocab_size}, "tokens that the model does not know"),
         ({"ids": held["ids"] - 300}, "tokens that the model does not know"),
         ({"words": held["words"].flip(0)}, "words are not numbered in order"),
     ):
-        assert told in str(misfit(stored._replace(tensors={**held, **change}), tiny.spec))
+        assert told in str(misfit(stored._replace(tensors={**held, **change}), tiny.spec, States()))
     for name in ("num_layers", "num_kv_heads", "head_dim"):
-        assert misfit(stored, replace(tiny.spec, **{name: 1})) is not None
+        assert misfit(stored, replace(tiny.spec, **{name: 1}), States()) is not None
     half = {name: tensor[: len(tensor) // 2] for name, tensor in held.items()}
     shorter = replace(record, context_tokens=len(half["ids"]))
-    assert "holds the position" in str(misfit(StoredCache(context.cache, half, shorter), tiny.spec))
+    assert "holds the position" in str(misfit(StoredCache(context.cache, half, shorter), tiny.spec, States()))
 
 
 def test_an_answer_leaves_nothing_behind(tiny: LoadedModel, tmp_path: Path) -> None:

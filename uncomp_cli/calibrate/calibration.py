@@ -29,7 +29,7 @@ from uncomp_cli.calibrate.findings import LOSS, ProfileFiles
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
-from uncomp_cli.engine.forward.recurrence import Step
+from uncomp_cli.engine.forward.mixers import Step
 from uncomp_cli.engine.look.cost import ReadLayer, eviction_loss, few_tokens
 from uncomp_cli.engine.spend.gauge import LayerMeter, measure_hidden
 from uncomp_cli.engine.tokens.prompt import Prompt

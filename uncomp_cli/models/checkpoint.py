@@ -135,6 +135,14 @@ def read_configuration(path: Path, name: str) -> Any:
         raise cannot_load(name, path, error) from error
 
 
+def configuration_of(fields: dict[str, Any]) -> Any:
+    """The transformers configuration that the fields of a file describe; errors come as they are."""
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        return AutoConfig.for_model(**fields)
+
+
 def load_tokenizer(path: Path) -> Any:
     """The tokenizer in a directory, with what its template needs to be rendered under way.
 

@@ -20,12 +20,9 @@ def whole_config(text: Any) -> Any:
     """A configuration with all that its family computes; one that was read from a file without transformers has not."""
     if not isinstance(text, SimpleNamespace):
         return text
-    from transformers import AutoConfig
+    from uncomp_cli.models.checkpoint import configuration_of
 
-    from uncomp_cli.models.checkpoint import quiet_transformers
-
-    with quiet_transformers():
-        return AutoConfig.for_model(**_plain(text))
+    return configuration_of(_plain(text))
 
 
 def _plain(value: Any) -> Any:

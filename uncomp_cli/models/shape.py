@@ -95,6 +95,8 @@ def read_spec(text: Any, dtype_bytes: int) -> ModelSpec:
         raise ValueError(f"it has {num_layers:,} layers")
     attending, recurrent = layers_of(text) if recurs else (tuple(range(num_layers)), ())
     windows = sliding_windows(text, num_layers)
+    if len(windows) != num_layers:
+        raise ValueError(f"of {num_layers} layers {len(windows)} are described: layers have no kind")
     spec = ModelSpec(
         model_type=str(text.model_type),
         num_layers=len(attending),
@@ -117,8 +119,8 @@ def read_spec(text: Any, dtype_bytes: int) -> ModelSpec:
     wrong = next((key for key, size in sizes.items() if isinstance(size, int) and not 1 <= size <= _LARGEST), None)
     if wrong is not None:
         raise ValueError(f"{wrong} is {sizes[wrong]}")
-    if spec.num_heads % spec.num_kv_heads or len(windows) != num_layers:
-        raise ValueError(f"{spec.num_heads} query heads share {spec.num_kv_heads} KV heads, or layers have no kind")
+    if spec.num_heads % spec.num_kv_heads:
+        raise ValueError(f"{spec.num_heads} query heads share {spec.num_kv_heads} KV heads")
     return spec
 
 

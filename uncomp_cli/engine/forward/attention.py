@@ -25,7 +25,7 @@ from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.packs import Packs
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.states import States
-from uncomp_cli.engine.forward.recurrence import Step, go_on
+from uncomp_cli.engine.forward.mixers import Step, go_on
 from uncomp_cli.errors import ModelError
 from uncomp_cli.kernels.library import Held
 from uncomp_cli.spec import ModelSpec

@@ -21,7 +21,7 @@ from uncomp_cli.cache.states import States
 from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AttentionState, StepState, attending, recur, register
 from uncomp_cli.engine.forward.products import Matmul, check_matmul, slice_mlps, use_product
 from uncomp_cli.engine.forward.program import make_program
-from uncomp_cli.engine.forward.recurrence import place_mixers, states_of
+from uncomp_cli.engine.forward.mixers import place_mixers, states_of
 from uncomp_cli.kernels.library import find
 from uncomp_cli.models.families import check_family, load_families
 from uncomp_cli.models.rotary import fix_regime, hold_rope, regime_of
@@ -47,7 +47,7 @@ class Decoder:
     The model's modules are replaced in place: MLPs take their rows in slices, and float32 layers on a CPU are
     multiplied as `matmul` says (products.py: with int8 their weights become bytes for good; where they are numbers of
     16 bits and the C library is there, they are held so). Layers with a state of their own get it from the engine's
-    (recurrence.py). Frequencies that would follow the length of the text are held (rotary.py). Raises UsageError for a
+    (mixers.py). Frequencies that would follow the length of the text are held (rotary.py). Raises UsageError for a
     `matmul` that this model or machine gains nothing from, ValueError for one that differs from an earlier decoder's
     over the same model.
     """

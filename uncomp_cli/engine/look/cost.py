@@ -31,7 +31,7 @@ from uncomp_cli.cache.window import WindowScorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_after
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.recurrence import Step
+from uncomp_cli.engine.forward.mixers import Step
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import ModelError, UsageError
 

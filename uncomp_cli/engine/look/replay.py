@@ -22,7 +22,7 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.states import States
 from uncomp_cli.engine.forward.attention import AttentionState, Form
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.recurrence import Step
+from uncomp_cli.engine.forward.mixers import Step
 from uncomp_cli.spec import ModelSpec
 
 _BLOCK = 128

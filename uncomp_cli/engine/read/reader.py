@@ -29,7 +29,7 @@ from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.context.context import Beside, Context
 from uncomp_cli.engine.forward.attention import AttentionState, Form
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
-from uncomp_cli.engine.forward.recurrence import Step, branch_off
+from uncomp_cli.engine.forward.mixers import Step, branch_off
 from uncomp_cli.engine.forward.thread import stream
 from uncomp_cli.engine.read.chunk import Chunk, ChunkStates, cut_chunks
 from uncomp_cli.engine.read.distances import choose_passages, packed

@@ -27,7 +27,7 @@ from uncomp_cli.cache.states import States
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.context.context import Asked, Begun, Beside, Context
 from uncomp_cli.engine.forward.attention import AppendState, AttentionState, Form, OnQuery, Opened, in_turn
-from uncomp_cli.engine.forward.recurrence import Step
+from uncomp_cli.engine.forward.mixers import Step
 from uncomp_cli.engine.write.fixed_size import ConstantSize, shield
 from uncomp_cli.kernels.library import Held, kind_of
 from uncomp_cli.spec import ModelSpec

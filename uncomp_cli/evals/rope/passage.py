@@ -29,7 +29,7 @@ from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.attention import AttentionState, Form
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.recurrence import Step
+from uncomp_cli.engine.forward.mixers import Step
 from uncomp_cli.engine.look.watch import AnswerWatch, HeadAt, Watched, all_heads
 from uncomp_cli.engine.read.chunk import Chunk
 from uncomp_cli.engine.read.distances import Reach, packed
