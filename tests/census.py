@@ -1,8 +1,8 @@
 """A census of the families: every model type that transformers has for text, tiny and with random weights.
 
     python tests/census.py      all of them: uncomp_cli/models/families.toml, which the package reads,
-                                docs/families.md, and the number in the README. `-k gemma`: only those whose name has the word; others stay as
-                                they are there
+                                docs/families.md, and the number in the README. `-k gemma`: only those whose name
+                                has the word; of others the table stays
 
 The engine is held against the stock model (1e-4, float32) in one pass, in tokens that are put behind it one at a time
 and several at once, in chunks, in rows of one batch, and behind a cache that was saved and opened. A family that

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from uncomp_cli.cache.states import States
 from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AttentionState, StepState, attending, recur, register
+from uncomp_cli.engine.forward.mixers import place_mixers, states_of
 from uncomp_cli.engine.forward.products import Matmul, check_matmul, slice_mlps, use_product
 from uncomp_cli.engine.forward.program import make_program
-from uncomp_cli.engine.forward.mixers import place_mixers, states_of
 from uncomp_cli.kernels.library import find
 from uncomp_cli.models.families import check_family, load_families
 from uncomp_cli.models.rotary import fix_regime, hold_rope, regime_of

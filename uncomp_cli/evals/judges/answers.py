@@ -30,7 +30,7 @@ from uncomp_cli.engine.look.replay import attended_by
 from uncomp_cli.engine.tokens.prompt import decode, encode
 from uncomp_cli.evals.judges.case import Case, Compressed
 from uncomp_cli.evals.judges.contestants import Setting
-from uncomp_cli.evals.judges.forced_rows import Mark, Rows, in_batches, token_nll
+from uncomp_cli.evals.judges.forced_rows import Rows, RowsMark, in_batches, token_nll
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tasks.task import Query, Regime, Sample
 
@@ -126,7 +126,7 @@ def _answer(
     ]
 
 
-def _likeliest(rows: Rows, logits: Tensor, choices: Sequence[Sequence[int]], mark: Mark) -> list[int]:
+def _likeliest(rows: Rows, logits: Tensor, choices: Sequence[Sequence[int]], mark: RowsMark) -> list[int]:
     """For every row the number of the choice whose tokens are likeliest on average; nothing where there are none.
 
     The rows are as they were at `mark` afterwards.
