@@ -5,6 +5,7 @@ Of the forms of one output the best to read is taken: Markdown, a table of HTML,
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,26 +14,14 @@ from uncomp_cli.documents import encoding
 from uncomp_cli.documents.archive import damaged
 from uncomp_cli.documents.encoding import normalise_newlines
 from uncomp_cli.documents.html import to_markdown
-from uncomp_cli.documents.text import Loss, Text, Wishes, joined
+from uncomp_cli.documents.text import Text, Wishes, counted, joined
+from uncomp_cli.documents.walk import Words
 from uncomp_cli.errors import DocumentError
 
 _KIND = "Jupyter notebook"
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_PICTURE = ("picture", "pictures")
 _FENCE = re.compile("`{3,}")
-
-
-class _Losses:
-    """What was met that has no text."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-
-    def add(self, one: str, many: str, count: int = 1) -> None:
-        self.counts[f"{one}\0{many}"] = self.counts.get(f"{one}\0{many}", 0) + count
-
-    def all(self) -> tuple[Loss, ...]:
-        named = ((key.split("\0"), count) for key, count in self.counts.items() if count)
-        return tuple(Loss(names[count > 1], count) for names, count in named)
 
 
 def read(data: bytes, wishes: Wishes) -> Text:
@@ -44,10 +33,10 @@ def read(data: bytes, wishes: Wishes) -> Text:
         raise damaged(_KIND, error) from error
     cells = _cells(book)
     wishes.limits.check_pages(len(cells), "cells")
-    language, losses = _language(book), _Losses()
-    parts = ((f"c{number}", _cell(cell, language, losses)) for number, cell in enumerate(cells, start=1))
+    language, lost = _language(book), Counter[Words]()
+    parts = ((f"c{number}", _cell(cell, language, lost)) for number, cell in enumerate(cells, start=1))
     text, places = joined(parts)
-    return replace(plain, text=text, places=places, losses=(*plain.losses, *losses.all()))
+    return replace(plain, text=text, places=places, losses=(*plain.losses, *counted(lost)))
 
 
 def _cells(book: Any) -> list[Mapping[str, Any]]:
@@ -83,15 +72,15 @@ def _words(source: Any) -> str:
     return normalise_newlines("".join(line for line in lines if isinstance(line, str)))
 
 
-def _cell(cell: Mapping[str, Any], language: str, losses: _Losses) -> str:
+def _cell(cell: Mapping[str, Any], language: str, lost: Counter[Words]) -> str:
     source = _words(cell.get("source", cell.get("input"))).strip("\n")
     attached = cell.get("attachments")
-    losses.add("picture", "pictures", len(attached) if isinstance(attached, dict) else 0)
+    lost[_PICTURE] += len(attached) if isinstance(attached, dict) else 0
     if cell.get("cell_type") != "code":
         level = cell.get("level") if cell.get("cell_type") == "heading" else None
         return "#" * min(level, 6) + " " + source if isinstance(level, int) and level > 0 else source
     outputs = cell.get("outputs")
-    written = [_output(one, losses) for one in outputs if isinstance(one, dict)] if isinstance(outputs, list) else []
+    written = [_output(one, lost) for one in outputs if isinstance(one, dict)] if isinstance(outputs, list) else []
     return "\n\n".join(part for part in (_fenced(source, language), *_merged(written)) if part)
 
 
@@ -107,7 +96,7 @@ def _merged(outputs: list[tuple[str, bool]]) -> Iterator[str]:
         yield text
 
 
-def _output(output: Mapping[str, Any], losses: _Losses) -> tuple[str, bool]:
+def _output(output: Mapping[str, Any], lost: Counter[Words]) -> tuple[str, bool]:
     """The text of an output, and whether it is plain."""
     if output.get("output_type") == "stream":
         return _ESCAPES.sub("", _words(output.get("text"))), True
@@ -117,13 +106,13 @@ def _output(output: Mapping[str, Any], losses: _Losses) -> tuple[str, bool]:
         return _ESCAPES.sub("", told) or f"{output.get('ename')}: {output.get('evalue')}", True
     data = output.get("data")
     forms: Mapping[str, Any] = data if isinstance(data, dict) else output
-    return _best(forms, losses)
+    return _best(forms, lost)
 
 
-def _best(forms: Mapping[str, Any], losses: _Losses) -> tuple[str, bool]:
+def _best(forms: Mapping[str, Any], lost: Counter[Words]) -> tuple[str, bool]:
     """The form of an output that reads best."""
     if any(name.startswith("image/") or name in ("png", "jpeg", "svg") for name in forms):
-        losses.add("picture", "pictures")
+        lost[_PICTURE] += 1
         return "", False
     if markdown := _words(forms.get("text/markdown")):
         return markdown.strip("\n"), False
@@ -134,7 +123,7 @@ def _best(forms: Mapping[str, Any], losses: _Losses) -> tuple[str, bool]:
     if not text and page:
         return to_markdown(page)[0], False
     if not text and forms:
-        losses.add("output without text", "outputs without text")
+        lost["output without text", "outputs without text"] += 1
     return _ESCAPES.sub("", text), True
 
 
