@@ -132,8 +132,9 @@ def source_of(format_: str, data: bytes) -> str:
     """What a file has as text that second readers may leave out: titles of pages, headers of Word."""
     if data.startswith(b"PK"):
         with zipfile.ZipFile(BytesIO(data)) as archive:
-            parts = [archive.read(name).decode("utf-8", "replace") for name in archive.namelist() if "xml" in name]
-        return " ".join(re.sub(r"<[^>]*>", between, part) for part in parts for between in ("", " "))
+            parts = [archive.read(name).decode("utf-8", "replace") for name in archive.namelist() if "ml" in name]
+        parts += [re.sub(r"<[^>]*>", between, part) for part in parts for between in ("", " ")]
+        return " ".join(parts)
     return unescape(data.decode("utf-8", "replace")) if format_ == "html" else ""
 
 

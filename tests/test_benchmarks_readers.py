@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.documents import at, make_pdf
+from tests.support.documents import at, make_pdf, make_zip
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -33,6 +33,8 @@ readers = script("readers")
         ("ﬁne", "FINE"),
         ("a\r\nb", "a\nb"),
         (r"\_name\_ a\|b", "_name_ a|b"),
+        ("1^(e) soft\u00adware", "1e software"),
+        (r"\frac{1}{2}", "{1}{2}"),
     ],
 )
 def test_what_two_readers_write_in_different_ways_is_the_same(ours: str, theirs: str) -> None:
@@ -48,6 +50,23 @@ def test_words_count_as_often_as_they_come() -> None:
     assert readers.share(wanted, readers.counts("the lamp and oil")) == 0.8
     assert readers.share(readers.counts("a b c", size=2), readers.counts("b c a", size=2)) == 0.5
     assert readers.share(readers.counts(""), wanted) == 1.0
+
+
+def test_the_second_reader_of_mail_walks_all_its_text() -> None:
+    report = (
+        b"Subject: Bill\nDate: 1 May\nContent-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: text/html\n\n"
+        b"<style>p{}</style><p>The fee is 10.\n--b\nContent-Type: message/rfc822\n\nSubject: Inner\n\nIt was 9.\n--b\n"
+        b"Content-Type: text/plain\nContent-Disposition: attachment\n\nnot 7\n--b--\n"
+    )
+    chosen, text = readers.read_second("mail", Path("a.eml"), report)
+    assert chosen == "email (Python)"
+    assert " ".join(text.split()) == "subject: bill date: 1 may the fee is 10. subject: inner it was 9."
+
+
+def test_what_a_second_reader_leaves_out_is_known_from_the_source() -> None:
+    book = make_zip({"a.xhtml": "<p>No <b>1</b>2</p><img alt='page 77'/>", "b.png": "99"})
+    assert {"12", "1", "77"} <= set(readers.source_of("epub", book).replace("'", " ").split())
+    assert "99" not in readers.source_of("epub", book)
 
 
 def test_the_table_and_its_json(
