@@ -164,7 +164,7 @@ def test_what_was_skipped_is_one_line_and_all_of_it_with_v(ask: Ask) -> None:
         Path(f"d/{number}.png").parent.mkdir(exist_ok=True)
         Path(f"d/{number}.png").write_bytes(b"")
     Path("d/a.txt").write_text("the harbour is old. " * 8)
-    line = "skipped 20 files and folders: 20 × suffix '.png' is not known as a document; -v lists them"
+    line = "skipped 20 files and folders: 20 × suffix '.png' is that of a PNG image; -v lists them"
     code, out, err = ask("-f", "d", "Where?", "--json")
     assert code == 0
     assert [each for each in err.splitlines() if "skipped" in each] == [f"warning: {line}"]

@@ -141,6 +141,10 @@ def test_name_without_suffix_is_read_as_text(here: Path) -> None:
             make_ods(f"<table:table>{ROW}</table:table>"),
             ("it is a .ods file by its content, and was read as one",),
         ),
+        ("a.pdf", b" <!DOCTYPE html><p>log in", ("it is a .html file by its content, and was read as one",)),
+        ("a.doc", b"<html><p>hello", ("it is a .html file by its content, and was read as one",)),
+        ("a.txt", b"<html><p>hello", ()),
+        ("a.csv", b"<html><p>hello", ()),
         ("a.doc", rb"{\rtf1 hello}", ("it is a .rtf file by its content, and was read as one",)),
         ("a", make_pdf("hello"), ()),
         ("a.unheard", b"hello", ()),
@@ -329,7 +333,7 @@ def test_docx_cannot_name_files_of_this_machine(here: Path) -> None:
     assert " ".join(text.split()) == "Before the picture. After the picture."
 
 
-@pytest.mark.parametrize("keep", [0, 40, 2000])
+@pytest.mark.parametrize("keep", [1, 40, 2000])
 def test_damaged_docx_is_refused(here: Path, keep: int) -> None:
     assert "damaged" in refused(DocumentError, write("a.docx", make_docx()[:keep]))[0]
 
@@ -389,7 +393,7 @@ def test_everything_left_out_is_reported(tree: Path) -> None:
     expected = {
         "d/.hidden.md": "hidden",
         "d/.git": "hidden",
-        "d/image.png": "suffix '.png' is not known",
+        "d/image.png": "suffix '.png' is that of a PNG image",
         "d/empty.txt": "empty",
         "d/nul.txt": "NUL bytes",
         "d/bad.pdf": "damaged",
@@ -434,7 +438,7 @@ def test_directory_with_nothing_readable_is_refused(here: Path) -> None:
     for number in range(5):
         write(f"d/{number}.png")
     message, hint = refused(UsageError, "d")
-    assert message.startswith("nothing to read in 'd' (d/0.png: suffix '.png' is not known")
+    assert message.startswith("nothing to read in 'd' (d/0.png: suffix '.png' is that of a PNG image")
     assert message.endswith("; and 2 more)")
     assert "--include" in hint
 
@@ -624,3 +628,15 @@ def test_file_name_that_is_not_utf8_is_shown_printable(here: Path) -> None:
     write(f"d/{name}")
     for path in ("d", f"d/{name}"):
         assert shown(read_documents([path])) == ["d/caf\ufffd.txt"]
+
+
+@pytest.mark.parametrize("suffix", [".pdf", ".docx", ".xlsx", ".epub", ".rtf", ".ipynb", ".txt"])
+def test_an_empty_file_is_called_that(here: Path, suffix: str) -> None:
+    said, hint = refused(DocumentError, write(f"a{suffix}", b""))
+    assert said == f"cannot read 'a{suffix}': it is empty, or has only white space"
+    assert hint == "name a document with text in it"
+
+
+def test_why_a_pdf_is_damaged_is_said_once(here: Path) -> None:
+    said, _ = refused(DocumentError, write("a.pdf", b"%PDF-1.7 nothing"))
+    assert said == "cannot read 'a.pdf': it is no PDF, or a damaged one (Data format error)"

@@ -138,8 +138,8 @@ def test_many_files_that_are_skipped_are_one_line() -> None:
     write("d/.hidden", "d/b.mp3")
     result = read_documents(["d"])
     assert [remark.text for remark in result.remarks] == [
-        "skipped 209 files and folders: 200 × suffix '.png' is not known as a document; "
-        "7 × suffix '.zip' is not known as a document; d/b.mp3: suffix '.mp3' is not known as a document; "
+        "skipped 209 files and folders: 200 × suffix '.png' is that of a PNG image; "
+        "7 × suffix '.zip' is that of a ZIP archive; d/b.mp3: suffix '.mp3' is that of a sound recording; "
         "1 for other reasons; -v lists them"
     ]
     assert result.warnings == [remark.text for remark in result.remarks]

@@ -103,6 +103,11 @@ def check_foreign(data: bytes, suffix: str) -> None:
         raise DocumentError(f"it is {found.kind}", hint=found.hint)
 
 
+def kind_of(suffix: str) -> str:
+    """What files of a suffix are that are not read; "" where nobody knows."""
+    return next((foreign.kind for foreign in FOREIGN if suffix in foreign.suffixes.split()), "")
+
+
 def _by_bytes(data: bytes) -> Iterator[Foreign]:
     return (foreign for foreign in FOREIGN if foreign.begins(data))
 

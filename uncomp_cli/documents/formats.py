@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from io import BytesIO
 
 from uncomp_cli.documents.archive import DAMAGE
-from uncomp_cli.documents.foreign import check_foreign
+from uncomp_cli.documents.foreign import check_foreign, kind_of
 from uncomp_cli.documents.text import Text, Wishes
 from uncomp_cli.errors import DocumentError
 
@@ -84,17 +84,25 @@ _OPEN_DOCUMENTS = (
 )
 
 READABLE_SUFFIXES = TEXT_SUFFIXES | _BY_SUFFIX.keys()
+_TEXTS = TEXT_SUFFIXES.union((".eml", ".mht", ".mhtml"), *(each.suffixes for each in FORMATS if each.apart_bytes))
+"""What may begin as a page does and be meant as it is; downloads of other names are pages that say why."""
 
 
 def with_words(found: Text) -> Text:
     """The text. Raises DocumentError for one without a word."""
     if not found.text.strip():
-        raise DocumentError("it is empty, or has only white space", hint="name a document with text in it")
+        raise _empty()
     return found
 
 
+def _empty() -> DocumentError:
+    return DocumentError("it is empty, or has only white space", hint="name a document with text in it")
+
+
 def format_of(data: bytes, suffix: str) -> Format:
-    """The format of a file. Raises DocumentError for one that is known and not read."""
+    """The format of a file. Raises DocumentError for one that is known and not read, and for an empty one."""
+    if not data:
+        raise _empty()
     told = _told_suffix(data, suffix)
     if not told and not (suffix in _BY_SUFFIX and data.startswith(_ZIP)):
         check_foreign(data, suffix)
@@ -128,7 +136,8 @@ def _told_suffix(data: bytes, suffix: str) -> str:
     elif found := next((suffix for mark, suffix in _MARKS if data.startswith(mark)), ""):
         told = found
     else:
-        page = not suffix and data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html"))
+        may_be = not suffix or ((suffix in _BY_SUFFIX or kind_of(suffix)) and suffix not in _TEXTS)
+        page = may_be and data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html"))
         told = ".html" if page else ""
     return told if told in _BY_SUFFIX else ""
 

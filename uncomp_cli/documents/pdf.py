@@ -32,6 +32,7 @@ _CODES = {
     **dict.fromkeys((0x0A, 0x0D), "\n"),
 }
 _NAMELESS = "\ufffd"
+_REASON = re.compile(r"Failed to load document \(PDFium: (.*?)\.?\)\.?")
 _ROOT = re.compile(rb"\b(\d+ \d+) obj\s*<<[^<>]{0,400}/Type\s*/Catalog")
 _SCANNED_HINT = "run OCR on it first: ocrmypdf IN.pdf OUT.pdf"
 _OBJECTS_COUNTED, _TITLES_READ = 2000, 20_000
@@ -57,7 +58,7 @@ def _opened(pdfium: Any, data: bytes, wishes: Wishes) -> Any:
     except pdfium.PdfiumError as error:
         if error.err_code == pdfium.raw.FPDF_ERR_PASSWORD:
             raise _locked(wishes.password) from error
-        raise damaged("PDF", error) from error
+        raise damaged("PDF", ValueError(_REASON.sub(r"\1", str(error)))) from error
     wishes.limits.check_pages(len(document))
     document.init_forms()
     return document

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from uncomp_cli.documents.foreign import kind_of
 from uncomp_cli.documents.formats import READABLE_SUFFIXES
 from uncomp_cli.documents.gitignore import Ignored, glob_pattern
 from uncomp_cli.errors import DocumentError, UncompError, UsageError
@@ -192,7 +193,10 @@ def _entries(folder: Path) -> list[Path]:
 
 def _unknown_suffix(path: PurePath) -> str:
     suffix = path.suffix.lower()
-    return f"suffix {suffix!r} is not known as a document" if suffix and suffix not in READABLE_SUFFIXES else ""
+    if not suffix or suffix in READABLE_SUFFIXES:
+        return ""
+    kind = kind_of(suffix)
+    return f"suffix {suffix!r} is that of {kind}" if kind else f"suffix {suffix!r} is not known as a document"
 
 
 def _irregular(mode: int) -> str:
