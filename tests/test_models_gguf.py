@@ -369,9 +369,10 @@ def test_a_mutated_file_converts_or_is_one_model_error(tmp_path, stock):
     assert "refused" in outcomes
 
 
-def test_an_unknown_architecture_is_refused_by_name(tmp_path, stock):
-    path = write_gguf(tmp_path / "tiny.gguf", stock, architecture="rwkv6")
-    with pytest.raises(ModelError, match="rwkv6") as caught:
+@pytest.mark.parametrize(("name", "reason"), [("rwkv6", ""), ("qwen35", ""), ("lfm2", ": its recurrent layers")])
+def test_an_unknown_architecture_is_refused_by_name(tmp_path, stock, name, reason):
+    path = write_gguf(tmp_path / "tiny.gguf", stock, architecture=name)
+    with pytest.raises(ModelError, match=f"'{name}' is not supported{reason}") as caught:
         list(ensure_local(str(path)))
     assert caught.value.hint
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from uncomp_cli.errors import ModelError, UncompError, is_out_of_memory
 from uncomp_cli.models.checkpoint import class_of, empty_model, gguf_configuration, quiet_transformers
+from uncomp_cli.models.families import load_families
 from uncomp_cli.models.parameters import HINT, assign
 from uncomp_cli.models.preamble import Preamble, read_preambles
 from uncomp_cli.models.vocabulary import build_tokenizer, stop_ids
@@ -147,12 +148,15 @@ def licence_of(path: Path) -> str | None:
 
 
 def check_architecture(name: str) -> None:
-    """Raise ModelError for an architecture that transformers cannot read."""
+    """Raise ModelError for an architecture that transformers cannot read, or whose tensors nobody has tried here."""
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     renamed = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss"}.get(name, name)
     if renamed not in GGUF_SUPPORTED_ARCHITECTURES:
         raise ModelError(f"GGUF architecture {name!r} is not supported", hint=HINT)
+    if renamed in load_families().recurrent:
+        message = f"GGUF architecture {name!r} is not supported: its recurrent layers are read from safetensors alone"
+        raise ModelError(message, hint=HINT)
 
 
 def tokenizer_or_none(metadata: dict[str, Any], needed: bool) -> Any:
