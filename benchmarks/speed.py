@@ -181,7 +181,7 @@ class Technique:
     label: str
     preset: Preset
     limits: Limits = field(default_factory=Limits)
-    matmul: Literal["float32", "bfloat16", "int8"] = "float32"
+    matmul: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
 
 
 def techniques(base: Preset, *, budget: str, thinning: str, chunk_tokens: int) -> list[Technique]:
@@ -190,7 +190,7 @@ def techniques(base: Preset, *, budget: str, thinning: str, chunk_tokens: int) -
     evicted = replace(base, budget=budget, floor_tokens=0, thinning="none")
     chunked = Limits(chunk_tokens=chunk_tokens)
     narrow = [
-        Technique("thinned, evicted, bfloat16 products", replace(evicted, thinning=thinning), matmul="bfloat16"),
+        Technique("thinned, evicted, float32 products", replace(evicted, thinning=thinning), matmul="float32"),
         Technique("thinned, evicted, int8 weights", replace(evicted, thinning=thinning), matmul="int8"),
     ]
     return [

@@ -1,6 +1,7 @@
 """Linear layers on the CPU: the same numbers as torch's own way, and the errors that narrower products may make."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from uncomp_cli.engine.forward import products as module
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.products import ByteLinear, RowLinear, check_matmul, use_product
+from uncomp_cli.engine.forward.products import ByteLinear, RowLinear, check_matmul, chosen_matmul, use_product
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.shape import spec_from_config
 
@@ -148,6 +149,28 @@ def test_a_model_keeps_its_product(fast_cpu: None) -> None:
     use_product(model, "bfloat16")
     with pytest.raises(ValueError, match="bfloat16 products, not float32"):
         use_product(model)
+
+
+def test_auto_rounds_where_a_trial_says_so_and_remembers_it(
+    fast_cpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("UNCOMP_CACHE_DIR", str(tmp_path / "new"))
+    gains = iter([1.5, 1.0])
+    monkeypatch.setattr(module, "_gain", lambda: next(gains))
+    wide = nn.ModuleDict({"wide": nn.Linear(module._LEAST_FEATURES, 4)})
+    assert chosen_matmul("auto", tiny()) == "float32"
+    assert [chosen_matmul("auto", wide) for _ in range(2)] == ["bfloat16", "bfloat16"]
+    assert chosen_matmul("float32", wide) == "float32"
+    (tmp_path / "new" / "products.json").write_text("{")
+    assert [chosen_matmul("auto", wide) for _ in range(2)] == ["float32", "float32"]
+    use_product(wide, "bfloat16")
+    assert chosen_matmul("auto", wide) == "bfloat16"
+    monkeypatch.setattr(module, "has_fast_bfloat16", lambda: False)
+    assert chosen_matmul("auto", nn.ModuleDict({"wide": nn.Linear(module._LEAST_FEATURES, 4)})) == "float32"
+
+
+def test_the_trial_measures_both() -> None:
+    assert module._gain() > 0
 
 
 def test_what_gains_nothing_is_refused(fast_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,7 @@ class ModelChoice:
     rope: str | None = None
     context: str | None = None
     force: bool = False
-    matmul: Literal["float32", "bfloat16", "int8"] = "float32"
+    matmul: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
 
     @property
     def rope_choice(self) -> "RopeChoice | None":

@@ -43,7 +43,7 @@ class Setup:
     dtype: str = "auto"
     quantize: str = "none"
     limits: Limits = field(default_factory=Limits)
-    matmul: Matmul = "float32"
+    matmul: Matmul = "auto"
     rope: str | None = None
 
 

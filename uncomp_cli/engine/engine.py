@@ -100,8 +100,8 @@ class Engine:
         matmul: Matmul = "float32",
     ) -> None:
         self.loaded, self.sampling, self.limits = loaded, sampling or SamplingConfig(), limits or Limits()
-        self.matmul: Matmul = matmul
         self.decoder = Decoder(loaded.model, loaded.spec, matmul=matmul)
+        self.matmul = self.decoder.matmul
         self.regime_tokens = 0
 
     @property

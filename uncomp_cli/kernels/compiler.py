@@ -1,8 +1,8 @@
 """Build the C library: when the package is installed (hatch_build.py), or with `python -m uncomp_cli.kernels.compiler`.
 
 The machine's own compiler does it where there is one (`cc`), else the one in the package `ziglang`. On x86-64 step.c is
-compiled three times, for three sets of instructions; elsewhere once. Only the standard library is used here: this file
-runs where the package is not installed yet.
+compiled three times, for three sets of instructions, and attend.c four times; elsewhere once. Only the standard library
+is used here: this file runs where the package is not installed yet.
 """
 
 import platform
@@ -31,6 +31,7 @@ _LEVELS = {
     "avx2": _AVX2,
     "avx512": (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"),
 }
+_ATTENTION_LEVELS = {**_LEVELS, "brain": (*_LEVELS["avx512"], "-mavx512bf16")}
 _TIMEOUT_S = 300
 
 
@@ -63,11 +64,11 @@ def compilers() -> Iterator[list[str]]:
 
 
 def _compile(compiler: Sequence[str], folder: Path) -> Path:
-    levels = _LEVELS if platform.machine() in ("x86_64", "AMD64") else {"plain": ()}
     with tempfile.TemporaryDirectory() as scratch:
-        objects = [Path(scratch) / f"{name}.o" for name in (*levels, "pool")]
-        for (level, flags), made in zip(levels.items(), objects, strict=False):
-            _run(compiler, *_FLAGS, *flags, f"-DLEVEL={level}", "-c", SOURCES / "step.c", "-o", made)
+        parts = list(_parts(platform.machine() in ("x86_64", "AMD64")))
+        objects = [Path(scratch) / f"{name}.o" for name in (*("-".join(part[:2]) for part in parts), "pool")]
+        for (source, level, flags), made in zip(parts, objects, strict=False):
+            _run(compiler, *_FLAGS, *flags, f"-DLEVEL={level}", "-c", SOURCES / f"{source}.c", "-o", made)
         _run(compiler, *_FLAGS, "-pthread", "-D_GNU_SOURCE", "-c", SOURCES / "pool.c", "-o", objects[-1])
         bound = ("-Wl,-Bsymbolic",) if sys.platform == "linux" else ()
         linked = Path(scratch) / LIBRARY
@@ -76,6 +77,13 @@ def _compile(compiler: Sequence[str], folder: Path) -> Path:
         target.unlink(missing_ok=True)  # who has it open keeps the old file
         shutil.copyfile(linked, target)
     return target
+
+
+def _parts(levelled: bool) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """What is compiled for each set of instructions: a source, the set's name and the flags."""
+    for source, levels in (("step", _LEVELS), ("attend", _ATTENTION_LEVELS)):
+        for level, flags in levels.items() if levelled else (("plain", ()),):
+            yield source, level, flags
 
 
 def _run(compiler: Sequence[str], *arguments: str | Path) -> None:

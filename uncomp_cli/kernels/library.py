@@ -19,7 +19,7 @@ HINT = "python -m uncomp_cli.kernels.compiler"
 LEVELS = ("plain", "avx2", "avx512")
 BESIDE = 2
 """Numbers behind a head's output in what ATTEND leaves to MERGE."""
-_VERSION = 3
+_VERSION = 4
 
 
 class Kind(IntEnum):
@@ -178,8 +178,28 @@ class Change(Structure):
     )
 
 
-_DECLARED = (Operation, Fewer, Held, Program, Step, Product, Change)
-_GIVEN = {"step": (Program, Step), "product": (Product,), "pack": (Change,), "unpack": (Change,)}
+class Outlook(Structure):
+    """Many tokens that look back over entries and themselves (outlook.py)."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("heads", "groups", "width", "tokens", "past", "window")),
+        *((name, c_void_p) for name in ("queries", "keys", "values", "past_keys", "past_values", "output")),
+        *((name, c_int64) for name in ("query_head", "query_token", "own_head", "own_token")),
+        *((name, c_int64) for name in ("past_head", "past_token", "output_head", "output_token")),
+        ("scale", c_double),
+        *((name, c_void_p) for name in ("packed_keys", "packed_values", "scratch")),
+        *((name, c_int64) for name in ("scratch_floats", "taken")),
+    )
+
+
+_DECLARED = (Operation, Fewer, Held, Program, Step, Product, Change, Outlook)
+_GIVEN = {
+    "step": (Program, Step),
+    "product": (Product,),
+    "pack": (Change,),
+    "unpack": (Change,),
+    "attend": (Outlook,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +208,8 @@ class Library:
 
     handle: ctypes.CDLL
     level: str
+    has_brain: bool = False
+    """Whether `attend` may be narrow: this CPU multiplies bfloat16."""
 
     def __deepcopy__(self, memo: object) -> "Library":
         """There is one in a process: a copied model has the same."""
@@ -208,6 +230,11 @@ class Library:
     def unpack(self, change: Change, threads: int) -> None:
         """Tiles become numbers."""
         self.handle.uncomp_unpack(LEVELS.index(self.level), ctypes.byref(change), threads)
+
+    def attend(self, outlook: Outlook, threads: int, *, narrow: bool) -> None:
+        """Attention of many tokens."""
+        level = len(LEVELS) if narrow and self.has_brain else LEVELS.index(self.level)
+        self.handle.uncomp_attend(level, ctypes.byref(outlook), threads)
 
 
 @cache
@@ -238,10 +265,11 @@ def open_library(path: Path, level: str | None = None) -> Library:
     """Open the library in `path`. Raises ModelError where it is missing, damaged, another version's or cannot run."""
     try:
         handle = ctypes.CDLL(str(path))
-        handle.uncomp_version.restype = handle.uncomp_level.restype = handle.uncomp_size.restype = c_int64
+        for name in ("version", "level", "brain", "size"):
+            getattr(handle, f"uncomp_{name}").restype = c_int64
         handle.uncomp_size.argtypes = (c_int64,)
         sizes = [handle.uncomp_size(index) for index in range(len(_DECLARED))]
-        version, best = handle.uncomp_version(), int(handle.uncomp_level())
+        version, best, brain = handle.uncomp_version(), int(handle.uncomp_level()), bool(handle.uncomp_brain())
     except (OSError, AttributeError) as error:
         reason = "was not built" if not path.exists() else f"cannot be opened ({error})"
         raise ModelError(f"the native library {reason}", hint=HINT) from error
@@ -253,4 +281,4 @@ def open_library(path: Path, level: str | None = None) -> Library:
         function = getattr(handle, f"uncomp_{name}")
         function.restype = None
         function.argtypes = (c_int64, *map(POINTER, given), c_int64)
-    return Library(handle, level or LEVELS[best])
+    return Library(handle, level or LEVELS[best], brain and level in (None, LEVELS[-1]))

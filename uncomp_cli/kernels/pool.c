@@ -10,18 +10,20 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { PLAIN, AVX2, AVX512, LEVELS };
+enum { PLAIN, AVX2, AVX512, LEVELS, BRAIN = LEVELS };  // BRAIN: AVX-512 BF16, of attention alone
 enum { MOST_THREADS = 64, SPINS = 2000 };
 
 #define DECLARE(level)                                                              \
     void uncomp_execute_##level(const program *, const step *, int, int, meeting *); \
     void uncomp_multiply_##level(const product *, int, int);                         \
     void uncomp_pack_##level(const layout_change *, int, int);                       \
-    void uncomp_unpack_##level(const layout_change *, int, int)
+    void uncomp_unpack_##level(const layout_change *, int, int);                     \
+    void uncomp_attend_##level(outlook *, int, int, meeting *)
 DECLARE(plain);
 #if defined(__x86_64__)
 DECLARE(avx2);
 DECLARE(avx512);
+void uncomp_attend_brain(outlook *, int, int, meeting *);
 #define OF_LEVEL(name) {uncomp_##name##_plain, uncomp_##name##_avx2, uncomp_##name##_avx512}
 #else
 #define OF_LEVEL(name) {uncomp_##name##_plain, NULL, NULL}
@@ -30,6 +32,12 @@ static void (*const EXECUTE[LEVELS])(const program *, const step *, int, int, me
 static void (*const MULTIPLY[LEVELS])(const product *, int, int) = OF_LEVEL(multiply);
 static void (*const PACK[LEVELS])(const layout_change *, int, int) = OF_LEVEL(pack);
 static void (*const UNPACK[LEVELS])(const layout_change *, int, int) = OF_LEVEL(unpack);
+static void (*const ATTEND_MANY[LEVELS + 1])(outlook *, int, int, meeting *) = {
+    uncomp_attend_plain,
+#if defined(__x86_64__)
+    uncomp_attend_avx2, uncomp_attend_avx512, uncomp_attend_brain,
+#endif
+};
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -50,8 +58,14 @@ static int best_level(void) {
     if ((state & 0x6) != 0x6) return PLAIN;
     return (b7 & wide) == wide && (c7 & vnni) && (state & 0xe6) == 0xe6 ? AVX512 : AVX2;
 }
+
+static int has_brain(void) {
+    unsigned a, b, c, d;
+    return best_level() == AVX512 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 5);
+}
 #else
 static int best_level(void) { return PLAIN; }
+static int has_brain(void) { return 0; }
 #endif
 
 static void pause_briefly(void) {
@@ -78,13 +92,14 @@ void uncomp_meet(meeting *here) {
     }
 }
 
-typedef enum { STEPS, PRODUCTS, PACKS, UNPACKS } purpose;
+typedef enum { STEPS, PRODUCTS, PACKS, UNPACKS, OUTLOOKS } purpose;
 
 typedef struct {
     purpose purpose;
     int level;
     const void *what;
     const step *step;
+    outlook *outlook;
 } task;
 
 static pthread_mutex_t calling = PTHREAD_MUTEX_INITIALIZER, sleeping = PTHREAD_MUTEX_INITIALIZER;
@@ -102,6 +117,7 @@ static void work(int thread) {
         case PRODUCTS: MULTIPLY[current.level](current.what, thread, here.threads); break;
         case PACKS: PACK[current.level](current.what, thread, here.threads); break;
         case UNPACKS: UNPACK[current.level](current.what, thread, here.threads); break;
+        case OUTLOOKS: ATTEND_MANY[current.level](current.outlook, thread, here.threads, &here); break;
     }
     __atomic_sub_fetch(&working, 1, __ATOMIC_RELEASE);
 }
@@ -162,16 +178,20 @@ EXPORT int64_t uncomp_version(void) { return VERSION; }
 
 EXPORT int64_t uncomp_level(void) { return best_level(); }
 
-// How many bytes what Python declares must have: operation, fewer, held, program, step, product, layout_change.
+// Whether attention multiplies 16-bit floats in instructions of their own.
+EXPORT int64_t uncomp_brain(void) { return has_brain(); }
+
+// How many bytes what Python declares must have: operation, fewer, held, program, step, product, layout_change,
+// outlook.
 EXPORT int64_t uncomp_size(int64_t which) {
     static const int64_t sizes[] = {sizeof(operation), sizeof(fewer), sizeof(held), sizeof(program), sizeof(step), sizeof(product),
-                                    sizeof(layout_change)};
-    return which >= 0 && which < 7 ? sizes[which] : -1;
+                                    sizeof(layout_change), sizeof(outlook)};
+    return which >= 0 && which < 8 ? sizes[which] : -1;
 }
 
 // Run a program; each head of a strand then has as many entries more as the strand has rows.
 EXPORT void uncomp_step(int64_t level, const program *p, const step *now, int64_t threads) {
-    run((task){STEPS, (int)level, p, now}, (int)threads);
+    run((task){STEPS, (int)level, p, now, NULL}, (int)threads);
     for (int64_t layer = 0; layer < p->layers; layer++) {
         for (int64_t head = 0; head < now->strands * p->groups; head++) {
             int64_t strand = head / p->groups;
@@ -181,13 +201,18 @@ EXPORT void uncomp_step(int64_t level, const program *p, const step *now, int64_
 }
 
 EXPORT void uncomp_product(int64_t level, const product *p, int64_t threads) {
-    run((task){PRODUCTS, (int)level, p, NULL}, (int)threads);
+    run((task){PRODUCTS, (int)level, p, NULL, NULL}, (int)threads);
 }
 
 EXPORT void uncomp_pack(int64_t level, const layout_change *c, int64_t threads) {
-    run((task){PACKS, (int)level, c, NULL}, (int)threads);
+    run((task){PACKS, (int)level, c, NULL, NULL}, (int)threads);
 }
 
 EXPORT void uncomp_unpack(int64_t level, const layout_change *c, int64_t threads) {
-    run((task){UNPACKS, (int)level, c, NULL}, (int)threads);
+    run((task){UNPACKS, (int)level, c, NULL, NULL}, (int)threads);
+}
+
+// Attention of many tokens, by 16-bit floats where `level` is one more than there are.
+EXPORT void uncomp_attend(int64_t level, outlook *o, int64_t threads) {
+    run((task){OUTLOOKS, (int)level, NULL, NULL, o}, (int)threads);
 }

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-enum { VERSION = 3 };
+enum { VERSION = 4 };
 // How weights are stored; keys and values: as one of the first three.
 enum { FLOAT32, FLOAT16, BFLOAT16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K };
 enum { EMBED, NORM, ADD, PRODUCT, GATED, ATTEND, MERGE };     // what an operation does
@@ -86,6 +86,19 @@ typedef struct {
     void *target;
     const int64_t *picked;
 } layout_change;
+
+// Many tokens of heads [tokens, width] behind `past` entries: attend.c. Strides are in floats; what is packed has room for
+// whole panels of 64 entries, `scratch` is each thread's own.
+typedef struct {
+    int64_t heads, groups, width, tokens, past, window;
+    const float *queries, *keys, *values, *past_keys, *past_values;
+    float *output;
+    int64_t query_head, query_token, own_head, own_token, past_head, past_token, output_head, output_token;
+    double scale;
+    void *packed_keys, *packed_values;
+    float *scratch;
+    int64_t scratch_floats, taken;  // taken: blocks of tokens that have been begun
+} outlook;
 
 typedef struct {
     int32_t threads, arrived, round;

@@ -176,11 +176,13 @@ class ModelOptions:
     ] = None
     force: Annotated[bool, _model("--force", help="Now --rope plain.", setting=False, hidden=True)] = False
     matmul: Annotated[
-        Literal["float32", "bfloat16", "int8"],
+        Literal["auto", "float32", "bfloat16", "int8"],
         _model(
-            "--matmul", help="How float32 weights are multiplied on a CPU: exactly, rounded to bfloat16, or as bytes."
+            "--matmul",
+            help="How float32 weights are multiplied on a CPU: exactly, rounded to bfloat16, or as bytes; auto rounds "
+            "a text's many rows where this CPU is faster then.",
         ),
-    ] = "float32"
+    ] = "auto"
     offline: Annotated[bool, _model("--offline", help="Never use the network.")] = False
 
     def choice(self) -> ModelChoice:

@@ -4,7 +4,8 @@
 
 `register` puts `uncomp` into transformers' AttentionInterface; the state that `attending` names decides what each layer
 of the stock forward does with its queries, keys and values. No keyword carries it, because some models drop keywords on
-the way to their attention. `AppendState` puts tokens behind a ragged cache: one new token a row reads each layer in a
+the way to their attention. Many tokens of float32 on a CPU are the C library's (kernels/outlook.py), narrow where the
+products are. `AppendState` puts tokens behind a ragged cache: one new token a row reads each layer in a
 few calls (cache/packs.py); several are one call for neighbouring heads of one length. In it each KV head's H/G queries
 meet that head's own keys.
 """
@@ -27,11 +28,14 @@ from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.states import States
 from uncomp_cli.engine.forward.mixers import Step, go_on
 from uncomp_cli.errors import ModelError
-from uncomp_cli.kernels.library import Held
+from uncomp_cli.kernels.library import LEVELS, Held, Library, find
+from uncomp_cli.kernels.outlook import Pair, attend_many
 from uncomp_cli.spec import ModelSpec
 
 ATTENTION_NAME = "uncomp"
 _BLOCK = 1024
+_MANY_TOKENS = 32
+"""From here on the library's attention is worth its packing."""
 
 # Keywords that decoder layers pass to attention and that change nothing in it.
 _HARMLESS = frozenset(
@@ -47,12 +51,13 @@ OnQuery = Callable[[int, Tensor, float], None]
 class Form:
     """How scores become weights: softmax(c tanh(q·k scaling / c)) over `window` keys at most (None: all of them).
 
-    `softcap` is c (Gemma 2); without it scores are as they are.
+    `softcap` is c (Gemma 2); without it scores are as they are. Of many tokens the products may be `narrow`: bfloat16.
     """
 
     scaling: float
     window: int | None = None
     softcap: float | None = None
+    narrow: bool = False
 
     def weights(self, query: Tensor, key: Tensor, unseen: Tensor) -> Tensor:
         """Weights [..., N, S] of query [..., N, D] over key [..., S, D], none where it is `unseen` [N, S]."""
@@ -103,13 +108,13 @@ class StepState(AttentionState, Protocol):
         ...
 
 
-_ENGINE: ContextVar[tuple[AttentionState, ModelSpec]] = ContextVar("engine")
+_ENGINE: ContextVar[tuple[AttentionState, ModelSpec, bool]] = ContextVar("engine")
 
 
 @contextmanager
-def attending(state: AttentionState, spec: ModelSpec) -> Iterator[None]:
+def attending(state: AttentionState, spec: ModelSpec, *, narrow: bool = False) -> Iterator[None]:
     """Let `state` attend in every forward pass inside the block, in this thread, of a model of this shape."""
-    token = _ENGINE.set((state, spec))
+    token = _ENGINE.set((state, spec, narrow))
     try:
         yield
     finally:
@@ -134,10 +139,10 @@ def _attention_function(
     """
     check_keywords(keywords)
     check_causal(module)
-    state, spec = _ENGINE.get()
+    state, spec, narrow = _ENGINE.get()
     number: Any = module.layer_idx  # an int, which nn.Module cannot say
     layer = spec.places.index(number)
-    form = Form(scaling, sliding_window or spec.sliding_windows[layer], softcap)
+    form = Form(scaling, sliding_window or spec.sliding_windows[layer], softcap, narrow)
     return state.attend(layer, query, key, value, form).transpose(1, 2), None
 
 
@@ -299,7 +304,9 @@ def attend_causal(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tens
 
     With a sliding window, query i sees keys (i − window, i].
     """
-    length = query.shape[1]
+    library, length = _library_for(query, form), query.shape[1]
+    if library is not None:
+        return _attend_many(library, query, None, (key, value), form)
     if form.softcap is not None or (form.window is not None and form.window < length):
         return attend_after(query, key, value, form)
     batched = query[None], key[None], value[None]
@@ -315,6 +322,9 @@ def attend_continued(query: Tensor, past: tuple[Tensor, Tensor], key: Tensor, va
     """
     if past[0].shape[1] == 0:  # the fused kernel divides by the number of keys
         return attend_causal(query, key, value, form)
+    library = _library_for(query, form)
+    if library is not None:
+        return _attend_many(library, query, past, (key, value), form)
     if form.softcap is not None or form.window is not None:
         return attend_after(query, torch.cat([past[0], key], dim=1), torch.cat([past[1], value], dim=1), form)
     heads = key.shape[0]
@@ -325,6 +335,19 @@ def attend_continued(query: Tensor, past: tuple[Tensor, Tensor], key: Tensor, va
     weights = ((lse - total).exp()[..., None].to(seen.dtype) for lse in (seen_lse, own_lse))
     merged = sum(out * weight for out, weight in zip((seen, own), weights, strict=True))
     return torch.as_tensor(merged).reshape(heads * packed.shape[1], *query.shape[1:])
+
+
+def _library_for(query: Tensor, form: Form) -> Library | None:
+    """The library, where it attends queries [H, N, D] faster than torch."""
+    library = find()
+    fast = library is not None and library.level == LEVELS[-1]
+    plain = query.dtype == torch.float32 and query.device.type == "cpu" and form.softcap is None
+    return library if fast and plain and query.shape[1] >= _MANY_TOKENS and not torch.is_grad_enabled() else None
+
+
+def _attend_many(library: Library, query: Tensor, past: Pair | None, own: Pair, form: Form) -> Tensor:
+    """`attend_continued` by the library."""
+    return attend_many(library, query, past, own, scaling=form.scaling, window=form.window, narrow=form.narrow)
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scaling: float) -> tuple[Tensor, Tensor]:
@@ -348,6 +371,10 @@ def attend_after(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tenso
     new, total, window = query.shape[1], key.shape[1], form.window
     if new == total and (window is None or window >= total) and form.softcap is None:
         return attend_causal(query, key, value, form)
+    library, before = _library_for(query, form), total - new
+    if library is not None:
+        past, own = ((key[:, at], value[:, at]) for at in (slice(0, before), slice(before, None)))
+        return _attend_many(library, query, past, own, form)
     blocks = []
     for start in range(0, new, _BLOCK):
         end = min(start + _BLOCK, new)

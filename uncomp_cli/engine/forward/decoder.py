@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from uncomp_cli.cache.states import States
 from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AttentionState, StepState, attending, recur, register
 from uncomp_cli.engine.forward.mixers import place_mixers, states_of
-from uncomp_cli.engine.forward.products import Matmul, check_matmul, slice_mlps, use_product
+from uncomp_cli.engine.forward.products import Matmul, check_matmul, chosen_matmul, slice_mlps, use_product
 from uncomp_cli.engine.forward.program import make_program
 from uncomp_cli.kernels.library import find
 from uncomp_cli.models.families import check_family, load_families
@@ -59,7 +59,8 @@ class Decoder:
         self.model = model
         self.spec = spec
         check_matmul(matmul, model)
-        use_product(model, matmul, find())
+        self.matmul = chosen_matmul(matmul, model)
+        use_product(model, self.matmul, find())
         hold_rope(model)
         if not self.rows_interact:
             slice_mlps(model)
@@ -105,13 +106,13 @@ class Decoder:
             done = self._program.run(ids, state, last)
             if done is not None:
                 return done
-        with attending(state, self.spec):
+        with attending(state, self.spec, narrow=self.matmul != "float32"):
             logits: Tensor = self.model(**self._inputs(ids, positions, last)).logits
         return logits
 
     def differentiable(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> Tensor:
         """`forward` without the step in one call, that records gradients where the caller has them enabled."""
-        with attending(state, self.spec):
+        with attending(state, self.spec, narrow=self.matmul != "float32"):
             logits: Tensor = self.model(**self._inputs(ids, positions, last)).logits
         return logits
 
@@ -119,7 +120,7 @@ class Decoder:
     def layer_inputs(self, ids: Tensor, positions: Tensor, state: AttentionState) -> tuple[Tensor, ...]:
         """The hidden states [B, N, hidden_size] that each of the L layers that attend is given."""
         inputs = self._inputs(ids, positions, 1)
-        with attending(state, self.spec):
+        with attending(state, self.spec, narrow=self.matmul != "float32"):
             states: tuple[Tensor, ...] = self.model(**inputs, output_hidden_states=True).hidden_states
         return tuple(states[place] for place in self.spec.places)
 
@@ -131,7 +132,7 @@ class Decoder:
         hidden: Tensor = inner.embed_tokens(ids.to(self.device))
         turns: tuple[Tensor, Tensor] = inner.rotary_emb(hidden, at)
         for index, layer in enumerate(inner.layers):
-            with attending(state, self.spec):
+            with attending(state, self.spec, narrow=self.matmul != "float32"):
                 hidden = layer(hidden, attention_mask=None, position_embeddings=turns, position_ids=at)
             kept = state.keep_after(index)
             if kept is not None:
