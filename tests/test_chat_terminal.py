@@ -16,6 +16,7 @@ import pytest
 from support.commands import ENDLESS, PATIENCE_S, start
 from support.desk import PROMPT
 from support.typist import READOUT, Typist, numbers, sit_down
+from uncomp_cli.ui.line_editor import GRACE_S
 
 ENDED = r"\[the answer ended at its longest length"
 
@@ -88,8 +89,27 @@ def test_ctrl_c_at_the_prompt_clears_what_was_typed_and_then_leaves(tiny_model: 
     chat.terminal.send("/stats\r")  # not /unkn/stats
     chat.sees(r"0 turns \(0 interrupted\)")
     chat.sees(PROMPT)
+    time.sleep(GRACE_S + 0.1)
     chat.presses("c")
     assert chat.exit_code() == 0
+
+
+def test_ctrl_c_pressed_twice_stops_an_answer_and_does_not_leave(tiny_model: Path, typists: list[Typist]) -> None:
+    """Wherever the second falls; nor is what is unsaved lost by two at the prompt."""
+    chat = sit_down(typists, tiny_model, *ENDLESS, "--max-new-tokens", "1000")
+    for seconds in (0, 0.03, 0.2):
+        chat.says("hello there", "[a-z]{20}")
+        chat.presses("c")
+        time.sleep(seconds)
+        chat.presses("c")
+        chat.sees(r"\[interrupted")
+    chat.says("/stats", r"3 turns \(3 interrupted\)")
+    chat.sees(PROMPT)
+    time.sleep(GRACE_S + 0.1)
+    chat.presses("c")
+    chat.sees("leave again to lose it")
+    chat.presses("c")
+    chat.says("/stats", r"3 turns \(3 interrupted\)")
 
 
 def test_ctrl_c_behind_enter_stops_the_answer_whenever_it_comes(tiny_model: Path, typists: list[Typist]) -> None:

@@ -73,6 +73,15 @@ def test_the_control_groups_limit_counts(tmp_path: Path, monkeypatch: pytest.Mon
     assert free_bytes(CPU) == 300_000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_bytes(CPU) > unlimited / 2
+    # Groups of version 1, whose "no limit" is a number.
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory/memory.usage_in_bytes").write_text("1000000\n")
+    (tmp_path / "memory/memory.stat").write_text(
+        "inactive_file 1\ntotal_inactive_file 300000\ntotal_active_file 100000\n"
+    )
+    for limit, at_least, at_most in (("3000000", 2_400_000, 2_400_000), (str(2**63 - 4096), unlimited // 2, 2**62)):
+        (tmp_path / "memory/memory.limit_in_bytes").write_text(limit + "\n")
+        assert at_least <= free_bytes(CPU) <= at_most
 
 
 def test_the_high_water_mark() -> None:

@@ -6,6 +6,7 @@ import pty
 import re
 import struct
 import termios
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pexpect.fdpexpect
 
 from support.commands import PATIENCE_S, start_on
 from support.desk import PROMPT
+from uncomp_cli.ui.line_editor import GRACE_S
 
 READOUT = r"prefill ([\d,]+) tok .*? context ([\d,]+)/4,096"
 _PACE = re.compile(r"\x1bD\x1b7.*?\x1b8\x1b\[A|\x1b\[J", re.DOTALL)
@@ -61,10 +63,12 @@ class Typist:
         self.terminal.send(chr(ord(key) - ord("a") + 1))
 
     def leaves(self, key: str = "d") -> None:
-        """Ctrl and a key at the prompt, and again: what was said is not saved."""
+        """Ctrl and a key at the prompt, and again: what was said is not saved. A Ctrl-C at once would not leave."""
+        time.sleep(GRACE_S + 0.1 if key == "c" else 0)
         self.presses(key)
         self.sees("the conversation is not saved: /save talk.json keeps it; leave again to lose it")
         self.sees(PROMPT)
+        time.sleep(GRACE_S + 0.1 if key == "c" else 0)
         self.presses(key)
 
     def _without_pace(self, size: int, timeout: float | None) -> str:

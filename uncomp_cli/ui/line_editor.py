@@ -4,15 +4,18 @@ Enter sends; in an open block it begins a new line, as Alt-Enter does everywhere
 Tab writes as much as is certain, then shows a menu; the candidates are looked up while the key is handled, so that what
 is typed right behind it comes after them. Ctrl-C clears what was typed, and leaves where nothing was; right behind
 Enter it stops what was sent, whether it comes as a key or, while the prompt ends, as a signal. What is pasted stays one
-text (bracketed paste). Everything is drawn on standard error.
+text (bracketed paste). A Ctrl-C as soon as a prompt comes back was meant for what ran before, or pressed twice: it
+leaves nothing. Everything is drawn on standard error.
 
 The history is a file in the user's state directory that only its owner can read and write, in prompt_toolkit's own form
 (a comment with the time, then the lines, each behind a `+`). An entry is added by one write at the end of the file, so
 several chats can share it; a history that cannot be read or written is no reason to stop a chat, and is told.
 """
 
+import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +39,7 @@ from uncomp_cli.table import wrapped
 from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, StoppedText, is_open, without_quotes
 from uncomp_cli.ui.console import Terminal, strip_controls
 
+GRACE_S = 0.5  # a Ctrl-C this soon behind a new prompt does not leave
 MENU_LINES = 6  # taken below the line while Tab's menu is open
 OWNER_ONLY = 0o600
 STYLE = Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack"})
@@ -54,7 +58,7 @@ class LineEditor:
     ) -> None:
         self.terminal = terminal
         self.status = status
-        self.sent = ""
+        self.sent, self.leaves_from_s = "", -math.inf
         self.history: History = InMemoryHistory() if history is None else PrivateHistory(history)
         self.session: PromptSession[str] = PromptSession(
             output=create_output(stdout=sys.stderr),
@@ -65,7 +69,7 @@ class LineEditor:
             reserve_space_for_menu=MENU_LINES,
             multiline=True,
             prompt_continuation=_continuation,
-            key_bindings=_key_bindings(completer or (lambda line: ()), self._send),
+            key_bindings=_key_bindings(completer or (lambda line: ()), self),
             enable_suspend=True,
             style=STYLE,
             color_depth=None if terminal.colour else ColorDepth.DEPTH_1_BIT,
@@ -75,9 +79,10 @@ class LineEditor:
         """The next text, without the quotes of a block. Raises StoppedText where Ctrl-C came right behind it."""
         status = "" if self.status is None else strip_controls(self.status(), single_line=True)
         self.session.bottom_toolbar = (lambda: _wrap(status)) if status else None
-        self.sent = ""
+        self.sent, first = "", self.leaves_from_s == -math.inf
+        self.leaves_from_s = 0.0 if first else time.monotonic() + GRACE_S
         try:
-            text = without_quotes(self.session.prompt(PROMPT))
+            text = without_quotes(self._prompted())
             if self._is_stopped():
                 raise StoppedText(text)
         except KeyboardInterrupt as interrupt:
@@ -89,7 +94,21 @@ class LineEditor:
         finally:
             self._tell_problem()
 
-    def _send(self, buffer: Buffer) -> None:
+    def _prompted(self) -> str:
+        """What was typed; a Ctrl-C that comes as a signal before the prompt is there is too early to leave."""
+        while True:
+            try:
+                return self.session.prompt(PROMPT)
+            except KeyboardInterrupt:
+                if self.sent or not self.is_early():
+                    raise
+
+    def is_early(self) -> bool:
+        """Whether Ctrl-C was meant for what ran before this prompt."""
+        return time.monotonic() < self.leaves_from_s
+
+    def send(self, buffer: Buffer) -> None:
+        """Enter."""
         self.sent = buffer.text
         buffer.validate_and_handle()
 
@@ -110,7 +129,7 @@ class LineEditor:
             self.terminal.warn(problem)
 
 
-def _key_bindings(candidates: Callable[[str], Sequence[str]], accept: Callable[[Buffer], None]) -> KeyBindings:
+def _key_bindings(candidates: Callable[[str], Sequence[str]], editor: LineEditor) -> KeyBindings:
     bindings = KeyBindings()
     typing = has_focus(DEFAULT_BUFFER)
 
@@ -122,7 +141,7 @@ def _key_bindings(candidates: Callable[[str], Sequence[str]], accept: Callable[[
         elif is_open(buffer.text):
             buffer.insert_text("\n")
         else:
-            accept(buffer)
+            editor.send(buffer)
 
     @bindings.add("tab", filter=typing)
     def look_up(event: KeyPressEvent) -> None:
@@ -132,7 +151,7 @@ def _key_bindings(candidates: Callable[[str], Sequence[str]], accept: Callable[[
     def clear(event: KeyPressEvent) -> None:
         if event.current_buffer.text:
             event.current_buffer.reset()
-        else:
+        elif not editor.is_early():
             event.app.exit(exception=KeyboardInterrupt(), style="class:aborting")
 
     @bindings.add("escape", "enter", filter=typing)

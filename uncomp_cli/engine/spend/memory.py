@@ -27,6 +27,11 @@ from uncomp_cli.numerals import format_decimal
 from uncomp_cli.spec import ModelSpec
 
 _CGROUP = Path("/sys/fs/cgroup")
+_GROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat", ""),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
+)
+"""Limit, use and statistics of a control group, of version 2 and of version 1."""
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -150,10 +155,8 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     available = int(psutil.virtual_memory().available)
-    limit, used = _read_int(_CGROUP / "memory.max"), _read_int(_CGROUP / "memory.current")
-    if limit is None or used is None:
-        return available
-    return max(0, min(available, limit - used + _reclaimable_bytes()))
+    limits = (_group_bytes(*names) for names in _GROUP_FILES)
+    return max(0, min([available, *(left for left in limits if left is not None)]))
 
 
 def reset_peak(device: torch.device) -> None:
@@ -185,11 +188,19 @@ def resident_bytes(device: torch.device) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _reclaimable_bytes() -> int:
+def _group_bytes(limit_name: str, used_name: str, stat_name: str, prefix: str) -> int | None:
+    """Bytes that a control group leaves; None where it has no limit."""
+    limit, used = _read_int(_CGROUP / limit_name), _read_int(_CGROUP / used_name)
+    if limit is None or used is None:
+        return None
+    return limit - used + _reclaimable_bytes(_CGROUP / stat_name, prefix)
+
+
+def _reclaimable_bytes(path: Path, prefix: str) -> int:
     """File pages that the control group counts as used and gives back when memory is asked for."""
     try:
-        fields = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        return int(fields["inactive_file"]) + int(fields["active_file"])
+        fields = dict(line.split() for line in path.read_text().splitlines())
+        return int(fields[f"{prefix}inactive_file"]) + int(fields[f"{prefix}active_file"])
     except (OSError, ValueError, KeyError):
         return 0
 
