@@ -78,17 +78,19 @@ def test_a_signal_ends_an_answer_with_its_record(document: Path, tiny_model: Pat
     assert (ended, last_object(out)["finish_reason"]) == (code, "interrupted")
 
 
+@pytest.mark.parametrize("flag", [(), ("-v",), ("--json",), ("--plain",)])
 @pytest.mark.parametrize("stderr", ["pipe", "tty"])
 def test_an_answer_is_written_though_nobody_reads_standard_error(
-    document: Path, tiny_model: Path, stderr: Literal["pipe", "tty"]
+    document: Path, tiny_model: Path, stderr: Literal["pipe", "tty"], flag: tuple[str, ...]
 ) -> None:
-    running = start(*ask(document, tiny_model, "Where?"), stderr=stderr)
+    running = start(*ask(document, tiny_model, "Where?", *flag), stderr=stderr)
     if stderr == "tty":
         running.wait_for_bytes("stderr")
     os.close(running.readers.pop("stderr"))
     code, out, _ = running.finish()
     assert code == 0
-    assert re.fullmatch(r"[a-z]{24}\n", out)
+    answer = last_object(out)["answer"] + "\n" if "--json" in flag else out
+    assert re.fullmatch(r"[a-z]{24}\n", answer)
 
 
 @pytest.mark.parametrize("command", ["ask", "ask --json", "chat", "model"])
