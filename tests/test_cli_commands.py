@@ -115,7 +115,10 @@ def test_doctor_says_what_cannot_be_read(monkeypatch: pytest.MonkeyPatch, capsys
         ["memory", "free  3.0 GiB"],
         ["devices", "unreadable: OSError: no such sensor"],
     ]
-    assert advice == "- 3.0 GiB are free: uncomp ask --preset small for long documents, balanced for short ones"
+    assert advice == (
+        "- 3.0 GiB are free: uncomp ask --preset small for long documents, balanced for short ones; a larger model "
+        "fits too: uncomp model pull gemma3-4b, then -m gemma3-4b"
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +126,7 @@ def test_doctor_says_what_cannot_be_read(monkeypatch: pytest.MonkeyPatch, capsys
     [
         ({"default_model": "smollm2-135m is not here: …"}, "uncomp model pull smollm2-135m"),
         ({"memory_free_bytes": 2**30}, "--preset tiny"),
-        ({"memory_free_bytes": 32 * 2**30}, "a larger model fits"),
+        ({"memory_free_bytes": 32 * 2**30}, "a larger model fits too: uncomp model pull qwen3-8b, then -m qwen3-8b"),
         ({"cores": 8, "threads": 2}, "OMP_NUM_THREADS=8"),
         ({"readers": {".pdf": "missing: pip", ".html": "lxml 6"}}, ".pdf cannot be read yet"),
         ({"readers": {"unreadable": "OSError"}, "memory_free_bytes": {"unreadable": "x"}}, None),

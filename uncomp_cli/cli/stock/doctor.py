@@ -55,9 +55,13 @@ def _advice_on_memory(free_bytes: int) -> str:
     free = format_value("bytes", free_bytes)
     if free_bytes < _TIGHT_BYTES:
         return f"{free} are free: uncomp ask --preset tiny --quantize int8, and close what you can"
+    from uncomp_cli.engine.spend.fitting import best_known
+
+    best = best_known(available=free_bytes)
+    larger = "" if best is None else f"; a larger model fits too: uncomp model pull {best.alias}, then -m {best.alias}"
     if free_bytes < _ROOMY_BYTES:
-        return f"{free} are free: uncomp ask --preset small for long documents, balanced for short ones"
-    return f"{free} are free: --preset balanced; a larger model fits too: uncomp model list, then uncomp ask -m NAME"
+        return f"{free} are free: uncomp ask --preset small for long documents, balanced for short ones{larger}"
+    return f"{free} are free: --preset balanced{larger}"
 
 
 def _read(probe: Callable[[], Any]) -> Any:
