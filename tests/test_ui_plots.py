@@ -4,6 +4,7 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -90,12 +91,18 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 }
 
 
+@cache
+def figure_of(name: str) -> Figure:
+    """One of them, made once for all who only look at it."""
+    return FIGURES[name]()
+
+
 CROWDED = ("48 panels", "40 curves")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in CROWDED else n for n in FIGURES])
 def test_no_text_is_small_or_cut_off_or_over_another(name: str) -> None:
-    figure = FIGURES[name]()
+    figure = figure_of(name)
     figure.canvas.draw()
     texts = shown_texts(figure)
     assert len(texts) > 5
@@ -137,7 +144,7 @@ def test_every_score_stands_in_its_cell_in_an_ink_that_is_seen() -> None:
 
 
 def test_cells_too_small_to_read_have_no_numbers_and_fewer_labels() -> None:
-    axes = FIGURES["fine grids"]().axes[0]
+    axes = figure_of("fine grids").axes[0]
     assert len(axes.texts) == 0
     assert list(axes.get_xticks()) == [n + 0.5 for n in range(0, 32, 5)]
     assert [label.get_text() for label in axes.get_xticklabels()][:2] == ["1,024", "6,144"]
@@ -145,7 +152,7 @@ def test_cells_too_small_to_read_have_no_numbers_and_fewer_labels() -> None:
 
 @pytest.mark.parametrize("name", ["12 panels", "30 layers"])
 def test_all_panels_share_one_colour_scale(name: str) -> None:
-    *panels, bar = FIGURES[name]().axes
+    *panels, bar = figure_of(name).axes
     meshes = [axes.collections[0] for axes in panels]
     assert {mesh.get_clim() for mesh in meshes} == {(0, 1)}
     assert {mesh.get_cmap().name for mesh in meshes} == {"viridis"}
@@ -163,7 +170,7 @@ def test_what_was_not_measured_is_hatched_and_explained() -> None:
     assert [text.get_text() for legend in figure.legends for text in legend.get_texts()] == [
         "not measured, or full fails"
     ]
-    assert FIGURES["12 panels"]().legends == []
+    assert figure_of("12 panels").legends == []
 
 
 def test_coverage_has_layers_down_heads_across_and_the_mean() -> None:
@@ -173,7 +180,7 @@ def test_coverage_has_layers_down_heads_across_and_the_mean() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "1", "2"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1"]
     assert axes.yaxis_inverted()
-    every = [label.get_text() for label in FIGURES["30 layers"]().axes[0].get_yticklabels()]
+    every = [label.get_text() for label in figure_of("30 layers").axes[0].get_yticklabels()]
     assert every == [str(layer) for layer in range(30)]
     assert axes.collections[0].get_array().tolist() == [list(row) for row in shares]
 
