@@ -16,8 +16,9 @@ from uncomp_cli.engine.context.context import Asked, Begun, Behind, Context
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
+from uncomp_cli.engine.write.sampler import Sampler, loop_period
 from uncomp_cli.engine.write.stores import OneRow
-from uncomp_cli.engine.write.writer import Sampler, TextStream, Writer, loop_period, stop_tokens
+from uncomp_cli.engine.write.writer import TextStream, Writer, stop_tokens
 
 STOP = len(BYTES)
 

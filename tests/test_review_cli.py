@@ -30,7 +30,7 @@ from uncomp_cli.cli.declare.tree import key_name, walk
 from uncomp_cli.cli.judge import bench
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.documents.collection import has_data
-from uncomp_cli.engine.write.writer import Sampler
+from uncomp_cli.engine.write.sampler import Sampler
 from uncomp_cli.errors import ModelError, OutOfMemoryError, UncompError, UsageError, is_out_of_memory
 from uncomp_cli.models import catalog
 from uncomp_cli.models.loading import load_model

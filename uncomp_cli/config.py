@@ -115,7 +115,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """How the next token is chosen; a temperature of 0 is greedy."""
+    """How the next token is chosen; a temperature of 0 is greedy. With `lookup` tokens are guessed from the text."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -124,6 +124,7 @@ class SamplingConfig:
     repetition_penalty: float = 1.0
     seed: int = 0
     max_new_tokens: int = 256
+    lookup: bool = True
 
     def __post_init__(self) -> None:
         warm = self.temperature == 0 or _LEAST_TEMPERATURE <= self.temperature < math.inf

@@ -61,6 +61,7 @@ def details(stats: "RunStats", risk: "Risk", *, whole: bool, context_limit: int)
         None if speed is None else f"decode {format_decimal(speed)} tok/s",
         _kept(stats, whole=whole),
         f"peak {format_bytes(stats.peak_bytes)}",
+        f"guessed {stats.accepted_tokens} of {stats.guessed_tokens}" if stats.guessed_tokens else None,
         None if stats.attention_entropy is None else f"entropy {stats.attention_entropy:.2f}",
         f"context {format_count(used)}/{format_count(context_limit)}",
         _word(risk),
@@ -220,6 +221,8 @@ def answer_record(
             "prompt_tokens": stats.prompt_tokens,
             "cached_tokens": stats.cached_tokens,
             "completion_tokens": stats.completion_tokens,
+            "guessed_tokens": stats.guessed_tokens,
+            "accepted_tokens": stats.accepted_tokens,
         },
         "timing": _timing_record(about, stats),
         "memory": {

@@ -54,7 +54,7 @@ class RunStats:
     """What one answer took. `kv_full_bytes` is a full cache of the same tokens; `ttft_s` counts from the prefill.
 
     `attention_entropy` is the signal of the heads that were watched (look/watch.py); None where none was, or before the
-    answer's first token has been read.
+    answer's first token has been read. Of `guessed_tokens` from the text `accepted_tokens` were right (lookup.py).
     """
 
     prompt_tokens: int
@@ -68,6 +68,8 @@ class RunStats:
     peak_bytes: int
     finish_reason: FinishReason
     attention_entropy: float | None = None
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def kept_fraction(self) -> float:

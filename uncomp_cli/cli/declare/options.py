@@ -417,6 +417,10 @@ class SamplingOptions:
         float,
         _generation("--repetition-penalty", help="Above 1: avoid tokens that were used before.", metavar="X", min=0.0),
     ] = _SAMPLING.repetition_penalty
+    lookup: Annotated[
+        bool,
+        _generation("--lookup/--no-lookup", help="Whether words of the document are guesses at what comes next."),
+    ] = _SAMPLING.lookup
     seed: Seed = DEFAULT_SEED
 
     def config(self) -> SamplingConfig:

@@ -260,7 +260,8 @@ class Context:
 class Asked:
     """A question of a context, to be answered in at most `max_new_tokens`; `words` are what the user typed.
 
-    `on_token` is told the number and id of every token of its answer that has been put behind the context.
+    `on_token` is told the number and id of every token of its answer that has been put behind the context; behind each
+    `pause_tokens` of them it may change what is held.
     """
 
     context: Context
@@ -268,6 +269,7 @@ class Asked:
     max_new_tokens: int
     words: str = ""
     on_token: Callable[[int, int], None] | None = None
+    pause_tokens: int | None = None
 
     @property
     def prompt_tokens(self) -> int:

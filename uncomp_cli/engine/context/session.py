@@ -226,7 +226,7 @@ class Conversation:
         logits = yield from prefill
         seconds = time.perf_counter() - begun
         self.growth.context.questions = Behind(Begun(logits, cached, seconds, seconds))
-        asked = [Asked(self.growth.context, 0, max_new_tokens, on_token=self._wrote)]
+        asked = [Asked(self.growth.context, 0, max_new_tokens, on_token=self._wrote, pause_tokens=BLOCK_TOKENS)]
         self.writer = Writer(self.decoder, self.loaded.tokenizer, self.sampling, asked, watch=self.watched)
         for step in self.writer.write():
             self.answer_ids.append(step.token)

@@ -73,6 +73,11 @@ class Decoder:
         return bool(getattr(self.model, "is_loaded_in_8bit", False))
 
     @property
+    def has_program(self) -> bool:
+        """Whether a few tokens are a step in one call."""
+        return self._program is not None
+
+    @property
     def device(self) -> torch.device:
         """Where the model's inputs go."""
         device: torch.device = self.model.device

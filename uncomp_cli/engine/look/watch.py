@@ -128,12 +128,14 @@ class Tally:
 class AnswerWatch:
     """Sees the queries of `watched.heads` while B rows are written; give `observe` to AppendState as `on_query`.
 
-    `latest` and `raw` [B, K] are the latest token's, in the order of the heads; the other figures are of all `tokens`.
+    `latest` and `raw` [B, K] are the latest token's, in the order of the heads, `recent` [B, K, N] those of all that
+    came with it; the other figures are of all `tokens`.
     """
 
     def __init__(self, watched: Watched, held: Held, spec: ModelSpec) -> None:
         self.watched = watched
         self.latest = self.raw = torch.zeros(0, len(watched.heads))
+        self.recent = self.latest[..., None]
         self.tokens = 0
         self._held, self._groups = held, spec.num_kv_heads
         self._heads: dict[int, list[int]] = {}
@@ -207,7 +209,7 @@ class AnswerWatch:
     def _finish(self) -> None:
         """The last watched layer has been seen: the step's tokens count."""
         seen = _stack([self._step[head] for head in self.watched.heads], 1)  # [B, K, N]
-        self.raw, self.latest = seen.raw[..., -1], seen.share[..., -1]
+        self.raw, self.latest, self.recent = seen.raw[..., -1], seen.share[..., -1], seen.share
         self._sums = self._sums.plus(seen)
         self.tokens += seen.share.shape[-1]
 

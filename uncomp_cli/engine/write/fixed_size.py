@@ -94,6 +94,11 @@ class ConstantSize:
         held = [prompt if layer.num_quantized(i) else layer.lengths[i] for i, prompt in enumerate(limits.prompt)]
         return [max(0, limit - count) + self.config.block for limit, count in zip(limits.entries, held, strict=True)]
 
+    @property
+    def room(self) -> int:
+        """How many tokens come before heads are cut next."""
+        return self.config.block - self._seen[0] % self.config.block
+
     def observe(self, layer: int, query: Tensor, scaling: float) -> None:
         """N tokens' queries [B, H, N, D] of `layer`, just attended; cuts its heads when a block has become full.
 

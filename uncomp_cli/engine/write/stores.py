@@ -29,6 +29,7 @@ from uncomp_cli.engine.context.context import Asked, Begun, Beside, Context
 from uncomp_cli.engine.forward.attention import AppendState, AttentionState, Form, OnQuery, Opened, in_turn
 from uncomp_cli.engine.forward.mixers import Step
 from uncomp_cli.engine.write.fixed_size import ConstantSize, shield
+from uncomp_cli.engine.write.lookup import Attempt
 from uncomp_cli.kernels.library import Held, kind_of
 from uncomp_cli.spec import ModelSpec
 
@@ -104,8 +105,19 @@ class OneRow:
 
     def state(self, positions: Tensor, *, on_query: OnQuery | None = None) -> AttentionState:
         """Tokens go behind the question; with a constant size others go as they come, when they have been looked at."""
-        observers = in_turn(on_query, None if self._constant is None else self._constant.observe)
-        return AppendState(self.cache, positions, on_query=observers)
+        return AppendState(self.cache, positions, on_query=self._observers(on_query))
+
+    def attempt(self, positions: Tensor, *, on_query: OnQuery | None = None) -> Attempt:
+        """The same for tokens at logical positions [1, N], of which only the first may stay."""
+        return Attempt(self.cache, positions, on_query=self._observers(on_query))
+
+    @property
+    def room(self) -> int:
+        """How many tokens may come before a cache of constant size is cut."""
+        return sys.maxsize if self._constant is None else self._constant.room
+
+    def _observers(self, on_query: OnQuery | None) -> OnQuery | None:
+        return in_turn(on_query, None if self._constant is None else self._constant.observe)
 
     def held(self, layer: int, head: int) -> Head:
         """A head of the cache that the row is in."""

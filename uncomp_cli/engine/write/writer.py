@@ -5,27 +5,21 @@
     advance   one token for every row, each by its own sampler, seed and end
 
 A weight matrix is read once a step and not once a row, which is what makes a batch faster. Every row's answer is the
-one that it has alone, up to rounding. A single row is written where it was read. Tokens are chosen with transformers'
-own logits processors. A greedy answer that has come to repeat itself is stopped: it would do so for ever.
+one that it has alone, up to rounding. A single row is written where it was read, and where a step of several rows costs
+little more than one it tries guesses from its text as well (lookup.py); its answer is the same.
 """
 
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedTokenizerFast
-from transformers.generation.logits_process import (
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import PreTrainedTokenizerFast
 
 from uncomp_cli.cache.needs import ConstantConfig
 from uncomp_cli.config import SamplingConfig
@@ -35,15 +29,14 @@ from uncomp_cli.engine.look.watch import AnswerWatch, Tally, Watched
 from uncomp_cli.engine.records import DecodeStep, FinishReason, RunStats
 from uncomp_cli.engine.spend.memory import free_bytes, peak_bytes
 from uncomp_cli.engine.tokens.prompt import silent_ids
+from uncomp_cli.engine.write.lookup import MOST_GUESSES, Lookup
+from uncomp_cli.engine.write.sampler import LOOK_BACK, Sampler, loop_period
 from uncomp_cli.engine.write.stores import OneRow, RowStore, SharedRows, StackedRows, beside
 from uncomp_cli.errors import ModelError
 from uncomp_cli.spec import ModelSpec
 
 _MEMORY_MARGIN = 0.9
 _GONE_SHARE = 4
-_LOOP_TIMES, _LOOP_TOKENS, _LONGEST_LOOP = 4, 64, 128
-_POOR_WORDS, _POOR_LOOP_TOKENS = 6, 160
-_LOOK_BACK = _LOOP_TIMES * _LONGEST_LOOP
 
 
 class _Row:
@@ -56,6 +49,7 @@ class _Row:
         self.generated = torch.empty(1, 0, dtype=torch.int64)
         self.reason: FinishReason | None = None
         self.tally = Tally()
+        self.lookup: Lookup | None = None
         self.begun: Begun | None = None
         self.begun_s = time.perf_counter()
         self.first_s = self.last_s = 0.0
@@ -70,7 +64,7 @@ class _Row:
 
         Raises ModelError for logits that are no numbers, as damaged weights give them.
         """
-        if not logits.amax().isfinite():
+        if not isfinite(logits.float().numpy(force=True).max()):  # torch would wake its threads for it
             message = "what the model computes is not finite: its weights are damaged, or too large for their type"
             raise ModelError(message, hint="use --dtype float32; if it says so again, fetch the model anew")
         if speaks and not self.generated.shape[1]:
@@ -79,11 +73,13 @@ class _Row:
         chosen = self.sampler.choose(logits, self.generated)
         self.generated = torch.cat([self.generated, chosen[:, None]], dim=1)
         token = int(chosen)
+        if self.lookup is not None:
+            self.lookup.append(token)
         if token in stop_ids:
             self.reason = "stop"
         elif self.generated.shape[1] == self.asked.max_new_tokens:
             self.reason = "length"
-        elif stop_ids and self.sampler.is_greedy and loop_period(self.generated[0, -_LOOK_BACK:].tolist()):
+        elif stop_ids and self.sampler.is_greedy and loop_period(self.generated[0, -LOOK_BACK:].tolist()):
             self.reason = "loop"
         self.last_s = time.perf_counter() - self.begun_s
         self.first_s = self.first_s or self.last_s
@@ -124,6 +120,7 @@ class Writer:
         self.watching: AnswerWatch | None = None
         self._drops = store is None
         self.store = store or self._choose_store(asked, constant_size=constant_size)
+        self._looks_up = sampling.lookup and store is None and decoder.has_program
 
     def write(self) -> Iterator[DecodeStep]:
         """One record a token of any row, rows in order."""
@@ -190,6 +187,9 @@ class Writer:
 
     def _decode(self) -> Iterator[DecodeStep]:
         """Put every row's latest token behind it, and choose the next."""
+        if isinstance(self.store, OneRow) and (guesses := self._guesses(self._held[0], self.store)):
+            yield from self._try(self._held[0], self.store, guesses)
+            return
         watch, latest = self.watching, torch.cat([row.generated[:, -1:] for row in self._held])
         positions = torch.tensor([[row.position] for row in self._held]).to(self._decoder.device)
         state = self.store.state(positions, on_query=None if watch is None else watch.observe)
@@ -203,14 +203,54 @@ class Writer:
         for at, row in live:
             yield self._take(row, logits[at : at + 1])
 
+    def _guesses(self, row: _Row, store: OneRow) -> list[int]:
+        """What may come next; no more than the answer's length, and what looks at the cache between tokens, allow."""
+        if not self._looks_up:
+            return []
+        if row.lookup is None:
+            prompt, said = row.asked.context.prompt, row.generated[0].tolist()
+            row.lookup = Lookup((*prompt.context.ids, *prompt.questions[row.asked.question], *said))
+        done, pause = row.generated.shape[1], row.asked.pause_tokens
+        room = min(store.room - 1, row.asked.max_new_tokens - done - 1, -done % pause if pause else MOST_GUESSES)
+        return row.lookup.guess(min(MOST_GUESSES, room)) if room > 0 else []
+
+    def _try(self, row: _Row, store: OneRow, guesses: list[int]) -> Iterator[DecodeStep]:
+        """Put the latest token and the guesses behind the row; as many stay as are what is chosen."""
+        watch, done = self.watching, row.generated.shape[1]
+        put = [int(row.generated[0, -1]), *guesses]
+        positions = torch.arange(row.position, row.position + len(put))[None].to(self._decoder.device)
+        state = store.attempt(positions, on_query=None if watch is None else watch.observe)
+        logits = self._decoder.forward(torch.tensor([put]), positions, state, len(put))[0]
+        chosen: list[tuple[int, str]] = []
+        for at, guess in enumerate([*guesses, None]):
+            chosen.append(self._next(row, logits[at : at + 1]))
+            if row.reason is not None or chosen[-1][0] != guess:
+                break
+        state.settle(len(chosen))
+        if row.lookup is not None:
+            row.lookup.learn(len(guesses), len(chosen) - 1)
+        for at, token in enumerate(put[: len(chosen)]):
+            if watch is not None:
+                row.tally.take(watch.recent[0, :, at])
+            if row.asked.on_token is not None:
+                row.asked.on_token(done - 1 + at, token)
+        for at, (token, text) in enumerate(chosen):
+            yield self._told(row, done + at, token, text)
+
     def _take(self, row: _Row, logits: Tensor) -> DecodeStep:
+        return self._told(row, row.generated.shape[1], *self._next(row, logits))
+
+    def _next(self, row: _Row, logits: Tensor) -> tuple[int, str]:
         if self._watched is not None and self._watched.reads_output:
             row.tally.predict(logits[0])
-        token, text = row.choose(logits, self._stop_ids, speaks=self._is_plain)
-        if row.reason is not None:
+        return row.choose(logits, self._stop_ids, speaks=self._is_plain)
+
+    def _told(self, row: _Row, index: int, token: int, text: str) -> DecodeStep:
+        """The record of a token that has been chosen; the row's last one ends it."""
+        reason = row.reason if index == row.generated.shape[1] - 1 else None
+        if reason is not None:
             self._stats[row.number] = self._measure(row, self._held.index(row))
-        index = row.generated.shape[1] - 1
-        return DecodeStep(row.number, index, token, text, row.reason, row.last_s, self.store.nbytes)
+        return DecodeStep(row.number, index, token, text, reason, row.last_s, self.store.nbytes)
 
     def _measure(self, row: _Row, at: int) -> RunStats:
         begun, completed = row.begun, row.generated.shape[1]
@@ -228,6 +268,8 @@ class Writer:
             peak_bytes=peak_bytes(self._decoder.device),
             finish_reason=row.reason or "interrupted",
             attention_entropy=None if self._watched is None else row.tally.value(self._watched.signal),
+            guessed_tokens=0 if row.lookup is None else row.lookup.guessed,
+            accepted_tokens=0 if row.lookup is None else row.lookup.accepted,
         )
 
 
@@ -243,23 +285,6 @@ def free_room(decoder: Decoder) -> int:
     return int(_MEMORY_MARGIN * free_bytes(decoder.device))
 
 
-class Sampler:
-    """Greedy or random choice with its own seeded generator; the repetition penalty looks at generated tokens."""
-
-    def __init__(self, config: SamplingConfig) -> None:
-        self.is_greedy = config.temperature == 0
-        self._processors = _processors(config)
-        self._generator = torch.Generator().manual_seed(config.seed)
-
-    def choose(self, logits: Tensor, generated: Tensor) -> Tensor:
-        """Next tokens int64 [B] for logits [B, vocab], given the tokens generated so far [B, T]; on the CPU."""
-        scores = self._processors(generated.to(logits.device), logits.float()) if self._processors else logits
-        if self.is_greedy:
-            return scores.argmax(dim=-1).cpu()
-        probabilities = scores.softmax(dim=-1).cpu()
-        return torch.multinomial(probabilities, 1, generator=self._generator)[:, 0]
-
-
 class TextStream:
     """Turns one row's token ids into text as soon as it is whole characters."""
 
@@ -272,21 +297,6 @@ class TextStream:
         return "" if token_id in self._unsaid else self._stream.step(self._tokenizer, token_id) or ""
 
 
-def loop_period(ids: Sequence[int]) -> int | None:
-    """The tokens of the block that `ids` end in again and again; None when they do not.
-
-    Every repetition is the same to the token, so a list, a table or code whose lines differ goes on. A block stands
-    there four times at least and for 64 tokens; one of few different tokens, such as a rule or a row of zeros, for 160.
-    """
-    for period in range(1, min(_LONGEST_LOOP, len(ids) // _LOOP_TIMES) + 1):
-        if ids[-1] == ids[-1 - period]:
-            least = _LOOP_TOKENS if len(set(ids[-period:])) >= _POOR_WORDS else _POOR_LOOP_TOKENS
-            span = max(_LOOP_TIMES, -(-least // period)) * period
-            if span <= len(ids) and ids[-span:-period] == ids[period - span :]:
-                return period
-    return None
-
-
 def stop_tokens(model: Any, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
     """The tokens that end an answer: the generation config's, the model config's and the tokenizer's."""
     found: set[int] = set()
@@ -294,19 +304,3 @@ def stop_tokens(model: Any, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ..
         ids = getattr(source, "eos_token_id", None)
         found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
     return tuple(sorted(found))
-
-
-def _processors(config: SamplingConfig) -> LogitsProcessorList:
-    """The processors that `config` switches on, in transformers' order; penalty first, filters last."""
-    chosen = []
-    if config.repetition_penalty != 1:
-        chosen.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
-    if config.temperature > 0:
-        chosen.append(TemperatureLogitsWarper(config.temperature))
-        if config.top_k > 0:
-            chosen.append(TopKLogitsWarper(config.top_k))
-        if config.top_p < 1:
-            chosen.append(TopPLogitsWarper(config.top_p))
-        if config.min_p > 0:
-            chosen.append(MinPLogitsWarper(config.min_p))
-    return LogitsProcessorList(chosen)

@@ -1,0 +1,150 @@
+"""Guesses from the text: an answer is the same with and without them, and what was not right leaves no trace."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.batches import FULL, HALF, ask, engine_of, load_tiny
+from support.families import make_prompt
+from support.native import fresh_library
+from uncomp_cli.config import SamplingConfig
+from uncomp_cli.engine.engine import Engine
+from uncomp_cli.engine.look.watch import Watched
+from uncomp_cli.engine.records import RunStats
+from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.engine.write import lookup
+from uncomp_cli.engine.write.lookup import MOST_GUESSES, Lookup
+from uncomp_cli.engine.write.sampler import Sampler
+from uncomp_cli.engine.write.writer import Writer
+
+
+@pytest.fixture(autouse=True)
+def tireless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random models copy little: it must not rest for that."""
+    fresh_library()
+    monkeypatch.setattr(lookup, "_ROW_COST", -1.0)
+    monkeypatch.setattr(lookup, "_SHORTEST", 1)
+
+
+def written(
+    engine: Engine, prompt: Prompt, *, constant: bool = False, half: bool = False
+) -> tuple[list[int], RunStats, list[list[list[int]]], list[int]]:
+    """An answer of 60 tokens, its figures, what each head then holds, and the tokens that were told of."""
+    told: list[int] = []
+    asked = ask(engine, HALF if half else FULL, prompt)[0]
+    asked = replace(asked, max_new_tokens=60, on_token=lambda index, token: told.append(token), pause_tokens=16)
+    watch = Watched(((1, 0), (2, 1)))
+    given = engine.decoder, engine.loaded.tokenizer, engine.sampling, [asked]
+    writer = Writer(*given, stop_ids=(), constant_size=constant, watch=watch)
+    said = [step.token for step in writer.write()]
+    stats = writer.stats()
+    assert stats is not None
+    layers = range(engine.loaded.spec.num_layers)
+    groups = range(engine.loaded.spec.num_kv_heads)
+    return said, stats, [[writer.store.held(at, head)[2].tolist() for head in groups] for at in layers], told
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3-sliding", "olmo2"])
+@pytest.mark.parametrize("way", ["greedy", "drawn", "penalised", "constant", "half"])
+def test_an_answer_is_the_same_with_and_without(family: str, way: str) -> None:
+    settings = {"drawn": {"temperature": 0.3, "seed": 5}, "penalised": {"repetition_penalty": 1.1}}.get(way, {})
+    loaded, right = load_tiny(family), 0
+    for seed in range(6):
+        prompt = make_prompt(40 + seed, [5], seed=seed)
+        found = []
+        for looks_up in (True, False):
+            engine = engine_of(loaded, SamplingConfig(**settings, lookup=looks_up, max_new_tokens=60))
+            found.append(written(engine, prompt, constant=way == "constant", half=way == "half"))
+        (said, stats, held, told), (expected, plain, kept, heard) = found
+        assert said == expected
+        assert held == kept
+        assert told == heard == said[: len(told)]
+        assert (plain.guessed_tokens, stats.guessed_tokens > 0) == (0, True)
+        assert stats.attention_entropy == pytest.approx(plain.attention_entropy, abs=1e-4)
+        assert stats.completion_tokens == plain.completion_tokens
+        right += stats.accepted_tokens
+    assert right > 0
+
+
+def test_a_loop_is_stopped_where_it_was() -> None:
+    loaded, ends = load_tiny("llama"), []
+    for looks_up in (True, False):
+        engine = engine_of(loaded, SamplingConfig(lookup=looks_up, max_new_tokens=600))
+        asked = ask(engine, FULL, make_prompt(40, [5], seed=1))
+        steps = list(Writer(engine.decoder, loaded.tokenizer, engine.sampling, asked, stop_ids=(60,)).write())
+        ends.append((steps[-1].finish_reason, [step.token for step in steps]))
+        assert [step.finish_reason for step in steps[:-1]] == [None] * (len(steps) - 1)
+        assert [step.index for step in steps] == list(range(len(steps)))
+    assert ends[0] == ends[1]
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.lists(st.integers(0, 3), max_size=10))
+def test_a_guess_follows_the_latest_of_the_longest_ends(text: list[int], answer: list[int]) -> None:
+    guesses = Lookup(text)
+    for token in answer:
+        guesses.append(token)
+    ids = text + answer
+
+    def shared(end: int) -> int:
+        """How many tokens up to `end` are those that the whole ends in."""
+        same = 0
+        while same < min(end, 16) and ids[end - 1 - same] == ids[-1 - same]:
+            same += 1
+        return same
+
+    best = max(range(1, len(ids)), key=lambda end: (shared(end), end), default=0)
+    expected = ids[best : best + MOST_GUESSES] if best and shared(best) else []
+    assert guesses.guess(MOST_GUESSES) == expected
+
+
+def test_it_rests_when_guesses_do_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookup, "_ROW_COST", 0.25)
+    guesses, tried = Lookup([1, 2, 3, 4, 1, 2]), []
+    for _ in range(400):
+        made = guesses.guess(MOST_GUESSES)
+        tried.append(bool(made))
+        if made:
+            guesses.learn(len(made), 0)
+    assert sum(tried) < 40
+    assert any(tried[200:])
+    paying = Lookup([1, 2, 3, 4, 1, 2])
+    for _ in range(50):
+        made = paying.guess(MOST_GUESSES)
+        assert made == [3, 4, 1, 2]
+        paying.learn(4, 2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.5}, {"top_k": 4}, {"top_p": 0.8}, {"min_p": 0.1}, {"repetition_penalty": 1.5}]
+)
+def test_tokens_are_drawn_with_their_probabilities(settings: dict[str, float]) -> None:
+    """Chi-square over a small vocabulary, against transformers' own processors; guesses are kept with theirs.
+
+    A guess is right when it is what is drawn, so that what is drawn is all that there is to test.
+    """
+    from transformers.generation.logits_process import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    made = {"temperature": TemperatureLogitsWarper, "top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper,
+            "min_p": MinPLogitsWarper, "repetition_penalty": RepetitionPenaltyLogitsProcessor}  # fmt: skip
+    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(3)) * 1.5
+    said, draws = torch.tensor([[1, 5, 5, 7]]), 20_000
+    processors = LogitsProcessorList(made[name](value) for name, value in settings.items())
+    shares = processors(said, logits.clone()).softmax(dim=-1)[0]
+    sampler = Sampler(SamplingConfig(**{"temperature": 1.0, **settings}))
+    chosen = sampler.choose(logits.expand(draws, -1), said.expand(draws, -1))
+    counts = torch.bincount(chosen, minlength=12).double()
+    possible = shares > 0
+    assert counts[~possible].sum() == 0
+    wanted = shares[possible].double() * draws
+    chi_square = float(((counts[possible] - wanted).square() / wanted).sum())
+    assert chi_square < 40  # 11 degrees of freedom or fewer: 1 in 30,000
