@@ -151,8 +151,10 @@ def test_settings(talk: Talk) -> None:
     shown = hold(talk, "/set")
     assert [line.split()[0] for line in shown] == [
         "temperature", "top-p", "top-k", "min-p", "repetition-penalty", "seed", "max-new-tokens",
-        "recall", "escalate",
+        "lookup", "recall", "escalate",
     ]  # fmt: skip
+    assert hold(talk, "/set lookup off") == ["lookup             off"]
+    assert talk.chat.session.sampling.lookup is False
     assert hold(talk, "/set temperature 0.7") == ["temperature        0.7"]
     assert hold(talk, "/set top_k=5") == ["top-k              5"]
     assert (talk.chat.session.sampling.temperature, talk.chat.session.sampling.top_k) == (0.7, 5)

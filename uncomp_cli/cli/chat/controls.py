@@ -1,8 +1,9 @@
 """Commands that change how a chat answers, and that show what is kept and why.
 
 `/set recall off` leaves evicted passages that a question points at as they are; `/set escalate on` asks again with a
-larger budget what was answered unsurely; all else that can be set is sampling. Another budget or preset is another way
-of compressing, so the conversation is read again at once from its kept text, and what that cost is said.
+larger budget what was answered unsurely; `/set lookup off` guesses nothing; all else that can be set is sampling.
+Another budget or preset is another way of compressing, so the conversation is read again at once from its kept text,
+and what that cost is said.
 """
 
 import difflib
@@ -18,7 +19,7 @@ from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal, parse_count
 
 OWN_PROMPT = "default"
-_SWITCHES = ("recall", "escalate")
+_SWITCHES = ("lookup", "recall", "escalate")
 _SWITCHED = {"on": True, "off": False}
 
 
@@ -37,7 +38,8 @@ def set_system(talk: Talk, text: str) -> None:
 
 def settable() -> list[str]:
     """What /set knows, as it is typed."""
-    return [*(item.name.replace("_", "-") for item in fields(SamplingConfig)), *_SWITCHES]
+    numbers = (item.name.replace("_", "-") for item in fields(SamplingConfig))
+    return [*(name for name in numbers if name not in _SWITCHES), *_SWITCHES]
 
 
 def set_value(talk: Talk, argument: str) -> None:
@@ -59,10 +61,11 @@ def set_value(talk: Talk, argument: str) -> None:
 
 
 def _shown(talk: Talk, name: str) -> object:
-    switches = {"recall": talk.chat.session.recalls, "escalate": talk.chat.escalates}
+    sampling = talk.chat.session.sampling
+    switches = {"lookup": sampling.lookup, "recall": talk.chat.session.recalls, "escalate": talk.chat.escalates}
     if name in switches:
         return "on" if switches[name] else "off"
-    return getattr(talk.chat.session.sampling, name.replace("-", "_"))
+    return getattr(sampling, name.replace("-", "_"))
 
 
 def _switched(name: str, text: str) -> bool:
