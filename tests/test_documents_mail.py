@@ -55,7 +55,7 @@ def test_of_several_forms_the_plain_one_is_read_unless_it_is_a_stub() -> None:
     assert losses(stub) == ["1 picture without a text"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le", "utf-8-sig"])
 def test_a_mail_saved_as_a_text_file_is_a_mail(encoding: str) -> None:
     assert markdown(mail(Subject="Bill").as_string().encode(encoding)) == "Subject: Bill\n\nThe fee is 10."
 

@@ -39,7 +39,7 @@ _DEEP = ("part nested too deep", "parts nested too deep")
 
 def read(data: bytes, wishes: Wishes) -> Text:
     """The text of a mail, or of all mails of a box."""
-    data = decode(data).text.encode() if data.startswith(MARKS) else data
+    data = decode(data).text.encode() if data.startswith(MARKS) or b"\0" in data[:2] else data
     starts = [match.end() for match in _BEGIN.finditer(data)] if data.startswith(b"From ") else []
     if not starts:
         mail = _read_mail(data, wishes)
