@@ -180,7 +180,7 @@ def fresh(decoder: Any, ids: tuple[int, ...]) -> torch.Tensor:
 def test_copies_of_states_go_their_own_way() -> None:
     held = States({Place("recurrent", 0): torch.zeros(1, 2), Place("conv", 0): torch.zeros(1, 2, 3)})
     copied = held.copy()
-    held.get_recurrent_state(0).add_(1)  # type: ignore[union-attr]
+    held.get_recurrent_state(0).add_(1)
     copied.update_conv_state(torch.ones(1, 2, 1), 0, conv_kernel_size=3)
     assert copied.named()["recurrent.0.0"].tolist() == [[0, 0]]
     assert held.named()["recurrent.0.0"].tolist() == [[1, 1]]
@@ -193,10 +193,10 @@ def test_states_of_another_shape_are_no_context_of_the_model(engine: Engine, doc
     done = read(engine.decoder, prompt, full_plan(engine.spec, prompt))[1]
     like = engine.decoder.new_states()
     place, tensor = next(iter(done.cache.states.named().items()))
-    for wrong in (States(), States({Place.parse(place): tensor[..., :1]})):  # type: ignore[dict-item]
+    for wrong in (States(), States({Place.parse(place): tensor[..., :1]})):
         done.cache.states = wrong
         stored = type("Stored", (), {})
-        assert "states are not those" in str(misfit((done.cache, {}, stored), engine.spec, like))  # type: ignore[arg-type]
+        assert "states are not those" in str(misfit((done.cache, {}, stored), engine.spec, like))
 
 
 def test_nothing_is_thinned_and_that_is_said(engine: Engine) -> None:
