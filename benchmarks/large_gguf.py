@@ -1,25 +1,48 @@
-"""A GGUF of a 7B model's shape and random blocks: how long it takes to load, to read and to write, and what memory.
+"""A GGUF of a real model's shape and random blocks: how long it takes to load, to read and to write, and what memory.
 
-    python benchmarks/large_gguf.py make DIRECTORY/large.gguf [--layers 32] [--kind Q4_0]
+    python benchmarks/large_gguf.py make DIRECTORY/large.gguf [--shape 7b] [--kind Q4_0] [--layers 32]
     python benchmarks/large_gguf.py run DIRECTORY/large.gguf [--tokens 512] [--new 32]
+    python benchmarks/large_gguf.py calibrate DIRECTORY/large.gguf [--tokens 2000]
 
-The shape is Llama 2 7B's: 32 layers of 4,096, 32 heads, an MLP of 11,008, a vocabulary of 32,000. What it says means
-nothing; bytes and operations are those of a real one. The last line of `run` is JSON.
+The shapes are Llama 2 7B's (32 layers of 4,096, 32 heads, an MLP of 11,008, a vocabulary of 32,000) and one of 0.5
+billion weights (24 layers of 896, 14 heads over 2 KV heads, 4,864, 151,936). What it says means nothing; bytes and
+operations are those of a real one. `calibrate` measures one sample, as `uncomp calibrate` does. The last line is JSON.
 """
 
 import argparse
 import json
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-HIDDEN, INNER, HEADS, VOCAB, CONTEXT = 4096, 11008, 32, 32_000, 4096
-MATRICES = {
-    "attn_q": (HIDDEN, HIDDEN), "attn_k": (HIDDEN, HIDDEN), "attn_v": (HIDDEN, HIDDEN), "attn_output": (HIDDEN, HIDDEN),
-    "ffn_gate": (INNER, HIDDEN), "ffn_up": (INNER, HIDDEN), "ffn_down": (HIDDEN, INNER),
-}  # fmt: skip
+CONTEXT, ANSWER_TOKENS = 4096, 128
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a Llama."""
+
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    vocab: int
+
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Those of a layer, [rows, cols]."""
+        hidden, inner, narrow = self.hidden, self.inner, self.hidden // self.heads * self.kv_heads
+        return {
+            "attn_q": (hidden, hidden), "attn_k": (narrow, hidden), "attn_v": (narrow, hidden),
+            "attn_output": (hidden, hidden),
+            "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden), "ffn_down": (hidden, inner),
+        }  # fmt: skip
+
+
+SHAPES = {"7b": Shape(32, 4096, 11008, 32, 32, 32_000), "0.5b": Shape(24, 896, 4864, 14, 2, 151_936)}
 
 
 def random_blocks(kind: gguf.GGMLQuantizationType, rows: int, cols: int, chance: np.random.Generator) -> np.ndarray:
@@ -30,32 +53,32 @@ def random_blocks(kind: gguf.GGMLQuantizationType, rows: int, cols: int, chance:
     return blocks.reshape(rows, -1)
 
 
-def make(path: Path, layers: int, kind: gguf.GGMLQuantizationType) -> None:
+def make(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType) -> None:
     """Write the file."""
     writer, chance = gguf.GGUFWriter(str(path), "llama", use_temp_file=True), np.random.default_rng(0)
-    writer.add_block_count(layers)
+    writer.add_block_count(shape.layers)
     writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_feed_forward_length(shape.inner)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(HIDDEN // HEADS)
-    writer.add_vocab_size(VOCAB)
+    writer.add_rope_dimension_count(shape.hidden // shape.heads)
+    writer.add_vocab_size(shape.vocab)
     writer.add_file_type(2)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    tokens = [f"<{index}>" for index in range(VOCAB)]
+    tokens = [f"<{index}>" for index in range(shape.vocab)]
     writer.add_token_list(tokens)
-    writer.add_token_types([1] * VOCAB)
+    writer.add_token_types([1] * shape.vocab)
     writer.add_token_merges([])
-    writer.add_eos_token_id(VOCAB - 1)
-    named = {"token_embd": (VOCAB, HIDDEN), "output": (VOCAB, HIDDEN)}
-    for layer in range(layers):
-        named |= {f"blk.{layer}.{name}": shape for name, shape in MATRICES.items()}
+    writer.add_eos_token_id(shape.vocab - 1)
+    named = dict.fromkeys(("token_embd", "output"), (shape.vocab, shape.hidden))
+    for layer in range(shape.layers):
+        named |= {f"blk.{layer}.{name}": size for name, size in shape.matrices().items()}
         for norm in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{layer}.{norm}.weight", np.ones(HIDDEN, np.float32))
-    writer.add_tensor("output_norm.weight", np.ones(HIDDEN, np.float32))
+            writer.add_tensor(f"blk.{layer}.{norm}.weight", np.ones(shape.hidden, np.float32))
+    writer.add_tensor("output_norm.weight", np.ones(shape.hidden, np.float32))
     for name, (rows, cols) in named.items():
         writer.add_tensor(f"{name}.weight", random_blocks(kind, rows, cols, chance), raw_dtype=kind)
     writer.write_header_to_file()
@@ -83,7 +106,9 @@ def run(path: Path, tokens: int, new: int) -> dict[str, object]:
     loaded = load_model(str(path), device="cpu")
     engine = Engine(loaded, sampling=SamplingConfig(max_new_tokens=new))
     ready, after_load = time.perf_counter(), peak_bytes(loaded.device)
-    ids = torch.randint(0, VOCAB - 1, (tokens + 8,), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = torch.randint(
+        0, loaded.spec.vocab_size - 1, (tokens + 8,), generator=torch.Generator().manual_seed(0)
+    ).tolist()
     context = engine.read(Prompt(Tokens.of(tuple(ids[:-8])), (tuple(ids[-8:]),)), load_preset("full")).finish()
     read = time.perf_counter()
     written = sum(1 for _ in engine.writer(engine.asked(context), stop_ids=()).write())
@@ -97,19 +122,52 @@ def run(path: Path, tokens: int, new: int) -> dict[str, object]:
     }  # fmt: skip
 
 
+def calibrate(path: Path, tokens: int) -> dict[str, object]:
+    """Measure one sample; seconds, and the bytes at most beside those after loading."""
+    import torch
+
+    from uncomp_cli.calibrate.calibration import MeasuringConfig, measurable, read_and_measure
+    from uncomp_cli.engine.forward.decoder import Decoder
+    from uncomp_cli.engine.spend.memory import peak_bytes, reset_peak, resident_bytes
+    from uncomp_cli.engine.tokens.prompt import Prompt
+    from uncomp_cli.engine.tokens.tokens import Tokens
+    from uncomp_cli.models.catalog import ensure_local
+    from uncomp_cli.models.loading import load_model
+
+    list(ensure_local(str(path)))
+    loaded = load_model(str(path), device="cpu")
+    decoder = Decoder(loaded.model, loaded.spec)
+    chance, total = torch.Generator().manual_seed(0), tokens + ANSWER_TOKENS
+    ids = torch.randint(0, min(30_000, loaded.spec.vocab_size - 1), (total,), generator=chance).tolist()
+    prompt = Prompt(Tokens.of(tuple(ids[: tokens - 12])), (tuple(ids[tokens - 12 : tokens]),))
+    config = MeasuringConfig(measurable(decoder, MeasuringConfig().measures))
+    reset_peak(loaded.device)
+    before, begun = resident_bytes(loaded.device), time.perf_counter()
+    read_and_measure(decoder, prompt, ids[tokens:], config=config)
+    peak, seconds = peak_bytes(loaded.device), time.perf_counter() - begun
+    return {
+        "file_bytes": path.stat().st_size, "weights_bytes": loaded.weights_bytes, "tokens": tokens,
+        "sample_s": seconds, "loaded_bytes": before, "more_bytes": peak - before, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("make", "run"))
+    parser.add_argument("action", choices=("make", "run", "calibrate"))
     parser.add_argument("path", type=Path)
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--shape", choices=SHAPES, default="7b")
+    parser.add_argument("--layers", type=int)
     parser.add_argument("--kind", default="Q4_0")
-    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--tokens", type=int)
     parser.add_argument("--new", type=int, default=32)
     args = parser.parse_args()
     if args.action == "make":
-        make(args.path, args.layers, gguf.GGMLQuantizationType[args.kind])
+        shape = SHAPES[args.shape]
+        make(args.path, replace(shape, layers=args.layers or shape.layers), gguf.GGMLQuantizationType[args.kind])
+    elif args.action == "calibrate":
+        print(json.dumps(calibrate(args.path, args.tokens or 2000)))
     else:
-        print(json.dumps(run(args.path, args.tokens, args.new)))
+        print(json.dumps(run(args.path, args.tokens or 512, args.new)))
 
 
 if __name__ == "__main__":

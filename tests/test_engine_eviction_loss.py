@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from support.families import make_prompt, tiny, tokens
+from uncomp_cli.cache.states import States
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_after, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.look.cost import ReadLayer, eviction_loss, few_tokens
+from uncomp_cli.engine.look.cost import ReadLayer, _Probe, eviction_loss, few_tokens
 from uncomp_cli.errors import ModelError, UsageError
 
 READ, KEPT, STEP = 30, 7, 1e-2
@@ -95,6 +96,23 @@ def test_what_keeps_everything_loses_nothing() -> None:
     _, decoder, _ = tiny("llama")
     losses = eviction_loss(decoder, read(decoder, kept=READ), tokens(6, 5))
     assert losses.abs().max() < 1e-6
+
+
+def test_no_layer_waits_for_the_way_back() -> None:
+    """What is recorded is behind the last layer: its norm and the logits."""
+    _, decoder, spec = tiny("llama")
+    layers, ids, recorded = read(decoder), torch.tensor([tokens(40, 5)]), []
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            recorded.append(tensor.numel())
+        return tensor
+
+    positions = torch.arange(READ, READ + 40)[None]
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = decoder.differentiable(ids, positions, _Probe(layers, States()), 40)
+    assert logits.requires_grad
+    assert sum(recorded) < 40 * (8 * spec.hidden_size + 4 * spec.vocab_size)
 
 
 def test_weights_are_left_as_they_were_and_gather_no_gradient() -> None:

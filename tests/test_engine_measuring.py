@@ -183,8 +183,11 @@ def test_layer_inputs_are_what_the_layers_of_the_stock_model_are_given(family: s
     ids = torch.tensor([tokens(20, 1)])
     with torch.no_grad():
         stock(input_ids=ids, use_cache=False)
-    inputs = decoder.layer_inputs(ids, torch.arange(20)[None], Plain())
-    assert len(inputs) == len(given) == spec.num_layers
-    for ours, theirs in zip(inputs, given, strict=True):
+    inputs: dict[int, Tensor] = {}
+    decoder.layer_inputs(ids, torch.arange(20)[None], Plain(), inputs.__setitem__)
+    assert list(inputs) == list(range(spec.num_layers))
+    assert len(given) == spec.num_layers
+    assert not any(layer.training for layer in decoder.model.model.layers)
+    for ours, theirs in zip(inputs.values(), given, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     assert measure_hidden(parse_measure("entropy/hidden/r1/4"), inputs[0][0]).shape == (1,)

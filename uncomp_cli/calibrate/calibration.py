@@ -6,8 +6,10 @@ So a run that is stopped has lost the sample it was at, and the same samples aga
 
     prefill (exact)           each layer is measured as it hands its queries, keys and values to attention, and its
                               keys and values are kept for the answer
-    hidden states             of the same forward: what each layer was given
-    answer, there and back    the eviction loss (engine/look/cost.py)
+    hidden states             of the same forward: what each layer is given, when it is
+    answer, there and back    the eviction loss (engine/look/cost.py), layer by layer
+
+Beside the weights it takes the keys and values of one sample and the numbers of one layer.
 
 A sliding layer is never compressed: its attention is measured over the last tokens that its window holds, and it loses
 nothing.
@@ -54,7 +56,9 @@ class MeasuringConfig:
 def measurable(decoder: Decoder, measures: Sequence[str]) -> tuple[str, ...]:
     """Those of `measures` that this model has: states can be turned back when one rotation holds for all layers."""
     turned_alike = rope_frequencies(decoder.model) is not None
-    return tuple(key for key in measures if turned_alike or not parse_measure(key).prerope)
+    found = [(key, parse_measure(key)) for key in measures]
+    found = [(key, measure) for key, measure in found if turned_alike or not measure.prerope]
+    return tuple(key for key, measure in found if decoder.shows_layers or measure.state != "hidden")
 
 
 def read_and_measure(
@@ -66,12 +70,14 @@ def read_and_measure(
     """
     state = _MeasuringState(decoder, prompt, config)
     ids = torch.tensor([[*prompt.context, *prompt.questions[0]]])
-    inputs = decoder.layer_inputs(ids, torch.arange(ids.shape[1])[None], state)
-    values = {str(measure): torch.stack(of_layers) for measure, of_layers in state.values.items()}
-    for measure in (measure for measure in state.measures if measure.state == "hidden"):
-        of_layers = [_hidden(measure, states[0, : len(prompt.context)], at) for at, states in enumerate(inputs)]
-        values[str(measure)] = torch.stack(of_layers)
-    del inputs  # as large as the model is wide: gone before the gradients come
+    hidden: dict[Measure, list[Tensor]] = {measure: [] for measure in state.measures if measure.state == "hidden"}
+
+    def see(layer: int, states: Tensor) -> None:
+        for measure, of_layers in hidden.items():
+            of_layers.append(_hidden(measure, states[0, : len(prompt.context)], layer))
+
+    decoder.layer_inputs(ids, torch.arange(ids.shape[1])[None], state, see)
+    values = {str(measure): torch.stack(of_layers) for measure, of_layers in (state.values | hidden).items()}
     if LOSS in config.measures:
         values[LOSS] = eviction_loss(decoder, state.layers, answer, states=state.states)
     return {key: values[key].cpu() for key in config.measures}

@@ -12,10 +12,14 @@ A family, by transformers' `model_type`, is supported when it has passed a censu
 (models/families.py).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from uncomp_cli.cache.states import States
 from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AttentionState, StepState, attending, recur, register
@@ -115,19 +119,56 @@ class Decoder:
             logits: Tensor = self.model(**self._inputs(ids, positions, last)).logits
         return logits
 
+    @property
+    def shows_layers(self) -> bool:
+        """Whether what each layer is given can be seen, and made again: all families' but the oldest."""
+        return len(_seen_layers(self.model)) > self.spec.places[-1]
+
     def differentiable(self, ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int) -> Tensor:
-        """`forward` without the step in one call, that records gradients where the caller has them enabled."""
-        with attending(state, self.spec, narrow=self.matmul != "float32"):
-            logits: Tensor = self.model(**self._inputs(ids, positions, last)).logits
-        return logits
+        """`forward` without the step in one call, that records gradients where the caller has them enabled.
+
+        Of each layer only the input waits for the way back, where the layer runs again, alone: `state` attends twice.
+        """
+
+        def run(index: int, layer: Callable[..., Tensor], *given: Tensor) -> Tensor:
+            def attended(*given: Tensor) -> Tensor:
+                with attending(state, self.spec, narrow=self.matmul != "float32"):  # also in a thread that goes back
+                    return layer(*given)
+
+            output: Tensor = checkpoint(attended, *given, use_reentrant=False, preserve_rng_state=False)
+            return output
+
+        return self._layers_through(run, ids, positions, state, last)
 
     @torch.no_grad()
-    def layer_inputs(self, ids: Tensor, positions: Tensor, state: AttentionState) -> tuple[Tensor, ...]:
-        """The hidden states [B, N, hidden_size] that each of the L layers that attend is given."""
-        inputs = self._inputs(ids, positions, 1)
-        with attending(state, self.spec, narrow=self.matmul != "float32"):
-            states: tuple[Tensor, ...] = self.model(**inputs, output_hidden_states=True).hidden_states
-        return tuple(states[place] for place in self.spec.places)
+    def layer_inputs(
+        self, ids: Tensor, positions: Tensor, state: AttentionState, see: Callable[[int, Tensor], None]
+    ) -> None:
+        """Tell the hidden states [B, N, hidden_size] that each of the L layers that attend is given, when it is."""
+
+        def run(place: int, layer: Callable[..., Tensor], *given: Tensor) -> Tensor:
+            if place in self.spec.places:
+                see(self.spec.places.index(place), given[0])
+            return layer(*given)
+
+        self._layers_through(run, ids, positions, state, 1)
+
+    def _layers_through(
+        self, run: Callable[..., Tensor], ids: Tensor, positions: Tensor, state: AttentionState, last: Tensor | int
+    ) -> Tensor:
+        """The stock forward, whose layers `run(index, layer, hidden, …)` calls: where stock training would."""
+        layers = _seen_layers(self.model)
+        for index, layer in enumerate(layers):
+            layer.gradient_checkpointing, layer.training = True, True  # the layer's own flag: nothing in it drops out
+            layer._gradient_checkpointing_func = partial(run, index)
+        try:
+            with attending(state, self.spec, narrow=self.matmul != "float32"):
+                logits: Tensor = self.model(**self._inputs(ids, positions, last)).logits
+            return logits
+        finally:
+            for layer in layers:
+                layer.training = False
+                del layer.gradient_checkpointing, layer._gradient_checkpointing_func
 
     @torch.no_grad()
     def layer_by_layer(self, ids: Tensor, positions: Tensor, state: ThinningState, from_end: Tensor) -> Tensor:
@@ -154,6 +195,11 @@ class Decoder:
             "use_cache": False,
             "logits_to_keep": last.to(self.device) if isinstance(last, Tensor) else last,
         }
+
+
+def _seen_layers(model: nn.Module) -> list[Any]:
+    """A model's layers in their order, as far as a function can be put round each."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def rope_frequencies(model: nn.Module) -> Tensor | None:

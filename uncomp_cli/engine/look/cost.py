@@ -20,8 +20,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 
 from uncomp_cli.cache.coherence import pool, share_by_word
 from uncomp_cli.cache.eviction import select
@@ -68,32 +66,42 @@ def eviction_loss(
 
     Layers with a state of their own go on from `states`.
 
-    The gradient costs memory for the answer's tokens alone. Raises UsageError for an answer of one token, ModelError
-    for weights that pass no gradient back and, naming the layer, for a gradient that is not finite.
+    The gradient costs memory for the answer's tokens alone, of one layer at a time. Raises UsageError for an answer of
+    one token, ModelError for weights that pass no gradient back and, naming the layer, for a gradient that is not
+    finite.
     """
     if len(answer) < 2:
         raise UsageError(
             f"an answer of {len(answer)} tokens has none that eviction could change",
             hint="use tasks whose answers are longer",
         )
-    probe = _Probe(layers, (states or States()).copy())
+    probe = _Probe(layers, states or States())
     read = layers[0].keys.shape[1]
     ids = torch.tensor([answer[:-1]])
     positions = torch.arange(read, read + ids.shape[1])[None]
     with torch.enable_grad(), _weights_fixed(decoder.model):
         logits = decoder.differentiable(ids, positions, probe, ids.shape[1])[0]
-        nll = cross_entropy(logits.float(), torch.tensor(answer[1:], device=logits.device))
-        gradients = _gradients(nll, [call.shift for call in probe.calls])
+        gradients = _gradients(logits, torch.tensor(answer[1:], device=logits.device), probe)
     losses = [
-        _layer_loss(call, layer, gradient[0].float(), index)
-        for index, (call, layer, gradient) in enumerate(zip(probe.calls, layers, gradients, strict=True))
+        _layer_loss(probe.calls[index], layer, gradient[0].float(), index)
+        for index, (layer, gradient) in enumerate(zip(layers, gradients, strict=True))
     ]
     return torch.stack(losses)
 
 
-def _gradients(nll: Tensor, shifts: Sequence[Tensor]) -> list[Tensor]:
-    """Of `nll` by every shift; raises ModelError when a layer passes none back, as 4-bit weights do on a CPU."""
-    found = torch.autograd.grad(nll, shifts, allow_unused=True) if nll.requires_grad else [None] * len(shifts)
+def _gradients(logits: Tensor, answer: Tensor, probe: "_Probe") -> list[Tensor]:
+    """Of the mean NLL of `answer` [n] by every layer's shift, from logits [n, vocab].
+
+    dL / d logits = (softmax(logits) - 1 at the answer) / n is written down: a copy of the vocabulary's numbers fewer.
+    Raises ModelError when a layer passes none back, as 4-bit weights do on a CPU.
+    """
+    behind = logits.detach().softmax(dim=-1, dtype=torch.float32)
+    behind[torch.arange(len(answer), device=answer.device), answer] -= 1
+    behind /= len(answer)
+    shifts = [probe.calls[index].shift for index in range(len(probe.layers))]
+    found: Sequence[Tensor | None] = [None] * len(shifts)
+    if logits.requires_grad:
+        found = torch.autograd.grad(logits, shifts, behind.to(logits.dtype), allow_unused=True)
     known = [gradient for gradient in found if gradient is not None]
     if len(known) < len(shifts):
         raise ModelError(
@@ -116,30 +124,27 @@ class _Call:
 
 
 class _Probe(AttentionState):
-    """Exact attention of an answer behind a prompt that was read; every output can be shifted."""
+    """Exact attention of an answer behind a prompt that was read; every output can be shifted.
+
+    A layer that runs again on the way back is shifted as it was.
+    """
 
     def __init__(self, layers: Sequence[ReadLayer], states: States) -> None:
         self.layers, self.states = layers, states
-        self.calls: list[_Call] = []
+        self.calls: dict[int, _Call] = {}
 
     def recur(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
-        return step(hidden, self.states)
+        return step(hidden, self.states.copy())
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         read = self.layers[layer]
-
-        def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            seen = torch.cat([read.keys, key], dim=1), torch.cat([read.values, value], dim=1)
-            return attend_after(query, *seen, form)
-
-        # The joined keys and values are made again on the way back: kept, they would be a second full cache.
-        output: Tensor = checkpoint(
-            attention, query[0], key[0], value[0], use_reentrant=False, preserve_rng_state=False
-        )
-        shift = torch.zeros_like(output[None], requires_grad=True)
-        seen = query[0].detach(), key[0].detach(), value[0].detach()
-        self.calls.append(_Call(*seen, output.detach(), shift, form))
-        return output[None] + shift
+        seen = torch.cat([read.keys, key[0]], dim=1), torch.cat([read.values, value[0]], dim=1)
+        output = attend_after(query[0], *seen, form)
+        if layer not in self.calls:
+            shift = torch.zeros_like(output[None], requires_grad=True)
+            own = query[0].detach(), key[0].detach(), value[0].detach()
+            self.calls[layer] = _Call(*own, output.detach(), shift, form)
+        return output[None] + self.calls[layer].shift
 
 
 def _layer_loss(call: _Call, layer: ReadLayer, gradient: Tensor, index: int) -> Tensor:
