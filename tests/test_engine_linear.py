@@ -169,8 +169,9 @@ def test_auto_rounds_where_a_trial_says_so_and_remembers_it(
     assert chosen_matmul("auto", nn.ModuleDict({"wide": nn.Linear(module._LEAST_FEATURES, 4)})) == "float32"
 
 
-def test_the_trial_measures_both() -> None:
+def test_the_trial_measures_both_and_leaves_the_threads(two_threads: None) -> None:
     assert module._gain() > 0
+    assert torch.get_num_threads() == 2
 
 
 def test_what_gains_nothing_is_refused(fast_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

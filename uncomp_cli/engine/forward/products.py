@@ -62,7 +62,7 @@ _FEW_ROWS = 4
 # The library multiplies a row by blocks as fast as torch does by float32 numbers once they are made; to make them takes
 # as long as some 16 rows.
 _FEW_ROWS_OF_BLOCKS = 16
-# How much faster bfloat16 has to be, by the best of so many products of a square: 10 ms each on two cores.
+# How much faster bfloat16 has to be, by the best of so many products of a square, 20 ms each.
 _LEAST_GAIN, _TRIALS, _TRIAL_WIDTH = 1.15, 3, 1024
 # Narrower layers are over before rounding pays.
 _LEAST_FEATURES = 256
@@ -254,7 +254,7 @@ def chosen_matmul(matmul: Matmul, model: nn.Module) -> Matmul:
 
 def _narrow_pays(memo: Path) -> bool:
     """Whether bfloat16 is worth it here, as it was found out before, or now."""
-    key = f"{_capabilities().get('cpu_name')}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    key = f"{_capabilities().get('cpu_name')}, torch {torch.__version__}"
     try:
         known: dict[str, float] = value_of(dict[str, float], load_object(memo), "")
     except UsageError:
@@ -269,15 +269,22 @@ def _narrow_pays(memo: Path) -> bool:
 
 @torch.no_grad()
 def _gain() -> float:
-    """How many times as long a product takes in float32 as in bfloat16, rounding included."""
+    """How many times as long a product takes in float32 as in bfloat16, rounding included.
+
+    By the time of one thread alone: on a busy machine that of several says what others do.
+    """
     linear, rows = nn.Linear(_TRIAL_WIDTH, _TRIAL_WIDTH, bias=False), torch.ones(_TRIAL_WIDTH, _TRIAL_WIDTH)
-    wide, narrow = RowLinear(linear), RowLinear(linear, narrow=True)
+    wide, narrow, threads = RowLinear(linear), RowLinear(linear, narrow=True), torch.get_num_threads()
     best = {layer: float("inf") for layer in (wide, narrow)}
-    for _ in range(1 + _TRIALS):  # the first makes the kernels
-        for layer in best:
-            begun = time.perf_counter()
-            layer(rows)
-            best[layer] = min(best[layer], time.perf_counter() - begun)
+    torch.set_num_threads(1)
+    try:
+        for _ in range(1 + _TRIALS):  # the first makes the kernels
+            for layer in best:
+                begun = time.thread_time()
+                layer(rows)
+                best[layer] = min(best[layer], time.thread_time() - begun)
+    finally:
+        torch.set_num_threads(threads)
     return best[wide] / best[narrow]
 
 
