@@ -45,7 +45,10 @@ def ask(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
 @pytest.mark.parametrize(("bits", "codes"), [(8, 2 * HEAD_DIM), (4, HEAD_DIM)])
 def test_the_full_cache_in_fewer_bits(ask: Ask, bits: int, codes: int) -> None:
     full, small = ask("-b", "full"), ask("-b", "full", "--kv-bits", str(bits))
+    said = small["compression"].pop("budget_kept"), full["compression"].pop("budget_kept")
     assert small["compression"] == {**full["compression"], "kv_bits": bits}
+    assert said[1] == "100%"
+    assert float(said[0].removesuffix("%")) == pytest.approx(100 * small["memory"]["kept_fraction"], abs=1)
     assert full["compression"]["kv_bits"] == 32
     assert small["memory"]["kv_full_bytes"] == full["memory"]["kv_full_bytes"]
     entry = codes + 4 * HEAD_DIM / 64 + 4 + 4  # codes, scales of keys and of values, position

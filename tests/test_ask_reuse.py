@@ -167,7 +167,7 @@ def test_how_a_saved_document_is_read_is_said(ask: Asker, document: Path) -> Non
 
 
 def test_pins_that_are_too_much_for_a_saved_document_are_named(ask: Asker, document: Path) -> None:
-    args = ("-f", str(document), "--pin", f"{document}:1-40", "-b", "5%", "--save-cache", "book", "who wrote?")
+    args = ("-f", str(document), "--pin", f"{document}:1-40", "-b", "300KiB", "--save-cache", "book", "who wrote?")
     code, out, said = ask(*args)
     assert (code, out) == (3, "")
     (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
