@@ -1,9 +1,34 @@
-"""What an element of HTML says of itself in its attributes: hidden, a decoration, raised, a note."""
+"""What an element of HTML is by its name, and what its attributes say of it: hidden, a decoration, a note."""
 
 import re
 from collections.abc import Mapping
 
 Attributes = Mapping[str, str]
+
+_BLOCK_TAGS = (
+    "address article aside body center div fieldset footer form frameset header hgroup html legend main nav noframes "
+    "optgroup search section summary tbody tfoot colgroup textarea"
+)
+_GAPPED_TAGS = "p dl figure figcaption details caption"
+_BREAKING_TAGS = "table li pre ul ol h1 h2 h3 h4 h5 h6 hr br img"
+_SILENT_TAGS = "script style template rp rtc datalist annotation annotation-xml"
+BLOCKS, GAPPED = frozenset(_BLOCK_TAGS.split()), frozenset(_GAPPED_TAGS.split())
+BREAK_OUT = frozenset(_BREAKING_TAGS.split()) | BLOCKS | GAPPED
+SILENT = frozenset(_SILENT_TAGS.split())
+EMBEDDED = {
+    "iframe": ("embedded page", "embedded pages"),
+    "embed": ("embedded object", "embedded objects"),
+    "applet": ("embedded object", "embedded objects"),
+    "canvas": ("drawing by a script", "drawings by a script"),
+    "video": ("film", "films"),
+    "audio": ("sound", "sounds"),
+    "frame": ("frame with another page", "frames with other pages"),
+}
+IMPLIED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # what a start ends, and within what
+    "li": (("li",), ("ul", "ol", "menu", "dir", "td", "th", "table")),
+    **dict.fromkeys(("dt", "dd"), (("dt", "dd"), ("dl", "td", "th", "table"))),
+    **dict.fromkeys(("rt", "rp", "rb"), (("rt", "rb"), ("ruby",))),
+}
 
 _NOT_SHOWN = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
 AS_BLOCK = re.compile(r"(?:^|;)\s*display\s*:\s*(?:block|flex|grid|list-item|table)\b", re.IGNORECASE)
@@ -13,6 +38,8 @@ NOTE = re.compile(r"foot-?note|noteref|endnote|\breference\b|\bcite", re.IGNOREC
 
 def is_hidden(tag: str, attributes: Attributes) -> bool:
     """Whether a browser does not show an element."""
+    if not attributes and tag != "dialog":
+        return False
     is_closed = tag == "dialog" and "open" not in attributes
     hidden = attributes.get("hidden")
     return (

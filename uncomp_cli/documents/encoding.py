@@ -36,12 +36,6 @@ def read(data: bytes, wishes: Wishes) -> Text:
     return decode(data, wishes.encoding)
 
 
-def decode_text(data: bytes) -> tuple[str, str]:
-    """The text, and the name of its encoding; DocumentError for bytes that are no text."""
-    found = decode(data)
-    return found.text, found.encoding or ""
-
-
 def decode(data: bytes, encoding: str = "") -> Text:
     """Text with `\\n` line ends, and what was broken of it. Raises DocumentError for bytes that are no text."""
     if encoding:

@@ -75,6 +75,18 @@ class Equation:
 _Fold = Callable[[Sequence[str], Mapping[str, str]], str]
 
 
+class Formula(Equation):
+    """A formula that is an object of its own; what it is written from in its program is left out."""
+
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        """An element begins."""
+        super().start("annotationPr" if tag == "annotation" else tag, attributes)
+
+    def data(self, text: str) -> None:
+        """Text."""
+        self.write(text)
+
+
 def _base(text: str) -> str:
     return text if len(text) < 2 or _ATOM.fullmatch(text) else f"({text})"
 

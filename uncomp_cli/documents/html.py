@@ -8,14 +8,20 @@ is a loss. A page that hides more than it shows waits for a script to show it: a
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from uncomp_cli.documents.archive import damaged
 from uncomp_cli.documents.attributes import (
     AS_BLOCK,
+    BLOCKS,
+    BREAK_OUT,
+    EMBEDDED,
+    GAPPED,
+    IMPLIED,
     NOTE,
     SHIFTED,
+    SILENT,
     Attributes,
     integer_of,
     is_decoration,
@@ -24,47 +30,23 @@ from uncomp_cli.documents.attributes import (
 )
 from uncomp_cli.documents.charset import decode_page
 from uncomp_cli.documents.encoding import normalise_newlines
+from uncomp_cli.documents.enumeration import PageLists
 from uncomp_cli.documents.equation import Equation
-from uncomp_cli.documents.markdown import Markdown, ordinal
+from uncomp_cli.documents.markdown import Markdown
 from uncomp_cli.documents.packages import package
 from uncomp_cli.documents.parts import in_blocks
 from uncomp_cli.documents.superscripts import clean
 from uncomp_cli.documents.text import Loss, Text, Wishes, counted
 from uncomp_cli.documents.walk import End, Walk, Words
 
-_BLOCK_TAGS = (
-    "address article aside body center div fieldset footer form frameset header hgroup html legend main nav noframes "
-    "optgroup search section summary tbody tfoot colgroup textarea"
-)
-_GAPPED_TAGS = "p dl figure figcaption details caption"
-_BREAKING_TAGS = "table li pre ul ol h1 h2 h3 h4 h5 h6 hr br img"
-_SILENT_TAGS = "script style template rp rtc datalist annotation annotation-xml"
-_BLOCKS, _GAPPED = frozenset(_BLOCK_TAGS.split()), frozenset(_GAPPED_TAGS.split())
-_BREAK_OUT = frozenset(_BREAKING_TAGS.split()) | _BLOCKS | _GAPPED
-_SILENT = frozenset(_SILENT_TAGS.split())
-_EMBEDDED = {
-    "iframe": ("embedded page", "embedded pages"),
-    "embed": ("embedded object", "embedded objects"),
-    "applet": ("embedded object", "embedded objects"),
-    "canvas": ("drawing by a script", "drawings by a script"),
-    "video": ("film", "films"),
-    "audio": ("sound", "sounds"),
-    "frame": ("frame with another page", "frames with other pages"),
-}
 _NO_SCRIPTS = ("passage for browsers without scripts", "passages for browsers without scripts")
 _REVEALED = "most of it is hidden until a script shows it, and was read all the same"
 _HIDDEN = ("passage that is not shown", "passages that are not shown")
 _PICTURE = ("picture without a text", "pictures without a text")
 _UNCHOSEN = ("choice that was not chosen", "choices that were not chosen")
-_IMPLIED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # what a start ends, and within what
-    "li": (("li",), ("ul", "ol", "menu", "dir", "td", "th", "table")),
-    **dict.fromkeys(("dt", "dd"), (("dt", "dd"), ("dl", "td", "th", "table"))),
-    **dict.fromkeys(("rt", "rp", "rb"), (("rt", "rb"), ("ruby",))),
-}
 _FAR = 32  # elements up to which such an end is looked for
 _FEW, _MANY = 30, 50  # words: of a request to turn scripts on, of a passage that may be the page
 _NEVER = 2**31
-_FIRST_MARK, _MARKS_OF_LISTS = 0xFDD4, 12  # for the numbers of lists that count down, until their length is known
 _WITHOUT_VALUE = frozenset(("hidden", "password", "file"))
 _MARKS = {**dict.fromkeys(("del", "s", "strike"), ("~~", "~~")), "q": ('"', '"'), "rt": ("(", ")")}
 
@@ -119,17 +101,6 @@ def _parsed(html: str, target: "_Walk", progress: Callable[[int, int], None] | N
     return target
 
 
-@dataclass(slots=True)
-class _List:
-    """A list: its kind of numbers ("": none), the next, the step; a mark for each where only its length tells them."""
-
-    kind: str
-    number: int
-    step: int = 1
-    mark: str = ""
-    items: int = 0
-
-
 class _Walk(Walk):
     """The parser's target: `start`, `data` and `end`."""
 
@@ -142,8 +113,7 @@ class _Walk(Walk):
         self._skip_until: tuple[str, ...] = ()  # what ends it without an end tag
         self._title: list[str] | None = None
         self._in_title = False
-        self._lists: list[_List] = []  # that are open
-        self._down: list[_List] = []  # whose length says their first number
+        self._lists = PageLists()
         self._options: list[list[tuple[bool, str]]] = []  # of each open select: what was chosen, and all texts
         self._in_head = 0
         self._note_links = 0  # links to a place in the page, begun so far
@@ -164,17 +134,17 @@ class _Walk(Walk):
             self._open.append(("", None))
         if self._skip:
             self._skip += 1
-            self._code_depth = min(self._code_depth, self._skip) if tag in _SILENT else self._code_depth
-        elif tag in _SILENT:
+            self._code_depth = min(self._code_depth, self._skip) if tag in SILENT else self._code_depth
+        elif tag in SILENT:
             self._skip_all(None)
             self._skip_until = ("rt", "rb") if tag == "rp" else ()
-        elif not self.reveals and (tag == "noscript" or self._is_hidden(tag, attributes)):
+        elif not self.reveals and (tag == "noscript" or is_hidden(tag, attributes)):
             self._skip_all(_NO_SCRIPTS if tag == "noscript" else _HIDDEN)
-        elif tag in _EMBEDDED:
-            self.lost[_EMBEDDED[tag]] += 1
+        elif tag in EMBEDDED:
+            self.lost[EMBEDDED[tag]] += 1
             self._skip_all(None)
         else:
-            if tag in _IMPLIED:
+            if tag in IMPLIED:
                 self._end_implied(tag)
             self._open.append((tag, self._begin(tag, attributes)))
 
@@ -203,9 +173,6 @@ class _Walk(Walk):
         super()._skip_all(reason)
         self._code_depth = 1 if reason is None else _NEVER
 
-    def _is_hidden(self, tag: str, attributes: Attributes) -> bool:
-        return bool(attributes or tag == "dialog") and is_hidden(tag, attributes)
-
     def comment(self, text: str) -> None:
         """Comments are not shown."""
 
@@ -214,22 +181,13 @@ class _Walk(Walk):
 
     def text(self, *, titled: bool) -> str:
         """The Markdown, if `titled` below its title unless that is the first line anyhow."""
-        body, title = self._counted_down(self._out.text()), " ".join("".join(self._title or ()).split())
+        body, title = self._lists.settled(self._out.text()), " ".join("".join(self._title or ()).split())
         first = body.partition("\n")[0].lstrip("# ")
         return body if not titled or not title or title == first else f"{title}\n\n{body}".rstrip()
 
-    def _counted_down(self, text: str) -> str:
-        """The text with the numbers of lists whose length is known only now, for their marks."""
-        for mark in {found.mark for found in self._down}:
-            lists = (found for found in self._down if found.mark == mark)
-            labels = [ordinal(found.kind, number) for found in lists for number in range(found.items, 0, -1)]
-            parts = text.split(mark)
-            text = parts[0] + "".join(label + part for label, part in zip(labels, parts[1:], strict=False))
-        return text
-
     def _end_implied(self, tag: str) -> None:
         """End the item, definition or reading that another one follows, with what is open in it; libxml2 nests them."""
-        ended, around = _IMPLIED[tag]
+        ended, around = IMPLIED[tag]
         for index in range(len(self._open) - 1, max(-1, len(self._open) - _FAR), -1):
             name = self._open[index][0]
             if name in around:
@@ -243,7 +201,7 @@ class _Walk(Walk):
                 return
 
     def _begin(self, tag: str, attributes: Attributes) -> End:
-        if self._equation is not None and tag in _BREAK_OUT:
+        if self._equation is not None and tag in BREAK_OUT:
             self._end_equation()  # the formula was not closed
         if self._equation is not None:
             self._equation.start(tag, attributes)
@@ -255,8 +213,8 @@ class _Walk(Walk):
 
     def _begin_other(self, tag: str, attributes: Attributes) -> End:
         style = attributes.get("style", "")
-        if tag in _BLOCKS or tag in _GAPPED or AS_BLOCK.search(style):
-            end = partial(self._out.block, gap=tag in _GAPPED)
+        if tag in BLOCKS or tag in GAPPED or AS_BLOCK.search(style):
+            end = partial(self._out.block, gap=tag in GAPPED)
             end()
             return end
         shifted = SHIFTED.search(style)
@@ -288,26 +246,15 @@ class _Walk(Walk):
 
     def _list(self, tag: str, attributes: Attributes) -> End:
         self._out.block(gap=not self._lists)
-        found = _List(attributes.get("type", "1") if tag == "ol" else "", integer_of(attributes.get("start", ""), 1))
-        if found.kind and "reversed" in attributes:
-            found.step = -1
-            if "start" not in attributes:
-                found.mark = chr(_FIRST_MARK + len(self._down) % _MARKS_OF_LISTS)
-                self._down.append(found)
-        self._lists.append(found)
+        self._lists.begin(attributes, numbered=tag == "ol")
         return self._end_list
 
     def _end_list(self) -> None:
-        self._lists.pop()
+        self._lists.end()
         self._out.block(gap=not self._lists)
 
     def _item(self, tag: str, attributes: Attributes) -> End:
-        found = self._lists[-1] if self._lists else _List("", 1)
-        found.number = integer_of(attributes.get("value", ""), found.number)
-        found.items += 1
-        label = found.mark or ordinal(found.kind, found.number)
-        found.number += found.step
-        self._out.open_item(f"{label}." if found.kind else "-")
+        self._out.open_item(self._lists.label(attributes))
         return self._out.close_item
 
     def _term(self, tag: str, _: Attributes) -> End:

@@ -23,25 +23,6 @@ _ROWS_HELD = 600
 _MOST_REPEATED = 2000  # characters of a cell that stands there several times
 
 
-_ROMAN = ((1000, "m"), (900, "cm"), (500, "d"), (400, "cd"), (100, "c"), (90, "xc"), (50, "l"), (40, "xl"), (10, "x"))
-_ROMAN_DIGITS = ("", "i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix")
-
-
-def ordinal(kind: str, number: int) -> str:
-    """A number as lists count: of kind `1`, `a`, `A`, `i` or `I`, as HTML names them; in figures where need be."""
-    if kind in ("a", "A") and number > 0:
-        text = chr(ord("a") + (number - 1) % 26) * ((number - 1) // 26 + 1) if number <= 26 * 9 else str(number)
-    elif kind in ("i", "I") and 0 < number < 4000:
-        text = ""
-        for value, letters in _ROMAN:
-            text += letters * (number // value)
-            number %= value
-        text += _ROMAN_DIGITS[number]
-    else:
-        return str(number)
-    return text.upper() if kind in ("A", "I") else text
-
-
 @dataclass(frozen=True, slots=True)
 class _Box:
     """What stands before the first line of a box, and before the others, all boxes around it included."""
@@ -337,11 +318,6 @@ class Markdown:
         return self._tables[-1] if self._tables else None
 
     # --- the end
-
-    @property
-    def num_lines(self) -> int:
-        """How many lines of the whole text are written."""
-        return len(self._sinks[0].lines)
 
     def text(self) -> str:
         """All that was written."""

@@ -6,15 +6,14 @@ of their text; what is deleted but tracked, hidden, or has no text (pictures, ch
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from uncomp_cli.documents.archive import Archive
 from uncomp_cli.documents.display import general
-from uncomp_cli.documents.equation import Equation
+from uncomp_cli.documents.enumeration import OfficeLists, count_of
+from uncomp_cli.documents.equation import Formula
 from uncomp_cli.documents.ledger import Row, letters, lines_of, place_name
 from uncomp_cli.documents.markdown import Markdown
-from uncomp_cli.documents.outline import Level, Numbered
 from uncomp_cli.documents.parts import walk_xml, within
 from uncomp_cli.documents.text import Text, Wishes, counted, joined
 from uncomp_cli.documents.walk import Words
@@ -123,10 +122,7 @@ class _Words(_Handler):
         self._spans: list[str] = []
         self._frames: list[bool] = []
         self._texts = self._pages = self._count = 0
-        self._kinds: dict[str, dict[int, Level]] = {}  # levels of lists by the names of styles, "" of headings
-        self._levels: dict[int, Level] = {}  # of the style that is described
-        self._lists: list[tuple[str, Numbered]] = []  # that are open, with their styles' names
-        self._known: dict[str, Numbered] = {}  # lists by their own names, and the last of each style by that
+        self._lists = OfficeLists()
         self._is_first_row = False
         self._repeats = 1
         self._notes: list[str] = []
@@ -161,11 +157,11 @@ class _Words(_Handler):
 
     def _heading(self, attributes: Mapping[str, str]) -> None:
         self._texts += 1
-        level = _count(attributes, "outline-level")
+        level = count_of(attributes, "outline-level")
         self._outs[-1].open_heading(min(level, 6))
         named = self.styles.get(attributes.get("style-name", ""), {}).get("list-style-name")
         if not self._lists and named is None and attributes.get("is-list-header") != "true":
-            label = self._known.setdefault("", Numbered(self._kinds.get("", {}))).label(level - 1)
+            label = self._lists.heading_label(level - 1)
             self._outs[-1].write(f"{label} " if label else "")
 
     def _end_heading(self) -> None:
@@ -192,49 +188,30 @@ class _Words(_Handler):
     def _list(self, attributes: Mapping[str, str]) -> None:
         if not self._lists:
             self._outs[-1].block(gap=True)
-        name = attributes.get("style-name", "")
-        if self._lists and name in ("", self._lists[-1][0]):
-            self._lists.append(self._lists[-1])
-            return
-        known = attributes.get("continue-list") or (name if attributes.get("continue-numbering") == "true" else "-")
-        levels = self._kinds.get(name, {})
-        made = self._known.get(known) or Numbered({level: replace(found) for level, found in levels.items()})
-        self._known |= {name: made, attributes.get("id", name): made} if name else {}
-        self._lists.append((name, made))
+        self._lists.begin(attributes)
 
     def _end_list(self) -> None:
-        self._lists.pop()
+        self._lists.end()
         if not self._lists:
             self._outs[-1].block(gap=True)
 
     def _item(self, attributes: Mapping[str, str]) -> None:
-        level, (_, counted_by) = len(self._lists) - 1, self._lists[-1] if self._lists else ("", Numbered())
-        if "start-value" in attributes and level in counted_by.levels:
-            counted_by.levels[level].count = _count(attributes, "start-value") - 1
-        self._outs[-1].open_item(counted_by.label(level) or "-")
-
-    def _list_kind(self, attributes: Mapping[str, str]) -> None:
-        self._levels = self._kinds[attributes.get("name", "")] = {}
-
-    def _outline_kind(self, _: Mapping[str, str]) -> None:
-        self._levels = self._kinds[""] = {}
-
-    def _bullets(self, attributes: Mapping[str, str]) -> None:
-        self._levels[_count(attributes, "level") - 1] = Level("bullet", "", 1)
-
-    def _numbers(self, attributes: Mapping[str, str]) -> None:
-        """A level that is numbered: its own number behind those of some levels above it."""
-        level, kind = _count(attributes, "level"), attributes.get("num-format", "")
-        first = max(level - _count(attributes, "display-levels"), 0) + 1
-        shown = ".".join(f"%{number}" for number in range(first, level + 1)) if kind else ""
-        pattern = attributes.get("num-prefix", "") + shown + attributes.get("num-suffix", "") if kind else ""
-        start = attributes.get("start-value", "1")
-        self._levels[level - 1] = Level(
-            kind or "none", pattern, int(start == "1") if start in "01" else _count(attributes, "start-value")
-        )
+        self._outs[-1].open_item(self._lists.label(attributes))
 
     def _end_item(self) -> None:
         self._outs[-1].close_item()
+
+    def _list_kind(self, attributes: Mapping[str, str]) -> None:
+        self._lists.describe(attributes.get("name", ""))
+
+    def _outline_kind(self, _: Mapping[str, str]) -> None:
+        self._lists.describe("")
+
+    def _numbers(self, attributes: Mapping[str, str]) -> None:
+        self._lists.add_numbers(attributes)
+
+    def _bullets(self, attributes: Mapping[str, str]) -> None:
+        self._lists.add_bullets(attributes)
 
     # --- beside the text
 
@@ -266,7 +243,7 @@ class _Words(_Handler):
         name = within("", attributes.get("href", "")) + "/content.xml"
         data = self._archive.read(name) if self._archive is not None and name in self._archive.names else b""
         if b"<math" in data[:_HEAD_BYTES]:
-            formula = _Formula()
+            formula = Formula()
             walk_xml(data, formula, kind=_KIND)
             self._outs[-1].write(f" {formula.text()} ")
         elif b"<chart:chart " in data:
@@ -296,8 +273,8 @@ class _Words(_Handler):
         self._is_first_row = False
 
     def _cell(self, attributes: Mapping[str, str]) -> None:
-        columns, rows = (_count(attributes, f"number-{name}-spanned") for name in ("columns", "rows"))
-        self._repeats = _count(attributes, "number-columns-repeated")
+        columns, rows = (count_of(attributes, f"number-{name}-spanned") for name in ("columns", "rows"))
+        self._repeats = count_of(attributes, "number-columns-repeated")
         self._outs[-1].open_cell(header=self._is_first_row, columns=columns, rows=rows)
 
     def _end_cell(self) -> None:
@@ -355,18 +332,6 @@ class _Words(_Handler):
     }  # fmt: skip
 
 
-class _Formula(Equation):
-    """A formula that is an object of its own; what it is written from in its program is left out."""
-
-    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
-        """An element begins."""
-        super().start("annotationPr" if tag == "annotation" else tag, attributes)
-
-    def data(self, text: str) -> None:
-        """Text."""
-        self.write(text)
-
-
 class _Sheets(_Handler):
     """The sheets of a workbook; a cell is its paragraphs, or its stored value where it has none."""
 
@@ -409,7 +374,7 @@ class _Sheets(_Handler):
     def _row(self, attributes: Mapping[str, str]) -> None:
         self._cells, self._column = {}, 0
         self._number += 1
-        self._row_repeats = _count(attributes, "number-rows-repeated")
+        self._row_repeats = count_of(attributes, "number-rows-repeated")
         self._is_hidden = attributes.get("visibility", "visible") != "visible"
 
     def _end_row(self) -> None:
@@ -425,7 +390,7 @@ class _Sheets(_Handler):
 
     def _cell(self, attributes: Mapping[str, str]) -> None:
         self._column += 1
-        self._cell_repeats = _count(attributes, "number-columns-repeated")
+        self._cell_repeats = count_of(attributes, "number-columns-repeated")
         self._value, self._is_formula = _value(attributes), "formula" in attributes
         self._texts[-1].clear()
 
@@ -470,11 +435,6 @@ class _Sheets(_Handler):
         "table": _end_sheet, "table-row": _end_row, "table-cell": _end_cell, "covered-table-cell": _end_cell,
         "p": _end_paragraph, "annotation": _end_comment,
     }  # fmt: skip
-
-
-def _count(attributes: Mapping[str, str], name: str) -> int:
-    text = attributes.get(name, "1")
-    return max(int(text), 1) if text.isascii() and text.isdecimal() and len(text) < 8 else 1
 
 
 def _value(attributes: Mapping[str, str]) -> str:

@@ -1,13 +1,13 @@
-"""Styles and numbering: which paragraph is a heading or an item of a list, and the label that is shown there.
+"""Word's styles and numbering: which paragraph is a heading or an item of a list, and the label that Word shows there.
 
 A label is nowhere in the text: it is counted, by the pattern of its level ("%1.%2"), through the whole document.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from uncomp_cli.documents.markdown import ordinal
+from uncomp_cli.documents.enumeration import Level, Numbered
 from uncomp_cli.documents.parts import Node
 
 _HEADING = re.compile(r"heading ([1-9])", re.IGNORECASE)
@@ -71,47 +71,6 @@ def is_true(attributes: Mapping[str, str]) -> bool:
 def integer(text: str, default: int) -> int:
     """A number as files have it."""
     return int(text) if re.fullmatch(r"-?\d{1,9}", text, re.ASCII) else default
-
-
-@dataclass(slots=True)
-class Level:
-    """A level of a list: its kind of numbers as HTML names them, `bullet` or `none`; and what is shown of which."""
-
-    kind: str
-    pattern: str
-    start: int
-    count: int | None = None
-
-    @property
-    def shown(self) -> str:
-        """Its number; before the first item that of the first."""
-        count = self.start if self.count is None else self.count
-        if self.kind == "none":
-            return ""
-        return f"{count:02}" if self.kind == "01" else ordinal(self.kind, count)
-
-
-@dataclass(slots=True)
-class Numbered:
-    """A list that counts; the first level is 0."""
-
-    levels: dict[int, Level] = field(default_factory=dict)
-
-    def label(self, level: int) -> str | None:
-        """The label of its next item: `-` for a bullet; None for a level that it does not have."""
-        here = self.levels.get(level)
-        if here is None:
-            return None
-        here.count = here.start if here.count is None else here.count + 1
-        for deeper, other in self.levels.items():
-            if deeper > level:
-                other.count = None
-        if here.kind == "bullet":
-            return "-"
-        return re.sub(r"%([1-9])", lambda match: self._shown(int(match[1]) - 1), here.pattern).strip()
-
-    def _shown(self, level: int) -> str:
-        return self.levels[level].shown if level in self.levels else ""
 
 
 class Numbering:
