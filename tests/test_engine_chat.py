@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import psutil
 import pytest
@@ -17,7 +18,9 @@ from uncomp_cli.engine.context.session import BLOCK_TOKENS, Conversation
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.records import DecodeStep
+from uncomp_cli.engine.tokens import prompt
 from uncomp_cli.engine.tokens.messages import Message
+from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.models.runnable import LoadedModel
 
@@ -174,6 +177,23 @@ def test_the_cache_is_in_its_budget_at_every_token(loaded: LoadedModel) -> None:
                 assert step.kv_bytes <= session.budget_bytes
         assert session.kv_bytes < 0.31 * session.kv_full_bytes
         messages += [Message("assistant", "", tuple(session.answer_ids)), Message("user", question)]
+
+
+def test_a_document_is_made_tokens_once(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, made = Engine(loaded, sampling=GREEDY).conversation(SMALL), list[str]()
+    make = prompt._made
+
+    def counted(tokenizer: Any, text: str) -> Tokens:
+        made.append(text)
+        return make(tokenizer, text)
+
+    monkeypatch.setattr(prompt, "_made", counted)
+    messages = [SYSTEM, asked("Who lit it?")]
+    for question in ("And when?", "Why?"):
+        for _ in session.turn(messages):
+            pass
+        messages += [Message("assistant", "", tuple(session.answer_ids)), Message("user", question)]
+    assert sum(DOCUMENT in text for text in made) == 1
 
 
 def test_a_passage_that_the_question_names_is_read_again(loaded: LoadedModel) -> None:

@@ -279,8 +279,27 @@ def test_what_is_kept_of_tokens_is_for_one_tokenizer_and_checked(
 
 def test_packed_tokens_of_another_text_are_none() -> None:
     packed = Tokens.of([5, 6], words=torch.tensor([0, 0]), offsets=torch.tensor([[0, 2], [2, 3]])).packed()
-    assert Tokens.unpacked(packed, vocabulary=7, characters=3) is not None
-    assert Tokens.unpacked(packed, vocabulary=6, characters=3) is None
-    assert Tokens.unpacked(packed, vocabulary=7, characters=2) is None
+    assert Tokens.unpacked(packed, characters=3) is not None
+    assert Tokens.unpacked(packed, characters=2) is None
     for damaged in (packed[:-1], b"\xff" * 4 + packed[4:], packed[:-1] + b"\2"):
-        assert Tokens.unpacked(damaged, vocabulary=7, characters=3) is None
+        assert Tokens.unpacked(damaged, characters=3) is None
+
+
+@pytest.mark.parametrize(("more", "is_kept"), [(1000, True), (1001, False)])
+def test_tokens_are_kept_up_to_the_largest_id_that_there_is(
+    loaded: LoadedModel, cabinet: Cabinet, monkeypatch: pytest.MonkeyPatch, more: int, is_kept: bool
+) -> None:
+    """A tokenizer whose ids have a hole has fewer tokens than its largest id says."""
+    tokenizer, made = loaded.tokenizer, list[Tokens]()
+    top = len(tokenizer) + 1000
+    monkeypatch.setattr(tokenizer, "convert_ids_to_tokens", lambda token: "mark" if token == top else None)
+    text = Tokens.of([len(tokenizer) + more], words=torch.tensor([0]), offsets=torch.tensor([[0, 1]]))
+
+    def make(_: Any, __: str) -> Tokens:
+        made.append(text)
+        return text
+
+    monkeypatch.setattr("uncomp_cli.engine.tokens.prompt._made", make)
+    for _ in range(2):
+        encode_words(tokenizer, "x", cabinet=cabinet)
+    assert len(made) == (1 if is_kept else 2)

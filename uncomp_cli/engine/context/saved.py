@@ -153,7 +153,7 @@ def tensors_of(text: Tokens, texts: bytes = b"") -> dict[str, Tensor]:
     """What is known of a context's tokens, in as few bytes as it needs, and the texts of its documents."""
     tensors = {"ids": torch.tensor(text.ids), "words": text.words, "offsets": text.offsets}
     known = {"protected": text.protected, **{name: tensor.to(torch.int32) for name, tensor in tensors.items()}}
-    return {**known, _TEXTS: torch.tensor(list(texts), dtype=torch.uint8)} if texts else known
+    return {**known, _TEXTS: torch.frombuffer(bytearray(texts), dtype=torch.uint8)} if texts else known
 
 
 def texts_of(tensors: Mapping[str, Tensor]) -> bytes:

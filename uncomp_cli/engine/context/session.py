@@ -14,6 +14,7 @@ up: what was evicted of them is read again where it stands (recall.py), and they
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import torch
@@ -31,6 +32,7 @@ from uncomp_cli.engine.look.watch import watched
 from uncomp_cli.engine.records import DecodeStep, PrefillStep, RunStats
 from uncomp_cli.engine.spend.memory import reset_peak
 from uncomp_cli.engine.tokens.messages import Message, Script, render_messages
+from uncomp_cli.engine.tokens.prompt import encode_words
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.engine.write.writer import Writer
 from uncomp_cli.errors import DoesNotFitError
@@ -41,6 +43,8 @@ Step = TypeVar("Step", PrefillStep, PrefillStep | DecodeStep)
 
 BLOCK_TOKENS = 32
 """Tokens of an answer that are written before the cache is cut again."""
+_MOST_PARTS = 256
+"""Parts of messages whose tokens are still there in the next turn."""
 
 
 class Conversation:
@@ -57,6 +61,7 @@ class Conversation:
         self, loaded: LoadedModel, decoder: Decoder, preset: Preset, sampling: SamplingConfig, limits: Limits
     ) -> None:
         self.loaded, self.decoder, self.sampling, self.limits = loaded, decoder, sampling, limits
+        self._words = lru_cache(_MOST_PARTS)(partial(encode_words, loaded.tokenizer, strip=False))
         self.answer_ids: list[int] = []
         self.tokens = Tokens.of()
         self.notes: list[str] = []
@@ -107,11 +112,12 @@ class Conversation:
     def clear(self) -> None:
         """Forget everything that was cached."""
         self.growth.clear()
+        self._words.cache_clear()
 
     def turn(self, messages: Sequence[Message]) -> Iterator[PrefillStep | DecodeStep]:
         """Answer the last of `messages`; raises DoesNotFitError before any work when the context is full."""
         self.stats, self.answer_ids = None, []
-        script = render_messages(self.loaded.tokenizer, messages)
+        script = self._render(messages)
         text, room = script.tokens, self._room(script.tokens)
         asked, held = _question_from(script, messages[-1]), len(self.growth)
         pins = [tokens_of(text.offsets, pin) for pin in self.pinned]
@@ -142,13 +148,13 @@ class Conversation:
 
         Raises DoesNotFitError before any work when the context is full.
         """
-        script = render_messages(self.loaded.tokenizer, messages)
+        script = self._render(messages)
         self._room(script.tokens)
         return self._read_on(_first_part(script, messages[-1]))
 
     def keep_common(self, messages: Sequence[Message]) -> None:
         """Forget what was read beyond what `messages` begin with; without any, everything."""
-        text = render_messages(self.loaded.tokenizer, messages).tokens if messages else Tokens.of()
+        text = self._render(messages).tokens if messages else Tokens.of()
         common = self.growth.common(text)
         if common < len(self.growth):
             self.growth.forget_from(common) if common else self.growth.clear()
@@ -204,6 +210,9 @@ class Conversation:
         self.growth.budget.pinned = spans_mask(len(tokens), [tokens_of(tokens.offsets, pin) for pin in self.pinned])
         self.tokens = tokens
         yield from _giving_back(self.growth.extend(tokens, reserve=BLOCK_TOKENS))
+
+    def _render(self, messages: Sequence[Message]) -> Script:
+        return render_messages(self.loaded.tokenizer, messages, self._words)
 
     def _room(self, tokens: Tokens) -> int:
         """Tokens that an answer may have."""

@@ -202,11 +202,15 @@ class AppendState(AttentionState):
         """Attention [B, H, N, D] of the new tokens over everything kept, their own keys included."""
         self.cache.append(layer, key, value, self._spread)
         output = attend_cached(query, self.cache.layer(layer), form)
+        self.tell(layer, query, form.scaling)
+        return output
+
+    def tell(self, layer: int, query: Tensor, scaling: float) -> None:
+        """A layer has attended its queries [B, H, N, D]."""
         if self.on_query is not None:
-            self.on_query(layer, query, form.scaling)
+            self.on_query(layer, query, scaling)
         if self.on_layer is not None:
             self.on_layer(layer)
-        return output
 
     def opened(self) -> Opened | None:
         """Every row is a strand of the cache."""
@@ -223,10 +227,7 @@ class AppendState(AttentionState):
         typed = queries.to(self.cache.layer(0).keys.dtype)
         for layer, (query, scaling) in enumerate(zip(typed.unbind(0), scalings, strict=True)):
             self.cache.layer(layer).advance(query.shape[2])
-            if self.on_query is not None:
-                self.on_query(layer, query, scaling)
-            if self.on_layer is not None:
-                self.on_layer(layer)
+            self.tell(layer, query, scaling)
 
 
 def in_turn(*observers: OnQuery | None) -> OnQuery | None:

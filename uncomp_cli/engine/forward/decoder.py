@@ -13,6 +13,7 @@ A family, by transformers' `model_type`, is supported when it has passed a censu
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
 
@@ -115,7 +116,7 @@ class Decoder:
             done = self._program.run(ids, state, last)
             if done is not None:
                 return done
-        with attending(state, self.spec, narrow=self.matmul != "float32"):
+        with self._attending(state):
             logits: Tensor = self.model(**self._inputs(ids, positions, last)).logits
         return logits
 
@@ -132,7 +133,7 @@ class Decoder:
 
         def run(index: int, layer: Callable[..., Tensor], *given: Tensor) -> Tensor:
             def attended(*given: Tensor) -> Tensor:
-                with attending(state, self.spec, narrow=self.matmul != "float32"):  # also in a thread that goes back
+                with self._attending(state):  # also in a thread that goes back
                     return layer(*given)
 
             output: Tensor = checkpoint(attended, *given, use_reentrant=False, preserve_rng_state=False)
@@ -162,7 +163,7 @@ class Decoder:
             layer.gradient_checkpointing, layer.training = True, True  # the layer's own flag: nothing in it drops out
             layer._gradient_checkpointing_func = partial(run, index)
         try:
-            with attending(state, self.spec, narrow=self.matmul != "float32"):
+            with self._attending(state):
                 logits: Tensor = self.model(**self._inputs(ids, positions, last)).logits
             return logits
         finally:
@@ -178,7 +179,7 @@ class Decoder:
         hidden: Tensor = inner.embed_tokens(ids.to(self.device))
         turns: tuple[Tensor, Tensor] = inner.rotary_emb(hidden, at)
         for index, layer in enumerate(inner.layers):
-            with attending(state, self.spec, narrow=self.matmul != "float32"):
+            with self._attending(state):
                 hidden = layer(hidden, attention_mask=None, position_embeddings=turns, position_ids=at)
             kept = state.keep_after(index)
             if kept is not None:
@@ -187,6 +188,9 @@ class Decoder:
         last = hidden[:, (hidden.shape[1] - from_end).to(hidden.device)]
         logits: Tensor = self.model.lm_head(inner.norm(last))
         return logits
+
+    def _attending(self, state: AttentionState) -> AbstractContextManager[None]:
+        return attending(state, self.spec, narrow=self.matmul != "float32")
 
     def _inputs(self, ids: Tensor, positions: Tensor, last: Tensor | int) -> dict[str, object]:
         return {

@@ -5,8 +5,9 @@ the model's own answers keep the very tokens it generated. A message may be toke
 the same tokens whatever is asked behind it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Literal
 
@@ -48,8 +49,14 @@ class Script:
         return len(self.tokens)
 
 
-def render_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Script:
-    """A conversation with the opening of the next answer; raises ModelError when the template does not take it."""
+def render_messages(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], words: Callable[[str], Tokens] | None = None
+) -> Script:
+    """A conversation with the opening of the next answer; raises ModelError when the template does not take it.
+
+    `words` makes the tokens of people's text, for who has them still.
+    """
+    words = words or partial(encode_words, tokenizer, strip=False)
     if not tokenizer.chat_template:
         raise ModelError("this model has no chat template", hint="use `uncomp ask`, or a model made for chat")
     marks = [f"\ue000message {index}\ue001" for index in range(len(messages))]
@@ -64,7 +71,7 @@ def render_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messa
             raise _left_out(message, newest=message is messages[-1])
         pieces.append(_frame_piece(tokenizer, before))
         first_tokens.append(sum(map(len, pieces)))
-        pieces += _message_pieces(tokenizer, message, first_char)
+        pieces += _message_pieces(words, message, first_char)
     pieces.append(_frame_piece(tokenizer, rest))
     return Script(Tokens.join(pieces), tuple(first_chars), tuple(first_tokens))
 
@@ -74,11 +81,11 @@ def _frame_piece(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
     return Tokens.of(encode(tokenizer, text, special=True), protected=True)
 
 
-def _message_pieces(tokenizer: PreTrainedTokenizerBase, message: Message, first_char: int) -> list[Tokens]:
+def _message_pieces(words: Callable[[str], Tokens], message: Message, first_char: int) -> list[Tokens]:
     """The tokens of a message, part by part; of an answer those that were generated."""
     pieces, protected = [], message.role == "system"
     for part in message.parts or (message.text,):
-        tokens = encode_words(tokenizer, part, strip=False)
+        tokens = words(part)
         pieces.append(Tokens.of(tokens, protected=protected, words=tokens.words, offsets=tokens.offsets + first_char))
         first_char += len(part)
     if message.ids is None or message.ids == tuple(token for piece in pieces for token in piece):

@@ -226,8 +226,9 @@ def _kept(tokenizer: PreTrainedTokenizerBase, text: str, cabinet: Cabinet) -> To
         return _made(tokenizer, text)
     made_of = ("tokens", sha256(text.encode("utf-8", "surrogatepass")).hexdigest(), made_by, _version())
     found = cabinet.find(*made_of)
-    known = None if found is None else Tokens.unpacked(found, vocabulary=len(tokenizer), characters=len(text))
-    if known is not None:
+    known = None if found is None else Tokens.unpacked(found, characters=len(text))
+    # Ids may have holes: none is larger than the largest that is a token.
+    if known is not None and tokenizer.convert_ids_to_tokens(max(known.ids, default=0)) is not None:
         return known
     tokens = _made(tokenizer, text)
     cabinet.keep(tokens.packed(), *made_of)

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.engine.forward.attention import AppendState, Form, OnQuery, attend_cached
+from uncomp_cli.engine.forward.attention import AppendState, OnQuery
 
 MOST_GUESSES = 4
 _SHORTEST, _LONGEST = 2, 16
@@ -80,18 +80,9 @@ class Attempt(AppendState):
         super().__init__(cache, positions, on_query=on_query)
         self._seen: dict[int, tuple[Tensor, float]] = {}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
-        """Attention as ever."""
-        self.cache.append(layer, key, value, self.cache.spread(self.positions))
-        self._seen[layer] = query, form.scaling
-        return attend_cached(query, self.cache.layer(layer), form)
-
-    def stepped(self, queries: Tensor, scalings: Sequence[float]) -> None:
-        """The tokens are there."""
-        typed = queries.to(self.cache.layer(0).keys.dtype)
-        for layer, seen in enumerate(zip(typed.unbind(0), scalings, strict=True)):
-            self.cache.layer(layer).advance(typed.shape[3])
-            self._seen[layer] = seen
+    def tell(self, layer: int, query: Tensor, scaling: float) -> None:
+        """Nobody yet."""
+        self._seen[layer] = query, scaling
 
     def settle(self, kept: int) -> None:
         """The first `kept` tokens stay."""
@@ -99,5 +90,4 @@ class Attempt(AppendState):
             gone = query.shape[2] - kept
             if gone:
                 self.cache.layer(layer).withdraw(gone)
-            if self.on_query is not None:
-                self.on_query(layer, query[:, :, :kept], scaling)
+            super().tell(layer, query[:, :, :kept], scaling)

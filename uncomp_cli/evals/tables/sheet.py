@@ -111,11 +111,8 @@ def tables_of(part: Part, *, wide: bool = False) -> list[Table]:
     """
     summary, about = part.summary, f"{part.title}, regime {part.regime}"
     said = [*notes(summary), *_own_notes(summary)]
-    metrics = (
-        [*SHOWN]
-        if wide
-        else [name for name in _SAY_MOST if name in summary.metrics][: 3 if OF_RIGHT in summary.metrics else 2]
-    )
+    most = 3 if OF_RIGHT in summary.metrics else 2
+    metrics = [*SHOWN] if wide else [name for name in _SAY_MOST if name in summary.metrics][:most]
     if hidden := [name for name in SHOWN if name in summary.metrics and name not in metrics]:
         said.append(f"--wide shows {', '.join(hidden)} too; (…): difference to full, from low to high at 95 %")
     tables = [score_table(summary, metrics=metrics, title=f"{about}: all subtasks")]
@@ -126,12 +123,6 @@ def tables_of(part: Part, *, wide: bool = False) -> list[Table]:
         else:
             tables += [_subtask_table(summary, name, metrics, about) for name in subtasks]
     return [*tables[:-1], replace(tables[-1], notes=said)]
-
-
-def _most_saying(measured: Sequence[str]) -> list[str]:
-    """Two metrics, and behind the first its share of what the full cache gets right, where that is not everything."""
-    first, *others = [name for name in _SAY_MOST if name in measured and name != OF_RIGHT][:2] or [""]
-    return [first, *([OF_RIGHT] if OF_RIGHT in measured else []), *others]
 
 
 def _subtask_table(summary: Summary, subtask: str | None, metrics: Sequence[str], about: str) -> Table:
