@@ -61,7 +61,8 @@ def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], def
     def run_ask(*args: str, trained_length: int = 8192) -> tuple[int, str, str]:
         spec = replace(default_model.spec, trained_length=trained_length)
         monkeypatch.setattr(pipeline, "load", lambda *_: at_once(replace(default_model, spec=spec)))
-        code = run(["ask", "-f", "town.txt", "--max-new-tokens", "40", *args])
+        # The model is everybody's, and keeps the products that it is first given.
+        code = run(["ask", "-f", "town.txt", "--max-new-tokens", "40", "--matmul", "float32", *args])
         return code, *capsys.readouterr()
 
     return run_ask

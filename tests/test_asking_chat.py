@@ -91,7 +91,7 @@ def test_another_preset_is_used_at_once_or_not_at_all(chat: Chat) -> None:
     assert isinstance(read, Noted)
     assert read.text.startswith("preset full · budget full · policy full · read ")
     with pytest.raises(DoesNotFitError):
-        list(chat.use(replace(CHAT_CHOICE, name="live", budget="3")))
+        list(chat.use(replace(CHAT_CHOICE, name="live", budget="3KiB")))
     assert (chat.session.preset.name, chat.choice.name) == ("full", "full")
 
 

@@ -29,7 +29,9 @@ def loaded(tiny_model: Path) -> LoadedModel:
 
 
 def test_every_turn_has_the_signal_of_its_answer(loaded: LoadedModel) -> None:
-    session = Engine(loaded, sampling=SamplingConfig(max_new_tokens=BLOCK_TOKENS + 8)).conversation(PRESET)
+    session = Engine(loaded, sampling=SamplingConfig(max_new_tokens=BLOCK_TOKENS + 8, lookup=False)).conversation(
+        PRESET
+    )
     assert session.watched == Watched(CURVE.heads, PRESET.scorer.sinks, "entropy/least")
     messages = [Message("user", "The harbour was quiet. " * 40 + "Who came?")]
     watches = []

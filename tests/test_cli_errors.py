@@ -198,7 +198,7 @@ def test_what_a_tokenizer_can_say_no_to_loads_no_weights(
         ("run", "no such command 'run'", "did you mean 'uncomp chat'?"),
         ("help", "no such command 'help'", "did you mean 'uncomp --help'?"),
         ("model ls", "no such command 'ls'", "did you mean 'uncomp model list'?"),
-        ("compare b.md what?", "got unexpected extra argument", 'uncomp compare -f b.md "what?"'),
+        ("compare b.md bb.md what?", "no file or directory 'bb.md'", "did you mean 'b.md'?"),
         ("ask b.md b.md", "no question was given", "uncomp ask -f doc.txt"),
         ("ask Who signed it", "3 words stand where one", 'write the question in quotes: "Who signed it"'),
         ("ask https://x.org/a.pdf Who?", "'https://x.org/a.pdf' is an address on the network", "fetch it first: curl"),

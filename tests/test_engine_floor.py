@@ -32,9 +32,13 @@ def test_the_floor_counts_document_tokens_beside_the_protected_ones(document: in
     assert set(plan.kept[0] + plan.kept[1]) == {kept} | ({kept + 1} if document == 20_000 else set())
 
 
-def test_without_a_floor_the_same_budget_is_refused() -> None:
+def test_without_a_floor_the_same_budget_keeps_what_is_always_kept_and_says_so() -> None:
+    prompt = prompt_of(50)
+    allocation = make_allocation(SPEC, preset_of(0), prompt, available=2**30)
+    assert set(allocation.plan.kept[0] + allocation.plan.kept[1]) == {prompt.always_kept}
+    assert allocation.shortage is not None
     with pytest.raises(DoesNotFitError):
-        make_allocation(SPEC, preset_of(0), prompt_of(50), available=2**30)
+        allocation.refuse_shortage()
 
 
 def test_questions_that_wait_their_turn_count_in_bytes_and_in_the_estimate() -> None:
