@@ -29,7 +29,7 @@ from uncomp_cli.engine.spend.allocation import make_allocation
 from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.engine.tokens.tokens import Tokens
-from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.errors import UsageError
 
 PER_GROUP, PROTECTED, RECENT = HEADS // KV_HEADS, 4, 8
 
