@@ -1,6 +1,7 @@
 """Flag, then environment, then configuration file, then default; a key that nobody knows is an error."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,11 @@ def test_global_options_have_sources_too(config_file: Path, capsys: pytest.Captu
         ("[modle]\noffline = true", "unknown setting 'modle'", "did you mean 'model'?"),
         ("zzzzzz = 1", "unknown setting 'zzzzzz'", "`uncomp config show`"),
         ("a = 1\nb = = 2", "line 2", "mend that line"),
+        ("a = " + "[" * 100_000, "recursion depth", "mend that line"),
+        ("a = " + "9" * 5000, "4300 digits", "mend that line"),
+        ("offline = 1979-05-27", "setting 'offline' in ", "use text, a number"),
+        ("offline = {a = 1}", "setting 'offline' in ", "use text, a number"),
+        ("offline = [true]", "setting 'offline' in ", "use one value"),
     ],
 )
 def test_a_wrong_file_is_refused(
@@ -105,9 +111,24 @@ def test_the_way_out_stays_open(config_file: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == f"{config_file}\n"
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config_file.write_bytes(b"\xef\xbb\xbfoffline = true")
+    assert run(["model", "list"]) == 0
+
+
 def test_a_named_file_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNCOMP_CONFIG", str(tmp_path / "absent.toml"))
     assert run(["model", "list"]) == 2
+
+
+def test_a_named_file_must_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name, said in ((tmp_path / "pipe", "is a pipe"), ("~nobody-here/a.toml", "cannot be found")):
+        monkeypatch.setenv("UNCOMP_CONFIG", str(name))
+        assert run(["model", "list"]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_numbers_are_what_could_be_typed(

@@ -142,12 +142,40 @@ def test_a_file_too_large_to_be_one_is_refused_before_it_is_read(copied_model: P
         load_model(str(copied_model))
 
 
-@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize(
+    "name", ["generation_config.json", "chat_template.jinja", "model.safetensors", "b.safetensors"]
+)
 def test_a_pipe_among_the_files_of_a_model_is_not_waited_for(copied_model: Path, name: str) -> None:
     (copied_model / name).unlink(missing_ok=True)
     os.mkfifo(copied_model / name)
     with pytest.raises(ModelError, match=f"{name} is not a regular file"):
         load_tokenizer(copied_model)
+    with pytest.raises(ModelError, match=f"{name} is not a regular file"):
+        footprint(copied_model, dtype="auto", device=torch.device("cpu"), quantize="none")
+
+
+@pytest.mark.parametrize("stops", [["2"], "2", {}, [[2]], True])
+def test_what_ends_an_answer_are_numbers(copied_model: Path, stops: object) -> None:
+    change(copied_model / "generation_config.json", eos_token_id=stops)
+    with pytest.raises(ModelError, match=r"generation_config\.json: eos_token_id is"):
+        load_model(str(copied_model))
+
+
+def test_labels_do_not_fill_the_memory(copied_model: Path) -> None:
+    change(copied_model / "config.json", num_labels=10**9)
+    with pytest.raises(ModelError, match="num_labels is 1000000000"):
+        load_model(str(copied_model))
+
+
+def test_the_longest_text_of_a_tokenizer_is_a_number(copied_model: Path) -> None:
+    change(copied_model / "tokenizer_config.json", model_max_length="x")
+    with pytest.raises(ModelError, match="model_max_length is 'x'"):
+        load_tokenizer(copied_model)
+
+
+def test_a_link_to_nothing_beside_a_model_is_none_of_its_files(copied_model: Path) -> None:
+    (copied_model / "loop.json").symlink_to("loop.json")
+    load_tokenizer(copied_model)
 
 
 def test_one_module_alone_lets_transformers_read() -> None:

@@ -1,6 +1,7 @@
 """JSON read by a dataclass's annotations: every form, what is wrong by its place and value, and limits."""
 
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -122,6 +123,13 @@ def test_what_is_no_json_is_said() -> None:
     for source in ("", "[" * 100_000, b"\xff{", '{"a": 1, "a": 2}', '{"a": NaN}', '{"a": ' + "9" * 5000 + "}"):
         with pytest.raises(UsageError, match="it is not JSON"):
             parse_object(source)
+
+
+def test_a_key_that_stands_there_twice_is_found_soon_among_many() -> None:
+    begun_s = time.monotonic()
+    with pytest.raises(UsageError, match="the key 'z' stands there twice"):
+        parse_object("{" + "".join(f'"{key}": 0,' for key in range(30_000)) + '"z": 0, "z": 0}')
+    assert time.monotonic() - begun_s < 2
 
 
 def test_a_version_is_taken_first() -> None:

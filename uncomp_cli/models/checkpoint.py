@@ -31,14 +31,16 @@ from uncomp_cli.errors import (
 from uncomp_cli.models.conversion import file_sha256, joined_sha256
 from uncomp_cli.models.template import renderer
 from uncomp_cli.models.vocabulary import guard
-from uncomp_cli.schema import MOST_BYTES, load_bytes
+from uncomp_cli.schema import MOST_BYTES, load_bytes, shown
 
 if TYPE_CHECKING:
     import torch
 
 OTHER_MODEL = "use another model, for example --model smollm2-135m"
 _READ_WHOLE = (".json", ".jinja", ".txt", ".model")
+_MAPPED = (".safetensors", ".gguf")
 _MOST_VOCABULARY_BYTES = 256 * 2**20  # of a tokenizer or an index of weights; the largest known have some 40 MB
+_MOST_LABELS = 2**20
 _FLOATS = ("F64", "F32", "F16", "BF16")
 TEXT_PART = {
     r"^(model\.)?language_model\.model\.": "model.",
@@ -71,10 +73,23 @@ def refuse_code(directory: Path, what: str, *, hint: str = OTHER_MODEL) -> None:
     """Raise ModelError when a configuration in `directory`, that of `what`, names classes that transformers has not."""
     check_readable(directory, what)
     for file in sorted(directory.glob("*config.json")):
-        foreign = next(filter(_is_foreign, _named_classes(_read_json(file))), None)
+        data = _read_json(file)
+        foreign = next(filter(_is_foreign, _named_classes(data)), None)
         if foreign is not None:
             message = f"{what} wants to run code of its own, which uncomp never does: {foreign}, named in {file.name}"
             raise ModelError(message, hint=hint)
+        _check_numbers(data, f"{what}: {file.name}")
+
+
+def _check_numbers(data: Any, where: str) -> None:
+    """Raise ModelError for what transformers takes as it stands: no numbers of tokens, and labels to fill memory."""
+    for part in (data, *data.values()) if isinstance(data, dict) else ():
+        found = part if isinstance(part, dict) else {}
+        stops, labels = found.get("eos_token_id"), found.get("num_labels")
+        if any(type(stop) is not int for stop in (stops if isinstance(stops, list) else [stops]) if stop is not None):
+            raise ModelError(f"{where}: eos_token_id is {shown(stops)}, no number of a token", hint=OTHER_MODEL)
+        if isinstance(labels, int) and labels > _MOST_LABELS:
+            raise ModelError(f"{where}: num_labels is {shown(labels)}", hint=OTHER_MODEL)
 
 
 def check_readable(directory: Path, what: str) -> None:
@@ -83,7 +98,7 @@ def check_readable(directory: Path, what: str) -> None:
         if not os.access(file, os.R_OK):
             hint = f"its owner lets others read it with: chmod a+r {shlex.quote(str(file.resolve()))}"
             raise ModelError(f"{what}: {file} may not be read by this user", hint=hint)
-        if file.suffix in _READ_WHOLE:
+        if file.suffix in (*_READ_WHOLE, *_MAPPED):
             _check_size(file, what)
 
 
@@ -92,7 +107,7 @@ def _check_size(file: Path, what: str) -> None:
     most_bytes = MOST_BYTES if file.name.endswith("config.json") else _MOST_VOCABULARY_BYTES
     if not file.is_file():
         raise ModelError(f"{what}: {file} is not a regular file", hint=OTHER_MODEL)
-    if (found_bytes := file.stat().st_size) > most_bytes:
+    if (found_bytes := file.stat().st_size) > most_bytes and file.suffix not in _MAPPED:
         message = f"{what}: {file} has {found_bytes:,} bytes, and at most {most_bytes:,} are read"
         raise ModelError(message, hint=OTHER_MODEL)
 
@@ -163,6 +178,9 @@ def load_tokenizer(path: Path) -> Any:
             raise
         message = f"{path} has no usable tokenizer: {first_line(error)}"
         raise out_of_memory(error, "the tokenizer") or ModelError(message, hint=OTHER_TOKENIZER) from error
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        message = f"the tokenizer in {path}: model_max_length is {tokenizer.model_max_length!r}, no number"
+        raise ModelError(message, hint=OTHER_TOKENIZER)
     guard(tokenizer, _stops(path))
     tokenizer.files_sha256 = _files_sha256(path)
     if tokenizer.chat_template:
@@ -172,7 +190,7 @@ def load_tokenizer(path: Path) -> Any:
 
 def _files_sha256(directory: Path) -> str:
     """The hash of all files that a tokenizer may be made of."""
-    files = (file for file in sorted(directory.iterdir()) if file.suffix in _READ_WHOLE)
+    files = (file for file in sorted(directory.iterdir()) if file.suffix in _READ_WHOLE and file.exists())
     return joined_sha256([f"{file.name} {file_sha256(file)}\n" for file in files])
 
 

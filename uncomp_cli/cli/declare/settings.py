@@ -27,7 +27,10 @@ CONFIG_VARIABLE = "UNCOMP_CONFIG"
 def config_path() -> Path:
     """`$UNCOMP_CONFIG`, or `config.toml` in the user's configuration directory."""
     named = os.environ.get(CONFIG_VARIABLE)
-    return Path(named).expanduser() if named else platformdirs.user_config_path("uncomp") / "config.toml"
+    try:
+        return Path(named).expanduser() if named else platformdirs.user_config_path("uncomp") / "config.toml"
+    except RuntimeError as error:  # no such user
+        raise UsageError(f"{CONFIG_VARIABLE} {named} cannot be found: {error}", hint="write the whole path") from error
 
 
 def load_default_map(root: Command) -> dict[str, Any]:
@@ -48,18 +51,19 @@ def split_variables(root: Command) -> None:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Parse a configuration file; raises UsageError with the line when it is not TOML."""
+    require(not path.is_fifo(), f"configuration file {path} is a pipe", hint="write it to a file, and name that")
     try:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
         require(
             len(data) <= MOST_BYTES, f"configuration file {path} has more than {MOST_BYTES:,} bytes", hint="mend it"
         )
-        return tomllib.loads(data.decode())
+        return tomllib.loads(data.decode("utf-8-sig"))
     except OSError as error:
         raise UsageError(
             f"cannot read configuration file {path}: {error.strerror}", hint=f"unset {CONFIG_VARIABLE} or mend the path"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number with too many digits
         raise UsageError(f"configuration file {path}: {error}", hint="mend that line, or delete the file") from error
 
 
@@ -81,13 +85,13 @@ def _defaults(
     for key, value in table.items():
         if isinstance(value, dict) and key in children:
             tables[key] = value
-        elif _canonical(key) in known and not isinstance(value, dict):
-            shared[_canonical(key)] = _as_typed(value)
+        elif _canonical(key) in known:
+            shared[_canonical(key)] = _as_typed(value, f"setting '{key}' in {where}")
         else:
             raise _unknown(key, {*known, *children}, where=where)
     params = settings_of(command)
     result: dict[str, Any] = {
-        params[key].name: _as_list(value) if params[key].multiple else value
+        params[key].name: _as_list(value) if params[key].multiple else _one(value, f"setting '{key}' in {where}")
         for key, value in shared.items()
         if key in params
     }
@@ -96,15 +100,21 @@ def _defaults(
     return result
 
 
-def _as_typed(value: object) -> object:
-    """A number as the user could have typed it: `budget = 512` is `--budget 512`, whatever type the option has."""
+def _as_typed(value: object, what: str) -> object:
+    """A value as the user could have typed it: `budget = 512` is `--budget 512`, whatever type the option has."""
     if isinstance(value, list):
-        return [_as_typed(item) for item in value]
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+        return [_one(_as_typed(item, what), what) for item in value]
+    require(isinstance(value, (str, int, float)), f"{what} is {value}", hint="use text, a number, true or false")
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _as_list(value: object) -> list[Any]:
     return value if isinstance(value, list) else [value]
+
+
+def _one(value: object, what: str) -> object:
+    require(not isinstance(value, list), f"{what} is a list: {value}", hint="use one value")
+    return value
 
 
 def _canonical(key: str) -> str:
