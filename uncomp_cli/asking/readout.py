@@ -88,11 +88,9 @@ def all_kept(plan: "BudgetPlan", spec: "ModelSpec") -> bool:
 
 def floor_note(planned: "Compression") -> str | None:
     """That a preset's floor keeps more than the budget that was put in the place of its own; None where it does not."""
-    preset, plan, spec = planned.preset, planned.allocation.plan, planned.spec
-    windows, budget = spec.window_entries(plan.seq_len), preset.budget
-    full, heads = max(1, spec.full_entries(plan.seq_len) - windows), len(spec.full_layers) * spec.num_kv_heads
-    shares = {"fraction": budget.amount, "tokens": budget.amount * heads / full}
-    wanted, kept = shares.get(budget.kind, 1.0), (plan.entries - windows) / full
+    preset, plan = planned.preset, planned.allocation.plan
+    budget, kept = preset.budget, plan.per_head(planned.spec) / plan.seq_len
+    wanted = {"fraction": budget.amount, "tokens": budget.amount / plan.seq_len}.get(budget.kind, 1.0)
     if not preset.floor_tokens or kept <= wanted + _NEAR or _is_stored(preset):
         return None
     floor = f"{format_count(preset.floor_tokens)} tokens of the document"
@@ -135,9 +133,8 @@ def budget_note(preset: "Preset", plan: "BudgetPlan", spec: "ModelSpec", *, ques
     from uncomp_cli.engine.spend.memory import planned_kv_bytes
 
     kept = planned_kv_bytes(spec, plan, question_tokens=question_tokens)
+    mean = round(plan.per_head(spec)) if spec.full_layers else plan.seq_len
     full = spec.full_kv_bytes(plan.seq_len)
-    windows, heads = spec.window_entries(plan.seq_len), len(spec.full_layers) * spec.num_kv_heads
-    mean = (plan.entries - windows) / heads if heads else plan.seq_len
     sliding = spec.num_layers - len(spec.full_layers)
     whole = f"; {sliding} of {spec.num_layers} layers keep their sliding window whatever the budget" if sliding else ""
     carried = f"{len(spec.recurrent)} other layers carry {format_bytes(spec.state_bytes)} of states"
@@ -145,7 +142,7 @@ def budget_note(preset: "Preset", plan: "BudgetPlan", spec: "ModelSpec", *, ques
     floor = f", at least {format_count(preset.floor_tokens)} tokens of the document" if preset.floor_tokens else ""
     bits = "" if plan.kv_bits == 16 else f" in {plan.kv_bits} bits"
     return (
-        f"budget {preset.budget}{floor} ({preset.name}, {preset.policy}): {format_count(round(mean))} of "
+        f"budget {preset.budget}{floor} ({preset.name}, {preset.policy}): {format_count(mean)} of "
         f"{format_count(plan.seq_len)} tokens per head{bits}, {format_bytes(kept)} of {format_bytes(full)} "
         f"({format_decimal(100 * kept / full)} %){whole}"
     )

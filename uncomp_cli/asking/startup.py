@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from uncomp_cli.asking.events import Event, Noted, Working
 from uncomp_cli.asking.material import longest_read
+from uncomp_cli.asking.readout import floor_note
 from uncomp_cli.asking.request import ModelChoice, Request
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import OutOfMemoryError, UsageError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import torch
 
     from uncomp_cli.budget.presets import Preset
+    from uncomp_cli.engine.spend.compression import Compression
+    from uncomp_cli.engine.tokens.prompt import Prompt
     from uncomp_cli.models.extension import RopeChoice, RopeState
     from uncomp_cli.models.runnable import LoadedModel
     from uncomp_cli.spec import ModelSpec
@@ -191,6 +194,26 @@ def lengthen_for_growth(loaded: "LoadedModel", choice: "RopeChoice | None") -> "
     if choice is not None and choice.context is not None:
         tokens = choice.context
     return lengthen(loaded, choice, tokens, grows=True)
+
+
+def reading_warnings(
+    request: Request, prompt: "Prompt", cut: range, planned: "Compression | None", loaded: "LoadedModel"
+) -> Iterator[str]:
+    """What changes the meaning of the answer and must not go unsaid; `planned` is None for a text that was saved."""
+    if len(cut):
+        yield (
+            f"--truncate {request.truncate}: {format_count(len(cut))} document tokens were cut away "
+            f"({format_count(cut.start)} to {format_count(cut.stop)})"
+        )
+    floor = None if planned is None else floor_note(planned)
+    if floor is not None:
+        yield floor
+    yield from length_warnings(loaded, prompt.seq_len)
+    if not loaded.tokenizer.chat_template:
+        yield "this model has no chat template: it is asked in plain text, as one that was made to go on with it"
+    room = loaded.spec.trained_length - prompt.seq_len
+    if 0 < room < request.sampling.max_new_tokens:
+        yield f"the answer may have {format_count(room)} tokens at most: the context ends there"
 
 
 def length_warnings(loaded: "LoadedModel", prompt_tokens: int) -> Iterator[str]:

@@ -35,7 +35,7 @@ from uncomp_cli.asking.material import (
 )
 from uncomp_cli.asking.readout import About, all_kept, budget_note, chunk_note, evidence_warnings, floor_note, pin_note
 from uncomp_cli.asking.request import AUTOMATIC, Request, shelf_of
-from uncomp_cli.asking.startup import length_warnings
+from uncomp_cli.asking.startup import reading_warnings
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.documents.places import Evidence, Places, find_evidence
 from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError
@@ -273,7 +273,8 @@ class Reader:
         from uncomp_cli.engine.spend.memory import kept_amount
 
         request, where = self._request, "" if self._again else self.where(documents)
-        warnings = warnings_of(request, draft, self._engine)
+        planned = None if draft.reading is None else draft.reading.planned
+        warnings = [*reading_warnings(request, draft.prompt, draft.cut, planned, self._engine.loaded)]
         if draft.entry is not None and not documents.documents:  # nobody has read them now, and said so
             saved = draft.entry.manifest.record.documents
             warnings[:0] = [f"{each.path}: left out {loss}" for each in saved for loss in each.losses]
@@ -442,27 +443,6 @@ class Reader:
         yield Noted(f"saved {entry.name} ({_sizes(entry)}); --cache {name} answers from it")
         for other in removed:
             yield Warned(f"removed {other.name} ({format_bytes(other.file_bytes)}) to stay under --cache-size")
-
-
-def warnings_of(request: Request, draft: _Draft, engine: "Engine") -> list[str]:
-    """What changes the meaning of the answer and must not go unsaid."""
-    prompt, cut, found = draft.prompt, draft.cut, []
-    if len(cut):
-        found.append(
-            f"--truncate {request.truncate}: {format_count(len(cut))} document tokens were cut away "
-            f"({format_count(cut.start)} to {format_count(cut.stop)})"
-        )
-    note = None if draft.reading is None else floor_note(draft.reading.planned)
-    found += [] if note is None else [note]
-    found += length_warnings(engine.loaded, prompt.seq_len)
-    if not engine.loaded.tokenizer.chat_template:
-        found.append(
-            "this model has no chat template: it is asked in plain text, as one that was made to go on with it"
-        )
-    room = engine.spec.trained_length - prompt.seq_len
-    if 0 < room < request.sampling.max_new_tokens:
-        found.append(f"the answer may have {format_count(room)} tokens at most: the context ends there")
-    return found
 
 
 def _sizes(entry: "Entry") -> str:

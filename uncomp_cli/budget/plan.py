@@ -77,6 +77,12 @@ class BudgetPlan:
         """KV entries over all layers and heads."""
         return sum(sum(layer) for layer in self.kept)
 
+    def per_head(self, spec: ModelSpec) -> float:
+        """Tokens that a head of a layer without a window keeps in the mean; 0 where there is none."""
+        return sum(sum(self.kept[layer]) for layer in spec.full_layers) / max(
+            1, len(spec.full_layers) * spec.num_kv_heads
+        )
+
     @property
     def keeps_everything(self) -> bool:
         """True when no token is dropped anywhere."""

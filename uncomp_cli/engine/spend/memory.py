@@ -86,10 +86,10 @@ def planned_kv_bytes(spec: ModelSpec, plan: BudgetPlan, *, question_tokens: int)
 
 def kept_amount(budget: Budget, spec: ModelSpec, plan: BudgetPlan, *, question_tokens: int) -> str:
     """What `plan` keeps of what can be dropped, in the unit of `budget`: tokens a head, or per cent of bytes."""
+    if budget.kind == "tokens":
+        return str(round(plan.per_head(spec)))
     heads = max(1, len(spec.full_layers) * spec.num_kv_heads)
     decided = replace(plan, kept=tuple(plan.kept[layer] for layer in spec.full_layers))
-    if budget.kind == "tokens":
-        return str(round(decided.entries / heads))
     kept = planned_kv_bytes(spec, decided, question_tokens=question_tokens)
     return f"{format_decimal(100 * min(1.0, kept / (heads * plan.seq_len * spec.kv_bytes_per_entry)))}%"
 
