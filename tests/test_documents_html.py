@@ -136,6 +136,19 @@ def test_each_figure_stands_under_its_headers() -> None:
     ]
 
 
+def test_a_span_ends_with_its_group_of_rows() -> None:
+    html = """<table><tr><th>Port<th>Tons<tbody><tr><td rowspan=0>East<td>5<tr><td>6<tbody><tr><td>West<td rowspan=9>7
+        <tfoot><tr><td>All<td>18</table>"""
+    rows = ["| Port | Tons |", "| --- | --- |", "| East | 5 |", "| East | 6 |", "| West | 7 |", "| All | 18 |"]
+    assert markdown(html).split("\n") == rows
+
+
+def test_a_table_in_a_cell_moves_no_figure_from_its_header() -> None:
+    html = """<table><tr><th>Port<th colspan=2>1901<tr><td rowspan=2>East<td>5<td>6<tr><td>7<td>
+        <table><tr><th>May<th>June<tr><td>8<td>9</table></table>"""
+    assert markdown(html).split("\n")[2:] == ["| East | 5 | 6 |", "| East | 7 | May, June; 8, 9 |"]
+
+
 def test_a_long_table_repeats_its_header() -> None:
     rows = "".join(f"<tr><td>{i}<td>{i * i}" for i in range(ROWS_A_HEADER * 2))
     text = markdown(f"<table><thead><tr><td>n<td>square</thead>{rows}</table>")

@@ -108,6 +108,33 @@ def test_attachments_are_read_or_named() -> None:
     assert str(loss).startswith("2 attachments that were not read (a.png, b.pdf: it is ")
 
 
+def test_texts_without_a_known_suffix_are_read() -> None:
+    message = mail("See below.")
+    message.add_attachment("SUMMARY:Fee of 12", subtype="calendar", filename="a.ics")
+    message.add_attachment("no suffix 7", filename="README")
+    assert markdown(message).endswith("## Attachment a.ics\n\nSUMMARY:Fee of 12\n\n## Attachment README\n\nno suffix 7")
+
+
+def test_text_beside_a_page_and_its_pictures_is_read() -> None:
+    raw = b"Content-Type: multipart/related; boundary=B\n\n--B\nContent-Type: text/html\n\n<p>The fee\n"
+    inside = b"--B\nContent-ID: <1>\n\nshown within\n"
+    assert markdown(raw + inside + b"--B\nContent-Type: text/plain\n\nis 44\n--B--\n") == "The fee\n\nis 44"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ("; format=flowed", "a fee of 12 345, paid\n>> said 7 times\n> twice\nFrom\n-- \nme"),
+        ('; format="Flowed"; DelSp=yes', "a fee of 12345, paid\n>> said 7times\n> twice\nFrom\n-- \nme"),
+        ("", "a fee of 12 \n345, paid\n>> said 7 \n>> times \n> twice\n From \n-- \nme"),
+    ],
+)
+def test_paragraphs_that_were_broken_to_be_sent_are_whole(options: str, text: str) -> None:
+    body = "a fee of 12 \n345, paid\n>> said 7 \n>> times\n> twice\n From\n-- \nme\n"
+    body = body if options else body.replace("times", "times ").replace("From", "From ")
+    assert markdown(f"Content-Type: text/plain{options}\n\n{body}".encode()) == text
+
+
 def test_what_attachments_lost_is_counted_for_each() -> None:
     box = b""
     for count in (1, 2):

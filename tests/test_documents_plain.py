@@ -111,6 +111,12 @@ def test_speakers_notes_and_repeated_lines_of_vtt() -> None:
     assert losses(text) == ["1 comment"]
 
 
+def test_nothing_that_is_said_is_lost() -> None:
+    first = b"1\n0:00:01,0 --> 0:00:02,0\n<v Ann>Nine.\n<v Bob>No.\n\nTen, I say.\n\n"
+    text = extract(first + b"2\n0:00:03,0 --> 0:00:04,0\n<v Bob>No.\n", suffix=".vtt").text
+    assert text.split("\n") == ["[00:00:01] Ann: Nine. Bob: No.", "[00:00:02] Ten, I say.", "[00:00:03] Bob: No."]
+
+
 def test_a_pause_begins_a_line_and_text_without_times_stays() -> None:
     cues = b"1\n0:00:01,0 --> 0:00:02,0\none\n\n2\n0:00:09,0 --> 0:00:10,0\ntwo\n"
     assert extract(cues, suffix=".srt").text == "[00:00:01] one\n[00:00:09] two"

@@ -7,7 +7,7 @@ Attributes = Mapping[str, str]
 
 _BLOCK_TAGS = (
     "address article aside body center div fieldset footer form frameset header hgroup html legend main nav noframes "
-    "optgroup search section summary tbody tfoot colgroup textarea"
+    "optgroup search section summary colgroup textarea"
 )
 _GAPPED_TAGS = "p dl figure figcaption details caption"
 _BREAKING_TAGS = "table li pre ul ol h1 h2 h3 h4 h5 h6 hr br img"

@@ -12,13 +12,15 @@ from itertools import zip_longest
 ROWS_A_HEADER = 30
 _LONGEST_REPEATED = 200
 _SPARE_CHARACTERS = 100_000
+_MOST_NESTED = 0.25  # of the cells of a table of data
 
 
 @dataclass(slots=True)
 class Cell:
     """A cell's lines and spans; `above` where it goes on with the cell above it, instead of that one's `rows`.
 
-    It is `complex` where it holds what cannot stand in a row (a table, code, a heading).
+    It is `complex` where it holds what cannot stand in a row (a table, code, a heading), and `fresh` where it is the
+    first of a group of rows, into which none hangs from above.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -27,12 +29,13 @@ class Cell:
     header: bool = False
     above: bool = False
     complex: bool = False
+    fresh: bool = False
 
     @property
     def text(self) -> str:
         """Its lines as one."""
-        text = self.lines[0].strip() if len(self.lines) == 1 else ""
-        for line in () if text else filter(None, map(str.strip, self.lines)):
+        text = self.lines[0].strip() if len(self.lines) == 1 and not self.lines[0].startswith("| ") else ""
+        for line in () if text else filter(None, map(_unruled, self.lines)):
             text += ("" if not text else " " if text[-1] in ".,:;!?-" else "; ") + line
         return text.replace("|", "\\|")
 
@@ -60,7 +63,7 @@ class Grid:
     def lines(self, rows: Sequence[Sequence[Cell]]) -> list[str]:
         """The lines of its next rows."""
         rows = [row for row in rows if row]
-        if not rows or any(cell.complex for row in rows for cell in row):
+        if not rows or _is_layout(rows):
             return _laid_out(rows)
         if self._headers is None and max(map(len, rows)) < 2:
             return _laid_out(rows)
@@ -92,6 +95,7 @@ class Grid:
 
     def _spread(self, row: Sequence[Cell]) -> dict[int, str]:
         """Every cell's text in every column that it spans."""
+        self._hanging = {} if row[0].fresh else self._hanging
         if not self._hanging and all(cell.columns == cell.rows == 1 and not cell.above for cell in row):
             placed = {column: cell.text for column, cell in enumerate(row)}
             self._begun.update(column for column, text in placed.items() if text)
@@ -120,6 +124,26 @@ class Grid:
         self._purse -= sum(len(text) + 1 for text in placed.values()) + max(placed, default=0) - min(placed, default=0)
         self._hanging = hanging
         return placed
+
+
+def _is_layout(rows: Sequence[Sequence[Cell]]) -> bool:
+    """Whether cells hold what cannot stand in a row; a short table within one of data is told in its cell."""
+    filled = [cell for row in rows for cell in row if cell.lines]
+    nested = [cell for cell in filled if cell.complex]
+    short = all(sum(map(len, cell.lines)) <= _LONGEST_REPEATED for cell in nested)
+    return not short or len(nested) > _MOST_NESTED * len(filled) or any(map(_has_blocks, nested))
+
+
+def _has_blocks(cell: Cell) -> bool:
+    return any(line.startswith(("```", "#")) for line in cell.lines)
+
+
+def _unruled(line: str) -> str:
+    """A row of a table within a cell as words; nothing of the line below a header."""
+    text = line.strip()
+    if not text.startswith("| ") or not text.endswith(" |"):
+        return text
+    return text[2:-2].replace(" | ", ", ") if text.strip("|- ") else ""
 
 
 def _laid_out(rows: Sequence[Sequence[Cell]]) -> list[str]:

@@ -276,12 +276,16 @@ class _Walk(Walk):
         self._in_head = head
         self._out.close_table()
 
-    def _table_head(self, tag: str, _: Attributes) -> End:
-        self._in_head += 1
-        return self._end_table_head
+    def _row_group(self, tag: str, _: Attributes) -> End:
+        self._out.block()
+        self._out.part_rows()
+        self._in_head += tag == "thead"
+        return partial(self._end_row_group, tag)
 
-    def _end_table_head(self) -> None:
-        self._in_head -= 1
+    def _end_row_group(self, tag: str) -> None:
+        self._in_head -= tag == "thead"
+        self._out.part_rows()
+        self._out.block()
 
     def _row(self, tag: str, _: Attributes) -> End:
         self._out.open_row()
@@ -293,7 +297,7 @@ class _Walk(Walk):
             return self._out.close_cell
         spans = (integer_of(attributes.get(name, ""), 1) for name in ("colspan", "rowspan"))
         columns, rows = (min(max(span, 1), 65_534) for span in spans)
-        if attributes.get("rowspan", "").strip() == "0":  # to the end of the table
+        if attributes.get("rowspan", "").strip() == "0":  # to the end of its group
             rows = 65_534
         self._out.open_cell(header=tag == "th" or self._in_head > 0, columns=columns, rows=rows)
         return self._out.close_cell
@@ -451,7 +455,7 @@ _ELEMENTS: dict[str, Callable[[_Walk, str, Attributes], End]] = {
     "dt": _Walk._term,
     "dd": _Walk._definition,
     "table": _Walk._table,
-    "thead": _Walk._table_head,
+    **dict.fromkeys(("thead", "tbody", "tfoot"), _Walk._row_group),
     "tr": _Walk._row,
     **dict.fromkeys(("td", "th"), _Walk._cell),
     **dict.fromkeys(("sup", "sub"), _Walk._script),

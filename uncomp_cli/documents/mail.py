@@ -170,10 +170,18 @@ def _take_several(parts: list[Message], sub: str, mail: _Mail, nested: int) -> N
         root, *others = parts or [Message()]
         kinds = [part.get_content_maintype() for part in others if part.get_content_subtype() not in _STYLES]
         mail.lost[_PICTURE] += kinds.count("image")
-        parts = [root, *(part for part in others if part.get_content_maintype() in ("application", "message"))]
+        parts = [root, *(part for part in others if _is_beside(part))]
         parts = [part for part in parts if part.get_content_subtype() not in _STYLES]
     for part in parts:
         _take_part(part, mail, nested + 1)
+
+
+def _is_beside(part: Message) -> bool:
+    """Whether a part stands beside the page that it comes with, and is not shown within."""
+    main = part.get_content_maintype()
+    return main in ("application", "message") or (
+        main == "text" and "Content-ID" not in part and "Content-Location" not in part
+    )
 
 
 def _chosen(parts: list[Message], mail: _Mail) -> list[Message]:
@@ -196,7 +204,24 @@ def _text(part: Message, mail: _Mail) -> str:
     wanted = mail.wishes.encoding
     found = decode(data, wanted) if wanted else decode_declared(data, declared) if declared else decode(data)
     mail.lost.update({(loss.what, loss.what): loss.count for loss in found.losses})
-    return found.text.strip("\n").rstrip()
+    flows = str(part.get_param("format", "")).lower() == "flowed"
+    text = _whole(found.text, glued=str(part.get_param("delsp", "")).lower() == "yes") if flows else found.text
+    return text.strip("\n").rstrip()
+
+
+def _whole(text: str, *, glued: bool) -> str:
+    """Paragraphs that were broken on their way, whole: a line that ends in a space goes on (RFC 3676)."""
+    whole: list[list[str]] = []
+    depth, goes_on = 0, False
+    for line in text.split("\n"):
+        quoted = line.lstrip(">")
+        before, depth = depth, len(line) - len(quoted)
+        quoted = quoted.removeprefix(" ")
+        if not goes_on or depth != before or quoted == "-- ":
+            whole.append([">" * depth + " "] if depth else [])
+        goes_on = quoted.endswith(" ") and quoted != "-- "
+        whole[-1].append(quoted[:-1] if goes_on and glued else quoted)
+    return "\n".join(map("".join, whole))
 
 
 def _bytes(part: Message) -> bytes:
@@ -218,6 +243,8 @@ def _attach(part: Message, mail: _Mail) -> None:
     """An attachment: read if its format is, else named."""
     name = _decoded(part.get_filename() or part.get_content_type()).replace(":", "-")
     suffix = PurePath(name).suffix.lower()
+    if part.get_content_maintype() == "text" and suffix not in (*READABLE_SUFFIXES, ".eml", ".mbox"):
+        suffix = ".txt"
     limits = mail.wishes.limits
     data = _bytes(part)
     if suffix not in READABLE_SUFFIXES or suffix in (".eml", ".mbox") or mail.deep >= _MOST_MAILS_DEEP:

@@ -50,6 +50,7 @@ class _Table:
     grid: Grid = field(default_factory=Grid)
     rows: list[list[Cell]] = field(default_factory=list)
     open_cell: bool = False
+    fresh: bool = False
 
 
 class Markdown:
@@ -264,6 +265,11 @@ class Markdown:
                 self._write_rows(table)
             table.rows.append([])
 
+    def part_rows(self) -> None:
+        """A group of rows begins or ends: no cell goes on below it."""
+        if self._table is not None:
+            self._table.fresh = True
+
     def open_cell(self, *, header: bool = False, columns: int = 1, rows: int = 1) -> None:
         """A cell of the row; outside of any table, a block."""
         table = self._table
@@ -277,7 +283,8 @@ class Markdown:
             table.rows.append([])
         sink = _Sink()
         self._sinks.append(sink)
-        table.rows[-1].append(Cell(sink.lines, columns, rows, header))
+        table.rows[-1].append(Cell(sink.lines, columns, rows, header, fresh=table.fresh and not table.rows[-1]))
+        table.fresh = False
         table.open_cell = True
 
     def span(self, *, columns: int, above: bool) -> None:

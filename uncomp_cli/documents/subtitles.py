@@ -1,7 +1,8 @@
 """Subtitles (.srt, .vtt): what is said, cues joined to sentences, each line with its time before it and as its place.
 
 A cue ends in the middle of a sentence, and automatic ones say each line twice: a line of ours goes on to the end of a
-sentence, another speaker, or a pause. `[00:12:03] …` stands in the text, `talk.srt:12m03s` names the place.
+sentence, another speaker, or a pause; what is said again after a moment stands again. `[00:12:03] …` stands in the text
+and `talk.srt:12m03s` names the place.
 """
 
 import html
@@ -18,6 +19,8 @@ _SPEAKER = re.compile(r"<v(?:\.[^\s<>]*)?\s+([^\s<>][^<>]*)>")
 _MARKUP = re.compile(r"</?(?:[bicuv]|font|ruby|rt|lang)\b[^<>]*>|<\d[\d:.]*>|\{\\[^{}]*\}", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*$")
 _PAUSE_S = 3.0
+_MOMENT_S = 0.25  # between a line and itself, where a cue carries it on
+_NO_CUES = ("WEBVTT", "NOTE", "STYLE", "REGION")
 _LONGEST = 400
 
 
@@ -49,19 +52,36 @@ def read(data: bytes, wishes: Wishes) -> Text:
 def _cues(blocks: list[list[str]]) -> Iterator[_Cue]:
     """The cues of all blocks, without what stands before their times, and without lines that are said again."""
     said: set[str] = set()
+    end_s = -1.0
     for block in blocks:
         at = next((number for number, line in enumerate(block[:3]) if "-->" in line), None)
         times = None if at is None else _TIMES.match(block[at])
         if at is None or times is None:
+            if end_s >= 0 and _is_said(block):  # behind an empty line within a cue
+                yield _Cue(end_s, end_s, words=_words(block, ""))
             continue
         lines = block[at + 1 :]
-        speaker = _SPEAKER.search(block[at + 1]) if lines else None
-        words = [html.unescape(_MARKUP.sub("", _SPEAKER.sub("", line))).strip() for line in lines]
-        words = [line for line in words if line]
-        cue = _Cue(_seconds(*times.groups()[:4]), _seconds(*times.groups()[4:]), speaker[1].strip() if speaker else "")
+        found = _SPEAKER.search(lines[0]) if lines else None
+        speaker = found[1].strip() if found else ""
+        words = _words(lines, speaker)
+        cue = _Cue(_seconds(*times.groups()[:4]), _seconds(*times.groups()[4:]), speaker)
+        said = said if cue.begin_s - end_s <= _MOMENT_S else set()
         cue.words = [line for line in words if line not in said]
-        said = set(words)
+        said, end_s = set(words), cue.end_s
         yield cue
+
+
+def _is_said(block: list[str]) -> bool:
+    """Whether a block without times is text, and no note, style or number of a cue."""
+    text = "\n".join(block).strip()
+    return bool(text) and not text.startswith(_NO_CUES) and not text.isdecimal() and "-->" not in text
+
+
+def _words(lines: list[str], speaker: str) -> list[str]:
+    """The lines without their markup; who speaks there besides the cue's speaker is named."""
+    named = (_SPEAKER.sub(lambda v: "" if v[1].strip() == speaker else f"{v[1].strip()}: ", line) for line in lines)
+    words = (html.unescape(_MARKUP.sub("", line)).strip() for line in named)
+    return [line for line in words if line]
 
 
 def _seconds(hours: str | None, minutes: str, seconds: str, rest: str) -> float:
