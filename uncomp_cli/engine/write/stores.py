@@ -324,7 +324,7 @@ class _BranchState(AttentionState):
         states: States,
         on_query: OnQuery | None = None,
     ) -> None:
-        self._cache, self._own, self._positions, self._on_query = cache, own, positions, on_query
+        self._cache, self._own, self._on_query = cache, own, on_query
         self.positions, self._states = positions[:, None], states
         self._columns = positions - context
         self._places = torch.arange(own[0].keys.shape[2], device=positions.device) + context
@@ -385,7 +385,7 @@ class _BranchState(AttentionState):
 
     def _unseen(self, places: Tensor, window: int | None) -> Tensor:
         """Which tokens at `places` [S] a row's new token does not see: later ones, and those outside the window."""
-        here = self._positions[:, None, None]
+        here = self.positions[..., None]
         unseen = places > here
         return unseen if window is None else unseen | (places <= here - window)
 
