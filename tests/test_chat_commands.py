@@ -9,7 +9,7 @@ import pytest
 
 from support.chats import hold, make_talk
 from support.tiny import TRAINED_LENGTH
-from uncomp_cli.cli.chat.commands import COMMANDS, candidates, is_command
+from uncomp_cli.cli.chat.commands import COMMANDS, candidates, help_lines, is_command
 from uncomp_cli.cli.chat.controls import status_line
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.models.runnable import LoadedModel
@@ -35,6 +35,13 @@ def test_help_has_a_line_for_every_command(talk: Talk) -> None:
         (line,) = hold(talk, f"/help {name}")
         assert line.startswith(command.usage)
         assert command.text in line
+
+
+def test_help_keeps_its_columns_on_a_narrow_screen() -> None:
+    lines = help_lines(width=80)
+    assert max(map(len, lines)) <= 80
+    column = lines[0].index("what can be typed")
+    assert all(line[column - 1] == " " and line[column] != " " for line in lines)
 
 
 def test_what_the_contract_lists_is_there() -> None:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import socket
 import threading
 import time
+import urllib.error
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -179,6 +181,16 @@ def test_a_pull_that_was_stopped_is_gone_on_with_by_the_next(hub: Hub, tmp_path:
     assert not part.exists()
 
 
+def test_no_network_is_said_in_words(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise urllib.error.URLError(socket.gaierror(-2, "Name or service not known"))
+
+    monkeypatch.setattr("urllib.request.urlopen", unknown)
+    with pytest.raises(ModelError, match=r"^cannot fetch tiny.gguf from \S+: no network, or no such name; ") as caught:
+        list(ensure_local("tiny"))
+    assert "elsewhere" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize(
     ("fault", "says", "hint"), [("404", "does not have", "--known"), ("401", "refuses", "hf auth login")]
 )
@@ -254,7 +266,7 @@ def test_without_a_network_the_file_is_put_there_by_hand(hub: Hub, tmp_path: Pat
 
 def test_nobody_answers(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ModelError, match=r"cannot fetch http://127\.0\.0\.1:9/org/tiny") as caught:
+    with pytest.raises(ModelError, match=r"cannot fetch tiny\.gguf from 127\.0\.0\.1:9: ") as caught:
         list(ensure_local("tiny"))
     assert "elsewhere, put it at" in str(caught.value.hint)
 

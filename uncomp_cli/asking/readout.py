@@ -314,13 +314,11 @@ def evidence_lines(found: Sequence[Evidence], *, width: int | None = None) -> It
 
 
 def evidence_warnings(found: Sequence[Evidence]) -> list[str]:
-    """What was cited although hardly anything of it was left."""
-    return [
-        f"{evidence.where} was cited, but only {_per_cent(evidence.kept_fraction)} % of its keys and values were kept: "
-        "check the answer against it, or use a larger --budget"
-        for evidence in found
-        if evidence.mostly_evicted
-    ]
+    """What the answer looked at although hardly anything of it was left, in one sentence."""
+    evicted = [f"{each.where} ({_per_cent(each.kept_fraction)} %)" for each in found if each.mostly_evicted]
+    if not evicted:
+        return []
+    return [f"little is kept of {', '.join(evicted)}: check the answer there, or use a larger --budget"]
 
 
 def _per_cent(share: float) -> str:

@@ -67,7 +67,7 @@ class AskOptions:
         option(
             "--question",
             "-Q",
-            help="A further question over the same prefill; repeatable.",
+            help="A further question about what was read once; repeatable.",
             metavar="QUESTION",
             setting=False,
         ),

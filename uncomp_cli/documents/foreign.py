@@ -91,7 +91,7 @@ FOREIGN = (
     Foreign("a Parquet table", "write it as CSV first, with pandas or duckdb", ".parquet", ((0, b"PAR1"),)),
     Foreign("an SQLite database", "sqlite3 FILE .dump", ".sqlite .sqlite3 .db", ((0, b"SQLite format 3"),)),
     Foreign("a model's weights", "name it with --model, not as a document", ".gguf .safetensors", ((0, b"GGUF"),)),
-    Foreign("an executable", "name a file with text in it", ".exe .dll .so .bin", ((0, b"\x7fELF"), (0, b"MZ\x90\0"))),
+    Foreign("a binary file", "name a file with text in it", ".exe .dll .so .bin", ((0, b"\x7fELF"), (0, b"MZ\x90\0"))),
 )  # fmt: skip
 
 

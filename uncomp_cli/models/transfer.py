@@ -10,8 +10,10 @@ import errno
 import fcntl
 import os
 import shutil
+import socket
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,8 +95,9 @@ def _arrive(remote: Remote, part: Path) -> Iterator[PullStep]:
         left = _TRIES if _size(part) > before else left - 1
         if left == 0:
             so_far = f"{format_bytes(_size(part))} of {format_bytes(remote.size_bytes)} are here"
+            host = urllib.parse.urlsplit(remote.url).netloc
             hint = f"run it again, which goes on from there; or {remote.by_hand}"
-            raise ModelError(f"cannot fetch {remote.url}: {problem}; {so_far}", hint=hint)
+            raise ModelError(f"cannot fetch {part.stem} from {host}: {problem}; {so_far}", hint=hint)
         if _size(part) < remote.size_bytes:
             time.sleep(PAUSE_S)
 
@@ -137,7 +140,10 @@ def _opened(remote: Remote, have: int) -> HTTPResponse:
 def _problem(error: Exception, remote: Remote, part: Path) -> str:
     """What went wrong, for another try. Raises ModelError where another try changes nothing."""
     if not isinstance(error, urllib.error.HTTPError):
-        return str(getattr(error, "reason", None) or error) or type(error).__name__
+        reason = getattr(error, "reason", None) or error
+        if isinstance(reason, socket.gaierror):
+            return "no network, or no such name"
+        return getattr(reason, "strerror", None) or str(reason) or type(error).__name__
     error.close()
     said = f"{error.code} {error.reason}"
     if error.code in _REFUSED:

@@ -189,7 +189,7 @@ def calibrate(
     seed: Seed = DEFAULT_SEED,
     output: OutputOptions,
 ) -> None:
-    """Measure how uncertain a model's layers and heads are, and save a preset with it."""
+    """Measure a model, and save presets for it. Measured is how uncertain its layers and heads are."""
     quality.check()
     risk.check()
     wanted = replace(wanted, file=(*wanted.file, *(files or ())))

@@ -93,7 +93,7 @@ def chat(
     verbose: Verbose = False,
     show_thinking: Thinking = False,
 ) -> None:
-    """Talk with a model about documents or anything; /help lists what can be done on the way."""
+    """Talk with a model about documents or anything. /help lists what can be done on the way."""
     from uncomp_cli.cli.chat.loop import ChatJob, run_chat
 
     check_text(system or "", "the system prompt")

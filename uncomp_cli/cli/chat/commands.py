@@ -10,6 +10,7 @@ from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.cli.declare.completion import completing, preset_names
 from uncomp_cli.errors import UsageError
 from uncomp_cli.sessions.folder import session_names
+from uncomp_cli.table import Table
 
 _NAME = re.compile(r"/[A-Za-z_-]*")
 _SPACE = re.compile(r"(?<!\\) ")
@@ -38,13 +39,11 @@ class Command:
         return f"{self.name} {self.argument}".rstrip()
 
 
-def help_lines(argument: str = "") -> list[str]:
-    """What /help says: all commands and keys, or one command."""
-    if argument:
-        command = _find("/" + argument.lstrip("/"))
-        return [f"{command.usage:24} {command.text}"]
-    lines = [f"{command.usage:24} {command.text}" for command in COMMANDS.values()]
-    return [*lines, *(f"{key:24} {text}" for key, text in _KEYS)]
+def help_lines(argument: str = "", *, width: int | None = None) -> list[str]:
+    """What /help says, within `width` columns: all commands and keys, or one command."""
+    commands = [_find("/" + argument.lstrip("/"))] if argument else COMMANDS.values()
+    rows = [*((command.usage, command.text) for command in commands), *(() if argument else _KEYS)]
+    return Table(("", ""), rows).lines(width)[1]
 
 
 def is_command(text: str) -> bool:
@@ -80,7 +79,7 @@ def candidates(talk: Talk, line: str) -> list[str]:
 
 
 def _show_help(talk: Talk, argument: str) -> None:
-    talk.tell(*help_lines(argument))
+    talk.tell(*help_lines(argument, width=talk.terminal.width("stderr")))
 
 
 def _leave(_talk: Talk, _argument: str) -> None:

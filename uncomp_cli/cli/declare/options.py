@@ -112,7 +112,7 @@ Escalate = Annotated[
     option(
         "--escalate",
         panel=TRUST_PANEL,
-        help="When the retrieval heads are unusually uncertain, ask again with twice the budget, up to full.",
+        help="When the answer is unusually uncertain, ask again with twice the budget, up to full.",
     ),
 ]
 Seed = Annotated[int, _generation("--seed", help="Seed of everything random.", metavar="N")]

@@ -86,7 +86,7 @@ def bench(
     seed: Seed = DEFAULT_SEED,
     output: TableOptions,
 ) -> None:
-    """Measure first token, decode speed, peak memory and KV bytes against stock transformers."""
+    """Measure speed and memory against stock transformers. Told are first token, decode, peak and KV bytes."""
     terminal = output.terminal(ctx)
     document, source = _document((*measured.file, *(files or ())), measured.tokens, seed, terminal)
     choice = model.choice()

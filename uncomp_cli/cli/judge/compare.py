@@ -72,7 +72,7 @@ def compare(
     sampling: Annotated[SamplingOptions, only("max_new_tokens", "seed")],
     output: TableOptions,
 ) -> None:
-    """Answer one prompt under two settings: difference, divergence, bytes and times."""
+    """Answer one prompt under two settings. Shown are difference, divergence, bytes and times."""
     terminal = output.terminal(ctx)
     beside, question = tell_apart(words or (), asked=False)
     job = Request(

@@ -150,7 +150,7 @@ def rope(
     seed: Seed = DEFAULT_SEED,
     output: OutputOptions,
 ) -> None:
-    """Measure ways of reading past the trained length on a text, and recommend one."""
+    """Measure ways of reading past the trained length. One is recommended."""
     terminal = output.terminal(ctx)
     wanted = replace(wanted, file=(*wanted.file, *(files or ())))
     check_plot(wanted.plot)

@@ -198,7 +198,7 @@ def outside_tasks(paths: Sequence[Path]) -> tuple[list[Task], dict[str, str], li
     if not tasks:
         forms = "; ".join(f"{form.name}: {', '.join(sorted(form.keys))}" for form in FORMS)
         reason = unknown[0] if unknown else "there are no files of JSON lines"
-        raise UsageError(f"no tasks: {reason}", hint=f"a form is known by its keys: {forms}")
+        raise UsageError(f"no tasks: {reason}", hint=f"write {_OWN}; others are known by their keys: {forms}")
     return list({id(task): task for task in tasks.values()}.values()), digests, unknown
 
 
@@ -206,6 +206,9 @@ def _form_of(records: Records) -> Form | None:
     keys = records.objects[0].keys() if records.objects else frozenset[str]()
     return next((form for form in FORMS if form.keys <= keys), None)
 
+
+_OWN = '{"question": "Who signed?", "answers": ["Ada"], "path": "report.pdf"}'
+"""A record of one's own, as --qa takes it; the path begins where the file is."""
 
 Parts = Callable[[Records], Mapping[str, list[Item]]]
 """Items by subtask; raises UsageError where a record has not what its form has."""
@@ -218,8 +221,13 @@ def _items_of(records: Records, make: Callable[[dict[str, Any]], Iterator[Item]]
         try:
             items += make(record)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, StopIteration) as error:
-            message = f"record {number:,} of '{records.path}' has not what its form has: {type(error).__name__} {error}"
-            raise UsageError(message, hint="take it out, or fetch the file again") from error
+            lack = (
+                f"no {error}"
+                if isinstance(error, KeyError)
+                else f"not what its form has: {type(error).__name__} {error}"
+            )
+            message = f"record {number:,} of '{records.path}' has {lack}"
+            raise UsageError(message, hint=f"take it out, or write it as {_OWN}") from error
     return items
 
 
