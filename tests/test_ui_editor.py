@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from support.desk import PROMPT, Desks
-from uncomp_cli.errors import UsageError
-from uncomp_cli.ui.blocks import edit_text
+from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.ui.blocks import copy_text, edit_text
 from uncomp_cli.ui.console import Terminal
 
 
@@ -80,3 +80,14 @@ def test_an_editor_needs_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sys.stdin", nothing)
         with pytest.raises(UsageError, match="needs a terminal"):
             edit_text("begun", Terminal.detect())
+
+
+def test_a_clipboard_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "xclip"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DISPLAY", ":99")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(UncompError, match="nothing was copied: xclip failed"):
+        copy_text("words", Terminal.detect(plain=True))

@@ -31,6 +31,7 @@ _CLIPBOARDS = (
     ("DISPLAY", ("xsel", "--clipboard", "--input")),
     ("HOME", ("pbcopy",)),
 )
+_CLIPBOARD_S = 5
 _EDITORS = ("sensible-editor", "nano", "vi")
 _EDITOR_HINT = "set VISUAL or EDITOR to an editor: export EDITOR=nano"
 
@@ -84,7 +85,11 @@ def copy_text(text: str, terminal: Terminal) -> None:
     """Put `text` into the clipboard: by a program for it, else by the terminal itself (OSC 52), be it far away."""
     for needed, command in _CLIPBOARDS:
         if os.environ.get(needed) and shutil.which(command[0]):
-            subprocess.run(command, input=text.encode("utf-8", "replace"), check=False, stdout=subprocess.DEVNULL)
+            try:
+                data, quiet = text.encode("utf-8", "replace"), subprocess.DEVNULL
+                subprocess.run(command, input=data, check=True, stdout=quiet, stderr=quiet, timeout=_CLIPBOARD_S)
+            except (OSError, subprocess.SubprocessError) as error:
+                raise UncompError(f"nothing was copied: {command[0]} failed", hint="/save answer.md") from error
             return
     if not terminal.animated:
         raise UsageError("there is no clipboard here", hint="/save answer.md writes the conversation to a file")
