@@ -19,6 +19,8 @@ from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.context.saved import misfit, record_of, tensors_of
 from uncomp_cli.engine.engine import Engine
+from uncomp_cli.engine.forward import products
+from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.records import RunStats
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
@@ -277,6 +279,25 @@ def test_another_rope_is_refused_with_both_values(
     other = load_model(str(model_dir), rope=asked)
     with pytest.raises(UsageError, match=f"the RoPE was .*{words}"):
         engine_of(other).open(Shelf(tmp_path), entry, prompt_of(other), UNIFORM, as_saved=True)
+
+
+@pytest.mark.parametrize(("saved", "asked"), [("bfloat16", "auto"), ("bfloat16", "float32"), ("auto", "bfloat16")])
+def test_what_was_read_in_float32_or_bfloat16_opens_under_the_other(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: Matmul, asked: Matmul
+) -> None:
+    """In so small a model `auto` is float32. Bytes are other weights, and by its key only the own is found."""
+    monkeypatch.setattr(products, "has_fast_bfloat16", lambda: True)
+    shelf, made = Shelf(tmp_path), (saved, asked, "int8")
+    maker, other, whole = (Engine(load_model(str(model_dir)), matmul=each) for each in made)
+    prompt = prompt_of(maker.loaded)
+    context = maker.read(prompt, UNIFORM, for_any=True).finish()
+    entry, _ = maker.save(context, shelf, "x")
+    again = other.open(shelf, entry, prompt, UNIFORM)
+    assert again.account.record == entry.manifest.record
+    assert torch.allclose(behind(again, 0), behind(context, 0), atol=0.05)
+    assert (other.saved(shelf, prompt, UNIFORM) is not None) == (asked == "auto")
+    with pytest.raises(UsageError, match=r"the products \(--matmul\) was .*, not int8"):
+        whole.open(shelf, entry, prompt, UNIFORM)
 
 
 def test_how_far_is_read_is_no_other_rope(tiny: LoadedModel, model_dir: Path) -> None:

@@ -386,7 +386,7 @@ class Reader:
         """With `auto`, the context that was saved of just this."""
         if self._request.reuse != AUTOMATIC:
             return None
-        return self._shelf.with_key(self._engine.origin(prompt, self.preset).key)
+        return self._engine.saved(self._shelf, prompt, self.preset)
 
     def _reopened(self, entry: "Entry", questions: Sequence[str]) -> _Draft:
         """Questions that follow a saved context, whose document is not at hand."""

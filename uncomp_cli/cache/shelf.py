@@ -125,9 +125,9 @@ class Shelf:
         except FileNotFoundError:
             return
 
-    def with_key(self, key: str) -> Entry | None:
+    def with_key(self, *keys: str) -> Entry | None:
         """A cache that was made from just this, the latest used of several."""
-        return next((entry for entry in self.entries() if entry.key == key), None)
+        return next((entry for entry in self.entries() if entry.key in keys), None)
 
     def save(
         self, name: str, cache: "RaggedKVCache", *, tensors: "Mapping[str, Tensor]", record: Record

@@ -101,7 +101,7 @@ class Engine:
     ) -> None:
         self.loaded, self.sampling, self.limits = loaded, sampling or SamplingConfig(), limits or Limits()
         self.decoder = Decoder(loaded.model, loaded.spec, matmul=matmul)
-        self.matmul = self.decoder.matmul
+        self.matmul = matmul
         self.regime_tokens = 0
 
     @property
@@ -174,7 +174,7 @@ class Engine:
     def origin(self, prompt: Prompt, preset: Preset) -> Origin:
         """What the context of a prompt is made from when it is read now for any question."""
         wanted, _ = for_any_question(preset)
-        return origin_of(self.loaded, wanted, prompt, limits=self.limits, matmul=self.matmul)
+        return origin_of(self.loaded, wanted, prompt, limits=self.limits, matmul=self.decoder.matmul)
 
     def save(
         self, context: Context, shelf: Shelf, name: str | None, *, texts: bytes = b"", **about: Any
@@ -189,6 +189,11 @@ class Engine:
         record = account.record or record_of(context, self.origin(prompt, account.preset), self.loaded)
         chosen, record = name or record.key[:_AUTO_NAME_LETTERS], replace(record, **about)
         return shelf.save(chosen, context.cache, tensors=tensors_of(prompt.context, texts), record=record)
+
+    def saved(self, shelf: Shelf, prompt: Prompt, preset: Preset) -> Entry | None:
+        """What was saved of just this; with `auto` products also what was read in another type, weights the same."""
+        origin = self.origin(prompt, preset)
+        return shelf.with_key(*(origin.alike if self.matmul == "auto" else (origin.key,)))
 
     def open(self, shelf: Shelf, entry: Entry, prompt: Prompt, preset: Preset, *, as_saved: bool = False) -> Context:
         """A saved context with the questions of `prompt`, whose context must be the same unless it is `as_saved`.

@@ -4,7 +4,8 @@
 
 Two contexts of one key are interchangeable; they are the same numbers unless the device or, where that was left to the
 memory that was free, the budget or the chunks they were read in differ. A saved one is used only with the model that
-made it: other weights, another tokenizer, configuration, RoPE or number format is refused by both values.
+made it: other weights, another tokenizer, configuration, RoPE or number format is refused by both values. Whether a
+text was read in float32 or in bfloat16 is in the key; it opens under both, since the weights are the same.
 cache/cache_file.py has the keys and values.
 """
 
@@ -39,6 +40,7 @@ from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.models.shape import text_config
 from uncomp_cli.spec import ModelSpec
 
+_OF_WEIGHTS_AS_THEY_ARE: tuple[Matmul, ...] = ("float32", "bfloat16")
 _SHORT = 16
 _TEXTS = "texts"
 _TOKEN_TENSORS = {
@@ -73,11 +75,18 @@ class Origin:
         del data["model"]["name"]  # its weights decide, not what they are called
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """The keys of contexts that are as good as this one: read in another type too, where weights are the same."""
+        if self.model.matmul not in _OF_WEIGHTS_AS_THEY_ARE:
+            return (self.key,)
+        return tuple(replace(self, model=replace(self.model, matmul=each)).key for each in _OF_WEIGHTS_AS_THEY_ARE)
+
     def check_model(self, name: str, saved: MadeWith) -> None:
         """Raise UsageError, with both values, unless what was saved as `name` was made with this model."""
         for key, words in _WORDS.items():
             mine, theirs = getattr(self.model, key), getattr(saved, key)
-            if mine != theirs:
+            if mine != theirs and not (key == "matmul" and {mine, theirs} <= {*_OF_WEIGHTS_AS_THEY_ARE}):
                 message = (
                     f"cache '{name}' was made with another model: {words} was {_shown(theirs)}, not {_shown(mine)}"
                 )
