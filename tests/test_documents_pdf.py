@@ -262,6 +262,12 @@ def test_values_of_a_form_stand_beside_their_names() -> None:
     assert read(data, NO_WISHES).text == "| First name | Alice |\n| --- | --- |\n| Country | Norway |"
 
 
+def test_all_that_is_chosen_in_a_list_is_read() -> None:
+    chosen = "/FT /Ch /Ff 2097152 /T (towns) /V [(Oslo) (Bergen)] /Opt [(Oslo) (Voss) (Bergen)]"
+    data = form(field("72 500 250 516", chosen), operators=lines("Report"))
+    assert read(data, NO_WISHES).text.split("\n\n") == ["Report", "towns: Oslo, Bergen"]
+
+
 def test_a_value_beside_nothing_has_its_name() -> None:
     data = form(field("72 500 250 516", "/FT /Tx /T (Remarks) /V (the 3 lamps are new)"), operators=lines("Report"))
     assert read(data, NO_WISHES).text.split("\n\n") == ["Report", "Remarks: the 3 lamps are new"]

@@ -238,7 +238,7 @@ class _Reading:
         if kind in (raw.FPDF_FORMFIELD_CHECKBOX, raw.FPDF_FORMFIELD_RADIOBUTTON):
             value = "[x]" if raw.FPDFAnnot_IsChecked(form, note) else "[ ]"
         else:
-            value = _wide(partial(raw.FPDFAnnot_GetFormFieldValue, form, note))
+            value = ", ".join(self._chosen(note)) or _wide(partial(raw.FPDFAnnot_GetFormFieldValue, form, note))
         if not value.strip() or kind == raw.FPDF_FORMFIELD_PUSHBUTTON or not raw.FPDFAnnot_GetRect(note, rect):
             return []
         low, high = sorted((rect.bottom, rect.top))
@@ -246,6 +246,14 @@ class _Reading:
         middle = (low + high) / 2 if high - low < 30 else high - height
         name = _wide(partial(raw.FPDFAnnot_GetFormFieldName, form, note))
         return [(name, Run(" ".join(value.split()), rect.left, rect.right, middle - 0.3 * height, height))]
+
+    def _chosen(self, note: Any) -> Iterator[str]:
+        """What is chosen in a list, where several may be and a field's value is the first alone."""
+        raw, form = self._raw, self._document.formenv
+        count = raw.FPDFAnnot_GetOptionCount(form, note)
+        for index in range(min(count, _OBJECTS_COUNTED)):
+            if raw.FPDFAnnot_IsOptionSelected(form, note, index):
+                yield _wide(partial(raw.FPDFAnnot_GetOptionLabel, form, note, index))
 
     def _comment(self, note: Any) -> list[tuple[str, str]]:
         text, author = (_wide(partial(self._raw.FPDFAnnot_GetStringValue, note, key)) for key in (b"Contents", b"T"))
