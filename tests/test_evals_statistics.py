@@ -89,6 +89,8 @@ def test_five_of_five_is_not_certainty() -> None:
     assert (same.low, same.high) == (pytest.approx(-0.28), pytest.approx(0.28))
     assert (lost.low, lost.high) == (-1.0, pytest.approx(-0.278, abs=1e-3))
     assert not _mean([1.0, 1.0], binary=True).excludes_zero
+    few = paired_difference({1: 0.0, 2: 0.0, 3: 1.0}, {1: 1.0, 2: 1.0, 3: 1.0}, binary=True)
+    assert -1 <= few.low < few.high <= 1  # a share loses no more than all of it
     assert _mean([0.0] * 5) == Interval(0.0, 0.0, 0.0, 5)  # a KL of zero is zero
 
 

@@ -297,11 +297,11 @@ def test_curves_rise_in_kept_bytes() -> None:
     assert window.label == "window"
     assert [p.kept_fraction for p in window.points] == pytest.approx([0.05, 0.2])
     assert [p.mean for p in window.points] == pytest.approx([0.3, 0.7])
-    half = window.points[0].high - 0.3
+    half = 0.3 - window.points[0].low
     assert half > 0.1  # two samples are stretched: what they span is no interval
     assert [(p.low, p.high) for p in window.points] == [
-        pytest.approx((0.3 - half, 0.3 + half)),
-        pytest.approx((0.7 - half, 0.7 + half)),
+        pytest.approx((0.3 - half, min(1, 0.3 + half))),
+        pytest.approx((0.7 - half, min(1, 0.7 + half))),
     ]
     assert [len(curve.points) for curve in quality_curves(outcomes, regime="aware", metric="nll")] == [1, 1]
     assert quality_curves(outcomes, regime="aware", metric="kl") == []

@@ -78,7 +78,7 @@ def stratified_mean(
 ) -> Interval:
     """The mean of the strata's means; a stratum of one sample adds no width. Raises ValueError on an empty one.
 
-    Where all have one sample the strata themselves are what is drawn.
+    `binary` values are shares or their differences: no interval goes past -1 or 1. Where all have one sample the strata themselves are what is drawn.
     """
     if not strata or not all(strata):
         raise ValueError("a mean needs at least one value in every stratum")
@@ -88,13 +88,14 @@ def stratified_mean(
     mean = float(np.mean([array.mean() for array in arrays]))
     count = sum(map(len, strata))
     pooled = np.concatenate(arrays)
+    least, most = (-1.0, 1.0) if binary else (-np.inf, np.inf)
     binary = binary and count > 1 and bool(np.isin(pooled, (-1, 0, 1)).all())
     sure_low, sure_high = _binary_bounds(mean, pooled) if binary else (mean, mean)
     if all(np.all(array == array[0]) for array in arrays):  # no spread, and no rounding that looks like one
         return Interval(mean, min(mean, sure_low), max(mean, sure_high), count)
     deviations = [_deviations(array, resamples, seed, place) for place, array in enumerate(arrays)]
     low, high = np.quantile(np.mean(deviations, axis=0), _QUANTILES) * _t_over_z(count - len(strata))
-    return Interval(mean, min(mean + float(low), sure_low), max(mean + float(high), sure_high), count)
+    return Interval(mean, max(least, min(mean + low, sure_low)), min(most, max(mean + high, sure_high)), count)
 
 
 def _binary_bounds(mean: float, values: NDArray[np.float64]) -> tuple[float, float]:
