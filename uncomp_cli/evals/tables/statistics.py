@@ -78,7 +78,8 @@ def stratified_mean(
 ) -> Interval:
     """The mean of the strata's means; a stratum of one sample adds no width. Raises ValueError on an empty one.
 
-    `binary` values are shares or their differences: no interval goes past -1 or 1. Where all have one sample the strata themselves are what is drawn.
+    `binary` values are shares or their differences: no interval goes past -1 or 1. Where all have one sample the strata
+    themselves are what is drawn.
     """
     if not strata or not all(strata):
         raise ValueError("a mean needs at least one value in every stratum")
