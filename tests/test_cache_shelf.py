@@ -5,20 +5,23 @@ import random
 import resource
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
 from support.caches import make_cache, make_record
 from support.commands import fork_server
+from uncomp_cli.cache.cache_file import save_cache
 from uncomp_cli.cache.header import TEMPORARY_PREFIX
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.shelf import Entry, Shelf, check_name
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError
+from uncomp_cli.files import locked
 
 LENGTHS = [40, 30, 20]
 
@@ -156,17 +159,31 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "model.safetensors").exists()
 
 
-def test_temporary_files_of_processes_that_are_gone_are_swept(tmp_path: Path) -> None:
-    gone = next(pid for pid in range(2**22 - 1, 0, -1) if not psutil.pid_exists(pid))
-    stale, young, alive = (
-        tmp_path / f"{TEMPORARY_PREFIX}{name}" for name in (f"{gone}-a", f"{gone}-b", f"{os.getpid()}-c")
-    )
-    for path in (stale, young, alive):
+def test_temporary_files_that_nobody_holds_are_swept(tmp_path: Path) -> None:
+    stale, young, held = (tmp_path / f"{TEMPORARY_PREFIX}{name}" for name in ("1-a", "b", f"{2**22}-c"))
+    for path in (stale, young, held):
         path.write_bytes(b"x")
-    for path in (stale, alive):
-        os.utime(path, (time.time() - 120,) * 2)
-    put(Shelf(tmp_path), "one")
-    assert (stale.exists(), young.exists(), alive.exists()) == (False, True, True)
+    for path in (stale, held):
+        os.utime(path, (time.time() - 2 * 86400,) * 2)
+    with locked(held):  # by a process that another container does not know
+        put(Shelf(tmp_path), "one")
+    assert (stale.exists(), young.exists(), held.exists()) == (False, True, True)
+
+
+def test_what_waits_for_its_place_is_not_swept(tmp_path: Path) -> None:
+    put(Shelf(tmp_path), "first")
+
+    @contextmanager
+    def beside_another() -> Iterator[None]:
+        (fresh,) = tmp_path.glob(f"{TEMPORARY_PREFIX}*")
+        os.utime(fresh, (time.time() - 2 * 86400,) * 2)
+        put(Shelf(tmp_path), "second")
+        yield
+
+    first = Shelf(tmp_path).find("first")
+    stored = Shelf(tmp_path).load(first)
+    save_cache(first.path, stored.cache, tensors={}, record=stored.record, renaming=beside_another())
+    assert sorted(names(Shelf(tmp_path))) == ["first", "second"]
 
 
 def _save_until_killed(folder: Path, pipe: Connection) -> None:

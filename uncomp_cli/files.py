@@ -5,15 +5,18 @@
     a line     is added by one write and waited for; when the disk is full nothing of it stays
 
 So a kill or a full disk leaves what was there before, beside it at most a file that ends with `.new`, behind it at most
-a torn line. This module knows no error but OSError; its callers say what could not be written and what helps.
+a torn line. A file is locked until it is in its place, and a lock ends with its process, wherever that is: containers
+that share a folder do not know each other's processes. This module knows no error but OSError; its callers say what
+could not be written and what helps.
 """
 
 import errno
+import fcntl
 import json
 import os
 import secrets
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -44,16 +47,29 @@ def replace_file(
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
         with os.fdopen(os.open(fresh, flags, _OWNER_ONLY if owner_only else _ANYBODY), "wb") as stream:
+            with suppress(OSError):  # not every file system has locks
+                fcntl.flock(stream, fcntl.LOCK_EX)
             written = write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        with renaming or nullcontext():
-            fresh.replace(path)
+            with renaming or nullcontext():
+                fresh.replace(path)
     finally:
         with suppress(OSError):  # not made, or in its place
             fresh.unlink()
     sync_folder(path.parent)
     return written
+
+
+@contextmanager
+def locked(path: Path, *, waits: bool = True) -> Iterator[None]:
+    """Hold the lock of a file or folder; raises OSError, BlockingIOError where another holds it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(path: Path) -> None:

@@ -12,7 +12,6 @@ a loaded cache gives the logits of the saved one. header.py has the rest of the 
 
 import hashlib
 import json
-import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -112,7 +111,7 @@ def save_cache(
         tensor_bytes=sum(part.nbytes for part in parts),
         record=record,
     )
-    fresh = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}")
+    fresh = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
     sha256 = replace_file(
         path, lambda file: _write(file, parts, manifest), owner_only=True, fresh=fresh, renaming=renaming
     )

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 from filelock import FileLock, Timeout
 
 from uncomp_cli.cache.header import TEMPORARY_PREFIX, DamagedCacheError, Manifest, Record, read_manifest
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError, did_you_mean
-from uncomp_cli.files import move
+from uncomp_cli.files import locked, move
 
 if TYPE_CHECKING:
     import torch
@@ -241,13 +240,10 @@ class Shelf:
         return removed
 
     def _sweep(self) -> None:
-        """Remove temporary files that nobody writes any more: another machine's process may share the folder."""
+        """Remove temporary files that nobody writes any more."""
         for path in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
-            pid = path.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
             with suppress(OSError):
-                age = time.time() - path.stat().st_mtime
-                gone = pid.isdigit() and not psutil.pid_exists(int(pid))
-                if age > (_YOUNG_S if gone else _OLD_S):
+                if _is_left(path, time.time() - path.stat().st_mtime):
                     path.unlink()
 
     @contextmanager
@@ -270,6 +266,17 @@ class Shelf:
             hint = "uncomp cache remove --older-than 7d" if full else "check its permissions"
             message = f"cannot write to {self.folder}: {error.strerror or error}"
             raise UncompError(message, hint=f"{hint}, or set UNCOMP_CACHE_DIR to another directory") from error
+
+
+def _is_left(path: Path, age_s: float) -> bool:
+    """Whether a temporary file's process has ended, be it another machine's: then nobody holds the file's lock."""
+    try:
+        with locked(path, waits=False):
+            return age_s > _YOUNG_S
+    except BlockingIOError:
+        return False
+    except OSError:  # of a file system without locks
+        return age_s > _OLD_S
 
 
 def _entry(path: Path) -> Entry:

@@ -12,7 +12,6 @@ size and time, because hashing gigabytes takes seconds.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from uncomp_cli.errors import ModelError, UsageError
-from uncomp_cli.files import move, sync_tree, write_whole
+from uncomp_cli.files import locked, move, sync_tree, write_whole
 from uncomp_cli.schema import Count, Hash, load_object, read, value_of
 
 MANIFEST = "uncomp.json"
@@ -191,10 +190,10 @@ def staging_directory(target: Path) -> Iterator[Path]:
     try:
         with ExitStack() as locks:
             parent.mkdir(parents=True, exist_ok=True)
-            with _locked(parent):  # nobody sweeps between its making and its lock
+            with locked(parent):  # nobody sweeps between its making and its lock
                 remove_stale(parent)
                 staging.mkdir()
-                locks.enter_context(_locked(staging))
+                locks.enter_context(locked(staging))
             yield staging
     except OSError as error:
         raise ModelError(f"cannot write to {parent}: {error.strerror or error}", hint=disk_hint(error)) from error
@@ -248,19 +247,8 @@ def remove_stale(parent: Path) -> None:
     for path in parent.glob(f"{PREFIX}*"):
         with suppress(OSError):  # held, or gone meanwhile
             building = path.with_name(path.name.removesuffix(_ASIDE))
-            with _locked(building if building.exists() else path, waits=False):
+            with locked(building if building.exists() else path, waits=False):
                 shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path, *, waits: bool = True) -> Iterator[None]:
-    """Hold the lock of a folder, which ends with its process; raises OSError where another holds it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def disk_is_full(error: Exception) -> bool:
