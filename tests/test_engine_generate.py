@@ -16,7 +16,7 @@ from uncomp_cli.engine.context.context import Asked, Begun, Behind, Context
 from uncomp_cli.engine.records import DecodeStep
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
-from uncomp_cli.engine.write.sampler import Sampler, loop_period
+from uncomp_cli.engine.write.sampler import loop_period
 from uncomp_cli.engine.write.stores import OneRow
 from uncomp_cli.engine.write.writer import TextStream, Writer, stop_tokens
 
@@ -152,37 +152,6 @@ def test_a_records_bytes_are_the_caches() -> None:
         sizes.append(step.kv_bytes)
     assert sizes[0] < sizes[-1]
     assert done.cache.entries == (23 + 29) * spec.num_layers * spec.num_kv_heads
-
-
-GENERATED = torch.tensor([[3, 5]])
-LOGITS = torch.tensor([[0.0, 1.0, 2.0, 3.0, 2.5, -1.0]])
-
-
-def choices(draws: int = 400, **settings: Any) -> set[int]:
-    sampler = Sampler(SamplingConfig(**settings))
-    return {int(sampler.choose(LOGITS, GENERATED)) for _ in range(draws)}
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({}, {3}),
-        ({"temperature": 3.0}, {0, 1, 2, 3, 4, 5}),
-        ({"temperature": 3.0, "top_k": 2}, {3, 4}),
-        ({"temperature": 1.0, "top_p": 0.7}, {3, 4}),
-        ({"temperature": 1.0, "min_p": 0.5}, {3, 4}),
-        ({"repetition_penalty": 2.0}, {4}),
-    ],
-)
-def test_sampling_options(settings: dict[str, Any], expected: set[int]) -> None:
-    assert choices(**settings) == expected
-
-
-def test_sampling_follows_the_probabilities() -> None:
-    sampler = Sampler(SamplingConfig(temperature=1.0))
-    logits = torch.tensor([[0.7, 0.2, 0.1]]).log().expand(4000, -1)
-    counts = torch.bincount(sampler.choose(logits, torch.empty(4000, 0, dtype=torch.int64)), minlength=3) / 4000
-    torch.testing.assert_close(counts, torch.tensor([0.7, 0.2, 0.1]), atol=0.04, rtol=0)
 
 
 def test_stop_tokens_come_from_every_source() -> None:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +16,6 @@ from uncomp_cli.engine.records import RunStats
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.write import lookup
 from uncomp_cli.engine.write.lookup import MOST_GUESSES, Lookup
-from uncomp_cli.engine.write.sampler import Sampler
 from uncomp_cli.engine.write.writer import Writer
 
 
@@ -115,36 +113,3 @@ def test_it_rests_when_guesses_do_not_pay(monkeypatch: pytest.MonkeyPatch) -> No
         made = paying.guess(MOST_GUESSES)
         assert made == [3, 4, 1, 2]
         paying.learn(4, 2)
-
-
-@pytest.mark.parametrize(
-    "settings", [{}, {"temperature": 0.5}, {"top_k": 4}, {"top_p": 0.8}, {"min_p": 0.1}, {"repetition_penalty": 1.5}]
-)
-def test_tokens_are_drawn_with_their_probabilities(settings: dict[str, float]) -> None:
-    """Chi-square over a small vocabulary, against transformers' own processors; guesses are kept with theirs.
-
-    A guess is right when it is what is drawn, so that what is drawn is all that there is to test.
-    """
-    from transformers.generation.logits_process import (
-        LogitsProcessorList,
-        MinPLogitsWarper,
-        RepetitionPenaltyLogitsProcessor,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
-
-    made = {"temperature": TemperatureLogitsWarper, "top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper,
-            "min_p": MinPLogitsWarper, "repetition_penalty": RepetitionPenaltyLogitsProcessor}  # fmt: skip
-    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(3)) * 1.5
-    said, draws = torch.tensor([[1, 5, 5, 7]]), 20_000
-    processors = LogitsProcessorList(made[name](value) for name, value in settings.items())
-    shares = processors(said, logits.clone()).softmax(dim=-1)[0]
-    sampler = Sampler(SamplingConfig(**{"temperature": 1.0, **settings}))
-    chosen = sampler.choose(logits.expand(draws, -1), said.expand(draws, -1))
-    counts = torch.bincount(chosen, minlength=12).double()
-    possible = shares > 0
-    assert counts[~possible].sum() == 0
-    wanted = shares[possible].double() * draws
-    chi_square = float(((counts[possible] - wanted).square() / wanted).sum())
-    assert chi_square < 40  # 11 degrees of freedom or fewer: 1 in 30,000

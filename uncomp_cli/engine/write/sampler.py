@@ -5,7 +5,9 @@
              the largest are left, in this order, as transformers has it
     drawn    the first token at which the running sum of shares is above u times their total, u uniform
 
-By numpy, on one thread: torch shares a whole vocabulary among its threads, which then spin where the step's should run.
+Nothing is sorted that cannot be chosen, and running sums are of blocks: a draw from 49,152 takes 0.2 to 0.3 ms where it
+took 0.4 to 1.4 (one core of an EPYC). By numpy, on one thread: torch shares a whole vocabulary among its threads, which
+then spin where the step's should run.
 A greedy answer that has come to repeat itself is stopped (`loop_period`): it would do so for ever.
 """
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 _LOOP_TIMES, _LOOP_TOKENS, _LONGEST_LOOP = 4, 64, 128
 _POOR_WORDS, _POOR_LOOP_TOKENS = 6, 160
+_GROUP, _BLOCK = 64, 256
+"""Shares that are looked at together for the k-th largest, and summed together."""
 LOOK_BACK = _LOOP_TIMES * _LONGEST_LOOP
 
 
@@ -46,9 +50,12 @@ class Sampler:
 
     def _draw(self, scores: "NDArray[np.float32]") -> int:
         shares = np.exp((scores - scores.max()) / np.float32(self._config.temperature))
-        sums = _filtered(shares, self._config).cumsum(dtype=np.float64)
         uniform = float(torch.rand(1, generator=self._generator, dtype=torch.float64))
-        return min(int(sums.searchsorted(uniform * sums[-1], side="right")), len(sums) - 1)
+        least = _least(shares, self._config)
+        if least == 0:
+            return _drawn(shares, uniform)
+        kept = np.flatnonzero(shares >= least)
+        return int(kept[_drawn(shares[kept], uniform)])
 
 
 def _penalised(scores: "NDArray[np.float32]", said: "NDArray[np.int64]", penalty: float) -> "NDArray[np.float32]":
@@ -58,17 +65,49 @@ def _penalised(scores: "NDArray[np.float32]", said: "NDArray[np.int64]", penalty
     return changed
 
 
-def _filtered(shares: "NDArray[np.float32]", config: SamplingConfig) -> "NDArray[np.float32]":
-    """Shares, of which the largest is 1, without those that the settings drop; equal ones stay or go together."""
+def _least(shares: "NDArray[np.float32]", config: SamplingConfig) -> np.float32:
+    """The smallest share, of which the largest is 1, that the settings leave; equal ones stay or go together."""
     least = np.float32(0.0)
     if 0 < config.top_k < len(shares):
-        least = np.partition(shares, -config.top_k)[-config.top_k]
+        least = _kth(shares, config.top_k)
+        shares = shares[shares >= least]
     if config.top_p < 1:
-        falling = np.sort(shares[shares >= least])[::-1]
-        sums = falling.cumsum(dtype=np.float64)
-        least = falling[sums.searchsorted(config.top_p * sums[-1])]
-    least = max(least, np.float32(config.min_p))
-    return np.where(shares < least, np.float32(0.0), shares)
+        least = _nucleus(shares, config.top_p)
+    return max(least, np.float32(config.min_p))
+
+
+def _kth(shares: "NDArray[np.float32]", k: int) -> np.float32:
+    """The k-th largest. It is no smaller than the k-th largest of what is largest in each of many groups."""
+    whole = len(shares) - len(shares) % _GROUP
+    best = shares[:whole].reshape(_GROUP, -1).max(axis=0)
+    if k <= len(best):
+        shares = shares[shares >= np.partition(best, -k)[-k]]
+    return np.float32(np.partition(shares, -k)[-k])
+
+
+def _nucleus(shares: "NDArray[np.float32]", top_p: float) -> np.float32:
+    """The smallest of the fewest largest that make up `top_p`.
+
+    What is below (1 - top_p) / n of the total is not among them: all such together are less than the rest.
+    """
+    total = shares.sum(dtype=np.float64)
+    falling = np.sort(shares[shares >= np.float32(0.99 * (1 - top_p) * total / len(shares))])[::-1]
+    sums = falling.cumsum(dtype=np.float64)
+    return np.float32(falling[min(int(sums.searchsorted(top_p * total)), len(falling) - 1)])
+
+
+def _drawn(shares: "NDArray[np.float32]", uniform: float) -> int:
+    """The first place at which the running sum is above `uniform` times the total: of blocks, then within one."""
+    sums = np.add.reduceat(shares, np.arange(0, len(shares), _BLOCK), dtype=np.float64).cumsum()
+    wanted = uniform * sums[-1]
+    block = _first_above(sums, wanted)
+    within = shares[block * _BLOCK :][:_BLOCK].cumsum(dtype=np.float64)
+    return block * _BLOCK + _first_above(within, wanted - (sums[block - 1] if block else 0.0))
+
+
+def _first_above(sums: "NDArray[np.float64]", wanted: float) -> int:
+    """The first of the running sums above `wanted`; the last that adds something where rounding leaves none."""
+    return min(int(sums.searchsorted(wanted, side="right")), int(sums.searchsorted(sums[-1])))
 
 
 def loop_period(ids: Sequence[int]) -> int | None:
