@@ -17,7 +17,8 @@ import sys
 from uncomp_cli.errors import UncompError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.input import line_reader
-read = line_reader(Terminal.detect(), status=lambda: "status", completer=lambda line: [])
+from uncomp_cli.ui.interrupts import Interrupts
+read = line_reader(Terminal.detect(), Interrupts(), status=lambda: "status", completer=lambda line: [])
 while True:
     try:
         print(ascii(read()))

@@ -23,13 +23,16 @@ from uncomp_cli.errors import LockedError, UncompError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.blocks import edit_text
 from uncomp_cli.ui.input import line_reader, with_password
+from uncomp_cli.ui.interrupts import Interrupts
 
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 terminal = Terminal.detect(plain="--plain" in sys.argv, no_color="--no-color" in sys.argv)
 commands = ["/file ", "/files", "/preset balanced", "/preset small"]
 history = os.environ.get("HISTORY")
+interrupts = Interrupts().__enter__()
 read = line_reader(
     terminal,
+    interrupts,
     completer=lambda line: [command for command in commands if command.startswith(line)],
     status=lambda: os.environ.get("STATUS", ""),
     history=Path(history) if history else None,

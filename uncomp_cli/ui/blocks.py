@@ -36,14 +36,6 @@ _EDITORS = ("sensible-editor", "nano", "vi")
 _EDITOR_HINT = "set VISUAL or EDITOR to an editor: export EDITOR=nano"
 
 
-class StoppedText(KeyboardInterrupt):
-    """Ctrl-C behind a `text` that had been sent, before anything was done with it."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text = text
-
-
 def is_open(text: str) -> bool:
     """Whether `text` begins a block and does not end it."""
     body = text.strip()

@@ -11,6 +11,7 @@ import termios
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -18,14 +19,15 @@ from uncomp_cli.documents.text import Wishes
 from uncomp_cli.errors import LockedError, UsageError
 from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, QUOTES, is_open, without_quotes
 from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.interrupts import Interrupts
 
-# Returns the next text; EOFError at the end, KeyboardInterrupt on Ctrl-C (StoppedText behind Enter), UsageError for a
-# block that is never ended.
+# Returns the next text; EOFError at the end, KeyboardInterrupt on Ctrl-C, UsageError for a block that is never ended.
 LineReader = Callable[[], str]
 
 
 def line_reader(
     terminal: Terminal,
+    interrupts: Interrupts,
     *,
     completer: Callable[[str], Sequence[str]] | None = None,
     status: Callable[[], str] | None = None,
@@ -38,12 +40,12 @@ def line_reader(
     can read (None: remembered until the end of the process).
     """
     if not is_typed(terminal):
-        return lambda: _read_text(_read_line)
+        return interrupts.armed()(partial(_read_text, _read_line))
     if not terminal.animated:
-        return _PlainReader(terminal)
+        return _PlainReader(terminal, interrupts)
     from uncomp_cli.ui.line_editor import LineEditor
 
-    return LineEditor(terminal, completer=completer, status=status, history=history).read
+    return LineEditor(terminal, interrupts, completer=completer, status=status, history=history).read
 
 
 def is_typed(terminal: Terminal) -> bool:
@@ -113,15 +115,16 @@ class _PlainReader:
     What was typed before a Ctrl-C is dropped by the terminal, which does not tell of it: a second one leaves.
     """
 
-    def __init__(self, terminal: Terminal) -> None:
-        self.terminal = terminal
+    def __init__(self, terminal: Terminal, interrupts: Interrupts) -> None:
+        self.terminal, self.interrupts = terminal, interrupts
         self.prompt = PROMPT
 
     def __call__(self) -> str:
         for again in (True, False):
             self.prompt = PROMPT
             try:
-                return _read_text(self._read_prompted)
+                with self.interrupts.armed():
+                    return _read_text(self._read_prompted)
             except KeyboardInterrupt:
                 if not again:
                     raise

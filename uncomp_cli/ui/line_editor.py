@@ -3,9 +3,9 @@
 Enter sends; in an open block it begins a new line, as Alt-Enter does everywhere; in Tab's menu it takes what is chosen.
 Tab writes as much as is certain, then shows a menu; the candidates are looked up while the key is handled, so that what
 is typed right behind it comes after them. Ctrl-C clears what was typed, and leaves where nothing was; right behind
-Enter it stops what was sent, whether it comes as a key or, while the prompt ends, as a signal. What is pasted stays one
-text (bracketed paste). A Ctrl-C as soon as a prompt comes back was meant for what ran before, or pressed twice: it
-leaves nothing. Everything is drawn on standard error.
+Enter it stops what was sent: as a key it is kept as the signal that it would have been a moment later. What is pasted
+stays one text (bracketed paste). A Ctrl-C as soon as a prompt is drawn was meant for what ran before, or pressed twice:
+it leaves nothing. Everything is drawn on standard error.
 
 The history is a file in the user's state directory that only its owner can read and write, in prompt_toolkit's own form
 (a comment with the time, then the lines, each behind a `+`). An entry is added by one write at the end of the file, so
@@ -14,6 +14,7 @@ several chats can share it; a history that cannot be read or written is no reaso
 
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from platformdirs import user_state_path
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app
+from prompt_toolkit.application import Application, get_app
 from prompt_toolkit.buffer import Buffer, CompletionState
 from prompt_toolkit.completion import Completion, DummyCompleter, get_common_complete_suffix
 from prompt_toolkit.enums import DEFAULT_BUFFER
@@ -36,8 +37,9 @@ from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
 from uncomp_cli.table import wrapped
-from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, StoppedText, is_open, without_quotes
+from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, is_open, without_quotes
 from uncomp_cli.ui.console import Terminal, strip_controls
+from uncomp_cli.ui.interrupts import Interrupts
 
 GRACE_S = 0.5  # a Ctrl-C this soon behind a new prompt does not leave
 MENU_LINES = 6  # taken below the line while Tab's menu is open
@@ -51,14 +53,15 @@ class LineEditor:
     def __init__(
         self,
         terminal: Terminal,
+        interrupts: Interrupts,
         *,
         completer: Callable[[str], Sequence[str]] | None,
         status: Callable[[], str] | None,
         history: Path | None,
     ) -> None:
-        self.terminal = terminal
+        self.terminal, self.interrupts = terminal, interrupts
         self.status = status
-        self.sent, self.leaves_from_s = "", -math.inf
+        self.leaves_from_s = self.next_leaves_from_s = -math.inf
         self.history: History = InMemoryHistory() if history is None else PrivateHistory(history)
         self.session: PromptSession[str] = PromptSession(
             output=create_output(stdout=sys.stderr),
@@ -74,43 +77,50 @@ class LineEditor:
             style=STYLE,
             color_depth=None if terminal.colour else ColorDepth.DEPTH_1_BIT,
         )
+        self.session.app.after_render += self._drawn
 
     def read(self) -> str:
-        """The next text, without the quotes of a block. Raises StoppedText where Ctrl-C came right behind it."""
+        """The next text, without the quotes of a block. A Ctrl-C right behind it is kept as an interrupt."""
         status = "" if self.status is None else strip_controls(self.status(), single_line=True)
         self.session.bottom_toolbar = (lambda: _wrap(status)) if status else None
-        self.sent, first = "", self.leaves_from_s == -math.inf
-        self.leaves_from_s = 0.0 if first else time.monotonic() + GRACE_S
+        self.leaves_from_s, self.next_leaves_from_s = self.next_leaves_from_s, math.inf
+        self.interrupts.wake = self._wake
         try:
             text = without_quotes(self._prompted())
             if self._is_stopped():
-                raise StoppedText(text)
-        except KeyboardInterrupt as interrupt:
-            if isinstance(interrupt, StoppedText) or not self.sent:
-                raise
-            raise StoppedText(without_quotes(self.sent)) from interrupt
-        else:
+                self.interrupts.keep(signal.SIGINT)
             return text
         finally:
+            self.interrupts.wake = None
             self._tell_problem()
 
     def _prompted(self) -> str:
         """What was typed; a Ctrl-C that comes as a signal before the prompt is there is too early to leave."""
         while True:
             try:
-                return self.session.prompt(PROMPT)
+                return self.session.prompt(PROMPT, pre_run=self._give_up, handle_sigint=False)
             except KeyboardInterrupt:
-                if self.sent or not self.is_early():
+                if self.interrupts.take() != signal.SIGINT or not self.is_early():
                     raise
+
+    def _wake(self) -> None:
+        """A signal was kept: it ends the prompt, unless that has ended."""
+        if (loop := self.session.app.loop) is not None:
+            loop.call_soon_threadsafe(self._give_up)
+
+    def _give_up(self) -> None:
+        app = self.session.app
+        if self.interrupts.kept and app.is_running and not app.is_done:
+            app.exit(exception=KeyboardInterrupt(), style="class:aborting")
+
+    def _drawn(self, _: Application[str]) -> None:
+        """The prompt is on the screen: from now on it takes no while longer for a Ctrl-C to be meant for it."""
+        if self.leaves_from_s == math.inf:
+            self.leaves_from_s = time.monotonic() + GRACE_S
 
     def is_early(self) -> bool:
         """Whether Ctrl-C was meant for what ran before this prompt."""
         return time.monotonic() < self.leaves_from_s
-
-    def send(self, buffer: Buffer) -> None:
-        """Enter."""
-        self.sent = buffer.text
-        buffer.validate_and_handle()
 
     def _is_stopped(self) -> bool:
         """Whether Ctrl-C was typed behind what was sent, before the terminal made a signal of it; other keys wait."""
@@ -141,7 +151,7 @@ def _key_bindings(candidates: Callable[[str], Sequence[str]], editor: LineEditor
         elif is_open(buffer.text):
             buffer.insert_text("\n")
         else:
-            editor.send(buffer)
+            buffer.validate_and_handle()
 
     @bindings.add("tab", filter=typing)
     def look_up(event: KeyPressEvent) -> None:

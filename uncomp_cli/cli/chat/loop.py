@@ -40,9 +40,9 @@ from uncomp_cli.errors import UncompError, UsageError, require
 from uncomp_cli.numerals import format_bytes, format_count
 from uncomp_cli.sessions.folder import SessionFile, open_session
 from uncomp_cli.sessions.transcript import Transcript
-from uncomp_cli.ui.blocks import StoppedText
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.input import is_typed, line_reader
+from uncomp_cli.ui.interrupts import Interrupts
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
@@ -118,17 +118,21 @@ def _talk(job: ChatJob, saved: Transcript | None, file: SessionFile | None, term
     if saved is not None:
         restore(talk, saved)  # what stops it leaves the file as it is
         talk.chat.dialogue.system = job.system
-        loop.guarded(lambda: _go_on(job, talk))
-    if documents is not None and not talk.chat.dialogue.pending:  # which were opened otherwise
-        talk.show(talk.chat.add(documents.documents))
-    loop.run(
-        line_reader(
-            terminal,
-            completer=lambda line: candidates(talk, line),
-            status=lambda: status_line(talk),
-            history=_history(job),
+    with loop.interrupts:
+        if saved is not None:
+            loop.guarded(lambda: _go_on(job, talk))
+        if documents is not None and not talk.chat.dialogue.pending:  # which were opened otherwise
+            with loop.interrupts.armed():
+                talk.show(talk.chat.add(documents.documents))
+        loop.run(
+            line_reader(
+                terminal,
+                loop.interrupts,
+                completer=lambda line: candidates(talk, line),
+                status=lambda: status_line(talk),
+                history=_history(job),
+            )
         )
-    )
 
 
 def _check_cache(job: ChatJob) -> None:
@@ -229,22 +233,24 @@ class Loop:
         self, talk: Talk, file: SessionFile | None = None, saved: Transcript | None = None, *, asks: bool = False
     ) -> None:
         self.talk = talk
+        self.interrupts = Interrupts()
         self._file, self._saved, self._asks = file, saved, asks
 
     def run(self, read_text: Callable[[], str]) -> None:
         """Take texts until they end, /exit, or Ctrl-C on an empty line; what fails is told and the chat goes on."""
         while ended_by() is None:
+            self.interrupts.take()  # what came until now was meant for what ran before
             try:
                 text = read_text()
-            except StoppedText as stopped:
-                self._drop(stopped.text)
             except (EOFError, KeyboardInterrupt):
                 if self._may_leave():
                     return
             except UncompError as error:
                 show_failure(error, self.talk.terminal)
             else:
-                if not self.guarded(partial(self.take, text)) and self._may_leave():
+                if self.interrupts.take() is not None:
+                    self._drop(text)
+                elif not self.guarded(partial(self.take, text)) and self._may_leave():
                     return
 
     def _may_leave(self) -> bool:
@@ -264,9 +270,10 @@ class Loop:
             self.talk.say(NOT_KEPT)
 
     def guarded(self, work: Callable[[], None]) -> bool:
-        """Do `work` and save; False when it was to leave. Ctrl-C and failures end the work alone."""
+        """Do `work` and save; False when it was to leave. Ctrl-C, however often, and failures end the work alone."""
         try:
-            work()
+            with self.interrupts.armed():
+                work()
         except EOFError:
             return False
         except KeyboardInterrupt:

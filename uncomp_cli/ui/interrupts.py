@@ -1,0 +1,67 @@
+"""Ctrl-C, and the signals that end a program, taken where somebody is ready for them.
+
+Python raises KeyboardInterrupt wherever the program happens to be, and once more at the next press while the first is
+still being dealt with. Within `with interrupts:` a signal is kept instead, for whoever asks with `take()`; it raises in
+`armed()` work alone, and once: what is pressed again is the same wish. Nothing of this happens outside the block.
+"""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Self
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupts:
+    """The signals that came and were not raised; `wake` is called when one is kept. For the main thread."""
+
+    def __init__(self) -> None:
+        self.wake: Callable[[], None] | None = None
+        self.kept: int | None = None
+        self._armed = False
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in _SIGNALS:
+            if callable(handler := signal.getsignal(number)):  # not one that is ignored
+                self._handlers[number] = handler
+                signal.signal(number, self._come)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) == self._come:
+                signal.signal(number, handler)
+
+    @contextmanager
+    def armed(self) -> Iterator[None]:
+        """Work that the first signal breaks off by KeyboardInterrupt; one that was kept does so before it begins."""
+        self._armed = True
+        try:
+            if self.take() is not None:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._armed = False
+
+    def keep(self, number: int) -> None:
+        """As though the signal had come now."""
+        self.kept = number
+        if self.wake is not None:
+            self.wake()
+
+    def take(self) -> int | None:
+        """The number of the last signal that was kept, once."""
+        kept, self.kept = self.kept, None
+        return kept
+
+    def _come(self, number: int, frame: FrameType | None) -> None:
+        armed, self._armed = self._armed, False
+        try:
+            self._handlers[number](number, frame)
+        except KeyboardInterrupt:
+            if armed:
+                raise
+            self.keep(number)
