@@ -279,3 +279,76 @@ def test_chapters_that_are_not_there_are_said() -> None:
 def test_what_is_no_book_is_refused(members: dict[str, str]) -> None:
     with pytest.raises(DocumentError, match="no list of chapters"):
         read_book(make_zip(members), NO_WISHES)
+
+
+# --- what stands beside a body
+
+B64 = base64.encodebytes
+
+
+def coded(encoding: str, body: bytes) -> bytes:
+    head = f"Subject: Bill\nContent-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: {encoding}\n\n"
+    return head.encode() + body
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (B64(b"The fee is 10.\n") + b"\n--\nOur list: code 4711\n", "The fee is 10.\n\n--\nOur list: code 4711"),
+        (B64(b"The fee is 10!\n.") + B64(b"The door is 5.\n"), "The fee is 10!\n.The door is 5."),
+        (B64(b"The fee is 10.\n" * 9) + b"Sent\nfrom\nroom\n77\n", "The fee is 10.\n" * 9 + "\nSent\nfrom\nroom\n77"),
+        (b"This is plain text, and the fee is 10.\n", "This is plain text, and the fee is 10."),
+        (b"Hello\n", "Hello"),
+        (b"VGhlIGZlZSBpcyAxMA\n", "The fee is 10"),
+        (B64(b"The fee is 10, and the door is 5 for all who come in May.\n"), None),
+    ],
+)
+def test_no_padding_ends_a_body(body: bytes, text: str | None) -> None:
+    expected = text or "The fee is 10, and the door is 5 for all who come in May."
+    assert markdown(coded("base64", body)) == f"Subject: Bill\n\n{expected}"
+
+
+def test_signs_that_are_no_code_are_counted() -> None:
+    code = B64(b"The fee is 10, and the door is 5. " * 2).replace(b"\n", b"")
+    found = read(coded("Base64 ", code[:30] + b"!\xff" + code[30:]), NO_WISHES)
+    assert found.text.count("The fee is 10, and the door is 5.") == 2
+    assert [str(loss) for loss in found.losses] == ["2 signs that are no base64"]
+
+
+def test_soft_breaks_with_blanks_behind_them_are_soft() -> None:
+    body = b"The fee is 10= \n00 crowns=\t\r\n and =3d 5=ZZ  \nend="
+    assert markdown(coded("quoted-printable", body)) == "Subject: Bill\n\nThe fee is 1000 crowns and = 5=ZZ\nend"
+
+
+def several(*parts: str, kind: str = "mixed", before: str = "", behind: str = "") -> bytes:
+    inner = "".join(f"--B\n{part}\n" for part in parts)
+    return f'Content-Type: multipart/{kind}; boundary="B"\n\n{before}\n{inner}--B--\n{behind}'.encode()
+
+
+PLAIN = "Content-Type: text/plain\n\n"
+
+
+def test_text_before_and_behind_the_parts_is_read() -> None:
+    message = several(f"{PLAIN}The fee is 10.", before="Read by 33.", behind="List of 44 members\n")
+    assert markdown(message) == "Read by 33.\n\nThe fee is 10.\n\nList of 44 members"
+    usual = several(f"{PLAIN}The fee is 10.", before="This is a multi-part message in MIME format.\n")
+    assert markdown(usual) == "The fee is 10."
+
+
+def test_a_date_for_the_calendar_is_read_beside_its_text() -> None:
+    dated = "Content-Type: text/calendar\n\nBEGIN:VCALENDAR\nDTSTART:20240501T100000\nEND:VCALENDAR"
+    text = markdown(several(f"{PLAIN}We meet.", "Content-Type: text/html\n\n<p>We meet.", dated, kind="alternative"))
+    assert text == "We meet.\n\nBEGIN:VCALENDAR\nDTSTART:20240501T100000\nEND:VCALENDAR"
+
+
+def test_a_mail_within_the_mail_that_is_encoded_as_a_whole_is_read() -> None:
+    inner = B64(b"From: d@x.org\nSubject: inner\n\nThe door is 5.\n").decode()
+    wrapped = f"Content-Type: message/rfc822\nContent-Transfer-Encoding: base64\n\n{inner}"
+    assert markdown(several(f"{PLAIN}The fee is 10.", wrapped)).endswith("Subject: inner\n\nThe door is 5.")
+
+
+def test_a_part_that_is_no_text_leaves_the_others() -> None:
+    broken = "Content-Type: text/plain\nContent-Transfer-Encoding: base64\n\n" + B64(bytes(range(256))).decode()
+    found = read(several(f"{PLAIN}The fee is 10.", broken), NO_WISHES)
+    assert found.text == "The fee is 10."
+    assert [str(loss) for loss in found.losses] == ["1 part that is no text"]

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from email import message_from_bytes, policy
 from email.errors import MessageError
@@ -21,10 +22,11 @@ from uncomp_cli.documents.charset import MARKS, decode_declared, decode_page, kn
 from uncomp_cli.documents.encoding import decode
 from uncomp_cli.documents.formats import READABLE_SUFFIXES, format_of, notes_of, read_format
 from uncomp_cli.documents.html import walk
+from uncomp_cli.documents.mime import Body, decoded
 from uncomp_cli.documents.text import Loss, Text, Wishes, counted, joined
-from uncomp_cli.errors import UncompError
+from uncomp_cli.errors import DocumentError, UncompError
 
-_HEADERS = ("From", "To", "Cc", "Date", "Subject")
+_HEADERS = ("From", "To", "Cc", "Bcc", "Date", "Subject")
 _BEGIN = re.compile(rb"(?:\A|(?<=\n))From [^\n]*\d\d:\d\d[^\n]*\n")
 _QUOTED_BEGIN = re.compile(rb"^>(>*From )", re.MULTILINE)
 _STUB_SHARE = 0.2
@@ -35,6 +37,9 @@ _STYLES = ("css", "javascript", "x-javascript")
 _PICTURE = ("picture", "pictures")
 _LOCKED = ("encrypted part", "encrypted parts")
 _DEEP = ("part nested too deep", "parts nested too deep")
+_NO_TEXT = ("part that is no text", "parts that are no text")
+_NO_CODE = ("sign that is no base64", "signs that are no base64")
+_FOR_PROGRAMS = re.compile(r"\bMIME\b|multi-?part", re.IGNORECASE)  # what stands before parts, for old programs
 
 
 def read(data: bytes, wishes: Wishes) -> Text:
@@ -133,9 +138,12 @@ def _take_part(part: Message, mail: _Mail, nested: int = 0) -> None:
     if nested > _MOST_NESTED:
         mail.lost[_DEEP] += 1
     elif main == "multipart" and part.is_multipart():
+        before, behind = (str(text or "").strip() for text in (part.preamble, part.epilogue))
+        mail.body.append("" if _FOR_PROGRAMS.search(before) else _plain(before))
         _take_several(_inside(part), sub, mail, nested)
+        mail.body.append(_plain(behind))
     elif main == "message" and part.is_multipart() and sub != "delivery-status":
-        _take_inner(_inside(part)[0], mail)
+        _take_inner(_unwrapped(part, _inside(part)[0]), mail)
     elif part.is_multipart():  # a report of a delivery: blocks of headers, or text all the same
         blocks = (_block(block) for block in _inside(part))
         mail.body.append("\n\n".join(block for block in blocks if block.strip()))
@@ -144,9 +152,31 @@ def _take_part(part: Message, mail: _Mail, nested: int = 0) -> None:
     elif sub in ("pkcs7-mime", "x-pkcs7-mime", "pgp-encrypted"):
         mail.lost[_LOCKED] += 1
     elif main in ("text", "multipart") and part.get_content_disposition() != "attachment":
-        mail.body.append(_text(part, mail))
+        _take_text(part, mail)
     else:
         _attach(part, mail)
+
+
+def _plain(text: str) -> str:
+    """Text that stands beside the parts, where nothing says what its bytes are."""
+    return decode(text.encode("utf-8", "surrogateescape")).text if text else ""
+
+
+def _take_text(part: Message, mail: _Mail) -> None:
+    """A part of text, and what stands beside its code. Raises DocumentError where the whole mail is none."""
+    try:
+        mail.body.append(_text(part, mail))
+    except DocumentError:
+        if not part.keys():
+            raise
+        mail.lost[_NO_TEXT] += 1
+    mail.body.append(_beside(part, mail))
+
+
+def _beside(part: Message, mail: _Mail) -> str:
+    body = _body(part)
+    mail.lost[_NO_CODE] += body.broken
+    return decode(body.beside).text.strip() if body.beside.strip() else ""
 
 
 def _block(block: Message) -> str:
@@ -185,20 +215,22 @@ def _is_beside(part: Message) -> bool:
 
 
 def _chosen(parts: list[Message], mail: _Mail) -> list[Message]:
-    """Of the forms of one text the plain one, unless the others say much more."""
+    """Of the forms of one text the plain one, unless the others say much more; and a date for the calendar."""
+    dates = [part for part in parts if part.get_content_type() == "text/calendar"]
+    parts = [part for part in parts if part not in dates]
     texts = {id(part): _text(part, _Mail(mail.wishes)) for part in parts if part.get_content_maintype() == "text"}
     plain = next((part for part in parts if part.get_content_type() == "text/plain"), None)
     others = [part for part in parts if part.get_content_type() != "text/plain"]
     longest = max((len(texts.get(id(part), "").split()) for part in others), default=0)
     if plain is not None and len(texts[id(plain)].split()) > _STUB_SHARE * longest:
-        return [plain]
+        return [plain, *dates]
     rich = [part for part in others if part.get_content_type() == "text/html" or part.is_multipart()]
-    return rich[:1] or others[:1] or parts[:1]
+    return [*(rich[:1] or others[:1] or parts[:1]), *dates]
 
 
 def _text(part: Message, mail: _Mail) -> str:
     """The text of a part, of the encodings that it declares."""
-    data, declared = _bytes(part), part.get_content_charset() or ""
+    data, declared = _body(part).data, part.get_content_charset() or ""
     if part.get_content_subtype() == "html":
         return walk(decode_page(data, mail.wishes, declared).text, mail.lost)
     wanted = mail.wishes.encoding
@@ -224,9 +256,20 @@ def _whole(text: str, *, glued: bool) -> str:
     return "\n".join(map("".join, whole))
 
 
-def _bytes(part: Message) -> bytes:
-    payload = part.get_payload(decode=True)
-    return payload if isinstance(payload, bytes) else b""
+def _body(part: Message, encoding: str = "") -> Body:
+    """What was sent as a part; what the standard library makes of base64 ends at its first padding."""
+    encoding = encoding or str(part.get("Content-Transfer-Encoding", ""))
+    bare = copy(part)
+    if "uu" not in encoding.lower():
+        del bare["Content-Transfer-Encoding"]
+    payload = bare.get_payload(decode=True)
+    return decoded(payload if isinstance(payload, bytes) else b"", encoding)
+
+
+def _unwrapped(part: Message, inner: Message) -> Message:
+    """A mail within the mail that was encoded as a whole, which none should be."""
+    body = _body(inner, str(part.get("Content-Transfer-Encoding", ""))) if not inner.keys() else None
+    return message_from_bytes(body.data, policy=policy.compat32) if body and not body.beside.strip() else inner
 
 
 def _take_inner(message: Message, mail: _Mail) -> None:
@@ -246,7 +289,8 @@ def _attach(part: Message, mail: _Mail) -> None:
     if part.get_content_maintype() == "text" and suffix not in (*READABLE_SUFFIXES, ".eml", ".mbox"):
         suffix = ".txt"
     limits = mail.wishes.limits
-    data = _bytes(part)
+    data = _body(part).data
+    mail.body.append(_beside(part, mail))
     if suffix not in READABLE_SUFFIXES or suffix in (".eml", ".mbox") or mail.deep >= _MOST_MAILS_DEEP:
         mail.unread.append(name)
         return
