@@ -253,7 +253,7 @@ def test_fields_and_pictures(html: str, text: str) -> None:
     [
         ("<img src=x><img src=y alt=''><img src=z width=1>", ["1 picture without a text"]),
         ("<svg><path d=x /></svg><svg aria-hidden=true></svg><img>", ["2 pictures without a text"]),
-        ("<div hidden>tab 2</div><p style='display: none'>x</p><p hidden> </p>", ["2 passages that are not shown"]),
+        ("<div hidden>tab 2</div><p style='display: none'>x</p><p hidden> </p>", ["2 passages of hidden text"]),
         ("<iframe src=x>no frames</iframe><video>no video</video>", ["1 embedded page", "1 film"]),
         ("<select><option>a<option>b<option>c</select>", ["2 choices that were not chosen"]),
         ("<script>if (a<b) x</script><style>p{}</style><template>t</template><noscript>n</noscript><!-- c -->", []),

@@ -188,7 +188,7 @@ def test_a_saved_page_is_its_page() -> None:
     page.add_related(b"x", maintype="image", subtype="png", cid="<a>")
     page.add_related("p{}", subtype="css")
     assert markdown(page) == "T\n\nx^2"
-    assert losses(page) == ["1 picture"]
+    assert losses(page) == ["1 picture shown within"]
 
 
 @pytest.mark.parametrize(

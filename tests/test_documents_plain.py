@@ -44,7 +44,7 @@ def test_pictures_and_outputs_without_text_are_said() -> None:
     widget = {"output_type": "display_data", "data": {"application/vnd.widget": {}}}
     attached = {"cell_type": "markdown", "source": "![](a)", "attachments": {"a": {"image/png": "x"}}}
     text = notebook(code("plot()", picture, picture, widget), attached)
-    assert losses(text) == ["3 pictures", "1 output without text"]
+    assert losses(text) == ["3 pictures without a text", "1 output without text"]
     assert "iVBOR" not in text.text
 
 

@@ -313,6 +313,14 @@ def test_docx_under_another_name_is_read_as_docx(here: Path) -> None:
     assert "The oil is in the cellar." in read_one(write("download", make_docx())).text
 
 
+def test_what_many_documents_lost_is_told_together(here: Path) -> None:
+    """One of a kind in some of them and several in others are the same kind."""
+    for number in range(8):
+        (here / f"{number}.html").write_text(f"<p>Fee {number}</p>" + "<img src=x>" * (1 + number % 2))
+    (remark,) = read_documents(["."]).remarks
+    assert remark.text == "8 documents: left out 12 pictures without a text; -v lists them"
+
+
 def test_docx_pictures_are_dropped_unopened(here: Path) -> None:
     """Its picture is missing, so that who opens it meets an error."""
     whole = io.BytesIO(make_docx_with_picture())

@@ -426,7 +426,7 @@ def test_json_lines_keep_digits_as_written() -> None:
 def test_a_broken_line_stays_and_is_said() -> None:
     text = extract(b'{"a": 1}\n{"a": \n{"a": true, "a": null}\n', suffix=".ndjson")
     assert text.text == 'a: 1\n{"a": \na: true, a: null\n'
-    assert losses(text) == ["1 lines that are no JSON, kept as they are"]
+    assert losses(text) == ["1 line that is no JSON, kept as it is"]
 
 
 def test_a_list_of_objects_is_records_and_other_json_is_text() -> None:
@@ -457,7 +457,7 @@ def test_a_picture_in_a_sheet_is_said() -> None:
         sheet.oddHeader.center.text = "Internal &P of &N"
         sheet.oddFooter.center.text = "&P / &N"
 
-    said = ["1 print header (Sales)", "1 picture (Sales)"]
+    said = ["1 print header (Sales)", "1 picture without a text (Sales)"]
     assert losses(extract(workbook(fill), suffix=".xlsx")) == said
 
 

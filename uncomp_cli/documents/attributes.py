@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping
 
+from uncomp_cli.documents.text import FILM, OBJECT, SOUND
+
 Attributes = Mapping[str, str]
 
 _BLOCK_TAGS = (
@@ -17,11 +19,11 @@ BREAK_OUT = frozenset(_BREAKING_TAGS.split()) | BLOCKS | GAPPED
 SILENT = frozenset(_SILENT_TAGS.split())
 EMBEDDED = {
     "iframe": ("embedded page", "embedded pages"),
-    "embed": ("embedded object", "embedded objects"),
-    "applet": ("embedded object", "embedded objects"),
+    "embed": OBJECT,
+    "applet": OBJECT,
     "canvas": ("drawing by a script", "drawings by a script"),
-    "video": ("film", "films"),
-    "audio": ("sound", "sounds"),
+    "video": FILM,
+    "audio": SOUND,
     "frame": ("frame with another page", "frames with other pages"),
 }
 IMPLIED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # what a start ends, and within what

@@ -10,7 +10,7 @@ import codecs
 import re
 
 from uncomp_cli.documents.encoding import decode, normalise_newlines
-from uncomp_cli.documents.text import Loss, Text, Wishes
+from uncomp_cli.documents.text import Text, Wishes, counted
 
 _DECLARED = re.compile(
     rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]+)|<\?xml[^>]{0,80}encoding\s*=\s*["']([\w.:-]+)""", re.I
@@ -44,8 +44,7 @@ def decode_declared(data: bytes, declared: str) -> Text:
         text = data.decode(candidate, "replace")
         broken = text.count("\ufffd")
         if broken <= _MOST_BROKEN * len(text):
-            one_or_many = "byte that is" if broken == 1 else "bytes that are"
-            losses = (Loss(f"{one_or_many} no {candidate}", broken),) if broken else ()
+            losses = counted({(f"byte that is no {candidate}", f"bytes that are no {candidate}"): broken})
             return Text(normalise_newlines(text), (), losses, candidate)
     return decode(data)
 

@@ -120,7 +120,7 @@ def _lost_in_all(lost: Sequence[Document], found: list[Remark]) -> list[Remark]:
         return found
     counts: Counter[str] = Counter()
     for loss in (loss for each in lost for loss in each.losses):
-        counts[loss.what] += loss.count
+        counts[loss.many or loss.what] += loss.count
     listed = ", ".join(f"{count:,} {what}" for what, count in counts.most_common(_LISTED))
     more = f" and {len(counts) - _LISTED} more kinds" if len(counts) > _LISTED else ""
     text = f"{len(lost):,} documents: left out {listed}{more}; -v lists them"

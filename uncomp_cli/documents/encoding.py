@@ -12,7 +12,7 @@ import unicodedata
 from encodings.aliases import aliases
 
 from uncomp_cli.documents.alphabets import likeliest
-from uncomp_cli.documents.text import Loss, Text, Wishes
+from uncomp_cli.documents.text import Text, Wishes, counted
 from uncomp_cli.errors import DocumentError, UsageError, did_you_mean
 
 # UTF-32 first: its little-endian mark begins with the mark of UTF-16.
@@ -146,9 +146,7 @@ def _spread(data: bytes, encoding: str) -> float | None:
 
 
 def _text(text: str, encoding: str, broken: int, nuls: int = 0, note: str = "") -> Text:
-    lost = [
-        (broken, f"byte that is no {encoding}", f"bytes that are no {encoding}"),
-        (nuls, "NUL byte", "NUL bytes"),
-    ]
-    losses = tuple(Loss(one if count == 1 else many, count) for count, one, many in lost if count)
+    losses = counted(
+        {(f"byte that is no {encoding}", f"bytes that are no {encoding}"): broken, ("NUL byte", "NUL bytes"): nuls}
+    )
     return Text(normalise_newlines(text), (), losses, encoding, (note,) if note else ())

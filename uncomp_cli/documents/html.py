@@ -36,13 +36,11 @@ from uncomp_cli.documents.markdown import Markdown
 from uncomp_cli.documents.packages import package
 from uncomp_cli.documents.parts import in_blocks
 from uncomp_cli.documents.superscripts import clean
-from uncomp_cli.documents.text import Loss, Text, Wishes, counted
-from uncomp_cli.documents.walk import End, Walk, Words
+from uncomp_cli.documents.text import HIDDEN, PICTURE, Loss, Text, Wishes, Words, counted
+from uncomp_cli.documents.walk import End, Walk
 
 _NO_SCRIPTS = ("passage for browsers without scripts", "passages for browsers without scripts")
 _REVEALED = "most of it is hidden until a script shows it, and was read all the same"
-_HIDDEN = ("passage that is not shown", "passages that are not shown")
-_PICTURE = ("picture without a text", "pictures without a text")
 _UNCHOSEN = ("choice that was not chosen", "choices that were not chosen")
 _FAR = 32  # elements up to which such an end is looked for
 _FEW, _MANY = 30, 50  # words: of a request to turn scripts on, of a passage that may be the page
@@ -139,7 +137,7 @@ class _Walk(Walk):
             self._skip_all(None)
             self._skip_until = ("rt", "rb") if tag == "rp" else ()
         elif not self.reveals and (tag == "noscript" or is_hidden(tag, attributes)):
-            self._skip_all(_NO_SCRIPTS if tag == "noscript" else _HIDDEN)
+            self._skip_all(_NO_SCRIPTS if tag == "noscript" else HIDDEN)
         elif tag in EMBEDDED:
             self.lost[EMBEDDED[tag]] += 1
             self._skip_all(None)
@@ -365,7 +363,7 @@ class _Walk(Walk):
     def _picture(self, tag: str, attributes: Attributes) -> End:
         words = next((attributes[name] for name in ("alt", "aria-label", "title") if name in attributes), None)
         if words is None:
-            self.lost[_PICTURE] += not is_decoration(attributes)
+            self.lost[PICTURE] += not is_decoration(attributes)
         elif words.strip():
             self._say(words)
         return None
@@ -377,7 +375,7 @@ class _Walk(Walk):
 
     def _end_drawing(self, begin: int, excused: bool) -> None:
         self._in_drawing -= 1
-        self.lost[_PICTURE] += self._out.here == begin and not excused and not self._in_drawing
+        self.lost[PICTURE] += self._out.here == begin and not excused and not self._in_drawing
         self._out.space()
 
     def _say(self, words: str) -> None:

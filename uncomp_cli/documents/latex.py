@@ -112,7 +112,7 @@ class _Source:
     def _counted(self, pattern: re.Pattern[str], put: str, source: str, what: str) -> str:
         source, count = pattern.subn(put, source)
         if count:
-            self.losses.append(Loss(what + "s" * (count > 1), count))
+            self.losses.append(Loss.of((what, f"{what}s"), count))
         return source
 
     def _body(self, source: str) -> tuple[str, dict[str, str]]:
@@ -128,9 +128,7 @@ class _Source:
         names = [found[1] or found[2] for found in _FILE.finditer(body)]
         if names:
             shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-            self.losses.append(
-                Loss("files that it takes in" if len(names) > 1 else "file that it takes in", len(names), shown)
-            )
+            self.losses.append(Loss.of(("file that it takes in", "files that it takes in"), len(names), shown))
 
     def _table(self, _: str, content: str) -> str:
         """A tabular as a Markdown table, its first row its header."""

@@ -34,7 +34,8 @@ _MOST_NESTED = 32
 _MOST_MAILS_DEEP = 2
 _SIGNATURES = ("pgp-signature", "pkcs7-signature", "x-pkcs7-signature", "pgp-keys")
 _STYLES = ("css", "javascript", "x-javascript")
-_PICTURE = ("picture", "pictures")
+_PICTURE = ("picture shown within", "pictures shown within")
+_UNREAD = ("attachment that was not read", "attachments that were not read")
 _LOCKED = ("encrypted part", "encrypted parts")
 _DEEP = ("part nested too deep", "parts nested too deep")
 _NO_TEXT = ("part that is no text", "parts that are no text")
@@ -83,8 +84,8 @@ class _Mail:
     def losses(self) -> tuple[Loss, ...]:
         """What is not in the text."""
         names = ", ".join(self.unread[:8]) + (", …" if len(self.unread) > 8 else "")
-        what = "attachment that was not read" if len(self.unread) == 1 else "attachments that were not read"
-        return (*counted(self.lost), *self.inner) + ((Loss(what, len(self.unread), names),) if self.unread else ())
+        unread = [Loss.of(_UNREAD, len(self.unread), names)] * bool(self.unread)
+        return (*counted(self.lost), *self.inner, *unread)
 
 
 def _read_mail(data: bytes, wishes: Wishes) -> _Mail:
@@ -235,7 +236,7 @@ def _text(part: Message, mail: _Mail) -> str:
         return walk(decode_page(data, mail.wishes, declared).text, mail.lost)
     wanted = mail.wishes.encoding
     found = decode(data, wanted) if wanted else decode_declared(data, declared) if declared else decode(data)
-    mail.lost.update({(loss.what, loss.what): loss.count for loss in found.losses})
+    mail.lost.update({(loss.what, loss.many or loss.what): loss.count for loss in found.losses})
     flows = str(part.get_param("format", "")).lower() == "flowed"
     text = _whole(found.text, glued=str(part.get_param("delsp", "")).lower() == "yes") if flows else found.text
     return text.strip("\n").rstrip()

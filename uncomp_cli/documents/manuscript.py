@@ -13,18 +13,16 @@ from uncomp_cli.documents.outline import integer, is_true
 from uncomp_cli.documents.signs import sign_of
 from uncomp_cli.documents.story import NO_STYLE, Paragraph, Story, Table
 from uncomp_cli.documents.superscripts import clean
-from uncomp_cli.documents.walk import End, Walk, Words
+from uncomp_cli.documents.text import CHART, HIDDEN, OBJECT, PICTURE, Words
+from uncomp_cli.documents.walk import End, Walk
 
 _Attributes = Mapping[str, str]
 
 _DELETED = ("deleted passage of a tracked change", "deleted passages of tracked changes")
-_HIDDEN = ("passage of hidden text", "passages of hidden text")
-_PICTURE = ("picture without a text", "pictures without a text")
 _SIGN = ("sign of a picture font", "signs of a picture font")
-_CHART = ("chart", "charts")
 _LOST = {
     "relIds": ("diagram", "diagrams"),
-    "OLEObject": ("embedded object", "embedded objects"),
+    "OLEObject": OBJECT,
     "altChunk": ("embedded document", "embedded documents"),
 }
 _SILENT_TAGS = (
@@ -93,7 +91,7 @@ class Manuscript(Walk):
         elif self._in_text and self._equation is not None:
             self._equation.write(clean(text))
         elif self._in_text and self._vanish:
-            self.lost[_HIDDEN] += not text.isspace()
+            self.lost[HIDDEN] += not text.isspace()
         elif self._in_text:
             self._write(clean(text))
 
@@ -303,7 +301,7 @@ class Manuscript(Walk):
         return None
 
     def _picture(self, _: _Attributes) -> End:
-        self.lost[_PICTURE] += not self._has_words
+        self.lost[PICTURE] += not self._has_words
         return None
 
     def _chart(self, attributes: _Attributes) -> End:
@@ -311,7 +309,7 @@ class Manuscript(Walk):
         if text and self._paragraphs:
             self._paragraphs[-1].boxes.append(text.split("\n"))
         else:
-            self.lost[_CHART] += 1
+            self.lost[CHART] += 1
         return None
 
     def _alternatives(self, _: _Attributes) -> End:

@@ -14,13 +14,11 @@ from uncomp_cli.documents import encoding
 from uncomp_cli.documents.archive import damaged
 from uncomp_cli.documents.encoding import normalise_newlines
 from uncomp_cli.documents.html import to_markdown
-from uncomp_cli.documents.text import Text, Wishes, counted, joined
-from uncomp_cli.documents.walk import Words
+from uncomp_cli.documents.text import PICTURE, Text, Wishes, Words, counted, joined
 from uncomp_cli.errors import DocumentError
 
 _KIND = "Jupyter notebook"
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_PICTURE = ("picture", "pictures")
 _FENCE = re.compile("`{3,}")
 
 
@@ -75,7 +73,7 @@ def _words(source: Any) -> str:
 def _cell(cell: Mapping[str, Any], language: str, lost: Counter[Words]) -> str:
     source = _words(cell.get("source", cell.get("input"))).strip("\n")
     attached = cell.get("attachments")
-    lost[_PICTURE] += len(attached) if isinstance(attached, dict) else 0
+    lost[PICTURE] += len(attached) if isinstance(attached, dict) else 0
     if cell.get("cell_type") != "code":
         level = cell.get("level") if cell.get("cell_type") == "heading" else None
         return "#" * min(level, 6) + " " + source if isinstance(level, int) and level > 0 else source
@@ -112,7 +110,7 @@ def _output(output: Mapping[str, Any], lost: Counter[Words]) -> tuple[str, bool]
 def _best(forms: Mapping[str, Any], lost: Counter[Words]) -> tuple[str, bool]:
     """The form of an output that reads best."""
     if any(name.startswith("image/") or name in ("png", "jpeg", "svg") for name in forms):
-        lost[_PICTURE] += 1
+        lost[PICTURE] += 1
         return "", False
     if markdown := _words(forms.get("text/markdown")):
         return markdown.strip("\n"), False

@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from uncomp_cli.documents import encoding
-from uncomp_cli.documents.text import Loss, Text, Wishes, joined
+from uncomp_cli.documents.text import Text, Wishes, counted, joined
 
+_NO_JSON = ("line that is no JSON, kept as it is", "lines that are no JSON, kept as they are")
 _WORDS = {True: "true", False: "false", None: "null"}
 
 
@@ -42,7 +43,7 @@ def read(data: bytes, wishes: Wishes) -> Text:
         return plain
     shown = [_line(item) if isinstance(item, _Object) else line for item, line in zip(read_lines, lines, strict=True)]
     broken = sum(item is None and bool(line.strip()) for item, line in zip(read_lines, lines, strict=True))
-    losses = (Loss("lines that are no JSON, kept as they are", broken),) if broken else ()
+    losses = counted({_NO_JSON: broken})
     return replace(plain, text="\n".join(shown), losses=(*plain.losses, *losses))
 
 

@@ -15,8 +15,21 @@ from uncomp_cli.documents.equation import Formula
 from uncomp_cli.documents.ledger import Row, letters, lines_of, place_name
 from uncomp_cli.documents.markdown import Markdown
 from uncomp_cli.documents.parts import walk_xml, within
-from uncomp_cli.documents.text import Text, Wishes, counted, joined
-from uncomp_cli.documents.walk import Words
+from uncomp_cli.documents.text import (
+    FILM,
+    HIDDEN_ROW,
+    HIDDEN_SHEET,
+    HIDDEN_SLIDE,
+    MARGIN,
+    OBJECT,
+    PICTURE,
+    UNCALCULATED,
+    Text,
+    Wishes,
+    Words,
+    counted,
+    joined,
+)
 from uncomp_cli.errors import DocumentError
 
 _KIND = "OpenDocument file"
@@ -25,20 +38,16 @@ _MOST_COLUMNS = 16_384
 _MOST_CELLS = 4_000_000
 _PROPERTIES = ("text-position", "display", "visibility")
 _UNSEEN = frozenset(("forms", "settings", "scripts", "meta", "table-source", "tracked-changes"))
-_PICTURE, _OBJECT = ("picture", "pictures"), ("embedded object", "embedded objects")
 _LOST: dict[str, Words] = {
-    "image": _PICTURE,
-    "object": _OBJECT,
-    "object-ole": _OBJECT,
-    "plugin": ("film or sound", "films or sounds"),
+    "image": PICTURE,
+    "object": OBJECT,
+    "object-ole": OBJECT,
+    "plugin": FILM,
     "deletion": ("deleted passage", "deleted passages"),
     "shapes": ("drawing", "drawings"),
     "control": ("form field", "form fields"),
 }
-_MARGIN = ("header or footer", "headers or footers")
-_HIDDEN_SLIDE, _HIDDEN_SHEET = ("hidden slide", "hidden slides"), ("hidden sheet", "hidden sheets")
-_HIDDEN_ROW, _REPEATED_ROW = ("hidden row", "hidden rows"), ("repeated row", "repeated rows")
-_UNCALCULATED = ("formula without a stored result", "formulas without a stored result")
+_REPEATED_ROW = ("repeated row", "repeated rows")
 _NAME_LINE = "\n## "
 
 
@@ -236,7 +245,7 @@ class _Words(_Handler):
 
     def _end_margin(self) -> None:
         """The end of a page's header or footer, which stands on every page, and is said."""
-        self.lost[_MARGIN] += bool(self._end_aside())
+        self.lost[MARGIN] += bool(self._end_aside())
 
     def _object(self, attributes: Mapping[str, str]) -> None:
         """An object: a formula is read, and the numbers of a chart; the picture that stands for it is no loss then."""
@@ -254,8 +263,8 @@ class _Words(_Handler):
             self._outs[-1].block(gap=True)
         else:
             return
-        self.lost[_OBJECT] -= 1
-        self.lost[_PICTURE] -= 1
+        self.lost[OBJECT] -= 1
+        self.lost[PICTURE] -= 1
 
     # --- tables
 
@@ -287,7 +296,7 @@ class _Words(_Handler):
         self._pages += 1
         self._outs.append(Markdown())
         if self.style(attributes, "visibility") == "hidden":
-            self.lost[_HIDDEN_SLIDE] += 1
+            self.lost[HIDDEN_SLIDE] += 1
             self._outs.pop()
             self.skipped = 1
 
@@ -361,7 +370,7 @@ class _Sheets(_Handler):
     def _sheet(self, attributes: Mapping[str, str]) -> None:
         self._name, self._rows, self._comments, self._number = attributes.get("name", ""), [], [], 0
         if self.style(attributes, "display") == "false":
-            self.lost[_HIDDEN_SHEET] += 1
+            self.lost[HIDDEN_SHEET] += 1
             self.skipped = 1
 
     def _end_sheet(self) -> None:
@@ -380,7 +389,7 @@ class _Sheets(_Handler):
     def _end_row(self) -> None:
         repeats, cells = self._row_repeats, self._cells
         if cells and self._is_hidden:
-            self.lost[_HIDDEN_ROW] += repeats
+            self.lost[HIDDEN_ROW] += repeats
         elif cells:
             kept = min(repeats, max(1, self._spare // len(cells)))
             self._spare -= kept * len(cells)
@@ -401,7 +410,7 @@ class _Sheets(_Handler):
             self._spare -= last - self._column - 1
             self._cells |= dict.fromkeys(range(self._column, last), shown)
         elif self._is_formula:
-            self.lost[_UNCALCULATED] += self._cell_repeats
+            self.lost[UNCALCULATED] += self._cell_repeats
         self._column += self._cell_repeats - 1
 
     def _paragraph(self, _: Mapping[str, str]) -> None:

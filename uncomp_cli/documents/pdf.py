@@ -133,7 +133,7 @@ class _Reading:
     def _losses(self) -> Iterator[Loss]:
         for what, pages in self._lost.items():
             count = sum(pages.values())
-            yield Loss(what if count == 1 else _plural(what), count, _where(sorted(pages)))
+            yield Loss.of((what, _plural(what)), count, _where(sorted(pages)))
 
     def _with_headings(self, index: int, text: str) -> str:
         """The page's text, its lines that the outline names as Markdown headings."""
@@ -318,7 +318,7 @@ def _whole_losses(document: Any, data: bytes) -> Iterator[Loss]:
     """What the file as a whole has lost."""
     attached = document.count_attachments()
     if attached:
-        yield Loss("attached files" if attached > 1 else "attached file", attached)
+        yield Loss.of(("attached file", "attached files"), attached)
     if not _has_end(data):
         yield Loss("end of the file", 1, "it was cut off, and pages may be missing")
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 
 from uncomp_cli.documents.grid import Cell, table_lines
 from uncomp_cli.documents.superscripts import clean, lowered, raised, resolve
-from uncomp_cli.documents.text import Text, Wishes, counted
-from uncomp_cli.documents.walk import Words
+from uncomp_cli.documents.text import HIDDEN, MARGIN, OBJECT, PICTURE, Text, Wishes, Words, counted
 from uncomp_cli.errors import DocumentError
 
 _TOKEN = re.compile(
@@ -23,11 +22,10 @@ _SKIPPED = frozenset(
     ("fonttbl", "colortbl", "stylesheet", "info", "fldinst", "sp", "themedata", "datastore", "xe", "tc", "bkmkstart")
 )
 _LOST = {
-    "pict": ("picture", "pictures"),
-    "object": ("embedded object", "embedded objects"),
+    "pict": PICTURE,
+    "object": OBJECT,
     "deleted": ("deleted passage", "deleted passages"),
 }
-_HIDDEN, _MARGIN = ("hidden passage", "hidden passages"), ("header or footer", "headers or footers")
 _MARGINS = frozenset(("header", "headerl", "headerr", "headerf", "footer", "footerl", "footerr", "footerf"))
 _HEARD_ALWAYS = frozenset(("f", "fcharset", "uc"))
 _READ_THOUGH_MARKED = frozenset(("shpinst", "footnote", "annotation", "nesttableprops"))
@@ -131,7 +129,7 @@ class _Walk:
 
     def _put(self, text: str) -> None:
         if text and self._state.hidden and not self._state.skipped:
-            self.lost[_HIDDEN] += 1
+            self.lost[HIDDEN] += 1
         elif text and not self._state.skipped:
             self._line.append(clean(text))
 
@@ -280,7 +278,7 @@ class _Walk:
         elif kind == "comment" and said:
             self._comments.append(f"- {said}")
         elif said:
-            self.lost[_MARGIN] += 1
+            self.lost[MARGIN] += 1
 
 
 def _label(found: re.Match[str]) -> str:

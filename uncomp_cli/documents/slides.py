@@ -12,14 +12,27 @@ from uncomp_cli.documents.charts import chart_text, paragraphs
 from uncomp_cli.documents.equation import Equation
 from uncomp_cli.documents.markdown import Markdown
 from uncomp_cli.documents.parts import Relation, relations, tree_of, walk_xml
-from uncomp_cli.documents.text import Loss, Text, Wishes, joined
+from uncomp_cli.documents.text import (
+    CHART,
+    FILM,
+    HIDDEN_SLIDE,
+    MARGIN,
+    OBJECT,
+    PICTURE,
+    SOUND,
+    Text,
+    Wishes,
+    Words,
+    counted,
+    joined,
+)
 from uncomp_cli.errors import DocumentError
 
 _KIND = "PowerPoint presentation"
 _TITLES = ("title", "ctrTitle")
 _REPEATED = ("sldNum", "dt", "ftr", "hdr", "sldImg")
 _LISTS = ("body", "obj", "")
-_LOST = {"pic": "picture", "videoFile": "film", "audioFile": "sound", "oleObj": "embedded object", "ftr": "footer"}
+_LOST = {"pic": PICTURE, "videoFile": FILM, "audioFile": SOUND, "oleObj": OBJECT, "ftr": MARGIN}
 
 
 def read(data: bytes, wishes: Wishes) -> Text:
@@ -33,21 +46,21 @@ def read(data: bytes, wishes: Wishes) -> Text:
     if not slides:
         raise DocumentError(f"it is no {_KIND}, or one without slides", hint="open it in a viewer and save it again")
     wishes.limits.check_pages(len(slides), "slides")
-    lost: Counter[str] = Counter()
+    lost: Counter[Words] = Counter()
     parts = []
     for number, part in enumerate(slides, start=1):
         wishes.progress(number - 1, len(slides))
         parts.append((f"s{number}", _slide(archive, part, lost)))
     text, places = joined(parts)
-    return Text(text, places, tuple(Loss(what + "s" * (count > 1), count) for what, count in lost.items()))
+    return Text(text, places, counted(lost))
 
 
-def _slide(archive: Archive, part: str, lost: Counter[str]) -> str:
+def _slide(archive: Archive, part: str, lost: Counter[Words]) -> str:
     related = relations(archive, part, kind=_KIND)
     walk = _Shapes(archive, related, lost)
     _walk(archive, part, walk)
     if walk.hidden:
-        lost["hidden slide"] += 1
+        lost[HIDDEN_SLIDE] += 1
         return ""
     for relation in related.values():
         if relation.kind == "diagramData":
@@ -81,7 +94,7 @@ class _Shapes:
     """Hears a slide; `title` and `texts` are what its shapes say, in order. `flat`: without lists."""
 
     def __init__(
-        self, archive: Archive, related: Mapping[str, Relation], lost: Counter[str], *, flat: bool = False
+        self, archive: Archive, related: Mapping[str, Relation], lost: Counter[Words], *, flat: bool = False
     ) -> None:
         self.title, self.texts, self.hidden = "", list[str](), False
         self._archive, self._related, self._lost, self._flat = archive, related, lost, flat
@@ -159,7 +172,7 @@ class _Shapes:
         if text:
             self.texts.append(text)
         else:
-            self._lost["chart"] += 1
+            self._lost[CHART] += 1
 
     # --- paragraphs
 

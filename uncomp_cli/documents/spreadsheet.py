@@ -17,7 +17,20 @@ from uncomp_cli.documents.ledger import Row, letters, lines_of, place_name
 from uncomp_cli.documents.packages import package
 from uncomp_cli.documents.parts import Node, Relation, relations, tree_of
 from uncomp_cli.documents.superscripts import clean, lowered, raised, resolve
-from uncomp_cli.documents.text import Loss, Text, Wishes, joined
+from uncomp_cli.documents.text import (
+    CHART,
+    HIDDEN_CELL,
+    HIDDEN_ROW,
+    HIDDEN_SHEET,
+    PICTURE,
+    UNCALCULATED,
+    Loss,
+    Text,
+    Wishes,
+    Words,
+    counted,
+    joined,
+)
 from uncomp_cli.errors import DocumentError
 
 _KIND = "Excel workbook"
@@ -28,6 +41,10 @@ _PRINT_CODE = re.compile(r'&(?:[A-Z]|\d+|K[0-9A-F]{6}|"[^"]*")|[\d/ ]')
 _LAST_COLUMN = 16_384
 _SPARE_CELLS = 100_000
 _SHOWN_PLACES = 6
+_PRINTED_LINE = ("print header", "print headers")
+_CELL_OF_NOTHING = ("cell that its format hides", "cells that their format hides")
+_ABSENT_SHEET = ("sheet that the file does not have", "sheets that the file does not have")
+_CHART_SHEET = ("sheet that is a chart", "sheets that are charts")
 _TRUTH = {"0": "FALSE", "1": "TRUE"}
 
 
@@ -49,9 +66,8 @@ class _Sheet:
     rows: dict[int, dict[int, str]] = field(default_factory=dict)
     uncalculated: list[str] = field(default_factory=list)
     last_row: int = 0
-    hidden_rows: int = 0
     hidden_columns: set[int] = field(default_factory=set)
-    unseen: Counter[str] = field(default_factory=Counter)
+    unseen: Counter[Words] = field(default_factory=Counter)
     merged: list[tuple[int, int, int, int]] = field(default_factory=list)
 
 
@@ -72,11 +88,11 @@ def read(data: bytes, wishes: Wishes) -> Text:
         wishes.progress(done, len(listed))
         relation, name = related.get(node.attributes.get("id", "")), node.attributes.get("name", "")
         if node.attributes.get("state", "visible") != "visible":
-            losses.append(Loss("hidden sheet", 1, name))
+            losses.append(Loss.of(HIDDEN_SHEET, 1, name))
         elif relation is None or relation.target not in archive.names:
-            losses.append(Loss("sheet that the file does not have", 1, name))
+            losses.append(Loss.of(_ABSENT_SHEET, 1, name))
         elif relation.kind != "worksheet":
-            losses.append(Loss("sheet that is a chart", 1, name))
+            losses.append(Loss.of(_CHART_SHEET, 1, name))
         else:
             parts += _sheet(book, relation.target, name, losses, several=len(listed) > 1)
     text, places = joined(parts, between="\n")
@@ -170,7 +186,7 @@ def _sheet(book: _Book, part: str, name: str, losses: list[Loss], *, several: bo
         elif tag == "mergeCell":
             sheet.merged += _range(element.get("ref", ""))
         elif tag in _PRINTED:
-            sheet.unseen["print header"] += bool(_PRINT_CODE.sub("", element.text or "").strip())
+            sheet.unseen[_PRINTED_LINE] += bool(_PRINT_CODE.sub("", element.text or "").strip())
     _fill_merged(sheet)
     prefix = place_name(name)
     notes = [*_attached(book.archive, part, sheet)]
@@ -195,11 +211,11 @@ def _take_row(book: _Book, sheet: _Sheet, row: Any) -> None:
         column = _number(reference[1]) if reference else column + 1
         shown = _shown(book, sheet, cell, f"{letters(column)}{number}")
         if shown and column in sheet.hidden_columns:
-            sheet.unseen["cell in hidden columns"] += 1
+            sheet.unseen[HIDDEN_CELL] += 1
         elif shown:
             cells[column] = shown
     if cells and row.get("hidden") in ("1", "true"):
-        sheet.hidden_rows += 1
+        sheet.unseen[HIDDEN_ROW] += 1
     elif cells:
         sheet.rows[number] = cells
 
@@ -231,7 +247,7 @@ def _formatted(book: _Book, sheet: _Sheet, stored: str, style: str) -> str:
     code = book.formats[number] if number < len(book.formats) else GENERAL
     shown = display(stored, code, from_1904=book.from_1904)
     if not shown and stored:
-        sheet.unseen["cell that its format hides"] += 1
+        sheet.unseen[_CELL_OF_NOTHING] += 1
     return shown
 
 
@@ -295,8 +311,8 @@ def _comments(archive: Archive, part: str) -> Iterator[tuple[str, str]]:
 def _drawn(archive: Archive, part: str, sheet: _Sheet) -> list[str]:
     words = []
     for element in _elements(archive, part, "twoCellAnchor", "oneCellAnchor", "absoluteAnchor"):
-        sheet.unseen["picture"] += sum(1 for _ in element.iter("{*}pic"))
-        sheet.unseen["chart"] += sum(1 for _ in element.iter("{*}chart"))
+        sheet.unseen[PICTURE] += sum(1 for _ in element.iter("{*}pic"))
+        sheet.unseen[CHART] += sum(1 for _ in element.iter("{*}chart"))
         paragraphs = ("".join(t.text or "" for t in p.iter("{*}t")).strip() for p in element.iter("{*}p"))
         words += ["\n".join(filter(None, paragraphs))]
     return [text for text in words if text]
@@ -306,15 +322,5 @@ def _losses(sheet: _Sheet) -> Iterator[Loss]:
     """What of a sheet is not in its text."""
     if count := len(sheet.uncalculated):
         where = ", ".join(sheet.uncalculated[:_SHOWN_PLACES]) + (", …" if count > _SHOWN_PLACES else "")
-        yield Loss(_counted("formula", "formulas", count) + " without a stored result", count, f"{sheet.name}!{where}")
-    if sheet.hidden_rows:
-        yield Loss(_counted("hidden row", "hidden rows", sheet.hidden_rows), sheet.hidden_rows, sheet.name)
-    for what, count in sheet.unseen.items():
-        if count:
-            yield Loss(
-                what if count == 1 else re.sub(r"\A(cell|picture|chart|print header)", r"\1s", what), count, sheet.name
-            )
-
-
-def _counted(one: str, many: str, count: int) -> str:
-    return one if count == 1 else many
+        yield Loss.of(UNCALCULATED, count, f"{sheet.name}!{where}")
+    yield from counted(sheet.unseen, sheet.name)

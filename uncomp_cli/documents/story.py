@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from uncomp_cli.documents.outline import Numbering, Style
-from uncomp_cli.documents.walk import End, Words
+from uncomp_cli.documents.text import Words
+from uncomp_cli.documents.walk import End
 
 NO_STYLE = Style()
 

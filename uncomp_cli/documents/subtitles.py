@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from uncomp_cli.documents import encoding
-from uncomp_cli.documents.text import Loss, Text, Wishes, joined
+from uncomp_cli.documents.text import Text, Wishes, counted, joined
 
 _TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{2})[.,](\d{1,3})"
 _TIMES = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}")
@@ -45,7 +45,7 @@ def read(data: bytes, wishes: Wishes) -> Text:
         return plain
     text, places = joined(((_place(cue), _shown(cue)) for cue in _sentences(cues)), between="\n")
     notes = sum(block[0].split(" ")[0] == "NOTE" for block in blocks)
-    losses = (Loss("comments" if notes > 1 else "comment", notes),) if notes else ()
+    losses = counted({("comment", "comments"): notes})
     return replace(plain, text=text, places=places, losses=(*plain.losses, *losses))
 
 

@@ -9,9 +9,13 @@ A file may have been made to harm: what it unpacks to, and how many pages it has
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from uncomp_cli.documents.cabinet import Cabinet
 from uncomp_cli.errors import DoesNotFitError
+
+Words = tuple[str, str]
+"""What something is called: one, and several of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +68,41 @@ NO_WISHES = Wishes()
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What of a file is not in its text: `2 pictures`, with `where` if that helps; `what` is plural where count > 1."""
+    """What of a file is not in its text: `2 pictures`, with `where` if that helps; `what` is plural where count > 1.
+
+    `many` is the plural that one of it has, so that what many files lost is told together.
+    """
 
     what: str
     count: int = 1
     where: str = ""
+    many: str = ""
+
+    @classmethod
+    def of(cls, words: Words, count: int = 1, where: str = "") -> Self:
+        """A loss by its words."""
+        return cls(words[count != 1], count, where, words[1])
 
     def __str__(self) -> str:
         return f"{self.count:,} {self.what}" + (f" ({self.where})" if self.where else "")
 
 
-def counted(lost: Mapping[tuple[str, str], int]) -> tuple[Loss, ...]:
-    """The losses of counts by what was lost, in its singular and its plural."""
-    return tuple(Loss(one if count == 1 else many, count) for (one, many), count in lost.items() if count)
+def counted(lost: Mapping[Words, int], where: str = "") -> tuple[Loss, ...]:
+    """The losses of counts by what was lost."""
+    return tuple(Loss.of(words, count, where) for words, count in lost.items() if count)
+
+
+# What readers of several formats leave out, in the same words.
+PICTURE = ("picture without a text", "pictures without a text")
+OBJECT = ("embedded object", "embedded objects")
+FILM, SOUND = ("film", "films"), ("sound", "sounds")
+CHART = ("chart", "charts")
+MARGIN = ("header or footer", "headers or footers")
+HIDDEN = ("passage of hidden text", "passages of hidden text")
+HIDDEN_ROW, HIDDEN_SHEET = ("hidden row", "hidden rows"), ("hidden sheet", "hidden sheets")
+HIDDEN_CELL = ("cell in hidden columns", "cells in hidden columns")
+HIDDEN_SLIDE = ("hidden slide", "hidden slides")
+UNCALCULATED = ("formula without a stored result", "formulas without a stored result")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ words is a loss.
 from collections import Counter
 from collections.abc import Callable
 
+from uncomp_cli.documents.text import Words
+
 End = Callable[[], object] | None
-Words = tuple[str, str]  # of one, and of several
 
 
 class Walk:
