@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,6 +130,39 @@ def test_a_named_file_must_be_one(
         monkeypatch.setenv("UNCOMP_CONFIG", str(name))
         assert run(["model", "list"]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"\nx = 1\n{'a.' * 50_000}a = 1", "line 3 has more than 32 parts"),
+        (f"['a' . {'a.' * 50_000}a]", "line 1 has more than 32 parts"),
+        ("a = {" + '"a" . ' * 5_000 + "a = 1}", "line 1 has more than 32 parts"),
+        (f"#{' ' * 2**18}", "more than 262,144 bytes"),
+        ("a" * 2**18, "Expected '='"),
+        ('a"' * 2**17, "Expected '='"),
+        ("a " * 2**17, "Expected '='"),
+        (f'{"a" * 200_000} = "x"', "unknown setting 'aaaa"),
+        (f"budget = [[{'1,' * 100_000}]]", "setting 'budget'"),
+        (f"budget = [{'1,' * 100_000}]", "setting 'budget'"),
+    ],
+    ids=["key", "table", "inline", "bytes", "word", "quotes", "spaces", "name", "lists", "list"],
+)
+def test_a_file_that_no_person_wrote_is_refused_at_once(
+    config_file: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config_file.write_text(text)
+    begun_s = time.monotonic()
+    assert run(["model", "list"]) == 2
+    assert time.monotonic() - begun_s < 3
+    told = capsys.readouterr().err
+    assert said in told
+    assert len(told) < 2000
+
+
+def test_a_text_with_dots_is_no_key(config_file: Path) -> None:
+    config_file.write_text(f'[ask]\nsystem = "Wait {"." * 99} {"no. " * 20}"')
+    assert run(["model", "list"]) == 0
 
 
 def test_numbers_are_what_could_be_typed(

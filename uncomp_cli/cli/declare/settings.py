@@ -10,6 +10,7 @@ several are separated as in PATH.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +20,14 @@ import platformdirs
 
 from uncomp_cli.cli.declare.tree import Command, settings_of, walk
 from uncomp_cli.errors import UsageError, did_you_mean, require
-from uncomp_cli.schema import MOST_BYTES
+from uncomp_cli.numerals import format_count
+from uncomp_cli.schema import shortened
 
 CONFIG_VARIABLE = "UNCOMP_CONFIG"
+_MOST_BYTES, _MOST_PARTS = 2**18, 32
+_PART, _DOT = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')""", r"[ \t]*+\.[ \t]*+"
+_DEEP_KEY = re.compile(rf"(?<![\w-]){_PART}(?:{_DOT}{_PART}){{{_MOST_PARTS}}}")
+"""Of a.b.c and so on; tomllib takes the square of the parts in time."""
 
 
 def config_path() -> Path:
@@ -51,14 +57,17 @@ def split_variables(root: Command) -> None:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Parse a configuration file; raises UsageError with the line when it is not TOML."""
-    require(not path.is_fifo(), f"configuration file {path} is a pipe", hint="write it to a file, and name that")
+    what = f"configuration file {path}"
+    require(not path.is_fifo(), f"{what} is a pipe", hint="write it to a file, and name that")
     try:
         with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-        require(
-            len(data) <= MOST_BYTES, f"configuration file {path} has more than {MOST_BYTES:,} bytes", hint="mend it"
-        )
-        return tomllib.loads(data.decode("utf-8-sig"))
+            data = file.read(_MOST_BYTES + 1)
+        require(len(data) <= _MOST_BYTES, f"{what} has more than {_MOST_BYTES:,} bytes", hint="name another file")
+        text = data.decode("utf-8-sig")
+        if deep := _DEEP_KEY.search(text):
+            line, parts = text.count("\n", 0, deep.start()) + 1, format_count(_MOST_PARTS)
+            raise UsageError(f"{what}: a key in line {line:,} has more than {parts} parts", hint="mend that line")
+        return tomllib.loads(text)
     except OSError as error:
         raise UsageError(
             f"cannot read configuration file {path}: {error.strerror}", hint=f"unset {CONFIG_VARIABLE} or mend the path"
@@ -104,7 +113,11 @@ def _as_typed(value: object, what: str) -> object:
     """A value as the user could have typed it: `budget = 512` is `--budget 512`, whatever type the option has."""
     if isinstance(value, list):
         return [_one(_as_typed(item, what), what) for item in value]
-    require(isinstance(value, (str, int, float)), f"{what} is {value}", hint="use text, a number, true or false")
+    require(
+        isinstance(value, (str, int, float)),
+        f"{what} is {shortened(str(value))}",
+        hint="use text, a number, true or false",
+    )
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -113,7 +126,7 @@ def _as_list(value: object) -> list[Any]:
 
 
 def _one(value: object, what: str) -> object:
-    require(not isinstance(value, list), f"{what} is a list: {value}", hint="use one value")
+    require(not isinstance(value, list), f"{what} is a list: {shortened(str(value))}", hint="use one value")
     return value
 
 
@@ -123,4 +136,4 @@ def _canonical(key: str) -> str:
 
 def _unknown(key: str, known: set[str], *, where: str) -> UsageError:
     hint = did_you_mean(_canonical(key), sorted(known), "`uncomp config show` lists every setting")
-    return UsageError(f"unknown setting '{key}' in {where}", hint=hint)
+    return UsageError(f"unknown setting '{shortened(key)}' in {where}", hint=hint)
