@@ -25,7 +25,7 @@ FIELDS = {
     "warnings": list, "seed": int,
 }  # fmt: skip
 SUBFIELDS = {
-    "model": {"id", "revision", "dtype", "device", "quantization", "rope"},
+    "model": {"id", "revision", "dtype", "device", "quantization", "weights_error", "rope"},
     "usage": {"prompt_tokens", "cached_tokens", "completion_tokens", "guessed_tokens", "accepted_tokens"},
     "timing": {"load_s", "prefill_s", "ttft_s", "prefill_tok_s", "decode_tok_s", "total_s"},
     "memory": {"weights_bytes", "kv_full_bytes", "kv_bytes", "kept_fraction", "peak_bytes"},

@@ -12,6 +12,7 @@ from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.cli.declare.advice import advise_calibration, advise_model
 from uncomp_cli.engine.spend import fitting
 from uncomp_cli.errors import OutOfMemoryError
+from uncomp_cli.models.loading import Footprint
 from uncomp_cli.ui.console import Terminal
 
 
@@ -63,7 +64,7 @@ def test_an_answer_ends_with_the_proposal(tiny_model: Path, tmp_path: Path) -> N
 
 def test_too_large_weights_name_the_known_model_that_fits(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("uncomp_cli.engine.spend.memory.free_bytes", lambda device: 2**30)
-    monkeypatch.setattr("uncomp_cli.models.loading.footprint", lambda *_, **__: (None, 2**40))
+    monkeypatch.setattr("uncomp_cli.models.loading.footprint", lambda *_, **__: Footprint(None, 2**40))
     with pytest.raises(OutOfMemoryError, match=r"need 1\.0 TiB, 1\.0 GiB are free") as caught:
         startup.weigh(ModelChoice(str(tiny_model)), tiny_model)
     assert "--model gemma3-1b" in str(caught.value.hint)

@@ -55,5 +55,5 @@ def test_other_weights_of_the_same_shape_are_another_model_and_both_hashes_are_n
 
 
 def test_a_model_that_is_not_loaded_has_the_same_fingerprint(tiny_model: Path) -> None:
-    spec, _ = footprint(tiny_model, dtype="float16", device=torch.device("cpu"), quantize="none", rope=None)
+    spec = footprint(tiny_model, dtype="float16", device=torch.device("cpu"), quantize="none", rope=None).spec
     assert fingerprint_of(show_model(str(tiny_model)), spec) == found(tiny_model)

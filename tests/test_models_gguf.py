@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from dataclasses import replace
 from itertools import product
 from random import Random
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from support.gguf_files import (
     write_gguf,
 )
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cli.stock import doctor
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.products import use_product
@@ -97,7 +99,7 @@ def test_every_kind_of_blocks_computes_what_its_numbers_compute(tmp_path, archit
     model = tiny_llama(family, **WIDE, tie_word_embeddings=kind != "Q5_1", **more)
     path = write_gguf(tmp_path / "tiny.gguf", model, architecture=architecture, kind=mixed(kind))
     kept, wide = pulled(path), load_model(str(path), device="cpu", widened=True)
-    _, told = footprint(local_path(str(path)), dtype="auto", device=kept.device, quantize="none")
+    told = footprint(local_path(str(path)), dtype="auto", device=kept.device, quantize="none").weights_bytes
     assert kept.weights_bytes == pytest.approx(told, abs=1024)  # frequencies of positions
     assert kept.weights_bytes < path.stat().st_size * 1.2
     torch.testing.assert_close(logits(kept.model), logits(wide.model), atol=1e-4, rtol=0)
@@ -242,7 +244,10 @@ def test_a_model_of_several_files_is_one(tmp_path, stock):
 def test_kinds_that_the_library_does_not_read_are_held_as_the_nearest(tmp_path, kind):
     model = tiny_llama(**WIDE)
     path = write_gguf(tmp_path / "tiny.gguf", model, kind=lambda name: kind if "ffn" in name else "Q8_0")
-    kept = pulled(path).model
+    loaded = pulled(path)
+    kept = loaded.model
+    (note,) = loaded.notes
+    assert f"blocks of kind {kind} are held as Q8_0" in note
     named = {tensor.name: tensor for tensor in gguf.GGUFReader(str(path)).tensors}["blk.0.ffn_up.weight"]
     wide = torch.from_numpy(gguf.dequantize(named.data, named.tensor_type))
     up = kept.model.layers[0].mlp.up_proj
@@ -265,7 +270,7 @@ def test_gradients_pass_blocks(tmp_path):
 def test_without_the_library_blocks_lie_in_the_file(tmp_path, monkeypatch):
     path = write_gguf(tmp_path / "tiny.gguf", tiny_llama(**WIDE), kind=mixed("Q4_0"))
     expected = logits(pulled(path).model)
-    monkeypatch.setattr("uncomp_cli.models.weights.find", lambda: None)
+    monkeypatch.setattr("uncomp_cli.models.weights.mapping.find", lambda: None)
     monkeypatch.setattr("uncomp_cli.models.loading.find", lambda: None)
     wide = load_model(str(path), device="cpu").model
     assert type(wide.lm_head) is nn.Linear
@@ -275,6 +280,31 @@ def test_without_the_library_blocks_lie_in_the_file(tmp_path, monkeypatch):
     assert not kept.model.lm_head.matrix.tiled
     for model in (wide, kept.model):
         torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+
+
+def test_a_note_of_a_newer_uncomp_is_not_believed(tmp_path, stock):
+    path = write_gguf(tmp_path / "tiny.gguf", stock)
+    list(ensure_local(str(path)))
+    folder = local_path(str(path))
+    note = conversion.read_manifest(folder)
+    assert note.version == conversion.NOTE_VERSION
+    conversion.write_manifest(folder, replace(note, version=conversion.NOTE_VERSION + 1))
+    assert local_path(str(path)) is None
+    assert list(ensure_local(str(path)))
+    assert conversion.read_manifest(local_path(str(path))) == note
+
+
+def test_copies_of_an_older_uncomp_are_told_of_with_the_command(tmp_path, stock):
+    path, folder = write_gguf(tmp_path / "tiny.gguf", stock), sources.models_dir() / "old copy"
+    stock.save_pretrained(folder)
+    note = conversion.describe(folder, "gguf tiny.gguf", None)
+    conversion.write_manifest(folder, replace(note, version=1, source_path=str(path)))
+    (told,) = doctor._old_copies()
+    assert told == {"name": "old copy", "size_bytes": conversion.weights_size(folder)}
+    (line,) = doctor.recommended({"old_copies": [told]})
+    assert line.endswith("uncomp model remove 'old copy'")
+    path.unlink()  # then the copy is all that there is
+    assert doctor._old_copies() == []
 
 
 def test_a_hidden_file_is_converted_once_too(tmp_path, stock):

@@ -31,7 +31,7 @@ def loaded(plain_rope: Path) -> LoadedModel:
 
 def length_on_disk(path: Path, choice: RopeChoice | None) -> int:
     """What may be read, told by the files alone."""
-    spec, _ = footprint(path, dtype="auto", device=torch.device("cpu"), quantize="none", rope=choice)
+    spec = footprint(path, dtype="auto", device=torch.device("cpu"), quantize="none", rope=choice).spec
     return spec.trained_length
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from uncomp_cli.asking.readout import answer_record, details, ending, failure_record, readout
+from uncomp_cli.asking.readout import answer_record, details, ending, failure_record, loss_text, readout
 from uncomp_cli.errors import failure_of
 from uncomp_cli.steps import Progress
 
@@ -206,7 +206,8 @@ class Done:
     def readout(self, *, verbose: bool = False) -> str:
         """What it took, in a line; `verbose`: all of it."""
         if verbose:
-            return details(self.stats, self.risk, whole=self.all_kept, context_limit=self.context_limit)
+            held = "" if self.about is None else loss_text(self.about.loaded)
+            return details(self.stats, self.risk, whole=self.all_kept, context_limit=self.context_limit) + held
         return readout(self.stats, self.risk, whole=self.all_kept)
 
     def record(self) -> dict[str, Any]:

@@ -26,7 +26,9 @@ _SAMPLE_CHARS = 2**14
 def forecast(request: Request, contexts: Sequence[DocumentSet], questions: Sequence[str]) -> Iterator[Event]:
     """The plan of every context, or why it is refused."""
     path = yield from fetch(request.model)
-    spec, weights, available = yield from during("measuring", lambda: weigh(request.model, path))
+    weighed = yield from during("measuring", lambda: weigh(request.model, path))
+    spec, weights, available = weighed.spec, weighed.weights_bytes, weighed.available_bytes
+    yield from map(Noted, weighed.notes)
     from uncomp_cli.engine.spend.memory import check_context
     from uncomp_cli.models.catalog import show_model
     from uncomp_cli.models.checkpoint import load_tokenizer
@@ -62,7 +64,7 @@ def too_long_ahead(
     path = yield from fetch(request.model)
 
     def measure() -> list[DoesNotFitError]:
-        spec, choice = weigh(request.model, path)[0], request.model.rope_choice
+        spec, choice = weigh(request.model, path).spec, request.model.rope_choice
         contexts = request.contexts(documents) if documents.documents else []
         is_cut = request.truncate is not None or (choice is not None and choice.kind == "auto")
         if is_cut or not contexts or any(2 * _bytes(each) <= spec.trained_length for each in contexts):

@@ -212,6 +212,7 @@ class ModelChoice:
     context: str | None = None
     force: bool = False
     matmul: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    weights: Literal["auto", "float32", "bfloat16", "q8", "q4"] = "auto"
 
     @property
     def rope_choice(self) -> "RopeChoice | None":

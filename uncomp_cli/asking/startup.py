@@ -8,7 +8,7 @@ of the model's own that had to give way. Heavy imports happen inside functions, 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from uncomp_cli.asking.events import Event, Noted, Working
 from uncomp_cli.asking.material import longest_read
@@ -55,30 +55,59 @@ def fetch(choice: ModelChoice) -> Generator[Event, None, Path]:
     return path
 
 
-def weigh(choice: ModelChoice, path: Path) -> "tuple[ModelSpec, int, int]":
-    """The model's shape, the bytes of its weights and the bytes that are free; nothing is loaded.
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """A model that is not loaded: its shape, how its weights will be held, their bytes and those that are free.
 
-    Raises what loading would raise for the family and the quantization, and OutOfMemoryError for too large weights.
+    `notes` are what has to be said of it.
     """
-    from uncomp_cli.engine.spend.fitting import best_known
+
+    spec: "ModelSpec"
+    weights: str
+    weights_bytes: int
+    available_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+def weigh(choice: ModelChoice, path: Path) -> Weighed:
+    """What the model will take; nothing is loaded.
+
+    Where its weights do not fit and nothing was said of how to hold them, they are held in fewer bits: the most that
+    fit. Raises what loading would raise for the family and the quantization, and OutOfMemoryError for too large
+    weights.
+    """
     from uncomp_cli.engine.spend.memory import free_bytes
-    from uncomp_cli.models.loading import check_quantization, choose_device, footprint
+    from uncomp_cli.models.loading import check_quantization, choose_device, footprint, narrower
 
     device = choose_device(choice.device)
     if choice.quantize != "none":
         check_quantization(choice.quantize, device)
-    spec, weights = footprint(
-        path, dtype=choice.dtype, device=device, quantize=choice.quantize, rope=choice.rope_choice
-    )
+    how: dict[str, Any] = {"dtype": choice.dtype, "device": device, "quantize": choice.quantize}
+    wide = footprint(path, **how, rope=choice.rope_choice, weights=choice.weights)
     available = free_bytes(device)
-    if weights > available:
-        best = best_known(available=available)
-        smaller = "a smaller model" if best is None else f"the best known model that fits: --model {best.alias}"
-        raise OutOfMemoryError(
-            f"the weights of {choice.name} need {format_bytes(weights)}, {format_bytes(available)} are free",
-            hint=f"use --quantize int8 or nf4, --dtype bfloat16, or {smaller}",
-        )
-    return spec, weights, available
+    if wide.weights_bytes + wide.passing_bytes <= available:
+        return Weighed(wide.spec, choice.weights, wide.weights_bytes, available)
+    for weights in narrower(path, **how) if choice.weights == "auto" else ():
+        found = footprint(path, **how, weights=weights)
+        if found.weights_bytes + found.passing_bytes <= available:
+            note = (
+                f"the weights of {choice.name} are held as {weights}, in {format_bytes(found.weights_bytes)}: "
+                f"{format_bytes(wide.weights_bytes)} as float32, of which {format_bytes(available)} are free"
+            )
+            return Weighed(wide.spec, weights, found.weights_bytes, available, (note,))
+    raise _too_large(choice, wide.weights_bytes, available)
+
+
+def _too_large(choice: ModelChoice, weights_bytes: int, available: int) -> OutOfMemoryError:
+    from uncomp_cli.engine.spend.fitting import best_known
+
+    best = best_known(available=available)
+    smaller = "a smaller model" if best is None else f"the best known model that fits: --model {best.alias}"
+    fewer = "" if choice.weights == "auto" else "--weights auto, "
+    return OutOfMemoryError(
+        f"the weights of {choice.name} need {format_bytes(weights_bytes)}, {format_bytes(available)} are free",
+        hint=f"use {fewer}--quantize int8 or nf4, --dtype bfloat16, or {smaller}",
+    )
 
 
 def load(
@@ -86,7 +115,9 @@ def load(
 ) -> "Generator[Event, None, LoadedModel]":
     """Fetch the model when needed, and load it; refused before loading when it cannot fit, or `check` says no."""
     path, growth = (yield from fetch(choice)), Growth()
-    return (yield from during(f"loading {choice.name}", lambda: _load(choice, path, check, growth), growth.text))
+    loaded = yield from during(f"loading {choice.name}", lambda: _load(choice, path, check, growth), growth.text)
+    yield from map(Noted, loaded.notes)
+    return loaded
 
 
 @dataclass(slots=True)
@@ -112,9 +143,10 @@ class Growth:
 def _load(choice: ModelChoice, path: Path, check: "Callable[[Path, ModelSpec], None]", growth: Growth) -> "LoadedModel":
     from uncomp_cli.models.loading import load_model
 
-    spec, growth.total_bytes, _ = weigh(choice, path)
-    check(path, spec)
-    return load_model(
+    weighed = weigh(choice, path)
+    growth.total_bytes = weighed.weights_bytes
+    check(path, weighed.spec)
+    loaded = load_model(
         choice.name,
         dtype=choice.dtype,
         device=choice.device,
@@ -122,8 +154,10 @@ def _load(choice: ModelChoice, path: Path, check: "Callable[[Path, ModelSpec], N
         rope=choice.rope_choice,
         offline=choice.offline,
         tokenizer_dir=choice.tokenizer,
+        weights=weighed.weights,
         begin=growth.begin,
     )
+    return replace(loaded, notes=(*weighed.notes, *loaded.notes))
 
 
 def check_context_fits(choice: ModelChoice, loaded: "LoadedModel", preset: "Preset") -> None:

@@ -126,6 +126,7 @@ def run_job(job: Job) -> Measurement:
         tokenizer_dir=setup.tokenizer_dir,
         rope=setup.rope,
         widened=job.preset is None,
+        weights="auto" if job.preset is None else setup.weights,
     )
     warm_up = None if job.preset is None else replace(job.preset, budget=FULL_BUDGET)
     _run(replace(setup, new_tokens=2), warm_up, loaded, _warm_up_prompt(job))

@@ -45,6 +45,7 @@ class Setup:
     limits: Limits = field(default_factory=Limits)
     matmul: Matmul = "auto"
     rope: str | None = None
+    weights: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

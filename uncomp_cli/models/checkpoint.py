@@ -36,6 +36,8 @@ from uncomp_cli.schema import MOST_BYTES, load_bytes, shown
 if TYPE_CHECKING:
     import torch
 
+    from uncomp_cli.models.weights.floats import Holding
+
 OTHER_MODEL = "use another model, for example --model smollm2-135m"
 _READ_WHOLE = (".json", ".jinja", ".txt", ".model")
 _MAPPED = (".safetensors", ".gguf")
@@ -209,8 +211,9 @@ def load_weights(
     method: str | None,
     *,
     config: Any,
+    holding: "Holding | None" = None,
 ) -> Any:
-    """The model itself, in evaluation mode. Raises ModelError when weights are damaged or missing."""
+    """The model itself, in evaluation mode; its matrices held as `holding` says. ModelError for damaged weights."""
     from transformers import AutoModelForCausalLM
 
     check_types(path, name)
@@ -223,8 +226,11 @@ def load_weights(
             use_safetensors=True,
             output_loading_info=True,
             key_mapping=TEXT_PART,
-            **_how(dtype, device, method),
+            **_how(config, dtype, device, method),
+            **({} if holding is None else {"quantization_config": holding}),
         )
+        if holding is not None:
+            model.hf_quantizer.remove_quantization_config(model)
         model = model if method else model.to(device)
     except Exception as error:  # safetensors, json and transformers each have their own
         raise cannot_load(name, path, error) from error
@@ -232,9 +238,14 @@ def load_weights(
     return model.eval().requires_grad_(False)
 
 
-def _how(dtype: "torch.dtype", device: "torch.device", method: str | None) -> dict[str, Any]:
+def _attention(config: Any) -> str:
+    """The name of transformers' attention for a model: the fast one, but for families that have it not (gemma2)."""
+    return "sdpa" if getattr(class_of(config), "_supports_sdpa", True) else "eager"
+
+
+def _how(config: Any, dtype: "torch.dtype", device: "torch.device", method: str | None) -> dict[str, Any]:
     """What transformers is told of how weights are to be held."""
-    found: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    found: dict[str, Any] = {"dtype": dtype, "attn_implementation": _attention(config)}
     if method is not None:
         found |= {"quantization_config": quantization_config(method, dtype), "device_map": {"": device}}
     return found
@@ -316,7 +327,7 @@ def filled_model(
 ) -> Any:
     """A model of a configuration with these weights; errors come as they are."""
     return class_of(config).from_pretrained(
-        None, config=copy.deepcopy(config), state_dict=weights, **_how(dtype, device, method)
+        None, config=copy.deepcopy(config), state_dict=weights, **_how(config, dtype, device, method)
     )
 
 
@@ -327,7 +338,7 @@ def empty_model(config: Any, dtype: "torch.dtype | None" = None) -> Any:
 
     with torch.device("meta"), quiet_transformers():
         return AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+            copy.deepcopy(config), dtype=dtype, attn_implementation=_attention(config), trust_remote_code=False
         )
 
 

@@ -29,6 +29,8 @@ from uncomp_cli.schema import Count, Hash, load_object, read, value_of
 
 MANIFEST = "uncomp.json"
 HASH_LENGTH = 64
+NOTE_VERSION = 2
+"""1: weights were copied as numbers; 2: those of a GGUF are read where they lie."""
 PREFIX, _ASIDE = ".staging-", "-old"
 
 
@@ -47,7 +49,7 @@ class Manifest:
     """What a prepared model remembers of its source.
 
     `sha256` says which model it is, `size_bytes` how much of its weights is in the directory itself; `files` are those
-    of a GGUF. Older notes have no `files`; their `source_*` name a GGUF that was converted.
+    of a GGUF. Notes of version 1, which do not say it, have no `files`; their `source_*` name a GGUF that was copied.
     """
 
     source: str
@@ -58,6 +60,7 @@ class Manifest:
     source_size_bytes: Count | None = None
     source_mtime_ns: int | None = None
     files: tuple[Stored, ...] = ()
+    version: Count = 1
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -66,11 +69,18 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(directory: Path) -> Manifest | None:
-    """The note in `directory`, or None when there is none that can be read."""
+    """The note in `directory`, or None when there is none that can be read, or a newer uncomp wrote it."""
     try:
-        return read(Manifest, load_object(directory / MANIFEST))
+        found = read(Manifest, load_object(directory / MANIFEST))
     except UsageError:
         return None
+    return found if found.version <= NOTE_VERSION else None
+
+
+def is_old_copy(manifest: Manifest | None) -> bool:
+    """Whether it is of weights that were copied as numbers from a GGUF that is still there to be read itself."""
+    source = manifest.source_path if manifest and not manifest.files else None
+    return source is not None and Path(source).is_file()
 
 
 def is_complete(directory: Path) -> bool:
@@ -97,7 +107,7 @@ def describe(
     stored = tuple(_stored(path, directory, memo) for path in files)
     if sha256 is None:
         sha256 = joined_sha256([each.sha256 for each in stored]) if stored else weights_sha256(directory, None)
-    return Manifest(source, licence, sha256, weights_size(directory), files=stored)
+    return Manifest(source, licence, sha256, weights_size(directory), files=stored, version=NOTE_VERSION)
 
 
 def _stored(path: Path, directory: Path, memo: Path | None) -> Stored:

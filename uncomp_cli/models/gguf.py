@@ -1,6 +1,6 @@
 """What a GGUF file says of its model, as transformers has it: configuration, generation, tokenizer, names of weights.
 
-The weights themselves stay where they are (weights.py). Names and layouts come from transformers' own GGUF tables. What
+The weights themselves stay where they are (weights/). Names and layouts come from transformers' own GGUF tables. What
 transformers drops or changes, RoPE scaling and the tokenizer, is rebuilt from the file, the latter in vocabulary.py.
 
 llama.cpp stores linear and YaRN scaling as `<arch>.rope.scaling.*`, and Llama 3's scaling only as the finished divisors

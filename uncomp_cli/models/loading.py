@@ -1,11 +1,12 @@
 """Load a prepared model: weights, tokenizer, shape; and what it will weigh, which is read without loading it.
 
 float32 on a CPU, bfloat16 on CUDA (float16 where it has none); SDPA attention; no gradients; no network; no code from
-the model's directory (checkpoint.py). A GGUF's matrices stay its own blocks (weights.py) where a CPU computes in
-float32. They become numbers on other devices, in other types, and where the C library, which reads blocks fast, is not
-there and the numbers take no more than half of the free memory. What a model will weigh is in its files' headers: exact
-for numbers and blocks; for --quantize an estimate, as embeddings and norms stay in the load type and matrices shrink to
-8 or 4 bits.
+the model's directory (checkpoint.py). A GGUF's matrices stay its own blocks (weights/mapping.py) where a CPU computes
+in float32. They become numbers on other devices, in other types, and where the C library, which reads blocks fast, is
+not there and the numbers take no more than half of the free memory. With `weights` other models' matrices become blocks
+or numbers of 16 bits as they are read (weights/floats.py). What a model will weigh is in its files' headers: exact for
+numbers and blocks; for --quantize an estimate, as embeddings and norms stay in the load type and matrices shrink to 8
+or 4 bits.
 
 Weights in 8 or 4 bits are bitsandbytes', through transformers: int8 is LLM.int8() (Dettmers et al. 2022); nf4 and fp4
 are QLoRA's 4-bit types (Dettmers et al. 2023), without double quantization. Activations, keys and values keep the
@@ -15,12 +16,12 @@ model's type. Needs `pip install 'uncomp[quantize]'`.
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import torch
@@ -31,6 +32,7 @@ from uncomp_cli.kernels.library import find
 from uncomp_cli.models.catalog import local_path, read_config, show_model
 from uncomp_cli.models.checkpoint import (
     cannot_load,
+    empty_model,
     filled_model,
     generation_of,
     load_tokenizer,
@@ -46,9 +48,17 @@ from uncomp_cli.models.families import check_family
 from uncomp_cli.models.preamble import Preamble, read_preambles
 from uncomp_cli.models.rotary import apply_choice, check_rope, length_kind
 from uncomp_cli.models.runnable import LoadedModel
-from uncomp_cli.models.shape import check_text_only, check_unquantized, spec_from_config, stored_dtype, text_config
+from uncomp_cli.models.shape import (
+    check_text_only,
+    check_unquantized,
+    dtype_name,
+    spec_from_config,
+    stored_dtype,
+    text_config,
+)
 from uncomp_cli.models.sources import hash_memo
-from uncomp_cli.models.weights import block_model, blocks_bytes, numbers
+from uncomp_cli.models.weights.bits import Loss, Weights
+from uncomp_cli.models.weights.mapping import block_model, blocks_bytes, is_of_blocks, notes, numbers
 from uncomp_cli.spec import ModelSpec
 
 QUANTIZATIONS = ("int8", "nf4", "fp4")
@@ -71,6 +81,23 @@ def check_quantization(method: str, device: torch.device) -> None:
         raise ModelError(f"bitsandbytes cannot run on {device}", hint="--device cpu or cuda, or --quantize none")
 
 
+def check_weights(weights: str, dtype: torch.dtype, device: torch.device, method: str | None) -> None:
+    """Raise UsageError for weights that are unknown, or cannot be held so beside the other options."""
+    if weights not in get_args(Weights):
+        raise UsageError(f"weights '{weights}' are unknown", hint=f"--weights {', '.join(get_args(Weights))}")
+    if weights == "auto":
+        return
+    if method is not None:
+        message = f"--weights {weights} and --quantize {method} both say how weights are held"
+        raise UsageError(message, hint="leave one of the two out")
+    if dtype != torch.float32:
+        message = f"--weights {weights} computes in float32, not in {dtype_name(dtype)}"
+        raise UsageError(message, hint=f"leave --weights out, or use --dtype float32 (is: {dtype_name(dtype)})")
+    if device.type != "cpu" and weights != "float32":
+        message = f"--weights {weights} is for a CPU, and the model is to run on {device}"
+        raise UsageError(message, hint="use --quantize int8 or nf4, or --device cpu")
+
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -84,13 +111,15 @@ def load_model(
     offline: bool = False,
     tokenizer_dir: Path | None = None,
     widened: bool = False,
+    weights: str = "auto",
     begin: Callable[[torch.device], None] = lambda device: None,
 ) -> LoadedModel:
     """Load the model that `name` means; it must be on this machine (run `ensure_local` first).
 
     `begin` is called with the device when all but the weights is there, which take longest.
     `widened` makes numbers of a GGUF's blocks in any case, which transformers' own layers multiply. `quantize` is int8,
-    nf4, fp4 or None; `rope` is for texts longer than trained, as in yarn:4 (extension.py). Loading
+    nf4, fp4 or None; `weights` float32, bfloat16, q8, q4, or auto: float32, or the blocks of a GGUF; `rope` is for
+    texts longer than trained, as in yarn:4 (extension.py). Loading
     never uses the network, whatever `offline` says; it only words the hint. Raises ModelError when the model is
     missing, damaged or of a kind that would run wrongly, UsageError for a device or type that is not there and for a
     `rope` that this model cannot take.
@@ -106,6 +135,8 @@ def load_model(
     method = None if quantize in (None, "none") else quantize
     if method is not None:
         check_quantization(method, chosen_device)
+    check_weights(weights, chosen_dtype, chosen_device, method)
+    loss, told = Loss(), list[str]()
     with quiet_transformers():
         own_config = load_config(path, name)
         config, longest, state = apply_choice(own_config, choice)
@@ -113,9 +144,14 @@ def load_model(
         begin(chosen_device)
         files, how = weights_files(path, name, hash_memo()), (chosen_dtype, chosen_device, method)
         if files:
-            model = _of_gguf(files, path, name, *how, config=config, widened=widened)
-        else:
+            preamble = read_preambles(files)
+            wide = widened or weights == "float32" or not _keeps_blocks(preamble, *how)
+            model = _of_gguf(preamble, path, name, *how, config=config, weights=None if wide else weights, loss=loss)
+            told = [] if wide else [*notes(preamble), *_stay(preamble, name, weights)]
+        elif weights in ("auto", "float32"):
             model = load_weights(path, name, *how, config=config)
+        else:
+            model, loss = _held_model(path, name, *how, config=config, weights=weights)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -123,14 +159,41 @@ def load_model(
         info=show_model(name),
         load_s=time.perf_counter() - start,
         weights_bytes=weights_bytes(model),
-        quantization=method,
+        quantization=method or (weights if any(loss.of.values()) else None),
         rope=state,
         own_config=own_config,
+        loss=loss if loss.of else None,
+        notes=tuple(told),
     )
 
 
+def file_notes(path: Path, name: str) -> list[str]:
+    """What has to be said of how the weights of the model in `path` will be held."""
+    files = weights_files(path, name, hash_memo())
+    return notes(read_preambles(files)) if files else []
+
+
+def _held_model(
+    path: Path, name: str, dtype: torch.dtype, device: torch.device, method: str | None, *, config: Any, weights: str
+) -> tuple[Any, Loss]:
+    """A model in Hugging Face format whose matrices are held as `weights` say, and how far off they are."""
+    from uncomp_cli.models.weights.floats import Holding
+
+    holding = Holding(weights)
+    model = load_weights(path, name, dtype, device, method, config=config, holding=holding)
+    holding.settle(model, dtype)
+    return model, holding.loss
+
+
+def _stay(preamble: Preamble, name: str, weights: str) -> list[str]:
+    """That a file's blocks are what they are, where something else was asked for."""
+    if weights == "auto" or not is_of_blocks(preamble):
+        return []
+    return [f"the weights of {name} stay the blocks of its file: --weights {weights} is for those that are numbers"]
+
+
 def _of_gguf(
-    files: Sequence[Path],
+    preamble: Preamble,
     path: Path,
     name: str,
     dtype: torch.dtype,
@@ -138,13 +201,16 @@ def _of_gguf(
     method: str | None,
     *,
     config: Any,
-    widened: bool,
+    weights: str | None,
+    loss: Loss,
 ) -> Any:
-    """A model of a GGUF's files, described in `path`, in evaluation mode. Raises ModelError when it cannot be had."""
-    preamble = read_preambles(files)
+    """A model of a GGUF's files, described in `path`, in evaluation mode; without `weights` they become numbers.
+
+    Raises ModelError when it cannot be had.
+    """
     try:
-        if not widened and _keeps_blocks(preamble, dtype, device, method):
-            model = block_model(preamble, config, dtype)
+        if weights is not None:
+            model = block_model(preamble, config, dtype, weights, loss)
         else:
             model = filled_model(config, numbers(preamble, config, dtype), dtype, device, method)
         model.generation_config = generation_of(path)
@@ -223,20 +289,38 @@ _NO_TEXT = re.compile(r"(^|\.)(vision_tower|vision_model|visual|multi_modal_proj
 _BITS = {"int8": 8, "nf4": 4, "fp4": 4}
 
 
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """A model's shape, the bytes of its weights, and those that a matrix takes beside while it is made."""
+
+    spec: ModelSpec
+    weights_bytes: int
+    passing_bytes: int = 0
+
+
 def footprint(
-    path: Path, *, dtype: str, device: torch.device, quantize: str, rope: str | RopeChoice | None = None
-) -> tuple[ModelSpec, int]:
-    """The shape of the model in `path` and the bytes of its weights when loaded with these options.
+    path: Path,
+    *,
+    dtype: str,
+    device: torch.device,
+    quantize: str,
+    rope: str | RopeChoice | None = None,
+    weights: str = "auto",
+) -> Footprint:
+    """What the model in `path` will take when loaded with these options.
 
     Raises ModelError when a weights file cannot be read and for a configuration that `load_model` refuses, UsageError
-    for a `rope` that the model cannot take.
+    for a `rope` that the model cannot take and for `weights` that cannot be held so.
     """
-    chosen = choose_dtype(dtype, device)
+    chosen, method = choose_dtype(dtype, device), None if quantize == "none" else quantize
+    check_weights(weights, chosen, device, method)
     spec = _spec(path, parse_rope(rope) if isinstance(rope, str) else rope, chosen)
-    files, method = weights_files(path, path.name, hash_memo()), None if quantize == "none" else quantize
+    files = weights_files(path, path.name, hash_memo())
     preamble = read_preambles(files) if files else None
-    if preamble is not None and _keeps_blocks(preamble, chosen, device, method):
-        return spec, blocks_bytes(preamble, chosen)
+    if preamble is not None and weights != "float32" and _keeps_blocks(preamble, chosen, device, method):
+        return Footprint(spec, blocks_bytes(preamble, chosen, weights))
+    if preamble is None and weights not in ("auto", "float32"):
+        return Footprint(spec, *_held_bytes(path, chosen, weights))
     shapes = _gguf_shapes(preamble) if preamble else _safetensors_shapes(path)
     total_bits = 0
     for name, shape in shapes.items():
@@ -245,7 +329,27 @@ def footprint(
         is_matrix = len(shape) == 2 and "embed" not in name and "lm_head" not in name
         bits = _BITS.get(quantize, 8 * spec.dtype_bytes) if is_matrix else 8 * spec.dtype_bytes
         total_bits += prod(shape) * bits
-    return spec, total_bits // 8
+    return Footprint(spec, total_bits // 8)
+
+
+def _held_bytes(path: Path, dtype: torch.dtype, weights: str) -> tuple[int, int]:
+    """Those of the weights, and of the widest matrix as numbers."""
+    from uncomp_cli.models.weights.floats import held_bytes
+
+    _safetensors_shapes(path)
+    with quiet_transformers():
+        model = empty_model(load_config(path, path.name), dtype)
+    return held_bytes(model, weights, dtype), max(weight.nbytes for weight in model.parameters())
+
+
+def narrower(path: Path, *, dtype: str, device: torch.device, quantize: str) -> tuple[str, ...]:
+    """How the weights might be held in less memory than by `auto`, the widest first."""
+    if device.type != "cpu" or choose_dtype(dtype, device) != torch.float32 or quantize != "none":
+        return ()
+    files = weights_files(path, path.name, hash_memo())
+    if files and is_of_blocks(read_preambles(files)):
+        return ()
+    return "bfloat16", "q8", "q4"
 
 
 def _gguf_shapes(preamble: Preamble) -> dict[str, tuple[int, ...]]:

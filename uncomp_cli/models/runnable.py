@@ -13,6 +13,7 @@ import torch
 
 from uncomp_cli.models.catalog import ModelInfo
 from uncomp_cli.models.extension import RopeState
+from uncomp_cli.models.weights.bits import Loss
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.profile import ModelFingerprint
 
@@ -22,7 +23,8 @@ class LoadedModel:
     """A model that is ready to run. `weights_bytes` is what its parameters and buffers have allocated.
 
     `spec.trained_length` is what may be read, `info.trained_length` what it was trained for. `own_config` is the
-    configuration that the model came with; None when it runs by that.
+    configuration that the model came with; None when it runs by that. `quantization` is what made other numbers of the
+    weights, `loss` how far off they are where that is known, `notes` what has to be said of how they are held.
     """
 
     model: Any
@@ -34,6 +36,8 @@ class LoadedModel:
     quantization: str | None
     rope: RopeState = field(default_factory=RopeState)
     own_config: Any = None
+    loss: Loss | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:

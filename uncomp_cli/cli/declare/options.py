@@ -147,6 +147,14 @@ class ModelOptions:
         Literal["none", "int8", "nf4", "fp4"],
         _model("--quantize", help="Hold the weights in fewer bits (bitsandbytes)."),
     ] = "none"
+    weights: Annotated[
+        Literal["auto", "float32", "bfloat16", "q8", "q4"],
+        _model(
+            "--weights",
+            help="How a CPU holds weights that are numbers: float32, bfloat16, or blocks of 32 in 8 or 4 bits; auto is "
+            "float32, or the most that fits the memory. Those that a GGUF has in blocks stay; float32 expands them.",
+        ),
+    ] = "auto"
     device: Annotated[str, _model("--device", help="Where to run: auto, cpu, cuda, cuda:1.", metavar="NAME")] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
@@ -190,7 +198,7 @@ class ModelOptions:
         return ModelChoice(**fields_of(self))
 
 
-MEASURED_MODEL = only("name", "tokenizer", "quantize", "device", "dtype", "offline")
+MEASURED_MODEL = only("name", "tokenizer", "quantize", "weights", "device", "dtype", "offline")
 """What a command takes of ModelOptions that judges a model as it was trained."""
 
 

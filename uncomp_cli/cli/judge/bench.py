@@ -82,7 +82,9 @@ def bench(
     measured: BenchOptions,
     reading: Annotated[ReadingOptions, only("chunk", "kv_mem")],
     preset: Annotated[PresetOptions, only("name", "policy", "scorer", "kv_bits")],
-    model: Annotated[ModelOptions, only("name", "tokenizer", "quantize", "device", "dtype", "matmul", "offline")],
+    model: Annotated[
+        ModelOptions, only("name", "tokenizer", "quantize", "device", "dtype", "weights", "matmul", "offline")
+    ],
     seed: Seed = DEFAULT_SEED,
     output: TableOptions,
 ) -> None:
@@ -115,6 +117,7 @@ def bench(
             model.quantize,
             reading.limits(),
             model.matmul,
+            weights=model.weights,
         )
         presets = tuple(found for found, _ in settled)
         jobs = make_jobs(BenchRequest(setup, model_dir, document, presets, measured.tokens, measured.runs))
@@ -135,8 +138,7 @@ def _fingerprint(choice: ModelChoice, model_dir: Path) -> "ModelFingerprint":
     from uncomp_cli.models.catalog import show_model
     from uncomp_cli.models.runnable import fingerprint_of
 
-    spec, _, _ = weigh(choice, model_dir)
-    return fingerprint_of(show_model(choice.name), spec)
+    return fingerprint_of(show_model(choice.name), weigh(choice, model_dir).spec)
 
 
 def _document(paths: tuple[str, ...], tokens: int, seed: int, terminal: Terminal) -> tuple[str, str]:

@@ -64,7 +64,7 @@ def compare(
     compared: CompareOptions,
     model: Annotated[
         ModelOptions,
-        only("name", "tokenizer", "quantize", "device", "dtype", "rope", "context", "force", "offline"),
+        only("name", "tokenizer", "quantize", "weights", "device", "dtype", "rope", "context", "force", "offline"),
     ],
     preset: Annotated[PresetOptions, only("name", "budget", "policy", "scorer", "kv_bits", "thinning")],
     reading: Annotated[ReadingOptions, only("encoding", "password", "text_cache")],

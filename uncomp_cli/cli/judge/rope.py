@@ -51,7 +51,7 @@ MEASURED_PANEL = "What is measured"
 DEFAULT_BUDGET = Budget.parse("5%")
 _CHOOSING = (
     "file", "kinds", "tokens", "depths", "samples", "budget", "compress", "out", "preset", "seed", "model", "tokenizer",
-    "quantize", "device", "dtype", "offline",
+    "quantize", "weights", "device", "dtype", "offline",
 )  # fmt: skip
 """The options that choose what is run."""
 

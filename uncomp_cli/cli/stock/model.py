@@ -46,12 +46,16 @@ def pull(
 ) -> None:
     """Fetch a model, check it and make it ready to load; safe to interrupt and to repeat."""
     from uncomp_cli.models.catalog import ensure_local, local_path
+    from uncomp_cli.models.loading import file_notes
     from uncomp_cli.steps import pulled
     from uncomp_cli.ui import meter
 
     terminal = terminal_of(ctx, quiet=quiet)
     meter.show(pulled(ensure_local(name, offline=model.offline, tokenizer_dir=model.tokenizer)), terminal)
-    terminal.write_answer(f"{local_path(name)}\n")
+    path = local_path(name)
+    for note in [] if path is None else file_notes(path, name):
+        terminal.note(note)
+    terminal.write_answer(f"{path}\n")
 
 
 @command_of(app, "list")

@@ -335,7 +335,7 @@ def _local_spec(model: "ModelFingerprint") -> "ModelSpec | None":
         path = local_path(model.name)
         if path is None:
             return None
-        spec, _ = footprint(path, dtype="auto", device=torch.device("cpu"), quantize="none")
+        spec = footprint(path, dtype="auto", device=torch.device("cpu"), quantize="none").spec
         model.check(fingerprint_of(show_model(model.name), spec))
     except UncompError:
         return None

@@ -3,7 +3,7 @@
 Linear layers: one row on all cores, many rows in a narrower type. With the C library (kernels/) a weight matrix whose
 float32 numbers are all numbers of 16 bits, as it is stored on the disk, is held in 16 bits: few rows are multiplied
 by the library, for many the matrix is widened while it is used, one at a time. Nothing is rounded. So it is with the
-blocks of a GGUF (models/weights.py): they become numbers for many rows, `_PART_NUMBERS` at a time.
+blocks of a GGUF (models/weights/): they become numbers for many rows, `_PART_NUMBERS` at a time.
 
 Decoding multiplies one row by every weight matrix. torch hands that to a BLAS routine that runs on one thread and
 reads weights at a third of the memory's bandwidth (measured: 57 ms a token where reading takes 20, 2 cores, float32,
@@ -49,7 +49,7 @@ from uncomp_cli.files import write_whole
 from uncomp_cli.kernels.library import BLOCKS, MOST_ROWS, TILE_ROWS, Library, give_back
 from uncomp_cli.kernels.matrix import Matrix
 from uncomp_cli.models.sources import cache_dir
-from uncomp_cli.models.weights import BlockLinear
+from uncomp_cli.models.weights.modules import BlockLinear
 from uncomp_cli.schema import load_object, value_of
 
 SLICE_ROWS = 2048

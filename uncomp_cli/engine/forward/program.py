@@ -39,7 +39,7 @@ from uncomp_cli.kernels.library import (
     Step,
 )
 from uncomp_cli.kernels.matrix import Matrix, narrowed_floats
-from uncomp_cli.models.weights import BlockEmbedding
+from uncomp_cli.models.weights.modules import BlockEmbedding
 from uncomp_cli.spec import ModelSpec
 
 _GATES = {"silu": Gate.SILU, "gelu_pytorch_tanh": Gate.GELU}
