@@ -135,6 +135,15 @@ def test_standard_input_is_a_document(document: Path, tiny_model: Path) -> None:
     assert [file["path"] for file in both["files"]] == ["-", str(document)]
 
 
+@pytest.mark.parametrize("args", [["ask", "-f", "PIPE", "Where?"], ["ask", "--questions", "PIPE"], ["chat", "PIPE"]])
+def test_a_pipe_without_a_writer_is_waited_for_aloud(tmp_path: Path, tiny_model: Path, args: list[str]) -> None:
+    os.mkfifo(tmp_path / "p\x1bipe")
+    running = start(*(str(tmp_path / "p\x1bipe") if arg == "PIPE" else arg for arg in args), "-m", str(tiny_model))
+    running.wait_for("stderr", f"waiting for {tmp_path}/pipe\n")
+    running.interrupt()
+    assert running.finish()[0] == 130
+
+
 def test_a_terminal_without_a_file_is_asked_for_one() -> None:
     code, out, err = start("ask", "Where?", stdin=None).finish()
     assert (code, out) == (2, "")

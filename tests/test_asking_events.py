@@ -18,7 +18,6 @@ from uncomp_cli.asking.events import (
     Spoken,
     Stopped,
     Thought,
-    Working,
 )
 from uncomp_cli.asking.pipeline import ask, run
 from uncomp_cli.asking.request import ModelChoice, PresetChoice, Request
@@ -30,7 +29,7 @@ from uncomp_cli.documents.collection import DocumentSet, read_documents
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.loading import load_model
-from uncomp_cli.steps import Progress
+from uncomp_cli.steps import Progress, Working
 
 SHORT = SamplingConfig(max_new_tokens=6)
 TEXTS = {

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -16,12 +16,20 @@ import pytest
 from uncomp_cli.documents.cabinet import Cabinet
 from uncomp_cli.documents.crew import Crew, line_of, text_of
 from uncomp_cli.documents.formats import Format
-from uncomp_cli.documents.intake import Source, Taken, take_all, take_file
+from uncomp_cli.documents.intake import Source, Taken, Taking, take_all, take_file
 from uncomp_cli.documents.text import NO_WISHES, Limits, Loss, Place, Text
 from uncomp_cli.errors import DocumentError, DoesNotFitError, UncompError
-from uncomp_cli.steps import Progress, finished
+from uncomp_cli.steps import Progress, Working, finished
 
 HOSTILE = Format("support.hostile", (".hostile",))
+
+
+def given(data: bytes) -> Callable[[int], Taking]:
+    def take(_: int) -> Taking:
+        yield from ()
+        return data
+
+    return take
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -151,7 +159,7 @@ def test_progress_is_told_by_files_and_by_pages(monkeypatch: pytest.MonkeyPatch,
     assert (many[-1].fraction or 0) > 0.5
     monkeypatch.setattr("uncomp_cli.documents.intake.TELL_S", 0.05)
     monkeypatch.setattr("uncomp_cli.documents.intake.format_of", lambda *_: HOSTILE)
-    pages = [*take_all([Source("big.pdf", lambda most: b"slow pages")], NO_WISHES)]
+    pages = [*take_all([Source("big.pdf", given(b"slow pages"))], NO_WISHES)]
     assert {step.label for step in pages} == {"reading big.pdf"}
     assert [step.fraction for step in pages if step.fraction] == sorted(
         step.fraction for step in pages if step.fraction
@@ -162,16 +170,14 @@ def test_progress_is_told_by_files_and_by_pages(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize("name", ["/dev/zero", "/dev/null", "."])
 def test_what_is_no_file_is_refused(name: str) -> None:
     with pytest.raises((DocumentError, OSError)):
-        take_file(Path(name), 1000)
+        finished(take_file(Path(name), 1000))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".ipynb", ".srt", ".tex"])
 def test_what_is_large_is_read_apart_and_what_is_small_here(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Crew, "read", lambda *_: Text("read apart"))
     monkeypatch.setattr("uncomp_cli.documents.intake.read_format", lambda *_: Text("read here"))
-    small, large = finished(
-        take_all([Source("x", lambda _, size=size: b"{" * size, suffix) for size in (1000, 2**18)], NO_WISHES)
-    )
+    small, large = finished(take_all([Source("x", given(b"{" * size), suffix) for size in (1000, 2**18)], NO_WISHES))
     assert isinstance(small, Taken)
     assert isinstance(large, Taken)
     assert (small.text.text, large.text.text) == ("read here", "read apart")
@@ -189,7 +195,21 @@ def test_an_endless_pipe_is_left_at_the_limit(tmp_path: Path) -> None:
     writer = threading.Thread(target=write)
     writer.start()
     with pytest.raises(DoesNotFitError, match="more than 3 MiB"):
-        take_file(pipe, 3 * 2**20)
+        finished(take_file(pipe, 3 * 2**20))
+    writer.join()
+
+
+def test_a_pipe_that_nobody_writes_into_is_said_to_be_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    steps = take_file(pipe, 1000)
+    assert next(steps) == Working(f"waiting for {pipe}")
+    writer = threading.Timer(0.2, lambda: pipe.write_bytes(b"late"))
+    writer.start()
+    assert next(steps) == Working(None)
+    with pytest.raises(StopIteration) as ended:
+        next(steps)
+    assert ended.value.value == b"late"
     writer.join()
 
 
@@ -198,7 +218,7 @@ def test_interrupting_leaves_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     threading.Timer(0.4, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     begun_s = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        finished(take_all([Source("x", lambda most: b"hang")], NO_WISHES))
+        finished(take_all([Source("x", given(b"hang"))], NO_WISHES))
     assert time.monotonic() - begun_s < 3
 
 
@@ -207,15 +227,15 @@ def test_a_text_that_was_slow_to_read_is_kept(monkeypatch: pytest.MonkeyPatch, t
     cabinet = Cabinet(tmp_path / "texts", 10**6)
     wishes = replace(NO_WISHES, cabinet=cabinet)
     for asked, count in ((replace(wishes, password="lamp"), 0), (wishes, 1), (replace(wishes, encoding="koi8-r"), 2)):
-        (taken,) = finished(take_all([Source("x", lambda most: b"slow pages")], asked))
+        (taken,) = finished(take_all([Source("x", given(b"slow pages"))], asked))
         assert isinstance(taken, Taken)
         assert cabinet.size()[0] == count
     monkeypatch.setattr(Crew, "read", lambda *_: Text("read again"))
-    (again,) = finished(take_all([Source("y", lambda most: b"slow pages")], wishes))
+    (again,) = finished(take_all([Source("y", given(b"slow pages"))], wishes))
     assert again == taken
     for path in (tmp_path / "texts").iterdir():
         path.write_bytes(path.read_bytes().replace(b"slow", b"fast"))
-    (anew,) = finished(take_all([Source("y", lambda most: b"slow pages")], wishes))
+    (anew,) = finished(take_all([Source("y", given(b"slow pages"))], wishes))
     assert isinstance(anew, Taken)
     assert anew.text.text == "read again"
     assert cabinet.size()[0] == 1  # the damaged one is gone

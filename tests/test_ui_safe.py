@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uncomp_cli.asking.events import Noted, Warned, Working
+from uncomp_cli.asking.events import Noted, Warned
 from uncomp_cli.cli.app import run
 from uncomp_cli.cli.declare.completion import completing
 from uncomp_cli.cli.declare.failures import show_failure
 from uncomp_cli.errors import UsageError
-from uncomp_cli.steps import Progress
+from uncomp_cli.steps import Progress, Working
 from uncomp_cli.table import Table, bound, columns_of, wrapped
 from uncomp_cli.ui.console import Terminal, strip_controls
 from uncomp_cli.ui.heatmap import HeatMap, write_heat_map

@@ -155,7 +155,7 @@ def test_loading_says_so_at_once(tty: bool) -> None:
 
 def test_loading_says_how_far_it_is() -> None:
     body = """
-from uncomp_cli.asking.events import Working
+from uncomp_cli.steps import Working
 done = iter(range(1000))
 def steps():
     yield Working("loading m\x1b]0;x\x07", lambda: f"{next(done)} of 513 MiB")

@@ -47,6 +47,14 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Working:
+    """What begins now and takes a while; None when it is over. `far` says how far it is, "" while nobody knows."""
+
+    at: str | None
+    far: Callable[[], str] = str
+
+
+@dataclass(frozen=True, slots=True)
 class PullStep:
     """One report of a pull. `stage` is download, verify, convert or save; `done` and `total` are bytes."""
 

@@ -6,13 +6,13 @@
 Answers come in the order of the questions, one whole answer after another, however many are written side by side.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from uncomp_cli.asking.readout import answer_record, details, ending, failure_record, loss_text, readout
 from uncomp_cli.errors import failure_of
-from uncomp_cli.steps import Progress
+from uncomp_cli.steps import Progress, Working
 
 if TYPE_CHECKING:
     from uncomp_cli.asking.account import Spent
@@ -58,14 +58,6 @@ class Pace:
     kv_bytes: int
     rows: int = 1
     answered: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Working:
-    """What begins now and takes a while; None when it is over. `far` says how far it is, "" while nobody knows."""
-
-    at: str | None
-    far: Callable[[], str] = str
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,7 @@ def gather_questions(request: Request) -> Generator[Event, None, list[str]]:
     """The questions from the command line and the questions file, in that order."""
     questions = list(request.questions)
     if request.questions_file is not None:
-        text = _questions_text(request.questions_file, request.wishes)
+        text = yield from _questions_text(request.questions_file, request.wishes)
         questions += [line for line in text.text.split("\n") if line.strip()]
         for remark in (*map(str, text.losses), *text.notes):
             yield Warned(f"{request.questions_file}: {remark}")
@@ -145,12 +145,12 @@ def gather_questions(request: Request) -> Generator[Event, None, list[str]]:
     return questions
 
 
-def _questions_text(path: Path, wishes: Wishes) -> Text:
+def _questions_text(path: Path, wishes: Wishes) -> Generator[Event, None, Text]:
     """A questions file, decoded as documents are."""
     hint = "give a text file with one question a line"
     try:
         with inside(f"questions file {path}"):
-            return decode(take_file(path, QUESTIONS_BYTES), wishes.encoding)
+            return decode((yield from take_file(path, QUESTIONS_BYTES)), wishes.encoding)
     except OSError as error:
         raise UsageError(f"questions file {path} cannot be read: {error.strerror}", hint=hint) from error
 

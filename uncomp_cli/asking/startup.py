@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from uncomp_cli.asking.events import Event, Noted, Working
+from uncomp_cli.asking.events import Event, Noted
 from uncomp_cli.asking.material import longest_read
 from uncomp_cli.asking.readout import floor_note
 from uncomp_cli.asking.request import ModelChoice, Request
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import OutOfMemoryError, UsageError
 from uncomp_cli.numerals import format_bytes, format_count
-from uncomp_cli.steps import pulled
+from uncomp_cli.steps import Working, pulled
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from uncomp_cli.documents.intake import Refusal, Source, Taken, take_all, take_f
 from uncomp_cli.documents.selection import Candidate, Selection, nothing_readable, select, shown
 from uncomp_cli.documents.text import NO_WISHES, Loss, Place, Wishes
 from uncomp_cli.errors import DocumentError, UncompError, UsageError
-from uncomp_cli.steps import Progress, finished
+from uncomp_cli.steps import Progress, Working, finished
 
 _LISTED = 3
 _USUAL = ("suffix ", "a broken link", "a link ", "left out by ", "hidden")  # what is missed less comes later
@@ -160,7 +160,7 @@ def reading(
     stdin: BinaryIO | None = None,
     patient: bool = False,
     wishes: Wishes = NO_WISHES,
-) -> Generator[Progress, None, DocumentSet]:
+) -> Generator[Progress | Working, None, DocumentSet]:
     """Read files, directories, globs and `-` (`stdin`); `include` globs choose inside directories.
 
     UsageError: a path that is not there, or under which nothing can be read. DocumentError or DoesNotFitError: a named
@@ -199,7 +199,7 @@ class _Reading:
             )
         return Selection(_STDIN, True, (_STDIN_CANDIDATE,))
 
-    def take(self, selections: Sequence[Selection], wishes: Wishes) -> Generator[Progress, None, None]:
+    def take(self, selections: Sequence[Selection], wishes: Wishes) -> Generator[Progress | Working, None, None]:
         """Read what may be opened of all of them; nothing behind a named file that cannot be read, unless patient."""
         sources: dict[Hashable, Source] = {}
         for selection in selections:
@@ -211,7 +211,7 @@ class _Reading:
     def _source(self, selection: Selection, candidate: Candidate) -> Source:
         needed, name, path = selection.named and not self._patient, _name(selection, candidate), candidate.path
         if candidate is _STDIN_CANDIDATE and self._stdin is not None:
-            return Source("standard input", partial(take_stream, self._stdin), "", needed)
+            return Source("standard input", partial(take_stream, self._stdin, name="standard input"), "", needed)
         return Source(name, partial(take_file, path), path.suffix.lower(), needed)
 
     def add(self, selection: Selection) -> None:

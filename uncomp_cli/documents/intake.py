@@ -1,19 +1,21 @@
 """The bytes of files and the texts that they become: each read once, several at once, with how far that is.
 
-A file is as large as `Limits` allow, whatever it claims: devices are refused, and a pipe that does not end is left at
-the limit. What is hashed and what is read are the same bytes, though the file change meanwhile. Texts that need no
-parser are decoded here; the others go to children (crew.py) and come back in order.
+A file is as large as `Limits` allow, whatever it claims: devices are refused, a pipe that does not end is left at the
+limit, and one that nobody writes into is said to be waited for. What is hashed and what is read are the same bytes,
+though the file change meanwhile. Texts that need no parser are decoded here; the others go to children (crew.py) and
+come back in order.
 """
 
 import hashlib
 import os
+import select
 import shlex
 import stat
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -25,11 +27,14 @@ from uncomp_cli.documents.formats import Format, format_of, notes_of, read_forma
 from uncomp_cli.documents.text import Text, Wishes
 from uncomp_cli.errors import DocumentError, DoesNotFitError
 from uncomp_cli.numerals import format_count
-from uncomp_cli.steps import Progress
+from uncomp_cli.steps import Progress, Working
 
 TELL_S = 0.1
+WAIT_S = 1.0  # for what a pipe brings, before that is said
 KEPT_S = 0.1  # what took a child longer is kept
 _AHEAD = 4  # files a core that are read before the first of them is there
+Taking = Generator[Working, None, bytes]
+"""Bytes that may have to be waited for."""
 Refusal = DocumentError | DoesNotFitError
 
 
@@ -38,7 +43,7 @@ class Source:
     """Something to read: what it is called, where its bytes are, its suffix; one that is `needed` must be readable."""
 
     name: str
-    take: Callable[[int], bytes]
+    take: Callable[[int], Taking]
     suffix: str = ""
     needed: bool = False
 
@@ -51,17 +56,18 @@ class Taken:
     sha256: str
 
 
-def take_file(path: Path, most_bytes: int) -> bytes:
+def take_file(path: Path, most_bytes: int) -> Taking:
     """What is in a file or a pipe, which is `most_bytes` at most. Raises OSError, or DocumentError for a device."""
-    with path.open("rb") as stream:
+    with os.fdopen(_opened_at_once(path), "rb") as stream:
         mode = os.fstat(stream.fileno()).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
             raise DocumentError("it is a device, socket or directory, not a file", hint="name a file")
-        return take_stream(stream, most_bytes)
+        return (yield from take_stream(stream, most_bytes, str(path)))
 
 
-def take_stream(stream: BinaryIO, most_bytes: int) -> bytes:
-    """The rest of a stream. Raises DoesNotFitError where that is more than `most_bytes`."""
+def take_stream(stream: BinaryIO, most_bytes: int, name: str) -> Taking:
+    """The rest of a stream, which is called `name`. Raises DoesNotFitError where that is more than `most_bytes`."""
+    yield from _awaited(stream, name)
     data = stream.read(most_bytes + 1)
     if len(data) > most_bytes:
         message = f"it has more than {most_bytes / 2**20:,.0f} MiB, and no more are read"
@@ -69,7 +75,26 @@ def take_stream(stream: BinaryIO, most_bytes: int) -> bytes:
     return data
 
 
-def take_all(sources: Sequence[Source], wishes: Wishes) -> Generator[Progress, None, list[Taken | Refusal]]:
+def _opened_at_once(path: Path) -> int:
+    """A pipe too that nobody writes into yet."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
+def _awaited(stream: BinaryIO, name: str) -> Iterator[Working]:
+    """Wait until a pipe brings something, or ends."""
+    with suppress(OSError, ValueError):  # it is in memory
+        if stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+            poll = select.poll()
+            poll.register(stream, select.POLLIN)
+            if not poll.poll(1000 * WAIT_S):
+                yield Working(f"waiting for {name}")
+                poll.poll()
+                yield Working(None)
+
+
+def take_all(sources: Sequence[Source], wishes: Wishes) -> Generator[Progress | Working, None, list[Taken | Refusal]]:
     """The text of every source, or why there is none, in order; none after one that is needed and cannot be read."""
     watch = _Watch(sources)
     taken: list[Taken | Refusal] = []
@@ -77,7 +102,7 @@ def take_all(sources: Sequence[Source], wishes: Wishes) -> Generator[Progress, N
     with ExitStack() as stack:
         crew = cache(lambda: stack.enter_context(Crew()))
         for number, source in enumerate(sources):
-            waiting.append(_begin(source, replace(wishes, progress=watch.hears(number)), crew))
+            waiting.append((yield from _begin(source, replace(wishes, progress=watch.hears(number)), crew)))
             while waiting and (waiting[0].text.done() or len(waiting) > _AHEAD * crew().size):
                 taken.append((yield from _ended(waiting, watch)))
                 if sources[len(taken) - 1].needed and not isinstance(taken[-1], Taken):
@@ -97,12 +122,12 @@ class _Begun:
     notes: tuple[str, ...] = ()
 
 
-def _begin(source: Source, wishes: Wishes, crew: Callable[[], Crew]) -> _Begun:
+def _begin(source: Source, wishes: Wishes, crew: Callable[[], Crew]) -> Generator[Working, None, _Begun]:
     """Take a source's bytes; its text too, where no child is needed."""
     text: Future[Text] = Future()
     digest, notes = "", tuple[str, ...]()
     try:
-        data = source.take(wishes.limits.file_bytes)
+        data = yield from source.take(wishes.limits.file_bytes)
         digest = hashlib.sha256(data).hexdigest()
         chosen = format_of(data, source.suffix)
         notes = notes_of(data, source.suffix, chosen)

@@ -15,10 +15,10 @@ from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from uncomp_cli.asking.events import Event, Noted, Pace, Piece, Warned, Working
+from uncomp_cli.asking.events import Event, Noted, Pace, Piece, Warned
 from uncomp_cli.engine.records import DecodeStep, PrefillStep
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
-from uncomp_cli.steps import Progress
+from uncomp_cli.steps import Progress, Working
 from uncomp_cli.table import columns_of, shortened
 from uncomp_cli.ui.console import Terminal, strip_controls
 

@@ -13,6 +13,7 @@ from uncomp_cli.documents.text import Limits
 from uncomp_cli.errors import DocumentError
 from uncomp_cli.files import parsed
 from uncomp_cli.schema import inside
+from uncomp_cli.steps import finished
 
 _ENDINGS = (".jsonl", ".jsonl.gz")
 _FETCH = "mend the line, or fetch the file again"
@@ -40,7 +41,7 @@ def read_records(path: Path) -> Records:
     limits = Limits()
     with inside(f"'{path}'"):
         try:
-            packed = take_file(path, limits.file_bytes)
+            packed = finished(take_file(path, limits.file_bytes))
             content = packed
             if path.suffix == ".gz":
                 with gzip.open(BytesIO(packed)) as stream:
