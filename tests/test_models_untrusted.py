@@ -143,7 +143,8 @@ def test_a_file_too_large_to_be_one_is_refused_before_it_is_read(copied_model: P
 
 
 @pytest.mark.parametrize(
-    "name", ["generation_config.json", "chat_template.jinja", "model.safetensors", "b.safetensors"]
+    "name",
+    ["generation_config.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors", "b.safetensors"],
 )
 def test_a_pipe_among_the_files_of_a_model_is_not_waited_for(copied_model: Path, name: str) -> None:
     (copied_model / name).unlink(missing_ok=True)
