@@ -184,6 +184,32 @@ def test_a_signal_ends_the_answer_and_then_the_chat(
     assert [entry["role"] for entry in saved["entries"]] == ["user", "assistant"]
 
 
+def test_a_terminal_that_is_closed_loses_no_conversation(
+    tiny_model: Path, typists: list[Typist], tmp_path: Path
+) -> None:
+    own = {"XDG_DATA_HOME": str(tmp_path / "data"), "XDG_STATE_HOME": str(tmp_path / "state")}
+    sessions = tmp_path / "data" / "uncomp" / "sessions"
+    for options, count in ((["--no-history"], 0), ([], 1)):
+        chat = sit_down(typists, tiny_model, *ENDLESS, *options, "--max-new-tokens", "2000", **own)
+        chat.says("hello there", "[a-z]{20}")
+        chat.terminal.close()
+        chat.process.join(PATIENCE_S)
+        assert chat.process.exitcode == 129
+        assert len([*sessions.glob("unsaved-*.json")]) == count
+    (kept,) = sessions.glob("unsaved-*.json")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert [entry["role"] for entry in json.loads(kept.read_text())["entries"]] == ["user", "assistant"]
+    told = f"a conversation that was cut off is in {kept}; uncomp chat --session {kept.stem} goes on with it"
+    chat = sit_down(typists, tiny_model, "--plain", **own)
+    chat.sees(PROMPT)
+    assert told.split() == chat.terminal.before.split()[-len(told.split()) :]
+    chat.presses("d")
+    assert chat.exit_code() == 0
+    chat = sit_down(typists, tiny_model, "--session", kept.stem, "--plain", **own)
+    chat.sees("> hello there")
+    assert "cut off" not in chat.terminal.before
+
+
 def test_a_plain_terminal_sees_no_escapes(tiny_model: Path, typists: list[Typist]) -> None:
     chat = sit_down(typists, tiny_model, "--max-new-tokens", "16", "--plain")
     chat.sees(PROMPT)

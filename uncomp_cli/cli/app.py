@@ -26,7 +26,7 @@ from uncomp_cli.cli.declare.failures import end_on_signals, ended_by, show_failu
 from uncomp_cli.cli.declare.settings import load_default_map, split_variables
 from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.errors import UsageError
-from uncomp_cli.ui.console import STDOUT, Terminal, strip_controls
+from uncomp_cli.ui.console import Terminal, strip_controls
 
 PROGRAM = "uncomp"
 COMMANDS = {
@@ -123,7 +123,7 @@ def run(args: Sequence[str]) -> int:
     except SystemExit as leaving:
         return _exit_code(leaving.code)
     except BaseException as error:  # an interrupt, and what libraries in Rust raise
-        if isinstance(error, OSError) and error.filename == STDOUT:
+        if isinstance(error, OSError) and not _is_written():
             _drop_stdout()
         return _report(error, debug=debug, plain="--plain" in hoisted, no_color="--no-color" in hoisted)
 
@@ -201,6 +201,15 @@ class _Unread(io.FileIO):
         with suppress(OSError):
             return super().write(data)
         return len(data)
+
+
+def _is_written() -> bool:
+    """Whether standard output takes what it still holds."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _drop_stdout() -> None:

@@ -2,10 +2,12 @@
 
 Whatever ends the process, a session is either as it was or as it was to be (files.py). A session that is open is
 locked, so that two chats cannot overwrite each other; the lock ends with the process. The lock file stays (removing it
-would let two processes hold locks of one name), and beside it is the id of the process that has it.
+would let two processes hold locks of one name), and beside it is the id of the process that has it. What was said
+without a session becomes one when the chat is ended from outside.
 """
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from uncomp_cli.sessions.transcript import Transcript
 SUFFIX = ".json"
 LOCKS = ".locks"
 LONGEST_NAME = 100
+_UNSAVED = "unsaved-"
 _MOST_BYTES = 64 * 2**20
 _MARKS = set("._-")
 
@@ -82,6 +85,17 @@ def open_session(name: str) -> Iterator[SessionFile]:
         with suppress(OSError):
             holder.unlink()
         lock.release()
+
+
+def keep_unsaved(transcript: Transcript) -> None:
+    """A session of its own for what nobody had saved. Raises UncompError when it cannot be written."""
+    with open_session(f"{_UNSAVED}{datetime.now():%Y-%m-%d}-{secrets.token_hex(3)}") as file:
+        file.save(transcript)
+
+
+def unsaved_names() -> list[str]:
+    """The sessions that nobody had named."""
+    return [name for name in session_names() if name.startswith(_UNSAVED)]
 
 
 def read_session(name: str) -> Transcript:

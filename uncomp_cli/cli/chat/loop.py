@@ -6,7 +6,7 @@ and the chat goes on. What fails is told in two lines, and the conversation is a
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,14 +31,14 @@ from uncomp_cli.cli.chat.commands import candidates, is_command, run_command
 from uncomp_cli.cli.chat.controls import status_line
 from uncomp_cli.cli.chat.history import exchange_lines, read_files, restore
 from uncomp_cli.cli.chat.talk import NOT_KEPT, Talk, as_commands
-from uncomp_cli.cli.declare.advice import advise_model
+from uncomp_cli.cli.declare.advice import advise_model, advise_unsaved
 from uncomp_cli.cli.declare.failures import ended_by, show_failure
 from uncomp_cli.config import Limits, SamplingConfig
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.documents.text import NO_WISHES, Wishes
 from uncomp_cli.errors import UncompError, UsageError, require
 from uncomp_cli.numerals import format_bytes, format_count
-from uncomp_cli.sessions.folder import SessionFile, open_session
+from uncomp_cli.sessions.folder import SessionFile, keep_unsaved, open_session
 from uncomp_cli.sessions.transcript import Transcript
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.input import is_typed, line_reader
@@ -115,10 +115,11 @@ def _talk(job: ChatJob, saved: Transcript | None, file: SessionFile | None, term
     loop = Loop(talk, file, saved, asks=is_typed(terminal))
     talk.say(f"{talk.chat.loaded.info.name} · /help shows the commands, Ctrl-D leaves")
     advise_model(terminal, job.model.name)
+    advise_unsaved(terminal)
     if saved is not None:
         restore(talk, saved)  # what stops it leaves the file as it is
         talk.chat.dialogue.system = job.system
-    with loop.interrupts:
+    with loop.interrupts, loop.kept_when_ended() if job.keeps_history else nullcontext():
         if saved is not None:
             loop.guarded(lambda: _go_on(job, talk))
         if documents is not None and not talk.chat.dialogue.pending:  # which were opened otherwise
@@ -252,6 +253,15 @@ class Loop:
                     self._drop(text)
                 elif not self.guarded(partial(self.take, text)) and self._may_leave():
                     return
+
+    @contextmanager
+    def kept_when_ended(self) -> Iterator[None]:
+        """What would be lost becomes a session where a signal ends the block, as of a terminal that is closed."""
+        try:
+            yield
+        finally:
+            if ended_by() is not None and self._asks and self._file is None and not self.talk.chat.is_saved:
+                keep_unsaved(self.talk.chat.transcript())
 
     def _may_leave(self) -> bool:
         """Whether nothing is lost, or that has been said since it was."""

@@ -1,4 +1,4 @@
-"""What is said once on a machine, to whoever sits at a terminal: which model would be better, and what to measure.
+"""What is said once on a machine, to whoever sits at a terminal: a better model, what to measure, what was kept.
 
 That it was said is an empty file in the user's state directory. Pipes, scripts and `--quiet` hear nothing, and use
 nothing up.
@@ -11,6 +11,7 @@ import platformdirs
 
 from uncomp_cli.budget.presets import LIVE_PRESET
 from uncomp_cli.config import DEFAULT_MODEL
+from uncomp_cli.sessions.folder import session_path, unsaved_names
 
 if TYPE_CHECKING:
     from uncomp_cli.ui.console import Terminal
@@ -41,6 +42,14 @@ def advise_calibration(terminal: "Terminal", model: str, record: Mapping[str, An
         return
     about = f"{max(1, round(_PASSES * _CALIBRATED_TOKENS / speed / 60))} min"
     terminal.note(f"no preset was measured on this model; uncomp calibrate -m {model} makes one in about {about}")
+
+
+def advise_unsaved(terminal: "Terminal") -> None:
+    """Say of conversations that were ended from outside where they are."""
+    for name in unsaved_names():
+        if _is_new(terminal, name):
+            kept = f"a conversation that was cut off is in {session_path(name)}"
+            terminal.note(f"{kept}; uncomp chat --session {name} goes on with it")
 
 
 def _is_new(terminal: "Terminal", what: str) -> bool:
