@@ -106,7 +106,9 @@ def compare(path: Path, *, show: int = 0) -> Comparison:
     seconds = time.perf_counter() - begun
     attached = (place.line for place in found.places if re.match(r"attachment (?!mail \d)", place.name))
     ours = plain("\n".join(found.text.split("\n")[: next(attached, len(found.text)) - 1]))
-    pages = max((int(place.name[1:]) for place in found.places if re.fullmatch(r"p\d+", place.name)), default=1)
+    pages = max(
+        (int(name[1:]) for name, _ in (place.parts for place in found.places) if re.fullmatch(r"p\d+", name)), default=1
+    )
     words, pairs, numbers = counts(theirs), counts(theirs, size=2), Counter(_NUMBER.findall(theirs))
     own = Counter(_NUMBER.findall(ours))
     known = {*numbers, *_NUMBER.findall(plain(source_of(chosen.module, data)))}

@@ -17,7 +17,7 @@ from uncomp_cli.cli.app import run
 from uncomp_cli.documents.places import Evidence
 
 Ask = Callable[..., tuple[int, str, str]]
-KEYS = ["path", "line_start", "line_end", "text", "attention_share", "kept_fraction", "place"]
+KEYS = ["path", "line_start", "line_end", "text", "attention_share", "kept_fraction", "place", "page_label"]
 CITED = re.compile(r'  \S+:\d+(-\d+)? +\d+ % +\d+ %  "\S.*"')
 
 
@@ -148,7 +148,7 @@ def test_how_evidence_is_shown() -> None:
         '  handbook.md:120-121   34 %       92 %  "The badge is blue',
         f'{"":41}\x1b[31m and round"',
     ]
-    assert asdict(found[1]) == dict(zip(KEYS, ["a.md", 7, 7, "word " * 40, 0.09, 0.04, None], strict=True))
+    assert asdict(found[1]) == dict(zip(KEYS, ["a.md", 7, 7, "word " * 40, 0.09, 0.04, None, None], strict=True))
     (warning,) = evidence_warnings(found)
     assert warning.startswith("little is kept of a.md:7 (4 %): check the answer there")
 

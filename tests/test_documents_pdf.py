@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support.documents import at, make_pdf, pdf_stream, sample_pdf
 from tests.support.mutation import damage_bytes
-from uncomp_cli.documents.layout import HYPHEN, rejoined
+from uncomp_cli.documents.hyphens import HYPHEN, rejoined
 from uncomp_cli.documents.pdf import read
 from uncomp_cli.documents.text import NO_WISHES, Limits, Place, Text, Wishes
 from uncomp_cli.errors import DocumentError, DoesNotFitError
@@ -42,6 +42,15 @@ def encrypted(method: fpdf.enums.EncryptionMethod) -> bytes:
 
 
 # --- words, lines and columns
+
+
+def test_pages_that_are_numbered_otherwise_in_print_say_how() -> None:
+    catalog = "/PageLabels << /Nums [0 << /S /r >> 1 << /S /D /St 12 >> 3 << /P (A b\\(1\\)) >>] >>"
+    found = read(make_pdf(*(at(72, 700, f"text {i}") for i in range(4)), catalog=catalog), NO_WISHES)
+    assert [place.name for place in found.places] == ["p1 (page i)", "p2 (page 12)", "p3 (page 13)", "p4 (page A b 1)"]
+    assert [place.parts for place in found.places[:2]] == [("p1", "i"), ("p2", "12")]
+    plain = read(make_pdf(at(72, 700, "x"), catalog="/PageLabels << /Nums [0 << /S /D >>] >>"), NO_WISHES)
+    assert plain.places == (Place(1, "p1"),)
 
 
 def test_pages_are_places_in_order() -> None:
@@ -144,6 +153,38 @@ def test_lines_of_one_cell_are_one_cell() -> None:
     assert "| lamp | a light that burns oil, and that is lit at dusk |" in found
 
 
+def test_columns_that_are_close_are_columns() -> None:
+    """Half an em between the columns of every row."""
+    rows = (("Rent", "400", "410"), ("Fuel", "120", "130"), ("Bulb", "115", "155"))
+    narrow = "".join(
+        at(x, 700 - 14 * i, cell) for i, row in enumerate(rows) for x, cell in zip((72, 104, 130.5), row, strict=True)
+    )
+    assert text_of(narrow) == "| Rent | 400 | 410 |\n| --- | --- | --- |\n| Fuel | 120 | 130 |\n| Bulb | 115 | 155 |"
+
+
+def test_a_cell_that_fills_its_column_is_a_cell() -> None:
+    rows = (("Item", "Where"), ("Rent", "hall"), ("Repair of lamps", "tower"), ("Fuel", "cellar"))
+    full = "".join(at(72, 700 - 14 * i, item) + at(160, 700 - 14 * i, where) for i, (item, where) in enumerate(rows))
+    assert "| Repair of lamps | tower |" in text_of(full)
+
+
+def test_columns_of_prose_may_be_close() -> None:
+    both = "".join(
+        at(72, 700 - 14 * i, left) + at(264, 700 - 14 * i, right)
+        for i, (left, right) in enumerate(zip(LEFT, RIGHT, strict=True))
+    )
+    assert text_of(both).split() == " ".join((*LEFT, *RIGHT)).split()
+
+
+def test_words_under_each_other_are_no_columns() -> None:
+    typed = "<< /Type /Font /Subtype /Type1 /BaseFont /Courier >>"
+    code = lines("int a;", "int b;", "int c;", "int d;")
+    assert "|" not in read(make_pdf(code, font=typed), NO_WISHES).text
+    assert "|" not in text_of(lines("Mr Ash", "Mr Oak", "Mr Elm", "Mr Fir"))
+    items = "".join(at(72, 700 - 14 * i, f"{i}.") + at(88, 700 - 14 * i, "bring the lamp") for i in range(1, 6))
+    assert "|" not in text_of(items)
+
+
 def test_a_bar_in_a_cell_is_no_border() -> None:
     assert "a\\|b" in text_of(at(72, 700, "a|b") + at(200, 700, "1") + at(72, 686, "c") + at(200, 686, "2"))
 
@@ -165,10 +206,42 @@ def test_words_broken_at_a_line_end_are_whole() -> None:
         ("he knows it well and it is known", f"well{HYPHEN}known", "well-known"),
         ("it is known as well; an overview over the view", f"over{HYPHEN}view", "overview"),
         ("", f"Haupt{HYPHEN}und Nebensatz", "Haupt- und Nebensatz"),
+        ("", f"a well{HYPHEN}known self{HYPHEN}made man", "a well-known self-made man"),
+        ("", f"wellness, self{HYPHEN}ish, half{HYPHEN}way, high{HYPHEN}light", "wellness, selfish, halfway, highlight"),
+        (
+            "",
+            f"two{HYPHEN}thirds, twenty{HYPHEN}one, two{HYPHEN}fold, six{HYPHEN}teen",
+            "two-thirds, twenty-one, twofold, sixteen",
+        ),
+        (
+            "",
+            f"from day-to{HYPHEN}day, up{HYPHEN}to-date, state-of-the{HYPHEN}art",
+            "from day-to-day, up-to-date, state-of-the-art",
+        ),
+        ("", f"well-docu{HYPHEN}mented", "well-documented"),
+        ("", f"an e{HYPHEN}mail, plan{HYPHEN}b", "an e-mail, plan-b"),
+        (
+            "",
+            f"user{HYPHEN}defined, un{HYPHEN}known, in{HYPHEN}dependent, over{HYPHEN}sized",
+            "user-defined, unknown, independent, oversized",
+        ),
     ],
 )
 def test_the_words_of_all_pages_say_what_a_hyphen_was(rest: str, broken: str, whole: str) -> None:
     assert rejoined([rest, broken]) == [rest, whole]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "whole"),
+    [
+        ("pages 10-", "20 of", "pages 10-20"),
+        ("line Wiesel-", "Torgau of", "Wiesel-Torgau"),
+        ("an A4-", "sized", "A4-sized"),
+    ],
+)
+def test_ranges_and_names_are_as_they_are_on_one_line(before: str, after: str, whole: str) -> None:
+    broken = lines(f"The report that the committee has written and signed says {before}", f"{after} what it is about.")
+    assert whole in text_of(broken)
 
 
 def test_numbers_and_names_keep_their_hyphen() -> None:
@@ -284,6 +357,49 @@ def test_boxes_are_ticked_or_not(state: str, shown: str) -> None:
     assert read(data, NO_WISHES).text == f"{shown} I agree"
 
 
+def button(rect: str, state: str, *, chosen: bool) -> str:
+    entries = f"/Parent 20 0 R /AS /{state if chosen else 'Off'} /AP << /N << /{state} 30 0 R /Off 30 0 R >> >>"
+    return field(rect, entries)
+
+
+def radio_form(*buttons: str, operators: str) -> bytes:
+    """A group of buttons named `pay`, of which `card` is chosen."""
+    kids = [f"{10 + i} 0 R" for i in range(len(buttons))]
+    group = f"<< /FT /Btn /Ff 49152 /T (pay) /V /card /Kids [{' '.join(kids)}] >>"
+    drawn = pdf_stream(b"", entries="/Type /XObject /Subtype /Form /BBox [0 0 10 10]").decode()
+    objects = [*buttons, *["null"] * (10 - len(buttons)), group, *["null"] * 9, drawn]
+    catalog = "/AcroForm << /Fields [20 0 R] >>"
+    return make_pdf(operators, page=f"/Annots [{' '.join(kids)}]", catalog=catalog, objects=objects)
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ("", "Payment [ ] cash [x] card"),
+        (at(172, 700, "Card") + at(132, 700, "Cash"), "Payment [ ] Cash [x] Card"),
+    ],
+)
+def test_buttons_say_which_choice_they_are_where_no_label_does(labels: str, text: str) -> None:
+    cash = button("120 698 130 708", "cash", chosen=False)
+    card = button("160 698 170 708", "card", chosen=True)
+    found = read(radio_form(cash, card, operators=at(60, 700, "Payment") + labels), NO_WISHES).text
+    assert " ".join(found.split()) == text
+
+
+def test_buttons_beside_nothing_have_their_groups_name_and_their_choice() -> None:
+    buttons = [
+        button(f"72 {y} 82 {y + 10}", state, chosen=state == "card") for state, y in (("cash", 500), ("card", 470))
+    ]
+    found = read(radio_form(*buttons, operators=lines("Report")), NO_WISHES).text
+    assert [line for line in found.split("\n") if line] == ["Report", "pay: [ ] cash", "pay: [x] card"]
+
+
+def test_a_choice_that_says_nothing_is_not_shown_beside_a_label() -> None:
+    one = button("120 698 130 708", "1", chosen=False)
+    found = read(radio_form(one, operators=at(60, 700, "Rooms")), NO_WISHES).text
+    assert " ".join(found.split()) == "Rooms [ ]"
+
+
 def test_hidden_fields_are_not_shown() -> None:
     hidden = field("150 696 250 712", "/FT /Tx /T (a) /V (secret)").replace("/F 4", "/F 2")
     assert read(form(hidden, operators=lines("Name")), NO_WISHES).text == "Name"
@@ -358,6 +474,21 @@ def test_attached_files_are_a_loss() -> None:
     assert losses(read(make_pdf(at(72, 700, "see a.csv"), catalog=catalog, objects=objects), NO_WISHES)) == [
         "1 attached file"
     ]
+
+
+def test_text_that_no_font_here_can_show_is_a_loss() -> None:
+    """PDFium leaves it out without a word."""
+    objects = (
+        "<< /Type /Font /Subtype /Type0 /BaseFont /SimSun /Encoding /GBK-EUC-H /DescendantFonts [11 0 R] >>",
+        "<< /Type /Font /Subtype /CIDFontType2 /BaseFont /SimSun /DW 1000 /FontDescriptor 12 0 R "
+        "/CIDSystemInfo << /Registry (Adobe) /Ordering (GB1) /Supplement 2 >> >>",
+        "<< /Type /FontDescriptor /FontName /SimSun /Flags 32 /FontBBox [0 0 1000 1000] /ItalicAngle 0 /Ascent 800 "
+        "/Descent -200 /CapHeight 700 /StemV 80 >>",
+    )
+    chinese = "BT /F2 12 Tf 72 650 Td <b9d8> Tj 20 0 Td <d3da> Tj ET\n"
+    data = make_pdf(at(72, 700, "The bill"), at(72, 700, "of 1998 ") + chinese, objects=objects)
+    found = read(data.replace(b"/F1 3 0 R >>", b"/F1 3 0 R /F2 10 0 R >>"), NO_WISHES)
+    assert losses(found) == ["2 pieces of text in a font that is not in the file (page 2)"]
 
 
 def test_signs_without_a_meaning_are_counted_and_can_be_written() -> None:

@@ -319,7 +319,7 @@ def evidence_lines(found: Sequence[Evidence], *, width: int | None = None) -> It
     """`  handbook.md:120-121   34 %   92 %  "The badge is …"`, aligned below the titles, within `width` columns."""
     rows = [
         (
-            evidence.where,
+            evidence.shown,
             *(f"{_per_cent(value):>3} %" for value in (evidence.attention_share, evidence.kept_fraction)),
             f'"{_quoted(evidence.text)}"',
         )

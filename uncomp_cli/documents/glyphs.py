@@ -7,7 +7,8 @@ between them), runs on one baseline make a line. Lengths are in ems of a line's 
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import NamedTuple
 
 _GAP = 0.9
@@ -29,9 +30,20 @@ class Glyph(NamedTuple):
     turn: int = 0
 
 
+class Space(NamedTuple):
+    """A space in a run: behind which character of its text, and its two edges."""
+
+    at: int
+    left: float
+    right: float
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Text without gaps on one baseline."""
+    """Text without gaps on one baseline; `spaces` are those between its words, where the file says where they are.
+
+    `begins`: other lines say that a column begins with it (gutters.py).
+    """
 
     text: str
     left: float
@@ -39,6 +51,17 @@ class Run:
     base: float
     em: float
     turn: int = 0
+    spaces: tuple[Space, ...] = ()
+    begins: bool = False
+
+    def parted(self, at: Space) -> "tuple[Run, Run]":
+        """What stands before one of its spaces, and behind it."""
+        before = tuple(each for each in self.spaces if each.at < at.at)
+        after = tuple(each._replace(at=each.at - at.at - 1) for each in self.spaces if each.at > at.at)
+        return (
+            replace(self, text=self.text[: at.at].rstrip(), right=at.left, spaces=before),
+            replace(self, text=self.text[at.at + 1 :], left=at.right, spaces=after, begins=True),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +103,7 @@ class _Pen:
         self._first, self._last, self._level = glyph, glyph, glyph
         self._parts = [glyph.char]
         self._left, self._right = glyph.left, glyph.right
+        self._spaces: list[tuple[int, float, float]] = []  # behind which part, and its edges
 
     def goes_on(self, glyph: Glyph) -> bool:
         """Write a glyph that plainly stands next to the last one; False, and nothing written, for any other."""
@@ -109,6 +133,8 @@ class _Pen:
         """Add a glyph of this run."""
         if between != " ":
             between = " " if self.gap(glyph) > (0.15 if between else 0.24) else ""
+        if between and glyph.left > self._last.right:
+            self._spaces.append((len(self._parts), self._last.right, glyph.left))
         self._parts += (between or self._mark(glyph), glyph.char)
         self._left, self._right = min(self._left, glyph.left), max(self._right, glyph.right)
         self._last = glyph
@@ -129,8 +155,14 @@ class _Pen:
 
     def run(self) -> Run:
         """What was written."""
-        text = _LEADER.sub(" … ", "".join(self._parts)).strip()
-        return Run(text, self._left, self._right, self._level.base, self._level.em, self._first.turn)
+        whole = "".join(self._parts)
+        text = _LEADER.sub(" … ", whole).strip()
+        spaces = self._placed_spaces() if text == whole else ()
+        return Run(text, self._left, self._right, self._level.base, self._level.em, self._first.turn, tuple(spaces))
+
+    def _placed_spaces(self) -> Iterator[Space]:
+        ends = [0, *accumulate(map(len, self._parts))]
+        return (Space(ends[part], left, right) for part, left, right in self._spaces)
 
 
 def _accented(glyphs: Iterable[Glyph]) -> list[Glyph]:

@@ -8,45 +8,73 @@ line goes on in the next one where the next one's first word would not have fitt
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median, median_low
 
 from uncomp_cli.documents.glyphs import Glyph, Line, Run, lines_of
+from uncomp_cli.documents.gutters import FAR, Extent, extents, parted
+from uncomp_cli.documents.hyphens import HYPHEN
 
-HYPHEN = "\u00ad"  # stands for a hyphen at a line's end, until the whole document says whether it belongs to the word
-_GUTTER = 1.0
 _WIDE = 15
 _ROW = 0.3  # baselines no further apart are one
-_FAR = 4  # rows of one table are no further apart
 _BULLET = r"[•‣◦▪●○■□–—*·-]|\(?(?:\d{1,3}|[A-Za-z]|[ivxIVX]{1,5})[.)]|\[[^\]\s]{1,12}\]|\d+(?:\.\d+)+\.?"
 _MARKER, _ITEM = re.compile(rf"(?:{_BULLET})$"), re.compile(rf"(?:{_BULLET})\s")
 _ADDRESS = re.compile(r"(?:https?:|(?:https?://|www\.)\S*[/.:_=?&#%-])$")
 _IDEOGRAPHS = "\u2e80"  # from here on, scripts without spaces
 _BROKEN = re.compile(r"[^\W_][-\u2010]$")
+_YES = re.compile(r"(?:yes|on|ja|oui|s[iíì]|true)?", re.IGNORECASE)
+_NAMELESS_CHOICE = re.compile(rf"{_YES.pattern}|(?:choice|button|option|radio|box|auswahl)?[\W_]*\d*", re.IGNORECASE)
 
 
-def page_text(glyphs: Iterable[Glyph], extra: Iterable[tuple[str, Run]] = ()) -> str:
-    """A page's text; `extra` runs, by name (values of a form), join the lines that they stand beside."""
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A form's field: its name, its value where it stands, and which choice a button that may be pressed stands for."""
+
+    name: str
+    run: Run
+    choice: str = ""
+
+    def beside(self, line: Line) -> Run:
+        """What is shown on a line: of a button its choice too, unless that stands next to it, or says nothing."""
+        near = sorted(line.runs, key=lambda other: max(other.left - self.run.right, self.run.left - other.right))[:2]
+        labelled = any(other.text.casefold().startswith(self.choice.casefold()) for other in near)
+        return self.run if labelled or _NAMELESS_CHOICE.fullmatch(self.choice) else self._chosen()
+
+    def alone(self) -> Run:
+        """What is shown below the lines."""
+        run = self.run if _YES.fullmatch(self.choice) else self._chosen()
+        return replace(run, text=f"{self.name}: {run.text}")
+
+    def _chosen(self) -> Run:
+        return replace(self.run, text=f"{self.run.text} {self.choice}".strip())
+
+
+def page_text(glyphs: Iterable[Glyph], extra: Iterable[Field] = ()) -> str:
+    """A page's text; `extra` fields of a form join the lines that they stand beside."""
     lines = _with_extra(list(lines_of(glyphs)), list(extra))
     turns = [line.runs[0].turn for line in lines for _ in line.text]
     upright = max(set(turns), key=turns.count, default=0)
     ordered = _in_rows([line for line in lines if line.runs[0].turn == upright])
-    blocks = list(_blocks(_with_figures(ordered)))
+    blocks = list(_blocks(parted(_with_figures(ordered), marks=_MARKER)))
     blocks += [line.text for line in lines if line.runs[0].turn != upright]
     return "\n\n".join(block for block in blocks if block.strip())
 
 
-def _with_extra(lines: list[Line], extra: list[tuple[str, Run]]) -> list[Line]:
-    """The lines, and runs that have no order: beside what stands at the same height, else below, with a name."""
-    for name, run in extra:
+def _with_extra(lines: list[Line], extra: list[Field]) -> list[Line]:
+    """The lines, and fields, which have no order: beside what stands at the same height, else below, with a name."""
+    printed = list(lines)
+    for field in extra:
+        run = field.run
         beside = [i for i, line in enumerate(lines) if _beside(line, run)]
         if beside:
             i = min(beside, key=lambda i: min(abs(run.left - other.right) for other in lines[i].runs))
-            lines[i] = Line(tuple(sorted((*lines[i].runs, run), key=lambda run: run.left)))
+            lines[i] = Line(tuple(sorted((*lines[i].runs, field.beside(printed[i])), key=lambda run: run.left)))
         else:
             above = [i for i, line in enumerate(lines) if line.base > run.base]
-            lines.insert(above[-1] + 1 if above else 0, Line((replace(run, text=f"{name}: {run.text}"),)))
+            at = above[-1] + 1 if above else 0
+            for each in (lines, printed):
+                each.insert(at, Line((field.alone(),)))
     return lines
 
 
@@ -120,10 +148,10 @@ def _band_end(lines: Sequence[Line], start: int) -> int:
     """The line after the last of those, from `start` on, that one gutter runs through; 0 where there is no band."""
     if len(lines[start].runs) < 2:
         return 0
-    inked = _inked([], lines[start])
+    inked = extents([], lines[start])
     end = start + 1
-    while end < len(lines) and 0 < lines[end - 1].base - lines[end].base < _FAR * lines[end].em:
-        wider = _inked(inked, lines[end])
+    while end < len(lines) and 0 < lines[end - 1].base - lines[end].base < FAR * lines[end].em:
+        wider = extents(inked, lines[end])
         if len(wider) < max(2, len(inked) * (0.5 if len(lines[end].runs) > 1 else 1)):
             break
         inked, end = wider, end + 1
@@ -133,23 +161,11 @@ def _band_end(lines: Sequence[Line], start: int) -> int:
     return full[most - 1] + 1 if most > 1 else 0
 
 
-def _inked(inked: Sequence[tuple[float, float]], line: Line) -> list[tuple[float, float]]:
-    """The extents on x that have ink, with a line's added; those less than a gutter apart are one."""
-    gutter = _GUTTER * line.em
-    found: list[tuple[float, float]] = []
-    for left, right in sorted((*inked, *((run.left, run.right) for run in line.runs))):
-        if found and left - found[-1][1] < gutter:
-            found[-1] = (found[-1][0], max(right, found[-1][1]))
-        else:
-            found.append((left, right))
-    return found
-
-
 def _band(lines: Sequence[Line]) -> Iterator[str]:
     """Lines with a common gutter: columns one after the other, or one table, or a list with its marks."""
-    inked: list[tuple[float, float]] = []
+    inked: list[Extent] = []
     for line in lines:
-        inked = _inked(inked, line)
+        inked = extents(inked, line)
     strips = [[_within(line, extent) for line in lines] for extent in inked]
     if len(strips) < 2 or all(_MARKER.match(run.text) for runs in strips[0] for run in runs):
         yield from _paragraphs(lines)
@@ -160,7 +176,7 @@ def _band(lines: Sequence[Line]) -> Iterator[str]:
         yield _table([[" ".join(run.text for run in runs) for runs in row] for row in zip(*strips, strict=True)])
 
 
-def _within(line: Line, extent: tuple[float, float]) -> list[Run]:
+def _within(line: Line, extent: Extent) -> list[Run]:
     return [run for run in line.runs if extent[0] <= run.left <= extent[1]]
 
 
@@ -266,27 +282,3 @@ def _joined(text: str, more: str) -> str:
         return text[:-1] + HYPHEN + more if word else text + more
     glued = _ADDRESS.search(text) or (text[-1:] >= _IDEOGRAPHS and more[:1] >= _IDEOGRAPHS)
     return text + more if glued else f"{text} {more}"
-
-
-# --- hyphens at line ends
-
-_SPLIT = re.compile(rf"([^\W\d_]+){HYPHEN}([^\W\d_]+)")
-_WORDS = re.compile(r"[^\W\d_]+(?:[-\u2010][^\W\d_]+)*")
-_SUSPENDED = frozenset(
-    ("und", "oder", "bzw", "sowie", "and", "or", "to", "et", "ou", "y", "o", "e", "ed", "en", "och", "og")
-)
-
-
-def rejoined(texts: Sequence[str]) -> list[str]:
-    """The texts with each `HYPHEN` gone, or a hyphen, by what the words of all texts together say of both halves."""
-    known = {word.casefold() for text in texts for word in _WORDS.findall(re.sub(rf"\S*{HYPHEN}\S*", " ", text))}
-
-    def decide(match: re.Match[str]) -> str:
-        left, right = match.groups()
-        if right in _SUSPENDED and left + right not in known:
-            return f"{left}- {right}"
-        whole = (left + right).casefold() in known
-        apart = {left.casefold(), right.casefold()} <= known or f"{left}-{right}".casefold() in known
-        return f"{left}-{right}" if apart and not whole else left + right
-
-    return [_SPLIT.sub(decide, text).replace(HYPHEN, "-") if HYPHEN in text else text for text in texts]

@@ -19,9 +19,10 @@ from typing import Any
 
 from uncomp_cli.documents.archive import damaged
 from uncomp_cli.documents.glyphs import Glyph, Run
-from uncomp_cli.documents.layout import HYPHEN, page_text, rejoined
+from uncomp_cli.documents.hyphens import HYPHEN, rejoined
+from uncomp_cli.documents.layout import Field, page_text
 from uncomp_cli.documents.packages import package, quiet
-from uncomp_cli.documents.text import Limits, Loss, Text, Wishes, joined
+from uncomp_cli.documents.text import Limits, Loss, Text, Wishes, joined, labelled
 from uncomp_cli.errors import DocumentError, LockedError
 
 _WHITE = {char: Glyph(char, 0, 0, 0, 0) for char in " \n"}
@@ -38,6 +39,8 @@ _SCANNED_HINT = "run OCR on it first: ocrmypdf IN.pdf OUT.pdf"
 _OBJECTS_COUNTED, _TITLES_READ = 2000, 20_000
 _PICTURE_POINTS, _SCAN_SHARE = 24, 0.7
 _COMMENT_LIMIT = 2**20
+_LONGEST_LABEL, _LONGEST_NAME = 20, 128
+_UNDRAWN = "piece of text in a font that is not in the file"
 
 
 def read(data: bytes, wishes: Wishes) -> Text:
@@ -86,6 +89,8 @@ class _Reading:
     def __init__(self, raw: Any, document: Any) -> None:
         self._raw, self._document = raw, document
         self._lost: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        self._drawn: dict[str, set[bool]] = defaultdict(set)  # by name of a font: whether its texts have a shape
+        self._shapeless: list[tuple[str, int]] = []  # the fonts and pages of texts that have none
         self._titles: dict[int, dict[str, int]] = defaultdict(dict)
         for mark in islice(document.get_toc(), _TITLES_READ):
             target = mark.get_dest()
@@ -99,11 +104,18 @@ class _Reading:
         for number in range(1, count + 1):
             pages.append(self._page(number))
             wishes.progress(number, count)
+        for page in (page for font, page in self._shapeless if True not in self._drawn[font]):
+            self._lose(page, _UNDRAWN)
         if not any(page.strip() for page in pages):
             raise DocumentError("it is a PDF without text, likely scanned", hint=_SCANNED_HINT)
         pages = [self._with_headings(i, page) for i, page in enumerate(rejoined(pages))]
-        text, places = joined((f"p{number}", page) for number, page in enumerate(pages, start=1))
+        text, places = joined((self._place(number), page) for number, page in enumerate(pages, start=1))
         return Text(text, places, (*self._losses(), *_whole_losses(self._document, data)))
+
+    def _place(self, number: int) -> str:
+        """`p3`, by its place in the file; with what is printed on the page where that is another: `p3 (page iv)`."""
+        label = " ".join(re.sub(r"[^\w.-]", " ", self._document.get_page_label(number - 1)[:_LONGEST_LABEL]).split())
+        return f"p{number}" if label in ("", str(number)) else labelled(f"p{number}", label)
 
     def _page(self, number: int) -> str:
         try:
@@ -119,6 +131,7 @@ class _Reading:
             return ""
         text = page_text(self._glyphs(text_page.raw, number), values)
         self._count_pictures(page, number, has_text=bool(text))
+        self._find_shapeless(page.raw, number)
         text_page.close()
         page.close()
         shown = " ".join(text.split())
@@ -189,9 +202,9 @@ class _Reading:
         size: float = self._raw.FPDFText_GetFontSize(text_page, index) * math.hypot(matrix.c, matrix.d)
         return size if size > 0.4 * tall else max(tall, largest, 1.0)
 
-    def _annotations(self, page: Any, number: int) -> tuple[list[tuple[str, Run]], list[tuple[str, str]]]:
+    def _annotations(self, page: Any, number: int) -> tuple[list[Field], list[tuple[str, str]]]:
         """Values of form fields where they stand, and comments: by whom, and what they say."""
-        values: list[tuple[str, Run]] = []
+        values: list[Field] = []
         comments: list[tuple[str, str]] = []
         for i, kind in self._kinds(page):
             note = self._raw.FPDFPage_GetAnnot(page, i)
@@ -228,15 +241,16 @@ class _Reading:
                 raw.FPDFPage_RemoveAnnot(page, i)
         return bool(raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY) == raw.FLATTEN_SUCCESS)
 
-    def _value(self, note: Any) -> list[tuple[str, Run]]:
-        """A field's name, and its value where it stands; whether a box is ticked."""
+    def _value(self, note: Any) -> list[Field]:
+        """A field with its value where it stands; of a button that may be pressed, whether it is, and what it means."""
         raw, form = self._raw, self._document.formenv
         rect = raw.FS_RECTF()
         if not form or raw.FPDFAnnot_GetFlags(note) & raw.FPDF_ANNOT_FLAG_HIDDEN:
             return []
-        kind = raw.FPDFAnnot_GetFormFieldType(form, note)
+        kind, choice = raw.FPDFAnnot_GetFormFieldType(form, note), ""
         if kind in (raw.FPDF_FORMFIELD_CHECKBOX, raw.FPDF_FORMFIELD_RADIOBUTTON):
             value = "[x]" if raw.FPDFAnnot_IsChecked(form, note) else "[ ]"
+            choice = _wide(partial(raw.FPDFAnnot_GetFormFieldExportValue, form, note))
         else:
             value = ", ".join(self._chosen(note)) or _wide(partial(raw.FPDFAnnot_GetFormFieldValue, form, note))
         if not value.strip() or kind == raw.FPDF_FORMFIELD_PUSHBUTTON or not raw.FPDFAnnot_GetRect(note, rect):
@@ -245,7 +259,8 @@ class _Reading:
         height = max(min(high - low, 12.0), 4.0)
         middle = (low + high) / 2 if high - low < 30 else high - height
         name = _wide(partial(raw.FPDFAnnot_GetFormFieldName, form, note))
-        return [(name, Run(" ".join(value.split()), rect.left, rect.right, middle - 0.3 * height, height))]
+        run = Run(" ".join(value.split()), rect.left, rect.right, middle - 0.3 * height, height)
+        return [Field(name, run, " ".join(choice.split()))]
 
     def _chosen(self, note: Any) -> Iterator[str]:
         """What is chosen in a list, where several may be and a field's value is the first alone."""
@@ -268,6 +283,24 @@ class _Reading:
             scan = (right - left) * (top - bottom) > _SCAN_SHARE * width * height
             if min(right - left, top - bottom) >= _PICTURE_POINTS and has_text and not scan:
                 self._lose(number, "picture")
+
+    def _find_shapeless(self, page: Any, number: int) -> None:
+        """Texts whose font is not in the file, and is replaced by one without their signs: PDFium leaves them out."""
+        raw = self._raw
+        edges = [ctypes.c_float() for _ in range(4)]
+        at = [ctypes.byref(edge) for edge in edges]
+        for i in range(raw.FPDFPage_CountObjects(page)):
+            item = raw.FPDFPage_GetObject(page, i)
+            if raw.FPDFPageObj_GetType(item) != raw.FPDF_PAGEOBJ_TEXT or not raw.FPDFPageObj_GetBounds(item, *at):
+                continue
+            font = raw.FPDFTextObj_GetFont(item)
+            if raw.FPDFFont_GetIsEmbedded(font) == 0:
+                name = ctypes.create_string_buffer(_LONGEST_NAME)
+                raw.FPDFFont_GetBaseFontName(font, name, _LONGEST_NAME)
+                family = name.value.decode("latin-1")
+                has_shape = edges[2].value > edges[0].value
+                self._drawn[family].add(has_shape)
+                self._shapeless += [] if has_shape else [(family, number)]
 
 
 def _wide(fill: Any) -> str:

@@ -61,7 +61,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of a document, as lines (the first is 1) and as the range of its tokens; `place` is the lines' page."""
+    """A piece of a document, as lines (the first is 1) and as the range of its tokens.
+
+    `place` is the lines' page, and `page_label` how that is numbered in print, where otherwise.
+    """
 
     path: str
     line_start: int
@@ -69,6 +72,7 @@ class Passage:
     text: str
     tokens: range
     place: str | None = None
+    page_label: str | None = None
 
 
 class Places:
@@ -112,8 +116,8 @@ class Places:
                 if len(tokens):
                     taken = tokens.stop
                     at_place = bisect_right(begun, number) - 1
-                    name = source.places[at_place].name if at_place >= 0 else None
-                    yield Passage(source.path, number, number, text.strip(), tokens, name)
+                    name, label = source.places[at_place].parts if at_place >= 0 else ("", "")
+                    yield Passage(source.path, number, number, text.strip(), tokens, name or None, label or None)
             at += len(line) + 1
 
     def _source(self, path: str) -> Source:
@@ -158,7 +162,7 @@ def lines_at(where: str, *, path: str, count: int, places: Sequence[Place], writ
             hint = f"{write}{path}:{_shown(*_nearest(first, last, count))}"
             raise UsageError(f"{path} has lines 1 to {count}, not {_shown(first, last)}", hint=hint)
         return first, last
-    names = [place.name for place in places]
+    names = [place.parts[0] for place in places]
     span = _span(where, names)
     if span is None:
         near = [*difflib.get_close_matches(where, names, n=1, cutoff=0.5), *names, _shown(1, count)][0]
@@ -227,11 +231,17 @@ class Evidence:
     attention_share: float
     kept_fraction: float
     place: str | None = None
+    page_label: str | None = None
 
     @property
     def where(self) -> str:
         """`report.pdf:p3`, where there are no places `handbook.md:120-121`, or `handbook.md:120`: as a pin names it."""
         return f"{self.path}:{self.place or _shown(self.line_start, self.line_end)}"
+
+    @property
+    def shown(self) -> str:
+        """The same, and how the page is numbered in print where otherwise: `report.pdf:p3 (page iv)`."""
+        return f"{self.where} (page {self.page_label})" if self.page_label else self.where
 
     @property
     def mostly_evicted(self) -> bool:
@@ -278,7 +288,9 @@ def _evidence(run: Sequence[Passage], share: float, survival: Sequence[float]) -
     for before, after in pairwise(run):
         text += ("\n" if after.line_start > before.line_end else " ") + after.text
     lines, place = (run[0].line_start, run[-1].line_end), _joined(run[0].place, run[-1].place)
-    return Evidence(run[0].path, *lines, text, share, sum(kept) / tokens, place)
+    labels = [each for each in (run[0].page_label, run[-1].page_label) if each]
+    label = "-".join(dict.fromkeys(labels)) or None
+    return Evidence(run[0].path, *lines, text, share, sum(kept) / tokens, place, label)
 
 
 def _values(values: Sequence[float], tokens: range) -> Sequence[float]:

@@ -7,6 +7,7 @@ lies in: `report.pdf:p3`. Nothing is dropped unsaid: what has no text in the res
 A file may have been made to harm: what it unpacks to, and how many pages it has, is counted before it is held.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
@@ -38,6 +39,9 @@ class Limits:
         if count > self.pages:
             message = f"it has {count:,} {noun}, and at most {self.pages:,} are read"
             raise DoesNotFitError(message, hint="split it, and give the part that matters")
+
+
+_LABELLED = re.compile(r"(p\d+) \(page ([^()]+)\)")
 
 
 def _unheard(done: int, count: int) -> None:
@@ -107,10 +111,24 @@ UNCALCULATED = ("formula without a stored result", "formulas without a stored re
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """From line `line` (the first is 1) on, up to the next place, the text stands at `name`: p3, Sales!A7, body."""
+    """From line `line` (the first is 1) on, up to the next place, the text stands at `name`: p3, Sales!A7, body.
+
+    A page that is numbered otherwise in print has that in its name too: `p3 (page iv)`.
+    """
 
     line: int
     name: str
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """What the place is called, and how its page is numbered in print, if otherwise."""
+        found = _LABELLED.fullmatch(self.name)
+        return (found[1], found[2]) if found else (self.name, "")
+
+
+def labelled(name: str, label: str) -> str:
+    """The name of a page that is numbered otherwise in print."""
+    return f"{name} (page {label})"
 
 
 @dataclass(frozen=True, slots=True)
