@@ -59,7 +59,7 @@ def test_what_was_calibrated_is_taken_for_its_model(tiny_model: Path) -> None:
     assert (
         measure(tiny_model, "--name", "mine")[2]
         .rstrip()
-        .endswith("use --preset mine, which ask takes for it by itself")
+        .endswith("use it with uncomp ask --preset mine, which ask takes for it by itself")
     )
     err = start(*asked).finish()[2]
     assert f"preset mine is used: it was calibrated for {tiny_model}\n" in err
@@ -68,7 +68,7 @@ def test_what_was_calibrated_is_taken_for_its_model(tiny_model: Path) -> None:
     err = start("chat", "-m", str(tiny_model), stdin=b"/budget\n").finish()[2]
     assert f"preset mine-unseen is used: it was calibrated for {tiny_model}\n" in err
     assert "preset mine-unseen · budget 30%" in err
-    assert measure(tiny_model, "-o", "away.json")[2].rstrip().endswith("use --preset away.json")
+    assert measure(tiny_model, "-o", "away.json")[2].rstrip().endswith("use it with uncomp ask --preset away.json")
     Path("data/uncomp/presets/mine.safetensors").write_bytes(b"damaged")
     assert "preset live is used" in start(*asked).finish()[2]
 

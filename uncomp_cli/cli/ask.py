@@ -52,15 +52,6 @@ class AskOptions:
     """What is asked of which documents, and what is told of the answers."""
 
     paths: File = ()
-    include: Annotated[
-        tuple[str, ...],
-        option(
-            "--include",
-            help="In directories, only files like '*.md'; with 'build/**' also what git ignores; repeatable.",
-            metavar="GLOB",
-            setting=False,
-        ),
-    ] = ()
     questions: Annotated[
         tuple[str, ...],
         # No setting: a question may hold any character, so that none could separate two in a variable.
@@ -166,6 +157,7 @@ def ask(
     given |= saved_or_new(given.pop("cache"), saving.cache_size)
     request = Request(
         **given,
+        include=reading.include,
         model=model.choice(),
         preset=preset.choice(sampling.seed),
         system=system,

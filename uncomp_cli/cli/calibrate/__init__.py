@@ -22,7 +22,16 @@ from uncomp_cli.cli.calibrate.held_out import (
     save_family,
 )
 from uncomp_cli.cli.declare.completion import policy_names
-from uncomp_cli.cli.declare.options import DEFAULT_SEED, MEASURED_MODEL, Beside, ModelOptions, OutputOptions, Seed
+from uncomp_cli.cli.declare.options import (
+    DEFAULT_SEED,
+    DOCUMENTS,
+    MEASURED_MODEL,
+    Beside,
+    ModelOptions,
+    OutputOptions,
+    ReadingOptions,
+    Seed,
+)
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.cli.judge.trial import haystack_of
 from uncomp_cli.errors import UsageError
@@ -171,6 +180,7 @@ class CalibrateJob:
     quality: QualityOptions
     risk: RiskOptions
     seed: int
+    reading: ReadingOptions
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -185,6 +195,7 @@ def calibrate(
     wanted: CalibrateOptions,
     quality: QualityOptions,
     risk: RiskOptions,
+    reading: Annotated[ReadingOptions, DOCUMENTS],
     model: Annotated[ModelOptions, MEASURED_MODEL],
     seed: Seed = DEFAULT_SEED,
     output: OutputOptions,
@@ -193,7 +204,7 @@ def calibrate(
     quality.check()
     risk.check()
     wanted = replace(wanted, file=(*wanted.file, *(files or ())))
-    job = CalibrateJob(wanted, quality, risk, seed)
+    job = CalibrateJob(wanted, quality, risk, seed, reading)
     run_calibrate(job, model.choice(), output.terminal(ctx), as_json=output.as_json)
 
 
@@ -303,7 +314,7 @@ def _maker(job: CalibrateJob, choice: ModelChoice, model_dir: Path, terminal: Te
     from uncomp_cli.models.checkpoint import load_tokenizer
 
     check_lengths(job.tokens, show_model(choice.name).trained_length)
-    haystack = haystack_of(job.wanted.file, max(job.tokens), seed=job.seed, terminal=terminal)
+    haystack = haystack_of(job.wanted.file, job.reading, max(job.tokens), seed=job.seed, terminal=terminal)
     count = partial(count_tokens, load_tokenizer(choice.tokenizer or model_dir))
     return SampleMaker(choose_sources(job.wanted.task), haystack, count, job.seed)
 

@@ -159,7 +159,7 @@ def good_for(path: Path, others: "Sequence[Preset]") -> str:
     first, model = load_preset(str(path.absolute())), load_profile(path.with_suffix("")).fingerprint
     usual, _ = settle_preset(choose_preset(), model, named=False, choose=choose_preset)
     name = first.name if path.parent.resolve() == user_preset_dir().resolve() else shlex.quote(str(path))
-    use = f"use --preset {name}" + (", which ask takes for it by itself" if usual == first else "")
+    use = f"use it with uncomp ask --preset {name}" + (", which ask takes for it by itself" if usual == first else "")
     point = first.measured_loss
     loss = "what they lose is not measured (--quality does)"
     if point is not None:

@@ -8,6 +8,7 @@ import typer
 from uncomp_cli.asking.request import CHAT_PRESET, LEAST_TOKENS, check_text
 from uncomp_cli.cli.declare.completion import cache_names, completing
 from uncomp_cli.cli.declare.options import (
+    DOCUMENTS,
     Beside,
     Escalate,
     ModelOptions,
@@ -86,7 +87,7 @@ def chat(
     talk: ChatOptions,
     model: ModelOptions,
     preset: Annotated[PresetOptions, only("name", "budget", "policy", "scorer", name=CHAT_PRESET)],
-    reading: Annotated[ReadingOptions, only("chunk", "kv_mem", "encoding", "password", "text_cache")],
+    reading: Annotated[ReadingOptions, only("chunk", "kv_mem", *DOCUMENTS.names)],
     system: System = None,
     sampling: SamplingOptions,
     output: Annotated[OutputOptions, only("quiet")],
@@ -109,6 +110,7 @@ def chat(
         sampling=sampling.config(),
         escalates=talk.escalate,
         wishes=reading.wishes(),
+        include=reading.include,
         named=frozenset(key.replace("-", "_") for key, source in sources_of(ctx).items() if source != "DEFAULT"),
     )
     run_chat(job, terminal_of(ctx, quiet=output.quiet, verbose=verbose, thinking=show_thinking))

@@ -31,22 +31,22 @@ def add_files(talk: Talk, argument: str) -> None:
         raise UsageError(f"{argument} is no list of files: {error}", hint='/file "my notes.txt"') from error
     if not paths:
         raise UsageError("no file is named", hint="/file notes.txt, a folder, or a glob such as docs/*.md")
-    documents = read_files(paths, talk.terminal, talk.wishes).documents
+    documents = read_files(paths, talk.terminal, talk.wishes, talk.include).documents
     new = talk.chat.unknown(documents)
     talk.show(talk.chat.add(documents))
     if not new:
         raise UsageError("nothing new was named", hint="/files lists the documents")
 
 
-def read_files(paths: Sequence[str], terminal: Terminal, wishes: Wishes) -> DocumentSet:
+def read_files(paths: Sequence[str], terminal: Terminal, wishes: Wishes, include: Sequence[str] = ()) -> DocumentSet:
     """The documents at `paths`; what of several cannot be read is said, and raised where nothing is left."""
     if "-" in paths:
         raise UsageError("'-' names standard input, from which the questions come", hint="name a file")
     _check_sizes(paths)
     try:
-        documents = show(reading(paths, patient=len(paths) > 1, wishes=wishes), terminal)
+        documents = show(reading(paths, include=include, patient=len(paths) > 1, wishes=wishes), terminal)
     except LockedError as error:
-        return read_files(paths, terminal, with_password(error, wishes, terminal))
+        return read_files(paths, terminal, with_password(error, wishes, terminal), include)
     for _, failure in documents.failures:
         if not documents.documents:
             raise failure

@@ -70,6 +70,7 @@ class ChatJob:
     escalates: bool = False
     cache: str | None = None
     wishes: Wishes = NO_WISHES
+    include: tuple[str, ...] = ()
     named: frozenset[str] = frozenset()
 
     def request(self) -> Request:
@@ -106,7 +107,7 @@ def _talk(job: ChatJob, saved: Transcript | None, file: SessionFile | None, term
     check_grows(job.model, "a conversation")
     if job.cache is not None:
         _check_cache(job)
-    documents = read_files(job.paths, terminal, job.wishes) if job.paths else None
+    documents = read_files(job.paths, terminal, job.wishes, job.include) if job.paths else None
     with loading(terminal, "preparing"):
         preset = job.choice.stored()  # a slip in it must not wait for the model
         if job.escalates:
@@ -160,7 +161,8 @@ def open_talk(job: ChatJob, loaded: "LoadedModel", terminal: Terminal, documents
     check_context_fits(job.model, loaded, preset)
     engine = Engine(loaded, sampling=job.sampling, limits=job.limits, matmul=job.model.matmul)
     session = engine.conversation(preset)
-    talk = Talk(Chat(session, job.choice, system=job.system, name=_lasting_name(job.model.name)), terminal, job.wishes)
+    chat = Chat(session, job.choice, system=job.system, name=_lasting_name(job.model.name))
+    talk = Talk(chat, terminal, job.wishes, job.include)
     if job.cache is not None:
         notes = [*notes, *_open(job, talk, engine, documents)]
     if job.escalates:
@@ -182,7 +184,9 @@ def _open(job: ChatJob, talk: Talk, engine: "Engine", documents: DocumentSet | N
         return
     kept, system = entry.manifest.kv_bits, entry.manifest.record.system
     require(
-        kept == 16, f"cache '{entry.name}' is held in {kept} bits, a chat's is not", hint="keep it with --kv-bits 16"
+        kept == 16,
+        f"cache '{entry.name}' is held in {kept} bits, a chat's is not",
+        hint=f"uncomp ask --cache {entry.name} --kv-bits 16 -f FILE keeps it so",
     )
     if job.system not in (None, system):
         message = f"cache '{entry.name}' was saved with the system prompt {system!r}, not {job.system!r}"

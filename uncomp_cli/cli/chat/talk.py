@@ -35,8 +35,10 @@ def as_commands(text: str) -> str:
 class Talk:
     """A chat with somebody who types: what its commands work on."""
 
-    def __init__(self, chat: "Chat", terminal: "Terminal", wishes: Wishes = NO_WISHES) -> None:
-        self.chat, self.terminal, self.wishes = chat, terminal, wishes
+    def __init__(
+        self, chat: "Chat", terminal: "Terminal", wishes: Wishes = NO_WISHES, include: tuple[str, ...] = ()
+    ) -> None:
+        self.chat, self.terminal, self.wishes, self.include = chat, terminal, wishes, include
 
     def say(self, text: str) -> None:
         """A remark on standard error, unless quiet."""

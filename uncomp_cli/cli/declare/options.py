@@ -293,6 +293,16 @@ class PresetOptions:
 class ReadingOptions:
     """How documents are read, and what bounds the memory of it."""
 
+    include: Annotated[
+        tuple[str, ...],
+        option(
+            "--include",
+            help="In directories, only files like '*.md'; with 'build/**' also what git ignores; repeatable.",
+            metavar="GLOB",
+            setting=False,
+        ),
+    ] = ()
+
     chunk: Annotated[
         str,
         _compression(
@@ -362,6 +372,10 @@ class ReadingOptions:
             kv_bytes=None if kv_mem is None else bytes_of(kv_mem, "kv-mem", "memory", hint=hint),
             constant_size=self.constant_size,
         )
+
+
+DOCUMENTS = only("include", "encoding", "password", "text_cache")
+"""What a command takes of ReadingOptions that reads documents, and bounds no memory of a model's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,15 @@ from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.asking.startup import fetch, weigh
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.completion import thinning_names
-from uncomp_cli.cli.declare.options import DEFAULT_SEED, Beside, ModelOptions, PresetOptions, ReadingOptions, Seed
+from uncomp_cli.cli.declare.options import (
+    DEFAULT_SEED,
+    DOCUMENTS,
+    Beside,
+    ModelOptions,
+    PresetOptions,
+    ReadingOptions,
+    Seed,
+)
 from uncomp_cli.cli.declare.tree import only, option
 from uncomp_cli.cli.judge.trial import TableOptions, texts_of
 from uncomp_cli.ui.console import Terminal
@@ -80,7 +88,7 @@ def bench(
     files: Beside = None,
     *,
     measured: BenchOptions,
-    reading: Annotated[ReadingOptions, only("chunk", "kv_mem")],
+    reading: Annotated[ReadingOptions, only("chunk", "kv_mem", *DOCUMENTS.names)],
     preset: Annotated[PresetOptions, only("name", "policy", "scorer", "kv_bits")],
     model: Annotated[
         ModelOptions, only("name", "tokenizer", "quantize", "device", "dtype", "weights", "matmul", "offline")
@@ -90,7 +98,8 @@ def bench(
 ) -> None:
     """Measure speed and memory against stock transformers. Told are first token, decode, peak and KV bytes."""
     terminal = output.terminal(ctx)
-    document, source = _document((*measured.file, *(files or ())), measured.tokens, seed, terminal)
+    measured = replace(measured, file=(*measured.file, *(files or ())))
+    document, source = _document(measured, reading, seed, terminal)
     choice = model.choice()
     amounts, thinnings = measured.budget or (None,), measured.thin or (None,)
     alike = preset.choice(seed)
@@ -141,11 +150,11 @@ def _fingerprint(choice: ModelChoice, model_dir: Path) -> "ModelFingerprint":
     return fingerprint_of(show_model(choice.name), weigh(choice, model_dir).spec)
 
 
-def _document(paths: tuple[str, ...], tokens: int, seed: int, terminal: Terminal) -> tuple[str, str]:
+def _document(measured: BenchOptions, reading: ReadingOptions, seed: int, terminal: Terminal) -> tuple[str, str]:
     """The text to measure with, and its name."""
-    if not paths:
+    if not measured.file:
         from uncomp_cli.documents.prose import write_prose
 
-        return write_prose(tokens, seed=seed), f"generated prose, seed {seed}"
-    found = texts_of(paths, terminal)
+        return write_prose(measured.tokens, seed=seed), f"generated prose, seed {seed}"
+    found = texts_of(measured.file, reading, terminal)
     return "\n\n".join(each.text.strip() for each in found), ", ".join(each.path for each in found)

@@ -12,6 +12,7 @@ from uncomp_cli.asking.readout import SCHEMA_VERSION, About, answer_record
 from uncomp_cli.asking.request import Request
 from uncomp_cli.asking.startup import check_context_fits, check_grows, length_warnings, lengthen, load
 from uncomp_cli.cli.declare.options import (
+    DOCUMENTS,
     File,
     ModelOptions,
     PresetOptions,
@@ -67,7 +68,7 @@ def compare(
         only("name", "tokenizer", "quantize", "weights", "device", "dtype", "rope", "context", "force", "offline"),
     ],
     preset: Annotated[PresetOptions, only("name", "budget", "policy", "scorer", "kv_bits", "thinning")],
-    reading: Annotated[ReadingOptions, only("encoding", "password", "text_cache")],
+    reading: Annotated[ReadingOptions, DOCUMENTS],
     system: System = None,
     sampling: Annotated[SamplingOptions, only("max_new_tokens", "seed")],
     output: TableOptions,
@@ -84,6 +85,7 @@ def compare(
         system=system,
         sampling=sampling.config(),
         as_json=output.as_json,
+        include=reading.include,
         wishes=reading.wishes(),
     )
     run_compare(job, compared.against, output, terminal)

@@ -12,7 +12,15 @@ from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.asking.startup import load
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.completion import policy_names
-from uncomp_cli.cli.declare.options import DEFAULT_SEED, MEASURED_MODEL, Beside, ModelOptions, Seed
+from uncomp_cli.cli.declare.options import (
+    DEFAULT_SEED,
+    DOCUMENTS,
+    MEASURED_MODEL,
+    Beside,
+    ModelOptions,
+    ReadingOptions,
+    Seed,
+)
 from uncomp_cli.cli.declare.tree import option, typed
 from uncomp_cli.cli.judge.trial import (
     RESULTS_PANEL,
@@ -39,7 +47,10 @@ if TYPE_CHECKING:
 
 
 TASK_PANEL = "Tasks"
-_CHOOSING = ("task", "data", "qa", "tokens", "samples", "regime", "file", "policy", "budget", "fresh")
+_CHOOSING = (
+    "task", "data", "qa", "tokens", "samples", "regime", "file", "include", "encoding", "password", "policy", "budget",
+    "fresh",
+)  # fmt: skip
 """The options that choose what is run."""
 
 
@@ -159,6 +170,7 @@ def eval(
     files: Beside = None,
     *,
     judged: EvalOptions,
+    reading: Annotated[ReadingOptions, DOCUMENTS],
     model: Annotated[ModelOptions, MEASURED_MODEL],
     seed: Seed = DEFAULT_SEED,
     output: TableOptions,
@@ -167,16 +179,24 @@ def eval(
     if judged.show and (chosen := typed(ctx, _CHOOSING)):
         raise UsageError(f"--show shows all that is in the file, {chosen[0]} chooses", hint="leave one of the two out")
     judged = replace(judged, file=(*judged.file, *(files or ())))
-    run_eval(judged, model.choice(), output, seed=seed, terminal=output.terminal(ctx))
+    run_eval(judged, model.choice(), output, seed=seed, terminal=output.terminal(ctx), reading=reading)
 
 
-def run_eval(judged: EvalOptions, choice: ModelChoice, output: TableOptions, *, seed: int, terminal: Terminal) -> None:
+def run_eval(
+    judged: EvalOptions,
+    choice: ModelChoice,
+    output: TableOptions,
+    *,
+    seed: int,
+    terminal: Terminal,
+    reading: ReadingOptions,
+) -> None:
     """Run one `uncomp eval`."""
     if judged.show:
         show_results(judged, output, terminal)
         return
     with loading(terminal, "preparing"):
-        request = _request(judged, seed, terminal)
+        request = _request(judged, reading, seed, terminal)
     loaded = show(load(choice, partial(_check, judged, request, choice, terminal)), terminal)
     from uncomp_cli.evals.journal import Journal, set_aside
     from uncomp_cli.evals.judges import evaluation as runner
@@ -253,7 +273,7 @@ def _report(
         draw_into(judged.plot, partial(draw, parts), terminal)
 
 
-def _request(judged: EvalOptions, seed: int, terminal: Terminal) -> "EvalRequest":
+def _request(judged: EvalOptions, reading: ReadingOptions, seed: int, terminal: Terminal) -> "EvalRequest":
     """What to run; a slip in a name is found before anything is loaded."""
     from uncomp_cli.evals.judges.contestants import make_settings
     from uncomp_cli.evals.judges.evaluation import EvalRequest, check_regimes
@@ -261,7 +281,7 @@ def _request(judged: EvalOptions, seed: int, terminal: Terminal) -> "EvalRequest
 
     check_plot(judged.plot)
     settings = make_settings(judged.policy, judged.budget, seed=seed)
-    outside, data = _outside(judged, terminal)
+    outside, data = _outside(judged, reading, terminal)
     names = judged.task or [task.name for task in outside] or ("needle", "ruler")
     request = EvalRequest(
         subtasks=tuple(choose_subtasks(names, outside)),
@@ -270,20 +290,22 @@ def _request(judged: EvalOptions, seed: int, terminal: Terminal) -> "EvalRequest
         tokens=tuple(dict.fromkeys(judged.tokens)),
         samples=judged.samples,
         seed=seed,
-        haystack=haystack_of(judged.file, max(judged.tokens), seed=seed, terminal=terminal),
+        haystack=haystack_of(judged.file, reading, max(judged.tokens), seed=seed, terminal=terminal),
         data=data,
     )
     check_regimes(request)
     return request
 
 
-def _outside(judged: EvalOptions, terminal: Terminal) -> "tuple[Sequence[Task], tuple[tuple[str, str], ...]]":
+def _outside(
+    judged: EvalOptions, reading: ReadingOptions, terminal: Terminal
+) -> "tuple[Sequence[Task], tuple[tuple[str, str], ...]]":
     """The tasks of the records that are named, and their files' digests; what is of no known form is said."""
     from uncomp_cli.evals.tasks.outside import outside_tasks
 
     if not judged.data and not judged.qa:
         return (), ()
-    tasks, digests, unknown = outside_tasks([*judged.data, *judged.qa])
+    tasks, digests, unknown = outside_tasks([*judged.data, *judged.qa], reading.wishes())
     for sentence in unknown:
         terminal.warn(sentence)
     return tasks, tuple(digests.items())

@@ -13,11 +13,13 @@ from uncomp_cli.asking.startup import fetch, load
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
+    DOCUMENTS,
     MEASURED_MODEL,
     Beside,
     ModelOptions,
     OutputOptions,
     PresetOptions,
+    ReadingOptions,
     Seed,
 )
 from uncomp_cli.cli.declare.tree import only, option, typed
@@ -50,8 +52,8 @@ if TYPE_CHECKING:
 MEASURED_PANEL = "What is measured"
 DEFAULT_BUDGET = Budget.parse("5%")
 _CHOOSING = (
-    "file", "kinds", "tokens", "depths", "samples", "budget", "compress", "out", "preset", "seed", "model", "tokenizer",
-    "quantize", "weights", "device", "dtype", "offline",
+    "file", "include", "encoding", "password", "kinds", "tokens", "depths", "samples", "budget", "compress", "out",
+    "preset", "seed", "model", "tokenizer", "quantize", "weights", "device", "dtype", "offline",
 )  # fmt: skip
 """The options that choose what is run."""
 
@@ -138,6 +140,7 @@ class RopeJob:
     wanted: RopeOptions
     choice: PresetChoice
     as_json: bool
+    reading: ReadingOptions
 
 
 def rope(
@@ -145,6 +148,7 @@ def rope(
     files: Beside = None,
     *,
     wanted: RopeOptions,
+    reading: Annotated[ReadingOptions, DOCUMENTS],
     model: Annotated[ModelOptions, MEASURED_MODEL],
     preset: Annotated[PresetOptions, only("name")],
     seed: Seed = DEFAULT_SEED,
@@ -156,7 +160,7 @@ def rope(
     check_plot(wanted.plot)
     if wanted.source is None:
         chosen = replace(preset.choice(seed), budget=wanted.budget)
-        run_rope(RopeJob(wanted, chosen, output.as_json), model.choice(), terminal)
+        run_rope(RopeJob(wanted, chosen, output.as_json, reading), model.choice(), terminal)
     elif given := typed(ctx, _CHOOSING):
         message = f"--from shows all that is in the file, {given[0]} chooses"
         raise UsageError(message, hint="leave one of the two out")
@@ -249,7 +253,7 @@ def _grid(job: RopeJob, choice: ModelChoice, model_dir: Path, terminal: Terminal
     longest = max([known.trained, *(n for n in lengths if any(arm.reads(n, known) for arm in arms))])
     if not wanted.file:
         return _Grid(arms, lengths, longest, None)
-    haystack = haystack_of(wanted.file, longest, seed=job.choice.seed, terminal=terminal)
+    haystack = haystack_of(wanted.file, job.reading, longest, seed=job.choice.seed, terminal=terminal)
     text_ids(load_tokenizer(choice.tokenizer or model_dir), haystack, longest)
     return _Grid(arms, lengths, longest, haystack)
 
@@ -264,7 +268,7 @@ def _request(job: RopeJob, grid: _Grid, loaded: "LoadedModel", terminal: Termina
         terminal.note(note)
     depths = tuple(at / (wanted.depths - 1) if wanted.depths > 1 else 0.5 for at in range(wanted.depths))
     check_memory(grid.arms, grid.lengths, preset, loaded)  # before so much text is made
-    haystack = grid.text or haystack_of((), max(*grid.lengths, grid.longest), seed=seed, terminal=terminal)
+    haystack = grid.text or haystack_of((), job.reading, max(*grid.lengths, grid.longest), seed=seed, terminal=terminal)
     return RopeRequest(grid.arms, grid.lengths, depths, wanted.samples, seed, haystack, preset)
 
 

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from uncomp_cli.cli.declare.options import OUTPUT_PANEL, OutputOptions
+from uncomp_cli.cli.declare.options import OUTPUT_PANEL, OutputOptions, ReadingOptions
 from uncomp_cli.cli.declare.tree import option
-from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.errors import LockedError, UncompError, UsageError
 from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.input import with_password
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
     from uncomp_cli.documents.collection import Document
+    from uncomp_cli.documents.text import Wishes
     from uncomp_cli.evals.tasks.haystack import Haystack
 
 
@@ -81,22 +83,33 @@ def draw_into(folder: Path, draw: Callable[[Path], Iterable[Path]], terminal: Te
     terminal.note(f"{drawn} pictures in {folder}")
 
 
-def texts_of(paths: Sequence[str], terminal: Terminal) -> "Sequence[Document]":
-    """The documents that are named; what is skipped of them is said."""
+def texts_of(
+    paths: Sequence[str], options: ReadingOptions, terminal: Terminal, wishes: "Wishes | None" = None
+) -> "Sequence[Document]":
+    """The documents that are named; what is skipped of them is said, and a password that one needs is asked for."""
     from uncomp_cli.documents.collection import reading
 
     stdin: TextIO | None = sys.stdin  # None when the process was started without one
-    found = show(reading(paths, stdin=None if stdin is None else stdin.buffer), terminal)
+    wishes = options.wishes() if wishes is None else wishes
+    taken = reading(paths, include=options.include, stdin=None if stdin is None else stdin.buffer, wishes=wishes)
+    try:
+        found = show(taken, terminal)
+    except LockedError as error:
+        return texts_of(paths, options, terminal, with_password(error, wishes, terminal))
     for remark in found.remarks:
         terminal.warn(remark.text, remark.more)
     return found.documents
 
 
-def haystack_of(paths: Sequence[str], tokens: int, *, seed: int, terminal: Terminal) -> "Haystack":
+def haystack_of(
+    paths: Sequence[str], options: ReadingOptions, tokens: int, *, seed: int, terminal: Terminal
+) -> "Haystack":
     """The text that samples are made of: the documents that are named, or prose for samples of up to `tokens`."""
     from uncomp_cli.evals.tasks.haystack import Haystack
 
-    return Haystack.of_documents(texts_of(paths, terminal)) if paths else Haystack.generated_for(tokens, seed=seed)
+    if not paths:
+        return Haystack.generated_for(tokens, seed=seed)
+    return Haystack.of_documents(texts_of(paths, options, terminal))
 
 
 def results_path(settings: Mapping[str, object], prefix: str = "") -> Path:

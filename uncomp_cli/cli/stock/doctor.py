@@ -70,7 +70,7 @@ def _advice_on_memory(free_bytes: int) -> str:
     larger = "" if best is None else f"; a larger model fits too: uncomp model pull {best.alias}, then -m {best.alias}"
     if free_bytes < _ROOMY_BYTES:
         return f"{free} are free: uncomp ask --preset small for long documents, balanced for short ones{larger}"
-    return f"{free} are free: --preset balanced{larger}"
+    return f"{free} are free: uncomp ask --preset balanced{larger}"
 
 
 def _read(probe: Callable[[], Any]) -> Any:

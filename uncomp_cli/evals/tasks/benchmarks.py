@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uncomp_cli.documents.intake import take_file
-from uncomp_cli.documents.text import Limits
+from uncomp_cli.documents.text import NO_WISHES, Limits, Wishes
 from uncomp_cli.errors import DocumentError
 from uncomp_cli.files import parsed
 from uncomp_cli.schema import inside
@@ -21,11 +21,15 @@ _FETCH = "mend the line, or fetch the file again"
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """The objects of a file, in its order; `sha256` is that of the file as it lies there."""
+    """The objects of a file, in its order; `sha256` is that of the file as it lies there.
+
+    Documents that they name are read with the user's `wishes`.
+    """
 
     path: Path
     sha256: str
     objects: tuple[dict[str, Any], ...] = field(repr=False)
+    wishes: Wishes = NO_WISHES
 
 
 def record_files(path: Path) -> list[Path]:

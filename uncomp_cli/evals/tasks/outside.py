@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from uncomp_cli.documents.text import NO_WISHES, Wishes
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks import BOTH, Task
 from uncomp_cli.evals.tasks.benchmarks import Records, read_records, record_files
@@ -177,7 +178,7 @@ class _Supply:
         return fitting[request.index].make(request)
 
 
-def outside_tasks(paths: Sequence[Path]) -> tuple[list[Task], dict[str, str], list[str]]:
+def outside_tasks(paths: Sequence[Path], wishes: Wishes = NO_WISHES) -> tuple[list[Task], dict[str, str], list[str]]:
     """The tasks of the files named and of the directories', the digest of each form's file, and what is of no form.
 
     Raises UsageError where there is none at all, DocumentError for a broken file.
@@ -186,7 +187,7 @@ def outside_tasks(paths: Sequence[Path]) -> tuple[list[Task], dict[str, str], li
     digests: dict[str, str] = {}
     unknown = []
     for path in (found for named in paths for found in record_files(named)):
-        records = read_records(path)
+        records = replace(read_records(path), wishes=wishes)
         form = _form_of(records)
         if form is None:
             unknown.append(f"'{path}' has records of no form that is known")
@@ -392,17 +393,17 @@ def _own_questions(records: Records) -> Mapping[str, list[Item]]:
             written = text(record["document"], "document")
         else:
             path = text(record["path"], "path")
-            written = texts[path] = texts.get(path) or _document(records.path.parent / path)
+            written = texts[path] = texts.get(path) or _document(records.path.parent / path, records.wishes)
         lines = written.split("\n")
         yield Item((_asked(text(record["question"], "question"), answers),), Excerpt(lines, range(len(lines))))
 
     return {"test": _items_of(records, items)}
 
 
-def _document(path: Path) -> str:
+def _document(path: Path, wishes: Wishes) -> str:
     from uncomp_cli.documents.collection import read_documents
 
-    return "\n".join(document.text for document in read_documents([str(path)], stdin=None).documents)
+    return "\n".join(document.text for document in read_documents([str(path)], stdin=None, wishes=wishes).documents)
 
 
 def _form(name: str, keys: str, regimes: tuple[Regime, ...], cited: bool, parts: Parts) -> Form:
