@@ -11,6 +11,7 @@ import pytest
 
 from support.chats import GREEDY, Stopping, hold
 from support.commands import two_lines
+from support.documents import at, make_pdf
 from support.tiny import TRAINED_LENGTH
 from uncomp_cli.asking.request import CHAT_CHOICE, ModelChoice
 from uncomp_cli.cli.app import run
@@ -121,9 +122,29 @@ def test_a_chat_begins_behind_a_saved_document(
     (page,) = talk.chat.dialogue.pages()
     assert page.text == text.strip()
     assert hold(talk, "Which line is quiet?")[-1].startswith(f"cached {kept} · prefill ")
-    assert [line.split(" · ")[0] for line in hold(talk, "/files")] == ["log"]
+    assert [line.split(" · ")[0] for line in hold(talk, "/files")] == [str(tmp_path / "log.txt")]
+    assert {each.path for each in talk.chat.evidence()} == {str(tmp_path / "log.txt")}
     with pytest.raises(UsageError, match="saved with the system prompt None, not 'Be brief"):
         open_talk(replace(job, system="Be brief."), load_model(str(tiny_model)), terminal)
+
+
+def test_a_chat_behind_saved_documents_cites_their_pages(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    Path("report.pdf").write_bytes(make_pdf(at(72, 700, "The lamp is lit."), at(72, 700, "The log is signed.")))
+    Path("notes.txt").write_text("The oar is lost.")
+    asked = ["ask", "-m", str(tiny_model), "-f", "report.pdf", "-f", "notes.txt", "--max-new-tokens", "4"]
+    assert run([*asked, "-p", "live", "--cache", "both", "Who?"]) == 0
+    job = ChatJob((), None, False, ModelChoice(str(tiny_model)), CHAT_CHOICE, Limits(), None, GREEDY, cache="both")
+    terminal = Terminal(Stopping(), io.StringIO(), False, False, False, False, verbose=True)
+    talk = open_talk(job, load_model(str(tiny_model)), terminal)
+    kept = talk.chat.session.cached_tokens
+    assert hold(talk, "Who signed?")[-1].startswith(f"cached {kept} · prefill ")
+    cited = {(each.path, each.place) for each in talk.chat.evidence()}
+    assert cited <= {("report.pdf", "p1"), ("report.pdf", "p2"), ("report.pdf", "p1-2"), ("notes.txt", None)}
+    assert talk.chat.pin("report.pdf:p2").label == "report.pdf:p2"
 
 
 @pytest.mark.parametrize("name", ["auto", "mine"])

@@ -15,7 +15,8 @@ from uncomp_cli.cli.declare.tree import walk
 
 PACKAGE = Path(uncomp_cli.__file__).parent
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_-]+")
-_OTHER = re.compile(r"uncomp [a-z]+|ocrmypdf|libreoffice|whisper|un(?:zstd|xz)|[bg]unzip2?")  # these have flags of their own
+# What names programs that have flags of their own.
+_OTHER = re.compile(r"uncomp [a-z]+|ocrmypdf|libreoffice|whisper|un(?:zstd|xz)|[bg]unzip2?")
 GLOBAL = {"--plain", "--no-color", "--debug", "--version", "--help", "--help-all"}
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.asking.account import Spent
-from uncomp_cli.asking.dialogue import Dialogue, documents_in
+from uncomp_cli.asking.dialogue import Dialogue, documents_behind, documents_in
 from uncomp_cli.asking.doubts import check_calibrated, risk_of, risk_warnings
 from uncomp_cli.asking.events import Done, Event, Noted, Stopped, Turn
+from uncomp_cli.asking.material import opened_documents
 from uncomp_cli.asking.readout import all_kept
 from uncomp_cli.asking.reply import Earlier, Events, Reply, escalated, written
 from uncomp_cli.asking.request import CHAT_CHOICE, CHAT_PRESET, PresetChoice, preset_line
@@ -191,12 +192,13 @@ class Chat:
             raise
 
     def open(self, context: "Context", name: str) -> None:
-        """Begin behind a saved document: its text is that of its tokens, and nothing of it is read again."""
+        """Begin behind saved documents, and read nothing of them again; where their texts are lost, by its tokens."""
         saved, record = context.prompt.context, context.account.record
         first = saved.protected.tolist().index(False)
         text = self.loaded.tokenizer.decode(list(saved.ids[first:]), clean_up_tokenization_spaces=False)
         self.dialogue = Dialogue(None if record is None else record.system)
-        self.dialogue.pending = [Document(name, str(text), "" if record is None else record.context_sha256, bare=True)]
+        bare = Document(name, str(text), "" if record is None else record.context_sha256, bare=True)
+        self.dialogue.pending = documents_behind(opened_documents(context.account).documents, str(text)) or [bare]
         self.session.growth.adopt(context)
         self.forget_unsaid()
 

@@ -226,6 +226,12 @@ def _beginning(documents: Sequence[Document]) -> Entry:
     return Entry("user", text, attachments=tuple(attachments))
 
 
+def documents_behind(documents: Sequence[Document], text: str) -> list[Document]:
+    """The documents as they wait for a question, where `text`, which was read, is theirs; none where it is another."""
+    found = [replace(each, text=each.text.rstrip(), bare=len(documents) == 1) for each in documents]
+    return found if found and _beginning(found).text == text else []
+
+
 def _question(documents: Sequence[Document], text: str) -> Entry:
     """A question behind its documents, if any."""
     if not documents:

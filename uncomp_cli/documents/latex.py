@@ -1,8 +1,8 @@
 r"""LaTeX (.tex) as a reader sees it where that is simple, as its source where it is not.
 
 A model reads formulas as their source, and is misled by nothing but noise: `\%`, `~`, `\,` and `\emph{…}` become what
-they print, headings, lists and tables Markdown, footnotes `[^1]`. Macros without arguments are put in, as a number may
-stand in one. Comments, pictures and files that are named are losses.
+they print, headings, lists and tables Markdown, footnotes `[^1]`. Macros are put in (macros.py), numbers
+with units are as they are printed (quantities.py). Comments, pictures and files that are named are losses.
 What stands before the document are settings, but for its title.
 """
 
@@ -10,20 +10,29 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
-from uncomp_cli.documents import encoding
+from uncomp_cli.documents import encoding, quantities
 from uncomp_cli.documents.grid import Cell, table_lines
+from uncomp_cli.documents.macros import Macro, defined, expanded
+from uncomp_cli.documents.superscripts import clean, lowered, raised, resolve
 from uncomp_cli.documents.text import Loss, Text, Wishes
 
 _OPTION = r"(?:\[[^\]\n]{0,200}\])?"
 _BEGIN = re.compile(r"\\begin\{([A-Za-z]{1,30}\*?)\}" + _OPTION)
-_VERB = re.compile(r"\\verb([|!+@/])([^\n]{0,200}?)\1")
+_VERB = re.compile(r"\\(?:verb\*?|lstinline" + _OPTION + r")([|!+@/])([^\n]{0,200}?)\1")
+_ADDRESS = re.compile(r"\\(?:url|path|nolinkurl|href)\s*\{[^{}\n]*\}")
 _COMMENT = re.compile(r"(?<!\\)((?:\\\\)*)%[^\n]*(?:\n[ \t]*)?")
 _NESTED = r"\{((?:[^{}\\]|\\.|\{[^{}]*\})*)\}"
-_MACRO = re.compile(r"\\(?:(?:re|provide)?newcommand\*?|def)\s*\{?\\([A-Za-z]+)\}?\s*\{((?:[^{}#]|\{[^{}#]*\})*)\}")
 _HEAD = re.compile(r"\\(?:title|author|date)" + _OPTION + _NESTED)
 _COMMAND = re.compile(r"\\([A-Za-z]+)(\*?)(" + _OPTION + r")[ \t]*\{((?:[^{}\\]|\\.)*)\}")
-_SPANNING = re.compile(r"\s*\\multicolumn\s*\{(\d{1,3})\}\s*\{[^{}]*\}\s*\{(.*)\}\s*", re.DOTALL)
+_CITED = re.compile(r"\\(cite[A-Za-z]*)\*?((?:\[[^\]\n]{0,200}\]){1,2})[ \t]*\{([^{}]*)\}")
+_WIDE = re.compile(r"\s*\\multicolumn\s*\{(\d{1,3})\}\s*\{[^{}]*\}\s*\{(.*)\}\s*", re.DOTALL)
+_TALL = re.compile(
+    r"\s*\\multirow(?:\s*\[[^\]]*\])?\s*\{(\d{1,3})\}(?:\s*\[[^\]]*\])?\s*\{[^{}]*\}\s*(?:\[[^\]]*\])?\s*\{(.*)\}\s*",
+    re.DOTALL,
+)
+_HALF = re.compile(r"(\d?)\\(?:[dt]?frac|[sn]ice?frac|sfrac)[ \t]*\{(\d{1,9})\}[ \t]*\{(\d{1,9})\}")
 _COLUMNS = re.compile(r"\s*(?:\{[^{}]*\})??\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}")
 _RULES = re.compile(
     r"\\(?:hline|(?:top|mid|bottom)rule|end(?:first|last)?(?:head|foot)|c(?:mid)?(?:line|rule)(?:\([lr]*\))?\{[^{}]*\})"
@@ -31,7 +40,10 @@ _RULES = re.compile(
 _ROW_END = re.compile(r"\\\\" + _OPTION + r"|\\tabularnewline")
 _BORDER = re.compile(r"(\\(?:begin|end)\{[A-Za-z]{1,30}\*?\}" + _OPTION + r"|\\item\b" + _OPTION + ")")
 _ENVIRONMENT = re.compile(r"\\(begin|end)\{([A-Za-z]+)\*?\}" + _OPTION)
-_FILE = re.compile(r"\\(?:input|include|subfile|bibliography|addbibresource)\s*\{([^{}\n]*)\}|\\input\s+([^\s{}\\]+)")
+_FILE = re.compile(
+    r"\\(?:input|include|subfile|bibliography|addbibresource|lstinputlisting|verbatiminput|includepdf|(?:sub)?import\s*"
+    r"\{[^{}\n]*\})\s*" + _OPTION + r"\s*\{([^{}\n]*)\}|\\input\s+([^\s{}\\]+)"
+)
 _PICTURE = re.compile(r"\\includegraphics\*?" + _OPTION + r"\{[^{}]*\}")
 _LINK = re.compile(r"\\href\s*\{[^{}]*\}")
 _DOLLARS = re.compile(r"(?<![\\$])\$([^$\\]{1,40})\$(?!\$)")
@@ -60,22 +72,27 @@ _GONE_NAMES = (
     "label vspace hspace pagestyle thispagestyle bibliographystyle setlength usepackage documentclass setcounter index "
     "addcontentsline"
 )
+_SECOND_SHOWN = "textcolor colorbox raisebox parbox scalebox texorpdfstring"
+_THIRD_SHOWN = "fcolorbox resizebox multirow"
 _REFERENCES = ("cite", "ref", "eqref", "autoref", "cref", "Cref", "pageref", "bibitem")
 _LISTS = frozenset(("itemize", "enumerate", "description"))
 _LAYOUT_NAMES = "center figure table quote quotation thebibliography flushleft flushright minipage titlepage frame"
-_SHOWN = frozenset(_SHOWN_NAMES.split())
-_GONE = frozenset(_GONE_NAMES.split())
+_SECOND, _THIRD = frozenset(_SECOND_SHOWN.split()), frozenset(_THIRD_SHOWN.split())
+_PART = r"[ \t]*\{([^{}]*)\}"
+_TWO = re.compile(rf"\\({'|'.join(sorted(_SECOND | quantities.TWO))})\*?{_OPTION}{_PART}{_PART}")
+_THREE = re.compile(rf"\\({'|'.join(sorted(_THIRD | quantities.THREE))})\*?{_OPTION}{_PART}{_PART}{_PART}")
+_SEVERAL = _SECOND | _THIRD | quantities.TWO | quantities.THREE
 _LAYOUT = frozenset(_LAYOUT_NAMES.split())
 _TABLES = frozenset(("tabular", "tabular*", "tabularx", "longtable"))
 _CODE = frozenset(("verbatim", "verbatim*", "lstlisting", "minted", "comment"))
 _DRAWINGS = frozenset(("tikzpicture", "pgfpicture", "picture"))
 _DEEPEST = 8
 _MOST_PASSES = 12
-_MOST_EXPANDED = 4
 
 # What is finished stands in for itself until the end, so that no later step takes it for source.
 _KEPT = {ord(sign): 0xE000 + number for number, sign in enumerate("\\{}$%&~\n-`'#_ ")}
 _FREED = {private: sign for sign, private in _KEPT.items()}
+_PER_CENT = chr(_KEPT[ord("%")])
 _OPEN, _CLOSE = chr(_KEPT[ord("{")]), chr(_KEPT[ord("}")])
 
 
@@ -97,17 +114,20 @@ class _Source:
 
     def text(self) -> str:
         """The text; `losses` are complete then."""
-        source = _replaced(self._source, _CODE, lambda name, code: "" if name == "comment" else _fenced(name, code))
+        source = _replaced(
+            clean(self._source), _CODE, lambda name, code: "" if name == "comment" else _fenced(name, code)
+        )
         source = _VERB.sub(lambda found: found[2].translate(_KEPT), source)
+        source = _ADDRESS.sub(lambda found: found[0].replace("%", _PER_CENT), source)
         source = self._counted(_COMMENT, r"\1", source, "comment")
         body, macros = self._body(source)
-        body = _replaced(_expanded(body, macros), _DRAWINGS, lambda *_: "\\includegraphics{}")
+        body = _replaced(expanded(body, macros), _DRAWINGS, lambda *_: "\\includegraphics{}")
         body = self._counted(_PICTURE, "", body, "picture")
         self._name_files(body)
         body = _replaced(_FILE.sub("", body), _TABLES, self._table)
         body = _finished(_unwrapped(_environments(body), self._command))
         notes = "\n".join(f"[^{number}]: {' '.join(note.split())}" for number, note in enumerate(self._notes, start=1))
-        return "\n\n".join(part for part in (body, _finished(notes)) if part)
+        return resolve("\n\n".join(part for part in (body, _finished(notes)) if part))
 
     def _counted(self, pattern: re.Pattern[str], put: str, source: str, what: str) -> str:
         source, count = pattern.subn(put, source)
@@ -115,14 +135,14 @@ class _Source:
             self.losses.append(Loss.of((what, f"{what}s"), count))
         return source
 
-    def _body(self, source: str) -> tuple[str, dict[str, str]]:
+    def _body(self, source: str) -> tuple[str, dict[str, Macro]]:
         """What stands in the document, its title first; and the macros that were defined."""
-        macros = {name: put for name, put in _MACRO.findall(source) if f"\\{name}" not in put}
+        macros, source = defined(source)
         before, begun, after = source.partition("\\begin{document}")
         if not begun:
-            return _MACRO.sub("", source), macros
+            return source, macros
         kept = [found[0] for found in _HEAD.finditer(before)]
-        return "\n\n".join([*kept, _MACRO.sub("", after.partition("\\end{document}")[0])]), macros
+        return "\n\n".join([*kept, after.partition("\\end{document}")[0]]), macros
 
     def _name_files(self, body: str) -> None:
         names = [found[1] or found[2] for found in _FILE.finditer(body)]
@@ -135,28 +155,45 @@ class _Source:
         rows = [row for row in _ROW_END.split(_RULES.sub("", _COLUMNS.sub("", content, count=1))) if row.strip()]
         split = [re.split(r"(?<!\\)&", row) for row in rows]
         cells = [[self._cell(cell, number == 0) for cell in row] for number, row in enumerate(split)]
-        return "\n\n" + "\n".join(table_lines(cells)).translate(_KEPT) + "\n\n"
+        return "\n\n" + "\n".join(table_lines(_hung(cells))).translate(_KEPT) + "\n\n"
 
     def _cell(self, source: str, header: bool) -> Cell:
-        spanning = _SPANNING.fullmatch(source)
-        text = _finished(_unwrapped(spanning[2] if spanning else source, self._command))
-        return Cell([" ".join(text.split())], columns=int(spanning[1]) if spanning else 1, header=header)
+        columns = rows = 1
+        if wide := _WIDE.fullmatch(source):
+            columns, source = int(wide[1]), wide[2]
+        if tall := _TALL.fullmatch(source):
+            rows, source = int(tall[1]), tall[2]
+        text = _finished(_unwrapped(source, self._command))
+        return Cell([" ".join(text.split())], columns=columns, rows=rows, header=header)
 
     def _command(self, found: re.Match[str]) -> str:
         """What a command with an argument prints; itself, with other braces, where it is not known."""
         name, content = found[1], found[4]
-        if name in _HEADINGS:
-            return "\n\n" + f"{'#' * _HEADINGS[name]} ".translate(_KEPT) + " ".join(content.split()) + "\n\n"
+        if name in _SEVERAL:
+            return found[0]
         if name == "footnote":
             self._notes.append(content)
             return f"[^{len(self._notes)}]"
-        if name in ("caption", "author", "date"):
-            return f"\n\n{content}\n\n"
+        if name in _PRINTED:
+            return _PRINTED[name](content)
         if name.startswith(_REFERENCES):
             return f"[{content}]"
-        if name in _SHOWN or name in _GONE:
-            return content if name in _SHOWN else ""
         return f"\\{name}{found[2]}{found[3]}{_OPEN}{content}{_CLOSE}"
+
+
+def _heading(content: str, *, level: int) -> str:
+    return "\n\n" + f"{'#' * level} ".translate(_KEPT) + " ".join(content.split()) + "\n\n"
+
+
+_PRINTED: dict[str, Callable[[str], str]] = {
+    **{name: partial(_heading, level=level) for name, level in _HEADINGS.items()},
+    **{name: lambda content: f"\n\n{content}\n\n" for name in ("caption", "author", "date")},
+    **{name: partial(quantities.shown, name) for name in quantities.ONE},
+    **dict.fromkeys(_SHOWN_NAMES.split(), str),
+    **dict.fromkeys(_GONE_NAMES.split(), lambda _: ""),
+    "textsuperscript": partial(raised, alone=False, linked=False),
+    "textsubscript": lowered,
+}
 
 
 def _replaced(source: str, names: frozenset[str], put: Callable[[str, str], str]) -> str:
@@ -179,20 +216,6 @@ def _replaced(source: str, names: frozenset[str], put: Callable[[str, str], str]
 def _fenced(name: str, code: str) -> str:
     code = re.sub(r"\A\{\w*\}", "", code) if name == "minted" else code
     return "\n\n" + f"```\n{code.strip(chr(10))}\n```".translate(_KEPT) + "\n\n"
-
-
-def _expanded(body: str, macros: dict[str, str]) -> str:
-    """The body with macros that have no arguments put in, and those in them, a few deep."""
-    if not macros:
-        return body
-    named = re.compile(rf"\\({'|'.join(sorted(macros, key=len, reverse=True))})(?![A-Za-z])(?:\{{\}})?")
-    most = _MOST_EXPANDED * len(body) + 10_000
-    for _ in range(_MOST_EXPANDED):
-        names = [found[1] for found in named.finditer(body)]
-        if not names or len(body) + sum(len(macros[name]) for name in names) > most:
-            break
-        body = named.sub(lambda found: macros[found[1]], body)
-    return body
 
 
 def _environments(body: str) -> str:
@@ -228,11 +251,43 @@ def _environments(body: str) -> str:
 def _unwrapped(body: str, command: Callable[[re.Match[str]], str]) -> str:
     """Commands with an argument as what they print, the innermost first, a few deep."""
     body = _LETTER.sub(lambda found: _LETTERS[found[1]], _ACCENT.sub(_accented, _LINK.sub("", body)))
+    body = _HALF.sub(lambda found: f"{found[1]}{' ' * bool(found[1])}{found[2]}/{found[3]}", body)
+    body = _CITED.sub(_cited, body)
     for _ in range(_MOST_PASSES):
-        body, count = _COMMAND.subn(command, body)
-        if not count:
+        before = body
+        body = _COMMAND.sub(command, _TWO.sub(_of_several, _THREE.sub(_of_several, body)))
+        if body == before:
             break
     return body
+
+
+def _of_several(found: re.Match[str]) -> str:
+    """What a command with several arguments prints: a quantity, or the last of them."""
+    name, *parts = found.groups()
+    return parts[-1] if name in _SECOND | _THIRD else quantities.shown(name, *parts)
+
+
+def _cited(found: re.Match[str]) -> str:
+    r"""`\cite[see][p.~5]{key}` as `[see key, p. 5]`."""
+    notes = re.findall(r"\[([^\]]*)\]", found[2])
+    before, after = notes if len(notes) == 2 else ("", notes[0])
+    return f"[{before and before + ' '}{found[3]}{after and ', ' + after}]"
+
+
+def _hung(rows: list[list[Cell]]) -> list[list[Cell]]:
+    """The rows; an empty cell below one that reaches so far goes on with it."""
+    reach: dict[int, int] = {}
+    for row in rows:
+        column = 0
+        for cell in row:
+            if reach.get(column, 0) and not cell.text:
+                reach[column] -= 1
+                cell.above = True
+            else:
+                reach[column] = cell.rows - 1
+            column += cell.columns
+            cell.rows = 1
+    return rows
 
 
 def _accented(found: re.Match[str]) -> str:
