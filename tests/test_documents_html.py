@@ -351,3 +351,56 @@ def test_tables_round_trip(rows: list[list[str]]) -> None:
 @given(st.text("<>/ab pt=\"'&;!-\n[]", max_size=200))
 def test_no_markup_is_an_error(html: str) -> None:
     to_markdown(html)
+
+
+# --- where styles and fields say it
+
+
+SHEET = "<style>/* a */ .up, b.x {font-size: 8px; vertical-align: super} @media print {.dn{vertical-align:sub}}</style>"
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("10<span style='vertical-align:super'>7</span>", "10^7"),
+        ("10<span style='position:relative;top:-0.4em;font-size:70%'>7</span>", "10^7"),
+        ("10<font style='vertical-align: 4px'>7</font>", "10^7"),
+        ("10<span style='mso-text-raise:3.0pt'>7</span>", "10^7"),
+        ("H<span style='vertical-align:-25%'>2</span>O", "H_2O"),
+        ("H<span style='position:relative;top:3.0pt;font-size:8pt'>2</span>O", "H_2O"),
+        ("pin 4<span style='vertical-align:-1px'>5</span>", "pin 45"),
+        ("pin 4<span style='top:-9px'>5</span>", "pin 45"),
+        (f"{SHEET}10<span class='a up'>7</span> H<i class=dn>2</i>O", "10^7 H_2O"),
+        (f"{SHEET}10<a class=up>7</a> fee<a class=up href='#n1'>3</a>", "10^7 fee[3]"),
+        ("10<span class=superscript>7</span> H<span class=subscript>2</span>O", "10^7 H_2O"),
+    ],
+)
+def test_what_a_style_raises_or_lowers_is_no_figure_of_its_base(html: str, text: str) -> None:
+    assert markdown(f"<p>{html}</p>") == text
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("a <progress value=70 max=100></progress> b <meter value=0.6></meter> c", "a 70 of 100 b 0.6 of 1 c"),
+        ("a <progress value=70 max=100>70 %</progress> b <progress></progress> c", "a 70 % b c"),
+        ("<input placeholder='Your name'><input value=Ann placeholder=x>", "[empty: Your name] Ann"),
+        (
+            "<textarea placeholder='Say more'></textarea><textarea placeholder=x>ok 5</textarea>",
+            "[empty: Say more]\nok 5",
+        ),
+        ("<map><area alt='North 5' href=x></map>", "North 5"),
+        ("<ruby>東京<rt>とう</rt><rtc><rt>Tokyo</rt></rtc></ruby>", "東京(とう)(Tokyo)"),
+        ("<template shadowrootmode=open><p>shown 5</p></template>", "shown 5"),
+    ],
+)
+def test_gauges_empty_fields_and_what_is_drawn_in_place(html: str, text: str) -> None:
+    assert markdown(html) == text
+
+
+def test_the_foot_of_a_table_stands_below_it() -> None:
+    head, foot = "<thead><tr><th>a<th>b</thead>", "<tfoot><tr><td>all<td>30</tfoot>"
+    text = markdown(f"<table>{head}{foot}<tbody><tr><td>x<td>10<tr><td>y<td>20</tbody></table>after")
+    assert text == "| a | b |\n| --- | --- |\n| x | 10 |\n| y | 20 |\n| all | 30 |\n\nafter"
+    long = "".join(f"<tr><td>{number}<td>r" for number in range(2000))
+    assert markdown(f"<table>{head}{foot}<tbody>{long}</table>").endswith("| 1999 | r |\n| all | 30 |")

@@ -352,3 +352,15 @@ def test_a_part_that_is_no_text_leaves_the_others() -> None:
     found = read(several(f"{PLAIN}The fee is 10.", broken), NO_WISHES)
     assert found.text == "The fee is 10."
     assert [str(loss) for loss in found.losses] == ["1 part that is no text"]
+
+
+def test_style_sheets_of_a_book_raise_figures() -> None:
+    page = "<html><body><p>The sun is 10<span class='calibre7'>7</span> away.</p></body></html>"
+    files = {
+        "META-INF/container.xml": "<container><rootfiles><rootfile full-path='a.opf'/></rootfiles></container>",
+        "a.opf": "<package><manifest><item id='c' href='c.xhtml'/><item id='s' href='s.css'/></manifest>"
+        "<spine><itemref idref='c'/></spine></package>",
+        "c.xhtml": page,
+        "s.css": ".calibre7 { font-size: 0.75em; vertical-align: super }",
+    }
+    assert read_book(make_zip(files), NO_WISHES).text == "The sun is 10^7 away."

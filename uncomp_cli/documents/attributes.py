@@ -9,11 +9,11 @@ Attributes = Mapping[str, str]
 
 _BLOCK_TAGS = (
     "address article aside body center div fieldset footer form frameset header hgroup html legend main nav noframes "
-    "optgroup search section summary colgroup textarea"
+    "optgroup search section summary colgroup"
 )
 _GAPPED_TAGS = "p dl figure figcaption details caption"
 _BREAKING_TAGS = "table li pre ul ol h1 h2 h3 h4 h5 h6 hr br img"
-_SILENT_TAGS = "script style template rp rtc datalist annotation annotation-xml"
+_SILENT_TAGS = "script style template rp datalist annotation annotation-xml"
 BLOCKS, GAPPED = frozenset(_BLOCK_TAGS.split()), frozenset(_GAPPED_TAGS.split())
 BREAK_OUT = frozenset(_BREAKING_TAGS.split()) | BLOCKS | GAPPED
 SILENT = frozenset(_SILENT_TAGS.split())
@@ -32,9 +32,10 @@ IMPLIED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # what a start 
     **dict.fromkeys(("rt", "rp", "rb"), (("rt", "rb"), ("ruby",))),
 }
 
+DRAWN = "shadowrootmode"  # of a template that is shown where it stands
 _NOT_SHOWN = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
 AS_BLOCK = re.compile(r"(?:^|;)\s*display\s*:\s*(?:block|flex|grid|list-item|table)\b", re.IGNORECASE)
-SHIFTED = re.compile(r"vertical-align\s*:\s*(super|sub)\b", re.IGNORECASE)
+NOTE_LINK = re.compile(r"noteref|footnote-?ref")
 NOTE = re.compile(r"foot-?note|noteref|endnote|\breference\b|\bcite", re.IGNORECASE)
 
 

@@ -8,6 +8,7 @@ from uncomp_cli.documents.archive import Archive
 from uncomp_cli.documents.charset import decode_page
 from uncomp_cli.documents.html import walk
 from uncomp_cli.documents.parts import Node, tree_of, within
+from uncomp_cli.documents.stylesheet import StyleSheet
 from uncomp_cli.documents.text import Text, Wishes, counted, joined
 from uncomp_cli.errors import DocumentError
 
@@ -57,10 +58,13 @@ def _chapters(
     items = {node.attributes.get("id", ""): node.attributes.get("href", "") for node in package.at("manifest").children}
     order = [items.get(node.attributes.get("idref", ""), "") for node in package.at("spine").each("itemref")]
     present = frozenset(archive.names)
+    sheet = StyleSheet()
+    for name in (within(folder, href) for href in items.values() if href.lower().endswith(".css")):
+        sheet.add(archive.read(name).decode(errors="replace") if name in present else "")
     for number, reference in enumerate(dict.fromkeys(order), start=1):
         name = within(folder, reference)
         wishes.progress(number, len(order))
         if not reference or name not in present:
             lost[_MISSING] += 1
         elif name.lower().rpartition(".")[2] in _READ:
-            yield walk(decode_page(archive.read(name), wishes).text, lost, titled=False)
+            yield walk(decode_page(archive.read(name), wishes).text, lost, titled=False, sheet=sheet)

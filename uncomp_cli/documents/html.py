@@ -16,11 +16,12 @@ from uncomp_cli.documents.attributes import (
     AS_BLOCK,
     BLOCKS,
     BREAK_OUT,
+    DRAWN,
     EMBEDDED,
     GAPPED,
     IMPLIED,
     NOTE,
-    SHIFTED,
+    NOTE_LINK,
     SILENT,
     Attributes,
     integer_of,
@@ -32,20 +33,20 @@ from uncomp_cli.documents.charset import decode_page
 from uncomp_cli.documents.encoding import normalise_newlines
 from uncomp_cli.documents.enumeration import PageLists
 from uncomp_cli.documents.equation import Equation
+from uncomp_cli.documents.forms import FIELDS, Fields
 from uncomp_cli.documents.markdown import Markdown
 from uncomp_cli.documents.packages import package
 from uncomp_cli.documents.parts import in_blocks
+from uncomp_cli.documents.stylesheet import StyleSheet
 from uncomp_cli.documents.superscripts import clean
 from uncomp_cli.documents.text import HIDDEN, PICTURE, Loss, Text, Wishes, Words, counted
 from uncomp_cli.documents.walk import End, Walk
 
 _NO_SCRIPTS = ("passage for browsers without scripts", "passages for browsers without scripts")
 _REVEALED = "most of it is hidden until a script shows it, and was read all the same"
-_UNCHOSEN = ("choice that was not chosen", "choices that were not chosen")
 _FAR = 32  # elements up to which such an end is looked for
 _FEW, _MANY = 30, 50  # words: of a request to turn scripts on, of a passage that may be the page
 _NEVER = 2**31
-_WITHOUT_VALUE = frozenset(("hidden", "password", "file"))
 _MARKS = {**dict.fromkeys(("del", "s", "strike"), ("~~", "~~")), "q": ('"', '"'), "rt": ("(", ")")}
 
 _VOID = "area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr"
@@ -70,19 +71,27 @@ def to_markdown(html: str) -> tuple[str, tuple[Loss, ...]]:
     return text, counted(lost)
 
 
-def walk(html: str, lost: Counter[Words], *, titled: bool = True) -> str:
-    """The Markdown of HTML, below the page's title if `titled`; what is not in it is counted in `lost`."""
-    return _walked(html, lost, None).text(titled=titled)
+def walk(html: str, lost: Counter[Words], *, titled: bool = True, sheet: StyleSheet | None = None) -> str:
+    """The Markdown of HTML, below the page's title if `titled`; what is not in it is counted in `lost`.
+
+    `sheet` has the rules of style sheets that are not in the page.
+    """
+    return _walked(html, lost, None, sheet).text(titled=titled)
 
 
-def _walked(html: str, lost: Counter[Words], progress: Callable[[int, int], None] | None) -> "_Walk":
+def _walked(
+    html: str,
+    lost: Counter[Words],
+    progress: Callable[[int, int], None] | None,
+    sheet: StyleSheet | None = None,
+) -> "_Walk":
     """A page that was walked over; `progress` hears of the blocks of a page of several."""
     html = clean(normalise_newlines(html))
     if _XHTML.match(html):  # <title/> ends itself in XML, and in HTML runs to the end of the text
         html = _SELF_CLOSED.sub(r"<\1\2></\1>", html)
-    walked = _parsed(html, _Walk(Counter()), progress)
+    walked = _parsed(html, _Walk(Counter(), sheet=sheet), progress)
     if walked.hidden_words > _MANY and walked.hidden_words > len(walked.text(titled=False).split()):
-        walked = _parsed(html, _Walk(Counter(), reveals=True), progress)
+        walked = _parsed(html, _Walk(Counter(), reveals=True, sheet=sheet), progress)
     lost.update(walked.lost)
     return walked
 
@@ -102,7 +111,7 @@ def _parsed(html: str, target: "_Walk", progress: Callable[[int, int], None] | N
 class _Walk(Walk):
     """The parser's target: `start`, `data` and `end`."""
 
-    def __init__(self, lost: Counter[Words], *, reveals: bool = False) -> None:
+    def __init__(self, lost: Counter[Words], *, reveals: bool = False, sheet: StyleSheet | None = None) -> None:
         super().__init__(lost)
         self.reveals = reveals  # whether what is hidden is read
         self.hidden_words = 0
@@ -112,7 +121,9 @@ class _Walk(Walk):
         self._title: list[str] | None = None
         self._in_title = False
         self._lists = PageLists()
-        self._options: list[list[tuple[bool, str]]] = []  # of each open select: what was chosen, and all texts
+        self._fields = Fields(self._out, lost)
+        self._sheet = StyleSheet() if sheet is None else sheet
+        self._css: list[str] | None = None  # of a style sheet that is open
         self._in_head = 0
         self._note_links = 0  # links to a place in the page, begun so far
         self._in_note_link = 0
@@ -133,7 +144,8 @@ class _Walk(Walk):
         if self._skip:
             self._skip += 1
             self._code_depth = min(self._code_depth, self._skip) if tag in SILENT else self._code_depth
-        elif tag in SILENT:
+        elif tag in SILENT and DRAWN not in attributes:
+            self._css = [] if tag == "style" else None
             self._skip_all(None)
             self._skip_until = ("rt", "rb") if tag == "rp" else ()
         elif not self.reveals and (tag == "noscript" or is_hidden(tag, attributes)):
@@ -148,7 +160,9 @@ class _Walk(Walk):
 
     def data(self, text: str) -> None:
         """Text."""
-        if self._skip:
+        if self._css is not None:
+            self._css.append(text)
+        elif self._skip:
             words = len(text.split()) if self._skip < self._code_depth else 0
             self._skipped_words += words
             self.hidden_words += words
@@ -163,6 +177,9 @@ class _Walk(Walk):
         """An element ends."""
         if self._skip == 1 and self._skip_reason == _NO_SCRIPTS and self._skipped_words < _FEW:
             self._skip_reason = None
+        if self._css is not None:
+            self._sheet.add("".join(self._css))
+            self._css = None
         super().end(tag)
         if self._skip < self._code_depth:
             self._code_depth = _NEVER
@@ -170,9 +187,6 @@ class _Walk(Walk):
     def _skip_all(self, reason: Words | None) -> None:
         super()._skip_all(reason)
         self._code_depth = 1 if reason is None else _NEVER
-
-    def comment(self, text: str) -> None:
-        """Comments are not shown."""
 
     def close(self) -> None:
         """All was said."""
@@ -210,15 +224,12 @@ class _Walk(Walk):
         return self._begin_other(tag, attributes)
 
     def _begin_other(self, tag: str, attributes: Attributes) -> End:
-        style = attributes.get("style", "")
-        if tag in BLOCKS or tag in GAPPED or AS_BLOCK.search(style):
+        if tag in BLOCKS or tag in GAPPED or AS_BLOCK.search(attributes.get("style", "")):
             end = partial(self._out.block, gap=tag in GAPPED)
             end()
             return end
-        shifted = SHIFTED.search(style)
-        if shifted:
-            return self._script("sup" if shifted[1].lower() == "super" else "sub", attributes)
-        return None
+        shift = self._sheet.shift(attributes)
+        return self._script(shift, attributes) if shift else None
 
     # --- blocks
 
@@ -282,7 +293,7 @@ class _Walk(Walk):
 
     def _end_row_group(self, tag: str) -> None:
         self._in_head -= tag == "thead"
-        self._out.part_rows()
+        self._out.part_rows(foot=tag == "tfoot")
         self._out.block()
 
     def _row(self, tag: str, _: Attributes) -> End:
@@ -317,7 +328,7 @@ class _Walk(Walk):
         is_note = "#" in address
         self._note_links += is_note
         self._in_note_link += is_note
-        raised = is_note and re.search(r"noteref|footnote-?ref", named(attributes)) is not None
+        raised = self._sheet.shift(attributes) == "sup" or (is_note and bool(NOTE_LINK.search(named(attributes))))
         if raised:
             self._out.open_script()
         label = attributes.get("aria-label") or attributes.get("title") or address * bool(_ADDRESS.match(address))
@@ -339,7 +350,7 @@ class _Walk(Walk):
         if self._out.here == begin and label:
             self._out.write(label)
         if raised:
-            self._out.close_script(linked=True)
+            self._out.close_script(linked=is_note)
         self._in_note_link -= is_note
         self._end_time()
 
@@ -365,25 +376,18 @@ class _Walk(Walk):
         if words is None:
             self.lost[PICTURE] += not is_decoration(attributes)
         elif words.strip():
-            self._say(words)
+            self._out.say(words)
         return None
 
     def _drawing(self, tag: str, attributes: Attributes) -> End:
         self._in_drawing += 1
-        self._say(attributes.get("aria-label", ""))
+        self._out.say(attributes.get("aria-label", ""))
         return partial(self._end_drawing, self._out.here, is_decoration(attributes) or "aria-label" in attributes)
 
     def _end_drawing(self, begin: int, excused: bool) -> None:
         self._in_drawing -= 1
         self.lost[PICTURE] += self._out.here == begin and not excused and not self._in_drawing
         self._out.space()
-
-    def _say(self, words: str) -> None:
-        """Words of something that stands by itself in the line."""
-        if words.strip():
-            self._out.space()
-            self._out.write(words.strip())
-            self._out.space()
 
     def _page_title(self, tag: str, _: Attributes) -> End:
         if self._in_drawing:
@@ -396,6 +400,16 @@ class _Walk(Walk):
     def _end_title(self) -> None:
         self._in_title = False
 
+    def _field(self, tag: str, attributes: Attributes) -> End:
+        if tag == "input" and attributes.get("type", "").strip().lower() == "image":
+            return self._picture(tag, attributes)
+        return self._fields.begin(tag, attributes)
+
+    def _spot(self, tag: str, attributes: Attributes) -> End:
+        """A spot on a picture that leads somewhere."""
+        self._out.say(attributes.get("alt", ""))
+        return None
+
     def _formula(self, tag: str, attributes: Attributes) -> End:
         if attributes.get("display") == "block":
             self._out.block()
@@ -406,40 +420,6 @@ class _Walk(Walk):
         if self._equation is not None:
             self._out.write(self._equation.text())
             self._equation = None
-
-    # --- forms
-
-    def _input(self, tag: str, attributes: Attributes) -> End:
-        kind = attributes.get("type", "text").strip().lower()
-        if kind in ("checkbox", "radio"):
-            self._say("[x]" if "checked" in attributes else "[ ]")
-        elif kind == "image":
-            self._picture(tag, attributes)
-        elif kind not in _WITHOUT_VALUE:
-            self._say(attributes.get("value", ""))
-        return None
-
-    def _select(self, tag: str, _: Attributes) -> End:
-        self._out.space()
-        self._options.append([])
-        return self._end_select
-
-    def _end_select(self) -> None:
-        options = self._options.pop()
-        chosen = [text for is_chosen, text in options if is_chosen] or [text for _, text in options[:1]]
-        self.lost[_UNCHOSEN] += len(options) - len(chosen)
-        self._say(", ".join(chosen))
-
-    def _option(self, tag: str, attributes: Attributes) -> End:
-        if not self._options:
-            self._out.block()
-            return self._out.block
-        return partial(self._end_option, self._out.here, "selected" in attributes, attributes.get("label", ""))
-
-    def _end_option(self, begin: int, chosen: bool, label: str) -> None:
-        text = self._out.taken(begin).strip() or label
-        if self._options and text:
-            self._options[-1].append((chosen, text))
 
 
 _ELEMENTS: dict[str, Callable[[_Walk, str, Attributes], End]] = {
@@ -463,9 +443,8 @@ _ELEMENTS: dict[str, Callable[[_Walk, str, Attributes], End]] = {
     **dict.fromkeys(("button", "text", "desc"), _Walk._apart),
     "img": _Walk._picture,
     "svg": _Walk._drawing,
+    "area": _Walk._spot,
     "title": _Walk._page_title,
     "math": _Walk._formula,
-    "input": _Walk._input,
-    "select": _Walk._select,
-    "option": _Walk._option,
+    **dict.fromkeys(FIELDS, _Walk._field),
 }

@@ -51,6 +51,8 @@ class _Table:
     rows: list[list[Cell]] = field(default_factory=list)
     open_cell: bool = False
     fresh: bool = False
+    group: int = 0  # where in the rows their group began
+    foot: list[list[Cell]] = field(default_factory=list)
 
 
 class Markdown:
@@ -83,6 +85,13 @@ class Markdown:
         """At least one space between what was and what comes."""
         if not self._pre:
             self.write(" ")
+
+    def say(self, words: str) -> None:
+        """Words of something that stands by itself in the line; none are nothing."""
+        if words.strip():
+            self.space()
+            self.write(words.strip())
+            self.space()
 
     @property
     def last_character(self) -> str:
@@ -265,10 +274,15 @@ class Markdown:
                 self._write_rows(table)
             table.rows.append([])
 
-    def part_rows(self) -> None:
-        """A group of rows begins or ends: no cell goes on below it."""
-        if self._table is not None:
-            self._table.fresh = True
+    def part_rows(self, *, foot: bool = False) -> None:
+        """A group of rows begins or ends: no cell goes on below it. One that was a `foot` stands below all others."""
+        table = self._table
+        if table is not None:
+            if foot:
+                self.close_cell()
+                table.foot += table.rows[table.group :]
+                del table.rows[table.group :]
+            table.group, table.fresh = len(table.rows), True
 
     def open_cell(self, *, header: bool = False, columns: int = 1, rows: int = 1) -> None:
         """A cell of the row; outside of any table, a block."""
@@ -311,13 +325,14 @@ class Markdown:
         if table is not None:
             self.close_cell()
             self._tables.pop()
+            table.rows += table.foot
             self._write_rows(table)
         elif self._tables:
             self._tables.pop()
         self.block(gap=True)
 
     def _write_rows(self, table: _Table) -> None:
-        rows, table.rows = table.rows, []
+        rows, table.rows, table.group = table.rows, [], 0
         self.paste(table.grid.lines(rows))
 
     @property
