@@ -356,7 +356,7 @@ def test_no_markup_is_an_error(html: str) -> None:
 # --- where styles and fields say it
 
 
-SHEET = "<style>/* a */ .up, b.x {font-size: 8px; vertical-align: super} @media print {.dn{vertical-align:sub}}</style>"
+SHEET = "<style>/* a */ .up, b.x {size: 8px; vertical-align: super} @media print {.dn{vertical-align:sub}}</style>"
 
 
 @pytest.mark.parametrize(

@@ -467,3 +467,31 @@ def test_an_archive_that_is_no_workbook() -> None:
         archive.writestr("a.txt", "x")
     with pytest.raises(DocumentError, match="Excel workbook"):
         extract(file.getvalue(), suffix=".xlsx")
+
+
+FIGURES = [f"{number},5{number % 10}" for number in range(40)]
+
+
+@pytest.mark.parametrize("head", ["", "Preis\n", "Preis, netto\n", "Preis €\n"])
+def test_one_column_of_figures_with_commas_is_text(head: str) -> None:
+    for lines in (FIGURES, ["-1,5", "+2,25", "3", "4,0"], ["1,234,567", "2,345,678"], ["1,50 €", "2,30 €"]):
+        raw = head + "\n".join(lines)
+        assert extract(raw.encode(), suffix=".csv").text == raw
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_commas_of_figures_are_no_delimiters_beside_others(delimiter: str) -> None:
+    pairs = list(zip(FIGURES, FIGURES[1:], strict=False))
+    for named in (False, True):
+        rows = [
+            ("Name" if named else "Wert", "Preis"),
+            *((f"N{i}" if named else a, b) for i, (a, b) in enumerate(pairs)),
+        ]
+        text = extract("\n".join(delimiter.join(row) for row in rows).encode(), suffix=".csv").text
+        assert [line.split(": ")[-1] for line in text.split("\n")] == FIGURES[1:]
+
+
+def test_rows_that_figures_with_commas_make_longer_than_their_header_are_text() -> None:
+    raw = "name,price\nA,1,50\nB,2,30"
+    assert extract(raw.encode(), suffix=".csv").text == raw
+    assert extract(b"x,y\n1,2\n3,4", suffix=".csv").text == "| x | y |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |"
