@@ -1,5 +1,6 @@
 """Which encoding a text is in: what it says of itself, UTF-8 with damage, and the languages of the world as guessed."""
 
+import random
 from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from support.tongues import TONGUES, sentences
 from uncomp_cli.asking.pipeline import gather_questions
 from uncomp_cli.asking.request import Request
+from uncomp_cli.documents.alphabets import likeliest_wide
 from uncomp_cli.documents.encoding import check_encoding, decode
 from uncomp_cli.errors import DocumentError, UsageError
 
@@ -167,3 +169,25 @@ def test_questions_are_decoded_as_documents_are(tmp_path: Path, encoding: str) -
     said = [*asked()]
     assert [event.text.startswith(f"{path}: its encoding is not said") for event in said] == [True] * len(said)
     assert bool(said) == (encoding in ("utf-16-le", "koi8-r"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    "text",
+    ["合同金额为三百万元，自签订之日起生效。", "燈塔守衛每天晚上給燈加油。", "東京都の人口は約千四百万人です。"]
+    + ["등대지기는매일밤등불에기름을넣고안개가끼면", "Человек", "价格：100元。\n日期：2024年3月9日。"],
+)
+def test_a_line_of_a_wide_encoding_is_known_without_a_mark(text: str, encoding: str) -> None:
+    """Without a space or a line's end it has no NUL, or hardly one."""
+    found = decode(text.encode(encoding))
+    assert (found.text, found.encoding) == (text, encoding)
+    assert encoding in found.notes[0]
+
+
+def test_no_bytes_of_anything_else_are_taken_for_signs_of_east_asia() -> None:
+    chance = random.Random(3)
+    narrow = [pair for pair in PAIRS if not pair[0].startswith("utf")]
+    for encoding, tongue in narrow:
+        for seed in range(3):
+            assert likeliest_wide(sentences(tongue, words=12, seed=seed).encode(encoding, "ignore")) is None
+    assert not any(likeliest_wide(chance.randbytes(chance.choice((16, 20, 200)))) for _ in range(500))

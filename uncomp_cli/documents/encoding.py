@@ -11,7 +11,7 @@ import re
 import unicodedata
 from encodings.aliases import aliases
 
-from uncomp_cli.documents.alphabets import likeliest
+from uncomp_cli.documents.alphabets import likeliest, likeliest_wide
 from uncomp_cli.documents.text import Text, Wishes, counted
 from uncomp_cli.errors import DocumentError, UsageError, did_you_mean
 
@@ -28,6 +28,7 @@ _ENCODING_HINT = "say which it is with --encoding NAME, or save it as UTF-8 text
 _BROKEN = "\ufffd"
 _MOST_BROKEN = 0.01
 _MOST_SPREAD = 0.6
+_ODD, _MOST_ODD = re.compile("[\x01-\x07\x0e-\x1a\x1c-\x1f]"), 0.1  # what no text has many of: no backspaces
 _CONTROLS = re.compile("[\x01-\x08\x0e-\x1a\x1c-\x1f]")
 
 
@@ -84,14 +85,17 @@ def _said(data: bytes, encoding: str) -> int:
 
 def _unmarked(data: bytes, nuls: int = 0) -> Text:
     try:
-        return _text(data.decode(), "utf-8", 0, nuls)
+        text = data.decode()
     except UnicodeDecodeError:
         text = data.decode(errors="replace")
+    else:
+        is_odd = len(_ODD.findall(text)) > _MOST_ODD * len(text)
+        return (_wide(data) if is_odd else None) or _text(text, "utf-8", 0, nuls)
     said = _said(data, "utf-8")
     broken = text.count(_BROKEN) - said
     whole = len(text) - len(text.encode("ascii", "ignore")) - broken
     is_utf8 = (whole and broken <= max(1, whole // 4)) or _is_torn(data)
-    guessed = None if is_utf8 else likeliest(data)
+    guessed = None if is_utf8 else likeliest_wide(data) or likeliest(data)
     if guessed is not None:
         return _guessed(data, guessed, nuls)
     if broken > max(1, _MOST_BROKEN * len(text)) and broken > whole // 4:
@@ -117,13 +121,20 @@ def _guessed(data: bytes, encoding: str, nuls: int) -> Text:
     return _text(text, encoding, text.count(_BROKEN), nuls, note)
 
 
-def _with_nuls(data: bytes) -> Text:
-    """UTF-16 or UTF-32 without a mark, by which of the two halves of its signs is the same again and again."""
+def _wide(data: bytes) -> Text | None:
+    """UTF-16 or UTF-32 without a mark, by which of the halves of its signs is the same again and again, or by its signs."""
     found = [(spread, name) for name in _WIDE if (spread := _spread(data, name)) is not None]
-    if found:
-        _, name = min(found)
+    name = min(found)[1] if found else likeliest_wide(data)
+    if name:
         note = f"its encoding is not said, and was taken for {name}; --encoding NAME says another"
         return _text(data.decode(name, "replace"), name, len(data) % (4 if "32" in name else 2), 0, note)
+    return None
+
+
+def _with_nuls(data: bytes) -> Text:
+    wide = _wide(data)
+    if wide is not None:
+        return wide
     nuls = data.count(0)
     if nuls > _MOST_BROKEN * len(data):
         raise DocumentError("it is a binary file (it has NUL bytes)", hint="name a text, HTML, PDF or Word document")
