@@ -174,8 +174,14 @@ def test_questions_are_decoded_as_documents_are(tmp_path: Path, encoding: str) -
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize(
     "text",
-    ["合同金额为三百万元，自签订之日起生效。", "燈塔守衛每天晚上給燈加油。", "東京都の人口は約千四百万人です。"]
-    + ["등대지기는매일밤등불에기름을넣고안개가끼면", "Человек", "价格：100元。\n日期：2024年3月9日。"],
+    [
+        "合同金额为三百万元，自签订之日起生效。",
+        "燈塔守衛每天晚上給燈加油。",
+        "東京都の人口は約千四百万人です。",
+        "등대지기는매일밤등불에기름을넣고안개가끼면",
+        "Человек",
+        "价格：100元。\n日期：2024年3月9日。",
+    ],
 )
 def test_a_line_of_a_wide_encoding_is_known_without_a_mark(text: str, encoding: str) -> None:
     """Without a space or a line's end it has no NUL, or hardly one."""

@@ -242,18 +242,26 @@ def test_raised_text_footnotes_comments_and_losses() -> None:
     assert losses(text) == ["1 deleted passage", "1 picture without a text", "1 form field"]
 
 
-def test_headers_of_pages_are_said() -> None:
+def test_headers_and_footers_of_pages_are_read_once() -> None:
+    margins = "".join(
+        f"<style:{kind}><text:p>{text}</text:p></style:{kind}>"
+        for kind, text in (
+            ("header", "Offer 77"),
+            ("header-first", "Offer 77"),
+            ("footer", "- 1 -"),
+            ("footer", "secret"),
+        )
+    )
     master = (
-        "<office:document-styles xmlns:office='o' xmlns:style='s' xmlns:text='t'><style:header><text:p>Page 1</text:p>"
-        "</style:header></office:document-styles>"
+        f"<office:document-styles xmlns:office='o' xmlns:style='s' xmlns:text='t'>{margins}</office:document-styles>"
     )
     content = "<office:document-content xmlns:office='o' xmlns:text='t'><text:p>Body</text:p></office:document-content>"
     data = make_zip(
         {"mimetype": "application/vnd.oasis.opendocument.text", "content.xml": content, "styles.xml": master}
     )
     text = extract(data, suffix=".odt")
-    assert text.text == "Body"
-    assert losses(text) == ["1 header or footer"]
+    assert text.text == "Offer 77\n\nBody\n\nlow"
+    assert losses(text) == []
 
 
 def test_slides_of_an_odp() -> None:
@@ -295,6 +303,38 @@ def test_a_locked_file_and_entities_are_refused() -> None:
 def test_deep_nesting_costs_nothing() -> None:
     deep = "<text:section>" * 50_000 + "<text:p>deep</text:p>" + "</text:section>" * 50_000
     assert odt(deep).text == "deep"
+
+
+def text_style(name: str, properties: str) -> str:
+    return f"<style:style style:name='{name}'><style:text-properties {properties}/></style:style>"
+
+
+def test_hidden_text_is_said() -> None:
+    """By its style, its section, or a field that hides it; empty passages are nothing."""
+    styles = text_style("H", "text:display='none'")
+    body = (
+        "<text:p>seen <text:span text:style-name='H'>code 9</text:span>5<text:span text:style-name='H'/></text:p>"
+        "<text:p text:style-name='H'>code 8</text:p><text:h text:style-name='H' text:outline-level='1'>code 7</text:h>"
+        "<text:section text:display='none'><text:p>code 6</text:p><text:p>more</text:p></text:section>"
+        "<text:p>end<text:hidden-text text:is-hidden='true'>code 4</text:hidden-text></text:p>"
+    )
+    text = odt(body, styles)
+    assert text.text == "seen 5\n\nend"
+    assert losses(text) == ["5 passages of hidden text"]
+
+
+def test_struck_text_readings_titles_and_words_about_pictures() -> None:
+    styles = text_style("S", "style:text-line-through-style='solid'")
+    frame = "<draw:frame><draw:image xlink:href='a'/><svg:title>{}</svg:title><svg:desc>{}</svg:desc></draw:frame>"
+    body = (
+        "<text:p>The fee is <text:span text:style-name='S'>50</text:span> 40</text:p>"
+        "<text:p><text:ruby><text:ruby-base>漢</text:ruby-base><text:ruby-text>kan</text:ruby-text></text:ruby></text:p>"
+        f"<text:p>Report <text:title>Lease 7</text:title>{frame.format('Plan', 'Door 5 in the north')}</text:p>"
+        f"<text:p>x{frame.format('', '')}</text:p>"
+    )
+    text = odt(body, styles)
+    assert text.text == "The fee is ~~50~~ 40\n\n漢(kan)\n\nReport Lease 7 Plan Door 5 in the north\n\nx"
+    assert losses(text) == ["1 picture without a text"]
 
 
 # --- rich text

@@ -491,3 +491,12 @@ def test_rows_that_figures_with_commas_make_longer_than_their_header_are_text() 
     raw = "name,price\nA,1,50\nB,2,30"
     assert extract(raw.encode(), suffix=".csv").text == raw
     assert extract(b"x,y\n1,2\n3,4", suffix=".csv").text == "| x | y |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |"
+
+
+def test_hidden_columns_of_an_open_workbook_are_said() -> None:
+    cells = "".join(f"<table:table-cell><text:p>{text}</text:p></table:table-cell>" for text in ("a", "secret", "b"))
+    hidden = "<table:table-column/><table:table-column table:visibility='collapse'/>"
+    rows = f"<table:table-row table:number-rows-repeated='2'>{cells}</table:table-row>"
+    text = extract(make_ods(f"<table:table table:name='S'>{hidden}{rows}</table:table>"), suffix=".ods")
+    assert "secret" not in text.text
+    assert losses(text) == ["2 cells in hidden columns"]

@@ -122,7 +122,7 @@ def _guessed(data: bytes, encoding: str, nuls: int) -> Text:
 
 
 def _wide(data: bytes) -> Text | None:
-    """UTF-16 or UTF-32 without a mark, by which of the halves of its signs is the same again and again, or by its signs."""
+    """UTF-16 or UTF-32 without a mark, by which half of its signs is the same again and again, or by its signs."""
     found = [(spread, name) for name in _WIDE if (spread := _spread(data, name)) is not None]
     name = min(found)[1] if found else likeliest_wide(data)
     if name:

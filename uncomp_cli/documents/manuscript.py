@@ -8,55 +8,53 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from uncomp_cli.documents.equation import Equation
+from uncomp_cli.documents.fields import Fields
 from uncomp_cli.documents.markdown import Markdown
-from uncomp_cli.documents.outline import integer, is_true
+from uncomp_cli.documents.outline import Style, integer, is_true, moved
 from uncomp_cli.documents.signs import sign_of
-from uncomp_cli.documents.story import NO_STYLE, Paragraph, Story, Table
+from uncomp_cli.documents.story import NO_STYLE, Paragraph, Story
 from uncomp_cli.documents.superscripts import clean
-from uncomp_cli.documents.text import CHART, HIDDEN, OBJECT, PICTURE, Words
-from uncomp_cli.documents.walk import End, Walk
+from uncomp_cli.documents.tabular import Tables
+from uncomp_cli.documents.text import CHART, DELETED, HIDDEN, OBJECT, PICTURE, STRUCK, Words
+from uncomp_cli.documents.walk import End
 
 _Attributes = Mapping[str, str]
 
-_DELETED = ("deleted passage of a tracked change", "deleted passages of tracked changes")
 _SIGN = ("sign of a picture font", "signs of a picture font")
+_DIAGRAM = ("diagram", "diagrams")
 _LOST = {
-    "relIds": ("diagram", "diagrams"),
     "OLEObject": OBJECT,
     "altChunk": ("embedded document", "embedded documents"),
 }
 _SILENT_TAGS = (
     "tabs rPrChange pPrChange tcPrChange tblPrChange trPrChange sectPrChange tblGridChange tblPrExChange Fallback "
-    "instrText delInstrText fldData sectPr sdtPr sdtEndPr tblGrid binData"
+    "delInstrText fldData sectPr sdtPr sdtEndPr tblGrid binData"
 )
 _SILENT = frozenset(_SILENT_TAGS.split())
-_LEFT_OUT_WITH_WORDS = frozenset(("del", "moveFrom", "tc"))
-_LEFT_OUT = _SILENT | _LEFT_OUT_WITH_WORDS | {"Choice", "rPr"}
+_DELETIONS = frozenset(("del", "moveFrom"))
+_LEFT_OUT = _SILENT | _DELETIONS | {"Choice", "rPr", "tc"}
 _SEPARATORS = frozenset(("separator", "continuationSeparator", "continuationNotice"))
 _BLANKS = {"tab": " ", "ptab": " ", "noBreakHyphen": "-"}
 _MOST_BOXES = 8
 
 
-class Manuscript(Walk):
+class Manuscript(Tables, Fields):
     """Hears of a part's elements; `out` is what they say."""
 
     def __init__(self, story: Story, charts: Mapping[str, str] | None = None) -> None:
         super().__init__(story.lost)
         self._charts = charts or {}  # what the part's charts say, by the names of its relations
-        self.out = Markdown()
         self._story = story
         self._outer: list[Markdown] = []  # the texts around a text box or a note
         self._paragraphs: list[Paragraph] = []
-        self._tables: list[Table] = []
         self._choices: list[bool] = []
         self._shift = self._shifted = ""
+        self._strike = self._struck = False
         self._vanish = self._in_text = False
         self._reading = ""
         self._has_words = False
         self._equation: Equation | None = None
         self._after_item = self._dropped = False
-        self._entries: list[str] = []
-        self._chosen = 0
 
     # --- the parser's side
 
@@ -65,7 +63,7 @@ class Manuscript(Walk):
         if self._skip:
             self._skip += 1
         elif tag in _LEFT_OUT and self._is_left_out(tag):
-            self._skip_all(_DELETED if tag in _LEFT_OUT_WITH_WORDS else None)
+            self._skip_all(self._left_out_row if tag == "tc" else DELETED if tag in _DELETIONS else None)
         elif self._equation is not None:
             self._equation.start(tag, attributes)
             self._in_text = tag == "t"
@@ -81,13 +79,15 @@ class Manuscript(Walk):
         if tag == "rPr":
             return parent == "pPr"  # of the paragraph's mark
         if tag == "tc":
-            return bool(self._tables) and self._tables[-1].is_deleted
+            return self._left_out_row is not None
         return tag in _SILENT or not parent.endswith("Pr")
 
     def data(self, text: str) -> None:
         """Text: what stands in `t`."""
         if self._skip:
             self._skipped_words += not text.isspace()
+        elif self._in_code:
+            self._instruct(text)
         elif self._in_text and self._equation is not None:
             self._equation.write(clean(text))
         elif self._in_text and self._vanish:
@@ -111,14 +111,14 @@ class Manuscript(Walk):
 
     def _paragraph(self, _: _Attributes) -> End:
         if not self._dropped:
-            self._shift_to("")
+            self._plain()
             self.out.block(gap=True)
         self._dropped = False
         self._paragraphs.append(Paragraph())
         return self._end_paragraph
 
     def _end_paragraph(self) -> None:
-        self._shift_to("")
+        self._plain()
         paragraph = self._paragraphs.pop()
         self._dropped = paragraph.is_drop
         if self._dropped:
@@ -182,16 +182,26 @@ class Manuscript(Walk):
     # --- runs
 
     def _run(self, _: _Attributes) -> End:
-        self._shift, self._vanish = "", False
+        self._follow(self._paragraphs[-1].style if self._paragraphs else NO_STYLE)
         return None
 
+    def _follow(self, style: Style) -> None:
+        self._shift, self._vanish, self._strike = style.shift, style.hidden, style.struck
+
     def _run_style(self, attributes: _Attributes) -> End:
-        style = self._story.styles.get(attributes.get("val", ""), NO_STYLE)
-        self._shift, self._vanish = style.shift, style.hidden
+        self._follow(self._story.styles.get(attributes.get("val", ""), NO_STYLE))
         return None
 
     def _align(self, attributes: _Attributes) -> End:
         self._shift = attributes.get("val", "")
+        return None
+
+    def _move(self, attributes: _Attributes) -> End:
+        self._shift = moved(attributes.get("val", "")) or self._shift
+        return None
+
+    def _strike_out(self, attributes: _Attributes) -> End:
+        self._strike = is_true(attributes)
         return None
 
     def _hide(self, attributes: _Attributes) -> End:
@@ -206,22 +216,27 @@ class Manuscript(Walk):
         self._in_text = False
 
     def _write(self, text: str) -> None:
-        self._shift_to(self._shift)
+        self._turn(self._shift, self._strike)
         self.out.write(text)
 
-    def _shift_to(self, shift: str) -> None:
-        """Begin or end raised and lowered text: runs of one kind are one."""
+    def _plain(self) -> None:
+        self._turn("", False)
+
+    def _turn(self, shift: str, struck: bool) -> None:
+        """Begin or end raised, lowered and struck text: runs of one kind are one."""
         shift = shift if shift in ("superscript", "subscript") else ""
-        if shift != self._shifted:
-            if self._shifted:
-                self.out.close_script(low=self._shifted == "subscript")
-            if shift:
-                self.out.open_script()
-            self._shifted = shift
+        if (shift, struck) == (self._shifted, self._struck):
+            return
+        if self._shifted:
+            self.out.close_script(low=self._shifted == "subscript")
+        self.out.write(STRUCK if struck != self._struck else "")
+        if shift:
+            self.out.open_script()
+        self._shifted, self._struck = shift, struck
 
     def _break(self, attributes: _Attributes) -> End:
         if attributes.get("type") in ("page", "column"):
-            self._shift_to("")
+            self._plain()
             self.out.block(gap=True)
         else:
             self.out.line_break()
@@ -248,7 +263,7 @@ class Manuscript(Walk):
         self._reading = ""
 
     def _formula(self, _: _Attributes) -> End:
-        self._shift_to("")
+        self._plain()
         self._equation = Equation()
         return self._end_formula
 
@@ -260,7 +275,7 @@ class Manuscript(Walk):
     # --- notes, boxes, pictures, fields
 
     def _reference(self, attributes: _Attributes, *, kind: str) -> End:
-        self._shift_to("")
+        self._plain()
         self.out.write(self._story.mark(kind, attributes.get("id", "")))
         return None
 
@@ -279,16 +294,16 @@ class Manuscript(Walk):
     def _box(self, _: _Attributes) -> End:
         if len(self._outer) >= _MOST_BOXES or not self._paragraphs:
             return None
-        self._shift_to("")
+        self._plain()
         self._outer.append(self.out)
         self.out = Markdown()
-        return partial(self._end_box, self._paragraphs[-1], self._shift)
+        return partial(self._end_box, self._paragraphs[-1], (self._shift, self._strike))
 
-    def _end_box(self, around: Paragraph, shift: str) -> None:
-        self._shift_to("")
+    def _end_box(self, around: Paragraph, look: tuple[str, bool]) -> None:
+        self._plain()
         text, self.out = self.out.text(), self._outer.pop()
         around.boxes.append(text.split("\n"))
-        self._shift = shift
+        self._shift, self._strike = look
 
     def _drawing(self, _: _Attributes) -> End:
         self._has_words = False
@@ -312,6 +327,14 @@ class Manuscript(Walk):
             self.lost[CHART] += 1
         return None
 
+    def _diagram(self, attributes: _Attributes) -> End:
+        text = self._charts.get(attributes.get("dm", ""), "")
+        if text and self._paragraphs:
+            self._paragraphs[-1].boxes.append(text.split("\n"))
+        else:
+            self.lost[_DIAGRAM] += 1
+        return None
+
     def _alternatives(self, _: _Attributes) -> End:
         self._choices.append(False)
         return self._end_alternatives
@@ -324,96 +347,12 @@ class Manuscript(Walk):
             self._choices[-1] = True
         return None
 
-    def _check_box(self, _: _Attributes) -> End:
-        self._chosen = 0
-        return self._end_check_box
-
-    def _end_check_box(self) -> None:
-        self._write("[x] " if self._chosen else "[ ] ")
-
-    def _checked(self, attributes: _Attributes) -> End:
-        if self._open and self._open[-1][0] == "checkBox":
-            self._chosen = int(is_true(attributes))
-        return None
-
-    def _choices_of_form(self, _: _Attributes) -> End:
-        self._entries, self._chosen = [], 0
-        return self._end_choices_of_form
-
-    def _end_choices_of_form(self) -> None:
-        self._write(self._entries[self._chosen] if 0 <= self._chosen < len(self._entries) else "")
-
-    def _entry(self, attributes: _Attributes) -> End:
-        self._entries.append(attributes.get("val", ""))
-        return None
-
-    def _result(self, attributes: _Attributes) -> End:
-        self._chosen = integer(attributes.get("val", ""), 0)
-        return None
-
     # --- tables
 
-    def _table(self, _: _Attributes) -> End:
-        self._shift_to("")
-        self.out.open_table()
+    def _table(self, attributes: _Attributes) -> End:
+        self._plain()
         self._after_item = False
-        self._tables.append(Table())
-        return self._end_table
-
-    def _end_table(self) -> None:
-        self._tables.pop()
-        self.out.close_table()
-
-    def _look(self, attributes: _Attributes) -> End:
-        if self._tables:
-            bits = attributes.get("val", "")
-            by_bits = bool(int(bits, 16) & 0x20) if bits and all(c in "0123456789abcdefABCDEF" for c in bits) else False
-            self._tables[-1].has_header = attributes.get("firstRow", str(int(by_bits))) in ("1", "true", "on")
-        return None
-
-    def _row(self, _: _Attributes) -> End:
-        table = self._tables[-1] if self._tables else Table()
-        table.rows += 1
-        table.is_header, table.is_deleted = table.has_header and table.rows == 1, False
-        self.out.open_row()
-        return self.out.close_cell
-
-    def _row_header(self, attributes: _Attributes) -> End:
-        if self._tables:
-            self._tables[-1].is_header = self._tables[-1].is_header or is_true(attributes)
-        return None
-
-    def _columns_before(self, attributes: _Attributes) -> End:
-        self.out.open_cell(columns=max(integer(attributes.get("val", ""), 1), 1))
-        return None
-
-    def _row_deleted(self, _: _Attributes) -> End:
-        if self._tables and self._open and self._open[-1][0] == "trPr":
-            self._tables[-1].is_deleted = True
-        return None
-
-    def _cell(self, _: _Attributes) -> End:
-        if self._tables:
-            self._tables[-1].columns, self._tables[-1].above = 1, False
-            self.out.open_cell(header=self._tables[-1].is_header)
-        return self.out.close_cell
-
-    def _columns(self, attributes: _Attributes) -> End:
-        if self._tables:
-            self._tables[-1].columns = max(integer(attributes.get("val", ""), 1), 1)
-        return None
-
-    def _merged(self, attributes: _Attributes) -> End:
-        if self._tables:
-            self._tables[-1].above = attributes.get("val", "continue") == "continue"
-        return None
-
-    def _cell_properties(self, _: _Attributes) -> End:
-        return self._end_cell_properties
-
-    def _end_cell_properties(self) -> None:
-        if self._tables:
-            self.out.span(columns=self._tables[-1].columns, above=self._tables[-1].above)
+        return super()._table(attributes)
 
 
 _ELEMENTS: dict[str, Callable[[Manuscript, _Attributes], End]] = {
@@ -429,6 +368,11 @@ _ELEMENTS: dict[str, Callable[[Manuscript, _Attributes], End]] = {
     "r": Manuscript._run,
     "rStyle": Manuscript._run_style,
     "vertAlign": Manuscript._align,
+    "position": Manuscript._move,
+    **dict.fromkeys(("strike", "dstrike"), Manuscript._strike_out),
+    "fldChar": Manuscript._field,
+    "instrText": Manuscript._instruction,
+    "relIds": Manuscript._diagram,
     "vanish": Manuscript._hide,
     "t": Manuscript._text,
     "br": Manuscript._break,
@@ -457,6 +401,7 @@ _ELEMENTS: dict[str, Callable[[Manuscript, _Attributes], End]] = {
     "tblHeader": Manuscript._row_header,
     "gridBefore": Manuscript._columns_before,
     "del": Manuscript._row_deleted,
+    "hidden": Manuscript._row_hidden,
     "tc": Manuscript._cell,
     "tcPr": Manuscript._cell_properties,
     "gridSpan": Manuscript._columns,

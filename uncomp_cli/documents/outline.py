@@ -15,6 +15,7 @@ _LONGEST_CHAIN = 32
 _KINDS = {"lowerLetter": "a", "upperLetter": "A", "lowerRoman": "i", "upperRoman": "I", "decimalZero": "01"}
 _KINDS |= {"bullet": "bullet", "none": "none"}
 _NO_OUTLINE = 9
+_LEAST_SHIFT = 1.5  # points
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Style:
     level: int = 0
     shift: str = ""
     hidden: bool = False
+    struck: bool = False
 
 
 def read_styles(root: Node) -> dict[str, Style]:
@@ -35,7 +37,7 @@ def read_styles(root: Node) -> dict[str, Style]:
 
 
 def _style(name: str, nodes: Mapping[str, Node]) -> Style:
-    heading, number, level, shift, hidden = 0, "", -1, "", False
+    heading, number, level, shift, hidden, struck = 0, "", -1, "", False, False
     for _ in range(_LONGEST_CHAIN):  # styles may be based on each other in a ring
         node = nodes.get(name)
         if node is None:
@@ -43,10 +45,17 @@ def _style(name: str, nodes: Mapping[str, Node]) -> Style:
         heading = heading or _heading(node)
         number = number or node.at("pPr", "numPr", "numId").value
         level = level if level >= 0 else integer(node.at("pPr", "numPr", "ilvl").value, -1)
-        shift = shift or node.at("rPr", "vertAlign").value
+        shift = shift or node.at("rPr", "vertAlign").value or moved(node.at("rPr", "position").value)
+        struck = struck or is_on(node.at("rPr", "strike")) or is_on(node.at("rPr", "dstrike"))
         hidden = hidden or is_on(node.at("rPr", "vanish"))
         name = node.at("basedOn").value
-    return Style(max(heading, 0), number, max(level, 0), shift, hidden)
+    return Style(max(heading, 0), number, max(level, 0), shift, hidden, struck)
+
+
+def moved(half_points: str) -> str:
+    """The name of what a run's position makes of it: a fitting of letters to each other is no shift."""
+    points = integer(half_points, 0) / 2
+    return "" if abs(points) < _LEAST_SHIFT else "superscript" if points > 0 else "subscript"
 
 
 def _heading(node: Node) -> int:

@@ -59,6 +59,6 @@ class Table:
     has_header: bool = False
     rows: int = 0
     is_header: bool = False
-    is_deleted: bool = False
+    left_out: Words | None = None  # why the row is
     columns: int = 1
     above: bool = False

@@ -96,12 +96,16 @@ def counted(lost: Mapping[Words, int], where: str = "") -> tuple[Loss, ...]:
     return tuple(Loss.of(words, count, where) for words, count in lost.items() if count)
 
 
+STRUCK = "~~"
+"""What stands before and behind text that is struck out, and stays."""
+
 # What readers of several formats leave out, in the same words.
 PICTURE = ("picture without a text", "pictures without a text")
 OBJECT = ("embedded object", "embedded objects")
 FILM, SOUND = ("film", "films"), ("sound", "sounds")
 CHART = ("chart", "charts")
 MARGIN = ("header or footer", "headers or footers")
+DELETED = ("deleted passage", "deleted passages")
 HIDDEN = ("passage of hidden text", "passages of hidden text")
 HIDDEN_ROW, HIDDEN_SHEET = ("hidden row", "hidden rows"), ("hidden sheet", "hidden sheets")
 HIDDEN_CELL = ("cell in hidden columns", "cells in hidden columns")
@@ -143,6 +147,11 @@ class Text:
     losses: tuple[Loss, ...] = ()
     encoding: str | None = None
     notes: tuple[str, ...] = ()
+
+
+def running(texts: Iterable[str]) -> list[str]:
+    """Headers or footers of pages, each once; without those that are a page's number."""
+    return [text for text in dict.fromkeys(texts) if text and not text.strip("-– ").isdigit()]
 
 
 def joined(parts: Iterable[tuple[str, str]], *, between: str = "\n\n") -> tuple[str, tuple[Place, ...]]:

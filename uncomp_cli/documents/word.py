@@ -5,15 +5,15 @@ are never opened: a linked one would name any file of this machine (CVE-2025-118
 (ISO/IEC 29500) differ in namespaces alone.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 
 from uncomp_cli.documents.archive import Archive
-from uncomp_cli.documents.charts import chart_text
+from uncomp_cli.documents.charts import chart_text, paragraphs
 from uncomp_cli.documents.manuscript import Manuscript
 from uncomp_cli.documents.outline import Numbering, read_styles
 from uncomp_cli.documents.parts import Relation, relations, tree_of, walk_xml
 from uncomp_cli.documents.story import Story
-from uncomp_cli.documents.text import Text, Wishes, counted
+from uncomp_cli.documents.text import Text, Wishes, counted, running
 from uncomp_cli.errors import DocumentError
 
 _KIND = "Word document"
@@ -36,7 +36,7 @@ def read(data: bytes, wishes: Wishes) -> Text:
         kind: [_walked(archive, part, story, wishes) for part in _all(parts, kind)] for kind in ("header", "footer")
     }
     body = _walked(archive, main, story, wishes)
-    whole = [*_running(texts["header"]), body, *_running(texts["footer"]), *story.notes()]
+    whole = [*running(texts["header"]), body, *running(texts["footer"]), *story.notes()]
     return Text("\n\n".join(filter(None, whole)), (), counted(story.lost))
 
 
@@ -48,15 +48,18 @@ def _all(parts: Mapping[str, Relation], kind: str) -> list[str]:
     return list(dict.fromkeys(relation.target for relation in parts.values() if relation.kind == kind))
 
 
-def _running(texts: Iterable[str]) -> list[str]:
-    """Headers or footers, each once; without those that are a page's number."""
-    return [text for text in dict.fromkeys(texts) if text and not text.strip("-– ").isdigit()]
+def _drawn(archive: Archive, part: str) -> Iterator[tuple[str, str]]:
+    """What charts and diagrams of a part say, by the names of their relations."""
+    for name, relation in relations(archive, part, kind=_KIND).items():
+        if relation.kind == "chart":
+            yield name, chart_text(tree_of(archive, relation.target, kind=_KIND))
+        elif relation.kind == "diagramData":
+            yield name, paragraphs(tree_of(archive, relation.target, kind=_KIND), "pt")
 
 
 def _walked(archive: Archive, part: str, story: Story, wishes: Wishes) -> str:
     if part not in archive.names:
         return ""
-    drawn = (item for item in relations(archive, part, kind=_KIND).items() if item[1].kind == "chart")
-    walk = Manuscript(story, {name: chart_text(tree_of(archive, chart.target, kind=_KIND)) for name, chart in drawn})
+    walk = Manuscript(story, dict(_drawn(archive, part)))
     walk_xml(archive.read(part), walk, kind=_KIND, progress=wishes.progress)
     return walk.out.text()

@@ -1,0 +1,86 @@
+"""What hears an OpenDocument's elements, by tables of what begins and what ends, and what its styles say of them.
+
+A style says what its parent says and more. Hidden text is left out, and said if it has words (OpenDocument 1.3, part 3,
+19.816 and 20.421).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from uncomp_cli.documents.text import DELETED, FILM, HIDDEN, OBJECT, PICTURE, Words
+
+_PROPERTIES = ("text-position", "display", "visibility", "text-line-through-style")
+_UNSEEN = frozenset(("forms", "settings", "scripts", "meta", "table-source", "tracked-changes"))
+_LOST: dict[str, Words] = {
+    "image": PICTURE,
+    "object": OBJECT,
+    "object-ole": OBJECT,
+    "plugin": FILM,
+    "deletion": DELETED,
+    "shapes": ("drawing", "drawings"),
+    "control": ("form field", "form fields"),
+}
+
+
+class Styled:
+    """Hears elements by tables of what begins and what ends; what is in an unseen one is skipped."""
+
+    starts: ClassVar[Mapping[str, Callable[[Any, Mapping[str, str]], None]]]
+    ends: ClassVar[Mapping[str, Callable[[Any], None]]]
+
+    def __init__(self) -> None:
+        self.lost: Counter[Words] = Counter()
+        self.skipped = 0
+        self._hides = self._hid_words = False
+        self.styles: dict[str, dict[str, str]] = {}
+        self._style: dict[str, str] = {}
+
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        """An element begins."""
+        if tag in _LOST:
+            self.lost[_LOST[tag]] += 1
+        if self.skipped or tag in _UNSEEN:
+            self.skipped += 1
+        elif (begin := self.starts.get(tag)) is not None:
+            begin(self, attributes)
+
+    def end(self, tag: str) -> None:
+        """It ends."""
+        if self.skipped:
+            self.skipped -= 1
+            self.lost[HIDDEN] += self._hides and self._hid_words and not self.skipped
+            self._hides = self._hides and self.skipped > 0
+        elif (finish := self.ends.get(tag)) is not None:
+            finish(self)
+
+    def new_style(self, attributes: Mapping[str, str]) -> None:
+        """A style, which begins with what its parent says."""
+        self._style = dict(self.styles.get(attributes.get("parent-style-name", ""), {}))
+        self._style |= {name: attributes[name] for name in ("list-style-name",) if name in attributes}
+        self.styles[attributes.get("name", "")] = self._style
+
+    def properties(self, attributes: Mapping[str, str]) -> None:
+        """What a style says, as far as it matters to the text."""
+        self._style |= {name: attributes[name] for name in _PROPERTIES if name in attributes}
+
+    def style(self, attributes: Mapping[str, str], name: str) -> str:
+        """What an element's style says."""
+        return self.styles.get(attributes.get("style-name", ""), {}).get(name, "")
+
+    def hide(self) -> None:
+        """Leave this element out, which is not shown; it is a loss if it has words."""
+        self.skipped, self._hides, self._hid_words = 1, True, False
+
+    def hidden(self, text: str) -> None:
+        """Text in what is left out."""
+        self._hid_words = self._hid_words or not text.isspace()
+
+    def is_hidden(self, attributes: Mapping[str, str]) -> bool:
+        """Whether an element of text is not shown, by itself or by its style."""
+        said = attributes.get("display") == "none" or attributes.get("is-hidden") == "true"
+        return said or self.style(attributes, "display") == "none"
+
+    def skip(self, _: Mapping[str, str]) -> None:
+        """Leave this element out, with all that is in it."""
+        self.skipped = 1
