@@ -86,6 +86,44 @@ def test_the_numbers_of_a_chart_are_read() -> None:
     assert text.losses == ()
 
 
+def box(shapes: Any, text: str) -> Any:
+    added = shapes.add_textbox(0, 0, 9, 9)
+    added.text_frame.text = text
+    return added
+
+
+def test_hidden_shapes_and_groups_of_a_slide_are_said() -> None:
+    presentation = Presentation()
+    shapes = slide(presentation, BLANK).shapes
+    box(shapes, "secret 9")._element.nvSpPr.cNvPr.set("hidden", "1")
+    group, hidden = shapes.add_group_shape(), shapes.add_group_shape()
+    box(group.shapes, "in a group")
+    box(hidden.shapes, "secret 8")
+    hidden._element.nvGrpSpPr.cNvPr.set("hidden", "true")
+    box(shapes, "seen")
+    text = saved(presentation)
+    assert text.text == "in a group\n\nseen"
+    assert losses(text) == ["2 passages of hidden text"]
+
+
+def test_numbered_points_and_what_is_struck_out() -> None:
+    presentation = Presentation()
+    frame = box(slide(presentation, BLANK).shapes, "one").text_frame
+    kinds = ["arabicPeriod", "arabicPeriod", "alphaLcParenR", "arabicPeriod"]
+    for text in ("two", "deep", "three"):
+        frame.add_paragraph().text = text
+    frame.paragraphs[2].level = 1
+    for paragraph, kind in zip(frame.paragraphs, kinds, strict=True):
+        number = parse_xml(f"<a:buAutoNum {nsdecls('a')} type='{kind}'/>")
+        paragraph._p.get_or_add_pPr().append(number)
+    empty = frame.add_paragraph()
+    empty._p.get_or_add_pPr().append(parse_xml(f"<a:buAutoNum {nsdecls('a')} type='arabicPeriod'/>"))
+    struck = frame.add_paragraph().add_run()
+    struck.text = "50"
+    struck.font._element.set("strike", "sngStrike")
+    assert saved(presentation).text == "1. one\n2. two\n  a) deep\n3. three\n~~50~~"
+
+
 def test_raised_figures_pictures_and_hidden_slides() -> None:
     from PIL import Image
 
@@ -249,7 +287,7 @@ def test_headers_and_footers_of_pages_are_read_once() -> None:
             ("header", "Offer 77"),
             ("header-first", "Offer 77"),
             ("footer", "- 1 -"),
-            ("footer", "secret"),
+            ("footer", "low"),
         )
     )
     master = (
@@ -389,9 +427,9 @@ def test_what_rich_text_does_not_show_is_said() -> None:
     text = rtf(
         rb"{\header Page\par}{\footer Page\par}seen{\v hidden}{\pict\pngblip 8950}{\deleted gone}{\object x}\bin3 \{\{"
     )
-    assert text.text.startswith("seen")
+    assert text.text.startswith("Page\n\nseen")
     assert losses(text) == [
-        "2 headers or footers", "1 passage of hidden text", "1 picture without a text", "1 deleted passage",
+        "1 passage of hidden text", "1 picture without a text", "1 deleted passage",
         "1 embedded object",
     ]  # fmt: skip
 
@@ -405,3 +443,11 @@ def test_rich_text_is_known_by_its_beginning() -> None:
 @pytest.mark.parametrize("piece", [b"{", rb"{\super 1}", rb"{\footnote x", rb"\'e4", rb"\ansicpg1252{", rb"\cell"])
 def test_hostile_rich_text_takes_no_time(piece: bytes) -> None:
     assert isinstance(rtf(b"begin" + piece * 5000).text, str)
+
+
+def test_margins_and_what_is_struck_out_in_rich_text() -> None:
+    page = rb"{\field{\*\fldinst PAGE}{\fldrslt 1}}"
+    margins = rb"{\header Offer 77\par}{\headerf Offer 77\par}{\footer " + page + rb"\par}{\footerf low\par}"
+    text = rtf(margins + rb"The fee is {\strike 50} \strike 45\strike0  40\par")
+    assert text.text == "Offer 77\n\nThe fee is ~~50~~ ~~45~~ 40\n\nlow"
+    assert losses(text) == []

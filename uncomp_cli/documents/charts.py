@@ -3,6 +3,7 @@
 A chart keeps what it draws in a cache, with the format that its numbers are shown in.
 """
 
+import re
 from collections.abc import Sequence
 
 from uncomp_cli.documents.display import GENERAL, display
@@ -10,6 +11,12 @@ from uncomp_cli.documents.grid import Cell, table_lines
 from uncomp_cli.documents.parts import Node
 
 _MOST_POINTS = 10_000
+_FILE_NAME = re.compile(r"\.\w{3,4}$")
+
+
+def is_said(words: str) -> bool:
+    """Whether the words about a picture tell of it: one word, or the name of a file, is what programs write."""
+    return " " in words and _FILE_NAME.search(words) is None
 
 
 def paragraphs(root: Node, within: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from uncomp_cli.documents.grid import Cell, table_lines
 from uncomp_cli.documents.superscripts import clean, lowered, raised, resolve
-from uncomp_cli.documents.text import HIDDEN, MARGIN, OBJECT, PICTURE, Text, Wishes, Words, counted
+from uncomp_cli.documents.text import HIDDEN, OBJECT, PICTURE, STRUCK, Text, Wishes, Words, counted, running
 from uncomp_cli.errors import DocumentError
 
 _TOKEN = re.compile(
@@ -51,6 +51,7 @@ class _State:
     page: str = ""
     shift: int = 0
     hidden: bool = False
+    struck: bool = False
 
 
 def read(data: bytes, wishes: Wishes) -> Text:
@@ -77,6 +78,7 @@ class _Walk:
         self._asides: list[tuple[str, list[str], list[str]]] = []
         self._notes: list[str] = []
         self._comments: list[str] = []
+        self._margins: dict[str, list[str]] = {"header": [], "footer": []}
         self._begin: int | None = None  # where in the line raised or lowered text began
         self._page = "cp1252"
         self._level = -1
@@ -108,7 +110,8 @@ class _Walk:
         self._end_table()
         comments = "\n".join(["Comments:", *self._comments]) if self._comments else ""
         body = re.sub(r"\n{3,}", "\n\n", "\n".join(self._lines)).strip()
-        return resolve("\n\n".join(filter(None, (body, "\n".join(self._notes), comments))))
+        heads, feet = map(running, self._margins.values())
+        return resolve("\n\n".join(filter(None, (*heads, body, *feet, "\n".join(self._notes), comments))))
 
     @property
     def _state(self) -> _State:
@@ -157,7 +160,9 @@ class _Walk:
             ended = self._states.pop()
             if ended.shift != self._state.shift:
                 self._shift(ended.shift)
-            if self._asides and ended.kind in ("note", "comment", "margin"):
+            if ended.struck != self._state.struck and not ended.skipped:
+                self._put(STRUCK)
+            if self._asides and ended.kind in ("note", "comment", *self._margins):
                 self._end_aside()
 
     def _word(self, word: str, number: int | None) -> None:
@@ -178,7 +183,7 @@ class _Walk:
             self.lost[_LOST[word]] += 1
             self._set(replace(self._state, skipped=True))
         elif word in _MARGINS:
-            self._begin_aside("margin")
+            self._begin_aside(word[:6])
 
     def _unicode(self, number: int) -> None:
         self._unread = self._state.substitutes
@@ -223,8 +228,15 @@ class _Walk:
             self._begin = len(self._line) if shift else None
             self._set(replace(self._state, shift=shift))
 
+    def _strike(self, struck: bool) -> None:
+        if struck != self._state.struck and not self._state.skipped:
+            self._flush()
+            self._put(STRUCK)
+            self._set(replace(self._state, struck=struck))
+
     def _plain_run(self) -> None:
         self._raise(0)
+        self._strike(False)
         self._set(replace(self._state, hidden=False))
 
     # --- paragraphs, notes, tables
@@ -278,7 +290,7 @@ class _Walk:
         elif kind == "comment" and said:
             self._comments.append(f"- {said}")
         elif said:
-            self.lost[MARGIN] += 1
+            self._margins[kind].append(said)
 
 
 def _label(found: re.Match[str]) -> str:
@@ -305,6 +317,7 @@ _ACTIONS: dict[str, Callable[[_Walk, int], None]] = {
     "f": lambda walk, number: walk._choose_font(number),
     "fcharset": lambda walk, number: walk._charset(number),
     "v": lambda walk, number: walk._set(replace(walk._state, hidden=number != 0)),
+    **dict.fromkeys(("strike", "striked"), lambda walk, number: walk._strike(number != 0)),
     "super": lambda walk, number: walk._raise(1 if number else 0),
     "sub": lambda walk, number: walk._raise(-1 if number else 0),
     "up": lambda walk, number: walk._raise(1 if number else 0),

@@ -4,22 +4,26 @@ Shapes come in the file's order, which is mostly the order of reading; the title
 number, the date) is left out; footers, pictures, films and embedded objects are losses, as are hidden slides.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from uncomp_cli.documents.archive import Archive
-from uncomp_cli.documents.charts import chart_text, paragraphs
+from uncomp_cli.documents.charts import chart_text, is_said, paragraphs
+from uncomp_cli.documents.enumeration import Level, Numbered
 from uncomp_cli.documents.equation import Equation
 from uncomp_cli.documents.markdown import Markdown
 from uncomp_cli.documents.parts import Relation, relations, tree_of, walk_xml
 from uncomp_cli.documents.text import (
     CHART,
     FILM,
+    HIDDEN,
     HIDDEN_SLIDE,
     MARGIN,
     OBJECT,
     PICTURE,
     SOUND,
+    STRUCK,
     Text,
     Wishes,
     Words,
@@ -32,6 +36,11 @@ _KIND = "PowerPoint presentation"
 _TITLES = ("title", "ctrTitle")
 _REPEATED = ("sldNum", "dt", "ftr", "hdr", "sldImg")
 _LISTS = ("body", "obj", "")
+_DEPTH_OF_NAMES = 3  # of `cNvPr` in a shape: its properties, itself
+_NUMBERED = re.compile(r"(arabic|alphaLc|alphaUc|romanLc|romanUc)(?:Db)?(Period|ParenR|ParenBoth|Plain)?")
+_KINDS = {"arabic": "1", "alphaLc": "a", "alphaUc": "A", "romanLc": "i", "romanUc": "I"}
+_PATTERNS = {"Period": "%{}.", "ParenR": "%{})", "ParenBoth": "(%{})", "Plain": "%{}", "": "%{}."}
+_COUNTED = "%"  # of a paragraph whose number is counted when it has text
 _LOST = {"pic": PICTURE, "videoFile": FILM, "audioFile": SOUND, "oleObj": OBJECT, "ftr": MARGIN}
 
 
@@ -103,10 +112,13 @@ class _Shapes:
         self._role: str | None = None
         self._skipped = self._list = self._scripts = 0
         self._in_text = self._in_table = self._first_row = self._item = False
+        self._label: str | None = None  # of the paragraph: a number, `-` for a point; None where its place says it
+        self._numbers = Numbered()
+        self._struck = self._is_picture = self._hides = self._hid_words = False
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
         """An element begins."""
-        if self._skipped or tag in ("Fallback", "bldLst", "timing", "transition"):
+        if self._skipped or tag in ("Fallback", "bldLst", "timing", "transition", "lstStyle"):
             self._skipped += 1
         elif self._equation is not None:
             self._equation.start(tag, attributes)
@@ -114,12 +126,14 @@ class _Shapes:
             self._equation = Equation()
         elif tag in _LOST:
             self._lost[_LOST[tag]] += 1
+            self._is_picture = tag == "pic"
         elif (begin := _STARTS.get(tag)) is not None:
             begin(self, attributes)
 
     def data(self, text: str) -> None:
         """Text."""
         if self._skipped:
+            self._hid_words = self._hid_words or not text.isspace()
             return
         if self._equation is not None:
             self._equation.write(text)
@@ -130,6 +144,8 @@ class _Shapes:
         """It ends."""
         if self._skipped:
             self._skipped -= 1
+            self._lost[HIDDEN] += self._hides and self._hid_words and not self._skipped
+            self._hides = self._hides and self._skipped > 0
         elif self._equation is not None and tag == "oMath":
             formula, self._equation = self._equation.text(), None
             if self._out is not None:
@@ -145,13 +161,22 @@ class _Shapes:
         self.hidden = attributes.get("show") in ("0", "false")
 
     def _shape(self, _: Mapping[str, str]) -> None:
-        self._role, self._out = None, Markdown()
+        self._role, self._out, self._is_picture = None, Markdown(), False
+        self._numbers = Numbered()
 
     def _named(self, attributes: Mapping[str, str]) -> None:
-        """A shape's alternative text, where it is one of words and not the name of a file."""
-        said = attributes.get("descr", "").strip()
-        if self._out is None and " " in said:
-            self.texts.append(f"[picture: {' '.join(said.split())}]")
+        """A shape's alternative text, where it is one of words and not the name of a file; whether it is shown."""
+        if attributes.get("hidden") in ("1", "true"):
+            self._skipped, self._hides, self._hid_words, self._out = _DEPTH_OF_NAMES, True, False, None
+            return
+        said = " ".join(attributes.get("descr", "").split())
+        if self._out is None and is_said(said):
+            self.texts.append(f"[picture: {said}]")
+            self._lost[PICTURE] -= self._is_picture
+        self._is_picture = False
+
+    def _container(self, _: Mapping[str, str]) -> None:
+        self._is_picture = False
 
     def _placeholder(self, attributes: Mapping[str, str]) -> None:
         self._role = attributes.get("type", "")
@@ -185,20 +210,45 @@ class _Shapes:
         """A paragraph's properties: in a list of points it is an item."""
         level = attributes.get("lvl", "0")
         self._list = int(level) if len(level) == 1 and level in "012345678" else 0
+        self._label = None
+
+    def _numbered(self, attributes: Mapping[str, str]) -> None:
+        """The paragraph is numbered: what stands before it is nowhere in the file."""
+        kind = _NUMBERED.match(attributes.get("type", ""))
+        start = attributes.get("startAt", "1")
+        if kind is not None and self._list not in self._numbers.levels:
+            begin = int(start) if start.isdecimal() and len(start) < 6 else 1
+            pattern = _PATTERNS[kind[2] or ""].format(self._list + 1)
+            self._numbers.levels[self._list] = Level(_KINDS[kind[1]], pattern, begin)
+        self._label = _COUNTED if kind is not None else None
+
+    def _point(self, _: Mapping[str, str]) -> None:
+        self._label = "-"
+
+    def _no_point(self, _: Mapping[str, str]) -> None:
+        self._label = ""
 
     def _run(self, _: Mapping[str, str]) -> None:
         if self._out is not None and not self._item:
             self._item = True
-            if self._role in _LISTS and not self._flat and not self._in_table:
-                self._out.open_item("  " * self._list + "-")
+            label = self._label if self._label is not None else "-" * (self._role in _LISTS)
+            label = (self._numbers.label(self._list) or "") if label == _COUNTED else label
+            if label in ("", "-"):
+                self._numbers.levels.pop(self._list, None)
+            self._label = label if not self._flat and not self._in_table else ""
+            if self._label:
+                self._out.open_item("  " * self._list + label)
+            elif label not in ("", "-"):
+                self._out.write(f"{label} ")
             self._list = 0
 
     def _end_paragraph(self) -> None:
         if self._out is not None:
             self._close_script()
-            if self._item and self._role in _LISTS and not self._flat and not self._in_table:
+            if self._item and self._label:
                 self._out.close_item()
             self._out.block()
+            self._label = None
 
     def _properties(self, attributes: Mapping[str, str]) -> None:
         """A run's properties: raised or lowered text."""
@@ -206,11 +256,17 @@ class _Shapes:
         if self._out is not None and shift.rstrip("%") not in ("0", ""):
             self._scripts = -1 if shift.startswith("-") else 1
             self._out.open_script()
+        if self._out is not None and attributes.get("strike", "noStrike") != "noStrike":
+            self._struck = True
+            self._out.write(STRUCK)
 
     def _close_script(self) -> None:
         if self._out is not None and self._scripts:
             self._out.close_script(low=self._scripts < 0)
             self._scripts = 0
+        if self._out is not None and self._struck:
+            self._out.write(STRUCK)
+            self._struck = False
 
     def _text(self, _: Mapping[str, str]) -> None:
         self._in_text = True
@@ -254,10 +310,13 @@ _STARTS = {
     "sld": _Shapes._slide, "sp": _Shapes._shape, "cxnSp": _Shapes._shape, "cNvPr": _Shapes._named,
     "ph": _Shapes._placeholder, "chart": _Shapes._chart, "p": _Shapes._paragraph, "pPr": _Shapes._level,
     "r": _Shapes._run, "fld": _Shapes._run, "rPr": _Shapes._properties, "t": _Shapes._text, "br": _Shapes._break,
-    "tbl": _Shapes._table, "tr": _Shapes._row, "tc": _Shapes._cell,
+    "tbl": _Shapes._table, "tr": _Shapes._row, "tc": _Shapes._cell, "buAutoNum": _Shapes._numbered,
+    **dict.fromkeys(("buChar", "buBlip"), _Shapes._point), "buNone": _Shapes._no_point,
+    **dict.fromkeys(("grpSp", "graphicFrame"), _Shapes._container),
 }  # fmt: skip
 _ENDS = {
-    "sp": _Shapes._end_shape, "cxnSp": _Shapes._end_shape, "p": _Shapes._end_paragraph, "r": _Shapes._close_script,
+    "sp": _Shapes._end_shape, "cxnSp": _Shapes._end_shape, "p": _Shapes._end_paragraph,
+    **dict.fromkeys(("r", "fld", "br"), _Shapes._close_script),
     "t": _Shapes._end_text, "tr": _Shapes._end_row, "tbl": _Shapes._end_table,
 }  # fmt: skip
 

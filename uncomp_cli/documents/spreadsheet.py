@@ -12,6 +12,7 @@ from io import BytesIO
 from typing import Any
 
 from uncomp_cli.documents.archive import Archive, damaged
+from uncomp_cli.documents.charts import is_said
 from uncomp_cli.documents.display import GENERAL, built_in, display
 from uncomp_cli.documents.ledger import Row, letters, lines_of, place_name
 from uncomp_cli.documents.packages import package
@@ -311,11 +312,19 @@ def _comments(archive: Archive, part: str) -> Iterator[tuple[str, str]]:
 def _drawn(archive: Archive, part: str, sheet: _Sheet) -> list[str]:
     words = []
     for element in _elements(archive, part, "twoCellAnchor", "oneCellAnchor", "absoluteAnchor"):
-        sheet.unseen[PICTURE] += sum(1 for _ in element.iter("{*}pic"))
+        told = [_told(picture) for picture in element.iter("{*}pic")]
+        sheet.unseen[PICTURE] += told.count("")
+        words += [f"[picture: {said}]" for said in told if said]
         sheet.unseen[CHART] += sum(1 for _ in element.iter("{*}chart"))
         paragraphs = ("".join(t.text or "" for t in p.iter("{*}t")).strip() for p in element.iter("{*}p"))
         words += ["\n".join(filter(None, paragraphs))]
     return [text for text in words if text]
+
+
+def _told(picture: Any) -> str:
+    """What is said of a picture, if that is not the name of a file."""
+    said = " ".join(next((e.get("descr") or "" for e in picture.iter("{*}cNvPr")), "").split())
+    return said if is_said(said) else ""
 
 
 def _losses(sheet: _Sheet) -> Iterator[Loss]:
