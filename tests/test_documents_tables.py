@@ -500,3 +500,33 @@ def test_hidden_columns_of_an_open_workbook_are_said() -> None:
     text = extract(make_ods(f"<table:table table:name='S'>{hidden}{rows}</table:table>"), suffix=".ods")
     assert "secret" not in text.text
     assert losses(text) == ["2 cells in hidden columns"]
+
+
+def test_raised_hidden_and_merged_cells_of_an_open_workbook() -> None:
+    """A style may be based on one that comes later."""
+
+    def cell(text: str, more: str = "") -> str:
+        return f"<table:table-cell {more}><text:p>{text}</text:p></table:table-cell>"
+
+    def style(name: str, properties: str, parent: str = "") -> str:
+        based = f"style:parent-style-name='{parent}'" if parent else ""
+        return f"<style:style style:name='{name}' {based}><style:text-properties {properties}/></style:style>"
+
+    styles = style("T", "", "U") + style("U", "style:text-position='33% 58%'") + style("H", "text:display='none'")
+    power = "10<text:span text:style-name='T'>7</text:span><text:span text:style-name='H'>secret</text:span>"
+    covered = "<table:covered-table-cell/>"
+    rows = [
+        cell("Region") + cell("2023", "table:number-columns-spanned='2'") + covered,
+        cell("") + cell("Q1") + cell("Q2"),
+        cell("North", "table:number-rows-spanned='2'") + cell(power) + cell("2"),
+        covered + cell("3") + cell("4"),
+    ]
+    body = "".join(f"<table:table-row>{row}</table:table-row>" for row in rows)
+    text = extract(make_ods(f"<table:table table:name='S'>{body}</table:table>", styles=styles), suffix=".ods")
+    assert text.text.split("\n") == [
+        "| Region | 2023 Q1 | 2023 Q2 |",
+        "| --- | --- | --- |",
+        "| North | 10^7 | 2 |",
+        "| North | 3 | 4 |",
+    ]
+    assert losses(text) == ["1 passage of hidden text"]

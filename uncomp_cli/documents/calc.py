@@ -5,9 +5,10 @@ from typing import ClassVar
 
 from uncomp_cli.documents.display import general
 from uncomp_cli.documents.enumeration import count_of
-from uncomp_cli.documents.ledger import Row, letters, lines_of, place_name
+from uncomp_cli.documents.ledger import Row, letters, lines_of, merged, place_name
 from uncomp_cli.documents.styled import Styled
-from uncomp_cli.documents.text import HIDDEN_CELL, HIDDEN_ROW, HIDDEN_SHEET, UNCALCULATED
+from uncomp_cli.documents.superscripts import clean, lowered, raised, resolve
+from uncomp_cli.documents.text import HIDDEN_CELL, HIDDEN_ROW, HIDDEN_SHEET, STRUCK, UNCALCULATED
 
 _MOST_COLUMNS = 16_384
 _MOST_CELLS = 4_000_000
@@ -30,13 +31,17 @@ class Sheets(Styled):
         self._row_repeats = self._cell_repeats = 1
         self._is_hidden = self._is_formula = False
         self._hidden_columns: set[int] = set()
+        self._merged: list[tuple[int, int, int, int]] = []
+        self._spans: list[tuple[int, str, bool]] = []  # where each began, and its look
         self._described = 0  # columns of the sheet, so far
         self._spare = _MOST_CELLS
 
     def data(self, text: str) -> None:
         """Text: only paragraphs have any."""
-        if self._paragraphs and not self.skipped:
-            self._texts[-1].append(text)
+        if self.skipped:
+            self.hidden(text)
+        elif self._paragraphs:
+            self._texts[-1].append(clean(text))
 
     def parts(self) -> list[tuple[str, str]]:
         """The lines of all sheets; their names above them where there are several."""
@@ -45,14 +50,17 @@ class Sheets(Styled):
 
     def _sheet(self, attributes: Mapping[str, str]) -> None:
         self._name, self._rows, self._comments, self._number = attributes.get("name", ""), [], [], 0
-        self._hidden_columns, self._described = set(), 0
+        self._hidden_columns, self._described, self._merged = set(), 0, []
         if self.style(attributes, "display") == "false":
             self.lost[HIDDEN_SHEET] += 1
             self.skipped = 1
 
     def _end_sheet(self) -> None:
         prefix = place_name(self._name)
-        lines = [(f"{prefix}!{letters(line.column)}{line.number}", line.text) for line in lines_of(self._rows)]
+        lines = [
+            (f"{prefix}!{letters(line.column)}{line.number}", line.text)
+            for line in lines_of(merged(self._rows, self._merged))
+        ]
         notes = [(prefix, "\n".join(["\nComments:", *self._comments]))] * bool(self._comments)
         if lines or notes:
             self._lines += [(prefix, f"{_NAME_LINE}{self._name}\n"), *lines, *notes]
@@ -86,10 +94,13 @@ class Sheets(Styled):
         self._column += 1
         self._cell_repeats = count_of(attributes, "number-columns-repeated")
         self._value, self._is_formula = _value(attributes), "formula" in attributes
+        columns, rows = (count_of(attributes, f"number-{name}-spanned") for name in ("columns", "rows"))
+        if columns > 1 or rows > 1:
+            self._merged.append((self._number, self._column, self._number + rows - 1, self._column + columns - 1))
         self._texts[-1].clear()
 
     def _end_cell(self) -> None:
-        shown = "".join(self._texts[-1]).strip() or self._value
+        shown = resolve("".join(self._texts[-1]).strip()) or self._value
         if shown:
             last = self._column + min(self._cell_repeats, max(1, _MOST_COLUMNS - self._column), max(1, self._spare))
             self._spare -= last - self._column - 1
@@ -104,6 +115,20 @@ class Sheets(Styled):
 
     def _end_paragraph(self) -> None:
         self._paragraphs -= 1
+
+    def _span(self, attributes: Mapping[str, str]) -> None:
+        if self.is_hidden(attributes):
+            self.hide()
+        else:
+            self._spans.append((len(self._texts[-1]), *self.look(attributes)))
+
+    def _end_span(self) -> None:
+        begin, moved, is_struck = self._spans.pop()
+        texts = self._texts[-1]
+        content, alone = "".join(texts[begin:]), not "".join(texts[:begin]).strip()
+        if moved:
+            content = lowered(content) if moved == "low" else raised(content, alone=alone, linked=False)
+        texts[begin:] = [f"{STRUCK}{content}{STRUCK}" if is_struck and content.strip() else content]
 
     def _space(self, _: Mapping[str, str]) -> None:
         self._texts[-1].append(" ")
@@ -121,14 +146,15 @@ class Sheets(Styled):
     starts: ClassVar = {
         "style": Styled.new_style, "table-properties": Styled.properties, "table": _sheet, "table-row": _row,
         "table-column": _columns,
-        "table-cell": _cell, "covered-table-cell": _cell, "p": _paragraph, "s": _space, "tab": _space,
+        "table-cell": _cell, "covered-table-cell": _cell, "p": _paragraph, "span": _span,
+        "text-properties": Styled.properties, "s": _space, "tab": _space,
         "line-break": _break, "annotation": _comment,
         "title": Styled.skip, "desc": Styled.skip, "header": Styled.skip, "footer": Styled.skip,
         "shapes": Styled.skip,
     }  # fmt: skip
     ends: ClassVar = {
         "table": _end_sheet, "table-row": _end_row, "table-cell": _end_cell, "covered-table-cell": _end_cell,
-        "p": _end_paragraph, "annotation": _end_comment,
+        "p": _end_paragraph, "span": _end_span, "annotation": _end_comment,
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ column lies between two headers. How rows are written was measured (benchmarks/f
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,6 +18,7 @@ _NUMBER = re.compile(
 )
 _YEAR = re.compile(r"(?:1[89]|20|21)\d\d")
 _LONGEST_NAME = 120
+_SPARE_CELLS = 100_000  # in which merged cells stand again
 _MOST_HEADERS = 4
 MOST_ROWS_BELOW_A_HEADER = 12
 """Longer tables have the names in every row: in 24 rows a model finds cells so that it does not below one header."""
@@ -65,6 +66,24 @@ def lines_of(rows: Sequence[Row]) -> Iterator[Line]:
             yield Line(line.number, line.column, blank + line.text)
             blank = ""
         blank = "\n"
+
+
+def merged(rows: Iterable[Row], spans: Iterable[tuple[int, int, int, int]]) -> list[Row]:
+    """The rows in order, a merged cell in each row and column that it spans; a title alone in its row once.
+
+    `spans` are the first row and column, and the last row and column of each.
+    """
+    cells, spare = {row.number: row.cells for row in rows}, _SPARE_CELLS
+    for top, left, bottom, right in spans:
+        text = cells.get(top, {}).get(left)
+        alone = bottom == top and len(cells.get(top, {})) == 1
+        spare -= (bottom - top + 1) * (right - left + 1)
+        if text is None or alone or spare < 0:
+            continue
+        for number in range(top, bottom + 1):
+            if number in cells:
+                cells[number] = {**dict.fromkeys(range(left, right + 1), text), **cells[number]}
+    return [Row(number, found) for number, found in sorted(cells.items())]
 
 
 def _line(row: Row, text: str) -> Line:

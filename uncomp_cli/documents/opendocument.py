@@ -125,7 +125,7 @@ class _Words(Styled):
         self._texts += 1
         level = count_of(attributes, "outline-level")
         self._outs[-1].open_heading(min(level, 6))
-        named = self.styles.get(attributes.get("style-name", ""), {}).get("list-style-name")
+        named = self.style(attributes, "list-style-name") if "style-name" in attributes else None
         if not self._lists and named is None and attributes.get("is-list-header") != "true":
             label = self._lists.heading_label(level - 1)
             self._outs[-1].write(f"{label} " if label else "")
@@ -143,9 +143,7 @@ class _Words(Styled):
         if self.is_hidden(attributes):
             self.hide()
             return
-        position = self.style(attributes, "text-position").split(" ")[0]
-        moved = "" if position in ("", "0%") else "low" if position.startswith(("sub", "-")) else "high"
-        is_struck = self.style(attributes, "text-line-through-style") not in ("", "none")
+        moved, is_struck = self.look(attributes)
         self._spans.append((moved, is_struck))
         if is_struck:
             self._outs[-1].write(STRUCK)

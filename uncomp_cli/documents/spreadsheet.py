@@ -14,7 +14,7 @@ from typing import Any
 from uncomp_cli.documents.archive import Archive, damaged
 from uncomp_cli.documents.charts import is_said
 from uncomp_cli.documents.display import GENERAL, built_in, display
-from uncomp_cli.documents.ledger import Row, letters, lines_of, place_name
+from uncomp_cli.documents.ledger import Row, letters, lines_of, merged, place_name
 from uncomp_cli.documents.packages import package
 from uncomp_cli.documents.parts import Node, Relation, relations, tree_of
 from uncomp_cli.documents.superscripts import clean, lowered, raised, resolve
@@ -40,7 +40,6 @@ _CONTROL = re.compile(r"_x([0-9A-Fa-f]{4})_")
 _PRINTED = [f"{pages}{place}" for pages in ("odd", "even", "first") for place in ("Header", "Footer")]
 _PRINT_CODE = re.compile(r'&(?:[A-Z]|\d+|K[0-9A-F]{6}|"[^"]*")|[\d/ ]')
 _LAST_COLUMN = 16_384
-_SPARE_CELLS = 100_000
 _SHOWN_PLACES = 6
 _PRINTED_LINE = ("print header", "print headers")
 _CELL_OF_NOTHING = ("cell that its format hides", "cells that their format hides")
@@ -188,7 +187,6 @@ def _sheet(book: _Book, part: str, name: str, losses: list[Loss], *, several: bo
             sheet.merged += _range(element.get("ref", ""))
         elif tag in _PRINTED:
             sheet.unseen[_PRINTED_LINE] += bool(_PRINT_CODE.sub("", element.text or "").strip())
-    _fill_merged(sheet)
     prefix = place_name(name)
     notes = [*_attached(book.archive, part, sheet)]
     lines = [(f"{prefix}!{letters(line.column)}{line.number}", line.text) for line in _lines(sheet)]
@@ -200,7 +198,7 @@ def _sheet(book: _Book, part: str, name: str, losses: list[Loss], *, several: bo
 
 
 def _lines(sheet: _Sheet) -> Iterator[Any]:
-    return lines_of([Row(number, cells) for number, cells in sorted(sheet.rows.items())])
+    return lines_of(merged([Row(number, cells) for number, cells in sheet.rows.items()], sheet.merged))
 
 
 def _take_row(book: _Book, sheet: _Sheet, row: Any) -> None:
@@ -259,20 +257,6 @@ def _range(reference: str) -> list[tuple[int, int, int, int]]:
         return []
     (left, top), (right, bottom) = ((_number(corner[1]), int(corner[2])) for corner in corners if corner)
     return [(top, left, bottom, right)]
-
-
-def _fill_merged(sheet: _Sheet) -> None:
-    """Write a merged cell in each row and column that it spans; a title that stands alone in its row once."""
-    spare = _SPARE_CELLS
-    for top, left, bottom, right in sheet.merged:
-        text = sheet.rows.get(top, {}).get(left)
-        alone = bottom == top and len(sheet.rows.get(top, {})) == 1
-        spare -= (bottom - top + 1) * (right - left + 1)
-        if text is None or alone or spare < 0:
-            continue
-        for number in range(top, bottom + 1):
-            if number in sheet.rows:
-                sheet.rows[number] = dict.fromkeys(range(left, right + 1), text) | sheet.rows[number]
 
 
 def _integer(text: str | None, default: int) -> int:

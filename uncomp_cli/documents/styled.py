@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from uncomp_cli.documents.text import DELETED, FILM, HIDDEN, OBJECT, PICTURE, Words
 
 _PROPERTIES = ("text-position", "display", "visibility", "text-line-through-style")
+_PARENT, _LONGEST_CHAIN = "parent-style-name", 32
 _UNSEEN = frozenset(("forms", "settings", "scripts", "meta", "table-source", "tracked-changes"))
 _LOST: dict[str, Words] = {
     "image": PICTURE,
@@ -55,9 +56,8 @@ class Styled:
             finish(self)
 
     def new_style(self, attributes: Mapping[str, str]) -> None:
-        """A style, which begins with what its parent says."""
-        self._style = dict(self.styles.get(attributes.get("parent-style-name", ""), {}))
-        self._style |= {name: attributes[name] for name in ("list-style-name",) if name in attributes}
+        """A style; its parent may come later."""
+        self._style = {name: attributes[name] for name in ("list-style-name", _PARENT) if name in attributes}
         self.styles[attributes.get("name", "")] = self._style
 
     def properties(self, attributes: Mapping[str, str]) -> None:
@@ -65,8 +65,19 @@ class Styled:
         self._style |= {name: attributes[name] for name in _PROPERTIES if name in attributes}
 
     def style(self, attributes: Mapping[str, str], name: str) -> str:
-        """What an element's style says."""
-        return self.styles.get(attributes.get("style-name", ""), {}).get(name, "")
+        """What an element's style says, or else those that it is based on, which may be in a ring."""
+        style = self.styles.get(attributes.get("style-name", ""), {})
+        for _ in range(_LONGEST_CHAIN):
+            if name in style or _PARENT not in style:
+                break
+            style = self.styles.get(style[_PARENT], {})
+        return style.get(name, "")
+
+    def look(self, attributes: Mapping[str, str]) -> tuple[str, bool]:
+        """Whether text stands `high`, `low` or in the line (""), and whether it is struck out."""
+        position = self.style(attributes, "text-position").split(" ")[0]
+        moved = "" if position in ("", "0%") else "low" if position.startswith(("sub", "-")) else "high"
+        return moved, self.style(attributes, "text-line-through-style") not in ("", "none")
 
     def hide(self) -> None:
         """Leave this element out, which is not shown; it is a loss if it has words."""
