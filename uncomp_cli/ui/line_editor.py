@@ -29,7 +29,10 @@ from prompt_toolkit.completion import Completion, DummyCompleter, get_common_com
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input import Input, create_input
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
+from prompt_toolkit.input.vt100 import Vt100Input
+from prompt_toolkit.input.vt100_parser import Vt100Parser
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import ColorDepth, create_output
@@ -44,6 +47,7 @@ from uncomp_cli.ui.interrupts import Interrupts
 GRACE_S = 0.5  # a Ctrl-C this soon behind a new prompt does not leave
 MENU_LINES = 6  # taken below the line while Tab's menu is open
 OWNER_ONLY = 0o600
+_PASTED = "\x1b[201~"  # behind a paste
 STYLE = Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack"})
 
 
@@ -64,6 +68,7 @@ class LineEditor:
         self.leaves_from_s = self.next_leaves_from_s = -math.inf
         self.history: History = InMemoryHistory() if history is None else PrivateHistory(history)
         self.session: PromptSession[str] = PromptSession(
+            input=_quick_input(),
             output=create_output(stdout=sys.stderr),
             history=self.history,
             completer=DummyCompleter(),  # Tab has a binding of its own, but without one no room is made for its menu
@@ -137,6 +142,33 @@ class LineEditor:
         """A history that cannot be kept is told once, after the prompt: the chat goes on without it."""
         if isinstance(self.history, PrivateHistory) and (problem := self.history.take_problem()):
             self.terminal.warn(problem)
+
+
+class PasteParser(Vt100Parser):
+    """Makes keys of what is typed; a paste, which comes in pieces, is searched for its end once and not a piece."""
+
+    def reset(self, request: bool = False) -> None:
+        """Begin anew."""
+        self._pieces, self._tail = list[str](), ""
+        super().reset(request)
+
+    def feed(self, data: str) -> None:
+        """Take what has come."""
+        if self._in_bracketed_paste:
+            self._pieces.append(data)
+            end = self._tail + data
+            self._tail = end[1 - len(_PASTED) :]
+            if _PASTED not in end:
+                return
+            data, self._pieces, self._tail = "".join(self._pieces), [], ""
+        super().feed(data)
+
+
+def _quick_input() -> Input:
+    made = create_input()
+    if isinstance(made, Vt100Input):
+        made.vt100_parser = PasteParser(made.vt100_parser.feed_key_callback)
+    return made
 
 
 def _key_bindings(candidates: Callable[[str], Sequence[str]], editor: LineEditor) -> KeyBindings:
