@@ -530,3 +530,9 @@ def test_raised_hidden_and_merged_cells_of_an_open_workbook() -> None:
         "| North | 3 | 4 |",
     ]
     assert losses(text) == ["1 passage of hidden text"]
+
+
+def test_a_line_that_names_the_delimiter_is_no_row() -> None:
+    text = extract(b"sep=;\na;b\n1,5;2,5\n", suffix=".csv")
+    assert text.text == "| a | b |\n| --- | --- |\n| 1,5 | 2,5 |"
+    assert [place.name for place in text.places] == ["r2", "r3"]

@@ -35,7 +35,7 @@ def read(data: bytes, wishes: Wishes) -> Text:
     delimiter = _delimiter(plain.text)
     if not delimiter:
         return plain
-    rows = _rows(plain.text, delimiter)
+    rows = _rows(plain.text, delimiter)[_names_delimiter(plain.text) :]
     parts = ((f"r{line.number}", line.text) for line in lines_of(rows))
     text, places = joined(parts, between="\n")
     return replace(plain, text=text, places=places)
@@ -52,11 +52,15 @@ def _rows(text: str, delimiter: str) -> list[Row]:
     return rows
 
 
+def _names_delimiter(text: str) -> bool:
+    """Whether the first line is no row, and says which delimiter the others have."""
+    return text[:4].lower() == "sep=" and text[4:5] != "" and text[4] in _DELIMITERS
+
+
 def _delimiter(text: str) -> str:
     """What parts the cells; "" where nothing does."""
-    said = text[:6].lower()
-    if said.startswith("sep=") and said[4:5] in _DELIMITERS:
-        return said[4:5]
+    if _names_delimiter(text):
+        return text[4]
     sample = _QUOTED.sub("", text[:_SAMPLE_CHARS])
     if len(text) > _SAMPLE_CHARS:
         sample = sample[: sample.rfind("\n") + 1] or sample
