@@ -80,7 +80,8 @@ class AskOptions:
         option(
             "--pin",
             setting=False,
-            help="Lines or pages that are never dropped from the cache: notes.md:10-40, report.pdf:p3; repeatable.",
+            help="Lines or pages that are never dropped from the cache: notes.md:10-40, report.pdf:p3 (the third "
+            "in the file, whatever number is printed on it); repeatable.",
             metavar="FILE:LINES",
             panel=TRUST_PANEL,
         ),

@@ -130,8 +130,8 @@ class _Reading:
             self._lose(number, "page that cannot be read")
             return ""
         text = page_text(self._glyphs(text_page.raw, number), values)
-        self._count_pictures(page, number, has_text=bool(text))
-        self._find_shapeless(page.raw, number)
+        if self._find_shapeless(page.raw, number) & {self._raw.FPDF_PAGEOBJ_IMAGE, self._raw.FPDF_PAGEOBJ_FORM}:
+            self._count_pictures(page, number, has_text=bool(text))
         text_page.close()
         page.close()
         shown = " ".join(text.split())
@@ -284,14 +284,18 @@ class _Reading:
             if min(right - left, top - bottom) >= _PICTURE_POINTS and has_text and not scan:
                 self._lose(number, "picture")
 
-    def _find_shapeless(self, page: Any, number: int) -> None:
-        """Texts whose font is not in the file, and is replaced by one without their signs: PDFium leaves them out."""
-        raw = self._raw
+    def _find_shapeless(self, page: Any, number: int) -> set[int]:
+        """Texts whose font is not in the file, and is replaced by one without their signs: PDFium leaves them out.
+
+        Returns the kinds of what is on the page.
+        """
+        raw, kinds = self._raw, set[int]()
         edges = [ctypes.c_float() for _ in range(4)]
         at = [ctypes.byref(edge) for edge in edges]
         for i in range(raw.FPDFPage_CountObjects(page)):
             item = raw.FPDFPage_GetObject(page, i)
-            if raw.FPDFPageObj_GetType(item) != raw.FPDF_PAGEOBJ_TEXT or not raw.FPDFPageObj_GetBounds(item, *at):
+            kinds.add(kind := raw.FPDFPageObj_GetType(item))
+            if kind != raw.FPDF_PAGEOBJ_TEXT or not raw.FPDFPageObj_GetBounds(item, *at):
                 continue
             font = raw.FPDFTextObj_GetFont(item)
             if raw.FPDFFont_GetIsEmbedded(font) == 0:
@@ -301,6 +305,7 @@ class _Reading:
                 has_shape = edges[2].value > edges[0].value
                 self._drawn[family].add(has_shape)
                 self._shapeless += [] if has_shape else [(family, number)]
+        return kinds
 
 
 def _wide(fill: Any) -> str:
