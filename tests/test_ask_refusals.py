@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from support.commands import two_lines
 from support.tiny import TRAINED_LENGTH
+from uncomp_cli.asking.pace import remember_pace, takes
 from uncomp_cli.cli.app import run
 from uncomp_cli.engine import engine
 from uncomp_cli.engine.read.reader import Reader
@@ -212,6 +214,33 @@ def test_several_texts_and_questions_too_are_refused_before_the_weights_are_load
     assert "ask the 2 documents by themselves with --each (about 3," in hint
     assert "--pin FILE:LINES what must stay" in hint
     assert f"leave out {tokens - TRAINED_LENGTH:,} tokens" in hint
+
+
+def test_what_the_ways_take_is_told_by_the_pace_of_the_last_reading(
+    refused: Refused, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    Path("notes.txt").write_text("x" * 3000)
+    Path("more.txt").write_text("y" * 3000)
+    asked = about("-f", "more.txt", "-Q", "When?", model=tiny_model)
+    assert "at the pace" not in refused(*asked)[2]
+    usage = {"prompt_tokens": 900, "cached_tokens": 0}
+    remember_pace(str(tiny_model), {"usage": usage, "timing": {"prefill_tok_s": 10.0}})
+    remember_pace(str(tiny_model), {"usage": usage | {"cached_tokens": 890}, "timing": {"prefill_tok_s": 9999.0}})
+    hint = refused(*asked)[2]
+    times = re.findall(r"about (\d+:\d\d) at the pace of the last reading", hint)
+    assert len(times) == 2, hint
+    assert times[0] == times[1]
+
+
+def test_an_answer_leaves_its_pace(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    Path("notes.txt").write_text("x " * 400)
+    assert run(["ask", *about(model=tiny_model), "--max-new-tokens", "2"]) == 0
+    assert takes(str(tiny_model), 10**6).startswith("about ")
+    assert takes("another", 10**6) == ""
 
 
 def test_with_each_too_long_texts_are_told_one_by_one_before_the_weights_are_loaded(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.asking.events import Event, Foreseen, Noted
 from uncomp_cli.asking.material import blame, build_prompt, describe_files, join_documents, longest_read, pins_in
+from uncomp_cli.asking.pace import takes
 from uncomp_cli.asking.readout import SCHEMA_VERSION, held_bits
 from uncomp_cli.asking.request import Request, apart
 from uncomp_cli.asking.startup import during, fetch, planned_length, weigh
@@ -91,9 +92,19 @@ def _refusals(
         longest = round(lengths[0].tokens * max(map(_bytes, apart(documents))) / _bytes(documents))
         if longest < spec.trained_length:
             size = f"about {format_count(longest)} tokens at most, {format_bytes(spec.full_kv_bytes(longest))}"
+            whole = takes(request.model.name, lengths[0].tokens)
+            size += f"; all {whole}" if whole else ""
             others = f"ask the {count:,} documents by themselves with --each ({size}), "
     return [
-        too_long(spec, each.tokens, trained_length=trained, counted=each.counted, others=others) for each in lengths
+        too_long(
+            spec,
+            each.tokens,
+            trained_length=trained,
+            counted=each.counted,
+            others=others,
+            lasts=takes(request.model.name, each.tokens),
+        )
+        for each in lengths
     ]
 
 

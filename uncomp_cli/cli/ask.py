@@ -16,6 +16,7 @@ import typer
 
 from uncomp_cli.asking.account import budget_lines
 from uncomp_cli.asking.events import Began, Done, Event, Foreseen, Piece, Planned, Refused, Stopped, Thought
+from uncomp_cli.asking.pace import remember_pace
 from uncomp_cli.asking.pipeline import run, tell_apart
 from uncomp_cli.asking.readout import evidence_lines
 from uncomp_cli.asking.request import Request, parse_pin, saved_or_new
@@ -171,6 +172,8 @@ def ask(
     with Printer(terminal, as_json=request.as_json) as printer:
         _answer(request, terminal, printer)
     advise_model(terminal, request.model.name)
+    if printer.last is not None:
+        remember_pace(request.model.name, printer.last.record())
     if printer.last is not None and preset.name is None:
         advise_calibration(terminal, request.model.name, printer.last.record())
     raise typer.Exit(printer.exit_code)

@@ -87,19 +87,29 @@ def check_length(spec: ModelSpec, prompt: Prompt, *, trained_length: int | None 
 
 
 def too_long(
-    spec: ModelSpec, tokens: int, *, trained_length: int | None = None, counted: bool = True, others: str = ""
+    spec: ModelSpec,
+    tokens: int,
+    *,
+    trained_length: int | None = None,
+    counted: bool = True,
+    others: str = "",
+    lasts: str = "",
 ) -> DoesNotFitError:
-    """The refusal of a prompt of `tokens`, about so many where they were not `counted`; `others` are further ways."""
+    """The refusal of a prompt of `tokens`, about so many where they were not `counted`; `others` are further ways.
+
+    `lasts` says how long it would be read.
+    """
     trained = trained_length or spec.trained_length
     longer = spec.trained_length > trained
     extended = f", extended to {spec.trained_length:,}" if longer else ""
+    whole = ", ".join(part for part in (format_bytes(spec.full_kv_bytes(tokens)), lasts) if part)
     about, over = "" if counted else "about ", tokens - spec.trained_length
     cut = f"leave out {over:,} tokens and room for the answer with --truncate head, middle or tail"
     return DoesNotFitError(
         f"the prompt has {about}{tokens:,} tokens, the model was trained for {trained:,}{extended}",
         hint=f"use --rope auto, a larger factor or --context, {others}or {cut}"
         if longer
-        else f"read all of it with --rope auto (its KV cache is {format_bytes(spec.full_kv_bytes(tokens))}, --budget "
+        else f"read all of it with --rope auto (its KV cache is {whole}, --budget "
         f"keeps a part, --pin FILE:LINES what must stay), {others}{cut}, or read on with --rope plain, as a model that "
         "was not trained for it",
     )
