@@ -17,6 +17,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from tokenizers.pre_tokenizers import ByteLevel
 
 CONTEXT, ANSWER_TOKENS = 4096, 128
 
@@ -68,7 +69,8 @@ def make(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType) -> None:
     writer.add_file_type(2)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    tokens = [f"<{index}>" for index in range(shape.vocab)]
+    letters = sorted(ByteLevel.alphabet())  # so that a text has as many tokens as bytes
+    tokens = [*letters, *(f"<{index}>" for index in range(shape.vocab - len(letters)))]
     writer.add_token_list(tokens)
     writer.add_token_types([1] * shape.vocab)
     writer.add_token_merges([])

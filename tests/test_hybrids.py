@@ -1,5 +1,6 @@
 """Models whose layers attend or carry a state: asked as any other; nothing that is asked changes what was read."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from census import tiny_config
+from census import Case, tiny_config, tiny_model
 from support.chats import hold, make_talk
 from support.commands import start
-from support.families import assert_same, decode, full_plan, make_prompt, read, tokens
+from support.families import Rows, assert_same, decode, full_plan, make_prompt, read, tokens
 from support.tiny import TRAINED_LENGTH, VOCAB_SIZE, make_tiny_model
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cache.states import Place, States
@@ -210,3 +211,37 @@ def test_what_was_evicted_is_not_read_again_where_it_stood(engine: Engine) -> No
     """The states that it was read with are gone."""
     prompt = make_prompt(30, [4])
     assert not can_recall(read(engine.decoder, prompt, full_plan(engine.spec, prompt))[1].cache, engine.decoder)
+
+
+def test_rows_of_a_delta_rule_differ_by_what_a_last_bit_of_its_weights_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """qwen3_next over weights of 16 bits, as rows of a batch: 1.5e-4 from what it says in float64.
+
+    So are the stock model's logits, 1.4e-5 to 4.1e-4, when its weights are changed by a unit of their last place:
+    the order of sums is all that differs.
+    """
+    short = tiny_model(tiny_config("qwen3_next"))
+    for weight in short.parameters():
+        weight.copy_(weight.bfloat16().float())
+    monkeypatch.setattr("census.tiny_model", lambda config: short)
+    case, exact = Case(short.config), copy.deepcopy(short).double()
+    exact.set_experts_implementation("eager")  # the usual one is for float32 alone
+    contexts = [case.read(context, 3, seed=seed) for seed, context in enumerate((20, 4, 11), 1)]
+    forced = torch.tensor([tokens(6, 20 + row) for row in range(3)])
+    decoded = decode(case.decoder, Rows([done for _, done in contexts]), forced)
+    ours, moved = [], []
+    for row, (prompt, _) in enumerate(contexts):
+        ids = torch.tensor([[*prompt.context, *prompt.questions[0], *forced[row].tolist()]])
+        true = exact(ids, use_cache=False).logits[0, -6:]
+        ours.append(float((decoded[row] - true).abs().max()))
+        moved += [
+            float((_stirred(short, seed)(ids, use_cache=False).logits[0, -6:] - true).abs().max()) for seed in (0, 1)
+        ]
+    assert max(ours) < max(moved) < 1e-3
+
+
+def _stirred(model: Any, seed: int) -> Any:
+    """The model with every weight changed by a unit of its last place at most."""
+    chance, other = torch.Generator().manual_seed(seed), copy.deepcopy(model)
+    for weight in other.parameters():
+        weight.mul_(1 + (torch.rand(weight.shape, generator=chance) - 0.5) * 2**-22)
+    return other

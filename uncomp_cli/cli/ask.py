@@ -36,9 +36,9 @@ from uncomp_cli.cli.declare.options import (
     Thinking,
     Truncate,
     Verbose,
-    fields_of,
     terminal_of,
 )
+from uncomp_cli.cli.declare.shorthand import fields_of
 from uncomp_cli.cli.declare.tree import brief, option
 from uncomp_cli.errors import LockedError, UncompError, failure_of
 from uncomp_cli.numerals import format_count, format_value

@@ -7,11 +7,10 @@ once, such as which file it reads: left over in a variable it would change every
 in one and also alone, is an alias. Defaults are those of config.py.
 """
 
-import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -35,12 +34,11 @@ from uncomp_cli.cli.declare.completion import (
     saved_documents,
     thinning_names,
 )
+from uncomp_cli.cli.declare.shorthand import fields_of, spelled_out, tokens_of
 from uncomp_cli.cli.declare.tree import only, option, sources_of
 from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
 from uncomp_cli.documents.encoding import check_encoding
 from uncomp_cli.documents.text import Wishes
-from uncomp_cli.errors import UsageError
-from uncomp_cli.numerals import parse_count
 from uncomp_cli.ui.console import Terminal
 
 MODEL_PANEL = "Model"
@@ -57,27 +55,6 @@ _SAMPLING = SamplingConfig()
 _AUTO = "auto"
 _RENAMED = {"force": "--rope plain", "save-cache": "--cache NAME", "reuse": "--cache", "explain-budget": "--why"}
 _OF_PRESET = "the preset's"
-
-
-_FLAGS = {"scorer": "scorer", "kv_bits": "kv-bits", "thinning": "thin"}
-
-
-def _part(text: str) -> tuple[str, str | int]:
-    """What stands behind a policy: `8bit`, `thin=…`, or a scorer."""
-    bits = re.fullmatch(r"(16|8|4)bit", text)
-    if bits:
-        return "kv_bits", int(bits[1])
-    name, is_set, value = text.partition("=")
-    if is_set and name != "thin":
-        raise UsageError(f"'{text}' is nothing that follows a policy", hint="write uncertain/agreement/8bit/thin=none")
-    return ("thinning", value) if is_set else ("scorer", text)
-
-
-def _tokens_of(text: str) -> int:
-    tokens = parse_count(text)
-    if tokens is None:
-        raise UsageError(f"chunk '{text}' is not a number of tokens", hint="use --chunk 2048, or --chunk auto")
-    return tokens
 
 
 File = Annotated[
@@ -277,16 +254,7 @@ class PresetOptions:
 
     def choice(self, seed: int) -> PresetChoice:
         """The same as the asking layer takes it; a policy may name scorer, bits and thinning too, as in eval."""
-        given = fields_of(self)
-        policy, *parts = [None] if self.policy is None else self.policy.split("/")
-        given["policy"] = policy
-        for part in parts:
-            name, value = _part(str(part))
-            if given.get(name) is not None:
-                message = f"--policy {self.policy} and --{_FLAGS[name]} {given[name]} both choose one thing"
-                raise UsageError(message, hint="leave one of the two out")
-            given[name] = value
-        return PresetChoice(seed=seed, **given)
+        return PresetChoice(seed=seed, **spelled_out(self.policy, fields_of(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +336,7 @@ class ReadingOptions:
         chunk, kv_mem = (None if text.strip().lower() == _AUTO else text for text in (self.chunk, self.kv_mem))
         hint = "use --kv-mem 256MiB, or --kv-mem auto"
         return Limits(
-            chunk_tokens=None if chunk is None else _tokens_of(chunk),
+            chunk_tokens=None if chunk is None else tokens_of(chunk),
             kv_bytes=None if kv_mem is None else bytes_of(kv_mem, "kv-mem", "memory", hint=hint),
             constant_size=self.constant_size,
         )
@@ -463,11 +431,6 @@ class OutputOptions:
 
 
 Verbose = Annotated[bool, _output("--verbose", "-v", help="Say all of what an answer took, not only the main of it.")]
-
-
-def fields_of(group: Any) -> dict[str, Any]:
-    """The values of a group of options by their names."""
-    return {item.name: getattr(group, item.name) for item in fields(group)}
 
 
 Thinking = Annotated[
