@@ -1,14 +1,14 @@
 """Time to first token and decode speed in one run: stock transformers, this engine's techniques, kvpress, llama.cpp.
 
     python benchmarks/speed.py --peers DIRECTORY --out speed.json [--markdown speed.md] [--rounds 3]
-        [--tokens 7500] [--new-tokens 32] [--budget 5%] [--thinning uncertain] [--chunk 2048] [--gguf FILE ...]
+        [--tokens 300 7500] [--new-tokens 32] [--budget 5%] [--thinning uncertain] [--chunk 2048] [--gguf FILE ...]
 
 All get the same token ids and generate greedily. Arms run in turn, round after round, each run in a process of its own,
 so that a machine that slows down slows all alike; before each run the load and what other processes use are noted.
 Figures are medians over rounds, ratios medians of the ratios within a round (an arm's figure / the opponent's; first
 token: below 1 is faster, decode: above 1 is faster). DIRECTORY holds the peers' environments
 (peers/README.md says how they are built); without it, and without one of them, the others run. The last line of
-standard output is the JSON; `--out` is written anew after each round.
+standard output is the JSON; `--out` is written anew after each run, and a command that is repeated goes on from there.
 """
 
 import argparse
@@ -50,6 +50,33 @@ Line = dict[str, Any]
 STOCK, OWN = "stock", "uncomp"
 FIGURES = ("ttft_s", "decode_tok_s", "kv_bytes", "peak_bytes", "others_percent")
 RATIOS = {"ttft": "ttft_s", "decode": "decode_tok_s"}
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One row of the table: whose it is, what it is called, its settings, the prompt's tokens, and how it is run."""
+
+    source: str
+    label: str
+    settings: Line
+    run: Callable[[], Line]
+    tokens: int = 0
+
+
+def summarise_lengths(arms: Sequence[Arm], runs: Sequence[Line], spec: ModelSpec) -> list[Line]:
+    """What was found at each length of the prompt."""
+    found = []
+    for tokens in sorted({arm.tokens for arm in arms}):
+        these = [(arm.source, arm.label, arm.settings) for arm in arms if arm.tokens == tokens]
+        floors = {
+            "prefill_flops": prefill_flops(spec, tokens),
+            "layer_weights": layer_weights(spec),
+            "step_weight_bytes": step_weights(spec) * spec.dtype_bytes,
+            "full_kv_bytes": spec.full_kv_bytes(tokens),
+        }
+        own = [run for run in runs if run["tokens"] == tokens]
+        found.append({"tokens": tokens, "floors": floors, **summarise(these, own)})
+    return found
 
 
 def summarise(arms: Sequence[tuple[str, str, Line]], runs: Sequence[Line]) -> Line:
@@ -97,7 +124,11 @@ def _ratios(ours: dict[int, Line], theirs: dict[int, Line]) -> dict[str, float |
 
 
 def table(record: Line) -> str:
-    """Markdown: an arm a row, its ratios to each opponent as first token / decode."""
+    """Markdown, a part for each length: an arm a row, its ratios to each opponent as first token / decode."""
+    return "\n\n".join(_part({**record, **length}) for length in record["lengths"])
+
+
+def _part(record: Line) -> str:
     opponents = [arm["label"] for arm in record["arms"] if arm["source"] != OWN and "error" not in arm]
     head = ["setting", "first token", "tok/s", "KV", "peak", "of GEMM", "of bandwidth", "others busy"]
     head += [f"to {other}" for other in opponents]
@@ -160,18 +191,7 @@ def _ratio_cell(ratios: dict[str, float | None] | None) -> str:
     return f"{ratios['ttft']:.2f}x / {ratios['decode']:.2f}x"
 
 
-Line = dict[str, Any]
 _LISTEN_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One row of the table: whose it is, what it is called, its settings, and how it is run."""
-
-    source: str
-    label: str
-    settings: Line
-    run: Callable[[], Line]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +202,7 @@ class Technique:
     preset: Preset
     limits: Limits = field(default_factory=Limits)
     matmul: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    lookup: bool = True
 
 
 def techniques(base: Preset, *, budget: str, thinning: str, chunk_tokens: int) -> list[Technique]:
@@ -199,6 +220,7 @@ def techniques(base: Preset, *, budget: str, thinning: str, chunk_tokens: int) -
         Technique(f"evicted to {budget}", evicted),
         Technique(f"chunks of {chunk_tokens}", full, chunked),
         Technique(f"thinned, evicted to {budget}", replace(evicted, thinning=thinning)),
+        Technique(f"thinned, evicted to {budget}, no guesses", replace(evicted, thinning=thinning), lookup=False),
         Technique("all together", replace(evicted, thinning=thinning), chunked),
         *(narrow if has_fast_bfloat16() else ()),
     ]
@@ -207,17 +229,21 @@ def techniques(base: Preset, *, budget: str, thinning: str, chunk_tokens: int) -
 def own_arms(request: BenchRequest, chosen: Sequence[Technique]) -> tuple[list[Arm], Job]:
     """Stock, then an arm a technique; and stock's job, which has the prompt. Refuses what would not run."""
     stock, *jobs = make_jobs(request)
-    arms = [Arm(STOCK, stock.label, {}, partial(measure_own, stock))]
+    arms = [Arm(STOCK, stock.label, {}, partial(measure_own, stock), request.tokens)]
+    if has_fast_bfloat16():
+        short = replace(stock, label=f"{stock.label}, bfloat16", setup=replace(stock.setup, dtype="bfloat16"))
+        arms.append(Arm(STOCK, short.label, {"dtype": "bfloat16"}, partial(measure_own, short), request.tokens))
     for technique, job in zip(chosen, jobs, strict=True):
-        setup = replace(job.setup, limits=technique.limits, matmul=technique.matmul)
+        setup = replace(job.setup, limits=technique.limits, matmul=technique.matmul, lookup=technique.lookup)
         job = replace(job, label=technique.label, setup=setup)
         settings = {
             "preset": technique.preset.to_dict(),
             "limits": asdict(technique.limits),
             "matmul": technique.matmul,
+            "lookup": technique.lookup,
         }
         settings["preset"].pop("quality")
-        arms.append(Arm(OWN, technique.label, settings, partial(measure_own, job)))
+        arms.append(Arm(OWN, technique.label, settings, partial(measure_own, job), request.tokens))
     return arms, stock
 
 
@@ -229,30 +255,30 @@ def measure_own(job: Job) -> Line:
 def as_arm(peer: PeerArm) -> Arm:
     """A peer's arm in the same form."""
     settings = {name: value for name, value in peer.job.items() if name not in ("ids", "model", "new_tokens")}
-    return Arm(peer.peer, peer.label, settings, partial(run_peer, peer))
+    return Arm(peer.peer, peer.label, settings, partial(run_peer, peer), len(peer.job["ids"]))
 
 
-def run_rounds(arms: Sequence[Arm], rounds: int) -> Iterator[list[Line]]:
-    """The runs of each round. An arm that fails says why, once, and is left out from then on."""
-    failed: set[str] = set()
+def run_rounds(arms: Sequence[Arm], rounds: int, before: Sequence[Line] = ()) -> Iterator[Line]:
+    """The runs that are missing `before`. An arm that fails says why, once, and is left out from then on."""
+    done = {(run["round"], run["tokens"], run["label"]) for run in before}
+    failed = {(run["tokens"], run["label"]) for run in before if "error" in run}
     for turn in range(rounds):
-        runs = []
         for arm in arms:
-            if arm.label not in failed:
-                runs.append(run_one(arm, turn))
-                failed |= {arm.label} if "error" in runs[-1] else set()
-        yield runs
+            name = arm.tokens, arm.label
+            if name not in failed and (turn, *name) not in done:
+                yield (run := run_one(arm, turn))
+                failed |= {name} if "error" in run else set()
 
 
 def run_one(arm: Arm, turn: int) -> Line:
     """One run, with the machine's load before it."""
-    names = {"round": turn, "label": arm.label, **machine_load()}
+    names = {"round": turn, "tokens": arm.tokens, "label": arm.label, **machine_load()}
     try:
         measured = arm.run()
     except (UncompError, RuntimeError) as error:
         say(f"{arm.label}: {error}")
         return {**names, "error": str(error)}
-    say(f"{turn + 1} {arm.label}: {measured['ttft_s']:.2f} s, {measured['decode_tok_s']:.1f} tok/s")
+    say(f"{turn + 1} {arm.tokens} {arm.label}: {measured['ttft_s']:.2f} s, {measured['decode_tok_s']:.1f} tok/s")
     return {**names, **measured}
 
 
@@ -265,21 +291,14 @@ def about(args: argparse.Namespace, spec: ModelSpec) -> Line:
     """What was measured with what, and the ceilings of the machine before the first run."""
     packages = {name: version(name) for name in ("torch", "transformers")}
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "kind": "speed",
         "command": command_line(folder="benchmarks"),
         "model": args.model,
-        "tokens": args.tokens,
         "new_tokens": args.new_tokens,
         "document": f"generated prose, seed {args.seed}",
         "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")},
         "versions": {"uncomp": __version__, **packages},
-        "floors": {
-            "prefill_flops": prefill_flops(spec, args.tokens),
-            "layer_weights": layer_weights(spec),
-            "step_weight_bytes": step_weights(spec) * spec.dtype_bytes,
-            "full_kv_bytes": spec.full_kv_bytes(args.tokens),
-        },
         "ceilings": measure_ceilings(spec),
     }
 
@@ -291,11 +310,18 @@ def prepare(args: argparse.Namespace) -> tuple[list[Arm], ModelSpec]:
     directory = local_path(args.model)
     if directory is None:
         raise UsageError(f"model {args.model} is not here", hint=f"uncomp model pull {args.model}")
+    spec = spec_from_config(read_config(directory), choose_dtype("auto", choose_device("cpu")))
+    arms = [arm for tokens in args.tokens for arm in arms_at(args, directory, tokens)]
+    return chosen_arms(arms, args.only), spec
+
+
+def arms_at(args: argparse.Namespace, directory: Path, tokens: int) -> list[Arm]:
+    """All arms on a prompt of so many tokens."""
     chosen = techniques(load_preset(args.preset), budget=args.budget, thinning=args.thinning, chunk_tokens=args.chunk)
-    document = write_prose(args.tokens, seed=args.seed)
+    document = write_prose(tokens, seed=args.seed)
     presets = tuple(technique.preset for technique in chosen)
     setup = Setup(args.model, args.new_tokens, device="cpu")
-    request = BenchRequest(setup, directory, document, presets, args.tokens, args.rounds)
+    request = BenchRequest(setup, directory, document, presets, tokens, args.rounds)
     arms, stock = own_arms(request, chosen)
     if args.peers:
         ids = [*stock.context, *stock.question]
@@ -304,13 +330,27 @@ def prepare(args: argparse.Namespace) -> tuple[list[Arm], ModelSpec]:
             args.peers, ids, new_tokens=args.new_tokens, model=directory, ggufs=ggufs, keep=args.peer_keep
         )
         arms += map(as_arm, found)
-    spec = spec_from_config(read_config(directory), choose_dtype("auto", choose_device("cpu")))
-    return chosen_arms(arms, args.only), spec
+    return arms
 
 
 def chosen_arms(arms: Sequence[Arm], only: Sequence[str]) -> list[Arm]:
-    """Stock, and the arms in whose label one of `only` is; all without any."""
-    return [arm for arm in arms if not only or arm.source == STOCK or any(part in arm.label for part in only)]
+    """Stock, and the arms in whose label one of `only` is, or whose label it is; all without any."""
+    labels = {arm.label for arm in arms}
+
+    def wanted(arm: Arm) -> bool:
+        return any(part == arm.label if part in labels else part in arm.label for part in only)
+
+    return [arm for arm in arms if not only or arm.source == STOCK or wanted(arm)]
+
+
+def earlier(out: Path | None) -> Line:
+    """What the same command has found already. Raises UsageError for another command's results."""
+    if out is None or not out.exists():
+        return {}
+    record: Line = json.loads(out.read_text(encoding="utf-8"))
+    if record["command"] != command_line(folder="benchmarks"):
+        raise UsageError(f"{out} is of another command: {record['command']}", hint="give --out another name")
+    return record
 
 
 def arguments() -> argparse.Namespace:
@@ -323,14 +363,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--budget", default="5%")
     parser.add_argument("--thinning", default="uncertain")
     parser.add_argument("--chunk", type=int, default=2048, metavar="TOKENS")
-    parser.add_argument("--tokens", type=int, default=7500)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[7500])
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="PART", help="stock, and arms with this in their label"
     )
-    parser.add_argument("--out", type=Path, help="the JSON, written after each round")
+    parser.add_argument("--out", type=Path, help="the JSON, written after each run")
     parser.add_argument("--markdown", type=Path, help="the table")
     return parser.parse_args()
 
@@ -338,14 +378,15 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
     try:
+        before = earlier(args.out)
         arms, spec = prepare(args)
     except UncompError as error:
         say(f"{error.message}\nhint: {error.hint}")
         return 1
-    record, runs = about(args, spec), []
-    for done in run_rounds(arms, args.rounds):
-        runs += done
-        record = {**record, **summarise([(arm.source, arm.label, arm.settings) for arm in arms], runs)}
+    record, runs = before or about(args, spec), [run for length in before.get("lengths", ()) for run in length["runs"]]
+    for run in run_rounds(arms, args.rounds, list(runs)):
+        runs.append(run)
+        record = {**record, "lengths": summarise_lengths(arms, runs, spec)}
         if args.out:
             args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     text = table(record)

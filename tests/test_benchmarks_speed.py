@@ -39,8 +39,9 @@ def run(turn: int, label: str, ttft_s: float, decode: float) -> dict[str, Any]:
 
 def record_of(arms: list[tuple[str, str, dict[str, Any]]], runs: list[dict[str, Any]]) -> dict[str, Any]:
     floors = {"prefill_flops": 10**11, "step_weight_bytes": 10**9}
-    about = {"model": "m", "tokens": 7500, "new_tokens": 32, "hardware": {"cpu": "Some CPU"}}
-    return {**about, "floors": floors, "ceilings": CEILINGS, **speed.summarise(arms, runs)}
+    about = {"model": "m", "new_tokens": 32, "hardware": {"cpu": "Some CPU"}, "ceilings": CEILINGS}
+    length = {"tokens": 7500, "floors": floors, **speed.summarise(arms, runs)}
+    return {**about, "lengths": [length], **length}
 
 
 ARMS = [("stock", "stock transformers", {}), ("uncomp", "full", {}), ("llama.cpp", "llama.cpp Q4_0", {})]
@@ -91,9 +92,22 @@ def test_arms_run_in_turn_and_one_that_fails_is_left_out_from_then_on(monkeypatc
     arms = [
         speed.Arm("uncomp", name, {}, work) for name, work in (("a", lambda: good), ("b", fail), ("c", dict(good).copy))
     ]
-    rounds = list(speed.run_rounds(arms, 2))
-    assert [[line["label"] for line in turn] for turn in rounds] == [["a", "b", "c"], ["a", "c"]]
-    assert rounds[0][1]["error"] == "no such file"
+    runs = list(speed.run_rounds(arms, 2))
+    assert [(line["round"], line["label"]) for line in runs] == [(0, "a"), (0, "b"), (0, "c"), (1, "a"), (1, "c")]
+    assert runs[1]["error"] == "no such file"
+    for cut in range(len(runs)):  # whatever was done before is not done again, and what failed fails no second time
+        assert runs[cut:] == list(speed.run_rounds(arms, 2, runs[:cut]))
+
+
+def test_what_another_command_found_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "speed.json"
+    monkeypatch.setattr(sys, "argv", ["benchmarks/speed.py", "--rounds", "2"])
+    assert speed.earlier(out) == speed.earlier(None) == {}
+    out.write_text(json.dumps({"command": "python benchmarks/speed.py --rounds 2", "lengths": []}))
+    assert speed.earlier(out)["lengths"] == []
+    monkeypatch.setattr(sys, "argv", ["benchmarks/speed.py", "--rounds", "3"])
+    with pytest.raises(speed.UsageError, match="another command"):
+        speed.earlier(out)
 
 
 def test_the_stopwatch_counts_from_its_start_and_decodes_all_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +130,8 @@ def test_a_peer_runs_in_its_environment_and_a_missing_one_is_named(
     fake_environment(tmp_path, "llamacpp", 'read job; echo "$1 $job" >&2; echo noise; echo \'{"ttft_s": 1.5}\'')
     ggufs = [Path("Model.Q4_1.gguf"), Path("Model.Q4_0.gguf")]
     arms = timed.peer_arms(tmp_path, (1, 2), new_tokens=4, model=tmp_path, ggufs=ggufs, keep=0.05)
-    assert [arm.label for arm in arms] == ["llama.cpp Q4_1, flash attention", "llama.cpp Q4_0, flash attention"]
+    ways = [", flash attention", ", flash attention, 8-bit cache", ""]
+    assert [arm.label for arm in arms] == [f"llama.cpp {kind}{way}" for kind in ("Q4_1", "Q4_0") for way in ways]
     assert timed.run_peer(arms[0]) == {"ttft_s": 1.5}
     assert "kvpress: no environment" in capsys.readouterr().err
 
@@ -142,16 +157,19 @@ def test_all_techniques_run_on_one_prompt(
     monkeypatch.setattr(speed, "measure_ceilings", lambda spec: CEILINGS)
     monkeypatch.setattr(speed, "_LISTEN_S", 0.01)
     out = tmp_path / "speed.json"
-    words = ["--tokens", "300", "--new-tokens", "2", "--rounds", "1", "--chunk", "128", "--budget", "50%"]
+    words = ["--tokens", "200", "300", "--new-tokens", "2", "--rounds", "1", "--chunk", "128", "--budget", "50%"]
     monkeypatch.setattr(sys, "argv", ["speed.py", *words, "--out", str(out), "--markdown", str(tmp_path / "t.md")])
     assert speed.main() == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert record == json.loads(out.read_text())
-    assert [arm["source"] for arm in record["arms"]] == ["stock", *["uncomp"] * (8 if has_fast_bfloat16() else 6)]
-    assert not [arm for arm in record["arms"] if "error" in arm]
-    kept = {arm["label"]: arm["kv_bytes"] for arm in record["arms"]}
+    assert [length["tokens"] for length in record["lengths"]] == [200, 300]
+    stock, own = (2, 9) if has_fast_bfloat16() else (1, 7)
+    arms = record["lengths"][1]["arms"]
+    assert [arm["source"] for arm in arms] == ["stock"] * stock + ["uncomp"] * own
+    assert not [arm for arm in arms if "error" in arm]
+    kept = {arm["label"]: arm["kv_bytes"] for arm in arms}
     assert kept["evicted to 50%"] < 0.7 * kept["full"]
     assert kept["thinned (uncertain)"] < kept["full"]
     assert kept["chunks of 128"] == pytest.approx(kept["full"], rel=0.05)
-    assert record["command"].startswith("python benchmarks/speed.py --tokens 300")
-    assert (tmp_path / "t.md").read_text().count("| uncomp ") == (8 if has_fast_bfloat16() else 6)
+    assert record["command"].startswith("python benchmarks/speed.py --tokens 200 300")
+    assert (tmp_path / "t.md").read_text().count("| uncomp ") == 2 * own

@@ -1,7 +1,7 @@
 """One timed run through llama.cpp, in its environment: a prompt, then greedy decoding; for ../speed.py.
 
-The job has `model` (a GGUF file), `ids` and `new_tokens`. Flash attention is on, the cache is llama.cpp's default of
-16 bits, batches are its default of 512 tokens, and all cores work.
+The job has `model` (a GGUF file), `ids`, `new_tokens`, `flash_attention` and `cache` (f16 or q8_0). Batches are
+llama.cpp's default of 512 tokens, and all cores work.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from llama_cpp import Llama
 from run_llamacpp import KVType, load, next_logits
 from timing import WARM_UP_TOKENS, read_job, threads, timed, write_measurement
 
-FLASH_F16 = KVType(llama_cpp.GGML_TYPE_F16, flash_attention=True)
+CACHES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}
 
 
 def tokens(llama: Llama, ids: list[int], *, count: int) -> Iterator[int]:
@@ -31,7 +31,8 @@ def tokens(llama: Llama, ids: list[int], *, count: int) -> Iterator[int]:
 def run(job: dict[str, Any]) -> None:
     """Warm up, then run."""
     path, ids, count = Path(job["model"]), job["ids"], job["new_tokens"]
-    llama = load(path, FLASH_F16, context_tokens=len(ids) + count, threads=threads())
+    kept = KVType(CACHES[job["cache"]], flash_attention=job["flash_attention"])
+    llama = load(path, kept, context_tokens=len(ids) + count, threads=threads())
     for _ in tokens(llama, ids[:WARM_UP_TOKENS], count=2):
         pass
     measured = timed(tokens(llama, ids, count=count))

@@ -12,6 +12,12 @@ from records import say
 
 HERE = Path(__file__).resolve().parent
 PRESS = "SnapKV (default)"
+LLAMACPP = {
+    ", flash attention": {"flash_attention": True, "cache": "f16"},
+    ", flash attention, 8-bit cache": {"flash_attention": True, "cache": "q8_0"},
+    "": {"flash_attention": False, "cache": "f16"},
+}
+"""What llama.cpp may be set to; which is its best depends on the length and the machine."""
 SCRIPTS = {"kvpress": "time_kvpress.py", "llama.cpp": "time_llamacpp.py"}
 Line = dict[str, Any]
 
@@ -32,11 +38,15 @@ def peer_arms(
     """The arms of the peers that have an environment in `directory`; one that has none is named and left out.
 
     kvpress gets the model's directory and keeps the fraction `keep` of the entries, llama.cpp has an arm for each of
-    the GGUF files.
+    its settings and each of the GGUF files.
     """
     settings: dict[str, list[tuple[str, Line]]] = {
         "kvpress": [(f"kvpress {PRESS}, {100 * keep:g} %", {"model": str(model), "press": PRESS, "keep": keep})],
-        "llama.cpp": [(f"llama.cpp {_type_of(gguf)}, flash attention", {"model": str(gguf)}) for gguf in ggufs],
+        "llama.cpp": [
+            (f"llama.cpp {_type_of(gguf)}{name}", {"model": str(gguf), **how})
+            for gguf in ggufs
+            for name, how in LLAMACPP.items()
+        ],
     }
     arms = []
     for peer in PEERS:

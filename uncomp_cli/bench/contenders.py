@@ -80,9 +80,11 @@ def run_uncomp(
     new_tokens: int,
     limits: Limits | None = None,
     matmul: Matmul = "float32",
+    lookup: bool = True,
 ) -> Timed:
     """Greedy generation by the engine, with the cache that `preset` leaves, within `limits`."""
-    engine = Engine(loaded, sampling=SamplingConfig(max_new_tokens=new_tokens), limits=limits, matmul=matmul)
+    sampling = SamplingConfig(max_new_tokens=new_tokens, lookup=lookup)
+    engine = Engine(loaded, sampling=sampling, limits=limits, matmul=matmul)
     begun = time.perf_counter()
     context = engine.read(prompt, preset).finish()
     writer = engine.writer(engine.asked(context), stop_ids=())
@@ -157,8 +159,15 @@ def _run(setup: Setup, preset: Preset | None, loaded: LoadedModel, prompt: Promp
     new_tokens = setup.new_tokens
     if preset is None:
         return run_stock(loaded, prompt, new_tokens=new_tokens)
-    limits, matmul = setup.limits, setup.matmul
-    return run_uncomp(loaded, prompt, preset=preset, new_tokens=new_tokens, limits=limits, matmul=matmul)
+    return run_uncomp(
+        loaded,
+        prompt,
+        preset=preset,
+        new_tokens=new_tokens,
+        limits=setup.limits,
+        matmul=setup.matmul,
+        lookup=setup.lookup,
+    )
 
 
 def _warm_up_prompt(job: Job) -> Prompt:

@@ -46,6 +46,7 @@ class Setup:
     matmul: Matmul = "auto"
     rope: str | None = None
     weights: str = "auto"
+    lookup: bool = True
 
 
 @dataclass(frozen=True, slots=True)

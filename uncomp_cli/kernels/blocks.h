@@ -15,7 +15,7 @@
 #include "step.h"
 #include "whole.h"
 
-enum { COLS = 32, PAIRS = 16, GROUP = 8 };  // rows of one pass over a matrix
+enum { COLS = 32, PAIRS = 16, GROUP = 4 };  // GROUP: rows that meet a code at once
 
 #define UNROLLED _Pragma("GCC unroll 16")
 
@@ -92,7 +92,8 @@ INLINE shorts code_of(shorts x, const layout *of, const uint8_t *codes, int v, i
     return c;
 }
 
-// What 32 columns of a part add to a row's product and to its minimums.
+// What 32 columns of a part add to a row's product and to its minimums: `first` is of the first sixteen columns, where
+// these have a scale of their own, else of all.
 INLINE void add_part(int kind, const uint8_t *part, lanes d, lanes m, longs first, longs later, narrowed s, lanes *sums,
                      lanes *minimums) {
     const layout *of = &LAYOUTS[kind];
@@ -103,18 +104,28 @@ INLINE void add_part(int kind, const uint8_t *part, lanes d, lanes m, longs firs
         *sums = fma_of(scale, add(low, high), *sums);
         return;
     }
-    lanes found = add(as_lanes(minus(first, of->offset * (s.first + s.later))), as_lanes(later));
     if (of->inner) scale = mul(scale, load_bytes(part, 0));
-    *sums = fma_of(scale, found, *sums);
+    *sums = fma_of(scale, as_lanes(of->offset ? minus(first, of->offset * (s.first + s.later)) : first), *sums);
     if (of->inner) *minimums = fma_of(mul(m, load_bytes(part + LANES, 0)), all(-s.sum), *minimums);
     else if (of->minimum) *minimums = fma_of(m, all(s.sum), *minimums);
 }
 
-// Sixteen rows of a matrix, whose tiles follow each other, times `count` narrowed rows, GROUP at most: codes are taken
-// apart once for all. Of half-bytes the first sixteen columns and the others are summed apart.
+// The codes `at`, `at` + `by`, … of 32 columns times `count` rows of whole numbers. A code is taken apart once for all
+// rows and meets them at once, so that it and all sums stay in registers.
+INLINE void part_dots(const layout *of, const uint8_t *codes, int at, int by, const int16_t *const *q, int count, longs *sums) {
+    int parts = of->wide ? 2 : 4;
+    for (int r = 0; r < count; r++) sums[r] = nothing();
+    UNROLLED
+    for (; at < PAIRS; at += by) {
+        shorts taken = code_of(load_shorts(codes + 64 * (at / parts)), of, codes, at / parts, at % parts);
+        for (int r = 0; r < count; r++) sums[r] = with_pairs(sums[r], taken, pair_at(q[r] + 2 * at));
+    }
+}
+
+// Sixteen rows of a matrix, whose tiles follow each other, times `count` narrowed rows, GROUP at most. Of Q6_K's codes the
+// even ones are in the first sixteen columns.
 INLINE void tile_dots(const uint8_t *tile, int kind, int64_t cols, const void *const *x, int count, lanes *sums) {
     const layout *of = &LAYOUTS[kind];
-    int parts = of->wide ? 2 : 4;
     lanes minimums[GROUP];
     for (int r = 0; r < count; r++) sums[r] = minimums[r] = all(0);
     for (int64_t col = 0; col < cols; tile += tile_bytes(of)) {
@@ -123,21 +134,14 @@ INLINE void tile_dots(const uint8_t *tile, int kind, int64_t cols, const void *c
         for (int i = 0; i < of->span / COLS; i++, part += part_bytes(of), col += COLS) {
             for (int64_t at = 0; at < part_bytes(of); at += 64) __builtin_prefetch(part + 4096 + at);
             const uint8_t *codes = part + LANES * of->inner + 64 * of->above;
-            shorts taken[PAIRS];
-            UNROLLED
-            for (int at = 0; at < PAIRS; at++) {
-                taken[at] = code_of(load_shorts(codes + 64 * (at / parts)), of, codes, at / parts, at % parts);
-            }
+            const int16_t *q[GROUP];
+            longs first[GROUP], later[GROUP];
+            for (int r = 0; r < count; r++) q[r] = (const int16_t *)x[r] + col;
+            part_dots(of, codes, 0, kind == Q6_K ? 2 : 1, q, count, first);
+            if (kind == Q6_K) part_dots(of, codes, 1, 2, q, count, later);
             for (int r = 0; r < count; r++) {
-                const int16_t *q = (const int16_t *)x[r] + col;
-                longs first = nothing(), later = nothing();
-                UNROLLED
-                for (int at = 0; at < PAIRS; at += 2) {
-                    first = with_pairs(first, taken[at], pair_at(q + 2 * at));
-                    later = with_pairs(later, taken[at + 1], pair_at(q + 2 * at + 2));
-                }
                 narrowed s = ((const narrowed *)((const int16_t *)x[r] + cols))[col / COLS];
-                add_part(kind, part, d, m, first, later, s, sums + r, minimums + r);
+                add_part(kind, part, d, m, first[r], later[r], s, sums + r, minimums + r);
             }
         }
     }
@@ -176,6 +180,10 @@ INLINE void tiles_of(const uint8_t *tiles, int kind, int64_t cols, const void *c
 static void block_dots(const uint8_t *tiles, int64_t kind, int64_t cols, const void *const *x, int count, int64_t first,
                        int64_t last, float *const *y) {
     if (count == 1) EACH_KIND(tiles_of, tiles, cols, x, 1, first, last, y)
+#if defined(__AVX2__)  // where sums of so many rows stay in registers if it is known how many they are
+    else if (count == 2) EACH_KIND(tiles_of, tiles, cols, x, 2, first, last, y)
+    else if (count == GROUP) EACH_KIND(tiles_of, tiles, cols, x, GROUP, first, last, y)
+#endif
     else EACH_KIND(tiles_of, tiles, cols, x, count, first, last, y)
 }
 

@@ -48,9 +48,11 @@ INLINE uint16_t to_brain(float number) {
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// ROOM: so many lanes stay in registers while others are read.
 #if defined(__AVX512F__)
 #include <immintrin.h>
 
+enum { ROOM = 16 };
 typedef __m512 lanes;
 
 INLINE lanes all(float x) { return _mm512_set1_ps(x); }
@@ -77,6 +79,7 @@ INLINE lanes doubled(lanes b, lanes whole) { return _mm512_scalef_ps(b, whole); 
 #elif defined(__AVX2__)
 #include <immintrin.h>
 
+enum { ROOM = 6 };
 typedef struct {
     __m256 a, b;
 } lanes;
@@ -101,6 +104,10 @@ INLINE lanes over(lanes x, lanes y) { return BOTH(_mm256_div_ps(x.a, y.a), _mm25
 INLINE lanes fma_of(lanes x, lanes y, lanes z) {
     return BOTH(_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b));
 }
+// x y + z, of which only the sum of all lanes is right: half of the registers.
+INLINE lanes folded(lanes x, lanes y, lanes z) {
+    return BOTH(_mm256_fmadd_ps(x.b, y.b, _mm256_fmadd_ps(x.a, y.a, z.a)), z.b);
+}
 INLINE lanes larger(lanes x, lanes y) { return BOTH(_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)); }
 INLINE lanes smaller(lanes x, lanes y) { return BOTH(_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)); }
 INLINE float sum(lanes x) {
@@ -108,6 +115,12 @@ INLINE float sum(lanes x) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1));
     four = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+INLINE void four_sums(const lanes *x, float *y) {
+    __m256 low = _mm256_hadd_ps(_mm256_add_ps(x[0].a, x[0].b), _mm256_add_ps(x[1].a, x[1].b));
+    __m256 high = _mm256_hadd_ps(_mm256_add_ps(x[2].a, x[2].b), _mm256_add_ps(x[3].a, x[3].b));
+    __m256 both = _mm256_hadd_ps(low, high);
+    _mm_storeu_ps(y, _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1)));
 }
 INLINE float largest(lanes x) {
     __m256 both = _mm256_max_ps(x.a, x.b);
@@ -124,6 +137,7 @@ INLINE lanes doubled(lanes x, lanes whole) { return BOTH(shifted(x.a, whole.a), 
 
 #else
 
+enum { ROOM = 4 };
 typedef struct {
     float v[LANES];
 } lanes;
@@ -165,6 +179,13 @@ INLINE lanes doubled(lanes x, lanes whole) {
     EACH(return, from_bits(to_bits(x.v[i]) + ((uint32_t)(int32_t)whole.v[i] << 23)));
 }
 
+#endif
+
+#if !defined(__AVX2__) || defined(__AVX512F__)
+INLINE lanes folded(lanes x, lanes y, lanes z) { return fma_of(x, y, z); }
+INLINE void four_sums(const lanes *x, float *y) {
+    for (int i = 0; i < 4; i++) y[i] = sum(x[i]);
+}
 #endif
 
 // e to the power of x, which is held in [-87, 88]: 2^n e^f with x = n ln 2 + f, e^f by its series of degree 7 (the

@@ -32,8 +32,8 @@ INLINE float take_one(const uint8_t *from, int kind, int64_t at) {
 
 // y[r][i] = rows[i] · x[r] for four rows of a matrix; the same places of the four that lie behind them are fetched
 // meanwhile.
-INLINE void four_dots(const uint8_t *const rows[ROWS], int kind, int64_t cols, int64_t ahead, const void *const *x, int count,
-                      float y[MANY][ROWS]) {
+INLINE void some_dots(const uint8_t *const rows[ROWS], int kind, int64_t cols, int64_t ahead, const void *const *x, int count,
+                      float (*y)[ROWS]) {
     lanes sums[MANY][ROWS];
     int64_t i = 0, size = SIZES[kind];
     for (int r = 0; r < count; r++) {
@@ -47,15 +47,24 @@ INLINE void four_dots(const uint8_t *const rows[ROWS], int kind, int64_t cols, i
         for (int k = 0; k < ROWS; k++) taken[k] = take(rows[k], kind, i);
         for (int r = 0; r < count; r++) {
             lanes v = load((const float *)x[r] + i);
-            for (int k = 0; k < ROWS; k++) sums[r][k] = fma_of(taken[k], v, sums[r][k]);
+            for (int k = 0; k < ROWS; k++) {
+                sums[r][k] = count > 1 ? folded(taken[k], v, sums[r][k]) : fma_of(taken[k], v, sums[r][k]);
+            }
         }
     }
     for (int r = 0; r < count; r++) {
-        for (int k = 0; k < ROWS; k++) {
-            y[r][k] = sum(sums[r][k]);
+        four_sums(sums[r], y[r]);
+        for (int k = 0; i < cols && k < ROWS; k++) {
             for (int64_t j = i; j < cols; j++) y[r][k] += take_one(rows[k], kind, j) * ((const float *)x[r])[j];
         }
     }
+}
+
+INLINE void four_dots(const uint8_t *const rows[ROWS], int kind, int64_t cols, int64_t ahead, const void *const *x, int count,
+                      float y[MANY][ROWS]) {
+    int some = count * ROWS <= 2 * ROOM ? count : 2;
+    some_dots(rows, kind, cols, ahead, x, some, y);
+    if (some < count) some_dots(rows, kind, cols, ahead, x + some, count - some, y + some);
 }
 
 // y[r][first..last) = matrix · x[r]; of the last rows, where fewer than four are left, some are taken twice.
@@ -233,7 +242,8 @@ INLINE void weigh_some(const uint8_t *values, int kind, int64_t count, int64_t w
 INLINE void weigh_of(const uint8_t *values, int kind, int64_t count, int64_t width, const float (*p)[BLOCK],
                      const float *keep, float *const *o, int many) {
     int64_t i = 0;
-    for (; i + 4 * LANES <= width; i += 4 * LANES) weigh_some(values, kind, count, width, i, 4, p, keep, o, many);
+    int wide = ROOM / many < 4 ? ROOM / many : 4;
+    for (; i + wide * LANES <= width; i += wide * LANES) weigh_some(values, kind, count, width, i, wide, p, keep, o, many);
     for (; i + LANES <= width; i += LANES) weigh_some(values, kind, count, width, i, 1, p, keep, o, many);
     for (; i < width; i++) {
         for (int r = 0; r < many; r++) {
