@@ -70,10 +70,11 @@ def make(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     letters = sorted(ByteLevel.alphabet())  # so that a text has as many tokens as bytes
-    tokens = [*letters, *(f"<{index}>" for index in range(shape.vocab - len(letters)))]
+    last = letters[-2:]  # bytes that no text has: llama.cpp wants one merge at least
+    tokens = [*letters, "".join(last), *(f"<{index}>" for index in range(shape.vocab - len(letters) - 1))]
     writer.add_token_list(tokens)
     writer.add_token_types([1] * shape.vocab)
-    writer.add_token_merges([])
+    writer.add_token_merges([" ".join(last)])
     writer.add_eos_token_id(shape.vocab - 1)
     named = dict.fromkeys(("token_embd", "output"), (shape.vocab, shape.hidden))
     for layer in range(shape.layers):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from support.batches import FULL, HALF, QUESTIONS, UNEVEN, alone, ask, engine_of, load_tiny
 from support.families import make_prompt, next_positions, tiny
+from support.native import fresh_library
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
@@ -218,3 +219,19 @@ def test_a_tally_before_its_first_token() -> None:
     assert tally.value("entropy/mean") is None
     with pytest.raises(ValueError, match="no token"):
         tally.signal("entropy/mean")
+
+
+def test_a_step_in_one_call_wakes_no_thread_of_torchs() -> None:
+    """What sees the queries, and what reads the logits, works on one: others would spin beside the library's own."""
+    fresh_library()
+    engine, seen = engine_of(load_tiny("llama"), GREEDY), list[int]()
+    context, before = read(engine, FULL), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        at = next_positions(context)
+        state = AppendState(context.cache, at, on_query=lambda *_: seen.append(torch.get_num_threads()))
+        engine.decoder.forward(torch.zeros_like(at), at, state, 1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}

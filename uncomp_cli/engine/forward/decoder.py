@@ -25,7 +25,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from uncomp_cli.cache.states import States
 from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AttentionState, StepState, attending, recur, register
 from uncomp_cli.engine.forward.mixers import place_mixers, states_of
-from uncomp_cli.engine.forward.products import Matmul, check_matmul, chosen_matmul, slice_mlps, use_product
+from uncomp_cli.engine.forward.products import (
+    Matmul,
+    check_matmul,
+    chosen_matmul,
+    one_thread,
+    slice_mlps,
+    use_product,
+)
 from uncomp_cli.engine.forward.program import make_program
 from uncomp_cli.kernels.library import find
 from uncomp_cli.models.families import check_family, load_families
@@ -113,7 +120,8 @@ class Decoder:
         A few tokens are a step in one call (program.py) where the model and the state allow it.
         """
         if self._program is not None and isinstance(last, int) and isinstance(state, StepState):
-            done = self._program.run(ids, state, last)
+            with one_thread():  # also for what makes room in the cache, and what sees the queries
+                done = self._program.run(ids, state, last)
             if done is not None:
                 return done
         with self._attending(state):

@@ -36,7 +36,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -274,18 +274,26 @@ def _gain() -> float:
     By the time of one thread alone: on a busy machine that of several says what others do.
     """
     linear, rows = nn.Linear(_TRIAL_WIDTH, _TRIAL_WIDTH, bias=False), torch.ones(_TRIAL_WIDTH, _TRIAL_WIDTH)
-    wide, narrow, threads = RowLinear(linear), RowLinear(linear, narrow=True), torch.get_num_threads()
+    wide, narrow = RowLinear(linear), RowLinear(linear, narrow=True)
     best = {layer: float("inf") for layer in (wide, narrow)}
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for _ in range(1 + _TRIALS):  # the first makes the kernels
             for layer in best:
                 begun = time.thread_time()
                 layer(rows)
                 best[layer] = min(best[layer], time.thread_time() - begun)
+    return best[wide] / best[narrow]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch work on one: others that it wakes for something small spin where the library's should run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
-    return best[wide] / best[narrow]
 
 
 def check_matmul(matmul: str, model: nn.Module) -> None:

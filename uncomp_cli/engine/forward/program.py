@@ -160,8 +160,7 @@ class StepProgram:
         logits = torch.empty(ids.numel() - first, self._vocab)
         with self._lock:
             self._step(ids.contiguous(), state.positions.to(torch.int64), held, first, logits)
-            # By numpy: a large copy would wake torch's threads, which then spin where the library's should run.
-            queries = torch.from_numpy(self._queries[: rows * new].numpy().copy())
+            queries = self._queries[: rows * new].clone()
         shape = rows, new, self._spec.num_layers, self._spec.num_heads, self._spec.head_dim
         state.stepped(queries.view(shape).permute(2, 0, 3, 1, 4), self._scalings)
         return logits.view(rows, -1, self._vocab)[:, -last:]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cache.layer import Head
+from uncomp_cli.engine.forward.products import one_thread
 from uncomp_cli.engine.spend.allocation import profile_of
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.distance_pattern import distance_pattern
@@ -107,7 +108,8 @@ class Tally:
 
     def predict(self, logits: Tensor) -> None:
         """The logits [..., V] that one more token is taken from."""
-        share = torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1) / log(logits.shape[-1])
+        with one_thread():
+            share = torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1) / log(logits.shape[-1])
         self._output = self._output + share if self.predicted else share
         self.predicted += 1
 
