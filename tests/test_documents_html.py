@@ -185,6 +185,13 @@ def test_spans_are_no_bomb() -> None:
     assert time.perf_counter() - start < 2
 
 
+@pytest.mark.parametrize("page", ["<style>" + "/* " * 60_000, f"<b style='vertical-align:{'1' * 30_000}x'>x</b>"])
+def test_styles_take_time_by_their_length(page: str) -> None:
+    start = time.perf_counter()
+    markdown(page)
+    assert time.perf_counter() - start < 2
+
+
 def test_text_between_cells_is_kept() -> None:
     assert markdown("<table>stray 7<tr>and 8<td>a<td>b</table>") == "stray 7\nand 8\n| a | b |"
 

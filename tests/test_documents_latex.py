@@ -1,7 +1,9 @@
 r"""LaTeX: macros with arguments, quantities, raised and lowered text, citations, cells over rows; no number changes."""
 
 import re
-from itertools import pairwise
+import time
+from itertools import pairwise, product
+from string import ascii_letters
 
 import pytest
 from hypothesis import given, settings
@@ -78,6 +80,28 @@ def test_units_have_their_signs() -> None:
 )
 def test_hostile_macros_take_no_time(piece: str) -> None:
     assert isinstance(tex(r"\newcommand{\a}[1]{#1#1}" + piece * 4000), str)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        r"\newcommand" + " " * 30_000 + "x",
+        r"\newcommand{\a}[1]{#1#1}" + r"\a{" * 4000,
+        r"\begin{tabular}{l}\multirow{2}{*}" + " " * 30_000 + r"x\end{tabular}",
+        "".join(rf"\def\m{a}{b}{c}{{1}}" for a, b, c in product(ascii_letters[:22], repeat=3)) + r"\zz " * 40_000,
+    ],
+)
+def test_long_sources_take_time_by_their_length(source: str) -> None:
+    start = time.perf_counter()
+    tex(source)
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("begin", [r"{tabularx}{\textwidth}{lX}", r"{tabular*}{9cm}[t]{@{\extracolsep{\fill}}ll}"])
+def test_tables_of_a_width_have_no_word_of_their_columns(begin: str) -> None:
+    assert tex(rf"\begin{begin}item & price\\ 4 & 7\end{begin.partition('}')[0]}}}") == (
+        "| item | price |\n| --- | --- |\n| 4 | 7 |"
+    )
 
 
 def test_macros_are_no_bomb() -> None:

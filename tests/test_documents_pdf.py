@@ -2,6 +2,8 @@
 
 import base64
 import random
+import re
+import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 
 from tests.support.documents import at, make_pdf, pdf_stream, sample_pdf
 from tests.support.mutation import damage_bytes
+from uncomp_cli.documents.glyphs import Line, Run, Space
+from uncomp_cli.documents.gutters import parted
 from uncomp_cli.documents.hyphens import HYPHEN, rejoined
 from uncomp_cli.documents.pdf import read
 from uncomp_cli.documents.text import NO_WISHES, Limits, Place, Text, Wishes
@@ -176,6 +180,16 @@ def test_columns_of_prose_may_be_close() -> None:
     assert text_of(both).split() == " ".join((*LEFT, *RIGHT)).split()
 
 
+def test_dense_pages_take_time_by_their_length() -> None:
+    """Of spaces that are all wide, where the last ones stand under none."""
+    lefts = [(10.0, 20.0, 30.0, 40.0 + number % 2 * 3) for number in range(400)]
+    spaces = [tuple(Space(3 * at + 2, left, left + 0.6) for at, left in enumerate(row)) for row in lefts]
+    page = [Line((Run("aa aa aa aa aa", 0, 50, -1.2 * at, 1, 0, each),)) for at, each in enumerate(spaces)]
+    start = time.perf_counter()
+    assert parted(page, marks=re.compile("x$")) == page
+    assert time.perf_counter() - start < 3
+
+
 def test_words_under_each_other_are_no_columns() -> None:
     typed = "<< /Type /Font /Subtype /Type1 /BaseFont /Courier >>"
     code = lines("int a;", "int b;", "int c;", "int d;")
@@ -242,6 +256,13 @@ def test_the_words_of_all_pages_say_what_a_hyphen_was(rest: str, broken: str, wh
 def test_ranges_and_names_are_as_they_are_on_one_line(before: str, after: str, whole: str) -> None:
     broken = lines(f"The report that the committee has written and signed says {before}", f"{after} what it is about.")
     assert whole in text_of(broken)
+
+
+@pytest.mark.parametrize("text", ["a" * 50_000, "a" * 50_000 + f" b{HYPHEN}c"])
+def test_long_words_take_time_by_their_length(text: str) -> None:
+    start = time.perf_counter()
+    assert len(rejoined([text])[0]) >= 50_000
+    assert time.perf_counter() - start < 2
 
 
 def test_numbers_and_names_keep_their_hyphen() -> None:
@@ -435,6 +456,15 @@ def outline(*, loops: bool = False) -> bytes:
 
 def test_titles_of_the_outline_are_headings() -> None:
     assert read(outline(), NO_WISHES).text == ("# 1. The harbour\n\nIt was built in 1904.\n\n## Lamps\n\nThere are 3.")
+
+
+def test_half_characters_of_titles_and_labels_harm_nothing() -> None:
+    half = "<FEFFD8000041>"
+    titles = ("<< /First 11 0 R /Last 11 0 R >>", f"<< /Title {half} /Parent 10 0 R /Dest [12 0 R /Fit] >>")
+    labels = f"/PageLabels << /Nums [0 << /P {half} >>] >>"
+    for catalog, place in (("/Outlines 10 0 R", "p1"), (labels, "p1 (page A)")):
+        found = read(make_pdf(at(72, 700, "It has 7."), catalog=catalog, objects=titles), NO_WISHES)
+        assert (found.text, found.places) == ("It has 7.", (Place(1, place),))
 
 
 def test_an_outline_that_loops_is_read_once() -> None:

@@ -10,6 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.documents import make_docx, make_zip
+from uncomp_cli.documents.outline import Numbering
+from uncomp_cli.documents.parts import Node
+from uncomp_cli.documents.story import Story
 from uncomp_cli.documents.text import NO_WISHES, Limits, Wishes
 from uncomp_cli.documents.word import read
 from uncomp_cli.errors import DocumentError, DoesNotFitError
@@ -230,6 +233,14 @@ def test_no_depth_is_too_deep(tag: str) -> None:
     start = time.perf_counter()
     text = markdown(p("before 1") + opened * 5_000 + p("deep 2") + closed * 5_000 + p("behind 3"))
     assert [word for word in text.split() if word.isdigit()] == ["1", "2", "3"]
+    assert time.perf_counter() - start < 2
+
+
+def test_many_notes_take_time_by_their_number() -> None:
+    story = Story({}, Numbering(Node("", {}), {}))
+    start = time.perf_counter()
+    marks = [story.mark(kind, str(number)) for number in range(15_000) for kind in ("footnote", "endnote")]
+    assert marks[-2:] == ["[^15000]", "[^e15000]"]
     assert time.perf_counter() - start < 2
 
 

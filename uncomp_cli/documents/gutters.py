@@ -48,11 +48,13 @@ def parted(lines: Sequence[Line], *, marks: re.Pattern[str]) -> list[Line]:
     """The lines, their runs parted where a narrow gutter goes through; none behind what `marks` an item of a list."""
     found = list(lines)
     for start in range(len(found)):
-        columns = [_rows(found, start, space, marks) for space in _wide_spaces(found[start], marks)]
-        through = [rows for rows in columns if len(rows) >= _LEAST_ROWS]
-        if len(through) == len(columns) or not _is_loose(found[start]):
-            for row, space in (each for rows in through for each in rows):
-                found[row] = _cut(found[row], space)
+        spaces = list(_wide_spaces(found[start], marks))
+        through = [
+            space for space in spaces if len(_rows(found[: start + _LEAST_ROWS], start, space, marks)) == _LEAST_ROWS
+        ]
+        if len(through) == len(spaces) or not _is_loose(found[start]):
+            for row, here in [each for space in through for each in _rows(found, start, space, marks)]:
+                found[row] = _cut(found[row], here)
     for i in range(1, len(found) - 1):
         found[i] = _uncrowded(found[i], found[i - 1], found[i + 1 : i + 1 + _MOST_CROWDED])
     return [_begun(line, found[max(i - 2, 0) : i], found[i + 1 : i + 3]) for i, line in enumerate(found)]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 HYPHEN = "\u00ad"  # stands for a hyphen at a line's end, until the whole document says whether it belongs to the word
-_SPLIT = re.compile(rf"([-\u2010]?)([^\W\d_]+){HYPHEN}([^\W\d_]+)(?=([-\u2010]?))")
+_SPLIT = re.compile(rf"([-\u2010]?)(?<![^\W\d_])([^\W\d_]+){HYPHEN}([^\W\d_]+)(?=([-\u2010]?))")
 _WORDS = re.compile(r"[^\W\d_]+(?:[-\u2010][^\W\d_]+)*")
 _CLOSED = re.compile(
     r"self(?:ish|less|ie|hood|same)|well(?:ness|ing|er)|cross(?:ing|ed|es|over|word|road|bar|bow|wise|talk|fire)"
@@ -36,7 +36,8 @@ _BEFORE_SECOND = 4  # letters: un-known, in-dependent, dis-oriented and re-defin
 
 def rejoined(texts: Sequence[str]) -> list[str]:
     """The texts with each `HYPHEN` gone, or a hyphen, by what the words of all texts together say of both halves."""
-    known = {word.casefold() for text in texts for word in _WORDS.findall(re.sub(rf"\S*{HYPHEN}\S*", " ", text))}
+    whole_words = (word for text in texts for word in text.split() if HYPHEN not in word)
+    known = {part.casefold() for word in whole_words for part in _WORDS.findall(word)}
 
     def decide(match: re.Match[str]) -> str:
         before, left, right, after = match.groups()

@@ -29,11 +29,11 @@ _COMMAND = re.compile(r"\\([A-Za-z]+)(\*?)(" + _OPTION + r")[ \t]*\{((?:[^{}\\]|
 _CITED = re.compile(r"\\(cite[A-Za-z]*)\*?((?:\[[^\]\n]{0,200}\]){1,2})[ \t]*\{([^{}]*)\}")
 _WIDE = re.compile(r"\s*\\multicolumn\s*\{(\d{1,3})\}\s*\{[^{}]*\}\s*\{(.*)\}\s*", re.DOTALL)
 _TALL = re.compile(
-    r"\s*\\multirow(?:\s*\[[^\]]*\])?\s*\{(\d{1,3})\}(?:\s*\[[^\]]*\])?\s*\{[^{}]*\}\s*(?:\[[^\]]*\])?\s*\{(.*)\}\s*",
+    r"\s*\\multirow(?:\s*\[[^\]]*\])?\s*\{(\d{1,3})\}(?:\s*\[[^\]]*\])?\s*\{[^{}]*\}(?:\s*\[[^\]]*\])?\s*\{(.*)\}\s*",
     re.DOTALL,
 )
 _HALF = re.compile(r"(\d?)\\(?:[dt]?frac|[sn]ice?frac|sfrac)[ \t]*\{(\d{1,9})\}[ \t]*\{(\d{1,9})\}")
-_COLUMNS = re.compile(r"\s*(?:\{[^{}]*\})??\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}")
+_COLUMNS = re.compile(r"\s*(?:\[[^\]\n]{0,200}\]\s*)?\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}")
 _RULES = re.compile(
     r"\\(?:hline|(?:top|mid|bottom)rule|end(?:first|last)?(?:head|foot)|c(?:mid)?(?:line|rule)(?:\([lr]*\))?\{[^{}]*\})"
 )
@@ -83,7 +83,8 @@ _TWO = re.compile(rf"\\({'|'.join(sorted(_SECOND | quantities.TWO))})\*?{_OPTION
 _THREE = re.compile(rf"\\({'|'.join(sorted(_THIRD | quantities.THREE))})\*?{_OPTION}{_PART}{_PART}{_PART}")
 _SEVERAL = _SECOND | _THIRD | quantities.TWO | quantities.THREE
 _LAYOUT = frozenset(_LAYOUT_NAMES.split())
-_TABLES = frozenset(("tabular", "tabular*", "tabularx", "longtable"))
+_OF_A_WIDTH = frozenset(("tabular*", "tabularx"))
+_TABLES = _OF_A_WIDTH | {"tabular", "longtable"}
 _CODE = frozenset(("verbatim", "verbatim*", "lstlisting", "minted", "comment"))
 _DRAWINGS = frozenset(("tikzpicture", "pgfpicture", "picture"))
 _DEEPEST = 8
@@ -150,9 +151,12 @@ class _Source:
             shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
             self.losses.append(Loss.of(("file that it takes in", "files that it takes in"), len(names), shown))
 
-    def _table(self, _: str, content: str) -> str:
+    def _table(self, name: str, content: str) -> str:
         """A tabular as a Markdown table, its first row its header."""
-        rows = [row for row in _ROW_END.split(_RULES.sub("", _COLUMNS.sub("", content, count=1))) if row.strip()]
+        for _ in range(1 + (name in _OF_A_WIDTH)):
+            columns = _COLUMNS.match(content)
+            content = content[columns.end() :] if columns else content
+        rows = [row for row in _ROW_END.split(_RULES.sub("", content)) if row.strip()]
         split = [re.split(r"(?<!\\)&", row) for row in rows]
         cells = [[self._cell(cell, number == 0) for cell in row] for number, row in enumerate(split)]
         return "\n\n" + "\n".join(table_lines(_hung(cells))).translate(_KEPT) + "\n\n"

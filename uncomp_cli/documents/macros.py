@@ -9,15 +9,17 @@ from dataclasses import dataclass
 
 _DEFINITION = re.compile(
     r"\\(?:(?:re|provide)?newcommand|(?:New|Renew|Provide)DocumentCommand|DeclareMathOperator|(?:[egx]?def)(?=\s*\\))"
-    r"\*?\s*\{?\s*\\([A-Za-z]+)\s*\}?[ \t]*"
+    r"\*?\s*(?:\{\s*)?\\([A-Za-z]+)\s*\}?[ \t]*"
 )
 _COUNT = re.compile(r"\[\s*([0-9])\s*\][ \t\n]*")
 _PARAMETERS = re.compile(r"((?:#[0-9])*)[ \t]*(?=\{)")
 _SPECIFIED = re.compile(r"([mo]|O)\s*")
 _BRACE = re.compile(r"\\.|[{}\[\]]", re.DOTALL)
 _BLANK = re.compile(r"[ \t]*\n?[ \t]*")
+_NAME = re.compile(r"\\([A-Za-z]+)")
 _ARGUMENT = re.compile(r"#([1-9])")
 _LONGEST = 1500  # letters of a text or an argument
+_DEEPEST = 32  # braces in an argument
 _MOST_PASSES, _MOST_TIMES = 4, 4
 
 
@@ -39,7 +41,7 @@ def defined(source: str) -> tuple[dict[str, Macro], str]:
         if made is None:
             continue
         macro, end = made
-        if not re.search(rf"\\{found[1]}(?![A-Za-z])", macro.text):
+        if found[1] not in _NAME.findall(macro.text):
             macros[found[1]] = macro
         parts.append(source[at : found.start()])
         at = end
@@ -89,6 +91,8 @@ def taken_group(source: str, at: int, pair: str) -> tuple[str, int] | None:
         depth += (found[0] == pair[0]) - (found[0] == pair[1])
         if depth == 0 and found[0] == pair[1]:
             return source[at + 1 : found.start()], found.end()
+        if depth > _DEEPEST:
+            break
     return None
 
 
@@ -96,25 +100,28 @@ def expanded(body: str, macros: dict[str, Macro]) -> str:
     """The body with macros put in, and those in them, a few deep."""
     if not macros:
         return body
-    named = re.compile(rf"\\({'|'.join(sorted(macros, key=len, reverse=True))})(?![A-Za-z])")
     most = _MOST_TIMES * len(body) + 10_000
     for _ in range(_MOST_PASSES):
-        more = _once(body, macros, named, most)
+        more = _once(body, macros, most)
         if more == body or len(more) > most:
             break
         body = more
     return body
 
 
-def _once(body: str, macros: dict[str, Macro], named: re.Pattern[str], most: int) -> str:
+def _once(body: str, macros: dict[str, Macro], most: int) -> str:
     parts: list[str] = []
     at = size = 0
-    while size < most and (found := named.search(body, at)) is not None:
+    for found in _NAME.finditer(body):
+        if found.start() < at or found[1] not in macros:
+            continue
         text, end = _put(body, found, macros[found[1]])
         parts += (body[at : found.start()], text)
         size += len(text)
         at = end
-    return "".join([*parts, body[at:]]) if size < most else body
+        if size >= most:
+            return body
+    return "".join([*parts, body[at:]])
 
 
 def _put(body: str, found: re.Match[str], macro: Macro) -> tuple[str, int]:

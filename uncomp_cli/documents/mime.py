@@ -7,11 +7,12 @@ breaks may have blanks behind them, and what is no escape stays as it is.
 
 import binascii
 import re
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_CODED = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
-_FOREIGN = re.compile(rb"[^A-Za-z0-9+/]")
+_SIGNS = string.ascii_letters.encode() + b"0123456789+/"
+_FOREIGN = bytes(set(range(256)) - set(_SIGNS))
 _MOST_FOREIGN = 0.1  # of a line of base64 with damage
 _SHORT = 60  # signs: of fewer, and of no padding, is a word too
 _SOFT_OR_ESCAPE = re.compile(rb"=[ \t]*(?:\r?\n|\r|\Z)|=([0-9A-Fa-f]{2})")
@@ -45,7 +46,7 @@ def _base64(raw: bytes) -> Body:
     data, beside, broken = [], [], 0
     for number, run in enumerate(_runs(raw.splitlines())):
         signs = b"".join(run)
-        kept = _FOREIGN.sub(b"", signs)
+        kept = signs.translate(None, _FOREIGN)
         if _is_coded(signs, kept, first=number == 0):
             whole = len(kept) - (len(kept) % 4 == 1)
             broken += len(signs.rstrip(b"=")) - whole
@@ -70,9 +71,9 @@ def _runs(lines: list[bytes]) -> Iterator[list[bytes]]:
 
 
 def _may_be_coded(line: bytes) -> bool:
-    if _CODED.fullmatch(line):
+    foreign = len(line.rstrip(b"=").translate(None, _SIGNS))
+    if not foreign and not line.endswith(b"==="):
         return True
-    foreign = len(_FOREIGN.findall(line.rstrip(b"=")))
     return len(line) >= _SHORT and not any(map(line.__contains__, b" \t")) and foreign < _MOST_FOREIGN * len(line)
 
 

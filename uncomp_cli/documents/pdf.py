@@ -95,7 +95,8 @@ class _Reading:
         for mark in islice(document.get_toc(), _TITLES_READ):
             target = mark.get_dest()
             if target is not None and target.get_index() is not None:
-                self._titles[target.get_index()].setdefault(_bare(mark.get_title()), mark.level + 1)
+                title = _wide(partial(raw.FPDFBookmark_GetTitle, mark.raw))
+                self._titles[target.get_index()].setdefault(_bare(title), mark.level + 1)
 
     def text(self, data: bytes, wishes: Wishes) -> Text:
         """All pages."""
@@ -114,7 +115,8 @@ class _Reading:
 
     def _place(self, number: int) -> str:
         """`p3`, by its place in the file; with what is printed on the page where that is another: `p3 (page iv)`."""
-        label = " ".join(re.sub(r"[^\w.-]", " ", self._document.get_page_label(number - 1)[:_LONGEST_LABEL]).split())
+        printed = _wide(partial(self._raw.FPDF_GetPageLabel, self._document.raw, number - 1))
+        label = " ".join(re.sub(r"[^\w.-]", " ", printed[:_LONGEST_LABEL]).split())
         return f"p{number}" if label in ("", str(number)) else labelled(f"p{number}", label)
 
     def _page(self, number: int) -> str:

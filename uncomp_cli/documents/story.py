@@ -19,13 +19,15 @@ class Story:
     numbering: Numbering
     texts: dict[tuple[str, str], str] = field(default_factory=dict)  # of notes, by kind and id
     marks: dict[tuple[str, str], str] = field(default_factory=dict)  # of notes that were met, in order
+    counts: Counter[str] = field(default_factory=Counter)  # of marks, by kind
     lost: Counter[Words] = field(default_factory=Counter)
 
     def mark(self, kind: str, name: str) -> str:
         """The mark of a note at its place in the text."""
         known = self.marks.get((kind, name))
         if known is None:
-            number = 1 + sum(met == kind for met, _ in self.marks)
+            self.counts[kind] += 1
+            number = self.counts[kind]
             known = {"footnote": f"[^{number}]", "endnote": f"[^e{number}]"}.get(kind, f"[comment {number}]")
             self.marks[kind, name] = known
         return known

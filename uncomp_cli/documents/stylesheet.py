@@ -9,14 +9,14 @@ import re
 from uncomp_cli.documents.attributes import Attributes
 
 _ALIGNED = re.compile(r"vertical-align\s*:\s*(super|sub)\b", re.IGNORECASE)
+_LENGTH = r"([-+]?(?:\d+(?:\.\d+)?|\.\d+))(px|pt|r?em|ex|%)"
 _MOVED = re.compile(
-    r"(?:vertical-align|mso-text-raise)\s*:\s*([-+]?\d*\.?\d+)(px|pt|r?em|ex|%)|"
-    r"(?<![\w-])(top|bottom)\s*:\s*([-+]?\d*\.?\d+)(px|pt|r?em|ex|%)",
+    rf"(?:vertical-align|mso-text-raise)\s*:\s*{_LENGTH}|(?<![\w-])(top|bottom)\s*:\s*{_LENGTH}",
     re.IGNORECASE,
 )
 _RELATIVE = re.compile(r"position\s*:\s*relative", re.IGNORECASE)
 _LEAST = {"px": 2.0, "pt": 1.5, "em": 0.2, "rem": 0.2, "ex": 0.3, "%": 15.0}
-_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+_COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)", re.DOTALL)
 _CLASS = re.compile(r"(?:[a-z]+[0-9]?)?\.([\w-]{1,100})", re.IGNORECASE)
 _NAMED = {"sup": "sup", "super": "sup", "superscript": "sup", "subscript": "sub"}
 
