@@ -70,7 +70,7 @@ def make(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     letters = sorted(ByteLevel.alphabet())  # so that a text has as many tokens as bytes
-    last = letters[-2:]  # bytes that no text has: llama.cpp wants one merge at least
+    last = letters[-2:]  # hardly any text has them together: llama.cpp wants one merge
     tokens = [*letters, "".join(last), *(f"<{index}>" for index in range(shape.vocab - len(letters) - 1))]
     writer.add_token_list(tokens)
     writer.add_token_types([1] * shape.vocab)
