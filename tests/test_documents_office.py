@@ -261,6 +261,13 @@ def test_objects_that_are_formulas_and_charts_are_read() -> None:
     assert losses(text) == ["1 embedded object", "1 picture without a text"]
 
 
+def test_a_formula_without_a_picture_hides_no_other() -> None:
+    formula = "<math xmlns='http://www.w3.org/1998/Math/MathML'><mn>2</mn></math>"
+    told = "<draw:frame><draw:object xlink:href='./Object 1'/></draw:frame>"
+    body = f"<text:p>x <draw:frame><draw:image/></draw:frame>{told}{told}</text:p>"
+    assert losses(extract(make_odt(body, **{"Object 1": formula}), suffix=".odt")) == ["1 picture without a text"]
+
+
 def test_raised_text_footnotes_comments_and_losses() -> None:
     styles = (
         "<style:style style:name='T1'><style:text-properties style:text-position='super 58%'/></style:style>"
@@ -432,6 +439,11 @@ def test_what_rich_text_does_not_show_is_said() -> None:
         "1 passage of hidden text", "1 picture without a text", "1 deleted passage",
         "1 embedded object",
     ]  # fmt: skip
+
+
+def test_a_hidden_passage_of_rich_text_is_one() -> None:
+    text = rtf(rb"one{\v\u1086?\u1076?{\strike 3} four}two{\v  }{\v five}\par")
+    assert (text.text, losses(text)) == ("onetwo", ["2 passages of hidden text"])
 
 
 def test_rich_text_is_known_by_its_beginning() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 import zipfile
 from collections.abc import Callable
 from datetime import date, datetime
@@ -530,6 +531,26 @@ def test_raised_hidden_and_merged_cells_of_an_open_workbook() -> None:
         "| North | 3 | 4 |",
     ]
     assert losses(text) == ["1 passage of hidden text"]
+
+
+def test_cells_of_many_looks_take_time_by_their_length() -> None:
+    """What is raised in comments is written out as in cells."""
+    styles = "<style:style style:name='T'><style:text-properties style:text-position='super 58%'/></style:style>"
+    raised = "<text:span text:style-name='T'>7</text:span>"
+    comment = f"<office:annotation><text:p>10{raised}</text:p></office:annotation>"
+    sheet = f"<table:table table:name='S'>{ods_row(ods_cell('10' + raised * 20_000, before=comment))}</table:table>"
+    start = time.perf_counter()
+    text = extract(make_ods(sheet, styles=styles), suffix=".ods").text
+    assert time.perf_counter() - start < 4
+    assert text.endswith("Comments:\n- A1: 10^7")
+
+
+def test_a_merged_cell_alone_in_a_sheet_spends_nothing() -> None:
+    title = ods_row(ods_cell("Sales", "table:number-columns-spanned='16384' table:number-rows-spanned='1'"))
+    wide = ods_cell("2024", "table:number-columns-spanned='2'") + "<table:covered-table-cell/>"
+    rows = (ods_row(wide, ods_cell("x")), ods_row(*map(ods_cell, "abc")), ods_row(*map(ods_cell, "123")))
+    text = ods(title * 8, ods_row(), *rows).text
+    assert "| 2024 a | 2024 b | x c |" in text
 
 
 def test_a_line_that_names_the_delimiter_is_no_row() -> None:

@@ -6,9 +6,10 @@ from typing import ClassVar
 from uncomp_cli.documents.display import general
 from uncomp_cli.documents.enumeration import count_of
 from uncomp_cli.documents.ledger import Row, letters, lines_of, merged, place_name
+from uncomp_cli.documents.markdown import Markdown
 from uncomp_cli.documents.styled import Styled
-from uncomp_cli.documents.superscripts import clean, lowered, raised, resolve
-from uncomp_cli.documents.text import HIDDEN_CELL, HIDDEN_ROW, HIDDEN_SHEET, STRUCK, UNCALCULATED
+from uncomp_cli.documents.superscripts import resolve
+from uncomp_cli.documents.text import HIDDEN_CELL, HIDDEN_ROW, HIDDEN_SHEET, UNCALCULATED
 
 _MOST_COLUMNS = 16_384
 _MOST_CELLS = 4_000_000
@@ -25,23 +26,14 @@ class Sheets(Styled):
         self._rows: list[Row] = []
         self._cells: dict[int, str] = {}
         self._comments: list[str] = []
-        self._texts: list[list[str]] = [[]]
         self._name, self._value = "", ""
-        self._number = self._column = self._paragraphs = 0
+        self._number = self._column = 0
         self._row_repeats = self._cell_repeats = 1
         self._is_hidden = self._is_formula = False
         self._hidden_columns: set[int] = set()
         self._merged: list[tuple[int, int, int, int]] = []
-        self._spans: list[tuple[int, str, bool]] = []  # where each began, and its look
         self._described = 0  # columns of the sheet, so far
         self._spare = _MOST_CELLS
-
-    def data(self, text: str) -> None:
-        """Text: only paragraphs have any."""
-        if self.skipped:
-            self.hidden(text)
-        elif self._paragraphs:
-            self._texts[-1].append(clean(text))
 
     def parts(self) -> list[tuple[str, str]]:
         """The lines of all sheets; their names above them where there are several."""
@@ -97,10 +89,10 @@ class Sheets(Styled):
         columns, rows = (count_of(attributes, f"number-{name}-spanned") for name in ("columns", "rows"))
         if columns > 1 or rows > 1:
             self._merged.append((self._number, self._column, self._number + rows - 1, self._column + columns - 1))
-        self._texts[-1].clear()
+        self._outs[-1].taken(0)
 
     def _end_cell(self) -> None:
-        shown = resolve("".join(self._texts[-1]).strip()) or self._value
+        shown = self._said() or self._value
         if shown:
             last = self._column + min(self._cell_repeats, max(1, _MOST_COLUMNS - self._column), max(1, self._spare))
             self._spare -= last - self._column - 1
@@ -110,51 +102,31 @@ class Sheets(Styled):
         self._column += self._cell_repeats - 1
 
     def _paragraph(self, _: Mapping[str, str]) -> None:
-        self._paragraphs += 1
-        self._texts[-1].append("\n")
+        self._texts += 1
+        self._outs[-1].line_break()
 
     def _end_paragraph(self) -> None:
-        self._paragraphs -= 1
+        self._texts -= 1
 
-    def _span(self, attributes: Mapping[str, str]) -> None:
-        if self.is_hidden(attributes):
-            self.hide()
-        else:
-            self._spans.append((len(self._texts[-1]), *self.look(attributes)))
-
-    def _end_span(self) -> None:
-        begin, moved, is_struck = self._spans.pop()
-        texts = self._texts[-1]
-        content, alone = "".join(texts[begin:]), not "".join(texts[:begin]).strip()
-        if moved:
-            content = lowered(content) if moved == "low" else raised(content, alone=alone, linked=False)
-        texts[begin:] = [f"{STRUCK}{content}{STRUCK}" if is_struck and content.strip() else content]
-
-    def _space(self, _: Mapping[str, str]) -> None:
-        self._texts[-1].append(" ")
-
-    def _break(self, _: Mapping[str, str]) -> None:
-        self._texts[-1].append("\n")
+    def _said(self) -> str:
+        return resolve(self._outs[-1].taken(0).strip())
 
     def _comment(self, _: Mapping[str, str]) -> None:
-        self._texts.append([])
+        self._outs.append(Markdown())
 
     def _end_comment(self) -> None:
-        said = " ".join("".join(self._texts.pop()).split())
+        said = " ".join(self._said().split())
+        self._outs.pop()
         self._comments += [f"- {letters(self._column)}{self._number}: {said}"] * bool(said)
 
     starts: ClassVar = {
-        "style": Styled.new_style, "table-properties": Styled.properties, "table": _sheet, "table-row": _row,
-        "table-column": _columns,
-        "table-cell": _cell, "covered-table-cell": _cell, "p": _paragraph, "span": _span,
-        "text-properties": Styled.properties, "s": _space, "tab": _space,
-        "line-break": _break, "annotation": _comment,
-        "title": Styled.skip, "desc": Styled.skip, "header": Styled.skip, "footer": Styled.skip,
-        "shapes": Styled.skip,
+        **Styled.starts, **dict.fromkeys(("title", "desc", "header", "footer", "shapes"), Styled.skip),
+        "table-properties": Styled.properties, "table": _sheet, "table-row": _row, "table-column": _columns,
+        "table-cell": _cell, "covered-table-cell": _cell, "p": _paragraph, "annotation": _comment,
     }  # fmt: skip
     ends: ClassVar = {
-        "table": _end_sheet, "table-row": _end_row, "table-cell": _end_cell, "covered-table-cell": _end_cell,
-        "p": _end_paragraph, "span": _end_span, "annotation": _end_comment,
+        **Styled.ends, "table": _end_sheet, "table-row": _end_row, "table-cell": _end_cell,
+        "covered-table-cell": _end_cell, "p": _end_paragraph, "annotation": _end_comment,
     }  # fmt: skip
 
 

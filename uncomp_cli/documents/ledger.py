@@ -77,9 +77,10 @@ def merged(rows: Iterable[Row], spans: Iterable[tuple[int, int, int, int]]) -> l
     for top, left, bottom, right in spans:
         text = cells.get(top, {}).get(left)
         alone = bottom == top and len(cells.get(top, {})) == 1
-        spare -= (bottom - top + 1) * (right - left + 1)
-        if text is None or alone or spare < 0:
+        size = (bottom - top + 1) * (right - left + 1)
+        if text is None or alone or size > spare:
             continue
+        spare -= size
         for number in range(top, bottom + 1):
             if number in cells:
                 cells[number] = {**dict.fromkeys(range(left, right + 1), text), **cells[number]}

@@ -319,20 +319,13 @@ class Manuscript(Tables, Fields):
         self.lost[PICTURE] += not self._has_words
         return None
 
-    def _chart(self, attributes: _Attributes) -> End:
-        text = self._charts.get(attributes.get("id", ""), "")
+    def _drawn(self, attributes: _Attributes, *, by: str, what: Words) -> End:
+        """A chart or a diagram, by the name of its relation."""
+        text = self._charts.get(attributes.get(by, ""), "")
         if text and self._paragraphs:
             self._paragraphs[-1].boxes.append(text.split("\n"))
         else:
-            self.lost[CHART] += 1
-        return None
-
-    def _diagram(self, attributes: _Attributes) -> End:
-        text = self._charts.get(attributes.get("dm", ""), "")
-        if text and self._paragraphs:
-            self._paragraphs[-1].boxes.append(text.split("\n"))
-        else:
-            self.lost[_DIAGRAM] += 1
+            self.lost[what] += 1
         return None
 
     def _alternatives(self, _: _Attributes) -> End:
@@ -372,7 +365,7 @@ _ELEMENTS: dict[str, Callable[[Manuscript, _Attributes], End]] = {
     **dict.fromkeys(("strike", "dstrike"), Manuscript._strike_out),
     "fldChar": Manuscript._field,
     "instrText": Manuscript._instruction,
-    "relIds": Manuscript._diagram,
+    "relIds": partial(Manuscript._drawn, by="dm", what=_DIAGRAM),
     "vanish": Manuscript._hide,
     "t": Manuscript._text,
     "br": Manuscript._break,
@@ -387,7 +380,7 @@ _ELEMENTS: dict[str, Callable[[Manuscript, _Attributes], End]] = {
     **dict.fromkeys(("drawing", "pict", "object"), Manuscript._drawing),
     **dict.fromkeys(("docPr", "shape", "textpath"), Manuscript._described),
     **dict.fromkeys(("blip", "imagedata"), Manuscript._picture),
-    "chart": Manuscript._chart,
+    "chart": partial(Manuscript._drawn, by="id", what=CHART),
     "AlternateContent": Manuscript._alternatives,
     "Choice": Manuscript._choice,
     "checkBox": Manuscript._check_box,

@@ -19,7 +19,6 @@ from uncomp_cli.documents.text import (
     HIDDEN_SLIDE,
     OBJECT,
     PICTURE,
-    STRUCK,
     Text,
     Wishes,
     counted,
@@ -57,39 +56,31 @@ def read(data: bytes, wishes: Wishes) -> Text:
 
 @dataclass(slots=True)
 class _Frame:
-    """A frame: whether it holds a slide's title, in how many paragraphs it stands, and its pictures without words."""
+    """A frame: whether it holds a slide's title, in how many paragraphs it stands, its pictures, and whether told."""
 
     is_title: bool
     texts: int
     pictures: int = 0
+    is_told: bool = False
 
 
 class _Words(Styled):
-    """Text documents and slides. Where text goes is a stack: the document or a slide, and in it notes and comments."""
+    """Text documents and slides."""
 
     def __init__(self, archive: Archive | None) -> None:
         super().__init__()
         self._archive = archive
-        self._outs = [Markdown()]
         self._outer: list[int] = []
-        self._spans: list[tuple[str, bool]] = []  # how each is moved, and whether it is struck out
         self._ruby = 0
         self._margins: dict[str, list[str]] = {"header": [], "footer": []}
         self._frames: list[_Frame] = []
-        self._texts = self._pages = self._count = 0
+        self._pages = self._count = 0
         self._lists = OfficeLists()
         self._is_first_row = False
         self._repeats = 1
         self._notes: list[str] = []
         self._comments: list[str] = []
         self._parts: list[tuple[str, str]] = []
-
-    def data(self, text: str) -> None:
-        """Text: only paragraphs and headings have any."""
-        if self.skipped:
-            self.hidden(text)
-        elif self._texts:
-            self._outs[-1].write(text)
 
     def parts(self) -> list[tuple[str, str]]:
         """The slides with their places, or the whole text between the headers and footers of its pages."""
@@ -139,24 +130,6 @@ class _Words(Styled):
         if self.is_hidden(attributes):
             self.hide()
 
-    def _span(self, attributes: Mapping[str, str]) -> None:
-        if self.is_hidden(attributes):
-            self.hide()
-            return
-        moved, is_struck = self.look(attributes)
-        self._spans.append((moved, is_struck))
-        if is_struck:
-            self._outs[-1].write(STRUCK)
-        if moved:
-            self._outs[-1].open_script()
-
-    def _end_span(self) -> None:
-        moved, is_struck = self._spans.pop()
-        if moved:
-            self._outs[-1].close_script(low=moved == "low")
-        if is_struck:
-            self._outs[-1].write(STRUCK)
-
     def _reading(self, _: Mapping[str, str]) -> None:
         """How a word is read stands above it."""
         self._ruby = self._outs[-1].here
@@ -164,12 +137,6 @@ class _Words(Styled):
     def _end_reading(self) -> None:
         said = self._outs[-1].taken(self._ruby).strip()
         self._outs[-1].write(f"({said})" if said else "")
-
-    def _space(self, _: Mapping[str, str]) -> None:
-        self._outs[-1].space()
-
-    def _line_break(self, _: Mapping[str, str]) -> None:
-        self._outs[-1].line_break()
 
     def _list(self, attributes: Mapping[str, str]) -> None:
         if not self._lists:
@@ -245,8 +212,7 @@ class _Words(Styled):
             self._outs[-1].write(said)
             return
         self._outs[-1].say(said)
-        self.lost[PICTURE] -= frame.pictures
-        frame.pictures = 0
+        frame.is_told = True
 
     def _object(self, attributes: Mapping[str, str]) -> None:
         """An object: a formula is read, and the numbers of a chart; the picture that stands for it is no loss then."""
@@ -265,9 +231,8 @@ class _Words(Styled):
         else:
             return
         self.lost[OBJECT] -= 1
-        self.lost[PICTURE] -= 1
         if self._frames:
-            self._frames[-1].pictures -= 1
+            self._frames[-1].is_told = True
 
     # --- tables
 
@@ -315,7 +280,9 @@ class _Words(Styled):
             self._outs[-1].block(gap=True)
 
     def _end_frame(self) -> None:
-        if self._frames.pop().is_title:
+        frame = self._frames.pop()
+        self.lost[PICTURE] -= frame.pictures * frame.is_told
+        if frame.is_title:
             self._outs[-1].close_heading()
 
     def _end_speaker(self) -> None:
@@ -326,11 +293,9 @@ class _Words(Styled):
         self._outs[-1].block()
 
     starts: ClassVar = {
-        "style": Styled.new_style, "text-properties": Styled.properties, **dict.fromkeys(_MARGINS, _aside),
-
-        "drawing-page-properties": Styled.properties, "p": _paragraph, "h": _heading, "span": _span, "s": _space,
-        "tab": _space, "line-break": _line_break, "list": _list, "list-item": _item, "note-body": _aside,
-        "note-citation": Styled.skip, "annotation": _aside,
+        **Styled.starts, **dict.fromkeys(_MARGINS, _aside), "drawing-page-properties": Styled.properties,
+        "p": _paragraph, "h": _heading, "list": _list, "list-item": _item,
+        "note-body": _aside, "note-citation": Styled.skip, "annotation": _aside,
         "list-style": _list_kind, "outline-style": _outline_kind, "outline-level-style": _numbers,
         "list-level-style-number": _numbers, "list-level-style-bullet": _bullets, "list-level-style-image": _bullets,
         "table": _table, "table-row": _row, "table-cell": _cell, "page": _page, "frame": _frame, "object": _object,
@@ -339,8 +304,8 @@ class _Words(Styled):
         "page-number": Styled.skip, "page-thumbnail": Styled.skip,
     }  # fmt: skip
     ends: ClassVar = {
-        **dict.fromkeys(_MARGINS[:3], _end_header), **dict.fromkeys(_MARGINS[3:], _end_footer),
-        "p": _end_paragraph, "h": _end_heading, "span": _end_span,
+        **Styled.ends, **dict.fromkeys(_MARGINS[:3], _end_header), **dict.fromkeys(_MARGINS[3:], _end_footer),
+        "p": _end_paragraph, "h": _end_heading,
         "list": _end_list, "list-item": _end_item, "note-body": _end_note, "annotation": _end_comment,
         "table": _end_table, "table-row": _end_row, "table-cell": _end_cell, "page": _end_page, "frame": _end_frame,
         "custom-shape": _end_frame, "notes": _end_speaker, "title": _end_described, "desc": _end_described,

@@ -37,7 +37,7 @@ def shown(name: str, *parts: str) -> str:
         text = f"{parts[0]} to {parts[1]}"
         return f"{text} {unit(parts[2])}" if parts[2:] else text
     sign = unit(parts[1]) if parts[1:] else ""
-    return f"{parts[0].strip()}{'' if sign.startswith('°') and sign == '°' else ' '}{sign}".strip()
+    return f"{parts[0].strip()}{'' if sign == '°' else ' '}{sign}".strip()
 
 
 def unit(source: str) -> str:

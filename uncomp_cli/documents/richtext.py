@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from uncomp_cli.documents.grid import Cell, table_lines
 from uncomp_cli.documents.superscripts import clean, lowered, raised, resolve
-from uncomp_cli.documents.text import HIDDEN, OBJECT, PICTURE, STRUCK, Text, Wishes, Words, counted, running
+from uncomp_cli.documents.text import DELETED, HIDDEN, OBJECT, PICTURE, STRUCK, Text, Wishes, Words, counted, running
 from uncomp_cli.errors import DocumentError
 
 _TOKEN = re.compile(
@@ -24,7 +24,7 @@ _SKIPPED = frozenset(
 _LOST = {
     "pict": PICTURE,
     "object": OBJECT,
-    "deleted": ("deleted passage", "deleted passages"),
+    "deleted": DELETED,
 }
 _MARGINS = frozenset(("header", "headerl", "headerr", "headerf", "footer", "footerl", "footerr", "footerf"))
 _HEARD_ALWAYS = frozenset(("f", "fcharset", "uc"))
@@ -82,7 +82,7 @@ class _Walk:
         self._begin: int | None = None  # where in the line raised or lowered text began
         self._page = "cp1252"
         self._level = -1
-        self._in_table = False
+        self._in_table = self._hides = False
         self._cells: list[Cell] = []
         self._rows: list[list[Cell]] = []
 
@@ -131,9 +131,14 @@ class _Walk:
         self._put(text[dropped:])
 
     def _put(self, text: str) -> None:
-        if text and self._state.hidden and not self._state.skipped:
-            self.lost[HIDDEN] += 1
-        elif text and not self._state.skipped:
+        if not text or self._state.skipped:
+            return
+        if self._state.hidden:
+            begins = not self._hides and not text.isspace()
+            self.lost[HIDDEN] += begins
+            self._hides = self._hides or begins
+        else:
+            self._hides = False
             self._line.append(clean(text))
 
     def _byte(self, byte: str) -> None:

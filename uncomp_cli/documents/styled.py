@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from uncomp_cli.documents.text import DELETED, FILM, HIDDEN, OBJECT, PICTURE, Words
+from uncomp_cli.documents.markdown import Markdown
+from uncomp_cli.documents.superscripts import clean
+from uncomp_cli.documents.text import DELETED, FILM, HIDDEN, OBJECT, PICTURE, STRUCK, Words
 
 _PROPERTIES = ("text-position", "display", "visibility", "text-line-through-style")
 _PARENT, _LONGEST_CHAIN = "parent-style-name", 32
@@ -25,10 +27,10 @@ _LOST: dict[str, Words] = {
 
 
 class Styled:
-    """Hears elements by tables of what begins and what ends; what is in an unseen one is skipped."""
+    """Hears elements by tables of what begins and what ends; what is in an unseen one is skipped.
 
-    starts: ClassVar[Mapping[str, Callable[[Any, Mapping[str, str]], None]]]
-    ends: ClassVar[Mapping[str, Callable[[Any], None]]]
+    Where text goes is a stack: the document, a slide or a cell, and in it notes and comments.
+    """
 
     def __init__(self) -> None:
         self.lost: Counter[Words] = Counter()
@@ -36,6 +38,9 @@ class Styled:
         self._hides = self._hid_words = False
         self.styles: dict[str, dict[str, str]] = {}
         self._style: dict[str, str] = {}
+        self._outs = [Markdown()]
+        self._spans: list[tuple[str, bool, int]] = []  # how each is moved, whether it is struck out, where it began
+        self._texts = 0  # paragraphs and headings that are open
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
         """An element begins."""
@@ -54,6 +59,43 @@ class Styled:
             self._hides = self._hides and self.skipped > 0
         elif (finish := self.ends.get(tag)) is not None:
             finish(self)
+
+    def data(self, text: str) -> None:
+        """Text: only paragraphs and headings have any."""
+        if self.skipped:
+            self._hid_words = self._hid_words or not text.isspace()
+        elif self._texts:
+            self._outs[-1].write(clean(text))
+
+    def span(self, attributes: Mapping[str, str]) -> None:
+        """A piece of a line with a look of its own."""
+        if self.is_hidden(attributes):
+            self.hide()
+            return
+        moved, is_struck = self.look(attributes)
+        if is_struck:
+            self._outs[-1].write(STRUCK)
+        self._spans.append((moved, is_struck, self._outs[-1].here))
+        if moved:
+            self._outs[-1].open_script()
+
+    def end_span(self) -> None:
+        """Its end."""
+        moved, is_struck, begin = self._spans.pop()
+        if moved:
+            self._outs[-1].close_script(low=moved == "low")
+        if is_struck and self._outs[-1].here == begin:
+            self._outs[-1].taken(begin - 1)
+        elif is_struck:
+            self._outs[-1].write(STRUCK)
+
+    def space(self, _: Mapping[str, str]) -> None:
+        """A space, or a tabulator."""
+        self._outs[-1].space()
+
+    def line_break(self, _: Mapping[str, str]) -> None:
+        """A new line in a paragraph."""
+        self._outs[-1].line_break()
 
     def new_style(self, attributes: Mapping[str, str]) -> None:
         """A style; its parent may come later."""
@@ -83,10 +125,6 @@ class Styled:
         """Leave this element out, which is not shown; it is a loss if it has words."""
         self.skipped, self._hides, self._hid_words = 1, True, False
 
-    def hidden(self, text: str) -> None:
-        """Text in what is left out."""
-        self._hid_words = self._hid_words or not text.isspace()
-
     def is_hidden(self, attributes: Mapping[str, str]) -> bool:
         """Whether an element of text is not shown, by itself or by its style."""
         said = attributes.get("display") == "none" or attributes.get("is-hidden") == "true"
@@ -95,3 +133,12 @@ class Styled:
     def skip(self, _: Mapping[str, str]) -> None:
         """Leave this element out, with all that is in it."""
         self.skipped = 1
+
+    starts: ClassVar[Mapping[str, Callable[[Any, Mapping[str, str]], None]]] = {
+        "style": new_style,
+        "text-properties": properties,
+        "span": span,
+        **dict.fromkeys(("s", "tab"), space),
+        "line-break": line_break,
+    }
+    ends: ClassVar[Mapping[str, Callable[[Any], None]]] = {"span": end_span}
