@@ -247,7 +247,8 @@ def test_objects_that_are_formulas_and_charts_are_read() -> None:
         "<table:table-cell table:number-columns-repeated='2'><text:p>8.50</text:p></table:table-cell>"
     )
     row = f"<table:table-row>{cells}</table:table-row>"
-    chart = part(f"<chart:chart chart:class='bar'><table:table>{row}</table:table></chart:chart>")
+    drawn = "<table:shapes/>"
+    chart = part(f"<chart:chart chart:class='bar'><table:table>{row}</table:table>{drawn}</chart:chart>")
     formula = (
         "<math xmlns='http://www.w3.org/1998/Math/MathML'><semantics><msup><mi>c</mi><mn>2</mn></msup>"
         "<annotation encoding='StarMath 5.0'>c^2 junk</annotation></semantics></math>"
@@ -258,7 +259,7 @@ def test_objects_that_are_formulas_and_charts_are_read() -> None:
     )
     text = extract(make_odt(body, **{"Object 1": formula, "Object 2": chart}), suffix=".odt")
     assert text.text == "E = m c^2\n\n| 2024 | 8.50 | 8.50 |"
-    assert losses(text) == ["1 embedded object", "1 picture without a text"]
+    assert losses(text) == ["1 embedded object", "1 picture without a text", "1 drawing"]
 
 
 def test_a_formula_without_a_picture_hides_no_other() -> None:

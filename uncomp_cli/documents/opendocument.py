@@ -225,6 +225,7 @@ class _Words(Styled):
         elif b"<chart:chart " in data:
             chart = _Words(None)
             walk_xml(data, chart, kind=_KIND)
+            self.lost.update(chart.lost)
             self._outs[-1].block(gap=True)
             self._outs[-1].paste(chart.parts()[0][1].split("\n"))
             self._outs[-1].block(gap=True)

@@ -153,14 +153,9 @@ def _rich(element: Any) -> str:
         elif name == "r":
             run = "".join(part.text or "" for part in child if _local(part) == "t")
             shift = next((e.get("val") for e in child.iter("{*}vertAlign")), "")
-            alone = not text.strip()
-            text += (
-                raised(run, alone=alone, linked=False)
-                if shift == "superscript"
-                else run
-                if shift != "subscript"
-                else lowered(run)
-            )
+            if shift == "superscript":
+                run = raised(run, alone=not text.strip(), linked=False)
+            text += lowered(run) if shift == "subscript" else run
     return _unescaped(resolve(text))
 
 
