@@ -177,3 +177,28 @@ def test_show_one_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["config", "show", "model", "pull", "--json"]) == 0
     assert {s["command"] for s in json.loads(capsys.readouterr().out)} == {"model pull"}
     assert run(["config", "show", "nothing"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("UNCOMP_BUDGET", b"\x1b]0;x\x07", "budget"),
+        ("UNCOMP_BUDGET", b"\xff\xfe", "budget"),
+        ("UNCOMP_TEMPERATURE", b"1e9999", "temperature is inf"),
+        ("UNCOMP_CONTEXT", b"9" * 30, "context"),
+        ("UNCOMP_SEED", b"\xff", "seed"),
+        ("UNCOMP_KV_MEM", b"1e400GiB", "kv-mem"),
+        ("UNCOMP_ENCODING", b"\xff", "encoding"),
+        ("UNCOMP_SYSTEM", b"\xff", "the system prompt is not UTF-8 text"),
+        ("UNCOMP_CONFIG", b"/\xff\x1b]0;a", "cannot read configuration file"),
+    ],
+)
+def test_a_hostile_variable_is_refused_in_two_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: bytes, said: str
+) -> None:
+    monkeypatch.setenv(name, os.fsdecode(value))
+    assert run(["ask", "-f", __file__, "Where?", "--dry-run"]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert [line.partition(":")[0] for line in told.splitlines()] == ["error", "hint"]
+    assert not set(told) & set("\x1b\x07")
