@@ -286,3 +286,14 @@ def test_a_plan_costs_no_weights(
     assert record["usage"]["prompt_tokens"] == plan["prompt_tokens"]
     assert record["memory"]["weights_bytes"] == pytest.approx(plan["weights_bytes"], rel=0.01)
     assert record["memory"]["kv_full_bytes"] == plan["kv_full_bytes"]
+
+
+@pytest.mark.parametrize("method", ["int8", "nf4"])
+def test_a_plan_counts_what_quantizing_takes_beside_the_weights(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, method: str
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    args = ["ask", "-f", "town.txt", "-m", str(tiny_model), "--device", "cpu", "--dry-run", "--json", "Where?"]
+    assert run([*args, "--quantize", method]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["expected_peak_bytes"] > plan["weights_bytes"] + 100 * 2**20

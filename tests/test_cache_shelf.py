@@ -120,6 +120,13 @@ def test_what_is_larger_than_the_shelf_is_refused_and_removes_nothing(tmp_path: 
     assert names(shelf) == ["small"]
 
 
+def test_nothing_is_saved_where_it_could_not_be_opened(tmp_path: Path) -> None:
+    shelf = Shelf(Path(os.fsdecode(bytes(tmp_path) + b"/c\xff")), limit_bytes=2**20)
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        put(shelf, "one")
+    assert not shelf.folder.exists()
+
+
 def damage(entry: Entry) -> None:
     data = bytearray(entry.path.read_bytes())
     data[-5] ^= 1

@@ -202,3 +202,20 @@ def test_a_hostile_variable_is_refused_in_two_lines(
     assert said in told
     assert [line.partition(":")[0] for line in told.splitlines()] == ["error", "hint"]
     assert not set(told) & set("\x1b\x07")
+
+
+@pytest.mark.parametrize("name", ["UNCOMP_CACHE_DIR", "XDG_CACHE_HOME"])
+def test_a_cache_directory_that_is_not_utf8_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    monkeypatch.delenv("UNCOMP_CACHE_DIR", raising=False)
+    monkeypatch.setenv(name, os.fsdecode(bytes(tmp_path) + b"/c\xff"))
+    assert run(["ask", "-f", __file__, "Where?", "--dry-run"]) == 2
+    told = capsys.readouterr().err
+    assert "is not UTF-8" in told
+    assert "UNCOMP_CACHE_DIR" in told
+
+
+def test_help_says_that_a_question_may_begin_with_a_number_sign(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ask", "--help-all"]) == 0
+    assert "also one that begins with #" in " ".join(capsys.readouterr().out.split())

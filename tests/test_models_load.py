@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 
+from uncomp_cli.engine.spend.memory import peak_bytes, reset_peak, resident_bytes
 from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.models import downloads, loading
 from uncomp_cli.models.catalog import ensure_local, known_names, list_models, local_path, remove_model, show_model
@@ -70,7 +71,15 @@ def test_the_default_model_loads_as_documented(default_model_dir):
 @pytest.mark.parametrize("method", loading.QUANTIZATIONS)
 def test_quantized_weights_are_smaller_and_still_know_paris(default_model_dir, method):
     pytest.importorskip("bitsandbytes")
-    loaded = load_model("smollm2-135m", device="cpu", quantize=method)
+    device, before = torch.device("cpu"), list[int]()
+
+    def begin(device: torch.device) -> None:
+        reset_peak(device)
+        before.append(resident_bytes(device))
+
+    told = footprint(default_model_dir, dtype="auto", device=device, quantize=method)
+    loaded = load_model("smollm2-135m", device="cpu", quantize=method, begin=begin)
+    assert peak_bytes(device) - before[0] < told.weights_bytes + told.passing_bytes
     assert loaded.weights_bytes < 0.5 * 4 * 134_515_008
     assert loaded.quantization == method
     ids = loaded.tokenizer("The capital of France is", return_tensors="pt").input_ids

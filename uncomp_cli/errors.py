@@ -158,3 +158,12 @@ def _told(error: BaseException) -> tuple[str, str | None, int]:
         return f"{place}{error.strerror}", "check the path, its permissions and the free space", 1
     detail = f": {error}" if str(error) else ""
     return f"internal error: {type(error).__name__}{detail}", _DEBUG_HINT, 1
+
+
+def check_encodable(path: Path, what: str) -> None:
+    """Raise UsageError for a path that is not UTF-8, which safetensors and tokenizers cannot open."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        hint = "rename it, or set UNCOMP_CACHE_DIR to a directory with another name if it is the cache's"
+        raise UsageError(f"{what} cannot be used: the path {path} is not UTF-8", hint=hint) from error

@@ -40,12 +40,12 @@ def forecast(request: Request, contexts: Sequence[DocumentSet], questions: Seque
     preset, notes = request.choice.settled(fingerprint_of(info, spec))
     yield from map(Noted, notes)
     tokenizer = yield from during("preparing the prompt", lambda: load_tokenizer(request.model.tokenizer or path))
-    machine = _Machine(spec, info.trained_length, weights, available, RopeState())
+    machine = _Machine(spec, info.trained_length, weights, weighed.passing_bytes, available, RopeState())
     if request.model.rope_choice is not None:
         tokens = longest_read(request, contexts, questions, tokenizer)
         spec, rope = yield from planned_length(request.model, path, spec, tokens, grows=request.saves_context)
         machine = replace(machine, spec=spec, rope=rope)
-        wanted, free = request.model.rope_choice.context, available - weights
+        wanted, free = request.model.rope_choice.context, machine.left_bytes
         check_context(spec, preset, context=wanted, available=free, held_tokens=rope.reach)
     for number, documents in enumerate(contexts):
         work = partial(_foresee, request, documents, questions, tokenizer, preset, machine)
@@ -185,8 +185,14 @@ class _Machine:
     spec: "ModelSpec"
     trained_length: int
     weights_bytes: int
+    passing_bytes: int
     free_bytes: int
     rope: "RopeState"
+
+    @property
+    def left_bytes(self) -> int:
+        """What loading leaves."""
+        return self.free_bytes - self.weights_bytes - self.passing_bytes
 
 
 def _measured(prompt: "Prompt", preset: "Preset", machine: _Machine) -> dict[str, Any]:
@@ -215,7 +221,7 @@ def _planned(request: Request, preset: "Preset", machine: _Machine, prompt: "Pro
     from uncomp_cli.engine.spend.compression import check_length, plan_compression
     from uncomp_cli.engine.spend.memory import planned_kv_bytes
 
-    spec, trained, free = machine.spec, machine.trained_length, machine.free_bytes - machine.weights_bytes
+    spec, trained, free = machine.spec, machine.trained_length, machine.left_bytes
     opened, answer = _opened(prompt, preset), request.sampling.max_new_tokens
     check_length(spec, opened, trained_length=trained)
     reach = Reach.of(machine.rope, opened.seq_len, trained_length=trained, answer_tokens=answer)
@@ -223,7 +229,7 @@ def _planned(request: Request, preset: "Preset", machine: _Machine, prompt: "Pro
     plan, chunk = planned.allocation.plan, planned.chunk_tokens
     return {
         "kv_planned_bytes": planned_kv_bytes(spec, plan, question_tokens=opened.longest_question),
-        "expected_peak_bytes": machine.weights_bytes + planned.peak_bytes,
+        "expected_peak_bytes": machine.weights_bytes + machine.passing_bytes + planned.peak_bytes,
         "thinning": preset.thinning,
         **({} if chunk is None else {"chunk_tokens": chunk}),
         **({} if planned.reread_tokens is None else {"reread_tokens": planned.reread_tokens}),

@@ -59,6 +59,7 @@ def fetch(choice: ModelChoice) -> Generator[Event, None, Path]:
 class Weighed:
     """A model that is not loaded: its shape, how its weights will be held, their bytes and those that are free.
 
+    `passing_bytes` are taken beside the weights while they are made, and may stay taken.
     `notes` are what has to be said of it.
     """
 
@@ -66,6 +67,7 @@ class Weighed:
     weights: str
     weights_bytes: int
     available_bytes: int
+    passing_bytes: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -86,7 +88,7 @@ def weigh(choice: ModelChoice, path: Path) -> Weighed:
     wide = footprint(path, **how, rope=choice.rope_choice, weights=choice.weights)
     available = free_bytes(device)
     if wide.weights_bytes + wide.passing_bytes <= available:
-        return Weighed(wide.spec, choice.weights, wide.weights_bytes, available)
+        return Weighed(wide.spec, choice.weights, wide.weights_bytes, available, wide.passing_bytes)
     for weights in narrower(path, **how) if choice.weights == "auto" else ():
         found = footprint(path, **how, weights=weights)
         if found.weights_bytes + found.passing_bytes <= available:
@@ -94,18 +96,19 @@ def weigh(choice: ModelChoice, path: Path) -> Weighed:
                 f"the weights of {choice.name} are held as {weights}, in {format_bytes(found.weights_bytes)}: "
                 f"{format_bytes(wide.weights_bytes)} as float32, of which {format_bytes(available)} are free"
             )
-            return Weighed(wide.spec, weights, found.weights_bytes, available, (note,))
-    raise _too_large(choice, wide.weights_bytes, available)
+            return Weighed(wide.spec, weights, found.weights_bytes, available, found.passing_bytes, (note,))
+    raise _too_large(choice, wide.weights_bytes, available, wide.passing_bytes)
 
 
-def _too_large(choice: ModelChoice, weights_bytes: int, available: int) -> OutOfMemoryError:
+def _too_large(choice: ModelChoice, weights_bytes: int, available: int, passing: int) -> OutOfMemoryError:
     from uncomp_cli.engine.spend.fitting import best_known
 
     best = best_known(available=available)
     smaller = "a smaller model" if best is None else f"the best known model that fits: --model {best.alias}"
     fewer = "" if choice.weights == "auto" else "--weights auto, "
+    beside = f" and {format_bytes(passing)} beside while they are made" if passing else ""
     return OutOfMemoryError(
-        f"the weights of {choice.name} need {format_bytes(weights_bytes)}, {format_bytes(available)} are free",
+        f"the weights of {choice.name} need {format_bytes(weights_bytes)}{beside}, {format_bytes(available)} are free",
         hint=f"use {fewer}--quantize int8 or nf4, --dtype bfloat16, or {smaller}",
     )
 

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from uncomp_cli.cache.header import TEMPORARY_PREFIX, DamagedCacheError, Manifest, Record, read_manifest
 from uncomp_cli.config import CacheConfig
-from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError, did_you_mean
+from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError, check_encodable, did_you_mean
 from uncomp_cli.files import locked, move
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ class Shelf:
                 hint="use a larger --cache-size, or a smaller --budget",
             )
         path = self.folder / f"{check_name(name)}{_SUFFIX}"
+        check_encodable(path, f"cache '{name}'")
         placed: list[Entry] = []
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)

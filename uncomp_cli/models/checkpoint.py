@@ -24,6 +24,7 @@ from uncomp_cli.errors import (
     OutOfMemoryError,
     UncompError,
     UsageError,
+    check_encodable,
     is_out_of_memory,
     is_panic,
     memory_sizes,
@@ -96,6 +97,7 @@ def _check_numbers(data: Any, where: str) -> None:
 
 def check_readable(directory: Path, what: str) -> None:
     """Raise ModelError for a file that this user may not read, as in a cache of several, or that is no such file."""
+    check_encodable(directory, what)
     for file in filter(Path.exists, sorted(directory.glob("*"))):
         if not os.access(file, os.R_OK):
             hint = f"its owner lets others read it with: chmod a+r {shlex.quote(str(file.resolve()))}"

@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from uncomp_cli.errors import ModelError, UsageError
+from uncomp_cli.errors import ModelError, UsageError, check_encodable
 from uncomp_cli.files import locked, move, sync_tree, write_whole
 from uncomp_cli.schema import Count, Hash, load_object, read, value_of
 
@@ -193,8 +193,9 @@ def write_memo(memo: Path, known: dict[str, str]) -> None:
 def staging_directory(target: Path) -> Iterator[Path]:
     """An empty directory beside `target`, gone at the end, whatever happens.
 
-    Raises ModelError in place of an OSError: disk full, no permission.
+    Raises ModelError in place of an OSError (disk full, no permission), and for a path that is not UTF-8.
     """
+    check_encodable(target, "the model's directory")
     parent = target.parent
     staging = parent / f"{PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:

@@ -287,11 +287,13 @@ def weights_bytes(model: Any) -> int:
 
 _NO_TEXT = re.compile(r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|mtp)\.")
 _BITS = {"int8": 8, "nf4": 4, "fp4": 4}
+_LIBRARY_BYTES = 160 * 2**20
+"""What the libraries that quantize take while they are imported, 134 MiB where it was measured, and some more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """A model's shape, the bytes of its weights, and those that a matrix takes beside while it is made."""
+    """A model's shape, the bytes of its weights, and those taken beside while they are made, which may stay taken."""
 
     spec: ModelSpec
     weights_bytes: int
@@ -326,10 +328,27 @@ def footprint(
     for name, shape in shapes.items():
         if _NO_TEXT.search(name):
             continue
-        is_matrix = len(shape) == 2 and "embed" not in name and "lm_head" not in name
-        bits = _BITS.get(quantize, 8 * spec.dtype_bytes) if is_matrix else 8 * spec.dtype_bytes
+        bits = _BITS.get(quantize, 8 * spec.dtype_bytes) if _is_quantized(name, shape) else 8 * spec.dtype_bytes
         total_bits += prod(shape) * bits
-    return Footprint(spec, total_bits // 8)
+    if method is None or device.type != "cpu":
+        return Footprint(spec, total_bits // 8)
+    return Footprint(spec, total_bits // 8, _quantizing_bytes(shapes, method, files))
+
+
+def _quantizing_bytes(shapes: dict[str, tuple[int, ...]], method: str, files: list[Path]) -> int:
+    """What bitsandbytes takes at most on a CPU beside the weights: for 8 bits its matrices in 32, for 4 the widest one.
+
+    Of a GGUF's files, which are mapped meanwhile, all numbers are made before.
+    """
+    sizes = {name: 4 * prod(shape) for name, shape in shapes.items() if not _NO_TEXT.search(name)}
+    widest = max(sizes.values(), default=0)
+    layers = sum(size for name, size in sizes.items() if _is_quantized(name, shapes[name]))
+    whole = sum(sizes.values()) + sum(file.stat().st_size for file in files) if files else 0
+    return _LIBRARY_BYTES + whole + (max(layers, widest) if method == "int8" else widest)
+
+
+def _is_quantized(name: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and "embed" not in name and "lm_head" not in name
 
 
 def _held_bytes(path: Path, dtype: torch.dtype, weights: str) -> tuple[int, int]:
