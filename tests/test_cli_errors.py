@@ -3,8 +3,10 @@
 import errno
 import os
 import resource
+import shlex
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NoReturn
 
@@ -201,6 +203,12 @@ def test_what_a_tokenizer_can_say_no_to_loads_no_weights(
         ("compare b.md bb.md what?", "no file or directory 'bb.md'", "did you mean 'b.md'?"),
         ("ask b.md b.md", "no question was given", "uncomp ask -f doc.txt"),
         ("ask Who signed it", "3 words stand where one", 'write the question in quotes: "Who signed it"'),
+        ("ask b.md Who signed it", "3 words stand where one", 'write the question in quotes: -f b.md "Who signed it"'),
+        (
+            "ask b.md 'Who signed it?' 'And when?'",
+            "2 questions stand where one belongs",
+            "give each of them with -Q: -f b.md -Q 'Who signed it?' -Q 'And when?'",
+        ),
         ("ask https://x.org/a.pdf Who?", "'https://x.org/a.pdf' is an address on the network", "fetch it first: curl"),
         ("ask b.md bb.md Who?", "no file or directory 'bb.md'", "did you mean 'b.md'?"),
         ("ask b.md", "the question 'b.md' is a file", 'uncomp ask -f b.md "What does it say about …?"'),
@@ -222,7 +230,25 @@ def test_a_slip_is_shown_the_right_way(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("b.md").write_text("The harbour was quiet.")
-    assert run(line.split()) == 2
+    assert run(shlex.split(line)) == 2
     error, told = capsys.readouterr().err.splitlines()
     assert error.startswith(f"error: {message}")
     assert told.startswith(f"hint: {hint}")
+
+
+class Pressed:
+    """Ctrl-C while the command line is imported."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        if name == "uncomp_cli.cli.app":
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_before_the_program_is_there_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    (command,) = entry_points(group="console_scripts", name="uncomp")
+    monkeypatch.delitem(sys.modules, "uncomp_cli.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Pressed, *sys.meta_path])
+    with pytest.raises(SystemExit) as left:
+        command.load()()
+    assert left.value.code == 130

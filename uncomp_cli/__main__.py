@@ -1,6 +1,20 @@
-"""`python -m uncomp_cli` runs the command line."""
+"""The command line: `uncomp`, or `python -m uncomp_cli`. Ctrl-C ends it quietly also while the rest is imported."""
 
-from uncomp_cli.cli.app import main
+import sys
+from typing import NoReturn
+
+_INTERRUPTED = 130
+
+
+def main() -> NoReturn:
+    """Run the command line."""
+    try:
+        from uncomp_cli.cli.app import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+
 
 if __name__ == "__main__":
     main()

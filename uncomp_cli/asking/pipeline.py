@@ -181,9 +181,21 @@ def tell_apart(words: Sequence[str], *, asked: bool) -> tuple[tuple[str, ...], t
     if len(words) == 1 and not (asked and _is_file(words[0])):
         return (), tuple(words)
     if len(rest) > 1:
-        message = f"{len(rest)} words stand where one question belongs"
-        raise UsageError(message, hint=f'write the question in quotes: "{" ".join(words)}"')
+        message, hint = _one_question(paths, rest)
+        raise UsageError(message, hint=hint)
     return paths, rest
+
+
+def _one_question(paths: Sequence[str], rest: Sequence[str]) -> tuple[str, str]:
+    """What is wrong with `rest` in the place of a question, and what is right: quotes, or -Q for each."""
+    files = "".join(f"-f {shlex.quote(path)} " for path in paths)
+    if all(any(map(str.isspace, question)) for question in rest):
+        told = " ".join(f"-Q {shlex.quote(question)}" for question in rest)
+        return f"{len(rest)} questions stand where one belongs", f"give each of them with -Q: {files}{told}"
+    return (
+        f"{len(rest)} words stand where one question belongs",
+        f'write the question in quotes: {files}"{" ".join(rest)}"',
+    )
 
 
 def _is_called_like_a_file(word: str) -> bool:

@@ -448,8 +448,8 @@ class Reader:
 def _sizes(entry: "Entry") -> str:
     """`budget 30%: 18.4 MiB, 28.9 % of full, 1,451 tokens`."""
     record = entry.manifest.record
-    share = format_decimal(100 * entry.file_bytes / record.kv_full_bytes)
+    share = f"{format_decimal(100 * entry.share)} % of full" if entry.share < 1 else "all kept"
     return (
-        f"budget {record.compression.budget}: {format_bytes(entry.file_bytes)}, {share} % of full, "
+        f"budget {record.compression.budget}: {format_bytes(entry.file_bytes)}, {share}, "
         f"{format_count(record.context_tokens)} tokens"
     )

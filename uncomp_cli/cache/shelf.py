@@ -57,6 +57,11 @@ class Entry:
         """The hash of everything that the cache was made from."""
         return self.manifest.record.key
 
+    @property
+    def share(self) -> float:
+        """The file's bytes, of those that all of the cache would take; more than 1 with what it says of itself."""
+        return self.file_bytes / self.manifest.record.kv_full_bytes
+
 
 def check_name(name: str) -> str:
     """`name`, when a cache can be saved under it; else raises UsageError."""

@@ -23,6 +23,7 @@ from uncomp_cli.errors import DocumentError, UncompError, UsageError
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{1,20}://", re.IGNORECASE)
 _REASONS_SHOWN = 3
+_NAMED = 5
 _UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -248,8 +249,15 @@ def _missing(path: Path) -> UsageError:
     if near:
         hint = "did you mean " + " or ".join(repr(shown(parent / name)) for name in near) + "?"
     else:
-        hint = f"see what is there: ls {shlex.quote(shown(parent))}"
+        hint = f"in {shown(parent)} there is {_some(names)}"
     return UsageError(f"no file or directory {shown(missing)!r}", hint=hint)
+
+
+def _some(names: Sequence[str]) -> str:
+    """`a.md, b.md, c.md and 12 more`, without what is hidden."""
+    seen = sorted(shown(name) for name in names if not name.startswith("."))
+    more = f" and {len(seen) - _NAMED} more" if len(seen) > _NAMED else ""
+    return f"{', '.join(seen[:_NAMED])}{more}" if seen else "nothing"
 
 
 def _link_target(path: Path) -> str:

@@ -179,7 +179,8 @@ def _held(talk: Talk) -> str:
     if not full:
         return f"KV {held}"
     share, cap = format_decimal(100 * session.kv_bytes / full), format_bytes(session.budget_bytes)
-    return f"KV {held} of {format_bytes(full)} ({share} %, the budget is {cap})"
+    kept = f" of {format_bytes(full)} ({share} %" if session.kv_bytes < full else " (all kept"
+    return f"KV {held}{kept}, the budget is {cap})"
 
 
 def show_why(talk: Talk, _: str) -> None:

@@ -174,7 +174,7 @@ def _record(entry: "Entry") -> dict[str, Any]:
 
 def _row(entry: "Entry") -> tuple[str, ...]:
     record = entry.manifest.record
-    share = format_decimal(100 * entry.file_bytes / record.kv_full_bytes)
+    share = f"{format_decimal(100 * entry.share)} %" if entry.share < 1 else "all"
     return (
         entry.name,
         entry.key[:12],
@@ -182,7 +182,7 @@ def _row(entry: "Entry") -> tuple[str, ...]:
         format_count(record.context_tokens),
         record.compression.budget,
         format_bytes(entry.file_bytes),
-        f"{share} %",
+        share,
         _ago(time.time() - entry.used),
         ", ".join(document.path for document in record.documents) or "-",
     )
