@@ -359,7 +359,7 @@ def test_an_encoding_that_there_is_not(refused: Refused) -> None:
 
 def test_a_configuration_that_does_not_end(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNCOMP_CONFIG", "/dev/zero")
-    assert refused(*about())[:2] == (2, "configuration file /dev/zero has more than 4,194,304 bytes")
+    assert refused(*about())[:2] == (2, "configuration file /dev/zero has more than 262,144 bytes")
 
 
 @pytest.mark.parametrize("given", [(), ("--password", "dark")])

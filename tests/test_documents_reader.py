@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from typing import Any
 
 import docx
 import fpdf
@@ -601,15 +602,16 @@ def test_empty_path_is_refused_and_not_the_working_directory(tree: Path) -> None
 
 
 def deny(monkeypatch: pytest.MonkeyPatch, method: str, name: str) -> None:
-    """Root may read everything, so permission is taken away in pathlib."""
-    original = getattr(Path, method)
+    """Root may read everything, so permission is taken away where files are opened and looked at."""
+    owner: Any = os if method == "open" else Path
+    original = getattr(owner, method)
 
-    def denying(path: Path, *args: object, **kwargs: object) -> object:
-        if path.name == name:
+    def denying(path: Any, *args: object, **kwargs: object) -> object:
+        if Path(path).name == name:
             raise PermissionError(13, "Permission denied", str(path))
         return original(path, *args, **kwargs)
 
-    monkeypatch.setattr(Path, method, denying)
+    monkeypatch.setattr(owner, method, denying)
 
 
 @pytest.mark.parametrize("method", ["open", "stat"])

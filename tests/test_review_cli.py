@@ -25,9 +25,10 @@ from uncomp_cli.budget.presets import list_presets, load_preset
 from uncomp_cli.cli.app import app, run
 from uncomp_cli.cli.chat.talk import Talk
 from uncomp_cli.cli.declare.completion import preset_names
+from uncomp_cli.cli.declare.options import ReadingOptions
 from uncomp_cli.cli.declare.settings import split_variables
 from uncomp_cli.cli.declare.tree import key_name, walk
-from uncomp_cli.cli.judge import bench
+from uncomp_cli.cli.judge.trial import texts_of
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.documents.collection import has_data
 from uncomp_cli.engine.write.sampler import Sampler
@@ -192,7 +193,7 @@ def test_closed_streams(closed: str) -> None:
 def test_bench_without_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     terminal = Terminal.detect()
-    assert bench._document(["notes.txt"], 64, 0, terminal)[1] == "notes.txt"
+    assert [each.path for each in texts_of(["notes.txt"], ReadingOptions(), terminal)] == ["notes.txt"]
     assert run(["bench", "-f", "-"]) == 2
     assert "standard input" in capsys.readouterr().err
 
