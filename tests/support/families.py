@@ -201,5 +201,5 @@ def stock_logits(stock: Any, ids: Ids) -> Tensor:
     return logits
 
 
-def assert_same(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+def assert_same(actual: Tensor, expected: Tensor, *, atol: float = 1e-4) -> None:
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
