@@ -334,3 +334,15 @@ def test_a_slip_is_found_before_the_model_is_loaded(tiny_model: Path, flag: str)
     assert (code, out) == (2, "")
     assert "nonsense" in err
     assert "loading" not in err
+
+
+def test_what_was_said_and_odd_names_are_shown_as_text(tiny_model: Path, typists: list[Typist], tmp_path: Path) -> None:
+    odd = tmp_path / "a\x1b]52;c;eA==\x07b.txt"
+    odd.write_text("The bell rings.")
+    chat = sit_down(typists, tiny_model, "--max-new-tokens", "8")
+    chat.says(f"/file {tmp_path}", r"a\S*b\.txt: \d+ tokens read")
+    assert "\x1b]52" not in chat.terminal.before + chat.terminal.after
+    chat.says("hello there", READOUT)
+    chat.says("/history", "1 hello there → ")
+    chat.says("/files", r"a\S*b\.txt")
+    assert "\x1b]52" not in chat.terminal.before + chat.terminal.after

@@ -67,8 +67,12 @@ def test_what_a_command_says_can_be_done_in_it(name: str, module: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["eval", "-t", "needle"], ["bench"], ["rope"], ["calibrate"], ["compare", "Who?"]],
-    ids=lambda words: str(words[0]),
+    [
+        pytest.param(["eval", "-t", "needle"], id="eval"),
+        pytest.param(["bench"], id="bench"),
+        pytest.param(["compare", "Who?"], id="compare"),
+        *(pytest.param([name], id=name, marks=pytest.mark.slow) for name in ("rope", "calibrate")),
+    ],
 )
 def test_a_locked_document_is_opened_by_the_hint_itself(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
