@@ -14,6 +14,7 @@ import pytest
 
 from support.commands import two_lines
 from support.tiny import TRAINED_LENGTH
+from uncomp_cli.asking import pace
 from uncomp_cli.asking.pace import remember_pace, takes
 from uncomp_cli.cli.app import run
 from uncomp_cli.engine import engine
@@ -231,6 +232,13 @@ def test_what_the_ways_take_is_told_by_the_pace_of_the_last_reading(
     times = re.findall(r"about (\d+:\d\d) at the pace of the last reading", hint)
     assert len(times) == 2, hint
     assert times[0] == times[1]
+
+
+@pytest.mark.parametrize("kept", ["", "fast", "0", "nan", "inf", "-3", "1e-320"])
+def test_a_pace_that_is_none_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: str) -> None:
+    monkeypatch.setattr(pace, "_path", lambda model: tmp_path / "pace")
+    (tmp_path / "pace").write_text(kept)
+    assert takes("tiny", 10_000) == ""
 
 
 def test_an_answer_leaves_its_pace(

@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fpdf
 import pytest
@@ -57,8 +58,8 @@ def test_what_readers_of_documents_say_can_be_done_in_every_command_that_reads(n
 
 @pytest.mark.parametrize(("name", "module"), COMMANDS.items())
 def test_what_a_command_says_can_be_done_in_it(name: str, module: str) -> None:
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    known = GLOBAL | {flag for _, each in walk(command) for flag in flags_of(each)}
+    tree: Any = typer.main.get_command(app)
+    known = GLOBAL | {flag for _, each in walk(tree.commands[name]) for flag in flags_of(each)}
     path = PACKAGE / "cli" / Path(*module.split("."))
     found = said(path if path.is_dir() else path.with_suffix(".py"))
     missing = {flag: text for flag, text in found if flag not in known}

@@ -1,9 +1,8 @@
 """The command line: `uncomp`, or `python -m uncomp_cli`. Ctrl-C ends it quietly also while the rest is imported."""
 
+import signal
 import sys
 from typing import NoReturn
-
-_INTERRUPTED = 130
 
 
 def main() -> NoReturn:
@@ -13,7 +12,7 @@ def main() -> NoReturn:
 
         run()
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

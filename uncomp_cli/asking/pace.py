@@ -32,10 +32,10 @@ def remember_pace(model: str, record: Mapping[str, Any]) -> None:
 def takes(model: str, tokens: int) -> str:
     """`about 3 min at the pace of the last reading`; nothing where none was measured."""
     try:
-        speed = float(_path(model).read_text())
-    except (OSError, ValueError):
+        seconds = tokens / float(_path(model).read_text())
+    except (OSError, ValueError, ZeroDivisionError):
         return ""
-    return f"about {format_seconds(tokens / speed)} at the pace of the last reading" if 0 < speed < math.inf else ""
+    return f"about {format_seconds(seconds)} at the pace of the last reading" if 0 < seconds < math.inf else ""
 
 
 def _path(model: str) -> Path:

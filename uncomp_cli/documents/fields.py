@@ -5,6 +5,7 @@ worked out has none, which is a loss, unless it shows nothing anyhow.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 
@@ -18,7 +19,7 @@ _NO_RESULT = ("field without a result", "fields without a result")
 _SHOWS_NOTHING = re.compile(r"\s*(?:(?:PAGE|NUMPAGES|SECTION|TC|XE|TA|RD|SET|ASK|PRIVATE|FORM\w+)\b|$)")
 
 
-class Fields(Walk):
+class Fields(Walk, ABC):
     """Hears of a part's fields."""
 
     def __init__(self, lost: Counter[Words]) -> None:
@@ -28,9 +29,9 @@ class Fields(Walk):
         self._entries: list[str] = []
         self._chosen = 0
 
+    @abstractmethod
     def _write(self, text: str) -> None:
         """Write text into the part."""
-        raise NotImplementedError
 
     def _field(self, attributes: _Attributes) -> End:
         """A field begins, comes to its result, or ends."""

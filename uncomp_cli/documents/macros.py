@@ -83,7 +83,7 @@ def _specified(source: str, at: int) -> tuple[tuple[str | None, ...], int]:
 
 def taken_group(source: str, at: int, pair: str) -> tuple[str, int] | None:
     """What stands between two braces from `at` on, and where it ends; None where there is no such thing."""
-    at = _BLANK.match(source, at).end()  # type: ignore[union-attr]
+    at = _BLANK.match(source, at).end()  # type: ignore[union-attr]  # no blanks match too
     if not source.startswith(pair[0], at):
         return None
     depth = 0

@@ -29,7 +29,7 @@ _ASKED = ".wg"
 """A router of which its family's code wants to know what type its weight is (hunyuan_v1_moe)."""
 
 
-class Holding(QuantizationConfigMixin):  # type: ignore[misc]
+class Holding(QuantizationConfigMixin):  # type: ignore[misc]  # transformers does not type it
     """How transformers is told: what the weights are to be held as, and what came of it."""
 
     def __init__(self, weights: str) -> None:
