@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.documents import at, make_pdf, make_zip
+from support.documents import at, make_pdf, make_zip
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 

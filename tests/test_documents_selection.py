@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
+from support.pace import swift
 from uncomp_cli.cli.app import run
 from uncomp_cli.documents.collection import DocumentSet, read_documents
 from uncomp_cli.documents.gitignore import Ignored, glob_pattern
@@ -111,10 +111,9 @@ def test_include_says_why_nothing_was_read() -> None:
 
 
 def test_a_glob_in_an_ignore_file_takes_no_time() -> None:
-    begun_s = time.perf_counter()
-    assert not glob_pattern("*a" * 40 + "b").fullmatch("a" * 250)
-    assert not glob_pattern("**/a/" * 30 + "b").fullmatch("a/" * 1500 + "c")
-    assert time.perf_counter() - begun_s < 1
+    with swift(1):
+        assert not glob_pattern("*a" * 40 + "b").fullmatch("a" * 250)
+        assert not glob_pattern("**/a/" * 30 + "b").fullmatch("a/" * 1500 + "c")
     os.mkfifo(".gitignore")
     assert Ignored.above(Path()).within(str(Path.cwd())).layers == ()
 

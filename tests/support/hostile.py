@@ -51,7 +51,7 @@ def _write(_: Wishes) -> Text:
 
 def _slow(wishes: Wishes) -> Text:
     for page in range(8):
-        time.sleep(0.1)
+        time.sleep(0.3)
         wishes.progress(page + 1, 8)
     return Text("slow pages")
 
