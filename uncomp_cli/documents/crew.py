@@ -163,7 +163,7 @@ def _heard(child: Child, data: bytes, job: dict[str, Any], progress: Callable[[i
 def _ended(code: int | None, job: dict[str, Any]) -> UncompError:
     """Why a child has ended in the middle of a file."""
     if code == -signal.SIGALRM:
-        return DoesNotFitError(f"it takes more than {job['seconds']:g} seconds to read", hint=_AGAIN)
+        return DoesNotFitError(f"it takes more than {job['seconds']:.0f} seconds to read", hint=_AGAIN)
     return DocumentError(f"it ends the program that reads it ({_named(code)}), so it is damaged", hint=_AGAIN)
 
 
