@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -187,10 +186,14 @@ def _wants_debug(args: Sequence[str]) -> bool:
 
 
 def _open_streams() -> None:
-    """Streams that the caller closed (`>&-`) are None: give every one a place to write to or read from."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in this order each gets its own descriptor
+    """Streams that the caller closed (`>&-`) are None: nothing is read, an answer is an error, the rest is dropped."""
+    for name, mode, flag in (  # in this order each gets its own descriptor
+        ("stdin", "r", os.O_RDONLY),
+        ("stdout", "w", os.O_RDONLY),  # an answer that nobody can read is not written
+        ("stderr", "w", os.O_WRONLY),
+    ):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  # stays open
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flag), mode, encoding="utf-8"))
 
 
 class _Unread(io.FileIO):
