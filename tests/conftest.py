@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from support.matrix import thin_out
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.models.catalog import ensure_local, local_path, remove_model
 from uncomp_cli.models.conversion import read_manifest
@@ -47,6 +48,12 @@ def pytest_configure() -> None:
 def pytest_unconfigure() -> None:
     """Leave nothing behind."""
     shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before the slow ones are taken out."""
+    thin_out(items)
 
 
 def pytest_collection_finish() -> None:

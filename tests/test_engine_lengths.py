@@ -33,6 +33,7 @@ def of_preset(name: str) -> Preset:
     return replace(load_preset(name), profile=None)
 
 
+@pytest.mark.sparse(2)
 @pytest.mark.parametrize("for_any", [False, True], ids=["for the question", "for any"])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("name", PRESETS)
@@ -42,6 +43,7 @@ def test_every_preset_runs(engine: Engine, name: str, length: int, for_any: bool
     assert list(engine.writer(engine.asked(context)).write())
 
 
+@pytest.mark.sparse(2)
 @pytest.mark.parametrize("budget", ["0.1%", "30%", "1", "200"])
 @pytest.mark.parametrize("kv_bits", [16, 4])
 @pytest.mark.parametrize("length", [5, 50, 1500])

@@ -83,6 +83,7 @@ def test_a_question_keeps_a_token_at_least(recent: int) -> None:
         ScorerConfig(recent=recent)
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("recent", [1, 8])
 def test_kept_in_full_an_opened_question_is_the_stock_model(family: str, recent: int) -> None:
@@ -99,6 +100,7 @@ def test_kept_in_full_an_opened_question_is_the_stock_model(family: str, recent:
         assert_same(decode(decoder, done, torch.tensor([forced]))[0], expected[len(ids) :])
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("scorer", [name for name in SCORERS if name != "expected"])
 @pytest.mark.parametrize("kept", [12, 16, 30])
 def test_in_a_small_budget_sinks_and_the_last_tokens_survive(scorer: str, kept: int) -> None:
@@ -173,6 +175,7 @@ def score_by_hand(view: LayerView, group: int, position: int, config: ScorerConf
     return summed / (PER_GROUP * len(behind))
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("renormalise", [True, False])
 @pytest.mark.parametrize("window", [1, 3, 6, 8, 50])
 @pytest.mark.parametrize(("asked", "rest"), [(5, 3), (1, 1), (9, 2)])

@@ -118,6 +118,7 @@ def one_and_two_passes(
     return allocation, one, two
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize(
     ("kept", "words"), [(0.2, None), (0.2, "even"), (0.2, "mixed"), (0.2, "rare"), (0.08, "mixed"), (0.5, "rare")]
 )
@@ -137,6 +138,7 @@ def test_one_pass_keeps_what_two_would(policy: str, kept: float, words: str | No
     assert torch.equal(decode(decoder, one, forced), decode(decoder, two, forced))
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("family", ["gemma3_text", "qwen3-sliding", "llama-bias"])
 @pytest.mark.parametrize("policy", ["zigzag", "uncertain", "uncomp", "uncomp:stages=true"])
 def test_other_families_and_scopes(policy: str, family: str) -> None:
@@ -149,6 +151,7 @@ def test_other_families_and_scopes(policy: str, family: str) -> None:
     assert (one.cache.entries, one.cache.nbytes) == (want.wanted.entries, two.cache.nbytes)
 
 
+@pytest.mark.sparse(2)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("questions", [[QUESTION], [5, QUESTION, 2]], ids=["one", "several"])
 @pytest.mark.parametrize("policy", ["zigzag", "uncertain"])
@@ -210,6 +213,7 @@ def worded_by_hand(scores: Tensor, words: Tensor) -> Tensor:
     return torch.tensor([best[word] for word in words.tolist()], dtype=torch.float64)
 
 
+@pytest.mark.sparse(2)
 @pytest.mark.parametrize("shared", [0.5, 1.0])
 @pytest.mark.parametrize("whole_words", [True, False])
 @pytest.mark.parametrize("policy", ["uniform", "uncomp", "zigzag", "uncertain", "uncertain:reverse=true"])
@@ -286,6 +290,7 @@ def test_a_layer_that_keeps_everything_has_a_say_in_what_others_drop() -> None:
     assert len(seen[-1][0]) == len(prompt.context)
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("held", [0.0, 0.3, 0.7])
 @pytest.mark.parametrize("policy", ["uniform", "adaptive", "zigzag", "uncertain", "uncomp"])
 def test_a_part_that_is_held_is_where_the_cut_is_made(policy: str, held: float) -> None:
@@ -318,6 +323,7 @@ def torn_words(positions: Tensor, prompt: Prompt) -> int:
     return int(((left > 0) & (left < sizes)).sum())
 
 
+@pytest.mark.sparse(2)
 @pytest.mark.parametrize("words", ["even", "mixed", "rare"])
 @pytest.mark.parametrize("config", [WINDOWED, replace(AGREEING, held=0.3)], ids=lambda config: str(config.name))
 @pytest.mark.parametrize("policy", ["uniform", "zigzag", "uncertain"])
@@ -401,6 +407,7 @@ def deep(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Decoder, ModelSpec]:
     return tiny("llama")
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize(
     ("kept", "questions"), [(0.05, [QUESTION]), (0.12, [QUESTION, 9])], ids=["small, one", "large, several"]
 )
@@ -446,6 +453,7 @@ def test_a_model_of_sliding_layers_alone_has_nothing_to_wait_for(family: str, co
         assert done.cache.entries == spec.full_entries(prompt.seq_len)
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize(("held", "bits"), [(0.3, 16), (1.0, 16), (0.3, 8)])
 @pytest.mark.parametrize("policy", ["full", "uniform", *WAITING, "uncomp"])
 def test_nothing_is_lost_when_everything_may_stay(policy: str, held: float, bits: int) -> None:

@@ -31,6 +31,7 @@ LENGTHS = [(3, 2), (WINDOW, 1), (20, 5), (5, 11), (40, 3)]
 """(context, question) tokens: inside, at and beyond the window; a question longer than the window."""
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_plan_is_the_stock_model(family: str, lengths: tuple[int, int]) -> None:

@@ -42,6 +42,7 @@ from uncomp_cli.engine.tokens.prompt import Prompt
 POLICIES = ["uniform", "pyramid", "adaptive", "zigzag", "uncertain:by=entropy", "uncertain:by=lmba-free"]
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("thin", ["none", "gather:after=2,keep=0.3"])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_budgets_are_exact_behind_the_last_chunk(policy: str, thin: str) -> None:
@@ -54,6 +55,7 @@ def test_budgets_are_exact_behind_the_last_chunk(policy: str, thin: str) -> None
     assert_as_planned(done, allocation.plan, prompt)
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("words", [True, False])
 @pytest.mark.parametrize("policy", ["uniform", "adaptive"])
 @pytest.mark.parametrize("scorer", SCORERS)
@@ -65,6 +67,7 @@ def test_every_scorer_keeps_its_budget(scorer: str, policy: str, words: bool) ->
     assert_as_planned(done, allocation.plan, prompt)
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("bits", [16, 4])
 @pytest.mark.parametrize("questions", [[5, 12], [2, 9, 4]], ids=str)
 def test_several_questions_and_fewer_bits(questions: Sequence[int], bits: int) -> None:
@@ -78,6 +81,7 @@ def test_several_questions_and_fewer_bits(questions: Sequence[int], bits: int) -
     assert torch.equal(decode(decoder, done, torch.tensor([tokens(3, 4)]), 0), first)
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("scorer", ["window", "agreement", "keydiff"])
 @pytest.mark.parametrize("policy", ["uniform", "adaptive", "uncertain:by=entropy"])
 def test_what_is_held_on_the_way_changes_nothing(policy: str, scorer: str) -> None:

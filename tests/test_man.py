@@ -24,6 +24,7 @@ from uncomp_cli.config import ScorerConfig
 ROOT = Path(__file__).parent.parent
 GENERATOR = ROOT / "man" / "generate.py"
 TEXT = tomllib.loads((ROOT / "man" / "text.toml").read_text(encoding="utf-8"))
+ROOT_COMMAND: Any = typer.main.get_command(app)
 PAGES = sorted((ROOT / "man").glob("*.[15]"))
 
 
@@ -141,7 +142,7 @@ def calls(line: str) -> Iterator[list[str]]:
 
 def parse(args: list[str]) -> None:
     """Read a command line with the real commands, and run nothing."""
-    command: Any = typer.main.get_command(app)
+    command = ROOT_COMMAND
     context = command.make_context("uncomp", list(args))
     while hasattr(command, "commands"):
         name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])

@@ -41,32 +41,34 @@ def byte_level_metadata(pre: str) -> dict[str, object]:
     }
 
 
+@pytest.fixture(scope="module")
+def smollm(default_model_dir):
+    return load_tokenizer(default_model_dir)
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
-def test_smollm_ids_are_those_of_llama_cpp(default_model_dir, case):
-    tokenizer = load_tokenizer(default_model_dir)
-    assert tokenizer(case["text"])["input_ids"] == case["ids"]
-    assert tokenizer.decode(case["ids"]) == case["text"]
+def test_smollm_ids_are_those_of_llama_cpp(smollm, case):
+    assert smollm(case["text"])["input_ids"] == case["ids"]
+    assert smollm.decode(case["ids"]) == case["text"]
 
 
 @pytest.mark.model
-def test_a_long_text_has_the_known_number_of_tokens(default_model_dir):
-    tokenizer = load_tokenizer(default_model_dir)
+def test_a_long_text_has_the_known_number_of_tokens(smollm):
     text = (GPL3 if GPL3.exists() else LICENSE).read_text()
-    ids = tokenizer(text)["input_ids"]
-    assert tokenizer.decode(ids) == text
+    ids = smollm(text)["input_ids"]
+    assert smollm.decode(ids) == text
     if GPL3.exists():
         assert len(ids) == 7639
 
 
 @pytest.mark.model
-def test_chat_template_of_the_default_model(default_model_dir):
-    tokenizer = load_tokenizer(default_model_dir)
+def test_chat_template_of_the_default_model(smollm):
     messages = [{"role": "user", "content": "Hi"}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = smollm.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
-    assert tokenizer.eos_token == "<|im_end|>"
-    assert tokenizer.clean_up_tokenization_spaces is False
+    assert smollm.eos_token == "<|im_end|>"
+    assert smollm.clean_up_tokenization_spaces is False
 
 
 ONE_A_CUT = sorted({cut: name for name, cut in reversed(CUTS.items())}.values())

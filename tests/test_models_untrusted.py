@@ -229,6 +229,7 @@ def test_weights_of_integers_are_no_numbers(copied_model: Path) -> None:
         load_model(str(copied_model))
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("policy", ["uniform", "uncertain"])
 @pytest.mark.parametrize("sampling", [[], ["--temperature", "1"]], ids=["greedy", "sampled"])

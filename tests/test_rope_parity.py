@@ -69,6 +69,7 @@ def check(loaded: LoadedModel, kind: str, length: int, stock: PreTrainedModel) -
     assert_is_stock(decoder, chunked, ids, expected)
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("kind", STOCK)
 def test_loaded_so_it_is_the_stock_model(plain_rope: Path, kind: str, length: int) -> None:
@@ -126,6 +127,7 @@ def test_a_shorter_text_is_read_in_the_regime_that_holds_it(plain_rope: Path, ki
 # Models that ship a scaling of their own
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("kind", ["dynamic:4", "yarn:4", "llama3:4", "longrope:4"])
 def test_a_scaling_that_the_model_ships_is_run_as_stock(
@@ -137,6 +139,7 @@ def test_a_scaling_that_the_model_ships_is_run_as_stock(
     check(loaded, kind, length, stock_model(plain_rope, kind))
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("shipped", ["dynamic:4", "yarn:4", "llama3:4", "longrope:4"])
 @pytest.mark.parametrize("kind", ["ntk:4", "yarn:4", "dynamic:4"])
 def test_a_shipped_scaling_is_replaced_from_the_length_before_it(
@@ -159,6 +162,7 @@ def partial(rope: dict[str, Any]) -> Phi3Config:
     return Phi3Config(**SMALL, **own, rope_parameters={"partial_rotary_factor": 0.5, **rope})
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("at_load", [True, False])
 @pytest.mark.parametrize("kind", ["ntk:4", "longrope:4"])

@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
@@ -141,11 +142,17 @@ def _complete_for(flag: str, shell: str) -> int:
     return 0
 
 
+@cache
+def _tree() -> Any:
+    made = typer.main.get_command(app)
+    split_variables(made)
+    return made
+
+
 def _invoke(hoisted: list[str], rest: list[str]) -> int:
     if len(rest) == 2 and rest[0] in _COMPLETION_FLAGS:
         return _complete_for(*rest)
-    tree: Any = typer.main.get_command(app)
-    split_variables(tree)
+    tree = _tree()
     defaults = {} if _needs_no_settings(rest) else load_default_map(tree)
     result: Any = tree.main([*hoisted, *rest], prog_name=PROGRAM, standalone_mode=False, default_map=defaults)
     sys.stdout.flush()
