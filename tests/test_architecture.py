@@ -91,10 +91,17 @@ def _part(path: str) -> str:
     return path.partition("/")[0].removesuffix(".py")
 
 
-def _imports(path: Path, root: Path) -> Iterator[Import]:
-    tree = parsed(path.read_text(encoding="utf-8"))
+def _imports(path: Path, root: Path) -> tuple[Import, ...]:
+    return _imported(path.read_text(encoding="utf-8"), path.relative_to(root).as_posix())
+
+
+@cache
+def _imported(source: str, relative: str) -> tuple[Import, ...]:
+    return tuple(_found(parsed(source), relative))
+
+
+def _found(tree: ast.Module, relative: str) -> Iterator[Import]:
     lazy = {id(inner) for node in ast.walk(tree) if _is_lazy(node) for inner in ast.walk(node)}
-    relative = path.relative_to(root).as_posix()
     for node in ast.walk(tree):
         names = tuple(alias.name for alias in node.names) if isinstance(node, ast.ImportFrom) else ()
         for module in _modules(node, relative):

@@ -5,7 +5,7 @@ import zipfile
 
 import docx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.documents import make_docx, make_zip
@@ -274,6 +274,7 @@ def test_damaged_parts_are_refused(content: str) -> None:
 _WORDS = st.lists(st.text("abcdefghijäöß0123456789.,", min_size=1, max_size=8), min_size=1, max_size=6).map(" ".join)
 
 
+@settings(max_examples=settings().max_examples // 3)
 @given(st.lists(st.tuples(st.sampled_from(["Normal", "Heading 2", "List Bullet", "List Number"]), _WORDS), max_size=8))
 def test_every_word_is_read_once_and_in_order(paragraphs: list[tuple[str, str]]) -> None:
     document = docx.Document()

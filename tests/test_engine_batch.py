@@ -200,6 +200,7 @@ def test_a_constant_size_holds_for_every_row() -> None:
     assert [stats.completion_tokens for _, stats in growing] == [150, 150]
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("preset", [FULL, HALF, replace(HALF, budget="97%")], ids=["full", "half", "nearly"])
 @pytest.mark.parametrize("steps", [1, 5, 20, 40])
 def test_a_short_text_has_no_room_beyond_its_answer(preset: Preset, steps: int) -> None:
@@ -233,6 +234,7 @@ def _allocated(others: Sequence[LayerCache]) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("for_any", [False, True], ids=["for the question", "for any"])
 @pytest.mark.parametrize("constant", [False, True], ids=["growing", "constant"])
 @pytest.mark.parametrize("kv_bits", [16, 8, 4])

@@ -65,6 +65,7 @@ def test_several_questions_each_follow_the_piece() -> None:
     assert at[0].tolist() == [*range(12, 20), 20, 21, 22, 20, 21]
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("questions", [[5], [4, 11, 1]], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_with_a_full_budget_the_chunk_changes_nothing(family: str, questions: Sequence[int]) -> None:

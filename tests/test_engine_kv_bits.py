@@ -53,6 +53,7 @@ def uneven_plan(spec: ModelSpec, prompt: Prompt, bits: int) -> BudgetPlan:
     return replace(plan, kv_bits=bits)
 
 
+@pytest.mark.sparse(1)
 @BITS
 @pytest.mark.parametrize("uneven", [False, True])
 @pytest.mark.parametrize("family", ["llama", "llama-mha", "qwen3-sliding", "gemma3_text"])
@@ -96,6 +97,7 @@ def test_questions_share_one_quantised_context(bits: int) -> None:
     torch.testing.assert_close(decode(decoder, one, FORCED), first, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("questions", [[5], [5, 12, 2]])
 @pytest.mark.parametrize("family", ["llama", "qwen3-sliding"])

@@ -30,6 +30,7 @@ def looped(decoder: Decoder, prompt: Prompt) -> Tensor:
     return decoder.layer_by_layer(*chunk.layout(), reader, from_end)[0]
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("questions", [[3], [4, 9, 1]], ids=str)
 @pytest.mark.parametrize("family", LOOPED)
 def test_the_loop_is_the_stock_forward(family: str, questions: Sequence[int]) -> None:

@@ -137,6 +137,7 @@ def test_re_packing_changes_what_is_seen() -> None:
     assert not torch.allclose(moved.questions.logits, left.questions.logits, atol=1e-2)
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("budget", ["full", "90%", "30%", "64"])
 @pytest.mark.parametrize("policy", ["uniform", "uncertain:by=entropy", "adaptive"])
 def test_no_distance_is_longer_than_the_reach(policy: str, budget: str) -> None:

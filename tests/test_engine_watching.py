@@ -145,6 +145,7 @@ def test_nothing_is_watched_without_heads_or_when_not_wanted() -> None:
         assert writer.stats().attention_entropy is None
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize(
     "way", [{}, {"kv_bytes": 0}, {"constant_size": True}], ids=["at once", "one by one", "constant"]
 )

@@ -90,7 +90,11 @@ def test_a_file_computes_what_its_original_computes(tmp_path, stock, kind, file_
     ("architecture", "kind"),
     [
         *(("llama", kind) for kind in ("F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")),
-        *product(("qwen2", "gemma3"), ("Q4_0", "Q5_1", "Q4_K")),
+        *(("qwen2", "Q4_K"), ("gemma3", "Q5_1")),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in product(("qwen2", "gemma3"), ("Q4_0", "Q5_1", "Q4_K"))
+        ),
     ],
 )
 def test_every_kind_of_blocks_computes_what_its_numbers_compute(tmp_path, architecture, kind):

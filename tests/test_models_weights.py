@@ -90,6 +90,7 @@ def test_numbers_that_no_scale_reaches_are_refused() -> None:
         held("it", torch.full((1, 32), 1e30), Kind.Q4_1, None, Pages())
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("weights", ["bfloat16", "q8", "q4"])
 def test_a_model_of_blocks_computes_what_their_numbers_compute(folder, family: str, weights: str) -> None:

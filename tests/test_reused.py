@@ -78,6 +78,7 @@ def key_of(loaded: LoadedModel, prompt: Prompt, preset: Preset = UNIFORM, limits
     return engine_of(loaded, limits).origin(prompt, preset).key
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("kv_bits", [16, 8, 4])
 @pytest.mark.parametrize("budget", ["25%", "full"])
 def test_a_reload_gives_the_same_logits_bit_by_bit(
@@ -364,19 +365,20 @@ def test_a_damaged_cache_is_refused(tiny: LoadedModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.model
-def test_the_default_model_reloads_bit_by_bit_and_quickly(default_model_dir: Path, tmp_path: Path) -> None:
-    loaded = load_model(default_model_dir.name)
-    text = (Path(__file__).parent.parent / "docs" / "demo" / "lighthouse-handbook.md").read_text()[:4000]
+def test_the_default_model_reloads_bit_by_bit_and_quickly(default_model: LoadedModel, tmp_path: Path) -> None:
+    loaded = default_model
+    text = (Path(__file__).parent.parent / "docs" / "demo" / "lighthouse-handbook.md").read_text()[:2500]
     preset = replace(load_preset("unseen"), budget="30%", floor_tokens=0)
-    begun = time.perf_counter()
+    begun_s = time.process_time()
     first = read(loaded, preset, text)
-    read_s = time.perf_counter() - begun
+    read_s = time.process_time() - begun_s
     prompt = first.prompt
     shelf = Shelf(tmp_path)
     entry = save(loaded, first, shelf)
     before = [behind(first, question).clone() for question in (0, 1)]
+    begun_s = time.process_time()
     again = engine_of(loaded).open(shelf, entry, prompt, preset)
+    assert time.process_time() - begun_s < 0.2 * read_s
     assert [torch.equal(behind(again, question), before[question]) for question in (0, 1)] == [True, True]
     assert answer(loaded, again, 1)[0] == answer(loaded, first, 1)[0]
     assert entry.file_bytes <= 1.02 * entry.manifest.tensor_bytes
-    assert again.seconds < 0.2 * read_s
