@@ -23,8 +23,8 @@ from ceilings import measure_ceilings, prefill_flops, step_weights
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from uncomp_cli.bench.contenders import Timed, run_uncomp
-from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset
-from uncomp_cli.config import DEFAULT_MODEL
+from uncomp_cli.budget.presets import Preset, load_preset
+from uncomp_cli.config import DEFAULT_MODEL, DEFAULT_PRESET
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import UncompError

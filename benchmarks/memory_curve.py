@@ -25,8 +25,8 @@ from uncomp_cli import __version__
 from uncomp_cli.bench.rounds import cpu_name, measure_in_child
 from uncomp_cli.bench.workload import Job, Setup, build_prompt
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset
-from uncomp_cli.config import DEFAULT_MODEL, Limits
+from uncomp_cli.budget.presets import Preset, load_preset
+from uncomp_cli.config import DEFAULT_MODEL, DEFAULT_PRESET, Limits
 from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.models.catalog import ensure_local, local_path

@@ -35,8 +35,8 @@ from weights import gguf_file
 from uncomp_cli import __version__
 from uncomp_cli.bench.rounds import measure_in_child
 from uncomp_cli.bench.workload import BenchRequest, Job, Setup, make_jobs
-from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset
-from uncomp_cli.config import DEFAULT_MODEL, Limits
+from uncomp_cli.budget.presets import Preset, load_preset
+from uncomp_cli.config import DEFAULT_MODEL, DEFAULT_PRESET, Limits
 from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.engine.forward.products import has_fast_bfloat16
 from uncomp_cli.errors import UncompError, UsageError

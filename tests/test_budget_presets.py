@@ -13,8 +13,6 @@ from uncomp_cli.budget import presets
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.presets import (
-    DEFAULT_PRESET,
-    LIVE_PRESET,
     Preset,
     list_presets,
     load_preset,
@@ -24,7 +22,7 @@ from uncomp_cli.budget.presets import (
     save_preset,
 )
 from uncomp_cli.cache.scorers import make_scorer
-from uncomp_cli.config import ScorerConfig
+from uncomp_cli.config import DEFAULT_PRESET, LIVE_PRESET, ScorerConfig
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.uncertainty.profile import ModelFingerprint, SampleInfo, UncertaintyProfile, load_profile
 

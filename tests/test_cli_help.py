@@ -20,7 +20,8 @@ shown = []
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         code = run([*words, "--help"])
-    heavy = sorted({"torch", "transformers", "rich", "numpy"} & set(sys.modules))
+    own = {f"uncomp_cli.{name}" for name in ("asking.request", "budget.presets", "documents", "sessions")}
+    heavy = sorted({"torch", "transformers", "rich", "numpy", "psutil", *own} & set(sys.modules))
     shown.append([words, code, heavy, out.getvalue()])
 print(json.dumps(shown))
 """

@@ -11,8 +11,9 @@ import torch
 from uncomp_cli.asking.request import choose_preset, settle_preset
 from uncomp_cli.budget import presets
 from uncomp_cli.budget.loss_curve import QualityPoint
-from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset, save_preset
+from uncomp_cli.budget.presets import Preset, load_preset, save_preset
 from uncomp_cli.cli.declare.options import PresetOptions
+from uncomp_cli.config import DEFAULT_PRESET
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.uncertainty.profile import ModelFingerprint, SampleInfo, UncertaintyProfile
 

@@ -11,6 +11,12 @@ from typing import Literal
 from uncomp_cli.errors import require
 
 DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_PRESET = "balanced"
+LIVE_PRESET = "live"  # in the place of the default one for models that it was not calibrated for
+AGNOSTIC_PRESET = "unseen"
+"""For questions that nobody has asked yet."""
+DEFAULT_CACHE_SIZE = "2GiB"
+DEFAULT_TEXT_CACHE = "512MiB"
 
 Pooling = Literal["none", "mean", "max"]
 

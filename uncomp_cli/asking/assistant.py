@@ -21,9 +21,9 @@ from uncomp_cli.asking.material import prompt_lengths, resolve, written_down
 from uncomp_cli.asking.pipeline import ask, check_questions, check_risk, told
 from uncomp_cli.asking.request import CHAT_PRESET, ModelChoice, Request, parse_pin, settle_preset, shelf_of
 from uncomp_cli.asking.subject import Answer, Item, Reader, Subject
-from uncomp_cli.budget.presets import AGNOSTIC_PRESET, Preset, preset
+from uncomp_cli.budget.presets import Preset, preset
 from uncomp_cli.cache.shelf import Entry
-from uncomp_cli.config import Limits, SamplingConfig
+from uncomp_cli.config import AGNOSTIC_PRESET, Limits, SamplingConfig
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.context.growth import for_any_question

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from uncomp_cli.asking.readout import answer_record, details, ending, failure_record, loss_text, readout
 from uncomp_cli.errors import failure_of
 from uncomp_cli.steps import Progress, Working
 
@@ -191,12 +190,16 @@ class Done:
     @property
     def ending(self) -> str | None:
         """Why the answer ended where it did not end by itself, or that there is none."""
+        from uncomp_cli.asking.readout import ending
+
         if self.stats.finish_reason == "stop" and not self.text.strip():
             return "the model ended its answer without a word; another question, or a larger --budget, may help"
         return ending(self.stats, self.context_limit)
 
     def readout(self, *, verbose: bool = False) -> str:
         """What it took, in a line; `verbose`: all of it."""
+        from uncomp_cli.asking.readout import details, loss_text, readout
+
         if verbose:
             held = "" if self.about is None else loss_text(self.about.loaded)
             return details(self.stats, self.risk, whole=self.all_kept, context_limit=self.context_limit) + held
@@ -204,6 +207,8 @@ class Done:
 
     def record(self) -> dict[str, Any]:
         """The JSON object of the answer, which --json writes. Raises ValueError where nothing is known of its text."""
+        from uncomp_cli.asking.readout import answer_record
+
         if self.about is None:
             raise ValueError("how the text was read is not known")
         return answer_record(
@@ -234,6 +239,8 @@ class Refused:
 
     def records(self) -> list[dict[str, Any]]:
         """The JSON objects of the questions that have no answer."""
+        from uncomp_cli.asking.readout import failure_record
+
         failure = failure_of(self.error)
         return [failure_record(turn.question, failure, path=turn.document) for turn in self.turns]
 

@@ -14,8 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.budget.presets import AGNOSTIC_PRESET, FAMILY, LIVE_PRESET, Preset, list_presets, preset
-from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
+from uncomp_cli.budget.presets import FAMILY, Preset, list_presets, preset
+from uncomp_cli.config import (
+    AGNOSTIC_PRESET,
+    DEFAULT_CACHE_SIZE,
+    DEFAULT_MODEL,
+    DEFAULT_TEXT_CACHE,
+    LIVE_PRESET,
+    Limits,
+    SamplingConfig,
+)
 from uncomp_cli.documents.cabinet import Cabinet
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.documents.text import NO_WISHES, Wishes
@@ -175,8 +183,6 @@ def preset_line(preset: Preset) -> str:
 
 AUTOMATIC = "auto"
 """--cache by what was read: no cache is named."""
-DEFAULT_CACHE_SIZE = "2GiB"
-DEFAULT_TEXT_CACHE = "512MiB"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from uncomp_cli.budget.amount import FULL_BUDGET, Budget
 from uncomp_cli.budget.loss_curve import QualityPoint, parse_loss, smallest_budget
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.thinning import make_thinning
-from uncomp_cli.config import ScorerConfig
+from uncomp_cli.config import AGNOSTIC_PRESET, DEFAULT_PRESET, ScorerConfig
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError, did_you_mean
 from uncomp_cli.files import replace_file
 from uncomp_cli.schema import inside, load_object, read, take_version, text
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from uncomp_cli.uncertainty.profile import UncertaintyProfile
 
 
-DEFAULT_PRESET = "balanced"
-LIVE_PRESET = "live"  # in the place of the default one for models that it was not calibrated for
-AGNOSTIC_PRESET = "unseen"
-"""For questions that nobody has asked yet."""
 FAMILY = {"": DEFAULT_PRESET, "-small": "small", "-tiny": "tiny", "-unseen": AGNOSTIC_PRESET}
 """What a calibration writes for its model: what is added to NAME, and the shipped preset that it is made like."""
 SCHEMA_VERSION = 1

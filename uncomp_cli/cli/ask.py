@@ -10,16 +10,11 @@ pipe there are the answers alone, a blank line between them.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from uncomp_cli.asking.account import budget_lines
 from uncomp_cli.asking.events import Began, Done, Event, Foreseen, Piece, Planned, Refused, Stopped, Thought
-from uncomp_cli.asking.pace import remember_pace
-from uncomp_cli.asking.pipeline import run, tell_apart
-from uncomp_cli.asking.readout import evidence_lines
-from uncomp_cli.asking.request import Request, parse_pin, saved_or_new
 from uncomp_cli.cli.declare.advice import advise_calibration, advise_model
 from uncomp_cli.cli.declare.failures import show_failure
 from uncomp_cli.cli.declare.options import (
@@ -46,6 +41,9 @@ from uncomp_cli.table import Table
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.input import with_password
 from uncomp_cli.ui.meter import show
+
+if TYPE_CHECKING:
+    from uncomp_cli.asking.request import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +148,10 @@ def ask(
     show_thinking: Thinking = False,
 ) -> None:
     """Ask questions about documents."""
+    from uncomp_cli.asking.pace import remember_pace
+    from uncomp_cli.asking.pipeline import tell_apart
+    from uncomp_cli.asking.request import Request, parse_pin, saved_or_new
+
     given = fields_of(asked) | fields_of(saving)
     beside, question = tell_apart(words or (), asked=bool(asked.questions or asked.questions_file))
     given["paths"] = (*asked.paths, *beside)
@@ -179,8 +181,10 @@ def ask(
     raise typer.Exit(printer.exit_code)
 
 
-def _answer(request: Request, terminal: Terminal, printer: "Printer") -> None:
+def _answer(request: "Request", terminal: Terminal, printer: "Printer") -> None:
     """Show the run; where it meets a locked document, once more with the password that is typed."""
+    from uncomp_cli.asking.pipeline import run
+
     try:
         show(run(request), terminal, tell=printer.tell)
     except LockedError as error:
@@ -267,6 +271,9 @@ class Printer:
 
     def _tell_more(self, event: Done) -> None:
         """What was asked for by name, so also when quiet."""
+        from uncomp_cli.asking.account import budget_lines
+        from uncomp_cli.asking.readout import evidence_lines
+
         lines = [*evidence_lines(event.evidence, width=self._terminal.width("stderr"))]
         if event.spent is not None and event.is_last:
             lines += budget_lines(event.spent)

@@ -13,13 +13,15 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from uncomp_cli.documents.text import Wishes
 from uncomp_cli.errors import LockedError, UsageError
 from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, QUOTES, is_open, without_quotes
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from uncomp_cli.documents.text import Wishes
 
 # Returns the next text; EOFError at the end, KeyboardInterrupt on Ctrl-C, UsageError for a block that is never ended.
 LineReader = Callable[[], str]
@@ -86,7 +88,7 @@ def _silent(flags: int = 0) -> Iterator[None]:
             termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
-def with_password(error: LockedError, wishes: Wishes, terminal: Terminal) -> Wishes:
+def with_password(error: LockedError, wishes: "Wishes", terminal: Terminal) -> "Wishes":
     """The wishes with the password that is typed for a locked document; raises `error` where nobody types one."""
     if not is_typed(terminal):
         raise error

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.asking.request import ModelChoice, choose_preset
-from uncomp_cli.asking.startup import fetch, load
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.calibrate.held_out import (
     HeldOut,
@@ -34,11 +32,13 @@ from uncomp_cli.cli.declare.options import (
 )
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.cli.judge.trial import haystack_of
+from uncomp_cli.config import AGNOSTIC_PRESET
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
+    from uncomp_cli.asking.request import ModelChoice
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.calibrate.budget_curve import QualityCurve
     from uncomp_cli.calibrate.calibration import CalibrateRequest
@@ -208,8 +208,10 @@ def calibrate(
     run_calibrate(job, model.choice(), output.terminal(ctx), as_json=output.as_json)
 
 
-def run_calibrate(job: CalibrateJob, choice: ModelChoice, terminal: Terminal, *, as_json: bool) -> None:
+def run_calibrate(job: CalibrateJob, choice: "ModelChoice", terminal: Terminal, *, as_json: bool) -> None:
     """Run one `uncomp calibrate`."""
+    from uncomp_cli.asking.startup import fetch, load
+
     wanted = job.wanted
     with loading(terminal, "preparing"):
         from uncomp_cli.budget.presets import user_preset_dir
@@ -282,8 +284,9 @@ def _presets(wanted: CalibrateOptions, files: "ProfileFiles") -> "list[Preset]":
     Each has scorer, floor, bits and thinning of the shipped one that it is like. A policy and a scorer that are named
     hold for all but the one for unseen questions, which is about nothing else; a budget holds for the first.
     """
+    from uncomp_cli.asking.request import choose_preset
     from uncomp_cli.budget.policies import make_policy
-    from uncomp_cli.budget.presets import AGNOSTIC_PRESET, FAMILY, load_preset, shipped_preset_dir
+    from uncomp_cli.budget.presets import FAMILY, load_preset, shipped_preset_dir
 
     if wanted.policy is not None and not make_policy(wanted.policy).measures:
         raise UsageError(f"policy {wanted.policy} uses nothing that is measured", hint="--policy uncertain")
@@ -305,7 +308,7 @@ def _presets(wanted: CalibrateOptions, files: "ProfileFiles") -> "list[Preset]":
     return made
 
 
-def _maker(job: CalibrateJob, choice: ModelChoice, model_dir: Path, terminal: Terminal) -> "SampleMaker":
+def _maker(job: CalibrateJob, choice: "ModelChoice", model_dir: Path, terminal: Terminal) -> "SampleMaker":
     """What makes samples, by the tokenizer alone: too long ones and too short a text are refused before loading."""
     from uncomp_cli.calibrate.calibration import check_lengths
     from uncomp_cli.engine.tokens.prompt import count_tokens

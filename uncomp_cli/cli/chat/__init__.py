@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from uncomp_cli.asking.request import CHAT_PRESET, LEAST_TOKENS, check_text
 from uncomp_cli.cli.declare.completion import cache_names, completing
 from uncomp_cli.cli.declare.options import (
     DOCUMENTS,
@@ -22,6 +21,7 @@ from uncomp_cli.cli.declare.options import (
     terminal_of,
 )
 from uncomp_cli.cli.declare.tree import brief, only, option, sources_of
+from uncomp_cli.config import AGNOSTIC_PRESET
 
 
 def _sessions() -> list[str]:
@@ -86,7 +86,7 @@ def chat(
     *,
     talk: ChatOptions,
     model: ModelOptions,
-    preset: Annotated[PresetOptions, only("name", "budget", "policy", "scorer", name=CHAT_PRESET)],
+    preset: Annotated[PresetOptions, only("name", "budget", "policy", "scorer", name=AGNOSTIC_PRESET)],
     reading: Annotated[ReadingOptions, only("chunk", "kv_mem", *DOCUMENTS.names)],
     system: System = None,
     sampling: SamplingOptions,
@@ -95,6 +95,7 @@ def chat(
     show_thinking: Thinking = False,
 ) -> None:
     """Talk with a model about documents or anything. /help lists what can be done on the way."""
+    from uncomp_cli.asking.request import CHAT_PRESET, LEAST_TOKENS, check_text
     from uncomp_cli.cli.chat.loop import ChatJob, run_chat
 
     check_text(system or "", "the system prompt")

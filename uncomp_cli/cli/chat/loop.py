@@ -17,7 +17,6 @@ from uncomp_cli.asking.doubts import check_calibrated, held_back
 from uncomp_cli.asking.request import (
     AUTOMATIC,
     CHAT_PRESET,
-    DEFAULT_CACHE_SIZE,
     ModelChoice,
     PresetChoice,
     Request,
@@ -33,7 +32,7 @@ from uncomp_cli.cli.chat.history import exchange_lines, read_files, restore
 from uncomp_cli.cli.chat.talk import NOT_KEPT, Talk, as_commands
 from uncomp_cli.cli.declare.advice import advise_model, advise_unsaved
 from uncomp_cli.cli.declare.failures import ended_by, show_failure
-from uncomp_cli.config import Limits, SamplingConfig
+from uncomp_cli.config import DEFAULT_CACHE_SIZE, Limits, SamplingConfig
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.documents.text import NO_WISHES, Wishes
 from uncomp_cli.errors import UncompError, UsageError, require

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from uncomp_cli.budget.presets import LIVE_PRESET
-from uncomp_cli.config import DEFAULT_MODEL
-from uncomp_cli.sessions.folder import session_path, unsaved_names
+from uncomp_cli.config import DEFAULT_MODEL, LIVE_PRESET
 
 if TYPE_CHECKING:
     from uncomp_cli.ui.console import Terminal
@@ -46,6 +44,8 @@ def advise_calibration(terminal: "Terminal", model: str, record: Mapping[str, An
 
 def advise_unsaved(terminal: "Terminal") -> None:
     """Say of conversations that were ended from outside where they are."""
+    from uncomp_cli.sessions.folder import session_path, unsaved_names
+
     for name in unsaved_names():
         if _is_new(terminal, name):
             kept = f"a conversation that was cut off is in {session_path(name)}"

@@ -2,10 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from uncomp_cli.asking.request import shelf_of
 from uncomp_cli.budget.policies import POLICIES
-from uncomp_cli.budget.presets import list_presets
-from uncomp_cli.budget.thinning import THINNINGS
 from uncomp_cli.ui.console import strip_controls
 
 
@@ -38,9 +35,23 @@ def rope_kinds() -> Iterable[str]:
 
 def saved_documents() -> list[str]:
     """The names of saved documents."""
+    from uncomp_cli.asking.request import shelf_of
+
     return [entry.name for entry in shelf_of().entries()]
 
 
+def _presets() -> list[str]:
+    from uncomp_cli.budget.presets import list_presets
+
+    return [preset.name for preset in list_presets()]
+
+
+def _thinnings() -> Iterable[str]:
+    from uncomp_cli.budget.thinning import THINNINGS
+
+    return THINNINGS
+
+
 model_names, cache_names = completing(_models), completing(saved_documents)
-preset_names = completing(lambda: [preset.name for preset in list_presets()])
-policy_names, thinning_names = completing(lambda: POLICIES), completing(lambda: THINNINGS)
+preset_names, thinning_names = completing(_presets), completing(_thinnings)
+policy_names = completing(lambda: POLICIES)

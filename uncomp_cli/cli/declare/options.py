@@ -10,21 +10,12 @@ in one and also alone, is an alias. Defaults are those of config.py.
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from uncomp_cli.asking.request import (
-    DEFAULT_CACHE_SIZE,
-    DEFAULT_TEXT_CACHE,
-    ModelChoice,
-    PresetChoice,
-    bytes_of,
-    cabinet_of,
-)
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.policies import POLICIES
-from uncomp_cli.budget.presets import DEFAULT_PRESET
 from uncomp_cli.cli.declare.completion import (
     completing,
     model_names,
@@ -36,10 +27,20 @@ from uncomp_cli.cli.declare.completion import (
 )
 from uncomp_cli.cli.declare.shorthand import fields_of, spelled_out, tokens_of
 from uncomp_cli.cli.declare.tree import only, option, sources_of
-from uncomp_cli.config import DEFAULT_MODEL, Limits, SamplingConfig
-from uncomp_cli.documents.encoding import check_encoding
-from uncomp_cli.documents.text import Wishes
+from uncomp_cli.config import (
+    DEFAULT_CACHE_SIZE,
+    DEFAULT_MODEL,
+    DEFAULT_PRESET,
+    DEFAULT_TEXT_CACHE,
+    Limits,
+    SamplingConfig,
+)
 from uncomp_cli.ui.console import Terminal
+
+if TYPE_CHECKING:
+    from uncomp_cli.asking.request import ModelChoice, PresetChoice
+    from uncomp_cli.documents.text import Wishes
+
 
 MODEL_PANEL = "Model"
 COMPRESSION_PANEL = "Compression"
@@ -170,8 +171,10 @@ class ModelOptions:
     ] = "auto"
     offline: Annotated[bool, _model("--offline", help="Never use the network.")] = False
 
-    def choice(self) -> ModelChoice:
+    def choice(self) -> "ModelChoice":
         """Which model to load, and how."""
+        from uncomp_cli.asking.request import ModelChoice
+
         return ModelChoice(**fields_of(self))
 
 
@@ -252,8 +255,10 @@ class PresetOptions:
         ),
     ] = None
 
-    def choice(self, seed: int) -> PresetChoice:
+    def choice(self, seed: int) -> "PresetChoice":
         """The same as the asking layer takes it; a policy may name scorer, bits and thinning too, as in eval."""
+        from uncomp_cli.asking.request import PresetChoice
+
         return PresetChoice(seed=seed, **spelled_out(self.policy, fields_of(self)))
 
 
@@ -324,8 +329,12 @@ class ReadingOptions:
         ),
     ] = DEFAULT_TEXT_CACHE
 
-    def wishes(self) -> Wishes:
+    def wishes(self) -> "Wishes":
         """The same for readers. Raises UsageError for an encoding that there is not."""
+        from uncomp_cli.asking.request import cabinet_of
+        from uncomp_cli.documents.encoding import check_encoding
+        from uncomp_cli.documents.text import Wishes
+
         encoding = "" if self.encoding is None else check_encoding(self.encoding)
         cabinet = cabinet_of(self.text_cache)
         kept = cabinet if cabinet.limit_bytes else None
@@ -333,6 +342,8 @@ class ReadingOptions:
 
     def limits(self) -> Limits:
         """The same as `Limits`. Raises UsageError for a value that is neither auto nor fits."""
+        from uncomp_cli.asking.request import bytes_of
+
         chunk, kv_mem = (None if text.strip().lower() == _AUTO else text for text in (self.chunk, self.kv_mem))
         hint = "use --kv-mem 256MiB, or --kv-mem auto"
         return Limits(

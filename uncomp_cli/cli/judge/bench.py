@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uncomp_cli.asking.request import ModelChoice
-from uncomp_cli.asking.startup import fetch, weigh
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.completion import thinning_names
 from uncomp_cli.cli.declare.options import (
@@ -25,6 +23,7 @@ from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
+    from uncomp_cli.asking.request import ModelChoice
     from uncomp_cli.uncertainty.profile import ModelFingerprint
 
 
@@ -97,6 +96,8 @@ def bench(
     output: TableOptions,
 ) -> None:
     """Measure speed and memory against stock transformers. Told are first token, decode, peak and KV bytes."""
+    from uncomp_cli.asking.startup import fetch
+
     terminal = output.terminal(ctx)
     measured = replace(measured, file=(*measured.file, *(files or ())))
     document, source = _document(measured, reading, seed, terminal)
@@ -142,8 +143,9 @@ def bench(
         terminal.write_line(conditions(record))
 
 
-def _fingerprint(choice: ModelChoice, model_dir: Path) -> "ModelFingerprint":
+def _fingerprint(choice: "ModelChoice", model_dir: Path) -> "ModelFingerprint":
     """Which model is measured, without loading it; raises what loading would for a model that cannot run here."""
+    from uncomp_cli.asking.startup import weigh
     from uncomp_cli.models.catalog import show_model
     from uncomp_cli.models.runnable import fingerprint_of
 

@@ -5,12 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uncomp_cli.asking.forecast import too_long_ahead
-from uncomp_cli.asking.material import build_prompt, describe_files
-from uncomp_cli.asking.pipeline import gather_documents, gather_questions, tell_apart
-from uncomp_cli.asking.readout import SCHEMA_VERSION, About, answer_record
-from uncomp_cli.asking.request import Request
-from uncomp_cli.asking.startup import check_context_fits, check_grows, length_warnings, lengthen, load
 from uncomp_cli.cli.declare.options import (
     DOCUMENTS,
     File,
@@ -30,6 +24,7 @@ from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
+    from uncomp_cli.asking.request import Request
     from uncomp_cli.budget import presets
     from uncomp_cli.evals.judges.predictions import Comparison, Side
 
@@ -74,6 +69,9 @@ def compare(
     output: TableOptions,
 ) -> None:
     """Answer one prompt under two settings. Shown are difference, divergence, bytes and times."""
+    from uncomp_cli.asking.pipeline import tell_apart
+    from uncomp_cli.asking.request import Request
+
     terminal = output.terminal(ctx)
     beside, question = tell_apart(words or (), asked=False)
     job = Request(
@@ -91,8 +89,14 @@ def compare(
     run_compare(job, compared.against, output, terminal)
 
 
-def run_compare(job: Request, against: str, output: TableOptions, terminal: Terminal) -> None:
+def run_compare(job: "Request", against: str, output: TableOptions, terminal: Terminal) -> None:
     """Run one `uncomp compare`. What one side keeps is compared with all of it, so that neither is re-packed."""
+    from uncomp_cli.asking.forecast import too_long_ahead
+    from uncomp_cli.asking.material import build_prompt, describe_files
+    from uncomp_cli.asking.pipeline import gather_documents, gather_questions
+    from uncomp_cli.asking.readout import SCHEMA_VERSION, About, answer_record
+    from uncomp_cli.asking.startup import check_context_fits, check_grows, length_warnings, lengthen, load
+
     check_grows(job.model, "a comparison")
     (question,) = show(gather_questions(job), terminal)
     documents = show(gather_documents(job), terminal)

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from uncomp_cli.asking.request import ModelChoice
-from uncomp_cli.asking.startup import load
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.completion import policy_names
 from uncomp_cli.cli.declare.options import (
@@ -39,6 +37,7 @@ from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
+    from uncomp_cli.asking.request import ModelChoice
     from uncomp_cli.evals.judges.evaluation import EvalRequest
     from uncomp_cli.evals.tables.outcome import Outcome
     from uncomp_cli.evals.tables.sheet import Part
@@ -184,7 +183,7 @@ def eval(
 
 def run_eval(
     judged: EvalOptions,
-    choice: ModelChoice,
+    choice: "ModelChoice",
     output: TableOptions,
     *,
     seed: int,
@@ -197,6 +196,8 @@ def run_eval(
         return
     with loading(terminal, "preparing"):
         request = _request(judged, reading, seed, terminal)
+    from uncomp_cli.asking.startup import load
+
     loaded = show(load(choice, partial(_check, judged, request, choice, terminal)), terminal)
     from uncomp_cli.evals.journal import Journal, set_aside
     from uncomp_cli.evals.judges import evaluation as runner
@@ -216,7 +217,7 @@ def run_eval(
 def _check(
     judged: EvalOptions,
     request: "EvalRequest",
-    choice: ModelChoice,
+    choice: "ModelChoice",
     terminal: Terminal,
     path: Path,
     spec: "ModelSpec",

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.asking.request import ModelChoice, PresetChoice
-from uncomp_cli.asking.startup import fetch, load
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
@@ -41,6 +39,7 @@ from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show
 
 if TYPE_CHECKING:
+    from uncomp_cli.asking.request import ModelChoice, PresetChoice
     from uncomp_cli.evals.rope.arms import RopeArm
     from uncomp_cli.evals.rope.cells import RopeCell
     from uncomp_cli.evals.rope.sweep import RopeRequest
@@ -138,7 +137,7 @@ class RopeJob:
     """What is measured, with which preset, and how it is told."""
 
     wanted: RopeOptions
-    choice: PresetChoice
+    choice: "PresetChoice"
     as_json: bool
     reading: ReadingOptions
 
@@ -179,8 +178,10 @@ def show_results(source: Path, plot: Path | None, terminal: Terminal, *, as_json
     _report(cells, source, settings, {}, plot, terminal, as_json=as_json)
 
 
-def run_rope(job: RopeJob, choice: ModelChoice, terminal: Terminal) -> None:
+def run_rope(job: RopeJob, choice: "ModelChoice", terminal: Terminal) -> None:
     """Run one `uncomp rope`."""
+    from uncomp_cli.asking.startup import fetch, load
+
     wanted = job.wanted
     with loading(terminal, "preparing"):
         job.choice.stored()
@@ -228,7 +229,7 @@ class _Grid:
     text: "Haystack | None"
 
 
-def _grid(job: RopeJob, choice: ModelChoice, model_dir: Path, terminal: Terminal) -> _Grid:
+def _grid(job: RopeJob, choice: "ModelChoice", model_dir: Path, terminal: Terminal) -> _Grid:
     """What the configuration and the tokenizer alone can say no to: a kind that it cannot take, too short a text."""
     from uncomp_cli.evals.rope.arms import parse_arms, parse_lengths, unread
     from uncomp_cli.evals.rope.passage import text_ids

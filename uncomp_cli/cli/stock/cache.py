@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uncomp_cli.asking.request import cabinet_of, shelf_of
 from uncomp_cli.cli.declare.completion import cache_names
 from uncomp_cli.cli.declare.options import Json, Quiet, terminal_of
 from uncomp_cli.cli.declare.tree import command_of, group, option
@@ -47,6 +46,8 @@ Names = Annotated[
 @command_of(app, "list")
 def list_all(ctx: typer.Context, as_json: Json = False) -> None:
     """List saved documents, the latest used first."""
+    from uncomp_cli.asking.request import cabinet_of, shelf_of
+
     terminal, shelf = terminal_of(ctx), shelf_of()
     entries = shelf.entries()
     for path in shelf.corrupt():
@@ -69,6 +70,8 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
 @command_of(app, "show")
 def show(ctx: typer.Context, name: Name, as_json: Json = False) -> None:
     """Describe a saved document: what it was made from, how, and what it takes."""
+    from uncomp_cli.asking.request import shelf_of
+
     terminal, record = terminal_of(ctx), _record(shelf_of().find(name))
     if as_json:
         terminal.write_json({"schema_version": 1, **record})
@@ -79,6 +82,8 @@ def show(ctx: typer.Context, name: Name, as_json: Json = False) -> None:
 @command_of(app, "verify")
 def verify(ctx: typer.Context, names: Names = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Check every byte of saved documents, of all when none is named; damaged files are set aside: exit code 1."""
+    from uncomp_cli.asking.request import shelf_of
+
     terminal, shelf = terminal_of(ctx, quiet=quiet), shelf_of()
     checked: list[tuple[str, str | None]] = list(shelf.set_aside())
     gone = {name for name, _ in checked}
@@ -121,6 +126,8 @@ def remove(
     quiet: Quiet = False,
 ) -> None:
     """Delete saved documents: those named, of these or of all those that are old, or everything."""
+    from uncomp_cli.asking.request import cabinet_of, shelf_of
+
     shelf = shelf_of()
     entries = _chosen(shelf, names or [], older_than=older_than, everything=everything, others=damaged or texts)
     corrupt = shelf.corrupt() if everything or damaged else []

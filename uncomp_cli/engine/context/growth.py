@@ -15,12 +15,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from uncomp_cli.budget.presets import AGNOSTIC_PRESET, Preset, load_preset
+from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.budget.values import Uncertainty
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.cache.states import States
-from uncomp_cli.config import Limits
+from uncomp_cli.config import AGNOSTIC_PRESET, Limits
 from uncomp_cli.engine.context.allowance import Counts, TextBudget
 from uncomp_cli.engine.context.context import Account, Begun, Behind, Context
 from uncomp_cli.engine.context.recall import can_recall, put_back

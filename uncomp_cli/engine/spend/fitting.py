@@ -6,7 +6,8 @@ the numbers of the device. Weights are counted as the file's bytes, since its bl
 
 from dataclasses import dataclass
 
-from uncomp_cli.budget.presets import DEFAULT_PRESET, Preset, load_preset
+from uncomp_cli.budget.presets import Preset, load_preset
+from uncomp_cli.config import DEFAULT_PRESET
 from uncomp_cli.engine.spend.memory import activation_bytes, context_bytes, free_bytes
 from uncomp_cli.models.known import Known, known_models
 from uncomp_cli.models.loading import choose_device, choose_dtype
