@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import ENDLESS, start
+from support.commands import ENDLESS, run_here, start
 from support.curves import risky
 from support.tiny import make_tiny_model
 from uncomp_cli.cache.shelf import Shelf
@@ -35,7 +35,7 @@ class Asker:
         self.shelf = Shelf(folder / "documents")
 
     def __call__(self, *args: str) -> tuple[int, str, str]:
-        return start("ask", "-m", str(self.model), *OPTIONS, *args, UNCOMP_CACHE_DIR=str(self.folder)).finish()
+        return run_here("ask", "-m", str(self.model), *OPTIONS, *args, UNCOMP_CACHE_DIR=str(self.folder))
 
 
 @pytest.fixture

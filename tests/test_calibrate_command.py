@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import Running, last_object, start, two_lines
+from support.commands import Running, last_object, run_here, start, two_lines
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.evals.journal import Journal
@@ -28,7 +28,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measure(model: Path, *args: str, samples: int = 2) -> tuple[int, str, str]:
-    return start("calibrate", "-m", str(model), *SHAPE, "--samples", str(samples), *args).finish()
+    return run_here("calibrate", "-m", str(model), *SHAPE, "--samples", str(samples), *args)
 
 
 def test_a_table_and_a_preset_that_can_be_used(tiny_model: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_table_and_a_preset_that_can_be_used(tiny_model: Path) -> None:
     profile = load_profile(preset.profile_path)
     assert [info.task for info in profile.samples] == ["needle/digits7", "continuation"]
     assert all(info.source.startswith("generated prose") for info in profile.samples)
-    code, out, err = start("preset", "show", "mine").finish()
+    code, out, err = run_here("preset", "show", "mine")
     assert code == 0, err
 
 
@@ -61,16 +61,16 @@ def test_what_was_calibrated_is_taken_for_its_model(tiny_model: Path) -> None:
         .rstrip()
         .endswith("use it with uncomp ask --preset mine, which ask takes for it by itself")
     )
-    err = start(*asked).finish()[2]
+    err = run_here(*asked)[2]
     assert f"preset mine is used: it was calibrated for {tiny_model}\n" in err
     assert "(mine, uncertain)" in err
-    assert start(*asked, "-p", "live").finish()[2].count("mine") == 0
-    err = start("chat", "-m", str(tiny_model), stdin=b"/budget\n").finish()[2]
+    assert run_here(*asked, "-p", "live")[2].count("mine") == 0
+    err = run_here("chat", "-m", str(tiny_model), stdin=b"/budget\n")[2]
     assert f"preset mine-unseen is used: it was calibrated for {tiny_model}\n" in err
     assert "preset mine-unseen · budget 30%" in err
     assert measure(tiny_model, "-o", "away.json")[2].rstrip().endswith("use it with uncomp ask --preset away.json")
     Path("data/uncomp/presets/mine.safetensors").write_bytes(b"damaged")
-    assert "preset live is used" in start(*asked).finish()[2]
+    assert "preset live is used" in run_here(*asked)[2]
 
 
 def test_the_whole_family_is_made_like_the_shipped_one(tiny_model: Path) -> None:
@@ -143,7 +143,7 @@ def test_an_interrupted_run_goes_on_and_loses_nothing(tiny_model: Path, long_liv
     before = load_profile(Path("mine.partial"))
     count = len(before.samples)
     assert 1 <= count < 200
-    code, _, err = start(*args, "--samples", str(count + 1)).finish()
+    code, _, err = run_here(*args, "--samples", str(count + 1))
     assert code == 0, err
     assert "going on from mine.partial.safetensors" in err
     assert {"mine.json", "mine.safetensors"} <= {path.name for path in Path().glob("mine*")}
@@ -175,7 +175,7 @@ TWO = ("--quality", "--quality-samples", "2")
 
 
 def calibrate(model: Path, *args: str) -> tuple[int, str, str]:
-    return start("calibrate", "-m", str(model), *QUALITY, "--samples", "1", *args).finish()
+    return run_here("calibrate", "-m", str(model), *QUALITY, "--samples", "1", *args)
 
 
 def test_quality_is_measured_and_a_loss_chooses_the_budget(tiny_model: Path) -> None:
@@ -191,13 +191,13 @@ def test_quality_is_measured_and_a_loss_chooses_the_budget(tiny_model: Path) -> 
     assert abs(forty.loss) > 1e-4
     assert "not calibrated on" in err
     assert not list(Path("data/uncomp/presets").glob("*.jsonl"))
-    code, out, err = start("preset", "show", "mine").finish()
+    code, out, err = run_here("preset", "show", "mine")
     assert "40%" in out
     Path("story.txt").write_text("The harbour was quiet and the lamps were lit along the old wall. " * 8)
     ask = ("ask", "-m", str(tiny_model), "-p", "mine", "-f", "story.txt", "When?", "--max-new-tokens", "4", "--json")
     assert forty.loss_high > 0.002
     for max_loss, budget in ((f"{100 * forty.loss_high + 0.1:.1f}%", "40%"), ("0.1%", "full")):
-        code, out, err = start(*ask, "--max-loss", max_loss).finish()
+        code, out, err = run_here(*ask, "--max-loss", max_loss)
         assert code == 0, err
         assert last_object(out)["compression"]["budget_requested"] == budget
         assert f"--max-loss {max_loss}: budget {budget}, measured loss" in err
@@ -251,7 +251,7 @@ def test_an_interrupted_quality_goes_on_with_the_preset_usable(tiny_model: Path,
     assert 1 <= done < 100
     os.link(kept, "copy.jsonl")
     before = kept.read_bytes()
-    code, _, err = start(*args, "--quality", "--quality-samples", str(done + 1)).finish()
+    code, _, err = run_here(*args, "--quality", "--quality-samples", str(done + 1))
     assert code == 0, err
     assert load_preset("./mine.json").quality[0].samples == done + 1
     after = Path("copy.jsonl").read_bytes()
@@ -374,7 +374,7 @@ def test_the_default_models_retrieval_heads_stand_out_and_its_answers_lose_more_
     assert default_model_dir.is_dir()
     sizes = ("--samples", "1", "--tokens", "300", "-t", "needle/digits7", "--quality-samples", "2")
     budgets = ("--quality-budget", "60%", "--quality-budget", "12%")
-    code, _, err = start("calibrate", *sizes, "-o", ".", "--quality", *budgets).finish()
+    code, _, err = run_here("calibrate", *sizes, "-o", ".", "--quality", *budgets)
     assert code == 0, err
     preset = load_preset("./smollm2-135m.json")
     assert preset.profile_path is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.commands import last_object, start, two_lines
+from support.commands import last_object, run_here, two_lines
 from uncomp_cli.asking.account import Spent, budget_lines, budget_record
 from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.plan import BudgetPlan
@@ -181,7 +181,7 @@ def save_calibrated(data: Path, name: str, model: ModelFingerprint) -> None:
 
 def ask(model: Path, notes: Path, *args: str, **variables: str) -> tuple[int, str, str]:
     shared = ("-m", str(model), "-f", str(notes), "--max-new-tokens", "4")
-    return start("ask", *shared, *args, "Where is the keeper?", **variables).finish()
+    return run_here("ask", *shared, *args, "Where is the keeper?", **variables)
 
 
 def test_the_explanation_of_a_live_budget_follows_the_readout(tiny_model: Path, notes: Path) -> None:
@@ -266,12 +266,12 @@ def test_a_preset_of_another_model_is_refused_before_the_prompt(tiny_model: Path
     save_calibrated(own_data, "other", ModelFingerprint("other-model", "llama", 4, 4, 2, 16, "ff" * 32))
     for command in ("ask", "compare"):
         shared = ("-m", str(tiny_model), "-f", str(notes), "-p", "other", "Where?")
-        code, out, err = start(command, *shared, XDG_DATA_HOME=str(own_data)).finish()
+        code, out, err = run_here(command, *shared, XDG_DATA_HOME=str(own_data))
         assert (code, out) == (2, "")
         assert "preset other is not for this model" in two_lines(err)[0]
         assert "other-model" in two_lines(err)[0]
     more = ("bench", "-m", str(tiny_model), "-p", "other", "--tokens", "256")
-    assert start(*more, XDG_DATA_HOME=str(own_data)).finish()[0] == 2
+    assert run_here(*more, XDG_DATA_HOME=str(own_data))[0] == 2
     assert ask(tiny_model, notes, "-p", "other", "--dry-run", XDG_DATA_HOME=str(own_data))[0] == 2
 
 

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,13 @@ OPTIONS = {words[0]: flags_of(command) for words, command in walk(typer.main.get
 READERS = [name for name, flags in OPTIONS.items() if "--file" in flags]
 
 
-def said(folder: Path) -> Iterator[tuple[str, str]]:
+@cache
+def said(folder: Path) -> list[tuple[str, str]]:
     """The flags that strings of modules name, docstrings apart, and the strings."""
+    return list(_said(folder))
+
+
+def _said(folder: Path) -> Iterator[tuple[str, str]]:
     for path in sorted(folder.rglob("*.py")) if folder.is_dir() else [folder]:
         tree = ast.parse(path.read_text())
         aside = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}

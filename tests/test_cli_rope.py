@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import last_object, start, two_lines
+from support.commands import last_object, run_here, two_lines
 from support.tiny import scaled_model
 from uncomp_cli.cli.app import run
 from uncomp_cli.evals.journal import read_journal
@@ -28,7 +28,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """The results file of one run, and what it wrote."""
     path = tmp_path_factory.mktemp("rope") / "r.jsonl"
-    code, out, err = start("rope", "-m", str(tiny_model), "--out", str(path), *SHAPE).finish()
+    code, out, err = run_here("rope", "-m", str(tiny_model), "--out", str(path), *SHAPE)
     assert code == 0, err
     return path, out, err
 
@@ -59,7 +59,7 @@ def test_a_finished_run_measures_nothing_again_and_gives_json(
 ) -> None:
     path, *_ = finished
     before = path.read_bytes()
-    code, out, err = start("rope", "-m", str(tiny_model), "--out", str(path), *SHAPE, "--json").finish()
+    code, out, err = run_here("rope", "-m", str(tiny_model), "--out", str(path), *SHAPE, "--json")
     assert code == 0, err
     assert path.read_bytes() == before
     assert f"({NUM_CELLS + 1} there)" in err
@@ -77,7 +77,7 @@ def test_a_finished_run_measures_nothing_again_and_gives_json(
 
 def test_a_finished_file_is_shown_and_drawn_without_a_model(finished: tuple[Path, str, str], tmp_path: Path) -> None:
     path, shown, _ = finished
-    code, out, err = start("rope", "--from", str(path), "--plot", str(tmp_path / "pictures")).finish()
+    code, out, err = run_here("rope", "--from", str(path), "--plot", str(tmp_path / "pictures"))
     assert code == 0, err
     assert out == shown
     assert "loading" not in err
@@ -88,7 +88,7 @@ def test_a_finished_file_is_shown_and_drawn_without_a_model(finished: tuple[Path
 
 def test_another_seed_is_another_file(finished: tuple[Path, str, str], tiny_model: Path) -> None:
     path, *_ = finished
-    code, _, err = start("rope", "-m", str(tiny_model), "--out", str(path), *SHAPE, "--seed", "5").finish()
+    code, _, err = run_here("rope", "-m", str(tiny_model), "--out", str(path), *SHAPE, "--seed", "5")
     assert code == 2
     assert "seed 0 there, 5 now" in err
 

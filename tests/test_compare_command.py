@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import last_object, start, two_lines
+from support.commands import last_object, run_here, two_lines
 from uncomp_cli.cli.app import run
 from uncomp_cli.evals.judges.predictions import word_diff
 
@@ -21,7 +21,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compare(model: Path, *args: str) -> tuple[int, str, str]:
-    return start("compare", "-m", str(model), "-f", "notes.txt", "--max-new-tokens", "12", *args, "Where?").finish()
+    return run_here("compare", "-m", str(model), "-f", "notes.txt", "--max-new-tokens", "12", *args, "Where?")
 
 
 def test_two_settings_side_by_side(tiny_model: Path) -> None:

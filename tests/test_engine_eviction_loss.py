@@ -69,6 +69,7 @@ def nll(decoder: Decoder, answer: list[int], state: AttentionState) -> float:
     return float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer[1:])))
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("family", ["llama", "llama-mha", "phi3", "granite", "gemma3_text", "smollm3"])
 @pytest.mark.parametrize("length", [2, 4])
 def test_losses_are_the_slopes_of_the_likelihood(family: str, length: int) -> None:

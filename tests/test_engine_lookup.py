@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from support.batches import FULL, HALF, ask, engine_of, load_tiny
 from support.families import make_prompt
+from support.matrix import some
 from support.native import fresh_library
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.engine import Engine
@@ -45,12 +46,13 @@ def written(
     return said, stats, [[writer.store.held(at, head)[2].tolist() for head in groups] for at in layers], told
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3-sliding", "olmo2"])
 @pytest.mark.parametrize("way", ["greedy", "drawn", "penalised", "constant", "half"])
 def test_an_answer_is_the_same_with_and_without(family: str, way: str) -> None:
     settings = {"drawn": {"temperature": 0.3, "seed": 5}, "penalised": {"repetition_penalty": 1.1}}.get(way, {})
     loaded, right = load_tiny(family), 0
-    for seed in range(6):
+    for seed in some(3, 6):
         prompt = make_prompt(40 + seed, [5], seed=seed)
         found = []
         for looks_up in (True, False):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import Running, last_object, start, two_lines
+from support.commands import Running, last_object, run_here, start, two_lines
 from uncomp_cli.cli.app import run
 from uncomp_cli.evals.journal import read_journal
 from uncomp_cli.evals.tables.outcome import OUTCOMES
@@ -33,7 +33,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, s
 
 
 def evaluate(model: Path, *args: str, out: str = "results.jsonl") -> tuple[int, str, str]:
-    return start("eval", "-m", str(model), "--out", out, *COMMON, *args).finish()
+    return run_here("eval", "-m", str(model), "--out", out, *COMMON, *args)
 
 
 def test_tables_of_both_regimes_with_achieved_bytes(tiny_model: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_and_loses_nothing(tiny_model: Path, long_lived: li
     there = torn[: torn.rindex(b"\n") + 1]
     before = there.count(b"\n") - 1
     assert 3 <= before < 80
-    code, _, err = start(*args, "--samples", "6", "--tokens", "1500", "-b", "20%", "--policy", "uniform").finish()
+    code, _, err = run_here(*args, "--samples", "6", "--tokens", "1500", "-b", "20%", "--policy", "uniform")
     assert code == 0, err
     assert f"results: results.jsonl ({before} there)" in err
     assert Path("results.jsonl").read_bytes().startswith(there)
@@ -128,9 +128,9 @@ def test_results_of_other_settings_are_refused_and_both_are_named(tiny_model: Pa
 
 def test_without_out_the_same_command_goes_on_where_it_ended(tiny_model: Path, tmp_path: Path) -> None:
     args = ("eval", "-m", str(tiny_model), "-t", "needle/digits7", "--regime", "aware", *COMMON)
-    code, first, err = start(*args, XDG_DATA_HOME=str(tmp_path / "data")).finish()
+    code, first, err = run_here(*args, XDG_DATA_HOME=str(tmp_path / "data"))
     assert code == 0, err
-    code, second, err = start(*args, XDG_DATA_HOME=str(tmp_path / "data")).finish()
+    code, second, err = run_here(*args, XDG_DATA_HOME=str(tmp_path / "data"))
     assert code == 0, err
     assert "(8 there)" in err
     assert first == second
@@ -186,7 +186,7 @@ def test_a_haystack_that_is_too_short(tiny_model: Path) -> None:
 
 
 def test_a_length_past_the_models_context(tiny_model: Path) -> None:
-    code, out, err = start("eval", "-m", str(tiny_model), "-t", "needle", "--tokens", "4090", "--samples", "1").finish()
+    code, out, err = run_here("eval", "-m", str(tiny_model), "-t", "needle", "--tokens", "4090", "--samples", "1")
     assert (code, out) == (3, "")
     message, hint = two_lines(err)
     assert "4,090" in message
@@ -229,6 +229,6 @@ def test_a_results_file_is_shown_again_without_a_model(tiny_model: Path, capsys:
 
 def test_settings_for_ask_do_not_choose_who_is_judged(tiny_model: Path) -> None:
     args = ("eval", "-m", str(tiny_model), "-t", "needle/digits7", "--samples", "1", "--tokens", "900")
-    code, out, err = start(*args, "--regime", "aware", UNCOMP_POLICY="random", UNCOMP_BUDGET="auto").finish()
+    code, out, err = run_here(*args, "--regime", "aware", UNCOMP_POLICY="random", UNCOMP_BUDGET="auto")
     assert code == 0, err
     assert "pyramid 5%" in out

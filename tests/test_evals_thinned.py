@@ -69,6 +69,7 @@ def heads(cache: RaggedKVCache) -> Iterator[tuple[torch.Tensor, torch.Tensor, to
         yield from (layer.head(g) for g in range(cache.num_kv_heads))
 
 
+@pytest.mark.sparse(1)
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("thinning", ["gather:after=1,keep=1", NEARLY_ALL])
 @pytest.mark.parametrize("contestant", ["full", "uniform", "adaptive", "random", "uncomp", "uniform/agreement/held=1"])

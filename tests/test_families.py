@@ -11,22 +11,15 @@ from uncomp_cli.models.families import TABLE, check_family, load_families
 KNOWN = load_families()
 OFTEN = [
     "cohere2",
-    "gemma",
     "falcon_h1",
     "gemma2",
-    "glm4",
-    "gpt_neox",
-    "lfm2",
     "llama",
     "mixtral",
-    "olmo3",
     "qwen3_5_text",
-    "qwen3_moe",
     "smollm3",
-    "starcoder2",
     "gemma3",
 ]
-"""A dozen kinds of attention and three of states, with two that are refused for what they get wrong."""
+"""Kinds of attention, of experts and of states, with two that are refused for what they get wrong."""
 WRONG = ["diffllama", "doge"]
 PARTS = ["gemma3", "smolvlm"]
 

