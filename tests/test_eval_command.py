@@ -62,7 +62,7 @@ def test_json_is_one_object_and_the_last_line(tiny_model: Path) -> None:
     assert code == 0, err
     assert len(out.splitlines()) == 1
     record = last_object(out)
-    assert record["schema_version"] == 2
+    assert record["schema_version"] == 3
     assert [(table["tasks"], table["regime"]) for table in record["tables"]] == [
         (["ruler"], "aware"),
         (["fidelity"], "aware"),
@@ -211,7 +211,7 @@ def test_a_results_file_is_shown_again_without_a_model(tiny_model: Path, capsys:
     head, *rows = csv.reader(capsys.readouterr().out.splitlines())
     assert {row[head.index("setting")] for row in rows} == {"full", "uniform 50%", "uniform 20%", "full/8bit"}
     kept = [row[head.index("kept")] for row in rows]
-    assert all(0 < float(share) < 1.1 for share in kept if share)  # none where full fails all that there is
+    assert all(0 < float(share) < 2.2 for share in kept if share)  # none where full fails all that there is
     assert any(kept)
     code, message, hint = refused(capsys, "--show", "--out", "results.jsonl", "--csv", "--json")
     assert code == 2

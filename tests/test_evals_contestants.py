@@ -25,6 +25,17 @@ def test_a_policy_alone_gets_our_coherence() -> None:
     assert preset.scorer == ScorerConfig(seed=3)
 
 
+def test_a_contestant_may_have_its_own_budget_and_a_preset_that_of_ask() -> None:
+    settings = make_settings(["uniform@10%", "preset:small@own", "preset:small@10%"], ["20%"], seed=0)
+    _, uniform, asked, plain = settings
+    assert uniform.label == "uniform 10%"
+    assert (asked.budget, asked.preset.floor_tokens) == ("10%", load_preset("small").floor_tokens)
+    assert (plain.budget, plain.preset.floor_tokens) == ("10%", 0)
+    assert asked.label != plain.label
+    with pytest.raises(UsageError, match="no budget of its own"):
+        make_settings(["uniform@own"], [], seed=0)
+
+
 def test_parts_may_stand_in_any_order() -> None:
     a, b = (parse_contestant(text, seed=0) for text in ("uniform/keydiff/8bit", "uniform/8bit/keydiff"))
     assert a.scorer == b.scorer

@@ -19,6 +19,7 @@ HIDDEN = [
     "needle/digits16",
     "needle/uuid",
     "needle/chat",
+    "needle/values",
     "evidence/uuid",
     "evidence/chat",
     "conversation/facts",

@@ -16,7 +16,7 @@ from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.evals.journal import read_journal
 from uncomp_cli.evals.judges.answers import evidence_lines, f1_score, judge_answers
-from uncomp_cli.evals.judges.case import read_case
+from uncomp_cli.evals.judges.case import read_case, tokenise
 from uncomp_cli.evals.judges.contestants import make_settings
 from uncomp_cli.evals.tables.outcome import OUTCOMES, Outcome
 from uncomp_cli.evals.tasks import Task
@@ -143,6 +143,8 @@ def test_a_passage_stands_between_those_of_other_questions(tmp_path: Path) -> No
     assert "\n" not in passage
     assert (query.need, query.whole, query.answer) == ("any", True, query.accepted[0])
     assert query.question.startswith("who kept bees")
+    assert "few words" in query.instruction
+    assert "few words" not in query.question
     assert sample.context.count("# Valley of") > 3
     assert sample.context.count(query.accepted[0]) == 1
     lines = sample.context.split("\n")
@@ -311,6 +313,19 @@ def likelihood(loaded: LoadedModel, before: Sequence[int], after: Sequence[int])
     with torch.no_grad():
         logits = stock(torch.tensor([[*before, *after]])).logits[0, len(before) - 1 : -1]
     return float(torch.nn.functional.cross_entropy(logits.float(), torch.tensor(after)))
+
+
+def test_an_instruction_is_for_models_with_a_chat_format(small_model: LoadedModel) -> None:
+    plain, chatty = deepcopy(small_model.tokenizer), deepcopy(small_model.tokenizer)
+    plain.chat_template = None
+    chatty.chat_template = "{% for message in messages %}<{{ message.content }}>{% endfor %}"
+    query = Query("Where to?", "the sea", ("the sea",), instruction="Be brief.")
+    sample = Sample("qa/test", 0, 200, "They walked to the sea.", (query,), system="")
+    asked = [tokenise(one, sample)[0].questions[0] for one in (plain, chatty)]
+    assert [one.decode(ids).strip() for one, ids in zip((plain, chatty), asked, strict=True)] == [
+        "Question: Where to?\nAnswer:",
+        "Where to?\nBe brief.>",
+    ]
 
 
 @pytest.mark.parametrize("choices", [("A", "B", "C"), ("the sea", "a long way", "no")])

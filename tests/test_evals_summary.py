@@ -391,7 +391,10 @@ def test_an_evaluation_is_read_at_any_width(width: int) -> None:
 
 
 def test_csv_has_every_figure_as_a_number() -> None:
-    (part,) = parts_of(TWO_SUBTASKS)
+    (own,), (part,) = parts_of(TWO_SUBTASKS), parts_of(TWO_SUBTASKS, dtype="float32")
+    shares = [row.kept and row.kept.mean for row in own.summary.overall]
+    assert [row.kept and row.kept.mean / 2 for row in part.summary.overall] == shares
+    assert any("16-bit" in note for note in tables_of(part)[-1].notes)
     columns, rows = csv_rows([part])
     found = {(row[2], row[3]): dict(zip(columns, row, strict=True)) for row in rows}
     assert {subtask for subtask, _ in found} == {None, "needle/uuid", *(o.subtask for o in TWO_SUBTASKS)}
@@ -400,5 +403,6 @@ def test_csv_has_every_figure_as_a_number() -> None:
         line = found[row.subtask, row.setting]
         assert line["match"] == row.figures["match"].mean.mean
         assert (line["samples"], line["kept"]) == (row.samples, row.kept and row.kept.mean)
+        assert line["kept_of_run"] == (row.kept and row.kept.mean / 2)
         apart = row.figures["match"].difference
         assert line["match_low"] == (None if apart is None else apart.low)

@@ -154,6 +154,16 @@ def test_the_chat_needle_is_answered_by_its_sentence() -> None:
     assert not re.search("access code|secret number", query.answer)
 
 
+def test_needle_values_are_a_date_a_name_a_phrase_and_a_number() -> None:
+    kinds = (r"\d{1,2} [A-Z][a-z]+ 1[89]\d\d", r"[A-Z][a-z]+ [A-Z][a-z]+", r"\w+ \w+, \w+ \w+", r"\d{10}")
+    for index in range(8):
+        sample = make("needle/values", index, tokens=600)
+        [query] = sample.queries
+        assert sample.system == ""
+        assert re.fullmatch(kinds[index % 4], query.accepted[0])
+        assert query.answer.endswith(f" {query.accepted[0]}.")
+
+
 def test_the_reference_task_has_its_wording() -> None:
     for index in range(5):
         sample = make("ruler/niah_multikey_1", index)
@@ -282,7 +292,7 @@ def test_a_length_without_room_is_refused_with_one_that_does(subtask: str) -> No
 def test_names_choose_subtasks_once_in_their_order() -> None:
     chosen = choose_subtasks(["ruler/vt", "needle", "needle/uuid", "ruler/vt"])
     assert [subtask for _, subtask in chosen] == ["ruler/vt", *TASKS["needle"].subtasks]
-    assert [task.name for task, _ in chosen] == ["ruler", "needle", "needle", "needle", "needle"]
+    assert [task.name for task, _ in chosen] == ["ruler", *["needle"] * 5]
     assert len([subtask for subtask in SUBTASKS if subtask.startswith("ruler/")]) == 13
 
 

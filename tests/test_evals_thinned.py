@@ -127,6 +127,26 @@ def test_each_row_begins_with_its_own_logits_and_scores_what_a_context_of_its_ow
     assert not torch.allclose(by_label[labels[0]], by_label[labels[1]], atol=1e-3)
 
 
+@pytest.mark.parametrize("regime", REGIMES)
+def test_settings_that_thin_alike_are_read_together_as_each_would_be_alone(
+    case: Case, regime: Regime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, decoder = [], case.reading.decoder
+    read = decoder.layer_by_layer
+    monkeypatch.setattr(decoder, "layer_by_layer", lambda *given: (passes.append(given), read(*given))[1])
+    alike = [f"uniform/thin={THINNED}", f"uniform/8bit/thin={THINNED}", f"full/thin={THINNED}"]
+    settings = settings_of([*alike, "uniform/thin=gather:after=2,keep=0.3", f"uniform/keydiff/thin={THINNED}"])
+    together, _ = case.compress(settings, regime)
+    assert len(passes) == 3
+    for one in together:
+        (setting,) = (setting for setting in settings if setting.label == one.outcome.setting)
+        left = case.reading.leave(setting, regime)
+        torch.testing.assert_close(left.logits, one.logits)
+        for own, shared in zip(heads(left.cache), heads(one.cache), strict=True):
+            assert own[2].tolist() == shared[2].tolist()
+            torch.testing.assert_close(own[0], shared[0])
+
+
 def test_fidelity_tells_a_thinned_cache_from_the_full_one(case: Case) -> None:
     settings = [*make_settings([], [], seed=0), *settings_of([f"full/thin={NEARLY_ALL}", f"full/thin={THINNED}"])]
     for regime in REGIMES:

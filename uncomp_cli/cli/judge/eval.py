@@ -127,7 +127,8 @@ class EvalOptions:
         tuple[str, ...],
         option(
             "--policy",
-            help="Contestant: POLICY[/SCORER][/8bit|/4bit][/published][/thin=THINNING], or preset:NAME; repeatable.",
+            help="Contestant: POLICY[/SCORER][/8bit|/4bit][/published][/thin=THINNING], or preset:NAME; with @20% at "
+            "that budget alone, preset:NAME@own as `uncomp ask` uses it; repeatable.",
             metavar="NAME",
             autocompletion=policy_names,
             panel="Compression",
@@ -139,7 +140,7 @@ class EvalOptions:
         option(
             "--budget",
             "-b",
-            help="KV cache to keep, as in `uncomp ask`; repeatable.",
+            help="KV cache to keep, as in `uncomp ask`; tables say what that is of a 16-bit cache; repeatable.",
             metavar="AMOUNT",
             parser=Budget.parse,
             panel="Compression",
@@ -260,7 +261,7 @@ def _report(
     from uncomp_cli.evals.tables.sheet import csv_rows, parts_of, record, tables_of
 
     made = {} if judged.show else made_here()
-    parts = parts_of(outcomes)
+    parts = parts_of(outcomes, dtype=str(settings.get("dtype")))
     if output.as_json:
         terminal.write_json(record(parts, results=path, settings=settings, made=made))
     elif output.csv:

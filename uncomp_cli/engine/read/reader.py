@@ -105,9 +105,7 @@ class Reader(AttentionState):
             self._on_layer = on_layer
             for chunk in self.chunks:
                 logits = self.read_chunk(chunk)
-            context = self._context(logits) if again is None else self._read_again(again)
-            self._tell_of_thinning(context)
-            return context
+            return self.context(logits) if again is None else self._read_again(again)
 
         return (yield from stream(work))
 
@@ -261,13 +259,15 @@ class Reader(AttentionState):
         longest = [max(len(at) for at in _positions(self._heads(i))) for i in range(len(self.cache.layers))]
         self.planned.allocation.fit([count + self.planned.prompt.longest_question for count in longest])
 
-    def _context(self, logits: Tensor) -> Context:
+    def context(self, logits: Tensor) -> Context:
         """What was read: a single question's states are the cache's, as its entries are; those of several wait."""
         if self.questions:
             self.cache.count_aside(tensor for states in self.states for tensor in states)
         else:
             (self.cache.states,) = self.states
-        return Context(self.decoder, self.planned.prompt, self.cache, Beside(self.questions, logits, self.states))
+        context = Context(self.decoder, self.planned.prompt, self.cache, Beside(self.questions, logits, self.states))
+        self._tell_of_thinning(context)
+        return context
 
     def _read_again(self, most: int) -> Context:
         """Read passages of `most` tokens again, right before the questions, as though there were no other text.
@@ -290,7 +290,7 @@ class Reader(AttentionState):
         self.cache, self.states = reader.cache, reader.states
         self.questions = [[_behind(heads, left_out) for heads in questions] for questions in reader.questions]
         planned.allocation.plan = replace(spent.plan, seq_len=prompt.seq_len)
-        return self._context(logits)
+        return self.context(logits)
 
     def _tell_of_thinning(self, context: Context) -> None:
         """Put the share [L] of the context that entered each layer where it is looked for."""

@@ -3,8 +3,8 @@
 Nothing in a prefill depends on the setting but what is stored: a layer's attention is computed in full before its
 eviction. So every layer's queries, keys and values are recorded once, and handed layer by layer to a `Reader` of
 the setting; scores are shared by the budgets of one scorer. The caches are those that `Engine.read` makes
-(tests/test_evals_sharing.py holds it). A setting that thins hidden states changes the prefill itself, so that it is
-read anew for each of these, and its first logits are its own.
+(tests/test_evals_sharing.py holds it). Settings that thin hidden states change the prefill itself, so that it is read
+anew, once for all that thin alike, and their first logits are their own.
 
 In the query-agnostic regime a setting sees the context alone: its last W tokens are the observation window, and are
 kept; the question comes after the eviction.
@@ -12,6 +12,7 @@ kept; the question comes after the eviction.
 
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,6 +31,7 @@ from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.mixers import Step, branch_off
+from uncomp_cli.engine.read.chunk import Chunk
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.read.sieve import Sieve
 from uncomp_cli.engine.spend.allocation import Allocation, make_allocation, scorer_config
@@ -81,6 +83,38 @@ class _Recorder(AttentionState):
         return attend_causal(query[0], key[0], value[0], form)[None]
 
 
+class _Flock(Reader):
+    """One reading for `plans` that thin alike: the same tokens go on, and every plan holds what it would alone."""
+
+    def __init__(self, decoder: Decoder, plans: Sequence[Compression]) -> None:
+        super().__init__(decoder, plans[0])
+        self._others = [Reader(decoder, planned) for planned in plans[1:]]
+
+    def begin(self, chunk: Chunk) -> None:
+        super().begin(chunk)
+        for other in self._others:
+            other.begin(chunk)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
+        output = super().attend(layer, query, key, value, form)
+        for other in self._others:
+            other.keep(layer, query, key, value, form)
+        return output
+
+    def keep_after(self, layer: int) -> Tensor | None:
+        for other in self._others:
+            other.keep_after(layer)
+        return super().keep_after(layer)
+
+    def read_chunk(self, chunk: Chunk, *, further: int = 0) -> Tensor:
+        self._behind = super().read_chunk(chunk, further=further)
+        return self._behind
+
+    def read_all(self) -> list[Context]:
+        """What every plan leaves, in their order."""
+        return [finished(self.read()), *(other.context(self._behind) for other in self._others)]
+
+
 class _Remembering:
     """A scorer that scores every layer once, for settings that differ in the budget alone."""
 
@@ -121,24 +155,44 @@ class Reading:
         self._cut: dict[int, tuple[LayerCall, ...]] = {}
         self._measured: dict[tuple[str, int, int, int, int, int], Tensor] = {}
         self._scorers: dict[tuple[ScorerConfig, Regime], _Remembering] = {}
+        self._thinned: dict[tuple[str, Regime], tuple[Context, Allocation]] = {}
 
-    def leave(self, setting: Setting, regime: Regime) -> Left:
-        """What `setting` leaves.
+    def leave(self, setting: Setting, regime: Regime, *, beside: Sequence[Setting] = ()) -> Left:
+        """What `setting` leaves; of those `beside` it the ones that thin as it does are read together with it.
 
         Raises DoesNotFitError when its budget is too small, ModelError for a model that it cannot be used with.
         """
-        if make_thinning(setting.preset.thinning).name == NoThinning.name:
+        if not _thins(setting):
             cache, allocation = self._compress(setting, regime)
             return Left(cache, self.logits, allocation.trust())
-        read, allocation = self.read_thinned(setting, regime)
+        read, allocation = self.read_thinned(setting, regime, beside=beside)
         return Left(read.cache, read.begin().logits, allocation.trust())
 
     @torch.no_grad()
-    def read_thinned(self, setting: Setting, regime: Regime) -> tuple[Context, Allocation]:
+    def read_thinned(
+        self, setting: Setting, regime: Regime, *, beside: Sequence[Setting] = ()
+    ) -> tuple[Context, Allocation]:
         """The prompt, or its context alone, read by the engine itself, thinned as `setting` has it.
 
         Raises DoesNotFitError when budget or memory is too small, ModelError for a model that cannot be thinned.
         """
+        if (setting.label, regime) not in self._thinned:
+            planned = self._plan_thinned(setting, regime)
+            plans = {setting.label: planned, **self._alike(planned, beside, regime)}
+            contexts = _Flock(self.decoder, [*plans.values()]).read_all()
+            for (label, plan), context in zip(plans.items(), contexts, strict=True):
+                self._thinned[label, regime] = context, plan.allocation
+        return self._thinned.pop((setting.label, regime))
+
+    def _alike(self, planned: Compression, beside: Sequence[Setting], regime: Regime) -> dict[str, Compression]:
+        """The plans of settings that let the same tokens go on; what is refused is told when it is its turn."""
+        plans = {}
+        for setting in filter(_thins, beside):
+            with suppress(DoesNotFitError, ModelError):
+                plans[setting.label] = self._plan_thinned(setting, regime)
+        return {label: plan for label, plan in plans.items() if _thinned_by(plan) == _thinned_by(planned)}
+
+    def _plan_thinned(self, setting: Setting, regime: Regime) -> Compression:
         config = self._config(setting.preset)
         prompt = self.prompt
         if regime == "agnostic":
@@ -152,7 +206,7 @@ class Reading:
         if planned.chunk_tokens is not None:  # a result must not depend on the memory that is free
             message = f"a sample of {self.prompt.seq_len:,} tokens does not fit into memory in one pass"
             raise DoesNotFitError(message, hint="use fewer --tokens")
-        return finished(Reader(self.decoder, planned).read()), planned.allocation
+        return planned
 
     def compress(self, setting: Setting, regime: Regime) -> RaggedKVCache:
         """The cache of one row that `setting` leaves of the exact prefill; what it says of thinning is not looked at.
@@ -205,6 +259,15 @@ class Reading:
         if key not in self._scorers:
             self._scorers[key] = _Remembering(make_scorer(config))
         return self._scorers[key]
+
+
+def _thins(setting: Setting) -> bool:
+    return make_thinning(setting.preset.thinning).name != NoThinning.name
+
+
+def _thinned_by(planned: Compression) -> tuple[object, ...]:
+    """What decides which tokens go on."""
+    return planned.preset.thinning, planned.config, planned.preset.profile_path
 
 
 def read_once(decoder: Decoder, prompt: Prompt) -> Reading:
@@ -271,7 +334,7 @@ class Case:
         refused: list[Outcome] = []
         for setting in sorted(settings, key=lambda setting: setting.budget):
             try:
-                left = self.reading.leave(setting, regime)
+                left = self.reading.leave(setting, regime, beside=settings)
             except (DoesNotFitError, ModelError) as refusal:  # or a scorer that this model cannot have
                 refused.append(replace(self._outcome(setting, regime, kv_bytes=0), refused=refusal.message))
                 continue
@@ -331,9 +394,11 @@ def coverage(cache: RaggedKVCache, evidence: Tensor) -> list[list[float]]:
 
 def _prompt(tokenizer: Any, sample: Sample, answers: Sequence[tuple[int, ...]]) -> Prompt:
     sinks = ScorerConfig().sinks
-    questions = [query.question for query in sample.queries]
     if sample.system is not None:
+        told = bool(tokenizer.chat_template)
+        questions = [f"{q.question}\n{q.instruction}" if told else q.question for q in sample.queries]
         return chat_prompt(tokenizer, sample.context, questions, system=sample.system or None, sinks=sinks)
+    questions = [query.question for query in sample.queries]
     prompt = completion_prompt(tokenizer, sample.context, questions[0], sinks=sinks)
     # A text that is only continued has no question: its first token stands for one, so that the prefill has an end.
     branches = tuple(

@@ -10,7 +10,8 @@ controls included. `thin` is a thinning of hidden states (budget/thinning.py); `
 saw. A KEY is a setting of the scorer (config.ScorerConfig), or `profile`, whose VALUE is the preset whose profile holds
 what policy and thinning need measured; without it they measure live. `preset:NAME[/thin=THINNING]` takes policy,
 scorer, bits, thinning and profile from a preset. Labels of both have a digest, so that results of what was edited or
-calibrated again are another's. A setting is a contestant at a budget.
+calibrated again are another's. A setting is a contestant at a budget: at those that are asked for, or at its one after
+an `@` (`uniform@10%`). `preset:NAME@own` has the preset's budget with its floor: what `uncomp ask -p NAME` does.
 """
 
 import hashlib
@@ -32,6 +33,7 @@ _BITS = {"8bit": 8, "4bit": 4}
 _PUBLISHED = "published"
 _PROFILE = "profile"
 _THIN = "thin"
+_OWN = "own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +60,37 @@ def make_settings(contestants: Sequence[str], budgets: Sequence[Budget | str], *
     Raises UsageError for a name or budget that is none; a budget of `auto` depends on the machine and is refused.
     """
     chosen = {s.label: s for s in [Setting(FULL, parse_contestant(FULL, seed=seed))]}
-    for text in contestants:
-        preset = parse_contestant(text, seed=seed)
-        for budget in [FULL_BUDGET] if preset.policy == FULL else [_checked_budget(b) for b in budgets]:
-            whole = budget.kind == FULL and text.startswith("preset:") and f"/{_THIN}=" not in text  # as `ask -b full`
-            thinning = "none" if whole else preset.thinning
-            setting = Setting(preset.name, replace(preset, budget=budget, thinning=thinning))
+    for written in contestants:
+        text, at, budget = written.partition("@")
+        if budget == _OWN:
+            found = [_as_asked(written, seed=seed)]
+        else:
+            found = _at_budgets(text, [budget] if at else budgets, seed=seed)
+        for setting in found:
             chosen.setdefault(setting.label, setting)
     return list(chosen.values())
+
+
+def _at_budgets(text: str, budgets: Sequence[Budget | str], *, seed: int) -> list[Setting]:
+    preset, found = parse_contestant(text, seed=seed), []
+    for budget in [FULL_BUDGET] if preset.policy == FULL else [_checked_budget(b) for b in budgets]:
+        whole = budget.kind == FULL and text.startswith("preset:") and f"/{_THIN}=" not in text  # as `ask -b full`
+        thinning = "none" if whole else preset.thinning
+        found.append(Setting(preset.name, replace(preset, budget=budget, thinning=thinning)))
+    return found
+
+
+def _as_asked(written: str, *, seed: int) -> Setting:
+    """A preset as `ask` uses it, its floor in the digest."""
+    text = written.partition("@")[0]
+    kind, _, name = text.partition(":")
+    if kind != "preset":
+        raise UsageError(f"contestant '{written}' has no budget of its own", hint="write preset:NAME@own, or @20%")
+    own = load_preset(name.partition(f"/{_THIN}=")[0])
+    preset = parse_contestant(text, seed=seed)
+    digest = hashlib.sha256(f"{preset.name} {own.floor_tokens}".encode()).hexdigest()[:8]
+    named = f"{written}#{digest}"
+    return Setting(named, replace(preset, name=named, budget=own.budget, floor_tokens=own.floor_tokens))
 
 
 def parse_contestant(text: str, *, seed: int) -> Preset:

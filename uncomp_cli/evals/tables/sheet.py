@@ -2,8 +2,9 @@
 
     84.2 % (-8.3 -15.0…-2.1)        a score, its difference to the full cache on the same samples, the 95 % interval
 
-Shares are in per cent and their differences in points; likelihoods and divergences are in nats a token. A part holds
-one regime and one kind of task: likelihoods of an answer and of running text are not averaged.
+Shares are in per cent and their differences in points; likelihoods and divergences are in nats a token. What is kept
+is a share of a 16-bit cache, whatever the run holds. A part holds one regime and one kind of task: likelihoods of an
+answer and of running text are not averaged.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from uncomp_cli.evals.tables.summary import (
 from uncomp_cli.evals.tasks.task import Regime
 from uncomp_cli.table import Table, bound
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SHOWN = {
     "match": "accepted strings found (share)",
     "of_right": "of what the full cache gets right (share)",
@@ -63,16 +64,19 @@ _SAY_MOST = (
 )
 _TOGETHER = ("needle", "ruler")
 _REGIMES = {"aware": "question seen at compression", "agnostic": "question unseen at compression"}
+_WIDTHS = {"float32": 2.0}
+"""What a number of a format takes in numbers of 16 bits, where that is not 1."""
 _RANGE, _BRACKETS = "{low}…{high}", "[{low}, {high}]"
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The outcomes of one kind of task in one regime."""
+    """The outcomes of one kind of task in one regime; the run's full cache has `width` times a 16-bit one's bytes."""
 
     title: str
     regime: Regime
     outcomes: tuple[Outcome, ...]
+    width: float = 1.0
 
     @property
     def stem(self) -> str:
@@ -81,19 +85,25 @@ class Part:
 
     @property
     def summary(self) -> Summary:
-        """What its tables are made of."""
-        return summarise(self.outcomes, regime=self.regime)
+        """What its tables are made of: kept of a 16-bit cache."""
+        found = summarise(self.outcomes, regime=self.regime)
+        overall, by_subtask = (tuple(map(self._widened, rows)) for rows in (found.overall, found.by_subtask))
+        return replace(found, overall=overall, by_subtask=by_subtask)
+
+    def _widened(self, row: Row) -> Row:
+        kept = row.kept and Kept(*(self.width * share for share in (row.kept.mean, row.kept.minimum, row.kept.maximum)))
+        return replace(row, kept=kept)
 
 
-def parts_of(outcomes: Sequence[Outcome]) -> list[Part]:
-    """All outcomes of a results file, by regime and kind of task, the regimes in their order."""
+def parts_of(outcomes: Sequence[Outcome], *, dtype: str = "float16") -> list[Part]:
+    """All outcomes of a results file, by regime and kind of task, the regimes in their order; `dtype` is the run's."""
     parts = []
     for regime in dict.fromkeys(sorted((outcome.regime for outcome in outcomes), reverse=True)):
         tasks = list(dict.fromkeys(outcome.subtask.partition("/")[0] for outcome in outcomes))
         for names in _groups(tasks):
             group = tuple(o for o in outcomes if o.regime == regime and o.subtask.partition("/")[0] in names)
             if group:
-                parts.append(Part(", ".join(names), regime, group))
+                parts.append(Part(", ".join(names), regime, group, _WIDTHS.get(dtype, 1.0)))
     return parts
 
 
@@ -110,7 +120,7 @@ def tables_of(part: Part, *, wide: bool = False) -> list[Table]:
     Two metrics that say most, so that 80 columns hold them; `wide`: all of them, and all subtasks in one table.
     """
     summary, about = part.summary, f"{part.title}, regime {part.regime}"
-    said = [*notes(summary), *_own_notes(summary)]
+    said = [*notes(summary), *_own_notes(part)]
     most = 3 if OF_RIGHT in summary.metrics else 2
     metrics = [*SHOWN] if wide else [name for name in _SAY_MOST if name in summary.metrics][:most]
     if hidden := [name for name in SHOWN if name in summary.metrics and name not in metrics]:
@@ -134,7 +144,8 @@ def csv_rows(parts: Sequence[Part]) -> tuple[list[str], list[list[object]]]:
     """Columns and rows for a spreadsheet: a row a setting and subtask (none: over all), numbers as such."""
     names = [name for name in SHOWN if any(name in part.summary.metrics for part in parts)]
     figures = [f"{name}{end}" for name in names for end in ("", "_difference", "_low", "_high")]
-    columns = ["tasks", "regime", "subtask", "setting", "contestant", "budget", "samples", "refused", "kept", *figures]
+    columns = ["tasks", "regime", "subtask", "setting", "contestant", "budget", "samples", "refused", "kept"]
+    columns += ["kept_of_run", *figures]
     rows = [_csv_row(part, row, names) for part in parts for row in (*part.summary.overall, *part.summary.by_subtask)]
     return columns, rows
 
@@ -142,7 +153,15 @@ def csv_rows(parts: Sequence[Part]) -> tuple[list[str], list[list[object]]]:
 def _csv_row(part: Part, row: Row, names: Sequence[str]) -> list[object]:
     counts = row.subtask, row.setting, row.contestant, row.budget, row.samples, row.refused
     kept = None if row.kept is None else row.kept.mean
-    return [part.title, part.regime, *counts, kept, *(n for name in names for n in _numbers(row.figures.get(name)))]
+    of_run = None if kept is None else kept / part.width
+    return [
+        part.title,
+        part.regime,
+        *counts,
+        kept,
+        of_run,
+        *(n for name in names for n in _numbers(row.figures.get(name))),
+    ]
 
 
 def _numbers(figure: Figure | None) -> tuple[float | None, ...]:
@@ -159,7 +178,7 @@ def document(parts: Sequence[Part], *, facts: Mapping[str, object]) -> str:
     for part in parts:
         summary = part.summary
         written += [f"## {part.title}, {part.regime}\n", markdown(summary, metrics=[*SHOWN])]
-        written += [f"- {note}\n" for note in _own_notes(summary)]
+        written += [f"- {note}\n" for note in _own_notes(part)]
     return "\n".join(written)
 
 
@@ -175,6 +194,7 @@ def record(
         "tables": [
             {
                 "tasks": part.title.split(", "),
+                "kept_of_bits": 16,
                 **part.summary.to_dict(),
                 "coverage": [asdict(shown) for shown in coverage_maps(part.outcomes, regime=part.regime)],
             }
@@ -212,14 +232,15 @@ def notes(summary: Summary, *, interval: str = _RANGE) -> list[str]:
     ]
 
 
-def _own_notes(summary: Summary) -> Iterator[str]:
-    """Settings with fewer samples than others, and what a share of bytes is of where bits were saved."""
-    most = max(row.samples for row in summary.overall)
-    fewer = [f"{row.setting} ({row.samples})" for row in summary.overall if row.samples < most]
+def _own_notes(part: Part) -> Iterator[str]:
+    """Settings with fewer samples than others, and what a share of bytes is of."""
+    overall = part.summary.overall
+    most = max(row.samples for row in overall)
+    fewer = [f"{row.setting} ({row.samples})" for row in overall if row.samples < most]
     if fewer:
         yield f"over fewer than {most} samples, so not to be compared with the others: {', '.join(fewer)}"
-    if any(part in row.contestant.split("/") for row in summary.overall for part in ("8bit", "4bit")):
-        yield "kept is of the full cache in the run's own format: what is 27 % in float32 is 54 % of a 16-bit cache"
+    if part.width != 1:
+        yield "kept is of a 16-bit cache; of the float32 cache that this run holds it is half"
 
 
 def markdown(summary: Summary, *, metrics: Sequence[str] | None = None) -> str:

@@ -35,8 +35,9 @@ class Task:
 
 BOTH: tuple[Regime, ...] = ("aware", "agnostic")
 _NEEDLES, _ASKED = ("digits7", "digits16", "uuid", "chat"), ("multiquestion/facts", "multiquestion/instruction")
+_VALUES = "needle/values"
 _ALL = (
-    Task("needle", tuple(f"needle/{kind}" for kind in _NEEDLES), BOTH, "answers", needle_sample),
+    Task("needle", (*(f"needle/{kind}" for kind in _NEEDLES), _VALUES), BOTH, "answers", needle_sample),
     Task("ruler", tuple(RULER), BOTH, "answers", lambda request: RULER[request.subtask](request)),
     Task("fidelity", ("fidelity/continuation",), BOTH, "fidelity", fidelity_sample),
     Task("perplexity", ("perplexity/continuation",), ("agnostic",), "perplexity", perplexity_sample),

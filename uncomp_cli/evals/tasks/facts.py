@@ -83,6 +83,7 @@ OBJECTS = _words(
     "tandem telescope theodolite toboggan trampoline tricycle trombone typewriter vibraphone wardrobe weathervane "
     "wheelbarrow windmill wristwatch xylophone yacht zither"
 )
+MONTHS = _words("January February March April May June July August September October November December")
 _SURNAME_BEGINNINGS = _words(
     "Alder Ash Barrow Beck Birch Black Brad Briar Calder Copper Crane Dal Dun Elm Fair Fen Fox Gar Glen Grey Hal Hart "
     "Hawk Hazel Hol Kel Kirk Lark Lin Mar Mill Moor Nor Oak Pen Quar Raven Red Rook Sand Shel Stan Swan Thorn Tor "

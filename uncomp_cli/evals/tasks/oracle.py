@@ -29,6 +29,9 @@ class _Form:
 
 # The values follow in one form, so each sentence is found whatever value it has: a second one is a contradiction.
 _PLAIN_FORMS = (
+    _Form(r"When did the ([\w ]+) open\?", r"The {} opened on ([\w ]+)\."),
+    _Form(r"Who runs the ([\w ]+)\?", r"The {} is run by ([\w ]+)\."),
+    _Form(r"What is (the motto of the [\w ]+)\?", r"(?i:{}) is ([\w, ]+)\."),
     _Form(r"What is the ((?:[\w-]+ )+of the [\w -]+)\?", rf"The {{}} is {_VALUE}\."),
     _Form(r"In which city does (?!the employer)([\w -]+) live\?", rf"\b{{}} lives in {_VALUE}\."),
     _Form(r"What is the trade of ([\w -]+)\?", rf"\b{{}} is a {_VALUE} by trade\."),
@@ -153,6 +156,7 @@ def _opening_word(sample: Sample, question: str) -> Answers:
 _SOLVERS: dict[str, Callable[[Sample, str], Answers]] = {
     "needle": _magic,
     "needle/chat": _plain,
+    "needle/values": _plain,
     "ruler": _magic,
     "ruler/vt": _trace,
     "ruler/cwe": _common_words,

@@ -237,8 +237,8 @@ def _asked(question: str, answers: Sequence[str], *, how: str = _BRIEFLY, tokens
     wanted = tuple(answer.strip() for answer in answers if answer.strip())
     if not wanted or not question.strip():
         raise ValueError("without question or answer")
-    asked = f"{question.strip()}\n{how}" if how else question.strip()
-    return Query(asked, wanted[0], wanted, need="any", max_new_tokens=tokens, whole=True)
+    asked = question.strip()
+    return Query(asked, wanted[0], wanted, need="any", max_new_tokens=tokens, whole=True, instruction=how)
 
 
 def _titled(title: str, body: str) -> str:
@@ -282,7 +282,8 @@ def _key_values(records: Records) -> Mapping[str, list[Item]]:
         place = [key for key, _ in pairs].index(record["key"])
         pair, *others = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in [pairs.pop(place), *pairs]]
         question = f"What is the value of the key {json.dumps(record['key'])}?"
-        query = _asked(question, [record["value"]], how="Answer with the value alone.")
+        how = "Answer with the value alone."  # most say the key again first
+        query = _asked(question, [record["value"]], how=how, tokens=_LONG_ANSWER)
         body = Among((pair,), lambda _: iter(others), place / max(1, len(others)))
         yield Item((query,), body, (((0, (0, len(pair))),),))
 

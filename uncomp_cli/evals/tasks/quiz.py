@@ -1,9 +1,10 @@
 """Facts hidden in a long text: one at a depth of a grid, or several behind one compression that must serve them all.
 
 `needle`, one fact, one question: `digits7`, `digits16` and `uuid` are completed (`The special magic number for X
-mentioned in the text is`), `chat` is asked in the model's chat format. The longer the value, the more tokens must
-survive together. Of the same needles it is judged in `evidence`, each piece of the text on a line of its own, whether
-the line of the fact is among the first passages that `documents/places.py` finds.
+mentioned in the text is`), `chat` is asked in the model's chat format; so are `values`, in turn a date, a name, a
+phrase and a number of ten digits. The longer the value, the more tokens must survive together. Of the same needles it
+is judged in `evidence`, each piece of the text on a line of its own, whether the line of the fact is among the first
+passages that `documents/places.py` finds.
 
 `multiquestion/facts`: five facts of different kinds in one text, five questions. `multiquestion/instruction`: a system
 prompt demands how every answer begins; does it still bind when the text behind it was compressed?
@@ -20,7 +21,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from uncomp_cli.evals.tasks.facts import (
+    ADJECTIVES,
     CITIES,
+    FIRST_NAMES,
+    MONTHS,
     NOUNS,
     Fact,
     compound,
@@ -28,6 +32,7 @@ from uncomp_cli.evals.tasks.facts import (
     five_facts,
     magic_question,
     magic_sentence,
+    surname,
     uuid_text,
 )
 from uncomp_cli.evals.tasks.haystack import SEPARATOR
@@ -68,7 +73,7 @@ def needle_sample(request: Request, *, depth: float | None = None) -> Sample:
     It stands at `depth`, the share of the text's tokens before it; None: at `DEPTHS[index % 5]`.
     """
     kind = request.subtask.partition("/")[2]
-    fact, question, answer, value = _fact(kind, request.chance())
+    fact, question, answer, value = _fact(kind, request.chance(), request.index)
     share = DEPTHS[request.index % len(DEPTHS)] if depth is None else depth
     layout = request.lay_out(
         (fact,),
@@ -77,11 +82,16 @@ def needle_sample(request: Request, *, depth: float | None = None) -> Sample:
         room=request.room((question,)),
     )
     query = Query(question, answer, (value,), max_new_tokens=request.new_tokens(answer), evidence=layout.spans)
-    return request.sample(layout.context, (query,), depth=share, system="" if kind == "chat" else None)
+    return request.sample(layout.context, (query,), depth=share, system="" if kind in _ASKED_IN_CHAT else None)
 
 
-def _fact(kind: str, chance: random.Random) -> tuple[str, str, str, str]:
+_ASKED_IN_CHAT = ("chat", "values")
+
+
+def _fact(kind: str, chance: random.Random, index: int) -> tuple[str, str, str, str]:
     """The sentence, the question, the answer's text and what must be in an answer."""
+    if kind == "values":
+        return _value_fact(index, f"{chance.choice(CITIES)} {chance.choice(_PLACES)}", chance)
     if kind == "chat":
         asked = f"{chance.choice(_THINGS)} of the {chance.choice(CITIES)} {chance.choice(_PLACES)}"
         value = digits(chance, 7)
@@ -91,6 +101,26 @@ def _fact(kind: str, chance: random.Random) -> tuple[str, str, str, str]:
     key = compound(chance)
     value = uuid_text(chance) if kind == "uuid" else digits(chance, 16 if kind == "digits16" else 7)
     return magic_sentence(key, value, kind=called), magic_question((key,), kind=called), f" {value}", value
+
+
+def _value_fact(index: int, where: str, chance: random.Random) -> tuple[str, str, str, str]:
+    """One of four kinds of value, by number; the sentence of the text is the answer."""
+    said, asked, value = (
+        (f"The {where} opened on", f"When did the {where} open?", _date(chance)),
+        (f"The {where} is run by", f"Who runs the {where}?", f"{chance.choice(FIRST_NAMES)} {surname(chance)}"),
+        (f"The motto of the {where} is", f"What is the motto of the {where}?", _phrase(chance)),
+        (f"The account number of the {where} is", f"What is the account number of the {where}?", digits(chance, 10)),
+    )[index % 4]
+    return f"{said} {value}.", asked, f"{said} {value}.", value
+
+
+def _date(chance: random.Random) -> str:
+    return f"{chance.randrange(1, 29)} {chance.choice(MONTHS)} {chance.randrange(1860, 1990)}"
+
+
+def _phrase(chance: random.Random) -> str:
+    nouns = chance.sample(NOUNS, 2)
+    return f"{chance.choice(ADJECTIVES)} {nouns[0]}, {chance.choice(ADJECTIVES)} {nouns[1]}"
 
 
 _ORDINARY = (

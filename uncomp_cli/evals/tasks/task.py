@@ -36,6 +36,7 @@ class Query:
     likelihood. Written answers are searched for the strings `accepted`: the score is the share that is found, or with
     `need` "any" 1 when one is found. `evidence` are the ranges of the context that the answer stands in. `whole`: the
     written answer is compared as a whole too, so that it is written to its end. Of `choices` the likeliest is judged.
+    An `instruction` follows the question where the model has a chat format: one without follows none.
     """
 
     question: str
@@ -46,6 +47,7 @@ class Query:
     evidence: tuple[Span, ...] = ()
     whole: bool = False
     choices: tuple[str, ...] = ()
+    instruction: str = ""
 
 
 @dataclass(frozen=True, slots=True)
