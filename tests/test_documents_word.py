@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from support.documents import make_docx, make_zip
 from support.pace import swift
-from uncomp_cli.documents.outline import Numbering
 from uncomp_cli.documents.parts import Node
-from uncomp_cli.documents.story import Story
 from uncomp_cli.documents.text import NO_WISHES, Limits, Wishes
 from uncomp_cli.documents.word import read
+from uncomp_cli.documents.word.outline import Numbering
+from uncomp_cli.documents.word.story import Story
 from uncomp_cli.errors import DocumentError, DoesNotFitError
 
 

@@ -90,7 +90,7 @@ def readers_version() -> str:
     with suppress(importlib.metadata.PackageNotFoundError):
         named = (_EXTRA.match(line) for line in importlib.metadata.requires("uncomp") or ())
         packages = sorted(match[1] for match in named if match)
-    return version_of(tuple(map(str, sorted(Path(__file__).parent.glob("*.py")))), tuple(packages))
+    return version_of(tuple(map(str, sorted(Path(__file__).parent.rglob("*.py")))), tuple(packages))
 
 
 @cache

@@ -1,15 +1,14 @@
 """Sheets of an OpenDocument workbook (.ods), as LibreOffice Calc saves them: a cell is what it shows as text."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from uncomp_cli.documents.display import general
 from uncomp_cli.documents.enumeration import count_of
 from uncomp_cli.documents.ledger import Row, letters, lines_of, merged, place_name
-from uncomp_cli.documents.markdown import Markdown
 from uncomp_cli.documents.styled import Styled
 from uncomp_cli.documents.superscripts import resolve
 from uncomp_cli.documents.text import HIDDEN_CELL, HIDDEN_ROW, HIDDEN_SHEET, UNCALCULATED
+from uncomp_cli.documents.walk import Attributes, End, Walk
 
 _MOST_COLUMNS = 16_384
 _MOST_CELLS = 4_000_000
@@ -40,12 +39,13 @@ class Sheets(Styled):
         several = sum(text.startswith(_NAME_LINE) for _, text in self._lines) > 1
         return [(place, text) for place, text in self._lines if several or not text.startswith(_NAME_LINE)]
 
-    def _sheet(self, attributes: Mapping[str, str]) -> None:
+    def _sheet(self, attributes: Attributes) -> End:
         self._name, self._rows, self._comments, self._number = attributes.get("name", ""), [], [], 0
         self._hidden_columns, self._described, self._merged = set(), 0, []
         if self.style(attributes, "display") == "false":
             self.lost[HIDDEN_SHEET] += 1
-            self.skipped = 1
+            self.leave_out()
+        return self._end_sheet
 
     def _end_sheet(self) -> None:
         prefix = place_name(self._name)
@@ -57,16 +57,18 @@ class Sheets(Styled):
         if lines or notes:
             self._lines += [(prefix, f"{_NAME_LINE}{self._name}\n"), *lines, *notes]
 
-    def _columns(self, attributes: Mapping[str, str]) -> None:
+    def _columns(self, attributes: Attributes) -> End:
         first, self._described = self._described + 1, self._described + count_of(attributes, "number-columns-repeated")
         if attributes.get("visibility", "visible") != "visible" and self._described <= _MOST_COLUMNS:
             self._hidden_columns |= set(range(first, self._described + 1))
+        return None
 
-    def _row(self, attributes: Mapping[str, str]) -> None:
+    def _row(self, attributes: Attributes) -> End:
         self._cells, self._column = {}, 0
         self._number += 1
         self._row_repeats = count_of(attributes, "number-rows-repeated")
         self._is_hidden = attributes.get("visibility", "visible") != "visible"
+        return self._end_row
 
     def _end_row(self) -> None:
         repeats, cells = self._row_repeats, self._cells
@@ -82,14 +84,15 @@ class Sheets(Styled):
             self.lost[_REPEATED_ROW] += repeats - kept
         self._number += repeats - 1
 
-    def _cell(self, attributes: Mapping[str, str]) -> None:
+    def _cell(self, attributes: Attributes) -> End:
         self._column += 1
         self._cell_repeats = count_of(attributes, "number-columns-repeated")
         self._value, self._is_formula = _value(attributes), "formula" in attributes
         columns, rows = (count_of(attributes, f"number-{name}-spanned") for name in ("columns", "rows"))
         if columns > 1 or rows > 1:
             self._merged.append((self._number, self._column, self._number + rows - 1, self._column + columns - 1))
-        self._outs[-1].taken(0)
+        self.out.whole()
+        return self._end_cell
 
     def _end_cell(self) -> None:
         shown = self._said() or self._value
@@ -101,36 +104,29 @@ class Sheets(Styled):
             self.lost[UNCALCULATED] += self._cell_repeats
         self._column += self._cell_repeats - 1
 
-    def _paragraph(self, _: Mapping[str, str]) -> None:
-        self._texts += 1
-        self._outs[-1].line_break()
-
-    def _end_paragraph(self) -> None:
-        self._texts -= 1
+    def _paragraph(self, _: Attributes) -> End:
+        self.out.line_break()
+        return self.hear(_)
 
     def _said(self) -> str:
-        return resolve(self._outs[-1].taken(0).strip())
+        return resolve(self.out.whole().strip())
 
-    def _comment(self, _: Mapping[str, str]) -> None:
-        self._outs.append(Markdown())
+    def _comment(self, _: Attributes) -> End:
+        self.begin_aside()
+        return self._end_comment
 
     def _end_comment(self) -> None:
-        said = " ".join(self._said().split())
-        self._outs.pop()
+        said = " ".join(self.end_aside().split())
         self._comments += [f"- {letters(self._column)}{self._number}: {said}"] * bool(said)
 
-    starts: ClassVar = {
-        **Styled.starts, **dict.fromkeys(("title", "desc", "header", "footer", "shapes"), Styled.skip),
+    elements: ClassVar = {
+        **Styled.elements, **dict.fromkeys(("title", "desc", "header", "footer", "shapes"), Walk.silence),
         "table-properties": Styled.properties, "table": _sheet, "table-row": _row, "table-column": _columns,
         "table-cell": _cell, "covered-table-cell": _cell, "p": _paragraph, "annotation": _comment,
     }  # fmt: skip
-    ends: ClassVar = {
-        **Styled.ends, "table": _end_sheet, "table-row": _end_row, "table-cell": _end_cell,
-        "covered-table-cell": _end_cell, "p": _end_paragraph, "annotation": _end_comment,
-    }  # fmt: skip
 
 
-def _value(attributes: Mapping[str, str]) -> str:
+def _value(attributes: Attributes) -> str:
     """What is stored, for cells that have no text."""
     kind = attributes.get("value-type", "")
     if kind in ("float", "percentage", "currency"):

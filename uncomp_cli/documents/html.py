@@ -32,9 +32,7 @@ from uncomp_cli.documents.attributes import (
 from uncomp_cli.documents.charset import decode_page
 from uncomp_cli.documents.encoding import normalise_newlines
 from uncomp_cli.documents.enumeration import PageLists
-from uncomp_cli.documents.equation import Equation
 from uncomp_cli.documents.forms import FIELDS, Fields
-from uncomp_cli.documents.markdown import Markdown
 from uncomp_cli.documents.packages import package
 from uncomp_cli.documents.parts import in_blocks
 from uncomp_cli.documents.stylesheet import StyleSheet
@@ -116,12 +114,11 @@ class _Walk(Walk):
         self.reveals = reveals  # whether what is hidden is read
         self.hidden_words = 0
         self._code_depth = _NEVER  # from which depth on what is left out is no text
-        self._out = Markdown()
         self._skip_until: tuple[str, ...] = ()  # what ends it without an end tag
         self._title: list[str] | None = None
         self._in_title = False
         self._lists = PageLists()
-        self._fields = Fields(self._out, lost)
+        self._fields = Fields(self.out, lost)
         self._sheet = StyleSheet() if sheet is None else sheet
         self._css: list[str] | None = None  # of a style sheet that is open
         self._in_head = 0
@@ -129,7 +126,6 @@ class _Walk(Walk):
         self._in_note_link = 0
         self._link_end = -1
         self._in_drawing = 0
-        self._equation: Equation | None = None
 
     # --- the parser's side
 
@@ -146,13 +142,13 @@ class _Walk(Walk):
             self._code_depth = min(self._code_depth, self._skip) if tag in SILENT else self._code_depth
         elif tag in SILENT and DRAWN not in attributes:
             self._css = [] if tag == "style" else None
-            self._skip_all(None)
+            self.leave_out(None)
             self._skip_until = ("rt", "rb") if tag == "rp" else ()
         elif not self.reveals and (tag == "noscript" or is_hidden(tag, attributes)):
-            self._skip_all(_NO_SCRIPTS if tag == "noscript" else HIDDEN)
+            self.leave_out(_NO_SCRIPTS if tag == "noscript" else HIDDEN)
         elif tag in EMBEDDED:
             self.lost[EMBEDDED[tag]] += 1
-            self._skip_all(None)
+            self.leave_out(None)
         else:
             if tag in IMPLIED:
                 self._end_implied(tag)
@@ -171,7 +167,7 @@ class _Walk(Walk):
         elif self._equation is not None:
             self._equation.write(text)
         else:
-            self._out.write(text)
+            self.out.write(text)
 
     def end(self, tag: str) -> None:
         """An element ends."""
@@ -184,8 +180,9 @@ class _Walk(Walk):
         if self._skip < self._code_depth:
             self._code_depth = _NEVER
 
-    def _skip_all(self, reason: Words | None) -> None:
-        super()._skip_all(reason)
+    def leave_out(self, reason: Words | None = None, *, above: int = 0) -> None:
+        """Skip all that is in the element that begins; of code that is left out no word counts."""
+        super().leave_out(reason, above=above)
         self._code_depth = 1 if reason is None else _NEVER
 
     def close(self) -> None:
@@ -193,7 +190,7 @@ class _Walk(Walk):
 
     def text(self, *, titled: bool) -> str:
         """The Markdown, if `titled` below its title unless that is the first line anyhow."""
-        body, title = self._lists.settled(self._out.text()), " ".join("".join(self._title or ()).split())
+        body, title = self._lists.settled(self.out.text()), " ".join("".join(self._title or ()).split())
         first = body.partition("\n")[0].lstrip("# ")
         return body if not titled or not title or title == first else f"{title}\n\n{body}".rstrip()
 
@@ -214,7 +211,7 @@ class _Walk(Walk):
 
     def _begin(self, tag: str, attributes: Attributes) -> End:
         if self._equation is not None and tag in BREAK_OUT:
-            self._end_equation()  # the formula was not closed
+            self.end_formula()  # the formula was not closed
         if self._equation is not None:
             self._equation.start(tag, attributes)
             return partial(self._equation.end, tag)
@@ -225,7 +222,7 @@ class _Walk(Walk):
 
     def _begin_other(self, tag: str, attributes: Attributes) -> End:
         if tag in BLOCKS or tag in GAPPED or AS_BLOCK.search(attributes.get("style", "")):
-            end = partial(self._out.block, gap=tag in GAPPED)
+            end = partial(self.out.block, gap=tag in GAPPED)
             end()
             return end
         shift = self._sheet.shift(attributes)
@@ -234,93 +231,93 @@ class _Walk(Walk):
     # --- blocks
 
     def _heading(self, tag: str, _: Attributes) -> End:
-        self._out.open_heading(int(tag[1]))
-        return self._out.close_heading
+        self.out.open_heading(int(tag[1]))
+        return self.out.close_heading
 
     def _quote(self, tag: str, _: Attributes) -> End:
-        self._out.open_quote()
-        return self._out.close_quote
+        self.out.open_quote()
+        return self.out.close_quote
 
     def _code(self, tag: str, _: Attributes) -> End:
-        self._out.open_code()
-        return self._out.close_code
+        self.out.open_code()
+        return self.out.close_code
 
     def _rule(self, tag: str, _: Attributes) -> End:
-        self._out.rule()
+        self.out.rule()
         return None
 
     def _break(self, tag: str, _: Attributes) -> End:
-        self._out.line_break()
+        self.out.line_break()
         return None
 
     def _list(self, tag: str, attributes: Attributes) -> End:
-        self._out.block(gap=not self._lists)
+        self.out.block(gap=not self._lists)
         self._lists.begin(attributes, numbered=tag == "ol")
         return self._end_list
 
     def _end_list(self) -> None:
         self._lists.end()
-        self._out.block(gap=not self._lists)
+        self.out.block(gap=not self._lists)
 
     def _item(self, tag: str, attributes: Attributes) -> End:
-        self._out.open_item(self._lists.label(attributes))
-        return self._out.close_item
+        self.out.open_item(self._lists.label(attributes))
+        return self.out.close_item
 
     def _term(self, tag: str, _: Attributes) -> End:
-        self._out.block()
-        return self._out.block
+        self.out.block()
+        return self.out.block
 
     def _definition(self, tag: str, _: Attributes) -> End:
-        self._out.open_item(":")
-        return self._out.close_item
+        self.out.open_item(":")
+        return self.out.close_item
 
     # --- tables
 
     def _table(self, tag: str, _: Attributes) -> End:
-        self._out.open_table()
+        self.out.open_table()
         head, self._in_head = self._in_head, 0
         return partial(self._end_table, head)
 
     def _end_table(self, head: int) -> None:
         self._in_head = head
-        self._out.close_table()
+        self.out.close_table()
 
     def _row_group(self, tag: str, _: Attributes) -> End:
-        self._out.block()
-        self._out.part_rows()
+        self.out.block()
+        self.out.part_rows()
         self._in_head += tag == "thead"
         return partial(self._end_row_group, tag)
 
     def _end_row_group(self, tag: str) -> None:
         self._in_head -= tag == "thead"
-        self._out.part_rows(foot=tag == "tfoot")
-        self._out.block()
+        self.out.part_rows(foot=tag == "tfoot")
+        self.out.block()
 
     def _row(self, tag: str, _: Attributes) -> End:
-        self._out.open_row()
-        return self._out.close_cell
+        self.out.open_row()
+        return self.out.close_cell
 
     def _cell(self, tag: str, attributes: Attributes) -> End:
         if not attributes:
-            self._out.open_cell(header=tag == "th" or self._in_head > 0)
-            return self._out.close_cell
+            self.out.open_cell(header=tag == "th" or self._in_head > 0)
+            return self.out.close_cell
         spans = (integer_of(attributes.get(name, ""), 1) for name in ("colspan", "rowspan"))
         columns, rows = (min(max(span, 1), 65_534) for span in spans)
         if attributes.get("rowspan", "").strip() == "0":  # to the end of its group
             rows = 65_534
-        self._out.open_cell(header=tag == "th" or self._in_head > 0, columns=columns, rows=rows)
-        return self._out.close_cell
+        self.out.open_cell(header=tag == "th" or self._in_head > 0, columns=columns, rows=rows)
+        return self.out.close_cell
 
     # --- in a line
 
     def _script(self, tag: str, attributes: Attributes) -> End:
-        self._out.open_script()
+        self.out.open_script()
         is_note = NOTE.search(named(attributes)) is not None
         return partial(self._end_script, tag == "sub", is_note, self._note_links)
 
     def _end_script(self, low: bool, is_note: bool, note_links: int) -> None:
         linked = is_note or self._in_note_link > 0 or self._note_links > note_links
-        self._out.close_script(low=low, linked=linked)
+        self.out.close_script(low=low, linked=linked)
 
     def _link(self, tag: str, attributes: Attributes) -> End:
         address = attributes.get("href", "")
@@ -330,44 +327,44 @@ class _Walk(Walk):
         self._in_note_link += is_note
         raised = self._sheet.shift(attributes) == "sup" or (is_note and bool(NOTE_LINK.search(named(attributes))))
         if raised:
-            self._out.open_script()
+            self.out.open_script()
         label = attributes.get("aria-label") or attributes.get("title") or address * bool(_ADDRESS.match(address))
-        return partial(self._end_link, self._out.here, is_note, raised, label)
+        return partial(self._end_link, self.out.here, is_note, raised, label)
 
     def _part_from_link(self) -> None:
         """A space behind a link or a time: those that stand side by side are parted by their looks."""
-        if self._out.here == self._link_end and self._out.last_character.isalnum():
-            self._out.space()
+        if self.out.here == self._link_end and self.out.last_character.isalnum():
+            self.out.space()
 
     def _time(self, tag: str, _: Attributes) -> End:
         self._part_from_link()
         return self._end_time
 
     def _end_time(self) -> None:
-        self._link_end = self._out.here
+        self._link_end = self.out.here
 
     def _end_link(self, begin: int, is_note: bool, raised: bool, label: str) -> None:
-        if self._out.here == begin and label:
-            self._out.write(label)
+        if self.out.here == begin and label:
+            self.out.write(label)
         if raised:
-            self._out.close_script(linked=is_note)
+            self.out.close_script(linked=is_note)
         self._in_note_link -= is_note
         self._end_time()
 
     def _mark(self, tag: str, _: Attributes) -> End:
         begin, end = _MARKS[tag]
-        self._out.write(begin)
-        return partial(self._end_mark, self._out.here, begin, end)
+        self.out.write(begin)
+        return partial(self._end_mark, self.out.here, begin, end)
 
     def _end_mark(self, begin: int, before: str, after: str) -> None:
-        if self._out.here == begin and begin:
-            self._out.taken(begin - 1)
+        if self.out.here == begin and begin:
+            self.out.taken(begin - 1)
         else:
-            self._out.write(after)
+            self.out.write(after)
 
     def _apart(self, tag: str, _: Attributes) -> End:
-        self._out.space()
-        return self._out.space
+        self.out.space()
+        return self.out.space
 
     # --- pictures, formulas and what is embedded
 
@@ -376,18 +373,18 @@ class _Walk(Walk):
         if words is None:
             self.lost[PICTURE] += not is_decoration(attributes)
         elif words.strip():
-            self._out.say(words)
+            self.out.say(words)
         return None
 
     def _drawing(self, tag: str, attributes: Attributes) -> End:
         self._in_drawing += 1
-        self._out.say(attributes.get("aria-label", ""))
-        return partial(self._end_drawing, self._out.here, is_decoration(attributes) or "aria-label" in attributes)
+        self.out.say(attributes.get("aria-label", ""))
+        return partial(self._end_drawing, self.out.here, is_decoration(attributes) or "aria-label" in attributes)
 
     def _end_drawing(self, begin: int, excused: bool) -> None:
         self._in_drawing -= 1
-        self.lost[PICTURE] += self._out.here == begin and not excused and not self._in_drawing
-        self._out.space()
+        self.lost[PICTURE] += self.out.here == begin and not excused and not self._in_drawing
+        self.out.space()
 
     def _page_title(self, tag: str, _: Attributes) -> End:
         if self._in_drawing:
@@ -407,19 +404,13 @@ class _Walk(Walk):
 
     def _spot(self, tag: str, attributes: Attributes) -> End:
         """A spot on a picture that leads somewhere."""
-        self._out.say(attributes.get("alt", ""))
+        self.out.say(attributes.get("alt", ""))
         return None
 
-    def _formula(self, tag: str, attributes: Attributes) -> End:
+    def _math(self, tag: str, attributes: Attributes) -> End:
         if attributes.get("display") == "block":
-            self._out.block()
-        self._equation = Equation()
-        return self._end_equation
-
-    def _end_equation(self) -> None:
-        if self._equation is not None:
-            self._out.write(self._equation.text())
-            self._equation = None
+            self.out.block()
+        return self.formula(attributes)
 
 
 _ELEMENTS: dict[str, Callable[[_Walk, str, Attributes], End]] = {
@@ -445,6 +436,6 @@ _ELEMENTS: dict[str, Callable[[_Walk, str, Attributes], End]] = {
     "svg": _Walk._drawing,
     "area": _Walk._spot,
     "title": _Walk._page_title,
-    "math": _Walk._formula,
+    "math": _Walk._math,
     **dict.fromkeys(FIELDS, _Walk._field),
 }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from uncomp_cli.documents.grid import Cell, Grid
 from uncomp_cli.documents.superscripts import lowered, raised, resolve
+from uncomp_cli.documents.text import STRUCK
 
 _SPACE = re.compile(r"[ \t\n\r\f]+")
 _COLLAPSED = re.compile(r"[\t\n\r\f]|  ")
@@ -55,13 +56,65 @@ class _Table:
     foot: list[list[Cell]] = field(default_factory=list)
 
 
-class Markdown:
+class Phrase:
+    """Pieces of a line, and which of them stand raised, lowered or struck out."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._scripts: list[tuple[int, bool]] = []  # where in the pieces each began, and whether nothing was before
+        self._look = ("", False)
+
+    def put(self, text: str) -> None:
+        """Text as it is."""
+        if text:
+            self._pieces.append(text)
+
+    def turn(self, shift: str = "", *, struck: bool = False) -> None:
+        """What comes stands `high`, `low` or in the line, and is struck out or not; pieces of one look are one."""
+        if (shift, struck) != self._look:
+            (before, was_struck), self._look = self._look, (shift, struck)
+            if before:
+                self.close_script(low=before == "low")
+            self.put(STRUCK * (struck != was_struck))
+            if shift:
+                self.open_script()
+
+    def open_script(self) -> None:
+        """Raised or lowered text begins."""
+        self._scripts.append((len(self._pieces), not "".join(self._pieces[-2:]).strip()))
+
+    def close_script(self, *, low: bool = False, linked: bool = False) -> None:
+        """It ends; a paragraph's end within it has ended it before."""
+        if self._scripts:
+            begin, alone = self._scripts.pop()
+            if len(self._scripts) < _MOST_SCRIPTS:
+                content = self.taken(begin)
+                self.put(lowered(content) if low else raised(content, alone=alone, linked=linked))
+
+    @property
+    def here(self) -> int:
+        """Where in the line we are, for `taken`."""
+        return len(self._pieces)
+
+    def whole(self) -> str:
+        """All of the line, which is empty then."""
+        self.turn()
+        self._scripts.clear()
+        return self.taken(0)
+
+    def taken(self, begin: int) -> str:
+        """What was written since `here` was `begin`, taken back."""
+        content = "".join(self._pieces[begin:])
+        del self._pieces[begin:]
+        return content
+
+
+class Markdown(Phrase):
     """A text under construction; `text()` ends it."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._sinks = [_Sink()]
-        self._pieces: list[str] = []
-        self._scripts: list[tuple[int, bool]] = []  # where in the pieces each began, and whether nothing was before
         self._tables: list[_Table | None] = []
         self._pre = 0
         self._heading = 0
@@ -78,8 +131,7 @@ class Markdown:
                 text = _SPACE.sub(" ", text)
             if text[:1] == " " and self._at_space:
                 text = text[1:]
-        if text:
-            self._pieces.append(text)
+        self.put(text)
 
     def space(self) -> None:
         """At least one space between what was and what comes."""
@@ -109,32 +161,6 @@ class Markdown:
         else:
             self._pieces.append("\n")
 
-    def open_script(self) -> None:
-        """Raised or lowered text begins."""
-        self._scripts.append((len(self._pieces), not "".join(self._pieces[-2:]).strip()))
-
-    def close_script(self, *, low: bool = False, linked: bool = False) -> None:
-        """It ends; a paragraph's end within it has ended it before."""
-        if not self._scripts:
-            return
-        begin, alone = self._scripts.pop()
-        if len(self._scripts) < _MOST_SCRIPTS:
-            content = "".join(self._pieces[begin:])
-            del self._pieces[begin:]
-            mark = lowered(content) if low else raised(content, alone=alone, linked=linked)
-            self._pieces += [mark] * bool(mark)
-
-    def taken(self, begin: int) -> str:
-        """What was written since `here` was `begin`, taken back."""
-        content = "".join(self._pieces[begin:])
-        del self._pieces[begin:]
-        return content
-
-    @property
-    def here(self) -> int:
-        """Where in the line we are, for `taken`."""
-        return len(self._pieces)
-
     # --- blocks
 
     def block(self, *, gap: bool = False) -> None:
@@ -148,12 +174,8 @@ class Markdown:
         sink.gap = sink.gap or (gap and sink.used == len(sink.boxes))
 
     def _flush(self) -> None:
-        if self._pieces:
-            text = "".join(self._pieces)
-            self._pieces.clear()
+        if text := self.whole():
             self._emit([line for line in map(str.strip, text.split("\n")) if line])
-        if self._scripts:
-            self._scripts.clear()
 
     def _emit(self, lines: list[str]) -> None:
         sink = self._sinks[-1]
@@ -244,9 +266,7 @@ class Markdown:
         self._pre -= 1
         if self._pre:
             return
-        lines = "".join(self._pieces).strip("\n").rstrip().split("\n")
-        self._pieces.clear()
-        self._scripts.clear()
+        lines = self.whole().strip("\n").rstrip().split("\n")
         if any(lines):
             fence = "`" * max([3, *(len(run) + 1 for run in _FENCE.findall("\n".join(lines)))])
             self._sinks[-1].complex = True

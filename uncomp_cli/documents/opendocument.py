@@ -4,15 +4,15 @@ Sheets store what each cell shows as text, so that no number is formatted here. 
 of their text; what is deleted but tracked, hidden, or has no text (pictures, charts, formulas' objects) is a loss.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 from uncomp_cli.documents.archive import Archive
 from uncomp_cli.documents.calc import Sheets
 from uncomp_cli.documents.enumeration import OfficeLists, count_of
 from uncomp_cli.documents.equation import Formula
-from uncomp_cli.documents.markdown import Markdown
 from uncomp_cli.documents.parts import walk_xml, within
 from uncomp_cli.documents.styled import Styled
 from uncomp_cli.documents.text import (
@@ -25,11 +25,12 @@ from uncomp_cli.documents.text import (
     joined,
     running,
 )
+from uncomp_cli.documents.walk import Attributes, End, Walk
 from uncomp_cli.errors import DocumentError
 
 _KIND = "OpenDocument file"
 _HEAD_BYTES = 4096
-_MARGINS = [f"{kind}{page}" for kind in ("header", "footer") for page in ("", "-left", "-first")]
+_HEADERS, _FOOTERS = ([f"{kind}{page}" for page in ("", "-left", "-first")] for kind in ("header", "footer"))
 
 
 def read(data: bytes, wishes: Wishes) -> Text:
@@ -70,14 +71,11 @@ class _Words(Styled):
     def __init__(self, archive: Archive | None) -> None:
         super().__init__()
         self._archive = archive
-        self._outer: list[int] = []
-        self._ruby = 0
         self._margins: dict[str, list[str]] = {"header": [], "footer": []}
         self._frames: list[_Frame] = []
         self._pages = self._count = 0
         self._lists = OfficeLists()
         self._is_first_row = False
-        self._repeats = 1
         self._notes: list[str] = []
         self._comments: list[str] = []
         self._parts: list[tuple[str, str]] = []
@@ -87,7 +85,7 @@ class _Words(Styled):
         if self._parts:
             return self._parts
         heads, feet = (running(self._margins[kind]) for kind in ("header", "footer"))
-        return [("", "\n\n".join(filter(None, [*heads, self._outs[0].text(), *feet, self._ended("")])))]
+        return [("", "\n\n".join(filter(None, [*heads, self.out.text(), *feet, self._ended("")])))]
 
     def _ended(self, text: str) -> str:
         """A text with its footnotes and comments behind it."""
@@ -98,217 +96,199 @@ class _Words(Styled):
 
     # --- in the text
 
-    def _paragraph(self, attributes: Mapping[str, str]) -> None:
-        if self.is_hidden(attributes):
-            self.hide()
-            return
-        self._texts += 1
-        self._outs[-1].block(gap=not self._lists)
+    def _paragraph(self, attributes: Attributes) -> End:
+        if self.hide(attributes):
+            return None
+        self._in_text += 1
+        self.out.block(gap=not self._lists)
+        return partial(self._end_text, self.out.block)
 
-    def _end_paragraph(self) -> None:
-        self._texts -= 1
-        self._outs[-1].block()
+    def _end_text(self, end: Callable[[], None]) -> None:
+        self._in_text -= 1
+        end()
 
-    def _heading(self, attributes: Mapping[str, str]) -> None:
-        if self.is_hidden(attributes):
-            self.hide()
-            return
-        self._texts += 1
+    def _heading(self, attributes: Attributes) -> End:
+        if self.hide(attributes):
+            return None
+        self._in_text += 1
         level = count_of(attributes, "outline-level")
-        self._outs[-1].open_heading(min(level, 6))
+        self.out.open_heading(min(level, 6))
         named = self.style(attributes, "list-style-name") if "style-name" in attributes else None
         if not self._lists and named is None and attributes.get("is-list-header") != "true":
             label = self._lists.heading_label(level - 1)
-            self._outs[-1].write(f"{label} " if label else "")
+            self.out.write(f"{label} " if label else "")
+        return partial(self._end_text, self.out.close_heading)
 
-    def _end_heading(self) -> None:
-        self._texts -= 1
-        self._outs[-1].close_heading()
-
-    def _section(self, attributes: Mapping[str, str]) -> None:
+    def _section(self, attributes: Attributes) -> End:
         """A section, or a field that shows its text under a condition."""
-        if self.is_hidden(attributes):
-            self.hide()
+        self.hide(attributes)
+        return None
 
-    def _reading(self, _: Mapping[str, str]) -> None:
+    def _reading(self, _: Attributes) -> End:
         """How a word is read stands above it."""
-        self._ruby = self._outs[-1].here
+        return partial(self._end_reading, self.out.here)
 
-    def _end_reading(self) -> None:
-        said = self._outs[-1].taken(self._ruby).strip()
-        self._outs[-1].write(f"({said})" if said else "")
+    def _end_reading(self, begin: int) -> None:
+        said = self.out.taken(begin).strip()
+        self.out.write(f"({said})" if said else "")
 
-    def _list(self, attributes: Mapping[str, str]) -> None:
+    def _list(self, attributes: Attributes) -> End:
         if not self._lists:
-            self._outs[-1].block(gap=True)
+            self.out.block(gap=True)
         self._lists.begin(attributes)
+        return self._end_list
 
     def _end_list(self) -> None:
         self._lists.end()
         if not self._lists:
-            self._outs[-1].block(gap=True)
+            self.out.block(gap=True)
 
-    def _item(self, attributes: Mapping[str, str]) -> None:
-        self._outs[-1].open_item(self._lists.label(attributes))
+    def _item(self, attributes: Attributes) -> End:
+        self.out.open_item(self._lists.label(attributes))
+        return self.out.close_item
 
-    def _end_item(self) -> None:
-        self._outs[-1].close_item()
-
-    def _list_kind(self, attributes: Mapping[str, str]) -> None:
+    def _kind_of_lists(self, attributes: Attributes) -> End:
+        """What the lists of a style have before their items; headings are one, of no name."""
         self._lists.describe(attributes.get("name", ""))
+        return None
 
-    def _outline_kind(self, _: Mapping[str, str]) -> None:
-        self._lists.describe("")
+    def _kind_of_headings(self, _: Attributes) -> End:
+        return self._kind_of_lists({})
 
-    def _numbers(self, attributes: Mapping[str, str]) -> None:
+    def _numbers(self, attributes: Attributes) -> End:
         self._lists.add_numbers(attributes)
+        return None
 
-    def _bullets(self, attributes: Mapping[str, str]) -> None:
+    def _bullets(self, attributes: Attributes) -> End:
         self._lists.add_bullets(attributes)
+        return None
 
     # --- beside the text
 
-    def _aside(self, _: Mapping[str, str]) -> None:
-        """What has paragraphs of its own: who wrote a comment, and when, stands in none."""
-        self._outs.append(Markdown())
-        self._outer.append(self._texts)
-        self._texts = 0
+    def _aside(self, _: Attributes, *, end: Callable[[Any, str], None]) -> End:
+        """What has paragraphs of its own, taken by `end`: who wrote a comment, and when, stands in none."""
+        self.begin_aside()
+        return lambda: end(self, self.end_aside().strip())
 
-    def _end_aside(self) -> str:
-        self._texts = self._outer.pop()
-        return self._outs.pop().text().strip()
-
-    def _end_note(self) -> None:
+    def _note(self, said: str) -> None:
         self._count += 1
-        self._notes.append(f"[^{self._count}]: {' '.join(self._end_aside().split())}")
-        self._outs[-1].write(f"[^{self._count}]")
+        self._notes.append(f"[^{self._count}]: {' '.join(said.split())}")
+        self.out.turn()
+        self.out.write(f"[^{self._count}]")
 
-    def _end_comment(self) -> None:
-        said = " ".join(self._end_aside().split())
-        self._comments += [f"- {said}"] * bool(said)
+    def _comment(self, said: str) -> None:
+        self._comments += [f"- {' '.join(said.split())}"] * bool(said)
 
-    def _end_header(self) -> None:
-        self._margins["header"].append(self._end_aside())
+    def _header(self, said: str) -> None:
+        self._margins["header"].append(said)
 
-    def _end_footer(self) -> None:
-        self._margins["footer"].append(self._end_aside())
+    def _footer(self, said: str) -> None:
+        self._margins["footer"].append(said)
 
-    def _image(self, _: Mapping[str, str]) -> None:
+    def _speaker(self, said: str) -> None:
+        for number, line in enumerate(f"Notes: {said}".split("\n") if said else ()):
+            self.out.block(gap=not number)
+            self.out.write(line)
+        self.out.block()
+
+    def _image(self, _: Attributes) -> End:
         if self._frames:
             self._frames[-1].pictures += 1
+        return None
 
-    def _described(self, _: Mapping[str, str]) -> None:
+    def _described(self, _: Attributes) -> End:
         """Words about a picture; elements of the same name show the title of the text in the text."""
-        self._outs.append(Markdown())
-        self._texts += 1
+        self.begin_aside()
+        self._in_text = 1
+        return self._end_described
 
     def _end_described(self) -> None:
-        self._texts -= 1
-        said = " ".join(self._outs.pop().text().split())
-        if not said:
-            return
+        said = " ".join(self.end_aside().split())
         frame = self._frames[-1] if self._frames else None
-        if frame is None or frame.texts != self._texts:
-            self._outs[-1].write(said)
-            return
-        self._outs[-1].say(said)
-        frame.is_told = True
+        if frame is None or frame.texts != self._in_text:
+            self.write(said)
+        elif said:
+            self.out.say(said)
+            frame.is_told = True
 
-    def _object(self, attributes: Mapping[str, str]) -> None:
+    def _object(self, attributes: Attributes) -> End:
         """An object: a formula is read, and the numbers of a chart; the picture that stands for it is no loss then."""
         name = within("", attributes.get("href", "")) + "/content.xml"
         data = self._archive.read(name) if self._archive is not None and name in self._archive.names else b""
         if b"<math" in data[:_HEAD_BYTES]:
             formula = Formula()
             walk_xml(data, formula, kind=_KIND)
-            self._outs[-1].write(f" {formula.text()} ")
+            self.out.write(f" {formula.text()} ")
         elif b"<chart:chart " in data:
             chart = _Words(None)
             walk_xml(data, chart, kind=_KIND)
             self.lost.update(chart.lost)
-            self._outs[-1].block(gap=True)
-            self._outs[-1].paste(chart.parts()[0][1].split("\n"))
-            self._outs[-1].block(gap=True)
+            self.out.block(gap=True)
+            self.out.paste(chart.parts()[0][1].split("\n"))
+            self.out.block(gap=True)
         else:
-            return
+            return None
         self.lost[OBJECT] -= 1
         if self._frames:
             self._frames[-1].is_told = True
+        return None
 
     # --- tables
 
-    def _table(self, _: Mapping[str, str]) -> None:
-        self._outs[-1].open_table()
+    def _table(self, _: Attributes) -> End:
+        self.out.open_table()
         self._is_first_row = True
+        return self.out.close_table
 
-    def _end_table(self) -> None:
-        self._outs[-1].close_table()
+    def _row(self, _: Attributes) -> End:
+        self.out.open_row()
+        return partial(setattr, self, "_is_first_row", False)
 
-    def _row(self, _: Mapping[str, str]) -> None:
-        self._outs[-1].open_row()
-
-    def _end_row(self) -> None:
-        self._is_first_row = False
-
-    def _cell(self, attributes: Mapping[str, str]) -> None:
+    def _cell(self, attributes: Attributes) -> End:
         columns, rows = (count_of(attributes, f"number-{name}-spanned") for name in ("columns", "rows"))
-        self._repeats = count_of(attributes, "number-columns-repeated")
-        self._outs[-1].open_cell(header=self._is_first_row, columns=columns, rows=rows)
-
-    def _end_cell(self) -> None:
-        self._outs[-1].close_cell(times=self._repeats)
-        self._repeats = 1
+        self.out.open_cell(header=self._is_first_row, columns=columns, rows=rows)
+        return partial(self.out.close_cell, times=count_of(attributes, "number-columns-repeated"))
 
     # --- slides
 
-    def _page(self, attributes: Mapping[str, str]) -> None:
+    def _page(self, attributes: Attributes) -> End:
         self._pages += 1
-        self._outs.append(Markdown())
         if self.style(attributes, "visibility") == "hidden":
             self.lost[HIDDEN_SLIDE] += 1
-            self._outs.pop()
-            self.skipped = 1
+            self.leave_out()
+        else:
+            self.begin_aside()
+        return self._end_page
 
     def _end_page(self) -> None:
-        self._parts.append((f"s{self._pages}", self._ended(self._outs.pop().text())))
+        self._parts.append((f"s{self._pages}", self._ended(self.end_aside())))
 
-    def _frame(self, attributes: Mapping[str, str]) -> None:
+    def _frame(self, attributes: Attributes) -> End:
         is_title = attributes.get("class") == "title"
-        self._frames.append(_Frame(is_title, self._texts))
+        self._frames.append(_Frame(is_title, self._in_text))
         if is_title:
-            self._outs[-1].open_heading(2)
+            self.out.open_heading(2)
         elif self._pages:
-            self._outs[-1].block(gap=True)
+            self.out.block(gap=True)
+        return self._end_frame
 
     def _end_frame(self) -> None:
         frame = self._frames.pop()
         self.lost[PICTURE] -= frame.pictures * frame.is_told
         if frame.is_title:
-            self._outs[-1].close_heading()
+            self.out.close_heading()
 
-    def _end_speaker(self) -> None:
-        said = self._end_aside()
-        for number, line in enumerate(f"Notes: {said}".split("\n") if said else ()):
-            self._outs[-1].block(gap=not number)
-            self._outs[-1].write(line)
-        self._outs[-1].block()
-
-    starts: ClassVar = {
-        **Styled.starts, **dict.fromkeys(_MARGINS, _aside), "drawing-page-properties": Styled.properties,
+    elements: ClassVar = {
+        **Styled.elements, **dict.fromkeys(_HEADERS, partial(_aside, end=_header)),
+        **dict.fromkeys(_FOOTERS, partial(_aside, end=_footer)), "drawing-page-properties": Styled.properties,
         "p": _paragraph, "h": _heading, "list": _list, "list-item": _item,
-        "note-body": _aside, "note-citation": Styled.skip, "annotation": _aside,
-        "list-style": _list_kind, "outline-style": _outline_kind, "outline-level-style": _numbers,
+        "note-body": partial(_aside, end=_note), "annotation": partial(_aside, end=_comment),
+        "notes": partial(_aside, end=_speaker),
+        "list-style": _kind_of_lists, "outline-style": _kind_of_headings, "outline-level-style": _numbers,
         "list-level-style-number": _numbers, "list-level-style-bullet": _bullets, "list-level-style-image": _bullets,
-        "table": _table, "table-row": _row, "table-cell": _cell, "page": _page, "frame": _frame, "object": _object,
-        "custom-shape": _frame, "notes": _aside, "title": _described, "desc": _described, "image": _image,
-        "section": _section, "hidden-text": _section, "hidden-paragraph": _section, "ruby-text": _reading,
-        "page-number": Styled.skip, "page-thumbnail": Styled.skip,
-    }  # fmt: skip
-    ends: ClassVar = {
-        **Styled.ends, **dict.fromkeys(_MARGINS[:3], _end_header), **dict.fromkeys(_MARGINS[3:], _end_footer),
-        "p": _end_paragraph, "h": _end_heading,
-        "list": _end_list, "list-item": _end_item, "note-body": _end_note, "annotation": _end_comment,
-        "table": _end_table, "table-row": _end_row, "table-cell": _end_cell, "page": _end_page, "frame": _end_frame,
-        "custom-shape": _end_frame, "notes": _end_speaker, "title": _end_described, "desc": _end_described,
-        "ruby-text": _end_reading,
+        "table": _table, "table-row": _row, "table-cell": _cell, "page": _page, "object": _object,
+        **dict.fromkeys(("frame", "custom-shape"), _frame),
+        **dict.fromkeys(("title", "desc"), _described), "image": _image,
+        **dict.fromkeys(("section", "hidden-text", "hidden-paragraph"), _section), "ruby-text": _reading,
+        **dict.fromkeys(("note-citation", "page-number", "page-thumbnail"), Walk.silence),
     }  # fmt: skip

@@ -7,12 +7,12 @@ number, the date) is left out; footers, pictures, films and embedded objects are
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import ClassVar
 
 from uncomp_cli.documents.archive import Archive
 from uncomp_cli.documents.charts import chart_text, is_said, paragraphs
-from uncomp_cli.documents.enumeration import Level, Numbered
-from uncomp_cli.documents.equation import Equation
-from uncomp_cli.documents.markdown import Markdown
+from uncomp_cli.documents.enumeration import Level, Numbered, count_of
 from uncomp_cli.documents.parts import Relation, relations, tree_of, walk_xml
 from uncomp_cli.documents.text import (
     CHART,
@@ -23,25 +23,26 @@ from uncomp_cli.documents.text import (
     OBJECT,
     PICTURE,
     SOUND,
-    STRUCK,
     Text,
     Wishes,
     Words,
     counted,
     joined,
 )
+from uncomp_cli.documents.walk import Attributes, End, Walk
 from uncomp_cli.errors import DocumentError
 
 _KIND = "PowerPoint presentation"
 _TITLES = ("title", "ctrTitle")
 _REPEATED = ("sldNum", "dt", "ftr", "hdr", "sldImg")
 _LISTS = ("body", "obj", "")
-_DEPTH_OF_NAMES = 3  # of `cNvPr` in a shape: its properties, itself
+_ABOVE_NAMES = 2  # elements above `cNvPr` in a shape: its properties, itself
 _NUMBERED = re.compile(r"(arabic|alphaLc|alphaUc|romanLc|romanUc)(?:Db)?(Period|ParenR|ParenBoth|Plain)?")
 _KINDS = {"arabic": "1", "alphaLc": "a", "alphaUc": "A", "romanLc": "i", "romanUc": "I"}
 _PATTERNS = {"Period": "%{}.", "ParenR": "%{})", "ParenBoth": "(%{})", "Plain": "%{}", "": "%{}."}
 _COUNTED = "%"  # of a paragraph whose number is counted when it has text
-_LOST = {"pic": PICTURE, "videoFile": FILM, "audioFile": SOUND, "oleObj": OBJECT, "ftr": MARGIN}
+_WITH_TEXT = ("sp", "cxnSp")
+_SILENT = dict.fromkeys(("Fallback", "bldLst", "timing", "transition", "lstStyle"), Walk.silence)
 
 
 def read(data: bytes, wishes: Wishes) -> Text:
@@ -99,120 +100,98 @@ def _comments(archive: Archive, part: str) -> Iterator[str]:
             yield "- " + " ".join(text.split())
 
 
-class _Shapes:
-    """Hears a slide; `title` and `texts` are what its shapes say, in order. `flat`: without lists."""
+class _Shapes(Walk):
+    """Hears a slide; `title` and `texts` are what its shapes say, in order. `flat`: without lists.
+
+    A shape, and a table, is a text of its own; what stands outside of them is nobody's.
+    """
 
     def __init__(
         self, archive: Archive, related: Mapping[str, Relation], lost: Counter[Words], *, flat: bool = False
     ) -> None:
+        super().__init__(lost)
         self.title, self.texts, self.hidden = "", list[str](), False
-        self._archive, self._related, self._lost, self._flat = archive, related, lost, flat
-        self._out: Markdown | None = None
-        self._equation: Equation | None = None
+        self._archive, self._related, self._flat = archive, related, flat
         self._role: str | None = None
-        self._skipped = self._list = self._scripts = 0
-        self._in_text = self._in_table = self._first_row = self._item = False
+        self._list = 0
+        self._in_table = self._first_row = self._item = self._is_picture = False
         self._label: str | None = None  # of the paragraph: a number, `-` for a point; None where its place says it
         self._numbers = Numbered()
-        self._struck = self._is_picture = self._hides = self._hid_words = False
-
-    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
-        """An element begins."""
-        if self._skipped or tag in ("Fallback", "bldLst", "timing", "transition", "lstStyle"):
-            self._skipped += 1
-        elif self._equation is not None:
-            self._equation.start(tag, attributes)
-        elif tag == "oMath":
-            self._equation = Equation()
-        elif tag in _LOST:
-            self._lost[_LOST[tag]] += 1
-            self._is_picture = tag == "pic"
-        elif (begin := _STARTS.get(tag)) is not None:
-            begin(self, attributes)
-
-    def data(self, text: str) -> None:
-        """Text."""
-        if self._skipped:
-            self._hid_words = self._hid_words or not text.isspace()
-            return
-        if self._equation is not None:
-            self._equation.write(text)
-        elif self._in_text and self._out is not None:
-            self._out.write(text)
-
-    def end(self, tag: str) -> None:
-        """It ends."""
-        if self._skipped:
-            self._skipped -= 1
-            self._lost[HIDDEN] += self._hides and self._hid_words and not self._skipped
-            self._hides = self._hides and self._skipped > 0
-        elif self._equation is not None and tag == "oMath":
-            formula, self._equation = self._equation.text(), None
-            if self._out is not None:
-                self._out.write(f" {formula} ")
-        elif self._equation is not None:
-            self._equation.end(tag)
-        elif (finish := _ENDS.get(tag)) is not None:
-            finish(self)
 
     # --- shapes
 
-    def _slide(self, attributes: Mapping[str, str]) -> None:
+    def _slide(self, attributes: Attributes) -> End:
         self.hidden = attributes.get("show") in ("0", "false")
+        return None
 
-    def _shape(self, _: Mapping[str, str]) -> None:
-        self._role, self._out, self._is_picture = None, Markdown(), False
-        self._numbers = Numbered()
-
-    def _named(self, attributes: Mapping[str, str]) -> None:
-        """A shape's alternative text, where it is one of words and not the name of a file; whether it is shown."""
-        if attributes.get("hidden") in ("1", "true"):
-            self._skipped, self._hides, self._hid_words, self._out = _DEPTH_OF_NAMES, True, False, None
-            return
-        said = " ".join(attributes.get("descr", "").split())
-        if self._out is None and is_said(said):
-            self.texts.append(f"[picture: {said}]")
-            self._lost[PICTURE] -= self._is_picture
-        self._is_picture = False
-
-    def _container(self, _: Mapping[str, str]) -> None:
-        self._is_picture = False
-
-    def _placeholder(self, attributes: Mapping[str, str]) -> None:
-        self._role = attributes.get("type", "")
+    def _shape(self, _: Attributes) -> End:
+        self._role, self._is_picture, self._numbers = None, False, Numbered()
+        self.begin_aside()
+        return self._end_shape
 
     def _end_shape(self) -> None:
-        text = "" if self._out is None else self._out.text()
+        text = self.end_aside()
         if self._role in _TITLES:
             self.title = self.title or ("## " + " ".join(text.split()) if text.strip() else "")
         elif self._role not in _REPEATED and text.strip():
             self.texts.append(text)
-        elif self._role in _LOST and text.strip():
-            self._lost[_LOST[self._role]] += 1
-        self._out = None
+        elif self._role == "ftr" and text.strip():
+            self.lost[MARGIN] += 1
 
-    def _chart(self, attributes: Mapping[str, str]) -> None:
+    def _named(self, attributes: Attributes) -> End:
+        """A shape's alternative text, where it is one of words and not the name of a file; whether it is shown."""
+        said = " ".join(attributes.get("descr", "").split())
+        if attributes.get("hidden") in ("1", "true") and self._open:
+            if self._open[-_ABOVE_NAMES:][0][0] in _WITH_TEXT:
+                self.end_aside()
+            self.leave_out(HIDDEN, above=_ABOVE_NAMES)
+        elif not self._outer and is_said(said):
+            self.texts.append(f"[picture: {said}]")
+            self.lost[PICTURE] -= self._is_picture
+        self._is_picture = False
+        return None
+
+    def _container(self, _: Attributes) -> End:
+        self._is_picture = False
+        return None
+
+    def _picture(self, _: Attributes) -> End:
+        self.lost[PICTURE] += 1
+        self._is_picture = True
+        return None
+
+    def _placeholder(self, attributes: Attributes) -> End:
+        self._role = attributes.get("type", "")
+        return None
+
+    def _chart(self, attributes: Attributes) -> End:
         relation = self._related.get(attributes.get("id", ""))
         text = "" if relation is None else chart_text(tree_of(self._archive, relation.target, kind=_KIND))
-        if text:
-            self.texts.append(text)
-        else:
-            self._lost[CHART] += 1
+        self.texts += [text] * bool(text)
+        self.lost[CHART] += not text
+        return None
 
     # --- paragraphs
 
-    def _paragraph(self, _: Mapping[str, str]) -> None:
-        if self._out is not None:
-            self._out.block()
-            self._item = False
+    def _paragraph(self, _: Attributes) -> End:
+        self.out.block()
+        self._item = False
+        return self._end_paragraph
 
-    def _level(self, attributes: Mapping[str, str]) -> None:
+    def _end_paragraph(self) -> None:
+        if self._item and self._label:
+            self.out.close_item()
+        self.out.block()
+        self._label = None
+
+    def _level(self, attributes: Attributes) -> End:
         """A paragraph's properties: in a list of points it is an item."""
         level = attributes.get("lvl", "0")
         self._list = int(level) if len(level) == 1 and level in "012345678" else 0
         self._label = None
+        return None
 
-    def _numbered(self, attributes: Mapping[str, str]) -> None:
+    def _numbered(self, attributes: Attributes) -> End:
         """The paragraph is numbered: what stands before it is nowhere in the file."""
         kind = _NUMBERED.match(attributes.get("type", ""))
         start = attributes.get("startAt", "1")
@@ -221,15 +200,14 @@ class _Shapes:
             pattern = _PATTERNS[kind[2] or ""].format(self._list + 1)
             self._numbers.levels[self._list] = Level(_KINDS[kind[1]], pattern, begin)
         self._label = _COUNTED if kind is not None else None
+        return None
 
-    def _point(self, _: Mapping[str, str]) -> None:
-        self._label = "-"
+    def _point(self, _: Attributes, *, label: str) -> End:
+        self._label = label
+        return None
 
-    def _no_point(self, _: Mapping[str, str]) -> None:
-        self._label = ""
-
-    def _run(self, _: Mapping[str, str]) -> None:
-        if self._out is not None and not self._item:
+    def _run(self, _: Attributes) -> End:
+        if not self._item:
             self._item = True
             label = self._label if self._label is not None else "-" * (self._role in _LISTS)
             label = (self._numbers.label(self._list) or "") if label == _COUNTED else label
@@ -237,89 +215,55 @@ class _Shapes:
                 self._numbers.levels.pop(self._list, None)
             self._label = label if not self._flat and not self._in_table else ""
             if self._label:
-                self._out.open_item("  " * self._list + label)
+                self.out.open_item("  " * self._list + label)
             elif label not in ("", "-"):
-                self._out.write(f"{label} ")
+                self.out.write(f"{label} ")
             self._list = 0
+        self._look = ("", False)
+        return None
 
-    def _end_paragraph(self) -> None:
-        if self._out is not None:
-            self._close_script()
-            if self._item and self._label:
-                self._out.close_item()
-            self._out.block()
-            self._label = None
-
-    def _properties(self, attributes: Mapping[str, str]) -> None:
-        """A run's properties: raised or lowered text."""
-        shift = attributes.get("baseline", "0")
-        if self._out is not None and shift.rstrip("%") not in ("0", ""):
-            self._scripts = -1 if shift.startswith("-") else 1
-            self._out.open_script()
-        if self._out is not None and attributes.get("strike", "noStrike") != "noStrike":
-            self._struck = True
-            self._out.write(STRUCK)
-
-    def _close_script(self) -> None:
-        if self._out is not None and self._scripts:
-            self._out.close_script(low=self._scripts < 0)
-            self._scripts = 0
-        if self._out is not None and self._struck:
-            self._out.write(STRUCK)
-            self._struck = False
-
-    def _text(self, _: Mapping[str, str]) -> None:
-        self._in_text = True
-
-    def _end_text(self) -> None:
-        self._in_text = False
-
-    def _break(self, _: Mapping[str, str]) -> None:
-        if self._out is not None:
-            self._out.line_break()
+    def _properties(self, attributes: Attributes) -> End:
+        """A run's properties: raised, lowered or struck text."""
+        moved = attributes.get("baseline", "0").rstrip("%")
+        shift = "" if moved in ("0", "") else "low" if moved.startswith("-") else "high"
+        self._look = shift, attributes.get("strike", "noStrike") != "noStrike"
+        return None
 
     # --- tables
 
-    def _table(self, _: Mapping[str, str]) -> None:
-        self._out, self._in_table, self._first_row = Markdown(), True, True
-        self._out.open_table()
+    def _table(self, _: Attributes) -> End:
+        self.begin_aside()
+        self._in_table = self._first_row = True
+        self.out.open_table()
+        return self._end_table
 
-    def _row(self, _: Mapping[str, str]) -> None:
-        if self._out is not None:
-            self._out.open_row()
+    def _end_table(self) -> None:
+        self._in_table = False
+        self.texts.append(self.end_aside())
+
+    def _row(self, _: Attributes) -> End:
+        self.out.open_row()
+        return self._end_row
 
     def _end_row(self) -> None:
         self._first_row = False
 
-    def _cell(self, attributes: Mapping[str, str]) -> None:
+    def _cell(self, attributes: Attributes) -> End:
         """A cell; those that another one covers are skipped with all that is in them."""
         if attributes.get("hMerge") in ("1", "true") or attributes.get("vMerge") in ("1", "true"):
-            self._skipped = 1
-        elif self._out is not None:
-            columns, rows = (_span(attributes.get(name, "")) for name in ("gridSpan", "rowSpan"))
-            self._out.open_cell(header=self._first_row, columns=columns, rows=rows)
+            self.leave_out()
+        else:
+            columns, rows = (count_of(attributes, name) for name in ("gridSpan", "rowSpan"))
+            self.out.open_cell(header=self._first_row, columns=min(columns, 999), rows=min(rows, 999))
+        return None
 
-    def _end_table(self) -> None:
-        if self._out is not None:
-            self._out.close_table()
-            self.texts.append(self._out.text())
-        self._out, self._in_table = None, False
-
-
-_STARTS = {
-    "sld": _Shapes._slide, "sp": _Shapes._shape, "cxnSp": _Shapes._shape, "cNvPr": _Shapes._named,
-    "ph": _Shapes._placeholder, "chart": _Shapes._chart, "p": _Shapes._paragraph, "pPr": _Shapes._level,
-    "r": _Shapes._run, "fld": _Shapes._run, "rPr": _Shapes._properties, "t": _Shapes._text, "br": _Shapes._break,
-    "tbl": _Shapes._table, "tr": _Shapes._row, "tc": _Shapes._cell, "buAutoNum": _Shapes._numbered,
-    **dict.fromkeys(("buChar", "buBlip"), _Shapes._point), "buNone": _Shapes._no_point,
-    **dict.fromkeys(("grpSp", "graphicFrame"), _Shapes._container),
-}  # fmt: skip
-_ENDS = {
-    "sp": _Shapes._end_shape, "cxnSp": _Shapes._end_shape, "p": _Shapes._end_paragraph,
-    **dict.fromkeys(("r", "fld", "br"), _Shapes._close_script),
-    "t": _Shapes._end_text, "tr": _Shapes._end_row, "tbl": _Shapes._end_table,
-}  # fmt: skip
-
-
-def _span(text: str) -> int:
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 4 else 1
+    in_formulas: ClassVar = _SILENT
+    elements: ClassVar = {
+        **_SILENT, "sld": _slide, **dict.fromkeys(_WITH_TEXT, _shape), "cNvPr": _named, "ph": _placeholder,
+        **dict.fromkeys(("grpSp", "graphicFrame"), _container), "pic": _picture, "chart": _chart,
+        "videoFile": partial(Walk.lose, what=FILM), "audioFile": partial(Walk.lose, what=SOUND),
+        "oleObj": partial(Walk.lose, what=OBJECT), "p": _paragraph, "pPr": _level, "buAutoNum": _numbered,
+        **dict.fromkeys(("buChar", "buBlip"), partial(_point, label="-")), "buNone": partial(_point, label=""),
+        **dict.fromkeys(("r", "fld"), _run), "rPr": _properties, "t": Walk.hear, "br": Walk.break_line,
+        "oMath": Walk.formula, "tbl": _table, "tr": _row, "tc": _cell,
+    }  # fmt: skip

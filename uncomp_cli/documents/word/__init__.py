@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 
 from uncomp_cli.documents.archive import Archive
 from uncomp_cli.documents.charts import chart_text, paragraphs
-from uncomp_cli.documents.manuscript import Manuscript
-from uncomp_cli.documents.outline import Numbering, read_styles
 from uncomp_cli.documents.parts import Relation, relations, tree_of, walk_xml
-from uncomp_cli.documents.story import Story
 from uncomp_cli.documents.text import Text, Wishes, counted, running
+from uncomp_cli.documents.word.manuscript import Manuscript
+from uncomp_cli.documents.word.outline import Numbering, read_styles
+from uncomp_cli.documents.word.story import Story
 from uncomp_cli.errors import DocumentError
 
 _KIND = "Word document"

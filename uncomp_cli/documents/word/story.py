@@ -1,12 +1,12 @@
-"""What is remembered while the parts of a Word document are read: notes and their marks, paragraphs, tables."""
+"""What is remembered while the parts of a Word document are read: notes and their marks, paragraphs."""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from uncomp_cli.documents.outline import Numbering, Style
 from uncomp_cli.documents.text import Words
 from uncomp_cli.documents.walk import End
+from uncomp_cli.documents.word.outline import Numbering, Style
 
 NO_STYLE = Style()
 
@@ -52,15 +52,3 @@ class Paragraph:
     end: End = None
     is_item: bool = False
     is_drop: bool = False  # a first letter as large as some lines: a paragraph of its own, for Word
-
-
-@dataclass(slots=True)
-class Table:
-    """What is known of a table, its row and its cell so far."""
-
-    has_header: bool = False
-    rows: int = 0
-    is_header: bool = False
-    left_out: Words | None = None  # why the row is
-    columns: int = 1
-    above: bool = False
