@@ -38,11 +38,11 @@ from uncomp_cli.documents.text import NO_WISHES
 from uncomp_cli.errors import UncompError
 from uncomp_cli.table import Table
 
-# By format: commands that write a file's text to standard output, the first that is installed; packages of Debian.
+# By format: commands that write a file's text to standard output, the first that is installed; of Debian, pdfminer.six, docx2txt.
 COMMANDS = {
-    "pdf": ("pdftotext {file} -", "mutool draw -F text {file}"),
+    "pdf": ("pdftotext {file} -", "mutool draw -F text {file}", "pdf2txt.py {file}"),
     "html": ("w3m -dump -cols 10000 -O UTF-8 -T text/html {file}", "lynx -dump -nolist -width 1000 {file}"),
-    "word": ("pandoc --from docx --to plain --wrap none --track-changes accept {file}",),
+    "word": ("pandoc --from docx --to plain --wrap none --track-changes accept {file}", "docx2txt {file}"),
     "epub": ("pandoc --from epub --to plain --wrap none {file}",),
     "opendocument": ("pandoc --from odt --to plain --wrap none {file}",),
     "richtext": ("pandoc --from rtf --to plain --wrap none {file}",),

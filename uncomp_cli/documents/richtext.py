@@ -9,10 +9,12 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from uncomp_cli.documents.grid import Cell, table_lines
-from uncomp_cli.documents.superscripts import clean, lowered, raised, resolve
-from uncomp_cli.documents.text import DELETED, HIDDEN, OBJECT, PICTURE, STRUCK, Text, Wishes, Words, counted, running
+from uncomp_cli.documents.markdown import Phrase
+from uncomp_cli.documents.superscripts import clean, resolve
+from uncomp_cli.documents.text import DELETED, HIDDEN, OBJECT, PICTURE, Text, Wishes, Words, counted, running
 from uncomp_cli.errors import DocumentError
 
 _TOKEN = re.compile(
@@ -49,7 +51,7 @@ class _State:
     kind: str = ""
     substitutes: int = 1
     page: str = ""
-    shift: int = 0
+    shift: str = ""
     hidden: bool = False
     struck: bool = False
 
@@ -73,13 +75,12 @@ class _Walk:
         self._fonts: dict[int, str] = {}
         self._font = self._unread = 0
         self._bytes = bytearray()
-        self._line: list[str] = []
+        self._line = Phrase()
         self._lines: list[str] = []
-        self._asides: list[tuple[str, list[str], list[str]]] = []
+        self._asides: list[tuple[str, Phrase, list[str]]] = []
         self._notes: list[str] = []
         self._comments: list[str] = []
         self._margins: dict[str, list[str]] = {"header": [], "footer": []}
-        self._begin: int | None = None  # where in the line raised or lowered text began
         self._page = "cp1252"
         self._level = -1
         self._in_table = self._hides = False
@@ -139,7 +140,8 @@ class _Walk:
             self._hides = self._hides or begins
         else:
             self._hides = False
-            self._line.append(clean(text))
+            self._line.turn(self._state.shift, struck=self._state.struck)
+            self._line.put(clean(text))
 
     def _byte(self, byte: str) -> None:
         if self._unread:
@@ -163,10 +165,6 @@ class _Walk:
             self._states.append(replace(self._state, kind=""))
         elif len(self._states) > 1:
             ended = self._states.pop()
-            if ended.shift != self._state.shift:
-                self._shift(ended.shift)
-            if ended.struck != self._state.struck and not ended.skipped:
-                self._put(STRUCK)
             if self._asides and ended.kind in ("note", "comment", *self._margins):
                 self._end_aside()
 
@@ -192,12 +190,7 @@ class _Walk:
 
     def _unicode(self, number: int) -> None:
         self._unread = self._state.substitutes
-        code = number % 65536
-        if 0xDC00 <= code < 0xE000 and self._line and "\ud800" <= self._line[-1][-1:] < "\udc00":
-            high = ord(self._line[-1][-1])
-            self._line[-1] = self._line[-1][:-1] + chr(0x10000 + (high - 0xD800) * 0x400 + code - 0xDC00)
-        else:
-            self._put(chr(code))
+        self._put(chr(number % 65536))
 
     def _code_page(self, number: int) -> None:
         name = {65001: "utf-8", 10000: "mac_roman"}.get(number, f"cp{number}")
@@ -217,41 +210,12 @@ class _Walk:
         if number in _CHARSETS:
             self._fonts[self._font] = _CHARSETS[number]
 
-    def _shift(self, shift: int) -> None:
-        """What was raised (1) or lowered (-1) ends."""
-        begin, self._begin = self._begin, None
-        if begin is not None:
-            content = "".join(self._line[begin:])
-            alone = not "".join(self._line[max(0, begin - 2) : begin]).strip()
-            mark = lowered(content) if shift < 0 else raised(content, alone=alone, linked=False)
-            self._line[begin:] = [mark] * bool(mark)
-
-    def _raise(self, shift: int) -> None:
-        if shift != self._state.shift and not self._state.skipped:
-            self._flush()
-            self._shift(self._state.shift)
-            self._begin = len(self._line) if shift else None
-            self._set(replace(self._state, shift=shift))
-
-    def _strike(self, struck: bool) -> None:
-        if struck != self._state.struck and not self._state.skipped:
-            self._flush()
-            self._put(STRUCK)
-            self._set(replace(self._state, struck=struck))
-
-    def _plain_run(self) -> None:
-        self._raise(0)
-        self._strike(False)
-        self._set(replace(self._state, hidden=False))
-
     # --- paragraphs, notes, tables
 
     def _paragraph(self) -> None:
         line = _LABEL.sub(_label, _whole(self._line)).replace("\t", " ").strip()
-        self._line.clear()
-        self._begin = None
         if self._in_table and not self._asides:
-            self._line += [line, "\n"] * bool(line)
+            self._line.put(f"{line}\n" * bool(line))
             return
         if not self._asides:
             self._end_table()
@@ -264,8 +228,6 @@ class _Walk:
 
     def _end_cell(self) -> None:
         line = _whole(self._line).strip()
-        self._line.clear()
-        self._begin = None
         self._cells.append(Cell(line.split("\n"), header=not self._rows))
 
     def _end_row(self) -> None:
@@ -283,15 +245,16 @@ class _Walk:
         if not self._in_table and not self._asides:
             self._end_table()
         self._asides.append((kind, self._line, self._lines))
-        self._line, self._lines, self._begin = [], [], None
+        self._line, self._lines = Phrase(), []
 
     def _end_aside(self) -> None:
         kind, line, lines = self._asides.pop()
         said = " ".join(" ".join([*self._lines, _whole(self._line)]).split())
-        self._line, self._lines, self._begin = line, lines, None
+        self._line, self._lines = line, lines
         if kind == "note" and said:
             self._notes.append(f"[^{len(self._notes) + 1}]: {said}")
-            self._line.append(f"[^{len(self._notes)}]")
+            self._line.turn()
+            self._line.put(f"[^{len(self._notes)}]")
         elif kind == "comment" and said:
             self._comments.append(f"- {said}")
         elif said:
@@ -303,9 +266,15 @@ def _label(found: re.Match[str]) -> str:
     return f"{found[1]} " if found[1] else "- "
 
 
-def _whole(parts: list[str]) -> str:
-    """Pieces of a line as one, without half characters."""
-    return "".join(parts).encode("utf-8", "replace").decode("utf-8")
+def _whole(line: Phrase) -> str:
+    """A line, halves of characters joined."""
+    return line.whole().encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _look(**what: Any) -> Callable[[_Walk, int], None]:
+    """How text stands from here on, as by default where the word has the number 0."""
+    default = {name: getattr(_State(), name) for name in what}
+    return lambda walk, number: walk._set(replace(walk._state, **(what if number else default)))
 
 
 _ACTIONS: dict[str, Callable[[_Walk, int], None]] = {
@@ -321,14 +290,12 @@ _ACTIONS: dict[str, Callable[[_Walk, int], None]] = {
     "mac": lambda walk, _: walk._code_page(10000),
     "f": lambda walk, number: walk._choose_font(number),
     "fcharset": lambda walk, number: walk._charset(number),
-    "v": lambda walk, number: walk._set(replace(walk._state, hidden=number != 0)),
-    **dict.fromkeys(("strike", "striked"), lambda walk, number: walk._strike(number != 0)),
-    "super": lambda walk, number: walk._raise(1 if number else 0),
-    "sub": lambda walk, number: walk._raise(-1 if number else 0),
-    "up": lambda walk, number: walk._raise(1 if number else 0),
-    "dn": lambda walk, number: walk._raise(-1 if number else 0),
-    "nosupersub": lambda walk, _: walk._raise(0),
-    "plain": lambda walk, _: walk._plain_run(),
+    "v": _look(hidden=True),
+    **dict.fromkeys(("strike", "striked"), _look(struck=True)),
+    **dict.fromkeys(("super", "up"), _look(shift="high")),
+    **dict.fromkeys(("sub", "dn"), _look(shift="low")),
+    "nosupersub": _look(shift=""),
+    "plain": _look(shift="", struck=False, hidden=False),
     "outlinelevel": lambda walk, number: setattr(walk, "_level", number),
     "footnote": lambda walk, _: walk._begin_aside("note"),
     "annotation": lambda walk, _: walk._begin_aside("comment"),

@@ -15,9 +15,10 @@ from uncomp_cli.documents.archive import Archive, damaged
 from uncomp_cli.documents.charts import is_said
 from uncomp_cli.documents.display import GENERAL, built_in, display
 from uncomp_cli.documents.ledger import Row, letters, lines_of, merged, place_name
+from uncomp_cli.documents.markdown import Phrase
 from uncomp_cli.documents.packages import package
 from uncomp_cli.documents.parts import Node, Relation, relations, tree_of
-from uncomp_cli.documents.superscripts import clean, lowered, raised, resolve
+from uncomp_cli.documents.superscripts import clean, resolve
 from uncomp_cli.documents.text import (
     CHART,
     HIDDEN_CELL,
@@ -141,22 +142,21 @@ def _strings(archive: Archive, part: str) -> Iterator[str]:
 
 
 def _rich(element: Any) -> str:
-    """A string of one or more runs; what is raised or lowered is written so, phonetic guides are left out."""
+    """A string of runs; what is raised, lowered or struck out is written so, phonetic guides are left out."""
     children = list(element)
     if len(children) == 1 and _local(children[0]) == "t":
         return _unescaped(children[0].text or "")
-    text = ""
+    line = Phrase()
     for child in children:
         name = _local(child)
         if name == "t":
-            text += child.text or ""
+            line.put(child.text or "")
         elif name == "r":
-            run = "".join(part.text or "" for part in child if _local(part) == "t")
             shift = next((e.get("val") for e in child.iter("{*}vertAlign")), "")
-            if shift == "superscript":
-                run = raised(run, alone=not text.strip(), linked=False)
-            text += lowered(run) if shift == "subscript" else run
-    return _unescaped(resolve(text))
+            struck = any(e.get("val", "1") not in ("0", "false") for e in child.iter("{*}strike"))
+            line.turn({"superscript": "high", "subscript": "low"}.get(shift, ""), struck=struck)
+            line.put("".join(part.text or "" for part in child if _local(part) == "t"))
+    return _unescaped(resolve(line.whole()))
 
 
 def _unescaped(text: str) -> str:
