@@ -38,7 +38,8 @@ from uncomp_cli.documents.text import NO_WISHES
 from uncomp_cli.errors import UncompError
 from uncomp_cli.table import Table
 
-# By format: commands that write a file's text to standard output, the first that is installed; of Debian, pdfminer.six, docx2txt.
+# By format: commands that write a file's text to standard output, the first that is installed; packages of Debian, and
+# pdfminer.six and docx2txt of PyPI.
 COMMANDS = {
     "pdf": ("pdftotext {file} -", "mutool draw -F text {file}", "pdf2txt.py {file}"),
     "html": ("w3m -dump -cols 10000 -O UTF-8 -T text/html {file}", "lynx -dump -nolist -width 1000 {file}"),
@@ -221,7 +222,8 @@ def _said(mail: EmailMessage) -> Iterator[str]:
             waiting += plain_ones[:1] or inner[-1:] if part.get_content_subtype() == "alternative" else inner[::-1]
         elif part.get_content_maintype() == "text" and not part.is_attachment():
             text = part.get_content()
-            yield re.sub(r"(?s)<style.*?</style>|<[^<>]*>", " ", text) if part.get_content_subtype() == "html" else text
+            is_page = part.get_content_subtype() == "html"
+            yield unescape(re.sub(r"(?s)<style.*?</style>|<[^<>]*>", " ", text)) if is_page else text
 
 
 _GENERATORS = (

@@ -228,6 +228,7 @@ def test_text_between_cells_is_kept() -> None:
         ("a &lt;b&gt; &amp;amp; &#150; &madeup; x&lt", "a <b> &amp; – &madeup; x<"),
         ("a\0b\ufdd0c", "abc"),
         ('<a href="https://x.org/7"></a><a href="#y"></a>', "https://x.org/7"),
+        ('<a href="https://x.org/?id=7&hash=31"><img></a>', ""),
     ],
 )
 def test_blocks(html: str, text: str) -> None:

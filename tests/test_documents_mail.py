@@ -313,6 +313,15 @@ def test_signs_that_are_no_code_are_counted() -> None:
     assert [str(loss) for loss in found.losses] == ["2 signs that are no base64"]
 
 
+def test_broken_bytes_of_pages_within_are_counted() -> None:
+    page = b"<p>Der Schl\xc3\xbcssel ist gr\xc3\xbcn, \xc3 und er liegt" + b" hier" * 40
+    mail = read(b"Subject: x\nContent-Type: text/html; charset=utf-8\n\n" + page, NO_WISHES)
+    opf = '<package><manifest><item id="a" href="a.html"/></manifest><spine><itemref idref="a"/></spine></package>'
+    container = '<container><rootfiles><rootfile full-path="p.opf"/></rootfiles></container>'
+    book = read_book(make_zip({"META-INF/container.xml": container, "p.opf": opf, "a.html": page}), NO_WISHES)
+    assert [str(loss) for loss in (*mail.losses, *book.losses)] == ["1 byte that is no utf-8"] * 2
+
+
 def test_soft_breaks_with_blanks_behind_them_are_soft() -> None:
     body = b"The fee is 10= \n00 crowns=\t\r\n and =3d 5=ZZ  \nend="
     assert markdown(coded("quoted-printable", body)) == "Subject: Bill\n\nThe fee is 1000 crowns and = 5=ZZ\nend"

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from posixpath import dirname
 
 from uncomp_cli.documents.archive import Archive
-from uncomp_cli.documents.charset import decode_page
 from uncomp_cli.documents.html import walk
 from uncomp_cli.documents.parts import Node, tree_of, within
 from uncomp_cli.documents.stylesheet import StyleSheet
@@ -67,4 +66,4 @@ def _chapters(
         if not reference or name not in present:
             lost[_MISSING] += 1
         elif name.lower().rpartition(".")[2] in _READ:
-            yield walk(decode_page(archive.read(name), wishes).text, lost, titled=False, sheet=sheet)
+            yield walk(archive.read(name), wishes, lost, titled=False, sheet=sheet)

@@ -50,7 +50,7 @@ _MARKS = {**dict.fromkeys(("del", "s", "strike"), ("~~", "~~")), "q": ('"', '"')
 _VOID = "area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr"
 _SELF_CLOSED = re.compile(rf"<((?!(?:{_VOID})\b)[a-zA-Z][\w:.-]*)([^<>]*)/>", re.IGNORECASE)
 _XHTML = re.compile(r"\s*<(?:\?xml\b|!doctype[^>]{0,200}xhtml)|[^<]{0,80}<html[^>]{0,400}/1999/xhtml", re.IGNORECASE)
-_ADDRESS = re.compile(r"(?:https?|mailto|ftp):", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?:https?|mailto|ftp):[^?]{1,200}", re.IGNORECASE)  # what counts visitors is nobody's text
 
 
 def read(data: bytes, wishes: Wishes) -> Text:
@@ -65,16 +65,26 @@ def read(data: bytes, wishes: Wishes) -> Text:
 def to_markdown(html: str) -> tuple[str, tuple[Loss, ...]]:
     """The Markdown of HTML, and what is not in it. Raises DocumentError for what is no HTML."""
     lost: Counter[Words] = Counter()
-    text = walk(html, lost)
+    text = _walked(html, lost, None).text(titled=True)
     return text, counted(lost)
 
 
-def walk(html: str, lost: Counter[Words], *, titled: bool = True, sheet: StyleSheet | None = None) -> str:
-    """The Markdown of HTML, below the page's title if `titled`; what is not in it is counted in `lost`.
+def walk(
+    data: bytes,
+    wishes: Wishes,
+    lost: Counter[Words],
+    *,
+    declared: str = "",
+    titled: bool = True,
+    sheet: StyleSheet | None = None,
+) -> str:
+    """The Markdown of a page within a book or a mail, which may declare its encoding; what is not in it is counted.
 
-    `sheet` has the rules of style sheets that are not in the page.
+    It stands below the page's title if `titled`; `sheet` has the rules of style sheets that are not in the page.
     """
-    return _walked(html, lost, None, sheet).text(titled=titled)
+    page = decode_page(data, wishes, declared)
+    lost.update({(loss.what, loss.many): loss.count for loss in page.losses})
+    return _walked(page.text, lost, None, sheet).text(titled=titled)
 
 
 def _walked(
@@ -328,7 +338,7 @@ class _Walk(Walk):
         raised = self._sheet.shift(attributes) == "sup" or (is_note and bool(NOTE_LINK.search(named(attributes))))
         if raised:
             self.out.open_script()
-        label = attributes.get("aria-label") or attributes.get("title") or address * bool(_ADDRESS.match(address))
+        label = attributes.get("aria-label") or attributes.get("title") or address * bool(_ADDRESS.fullmatch(address))
         return partial(self._end_link, self.out.here, is_note, raised, label)
 
     def _part_from_link(self) -> None:

@@ -18,7 +18,7 @@ from email.message import Message
 from pathlib import PurePath
 
 from uncomp_cli.documents.archive import damaged
-from uncomp_cli.documents.charset import MARKS, decode_declared, decode_page, known_codec
+from uncomp_cli.documents.charset import MARKS, decode_declared, known_codec
 from uncomp_cli.documents.encoding import decode
 from uncomp_cli.documents.formats import READABLE_SUFFIXES, format_of, notes_of, read_format
 from uncomp_cli.documents.html import walk
@@ -233,10 +233,10 @@ def _text(part: Message, mail: _Mail) -> str:
     """The text of a part, of the encodings that it declares."""
     data, declared = _body(part).data, part.get_content_charset() or ""
     if part.get_content_subtype() == "html":
-        return walk(decode_page(data, mail.wishes, declared).text, mail.lost)
+        return walk(data, mail.wishes, mail.lost, declared=declared)
     wanted = mail.wishes.encoding
     found = decode(data, wanted) if wanted else decode_declared(data, declared) if declared else decode(data)
-    mail.lost.update({(loss.what, loss.many or loss.what): loss.count for loss in found.losses})
+    mail.lost.update({(loss.what, loss.many): loss.count for loss in found.losses})
     flows = str(part.get_param("format", "")).lower() == "flowed"
     text = _whole(found.text, glued=str(part.get_param("delsp", "")).lower() == "yes") if flows else found.text
     return text.strip("\n").rstrip()
