@@ -72,6 +72,12 @@ def test_narrow_spaces_are_spaces_and_kerning_is_none() -> None:
     assert text_of("BT /F1 12 Tf 72 700 Td [(T) 80 (ower) -90 (s)] TJ ET") == "Towers"
 
 
+def test_letters_set_wide_are_one_word_however_they_are_written() -> None:
+    wide = "2 Tc (Singapor) Tj 0 Tc (e ) Tj 2 Tc (13858) Tj 0 Tc (8) Tj"
+    assert text_of(f"BT /F1 12 Tf 72 700 Td {wide} ET") == "Singapore 138588"
+    assert text_of("BT /F1 12 Tf 72 700 Td 6 Tc (1902) Tj ET") == "1 9 0 2"
+
+
 def test_lines_that_only_the_width_broke_are_one() -> None:
     broken = lines(
         "The committee met at noon in the old hall of the town and heard the report that the",

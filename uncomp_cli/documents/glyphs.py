@@ -11,7 +11,10 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
 
+GUESSED = "\x1f"  # stands for a space that is not in the file, where PDFium sees one
+WHITE = f" \n{GUESSED}"
 _GAP = 0.9
+_LETTERED, _EVEN = 0.2, 2.0  # of letters set wide: the most between two of them, and how unlike such gaps may be
 _LOOK_BACK = 300
 _SCRIPT = 0.85  # smaller than this, it is an exponent or an index
 _LEADER = re.compile(r"(?: ?\.){5,}|(?: \.){4,}")
@@ -104,6 +107,7 @@ class _Pen:
         self._parts = [glyph.char]
         self._left, self._right = glyph.left, glyph.right
         self._spaces: list[tuple[int, float, float]] = []  # behind which part, and its edges
+        self._pitch = 0.0  # the gap between the last two glyphs
 
     def goes_on(self, glyph: Glyph) -> bool:
         """Write a glyph that plainly stands next to the last one; False, and nothing written, for any other."""
@@ -113,8 +117,15 @@ class _Pen:
         if not -0.3 * last.em < glyph.left - last.right < 0.2 * last.em:
             return False
         self._parts.append(glyph.char)
+        self._pitch = glyph.left - last.right
         self._right, self._last = max(self._right, glyph.right), glyph
         return True
+
+    def is_even(self, glyph: Glyph) -> bool:
+        """Whether a glyph stands about as near to the last one as that to the one before: there is no space."""
+        last = self._last
+        gap = glyph.left - last.right
+        return glyph.base == last.base and 0 < gap < min(_EVEN * self._pitch, _LETTERED * last.em)
 
     def fits(self, glyph: Glyph, *, between: str) -> bool:
         """Whether a glyph is on this run's line: by what the file says, or by where it stands."""
@@ -131,8 +142,10 @@ class _Pen:
 
     def write(self, glyph: Glyph, between: str) -> None:
         """Add a glyph of this run."""
-        if between != " ":
+        if between in ("", "\n"):
             between = " " if self.gap(glyph) > (0.15 if between else 0.24) else ""
+        between = " " if between == GUESSED else between
+        self._pitch = 0.0
         if between and glyph.left > self._last.right:
             self._spaces.append((len(self._parts), self._last.right, glyph.left))
         self._parts += (between or self._mark(glyph), glyph.char)
@@ -180,11 +193,11 @@ def _accented(glyphs: Iterable[Glyph]) -> list[Glyph]:
             else:
                 found[i] = _composed(found[i], glyph) or glyph
             continue
-        if waiting and glyph.char not in " \n":
+        if waiting and glyph.char not in WHITE:
             made = _composed(glyph, waiting[-1])
             found += [accent for accent in (waiting[:-1] if made else waiting) if not _is_combining(accent.char)]
             glyph, waiting = made or glyph, []
-            if made and found and found[-1].char == " ":  # it parted the accent, and not the letter
+            if made and found and found[-1].char in (" ", GUESSED):  # it parted the accent, and not the letter
                 found[-1] = found[-1]._replace(char="\n")
         found.append(glyph)
     return found
@@ -211,9 +224,11 @@ def lines_of(glyphs: Iterable[Glyph]) -> Iterator[Line]:
     runs: list[Run] = []
     between = ""
     for glyph in _accented(glyphs):
-        if glyph.char in " \n":
+        if glyph.char in WHITE:
             between = glyph.char if between != "\n" else between
             continue
+        if pen and between == GUESSED and pen.is_even(glyph):
+            between = ""
         if pen and not between and pen.goes_on(glyph):
             continue
         if pen and pen.fits(glyph, between=between) and pen.gap(glyph) <= _GAP:

@@ -18,14 +18,14 @@ from itertools import islice
 from typing import Any
 
 from uncomp_cli.documents.archive import damaged
-from uncomp_cli.documents.glyphs import Glyph, Run
+from uncomp_cli.documents.glyphs import GUESSED, WHITE, Glyph, Run
 from uncomp_cli.documents.hyphens import HYPHEN, rejoined
 from uncomp_cli.documents.layout import Field, page_text
 from uncomp_cli.documents.packages import package, quiet
 from uncomp_cli.documents.text import Limits, Loss, Text, Wishes, joined, labelled
 from uncomp_cli.errors import DocumentError, LockedError
 
-_WHITE = {char: Glyph(char, 0, 0, 0, 0) for char in " \n"}
+_WHITE = {char: Glyph(char, 0, 0, 0, 0) for char in WHITE}
 _CODES = {
     **dict(zip(range(0xFB00, 0xFB07), ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True)),
     **dict.fromkeys((0x02, 0xAD, 0xFFFE), HYPHEN),
@@ -169,7 +169,8 @@ class _Reading:
         for i, char in self._chars(text_page):
             if char in _WHITE:
                 begins = begins or char == "\n"
-                yield _WHITE[char]
+                is_guess = char == " " and raw.FPDFText_IsGenerated(text_page, i) == 1
+                yield _WHITE[GUESSED if is_guess else char]
                 continue
             if begins:
                 turn, begins = round(raw.FPDFText_GetCharAngle(text_page, i) / (math.pi / 2)) % 4, False
