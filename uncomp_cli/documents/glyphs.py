@@ -114,11 +114,13 @@ class _Pen:
         last = self._last
         if glyph.base != last.base or glyph.em != last.em or glyph.turn != last.turn:
             return False
-        if not -0.3 * last.em < glyph.left - last.right < 0.2 * last.em:
+        gap = glyph.left - last.right
+        if not -0.3 * last.em < gap < 0.2 * last.em:
             return False
         self._parts.append(glyph.char)
-        self._pitch = glyph.left - last.right
-        self._right, self._last = max(self._right, glyph.right), glyph
+        self._pitch, self._last = gap, glyph
+        if glyph.right > self._right:
+            self._right = glyph.right
         return True
 
     def is_even(self, glyph: Glyph) -> bool:

@@ -22,6 +22,7 @@ _BULLET = r"[•‣◦▪●○■□–—*·-]|\(?(?:\d{1,3}|[A-Za-z]|[ivxIVX]
 _MARKER, _ITEM = re.compile(rf"(?:{_BULLET})$"), re.compile(rf"(?:{_BULLET})\s")
 _ADDRESS = re.compile(r"(?:https?:|(?:https?://|www\.)\S*[/.:_=?&#%-])$")
 _IDEOGRAPHS = "\u2e80"  # from here on, scripts without spaces
+_LONGEST_ADDRESS = 300
 _BROKEN = re.compile(r"[^\W_][-\u2010]$")
 _YES = re.compile(r"(?:yes|on|ja|oui|s[iíì]|true)?", re.IGNORECASE)
 _NAMELESS_CHOICE = re.compile(rf"{_YES.pattern}|(?:choice|button|option|radio|box|auswahl)?[\W_]*\d*", re.IGNORECASE)
@@ -277,8 +278,10 @@ def _broken(before: Line, line: Line, *, edge: float, hanging: bool) -> bool:
 
 def _joined(text: str, more: str) -> str:
     """Two lines as one; a hyphen at the first one's end is one that may belong to no word."""
-    if _BROKEN.search(text) and more[:1].isalnum():
+    if _BROKEN.search(text[-2:]) and more[:1].isalnum():
         word = text[-2].isalpha() and (more[0].islower() or (text[-2].isupper() and more[:2].isupper()))
         return text[:-1] + HYPHEN + more if word else text + more
-    glued = _ADDRESS.search(text) or (text[-1:] >= _IDEOGRAPHS and more[:1] >= _IDEOGRAPHS)
+    glued = _ADDRESS.search(text, max(len(text) - _LONGEST_ADDRESS, 0)) or (
+        text[-1:] >= _IDEOGRAPHS and more[:1] >= _IDEOGRAPHS
+    )
     return text + more if glued else f"{text} {more}"

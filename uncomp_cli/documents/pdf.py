@@ -164,6 +164,7 @@ class _Reading:
         raw = self._raw
         box, x, y = raw.FS_RECTF(), ctypes.c_double(), ctypes.c_double()
         box_at, x_at, y_at = ctypes.byref(box), ctypes.byref(x), ctypes.byref(y)
+        find_box, find_origin = raw.FPDFText_GetLooseCharBox, raw.FPDFText_GetCharOrigin
         turn, begins = 0, True
         ems: dict[float, float] = {}
         for i, char in self._chars(text_page):
@@ -174,15 +175,19 @@ class _Reading:
                 continue
             if begins:
                 turn, begins = round(raw.FPDFText_GetCharAngle(text_page, i) / (math.pi / 2)) % 4, False
-            raw.FPDFText_GetLooseCharBox(text_page, i, box_at)
-            raw.FPDFText_GetCharOrigin(text_page, i, x_at, y_at)
-            left, right, base, tall = _turned(box.left, box.bottom, box.right, box.top, x.value, y.value, turn)
+            find_box(text_page, i, box_at)
+            find_origin(text_page, i, x_at, y_at)
+            left, right, base, tall = box.left, box.right, y.value, box.top - box.bottom
+            if turn:
+                left, right, base, tall = _turned(left, box.bottom, right, box.top, x.value, base, turn)
             if tall not in ems:
                 ems[tall] = self._em(text_page, i, tall, max(ems.values(), default=0.0))
-            yield Glyph("-" if char == HYPHEN else char, left, right, base, ems[tall], turn)
             if char == HYPHEN:
+                yield Glyph("-", left, right, base, ems[tall], turn)
                 yield _WHITE["\n"]
-            elif char == _NAMELESS:
+                continue
+            yield Glyph(char, left, right, base, ems[tall], turn)
+            if char == _NAMELESS:
                 self._lose(number, "sign that its font does not name")
 
     def _chars(self, text_page: Any) -> Iterator[tuple[int, str]]:
@@ -196,7 +201,7 @@ class _Reading:
                 yield i - 1, _NAMELESS
             half = code if 0xD800 <= code < 0xDC00 else 0
             if not half:
-                yield i, _char(code)
+                yield i, _SIGNS[code]
 
     def _em(self, text_page: Any, index: int, tall: float, largest: float) -> float:
         """The size of a glyph's font on the page; a font made of drawings is as its tallest glyph."""
@@ -319,18 +324,20 @@ def _wide(fill: Any) -> str:
     return buffer.raw.decode("utf-16-le", "replace").split("\0")[0].replace("\r", "\n")
 
 
-def _char(code: int) -> str:
+class _Signs(dict[int, str]):
     """What is read for a code: a letter (or those of a ligature), white space, `HYPHEN` at a line's end."""
-    if 32 <= code < 127:
-        return chr(code)
-    nameless = code < 32 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or code > 0x10FFFF
-    return _CODES.get(code) or (_NAMELESS if nameless else chr(code))
+
+    def __missing__(self, code: int) -> str:
+        nameless = code < 32 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or code > 0x10FFFF
+        self[code] = _CODES.get(code) or (_NAMELESS if nameless else chr(code))
+        return self[code]
+
+
+_SIGNS = _Signs()
 
 
 def _turned(left: float, low: float, right: float, high: float, x: float, y: float, turn: int) -> tuple[float, ...]:
     """Left, right, baseline and height of a box and an origin after quarters of a turn back (clockwise text)."""
-    if turn == 0:
-        return left, right, y, high - low
     if turn == 2:
         return -right, -left, -y, high - low
     return (-high, -low, x, right - left) if turn == 1 else (low, high, -x, right - left)
