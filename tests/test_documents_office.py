@@ -1,6 +1,7 @@
 """Slides, OpenDocument and rich text: order, titles, tables, notes, and what has no text said."""
 
 import io
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -104,6 +105,19 @@ def test_hidden_shapes_and_groups_of_a_slide_are_said() -> None:
     text = saved(presentation)
     assert text.text == "in a group\n\nseen"
     assert losses(text) == ["2 passages of hidden text"]
+
+
+def test_text_that_all_slides_stand_on_is_said() -> None:
+    presentation = Presentation()
+    box(slide(presentation, BLANK).shapes, "seen")
+    assert losses(saved(presentation)) == []
+    tree = deepcopy(presentation.slides[0].shapes[0]._element)
+    presentation.slide_master.shapes._spTree.append(tree)
+    assert losses(saved(presentation)) == ["1 text that all slides stand on"]
+    shown = "<draw:frame><draw:text-box><text:p>Internal</text:p></draw:text-box></draw:frame>"
+    page = "<draw:page><draw:frame><draw:text-box><text:p>seen</text:p></draw:text-box></draw:frame></draw:page>"
+    found = extract(make_odp(shown + page), suffix=".odp")
+    assert (found.text, losses(found)) == ("seen", ["1 text that all slides stand on"])
 
 
 def test_numbered_points_and_what_is_struck_out() -> None:

@@ -11,8 +11,11 @@ import openpyxl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openpyxl.cell.rich_text import CellRichText, TextBlock
+from openpyxl.cell.text import InlineFont
 from openpyxl.comments import Comment
 from openpyxl.drawing.image import Image
+from openpyxl.styles import Font
 from openpyxl.worksheet.worksheet import Worksheet
 
 from support.documents import extract, make_ods, make_xlsx, make_zip
@@ -348,7 +351,8 @@ def test_repeated_cells_of_an_ods_are_no_bomb() -> None:
     cell = ods_cell("x", "table:number-columns-repeated='1000000'")
     text = ods(ods_row(cell, attributes="table:number-rows-repeated='1000000'"))
     assert len(text.text) < 20_000_000
-    assert "repeated rows" in losses(text)[0]
+    assert losses(text)[0] == "983,616 repeated cells"
+    assert "repeated rows" in losses(text)[1]
 
 
 def test_hidden_rows_comments_and_formulas_of_an_ods() -> None:
@@ -445,6 +449,14 @@ def test_rows_without_anything_part_tables() -> None:
     lines = list(lines_of([Row(1, {1: "a", 2: "b"}), Row(2, {1: "c", 2: "1"}), Row(3, {}), Row(4, {1: "alone"})]))
     assert [line.text for line in lines] == ["| a | b |\n| --- | --- |", "| c | 1 |", "\nalone"]
     assert [line.number for line in lines] == [1, 2, 4]
+
+
+def test_what_is_struck_out_in_a_sheet_is_marked() -> None:
+    def fill(sheet: Worksheet) -> None:
+        sheet["A1"], sheet["B1"], sheet["C1"] = 50, 40, CellRichText("net ", TextBlock(InlineFont(strike=True), "31"))
+        sheet["A1"].font = Font(strike=True)
+
+    assert extract(workbook(fill), suffix=".xlsx").text == "~~50~~ | 40 | net ~~31~~"
 
 
 def test_a_picture_in_a_sheet_is_said() -> None:

@@ -13,6 +13,7 @@ from uncomp_cli.documents.walk import Attributes, End, Walk
 _MOST_COLUMNS = 16_384
 _MOST_CELLS = 4_000_000
 _REPEATED_ROW = ("repeated row", "repeated rows")
+_REPEATED_CELL = ("repeated cell", "repeated cells")
 _NAME_LINE = "\n## "
 
 
@@ -97,8 +98,9 @@ class Sheets(Styled):
     def _end_cell(self) -> None:
         shown = self._said() or self._value
         if shown:
-            last = self._column + min(self._cell_repeats, max(1, _MOST_COLUMNS - self._column), max(1, self._spare))
+            last = self._column + min(self._cell_repeats, max(1, _MOST_COLUMNS + 1 - self._column), max(1, self._spare))
             self._spare -= last - self._column - 1
+            self.lost[_REPEATED_CELL] += self._column + self._cell_repeats - last
             self._cells |= dict.fromkeys(range(self._column, last), shown)
         elif self._is_formula:
             self.lost[UNCALCULATED] += self._cell_repeats

@@ -17,6 +17,7 @@ from uncomp_cli.documents.parts import walk_xml, within
 from uncomp_cli.documents.styled import Styled
 from uncomp_cli.documents.text import (
     HIDDEN_SLIDE,
+    MASTER,
     OBJECT,
     PICTURE,
     Text,
@@ -83,6 +84,7 @@ class _Words(Styled):
     def parts(self) -> list[tuple[str, str]]:
         """The slides with their places, or the whole text between the headers and footers of its pages."""
         if self._parts:
+            self.lost[MASTER] += bool(self.out.text())
             return self._parts
         heads, feet = (running(self._margins[kind]) for kind in ("header", "footer"))
         return [("", "\n\n".join(filter(None, [*heads, self.out.text(), *feet, self._ended("")])))]

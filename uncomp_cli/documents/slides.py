@@ -6,7 +6,7 @@ number, the date) is left out; footers, pictures, films and embedded objects are
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -20,6 +20,7 @@ from uncomp_cli.documents.text import (
     HIDDEN,
     HIDDEN_SLIDE,
     MARGIN,
+    MASTER,
     OBJECT,
     PICTURE,
     SOUND,
@@ -61,24 +62,40 @@ def read(data: bytes, wishes: Wishes) -> Text:
     for number, part in enumerate(slides, start=1):
         wishes.progress(number - 1, len(slides))
         parts.append((f"s{number}", _slide(archive, part, lost)))
+    lost[MASTER] += sum(_has_own_text(archive, part) for part in _masters(archive, slides))
     text, places = joined(parts)
     return Text(text, places, counted(lost))
 
 
 def _slide(archive: Archive, part: str, lost: Counter[Words]) -> str:
-    related = relations(archive, part, kind=_KIND)
-    walk = _Shapes(archive, related, lost)
+    walk = _Shapes(archive, relations(archive, part, kind=_KIND), lost)
     _walk(archive, part, walk)
     if walk.hidden:
         lost[HIDDEN_SLIDE] += 1
         return ""
-    for relation in related.values():
-        if relation.kind == "diagramData":
-            walk.texts.append(paragraphs(tree_of(archive, relation.target, kind=_KIND), "pt"))
-    notes = [text for r in related.values() if r.kind == "notesSlide" for text in _notes(archive, r.target)]
-    comments = [text for r in related.values() if r.kind == "comments" for text in _comments(archive, r.target)]
+    for each in _related(archive, part, "diagramData"):
+        walk.texts.append(paragraphs(tree_of(archive, each, kind=_KIND), "pt"))
+    notes = [text for each in _related(archive, part, "notesSlide") for text in _notes(archive, each)]
+    comments = [text for each in _related(archive, part, "comments") for text in _comments(archive, each)]
     tail = ["Notes: " + "\n\n".join(notes)] * bool(notes) + ["Comments:\n" + "\n".join(comments)] * bool(comments)
     return "\n\n".join(text for text in (walk.title, *walk.texts, *tail) if text)
+
+
+def _masters(archive: Archive, slides: Sequence[str]) -> set[str]:
+    """What the slides stand on: their layouts, and the masters of these."""
+    layouts = {part for slide in slides for part in _related(archive, slide, "slideLayout")}
+    return layouts | {part for layout in layouts for part in _related(archive, layout, "slideMaster")}
+
+
+def _related(archive: Archive, part: str, kind: str) -> list[str]:
+    return [each.target for each in relations(archive, part, kind=_KIND).values() if each.kind == kind]
+
+
+def _has_own_text(archive: Archive, part: str) -> bool:
+    """Whether a master has text that is on every slide, besides what stands in place of theirs."""
+    walk = _Master(archive, {}, Counter())
+    _walk(archive, part, walk)
+    return any(walk.texts)
 
 
 def _walk(archive: Archive, part: str, walk: "_Shapes") -> None:
@@ -267,3 +284,11 @@ class _Shapes(Walk):
         **dict.fromkeys(("r", "fld"), _run), "rPr": _properties, "t": Walk.hear, "br": Walk.break_line,
         "oMath": Walk.formula, "tbl": _table, "tr": _row, "tc": _cell,
     }  # fmt: skip
+
+
+class _Master(_Shapes):
+    """Hears a master: placeholders of the slides' own text say how that is to look."""
+
+    def _end_shape(self) -> None:
+        text = self.end_aside()
+        self.texts += [text] * (self._role is None and bool(text.strip()))

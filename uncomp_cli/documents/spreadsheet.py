@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 from uncomp_cli.documents.archive import Archive, damaged
 from uncomp_cli.documents.charts import is_said
@@ -25,6 +25,7 @@ from uncomp_cli.documents.text import (
     HIDDEN_ROW,
     HIDDEN_SHEET,
     PICTURE,
+    STRUCK,
     UNCALCULATED,
     Loss,
     Text,
@@ -35,6 +36,7 @@ from uncomp_cli.documents.text import (
 )
 from uncomp_cli.errors import DocumentError
 
+T = TypeVar("T")
 _KIND = "Excel workbook"
 _REFERENCE = re.compile(r"\$?([A-Z]{1,3})\$?(\d{1,7})")
 _CONTROL = re.compile(r"_x([0-9A-Fa-f]{4})_")
@@ -56,6 +58,7 @@ class _Book:
     archive: Archive
     strings: Sequence[str]
     formats: Sequence[str]
+    struck: Sequence[bool]
     from_1904: bool
 
 
@@ -107,9 +110,15 @@ def _book(archive: Archive, workbook: Node, related: dict[str, Relation]) -> _Bo
     own = {
         node.attributes.get("numFmtId"): node.attributes.get("formatCode", "") for node in styles.at("numFmts").children
     }
-    ids = [node.attributes.get("numFmtId", "0") for node in styles.at("cellXfs").each("xf")]
+    looks = list(styles.at("cellXfs").each("xf"))
+    ids = [node.attributes.get("numFmtId", "0") for node in looks]
+    strikes = [font.at("strike") for font in styles.at("fonts").children]
+    fonts = [bool(strike.tag) and strike.attributes.get("val", "1") in ("1", "true") for strike in strikes]
+    struck = [_at(fonts, node.attributes.get("fontId"), False) for node in looks]
     formats = [own.get(number) or built_in(_integer(number, 0)) for number in ids]
-    return _Book(archive, strings, formats, workbook.at("workbookPr").attributes.get("date1904") in ("1", "true"))
+    return _Book(
+        archive, strings, formats, struck, workbook.at("workbookPr").attributes.get("date1904") in ("1", "true")
+    )
 
 
 def _elements(archive: Archive, part: str, *tags: str) -> Iterator[Any]:
@@ -204,6 +213,8 @@ def _take_row(book: _Book, sheet: _Sheet, row: Any) -> None:
         reference = _REFERENCE.fullmatch(cell.get("r") or "")
         column = _number(reference[1]) if reference else column + 1
         shown = _shown(book, sheet, cell, f"{letters(column)}{number}")
+        if shown and _at(book.struck, cell.get("s"), False):
+            shown = f"{STRUCK}{shown}{STRUCK}"
         if shown and column in sheet.hidden_columns:
             sheet.unseen[HIDDEN_CELL] += 1
         elif shown:
@@ -229,17 +240,14 @@ def _shown(book: _Book, sheet: _Sheet, cell: Any, place: str) -> str:
         return ""
     kind = cell.get("t", "n")
     if kind == "s":
-        index = _integer(stored.strip(), -1)
-        return book.strings[index] if 0 <= index < len(book.strings) else ""
+        return _at(book.strings, stored.strip(), "")
     if kind == "n":
         return _formatted(book, sheet, stored.strip(), cell.get("s", "0"))
     return _TRUTH.get(stored.strip(), stored) if kind == "b" else _unescaped(stored)
 
 
 def _formatted(book: _Book, sheet: _Sheet, stored: str, style: str) -> str:
-    number = _integer(style, 0)
-    code = book.formats[number] if number < len(book.formats) else GENERAL
-    shown = display(stored, code, from_1904=book.from_1904)
+    shown = display(stored, _at(book.formats, style, GENERAL), from_1904=book.from_1904)
     if not shown and stored:
         sheet.unseen[_CELL_OF_NOTHING] += 1
     return shown
@@ -252,6 +260,12 @@ def _range(reference: str) -> list[tuple[int, int, int, int]]:
         return []
     (left, top), (right, bottom) = ((_number(corner[1]), int(corner[2])) for corner in corners if corner)
     return [(top, left, bottom, right)]
+
+
+def _at(items: Sequence[T], index: str | None, default: T) -> T:
+    """One of several by its number as files have it."""
+    number = _integer(index, 0 if index is None else len(items))
+    return items[number] if number < len(items) else default
 
 
 def _integer(text: str | None, default: int) -> int:
