@@ -58,11 +58,10 @@ class Sheets(Styled):
         if lines or notes:
             self._lines += [(prefix, f"{_NAME_LINE}{self._name}\n"), *lines, *notes]
 
-    def _columns(self, attributes: Attributes) -> End:
+    def _columns(self, attributes: Attributes) -> None:
         first, self._described = self._described + 1, self._described + count_of(attributes, "number-columns-repeated")
         if attributes.get("visibility", "visible") != "visible" and self._described <= _MOST_COLUMNS:
             self._hidden_columns |= set(range(first, self._described + 1))
-        return None
 
     def _row(self, attributes: Attributes) -> End:
         self._cells, self._column = {}, 0

@@ -27,13 +27,12 @@ class Fields:
         """A field begins."""
         return FIELDS[tag](self, attributes)
 
-    def _input(self, attributes: Attributes) -> End:
+    def _input(self, attributes: Attributes) -> None:
         kind = attributes.get("type", "text").strip().lower()
         if kind in ("checkbox", "radio"):
             self._out.say("[x]" if "checked" in attributes else "[ ]")
         elif kind not in _WITHOUT_VALUE:
             self._out.say(attributes.get("value", "") or _asked(attributes))
-        return None
 
     def _area(self, attributes: Attributes) -> End:
         self._out.block()

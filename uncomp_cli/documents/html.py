@@ -252,13 +252,11 @@ class _Walk(Walk):
         self.out.open_code()
         return self.out.close_code
 
-    def _rule(self, tag: str, _: Attributes) -> End:
+    def _rule(self, tag: str, _: Attributes) -> None:
         self.out.rule()
-        return None
 
-    def _break(self, tag: str, _: Attributes) -> End:
+    def _break(self, tag: str, _: Attributes) -> None:
         self.out.line_break()
-        return None
 
     def _list(self, tag: str, attributes: Attributes) -> End:
         self.out.block(gap=not self._lists)
@@ -378,13 +376,12 @@ class _Walk(Walk):
 
     # --- pictures, formulas and what is embedded
 
-    def _picture(self, tag: str, attributes: Attributes) -> End:
+    def _picture(self, tag: str, attributes: Attributes) -> None:
         words = next((attributes[name] for name in ("alt", "aria-label", "title") if name in attributes), None)
         if words is None:
             self.lost[PICTURE] += not is_decoration(attributes)
         elif words.strip():
             self.out.say(words)
-        return None
 
     def _drawing(self, tag: str, attributes: Attributes) -> End:
         self._in_drawing += 1
@@ -408,14 +405,14 @@ class _Walk(Walk):
         self._in_title = False
 
     def _field(self, tag: str, attributes: Attributes) -> End:
-        if tag == "input" and attributes.get("type", "").strip().lower() == "image":
-            return self._picture(tag, attributes)
-        return self._fields.begin(tag, attributes)
+        if tag != "input" or attributes.get("type", "").strip().lower() != "image":
+            return self._fields.begin(tag, attributes)
+        self._picture(tag, attributes)
+        return None
 
-    def _spot(self, tag: str, attributes: Attributes) -> End:
+    def _spot(self, tag: str, attributes: Attributes) -> None:
         """A spot on a picture that leads somewhere."""
         self.out.say(attributes.get("alt", ""))
-        return None
 
     def _math(self, tag: str, attributes: Attributes) -> End:
         if attributes.get("display") == "block":

@@ -121,10 +121,9 @@ class _Words(Styled):
             self.out.write(f"{label} " if label else "")
         return partial(self._end_text, self.out.close_heading)
 
-    def _section(self, attributes: Attributes) -> End:
+    def _section(self, attributes: Attributes) -> None:
         """A section, or a field that shows its text under a condition."""
         self.hide(attributes)
-        return None
 
     def _reading(self, _: Attributes) -> End:
         """How a word is read stands above it."""
@@ -149,21 +148,18 @@ class _Words(Styled):
         self.out.open_item(self._lists.label(attributes))
         return self.out.close_item
 
-    def _kind_of_lists(self, attributes: Attributes) -> End:
-        """What the lists of a style have before their items; headings are one, of no name."""
+    def _kind_of_lists(self, attributes: Attributes) -> None:
+        """What the lists of a style have before their items; that of headings has no name."""
         self._lists.describe(attributes.get("name", ""))
-        return None
 
-    def _kind_of_headings(self, _: Attributes) -> End:
-        return self._kind_of_lists({})
+    def _kind_of_headings(self, _: Attributes) -> None:
+        self._lists.describe("")
 
-    def _numbers(self, attributes: Attributes) -> End:
+    def _numbers(self, attributes: Attributes) -> None:
         self._lists.add_numbers(attributes)
-        return None
 
-    def _bullets(self, attributes: Attributes) -> End:
+    def _bullets(self, attributes: Attributes) -> None:
         self._lists.add_bullets(attributes)
-        return None
 
     # --- beside the text
 
@@ -193,10 +189,9 @@ class _Words(Styled):
             self.out.write(line)
         self.out.block()
 
-    def _image(self, _: Attributes) -> End:
+    def _image(self, _: Attributes) -> None:
         if self._frames:
             self._frames[-1].pictures += 1
-        return None
 
     def _described(self, _: Attributes) -> End:
         """Words about a picture; elements of the same name show the title of the text in the text."""
@@ -213,7 +208,7 @@ class _Words(Styled):
             self.out.say(said)
             frame.is_told = True
 
-    def _object(self, attributes: Attributes) -> End:
+    def _object(self, attributes: Attributes) -> None:
         """An object: a formula is read, and the numbers of a chart; the picture that stands for it is no loss then."""
         name = within("", attributes.get("href", "")) + "/content.xml"
         data = self._archive.read(name) if self._archive is not None and name in self._archive.names else b""
@@ -229,11 +224,10 @@ class _Words(Styled):
             self.out.paste(chart.parts()[0][1].split("\n"))
             self.out.block(gap=True)
         else:
-            return None
+            return
         self.lost[OBJECT] -= 1
         if self._frames:
             self._frames[-1].is_told = True
-        return None
 
     # --- tables
 

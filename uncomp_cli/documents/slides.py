@@ -137,9 +137,8 @@ class _Shapes(Walk):
 
     # --- shapes
 
-    def _slide(self, attributes: Attributes) -> End:
+    def _slide(self, attributes: Attributes) -> None:
         self.hidden = attributes.get("show") in ("0", "false")
-        return None
 
     def _shape(self, _: Attributes) -> End:
         self._role, self._is_picture, self._numbers = None, False, Numbered()
@@ -155,7 +154,7 @@ class _Shapes(Walk):
         elif self._role == "ftr" and text.strip():
             self.lost[MARGIN] += 1
 
-    def _named(self, attributes: Attributes) -> End:
+    def _named(self, attributes: Attributes) -> None:
         """A shape's alternative text, where it is one of words and not the name of a file; whether it is shown."""
         said = " ".join(attributes.get("descr", "").split())
         if attributes.get("hidden") in ("1", "true") and self._open:
@@ -166,27 +165,22 @@ class _Shapes(Walk):
             self.texts.append(f"[picture: {said}]")
             self.lost[PICTURE] -= self._is_picture
         self._is_picture = False
-        return None
 
-    def _container(self, _: Attributes) -> End:
+    def _container(self, _: Attributes) -> None:
         self._is_picture = False
-        return None
 
-    def _picture(self, _: Attributes) -> End:
+    def _picture(self, _: Attributes) -> None:
         self.lost[PICTURE] += 1
         self._is_picture = True
-        return None
 
-    def _placeholder(self, attributes: Attributes) -> End:
+    def _placeholder(self, attributes: Attributes) -> None:
         self._role = attributes.get("type", "")
-        return None
 
-    def _chart(self, attributes: Attributes) -> End:
+    def _chart(self, attributes: Attributes) -> None:
         relation = self._related.get(attributes.get("id", ""))
         text = "" if relation is None else chart_text(tree_of(self._archive, relation.target, kind=_KIND))
         self.texts += [text] * bool(text)
         self.lost[CHART] += not text
-        return None
 
     # --- paragraphs
 
@@ -201,14 +195,13 @@ class _Shapes(Walk):
         self.out.block()
         self._label = None
 
-    def _level(self, attributes: Attributes) -> End:
+    def _level(self, attributes: Attributes) -> None:
         """A paragraph's properties: in a list of points it is an item."""
         level = attributes.get("lvl", "0")
         self._list = int(level) if len(level) == 1 and level in "012345678" else 0
         self._label = None
-        return None
 
-    def _numbered(self, attributes: Attributes) -> End:
+    def _numbered(self, attributes: Attributes) -> None:
         """The paragraph is numbered: what stands before it is nowhere in the file."""
         kind = _NUMBERED.match(attributes.get("type", ""))
         start = attributes.get("startAt", "1")
@@ -217,13 +210,11 @@ class _Shapes(Walk):
             pattern = _PATTERNS[kind[2] or ""].format(self._list + 1)
             self._numbers.levels[self._list] = Level(_KINDS[kind[1]], pattern, begin)
         self._label = _COUNTED if kind is not None else None
-        return None
 
-    def _point(self, _: Attributes, *, label: str) -> End:
+    def _point(self, _: Attributes, *, label: str) -> None:
         self._label = label
-        return None
 
-    def _run(self, _: Attributes) -> End:
+    def _run(self, _: Attributes) -> None:
         if not self._item:
             self._item = True
             label = self._label if self._label is not None else "-" * (self._role in _LISTS)
@@ -237,14 +228,12 @@ class _Shapes(Walk):
                 self.out.write(f"{label} ")
             self._list = 0
         self._look = ("", False)
-        return None
 
-    def _properties(self, attributes: Attributes) -> End:
+    def _properties(self, attributes: Attributes) -> None:
         """A run's properties: raised, lowered or struck text."""
         moved = attributes.get("baseline", "0").rstrip("%")
         shift = "" if moved in ("0", "") else "low" if moved.startswith("-") else "high"
         self._look = shift, attributes.get("strike", "noStrike") != "noStrike"
-        return None
 
     # --- tables
 
@@ -265,14 +254,13 @@ class _Shapes(Walk):
     def _end_row(self) -> None:
         self._first_row = False
 
-    def _cell(self, attributes: Attributes) -> End:
+    def _cell(self, attributes: Attributes) -> None:
         """A cell; those that another one covers are skipped with all that is in them."""
         if attributes.get("hMerge") in ("1", "true") or attributes.get("vMerge") in ("1", "true"):
             self.leave_out()
         else:
             columns, rows = (count_of(attributes, name) for name in ("gridSpan", "rowSpan"))
             self.out.open_cell(header=self._first_row, columns=min(columns, 999), rows=min(rows, 999))
-        return None
 
     in_formulas: ClassVar = _SILENT
     elements: ClassVar = {

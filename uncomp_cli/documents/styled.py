@@ -48,21 +48,18 @@ class Styled(Walk):
         self._look = moved or around[0], is_struck or around[1]
         return partial(setattr, self, "_look", around)
 
-    def space(self, _: Attributes) -> End:
+    def space(self, _: Attributes) -> None:
         """A space, or a tabulator."""
         self.write(" ")
-        return None
 
-    def new_style(self, attributes: Attributes) -> End:
+    def new_style(self, attributes: Attributes) -> None:
         """A style; its parent may come later."""
         self._style = {name: attributes[name] for name in ("list-style-name", _PARENT) if name in attributes}
         self.styles[attributes.get("name", "")] = self._style
-        return None
 
-    def properties(self, attributes: Attributes) -> End:
+    def properties(self, attributes: Attributes) -> None:
         """What a style says, as far as it matters to the text."""
         self._style |= {name: attributes[name] for name in _PROPERTIES if name in attributes}
-        return None
 
     def style(self, attributes: Attributes, name: str) -> str:
         """What an element's style says, or else those that it is based on, which may be in a ring."""

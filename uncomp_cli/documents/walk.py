@@ -80,15 +80,13 @@ class Walk:
         del self._open[max(0, count - above) :]
         self._skip, self._skipped_words, self._skip_reason = 1 + min(above, count), 0, reason
 
-    def silence(self, _: Attributes) -> End:
+    def silence(self, _: Attributes) -> None:
         """An element that says nothing."""
         self.leave_out()
-        return None
 
-    def lose(self, _: Attributes, *, what: Words) -> End:
+    def lose(self, _: Attributes, *, what: Words) -> None:
         """An element that is a loss."""
         self.lost[what] += 1
-        return None
 
     # --- where text goes
 
@@ -117,11 +115,10 @@ class Walk:
         self.out, self._in_text, self._look = self._outer.pop()
         return text
 
-    def break_line(self, _: Attributes) -> End:
+    def break_line(self, _: Attributes) -> None:
         """A new line in the paragraph."""
         self.write("")
         self.out.line_break()
-        return None
 
     def formula(self, _: Attributes) -> End:
         """A formula begins."""

@@ -25,7 +25,7 @@ class Fields(Walk):
         self._entries: list[str] = []
         self._chosen = 0
 
-    def _field(self, attributes: Attributes) -> End:
+    def _field(self, attributes: Attributes) -> None:
         """A field begins, comes to its result, or ends."""
         kind = attributes.get("fldCharType", "")
         if kind == "begin":
@@ -35,7 +35,6 @@ class Fields(Walk):
         elif kind == "end" and self._fields:
             code, *result = self._fields.pop()
             self.lost[_NO_RESULT] += not result and not _SHOWS_NOTHING.match(code)
-        return None
 
     def _instruction(self, _: Attributes) -> End:
         self.begin_aside()
@@ -53,10 +52,9 @@ class Fields(Walk):
         self._chosen = 0
         return lambda: self.write("[x] " if self._chosen else "[ ] ")
 
-    def _checked(self, attributes: Attributes) -> End:
+    def _checked(self, attributes: Attributes) -> None:
         if self._open and self._open[-1][0] == "checkBox":
             self._chosen = int(is_true(attributes))
-        return None
 
     def _choices_of_form(self, _: Attributes) -> End:
         self._entries, self._chosen = [], 0
@@ -65,13 +63,11 @@ class Fields(Walk):
     def _end_choices_of_form(self) -> None:
         self.write(self._entries[self._chosen] if 0 <= self._chosen < len(self._entries) else "")
 
-    def _entry(self, attributes: Attributes) -> End:
+    def _entry(self, attributes: Attributes) -> None:
         self._entries.append(attributes.get("val", ""))
-        return None
 
-    def _result(self, attributes: Attributes) -> End:
+    def _result(self, attributes: Attributes) -> None:
         self._chosen = integer(attributes.get("val", ""), 0)
-        return None
 
     elements: ClassVar = {
         "fldChar": _field,

@@ -65,25 +65,20 @@ class Manuscript(Tables, Fields):
             self.out.paste(box)
             self.out.block(gap=True)
 
-    def _style(self, attributes: Attributes) -> End:
+    def _style(self, attributes: Attributes) -> None:
         self._paragraphs[-1].style = self._story.styles.get(attributes.get("val", ""), NO_STYLE)
-        return None
 
-    def _number(self, attributes: Attributes) -> End:
+    def _number(self, attributes: Attributes) -> None:
         self._paragraphs[-1].number = attributes.get("val", "")
-        return None
 
-    def _number_level(self, attributes: Attributes) -> End:
+    def _number_level(self, attributes: Attributes) -> None:
         self._paragraphs[-1].level = integer(attributes.get("val", ""), 0)
-        return None
 
-    def _outline_level(self, attributes: Attributes) -> End:
+    def _outline_level(self, attributes: Attributes) -> None:
         self._paragraphs[-1].heading = (integer(attributes.get("val", ""), 9) + 1) % 10
-        return None
 
-    def _frame(self, attributes: Attributes) -> End:
+    def _frame(self, attributes: Attributes) -> None:
         self._paragraphs[-1].is_drop = attributes.get("dropCap") in ("drop", "margin")
-        return None
 
     def _properties(self, _: Attributes) -> End:
         return self._end_properties
@@ -108,61 +103,52 @@ class Manuscript(Tables, Fields):
 
     # --- runs
 
-    def _run(self, _: Attributes) -> End:
+    def _run(self, _: Attributes) -> None:
         self._follow(self._paragraphs[-1].style)
-        return None
 
     def _follow(self, style: Style) -> None:
         self._vanish = style.hidden
         self._look = _SHIFTS.get(style.shift, ""), style.struck
 
-    def _run_style(self, attributes: Attributes) -> End:
+    def _run_style(self, attributes: Attributes) -> None:
         self._follow(self._story.styles.get(attributes.get("val", ""), NO_STYLE))
-        return None
 
-    def _mark_of_paragraph(self, _: Attributes) -> End:
+    def _mark_of_paragraph(self, _: Attributes) -> None:
         """How a run looks; that of a paragraph's mark is no text's."""
         if self._open and self._open[-1][0] == "pPr":
             self.leave_out()
-        return None
 
-    def _align(self, attributes: Attributes) -> End:
+    def _align(self, attributes: Attributes) -> None:
         self._look = _SHIFTS.get(attributes.get("val", ""), ""), self._look[1]
-        return None
 
-    def _move(self, attributes: Attributes) -> End:
+    def _move(self, attributes: Attributes) -> None:
         self._look = _SHIFTS.get(moved(attributes.get("val", "")), self._look[0]), self._look[1]
-        return None
 
-    def _strike_out(self, attributes: Attributes) -> End:
+    def _strike_out(self, attributes: Attributes) -> None:
         self._look = self._look[0], is_true(attributes)
-        return None
 
-    def _hide(self, attributes: Attributes) -> End:
+    def _hide(self, attributes: Attributes) -> None:
         self._vanish = is_true(attributes)
-        return None
 
     def _text(self, attributes: Attributes) -> End:
         if self._vanish:
             self.leave_out(HIDDEN)
         return self.hear(attributes) if not self._vanish else None
 
-    def _blank(self, _: Attributes, *, text: str) -> End:
+    def _blank(self, _: Attributes, *, text: str) -> None:
         self.write(text)
-        return None
 
-    def _break(self, attributes: Attributes) -> End:
+    def _break(self, attributes: Attributes) -> None:
         if attributes.get("type") in ("page", "column"):
             self.out.block(gap=True)
-            return None
-        return self.break_line(attributes)
+        else:
+            self.break_line(attributes)
 
-    def _symbol(self, attributes: Attributes) -> End:
+    def _symbol(self, attributes: Attributes) -> None:
         sign = sign_of(attributes.get("font", ""), attributes.get("char", ""))
         self.lost[_SIGN] += sign is None
         if sign:
             self.write(sign)
-        return None
 
     def _ruby_text(self, _: Attributes) -> End:
         return partial(self._end_ruby_text, self.out.here)
@@ -179,10 +165,9 @@ class Manuscript(Tables, Fields):
 
     # --- notes, boxes, pictures
 
-    def _reference(self, attributes: Attributes, *, kind: str) -> End:
+    def _reference(self, attributes: Attributes, *, kind: str) -> None:
         self.out.turn()
         self.out.write(self._story.mark(kind, attributes.get("id", "")))
-        return None
 
     def _note(self, attributes: Attributes, *, kind: str) -> End:
         author = attributes.get("author", "")
@@ -204,37 +189,32 @@ class Manuscript(Tables, Fields):
     def _end_box(self, around: Paragraph) -> None:
         around.boxes.append(self.end_aside().split("\n"))
 
-    def _drawing(self, _: Attributes) -> End:
+    def _drawing(self, _: Attributes) -> None:
         self._has_words = False
-        return None
 
-    def _described(self, attributes: Attributes) -> End:
+    def _described(self, attributes: Attributes) -> None:
         words = clean(attributes.get("descr") or attributes.get("alt") or attributes.get("string") or "").strip()
         self._has_words = self._has_words or bool(words)
         self.write(f" {words} " if words else "")
-        return None
 
-    def _picture(self, _: Attributes) -> End:
+    def _picture(self, _: Attributes) -> None:
         self.lost[PICTURE] += not self._has_words
-        return None
 
-    def _drawn(self, attributes: Attributes, *, by: str, what: Words) -> End:
+    def _drawn(self, attributes: Attributes, *, by: str, what: Words) -> None:
         """A chart or a diagram, by the name of its relation."""
         text = self._charts.get(attributes.get(by, ""), "") if len(self._paragraphs) > 1 else ""
         self._paragraphs[-1].boxes += [text.split("\n")] * bool(text)
         self.lost[what] += not text
-        return None
 
     def _alternatives(self, _: Attributes) -> End:
         self._choices.append(False)
         return self._choices.pop
 
-    def _choice(self, _: Attributes) -> End:
+    def _choice(self, _: Attributes) -> None:
         """One of several forms of the same: the first is read."""
         if any(self._choices[-1:]):
             self.leave_out()
         self._choices[-1:] = [True] * bool(self._choices)
-        return None
 
     def _table(self, attributes: Attributes) -> End:
         self._after_item = False

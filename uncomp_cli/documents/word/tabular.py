@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from uncomp_cli.documents.text import DELETED, HIDDEN, Words
@@ -37,11 +38,10 @@ class Tables(Walk):
         self._tables.pop()
         self.out.close_table()
 
-    def _table_look(self, attributes: Attributes) -> End:
+    def _table_look(self, attributes: Attributes) -> None:
         bits = attributes.get("val", "")
         by_bits = bool(int(bits, 16) & 0x20) if bits and all(c in "0123456789abcdefABCDEF" for c in bits) else False
         self._tables[-1].has_header = attributes.get("firstRow", str(int(by_bits))) in ("1", "true", "on")
-        return None
 
     def _row(self, _: Attributes) -> End:
         table = self._tables[-1]
@@ -50,18 +50,15 @@ class Tables(Walk):
         self.out.open_row()
         return self.out.close_cell
 
-    def _row_header(self, attributes: Attributes) -> End:
+    def _row_header(self, attributes: Attributes) -> None:
         self._tables[-1].is_header = self._tables[-1].is_header or is_true(attributes)
-        return None
 
-    def _columns_before(self, attributes: Attributes) -> End:
+    def _columns_before(self, attributes: Attributes) -> None:
         self.out.open_cell(columns=max(integer(attributes.get("val", ""), 1), 1))
-        return None
 
-    def _row_left_out(self, attributes: Attributes, *, why: Words) -> End:
+    def _row_left_out(self, attributes: Attributes, *, why: Words) -> None:
         if self._open and self._open[-1][0] == "trPr" and is_true(attributes):
             self._tables[-1].left_out = why
-        return None
 
     def _cell(self, _: Attributes) -> End:
         table = self._tables[-1]
@@ -72,26 +69,21 @@ class Tables(Walk):
         self.out.open_cell(header=table.is_header)
         return self.out.close_cell
 
-    def _columns(self, attributes: Attributes) -> End:
+    def _columns(self, attributes: Attributes) -> None:
         self._tables[-1].columns = max(integer(attributes.get("val", ""), 1), 1)
-        return None
 
-    def _merged(self, attributes: Attributes) -> End:
+    def _merged(self, attributes: Attributes) -> None:
         self._tables[-1].above = attributes.get("val", "continue") == "continue"
-        return None
 
     def _cell_properties(self, _: Attributes) -> End:
         return lambda: self.out.span(columns=self._tables[-1].columns, above=self._tables[-1].above)
 
-    def _delete(self, attributes: Attributes) -> End:
+    def _delete(self, attributes: Attributes) -> None:
         """What was deleted: text, or where it is a property a row."""
         if not self._open or not self._open[-1][0].endswith("Pr"):
             self.leave_out(DELETED)
-            return None
-        return self._row_left_out(attributes, why=DELETED)
-
-    def _hide_row(self, attributes: Attributes) -> End:
-        return self._row_left_out(attributes, why=HIDDEN)
+        else:
+            self._row_left_out(attributes, why=DELETED)
 
     elements: ClassVar = {
         "tbl": _table,
@@ -100,7 +92,7 @@ class Tables(Walk):
         "tblHeader": _row_header,
         "gridBefore": _columns_before,
         **dict.fromkeys(("del", "moveFrom"), _delete),
-        "hidden": _hide_row,
+        "hidden": partial(_row_left_out, why=HIDDEN),
         "tc": _cell,
         "tcPr": _cell_properties,
         "gridSpan": _columns,
