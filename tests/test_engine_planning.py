@@ -99,7 +99,7 @@ CAPPED = {
 }
 
 
-@settings(derandomize=True)
+@settings(derandomize=True, max_examples=settings().max_examples // 3)
 @given(**CAPPED)
 def test_the_cache_never_takes_more_than_it_may(
     budget: str,

@@ -136,6 +136,19 @@ def test_without_out_the_same_command_goes_on_where_it_ended(tiny_model: Path, t
     assert first == second
 
 
+@pytest.fixture
+def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are made and have their files, but are not painted, as they are in the tests of `uncomp rope`."""
+
+    def write(_: object, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return path
+
+    monkeypatch.setattr("uncomp_cli.ui.plots.write", write)
+
+
+@pytest.mark.usefixtures("sketched")
 def test_pictures_and_markdown(tiny_model: Path) -> None:
     shown = ("--plot", "pictures", "--markdown", "docs/table.md")
     code, _, err = evaluate(tiny_model, "-t", "needle/digits7", "-t", "fidelity", *shown)
@@ -200,6 +213,7 @@ def test_a_budget_too_small_is_a_row_that_says_so(tiny_model: Path) -> None:
     assert json.loads(Path("results.jsonl").read_text().splitlines()[0])["kind"] == "uncomp eval"
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_results_file_is_shown_again_without_a_model(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = evaluate(tiny_model, "-t", "needle/digits7", "-t", "fidelity")
     before = Path("results.jsonl").read_bytes()
