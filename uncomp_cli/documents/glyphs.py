@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -67,33 +68,33 @@ class Run:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Line:
     """Runs on one baseline, from left to right as the file has them."""
 
     runs: tuple[Run, ...]
 
-    @property
+    @cached_property
     def text(self) -> str:
         """The runs with spaces between."""
         return " ".join(run.text for run in self.runs)
 
-    @property
+    @cached_property
     def left(self) -> float:
         """The left edge."""
         return min(run.left for run in self.runs)
 
-    @property
+    @cached_property
     def right(self) -> float:
         """The right edge."""
         return max(run.right for run in self.runs)
 
-    @property
+    @cached_property
     def em(self) -> float:
         """Of the tallest run."""
         return max(run.em for run in self.runs)
 
-    @property
+    @cached_property
     def base(self) -> float:
         """Of the tallest run."""
         return max(self.runs, key=lambda run: run.em).base
@@ -182,6 +183,9 @@ class _Pen:
 
 def _accented(glyphs: Iterable[Glyph]) -> list[Glyph]:
     """Glyphs, accents made one with the letters that they stand over; a combining one over no letter is no text."""
+    glyphs = list(glyphs)
+    if "".join(glyph.char for glyph in glyphs).isascii():
+        return glyphs
     found: list[Glyph] = []
     waiting: list[Glyph] = []
     for glyph in glyphs:

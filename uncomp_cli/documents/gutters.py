@@ -102,7 +102,7 @@ def _wide_spaces(line: Line, marks: re.Pattern[str]) -> Iterator[Space]:
 def _is_typed(run: Run) -> bool:
     """Whether all of a run's spaces are as wide as so many letters, as in a typewriter's font."""
     widths = [space.right - space.left for space in run.spaces]
-    letter = (run.right - run.left - sum(widths)) / max(sum(char != " " for char in run.text), 1)
+    letter = (run.right - run.left - sum(widths)) / max(len(run.text) - run.text.count(" "), 1)
     return all(abs(width - letter * max(round(width / max(letter, 1e-6)), 1)) < 0.01 * letter for width in widths)
 
 

@@ -80,9 +80,6 @@ class Manuscript(Tables, Fields):
     def _frame(self, attributes: Attributes) -> None:
         self._paragraphs[-1].is_drop = attributes.get("dropCap") in ("drop", "margin")
 
-    def _properties(self, _: Attributes) -> End:
-        return self._end_properties
-
     def _end_properties(self) -> None:
         """All is known of the paragraph now: it is a heading, an item, or neither."""
         here, in_table = self._paragraphs[-1], len(self._tables) > 1
@@ -156,9 +153,6 @@ class Manuscript(Tables, Fields):
     def _end_ruby_text(self, begin: int) -> None:
         self._reading = self.out.taken(begin)
 
-    def _ruby_base(self, _: Attributes) -> End:
-        return self._end_ruby_base
-
     def _end_ruby_base(self) -> None:
         self.out.write(f"({self._reading})" if self._reading else "")
         self._reading = ""
@@ -228,7 +222,7 @@ class Manuscript(Tables, Fields):
         **dict.fromkeys(("tab", "ptab"), partial(_blank, text=" ")),
         "noBreakHyphen": partial(_blank, text="-"),
         "p": _paragraph,
-        "pPr": _properties,
+        "pPr": lambda walk, _: walk._end_properties,
         "pStyle": _style,
         "numId": _number,
         "ilvl": _number_level,
@@ -245,7 +239,7 @@ class Manuscript(Tables, Fields):
         **dict.fromkeys(("br", "cr"), _break),
         "sym": _symbol,
         "rt": _ruby_text,
-        "rubyBase": _ruby_base,
+        "rubyBase": lambda walk, _: walk._end_ruby_base,
         "oMath": Walk.formula,
         "footnoteReference": partial(_reference, kind="footnote"),
         "endnoteReference": partial(_reference, kind="endnote"),
