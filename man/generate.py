@@ -95,9 +95,7 @@ def _type_words(kind: Any) -> str:
     choices = getattr(kind, "__args__", ())
     if kind == str | None:
         return "String or null"
-    if kind == RiskCurve | None:
-        return "Object or null"
-    if QualityPoint in choices:
+    if {QualityPoint, RiskCurve} & {*choices}:
         return "List of objects"
     if choices:
         return f"One of {', '.join(json.dumps(choice) for choice in choices)}"

@@ -34,7 +34,8 @@ SUBFIELDS = {
         "hidden_kept_fraction", "chunk_tokens", "reread_tokens", "query_aware", "kv_bits",
     },
     "uncertainty": {
-        "attention_entropy", "prompt_in_trained_length", "calibrated", "flagged", "error_rate", "error_rate_interval",
+        "attention_entropy", "signs", "signal", "prompt_in_trained_length", "calibrated", "flagged", "word",
+        "error_rate", "error_rate_interval",
     },
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from support.commands import two_lines
-from support.curves import curve_up_to, risky
+from support.curves import curve_up_to, risky, seen
 from support.tiny import TRAINED_LENGTH
 from uncomp_cli.asking.doubts import Risk, Try, best_of, escalation_record, wider
 from uncomp_cli.asking.subject import Reader
@@ -210,7 +210,7 @@ def test_twice_a_budget(budget: str, twice: str | None) -> None:
 
 def test_which_answer_stays() -> None:
     def tried(entropy: float) -> Try:
-        return Try(Budget.parse("10%"), 100, 1.0, Risk(entropy, curve_up_to(0.3)))
+        return Try(Budget.parse("10%"), 100, 1.0, Risk(seen(entropy), curve_up_to(0.3)))
 
     assert best_of([tried(0.5), tried(0.2)]) == 1
     assert best_of([tried(0.5), tried(0.4), tried(0.6)]) == 2  # all of one rate: the one with most kept

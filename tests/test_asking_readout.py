@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from support.curves import curve_up_to
+from support.curves import curve_up_to, seen
 from uncomp_cli.asking.doubts import Risk
 from uncomp_cli.asking.events import Done, Turn
 from uncomp_cli.asking.readout import ending
@@ -13,7 +13,7 @@ from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.engine.records import RunStats
 
 MIB = 2**20
-UNWATCHED = Risk(None)
+UNWATCHED = Risk({})
 STATS = RunStats(
     prompt_tokens=7512, cached_tokens=0, completion_tokens=88, prefill_s=17.3, ttft_s=17.4, decode_s=87 / 14.2,
     kv_bytes=int(8.1 * MIB), kv_full_bytes=165 * MIB, peak_bytes=int(1.1 * 2**30), finish_reason="stop",
@@ -38,7 +38,7 @@ def test_the_long_line() -> None:
         "prefill 7,512 tok 17.3 s (434 tok/s) · first token 17.4 s · decode 14.2 tok/s"
         " · KV 8.1 of 165 MiB (4.9 %) · peak 1.1 GiB · context 7,600/8,192"
     )
-    assert " · entropy 0.31 · context 7,600/8,192" in long(done(attention_entropy=0.3149))
+    assert " · entropy 0.31 · context 7,600/8,192" in long(done(signs=seen(0.3149)))
     assert long(done(cached_tokens=7500)).startswith("cached 7,500 · prefill 12 tok 17.3 s")
 
 
@@ -48,17 +48,25 @@ def test_one_token_has_no_pace_and_no_time_no_rate() -> None:
 
 
 def test_the_short_line_says_a_word_only_where_it_was_calibrated() -> None:
-    known = Risk(0.2, curve_up_to(0.3), 7512)
+    known = Risk(seen(0.2), curve_up_to(0.3), 7512)
     line = "7,512 tok in 17.3 s · 14.2 tok/s · KV 8.1 of 165 MiB (4.9 %)"
-    assert short(done()) == short(done(Risk(0.2))) == line
-    assert short(done(Risk(0.2, curve_up_to(0.3), 20_000))) == line
+    assert short(done()) == short(done(Risk(seen(0.2)))) == line
+    assert short(done(Risk(seen(0.2), curve_up_to(0.3), 20_000))) == line
     assert short(done(known)) == f"{line} · sure"
-    assert short(done(replace(known, entropy=0.4))) == f"{line} · unsure"
+    assert short(done(replace(known, signs=seen(0.4)))) == f"{line} · unsure"
+
+
+def test_it_fits_80_columns_with_the_longest_word() -> None:
+    curve = curve_up_to(0.3, absent=0.5)
+    absent = short(done(Risk({**seen(0.2), "named": 0.4}, curve, 7512)))
+    assert absent == "7,512 tok in 17.3 s · KV 8.1 of 165 MiB (4.9 %) · probably not in the document"
+    assert len(absent) <= 80
+    assert short(done(Risk({**seen(0.2), "named": 0.6}, curve, 7512))).endswith(" · sure")
 
 
 def test_it_fits_80_columns_however_much_there_was() -> None:
     much = {"prompt_tokens": 1_234_567, "prefill_s": 40_000.0, "decode_s": 0.0871, "kv_full_bytes": 1023 * 2**30}
-    line = short(done(Risk(0.2, curve_up_to(0.3), 100), **much, kv_bytes=1000 * 2**30))
+    line = short(done(Risk(seen(0.2), curve_up_to(0.3), 100), **much, kv_bytes=1000 * 2**30))
     assert (len(line) <= 80, line.endswith("sure")) == (True, True), line
 
 

@@ -78,7 +78,7 @@ def test_shipped_presets_load(name: str, own: Path) -> None:
     file = Path(__file__).parents[1] / "presets" / f"{name}.json"
     stored = json.loads(file.read_text())
     scorer = {**asdict(ScorerConfig()), **stored.pop("scorer")}
-    later = {"kv_bits": 16, "thinning": "none", "profile": None, "quality": [], "risk": None}
+    later = {"kv_bits": 16, "thinning": "none", "profile": None, "quality": [], "risk": []}
     assert {**later, **stored, "scorer": scorer} == json.loads(json.dumps(preset.to_dict()))
 
 
@@ -150,8 +150,8 @@ def test_only_ones_own_is_removed(own: Path, name: str) -> None:
         ({"scorer": {"width": 4}}, "width is 4", "odd"),
         ({"scorer": {"window": 0}}, "window is 0", "1 token"),
         ({"scorer": {"sinks": -1}}, "sinks is -1", "0 or more"),
-        ({"risk": []}, "risk is []", "an object or null"),
-        ({"risk": {"signal": "entropy/mean"}}, "risk.heads is missing", "known keys: signal"),
+        ({"risk": {}}, "risk is {}", "must be a list"),
+        ({"risk": [{"weights": {}}]}, "risk[0].heads is missing", "known keys: weights"),
         ({"budget": "1.5"}, "budget '1.5'", "10%"),
         ({"policy": "unifrom"}, "policy 'unifrom'", "did you mean 'uniform'?"),
         ({"thinning": "gahter"}, "thinning 'gahter'", "did you mean 'gather'?"),

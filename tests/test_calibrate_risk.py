@@ -1,4 +1,4 @@
-"""Fitting a risk curve: heads that know are found, heads that know nothing are not made to, and rates only rise."""
+"""Fitting a risk curve: signs that know are weighed, signs that know nothing are not made to, and rates only rise."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -8,80 +8,64 @@ import pytest
 
 from uncomp_cli.calibrate.reliability import RiskAnswer, Separation, fit_risk, risk_bins
 from uncomp_cli.errors import UsageError
-from uncomp_cli.uncertainty.error_rates import auroc
+from uncomp_cli.uncertainty.error_rates import SIGNS, auroc, weighed
 
-HEADS = tuple((layer, head) for layer in range(10) for head in range(3))
+HEADS = ((3, 0), (7, 2))
 
 
-def answers(count: int, *, seed: int = 0, gap: float = 0.0, telling: tuple[int, ...] = ()) -> list[RiskAnswer]:
-    """Half of them wrong; where an answer is wrong, the heads `telling` are higher by `gap` standard deviations."""
+def answers(count: int, *, seed: int = 0, gap: float = 0.0) -> list[RiskAnswer]:
+    """Half of them wrong, half of these for lack of an answer: `gap` is what tells, in standard deviations."""
     chance = np.random.default_rng(seed)
     made = []
     for index in range(count):
-        wrong = index % 2 == 0
-        entropy = 0.3 + 0.05 * chance.standard_normal((int(chance.integers(1, 12)), len(HEADS)))
-        entropy += 0.05 * chance.standard_normal(len(HEADS))  # what an answer has of its own
-        entropy[:, list(telling)] += 0.05 * gap * wrong
-        made.append(RiskAnswer(12_000 + index % 2, wrong, entropy, float(chance.random() + wrong) / 1000))
+        wrong, absent = index % 2 == 0, index % 4 == 0
+        signs = dict(zip(SIGNS, chance.standard_normal(len(SIGNS)), strict=True))
+        signs["attention"] += gap * wrong
+        signs["named"] -= gap * absent
+        made.append(RiskAnswer(2000 + index % 2, wrong, signs, absent))
     return made
 
 
-def test_heads_that_tell_are_found_and_the_curve_rises() -> None:
-    fit = fit_risk(answers(80, gap=4, telling=(4, 11, 17, 20)), HEADS, rope="repack")
-    assert set(fit.curve.heads) >= {HEADS[at] for at in (4, 11, 17, 20)}
+def values_of(weights: dict[str, float], made: list[RiskAnswer]) -> list[float]:
+    found = [weighed(weights, one.signs) for one in made]
+    return [value for value in found if value is not None]
+
+
+def test_signs_that_tell_are_weighed_and_the_curve_rises() -> None:
+    fit = fit_risk(answers(120, gap=3), HEADS, rope="trained")
+    weights = fit.curve.weights
+    assert weights["attention"] > 3 * max(abs(weights[name]) for name in ("peak", "output", "looked"))
     assert fit.curve.auroc > 0.9
     rates = [one.error_rate for one in fit.curve.bins]
     assert rates[0] < 0.2
     assert rates[-1] > 0.8
-    assert (fit.curve.samples, fit.curve.tokens, fit.curve.rope) == (80, (12_000, 12_001), "repack")
-    assert fit.baseline.auroc == 1
-    assert fit.candidates[0].auroc == max(one.auroc for one in fit.candidates)
+    assert (fit.curve.samples, fit.curve.tokens, fit.curve.rope) == (120, (2000, 2001), "trained")
+    assert fit.candidates[0].name == "attention"
+    assert fit.baseline.name == "output"
 
 
 def test_the_curve_tells_new_answers_apart_as_well_as_it_says() -> None:
-    curve = fit_risk(answers(80, gap=2, telling=(4, 11, 17, 20)), HEADS).curve
-    fresh, at = answers(400, seed=1, gap=2, telling=(4, 11, 17, 20)), [HEADS.index(head) for head in curve.heads]
-    reduced = {
-        "entropy/mean": np.mean,
-        "entropy/least": lambda e: e.min(axis=1).mean(),
-        "entropy/first": lambda e: e[0].mean(),
-        "entropy/joint": np.mean,
-    }
-    said = [one.output_entropy if curve.signal == "entropy/joint" else 0.0 for one in fresh]
-    values = [float(reduced[curve.signal](one.entropy[:, at])) + out for one, out in zip(fresh, said, strict=True)]
-    area = auroc(values, [one.wrong for one in fresh])
-    assert curve.auroc_low <= area <= curve.auroc_high
-    flagged = [curve.flagged(value) for value in values]
-    right = [flag for flag, one in zip(flagged, fresh, strict=True) if not one.wrong]
-    wrong = [flag for flag, one in zip(flagged, fresh, strict=True) if one.wrong]
-    assert np.mean(wrong) > np.mean(right) + 0.5
+    curve, fresh = fit_risk(answers(200, gap=1.5), HEADS).curve, answers(800, seed=1, gap=1.5)
+    values, wrong = np.array(values_of(curve.weights, fresh)), np.array([one.wrong for one in fresh])
+    assert curve.auroc_low <= auroc(values.tolist(), wrong.tolist()) <= curve.auroc_high
+    assert (values[wrong] > curve.band[1]).mean() > (values[~wrong] > curve.band[1]).mean() + 0.5
+    absent, told = np.array([one.absent for one in fresh]), curve.absent
+    assert told is not None
+    said = np.array(values_of(told.weights, fresh)) > told.limit
+    assert said[~absent].mean() < 0.16
+    assert said[absent].mean() == pytest.approx(told.caught, abs=0.15)
+    assert told.caught > 0.5
 
 
-def test_heads_that_know_nothing_look_like_it() -> None:
-    """Chosen and judged on the same answers, the best 4 of 30 random heads would seem to tell them apart."""
-    areas = [
-        one.auroc
-        for seed in range(8)
-        for one in fit_risk(answers(40, seed=seed), HEADS).candidates
-        if one.name == "best 4 heads, entropy/mean"
-    ]
+def test_signs_that_know_nothing_look_like_it() -> None:
+    """Fitted and judged on the same answers, five random signs would seem to tell them apart."""
+    areas = [fit_risk(answers(40, seed=seed), HEADS).curve.auroc for seed in range(12)]
     assert abs(np.mean(areas) - 0.5) < 0.1
 
 
-def test_heads_by_cost_win_a_draw() -> None:
-    telling = (0, 1, 2, 3, 4, 5)
-    fit = fit_risk(answers(60, gap=6, telling=telling), HEADS, costly=[HEADS[at] for at in telling])
-    assert fit.curve.heads == tuple(HEADS[at] for at in telling)
-
-
-def test_where_it_looks_and_what_it_says_are_told_together() -> None:
-    """Two signals that each know a part: their sum is what the curve is made of."""
-    known = answers(80, gap=1, telling=tuple(range(30)))
-    made = [replace(one, output_entropy=40 * one.output_entropy) for one in known]
-    fit = fit_risk(made, HEADS, costly=HEADS[:6])
-    assert fit.curve.signal == "entropy/joint"
-    areas = {one.name: one.auroc for one in fit.candidates}
-    assert fit.curve.auroc == areas["costly heads, entropy/joint"] > areas["costly heads, entropy/mean"]
+def test_without_questions_that_lack_an_answer_nothing_tells_them() -> None:
+    made = [replace(one, absent=False) for one in answers(40, gap=2)]
+    assert fit_risk(made, HEADS).curve.absent is None
 
 
 def test_bins_pool_what_does_not_rise() -> None:
@@ -102,7 +86,7 @@ def test_equal_values_are_in_one_bin() -> None:
 
 @pytest.mark.parametrize(("wrong", "count"), [(10, 12), (30, 30), (2, 40), (37, 40)])
 def test_too_few_of_a_kind_are_refused(wrong: int, count: int) -> None:
-    made = [RiskAnswer(100, at < wrong, np.full((3, len(HEADS)), 0.1 * at), 0.5) for at in range(count)]
+    made = [RiskAnswer(100, at < wrong, dict.fromkeys(SIGNS, 0.1 * at)) for at in range(count)]
     with pytest.raises(UsageError) as refusal:
         fit_risk(made, HEADS)
     assert str(count) in refusal.value.message

@@ -58,7 +58,7 @@ def as_if_right(every: int) -> None:
     for number, record in enumerate(changed):
         if number % every == 0:
             record["wrong"] = False
-            record["entropy"] = [[value / 4 for value in token] for token in record["entropy"]]
+            record["signs"]["attention"] /= 4
     KEPT.write_text("\n".join([header, *map(json.dumps, changed)]) + "\n")
 
 
@@ -67,9 +67,9 @@ def test_too_few_right_answers_leave_the_preset_as_it_was(answered: tuple[Path, 
     message, hint = two_lines("\n".join(said.splitlines()[-2:]))
     assert "20 of 20 answers were wrong" in message
     assert "--risk-tokens" in hint
-    assert load_preset(str(folder / "mine.json")).risk is None
+    assert load_preset(str(folder / "mine.json")).risk == ()
     records = [json.loads(line) for line in (folder / KEPT).read_text().splitlines()][1:]
-    assert {record["tokens"] for record in records} == {500, 520}
+    assert {record["absent"] for record in records} == {True, False}
     assert {record["subtask"] for record in records} == set(RISK_TASKS)
     assert len({record["sha256"] for record in records}) == 20
 
@@ -79,20 +79,19 @@ def test_a_curve_is_written_and_stays_as_long_as_it_is_that_of_the_preset(tiny_m
     as_if_right(2)
     code, out, err = calibrate(tiny_model, *RISK)
     assert code == 0, err
-    curve = load_preset("./mine.json").risk
-    assert curve is not None
-    assert (curve.samples, curve.tokens, curve.rope, curve.auroc) == (20, (500, 520), "trained", 1.0)
+    (curve,) = load_preset("./mine.json").risk
+    assert (curve.samples, curve.rope, curve.auroc) == (20, "trained", 1.0)
     table = [line.split() for line in out.partition("\n\n")[2].splitlines()]
-    assert table[0][0] == "ENTROPY"
+    assert table[0][0] == "SIGNAL"
     assert [row[2] for row in table[1:]] == [str(one.samples) for one in curve.bins]
     assert "AUROC 1.00" in err
     assert not KEPT.exists()
     assert curve.flagged(curve.bins[-1].upper)
     assert calibrate(tiny_model)[0] == 0
-    assert load_preset("./mine.json").risk == curve
+    assert load_preset("./mine.json").risk == (curve,)
     code, _, err = calibrate(tiny_model, "-b", "33%")
     assert code == 0, err
-    assert load_preset("./mine.json").risk is None
+    assert load_preset("./mine.json").risk == ()
     assert "the risk that was measured is of other settings" in err
 
 
@@ -102,11 +101,10 @@ def test_json_has_the_curve_the_candidates_and_the_baseline(tiny_model: Path) ->
     code, out, err = calibrate(tiny_model, *RISK, "--json")
     assert code == 0, err
     record = last_object(out)
-    curve = load_preset("./mine.json").risk
-    assert curve is not None
-    assert record["risk"]["auroc"] == curve.auroc
-    assert record["risk_candidates"][0]["auroc"] == 1
-    assert {"name", "auroc", "low", "high"} == set(record["risk_baseline"])
+    (curve,) = load_preset("./mine.json").risk
+    assert record["risk"][0]["auroc"] == curve.auroc
+    assert record["risk_candidates"][0][0]["auroc"] == 1
+    assert {"name", "auroc", "low", "high"} == set(record["risk_baseline"][0])
 
 
 def test_answers_of_other_settings_are_set_aside(tmp_path: Path) -> None:
@@ -123,7 +121,7 @@ def test_answers_of_other_settings_are_set_aside(tmp_path: Path) -> None:
 
 def test_a_torn_line_is_read_again(tmp_path: Path) -> None:
     path, settings = tmp_path / "x.risk.jsonl", {"rope": "repack"}
-    line = '{"sha256":"a","subtask":"s","tokens":1,"depth":null,"wrong":true,"text":"","output_entropy":1,"entropy":[]}'
+    line = '{"sha256":"a","subtask":"s","tokens":1,"depth":null,"wrong":true,"absent":false,"text":"","signs":{}}'
     with Journal.open(path, ANSWERS, settings):
         pass
     with path.open("a") as stream:
@@ -138,6 +136,7 @@ def test_a_torn_line_is_read_again(tmp_path: Path) -> None:
     [
         (("--risk-samples", "3"), "--risk-samples", "add --risk"),
         (("--risk-tokens", "500"), "--risk-tokens", "add --risk"),
+        (("--risk-data", "x.jsonl"), "--risk-data", "add --risk"),
         (("--rope", "yarn:2"), "--rope", "add --risk"),
         (("--risk", "--rope", "yrn:2"), "yrn", "yarn"),
     ],

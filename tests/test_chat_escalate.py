@@ -35,7 +35,7 @@ def written(talk: Talk) -> str:
 
 
 def warnings(said: list[str]) -> list[str]:
-    return [line for line in said if line.startswith("warning: the retrieval heads are unusually uncertain")]
+    return [line for line in said if line.startswith("warning: the answer is unusually uncertain")]
 
 
 def test_a_flagged_answer_is_doubted(loaded: LoadedModel) -> None:
@@ -62,7 +62,7 @@ def test_it_is_asked_again_and_one_answer_stays(loaded: LoadedModel) -> None:
     assert str(talk.chat.session.preset.budget) == "full"
     assert talk.chat.session.stats is not None
     latest = float(tries[-1].split("entropy ")[1].split(",")[0])  # all have one rate: the one with most kept
-    assert talk.chat.session.stats.attention_entropy == pytest.approx(latest, abs=0.005)
+    assert talk.chat.session.stats.signs["attention"] == pytest.approx(latest, abs=0.005)
     assert answer.ids == tuple(talk.chat.session.answer_ids)
     assert len(warnings(said)) == 1
     hold(talk, "/set escalate off", "go on")

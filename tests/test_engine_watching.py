@@ -18,6 +18,7 @@ from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.look.watch import (
+    FEW_TOKENS,
     AnswerWatch,
     Held,
     Tally,
@@ -28,12 +29,12 @@ from uncomp_cli.engine.look.watch import (
 )
 from uncomp_cli.engine.write.writer import Writer
 from uncomp_cli.uncertainty.distance_pattern import distance_edges, distance_pattern
-from uncomp_cli.uncertainty.entropy import attention_entropy, score_entropy
+from uncomp_cli.uncertainty.entropy import attention_entropy
 from uncomp_cli.uncertainty.error_rates import RiskBin, RiskCurve
 
 GREEDY = SamplingConfig(max_new_tokens=12)
 CURVE = RiskCurve(
-    "entropy/least", ((0, 1), (2, 0)), (0.0, 0.5), (RiskBin(0, 1, 0.5, 0.2, 0.8, 9),), 0.5, 0.3, 0.7, 9, (100,)
+    {"attention": 1.0}, ((0, 1), (2, 0)), (0.0, 0.5), (RiskBin(0, 1, 0.5, 0.2, 0.8, 9),), 0.5, 0.3, 0.7, 9, (100,)
 )
 
 
@@ -70,7 +71,8 @@ def test_entropies_and_patterns_are_those_of_the_weights(preset: Preset, packed:
     done = read(engine, preset)
     heads, edges = all_heads(loaded.spec), distance_edges(200)
     cache, groups = done.cache, loaded.spec.num_kv_heads
-    watch = AnswerWatch(Watched(heads, sinks=4, edges=edges, packed=packed), held_in(cache), loaded.spec)
+    what = Watched(heads, sinks=4, edges=edges, packed=packed)
+    watch = AnswerWatch(what, held_in(cache), loaded.spec, texts=[50])
     witness = Witness(cache, groups)
     positions = next_positions(done)
     for token in (5, 9, 11):
@@ -78,6 +80,7 @@ def test_entropies_and_patterns_are_those_of_the_weights(preset: Preset, packed:
             engine.decoder.forward(torch.tensor([[token]]), positions, state, 1)
         positions = positions + 1
     assert watch.tokens == 3
+    mass = torch.zeros(100)
     for at, head in enumerate(heads):
         shares, raws, patterns = [], [], []
         for weights, places in witness.rows[head]:
@@ -91,6 +94,10 @@ def test_entropies_and_patterns_are_those_of_the_weights(preset: Preset, packed:
         torch.testing.assert_close(watch.raw_by_head[0, at], torch.stack(raws).mean(), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(watch.pattern[0, at], torch.stack(patterns).mean(0), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(watch.latest[0, at], shares[-1], atol=1e-5, rtol=1e-4)
+        weights, held = witness.rows[head][-1]
+        seen = (weights[:, held >= 4] / weights[:, held >= 4].sum(1, keepdim=True)).mean(0)
+        mass.index_add_(0, held[held >= 4].long(), seen)
+    torch.testing.assert_close(watch.mass[0][-1], mass[:50], atol=1e-5, rtol=1e-4)
 
 
 def test_tokens_at_once_are_tokens_one_by_one() -> None:
@@ -113,36 +120,34 @@ def test_tokens_at_once_are_tokens_one_by_one() -> None:
         torch.testing.assert_close(getattr(one, name), getattr(many, name), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("signal", ["entropy/mean", "entropy/least", "entropy/first", "entropy/joint"])
-def test_a_session_tells_its_signal(signal: str) -> None:
+def test_an_answer_has_its_signs() -> None:
     loaded = load_tiny("llama")
-    engine = engine_of(loaded)
+    engine, heads = engine_of(loaded), ((1, 0), (2, 1))
     (asked,) = ask(engine, HALF, make_prompt(60, (5,)))
-    writer = engine.writer([asked], watch=Watched(((1, 0), (2, 1)), signal=signal))
-    latest, found, ids = [], [], []
+    writer = engine.writer([asked], watch=Watched(heads))
+    latest, found, ids, mass = [], [], [], torch.zeros(60)
     for step in writer.write():
         ids.append(step.token)
         if step.index:
             latest.append(writer.watching.latest[0].clone())
-        found.append(writer.stats().attention_entropy)
-    assert found[0] is None  # chosen behind the prompt
-    rows = torch.stack(latest)
-    expected = {"entropy/mean": rows.mean(), "entropy/least": rows.amin(1).mean(), "entropy/first": rows[0].mean()}
+            mass += writer.watching.mass[0][-1]
+        found.append(writer.stats().signs)
+    assert found[0] == {}  # chosen behind the prompt
     logits = asked.context.predict(ids)
     said = torch.special.entr(logits.softmax(-1)).sum(-1).mean() / math.log(logits.shape[-1])
-    expected["entropy/joint"] = rows.mean() + said
-    assert found[-1] == pytest.approx(float(expected[signal]), rel=1e-5)
-    assert 0 < found[-1] < 2
+    peak = max(mass[at : at + 8].sum() for at in range(53)) / mass.sum()
+    expected = {"attention": torch.stack(latest).mean(), "peak": peak, "output": said}
+    assert found[-1] == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
 
 
 def test_nothing_is_watched_without_heads_or_when_not_wanted() -> None:
     loaded = load_tiny("llama")
     engine = engine_of(loaded)
-    for preset, watch in ((HALF, True), (replace(HALF, risk=CURVE), False)):
+    for preset, watch in ((HALF, True), (replace(HALF, risk=(CURVE,)), False)):
         writer = engine.writer(ask(engine, preset, make_prompt(60, (5,))), watch=watch)
         assert len(list(writer.write())) > 1
         assert writer.watching is None
-        assert writer.stats().attention_entropy is None
+        assert writer.stats().signs == {}
 
 
 @pytest.mark.sparse(1)
@@ -153,26 +158,26 @@ def test_nothing_is_watched_without_heads_or_when_not_wanted() -> None:
 @pytest.mark.parametrize("preset", [FULL, UNEVEN, replace(HALF, kv_bits=8)], ids=["full", "uneven", "8"])
 def test_a_row_of_a_batch_has_the_signal_that_it_has_alone(family: str, preset: Preset, way: dict[str, Any]) -> None:
     loaded = load_tiny(family)
-    what = Watched(all_heads(loaded.spec)[:3], signal="entropy/joint")
+    what = Watched(all_heads(loaded.spec)[:3])
     engine = engine_of(loaded, GREEDY)
     asked = ask(engine, preset, make_prompt(60, QUESTIONS))
-    expected = [alone(engine, each, watch=what)[1].attention_entropy for each in asked]
-    assert sum(value is not None for value in expected) > 3  # an answer of one token has none
+    expected = [alone(engine, each, watch=what)[1].signs for each in asked]
+    assert sum(map(bool, expected)) > 3  # an answer of one token has none
     writer = Writer(engine.decoder, loaded.tokenizer, GREEDY, asked, watch=what, **way)
     list(writer.write())
     for row, value in enumerate(expected):
-        found = writer.stats(row).attention_entropy
-        assert found is None if value is None else found == pytest.approx(value, rel=1e-3, abs=1e-5)
+        assert writer.stats(row).signs == pytest.approx(value, rel=1e-3, abs=1e-5)
 
 
 def test_prompts_of_their_own_have_their_own_signals() -> None:
     loaded = load_tiny("llama")
     engine, what = engine_of(loaded, GREEDY), Watched(all_heads(loaded.spec))
     asked = [ask(engine, UNEVEN, make_prompt(length, (4,), seed=n))[0] for n, length in enumerate((40, 70, 55))]
-    expected = [alone(engine, each, watch=what)[1].attention_entropy for each in asked]
+    expected = [alone(engine, each, watch=what)[1].signs for each in asked]
     writer = engine.writer(asked, watch=what)
     list(writer.write())
-    assert [writer.stats(row).attention_entropy for row in range(3)] == pytest.approx(expected, rel=1e-3)
+    for row, signs in enumerate(expected):
+        assert writer.stats(row).signs == pytest.approx(signs, rel=1e-3)
 
 
 def test_rows_of_two_regimes_are_refused() -> None:
@@ -187,9 +192,9 @@ def test_the_heads_are_those_of_the_curve_or_the_costly_ones() -> None:
     _, _, spec = tiny("llama")
     assert watched_heads(HALF, spec) == ()
     assert watched(HALF, spec) is None
-    curved = replace(HALF, risk=CURVE)
+    curved = replace(HALF, risk=(CURVE,))
     assert watched_heads(curved, spec) == CURVE.heads
-    assert watched(curved, spec) == Watched(CURVE.heads, HALF.scorer.sinks, "entropy/least")
+    assert watched(curved, spec) == Watched(CURVE.heads, HALF.scorer.sinks)
     assert watched_heads(curved, replace(spec, num_layers=2, sliding_windows=(None, None))) == ()
     assert watched_heads(curved, replace(spec, sliding_windows=(9, *spec.sliding_windows[1:]))) == ()
 
@@ -197,29 +202,31 @@ def test_the_heads_are_those_of_the_curve_or_the_costly_ones() -> None:
 @pytest.mark.model
 def test_a_profile_names_the_costly_heads(default_model: Any) -> None:
     preset = load_preset("balanced")
-    found = watched_heads(replace(preset, risk=None), default_model.spec)
+    found = watched_heads(replace(preset, risk=()), default_model.spec)
     assert len(found) == 4
     from uncomp_cli.engine.spend.allocation import profile_of
 
     losses = profile_of(preset).mean("loss")
     least = min(float(losses[head]) for head in found)
     assert sum(float(value) >= least for value in losses.flatten()) == 4
-    assert watched_heads(replace(preset, risk=None), tiny("llama")[2]) == ()
+    assert watched_heads(replace(preset, risk=()), tiny("llama")[2]) == ()
 
 
-def test_scores_give_the_entropy_of_their_softmax() -> None:
-    scores = torch.randn(3, 7, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(score_entropy(scores), attention_entropy(scores.softmax(-1)))
-    scores[:, 4:] = -1e30
-    torch.testing.assert_close(score_entropy(scores), attention_entropy(scores[:, :4].softmax(-1)))
-    assert score_entropy(torch.zeros(2, 1)).tolist() == [0, 0]
+def test_signs_are_of_the_first_tokens() -> None:
+    tally, elsewhere = Tally(), torch.zeros(40)
+    assert tally.signs == {}
+    elsewhere[30] = 1000
+    for number in range(FEW_TOKENS + 4):
+        few = number < FEW_TOKENS
+        tally.take(torch.tensor([0.2, 0.4 if few else 9.0]), torch.arange(40.0) % 20 if few else elsewhere)
+    assert tally.peak == (16, pytest.approx(sum(range(12, 20)) / 380))
+    assert tally.signs == pytest.approx({"attention": 0.3, "peak": tally.peak[1]})
 
 
-def test_a_tally_before_its_first_token() -> None:
+def test_a_text_without_tokens_has_no_peak() -> None:
     tally = Tally()
-    assert tally.value("entropy/mean") is None
-    with pytest.raises(ValueError, match="no token"):
-        tally.signal("entropy/mean")
+    tally.take(torch.tensor([0.2]), torch.zeros(0))
+    assert tally.peak == (0, 0.0)
 
 
 def test_a_step_in_one_call_wakes_no_thread_of_torchs() -> None:

@@ -371,21 +371,8 @@ def test_a_cell_whose_score_is_no_number_is_not_written(rope: Path) -> None:
 
 # Answers of `uncomp calibrate --risk`
 
-LINE = RiskLine("a", "needle/uuid", 400, None, True, " 12", 0.5, [[0.25, 0.5]])
+LINE = RiskLine("a", "needle/uuid", 400, None, True, False, " 12", {})
 PRESET = {"rope": "repack", "preset": {"name": "mine", "scorer": {"window": 32, "pooling": "mean"}}}
-
-
-def test_answers_with_an_older_header_are_gone_on_from(path: Path) -> None:
-    """Until version 0.1 the settings stood beside the version."""
-    header = json.dumps({"schema_version": 1, "measured": "risk", **PRESET}).encode()
-    path.write_bytes(header + b"\n" + json.dumps(ANSWERS.plain(LINE)).encode() + b"\n")
-    assert read_journal(path, ANSWERS) == (PRESET, [LINE])
-    other = replace(LINE, sha256="b")
-    with Journal.open(path, ANSWERS, PRESET) as results:
-        assert results.done == {"a": LINE}
-        results.append([other])
-    assert read_journal(path, ANSWERS) == (PRESET, [LINE, other])
-    assert path.read_bytes().startswith(header)
 
 
 def test_of_settings_within_settings_only_what_differs_is_told(path: Path) -> None:
@@ -450,6 +437,6 @@ def test_a_pipe_is_no_results_file(path: Path) -> None:
         read_journal(path, OUTCOMES)
 
 
-def test_answers_of_uneven_tokens_are_none(path: Path) -> None:
-    with pytest.raises(UsageError, match="entropies of different heads"):
-        replace(LINE, entropy=[[0.25, 0.5], [0.5]])
+def test_answers_with_other_signs_are_none(path: Path) -> None:
+    with pytest.raises(UsageError, match="has other signs than"):
+        replace(LINE, signs={"attention": 0.5})

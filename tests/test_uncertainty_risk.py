@@ -9,10 +9,20 @@ import pytest
 
 from uncomp_cli.errors import UsageError
 from uncomp_cli.schema import read
-from uncomp_cli.uncertainty.error_rates import SIGNALS, RiskBin, RiskCurve, auroc, auroc_interval, wilson_interval
+from uncomp_cli.uncertainty.error_rates import (
+    Absence,
+    RiskBin,
+    RiskCurve,
+    auroc,
+    auroc_interval,
+    curve_for,
+    weighed,
+    wilson_interval,
+)
 
+ABSENT = Absence({"named": -1.0}, -0.5, 0.7, 0.1, 40)
 CURVE = RiskCurve(
-    signal="entropy/mean",
+    weights={"attention": 1.0, "bias": -0.1},
     heads=((3, 1), (7, 0)),
     band=(0.05, 0.3),
     bins=(RiskBin(0.05, 0.2, 0.1, 0.02, 0.4, 10), RiskBin(0.3, 0.5, 0.6, 0.31, 0.83, 10)),
@@ -78,7 +88,11 @@ def test_a_curve_survives_json() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"signal": "entropy"}, "risk signal 'entropy'"),
+        ({"weights": {"entropy": 1}}, "the sign 'entropy' is unknown"),
+        ({"weights": {"attention": "much"}}, "weights.attention is"),
+        ({"absent": {"limit": 0}}, "absent.weights is missing"),
+        ({"absent": {**asdict(ABSENT), "weights": {"entropy": 1}}}, "the sign 'entropy' is unknown"),
+        ({"absent": {**asdict(ABSENT), "caught": 2}}, "2 are caught"),
         ({"heads": []}, "watches the heads"),
         ({"heads": [[1, -1]]}, "watches the heads"),
         ({"heads": [[1, 0.5]]}, "heads[0][1] is 0.5"),
@@ -111,5 +125,14 @@ def test_a_key_that_lacks_is_named() -> None:
         read(RiskCurve, plain)
 
 
-def test_signals_are_named_once() -> None:
-    assert len(set(SIGNALS)) == len(SIGNALS) == 4
+def test_a_signal_is_the_weighted_sum_of_the_signs() -> None:
+    signs = {"attention": 0.5, "output": 0.25}
+    assert weighed({"bias": 1, "attention": 2, "output": -4}, signs) == pytest.approx(1)
+    assert weighed({"bias": 1, "named": 2}, signs) is None
+
+
+def test_the_curve_of_a_prompt_is_that_of_its_length_or_the_nearest() -> None:
+    short = replace(CURVE, tokens=(1500, 4000))
+    found = [curve_for([CURVE, short], tokens) for tokens in (100, 1500, 4000, 4900, 5100, 16_000, 99_000)]
+    assert [each is short for each in found] == [True, True, True, True, False, False, False]
+    assert curve_for([], 100) is None

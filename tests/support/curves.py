@@ -4,22 +4,38 @@ from dataclasses import replace
 from pathlib import Path
 
 from uncomp_cli.budget.presets import load_preset, save_preset
-from uncomp_cli.uncertainty.error_rates import RiskBin, RiskCurve
+from uncomp_cli.uncertainty.error_rates import Absence, RiskBin, RiskCurve
 
 LOW, HIGH = 0.125, 0.625
 """Error rates below and above the band."""
 
 
-def curve_up_to(top: float, *, tokens: tuple[int, ...] = (0, 8000), rope: str = "") -> RiskCurve:
-    """A curve that flags entropies above `top`, on two heads of the tiny model."""
+def curve_up_to(
+    top: float, *, tokens: tuple[int, ...] = (0, 8000), rope: str = "", absent: float | None = None
+) -> RiskCurve:
+    """A curve that flags entropies above `top`, on two heads of the tiny model; `absent` is how little a text names."""
     bins = (RiskBin(0.0, top, LOW, 0.05, 0.25, 16), RiskBin(top, 9.0, HIGH, 0.4, 0.8, 16))
     heads = ((1, 0), (2, 1))
-    return RiskCurve("entropy/mean", heads, (0.0, top), bins, 0.9, 0.8, 0.95, 32, tokens, rope)
+    told = None if absent is None else Absence({"named": -1.0}, -absent, 0.75, 0.125, 32)
+    return RiskCurve({"attention": 1.0}, heads, (0.0, top), bins, 0.9, 0.8, 0.95, 32, tokens, rope, absent=told)
 
 
-def risky(folder: Path, top: float, *, budget: str = "10%", rope: str = "", tokens: tuple[int, ...] = (0, 8000)) -> str:
+def seen(attention: float) -> dict[str, float]:
+    """The signs of an answer whose heads had this entropy."""
+    return {"attention": attention}
+
+
+def risky(
+    folder: Path,
+    top: float,
+    *,
+    budget: str = "10%",
+    rope: str = "",
+    tokens: tuple[int, ...] = (0, 8000),
+    absent: float | None = None,
+) -> str:
     """The path of a preset with that curve, written into `folder`."""
     name = f"risky-{round(top * 1e6)}"
     live = load_preset("live")
     preset = replace(live, name=name, budget=budget, policy="uniform", thinning="none", floor_tokens=0)
-    return str(save_preset(replace(preset, risk=curve_up_to(top, rope=rope, tokens=tokens)), folder))
+    return str(save_preset(replace(preset, risk=(curve_up_to(top, rope=rope, tokens=tokens, absent=absent),)), folder))

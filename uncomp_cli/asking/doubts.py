@@ -1,26 +1,27 @@
-"""What the watched heads say of an answer: a warning, the JSON, the measured chance, and what larger budgets did.
+"""What the signs of an answer say of it: a word, a warning, the JSON, the measured chance, and what larger budgets did.
 
-Attention entropy is a flag of risk and no probability. A rate of errors is named only where one was measured, in the
-preset's risk curve (uncertainty/error_rates.py), and it holds for answers like those that it was measured on.
+Signs are flags of risk and no probability. A word and a rate of errors are named only where one was measured, in the
+preset's risk curves (uncertainty/error_rates.py), and they hold for answers like those that they were measured on.
 
 Escalation doubles the budget up to all of the text. Of the answers so far the last one stays when it is not flagged;
 else the one with the lowest measured rate of errors, of equals the one with most kept: entropies of other budgets do
 not compare.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from uncomp_cli.budget.amount import FULL_BUDGET, Budget
 from uncomp_cli.errors import ThresholdError, UsageError
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
+from uncomp_cli.uncertainty.error_rates import curve_for, weighed
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.engine.records import RunStats
     from uncomp_cli.models.runnable import LoadedModel
-    from uncomp_cli.uncertainty.error_rates import RiskBin, RiskCurve
+    from uncomp_cli.uncertainty.error_rates import Absence, RiskBin, RiskCurve
 
 
 T = TypeVar("T")
@@ -30,13 +31,13 @@ _CALIBRATE = "measure what the signal means: uncomp calibrate --risk, then name 
 
 @dataclass(frozen=True, slots=True)
 class Risk:
-    """The watched heads' entropy in one answer, the curve that says what it means, and how the answer came about.
+    """The signs of one answer, the curve that says what they mean, and how the answer came about.
 
-    `entropy` is None when no head was watched, or the answer was too short to be; `curve` is None when nothing was
+    There are none when no head was watched, or the answer was too short to be; `curve` is None when nothing was
     calibrated. The prompt of `prompt_tokens` was read with `rope`, and `budget` of it kept by `scorer`.
     """
 
-    entropy: float | None
+    signs: Mapping[str, float]
     curve: "RiskCurve | None" = None
     prompt_tokens: int = 0
     rope: str = ""
@@ -44,22 +45,41 @@ class Risk:
     scorer: str = ""
 
     @property
+    def signal(self) -> float | None:
+        """The sum of the signs that the curve is of; None when there are none, or no curve."""
+        return None if self.curve is None else weighed(self.curve.weights, self.signs)
+
+    @property
     def flagged(self) -> bool | None:
-        """Whether the heads were less certain than in the calibration; None when that is not known.
+        """Whether the answer is less certain than right ones of the calibration; None when that is not known.
 
         A band of long texts says nothing of shorter ones.
         """
-        curve = self.curve
-        if curve is None or self.entropy is None or self.prompt_tokens < min(curve.tokens, default=0):
+        curve, signal = self.curve, self.signal
+        if curve is None or signal is None or self.prompt_tokens < min(curve.tokens, default=0):
             return None
-        return curve.flagged(self.entropy)
+        return curve.flagged(signal) or bool(self.absence)
 
     @property
     def bin(self) -> "RiskBin | None":
         """The calibrated answers that were like this one; None when none were."""
-        if self.curve is None or self.entropy is None or self.doubts:
+        if self.curve is None or self.signal is None or self.doubts:
             return None
-        return self.curve.bin_of(self.entropy)
+        return self.curve.bin_of(self.signal)
+
+    @property
+    def absence(self) -> "Absence | None":
+        """How it is told that the document does not have what was asked for; None where nothing says so."""
+        absent = None if self.bin is None or self.curve is None else self.curve.absent
+        signal = None if absent is None else weighed(absent.weights, self.signs)
+        return absent if absent is not None and signal is not None and signal > absent.limit else None
+
+    @property
+    def word(self) -> str | None:
+        """What a person is told of it; None where no such answers were calibrated."""
+        if self.bin is None:
+            return None
+        return "probably not in the document" if self.absence else "unsure" if self.flagged else "sure"
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -74,21 +94,24 @@ class Risk:
 
 def risk_of(preset: "Preset", stats: "RunStats", loaded: "LoadedModel") -> Risk:
     """What is known of the answer that `stats` are of."""
-    rope, scorer = str(loaded.rope), preset.scorer.name
-    return Risk(stats.attention_entropy, preset.risk, stats.prompt_tokens, rope, preset.budget, scorer)
+    rope, scorer, tokens = str(loaded.rope), preset.scorer.name, stats.prompt_tokens
+    return Risk(stats.signs, curve_for(preset.risk, tokens), tokens, rope, preset.budget, scorer)
 
 
 def risk_warnings(risk: Risk) -> list[str]:
     """A flagged answer's warning, with its rate of errors, or why none is known."""
     if risk.curve is None or not risk.flagged:
         return []
-    low, high = risk.curve.band
-    uncertain = f"the retrieval heads are unusually uncertain ({risk.entropy:.2f}; calibrated {low:.2f} to {high:.2f})"
-    like = risk.bin
+    like, absent = risk.bin, risk.absence
     if like is None:
-        return [f"{uncertain}; how often such answers are wrong was not measured: {'; '.join(risk.doubts)}"]
+        uncertain = "the answer is unusually uncertain; how often such answers are wrong was not measured"
+        return [f"{uncertain}: {'; '.join(risk.doubts)}"]
     rate = f"wrong in {_percent(like.error_rate)} % of calibrated cases like this"
-    return [f"{uncertain}: {rate}, {_percent(like.low)} to {_percent(like.high)} %"]
+    rate += f", {_percent(like.low)} to {_percent(like.high)} %"
+    if absent is None:
+        return [f"the answer is unusually uncertain: {rate}"]
+    said = f"so said of {_percent(absent.caught)} % of such questions, and of {_percent(absent.alarms)} % of others"
+    return [f"what was asked for is probably not in the document ({said}): {rate}"]
 
 
 def _doubts(risk: Risk, curve: "RiskCurve") -> Iterator[str]:
@@ -98,7 +121,7 @@ def _doubts(risk: Risk, curve: "RiskCurve") -> Iterator[str]:
     """
     if curve.rope and risk.rope not in (curve.rope, "trained"):
         yield f"calibrated with --rope {curve.rope}, read with {risk.rope}"
-    if curve.tokens and not min(curve.tokens) <= risk.prompt_tokens <= max(curve.tokens):
+    if not curve.speaks_of(risk.prompt_tokens):
         shortest, longest = format_count(min(curve.tokens)), format_count(max(curve.tokens))
         yield f"calibrated on {shortest} to {longest} tokens, this prompt has {format_count(risk.prompt_tokens)}"
     if curve.budget and not _as_large(risk.budget, Budget.parse(curve.budget)):
@@ -118,10 +141,13 @@ def risk_record(risk: Risk, *, trained_length: int) -> dict[str, Any]:
     """`uncertainty` in the JSON of an answer."""
     like = risk.bin
     return {
-        "attention_entropy": risk.entropy,
+        "attention_entropy": risk.signs.get("attention"),
+        "signs": dict(risk.signs),
+        "signal": risk.signal,
         "prompt_in_trained_length": risk.prompt_tokens <= trained_length,
         "calibrated": like is not None,
         "flagged": risk.flagged,
+        "word": risk.word,
         "error_rate": None if like is None else like.error_rate,
         "error_rate_interval": None if like is None else [like.low, like.high],
     }
@@ -129,18 +155,22 @@ def risk_record(risk: Risk, *, trained_length: int) -> dict[str, Any]:
 
 def check_calibrated(preset: "Preset", flag: str) -> None:
     """Raise UsageError when `flag` needs a risk curve that the preset does not have."""
-    if preset.risk is None:
+    if not preset.risk:
         raise UsageError(f"{flag} needs measured error rates, preset {preset.name} has none", hint=_CALIBRATE)
 
 
 def check_lengths(preset: "Preset", lengths: Sequence[int], *, escalate: bool, fail_under: float | None) -> None:
     """Raise UsageError when the error rates that were measured speak of none of these prompts, by their tokens."""
-    curve = preset.risk
-    if curve is None or not curve.tokens or not lengths:
+    name = preset.scorer.name
+    curves = [curve_for(preset.risk, tokens) for tokens in lengths]
+    risks = [
+        Risk({}, curve, tokens, curve.rope, preset.budget, name)
+        for tokens, curve in zip(lengths, curves, strict=True)
+        if curve is not None
+    ]
+    if not risks:
         return
-    risks = [Risk(0.0, curve, tokens, curve.rope, preset.budget, preset.scorer.name) for tokens in lengths]
-    shortest = min(curve.tokens)
-    if escalate and max(lengths) < shortest:
+    if escalate and all(risk.prompt_tokens < min(risk.curve.tokens, default=0) for risk in risks if risk.curve):
         flag, why = "--escalate", risks[0].doubts[0]
     elif fail_under is not None and all(risk.doubts for risk in risks):
         flag, why = f"--fail-under {fail_under:g}", "; ".join(risks[0].doubts)
@@ -152,7 +182,7 @@ def check_lengths(preset: "Preset", lengths: Sequence[int], *, escalate: bool, f
 
 def held_back(preset: "Preset") -> list[str]:
     """What is said when a conversation begins to be escalated."""
-    shortest = min(preset.risk.tokens, default=0) if preset.risk is not None else 0
+    shortest = min((min(curve.tokens, default=0) for curve in preset.risk), default=0)
     reach = f"error rates were measured from {format_count(shortest)} tokens on: what is shorter is answered once"
     return [HELD_BACK, *([reach] if shortest else [])]
 
@@ -231,7 +261,7 @@ class Attempts(Generic[T]):
     def note(self) -> str:
         """`try 2: budget 40% · 12.3 s · KV 30.1 MiB · entropy 0.22` of the newest try, and whether that is flagged."""
         latest = self.tries[-1]
-        entropy = "" if latest.risk.entropy is None else f" · entropy {latest.risk.entropy:.2f}"
+        entropy = f" · entropy {latest.risk.signs['attention']:.2f}" if latest.risk.signs else ""
         verdict = {True: ", flagged", False: ", not flagged", None: ""}[latest.risk.flagged]
         cost = f"{format_seconds(latest.seconds)} · KV {format_bytes(latest.kv_bytes)}"
         return f"try {len(self.tries)}: budget {latest.budget} · {cost}{entropy}{verdict}"
@@ -261,7 +291,8 @@ def escalation_record(tries: Sequence[Try]) -> list[dict[str, Any]]:
             "budget": str(each.budget),
             "kv_bytes": each.kv_bytes,
             "seconds": each.seconds,
-            "attention_entropy": each.risk.entropy,
+            "attention_entropy": each.risk.signs.get("attention"),
+            "signal": each.risk.signal,
             "flagged": each.risk.flagged,
         }
         for each in tries

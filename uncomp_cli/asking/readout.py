@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _QUOTED_CHARS = 60
+_COLUMNS = 80
 _NEAR = 0.005
 
 
@@ -45,8 +46,10 @@ def readout(stats: "RunStats", risk: "Risk", *, whole: bool) -> str:
         f"{format_count(read)} tok in {format_seconds(stats.prefill_s)}",
         None if speed is None else f"{format_decimal(speed)} tok/s",
         _kept(stats, whole=whole),
-        _word(risk),
+        risk.word,
     ]
+    if len(" · ".join(part for part in parts if part)) > _COLUMNS:
+        parts[1] = None  # of the longest word: how fast it was is in the details
     return " · ".join(part for part in parts if part)
 
 
@@ -63,9 +66,9 @@ def details(stats: "RunStats", risk: "Risk", *, whole: bool, context_limit: int)
         _kept(stats, whole=whole),
         f"peak {format_bytes(stats.peak_bytes)}",
         f"guessed {stats.accepted_tokens} of {stats.guessed_tokens}" if stats.guessed_tokens else None,
-        None if stats.attention_entropy is None else f"entropy {stats.attention_entropy:.2f}",
+        f"entropy {stats.signs['attention']:.2f}" if stats.signs else None,
         f"context {format_count(used)}/{format_count(context_limit)}",
-        _word(risk),
+        risk.word,
     ]
     return " · ".join(part for part in parts if part)
 
@@ -84,10 +87,6 @@ def _kept(stats: "RunStats", *, whole: bool) -> str:
     ):  # of a short text what lies beside entries is more than is dropped
         return f"KV {format_bytes(stats.kv_bytes)}, {'' if whole else 'nearly '}all kept"
     return f"KV {format_part(stats.kv_bytes, stats.kv_full_bytes)}"
-
-
-def _word(risk: "Risk") -> str | None:
-    return None if risk.bin is None else "unsure" if risk.flagged else "sure"
 
 
 def all_kept(plan: "BudgetPlan", spec: "ModelSpec") -> bool:

@@ -2,9 +2,9 @@
 
 Shipped ones lie in the package (in a checkout: `presets/`), the user's own in the user's data directory and win over
 shipped ones of the same name. A preset that was calibrated names its profile, PROFILE.safetensors in the same folder,
-and has the measured loss of several budgets (loss_curve.py) and the error rates that a signal of uncertainty stood for
-(uncertainty/error_rates.py). A key that is not known is an error: a typing mistake must not change a result. Keys that
-were added later may be missing, so older files are still of this schema version.
+and has the measured loss of several budgets (loss_curve.py) and the error rates that signs of uncertainty stood for in
+texts of some lengths (uncertainty/error_rates.py). A key that is not known is an error: a typing mistake must not
+change a result. Keys that were added later may be missing, so older files are still of this schema version.
 """
 
 import json
@@ -21,9 +21,9 @@ from uncomp_cli.budget.loss_curve import QualityPoint, parse_loss, smallest_budg
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.thinning import make_thinning
 from uncomp_cli.config import AGNOSTIC_PRESET, DEFAULT_PRESET, ScorerConfig
-from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError, did_you_mean
+from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError, did_you_mean, require
 from uncomp_cli.files import replace_file
-from uncomp_cli.schema import inside, load_object, read, take_version, text
+from uncomp_cli.schema import inside, load_object, read, take_version, text, value_of
 from uncomp_cli.uncertainty.error_rates import RiskCurve
 
 if TYPE_CHECKING:
@@ -34,6 +34,13 @@ FAMILY = {"": DEFAULT_PRESET, "-small": "small", "-tiny": "tiny", "-unseen": AGN
 """What a calibration writes for its model: what is added to NAME, and the shipped preset that it is made like."""
 SCHEMA_VERSION = 1
 KV_BITS = (16, 8, 4)
+_ALIKE = "measure both again: uncomp calibrate --risk"
+
+
+def _curves(data: Any, place: str) -> tuple[RiskCurve, ...]:
+    """Risk curves; null is none."""
+    found: tuple[RiskCurve, ...] = () if data is None else value_of(tuple[RiskCurve, ...], data, place)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ class Preset:
     thinning: str = "none"
     profile: str | None = None
     quality: tuple[QualityPoint, ...] = ()
-    risk: RiskCurve | None = None
+    risk: tuple[RiskCurve, ...] = field(default=(), metadata={"read": _curves})
     folder: str | None = field(default=None, compare=False, metadata={"in_file": False})
 
     def __post_init__(self) -> None:
@@ -68,6 +75,7 @@ class Preset:
         if self.profile is not None and not _is_stem(self.profile):
             hint = "name a file in the preset's own folder, without .safetensors"
             raise UsageError(f"profile is {self.profile!r}", hint=hint)
+        require(len({curve.heads for curve in self.risk}) < 2, "risk curves of other heads", hint=_ALIKE)
         object.__setattr__(self, "budget", Budget.of(self.budget))  # text is as welcome
         make_policy(self.policy)
         make_thinning(self.thinning)
@@ -121,7 +129,7 @@ class Preset:
 
     def to_plain(self) -> dict[str, Any]:
         """Plain data, for JSON; `from_plain` makes an equal preset of it."""
-        return {**asdict(self), "budget": str(self.budget), "quality": [asdict(point) for point in self.quality]}
+        return {**asdict(self), "budget": str(self.budget), "quality": [*map(asdict, self.quality)]}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data as in the file."""
@@ -174,7 +182,7 @@ def preset(
         chosen = replace(chosen, scorer=ScorerConfig())
     chosen = _with_scorer(chosen, scorer)
     if policy is not None or kv_bits is not None:
-        chosen = replace(chosen, risk=None)  # what was measured under the preset's own
+        chosen = replace(chosen, risk=())  # what was measured under the preset's own
     bits = chosen.kv_bits if kv_bits is None else kv_bits
     chosen = replace(chosen, scorer=replace(chosen.scorer, seed=seed), kv_bits=bits)
     return chosen if max_loss is None else _with_loss(chosen, stored, max_loss)

@@ -1,7 +1,8 @@
 """Observation: answers past and inside the trained length, watched while they are written, and whether they are right.
 
-    sample → read as `uncomp ask` would (the preset's budget, the RoPE that was chosen) → greedy answer, every head
-    watched → right when the needle is in it → a line of a journal, so that a command that was stopped goes on
+    sample → in every second round what it asks for is taken out of its text, look-alikes stay → read as `uncomp ask`
+    would (the preset's budget, the RoPE that was chosen) → greedy answer, watched as one of `ask` → right when the text
+    has what is asked and the answer too → a line of a journal, so that a command that was stopped goes on
 
 Samples take the tasks in turn and walk down the grid of depths; their text and facts are others than those of the
 profile and of the quality that the same command measures. An answer of a single token has nothing to watch, and is
@@ -11,25 +12,21 @@ by a digest.
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from math import log
 from typing import Any
-
-import numpy as np
-import torch
 
 from uncomp_cli import __version__
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.calibrate.reliability import RiskAnswer
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.engine import Engine
-from uncomp_cli.engine.look.watch import HeadAt, Watched, all_heads
+from uncomp_cli.engine.look.watch import Watched, watched_heads
 from uncomp_cli.errors import require
 from uncomp_cli.evals.journal import Journal, Kind
 from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.judges.case import tokenise
-from uncomp_cli.evals.tasks import choose_subtasks
+from uncomp_cli.evals.tasks import Task, choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.maker import SampleMaker
 from uncomp_cli.evals.tasks.oracle import check_solvable
@@ -37,40 +34,33 @@ from uncomp_cli.evals.tasks.task import Request, Sample
 from uncomp_cli.models.runnable import LoadedModel, fingerprint
 from uncomp_cli.schema import Count, read
 from uncomp_cli.steps import Progress, resume
+from uncomp_cli.uncertainty.error_rates import SIGNS
 
 
 @dataclass(frozen=True, slots=True)
 class RiskLine:
-    """The answer to the sample of this digest; `entropy` [T][K] of its tokens in every head is empty for one token."""
+    """The answer to the sample of this digest, behind a prompt of `tokens`; `signs` are empty for one token.
+
+    `absent`: what was asked for had been taken out of the text.
+    """
 
     sha256: str
     subtask: str
     tokens: Count
     depth: float | None
     wrong: bool
+    absent: bool
     text: str
-    output_entropy: float
-    entropy: list[list[float]]
+    signs: dict[str, float]
 
     def __post_init__(self) -> None:
-        even = len({len(row) for row in self.entropy}) <= 1
-        require(
-            even,
-            f"the tokens of answer {self.sha256} have entropies of different heads",
-            hint="take its line out: it is answered again",
-        )
+        known = not self.signs or self.signs.keys() == set(SIGNS)
+        hint = "take its line out: it is answered again"
+        require(known, f"answer {self.sha256} has other signs than {', '.join(SIGNS)}", hint=hint)
 
     def answer(self) -> RiskAnswer:
         """What a curve is fitted to."""
-        return RiskAnswer(self.tokens, self.wrong, np.array(self.entropy), self.output_entropy)
-
-
-def _flat_header(header: dict[str, Any]) -> dict[str, Any] | None:
-    """A header whose settings stand beside its version, as they did until version 0.1."""
-    if header.get("measured") != "risk":
-        return None
-    settings = {key: value for key, value in header.items() if key not in ("schema_version", "measured")}
-    return {"schema_version": header.get("schema_version"), "kind": ANSWERS.program, "settings": settings}
+        return RiskAnswer(self.tokens, self.wrong, self.signs, self.absent)
 
 
 ANSWERS = Kind(
@@ -78,7 +68,6 @@ ANSWERS = Kind(
     make=partial(read, RiskLine),
     key=lambda line: line.sha256,
     place=lambda line: f"the answer to {line.subtask} at {line.tokens:,} tokens",
-    older=_flat_header,
 )
 
 
@@ -89,6 +78,7 @@ RISK_TASKS = (
     "ruler/niah_multikey_2",
     "needle/digits16",
     "needle/chat",
+    "conversation/facts",
 )
 """From what is nearly always found to what is often missed: both kinds of answers are needed."""
 _SEED_STEP = 15_485_863  # the quality's samples are another step away
@@ -96,27 +86,53 @@ _SEED_STEP = 15_485_863  # the quality's samples are another step away
 
 @dataclass(frozen=True, slots=True)
 class RiskRun:
-    """The answers that were measured, the heads [K] of their entropies, and how many had nothing to watch."""
+    """The answers that were measured, and how many had nothing to watch."""
 
     answers: tuple[RiskAnswer, ...]
-    heads: tuple[HeadAt, ...]
     unwatched: int
 
 
 def risk_samples(
-    maker: SampleMaker, lengths: Sequence[int], samples: int, *, generated: bool, tasks: Sequence[str] = RISK_TASKS
+    maker: SampleMaker,
+    lengths: Sequence[int],
+    samples: int,
+    *,
+    generated: bool,
+    tasks: Sequence[str] = RISK_TASKS,
+    outside: Sequence[Task] = (),
 ) -> tuple[Sample, ...]:
-    """`samples` of each length, of the tasks in turn, in other prose than the maker's when it is `generated`."""
+    """`samples` of each length, of the tasks in turn, in other prose than the maker's when it is `generated`.
+
+    Of every task's samples each second one lacks what is asked for. Of tasks from `outside` those with a gold passage
+    are asked beside the others, by their half for development where they have one. Raises UsageError where too few fit.
+    """
     seed = maker.seed + _SEED_STEP
     haystack = Haystack.generated_for(max(lengths), seed=seed) if generated else maker.haystack
-    chosen = choose_subtasks(tasks)
+    names = [name for one in outside if one.judge == "answers" for name in one.subtasks if not _is_reserved(name, one)]
+    chosen = choose_subtasks([*tasks, *names], outside)
     made: list[Sample] = []
     for index in range(samples):
         task, subtask = chosen[index % len(chosen)]
         for tokens in lengths:
-            made.append(task.sample(Request(subtask, index, tokens, haystack, maker.count_tokens, seed)))
-            check_solvable(made[-1])
+            sample = task.sample(Request(subtask, index // len(chosen), tokens, haystack, maker.count_tokens, seed))
+            check_solvable(sample)
+            sample = replace(sample, queries=(sample.queries[index % len(sample.queries)],))
+            if sample.queries[0].evidence:
+                made.append(without_evidence(sample) if index // len(chosen) % 2 else sample)
     return tuple(made)
+
+
+def _is_reserved(subtask: str, task: Task) -> bool:
+    """Whether a half is there to report, since the other one is there to choose by."""
+    return subtask == f"{task.name}/test" and f"{task.name}/development" in task.subtasks
+
+
+def without_evidence(sample: Sample) -> Sample:
+    """The sample, whose question has no answer any more: what holds it is cut from the text, look-alikes are not."""
+    context = sample.context
+    for begin, end in sorted(sample.queries[0].evidence, reverse=True):
+        context = context[:begin] + context[end:]
+    return replace(sample, context=context, queries=(replace(sample.queries[0], evidence=()),))
 
 
 def risk_file_settings(turned: LoadedModel, preset: Preset) -> dict[str, Any]:
@@ -148,33 +164,25 @@ def measure_risk(
         done="risk done",
     )
     lines = [results.done[sample.sha256] for sample in samples]
-    watched = tuple(line.answer() for line in lines if line.entropy)
-    return RiskRun(watched, all_heads(loaded.spec), len(lines) - len(watched))
+    watched = tuple(line.answer() for line in lines if line.signs)
+    return RiskRun(watched, len(lines) - len(watched))
 
 
 def _judge(loaded: LoadedModel, preset: Preset, sample: Sample) -> RiskLine:
     (query,), (prompt, _) = sample.queries, tokenise(loaded.tokenizer, sample)
-    sampling = SamplingConfig(temperature=0.0, max_new_tokens=query.max_new_tokens)
-    watched = Watched(all_heads(loaded.spec), preset.scorer.sinks)
-    engine = Engine(loaded, sampling=sampling)
-    context = engine.read(prompt, preset).finish()
-    writer = engine.writer(engine.asked(context), watch=watched)
-    ids: list[int] = []
-    text, entropy = "", []
-    for step in writer.write():
-        if ids and writer.watching is not None:  # the token before has been read to choose this one
-            entropy.append([round(value, 5) for value in writer.watching.latest[0].tolist()])
-        ids.append(step.token)
-        text += step.text
-    logits = context.predict(ids).float()
-    output, output_tokens = torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1), logits.shape[-1]
+    engine = Engine(loaded, sampling=SamplingConfig(temperature=0.0, max_new_tokens=query.max_new_tokens))
+    watched = Watched(watched_heads(preset, loaded.spec), preset.scorer.sinks)
+    writer = engine.writer(engine.asked(engine.read(prompt, preset).finish(), words=[query.question]), watch=watched)
+    text, absent = "".join(step.text for step in writer.write()), not query.evidence
+    stats = writer.stats()
+    signs = {} if stats is None else {name: round(value, 6) for name, value in stats.signs.items()}
     return RiskLine(
         sha256=sample.sha256,
         subtask=sample.subtask,
-        tokens=sample.tokens,
+        tokens=prompt.seq_len,
         depth=sample.depth,
-        wrong=match_score(text, query) < 1,
+        wrong=absent or match_score(text, query) < 1,
+        absent=absent,
         text=text,
-        output_entropy=round(float(output.mean()) / log(output_tokens), 6),
-        entropy=entropy,
+        signs=signs,
     )

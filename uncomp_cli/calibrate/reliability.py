@@ -1,18 +1,17 @@
-"""Reliability: what an answer's signal meant, fitted to answers that were judged (observation.py).
+"""Reliability: what an answer's signs meant, fitted to answers that were judged (observation.py).
 
-    candidates   heads by what their evictions cost (the profile's loss), or the N that tell answers apart best by
-                 themselves; each with every signal of uncertainty/error_rates.py
-    cross-fit    heads are chosen on four fifths of the answers and judged on the fifth; a value that is the q-quantile
-                 of those four fifths' counts as the q-quantile of the final heads' values on all answers
-    choice       the candidate with the highest AUROC of such values; heads by cost, and where the model looks together
-                 with what it says, unless others are clearly better: of few answers the best of many is often chance
+    signs        of uncertainty/error_rates.py: SEEN while an answer was written, ASKED of the question and the text
+    signal       the weighted sum of the former by a logistic regression, ridge 1 on unit variance: log odds of wrong
+    cross-fit    every answer's signal by weights that were fitted without it, of five parts: no rate comes from weights
+                 that were fitted to its own answers, and the AUROC is that of new ones
     band         up to the value that parts right from wrong best (Youden: share of wrong ones above − of right ones)
-    bins         of such values, so that no answer's rate comes from heads that were chosen by it
+    absent       the same of the latter, for what the text does not say: limited so that of a hundred questions that
+                 the text answers ten at most are above
 
 The entropy of the next token's distribution alone is the baseline, which is reported beside them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,11 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uncomp_cli.engine.look.watch import HeadAt
-from uncomp_cli.errors import UsageError, require
+from uncomp_cli.errors import UsageError
 from uncomp_cli.table import Table
 from uncomp_cli.uncertainty.error_rates import (
-    JOINT,
-    SIGNALS,
+    ASKED,
+    BIAS,
+    SEEN,
+    SIGNS,
+    Absence,
     RiskBin,
     RiskCurve,
     auroc,
@@ -37,27 +39,24 @@ Flags = NDArray[np.bool_]
 
 FOLDS = 5
 LEAST_ANSWERS = 20
-BEST_HEADS = (4, 8, 16)
-_CLEARLY = 0.05
+MOST_ALARMS = 0.1
 _MOST_BINS, _BIN_ANSWERS = 5, 8
+_RIDGE, _STEPS = 1.0, 30
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class RiskAnswer:
-    """An answer behind `tokens` of text: entropies [T, K] / ln n of its tokens in K heads, and whether it was wrong.
-
-    `output_entropy` is the mean entropy / ln V of the distributions over V tokens that its own were taken from.
-    """
+    """An answer behind `tokens` of text: its signs, whether it was wrong, and whether the text has what was asked."""
 
     tokens: int
     wrong: bool
-    entropy: Values
-    output_entropy: float
+    signs: dict[str, float]
+    absent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Separation:
-    """How well something tells wrong answers from right ones: AUROC with its 95 % interval."""
+    """How well something tells some answers from others: AUROC with its 95 % interval."""
 
     name: str
     auroc: float
@@ -65,16 +64,17 @@ class Separation:
     high: float
 
     @classmethod
-    def of(cls, name: str, values: Sequence[float] | Values, wrong: Sequence[bool]) -> "Separation":
-        """Raises UsageError unless there are both wrong and right answers."""
-        area, ups = auroc([float(value) for value in values], wrong), sum(wrong)
-        low, high = auroc_interval(area, wrong=ups, right=len(wrong) - ups)
+    def of(cls, name: str, values: Sequence[float] | Values, wrong: Sequence[bool] | Flags) -> "Separation":
+        """Raises UsageError unless there are both kinds."""
+        told = [bool(one) for one in wrong]
+        area, ups = auroc([float(value) for value in values], told), sum(told)
+        low, high = auroc_interval(area, wrong=ups, right=len(told) - ups)
         return cls(name, area, min(low, area), max(high, area))
 
 
 @dataclass(frozen=True, slots=True)
 class RiskFit:
-    """The curve, every candidate best first, and the baseline."""
+    """The curve, every sign by itself, the best first, and the baseline."""
 
     curve: RiskCurve
     candidates: tuple[Separation, ...]
@@ -91,118 +91,103 @@ class RiskFit:
             )
             for one in self.curve.bins
         ]
-        return Table(("ENTROPY", "", "ANSWERS", "WRONG", "95 % FROM", "TO"), rows, notes=[*self._notes()])
+        return Table(("SIGNAL", "", "ANSWERS", "WRONG", "95 % FROM", "TO"), rows, notes=[*self._notes()])
 
     def _notes(self) -> Iterator[str]:
         curve, baseline = self.curve, self.baseline
         heads = ", ".join(f"{layer}.{head}" for layer, head in curve.heads)
-        yield f"{curve.signal} of the heads {heads} (layer.KV head); flagged above {curve.band[1]:.3f}"
+        yield f"the heads {heads} (layer.KV head) were watched; flagged above {curve.band[1]:.3f}"
         yield (
             f"AUROC {curve.auroc:.2f} ({curve.auroc_low:.2f} to {curve.auroc_high:.2f}), cross-fitted on "
-            f"{curve.samples:,} answers read with {curve.rope}, one of {len(self.candidates)} candidates; entropy of "
-            f"the next token's distribution, for comparison: {baseline.auroc:.2f} ({baseline.low:.2f} to "
-            f"{baseline.high:.2f})"
+            f"{curve.samples:,} answers read with {curve.rope}; entropy of the next token's distribution, for "
+            f"comparison: {baseline.auroc:.2f} ({baseline.low:.2f} to {baseline.high:.2f})"
         )
+        if curve.absent is not None:
+            caught, alarms = 100 * curve.absent.caught, 100 * curve.absent.alarms
+            yield f"not in the document: {caught:.0f} % of such questions are told, and {alarms:.0f} % of the others"
 
     def record(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Plain data for JSON: lists, since each range of lengths has its own."""
         return {
-            "risk": asdict(self.curve),
-            "risk_candidates": [asdict(one) for one in self.candidates],
-            "risk_baseline": asdict(self.baseline),
+            "risk": [asdict(self.curve)],
+            "risk_candidates": [[asdict(one) for one in self.candidates]],
+            "risk_baseline": [asdict(self.baseline)],
         }
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Told:
-    """Answers' entropies, [T, K] each and of their outputs [N], and which of them were wrong, bool [N]."""
-
-    entropies: tuple[Values, ...]
-    outputs: Values
-    wrong: Flags
-
-    def part(self, chosen: Flags) -> "_Told":
-        """Some of the answers."""
-        some = tuple(entropy for entropy, wanted in zip(self.entropies, chosen, strict=True) if wanted)
-        return _Told(some, self.outputs[chosen], self.wrong[chosen])
-
-    def signal(self, name: str, heads: Sequence[int]) -> Values:
-        """The signal [N] of these heads, as AnswerWatch makes it of them while an answer is written."""
-        reduce = _REDUCTIONS[name]
-        values = np.array([reduce(entropy[:, heads]) for entropy in self.entropies])
-        return values + self.outputs if name == JOINT else values
-
-    def areas(self) -> Values:
-        """The AUROC [K] of every head by itself."""
-        means = np.stack([entropy.mean(axis=0) for entropy in self.entropies])
-        return np.array([auroc(column.tolist(), self.wrong.tolist()) for column in means.T])
-
-
-_REDUCTIONS: dict[str, Callable[[Values], float]] = {
-    "entropy/mean": lambda tokens: float(tokens.mean()),
-    "entropy/least": lambda tokens: float(tokens.min(axis=1).mean()),
-    "entropy/first": lambda tokens: float(tokens[0].mean()),
-    JOINT: lambda tokens: float(tokens.mean()),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """How heads are chosen: those given, or the `count` that tell the answers apart best."""
-
-    name: str
-    heads: tuple[int, ...] = ()
-    count: int = 0
-
-    def choose(self, told: _Told) -> list[int]:
-        """Indices of heads."""
-        if self.heads:
-            return list(self.heads)
-        best = np.argsort(-told.areas(), kind="stable")[: self.count]
-        return sorted(int(at) for at in best)
 
 
 def fit_risk(
     answers: Sequence[RiskAnswer],
     heads: Sequence[HeadAt],
     *,
-    costly: Sequence[HeadAt] = (),
     rope: str = "",
     budget: str = "",
     scorer: str = "",
 ) -> RiskFit:
-    """The curve of the answers, whose entropies are those of `heads`; `costly` are the heads that the profile names.
+    """The curve of the answers, written while `heads` were watched.
 
     Raises UsageError for fewer than 20 answers, and when too few are right or wrong to tell them apart.
     """
-    _check(answers, len(heads))
-    told = _Told(
-        tuple(answer.entropy for answer in answers),
-        np.array([answer.output_entropy for answer in answers]),
-        np.array([answer.wrong for answer in answers]),
-    )
-    rules = [_Rule(f"best {count} heads", count=count) for count in BEST_HEADS if count <= len(heads)]
-    if costly:
-        rules.insert(0, _Rule("costly heads", tuple(heads.index(head) for head in costly)))
-    tried = [_try(rule, signal, told) for rule in rules for signal in SIGNALS]
-    chosen = max(tried, key=_preference)
+    wrong = np.array([answer.wrong for answer in answers], dtype=np.bool_)
+    _check(wrong)
+    told = {name: np.array([answer.signs[name] for answer in answers]) for name in SIGNS}
+    seen = {name: told[name] for name in SEEN}
+    values, found = cross_fit(seen, wrong), Separation.of
+    fitted = found("signal", values, wrong)
     curve = RiskCurve(
-        signal=chosen.signal,
-        heads=tuple(heads[at] for at in chosen.rule.choose(told)),
-        band=_band(chosen.values, told.wrong),
-        bins=risk_bins(chosen.values, told.wrong),
-        auroc=chosen.separation.auroc,
-        auroc_low=chosen.separation.low,
-        auroc_high=chosen.separation.high,
+        weights=logistic(seen, wrong),
+        heads=tuple(heads),
+        band=_band(values, wrong),
+        bins=risk_bins(values, wrong),
+        auroc=fitted.auroc,
+        auroc_low=fitted.low,
+        auroc_high=fitted.high,
         samples=len(answers),
         tokens=tuple(sorted({answer.tokens for answer in answers})),
         rope=rope,
         budget=budget,
         scorer=scorer,
+        absent=_absence(told, np.array([answer.absent for answer in answers], dtype=np.bool_)),
     )
-    candidates = sorted((one.separation for one in tried), key=lambda one: -one.auroc)
-    baseline = Separation.of("output entropy", [answer.output_entropy for answer in answers], told.wrong.tolist())
-    return RiskFit(curve, tuple(candidates), baseline)
+    alone = {name: found(name, column, wrong) for name, column in told.items()}
+    return RiskFit(curve, tuple(sorted(alone.values(), key=lambda one: -abs(one.auroc - 0.5))), alone["output"])
+
+
+def logistic(signs: Mapping[str, Values], wrong: Flags) -> dict[str, float]:
+    """Weights of the signs, [N] each, and of `bias`, whose sum is the log odds of being wrong (Newton's steps)."""
+    columns = np.column_stack([*signs.values()])
+    centre, scale = columns.mean(axis=0), columns.std(axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    rows = np.column_stack([np.ones(len(wrong)), (columns - centre) / scale])
+    ridge = np.diag([0.0, *[_RIDGE] * len(signs)])
+    weights = np.zeros(rows.shape[1])
+    for _ in range(_STEPS):
+        chance = 1 / (1 + np.exp(-(rows @ weights)))
+        slope = rows.T @ (wrong - chance) - ridge @ weights
+        weights = weights + np.linalg.solve((rows.T * (chance * (1 - chance) + 1e-9)) @ rows + ridge, slope)
+    plain = weights[1:] / scale
+    named = dict(zip(signs, map(float, plain), strict=True))
+    return {BIAS: float(weights[0] - plain @ centre), **named}
+
+
+def cross_fit(signs: Mapping[str, Values], wrong: Flags) -> Values:
+    """Every answer's signal [N] by weights that were fitted without it."""
+    folds, values = _folds(wrong), np.empty(len(wrong))
+    for fold in range(FOLDS):
+        left_out = folds == fold
+        weights = logistic({name: told[~left_out] for name, told in signs.items()}, wrong[~left_out])
+        values[left_out] = weights[BIAS] + sum(weights[name] * told[left_out] for name, told in signs.items())
+    return values
+
+
+def _absence(told: Mapping[str, Values], absent: Flags) -> Absence | None:
+    """What tells questions that the text does not answer; None where too few were asked."""
+    if min(absent.sum(), (~absent).sum()) < 2 * FOLDS:
+        return None
+    signs = {name: told[name] for name in ASKED}
+    values, weights = cross_fit(signs, absent), logistic(signs, absent)
+    limit = float(np.quantile(values[~absent], 1 - MOST_ALARMS))
+    above = values > limit
+    return Absence(weights, limit, float(above[absent].mean()), float(above[~absent].mean()), len(absent))
 
 
 def risk_bins(values: Values, wrong: Flags) -> tuple[RiskBin, ...]:
@@ -229,41 +214,6 @@ def _bin(values: Values, wrong: Flags) -> RiskBin:
     return RiskBin(float(values.min()), float(values.max()), hits / total, low, high, total)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Tried:
-    """A candidate with its cross-fitted values [N]."""
-
-    rule: _Rule
-    signal: str
-    values: Values
-    separation: Separation
-
-
-def _try(rule: _Rule, signal: str, told: _Told) -> _Tried:
-    values = _cross_fit(rule, signal, told)
-    return _Tried(rule, signal, values, Separation.of(f"{rule.name}, {signal}", values, told.wrong.tolist()))
-
-
-def _preference(tried: _Tried) -> float:
-    """The AUROC, and what a candidate that others must clearly beat has beside it."""
-    return tried.separation.auroc + _CLEARLY * (bool(tried.rule.heads) + (tried.signal == JOINT))
-
-
-def _cross_fit(rule: _Rule, signal: str, told: _Told) -> Values:
-    """Every answer's value on the final heads' scale, by heads that were chosen without it; plain for given heads."""
-    final = told.signal(signal, rule.choose(told))
-    if rule.heads:
-        return final
-    folds, values = _folds(told.wrong), np.empty(len(final))
-    for fold in range(FOLDS):
-        known, held_out = told.part(folds != fold), told.part(folds == fold)
-        heads = rule.choose(known)
-        among = np.sort(known.signal(signal, heads))
-        shares = np.interp(held_out.signal(signal, heads), among, np.linspace(0, 1, len(among)))
-        values[folds == fold] = np.quantile(final, shares)
-    return values
-
-
 def _folds(wrong: Flags) -> NDArray[np.int64]:
     """A fold [N] for every answer, wrong and right ones dealt out in turn."""
     folds = np.empty(len(wrong), dtype=np.int64)
@@ -282,15 +232,13 @@ def _band(values: Values, wrong: Flags) -> tuple[float, float]:
     return lowest, max(lowest, float(borders[int(np.argmax(gains))]) if gains else lowest)
 
 
-def _check(answers: Sequence[RiskAnswer], num_heads: int) -> None:
-    same = all(answer.entropy.shape[1:] == (num_heads,) for answer in answers)
-    require(same, f"answers have entropies of other than the {num_heads} heads", hint="uncomp calibrate --risk --fresh")
-    wrong = sum(answer.wrong for answer in answers)
-    if len(answers) < LEAST_ANSWERS:
-        raise UsageError(f"risk needs {LEAST_ANSWERS} answers, there are {len(answers)}", hint="more --risk-samples")
-    if min(wrong, len(answers) - wrong) < FOLDS:
+def _check(wrong: Flags) -> None:
+    count, ups = len(wrong), int(wrong.sum())
+    if count < LEAST_ANSWERS:
+        raise UsageError(f"risk needs {LEAST_ANSWERS} answers, there are {count}", hint="more --risk-samples")
+    if min(ups, count - ups) < FOLDS:
         raise UsageError(
-            f"{wrong} of {len(answers)} answers were wrong: {FOLDS} right and {FOLDS} wrong ones are needed",
+            f"{ups} of {count} answers were wrong: {FOLDS} right and {FOLDS} wrong ones are needed",
             hint="use harder samples when few are wrong: a larger --risk-tokens or a smaller --budget; easier ones "
             "when few are right",
         )

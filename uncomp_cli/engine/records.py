@@ -3,7 +3,8 @@
 Times are seconds since the phase began; bytes are what is allocated at that moment.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from uncomp_cli.numerals import format_count, format_decimal
@@ -53,8 +54,8 @@ class DecodeStep:
 class RunStats:
     """What one answer took. `kv_full_bytes` is a full cache of the same tokens; `ttft_s` counts from the prefill.
 
-    `attention_entropy` is the signal of the heads that were watched (look/watch.py); None where none was, or before the
-    answer's first token has been read. Of `guessed_tokens` from the text `accepted_tokens` were right (lookup.py).
+    `signs` are those of the heads that were watched (look/watch.py); none where none was, or before the answer's first
+    token has been read. Of `guessed_tokens` from the text `accepted_tokens` were right (lookup.py).
     """
 
     prompt_tokens: int
@@ -67,7 +68,7 @@ class RunStats:
     kv_full_bytes: int
     peak_bytes: int
     finish_reason: FinishReason
-    attention_entropy: float | None = None
+    signs: Mapping[str, float] = field(default_factory=dict)
     guessed_tokens: int = 0
     accepted_tokens: int = 0
 

@@ -39,8 +39,7 @@ class Kind(Generic[R]):
     """What the journals of one `program` hold, and how a record becomes plain data and comes back.
 
     `make` raises UsageError for what is no record. `key` is what a journal has one record of, `place` names a record to
-    a person. `fresh` says that the program can begin anew with --fresh. `older` turns a header that an earlier version
-    wrote into one of today; it returns None for any other.
+    a person. `fresh` says that the program can begin anew with --fresh.
     """
 
     program: str
@@ -49,7 +48,6 @@ class Kind(Generic[R]):
     place: Callable[[R], str]
     plain: Callable[[Any], dict[str, Any]] = asdict
     fresh: bool = True
-    older: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda header: None
 
     @property
     def hint(self) -> str:
@@ -211,12 +209,10 @@ def _is_unborn(kind: Kind[R], start: bytes) -> bool:
 
 def _header(path: Path, kind: Kind[R], line: bytes) -> dict[str, Any]:
     header = files.parsed(line)
-    if isinstance(header, dict):
-        header = kind.older(header) or header
-        if header.get("kind") == kind.program:
-            with inside(str(path), hint=kind.hint):
-                value_of(dict[str, Any], header.get("settings"), "settings")
-            return header
+    if isinstance(header, dict) and header.get("kind") == kind.program:
+        with inside(str(path), hint=kind.hint):
+            value_of(dict[str, Any], header.get("settings"), "settings")
+        return header
     raise UsageError(f"{path} is not a results file of {kind.program}", hint=_OTHER_FILE)
 
 

@@ -144,13 +144,3 @@ def attention_entropy(rows: Tensor, *, exclude: Tensor | None = None, normalise:
         return entropy
     tokens = rows.shape[-1] - (0 if exclude is None else int(exclude.sum()))
     return entropy / math.log(max(tokens, 2))
-
-
-def score_entropy(scores: Tensor) -> Tensor:
-    """Entropy [...] in nats of the attention that scores [..., S] become by a softmax; what is not seen is far below.
-
-    Unseen tokens have a very low, finite score. Cut sinks away beforehand: the rest then sums to 1. 0 for S of 0 or 1.
-    """
-    logs = scores.log_softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-    entropy: Tensor = -(logs.exp() * logs).sum(dim=-1)
-    return entropy

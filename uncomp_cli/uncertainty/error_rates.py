@@ -11,17 +11,22 @@ question, its lengths. Signals are made so that higher is more uncertain. Nothin
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from uncomp_cli.errors import UsageError, require
 
-JOINT = "entropy/joint"
-SIGNALS = ("entropy/mean", "entropy/least", "entropy/first", JOINT)
-"""Of attention entropies / ln n: the mean over watched heads and the answer's tokens; the mean over tokens of the
-least uncertain head's (one head that has found something is enough); the mean over heads of the first token's; and the
-first of these plus the mean entropy / ln V of the distributions over V tokens that the answer's were taken from: where
-the model looked, and what it made of it. None of them grows with the answer's length."""
+BIAS = "bias"
+SEEN, ASKED = ("attention", "output", "peak", "looked"), ("named", "together")
+SIGNS = SEEN + ASKED
+"""What is seen of an answer's first tokens (engine/look/watch.py), and how much the text has of the question:
+
+    attention    entropy of the watched heads' attention / ln n, sinks left out: the mean
+    output       entropy / ln V of the distributions over V tokens that the answer's are taken from: the mean
+    peak         the share of their attention on the text that eight tokens have, those they look at most
+    looked       the share of what the question's words tell (engine/context/recall.py) that stands there, nearby
+    named        the share that stands in the text, and `together` in one sentence, the best
+"""
 
 _AGAIN = "measure it again: uncomp calibrate --risk"
 _MORE = "use easier and harder samples: several --risk-tokens, more --risk-samples"
@@ -50,15 +55,35 @@ class RiskBin:
 
 
 @dataclass(frozen=True, slots=True)
-class RiskCurve:
-    """What a signal of some heads meant on `samples` answers behind texts of these lengths.
+class Absence:
+    """How questions are told whose answer is not in the text: the signal of `weights` is above `limit`.
 
-    `heads` are (layer, KV head); `band` is the signal of answers that are not flagged; `bins` rise in signal and in
-    error rate. `rope` is how positions past the trained length were made, `budget` what was kept, and `scorer` by
-    which; empty where that was not told. Raises UsageError for anything that is not such a curve.
+    So it was for the share `caught` of such questions, and for the share `alarms` of the others, of `samples` together.
     """
 
-    signal: str
+    weights: dict[str, float]
+    limit: float
+    caught: float
+    alarms: float
+    samples: int
+
+    def __post_init__(self) -> None:
+        _check_weights(self.weights)
+        shares = 0 <= min(self.caught, self.alarms) <= max(self.caught, self.alarms) <= 1
+        require(shares, f"of absent answers {self.caught} are caught with {self.alarms} alarms", hint=_AGAIN)
+
+
+@dataclass(frozen=True, slots=True)
+class RiskCurve:
+    """What the signs of an answer meant on `samples` answers behind texts of these lengths.
+
+    The signal is the sum of the signs by `weights`, and of the weight `bias`; `heads`, (layer, KV head), are watched.
+    `band` is the signal of answers that are not flagged; `bins` rise in signal and in error rate. `rope` is how
+    positions past the trained length were made, `budget` what was kept, and `scorer` by which; empty where that was not
+    told. Raises UsageError for anything that is not such a curve.
+    """
+
+    weights: dict[str, float]
     heads: tuple[tuple[int, int], ...]
     band: tuple[float, float]
     bins: tuple[RiskBin, ...]
@@ -70,10 +95,10 @@ class RiskCurve:
     rope: str = ""
     budget: str = ""
     scorer: str = ""
+    absent: Absence | None = None
 
     def __post_init__(self) -> None:
-        known = f"known signals: {', '.join(SIGNALS)}"
-        require(self.signal in SIGNALS, f"risk signal '{self.signal}' is unknown", hint=known)
+        _check_weights(self.weights)
         watched = bool(self.heads) and all(min(head) >= 0 for head in self.heads)
         require(watched, f"the risk curve watches the heads {self.heads}", hint=_AGAIN)
         least, most = self.band
@@ -91,6 +116,10 @@ class RiskCurve:
         held = sum(one.samples for one in self.bins)
         require(held == self.samples, f"the risk curve's bins do not hold its {self.samples} samples", hint=_AGAIN)
 
+    def speaks_of(self, tokens: int) -> bool:
+        """Whether texts of this length were calibrated: none shorter or longer than all of them."""
+        return not self.tokens or min(self.tokens) <= tokens <= max(self.tokens)
+
     def flagged(self, value: float) -> bool:
         """Whether an answer of this signal is outside the band: above it, or no number.
 
@@ -101,6 +130,26 @@ class RiskCurve:
     def bin_of(self, value: float) -> RiskBin:
         """The bin of this signal; beyond the bins the outermost one, between two the nearer one."""
         return min(self.bins, key=lambda one: max(one.lower - value, value - one.upper, 0.0))
+
+
+def curve_for(curves: Sequence[RiskCurve], tokens: int) -> RiskCurve | None:
+    """The curve that speaks of prompts of this length, else the one that is nearest; None of none."""
+
+    def far(curve: RiskCurve) -> int:
+        return 0 if curve.speaks_of(tokens) else min(abs(tokens - each) for each in curve.tokens)
+
+    return min(curves, key=far, default=None)
+
+
+def weighed(weights: Mapping[str, float], signs: Mapping[str, float]) -> float | None:
+    """The signal of an answer's signs, their weighted sum and the bias; None where one of them is lacking."""
+    known = {BIAS: 1.0, **signs}
+    return sum(weight * known[name] for name, weight in weights.items()) if weights.keys() <= known.keys() else None
+
+
+def _check_weights(weights: Mapping[str, float]) -> None:
+    unknown = next((name for name in weights if name not in (BIAS, *SIGNS)), None)
+    require(unknown is None, f"the sign '{unknown}' is unknown", hint=f"known signs: {', '.join(SIGNS)}")
 
 
 def auroc(values: Sequence[float], wrong: Sequence[bool]) -> float:

@@ -238,12 +238,11 @@ def run_calibrate(job: CalibrateJob, choice: "ModelChoice", terminal: Terminal, 
     path = save_calibrated(presets[0], profile, files, terminal, again=again)
     save_family(path, presets[1:])
     source = HeldOut(maker, job.tokens, generated=not wanted.file, fresh=wanted.fresh)
-    curve = fit = None
+    measured: list[QualityCurve | RiskFit] = []
     if job.quality.wanted:
-        curve = run_quality(job.quality, path, profile, loaded=loaded, source=source, terminal=terminal)
+        measured.append(run_quality(job.quality, path, profile, loaded=loaded, source=source, terminal=terminal))
     if job.risk.wanted:
-        fit = run_risk(job.risk, path, loaded=loaded, source=source, terminal=terminal)
-    measured = [found for found in (curve, fit) if found is not None]
+        measured += run_risk(job.risk, path, loaded=loaded, source=source, terminal=terminal)
     save_family(path, presets[1:])  # whose losses were measured with it
     if as_json:
         terminal.write_json(_record(profile, path, measured))
@@ -257,10 +256,14 @@ def _record(profile: "UncertaintyProfile", path: Path, measured: "Sequence[Quali
     from uncomp_cli.budget.presets import FAMILY
     from uncomp_cli.calibrate.findings import profile_record
 
-    record = {"schema_version": 1, "preset": str(path), "profile": str(path.with_suffix(".safetensors"))}
+    record: dict[str, Any] = {
+        "schema_version": 1,
+        "preset": str(path),
+        "profile": str(path.with_suffix(".safetensors")),
+    }
     record["presets"] = [str(path.with_stem(f"{path.stem}{suffix}")) for suffix in FAMILY]
     for found in (profile_record(profile), *(each.record() for each in measured)):
-        record |= found
+        record |= {key: record.get(key, []) + value if "risk" in key else value for key, value in found.items()}
     return record
 
 
@@ -303,7 +306,7 @@ def _presets(wanted: CalibrateOptions, files: "ProfileFiles") -> "list[Preset]":
             scorer=wanted.scorer if mine else None,
         )
         # The floor stays whatever the budget: unlike one that is named for a prompt, it is for all lengths.
-        chosen = replace(chosen, floor_tokens=shipped.floor_tokens, quality=(), risk=None)
+        chosen = replace(chosen, floor_tokens=shipped.floor_tokens, quality=(), risk=())
         made.append(replace(chosen, name=f"{files.name}{suffix}", profile=files.name, folder=None))
     return made
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 QUALITY_SAMPLES, RISK_SAMPLES = 24, 20
 DEFAULT_BUDGETS = tuple(map(Budget.parse, ("50%", "30%", "20%", "15%", "10%", "7%", "5%", "3%")))
-DEFAULT_SHARES = (0.75, 1.5, 2.0)
+DEFAULT_SHARES = (0.25, 0.75, 1.5, 2.0)
 """Lengths of the texts that risk is measured on, as shares of the length that the model was trained for."""
 
 T = TypeVar("T")
@@ -130,7 +130,7 @@ def save_calibrated(
     measured = f"{len(profile.samples)} samples of {lengths[0]:,} to {lengths[-1]:,} tokens"
     description = f"{preset.policy}, calibrated on {profile.fingerprint.name} with {measured}."
     quality = old.quality if old is not None and holds else ()
-    risk = old.risk if old is not None and holds and same_budget else None
+    risk = old.risk if old is not None and holds and same_budget else ()
     path = save_preset(replace(preset, description=description, quality=quality, risk=risk), files.folder, profile)
     files.finish()
     return path
@@ -146,7 +146,7 @@ def save_family(path: Path, others: "Sequence[Preset]") -> None:
     for one in others:
         description = f"{one.policy}, with the profile of preset {first.name}."
         alike = replace(one, budget=first.budget, floor_tokens=first.floor_tokens, name=first.name)
-        shared = replace(first, quality=(), risk=None, description=one.description) == alike
+        shared = replace(first, quality=(), risk=(), description=one.description) == alike
         save_preset(replace(one, description=description, quality=first.quality if shared else ()), path.parent)
 
 
@@ -181,7 +181,7 @@ def _measured_before(
     if files.preset.is_file() and files.profile.is_file():
         with suppress(UsageError):  # a file that cannot be used has nothing to keep
             old = load_preset(str(files.preset.absolute()))
-            alike = replace(old, budget=preset.budget, description=preset.description, quality=(), risk=None)
+            alike = replace(old, budget=preset.budget, description=preset.description, quality=(), risk=())
             return old, alike == preset and load_profile(files.profile).samples == profile.samples
     return None, True
 
@@ -257,7 +257,7 @@ class RiskOptions:
         bool,
         option(
             "--risk",
-            help="Then measure what attention entropy says of wrong answers, past the trained length too.",
+            help="Then measure what tells wrong answers, and questions that a text does not answer.",
             panel="Risk",
             setting=False,
         ),
@@ -282,7 +282,17 @@ class RiskOptions:
             help="Length of such a text; repeatable.",
             metavar="N",
             min=200,
-            show_default="0.75, 1.5 and 2 times the trained length",
+            show_default="0.25, 0.75, 1.5 and 2 times the trained length",
+            panel="Risk",
+            setting=False,
+        ),
+    ] = ()
+    data: Annotated[
+        tuple[Path, ...],
+        option(
+            "--risk-data",
+            help="File or directory of questions with their passages, as in `uncomp eval --data`; repeatable.",
+            metavar="PATH",
             panel="Risk",
             setting=False,
         ),
@@ -302,8 +312,8 @@ class RiskOptions:
 
     def check(self) -> None:
         """Raise UsageError for a choice without --risk, and for a RoPE that is none."""
-        given = {"--risk-samples": self.samples, "--risk-tokens": self.tokens, "--rope": self.rope}
-        _check_wanted("risk", self.wanted, given)
+        given = {"--risk-samples": self.samples, "--risk-tokens": self.tokens, "--risk-data": self.data}
+        _check_wanted("risk", self.wanted, {**given, "--rope": self.rope})
         _ = self.rope_choice
 
     @property
@@ -321,8 +331,8 @@ class RiskOptions:
 
 def run_risk(
     choice: RiskOptions, path: Path, *, loaded: "LoadedModel", source: HeldOut, terminal: Terminal
-) -> "RiskFit":
-    """Measure the preset in `path`, and write the curve into it.
+) -> "list[RiskFit]":
+    """Measure the preset in `path`, and write the curves into it: inside the trained length, and past it.
 
     Raises UsageError when too few answers were right or wrong; the preset is then as it was, and the answers stay.
     """
@@ -330,25 +340,30 @@ def run_risk(
     from uncomp_cli.calibrate.observation import risk_samples
     from uncomp_cli.calibrate.reliability import fit_risk
     from uncomp_cli.engine.look.watch import watched_heads
+    from uncomp_cli.evals.tasks.outside import outside_tasks
 
-    preset = replace(load_preset(str(path.absolute())), risk=None)
-    lengths = choice.lengths(loaded.info.trained_length)
+    stored = load_preset(str(path.absolute()))
+    preset, trained = replace(stored, risk=()), loaded.info.trained_length
+    heads = watched_heads(preset, loaded.spec)
+    if not heads:
+        raise UsageError("risk needs heads to watch, and the profile has no losses", hint="--policy uncertain")
+    lengths = choice.lengths(trained)
     with loading(terminal, "preparing samples"):
-        samples = risk_samples(source.maker, lengths, choice.samples or RISK_SAMPLES, generated=source.generated)
+        outside = outside_tasks(choice.data)[0] if choice.data else []
+        count = choice.samples or RISK_SAMPLES
+        samples = risk_samples(source.maker, lengths, count, generated=source.generated, outside=outside)
     run, rope, kept = _measure(choice, preset, samples, path=path, loaded=loaded, source=source, terminal=terminal)
     if run.unwatched:
         terminal.note(f"{run.unwatched:,} answers were a single token: there is nothing to watch, they are left out")
-    fit = fit_risk(
-        run.answers,
-        run.heads,
-        costly=watched_heads(preset, loaded.spec),
-        rope=rope,
-        budget=str(preset.budget),
-        scorer=preset.scorer.name,
-    )
-    save_preset(replace(preset, risk=fit.curve), path.parent)
+    fits = []
+    for inside in (True, False):
+        answers = [answer for answer in run.answers if (answer.tokens <= trained) == inside]
+        if answers:
+            read = "trained" if inside else rope
+            fits.append(fit_risk(answers, heads, rope=read, budget=str(preset.budget), scorer=preset.scorer.name))
+    save_preset(replace(preset, risk=tuple(fit.curve for fit in fits)), path.parent)
     kept.unlink()
-    return fit
+    return fits
 
 
 def _measure(

@@ -261,7 +261,8 @@ class Asked:
     """A question of a context, to be answered in at most `max_new_tokens`; `words` are what the user typed.
 
     `on_token` is told the number and id of every token of its answer that has been put behind the context; behind each
-    `pause_tokens` of them it may change what is held.
+    `pause_tokens` of them it may change what is held. The text that is asked about ends at token `text_end`; None: with
+    the context.
     """
 
     context: Context
@@ -270,6 +271,13 @@ class Asked:
     words: str = ""
     on_token: Callable[[int, int], None] | None = None
     pause_tokens: int | None = None
+    text_end: int | None = None
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the text that the question is about, and of the template before it."""
+        prompt = self.context.prompt
+        return len(prompt.context) - prompt.asked if self.text_end is None else self.text_end
 
     @property
     def prompt_tokens(self) -> int:

@@ -66,7 +66,7 @@ class Conversation:
         self.tokens = Tokens.of()
         self.notes: list[str] = []
         self.pinned: tuple[tuple[int, int], ...] = ()
-        self.recalls = True
+        self.recalls, self._asked = True, (0, "")
         self.stats: RunStats | None = None
         self.writer: Writer | None = None
         self.use(preset)
@@ -123,10 +123,11 @@ class Conversation:
         pins = [tokens_of(text.offsets, pin) for pin in self.pinned]
         if not self.growth.can_recall and self._lost(pins):
             self.growth.clear()
-        wanted = self._passages(text, messages, common=self.growth.common(text), asked=asked)
+        question = messages[-1].parts[-1] if messages[-1].parts else messages[-1].text
+        wanted = self._passages(text, messages, question, common=self.growth.common(text), asked=asked)
         self.growth.budget.guard_from = asked
         self.growth.budget.pinned = spans_mask(len(text), [*pins, *wanted])
-        self.growth.answer_tokens = self.sampling.max_new_tokens
+        self.growth.answer_tokens, self._asked = self.sampling.max_new_tokens, (asked, question)
         steps = self.growth.extend(text, reserve=BLOCK_TOKENS)
         shortage = self.growth.budget.shortage
         if shortage is not None and not self._is_short:
@@ -179,7 +180,9 @@ class Conversation:
         mass = attended_by(self.decoder, self.growth.cache, ids, first, heads=self.growth.account().trust, sinks=sinks)
         return pad(mass, (0, 1))
 
-    def _passages(self, tokens: Tokens, messages: Sequence[Message], *, common: int, asked: int) -> list[range]:
+    def _passages(
+        self, tokens: Tokens, messages: Sequence[Message], question: str, *, common: int, asked: int
+    ) -> list[range]:
         """Tokens, in front of token `asked`, of passages that the question points at and that are mostly not held.
 
         Those behind token `common` are yet to be read, and will be held when they are.
@@ -187,7 +190,6 @@ class Conversation:
         if not (self.recalls and self.growth.can_recall):
             return []
         text = "".join(message.text for message in messages)
-        question = messages[-1].parts[-1] if messages[-1].parts else messages[-1].text
         held = self.growth.survival()[: min(common, asked)]
         survival = pad(held, (0, asked - len(held)))
         return missing_passages(text[: len(text) - len(question)], question, offsets=tokens.offsets, survival=survival)
@@ -235,8 +237,10 @@ class Conversation:
         logits = yield from prefill
         seconds = time.perf_counter() - begun
         self.growth.context.questions = Behind(Begun(logits, cached, seconds, seconds))
-        asked = [Asked(self.growth.context, 0, max_new_tokens, on_token=self._wrote, pause_tokens=BLOCK_TOKENS)]
-        self.writer = Writer(self.decoder, self.loaded.tokenizer, self.sampling, asked, watch=self.watched)
+        end, words = self._asked
+        context, pause = self.growth.context, BLOCK_TOKENS
+        asked = Asked(context, 0, max_new_tokens, words, on_token=self._wrote, pause_tokens=pause, text_end=end)
+        self.writer = Writer(self.decoder, self.loaded.tokenizer, self.sampling, [asked], watch=self.watched)
         for step in self.writer.write():
             self.answer_ids.append(step.token)
             self.stats = self.writer.stats()

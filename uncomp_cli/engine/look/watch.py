@@ -3,9 +3,9 @@
     a        = softmax(q K^T) over what the head holds, the first tokens of the text (sinks) left out
     raw      = -sum_s a_s ln a_s              of a KV head: the mean over its query heads
     latest   = raw / ln n                     n tokens held, so that lengths and budgets compare
-    signal   = one figure of the watched heads and the answer's tokens, such as their mean (`SIGNALS`)
+    signs    = what is seen of the answer's first tokens, the means of each (`SIGNS` of uncertainty/error_rates.py)
 
-The heads are those of the preset's risk curve, or else those whose evictions cost most: heads that find what is asked
+The heads are those of the preset's risk curves, or else those whose evictions cost most: heads that find what is asked
 for (retrieval heads, arXiv 2404.15574). The attention kernels tell no weights, so that the few heads' scores are taken
 once more, from the same keys. The answer's first token was chosen behind the prompt: it is seen when it is read.
 """
@@ -23,8 +23,6 @@ from uncomp_cli.engine.forward.products import one_thread
 from uncomp_cli.engine.spend.allocation import profile_of
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.distance_pattern import distance_pattern
-from uncomp_cli.uncertainty.entropy import score_entropy
-from uncomp_cli.uncertainty.error_rates import JOINT, SIGNALS
 
 HeadAt = tuple[int, int]
 """Layer and KV head."""
@@ -32,15 +30,15 @@ HeadAt = tuple[int, int]
 Held = Callable[[int, int], Head]
 """(layer, row * G + KV head) → what that head holds, the newest tokens included."""
 
-FEW_HEADS = 4
-"""Heads that are watched when no risk curve names them."""
-_UNSEEN = -1e30
+FEW_HEADS, FEW_TOKENS, PEAK_TOKENS = 4, 32, 8
+"""Heads that are watched when no risk curve names them, tokens that signs are taken of: an answer's, a text's."""
+_UNSEEN, _LEAST = -1e30, 1e-9
 LOSS = "loss"
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What is watched: heads, how many first tokens are sinks, and the signal that is made of it.
+    """What is watched: heads, how many first tokens are sinks, and whether what tokens are taken from is looked at too.
 
     With `edges` (distance_pattern.py) the pattern of attention by distance is kept as well; `packed` counts a distance
     in tokens that the head holds, as the model sees it when what is kept was re-packed.
@@ -48,14 +46,9 @@ class Watched:
 
     heads: tuple[HeadAt, ...]
     sinks: int = 4
-    signal: str = SIGNALS[0]
+    outputs: bool = True
     edges: Tensor | None = None
     packed: bool = False
-
-    @property
-    def reads_output(self) -> bool:
-        """Whether the signal needs the distributions that tokens are taken from."""
-        return self.signal == JOINT
 
 
 def all_heads(spec: ModelSpec) -> tuple[HeadAt, ...]:
@@ -64,13 +57,13 @@ def all_heads(spec: ModelSpec) -> tuple[HeadAt, ...]:
 
 
 def watched_heads(preset: Preset, spec: ModelSpec) -> tuple[HeadAt, ...]:
-    """The heads of the preset's risk curve; else the few that its profile says cost most; else none.
+    """The heads of the preset's risk curves; else the few that its profile says cost most; else none.
 
     None as well when what the preset has was measured on a model of another shape.
     """
     known = set(all_heads(spec))
-    if preset.risk is not None:
-        return preset.risk.heads if known.issuperset(preset.risk.heads) else ()
+    if preset.risk:
+        return preset.risk[0].heads if known.issuperset(preset.risk[0].heads) else ()
     profile = profile_of(preset)
     if profile is None or LOSS not in profile.values:
         return ()
@@ -86,65 +79,78 @@ def watched(preset: Preset, spec: ModelSpec) -> Watched | None:
     heads = watched_heads(preset, spec)
     if not heads:
         return None
-    signal = SIGNALS[0] if preset.risk is None else preset.risk.signal
-    return Watched(heads, preset.scorer.sinks, signal)
+    return Watched(heads, preset.scorer.sinks, outputs=bool(preset.risk))
 
 
 class Tally:
-    """Running figures of one answer that is told a token at a time."""
+    """Running figures of one answer that is told a token at a time: of its first `FEW_TOKENS`.
+
+    `mass` [S] is the attention that they paid to the tokens of the text; empty before the first.
+    """
 
     def __init__(self) -> None:
-        self.tokens = self.predicted = 0
-        self._mean = self._least = self._first = self._output = torch.zeros(0)
+        self.mass = torch.zeros(0)
+        self._entropies: list[Tensor] = []
+        self._predicted: list[Tensor] = []
 
-    def take(self, entropies: Tensor) -> None:
-        """One more token's entropies [..., K] / ln n of the watched heads."""
-        mean, least = entropies.mean(dim=-1), entropies.amin(dim=-1)
-        if self.tokens:
-            self._mean, self._least = self._mean + mean, self._least + least
-        else:
-            self._mean, self._least, self._first = mean, least, mean
-        self.tokens += 1
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more counts."""
+        return len(self._entropies) == FEW_TOKENS
+
+    def take(self, entropies: Tensor, mass: Tensor) -> None:
+        """One more token's entropies [K] / ln n of the watched heads, and their attention [S] on the text."""
+        if not self.is_full:
+            self.mass = self.mass + mass if self._entropies else mass.clone()
+            self._entropies.append(entropies)
 
     def predict(self, logits: Tensor) -> None:
-        """The logits [..., V] that one more token is taken from."""
-        with one_thread():
-            share = torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1) / log(logits.shape[-1])
-        self._output = self._output + share if self.predicted else share
-        self.predicted += 1
+        """The logits [V] that one more token is taken from."""
+        if len(self._predicted) < FEW_TOKENS:
+            with one_thread():
+                entropy = torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1)
+            self._predicted.append(entropy / log(logits.shape[-1]))
 
-    def signal(self, name: str) -> Tensor:
-        """The figure `name` [...] of the answer so far; raises ValueError before its first token."""
-        if not self.tokens:
-            raise ValueError("no token has been watched yet")
-        mean, least = self._mean / self.tokens, self._least / self.tokens
-        if name == JOINT:
-            return mean + self._output / self.predicted
-        return {"entropy/mean": mean, "entropy/least": least, "entropy/first": self._first}[name]
+    @property
+    def signs(self) -> dict[str, float]:
+        """Of the answer so far; none before its first token has been read."""
+        if not self._entropies:
+            return {}
+        found = {"attention": float(torch.stack(self._entropies).mean()), "peak": self.peak[1]}
+        if self._predicted:
+            found["output"] = float(torch.stack(self._predicted).mean())
+        return found
 
-    def value(self, name: str) -> float | None:
-        """The figure of the one row, or None before its first token."""
-        return float(self.signal(name)) if self.tokens else None
+    @property
+    def peak(self) -> tuple[int, float]:
+        """The token in the middle of the few that were looked at most, and their share of the attention on the text."""
+        width = min(PEAK_TOKENS, len(self.mass))
+        if not width:
+            return 0, 0.0
+        share, at = self.mass.unfold(0, width, 1).sum(dim=-1).max(dim=0)
+        return int(at) + width // 2, float(share / self.mass.sum().clamp_min(_LEAST))
 
 
 class AnswerWatch:
     """Sees the queries of `watched.heads` while B rows are written; give `observe` to AppendState as `on_query`.
 
     `latest` and `raw` [B, K] are the latest token's, in the order of the heads, `recent` [B, K, N] those of all that
-    came with it; the other figures are of all `tokens`.
+    came with it; the other figures are of all `tokens`. `mass[b]` [N, S] is their attention, sinks left out, on the
+    text, the first S = `texts[b]` tokens of row b; S is 0 when FEW_TOKENS have been watched.
     """
 
-    def __init__(self, watched: Watched, held: Held, spec: ModelSpec) -> None:
+    def __init__(self, watched: Watched, held: Held, spec: ModelSpec, *, texts: Sequence[int] = ()) -> None:
         self.watched = watched
         self.latest = self.raw = torch.zeros(0, len(watched.heads))
         self.recent = self.latest[..., None]
+        self.mass: list[Tensor] = []
         self.tokens = 0
-        self._held, self._groups = held, spec.num_kv_heads
+        self._held, self._groups, self._texts = held, spec.num_kv_heads, texts
         self._heads: dict[int, list[int]] = {}
         for layer, head in watched.heads:
             self._heads.setdefault(layer, []).append(head)
-        self._last = max(self._heads)
-        self._sinks: dict[HeadAt, tuple[int, int]] = {}
+        self._first, self._last = min(self._heads), max(self._heads)
+        self._cuts: dict[HeadAt, tuple[int, int, int]] = {}
         self._step: dict[HeadAt, _Seen] = {}
         self._sums = _Seen(torch.zeros(()), torch.zeros(()), torch.zeros(()))
 
@@ -172,6 +178,9 @@ class AnswerWatch:
             return
         rows = range(len(query))
         grouped = query.reshape(len(query), self._groups, -1, *query.shape[2:]) * scaling
+        if layer == self._first:
+            new, few = query.shape[2], self.tokens < FEW_TOKENS
+            self.mass = [query.new_zeros(new, text if few else 0, dtype=torch.float32) for text in self._texts]
         for head in heads:
             found = [self._look(grouped[row, head], (layer, row * self._groups + head)) for row in rows]
             self._step[layer, head] = _stack(found, 0)
@@ -181,23 +190,33 @@ class AnswerWatch:
     def _look(self, query: Tensor, at: HeadAt) -> "_Seen":
         """What the queries [R, N, D] of one head see: entropies [N], and the pattern [N, bins]."""
         keys, _, positions = self._held(*at)
-        new, first = query.shape[1], self._first_seen(positions, at, query.shape[1])
+        new = query.shape[1]
+        first, behind = self._first_seen(positions, at, new)
         scores = query @ keys[first:].T
         count = scores.shape[-1]
         if new > 1:
             late = torch.ones(new, count, dtype=torch.bool, device=scores.device).triu(count - new + 1)
             scores = scores.float().masked_fill(late, _UNSEEN)
-        raw = score_entropy(scores).mean(dim=0)
+        logs = scores.log_softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        shares = logs.exp()
+        raw = -(shares * logs).sum(dim=-1).mean(dim=0)
+        if self.mass and self.tokens < FEW_TOKENS:
+            text = shares[..., : behind - first].mean(dim=0)
+            self.mass[at[1] // self._groups].index_add_(1, positions[first:behind].long(), text.float())
         share = raw / log(max(2, count)) if new == 1 else raw / _logs(count, new).to(raw.device)
         return _Seen(raw, share, self._by_distance(scores, positions[first:]))
 
-    def _first_seen(self, positions: Tensor, at: HeadAt, new: int) -> int:
-        """How many sinks a head holds, which come first; counted anew when it has not just grown by `new`."""
-        length, sinks = self._sinks.get(at, (-1, 0))
+    def _first_seen(self, positions: Tensor, at: HeadAt, new: int) -> tuple[int, int]:
+        """How many sinks a head holds, which come first, and how much up to the end of the text.
+
+        They are counted anew when it has not just grown by `new`.
+        """
+        length, sinks, behind = self._cuts.get(at, (-1, 0, 0))
         if length + new != len(positions):
             sinks = int((positions[: self.watched.sinks] < self.watched.sinks).sum())
-        self._sinks[at] = len(positions), sinks
-        return sinks
+            behind = int((positions < self._texts[at[1] // self._groups]).sum()) if self._texts else len(positions)
+        self._cuts[at] = len(positions), sinks, behind
+        return sinks, behind
 
     def _by_distance(self, scores: Tensor, positions: Tensor) -> Tensor | None:
         """The mean pattern [N, bins] of the rows' scores [R, N, S] on what stands at `positions` [S]."""

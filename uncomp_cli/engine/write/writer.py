@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from math import isfinite
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from uncomp_cli.cache.needs import ConstantConfig
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.context import Asked, Begun, Beside
+from uncomp_cli.engine.context.recall import Telling
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.watch import AnswerWatch, Tally, Watched
 from uncomp_cli.engine.records import DecodeStep, FinishReason, RunStats
@@ -37,6 +39,7 @@ from uncomp_cli.spec import ModelSpec
 
 _MEMORY_MARGIN = 0.9
 _GONE_SHARE = 4
+_NEAR_TOKENS = 32
 
 
 class _Row:
@@ -45,7 +48,7 @@ class _Row:
     def __init__(self, number: int, asked: Asked, tokenizer: PreTrainedTokenizerFast, sampling: SamplingConfig) -> None:
         self.number, self.asked, self.prompt_tokens = number, asked, asked.prompt_tokens  # a context may grow
         self.sampler = Sampler(replace(sampling, seed=(sampling.seed + asked.question) % 2**64))
-        self.stream = TextStream(tokenizer)
+        self.stream, self._tokenizer = TextStream(tokenizer), tokenizer
         self.generated = torch.empty(1, 0, dtype=torch.int64)
         self.reason: FinishReason | None = None
         self.tally = Tally()
@@ -53,6 +56,25 @@ class _Row:
         self.begun: Begun | None = None
         self.begun_s = time.perf_counter()
         self.first_s = self.last_s = 0.0
+
+    @property
+    def signs(self) -> dict[str, float]:
+        """What was seen of the answer so far, and what the text has of the question; none where nothing is watched."""
+        seen = self.tally.signs
+        if not seen or not self.asked.words:
+            return seen
+        at, (ids, telling) = self.tally.peak[0], self._telling
+        near = self._decode(ids[max(0, at - _NEAR_TOKENS) : at + _NEAR_TOKENS])
+        return {**seen, "named": telling.named, "together": telling.together, "looked": telling.share(near)}
+
+    @cached_property
+    def _telling(self) -> tuple[tuple[int, ...], Telling]:
+        """The text's tokens, and what the question's words tell of it."""
+        ids = tuple(self.asked.context.prompt.context.ids[: self.asked.text_tokens])
+        return ids, Telling.of(self.asked.words, self._decode(ids))
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.backend_tokenizer.decode(ids))
 
     @property
     def position(self) -> int:
@@ -153,6 +175,11 @@ class Writer:
         return OneRow(spec, constant=ConstantConfig() if constant_size else None)
 
     @property
+    def _watch(self) -> AnswerWatch | None:
+        """What looks on: nothing once every answer's first tokens have been seen."""
+        return None if all(row.tally.is_full for row in self._held) else self.watching
+
+    @property
     def _goes_on(self) -> bool:
         return any(row.reason is None for row in self._held)
 
@@ -168,8 +195,9 @@ class Writer:
         joined = [_Row(number, asked, self._tokenizer, self._sampling) for number, asked in joining]
         begun = self.store.lay_out(live, [row.asked for row in joined])
         self._held = [*(self._held[at] for at in live), *joined]
-        watched = self._watched
-        self.watching = None if watched is None else AnswerWatch(watched, self.store.held, self._decoder.spec)
+        watched, spec = self._watched, self._decoder.spec
+        texts = [row.asked.text_tokens for row in self._held]
+        self.watching = None if watched is None else AnswerWatch(watched, self.store.held, spec, texts=texts)
         for row, one in zip(joined, begun, strict=True):
             row.begun = one
         # All begin before any is told of: who stops at the first token finds every row begun.
@@ -190,14 +218,14 @@ class Writer:
         if isinstance(self.store, OneRow) and (guesses := self._guesses(self._held[0], self.store)):
             yield from self._try(self._held[0], self.store, guesses)
             return
-        watch, latest = self.watching, torch.cat([row.generated[:, -1:] for row in self._held])
+        watch, latest = self._watch, torch.cat([row.generated[:, -1:] for row in self._held])
         positions = torch.tensor([[row.position] for row in self._held]).to(self._decoder.device)
         state = self.store.state(positions, on_query=None if watch is None else watch.observe)
         logits = self._decoder.forward(latest, positions, state, 1)[:, -1]
         live = [(at, row) for at, row in enumerate(self._held) if row.reason is None]
         for at, row in live:
             if watch is not None:
-                row.tally.take(watch.latest[at])
+                row.tally.take(watch.latest[at], watch.mass[at][-1])
             if row.asked.on_token is not None:
                 row.asked.on_token(row.generated.shape[1] - 1, int(row.generated[0, -1]))
         for at, row in live:
@@ -216,7 +244,7 @@ class Writer:
 
     def _try(self, row: _Row, store: OneRow, guesses: list[int]) -> Iterator[DecodeStep]:
         """Put the latest token and the guesses behind the row; as many stay as are what is chosen."""
-        watch, done = self.watching, row.generated.shape[1]
+        watch, done = self._watch, row.generated.shape[1]
         put = [int(row.generated[0, -1]), *guesses]
         positions = torch.arange(row.position, row.position + len(put))[None].to(self._decoder.device)
         state = store.attempt(positions, on_query=None if watch is None else watch.observe)
@@ -231,7 +259,7 @@ class Writer:
             row.lookup.learn(len(guesses), len(chosen) - 1)
         for at, token in enumerate(put[: len(chosen)]):
             if watch is not None:
-                row.tally.take(watch.recent[0, :, at])
+                row.tally.take(watch.recent[0, :, at], watch.mass[0][at])
             if row.asked.on_token is not None:
                 row.asked.on_token(done - 1 + at, token)
         for at, (token, text) in enumerate(chosen):
@@ -241,7 +269,7 @@ class Writer:
         return self._told(row, row.generated.shape[1], *self._next(row, logits))
 
     def _next(self, row: _Row, logits: Tensor) -> tuple[int, str]:
-        if self._watched is not None and self._watched.reads_output:
+        if self._watched is not None and self._watched.outputs:
             row.tally.predict(logits[0])
         return row.choose(logits, self._stop_ids, speaks=self._is_plain)
 
@@ -267,7 +295,7 @@ class Writer:
             kv_full_bytes=self._decoder.spec.full_kv_bytes(row.prompt_tokens + completed - 1),
             peak_bytes=peak_bytes(self._decoder.device),
             finish_reason=row.reason or "interrupted",
-            attention_entropy=None if self._watched is None else row.tally.value(self._watched.signal),
+            signs=row.signs,
             guessed_tokens=0 if row.lookup is None else row.lookup.guessed,
             accepted_tokens=0 if row.lookup is None else row.lookup.accepted,
         )
