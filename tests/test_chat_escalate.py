@@ -46,6 +46,18 @@ def test_a_flagged_answer_is_doubted(loaded: LoadedModel) -> None:
     assert warnings(hold(chat_of(loaded, 5.0), TOWN)) == []
 
 
+def test_a_chat_says_what_its_document_does_not_name(loaded: LoadedModel) -> None:
+    """The question's own words, which stand behind the document, do not count as its."""
+    Path("town.txt").write_text(TOWN)
+    talk = make_talk(loaded, PresetChoice(risky(Path(), 5.0, budget="20%", absent=0.9)))
+    said = hold(talk, "/file town.txt", "Were the lamps lit?")
+    assert said[-1].endswith(" · sure")
+    for question in ("Who was the bishop of Bergen?", "And who was the bishop of Bergen?"):
+        said = hold(talk, question)
+        warning = "warning: what was asked for is probably not in the document"
+        assert any(line.startswith(warning) for line in said), said
+
+
 def test_it_is_asked_again_and_one_answer_stays(loaded: LoadedModel) -> None:
     talk = chat_of(loaded, 0.01)
     assert hold(talk, "/set escalate on") == [

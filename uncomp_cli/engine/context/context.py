@@ -261,8 +261,8 @@ class Asked:
     """A question of a context, to be answered in at most `max_new_tokens`; `words` are what the user typed.
 
     `on_token` is told the number and id of every token of its answer that has been put behind the context; behind each
-    `pause_tokens` of them it may change what is held. The text that is asked about ends at token `text_end`; None: with
-    the context.
+    `pause_tokens` of them it may change what is held. The text that is asked about ends at token `text_end`, None: with
+    the context; `documents` are those in it, where something else is too.
     """
 
     context: Context
@@ -272,6 +272,7 @@ class Asked:
     on_token: Callable[[int, int], None] | None = None
     pause_tokens: int | None = None
     text_end: int | None = None
+    documents: str = ""
 
     @property
     def text_tokens(self) -> int:

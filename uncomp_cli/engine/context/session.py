@@ -66,7 +66,7 @@ class Conversation:
         self.tokens = Tokens.of()
         self.notes: list[str] = []
         self.pinned: tuple[tuple[int, int], ...] = ()
-        self.recalls, self._asked = True, (0, "")
+        self.recalls, self._asked, self._documents = True, (0, ""), ""
         self.stats: RunStats | None = None
         self.writer: Writer | None = None
         self.use(preset)
@@ -128,6 +128,7 @@ class Conversation:
         self.growth.budget.guard_from = asked
         self.growth.budget.pinned = spans_mask(len(text), [*pins, *wanted])
         self.growth.answer_tokens, self._asked = self.sampling.max_new_tokens, (asked, question)
+        self._documents = "".join(part for message in messages for part in message.parts[:-1])
         steps = self.growth.extend(text, reserve=BLOCK_TOKENS)
         shortage = self.growth.budget.shortage
         if shortage is not None and not self._is_short:
@@ -238,8 +239,16 @@ class Conversation:
         seconds = time.perf_counter() - begun
         self.growth.context.questions = Behind(Begun(logits, cached, seconds, seconds))
         end, words = self._asked
-        context, pause = self.growth.context, BLOCK_TOKENS
-        asked = Asked(context, 0, max_new_tokens, words, on_token=self._wrote, pause_tokens=pause, text_end=end)
+        asked = Asked(
+            self.growth.context,
+            0,
+            max_new_tokens,
+            words,
+            on_token=self._wrote,
+            pause_tokens=BLOCK_TOKENS,
+            text_end=end,
+            documents=self._documents,
+        )
         self.writer = Writer(self.decoder, self.loaded.tokenizer, self.sampling, [asked], watch=self.watched)
         for step in self.writer.write():
             self.answer_ids.append(step.token)

@@ -71,7 +71,7 @@ class _Row:
     def _telling(self) -> tuple[tuple[int, ...], Telling]:
         """The text's tokens, and what the question's words tell of it."""
         ids = tuple(self.asked.context.prompt.context.ids[: self.asked.text_tokens])
-        return ids, Telling.of(self.asked.words, self._decode(ids))
+        return ids, Telling.of(self.asked.words, self.asked.documents or self._decode(ids))
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.backend_tokenizer.decode(ids))
