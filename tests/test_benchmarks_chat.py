@@ -27,7 +27,7 @@ def script(name: str) -> Any:
 
 
 chat_turns, reuse = script("chat_turns"), script("reuse")
-SMALL = chat_turns.Arm("unseen 30%", replace(load_preset("unseen"), budget="30%", floor_tokens=0))
+SMALL = chat_turns.Arm("unseen 30%", replace(load_preset("unseen"), budget="30%", kv_bits=16, floor_tokens=0))
 FULL = chat_turns.Arm("full", load_preset("full"))
 
 

@@ -65,7 +65,7 @@ def test_what_was_calibrated_is_taken_for_its_model(tiny_model: Path) -> None:
     assert f"preset mine is used: it was calibrated for {tiny_model}\n" in err
     assert "(mine, uncertain)" in err
     assert run_here(*asked, "-p", "live")[2].count("mine") == 0
-    err = run_here("chat", "-m", str(tiny_model), stdin=b"/budget\n")[2]
+    err = run_here("chat", "-m", str(tiny_model), "-b", "30%", stdin=b"/budget\n")[2]
     assert f"preset mine-unseen is used: it was calibrated for {tiny_model}\n" in err
     assert "preset mine-unseen · budget 30%" in err
     assert measure(tiny_model, "-o", "away.json")[2].rstrip().endswith("use it with uncomp ask --preset away.json")
@@ -83,7 +83,7 @@ def test_the_whole_family_is_made_like_the_shipped_one(tiny_model: Path) -> None
         assert mine.profile == "mine"
         assert bool(mine.quality) == (like in ("balanced", "small"))  # bits and another scorer lose otherwise
     said = err.splitlines()[-1]
-    assert "mine 20%, mine-small 10%, mine-tiny 5%, mine-unseen 30%" in said
+    assert "mine 20%, mine-small 10%, mine-tiny 5%, mine-unseen full" in said
     assert "measured to lose" in said
     assert "--preset mine" in said
     code, _, err = measure(tiny_model, "--name", "mine")  # nothing that was measured is lost

@@ -21,7 +21,7 @@ from uncomp_cli.uncertainty.error_rates import RiskBin, RiskCurve
 CURVE = RiskCurve(
     {"attention": 1.0}, ((0, 1), (1, 0)), (0.0, 0.5), (RiskBin(0, 1, 0.5, 0.2, 0.8, 9),), 0.5, 0.3, 0.7, 9, (100,)
 )
-PRESET = replace(load_preset("unseen"), budget="40%", floor_tokens=0, profile=None, risk=(CURVE,))
+PRESET = replace(load_preset("unseen"), budget="40%", kv_bits=16, floor_tokens=0, profile=None, risk=(CURVE,))
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ DOCUMENT = "".join(
     FACT if number == 9 else f"Entry {number}: the weather was {word}, and nothing of note was seen. "
     for number, word in enumerate(["fair", "foul", "mild", "grey", "calm"] * 5)
 )
-SMALL = replace(load_preset("unseen"), budget="30%", policy="uniform", profile=None, floor_tokens=0)
+SMALL = replace(load_preset("unseen"), budget="30%", kv_bits=16, policy="uniform", profile=None, floor_tokens=0)
 
 
 class Recorded(Conversation):
@@ -274,10 +274,49 @@ def share_of(session: Conversation, char: int) -> float:
     return float(session.survival()[token])
 
 
-def test_a_chat_is_not_quantised(loaded: LoadedModel) -> None:
-    session = Engine(loaded, sampling=GREEDY).conversation(replace(SMALL, kv_bits=8))
-    assert session.preset.kv_bits == 16
-    assert "8 bits" in session.notes[0]
+def held_of_three_turns(loaded: LoadedModel, bits: int) -> Conversation:
+    session = Engine(loaded, sampling=replace(GREEDY, max_new_tokens=70)).conversation(replace(SMALL, kv_bits=bits))
+    messages = [SYSTEM, asked("What was the weather like?")]
+    for question in ("What was the weather like?", "Who lit the lamp of Heron Point?", "And when?"):
+        messages = [*messages[:-1], messages[-1] if len(messages) == 2 else Message("user", question)]
+        for step in session.turn(messages):
+            if isinstance(step, DecodeStep):
+                assert session.kv_bytes <= session.budget_bytes
+        messages += [Message("assistant", "", tuple(session.answer_ids)), Message("user", "")]
+    return session
+
+
+def test_a_chat_in_fewer_bits_holds_more_in_its_budget(loaded: LoadedModel) -> None:
+    plain, eight, four = (held_of_three_turns(loaded, bits) for bits in (16, 8, 4))
+    assert 0.9 * plain.budget_bytes < eight.budget_bytes < 1.05 * plain.budget_bytes
+    held = [float(session.survival().mean()) for session in (plain, eight, four)]
+    assert held[0] < 0.35 < 0.6 < held[1] < held[2]
+    tails = [max(eight.growth.cache.layer(index).lengths) for index in range(loaded.spec.num_layers)]
+    assert max(tails) <= BLOCK_TOKENS
+    assert any("read again" in note for note in plain.notes)
+
+
+def test_passages_are_put_back_among_codes(loaded: LoadedModel) -> None:
+    """What a chat of 8 bits reads again is what one of 16 does, and what it held keeps its codes."""
+    told = []
+    for bits in (16, 8):
+        session = Engine(loaded, sampling=GREEDY).conversation(replace(SMALL, kv_bits=bits, budget="20%"))
+        session.recalls = False
+        for _ in session.turn([SYSTEM, asked("What was the weather like?")]):
+            pass
+        cache, at = session.growth.cache, DOCUMENT.index(FACT)
+        before = [cache.layer(0).head(head) for head in range(loaded.spec.num_kv_heads)]
+        session.growth.recall([range(at + 40, at + 60)])
+        for head, (keys, values, positions) in enumerate(before):
+            now = cache.layer(0).head(head)
+            stay = torch.isin(now[2], positions)
+            assert cache.layer(0).num_quantized(head) == (len(now[2]) if bits == 8 else 0)
+            assert now[2].tolist() == sorted(now[2].tolist())
+            assert set(range(at + 40, at + 60)) <= set(now[2].tolist())
+            torch.testing.assert_close(now[0][stay], keys, atol=0.05 if bits == 8 else 1e-6, rtol=0.02)
+            torch.testing.assert_close(now[1][stay], values, atol=0.05 if bits == 8 else 1e-6, rtol=0.02)
+        told.append(float(session.survival()[at + 40 : at + 60].mean()))
+    assert told == [1, 1]
 
 
 def test_what_is_taken_back_gives_its_memory_back(loaded: LoadedModel) -> None:

@@ -30,8 +30,8 @@ def filled(family: str, length: int = LENGTH) -> tuple[RaggedKVCache, Tokens]:
 
 def cut(cache: RaggedKVCache, text: Tokens, counts: list[list[int]], *, scorer: str, family: str, reserve: int) -> None:
     preset = replace(load_preset("full"), scorer=ScorerConfig(scorer))
-    budget = TextBudget(tiny(family)[2], preset, Limits(), 1024, guard_from=len(text))
-    budget.cut(cache, text, Counts(counts, 1.0), frequencies=None, reserve=reserve)
+    budget = TextBudget(tiny(family)[2], preset, Limits(), 1024, reserve, guard_from=len(text))
+    budget.cut(cache, text, Counts(counts, 1.0), frequencies=None)
 
 
 @pytest.mark.parametrize("scorer", KEYS_ALONE)

@@ -15,7 +15,7 @@ from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.tokens.tokens import Tokens
 
 FULL = load_preset("full")
-SMALL = replace(load_preset("unseen"), budget="40%", policy="uniform", profile=None, floor_tokens=0)
+SMALL = replace(load_preset("unseen"), budget="40%", kv_bits=16, policy="uniform", profile=None, floor_tokens=0)
 
 
 def text_of(length: int, *, seed: int = 5) -> Tokens:
@@ -35,9 +35,9 @@ def done(steps: Generator[PrefillStep, None, Tensor]) -> Tensor:
 
 def kept(decoder: Decoder, preset: Preset, text: Tokens, *ends: int) -> tuple[Growth, Tensor]:
     """A context that read `text` up to each of `ends`, one after another, and the logits behind the last."""
-    context = Growth(decoder, preset)
+    context = Growth(decoder, preset, reserve=32)
     for end in ends:
-        logits = done(context.extend(text[:end], reserve=32))
+        logits = done(context.extend(text[:end]))
     return context, logits
 
 
@@ -62,7 +62,7 @@ def test_going_back_and_on(family: str) -> None:
     text, other = text_of(150), text_of(150, seed=6)
     parted = replace(text, ids=text.ids[:100] + other.ids[100:])
     context, _ = kept(decoder, FULL, text, 90, 150)
-    logits = done(context.extend(parted, reserve=32))
+    logits = done(context.extend(parted))
     _, fresh = kept(decoder, FULL, parted, 150)
     torch.testing.assert_close(logits, fresh, rtol=1e-3, atol=1e-3)
 
@@ -70,12 +70,12 @@ def test_going_back_and_on(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_budget_protected_and_guarded(family: str) -> None:
     _, decoder, spec = tiny(family)
-    context = Growth(decoder, SMALL)
+    context = Growth(decoder, SMALL, reserve=32)
     context.budget.pinned = torch.zeros(600, dtype=torch.bool)
     context.budget.pinned[200:220] = True
     context.budget.guard_from = 590
     for end in (400, 600):
-        done(context.extend(text_of(600)[:end], reserve=32))
+        done(context.extend(text_of(600)[:end]))
     share = context.survival()
     assert all(float(share[at]) == 1 for at in (*range(6), *range(200, 220), *range(590, 600)))
     assert 0.2 < float(share.mean()) < 0.4

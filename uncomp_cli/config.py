@@ -29,36 +29,40 @@ LEAST_CHUNK_TOKENS = 128
 _MOST_TOKENS = 2**20
 
 
+KEY_BITS = {8: 8, 4: 5}
+"""Bits of the keys, by those of the values."""
+CODE_PLANES = {8: (8,), 5: (4, 1), 4: (4,)}
+"""How the bits of a code are spread over bytes: so many together with those of other channels."""
+
+
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
     """How much room a cache head has beyond its tokens, and what shares a scale in 8 or 4 bits: all of it is allocated.
 
     A head of up to `most_tokens`, a text with its answer where that is known, has no room for more than those.
-    Quantised keys share a scale and a zero a channel over `key_block` entries, values an entry over `value_group`
-    channels.
+    In 8 or 4 bits `group` channels of a key or value share a scale and a zero.
     """
 
     most_tokens: int = sys.maxsize
     min_slack: int = 16
     slack_divisor: int = 64
     position_bytes: int = 4
-    key_block: int = 64
-    value_group: int = 64
+    group: int = 64
 
     def slack(self, length: int) -> int:
         """Free entries kept behind a head of `length` entries."""
         free = max(self.min_slack, length // self.slack_divisor)
         return free if length > self.most_tokens else min(free, self.most_tokens - length)
 
-    def quantized_bytes(self, length: int, *, head_dim: int, bits: int) -> int:
-        """Bytes of a head of `length` quantised entries: codes, float16 scales and zeros of keys and values, positions.
+    def entry_bytes(self, *, head_dim: int, bits: int) -> int:
+        """Bytes of a quantised entry: codes, float16 scales and zeros of key and value, its position."""
+        codes = sum(code_bytes(head_dim, kind) for kind in (KEY_BITS[bits], bits))
+        return codes + 8 * -(-head_dim // self.group) + self.position_bytes
 
-        It grows with `length` at the rate of a whole block; a last block that is not whole costs the scales of one.
-        """
-        codes = 2 * length * -(-head_dim * bits // 8)
-        key_scales = 4 * head_dim * -(-length // self.key_block)
-        value_scales = 4 * length * -(-head_dim // self.value_group)
-        return codes + key_scales + value_scales + length * self.position_bytes
+
+def code_bytes(channels: int, bits: int) -> int:
+    """Bytes of so many codes of one entry."""
+    return sum(-(-channels * width // 8) for width in CODE_PLANES[bits])
 
 
 @dataclass(frozen=True, slots=True)

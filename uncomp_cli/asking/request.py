@@ -58,8 +58,8 @@ def settle_preset(
     """The preset to run this model with, and a note when it is not the one that was chosen.
 
     A preset whose profile was measured on another model is refused when the user named it, with both values. The
-    default one gives way to the user's own that was calibrated for this model, else to `live`: `choose(name)` is
-    `choose_preset` with the user's other options.
+    default one gives way to the user's own that was calibrated for this model, else to `live`, in the bits of the
+    default one: `choose(name)` is `choose_preset` with the user's other options.
     """
     from uncomp_cli.uncertainty.profile import load_profile
 
@@ -76,7 +76,7 @@ def settle_preset(
         if (own := _calibrated_for(model, preset.name)) is not None:
             return choose(own), f"preset {own} is used: it was calibrated for {model.name}"
         note = f"preset {preset.name} was measured on {measured.name}; for {model.name} preset {LIVE_PRESET} is used"
-        return choose(LIVE_PRESET), note
+        return replace(choose(LIVE_PRESET), kv_bits=preset.kv_bits), note
     return preset, None
 
 
@@ -175,10 +175,11 @@ def times(choice: PresetChoice, text: str, *, now: Preset) -> PresetChoice:
 
 
 def preset_line(preset: Preset) -> str:
-    """`preset unseen · budget 30%, at least 1,024 tokens · policy uncertain · scorer distinct`."""
+    """`preset unseen · budget 30%, at least 1,024 tokens, in 4 bits · policy uncertain · scorer distinct`."""
     least = f", at least {format_count(preset.floor_tokens)} tokens" if preset.floor_tokens else ""
     scorer = "" if preset.policy == "full" else f" · scorer {preset.scorer.name}"
-    return f"preset {preset.name} · budget {preset.budget}{least} · policy {preset.policy}{scorer}"
+    bits = "" if preset.kv_bits == 16 else f", in {preset.kv_bits} bits"
+    return f"preset {preset.name} · budget {preset.budget}{least}{bits} · policy {preset.policy}{scorer}"
 
 
 AUTOMATIC = "auto"

@@ -134,8 +134,8 @@ def resolve_quantized(
 
     entries = question + (bytes − bytes of the question) / bytes of a quantised entry
 
-    A quantised entry is its codes, its share of the scales and its position. Byte budgets also count the question's
-    positions and slack, the scales of blocks that are not whole, and `waiting_tokens` of further questions.
+    A quantised entry is its codes, scales and position. Byte budgets also count the question's positions and slack, and
+    `waiting_tokens` of further questions.
     """
     cache = cache or CacheConfig()
     full, windows = spec.full_entries(seq_len), 0
@@ -149,22 +149,18 @@ def resolve_quantized(
         room = allowed - questions * spec.kv_bytes_per_entry
     else:
         allowed = free_bytes if budget.kind == "auto" else int(budget.amount)
-        room = allowed - _beside_context(spec, question_tokens, waiting_tokens, kv_bits=kv_bits, cache=cache)
+        room = allowed - _beside_context(spec, question_tokens, waiting_tokens, cache=cache)
     if room < 0:  # not even the question fits
         return windows + max(0, min(questions - 1, allowed // spec.kv_bytes_per_entry))
-    block_bytes = cache.quantized_bytes(cache.key_block, head_dim=spec.head_dim, bits=kv_bits)
-    return min(full, windows + questions + room * cache.key_block // block_bytes)
+    return min(full, windows + questions + room // cache.entry_bytes(head_dim=spec.head_dim, bits=kv_bits))
 
 
-def _beside_context(
-    spec: ModelSpec, question_tokens: int, waiting_tokens: int, *, kv_bits: int, cache: CacheConfig
-) -> int:
-    """Bytes that are allocated beside whole blocks of the context: the questions', and what a last block wastes."""
+def _beside_context(spec: ModelSpec, question_tokens: int, waiting_tokens: int, *, cache: CacheConfig) -> int:
+    """Bytes that are allocated beside the context: the questions'."""
     heads = spec.num_layers * spec.num_kv_heads
     tails = sum(
         tokens + cache.slack(tokens)
         for tokens in (question_tokens if w is None else min(question_tokens, w) for w in spec.sliding_windows)
     )
     entry = spec.kv_bytes_per_entry + cache.position_bytes
-    last = cache.quantized_bytes(1, head_dim=spec.head_dim, bits=kv_bits)
-    return (spec.num_kv_heads * tails + heads * waiting_tokens) * entry + heads * last
+    return (spec.num_kv_heads * tails + heads * waiting_tokens) * entry

@@ -1,8 +1,8 @@
 """A cache on disk: what it holds, without its slack, in one safetensors file that is there as a whole or not at all.
 
-    index [L, heads, 5]       of each head: entries not quantised, quantised ones, blocks of keys, bits, value group
+    index [L, heads, 4]       of each head: entries not quantised, quantised ones, bits, channels that share a scale
     layers.l.keys, .values [E, D] · .positions [E]                what is not quantised, head after head
-    layers.l.quantized.key_codes [Q, …] … .blocks [K]             what is quantised before that
+    layers.l.quantized.key_codes [Q, …] … .positions [Q]          what is quantised before that
     states.conv.m.i, states.recurrent.m.i [B, …]                  of the model's layers m that have a state of their own
 
 and whatever tensors the saver adds. It is written head by head from where the numbers lie, so that saving allocates
@@ -34,25 +34,17 @@ from uncomp_cli.cache.header import (
     read_manifest,
 )
 from uncomp_cli.cache.layer import Head, LayerCache, lay_out
-from uncomp_cli.cache.quantized import QuantizedHead
+from uncomp_cli.cache.quantized import TENSORS, QuantizedHead
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.states import Place, States
-from uncomp_cli.config import CacheConfig
+from uncomp_cli.config import KEY_BITS, CacheConfig, code_bytes
 from uncomp_cli.files import replace_file
 
 _EXTRA, _STATES = "extra.", "states."
 _HINT = "remove it and save it again"
-_BY_BLOCK = ("key_scales", "key_zeros")
-_BY_ENTRY = ("key_codes", "value_codes", "value_scales", "value_zeros", "positions")
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
-
-_QUANTIZED_TYPES = {
-    "key_codes": torch.uint8, "value_codes": torch.uint8, "positions": torch.int32,
-    "key_scales": torch.float16, "key_zeros": torch.float16,
-    "value_scales": torch.float16, "value_zeros": torch.float16,
 }  # fmt: skip
 
 _Layer = tuple[list[Head], list[QuantizedHead | None]]
@@ -196,17 +188,14 @@ def _parts(cache: RaggedKVCache) -> Iterator[_Part]:
             yield _Part(f"layers.{number}.{name}", pieces)
         before = [head for head in layer.quantized if head is not None and len(head)]
         if before:
-            for name in (*_BY_BLOCK, *_BY_ENTRY):
+            for name in TENSORS:
                 yield _Part(f"layers.{number}.quantized.{name}", [getattr(head, name) for head in before])
-            blocks = [torch.tensor(head.blocks, dtype=torch.int32) for head in before]
-            yield _Part(f"layers.{number}.quantized.blocks", blocks)
 
 
-def _index(layer: LayerCache) -> list[tuple[int, int, int, int, int]]:
+def _index(layer: LayerCache) -> list[tuple[int, int, int, int]]:
     heads = zip(layer.lengths, layer.quantized, strict=True)
     return [
-        (length, len(before), len(before.blocks), before.bits, before.value_group) if before else (length, 0, 0, 0, 0)
-        for length, before in heads
+        (length, len(before), before.bits, before.group) if before else (length, 0, 0, 0) for length, before in heads
     ]
 
 
@@ -240,7 +229,7 @@ def _header(parts: Sequence[_Part], manifest: Manifest) -> bytes:
 def _layers(manifest: Manifest, file: Any, device: torch.device | str) -> Iterator[_Layer]:
     """The heads of each layer, once they fit together. Raises DamagedCacheError when they do not."""
     number_type = getattr(torch, manifest.dtype)
-    index = _take(file, "index", (manifest.num_layers, manifest.num_rows * manifest.num_kv_heads, 5), torch.int32)
+    index = _take(file, "index", (manifest.num_layers, manifest.num_rows * manifest.num_kv_heads, 4), torch.int32)
     _check(bool((index >= 0).all()), "a head has a length below 0")
     for number, heads in enumerate(index.tolist()):
         at, lengths = f"layers.{number}", [head[0] for head in heads]
@@ -273,31 +262,23 @@ def _quantized(
     heads: Sequence[Sequence[int]], file: Any, *, at: str, head_dim: int, device: torch.device | str
 ) -> list[QuantizedHead | None]:
     """The quantised entries of a layer's heads, each tensor of each head in a storage of its own."""
-    _, by_entry, by_block, bits, groups = (list(column) for column in zip(*heads, strict=True))
+    by_entry = [head[1] for head in heads]
     if not any(by_entry):
         return [None] * len(heads)
-    used = {head[3:] for head in map(tuple, heads) if head[1]}
+    used = {head[2:] for head in map(tuple, heads) if head[1]}
     _check(len(used) == 1, f"{at} has heads of several kinds")
-    width, group = used.pop()
-    _check(width in (8, 4) and group >= 1, f"{at} has {width} bits, {group} channels a scale")
-    codes = head_dim if width == 8 else -(-head_dim // 2)
-    entries, scales = sum(by_entry), (sum(by_entry), -(-head_dim // group))
-    shapes = {"key_codes": (entries, codes), "value_codes": (entries, codes), "positions": (entries,)}
-    shapes |= {"value_scales": scales, "value_zeros": scales} | dict.fromkeys(_BY_BLOCK, (sum(by_block), head_dim))
+    bits, group = used.pop()
+    _check(bits in (8, 4) and group >= 1, f"{at} has {bits} bits, {group} channels a scale")
+    scales = -(-head_dim // group)
+    codes = {"key_codes": code_bytes(head_dim, KEY_BITS[bits]), "value_codes": code_bytes(head_dim, bits)}
     tensors = {}
-    for name, shape in shapes.items():
-        whole = _take(file, f"{at}.{name}", shape, _QUANTIZED_TYPES[name]).to(device)
-        tensors[name] = whole.split_with_sizes(by_block if name in _BY_BLOCK else by_entry)
-    sizes = _take(file, f"{at}.blocks", (sum(by_block),), torch.int32)
-    blocks = [part.tolist() for part in sizes.split_with_sizes(by_block)]
-    fitting = all(min(own, default=1) >= 1 and sum(own) == count for own, count in zip(blocks, by_entry, strict=True))
-    _check(fitting, f"the blocks of {at} do not hold its entries")
+    for name in TENSORS:
+        kind, columns = (torch.uint8, codes[name]) if name in codes else (torch.float16, scales)
+        shape, kind = ((sum(by_entry), columns), kind) if name != "positions" else ((sum(by_entry),), torch.int32)
+        tensors[name] = _take(file, f"{at}.{name}", shape, kind).to(device).split_with_sizes(by_entry)
     return [
         QuantizedHead(
-            **{name: split[i].clone() for name, split in tensors.items()},
-            blocks=tuple(blocks[i]),
-            value_group=groups[i],
-            bits=bits[i],
+            **{name: split[i].clone() for name, split in tensors.items()}, head_dim=head_dim, group=group, bits=bits
         )
         if count
         else None

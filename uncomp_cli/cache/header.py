@@ -21,7 +21,7 @@ from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.schema import Among, Count, Hash, Some, inside, parse_object, read, take_version
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METADATA_KEY = "uncomp_cache"
 NO_HASH = "0" * 64
 TEMPORARY_PREFIX = ".saving-"

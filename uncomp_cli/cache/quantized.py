@@ -2,24 +2,27 @@
 
     x̂ = zero + scale · code        code = round((x − zero) / scale), in 0 … 2^bits − 1
 
-Asymmetric, keys per channel, values per token (KIVI, arXiv 2402.02750, section 3.2): a few channels of the keys are
-large for every token, so every channel has its own scale, over a block of consecutive entries; values have no such
-channels, so every entry has its own, over a group of channels. Scale and zero are float16, the zero rounded down and
-the scale up, and the codes are computed with the rounded ones: |x − x̂| ≤ scale / 2 for every |x| ≤ 65504. A number
-that is not finite changes no scale: it becomes the nearest number of its group (NaN the lowest). Two 4-bit codes share
-a byte. KIVI keeps the latest tokens unquantised; here that is the cache's tail, which is not in this module.
+Asymmetric, every entry for itself, over a group of channels: so entries come, go and are put between others, and none
+of them is quantised twice. A few channels of the keys are large for every token, which would leave the others few
+codes: what is quantised of a key k is H k / n, with the Hadamard matrix H of n channels (1 and -1, H H = n), in which
+no channel stands out (QuaRot, arXiv 2404.00456, section 4). As q · k = H q · H k / n, a step in one call turns its
+queries, and no key. Keys need a bit more than values: beside values of 4 bits they have 5.
+
+Scale and zero are float16, the zero rounded down and the scale up, and the codes are computed with the rounded ones:
+|x − x̂| ≤ scale / 2 for every |x| ≤ 65504. A number that is not finite changes no scale: it becomes the nearest number
+of its group (NaN the lowest). Codes of 4 bits lie two in a byte; of 5 bits, eight channels' fifth bits in another.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import takewhile
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from uncomp_cli.config import CacheConfig
+from uncomp_cli.config import CODE_PLANES, KEY_BITS, CacheConfig
 from uncomp_cli.kernels.library import Fewer
 
 _LARGEST = torch.finfo(torch.float16).max
@@ -31,8 +34,8 @@ _SMALLEST = torch.finfo(torch.float16).smallest_normal * _EPS
 class QuantizedHead:
     """S entries of one head; nothing in it changes, so several caches may share it.
 
-    key_codes, value_codes [S, D] (4 bits: [S, ⌈D/2⌉]) · key_scales, key_zeros [blocks, D] · value_scales, value_zeros
-    [S, groups] · positions [S]. `blocks` is how many entries each block of keys has.
+    key_codes, value_codes [S, bytes] · key_scales, key_zeros, value_scales, value_zeros [S, groups] ·
+    positions [S]. `group` channels share a scale; there are `head_dim`, D.
     """
 
     key_codes: Tensor
@@ -42,8 +45,8 @@ class QuantizedHead:
     value_scales: Tensor
     value_zeros: Tensor
     positions: Tensor
-    blocks: tuple[int, ...]
-    value_group: int
+    head_dim: int
+    group: int
     bits: int
 
     def __len__(self) -> int:
@@ -55,8 +58,7 @@ class QuantizedHead:
         return sum(tensor.untyped_storage().nbytes() for tensor in self._tensors())
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        keys = self.key_codes, self.key_scales, self.key_zeros
-        return *keys, self.value_codes, self.value_scales, self.value_zeros, self.positions
+        return tuple(getattr(self, name) for name in TENSORS)
 
     def keys(self, dtype: torch.dtype) -> Tensor:
         """The dequantised keys [S, D]."""
@@ -73,87 +75,117 @@ class QuantizedHead:
     def write_keys(self, out: Tensor) -> None:
         """Dequantise the keys into `out` [S, D]."""
         with _wide(out) as wide:
-            _unpack(self.key_codes, wide, bits=self.bits)
-            _scale_blocks(wide, self.key_scales, self.key_zeros, self.blocks)
+            self._write(wide, self.key_codes, self.key_scales, self.key_zeros, bits=KEY_BITS[self.bits])
+            wide.copy_(spread(wide))
 
     def write_values(self, out: Tensor) -> None:
         """Dequantise the values into `out` [S, D]."""
         with _wide(out) as wide:
-            _unpack(self.value_codes, wide, bits=self.bits)
-            for i in range(self.value_scales.shape[1]):
-                group = wide[:, i * self.value_group : (i + 1) * self.value_group]
-                _scale(group, self.value_scales[:, i : i + 1], self.value_zeros[:, i : i + 1])
+            self._write(wide, self.value_codes, self.value_scales, self.value_zeros, bits=self.bits)
 
     def fewer(self) -> tuple[Fewer, tuple[Tensor, ...]]:
         """What a step in one call reads, and the tensors that it points into."""
-        owner = torch.arange(len(self.blocks), dtype=torch.int32).repeat_interleave(torch.tensor(self.blocks))
-        keys, values = (self.key_scales, self.key_zeros), (self.value_scales, self.value_zeros)
-        tensors = [each.contiguous() for each in (self.key_codes, self.value_codes, *keys, *values, owner)]
+        tensors = tuple(tensor.contiguous() for tensor in self._tensors()[:-1])
         addresses = (tensor.data_ptr() for tensor in tensors)
-        return Fewer(*addresses, len(self), self.bits, self.value_scales.shape[1], self.value_group), tuple(tensors)
+        return Fewer(
+            *addresses, len(self), KEY_BITS[self.bits], self.bits, self.value_scales.shape[1], self.group
+        ), tensors
 
     def take(self, rows: Tensor) -> "QuantizedHead":
         """The entries `rows` (ascending), their codes and scales as they are."""
-        count = len(self.blocks)
-        sizes = torch.tensor(self.blocks, dtype=torch.int64, device=rows.device)
-        owner = torch.arange(count, device=rows.device).repeat_interleave(sizes)
-        left = torch.bincount(owner[rows], minlength=count)
-        used = left.nonzero().flatten()
-        return QuantizedHead(
-            key_codes=self.key_codes[rows],
-            key_scales=self.key_scales[used],
-            key_zeros=self.key_zeros[used],
-            value_codes=self.value_codes[rows],
-            value_scales=self.value_scales[rows],
-            value_zeros=self.value_zeros[rows],
-            positions=self.positions[rows],
-            blocks=tuple(left[used].tolist()),
-            value_group=self.value_group,
-            bits=self.bits,
-        )
+        return self._of(tensor[rows] for tensor in self._tensors())
+
+    def joined(self, other: "QuantizedHead") -> "QuantizedHead":
+        """The entries of both, which are at other positions, in the order of these."""
+        pairs = [torch.cat(pair) for pair in zip(self._tensors(), other._tensors(), strict=True)]
+        if len(self) == 0 or len(other) == 0 or self.positions[-1] < other.positions[0]:
+            return self._of(pairs)
+        order = pairs[-1].argsort()
+        return self._of(tensor[order] for tensor in pairs)
+
+    def _of(self, tensors: Iterable[Tensor]) -> "QuantizedHead":
+        return replace(self, **dict(zip(TENSORS, tensors, strict=True)))
 
     def _empty(self, dtype: torch.dtype) -> Tensor:
-        return torch.empty(len(self), self.key_scales.shape[1], dtype=dtype, device=self.key_codes.device)
+        return torch.empty(len(self), self.head_dim, dtype=dtype, device=self.key_codes.device)
+
+    def _write(self, out: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, *, bits: int) -> None:
+        _unpack(codes, out, bits=bits)
+        for i in range(scales.shape[1]):
+            group = out[:, i * self.group : (i + 1) * self.group]
+            group.mul_(scales[:, i : i + 1].to(out.dtype)).add_(zeros[:, i : i + 1].to(out.dtype))
+
+
+TENSORS = ("key_codes", "value_codes", "key_scales", "key_zeros", "value_scales", "value_zeros", "positions")
+"""What has a row for every entry, in the order in which kernels/step.h has it."""
 
 
 def quantize_head(
     keys: Tensor, values: Tensor, positions: Tensor, bits: int, *, config: CacheConfig | None = None
 ) -> QuantizedHead:
-    """Quantise keys and values [S, D] of one head to `bits` (8 or 4); `config` sets the sizes of blocks and groups."""
-    config = config or CacheConfig()
-    length, head_dim = keys.shape
-    block, group = config.key_block, config.value_group
-    rows = pad(keys.float(), (0, 0, 0, -length % block), value=torch.nan).view(-1, block, head_dim)
-    key_codes, key_scales, key_zeros = _quantize(rows, dim=1, bits=bits)
-    groups = -(-head_dim // group)
-    columns = pad(values.float(), (0, groups * group - head_dim), value=torch.nan).view(length, groups, group)
-    value_codes, value_scales, value_zeros = _quantize(columns, dim=2, bits=bits)
+    """Quantise keys and values [S, D] of one head to `bits` (8 or 4); `config` sets the size of groups."""
+    group = (config or CacheConfig()).group
+    keys = _finite(keys.float())
     return QuantizedHead(
-        key_codes=_pack(key_codes.flatten(0, 1)[:length], bits=bits),
-        key_scales=key_scales,
-        key_zeros=key_zeros,
-        value_codes=_pack(value_codes.view(length, groups * group)[:, :head_dim], bits=bits),
-        value_scales=value_scales,
-        value_zeros=value_zeros,
+        *_by_entry(spread(keys) / _turned_channels(keys.shape[1]), group, bits=KEY_BITS[bits]),
+        *_by_entry(values.float(), group, bits=bits),
         positions=positions.to(torch.int32, copy=True),
-        blocks=tuple(min(block, length - start) for start in range(0, length, block)),
-        value_group=group,
+        head_dim=keys.shape[1],
+        group=group,
         bits=bits,
     )
 
 
-def _quantize(x: Tensor, *, dim: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes like `x`, and its scales and zeros over `dim`, which goes. What is not finite sets no scale."""
+def spread(x: Tensor) -> Tensor:
+    """H x for every row of x [S, D]: channels in blocks of the largest power of two that fits."""
+    size = _turned_channels(x.shape[1])
+    return (x.unflatten(1, (-1, size)) @ _hadamard(size, x.dtype, x.device)).flatten(1)
+
+
+@lru_cache
+def _hadamard(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The symmetric Hadamard matrix [n, n] of a power of two (Sylvester)."""
+    made = torch.ones(1, 1, dtype=dtype, device=device)
+    while len(made) < size:
+        made = torch.cat([torch.cat([made, made], 1), torch.cat([made, -made], 1)])
+    return made
+
+
+def _turned_channels(head_dim: int) -> int:
+    """n: the largest power of two that divides the channels."""
+    return head_dim & -head_dim
+
+
+def _finite(x: Tensor) -> Tensor:
+    """x [S, D], in which what is not finite is the nearest number of its row, NaN the lowest; 0 where there is none."""
+    finite = x.isfinite()
+    lowest = torch.where(finite, x, torch.inf).amin(1, keepdim=True)
+    highest = torch.where(finite, x, -torch.inf).amax(1, keepdim=True)
+    x = torch.where(finite, x, torch.where(x > 0, highest, lowest))
+    return x.nan_to_num(0.0, 0.0, 0.0).clamp(-_LARGEST, _LARGEST)
+
+
+def _by_entry(x: Tensor, group: int, *, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Packed codes, scales and zeros of x [S, D]."""
+    length, channels = x.shape
+    groups = -(-channels // group)
+    columns = pad(x, (0, groups * group - channels), value=torch.nan).view(length, groups, group)
+    codes, scales, zeros = _quantize(columns, bits=bits)
+    return _pack(codes.view(length, groups * group)[:, :channels], bits=bits), scales, zeros
+
+
+def _quantize(x: Tensor, *, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes like `x`, and its scales and zeros over the last dimension. What is not finite sets no scale."""
     levels = 2**bits - 1
     finite, x = x.isfinite(), x.clamp(-_LARGEST, _LARGEST)
-    lowest = torch.where(finite, x, torch.inf).amin(dim, keepdim=True)
-    highest = torch.where(finite, x, -torch.inf).amax(dim, keepdim=True)
+    lowest = torch.where(finite, x, torch.inf).amin(-1, keepdim=True)
+    highest = torch.where(finite, x, -torch.inf).amax(-1, keepdim=True)
     empty = lowest > highest
     zero = _rounded_down(torch.where(empty, 0.0, lowest))
     scale = -_rounded_down((zero.float() - torch.where(empty, 0.0, highest)) / levels)
     step = torch.where(scale > 0, scale.float(), 1.0)
     codes = ((x - zero.float()) / step).round_().clamp_(0, levels).nan_to_num_(0.0).to(torch.uint8)
-    return codes, scale.squeeze(dim), zero.squeeze(dim)
+    return codes, scale.squeeze(-1), zero.squeeze(-1)
 
 
 def _rounded_down(x: Tensor) -> Tensor:
@@ -163,37 +195,29 @@ def _rounded_down(x: Tensor) -> Tensor:
 
 
 def _pack(codes: Tensor, *, bits: int) -> Tensor:
-    """Codes [S, D] in a storage of their own; of 4 bits, the later half of the channels in the upper half-bytes."""
-    if bits == 8:
-        return codes.clone(memory_format=torch.contiguous_format)
-    half = -(-codes.shape[1] // 2)
-    upper = pad(codes[:, half:], (0, 2 * half - codes.shape[1]))
-    return codes[:, :half] | upper << 4
+    """Codes [S, D] as bytes of their own; of those that share one, the later channels in the upper bits."""
+    planes, shift = [], 0
+    for width in CODE_PLANES[bits]:
+        per = 8 // width
+        size = -(-codes.shape[1] // per)
+        parts = pad(codes >> shift & 2**width - 1, (0, per * size - codes.shape[1])).unflatten(1, (per, size))
+        planes.append(sum((parts[:, i] << i * width for i in range(1, per)), start=parts[:, 0]))
+        shift += width
+    return torch.cat(planes, dim=1)
 
 
-def _unpack(codes: Tensor, out: Tensor, *, bits: int) -> None:
+def _unpack(packed: Tensor, out: Tensor, *, bits: int) -> None:
     """The inverse of `_pack`, as numbers into `out` [S, D]."""
-    if bits == 8:
-        out.copy_(codes)
-        return
-    half = codes.shape[1]
-    out[:, :half] = codes & 15
-    out[:, half:] = (codes >> 4)[:, : out.shape[1] - half]
-
-
-def _scale_blocks(x: Tensor, scales: Tensor, zeros: Tensor, blocks: Sequence[int]) -> None:
-    """x [S, D] ← zero + scale · x by block: in one view the first ones, which have one size, then the rest."""
-    if not blocks:
-        return
-    even = sum(1 for _ in takewhile(lambda size: size == blocks[0], blocks))
-    cut = even * blocks[0]
-    _scale(x[:cut].view(even, blocks[0], -1), scales[:even, None], zeros[:even, None])
-    sizes = torch.tensor(blocks[even:], dtype=torch.int64, device=x.device)
-    _scale(x[cut:], scales[even:].repeat_interleave(sizes, dim=0), zeros[even:].repeat_interleave(sizes, dim=0))
-
-
-def _scale(x: Tensor, scales: Tensor, zeros: Tensor) -> None:
-    x.mul_(scales.to(x.dtype)).add_(zeros.to(x.dtype))
+    channels, begin, shift = out.shape[1], 0, 0
+    out.zero_()
+    for width in CODE_PLANES[bits]:
+        per = 8 // width
+        size = -(-channels // per)
+        for i in range(per):
+            part = out[:, i * size : (i + 1) * size]
+            codes = packed[:, begin : begin + part.shape[1]] >> i * width & 2**width - 1
+            part.add_(codes, alpha=2**shift)
+        begin, shift = begin + size, shift + width
 
 
 @contextmanager

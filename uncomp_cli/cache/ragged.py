@@ -139,7 +139,7 @@ class RaggedKVCache:
         quantized: list[QuantizedHead | None] = [None] * len(heads)
         if self.kv_bits != 16 and quantize:
             quantized = [quantize_head(k, v, at, self.kv_bits, config=self.config) for k, v, at in heads]
-            heads = [(k[:0], v[:0], at[:0]) for k, v, at in heads]
+            heads = list(map(_nothing, heads))
         self.layers[index] = self._laid_out(heads, quantized, reserve=reserve)
 
     def retain(self, index: int, keep: Sequence[Tensor], *, reserve: int = 0) -> None:
@@ -155,6 +155,30 @@ class RaggedKVCache:
             late = rows[rows >= cut] - cut
             tails.append((keys[late], values[late], positions[late]))
         self.layers[index] = self._laid_out(tails, quantized, reserve=reserve)
+
+    def insert(self, index: int, heads: Sequence[Head], *, reserve: int = 0) -> None:
+        """Put each head's new entries of layer `index` where their positions belong, which it must not hold yet.
+
+        In a cache of 8 or 4 bits they are quantised, and so is the tail that was behind.
+        """
+        layer, tails = self.layer(index), []
+        quantized = list(layer.quantized)
+        for i, (new_keys, new_values, new_positions) in enumerate(heads):
+            keys, values, positions = layer.tail(i)
+            positions = torch.cat([positions, new_positions])
+            order = positions.argsort()
+            keys, values = torch.cat([keys, new_keys])[order], torch.cat([values, new_values])[order]
+            tails.append((keys, values, positions[order]))
+            if self.kv_bits != 16:
+                made, before = quantize_head(*tails[i], self.kv_bits, config=self.config), quantized[i]
+                quantized[i], tails[i] = made if before is None else before.joined(made), _nothing(tails[i])
+        self.layers[index] = self._laid_out(tails, quantized, reserve=reserve)
+
+    def settle(self, *, reserve: int = 0) -> None:
+        """In a cache of 8 or 4 bits quantise every head's tail, and make room for `reserve` more entries behind."""
+        for index in range(len(self.layers) if self.kv_bits != 16 else 0):
+            layer = self.layer(index)
+            self.insert(index, [_nothing(layer.tail(i)) for i in range(len(layer.lengths))], reserve=reserve)
 
     def lay_out_anew(self, *, reserve: int = 0) -> None:
         """Give back what no entry needs: every head behind the other, its slack and room for `reserve` more."""
@@ -239,6 +263,12 @@ class RaggedKVCache:
         for i, lengths in enumerate(mark.lengths):
             self.layer(i).resize(lengths)
         self.states = mark.states.copy()
+
+
+def _nothing(head: Head) -> Head:
+    """No entries, of its kind."""
+    keys, values, positions = head
+    return keys[:0], values[:0], positions[:0]
 
 
 def _cut(before: QuantizedHead, position: int) -> QuantizedHead:

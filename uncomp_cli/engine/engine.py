@@ -247,7 +247,7 @@ class Engine:
         reset_peak(self.decoder.device)
         begun = time.perf_counter()
         with _memory_of(planned):
-            yield from growth.read(prompt.context, planned, reserve=0)
+            yield from growth.read(prompt.context, planned)
         cache = growth.cache
         cache.config = self._room_for(prompt)
         cache.lay_out_anew(reserve=prompt.longest_question)

@@ -123,8 +123,8 @@ class Fewer(Structure):
 
     _fields_ = (
         *((name, c_void_p) for name in ("key_codes", "value_codes")),
-        *((name, c_void_p) for name in ("key_scales", "key_zeros", "value_scales", "value_zeros", "block")),
-        *((name, c_int64) for name in ("count", "bits", "groups", "group")),
+        *((name, c_void_p) for name in ("key_scales", "key_zeros", "value_scales", "value_zeros")),
+        *((name, c_int64) for name in ("count", "key_bits", "value_bits", "groups", "group")),
     )
 
 

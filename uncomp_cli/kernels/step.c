@@ -302,28 +302,38 @@ static void attend_block(const operation *op, looks *all_of, const uint8_t *keys
     all_of->count = 0;
 }
 
+// An entry's codes: bytes, or halves of them, the later channels in the upper bits; of 5 bits, bits of more bytes too.
 static void codes_of(const uint8_t *codes, int64_t bits, int64_t entry, int64_t width, float *y) {
-    int64_t half = (width + 1) / 2;
-    const uint8_t *row = codes + entry * (bits == 8 ? width : half);
+    int64_t half = (width + 1) / 2, eighth = (width + 7) / 8;
+    const uint8_t *row = codes + entry * (bits == 8 ? width : bits == 5 ? half + eighth : half);
     for (int64_t i = 0; i < (bits == 8 ? width : half); i++) y[i] = bits == 8 ? row[i] : row[i] & 15;
     for (int64_t i = 0; bits != 8 && i < width - half; i++) y[half + i] = row[i] >> 4;
+    for (int64_t j = 0; bits == 5 && j < 8; j++) {
+        for (int64_t i = 0; i < eighth && j * eighth + i < width; i++) y[j * eighth + i] += (row[half + i] >> j & 1) * 16;
+    }
 }
 
-// One entry's keys and values in float32.
-static void widen(const fewer *of, int64_t entry, int64_t width, float *key, float *value) {
-    codes_of(of->key_codes, of->bits, entry, width, key);
-    codes_of(of->value_codes, of->bits, entry, width, value);
-    const uint16_t *scales = of->key_scales + of->block[entry] * width, *zeros = of->key_zeros + of->block[entry] * width;
-    int64_t i = 0;
-    for (; i + LANES <= width; i += LANES) {
-        store(key + i, add(mul(load(key + i), load_half(scales + i)), load_half(zeros + i)));
-    }
-    for (; i < width; i++) key[i] = key[i] * from_half(scales[i]) + from_half(zeros[i]);
+// An entry's numbers in float32.
+static void widen(const fewer *of, const uint8_t *codes, int64_t bits, const uint16_t *scales, const uint16_t *zeros,
+                  int64_t entry, int64_t width, float *y) {
+    codes_of(codes, bits, entry, width, y);
     for (int64_t g = 0; g < of->groups; g++) {
-        float scale = from_half(of->value_scales[entry * of->groups + g]);
-        float zero = from_half(of->value_zeros[entry * of->groups + g]);
+        float scale = from_half(scales[entry * of->groups + g]), zero = from_half(zeros[entry * of->groups + g]);
         int64_t end = (g + 1) * of->group < width ? (g + 1) * of->group : width;
-        for (i = g * of->group; i < end; i++) value[i] = value[i] * scale + zero;
+        for (int64_t i = g * of->group; i < end; i++) y[i] = y[i] * scale + zero;
+    }
+}
+
+// y = H x, with the Hadamard matrix H of the largest power of two that divides the width, block by block.
+static void spread(const float *x, int64_t width, float *y) {
+    int64_t size = width & -width;
+    memcpy(y, x, (size_t)width * sizeof(float));
+    for (int64_t half = 1; half < size; half *= 2) {
+        for (int64_t i = 0; i < width; i++) {
+            if (i & half) continue;
+            float a = y[i], b = y[i + half];
+            y[i] = a + b, y[i + half] = a - b;
+        }
     }
 }
 
@@ -388,20 +398,35 @@ static void look_at(const operation *op, const step *now, const sight *of, const
     if (together.count) attend_block(op, &together, keys, values, kind, some, scores);
 }
 
-// A head's entries [first, last), those in fewer bits counted first; `block` holds scores, and BLOCK keys and values.
+// The queries of the head's group as its keys in fewer bits want them, at `to`; of other groups there are none.
+static void turn_queries(const operation *op, const sight *of, const attended *rows, float *to, attended *turned) {
+    int64_t per = op->heads / op->groups, width = op->width, skipped = of->group * per * width;
+    for (int64_t row = of->first_row; row < of->last_row; row++, to += per * width) {
+        for (int64_t q = 0; q < per; q++) spread(rows->queries[row] + skipped + q * width, width, to + q * width);
+        turned->queries[row] = to - skipped;
+    }
+}
+
+// A head's entries [first, last), those in fewer bits counted first; `block` holds scores, BLOCK keys and values, and the
+// queries of the head's group, turned.
 static void look_along(const operation *op, const step *now, const sight *of, const attended *rows, int64_t first,
                        int64_t last, float *block) {
     const held *cache = of->cache;
     int64_t width = op->width, size = width * SIZES[cache->kind], before = cache->fewer ? cache->fewer[of->head].count : 0;
     float(*scores)[BLOCK] = (float(*)[BLOCK])block, *wide = block + MANY * BLOCK, *wide_values = wide + BLOCK * width;
+    attended turned = *rows;
+    if (first < before) turn_queries(op, of, rows, wide_values + BLOCK * width, &turned);
     while (first < last) {
         int64_t end = first < before && last > before ? before : first < of->old && last > of->old ? of->old : last;
         int64_t some = smaller_of(end - first, BLOCK);
         if (first < before) {
+            const fewer *in = cache->fewer + of->head;
             for (int64_t i = 0; i < some; i++) {
-                widen(cache->fewer + of->head, first + i, width, wide + i * width, wide_values + i * width);
+                widen(in, in->key_codes, in->key_bits, in->key_scales, in->key_zeros, first + i, width, wide + i * width);
+                widen(in, in->value_codes, in->value_bits, in->value_scales, in->value_zeros, first + i, width,
+                      wide_values + i * width);
             }
-            look_at(op, now, of, rows, first, some, (uint8_t *)wide, (uint8_t *)wide_values, FLOAT32, scores);
+            look_at(op, now, of, &turned, first, some, (uint8_t *)wide, (uint8_t *)wide_values, FLOAT32, scores);
         } else {
             int64_t at = (cache->starts[of->head] + first - before) * size;
             look_at(op, now, of, rows, first, some, (uint8_t *)cache->keys + at, (uint8_t *)cache->values + at, cache->kind,

@@ -31,13 +31,12 @@ typedef struct {
     const float *query_norm, *key_norm;
 } operation;
 
-// Entries of a head in 8 or 4 bits (cache/quantized.py), which lie before the others: code · scale + zero, of keys by
-// channel and block of entries, of values by entry and group of channels.
+// Entries of a head in 8 or 4 bits (cache/quantized.py), which lie before the others: code · scale + zero by entry and group
+// of channels. Keys are such that their products with queries which `spread` has turned are those of the keys.
 typedef struct {
     const uint8_t *key_codes, *value_codes;
     const uint16_t *key_scales, *key_zeros, *value_scales, *value_zeros;
-    const int32_t *block;  // of each entry
-    int64_t count, bits, groups, group;
+    int64_t count, key_bits, value_bits, groups, group;
 } fewer;
 
 // One layer of a cache: head g of a strand s is head s · groups + g, and has the entries [starts, ends) and room for what

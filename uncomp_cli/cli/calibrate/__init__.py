@@ -298,13 +298,10 @@ def _presets(wanted: CalibrateOptions, files: "ProfileFiles") -> "list[Preset]":
     made = []
     for suffix, like in FAMILY.items():
         shipped = load_preset(str(shipped_preset_dir() / f"{like}.json"))
-        mine = like != AGNOSTIC_PRESET
-        chosen = choose_preset(
-            str(shipped_preset_dir() / f"{like}.json"),
-            budget=None if suffix else wanted.budget,
-            policy=wanted.policy if mine else None,
-            scorer=wanted.scorer if mine else None,
-        )
+        chosen = shipped
+        if like != AGNOSTIC_PRESET:
+            budget, path = (None if suffix else wanted.budget), str(shipped_preset_dir() / f"{like}.json")
+            chosen = choose_preset(path, budget=budget, policy=wanted.policy, scorer=wanted.scorer)
         # The floor stays whatever the budget: unlike one that is named for a prompt, it is for all lengths.
         chosen = replace(chosen, floor_tokens=shipped.floor_tokens, quality=(), risk=())
         made.append(replace(chosen, name=f"{files.name}{suffix}", profile=files.name, folder=None))

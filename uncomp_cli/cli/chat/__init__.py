@@ -86,7 +86,7 @@ def chat(
     *,
     talk: ChatOptions,
     model: ModelOptions,
-    preset: Annotated[PresetOptions, only("name", "budget", "policy", "scorer", name=AGNOSTIC_PRESET)],
+    preset: Annotated[PresetOptions, only("name", "budget", "policy", "scorer", "kv_bits", name=AGNOSTIC_PRESET)],
     reading: Annotated[ReadingOptions, only("chunk", "kv_mem", *DOCUMENTS.names)],
     system: System = None,
     sampling: SamplingOptions,

@@ -35,7 +35,7 @@ from uncomp_cli.cli.declare.failures import ended_by, show_failure
 from uncomp_cli.config import DEFAULT_CACHE_SIZE, Limits, SamplingConfig
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.documents.text import NO_WISHES, Wishes
-from uncomp_cli.errors import UncompError, UsageError, require
+from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.numerals import format_bytes, format_count
 from uncomp_cli.sessions.folder import SessionFile, keep_unsaved, open_session
 from uncomp_cli.sessions.transcript import Transcript
@@ -181,12 +181,7 @@ def _open(job: ChatJob, talk: Talk, engine: "Engine", documents: DocumentSet | N
     entry = shelf.find(str(job.cache)) if documents is None else _kept(job, talk, engine, documents)
     if entry is None:
         return
-    kept, system = entry.manifest.kv_bits, entry.manifest.record.system
-    require(
-        kept == 16,
-        f"cache '{entry.name}' is held in {kept} bits, a chat's is not",
-        hint=f"uncomp ask --cache {entry.name} --kv-bits 16 -f FILE keeps it so",
-    )
+    system = entry.manifest.record.system
     if job.system not in (None, system):
         message = f"cache '{entry.name}' was saved with the system prompt {system!r}, not {job.system!r}"
         raise UsageError(message, hint="leave --system out, or read the document anew: -f")

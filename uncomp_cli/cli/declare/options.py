@@ -238,7 +238,7 @@ class PresetOptions:
         Literal[16, 8, 4] | None,
         _compression(
             "--kv-bits",
-            help="Bits in which the kept part of the document is held: 8, 4, or 16 for the model's own number format. "
+            help="Bits in which what is kept is held: 8, 4 (keys 5), or 16 for the model's own number format. "
             "A budget in per cent is one of the full cache in that format, so with fewer bits more tokens fit.",
             show_default=_OF_PRESET,
         ),

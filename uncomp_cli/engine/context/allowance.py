@@ -5,7 +5,8 @@
 
 Pins and what is guarded take their place in the budget: they are not put on top of a preset's floor. A plan counts keys
 and values; what is allocated has positions and slack beside them. `within` takes those, and room for tokens that are
-yet to come, out of each head's count, so that allocated bytes stay within the plan's. A cache that is in use is cut by
+yet to come, out of each head's count, so that allocated bytes stay within the plan's. In 8 or 4 bits that room, in the
+model's own dtype, is planned as such: what a plan takes for the question. A cache that is in use is cut by
 what it holds itself: keys and values alone rank it, so no question is needed and none is favoured.
 """
 
@@ -46,14 +47,15 @@ class Counts:
 class TextBudget:
     """What `preset` gives a text. `pinned` bool [S] and tokens from `guard_from` on change from turn to turn.
 
-    `uncertainty` is what was measured already. `piece_tokens` go through the model together. `shortage` is what the
-    latest allocation has to say of its budget.
+    `uncertainty` is what was measured already. `piece_tokens` go through the model together, `reserve` come before the
+    next cut. `shortage` is what the latest allocation has to say of its budget.
     """
 
     spec: ModelSpec
     preset: Preset
     limits: Limits
     piece_tokens: int
+    reserve: int = 0
     uncertainty: Uncertainty | None = None
     guard_from: int = 0
     shortage: str | None = None
@@ -77,11 +79,17 @@ class TextBudget:
         protected = replace(text, protected=self._protected(text)).guarded(pinned).protected
         self._allocate(self._prompt(text, protected), text, available).refuse_shortage()
 
-    def counts(self, plan: BudgetPlan, *, reserve: int, config: CacheConfig) -> Counts | None:
+    @property
+    def own_tokens(self) -> int:
+        """Of each head, entries that a plan has in the model's own dtype: of 8 or 4 bits, room for those to come."""
+        recent = self.preset.scorer.recent
+        return recent if self.preset.kv_bits == 16 else max(recent, self.reserve + CacheConfig().slack(self.reserve))
+
+    def counts(self, plan: BudgetPlan, *, config: CacheConfig) -> Counts | None:
         """Tokens that heads may hold under `plan` with room for `reserve` more; None: all."""
         if not self.cuts(plan):
             return None
-        return Counts(within(plan, self.spec, reserve=reserve, config=config), plan.head_floor)
+        return Counts(within(plan, self.spec, reserve=self.reserve, config=config), plan.head_floor)
 
     def cuts(self, plan: BudgetPlan) -> bool:
         """Whether a layer that may be compressed must drop something: sliding ones always hold their window alone."""
@@ -94,12 +102,10 @@ class TextBudget:
         protected[max(self.guard_from, len(protected) - most) :] = True
         return protected
 
-    def cut(
-        self, cache: RaggedKVCache, text: Tokens, counts: Counts | None, *, frequencies: Tensor | None, reserve: int
-    ) -> None:
+    def cut(self, cache: RaggedKVCache, text: Tokens, counts: Counts | None, *, frequencies: Tensor | None) -> None:
         """Cut the heads of `cache` to `counts` (None: all), none of them counted out; sliding layers to their window.
 
-        Layers that hold no more than that stay as they are. Every head that is cut gets room for `reserve` tokens more.
+        Layers that hold no more than that stay as they are. Every head that is cut gets room for more tokens.
         """
         spec, config, device = self.spec, scorer_config(self.preset), cache.layer(0).keys.device
         if counts is None:
@@ -120,11 +126,10 @@ class TextBudget:
                 keep = choose_held(scores, held, most, protected=protected, words=words, floor=counts.floor)
             else:
                 keep = [torch.arange(max(0, len(at) - window), len(at), device=at.device) for at in held]
-            cache.retain(index, keep, reserve=reserve)
+            cache.retain(index, keep, reserve=self.reserve)
 
     def _prompt(self, text: Tokens, protected: Tensor) -> Prompt:
-        recent = min(self.preset.scorer.recent, len(text) - 1)
-        first = len(text) - recent
+        first = len(text) - min(self.own_tokens, len(text) - 1)
         return Prompt(replace(text, protected=protected)[:first], (text.ids[first:],))
 
     def _own(self, text: Tokens) -> Tensor:
@@ -158,6 +163,10 @@ class TextBudget:
 
 def within(plan: BudgetPlan, spec: ModelSpec, *, reserve: int, config: CacheConfig) -> list[list[int]]:
     """Tokens [L][G] that heads may hold, with room for `reserve` more, in the bytes that `plan` gives them."""
+    if plan.kv_bits != 16:
+        own, entry = reserve + config.slack(reserve), config.entry_bytes(head_dim=spec.head_dim, bits=plan.kv_bits)
+        lost = own - (-own * config.position_bytes // entry)
+        return [[max(0, count - lost) for count in layer] for layer in plan.kept]
     entry = spec.kv_bytes_per_entry
     share = entry / (entry + config.position_bytes)
     return [[max(0, _held(int(share * count), reserve, config)) for count in layer] for layer in plan.kept]

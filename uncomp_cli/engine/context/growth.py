@@ -2,7 +2,7 @@
 
     read(text)      anew: attend, score, evict, layer by layer; no more than one layer is ever held in full
     extend(text)    what the text has beyond what was read of it; what both begin with stays, the rest is forgotten
-    fit(reserve)    cut to the budget, with room inside it for `reserve` tokens more
+    fit()           cut to the budget, with room inside it for `reserve` tokens more; quantise what is not yet
 
 No question decides what stays, because later ones are not known: keys and values alone do, whenever something has to
 go. The text's own tokens are remembered, so everything that was evicted can be read again.
@@ -30,7 +30,7 @@ from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.allocation import Allocation, scorer_config
 from uncomp_cli.engine.spend.compression import Compression, plan_compression
-from uncomp_cli.engine.spend.memory import activation_bytes, free_bytes
+from uncomp_cli.engine.spend.memory import activation_bytes, free_bytes, planned_kv_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, UsageError
@@ -49,15 +49,16 @@ class Growth:
 
     What stays whatever its score, and how many tokens each head keeps, is the business of `budget`. `answer_tokens` is
     how many may come behind the text, for RoPE that depends on the length: a text that outgrows what its keys were
-    turned for is read again. None: nobody knows, so that the longest is taken.
+    turned for is read again. None: nobody knows, so that the longest is taken. `reserve` tokens come before the next
+    cut.
     """
 
-    def __init__(self, decoder: Decoder, preset: Preset, limits: Limits | None = None) -> None:
+    def __init__(self, decoder: Decoder, preset: Preset, limits: Limits | None = None, *, reserve: int = 0) -> None:
         self.decoder = decoder
         self.preset, self.note = for_any_question(preset)
         self.limits = limits or Limits()
         self.piece_tokens = self.limits.chunk_tokens or _PIECE_TOKENS
-        self.budget = TextBudget(decoder.spec, self.preset, self.limits, self.piece_tokens)
+        self.budget = TextBudget(decoder.spec, self.preset, self.limits, self.piece_tokens, reserve)
         self._measured_live_on: int | None = None
         self._stations: dict[int, States] = {}
         self.answer_tokens: int | None = None
@@ -90,8 +91,8 @@ class Growth:
 
     def clear(self) -> None:
         """Forget everything."""
-        spec = self.spec
-        cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads)
+        spec, bits = self.spec, self.preset.kv_bits
+        cache = RaggedKVCache(num_layers=spec.num_layers, num_rows=1, num_kv_heads=spec.num_kv_heads, kv_bits=bits)
         self._hold(Tokens.of(), cache, torch.empty(0))
 
     def common(self, text: Tokens) -> int:
@@ -110,7 +111,7 @@ class Growth:
         preset = self.budget.preset_for(prompt, text)
         return plan_compression(self.spec, preset, prompt, available=available, limits=self.limits)
 
-    def read(self, text: Tokens, planned: Compression, *, reserve: int) -> Generator[PrefillStep, None, Tensor]:
+    def read(self, text: Tokens, planned: Compression) -> Generator[PrefillStep, None, Tensor]:
         """Read a text anew as planned; returns the logits [1, vocab] behind it."""
         self.clear()
 
@@ -122,27 +123,28 @@ class Growth:
             self._hold(text, found.cache, logits)
             self.budget.uncertainty = planned.allocation.uncertainty
             self._measured_live_on = len(text) if planned.allocation.live else None
-            self.fit(reserve)
+            self.fit()
             self._stop_over()
             return logits
 
         return run()
 
-    def extend(self, text: Tokens, *, reserve: int) -> Generator[PrefillStep, None, Tensor]:
+    def extend(self, text: Tokens) -> Generator[PrefillStep, None, Tensor]:
         """Read what `text` has beyond what was read of it; returns the logits [1, vocab] behind it.
 
         Raises DoesNotFitError before any work when it does not fit.
         """
         common = self.common(text)
-        if common == 0 or self._outgrown(text, reserve) or not self._turned_for(len(text)):
-            return self.read(text, self.plan_reading(text), reserve=reserve)
-        counts = self._counts(text, reserve)  # refuses a budget that is too small
+        if common == 0 or self._outgrown(text) or not self._turned_for(len(text)):
+            return self.read(text, self.plan_reading(text))
+        counts = self._counts(text)  # refuses a budget that is too small
         self._check_memory(len(text) - common)
         self.forget_from(common)
-        return self._append(text, counts, reserve)
+        return self._append(text, counts)
 
     def adopt(self, context: Context) -> None:
-        """Go on behind a context that was read for any question, as it is kept."""
+        """Go on behind a context that was read for any question, as it is kept, in its bits."""
+        self.preset = self.budget.preset = replace(self.preset, kv_bits=context.cache.kv_bits)
         self._hold(context.prompt.context, context.cache, torch.empty(0))
         self._stop_over()
         self._regime, self._measured_live_on = self.decoder.regime_tokens, None
@@ -166,14 +168,14 @@ class Growth:
         """Remember a generated token, whose keys and values have been put into the cache."""
         self._remember(Tokens.join([self.tokens, Tokens.of([token])]))
 
-    def fit(self, reserve: int) -> None:
+    def fit(self) -> None:
         """Cut the cache so that it stays in its budget when `reserve` tokens more are put behind it."""
-        self._cut(self.tokens, self._counts(self.tokens, reserve), reserve)
+        self._cut(self.tokens, self._counts(self.tokens))
 
     def budget_bytes(self) -> int:
         """Bytes that the budget gives to the text as long as it is; where it holds all, with what lies beside it."""
         plan = self._allocation().plan
-        of_plan = plan.entries * self.spec.kv_bytes_per_entry
+        of_plan = planned_kv_bytes(self.spec, plan, question_tokens=self.budget.own_tokens)
         return of_plan if self.budget.cuts(plan) else max(of_plan, self.cache.nbytes)
 
     def check_pinned(self, pinned: Tensor) -> None:
@@ -192,7 +194,7 @@ class Growth:
     @property
     def can_recall(self) -> bool:
         """Whether what was evicted can be put back: not where a sliding layer has dropped what it would see."""
-        return can_recall(self.cache, self.decoder)
+        return can_recall(self.decoder)
 
     def recall(self, spans: Sequence[range]) -> None:
         """Put back what was evicted of these tokens; they are over the budget until the cache is cut again."""
@@ -214,7 +216,7 @@ class Growth:
         """The tokens that are in the cache now."""
         self.context.prompt = Prompt(text, ((),))
 
-    def _append(self, text: Tokens, counts: Counts | None, reserve: int) -> Generator[PrefillStep, None, Tensor]:
+    def _append(self, text: Tokens, counts: Counts | None) -> Generator[PrefillStep, None, Tensor]:
         piece, num_layers = self.piece_tokens, self.spec.num_layers
         total = len(text) - len(self)
         pieces, begun = -(-total // piece), time.perf_counter()
@@ -232,7 +234,7 @@ class Growth:
                 upto = text[: len(self) + piece]
                 logits = self.context.feed(upto.ids[len(self) :], len(self), last=1, on_layer=on_layer)
                 self._remember(upto)
-                self._cut(upto, counts, reserve)
+                self._cut(upto, counts)
             self._stop_over()
             return logits
 
@@ -245,21 +247,21 @@ class Growth:
     def _allocation(self) -> Allocation:
         return self.budget.allocation(self.tokens, available=self._available())
 
-    def _counts(self, text: Tokens, reserve: int) -> Counts | None:
-        """Tokens that heads may hold of a text with room for `reserve` more; None: all."""
+    def _counts(self, text: Tokens) -> Counts | None:
+        """Tokens that heads may hold of a text with room for more; None: all."""
         plan = self.budget.allocation(text, available=self._available()).plan
-        return self.budget.counts(plan, reserve=reserve, config=self.cache.config)
+        return self.budget.counts(plan, config=self.cache.config)
 
-    def _cut(self, text: Tokens, counts: Counts | None, reserve: int) -> None:
-        frequencies = rope_frequencies(self.decoder.model)
-        self.budget.cut(self.cache, text, counts, frequencies=frequencies, reserve=reserve)
+    def _cut(self, text: Tokens, counts: Counts | None) -> None:
+        self.budget.cut(self.cache, text, counts, frequencies=rope_frequencies(self.decoder.model))
+        self.cache.settle(reserve=self.budget.reserve)
 
-    def _outgrown(self, text: Tokens, reserve: int) -> bool:
+    def _outgrown(self, text: Tokens) -> bool:
         """Whether a policy that measures live has to measure again, because what it measured on was too short."""
         measured = self._measured_live_on
         if measured is None or len(text) < _OUTGROWN * measured:
             return False
-        return self._counts(text, reserve) is not None
+        return self._counts(text) is not None
 
     def _tokens_behind(self, length: int) -> int | None:
         """Tokens of a text of `length` and what may come behind it; None when nobody knows."""

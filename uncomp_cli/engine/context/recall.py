@@ -125,7 +125,7 @@ class Recall:
 
     def __call__(self, decoder: Decoder, cache: RaggedKVCache, prompt: Prompt, words: str) -> str | None:
         """Put back what is missing of the passages that `words` point at, and say so; without words nothing is."""
-        if not words or not can_recall(cache, decoder):
+        if not words or not can_recall(decoder):
             return None
         begun, context = time.perf_counter(), prompt.context
         text, offsets = _text_of(self._tokenizer, context)
@@ -154,7 +154,7 @@ def _text_of(tokenizer: PreTrainedTokenizerBase, context: Tokens) -> tuple[str, 
 
 
 class _Reading(AttentionState):
-    """The engine's state while tokens at `positions` [N] are read again; `heads[l]` are the merged heads of layer l."""
+    """The engine's state while tokens at `positions` [N] are read again; `heads[l]`: what those of layer l lack."""
 
     def __init__(self, cache: RaggedKVCache, positions: Tensor) -> None:
         self.cache, self.positions = cache, positions.to(torch.int32)
@@ -165,22 +165,22 @@ class _Reading(AttentionState):
         held = self.cache.layer(layer)
         groups = key.shape[1]
         queries = query[0].view(groups, -1, *query.shape[2:])
-        outputs, merged = [], []
+        outputs, lacking = [], []
         for group in range(groups):
             before, read = held.head(group), (key[0, group], value[0, group], self.positions)
             outputs.append(_attend(queries[group], before, read, form))
-            merged.append(_merge(before, read))
-        self.heads.append(merged)
+            new = ~torch.isin(read[2], before[2])
+            lacking.append((read[0][new], read[1][new], read[2][new]))
+        self.heads.append(lacking)
         return torch.cat(outputs)[None]
 
 
-def can_recall(cache: RaggedKVCache, decoder: Decoder) -> bool:
-    """Whether what was evicted can be put back: not into codes, nor where a layer has dropped what it would see.
+def can_recall(decoder: Decoder) -> bool:
+    """Whether what was evicted can be put back: not where a layer has dropped what it would see.
 
     One with a sliding window has, and so has one whose state belongs to all that was read.
     """
-    spec = decoder.spec
-    return cache.kv_bits == 16 and len(spec.full_layers) == spec.num_layers and not spec.recurrent
+    return len(decoder.spec.full_layers) == decoder.spec.num_layers and not decoder.spec.recurrent
 
 
 def put_back(decoder: Decoder, cache: RaggedKVCache, tokens: Tokens, spans: Sequence[range]) -> None:
@@ -189,7 +189,7 @@ def put_back(decoder: Decoder, cache: RaggedKVCache, tokens: Tokens, spans: Sequ
     state = _Reading(cache, positions.to(decoder.device))
     decoder.forward(torch.tensor([tokens.take(positions).ids]), positions[None], state, 1)
     for layer, heads in enumerate(state.heads):
-        cache.store(layer, heads, quantize=False)
+        cache.insert(layer, heads)
 
 
 def spans_mask(length: int, spans: Sequence[range]) -> Tensor:
@@ -217,14 +217,6 @@ def _attend(query: Tensor, held: Head, read: Head, form: Form) -> Tensor:
         return capped
     every = keys.expand(len(query), *keys.shape), values.expand(len(query), *values.shape)
     return scaled_dot_product_attention(query, *every, attn_mask=mask, scale=form.scaling)
-
-
-def _merge(held: Head, read: Head) -> Head:
-    """What a head holds with the entries read again that it lacks, ascending by position."""
-    lacking = ~torch.isin(read[2], held[2])
-    keys, values, positions = (torch.cat([old, new[lacking]]) for old, new in zip(held, read, strict=True))
-    order = positions.argsort(stable=True)
-    return keys[order], values[order], positions[order]
 
 
 def _passages(text: str) -> Iterator[_Passage]:

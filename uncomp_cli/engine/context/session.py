@@ -13,7 +13,6 @@ up: what was evicted of them is read again where it stands (recall.py), and they
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TypeVar
 
@@ -97,14 +96,8 @@ class Conversation:
         return self.growth.budget_bytes() if len(self.growth) else 0
 
     def use(self, preset: Preset) -> None:
-        """Compress by another preset: what was read is forgotten, and read again when it is needed.
-
-        A cache that grows token by token is held in the model's own number format, whatever the preset says.
-        """
-        if preset.kv_bits != 16:
-            self.notes.append(f"preset {preset.name} holds {preset.kv_bits} bits; a chat's cache is not quantised")
-            preset = replace(preset, kv_bits=16)
-        self.growth, self._is_short = Growth(self.decoder, preset, self.limits), False
+        """Compress by another preset: what was read is forgotten, and read again when it is needed."""
+        self.growth, self._is_short = Growth(self.decoder, preset, self.limits, reserve=BLOCK_TOKENS), False
         self.watched = watched(preset, self.loaded.spec)
         if self.growth.note is not None:
             self.notes.append(self.growth.note)
@@ -129,7 +122,7 @@ class Conversation:
         self.growth.budget.pinned = spans_mask(len(text), [*pins, *wanted])
         self.growth.answer_tokens, self._asked = self.sampling.max_new_tokens, (asked, question)
         self._documents = "".join(part for message in messages for part in message.parts[:-1])
-        steps = self.growth.extend(text, reserve=BLOCK_TOKENS)
+        steps = self.growth.extend(text)
         shortage = self.growth.budget.shortage
         if shortage is not None and not self._is_short:
             self.notes.append(shortage)
@@ -212,7 +205,7 @@ class Conversation:
         self.growth.budget.guard_from = len(tokens)
         self.growth.budget.pinned = spans_mask(len(tokens), [tokens_of(tokens.offsets, pin) for pin in self.pinned])
         self.tokens = tokens
-        yield from _giving_back(self.growth.extend(tokens, reserve=BLOCK_TOKENS))
+        yield from _giving_back(self.growth.extend(tokens))
 
     def _render(self, messages: Sequence[Message]) -> Script:
         return render_messages(self.loaded.tokenizer, messages, self._words)
@@ -259,7 +252,7 @@ class Conversation:
         """Token `index` of the answer has been put into the cache."""
         self.growth.appended(token)
         if (index + 1) % BLOCK_TOKENS == 0:
-            self.growth.fit(BLOCK_TOKENS)
+            self.growth.fit()
 
 
 def _giving_back(steps: Iterator[Step]) -> Generator[Step, None, None]:

@@ -116,7 +116,8 @@ class StepProgram:
         self._held = written.tensors
         self._operations = (Operation * len(written.operations))(*written.operations)
         self._shared, self._own = torch.zeros(STEP_ROWS, written.shared), torch.zeros(threads, STEP_ROWS, written.own)
-        self._blocks = torch.zeros(threads, _BLOCK * (_MANY + 2 * spec.head_dim))
+        turned = STEP_ROWS * spec.num_heads // spec.num_kv_heads * spec.head_dim
+        self._blocks = torch.zeros(threads, _BLOCK * (_MANY + 2 * spec.head_dim) + turned)
         self._queries = self._shared[:, written.kept.at :][:, : spec.num_layers * spec.num_heads * spec.head_dim]
         self._program = Program(
             self._operations,

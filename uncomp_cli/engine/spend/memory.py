@@ -101,8 +101,7 @@ def _split(spec: ModelSpec, plan: BudgetPlan, config: CacheConfig, *, question_t
         return 0, counts
     own = [min(count, question_tokens) for count in counts]
     context = (count - tail for count, tail in zip(counts, own, strict=True))
-    bits = plan.kv_bits
-    return sum(config.quantized_bytes(count, head_dim=spec.head_dim, bits=bits) for count in context), own
+    return sum(context) * config.entry_bytes(head_dim=spec.head_dim, bits=plan.kv_bits), own
 
 
 def activation_bytes(spec: ModelSpec, tokens: int) -> int:
@@ -147,7 +146,7 @@ def context_bytes(spec: ModelSpec, preset: Preset, tokens: int) -> int:
     entries = resolve_entries(budget, spec, seq_len=tokens, free_bytes=0)
     if budget.kind == "fraction" or preset.kv_bits == 16:
         return entries * spec.kv_bytes_per_entry
-    return CacheConfig().quantized_bytes(entries, head_dim=spec.head_dim, bits=preset.kv_bits)
+    return entries * CacheConfig().entry_bytes(head_dim=spec.head_dim, bits=preset.kv_bits)
 
 
 def free_bytes(device: torch.device) -> int:

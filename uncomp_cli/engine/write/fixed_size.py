@@ -37,10 +37,7 @@ def context_room(spec: ModelSpec, kv_bytes: int, *, kv_bits: int, config: Consta
     chosen, cache = config or ConstantConfig(), CacheConfig()
     entry = spec.kv_bytes_per_entry + cache.position_bytes
     heads, slack = spec.num_layers * spec.num_kv_heads, 1 + 1 / cache.slack_divisor
-    held = entry
-    if kv_bits != 16:
-        block = cache.quantized_bytes(cache.key_block, head_dim=spec.head_dim, bits=kv_bits)
-        held = block // cache.key_block
+    held = entry if kv_bits == 16 else cache.entry_bytes(head_dim=spec.head_dim, bits=kv_bits)
     beside = heads * (chosen.block + chosen.recent + cache.min_slack) * entry * _BUCKET * slack
     queries = spec.num_layers * spec.num_heads * chosen.window * spec.head_dim * spec.dtype_bytes
     share = _BUCKET if kv_bits == 16 else 1 + (1 - chosen.prompt_share) * entry / held

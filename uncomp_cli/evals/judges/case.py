@@ -229,6 +229,8 @@ class Reading:
         for layer, call in enumerate(self._seen(prompt.flat_len)):
             reader.keep(layer, call.query, call.key, call.value, call.form)
         reader.cache.states = self._behind[regime].copy()
+        if regime == "agnostic":  # no question lies behind the context
+            reader.cache.settle()
         return reader.cache, allocation
 
     def _config(self, preset: Preset) -> ScorerConfig:
