@@ -65,9 +65,9 @@ def test_what_was_calibrated_is_taken_for_its_model(tiny_model: Path) -> None:
     assert f"preset mine is used: it was calibrated for {tiny_model}\n" in err
     assert "(mine, uncertain)" in err
     assert run_here(*asked, "-p", "live")[2].count("mine") == 0
-    err = run_here("chat", "-m", str(tiny_model), "-b", "30%", stdin=b"/budget\n")[2]
+    err = run_here("chat", "-m", str(tiny_model), "-b", "30%", "--kv-bits", "8", stdin=b"/budget\n")[2]
     assert f"preset mine-unseen is used: it was calibrated for {tiny_model}\n" in err
-    assert "preset mine-unseen · budget 30%" in err
+    assert "preset mine-unseen · budget 30%, at least 256 tokens, in 8 bits" in err
     assert measure(tiny_model, "-o", "away.json")[2].rstrip().endswith("use it with uncomp ask --preset away.json")
     Path("data/uncomp/presets/mine.safetensors").write_bytes(b"damaged")
     assert "preset live is used" in run_here(*asked)[2]

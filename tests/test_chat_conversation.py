@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.chats import GREEDY, Stopping, hold, make_talk
+from support.chats import EXACT, GREEDY, Stopping, hold, make_talk
 from support.tiny import TRAINED_LENGTH
 from uncomp_cli.cli.chat.controls import status_line
 from uncomp_cli.cli.chat.loop import Loop
@@ -77,7 +77,8 @@ def test_no_memory_is_refused_with_numbers(talk: Talk, monkeypatch: pytest.Monke
     assert len(answers(talk)) == 1
 
 
-def test_a_stopped_answer_stays_with_the_very_tokens_it_had(talk: Talk) -> None:
+def test_a_stopped_answer_stays_with_the_very_tokens_it_had(loaded: LoadedModel) -> None:
+    talk = make_talk(loaded, EXACT)
     stop_at(talk, 7)
     said = hold(talk, "hello")
     assert said[0] == "[interrupted: what is above stays in the conversation]"
@@ -202,9 +203,9 @@ def test_a_session_that_cannot_be_saved_is_told_and_the_chat_goes_on(
 
 
 def test_the_status_line(talk: Talk) -> None:
-    assert status_line(talk) == "context 0/4,096 (0.0 %) · KV 0 B · live 20%"
+    assert status_line(talk) == "context 0/4,096 (0.0 %) · KV 0 B · unseen full"
     hold(talk, "hello")
     used = talk.chat.session.cached_tokens
     begin = f"context {used}/4,096 ({100 * used / 4096:.1f} %) · KV "
     assert status_line(talk).startswith(begin)
-    assert status_line(talk).endswith(" tok/s · live 20%")
+    assert status_line(talk).endswith(" tok/s · unseen full")

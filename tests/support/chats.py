@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 
 from uncomp_cli.asking.chat import Chat
 from uncomp_cli.asking.request import CHAT_CHOICE, PresetChoice
@@ -28,6 +29,10 @@ class Stopping(io.StringIO):
                 self.presses_at = None
                 raise KeyboardInterrupt
         return written
+
+
+EXACT = replace(CHAT_CHOICE, kv_bits=16)
+"""Everything in the model's own numbers: what is read anew is what was written."""
 
 
 def make_talk(loaded: LoadedModel, choice: PresetChoice | None = None) -> Talk:
