@@ -162,7 +162,7 @@ def test_a_budget_times_a_factor(typed: str, budget: str, expected: str) -> None
 
 def test_twice_the_budget_is_never_less() -> None:
     """A floor that holds now is multiplied too."""
-    now = CHAT_CHOICE.stored()
+    now = replace(CHAT_CHOICE, budget=Budget.parse("30%")).stored()
     doubled = times(CHAT_CHOICE, "2x", now=now).stored()
     assert (str(doubled.budget), doubled.floor_tokens) == ("60%", 2 * now.floor_tokens)
     assert times(CHAT_CHOICE, "60%", now=now).stored().floor_tokens == LEAST_TOKENS

@@ -156,7 +156,7 @@ def test_ctrl_c_in_the_first_keeps_what_there_is(loaded: LoadedModel) -> None:
 def test_escalation_needs_measured_rates(loaded: LoadedModel, capsys: pytest.CaptureFixture[str]) -> None:
     talk = make_talk(loaded)
     error, hint = hold(talk, "/set escalate on")
-    assert error == "error: escalate needs measured error rates, preset live has none"
+    assert error == "error: escalate needs measured error rates, preset unseen has none"
     assert "uncomp calibrate --risk" in hint
     assert talk.chat.escalates is False
     assert hold(talk, "/set escalate maybe")[0] == "error: escalate is 'maybe', not on or off"

@@ -253,11 +253,11 @@ def test_a_line_that_is_no_text_is_refused_and_the_next_one_heard(tiny_model: Pa
 def test_the_line_below_the_prompt(tiny_model: Path, typists: list[Typist], tmp_path: Path) -> None:
     (tmp_path / "harbour.txt").write_text("The harbour was quiet.\n")
     chat = sit_down(typists, tiny_model, "--max-new-tokens", "16", PROMPT_TOOLKIT_NO_CPR="0")
-    chat.sees_below(r"context 0/4,096 \(0\.0 %\) · KV 0 B · live 20%")
+    chat.sees_below(r"context 0/4,096 \(0\.0 %\) · KV 0 B · unseen full")
     chat.terminal.send(f"/file {tmp_path}/harbour.txt\r")
     chat.sees_below(r"1 document for the next question")
     chat.terminal.send("Who came?\r")
-    chat.sees_below(r"context [\d,]+/4,096 \([\d.]+ %\) · KV [\d.]+ KiB · [\d.,]+ tok/s · live 20%")
+    chat.sees_below(r"context [\d,]+/4,096 \([\d.]+ %\) · KV [\d.]+ KiB · [\d.,]+ tok/s · unseen full")
 
 
 def test_documents_and_completion(tiny_model: Path, typists: list[Typist], tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_documents_and_completion(tiny_model: Path, typists: list[Typist], tmp_p
     chat.says("Who came?", READOUT)
     chat.says("/evidence", r"harbour\.txt:\d(-\d)?  +\d+ % +\d+ %  \"")
     chat.says("/why", "4 layers x 2 heads keep")
-    chat.says("/budget 2x", r"budget 40%.* read \d+ tokens in [\d.]+ s · KV [\d.]+ KiB → [\d.]+ KiB")
+    chat.says("/budget 40%", r"budget 40%.* read \d+ tokens in [\d.]+ s · KV [\d.]+ KiB → [\d.]+ KiB")
     chat.says("/exit", "leave again to lose it")
     chat.types("/exit")
     assert chat.exit_code() == 0

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,7 +105,8 @@ class QuantizedHead:
         return self._of(tensor[order] for tensor in pairs)
 
     def _of(self, tensors: Iterable[Tensor]) -> "QuantizedHead":
-        return replace(self, **dict(zip(TENSORS, tensors, strict=True)))
+        found: dict[str, Any] = dict(zip(TENSORS, tensors, strict=True))
+        return replace(self, **found)
 
     def _empty(self, dtype: torch.dtype) -> Tensor:
         return torch.empty(len(self), self.head_dim, dtype=dtype, device=self.key_codes.device)
@@ -139,7 +141,8 @@ def quantize_head(
 def spread(x: Tensor) -> Tensor:
     """H x for every row of x [S, D]: channels in blocks of the largest power of two that fits."""
     size = _turned_channels(x.shape[1])
-    return (x.unflatten(1, (-1, size)) @ _hadamard(size, x.dtype, x.device)).flatten(1)
+    blocks = x.reshape(len(x), x.shape[1] // size, size)
+    return (blocks @ _hadamard(size, x.dtype, x.device)).flatten(1)
 
 
 @lru_cache
@@ -200,7 +203,7 @@ def _pack(codes: Tensor, *, bits: int) -> Tensor:
     for width in CODE_PLANES[bits]:
         per = 8 // width
         size = -(-codes.shape[1] // per)
-        parts = pad(codes >> shift & 2**width - 1, (0, per * size - codes.shape[1])).unflatten(1, (per, size))
+        parts = pad(codes >> shift & 2**width - 1, (0, per * size - codes.shape[1])).view(-1, per, size)
         planes.append(sum((parts[:, i] << i * width for i in range(1, per)), start=parts[:, 0]))
         shift += width
     return torch.cat(planes, dim=1)
