@@ -37,6 +37,7 @@ SHOWN = {
     "choice": "right choice likeliest (share)",
     "top_1": "needed line cited first (share of right answers)",
     "top_3": "needed line among the first three cited (share of right answers)",
+    "coverage": "evidence's keys and values kept (share)",
     "reread": "turns that read evicted text again (share)",
     "within": "conversations within the budget at every turn (share)",
     "nll": "NLL per token (nats)",
@@ -62,7 +63,7 @@ _SAY_MOST = (
     "nll_weighted",
     *SHOWN,
 )
-_TOGETHER = ("needle", "ruler")
+_TOGETHER = ("needle", "ruler", "nq", "kv", "hotpot", "qa")
 _REGIMES = {"aware": "question seen at compression", "agnostic": "question unseen at compression"}
 _WIDTHS = {"float32": 2.0}
 """What a number of a format takes in numbers of 16 bits, where that is not 1."""

@@ -1,10 +1,10 @@
 """Facts hidden in a long text: one at a depth of a grid, or several behind one compression that must serve them all.
 
 `needle`, one fact, one question: `digits7`, `digits16` and `uuid` are completed (`The special magic number for X
-mentioned in the text is`), `chat` is asked in the model's chat format; so are `values`, in turn a date, a name, a
-phrase and a number of ten digits. The longer the value, the more tokens must survive together. Of the same needles it
-is judged in `evidence`, each piece of the text on a line of its own, whether the line of the fact is among the first
-passages that `documents/places.py` finds.
+mentioned in the text is`), `chat` is asked in the model's chat format; `values` are in turn a date, a name, a phrase
+and a number of ten digits, in sentences of their own. The longer the value, the more tokens must survive together. Of
+the same needles it is judged in `evidence`, each piece of the text on a line of its own, whether the line of the fact
+is among the first passages that `documents/places.py` finds.
 
 `multiquestion/facts`: five facts of different kinds in one text, five questions. `multiquestion/instruction`: a system
 prompt demands how every answer begins; does it still bind when the text behind it was compressed?
@@ -82,10 +82,7 @@ def needle_sample(request: Request, *, depth: float | None = None) -> Sample:
         room=request.room((question,)),
     )
     query = Query(question, answer, (value,), max_new_tokens=request.new_tokens(answer), evidence=layout.spans)
-    return request.sample(layout.context, (query,), depth=share, system="" if kind in _ASKED_IN_CHAT else None)
-
-
-_ASKED_IN_CHAT = ("chat", "values")
+    return request.sample(layout.context, (query,), depth=share, system="" if kind == "chat" else None)
 
 
 def _fact(kind: str, chance: random.Random, index: int) -> tuple[str, str, str, str]:
@@ -104,14 +101,15 @@ def _fact(kind: str, chance: random.Random, index: int) -> tuple[str, str, str, 
 
 
 def _value_fact(index: int, where: str, chance: random.Random) -> tuple[str, str, str, str]:
-    """One of four kinds of value, by number; the sentence of the text is the answer."""
-    said, asked, value = (
-        (f"The {where} opened on", f"When did the {where} open?", _date(chance)),
-        (f"The {where} is run by", f"Who runs the {where}?", f"{chance.choice(FIRST_NAMES)} {surname(chance)}"),
-        (f"The motto of the {where} is", f"What is the motto of the {where}?", _phrase(chance)),
-        (f"The account number of the {where} is", f"What is the account number of the {where}?", digits(chance, 10)),
+    """One of four kinds of value, by number."""
+    name = f"{chance.choice(FIRST_NAMES)} {surname(chance)}"
+    fact = (
+        Fact(f"The {where} opened on", _date(chance), f"When did the {where} open?"),
+        Fact(f"The {where} is run by", name, f"Who runs the {where}?"),
+        Fact(f"The motto of the {where} is", _phrase(chance), f"What is the motto of the {where}?"),
+        Fact(f"The account of the {where} is", digits(chance, 10), f"What is the account of the {where}?"),
     )[index % 4]
-    return f"{said} {value}.", asked, f"{said} {value}.", value
+    return fact.sentence, fact.question, f" {fact.answer}", fact.answer
 
 
 def _date(chance: random.Random) -> str:
