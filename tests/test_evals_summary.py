@@ -173,28 +173,6 @@ def test_a_setting_that_was_refused_is_shown_and_not_averaged() -> None:
     assert full.label == "full"
 
 
-def _budgets(metric: str, curve: dict[str, float]) -> list[Outcome]:
-    outcomes = _scored("full", "needle/uuid", [0.9] * 12, metric)
-    for budget, mean in curve.items():
-        values = [mean + 0.01 * (index % 3) for index in range(12)]
-        outcomes += _scored(f"window {budget}", "needle/uuid", values, metric, kept=float(budget[:-1]) / 100)
-    return outcomes
-
-
-@pytest.mark.parametrize(("metric", "pair"), [("match", ("10%", "20%")), ("nll", ("5%", "10%"))])
-def test_curves_that_run_the_wrong_way_are_flagged(metric: str, pair: tuple[str, str]) -> None:
-    outcomes = _budgets(metric, {"5%": 0.5, "10%": 0.8, "20%": 0.6})
-    summary = summarise(outcomes, regime="aware")
-    (found,) = summary.non_monotone
-    inversion = found.inversion
-    assert (found.contestant, found.metric) == ("window", metric)
-    assert (inversion.smaller, inversion.larger) == (f"window {pair[0]}", f"window {pair[1]}")
-    assert inversion.gain.mean == pytest.approx(0.2 if metric == "match" else 0.3)
-    assert notes(summary)[0].startswith(
-        f"not monotone: {metric} is better at window {pair[0]} than at window {pair[1]}"
-    )
-
-
 def test_rows_are_full_first_then_contestants_with_the_largest_budget_first() -> None:
     outcomes = [
         *_scored("window 5%", "needle/uuid", [0.9], kept=0.05),

@@ -34,7 +34,7 @@ PLOT_TOKENS = 2000
 _BAR = 40  # columns of the longest bar
 _LOSES = (
     "loses: share of the likelihood of an answer's token against the full cache, and its 95 % interval, as measured on "
-    "the preset's model; `uncomp preset show NAME` has other budgets"
+    "the preset's model and the tasks of its calibration: others lose more; `uncomp preset show NAME` has other budgets"
 )
 
 app = group("preset", "List, show, plot, check and remove presets.")

@@ -19,7 +19,6 @@ from uncomp_cli.evals.tables.summary import (
     FailedSubtask,
     Figure,
     Kept,
-    NonMonotone,
     Row,
     Summary,
     coverage_maps,
@@ -224,12 +223,11 @@ def score_table(
     return Table(("SUBTASK", *columns), rows, title)
 
 
-def notes(summary: Summary, *, interval: str = _RANGE) -> list[str]:
-    """What a reader must know beside the table: subtasks that full fails, refusals, curves that run the wrong way."""
+def notes(summary: Summary) -> list[str]:
+    """What a reader must know beside the table: subtasks that full fails, and refusals."""
     return [
         *map(_failed_note, summary.failed),
         *(_refused_note(row) for row in summary.by_subtask if row.refused),
-        *(_non_monotone_note(found, interval) for found in summary.non_monotone),
     ]
 
 
@@ -249,7 +247,7 @@ def markdown(summary: Summary, *, metrics: Sequence[str] | None = None) -> str:
     overall = score_table(summary, metrics=metrics, interval=_BRACKETS)
     by_subtask = score_table(summary, by_subtask=True, metrics=metrics, interval=_BRACKETS)
     heading = f"Regime {summary.regime}: {_REGIMES[summary.regime]}. In brackets: difference to full, 95 % interval."
-    below = replace(by_subtask, notes=notes(summary, interval=_BRACKETS))
+    below = replace(by_subtask, notes=notes(summary))
     return f"{heading}\n\n{overall.markdown()}\n\n{below.markdown()}\n"
 
 
@@ -294,12 +292,6 @@ def _failed_note(failed: FailedSubtask) -> str:
 
 def _refused_note(row: Row) -> str:
     return f"refused: {row.setting} on {row.subtask}, {row.refused} of {_samples(row.samples)}: {row.reason}"
-
-
-def _non_monotone_note(found: NonMonotone, interval: str) -> str:
-    inversion = found.inversion
-    gain = _interval(found.metric, inversion.gain, interval, signed=False)
-    return f"not monotone: {found.metric} is better at {inversion.smaller} than at {inversion.larger}, by {gain}"
 
 
 def _samples(count: int) -> str:

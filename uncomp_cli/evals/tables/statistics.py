@@ -1,4 +1,4 @@
-"""Means with 95 % intervals, differences on the same samples, curves that run the wrong way, and rank correlation.
+"""Means with 95 % intervals, differences on the same samples, and rank correlation.
 
 Percentile bootstrap (Efron 1979): draw n of the n samples with replacement, take the mean, repeat; the interval lies
 between the 2.5 % and 97.5 % quantiles of those means. The sample is what is drawn, never a metric or a setting, so that
@@ -20,9 +20,8 @@ cells agree, not how another text would come out.
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from math import sqrt
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,29 +47,6 @@ class Interval:
     low: float
     high: float
     count: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether a difference this far from zero is more than the samples' spread; never with one sample."""
-        return self.count > 1 and (self.low > 0 or self.high < 0)
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetScores:
-    """One contestant at one budget: what it kept, and its score of every sample."""
-
-    setting: str
-    kept_fraction: float
-    scores: Mapping[Any, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Inversion:
-    """Two neighbouring budgets of which the smaller one is better; `gain` is by how much, as a positive number."""
-
-    smaller: str
-    larger: str
-    gain: Interval
 
 
 def stratified_mean(
@@ -156,29 +132,6 @@ def paired_difference(
         if key in full:
             strata.setdefault(stratum(key) if stratum else None, []).append(ours[key] - full[key])
     return stratified_mean(list(strata.values()), binary=binary, seed=seed, resamples=resamples)
-
-
-def inversions(
-    points: Sequence[BudgetScores],
-    *,
-    lower_is_better: bool,
-    binary: bool = False,
-    stratum: Callable[[Any], Hashable] | None = None,
-    seed: int = 0,
-    resamples: int = 10_000,
-) -> list[Inversion]:
-    """Neighbours in kept fraction of which the smaller is better, by a paired interval that excludes zero."""
-    ordered = sorted(points, key=lambda point: point.kept_fraction)
-    found = []
-    for smaller, larger in pairwise(ordered):
-        if smaller.scores.keys().isdisjoint(larger.scores):
-            continue
-        better, worse = (larger, smaller) if lower_is_better else (smaller, larger)
-        pair = better.scores, worse.scores
-        gain = paired_difference(*pair, stratum=stratum, binary=binary, seed=seed, resamples=resamples)
-        if gain.excludes_zero and gain.mean > 0:
-            found.append(Inversion(smaller.setting, larger.setting, gain))
-    return found
 
 
 def wilson(hits: int, total: int) -> Interval:

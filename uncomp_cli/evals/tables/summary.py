@@ -22,12 +22,9 @@ import numpy as np
 
 from uncomp_cli.errors import require
 from uncomp_cli.evals.judges.contestants import FULL
-from uncomp_cli.evals.tables.outcome import LOWER_IS_BETTER, ORDER, RIGHT_OR_WRONG, Outcome
+from uncomp_cli.evals.tables.outcome import ORDER, RIGHT_OR_WRONG, Outcome
 from uncomp_cli.evals.tables.statistics import (
-    BudgetScores,
     Interval,
-    Inversion,
-    inversions,
     paired_difference,
     stratified_mean,
     wilson,
@@ -94,15 +91,6 @@ class FailedSubtask:
 
 
 @dataclass(frozen=True, slots=True)
-class NonMonotone:
-    """A contestant that gets significantly better with a smaller budget, in one metric."""
-
-    contestant: str
-    metric: str
-    inversion: Inversion
-
-
-@dataclass(frozen=True, slots=True)
 class Summary:
     """One regime's table. Rows come as the outcomes did: full first, a contestant's budgets from the largest."""
 
@@ -111,7 +99,6 @@ class Summary:
     overall: tuple[Row, ...]
     by_subtask: tuple[Row, ...]
     failed: tuple[FailedSubtask, ...]
-    non_monotone: tuple[NonMonotone, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; a figure that is no finite number is None."""
@@ -129,7 +116,6 @@ def summarise(outcomes: Iterable[Outcome], *, regime: Regime, metrics: Sequence[
         overall=tuple(_rows(ours, settings_of(ours), names, subtask=None)),
         by_subtask=tuple(_subtask_rows(ours, names)),
         failed=tuple(_failed_subtasks(ours)),
-        non_monotone=tuple(_non_monotone(ours, names)),
     )
 
 
@@ -234,30 +220,6 @@ def _figure(outcomes: Sequence[Outcome], full: Sequence[Outcome], metric: str) -
     if ours.keys().isdisjoint(theirs):
         return Figure(mean, None)
     return Figure(mean, paired_difference(ours, theirs, stratum=_subtask_of, binary=metric in RIGHT_OR_WRONG))
-
-
-def _non_monotone(outcomes: Sequence[Outcome], metrics: Sequence[str]) -> list[NonMonotone]:
-    settings = {
-        setting: (group, kept.mean)
-        for setting, group in settings_of(outcomes).items()
-        if (kept := _kept(group)) and all(outcome.refused is None for outcome in group)
-    }
-    contestants = dict.fromkeys(group[0].contestant for group, _ in settings.values())
-    return [
-        NonMonotone(contestant, metric, inversion)
-        for contestant in contestants
-        for metric in metrics
-        for inversion in inversions(
-            [
-                BudgetScores(setting, kept, _scores(group, metric))
-                for setting, (group, kept) in settings.items()
-                if group[0].contestant == contestant
-            ],
-            lower_is_better=metric in LOWER_IS_BETTER,
-            binary=metric in RIGHT_OR_WRONG,
-            stratum=_subtask_of,
-        )
-    ]
 
 
 def _failed_subtasks(outcomes: Iterable[Outcome]) -> list[FailedSubtask]:
