@@ -21,7 +21,7 @@ class Fields:
 
     def __init__(self, out: Markdown, lost: Counter[Words]) -> None:
         self._out, self._lost = out, lost
-        self._options: list[list[tuple[bool, str]]] = []  # of each open select: what was chosen, and all texts
+        self._options: list[tuple[bool, str]] | None = None  # of the open select: which are chosen, and all texts
 
     def begin(self, tag: str, attributes: Attributes) -> End:
         """A field begins."""
@@ -56,25 +56,27 @@ class Fields:
 
     def _select(self, _: Attributes) -> End:
         self._out.space()
-        self._options.append([])
+        if self._options is not None:  # the one that is open has its options, as in a browser
+            return self._out.space
+        self._options = []
         return self._end_select
 
     def _end_select(self) -> None:
-        options = self._options.pop()
+        options, self._options = self._options or [], None
         chosen = [text for is_chosen, text in options if is_chosen] or [text for _, text in options[:1]]
         self._lost[_UNCHOSEN] += len(options) - len(chosen)
         self._out.say(", ".join(chosen))
 
     def _option(self, attributes: Attributes) -> End:
-        if not self._options:
+        if self._options is None:
             self._out.block()
             return self._out.block
         return partial(self._end_option, self._out.here, "selected" in attributes, attributes.get("label", ""))
 
     def _end_option(self, begin: int, chosen: bool, label: str) -> None:
         text = self._out.taken(begin).strip() or label
-        if self._options and text:
-            self._options[-1].append((chosen, text))
+        if self._options is not None and text:
+            self._options.append((chosen, text))
 
 
 def _asked(attributes: Attributes) -> str:
