@@ -97,6 +97,16 @@ def test_two_questions_over_one_prefill(ask: Answers) -> None:
         check_record(record, questions=2)
 
 
+@pytest.mark.model
+def test_what_the_text_has_not_is_told_from_what_it_has(ask: Answers) -> None:
+    Path("town.txt").write_text(town(64))
+    code, out, err = ask("--json", "--fail-under", "0.5", QUESTION, "-Q", "Who is the bishop of Bergen?")
+    found, absent = (json.loads(line)["uncertainty"] for line in out.splitlines())
+    assert (found["word"], absent["word"]) == ("sure", "probably not in the document")
+    assert found["error_rate"] < 0.5 < absent["error_rate"]
+    assert (code, err.count("below --fail-under 0.5")) == (5, 1)
+
+
 def check_record(record: dict[str, Any], *, questions: int) -> None:
     """Every field is there, and the figures agree."""
     assert {key: type(value) for key, value in record.items()} == FIELDS
