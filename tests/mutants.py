@@ -87,7 +87,7 @@ MUTANTS = [
     *of(
         "cache/quantized.py", "cache_quantized",
         ("levels = 2**bits - 1", "levels = 2**bits"),
-        (">> i * width & 2**width - 1\n", ">> i & 2**width - 1\n"),
+        ("torch.arange(0, 8, width,", "torch.arange(0, 8, 1,"),
     ),
     *of(
         "engine/read/overkeep.py", "engine_overkeep engine_eviction",

@@ -212,15 +212,14 @@ def _pack(codes: Tensor, *, bits: int) -> Tensor:
 def _unpack(packed: Tensor, out: Tensor, *, bits: int) -> None:
     """The inverse of `_pack`, as numbers into `out` [S, D]."""
     channels, begin, shift = out.shape[1], 0, 0
-    out.zero_()
+    codes = packed.new_zeros(len(packed), channels)
     for width in CODE_PLANES[bits]:
-        per = 8 // width
-        size = -(-channels // per)
-        for i in range(per):
-            part = out[:, i * size : (i + 1) * size]
-            codes = packed[:, begin : begin + part.shape[1]] >> i * width & 2**width - 1
-            part.add_(codes, alpha=2**shift)
+        size = -(-channels * width // 8)
+        places = torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device)[:, None]
+        parts = packed[:, None, begin : begin + size] >> places & 2**width - 1
+        codes |= parts.flatten(1)[:, :channels] << shift
         begin, shift = begin + size, shift + width
+    out.copy_(codes)
 
 
 @contextmanager
