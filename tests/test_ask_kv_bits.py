@@ -107,11 +107,6 @@ def test_other_numbers_of_bits_are_refused(tiny_model: Path, capsys: pytest.Capt
     assert two_lines(capsys.readouterr().err) == refusal
 
 
-def test_chat_keeps_all_its_bits(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["chat", "--kv-bits", "8"]) == 2
-    assert "--kv-bits" in capsys.readouterr().err
-
-
 def test_several_questions_have_one_quantised_document(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["ask", "-f", "town.txt", "-m", str(tiny_model), "--max-new-tokens", "8", "--json", "--kv-bits", "8"]
     assert run([*args, "-b", "full", "Who was it?", "-Q", "Where?"]) == 0

@@ -154,19 +154,19 @@ def test_a_size_that_is_none_is_refused(size: str) -> None:
 def test_what_cannot_be_read_is_told_and_what_is_damaged_set_aside(
     shelf: Shelf, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    resave(shelf.find("old").path, manifest={"schema_version": 2})
+    resave(shelf.find("old").path, manifest={"schema_version": 3})
     path = shelf.find("new").path
     resave(path, manifest={"num_rows": "one"})
     assert run(["cache", "show", "new"]) == 1
     assert 'is damaged: num_rows is "one"; set aside as ' in capsys.readouterr().err
     assert run(["cache", "show", "old"]) == 2
-    assert "schema version 2, this uncomp reads 1\nhint: update uncomp" in capsys.readouterr().err
+    assert "schema version 3, this uncomp reads 2\nhint: update uncomp" in capsys.readouterr().err
     os.mkfifo(path)
     assert run(["cache", "list"]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1
     assert "new.safetensors.corrupt was found damaged" in err
-    assert "old.safetensors: it has schema version 2" in err
+    assert "old.safetensors: it has schema version 3" in err
     assert "new.safetensors is not a regular file" in err
 
 

@@ -159,14 +159,6 @@ def test_a_closed_pipe_is_quiet() -> None:
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-@pytest.mark.parametrize(("closing", "code"), [(">&-", 1), ("2>&-", 0), ("<&-", 0)])
-def test_an_answer_without_a_standard_output_is_an_error(closing: str, code: int) -> None:
-    command = f"{sys.executable} -m uncomp_cli --version {closing}"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
-    assert done.returncode == code
-    assert ("Bad file descriptor" in done.stderr) == (code == 1)
-
-
 @pytest.mark.parametrize(
     ("command", "code"),
     [

@@ -184,7 +184,7 @@ def test_a_position_past_the_regime_is_an_error(plain_rope: Path) -> None:
 
 
 def grow(kept: Growth, length: int) -> torch.Tensor:
-    steps = kept.extend(Tokens.of(text(LONG).tolist()[:length]), reserve=0)
+    steps = kept.extend(Tokens.of(text(LONG).tolist()[:length]))
     while True:
         try:
             next(steps)

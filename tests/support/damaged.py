@@ -37,6 +37,7 @@ from uncomp_cli.models.loading import load_model
 from uncomp_cli.models.sources import hash_memo, models_dir
 from uncomp_cli.sessions.folder import load_transcript
 from uncomp_cli.sessions.transcript import Attachment, Entry, Pin, Transcript
+from uncomp_cli.uncertainty.error_rates import SIGNS
 from uncomp_cli.uncertainty.profile import (
     ModelFingerprint,
     SampleInfo,
@@ -289,7 +290,10 @@ class Results:
             NeedleCell(arm, 2048, depth, 0, 0.2, found, "1", 0.5, 3.0, None, [[0.5]], 100, 0.1, 1.0)
             for arm, found in (("plain", 0.0), ("yarn:2", 1.0)) for depth in (0.0, 0.5)
         ]  # fmt: skip
-        lines = [RiskLine(f"{n:064x}", "needle/uuid", 400, None, n % 2 == 0, "x", 0.5, [[0.2, 0.4]]) for n in range(4)]
+        lines = [
+            RiskLine(f"{n:064x}", "needle/uuid", 400, None, n % 2 == 0, n == 0, "x", dict.fromkeys(SIGNS, 0.5))
+            for n in range(4)
+        ]
         self._files = []
         for kind, records, settings in (
             (OUTCOMES, outcomes, {"model": "tiny", "tokens": [1000], "seed": 7}),
