@@ -34,6 +34,7 @@ settings.load_profile("quick")
 
 def pytest_configure() -> None:
     """One thread: tensors are tiny, so that threads would only wait for each other, and workers share the cores."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and so would all that is started here
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every process that a test starts compiles the package again
     sys.dont_write_bytecode = False
