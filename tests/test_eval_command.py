@@ -126,6 +126,18 @@ def test_results_of_other_settings_are_refused_and_both_are_named(tiny_model: Pa
     assert Path("results.1.jsonl").read_bytes() == before
 
 
+def test_other_products_are_other_results(tiny_model: Path) -> None:
+    evaluate(tiny_model, "-t", "needle/uuid", "--samples", "1", "--matmul", "float32")
+    exact = read_journal(Path("results.jsonl"), OUTCOMES)[1]
+    code, _, err = evaluate(tiny_model, "-t", "needle/uuid", "--samples", "1", "--matmul", "int8")
+    assert (code, "matmul not set there" in two_lines(err)[0]) == (2, True)
+    code, _, err = evaluate(tiny_model, "-t", "needle/uuid", "--samples", "1", "--matmul", "int8", "--fresh")
+    assert code == 0, err
+    settings, rounded = read_journal(Path("results.jsonl"), OUTCOMES)
+    assert settings["matmul"] == "int8"
+    assert [outcome.metrics for outcome in rounded] != [outcome.metrics for outcome in exact]
+
+
 def test_without_out_the_same_command_goes_on_where_it_ended(tiny_model: Path, tmp_path: Path) -> None:
     args = ("eval", "-m", str(tiny_model), "-t", "needle/digits7", "--regime", "aware", *COMMON)
     code, first, err = run_here(*args, XDG_DATA_HOME=str(tmp_path / "data"))

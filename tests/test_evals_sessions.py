@@ -148,7 +148,7 @@ def test_a_conversation_is_judged_as_it_is_held(small_model: LoadedModel) -> Non
 def test_a_conversation_within_its_budget_forgets_and_reads_again(small_model: LoadedModel) -> None:
     settings = make_settings(["adaptive"], ["30%"], seed=0)[1:]
     [aided], [unaided] = (
-        judge_conversation(small_model, short(make(subtask, loaded=small_model, tokens=900)), settings)
+        judge_conversation(Engine(small_model), short(make(subtask, loaded=small_model, tokens=900)), settings)
         for subtask in ("conversation/facts", "conversation/unaided")
     )
     assert aided.metrics["within"] == unaided.metrics["within"] == 1
@@ -161,7 +161,7 @@ def test_a_conversation_within_its_budget_forgets_and_reads_again(small_model: L
 @pytest.mark.model
 def test_a_budget_that_is_too_small_is_refused_and_not_averaged(small_model: LoadedModel) -> None:
     sample = short(make("conversation/facts", loaded=small_model))
-    [outcome] = judge_conversation(small_model, sample, make_settings(["adaptive"], ["4"], seed=0)[1:])
+    [outcome] = judge_conversation(Engine(small_model), sample, make_settings(["adaptive"], ["4"], seed=0)[1:])
     assert "always kept" in (outcome.refused or "")
     assert outcome.metrics == {}
 

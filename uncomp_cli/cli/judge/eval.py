@@ -13,7 +13,7 @@ from uncomp_cli.cli.declare.completion import policy_names
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
     DOCUMENTS,
-    MEASURED_MODEL,
+    JUDGED_MODEL,
     Beside,
     ModelOptions,
     ReadingOptions,
@@ -171,7 +171,7 @@ def eval(
     *,
     judged: EvalOptions,
     reading: Annotated[ReadingOptions, DOCUMENTS],
-    model: Annotated[ModelOptions, MEASURED_MODEL],
+    model: Annotated[ModelOptions, JUDGED_MODEL],
     seed: Seed = DEFAULT_SEED,
     output: TableOptions,
 ) -> None:
@@ -200,11 +200,13 @@ def run_eval(
     from uncomp_cli.asking.startup import load
 
     loaded = show(load(choice, partial(_check, judged, request, choice, terminal)), terminal)
+    from uncomp_cli.engine.forward.products import chosen_matmul
     from uncomp_cli.evals.journal import Journal, set_aside
     from uncomp_cli.evals.judges import evaluation as runner
     from uncomp_cli.evals.tables.outcome import OUTCOMES
 
-    settings = runner.results_settings(loaded, request.haystack, seed=seed, data=request.data)
+    request = replace(request, matmul=chosen_matmul(choice.matmul, loaded.model))
+    settings = runner.results_settings(loaded, request.haystack, seed=seed, data=request.data, matmul=request.matmul)
     path = judged.out or results_path(settings)
     if judged.fresh and (old := set_aside(path, OUTCOMES)) is not None:
         terminal.note(f"the old results are in {old}")

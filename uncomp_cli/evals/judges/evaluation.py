@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from uncomp_cli import __version__
+from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward.decoder import Decoder
+from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.spend.allocation import profile_of
 from uncomp_cli.engine.tokens.prompt import count_tokens
 from uncomp_cli.engine.write.writer import stop_tokens
@@ -36,7 +38,7 @@ from uncomp_cli.models.runnable import LoadedModel, fingerprint
 from uncomp_cli.steps import Progress, resume
 
 Judge = Callable[[Case, Sequence[Setting], Regime, Sequence[int]], list[Outcome]]
-SessionJudge = Callable[[LoadedModel, Sample, Sequence[Setting]], list[Outcome]]
+SessionJudge = Callable[[Engine, Sample, Sequence[Setting]], list[Outcome]]
 
 JUDGES: dict[JudgeName, Judge] = {
     "answers": judge_answers,
@@ -56,7 +58,7 @@ _ROOM: dict[JudgeName, int] = {"perplexity": NEXT_TOKENS, "conversation": TURNS_
 class EvalRequest:
     """What to judge on what: `tokens` are the lengths, `samples` how many of each subtask and length.
 
-    `data` are the names and digests of the files whose records are asked.
+    `data` are the names and digests of the files whose records are asked; `matmul` is how a text's rows are multiplied.
     """
 
     subtasks: tuple[tuple[Task, str], ...]
@@ -67,6 +69,7 @@ class EvalRequest:
     seed: int
     haystack: Haystack
     data: tuple[tuple[str, str], ...] = ()
+    matmul: Matmul = "float32"
 
     def samples_of(self, task: Task, subtask: str, tokens: int, count: CountTokens) -> int:
         """How many samples of a subtask are judged at a length; of records there are only so many."""
@@ -91,8 +94,8 @@ def run_eval(request: EvalRequest, loaded: LoadedModel, results: Journal[Outcome
 
     Raises UsageError for int8 weights and for a contestant whose profile is another model's.
     """
-    decoder = Decoder(loaded.model, loaded.spec)
-    if decoder.rows_interact:
+    engine = Engine(loaded, matmul=request.matmul)
+    if engine.decoder.rows_interact:
         raise UsageError(
             "in int8 weights a token's numbers depend on those read beside it, so that no prefill can be shared",
             hint="use --quantize nf4, fp4 or none",
@@ -105,8 +108,8 @@ def run_eval(request: EvalRequest, loaded: LoadedModel, results: Journal[Outcome
     def judge(work: _Work) -> list[Outcome]:
         sample = _make_sample(request, work, count)
         if work.task.judge in SESSION_JUDGES:
-            return _judge_sessions(work, sample, loaded)
-        return _judge(work, sample, decoder, loaded.tokenizer, stop_ids)
+            return _judge_sessions(work, sample, engine)
+        return _judge(work, sample, engine.decoder, loaded.tokenizer, stop_ids)
 
     def keep(outcomes: list[Outcome]) -> None:
         results.append([outcome for outcome in outcomes if outcome.key not in results.done])
@@ -126,9 +129,9 @@ def _judge(work: _Work, sample: Sample, decoder: Decoder, tokenizer: Any, stop_i
     return [outcome for regime, settings in work.missing for outcome in judge(case, settings, regime, stop_ids)]
 
 
-def _judge_sessions(work: _Work, sample: Sample, loaded: LoadedModel) -> list[Outcome]:
+def _judge_sessions(work: _Work, sample: Sample, engine: Engine) -> list[Outcome]:
     judge = SESSION_JUDGES[work.task.judge]
-    return [outcome for _, settings in work.missing for outcome in judge(loaded, sample, settings)]
+    return [outcome for _, settings in work.missing for outcome in judge(engine, sample, settings)]
 
 
 def _make_sample(request: EvalRequest, work: _Work, count: Callable[[str], int]) -> Sample:
@@ -195,9 +198,14 @@ def check_text(request: EvalRequest, tokenizer: Any) -> list[str]:
 
 
 def results_settings(
-    loaded: LoadedModel, haystack: Haystack, *, seed: int, data: Sequence[tuple[str, str]] = ()
+    loaded: LoadedModel,
+    haystack: Haystack,
+    *,
+    seed: int,
+    data: Sequence[tuple[str, str]] = (),
+    matmul: Matmul = "float32",
 ) -> dict[str, object]:
-    """What all lines of one results file share; anything else is in the lines themselves."""
+    """What all lines of one results file share; anything else is in the lines themselves. Float32 products go unsaid."""
     return {
         "uncomp": __version__,
         "model": loaded.info.name,
@@ -210,6 +218,7 @@ def results_settings(
         "haystack": haystack.name,
         "haystack_sha256": haystack.sha256,
         **({"data": dict(data)} if data else {}),
+        **({} if matmul == "float32" else {"matmul": matmul}),
     }
 
 

@@ -27,7 +27,6 @@ from uncomp_cli.evals.judges.forced_rows import token_nll
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tasks.quiz import UNAIDED
 from uncomp_cli.evals.tasks.task import Query, Sample
-from uncomp_cli.models.runnable import LoadedModel
 
 TURNS_TOKENS = 640
 """What five questions and their answers take at most, template included."""
@@ -47,9 +46,9 @@ class Turn:
     budget_bytes: int
 
 
-def judge_conversation(loaded: LoadedModel, sample: Sample, settings: Sequence[Setting]) -> list[Outcome]:
+def judge_conversation(engine: Engine, sample: Sample, settings: Sequence[Setting]) -> list[Outcome]:
     """Outcomes of `settings`, each in a session of its own."""
-    return [_outcome(loaded, sample, setting) for setting in settings]
+    return [_outcome(engine, sample, setting) for setting in settings]
 
 
 def converse(session: Conversation, sample: Sample) -> list[Turn]:
@@ -109,10 +108,10 @@ def _coverage(session: Conversation, query: Query, spans_from: int) -> float:
     return float(session.survival()[evidence_tokens(session.tokens.offsets, spans)].mean())
 
 
-def _outcome(loaded: LoadedModel, sample: Sample, setting: Setting) -> Outcome:
+def _outcome(engine: Engine, sample: Sample, setting: Setting) -> Outcome:
     named = Outcome.of(sample, setting, "agnostic")
     try:
-        session = Engine(loaded).conversation(setting.preset)
+        session = engine.conversation(setting.preset)
         session.recalls = sample.subtask != UNAIDED
         turns = converse(session, sample)
     except (DoesNotFitError, ModelError) as refusal:
