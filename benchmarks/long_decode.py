@@ -22,6 +22,7 @@ from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.needs import ConstantConfig
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.forward.attention import AppendState
@@ -68,7 +69,7 @@ def read(decoder: Decoder, ids: Sequence[int], budget: str) -> Context:
             return done
 
 
-def latest(layer: LayerCache, _queries: Tensor, _ages: Tensor, _scaling: float) -> Tensor:
+def latest(layer: LayerCache, _queries: Tensor, _ages: Tensor, _form: Form) -> Tensor:
     """The control's needs: the newer the better."""
     longest = max(layer.lengths)
     return (torch.arange(longest) / longest).expand(len(layer.lengths), -1)

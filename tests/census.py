@@ -363,6 +363,7 @@ LATENT = "multi-head latent attention: one compressed state serves all heads, so
 STATE = "transformers computes its recurrent layers otherwise behind a state than in one text"
 STATELESS = "none of its layers attends: there are no keys and values to keep"
 CHOSEN = "its layers attend to tokens that an index of their own chooses"
+WIDTHS = "its keys and values are of different widths"
 CHUNKED = "its layers attend in chunks of the text"
 BOTH_WAYS = "its attention looks in both directions: it is an encoder"
 PAIR = "it is an encoder with a decoder"
@@ -375,7 +376,6 @@ KINDS = {
 ERRORS = {
     "looks in both directions": BOTH_WAYS,
     "no cache yet": ASIDE,
-    "needs 's_aux'|needs 'sinks'": "its attention has sinks that were learnt",
     "AmbiguousGlobalPerLayer": "its layers have heads of different shapes",
     "set of layer types producing a cache is different": "some of its layers share the keys and values of others",
     "none of its layers attends|Config' object has no attribute 'num_attention_heads'": STATELESS,
@@ -436,6 +436,7 @@ def reason(config: Any, trial: str, failed: str) -> str:
         (getattr(config, "is_encoder_decoder", False), PAIR),
         (plain(text, "kv_lora_rank") is not None, LATENT),
         *((re.search(pattern, kinds), said) for pattern, said in KINDS.items()),
+        (getattr(text, "v_head_dim", None) not in (None, getattr(text, "head_dim", None)), WIDTHS),
         *((re.search(pattern, failed), said) for pattern, said in ERRORS.items()),
         (trial in TRIALS and carries_states(text), STATE),
         (trial == "built", "no small model of it could be made to try"),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from support.views import CONTEXT, DIM, HEADS, KV_HEADS, SCALING, make_view
 from uncomp_cli.cache.scorers import SCORERS, make_scorer
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.cache.window import window_attention
 from uncomp_cli.config import ScorerConfig
@@ -47,7 +48,7 @@ def test_window_scores_are_the_plain_loop(config: ScorerConfig, questions: list[
 def test_window_attention_is_causal_among_the_questions_own_keys() -> None:
     view = make_view([5])
     queries, own = view.branches[0]
-    weights = window_attention(queries, view.keys, own, scaling=SCALING, window=3)
+    weights = window_attention(queries, view.keys, own, Form(SCALING), window=3)
     assert weights.shape == (KV_HEADS, HEADS // KV_HEADS, 3, CONTEXT + 5)
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:3]))
     for row in range(3):
@@ -75,7 +76,7 @@ def test_scores_do_not_overflow_in_half_precision(name: str) -> None:
         keys=(view.keys * 100).half(),
         values=view.values.half(),
         branches=tuple(((queries * 100).half(), keys.half()) for queries, keys in view.branches),
-        scaling=SCALING,
+        form=Form(SCALING),
         frequencies=torch.tensor([1.0, 0.01]),
     )
     assert bool(big.keys.isfinite().all())

@@ -25,16 +25,19 @@ SLIDING = {
     "use_sliding_window": True, "sliding_window": WINDOW,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }  # fmt: skip
+SUNK = {"head_dim": 8, "layer_types": ["full_attention"] * 4, "num_local_experts": 2, "num_experts_per_tok": 1}
 PROMPT = [7, 3, 11, 19, 2, 23, 5, 31, 13, 17]
 ANSWER = [4, 8, 15, 16]
 FIRST = len(PROMPT) - 1
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2-sliding"])
+@pytest.fixture(scope="module", params=["llama", "qwen2-sliding", "gpt_oss"])
 def model(request: pytest.FixtureRequest) -> Any:
     torch.manual_seed(0)
     if request.param == "llama":
         return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)).eval()
+    if request.param == "gpt_oss":
+        return transformers.GptOssForCausalLM(transformers.GptOssConfig(**SHAPE, **SUNK)).eval()
     return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPE, **SLIDING)).eval()
 
 

@@ -22,7 +22,8 @@ from support.families import (
     stock_logits,
     tokens,
 )
-from uncomp_cli.engine.forward.attention import Form, attend_after, attend_continued
+from uncomp_cli.cache.softmax import Form
+from uncomp_cli.engine.forward.attention import attend_after, attend_continued
 from uncomp_cli.engine.read.chunk import cut_chunks
 from uncomp_cli.engine.tokens.prompt import open_question
 

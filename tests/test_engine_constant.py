@@ -10,6 +10,7 @@ from support.batches import writer_behind
 from support.families import Rows, full_plan, make_prompt, next_positions, read, tiny
 from uncomp_cli.cache.needs import ConstantConfig
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.engine.context.context import Beside, Context
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
@@ -155,7 +156,7 @@ def test_quantised_heads_keep_their_codes_and_never_take_more(kv_bits: int) -> N
 def test_other_needs_may_be_given() -> None:
     decoder, spec, done = prefilled("llama", (60,))
 
-    def latest(layer: Any, queries: Tensor, ages: Tensor, scaling: float) -> Tensor:
+    def latest(layer: Any, queries: Tensor, ages: Tensor, form: Form) -> Tensor:
         longest = max(layer.lengths)
         return (torch.arange(longest) / longest).expand(len(layer.lengths), -1)
 

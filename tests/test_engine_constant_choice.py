@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.cache.needs import ConstantConfig, attention_needs, choose_kept, limits_of
+from uncomp_cli.cache.softmax import Form
 
 
 def noise(*shape: int, seed: int) -> Tensor:
@@ -14,7 +15,7 @@ def test_needs_are_the_mean_attention_of_queries_that_saw_the_entry() -> None:
     config = ConstantConfig(width=3)
     keys = [noise(6, 4, seed=1), noise(9, 4, seed=2)]
     queries, ages = noise(2, 3, 2, 4, seed=3), torch.tensor([1, 0])
-    found = attention_needs(queries, keys, ages, scaling=0.5, config=config)
+    found = attention_needs(queries, keys, ages, Form(0.5), config=config)
     for head, mine in enumerate(keys):
         need = torch.zeros(len(mine))
         for slot, age in enumerate(ages.tolist()):

@@ -11,8 +11,9 @@ from torch import Tensor
 from support.families import shared_tiny
 from uncomp_cli.cache.packs import choose_buckets
 from uncomp_cli.cache.ragged import Mark, RaggedKVCache
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.engine.forward import attention
-from uncomp_cli.engine.forward.attention import AppendState, Form, attend_cached
+from uncomp_cli.engine.forward.attention import AppendState, attend_cached
 
 DIM, GROUPS, QUERIES = 8, 2, 3
 
@@ -32,17 +33,22 @@ def cache_of(lengths: list[list[int]], *, reserve: int = 4) -> RaggedKVCache:
     return rows[0] if len(rows) == 1 else RaggedKVCache.stack(rows, reserve=reserve)
 
 
-def expected(query: Tensor, cache: RaggedKVCache, window: int | None) -> Tensor:
+def expected(query: Tensor, cache: RaggedKVCache, form: Form) -> Tensor:
     """Each head's own softmax, entry by entry."""
     layer, grouped, outputs = cache.layer(0), query.reshape(-1, QUERIES, DIM), []
     for i, queries in enumerate(grouped):
         keys, values, _ = layer.head(i)
-        if window is not None:
-            keys, values = keys[-window:], values[-window:]
-        outputs.append((queries @ keys.T * 0.3).softmax(-1) @ values)
+        if form.window is not None:
+            keys, values = keys[-form.window :], values[-form.window :]
+        scores = queries @ keys.T * 0.3
+        if form.sinks is not None:
+            group = i % GROUPS
+            scores = torch.cat([scores, form.sinks[group * QUERIES : (group + 1) * QUERIES, None]], -1)
+        outputs.append(scores.softmax(-1)[:, : len(values)] @ values)
     return torch.stack(outputs).view(query.shape)
 
 
+@pytest.mark.parametrize("sunk", [False, True])
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize(
     "lengths",
@@ -54,22 +60,23 @@ def expected(query: Tensor, cache: RaggedKVCache, window: int | None) -> Tensor:
         [[400, 390], [395, 401], [1, 3], [60, 800], [402, 12], [399, 64]],
     ],
 )
-def test_attention_in_packs(lengths: list[list[int]], window: int | None) -> None:
+def test_attention_in_packs(lengths: list[list[int]], window: int | None, sunk: bool) -> None:
+    form = Form(0.3, window, sinks=2 * noise(GROUPS * QUERIES, seed=8) if sunk else None)
     cache = cache_of(lengths)
     rows = len(lengths)
     for step in range(40):  # beyond the room there is: laid out anew on the way
         query, key, value = (noise(rows, n, 1, DIM, seed=step + n) for n in (GROUPS * QUERIES, GROUPS, GROUPS))
         cache.append(0, key, value, torch.full((rows, 1), 5000 + step))
-        output = attend_cached(query, cache.layer(0), Form(0.3, window))
-        torch.testing.assert_close(output, expected(query, cache, window), atol=1e-5, rtol=0)
+        output = attend_cached(query, cache.layer(0), form)
+        torch.testing.assert_close(output, expected(query, cache, form), atol=1e-5, rtol=0)
         if step == 10:
             cache.rollback(Mark([[length - 1 for length in cache.layer(0).lengths]]))
         if step == 20:
             cache = cache.rows(list(range(rows - 1, -1, -1)), reserve=5)
     several = noise(rows, GROUPS * QUERIES, 1, DIM, seed=3)
     torch.testing.assert_close(
-        attend_cached(several, cache.layer(0), Form(0.3, window)),
-        expected(several, cache, window),
+        attend_cached(several, cache.layer(0), form),
+        expected(several, cache, form),
         atol=1e-5,
         rtol=0,
     )

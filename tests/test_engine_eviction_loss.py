@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from support.families import make_prompt, tiny, tokens
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.states import States
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_after, attend_causal
+from uncomp_cli.engine.forward.attention import AttentionState, attend_after, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.cost import ReadLayer, _Probe, eviction_loss, few_tokens
 from uncomp_cli.errors import ModelError, UsageError

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from support.families import tiny, tokens
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.view import LayerView
-from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_causal
+from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
 from uncomp_cli.engine.spend.gauge import LayerMeter, measure_hidden, measure_layer
 from uncomp_cli.errors import ModelError
 from uncomp_cli.uncertainty.entropy import spectrum, truncated_entropy

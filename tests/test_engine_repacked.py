@@ -46,9 +46,10 @@ PLENTY = 10**12
 def one_layer(family: str) -> tuple[Any, Decoder, ModelSpec]:
     """A stock model of one layer and one KV head, whose keys know no other token, and an engine over its weights."""
     name, extra = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(
-        **{**SHAPE, **extra, "num_hidden_layers": 1, "num_key_value_heads": 1}
-    )
+    changes = {"num_hidden_layers": 1, "num_key_value_heads": 1}
+    if "layer_types" in extra:
+        changes["layer_types"] = extra["layer_types"][:1]
+    config = getattr(transformers, f"{name}Config")(**{**SHAPE, **extra, **changes})
     torch.manual_seed(0)
     stock = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     stock.set_attn_implementation("eager")

@@ -13,6 +13,7 @@ from support.families import make_prompt, next_positions, tiny
 from support.native import fresh_library
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.engine import Engine
@@ -55,11 +56,11 @@ class Witness:
         self.cache, self.groups = cache, groups
         self.rows: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
 
-    def observe(self, layer: int, query: Tensor, scaling: float) -> None:
+    def observe(self, layer: int, query: Tensor, form: Form) -> None:
         grouped = query[0].reshape(self.groups, -1, query.shape[-1])
         for head in range(self.groups):
             keys, _, positions = self.cache.layer(layer).head(head)
-            weights = (grouped[head] @ keys.float().T * scaling).softmax(dim=-1)
+            weights = (grouped[head] @ keys.float().T * form.scaling).softmax(dim=-1)
             self.rows.setdefault((layer, head), []).append((weights, positions.clone()))
 
 

@@ -121,12 +121,17 @@ def test_pieces_of_pages_are_apart_and_outlive_their_pages(sizes: list[int]) -> 
         assert all(bool((end == number).all()) for end in (piece[:5000], piece[-5000:]))
 
 
-def plain_attention(query: Tensor, keys: Tensor, values: Tensor, scaling: float, window: int) -> Tensor:
-    """The last N of S tokens: query [H, N, D], keys and values [G, S, D]."""
+def plain_attention(
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float, window: int, sinks: Tensor | None
+) -> Tensor:
+    """The last N of S tokens: query [H, N, D], keys and values [G, S, D]; what a sink takes comes to nothing."""
     keys, values = (each.double().repeat_interleave(len(query) // len(each), 0) for each in (keys, values))
     ahead = torch.arange(keys.shape[1]) - torch.arange(keys.shape[1])[-query.shape[1] :, None]
     scores = (query.double() @ keys.mT * scaling).masked_fill((ahead > 0) | (ahead <= -window), float("-inf"))
-    return scores.softmax(-1) @ values
+    if sinks is None:
+        return scores.softmax(-1) @ values
+    sunk = sinks.double()[:, None, None].expand(*scores.shape[:2], 1)
+    return torch.cat([scores, sunk], -1).softmax(-1)[..., :-1] @ values
 
 
 @given(
@@ -135,21 +140,24 @@ def plain_attention(query: Tensor, keys: Tensor, values: Tensor, scaling: float,
     st.sampled_from([0, 1, 63, 127, 129, 300]),
     st.sampled_from([1, 8, 33, 48, 64, 80]),
     st.sampled_from([1, 2, 50, 130, 1000]),
+    st.booleans(),
     THREADS,
     SEED,
 )
 def test_many_tokens_attend_as_in_plain_loops(
-    heads: tuple[int, int], tokens: int, past: int, width: int, window: int, threads: int, seed: int
+    heads: tuple[int, int], tokens: int, past: int, width: int, window: int, sunk: bool, threads: int, seed: int
 ) -> None:
     """Queries and entries lie as a model has them, tokens first; narrow, all is rounded to 8 bits."""
     sizes, scaling = ((tokens, heads[0]), *[(past + tokens, heads[1])] * 2), width**-0.5
     query, keys, values = (noise(*size, width, seed=seed + at).transpose(0, 1) for at, size in enumerate(sizes))
     own, before = (keys[:, past:], values[:, past:]), (keys[:, :past], values[:, :past]) if past else None
-    plain = plain_attention(query, keys, values, scaling, window)
+    sinks = 4 * noise(heads[0], seed=seed) if sunk else None
+    plain = plain_attention(query, keys, values, scaling, window, sinks)
+    form = {"scaling": scaling, "window": window, "sinks": sinks}
     for level in levels():
         for narrow in (False, True) if level.has_brain else (False,):
             with torch_threads(threads):
-                found = attend_many(level, query, before, own, scaling=scaling, window=window, narrow=narrow)
+                found = attend_many(level, query, before, own, narrow=narrow, **form)
             assert found.transpose(0, 1).is_contiguous()
             assert (found - plain).abs().max() <= (0.06 if narrow else 4e-6)
     with pytest.raises(ValueError, match="is no query of"):

@@ -71,6 +71,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["full_attention"] * 4,
         },
     ),
+    "gpt_oss": (
+        "GptOss",
+        {
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "layer_types": ["full_attention"] * 4,
+        },
+    ),
     "olmo2": ("Olmo2", {}),
     "granite": (
         "Granite",

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.engine.forward.attention import Form
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.engine.tokens.prompt import Prompt
 
 LAYERS, HEADS, KV_HEADS = 4, 4, 2

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.view import LayerView
 
 HEADS, KV_HEADS, CONTEXT, DIM, SCALING = 6, 2, 15, 4, 0.7
@@ -20,5 +21,5 @@ def make_view(questions: list[int], *, layer: int = 0, seed: int = 0) -> LayerVi
         keys=random(KV_HEADS, CONTEXT, DIM),
         values=random(KV_HEADS, CONTEXT, DIM),
         branches=tuple((random(HEADS, count, DIM), random(KV_HEADS, count, DIM)) for count in questions),
-        scaling=SCALING,
+        form=Form(SCALING),
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from uncomp_cli.cache.coherence import pool
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.config import Pooling
 from uncomp_cli.errors import UsageError
 
@@ -68,7 +69,7 @@ def limits_of(lengths: Sequence[int], protected: Sequence[int], config: Constant
 
 
 def attention_needs(
-    queries: Tensor, keys: Sequence[Tensor], ages: Tensor, *, scaling: float, config: ConstantConfig
+    queries: Tensor, keys: Sequence[Tensor], ages: Tensor, form: Form, *, config: ConstantConfig
 ) -> Tensor:
     """Needs [heads, S] of each head's keys [S_i, D], padded on the right with zeros.
 
@@ -78,8 +79,8 @@ def attention_needs(
     padded = pad_sequence(list(keys), batch_first=True)
     column = torch.arange(padded.shape[1], device=queries.device)
     unseen = column >= (lengths[:, None, None] - ages[:, None])  # [heads, W, S]
-    scores = torch.einsum("hgwd,hsd->hgws", queries, padded).float() * scaling
-    needs = scores.masked_fill_(unseen[:, None], -torch.inf).softmax(dim=-1).mean(dim=(1, 2))
+    scores = torch.einsum("hgwd,hsd->hgws", queries, padded).float() * form.scaling
+    needs = form.weights(scores, unseen[:, None]).mean(dim=(1, 2))
     if config.pooling != "mean":
         return pool(needs, kind=config.pooling, width=config.width)
     inside = (column < lengths[:, None]).float()  # the mean is over the entries that there are

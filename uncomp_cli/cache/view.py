@@ -5,6 +5,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.config import ScorerConfig
 
 
@@ -14,6 +15,7 @@ class LayerView:
 
     queries: [H, S, D] and keys, values: [G, S, D], of the context (trunk) whose tokens are scored; queries and keys
     after RoPE. Of a prompt that is read in chunks the queries are those of the last chunk alone: fewer than S.
+    form: how the layer makes weights of its scores.
     branches: for every question its (queries [H, N, D], keys [G, N, D]), both after RoPE, N the question's tokens.
     frequencies: radians a position by which RoPE turns each pair of dimensions, [R] with pairs (i, i + R), i < R; the
     other D - 2R dimensions stand still. None when the model's layers do not all turn by the same ones.
@@ -28,12 +30,17 @@ class LayerView:
     keys: Tensor
     values: Tensor
     branches: tuple[tuple[Tensor, Tensor], ...]
-    scaling: float
+    form: Form
     frequencies: Tensor | None = None
     asked: int = 0
     positions: Tensor | None = None
     key_positions: Tensor | None = None
     first_head: int = 0
+
+    @property
+    def scaling(self) -> float:
+        """What products of queries and keys are multiplied by."""
+        return self.form.scaling
 
 
 class Scorer(Protocol):

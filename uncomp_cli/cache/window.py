@@ -17,7 +17,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.view import Asking, LayerView
 from uncomp_cli.config import ScorerConfig
 
@@ -122,7 +124,7 @@ class TovaScorer(Asking):
         """Scores [G, S], one row G times."""
         num_kv_heads, context_len, _ = view.keys.shape
         rows = [
-            window_attention(queries, view.keys, keys, scaling=view.scaling, window=1).mean(dim=(0, 1, 2))
+            window_attention(queries, view.keys, keys, view.form, window=1).mean(dim=(0, 1, 2))
             for queries, keys in view.branches
         ]
         return torch.stack([row[:context_len] for row in rows]).amax(dim=0).expand(num_kv_heads, -1)
@@ -148,10 +150,10 @@ def asked_attention(view: LayerView, *, window: int) -> Iterator[Tensor]:
     asked = view.queries[:, view.queries.shape[1] - view.asked :], view.keys[:, document:]
     for queries, keys in view.branches:
         asking, own = (torch.cat(pair, dim=1) for pair in zip(asked, (queries, keys), strict=True))
-        yield window_attention(asking, view.keys[:, :document], own, scaling=view.scaling, window=window)
+        yield window_attention(asking, view.keys[:, :document], own, view.form, window=window)
 
 
-def window_attention(queries: Tensor, keys: Tensor, own_keys: Tensor, *, scaling: float, window: int) -> Tensor:
+def window_attention(queries: Tensor, keys: Tensor, own_keys: Tensor, form: Form, *, window: int) -> Tensor:
     """Softmax attention [G, H/G, W, S + N] in float32 of the last W = min(window, N) queries of a question.
 
     queries [H, N, D] see the context keys [G, S, D] and, causally, the question's own keys [G, N, D].
@@ -161,8 +163,8 @@ def window_attention(queries: Tensor, keys: Tensor, own_keys: Tensor, *, scaling
     rows = min(window, own_len)
     grouped = queries[:, own_len - rows :].reshape(num_kv_heads, -1, head_dim).float()
     logits = torch.cat([grouped @ keys.float().transpose(1, 2), grouped @ own_keys.float().transpose(1, 2)], dim=-1)
-    logits = logits.view(num_kv_heads, -1, rows, context_len + own_len) * scaling
+    logits = logits.view(num_kv_heads, -1, rows, context_len + own_len) * form.scaling
     column = torch.arange(own_len, device=keys.device)
     future = column[None, :] > column[own_len - rows :, None]
-    logits[..., context_len:].masked_fill_(future, float("-inf"))
-    return logits.softmax(dim=-1)
+    unseen = functional.pad(future, (context_len, 0))
+    return form.weights(logits, unseen)

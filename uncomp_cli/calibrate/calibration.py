@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from uncomp_cli import __version__
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.states import States
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.calibrate.findings import LOSS, ProfileFiles
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_causal
+from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.mixers import Step
 from uncomp_cli.engine.look.cost import ReadLayer, eviction_loss, few_tokens
@@ -100,7 +101,7 @@ class _MeasuringState(AttentionState):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         queries, keys, values = query[0], key[0].contiguous(), value[0].contiguous()
-        view = partial(self._view, layer, queries, keys, values, form.scaling)
+        view = partial(self._view, layer, queries, keys, values, form)
         length, config = len(self.prompt.context), self.config.scorer
         first = 0 if form.window is None else max(0, length - form.window)
         meter = LayerMeter(view(first), window=config.window, sinks=0 if first else config.sinks)
@@ -112,7 +113,7 @@ class _MeasuringState(AttentionState):
         self.layers.append(ReadLayer(keys, values, few))
         return attend_causal(queries, keys, values, form)[None]
 
-    def _view(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, first: int) -> LayerView:
+    def _view(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, form: Form, first: int) -> LayerView:
         """The context, its keys and values from token `first` on, and the question."""
         length = len(self.prompt.context)
         return LayerView(
@@ -121,7 +122,7 @@ class _MeasuringState(AttentionState):
             keys=keys[:, first:length],
             values=values[:, first:length],
             branches=((queries[:, length:], keys[:, length:]),),
-            scaling=scaling,
+            form=form,
             frequencies=self.frequencies,
         )
 

@@ -139,7 +139,9 @@ static void attend_tokens(const outlook *o, int64_t head, int64_t first, int64_t
     memset(d->queries, 0, (size_t)(padded * d->steps) * sizeof(unit));
     memset(d->output, 0, (size_t)(padded * d->wide) * sizeof(float));
     memset(d->shares, 0, (size_t)(padded * KEYS_AT_ONCE / PAIRED) * sizeof(unit));
-    for (int64_t r = 0; r < padded; r++) d->largest[r] = LEAST, d->sums[r] = 0, d->keep[r] = 0;
+    for (int64_t r = 0; r < padded; r++) {
+        d->largest[r] = o->sinks ? o->sinks[head] : LEAST, d->sums[r] = o->sinks ? 1 : 0, d->keep[r] = 0;
+    }
     for (int64_t r = 0; r < rows; r++) {
         const float *query = o->queries + head * o->query_head + (first + r) * o->query_token;
         for (int64_t i = 0; i < o->width; i++) put(d->queries + r * d->steps, i, query[i]);

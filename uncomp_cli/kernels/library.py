@@ -19,7 +19,7 @@ HINT = "python -m uncomp_cli.kernels.compiler"
 LEVELS = ("plain", "avx2", "avx512")
 BESIDE = 2
 """Numbers behind a head's output in what ATTEND leaves to MERGE."""
-_VERSION = 4
+_VERSION = 5
 
 
 class Kind(IntEnum):
@@ -187,7 +187,7 @@ class Outlook(Structure):
         *((name, c_int64) for name in ("query_head", "query_token", "own_head", "own_token")),
         *((name, c_int64) for name in ("past_head", "past_token", "output_head", "output_token")),
         ("scale", c_double),
-        *((name, c_void_p) for name in ("packed_keys", "packed_values", "scratch")),
+        *((name, c_void_p) for name in ("sinks", "packed_keys", "packed_values", "scratch")),
         *((name, c_int64) for name in ("scratch_floats", "taken")),
     )
 

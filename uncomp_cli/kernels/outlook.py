@@ -17,13 +17,25 @@ Pair = tuple[Tensor, Tensor]
 
 
 def attend_many(
-    library: Library, query: Tensor, past: Pair | None, own: Pair, *, scaling: float, window: int | None, narrow: bool
+    library: Library,
+    query: Tensor,
+    past: Pair | None,
+    own: Pair,
+    *,
+    scaling: float,
+    window: int | None,
+    narrow: bool,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attention [H, N, D], which lies in memory as [N, H, D]. Raises ValueError for shapes that do not fit together."""
+    """Attention [H, N, D], which lies in memory as [N, H, D]. Raises ValueError for shapes that do not fit together.
+
+    Of each head the logit in `sinks` [H] takes its part of the weight and gives nothing.
+    """
     (heads, tokens, width), groups = query.shape, len(own[0])
     query, own, earlier = _in_rows(query), _alike(own), None if past is None else _alike(past)
     count = 0 if earlier is None else earlier[0].shape[1]
     _check(query, earlier, own)
+    sinks = None if sinks is None else sinks.detach().to(query).contiguous().expand(heads)
     earlier = earlier or own
     output = query.new_empty(tokens, heads, width).transpose(0, 1)
     entries, padded = -(-(count + tokens) // _PANEL) * _PANEL, -(-width // _LANES) * _LANES
@@ -33,7 +45,9 @@ def attend_many(
     strides = (stride for each in (query, own[0], earlier[0], output) for stride in each.stride()[:2])
     given = (each.data_ptr() for each in (query, *own, *earlier, output))
     memory = (each.data_ptr() for each in (*packed, scratch))
-    looks = Outlook(heads, groups, width, tokens, count, window or 0, *given, *strides, scaling, *memory, floats, 0)
+    sunk = None if sinks is None else sinks.data_ptr()
+    sizes = heads, groups, width, tokens, count, window or 0
+    looks = Outlook(*sizes, *given, *strides, scaling, sunk, *memory, floats, 0)
     library.attend(looks, threads, narrow=narrow)
     return output
 

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-enum { VERSION = 4 };
+enum { VERSION = 5 };
 // How weights are stored; keys and values: as one of the first three.
 enum { FLOAT32, FLOAT16, BFLOAT16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K };
 enum { EMBED, NORM, ADD, PRODUCT, GATED, ATTEND, MERGE };     // what an operation does
@@ -94,6 +94,7 @@ typedef struct {
     float *output;
     int64_t query_head, query_token, own_head, own_token, past_head, past_token, output_head, output_token;
     double scale;
+    const float *sinks;  // of each head a logit that takes weight and gives nothing, or none
     void *packed_keys, *packed_values;
     float *scratch;
     int64_t scratch_floats, taken;  // taken: blocks of tokens that have been begun

@@ -24,6 +24,7 @@ from uncomp_cli.cache.eviction import choose_held
 from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.view import LayerView, Scorer
 from uncomp_cli.config import CacheConfig, Limits, ScorerConfig
 from uncomp_cli.engine.spend.allocation import Allocation, make_allocation, scorer_config
@@ -206,7 +207,7 @@ def _scores(
             keys=keys[None],
             values=values[None],
             branches=(),
-            scaling=1.0,
+            form=Form(1.0),
             frequencies=frequencies,
             key_positions=at[None],
             first_head=head,

@@ -28,7 +28,8 @@ from transformers import PreTrainedTokenizerBase
 
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import RaggedKVCache, survival
-from uncomp_cli.engine.forward.attention import AttentionState, Form
+from uncomp_cli.cache.softmax import Form
+from uncomp_cli.engine.forward.attention import AttentionState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import Prompt, encode_words
 from uncomp_cli.engine.tokens.tokens import Tokens
@@ -168,7 +169,8 @@ class _Reading(AttentionState):
         outputs, lacking = [], []
         for group in range(groups):
             before, read = held.head(group), (key[0, group], value[0, group], self.positions)
-            outputs.append(_attend(queries[group], before, read, form))
+            heads = slice(group * queries.shape[1], (group + 1) * queries.shape[1])
+            outputs.append(_attend(queries[group], before, read, form.of(heads)))
             new = ~torch.isin(read[2], before[2])
             lacking.append((read[0][new], read[1][new], read[2][new]))
         self.heads.append(lacking)
@@ -212,9 +214,9 @@ def _attend(query: Tensor, held: Head, read: Head, form: Form) -> Tensor:
     others = ~torch.isin(held[2], read[2])
     keys, values, positions = (torch.cat([old[others], new]) for old, new in zip(held, read, strict=True))
     mask = positions <= read[2][:, None]
-    if form.softcap is not None:
-        capped: Tensor = form.weights(query, keys, ~mask).to(values.dtype) @ values
-        return capped
+    if not form.is_plain:
+        found: Tensor = form.weights(query @ keys.T * form.scaling, ~mask).to(values.dtype) @ values
+        return found
     every = keys.expand(len(query), *keys.shape), values.expand(len(query), *values.shape)
     return scaled_dot_product_attention(query, *every, attn_mask=mask, scale=form.scaling)
 

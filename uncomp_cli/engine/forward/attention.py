@@ -25,6 +25,7 @@ from transformers import AttentionInterface
 from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.packs import Packs
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.states import States
 from uncomp_cli.engine.forward.mixers import Step, go_on
 from uncomp_cli.errors import ModelError
@@ -33,7 +34,8 @@ from uncomp_cli.kernels.outlook import Pair, attend_many
 from uncomp_cli.spec import ModelSpec
 
 ATTENTION_NAME = "uncomp"
-_BLOCK = 1024
+_BLOCK, _SCORES = 1024, 1 << 24
+"""Queries of one masked call, and scores that are spelt out at once."""
 _MANY_TOKENS = 32
 """From here on the library's attention is worth its packing."""
 
@@ -43,30 +45,8 @@ _HARMLESS = frozenset(
     | {"position_bias", "position_ids", "return_dict", "use_cache"}
 )
 
-OnQuery = Callable[[int, Tensor, float], None]
-"""Is told (layer, queries [B, H, N, D], scaling) when a layer has been attended."""
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How scores become weights: softmax(c tanh(q·k scaling / c)) over `window` keys at most (None: all of them).
-
-    `softcap` is c (Gemma 2); without it scores are as they are. Of many tokens the products may be `narrow`: bfloat16.
-    """
-
-    scaling: float
-    window: int | None = None
-    softcap: float | None = None
-    narrow: bool = False
-
-    def weights(self, query: Tensor, key: Tensor, unseen: Tensor) -> Tensor:
-        """Weights [..., N, S] of query [..., N, D] over key [..., S, D], none where it is `unseen` [N, S]."""
-        scores = self.capped((query @ key.transpose(-1, -2)) * self.scaling).masked_fill(unseen, float("-inf"))
-        return scores.softmax(dim=-1, dtype=torch.float32)
-
-    def capped(self, scores: Tensor) -> Tensor:
-        """Scores that are scaled already, as softmax takes them."""
-        return scores if self.softcap is None else self.softcap * (scores / self.softcap).tanh()
+OnQuery = Callable[[int, Tensor, Form], None]
+"""Is told (layer, queries [B, H, N, D], form) when a layer has been attended."""
 
 
 class AttentionState(Protocol):
@@ -103,7 +83,7 @@ class StepState(AttentionState, Protocol):
         """Where everything lies, with room for the tokens; None where it cannot be read so."""
         ...
 
-    def stepped(self, queries: Tensor, scalings: Sequence[float]) -> None:
+    def stepped(self, queries: Tensor, forms: Sequence[Form]) -> None:
         """The tokens are there now; queries [L, B, H, N, D] of all layers."""
         ...
 
@@ -131,6 +111,7 @@ def _attention_function(
     scaling: float,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **keywords: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention signature: hands the layer to the engine's state; returns [B, N, H, D].
@@ -142,7 +123,7 @@ def _attention_function(
     state, spec, narrow = _ENGINE.get()
     number: Any = module.layer_idx  # an int, which nn.Module cannot say
     layer = spec.places.index(number)
-    form = Form(scaling, sliding_window or spec.sliding_windows[layer], softcap, narrow)
+    form = Form(scaling, sliding_window or spec.sliding_windows[layer], softcap, narrow, s_aux)
     return state.attend(layer, query, key, value, form).transpose(1, 2), None
 
 
@@ -178,7 +159,7 @@ def register() -> None:
 class AppendState(AttentionState):
     """The engine's state while N tokens a row are added behind the cache at logical positions [B, N].
 
-    `on_query(layer, query, scaling)` is told each layer's queries [B, H, N, D] when it has been attended. Of the
+    `on_query(layer, query, form)` is told each layer's queries [B, H, N, D] when it has been attended. Of the
     tokens of a `prompt` what is before the last one is remembered, where there are states.
     """
 
@@ -202,13 +183,13 @@ class AppendState(AttentionState):
         """Attention [B, H, N, D] of the new tokens over everything kept, their own keys included."""
         self.cache.append(layer, key, value, self._spread)
         output = attend_cached(query, self.cache.layer(layer), form)
-        self.tell(layer, query, form.scaling)
+        self.tell(layer, query, form)
         return output
 
-    def tell(self, layer: int, query: Tensor, scaling: float) -> None:
+    def tell(self, layer: int, query: Tensor, form: Form) -> None:
         """A layer has attended its queries [B, H, N, D]."""
         if self.on_query is not None:
-            self.on_query(layer, query, scaling)
+            self.on_query(layer, query, form)
         if self.on_layer is not None:
             self.on_layer(layer)
 
@@ -222,21 +203,21 @@ class AppendState(AttentionState):
         states = self.cache.states
         return go_on(states, layer, hidden, step) if self._prompt else step(hidden, states)
 
-    def stepped(self, queries: Tensor, scalings: Sequence[float]) -> None:
+    def stepped(self, queries: Tensor, forms: Sequence[Form]) -> None:
         """Tell it as if layer by layer."""
         typed = queries.to(self.cache.layer(0).keys.dtype)
-        for layer, (query, scaling) in enumerate(zip(typed.unbind(0), scalings, strict=True)):
+        for layer, (query, form) in enumerate(zip(typed.unbind(0), forms, strict=True)):
             self.cache.layer(layer).advance(query.shape[2])
-            self.tell(layer, query, scaling)
+            self.tell(layer, query, form)
 
 
 def in_turn(*observers: OnQuery | None) -> OnQuery | None:
     """What tells all of `observers` that are there, in their order; None when there is none."""
     told = [observer for observer in observers if observer is not None]
 
-    def tell(layer: int, query: Tensor, scaling: float) -> None:
+    def tell(layer: int, query: Tensor, form: Form) -> None:
         for observer in told:
-            observer(layer, query, scaling)
+            observer(layer, query, form)
 
     return tell if told else None
 
@@ -248,7 +229,7 @@ def attend_cached(query: Tensor, layer: LayerCache, form: Form) -> Tensor:
     """
     total, new, window = len(layer.lengths), query.shape[2], form.window
     packs = None
-    if new == 1 and form.softcap is None:
+    if new == 1 and form.is_plain:
         packs = layer.packs(query.shape[0] * query.shape[1] // total, windowed=window is not None)
     if packs is None:
         return _attend_runs(query, layer, form)
@@ -277,11 +258,11 @@ def _attend_runs(query: Tensor, layer: LayerCache, form: Form) -> Tensor:
     """`attend_cached` in one call for neighbouring heads of one length."""
     rows, heads, new, head_dim = query.shape
     grouped = query.reshape(len(layer.lengths), -1, new, head_dim)
-    outputs = []
+    outputs, per_head = [], grouped.shape[1]
     for run in equal_runs(map(layer.shape, range(len(layer.lengths)))):
         keys, values = layer.rectangle(run.start, run.stop - run.start)
         packed = grouped[run].flatten(0, 1)
-        outputs.append(attend_after(packed, keys, values, form))
+        outputs.append(attend_after(packed, keys, values, form.of(slice(run.start * per_head, run.stop * per_head))))
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return output.view(rows, heads, new, -1)
 
@@ -308,7 +289,7 @@ def attend_causal(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tens
     library, length = _library_for(query, form), query.shape[1]
     if library is not None:
         return _attend_many(library, query, None, (key, value), form)
-    if form.softcap is not None or (form.window is not None and form.window < length):
+    if not form.is_plain or (form.window is not None and form.window < length):
         return attend_after(query, key, value, form)
     batched = query[None], key[None], value[None]
     # The output lies in memory as [N, H, D], which is how the model wants it: no copy on the way back.
@@ -326,7 +307,7 @@ def attend_continued(query: Tensor, past: tuple[Tensor, Tensor], key: Tensor, va
     library = _library_for(query, form)
     if library is not None:
         return _attend_many(library, query, past, (key, value), form)
-    if form.softcap is not None or form.window is not None:
+    if not form.is_plain or form.window is not None:
         return attend_after(query, torch.cat([past[0], key], dim=1), torch.cat([past[1], value], dim=1), form)
     heads = key.shape[0]
     packed = _pack(query, key)
@@ -348,7 +329,8 @@ def _library_for(query: Tensor, form: Form) -> Library | None:
 
 def _attend_many(library: Library, query: Tensor, past: Pair | None, own: Pair, form: Form) -> Tensor:
     """`attend_continued` by the library."""
-    return attend_many(library, query, past, own, scaling=form.scaling, window=form.window, narrow=form.narrow)
+    scaling, window, narrow, sinks = form.scaling, form.window, form.narrow, form.sinks
+    return attend_many(library, query, past, own, scaling=scaling, window=window, narrow=narrow, sinks=sinks)
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scaling: float) -> tuple[Tensor, Tensor]:
@@ -370,15 +352,15 @@ def attend_after(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tenso
     taken in blocks, so that the mask stays linear in S.
     """
     new, total, window = query.shape[1], key.shape[1], form.window
-    if new == total and (window is None or window >= total) and form.softcap is None:
+    if new == total and (window is None or window >= total) and form.is_plain:
         return attend_causal(query, key, value, form)
     library, before = _library_for(query, form), total - new
     if library is not None:
         past, own = ((key[:, at], value[:, at]) for at in (slice(0, before), slice(before, None)))
         return _attend_many(library, query, past, own, form)
-    blocks = []
-    for start in range(0, new, _BLOCK):
-        end = min(start + _BLOCK, new)
+    blocks, step = [], _BLOCK if form.is_plain else max(1, min(_BLOCK, _SCORES // (len(query) * total)))
+    for start in range(0, new, step):
+        end = min(start + step, new)
         last = total - new + end
         first = 0 if window is None else max(0, last - (end - start) - window + 1)
         seen = key[:, first:last], value[:, first:last]
@@ -389,7 +371,7 @@ def attend_after(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tenso
 def _attend_block(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
     """`attend_after` for few queries: one masked call."""
     new, total, window = query.shape[1], key.shape[1], form.window
-    if new == 1 and form.softcap is None:  # the group's queries as rows of one call: each key is read once
+    if new == 1 and form.is_plain:  # the group's queries as rows of one call: each key is read once
         packed = query.reshape(1, key.shape[0], -1, query.shape[-1])
         return scaled_dot_product_attention(packed, key[None], value[None], scale=form.scaling).view(
             query.shape[0], 1, -1
@@ -400,10 +382,11 @@ def _attend_block(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tens
     if window is not None:
         mask &= column > row - window
     packed, keys, values = _pack(query, key), *_shared(query, key, value)
-    if form.softcap is not None:
-        output = form.weights(packed, keys, ~mask).to(values.dtype) @ values
-    else:
+    if form.is_plain:
         output = scaled_dot_product_attention(packed, keys, values, attn_mask=mask, scale=form.scaling)
+    else:
+        scores = packed @ keys.transpose(-1, -2) * form.scaling
+        output = form.weights(scores, ~mask).to(values.dtype) @ values
     return output.reshape(query.shape[0], new, -1)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.engine.forward.attention import Opened, StepState
 from uncomp_cli.engine.forward.products import RowLinear, SlicedRows
 from uncomp_cli.kernels.library import (
@@ -110,7 +111,8 @@ class StepProgram:
         self._like = torch.zeros(1)
         self._vocab = whole.lm_head.out_features
         self._tokens = whole.model.embed_tokens.num_embeddings
-        self._scalings = [float(layer.self_attn.scaling) for layer in self._inner.layers]
+        attending = zip((layer.self_attn for layer in self._inner.layers), spec.sliding_windows, strict=True)
+        self._forms = [Form(float(each.scaling), window, sinks=_sinks(each)) for each, window in attending]
         self._lock = Lock()
         written = _Writing(self, whole)
         self._held = written.tensors
@@ -163,7 +165,7 @@ class StepProgram:
             self._step(ids.contiguous(), state.positions.to(torch.int64), held, first, logits)
             queries = self._queries[: rows * new].clone()
         shape = rows, new, self._spec.num_layers, self._spec.num_heads, self._spec.head_dim
-        state.stepped(queries.view(shape).permute(2, 0, 3, 1, 4), self._scalings)
+        state.stepped(queries.view(shape).permute(2, 0, 3, 1, 4), self._forms)
         return logits.view(rows, -1, self._vocab)[:, -last:]
 
     def _step(self, ids: Tensor, positions: Tensor, held: Opened, first: int, logits: Tensor) -> None:
@@ -274,7 +276,9 @@ class _Writing:
             **self._heads(),
             **self._head_norms(attention, queries, keys),
         )
-        self._add(Code.MERGE, source=self.found, target=self.y, **self._heads())
+        sinks = _sinks(attention)
+        weight = None if sinks is None else self._address(sinks.float())
+        self._add(Code.MERGE, source=self.found, target=self.y, weight=weight, **self._heads())
 
     def _heads(self) -> dict[str, int]:
         return {"heads": self.spec.num_heads, "groups": self.spec.num_kv_heads, "width": self.spec.head_dim}
@@ -376,6 +380,13 @@ class _Writing:
 
     def _add(self, code: Code, **fields: Any) -> None:
         self.operations.append(Operation(code=code, **fields))
+
+
+def _sinks(attention: nn.Module) -> Tensor | None:
+    found = getattr(attention, "sinks", None)
+    if not (found is None or isinstance(found, Tensor)):
+        raise _UnknownError
+    return found
 
 
 def _eps(norm: Any) -> float:

@@ -23,11 +23,12 @@ from torch import Tensor
 
 from uncomp_cli.cache.coherence import pool, share_by_word
 from uncomp_cli.cache.eviction import select
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.states import States
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.cache.window import WindowScorer
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_after
+from uncomp_cli.engine.forward.attention import AttentionState, attend_after
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.mixers import Step
 from uncomp_cli.engine.tokens.prompt import Prompt

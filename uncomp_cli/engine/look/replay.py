@@ -19,8 +19,9 @@ from torch.nn.functional import pad
 
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.states import States
-from uncomp_cli.engine.forward.attention import AttentionState, Form
+from uncomp_cli.engine.forward.attention import AttentionState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.mixers import Step
 from uncomp_cli.spec import ModelSpec
@@ -81,13 +82,13 @@ class Replay(AttentionState):
         keys, values, positions = self._before(layer, group)
         at = torch.arange(self._first, self._first + key.shape[0], device=key.device)
         keys, values, places = torch.cat([keys, key]), torch.cat([values, value]), torch.cat([positions.to(at), at])
-        outputs = []
+        outputs, per = [], len(query)
+        own = form.of(slice(group * per, (group + 1) * per))
         for begin in range(0, len(at), _BLOCK):
             here, block = at[begin : begin + _BLOCK], query[:, begin : begin + _BLOCK]
             unseen = places > here[:, None]
             unseen = unseen if form.window is None else unseen | (places <= here[:, None] - form.window)
-            scores = form.capped(block @ keys.T).masked_fill(unseen, float("-inf"))
-            weights = scores.softmax(dim=-1, dtype=torch.float32)
+            weights = own.weights(block @ keys.T, unseen)
             outputs.append(weights.to(values.dtype) @ values)
             if layer in self._counted:
                 self._count(weights[..., : len(positions)], positions.cpu().long(), begin, (layer, group))

@@ -1,6 +1,7 @@
 """Watching an answer: how widely a few heads look while it is written (attention entropy, arXiv 2406.13282).
 
-    a        = softmax(q K^T) over what the head holds, the first tokens of the text (sinks) left out
+    a        = softmax(q K^T) over what the head holds, the first tokens of the text (sinks) left out,
+             and so is a sink that was learnt
     raw      = -sum_s a_s ln a_s              of a KV head: the mean over its query heads
     latest   = raw / ln n                     n tokens held, so that lengths and budgets compare
     signs    = what is seen of the answer's first tokens, the means of each (`SIGNS` of uncertainty/error_rates.py)
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cache.layer import Head
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.engine.forward.products import one_thread
 from uncomp_cli.engine.spend.allocation import profile_of
 from uncomp_cli.spec import ModelSpec
@@ -171,28 +173,28 @@ class AnswerWatch:
             raise ValueError("no distances are watched: Watched(edges=…)")
         return self._sums.pattern / self.tokens
 
-    def observe(self, layer: int, query: Tensor, scaling: float) -> None:
+    def observe(self, layer: int, query: Tensor, form: Form) -> None:
         """N tokens' queries [B, H, N, D] of `layer`, just attended: they are the last N that every head holds."""
         heads = self._heads.get(layer)
         if heads is None:
             return
         rows = range(len(query))
-        grouped = query.reshape(len(query), self._groups, -1, *query.shape[2:]) * scaling
+        grouped = query.reshape(len(query), self._groups, -1, *query.shape[2:]) * form.scaling
         if layer == self._first:
             new, few = query.shape[2], self.tokens < FEW_TOKENS
             self.mass = [query.new_zeros(new, text if few else 0, dtype=torch.float32) for text in self._texts]
         for head in heads:
-            found = [self._look(grouped[row, head], (layer, row * self._groups + head)) for row in rows]
+            found = [self._look(grouped[row, head], (layer, row * self._groups + head), form) for row in rows]
             self._step[layer, head] = _stack(found, 0)
         if layer == self._last:
             self._finish()
 
-    def _look(self, query: Tensor, at: HeadAt) -> "_Seen":
+    def _look(self, query: Tensor, at: HeadAt, form: Form) -> "_Seen":
         """What the queries [R, N, D] of one head see: entropies [N], and the pattern [N, bins]."""
         keys, _, positions = self._held(*at)
         new = query.shape[1]
         first, behind = self._first_seen(positions, at, new)
-        scores = query @ keys[first:].T
+        scores = form.capped(query @ keys[first:].T)
         count = scores.shape[-1]
         if new > 1:
             late = torch.ones(new, count, dtype=torch.bool, device=scores.device).triu(count - new + 1)

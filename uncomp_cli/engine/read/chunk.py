@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.cache.layer import Head
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.view import LayerView
-from uncomp_cli.engine.forward.attention import Form, attend_after, attend_causal, attend_continued, equal_runs
+from uncomp_cli.engine.forward.attention import attend_after, attend_causal, attend_continued, equal_runs
 from uncomp_cli.engine.tokens.prompt import Prompt
 
 
@@ -159,7 +160,7 @@ class ChunkStates:
             keys=keys,
             values=values,
             branches=tuple((self.query[rows, span], self.key[group, span]) for span in self.spans),
-            scaling=self.form.scaling,
+            form=self.form.of(rows),
             frequencies=frequencies,
             asked=self.prompt.asked,
             positions=self.positions,
@@ -169,10 +170,10 @@ class ChunkStates:
         """Attention of the chunk's own tokens."""
         query = self.query[self._of(group), : self.context]
         own = self.key[group, : self.context], self.value[group, : self.context]
-        before = self._before.get(group.start)
+        before, form = self._before.get(group.start), self.form.of(self._of(group))
         if before is None:
-            return attend_causal(query, *own, self.form)
-        return attend_continued(query, before, *own, self.form)
+            return attend_causal(query, *own, form)
+        return attend_continued(query, before, *own, form)
 
     def _question(self, group: slice, span: slice, at: slice) -> Tensor:
         """Attention of a question's tokens `at`."""
@@ -181,7 +182,8 @@ class ChunkStates:
             torch.cat([past, own[group, : self.context], own[group, span]], dim=1)
             for past, own in zip(before, (self.key, self.value), strict=True)
         )
-        return attend_after(self.query[self._of(group), at], keys, values, self.form)
+        heads = self._of(group)
+        return attend_after(self.query[heads, at], keys, values, self.form.of(heads))
 
     def _of(self, group: slice) -> slice:
         """The query heads of KV heads `group`."""

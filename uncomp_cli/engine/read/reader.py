@@ -24,10 +24,11 @@ from uncomp_cli.budget.thinning import NoThinning
 from uncomp_cli.cache.coherence import pool
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.states import States
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.context.context import Beside, Context
-from uncomp_cli.engine.forward.attention import AttentionState, Form
+from uncomp_cli.engine.forward.attention import AttentionState
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.mixers import Step, branch_off
 from uncomp_cli.engine.forward.thread import stream

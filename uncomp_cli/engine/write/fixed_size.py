@@ -13,14 +13,15 @@ from torch import Tensor
 from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.needs import ConstantConfig, HeadLimits, attention_needs, choose_kept, limits_of
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.spec import ModelSpec
 
 _BUCKET = 8 / 7
 """Entries that are allocated for one that is held, where similar heads lie in one bucket (cache/packs.py)."""
-Needs = Callable[[LayerCache, Tensor, Tensor, float], Tensor]
-"""(layer, queries [heads, H/G, W, D], their ages [W], scaling) → needs [heads, S] from 0 to 1."""
+Needs = Callable[[LayerCache, Tensor, Tensor, Form], Tensor]
+"""(layer, queries [heads, H/G, W, D], their ages [W], form) → needs [heads, S] from 0 to 1."""
 
 
 def shield(prompt: Prompt, question: int = 0) -> Tensor:
@@ -96,7 +97,7 @@ class ConstantSize:
         """How many tokens come before heads are cut next."""
         return self.config.block - self._seen[0] % self.config.block
 
-    def observe(self, layer: int, query: Tensor, scaling: float) -> None:
+    def observe(self, layer: int, query: Tensor, form: Form) -> None:
         """N tokens' queries [B, H, N, D] of `layer`, just attended; cuts its heads when a block has become full.
 
         Many tokens at once fit into the room there is when they end where a block does: feed them block by block.
@@ -111,24 +112,24 @@ class ConstantSize:
             ring.index_copy_(2, slots, latest)
         self._seen[layer] = seen + new
         if (seen + new) // self.config.block > seen // self.config.block:
-            self._cut(layer, scaling)
+            self._cut(layer, form)
 
-    def _cut(self, index: int, scaling: float) -> None:
+    def _cut(self, index: int, form: Form) -> None:
         layer, limits = self.cache.layer(index), self._limits[index]
         positions = [layer.head(i)[2] for i in range(len(layer.lengths))]
         if all(len(at) <= limit for at, limit in zip(positions, limits.entries, strict=True)):
             return
         if self._windows[index] is None:
-            layer.compact(self._choose(index, positions, scaling))
+            layer.compact(self._choose(index, positions, form))
         else:
             latest = [torch.arange(len(at), device=at.device)[-limits.entries[0] :] for at in positions]
             layer.compact(latest)
 
-    def _choose(self, index: int, positions: Sequence[Tensor], scaling: float) -> list[Tensor]:
+    def _choose(self, index: int, positions: Sequence[Tensor], form: Form) -> list[Tensor]:
         seen, window = self._seen[index], self.config.window
         slots = torch.arange(min(seen, window), device=positions[0].device)
         ages = (seen - 1 - slots) % window
-        needs = self._needs(self.cache.layer(index), self._queries[index][:, :, : len(slots)], ages, scaling)
+        needs = self._needs(self.cache.layer(index), self._queries[index][:, :, : len(slots)], ages, form)
         return choose_kept(
             needs,
             positions,
@@ -138,6 +139,6 @@ class ConstantSize:
             config=self.config,
         )
 
-    def _attention(self, layer: LayerCache, queries: Tensor, ages: Tensor, scaling: float) -> Tensor:
+    def _attention(self, layer: LayerCache, queries: Tensor, ages: Tensor, form: Form) -> Tensor:
         keys = [layer.head(i)[0] for i in range(len(layer.lengths))]
-        return attention_needs(queries, keys, ages, scaling=scaling, config=self.config)
+        return attention_needs(queries, keys, ages, form, config=self.config)

@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.engine.forward.attention import AppendState, OnQuery
 
 MOST_GUESSES = 4
@@ -78,16 +79,16 @@ class Attempt(AppendState):
 
     def __init__(self, cache: RaggedKVCache, positions: Tensor, *, on_query: OnQuery | None = None) -> None:
         super().__init__(cache, positions, on_query=on_query)
-        self._seen: dict[int, tuple[Tensor, float]] = {}
+        self._seen: dict[int, tuple[Tensor, Form]] = {}
 
-    def tell(self, layer: int, query: Tensor, scaling: float) -> None:
+    def tell(self, layer: int, query: Tensor, form: Form) -> None:
         """Nobody yet."""
-        self._seen[layer] = query, scaling
+        self._seen[layer] = query, form
 
     def settle(self, kept: int) -> None:
         """The first `kept` tokens stay."""
-        for layer, (query, scaling) in sorted(self._seen.items()):
+        for layer, (query, form) in sorted(self._seen.items()):
             gone = query.shape[2] - kept
             if gone:
                 self.cache.layer(layer).withdraw(gone)
-            super().tell(layer, query[:, :, :kept], scaling)
+            super().tell(layer, query[:, :, :kept], form)

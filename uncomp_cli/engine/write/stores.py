@@ -23,10 +23,11 @@ from torch.nn import functional
 from uncomp_cli.cache.layer import Head, LayerCache
 from uncomp_cli.cache.needs import ConstantConfig
 from uncomp_cli.cache.ragged import RaggedKVCache
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.states import States
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.context.context import Asked, Begun, Beside, Context
-from uncomp_cli.engine.forward.attention import AppendState, AttentionState, Form, OnQuery, Opened, in_turn
+from uncomp_cli.engine.forward.attention import AppendState, AttentionState, OnQuery, Opened, in_turn
 from uncomp_cli.engine.forward.mixers import Step
 from uncomp_cli.engine.write.fixed_size import ConstantSize, shield
 from uncomp_cli.engine.write.lookup import Attempt
@@ -336,12 +337,12 @@ class _BranchState(AttentionState):
         own.keys[self._rows, :, self._columns] = key[:, :, 0]
         own.values[self._rows, :, self._columns] = value[:, :, 0]
         rows, groups = len(query), key.shape[1]
-        grouped = query.reshape(rows, groups, -1, query.shape[-1]).transpose(0, 1) * form.scaling  # [G, B, R, D]
+        grouped = query.reshape(rows, groups, -1, query.shape[-1]).permute(1, 2, 0, 3) * form.scaling  # [G, R, B, D]
         runs = [(0, groups)] if held.is_rectangular(0, groups) else [(group, 1) for group in range(groups)]
         outputs = [self._attend_run(grouped, own, held, run, form) for run in runs]
         if self._on_query is not None:
-            self._on_query(layer, query, form.scaling)
-        return torch.cat(outputs).transpose(0, 1).reshape(rows, query.shape[1], 1, -1)
+            self._on_query(layer, query, form)
+        return torch.cat(outputs).permute(2, 0, 1, 3).reshape(rows, query.shape[1], 1, -1)
 
     def opened(self) -> Opened | None:
         """Every row's own tokens are a strand, and the context lies before all of them."""
@@ -355,37 +356,39 @@ class _BranchState(AttentionState):
         own = [Held(each.keys.data_ptr(), each.values.data_ptr(), None, *address, None, kind) for each in self._own]
         return Opened(own, before, (starts, ends))
 
-    def stepped(self, queries: Tensor, scalings: Sequence[float]) -> None:
+    def stepped(self, queries: Tensor, forms: Sequence[Form]) -> None:
         """Tell it as if layer by layer."""
         typed = queries.to(self._own[0].keys.dtype)
-        for layer, (query, scaling) in enumerate(zip(typed.unbind(0), scalings, strict=True)):
+        for layer, (query, form) in enumerate(zip(typed.unbind(0), forms, strict=True)):
             if self._on_query is not None:
-                self._on_query(layer, query, scaling)
+                self._on_query(layer, query, form)
 
     def recur(self, layer: int, hidden: Tensor, step: Step) -> Tensor:
         """The new tokens, each behind its own row's."""
         return step(hidden, self._states)
 
     def _attend_run(self, grouped: Tensor, own: _Own, held: LayerCache, run: tuple[int, int], form: Form) -> Tensor:
-        """Output [C, B, R, D] of the C heads of a run, which are equally long in the context."""
+        """Output [C, R, B, D] of the C heads of a run, which are equally long in the context."""
         heads = slice(run[0], run[0] + run[1])
         keys, values = held.rectangle(*run)
-        query = grouped[heads]
-        count, rows, per_group, _ = query.shape
-        shared = torch.bmm(query.flatten(1, 2), keys.transpose(1, 2)).view(count, rows, per_group, -1)
-        mine = query @ own.keys[:, heads].transpose(0, 1).transpose(2, 3)
-        shared, mine = form.capped(shared), form.capped(mine)
-        mine = mine.masked_fill(self._unseen(self._places, form.window), float("-inf"))
+        query, cut = grouped[heads], keys.shape[1]
+        count, per_group, rows, _ = query.shape
+        shared = torch.bmm(query.flatten(1, 2), keys.transpose(1, 2)).view(count, per_group, rows, cut)
+        mine = query.transpose(1, 2) @ own.keys[:, heads].permute(1, 0, 3, 2)
+        unseen = self._unseen(self._places, form.window)
+        early = unseen.new_zeros(rows, cut)
         if form.window is not None:
-            shared = shared.masked_fill(self._unseen(held.head(run[0])[2], form.window), float("-inf"))
-        weights = torch.cat([shared, mine], dim=-1).softmax(dim=-1, dtype=torch.float32).to(values.dtype)
-        cut = keys.shape[1]
-        output = torch.bmm(weights[..., :cut].reshape(count, rows * per_group, cut), values)
-        return output.view(count, rows, per_group, -1) + weights[..., cut:] @ own.values[:, heads].transpose(0, 1)
+            early = self._unseen(held.head(run[0])[2], form.window)
+        form = form.of(slice(run[0] * per_group, heads.stop * per_group))
+        scores, unseen = torch.cat([shared, mine.transpose(1, 2)], dim=-1), torch.cat([early, unseen], dim=-1)
+        weights = form.weights(scores, unseen).to(values.dtype)
+        output = torch.bmm(weights[..., :cut].reshape(count, per_group * rows, cut), values).view(*query.shape)
+        behind = weights[..., cut:].transpose(1, 2) @ own.values[:, heads].transpose(0, 1)
+        return output + behind.transpose(1, 2)
 
     def _unseen(self, places: Tensor, window: int | None) -> Tensor:
-        """Which tokens at `places` [S] a row's new token does not see: later ones, and those outside the window."""
-        here = self.positions[..., None]
+        """What a row's new token does not see [B, S] of `places` [S]: what is later, and what is outside the window."""
+        here = self.positions
         unseen = places > here
         return unseen if window is None else unseen | (places <= here - window)
 

@@ -24,11 +24,12 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.budget.thinning import NoThinning, make_thinning
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.scorers import make_scorer
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.states import States
 from uncomp_cli.cache.view import LayerView, Scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.context import Context
-from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_causal
+from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.mixers import Step, branch_off
 from uncomp_cli.engine.read.chunk import Chunk

@@ -205,7 +205,7 @@ def results_settings(
     data: Sequence[tuple[str, str]] = (),
     matmul: Matmul = "float32",
 ) -> dict[str, object]:
-    """What all lines of one results file share; anything else is in the lines themselves. Float32 products go unsaid."""
+    """What all lines of one results file share; anything else is in the lines themselves. Float32 goes unsaid."""
     return {
         "uncomp": __version__,
         "model": loaded.info.name,

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cache.layer import Head
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, Limits, SamplingConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.engine import Engine
-from uncomp_cli.engine.forward.attention import AttentionState, Form
+from uncomp_cli.engine.forward.attention import AttentionState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.mixers import Step
 from uncomp_cli.engine.look.watch import AnswerWatch, HeadAt, Watched, all_heads
@@ -169,7 +170,7 @@ class _Slices(AttentionState):
         if self._watch is not None and form.window is None:
             own = len(self._chunk.prompt.context)
             self._heads = self._seen(layer, key[0, :, :own], value[0, :, :own])
-            self._watch.observe(layer, query[:, :, max(0, own - _OBSERVERS) : own], form.scaling)
+            self._watch.observe(layer, query[:, :, max(0, own - _OBSERVERS) : own], form)
         return self.reader.attend(layer, query, key, value, form)
 
     def recur(self, layer: int, hidden: Tensor, step: Step) -> Tensor:

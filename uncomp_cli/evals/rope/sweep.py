@@ -22,7 +22,8 @@ from torch import Tensor
 
 from uncomp_cli.budget.amount import FULL_BUDGET
 from uncomp_cli.budget.presets import Preset, load_preset
-from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_causal
+from uncomp_cli.cache.softmax import Form
+from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.watch import HeadAt, watched_heads
 from uncomp_cli.engine.spend.memory import check_context, free_bytes
