@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard uncomp_cli/kernels/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed\nhint: make PYTHON=/path/to/python3.11")'
 	@echo "installing into $(VENV) (the first time takes some minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP_INSTALL) -c constraints.txt -e '.[documents,plot,quantize,dev]'
+	@$(PIP_INSTALL) -c constraints.txt -e '.[documents,plot,quantize,serve,dev]'
 	@touch $@
 
 demo: $(STAMP)

@@ -27,13 +27,24 @@ RANKS = {
     "cache": 4, "models": 4, "documents": 4, "sessions": 4,
     "engine": 5,
     "asking": 6, "evals": 6, "bench": 6,
-    "calibrate": 7,
+    "calibrate": 7, "serving": 7,
     "ui": 8, "__init__": 8,
     "cli": 9,
     "__main__": 10,
 }  # fmt: skip
 
-TORCH_PARTS = {"kernels", "uncertainty", "budget", "cache", "models", "engine", "calibrate", "evals", "bench"}
+TORCH_PARTS = {
+    "kernels",
+    "uncertainty",
+    "budget",
+    "cache",
+    "models",
+    "engine",
+    "calibrate",
+    "evals",
+    "bench",
+    "serving",
+}
 # Library → path prefixes that may use it at all.
 OWNERS = {
     "transformers": ("models/", "engine/"),

@@ -253,3 +253,52 @@ def test_allocated_bytes_stay_within_the_cap_and_what_is_said(for_any: bool, con
         if step.index in (0, 20, 59):
             most = max(most, _allocated(others))
     assert cap / 6 < most <= cap
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_rows_join_and_leave_while_others_are_written(family: str) -> None:
+    prompts = [make_prompt(50 + 9 * n, (3 + n,), seed=n) for n in range(5)]
+    engine = engine_of(load_tiny(family))
+    asked = [each for prompt in prompts for each in ask(engine, UNEVEN, prompt)]
+    expected = one_after_another(engine, asked)
+    writer = engine.writer(asked[:1], grows=True)
+    tokens: dict[int, list[int]] = {}
+    numbers, steps = [0], iter(())
+    for turn in range(400):
+        if turn % 2 == 0 and len(numbers) < len(asked):
+            numbers.append(writer.add(asked[len(numbers)]))
+        if (taken := next(steps, None)) is None:
+            steps = writer.rounds()
+            taken = next(steps, None)
+        if taken is None and len(numbers) == len(asked):
+            break
+        for step in taken or ():
+            tokens.setdefault(step.row, []).append(step.token)
+            if step.row == 3:  # who asked has left
+                writer.forget(3)
+    else:
+        raise AssertionError("it never ends")
+    assert numbers == [0, 1, 2, 3, 4]
+    for row, (ids, _) in enumerate(expected):
+        assert tuple(tokens[row]) == (ids[:1] if row == 3 else ids)
+    assert writer.stats(3) is None
+    assert writer.stats(4) is not None
+
+
+def test_each_row_is_sampled_in_its_own_way() -> None:
+    engine = engine_of(load_tiny("llama"))
+    prompt = make_prompt(50, (4,), seed=1)
+    (greedy,) = ask(engine, FULL, prompt)
+    warm = [
+        replace(each, sampling=replace(engine.sampling, temperature=2.0, seed=9)) for each in ask(engine, FULL, prompt)
+    ]
+    (expected, _), (other, _) = alone(engine, greedy), alone(engine, warm[0])
+    assert expected != other
+    (first, second), _ = together(writer_of(engine, [*ask(engine, FULL, prompt), *ask(engine, FULL, prompt)]))
+    assert first[0] == second[0] == expected
+    mixed, _ = together(
+        writer_of(
+            engine, [*ask(engine, FULL, prompt), replace(ask(engine, FULL, prompt)[0], sampling=warm[0].sampling)]
+        )
+    )
+    assert [ids for ids, _ in mixed] == [expected, other]

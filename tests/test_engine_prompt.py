@@ -19,10 +19,11 @@ from uncomp_cli.engine.tokens.prompt import (
     completion_prompt,
     count_tokens,
     encode_words,
+    plain_prompt,
     truncate,
 )
 from uncomp_cli.engine.tokens.tokens import Tokens
-from uncomp_cli.errors import ModelError
+from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.models.checkpoint import load_tokenizer
 from uncomp_cli.models.runnable import LoadedModel
 
@@ -132,6 +133,35 @@ def test_completion_is_the_text_as_it_stands(tokenizer: Any) -> None:
     assert whole(tokenizer, prompt, 0) == "  A fact. The next"
     assert prompt.context.protected.tolist() == [True] * 3 + [False] * 7
     assert prompt.questions == (tuple(tokenizer("The next").input_ids),)
+
+
+def test_what_was_said_before_stands_behind_the_document(tokenizer: Any) -> None:
+    said = (("user", "Who?"), ("assistant", "Anna <end>."))
+    prompt = chat_prompt(tokenizer, DOCUMENT, ["And when?"], system="Be brief.", sinks=4, earlier=said)
+    turns = f"user:{DOCUMENT.strip()}\n\nWho?\n<end>assistant:Anna <end>.\n<end>user:And when?\n<end>assistant:"
+    assert whole(tokenizer, prompt, 0) == f"<end>system:Be brief.\n<end>{turns}"
+    harmless = (("user", "Who?"), ("assistant", "Anna."))
+    same = chat_prompt(tokenizer, DOCUMENT, ["And when?"], system="Be brief.", sinks=4, earlier=harmless)
+    assert special_count(tokenizer, prompt.questions[0]) == special_count(tokenizer, same.questions[0])
+    assert prompt.context.ids == same.context.ids
+
+
+def test_without_a_document_nothing_stands_in_its_place(tokenizer: Any) -> None:
+    prompt = chat_prompt(tokenizer, None, ["Why?"], system=None, sinks=4)
+    assert whole(tokenizer, prompt, 0) == "<end>user:Why?\n<end>assistant:"
+    tokenizer.chat_template = None
+    said = (("user", "Who?"), ("assistant", "Anna."))
+    plain = chat_prompt(tokenizer, None, ["Why?"], system=None, sinks=0, earlier=said)
+    assert whole(tokenizer, plain, 0) == "Question: Who?\nAnswer: Anna.\nQuestion: Why?\nAnswer:"
+
+
+def test_a_text_that_goes_on_is_read_to_its_end(tokenizer: Any) -> None:
+    prompt = plain_prompt(tokenizer, "Once <end>", sinks=2)
+    assert whole(tokenizer, prompt, 0) == "Once <end>"
+    assert len(prompt.questions[0]) == 1
+    assert special_count(tokenizer, [*prompt.context, *prompt.questions[0]]) == 0
+    with pytest.raises(UsageError, match="a text of 1 tokens"):
+        plain_prompt(tokenizer, "x", sinks=2)
 
 
 def test_a_chat_keeps_the_tokens_that_were_generated(tokenizer: Any) -> None:

@@ -74,11 +74,13 @@ def build_prompt(
 
     Raises DoesNotFitError when what is pinned would be cut away.
     """
-    from uncomp_cli.engine.tokens.prompt import chat_prompt, truncate
+    from uncomp_cli.engine.tokens.prompt import chat_prompt, plain_prompt, truncate
 
-    text, kept = join_documents(documents), request.wishes.keeps
-    sinks = preset.scorer.sinks
-    prompt = chat_prompt(tokenizer, text, list(questions), system=request.system, sinks=sinks, cabinet=kept)
+    if request.plain:
+        return plain_prompt(tokenizer, questions[0], sinks=preset.scorer.sinks), range(0)
+    text, kept = join_documents(documents) if documents.documents else None, request.wishes.keeps
+    sinks, system, said = preset.scorer.sinks, request.system, request.earlier
+    prompt = chat_prompt(tokenizer, text, list(questions), system=system, sinks=sinks, earlier=said, cabinet=kept)
     pins, cut = pins_in(request, documents), range(0)
     pinned = pinned_tokens(pins, places_of(documents, prompt)) if pins else []
     if request.truncate is None:

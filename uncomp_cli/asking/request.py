@@ -32,6 +32,7 @@ from uncomp_cli.numerals import format_count
 
 if TYPE_CHECKING:
     from uncomp_cli.cache.shelf import Shelf
+    from uncomp_cli.engine.tokens.prompt import Said
     from uncomp_cli.models.extension import RopeChoice
     from uncomp_cli.uncertainty.profile import ModelFingerprint
 
@@ -231,7 +232,10 @@ class ModelChoice:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Everything that a question about documents was asked with."""
+    """Everything that a question about documents was asked with; `earlier` is what was said about them before.
+
+    A `plain` question is a text that is to go on, without chat format and documents.
+    """
 
     paths: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
@@ -256,6 +260,8 @@ class Request:
     fail_under: float | None = None
     for_any: bool = False
     wishes: Wishes = NO_WISHES
+    earlier: "tuple[Said, ...]" = ()
+    plain: bool = False
 
     @property
     def saves_context(self) -> bool:

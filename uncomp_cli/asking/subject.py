@@ -399,7 +399,8 @@ class Reader:
             message = f"cache '{entry.name}' was saved with the system prompt {system!r}, not {given!r}"
             raise UsageError(message, hint="leave --system out, or read the document anew")
         tokenizer, sinks = self._engine.loaded.tokenizer, self.preset.scorer.sinks
-        prompt = chat_prompt(tokenizer, "", list(questions), system=system, sinks=sinks)
+        said = self._request.earlier
+        prompt = chat_prompt(tokenizer, "", list(questions), system=system, sinks=sinks, earlier=said)
         try:
             count = min(record.context_tokens, self._engine.spec.trained_length)
             self._check_length(replace(prompt, context=Tokens.of([0] * count)))

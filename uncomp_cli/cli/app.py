@@ -37,6 +37,7 @@ COMMANDS = {
     "calibrate": "calibrate",
     "rope": "judge.rope",
     "bench": "judge.bench",
+    "serve": "serve",
     "model": "stock.model",
     "preset": "stock.preset",
     "cache": "stock.cache",

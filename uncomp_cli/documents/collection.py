@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -172,6 +173,20 @@ def reading(
     for selection in selections:
         found.add(selection)
     return DocumentSet(tuple(found.documents.values()), tuple(found.skipped.values()), tuple(found.failures))
+
+
+def sent(files: Sequence[tuple[str, bytes]], wishes: Wishes = NO_WISHES) -> DocumentSet:
+    """Documents that came as names and bytes. Raises DocumentError or DoesNotFitError for one that cannot be read."""
+    sources = [
+        Source(name, partial(take_stream, BytesIO(data), name=name), Path(name).suffix.lower(), needed=True)
+        for name, data in files
+    ]
+    documents = []
+    for source, taken in zip(sources, finished(take_all(sources, wishes)), strict=True):
+        if not isinstance(taken, Taken):
+            raise type(taken)(f"cannot read {shown(source.name)!r}: {taken.message}", hint=taken.hint) from taken
+        documents.append(_document(shown(source.name), taken))
+    return DocumentSet(tuple(documents))
 
 
 class _Reading:

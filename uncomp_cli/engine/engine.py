@@ -12,6 +12,7 @@ context's; questions and answers come on top of it, in the model's own number fo
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -148,13 +149,25 @@ class Engine:
             return True
         return rows_for(asked, self.spec).bytes_of(asked) <= self._room(asked)
 
+    def sampled(self, sampling: SamplingConfig) -> "Engine":
+        """The same model and limits, with another way of sampling."""
+        other = copy(self)
+        other.sampling = sampling
+        return other
+
     def writer(
-        self, asked: Sequence[Asked], *, watch: Watched | bool = True, stop_ids: Sequence[int] | None = None
+        self,
+        asked: Sequence[Asked],
+        *,
+        watch: Watched | bool = True,
+        stop_ids: Sequence[int] | None = None,
+        grows: bool = False,
     ) -> Writer:
         """What answers these questions; rows wait while the bytes of all would pass --kv-mem, or what is free.
 
-        With `watch` True what the preset has to go by is watched (look/watch.py), which may be nothing. Raises
-        ValueError for keys of another regime of RoPE than the present one.
+        With `watch` True what the preset has to go by is watched (look/watch.py), which may be nothing. What `grows`
+        takes more rows, read with the same preset, while it writes. Raises ValueError for keys of another regime of
+        RoPE than the present one.
         """
         regime = self.decoder.regime_tokens
         if any(each.context.regime_tokens != regime for each in asked):
@@ -169,6 +182,7 @@ class Engine:
             stop_ids=stop_ids,
             constant_size=self.limits.constant_size,
             watch=watched(preset, self.spec) if watch is True else watch or None,
+            grows=grows,
         )
 
     def origin(self, prompt: Prompt, preset: Preset) -> Origin:

@@ -31,7 +31,7 @@ from uncomp_cli.cli.declare.options import (
     Seed,
 )
 from uncomp_cli.cli.declare.tree import option
-from uncomp_cli.cli.judge.trial import haystack_of, text_files
+from uncomp_cli.cli.judge.trial import haystack_of
 from uncomp_cli.config import AGNOSTIC_PRESET
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from uncomp_cli.uncertainty.profile import UncertaintyProfile
 
 
-_sample, _preset = partial(option, panel="Samples"), partial(option, panel="Preset", setting=False)
+SAMPLES_PANEL = "Samples"
+PRESET_PANEL = "Preset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,12 @@ class CalibrateOptions:
 
     task: Annotated[
         tuple[str, ...],
-        _sample(
+        option(
             "--task",
             "-t",
             help="Task or subtask of `uncomp eval` that has answers, or continuation (of the text); repeatable.",
             metavar="NAME",
+            panel=SAMPLES_PANEL,
         ),
     ] = (
         "needle/digits7",
@@ -72,55 +74,100 @@ class CalibrateOptions:
     )
     tokens: Annotated[
         tuple[int, ...],
-        _sample("--tokens", help="Length of a sample, question included; repeatable.", metavar="N", min=200),
+        option(
+            "--tokens",
+            help="Length of a sample, question included; repeatable.",
+            metavar="N",
+            min=200,
+            panel=SAMPLES_PANEL,
+        ),
     ] = (2000,)
     samples: Annotated[
-        int, _sample("--samples", help="Samples of each length, spread over the tasks.", metavar="N", min=1, max=10_000)
+        int,
+        option(
+            "--samples",
+            help="Samples of each length, spread over the tasks.",
+            metavar="N",
+            min=1,
+            max=10_000,
+            panel=SAMPLES_PANEL,
+        ),
     ] = 10
-    file: Annotated[tuple[str, ...], text_files("Text to read", panel="Samples")] = ()
+    file: Annotated[
+        tuple[str, ...],
+        option(
+            "--file",
+            "-f",
+            help="Text to read: file, directory, glob, or - for standard input; repeatable.",
+            show_default="generated prose",
+            metavar="PATH",
+            panel=SAMPLES_PANEL,
+            setting=False,
+        ),
+    ] = ()
     name: Annotated[
         str | None,
-        _preset(
+        option(
             "--name",
             help="Name of the preset; NAME-small, NAME-tiny and NAME-unseen are made beside it.",
             show_default="the model's",
             metavar="NAME",
+            panel=PRESET_PANEL,
+            setting=False,
         ),
     ] = None
     out: Annotated[
         Path | None,
-        _preset(
+        option(
             "--out",
             "-o",
             help="Existing directory, or file, to save it in instead of among your own presets.",
             metavar="PATH",
+            panel=PRESET_PANEL,
+            setting=False,
         ),
     ] = None
-    fresh: Annotated[bool, _preset("--fresh", help="Begin anew; older files of the name stay beside it.")] = False
+    fresh: Annotated[
+        bool,
+        option(
+            "--fresh", help="Begin anew; older files of the name stay beside it.", panel=PRESET_PANEL, setting=False
+        ),
+    ] = False
     # No settings: what is set for `uncomp ask` must not choose what a new preset holds.
     policy: Annotated[
         str | None,
-        _preset(
+        option(
             "--policy",
             help="How the presets spread their budgets; one that uses what is measured here.",
             autocompletion=policy_names,
             metavar="NAME[:KEY=VALUE,…]",
             show_default="the shipped presets'",
+            panel=PRESET_PANEL,
+            setting=False,
         ),
     ] = None
     scorer: Annotated[
         str | None,
-        _preset("--scorer", help="How the presets rank tokens.", metavar="NAME", show_default="the shipped presets'"),
+        option(
+            "--scorer",
+            help="How the presets rank tokens.",
+            metavar="NAME",
+            show_default="the shipped presets'",
+            panel=PRESET_PANEL,
+            setting=False,
+        ),
     ] = None
     budget: Annotated[
         Budget | None,
-        _preset(
+        option(
             "--budget",
             "-b",
             help="KV cache that the preset NAME keeps, as in `uncomp ask`.",
             metavar="AMOUNT",
             parser=Budget.parse,
             show_default="that of balanced, 20%",
+            panel=PRESET_PANEL,
+            setting=False,
         ),
     ] = None
 

@@ -10,7 +10,6 @@ from uncomp_cli.cli.declare.options import (
     File,
     ModelOptions,
     PresetOptions,
-    Question,
     ReadingOptions,
     SamplingOptions,
     System,
@@ -53,7 +52,10 @@ class CompareOptions:
 
 def compare(
     ctx: typer.Context,
-    words: Question = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(help="The question; files beside it are documents, as with -f.", metavar="QUESTION"),
+    ] = None,
     *,
     compared: CompareOptions,
     model: Annotated[

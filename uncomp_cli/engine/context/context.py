@@ -23,6 +23,7 @@ from uncomp_cli.cache.header import Record
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import Mark, RaggedKVCache, positions_of, survival
 from uncomp_cli.cache.states import States
+from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.recall import Recall
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
@@ -273,6 +274,7 @@ class Asked:
     pause_tokens: int | None = None
     text_end: int | None = None
     documents: str = ""
+    sampling: SamplingConfig | None = None
 
     @property
     def text_tokens(self) -> int:

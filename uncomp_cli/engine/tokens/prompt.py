@@ -5,7 +5,8 @@ answer). Every branch follows the trunk directly: branches do not see each other
 prefill. The template's tokens are parsed as special tokens; the user's text never is.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
@@ -17,16 +18,20 @@ from transformers import PreTrainedTokenizerBase
 from uncomp_cli.cache import coherence
 from uncomp_cli.documents.cabinet import Cabinet, version_of
 from uncomp_cli.engine.tokens.tokens import Tokens
-from uncomp_cli.errors import DoesNotFitError, ModelError
+from uncomp_cli.errors import DoesNotFitError, ModelError, UsageError
 from uncomp_cli.models import vocabulary
 from uncomp_cli.models.template import OTHER_TEMPLATE, renderer
 
 Side = Literal["head", "middle", "tail"]
+Said = tuple[Literal["user", "assistant"], str]
+"""A message of a conversation: whose it is, and its text."""
 
 # In private-use characters: no template has them, so each stands where people's text will.
 KEPT_CHARS = 2**16
 """Shorter texts are made tokens as soon as their file is found."""
 _SYSTEM, _DOCUMENT, _QUESTION = "\ue000system\ue001", "\ue000document\ue001", "\ue000question\ue001"
+_GAP, _PLAIN_NAMES = "\n\n", {"user": "Question", "assistant": "Answer"}
+_MARK = re.compile("(\ue000[^\ue001]*\ue001)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +86,24 @@ def open_question(prompt: Prompt, *, recent: int) -> Prompt:
 
 def chat_prompt(
     tokenizer: PreTrainedTokenizerBase,
-    document: str,
+    document: str | None,
     questions: list[str],
     *,
     system: str | None,
     sinks: int,
+    earlier: Sequence[Said] = (),
     cabinet: Cabinet | None = None,
 ) -> Prompt:
-    """The prompt for `questions` about `document` in the tokenizer's chat format, or as plain text without one."""
-    prefix, between, suffix = _frame(tokenizer, system)
-    opening = Tokens.of(_encode_frame(tokenizer, prefix, system), protected=True)
-    context = Tokens.join([opening, encode_words(tokenizer, document, cabinet=cabinet)])
+    """The prompt for `questions` about `document` in the tokenizer's chat format, or as plain text without one.
+
+    What was said `earlier` about the document, by user and assistant in turn, stands between it and each question.
+    """
+    prefix, behind = _frame(tokenizer, system, earlier, is_bare=document is None)
+    texts = {_SYSTEM: system or "", **{_said(at): text for at, (_, text) in enumerate(earlier)}}
+    opening = Tokens.of(_encode_frame(tokenizer, prefix, texts), protected=True)
+    context = Tokens.join([opening, encode_words(tokenizer, document or "", cabinet=cabinet)])
     branches = tuple(
-        (
-            *_encode_frame(tokenizer, between, system),
-            *encode(tokenizer, question.strip(), special=False),
-            *_encode_frame(tokenizer, suffix, system),
-        )
-        for question in questions
+        tuple(_encode_frame(tokenizer, behind, {**texts, _QUESTION: question.strip()})) for question in questions
     )
     return Prompt(_with_sinks(context, sinks), branches)
 
@@ -107,6 +112,16 @@ def completion_prompt(tokenizer: PreTrainedTokenizerBase, context: str, question
     """A plain-text prompt: `context` is compressed, `question` observes it and opens the continuation."""
     branch = tuple(encode(tokenizer, question, special=False))
     return Prompt(_with_sinks(encode_words(tokenizer, context, strip=False), sinks), (branch,))
+
+
+def plain_prompt(tokenizer: PreTrainedTokenizerBase, text: str, *, sinks: int) -> Prompt:
+    """A text that goes on where it ends; its last token is the question."""
+    opening = Tokens.of(encode(tokenizer, tokenizer.bos_token or "", special=True), protected=True)
+    tokens = Tokens.join([opening, encode_words(tokenizer, text, strip=False)])
+    if len(tokens) < 2:
+        raise UsageError(f"a text of {len(tokens)} tokens cannot go on", hint="send a longer prompt")
+    begun = torch.arange(len(tokens)) < len(tokens) - 1
+    return Prompt(_with_sinks(tokens.take(begun), sinks), (tuple(tokens.ids[-1:]),))
 
 
 def _with_sinks(context: Tokens, sinks: int) -> Tokens:
@@ -139,27 +154,40 @@ def truncate(prompt: Prompt, limit: int, side: Side) -> tuple[Prompt, range]:
     return replace(prompt, context=prompt.context.take(keep)), range(first, first + cut)
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> tuple[str, str, str]:
-    """The template's text before the document, between document and question, and after the question.
+def _frame(
+    tokenizer: PreTrainedTokenizerBase, system: str | None, earlier: Sequence[Said], *, is_bare: bool
+) -> tuple[str, str]:
+    """The template's text before the document and behind it; where people's texts belong it has marks.
 
-    Where the system prompt belongs it has a mark. Raises ModelError when the template leaves one of the three out.
+    Raises ModelError when the template leaves one of them out.
     """
-    user = f"{_DOCUMENT}\n\n{_QUESTION}"
+    said = [(role, _said(at)) for at, (role, _) in enumerate(earlier)]
+    first, *others = [*said, ("user", _QUESTION)]
+    turns = [(first[0], f"{_DOCUMENT}{'' if is_bare else _GAP}{first[1]}"), *others]
     if tokenizer.chat_template:
         messages = [{"role": "system", "content": _SYSTEM}] if system is not None else []
-        text = render_template(tokenizer, [*messages, {"role": "user", "content": user}])
+        text = render_template(tokenizer, [*messages, *({"role": role, "content": mark} for role, mark in turns)])
     else:
-        opening = f"{_SYSTEM}\n\n" if system else ""
-        text = f"{tokenizer.bos_token or ''}{opening}{_DOCUMENT}\n\nQuestion: {_QUESTION}\nAnswer:"
+        opening = f"{_SYSTEM}{_GAP}" if system else ""
+        asked = "\n".join(f"{_PLAIN_NAMES[role]}: {mark}" for role, mark in [*said, ("user", _QUESTION)])
+        between = "" if is_bare else _GAP
+        text = f"{tokenizer.bos_token or ''}{opening}{_DOCUMENT}{between}{asked}\n{_PLAIN_NAMES['assistant']}:"
         system = system or None
-    if system is not None and _SYSTEM not in text:
-        raise ModelError("this model's chat template leaves out the system prompt", hint="leave --system out")
-    prefix, document, rest = text.partition(_DOCUMENT)
-    between, question, suffix = rest.partition(_QUESTION)
-    if not (document and question):
-        lost = "question" if document else "document"
-        raise ModelError(f"this model's chat template leaves out the {lost}", hint=OTHER_TEMPLATE)
-    return prefix, between, suffix
+    marks = {"system prompt": _SYSTEM if system is not None else "", "document": _DOCUMENT, "question": _QUESTION}
+    marks |= {f"{role} message": mark for role, mark in said}
+    lost = [what for what, mark in marks.items() if mark not in text]
+    if lost:
+        hint = "leave --system out" if lost[0] == "system prompt" else OTHER_TEMPLATE
+        raise ModelError(f"this model's chat template leaves out the {lost[0]}", hint=hint)
+    prefix, _, behind = text.partition(_DOCUMENT)
+    if _QUESTION not in behind:
+        raise ModelError("this model's chat template leaves out the question", hint=OTHER_TEMPLATE)
+    return prefix, behind
+
+
+def _said(at: int) -> str:
+    """The mark of an earlier message."""
+    return f"\ue000said {at}\ue001"
 
 
 def render_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> str:
@@ -173,12 +201,13 @@ def render_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str,
     return renderer().render(template, {**tokenizer.special_tokens_map, **shown}, hint=hint)
 
 
-def _encode_frame(tokenizer: PreTrainedTokenizerBase, text: str, system: str | None) -> list[int]:
-    """Token ids of template text, in which special tokens are meant, with the system prompt, in which none are."""
-    first, *others = text.split(_SYSTEM)
-    ids = encode(tokenizer, first, special=True)
-    for after in others:
-        ids += encode(tokenizer, system or "", special=False) + encode(tokenizer, after, special=True)
+def _encode_frame(tokenizer: PreTrainedTokenizerBase, text: str, texts: Mapping[str, str]) -> list[int]:
+    """Token ids of template text, in which special tokens are meant, with people's `texts` at their marks, in which
+    none are.
+    """
+    ids = list[int]()
+    for piece in filter(None, _MARK.split(text)):
+        ids += encode(tokenizer, texts.get(piece, piece), special=piece not in texts)
     return ids
 
 

@@ -47,7 +47,8 @@ class _Row:
 
     def __init__(self, number: int, asked: Asked, tokenizer: PreTrainedTokenizerFast, sampling: SamplingConfig) -> None:
         self.number, self.asked, self.prompt_tokens = number, asked, asked.prompt_tokens  # a context may grow
-        self.sampler = Sampler(replace(sampling, seed=(sampling.seed + asked.question) % 2**64))
+        own = asked.sampling or sampling
+        self.sampler = Sampler(replace(own, seed=(own.seed + asked.question) % 2**64))
         self.stream, self._tokenizer = TextStream(tokenizer), tokenizer
         self.generated = torch.empty(1, 0, dtype=torch.int64)
         self.reason: FinishReason | None = None
@@ -115,7 +116,7 @@ class Writer:
     the bound: with too little for two, rows are answered one after another where they were read. So are they with
     `constant_size`: each in a cache that does not grow. With a `store` that holds the rows already none leaves before
     all have ended. `watch` is what is watched of every row, `watching` the watch of the rows that are held. What was
-    asked is forgotten here as soon as it is held.
+    asked is forgotten here as soon as it is held. What `grows` takes more rows while it writes.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Writer:
         stop_ids: Sequence[int] | None = None,
         constant_size: bool = False,
         watch: Watched | None = None,
+        grows: bool = False,
     ) -> None:
         self._decoder, self._tokenizer, self._sampling, self._watched = decoder, tokenizer, sampling, watch
         self._stop_ids = stop_tokens(decoder.model, tokenizer) if stop_ids is None else tuple(stop_ids)
@@ -137,12 +139,27 @@ class Writer:
         self._is_plain = tokenizer is not None and not tokenizer.chat_template
         self._kv_bytes = free_room(decoder) if kv_bytes is None else kv_bytes
         self._waiting = deque(enumerate(asked))
+        self._num_asked, self._grows = len(asked), grows
         self._held: list[_Row] = []
         self._stats: dict[int, RunStats] = {}
         self.watching: AnswerWatch | None = None
         self._drops = store is None
-        self.store = store or self._choose_store(asked, constant_size=constant_size)
+        self.store = store or self._choose_store(asked, constant_size=constant_size, grows=grows)
         self._looks_up = sampling.lookup and store is None and decoder.has_program
+
+    def add(self, asked: Asked) -> int:
+        """One more to answer, which joins as soon as there is room for it; the number of its row."""
+        self._waiting.append((self._num_asked, asked))
+        self._num_asked += 1
+        return self._num_asked - 1
+
+    def forget(self, row: int) -> None:
+        """End a row, if it has not ended, and keep nothing of it; the others go on."""
+        self._waiting = deque(each for each in self._waiting if each[0] != row)
+        self._stats.pop(row, None)
+        for held in self._held:
+            if held.number == row:
+                held.reason = held.reason or "interrupted"
 
     def write(self) -> Iterator[DecodeStep]:
         """One record a token of any row, rows in order."""
@@ -166,8 +183,10 @@ class Writer:
                 return self._measure(held, at)
         return self._stats.get(row)
 
-    def _choose_store(self, asked: Sequence[Asked], *, constant_size: bool) -> RowStore:
+    def _choose_store(self, asked: Sequence[Asked], *, constant_size: bool, grows: bool) -> RowStore:
         spec = self._decoder.spec
+        if grows:
+            return StackedRows(spec)
         if len(asked) > 1 and not constant_size and all(isinstance(one.context.questions, Beside) for one in asked):
             store = rows_for(asked, spec)
             if store.bytes_of(asked[:2]) <= self._kv_bytes:
@@ -187,7 +206,8 @@ class Writer:
         """Lay the rows out anew when it is worth it: new ones begin with the token that their question ends in."""
         live = [at for at, row in enumerate(self._held) if row.reason is None]
         gone = len(self._held) - len(live)
-        if gone * _GONE_SHARE < len(self._held) or (self._held and not self._drops):
+        is_worth = gone * _GONE_SHARE >= len(self._held) or (self._grows and self._waiting)
+        if not is_worth or (self._held and not self._drops):
             return
         joining = self._joining([self._held[at].asked for at in live])
         if not joining and not gone:

@@ -1,0 +1,207 @@
+"""`uncomp serve`: the engine for other tools, over HTTP in OpenAI's forms, on this machine.
+
+Nothing leaves loopback unless there is a key, and then who has it is let in. Ctrl-C lets answers that are being written
+go, and ends it.
+"""
+
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from uncomp_cli.cli.declare.options import (
+    ModelOptions,
+    PresetOptions,
+    ReadingOptions,
+    SamplingOptions,
+    System,
+    terminal_of,
+)
+from uncomp_cli.cli.declare.tree import brief, only, option
+from uncomp_cli.errors import UncompError, UsageError
+from uncomp_cli.numerals import format_count
+from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.meter import show
+
+if TYPE_CHECKING:
+    from uncomp_cli.asking.request import Request
+    from uncomp_cli.serving.desk import Desk
+
+SERVER_PANEL = "Server"
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+_CLOSING_S = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Where it listens, to whom, and how much at once."""
+
+    host: Annotated[
+        str,
+        option(
+            "--host", help="Address to listen on; one of others needs a key.", metavar="ADDRESS", panel=SERVER_PANEL
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, option("--port", help="Port; 0 takes a free one.", metavar="N", min=0, max=65535, panel=SERVER_PANEL)
+    ] = 8080
+    key: Annotated[
+        str | None,
+        option(
+            "--key",
+            help="What clients must send as their API key; better in the variable, which nobody else sees.",
+            metavar="KEY",
+            show_default="none",
+            panel=SERVER_PANEL,
+        ),
+    ] = None
+    rows: Annotated[
+        int, option("--rows", help="Answers written at once, at most.", metavar="N", min=1, panel=SERVER_PANEL)
+    ] = 16
+    queue: Annotated[
+        int,
+        option(
+            "--queue",
+            help="Requests that may wait; more are told to come back.",
+            metavar="N",
+            min=1,
+            panel=SERVER_PANEL,
+        ),
+    ] = 64
+    body: Annotated[
+        str, option("--body", help="Largest request, with the documents in it.", metavar="SIZE", panel=SERVER_PANEL)
+    ] = "64MiB"
+
+
+BRIEF = brief(
+    "host port key rows queue model preset budget system max-new-tokens quiet",
+    ("uncomp serve", "OpenAI's API at http://127.0.0.1:8080/v1"),
+    ("uncomp serve -m qwen3-4b --port 9000 --rows 4", "another model, at most four answers at once"),
+    ("UNCOMP_KEY=secret uncomp serve --host 0.0.0.0", "for other machines, who have the key"),
+)
+
+
+def serve(
+    ctx: typer.Context,
+    *,
+    server: ServerOptions,
+    model: ModelOptions,
+    preset: PresetOptions,
+    reading: Annotated[ReadingOptions, only("chunk", "kv_mem", "encoding", "text_cache")],
+    system: System = None,
+    sampling: SamplingOptions,
+    quiet: Annotated[bool, option("--quiet", "-q", help="Say nothing but errors.")] = False,
+) -> None:
+    """Serve the model to other tools, by OpenAI's API."""
+    from uncomp_cli.asking.request import Request, bytes_of
+
+    terminal = terminal_of(ctx, quiet=quiet)
+    if server.key is None and server.host not in _LOCAL:
+        raise UsageError(f"--host {server.host} lets other machines in", hint="set UNCOMP_KEY, which they must send")
+    if server.key is not None and not server.key.strip():
+        raise UsageError("the key is empty", hint="UNCOMP_KEY=$(openssl rand -hex 16) uncomp serve")
+    body_bytes = bytes_of(server.body, "body", "memory", hint="use --body 64MiB")
+    usual = Request(
+        model=model.choice(),
+        preset=preset.choice(sampling.seed),
+        system=system,
+        sampling=sampling.config(),
+        limits=reading.limits(),
+        wishes=reading.wishes(),
+    )
+    usual.choice.stored()  # a slip in it must not wait for the model
+    with _listening(server) as listener:
+        desk = _desk(server, usual, terminal)
+        _run(desk, usual, server, listener, terminal, body_bytes=body_bytes)
+
+
+def _listening(server: ServerOptions) -> socket.socket:
+    """The socket, before anything heavy: a port in use is told at once."""
+    try:
+        family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+        return socket.create_server((server.host, server.port), family=family)
+    except OSError as error:
+        message = f"{server.host}:{server.port} cannot be listened on: {error.strerror or error}"
+        raise UncompError(
+            message, hint=f"uncomp serve --port {server.port + 1}, or --port 0 for any free one"
+        ) from error
+
+
+def _desk(server: ServerOptions, usual: "Request", terminal: Terminal) -> "Desk":
+    """The model, loaded, and who answers with it."""
+    _needed()
+    from uncomp_cli.asking.startup import check_context_fits, load
+    from uncomp_cli.engine.engine import Engine
+    from uncomp_cli.models.runnable import fingerprint
+    from uncomp_cli.serving.desk import Desk
+
+    loaded = show(load(usual.model), terminal)
+    preset, notes = usual.choice.settled(fingerprint(loaded))
+    for note in notes:
+        terminal.note(note)
+    check_context_fits(usual.model, loaded, preset)
+    engine = Engine(loaded, sampling=usual.sampling, limits=usual.limits, matmul=usual.model.matmul)
+    return Desk(engine, places=server.queue, rows=server.rows)
+
+
+def _needed() -> None:
+    """Raise UncompError where the extra is not installed."""
+    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise UncompError(f"serving needs {' and '.join(missing)}", hint="pip install 'uncomp[serve]'")
+
+
+def _run(
+    desk: "Desk",
+    usual: "Request",
+    server: ServerOptions,
+    listener: socket.socket,
+    terminal: Terminal,
+    *,
+    body_bytes: int,
+) -> None:
+    """Serve until a signal ends it, or what answers fails."""
+    import uvicorn
+
+    from uncomp_cli.serving.http import Served, make_app
+
+    served = Served(usual.model.name, usual, int(time.time()), server.key, body_bytes)
+    config = uvicorn.Config(
+        make_app(desk, served),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=_CLOSING_S,
+        server_header=False,
+    )
+    front = uvicorn.Server(config)
+    failed = list[BaseException]()
+
+    def work() -> None:
+        try:
+            desk.run()
+        except BaseException as error:  # told by the main thread
+            failed.append(error)
+        finally:
+            desk.close()
+            front.should_exit = True
+
+    thread = threading.Thread(target=work, name="desk")
+    thread.start()
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    rows, places = format_count(server.rows), format_count(server.queue)
+    terminal.note(
+        f"{served.model} at http://{shown}:{port}/v1 · {rows} answers at once, {places} may wait · Ctrl-C ends it"
+    )
+    try:
+        front.run(sockets=[listener])
+    finally:
+        desk.close()
+        thread.join()
+    if failed:
+        raise failed[0]
