@@ -48,6 +48,7 @@ from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.write.stores import SharedRows
 from uncomp_cli.errors import UncompError
+from uncomp_cli.kernels.library import find
 from uncomp_cli.models.checkpoint import load_weights
 from uncomp_cli.models.families import TABLE, Families, load_families
 from uncomp_cli.models.loading import load_config
@@ -147,7 +148,16 @@ def tiny_config(model_type: str, **changes: Any) -> Any:
     kinds = getattr(usual, "layer_types", None)
     if "layer_types" in known and set(kinds or ("",)) <= set(HALF_AND_HALF) and plain(usual, "sliding_window"):
         given["layer_types"] = HALF_AND_HALF
-    return kind(**{**given, **OWN.get(model_type, {}), **changes})
+    return shortened(kind(**{**given, **OWN.get(model_type, {}), **changes}))
+
+
+def shortened(config: Any) -> Any:
+    """The same as if it had been trained for few tokens, as far as its frequencies and scores go by that."""
+    turns = getattr(config, "rope_parameters", None) or {}
+    for each in (turns, *(value for value in turns.values() if isinstance(value, dict))):
+        if "original_max_position_embeddings" in each:
+            each["original_max_position_embeddings"] = 32
+    return config
 
 
 def tiny_whole(model_type: str) -> Any:
@@ -210,16 +220,23 @@ def tiny_model(config: Any, auto: Any = transformers.AutoModelForCausalLM) -> An
 
 
 class Case:
-    """A stock model, the engine over a copy of it, and what trials share."""
+    """A stock model, the engine over a copy of it, and what trials share; with `program` it steps in one call."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, *, program: bool = False) -> None:
         self.stock = tiny_model(config)
         self.spec: ModelSpec = spec_from_config(config, "float32")
         stored = json.loads(json.dumps(config.to_dict()), object_hook=lambda fields: SimpleNamespace(**fields))
-        known = replace(load_families(), recurrent=(config.model_type,) if self.spec.recurrent else ())
+        known = replace(
+            load_families(),
+            recurrent=(config.model_type,) if self.spec.recurrent else (),
+            stepped=(config.model_type,) if program else (),
+        )
         with mock.patch("uncomp_cli.models.shape.load_families", return_value=known):
             assert spec_from_config(stored, "float32") == self.spec, "config.json says another shape"
-        with mock.patch("uncomp_cli.engine.forward.decoder.check_family"):
+        with (
+            mock.patch("uncomp_cli.engine.forward.decoder.check_family"),
+            mock.patch("uncomp_cli.engine.forward.program.load_families", return_value=known),
+        ):
             self.decoder = Decoder(copy.deepcopy(self.stock), self.spec)
         assert self.decoder.new_states().nbytes == self.spec.state_bytes, "its states have another size"
 
@@ -335,6 +352,15 @@ def thinned(case: Case) -> None:
     case.same(found, expected[[40, -1]])
 
 
+def stepped(model_type: str) -> None:
+    """Few tokens in one call of the C library, with windows and without, with other switches where it takes them."""
+    for config, has in ((tiny_config, True), (windowless, True), (switched, False)):
+        case = Case(config(model_type), program=True)
+        assert case.decoder.has_program or not has
+        for trial in (token_by_token, several_at_once, in_rows, several_questions):
+            trial(case)
+
+
 def text_part(model_type: str) -> None:
     """What is loaded of a model that takes pictures as well says of a text what the whole model does."""
     config = tiny_whole(model_type)
@@ -419,6 +445,9 @@ def examine(model_type: str) -> Finding:
         with suppress(Exception):
             thinned(Case(windowless(model_type)))
             finding.passed.append("thinned")
+        with suppress(Exception):
+            stepped(model_type)
+            finding.passed.append("stepped")
     except Exception as error:
         finding.failed = f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         with suppress(Exception):
@@ -436,8 +465,8 @@ def reason(config: Any, trial: str, failed: str) -> str:
         (getattr(config, "is_encoder_decoder", False), PAIR),
         (plain(text, "kv_lora_rank") is not None, LATENT),
         *((re.search(pattern, kinds), said) for pattern, said in KINDS.items()),
-        (getattr(text, "v_head_dim", None) not in (None, getattr(text, "head_dim", None)), WIDTHS),
         *((re.search(pattern, failed), said) for pattern, said in ERRORS.items()),
+        (getattr(text, "v_head_dim", None) not in (None, getattr(text, "head_dim", None)), WIDTHS),
         (trial in TRIALS and carries_states(text), STATE),
         (trial == "built", "no small model of it could be made to try"),
     )
@@ -462,8 +491,14 @@ def examined(model_type: str) -> Finding:
 
 def found_before(known: Families) -> dict[str, Finding]:
     """What the table says of every family."""
-    lists = {"supported": [], "thinned": ["thinned"], RECURRENT: [RECURRENT], "text part": ["text part"]}
-    members = (known.supported, known.thinned, known.recurrent, known.parts)
+    lists = {
+        "supported": [],
+        "thinned": ["thinned"],
+        "stepped": ["stepped"],
+        RECURRENT: [RECURRENT],
+        "text part": ["text part"],
+    }
+    members = (known.supported, known.thinned, known.stepped, known.recurrent, known.parts)
     findings = {name: Finding(reason=why) for name, why in known.refused.items()}
     for trials, names in zip(lists.values(), members, strict=True):
         for name in names:
@@ -478,6 +513,7 @@ def table(findings: dict[str, Finding]) -> str:
     lists = {
         "supported": [name for name, trials in passed.items() if "text part" not in trials],
         "thinned": [name for name, trials in passed.items() if "thinned" in trials],
+        "stepped": [name for name, trials in passed.items() if "stepped" in trials],
         "recurrent": [name for name, trials in passed.items() if RECURRENT in trials],
         "parts": [name for name, trials in passed.items() if "text part" in trials],
     }
@@ -514,6 +550,8 @@ def page(known: Families) -> str:
         thinned_names=", ".join(f"`{name}`" for name in thinned_ones),
         whole=len(whole),
         whole_names=", ".join(f"`{name}`" for name in whole),
+        stepped=len(known.stepped),
+        stepped_names=", ".join(f"`{name}`" for name in known.stepped),
         recurrent=len(known.recurrent),
         recurrent_names=", ".join(f"`{name}`" for name in known.recurrent),
         parts=len(known.parts),
@@ -545,7 +583,10 @@ With thinning, where no layer has a sliding window ({thinned}): {thinned_names}.
 
 Read whole ({whole}): {whole_names}.
 
-Of these, with layers that carry a state from token to token instead of attending, recurrent or convolutional
+Of these, written in one call of the C library a token, where it is there, all others by torch's operations
+({stepped}): {stepped_names}.
+
+With layers that carry a state from token to token instead of attending, recurrent or convolutional
 ({recurrent}): {recurrent_names}.
 
 Of models that take pictures as well the text part alone is read and held in memory, when it is of a family above
@@ -567,6 +608,8 @@ def main() -> int:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
+    if find() is None:
+        parser.error("the native library is needed, to try which families it writes: uncomp doctor")
     findings = {} if word is None else found_before(load_families())
     every, parts = families(), set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     for names in (set(every) - parts, parts):  # whose text part is of a family that is in the table by then

@@ -258,12 +258,23 @@ def test_what_it_cannot_say_has_no_program() -> None:
     _, decoder, spec = tiny("llama")
     level = levels()[-1]
     assert make_program(decoder.model, spec, None) is None
-    assert make_program(decoder.model, replace(spec, model_type="cohere"), level) is None
+    assert make_program(decoder.model, replace(spec, model_type="cohere"), level) is None  # not proven
     assert make_program(decoder.model, replace(spec, hidden_size=spec.hidden_size + 1), level) is None
     model: Any = decoder.model
     model.config.hidden_act = "relu"
     assert make_program(decoder.model, spec, level) is None
     model.config.hidden_act = "silu"
+    attention, norm = model.model.layers[1].self_attn, model.model.layers[1].input_layernorm
+    attention.gate = nn.Linear(2, 2)  # which its forward might ask
+    assert make_program(decoder.model, spec, level) is None
+    del attention.gate
+    attention.sinks = nn.Parameter(torch.zeros(4))
+    assert make_program(decoder.model, spec, level) is None
+    del attention.sinks
+    model.model.layers[1].input_layernorm = nn.LayerNorm(spec.hidden_size, bias=False)
+    assert make_program(decoder.model, spec, level) is None
+    model.model.layers[1].input_layernorm = norm
+    assert make_program(decoder.model, spec, level) is not None
     model.model.layers[2].self_attn.k_proj = nn.Identity()
     assert make_program(decoder.model, spec, level) is None
 

@@ -18,12 +18,12 @@ from uncomp_cli.asking.events import Began, Done, Event, Foreseen, Piece, Planne
 from uncomp_cli.cli.declare.advice import advise_calibration, advise_model
 from uncomp_cli.cli.declare.failures import show_failure
 from uncomp_cli.cli.declare.options import (
-    TRUST_PANEL,
     Escalate,
     File,
     ModelOptions,
     OutputOptions,
     PresetOptions,
+    Question,
     ReadingOptions,
     SamplingOptions,
     SavingOptions,
@@ -32,6 +32,7 @@ from uncomp_cli.cli.declare.options import (
     Truncate,
     Verbose,
     terminal_of,
+    trust_option,
 )
 from uncomp_cli.cli.declare.shorthand import fields_of
 from uncomp_cli.cli.declare.tree import brief, option
@@ -76,40 +77,33 @@ class AskOptions:
     ] = False
     pins: Annotated[
         tuple[str, ...],
-        option(
+        trust_option(
             "--pin",
             setting=False,
             help="Lines or pages that are never dropped from the cache: notes.md:10-40, report.pdf:p3 (the third "
             "in the file, whatever number is printed on it); repeatable.",
             metavar="FILE:LINES",
-            panel=TRUST_PANEL,
         ),
     ] = ()
     escalate: Escalate = False
     fail_under: Annotated[
         float | None,
-        option(
+        trust_option(
             "--fail-under",
             help="Exit with 5 when an answer's calibrated chance of being right is below this, such as 0.8.",
             metavar="CHANCE",
-            panel=TRUST_PANEL,
         ),
     ] = None
     evidence: Annotated[
         bool,
-        option(
-            "--evidence",
-            help="Then show the passages that the answer looked at most, and how much of them was kept.",
-            panel=TRUST_PANEL,
+        trust_option(
+            "--evidence", help="Then show the passages that the answer looked at most, and how much of them was kept."
         ),
     ] = False
     why: Annotated[
         bool,
-        option(
-            "--why",
-            help="Then say where the bytes went: layers, head groups and what was measured.",
-            panel=TRUST_PANEL,
-            setting=False,
+        trust_option(
+            "--why", help="Then say where the bytes went: layers, head groups and what was measured.", setting=False
         ),
     ] = False
     truncate: Truncate = None
@@ -131,10 +125,7 @@ BRIEF = brief(
 
 def ask(
     ctx: typer.Context,
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(help="The question; files beside it are documents, as with -f.", metavar="QUESTION"),
-    ] = None,
+    words: Question = None,
     *,
     asked: AskOptions,
     model: ModelOptions,

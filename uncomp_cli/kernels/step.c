@@ -492,12 +492,11 @@ static void attend(const operation *op, const step *now, const attended *rows, f
     }
 }
 
-// What the threads found for each head: Σ_t e^(m_t - m) o_t / (e^(z - m) + Σ_t e^(m_t - m) l_t), z its sink's logit, if any
+// What the threads found for each head: Σ_t e^(m_t - m) o_t / Σ_t e^(m_t - m) l_t
 static void merge(const operation *op, const float *found, int threads, float *y) {
     int64_t width = op->width, each = width + BESIDE;
-    const float *sinks = op->weight;
     for (int64_t head = 0; head < op->heads; head++) {
-        float best = sinks ? sinks[head] : LEAST, total = 0, weight[LANES], *o = y + head * width;
+        float best = LEAST, total = 0, *o = y + head * width;
         memset(o, 0, (size_t)width * sizeof(float));
         for (int t = 0; t < threads; t++) {
             float m = found[(t * op->heads + head) * each + width];
@@ -506,13 +505,10 @@ static void merge(const operation *op, const float *found, int threads, float *y
         for (int t = 0; t < threads; t++) {
             const float *part = found + (t * op->heads + head) * each;
             if (part[width] <= LEAST) continue;
+            float weight[LANES];
             store(weight, exponential(all(part[width] - best)));
             total += weight[0] * part[width + 1];
             for (int64_t i = 0; i < width; i++) o[i] += weight[0] * part[i];
-        }
-        if (sinks) {
-            store(weight, exponential(all(sinks[head] - best)));
-            total += weight[0];
         }
         for (int64_t i = 0; i < width; i++) o[i] /= total;
     }

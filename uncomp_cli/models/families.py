@@ -21,13 +21,15 @@ _WELL_KNOWN = ("llama", "qwen2", "qwen3", "mistral", "phi3", "gemma3_text", "gra
 class Families:
     """The table: families that are `supported`, those whose tokens may leave between layers, and why others are not.
 
-    Those of `recurrent` have layers with a state of their own. Of `parts`, which take pictures as well, the text part
+    Those of `stepped` are written by the C library's step (engine/forward/program.py), those of `recurrent` have layers
+    with a state of their own. Of `parts`, which take pictures as well, the text part
     is read when it is of a family that is supported. All was found with this version of `transformers`.
     """
 
     transformers: str
     supported: tuple[str, ...]
     thinned: tuple[str, ...]
+    stepped: tuple[str, ...]
     recurrent: tuple[str, ...]
     parts: tuple[str, ...]
     refused: Mapping[str, str]
@@ -37,7 +39,7 @@ class Families:
 def load_families(path: Path = TABLE) -> Families:
     """The table in a file."""
     data = tomllib.loads(path.read_text(encoding="utf-8"))
-    lists = {key: tuple(data[key]) for key in ("supported", "thinned", "recurrent", "parts")}
+    lists = {key: tuple(data[key]) for key in ("supported", "thinned", "stepped", "recurrent", "parts")}
     return Families(data["transformers"], **lists, refused=data["refused"])
 
 

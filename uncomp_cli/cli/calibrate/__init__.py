@@ -31,7 +31,7 @@ from uncomp_cli.cli.declare.options import (
     Seed,
 )
 from uncomp_cli.cli.declare.tree import option
-from uncomp_cli.cli.judge.trial import haystack_of
+from uncomp_cli.cli.judge.trial import haystack_of, text_files
 from uncomp_cli.config import AGNOSTIC_PRESET
 from uncomp_cli.errors import UsageError
 from uncomp_cli.ui.console import Terminal
@@ -48,8 +48,7 @@ if TYPE_CHECKING:
     from uncomp_cli.uncertainty.profile import UncertaintyProfile
 
 
-SAMPLES_PANEL = "Samples"
-PRESET_PANEL = "Preset"
+_sample, _preset = partial(option, panel="Samples"), partial(option, panel="Preset", setting=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +57,11 @@ class CalibrateOptions:
 
     task: Annotated[
         tuple[str, ...],
-        option(
+        _sample(
             "--task",
             "-t",
             help="Task or subtask of `uncomp eval` that has answers, or continuation (of the text); repeatable.",
             metavar="NAME",
-            panel=SAMPLES_PANEL,
         ),
     ] = (
         "needle/digits7",
@@ -74,100 +72,55 @@ class CalibrateOptions:
     )
     tokens: Annotated[
         tuple[int, ...],
-        option(
-            "--tokens",
-            help="Length of a sample, question included; repeatable.",
-            metavar="N",
-            min=200,
-            panel=SAMPLES_PANEL,
-        ),
+        _sample("--tokens", help="Length of a sample, question included; repeatable.", metavar="N", min=200),
     ] = (2000,)
     samples: Annotated[
-        int,
-        option(
-            "--samples",
-            help="Samples of each length, spread over the tasks.",
-            metavar="N",
-            min=1,
-            max=10_000,
-            panel=SAMPLES_PANEL,
-        ),
+        int, _sample("--samples", help="Samples of each length, spread over the tasks.", metavar="N", min=1, max=10_000)
     ] = 10
-    file: Annotated[
-        tuple[str, ...],
-        option(
-            "--file",
-            "-f",
-            help="Text to read: file, directory, glob, or - for standard input; repeatable.",
-            show_default="generated prose",
-            metavar="PATH",
-            panel=SAMPLES_PANEL,
-            setting=False,
-        ),
-    ] = ()
+    file: Annotated[tuple[str, ...], text_files("Text to read", panel="Samples")] = ()
     name: Annotated[
         str | None,
-        option(
+        _preset(
             "--name",
             help="Name of the preset; NAME-small, NAME-tiny and NAME-unseen are made beside it.",
             show_default="the model's",
             metavar="NAME",
-            panel=PRESET_PANEL,
-            setting=False,
         ),
     ] = None
     out: Annotated[
         Path | None,
-        option(
+        _preset(
             "--out",
             "-o",
             help="Existing directory, or file, to save it in instead of among your own presets.",
             metavar="PATH",
-            panel=PRESET_PANEL,
-            setting=False,
         ),
     ] = None
-    fresh: Annotated[
-        bool,
-        option(
-            "--fresh", help="Begin anew; older files of the name stay beside it.", panel=PRESET_PANEL, setting=False
-        ),
-    ] = False
+    fresh: Annotated[bool, _preset("--fresh", help="Begin anew; older files of the name stay beside it.")] = False
     # No settings: what is set for `uncomp ask` must not choose what a new preset holds.
     policy: Annotated[
         str | None,
-        option(
+        _preset(
             "--policy",
             help="How the presets spread their budgets; one that uses what is measured here.",
             autocompletion=policy_names,
             metavar="NAME[:KEY=VALUE,…]",
             show_default="the shipped presets'",
-            panel=PRESET_PANEL,
-            setting=False,
         ),
     ] = None
     scorer: Annotated[
         str | None,
-        option(
-            "--scorer",
-            help="How the presets rank tokens.",
-            metavar="NAME",
-            show_default="the shipped presets'",
-            panel=PRESET_PANEL,
-            setting=False,
-        ),
+        _preset("--scorer", help="How the presets rank tokens.", metavar="NAME", show_default="the shipped presets'"),
     ] = None
     budget: Annotated[
         Budget | None,
-        option(
+        _preset(
             "--budget",
             "-b",
             help="KV cache that the preset NAME keeps, as in `uncomp ask`.",
             metavar="AMOUNT",
             parser=Budget.parse,
             show_default="that of balanced, 20%",
-            panel=PRESET_PANEL,
-            setting=False,
         ),
     ] = None
 

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -38,6 +39,7 @@ DEFAULT_SHARES = (0.25, 0.75, 1.5, 2.0)
 """Lengths of the texts that risk is measured on, as shares of the length that the model was trained for."""
 
 T = TypeVar("T")
+_quality, _risk = (partial(option, panel=panel, setting=False) for panel in ("Quality", "Risk"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,37 +47,27 @@ class QualityOptions:
     """Whether the loss of smaller budgets is measured too, and how."""
 
     wanted: Annotated[
-        bool,
-        option(
-            "--quality",
-            help="Then measure what smaller budgets lose, for `uncomp ask --max-loss`.",
-            panel="Quality",
-            setting=False,
-        ),
+        bool, _quality("--quality", help="Then measure what smaller budgets lose, for `uncomp ask --max-loss`.")
     ] = False
     samples: Annotated[
         int | None,
-        option(
+        _quality(
             "--quality-samples",
             help="Samples of each length to measure that on; none of them is calibrated on.",
             metavar="N",
             min=2,
             max=10_000,
             show_default=str(QUALITY_SAMPLES),
-            panel="Quality",
-            setting=False,
         ),
     ] = None
     budgets: Annotated[
         tuple[Budget, ...],
-        option(
+        _quality(
             "--quality-budget",
             help="Budget to measure; repeatable.",
             metavar="AMOUNT",
             parser=Budget.parse,
             show_default=", ".join(map(str, DEFAULT_BUDGETS)),
-            panel="Quality",
-            setting=False,
         ),
     ] = ()
 
@@ -254,59 +246,45 @@ class RiskOptions:
     """Whether wrong answers are foreseen too, and how that is measured."""
 
     wanted: Annotated[
-        bool,
-        option(
-            "--risk",
-            help="Then measure what tells wrong answers, and questions that a text does not answer.",
-            panel="Risk",
-            setting=False,
-        ),
+        bool, _risk("--risk", help="Then measure what tells wrong answers, and questions that a text does not answer.")
     ] = False
     samples: Annotated[
         int | None,
-        option(
+        _risk(
             "--risk-samples",
             help="Answers of each length to measure that on.",
             metavar="N",
             min=1,
             max=10_000,
             show_default=str(RISK_SAMPLES),
-            panel="Risk",
-            setting=False,
         ),
     ] = None
     tokens: Annotated[
         tuple[int, ...],
-        option(
+        _risk(
             "--risk-tokens",
             help="Length of such a text; repeatable.",
             metavar="N",
             min=200,
             show_default="0.25, 0.75, 1.5 and 2 times the trained length",
-            panel="Risk",
-            setting=False,
         ),
     ] = ()
     data: Annotated[
         tuple[Path, ...],
-        option(
+        _risk(
             "--risk-data",
             help="File or directory of questions with their passages, as in `uncomp eval --data`; repeatable.",
             metavar="PATH",
-            panel="Risk",
-            setting=False,
         ),
     ] = ()
     # No setting: how `uncomp ask` reads must not choose what a new preset holds.
     rope: Annotated[
         str | None,
-        option(
+        _risk(
             "--rope",
             help="How those texts are read past the trained length, as in `uncomp ask`.",
             metavar="CHOICE",
             show_default="auto",
-            panel="Risk",
-            setting=False,
         ),
     ] = None
 

@@ -26,7 +26,7 @@ from uncomp_cli.cli.declare.completion import (
     thinning_names,
 )
 from uncomp_cli.cli.declare.shorthand import fields_of, spelled_out, tokens_of
-from uncomp_cli.cli.declare.tree import only, option, sources_of
+from uncomp_cli.cli.declare.tree import argument, only, option, sources_of
 from uncomp_cli.config import (
     DEFAULT_CACHE_SIZE,
     DEFAULT_MODEL,
@@ -42,15 +42,9 @@ if TYPE_CHECKING:
     from uncomp_cli.documents.text import Wishes
 
 
-MODEL_PANEL = "Model"
-COMPRESSION_PANEL = "Compression"
-GENERATION_PANEL = "Generation"
-OUTPUT_PANEL = "Output"
-TRUST_PANEL = "Trust"
-
 DEFAULT_SEED = SamplingConfig().seed
-_model, _compression, _generation, _output = (
-    partial(option, panel=panel) for panel in (MODEL_PANEL, COMPRESSION_PANEL, GENERATION_PANEL, OUTPUT_PANEL)
+_model, _compression, _generation, output_option, trust_option = (
+    partial(option, panel=panel) for panel in ("Model", "Compression", "Generation", "Output", "Trust")
 )
 _SAMPLING = SamplingConfig()
 _AUTO = "auto"
@@ -69,9 +63,10 @@ File = Annotated[
         setting=False,
     ),
 ]
-Beside = Annotated[
+Beside = Annotated[list[str] | None, argument("Further files, as with -f: what an unquoted glob gives.", "FILE")]
+Question = Annotated[
     list[str] | None,
-    typer.Argument(help="Further files, as with -f: what an unquoted glob gives.", metavar="FILE", show_default=False),
+    typer.Argument(help="The question; files beside it are documents, as with -f.", metavar="QUESTION"),
 ]
 Truncate = Annotated[
     Literal["head", "middle", "tail"] | None,
@@ -82,20 +77,17 @@ Truncate = Annotated[
     ),
 ]
 System = Annotated[
-    str | None,
-    _generation("--system", "-s", help="System prompt.", metavar="TEXT", show_default="the model's own"),
+    str | None, _generation("--system", "-s", help="System prompt.", metavar="TEXT", show_default="the model's own")
 ]
 Escalate = Annotated[
     bool,
-    option(
-        "--escalate",
-        panel=TRUST_PANEL,
-        help="When the answer is unusually uncertain, ask again with twice the budget, up to full.",
+    trust_option(
+        "--escalate", help="When the answer is unusually uncertain, ask again with twice the budget, up to full."
     ),
 ]
 Seed = Annotated[int, _generation("--seed", help="Seed of everything random.", metavar="N")]
-Json = Annotated[bool, _output("--json", help="Write one JSON object, the last line of output.")]
-Quiet = Annotated[bool, _output("--quiet", "-q", help="No progress, notes or readout; warnings stay.")]
+Json = Annotated[bool, output_option("--json", help="Write one JSON object, the last line of output.")]
+Quiet = Annotated[bool, output_option("--quiet", "-q", help="No progress, notes or readout; warnings stay.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,8 +399,7 @@ class SamplingOptions:
         ),
     ] = _SAMPLING.top_p
     top_k: Annotated[
-        int,
-        _generation("--top-k", help="Sample from the K likeliest tokens; 0 is off.", metavar="K", min=0),
+        int, _generation("--top-k", help="Sample from the K likeliest tokens; 0 is off.", metavar="K", min=0)
     ] = _SAMPLING.top_k
     min_p: Annotated[
         float,
@@ -421,8 +412,7 @@ class SamplingOptions:
         _generation("--repetition-penalty", help="Above 1: avoid tokens that were used before.", metavar="X", min=0.0),
     ] = _SAMPLING.repetition_penalty
     lookup: Annotated[
-        bool,
-        _generation("--lookup/--no-lookup", help="Whether words of the document are guesses at what comes next."),
+        bool, _generation("--lookup/--no-lookup", help="Whether words of the document are guesses at what comes next.")
     ] = _SAMPLING.lookup
     seed: Seed = DEFAULT_SEED
 
@@ -443,11 +433,12 @@ class OutputOptions:
         return terminal_of(ctx, quiet=self.quiet)
 
 
-Verbose = Annotated[bool, _output("--verbose", "-v", help="Say all of what an answer took, not only the main of it.")]
-
-
+Verbose = Annotated[
+    bool, output_option("--verbose", "-v", help="Say all of what an answer took, not only the main of it.")
+]
 Thinking = Annotated[
-    bool, _output("--show-thinking", help="Show what a reasoning model thinks before it answers, on standard error.")
+    bool,
+    output_option("--show-thinking", help="Show what a reasoning model thinks before it answers, on standard error."),
 ]
 
 

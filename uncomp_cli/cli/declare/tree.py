@@ -136,6 +136,11 @@ def option(*flags: str, help: str, panel: str | None = None, setting: bool = Tru
     return typer.Option(*flags, help=help, rich_help_panel=panel, envvar=variable, show_envvar=not setting, **more)
 
 
+def argument(help: str, metavar: str, completes: Callable[[str], list[str]] | None = None) -> Any:
+    """A `typer.Argument`, whose default is not told."""
+    return typer.Argument(help=help, metavar=metavar, show_default=False, autocompletion=completes)
+
+
 def env_name(flags: tuple[str, ...] | list[str]) -> str:
     """`('-m', '--model')` → `UNCOMP_MODEL`."""
     return ENV_PREFIX + key_name(flags).replace("-", "_").upper()

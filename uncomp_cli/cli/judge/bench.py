@@ -1,6 +1,7 @@
 """`uncomp bench`: what a setting costs and saves against stock transformers with its full cache, on this machine."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,7 @@ from uncomp_cli.cli.declare.options import (
     Seed,
 )
 from uncomp_cli.cli.declare.tree import only, option
-from uncomp_cli.cli.judge.trial import TableOptions, texts_of
+from uncomp_cli.cli.judge.trial import TableOptions, text_files, texts_of
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show
 
@@ -27,35 +28,21 @@ if TYPE_CHECKING:
     from uncomp_cli.uncertainty.profile import ModelFingerprint
 
 
-MEASURE_PANEL = "Measurement"
+_measured = partial(option, panel="Measurement")
 
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
     """What is measured, and how often."""
 
-    file: Annotated[
-        tuple[str, ...],
-        option(
-            "--file",
-            "-f",
-            help="Document to measure with: file, directory, glob, or - for standard input; repeatable.",
-            show_default="generated prose",
-            metavar="PATH",
-            setting=False,
-        ),
-    ] = ()
+    file: Annotated[tuple[str, ...], text_files("Document to measure with")] = ()
     tokens: Annotated[
-        int,
-        option("--tokens", help="Length of the prompt, question included.", metavar="N", min=64, panel=MEASURE_PANEL),
+        int, _measured("--tokens", help="Length of the prompt, question included.", metavar="N", min=64)
     ] = 7500
     new_tokens: Annotated[
-        int,
-        option("--new-tokens", help="Tokens to generate in every run.", metavar="N", min=2, panel=MEASURE_PANEL),
+        int, _measured("--new-tokens", help="Tokens to generate in every run.", metavar="N", min=2)
     ] = 32
-    runs: Annotated[
-        int, option("--runs", help="Rounds; figures are medians over them.", metavar="N", min=1, panel=MEASURE_PANEL)
-    ] = 3
+    runs: Annotated[int, _measured("--runs", help="Rounds; figures are medians over them.", metavar="N", min=1)] = 3
     budget: Annotated[
         tuple[Budget, ...],
         option(

@@ -10,6 +10,7 @@ from uncomp_cli.cli.declare.options import (
     File,
     ModelOptions,
     PresetOptions,
+    Question,
     ReadingOptions,
     SamplingOptions,
     System,
@@ -52,10 +53,7 @@ class CompareOptions:
 
 def compare(
     ctx: typer.Context,
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(help="The question; files beside it are documents, as with -f.", metavar="QUESTION"),
-    ] = None,
+    words: Question = None,
     *,
     compared: CompareOptions,
     model: Annotated[

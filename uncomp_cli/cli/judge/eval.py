@@ -21,7 +21,6 @@ from uncomp_cli.cli.declare.options import (
 )
 from uncomp_cli.cli.declare.tree import option, typed
 from uncomp_cli.cli.judge.trial import (
-    RESULTS_PANEL,
     Out,
     Plot,
     TableOptions,
@@ -29,7 +28,9 @@ from uncomp_cli.cli.judge.trial import (
     draw_into,
     haystack_of,
     made_here,
+    result_option,
     results_path,
+    text_files,
 )
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.files import write_whole
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from uncomp_cli.spec import ModelSpec
 
 
-TASK_PANEL = "Tasks"
+_task = partial(option, panel="Tasks")
 _CHOOSING = (
     "task", "data", "qa", "tokens", "samples", "regime", "file", "include", "encoding", "password", "policy", "budget",
     "fresh",
@@ -59,69 +60,43 @@ class EvalOptions:
 
     task: Annotated[
         tuple[str, ...],
-        option(
+        _task(
             "--task",
             "-t",
             help="Task or subtask: needle, ruler/vt, multiquestion, conversation, evidence, fidelity, …; repeatable.",
             metavar="NAME",
-            panel=TASK_PANEL,
             show_default="needle and ruler; with --data all that it has",
         ),
     ] = ()
     data: Annotated[
         tuple[Path, ...],
-        option(
+        _task(
             "--data",
             help="Records of others as JSON lines, or a directory of such files: Natural Questions with passages, "
             "key-value pairs, HotpotQA, L-Eval, QMSum; repeatable.",
             metavar="PATH",
-            panel=TASK_PANEL,
             setting=False,
         ),
     ] = ()
     qa: Annotated[
         tuple[Path, ...],
-        option(
+        _task(
             "--qa",
             help="Your own questions as JSON lines: question, answers, and document (text) or path; repeatable.",
             metavar="FILE",
-            panel=TASK_PANEL,
             setting=False,
         ),
     ] = ()
     tokens: Annotated[
         tuple[int, ...],
-        option(
-            "--tokens",
-            help="Length of a sample, question included; repeatable.",
-            metavar="N",
-            min=200,
-            panel=TASK_PANEL,
-        ),
+        _task("--tokens", help="Length of a sample, question included; repeatable.", metavar="N", min=200),
     ] = (1800,)
-    samples: Annotated[
-        int, option("--samples", help="Samples of each subtask and length.", metavar="N", min=1, panel=TASK_PANEL)
-    ] = 10
+    samples: Annotated[int, _task("--samples", help="Samples of each subtask and length.", metavar="N", min=1)] = 10
     regime: Annotated[
         Literal["aware", "agnostic", "both"],
-        option(
-            "--regime",
-            help="Whether the question is seen when the cache is compressed; two tables, never one.",
-            panel=TASK_PANEL,
-        ),
+        _task("--regime", help="Whether the question is seen when the cache is compressed; two tables, never one."),
     ] = "both"
-    file: Annotated[
-        tuple[str, ...],
-        option(
-            "--file",
-            "-f",
-            help="Text that facts are hidden in: file, directory, glob, or - for standard input; repeatable.",
-            show_default="generated prose",
-            metavar="PATH",
-            panel=TASK_PANEL,
-            setting=False,
-        ),
-    ] = ()
+    file: Annotated[tuple[str, ...], text_files("Text that facts are hidden in", panel="Tasks")] = ()
     # No settings: a policy or budget that is set for `uncomp ask` must not choose who is judged.
     policy: Annotated[
         tuple[str, ...],
@@ -148,20 +123,11 @@ class EvalOptions:
         ),
     ] = tuple(map(Budget.parse, ("50%", "20%", "10%", "5%")))
     out: Out = None
-    fresh: Annotated[
-        bool,
-        option("--fresh", help="Begin anew; the old results file stays beside it.", panel=RESULTS_PANEL, setting=False),
-    ] = False
-    show: Annotated[
-        bool,
-        option("--show", help="Run nothing: show all that is in the --out file.", panel=RESULTS_PANEL, setting=False),
-    ] = False
+    fresh: Annotated[bool, result_option("--fresh", help="Begin anew; the old results file stays beside it.")] = False
+    show: Annotated[bool, result_option("--show", help="Run nothing: show all that is in the --out file.")] = False
     plot: Plot = None
     markdown: Annotated[
-        Path | None,
-        option(
-            "--markdown", help="Write the tables as Markdown too.", metavar="PATH", panel=RESULTS_PANEL, setting=False
-        ),
+        Path | None, result_option("--markdown", help="Write the tables as Markdown too.", metavar="PATH")
     ] = None
 
 

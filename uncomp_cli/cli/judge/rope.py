@@ -22,14 +22,15 @@ from uncomp_cli.cli.declare.options import (
 )
 from uncomp_cli.cli.declare.tree import only, option, typed
 from uncomp_cli.cli.judge.trial import (
-    RESULTS_PANEL,
     Out,
     Plot,
     check_plot,
     draw_into,
     haystack_of,
     made_here,
+    result_option,
     results_path,
+    text_files,
 )
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.rope.arms import DEFAULT_KINDS
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
     from uncomp_cli.models.runnable import LoadedModel
 
 
-MEASURED_PANEL = "What is measured"
+_PANEL = "What is measured"
+_measured, _chosen = partial(option, panel=_PANEL), partial(option, panel=_PANEL, setting=False)
 DEFAULT_BUDGET = Budget.parse("5%")
 _CHOOSING = (
     "file", "include", "encoding", "password", "kinds", "tokens", "depths", "samples", "budget", "compress", "out",
@@ -61,72 +63,45 @@ _CHOOSING = (
 class RopeOptions:
     """What is measured, and where the results are."""
 
-    file: Annotated[
-        tuple[str, ...],
-        option(
-            "--file",
-            "-f",
-            help="Text to measure on: file, directory, glob, or - for standard input; repeatable.",
-            show_default="generated prose",
-            metavar="PATH",
-            panel=MEASURED_PANEL,
-            setting=False,
-        ),
-    ] = ()
+    file: Annotated[tuple[str, ...], text_files("Text to measure on", panel=_PANEL)] = ()
     kinds: Annotated[
         str,
-        option(
+        _chosen(
             "--kinds",
             help="What to compare, separated by commas: plain, linear, ntk, dynamic, yarn, llama3, longrope, each with "
             ":FACTOR or the smallest that reaches, repack and reread; @BUDGET behind one compresses it.",
             metavar="KIND[:FACTOR][@BUDGET],…",
-            panel=MEASURED_PANEL,
-            setting=False,
         ),
     ] = DEFAULT_KINDS
     tokens: Annotated[
         str | None,
-        option(
+        _chosen(
             "--tokens",
             help="Lengths of a context, question and answer included, separated by commas; 16k is 16384.",
             metavar="N,…",
             show_default="the trained length and twice as much",
-            panel=MEASURED_PANEL,
-            setting=False,
         ),
     ] = None
     depths: Annotated[
-        int,
-        option("--depths", help="Places of a needle in the text.", metavar="N", min=1, max=50, panel=MEASURED_PANEL),
+        int, _measured("--depths", help="Places of a needle in the text.", metavar="N", min=1, max=50)
     ] = 5
-    samples: Annotated[
-        int, option("--samples", help="Needles at every length and depth.", metavar="N", min=1, panel=MEASURED_PANEL)
-    ] = 1
+    samples: Annotated[int, _measured("--samples", help="Needles at every length and depth.", metavar="N", min=1)] = 1
     budget: Annotated[
         Budget,
-        option(
+        _chosen(
             "--budget",
             "-b",
             help="KV cache that repack and reread keep, and with --compress every kind.",
             metavar="AMOUNT",
             parser=Budget.parse,
-            panel=MEASURED_PANEL,
-            setting=False,
         ),
     ] = DEFAULT_BUDGET
-    compress: Annotated[
-        bool, option("--compress", help="Compress every kind to --budget.", panel=MEASURED_PANEL, setting=False)
-    ] = False
+    compress: Annotated[bool, _chosen("--compress", help="Compress every kind to --budget.")] = False
     out: Out = None
     source: Annotated[
         Path | None,
-        option(
-            "--from",
-            help="Run nothing: show all that is in this results file.",
-            metavar="PATH",
-            panel=RESULTS_PANEL,
-            show_default=False,
-            setting=False,
+        result_option(
+            "--from", help="Run nothing: show all that is in this results file.", metavar="PATH", show_default=False
         ),
     ] = None
     plot: Plot = None

@@ -7,14 +7,15 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from uncomp_cli.cli.declare.options import OUTPUT_PANEL, OutputOptions, ReadingOptions
+from uncomp_cli.cli.declare.options import OutputOptions, ReadingOptions, output_option
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import LockedError, UncompError, UsageError
 from uncomp_cli.ui.console import Terminal
@@ -27,23 +28,25 @@ if TYPE_CHECKING:
     from uncomp_cli.evals.tasks.haystack import Haystack
 
 
-RESULTS_PANEL = "Results"
+result_option = partial(option, panel="Results", setting=False)
 Out = Annotated[
     Path | None,
-    option(
+    result_option(
         "--out",
         "-o",
         help="Results file (JSON lines); one that exists is continued.",
         metavar="PATH",
         show_default="a file of its own in the data directory for every combination of model, text and seed",
-        panel=RESULTS_PANEL,
-        setting=False,
     ),
 ]
-Plot = Annotated[
-    Path | None,
-    option("--plot", help="Draw pictures into this directory.", metavar="DIR", panel=RESULTS_PANEL, setting=False),
-]
+Plot = Annotated[Path | None, result_option("--plot", help="Draw pictures into this directory.", metavar="DIR")]
+
+
+def text_files(what: str, *, panel: str | None = None) -> Any:
+    """The option that names a text to measure on, which the help calls `what`."""
+    told = f"{what}: file, directory, glob, or - for standard input; repeatable."
+    shown = "generated prose"
+    return option("--file", "-f", help=told, metavar="PATH", show_default=shown, panel=panel, setting=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,9 @@ class TableOptions(OutputOptions):
     """In which form the figures are written."""
 
     wide: Annotated[
-        bool,
-        option("--wide", help="All columns, and a line a row, however long.", panel=OUTPUT_PANEL, setting=False),
+        bool, output_option("--wide", help="All columns, and a line a row, however long.", setting=False)
     ] = False
-    csv: Annotated[
-        bool, option("--csv", help="The figures as CSV in place of a table.", panel=OUTPUT_PANEL, setting=False)
-    ] = False
+    csv: Annotated[bool, output_option("--csv", help="The figures as CSV in place of a table.", setting=False)] = False
 
     def terminal(self, ctx: typer.Context) -> Terminal:
         """As in every command; raises UsageError for two forms at once."""

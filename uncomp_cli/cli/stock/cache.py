@@ -14,7 +14,7 @@ import typer
 
 from uncomp_cli.cli.declare.completion import cache_names
 from uncomp_cli.cli.declare.options import Json, Quiet, terminal_of
-from uncomp_cli.cli.declare.tree import command_of, group, option
+from uncomp_cli.cli.declare.tree import argument, command_of, group, option
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal
 from uncomp_cli.table import Table
@@ -29,18 +29,8 @@ _AGE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw])")
 
 app = group("cache", "List, show, check and remove saved documents.")
 
-Name = Annotated[
-    str,
-    typer.Argument(
-        help="Name, or how the hash begins.", metavar="NAME", show_default=False, autocompletion=cache_names
-    ),
-]
-Names = Annotated[
-    list[str] | None,
-    typer.Argument(
-        help="Names, or how the hashes begin.", metavar="NAME…", show_default=False, autocompletion=cache_names
-    ),
-]
+Name = Annotated[str, argument("Name, or how the hash begins.", "NAME", cache_names)]
+Names = Annotated[list[str] | None, argument("Names, or how the hashes begin.", "NAME…", cache_names)]
 
 
 @command_of(app, "list")
@@ -109,10 +99,7 @@ def remove(
     older_than: Annotated[
         str | None,
         option(
-            "--older-than",
-            help="Those that were not used for this long: 12h, 7d, 2w.",
-            metavar="AGE",
-            setting=False,
+            "--older-than", help="Those that were not used for this long: 12h, 7d, 2w.", metavar="AGE", setting=False
         ),
     ] = None,
     everything: Annotated[bool, option("--all", help="All of them, and damaged files.", setting=False)] = False,
@@ -120,8 +107,7 @@ def remove(
         bool, option("--damaged", help="Files that were found damaged and set aside.", setting=False)
     ] = False,
     texts: Annotated[
-        bool,
-        option("--texts", help="Texts and tokens of documents, which are made again when needed.", setting=False),
+        bool, option("--texts", help="Texts and tokens of documents, which are made again when needed.", setting=False)
     ] = False,
     quiet: Quiet = False,
 ) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from uncomp_cli.cli.declare.completion import model_names
 from uncomp_cli.cli.declare.options import Json, ModelOptions, Quiet, terminal_of
-from uncomp_cli.cli.declare.tree import command_of, group, only, option
+from uncomp_cli.cli.declare.tree import argument, command_of, group, only, option
 from uncomp_cli.numerals import format_bytes, format_count, format_value
 from uncomp_cli.table import Table
 
@@ -19,21 +19,8 @@ if TYPE_CHECKING:
 
 app = group("model", "Fetch, list, describe and remove models.")
 
-AnyName = Annotated[
-    str,
-    typer.Argument(
-        help="Built-in or known name, directory, .gguf file or hub id.",
-        metavar="NAME",
-        show_default=False,
-        autocompletion=model_names,
-    ),
-]
-ListedName = Annotated[
-    str,
-    typer.Argument(
-        help="Name as in `uncomp model list`.", metavar="NAME", show_default=False, autocompletion=model_names
-    ),
-]
+AnyName = Annotated[str, argument("Built-in or known name, directory, .gguf file or hub id.", "NAME", model_names)]
+ListedName = Annotated[str, argument("Name as in `uncomp model list`.", "NAME", model_names)]
 
 
 @command_of(app, "pull")

@@ -13,7 +13,7 @@ import typer
 
 from uncomp_cli.cli.declare.completion import preset_names
 from uncomp_cli.cli.declare.options import Json, terminal_of
-from uncomp_cli.cli.declare.tree import command_of, group, option
+from uncomp_cli.cli.declare.tree import argument, command_of, group, option
 from uncomp_cli.cli.judge.trial import check_plot
 from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.numerals import format_count
@@ -39,16 +39,8 @@ _LOSES = (
 
 app = group("preset", "List, show, plot, check and remove presets.")
 
-AnyName = Annotated[
-    str, typer.Argument(help="Name or file.", metavar="NAME|PATH", show_default=False, autocompletion=preset_names)
-]
-
-OwnName = Annotated[
-    str,
-    typer.Argument(
-        help="Name of one of your own presets.", metavar="NAME", show_default=False, autocompletion=preset_names
-    ),
-]
+AnyName = Annotated[str, argument("Name or file.", "NAME|PATH", preset_names)]
+OwnName = Annotated[str, argument("Name of one of your own presets.", "NAME", preset_names)]
 
 
 @command_of(app, "list")
@@ -128,11 +120,7 @@ def plot(
     tokens: Annotated[
         int,
         option(
-            "--tokens",
-            help="Length of the prompt that the budget is spread over.",
-            metavar="N",
-            min=64,
-            setting=False,
+            "--tokens", help="Length of the prompt that the budget is spread over.", metavar="N", min=64, setting=False
         ),
     ] = PLOT_TOKENS,
     as_json: Json = False,
@@ -163,7 +151,7 @@ def plot(
 @command_of(app, "validate")
 def validate(
     ctx: typer.Context,
-    path: Annotated[str, typer.Argument(help="File to check.", metavar="PATH", show_default=False)],
+    path: Annotated[str, argument("File to check.", "PATH")],
     as_json: Json = False,
 ) -> None:
     """Check a preset file and its profile; an unknown key, a bad value or a damaged profile ends with exit code 2."""

@@ -7,13 +7,15 @@ are read once for all. Of a row:
     x = embedding;  for each layer: x += attention(norm(x));  x += mlp(norm(x));  logits = W norm(x)
 
 with each head's queries over that head's own entries, where they lie in the cache. Cosines and sines are the model's
-own. `_FAMILIES` says how a family's layers differ; a module that is none of the known ones (quantized weights, another
-activation, softcapping) leaves the model without a program, and to torch. Every bound is checked here: the library
-checks none. That a program is the model is tested for each family (tests/test_engine_program.py).
+own. How the layers of a family differ is read off its modules; one that is none of the known ones (quantized weights,
+another activation, experts, softcapping) leaves the model without a program, and to torch. Every bound is checked here:
+the library checks none. What modules do not show, the order of RoPE's pairs for one, is found by a census, which holds
+the program of every family against the stock model: those it proves have one (models/families.py).
 """
 
 import ctypes
-from dataclasses import dataclass
+from collections.abc import Collection
+from inspect import signature
 from threading import Lock
 from typing import Any
 
@@ -40,6 +42,7 @@ from uncomp_cli.kernels.library import (
     Step,
 )
 from uncomp_cli.kernels.matrix import Matrix, narrowed_floats
+from uncomp_cli.models.families import load_families
 from uncomp_cli.models.weights.modules import BlockEmbedding
 from uncomp_cli.spec import ModelSpec
 
@@ -50,30 +53,18 @@ _ALIGNED = 16
 """Floats in a cache line."""
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """The names of a layer's norms, what is added to a norm's weight, and whether kinds of layers turn differently."""
-
-    before_attention: str | None = "input_layernorm"
-    after_attention: str | None = None
-    before_mlp: str | None = "post_attention_layernorm"
-    after_mlp: str | None = None
-    offset: float = 0.0
-    turns_by_kind: bool = False
-
-
-_LLAMA = Family()
-_FAMILIES = {
-    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "phi3", "granite", "smollm3"), _LLAMA),
-    "olmo2": Family(None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
-    "gemma3_text": Family(
-        after_attention="post_attention_layernorm",
-        before_mlp="pre_feedforward_layernorm",
-        after_mlp="post_feedforward_layernorm",
-        offset=1.0,
-        turns_by_kind=True,
-    ),
-}
+_LAYOUTS = (
+    ("input_layernorm", None, "post_attention_layernorm", None),
+    (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    ("input_layernorm", None, "pre_feedforward_layernorm", None),
+    ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
+    ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+)
+"""The norms of a layer: before and after its attention, before and after its MLP."""
+_MODEL = ("embed_tokens", "layers", "norm", "rotary_emb")
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "q_norm", "k_norm")
+_MLP = ("gate_proj", "up_proj", "gate_up_proj", "down_proj", "act_fn", "activation_fn")
+"""The parts of these that a program knows of."""
 
 
 class _UnknownError(Exception):
@@ -91,7 +82,7 @@ def make_program(
 
     It runs on as many `threads` as torch does now.
     """
-    if library is None or spec.model_type not in _FAMILIES:
+    if library is None or spec.model_type not in load_families().stepped:
         return None
     try:
         return StepProgram(model, spec, library, threads or torch.get_num_threads())
@@ -105,14 +96,16 @@ class StepProgram:
     def __init__(self, model: nn.Module, spec: ModelSpec, library: Library, threads: int) -> None:
         whole: Any = model
         self._spec, self._library, self._inner = spec, library, whole.model
-        self._family = _FAMILIES[spec.model_type]
         self.threads = threads
-        self._kinds = sorted(set(whole.config.layer_types)) if self._family.turns_by_kind else [None]
+        _check_parts(self._inner, _MODEL)
+        by_kind = "layer_type" in signature(self._inner.rotary_emb.forward).parameters
+        self._kind_of = list(whole.config.layer_types) if by_kind else [None] * spec.num_layers
+        self._kinds = sorted(set(self._kind_of), key=str)
         self._like = torch.zeros(1)
         self._vocab = whole.lm_head.out_features
         self._tokens = whole.model.embed_tokens.num_embeddings
         attending = zip((layer.self_attn for layer in self._inner.layers), spec.sliding_windows, strict=True)
-        self._forms = [Form(float(each.scaling), window, sinks=_sinks(each)) for each, window in attending]
+        self._forms = [Form(float(each.scaling), window) for each, window in attending]
         self._lock = Lock()
         written = _Writing(self, whole)
         self._held = written.tensors
@@ -143,11 +136,9 @@ class StepProgram:
             found.append(torch.stack([each[0] for each in pair], dim=1))
         return torch.stack(found, dim=1)
 
-    def turns_of(self, attention: Any) -> int:
+    def turns_of(self, index: int, attention: Any) -> int:
         """Which set turns a layer; -1: none."""
-        if not getattr(attention, "use_rope", True):
-            return -1
-        return self._kinds.index(attention.layer_type) if self._family.turns_by_kind else 0
+        return self._kinds.index(self._kind_of[index]) if getattr(attention, "use_rope", True) else -1
 
     def run(self, ids: Tensor, state: StepState, last: int = 1) -> Tensor | None:
         """Logits [B, last, vocab] of tokens [B, N], put behind what `state` holds; None where that cannot be.
@@ -184,7 +175,7 @@ class _Writing:
 
     def __init__(self, program: StepProgram, model: Any) -> None:
         spec = self.spec = program._spec
-        self.program, self.family, self.config = program, program._family, model.config
+        self.program, self.config = program, model.config
         self.operations: list[Operation] = []
         self.tensors: list[Tensor] = []
         self.shared = self.own = 0
@@ -225,13 +216,14 @@ class _Writing:
         return getattr(self.config, f"{name}_logit_softcapping", None) is not None
 
     def _layer(self, index: int, layer: Any) -> None:
-        family, hidden, more = self.family, self.spec.hidden_size, getattr(layer, "residual_multiplier", 1.0)
-        source = self._normed(layer, family.before_attention)
+        hidden, more = self.spec.hidden_size, getattr(layer, "residual_multiplier", 1.0)
+        before_attention, after_attention, before_mlp, after_mlp = _layout_of(layer)
+        source = self._normed(layer, before_attention)
         self._attention(index, layer.self_attn, source)
         self._product(layer.self_attn.o_proj, self.y, self.out, (hidden, self.spec.num_heads * self.spec.head_dim))
-        self._residual(layer, family.after_attention, more)
-        self._mlp(layer.mlp, self._normed(layer, family.before_mlp))
-        self._residual(layer, family.after_mlp, more)
+        self._residual(layer, after_attention, more)
+        self._mlp(layer.mlp, self._normed(layer, before_mlp))
+        self._residual(layer, after_mlp, more)
 
     def _normed(self, layer: Any, name: str | None) -> Place:
         """Where what a half of a layer reads lies: the hidden state, or its norm."""
@@ -250,6 +242,7 @@ class _Writing:
 
     def _attention(self, index: int, attention: Any, source: Place) -> None:
         spec, hidden = self.spec, self.spec.hidden_size
+        _check_parts(attention, _ATTENTION)
         if not getattr(attention, "is_causal", True) or attention.head_dim != spec.head_dim:
             raise _UnknownError
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
@@ -271,14 +264,12 @@ class _Writing:
             layer=index,
             scale=float(attention.scaling),
             turned=self.turned,
-            turns=self.program.turns_of(attention),
+            turns=self.program.turns_of(index, attention),
             window=spec.sliding_windows[index] or 0,
             **self._heads(),
             **self._head_norms(attention, queries, keys),
         )
-        sinks = _sinks(attention)
-        weight = None if sinks is None else self._address(sinks.float())
-        self._add(Code.MERGE, source=self.found, target=self.y, weight=weight, **self._heads())
+        self._add(Code.MERGE, source=self.found, target=self.y, **self._heads())
 
     def _heads(self) -> dict[str, int]:
         return {"heads": self.spec.num_heads, "groups": self.spec.num_kv_heads, "width": self.spec.head_dim}
@@ -299,6 +290,7 @@ class _Writing:
 
     def _mlp(self, mlp: Any, source: Place) -> None:
         mlp = mlp.inner if isinstance(mlp, SlicedRows) else mlp
+        _check_parts(mlp, _MLP)
         wide, hidden = self.spec.intermediate_size, self.spec.hidden_size
         act = getattr(self.config, "hidden_activation", None) or self.config.hidden_act
         if act not in _GATES:
@@ -342,7 +334,7 @@ class _Writing:
     def _norm_weight(self, norm: Any, cols: int) -> int:
         if tuple(norm.weight.shape) != (cols,):
             raise _UnknownError
-        return self._address(norm.weight.float() + self.family.offset if self.family.offset else norm.weight.float())
+        return self._address(_weight_of(norm))
 
     def _matrix(self, module: nn.Module, rows: int, cols: int) -> dict[str, Any]:
         """The fields of a weight matrix [rows, cols] and its bias."""
@@ -382,11 +374,37 @@ class _Writing:
         self.operations.append(Operation(code=code, **fields))
 
 
-def _sinks(attention: nn.Module) -> Tensor | None:
-    found = getattr(attention, "sinks", None)
-    if not (found is None or isinstance(found, Tensor)):
+def _children(module: nn.Module) -> set[str]:
+    return {name for name, child in module.named_children() if not isinstance(child, nn.Dropout)}
+
+
+def _check_parts(module: nn.Module, known: Collection[str]) -> None:
+    """Raise _UnknownError for a module with numbers of its own, or with a part that a program does not know of."""
+    numbers = *module.parameters(recurse=False), *module.buffers(recurse=False)
+    if numbers or not _children(module) <= set(known):
         raise _UnknownError
-    return found
+
+
+def _layout_of(layer: nn.Module) -> tuple[str | None, ...]:
+    """The layout whose norms are all that a layer has beside its attention and its MLP."""
+    norms = _children(layer) - {"self_attn", "mlp"}
+    _check_parts(layer, norms | {"self_attn", "mlp"})
+    layout = next((each for each in _LAYOUTS if {name for name in each if name} == norms), None)
+    if layout is None:
+        raise _UnknownError
+    return layout
+
+
+def _weight_of(norm: Any) -> Tensor:
+    """By what w in w x / sqrt(mean(x²) + eps) a norm says all that it does: its weight, or that and 1."""
+    weight, eps = norm.weight.detach().float(), _eps(norm)
+    tried = torch.linspace(-1, 2, len(weight), device=weight.device)[None]
+    scaled, found = tried / (tried.pow(2).mean() + eps).sqrt(), norm(tried)[0]
+    known: tuple[Tensor, ...] = (weight, weight + 1)
+    said = next((each for each in known if torch.allclose(found, each * scaled[0], rtol=1e-3, atol=1e-5)), None)
+    if said is None:
+        raise _UnknownError
+    return said
 
 
 def _eps(norm: Any) -> float:

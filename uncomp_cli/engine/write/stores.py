@@ -342,7 +342,7 @@ class _BranchState(AttentionState):
         outputs = [self._attend_run(grouped, own, held, run, form) for run in runs]
         if self._on_query is not None:
             self._on_query(layer, query, form)
-        return torch.cat(outputs).permute(2, 0, 1, 3).reshape(rows, query.shape[1], 1, -1)
+        return torch.cat(outputs).permute(2, 0, 1, 3).contiguous().view(rows, query.shape[1], 1, -1)
 
     def opened(self) -> Opened | None:
         """Every row's own tokens are a strand, and the context lies before all of them."""
@@ -382,7 +382,7 @@ class _BranchState(AttentionState):
         form = form.of(slice(run[0] * per_group, heads.stop * per_group))
         scores, unseen = torch.cat([shared, mine.transpose(1, 2)], dim=-1), torch.cat([early, unseen], dim=-1)
         weights = form.weights(scores, unseen).to(values.dtype)
-        output = torch.bmm(weights[..., :cut].reshape(count, per_group * rows, cut), values).view(*query.shape)
+        output = torch.bmm(weights[..., :cut].reshape(count, per_group * rows, cut), values).view(query.shape)
         behind = weights[..., cut:].transpose(1, 2) @ own.values[:, heads].transpose(0, 1)
         return output + behind.transpose(1, 2)
 
