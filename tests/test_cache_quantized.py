@@ -4,25 +4,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize
 from torch import Tensor
 
-from uncomp_cli.cache.layer import Head
+from support.operations import DIM, HEADS, KV_HEADS, CacheOperations, head, noise
 from uncomp_cli.cache.quantized import QuantizedHead, quantize_head, spread
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import CacheConfig
 
 SMALL = CacheConfig(min_slack=2, slack_divisor=4, group=2)
 BITS = pytest.mark.parametrize("bits", [8, 4])
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def head(length: int, dim: int, *, seed: int = 0, first: int = 0) -> Head:
-    at = torch.arange(first, first + length, dtype=torch.int32)
-    return noise(length, dim, seed=seed), noise(length, dim, seed=seed + 1), at
 
 
 def wide(scales: Tensor, quantized: QuantizedHead) -> Tensor:
@@ -157,32 +148,8 @@ def test_what_is_taken_keeps_its_codes(bits: int, keep: set[int]) -> None:
     assert (taken.nbytes < quantized.nbytes) == (len(keep) < 10)
 
 
-ROWS, KV_HEADS, DIM = 2, 2, 3
-HEADS = ROWS * KV_HEADS
-ENTRY_BYTES = 2 * 4 * DIM + 4
-
-
-class QuantizedCacheMachine(RuleBasedStateMachine):
-    """Random operations on a layer of two rows, each of its own bits, stacked; the model: each head's tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cache = RaggedKVCache(num_layers=1, num_rows=0, num_kv_heads=KV_HEADS)
-        self.heads: list[Head] = []
-        self.mark: tuple[list[list[int]], list[int]] | None = None
-        self.count = 0
-
-    def fresh(self, lengths: list[int]) -> list[Head]:
-        made = [head(n, DIM, seed=2 * self.count + 7 * i, first=self.count) for i, n in enumerate(lengths)]
-        self.count += max(lengths)
-        return made
-
-    def grown(self, added: list[Head]) -> None:
-        pairs = zip(self.heads, added, strict=True)
-        self.heads = [
-            (torch.cat([keys, more_keys]), torch.cat([values, more_values]), torch.cat([at, later]))
-            for (keys, values, at), (more_keys, more_values, later) in pairs
-        ]
+class QuantizedCacheMachine(CacheOperations):
+    """Of two rows, each of its own bits, that are stacked."""
 
     @initialize(
         lengths=st.lists(st.integers(0, 9), min_size=HEADS, max_size=HEADS),
@@ -205,70 +172,6 @@ class QuantizedCacheMachine(RuleBasedStateMachine):
         tails = [length if bits[i // KV_HEADS] == 16 else 0 for i, length in enumerate(lengths)]
         room = [n + reserve + SMALL.slack(n + reserve) for n in tails]
         assert all(map(int.__ge__, self.cache.layer(0).capacities, room))
-
-    @rule(new=st.integers(1, 4))
-    def append(self, new: int) -> None:
-        added = self.fresh([new] * HEADS)
-        keys, values = (torch.stack([h[i] for h in added]).view(ROWS, KV_HEADS, new, DIM) for i in (0, 1))
-        self.cache.append(0, keys, values, added[0][2].expand(ROWS, -1))
-        self.grown(added)
-
-    @rule(lengths=st.lists(st.integers(0, 4), min_size=HEADS, max_size=HEADS))
-    def extend(self, lengths: list[int]) -> None:
-        added = self.fresh(lengths)
-        self.cache.extend(0, added)
-        self.grown(added)
-
-    @rule(data=st.data(), reserve=st.integers(0, 3))
-    def retain(self, data: st.DataObject, reserve: int) -> None:
-        keep = [sorted(data.draw(st.sets(st.sampled_from(range(len(h[2])))))) if len(h[2]) else [] for h in self.heads]
-        rows = [torch.tensor(kept, dtype=torch.int64) for kept in keep]
-        self.cache.retain(0, rows, reserve=reserve)
-        self.heads = [(k[at], v[at], p[at]) for (k, v, p), at in zip(self.heads, rows, strict=True)]
-        self.mark = None
-
-    @rule(at=st.integers(0, 30))
-    def forget_from(self, at: int) -> None:
-        self.cache.forget_from(at)
-        self.heads = [(k[p < at], v[p < at], p[p < at]) for k, v, p in self.heads]
-        self.mark = None
-
-    @rule()
-    def take_mark(self) -> None:
-        self.mark = self.cache.mark(), [len(h[2]) for h in self.heads]
-
-    @precondition(lambda self: self.mark is not None)
-    @rule()
-    def rollback(self) -> None:
-        assert self.mark is not None
-        self.cache.rollback(self.mark[0])
-        self.heads = [(k[:n], v[:n], p[:n]) for (k, v, p), n in zip(self.heads, self.mark[1], strict=True)]
-
-    @invariant()
-    def heads_are_the_model(self) -> None:
-        for i, expected in enumerate(self.heads):
-            found = self.cache.layer(0).head(i)
-            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-        assert not self.heads or self.cache.entries == sum(len(h[2]) for h in self.heads)
-
-    @invariant()
-    def memory_is_what_is_claimed(self) -> None:
-        if self.heads:
-            layer = self.cache.layer(0)
-            quantized = sum(before.nbytes for before in layer.quantized if before is not None)
-            assert self.cache.nbytes == sum(layer.capacities + layer.pads) * ENTRY_BYTES + quantized
-
-    @invariant()
-    def rectangles_are_the_heads(self) -> None:
-        if not self.heads:
-            return
-        layer = self.cache.layer(0)
-        for first, count in ((0, HEADS), (2, 2)):
-            if layer.is_rectangular(first, count):
-                keys, values = layer.rectangle(first, count)
-                for i in range(count):
-                    assert torch.equal(keys[i], layer.head(first + i)[0])
-                    assert torch.equal(values[i], layer.head(first + i)[1])
 
 
 QuantizedCacheMachine.TestCase.settings = settings(stateful_step_count=12)

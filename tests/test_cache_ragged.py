@@ -4,17 +4,14 @@ import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant
 from torch import Tensor
 
-from uncomp_cli.cache.layer import LayerCache
+from support.operations import DIM, ENTRY_BYTES, HEADS, KV_HEADS, ROWS, CacheOperations
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import CacheConfig
 
-ROWS, KV_HEADS, DIM = 2, 2, 3
-HEADS = ROWS * KV_HEADS
 CONFIG = CacheConfig(min_slack=2, slack_divisor=4)
-ENTRY_BYTES = 2 * 4 * DIM + 4
 
 Token = tuple[float, int]
 """What a model head holds for a token: a value that marks its key, and its position."""
@@ -27,106 +24,30 @@ def tensors(head: list[Token]) -> tuple[Tensor, Tensor, Tensor]:
     return keys, -keys, torch.tensor([at for _, at in head], dtype=torch.int32)
 
 
-def same(actual: tuple[Tensor, Tensor, Tensor], head: list[Token]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(actual, tensors(head), strict=True))
-
-
-class CacheMachine(RuleBasedStateMachine):
-    """Random operations on one layer; the model is a list of tokens a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cache = RaggedKVCache(num_layers=1, num_rows=ROWS, num_kv_heads=KV_HEADS, config=CONFIG)
-        self.heads: list[list[Token]] = []
-        self.mark: tuple[list[list[int]], list[int]] | None = None
-        self.count = 0
-
-    def fresh(self, lengths: list[int]) -> list[list[Token]]:
-        made = [[(float(self.count + i), self.count + i) for i in range(length)] for length in lengths]
-        self.count += max(lengths)
-        return made
+class CacheMachine(CacheOperations):
+    """Of as many rows as are stored at once; its memory is known exactly."""
 
     @initialize(lengths=st.lists(st.integers(0, 6), min_size=HEADS, max_size=HEADS), reserve=st.integers(0, 3))
     def store(self, lengths: list[int], reserve: int) -> None:
+        self.cache = RaggedKVCache(num_layers=1, num_rows=ROWS, num_kv_heads=KV_HEADS, config=CONFIG)
         self.heads = self.fresh(lengths)
-        self.cache.store(0, [tensors(head) for head in self.heads], reserve=reserve)
-        capacities = [n + reserve + CONFIG.slack(n + reserve) for n in lengths]
-        assert self.cache.layer(0).capacities == capacities
+        self.cache.store(0, self.heads, reserve=reserve)
+        self.check_room(reserve)
 
-    @rule(new=st.integers(1, 4))
-    def append(self, new: int) -> None:
-        added = self.fresh([new] * HEADS)
-        keys, values, positions = (torch.stack(parts) for parts in zip(*(tensors(head) for head in added), strict=True))
-        offsets = torch.arange(HEADS)[:, None, None] * 1000.0  # every head its own keys
-        shape = (ROWS, KV_HEADS, new, DIM)
-        rows = positions.view(ROWS, KV_HEADS, new)[:, 0]
-        self.cache.append(0, (keys + offsets).view(shape), (values - offsets).view(shape), rows)
-        for i, (head, tail) in enumerate(zip(self.heads, added, strict=True)):
-            head += [(mark + 1000.0 * i, at) for mark, at in tail]
-
-    @rule(lengths=st.lists(st.integers(0, 4), min_size=HEADS, max_size=HEADS))
-    def extend(self, lengths: list[int]) -> None:
-        added = self.fresh(lengths)
-        self.cache.extend(0, [tensors(head) for head in added])
-        for head, tail in zip(self.heads, added, strict=True):
-            head += tail
-
-    @rule(data=st.data(), reserve=st.integers(0, 3))
-    def retain(self, data: st.DataObject, reserve: int) -> None:
-        keep = [sorted(data.draw(st.sets(st.sampled_from(range(len(head)))))) if head else [] for head in self.heads]
-        self.cache.retain(0, [torch.tensor(rows, dtype=torch.int64) for rows in keep], reserve=reserve)
-        self.heads = [[head[i] for i in rows] for head, rows in zip(self.heads, keep, strict=True)]
-        lengths = [len(head) + reserve for head in self.heads]
-        assert self.cache.layer(0).capacities == [n + CONFIG.slack(n) for n in lengths]  # memory is given back
-        self.mark = None
-
-    @rule(at=st.integers(0, 40))
-    def forget_from(self, at: int) -> None:
-        self.cache.forget_from(at)
-        self.heads = [[token for token in head if token[1] < at] for head in self.heads]
-        self.mark = None
-
-    @rule()
-    def take_mark(self) -> None:
-        self.mark = self.cache.mark(), [len(head) for head in self.heads]
-
-    @precondition(lambda self: self.mark is not None)
-    @rule()
-    def rollback(self) -> None:
-        assert self.mark is not None
-        self.cache.rollback(self.mark[0])
-        self.heads = [head[:length] for head, length in zip(self.heads, self.mark[1], strict=True)]
+    def check_room(self, reserve: int) -> None:
+        """Memory is given back."""
+        lengths = [len(at) + reserve for _, _, at in self.heads]
+        assert self.cache.layer(0).capacities == [n + CONFIG.slack(n) for n in lengths]
 
     @invariant()
-    def heads_are_the_model(self) -> None:
-        if self.heads:
+    def equal_heads_are_a_view(self) -> None:
+        for first, count in ((0, HEADS), (2, 2)) if self.heads else ():
             layer = self.cache.layer(0)
-            assert all(same(layer.head(i), head) for i, head in enumerate(self.heads))
-            assert self.cache.entries == sum(map(len, self.heads))
-
-    @invariant()
-    def memory_is_what_is_claimed(self) -> None:
-        if self.heads:
-            layer = self.cache.layer(0)
-            assert self.cache.nbytes == sum(layer.capacities) * ENTRY_BYTES
-            assert all(n <= room for n, room in zip(layer.lengths, layer.capacities, strict=True))
-
-    @invariant()
-    def rectangles_are_the_heads(self) -> None:
-        if self.heads:
-            check_rectangle(self.cache.layer(0), 0, HEADS)
-            check_rectangle(self.cache.layer(0), 2, 2)
-
-
-def check_rectangle(layer: LayerCache, first: int, count: int) -> None:
-    equal = len({(layer.lengths[i], layer.capacities[i]) for i in range(first, first + count)}) == 1
-    assert layer.is_rectangular(first, count) == equal
-    if equal:
-        keys, values = layer.rectangle(first, count)
-        for i in range(count):
-            assert torch.equal(keys[i], layer.head(first + i)[0])
-            assert torch.equal(values[i], layer.head(first + i)[1])
-        assert keys.untyped_storage().data_ptr() == layer.keys.untyped_storage().data_ptr()  # a view
+            equal = len({(layer.lengths[i], layer.capacities[i]) for i in range(first, first + count)}) == 1
+            assert layer.is_rectangular(first, count) == equal
+            if equal:
+                keys, _ = layer.rectangle(first, count)
+                assert keys.untyped_storage().data_ptr() == layer.keys.untyped_storage().data_ptr()
 
 
 CacheMachine.TestCase.settings = settings(stateful_step_count=15)

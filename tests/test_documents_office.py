@@ -19,7 +19,6 @@ from uncomp_cli.documents.text import Text
 from uncomp_cli.errors import DocumentError
 
 TITLE, TITLE_ONLY, BLANK = 1, 5, 6
-ODT = "application/vnd.oasis.opendocument.text"
 
 
 def losses(text: Text) -> list[str]:

@@ -125,8 +125,6 @@ def test_a_pause_begins_a_line_and_text_without_times_stays() -> None:
 
 # --- LaTeX
 
-EQUATION = "\\begin{equation}\na_{1} = \\frac{b}{c}\n\\end{equation}"
-
 
 def tex(body: str) -> str:
     return extract(body.encode(), suffix=".tex").text

@@ -2,16 +2,12 @@
 
 import io
 import re
-from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 
-from uncomp_cli.errors import UncompError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.heatmap import HeatMap, Scale, heat_lines, write_heat_map
-from uncomp_cli.ui.plots import make_heat_map, write
+from uncomp_cli.ui.plots import make_heat_map
 
 KEPT = HeatMap("mine", "tokens kept", "KV head", ((20.0, 730.0, 1204.0), (388.0, 21.0, 900.0)))
 ENTROPY = HeatMap("mine", "entropy/q/r1/4", "query head", ((0.5, 1.25), (3.14159, 2.0)))
@@ -146,36 +142,6 @@ def test_a_title_cannot_move_the_cursor(monkeypatch: pytest.MonkeyPatch) -> None
     assert written(heat, monkeypatch, colour=True, is_terminal=True).startswith("a[2Jb: tokens kept\n")
 
 
-def shown_texts(figure: Figure) -> list[Text]:
-    """Every text that is drawn, without labels of ticks outside of the axes."""
-    outside = set()
-    for axes in figure.axes:
-        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
-            hidden = [tick for tick in ticks if not min(limits) <= tick.get_loc() <= max(limits)]
-            outside.update(id(label) for tick in hidden for label in (tick.label1, tick.label2))
-    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    return [text for text in texts if id(text) not in outside]
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (30, 3), (30, 9), (80, 64)])
-def test_no_text_of_a_picture_is_small_cut_off_or_over_another(shape: tuple[int, int]) -> None:
-    figure = make_heat_map(a_map(*shape))
-    figure.canvas.draw()
-    texts = shown_texts(figure)
-    assert [text.get_text() for text in texts if text.get_fontsize() < 8] == []
-    width, height = figure.canvas.get_width_height()
-    boxes = [(text.get_text(), text.get_window_extent().extents) for text in texts]
-    assert [name for name, (left, low, right, up) in boxes if left < 0 or low < 0 or right > width or up > height] == []
-    over = [
-        (a[0], b[0])
-        for i, a in enumerate(boxes)
-        for b in boxes[i + 1 :]
-        if a[1][0] < b[1][2] and b[1][0] < a[1][2] and a[1][1] < b[1][3] and b[1][1] < a[1][3]
-    ]
-    assert over == []
-
-
 def test_a_picture_has_layers_down_heads_across_and_its_own_scale() -> None:
     figure = make_heat_map(KEPT)
     axes, bar = figure.axes
@@ -192,15 +158,3 @@ def test_a_picture_has_layers_down_heads_across_and_its_own_scale() -> None:
 def test_a_picture_of_one_value_is_drawn() -> None:
     axes = make_heat_map(HeatMap("even", "tokens kept", "KV head", ((400.0, 400.0),) * 2)).axes[0]
     assert axes.collections[0].get_clim() == (400, 401)
-
-
-def test_a_picture_is_a_png_in_a_new_folder(tmp_path: Path) -> None:
-    path = write(make_heat_map(KEPT), tmp_path / "new" / "kept.png")
-    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UncompError, match=r"kept\.png"):
-        write(make_heat_map(KEPT), tmp_path / "file" / "kept.png")

@@ -4,7 +4,7 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.tables.summary import CoverageMap, Curve, CurvePoint, NeedleGrid
 from uncomp_cli.ui import plots
+from uncomp_cli.ui.heatmap import HeatMap
 
 DEPTHS, LENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0), (1024, 2048, 4096)
 BUDGETS = (0.05, 0.1, 0.2, 0.5)
@@ -32,6 +33,13 @@ def a_grid(index: int = 0, depths: tuple[float, ...] = DEPTHS, lengths: tuple[in
 def a_map(index: int = 0, layers: int = 30, heads: int = 3) -> CoverageMap:
     shares = tuple(tuple((layer + head + index) % 5 / 5 for head in range(heads)) for layer in range(layers))
     return CoverageMap(f"uniform/window {index}%", 0.0493, shares)
+
+
+def a_heat_map(layers: int, heads: int) -> HeatMap:
+    values = tuple(
+        tuple(0.25 + 9 * ((layer + head) % heads) / heads for head in range(heads)) for layer in range(layers)
+    )
+    return HeatMap("mine", "lmbo", "query head", values)
 
 
 def a_curve(label: str, *means: float) -> Curve:
@@ -87,6 +95,10 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "14 curves": lambda: nll([FULL, *contestants(14)]).figure,
     "40 curves": lambda: nll(contestants(40)).figure,
     "log curves": lambda: nll([FULL, a_curve("uniform", 4.7, 1.0, 0.2, 0.0), a_curve("random", 9, 5, 1, 0.01)]).figure,
+    **{
+        f"heat map {layers}x{heads}": partial(plots.make_heat_map, a_heat_map(layers, heads))
+        for layers, heads in ((1, 1), (2, 2), (30, 3), (30, 9), (80, 64))
+    },
     "one point": lambda: nll([a_curve("int8 full cache with a long name", 0.07)]).figure,
 }
 
@@ -305,6 +317,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "needles": lambda path: plots.write(plots.make_needles([a_grid()], title="Needle"), path),
     "coverage": lambda path: plots.write(plots.make_coverage([a_map()], title="Evidence"), path),
     "curves": lambda path: plots.write(nll([FULL]).figure, path),
+    "heat map": lambda path: plots.write(plots.make_heat_map(a_heat_map(30, 9)), path),
 }
 
 
