@@ -21,11 +21,11 @@ class Archive:
     """The members of a ZIP file by name; DocumentError where it is none, or damaged, or locked by a password."""
 
     def __init__(self, data: bytes, limits: Limits, *, kind: str) -> None:
-        self._limits, self._kind, self._read_bytes = limits, kind, 0
+        self._limits, self.kind, self._read_bytes = limits, kind, 0
         try:
             self._zip = zipfile.ZipFile(BytesIO(data))
         except DAMAGE as error:
-            raise self._damaged(error) from error
+            raise damaged(kind, error) from error
         limits.check_pages(len(self._zip.namelist()), "members")
 
     @property
@@ -43,20 +43,10 @@ class Archive:
                     self._limits.check_expanded(self._read_bytes)
                     parts.append(block)
         except RuntimeError as error:  # what zipfile says of a password
-            raise DocumentError(f"it is a {self._kind} locked by a password", hint="save it without one") from error
+            raise DocumentError(f"it is a {self.kind} locked by a password", hint="save it without one") from error
         except DAMAGE as error:
-            raise self._damaged(error) from error
+            raise damaged(self.kind, error) from error
         return b"".join(parts)
-
-    def check(self) -> None:
-        """Read all members once, for libraries that open the archive themselves: no claim of a size is believed."""
-        before = self._read_bytes
-        for name in self.names:
-            self.read(name)
-        self._read_bytes = before
-
-    def _damaged(self, error: Exception) -> DocumentError:
-        return damaged(self._kind, error)
 
 
 def damaged(kind: str, error: Exception) -> DocumentError:

@@ -23,9 +23,9 @@ def read(data: bytes, wishes: Wishes) -> Text:
     """The text of a book, below its title and authors."""
     archive = Archive(data, wishes.limits, kind=_KIND)
     _check_unlocked(archive)
-    container = tree_of(archive, "META-INF/container.xml", kind=_KIND)
+    container = tree_of(archive, "META-INF/container.xml")
     name = container.at("rootfiles", "rootfile").attributes.get("full-path", "")
-    package = tree_of(archive, name, kind=_KIND)
+    package = tree_of(archive, name)
     if not package.children:
         raise DocumentError(f"it is no {_KIND}, or a damaged one (it has no list of chapters)", hint="convert it again")
     lost: Counter[tuple[str, str]] = Counter()
@@ -37,7 +37,7 @@ def read(data: bytes, wishes: Wishes) -> Text:
 
 
 def _check_unlocked(archive: Archive) -> None:
-    locks = tree_of(archive, _LOCKS, kind=_KIND)
+    locks = tree_of(archive, _LOCKS)
     methods = (node.at("EncryptionMethod").attributes.get("Algorithm", "") for node in locks.each("EncryptedData"))
     if any(method not in _SCRAMBLED for method in methods):
         raise DocumentError(f"it is an {_KIND} locked by its seller (DRM)", hint="name a copy that has no lock")

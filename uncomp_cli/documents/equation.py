@@ -79,11 +79,9 @@ class Formula(Equation):
     """A formula that is an object of its own; what it is written from in its program is left out."""
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
-        """An element begins."""
         super().start("annotationPr" if tag == "annotation" else tag, attributes)
 
     def data(self, text: str) -> None:
-        """Text."""
         self.write(text)
 
 
@@ -95,20 +93,8 @@ def _index(sign: str, text: str) -> str:
     return sign + grouped(text) if text else ""
 
 
-def _fraction(parts: Sequence[str], _: Mapping[str, str]) -> str:
-    return f"({parts[0]})/({parts[1]})"
-
-
-def _upper(parts: Sequence[str], _: Mapping[str, str]) -> str:
-    return _base(parts[0]) + _index("^", parts[1])
-
-
-def _lower(parts: Sequence[str], _: Mapping[str, str]) -> str:
-    return _base(parts[0]) + _index("_", parts[1])
-
-
-def _both(parts: Sequence[str], _: Mapping[str, str]) -> str:
-    return _base(parts[0]) + _index("_", parts[1]) + _index("^", parts[2])
+def _indices(low: str, high: str) -> str:
+    return _index("_", low) + _index("^", high)
 
 
 def _over(parts: Sequence[str], _: Mapping[str, str]) -> str:
@@ -116,17 +102,8 @@ def _over(parts: Sequence[str], _: Mapping[str, str]) -> str:
     return _base(parts[0]) + (parts[1] if is_accent else _index("^", parts[1]))
 
 
-def _square_root(parts: Sequence[str], _: Mapping[str, str]) -> str:
-    return "\u221a(" + "".join(parts) + ")"
-
-
 def _root(radicand: str, degree: str) -> str:
     return f"({radicand})^(1/{grouped(degree)})" if degree else f"\u221a({radicand})"
-
-
-def _many(parts: Sequence[str], attributes: Mapping[str, str]) -> str:
-    sign = attributes.get("chr", "\u222b") + _index("_", parts[0]) + _index("^", parts[1])
-    return f"{sign} {parts[2]} "
 
 
 def _delimited(parts: Sequence[str], attributes: Mapping[str, str]) -> str:
@@ -136,45 +113,25 @@ def _delimited(parts: Sequence[str], attributes: Mapping[str, str]) -> str:
     return begin + between.join(filter(None, parts)) + end
 
 
-def _function(parts: Sequence[str], _: Mapping[str, str]) -> str:
-    return f"{parts[0]} {parts[1]}"
-
-
-def _accent(parts: Sequence[str], attributes: Mapping[str, str]) -> str:
-    return _base(parts[0]) + attributes.get("chr", "\u0302")
-
-
-def _cells(parts: Sequence[str], _: Mapping[str, str]) -> str:
-    return ", ".join(parts[:-3])
-
-
-def _matrix(parts: Sequence[str], _: Mapping[str, str]) -> str:
-    return "[" + "; ".join(filter(None, parts)) + "]"
-
-
-def _lines(parts: Sequence[str], _: Mapping[str, str]) -> str:
-    return "; ".join(filter(None, parts))
-
-
 # MathML to the left, OMML to the right: m:rad has its degree first, m:nary its limits, m:sPre what stands before.
 _FOLDS: dict[str, _Fold] = {
-    **dict.fromkeys(("mfrac", "f"), _fraction),
-    **dict.fromkeys(("msup", "sSup", "limUpp"), _upper),
-    **dict.fromkeys(("msub", "munder", "sSub", "limLow"), _lower),
-    **dict.fromkeys(("msubsup", "munderover", "sSubSup"), _both),
+    **dict.fromkeys(("mfrac", "f"), lambda parts, _: f"({parts[0]})/({parts[1]})"),
+    **dict.fromkeys(("msup", "sSup", "limUpp"), lambda parts, _: _base(parts[0]) + _index("^", parts[1])),
+    **dict.fromkeys(("msub", "munder", "sSub", "limLow"), lambda parts, _: _base(parts[0]) + _index("_", parts[1])),
+    **dict.fromkeys(("msubsup", "munderover", "sSubSup"), lambda parts, _: _base(parts[0]) + _indices(*parts[1:3])),
     "mover": _over,
-    "msqrt": _square_root,
+    "msqrt": lambda parts, _: "\u221a(" + "".join(parts) + ")",
     "mroot": lambda parts, _: _root(parts[0], parts[1]),
     "rad": lambda parts, _: _root(parts[1], parts[0]),
-    "nary": _many,
-    "sPre": lambda parts, _: _index("_", parts[0]) + _index("^", parts[1]) + parts[2],
+    "nary": lambda parts, attributes: f"{attributes.get('chr', '∫')}{_indices(*parts[:2])} {parts[2]} ",
+    "sPre": lambda parts, _: _indices(*parts[:2]) + parts[2],
     **dict.fromkeys(("mfenced", "d"), _delimited),
-    "func": _function,
-    **dict.fromkeys(("acc", "groupChr"), _accent),
+    "func": lambda parts, _: f"{parts[0]} {parts[1]}",
+    **dict.fromkeys(("acc", "groupChr"), lambda parts, attributes: _base(parts[0]) + attributes.get("chr", "\u0302")),
     "bar": lambda parts, _: _base(parts[0]) + "\u0305",
-    **dict.fromkeys(("mtr", "mr"), _cells),
-    **dict.fromkeys(("mtable", "m"), _matrix),
-    "eqArr": _lines,
+    **dict.fromkeys(("mtr", "mr"), lambda parts, _: ", ".join(parts[:-3])),
+    **dict.fromkeys(("mtable", "m"), lambda parts, _: "[" + "; ".join(filter(None, parts)) + "]"),
+    "eqArr": lambda parts, _: "; ".join(filter(None, parts)),
     **dict.fromkeys(("mstack", "mlongdiv", "msgroup", "msrow"), lambda parts, _: " ".join(filter(None, parts))),
     "mspace": lambda _, __: " ",
 }

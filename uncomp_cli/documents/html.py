@@ -33,6 +33,7 @@ from uncomp_cli.documents.charset import decode_page
 from uncomp_cli.documents.encoding import normalise_newlines
 from uncomp_cli.documents.enumeration import PageLists
 from uncomp_cli.documents.forms import FIELDS, Fields
+from uncomp_cli.documents.markdown import Markdown
 from uncomp_cli.documents.packages import package
 from uncomp_cli.documents.parts import in_blocks
 from uncomp_cli.documents.stylesheet import StyleSheet
@@ -140,7 +141,6 @@ class _Walk(Walk):
     # --- the parser's side
 
     def start(self, tag: str, attributes: Attributes) -> None:
-        """An element begins."""
         tag = tag.rpartition(":")[2] if ":" in tag else tag
         if attributes:
             attributes = dict(attributes)  # the parser's own is slow to ask
@@ -165,7 +165,6 @@ class _Walk(Walk):
             self._open.append((tag, self._begin(tag, attributes)))
 
     def data(self, text: str) -> None:
-        """Text."""
         if self._css is not None:
             self._css.append(text)
         elif self._skip:
@@ -180,7 +179,6 @@ class _Walk(Walk):
             self.out.write(text)
 
     def end(self, tag: str) -> None:
-        """An element ends."""
         if self._skip == 1 and self._skip_reason == _NO_SCRIPTS and self._skipped_words < _FEW:
             self._skip_reason = None
         if self._css is not None:
@@ -244,20 +242,6 @@ class _Walk(Walk):
         self.out.open_heading(int(tag[1]))
         return self.out.close_heading
 
-    def _quote(self, tag: str, _: Attributes) -> End:
-        self.out.open_quote()
-        return self.out.close_quote
-
-    def _code(self, tag: str, _: Attributes) -> End:
-        self.out.open_code()
-        return self.out.close_code
-
-    def _rule(self, tag: str, _: Attributes) -> None:
-        self.out.rule()
-
-    def _break(self, tag: str, _: Attributes) -> None:
-        self.out.line_break()
-
     def _list(self, tag: str, attributes: Attributes) -> End:
         self.out.block(gap=not self._lists)
         self._lists.begin(attributes, numbered=tag == "ol")
@@ -269,14 +253,6 @@ class _Walk(Walk):
 
     def _item(self, tag: str, attributes: Attributes) -> End:
         self.out.open_item(self._lists.label(attributes))
-        return self.out.close_item
-
-    def _term(self, tag: str, _: Attributes) -> End:
-        self.out.block()
-        return self.out.block
-
-    def _definition(self, tag: str, _: Attributes) -> End:
-        self.out.open_item(":")
         return self.out.close_item
 
     # --- tables
@@ -300,10 +276,6 @@ class _Walk(Walk):
         self._in_head -= tag == "thead"
         self.out.part_rows(foot=tag == "tfoot")
         self.out.block()
-
-    def _row(self, tag: str, _: Attributes) -> End:
-        self.out.open_row()
-        return self.out.close_cell
 
     def _cell(self, tag: str, attributes: Attributes) -> End:
         if not attributes:
@@ -370,10 +342,6 @@ class _Walk(Walk):
         else:
             self.out.write(after)
 
-    def _apart(self, tag: str, _: Attributes) -> End:
-        self.out.space()
-        return self.out.space
-
     # --- pictures, formulas and what is embedded
 
     def _picture(self, tag: str, attributes: Attributes) -> None:
@@ -395,14 +363,12 @@ class _Walk(Walk):
 
     def _page_title(self, tag: str, _: Attributes) -> End:
         if self._in_drawing:
-            return self._apart(tag, _)
+            self.out.space()
+            return self.out.space
         if self._title is None:
             self._title = []
         self._in_title = True
-        return self._end_title
-
-    def _end_title(self) -> None:
-        self._in_title = False
+        return partial(setattr, self, "_in_title", False)
 
     def _field(self, tag: str, attributes: Attributes) -> End:
         if tag != "input" or attributes.get("type", "").strip().lower() != "image":
@@ -410,38 +376,45 @@ class _Walk(Walk):
         self._picture(tag, attributes)
         return None
 
-    def _spot(self, tag: str, attributes: Attributes) -> None:
-        """A spot on a picture that leads somewhere."""
-        self.out.say(attributes.get("alt", ""))
-
     def _math(self, tag: str, attributes: Attributes) -> End:
         if attributes.get("display") == "block":
             self.out.block()
         return self.formula(attributes)
 
 
-_ELEMENTS: dict[str, Callable[[_Walk, str, Attributes], End]] = {
+def _between(begin: Callable[[Markdown], object], end: Callable[[Markdown], object]) -> "_Start":
+    """An element that does nothing else where it begins and ends."""
+
+    def start(walk: _Walk, tag: str, _: Attributes) -> End:
+        begin(walk.out)
+        return partial(end, walk.out)
+
+    return start
+
+
+_Start = Callable[[_Walk, str, Attributes], End]
+_ELEMENTS: dict[str, _Start] = {
     **dict.fromkeys(("h1", "h2", "h3", "h4", "h5", "h6"), _Walk._heading),
-    "blockquote": _Walk._quote,
-    **dict.fromkeys(("pre", "listing", "xmp", "plaintext"), _Walk._code),
-    "hr": _Walk._rule,
-    "br": _Walk._break,
+    "blockquote": _between(Markdown.open_quote, Markdown.close_quote),
+    **dict.fromkeys(("pre", "listing", "xmp", "plaintext"), _between(Markdown.open_code, Markdown.close_code)),
+    "hr": lambda walk, *_: walk.out.rule(),
+    "br": lambda walk, *_: walk.out.line_break(),
     **dict.fromkeys(("ul", "ol", "menu", "dir"), _Walk._list),
     "li": _Walk._item,
-    "dt": _Walk._term,
-    "dd": _Walk._definition,
+    "dt": _between(Markdown.block, Markdown.block),
+    "dd": _between(partial(Markdown.open_item, marker=":"), Markdown.close_item),
     "table": _Walk._table,
     **dict.fromkeys(("thead", "tbody", "tfoot"), _Walk._row_group),
-    "tr": _Walk._row,
+    "tr": _between(Markdown.open_row, Markdown.close_cell),
     **dict.fromkeys(("td", "th"), _Walk._cell),
     **dict.fromkeys(("sup", "sub"), _Walk._script),
     "a": _Walk._link,
     "time": _Walk._time,
     **dict.fromkeys(_MARKS, _Walk._mark),
-    **dict.fromkeys(("button", "text", "desc"), _Walk._apart),
+    **dict.fromkeys(("button", "text", "desc"), _between(Markdown.space, Markdown.space)),
     "img": _Walk._picture,
     "svg": _Walk._drawing,
-    "area": _Walk._spot,
+    "area": lambda walk, _, attributes: walk.out.say(attributes.get("alt", "")),  # a spot that leads somewhere
     "title": _Walk._page_title,
     "math": _Walk._math,
     **dict.fromkeys(FIELDS, _Walk._field),

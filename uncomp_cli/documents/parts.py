@@ -117,13 +117,19 @@ class _Tree:
         self.open.pop()
 
 
-def tree_of(archive: Archive, name: str, *, kind: str) -> Node:
+def walk_part(
+    archive: Archive, name: str, handler: Handler, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """The same of a part; nothing where the archive has none of that name."""
+    if name in archive.names:
+        walk_xml(archive.read(name), handler, kind=archive.kind, progress=progress)
+
+
+def tree_of(archive: Archive, name: str) -> Node:
     """The root of a small part; one without anything where the archive has no such part."""
-    if name not in archive.names:
-        return _NOTHING
     tree = _Tree()
-    walk_xml(archive.read(name), tree, kind=kind)
-    return tree.open[0].children[0]
+    walk_part(archive, name, tree)
+    return tree.open[0].children[0] if tree.open[0].children else _NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +140,10 @@ class Relation:
     target: str
 
 
-def relations(archive: Archive, part: str, *, kind: str) -> dict[str, Relation]:
+def relations(archive: Archive, part: str) -> dict[str, Relation]:
     """By their ids, the parts that a part (the whole package: "") refers to, in the file's order."""
     folder, name = posixpath.split(part)
-    root = tree_of(archive, posixpath.join(folder, "_rels", f"{name}.rels"), kind=kind)
+    root = tree_of(archive, posixpath.join(folder, "_rels", f"{name}.rels"))
     found = {}
     for node in root.each("Relationship"):
         if node.attributes.get("TargetMode") != "External":
@@ -145,6 +151,12 @@ def relations(archive: Archive, part: str, *, kind: str) -> dict[str, Relation]:
             relation = Relation(node.attributes.get("Type", "").rpartition("/")[2], target)
             found[node.attributes.get("Id", "")] = relation
     return found
+
+
+def main_part(archive: Archive, usual: str = "") -> str:
+    """The part that an office file is about; the `usual` one where it does not say which."""
+    found = (each.target for each in relations(archive, "").values() if each.kind == "officeDocument")
+    return next(found, "") or usual
 
 
 def within(folder: str, reference: str) -> str:

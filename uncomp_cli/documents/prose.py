@@ -7,7 +7,7 @@ and none of its sentences reads like such a fact.
 
 import random
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 _NOUNS = (
     "harbour ledger bridge orchard engine letter winter market signal copper lantern council river valley garden "
@@ -63,6 +63,17 @@ _FEELINGS = "anger caution delight despair gratitude haste hope pride regret rel
 _ONSETS = "b bl br c ch cl d dr f fl g gl gr h j k kl l m n p pr qu r s sc sh sk st t th tr v w wh z"
 _RIMES = "a an ar as aw e eck el en er i il in ing ish o old on or ot ow u um us yn"
 _SENTENCES_A_PARAGRAPH = 6
+_SENTENCES = (  # the parts in the order in which they are drawn, and how they stand
+    ("year name act", "In {} {} {}."),
+    ("thing place thing name", "The {} {} the {} belonged to {}."),
+    ("name act name crowns", "{} {}, and {} paid {} crowns for it."),
+    ("thing act noun", "Nobody knew why the {} {} before the {} came."),
+    ("feeling feeling name act", "With more {} than {}, {} {}."),
+    ("day name thing act name", "According to {1}, the {2} {3} on {0}, long after {4} left."),
+    ("thing adjective name", "Had the {} not been so {}, {} would have kept it."),
+    ("thing name verb thing adjective", "The {3} was as {4} as the {0} which {1} {2}."),
+    ("crates noun thing", "There remained {} crates, a {} and the {}."),
+)
 
 
 def write_prose(num_words: int, *, seed: int) -> str:
@@ -71,63 +82,14 @@ def write_prose(num_words: int, *, seed: int) -> str:
     paragraphs: list[str] = []
     written = 0
     while written < num_words:
-        paragraph = " ".join(chance.choice(_SENTENCES)(chance) for _ in range(_SENTENCES_A_PARAGRAPH))
+        paragraph = " ".join(_sentence(chance, *chance.choice(_SENTENCES)) for _ in range(_SENTENCES_A_PARAGRAPH))
         paragraphs.append(paragraph)
         written += len(paragraph.split())
     return "\n\n".join(paragraphs)
 
 
-def _dated(chance: random.Random) -> str:
-    return f"In {chance.randint(1701, 1999)} {_name(chance)} {_act(chance)}."
-
-
-def _owned(chance: random.Random) -> str:
-    return f"The {_thing(chance)} {_pick(chance, _PLACES)} the {_thing(chance)} belonged to {_name(chance)}."
-
-
-def _paid(chance: random.Random) -> str:
-    return f"{_name(chance)} {_act(chance)}, and {_name(chance)} paid {chance.randint(2, 9999):,} crowns for it."
-
-
-def _unknown(chance: random.Random) -> str:
-    return f"Nobody knew why the {_thing(chance)} {_act(chance)} before the {_pick(chance, _NOUNS)} came."
-
-
-def _felt(chance: random.Random) -> str:
-    return f"With more {_pick(chance, _FEELINGS)} than {_pick(chance, _FEELINGS)}, {_name(chance)} {_act(chance)}."
-
-
-def _reported(chance: random.Random) -> str:
-    day = f"{chance.randint(1, 28)} {_pick(chance, _MONTHS)}"
-    return (
-        f"According to {_name(chance)}, the {_thing(chance)} {_act(chance)} on {day}, long after {_name(chance)} left."
-    )
-
-
-def _conditional(chance: random.Random) -> str:
-    return f"Had the {_thing(chance)} not been so {_pick(chance, _ADJECTIVES)}, {_name(chance)} would have kept it."
-
-
-def _compared(chance: random.Random) -> str:
-    known = f"the {_thing(chance)} which {_name(chance)} {_pick(chance, _VERBS)}"
-    return f"The {_thing(chance)} was as {_pick(chance, _ADJECTIVES)} as {known}."
-
-
-def _listed(chance: random.Random) -> str:
-    return f"There remained {chance.randint(2, 90)} crates, a {_pick(chance, _NOUNS)} and the {_thing(chance)}."
-
-
-_SENTENCES: tuple[Callable[[random.Random], str], ...] = (
-    _dated,
-    _owned,
-    _paid,
-    _unknown,
-    _felt,
-    _reported,
-    _conditional,
-    _compared,
-    _listed,
-)
+def _sentence(chance: random.Random, parts: str, text: str) -> str:
+    return text.format(*(_DRAWN[part](chance) for part in parts.split()))
 
 
 def _act(chance: random.Random) -> str:
@@ -150,3 +112,19 @@ _split = cache(str.split)
 
 def _pick(chance: random.Random, words: str) -> str:
     return chance.choice(_split(words))
+
+
+_DRAWN: dict[str, Callable[[random.Random], str]] = {
+    "year": lambda chance: str(chance.randint(1701, 1999)),
+    "day": lambda chance: f"{chance.randint(1, 28)} {_pick(chance, _MONTHS)}",
+    "crowns": lambda chance: f"{chance.randint(2, 9999):,}",
+    "crates": lambda chance: str(chance.randint(2, 90)),
+    "noun": partial(_pick, words=_NOUNS),
+    "verb": partial(_pick, words=_VERBS),
+    "adjective": partial(_pick, words=_ADJECTIVES),
+    "place": partial(_pick, words=_PLACES),
+    "feeling": partial(_pick, words=_FEELINGS),
+    "name": _name,
+    "thing": _thing,
+    "act": _act,
+}

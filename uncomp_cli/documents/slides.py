@@ -13,7 +13,7 @@ from typing import ClassVar
 from uncomp_cli.documents.archive import Archive
 from uncomp_cli.documents.charts import chart_text, is_said, paragraphs
 from uncomp_cli.documents.enumeration import Level, Numbered, count_of
-from uncomp_cli.documents.parts import Relation, relations, tree_of, walk_xml
+from uncomp_cli.documents.parts import Relation, main_part, relations, tree_of, walk_part
 from uncomp_cli.documents.text import (
     CHART,
     FILM,
@@ -49,10 +49,9 @@ _SILENT = dict.fromkeys(("Fallback", "bldLst", "timing", "transition", "lstStyle
 def read(data: bytes, wishes: Wishes) -> Text:
     """The slides of a presentation in their order."""
     archive = Archive(data, wishes.limits, kind=_KIND)
-    main = next((r.target for r in relations(archive, "", kind=_KIND).values() if r.kind == "officeDocument"), "")
-    main = main or "ppt/presentation.xml"
-    related = relations(archive, main, kind=_KIND)
-    ids = [node.attributes.get("id", "") for node in tree_of(archive, main, kind=_KIND).at("sldIdLst").children]
+    main = main_part(archive, "ppt/presentation.xml")
+    related = relations(archive, main)
+    ids = [node.attributes.get("id", "") for node in tree_of(archive, main).at("sldIdLst").children]
     slides = [related[name].target for name in ids if name in related]
     if not slides:
         raise DocumentError(f"it is no {_KIND}, or one without slides", hint="open it in a viewer and save it again")
@@ -68,13 +67,13 @@ def read(data: bytes, wishes: Wishes) -> Text:
 
 
 def _slide(archive: Archive, part: str, lost: Counter[Words]) -> str:
-    walk = _Shapes(archive, relations(archive, part, kind=_KIND), lost)
-    _walk(archive, part, walk)
+    walk = _Shapes(archive, relations(archive, part), lost)
+    walk_part(archive, part, walk)
     if walk.hidden:
         lost[HIDDEN_SLIDE] += 1
         return ""
     for each in _related(archive, part, "diagramData"):
-        walk.texts.append(paragraphs(tree_of(archive, each, kind=_KIND), "pt"))
+        walk.texts.append(paragraphs(tree_of(archive, each), "pt"))
     notes = [text for each in _related(archive, part, "notesSlide") for text in _notes(archive, each)]
     comments = [text for each in _related(archive, part, "comments") for text in _comments(archive, each)]
     tail = ["Notes: " + "\n\n".join(notes)] * bool(notes) + ["Comments:\n" + "\n".join(comments)] * bool(comments)
@@ -88,30 +87,25 @@ def _masters(archive: Archive, slides: Sequence[str]) -> set[str]:
 
 
 def _related(archive: Archive, part: str, kind: str) -> list[str]:
-    return [each.target for each in relations(archive, part, kind=_KIND).values() if each.kind == kind]
+    return [each.target for each in relations(archive, part).values() if each.kind == kind]
 
 
 def _has_own_text(archive: Archive, part: str) -> bool:
     """Whether a master has text that is on every slide, besides what stands in place of theirs."""
     walk = _Master(archive, {}, Counter())
-    _walk(archive, part, walk)
+    walk_part(archive, part, walk)
     return any(walk.texts)
-
-
-def _walk(archive: Archive, part: str, walk: "_Shapes") -> None:
-    if part in archive.names:
-        walk_xml(archive.read(part), walk, kind=_KIND)
 
 
 def _notes(archive: Archive, part: str) -> list[str]:
     """What the speaker notes say, without the slide's picture and number."""
     walk = _Shapes(archive, {}, Counter(), flat=True)
-    _walk(archive, part, walk)
+    walk_part(archive, part, walk)
     return [text for text in walk.texts if text]
 
 
 def _comments(archive: Archive, part: str) -> Iterator[str]:
-    for comment in tree_of(archive, part, kind=_KIND).children:
+    for comment in tree_of(archive, part).children:
         text = comment.at("text").text or paragraphs(comment, "txBody")
         if text.strip():
             yield "- " + " ".join(text.split())
@@ -178,7 +172,7 @@ class _Shapes(Walk):
 
     def _chart(self, attributes: Attributes) -> None:
         relation = self._related.get(attributes.get("id", ""))
-        text = "" if relation is None else chart_text(tree_of(self._archive, relation.target, kind=_KIND))
+        text = "" if relation is None else chart_text(tree_of(self._archive, relation.target))
         self.texts += [text] * bool(text)
         self.lost[CHART] += not text
 

@@ -17,7 +17,7 @@ from uncomp_cli.documents.display import GENERAL, built_in, display
 from uncomp_cli.documents.ledger import Row, letters, lines_of, merged, place_name
 from uncomp_cli.documents.markdown import Phrase
 from uncomp_cli.documents.packages import package
-from uncomp_cli.documents.parts import Node, Relation, relations, tree_of
+from uncomp_cli.documents.parts import Node, Relation, main_part, relations, tree_of
 from uncomp_cli.documents.superscripts import clean, resolve
 from uncomp_cli.documents.text import (
     CHART,
@@ -78,9 +78,8 @@ class _Sheet:
 def read(data: bytes, wishes: Wishes) -> Text:
     """The sheets of a workbook, in its order."""
     archive = Archive(data, wishes.limits, kind=_KIND)
-    main = next((r.target for r in relations(archive, "", kind=_KIND).values() if r.kind == "officeDocument"), "")
-    workbook = tree_of(archive, main or "xl/workbook.xml", kind=_KIND)
-    related = relations(archive, main or "xl/workbook.xml", kind=_KIND)
+    main = main_part(archive, "xl/workbook.xml")
+    workbook, related = tree_of(archive, main), relations(archive, main)
     listed = list(workbook.at("sheets").each("sheet"))
     if not listed:
         raise DocumentError(f"it is no {_KIND} (it names no sheet)", hint="open it in a viewer and save it again")
@@ -105,8 +104,8 @@ def read(data: bytes, wishes: Wishes) -> Text:
 
 def _book(archive: Archive, workbook: Node, related: dict[str, Relation]) -> _Book:
     parts = {relation.kind: relation.target for relation in related.values()}
-    strings = list(_strings(archive, parts.get("sharedStrings", "")))
-    styles = tree_of(archive, parts.get("styles", ""), kind=_KIND)
+    strings = [_rich(element) for element in _elements(archive, parts.get("sharedStrings", ""), "si")]
+    styles = tree_of(archive, parts.get("styles", ""))
     own = {
         node.attributes.get("numFmtId"): node.attributes.get("formatCode", "") for node in styles.at("numFmts").children
     }
@@ -123,6 +122,8 @@ def _book(archive: Archive, workbook: Node, related: dict[str, Relation]) -> _Bo
 
 def _elements(archive: Archive, part: str, *tags: str) -> Iterator[Any]:
     """The elements of these names, as they end, each cleared when the next is asked for."""
+    if part not in archive.names:
+        return
     etree = package("lxml.etree")
     data = archive.read(part)
     if b"<!DOCTYPE" in data[:1024]:
@@ -142,12 +143,6 @@ def _elements(archive: Archive, part: str, *tags: str) -> Iterator[Any]:
 
 def _local(element: Any) -> str:
     return str(element.tag).rpartition("}")[2]
-
-
-def _strings(archive: Archive, part: str) -> Iterator[str]:
-    """The strings that cells share."""
-    if part in archive.names:
-        yield from (_rich(element) for element in _elements(archive, part, "si"))
 
 
 def _rich(element: Any) -> str:
@@ -284,22 +279,20 @@ def _number(name: str) -> int:
 
 def _attached(archive: Archive, part: str, sheet: _Sheet) -> Iterator[tuple[str, str]]:
     """Comments with the cells that they are of, and the words of shapes; pictures and charts are counted."""
-    related = list(relations(archive, part, kind=_KIND).values())
+    related = list(relations(archive, part).values())
     threaded = {relation.kind for relation in related} & {"threadedComment"}
     comments = [c for r in related if r.kind in (threaded or {"comments"}) for c in _comments(archive, r.target)]
     for number, (cell, text) in enumerate(comments):
         yield cell, ("" if number else "\nComments:\n") + f"- {cell}: {text}"
     for relation in related:
-        if relation.kind == "drawing" and relation.target in archive.names:
-            words = _drawn(archive, relation.target, sheet)
-            yield from (("", f"\n{text}") for text in words)
+        if relation.kind == "drawing":
+            yield from (("", f"\n{text}") for text in _drawn(archive, relation.target, sheet))
 
 
 def _comments(archive: Archive, part: str) -> Iterator[tuple[str, str]]:
-    if part in archive.names:
-        for element in _elements(archive, part, "comment", "threadedComment"):
-            text = " ".join("".join(t.text or "" for t in element.iter("{*}t", "{*}text") if t.text).split())
-            yield element.get("ref", "").partition(":")[0], text
+    for element in _elements(archive, part, "comment", "threadedComment"):
+        text = " ".join("".join(t.text or "" for t in element.iter("{*}t", "{*}text") if t.text).split())
+        yield element.get("ref", "").partition(":")[0], text
 
 
 def _drawn(archive: Archive, part: str, sheet: _Sheet) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from uncomp_cli.documents.archive import Archive
 from uncomp_cli.documents.charts import chart_text, paragraphs
-from uncomp_cli.documents.parts import Relation, relations, tree_of, walk_xml
+from uncomp_cli.documents.parts import Relation, main_part, relations, tree_of, walk_part
 from uncomp_cli.documents.text import Text, Wishes, counted, running
 from uncomp_cli.documents.word.manuscript import Manuscript
 from uncomp_cli.documents.word.outline import Numbering, read_styles
@@ -22,16 +22,15 @@ _KIND = "Word document"
 def read(data: bytes, wishes: Wishes) -> Text:
     """The text of a Word document."""
     archive = Archive(data, wishes.limits, kind=_KIND)
-    main = next((r.target for r in relations(archive, "", kind=_KIND).values() if r.kind == "officeDocument"), "")
+    main = main_part(archive)
     if main not in archive.names:
         raise DocumentError(f"it is no {_KIND}, or a damaged one (it has no main part)", hint="save it again in Word")
-    parts = relations(archive, main, kind=_KIND)
-    styles = read_styles(tree_of(archive, _part(parts, "styles"), kind=_KIND))
-    numbering = Numbering(tree_of(archive, _part(parts, "numbering"), kind=_KIND), styles)
+    parts = relations(archive, main)
+    styles = read_styles(tree_of(archive, _part(parts, "styles")))
+    numbering = Numbering(tree_of(archive, _part(parts, "numbering")), styles)
     story = Story(styles, numbering)
     for kind in ("footnotes", "endnotes", "comments"):
-        if _part(parts, kind) in archive.names:
-            walk_xml(archive.read(_part(parts, kind)), Manuscript(story), kind=_KIND)
+        walk_part(archive, _part(parts, kind), Manuscript(story))
     texts = {
         kind: [_walked(archive, part, story, wishes) for part in _all(parts, kind)] for kind in ("header", "footer")
     }
@@ -50,16 +49,14 @@ def _all(parts: Mapping[str, Relation], kind: str) -> list[str]:
 
 def _drawn(archive: Archive, part: str) -> Iterator[tuple[str, str]]:
     """What charts and diagrams of a part say, by the names of their relations."""
-    for name, relation in relations(archive, part, kind=_KIND).items():
+    for name, relation in relations(archive, part).items():
         if relation.kind == "chart":
-            yield name, chart_text(tree_of(archive, relation.target, kind=_KIND))
+            yield name, chart_text(tree_of(archive, relation.target))
         elif relation.kind == "diagramData":
-            yield name, paragraphs(tree_of(archive, relation.target, kind=_KIND), "pt")
+            yield name, paragraphs(tree_of(archive, relation.target), "pt")
 
 
 def _walked(archive: Archive, part: str, story: Story, wishes: Wishes) -> str:
-    if part not in archive.names:
-        return ""
     walk = Manuscript(story, dict(_drawn(archive, part)))
-    walk_xml(archive.read(part), walk, kind=_KIND, progress=wishes.progress)
+    walk_part(archive, part, walk, wishes.progress)
     return walk.out.text()
