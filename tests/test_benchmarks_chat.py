@@ -1,30 +1,15 @@
 """benchmarks/chat_turns.py and reuse.py: medians, ratios within a session, what is said of the budget, the tables."""
 
-import importlib
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.programs import script
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.models.loading import load_model
-
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
-
-def script(name: str) -> Any:
-    """A module of benchmarks, which is a folder of programs and not a package."""
-    folders = [str(BENCHMARKS), str(BENCHMARKS / "peers")]
-    sys.path[:0] = folders
-    try:
-        return importlib.import_module(name)
-    finally:
-        for folder in folders:
-            sys.path.remove(folder)
-
 
 chat_turns, reuse = script("chat_turns"), script("reuse")
 SMALL = chat_turns.Arm("unseen 30%", replace(load_preset("unseen"), budget="30%", kv_bits=16, floor_tokens=0))

@@ -1,25 +1,13 @@
 """benchmarks/gpu.py on tiny shapes: the code that a GPU runs, its arithmetic, and what is left out."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
-
-def script(name: str) -> Any:
-    """A module of benchmarks, which is a folder of programs and not a package."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
+from support.programs import script
 
 gpu, ceilings = script("gpu"), script("ceilings")
 CPU = torch.device("cpu")

@@ -1,27 +1,15 @@
 """benchmarks/memory_curve.py: what is run and left out, the ratio, the picture, and one real curve."""
 
 import argparse
-import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.programs import script
 from uncomp_cli.errors import UsageError
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 MIB = 2**20
-
-
-def script(name: str) -> Any:
-    """A module of benchmarks, which is a folder of programs and not a package."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
 
 curve = script("memory_curve")
 

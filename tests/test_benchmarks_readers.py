@@ -1,26 +1,12 @@
 """benchmarks/readers.py: what is compared as the same, and a table of real files against a second reader."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from support.documents import at, make_pdf, make_zip
-
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
-
-def script(name: str) -> Any:
-    """A module of benchmarks, which is a folder of programs and not a package."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
+from support.programs import script
 
 readers = script("readers")
 

@@ -1,6 +1,5 @@
 """benchmarks/speed.py and the peers' stopwatch: rounds, failures, ratios, the table, and an end to end run."""
 
-import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -9,23 +8,11 @@ from typing import Any
 
 import pytest
 
+from support.programs import script
 from uncomp_cli.bench.contenders import run_job
 from uncomp_cli.engine.forward.products import has_fast_bfloat16
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 CEILINGS = {"read_gb_s": 10.0, "gemm_gflop_s": 100.0, "square_gemm_gflop_s": 100.0, "threads": 2}
-
-
-def script(name: str) -> Any:
-    """A module of benchmarks or benchmarks/peers, which are folders of programs and not packages."""
-    folders = [str(BENCHMARKS), str(BENCHMARKS / "peers")]
-    sys.path[:0] = folders
-    try:
-        return importlib.import_module(name)
-    finally:
-        for folder in folders:
-            sys.path.remove(folder)
-
 
 timing, timed = script("timing"), script("timed")
 speed = script("speed")

@@ -18,13 +18,7 @@ from uncomp_cli.uncertainty.profile import load_profile
 
 SHAPE = ("--tokens", "400", "-t", "needle/digits7", "-t", "continuation")
 
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty directory, and no settings of the user's."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def measure(model: Path, *args: str, samples: int = 2) -> tuple[int, str, str]:

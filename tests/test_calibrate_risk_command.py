@@ -20,13 +20,7 @@ BASE = ("--tokens", "400", "-t", "needle/digits7", "--samples", "1", "-o", "mine
 RISK = ("--risk", "--risk-samples", "10", "--risk-tokens", "500", "--risk-tokens", "520")
 KEPT = Path("mine.risk.jsonl")
 
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty directory, and no settings of the user's."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """`uncomp chat` past the trained length: --rope, --context and --force, and what is said on the way past it."""
 
 import io
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -26,12 +25,7 @@ from uncomp_cli.ui.console import Terminal
 
 PAST = TRAINED_LENGTH + 300
 
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def open_chat(model: Path, rope: str | None = None, *, context: str | None = None, force: bool = False) -> Talk:

@@ -1,7 +1,6 @@
 """`uncomp rope` as its users run it: tables, JSON, pictures, a file that is continued and shown, what is refused."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,7 @@ from uncomp_cli.evals.rope.cells import CELLS
 SHAPE = ("--tokens", "600,1k", "--depths", "2", "--kinds", "plain,yarn:2,repack:2@40%")
 NUM_CELLS = 3 + 3 * 2 * 2
 
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty directory, and no settings of the user's."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.fixture(scope="module")

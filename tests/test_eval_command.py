@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,7 @@ from uncomp_cli.evals.tables.outcome import OUTCOMES
 SHAPE = ("--samples", "2", "--tokens", "1500", "-b", "50%", "-b", "20%")
 COMMON = (*SHAPE, "--policy", "uniform", "--policy", "full/8bit")
 
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty directory, and no settings of the user's."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:

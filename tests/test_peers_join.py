@@ -1,6 +1,5 @@
 """benchmarks/peers: samples as peers get them, results that continue, the join, and peers that are not there."""
 
-import importlib
 import json
 import sys
 from dataclasses import asdict
@@ -10,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from support.programs import PEERS, script
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.task import Query, Sample
 from uncomp_cli.models.checkpoint import load_tokenizer
 
-PEERS = Path(__file__).resolve().parent.parent / "benchmarks" / "peers"
 MADE_WITH = {"model": "smollm2-135m", "seed": 0, "haystack": "prose", "haystack_sha256": "ab"}
 RUN = {
     "command": "python benchmarks/peers/run_kvpress.py --samples samples.jsonl",
@@ -25,16 +24,6 @@ RUN = {
     "threads": "1",
     "versions": {"kvpress": "0.5.5"},
 }
-
-
-def script(name: str) -> Any:
-    """A module of benchmarks/peers, which is a folder of programs and not a package."""
-    sys.path.insert(0, str(PEERS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(PEERS))
-
 
 records, join = script("records"), script("join")
 environments, peers, export = script("environments"), script("peers"), script("export")
