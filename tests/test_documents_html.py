@@ -48,6 +48,9 @@ def test_nodes_of_more_than_ten_megabytes() -> None:
 # --- raised and lowered
 
 
+SHEET = "<style>/* a */ .up, b.x {size: 8px; vertical-align: super} @media print {.dn{vertical-align:sub}}</style>"
+
+
 @pytest.mark.parametrize(
     ("html", "text"),
     [
@@ -77,6 +80,17 @@ def test_nodes_of_more_than_ten_megabytes() -> None:
         ("the harbour<sup>12</sup> was", "the harbour[12] was"),
         ("60<sup>*</sup> men", "60[*] men"),
         ("the harbour<sup>2,3</sup> was", "the harbour[2,3] was"),
+        ("10<span style='vertical-align:super'>7</span>", "10^7"),
+        ("10<span style='position:relative;top:-0.4em;font-size:70%'>7</span>", "10^7"),
+        ("10<font style='vertical-align: 4px'>7</font>", "10^7"),
+        ("10<span style='mso-text-raise:3.0pt'>7</span>", "10^7"),
+        ("H<span style='vertical-align:-25%'>2</span>O", "H_2O"),
+        ("H<span style='position:relative;top:3.0pt;font-size:8pt'>2</span>O", "H_2O"),
+        ("pin 4<span style='vertical-align:-1px'>5</span>", "pin 45"),
+        ("pin 4<span style='top:-9px'>5</span>", "pin 45"),
+        (f"{SHEET}10<span class='a up'>7</span> H<i class=dn>2</i>O", "10^7 H_2O"),
+        (f"{SHEET}10<a class=up>7</a> fee<a class=up href='#n1'>3</a>", "10^7 fee[3]"),
+        ("10<span class=superscript>7</span> H<span class=subscript>2</span>O", "10^7 H_2O"),
     ],
 )
 def test_scripts(html: str, text: str) -> None:
@@ -249,6 +263,16 @@ def test_blocks(html: str, text: str) -> None:
         ("<button>Go</button><button>Stop</button>", "Go Stop"),
         ("the<img alt='Oil lamp' src=x>shines", "the Oil lamp shines"),
         ("<svg><title>A chart</title><text>12 %</text></svg>", "A chart 12 %"),
+        ("a <progress value=70 max=100></progress> b <meter value=0.6></meter> c", "a 70 of 100 b 0.6 of 1 c"),
+        ("a <progress value=70 max=100>70 %</progress> b <progress></progress> c", "a 70 % b c"),
+        ("<input placeholder='Your name'><input value=Ann placeholder=x>", "[empty: Your name] Ann"),
+        (
+            "<textarea placeholder='Say more'></textarea><textarea placeholder=x>ok 5</textarea>",
+            "[empty: Say more]\nok 5",
+        ),
+        ("<map><area alt='North 5' href=x></map>", "North 5"),
+        ("<ruby>東京<rt>とう</rt><rtc><rt>Tokyo</rt></rtc></ruby>", "東京(とう)(Tokyo)"),
+        ("<template shadowrootmode=open><p>shown 5</p></template>", "shown 5"),
     ],
 )
 def test_fields_and_pictures(html: str, text: str) -> None:
@@ -361,48 +385,6 @@ def test_no_markup_is_an_error(html: str) -> None:
 
 
 # --- where styles and fields say it
-
-
-SHEET = "<style>/* a */ .up, b.x {size: 8px; vertical-align: super} @media print {.dn{vertical-align:sub}}</style>"
-
-
-@pytest.mark.parametrize(
-    ("html", "text"),
-    [
-        ("10<span style='vertical-align:super'>7</span>", "10^7"),
-        ("10<span style='position:relative;top:-0.4em;font-size:70%'>7</span>", "10^7"),
-        ("10<font style='vertical-align: 4px'>7</font>", "10^7"),
-        ("10<span style='mso-text-raise:3.0pt'>7</span>", "10^7"),
-        ("H<span style='vertical-align:-25%'>2</span>O", "H_2O"),
-        ("H<span style='position:relative;top:3.0pt;font-size:8pt'>2</span>O", "H_2O"),
-        ("pin 4<span style='vertical-align:-1px'>5</span>", "pin 45"),
-        ("pin 4<span style='top:-9px'>5</span>", "pin 45"),
-        (f"{SHEET}10<span class='a up'>7</span> H<i class=dn>2</i>O", "10^7 H_2O"),
-        (f"{SHEET}10<a class=up>7</a> fee<a class=up href='#n1'>3</a>", "10^7 fee[3]"),
-        ("10<span class=superscript>7</span> H<span class=subscript>2</span>O", "10^7 H_2O"),
-    ],
-)
-def test_what_a_style_raises_or_lowers_is_no_figure_of_its_base(html: str, text: str) -> None:
-    assert markdown(f"<p>{html}</p>") == text
-
-
-@pytest.mark.parametrize(
-    ("html", "text"),
-    [
-        ("a <progress value=70 max=100></progress> b <meter value=0.6></meter> c", "a 70 of 100 b 0.6 of 1 c"),
-        ("a <progress value=70 max=100>70 %</progress> b <progress></progress> c", "a 70 % b c"),
-        ("<input placeholder='Your name'><input value=Ann placeholder=x>", "[empty: Your name] Ann"),
-        (
-            "<textarea placeholder='Say more'></textarea><textarea placeholder=x>ok 5</textarea>",
-            "[empty: Say more]\nok 5",
-        ),
-        ("<map><area alt='North 5' href=x></map>", "North 5"),
-        ("<ruby>東京<rt>とう</rt><rtc><rt>Tokyo</rt></rtc></ruby>", "東京(とう)(Tokyo)"),
-        ("<template shadowrootmode=open><p>shown 5</p></template>", "shown 5"),
-    ],
-)
-def test_gauges_empty_fields_and_what_is_drawn_in_place(html: str, text: str) -> None:
-    assert markdown(html) == text
 
 
 def test_the_foot_of_a_table_stands_below_it() -> None:

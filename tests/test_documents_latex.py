@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.documents import extract
+from support.documents import extract, losses
 from support.pace import swift
 from uncomp_cli.documents import quantities
 from uncomp_cli.documents.macros import defined, expanded
@@ -45,10 +45,48 @@ def tex(source: str) -> str:
             r"Oar & \multicolumn{2}{c}{9} \\ \end{tabular}",
             "| Name | 2022 | 2023 |\n| --- | --- | --- |\n| Lamp | 5 | 6 |\n| Lamp | 7 | 8 |\n| Oar | 9 | 9 |",
         ),
+        (r"The error rate fell to $3.2\,\%$ in trial~7.", "The error rate fell to 3.2 % in trial 7."),
+        (r"\section{Result}\label{r}\subsection*{A \emph{b}}", "# Result\n\n## A b"),
+        (r"It cost \$40\footnote{In \textbf{2024}.}.", "It cost $40[^1].\n\n[^1]: In 2024."),
+        (r"\newcommand{\rate}{3.2}\rate\ and \rate{}x", "3.2 and 3.2x"),
+        ("kept % gone \\% gone\nnext 5\\% on", "kept next 5% on"),
+        (r"M\"uller, \'{e}cole, na\"{\i}ve, \c{c}a, stra\ss e, \o re", "Müller, école, naïve, ça, straße, øre"),
+        (r"``quoted'' -- and --- 1{,}200", "“quoted” – and — 1,200"),
+        (r"\href{http://x}{text} \cite{abc} \url{http://y}", "text [abc] http://y"),
+        (r"$E = mc^2$ and $\frac{a}{b}$", r"E = mc^2 and $\frac{a}{b}$"),
+        (
+            "\\begin{equation}\na_{1} = \\frac{b}{c}\n\\end{equation}",
+            "\\begin{equation}\na_{1} = \\frac{b}{c}\n\\end{equation}",
+        ),
+        (r"\[ \sqrt[3]{x} \]", r"\[ \sqrt[3]{x} \]"),
+        (r"\begin{itemize}\item one\item two\end{itemize}", "- one\n- two"),
+        (r"\begin{enumerate}\item one\item[b] two\end{enumerate}", "1. one\n2. b: two"),
+        ("\\begin{verbatim}\nx = 5 % \\emph{raw}~\n\\end{verbatim}", "```\nx = 5 % \\emph{raw}~\n```"),
+        (
+            r"\begin{tabular}{l|rr}\hline Year & Price & Stock \\ \hline 2023 & 1{,}200 & 45\,\% \\ "
+            r"2024 & \multicolumn{2}{c}{none} \\ \end{tabular}",
+            "| Year | Price | Stock |\n| --- | --- | --- |\n| 2023 | 1,200 | 45 % |\n| 2024 | none | none |",
+        ),
     ],
 )
-def test_commands_with_several_arguments_are_what_they_print(source: str, shown: str) -> None:
+def test_latex_is_what_it_prints(source: str, shown: str) -> None:
     assert tex(source) == shown
+
+
+def test_what_latex_leaves_out_is_said() -> None:
+    source = (
+        "\\documentclass{article}\n\\usepackage{x} % why\n\\title{On \\emph{Lamps}}\n\\author{Ann}\n"
+        "\\begin{document}\\maketitle\n"
+        "\\begin{abstract}Short.\\end{abstract}\\input{chapter2}\\includegraphics[width=1cm]{a.png}\n"
+        "\\begin{tikzpicture}x\\end{tikzpicture}\\bibliography{refs}\\end{document}\nbehind"
+    )
+    text = extract(source.encode(), suffix=".tex")
+    assert text.text == "# On Lamps\n\nAnn\n\n## Abstract\n\nShort."
+    assert losses(text) == [
+        "1 comment",
+        "2 pictures",
+        "2 files that it takes in (chapter2, refs)",
+    ]
 
 
 def test_files_that_are_taken_in_are_named_and_never_opened() -> None:
@@ -56,7 +94,7 @@ def test_files_that_are_taken_in_are_named_and_never_opened() -> None:
         rb"a \import{/etc/}{passwd} \lstinputlisting[language=C]{code.c} \input{/etc/passwd} b", suffix=".tex"
     )
     assert found.text == "a b"
-    assert [str(loss) for loss in found.losses] == ["3 files that it takes in (passwd, code.c, /etc/passwd)"]
+    assert losses(found) == ["3 files that it takes in (passwd, code.c, /etc/passwd)"]
 
 
 NUMBER = r"-?[0-9]{1,6}([.,][0-9]{1,4})?(e-?[0-9]{1,2})?"
@@ -75,11 +113,17 @@ def test_units_have_their_signs() -> None:
     assert quantities.unit(r"kg.m^{2}") == "kg.m^{2}"
 
 
-@pytest.mark.parametrize(
-    "piece", [r"\newcommand{\a}[2]{#1", r"\a{", r"\SI{1}{", r"\multirow{2}{*}{", r"\def\a#1{\a{#1}}", r"\cite[a]["]
-)
-def test_hostile_macros_take_no_time(piece: str) -> None:
-    assert isinstance(tex(r"\newcommand{\a}[1]{#1#1}" + piece * 4000), str)
+HOSTILE = (
+    "{", "\\", "$", "%", r"\a{", r"\a[", r"\verb|", r"\"", r"\input{", r"\footnote{x}", r"\SI{1}{", r"\cite[a][",
+    r"\begin{verbatim}", r"\begin{itemize}", r"\begin{tabular}{", r"\multirow{2}{*}{", r"\newcommand{\a}{",
+    r"\newcommand{\a}[2]{#1", r"\def\a#1{\a{#1}}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_hostile_latex_takes_no_time(piece: str) -> None:
+    for begin in ("x", r"\newcommand{\a}[1]{#1#1}"):
+        assert isinstance(tex(begin + piece * 4000), str)
 
 
 @pytest.mark.parametrize(
@@ -109,3 +153,5 @@ def test_macros_are_no_bomb() -> None:
     )
     assert rest == ""
     assert len(expanded(r"\ma{boom}" * 50, macros)) < 100_000
+    twice = "".join(rf"\newcommand{{\m{b}}}{{\m{a} \m{a}}}" for a, b in pairwise("abcdefghijklmnopqrstu"))
+    assert len(tex(r"\newcommand{\ma}{boom}" + twice + r"\mu" * 50)) < 100_000

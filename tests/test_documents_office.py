@@ -14,15 +14,11 @@ from pptx.oxml import parse_xml
 from pptx.oxml.ns import nsdecls
 from pptx.util import Inches
 
-from support.documents import extract, make_odp, make_odt, make_zip
+from support.documents import extract, losses, make_odp, make_odt, make_zip
 from uncomp_cli.documents.text import Text
 from uncomp_cli.errors import DocumentError
 
 TITLE, TITLE_ONLY, BLANK = 1, 5, 6
-
-
-def losses(text: Text) -> list[str]:
-    return [str(loss) for loss in text.losses]
 
 
 # --- slides

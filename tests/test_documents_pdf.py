@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.documents import at, make_pdf, pdf_stream, sample_pdf
+from support.documents import at, losses, make_pdf, pdf_stream, sample_pdf
 from support.mutation import damage_bytes
 from support.pace import swift
 from uncomp_cli.documents.glyphs import Line, Run, Space
@@ -30,10 +30,6 @@ def lines(*texts: str, x: float = 72, y: float = 700, pitch: float = 14) -> str:
 
 def text_of(*pages: str) -> str:
     return read(make_pdf(*pages), NO_WISHES).text
-
-
-def losses(found: Text) -> list[str]:
-    return [str(loss) for loss in found.losses]
 
 
 def encrypted(method: fpdf.enums.EncryptionMethod) -> bytes:

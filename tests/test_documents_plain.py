@@ -1,19 +1,14 @@
-"""Notebooks, subtitles and LaTeX: read as a person reads them, with places, and what is left out said."""
+"""Notebooks and subtitles: read as a person reads them, with places, and what is left out said."""
 
 import json
 from typing import Any
 
 import pytest
 
-from support.documents import extract
+from support.documents import extract, losses
 from support.pace import swift
 from uncomp_cli.documents.text import Text
 from uncomp_cli.errors import DocumentError
-
-
-def losses(text: Text) -> list[str]:
-    return [str(loss) for loss in text.losses]
-
 
 # --- notebooks
 
@@ -121,83 +116,6 @@ def test_a_pause_begins_a_line_and_text_without_times_stays() -> None:
     cues = b"1\n0:00:01,0 --> 0:00:02,0\none\n\n2\n0:00:09,0 --> 0:00:10,0\ntwo\n"
     assert extract(cues, suffix=".srt").text == "[00:00:01] one\n[00:00:09] two"
     assert extract(b"no times here\n", suffix=".srt").text == "no times here\n"
-
-
-# --- LaTeX
-
-
-def tex(body: str) -> str:
-    return extract(body.encode(), suffix=".tex").text
-
-
-@pytest.mark.parametrize(
-    ("source", "shown"),
-    [
-        (r"The error rate fell to $3.2\,\%$ in trial~7.", "The error rate fell to 3.2 % in trial 7."),
-        (r"\section{Result}\label{r}\subsection*{A \emph{b}}", "# Result\n\n## A b"),
-        (r"It cost \$40\footnote{In \textbf{2024}.}.", "It cost $40[^1].\n\n[^1]: In 2024."),
-        (r"\newcommand{\rate}{3.2}\rate\ and \rate{}x", "3.2 and 3.2x"),
-        ("kept % gone \\% gone\nnext 5\\% on", "kept next 5% on"),
-        (r"M\"uller, \'{e}cole, na\"{\i}ve, \c{c}a, stra\ss e, \o re", "Müller, école, naïve, ça, straße, øre"),
-        (r"``quoted'' -- and --- 1{,}200", "“quoted” – and — 1,200"),
-        (r"\href{http://x}{text} \cite{abc} \url{http://y}", "text [abc] http://y"),
-        (r"$E = mc^2$ and $\frac{a}{b}$", r"E = mc^2 and $\frac{a}{b}$"),
-        (
-            "\\begin{equation}\na_{1} = \\frac{b}{c}\n\\end{equation}",
-            "\\begin{equation}\na_{1} = \\frac{b}{c}\n\\end{equation}",
-        ),
-        (r"\[ \sqrt[3]{x} \]", r"\[ \sqrt[3]{x} \]"),
-        (r"\begin{itemize}\item one\item two\end{itemize}", "- one\n- two"),
-        (r"\begin{enumerate}\item one\item[b] two\end{enumerate}", "1. one\n2. b: two"),
-        ("\\begin{verbatim}\nx = 5 % \\emph{raw}~\n\\end{verbatim}", "```\nx = 5 % \\emph{raw}~\n```"),
-        (
-            r"\begin{tabular}{l|rr}\hline Year & Price & Stock \\ \hline 2023 & 1{,}200 & 45\,\% \\ "
-            r"2024 & \multicolumn{2}{c}{none} \\ \end{tabular}",
-            "| Year | Price | Stock |\n| --- | --- | --- |\n| 2023 | 1,200 | 45 % |\n| 2024 | none | none |",
-        ),
-    ],
-)
-def test_latex_is_what_it_prints(source: str, shown: str) -> None:
-    assert tex(source) == shown
-
-
-def test_what_latex_leaves_out_is_said() -> None:
-    source = (
-        "\\documentclass{article}\n\\usepackage{x} % why\n\\title{On \\emph{Lamps}}\n\\author{Ann}\n"
-        "\\begin{document}\\maketitle\n"
-        "\\begin{abstract}Short.\\end{abstract}\\input{chapter2}\\includegraphics[width=1cm]{a.png}\n"
-        "\\begin{tikzpicture}x\\end{tikzpicture}\\bibliography{refs}\\end{document}\nbehind"
-    )
-    text = extract(source.encode(), suffix=".tex")
-    assert text.text == "# On Lamps\n\nAnn\n\n## Abstract\n\nShort."
-    assert losses(text) == [
-        "1 comment",
-        "2 pictures",
-        "2 files that it takes in (chapter2, refs)",
-    ]
-
-
-HOSTILE = (
-    r"\begin{verbatim}",
-    r"\a[",
-    "{",
-    r"\a{",
-    "\\",
-    "$",
-    r"\newcommand{\a}{",
-    r"\begin{itemize}",
-    r"\footnote{x}",
-)
-
-
-@pytest.mark.parametrize("piece", [*HOSTILE, r"\begin{tabular}{", r"\verb|", r"\"", r"\input{", "%"])
-def test_hostile_latex_takes_no_time(piece: str) -> None:
-    assert isinstance(extract(("x" + piece * 4000).encode(), suffix=".tex").text, str)
-
-
-def test_macros_are_no_bomb() -> None:
-    macros = "".join(rf"\newcommand{{\m{chr(98 + n)}}}{{{chr(92)}m{chr(97 + n)} \m{chr(97 + n)}}}" for n in range(20))
-    assert len(tex(r"\newcommand{\ma}{boom}" + macros + r"\mu" * 50)) < 100_000
 
 
 CUE = "1\n00:00:01,000 --> 00:00:02,000\n"

@@ -18,7 +18,7 @@ from openpyxl.drawing.image import Image
 from openpyxl.styles import Font
 from openpyxl.worksheet.worksheet import Worksheet
 
-from support.documents import extract, make_ods, make_xlsx, make_zip
+from support.documents import extract, losses, make_ods, make_xlsx, make_zip
 from support.pace import swift
 from uncomp_cli.documents.display import built_in, display, general
 from uncomp_cli.documents.ledger import MOST_ROWS_BELOW_A_HEADER, Row, lines_of
@@ -45,10 +45,6 @@ def rows_of(*rows: list[Any]) -> Callable[[Worksheet], None]:
 
 def xlsx(*rows: list[Any]) -> Text:
     return extract(workbook(rows_of(*rows)), suffix=".xlsx")
-
-
-def losses(text: Text) -> list[str]:
-    return [str(loss) for loss in text.losses]
 
 
 def line_at(text: Text, place: str) -> str:

@@ -30,6 +30,11 @@ def extract(data: bytes, *, suffix: str, wishes: Wishes = NO_WISHES) -> Text:
     return read_format(format_of(data, suffix), data, wishes)
 
 
+def losses(text: Text) -> list[str]:
+    """What is not in it, as it is said."""
+    return [str(loss) for loss in text.losses]
+
+
 def at(x: float, y: float, text: str, *, size: float = 12, turn: str = "1 0 0 1") -> str:
     """PDF operators that show a text with its baseline's begin at (x, y)."""
     shown = text.replace("\\", r"\\").replace("(", r"\(").replace(")", r"\)")
