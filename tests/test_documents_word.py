@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 
 from support.documents import make_docx, make_zip
 from support.pace import swift
-from uncomp_cli.documents.parts import Node
 from uncomp_cli.documents.text import NO_WISHES, Limits, Wishes
 from uncomp_cli.documents.word import read
-from uncomp_cli.documents.word.outline import Numbering
 from uncomp_cli.documents.word.story import Story
 from uncomp_cli.errors import DocumentError, DoesNotFitError
 
@@ -236,7 +234,7 @@ def test_no_depth_is_too_deep(tag: str) -> None:
 
 
 def test_many_notes_take_time_by_their_number() -> None:
-    story = Story({}, Numbering(Node("", {}), {}))
+    story = Story({}, {})
     with swift(2):
         marks = [story.mark(kind, str(number)) for number in range(15_000) for kind in ("footnote", "endnote")]
         assert marks[-2:] == ["[^15000]", "[^e15000]"]

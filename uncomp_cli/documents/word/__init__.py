@@ -12,7 +12,7 @@ from uncomp_cli.documents.charts import chart_text, paragraphs
 from uncomp_cli.documents.parts import Relation, main_part, relations, tree_of, walk_part
 from uncomp_cli.documents.text import Text, Wishes, counted, running
 from uncomp_cli.documents.word.manuscript import Manuscript
-from uncomp_cli.documents.word.outline import Numbering, read_styles
+from uncomp_cli.documents.word.outline import read_lists, read_styles
 from uncomp_cli.documents.word.story import Story
 from uncomp_cli.errors import DocumentError
 
@@ -27,8 +27,7 @@ def read(data: bytes, wishes: Wishes) -> Text:
         raise DocumentError(f"it is no {_KIND}, or a damaged one (it has no main part)", hint="save it again in Word")
     parts = relations(archive, main)
     styles = read_styles(tree_of(archive, _part(parts, "styles")))
-    numbering = Numbering(tree_of(archive, _part(parts, "numbering")), styles)
-    story = Story(styles, numbering)
+    story = Story(styles, read_lists(tree_of(archive, _part(parts, "numbering")), styles))
     for kind in ("footnotes", "endnotes", "comments"):
         walk_part(archive, _part(parts, kind), Manuscript(story))
     texts = {

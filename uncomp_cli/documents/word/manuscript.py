@@ -84,7 +84,8 @@ class Manuscript(Tables, Fields):
         """All is known of the paragraph now: it is a heading, an item, or neither."""
         here, in_table = self._paragraphs[-1], len(self._tables) > 1
         level = here.level if here.level >= 0 else here.style.level
-        label = self._story.numbering.label(here.number or here.style.number, level)
+        counted = self._story.lists.get(here.number or here.style.number)
+        label = None if counted is None else counted.label(level)
         here.heading = 0 if in_table else here.heading or here.style.heading
         if here.heading:
             self.out.open_heading(min(here.heading, 6))

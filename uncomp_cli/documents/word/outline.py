@@ -82,36 +82,30 @@ def integer(text: str, default: int) -> int:
     return int(text) if re.fullmatch(r"-?\d{1,9}", text, re.ASCII) else default
 
 
-class Numbering:
-    """The lists of a document, counted as its paragraphs come."""
-
-    def __init__(self, root: Node, styles: Mapping[str, Style]) -> None:
-        abstract = {node.attributes.get("abstractNumId", ""): node for node in root.each("abstractNum")}
-        nums = {node.attributes.get("numId", ""): node for node in root.each("num")}
-        shared: dict[str, Numbered] = {}
-        self._lists: dict[str, Numbered] = {}
-        for name, node in nums.items():
-            of = node.at("abstractNumId").value
-            linked = styles.get(abstract[of].at("numStyleLink").value) if of in abstract else None
-            if linked is not None and linked.number in nums:
-                of = nums[linked.number].at("abstractNumId").value
-            overrides = list(node.each("lvlOverride"))
-            if of in abstract and (overrides or of not in shared):
-                made = Numbered({level: _level(found) for level, found in _levels(abstract[of], overrides).items()})
-                for override in overrides:
-                    start = override.at("startOverride").value
-                    level = integer(override.attributes.get("ilvl", ""), 0)
-                    if start and level in made.levels:
-                        made.levels[level].start = integer(start, 1)
-                shared.setdefault(of, made)
-                self._lists[name] = made
-            elif of in shared:
-                self._lists[name] = shared[of]
-
-    def label(self, number: str, level: int) -> str | None:
-        """The label of the next paragraph of a list: `-` for a bullet; None where it is no list."""
-        found = self._lists.get(number)
-        return None if found is None else found.label(level)
+def read_lists(root: Node, styles: Mapping[str, Style]) -> dict[str, Numbered]:
+    """The lists of a document by their numbers, which count as its paragraphs come."""
+    abstract = {node.attributes.get("abstractNumId", ""): node for node in root.each("abstractNum")}
+    nums = {node.attributes.get("numId", ""): node for node in root.each("num")}
+    shared: dict[str, Numbered] = {}
+    lists: dict[str, Numbered] = {}
+    for name, node in nums.items():
+        of = node.at("abstractNumId").value
+        linked = styles.get(abstract[of].at("numStyleLink").value) if of in abstract else None
+        if linked is not None and linked.number in nums:
+            of = nums[linked.number].at("abstractNumId").value
+        overrides = list(node.each("lvlOverride"))
+        if of in abstract and (overrides or of not in shared):
+            made = Numbered({level: _level(found) for level, found in _levels(abstract[of], overrides).items()})
+            for override in overrides:
+                start = override.at("startOverride").value
+                level = integer(override.attributes.get("ilvl", ""), 0)
+                if start and level in made.levels:
+                    made.levels[level].start = integer(start, 1)
+            shared.setdefault(of, made)
+            lists[name] = made
+        elif of in shared:
+            lists[name] = shared[of]
+    return lists
 
 
 def _levels(abstract: Node, overrides: list[Node]) -> dict[int, Node]:

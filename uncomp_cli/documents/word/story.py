@@ -4,19 +4,20 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from uncomp_cli.documents.enumeration import Numbered
 from uncomp_cli.documents.text import Words
 from uncomp_cli.documents.walk import End
-from uncomp_cli.documents.word.outline import Numbering, Style
+from uncomp_cli.documents.word.outline import Style
 
 NO_STYLE = Style()
 
 
 @dataclass(slots=True)
 class Story:
-    """What the parts of a document share: styles, numbers, notes, and what was lost."""
+    """What the parts of a document share: styles, lists, notes, and what was lost."""
 
     styles: Mapping[str, Style]
-    numbering: Numbering
+    lists: Mapping[str, Numbered]
     texts: dict[tuple[str, str], str] = field(default_factory=dict)  # of notes, by kind and id
     marks: dict[tuple[str, str], str] = field(default_factory=dict)  # of notes that were met, in order
     counts: Counter[str] = field(default_factory=Counter)  # of marks, by kind
