@@ -20,7 +20,7 @@ from uncomp_cli.models.catalog import ensure_local, local_path, remove_model
 from uncomp_cli.models.conversion import read_manifest
 
 if TYPE_CHECKING:
-    from support.commands import Running
+    from support.commands import Ask, Running
     from support.desk import Desks
     from support.typist import Typist
     from uncomp_cli.models.runnable import LoadedModel
@@ -69,6 +69,18 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def ask(request: pytest.FixtureRequest, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> "Ask":
+    """Run `uncomp ask` on the tiny model, with what the module's `ASKED` says too."""
+    from uncomp_cli.cli.app import run
+
+    def run_ask(*args: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        return run(["ask", "-m", str(tiny_model), *request.module.ASKED, *args]), *capsys.readouterr()
+
+    return run_ask
 
 
 @pytest.fixture(scope="session")

@@ -1,44 +1,23 @@
 """`uncomp ask` with several answers at once: in order, file by file, with what fails told and the rest kept."""
 
-import json
-import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.commands import ENDLESS, Running, start
-from uncomp_cli.cli.app import run
+from support.commands import ENDLESS, Ask, Running, records, start
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.write.writer import Writer
 
-Ask = Callable[..., tuple[int, str, str]]
 FILES = {"first.txt": "harbour ", "second.txt": "winter lantern ", "third.txt": "bridge of stone "}
+ASKED = ("--max-new-tokens", "12")
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+def texts(alone: None) -> None:
     for name, words in FILES.items():
         Path(name).write_text(words * 30)
-
-
-@pytest.fixture
-def ask(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Run `uncomp ask` on the tiny model: exit code, standard output, standard error."""
-
-    def run_ask(*args: str) -> tuple[int, str, str]:
-        code = run(["ask", "-m", str(tiny_model), "--max-new-tokens", "12", *args])
-        return code, *capsys.readouterr()
-
-    return run_ask
-
-
-def records(out: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.splitlines()]
 
 
 def all_files(*more: str) -> list[str]:

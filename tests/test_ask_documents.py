@@ -1,11 +1,8 @@
 """`uncomp ask` about documents as people have them: bad ones beside good ones, and what was left out of them."""
 
 import json
-import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import fpdf
 import pytest
@@ -14,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import uncomp_cli as uncomp
 from support.chats import hold, make_talk
-from support.commands import last_object, two_lines
+from support.commands import Ask, last_object, records, two_lines
 from uncomp_cli.asking.assistant import Assistant
 from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.cache.header import MadeFrom
@@ -25,7 +22,7 @@ from uncomp_cli.engine.tokens import prompt
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.sessions.transcript import Transcript
 
-Ask = Callable[..., tuple[int, str, str]]
+ASKED = ("--max-new-tokens", "6")
 LOST = "scan.pdf: left out 1 page without text (page 2)"
 
 
@@ -39,28 +36,11 @@ def make_pdf(*pages: str) -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+def texts(alone: None) -> None:
     Path("a.txt").write_text("the harbour is old. " * 8)
     Path("z.txt").write_text("the lantern is lit. " * 8)
     Path("bad.pdf").write_bytes(b"%PDF-1.4 broken")
     Path("scan.pdf").write_bytes(make_pdf("the bridge is long", "", "the mill stands", "no more"))
-
-
-@pytest.fixture
-def ask(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Run `uncomp ask` on the tiny model: exit code, standard output, standard error."""
-
-    def run_ask(*args: str) -> tuple[int, str, str]:
-        code = run(["ask", "-m", str(tiny_model), "--max-new-tokens", "6", *args])
-        return code, *capsys.readouterr()
-
-    return run_ask
-
-
-def records(out: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.splitlines()]
 
 
 def test_with_each_a_bad_file_is_told_and_the_others_are_asked(ask: Ask) -> None:

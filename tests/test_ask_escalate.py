@@ -1,7 +1,5 @@
 """`uncomp ask --escalate`: flagged answers are asked again with more; what stays, what it cost, what is refused."""
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -10,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.commands import two_lines
+from support.commands import Ask, records, two_lines
 from support.curves import curve_up_to, risky, seen
 from support.tiny import TRAINED_LENGTH
 from uncomp_cli.asking.doubts import Risk, Try, best_of, escalation_record, wider
@@ -20,32 +18,14 @@ from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.cli.app import run
 from uncomp_cli.errors import DoesNotFitError
 
-Ask = Callable[..., tuple[int, str, str]]
 BUDGETS = ["10%", "20%", "40%", "80%", "full"]
+ASKED = ("-f", "town.txt", "--max-new-tokens", "8", "--escalate")
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+def texts(alone: None) -> None:
     Path("town.txt").write_text("The harbour was quiet and the lamps were lit. " * 30)
     Path("hill.txt").write_text("A garden on the hill, and a bridge of stone. " * 25)
-
-
-@pytest.fixture
-def ask(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Run `uncomp ask --escalate` on the tiny model: exit code, standard output, standard error."""
-
-    def run_ask(*args: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run(["ask", "-m", str(tiny_model), "-f", "town.txt", "--max-new-tokens", "8", "--escalate", *args])
-        return code, *capsys.readouterr()
-
-    return run_ask
-
-
-def records(out: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.splitlines()]
 
 
 def entropies(record: dict[str, Any]) -> list[float]:

@@ -1,46 +1,26 @@
 """`uncomp ask --evidence`: the passages that an answer looked at, with their shares and what was kept of them."""
 
-import json
-import os
 import re
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.commands import start
+from support.commands import Ask, records, start
 from support.town import CODE, NAME, OTHER, QUESTION, town
 from uncomp_cli.asking.readout import evidence_lines, evidence_warnings
-from uncomp_cli.cli.app import run
 from uncomp_cli.documents.places import Evidence
 
-Ask = Callable[..., tuple[int, str, str]]
 KEYS = ["path", "line_start", "line_end", "text", "attention_share", "kept_fraction", "place", "page_label"]
 CITED = re.compile(r'  \S+:\d+(-\d+)? +\d+ % +\d+ %  "\S.*"')
+ASKED = ("--max-new-tokens", "8", "-f", "notes.md")
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+def texts(alone: None) -> None:
     Path("notes.md").write_text("\n\n# Harbour\n\nThe harbour was quiet.\nThe lamps were lit.\n" * 4)
     Path("other.md").write_text("Another text, of one line.\n")
-
-
-@pytest.fixture
-def ask(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
-    def run_ask(*args: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run(["ask", "-m", str(tiny_model), "--max-new-tokens", "8", "-f", "notes.md", *args])
-        return code, *capsys.readouterr()
-
-    return run_ask
-
-
-def records(out: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.splitlines()]
 
 
 def cited(err: str) -> list[str]:

@@ -1,44 +1,26 @@
 """`uncomp ask` past the trained length: --rope, --context and --force, what they come to, and what is said of it."""
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.commands import two_lines
+from support.commands import Ask, two_lines
 from support.tiny import TRAINED_LENGTH, scaled_model
-from uncomp_cli.cli.app import run
 from uncomp_cli.engine.spend import memory
 
-Ask = Callable[..., tuple[int, str, str]]
 AUTO = ("reread",)
 """What `auto` comes to for a model whose keys can be moved."""
 LONG = TRAINED_LENGTH + 1200
+ASKED = ("--max-new-tokens", "6", "--policy", "uniform", "-b", "20%")
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+def texts(alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Path("short.txt").write_text("The harbour was quiet. " * 20)
     Path("long.txt").write_text(("The harbour was quiet and the lamps were lit. " * 400)[:LONG])
-
-
-@pytest.fixture
-def ask(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Run `uncomp ask` on the tiny model: exit code, standard output, standard error."""
-
-    def run_ask(*args: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run(["ask", "-m", str(tiny_model), "--max-new-tokens", "6", "--policy", "uniform", "-b", "20%", *args])
-        return code, *capsys.readouterr()
-
-    return run_ask
 
 
 def record_of(out: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`uncomp ask --pin`: lines that are kept in every head, counted in the budget, refused when they are not there."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,7 @@ LINES = [f"Line {i} says the harbour was quiet." for i in range(1, 31)]
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+def texts(alone: None) -> None:
     Path("notes.md").write_text("\n" + "\n".join(LINES[1:]) + "\n")  # the first line is blank
     Path("other.md").write_text("Another text.\n" * 10)
 

@@ -1,43 +1,23 @@
 """`uncomp ask` with several questions: one that does not fit or fails is told in its turn, and the others go on."""
 
-import json
-import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.commands import Ask, records
 from support.tiny import TRAINED_LENGTH
-from uncomp_cli.cli.app import run
 from uncomp_cli.engine.write.writer import TextStream, Writer
 
-Ask = Callable[..., tuple[int, str, str]]
 LONG = "y" * TRAINED_LENGTH
+ASKED = ("-f", "notes.txt", "--max-new-tokens", "6", "-b", "full")
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+def texts(alone: None) -> None:
     Path("notes.txt").write_text("The harbour was quiet. " * 20)
     Path("more.txt").write_text("The lamps were lit. " * 20)
-
-
-@pytest.fixture
-def ask(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Run `uncomp ask` about notes.txt on the tiny model: exit code, standard output, standard error."""
-
-    def run_ask(*args: str) -> tuple[int, str, str]:
-        code = run(["ask", "-m", str(tiny_model), "-f", "notes.txt", "--max-new-tokens", "6", "-b", "full", *args])
-        return code, *capsys.readouterr()
-
-    return run_ask
-
-
-def records(out: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.splitlines()]
 
 
 def errors(err: str) -> list[str]:

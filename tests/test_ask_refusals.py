@@ -25,10 +25,7 @@ Refused = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty directory, and no settings of the user's."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+def texts(alone: None) -> None:
     Path("notes.txt").write_text("The harbour was quiet and the lamps were lit. " * 8)
 
 

@@ -1,48 +1,25 @@
 """The live flag of `uncomp ask`: the readout's entropy, warnings, JSON, and exit code 5 under --fail-under."""
 
-import json
-import os
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from support.commands import two_lines
+from support.commands import Ask, records, two_lines
 from support.curves import HIGH, LOW, curve_up_to, risky, seen
 from uncomp_cli.asking.doubts import Risk, check_fail_under, fall_short, held_back, risk_record, risk_warnings
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import load_preset
-from uncomp_cli.cli.app import run
 from uncomp_cli.errors import UsageError
 
-Ask = Callable[..., tuple[int, str, str]]
+ASKED = ("-f", "town.txt", "--max-new-tokens", "6")
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+def texts(alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Path("town.txt").write_text("The harbour was quiet and the lamps were lit. " * 12)
-
-
-@pytest.fixture
-def ask(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Run `uncomp ask` on the tiny model: exit code, standard output, standard error."""
-
-    def run_ask(*args: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run(["ask", "-m", str(tiny_model), "-f", "town.txt", "--max-new-tokens", "6", *args])
-        return code, *capsys.readouterr()
-
-    return run_ask
-
-
-def records(out: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.splitlines()]
 
 
 def test_an_answer_inside_the_band_is_not_doubted(ask: Ask) -> None:

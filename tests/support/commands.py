@@ -16,7 +16,7 @@ import sys
 import termios
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import forkserver
@@ -197,6 +197,15 @@ def _ends(kind: Kind) -> tuple[int, int]:
         os.close(writer)
         return reader, os.open(f"/dev/{kind}", os.O_WRONLY)
     return pty.openpty() if kind == "tty" else os.pipe()
+
+
+Ask = Callable[..., tuple[int, str, str]]
+"""Runs `uncomp ask`: exit code, standard output, standard error."""
+
+
+def records(stdout: str) -> list[dict[str, Any]]:
+    """What --json wrote, an object a line."""
+    return [json.loads(line) for line in stdout.splitlines()]
 
 
 def last_object(stdout: str) -> dict[str, Any]:
