@@ -1,7 +1,11 @@
 """Memory: the estimate against what a prefill really takes."""
 
 import gc
+import json
 import mmap
+import runpy
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,3 +110,38 @@ def test_wider_models_need_more() -> None:
     assert estimate(replace(spec, intermediate_size=480), plan).activation_bytes > 4 * base.activation_bytes
     assert estimate(replace(spec, num_heads=80), plan).activation_bytes > 3 * base.activation_bytes
     assert estimate(replace(spec, dtype_bytes=2), plan).activation_bytes == base.activation_bytes // 2
+
+
+_HEAPS = """
+import ctypes, os, tempfile, threading
+from uncomp_cli.kernels.library import share_heap
+
+share_heap()
+libc = ctypes.CDLL(None)
+libc.fdopen.restype, libc.malloc.restype = ctypes.c_void_p, ctypes.c_void_p
+thread = threading.Thread(target=lambda: libc.malloc(ctypes.c_size_t(2**16)))
+thread.start(); thread.join()
+with tempfile.TemporaryFile() as file:
+    stream = ctypes.c_void_p(libc.fdopen(os.dup(file.fileno()), b"w"))
+    libc.malloc_info(0, stream); libc.fclose(stream)
+    file.seek(0)
+    print(file.read().count(b"<heap nr"))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+def test_threads_take_memory_from_one_heap() -> None:
+    done = subprocess.run([sys.executable, "-c", _HEAPS], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]
+
+
+@pytest.mark.slow
+def test_half_a_billion_weights_take_their_file_and_little_more(tmp_path: Path) -> None:
+    """Of `uncomp ask` with a document of 1,500 tokens, whose every byte is one: the file and 600 MB."""
+    shapes = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "large_gguf.py"))
+    model, document = tmp_path / "half.gguf", tmp_path / "text.txt"
+    shapes["make"](model, shapes["SHAPES"]["0.5b"], shapes["gguf"].GGMLQuantizationType.Q4_0)
+    document.write_text("Seven boats came north. " * 62)
+    command = [sys.executable, "-m", "uncomp_cli", "ask", "Who came?", "-m", str(model), "-f", str(document)]
+    done = subprocess.run([*command, "--json", "--max-new-tokens", "4"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["memory"]["peak_bytes"] < model.stat().st_size + 600e6

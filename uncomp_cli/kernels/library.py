@@ -20,6 +20,8 @@ LEVELS = ("plain", "avx2", "avx512")
 BESIDE = 2
 """Numbers behind a head's output in what ATTEND leaves to MERGE."""
 _VERSION = 5
+_MOST_HEAPS = -8
+"""M_ARENA_MAX of malloc.h."""
 
 
 class Kind(IntEnum):
@@ -259,6 +261,13 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def share_heap() -> None:
+    """Let threads that begin later take memory from the one heap; glibc has others for them, of 64 MiB with gaps."""
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)
+    if tune is not None:
+        tune(_MOST_HEAPS, 1)
 
 
 def open_library(path: Path, level: str | None = None) -> Library:
