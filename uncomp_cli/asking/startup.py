@@ -144,10 +144,8 @@ class Growth:
 
 
 def _load(choice: ModelChoice, path: Path, check: "Callable[[Path, ModelSpec], None]", growth: Growth) -> "LoadedModel":
-    from uncomp_cli.kernels.library import share_heap
     from uncomp_cli.models.loading import load_model
 
-    share_heap()
     weighed = weigh(choice, path)
     growth.total_bytes = weighed.weights_bytes
     check(path, weighed.spec)

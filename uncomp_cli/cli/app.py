@@ -26,6 +26,7 @@ from uncomp_cli.cli.declare.failures import end_on_signals, ended_by, show_failu
 from uncomp_cli.cli.declare.settings import load_default_map, split_variables
 from uncomp_cli.cli.declare.tree import command_of, group, option
 from uncomp_cli.errors import UsageError
+from uncomp_cli.kernels.library import share_heap
 from uncomp_cli.ui.console import Terminal, strip_controls
 
 PROGRAM = "uncomp"
@@ -97,6 +98,7 @@ for _name, _module in COMMANDS.items():
 def main() -> NoReturn:
     """Entry point of the `uncomp` command."""
     _open_streams()
+    share_heap()
     unread = _Unread(os.dup(sys.stderr.fileno()), "w")
     sys.stderr = io.TextIOWrapper(io.BufferedWriter(unread), encoding=sys.stderr.encoding, line_buffering=True)
     for stream in (sys.stdout, sys.stderr):
