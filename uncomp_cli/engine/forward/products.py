@@ -28,9 +28,9 @@ The sums are float32 in all three. A row's result does not depend on the other r
 MLPs (`slice_mlps`) hold gate, up and their product, 3 · intermediate_size numbers a token, the widest point of a
 forward pass. Each row is independent of the others, so rows in slices of `SLICE_ROWS` give the same result from a
 buffer of constant size: in slices of 512 a model of 0.5 billion weights takes 86 MiB less than in slices of 2,048, and
-up to 2 % more time, since blocks are made numbers for every slice. Norms are left whole: their temporaries are no wider than the hidden states. The module inside
-may be of any kind whose rows are independent: plain, fused or quantized weights, but not LLM.int8(), whose rows
-interact.
+up to 2 % more time, since blocks are made numbers for every slice. Norms are left whole: their temporaries are no wider
+than the hidden states. The module inside may be of any kind whose rows are independent: plain, fused or quantized
+weights, but not LLM.int8(), whose rows interact.
 """
 
 import json
