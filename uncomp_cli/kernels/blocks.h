@@ -51,28 +51,28 @@ typedef struct {
 
 INLINE int64_t narrow_floats(int64_t cols) { return cols / 2 + cols / COLS * (int64_t)(sizeof(narrowed) / sizeof(float)); }
 
-// A row of activations [cols] as integers in the order in which codes of a layout meet them, and behind them the scales.
+// 32 activations as integers in the order in which codes of a layout meet them, and their scale.
+INLINE narrowed narrow_some(const float *x, int wide, int16_t *q) {
+    lanes low = load(x), high = load(x + LANES), zero = all(0);
+    float most = largest(larger(larger(low, sub(zero, low)), larger(high, sub(zero, high))));
+    lanes inverse = all(most > 1e-30f ? 32767 / most : 0);
+    low = rounded(mul(low, inverse)), high = rounded(mul(high, inverse));
+    float whole[COLS], scale = most / 32767, first = sum(low), later = sum(high);  // exact: below 2^24
+    store(whole, low), store(whole + LANES, high);
+    UNROLLED
+    for (int at = 0; at < PAIRS; at++) {
+        int parts = wide ? 2 : 4, v = at / parts, p = at % parts;
+        q[2 * at] = (int16_t)whole[column(wide, v, p, 0)], q[2 * at + 1] = (int16_t)whole[column(wide, v, p, 1)];
+    }
+    return (narrowed){scale, scale * (first + later), (int32_t)first, (int32_t)later};
+}
+
+// A row of activations [cols], and behind its integers the scales.
 static void narrow(const float *x, int64_t cols, int64_t kind, void *to) {
-    int wide = LAYOUTS[kind].wide, vectors = wide ? 8 : 4, parts = wide ? 2 : 4;
     int16_t *q = to;
     narrowed *scales = (narrowed *)(q + cols);
-    for (int64_t b = 0; b < cols / COLS; b++, x += COLS, q += COLS) {
-        int32_t whole[COLS], totals[2] = {0, 0};
-        lanes low = load(x), high = load(x + LANES), zero = all(0);
-        float largest_x = largest(larger(larger(low, sub(zero, low)), larger(high, sub(zero, high))));
-        float scale = largest_x / 32767, inverse = largest_x > 0 ? 32767 / largest_x : 0;
-        for (int i = 0; i < COLS; i++) {
-            float y = x[i] * inverse;
-            whole[i] = (int32_t)(y + (y < 0 ? -0.5f : 0.5f));
-            totals[i / 16] += whole[i];
-        }
-        for (int v = 0, at = 0; v < vectors; v++) {
-            for (int p = 0; p < parts; p++, at += 2) {
-                q[at] = (int16_t)whole[column(wide, v, p, 0)];
-                q[at + 1] = (int16_t)whole[column(wide, v, p, 1)];
-            }
-        }
-        scales[b] = (narrowed){scale, scale * (float)(totals[0] + totals[1]), totals[0], totals[1]};
+    for (int64_t at = 0; at < cols; at += COLS) {
+        *scales++ = LAYOUTS[kind].wide ? narrow_some(x + at, 1, q + at) : narrow_some(x + at, 0, q + at);
     }
 }
 

@@ -71,6 +71,14 @@ INLINE lanes fma_of(lanes a, lanes b, lanes c) { return _mm512_fmadd_ps(a, b, c)
 INLINE lanes larger(lanes a, lanes b) { return _mm512_max_ps(a, b); }
 INLINE lanes smaller(lanes a, lanes b) { return _mm512_min_ps(a, b); }
 INLINE float sum(lanes a) { return _mm512_reduce_add_ps(a); }
+INLINE lanes beside(lanes a, lanes b) { return add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)); }
+INLINE void four_sums(lanes a, lanes b, lanes c, lanes d, float *y) {
+    __m512d low = _mm512_castps_pd(beside(a, b)), high = _mm512_castps_pd(beside(c, d));
+    __m512 four = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+    four = add(four, _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+    __m256 two = _mm256_add_ps(_mm512_castps512_ps256(four), _mm512_extractf32x8_ps(four, 1));
+    _mm_storeu_ps(y, _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1)));
+}
 INLINE float largest(lanes a) { return _mm512_reduce_max_ps(a); }
 // a rounded to whole numbers, and b times two to the power of those
 INLINE lanes rounded(lanes a) { return _mm512_roundscale_ps(a, 8); }
@@ -116,9 +124,9 @@ INLINE float sum(lanes x) {
     four = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
-INLINE void four_sums(const lanes *x, float *y) {
-    __m256 low = _mm256_hadd_ps(_mm256_add_ps(x[0].a, x[0].b), _mm256_add_ps(x[1].a, x[1].b));
-    __m256 high = _mm256_hadd_ps(_mm256_add_ps(x[2].a, x[2].b), _mm256_add_ps(x[3].a, x[3].b));
+INLINE void four_sums(lanes a, lanes b, lanes c, lanes d, float *y) {
+    __m256 low = _mm256_hadd_ps(_mm256_add_ps(a.a, a.b), _mm256_add_ps(b.a, b.b));
+    __m256 high = _mm256_hadd_ps(_mm256_add_ps(c.a, c.b), _mm256_add_ps(d.a, d.b));
     __m256 both = _mm256_hadd_ps(low, high);
     _mm_storeu_ps(y, _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1)));
 }
@@ -168,6 +176,9 @@ INLINE float sum(lanes x) {
     }
     return x.v[0];
 }
+INLINE void four_sums(lanes a, lanes b, lanes c, lanes d, float *y) {
+    y[0] = sum(a), y[1] = sum(b), y[2] = sum(c), y[3] = sum(d);
+}
 INLINE float largest(lanes x) {
     for (int half = LANES / 2; half > 0; half /= 2) {
         for (int i = 0; i < half; i++) x.v[i] = x.v[i] > x.v[i + half] ? x.v[i] : x.v[i + half];
@@ -183,9 +194,6 @@ INLINE lanes doubled(lanes x, lanes whole) {
 
 #if !defined(__AVX2__) || defined(__AVX512F__)
 INLINE lanes folded(lanes x, lanes y, lanes z) { return fma_of(x, y, z); }
-INLINE void four_sums(const lanes *x, float *y) {
-    for (int i = 0; i < 4; i++) y[i] = sum(x[i]);
-}
 #endif
 
 // e to the power of x, which is held in [-87, 88]: 2^n e^f with x = n ln 2 + f, e^f by its series of degree 7 (the

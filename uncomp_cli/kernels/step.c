@@ -13,7 +13,7 @@
 #define NAMED_(name, level) uncomp_##name##_##level
 #define NAMED(name, level) NAMED_(name, level)
 
-enum { ROWS = 4, BLOCK = 64, MOST_ROWS = 16, MANY = 4 };
+enum { ROWS = 4, BLOCK = 64, MOST_ROWS = 16, MANY = 4, FAR = 4096 };  // FAR: bytes that are fetched ahead
 static const float LEAST = -1e30f;
 
 static const int64_t SIZES[] = {4, 2, 2};
@@ -36,7 +36,9 @@ INLINE void some_dots(const uint8_t *const rows[ROWS], int kind, int64_t cols, i
                       float (*y)[ROWS]) {
     lanes sums[MANY][ROWS];
     int64_t i = 0, size = SIZES[kind];
+    UNROLLED
     for (int r = 0; r < count; r++) {
+        UNROLLED
         for (int k = 0; k < ROWS; k++) sums[r][k] = all(0);
     }
     for (; i + LANES <= cols; i += LANES) {
@@ -44,17 +46,21 @@ INLINE void some_dots(const uint8_t *const rows[ROWS], int kind, int64_t cols, i
             for (int k = 0; k < ROWS; k++) __builtin_prefetch(rows[k] + i * size + ahead);
         }
         lanes taken[ROWS];
+        UNROLLED
         for (int k = 0; k < ROWS; k++) taken[k] = take(rows[k], kind, i);
+        UNROLLED
         for (int r = 0; r < count; r++) {
             lanes v = load((const float *)x[r] + i);
+            UNROLLED
             for (int k = 0; k < ROWS; k++) {
                 sums[r][k] = count > 1 ? folded(taken[k], v, sums[r][k]) : fma_of(taken[k], v, sums[r][k]);
             }
         }
     }
-    for (int r = 0; r < count; r++) {
-        four_sums(sums[r], y[r]);
-        for (int k = 0; i < cols && k < ROWS; k++) {
+    UNROLLED
+    for (int r = 0; r < count; r++) four_sums(sums[r][0], sums[r][1], sums[r][2], sums[r][3], y[r]);
+    for (int r = 0; i < cols && r < count; r++) {
+        for (int k = 0; k < ROWS; k++) {
             for (int64_t j = i; j < cols; j++) y[r][k] += take_one(rows[k], kind, j) * ((const float *)x[r])[j];
         }
     }
@@ -75,7 +81,7 @@ INLINE void dots_of(const uint8_t *matrix, int kind, int64_t cols, const void *c
         const uint8_t *rows[ROWS];
         float found[MANY][ROWS];
         for (int k = 0; k < ROWS; k++) rows[k] = matrix + (row + k < last ? row + k : last - 1) * size;
-        four_dots(rows, kind, cols, ROWS * size, x, count, found);
+        four_dots(rows, kind, cols, ROWS * size < FAR ? FAR : ROWS * size, x, count, found);
         for (int r = 0; r < count; r++) {
             for (int k = 0; k < ROWS && row + k < last; k++) y[r][row + k] = found[r][k];
         }
@@ -224,17 +230,26 @@ static void prepare(const operation *op, const float *x, int64_t heads, const fl
 INLINE void weigh_some(const uint8_t *values, int kind, int64_t count, int64_t width, int64_t i, int wide,
                        const float (*p)[BLOCK], const float *keep, float *const *o, int many) {
     lanes sums[MANY][4];
+    UNROLLED
     for (int r = 0; r < many; r++) {
+        UNROLLED
         for (int k = 0; k < wide; k++) sums[r][k] = mul(all(keep[r]), load(o[r] + i + k * LANES));
     }
     for (int64_t j = 0; j < count; j++) {
+        const uint8_t *row = values + (j * width + i) * SIZES[kind];
+        for (int64_t at = 0; at < wide * LANES * SIZES[kind]; at += 64) __builtin_prefetch(row + FAR + at);
         lanes taken[4];
-        for (int k = 0; k < wide; k++) taken[k] = take(values + j * width * SIZES[kind], kind, i + k * LANES);
+        UNROLLED
+        for (int k = 0; k < wide; k++) taken[k] = take(row, kind, k * LANES);
+        UNROLLED
         for (int r = 0; r < many; r++) {
+            UNROLLED
             for (int k = 0; k < wide; k++) sums[r][k] = fma_of(all(p[r][j]), taken[k], sums[r][k]);
         }
     }
+    UNROLLED
     for (int r = 0; r < many; r++) {
+        UNROLLED
         for (int k = 0; k < wide; k++) store(o[r] + i + k * LANES, sums[r][k]);
     }
 }
@@ -387,12 +402,12 @@ static void look_at(const operation *op, const step *now, const sight *of, const
         int64_t low, high;
         seen_of(op, now, of, row, &low, &high);
         int64_t begin = larger_of(low, first) - first, end = smaller_of(high, first + some) - first;
-        for (int64_t q = of->group * per; begin < end && q < (of->group + 1) * per; q++) {
-            looks alone = {.count = 0}, *in = begin == 0 && end == some ? &together : &alone;
+        looks alone = {.count = 0}, *in = begin == 0 && end == some ? &together : &alone;
+        for (int64_t q = of->group * per, last = q + per; begin < end && q < last; q++) {
             in->queries[in->count] = rows->queries[row] + q * width;
             in->found[in->count++] = rows->found[row] + q * (width + BESIDE);
-            if (in == &alone) attend_block(op, in, keys + begin * size, values + begin * size, kind, end - begin, scores);
-            else if (in->count == MANY) attend_block(op, in, keys, values, kind, some, scores);
+            if (in->count < MANY && (in == &together || q + 1 < last)) continue;
+            attend_block(op, in, keys + begin * size, values + begin * size, kind, end - begin, scores);
         }
     }
     if (together.count) attend_block(op, &together, keys, values, kind, some, scores);
