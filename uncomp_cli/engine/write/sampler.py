@@ -5,7 +5,7 @@
              the largest are left, in this order, as transformers has it
     drawn    the first token at which the running sum of shares is above u times their total, u uniform
 
-Nothing is sorted that cannot be chosen, and running sums are of blocks: a draw from 49,152 takes 0.2 to 0.3 ms where it
+Nothing is sorted that cannot be chosen, and running sums are of blocks: a draw from 49,152 takes 0.1 to 0.4 ms where it
 took 0.4 to 1.4 (one core of an EPYC). By numpy, on one thread: torch shares a whole vocabulary among its threads, which
 then spin where the step's should run.
 A greedy answer that has come to repeat itself is stopped (`loop_period`): it would do so for ever.
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _LOOP_TIMES, _LOOP_TOKENS, _LONGEST_LOOP = 4, 64, 128
 _POOR_WORDS, _POOR_LOOP_TOKENS = 6, 160
-_GROUP, _BLOCK = 64, 256
-"""Shares that are looked at together for the k-th largest, and summed together."""
+_GROUP, _BLOCK, _SIZE_BITS = 64, 256, 18
+"""Shares that are looked at together for the k-th largest, and summed together; bits that do not count for a size."""
 LOOK_BACK = _LOOP_TIMES * _LONGEST_LOOP
 
 
@@ -88,12 +88,17 @@ def _kth(shares: "NDArray[np.float32]", k: int) -> np.float32:
 def _nucleus(shares: "NDArray[np.float32]", top_p: float) -> np.float32:
     """The smallest of the fewest largest that make up `top_p`.
 
-    What is below (1 - top_p) / n of the total is not among them: all such together are less than the rest.
+    What is below (1 - top_p) / n of the total is not among them: all such together are less than the rest. The others
+    are summed by their size, a positive number's first bits, and only those are sorted among which the sum is reached.
     """
     total = shares.sum(dtype=np.float64)
-    falling = np.sort(shares[shares >= np.float32(0.99 * (1 - top_p) * total / len(shares))])[::-1]
-    sums = falling.cumsum(dtype=np.float64)
-    return np.float32(falling[min(int(sums.searchsorted(top_p * total)), len(falling) - 1)])
+    shares = shares[shares >= np.float32(0.99 * (1 - top_p) * total / len(shares))]
+    sizes = (shares.view(np.int32) >> _SIZE_BITS) - (int(shares.max().view(np.int32)) >> _SIZE_BITS)
+    sums = np.bincount(-sizes, weights=shares).cumsum()
+    size = min(int(sums.searchsorted(top_p * total)), len(sums) - 1)
+    falling = np.sort(shares[sizes == -size])[::-1]
+    rest = top_p * total - (sums[size - 1] if size else 0.0)
+    return np.float32(falling[min(int(falling.cumsum(dtype=np.float64).searchsorted(rest)), len(falling) - 1)])
 
 
 def _drawn(shares: "NDArray[np.float32]", uniform: float) -> int:
