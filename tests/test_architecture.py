@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 # A part may import itself and what has a lower rank.
 RANKS = {
     "errors": 0, "spec": 0, "files": 0, "numerals": 0, "table": 0, "child": 0,
-    "config": 1, "schema": 1, "plugins": 1, "steps": 1,
+    "config": 1, "schema": 1, "plugins": 1, "steps": 1, "share": 1,
     "uncertainty": 2, "kernels": 2, "budget": 3,
     "cache": 4, "models": 4, "documents": 4, "sessions": 4,
     "engine": 5,

@@ -28,10 +28,14 @@ SUBFIELDS = {
     "model": {"id", "revision", "dtype", "device", "quantization", "weights_error", "rope"},
     "usage": {"prompt_tokens", "cached_tokens", "completion_tokens", "guessed_tokens", "accepted_tokens"},
     "timing": {"load_s", "prefill_s", "ttft_s", "prefill_tok_s", "decode_tok_s", "total_s"},
-    "memory": {"weights_bytes", "kv_full_bytes", "kv_bytes", "kept_fraction", "peak_bytes"},
+    "memory": {
+        "weights_bytes", "kv_full_bytes", "kv_full_16_bit_bytes", "kv_bytes", "kept_fraction", "kept_of_16_bit",
+        "peak_bytes",
+    },
     "compression": {
         "policy", "preset", "scorer", "budget_requested", "budget_kept", "floor_tokens", "thinning",
-        "hidden_kept_fraction", "chunk_tokens", "reread_tokens", "query_aware", "kv_bits",
+        "hidden_kept_fraction", "chunk_tokens", "reread_tokens", "query_aware", "kv_bits", "stands_out",
+        "open_question",
     },
     "uncertainty": {
         "attention_entropy", "signs", "signal", "prompt_in_trained_length", "calibrated", "flagged", "word",
@@ -119,6 +123,7 @@ def check_record(record: dict[str, Any], *, questions: int) -> None:
     seen = usage["prompt_tokens"] + usage["completion_tokens"] - 1
     assert memory["kv_full_bytes"] == 30 * 3 * seen * entry_bytes
     assert memory["kept_fraction"] == memory["kv_bytes"] / memory["kv_full_bytes"]
+    assert memory["kept_of_16_bit"] == 2 * memory["kept_fraction"]
     assert 0.2 < memory["kept_fraction"] < (0.30 if questions == 1 else 0.40)
     assert memory["peak_bytes"] > memory["weights_bytes"] > 90e6
     load_s = 0.0 if usage["cached_tokens"] else timing["load_s"]

@@ -9,7 +9,6 @@ from support.commands import ENDLESS, run_here, start
 from support.curves import risky
 from support.tiny import make_tiny_model
 from uncomp_cli.cache.shelf import Shelf
-from uncomp_cli.numerals import format_bytes
 
 TEXT = "".join(f"line {number}: the keeper wrote {number * 37 % 101} in the book.\n" for number in range(40))
 OPTIONS = ("-p", "live", "--policy", "uniform", "--scorer", "distinct", "-b", "40%", "--max-new-tokens", "8")
@@ -47,8 +46,9 @@ def test_saved_by_name_and_asked_without_the_file(ask: Asker, document: Path) ->
     code, first, said = ask("-f", str(document), "--save-cache", "book", "who wrote?")
     assert code == 0
     entry = ask.shelf.find("book")
-    share = 100 * entry.file_bytes / entry.manifest.record.kv_full_bytes
-    assert f"saved book (budget 40%: {format_bytes(entry.file_bytes)}, {share:.1f} % of full," in said
+    assert entry.share.dtype_bytes == 4
+    assert entry.share.of_16_bit == pytest.approx(2 * entry.file_bytes / entry.manifest.record.kv_full_bytes)
+    assert f"saved book (budget 40%: {entry.share}," in said
     assert "--cache book answers from it" in said
     document.unlink()
     code, second, said = ask("--reuse", "book", "who wrote?")

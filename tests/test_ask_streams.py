@@ -41,7 +41,9 @@ def test_a_pipe_gets_the_answer_and_nothing_else(document: Path, tiny_model: Pat
     assert lines[:3] == ["preparing", "measuring", f"loading {tiny_model}"]
     assert re.fullmatch(r"preset balanced was measured on smollm2-135m; for .* preset live is used", lines[3])
     asked = r"budget 20%, at least 512 tokens of the document \(live, uncertain\)"
-    assert re.match(asked + r": \d+ of \d+ tokens per head, .* \(\d+(\.\d)? %\)", lines[4])
+    assert re.match(
+        asked + r": at most \d+ of \d+ tokens per head, .* in 16 bits \(\d+ %, \d+\.\d % of float32\)$", lines[4]
+    )
     assert re.match(r"\d+ tok in .* s · .* tok/s · KV .* of .* %\)$", lines[-1])
     long = start(*args, "-v").finish()[2].splitlines()[-1]
     assert re.match(r"prefill \d+ tok .* · first token .* · KV .* · peak .* · context \d+/4,096$", long)

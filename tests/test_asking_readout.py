@@ -56,6 +56,13 @@ def test_the_short_line_says_a_word_only_where_it_was_calibrated() -> None:
     assert short(done(replace(known, signs=seen(0.4)))) == f"{line} · unsure"
 
 
+def test_shares_are_of_16_bits_and_the_long_line_has_those_of_the_run_too() -> None:
+    wide = done(Risk(seen(0.2), curve_up_to(0.3), 7512), dtype_bytes=4)
+    assert short(wide) == "7,512 tok in 17.3 s · 14.2 tok/s · KV 8.1 of 82.5 MiB in 16 bits (9.8 %) · sure"
+    assert len(short(wide)) <= 80
+    assert " · KV 8.1 of 82.5 MiB in 16 bits (9.8 %, 4.9 % of float32) · peak" in long(wide)
+
+
 def test_it_fits_80_columns_with_the_longest_word() -> None:
     curve = curve_up_to(0.3, absent=0.5)
     absent = short(done(Risk({**seen(0.2), "named": 0.4}, curve, 7512)))

@@ -102,7 +102,7 @@ def test_the_report_has_the_documented_shape() -> None:
     assert (record["tokens"], record["runs"], len(record["rounds"])) == (4, 3, 3)
     (setting,) = record["settings"]
     assert (setting["budget_requested"], setting["policy"], setting["scorer"]) == ("10%", "uniform", "window")
-    assert setting["kept_fraction"] == 0.11
+    assert (setting["kept_fraction"], setting["kept_of_16_bit"]) == (0.11, 0.22)
     assert setting["same_tokens"] is False
     assert setting["ratio"] == record["ratio"] == {"ttft": 0.5, "decode": 2.0, "kv_bytes": 0.11, "peak_bytes": 1.0}
     assert [run["label"] for run in record["rounds"][0]] == ["stock transformers", "10% uniform"]

@@ -78,7 +78,7 @@ def test_shipped_presets_load(name: str, own: Path) -> None:
     file = Path(__file__).parents[1] / "presets" / f"{name}.json"
     stored = json.loads(file.read_text())
     scorer = {**asdict(ScorerConfig()), **stored.pop("scorer")}
-    later = {"kv_bits": 16, "thinning": "none", "profile": None, "quality": [], "risk": []}
+    later = {"kv_bits": 16, "thinning": "none", "open_below": 0.0, "profile": None, "quality": [], "risk": []}
     assert {**later, **stored, "scorer": scorer} == json.loads(json.dumps(preset.to_dict()))
 
 

@@ -42,7 +42,7 @@ def test_list(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
     size = shelf.find("new").file_bytes
     assert new.split()[:5] == ["new", "abcdef012345", "tiny", "1,234", "30%"]
     assert f"{size / 1024:.1f} KiB" in new
-    assert f"{size / 1000:.1f} %" in new  # of the 100,000 bytes of a full cache
+    assert f"{2 * size / 1000:.1f} %" in new  # of the 50,000 bytes of a full cache in 16 bits
     assert new.endswith("a.md, zoë.md")
     assert " s ago " in new
     assert " 10 d ago " in old

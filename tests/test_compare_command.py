@@ -28,7 +28,7 @@ def test_two_settings_side_by_side(tiny_model: Path) -> None:
     code, out, err = compare(tiny_model, "--policy", "uniform", "-b", "20%")
     assert code == 0, err
     assert out.index("full:") < out.index("balanced: uniform/window 20%:")
-    for word in ("KV", "KEPT", "FIRST TOKEN", "DECODE TOK/S", "second / first", "KL"):
+    for word in ("KV", "OF 16 BITS", "FIRST TOKEN", "DECODE TOK/S", "second / first", "KL"):
         assert word in out
 
 

@@ -251,6 +251,8 @@ def test_a_plan_says_what_is_kept_and_how_it_is_read() -> None:
     assert first == str(preset)
     assert "budget 20%, at least 64 document tokens a head" in first
     assert "thinning gather:after=2,keep=0.5" in first
-    assert kept == "kept: 404 of 2,020 tokens a head (404 to 404), 202 KiB of 1,010 KiB (20.0 %)"
+    assert (
+        kept == "kept: 404 of 2,020 tokens a head (404 to 404), 202 of 505 KiB in 16 bits (40.0 %, 20.0 % of float32)"
+    )
     assert read == "read: 512 tokens at a time (4 chunks), at most 50 % in the last layers"
     assert str(planned(preset_of(), prompt_of())).splitlines()[-1] == "read: in one pass"

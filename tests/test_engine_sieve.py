@@ -204,3 +204,26 @@ def test_a_fixed_plan_of_fewer_tokens_than_stay_is_held() -> None:
     plan = BudgetPlan(prompt.seq_len, ((prompt.always_kept + 20,) * 2,) * LAYERS)
     _, done = read(decoder, prompt, plan, CONFIG, thin=GATHER)
     assert tuple(tuple(map(len, layer)) for layer in positions_of(done.cache)) == plan.kept
+
+
+@pytest.mark.parametrize("chunk", [None, 500])
+@pytest.mark.parametrize("thin", [GATHER, "gather:after=1,keep=0.1"])
+def test_a_plan_says_what_thinning_leaves(thin: str, chunk: int | None) -> None:
+    _, decoder, spec = tiny("llama")
+    prompt = prompt_of()
+    allocation = full(spec, prompt)
+    planned = planned_for(decoder, prompt, allocation, CONFIG, chunk=chunk, thin=thin)
+    said = planned.plan
+    assert said.entries < planned.allocation.plan.entries == spec.full_entries(prompt.seq_len)
+    exhaust(Reader(decoder, planned).read())
+    assert said == planned.allocation.plan
+    assert planned_for(decoder, prompt, full(spec, prompt), CONFIG, chunk=chunk).plan.keeps_everything
+
+
+def test_a_plan_of_watched_thinning_is_the_most_that_it_leaves() -> None:
+    _, decoder, spec = tiny("llama")
+    prompt = prompt_of()
+    planned = planned_for(decoder, prompt, full(spec, prompt), CONFIG, thin="uncertain:least=0.4,most=0.8")
+    most = planned.plan.entries
+    exhaust(Reader(decoder, planned).read())
+    assert 0.4 * most < planned.allocation.plan.entries <= most

@@ -2,7 +2,8 @@
 
 import pytest
 
-from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_part, format_seconds, parse_count
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds, parse_count
+from uncomp_cli.share import Share
 
 MIB = 2**20
 
@@ -44,7 +45,14 @@ def test_count() -> None:
     ],
 )
 def test_a_part_of_all_bytes(kept: int, full: int, text: str) -> None:
-    assert format_part(kept, full) == text
+    assert str(Share(kept, full)) == Share(kept, full).whole == text
+
+
+def test_a_part_of_wider_numbers_is_told_of_16_bits_too() -> None:
+    share = Share(int(8.1 * MIB), 165 * MIB, dtype_bytes=4)
+    assert str(share) == "8.1 of 82.5 MiB in 16 bits (9.8 %)"
+    assert share.whole == "8.1 of 82.5 MiB in 16 bits (9.8 %, 4.9 % of float32)"
+    assert (share.of_16_bit, share.full_16_bit_bytes) == (2 * share.of_run, 165 * MIB // 2)
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,11 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_part(part_bytes: int, full_bytes: int) -> str:
-    """`8.1 of 165 MiB (4.9 %)`."""
+    """`8.1 of 165 MiB`."""
     exponent = _exponent(full_bytes)
     scaled = part_bytes / 1024**exponent
     part = format_decimal(scaled) if exponent and scaled >= 0.1 else format_bytes(part_bytes)
-    return f"{part} of {format_bytes(full_bytes)} ({format_decimal(100 * part_bytes / full_bytes)} %)"
+    return f"{part} of {format_bytes(full_bytes)}"
 
 
 def format_value(key: str, value: object) -> str:

@@ -273,7 +273,7 @@ def wider(preset: "Preset") -> "Preset | None":
     if budget is None:
         return None
     if budget.kind == "full":
-        return replace(preset, budget=budget, policy="full", floor_tokens=0, thinning="none")
+        return preset.keeping_all()
     return replace(preset, budget=budget, floor_tokens=2 * preset.floor_tokens)
 
 

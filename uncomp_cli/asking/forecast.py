@@ -14,6 +14,7 @@ from uncomp_cli.asking.startup import during, fetch, planned_length, weigh
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.numerals import format_bytes, format_count
+from uncomp_cli.share import Share
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
@@ -207,6 +208,7 @@ def _measured(prompt: "Prompt", preset: "Preset", machine: _Machine) -> dict[str
         "rope": str(machine.rope),
         "weights_bytes": machine.weights_bytes,
         "kv_full_bytes": spec.full_kv_bytes(opened.seq_len),
+        "kv_full_16_bit_bytes": Share.of(spec, 0, opened.seq_len).full_16_bit_bytes,
         "free_bytes": machine.free_bytes,
         "budget_requested": str(preset.budget),
         "kv_bits": held_bits(preset, spec),
@@ -226,7 +228,7 @@ def _planned(request: Request, preset: "Preset", machine: _Machine, prompt: "Pro
     check_length(spec, opened, trained_length=trained)
     reach = Reach.of(machine.rope, opened.seq_len, trained_length=trained, answer_tokens=answer)
     planned = plan_compression(spec, preset, prompt, available=free, limits=request.limits, reach=reach)
-    plan, chunk = planned.allocation.plan, planned.chunk_tokens
+    plan, chunk = planned.plan, planned.chunk_tokens
     return {
         "kv_planned_bytes": planned_kv_bytes(spec, plan, question_tokens=opened.longest_question),
         "expected_peak_bytes": machine.weights_bytes + machine.passing_bytes + planned.peak_bytes,

@@ -13,7 +13,8 @@ from uncomp_cli.asking.doubts import escalation_record, risk_of, risk_record
 from uncomp_cli.asking.material import pinned_tokens
 from uncomp_cli.documents.places import Evidence, Places
 from uncomp_cli.errors import UsageError
-from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_part, format_seconds
+from uncomp_cli.numerals import format_bytes, format_count, format_decimal, format_seconds
+from uncomp_cli.share import Share
 from uncomp_cli.table import Table
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def readout(stats: "RunStats", risk: "Risk", *, whole: bool) -> str:
     parts = [
         f"{format_count(read)} tok in {format_seconds(stats.prefill_s)}",
         None if speed is None else f"{format_decimal(speed)} tok/s",
-        _kept(stats, whole=whole),
+        _kept(stats, whole=whole, briefly=True),
         risk.word,
     ]
     if len(" · ".join(part for part in parts if part)) > _COLUMNS:
@@ -81,12 +82,11 @@ def loss_text(loaded: "LoadedModel") -> str:
     return f" · weights {loaded.quantization}, off {mean} % (worst {worst})"
 
 
-def _kept(stats: "RunStats", *, whole: bool) -> str:
-    if (
-        whole or stats.kv_bytes >= stats.kv_full_bytes
-    ):  # of a short text what lies beside entries is more than is dropped
+def _kept(stats: "RunStats", *, whole: bool, briefly: bool = False) -> str:
+    share = stats.kv_share
+    if whole or share.of_run >= 1:  # of a short text what lies beside entries is more than is dropped
         return f"KV {format_bytes(stats.kv_bytes)}, {'' if whole else 'nearly '}all kept"
-    return f"KV {format_part(stats.kv_bytes, stats.kv_full_bytes)}"
+    return f"KV {share if briefly else share.whole}"
 
 
 def all_kept(plan: "BudgetPlan", spec: "ModelSpec") -> bool:
@@ -96,7 +96,7 @@ def all_kept(plan: "BudgetPlan", spec: "ModelSpec") -> bool:
 
 def floor_note(planned: "Compression") -> str | None:
     """That a preset's floor keeps more than the budget that was put in the place of its own; None where it does not."""
-    preset, plan = planned.preset, planned.allocation.plan
+    preset, plan = planned.preset, planned.plan
     budget, kept = preset.budget, plan.per_head(planned.spec) / plan.seq_len
     wanted = {"fraction": budget.amount, "tokens": budget.amount / plan.seq_len}.get(budget.kind, 1.0)
     if not preset.floor_tokens or kept <= wanted + _NEAR or _is_stored(preset):
@@ -136,13 +136,14 @@ def held_bits(preset: "Preset", spec: "ModelSpec") -> int:
     return 8 * spec.dtype_bytes if preset.kv_bits == 16 else preset.kv_bits
 
 
-def budget_note(preset: "Preset", plan: "BudgetPlan", spec: "ModelSpec", *, question_tokens: int) -> str:
-    """Requested and planned budget, in words: shown before the prefill."""
+def budget_note(planned: "Compression") -> str:
+    """Requested and planned budget, in words: shown before the prefill, which may thin more than the least."""
     from uncomp_cli.engine.spend.memory import planned_kv_bytes
 
-    kept = planned_kv_bytes(spec, plan, question_tokens=question_tokens)
+    preset, plan, spec = planned.preset, planned.plan, planned.spec
+    kept = planned_kv_bytes(spec, plan, question_tokens=planned.prompt.longest_question)
     mean = round(plan.per_head(spec)) if spec.full_layers else plan.seq_len
-    full = spec.full_kv_bytes(plan.seq_len)
+    most = "at most " if plan.entries < planned.allocation.plan.entries else ""
     sliding = spec.num_layers - len(spec.full_layers)
     whole = f"; {sliding} of {spec.num_layers} layers keep their sliding window whatever the budget" if sliding else ""
     carried = f"{len(spec.recurrent)} other layers carry {format_bytes(spec.state_bytes)} of states"
@@ -150,9 +151,9 @@ def budget_note(preset: "Preset", plan: "BudgetPlan", spec: "ModelSpec", *, ques
     floor = f", at least {format_count(preset.floor_tokens)} tokens of the document" if preset.floor_tokens else ""
     bits = "" if plan.kv_bits == 16 else f" in {plan.kv_bits} bits"
     return (
-        f"budget {preset.budget}{floor} ({preset.name}, {preset.policy}): {format_count(mean)} of "
-        f"{format_count(plan.seq_len)} tokens per head{bits}, {format_bytes(kept)} of {format_bytes(full)} "
-        f"({format_decimal(100 * kept / full)} %){whole}"
+        f"budget {preset.budget}{floor} ({preset.name}, {preset.policy}): {most}{format_count(mean)} of "
+        f"{format_count(plan.seq_len)} tokens per head{bits}, "
+        f"{Share.of(spec, kept, plan.seq_len).whole}{whole}"
     )
 
 
@@ -183,7 +184,8 @@ class About:
 
     `hidden_kept` is the share of it that entered each layer, `chunk_tokens` what was read at a time (None: all of it),
     `reread_tokens` what was read again in the end; `kept` of it in the unit of the budget;
-    `later` says that the model had been loaded for an earlier text.
+    `later` says that the model had been loaded for an earlier text. `standing` is how far a passage stood out for the
+    questions, which are open below `open_below`.
     """
 
     loaded: "LoadedModel"
@@ -195,6 +197,8 @@ class About:
     reread_tokens: int | None = None
     kept: str | None = None
     later: bool = False
+    standing: Sequence[float] = ()
+    open_below: float = 0.0
 
 
 def answer_record(
@@ -235,6 +239,8 @@ def answer_record(
             "kv_full_bytes": stats.kv_full_bytes,
             "kv_bytes": stats.kv_bytes,
             "kept_fraction": stats.kept_fraction,
+            "kv_full_16_bit_bytes": stats.kv_share.full_16_bit_bytes,
+            "kept_of_16_bit": stats.kv_share.of_16_bit,
             "peak_bytes": stats.peak_bytes,
         },
         "compression": _compression_record(about, preset),
@@ -297,6 +303,8 @@ def _compression_record(about: About, preset: "Preset") -> dict[str, Any]:
         "reread_tokens": about.reread_tokens,
         "query_aware": scorer.query_aware if scorer else False,
         "kv_bits": held_bits(preset, about.loaded.spec),
+        "stands_out": min(about.standing, default=None),
+        "open_question": min(about.standing) < about.open_below if about.standing else None,
     }
 
 

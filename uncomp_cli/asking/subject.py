@@ -300,6 +300,8 @@ class Reader:
             account.reread_tokens,
             kept_amount(account.preset.budget, spec, account.plan, question_tokens=asked),
             later=self._num_read > 1,
+            standing=context.standing,
+            open_below=self.preset.open_below,
         )
         shown = documents if documents.documents else opened_documents(account)
         return Subject(documents, context, about, places_of(shown, context.prompt), self._spent(context))
@@ -314,19 +316,24 @@ class Reader:
             self._note = None
         for step in reading:
             yield step.progress
+        account = reading.context.account
+        found = [note for note in account.notes if note not in reading.planned.notes]  # while it was read
+        tell = Noted if account.plan.keeps_everything else Warned
+        if not self._again:
+            yield from (tell(self.where(documents) + note) for note in found)
         return reading.context
 
     def _tell_plan(self, documents: DocumentSet, prompt: "Prompt", planned: "Compression") -> Iterator[Event]:
         """What is kept, how the text is read, what is pinned, and what is not done as asked for."""
-        where, plan, opened, spec = self.where(documents), planned.allocation.plan, planned.prompt, self._engine.spec
+        where, opened = self.where(documents), planned.prompt
         yield from (Warned(where + note) for note in planned.notes)
-        lines = [budget_note(self.preset, plan, spec, question_tokens=opened.longest_question)]
+        lines = [budget_note(planned)]
         chunk, again = planned.chunk_tokens, planned.reread_tokens
         if chunk is not None:
             cap = self._request.limits.kv_bytes
             lines.append(chunk_note(chunk, len(opened.context), kv_mem=cap, reread_tokens=again))
         lines += pin_note(pins_in(self._request, documents), places_of(documents, prompt))
-        yield Planned(self.preset, plan, tuple(where + line for line in lines), chunk, again)
+        yield Planned(planned.preset, planned.plan, tuple(where + line for line in lines), chunk, again)
 
     def _files(self, documents: DocumentSet, draft: _Draft) -> Callable[[], Sequence[dict[str, Any]]]:
         """What --json and a saved context say of the documents, found out when it is asked for."""
@@ -447,10 +454,9 @@ class Reader:
 
 
 def _sizes(entry: "Entry") -> str:
-    """`budget 30%: 18.4 MiB, 28.9 % of full, 1,451 tokens`."""
+    """`budget 30%: 18.4 of 31.9 MiB in 16 bits (57.7 %), 1,451 tokens`."""
     record = entry.manifest.record
-    share = f"{format_decimal(100 * entry.share)} % of full" if entry.share < 1 else "all kept"
-    return (
-        f"budget {record.compression.budget}: {format_bytes(entry.file_bytes)}, {share}, "
-        f"{format_count(record.context_tokens)} tokens"
-    )
+    size = str(entry.share)
+    if entry.share.of_run >= 1:
+        size = f"{format_bytes(entry.file_bytes)}, all kept"
+    return f"budget {record.compression.budget}: {size}, {format_count(record.context_tokens)} tokens"

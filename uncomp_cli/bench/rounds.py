@@ -134,7 +134,7 @@ def _progress(label: str, index: int, total: int, *, elapsed_s: float, run_s: fl
 
 
 SCHEMA_VERSION = 1
-_COLUMNS = ("SETTING", "FIRST TOKEN", "DECODE TOK/S", "KV", "PEAK", "KEPT", "SAME TOKENS")
+_COLUMNS = ("SETTING", "FIRST TOKEN", "DECODE TOK/S", "KV", "PEAK", "OF 16 BITS", "SAME TOKENS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +228,8 @@ def _setting(preset: Preset, ours: Sequence[Measurement], stock: Sequence[Measur
         "scorer": None if keeps_all else fixed or preset.scorer.name,
         "kv_bits": preset.kv_bits,
         "thinning": preset.thinning,
-        "kept_fraction": median(m.kv_bytes / m.full_kv_bytes for m in ours),
+        "kept_fraction": median(m.kv_share.of_run for m in ours),
+        "kept_of_16_bit": median(m.kv_share.of_16_bit for m in ours),
         **asdict(figures(ours)),
         "ratio": asdict(ratio(ours, stock)),
         "same_tokens": all(a.token_ids == b.token_ids for a, b in zip(ours, stock, strict=True)),
@@ -256,7 +257,16 @@ def bench_table(record: dict[str, Any], labels: Sequence[str]) -> Table:
 def csv_rows(record: dict[str, Any], labels: Sequence[str]) -> tuple[list[str], list[list[object]]]:
     """Columns and rows for a spreadsheet: medians, and the medians of the ratios within a round."""
     figures, ratios = [one.name for one in fields(Figures)], [one.name for one in fields(Ratio)]
-    more = ["budget_requested", "policy", "scorer", "kv_bits", "thinning", "kept_fraction", "same_tokens"]
+    more = [
+        "budget_requested",
+        "policy",
+        "scorer",
+        "kv_bits",
+        "thinning",
+        "kept_fraction",
+        "kept_of_16_bit",
+        "same_tokens",
+    ]
     rows: list[list[object]] = [
         [
             label,
@@ -294,6 +304,6 @@ def _row(label: str, figures: dict[str, Any], stock: dict[str, Any]) -> tuple[st
         with_ratio("decode_tok_s", format_decimal),
         with_ratio("kv_bytes", format_bytes),
         with_ratio("peak_bytes", format_bytes),
-        f"{100 * figures['kept_fraction']:.1f} %" if "kept_fraction" in figures else "-",
+        f"{100 * figures['kept_of_16_bit']:.1f} %" if "kept_of_16_bit" in figures else "-",
         "-" if same is None else "yes" if same else "no",
     )

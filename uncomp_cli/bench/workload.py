@@ -27,6 +27,7 @@ from uncomp_cli.models.checkpoint import load_tokenizer
 from uncomp_cli.models.families import check_family
 from uncomp_cli.models.loading import choose_device, choose_dtype
 from uncomp_cli.models.shape import spec_from_config
+from uncomp_cli.share import Share, bytes_of_dtype
 from uncomp_cli.spec import ModelSpec
 
 _QUESTION = "What is this document about? Answer in a few sentences."
@@ -110,6 +111,11 @@ class Measurement:
     device: str
     dtype: str
     threads: int
+
+    @property
+    def kv_share(self) -> Share:
+        """Allocated bytes over those of a full cache."""
+        return Share(self.kv_bytes, self.full_kv_bytes, bytes_of_dtype(self.dtype))
 
     def to_json(self) -> str:
         """One line."""

@@ -8,7 +8,7 @@ change a result. Keys that were added later may be missing, so older files are s
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -62,6 +62,7 @@ class Preset:
     floor_tokens: int = 0
     kv_bits: int = 16
     thinning: str = "none"
+    open_below: float = 0.0
     profile: str | None = None
     quality: tuple[QualityPoint, ...] = ()
     risk: tuple[RiskCurve, ...] = field(default=(), metadata={"read": _curves})
@@ -70,6 +71,8 @@ class Preset:
     def __post_init__(self) -> None:
         if self.floor_tokens < 0:
             raise UsageError(f"floor_tokens is {self.floor_tokens}", hint="use 0 (no floor) or more tokens")
+        is_share = 0 <= self.open_below < 1
+        require(is_share, f"open_below is {self.open_below}", hint="use a share of attention, below 1; 0 is none")
         if self.kv_bits not in KV_BITS:
             raise UsageError(f"kv_bits is {self.kv_bits}", hint="use 16 (the model's own dtype), 8 or 4")
         if self.profile is not None and not _is_stem(self.profile):
@@ -94,6 +97,15 @@ class Preset:
                 "held in the model's own dtype" if self.kv_bits == 16 else f"held in {self.kv_bits} bits",
             )
         )
+
+    def is_open(self, standing: Sequence[float]) -> bool:
+        """Whether no passage stands out for one of the questions; `standing` is how far one did, for each."""
+        return any(share < self.open_below for share in standing)
+
+    def keeping_all(self, *, kv_bits: int | None = None) -> Self:
+        """The preset with everything kept and nothing thinned, in no more than `kv_bits` bits."""
+        bits, whole = min(self.kv_bits, kv_bits or self.kv_bits), FULL_BUDGET
+        return replace(self, budget=whole, policy="full", floor_tokens=0, thinning="none", kv_bits=bits)
 
     @property
     def profile_path(self) -> Path | None:

@@ -22,6 +22,7 @@ from uncomp_cli.cache.header import TEMPORARY_PREFIX, DamagedCacheError, Manifes
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError, check_encodable, did_you_mean
 from uncomp_cli.files import locked, move
+from uncomp_cli.share import Share, bytes_of_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -58,9 +59,10 @@ class Entry:
         return self.manifest.record.key
 
     @property
-    def share(self) -> float:
-        """The file's bytes, of those that all of the cache would take; more than 1 with what it says of itself."""
-        return self.file_bytes / self.manifest.record.kv_full_bytes
+    def share(self) -> Share:
+        """The file's bytes, of those that all of the cache would take; more than that with what it says of itself."""
+        manifest = self.manifest
+        return Share(self.file_bytes, manifest.record.kv_full_bytes, bytes_of_dtype(manifest.dtype))
 
 
 def check_name(name: str) -> str:

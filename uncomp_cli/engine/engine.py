@@ -40,7 +40,7 @@ from uncomp_cli.engine.read.distances import Reach
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.compression import Compression, check_length, plan_compression
-from uncomp_cli.engine.spend.memory import activation_bytes, free_bytes, reset_peak
+from uncomp_cli.engine.spend.memory import activation_bytes, free_bytes, planned_kv_bytes, reset_peak
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.write.fixed_size import context_room
 from uncomp_cli.engine.write.writer import Writer, free_room, rows_for
@@ -48,6 +48,8 @@ from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, is_out_of_memor
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.spec import ModelSpec
 
+OPEN = "no passage stands out for the question, as for a summary or a list"
+OPEN_BITS = 8
 _AUTO_NAME_LETTERS = 16
 _USUAL_QUESTION_TOKENS = 128
 
@@ -252,10 +254,38 @@ class Engine:
         self.decoder.fix_regime(max(self.regime_tokens, prompt.seq_len + self.sampling.max_new_tokens))
         reset_peak(self.decoder.device)
         begun = time.perf_counter()
-        with _memory_of(planned):
-            context = yield from Reader(self.decoder, planned, config=self._room_for(planned.prompt)).read()
-        context.account = _account_of(planned, preset, time.perf_counter() - begun)
+        context = yield from self._read_as(planned)
+        if preset.is_open(context.standing):
+            whole, note = self._whole(prompt, preset)
+            if whole is None:
+                planned = replace(planned, notes=(*planned.notes, note))
+            else:
+                standing = context.standing
+                del context
+                context, planned = (yield from self._read_as(whole)), replace(whole, notes=(*whole.notes, note))
+                context.standing = standing
+        context.account = _account_of(planned, time.perf_counter() - begun)
         return context
+
+    def _read_as(self, planned: Compression) -> Generator[PrefillStep, None, Context]:
+        with _memory_of(planned):
+            return (yield from Reader(self.decoder, planned, config=self._room_for(planned.prompt)).read())
+
+    def _whole(self, prompt: Prompt, preset: Preset) -> tuple[Compression | None, str]:
+        """How everything is kept for an open question, and what is said of it; None where it is not, and why."""
+        if not preset.floor_tokens:
+            return None, f"{OPEN}; budget {preset.budget} was named and stays: -p full --kv-bits {OPEN_BITS} keeps all"
+        try:
+            whole = self.plan(prompt, replace(preset.keeping_all(kv_bits=OPEN_BITS), risk=()))
+        except DoesNotFitError as error:
+            return None, f"{OPEN}; {error.message}, so not everything is kept"
+        plan, question = whole.allocation.plan, whole.prompt.longest_question
+        fits = preset.budget.kind != "bytes" or (
+            planned_kv_bytes(self.spec, plan, question_tokens=question) <= preset.budget.amount
+        )
+        if not (fits and plan.keeps_everything):
+            return None, f"{OPEN}; there is no room for all of it"
+        return whole, f"{OPEN}: everything is kept, in {whole.preset.kv_bits} bits, and nothing is thinned"
 
     def _read_any(self, prompt: Prompt, growth: Growth, planned: Compression) -> Generator[PrefillStep, None, Context]:
         reset_peak(self.decoder.device)
@@ -325,11 +355,11 @@ class Engine:
             )
 
 
-def _account_of(planned: Compression, preset: Preset, seconds: float) -> Account:
+def _account_of(planned: Compression, seconds: float) -> Account:
     """The account of a prompt that was read as planned."""
     allocation = planned.allocation
     return Account(
-        preset,
+        planned.preset,
         allocation.plan,
         allocation.uncertainty,
         allocation.trust(),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from uncomp_cli.numerals import format_count, format_decimal
+from uncomp_cli.share import Share
 from uncomp_cli.steps import Progress
 
 FinishReason = Literal["stop", "length", "loop", "interrupted"]
@@ -52,7 +53,8 @@ class DecodeStep:
 
 @dataclass(frozen=True, slots=True)
 class RunStats:
-    """What one answer took. `kv_full_bytes` is a full cache of the same tokens; `ttft_s` counts from the prefill.
+    """What one answer took. `kv_full_bytes` is a full cache of the same tokens in numbers of
+    `dtype_bytes`; `ttft_s` counts from the prefill.
 
     `signs` are those of the heads that were watched (look/watch.py); none where none was, or before the answer's first
     token has been read. Of `guessed_tokens` from the text `accepted_tokens` were right (lookup.py).
@@ -68,14 +70,20 @@ class RunStats:
     kv_full_bytes: int
     peak_bytes: int
     finish_reason: FinishReason
+    dtype_bytes: int = 2
     signs: Mapping[str, float] = field(default_factory=dict)
     guessed_tokens: int = 0
     accepted_tokens: int = 0
 
     @property
+    def kv_share(self) -> Share:
+        """Allocated bytes over those of a full cache."""
+        return Share(self.kv_bytes, self.kv_full_bytes, self.dtype_bytes)
+
+    @property
     def kept_fraction(self) -> float:
-        """Allocated bytes over full-cache bytes; 1 at most: what lies beside the entries does not count."""
-        return min(1.0, self.kv_bytes / self.kv_full_bytes)
+        """The same of the run's own numbers; 1 at most: what lies beside the entries does not count."""
+        return min(1.0, self.kv_share.of_run)
 
     @property
     def decode_tok_s(self) -> float | None:

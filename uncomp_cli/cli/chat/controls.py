@@ -17,6 +17,7 @@ from uncomp_cli.cli.chat.talk import Talk, as_commands
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.errors import UsageError
 from uncomp_cli.numerals import format_bytes, format_count, format_decimal, parse_count
+from uncomp_cli.share import Share
 
 OWN_PROMPT = "default"
 _SWITCHES = ("lookup", "recall", "escalate")
@@ -178,9 +179,9 @@ def _held(talk: Talk) -> str:
     held, full = format_bytes(session.kv_bytes), session.kv_full_bytes
     if not full:
         return f"KV {held}"
-    share, cap = format_decimal(100 * session.kv_bytes / full), format_bytes(session.budget_bytes)
-    kept = f" of {format_bytes(full)} ({share} %" if session.kv_bytes < full else " (all kept"
-    return f"KV {held}{kept}, the budget is {cap})"
+    share = Share(session.kv_bytes, full, session.loaded.spec.dtype_bytes)
+    kept = str(share) if share.of_run < 1 else f"{held} (all kept)"
+    return f"KV {kept}, the budget is {format_bytes(session.budget_bytes)}"
 
 
 def show_why(talk: Talk, _: str) -> None:

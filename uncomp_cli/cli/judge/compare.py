@@ -202,7 +202,7 @@ def compared_table(done: "Comparison") -> Table:
         (
             _label(side),
             format_bytes(stats.kv_bytes),
-            f"{100 * stats.kept_fraction:.1f} %",
+            f"{100 * stats.kv_share.of_16_bit:.1f} %",
             format_seconds(stats.ttft_s),
             "-" if stats.decode_tok_s is None else format_decimal(stats.decode_tok_s),
         )
@@ -210,7 +210,7 @@ def compared_table(done: "Comparison") -> Table:
     ]
     kv, ttft, speed = ([getattr(s, name) for s in sides] for name in ("kv_bytes", "ttft_s", "decode_tok_s"))
     ratios = ("second / first", _ratio(*kv), "", _ratio(*ttft), _ratio(*speed))
-    return Table(("SETTING", "KV", "KEPT", "FIRST TOKEN", "DECODE TOK/S"), [*rows, ratios])
+    return Table(("SETTING", "KV", "OF 16 BITS", "FIRST TOKEN", "DECODE TOK/S"), [*rows, ratios])
 
 
 def csv_rows(done: "Comparison") -> tuple[list[str], list[list[object]]]:

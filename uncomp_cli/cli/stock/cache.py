@@ -53,7 +53,7 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
         return
     if not entries:
         terminal.note(f"no saved documents in {shelf.folder} yet: uncomp ask --cache NAME saves one")
-    columns = ("NAME", "HASH", "MODEL", "TOKENS", "BUDGET", "SIZE", "OF FULL", "USED", "DOCUMENTS")
+    columns = ("NAME", "HASH", "MODEL", "TOKENS", "BUDGET", "SIZE", "OF 16 BITS", "USED", "DOCUMENTS")
     terminal.write_table(Table(columns, [_row(entry) for entry in entries]))
 
 
@@ -167,7 +167,7 @@ def _record(entry: "Entry") -> dict[str, Any]:
 
 def _row(entry: "Entry") -> tuple[str, ...]:
     record = entry.manifest.record
-    share = f"{format_decimal(100 * entry.share)} %" if entry.share < 1 else "all"
+    share = f"{format_decimal(100 * entry.share.of_16_bit)} %" if entry.share.of_run < 1 else "all"
     return (
         entry.name,
         entry.key[:12],

@@ -152,7 +152,8 @@ class Context:
     """A text that was read: its prompt, and the cache of what is kept of it.
 
     `hidden_kept` [L] is the share of the text that entered each layer. `regime_tokens` is the regime of RoPE in which
-    its keys were turned, where frequencies depend on the length. `recalled` says what was read again for the latest
+    its keys were turned, where frequencies depend on the length. `standing` [Q] is how far a passage stood out for each
+    question (look/standing.py), where it was watched. `recalled` says what was read again for the latest
     question.
     """
 
@@ -167,6 +168,7 @@ class Context:
         self.hidden_kept: tuple[float, ...] = (1.0,) * len(cache.layers)
         self.regime_tokens = decoder.regime_tokens
         self.recalled: str | None = None
+        self.standing: tuple[float, ...] = ()
         self._account: Account | None = None
         self._mark: Mark | None = None
         self._whole: list[list[Tensor]] = []

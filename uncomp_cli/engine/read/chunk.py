@@ -134,6 +134,22 @@ class ChunkStates:
             tails.append([(keys[g], values[g], at) for g in range(len(keys))])
         return tails
 
+    def asking(self, question: int) -> Tensor:
+        """The queries [H, N, D] of a question, its beginning that competes with the context among them."""
+        span = self.spans[question]
+        return self.query[:, span.start - self.prompt.asked : span.stop]
+
+    def asked_of(self, question: int, head: int) -> Head:
+        """All that a question's last token sees in one KV head, itself the last."""
+        span = self.spans[question]
+        own = [torch.cat([each[head, : self.context], each[head, span]]) for each in (self.key, self.value)]
+        behind = torch.arange(self.end, self.end + span.stop - span.start, device=own[0].device)
+        at = torch.cat([self.positions, behind])
+        if not self.past:
+            return own[0], own[1], at
+        keys, values, before = self.past[head]
+        return torch.cat([keys, own[0]]), torch.cat([values, own[1]]), torch.cat([before.long(), at])
+
     def views(self, layer: int, frequencies: Tensor | None) -> list[LayerView]:
         """What scorers may look at, past and chunk: views of KV heads of one length, in order."""
         views = []

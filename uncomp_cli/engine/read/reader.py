@@ -32,6 +32,8 @@ from uncomp_cli.engine.forward.attention import AttentionState
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.mixers import Step, branch_off
 from uncomp_cli.engine.forward.thread import stream
+from uncomp_cli.engine.look.standing import Standing
+from uncomp_cli.engine.look.watch import watched
 from uncomp_cli.engine.read.chunk import Chunk, ChunkStates, cut_chunks
 from uncomp_cli.engine.read.distances import choose_passages, packed
 from uncomp_cli.engine.read.overkeep import OverKeep
@@ -81,6 +83,7 @@ class Reader(AttentionState):
         self._on_layer = on_layer
         self._all_rows = all_rows or decoder.rows_interact or not spec.ends_in_attention
         self._sieve = planned.sieve
+        self._standing = _standing_of(planned)
         self._overkeep = OverKeep(
             planned.prompt,
             allocation,
@@ -128,10 +131,14 @@ class Reader(AttentionState):
         self.states = [States() for _ in chunk.prompt.questions]
         self._overkeep.begin(chunk)
         self._sieve.begin(chunk, self.decoder.device)
+        if self._standing is not None:
+            self._standing.begin()
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """Attention of the chunk [1, H, N, D]; holds what may stay."""
         states, past = self._states(layer, query, key, value, form)
+        if self._standing is not None and form.window is None:
+            self._standing.observe(layer, states)
         last_only = layer == len(self.cache.layers) - 1 and not self._all_rows
         output = states.attend(last_only=last_only)
         self._hold(layer, states, past, form.window)
@@ -267,6 +274,7 @@ class Reader(AttentionState):
         else:
             (self.cache.states,) = self.states
         context = Context(self.decoder, self.planned.prompt, self.cache, Beside(self.questions, logits, self.states))
+        context.standing = () if self._standing is None else tuple(self._standing.shares)
         self._tell_of_thinning(context)
         return context
 
@@ -298,6 +306,13 @@ class Reader(AttentionState):
         if self._sieve.active:
             length = len(self.planned.prompt.context)
             context.hidden_kept = tuple(count / length for count in self._sieve.entered)
+
+
+def _standing_of(planned: Compression) -> Standing | None:
+    """What watches the questions, where the preset says which are open and anything of the text may go."""
+    preset = planned.preset
+    heads = watched(preset, planned.spec) if preset.open_below and planned.drops else None
+    return None if heads is None else Standing(heads, planned.spec, planned.prompt)
 
 
 def _positions(heads: Iterable[Head]) -> list[Tensor]:

@@ -48,6 +48,10 @@ class Sieve:
         """The largest share [L] of the context that may enter each layer."""
         return self._schedule(())
 
+    def entering(self, tokens: int, *, always: int) -> list[int]:
+        """The most of a chunk's `tokens` that may enter each layer [L]; `always` of them do."""
+        return [_left(share, tokens, always) for share in self.most()]
+
     def begin(self, chunk: Chunk, device: torch.device) -> None:
         """Start a chunk: all of its tokens enter the first layer."""
         prompt = chunk.prompt
@@ -82,8 +86,7 @@ class Sieve:
             return None
         if self._open(layer):
             self._fractions = self._schedule(self._certainty)
-        free = int((~self._always).sum())
-        kept = self._choose(len(self._always) - free + math.ceil(self._fractions[layer + 1] * free))
+        kept = self._choose(_left(self._fractions[layer + 1], len(self._always), int(self._always.sum())))
         if kept is not None:
             self.at = self.at[kept]
         self.entered[layer + 1] += len(self.at)
@@ -97,7 +100,6 @@ class Sieve:
         return min(self._fractions) < self._fractions[layer]
 
     def _choose(self, count: int) -> Tensor | None:
-        count = max(count, LEAST_TOKENS)
         if count >= len(self.at):
             return None
         words = self._prompt.context.words if self.config.whole_words else None
@@ -121,3 +123,8 @@ class Sieve:
             entropy = attention_entropy(rows[..., sinks:], normalise=True)
             found.append((scores, float(entropy.min())))
         return found
+
+
+def _left(share: float, tokens: int, always: int) -> int:
+    """How many of `tokens` go on where the share `share` of them may, those that `always` do not counted."""
+    return min(tokens, max(LEAST_TOKENS, always + math.ceil(share * (tokens - always))))

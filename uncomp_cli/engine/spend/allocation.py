@@ -106,9 +106,14 @@ class Allocation:
         self.plan = policy.plan(self._wanted)
 
     def fit(self, caps: Sequence[int]) -> None:
-        """Plan anew for heads of layer l that can hold `caps[l]` tokens: what they cannot goes to the others."""
-        if self._policy is not None and self._wanted is not None:
-            self.plan = self._policy.plan(self._wanted.capped(caps))
+        """Plan anew for heads of layer l that can hold `caps[l]` tokens."""
+        self.plan = self.fitted(caps)
+
+    def fitted(self, caps: Sequence[int]) -> BudgetPlan:
+        """The plan for heads of layer l that can hold `caps[l]` tokens: what they cannot goes to the others."""
+        if self._policy is None or self._wanted is None:
+            return self.plan
+        return self._policy.plan(self._wanted.capped(caps))
 
     def narrowed(self, seq_len: int, protected: int) -> "Allocation":
         """The allocation of as many entries, where there are as many, to a part of the prompt: `seq_len` tokens.

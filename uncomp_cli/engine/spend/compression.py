@@ -7,7 +7,6 @@ what is there on the way too, so it bounds the chunk and, when even short chunks
 A prompt that is re-packed (distances.py) is always read in chunks, and no head holds more than leaves room for one.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,14 +18,16 @@ from uncomp_cli.cache.scorers import make_scorer
 from uncomp_cli.cache.view import Scorer
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, ScorerConfig
 from uncomp_cli.engine.forward.decoder import can_thin
+from uncomp_cli.engine.read.chunk import cut_chunks
 from uncomp_cli.engine.read.distances import Reach
 from uncomp_cli.engine.read.overkeep import BETWEEN_CHUNKS, held_of_chunk, held_on_the_way
-from uncomp_cli.engine.read.sieve import LEAST_TOKENS, Sieve
+from uncomp_cli.engine.read.sieve import Sieve
 from uncomp_cli.engine.spend.allocation import MEMORY_MARGIN, Allocation, make_allocation, profile_of, scorer_config
 from uncomp_cli.engine.spend.memory import Estimate, activation_bytes, estimate, planned_kv_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.errors import DoesNotFitError
-from uncomp_cli.numerals import format_bytes, format_decimal
+from uncomp_cli.numerals import format_bytes
+from uncomp_cli.share import Share
 from uncomp_cli.spec import ModelSpec
 
 _LONGEST_CHUNK = 8192
@@ -56,11 +57,28 @@ class Compression:
     reread_tokens: int | None = None
     peak_bytes: int = 0
 
+    @property
+    def drops(self) -> bool:
+        """Whether anything of the text may go."""
+        return self.sieve.active or not self.allocation.plan.keeps_everything
+
+    @property
+    def plan(self) -> BudgetPlan:
+        """What is kept at most: in a layer, no more than thinning lets into it."""
+        if not self.sieve.active:
+            return self.allocation.plan
+        caps = [self.prompt.longest_question] * self.spec.num_layers
+        for piece in (chunk.prompt for chunk in cut_chunks(self.prompt, self.chunk_tokens)):
+            always = int(piece.context.protected.sum()) + piece.asked
+            entering = self.sieve.entering(len(piece.context), always=always)
+            caps = [cap + new for cap, new in zip(caps, entering, strict=True)]
+        return self.allocation.fitted(caps)
+
     def __str__(self) -> str:
         """The preset, then what it comes to for this prompt: tokens and bytes kept, how the prompt is read, notes."""
-        spec, plan, heads = self.spec, self.allocation.plan, self.spec.num_layers * self.spec.num_kv_heads
+        spec, plan, heads = self.spec, self.plan, self.spec.num_layers * self.spec.num_kv_heads
         kept = planned_kv_bytes(spec, plan, question_tokens=self.prompt.longest_question)
-        full = spec.full_kv_bytes(plan.seq_len)
+        share = Share.of(spec, kept, plan.seq_len)
         counts = [count for layer in spec.full_layers for count in plan.kept[layer]]
         length, chunk = len(self.prompt.context), self.chunk_tokens
         read = "in one pass" if chunk is None else f"{chunk:,} tokens at a time ({-(-length // chunk):,} chunks)"
@@ -70,7 +88,7 @@ class Compression:
                 str(self.preset),
                 f"kept: {round(plan.entries / heads):,} of {plan.seq_len:,} tokens a head "
                 f"({min(counts, default=0):,} to {max(counts, default=0):,}), "
-                f"{format_bytes(kept)} of {format_bytes(full)} ({format_decimal(100 * kept / full)} %)",
+                f"{share.whole}",
                 f"read: {read}" + (f", at most {100 * entering:.0f} % in the last layers" if entering < 1 else ""),
                 *self.notes,
             )
@@ -286,8 +304,7 @@ class _Ways:
         """The most tokens [L] of a chunk that a head holds beside its budget until the chunk is done."""
         prompt, plan, length = self.prompt, allocation.plan, len(self.prompt.context)
         most = length if chunk is None else min(length, chunk + prompt.asked)
-        always = int(prompt.context.protected.sum()) + prompt.asked
-        entering = [min(most, max(LEAST_TOKENS, always + math.ceil(share * most))) for share in self.sieve.most()]
+        entering = self.sieve.entering(most, always=min(most, int(prompt.context.protected.sum()) + prompt.asked))
         if not (allocation.waits or self.scorer.shared > 0 or self.sieve.active):
             return [0] * len(entering)  # a layer is cut to its budget before the next one is read
         grows = allocation.live or plan.head_floor < 1 or plan.keeps_everything or self.scorer.shared == 0

@@ -313,6 +313,7 @@ class Writer:
             decode_s=row.last_s - row.first_s,
             kv_bytes=self.store.row_bytes(at),
             kv_full_bytes=self._decoder.spec.full_kv_bytes(row.prompt_tokens + completed - 1),
+            dtype_bytes=self._decoder.spec.dtype_bytes,
             peak_bytes=peak_bytes(self._decoder.device),
             finish_reason=row.reason or "interrupted",
             signs=row.signs,

@@ -25,6 +25,7 @@ from uncomp_cli.evals.tables.summary import (
     summarise,
 )
 from uncomp_cli.evals.tasks.task import Regime
+from uncomp_cli.share import Share, bytes_of_dtype
 from uncomp_cli.table import Table, bound
 
 SCHEMA_VERSION = 3
@@ -64,8 +65,6 @@ _SAY_MOST = (
 )
 _TOGETHER = ("needle", "ruler", "nq", "kv", "hotpot", "qa")
 _REGIMES = {"aware": "question seen at compression", "agnostic": "question unseen at compression"}
-_WIDTHS = {"float32": 2.0}
-"""What a number of a format takes in numbers of 16 bits, where that is not 1."""
 _RANGE, _BRACKETS = "{low}…{high}", "[{low}, {high}]"
 
 
@@ -103,7 +102,7 @@ def parts_of(outcomes: Sequence[Outcome], *, dtype: str = "float16") -> list[Par
         for names in _groups(tasks):
             group = tuple(o for o in outcomes if o.regime == regime and o.subtask.partition("/")[0] in names)
             if group:
-                parts.append(Part(", ".join(names), regime, group, _WIDTHS.get(dtype, 1.0)))
+                parts.append(Part(", ".join(names), regime, group, Share(0, 1, bytes_of_dtype(dtype)).width))
     return parts
 
 
