@@ -32,7 +32,7 @@ from unittest import mock
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -97,6 +97,7 @@ PICTURES = {
     "boi_token_index": 6,
     "eoi_token_index": 7,
 }
+OTHERS = ("gemma3n_vision", "timm_wrapper")
 HALF_AND_HALF = ["sliding_attention", "full_attention"] * 2
 OWN: dict[str, dict[str, Any]] = {
     **{key: {"head_dim": 16} for key in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
@@ -107,6 +108,8 @@ OWN: dict[str, dict[str, Any]] = {
     "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention", "mlp", "linear_attention", "moe"]},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "helium": {"head_dim": 8},
+    "gemma3n_text": {"num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.8, 0.0, 0.8, 0.0]},
+    "gemma4_text": {"num_kv_shared_layers": 2, "global_head_dim": 32},
     **{key: {"rotary_dim": 4} for key in ("gptj", "codegen")},
     "minimax_m3_vl_text": {
         "rotary_dim": 8,
@@ -140,7 +143,7 @@ def tiny_config(model_type: str, **changes: Any) -> Any:
     given = {key: size for key, size in given.items() if aliases.get(key) not in given}
     always = {"num_key_value_heads", "num_kv_heads"}
     given = {key: size for key, size in given.items() if key in always or plain(usual, key) is not None}
-    if "head_dim" in known and getattr(usual, "head_dim", None) is not None:
+    if "head_dim" in known and plain(usual, "head_dim") is not None:
         given["head_dim"] = 16
     for key in known:
         if plain(usual, key) == 1.0 and re.search("multiplier|scale|scaling|scalar", key):
@@ -166,7 +169,8 @@ def tiny_whole(model_type: str) -> Any:
     usual, known = kind(), {each.name for each in fields(kind)}
     given: dict[str, Any] = {key: value for key, value in PICTURES.items() if key in known}
     for name in kind.sub_configs:
-        part = getattr(usual, name, None)
+        optional = getattr(getattr(kind, "sub_configs_defaults", {}).get(name), "config_class", None)
+        part = getattr(usual, name, None) or (optional and optional())
         if part is not None:
             sizes = {each.name for each in fields(type(part))} & {*SIZES, *PICTURES} - {"initializer_range"}
             given[name] = type(part)(**{key: {**SIZES, **PICTURES}[key] for key in sizes})
@@ -362,9 +366,17 @@ def stepped(model_type: str) -> None:
 
 
 def text_part(model_type: str) -> None:
-    """What is loaded of a model that takes pictures as well says of a text what the whole model does."""
-    config = tiny_whole(model_type)
-    whole = tiny_model(config, transformers.AutoModelForImageTextToText)
+    """What is loaded of a model that takes pictures as well says of a text what the whole model does.
+
+    A tower that another library makes is left out of the whole: no text goes through it.
+    """
+    config, made = tiny_whole(model_type), transformers.AutoModel.from_config
+
+    def from_config(part: Any, **keywords: Any) -> Any:
+        return nn.Identity() if part.model_type in OTHERS else made(part, **keywords)
+
+    with mock.patch.object(transformers.AutoModel, "from_config", from_config):
+        whole = tiny_model(config, transformers.AutoModelForImageTextToText)
     ids = torch.tensor([tokens(30, 3)])
     with tempfile.TemporaryDirectory() as folder, mock.patch("uncomp_cli.models.loading.check_text_only"):
         whole.save_pretrained(folder)
@@ -402,8 +414,7 @@ KINDS = {
 ERRORS = {
     "looks in both directions": BOTH_WAYS,
     "no cache yet": ASIDE,
-    "AmbiguousGlobalPerLayer": "its layers have heads of different shapes",
-    "set of layer types producing a cache is different": "some of its layers share the keys and values of others",
+    "different numbers of KV heads": "its layers have different numbers of heads",
     "none of its layers attends|Config' object has no attribute 'num_attention_heads'": STATELESS,
     "Config' object has no attribute 'mamba_expand'|states have another size": "its layers have states of another kind",
     "SimpleNamespace' object has no|says another shape": "its config.json tells its shape by names of its own",
@@ -461,12 +472,12 @@ def reason(config: Any, trial: str, failed: str) -> str:
     text = getattr(config, "text_config", None) or config
     kinds = " ".join(map(str, getattr(text, "layer_types", None) or ()))
     known = (
+        *((re.search(pattern, kinds), said) for pattern, said in KINDS.items()),
         (trial == "text part" or getattr(config, "text_config", None) is not None, PARTS),
         (getattr(config, "is_encoder_decoder", False), PAIR),
         (plain(text, "kv_lora_rank") is not None, LATENT),
-        *((re.search(pattern, kinds), said) for pattern, said in KINDS.items()),
         *((re.search(pattern, failed), said) for pattern, said in ERRORS.items()),
-        (getattr(text, "v_head_dim", None) not in (None, getattr(text, "head_dim", None)), WIDTHS),
+        (plain(text, "v_head_dim") not in (None, plain(text, "head_dim")), WIDTHS),
         (trial in TRIALS and carries_states(text), STATE),
         (trial == "built", "no small model of it could be made to try"),
     )
@@ -575,7 +586,8 @@ Made by `make families` from a run over every model type that transformers {vers
 or a model of pictures and text. Of each a tiny model with random weights is held against the stock model (1e-4,
 float32; 3e-4 with layers that carry a state, by the order of sums): {trials}.
 What passes all of it is supported; every other one is refused by name. A name here is `model_type` in a model's
-config.json.
+config.json. Layers that share keys and values (gemma3n, gemma4) hold them once each, so that each may keep its own;
+where heads of some layers are wider (gemma4), all are held as wide as those.
 
 ## Supported: {supported}
 

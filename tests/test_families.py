@@ -14,6 +14,8 @@ OFTEN = [
     "cohere2",
     "falcon_h1",
     "gemma2",
+    "gemma4_text",
+    "gpt_oss",
     "llama",
     "mixtral",
     "qwen3_5_text",
@@ -22,7 +24,7 @@ OFTEN = [
 ]
 """Kinds of attention, of experts and of states, with two that are refused for what they get wrong."""
 WRONG = ["diffllama", "doge"]
-PARTS = ["gemma3", "smolvlm"]
+PARTS = ["gemma3", "gemma4", "smolvlm"]
 
 
 @pytest.mark.parametrize(

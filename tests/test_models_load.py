@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
+from transformers import Gemma3TextConfig, Gemma4TextConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 
 from uncomp_cli.engine.spend.memory import peak_bytes, reset_peak, resident_bytes
 from uncomp_cli.errors import ModelError, UsageError
@@ -182,6 +182,9 @@ def test_models_that_take_more_than_text_are_refused_by_name(model_dir, monkeypa
         ({"num_attention_heads": float("inf")}, "decoder"),
         ({"vocab_size": -5}, "vocab_size is -5"),
         ({"num_key_value_heads": 3}, "query heads share 3 KV heads"),
+        ({"per_layer_config": {"1": {"num_key_value_heads": 1}}}, "different numbers of KV heads: 1, 2"),
+        ({"global_head_dim": "wide", "model_type": "gemma4_text"}, "decoder"),
+        ({"per_layer_config": 7}, "decoder"),
         ({"sliding_window": 16, "layer_types": ["full_attention"]}, "layers have no kind"),
         ({"dtype": {"a": "x" * 500}}, "weights of type namespace"),
     ],
@@ -198,6 +201,20 @@ def test_a_configuration_that_cannot_be_used_is_a_model_error_and_does_not_break
         show_model("bad")
     assert caught.value.hint
     assert [info.name for info in list_models()] == ["good"]
+
+
+def test_layers_of_other_widths_are_as_wide_as_the_widest():
+    """Of shared layers each counts; the file that is written says the same."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    config = Gemma4TextConfig(**SMALL, head_dim=8, global_head_dim=16, num_kv_shared_layers=2, layer_types=kinds)
+    stored = json.loads(json.dumps(config.to_dict()), object_hook=lambda fields: SimpleNamespace(**fields))
+    for each in (config, stored):
+        spec = spec_from_config(each, "float32")
+        assert (spec.head_dim, spec.num_kv_heads, spec.num_layers) == (16, 2, 4)
+        assert spec.sliding_windows == (512, None) * 2
+    several = Gemma4TextConfig(**SMALL, attention_k_eq_v=True, num_global_key_value_heads=1)
+    with pytest.raises(ModelError, match="different numbers of KV heads: 1, 2"):
+        spec_from_config(several, "float32")
 
 
 def test_a_type_that_cannot_be_run_is_refused_before_the_weights_are_read(model_dir, monkeypatch):

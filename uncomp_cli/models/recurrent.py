@@ -17,12 +17,18 @@ _FLOAT32_BYTES = 4
 
 
 def whole_config(text: Any) -> Any:
-    """A configuration with all that its family computes; one that was read from a file without transformers has not."""
+    """A configuration with all that its family computes; one that was read from a file without transformers has not.
+
+    Raises ValueError for one that transformers does not take.
+    """
     if not isinstance(text, SimpleNamespace):
         return text
     from uncomp_cli.models.checkpoint import configuration_of
 
-    return configuration_of(_plain(text))
+    try:
+        return configuration_of(_plain(text))
+    except Exception as error:  # its classes check themselves, each in its own way
+        raise ValueError(str(error)) from error
 
 
 def _plain(value: Any) -> Any:

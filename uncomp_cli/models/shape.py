@@ -86,11 +86,13 @@ def spec_from_config(config: Any, dtype: Any) -> ModelSpec:
 
 def read_spec(text: Any, dtype_bytes: int) -> ModelSpec:
     """The fields of a ModelSpec, as they stand in a text configuration; errors come as they are."""
-    text = whole_config(text) if text.model_type in load_families().recurrent else text
+    varies = any(hasattr(text, name) for name in ("global_head_dim", "per_layer_config"))
+    text = whole_config(text) if varies or text.model_type in load_families().recurrent else text
     recurs = carries_states(text)
     num_heads = int(_named(text, "num_attention_heads", "n_head"))
     num_layers = len(text.layer_types) if recurs else int(_named(text, "num_hidden_layers", "n_layer"))
     hidden_size = int(_named(text, "hidden_size", "n_embd"))
+    num_kv_heads, head_dim = _heads(text, num_heads, hidden_size)
     if not 1 <= num_layers <= _MOST_LAYERS:
         raise ValueError(f"it has {num_layers:,} layers")
     attending, recurrent = layers_of(text) if recurs else (tuple(range(num_layers)), ())
@@ -101,10 +103,10 @@ def read_spec(text: Any, dtype_bytes: int) -> ModelSpec:
         model_type=str(text.model_type),
         num_layers=len(attending),
         num_heads=num_heads,
-        num_kv_heads=int(getattr(text, "num_key_value_heads", None) or num_heads),
-        head_dim=int(getattr(text, "head_dim", None) or hidden_size // num_heads),
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
         hidden_size=hidden_size,
-        intermediate_size=int(getattr(text, "intermediate_size", None) or 4 * hidden_size),
+        intermediate_size=_largest(getattr(text, "intermediate_size", None) or 4 * hidden_size),
         vocab_size=int(text.vocab_size),
         trained_length=int(_named(text, "max_position_embeddings", "n_positions")),
         dtype_bytes=dtype_bytes,
@@ -122,6 +124,23 @@ def read_spec(text: Any, dtype_bytes: int) -> ModelSpec:
     if spec.num_heads % spec.num_kv_heads:
         raise ValueError(f"{spec.num_heads} query heads share {spec.num_kv_heads} KV heads")
     return spec
+
+
+def _heads(text: Any, num_heads: int, hidden_size: int) -> tuple[int, int]:
+    """KV heads and their dimension: of all layers, or, where these differ, of the widest, to which others are padded.
+
+    Raises ValueError where layers have different numbers of KV heads.
+    """
+    layers = getattr(text, "per_layer_config", None) or [text]
+    counts = {int(getattr(each, "num_key_value_heads", None) or num_heads) for each in layers}
+    if len(counts) > 1:
+        raise ValueError(f"its layers have different numbers of KV heads: {', '.join(map(str, sorted(counts)))}")
+    return counts.pop(), max(int(getattr(each, "head_dim", None) or hidden_size // num_heads) for each in layers)
+
+
+def _largest(size: Any) -> int:
+    """A size, or the largest of those that layers have."""
+    return max(map(int, size)) if isinstance(size, list | tuple) else int(size)
 
 
 def _named(text: Any, name: str, other: str) -> Any:

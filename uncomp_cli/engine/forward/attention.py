@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from uncomp_cli.cache.layer import LayerCache
@@ -124,7 +124,10 @@ def _attention_function(
     number: Any = module.layer_idx  # an int, which nn.Module cannot say
     layer = spec.places.index(number)
     form = Form(scaling, sliding_window or spec.sliding_windows[layer], softcap, narrow, s_aux)
-    return state.attend(layer, query, key, value, form).transpose(1, 2), None
+    width = value.shape[-1]
+    if width < spec.head_dim and key.shape[-1] == width:  # of layers with narrower heads than others: zeros say nothing
+        query, key, value = (pad(each, (0, spec.head_dim - width)) for each in (query, key, value))
+    return state.attend(layer, query, key, value, form)[..., :width].transpose(1, 2), None
 
 
 def recur(layer: int, hidden: Tensor, step: Step) -> Tensor:
