@@ -402,7 +402,10 @@ def test_a_mutated_file_converts_or_is_one_model_error(tmp_path, stock):
     assert "refused" in outcomes
 
 
-@pytest.mark.parametrize(("name", "reason"), [("rwkv6", ""), ("qwen35", ""), ("lfm2", ": its recurrent layers")])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("rwkv6", ""), ("qwen35moe", ""), ("gemma4", ": that its files"), ("gpt-oss", ": that its files")],
+)
 def test_an_unknown_architecture_is_refused_by_name(tmp_path, stock, name, reason):
     path = write_gguf(tmp_path / "tiny.gguf", stock, architecture=name)
     with pytest.raises(ModelError, match=f"'{name}' is not supported{reason}") as caught:

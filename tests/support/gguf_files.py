@@ -16,6 +16,7 @@ from uncomp_cli.models.gguf import licence_of, prepare_gguf
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER = 2, 4, 2, 8, 32, 64
 TOKENS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|end|>"]
+WRITTEN = ("LLAMA", "QWEN2", "GEMMA3", "LFM2", "QWEN35")
 PERMUTED = ("llama",)
 SCALES_AT = {"Q6_K": (208,), **dict.fromkeys(("Q8_0", "Q4_0", "Q5_0"), (0,)), **dict.fromkeys(("Q4_K", "Q5_K"), (0, 2))}
 SHAPE: dict[str, Any] = {
@@ -52,16 +53,18 @@ def write_gguf(
 ) -> Path:
     """What llama.cpp's converter writes: matrices of the kind that their names say, of Llama's with permuted rows."""
     writer, config = gguf.GGUFWriter(str(path), architecture), model.config
-    head_dim = model.model.layers[0].self_attn.head_dim
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    attends = [kind == "full_attention" for kind in getattr(config, "layer_types", None) or ()]
+    heads = [config.num_key_value_heads * here for here in attends]
+    writer.add_head_count_kv(heads if architecture == "lfm2" else config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.norm_eps if architecture == "lfm2" else config.rms_norm_eps)
     writer.add_rope_freq_base(50000.0)
-    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_dimension_count(head_dim // 4 if architecture == "qwen35" else head_dim)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_file_type(file_type)
@@ -73,12 +76,13 @@ def write_gguf(
     writer.add_eos_token_id(len(TOKENS) - 1)
     if edit:
         edit(writer)
-    known = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "gemma3": gguf.MODEL_ARCH.GEMMA3}
+    known = {each.name.lower(): each for each in gguf.MODEL_ARCH if each.name in WRITTEN}
     names = gguf.get_tensor_name_map(known.get(architecture, gguf.MODEL_ARCH.LLAMA), config.num_hidden_layers)
     for name, values in model.state_dict().items():
         if name != "lm_head.weight" or not config.tie_word_embeddings:
-            stem, _, leaf = name.rpartition(".")
-            _add(writer, f"{names.get_name(stem)}.{leaf}", _stored(name, values, config, architecture), kind)
+            called = name.replace("dt_bias", "dt_proj.bias")
+            called = names.get_name(called, try_suffixes=(".weight", ".bias"))
+            _add(writer, called, _stored(name, values, config, architecture), kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -96,7 +100,28 @@ def _stored(name: str, values: torch.Tensor, config: Any, architecture: str) -> 
         )
     if architecture == "gemma3" and name.endswith("norm.weight"):
         values = values + 1
-    return values.numpy()
+    if architecture == "qwen35":
+        values = _delta_rule(name, values, config)
+    return values.squeeze().numpy() if "conv" in name else values.numpy()
+
+
+def _delta_rule(name: str, values: torch.Tensor, config: Any) -> torch.Tensor:
+    """Norms but the recurrent layers' with 1 added, A as what it stands for, value heads in tiled order."""
+    keys, heads, wide = config.linear_num_key_heads, config.linear_num_value_heads, config.linear_value_head_dim
+    tiled = torch.arange(heads).view(keys, -1).T.flatten()
+    each = (tiled[:, None] * wide + torch.arange(wide)).flatten()
+    if "in_proj_qkv" in name or "conv1d" in name:
+        cut = 2 * keys * config.linear_key_head_dim
+        return torch.cat([values[:cut], values[cut:][each]])
+    if "in_proj_z" in name:
+        return values[each]
+    if "linear_attn.out_proj" in name:
+        return values[:, each]
+    if name.endswith(("in_proj_a.weight", "in_proj_b.weight", "dt_bias")):
+        return values[tiled]
+    if name.endswith("A_log"):
+        return -values[tiled].exp()
+    return values + 1 if name.endswith("norm.weight") and "linear_attn" not in name else values
 
 
 def _add(writer: Any, name: str, values: np.ndarray, kind: Callable[[str], str]) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from uncomp_cli.errors import ModelError, UncompError, is_out_of_memory
-from uncomp_cli.models.checkpoint import class_of, empty_model, gguf_configuration, quiet_transformers
-from uncomp_cli.models.families import load_families
+from uncomp_cli.models import qwen35
+from uncomp_cli.models.checkpoint import class_of, configuration_of, empty_model, gguf_configuration, quiet_transformers
 from uncomp_cli.models.parameters import HINT, assign
 from uncomp_cli.models.preamble import Preamble, read_preambles
 from uncomp_cli.models.vocabulary import build_tokenizer, stop_ids
@@ -90,6 +90,8 @@ def llama3_divisor(wavelength: float, factor: float) -> float:
 
 
 BF16_FILE_TYPE, F32_FILE_TYPE = 32, 0
+_UNTRIED = ("gpt_oss", "gemma4")
+"""transformers has tables for these, whose models are read from safetensors alone."""
 
 
 def open_gguf(path: Path) -> Any:
@@ -152,10 +154,10 @@ def check_architecture(name: str) -> None:
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     renamed = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss"}.get(name, name)
-    if renamed not in GGUF_SUPPORTED_ARCHITECTURES:
+    if renamed not in (*GGUF_SUPPORTED_ARCHITECTURES, qwen35.ARCHITECTURE):
         raise ModelError(f"GGUF architecture {name!r} is not supported", hint=HINT)
-    if renamed in load_families().recurrent:
-        message = f"GGUF architecture {name!r} is not supported: its recurrent layers are read from safetensors alone"
+    if renamed in _UNTRIED:
+        message = f"GGUF architecture {name!r} is not supported: that its files are read rightly has not been shown"
         raise ModelError(message, hint=HINT)
 
 
@@ -172,9 +174,12 @@ def tokenizer_or_none(metadata: dict[str, Any], needed: bool) -> Any:
 def read_config(path: Path, preamble: Preamble, metadata: dict[str, Any]) -> Any:
     """The transformers configuration of the file, with RoPE scaling and without GGUF's quantization."""
     try:
-        config = gguf_configuration(path)
+        own = preamble.architecture == qwen35.ARCHITECTURE
+        config = configuration_of(qwen35.configuration(metadata)) if own else gguf_configuration(path)
     except Exception as error:
         raise ModelError(f"{path} has a configuration that cannot be used: {error}", hint=HINT) from error
+    if preamble.architecture == "lfm2":  # whose epsilon transformers' table gives another name than its class
+        config.norm_eps = float(metadata["lfm2.attention.layer_norm_rms_epsilon"])
     scaling = rope_parameters(preamble, metadata)
     if scaling:
         config.rope_parameters = {**(config.rope_parameters or {}), **scaling}

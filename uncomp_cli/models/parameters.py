@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
 from uncomp_cli.errors import ModelError
+from uncomp_cli.models import qwen35
 from uncomp_cli.models.preamble import Entry, Preamble
 
 HINT = "use a Hugging Face directory of this model instead: --model DIR"
@@ -32,11 +33,18 @@ def assign(preamble: Preamble, config: Any, skeleton: Any) -> list[Assigned]:
     shapes = {name: tuple(value.shape) for name, value in skeleton.state_dict().items()}
     found = [Assigned(entry, names[entry.name]) for entry in preamble.entries if entry.name in names]
     for each in found:
-        _check(each.entry, shapes[each.name])
+        _check(each.entry, stored_shape(preamble.architecture, config, each.entry, shapes[each.name]))
     missing = shapes.keys() - {each.name for each in found} - ({TIED} if config.tie_word_embeddings else set())
     if missing:
         raise ModelError(f"GGUF file lacks weights, among them {min(missing)}", hint=HINT)
     return found
+
+
+def stored_shape(architecture: str, config: Any, entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a file has a parameter of `shape` in: convolutions by channel have no dimension of 1."""
+    if architecture == qwen35.ARCHITECTURE:
+        return qwen35.stored_shape(config, entry.name, entry.shape, shape)
+    return (shape[0], shape[2]) if len(shape) == 3 and shape[1] == 1 else shape
 
 
 def _check(entry: Entry, shape: tuple[int, ...]) -> None:
@@ -75,6 +83,8 @@ def processor_of(architecture: str, config: Any) -> Any:
 
 def parameter_names(architecture: str, config: Any, skeleton: Any) -> dict[str, str]:
     """transformers' names of the tensors of a file."""
+    if architecture == qwen35.ARCHITECTURE:
+        return qwen35.parameter_names(config)
     from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 
     return dict(get_gguf_hf_weights_map(shallow(skeleton, depth=1), processor_of(architecture, config)))
@@ -82,6 +92,8 @@ def parameter_names(architecture: str, config: Any, skeleton: Any) -> dict[str, 
 
 def row_order(architecture: str, config: Any) -> Callable[[str, Any], Any]:
     """(name, rows) → the rows as transformers' model has them: llama.cpp permutes those of queries and keys."""
+    if architecture == qwen35.ARCHITECTURE:
+        return partial(qwen35.arranged, config)
     processor = processor_of(architecture, config)
 
     def ordered(name: str, rows: Any) -> Any:

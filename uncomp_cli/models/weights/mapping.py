@@ -120,7 +120,7 @@ def _values(
         if entry.file not in maps:
             maps[entry.file] = _Mapped(entry.file)
         mapped = maps[entry.file]
-        if len(entry.shape) == 2:
+        if len(entry.shape) == len(skeleton.get_parameter(each.name).shape) == 2:
             rows = torch.from_numpy(np.ascontiguousarray(order(entry.name, mapped.values(entry))))
             yield each, _matrix(entry, rows, held_kind(entry, weights), library, pages, loss)
             mapped.give_back(entry)
