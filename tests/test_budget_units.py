@@ -113,14 +113,9 @@ def test_a_percentage_loses_no_entry_to_rounding(percent: int) -> None:
     assert resolve_entries(Budget.parse(f"{percent}%"), spec, seq_len=100, free_bytes=0) == percent
 
 
-def test_a_larger_slack_leaves_fewer_entries() -> None:
-    budget = Budget.parse("30KB")
-    spec = make_spec((None,), trained_length=1024)
-    small, large = (
-        resolve_entries(budget, spec, seq_len=1024, free_bytes=0, cache=CacheConfig(min_slack=slack))
-        for slack in (16, 100)
-    )
-    assert small - large == 2 * (100 - 16)
-    assert resolve_entries(Budget.parse("auto"), spec, seq_len=1024, free_bytes=30_000) == resolve_entries(
-        budget, spec, seq_len=1024, free_bytes=0
-    )
+def test_bytes_are_those_of_entries_and_of_their_slack() -> None:
+    spec, cache = make_spec((None,), trained_length=1024), CacheConfig()
+    auto, named = (resolve_entries(Budget.parse(b), spec, seq_len=1024, free_bytes=30_000) for b in ("auto", "30KB"))
+    slack, entry = spec.num_kv_heads * cache.min_slack, spec.kv_bytes_per_entry + cache.position_bytes
+    assert (auto + slack) * entry <= 30_000 < (auto + 1 + slack) * entry
+    assert auto == named

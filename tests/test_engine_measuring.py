@@ -23,7 +23,8 @@ FREQUENCIES = torch.tensor([1.0, 0.3, 0.05])
 def random_view(seed: int = 0, *, questions: int = 1) -> LayerView:
     torch.manual_seed(seed)
     branches = tuple((torch.randn(H, N, D) * 2, torch.randn(G, N, D)) for _ in range(questions))
-    return LayerView(3, torch.randn(H, S, D), torch.randn(G, S, D), torch.randn(G, S, D), branches, 0.7, FREQUENCIES)
+    context = torch.randn(H, S, D), torch.randn(G, S, D), torch.randn(G, S, D)
+    return LayerView(3, *context, branches, Form(0.7), FREQUENCIES)
 
 
 def measured(key: str, view: LayerView) -> Tensor:

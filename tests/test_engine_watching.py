@@ -85,12 +85,11 @@ def test_entropies_and_patterns_are_those_of_the_weights(preset: Preset, packed:
     for at, head in enumerate(heads):
         shares, raws, patterns = [], [], []
         for weights, places in witness.rows[head]:
-            sinks = places < 4
-            shares.append(attention_entropy(weights[:, ~sinks], normalise=True).mean())
-            raws.append(attention_entropy(weights, exclude=sinks).mean())
-            places = torch.arange(len(places)) if packed else places
-            distances = (places[-1] - places).long()
-            patterns.append(distance_pattern(weights, distances, edges, exclude=sinks).mean(0))
+            beyond = weights[:, places >= 4]
+            shares.append(attention_entropy(beyond).mean())
+            raws.append(shares[-1] * math.log(beyond.shape[1]))
+            distances = torch.arange(len(places)).flip(0) if packed else (places[-1] - places).long()
+            patterns.append(distance_pattern(beyond, distances[places >= 4], edges).mean(0))
         torch.testing.assert_close(watch.by_head[0, at], torch.stack(shares).mean(), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(watch.raw_by_head[0, at], torch.stack(raws).mean(), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(watch.pattern[0, at], torch.stack(patterns).mean(0), atol=1e-5, rtol=1e-4)

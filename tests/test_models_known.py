@@ -44,7 +44,7 @@ def test_a_known_model_is_supported_and_as_large_as_its_shape(alias: str) -> Non
 
 def test_what_a_document_needs_is_weights_cache_and_a_chunk() -> None:
     """Qwen3 4B: 36 layers of 8 heads of 128 numbers of 4 bytes, twice, of which balanced keeps a fifth."""
-    fits = {fit.model.alias: fit for fit in fitting.fitting(available=2**60)}
+    fits = {fit.model.alias: fit for fit in fitting.fitting(2**60)}
     short, long = fits["qwen3-4b"].needed_bytes
     assert short is not None
     assert long is not None
@@ -57,12 +57,12 @@ def test_what_a_document_needs_is_weights_cache_and_a_chunk() -> None:
 
 def test_the_best_that_fits_comes_first(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     names = list(known_models())
-    assert [fit.model.alias for fit in fitting.fitting(available=2**60)] == names[::-1]
-    some = fitting.fitting(available=1300 * 2**20)
+    assert [fit.model.alias for fit in fitting.fitting(2**60)] == names[::-1]
+    some = fitting.fitting(1200 * 2**20)
     assert [fit.fits for fit in some] == sorted((fit.fits for fit in some), reverse=True)
-    assert fitting.best_known(available=1300 * 2**20) == known_models()["llama3.2-1b"]
+    assert fitting.best_known(available=1200 * 2**20) == known_models()["llama3.2-1b"]
     assert fitting.best_known(available=2**20) is None
-    monkeypatch.setattr(fitting, "free_bytes", lambda device: 1300 * 2**20)
+    monkeypatch.setattr(fitting, "free_bytes", lambda device: 1200 * 2**20)
     assert run(["model", "list", "--known"]) == 0
     head, first, *rest = capsys.readouterr().out.splitlines()
     assert head.split()[0] == "NAME"

@@ -88,15 +88,12 @@ FULL_BUDGET = Budget("full", 1.0, "full")
 """All is kept."""
 
 
-def resolve_entries(
-    budget: Budget, spec: ModelSpec, *, seq_len: int, free_bytes: int, cache: CacheConfig | None = None
-) -> int:
+def resolve_entries(budget: Budget, spec: ModelSpec, *, seq_len: int, free_bytes: int) -> int:
     """KV entries that `budget` allows for a prompt of `seq_len` tokens, at most those of the full cache.
 
     Byte budgets count everything that is allocated for an entry: key, value, position and its share of the slack.
     `free_bytes` is what `auto` may use.
     """
-    cache = cache or CacheConfig()
     full, windows = spec.full_entries(seq_len), spec.window_entries(seq_len)
     heads = spec.num_layers * spec.num_kv_heads
     if budget.kind == "full":
@@ -106,15 +103,16 @@ def resolve_entries(
     if budget.kind == "tokens":
         return min(full, windows + int(budget.amount) * len(spec.full_layers) * spec.num_kv_heads)
     allowed = free_bytes if budget.kind == "auto" else int(budget.amount)
-    room = allowed // (spec.kv_bytes_per_entry + cache.position_bytes)
-    return max(0, min(full, _without_slack(room, heads=heads, longest=seq_len, cache=cache)))
+    room = allowed // (spec.kv_bytes_per_entry + CacheConfig().position_bytes)
+    return max(0, min(full, _without_slack(room, heads=heads, longest=seq_len)))
 
 
-def _without_slack(room: int, *, heads: int, longest: int, cache: CacheConfig) -> int:
+def _without_slack(room: int, *, heads: int, longest: int) -> int:
     """Entries that fit into `room` with their slack, however unevenly they are spread over `heads`.
 
     A head's slack lies below the line from (0, min_slack) to (longest, slack of the longest head).
     """
+    cache = CacheConfig()
     rise = max(0.0, longest / cache.slack_divisor - cache.min_slack) / max(1, longest)
     return math.floor((room - heads * cache.min_slack) / (1 + rise))
 
@@ -127,8 +125,7 @@ def resolve_quantized(
     free_bytes: int,
     kv_bits: int,
     question_tokens: int,
-    waiting_tokens: int = 0,
-    cache: CacheConfig | None = None,
+    waiting_tokens: int,
 ) -> int:
     """`resolve_entries` for a context of 8 or 4 bits, with `question_tokens` in the model's own dtype behind it.
 
@@ -137,10 +134,9 @@ def resolve_quantized(
     A quantised entry is its codes, scales and position. Byte budgets also count the question's positions and slack, and
     `waiting_tokens` of further questions.
     """
-    cache = cache or CacheConfig()
-    full, windows = spec.full_entries(seq_len), 0
+    cache, full, windows = CacheConfig(), spec.full_entries(seq_len), 0
     if budget.kind in ("full", "tokens"):
-        return resolve_entries(budget, spec, seq_len=seq_len, free_bytes=free_bytes, cache=cache)
+        return resolve_entries(budget, spec, seq_len=seq_len, free_bytes=free_bytes)
     questions = spec.full_entries(question_tokens)
     if budget.kind == "fraction":
         windows = spec.window_entries(seq_len)

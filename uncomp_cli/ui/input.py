@@ -93,14 +93,14 @@ def with_password(error: LockedError, wishes: "Wishes", terminal: Terminal) -> "
     if not is_typed(terminal):
         raise error
     terminal.warn(error.message)
-    typed = _ask_silently("password (nothing leaves): ", terminal)
+    typed = _ask_silently(terminal)
     if not typed:
         raise error
     return replace(wishes, password=typed)
 
 
-def _ask_silently(prompt: str, terminal: Terminal) -> str:
-    terminal.stderr.write(prompt)
+def _ask_silently(terminal: Terminal) -> str:
+    terminal.stderr.write("password (nothing leaves): ")
     terminal.stderr.flush()
     try:
         with _silent():

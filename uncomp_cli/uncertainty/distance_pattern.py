@@ -14,41 +14,35 @@ import math
 import torch
 from torch import Tensor
 
-from uncomp_cli.uncertainty.mass import attended
+from uncomp_cli.uncertainty.mass import check_attention
 
-PER_DOUBLING = 2
+_PER_DOUBLING = 2
 
 
-def distance_edges(longest: int, *, per_doubling: int = PER_DOUBLING) -> Tensor:
-    """Ascending int64 edges [E]: 0, 1, 2, … and then `per_doubling` to a doubling; the last is above `longest`.
+def distance_edges(longest: int) -> Tensor:
+    """Ascending int64 edges [E]: 0, 1, 2, … and then two to a doubling; the last is above `longest`.
 
     The edges of a shorter reach begin those of a longer one, but for the last.
     """
-    if longest < 0 or per_doubling < 1:
-        raise ValueError(f"no edges to distance {longest}, {per_doubling} to a doubling")
-    steps = math.ceil(per_doubling * math.log2(longest + 1)) + 1
-    edges = {round(2 ** (step / per_doubling)) for step in range(steps)}
+    steps = math.ceil(_PER_DOUBLING * math.log2(longest + 1)) + 1
+    edges = {round(2 ** (step / _PER_DOUBLING)) for step in range(steps)}
     return torch.tensor(sorted({0, longest + 1, *(edge for edge in edges if edge <= longest)}))
 
 
-def distance_pattern(
-    rows: Tensor, distances: Tensor, edges: Tensor, *, exclude: Tensor | None = None, renormalise: bool = True
-) -> Tensor:
+def distance_pattern(rows: Tensor, distances: Tensor, edges: Tensor) -> Tensor:
     """The share [..., E - 1] of attention in each bin of distance: rows [..., S] at `distances` [S] or [..., S] >= 0.
 
-    Tokens where `exclude` (bool [S]) is true, such as sinks, are left out; with `renormalise` what is left of a row
-    sums to 1 (0 for a row without weight). Average patterns of rows, not rows: each row has distances of its own.
-    Raises ValueError for distances outside of the edges, ModelError for rows that are not finite.
+    A pattern sums to 1 (0 for a row without weight). Average patterns of rows, not rows: each row has distances of its
+    own. Raises ValueError for distances outside of the edges, ModelError for rows that are not finite.
     """
     if distances.numel() and not (edges[0] <= distances.min() and distances.max() < edges[-1]):
         reach = f"{int(distances.min())} to {int(distances.max())}"
         raise ValueError(f"distances {reach} lie outside of the edges {int(edges[0])} to {int(edges[-1])}")
-    weights = attended(rows, exclude).to(torch.promote_types(rows.dtype, torch.float32))
+    check_attention(rows)
+    weights = rows.to(torch.promote_types(rows.dtype, torch.float32))
     bins = torch.bucketize(distances, edges.to(distances.device), right=True) - 1
     pattern = weights.new_zeros(*rows.shape[:-1], len(edges) - 1)
     pattern.scatter_add_(-1, bins.expand(weights.shape).contiguous(), weights)
-    if not renormalise:
-        return pattern
     return pattern / pattern.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(pattern.dtype).tiny)
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.errors import ModelError, UsageError
-from uncomp_cli.uncertainty.mass import attended
+from uncomp_cli.uncertainty.mass import check_attention
 
 # What is centred and scaled at a time: bounds the copy, and keeps it within reach of a processor's caches.
 _BLOCK_TOKENS = 1024
@@ -129,18 +129,15 @@ def _check_ranks(ranks: Tensor, size: int) -> None:
         )
 
 
-def attention_entropy(rows: Tensor, *, exclude: Tensor | None = None, normalise: bool = False) -> Tensor:
-    """Entropy [...] in nats of the attention rows [..., S], each made to sum to 1 after the exclusion.
+def attention_entropy(rows: Tensor) -> Tensor:
+    """Entropy [...] of the attention rows [..., S], each made to sum to 1, divided by ln S: 0 to 1.
 
-    Tokens where `exclude` (bool [S]) is true, such as sinks, are left out. With `normalise` it is divided by ln n, n
-    being the tokens not excluded, whether or not a row can see them: cut rows to what they see. A row without weight,
-    or with one token, has entropy 0. float32, or float64 for float64 rows; raises ModelError when not finite.
+    S counts whether or not a row can see all of it: cut rows to what they see. A row without weight, or with one token,
+    has entropy 0. float32, or float64 for float64 rows; raises ModelError when not finite.
     """
-    weights = attended(rows, exclude).to(torch.promote_types(rows.dtype, torch.float32))
+    check_attention(rows)
+    weights = rows.to(torch.promote_types(rows.dtype, torch.float32))
     total = weights.sum(dim=-1, keepdim=True)
     shares = weights / total.clamp_min(torch.finfo(weights.dtype).tiny)
     entropy: Tensor = torch.special.entr(shares).sum(dim=-1)
-    if not normalise:
-        return entropy
-    tokens = rows.shape[-1] - (0 if exclude is None else int(exclude.sum()))
-    return entropy / math.log(max(tokens, 2))
+    return entropy / math.log(max(rows.shape[-1], 2))

@@ -6,22 +6,16 @@ output o, the kept tokens' output o_S (their weights made to sum to 1) and that 
 |o - o_S| = (1 - m_S) |o_E - o_S|: mass is lost harmlessly where the evicted values point where the kept ones do.
 
 Rows are attention weights after the softmax, not pooled and not padded with a constant (a row padded with more than it
-holds measures the padding). They need not sum to 1. Of several rows, average the budgets, as `mean_minimum_budget`
-does: the budget of the mean row is another, larger figure, as rows that look at different places add up to a row
-that looks everywhere.
+holds measures the padding). They need not sum to 1. Of several rows, average the budgets: the budget of the mean row
+is another, larger figure, as rows that look at different places add up to a row that looks everywhere.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from uncomp_cli.errors import ModelError, UsageError
-
-OutputError = Literal["norm", "cosine"]
+from uncomp_cli.errors import ModelError
 
 # Most rows reach their mass within few tokens, and the best 512 cost a fifth of a full sort at 8,000 tokens.
 _FIRST_WIDTH = 512
@@ -33,17 +27,13 @@ _BLOCK_TOKENS = 512
 _SLACK = 1e-12
 
 
-def minimum_budget(rows: Tensor, *, mass: float = 0.9, exclude: Tensor | None = None) -> Tensor:
-    """LMBA of each of the rows [..., S]: float32 [...], the fewest tokens that hold `mass` of the row's weight.
+def minimum_budget(rows: Tensor, *, mass: float = 0.9) -> Tensor:
+    """LMBA of each of the rows [..., S]: float32 [...], the fewest tokens that hold `mass` (above 0, at most 1) of it.
 
-    Tokens where `exclude` (bool [S]) is true, such as sinks and window, count neither as tokens nor as mass. A row
-    without weight needs 0 tokens. Raises UsageError for a mass outside ]0, 1], ModelError for rows that are not finite.
+    A row without weight needs 0 tokens. Raises ModelError for rows that are not finite.
     """
-    if not 0 < mass <= 1:
-        raise UsageError(
-            f"attention mass {mass:g} is not a share", hint="use a share above 0 and at most 1, such as 0.9"
-        )
-    weights = attended(rows, exclude).reshape(-1, rows.shape[-1])
+    check_attention(rows)
+    weights = rows.reshape(-1, rows.shape[-1])
     target = weights.sum(dim=-1, dtype=torch.float64) * (mass * (1 - _SLACK))
     budget = torch.zeros_like(target, dtype=torch.float32)
     pending = target.nonzero().squeeze(-1)
@@ -57,77 +47,39 @@ def minimum_budget(rows: Tensor, *, mass: float = 0.9, exclude: Tensor | None = 
     return budget.view(rows.shape[:-1])
 
 
-def mean_minimum_budget(rows: Tensor, *, mass: float = 0.9, exclude: Tensor | None = None) -> Tensor:
-    """Mean [H] over the W rows of a head of their own budgets: rows [H, W, S], any leading dimensions."""
-    return minimum_budget(rows, mass=mass, exclude=exclude).mean(dim=-1)
-
-
-def minimum_output_budget(
-    rows: Tensor, values: Tensor, *, tolerance: float = 0.1, kind: OutputError = "norm"
-) -> Tensor:
+def minimum_output_budget(rows: Tensor, values: Tensor, *, tolerance: float = 0.1) -> Tensor:
     """LMBO of each of the rows [..., W, S] over values [..., S, D]: float32 [..., W].
 
-    Tokens of equal weight are taken in their order. The error of an output is |o - o_S| / |o|, or 1 - cos(o, o_S) with
-    the kind "cosine". It does not fall steadily with the count: a few tokens can hit o by accident and the next one
-    miss it. So the budget is the count from which on *every* larger one stays within `tolerance`: whoever is given that
-    many or more is safe. A row without weight needs 0 tokens, any other at least 1. Rows of all query heads that share
-    a KV head stand together in W.
+    Tokens of equal weight are taken in their order. The error of an output is |o - o_S| / |o|. It does not fall
+    steadily with the count: a few tokens can hit o by accident and the next one miss it. So the budget is the count
+    from which on *every* larger one stays within `tolerance`: whoever is given that many or more is safe. A row without
+    weight needs 0 tokens, any other at least 1. Rows of all query heads that share a KV head stand together in W.
 
     Exact, in memory that does not grow with W. Every row is sorted: meant for calibration more than for each prompt.
     |o - o_S| <= (T + (1 - m_S) |o|) / m_S, T being the evicted weight times value norm, falls steadily and takes no
-    vectors: only counts below the first where it is within the tolerance are looked at one by one. Raises UsageError
-    for a negative tolerance, ModelError for what is not finite.
+    vectors: only counts below the first where it is within the tolerance are looked at one by one. Raises ModelError
+    for what is not finite.
     """
-    if not tolerance >= 0:
-        raise UsageError(f"output tolerance {tolerance:g} is below 0", hint="use a small share, such as 0.1")
     if values.shape[:-2] != rows.shape[:-2] or values.shape[-2] != rows.shape[-1]:
         raise ValueError(f"values {tuple(values.shape)} do not belong to rows {tuple(rows.shape)}")
-    dtype, near = torch.promote_types(rows.dtype, torch.float32), _Near(tolerance, kind)
-    heads_rows = attended(rows, None).to(dtype).reshape(-1, *rows.shape[-2:])
+    check_attention(rows)
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    heads_rows = rows.to(dtype).reshape(-1, *rows.shape[-2:])
     heads_values = values.to(dtype).reshape(-1, *values.shape[-2:])
     budgets = [
-        _settled_counts(some, head_values, near=near)
+        _settled_counts(some, head_values, tolerance)
         for head_rows, head_values in zip(heads_rows, heads_values, strict=True)
         for some in head_rows.split(_BLOCK_ROWS)
     ]
     return torch.cat(budgets).view(rows.shape[:-1])
 
 
-def attended(rows: Tensor, exclude: Tensor | None) -> Tensor:
-    """The attention weights [..., S] with 0 where `exclude` (bool [S]) is true; checked, not normalised again."""
-    if exclude is not None and exclude.shape != rows.shape[-1:]:
-        raise ValueError(f"exclude {tuple(exclude.shape)} does not belong to rows {tuple(rows.shape)}")
-    weights = rows if exclude is None else rows.masked_fill(exclude, 0.0)
-    if not weights.sum(dim=-1, dtype=torch.float64).isfinite().all():
+def check_attention(rows: Tensor) -> None:
+    """Raise ModelError for attention weights [..., S] that are not finite, ValueError for negative ones."""
+    if not rows.sum(dim=-1, dtype=torch.float64).isfinite().all():
         raise ModelError("attention weights are not finite", hint="use --dtype float32")
-    if (weights < 0).any():
+    if (rows < 0).any():
         raise ValueError("attention weights are below 0: measure them after the softmax")
-    return weights
-
-
-@dataclass(frozen=True, slots=True)
-class _Near:
-    """What is near enough to the full output."""
-
-    tolerance: float
-    kind: OutputError
-
-    @property
-    def reach(self) -> float:
-        """A relative error that is surely near enough.
-
-        An error below 1 turns o by an angle with sin <= error, and 1 - cos <= sin^2: within t is a cosine of sqrt(t).
-        """
-        return self.tolerance if self.kind == "norm" else min(math.sqrt(self.tolerance), 1.0)
-
-    def misses(self, sums: Tensor, masses: Tensor, *, full: Tensor) -> Tensor:
-        """Whether the kept output, sums [W, B, D] / masses [W, B, 1], is too far from `full` [W, 1, D]: bool [W, B]."""
-        size: Tensor = torch.linalg.vector_norm(full, dim=-1)
-        if self.kind == "norm":
-            error: Tensor = torch.linalg.vector_norm(sums - masses * full, dim=-1)
-            return error > self.tolerance * size * masses.squeeze(-1)
-        kept: Tensor = torch.linalg.vector_norm(sums, dim=-1)
-        return (sums * full).sum(dim=-1) < (1 - self.tolerance) * size * kept
 
 
 def _widths(seq_len: int) -> Iterator[int]:
@@ -138,7 +90,7 @@ def _widths(seq_len: int) -> Iterator[int]:
     yield seq_len
 
 
-def _settled_counts(weights: Tensor, values: Tensor, *, near: _Near) -> Tensor:
+def _settled_counts(weights: Tensor, values: Tensor, tolerance: float) -> Tensor:
     """LMBO [W] of weights [W, S] over values [S, D]."""
     total = weights.sum(dim=-1, keepdim=True)
     shares = weights / total.clamp_min(torch.finfo(weights.dtype).tiny)
@@ -147,19 +99,20 @@ def _settled_counts(weights: Tensor, values: Tensor, *, near: _Near) -> Tensor:
         raise ModelError("the values of a layer are not finite", hint="use --dtype float32")
     shares, order = shares.sort(dim=-1, descending=True, stable=True)
     norms = torch.linalg.vector_norm(values, dim=-1)[order]
-    horizon = _horizon(shares, norms, size=torch.linalg.vector_norm(output, dim=-1, keepdim=True), reach=near.reach)
-    last_miss = _last_miss(shares, values, order=order, output=output, horizon=horizon, near=near)
+    size: Tensor = torch.linalg.vector_norm(output, dim=-1, keepdim=True)
+    horizon = _horizon(shares, norms, size=size, reach=tolerance * size)
+    last_miss = _last_miss(shares, values, order=order, output=output, horizon=horizon, reach=tolerance * size)
     return torch.where(total.squeeze(-1) > 0, last_miss + 1, 0).float()
 
 
-def _horizon(shares: Tensor, norms: Tensor, *, size: Tensor, reach: float) -> Tensor:
+def _horizon(shares: Tensor, norms: Tensor, *, size: Tensor, reach: Tensor) -> Tensor:
     """The first count [W] whose bound, and so that of every larger one, is within `reach`.
 
-    Shares [W, S] fall; norms [W, S] are those of their values, size [W, 1] that of the full output.
+    Shares [W, S] fall; norms [W, S] are those of their values, size [W, 1] that of the full output; reach [W, 1].
     """
     evicted = _after(shares)
-    # The same as (T + (1 - m) |o|) / m <= reach |o|, without a division.
-    beyond = _after(shares * norms) + evicted * size > reach * size * (1 - evicted)
+    # The same as (T + (1 - m) |o|) / m <= reach, without a division.
+    beyond = _after(shares * norms) + evicted * size > reach * (1 - evicted)
     return beyond.sum(dim=-1) + 1
 
 
@@ -169,9 +122,9 @@ def _after(terms: Tensor) -> Tensor:
 
 
 def _last_miss(
-    shares: Tensor, values: Tensor, *, order: Tensor, output: Tensor, horizon: Tensor, near: _Near
+    shares: Tensor, values: Tensor, *, order: Tensor, output: Tensor, horizon: Tensor, reach: Tensor
 ) -> Tensor:
-    """The largest count [W] below the horizon whose output is not within the tolerance, or 0."""
+    """The largest count [W] below the horizon whose output is not within `reach` [W, 1], or 0."""
     last = torch.zeros_like(horizon)
     sums, masses = torch.zeros_like(output)[:, None], torch.zeros_like(output)[:, None, :1]
     for start in range(0, int(horizon.max()) - 1, _BLOCK_TOKENS):
@@ -179,6 +132,7 @@ def _last_miss(
         sums = sums[:, -1:] + (weights * values[order[:, start : start + _BLOCK_TOKENS]]).cumsum(dim=1)
         masses = masses[:, -1:] + weights.cumsum(dim=1)
         count = torch.arange(start + 1, start + 1 + weights.shape[1], device=weights.device)
-        missed = near.misses(sums, masses, full=output[:, None]) & (count < horizon[:, None])
+        error = torch.linalg.vector_norm(sums - masses * output[:, None], dim=-1)
+        missed = (error > reach * masses.squeeze(-1)) & (count < horizon[:, None])
         last = torch.maximum(last, torch.where(missed, count, 0).amax(dim=-1))
     return last

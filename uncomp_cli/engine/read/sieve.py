@@ -120,7 +120,7 @@ class Sieve:
             rows[..., :sinks] = 0
             rows /= rows.sum(dim=-1, keepdim=True).clamp_min(1e-12)
             scores = pool(rows.mean(dim=1), kind=self.config.pooling, width=self.config.width)
-            entropy = attention_entropy(rows[..., sinks:], normalise=True)
+            entropy = attention_entropy(rows[..., sinks:])
             found.append((scores, float(entropy.min())))
         return found
 

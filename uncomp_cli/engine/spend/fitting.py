@@ -33,15 +33,15 @@ def needed_bytes(model: Known, preset: Preset, tokens: int, *, dtype_bytes: int)
     return model.size_bytes + context_bytes(spec, preset, tokens) + reading
 
 
-def fitting(preset: Preset | None = None, *, available: int | None = None) -> list[Fit]:
+def fitting(available: int | None = None) -> list[Fit]:
     """All known models, those first that fit into `available` bytes with the shorter document; of each the best first.
 
     None: the bytes that are free on the device that would be used, and the default preset.
     """
-    device, chosen = choose_device("auto"), preset or load_preset(DEFAULT_PRESET)
+    device, preset = choose_device("auto"), load_preset(DEFAULT_PRESET)
     free = free_bytes(device) if available is None else available
     itemsize = choose_dtype("auto", device).itemsize
-    fits = [_fit(model, chosen, free, itemsize) for model in reversed(known_models().values())]
+    fits = [_fit(model, preset, free, itemsize) for model in reversed(known_models().values())]
     return sorted(fits, key=lambda fit: not fit.fits)
 
 
@@ -55,5 +55,5 @@ def _fit(model: Known, preset: Preset, free: int, dtype_bytes: int) -> Fit:
 
 def best_known(*, available: int | None = None) -> Known | None:
     """The best of the known models that fits; None where none does."""
-    first = fitting(available=available)[0]
+    first = fitting(available)[0]
     return first.model if first.fits else None

@@ -22,7 +22,7 @@ from uncomp_cli.cache.view import LayerView
 from uncomp_cli.cache.window import asked_attention
 from uncomp_cli.errors import ModelError
 from uncomp_cli.uncertainty.entropy import attention_entropy, knee_rank, spectrum, truncated_entropy
-from uncomp_cli.uncertainty.mass import mean_minimum_budget, minimum_output_budget
+from uncomp_cli.uncertainty.mass import minimum_budget, minimum_output_budget
 from uncomp_cli.uncertainty.measures import ATTENTION_MEASURES, Measure
 
 _EVERY_ROW = 4  # for lmbo: 8 rows of a window of 32 give its mean at a quarter of the time
@@ -85,7 +85,7 @@ class LayerMeter:
     def _of_rows(self, measure: Measure, rows: Tensor) -> Tensor:
         """An attention measure [H] of the rows [G, H/G, W, S + N] of one question."""
         if measure.name == "lmba/raw":
-            return mean_minimum_budget(rows).flatten().float()
+            return minimum_budget(rows).mean(dim=-1).flatten().float()
         context = rows[..., : self.document]
         sinks = min(self.sinks, self.document - 1)
         if measure.name == "lmbo":
@@ -93,8 +93,8 @@ class LayerMeter:
             packed = minimum_output_budget(some.flatten(1, 2), self.view.values[:, : self.document])
             return packed.view(some.shape[:3]).mean(dim=-1).flatten().float()
         if measure.name == "lmba/sinkfree":
-            return mean_minimum_budget(context[..., sinks:]).flatten().float()
-        return attention_entropy(context[..., sinks:], normalise=True).mean(dim=-1).flatten().float()
+            return minimum_budget(context[..., sinks:]).mean(dim=-1).flatten().float()
+        return attention_entropy(context[..., sinks:]).mean(dim=-1).flatten().float()
 
 
 def _entropy(measure: Measure, spectra: Tensor) -> Tensor:

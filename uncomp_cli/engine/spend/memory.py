@@ -50,21 +50,16 @@ class Estimate:
 
 
 def estimate(
-    spec: ModelSpec,
-    plan: BudgetPlan,
-    *,
-    prompt: Prompt | None = None,
-    cache: CacheConfig | None = None,
-    at_once: int | None = None,
+    spec: ModelSpec, plan: BudgetPlan, *, prompt: Prompt | None = None, at_once: int | None = None
 ) -> Estimate:
     """Expected bytes of a prefill: of `plan.seq_len` tokens, or of `prompt` with all its questions.
 
     `at_once` of them go through the model together; None: all, in one pass.
     """
-    config = cache or CacheConfig()
+    config = CacheConfig()
     entry = spec.kv_bytes_per_entry + config.position_bytes
     question = 0 if prompt is None else prompt.longest_question
-    quantized, own = _split(spec, plan, config, question_tokens=question)
+    quantized, own = _split(spec, plan, question_tokens=question)
     slack = sum(config.slack(count) for count in own)
     waiting = 0 if prompt is None else prompt.waiting_tokens * spec.num_layers * spec.num_kv_heads
     states = 2 if prompt is None else 1 + 2 * len(prompt.questions)  # the text's, and each question's begin and end
@@ -80,7 +75,7 @@ def planned_kv_bytes(spec: ModelSpec, plan: BudgetPlan, *, question_tokens: int)
 
     Of a quantised context they include scales and positions; the question behind it is in the model's own dtype.
     """
-    quantized, own = _split(spec, plan, CacheConfig(), question_tokens=question_tokens)
+    quantized, own = _split(spec, plan, question_tokens=question_tokens)
     return quantized + sum(own) * spec.kv_bytes_per_entry + spec.state_bytes
 
 
@@ -94,14 +89,14 @@ def kept_amount(budget: Budget, spec: ModelSpec, plan: BudgetPlan, *, question_t
     return f"{format_decimal(100 * min(1.0, kept / (heads * plan.seq_len * spec.kv_bytes_per_entry)))}%"
 
 
-def _split(spec: ModelSpec, plan: BudgetPlan, config: CacheConfig, *, question_tokens: int) -> tuple[int, list[int]]:
+def _split(spec: ModelSpec, plan: BudgetPlan, *, question_tokens: int) -> tuple[int, list[int]]:
     """Bytes of all quantised entries, and for every head how many entries are in the model's own dtype."""
     counts = [count for layer in plan.kept for count in layer]
     if plan.kv_bits == 16:
         return 0, counts
     own = [min(count, question_tokens) for count in counts]
     context = (count - tail for count, tail in zip(counts, own, strict=True))
-    return sum(context) * config.entry_bytes(head_dim=spec.head_dim, bits=plan.kv_bits), own
+    return sum(context) * CacheConfig().entry_bytes(head_dim=spec.head_dim, bits=plan.kv_bits), own
 
 
 def activation_bytes(spec: ModelSpec, tokens: int) -> int:
@@ -173,9 +168,10 @@ def peak_bytes(device: torch.device) -> int:
     """The high-water mark in bytes: allocated memory on CUDA, resident memory elsewhere."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    mark = _status_bytes("VmHWM:")
-    if mark is not None:
-        return mark
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -202,15 +198,6 @@ def _reclaimable_bytes(path: Path, prefix: str) -> int:
         return int(fields[f"{prefix}inactive_file"]) + int(fields[f"{prefix}active_file"])
     except (OSError, ValueError, KeyError):
         return 0
-
-
-def _status_bytes(field: str) -> int | None:
-    if not _STATUS.exists():
-        return None
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def _read_int(path: Path) -> int | None:

@@ -29,13 +29,13 @@ def shield(prompt: Prompt, question: int = 0) -> Tensor:
     return torch.cat([prompt.context.protected, torch.ones(len(prompt.questions[question]), dtype=torch.bool)])
 
 
-def context_room(spec: ModelSpec, kv_bytes: int, *, kv_bits: int, config: ConstantConfig | None = None) -> int:
+def context_room(spec: ModelSpec, kv_bytes: int, *, kv_bits: int) -> int:
     """Bytes that a context of one row may have in any cache so that with its copy it takes no more than `kv_bytes`.
 
     A copy has a head's entries, of which a bucket wastes a seventh, a block, what its limit is above its length, slack
     and the last queries; of quantised heads a tail that may take the place of half their entries.
     """
-    chosen, cache = config or ConstantConfig(), CacheConfig()
+    chosen, cache = ConstantConfig(), CacheConfig()
     entry = spec.kv_bytes_per_entry + cache.position_bytes
     heads, slack = spec.num_layers * spec.num_kv_heads, 1 + 1 / cache.slack_divisor
     held = entry if kv_bits == 16 else cache.entry_bytes(head_dim=spec.head_dim, bits=kv_bits)
