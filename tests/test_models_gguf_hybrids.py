@@ -84,7 +84,7 @@ def logits(model: Any) -> Any:
 
 def test_short_convolutions(tmp_path: Path) -> None:
     stock = short()
-    loaded = pulled(write_gguf(tmp_path / "a.gguf", stock, architecture="lfm2", edit=of_short))
+    loaded = pulled(write_gguf(tmp_path / "a.gguf", stock, architecture="lfm2", pre="lfm2", edit=of_short))
     assert loaded.model.config.layer_types == SHORT["layer_types"]
     assert loaded.model.config.norm_eps == pytest.approx(1e-3)
     assert (loaded.spec.attending, loaded.spec.recurrent) == ((1,), (0, 2))
@@ -95,7 +95,7 @@ def test_short_convolutions(tmp_path: Path) -> None:
 def test_the_delta_rule(tmp_path: Path, value_heads: int) -> None:
     """With fewer key heads than value heads too, whose order the file changes."""
     stock = delta(value_heads)
-    path = write_gguf(tmp_path / "a.gguf", stock, architecture="qwen35", edit=of_delta(value_heads))
+    path = write_gguf(tmp_path / "a.gguf", stock, architecture="qwen35", pre="qwen35", edit=of_delta(value_heads))
     loaded = pulled(path)
     assert loaded.spec.model_type == "qwen3_5_text"
     assert (loaded.spec.attending, loaded.spec.recurrent) == ((1, 3), (0, 2))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen3_5.tokenization_qwen3_5 import PRETOKENIZE_REGEX
 
 from uncomp_cli.engine.tokens.prompt import decode, encode, encode_words
 from uncomp_cli.engine.write.writer import TextStream
@@ -133,10 +134,16 @@ def pieces_of(pre: str, text: str) -> list[str]:
         ("llama-bpe", "नमस्ते", ["नमस", "्त", "े"]),
         ("gpt-4o", "नमस्ते", ["नमस्ते"]),
         ("qwen2", "🙂🙂!", ["🙂🙂!"]),
+        ("qwen35", "नमस्ते it's 12", ["नमस्ते", " it", "'s", " ", "1", "2"]),
+        ("lfm2", "It's we'LL 1234", ["It", "'s", " we", "'LL", " ", "123", "4"]),
     ],
 )
 def test_a_text_is_cut_as_the_patterns_say(pre, text, pieces):
     assert pieces_of(pre, text) == pieces
+
+
+def test_qwen35_is_cut_as_transformers_cuts_it():
+    assert CUTS["qwen35"].patterns == (PRETOKENIZE_REGEX,)
 
 
 @pytest.mark.parametrize("pre", ONE_A_CUT)

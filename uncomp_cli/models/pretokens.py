@@ -51,12 +51,14 @@ class Cut:
 
 _LLAMA3 = "|".join((_SHORT, _WORD, _THREE, _REST))
 _QWEN2 = "|".join((_SHORT, _WORD, _DIGIT, _REST))
+_QWEN35 = _QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
 _GROUPS: dict[str, Cut] = {
     "gpt-2 default phi-2 mpt olmo jais trillion granite-docling gigachat a.x-4.0 mellum exaone4": Cut(gpt2=True),
     "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2": Cut((_DIGIT,), gpt2=True),
-    "llama-bpe llama3 llama-v3 falcon3 pixtral midm-2.0": Cut((_LLAMA3,), whole=True, bos=True),
+    "llama-bpe llama3 llama-v3 falcon3 pixtral midm-2.0 lfm2": Cut((_LLAMA3,), whole=True, bos=True),
     "smaug-bpe dbrx glm4 chatglm-bpe": Cut((_LLAMA3,)),
     "qwen2": Cut((_QWEN2,), nfc=True),
+    "qwen35": Cut((_QWEN35,), nfc=True),
     "deepseek-r1-qwen kormo megrez stablelm2 hunyuan grok-2 solar-open": Cut((_QWEN2,)),
     "tekken": Cut(("|".join((_cased(""), _DIGIT, _REST_AND_SLASHES)),), whole=True, bos=True),
     "gpt-4o llama4 kanana2 talkie minimax-m2": Cut(("|".join((_cased(f"{_SHORT}?"), _THREE, _REST_AND_SLASHES)),)),
