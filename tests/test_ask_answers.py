@@ -1,7 +1,6 @@
 """`uncomp ask` answers: right ones from the default model, and figures that agree with each other."""
 
 import json
-import os
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
@@ -47,9 +46,7 @@ Answers = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+def texts(alone: None) -> None:
     Path("town.txt").write_text(town())
 
 

@@ -1,7 +1,6 @@
 """`--kv-bits` from the command line to the record: real bytes, in plans, presets, variables and benchmarks."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +22,7 @@ Ask = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+def texts(alone: None) -> None:
     Path("town.txt").write_text(town())
 
 

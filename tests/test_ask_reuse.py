@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import ENDLESS, run_here, start
+from support.commands import ENDLESS, Asker, start
 from support.curves import risky
 from support.tiny import make_tiny_model
-from uncomp_cli.cache.shelf import Shelf
 
 TEXT = "".join(f"line {number}: the keeper wrote {number * 37 % 101} in the book.\n" for number in range(40))
 OPTIONS = ("-p", "live", "--policy", "uniform", "--scorer", "distinct", "-b", "40%", "--max-new-tokens", "8")
@@ -26,20 +25,9 @@ def document(tmp_path: Path) -> Path:
     return path
 
 
-class Asker:
-    """Runs `uncomp ask` with a cache directory of its own."""
-
-    def __init__(self, model: Path, folder: Path) -> None:
-        self.model, self.folder = model, folder
-        self.shelf = Shelf(folder / "documents")
-
-    def __call__(self, *args: str) -> tuple[int, str, str]:
-        return run_here("ask", "-m", str(self.model), *OPTIONS, *args, UNCOMP_CACHE_DIR=str(self.folder))
-
-
 @pytest.fixture
 def ask(model: Path, tmp_path: Path) -> Asker:
-    return Asker(model, tmp_path / "cache")
+    return Asker(model, tmp_path / "cache", OPTIONS)
 
 
 def test_saved_by_name_and_asked_without_the_file(ask: Asker, document: Path) -> None:
@@ -215,7 +203,7 @@ def test_ctrl_c_is_said_of_one_document_of_several(model: Path, ask: Asker, docu
 @pytest.fixture(scope="module")
 def saved(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Asker:
     """A cache directory with the cache `book`, and its document beside it."""
-    asker = Asker(model, tmp_path_factory.mktemp("saved"))
+    asker = Asker(model, tmp_path_factory.mktemp("saved"), OPTIONS)
     (asker.folder / "book.txt").write_text(TEXT)
     assert asker("-f", str(asker.folder / "book.txt"), "--save-cache", "book", "who wrote?")[0] == 0
     return asker

@@ -14,14 +14,9 @@ from uncomp_cli.engine.engine import Engine
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.models.runnable import LoadedModel
 
+pytestmark = pytest.mark.usefixtures("alone")
 TOWN = "The harbour was quiet and the lamps were lit. " * 30
 BUDGETS = ["20%", "40%", "80%", "full"]
-
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
 
 
 def chat_of(loaded: LoadedModel, top: float) -> Talk:

@@ -1,6 +1,5 @@
 """`uncomp compare`: two settings side by side, on pipes and as JSON, and what is refused."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,7 @@ TEXT = "The harbour was quiet and the lamps were lit. Nobody had seen the keeper
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty directory, and no settings of the user's."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNCOMP_CONFIG", os.devnull)
+def texts(alone: None) -> None:
     Path("notes.txt").write_text(TEXT)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from census import Case, tiny_config, tiny_model
 from support.chats import hold, make_talk
-from support.commands import run_here
+from support.commands import Asker
 from support.families import Rows, assert_same, decode, full_plan, make_prompt, read, tokens
 from support.tiny import TRAINED_LENGTH, VOCAB_SIZE, make_tiny_model
 from uncomp_cli.budget.presets import load_preset
@@ -50,25 +50,9 @@ def document(tmp_path: Path) -> Path:
     return path
 
 
-class Asker:
-    """Runs `uncomp ask` with a cache directory of its own."""
-
-    def __init__(self, model: Path, folder: Path) -> None:
-        self.model, self.folder = model, folder
-
-    def __call__(self, *args: str) -> tuple[int, str, str]:
-        given = ("-m", str(self.model), "--max-new-tokens", "8", "--seed", "0", *args)
-        return run_here("ask", *given, UNCOMP_CACHE_DIR=str(self.folder))
-
-    def records(self, *args: str) -> list[dict[str, Any]]:
-        code, out, said = self(*args, "--json")
-        assert code == 0, said
-        return [json.loads(line) for line in out.splitlines()]
-
-
 @pytest.fixture
 def ask(model: Path, tmp_path: Path) -> Asker:
-    return Asker(model, tmp_path / "cache")
+    return Asker(model, tmp_path / "cache", ("--max-new-tokens", "8", "--seed", "0"))
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ import pytest
 import torch
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+from uncomp_cli.cache.shelf import Shelf
 from uncomp_cli.cli.app import main, run
 
 ENDLESS = ("--temperature", "0.01")
@@ -206,6 +207,27 @@ Ask = Callable[..., tuple[int, str, str]]
 def records(stdout: str) -> list[dict[str, Any]]:
     """What --json wrote, an object a line."""
     return [json.loads(line) for line in stdout.splitlines()]
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Runs `uncomp ask` on a model, with these options and a cache directory of its own."""
+
+    model: Path
+    folder: Path
+    options: tuple[str, ...]
+
+    @property
+    def shelf(self) -> Shelf:
+        return Shelf(self.folder / "documents")
+
+    def __call__(self, *args: str) -> tuple[int, str, str]:
+        return run_here("ask", "-m", str(self.model), *self.options, *args, UNCOMP_CACHE_DIR=str(self.folder))
+
+    def records(self, *args: str) -> list[dict[str, Any]]:
+        code, out, said = self(*args, "--json")
+        assert code == 0, said
+        return records(out)
 
 
 def last_object(stdout: str) -> dict[str, Any]:
