@@ -7,7 +7,8 @@
                 is sure of
 
 `uncertain` has its border at the first layer whose calibrated loss reaches `share` of the largest; with no profile, at
-the first from L // 5 on in which a head is certain, and at the latest at L // 2. Certain is a question row of a
+the first from L // 5 on in which a head is certain, and at the latest at L // 2; but never before `earliest` of all
+layers: what stands in two places, and a value beside its key, are found later than one fact (docs/log.md). Certain is a question row of a
 normalised attention entropy of `certain` at most. Behind the border `least` enters when the lowest entropy from L // 5
 on is that low, `most` when it is `unsure` or more, on a line between. Layers up to the border see all.
 
@@ -17,6 +18,7 @@ What the engine keeps whatever the share (template, sinks, question, observation
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import ceil
 from typing import ClassVar, Protocol
 
 from uncomp_cli.budget.notation import PolicyText, make_named
@@ -141,11 +143,12 @@ class UncertainThinning(PolicyText):
     name: ClassVar[str] = "uncertain"
     measures: ClassVar[tuple[str, ...]] = (_LOSS,)
     watches: ClassVar[bool] = True
-    least: float = 0.2
-    most: float = 0.5
+    least: float = 0.5
+    most: float = 0.7
     certain: float = 0.03
     unsure: float = 0.1
     share: float = 0.25
+    earliest: float = 0.4
 
     def __post_init__(self) -> None:
         ordered = 0 < self.least <= self.most <= 1
@@ -155,6 +158,8 @@ class UncertainThinning(PolicyText):
         rising = 0 <= self.certain < self.unsure <= 1
         require(rising, message, hint="use 0 <= certain < unsure <= 1, normalised entropies")
         require(0 < self.share <= 1, f"uncertain share is {self.share}", hint="use a share of the largest loss, to 1")
+        late = 0 <= self.earliest < 1
+        require(late, f"uncertain earliest is {self.earliest}", hint="use a share of the layers, from 0 to below 1")
 
     def schedule(
         self, spec: ModelSpec, *, uncertainty: Uncertainty | None, certainty: Sequence[float] = ()
@@ -163,7 +168,8 @@ class UncertainThinning(PolicyText):
 
         Raises ModelError for values of another measure or shape.
         """
-        border = self._found(spec, certainty) if uncertainty is None else self._measured(spec, uncertainty)
+        found = self._found(spec, certainty) if uncertainty is None else self._measured(spec, uncertainty)
+        border = max(found, ceil(self.earliest * spec.num_layers) - 1)
         seen = certainty[_first(spec) : border + 1]  # the first layers look at positions, and can be sure of them
         return _bordered(spec, border + 1, self._share_at(min(seen, default=1.0)))
 
