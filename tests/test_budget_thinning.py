@@ -91,15 +91,15 @@ def losses(*values: float) -> Uncertainty:
 @pytest.mark.parametrize(
     ("certainty", "share"),
     [
-        ([], 0.5),
-        ([0.0], 0.5),  # the first layer does not say
-        ([1, 0.2], 0.5),
-        ([1, 0.1], 0.5),
-        ([1, 0.2, 0.065], 0.35),
-        ([1, 0.065, 0.2], 0.35),  # the lowest so far
-        ([1, 0.2, 0.03], 0.2),
-        ([1, 0.001, 0.2], 0.2),
-        ([1, 0.2, 0.2, 0.0, 0.0], 0.5),  # behind the border it is too late
+        ([], 0.7),
+        ([0.0], 0.7),  # the first layer does not say
+        ([1, 0.2], 0.7),
+        ([1, 0.1], 0.7),
+        ([1, 0.2, 0.065], 0.6),
+        ([1, 0.065, 0.2], 0.6),  # the lowest so far
+        ([1, 0.2, 0.03], 0.5),
+        ([1, 0.001, 0.2], 0.5),
+        ([1, 0.2, 0.2, 0.0, 0.0], 0.7),  # behind the border it is too late
     ],
 )
 def test_the_share_follows_the_certainty_up_to_the_calibrated_border(certainty: list[float], share: float) -> None:
@@ -112,18 +112,27 @@ def test_the_share_follows_the_certainty_up_to_the_calibrated_border(certainty: 
 
 def test_the_border_needs_a_share_of_the_largest_loss_and_is_never_the_first_layer() -> None:
     spec, values = make_spec((None,) * 4), losses(0.5, 0.1, 0.6, 1.0)
-    assert make_thinning("uncertain").schedule(spec, uncertainty=values) == (1, 1, 0.5, 0.5)
-    assert make_thinning("uncertain:share=0.6").schedule(spec, uncertainty=values) == (1, 1, 1, 0.5)
+    assert make_thinning("uncertain").schedule(spec, uncertainty=values) == (1, 1, 0.7, 0.7)
+    assert make_thinning("uncertain:share=0.6").schedule(spec, uncertainty=values) == (1, 1, 1, 0.7)
+
+
+@pytest.mark.parametrize(("earliest", "seen"), [("0", 2), ("0.4", 4), ("0.41", 5), ("0.9", 9)])
+def test_no_border_is_before_a_share_of_the_layers(earliest: str, seen: int) -> None:
+    spec, values = make_spec((None,) * 10), losses(0.1, 1.0, *[0.5] * 8)
+    thinning = make_thinning(f"uncertain:earliest={earliest}")
+    assert thinning.schedule(spec, uncertainty=values) == (1,) * seen + (0.7,) * (10 - seen)
+    live = thinning.schedule(spec, uncertainty=None, certainty=[1, 1, 0.0])
+    assert live == (1,) * max(3, seen) + (0.5,) * (10 - max(3, seen))
 
 
 @pytest.mark.parametrize(
     ("certainty", "expected"),
     [
-        ([], [1] * 6 + [0.5] * 4),  # L // 2 at the latest
-        ([0.0, 0.0], [1] * 6 + [0.5] * 4),  # before L // 5 nobody is asked
-        ([1, 1, 0.02], [1] * 3 + [0.2] * 7),
-        ([1, 1, 0.04, 0.03], [1] * 4 + [0.2] * 6),
-        ([1, 1, 0.065, 0.3, 0.3, 0.3, 0.0], [1] * 6 + [0.35] * 4),
+        ([], [1] * 6 + [0.7] * 4),  # L // 2 at the latest
+        ([0.0, 0.0], [1] * 6 + [0.7] * 4),  # before L // 5 nobody is asked
+        ([1, 1, 0.04, 0.2, 0.03], [1] * 5 + [0.5] * 5),
+        ([1, 1, 0.04, 0.03], [1] * 4 + [0.5] * 6),
+        ([1, 1, 0.065, 0.3, 0.3, 0.3, 0.0], [1] * 6 + [0.6] * 4),
     ],
 )
 def test_without_a_profile_the_border_is_found_live(certainty: list[float], expected: list[float]) -> None:
@@ -148,11 +157,12 @@ def test_a_prompt_has_to_be_watched_by_uncertain_alone() -> None:
         ("none:keep=1", "thinning .* unknown setting 'keep'", "thinning none takes no settings"),
         ("stages:last=0", "stages last is 0", "above 0 and up to 1"),
         ("stages:threshold=-1", "stages threshold is -1", "0 or more"),
-        ("uncertain:least=0.6", "least is 0.6, most is 0.5", "least <= most"),
+        ("uncertain:least=0.8", "least is 0.8, most is 0.7", "least <= most"),
         ("uncertain:least=0", "least is 0", "0 < least"),
         ("uncertain:most=2", "most is 2", "<= 1"),
         ("uncertain:certain=0.1", "certain is 0.1, unsure is 0.1", "certain < unsure"),
         ("uncertain:share=0", "share is 0", "share of the largest"),
+        ("uncertain:earliest=1", "earliest is 1", "share of the layers"),
     ],
 )
 def test_a_slip_is_named(text: str, message: str, hint: str) -> None:

@@ -223,7 +223,7 @@ def test_a_damaged_profile_is_refused_even_of_the_default_preset(own: Path) -> N
         ("thin", {}, "gather:keep=0.3"),
         ("thin", {"budget": "full"}, "none"),
         ("thin", {"thinning": "none"}, "none"),
-        ("thin", {"thinning": "uncertain: most=0.5, least=0.1"}, "uncertain:least=0.1"),
+        ("thin", {"thinning": "uncertain: most=0.7, least=0.1"}, "uncertain:least=0.1"),
     ],
 )
 def test_a_thinning_that_was_named_takes_the_place_of_the_presets(

@@ -8,9 +8,10 @@
 
 `uncertain` has its border at the first layer whose calibrated loss reaches `share` of the largest; with no profile, at
 the first from L // 5 on in which a head is certain, and at the latest at L // 2; but never before `earliest` of all
-layers: what stands in two places, and a value beside its key, are found later than one fact (docs/log.md). Certain is a question row of a
-normalised attention entropy of `certain` at most. Behind the border `least` enters when the lowest entropy from L // 5
-on is that low, `most` when it is `unsure` or more, on a line between. Layers up to the border see all.
+layers: what stands in two places, and a value beside its key, are found later than one fact (docs/log.md). Certain is
+a question row of a normalised attention entropy of `certain` at most. Behind the border `least` enters when the lowest
+entropy from L // 5 to where the border was found is that low, `most` when it is `unsure` or more, on a line between.
+Layers up to the border see all.
 
 What the engine keeps whatever the share (template, sinks, question, observation window) is not counted here.
 """
@@ -170,7 +171,7 @@ class UncertainThinning(PolicyText):
         """
         found = self._found(spec, certainty) if uncertainty is None else self._measured(spec, uncertainty)
         border = max(found, ceil(self.earliest * spec.num_layers) - 1)
-        seen = certainty[_first(spec) : border + 1]  # the first layers look at positions, and can be sure of them
+        seen = certainty[_first(spec) : found + 1]  # the first layers look at positions, and can be sure of them
         return _bordered(spec, border + 1, self._share_at(min(seen, default=1.0)))
 
     def _measured(self, spec: ModelSpec, uncertainty: Uncertainty) -> int:
