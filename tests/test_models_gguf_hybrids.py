@@ -7,8 +7,9 @@ import gguf
 import pytest
 import torch
 
-from support.families import assert_same
+from support.families import assert_same, decode, full_plan, make_prompt, read, stock_logits, tokens
 from support.gguf_files import tiny_llama, write_gguf
+from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models.catalog import ensure_local
 from uncomp_cli.models.loading import LoadedModel, load_model
@@ -100,6 +101,20 @@ def test_the_delta_rule(tmp_path: Path, value_heads: int) -> None:
     assert loaded.spec.model_type == "qwen3_5_text"
     assert (loaded.spec.attending, loaded.spec.recurrent) == ((1, 3), (0, 2))
     assert_same(logits(loaded.model), logits(stock))
+
+
+@pytest.mark.parametrize("architecture", ["lfm2", "qwen35"])
+def test_documents_are_read_and_answers_written(tmp_path: Path, architecture: str) -> None:
+    """In chunks, behind states of the size that a plan counts."""
+    stock, edit = (short(), of_short) if architecture == "lfm2" else (delta(4), of_delta(4))
+    loaded = pulled(write_gguf(tmp_path / "a.gguf", stock, architecture=architecture, pre=architecture, edit=edit))
+    decoder, prompt, forced = Decoder(loaded.model, loaded.spec), make_prompt(40, [3]), tokens(6, 7)
+    assert decoder.new_states().nbytes == loaded.spec.state_bytes
+    done = read(decoder, prompt, full_plan(loaded.spec, prompt), chunk=13)[1]
+    ids = (*prompt.context, *prompt.questions[0])
+    expected = stock_logits(stock, ids + forced)
+    assert_same(done.questions.logits[0], expected[len(ids) - 1], atol=3e-4)
+    assert_same(decode(decoder, done, torch.tensor([forced]))[0], expected[len(ids) :], atol=3e-4)
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
