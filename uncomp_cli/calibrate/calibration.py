@@ -16,7 +16,7 @@ nothing.
 """
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -25,9 +25,11 @@ import torch
 from torch import Tensor
 
 from uncomp_cli import __version__
+from uncomp_cli.asking.events import Noted
 from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.states import States
 from uncomp_cli.cache.view import LayerView
+from uncomp_cli.calibrate.expense import ANSWER_TOKENS, foreseen_seconds
 from uncomp_cli.calibrate.findings import LOSS, ProfileFiles
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
@@ -40,6 +42,7 @@ from uncomp_cli.errors import DoesNotFitError, ModelError, UsageError
 from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.tasks.task import Sample
 from uncomp_cli.models.runnable import LoadedModel, fingerprint
+from uncomp_cli.numerals import format_seconds
 from uncomp_cli.steps import Progress, resume
 from uncomp_cli.uncertainty.measures import DEFAULT_MEASURES, Measure, parse_measure
 from uncomp_cli.uncertainty.profile import SampleInfo, UncertaintyProfile
@@ -134,9 +137,6 @@ def _hidden(measure: Measure, states: Tensor, layer: int) -> Tensor:
         raise ModelError(f"layer {layer}: {error.message}", hint=error.hint) from error
 
 
-ANSWER_TOKENS = 128
-
-
 @dataclass(frozen=True, slots=True)
 class CalibrateRequest:
     """What to measure on which samples of the text `source`; `provenance` is JSON data about where they came from."""
@@ -149,8 +149,8 @@ class CalibrateRequest:
 
 def calibrate(
     loaded: LoadedModel, request: CalibrateRequest, files: ProfileFiles
-) -> Generator[Progress, None, UncertaintyProfile]:
-    """Measure what `files` lacks of the samples; yields before each sample and once at the end.
+) -> Generator[Progress | Noted, None, UncertaintyProfile]:
+    """Measure what `files` lacks of the samples; yields how long it will take, before each sample and once at the end.
 
     Returns the profile of the samples that were there and the new ones; `files` holds it as unfinished until
     `files.finish` is called. Raises UsageError for int8 weights, for samples of other settings and for answers of one
@@ -180,6 +180,12 @@ def calibrate(
         profile = one if profile is None else profile.merge(one)
         files.keep(profile)
 
+    def try_out(tokens: int) -> None:
+        read_and_measure(decoder, todo[0].shortened(tokens), todo[0].answer, config=config)
+
+    seconds = foreseen_seconds(try_out, [read.info.tokens for read in todo])
+    if seconds is not None:
+        yield Noted(f"{len(todo):,} samples will take about {format_seconds(seconds)}")
     yield from resume(todo, measure, keep, label=lambda read: f"{read.info.task}, {read.info.tokens:,} tokens")
     if profile is None:
         raise UsageError("there is no sample to calibrate on", hint="use --samples 1 or more")
@@ -231,6 +237,10 @@ class _Read:
         """Tokenise `sample`; raises what cannot be measured before anything is read."""
         prompt, answer = measurable_sample(loaded, sample)
         return cls(SampleInfo(source, sample.sha256, prompt.flat_len, sample.subtask), prompt, answer)
+
+    def shortened(self, tokens: int) -> Prompt:
+        """The prompt with so many tokens of its context, for a trial."""
+        return replace(self.prompt, context=self.prompt.context[:tokens])
 
 
 def measurable_sample(loaded: LoadedModel, sample: Sample) -> tuple[Prompt, Sequence[int]]:

@@ -34,6 +34,7 @@ from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.cli.judge.trial import haystack_of, text_files
 from uncomp_cli.config import AGNOSTIC_PRESET
 from uncomp_cli.errors import UsageError
+from uncomp_cli.numerals import format_bytes
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show
 
@@ -181,6 +182,8 @@ def run_calibrate(job: CalibrateJob, choice: "ModelChoice", terminal: Terminal, 
     with loading(terminal, "preparing samples"):
         maker = _maker(job, choice, model_dir, terminal)
         request = _request(job, presets, maker)
+        needed = _needed_bytes(choice, model_dir, max(job.tokens))
+    terminal.note(f"measuring takes {format_bytes(needed)} of memory at most, weights included")
     loaded = show(load(choice), terminal)
     for path in files.set_aside() if wanted.fresh else ():
         terminal.note(f"set aside: {path}")
@@ -273,6 +276,16 @@ def _maker(job: CalibrateJob, choice: "ModelChoice", model_dir: Path, terminal: 
     haystack = haystack_of(job.wanted.file, job.reading, max(job.tokens), seed=job.seed, terminal=terminal)
     count = partial(count_tokens, load_tokenizer(choice.tokenizer or model_dir))
     return SampleMaker(choose_sources(job.wanted.task), haystack, count, job.seed)
+
+
+def _needed_bytes(choice: "ModelChoice", model_dir: Path, tokens: int) -> int:
+    """What measuring takes; more than is free is refused before anything is loaded."""
+    from uncomp_cli.asking.startup import weigh
+    from uncomp_cli.calibrate.expense import check_memory
+
+    found = weigh(choice, model_dir)
+    weights = found.weights_bytes + found.passing_bytes
+    return check_memory(found.spec, tokens, weights_bytes=weights, available=found.available_bytes)
 
 
 def _request(job: CalibrateJob, presets: "Sequence[Preset]", maker: "SampleMaker") -> "CalibrateRequest":

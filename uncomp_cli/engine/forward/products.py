@@ -3,7 +3,7 @@
 Linear layers: one row on all cores, many rows in a narrower type. With the C library (kernels/) a weight matrix whose
 float32 numbers are all numbers of 16 bits, as it is stored on the disk, is held in 16 bits: few rows are multiplied
 by the library, for many the matrix is widened while it is used, one at a time. Nothing is rounded. So it is with the
-blocks of a GGUF (models/weights/): they become numbers for many rows, `_PART_NUMBERS` at a time.
+blocks of a GGUF (models/weights/): they become numbers for many rows, `PART_NUMBERS` at a time.
 
 Decoding multiplies one row by every weight matrix. torch hands that to a BLAS routine that runs on one thread and
 reads weights at a third of the memory's bandwidth (measured: 57 ms a token where reading takes 20, 2 cores, float32,
@@ -68,7 +68,7 @@ _LEAST_GAIN, _TRIALS, _TRIAL_WIDTH = 1.15, 3, 1024
 # Narrower layers are over before rounding pays.
 _LEAST_FEATURES = 256
 # So many numbers are made of blocks at a time: 16 MiB.
-_PART_NUMBERS = 2**22
+PART_NUMBERS = 2**22
 # Rows that are looked at together: what is made of them stays in a cache.
 _PART_ROWS = 64
 # From here on every product for many rows is the faster one: in float32 by 1 %, in bfloat16 by 24, of bytes by 19
@@ -115,7 +115,7 @@ class RowLinear(nn.Module):
         if self.held is None:
             yield slice(None), self.weight.to(dtype)
             return
-        rows = max(TILE_ROWS, _PART_NUMBERS // self.in_features // TILE_ROWS * TILE_ROWS)
+        rows = max(TILE_ROWS, PART_NUMBERS // self.in_features // TILE_ROWS * TILE_ROWS)
         for first in range(0, self.out_features, rows):
             last = min(self.out_features, first + rows)
             yield slice(first, last), self.held.part(first, last).numbers(self.library).to(dtype)
@@ -170,13 +170,19 @@ class _Widened(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, layer: RowLinear) -> Tensor:
         """[..., in] → [..., out]."""
         ctx.layer = layer
-        return torch.cat([nn.functional.linear(input, weight) for _, weight in layer.parts(input.dtype)], dim=-1)
+        output = input.new_empty(*input.shape[:-1], layer.out_features)
+        for at, weight in layer.parts(input.dtype):
+            output[..., at] = nn.functional.linear(input, weight)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """[..., out] → [..., in]; weights have no gradient."""
-        given, wide = gradients[0], ctx.layer.parts(gradients[0].dtype)
-        return torch.stack([given[..., at] @ weight for at, weight in wide]).sum(dim=0), None
+        given = gradients[0]
+        output = given.new_zeros(*given.shape[:-1], ctx.layer.in_features)
+        for at, weight in ctx.layer.parts(given.dtype):
+            output += given[..., at] @ weight
+        return output, None
 
 
 _widened: Callable[[Tensor, RowLinear], Tensor] = _Widened.apply

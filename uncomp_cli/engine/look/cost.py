@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from uncomp_cli.cache.coherence import pool, share_by_word
 from uncomp_cli.cache.eviction import select
@@ -81,8 +82,8 @@ def eviction_loss(
     ids = torch.tensor([answer[:-1]])
     positions = torch.arange(read, read + ids.shape[1])[None]
     with torch.enable_grad(), _weights_fixed(decoder.model):
-        logits = decoder.differentiable(ids, positions, probe, ids.shape[1])[0]
-        gradients = _gradients(logits, torch.tensor(answer[1:], device=logits.device), probe)
+        end, slope = _slope(decoder.differentiable(ids, positions, probe, ids.shape[1])[0], answer[1:])
+        gradients = _gradients(end, slope, probe)
     losses = [
         _layer_loss(probe.calls[index], layer, gradient[0].float(), index)
         for index, (layer, gradient) in enumerate(zip(layers, gradients, strict=True))
@@ -90,19 +91,27 @@ def eviction_loss(
     return torch.stack(losses)
 
 
-def _gradients(logits: Tensor, answer: Tensor, probe: "_Probe") -> list[Tensor]:
-    """Of the mean NLL of `answer` [n] by every layer's shift, from logits [n, vocab].
+def _slope(logits: Tensor, answer: Sequence[int]) -> tuple[GradientEdge | None, Tensor]:
+    """Where the way back from logits [n, vocab] begins, and the slope there of the mean NLL of `answer`.
 
-    dL / d logits = (softmax(logits) - 1 at the answer) / n is written down: a copy of the vocabulary's numbers fewer.
+    dL / d logits = (softmax(logits) - 1 at the answer) / n is written down. The logits themselves are not needed then,
+    and are let go: of a large vocabulary they are the most that a sample takes.
+    """
+    slope = logits.detach().softmax(dim=-1, dtype=torch.float32)
+    slope[torch.arange(len(answer), device=slope.device), torch.tensor(answer, device=slope.device)] -= 1
+    slope /= len(answer)
+    return get_gradient_edge(logits) if logits.requires_grad else None, slope.to(logits.dtype)
+
+
+def _gradients(end: GradientEdge | None, slope: Tensor, probe: "_Probe") -> list[Tensor]:
+    """Of the mean NLL by every layer's shift.
+
     Raises ModelError when a layer passes none back, as 4-bit weights do on a CPU.
     """
-    behind = logits.detach().softmax(dim=-1, dtype=torch.float32)
-    behind[torch.arange(len(answer), device=answer.device), answer] -= 1
-    behind /= len(answer)
     shifts = [probe.calls[index].shift for index in range(len(probe.layers))]
     found: Sequence[Tensor | None] = [None] * len(shifts)
-    if logits.requires_grad:
-        found = torch.autograd.grad(logits, shifts, behind.to(logits.dtype), allow_unused=True)
+    if end is not None:
+        found = torch.autograd.grad([end], shifts, [slope], allow_unused=True)
     known = [gradient for gradient in found if gradient is not None]
     if len(known) < len(shifts):
         raise ModelError(
