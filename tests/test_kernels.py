@@ -272,6 +272,17 @@ def test_nothing_is_read_behind_a_matrix() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", GUARDED], check=True, timeout=60, cwd=root)
 
 
+def test_a_library_that_was_cut_short_is_refused_and_ends_nothing(tmp_path: Path) -> None:
+    """A process that reads a page of a file that is not there is ended by the system."""
+    cut, whole = tmp_path / "cut.so", library.FILE.read_bytes()
+    for size in (20_000, len(whole) * 3 // 4, len(whole) - 1):
+        cut.write_bytes(whole[:size])
+        code = f"from pathlib import Path; from uncomp_cli.kernels.library import *; open_library(Path({str(cut)!r}))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stderr
+        assert "cut short" in done.stderr
+
+
 def test_a_damaged_or_missing_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damaged = tmp_path / "damaged.so"
     damaged.write_bytes(b"\x7fELF but not really")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
+from struct import Struct
 
 from uncomp_cli.errors import ModelError
 
@@ -20,6 +21,8 @@ LEVELS = ("plain", "avx2", "avx512")
 BESIDE = 2
 """Numbers behind a head's output in what ATTEND leaves to MERGE."""
 _VERSION = 5
+_ELF = Struct("<40xQ10xHH2x")
+"""Of a header of 64 bits: where the table of sections begins, how long an entry is, how many there are."""
 _MOST_HEAPS = -8
 """M_ARENA_MAX of malloc.h."""
 
@@ -270,9 +273,21 @@ def share_heap() -> None:
         tune(_MOST_HEAPS, 1)
 
 
+def _is_cut(path: Path) -> bool:
+    """Whether an ELF file ends before its table of sections, which is its last part."""
+    with path.open("rb") as file:
+        head = file.read(_ELF.size)
+    if len(head) < _ELF.size or not head.startswith(b"\x7fELF\x02\x01"):
+        return False  # another system's: its loader looks for itself
+    at, each, count = _ELF.unpack(head)
+    return bool(at + each * count > path.stat().st_size)
+
+
 def open_library(path: Path, level: str | None = None) -> Library:
     """Open the library in `path`. Raises ModelError where it is missing, damaged, another version's or cannot run."""
     try:
+        if _is_cut(path):
+            raise OSError("file cut short")  # its pages that are not there would end the process when they are read
         handle = ctypes.CDLL(str(path))
         for name in ("version", "level", "brain", "size"):
             getattr(handle, f"uncomp_{name}").restype = c_int64
