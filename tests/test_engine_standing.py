@@ -12,6 +12,7 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import Limits
 from uncomp_cli.engine.engine import OPEN, Engine
 from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_causal
+from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import UsageError
 from uncomp_cli.uncertainty.error_rates import RiskBin, RiskCurve
@@ -131,6 +132,19 @@ def test_what_has_no_room_is_not_kept_whole(engine: Engine) -> None:
     assert account.notes == (f"{OPEN}; there is no room for all of it",)
     roomy = engine.read(prompt_of(), replace(OPEN_TO_ALL, budget="48KiB")).finish().account
     assert roomy.plan.keeps_everything
+
+
+def test_what_is_kept_without_its_output_is_watched_too(engine: Engine) -> None:
+    planned = engine.read(prompt_of(), WATCHED).planned
+    recorder = Recorder()
+    ids = torch.tensor([[*planned.prompt.context, *planned.prompt.questions[0]]])
+    engine.decoder.forward(ids, torch.arange(ids.shape[1])[None], recorder, 1)
+    reader = Reader(engine.decoder, planned)
+    reader.begin(*reader.chunks)
+    for layer, (query, key, scaling) in enumerate(recorder.calls):
+        reader.keep(layer, query[None], key[None], key[None], Form(scaling))
+    (share,) = reader.context(torch.zeros(1, 4)).standing
+    assert share == pytest.approx(explicit(engine, prompt_of(), sinks=WATCHED.scorer.sinks), rel=1e-4)
 
 
 def test_a_share_is_one() -> None:

@@ -137,8 +137,6 @@ class Reader(AttentionState):
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """Attention of the chunk [1, H, N, D]; holds what may stay."""
         states, past = self._states(layer, query, key, value, form)
-        if self._standing is not None and form.window is None:
-            self._standing.observe(layer, states)
         last_only = layer == len(self.cache.layers) - 1 and not self._all_rows
         output = states.attend(last_only=last_only)
         self._hold(layer, states, past, form.window)
@@ -187,6 +185,8 @@ class Reader(AttentionState):
 
     def _hold(self, layer: int, states: ChunkStates, past: list[Head], window: int | None) -> None:
         """Store the past and the chunk, cut as far as it is certain already."""
+        if self._standing is not None and window is None:
+            self._standing.observe(layer, states)
         heads, stay, settled = states.heads(past), None, True
         if window is not None:
             heads = [_last(head, self._sliding_room(window)) for head in heads]

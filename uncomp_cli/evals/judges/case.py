@@ -29,6 +29,7 @@ from uncomp_cli.cache.states import States
 from uncomp_cli.cache.view import LayerView, Scorer
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.context.context import Context
+from uncomp_cli.engine.engine import OPEN_BITS
 from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.mixers import Step, branch_off
@@ -167,6 +168,9 @@ class Reading:
             cache, allocation = self._compress(setting, regime)
             return Left(cache, self.logits, allocation.trust())
         read, allocation = self.read_thinned(setting, regime, beside=beside)
+        if regime == "aware" and setting.preset.floor_tokens and setting.preset.is_open(read.standing):
+            whole = replace(setting, preset=setting.preset.keeping_all(kv_bits=OPEN_BITS))  # as `ask` does
+            return Left(self.compress(whole, regime), self.logits, None)
         return Left(read.cache, read.begin().logits, allocation.trust())
 
     @torch.no_grad()

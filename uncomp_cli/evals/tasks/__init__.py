@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks.continuation import fidelity_sample, perplexity_sample
+from uncomp_cli.evals.tasks.lists import LISTS, list_sample
 from uncomp_cli.evals.tasks.quiz import FACTS, UNAIDED, conversation_sample, multiquestion_sample, needle_sample
 from uncomp_cli.evals.tasks.ruler import RULER
 from uncomp_cli.evals.tasks.task import JudgeName, Regime, Request, Sample
@@ -39,6 +40,7 @@ _VALUES = "needle/values"
 _ALL = (
     Task("needle", (*(f"needle/{kind}" for kind in _NEEDLES), _VALUES), BOTH, "answers", needle_sample),
     Task("ruler", tuple(RULER), BOTH, "answers", lambda request: RULER[request.subtask](request)),
+    Task("list", LISTS, BOTH, "answers", list_sample),
     Task("fidelity", ("fidelity/continuation",), BOTH, "fidelity", fidelity_sample),
     Task("perplexity", ("perplexity/continuation",), ("agnostic",), "perplexity", perplexity_sample),
     Task("multiquestion", _ASKED, ("agnostic",), "answers", multiquestion_sample),

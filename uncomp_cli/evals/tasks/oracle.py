@@ -153,6 +153,12 @@ def _opening_word(sample: Sample, question: str) -> Answers:
     return tuple(re.findall(r"Your name is ([\w-]+)\. Begin every answer with your name", sample.system or ""))
 
 
+def _listed(sample: Sample, question: str) -> Answers:
+    """The values of all sentences of the kind that a list is asked of."""
+    form = r"The [\w ]+ opened in (\d{4})\." if "years" in question else r"The [\w ]+ is run by ([\w ]+)\."
+    return tuple(re.findall(form, sample.context))
+
+
 _SOLVERS: dict[str, Callable[[Sample, str], Answers]] = {
     "needle": _magic,
     "needle/chat": _plain,
@@ -163,6 +169,7 @@ _SOLVERS: dict[str, Callable[[Sample, str], Answers]] = {
     "ruler/fwe": _frequent_words,
     "ruler/qa_1": _plain,
     "ruler/qa_2": _two_hops,
+    "list": _listed,
     "evidence": _magic,
     "evidence/chat": _plain,
     "conversation": _plain,
