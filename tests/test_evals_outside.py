@@ -219,7 +219,8 @@ def test_own_questions_name_a_file_or_hold_their_text(tmp_path: Path) -> None:
     [
         (b'{"question": "a", "answers": ["b"], "document": "c"}\n{"question": ', "line 2 is no JSON object"),
         (b"[1]\n", "line 1 is no JSON object"),
-        (b'{"question": "a", "answers": "b", "document": "c"}\n', "answers"),
+        (b'{"question": "a", "answers": "b", "document": "c"}\n', r"record 1 of '.*x\.jsonl': answers is \"b\""),
+        (b'{"question": "a", "answers": ["b"], "path": "gone.md"}\n', r"record 1 of '.*x\.jsonl': .*gone\.md"),
         (b'{"question": "a", "answers": [], "document": "c"}\n', "record 1 .* without question or answer"),
         (b'{"question": "a", "answers": ["b"]}\n', "record 1 .* has no 'path'$"),
         (b'{"some": "thing"}\n', "no tasks: .* no form that is known"),

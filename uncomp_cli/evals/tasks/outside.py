@@ -27,7 +27,7 @@ from uncomp_cli.evals.tasks.benchmarks import Records, read_records, record_file
 from uncomp_cli.evals.tasks.haystack import SEPARATOR
 from uncomp_cli.evals.tasks.quiz import DEPTHS
 from uncomp_cli.evals.tasks.task import JudgeName, Query, Regime, Request, Sample, Span, border_at, fill, random_borders
-from uncomp_cli.schema import text, value_of
+from uncomp_cli.schema import inside, text, value_of
 
 _BRIEFLY = "Answer in as few words as possible."
 _LETTER = "Answer with the letter of the right choice alone."
@@ -220,7 +220,8 @@ def _items_of(records: Records, make: Callable[[dict[str, Any]], Iterator[Item]]
     items: list[Item] = []
     for number, record in enumerate(records.objects, 1):
         try:
-            items += make(record)
+            with inside(f"record {number:,} of '{records.path}'"):
+                items += make(record)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, StopIteration) as error:
             lack = (
                 f"no {error}"
