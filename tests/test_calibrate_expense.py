@@ -71,4 +71,4 @@ def test_memory_is_told_and_too_little_is_refused(tiny_model: Any, monkeypatch: 
     monkeypatch.undo()
     code, out, err = run_here(*command)
     assert code == 0, err
-    assert "MiB of memory at most, weights included" in err
+    assert "MiB, beside the program itself" in err

@@ -183,7 +183,7 @@ def run_calibrate(job: CalibrateJob, choice: "ModelChoice", terminal: Terminal, 
         maker = _maker(job, choice, model_dir, terminal)
         request = _request(job, presets, maker)
         needed = _needed_bytes(choice, model_dir, max(job.tokens))
-    terminal.note(f"measuring takes {format_bytes(needed)} of memory at most, weights included")
+    terminal.note(f"weights and one sample need {format_bytes(needed)}, beside the program itself")
     loaded = show(load(choice), terminal)
     for path in files.set_aside() if wanted.fresh else ():
         terminal.note(f"set aside: {path}")
