@@ -296,6 +296,14 @@ def test_records_are_judged_from_the_command_line(
     assert all(0 <= one.metrics["choice"] <= 1 for one in outcomes if one.subtask == "leval/lectures")
 
 
+def test_presets_are_judged_as_they_are_asked_with(evaluate: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("The code is 4711.\n" * 9)
+    write(tmp_path / "mine.jsonl", own())
+    assert evaluate("--qa", "mine.jsonl", "--samples", "1", "--tokens", "250", "-p", "live", "--csv") == 0
+    _, outcomes = read_journal(Path("r.jsonl"), OUTCOMES)
+    assert {one.setting.partition("#")[0] for one in outcomes} == {"full", "uniform 30%", "preset:live@own"}
+
+
 def test_records_that_have_no_sample_of_that_length_are_refused_before_the_weights(
     evaluate: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.cli.declare.completion import policy_names
+from uncomp_cli.cli.declare.completion import policy_names, preset_names
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
     DOCUMENTS,
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 _task = partial(option, panel="Tasks")
 _CHOOSING = (
-    "task", "data", "qa", "tokens", "samples", "regime", "file", "include", "encoding", "password", "policy", "budget",
-    "fresh",
+    "task", "data", "qa", "tokens", "samples", "regime", "file", "include", "encoding", "password", "policy", "preset",
+    "budget",     "fresh",
 )  # fmt: skip
 """The options that choose what is run."""
 
@@ -110,6 +110,18 @@ class EvalOptions:
             setting=False,
         ),
     ] = ("uniform", "adaptive", "pyramid", "sinks", "random", "full/8bit")
+    preset: Annotated[
+        tuple[str, ...],
+        option(
+            "--preset",
+            "-p",
+            help="Preset as `uncomp ask` uses it, alone or beside --policy: preset:NAME@own; repeatable.",
+            metavar="NAME",
+            autocompletion=preset_names,
+            panel="Compression",
+            setting=False,
+        ),
+    ] = ()
     budget: Annotated[
         tuple[Budget, ...],
         option(
@@ -250,7 +262,7 @@ def _request(judged: EvalOptions, reading: ReadingOptions, seed: int, terminal: 
     from uncomp_cli.evals.tasks import choose_subtasks
 
     check_plot(judged.plot)
-    settings = make_settings(judged.policy, judged.budget, seed=seed)
+    settings = make_settings(_contestants(judged), judged.budget, seed=seed)
     outside, data = _outside(judged, reading, terminal)
     names = judged.task or [task.name for task in outside] or ("needle", "ruler")
     request = EvalRequest(
@@ -265,6 +277,12 @@ def _request(judged: EvalOptions, reading: ReadingOptions, seed: int, terminal: 
     )
     check_regimes(request)
     return request
+
+
+def _contestants(judged: EvalOptions) -> Sequence[str]:
+    """The policies, and the presets; where only presets were named, those alone."""
+    policies = () if judged.preset and judged.policy == EvalOptions().policy else judged.policy
+    return [*policies, *(f"preset:{name}@own" for name in judged.preset)]
 
 
 def _outside(
