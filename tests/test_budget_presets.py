@@ -326,9 +326,12 @@ def test_a_damaged_preset_is_removed_and_takes_nothing_else_along(own: Path, tex
     assert [file.name for file in own.iterdir()] == ["bad.safetensors"]
 
 
+THINNED = "uncertain:least=0.5,most=0.7,earliest=0.4"
+
+
 def test_a_budget_that_is_named_is_taken_at_its_word() -> None:
     named = preset(budget="5%")
-    assert (str(named.budget), named.floor_tokens, named.thinning) == ("5%", 0, "uncertain")
+    assert (str(named.budget), named.floor_tokens, named.thinning) == ("5%", 0, THINNED)
     assert str(named).startswith(
         "balanced: budget 5%, no floor · policy uncertain (profile smollm2-135m) · scorer agre"
     )
@@ -340,7 +343,7 @@ def test_a_preset_says_all_that_bears_on_what_is_kept() -> None:
     assert str(preset()).startswith(
         "balanced: budget 20%, at least 512 document tokens a head · policy uncertain (prof"
     )
-    assert str(preset()).endswith(" · thinning uncertain · held in the model's own dtype")
+    assert str(preset()).endswith(f" · thinning {THINNED} · held in the model's own dtype")
     assert str(preset(policy="sinks", budget="64", thinning="gather", kv_bits=4)) == (
         "balanced: budget 64, no floor · policy sinks · scorer recent · thinning gather · held in 4 bits"
     )

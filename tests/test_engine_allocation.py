@@ -16,6 +16,7 @@ from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.budget.policies import make_policy
 from uncomp_cli.budget.presets import Preset, save_preset
 from uncomp_cli.budget.values import Uncertainty
+from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.view import LayerView
 from uncomp_cli.config import SamplingConfig, ScorerConfig
 from uncomp_cli.engine.engine import Engine
@@ -73,7 +74,7 @@ class Told:
 
 def view_of(layer: int) -> LayerView:
     nothing = torch.zeros(HEADS, 0, 8)
-    return LayerView(layer, nothing, nothing[:KV_HEADS], nothing[:KV_HEADS], (), 1.0)
+    return LayerView(layer, nothing, nothing[:KV_HEADS], nothing[:KV_HEADS], (), Form(1.0))
 
 
 @pytest.mark.parametrize("policy", ["uniform", "sinks", "pyramid", "adaptive", "uncertain:by=random"])

@@ -167,7 +167,7 @@ def random_view(context: int, question: int) -> LayerView:
     torch.manual_seed(4)
     branch = torch.randn(4, question, 8), torch.randn(2, question, 8)
     return LayerView(
-        0, torch.randn(4, context, 8), torch.randn(2, context, 8), torch.randn(2, context, 8), (branch,), 0.5
+        0, torch.randn(4, context, 8), torch.randn(2, context, 8), torch.randn(2, context, 8), (branch,), Form(0.5)
     )
 
 
