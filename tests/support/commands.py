@@ -238,7 +238,8 @@ def last_object(stdout: str) -> dict[str, Any]:
 
 def two_lines(stderr: str) -> tuple[str, str]:
     """The message and the hint of a refusal, which must be all that there is, progress and the preset taken aside."""
-    aside = ("loading ", "measuring", "preparing", "preset balanced was measured on ", *RENAMED)
+    told = ("loading ", "measuring", "preparing", "weights and one sample need ")
+    aside = (*told, "preset balanced was measured on ", *RENAMED)
     lines = [line for line in stderr.splitlines() if not line.startswith(aside)]
     assert [line.partition(":")[0] for line in lines] == ["error", "hint"], stderr
     return lines[0].removeprefix("error: "), lines[1].removeprefix("hint: ")
