@@ -34,8 +34,8 @@ def test_the_default_model_is_a_demonstration_once(terminal: Terminal) -> None:
     for _ in range(2):
         advise_model(terminal, "smollm2-135m")
     assert " ".join(terminal.stderr.getvalue().split()) == (
-        "smollm2-135m is a demonstration model; the best known that fits here: uncomp model pull gemma3-4b, "
-        "then -m gemma3-4b"
+        "smollm2-135m is a demonstration model; the best known that fits here: uncomp model pull qwen3-4b, "
+        "then -m qwen3-4b"
     )
 
 
@@ -67,4 +67,4 @@ def test_too_large_weights_name_the_known_model_that_fits(tiny_model: Path, monk
     monkeypatch.setattr("uncomp_cli.models.loading.footprint", lambda *_, **__: Footprint(None, 2**40))
     with pytest.raises(OutOfMemoryError, match=r"need 1\.0 TiB, 1\.0 GiB are free") as caught:
         startup.weigh(ModelChoice(str(tiny_model)), tiny_model)
-    assert "--model gemma3-1b" in str(caught.value.hint)
+    assert "--model llama3.2-1b" in str(caught.value.hint)

@@ -247,7 +247,7 @@ class _Ways:
                 raise DoesNotFitError("chunks of this length leave the budget too little", hint="use a shorter --chunk")
             allocation = self._allocation(chunk, tokens, most_entries=min(most, allocation.plan.entries))
         held = self._held(allocation, new, chunk)
-        expected = self._fitting(held or allocation.plan, tokens)
+        expected = self._fitting(held or allocation.plan, tokens, ranks=not allocation.plan.keeps_everything)
         if cap is not None and expected.kv_kept_bytes > cap:
             raise DoesNotFitError(
                 f"the KV cache needs about {expected.kv_kept_bytes / 2**20:,.1f} MiB on the way, "
@@ -268,12 +268,13 @@ class _Ways:
             peak_bytes=expected.peak_bytes,
         )
 
-    def _fitting(self, held: BudgetPlan, tokens: int) -> Estimate:
-        """What it takes to hold that much at most while `tokens` go through the model together.
+    def _fitting(self, held: BudgetPlan, tokens: int, *, ranks: bool) -> Estimate:
+        """What it takes to hold that much at most while `tokens` go through the model together, and the question ranks.
 
         Raises DoesNotFitError when it is more than is available.
         """
-        expected = estimate(self.spec, held, prompt=self.prompt, at_once=tokens)
+        window = self.config.window if ranks or self.sieve.active else 0
+        expected = estimate(self.spec, held, prompt=self.prompt, at_once=tokens, window=window)
         if expected.peak_bytes > self.available:
             raise DoesNotFitError(
                 f"needs about {expected.peak_bytes / 2**20:,.0f} MiB beside the weights "
@@ -302,13 +303,21 @@ class _Ways:
 
     def _new_in_layers(self, allocation: Allocation, chunk: int | None) -> list[int]:
         """The most tokens [L] of a chunk that a head holds beside its budget until the chunk is done."""
-        prompt, plan, length = self.prompt, allocation.plan, len(self.prompt.context)
-        most = length if chunk is None else min(length, chunk + prompt.asked)
-        entering = self.sieve.entering(most, always=min(most, int(prompt.context.protected.sum()) + prompt.asked))
+        plan, most, entering = allocation.plan, self._new_tokens(chunk), self._entering(chunk)
         if not (allocation.waits or self.scorer.shared > 0 or self.sieve.active):
             return [0] * len(entering)  # a layer is cut to its budget before the next one is read
         grows = allocation.live or plan.head_floor < 1 or plan.keeps_everything or self.scorer.shared == 0
         return entering if grows else [min(new, held_of_chunk(self.config, most)) for new in entering]
+
+    def _new_tokens(self, chunk: int | None) -> int:
+        """The most tokens of the text that a chunk has."""
+        length = len(self.prompt.context)
+        return length if chunk is None else min(length, chunk + self.prompt.asked)
+
+    def _entering(self, chunk: int | None) -> list[int]:
+        """The most of them that enter each layer [L]."""
+        most, always = self._new_tokens(chunk), int(self.prompt.context.protected.sum()) + self.prompt.asked
+        return self.sieve.entering(most, always=min(most, always))
 
     def _entries_under(self, bound: int, new: Sequence[int], chunk: int | None) -> int:
         """Entries that a bound on the cache allows between and during chunks, slack and waiting questions included."""
@@ -327,9 +336,11 @@ class _Ways:
         if plan.keeps_everything:
             return replace(plan, kv_bits=16)
 
-        def held(count: int, fresh: int) -> int:
-            before = 0 if chunk is None else int(BETWEEN_CHUNKS * (count - behind))
-            return behind + min(length, before + fresh if chunk is not None else max(count - behind, fresh))
+        share, most = (1.0, self._entering(None)) if chunk is None else (BETWEEN_CHUNKS, [length] * len(new))
 
-        kept = tuple(tuple(held(count, fresh) for count in row) for row, fresh in zip(plan.kept, new, strict=True))
+        def held(count: int, fresh: int, there: int) -> int:
+            return behind + min(there, int(share * (count - behind)) + fresh)
+
+        rows = zip(plan.kept, new, most, strict=True)
+        kept = tuple(tuple(held(count, fresh, there) for count in row) for row, fresh, there in rows)
         return BudgetPlan(plan.seq_len, kept)

@@ -20,7 +20,7 @@ from uncomp_cli.budget.amount import Budget, resolve_entries
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import CacheConfig
-from uncomp_cli.engine.forward.products import SLICE_ROWS
+from uncomp_cli.engine.forward.products import PART_NUMBERS, SLICE_ROWS
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import DoesNotFitError
 from uncomp_cli.numerals import format_decimal
@@ -50,11 +50,12 @@ class Estimate:
 
 
 def estimate(
-    spec: ModelSpec, plan: BudgetPlan, *, prompt: Prompt | None = None, at_once: int | None = None
+    spec: ModelSpec, plan: BudgetPlan, *, prompt: Prompt | None = None, at_once: int | None = None, window: int = 0
 ) -> Estimate:
     """Expected bytes of a prefill: of `plan.seq_len` tokens, or of `prompt` with all its questions.
 
-    `at_once` of them go through the model together; None: all, in one pass.
+    `at_once` of them go through the model together; None: all, in one pass. The last `window` tokens of a question
+    rank the others; 0: nothing is ranked. A single question's keys and values are copied until all layers are read.
     """
     config = CacheConfig()
     entry = spec.kv_bytes_per_entry + config.position_bytes
@@ -64,10 +65,28 @@ def estimate(
     waiting = 0 if prompt is None else prompt.waiting_tokens * spec.num_layers * spec.num_kv_heads
     states = 2 if prompt is None else 1 + 2 * len(prompt.questions)  # the text's, and each question's begin and end
     tokens = plan.seq_len if prompt is None else prompt.flat_len
+    at_once, rows = at_once or tokens, 0 if prompt is None else min(window, prompt.asked + question)
+    aside = 0 if prompt is None or waiting else question * spec.kv_bytes_per_token
     return Estimate(
         kv_kept_bytes=quantized + (sum(own) + slack + waiting) * entry + states * spec.state_bytes,
-        activation_bytes=activation_bytes(spec, at_once or tokens),
+        activation_bytes=activation_bytes(spec, at_once, holding=_holding(spec, plan, at_once, rows=rows)) + aside,
     )
+
+
+def _holding(spec: ModelSpec, plan: BudgetPlan, tokens: int, *, rows: int) -> int:
+    """Bytes of what ranks a layer by so many `rows` of a question, or then quantises one of its heads.
+
+    Of a row every query head has scores, those masked, and weights, in float32, beside one mask; KV heads have their
+    entries' positions. Of what is quantised there are numbers in float32, finite and turned, those padded to whole
+    groups, clamped, less their zero and divided, and which of them are finite (cache/quantized.py). What is held of
+    chunks before is ranked too, and not counted.
+    """
+    ranking = tokens * (rows * (3 * 4 * spec.num_heads + 1) + 8 * spec.num_kv_heads) if rows else 0
+    if plan.kv_bits == 16:
+        return ranking
+    group = CacheConfig().group
+    padded, most = -(-spec.head_dim // group) * group, max(max(layer) for layer in plan.kept)
+    return max(ranking, most * (4 * (2 * spec.head_dim + 4 * padded) + padded))
 
 
 def planned_kv_bytes(spec: ModelSpec, plan: BudgetPlan, *, question_tokens: int) -> int:
@@ -99,20 +118,28 @@ def _split(spec: ModelSpec, plan: BudgetPlan, *, question_tokens: int) -> tuple[
     return sum(context) * CacheConfig().entry_bytes(head_dim=spec.head_dim, bits=plan.kv_bits), own
 
 
-def activation_bytes(spec: ModelSpec, tokens: int) -> int:
+def activation_bytes(spec: ModelSpec, tokens: int, *, holding: int = 0) -> int:
     """Bytes of a forward pass of `tokens` at its widest point, without the cache.
 
-    A token holds its embedding, its hidden state before the layer, after attention and normed, its cosines and sines,
-    and either queries, keys, values and attention's output, or its part of the MLP's output while a slice of tokens
-    has gate, up and product (engine/forward/products.py). So it is with what a layer with a state takes.
+    Everywhere a token has its embedding, the layer's input, that normed, and cosines and sines. Beside them there are,
+    whichever is most,
+
+        RoPE         queries, their product with the cosines, their halves exchanged and those' product; keys, values
+        attention    queries, output; keys, values, their contiguous copies, and those packed (kernels/outlook.py)
+        holding      queries, output; keys, values, their copies, and what ranks or quantises them: `holding` bytes
+        MLP          what attention added, and the output while a slice of tokens (engine/forward/products.py) has gate,
+                     up and product, or gate, up and a matrix that is widened for them; of more than PART_NUMBERS those
+        a state      the same with what its layer takes
     """
-    attention = spec.head_dim * (2 * spec.num_heads + 4 * spec.num_kv_heads) + spec.hidden_size
-    at_once = min(tokens, SLICE_ROWS)
-    output = tokens * spec.hidden_size if tokens > SLICE_ROWS else 0
-    mlp = at_once * 3 * spec.intermediate_size + output
-    everywhere = tokens * (4 * spec.hidden_size + 2 * spec.head_dim)
-    widest = max(tokens * attention, mlp) * spec.dtype_bytes
-    return everywhere * spec.dtype_bytes + max(widest, at_once * spec.mixing_bytes + output * spec.dtype_bytes)
+    hidden, queries, keys = spec.hidden_size, spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    at_once, matrix = min(tokens, SLICE_ROWS), min(hidden * spec.intermediate_size, PART_NUMBERS)
+    attention = tokens * max(4 * queries + 2 * keys, 2 * queries + 6 * keys)
+    held = tokens * (2 * queries + 4 * keys) * spec.dtype_bytes + holding
+    added = tokens * hidden * (2 if tokens > SLICE_ROWS else 1)
+    mlp = added + 2 * at_once * spec.intermediate_size + max(at_once * spec.intermediate_size, matrix)
+    state = added * spec.dtype_bytes + at_once * spec.mixing_bytes
+    everywhere = tokens * (3 * hidden + 2 * spec.head_dim)
+    return everywhere * spec.dtype_bytes + max(max(attention, mlp) * spec.dtype_bytes, held, state)
 
 
 def check_context(
