@@ -58,7 +58,8 @@ def test_calibration_is_proposed_once_a_model_with_its_time(terminal: Terminal) 
 def test_an_answer_ends_with_the_proposal(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("The harbour was quiet and the lamps were lit. " * 20)
     args = ("ask", "-m", str(tiny_model), "-f", str(tmp_path / "notes.txt"), "--max-new-tokens", "4", "Who?")
-    told = [start(*args, stderr="tty", XDG_STATE_HOME=str(tmp_path / "state")).finish()[2] for _ in range(2)]
+    own = {f"XDG_{kind}_HOME": str(tmp_path / kind) for kind in ("STATE", "DATA")}  # no preset of another run
+    told = [start(*args, stderr="tty", **own).finish()[2] for _ in range(2)]
     assert ["uncomp calibrate -m" in each for each in told] == [True, False]
 
 
