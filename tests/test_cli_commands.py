@@ -117,7 +117,7 @@ def test_doctor_says_what_cannot_be_read(monkeypatch: pytest.MonkeyPatch, capsys
     ]
     assert advice == (
         "- 3.0 GiB are free: uncomp ask --preset small for long documents, balanced for short ones; a larger model "
-        "fits too: uncomp model pull gemma3-4b, then -m gemma3-4b"
+        "fits too: uncomp model pull qwen3-4b, then -m qwen3-4b"
     )
 
 

@@ -38,8 +38,8 @@ class Recorded(Conversation):
     """Keeps the logits of every forward."""
 
     def __init__(self, loaded: LoadedModel, preset: Preset | None = None, sampling: SamplingConfig = GREEDY) -> None:
-        decoder = Decoder(loaded.model, loaded.spec)
-        super().__init__(loaded, decoder, preset or load_preset("full"), sampling, Limits())
+        decoder, one_by_one = Decoder(loaded.model, loaded.spec), replace(sampling, lookup=False)
+        super().__init__(loaded, decoder, preset or load_preset("full"), one_by_one, Limits())
         self.logits: list[Tensor] = []
         forward = self.decoder.forward
 
