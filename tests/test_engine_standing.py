@@ -97,7 +97,8 @@ def test_for_an_open_question_everything_is_kept_in_8_bits(engine: Engine) -> No
     context = reading.finish()
     account = context.account
     assert account.plan.keeps_everything
-    assert (account.preset.kv_bits, account.preset.thinning, account.preset.risk) == (8, "none", ())
+    assert (account.preset.kv_bits, account.preset.thinning) == (8, "none")
+    assert account.preset.risk == OPEN_TO_ALL.risk  # nothing stands out for what is not in the text either
     assert account.notes == (f"{OPEN}: everything is kept, in 8 bits, and nothing is thinned",)
     assert set(context.hidden_kept) == {1.0}
     assert len(context.standing) == 1

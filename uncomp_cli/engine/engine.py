@@ -276,7 +276,7 @@ class Engine:
         if not preset.floor_tokens:
             return None, f"{OPEN}; budget {preset.budget} was named and stays: -p full --kv-bits {OPEN_BITS} keeps all"
         try:
-            whole = self.plan(prompt, replace(preset.keeping_all(kv_bits=OPEN_BITS), risk=()))
+            whole = self.plan(prompt, preset.keeping_all(kv_bits=OPEN_BITS))
         except DoesNotFitError as error:
             return None, f"{OPEN}; {error.message}, so not everything is kept"
         plan, question = whole.allocation.plan, whole.prompt.longest_question
