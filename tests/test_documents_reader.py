@@ -16,7 +16,7 @@ import docx
 import fpdf
 import pytest
 from docx.opc.constants import RELATIONSHIP_TYPE
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from support.documents import make_ods
@@ -190,6 +190,7 @@ def test_line_ends_become_newlines(here: Path) -> None:
     assert read_one(write("a.txt", b"one\r\ntwo\rthree\n\r\nfour")).text == "one\ntwo\nthree\n\nfour"
 
 
+@example("\x1f\x80\x80")
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1))
 def test_utf8_round_trip(text: str) -> None:
     unmarked = text.removeprefix("\ufeff")

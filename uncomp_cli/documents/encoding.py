@@ -89,7 +89,8 @@ def _unmarked(data: bytes, nuls: int = 0) -> Text:
     except UnicodeDecodeError:
         text = data.decode(errors="replace")
     else:
-        is_odd = len(_ODD.findall(text)) > _MOST_ODD * len(text)
+        signs = len(text) - len(text.encode("ascii", "ignore"))  # of several bytes, which nothing but UTF-8 has whole
+        is_odd = len(_ODD.findall(text)) > _MOST_ODD * len(text) > signs
         return (_wide(data) if is_odd else None) or _text(text, "utf-8", 0, nuls)
     said = _said(data, "utf-8")
     broken = text.count(_BROKEN) - said
