@@ -12,6 +12,7 @@ from uncomp_cli.budget.presets import Preset
 from uncomp_cli.config import Limits
 from uncomp_cli.engine.engine import OPEN, Engine
 from uncomp_cli.engine.forward.attention import AttentionState, Form, attend_causal
+from uncomp_cli.engine.read import reader
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import UsageError
@@ -151,3 +152,9 @@ def test_what_is_kept_without_its_output_is_watched_too(engine: Engine) -> None:
 def test_a_share_is_one() -> None:
     with pytest.raises(UsageError, match="open_below is 1"):
         replace(WATCHED, open_below=1.0)
+
+
+def test_of_a_longer_text_than_was_measured_nothing_is_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for most, told in ((CONTEXT + QUESTION, 1), (CONTEXT + QUESTION - 1, 0)):
+        monkeypatch.setattr(reader, "MEASURED_TOKENS", most)
+        assert len(engine.read(prompt_of(), OPEN_TO_ALL).finish().standing) == told

@@ -5,7 +5,8 @@
 
 A question for a fact finds it: retrieval heads look at it while the question is read. One for a summary finds nothing
 that is more its own than the rest, and what is kept of a text for it is as good as chance. The heads' entropies say so
-too, less well (docs/results/open.md). A preset says below which share a question is open.
+too, less well (docs/results/open.md). A preset says below which share a question is open. The longer a text the less of
+it any passage has, so that the limit says nothing of texts longer than those it was measured on, `MEASURED_TOKENS`.
 """
 
 from functools import partial
@@ -18,6 +19,8 @@ from uncomp_cli.spec import ModelSpec
 
 if TYPE_CHECKING:
     from uncomp_cli.engine.read.chunk import ChunkStates
+
+MEASURED_TOKENS = 2_000
 
 
 class Standing:

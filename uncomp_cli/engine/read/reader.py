@@ -32,7 +32,7 @@ from uncomp_cli.engine.forward.attention import AttentionState
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.mixers import Step, branch_off
 from uncomp_cli.engine.forward.thread import stream
-from uncomp_cli.engine.look.standing import Standing
+from uncomp_cli.engine.look.standing import MEASURED_TOKENS, Standing
 from uncomp_cli.engine.look.watch import watched
 from uncomp_cli.engine.read.chunk import Chunk, ChunkStates, cut_chunks
 from uncomp_cli.engine.read.distances import choose_passages, packed
@@ -309,9 +309,9 @@ class Reader(AttentionState):
 
 
 def _standing_of(planned: Compression) -> Standing | None:
-    """What watches the questions, where the preset says which are open and anything of the text may go."""
-    preset = planned.preset
-    heads = watched(preset, planned.spec) if preset.open_below and planned.drops else None
+    """What watches the questions, where the preset says which are open in such a text and anything of it may go."""
+    preset, tells = planned.preset, planned.prompt.seq_len <= MEASURED_TOKENS
+    heads = watched(preset, planned.spec) if preset.open_below and planned.drops and tells else None
     return None if heads is None else Standing(heads, planned.spec, planned.prompt)
 
 
