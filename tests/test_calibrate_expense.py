@@ -59,16 +59,16 @@ def test_seconds_are_foreseen_from_two_short_texts(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("alone")
-def test_memory_is_told_and_too_little_is_refused(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_told_and_too_little_is_refused(tiny_model: Any) -> None:
     command = ("calibrate", "-m", str(tiny_model), "--tokens", "400", "-t", "continuation", "--samples", "1")
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 20 * 2**20)
-    code, out, err = run_here(*command)
+    with pytest.MonkeyPatch.context() as small:  # not the one that holds the directories
+        small.setattr(memory, "free_bytes", lambda device: 20 * 2**20)
+        code, out, err = run_here(*command)
     assert (code, out) == (4, "")
     said, mends = two_lines(err)
     assert "a sample of 400 tokens needs" in said
     assert "20.0 MiB are free" in said
     assert "--tokens" in mends
-    monkeypatch.undo()
     code, out, err = run_here(*command)
     assert code == 0, err
     assert "MiB, beside the program itself" in err
