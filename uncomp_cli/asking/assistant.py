@@ -28,7 +28,7 @@ from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.context.growth import for_any_question
 from uncomp_cli.engine.engine import Engine
-from uncomp_cli.engine.spend.compression import Compression, check_length
+from uncomp_cli.engine.spend.compression import Compression
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.runnable import fingerprint
 
@@ -232,7 +232,7 @@ class ReadText:
         system = self.request.system if record is None else record.system
         questions = chat_prompt(loaded.tokenizer, "", [question], system=system, sinks=0).questions
         prompt = replace(context.prompt, questions=questions)
-        check_length(loaded.spec, prompt, trained_length=loaded.info.trained_length)
+        self.engine.check_length(prompt)
         context.prompt = prompt
         (asked,) = self.engine.asked(context, words=[question])
         return Item(self.subject, Turn(question), asked, is_last=True)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from uncomp_cli.asking.deposit import check_saving
 from uncomp_cli.asking.doubts import check_calibrated, check_fail_under, check_lengths
 from uncomp_cli.asking.events import Event, Noted, Refused, Turn, Warned
 from uncomp_cli.asking.forecast import forecast, too_long_ahead
@@ -20,7 +21,6 @@ from uncomp_cli.asking.material import pinned_tokens, prompt_lengths, resolve, s
 from uncomp_cli.asking.queue import Queue
 from uncomp_cli.asking.request import Request, check_text
 from uncomp_cli.asking.startup import check_context_fits, check_grows, during, fetch, lengthen_for, load
-from uncomp_cli.asking.subject import check_saving
 from uncomp_cli.documents.collection import DocumentSet, has_data, reading
 from uncomp_cli.documents.encoding import decode
 from uncomp_cli.documents.intake import take_file

@@ -1,6 +1,5 @@
 """What is asked about as one: read for its questions; or read for any question and saved, or opened where it is saved.
 
-`auto` goes by the hash of everything that a saved context is made from, so it reads only what nobody has read that way.
 With several questions one that does not fit is set apart: it is told in its turn, and the others are asked.
 """
 
@@ -10,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.asking.account import Spent
+from uncomp_cli.asking.deposit import Deposit
 from uncomp_cli.asking.doubts import fall_short, risk_of, risk_warnings
 from uncomp_cli.asking.events import (
     Done,
@@ -31,15 +31,13 @@ from uncomp_cli.asking.material import (
     opened_documents,
     pins_in,
     places_of,
-    written_down,
 )
 from uncomp_cli.asking.readout import About, all_kept, budget_note, chunk_note, evidence_warnings, floor_note, pin_note
-from uncomp_cli.asking.request import AUTOMATIC, Request, shelf_of
+from uncomp_cli.asking.request import Request
 from uncomp_cli.asking.startup import reading_warnings
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.documents.places import Evidence, Places, find_evidence
-from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError
-from uncomp_cli.numerals import format_bytes, format_count, format_decimal
+from uncomp_cli.errors import DoesNotFitError
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
@@ -153,31 +151,6 @@ class _Draft:
     entry: "Entry | None" = None
 
 
-def check_saving(request: Request) -> None:
-    """Raise UsageError for a name that is none and for what cannot be combined, before a model is loaded."""
-    from uncomp_cli.cache.shelf import check_name
-
-    shelf = shelf_of(request.cache_size)
-    if request.save_cache is not None:
-        check_name(request.save_cache)
-    if request.each and (request.save_cache is not None or request.names_a_cache):
-        raise UsageError("--each reads several contexts, a name is of one", hint="use --cache auto")
-    if request.limits.constant_size:
-        message = "--constant-size forgets parts of the document on the way, --cache keeps it"
-        raise UsageError(message, hint="leave one of them out")
-    thinning = request.preset.thinning
-    if thinning not in (None, "none"):
-        message = f"--thin {thinning} goes by the question, and what is saved must serve any"
-        raise UsageError(message, hint="leave --thin out")
-    if request.names_a_cache and not request.paths and request.pins:
-        raise UsageError("--pin is for documents that are read, and this one was", hint="name it too: -f")
-    if request.names_a_cache:
-        record = shelf.find(str(request.reuse)).manifest.record
-        if request.evidence and not request.paths and any(each.text_bytes is None for each in record.documents):
-            message = "--evidence needs the text of the document, which an older uncomp did not save"
-            raise UsageError(message, hint="name it too: -f")
-
-
 class Reader:
     """Reads or opens subjects and asks `questions` of each.
 
@@ -194,7 +167,7 @@ class Reader:
             from uncomp_cli.engine.context.growth import for_any_question
 
             self.preset, self._note = for_any_question(preset)
-        self._shelf = shelf_of(request.cache_size)
+        self._deposit = Deposit(engine, self.preset, request)
         self._num_read = int(again)
 
     def read(self, documents: DocumentSet, numbers: Sequence[int] | None = None) -> Generator[Event, None, list[Item]]:
@@ -241,15 +214,15 @@ class Reader:
     def _draft(self, documents: DocumentSet, numbers: Sequence[int]) -> _Draft:
         """Questions that were planned; DoesNotFitError names the pins that are too much."""
         questions, request = [self._questions[number] for number in numbers], self._request
-        named = self._named() if request.names_a_cache else None
+        named = self._deposit.named() if request.names_a_cache else None
         if named is not None and not documents.documents:
-            return self._reopened(named, questions)
+            return _Draft(self._deposit.prompt_behind(named, questions), range(0), entry=named)
         prompt, cut = self._prompt(request, documents, questions)
         try:
-            entry = named or self._known(prompt)
+            entry = named or self._deposit.known(prompt)
             if entry is None:
                 return _Draft(prompt, cut, self._reading(prompt))
-            self._check_length(prompt)
+            self._engine.check_length(prompt)
         except DoesNotFitError as error:
             pins, unpinned = pins_in(request, documents), self._prompt(request.without_pins(), documents, questions)[0]
             raise blame(error, pins, prompt, unpinned, plan=self._reading) from error
@@ -261,12 +234,6 @@ class Reader:
 
     def _reading(self, prompt: "Prompt") -> "Reading":
         return self._engine.read(prompt, self.preset, for_any=self._saves)
-
-    def _check_length(self, prompt: "Prompt") -> None:
-        from uncomp_cli.engine.spend.compression import check_length
-
-        loaded = self._engine.loaded
-        check_length(loaded.spec, prompt, trained_length=loaded.info.trained_length)
 
     def _subject(self, documents: DocumentSet, draft: _Draft) -> Generator[Event, None, Subject]:
         """Read or open what was drafted, say how, and save it when that was asked for."""
@@ -280,14 +247,14 @@ class Reader:
             warnings[:0] = [f"{each.path}: left out {loss}" for each in saved for loss in each.losses]
         if not self._again:
             yield from (Warned(where + warning) for warning in warnings)
-        context = yield from self._opened(draft)
+        context = None if draft.entry is None else (yield from self._deposit.opened(draft.entry, draft.prompt))
         if context is None:
             context = yield from self._read(documents, draft)
         files = self._files(documents, draft)
         if request.as_json:
             files()
         if self._saves:
-            yield from self._save(context, documents, files)
+            yield from self._deposit.save(context, documents, files)
         self._num_read += 1
         account, spec, asked = context.account, self._engine.spec, 0 if self._saves else context.prompt.longest_question
         about = About(
@@ -367,96 +334,3 @@ class Reader:
             after = tuple(each for at, each in apart if at > last) if number == last else ()
             yield Item(subject, self.turn(documents, number), asked, before, after, is_last=number == last)
             previous = number
-
-    # What is saved, or was
-
-    def _named(self) -> "Entry":
-        """The context of that name; what the user asked for must not be other than what it has."""
-        asked, preset, name = self._request.preset, self.preset, str(self._request.reuse)
-        entry = self._shelf.find(name)
-        record = entry.manifest.record
-        saved = record.compression
-        wanted = (
-            ("--preset", asked.name, preset.name, record.preset),
-            ("--budget", asked.budget, str(preset.budget), saved.budget),
-            ("--policy", asked.policy, preset.policy, saved.policy),
-            ("--scorer", asked.scorer, preset.scorer.name, saved.scorer.name),
-            ("--kv-bits", asked.kv_bits, preset.kv_bits, saved.kv_bits),
-        )
-        for flag, given, mine, theirs in wanted:
-            if given is not None and mine != theirs:
-                message = f"cache '{name}' was saved with {flag} {theirs}, not {mine}"
-                raise UsageError(message, hint=f"leave {flag} out, or keep another: --cache {name}-2")
-        return entry
-
-    def _known(self, prompt: "Prompt") -> "Entry | None":
-        """With `auto`, the context that was saved of just this."""
-        if self._request.reuse != AUTOMATIC:
-            return None
-        return self._engine.saved(self._shelf, prompt, self.preset)
-
-    def _reopened(self, entry: "Entry", questions: Sequence[str]) -> _Draft:
-        """Questions that follow a saved context, whose document is not at hand."""
-        from uncomp_cli.engine.tokens.prompt import chat_prompt
-        from uncomp_cli.engine.tokens.tokens import Tokens
-
-        record, given = entry.manifest.record, self._request.system
-        system = record.system
-        if given is not None and given != system:
-            message = f"cache '{entry.name}' was saved with the system prompt {system!r}, not {given!r}"
-            raise UsageError(message, hint="leave --system out, or read the document anew")
-        tokenizer, sinks = self._engine.loaded.tokenizer, self.preset.scorer.sinks
-        said = self._request.earlier
-        prompt = chat_prompt(tokenizer, "", list(questions), system=system, sinks=sinks, earlier=said)
-        try:
-            count = min(record.context_tokens, self._engine.spec.trained_length)
-            self._check_length(replace(prompt, context=Tokens.of([0] * count)))
-        except DoesNotFitError as error:  # whose hints are for who has the document
-            limit = format_count(self._engine.spec.trained_length)
-            message = f"the question leaves no room for an answer in a context of {limit} tokens"
-            raise DoesNotFitError(message, hint="ask something shorter") from error
-        return _Draft(prompt, range(0), entry=entry)
-
-    def _opened(self, draft: _Draft) -> "Generator[Event, None, Any]":
-        """The saved context; None when there is none, or only one that is damaged, and the document can be read."""
-        entry, named = draft.entry, self._request.names_a_cache
-        if entry is None:
-            return None
-        as_saved = named and not self._request.paths
-        try:
-            context = self._engine.open(self._shelf, entry, draft.prompt, self.preset, as_saved=as_saved)
-        except UncompError as error:
-            if named or isinstance(error, (UsageError, DoesNotFitError, OutOfMemoryError)):
-                raise
-            yield Warned(f"{error.message}; the document is read again")
-            return None
-        yield Noted(f"reused {entry.name} ({_sizes(entry)}), loaded in {format_decimal(context.seconds)} s")
-        return context
-
-    def _save(
-        self, context: "Context", documents: DocumentSet, files: Callable[[], Sequence[dict[str, Any]]]
-    ) -> Iterator[Event]:
-        """Save under the name that was given, or with `auto` what has just been read; why it could not be is told."""
-        request, was_opened = self._request, context.account.record is not None
-        if request.save_cache is None and (was_opened or request.reuse != AUTOMATIC):
-            return
-        about = written_down(documents, files(), context.account)
-        about |= {} if was_opened else {"system": request.system}
-        try:
-            entry, removed = self._engine.save(context, self._shelf, request.save_cache, **about)
-        except UncompError as error:
-            yield Refused(error, "the document is not saved")
-            return
-        name = request.save_cache or AUTOMATIC
-        yield Noted(f"saved {entry.name} ({_sizes(entry)}); --cache {name} answers from it")
-        for other in removed:
-            yield Warned(f"removed {other.name} ({format_bytes(other.file_bytes)}) to stay under --cache-size")
-
-
-def _sizes(entry: "Entry") -> str:
-    """`budget 30%: 18.4 of 31.9 MiB in 16 bits (57.7 %), 1,451 tokens`."""
-    record = entry.manifest.record
-    size = str(entry.share)
-    if entry.share.of_run >= 1:
-        size = f"{format_bytes(entry.file_bytes)}, all kept"
-    return f"budget {record.compression.budget}: {size}, {format_count(record.context_tokens)} tokens"

@@ -112,10 +112,14 @@ class Engine:
         """The model's shape."""
         return self.loaded.spec
 
+    def check_length(self, prompt: Prompt) -> None:
+        """Raise DoesNotFitError when the prompt leaves no room for an answer inside the context."""
+        check_length(self.spec, prompt, trained_length=self.loaded.info.trained_length)
+
     def plan(self, prompt: Prompt, preset: Preset) -> Compression:
         """How a prompt is read. Raises DoesNotFitError when it is too long or too large."""
-        loaded, trained_length = self.loaded, self.loaded.info.trained_length
-        check_length(self.spec, prompt, trained_length=trained_length)
+        self.check_length(prompt)
+        loaded = self.loaded
         answer = self.sampling.max_new_tokens
         return plan_compression(
             self.spec,
@@ -123,7 +127,9 @@ class Engine:
             prompt,
             available=free_bytes(self.decoder.device),
             limits=self._limits_beside(prompt, preset, tokens=answer),
-            reach=Reach.of(loaded.rope, prompt.seq_len, trained_length=trained_length, answer_tokens=answer),
+            reach=Reach.of(
+                loaded.rope, prompt.seq_len, trained_length=loaded.info.trained_length, answer_tokens=answer
+            ),
         )
 
     def read(self, prompt: Prompt, preset: Preset, *, for_any: bool = False) -> Reading:
@@ -232,7 +238,7 @@ class Engine:
             misfit=lambda stored: misfit(stored, self.spec, self.decoder.new_states()),
         )
         whole = prompt_of(tensors, prompt)
-        check_length(self.spec, whole, trained_length=self.loaded.info.trained_length)
+        self.check_length(whole)
         wanted, _ = for_any_question(preset)
         self.decoder.fix_regime(None)
         context = Context(self.decoder, whole, cache, Unread(Recall(self.loaded.tokenizer)))
@@ -244,7 +250,7 @@ class Engine:
         return context
 
     def _plan_any(self, prompt: Prompt, preset: Preset) -> tuple[Growth, Compression]:
-        check_length(self.spec, prompt, trained_length=self.loaded.info.trained_length)
+        self.check_length(prompt)
         limits = self._limits_beside(prompt, preset, tokens=self._tokens_beside(prompt))
         growth = Growth(self.decoder, preset, limits)
         growth.budget.guard_from = len(prompt.context)  # nothing of a document is more recent than the rest

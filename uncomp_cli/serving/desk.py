@@ -15,9 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from uncomp_cli.asking.deposit import check_saving
 from uncomp_cli.asking.events import Done, Piece, Refused, Turn, Warned
 from uncomp_cli.asking.pipeline import check_questions, told
-from uncomp_cli.asking.subject import Answer, Item, Reader, check_saving
+from uncomp_cli.asking.subject import Answer, Item, Reader
 from uncomp_cli.documents.collection import DocumentSet, sent
 from uncomp_cli.engine.context.context import Beside
 from uncomp_cli.engine.engine import Engine

@@ -139,7 +139,7 @@ def _talk(job: ChatJob, saved: Transcript | None, file: SessionFile | None, term
 def _check_cache(job: ChatJob) -> None:
     """Find a slip in --cache before a model is loaded."""
     if job.paths:
-        from uncomp_cli.asking.subject import check_saving
+        from uncomp_cli.asking.deposit import check_saving
 
         check_saving(job.request())
     elif job.cache == AUTOMATIC:
