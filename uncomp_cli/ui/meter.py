@@ -158,7 +158,7 @@ class Display:
             return
         self._erase_pace()
         yield
-        self._column = column_behind(text, self._column, self._terminal.columns)
+        self._column = column_behind(strip_controls(text), self._column, self._terminal.columns)
         self._draw_pace()
 
     def _show_pace(self, pace: Pace) -> None:
@@ -189,7 +189,8 @@ class Display:
 def column_behind(text: str, column: int | None, width: int) -> int | None:
     """Where the cursor of a terminal is behind `text`, from `column` on: at most `width`, where the next letter wraps.
 
-    None, until the line ends, where terminals disagree: behind emoji, combining marks and what cannot be seen.
+    None, until the line ends, where terminals disagree: behind emoji, combining marks, what cannot be seen, and a tab
+    at the right edge, which is on the last letter or behind it.
     """
     for letter in text:
         if letter == "\n":
@@ -197,7 +198,7 @@ def column_behind(text: str, column: int | None, width: int) -> int | None:
         elif column is None or letter >= _EMOJI or unicodedata.category(letter) in _DISPUTED:
             column = None
         elif letter == "\t":
-            column = min(width - 1, column - column % 8 + 8)
+            column = min(width - 1, column - column % 8 + 8) if column < width else None
         else:
             size = columns_of(letter)
             column = column + size if column + size <= width else size
