@@ -1,6 +1,7 @@
 """Planning: what is chosen fits, and what is measured stays within what was allowed."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -54,9 +55,17 @@ def planned(
 
 
 def most_held(compression: Compression) -> int:
-    """The most bytes that the cache takes, on the way and at the end."""
-    steps, done = exhaust(Reader(DECODER, compression).read())
-    return max(done.cache.nbytes, *(step.kv_bytes for step in steps))
+    """The most bytes that the cache takes: whenever a layer was stored, so before the last one ends the chunk too."""
+    reader, found = Reader(DECODER, compression), []
+    store = reader.cache.store
+
+    def storing(*given: Any, **how: Any) -> None:
+        store(*given, **how)
+        found.append(reader.cache.nbytes)
+
+    reader.cache.store = storing  # type: ignore[method-assign]
+    _, done = exhaust(reader.read())
+    return max(done.cache.nbytes, *found)
 
 
 @pytest.mark.parametrize("chunk", [1, LEAST_CHUNK_TOKENS - 1, 0, -5])
@@ -167,6 +176,17 @@ def test_a_small_budget_is_kept_and_only_the_chunk_gets_shorter() -> None:
     assert compression.chunk_tokens == 2048
     assert compression.allocation.plan.entries == entries
     assert most_held(compression) <= cap
+
+
+@pytest.mark.parametrize("policy", ["uniform", "uncertain:by=entropy"])
+@pytest.mark.parametrize(("budget", "keep"), [("10%", 0.7), ("20%", 0.5), ("40%", 0.9)])
+def test_what_thinned_layers_hold_in_one_pass_is_planned_to_the_byte(budget: str, keep: float, policy: str) -> None:
+    prompt = prompt_of(context=2000)
+    scorer, thinning = replace(SCORER, name="agreement"), f"gather:after=2,keep={keep}"
+    preset = preset_of(budget, policy, scorer=scorer, thinning=thinning)
+    held = most_held(planned(preset, prompt))
+    assert planned(preset, prompt, kv_bytes=held).chunk_tokens is None
+    assert planned(preset, prompt, kv_bytes=held - 1).chunk_tokens is not None
 
 
 def test_a_chunk_that_does_not_fit_is_refused_with_numbers() -> None:
