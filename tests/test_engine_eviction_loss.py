@@ -94,6 +94,34 @@ def test_losses_are_the_slopes_of_the_likelihood(family: str, length: int) -> No
     assert (losses[[not one for one in full]] == 0).all()
 
 
+@pytest.mark.parametrize("family", ["llama", "llama-mha", "granite", "gemma3_text"])
+def test_losses_and_their_order_are_those_of_one_way_back_through_the_stock_model(family: str) -> None:
+    """Nothing is left away there, and nothing runs twice: its own loss, and gradients of what attention gives."""
+    stock, decoder, spec = tiny(family)
+    layers, answer = read(decoder), tokens(12, 5)
+    given: list[Tensor] = []
+    for layer in stock.model.layers:
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    ids = torch.tensor([[*tokens(READ, 1), *answer[:-1]]])
+    out = stock(ids, output_attentions=True, use_cache=True)
+    torch.nn.functional.cross_entropy(out.logits[0, READ:], torch.tensor(answer[1:])).backward(inputs=given)
+    expected = torch.zeros(spec.num_layers, spec.num_kv_heads)
+    for index, (layer, weights, at) in enumerate(zip(layers, out.attentions, given, strict=True)):
+        if layer.kept is None:
+            continue
+        shape = ids.shape[1], spec.num_kv_heads, -1, spec.head_dim
+        whole, slopes = (each.view(shape)[READ:].permute(1, 2, 0, 3) for each in (at.detach(), at.grad))
+        values = out.past_key_values.layers[index].values[0].detach()
+        for group, kept in enumerate(layer.kept):
+            seen = torch.cat([kept, torch.arange(READ, ids.shape[1])])
+            few = weights[0].detach().view(spec.num_kv_heads, -1, *weights.shape[-2:])[group, :, READ:, seen]
+            few = few / few.sum(dim=-1, keepdim=True) @ values[group, seen]
+            expected[index, group] = (slopes[group] * (few - whole[group])).sum(dim=(0, 2)).abs().sum()
+    losses = eviction_loss(decoder, layers, answer)
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-6)
+    assert losses.flatten().argsort().tolist() == expected.flatten().argsort().tolist()
+
+
 def test_what_keeps_everything_loses_nothing() -> None:
     _, decoder, _ = tiny("llama")
     losses = eviction_loss(decoder, read(decoder, kept=READ), tokens(6, 5))

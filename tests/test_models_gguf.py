@@ -24,6 +24,7 @@ from support.gguf_files import (
 from support.pace import swift
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cli.stock import doctor
+from uncomp_cli.engine.forward import products
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.products import use_product
@@ -259,7 +260,8 @@ def test_kinds_that_the_library_does_not_read_are_held_as_the_nearest(tmp_path, 
     assert ((up.matrix.numbers(up.library) - wide).abs() <= largest / 250 + 127 * 2**-25).all()  # a scale is a float16
 
 
-def test_gradients_pass_blocks(tmp_path):
+def test_gradients_pass_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(products, "PART_NUMBERS", 256 * 64)  # few rows of a matrix at a time
     path = write_gguf(tmp_path / "tiny.gguf", tiny_llama(**WIDE), kind=mixed("Q4_0"))
     kept, wide = pulled(path), load_model(str(path), device="cpu", widened=True)
     use_product(kept.model, library=find())
