@@ -1,6 +1,5 @@
 """A conversation's cache is what a fresh session would have computed, whatever happened before; and in its budget."""
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from support.native import OF_GLIBC
 from support.tiny import TRAINED_LENGTH
 from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.config import Limits, SamplingConfig
@@ -153,10 +153,9 @@ def test_a_full_context_is_refused_with_numbers(loaded: LoadedModel) -> None:
     assert_like_from_scratch(loaded, session, [SYSTEM, Message("user", "Hello")])
 
 
+@OF_GLIBC
 def test_what_a_turn_has_freed_goes_back_to_the_system(loaded: LoadedModel) -> None:
     """Also from under what is held, where the heap cannot shrink; a turn that is stopped gives back as well."""
-    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
-        pytest.skip("memory is given back by glibc")
     session, process = Recorded(loaded), psutil.Process()
     for stop_after in (None, 1):
         freed = [torch.ones(2**14) for _ in range(1024)]  # 64 KiB each: none is mapped by itself

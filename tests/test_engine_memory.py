@@ -16,6 +16,7 @@ import torch
 
 from support.families import SHAPE, full_plan, make_prompt, planned_for, tiny
 from support.memory import peak_of
+from support.native import OF_GLIBC
 from uncomp_cli.budget.baselines import UniformPolicy
 from uncomp_cli.budget.plan import Wanted
 from uncomp_cli.config import ScorerConfig
@@ -130,7 +131,7 @@ with tempfile.TemporaryFile() as file:
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+@OF_GLIBC
 def test_threads_take_memory_from_one_heap() -> None:
     done = subprocess.run([sys.executable, "-c", _HEAPS], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1"]

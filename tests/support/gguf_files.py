@@ -18,7 +18,16 @@ LAYERS, HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER = 2, 4, 2, 8, 32, 64
 TOKENS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|end|>"]
 WRITTEN = ("LLAMA", "QWEN2", "GEMMA3", "LFM2", "QWEN35")
 PERMUTED = ("llama",)
-SCALES_AT = {"Q6_K": (208,), **dict.fromkeys(("Q8_0", "Q4_0", "Q5_0"), (0,)), **dict.fromkeys(("Q4_K", "Q5_K"), (0, 2))}
+SCALES_AT = {
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+}
+"""Of the kinds that gguf reads and does not write: where in a block its scales are."""
 SHAPE: dict[str, Any] = {
     "vocab_size": len(TOKENS),
     "hidden_size": HIDDEN,
@@ -129,19 +138,16 @@ def _add(writer: Any, name: str, values: np.ndarray, kind: Callable[[str], str])
     if named.name in ("F32", "F16"):
         writer.add_tensor(name, values.astype(np.float32 if named.name == "F32" else np.float16))
         return
-    try:
-        packed = gguf.quantize(values, named)
-    except NotImplementedError:  # what gguf says of a kind that it reads and does not write
-        packed = _random_blocks(named, values.shape)
+    packed = _random_blocks(named, values.shape) if named.name in SCALES_AT else gguf.quantize(values, named)
     writer.add_tensor(name, packed, raw_dtype=named)
 
 
 def _random_blocks(kind: gguf.GGMLQuantizationType, shape: tuple[int, ...]) -> np.ndarray:
-    """Blocks of random bits with small scales: gguf cannot quantize to all kinds that it reads."""
+    """Blocks of random bits with small scales."""
     cols, size = gguf.GGML_QUANT_SIZES[kind]
     chance = np.random.default_rng(0)
     blocks = chance.integers(0, 256, (shape[0], shape[1] // cols, size), dtype=np.uint8)
-    for at in SCALES_AT.get(kind.name, (size - 4, size - 2) if kind.name in ("Q2_K", "Q3_K") else (0,)):
+    for at in SCALES_AT[kind.name]:
         scales = (chance.standard_normal(blocks.shape[:2]) * 2e-5).astype(np.float16)
         blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
     return blocks.reshape(shape[0], -1)

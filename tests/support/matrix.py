@@ -31,7 +31,7 @@ def thin_out(items: Sequence[pytest.Item]) -> None:
 
 
 def _row(item: pytest.Item) -> _Row:
-    given: dict[str, Any] = dict(item.callspec.params)  # type: ignore[attr-defined]  # of functions alone
+    given: dict[str, Any] = dict(item.callspec.params)  # of functions alone
     marks = [
         re.split(r"[\s,]+", mark.args[0]) if isinstance(mark.args[0], str) else mark.args[0]
         for mark in item.iter_markers("parametrize")
