@@ -27,7 +27,7 @@ RANKS = {
     "cache": 4, "models": 4, "documents": 4, "sessions": 4,
     "engine": 5,
     "asking": 6, "evals": 6, "bench": 6,
-    "calibrate": 7, "serving": 7,
+    "calibrate": 7, "serving": 7, "batch": 7,
     "ui": 8, "__init__": 8,
     "cli": 9,
     "__main__": 10,
@@ -44,6 +44,7 @@ TORCH_PARTS = {
     "evals",
     "bench",
     "serving",
+    "batch",
 }
 # Library → path prefixes that may use it at all.
 OWNERS = {

@@ -32,6 +32,7 @@ from uncomp_cli.schema import inside
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
     from uncomp_cli.engine.engine import Engine
+    from uncomp_cli.models.runnable import LoadedModel
 
 
 _STDIN = "-"
@@ -68,17 +69,31 @@ def run(request: Request) -> Generator[Event, None, None]:
         for document, error in zip(documents.documents, unfit, strict=True):
             yield replace(_refusal(document.path, error, questions), title=document.path)
         return
+    loaded, preset = yield from settle(request)
+    engine = yield from engine_for(loaded, request, preset, documents, questions)
+    yield from ask(engine, documents, questions, preset, request)
+
+
+def settle(request: Request) -> "Generator[Event, None, tuple[LoadedModel, Preset]]":
+    """The model, loaded, and the preset that it runs with; what that is instead of another is said."""
     loaded = yield from load(request.model)
-    from uncomp_cli.engine.engine import Engine
     from uncomp_cli.models.runnable import fingerprint
 
     preset, notes = request.choice.settled(fingerprint(loaded))
     yield from map(Noted, notes)
     check_risk(request, preset)
+    return loaded, preset
+
+
+def engine_for(
+    loaded: "LoadedModel", request: Request, preset: "Preset", documents: DocumentSet, questions: Sequence[str]
+) -> "Generator[Event, None, Engine]":
+    """The engine that reads these documents, or any where --rope leaves nothing to choose."""
+    from uncomp_cli.engine.engine import Engine
+
     loaded = yield from lengthen_for(loaded, request, documents, questions)
     check_context_fits(request.model, loaded, preset)
-    engine = Engine(loaded, sampling=request.sampling, limits=request.limits, matmul=request.model.matmul)
-    yield from ask(engine, documents, questions, preset, request)
+    return Engine(loaded, sampling=request.sampling, limits=request.limits, matmul=request.model.matmul)
 
 
 def ask(

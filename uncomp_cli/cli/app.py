@@ -38,6 +38,7 @@ COMMANDS = {
     "calibrate": "calibrate",
     "rope": "judge.rope",
     "bench": "judge.bench",
+    "batch": "batch",
     "serve": "serve",
     "model": "stock.model",
     "preset": "stock.preset",

@@ -182,11 +182,20 @@ def sent(files: Sequence[tuple[str, bytes]], wishes: Wishes = NO_WISHES) -> Docu
         for name, data in files
     ]
     documents = []
-    for source, taken in zip(sources, finished(take_all(sources, wishes)), strict=True):
-        if not isinstance(taken, Taken):
-            raise type(taken)(f"cannot read {shown(source.name)!r}: {taken.message}", hint=taken.hint) from taken
-        documents.append(_document(shown(source.name), taken))
+    for source, found in zip(sources, documents_of(sources, wishes), strict=True):
+        if not isinstance(found, Document):
+            raise type(found)(f"cannot read {shown(source.name)!r}: {found.message}", hint=found.hint) from found
+        documents.append(found)
     return DocumentSet(tuple(documents))
+
+
+def documents_of(sources: Sequence[Source], wishes: Wishes = NO_WISHES) -> list[Document | Refusal]:
+    """The document of every source, or why there is none; nothing behind one that is needed and cannot be read."""
+    taken = finished(take_all(sources, wishes))
+    return [
+        _document(shown(source.name), found) if isinstance(found, Taken) else found
+        for source, found in zip(sources, taken, strict=False)
+    ]
 
 
 class _Reading:

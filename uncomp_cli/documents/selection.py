@@ -74,6 +74,13 @@ def select(argument: str, *, include: Sequence[str] = ()) -> Selection:
     return Selection(argument, True, (Candidate(Path(argument)),))
 
 
+def candidates(argument: str, *, include: Sequence[str] = ()) -> Iterator[Candidate]:
+    """The candidates of one argument, those below a folder as they are met: for folders of any size."""
+    if Path(argument).is_dir():
+        return _walk(Path(argument), _Wanted(tuple(include)))
+    return iter(select(argument, include=include).candidates)
+
+
 def nothing_readable(argument: str, refusals: Sequence[tuple[str, UncompError]]) -> UsageError:
     """Why no candidate of an argument could be read."""
     hints = {error.hint for _, error in refusals}

@@ -1,0 +1,280 @@
+"""Ray: where workers and readers run, and how documents flow through them.
+
+    entries → reader (a task: files become text) → batches → actor (a model: text becomes rows) → here
+
+Ray Data holds readers back when actors are busy, and starts an actor again that has died. The documents of one window
+are in flight at a time: what Ray remembers of a run grows with its documents, and ends with its window.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+from uncomp_cli.batch.manifest import Entry, source_of
+from uncomp_cli.batch.worker import Attempts, Job, Line, Maker, answer_all
+from uncomp_cli.documents.collection import documents_of
+from uncomp_cli.documents.text import Wishes
+from uncomp_cli.errors import UncompError, UsageError, failure_of
+
+LOCAL = "local"
+WINDOW = 16_384
+"""Documents that Ray hears of at once."""
+PART = 256
+"""Documents that a reader takes at once."""
+_CONNECT_S, _JOIN_S = 5.0, 60.0
+_STORE_BYTES = 256 * 2**20
+_PROBE = "import logging, sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine: cores, memory and GPUs that may be used."""
+
+    cores: int
+    free_bytes: int
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """How many actors with how many threads and which part of a GPU each, how many readers, and documents a batch."""
+
+    actors: int
+    threads: int
+    gpus: float = 0.0
+    readers: int = 1
+    batch_size: int = 16
+
+
+def check_installed() -> None:
+    """Raise UncompError where the extra is not installed."""
+    if find_spec("ray") is None or find_spec("pyarrow") is None:
+        raise UncompError("uncomp batch needs Ray Data, which is not installed", hint="pip install 'uncomp[batch]'")
+
+
+def this_node() -> Node:
+    """This machine, without a GPU."""
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Node(cores, psutil.virtual_memory().available)
+
+
+def crew_of(
+    nodes: Sequence[Node],
+    *,
+    needs_bytes: int,
+    actors: int | None = None,
+    threads: int | None = None,
+    gpus: float | None = None,
+    readers: int = 1,
+    batch_size: int = 16,
+) -> Crew:
+    """What was asked for, and else an actor for each GPU, or as many as cores and memory have room for.
+
+    Raises UsageError for more than there are cores or GPUs.
+    """
+    all_gpus, cores = sum(node.gpus for node in nodes), sum(node.cores for node in nodes)
+    share = gpus if gpus is not None else min(1.0, all_gpus)
+    room = sum(max(1, min(node.cores // (threads or 1), node.free_bytes // max(1, needs_bytes))) for node in nodes)
+    count = actors or (max(1, int(all_gpus / share)) if share else min(room, cores))
+    width = threads or max(1, min(cores // count, *(node.cores for node in nodes)))
+    if count * width > cores or width > max(node.cores for node in nodes):
+        message = f"{count} actors of {width} threads need {count * width} cores, and there are {cores}"
+        raise UsageError(message, hint=f"use --actors {max(1, cores // width)}, or fewer --threads")
+    if count * share > all_gpus:
+        message = f"{count} actors with {share:g} GPUs each need {count * share:g}, and there are {all_gpus:g}"
+        raise UsageError(message, hint="use fewer --actors, or a smaller share with --gpus")
+    return Crew(count, width, share, readers, batch_size)
+
+
+@contextmanager
+def connected(address: str, *, readers: int = 1) -> Iterator[list[Node]]:
+    """Ray on this machine, or the cluster at an address; its nodes. Raises UncompError where it cannot be reached."""
+    check_installed()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+
+    is_local, handler = address == LOCAL, signal.getsignal(signal.SIGTERM)
+    if not is_local:
+        _probe(address)
+    local = {"num_cpus": this_node().cores + readers, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
+    where: dict[str, Any] = local if is_local else {"address": address}
+    try:
+        with _hushed():
+            ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    except Exception as error:
+        raise _unreachable(address, failure_of(error).message) from error
+    finally:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, handler)
+    try:
+        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        spare = readers if is_local else 0
+        nodes = [Node(int(each.get("CPU", 0)) - spare, int(each["memory"]), each.get("GPU", 0.0)) for each in found]
+        yield [node for node in nodes if node.cores > 0]
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Nothing on the process's own standard error, on which Ray's libraries write."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _unreachable(address: str, reason: str) -> UncompError:
+    what = "Ray does not start here" if address == LOCAL else f"--ray {address}: no Ray cluster can be joined there"
+    hint = "run it on a machine of the cluster: ray start --head there, then --ray HOST:6379; or --ray local"
+    return UncompError(f"{what}: {reason}", hint=hint)
+
+
+def _probe(address: str) -> None:
+    """Join the cluster in a child first: Ray waits for minutes where none answers, and ends the process that does."""
+    host, _, port = address.rpartition(":")
+    if address != "auto" and not (host and port.isdigit()):
+        raise UsageError(f"--ray '{address}' is no address", hint="use --ray local, --ray HOST:6379 or --ray auto")
+    if address != "auto":
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        except (OSError, OverflowError) as error:
+            raise _unreachable(address, str(getattr(error, "strerror", None) or error)) from error
+    try:
+        command = [sys.executable, "-c", _PROBE, address]
+        tried = subprocess.run(command, capture_output=True, text=True, timeout=_JOIN_S, errors="replace")
+    except subprocess.TimeoutExpired as error:
+        raise _unreachable(address, f"nothing of Ray answers within {_JOIN_S:.0f} s") from error
+    if tried.returncode:
+        lines = [line for line in tried.stderr.splitlines() if line.strip()]
+        raise _unreachable(address, lines[-1].strip()[:300] if lines else f"it ends with {tried.returncode}")
+
+
+def window_rows(
+    entries: Sequence[Entry], make: Maker, crew: Crew, wishes: Wishes, ledger: Any
+) -> Iterator[tuple[list[Line], tuple[str, ...]]]:
+    """The rows of every batch of a window as it is answered, and what there is to say.
+
+    Raises what making a worker does.
+    """
+    import ray
+
+    parts = [{"part": _packed(entries[at : at + PART])} for at in range(0, len(entries), PART)]
+    data = ray.data.from_items(parts, override_num_blocks=len(parts))
+    settings: dict[str, Any] = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        "enable_auto_log_stats": False,
+        "target_max_block_size": 1,  # so that a batch is a block of its own, handed on when it is there
+        "target_min_block_size": 1,
+        "execution_no_progress_timeout_s": -1,
+    }
+    for name, value in settings.items():
+        setattr(data.context, name, value)
+    flow: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    read = partial(_read, batch_size=crew.batch_size, wishes=wishes)
+    readers, actors = ray.data.TaskPoolStrategy(size=crew.readers), ray.data.ActorPoolStrategy(size=crew.actors)
+    data = data.map_batches(read, **flow, compute=readers, num_cpus=1)
+    data = data.map_batches(
+        _Actor,
+        **flow,
+        fn_constructor_args=(partial(make, crew.threads), ledger),
+        compute=actors,
+        num_cpus=crew.threads,
+        **({"num_gpus": crew.gpus} if crew.gpus else {}),
+    )
+    for table in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for packed in table["rows"].to_pylist():
+            found = pickle.loads(packed)  # from our own worker
+            if isinstance(found, Exception):
+                raise found
+            yield found
+
+
+def _packed(entries: Sequence[Entry]) -> bytes:
+    return zlib.compress(json.dumps([asdict(entry) for entry in entries]).encode())
+
+
+def _read(table: Any, *, batch_size: int, wishes: Wishes) -> Iterator[Any]:
+    """What a reader does: documents of a part, a batch at a time."""
+    import pyarrow
+
+    for part in table["part"].to_pylist():
+        entries = [Entry(**each) for each in json.loads(zlib.decompress(part))]
+        for at in range(0, len(entries), batch_size):
+            some = entries[at : at + batch_size]
+            documents = documents_of([source_of(entry) for entry in some], wishes)
+            jobs = [Job(entry.name, document) for entry, document in zip(some, documents, strict=True)]
+            yield pyarrow.table({"jobs": [pickle.dumps(jobs)]})
+
+
+class _Actor:
+    """What an actor does: a batch of documents into rows. What it could not be made for is its first answer."""
+
+    def __init__(self, make: Any, ledger: Any) -> None:
+        self._ledger = _Remote(ledger)
+        self._failed: Exception | None = None
+        try:
+            self._work = make()
+        except Exception as error:
+            self._failed = UncompError(failure_of(error).message, hint=failure_of(error).hint)
+
+    def __call__(self, table: Any) -> Any:
+        import pyarrow
+
+        (packed,) = table["jobs"].to_pylist()
+        found: object = self._failed
+        if self._failed is None:
+            jobs: list[Job] = pickle.loads(packed)  # from our own reader
+            found = answer_all(self._work, jobs, self._ledger), self._work.notes
+        return pyarrow.table({"rows": [pickle.dumps(found)]})
+
+
+def open_ledger() -> Any:
+    """The ledger of attempts, in an actor of its own, which outlives the others."""
+    import ray
+
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
+
+
+@dataclass(frozen=True, slots=True)
+class _Remote:
+    """A ledger that is an actor."""
+
+    actor: Any
+
+    def begin_all(self, names: Sequence[str]) -> bool:
+        import ray
+
+        return bool(ray.get(self.actor.begin_all.remote(names)))
+
+    def begin(self, name: str) -> int:
+        import ray
+
+        return int(ray.get(self.actor.begin.remote(name)))
+
+    def end(self, names: Sequence[str]) -> None:
+        import ray
+
+        ray.get(self.actor.end.remote(names))
