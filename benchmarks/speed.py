@@ -30,7 +30,7 @@ sys.path.append(str(Path(__file__).resolve().parent / "peers"))  # programs that
 from ceilings import layer_weights, measure_ceilings, prefill_flops, step_weights
 from records import command_line, cpu_name, say
 from timed import PeerArm, peer_arms, run_peer
-from weights import gguf_file
+from weights import gguf_file, plain_directory
 
 from uncomp_cli import __version__
 from uncomp_cli.bench.rounds import measure_in_child
@@ -326,9 +326,8 @@ def arms_at(args: argparse.Namespace, directory: Path, tokens: int) -> list[Arm]
     if args.peers:
         ids = [*stock.context, *stock.question]
         ggufs = args.gguf or [gguf_file(args.peers)]
-        found = peer_arms(
-            args.peers, ids, new_tokens=args.new_tokens, model=directory, ggufs=ggufs, keep=args.peer_keep
-        )
+        plain = plain_directory(args.peers, args.model)
+        found = peer_arms(args.peers, ids, new_tokens=args.new_tokens, model=plain, ggufs=ggufs, keep=args.peer_keep)
         arms += map(as_arm, found)
     return arms
 

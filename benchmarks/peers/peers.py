@@ -13,15 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from environments import PEERS, Peer, build, interpreter, missing_message
+from environments import PEERS, build, interpreter, missing_message
 from join import load_ours, load_peer, page
 from records import command_line, say
-from weights import gguf_file
+from weights import gguf_file, plain_directory
 
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.errors import UncompError
-from uncomp_cli.models.catalog import ensure_local
-from uncomp_cli.models.loading import load_model
 
 HERE = Path(__file__).resolve().parent
 REPORT = HERE.parent.parent / "docs" / "results" / "peers.md"
@@ -35,20 +33,6 @@ def build_all(directory: Path) -> int:
     return 0 if all(built) else 1
 
 
-def weights_for(peer: Peer, directory: Path) -> Path:
-    """The default model as the peer wants it: a GGUF file, or a directory in Hugging Face format."""
-    if peer.folder == "llamacpp":
-        return gguf_file(directory)
-    folder = directory / DEFAULT_MODEL
-    if not (folder / "config.json").is_file():
-        for _ in ensure_local(DEFAULT_MODEL):
-            pass
-        loaded = load_model(DEFAULT_MODEL, device="cpu", widened=True)
-        loaded.model.save_pretrained(folder)
-        loaded.tokenizer.save_pretrained(folder)
-    return folder
-
-
 def run_all(directory: Path, samples: Path, out: Path, *, limit: int | None) -> int:
     """Every peer that has an environment; 1 when one of those failed, 0 when one is only missing."""
     out.mkdir(parents=True, exist_ok=True)
@@ -58,7 +42,7 @@ def run_all(directory: Path, samples: Path, out: Path, *, limit: int | None) -> 
         if python is None:
             say(missing_message(directory, peer))
             continue
-        model = weights_for(peer, directory)
+        model = gguf_file(directory) if peer.folder == "llamacpp" else plain_directory(directory, DEFAULT_MODEL)
         arguments = ["--model", str(model), "--samples", str(samples), "--out", str(out / peer.results)]
         arguments += ["--limit", str(limit)] if limit else []
         code = subprocess.run([str(python), str(HERE / peer.script), *arguments]).returncode

