@@ -1,16 +1,20 @@
 """A GGUF of a real model's shape and random blocks: how long it takes to load, to read and to write, and what memory.
 
     python benchmarks/large_gguf.py make DIRECTORY/large.gguf [--shape 7b] [--kind Q4_0] [--layers 32]
-    python benchmarks/large_gguf.py run DIRECTORY/large.gguf [--tokens 512] [--new 32]
+    python benchmarks/large_gguf.py run DIRECTORY/large.gguf [--tokens 512] [--new 32] [--preset full] [--budget 5%]
+    python benchmarks/large_gguf.py peer DIRECTORY/large.gguf --peers DIRECTORY [--tokens 512] [--new 32]
     python benchmarks/large_gguf.py calibrate DIRECTORY/large.gguf [--tokens 2000]
 
 The shapes are Llama 2 7B's (32 layers of 4,096, 32 heads, an MLP of 11,008, a vocabulary of 32,000) and one of 0.5
 billion weights (24 layers of 896, 14 heads over 2 KV heads, 4,864, 151,936). What it says means nothing; bytes and
-operations are those of a real one. `calibrate` measures one sample, as `uncomp calibrate` does. The last line is JSON.
+operations are those of a real one. `peer` runs llama.cpp on the same tokens, with flash attention and all cores
+(peers/README.md says how it is built). `calibrate` measures one sample, as `uncomp calibrate` does. The last line is
+JSON.
 """
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +22,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
+
+sys.path.append(str(Path(__file__).resolve().parent / "peers"))  # programs that import each other by name
+
+from timed import peer_arms, run_peer
+
+from uncomp_cli.budget.amount import Budget
+from uncomp_cli.budget.presets import Preset, load_preset
 
 CONTEXT, ANSWER_TOKENS = 4096, 128
 
@@ -90,11 +101,23 @@ def make(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType) -> None:
     writer.close()
 
 
-def run(path: Path, tokens: int, new: int) -> dict[str, object]:
+def prompt_ids(tokens: int, shape: Shape) -> list[int]:
+    """The tokens of a prompt, the same for both programs."""
+    return np.random.default_rng(1).integers(0, shape.vocab - 1, tokens).tolist()
+
+
+def peer(path: Path, peers: Path, shape: Shape, tokens: int, new: int) -> dict[str, object]:
+    """llama.cpp's first token, in seconds, and its tokens a second."""
+    ids = prompt_ids(tokens, shape)
+    arms = peer_arms(peers, ids, new_tokens=new, model=path, ggufs=[path], keep=1.0)
+    arm = next(arm for arm in arms if arm.peer == "llama.cpp" and arm.label.endswith("flash attention"))
+    return {"label": arm.label, **run_peer(arm)}
+
+
+def run(path: Path, shape: Shape, tokens: int, new: int, preset: Preset) -> dict[str, object]:
     """Load, read and write; times in seconds, memory in bytes."""
     import torch
 
-    from uncomp_cli.budget.presets import load_preset
     from uncomp_cli.config import SamplingConfig
     from uncomp_cli.engine.engine import Engine
     from uncomp_cli.engine.spend.memory import peak_bytes, resident_bytes
@@ -107,19 +130,17 @@ def run(path: Path, tokens: int, new: int) -> dict[str, object]:
     list(ensure_local(str(path)))
     pulled = time.perf_counter()
     loaded = load_model(str(path), device="cpu")
-    engine = Engine(loaded, sampling=SamplingConfig(max_new_tokens=new))
+    engine = Engine(loaded, sampling=SamplingConfig(max_new_tokens=new, lookup=False))
     ready, after_load = time.perf_counter(), peak_bytes(loaded.device)
-    ids = torch.randint(
-        0, loaded.spec.vocab_size - 1, (tokens + 8,), generator=torch.Generator().manual_seed(0)
-    ).tolist()
-    context = engine.read(Prompt(Tokens.of(tuple(ids[:-8])), (tuple(ids[-8:]),)), load_preset("full")).finish()
+    ids = prompt_ids(tokens, shape)
+    context = engine.read(Prompt(Tokens.of(tuple(ids[:-8])), (tuple(ids[-8:]),)), preset).finish()
     read = time.perf_counter()
-    written = sum(1 for _ in engine.writer(engine.asked(context), stop_ids=()).write())
-    done = time.perf_counter()
+    arrivals = [time.perf_counter() for _ in engine.writer(engine.asked(context), stop_ids=()).write()]
     return {
         "file_bytes": path.stat().st_size, "weights_bytes": loaded.weights_bytes, "pull_s": pulled - begun,
         "load_s": ready - pulled, "read_s": read - ready, "tokens": tokens,
-        "ms_per_token": (done - read) / written * 1e3,
+        "ttft_s": arrivals[0] - ready, "decode_tok_s": (len(arrivals) - 1) / (arrivals[-1] - arrivals[0]),
+        "preset": preset.name, "budget": str(preset.budget), "kv_bytes": context.cache.nbytes,
         "resident_bytes": resident_bytes(loaded.device), "load_peak_bytes": after_load,
         "peak_bytes": peak_bytes(loaded.device), "threads": torch.get_num_threads(),
     }  # fmt: skip
@@ -156,21 +177,28 @@ def calibrate(path: Path, tokens: int) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("make", "run", "calibrate"))
+    parser.add_argument("action", choices=("make", "run", "peer", "calibrate"))
     parser.add_argument("path", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="7b")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--kind", default="Q4_0")
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--new", type=int, default=32)
+    parser.add_argument("--preset", default="full")
+    parser.add_argument("--budget", type=Budget.parse)
+    parser.add_argument("--peers", type=Path)
     args = parser.parse_args()
+    shape, tokens = SHAPES[args.shape], args.tokens or 512
     if args.action == "make":
-        shape = SHAPES[args.shape]
         make(args.path, replace(shape, layers=args.layers or shape.layers), gguf.GGMLQuantizationType[args.kind])
     elif args.action == "calibrate":
         print(json.dumps(calibrate(args.path, args.tokens or 2000)))
+    elif args.action == "peer":
+        print(json.dumps(peer(args.path, args.peers, shape, tokens, args.new)))
     else:
-        print(json.dumps(run(args.path, args.tokens or 512, args.new)))
+        preset = load_preset(args.preset)
+        preset = replace(preset, budget=args.budget, floor_tokens=0) if args.budget else preset
+        print(json.dumps(run(args.path, shape, tokens, args.new, preset)))
 
 
 if __name__ == "__main__":
