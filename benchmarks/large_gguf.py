@@ -130,7 +130,7 @@ def run(path: Path, shape: Shape, tokens: int, new: int, preset: Preset) -> dict
     list(ensure_local(str(path)))
     pulled = time.perf_counter()
     loaded = load_model(str(path), device="cpu")
-    engine = Engine(loaded, sampling=SamplingConfig(max_new_tokens=new, lookup=False))
+    engine = Engine(loaded, sampling=SamplingConfig(max_new_tokens=new, lookup=False), matmul="auto")
     ready, after_load = time.perf_counter(), peak_bytes(loaded.device)
     ids = prompt_ids(tokens, shape)
     context = engine.read(Prompt(Tokens.of(tuple(ids[:-8])), (tuple(ids[-8:]),)), preset).finish()

@@ -162,9 +162,8 @@ def _row(arm: Line, record: Line, opponents: Sequence[str]) -> list[str]:
 
 
 def prefill_fraction(arm: Line, record: Line) -> float | None:
-    """The floor of the prefill by the time of the first token; None where not all tokens enter all layers, in fp32."""
-    thinned = arm["settings"].get("preset", {}).get("thinning", "none") != "none"
-    if thinned or not _in_fp32(arm):
+    """The floor of the prefill by the time of the first token; None for other arithmetic."""
+    if not _in_fp32(arm):
         return None
     return record["floors"]["prefill_flops"] / record["ceilings"]["gemm_gflop_s"] / 1e9 / arm["ttft_s"]
 
@@ -178,7 +177,8 @@ def decode_fraction(arm: Line, record: Line) -> float | None:
 
 
 def _in_fp32(arm: Line) -> bool:
-    return not arm["source"].startswith("llama.cpp")
+    """Whether weights and products are float32: ours hold 4-bit blocks and may multiply bfloat16."""
+    return arm["source"] in (STOCK, "kvpress") and "dtype" not in arm["settings"]
 
 
 def _cell(value: float | None, show: Callable[[float], str]) -> str:

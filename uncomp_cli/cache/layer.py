@@ -41,12 +41,15 @@ class LayerCache:
     _ends: Tensor | None = field(default=None, repr=False)
     _packs: tuple[tuple[int, bool], Packs] | None = field(default=None, repr=False)
     _held: tuple[Held, object] | None = field(default=None, repr=False)
+    _nbytes: int | None = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the three storages and of the quantised heads, as allocated."""
-        flat = sum(t.untyped_storage().nbytes() for t in (self.keys, self.values, self.positions))
-        return flat + sum(before.nbytes for before in self.quantized if before is not None)
+        """Bytes of the three storages and of the quantised heads, as allocated; known until they are laid out anew."""
+        if self._nbytes is None:
+            flat = sum(t.untyped_storage().nbytes() for t in (self.keys, self.values, self.positions))
+            self._nbytes = flat + sum(before.nbytes for before in self.quantized if before is not None)
+        return self._nbytes
 
     @property
     def entries(self) -> int:
@@ -169,7 +172,7 @@ class LayerCache:
     def resize(self, lengths: Sequence[int]) -> None:
         """Set the lengths of all tails."""
         self.lengths = list(lengths)
-        self._ends = self._packs = self._held = None
+        self._ends = self._packs = self._held = self._nbytes = None
 
     def move_into(self, roomier: "LayerCache") -> None:
         """Take the storages of `roomier`, which holds the same: whoever has this layer has it with more room."""

@@ -208,10 +208,12 @@ class AppendState(AttentionState):
 
     def stepped(self, queries: Tensor, forms: Sequence[Form]) -> None:
         """Tell it as if layer by layer."""
-        typed = queries.to(self.cache.layer(0).keys.dtype)
-        for layer, (query, form) in enumerate(zip(typed.unbind(0), forms, strict=True)):
-            self.cache.layer(layer).advance(query.shape[2])
-            self.tell(layer, query, form)
+        for layer in range(len(forms)):
+            self.cache.layer(layer).advance(queries.shape[3])
+        if self.on_query is not None or self.on_layer is not None:
+            typed = queries.to(self.cache.layer(0).keys.dtype)
+            for layer, (query, form) in enumerate(zip(typed.unbind(0), forms, strict=True)):
+                self.tell(layer, query, form)
 
 
 def in_turn(*observers: OnQuery | None) -> OnQuery | None:

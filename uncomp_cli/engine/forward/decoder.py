@@ -70,6 +70,8 @@ class Decoder:
         model.set_attn_implementation(ATTENTION_NAME)
         self.model = model
         self.spec = spec
+        self.device: torch.device = model.device
+        """Where the model's inputs go; asked for once, since the model looks through its parameters for it."""
         check_matmul(matmul, model)
         self.matmul = chosen_matmul(matmul, model)
         use_product(model, self.matmul, find())
@@ -88,12 +90,6 @@ class Decoder:
     def has_program(self) -> bool:
         """Whether a few tokens are a step in one call."""
         return self._program is not None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model's inputs go."""
-        device: torch.device = self.model.device
-        return device
 
     @torch.no_grad()
     def new_states(self) -> States:

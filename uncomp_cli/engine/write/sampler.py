@@ -12,6 +12,7 @@ A greedy answer that has come to repeat itself is stopped (`loop_period`): it wo
 """
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from uncomp_cli.config import SamplingConfig
+from uncomp_cli.errors import ModelError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,17 +41,25 @@ class Sampler:
         self._generator = torch.Generator().manual_seed(config.seed)
 
     def choose(self, logits: Tensor, generated: Tensor) -> Tensor:
-        """Next tokens int64 [B] for logits [B, vocab], given the tokens generated so far [B, T]; on the CPU."""
+        """Next tokens int64 [B] for logits [B, vocab], given the tokens generated so far [B, T]; on the CPU.
+
+        Raises ModelError for logits that are no numbers, as damaged weights give them.
+        """
         rows = zip(logits.float().numpy(force=True), generated.numpy(force=True), strict=True)
         return torch.tensor([self._choose(scores, said) for scores, said in rows])
 
     def _choose(self, scores: "NDArray[np.float32]", said: "NDArray[np.int64]") -> int:
         if self._config.repetition_penalty != 1:
             scores = _penalised(scores, said, self._config.repetition_penalty)
-        return int(scores.argmax()) if self.is_greedy else self._draw(scores)
+        likeliest = int(scores.argmax())
+        if not isfinite(scores[likeliest]):  # numpy takes what is no number for the largest
+            message = "what the model computes is not finite: its weights are damaged, or too large for their type"
+            raise ModelError(message, hint="use --dtype float32; if it says so again, fetch the model anew")
+        return likeliest if self.is_greedy else self._draw(scores - scores[likeliest])
 
-    def _draw(self, scores: "NDArray[np.float32]") -> int:
-        shares = np.exp((scores - scores.max()) / np.float32(self._config.temperature))
+    def _draw(self, below: "NDArray[np.float32]") -> int:
+        """By how much scores are below the largest."""
+        shares = np.exp(below / np.float32(self._config.temperature))
         uniform = float(torch.rand(1, generator=self._generator, dtype=torch.float64))
         least = _least(shares, self._config)
         if least == 0:

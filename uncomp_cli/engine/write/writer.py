@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from math import isfinite
 from typing import Any
 
 import torch
@@ -34,7 +33,6 @@ from uncomp_cli.engine.tokens.prompt import silent_ids
 from uncomp_cli.engine.write.lookup import MOST_GUESSES, Lookup
 from uncomp_cli.engine.write.sampler import LOOK_BACK, Sampler, loop_period
 from uncomp_cli.engine.write.stores import OneRow, RowStore, SharedRows, StackedRows, beside
-from uncomp_cli.errors import ModelError
 from uncomp_cli.spec import ModelSpec
 
 _MEMORY_MARGIN = 0.9
@@ -83,13 +81,10 @@ class _Row:
         return self.prompt_tokens + self.generated.shape[1] - 1
 
     def choose(self, logits: Tensor, stop_ids: Sequence[int], *, speaks: bool = False) -> tuple[int, str]:
-        """The next token from logits [1, vocab], and the text that became whole with it; who `speaks` begins with one.
+        """The next token from logits [1, vocab], and the text that became whole with it.
 
-        Raises ModelError for logits that are no numbers, as damaged weights give them.
+        Who `speaks` begins with a token that is no end.
         """
-        if not isfinite(logits.float().numpy(force=True).max()):  # torch would wake its threads for it
-            message = "what the model computes is not finite: its weights are damaged, or too large for their type"
-            raise ModelError(message, hint="use --dtype float32; if it says so again, fetch the model anew")
         if speaks and not self.generated.shape[1]:
             ends = [token for token in stop_ids if token < logits.shape[1]]
             logits = logits.index_fill(1, torch.tensor(ends, dtype=torch.int64, device=logits.device), -torch.inf)
