@@ -69,3 +69,15 @@ def test_too_large_weights_name_the_known_model_that_fits(tiny_model: Path, monk
     with pytest.raises(OutOfMemoryError, match=r"need 1\.0 TiB, 1\.0 GiB are free") as caught:
         startup.weigh(ModelChoice(str(tiny_model)), tiny_model)
     assert "--model llama3.2-1b" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(("dtype", "first"), [("auto", ""), ("bfloat16", "--dtype auto, or ")])
+def test_nothing_makes_a_files_blocks_smaller(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, first: str
+) -> None:
+    monkeypatch.setattr("uncomp_cli.engine.spend.memory.free_bytes", lambda device: 2**30)
+    monkeypatch.setattr("uncomp_cli.models.loading.footprint", lambda *_, **__: Footprint(None, 2**40))
+    monkeypatch.setattr("uncomp_cli.models.loading.has_blocks", lambda path: True)
+    with pytest.raises(OutOfMemoryError) as caught:
+        startup.weigh(ModelChoice(str(tiny_model), dtype=dtype), tiny_model)
+    assert caught.value.hint == f"use {first}the best known model that fits: --model llama3.2-1b"

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import product
 from random import Random
 from types import SimpleNamespace
+from typing import Any
 
 import gguf
 import numpy as np
@@ -32,8 +33,10 @@ from uncomp_cli.errors import ModelError
 from uncomp_cli.kernels.library import find
 from uncomp_cli.models import conversion, sources
 from uncomp_cli.models.catalog import ensure_local, list_models, local_path, remove_model, show_model
+from uncomp_cli.models.checkpoint import load_tokenizer
 from uncomp_cli.models.gguf import llama3_divisors, prepare_gguf
 from uncomp_cli.models.loading import footprint, load_model
+from uncomp_cli.models.preamble import read_headers
 
 
 @pytest.fixture(autouse=True)
@@ -363,6 +366,42 @@ DAMAGES = {
     "a piece that is no text": lambda whole: whole.replace(b"<|end|>", b"<|\xff\xfe\xfd|>"),
     "a name that is no text": lambda whole: whole.replace(b"blk.1.attn_q", b"blk.\xff.attn_q"),
 }
+
+
+VALUES: dict[str, Any] = {
+    "uint8": 200, "int8": -3, "uint16": 40_000, "int16": -5, "uint32": 2**31, "int32": -7, "uint64": 2**40,
+    "int64": -(2**40), "float32": 0.5, "float64": 0.1, "bool": True, "string": "é", "array": [1, 2, 3],
+}  # fmt: skip
+
+
+def test_a_header_says_what_the_reader_of_gguf_finds(tmp_path, stock):
+    """Values of every type; the outline that a configuration is made of has them all, of an empty vocabulary."""
+
+    def edit(writer):
+        for name, value in VALUES.items():
+            getattr(writer, f"add_{name}")(f"own.{name}", value)
+
+    path, names = write_gguf(tmp_path / "tiny.gguf", stock, edit=edit), set(VALUES)
+    header, read = read_headers([path]), gguf.GGUFReader(str(path))
+    found = {key: field.contents() for key, field in read.fields.items() if not key.startswith("GGUF.")}
+    assert {key: found[f"own.{key}"] for key in names} == VALUES
+    assert header.values == found
+    (tmp_path / "outline.gguf").write_bytes(header.outline)
+    outline = gguf.GGUFReader(str(tmp_path / "outline.gguf"))
+    assert set(outline.fields) == set(read.fields)
+    emptied = {key for key in found if outline.fields[key].contents() != found[key]}
+    assert emptied == {f"tokenizer.ggml.{key}" for key in ("tokens", "token_type")}
+    assert [tensor.name for tensor in outline.tensors] == [tensor.name for tensor in read.tensors]
+
+
+def test_what_is_written_of_a_vocabulary_is_short_and_the_same(tmp_path, stock):
+    list(prepare_gguf([write_gguf(tmp_path / "tiny.gguf", stock)], tmp_path))
+    ours = load_tokenizer(tmp_path)
+    assert "\n" not in (tmp_path / "tokenizer.json").read_text()
+    ours.save_pretrained(tmp_path / "again")
+    again = load_tokenizer(tmp_path / "again")
+    assert again.backend_tokenizer.to_str() == ours.backend_tokenizer.to_str()
+    assert again.all_special_ids == ours.all_special_ids == [len(TOKENS) - 1]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -12,7 +12,7 @@ import transformers
 from tokenizers import pre_tokenizers
 
 from support.mutation import damage_bytes
-from uncomp_cli.models.gguf import licence_of, prepare_gguf
+from uncomp_cli.models.gguf import prepare_gguf
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER = 2, 4, 2, 8, 32, 64
 TOKENS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|end|>"]
@@ -172,4 +172,3 @@ class GgufHeaders:
         self.file.write_bytes(data)
         for _ in prepare_gguf([self.file], self.target):
             pass
-        licence_of(self.file)

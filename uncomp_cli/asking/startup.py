@@ -79,7 +79,7 @@ def weigh(choice: ModelChoice, path: Path) -> Weighed:
     weights.
     """
     from uncomp_cli.engine.spend.memory import free_bytes
-    from uncomp_cli.models.loading import check_quantization, choose_device, footprint, narrower
+    from uncomp_cli.models.loading import check_quantization, choose_device, footprint, has_blocks, narrower
 
     device = choose_device(choice.device)
     if choice.quantize != "none":
@@ -97,19 +97,25 @@ def weigh(choice: ModelChoice, path: Path) -> Weighed:
                 f"{format_bytes(wide.weights_bytes)} as float32, of which {format_bytes(available)} are free"
             )
             return Weighed(wide.spec, weights, found.weights_bytes, available, found.passing_bytes, (note,))
-    raise _too_large(choice, wide.weights_bytes, available, wide.passing_bytes)
+    raise _too_large(choice, wide.weights_bytes, available, wide.passing_bytes, widened=has_blocks(path))
 
 
-def _too_large(choice: ModelChoice, weights_bytes: int, available: int, passing: int) -> OutOfMemoryError:
+def _too_large(
+    choice: ModelChoice, weights_bytes: int, available: int, passing: int, *, widened: bool
+) -> OutOfMemoryError:
+    """What to tell of weights that do not fit; `widened`: nothing but their own blocks holds them in fewer bytes."""
     from uncomp_cli.engine.spend.fitting import best_known
 
     best = best_known(available=available)
     smaller = "a smaller model" if best is None else f"the best known model that fits: --model {best.alias}"
-    fewer = "" if choice.weights == "auto" else "--weights auto, "
+    plain = {"weights": "auto", "quantize": "none", "dtype": "auto"}
+    ways = [f"--{name} {value}" for name, value in plain.items() if getattr(choice, name) != value]
+    if not widened:
+        ways = [*(way for way in ways if way == "--weights auto"), "--quantize int8 or nf4", "--dtype bfloat16"]
     beside = f" and {format_bytes(passing)} beside while they are made" if passing else ""
     return OutOfMemoryError(
         f"the weights of {choice.name} need {format_bytes(weights_bytes)}{beside}, {format_bytes(available)} are free",
-        hint=f"use {fewer}--quantize int8 or nf4, --dtype bfloat16, or {smaller}",
+        hint=f"use {', '.join([*ways, f'or {smaller}' if ways else smaller])}",
     )
 
 

@@ -29,6 +29,7 @@ from uncomp_cli.errors import (
     is_panic,
     memory_sizes,
 )
+from uncomp_cli.kernels.library import give_back
 from uncomp_cli.models.conversion import file_sha256, joined_sha256
 from uncomp_cli.models.template import renderer
 from uncomp_cli.models.vocabulary import guard
@@ -186,6 +187,7 @@ def load_tokenizer(path: Path) -> Any:
         message = f"the tokenizer in {path}: model_max_length is {tokenizer.model_max_length!r}, no number"
         raise ModelError(message, hint=OTHER_TOKENIZER)
     guard(tokenizer, _stops(path))
+    give_back()  # of a large vocabulary, hundreds of megabytes that its parsing took
     tokenizer.files_sha256 = _files_sha256(path)
     if tokenizer.chat_template:
         renderer().start()

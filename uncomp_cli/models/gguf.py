@@ -9,8 +9,9 @@ found by trying the published ones (factor 8 or 32, low 1, high 4, original leng
 matches nothing is refused, because a model with wrong positions answers plausibly and wrongly.
 """
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from uncomp_cli.errors import ModelError, UncompError, is_out_of_memory
 from uncomp_cli.models import qwen35
 from uncomp_cli.models.checkpoint import class_of, configuration_of, empty_model, gguf_configuration, quiet_transformers
 from uncomp_cli.models.parameters import HINT, assign
-from uncomp_cli.models.preamble import Preamble, read_preambles
+from uncomp_cli.models.preamble import Header, Preamble, read_headers
 from uncomp_cli.models.vocabulary import build_tokenizer, stop_ids
 from uncomp_cli.steps import PullStep
 
@@ -94,32 +95,20 @@ _UNTRIED = ("gpt_oss", "gemma4")
 """transformers has tables for these, whose models are read from safetensors alone."""
 
 
-def open_gguf(path: Path) -> Any:
-    """A gguf.GGUFReader on `path`, whose header was read before. Raises ModelError when the file is damaged."""
-    from gguf import GGUFReader
-
-    try:
-        return GGUFReader(path)
-    except Exception as error:  # the reader meets damage as any of a dozen numpy and Python errors
-        hint = "the file is damaged or cut short: fetch it again"
-        raise ModelError(f"{path} is not a readable GGUF file: {error}", hint=hint) from error
-
-
-def read_metadata(reader: Any) -> dict[str, Any]:
-    """The key-value pairs of an open GGUF file."""
-    return {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
-
-
-def prepare_gguf(paths: Sequence[Path], target: Path, *, needs_tokenizer: bool = True) -> Iterator[PullStep]:
+def prepare_gguf(
+    paths: Sequence[Path], target: Path, *, needs_tokenizer: bool = True
+) -> Generator[PullStep, None, str | None]:
     """Write all of a model but its weights into the existing directory `target`, yielding progress.
 
-    `paths` are its files, the first one first. With `needs_tokenizer` False, a vocabulary that is not supported is left
-    out instead of refused. Raises ModelError on damage, unknown architectures, weights that are missing, do not fit or
-    are of a kind that is not supported, and vocabularies as above.
+    `paths` are its files, the first one first; returns the licence that it names for itself. With `needs_tokenizer`
+    False, a vocabulary that is not supported is left out instead of refused. Raises ModelError on damage, unknown
+    architectures, weights that are missing, do not fit or are of a kind that is not supported, and vocabularies as
+    above.
     """
     yield PullStep("convert", 0, None)
+    header = read_headers(paths)
     try:
-        _prepare(paths, target, needs_tokenizer=needs_tokenizer)
+        _prepare(header, target, needs_tokenizer=needs_tokenizer)
     except (UncompError, OSError):
         raise
     except Exception as error:  # values of any kind stand where others are expected
@@ -127,26 +116,21 @@ def prepare_gguf(paths: Sequence[Path], target: Path, *, needs_tokenizer: bool =
             raise
         message = f"{paths[0]} describes no model that can be read: {type(error).__name__}: {error}"
         raise ModelError(message, hint=HINT) from error
+    licence = header.values.get("general.license")
+    return licence if isinstance(licence, str) else None
 
 
-def _prepare(paths: Sequence[Path], target: Path, *, needs_tokenizer: bool) -> None:
-    preamble = read_preambles(paths)
-    metadata = read_metadata(open_gguf(paths[0]))
+def _prepare(header: Header, target: Path, *, needs_tokenizer: bool) -> None:
+    preamble, metadata = header.preamble, header.values
     check_architecture(preamble.architecture)
-    tokenizer = tokenizer_or_none(metadata, needs_tokenizer)
-    config = read_config(paths[0], preamble, metadata)
+    config = read_config(header, target)
     assign(preamble, config, empty_model(config))
+    tokenizer = tokenizer_or_none(metadata, needs_tokenizer)  # last: what it takes is given back where it is the last
     with quiet_transformers():
         config.save_pretrained(target)
         generation_config(metadata, config).save_pretrained(target)
         if tokenizer is not None:
-            tokenizer.save_pretrained(target)
-
-
-def licence_of(path: Path) -> str | None:
-    """The licence that a GGUF file names for itself."""
-    found = read_metadata(open_gguf(path)).get("general.license")
-    return found if isinstance(found, str) else None
+            save_tokenizer(tokenizer, target)
 
 
 def check_architecture(name: str) -> None:
@@ -171,13 +155,26 @@ def tokenizer_or_none(metadata: dict[str, Any], needed: bool) -> Any:
         return None
 
 
-def read_config(path: Path, preamble: Preamble, metadata: dict[str, Any]) -> Any:
+def save_tokenizer(tokenizer: Any, target: Path) -> None:
+    """Write it without line breaks, which are half of a large vocabulary.
+
+    Its configuration says that no token is added beside those, else transformers reads them all twice to find out.
+    """
+    tokenizer.save_pretrained(target)
+    tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"), pretty=False)
+    config = target / "tokenizer_config.json"
+    said = {**json.loads(config.read_text(encoding="utf-8")), "added_tokens_decoder": {}}
+    config.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(header: Header, folder: Path) -> Any:
     """The transformers configuration of the file, with RoPE scaling and without GGUF's quantization."""
+    preamble, metadata = header.preamble, header.values
     try:
         own = preamble.architecture == qwen35.ARCHITECTURE
-        config = configuration_of(qwen35.configuration(metadata)) if own else gguf_configuration(path)
+        config = configuration_of(qwen35.configuration(metadata)) if own else _outlined(header, folder)
     except Exception as error:
-        raise ModelError(f"{path} has a configuration that cannot be used: {error}", hint=HINT) from error
+        raise ModelError(f"{preamble.path} has a configuration that cannot be used: {error}", hint=HINT) from error
     if preamble.architecture == "lfm2":  # whose epsilon transformers' table gives another name than its class
         config.norm_eps = float(metadata["lfm2.attention.layer_norm_rms_epsilon"])
     scaling = rope_parameters(preamble, metadata)
@@ -186,6 +183,19 @@ def read_config(path: Path, preamble: Preamble, metadata: dict[str, Any]) -> Any
     config.tie_word_embeddings = all(entry.name != "output.weight" for entry in preamble.entries)
     config.architectures = [class_of(config).__name__]
     config.dtype = storage_dtype(metadata)
+    return config
+
+
+def _outlined(header: Header, folder: Path) -> Any:
+    """What transformers makes of the file without its vocabulary, which it would read for a minute."""
+    outline, metadata = folder / "outline.gguf", header.values
+    outline.write_bytes(header.outline)
+    try:
+        config = gguf_configuration(outline)
+    finally:
+        outline.unlink()
+    pieces = len(metadata.get("tokenizer.ggml.tokens") or ()) or config.vocab_size
+    config.vocab_size = int(metadata.get(f"{header.preamble.architecture}.vocab_size", pieces))
     return config
 
 

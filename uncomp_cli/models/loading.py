@@ -363,12 +363,14 @@ def _held_bytes(path: Path, dtype: torch.dtype, weights: str) -> tuple[int, int]
 
 def narrower(path: Path, *, dtype: str, device: torch.device, quantize: str) -> tuple[str, ...]:
     """How the weights might be held in less memory than by `auto`, the widest first."""
-    if device.type != "cpu" or choose_dtype(dtype, device) != torch.float32 or quantize != "none":
-        return ()
+    plain = device.type == "cpu" and choose_dtype(dtype, device) == torch.float32 and quantize == "none"
+    return ("bfloat16", "q8", "q4") if plain and not has_blocks(path) else ()
+
+
+def has_blocks(path: Path) -> bool:
+    """Whether the weights of the model in `path` are all blocks of a file, which any other way to hold them widens."""
     files = weights_files(path, path.name, hash_memo())
-    if files and is_of_blocks(read_preambles(files)):
-        return ()
-    return "bfloat16", "q8", "q4"
+    return bool(files) and is_of_blocks(read_preambles(files))
 
 
 def _gguf_shapes(preamble: Preamble) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,9 @@ is held against the bytes that are left: a count by the least that so many need,
     magic, version, tensors, pairs | key, type, value for each pair | name, dimensions, type, offset for each tensor
 
 (ggml's docs/gguf.md.) What values mean is not looked at, but that text is text, and that every layer has a tensor. What
-is left of the walk is where each tensor lies; a model may be of several files, `-00001-of-00003.gguf`.
+is left of the walk is where each tensor lies, and for who prepares a model the values; gguf's own reader, which makes
+arrays of each piece of a vocabulary, takes ten times as long and a gigabyte. A model may be of several files,
+`-00001-of-00003.gguf`.
 """
 
 import mmap
@@ -16,18 +18,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from uncomp_cli.errors import ModelError
 
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes of a value, by the number of its type."""
-_STRING, _ARRAY = 8, 9
+_FORMS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""How struct calls the type of a number, by the number of the type."""
+_STRING, _ARRAY, _KIND_BYTES, _LENGTH = 8, 9, 4, struct.Struct("<Q")
 _LEAST_TENSOR_BYTES = 8 + 4 + 4 + 8
 _LEAST_PAIR_BYTES = 8 + 4 + 1
 _MOST_DIMENSIONS, _MOST_NESTED = 4, 4
 _LONGEST_PIECE = 4096
 """Bytes of a piece of a vocabulary: what is longer makes no sense and takes for ever to cut."""
-_VOCABULARY = (b"tokenizer.ggml.tokens", b"tokenizer.ggml.merges")
+_VOCABULARY = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
 _DAMAGED = "the file is damaged or cut short: fetch it again"
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
 _ALIGNED = 32
@@ -50,18 +53,28 @@ class Entry:
 class Preamble:
     """What a header says: the architecture's name, the tensors, how many layers and files there are."""
 
+    path: Path
     architecture: str
     entries: tuple[Entry, ...]
     layers: int = 0
     parts: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """All that a header says; `outline` is a GGUF that says it all of an empty vocabulary and tensors of one number."""
+
+    preamble: Preamble
+    values: dict[str, Any]
+    outline: bytes
+
+
 class _Walk:
     """Where in a header we are; every step looks first whether the file goes on so far."""
 
     def __init__(self, data: mmap.mmap, path: Path) -> None:
-        self.data, self.at, self.tensors = data, 0, 0
-        self.path, self.architecture, self.aligned, self.layers, self.parts = path, "missing", _ALIGNED, 0, 1
+        self.data, self.at, self.path = data, 0, path
+        self.values, self.pairs = dict[str, Any](), list[bytes]()
 
     @property
     def left(self) -> int:
@@ -75,10 +88,12 @@ class _Walk:
         self.at += count
         return first
 
+    def numbers(self, form: str, count: int) -> tuple[Any, ...]:
+        each = f"<{count}{form}"
+        return struct.unpack_from(each, self.data, self.skip(struct.calcsize(each)))
+
     def number(self, form: str = "Q") -> int:
-        size = struct.calcsize(form)
-        (found,) = struct.unpack_from("<" + form, self.data, self.skip(size))
-        return int(found)
+        return int(self.numbers(form, 1)[0])
 
     def count(self, least_bytes: int, what: str) -> int:
         """How many there are of something that takes `least_bytes` each."""
@@ -87,15 +102,13 @@ class _Walk:
             raise ValueError(f"it counts {found:,} {what} where {self.left:,} bytes are left")
         return found
 
-    def text(self, *, most: int | None = None) -> bytes:
+    def text(self, *, most: int | None = None) -> str:
         """A string of UTF-8."""
-        length = self.number()
+        (length,) = _LENGTH.unpack_from(self.data, self.skip(_LENGTH.size))
         if most is not None and length > most:
             raise ValueError(f"a piece of its vocabulary has {length:,} bytes")
         first = self.skip(length)
-        found = self.data[first : self.at]
-        found.decode()
-        return found
+        return self.data[first : self.at].decode()
 
 
 def parts_of(path: Path) -> list[Path]:
@@ -113,19 +126,24 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def read_preambles(paths: Sequence[Path]) -> Preamble:
-    """What the headers of all files of a model say together."""
-    found = [read_preamble(path) for path in paths]
-    first, entries = found[0], tuple(entry for each in found for entry in each.entries)
+    """What the headers of all files of a model say of its tensors."""
+    return read_headers(paths).preamble
+
+
+def read_headers(paths: Sequence[Path]) -> Header:
+    """What the headers of all files of a model say together; values stand in the first one."""
+    head, *rest = [read_header(path) for path in paths]
+    first, entries = head.preamble, tuple(entry for each in (head, *rest) for entry in each.preamble.entries)
     if first.parts > len(paths):
         message = f"{paths[0]} is one of {first.parts:,} files, which is found by their names alone"
         raise ModelError(message, hint=f"name them {paths[0].stem}-00001-of-{first.parts:05}.gguf and so on")
     if first.layers > len(entries):
         message = f"{paths[0]} is not a readable GGUF file: it has {first.layers:,} layers and {len(entries):,} tensors"
         raise ModelError(message, hint=_DAMAGED)
-    return replace(first, entries=entries)
+    return replace(head, preamble=replace(first, entries=entries))
 
 
-def read_preamble(path: Path) -> Preamble:
+def read_header(path: Path) -> Header:
     """What a header says. Raises ModelError for a file that is no GGUF, or whose header promises more than it has."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -136,7 +154,7 @@ def read_preamble(path: Path) -> Preamble:
         raise ModelError(f"{path} is not a readable GGUF file: {error}", hint=_DAMAGED) from error
 
 
-def _read(walk: _Walk) -> Preamble:
+def _read(walk: _Walk) -> Header:
     if walk.data[: walk.skip(4) + 4] != b"GGUF":
         raise ValueError("it does not begin as one")
     version = walk.number("I")
@@ -144,60 +162,63 @@ def _read(walk: _Walk) -> Preamble:
         raise ValueError("it was written for machines of the other byte order")
     if version not in (2, 3):
         raise ValueError(f"it is of version {version}")
-    walk.tensors = walk.count(_LEAST_TENSOR_BYTES, "tensors")
+    tensors = walk.count(_LEAST_TENSOR_BYTES, "tensors")
     for _ in range(walk.count(_LEAST_PAIR_BYTES, "pairs")):
-        _check_pair(walk)
-    described = [_tensor(walk) for _ in range(walk.tensors)]
-    begin = -(-walk.at // walk.aligned) * walk.aligned
+        _add_pair(walk)
+    described = [_tensor(walk) for _ in range(tensors)]
+    aligned = _whole(walk, "general.alignment", _ALIGNED)
+    if aligned < 1:
+        raise ValueError(f"its tensors are aligned at {aligned} bytes")
+    begin = -(-walk.at // aligned) * aligned
     entries = tuple(_entry(walk, begin, *each) for each in described)
-    return Preamble(walk.architecture, entries, walk.layers, walk.parts)
+    architecture = walk.values.get("general.architecture")
+    layers = next((_whole(walk, key, 0) for key in walk.values if key.endswith(".block_count")), 0)
+    named = architecture if isinstance(architecture, str) else "missing"
+    preamble = Preamble(walk.path, named, entries, layers, _whole(walk, "split.count", 1))
+    return Header(preamble, walk.values, _outline(walk.pairs, entries, aligned))
 
 
-def _check_pair(walk: _Walk) -> None:
-    key, kind = walk.text(), walk.number("I")
-    if key == b"general.architecture" and kind == _STRING:
-        at, walk.architecture = walk.at, walk.text().decode()
-        walk.at = at
-    elif kind in _SIZES:
-        _note(walk, key, walk.data[walk.at : walk.at + _SIZES[kind]])
-    _check_value(walk, kind, longest=_LONGEST_PIECE if key in _VOCABULARY else None)
+def _whole(walk: _Walk, key: str, default: int) -> int:
+    value = walk.values.get(key)
+    return value if isinstance(value, int) else default
 
 
-def _note(walk: _Walk, key: bytes, value: bytes) -> None:
-    """Remember of a number what the walk itself needs."""
-    number = int.from_bytes(value, "little")
-    if key.endswith(b".block_count"):
-        walk.layers = number
-    elif key == b"split.count":
-        walk.parts = number
-    elif key == b"general.alignment":
-        if not number:
-            raise ValueError("its tensors are aligned at 0 bytes")
-        walk.aligned = number
+def _outline(pairs: Sequence[bytes], entries: Sequence[Entry], aligned: int) -> bytes:
+    """A file of these pairs and of tensors of one number of 32 bits each."""
+    names = (entry.name.encode() for entry in entries)
+    tensors = b"".join(struct.pack("<Q", len(name)) + name + struct.pack("<IQIQ", 1, 1, 0, 0) for name in names)
+    head = struct.pack("<4sIQQ", b"GGUF", 3, len(entries), len(pairs)) + b"".join(pairs) + tensors
+    return head + bytes(-len(head) % aligned + 4)
 
 
-def _check_value(walk: _Walk, kind: int, *, longest: int | None = None, nested: int = 0) -> None:
+def _add_pair(walk: _Walk) -> None:
+    begin, key, kind = walk.at, walk.text(), walk.number("I")
+    head = walk.at + _KIND_BYTES
+    walk.values[key] = _value(walk, kind, longest=_LONGEST_PIECE if key in _VOCABULARY else None)
+    emptied = kind == _ARRAY and key.startswith("tokenizer.")
+    walk.pairs.append(walk.data[begin:head] + bytes(_LENGTH.size) if emptied else walk.data[begin : walk.at])
+
+
+def _value(walk: _Walk, kind: int, *, longest: int | None = None, nested: int = 0) -> Any:
     if kind == _STRING:
-        walk.text(most=longest)
-    elif kind == _ARRAY:
-        if nested == _MOST_NESTED:
-            raise ValueError("its lists lie too deep in each other")
-        inner = walk.number("I")
-        count = walk.count(_SIZES.get(inner, 8), "values")
-        if inner in _SIZES:
-            walk.skip(count * _SIZES[inner])
-            return
-        for _ in range(count):
-            _check_value(walk, inner, longest=longest, nested=nested + 1)
-    elif kind in _SIZES:
-        walk.skip(_SIZES[kind])
-    else:
+        return walk.text(most=longest)
+    if kind in _FORMS:
+        return walk.numbers(_FORMS[kind], 1)[0]
+    if kind != _ARRAY:
         raise ValueError(f"it has a value of type {kind}")
+    if nested == _MOST_NESTED:
+        raise ValueError("its lists lie too deep in each other")
+    inner = walk.number("I")
+    form = _FORMS.get(inner, "Q")
+    count = walk.count(struct.calcsize(f"<{form}"), "values")
+    if inner in _FORMS:
+        return list(walk.numbers(form, count))
+    return [_value(walk, inner, longest=longest, nested=nested + 1) for _ in range(count)]
 
 
 def _tensor(walk: _Walk) -> tuple[str, tuple[int, ...], int, int]:
     """Name, shape, number of the kind and offset of a tensor."""
-    name = walk.text().decode()
+    name = walk.text()
     dimensions = walk.number("I")
     if dimensions > _MOST_DIMENSIONS:
         raise ValueError(f"a tensor has {dimensions:,} dimensions")

@@ -97,14 +97,14 @@ class GgufFile:
             if moved != note:
                 write_manifest(existing, moved)
             return
-        from uncomp_cli.models.gguf import licence_of, prepare_gguf
+        from uncomp_cli.models.gguf import prepare_gguf
 
         yield PullStep("verify", 0, None)
         read_preambles(files)
         target, known = existing or self.target(), note.sha256 if note else None
         with staging_directory(target) as staging:
-            yield from prepare_gguf(files, staging, needs_tokenizer=needs_tokenizer)
-            licence, source = licence_of(files[0]), f"gguf {self.path.name}"
+            licence = yield from prepare_gguf(files, staging, needs_tokenizer=needs_tokenizer)
+            source = f"gguf {self.path.name}"
             write_manifest(staging, describe(staging, source, licence, files, sha256=known, memo=hash_memo()))
             publish(staging, target, lambda path: existing is None and is_complete(path))
 

@@ -232,17 +232,13 @@ def merges_from_scores(tokens: Sequence[str], types: Sequence[int], scores: Sequ
     marks = marks_of(tokens, types)
     ids = {token: index for index, token in enumerate(tokens) if token not in marks}
     found = [
-        (-float(scores[index]), ids[left], ids[right], left, right)
-        for token, index in ids.items()
-        for left, right in halves(token)
-        if left in ids and right in ids
+        (-score, left, right)  # ids alone: pieces of pieces would take a hundred megabytes
+        for token, score in ((token, float(scores[index])) for token, index in ids.items())
+        for at in range(1, len(token))
+        if (left := ids.get(token[:at])) is not None and (right := ids.get(token[at:])) is not None
     ]
-    return [(left, right) for _, _, _, left, right in sorted(found)]
-
-
-def halves(token: str) -> list[tuple[str, str]]:
-    """Every way to cut a piece in two."""
-    return [(token[:at], token[at:]) for at in range(1, len(token))]
+    found.sort()
+    return [(tokens[left], tokens[right]) for _, left, right in found]
 
 
 VOCABULARIES: dict[str, Callable[[Metadata, Sequence[str], Sequence[int]], tuple["Tokenizer", bool]]] = {

@@ -4,6 +4,7 @@ That it was said is an empty file in the user's state directory. Pipes, scripts 
 nothing up.
 """
 
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,9 @@ def advise_calibration(terminal: "Terminal", model: str, record: Mapping[str, An
     if record["compression"]["preset"] != LIVE_PRESET or not speed or not _is_new(terminal, record["model"]["id"]):
         return
     about = f"{max(1, round(_PASSES * _CALIBRATED_TOKENS / speed / 60))} min"
-    terminal.note(f"no preset was measured on this model; uncomp calibrate -m {model} makes one in about {about}")
+    terminal.note(
+        f"no preset was measured on this model; uncomp calibrate -m {shlex.quote(model)} makes one in about {about}"
+    )
 
 
 def advise_unsaved(terminal: "Terminal") -> None:
