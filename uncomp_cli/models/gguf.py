@@ -9,6 +9,7 @@ found by trying the published ones (factor 8 or 32, low 1, high 4, original leng
 matches nothing is refused, because a model with wrong positions answers plausibly and wrongly.
 """
 
+import gc
 import json
 import math
 from collections.abc import Generator, Sequence
@@ -116,6 +117,7 @@ def prepare_gguf(
             raise
         message = f"{paths[0]} describes no model that can be read: {type(error).__name__}: {error}"
         raise ModelError(message, hint=HINT) from error
+    gc.collect()  # a tokenizer of transformers holds itself, and of a large vocabulary a hundred megabytes
     licence = header.values.get("general.license")
     return licence if isinstance(licence, str) else None
 
