@@ -103,7 +103,7 @@ MUTANTS = [
         "engine/write/writer.py", "engine_generate engine_batch",
         ("self.generated.shape[1] == self.asked.max_new_tokens", "self.generated.shape[1] > self.asked.max_new_tokens"),
         ("self.prompt_tokens + self.generated.shape[1] - 1", "self.prompt_tokens + self.generated.shape[1]"),
-        ("yield self._take(row, logits[at : at + 1])", "yield self._take(row, logits[:1])"),
+        ("yield self._take(row, logits[at], scores[at])", "yield self._take(row, logits[at], scores[0])"),
     ),
     *of(
         "engine/forward/program.py", "engine_program",

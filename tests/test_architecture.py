@@ -53,6 +53,7 @@ OWNERS = {
     "rich": ("ui/",),
     "typer": ("cli/",),
     "matplotlib": ("ui/plots.py",),
+    "triton": ("kernels/splits.py",),
     "torch": (*(f"{part}/" for part in sorted(TORCH_PARTS)), "asking/", "cli/"),
 }
 # Where a library may be used, but only inside functions, so that asking for help stays quick.
@@ -302,13 +303,17 @@ MOST_PARAMETERS = 12
 
 
 def long_signatures(root: Path) -> set[str]:
-    """Functions with more parameters than one can keep in mind; the groups of options are expanded in cli/declare."""
+    """Functions with more parameters than one can keep in mind; the groups of options are expanded in cli/declare.
+
+    What Triton launches is given everything: pointers, sizes and what it is compiled for.
+    """
     return {
         f"{path.relative_to(root).as_posix()}: {node.name}"
         for path in root.rglob("*.py")
         if not path.relative_to(root).as_posix().startswith("cli/declare/")
         for node in ast.walk(parsed(path.read_text(encoding="utf-8")))
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        if not any(ast.unparse(each).startswith("triton.jit") for each in node.decorator_list)
         if len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs) > MOST_PARAMETERS
     }
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.write.sampler import Sampler
+from uncomp_cli.engine.write.sampler import Sampler, fetch
 
 GENERATED = torch.tensor([[3, 5]])
 LOGITS = torch.tensor([[0.0, 1.0, 2.0, 3.0, 2.5, -1.0]])
@@ -17,7 +17,12 @@ LOGITS = torch.tensor([[0.0, 1.0, 2.0, 3.0, 2.5, -1.0]])
 
 def choices(draws: int = 400, **settings: Any) -> set[int]:
     sampler = Sampler(SamplingConfig(**settings))
-    return {int(sampler.choose(LOGITS, GENERATED)) for _ in range(draws)}
+    return set(chosen(sampler, LOGITS.expand(draws, -1), GENERATED))
+
+
+def chosen(sampler: Sampler, logits: torch.Tensor, said: torch.Tensor) -> list[int]:
+    """What is chosen of each row of logits, behind the one answer that was said."""
+    return [sampler.choose(scores, said[0]) for scores in fetch(logits, [sampler])]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +43,8 @@ def test_sampling_options(settings: dict[str, Any], expected: set[int]) -> None:
 def test_sampling_follows_the_probabilities() -> None:
     sampler = Sampler(SamplingConfig(temperature=1.0))
     logits = torch.tensor([[0.7, 0.2, 0.1]]).log().expand(4000, -1)
-    counts = torch.bincount(sampler.choose(logits, torch.empty(4000, 0, dtype=torch.int64)), minlength=3) / 4000
+    drawn = torch.tensor(chosen(sampler, logits, torch.empty(1, 0, dtype=torch.int64)))
+    counts = torch.bincount(drawn, minlength=3) / 4000
     torch.testing.assert_close(counts, torch.tensor([0.7, 0.2, 0.1]), atol=0.04, rtol=0)
 
 
@@ -66,8 +72,8 @@ def test_tokens_are_drawn_with_their_probabilities(settings: dict[str, float]) -
     processors = LogitsProcessorList(made[name](value) for name, value in settings.items())
     shares = processors(said, logits.clone()).softmax(dim=-1)[0]
     sampler = Sampler(SamplingConfig(**{"temperature": 1.0, **settings}))
-    chosen = sampler.choose(logits.expand(draws, -1), said.expand(draws, -1))
-    counts = torch.bincount(chosen, minlength=12).double()
+    drawn = torch.tensor(chosen(sampler, logits.expand(draws, -1), said))
+    counts = torch.bincount(drawn, minlength=12).double()
     possible = shares > 0
     assert counts[~possible].sum() == 0
     wanted = shares[possible].double() * draws
@@ -111,4 +117,4 @@ def test_a_draw_is_the_one_of_a_whole_sort(
     sampler, uniforms = Sampler(config), torch.Generator().manual_seed(seed)
     for _ in range(20):
         uniform = float(torch.rand(1, generator=uniforms, dtype=torch.float64))
-        assert int(sampler.choose(scores[None], GENERATED)) == sorted_choice(scores, config, uniform)
+        assert chosen(sampler, scores[None], GENERATED) == [sorted_choice(scores, config, uniform)]

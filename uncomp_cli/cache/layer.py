@@ -15,6 +15,7 @@ from torch import Tensor
 from uncomp_cli.cache.packs import Packs, Region, choose_buckets, pack_heads
 from uncomp_cli.cache.quantized import QuantizedHead
 from uncomp_cli.config import CacheConfig
+from uncomp_cli.kernels.launch import Strands
 from uncomp_cli.kernels.library import Fewer, Held, kind_of
 
 Head = tuple[Tensor, Tensor, Tensor]
@@ -42,6 +43,7 @@ class LayerCache:
     _packs: tuple[tuple[int, bool], Packs] | None = field(default=None, repr=False)
     _held: tuple[Held, object] | None = field(default=None, repr=False)
     _nbytes: int | None = field(default=None, repr=False)
+    _strands: Strands | None = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -136,6 +138,8 @@ class LayerCache:
             self._packs = None
         elif self._packs is not None:
             self._packs[1].advance()
+        if self._strands is not None:
+            self._strands.advance(new)
 
     def _next(self) -> Tensor:
         """Where the next token of each head goes."""
@@ -158,10 +162,27 @@ class LayerCache:
             self._held = held, (starts, fewer, before)
         return self._held[0]
 
+    def strands(self) -> Strands | None:
+        """As the decode kernel of a GPU reads it; None where heads are quantised in several ways."""
+        if self._strands is None:
+            kinds = {(one.bits, one.group) for one in self.quantized if one is not None and len(one)}
+            if len(kinds) > 1 or self.keys.shape[1] != self.values.shape[1]:
+                return None
+            device, counts = self.keys.device, [self.num_quantized(i) + n for i, n in enumerate(self.lengths)]
+            starts = torch.tensor(self.starts, device=device)
+            made = Strands(self.keys, self.values, starts, self._next(), longest=max(counts), entries=sum(counts))
+            for made.bits, made.group in kinds:
+                made.kept = [() if one is None else one.fewer()[1] for one in self.quantized]
+                addresses = [[tensor.data_ptr() for tensor in tensors] or [0] * 6 for tensors in made.kept]
+                numbers = [[self.num_quantized(i), *found] for i, found in enumerate(addresses)]
+                made.fewer = torch.tensor(numbers, device=device)
+            self._strands = made
+        return self._strands
+
     def advance(self, new: int = 1) -> None:
         """A step in one call has added entries to every head, and advanced `held`."""
         self.lengths = [length + new for length in self.lengths]
-        self._packs = None
+        self._packs = self._strands = None
 
     def withdraw(self, count: int) -> None:
         """Take the latest entries out of every head's tail; where everything lies stays known."""
@@ -172,7 +193,7 @@ class LayerCache:
     def resize(self, lengths: Sequence[int]) -> None:
         """Set the lengths of all tails."""
         self.lengths = list(lengths)
-        self._ends = self._packs = self._held = self._nbytes = None
+        self._ends = self._packs = self._held = self._nbytes = self._strands = None
 
     def move_into(self, roomier: "LayerCache") -> None:
         """Take the storages of `roomier`, which holds the same: whoever has this layer has it with more room."""

@@ -205,6 +205,10 @@ class RaggedKVCache:
         """Positions [B, N] as a layer holds them: int32 [B, G, N]."""
         return positions.to(torch.int32)[:, None].expand(-1, self.num_kv_heads, -1).contiguous()
 
+    def placed(self, positions: Tensor) -> Tensor:
+        """Positions where the first layer is; nobody waits until they are there."""
+        return positions.to(self.layer(0).keys.device, non_blocking=True)
+
     def extend(self, index: int, heads: Sequence[Head]) -> None:
         """Add each head's own (keys [N, D], values [N, D], positions [N]) to layer `index`, row-major."""
         layer = self._with_room(index, max(len(positions) for _, _, positions in heads))

@@ -122,6 +122,12 @@ def _native() -> str:
     return state()
 
 
+def _decode_kernel() -> str:
+    from uncomp_cli.kernels.launch import state
+
+    return state()
+
+
 def _readers() -> dict[str, str]:
     return {suffix: _reader_state(package) for suffix, package in _READERS.items()}
 
@@ -179,6 +185,7 @@ _PROBES: dict[str, Callable[[], Any]] = {
     "device_memory": _device_memory,
     "quantization": _quantization,
     "native": _native,
+    "decode_kernel": _decode_kernel,
     "readers": _readers,
     "cache_dir": _cache_dir,
     "cache_size_bytes": _cache_bytes,

@@ -24,11 +24,14 @@ from transformers import AttentionInterface
 
 from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.packs import Packs
+from uncomp_cli.cache.quantized import spread
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.states import States
 from uncomp_cli.engine.forward.mixers import Step, go_on
 from uncomp_cli.errors import ModelError
+from uncomp_cli.kernels.launch import SplitDecode
+from uncomp_cli.kernels.launch import find as find_split
 from uncomp_cli.kernels.library import LEVELS, Held, Library, find
 from uncomp_cli.kernels.outlook import Pair, attend_many
 from uncomp_cli.spec import ModelSpec
@@ -233,6 +236,9 @@ def attend_cached(query: Tensor, layer: LayerCache, form: Form) -> Tensor:
     Of one token a row each pack is one call: the heads of its rectangle are the heads of SDPA, their queries its rows.
     """
     total, new, window = len(layer.lengths), query.shape[2], form.window
+    kernel = find_split(query.device) if new == 1 else None
+    if kernel is not None and (output := attend_split(kernel, query, layer, form)) is not None:
+        return output
     packs = None
     if new == 1 and form.is_plain:
         packs = layer.packs(query.shape[0] * query.shape[1] // total, windowed=window is not None)
@@ -251,6 +257,18 @@ def attend_cached(query: Tensor, layer: LayerCache, form: Form) -> Tensor:
         first += pack.heads
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return (output if packs.inverse is None else output.index_select(0, packs.inverse)).view(query.shape)
+
+
+def attend_split(kernel: SplitDecode, query: Tensor, layer: LayerCache, form: Form) -> Tensor | None:
+    """`attend_cached` of one token by a GPU's kernel; None where it cannot."""
+    strands = layer.strands()
+    if strands is None:
+        return None
+    grouped = query.reshape(len(layer.lengths), -1, query.shape[-1])
+    turned = None if strands.fewer is None else spread(grouped.flatten(0, 1)).view(grouped.shape)
+    scaling, window, softcap, sinks = form.scaling, form.window, form.softcap, form.sinks
+    output = kernel.attend(grouped, turned, strands, scaling=scaling, window=window, softcap=softcap, sinks=sinks)
+    return None if output is None else output.view(query.shape)
 
 
 def _in_order(query: Tensor, packs: Packs, total: int) -> Tensor:

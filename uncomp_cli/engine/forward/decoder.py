@@ -198,8 +198,8 @@ class Decoder:
 
     def _inputs(self, ids: Tensor, positions: Tensor, last: Tensor | int) -> dict[str, object]:
         return {
-            "input_ids": ids.to(self.device),
-            "position_ids": positions.to(self.device),
+            "input_ids": ids.to(self.device, non_blocking=True),
+            "position_ids": positions.to(self.device, non_blocking=True),
             "use_cache": False,
             "logits_to_keep": last.to(self.device) if isinstance(last, Tensor) else last,
         }

@@ -78,11 +78,13 @@ def _addresses(layers: list[Held]) -> Any:
 def make_program(
     model: nn.Module, spec: ModelSpec, library: Library | None, *, threads: int | None = None
 ) -> "StepProgram | None":
-    """The program of a transformers model's step; None without the library, or for a model that it cannot say.
+    """The program of a transformers model's step; None without the library, for a model that it cannot say, on a GPU.
 
     It runs on as many `threads` as torch does now.
     """
     if library is None or spec.model_type not in load_families().stepped:
+        return None
+    if any(weight.device.type != "cpu" for weight in model.parameters()):
         return None
     try:
         return StepProgram(model, spec, library, threads or torch.get_num_threads())

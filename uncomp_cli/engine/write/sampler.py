@@ -7,11 +7,13 @@
 
 Nothing is sorted that cannot be chosen, and running sums are of blocks: a draw from 49,152 takes 0.1 to 0.4 ms where it
 took 0.4 to 1.4 (one core of an EPYC). By numpy, on one thread: torch shares a whole vocabulary among its threads, which
-then spin where the step's should run.
+then spin where the step's should run. From a GPU all rows come in one copy, of which it is the step's only wait: two
+numbers a row where the likeliest token is taken, else the vocabulary.
 A greedy answer that has come to repeat itself is stopped (`loop_period`): it would do so for ever.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -32,30 +34,50 @@ _GROUP, _BLOCK, _SIZE_BITS = 64, 256, 18
 LOOK_BACK = _LOOP_TIMES * _LONGEST_LOOP
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What one row's next token is chosen from: the likeliest, what it scores, and `every` score where wanted."""
+
+    best: int
+    highest: float
+    every: "NDArray[np.float32] | None" = None
+
+    @classmethod
+    def of(cls, every: "NDArray[np.float32]") -> "Scores":
+        """All that is known on the host."""
+        best = int(every.argmax())
+        return cls(best, float(every[best]), every)
+
+
+def fetch(logits: Tensor, samplers: Sequence["Sampler"]) -> list[Scores]:
+    """The scores of rows of logits [B, vocab], each with its sampler, in one copy from where they are."""
+    if logits.device.type != "cpu" and all(sampler.takes_best for sampler in samplers):
+        best = logits.argmax(dim=-1, keepdim=True)
+        pairs = torch.cat([best.double(), logits.gather(1, best).double()], dim=1).tolist()
+        return [Scores(int(place), highest) for place, highest in pairs]
+    return [Scores.of(row) for row in logits.float().numpy(force=True)]
+
+
 class Sampler:
     """Greedy or random choice with its own seeded generator; the repetition penalty looks at generated tokens."""
 
     def __init__(self, config: SamplingConfig) -> None:
         self.is_greedy = config.temperature == 0
+        self.takes_best = self.is_greedy and config.repetition_penalty == 1
         self._config = config
         self._generator = torch.Generator().manual_seed(config.seed)
 
-    def choose(self, logits: Tensor, generated: Tensor) -> Tensor:
-        """Next tokens int64 [B] for logits [B, vocab], given the tokens generated so far [B, T]; on the CPU.
+    def choose(self, scores: Scores, said: Tensor) -> int:
+        """The next token, given the tokens [T] that were generated so far.
 
-        Raises ModelError for logits that are no numbers, as damaged weights give them.
+        Raises ModelError for scores that are no numbers, as damaged weights give them.
         """
-        rows = zip(logits.float().numpy(force=True), generated.numpy(force=True), strict=True)
-        return torch.tensor([self._choose(scores, said) for scores, said in rows])
-
-    def _choose(self, scores: "NDArray[np.float32]", said: "NDArray[np.int64]") -> int:
-        if self._config.repetition_penalty != 1:
-            scores = _penalised(scores, said, self._config.repetition_penalty)
-        likeliest = int(scores.argmax())
-        if not isfinite(scores[likeliest]):  # numpy takes what is no number for the largest
+        if scores.every is not None and self._config.repetition_penalty != 1:
+            scores = Scores.of(_penalised(scores.every, said.numpy(force=True), self._config.repetition_penalty))
+        if not isfinite(scores.highest):  # what is no number is taken for the largest
             message = "what the model computes is not finite: its weights are damaged, or too large for their type"
             raise ModelError(message, hint="use --dtype float32; if it says so again, fetch the model anew")
-        return likeliest if self.is_greedy else self._draw(scores - scores[likeliest])
+        return scores.best if self.is_greedy or scores.every is None else self._draw(scores.every - scores.highest)
 
     def _draw(self, below: "NDArray[np.float32]") -> int:
         """By how much scores are below the largest."""

@@ -47,7 +47,7 @@ class RowStore(Protocol):
         ...
 
     def state(self, positions: Tensor, *, on_query: OnQuery | None = None) -> AttentionState:
-        """The engine's state for one more token a row, at logical positions [B, 1]; tells each layer's queries."""
+        """The engine's state for one more token a row, at logical positions [B, 1] on the CPU; tells queries."""
         ...
 
     def held(self, layer: int, head: int) -> Head:
@@ -106,7 +106,7 @@ class OneRow:
 
     def state(self, positions: Tensor, *, on_query: OnQuery | None = None) -> AttentionState:
         """Tokens go behind the question; with a constant size others go as they come, when they have been looked at."""
-        return AppendState(self.cache, positions, on_query=self._observers(on_query))
+        return AppendState(self.cache, self.cache.placed(positions), on_query=self._observers(on_query))
 
     def attempt(self, positions: Tensor, *, on_query: OnQuery | None = None) -> Attempt:
         """The same for tokens at logical positions [1, N], of which only the first may stay."""
@@ -167,7 +167,8 @@ class StackedRows:
 
     def state(self, positions: Tensor, *, on_query: OnQuery | None = None) -> AttentionState:
         """Tokens go behind each row's last."""
-        return AppendState(_held(self.cache), positions, on_query=on_query)
+        cache = _held(self.cache)
+        return AppendState(cache, cache.placed(positions), on_query=on_query)
 
     def held(self, layer: int, head: int) -> Head:
         """A head of the rows' cache."""
@@ -281,7 +282,7 @@ class SharedRows:
         self._columns = [position - self._context + 1 for position in positions[:, 0].tolist()]
         for own in self._own:
             own.widen(_rounded(int(positions.max()) - self._context + 1))
-        at, first = positions[:, 0], self._context
+        at, first = self._read.cache.placed(positions)[:, 0], self._context
         return _BranchState(self._read.cache, self._own, at, first, states=self._states, on_query=on_query)
 
     def held(self, layer: int, head: int) -> Head:

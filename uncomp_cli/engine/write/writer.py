@@ -31,7 +31,7 @@ from uncomp_cli.engine.records import DecodeStep, FinishReason, RunStats
 from uncomp_cli.engine.spend.memory import free_bytes, peak_bytes
 from uncomp_cli.engine.tokens.prompt import silent_ids
 from uncomp_cli.engine.write.lookup import MOST_GUESSES, Lookup
-from uncomp_cli.engine.write.sampler import LOOK_BACK, Sampler, loop_period
+from uncomp_cli.engine.write.sampler import LOOK_BACK, Sampler, Scores, fetch, loop_period
 from uncomp_cli.engine.write.stores import OneRow, RowStore, SharedRows, StackedRows, beside
 from uncomp_cli.spec import ModelSpec
 
@@ -80,17 +80,10 @@ class _Row:
         """Where the latest token stands."""
         return self.prompt_tokens + self.generated.shape[1] - 1
 
-    def choose(self, logits: Tensor, stop_ids: Sequence[int], *, speaks: bool = False) -> tuple[int, str]:
-        """The next token from logits [1, vocab], and the text that became whole with it.
-
-        Who `speaks` begins with a token that is no end.
-        """
-        if speaks and not self.generated.shape[1]:
-            ends = [token for token in stop_ids if token < logits.shape[1]]
-            logits = logits.index_fill(1, torch.tensor(ends, dtype=torch.int64, device=logits.device), -torch.inf)
-        chosen = self.sampler.choose(logits, self.generated)
-        self.generated = torch.cat([self.generated, chosen[:, None]], dim=1)
-        token = int(chosen)
+    def choose(self, scores: Scores, stop_ids: Sequence[int]) -> tuple[int, str]:
+        """The next token, and the text that became whole with it."""
+        token = self.sampler.choose(scores, self.generated[0])
+        self.generated = torch.cat([self.generated, torch.tensor([[token]])], dim=1)
         if self.lookup is not None:
             self.lookup.append(token)
         if token in stop_ids:
@@ -216,7 +209,15 @@ class Writer:
         for row, one in zip(joined, begun, strict=True):
             row.begun = one
         # All begin before any is told of: who stops at the first token finds every row begun.
-        yield from [self._take(row, one.logits) for row, one in zip(joined, begun, strict=True)]
+        yield from [self._begin(row, one.logits) for row, one in zip(joined, begun, strict=True)]
+
+    def _begin(self, row: _Row, logits: Tensor) -> DecodeStep:
+        """The first token, from logits [1, vocab]: who is no chat model says something before it ends."""
+        allowed = logits
+        if self._is_plain:
+            ends = [token for token in self._stop_ids if token < logits.shape[1]]
+            allowed = logits.index_fill(1, torch.tensor(ends, dtype=torch.int64, device=logits.device), -torch.inf)
+        return self._take(row, logits[0], *fetch(allowed, [row.sampler]))
 
     def _joining(self, held: list[Asked]) -> list[tuple[int, Asked]]:
         """The rows, in order, that fit beside those that stay; one at least when none stays."""
@@ -234,9 +235,10 @@ class Writer:
             yield from self._try(self._held[0], self.store, guesses)
             return
         watch, latest = self._watch, torch.cat([row.generated[:, -1:] for row in self._held])
-        positions = torch.tensor([[row.position] for row in self._held]).to(self._decoder.device)
+        positions = torch.tensor([[row.position] for row in self._held])
         state = self.store.state(positions, on_query=None if watch is None else watch.observe)
         logits = self._decoder.forward(latest, positions, state, 1)[:, -1]
+        scores = fetch(logits, [row.sampler for row in self._held])
         live = [(at, row) for at, row in enumerate(self._held) if row.reason is None]
         for at, row in live:
             if watch is not None:
@@ -244,7 +246,7 @@ class Writer:
             if row.asked.on_token is not None:
                 row.asked.on_token(row.generated.shape[1] - 1, int(row.generated[0, -1]))
         for at, row in live:
-            yield self._take(row, logits[at : at + 1])
+            yield self._take(row, logits[at], scores[at])
 
     def _guesses(self, row: _Row, store: OneRow) -> list[int]:
         """What may come next; no more than the answer's length, and what looks at the cache between tokens, allow."""
@@ -266,7 +268,7 @@ class Writer:
         logits = self._decoder.forward(torch.tensor([put]), positions, state, len(put))[0]
         chosen: list[tuple[int, str]] = []
         for at, guess in enumerate([*guesses, None]):
-            chosen.append(self._next(row, logits[at : at + 1]))
+            chosen.append(self._next(row, logits[at], *fetch(logits[at : at + 1], [row.sampler])))
             if row.reason is not None or chosen[-1][0] != guess:
                 break
         state.settle(len(chosen))
@@ -280,13 +282,13 @@ class Writer:
         for at, (token, text) in enumerate(chosen):
             yield self._told(row, done + at, token, text)
 
-    def _take(self, row: _Row, logits: Tensor) -> DecodeStep:
-        return self._told(row, row.generated.shape[1], *self._next(row, logits))
+    def _take(self, row: _Row, logits: Tensor, scores: Scores) -> DecodeStep:
+        return self._told(row, row.generated.shape[1], *self._next(row, logits, scores))
 
-    def _next(self, row: _Row, logits: Tensor) -> tuple[int, str]:
+    def _next(self, row: _Row, logits: Tensor, scores: Scores) -> tuple[int, str]:
         if self._watched is not None and self._watched.outputs:
-            row.tally.predict(logits[0])
-        return row.choose(logits, self._stop_ids, speaks=self._is_plain)
+            row.tally.predict(logits)
+        return row.choose(scores, self._stop_ids)
 
     def _told(self, row: _Row, index: int, token: int, text: str) -> DecodeStep:
         """The record of a token that has been chosen; the row's last one ends it."""
