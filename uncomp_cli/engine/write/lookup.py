@@ -81,6 +81,11 @@ class Attempt(AppendState):
         super().__init__(cache, positions, on_query=on_query)
         self._seen: dict[int, tuple[Tensor, Form]] = {}
 
+    @property
+    def listens(self) -> bool:
+        """It does itself: what was not to stay is taken out of every layer."""
+        return True
+
     def tell(self, layer: int, query: Tensor, form: Form) -> None:
         """Nobody yet."""
         self._seen[layer] = query, form
