@@ -13,12 +13,14 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,7 @@ def batch_of(args: argparse.Namespace) -> Batch:
         actors=args.actors,
         threads=1,
         make=Waits(args.seconds),
+        ray=args.ray,
     )
 
 
@@ -112,9 +115,29 @@ def _private_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
 
 
-def _driver(manifest: Path, out: Path, *, seconds: float, actors: int = 2) -> "subprocess.Popen[str]":
+@contextmanager
+def _cluster(*, cores: int) -> Iterator[str]:
+    """A cluster of one machine that says it has so many cores, which actors that only wait do not need; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false"]
+    command += [f"--port={address.rpartition(':')[2]}", f"--num-cpus={cores}", "--object-store-memory=268435456"]
+    head = subprocess.Popen(
+        [*command, "--node-ip-address=127.0.0.1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        time.sleep(10)  # until it is up; who joins it too early is refused
+        yield address
+    finally:
+        head.terminate()
+        head.wait()
+
+
+def _driver(
+    manifest: Path, out: Path, *, seconds: float, actors: int = 2, ray: str = "local"
+) -> "subprocess.Popen[str]":
     command = [sys.executable, __file__, "drive", "--manifest", str(manifest), "--out", str(out)]
-    command += ["--seconds", str(seconds), "--actors", str(actors)]
+    command += ["--seconds", str(seconds), "--actors", str(actors), "--ray", ray]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -222,9 +245,9 @@ def scale(args: argparse.Namespace) -> dict[str, Any]:
     for seconds in args.waits:
         for actors in args.counts:
             count = max(200, round(args.lasts_s * actors / max(seconds, 0.005)))
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, _cluster(cores=actors + 1) as address:
                 manifest = write_documents(Path(folder) / "documents.jsonl", count)
-                process = _driver(manifest, Path(folder) / "results.jsonl", seconds=seconds, actors=actors)
+                process = _driver(manifest, Path(folder) / "results.jsonl", seconds=seconds, actors=actors, ray=address)
                 summary = json.loads(process.communicate()[0])
             rate = summary["answered"] / summary["elapsed_s"]
             found[f"{seconds:g} s, {actors} actors"] = {
@@ -251,6 +274,7 @@ def main() -> None:
     parser.add_argument("--waits", type=float, nargs="+", default=[0.02, 0.2], help="seconds a document, for scale")
     parser.add_argument("--lasts-s", type=float, default=20.0, help="how long a run of scale should last")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ray", default="local")
     parser.add_argument("--manifest")
     parser.add_argument("--out")
     args = parser.parse_args()

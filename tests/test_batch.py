@@ -140,7 +140,15 @@ def test_other_file_systems_are_read() -> None:
         found("memory://bucket/z*")
 
 
-HOSTILE = ("a\x1b]0;title\x07.txt", "[bold]b[red].txt", "new\nline.txt", "\u202etxt.c", 'quo"te.txt', "\udcff.txt")
+HOSTILE = (
+    "a\x1b]0;title\x07.txt",
+    "[bold]b[red].txt",
+    "new\nline.txt",
+    "delete\x7f.txt",
+    "\u202etxt.c",
+    'quo"te.txt',
+    "\udcff.txt",
+)
 
 
 def test_hostile_names_are_rows_like_others() -> None:
@@ -216,6 +224,7 @@ def test_a_killed_run_goes_on(torn: bytes) -> None:
     with Path("out.jsonl").open("ab") as stream:
         stream.write(torn)
     with Results(Path("out.jsonl"), SETTINGS, resume=True) as results:
+        assert Path("out.jsonl").read_bytes() == line("b")[1] + line("a")[1]
         for name in "abc":
             results.wants(name, "")
         assert results.counts == (3, 2)
@@ -293,7 +302,8 @@ def test_what_fails_beside_others_is_answered_alone() -> None:
     assert work.asked == [["a", "b", "c", "d"], ["a"], ["b"], ["c"], ["d"]]
     assert made[1]["error"]["message"] == "internal error: ZeroDivisionError: of a bug"
     assert made[3]["answers"] == [{"answer": "yes"}]
-    assert ledger.begin_all(["a", "b", "c", "d"])
+    answer_all(work, jobs(e="text", f="text"), ledger)
+    assert ledger.begin_all(["a", "b", "c", "d", "e", "f"])
 
 
 def test_what_ends_its_workers_becomes_a_failure() -> None:
@@ -352,7 +362,7 @@ def test_settings_are_named_by_their_flags() -> None:
 
 
 def test_actors_and_threads_are_no_more_than_cores() -> None:
-    node = Node(8, 100)
+    node = Node(9, 100)  # one is the reader's
     assert (crew_of([node], needs_bytes=1).actors, crew_of([node], needs_bytes=1).threads) == (8, 1)
     assert (crew_of([node], needs_bytes=30).actors, crew_of([node], needs_bytes=30).threads) == (3, 2)
     assert (crew_of([node], needs_bytes=1000).actors, crew_of([node], needs_bytes=1000).threads) == (1, 8)
@@ -360,7 +370,7 @@ def test_actors_and_threads_are_no_more_than_cores() -> None:
         crew_of([node], needs_bytes=1, threads=4).actors,
         crew_of([node, node], needs_bytes=1, threads=4).actors,
     ) == (2, 4)
-    assert crew_of([Node(8, 100, 2.0)], needs_bytes=1, gpus=0.5).actors == 4
+    assert crew_of([Node(9, 100, 2.0)], needs_bytes=1, gpus=0.5).actors == 4
     with pytest.raises(UsageError, match="9 actors of 1 threads need 9 cores, and there are 8"):
         crew_of([node], needs_bytes=1, actors=9)
     with pytest.raises(UsageError, match="need 1, and there are 0"):

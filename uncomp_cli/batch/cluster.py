@@ -23,6 +23,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+from uncomp_cli import __version__
 from uncomp_cli.batch.manifest import Entry, source_of
 from uncomp_cli.batch.worker import Attempts, Job, Line, Maker, answer_all
 from uncomp_cli.documents.collection import documents_of
@@ -41,11 +42,12 @@ _PROBE = "import logging, sys, ray; ray.init(address=sys.argv[1], log_to_driver=
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine: cores, memory and GPUs that may be used."""
+    """A machine: cores, memory and GPUs that may be used, and what Ray calls it."""
 
     cores: int
     free_bytes: int
     gpus: float = 0.0
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,12 @@ def check_installed() -> None:
         raise UncompError("uncomp batch needs Ray Data, which is not installed", hint="pip install 'uncomp[batch]'")
 
 
-def this_node() -> Node:
-    """This machine, without a GPU."""
+def this_node(readers: int) -> Node:
+    """This machine, without a GPU; readers come on top of its cores, as they wait for its disk most of the time."""
     import psutil
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Node(cores, psutil.virtual_memory().available)
+    return Node(cores + readers, psutil.virtual_memory().available)
 
 
 def crew_of(
@@ -87,13 +89,13 @@ def crew_of(
 
     Raises UsageError for more than there are cores or GPUs.
     """
-    all_gpus, cores = sum(node.gpus for node in nodes), sum(node.cores for node in nodes)
+    all_gpus, cores = sum(node.gpus for node in nodes), sum(node.cores for node in nodes) - readers
     share = gpus if gpus is not None else min(1.0, all_gpus)
     room = sum(max(1, min(node.cores // (threads or 1), node.free_bytes // max(1, needs_bytes))) for node in nodes)
-    count = actors or (max(1, int(all_gpus / share)) if share else min(room, cores))
+    count = actors or max(1, int(all_gpus / share) if share else min(room, cores))
     width = threads or max(1, min(cores // count, *(node.cores for node in nodes)))
     if count * width > cores or width > max(node.cores for node in nodes):
-        message = f"{count} actors of {width} threads need {count * width} cores, and there are {cores}"
+        message = f"{count} actors of {width} threads need {count * width} cores, and there are {max(0, cores)}"
         raise UsageError(message, hint=f"use --actors {max(1, cores // width)}, or fewer --threads")
     if count * share > all_gpus:
         message = f"{count} actors with {share:g} GPUs each need {count * share:g}, and there are {all_gpus:g}"
@@ -112,24 +114,27 @@ def connected(address: str, *, readers: int = 1) -> Iterator[list[Node]]:
     is_local, handler = address == LOCAL, signal.getsignal(signal.SIGTERM)
     if not is_local:
         _probe(address)
-    local = {"num_cpus": this_node().cores + readers, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
+    local = {"num_cpus": this_node(readers).cores, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
     where: dict[str, Any] = local if is_local else {"address": address}
     try:
         with _hushed():
             ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        ray._private.worker._worker_logs_enabled = False  # what it would print on standard output
     except Exception as error:
         raise _unreachable(address, failure_of(error).message) from error
     finally:
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGTERM, handler)
     try:
-        found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        spare = readers if is_local else 0
-        nodes = [Node(int(each.get("CPU", 0)) - spare, int(each["memory"]), each.get("GPU", 0.0)) for each in found]
-        yield [node for node in nodes if node.cores > 0]
+        yield [node for node in map(_node, ray.nodes()) if node.cores > 0]
     finally:
         ray.shutdown()
+
+
+def _node(told: dict[str, Any]) -> Node:
+    has = told["Resources"] if told["Alive"] else {}
+    return Node(int(has.get("CPU", 0)), int(has.get("memory", 0)), has.get("GPU", 0.0), told["NodeID"])
 
 
 @contextmanager
@@ -171,6 +176,29 @@ def _probe(address: str) -> None:
         raise _unreachable(address, lines[-1].strip()[:300] if lines else f"it ends with {tried.returncode}")
 
 
+def check_workers(nodes: Sequence[Node], make: Maker) -> None:
+    """Raise UncompError where a machine has no uncomp, or another: an actor would be started there for ever."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0, max_retries=1)(_version)
+    places = [NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes]
+    hint = "install the same uncomp with its extra 'batch' on every machine of the cluster"
+    try:
+        found = set(
+            ray.get([look.options(scheduling_strategy=place).remote(make) for place in places], timeout=_JOIN_S)
+        )
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UncompError(f"no worker can be started: {lines[-1].strip()}", hint=hint) from error
+    if found != {__version__}:
+        raise UncompError(f"machines have uncomp {', '.join(sorted(found))}, this one {__version__}", hint=hint)
+
+
+def _version(_: Maker) -> str:
+    return __version__
+
+
 def window_rows(
     entries: Sequence[Entry], make: Maker, crew: Crew, wishes: Wishes, ledger: Any
 ) -> Iterator[tuple[list[Line], tuple[str, ...]]]:
@@ -204,12 +232,24 @@ def window_rows(
         num_cpus=crew.threads,
         **({"num_gpus": crew.gpus} if crew.gpus else {}),
     )
-    for table in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+    tables = iter(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    while (table := _next(tables)) is not None:
         for packed in table["rows"].to_pylist():
             found = pickle.loads(packed)  # from our own worker
             if isinstance(found, Exception):
                 raise found
             yield found
+
+
+def _next(tables: Iterator[Any]) -> Any:
+    """The next of them, None behind the last. What Ray cannot mend is an UncompError."""
+    import ray
+
+    try:
+        return next(tables, None)
+    except ray.exceptions.RayError as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UncompError(f"Ray ended the run: {lines[-1].strip()}", hint="--resume goes on with its rows") from error
 
 
 def _packed(entries: Sequence[Entry]) -> bytes:

@@ -26,6 +26,7 @@ from uncomp_cli.batch.cluster import (
     WINDOW,
     Crew,
     check_installed,
+    check_workers,
     connected,
     crew_of,
     open_ledger,
@@ -184,7 +185,9 @@ def _missing(batch: Batch, results: Results) -> Iterator[Entry]:
 def _answer(batch: Batch, results: Results, summary: Summary, make: Maker, needs_bytes: int) -> Iterator[Event]:
     yield Working("starting Ray" if batch.ray == LOCAL else f"joining Ray at {batch.ray}")
     with connected(batch.ray, readers=batch.readers) as nodes:
-        crew, ledger = batch.crew(nodes, needs_bytes), open_ledger()
+        crew = batch.crew(nodes, needs_bytes)
+        check_workers(nodes, make)
+        ledger = open_ledger()
         yield Working(None)
         threads = "thread" if crew.threads == 1 else "threads"
         gpus = f", {crew.gpus:g} GPU" if crew.gpus else ""
@@ -228,7 +231,7 @@ def estimate(batch: Batch) -> Generator[Event, None, dict[str, Any]]:
             yield event
     weighed_bytes = records[0]["weights_bytes"]
     if batch.ray == LOCAL:
-        crew = batch.crew([this_node()], _ROOM * weighed_bytes)
+        crew = batch.crew([this_node(batch.readers)], _ROOM * weighed_bytes)
     else:
         with connected(batch.ray) as nodes:
             crew = batch.crew(nodes, _ROOM * weighed_bytes)

@@ -133,7 +133,7 @@ def _alone(work: Work, job: Job) -> Line:
 
 
 def _line(row: dict[str, Any]) -> Line:
-    return Line(row["name"], to_line(row).replace(b"\x7f", b"\\u007f"), "error" in row)
+    return Line(row["name"], to_line(row), "error" in row)
 
 
 def failed(name: str, failure: Failure, answers: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
