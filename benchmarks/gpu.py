@@ -443,7 +443,11 @@ def _needles_on(device: str, size: Size, model: str) -> list[Line]:
         command = [sys.executable, "-m", "uncomp_cli", "eval", *options, "--device", device, "--dtype", "float32"]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
         lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()[1:]]
-    return [{name: line.get(name) for name in ("subtask", "index", "setting", "text", "match")} for line in lines]
+    kept = ("match", "exact", "coverage")
+    told = ({name: line["metrics"].get(name) for name in kept} for line in lines)
+    return [
+        {"subtask": line["subtask"], "setting": line["setting"], **each} for line, each in zip(lines, told, strict=True)
+    ]
 
 
 def hardware(device: torch.device) -> Line:
@@ -534,8 +538,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if not args.tiny and not torch.cuda.is_available():
         print("there is no CUDA device\nhint: --tiny runs the same code on the CPU", file=sys.stderr)
         return 1
-    if args.interpret:
-        os.environ["TRITON_INTERPRET"] = "1"
+    if args.interpret and os.environ.get("TRITON_INTERPRET") != "1":  # which has to be known before Triton is imported
+        again = [sys.executable, __file__, *(sys.argv[1:] if words is None else words)]
+        return subprocess.run(again, env={**os.environ, "TRITON_INTERPRET": "1"}, check=False).returncode
 
     def keep(record: Line) -> None:
         if args.out:

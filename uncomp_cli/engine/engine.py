@@ -44,7 +44,7 @@ from uncomp_cli.engine.spend.memory import activation_bytes, free_bytes, planned
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.write.fixed_size import context_room
 from uncomp_cli.engine.write.writer import Writer, free_room, rows_for
-from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, is_out_of_memory
+from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UsageError, is_out_of_memory
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.spec import ModelSpec
 
@@ -103,7 +103,7 @@ class Engine:
         matmul: Matmul = "float32",
     ) -> None:
         self.loaded, self.sampling, self.limits = loaded, sampling or SamplingConfig(), limits or Limits()
-        self.decoder = Decoder(loaded.model, loaded.spec, matmul=matmul)
+        self.decoder = Decoder(loaded.model, loaded.spec, matmul=matmul, ranks=loaded.ranks)
         self.matmul = matmul
         self.regime_tokens = 0
 
@@ -125,7 +125,7 @@ class Engine:
             self.spec,
             preset,
             prompt,
-            available=free_bytes(self.decoder.device),
+            available=loaded.ranks.least(free_bytes(self.decoder.device)),
             limits=self._limits_beside(prompt, preset, tokens=answer),
             reach=Reach.of(
                 loaded.rope, prompt.seq_len, trained_length=loaded.info.trained_length, answer_tokens=answer
@@ -142,6 +142,7 @@ class Engine:
 
     def conversation(self, preset: Preset) -> Conversation:
         """A chat in which nothing has been said yet."""
+        self._check_alone()
         return Conversation(self.loaded, self.decoder, preset, self.sampling, self.limits)
 
     def asked(self, context: Context, *, words: Sequence[str] = ()) -> list[Asked]:
@@ -189,9 +190,13 @@ class Engine:
             kv_bytes=self._room(asked),
             stop_ids=stop_ids,
             constant_size=self.limits.constant_size,
-            watch=watched(preset, self.spec) if watch is True else watch or None,
+            watch=self._watched(preset) if watch is True else watch or None,
             grows=grows,
         )
+
+    def _watched(self, preset: Preset) -> Watched | None:
+        """What the preset has to go by, where all heads are in this process."""
+        return watched(preset, self.spec) if self.loaded.ranks.count == 1 else None
 
     def origin(self, prompt: Prompt, preset: Preset) -> Origin:
         """What the context of a prompt is made from when it is read now for any question."""
@@ -206,6 +211,7 @@ class Engine:
         `about` are fields of its record; `texts` are those of its documents, for who asks for evidence without them.
         Returns it, and what was removed from the shelf to make room.
         """
+        self._check_alone()
         context.restore()
         account, prompt = context.account, context.prompt
         record = account.record or record_of(context, self.origin(prompt, account.preset), self.loaded)
@@ -223,6 +229,7 @@ class Engine:
         Raises UsageError, with both values, when another model or other text made it, DoesNotFitError when it does not
         fit, UncompError when it is damaged.
         """
+        self._check_alone()
         record, begun = entry.manifest.record, time.perf_counter()
         origin = self.origin(prompt, preset)
         origin.check_model(entry.name, record.model)
@@ -249,7 +256,14 @@ class Engine:
         )
         return context
 
+    def _check_alone(self) -> None:
+        """Raise UsageError where the heads are dealt out to several ranks."""
+        if self.loaded.ranks.count > 1:
+            message = "contexts for any question, conversations and saved contexts need all heads in one process"
+            raise UsageError(message, hint="name the questions when the text is read, or use one rank")
+
     def _plan_any(self, prompt: Prompt, preset: Preset) -> tuple[Growth, Compression]:
+        self._check_alone()
         self.check_length(prompt)
         limits = self._limits_beside(prompt, preset, tokens=self._tokens_beside(prompt))
         growth = Growth(self.decoder, preset, limits)

@@ -216,6 +216,7 @@ def load_weights(
     *,
     config: Any,
     holding: "Holding | None" = None,
+    ranks: int = 1,
 ) -> Any:
     """The model itself, in evaluation mode; its matrices held as `holding` says. ModelError for damaged weights."""
     from transformers import AutoModelForCausalLM
@@ -231,15 +232,25 @@ def load_weights(
             output_loading_info=True,
             key_mapping=TEXT_PART,
             **_how(config, dtype, device, method),
+            **_dealt(ranks),
             **({} if holding is None else {"quantization_config": holding}),
         )
         if holding is not None:
             model.hf_quantizer.remove_quantization_config(model)
-        model = model if method else model.to(device)
+        model = model if method or ranks > 1 else model.to(device)
     except Exception as error:  # safetensors, json and transformers each have their own
         raise cannot_load(name, path, error) from error
     check_report(report, name, path)
     return model.eval().requires_grad_(False)
+
+
+def _dealt(ranks: int) -> dict[str, Any]:
+    """What transformers is told of the processes that share the matrices."""
+    if ranks == 1:
+        return {}
+    from transformers.distributed import DistributedConfig
+
+    return {"distributed_config": DistributedConfig(tp_size=ranks)}
 
 
 def _attention(config: Any) -> str:

@@ -46,6 +46,7 @@ from uncomp_cli.models.conversion import weights_files
 from uncomp_cli.models.extension import RopeChoice, parse_rope
 from uncomp_cli.models.families import check_family
 from uncomp_cli.models.preamble import Preamble, read_preambles
+from uncomp_cli.models.ranks import check_ranks, join
 from uncomp_cli.models.rotary import apply_choice, check_rope, length_kind
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.models.shape import (
@@ -112,6 +113,7 @@ def load_model(
     tokenizer_dir: Path | None = None,
     widened: bool = False,
     weights: str = "auto",
+    ranks: int = 1,
     begin: Callable[[torch.device], None] = lambda device: None,
 ) -> LoadedModel:
     """Load the model that `name` means; it must be on this machine (run `ensure_local` first).
@@ -119,7 +121,7 @@ def load_model(
     `begin` is called with the device when all but the weights is there, which take longest.
     `widened` makes numbers of a GGUF's blocks in any case, which transformers' own layers multiply. `quantize` is int8,
     nf4, fp4 or None; `weights` float32, bfloat16, q8, q4, or auto: float32, or the blocks of a GGUF; `rope` is for
-    texts longer than trained, as in yarn:4 (extension.py). Loading
+    texts longer than trained, as in yarn:4 (extension.py); `ranks` processes share the heads (ranks.py). Loading
     never uses the network, whatever `offline` says; it only words the hint. Raises ModelError when the model is
     missing, damaged or of a kind that would run wrongly, UsageError for a device or type that is not there and for a
     `rope` that this model cannot take.
@@ -136,6 +138,7 @@ def load_model(
     if method is not None:
         check_quantization(method, chosen_device)
     check_weights(weights, chosen_dtype, chosen_device, method)
+    among = join(ranks, chosen_device)
     loss, told = Loss(), list[str]()
     with quiet_transformers():
         own_config = load_config(path, name)
@@ -143,13 +146,17 @@ def load_model(
         tokenizer = load_tokenizer(tokenizer_dir or path)
         begin(chosen_device)
         files, how = weights_files(path, name, hash_memo()), (chosen_dtype, chosen_device, method)
+        check_ranks(among, spec_from_config(config, chosen_dtype), config, name)
+        if among.count > 1 and (files or method or weights != "auto"):
+            message = "only weights in Hugging Face format, as numbers, can be dealt out to several ranks"
+            raise UsageError(message, hint="use such a model, without --quantize and --weights")
         if files:
             preamble = read_preambles(files)
             wide = widened or weights == "float32" or not _keeps_blocks(preamble, *how)
             model = _of_gguf(preamble, path, name, *how, config=config, weights=None if wide else weights, loss=loss)
             told = [] if wide else [*notes(preamble), *_stay(preamble, name, weights)]
         elif weights in ("auto", "float32"):
-            model = load_weights(path, name, *how, config=config)
+            model = load_weights(path, name, *how, config=config, ranks=among.count)
         else:
             model, loss = _held_model(path, name, *how, config=config, weights=weights)
     return LoadedModel(
@@ -164,6 +171,7 @@ def load_model(
         own_config=own_config,
         loss=loss if loss.of else None,
         notes=tuple(told),
+        ranks=among,
     )
 
 
@@ -280,7 +288,8 @@ def weights_bytes(model: Any) -> int:
     """Bytes allocated by parameters and buffers; shared storages count once."""
     storages = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        storage = tensor.untyped_storage()
+        own = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of several ranks this one's part
+        storage = own.untyped_storage()
         storages[(str(tensor.device), storage.data_ptr())] = storage.nbytes()
     return sum(storages.values())
 

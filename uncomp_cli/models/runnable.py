@@ -13,6 +13,7 @@ import torch
 
 from uncomp_cli.models.catalog import ModelInfo
 from uncomp_cli.models.extension import RopeState
+from uncomp_cli.models.ranks import Ranks
 from uncomp_cli.models.weights.bits import Loss
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.profile import ModelFingerprint
@@ -25,6 +26,7 @@ class LoadedModel:
     `spec.trained_length` is what may be read, `info.trained_length` what it was trained for. `own_config` is the
     configuration that the model came with; None when it runs by that. `quantization` is what made other numbers of the
     weights, `loss` how far off they are where that is known, `notes` what has to be said of how they are held.
+    Of several `ranks` this process has a part of the model; `spec` is of the whole.
     """
 
     model: Any
@@ -38,6 +40,7 @@ class LoadedModel:
     own_config: Any = None
     loss: Loss | None = None
     notes: tuple[str, ...] = ()
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def device(self) -> torch.device:

@@ -36,6 +36,7 @@ from uncomp_cli.engine.forward.products import (
 from uncomp_cli.engine.forward.program import make_program
 from uncomp_cli.kernels.library import find
 from uncomp_cli.models.families import check_family, load_families
+from uncomp_cli.models.ranks import Ranks
 from uncomp_cli.models.rotary import fix_regime, hold_rope, regime_of
 from uncomp_cli.spec import ModelSpec
 
@@ -61,25 +62,27 @@ class Decoder:
     16 bits and the C library is there, they are held so). Layers with a state of their own get it from the engine's
     (mixers.py). Frequencies that would follow the length of the text are held (rotary.py). Raises UsageError for a
     `matmul` that this model or machine gains nothing from, ValueError for one that differs from an earlier decoder's
-    over the same model.
+    over the same model. Of several `ranks` it is one, whose `spec` is that of its heads; its products are torch's.
     """
 
-    def __init__(self, model: Any, spec: ModelSpec, *, matmul: Matmul = "float32") -> None:
+    def __init__(self, model: Any, spec: ModelSpec, *, matmul: Matmul = "float32", ranks: Ranks | None = None) -> None:
         check_family(spec.model_type)
         register()
         model.set_attn_implementation(ATTENTION_NAME)
-        self.model = model
-        self.spec = spec
+        self.model, self.ranks = model, ranks or Ranks()
+        self.spec = spec = self.ranks.part_of(spec)
         self.device: torch.device = model.device
         """Where the model's inputs go; asked for once, since the model looks through its parameters for it."""
         check_matmul(matmul, model)
         self.matmul = chosen_matmul(matmul, model)
-        use_product(model, self.matmul, find())
+        alone = self.ranks.count == 1
+        if alone:
+            use_product(model, self.matmul, find())
         hold_rope(model)
         if not self.rows_interact:
             slice_mlps(model)
         place_mixers(model, recur)
-        self._program = make_program(model, spec, find())
+        self._program = make_program(model, spec, find()) if alone else None
 
     @property
     def rows_interact(self) -> bool:

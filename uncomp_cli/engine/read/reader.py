@@ -40,7 +40,7 @@ from uncomp_cli.engine.read.overkeep import OverKeep
 from uncomp_cli.engine.read.sieve import Sieve
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.compression import Compression
-from uncomp_cli.errors import ModelError
+from uncomp_cli.errors import ModelError, UsageError
 
 
 class Reader(AttentionState):
@@ -62,7 +62,7 @@ class Reader(AttentionState):
         all_rows: bool = False,
         config: CacheConfig | None = None,
     ) -> None:
-        spec, allocation = decoder.spec, planned.allocation
+        spec, allocation, self._ranks = decoder.spec, planned.allocation, decoder.ranks
         self.decoder, self.planned = decoder, planned
         self.frequencies = rope_frequencies(decoder.model)
         if planned.repack and self.frequencies is None:
@@ -83,7 +83,8 @@ class Reader(AttentionState):
         self._on_layer = on_layer
         self._all_rows = all_rows or decoder.rows_interact or not spec.ends_in_attention
         self._sieve = planned.sieve
-        self._standing = _standing_of(planned)
+        self._standing = _standing_of(planned) if self._ranks.count == 1 else None
+        self._check_ranks()
         self._overkeep = OverKeep(
             planned.prompt,
             allocation,
@@ -192,7 +193,8 @@ class Reader(AttentionState):
             heads = [_last(head, self._sliding_room(window)) for head in heads]
         elif self._overkeep.ranks(layer):
             scores = self._scores(layer, states, heads)
-            stay, settled = self._overkeep.hold(layer, scores, _positions(heads)), not self._overkeep.waits
+            stay, settled = self._overkeep.hold(layer, scores, self._places(heads)), not self._overkeep.waits
+            stay = None if stay is None else self._ranks.own(stay)
         elif self._sieve.active:
             self._sieve.watch(states.views(layer, self.frequencies))
         self._store(layer, heads if stay is None else _taken(heads, stay), settled=settled)
@@ -206,6 +208,8 @@ class Reader(AttentionState):
     def _scores(self, layer: int, states: ChunkStates, heads: Sequence[Head]) -> Tensor:
         """Pooled scores by position [G, S], 0 where a head has nothing; tells who else looks at a layer of it."""
         views, config = states.views(layer, self.frequencies), self.planned.config
+        before = self._ranks.number * len(heads)
+        views = [replace(view, first_head=view.first_head + before) for view in views]
         if self._sieve.active:
             self._sieve.watch(views)
         self.planned.allocation.report(layer, states.own_view(layer, self.frequencies))
@@ -214,7 +218,20 @@ class Reader(AttentionState):
         scores = (own for group in groups for own in group)
         for target, own, positions in zip(dense, scores, _positions(heads), strict=True):
             target[positions.long()] = own
-        return dense
+        return self._ranks.whole(dense)
+
+    def _check_ranks(self) -> None:
+        """Raise UsageError for what heads cannot decide that are dealt out."""
+        planned = self.planned
+        if self._ranks.count > 1 and (planned.sieve.active or planned.allocation.live or planned.repack):
+            raise UsageError(
+                "thinning, policies that measure while they read, and re-packing need all heads in one process",
+                hint="use --thinning none and a policy of fixed budgets, such as uniform, pyramid or a calibrated one",
+            )
+
+    def _places(self, heads: Iterable[Head]) -> list[Tensor]:
+        """The positions that all heads hold, those of other ranks too."""
+        return self._ranks.whole_ragged(_positions(heads))
 
     def _sliding_room(self, window: int) -> int:
         """Context tokens that a sliding layer still needs: behind the last chunk the question takes some of them."""
@@ -246,7 +263,8 @@ class Reader(AttentionState):
         if self._overkeep.is_wasteful(sum(self.cache.layer(layer).entries for layer in waiting)):
             for layer in waiting:
                 heads = self._heads(layer)
-                self._store(layer, _taken(heads, self._overkeep.retrim(layer, _positions(heads))), settled=False)
+                stay = self._ranks.own(self._overkeep.retrim(layer, self._places(heads)))
+                self._store(layer, _taken(heads, stay), settled=False)
 
     def _finish(self) -> None:
         """Cut what waited to its budget; behind the last chunk put the question where it belongs."""
@@ -255,7 +273,7 @@ class Reader(AttentionState):
             agreed = self._overkeep.agreed()
             for layer in self._overkeep.scores:
                 heads = self._heads(layer)
-                stay = self._overkeep.cut(layer, _positions(heads), agreed)
+                stay = self._ranks.own(self._overkeep.cut(layer, self._places(heads), agreed))
                 self._store(layer, _taken(heads, stay), settled=True)
         for layer, (question,) in enumerate(self._tails):
             self.cache.extend(layer, question)

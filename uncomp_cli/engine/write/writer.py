@@ -328,7 +328,7 @@ def rows_for(asked: Sequence[Asked], spec: ModelSpec) -> RowStore:
 
 def free_room(decoder: Decoder) -> int:
     """Bytes that rows may take: the memory that is free now, but for a margin."""
-    return int(_MEMORY_MARGIN * free_bytes(decoder.device))
+    return int(_MEMORY_MARGIN * decoder.ranks.least(free_bytes(decoder.device)))
 
 
 class TextStream:
