@@ -182,8 +182,8 @@ def run_calibrate(job: CalibrateJob, choice: "ModelChoice", terminal: Terminal, 
     with loading(terminal, "preparing samples"):
         maker = _maker(job, choice, model_dir, terminal)
         request = _request(job, presets, maker)
-        needed = _needed_bytes(choice, model_dir, max(job.tokens))
-    terminal.note(f"weights and one sample need {format_bytes(needed)}, beside the program itself")
+        needed = _needed(choice, model_dir, max(job.tokens))
+    terminal.note(needed)
     loaded = show(load(choice), terminal)
     for path in files.set_aside() if wanted.fresh else ():
         terminal.note(f"set aside: {path}")
@@ -278,14 +278,21 @@ def _maker(job: CalibrateJob, choice: "ModelChoice", model_dir: Path, terminal: 
     return SampleMaker(choose_sources(job.wanted.task), haystack, count, job.seed)
 
 
-def _needed_bytes(choice: "ModelChoice", model_dir: Path, tokens: int) -> int:
-    """What measuring takes; more than is free is refused before anything is loaded."""
+def _needed(choice: "ModelChoice", model_dir: Path, tokens: int) -> str:
+    """What measuring takes, in words; more than is free is refused before anything is loaded.
+
+    What the program holds itself is not free any more; on a CPU it is in the same memory.
+    """
     from uncomp_cli.asking.startup import weigh
     from uncomp_cli.calibrate.expense import check_memory
+    from uncomp_cli.engine.spend.memory import resident_bytes
+    from uncomp_cli.models.loading import choose_device
 
-    found = weigh(choice, model_dir)
+    found, device = weigh(choice, model_dir), choose_device(choice.device)
     weights = found.weights_bytes + found.passing_bytes
-    return check_memory(found.spec, tokens, weights_bytes=weights, available=found.available_bytes)
+    needed = check_memory(found.spec, tokens, weights_bytes=weights, available=found.available_bytes)
+    whole = f", about {format_bytes(needed + resident_bytes(device))} with it" if device.type == "cpu" else ""
+    return f"weights and one sample need {format_bytes(needed)} beside the program{whole}"
 
 
 def _request(job: CalibrateJob, presets: "Sequence[Preset]", maker: "SampleMaker") -> "CalibrateRequest":
