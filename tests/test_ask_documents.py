@@ -237,6 +237,8 @@ def test_a_model_without_a_template_is_asked_in_plain_text_and_speaks(
     assert code == 0
     assert [len(record["answer"]) for record in records(out)] == [1, 1]
     assert err.count("warning: this model has no chat template: it is asked in plain text") == 1
+    assert run(["chat", "-m", str(silent_model)]) == 1  # before anybody has typed anything
+    assert "error: this model has no chat template\nhint: use `uncomp ask`" in capsys.readouterr().err
 
 
 def test_an_answer_without_a_word_is_said(silent_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

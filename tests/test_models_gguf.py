@@ -416,6 +416,17 @@ def test_a_header_that_promises_too_much_is_one_model_error(tmp_path, stock, dam
         assert caught.value.hint
 
 
+def test_a_kind_that_nobody_knows_yet_is_no_damage(tmp_path, stock):
+    whole = bytearray(write_gguf(tmp_path / "tiny.gguf", stock).read_bytes())
+    name = b"blk.0.ffn_up.weight"
+    at = whole.index(name) + len(name) + 4 + 2 * 8  # behind how many dimensions there are, and those
+    whole[at : at + 4] = (999).to_bytes(4, "little")
+    (tmp_path / "new.gguf").write_bytes(whole)
+    with pytest.raises(ModelError, match=r"ffn_up\.weight is of kind 999, which is not known here") as caught:
+        read_headers([tmp_path / "new.gguf"])
+    assert "Q4_K_M" in str(caught.value.hint)
+
+
 def test_a_piece_that_is_too_long_to_be_one_is_refused(tmp_path, stock):
     def edit(writer):
         writer.kv_data[0].pop("tokenizer.ggml.tokens")

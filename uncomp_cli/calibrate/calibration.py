@@ -41,6 +41,7 @@ from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import DoesNotFitError, ModelError, UsageError
 from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.tasks.task import Sample
+from uncomp_cli.kernels.library import give_back
 from uncomp_cli.models.runnable import LoadedModel, fingerprint
 from uncomp_cli.numerals import format_seconds
 from uncomp_cli.steps import Progress, resume
@@ -83,6 +84,7 @@ def read_and_measure(
     decoder.layer_inputs(ids, torch.arange(ids.shape[1])[None], state, see)
     values = {str(measure): torch.stack(of_layers) for measure, of_layers in (state.values | hidden).items()}
     if LOSS in config.measures:
+        give_back()  # what measuring took: the slopes of the answer are in other sizes
         values[LOSS] = eviction_loss(decoder, state.layers, answer, states=state.states)
     return {key: values[key].cpu() for key in config.measures}
 
@@ -173,6 +175,7 @@ def calibrate(
 
     def measure(read: _Read) -> UncertaintyProfile:
         values = read_and_measure(decoder, read.prompt, read.answer, config=config)
+        give_back()
         return UncertaintyProfile(fingerprint(loaded), (read.info,), _stacked(values), parameters)
 
     def keep(one: UncertaintyProfile) -> None:

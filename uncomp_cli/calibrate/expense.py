@@ -1,7 +1,8 @@
 """What a calibration takes, told before it begins: memory, before anything is loaded, and time, by a trial.
 
-bytes     weights + a full cache of one sample + the more of: a pass over its prompt; logits of its answer and
-          their slopes, and the two parts of a matrix that are made numbers at a time (products.py)
+bytes     weights + twice, as what was freed is not all used again: a full cache of one sample + the more of: a pass
+          over its prompt; logits of its answer and their slopes, and the two parts of a matrix that are made numbers
+          at a time (products.py)
 seconds   of every sample a + b · tokens, from two short texts, read and measured as the samples are. Attention's
           share, which grows with the square, is small at the lengths that are calibrated on
 """
@@ -23,6 +24,8 @@ TRIAL_TOKENS = (64, 192)
 _LEAST_TOKENS = 4000
 """What is over sooner is told of by its progress: a trial would take too much of it."""
 _COPIES = 3
+_HEAP = 2
+"""Bytes of memory for one of what is held at once: what was freed in other sizes stays meanwhile (1.8 to 2.4)."""
 
 
 def sample_bytes(spec: ModelSpec, tokens: int) -> int:
@@ -37,7 +40,7 @@ def check_memory(spec: ModelSpec, tokens: int, *, weights_bytes: int, available:
 
     Raises OutOfMemoryError, with the sizes and a model that fits, for more than is `available`.
     """
-    sample = sample_bytes(spec, tokens)
+    sample = _HEAP * sample_bytes(spec, tokens)
     if weights_bytes + sample > available:
         best = best_known(available=available)
         smaller = "a smaller model" if best is None else f"the best known model that fits: --model {best.alias}"

@@ -11,7 +11,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models import qwen35
-from uncomp_cli.models.preamble import Entry, Preamble
+from uncomp_cli.models.preamble import OTHER_KIND, Entry, Preamble
 
 HINT = "use a Hugging Face directory of this model instead: --model DIR"
 TIED = "lm_head.weight"
@@ -52,7 +52,7 @@ def _check(entry: Entry, shape: tuple[int, ...]) -> None:
         message = f"GGUF tensor {entry.name} has the shape {entry.shape}, its configuration says {shape}"
         raise ModelError(message, hint=HINT)
     if entry.kind not in KEPT and not _is_read(entry.kind):
-        raise ModelError(f"GGUF tensor {entry.name} is of kind {entry.kind}, which is not supported", hint=HINT)
+        raise ModelError(f"GGUF tensor {entry.name} is of kind {entry.kind}, which is not supported", hint=OTHER_KIND)
 
 
 @cache

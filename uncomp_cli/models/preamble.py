@@ -31,6 +31,7 @@ _MOST_DIMENSIONS, _MOST_NESTED = 4, 4
 _LONGEST_PIECE = 4096
 """Bytes of a piece of a vocabulary: what is longer makes no sense and takes for ever to cut."""
 _VOCABULARY = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
+OTHER_KIND = "fetch the model in a kind that is read, such as Q4_K_M or Q8_0"
 _DAMAGED = "the file is damaged or cut short: fetch it again"
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
 _ALIGNED = 32
@@ -231,7 +232,7 @@ def _entry(walk: _Walk, begin: int, name: str, shape: tuple[int, ...], kind: int
 
     known = next((each for each in GGMLQuantizationType if each.value == kind), None)
     if known is None:
-        raise ValueError(f"{name} is of an unknown type, {kind}")
+        raise ModelError(f"{walk.path}: {name} is of kind {kind}, which is not known here", hint=OTHER_KIND)
     cols, (block_cols, block_bytes) = shape[-1] if shape else 1, GGML_QUANT_SIZES[known]
     if cols % block_cols:
         raise ValueError(f"{name} has rows of {cols:,}, which are no blocks of {block_cols}")

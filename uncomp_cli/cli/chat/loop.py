@@ -153,8 +153,10 @@ def open_talk(job: ChatJob, loaded: "LoadedModel", terminal: Terminal, documents
     """The chat with this model, before anything is said; what the preset and the length came to is told."""
     from uncomp_cli.asking.chat import Chat
     from uncomp_cli.engine.engine import Engine
+    from uncomp_cli.engine.tokens.messages import check_template
     from uncomp_cli.models.runnable import fingerprint
 
+    check_template(loaded.tokenizer)
     loaded = show(lengthen_for_growth(loaded, job.model.rope_choice), terminal)
     preset, notes = job.choice.settled(fingerprint(loaded), any_question=True)
     check_context_fits(job.model, loaded, preset)

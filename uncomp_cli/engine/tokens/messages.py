@@ -49,6 +49,12 @@ class Script:
         return len(self.tokens)
 
 
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ModelError for a model that was not made for chat."""
+    if not tokenizer.chat_template:
+        raise ModelError("this model has no chat template", hint="use `uncomp ask`, or a model made for chat")
+
+
 def render_messages(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], words: Callable[[str], Tokens] | None = None
 ) -> Script:
@@ -57,8 +63,7 @@ def render_messages(
     `words` makes the tokens of people's text, for who has them still.
     """
     words = words or partial(encode_words, tokenizer, strip=False)
-    if not tokenizer.chat_template:
-        raise ModelError("this model has no chat template", hint="use `uncomp ask`, or a model made for chat")
+    check_template(tokenizer)
     marks = [f"\ue000message {index}\ue001" for index in range(len(messages))]
     framed = [{"role": message.role, "content": mark} for message, mark in zip(messages, marks, strict=True)]
     rest = render_template(tokenizer, framed)
