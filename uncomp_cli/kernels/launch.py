@@ -81,17 +81,18 @@ class SplitDecode:
         sides = {"R": rows, "D": width, "D_PAD": _side(width)}
         bits = (KEY_BITS[strands.bits], strands.bits) if strands.fewer is not None else (0, 0)
         try:
-            self._kernels.attend_part[heads, splits](
-                *(query, turned, strands.keys, strands.values, strands.starts, strands.ends),
-                *(strands.starts if strands.fewer is None else strands.fewer, outs, sums),
-                *(scaling, softcap or 0.0, window or _EVERYTHING, split, splits),
-                **sides, R_PAD=_side(rows), BLOCK=_BLOCK, KEY_BITS=bits[0], VALUE_BITS=bits[1],
-                GROUP=strands.group, CAPPED=softcap is not None,
-            )  # fmt: skip
-            self._kernels.merge_parts[(heads * rows,)](
-                *(outs, sums, outs if sinks is None else sinks, output, splits, 1 if sinks is None else len(sinks)),
-                **sides, BLOCK=_MERGED, SINKS=sinks is not None,
-            )  # fmt: skip
+            with torch.cuda.device_of(query):  # which Triton takes, whatever the tensors are on
+                self._kernels.attend_part[heads, splits](
+                    *(query, turned, strands.keys, strands.values, strands.starts, strands.ends),
+                    *(strands.starts if strands.fewer is None else strands.fewer, outs, sums),
+                    *(scaling, softcap or 0.0, window or _EVERYTHING, split, splits),
+                    **sides, R_PAD=_side(rows), BLOCK=_BLOCK, KEY_BITS=bits[0], VALUE_BITS=bits[1],
+                    GROUP=strands.group, CAPPED=softcap is not None,
+                )  # fmt: skip
+                self._kernels.merge_parts[(heads * rows,)](
+                    *(outs, sums, outs if sinks is None else sinks, output, splits, 1 if sinks is None else len(sinks)),
+                    **sides, BLOCK=_MERGED, SINKS=sinks is not None,
+                )  # fmt: skip
         except Exception as error:  # the compiler's own, of many kinds
             self.broken = _said("the decode kernel does not run", error)
             return None
