@@ -19,6 +19,7 @@ then given by position, [G, S], of which each head looks at those it holds.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -61,16 +62,15 @@ def select(scores: Tensor, kept: Sequence[int], *, protected: Tensor, words: Ten
     must = int(protected.sum())
     if any(count < must for count in kept):
         raise ValueError(f"a head keeps {min(kept)} tokens, but {must} are protected")
-    free = scores.masked_fill(protected, float("-inf"))
-    return [_select_head(free[g], count - must, protected, words) for g, count in enumerate(kept)]
+    return [_select_head(row, count - must, must, protected, words) for row, count in zip(scores, kept, strict=True)]
 
 
-def _select_head(scores: Tensor, count: int, protected: Tensor, words: Tensor | None) -> Tensor:
-    """Positions of one head: the protected ones and the `count` best of the others."""
-    free = int((~protected).sum())
-    if count >= free:
+def _select_head(scores: Tensor, count: int, must: int, protected: Tensor, words: Tensor | None) -> Tensor:
+    """Positions of one head: those that are protected, `must` of them, and the `count` best of the others."""
+    if count >= len(scores) - must:
         return torch.arange(len(scores), device=scores.device)
-    order = torch.sort(scores, descending=True, stable=True).indices[:free]
+    free = scores.masked_fill(protected, float("-inf"))
+    order = torch.sort(free, descending=True, stable=True).indices[: len(scores) - must]
     chosen = order[:count] if words is None else _whole_words(order, count, words)
     keep = protected.clone()
     keep[chosen] = True
@@ -81,31 +81,33 @@ def _whole_words(order: Tensor, count: int, words: Tensor) -> Tensor:
     """`count` of `order`, whole words: each is taken when it still fits, in order of score.
 
     When none fits any more, or none that ends within REACH_TOKENS of the cut, the first that did not is torn and fills
-    the rest: the count is exact.
+    the rest: the count is exact. What is near the cut is read from the device at once.
     """
-    numbers = words[order]
-    if count == 0 or count == len(order) or numbers[count - 1] != numbers[count]:
+    if count in (0, len(order)):
         return order[:count]
-    lengths = torch.unique_consecutive(numbers, return_counts=True)[1]  # a word's tokens are neighbours in `order`
-    ends = lengths.cumsum(0)
-    split = int((ends <= count).sum())  # the word in which the cut falls
-    begin, end = int(ends[split] - lengths[split]), int(ends[split])
-    near = int((ends <= count + REACH_TOKENS).sum())
-    fillers, room = _fill(ends[split + 1 : near], lengths[split + 1 : near], count - begin)
-    filled = [order[first:last] for first, last in fillers]
-    return torch.cat([order[:begin], *filled, order[begin:end][:room]])
+    numbers = words[order[: count + REACH_TOKENS + 1]]
+    before = (numbers[:count] == numbers[count]).sum()  # a word's tokens are neighbours in `order`
+    torn, *behind = torch.cat([before[None], numbers[count:]]).tolist()
+    if torn == 0:
+        return order[:count]
+    begin, (fillers, room) = count - torn, _fill(behind, torn)
+    filled = [order[count + first : count + last] for first, last in fillers]
+    return torch.cat([order[:begin], *filled, order[begin : begin + room]])
 
 
-def _fill(ends: Tensor, lengths: Tensor, room: int) -> tuple[list[tuple[int, int]], int]:
-    """The ranges of the words that fit into `room` tokens, taken one after the other, and the room that is left."""
-    short = lengths <= room
+def _fill(behind: Sequence[int], room: int) -> tuple[list[tuple[int, int]], int]:
+    """The ranges of the words that fit into `room` tokens, taken one after the other, and the room that is left.
+
+    `behind` are the numbers of the words of what follows the cut, which falls into the first.
+    """
     chosen: list[tuple[int, int]] = []
-    for end, length in zip(ends[short].tolist(), lengths[short].tolist(), strict=True):
-        if length <= room:
-            chosen.append((end - length, end))
-            room -= length
-        if room == 0:
-            break
+    first = 0
+    for _, run in groupby(behind):
+        last = first + sum(1 for _ in run)
+        if first > 0 and last <= REACH_TOKENS and last - first <= room:
+            chosen.append((first, last))
+            room -= last - first
+        first = last
     return chosen, room
 
 
@@ -127,12 +129,12 @@ def choose_held(
     ranked = _ranked(scores, held, words)
     if floor < 1:
         counts = share_heads(ranked, counts, protected=protected, floor=floor)
+    places = [positions.long() for positions in held]
+    musts = torch.stack([protected[at].sum() for at in places]).tolist()
     chosen = []
-    for row, positions, count in zip(ranked, held, counts, strict=True):
-        at = positions.long()
-        must = protected[at]
+    for row, at, count, must in zip(ranked, places, counts, musts, strict=True):
         numbers = None if words is None else words[at]
-        chosen += select(row[at][None], [max(count, int(must.sum()))], protected=must, words=numbers)
+        chosen.append(_select_head(row[at], max(0, count - must), must, protected[at], numbers))
     return chosen
 
 

@@ -81,7 +81,7 @@ class SplitDecode:
         sides = {"R": rows, "D": width, "D_PAD": _side(width)}
         bits = (KEY_BITS[strands.bits], strands.bits) if strands.fewer is not None else (0, 0)
         try:
-            with torch.cuda.device_of(query):  # which Triton takes, whatever the tensors are on
+            with torch.cuda.device(query.get_device()):  # which Triton takes; -1, of a CPU, is none
                 self._kernels.attend_part[heads, splits](
                     *(query, turned, strands.keys, strands.values, strands.starts, strands.ends),
                     *(strands.starts if strands.fewer is None else strands.fewer, outs, sums),
