@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from uncomp_cli.asking.events import Done
 from uncomp_cli.asking.pipeline import run as run_ask
@@ -33,7 +34,7 @@ from uncomp_cli.asking.request import Request
 from uncomp_cli.batch.run import Batch, Summary, run
 from uncomp_cli.batch.worker import Job
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.steps import finished
+from uncomp_cli.steps import Progress, finished
 
 QUESTION = "What is the code?"
 WORKER = "ray::MapWorker"
@@ -220,23 +221,33 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
             row = json.loads(line)
             (texts / f"{row['name']}.txt").write_text(row["text"])
         request = Request(questions=(QUESTION,), sampling=SamplingConfig(max_new_tokens=16), each=True)
-        begun_s = time.monotonic()
-        bare = [event for event in run_ask(replace(request, paths=(str(texts),))) if isinstance(event, Done)]
-        bare_s = time.monotonic() - begun_s
-        found: dict[str, Any] = {}
+        torch.set_num_threads(1)
+        begun_s, bare, clock = time.monotonic(), list[Done](), list[tuple[float, int]]()
+        for event in run_ask(replace(request, paths=(str(texts),))):
+            if isinstance(event, Done):
+                bare.append(event)
+                clock.append((time.monotonic() - begun_s, len(bare)))
+        found: dict[str, Any] = {"bare": _pace(clock)}
         for actors in args.counts:
-            out = Path(folder) / f"{actors}.jsonl"
-            begun_s = time.monotonic()
-            summary = finished(run(Batch((str(texts),), out, request, actors=actors, threads=1)))
+            out, clock = Path(folder) / f"{actors}.jsonl", []
+            begun_s, steps = time.monotonic(), run(Batch((str(texts),), out, request, actors=actors, threads=1))
+            for event in steps:
+                if isinstance(event, Progress) and event.fraction:
+                    clock.append((time.monotonic() - begun_s, round(event.fraction * args.documents)))
             rows = [json.loads(line) for line in out.read_text().splitlines()]
             same = sum(row["answers"][0]["answer"] == done.text for row, done in zip(rows, bare, strict=True))
-            found[str(actors)] = {
-                "seconds": time.monotonic() - begun_s,
-                "working_s": summary.elapsed_s,
+            found[f"{actors} actors"] = {
+                **_pace(clock),
                 "same_answers": same,
-                "failed": summary.failed,
+                "row_bytes": out.stat().st_size // len(rows),
             }
-    return {"documents": args.documents, "bare_s": bare_s, "actors": found}
+    return {"documents": args.documents, **found}
+
+
+def _pace(clock: Sequence[tuple[float, int]]) -> dict[str, float]:
+    """Seconds to the end, to the first answers, and a document behind those."""
+    (first_s, first), (last_s, last) = clock[0], clock[-1]
+    return {"seconds": last_s, "first_s": first_s, "document_s": (last_s - first_s) / max(1, last - first)}
 
 
 def scale(args: argparse.Namespace) -> dict[str, Any]:

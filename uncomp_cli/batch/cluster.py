@@ -35,6 +35,8 @@ WINDOW = 16_384
 """Documents that Ray hears of at once."""
 PART = 256
 """Documents that a reader takes at once."""
+_READER_CORES = 0.5
+"""What a reader asks for, whose children do the work; with as much as an actor's Ray would make one of both."""
 _CONNECT_S, _JOIN_S = 5.0, 60.0
 _STORE_BYTES = 256 * 2**20
 _PROBE = "import logging, sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)"
@@ -223,7 +225,7 @@ def window_rows(
     flow: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     read = partial(_read, batch_size=crew.batch_size, wishes=wishes)
     readers, actors = ray.data.TaskPoolStrategy(size=crew.readers), ray.data.ActorPoolStrategy(size=crew.actors)
-    data = data.map_batches(read, **flow, compute=readers, num_cpus=1)
+    data = data.map_batches(read, **flow, compute=readers, num_cpus=_READER_CORES)
     data = data.map_batches(
         _Actor,
         **flow,
