@@ -31,8 +31,8 @@ from uncomp_cli.documents.text import Wishes
 from uncomp_cli.errors import UncompError, UsageError, failure_of
 
 LOCAL = "local"
-WINDOW = 16_384
-"""Documents that Ray hears of at once."""
+WINDOW = 8_192
+"""Documents for each actor that Ray hears of at once: loading a model again for the next costs little against them."""
 PART = 256
 """Documents that a reader takes at once."""
 _READER_CORES = 0.5
@@ -61,6 +61,11 @@ class Crew:
     gpus: float = 0.0
     readers: int = 1
     batch_size: int = 16
+
+    @property
+    def window(self) -> int:
+        """Documents of a window."""
+        return WINDOW * self.actors
 
 
 def check_installed() -> None:

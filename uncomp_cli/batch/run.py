@@ -23,7 +23,6 @@ from uncomp_cli.asking.request import Request
 from uncomp_cli.asking.startup import during, fetch, weigh
 from uncomp_cli.batch.cluster import (
     LOCAL,
-    WINDOW,
     Crew,
     check_installed,
     check_workers,
@@ -194,7 +193,7 @@ def _answer(batch: Batch, results: Results, summary: Summary, make: Maker, needs
         yield Noted(f"{crew.actors} actors of {crew.threads} {threads}{gpus}, {crew.batch_size} documents a batch")
         todo, begun_s, said = summary.documents - summary.before, time.monotonic(), set[str]()
         waiting = _missing(batch, results)
-        while window := list(islice(waiting, WINDOW)):
+        while window := list(islice(waiting, crew.window)):
             for lines, notes in window_rows(window, make, crew, batch.request.wishes, ledger):
                 results.add((line.name, line.data) for line in lines)
                 summary.answered += len(lines)
