@@ -130,6 +130,11 @@ def is_foreseen(error: BaseException) -> bool:
     return isinstance(error, UncompError) or is_out_of_memory(error)
 
 
+def lacks_room(error: BaseException) -> bool:
+    """Whether it may go well when what is held beside it is gone."""
+    return isinstance(error, DoesNotFitError) or is_out_of_memory(error)
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """What an error comes to: the two lines and the code."""

@@ -20,7 +20,7 @@ from uncomp_cli.asking.material import longest_read
 from uncomp_cli.asking.request import Request
 from uncomp_cli.asking.subject import Answer, Item, Reader, Subject
 from uncomp_cli.documents.collection import DocumentSet
-from uncomp_cli.errors import DoesNotFitError, failure_of, is_foreseen, is_out_of_memory
+from uncomp_cli.errors import failure_of, is_foreseen, lacks_room
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
@@ -90,7 +90,7 @@ class Queue:
         try:
             return (yield from self._reader.read(documents))
         except Exception as error:
-            if not self._waiting or not (isinstance(error, DoesNotFitError) or is_out_of_memory(error)):
+            if not (self._waiting and lacks_room(error)):
                 raise
         yield from self._answer_waiting()
         return (yield from self._reader.read(documents))

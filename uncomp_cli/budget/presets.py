@@ -284,14 +284,19 @@ def load_preset(name_or_path: str) -> Preset:
 
     Raises UsageError for an unknown name, key or value, and when the profile that it names is not there.
     """
-    path = Path(name_or_path)
-    if path.suffix == ".json" or len(path.parts) > 1:
-        return _read(path)
+    if is_preset_file(name_or_path):
+        return _read(Path(name_or_path))
     known = _preset_files()
     if name_or_path not in known:
         hint = did_you_mean(name_or_path, known, "uncomp preset list")
         raise UsageError(f"unknown preset '{name_or_path}'", hint=hint)
     return _read(known[name_or_path])
+
+
+def is_preset_file(name_or_path: str) -> bool:
+    """Whether it is a path, and no name."""
+    path = Path(name_or_path)
+    return path.suffix == ".json" or len(path.parts) > 1
 
 
 def save_preset(preset: Preset, folder: Path, profile: "UncertaintyProfile | None" = None) -> Path:

@@ -4,6 +4,7 @@ Nothing leaves loopback unless there is a key, and then who has it is let in. Ct
 go, and ends it.
 """
 
+import re
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from uncomp_cli.cli.declare.failures import show_failure
 from uncomp_cli.cli.declare.options import (
     ModelOptions,
     PresetOptions,
@@ -30,10 +32,13 @@ from uncomp_cli.ui.meter import show
 if TYPE_CHECKING:
     from uncomp_cli.asking.request import Request
     from uncomp_cli.serving.desk import Desk
+    from uncomp_cli.serving.http import Served
 
 SERVER_PANEL = "Server"
 _LOCAL = ("127.0.0.1", "localhost", "::1")
-_CLOSING_S = 5
+_LINE_BODIES = 4
+"""Bytes that may wait in line, in largest bodies."""
+_KEY = re.compile("[!-~]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +107,9 @@ def serve(
     terminal = terminal_of(ctx, quiet=quiet)
     if server.key is None and server.host not in _LOCAL:
         raise UsageError(f"--host {server.host} lets other machines in", hint="set UNCOMP_KEY, which they must send")
-    if server.key is not None and not server.key.strip():
-        raise UsageError("the key is empty", hint="UNCOMP_KEY=$(openssl rand -hex 16) uncomp serve")
+    if server.key is not None and not _KEY.fullmatch(server.key):
+        message = "the key is empty, or has characters that no header has"
+        raise UsageError(message, hint="UNCOMP_KEY=$(openssl rand -hex 16) uncomp serve")
     body_bytes = bytes_of(server.body, "body", "memory", hint="use --body 64MiB")
     usual = Request(
         model=model.choice(),
@@ -115,8 +121,11 @@ def serve(
     )
     usual.choice.stored()  # a slip in it must not wait for the model
     with _listening(server) as listener:
-        desk = _desk(server, usual, terminal)
-        _run(desk, usual, server, listener, terminal, body_bytes=body_bytes)
+        desk = _desk(server, usual, terminal, body_bytes=body_bytes)
+        from uncomp_cli.serving.http import Served
+
+        terminal.note(_greeting(server, usual.model.name, listener))
+        run_front(desk, Served(usual.model.name, usual, int(time.time()), server.key, body_bytes), listener)
 
 
 def _listening(server: ServerOptions) -> socket.socket:
@@ -131,7 +140,15 @@ def _listening(server: ServerOptions) -> socket.socket:
         ) from error
 
 
-def _desk(server: ServerOptions, usual: "Request", terminal: Terminal) -> "Desk":
+def _greeting(server: ServerOptions, model: str, listener: socket.socket) -> str:
+    """Where it is, and how much it does at once."""
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    rows, places = format_count(server.rows), format_count(server.queue)
+    return f"{model} at http://{shown}:{port}/v1 · {rows} answers at once, {places} may wait · Ctrl-C ends it"
+
+
+def _desk(server: ServerOptions, usual: "Request", terminal: Terminal, *, body_bytes: int) -> "Desk":
     """The model, loaded, and who answers with it."""
     _needed()
     from uncomp_cli.asking.startup import check_context_fits, load
@@ -145,7 +162,13 @@ def _desk(server: ServerOptions, usual: "Request", terminal: Terminal) -> "Desk"
         terminal.note(note)
     check_context_fits(usual.model, loaded, preset)
     engine = Engine(loaded, sampling=usual.sampling, limits=usual.limits, matmul=usual.model.matmul)
-    return Desk(engine, places=server.queue, rows=server.rows)
+    return Desk(
+        engine,
+        places=server.queue,
+        rows=server.rows,
+        bytes_waiting=_LINE_BODIES * body_bytes,
+        on_defect=lambda error: show_failure(error, terminal),
+    )
 
 
 def _needed() -> None:
@@ -155,31 +178,11 @@ def _needed() -> None:
         raise UncompError(f"serving needs {' and '.join(missing)}", hint="pip install 'uncomp[serve]'")
 
 
-def _run(
-    desk: "Desk",
-    usual: "Request",
-    server: ServerOptions,
-    listener: socket.socket,
-    terminal: Terminal,
-    *,
-    body_bytes: int,
-) -> None:
-    """Serve until a signal ends it, or what answers fails."""
-    import uvicorn
+def run_front(desk: "Desk", served: "Served", listener: socket.socket) -> None:
+    """Serve until a signal ends it, or what answers fails, which is raised."""
+    from uncomp_cli.serving.http import Front
 
-    from uncomp_cli.serving.http import Served, make_app
-
-    served = Served(usual.model.name, usual, int(time.time()), server.key, body_bytes)
-    config = uvicorn.Config(
-        make_app(desk, served),
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        timeout_graceful_shutdown=_CLOSING_S,
-        server_header=False,
-    )
-    front = uvicorn.Server(config)
-    failed = list[BaseException]()
+    front, failed = Front(desk, served), list[BaseException]()
 
     def work() -> None:
         try:
@@ -187,17 +190,10 @@ def _run(
         except BaseException as error:  # told by the main thread
             failed.append(error)
         finally:
-            desk.close()
             front.should_exit = True
 
-    thread = threading.Thread(target=work, name="desk")
+    thread = threading.Thread(target=work, name="desk", daemon=True)  # a second signal waits for nothing
     thread.start()
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    rows, places = format_count(server.rows), format_count(server.queue)
-    terminal.note(
-        f"{served.model} at http://{shown}:{port}/v1 · {rows} answers at once, {places} may wait · Ctrl-C ends it"
-    )
     try:
         front.run(sockets=[listener])
     finally:

@@ -175,14 +175,16 @@ def reading(
     return DocumentSet(tuple(found.documents.values()), tuple(found.skipped.values()), tuple(found.failures))
 
 
-def sent(files: Sequence[tuple[str, bytes]], wishes: Wishes = NO_WISHES) -> DocumentSet:
+def sent(
+    files: Sequence[tuple[str, bytes]], wishes: Wishes = NO_WISHES
+) -> Generator[Progress | Working, None, DocumentSet]:
     """Documents that came as names and bytes. Raises DocumentError or DoesNotFitError for one that cannot be read."""
     sources = [
         Source(name, partial(take_stream, BytesIO(data), name=name), Path(name).suffix.lower(), needed=True)
         for name, data in files
     ]
     documents = []
-    for source, found in zip(sources, documents_of(sources, wishes), strict=True):
+    for source, found in zip(sources, (yield from _taking(sources, wishes)), strict=False):
         if not isinstance(found, Document):
             raise type(found)(f"cannot read {shown(source.name)!r}: {found.message}", hint=found.hint) from found
         documents.append(found)
@@ -191,7 +193,11 @@ def sent(files: Sequence[tuple[str, bytes]], wishes: Wishes = NO_WISHES) -> Docu
 
 def documents_of(sources: Sequence[Source], wishes: Wishes = NO_WISHES) -> list[Document | Refusal]:
     """The document of every source, or why there is none; nothing behind one that is needed and cannot be read."""
-    taken = finished(take_all(sources, wishes))
+    return finished(_taking(sources, wishes))
+
+
+def _taking(sources: Sequence[Source], wishes: Wishes) -> Generator[Progress | Working, None, list[Document | Refusal]]:
+    taken = yield from take_all(sources, wishes)
     return [
         _document(shown(source.name), found) if isinstance(found, Taken) else found
         for source, found in zip(sources, taken, strict=False)

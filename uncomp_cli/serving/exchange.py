@@ -4,7 +4,7 @@
     own fields  preset, budget, kv_bits, thin, cache (a saved document), evidence, top_k, min_p, repetition_penalty
 
 A field that is unknown is refused by its name, and so is one that asks for what is not there (tools, several choices);
-none is ignored silently. Texts of clients are data: no words of theirs become control tokens.
+none is ignored silently. Texts of clients are data: no words of theirs become control tokens, and none names a file.
 """
 
 import base64
@@ -13,20 +13,25 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import uuid4
 
 from uncomp_cli.asking.events import Done
-from uncomp_cli.asking.request import PresetChoice, Request, check_text
+from uncomp_cli.asking.request import AUTOMATIC, PresetChoice, Request, check_text
 from uncomp_cli.budget.amount import Budget
+from uncomp_cli.budget.presets import is_preset_file
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.errors import UsageError
-from uncomp_cli.schema import Among, Some, read
+from uncomp_cli.schema import Among, Some, inside, parse_object, read, shortened, shown
 
 ALL_KEPT = "full"
 """The preset for what has no document: a conversation is kept whole."""
-_MOST_STOPS = 4
+_MOST_STOPS, _LONGEST_STOP = 4, 256
+_MOST_VALUES = 2**20
+"""Of a body; texts have as many commas, more is a list of nothing: JSON takes twenty times its size in memory then."""
+T = TypeVar("T")
 _ROLES = ("system", "developer", "user", "assistant")
+_OF_FILES = ("filename", "file_data")
 _NOT_HERE = {
     "n": (None, 1),
     "logprobs": (None, False),
@@ -106,18 +111,36 @@ class Wanted:
     streams: bool = False
     with_usage: bool = False
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the documents that came with it."""
+        return sum(len(file.data) for file in self.files)
 
-def parse(data: Any, usual: Request, *, model: str, plain: bool) -> Wanted:
+
+def parse(body: bytes, usual: Request, *, model: str, plain: bool) -> Wanted:
     """A request's JSON; `usual` has what it does not say. Raises UsageError naming the field."""
-    if not isinstance(data, dict):
-        raise UsageError("the body is no JSON object", hint="send the fields of a request")
+    if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise UsageError(f"the body has more than {_MOST_VALUES:,} values", hint="send long texts as files, in base64")
+    with inside("the body", hint="send the fields of a request, as a JSON object"):
+        data = parse_object(body)
     for name, harmless in _NOT_HERE.items():
         if name in data and data[name] not in harmless:
-            raise UsageError(f"{name} is {data[name]!r:.80}, which is not on offer", hint=f"leave {name} out")
-    body = read(Body, {key: value for key, value in data.items() if key not in {*_NOT_HERE, *_NO_MATTER}})
-    if body.model != model:
-        raise UnknownModelError(f"the model is {body.model!r:.80}, and {model!r} is served", hint="see GET /v1/models")
+            raise UsageError(f"{name} is {shown(data[name])}, which is not on offer", hint=f"leave {name} out")
+    fields = read(Body, {key: value for key, value in data.items() if key not in {*_NOT_HERE, *_NO_MATTER}})
+    if fields.model != model:
+        raise UnknownModelError(f"the model is {shown(fields.model)}, and {model} is served", hint="see GET /v1/models")
+    return _wanted(fields, usual, plain=plain)
+
+
+class UnknownModelError(UsageError):
+    """A model that this server does not have."""
+
+
+def _wanted(body: Body, usual: Request, *, plain: bool) -> Wanted:
+    """What the fields come to."""
     system, files, said = _prompted(body) if plain else _said(body)
+    if body.cache == AUTOMATIC:
+        raise UsageError("cache auto names no saved document", hint="name one, as `uncomp cache list` does")
     request = replace(
         usual,
         questions=(said[-1][1],),
@@ -132,10 +155,6 @@ def parse(data: Any, usual: Request, *, model: str, plain: bool) -> Wanted:
     )
     options = body.stream_options or StreamOptions()
     return Wanted(request, tuple(files), _stops(body.stop), bool(body.stream), options.include_usage)
-
-
-class UnknownModelError(UsageError):
-    """A model that this server does not have."""
 
 
 def _prompted(body: Body) -> tuple[str | None, list[File], list[Any]]:
@@ -172,6 +191,7 @@ def _message(message: Any, place: str, files: list[File]) -> tuple[str, str]:
     """Role and text of a message; its files go to `files`."""
     if not isinstance(message, dict) or message.get("role") not in _ROLES:
         raise UsageError(f"{place}.role is none of {', '.join(_ROLES)}", hint="name who says it")
+    _check_keys(message, ("role", "content", "name"), place)
     content = message.get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list):
@@ -181,13 +201,23 @@ def _message(message: Any, place: str, files: list[File]) -> tuple[str, str]:
         where = f"{place}.content[{number}]"
         kind = part.get("type") if isinstance(part, dict) else None
         if kind in ("text", "input_text") and isinstance(part.get("text"), str):
+            _check_keys(part, ("type", "text"), where)
             check_text(part["text"], where)
             texts.append(part["text"])
         elif kind in ("file", "input_file") and message["role"] == "user":
-            files.append(_file(part.get("file", part), where))
+            given = {key: value for key, value in part.items() if key != "type"}
+            _check_keys(given, ("file",) if "file" in given else _OF_FILES, where)
+            files.append(_file(given.get("file", given), where))
         else:
             raise UsageError(f"{where} is neither text nor a file", hint="send parts of type text or file")
     return message["role"], "\n\n".join(texts)
+
+
+def _check_keys(given: Mapping[str, Any], known: tuple[str, ...], place: str) -> None:
+    """Raise UsageError for one that is not known and says something: clients send back all that an answer has."""
+    unknown = next((key for key, value in given.items() if key not in known and value not in (None, "", [], {})), None)
+    if unknown is not None:
+        raise UsageError(f"{place}.{shortened(unknown)} is an unknown key", hint=f"known keys: {', '.join(known)}")
 
 
 def _file(data: Any, place: str) -> File:
@@ -196,6 +226,7 @@ def _file(data: Any, place: str) -> File:
     name, encoded = given.get("filename", "document.txt"), given.get("file_data")
     if not isinstance(encoded, str) or not isinstance(name, str):
         raise UsageError(f"{place}.file has no file_data", hint="send filename, and file_data in base64")
+    _check_keys(given, _OF_FILES, f"{place}.file")
     check_text(name, f"{place}.file.filename")
     if encoded.startswith("data:"):
         encoded = encoded.partition(",")[2]
@@ -206,37 +237,41 @@ def _file(data: Any, place: str) -> File:
 
 
 def _sampling(body: Body, usual: SamplingConfig) -> SamplingConfig:
-    given: dict[str, Any] = {
-        "max_new_tokens": body.max_completion_tokens or body.max_tokens,
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "top_k": body.top_k,
-        "min_p": body.min_p,
-        "repetition_penalty": body.repetition_penalty,
-        "seed": body.seed,
-    }
-    return replace(usual, **{name: value for name, value in given.items() if value is not None})
+    return _with(
+        usual,
+        max_new_tokens=body.max_completion_tokens or body.max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        seed=body.seed,
+    )
 
 
 def _choice(body: Body, usual: PresetChoice, *, has_text: bool) -> PresetChoice:
     """What is kept; without a document everything, unless something is named."""
     if body.preset is None and body.budget is None and usual.name is None and not has_text:
         return replace(usual, name=ALL_KEPT)
-    given: dict[str, Any] = {
-        "name": body.preset,
-        "budget": None if body.budget is None else Budget.parse(str(body.budget)),
-        "kv_bits": body.kv_bits,
-        "thinning": body.thin,
-    }
-    return replace(usual, **{name: value for name, value in given.items() if value is not None})
+    if body.preset is not None and is_preset_file(body.preset):
+        raise UsageError(f"preset {shown(body.preset)} is no name", hint="name one, as `uncomp preset list` does")
+    budget = None if body.budget is None else Budget.parse(str(body.budget))
+    return _with(usual, name=body.preset, budget=budget, kv_bits=body.kv_bits, thinning=body.thin)
+
+
+def _with(usual: T, **given: Any) -> T:
+    """`usual`, a dataclass, with what is given."""
+    changed: T = replace(usual, **{name: value for name, value in given.items() if value is not None})  # type: ignore[type-var]
+    return changed
 
 
 def _stops(given: Any) -> tuple[str, ...]:
     """Texts at which an answer ends."""
     stops = [] if given is None else [given] if isinstance(given, str) else given
-    usable = isinstance(stops, list) and all(isinstance(each, str) and each for each in stops)
+    usable = isinstance(stops, list) and all(isinstance(each, str) and 0 < len(each) <= _LONGEST_STOP for each in stops)
     if not usable or len(stops) > _MOST_STOPS:
-        raise UsageError(f"stop is {given!r:.80}", hint=f"send a text, or up to {_MOST_STOPS} of them")
+        hint = f"send a text of at most {_LONGEST_STOP} characters, or up to {_MOST_STOPS} of them"
+        raise UsageError(f"stop is {shown(given)}", hint=hint)
     return tuple(stops)
 
 

@@ -7,27 +7,36 @@ and be JSON, which a page of another origin cannot send unasked. Bodies are boun
 import asyncio
 import hmac
 import json
+import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
+from socket import socket
 from typing import Any
 
+import uvicorn
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from uncomp_cli.asking.events import Done, Piece, Refused
 from uncomp_cli.asking.request import Request
-from uncomp_cli.errors import DoesNotFitError, OutOfMemoryError, UncompError, UsageError, failure_of
-from uncomp_cli.schema import parse_object
-from uncomp_cli.serving.desk import Desk, FullError, Said, Ticket
-from uncomp_cli.serving.exchange import Replies, UnknownModelError, Wanted, finish_reason, parse
+from uncomp_cli.errors import DocumentError, DoesNotFitError, OutOfMemoryError, UncompError, UsageError, failure_of
+from uncomp_cli.schema import shortened, shown
+from uncomp_cli.serving.desk import Desk, FullError, Said, StoppingError, Ticket
+from uncomp_cli.serving.exchange import Replies, UnknownModelError, finish_reason, parse
 from uncomp_cli.serving.status import exposition, page
 
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-_LISTEN_S = 0.25
+_LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
+_BODY_S = 120
+_CLOSING_S = 5
+_MOST_TOLD = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +46,70 @@ class Served:
     model: str
     usual: Request
     created: int
-    key: str | None = None
-    body_bytes: int = 64 * 2**20
+    key: str | None
+    body_bytes: int
 
 
 class _TooLargeError(UncompError):
     """A body of more bytes than are read."""
 
 
-class _ForbiddenError(UncompError):
-    """Who asks may not."""
+class _SlowError(UncompError):
+    """A body that does not come."""
+
+
+class _LeftError(UncompError):
+    """Nobody listens any more."""
+
+
+class _UnknownError(UncompError):
+    """Who asks has not the key."""
+
+
+class _ForeignError(UncompError):
+    """Who asks does not mean this machine."""
 
 
 _STATUS: dict[type[Exception], tuple[int, str]] = {
-    _ForbiddenError: (401, "invalid_api_key"),
-    _TooLargeError: (413, "body_too_large"),
+    _UnknownError: (401, "invalid_api_key"),
+    _ForeignError: (403, "foreign_host"),
     UnknownModelError: (404, "model_not_found"),
+    _SlowError: (408, "body_too_slow"),
+    _TooLargeError: (413, "body_too_large"),
     FullError: (429, "queue_full"),
+    _LeftError: (499, "client_left"),
+    StoppingError: (503, "stopping"),
+    DocumentError: (400, "invalid_document"),
 }
 _STATUS_OF_EXIT = {
     UsageError.exit_code: (400, "invalid_value"),
     DoesNotFitError.exit_code: (400, "context_length_exceeded"),
     OutOfMemoryError.exit_code: (503, "out_of_memory"),
 }
+
+
+class Front(uvicorn.Server):
+    """Listens for a desk whose thread runs; a signal ends the answers that are being written, and it."""
+
+    def __init__(self, desk: Desk, served: Served) -> None:
+        self._desk = desk
+        super().__init__(
+            uvicorn.Config(
+                make_app(desk, served),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                proxy_headers=False,
+                timeout_graceful_shutdown=_CLOSING_S,
+                server_header=False,
+            )
+        )
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Tell all who wait, and then close."""
+        self._desk.close()
+        await super().shutdown(sockets)
 
 
 def make_app(desk: Desk, served: Served) -> Starlette:
@@ -74,7 +124,7 @@ def make_app(desk: Desk, served: Served) -> Starlette:
         Route("/v1/chat/completions", partial(house.answer, plain=False), methods=["POST"]),
         Route("/v1/completions", partial(house.answer, plain=True), methods=["POST"]),
     ]
-    return Starlette(routes=routes, exception_handlers={UncompError: refusal, Exception: refusal})
+    return Starlette(routes=routes, exception_handlers=dict.fromkeys((UncompError, HTTPException, Exception), refusal))
 
 
 class _House:
@@ -103,7 +153,7 @@ class _House:
         self._admit(request)
         named, served = request.path_params.get("name"), self._served
         if named not in (None, served.model):
-            raise UnknownModelError(f"the model is {named!r:.80}, and {served.model!r} is served")
+            raise UnknownModelError(f"the model is {shown(named)}, and {served.model} is served")
         length = self._desk.engine.spec.trained_length
         known = {"id": served.model, "object": "model", "created": served.created, "owned_by": "uncomp"}
         known |= {"context_length": length}
@@ -112,97 +162,114 @@ class _House:
     async def answer(self, request: HttpRequest, *, plain: bool) -> Response:
         """An answer, whole or as it comes; what is refused before its first word has a status of its own."""
         self._admit(request)
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise UsageError("the body is no application/json", hint="send Content-Type: application/json")
-        data = parse_object(await _body(request, self._served.body_bytes))
-        wanted = parse(data, self._served.usual, model=self._served.model, plain=plain)
+        self._desk.check_room()
+        body = await _body(request, self._served.body_bytes)
+        wanted = parse(body, self._served.usual, model=self._served.model, plain=plain)
+        del body
         heard: asyncio.Queue[Said] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
         def tell(said: Said) -> None:
-            loop.call_soon_threadsafe(heard.put_nowait, said)
+            with suppress(RuntimeError):  # the loop that listened is gone
+                loop.call_soon_threadsafe(heard.put_nowait, said)
 
-        ticket = Ticket(wanted, tell)
+        ticket, replies = Ticket(wanted, tell), Replies(wanted, self._served.model)
         self._desk.submit(ticket)
+        leaving = asyncio.create_task(_leaving(request, heard))
         try:
-            first = await _heard(request, heard)
-            replies = Replies(wanted, self._served.model)
+            first = await _heard(heard)
             if wanted.streams:
-                stream = _events(wanted, ticket, first, heard, replies)
-                return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-            return JSONResponse(await _whole(request, first, heard, replies))
+                return _Stream(ticket, _events(first, heard, replies))
+            return JSONResponse(await _whole(first, heard, replies))
         except BaseException:
             ticket.left = True
             raise
+        finally:
+            leaving.cancel()
 
     def _admit(self, request: HttpRequest) -> None:
         """Raise for who has not the key, and without one for who does not mean this machine."""
+        headers = request.headers
         if self._served.key is not None:
-            given = request.headers.get("authorization", "").removeprefix("Bearer ")
+            given = headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self._served.key.encode()):
-                raise _ForbiddenError("the key is missing or wrong", hint="send Authorization: Bearer KEY")
-        elif (request.url.hostname or "") not in LOCAL_HOSTS:
-            raise _ForbiddenError(f"the host is {request.url.hostname!r:.80}", hint="ask http://127.0.0.1")
+                raise _UnknownError("the key is missing or wrong", hint="send Authorization: Bearer KEY")
+        elif not _LOCAL_HOST.fullmatch(headers.get("host", "")):
+            raise _ForeignError(f"the host is {shown(headers.get('host'))}", hint="ask http://127.0.0.1")
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events, which nobody listens to any more when it has ended, however it did."""
+
+    def __init__(self, ticket: Ticket, events: AsyncIterator[str]) -> None:
+        self._ticket = ticket
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ticket.left = True
 
 
 async def _body(request: HttpRequest, most_bytes: int) -> bytes:
-    """A request's body. Raises for more than `most_bytes` before they are read."""
+    """A request's body. Raises for more than `most_bytes` before they are read, and for one that does not come."""
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > most_bytes:
-            raise _TooLargeError(
-                f"the body has more than {most_bytes / 2**20:,.0f} MiB", hint="save the document, and name its cache"
-            )
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > most_bytes:
+                    message = f"the body has more than {most_bytes / 2**20:,.0f} MiB"
+                    raise _TooLargeError(message, hint="save the document, and name its cache")
+    except TimeoutError:
+        raise _SlowError(f"the body has not come within {_BODY_S} seconds", hint="send it at once") from None
+    except ClientDisconnect:
+        raise _LeftError("the client has left") from None
     return bytes(body)
 
 
-async def _heard(request: HttpRequest, heard: "asyncio.Queue[Said]") -> Said:
-    """What is told next, but for remarks. Raises ConnectionError when the client has left, or what was refused."""
+async def _leaving(request: HttpRequest, heard: "asyncio.Queue[Said]") -> None:
+    """Say it when the client leaves."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    heard.put_nowait(Refused(_LeftError("the client has left")))
+
+
+async def _heard(heard: "asyncio.Queue[Said]") -> Piece | Done:
+    """What is told next, but for remarks. Raises what was refused."""
     while True:
-        try:
-            said = await asyncio.wait_for(heard.get(), _LISTEN_S)
-        except TimeoutError:
-            if await request.is_disconnected():
-                raise ConnectionError("the client has left") from None
-            continue
+        said = await heard.get()
         if isinstance(said, Refused):
             raise said.error
         if isinstance(said, (Piece, Done)):
             return said
 
 
-async def _whole(request: HttpRequest, first: Said, heard: "asyncio.Queue[Said]", replies: Replies) -> dict[str, Any]:
+async def _whole(said: Piece | Done, heard: "asyncio.Queue[Said]", replies: Replies) -> dict[str, Any]:
     """The answer at its end."""
-    texts, said = list[str](), first
-    while not isinstance(said, Done):
-        if isinstance(said, Piece):
-            texts.append(said.text)
-        said = await _heard(request, heard)
+    texts = list[str]()
+    while isinstance(said, Piece):
+        texts.append(said.text)
+        said = await _heard(heard)
     return replies.whole(said, "".join(texts), finish_reason(said))
 
 
-async def _events(
-    wanted: Wanted, ticket: Ticket, first: Said, heard: "asyncio.Queue[Said]", replies: Replies
-) -> AsyncIterator[str]:
+async def _events(said: Piece | Done, heard: "asyncio.Queue[Said]", replies: Replies) -> AsyncIterator[str]:
     """The answer as it comes; what is refused in the middle is told as an object of its own."""
-    said, is_first = first, True
+    is_first = True
     try:
-        while True:
-            if isinstance(said, Piece):
-                yield _event(replies.piece(said.text, first=is_first))
-                is_first = False
-            elif isinstance(said, Done):
-                for each in replies.last(said, finish_reason(said)):
-                    yield _event(each)
-                break
-            elif isinstance(said, Refused):
-                yield _event(_refused(said.error)[1])
-                break
-            said = await heard.get()
-        yield "data: [DONE]\n\n"
-    finally:
-        ticket.left = True
+        while isinstance(said, Piece):
+            yield _event(replies.piece(said.text, first=is_first))
+            is_first, said = False, await _heard(heard)
+        for each in replies.last(said, finish_reason(said)):
+            yield _event(each)
+    except Exception as error:
+        yield _event(_refused(error)[1])
+    yield "data: [DONE]\n\n"
 
 
 def _event(data: dict[str, Any]) -> str:
@@ -215,11 +282,15 @@ async def refusal(request: HttpRequest, error: Exception) -> Response:
     return JSONResponse(data, status, headers={"Retry-After": "5"} if status in (429, 503) else {})
 
 
-def _refused(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Status and body of an error."""
+def _refused(error: BaseException) -> tuple[int, dict[str, Any]]:
+    """Status and body of an error; what is quoted in it may be long, and no text."""
     failure = failure_of(error)
     known = next((found for kind, found in _STATUS.items() if isinstance(error, kind)), None)
     status, code = known or _STATUS_OF_EXIT.get(failure.exit_code, (500, "failed"))
     message = failure.message if failure.hint is None else f"{failure.message} ({failure.hint})"
+    if isinstance(error, HTTPException):
+        status, message = error.status_code, error.detail
+        code = HTTPStatus(status).name.lower()
+    message = shortened(message.encode(errors="backslashreplace").decode(), _MOST_TOLD)
     kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
     return status, {"error": {"message": message, "type": kind, "param": None, "code": code}}

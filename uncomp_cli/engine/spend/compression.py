@@ -95,6 +95,10 @@ class Compression:
         )
 
 
+class TooLongError(DoesNotFitError):
+    """A prompt is longer than the model reads, whatever else is held."""
+
+
 def check_length(spec: ModelSpec, prompt: Prompt, *, trained_length: int | None = None) -> None:
     """Raise DoesNotFitError when the prompt leaves no room for an answer inside the context.
 
@@ -112,7 +116,7 @@ def too_long(
     counted: bool = True,
     others: str = "",
     lasts: str = "",
-) -> DoesNotFitError:
+) -> TooLongError:
     """The refusal of a prompt of `tokens`, about so many where they were not `counted`; `others` are further ways.
 
     `lasts` says how long it would be read.
@@ -123,7 +127,7 @@ def too_long(
     whole = ", ".join(part for part in (format_bytes(spec.full_kv_bytes(tokens)), lasts) if part)
     about, over = "" if counted else "about ", tokens - spec.trained_length
     cut = f"leave out {over:,} tokens and room for the answer with --truncate head, middle or tail"
-    return DoesNotFitError(
+    return TooLongError(
         f"the prompt has {about}{tokens:,} tokens, the model was trained for {trained:,}{extended}",
         hint=f"use --rope auto, a larger factor or --context, {others}or {cut}"
         if longer

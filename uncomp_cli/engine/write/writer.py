@@ -156,13 +156,13 @@ class Writer:
             if self._goes_on:
                 yield from self._decode()
 
+    def round(self) -> list[DecodeStep]:
+        """The tokens that are chosen together next, none when all have ended: for who may stop between two passes."""
+        return list(self._admit()) or (list(self._decode()) if self._goes_on else [])
+
     def rounds(self) -> Iterator[list[DecodeStep]]:
-        """The same, all tokens that are chosen together at once: for who may stop between two forward passes."""
-        while self._waiting or self._goes_on:
-            if begun := list(self._admit()):
-                yield begun
-            if self._goes_on:
-                yield list(self._decode())
+        """All of them."""
+        return iter(self.round, [])
 
     def stats(self, row: int = 0) -> RunStats | None:
         """What the answer of row number `row` took so far; None before its first token."""
