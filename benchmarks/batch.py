@@ -121,16 +121,16 @@ def _private_bytes() -> int:
 @contextmanager
 def _cluster(*, cores: int) -> Iterator[str]:
     """A cluster of one machine that says it has so many cores, which actors that only wait do not need; its address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    from ray.util import get_node_ip_address
+
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false"]
-    command += [f"--port={address.rpartition(':')[2]}", f"--num-cpus={cores}", "--object-store-memory=268435456"]
-    head = subprocess.Popen(
-        [*command, "--node-ip-address=127.0.0.1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    command += [f"--port={port}", f"--num-cpus={cores}", "--object-store-memory=268435456"]
+    head = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         time.sleep(10)  # until it is up; who joins it too early is refused
-        yield address
+        yield f"{get_node_ip_address()}:{port}"
     finally:
         head.terminate()
         head.wait()
