@@ -216,6 +216,7 @@ def techniques(base: Preset, *, budget: str, thinning: str, chunk_tokens: int) -
     ]
     return [
         Technique("full", full),
+        Technique("full, no guesses", full, lookup=False),
         Technique(f"thinned ({thinning})", replace(full, thinning=thinning)),
         Technique(f"evicted to {budget}", evicted),
         Technique(f"chunks of {chunk_tokens}", full, chunked),
