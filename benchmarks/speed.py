@@ -1,7 +1,7 @@
 """Time to first token and decode speed in one run: stock transformers, this engine's techniques, kvpress, llama.cpp.
 
     python benchmarks/speed.py --peers DIRECTORY --out speed.json [--markdown speed.md] [--rounds 3]
-        [--tokens 300 7500] [--new-tokens 32] [--budget 5%] [--thinning uncertain] [--chunk 2048] [--gguf FILE ...]
+        [--tokens 300 7500] [--new-tokens 32] [--budget 5%] [--thinning NAME] [--chunk 2048] [--gguf FILE ...]
 
 All get the same token ids and generate greedily. Arms run in turn, round after round, each run in a process of its own,
 so that a machine that slows down slows all alike; before each run the load and what other processes use are noted.
@@ -217,7 +217,7 @@ def techniques(base: Preset, *, budget: str, thinning: str, chunk_tokens: int) -
     return [
         Technique("full", full),
         Technique("full, no guesses", full, lookup=False),
-        Technique(f"thinned ({thinning})", replace(full, thinning=thinning)),
+        Technique("thinned", replace(full, thinning=thinning)),
         Technique(f"evicted to {budget}", evicted),
         Technique(f"chunks of {chunk_tokens}", full, chunked),
         Technique(f"thinned, evicted to {budget}", replace(evicted, thinning=thinning)),
@@ -318,7 +318,9 @@ def prepare(args: argparse.Namespace) -> tuple[list[Arm], ModelSpec]:
 
 def arms_at(args: argparse.Namespace, directory: Path, tokens: int) -> list[Arm]:
     """All arms on a prompt of so many tokens."""
-    chosen = techniques(load_preset(args.preset), budget=args.budget, thinning=args.thinning, chunk_tokens=args.chunk)
+    base = load_preset(args.preset)
+    thinning = args.thinning or base.thinning
+    chosen = techniques(base, budget=args.budget, thinning=thinning, chunk_tokens=args.chunk)
     document = write_prose(tokens, seed=args.seed)
     presets = tuple(technique.preset for technique in chosen)
     setup = Setup(args.model, args.new_tokens, device="cpu")
@@ -361,7 +363,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--preset", default=DEFAULT_PRESET, help="how the budget is spent")
     parser.add_argument("--budget", default="5%")
-    parser.add_argument("--thinning", default="uncertain")
+    parser.add_argument("--thinning", help="the preset's own without it")
     parser.add_argument("--chunk", type=int, default=2048, metavar="TOKENS")
     parser.add_argument("--tokens", type=int, nargs="+", default=[7500])
     parser.add_argument("--new-tokens", type=int, default=32)
