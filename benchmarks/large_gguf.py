@@ -30,7 +30,7 @@ from timed import peer_arms, run_peer
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import Preset, load_preset
 
-CONTEXT, ANSWER_TOKENS = 4096, 128
+CONTEXT, ANSWER_TOKENS = 16_384, 128
 
 
 @dataclass(frozen=True)
