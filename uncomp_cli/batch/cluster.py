@@ -196,8 +196,7 @@ def check_workers(nodes: Sequence[Node], make: Maker) -> None:
             ray.get([look.options(scheduling_strategy=place).remote(make) for place in places], timeout=_JOIN_S)
         )
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UncompError(f"no worker can be started: {lines[-1].strip()}", hint=hint) from error
+        raise UncompError(f"no worker can be started: {_last_line(error)}", hint=hint) from error
     if found != {__version__}:
         raise UncompError(f"machines have uncomp {', '.join(sorted(found))}, this one {__version__}", hint=hint)
 
@@ -255,8 +254,12 @@ def _next(tables: Iterator[Any]) -> Any:
     try:
         return next(tables, None)
     except ray.exceptions.RayError as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UncompError(f"Ray ended the run: {lines[-1].strip()}", hint="--resume goes on with its rows") from error
+        raise UncompError(f"Ray ended the run: {_last_line(error)}", hint="--resume goes on with its rows") from error
+
+
+def _last_line(error: Exception) -> str:
+    """What went wrong, behind the trace that Ray tells it with."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _packed(entries: Sequence[Entry]) -> bytes:

@@ -72,9 +72,14 @@ def _local(argument: str, include: Sequence[str], skipped: Counter[str]) -> Iter
             refusals += [] if refusals[3:] else [(shown(each.path), DocumentError(each.refusal))]
         else:
             found += 1
-            yield Entry(str(each.path), os.path.abspath(each.path))  # noqa: PTH100  # links stay as they are named
+            yield Entry(str(each.path), _absolute(str(each.path)))
     if not found:
         raise nothing_readable(argument, refusals)
+
+
+def _absolute(source: str) -> str:
+    """Where it is, from wherever one looks; links stay as they are named."""
+    return source if ADDRESS.match(source) else os.path.abspath(source)  # noqa: PTH100
 
 
 def _remote(address: str) -> Iterator[Entry]:
@@ -122,7 +127,7 @@ def _opened(source: str) -> Iterator[BinaryIO]:
 
 
 def _lines(manifest: str) -> Iterator[Entry]:
-    source, at, found = manifest if ADDRESS.match(manifest) else os.path.abspath(manifest), 0, 0  # noqa: PTH100
+    source, at, found = _absolute(manifest), 0, 0
     with _opened(manifest) as stream:
         for number, line in enumerate(stream, start=1):
             if line.strip():
@@ -146,7 +151,7 @@ def _parsed(line: bytes, place: str) -> dict[str, Any]:
 
 
 def _table(manifest: str) -> Iterator[Entry]:
-    source, number = manifest if ADDRESS.match(manifest) else os.path.abspath(manifest), 0  # noqa: PTH100
+    source, number = _absolute(manifest), 0
     with _opened(manifest) as stream:
         with _reaching(manifest):
             from pyarrow.parquet import ParquetFile
@@ -174,7 +179,7 @@ def _entry(row: dict[str, Any], manifest: str, source: str, number: int, at: int
     if (path is None) == (text is None):
         raise UsageError(f"{place} has {'neither' if path is None else 'both'} path and text", hint=f"a row is {_ROW}")
     if path is not None:
-        return Entry(name or path, path if ADDRESS.match(path) else os.path.abspath(path), line=number)  # noqa: PTH100
+        return Entry(name or path, _absolute(path), line=number)
     return Entry(name or f"{manifest}:{number}", source, at, size, number)
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -192,9 +192,8 @@ class Results:
 
 
 def _columns(line: bytes) -> dict[str, Any]:
-    row, error = json.loads(line), {}
-    with suppress(KeyError):
-        error = row["error"]
+    row = json.loads(line)
+    error = row.get("error", {})
     return {
         "name": row["name"].encode("utf-8", "replace").decode(),
         "answers": [each.get("answer") for each in row["answers"]],

@@ -136,17 +136,13 @@ def run(batch: Batch) -> Generator[Event, None, Summary]:
         yield from _look_through(batch, results, summary)
         if summary.documents > summary.before:
             needs_bytes = (yield from _needed(batch)) if batch.make is None else 0
-            make = batch.make or partial(_asking, batch.request, tuple(questions))
+            make = batch.make or partial(Asking, batch.request, tuple(questions))
             yield from _answer(batch, results, summary, make, needs_bytes)
             results.check_whole()
         yield Working("bringing rows into order")
         results.finish()
         yield Working(None)
     return summary
-
-
-def _asking(request: Request, questions: tuple[str, ...], threads: int) -> Asking:
-    return Asking(request, questions, threads)
 
 
 def _needed(batch: Batch) -> Generator[Event, None, int]:

@@ -151,17 +151,12 @@ def _greeting(server: ServerOptions, model: str, listener: socket.socket) -> str
 def _desk(server: ServerOptions, usual: "Request", terminal: Terminal, *, body_bytes: int) -> "Desk":
     """The model, loaded, and who answers with it."""
     _needed()
-    from uncomp_cli.asking.startup import check_context_fits, load
-    from uncomp_cli.engine.engine import Engine
-    from uncomp_cli.models.runnable import fingerprint
+    from uncomp_cli.asking.pipeline import engine_for, settle
+    from uncomp_cli.documents.collection import DocumentSet
     from uncomp_cli.serving.desk import Desk
 
-    loaded = show(load(usual.model), terminal)
-    preset, notes = usual.choice.settled(fingerprint(loaded))
-    for note in notes:
-        terminal.note(note)
-    check_context_fits(usual.model, loaded, preset)
-    engine = Engine(loaded, sampling=usual.sampling, limits=usual.limits, matmul=usual.model.matmul)
+    loaded, preset = show(settle(usual), terminal)
+    engine = show(engine_for(loaded, usual, preset, DocumentSet(()), usual.questions), terminal)
     return Desk(
         engine,
         places=server.queue,
