@@ -310,10 +310,10 @@ class Replies:
         prefix = "chatcmpl" if self._chat else "cmpl"
         self._known = {"id": f"{prefix}-{uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def whole(self, done: Done, text: str, reason: str) -> dict[str, Any]:
+    def whole(self, done: Done, text: str) -> dict[str, Any]:
         """The answer at once."""
         said = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
-        return {**self._object([self._choice(said, reason)]), "usage": usage(done), "uncomp": done.record()}
+        return {**self._object([self._choice(said, _finish_reason(done))]), **_account(done)}
 
     def piece(self, text: str, *, first: bool) -> dict[str, Any]:
         """What comes next of it."""
@@ -322,11 +322,11 @@ class Replies:
             [self._choice({"delta": {**role, "content": text}} if self._chat else {"text": text}, None)]
         )
 
-    def last(self, done: Done, reason: str) -> Iterator[dict[str, Any]]:
+    def last(self, done: Done) -> Iterator[dict[str, Any]]:
         """That it is over, and, when that was asked for, what it took."""
-        yield {**self._object([self._choice({"delta": {}} if self._chat else {"text": ""}, reason)])}
+        yield self._object([self._choice({"delta": {}} if self._chat else {"text": ""}, _finish_reason(done))])
         if self._wanted.with_usage:
-            yield {**self._object([]), "usage": usage(done), "uncomp": done.record()}
+            yield {**self._object([]), **_account(done)}
 
     def _object(self, choices: list[Mapping[str, Any]]) -> dict[str, Any]:
         return {**self._known, "object": self._kind, "choices": choices}
@@ -335,15 +335,15 @@ class Replies:
         return {"index": 0, **said, "logprobs": None, "finish_reason": reason}
 
 
-def finish_reason(done: Done) -> Literal["stop", "length"]:
+def _finish_reason(done: Done) -> Literal["stop", "length"]:
     """Why an answer ended, in OpenAI's words; one that went in circles was cut off."""
     return "length" if done.stats.finish_reason in ("length", "loop") else "stop"
 
 
-def usage(done: Done) -> dict[str, Any]:
-    """Tokens, those of them that had been read before, and what of the cache was kept."""
+def _account(done: Done) -> dict[str, Any]:
+    """Tokens, those of them that had been read before, and what of the cache was kept; and uncomp's own record."""
     stats = done.stats
-    return {
+    usage = {
         "prompt_tokens": stats.prompt_tokens,
         "completion_tokens": stats.completion_tokens,
         "total_tokens": stats.prompt_tokens + stats.completion_tokens,
@@ -351,3 +351,4 @@ def usage(done: Done) -> dict[str, Any]:
         "kv_bytes": stats.kv_bytes,
         "kv_full_bytes": stats.kv_full_bytes,
     }
+    return {"usage": usage, "uncomp": done.record()}

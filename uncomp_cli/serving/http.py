@@ -30,7 +30,7 @@ from uncomp_cli.asking.request import Request
 from uncomp_cli.errors import DocumentError, DoesNotFitError, OutOfMemoryError, UncompError, UsageError, failure_of
 from uncomp_cli.schema import shortened, shown
 from uncomp_cli.serving.desk import Desk, FullError, Said, StoppingError, Ticket
-from uncomp_cli.serving.exchange import Replies, UnknownModelError, finish_reason, parse
+from uncomp_cli.serving.exchange import Replies, UnknownModelError, parse
 from uncomp_cli.serving.status import exposition, page
 
 _LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
@@ -255,7 +255,7 @@ async def _whole(said: Piece | Done, heard: "asyncio.Queue[Said]", replies: Repl
     while isinstance(said, Piece):
         texts.append(said.text)
         said = await _heard(heard)
-    return replies.whole(said, "".join(texts), finish_reason(said))
+    return replies.whole(said, "".join(texts))
 
 
 async def _events(said: Piece | Done, heard: "asyncio.Queue[Said]", replies: Replies) -> AsyncIterator[str]:
@@ -265,7 +265,7 @@ async def _events(said: Piece | Done, heard: "asyncio.Queue[Said]", replies: Rep
         while isinstance(said, Piece):
             yield _event(replies.piece(said.text, first=is_first))
             is_first, said = False, await _heard(heard)
-        for each in replies.last(said, finish_reason(said)):
+        for each in replies.last(said):
             yield _event(each)
     except Exception as error:
         yield _event(_refused(error)[1])
