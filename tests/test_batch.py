@@ -413,8 +413,9 @@ def whole(summary: Any, out: str, count: int) -> None:
 
 @with_ray
 @pytest.mark.slow
-def test_ray_answers_all_of_them_and_goes_on() -> None:
-    """What ends its worker is a failure, what cannot be read too; more documents come later."""
+def test_ray_answers_all_of_them_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends its worker is a failure, what cannot be read too; more come later; no other cluster is met."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     program = script("batch")
     manifest = program.write_documents(Path("list.jsonl"), 60)
     with manifest.open("a") as stream:

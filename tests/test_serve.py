@@ -68,6 +68,10 @@ class Server:
         text = self.send("GET", "/metrics")[1].decode()
         return float(re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)[1])  # type: ignore[index]
 
+    def wait_taken(self) -> None:
+        """Until the first request is no longer in line: the desk waits for none."""
+        wait(lambda: not (self.desk.waiting or self.desk._something._waiters))
+
     def wait_idle(self) -> None:
         wait(lambda: not (self.desk.writing or self.desk.waiting))
 
@@ -340,7 +344,7 @@ def test_a_line_that_is_full_says_so(loaded: LoadedModel, gate: threading.Event)
     """In requests, and in bytes of their documents; who has left waits no more."""
     with hosting(loaded, rows=1, places=2) as server:
         first = server.begin({"messages": said("?")})
-        wait(lambda: not server.desk.waiting and not server.desk.counts.tokens)
+        server.wait_taken()
         others = [server.begin({"messages": said("?")}) for _ in range(2)]
         wait(lambda: server.desk.waiting == 2)
         assert server.refused({"messages": said("?")}) == (
@@ -367,7 +371,7 @@ def test_who_leaves_is_forgotten(loaded: LoadedModel, gate: threading.Event, str
     with hosting(loaded, rows=1) as server:
         asked = {"messages": with_file("?"), "stream": streams, "temperature": 1.0, "max_tokens": 10**18}
         reading = server.begin(asked)
-        wait(lambda: server.desk._something._waiters is not None and server.desk.counts.requests["left"] == 0)
+        server.wait_taken()
         waiting = server.begin(asked)
         wait(lambda: server.desk.waiting == 1)
         waiting.close()

@@ -31,6 +31,7 @@ from uncomp_cli.documents.text import Wishes
 from uncomp_cli.errors import UncompError, UsageError, failure_of
 
 LOCAL = "local"
+"""As Ray calls it too: a cluster of its own, whatever others this machine is part of."""
 WINDOW = 8_192
 """Documents for each actor that Ray hears of at once: loading a model again for the next costs little against them."""
 PART = 256
@@ -121,8 +122,8 @@ def connected(address: str, *, readers: int = 1) -> Iterator[list[Node]]:
     is_local, handler = address == LOCAL, signal.getsignal(signal.SIGTERM)
     if not is_local:
         _probe(address)
-    local = {"num_cpus": this_node(readers).cores, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
-    where: dict[str, Any] = local if is_local else {"address": address}
+    own = {"num_cpus": this_node(readers).cores, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
+    where: dict[str, Any] = {"address": address, **(own if is_local else {})}
     try:
         with _hushed():
             ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
