@@ -140,11 +140,14 @@ def test_damaged_models(refused: Refused, tiny_model: Path, capsys: pytest.Captu
 
 
 def test_no_question(refused: Refused) -> None:
-    for args in ([], [""], ["--questions", "blank"]):
-        Path("blank").write_text("\n \n")
+    for args in ([], [""]):
         code, said, hint = refused("-f", "notes.txt", *args)
         assert (code, said) == (2, "no question was given")
         assert hint.startswith("uncomp ask -f")
+    Path("blank").write_text("\n \n")
+    code, said, hint = refused("-f", "notes.txt", "--questions", "blank")
+    assert (code, said) == (2, "no question was given: blank has none")
+    assert hint == "give a text file with one question a line"
 
 
 def test_no_document(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 from support.commands import Ask, records, run_here, two_lines
 from support.programs import script
 from uncomp_cli.asking.request import ModelChoice, PresetChoice, Request
-from uncomp_cli.batch.cluster import Node, connected, crew_of
+from uncomp_cli.batch.cluster import LOCAL, Node, connected, crew_of
 from uncomp_cli.batch.manifest import Entry, entries, source_of
 from uncomp_cli.batch.results import Results
 from uncomp_cli.batch.run import Batch, run, settings_of
@@ -70,6 +70,22 @@ def test_a_manifest_has_paths_and_texts() -> None:
     given = found("list.jsonl")
     assert [each.name for each in given] == ["a.txt", "again", "list.jsonl:5", "b"]
     assert read(given) == ["of a file", "of a file", "of a row", "é"]
+    Path("list.jsonl").rename("[a].jsonl")
+    assert len(found("[a].jsonl")) == 4
+    assert [each.name for each in found("[[]a].jsonl")] == ["[a].jsonl"]
+
+
+@pytest.mark.parametrize("out", ["in/out.jsonl", "in/deep/../out.parquet"])
+def test_results_are_no_documents(out: str) -> None:
+    Path("in/deep").mkdir(parents=True)
+    Path("in/a.txt").write_text("text")
+    with Results(Path(out), SETTINGS, resume=False) as results:
+        results.add([line("in/a.txt")])
+    if out.endswith(".parquet"):
+        Path(out).touch()
+    skipped = Counter[str]()
+    given = Batch(("in",), Path(out), Request()).entries(skipped)
+    assert ([each.name for each in given], skipped) == (["in/a.txt"], Counter())
 
 
 @pytest.mark.parametrize(
@@ -386,7 +402,8 @@ def test_mistakes_are_told_before_anything_is_begun(monkeypatch: pytest.MonkeyPa
     code, _, err = run_here("batch", "a.txt", "-Q", "Who?", "--out", "o.jsonl")
     assert (code, two_lines(err)[1]) == (1, "pip install 'uncomp[batch]'")
     monkeypatch.setattr("uncomp_cli.batch.run.check_installed", lambda: None)
-    assert "no question" in two_lines(run_here("batch", "a.txt", "--questions", "none.txt", "--out", "o.jsonl")[2])[0]
+    message, _ = two_lines(run_here("batch", "a.txt", "--questions", "none.txt", "--out", "o.jsonl")[2])
+    assert "no question was given: none.txt has none" in message
     Path("list.jsonl").write_text('{"path": "a.txt", "name": "x"}\n{"path": "b.txt", "name": "x"}\n')
     message, _ = two_lines(run_here("batch", "list.jsonl", "-Q", "Who?", "--out", "o.jsonl")[2])
     assert "line 2 of" in message
@@ -472,4 +489,15 @@ def test_a_cluster_that_is_not_there_is_told_soon() -> None:
     ):
         pass
     with pytest.raises(UsageError, match="is no address"), connected("nowhere"):
+        pass
+
+
+@with_ray
+def test_this_machine_is_not_a_cluster_that_runs_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**given: Any) -> None:
+        raise RuntimeError(f"asked for {given.get('address')}")
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(UncompError, match="asked for local"), connected(LOCAL):
         pass

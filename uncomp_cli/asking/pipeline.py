@@ -155,6 +155,9 @@ def gather_questions(request: Request) -> Generator[Event, None, list[str]]:
         questions += [line for line in text.text.split("\n") if line.strip()]
         for remark in (*map(str, text.losses), *text.notes):
             yield Warned(f"{request.questions_file}: {remark}")
+        if not questions:
+            hint = "give a text file with one question a line"
+            raise UsageError(f"no question was given: {request.questions_file} has none", hint=hint)
     check_questions(questions)
     check_text(request.system or "", "the system prompt")
     return questions

@@ -12,7 +12,7 @@ import glob
 import json
 import os
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -49,30 +49,38 @@ class Entry:
         return f"line {self.line} of {shown(self.source)}" if self.line else shown(self.source)
 
 
-def entries(inputs: Sequence[str], *, include: Sequence[str] = (), skipped: Counter[str]) -> Iterator[Entry]:
+def entries(
+    inputs: Sequence[str], *, include: Sequence[str] = (), skipped: Counter[str], own: Collection[str] = ()
+) -> Iterator[Entry]:
     """The documents of all inputs in their order; `skipped` counts the reasons of what is left out.
+
+    `own` are absolute paths that are the run's, and no documents where they lie among them.
 
     UsageError: nothing is there, nothing in it is a document, or a line of a manifest is none.
     """
     for given in inputs:
         suffix, is_remote = PurePath(given).suffix.lower(), ADDRESS.match(given) is not None
-        if suffix in LINES and not glob.has_magic(given):
+        is_glob = glob.has_magic(given) and not Path(given).is_file()  # as with documents: what exists is none
+        if suffix in LINES and not is_glob:
             yield from _lines(given)
-        elif suffix == TABLE and not glob.has_magic(given):
+        elif suffix == TABLE and not is_glob:
             yield from _table(given)
         else:
-            yield from _remote(given) if is_remote else _local(given, include, skipped)
+            yield from _remote(given) if is_remote else _local(given, include, skipped, own)
 
 
-def _local(argument: str, include: Sequence[str], skipped: Counter[str]) -> Iterator[Entry]:
+def _local(argument: str, include: Sequence[str], skipped: Counter[str], own: Collection[str]) -> Iterator[Entry]:
     refusals, found = list[tuple[str, UncompError]](), 0
     for each in candidates(argument, include=include):
+        source = _absolute(str(each.path))
+        if source in own:
+            continue
         if each.refusal:
             skipped[each.refusal] += 1
             refusals += [] if refusals[3:] else [(shown(each.path), DocumentError(each.refusal))]
         else:
             found += 1
-            yield Entry(str(each.path), _absolute(str(each.path)))
+            yield Entry(str(each.path), source)
     if not found:
         raise nothing_readable(argument, refusals)
 

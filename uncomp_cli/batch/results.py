@@ -35,6 +35,12 @@ BEGIN
 """
 
 
+def places_of(out: Path) -> tuple[Path, Path, Path]:
+    """The results, their rows, which are the same but for a table, and the settings of these."""
+    rows = Path(f"{out}.jsonl") if out.suffix.lower() == PARQUET else out
+    return out, rows, Path(f"{rows}.settings")
+
+
 class Results:
     """The rows of `out`, open for adding by this process alone; close it, or use it in a `with`.
 
@@ -45,8 +51,7 @@ class Results:
     def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
         if out.suffix.lower() not in SUFFIXES:
             raise UsageError(f"--out {out} is neither .jsonl nor .parquet", hint="use --out results.jsonl")
-        self.out = out
-        self.path = out.with_name(f"{out.name}.jsonl") if out.suffix.lower() == PARQUET else out
+        self.out, self.path, self._settings = places_of(out)
         self._stack = ExitStack()
         self._index = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._stack.callback(self._index.close)
@@ -68,7 +73,7 @@ class Results:
         self._stack.close()
 
     def _open(self, settings: dict[str, Any], *, resume: bool) -> None:
-        beside = self.path.with_name(f"{self.path.name}.settings")
+        beside = self._settings
         with writing(self.path):
             has_rows = self.path.exists() and (not self.path.is_file() or self.path.stat().st_size > 0)
             if has_rows:

@@ -6,6 +6,7 @@ Before anything is begun it is seen whether the questions, every line of the man
 the model's size are right. `Summary` is what it returns.
 """
 
+import os
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from uncomp_cli.batch.cluster import (
     window_rows,
 )
 from uncomp_cli.batch.manifest import Entry, entries, source_of
-from uncomp_cli.batch.results import Results
+from uncomp_cli.batch.results import Results, places_of
 from uncomp_cli.batch.worker import Asking, Maker
 from uncomp_cli.documents.collection import Document, DocumentSet, documents_of
 from uncomp_cli.errors import UsageError
@@ -65,7 +66,8 @@ class Batch:
 
     def entries(self, skipped: Counter[str]) -> Iterator[Entry]:
         """Its documents, from the beginning."""
-        return entries(self.inputs, include=self.request.include, skipped=skipped)
+        own = {os.path.abspath(each) for each in places_of(self.out)}  # noqa: PTH100
+        return entries(self.inputs, include=self.request.include, skipped=skipped, own=own)
 
     def crew(self, nodes: Sequence[Any], needs_bytes: int) -> Crew:
         """Who answers on these machines."""
