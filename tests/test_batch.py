@@ -3,7 +3,9 @@
 import json
 import os
 import pickle
+import signal
 import socket
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -501,3 +503,21 @@ def test_this_machine_is_not_a_cluster_that_runs_on_it(monkeypatch: pytest.Monke
     monkeypatch.setattr("ray.init", init)
     with pytest.raises(UncompError, match="asked for local"), connected(LOCAL):
         pass
+
+
+@with_ray
+def test_a_signal_while_ray_starts_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray does
+        signal.raise_signal(signal.SIGTERM)
+
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ray.init", init)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(KeyboardInterrupt), connected(LOCAL):
+            pass
+    finally:
+        signal.signal(signal.SIGTERM, before)

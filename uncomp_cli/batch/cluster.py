@@ -119,7 +119,7 @@ def connected(address: str, *, readers: int = 1) -> Iterator[list[Node]]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
-    is_local, handler = address == LOCAL, signal.getsignal(signal.SIGTERM)
+    is_local, handler, ended = address == LOCAL, signal.getsignal(signal.SIGTERM), False
     if not is_local:
         _probe(address)
     own = {"num_cpus": this_node(readers).cores, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
@@ -131,10 +131,14 @@ def connected(address: str, *, readers: int = 1) -> Iterator[list[Node]]:
         ray._private.worker._worker_logs_enabled = False  # what it would print on standard output
     except Exception as error:
         raise _unreachable(address, failure_of(error).message) from error
+    except SystemExit:  # Ray's own answer to SIGTERM while it starts; ours is another
+        ended = True
     finally:
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGTERM, handler)
     try:
+        if ended:
+            signal.raise_signal(signal.SIGTERM)
         yield [node for node in map(_node, ray.nodes()) if node.cores > 0]
     finally:
         ray.shutdown()
