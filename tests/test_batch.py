@@ -521,3 +521,11 @@ def test_a_signal_while_ray_starts_is_ours(monkeypatch: pytest.MonkeyPatch) -> N
             pass
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_ray_that_does_not_load_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uncomp_cli.batch.cluster.find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UncompError, match="Ray is installed and cannot be loaded") as caught, connected(LOCAL):
+        pass
+    assert caught.value.hint == "pip install 'uncomp[batch]'"

@@ -31,6 +31,7 @@ from uncomp_cli.documents.text import Wishes
 from uncomp_cli.errors import UncompError, UsageError, failure_of
 
 LOCAL = "local"
+_EXTRA = "pip install 'uncomp[batch]'"
 """As Ray calls it too: a cluster of its own, whatever others this machine is part of."""
 WINDOW = 8_192
 """Documents for each actor that Ray hears of at once: loading a model again for the next costs little against them."""
@@ -72,7 +73,7 @@ class Crew:
 def check_installed() -> None:
     """Raise UncompError where the extra is not installed."""
     if find_spec("ray") is None or find_spec("pyarrow") is None:
-        raise UncompError("uncomp batch needs Ray Data, which is not installed", hint="pip install 'uncomp[batch]'")
+        raise UncompError("uncomp batch needs Ray Data, which is not installed", hint=_EXTRA)
 
 
 def this_node(readers: int) -> Node:
@@ -117,8 +118,10 @@ def connected(address: str, *, readers: int = 1) -> Iterator[list[Node]]:
     check_installed()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    import ray
-
+    try:
+        import ray
+    except ImportError as error:
+        raise UncompError(f"Ray is installed and cannot be loaded: {error}", hint=_EXTRA) from error
     is_local, handler, ended = address == LOCAL, signal.getsignal(signal.SIGTERM), False
     if not is_local:
         _probe(address)
