@@ -30,8 +30,8 @@ from uncomp_cli.documents.collection import documents_of
 from uncomp_cli.documents.text import Wishes
 from uncomp_cli.errors import UncompError, UsageError, failure_of
 
-LOCAL = "local"
 _EXTRA = "pip install 'uncomp[batch]'"
+LOCAL = "local"
 """As Ray calls it too: a cluster of its own, whatever others this machine is part of."""
 WINDOW = 8_192
 """Documents for each actor that Ray hears of at once: loading a model again for the next costs little against them."""
