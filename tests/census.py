@@ -370,13 +370,13 @@ def text_part(model_type: str) -> None:
 
     A tower that another library makes is left out of the whole: no text goes through it.
     """
-    config, made = tiny_whole(model_type), transformers.AutoModel.from_config
+    tiny, made = tiny_whole(model_type), transformers.AutoModel.from_config
 
-    def from_config(part: Any, **keywords: Any) -> Any:
-        return nn.Identity() if part.model_type in OTHERS else made(part, **keywords)
+    def from_config(config: Any, **keywords: Any) -> Any:
+        return nn.Identity() if config.model_type in OTHERS else made(config, **keywords)
 
     with mock.patch.object(transformers.AutoModel, "from_config", from_config):
-        whole = tiny_model(config, transformers.AutoModelForImageTextToText)
+        whole = tiny_model(tiny, transformers.AutoModelForImageTextToText)
     ids = torch.tensor([tokens(30, 3)])
     with tempfile.TemporaryDirectory() as folder, mock.patch("uncomp_cli.models.loading.check_text_only"):
         whole.save_pretrained(folder)
