@@ -19,6 +19,7 @@ from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.engine.write.sampler import loop_period
 from uncomp_cli.engine.write.stores import OneRow
 from uncomp_cli.engine.write.writer import TextStream, Writer, stop_tokens
+from uncomp_cli.models.ranks import Ranks
 
 STOP = len(BYTES)
 
@@ -32,7 +33,7 @@ class Script:
 
     def __init__(self, rows: list[list[int]]) -> None:
         self.rows, self.device, self.regime_tokens = rows, torch.device("cpu"), None
-        self.spec = tiny("llama")[2]
+        self.spec, self.ranks = tiny("llama")[2], Ranks()
         self.calls: list[tuple[list[int], list[int]]] = []
 
     def logits(self, index: int) -> Tensor:
