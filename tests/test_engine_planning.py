@@ -63,7 +63,7 @@ def most_held(compression: Compression) -> int:
         store(*given, **how)
         found.append(reader.cache.nbytes)
 
-    reader.cache.store = storing  # type: ignore[method-assign]
+    reader.cache.store = storing
     _, done = exhaust(reader.read())
     return max(done.cache.nbytes, *found)
 

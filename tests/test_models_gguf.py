@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import struct
 from dataclasses import replace
 from itertools import product
 from random import Random
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import gguf
 import numpy as np
@@ -31,12 +33,12 @@ from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.products import use_product
 from uncomp_cli.errors import ModelError
 from uncomp_cli.kernels.library import find
-from uncomp_cli.models import conversion, sources
+from uncomp_cli.models import conversion, preamble, sources
 from uncomp_cli.models.catalog import ensure_local, list_models, local_path, remove_model, show_model
 from uncomp_cli.models.checkpoint import load_tokenizer
 from uncomp_cli.models.gguf import llama3_divisors, prepare_gguf
 from uncomp_cli.models.loading import footprint, load_model
-from uncomp_cli.models.preamble import read_headers
+from uncomp_cli.models.preamble import read_headers, read_preambles
 
 
 @pytest.fixture(autouse=True)
@@ -414,6 +416,26 @@ def test_a_header_that_promises_too_much_is_one_model_error(tmp_path, stock, dam
         with pytest.raises(ModelError) as caught:
             list(prepare_gguf([broken], tmp_path / "out"))
         assert caught.value.hint
+
+
+def test_a_header_is_not_made_objects_of_however_long_it_is(tmp_path):
+    path, count = tmp_path / "long.gguf", 100_000_000
+    with path.open("wb") as file:
+        file.write(struct.pack("<4sIQQQ4sIIQ", b"GGUF", 3, 0, 1, 4, b"long", 9, 0, count))
+        file.truncate(count + 1000)
+    with swift(1), pytest.raises(ModelError, match="longer than 67,108,864 bytes"):
+        read_headers([path])
+
+
+def test_a_file_that_changed_is_walked_again(tmp_path, stock):
+    path = write_gguf(tmp_path / "tiny.gguf", stock)
+    before = read_preambles([path])
+    with mock.patch.object(preamble, "read_header") as walked:
+        assert read_preambles([path]) == before
+    walked.assert_not_called()
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ModelError):
+        read_preambles([path])
 
 
 def test_a_kind_that_nobody_knows_yet_is_no_damage(tmp_path, stock):
