@@ -20,11 +20,10 @@ OFTEN = [
     "mixtral",
     "qwen3_5_text",
     "smollm3",
-    "gemma3",
 ]
 """Kinds of attention, of experts and of states, with two that are refused for what they get wrong."""
 WRONG = ["diffllama", "doge"]
-PARTS = ["gemma3", "gemma4", "smolvlm"]
+PARTS = ["deepseek_vl", "gemma3", "gemma4", "smolvlm"]
 
 
 @pytest.mark.parametrize(
