@@ -63,14 +63,28 @@ class CacheOperations(RuleBasedStateMachine):
         self.cache.extend(0, added)
         self.grow(added)
 
-    @rule(data=st.data(), reserve=st.integers(0, 3))
-    def retain(self, data: st.DataObject, reserve: int) -> None:
+    def keep(self, data: st.DataObject) -> list[Tensor]:
+        """Some entries of each head; the model keeps no others."""
         keep = [sorted(data.draw(st.sets(st.sampled_from(range(len(h[2])))))) if len(h[2]) else [] for h in self.heads]
         rows = [torch.tensor(kept, dtype=torch.int64) for kept in keep]
-        self.cache.retain(0, rows, reserve=reserve)
         self.heads = [(k[at], v[at], p[at]) for (k, v, p), at in zip(self.heads, rows, strict=True)]
         self.mark = None
+        return rows
+
+    @rule(data=st.data(), reserve=st.integers(0, 3))
+    def retain(self, data: st.DataObject, reserve: int) -> None:
+        self.cache.retain(0, self.keep(data), reserve=reserve)
         self.check_room(reserve)
+
+    @rule(data=st.data())
+    def compact(self, data: st.DataObject) -> None:
+        self.cache.layer(0).compact(self.keep(data))
+
+    @rule()
+    def relabel(self) -> None:
+        self.cache.relabel(torch.arange(1, self.count + 2, dtype=torch.int32))
+        self.heads = [(keys, values, at + 1) for keys, values, at in self.heads]
+        self.count += 1
 
     @rule(at=st.integers(0, 40))
     def forget_from(self, at: int) -> None:

@@ -171,7 +171,8 @@ class LayerCache:
             device, counts = self.keys.device, [self.num_quantized(i) + n for i, n in enumerate(self.lengths)]
             starts = torch.tensor(self.starts, device=device)
             made = Strands(self.keys, self.values, starts, self._next(), longest=max(counts), entries=sum(counts))
-            for made.bits, made.group in kinds:
+            if kinds:
+                ((made.bits, made.group),) = kinds
                 made.kept = [() if one is None else one.fewer()[1] for one in self.quantized]
                 addresses = [[tensor.data_ptr() for tensor in tensors] or [0] * 6 for tensors in made.kept]
                 numbers = [[self.num_quantized(i), *found] for i, found in enumerate(addresses)]

@@ -240,6 +240,11 @@ class RaggedKVCache:
                 layer.resize([int(torch.searchsorted(positions, position)) for positions in tails])
                 layer.quantized = [None if before is None else _cut(before, position) for before in layer.quantized]
 
+    def withdraw(self, count: int) -> None:
+        """Take the latest entries out of every head of every layer, which were appended in one step."""
+        for index in range(len(self.layers) if count else 0):
+            self.layer(index).withdraw(count)
+
     def clear(self) -> None:
         """Release all layers and states, and what was held aside."""
         self.layers = [None] * len(self.layers)

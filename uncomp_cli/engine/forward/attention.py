@@ -192,11 +192,6 @@ class AppendState(AttentionState):
         self.tell(layer, query, form)
         return output
 
-    @property
-    def listens(self) -> bool:
-        """Whether anybody is told."""
-        return self.on_query is not None or self.on_layer is not None
-
     def tell(self, layer: int, query: Tensor, form: Form) -> None:
         """A layer has attended its queries [B, H, N, D]."""
         if self.on_query is not None:
@@ -218,7 +213,7 @@ class AppendState(AttentionState):
         """Tell it as if layer by layer."""
         for layer in range(len(forms)):
             self.cache.layer(layer).advance(queries.shape[3])
-        if self.listens:
+        if self.on_query is not None or self.on_layer is not None:
             typed = queries.to(self.cache.layer(0).keys.dtype)
             for layer, (query, form) in enumerate(zip(typed.unbind(0), forms, strict=True)):
                 self.tell(layer, query, form)

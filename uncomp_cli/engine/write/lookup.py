@@ -78,22 +78,15 @@ class Attempt(AppendState):
     """Tokens behind the cache of which only the first may stay: observers are told when it is known which."""
 
     def __init__(self, cache: RaggedKVCache, positions: Tensor, *, on_query: OnQuery | None = None) -> None:
-        super().__init__(cache, positions, on_query=on_query)
-        self._seen: dict[int, tuple[Tensor, Form]] = {}
+        super().__init__(cache, positions, on_query=None if on_query is None else self._remember)
+        self._observer, self._seen = on_query, list[tuple[int, Tensor, Form]]()
 
-    @property
-    def listens(self) -> bool:
-        """It does itself: what was not to stay is taken out of every layer."""
-        return True
-
-    def tell(self, layer: int, query: Tensor, form: Form) -> None:
-        """Nobody yet."""
-        self._seen[layer] = query, form
+    def _remember(self, layer: int, query: Tensor, form: Form) -> None:
+        self._seen.append((layer, query, form))
 
     def settle(self, kept: int) -> None:
         """The first `kept` tokens stay."""
-        for layer, (query, form) in sorted(self._seen.items()):
-            gone = query.shape[2] - kept
-            if gone:
-                self.cache.layer(layer).withdraw(gone)
-            super().tell(layer, query[:, :, :kept], form)
+        self.cache.withdraw(self.positions.shape[1] - kept)
+        for layer, query, form in self._seen:
+            if self._observer is not None:
+                self._observer(layer, query[:, :, :kept], form)

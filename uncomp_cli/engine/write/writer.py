@@ -263,7 +263,7 @@ class Writer:
         """Put the latest token and the guesses behind the row; as many stay as are what is chosen."""
         watch, done = self._watch, row.generated.shape[1]
         put = [int(row.generated[0, -1]), *guesses]
-        positions = torch.arange(row.position, row.position + len(put))[None].to(self._decoder.device)
+        positions = torch.arange(row.position, row.position + len(put))[None]
         state = store.attempt(positions, on_query=None if watch is None else watch.observe)
         logits = self._decoder.forward(torch.tensor([put]), positions, state, len(put))[0]
         chosen: list[tuple[int, str]] = []
