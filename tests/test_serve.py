@@ -7,8 +7,6 @@ import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +19,7 @@ from typing import Any
 import openai
 import pytest
 
-from support.commands import environment, run_here, two_lines
+from support.commands import run_here, start, two_lines
 from uncomp_cli.asking.request import ModelChoice, Request
 from uncomp_cli.cli.serve import run_front
 from uncomp_cli.config import SamplingConfig
@@ -66,7 +64,7 @@ class Server:
 
     def metric(self, name: str) -> float:
         text = self.send("GET", "/metrics")[1].decode()
-        return float(re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)[1])  # type: ignore[index]
+        return float(re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)[1])
 
     def wait_taken(self) -> None:
         """Until the first request is no longer in line: the desk waits for none."""
@@ -92,7 +90,7 @@ def hosting(
     engine = Engine(loaded, sampling=sampling)
     desk = Desk(engine, places=places, rows=rows, bytes_waiting=2**21, on_defect=defects.append)
     usual = Request(model=ModelChoice(name), sampling=sampling)
-    front, listener = Front(desk, Served(name, usual, 0, key, 2**21)), socket.create_server(("127.0.0.1", 0))
+    front, listener = Front(desk, Served(usual, key, 2**21)), socket.create_server(("127.0.0.1", 0))
     threads = [threading.Thread(target=desk.run), threading.Thread(target=front.run, args=([listener],))]
     port = listener.getsockname()[1]
     for thread in threads:
@@ -172,8 +170,8 @@ def test_a_budget_and_a_preset_are_fields_of_a_request(server: Server) -> None:
     for budget in ("10%", "50%"):
         more = {"preset": "live", "budget": budget}
         reply = server.client.chat.completions.create(model=server.model, messages=with_file("?"), extra_body=more)
-        kept[budget] = reply.usage.model_extra["kv_bytes"]  # type: ignore[union-attr, index]
-        assert reply.model_extra["uncomp"]["compression"]["budget_requested"] == budget  # type: ignore[index]
+        kept[budget] = reply.usage.model_extra["kv_bytes"]
+        assert reply.model_extra["uncomp"]["compression"]["budget_requested"] == budget
     assert kept["10%"] < 0.6 * kept["50%"]
 
 
@@ -464,25 +462,24 @@ def test_a_thread_that_dies_ends_the_program(loaded: LoadedModel, monkeypatch: p
     client = threading.Thread(target=lambda: told.append(server.send("POST", "/v1/chat/completions", body)))
     client.start()
     with pytest.raises(SystemExit):
-        run_front(desk, Served("tiny", usual, 0, None, 10**6), listener)
+        run_front(desk, Served(usual, None, 10**6), listener)
     client.join(10)
     assert told[0][0] == 503
 
 
 def test_a_process_answers_until_a_signal(tiny_model: Path) -> None:
-    command = [sys.executable, "-m", "uncomp_cli", "serve", "-m", str(tiny_model), "--port", "0"]
-    command += ["--max-new-tokens", "6000", "--temperature", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
-        assert process.stderr is not None
-        port = next(found[1] for line in process.stderr if (found := re.search(r"http://[\d.]+:(\d+)/v1", line)))
-        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
-            stream = client.chat.completions.create(model=str(tiny_model), messages=said("?"), stream=True)
-            next(iter(stream))
-            process.terminate()
-            with pytest.raises(openai.APIError, match="the server is stopping"):
-                text_of(stream)
-        _, err = process.communicate(timeout=20)
-    assert process.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)
+    options = ("--port", "0", "--max-new-tokens", "6000", "--temperature", "1")
+    running = start("serve", "-m", str(tiny_model), *options)
+    running.wait_for("stderr", "/v1")
+    url = re.search(r"http://[\d.]+:\d+/v1", running.written["stderr"].decode())[0]
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        stream = client.chat.completions.create(model=str(tiny_model), messages=said("?"), stream=True)
+        next(iter(stream))
+        running.process.terminate()
+        with pytest.raises(openai.APIError, match="the server is stopping"):
+            text_of(stream)
+    code, _, err = running.finish()
+    assert code in (-signal.SIGTERM, 128 + signal.SIGTERM)
     assert "Traceback" not in err
 
 

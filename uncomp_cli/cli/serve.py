@@ -7,7 +7,6 @@ go, and ends it.
 import re
 import socket
 import threading
-import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
@@ -125,7 +124,7 @@ def serve(
         from uncomp_cli.serving.http import Served
 
         terminal.note(_greeting(server, usual.model.name, listener))
-        run_front(desk, Served(usual.model.name, usual, int(time.time()), server.key, body_bytes), listener)
+        run_front(desk, Served(usual, server.key, body_bytes), listener)
 
 
 def _listening(server: ServerOptions) -> socket.socket:

@@ -1,6 +1,6 @@
 """Who answers: one thread with the engine, to which requests come in a queue that is bounded.
 
-    submit → wait in line → read (the road of `ask`) → a row beside the others → pieces → Done, or Refused
+    submit → wait in line → read (the road of `ask`) → a row beside the others → pieces → Done, or an error
 
 What is read joins the rows that are being written (continuous batching), by preset. A request that comes alone, and one
 to a saved document, is written where it was read, which is faster for one. Between two readings the rows go on. What
@@ -16,8 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from uncomp_cli.asking.deposit import check_saving
-from uncomp_cli.asking.events import Done, Event, Piece, Refused, Turn, Warned
-from uncomp_cli.asking.pipeline import told
+from uncomp_cli.asking.events import Done, Event, Piece
 from uncomp_cli.asking.subject import Answer, Item, Reader
 from uncomp_cli.documents.collection import DocumentSet, sent
 from uncomp_cli.engine.context.context import Beside
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 _STOPPING = "the server is stopping"
 _ROUNDS = 8
 """Steps that the rows make between two readings, at most: as many as they are, so that few soon become more."""
-Said = Piece | Warned | Done | Refused
+Said = Piece | Done | UncompError
 
 
 class FullError(UncompError):
@@ -221,12 +220,10 @@ class Desk:
         steps = self._steps(ticket)
         while not (ticket.left or self._closed):
             try:
-                event = next(steps)
+                next(steps)
             except StopIteration as end:
                 found: Item = end.value
                 return found
-            if isinstance(event, Warned):
-                ticket.tell(event)
         steps.close()
         if ticket.left:
             self.counts.requests["left"] += 1
@@ -242,7 +239,6 @@ class Desk:
         if ticket.documents is None:
             files = [(file.name, file.data) for file in ticket.wanted.files]
             ticket.documents = (yield from sent(files, request.wishes)) if files else DocumentSet(())
-            yield from told(ticket.documents)
         self._check_length(ticket.wanted, ticket.documents)
         preset, _ = request.choice.settled(fingerprint(self.engine.loaded))
         reader = Reader(self.engine.sampled(request.sampling), preset, request.questions, request)
@@ -350,8 +346,7 @@ class Desk:
 
     def _refuse(self, ticket: Ticket, error: UncompError) -> None:
         self.counts.requests["refused"] += 1
-        question = ticket.wanted.request.questions[0]
-        ticket.tell(Refused(error, "", (Turn(question),)))
+        ticket.tell(error)
 
 
 def _told(error: BaseException) -> UncompError:

@@ -117,7 +117,7 @@ class Wanted:
         return sum(len(file.data) for file in self.files)
 
 
-def parse(body: bytes, usual: Request, *, model: str, plain: bool) -> Wanted:
+def parse(body: bytes, usual: Request, *, plain: bool) -> Wanted:
     """A request's JSON; `usual` has what it does not say. Raises UsageError naming the field."""
     if sum(map(body.count, (b",", b"[", b"{"))) > _MOST_VALUES:
         raise UsageError(f"the body has more than {_MOST_VALUES:,} values", hint="send long texts as files, in base64")
@@ -127,7 +127,7 @@ def parse(body: bytes, usual: Request, *, model: str, plain: bool) -> Wanted:
         if name in data and data[name] not in harmless:
             raise UsageError(f"{name} is {shown(data[name])}, which is not on offer", hint=f"leave {name} out")
     fields = read(Body, {key: value for key, value in data.items() if key not in {*_NOT_HERE, *_NO_MATTER}})
-    if fields.model != model:
+    if fields.model != (model := usual.model.name):
         raise UnknownModelError(f"the model is {shown(fields.model)}, and {model} is served", hint="see GET /v1/models")
     return _wanted(fields, usual, plain=plain)
 
@@ -303,12 +303,13 @@ class Stops:
 class Replies:
     """The JSON objects of one answer, whole or piece by piece."""
 
-    def __init__(self, wanted: Wanted, model: str) -> None:
+    def __init__(self, wanted: Wanted) -> None:
         self._wanted, self._chat = wanted, not wanted.request.plain
         kind = "chat.completion" if self._chat else "text_completion"
         self._kind = f"{kind}.chunk" if self._chat and wanted.streams else kind
         prefix = "chatcmpl" if self._chat else "cmpl"
-        self._known = {"id": f"{prefix}-{uuid4().hex}", "created": int(time.time()), "model": model}
+        name = wanted.request.model.name
+        self._known = {"id": f"{prefix}-{uuid4().hex}", "created": int(time.time()), "model": name}
 
     def whole(self, done: Done, text: str) -> dict[str, Any]:
         """The answer at once."""

@@ -8,9 +8,10 @@ import asyncio
 import hmac
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from socket import socket
@@ -25,7 +26,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from uncomp_cli.asking.events import Done, Piece, Refused
+from uncomp_cli.asking.events import Done, Piece
 from uncomp_cli.asking.request import Request
 from uncomp_cli.errors import DocumentError, DoesNotFitError, OutOfMemoryError, UncompError, UsageError, failure_of
 from uncomp_cli.schema import shortened, shown
@@ -41,13 +42,17 @@ _MOST_TOLD = 2000
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What is served: a model's name, what requests do not say, who may come in, and how much they may send."""
+    """What is served: the model and what requests do not say, to whom, how much they may send, and since when."""
 
-    model: str
     usual: Request
-    created: int
     key: str | None
     body_bytes: int
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def model(self) -> str:
+        """Its name, which requests give."""
+        return self.usual.model.name
 
 
 class _TooLargeError(UncompError):
@@ -77,7 +82,6 @@ _STATUS: dict[type[Exception], tuple[int, str]] = {
     _SlowError: (408, "body_too_slow"),
     _TooLargeError: (413, "body_too_large"),
     FullError: (429, "queue_full"),
-    _LeftError: (499, "client_left"),
     StoppingError: (503, "stopping"),
     DocumentError: (400, "invalid_document"),
 }
@@ -166,7 +170,7 @@ class _House:
             raise UsageError("the body is no application/json", hint="send Content-Type: application/json")
         self._desk.check_room()
         body = await _body(request, self._served.body_bytes)
-        wanted = parse(body, self._served.usual, model=self._served.model, plain=plain)
+        wanted = parse(body, self._served.usual, plain=plain)
         del body
         heard: asyncio.Queue[Said] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -175,7 +179,7 @@ class _House:
             with suppress(RuntimeError):  # the loop that listened is gone
                 loop.call_soon_threadsafe(heard.put_nowait, said)
 
-        ticket, replies = Ticket(wanted, tell), Replies(wanted, self._served.model)
+        ticket, replies = Ticket(wanted, tell), Replies(wanted)
         self._desk.submit(ticket)
         leaving = asyncio.create_task(_leaving(request, heard))
         try:
@@ -236,17 +240,15 @@ async def _leaving(request: HttpRequest, heard: "asyncio.Queue[Said]") -> None:
     """Say it when the client leaves."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    heard.put_nowait(Refused(_LeftError("the client has left")))
+    heard.put_nowait(_LeftError("the client has left"))
 
 
 async def _heard(heard: "asyncio.Queue[Said]") -> Piece | Done:
-    """What is told next, but for remarks. Raises what was refused."""
-    while True:
-        said = await heard.get()
-        if isinstance(said, Refused):
-            raise said.error
-        if isinstance(said, (Piece, Done)):
-            return said
+    """What is told next. Raises it where it is an error."""
+    said = await heard.get()
+    if isinstance(said, UncompError):
+        raise said
+    return said
 
 
 async def _whole(said: Piece | Done, heard: "asyncio.Queue[Said]", replies: Replies) -> dict[str, Any]:
