@@ -97,25 +97,21 @@ def test_the_kernel_is_attention(kernel: tuple[SplitDecode, torch.device], case:
         torch.testing.assert_close(found, attend_cached(query, layer, form), **close)
 
 
-def test_a_head_of_many_parts_is_merged(kernel: tuple[SplitDecode, torch.device]) -> None:
-    """More parts than are merged together, where one entry outweighs all others."""
-    run, device = kernel
-    cache = ragged([1200, 3], rows=1, bits=16, dim=16, dtype=torch.float32, device=device.type)
-    layer = cache.layer(0)
+@pytest.mark.parametrize(
+    ("lengths", "programs", "parts"),
+    [([1200, 3], launch._PROGRAMS, (64, 19)), (LENGTHS, 2, (256, 2))],
+    ids=["more than are merged together", "few programs"],
+)
+def test_parts_of_a_head_are_merged(
+    kernel: tuple[SplitDecode, torch.device], lengths: list[int], programs: int, parts: tuple[int, int]
+) -> None:
+    """Where one entry outweighs all others."""
+    cache = ragged(lengths, rows=1, bits=16, dim=16, dtype=torch.float32, device=kernel[1].type)
+    layer, run = cache.layer(0), SplitDecode(programs)
     layer.keys[100] *= 30
     strands = layer.strands()
     assert strands is not None
-    assert run.parts(strands, None) == (64, 19)
-    query = queries(layer, 1, 2)
-    torch.testing.assert_close(attend_split(run, query, layer, Form(0.5)), attend_cached(query, layer, Form(0.5)))
-
-
-def test_few_programs_take_longer_parts(kernel: tuple[SplitDecode, torch.device]) -> None:
-    cache = ragged(LENGTHS, rows=1, bits=16, dim=16, dtype=torch.float32, device=kernel[1].type)
-    layer, run = cache.layer(0), SplitDecode(programs=2)
-    strands = layer.strands()
-    assert strands is not None
-    assert run.parts(strands, None) == (256, 2)
+    assert run.parts(strands, None) == parts
     query = queries(layer, 1, 2)
     torch.testing.assert_close(attend_split(run, query, layer, Form(0.5)), attend_cached(query, layer, Form(0.5)))
 
