@@ -26,8 +26,9 @@ LENGTHS = [5, 0, 130, 300]
 
 
 @pytest.fixture
-def kernel() -> tuple[SplitDecode, torch.device]:
-    """Compiled where there is a GPU; interpreted elsewhere (conftest.py)."""
+def kernel(monkeypatch: pytest.MonkeyPatch) -> tuple[SplitDecode, torch.device]:
+    """Compiled where there is a GPU; interpreted elsewhere (support). `attend_cached` is torch's."""
+    monkeypatch.setattr(attention, "find_split", lambda device: None)
     return SplitDecode(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -151,18 +152,17 @@ def test_a_gpu_takes_the_kernel_and_gives_it_up_when_it_fails(
     assert launch.find(torch.device("cpu")) is None
     run = launch.find(device)
     assert run is not None
-    monkeypatch.setattr(attention, "find_split", lambda _: launch.find(device))
     cache = ragged(LENGTHS, rows=1, bits=16, dim=16, dtype=torch.float32, device=kernel[1].type)
     query = queries(cache.layer(0), 1, 2)
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)
-    taken = attend_cached(query, cache.layer(0), Form(0.5))
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(attention, "find_split", lambda _: launch.find(device))
+        patched.setattr(torch.nn.functional, "scaled_dot_product_attention", None)
+        taken = attend_cached(query, cache.layer(0), Form(0.5))
     torch.testing.assert_close(taken, attend_cached(query, cache.layer(0), Form(0.5)))
 
     def fails(*given: object, **named: object) -> None:
         raise RuntimeError("no registers\nare left")
 
-    monkeypatch.setattr(launch, "load", lambda: run)
     monkeypatch.setattr(attention, "find_split", lambda _: launch.find(device))
     monkeypatch.setattr(run, "_kernels", type("Broken", (), {"attend_part": {(4, 5): fails}}))
     torch.testing.assert_close(attend_cached(query, cache.layer(0), Form(0.5)), taken)

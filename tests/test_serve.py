@@ -329,8 +329,8 @@ def test_many_clients_at_once_get_each_their_own_answer(server: Server) -> None:
                 continue
             assert text_of(stream) == alone[question]
 
-    with ThreadPoolExecutor(32) as pool:
-        list(pool.map(client, range(32)))  # raises what an assertion did
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(client, range(16)))  # raises what an assertion did
     server.wait_idle()
     assert server.metric("uncomp_kv_bytes") == 0
     assert server.metric("uncomp_resident_bytes") < resident + 64 * 2**20
