@@ -29,7 +29,7 @@ ALL_KEPT = "full"
 _MOST_STOPS, _LONGEST_STOP = 4, 256
 _MOST_VALUES = 2**20
 """Of a body; texts have as many commas, more is a list of nothing: JSON takes twenty times its size in memory then."""
-T = TypeVar("T")
+T = TypeVar("T", SamplingConfig, PresetChoice)
 _ROLES = ("system", "developer", "user", "assistant")
 _OF_FILES = ("filename", "file_data")
 _NOT_HERE = {
@@ -260,9 +260,8 @@ def _choice(body: Body, usual: PresetChoice, *, has_text: bool) -> PresetChoice:
 
 
 def _with(usual: T, **given: Any) -> T:
-    """`usual`, a dataclass, with what is given."""
-    changed: T = replace(usual, **{name: value for name, value in given.items() if value is not None})  # type: ignore[type-var]
-    return changed
+    """`usual` with what is given."""
+    return replace(usual, **{name: value for name, value in given.items() if value is not None})
 
 
 def _stops(given: Any) -> tuple[str, ...]:
