@@ -25,6 +25,11 @@ T = TypeVar("T")
 _ANYBODY, _OWNER_ONLY = 0o666, 0o600
 
 
+def absolute(path: str | Path) -> str:
+    """Where it is, from wherever one looks, by the names that it was given: what is a link stays one."""
+    return os.path.abspath(path)  # noqa: PTH100  # Path.resolve follows links, Path.absolute keeps `..`
+
+
 def write_whole(path: Path, data: bytes, *, owner_only: bool = False) -> None:
     """`path` with the content `data`; raises OSError, and then `path` is as it was."""
     replace_file(path, lambda stream: stream.write(data), owner_only=owner_only)

@@ -13,9 +13,9 @@ def parse_count(text: str) -> int | None:
     return int(count) if match and count == int(count) else None
 
 
-def format_count(count: int) -> str:
-    """`7512` → `7,512`."""
-    return f"{count:,}"
+def format_count(count: int, noun: str = "") -> str:
+    """`7512` → `7,512`; with a noun, whose plural has an s, `1 token`, `7,512 tokens`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}" if noun else f"{count:,}"
 
 
 def format_decimal(value: float) -> str:

@@ -152,7 +152,7 @@ def _head_range(spent: Spent, layer: int) -> str:
 
 def _group_line(group: dict[str, Any]) -> str:
     bar = _bar(group["share"], 1.0)
-    heads = f"{format_count(group['heads'])} head{'' if group['heads'] == 1 else 's'}"
+    heads = format_count(group["heads"], "head")
     return f"{group['group']:<19} {bar:{_BAR}} {heads:>11}, {format_decimal(100 * group['share'])} % of the tokens"
 
 

@@ -20,6 +20,7 @@ from uncomp_cli.documents.collection import Document
 from uncomp_cli.documents.places import Source, lines_at
 from uncomp_cli.documents.text import Loss, Place
 from uncomp_cli.errors import UsageError
+from uncomp_cli.numerals import format_count
 from uncomp_cli.sessions.transcript import Attachment, Entry, Pin
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ class Dialogue:
 
 def exchanges(count: int) -> str:
     """`1 exchange`, `1,204 exchanges`."""
-    return f"{count:,} exchange{'' if count == 1 else 's'}"
+    return format_count(count, "exchange")
 
 
 def _beginning(documents: Sequence[Document]) -> Entry:

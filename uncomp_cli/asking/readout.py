@@ -127,7 +127,7 @@ def ending(stats: "RunStats", context_limit: int) -> str | None:
         return None
     if stats.prompt_tokens + count >= context_limit:
         return "the answer ended because the context is full"
-    length = f"its longest length, {format_count(count)} token{'' if count == 1 else 's'}"
+    length = f"its longest length, {format_count(count, 'token')}"
     return f"the answer ended at {length}: --max-new-tokens {2 * count} lets it go on"
 
 

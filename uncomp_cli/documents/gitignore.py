@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from uncomp_cli.files import absolute
+
 _NAME = ".gitignore"
 _MOST_BYTES = 2**20
 _PIECE = re.compile(r"\\.|\*+|\?|\[[!^]?\]?(?:\\.|[^\]\\])*\]|.", re.DOTALL)
@@ -35,7 +37,7 @@ class Ignored:
     @classmethod
     def above(cls, root: Path) -> "Ignored":
         """The rules that the repository around `root` has for what lies below it; none where they leave it out."""
-        folder = os.path.abspath(root)  # noqa: PTH100  # of a link what it is called, as git does
+        folder = absolute(root)
         above = [str(each) for each in Path(folder).parents]
         top = next((at for at, each in enumerate([folder, *above]) if Path(each, ".git").exists()), None)
         if top is None:

@@ -20,6 +20,7 @@ from uncomp_cli.documents.foreign import kind_of
 from uncomp_cli.documents.formats import READABLE_SUFFIXES
 from uncomp_cli.documents.gitignore import Ignored, glob_pattern
 from uncomp_cli.errors import DocumentError, UncompError, UsageError
+from uncomp_cli.files import absolute
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{1,20}://", re.IGNORECASE)
 _REASONS_SHOWN = 3
@@ -152,7 +153,7 @@ def _walk_below(root: Path, wanted: _Wanted) -> list[Candidate]:
 
 def _walk(root: Path, wanted: _Wanted) -> Iterator[Candidate]:
     """What lies below a folder, however deep, in order. Raises DocumentError where the folder cannot be listed."""
-    top = os.path.abspath(root)  # noqa: PTH100  # gitignore.py says why
+    top = absolute(root)
     waiting = [(iter(_entries(root)), Ignored.above(root).within(top), "")]
     while waiting:
         entries, ignored, folder = waiting[-1]
