@@ -11,12 +11,12 @@ what these say on the way is in `notes`, or comes as events.
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.asking import startup
 from uncomp_cli.asking.chat import Chat
 from uncomp_cli.asking.doubts import check_lengths
-from uncomp_cli.asking.events import Done, Event, Noted, Planned, Turn, Warned
+from uncomp_cli.asking.events import Done, Event, Turn, drained
 from uncomp_cli.asking.material import prompt_lengths, resolve, written_down
 from uncomp_cli.asking.pipeline import ask, check_questions, check_risk, told
 from uncomp_cli.asking.request import CHAT_PRESET, ModelChoice, Request, parse_pin, settle_preset, shelf_of
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-T = TypeVar("T")
 _NOTHING = DocumentSet(())
 _ANY_QUESTION = [""]
 """Holds the place of questions that nobody has asked yet."""
@@ -54,7 +53,7 @@ def load(
     Raises UsageError for what cannot be, DoesNotFitError when the weights do not fit the memory.
     """
     choice, notes = ModelChoice(name, **how), list[str]()
-    loaded = _drained(startup.load(choice), notes)
+    loaded = drained(startup.load(choice), notes)
     engine = Engine(loaded, sampling=sampling, limits=limits, matmul=choice.matmul)
     return Assistant(engine, choice, notes)
 
@@ -140,7 +139,7 @@ class Assistant:
     def _text(self, reader: Reader, request: Request, documents: DocumentSet) -> "ReadText":
         """What the reader reads or opens; the questions that hold a place are left out."""
         notes = [remark.text for remark in documents.remarks]
-        items = _drained(reader.read(documents), notes)
+        items = drained(reader.read(documents), notes)
         return ReadText(self.engine, items[0].subject, [] if request.for_any else items, request, tuple(notes))
 
     def _request(self, asked: dict[str, Any], documents: DocumentSet = _NOTHING) -> Request:
@@ -159,7 +158,7 @@ class Assistant:
 
     def _use(self, lengthening: "Generator[Event, None, Any]") -> None:
         """Read by the model as it is turned now."""
-        loaded, engine = _drained(lengthening, self.notes), self.engine
+        loaded, engine = drained(lengthening, self.notes), self.engine
         if loaded is not engine.loaded:
             self.engine = Engine(loaded, sampling=engine.sampling, limits=engine.limits, matmul=engine.matmul)
 
@@ -236,17 +235,3 @@ class ReadText:
         context.prompt = prompt
         (asked,) = self.engine.asked(context, words=[question])
         return Item(self.subject, Turn(question), asked, is_last=True)
-
-
-def _drained(events: "Generator[Event, None, T]", notes: list[str]) -> T:
-    """What a generator of events returns; what they say is added to `notes`."""
-    while True:
-        try:
-            event = next(events)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        if isinstance(event, (Noted, Warned)):
-            notes.append(event.text)
-        elif isinstance(event, Planned):
-            notes += event.lines

@@ -6,9 +6,9 @@
 Answers come in the order of the questions, one whole answer after another, however many are written side by side.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from uncomp_cli.errors import failure_of
 from uncomp_cli.steps import Progress, Working
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from uncomp_cli.engine.records import RunStats
     from uncomp_cli.errors import DoesNotFitError, ThresholdError
 
-
+T = TypeVar("T")
 _OPENED, _CLOSED = "<think>", "</think>"
 _TAIL_TOKENS = 8
 
@@ -253,3 +253,17 @@ class Stopped:
 Event = (
     Noted | Warned | Working | Progress | Pace | Planned | Foreseen | Began | Piece | Thought | Done | Refused | Stopped
 )
+
+
+def drained(events: Generator[Event, None, T], notes: list[str]) -> T:
+    """What a generator of events returns; what they say is added to `notes`."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        if isinstance(event, (Noted, Warned)):
+            notes.append(event.text)
+        elif isinstance(event, Planned):
+            notes += event.lines
