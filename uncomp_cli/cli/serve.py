@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from uncomp_cli.serving.desk import Desk
     from uncomp_cli.serving.http import Served
 
-SERVER_PANEL = "Server"
+_server = partial(option, panel="Server")
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _LINE_BODIES = 4
 """Bytes that may wait in line, in largest bodies."""
@@ -46,39 +47,24 @@ class ServerOptions:
 
     host: Annotated[
         str,
-        option(
-            "--host", help="Address to listen on; one of others needs a key.", metavar="ADDRESS", panel=SERVER_PANEL
-        ),
+        _server("--host", help="Address to listen on; one of others needs a key.", metavar="ADDRESS"),
     ] = "127.0.0.1"
-    port: Annotated[
-        int, option("--port", help="Port; 0 takes a free one.", metavar="N", min=0, max=65535, panel=SERVER_PANEL)
-    ] = 8080
+    port: Annotated[int, _server("--port", help="Port; 0 takes a free one.", metavar="N", min=0, max=65535)] = 8080
     key: Annotated[
         str | None,
-        option(
+        _server(
             "--key",
             help="What clients must send as their API key; better in the variable, which nobody else sees.",
             metavar="KEY",
             show_default="none",
-            panel=SERVER_PANEL,
         ),
     ] = None
-    rows: Annotated[
-        int, option("--rows", help="Answers written at once, at most.", metavar="N", min=1, panel=SERVER_PANEL)
-    ] = 16
+    rows: Annotated[int, _server("--rows", help="Answers written at once, at most.", metavar="N", min=1)] = 16
     queue: Annotated[
         int,
-        option(
-            "--queue",
-            help="Requests that may wait; more are told to come back.",
-            metavar="N",
-            min=1,
-            panel=SERVER_PANEL,
-        ),
+        _server("--queue", help="Requests that may wait; more are told to come back.", metavar="N", min=1),
     ] = 64
-    body: Annotated[
-        str, option("--body", help="Largest request, with the documents in it.", metavar="SIZE", panel=SERVER_PANEL)
-    ] = "64MiB"
+    body: Annotated[str, _server("--body", help="Largest request, with the documents in it.", metavar="SIZE")] = "64MiB"
 
 
 BRIEF = brief(
