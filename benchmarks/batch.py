@@ -34,12 +34,13 @@ from uncomp_cli.asking.pipeline import run as run_ask
 from uncomp_cli.asking.request import Request
 from uncomp_cli.batch.run import Batch, Summary, run
 from uncomp_cli.batch.worker import Job
-from uncomp_cli.config import SamplingConfig
+from uncomp_cli.bench.rounds import cpu_name
+from uncomp_cli.config import CrewConfig, SamplingConfig
 from uncomp_cli.steps import Progress, finished
 
 QUESTION = "What is the code?"
 WORKER = "ray::MapWorker"
-BATCH = 16
+BATCH = CrewConfig().batch_size
 """Documents that are answered together, here as in the pipeline alone."""
 
 
@@ -92,10 +93,8 @@ def batch_of(args: argparse.Namespace) -> Batch:
         Path(args.out),
         Request(questions=(QUESTION,)),
         resume=True,
-        actors=args.actors,
-        threads=1,
+        crew=CrewConfig(args.ray, args.actors, threads=1),
         make=Waits(args.seconds),
-        ray=args.ray,
     )
 
 
@@ -128,10 +127,7 @@ def _cluster(*, cores: int) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false"]
     command += [f"--port={port}", f"--num-cpus={cores}", "--object-store-memory=268435456"]
-    os.environ |= {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }  # for who joins it from here alone
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # for who joins it from here
     head = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         time.sleep(10)  # until it is up; who joins it too early is refused
@@ -178,7 +174,7 @@ def kills(args: argparse.Namespace) -> dict[str, Any]:
                 time.sleep(0.02)
             if mark in ends:
                 driver.kill()
-                driver.wait()
+                driver.communicate()
                 drivers += 1
                 driver = _driver(manifest, out, seconds=args.seconds)
                 continue
@@ -237,8 +233,8 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
         found: dict[str, Any] = {"bare": _pace(clock)}
         for actors in args.counts:
             out, clock = Path(folder) / f"{actors}.jsonl", []
-            begun_s, steps = time.monotonic(), run(Batch((str(texts),), out, request, actors=actors, threads=1))
-            for event in steps:
+            begun_s, crew = time.monotonic(), CrewConfig(actors=actors, threads=1)
+            for event in run(Batch((str(texts),), out, request, crew=crew)):
                 if isinstance(event, Progress) and event.fraction:
                     clock.append((time.monotonic() - begun_s, round(event.fraction * args.documents)))
             rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -299,13 +295,7 @@ def main() -> None:
     if args.part == "drive":
         drive(args)
         return
-    cpu = next((line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")), "unknown")
-    print(json.dumps({"part": args.part, "cpu": cpu, "cores": os.cpu_count(), **PARTS[args.part](args)}))
-
-
-def _cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    print(json.dumps({"part": args.part, "cpu": cpu_name(), "cores": os.cpu_count(), **PARTS[args.part](args)}))
 
 
 if __name__ == "__main__":

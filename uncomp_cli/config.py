@@ -29,6 +29,9 @@ LEAST_CHUNK_TOKENS = 128
 _MOST_TOKENS = 2**20
 
 
+LOCAL = "local"
+"""As Ray calls it too: a cluster of its own, whatever others this machine is part of."""
+
 KEY_BITS = {8: 8, 4: 5}
 """Bits of the keys, by those of the values."""
 CODE_PLANES = {8: (8,), 5: (4, 1), 4: (4,)}
@@ -121,6 +124,18 @@ class Limits:
         require(chunk is None or chunk >= LEAST_CHUNK_TOKENS, f"chunk is {chunk} tokens", hint=hint)
         some = self.kv_bytes is None or self.kv_bytes > 0
         require(some, f"kv-mem is {self.kv_bytes} bytes", hint="use --kv-mem auto")
+
+
+@dataclass(frozen=True, slots=True)
+class CrewConfig:
+    """Where `uncomp batch` works, and with whom; None is what the machines there have room for."""
+
+    ray: str = LOCAL
+    actors: int | None = None
+    threads: int | None = None
+    gpus: float | None = None
+    readers: int = 1
+    batch_size: int = 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ are in flight at a time: what Ray remembers of a run grows with its documents, a
 """
 
 import contextlib
-import json
 import logging
 import os
 import pickle
@@ -18,21 +17,20 @@ import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 from uncomp_cli import __version__
-from uncomp_cli.batch.manifest import Entry, source_of
+from uncomp_cli.batch.manifest import EXTRA, Entry, source_of
 from uncomp_cli.batch.worker import Attempts, Job, Line, Maker, answer_all
+from uncomp_cli.config import LOCAL, CrewConfig
 from uncomp_cli.documents.collection import documents_of
 from uncomp_cli.documents.text import Wishes
 from uncomp_cli.errors import UncompError, UsageError, failure_of
+from uncomp_cli.numerals import format_count
 
-_EXTRA = "pip install 'uncomp[batch]'"
-LOCAL = "local"
-"""As Ray calls it too: a cluster of its own, whatever others this machine is part of."""
 WINDOW = 8_192
 """Documents for each actor that Ray hears of at once: loading a model again for the next costs little against them."""
 PART = 256
@@ -60,20 +58,15 @@ class Crew:
 
     actors: int
     threads: int
-    gpus: float = 0.0
-    readers: int = 1
-    batch_size: int = 16
-
-    @property
-    def window(self) -> int:
-        """Documents of a window."""
-        return WINDOW * self.actors
+    gpus: float
+    readers: int
+    batch_size: int
 
 
 def check_installed() -> None:
     """Raise UncompError where the extra is not installed."""
     if find_spec("ray") is None or find_spec("pyarrow") is None:
-        raise UncompError("uncomp batch needs Ray Data, which is not installed", hint=_EXTRA)
+        raise UncompError("uncomp batch needs Ray Data, which is not installed", hint=EXTRA)
 
 
 def this_node(readers: int) -> Node:
@@ -84,32 +77,26 @@ def this_node(readers: int) -> Node:
     return Node(cores + readers, psutil.virtual_memory().available)
 
 
-def crew_of(
-    nodes: Sequence[Node],
-    *,
-    needs_bytes: int,
-    actors: int | None = None,
-    threads: int | None = None,
-    gpus: float | None = None,
-    readers: int = 1,
-    batch_size: int = 16,
-) -> Crew:
+def crew_of(nodes: Sequence[Node], wanted: CrewConfig, *, needs_bytes: int) -> Crew:
     """What was asked for, and else an actor for each GPU, or as many as cores and memory have room for.
 
     Raises UsageError for more than there are cores or GPUs.
     """
-    all_gpus, cores = sum(node.gpus for node in nodes), sum(node.cores for node in nodes) - readers
-    share = gpus if gpus is not None else min(1.0, all_gpus)
-    room = sum(max(1, min(node.cores // (threads or 1), node.free_bytes // max(1, needs_bytes))) for node in nodes)
-    count = actors or max(1, int(all_gpus / share) if share else min(room, cores))
-    width = threads or max(1, min(cores // count, *(node.cores for node in nodes)))
+    all_gpus, cores = sum(node.gpus for node in nodes), sum(node.cores for node in nodes) - wanted.readers
+    share = wanted.gpus if wanted.gpus is not None else min(1.0, all_gpus)
+    least = wanted.threads or 1
+    room = sum(max(1, min(node.cores // least, node.free_bytes // max(1, needs_bytes))) for node in nodes)
+    count = wanted.actors or max(1, int(all_gpus / share) if share else min(room, cores))
+    width = wanted.threads or max(1, min(cores // count, *(node.cores for node in nodes)))
     if count * width > cores or width > max(node.cores for node in nodes):
-        message = f"{count} actors of {width} threads need {count * width} cores, and there are {max(0, cores)}"
+        crew = f"{format_count(count, 'actor')} of {format_count(width, 'thread')}"
+        message = f"{crew} would need {format_count(count * width, 'core')}, and there are {max(0, cores)}"
         raise UsageError(message, hint=f"use --actors {max(1, cores // width)}, or fewer --threads")
     if count * share > all_gpus:
-        message = f"{count} actors with {share:g} GPUs each need {count * share:g}, and there are {all_gpus:g}"
+        crew = f"{format_count(count, 'actor')} with {share:g} GPU each"
+        message = f"{crew} would need {count * share:g}, and there are {all_gpus:g}"
         raise UsageError(message, hint="use fewer --actors, or a smaller share with --gpus")
-    return Crew(count, width, share, readers, batch_size)
+    return Crew(count, width, share, wanted.readers, wanted.batch_size)
 
 
 @contextmanager
@@ -119,9 +106,9 @@ def connected(address: str, *, readers: int = 1) -> Iterator[list[Node]]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        import ray
+        import ray.data  # which sets how it logs: before we do
     except ImportError as error:
-        raise UncompError(f"Ray is installed and cannot be loaded: {error}", hint=_EXTRA) from error
+        raise UncompError(f"Ray is installed and cannot be loaded: {error}", hint=EXTRA) from error
     is_local, handler, ended = address == LOCAL, signal.getsignal(signal.SIGTERM), False
     if not is_local:
         _probe(address)
@@ -218,25 +205,21 @@ def window_rows(
 ) -> Iterator[tuple[list[Line], tuple[str, ...]]]:
     """The rows of every batch of a window as it is answered, and what there is to say.
 
-    Raises what making a worker does.
+    Raises what making a worker does, and UncompError for what Ray cannot mend.
     """
     import ray
 
-    parts = [{"part": _packed(entries[at : at + PART])} for at in range(0, len(entries), PART)]
-    data = ray.data.from_items(parts, override_num_blocks=len(parts))
-    settings: dict[str, Any] = {
-        "enable_progress_bars": False,
-        "print_on_execution_start": False,
-        "enable_auto_log_stats": False,
-        "target_max_block_size": 1,  # so that a batch is a block of its own, handed on when it is there
-        "target_min_block_size": 1,
-        "execution_no_progress_timeout_s": -1,
-    }
-    for name, value in settings.items():
-        setattr(data.context, name, value)
+    parts = [zlib.compress(pickle.dumps(entries[at : at + PART])) for at in range(0, len(entries), PART)]
+    data = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
+    data.context.enable_progress_bars = data.context.print_on_execution_start = False
+    data.context.enable_auto_log_stats = False
+    data.context.target_max_block_size = data.context.target_min_block_size = 1  # a batch is a block, handed on at once
+    data.context.execution_no_progress_timeout_s = -1
     flow: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     read = partial(_read, batch_size=crew.batch_size, wishes=wishes)
-    readers, actors = ray.data.TaskPoolStrategy(size=crew.readers), ray.data.ActorPoolStrategy(size=crew.actors)
+    batches = -(-len(entries) // crew.batch_size)
+    readers = ray.data.TaskPoolStrategy(size=crew.readers)
+    actors = ray.data.ActorPoolStrategy(size=min(crew.actors, batches))  # no model for nothing
     data = data.map_batches(read, **flow, compute=readers, num_cpus=_READER_CORES)
     data = data.map_batches(
         _Actor,
@@ -246,21 +229,13 @@ def window_rows(
         num_cpus=crew.threads,
         **({"num_gpus": crew.gpus} if crew.gpus else {}),
     )
-    tables = iter(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
-    while (table := _next(tables)) is not None:
-        for packed in table["rows"].to_pylist():
-            found = pickle.loads(packed)  # from our own worker
-            if isinstance(found, Exception):
-                raise found
-            yield found
-
-
-def _next(tables: Iterator[Any]) -> Any:
-    """The next of them, None behind the last. What Ray cannot mend is an UncompError."""
-    import ray
-
     try:
-        return next(tables, None)
+        for table in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for packed in table["rows"].to_pylist():
+                found = pickle.loads(packed)  # from our own worker
+                if isinstance(found, Exception):
+                    raise found
+                yield found
     except ray.exceptions.RayError as error:
         raise UncompError(f"Ray ended the run: {_last_line(error)}", hint="--resume goes on with its rows") from error
 
@@ -270,16 +245,12 @@ def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
-def _packed(entries: Sequence[Entry]) -> bytes:
-    return zlib.compress(json.dumps([asdict(entry) for entry in entries]).encode())
-
-
 def _read(table: Any, *, batch_size: int, wishes: Wishes) -> Iterator[Any]:
     """What a reader does: documents of a part, a batch at a time."""
     import pyarrow
 
     for part in table["part"].to_pylist():
-        entries = [Entry(**each) for each in json.loads(zlib.decompress(part))]
+        entries: list[Entry] = pickle.loads(zlib.decompress(part))  # from our own driver
         for at in range(0, len(entries), batch_size):
             some = entries[at : at + batch_size]
             documents = documents_of([source_of(entry) for entry in some], wishes)
@@ -292,11 +263,12 @@ class _Actor:
 
     def __init__(self, make: Any, ledger: Any) -> None:
         self._ledger = _Remote(ledger)
-        self._failed: Exception | None = None
+        self._failed: UncompError | None = None
         try:
             self._work = make()
         except Exception as error:
-            self._failed = UncompError(failure_of(error).message, hint=failure_of(error).hint)
+            failure = failure_of(error)
+            self._failed = UncompError(failure.message, hint=failure.hint)
 
     def __call__(self, table: Any) -> Any:
         import pyarrow
@@ -316,23 +288,18 @@ def open_ledger() -> Any:
     return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
 
 
-@dataclass(frozen=True, slots=True)
-class _Remote:
+class _Remote(Attempts):
     """A ledger that is an actor."""
 
-    actor: Any
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
 
-    def begin_all(self, names: Sequence[str]) -> bool:
+    def begin(self, names: Sequence[str], *, again: bool = False) -> int:
         import ray
 
-        return bool(ray.get(self.actor.begin_all.remote(names)))
-
-    def begin(self, name: str) -> int:
-        import ray
-
-        return int(ray.get(self.actor.begin.remote(name)))
+        return int(ray.get(self._actor.begin.remote(names, again=again)))
 
     def end(self, names: Sequence[str]) -> None:
         import ray
 
-        ray.get(self.actor.end.remote(names))
+        ray.get(self._actor.end.remote(names))

@@ -10,7 +10,6 @@ anything heavy is begun.
 
 import glob
 import json
-import os
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,9 +22,10 @@ from typing import Any, BinaryIO
 from uncomp_cli.documents.intake import Source, Taking, take_file, take_stream
 from uncomp_cli.documents.selection import ADDRESS, candidates, nothing_readable, shown
 from uncomp_cli.errors import DocumentError, DoesNotFitError, UncompError, UsageError
+from uncomp_cli.files import absolute
 
 LINES, TABLE = (".jsonl", ".ndjson"), ".parquet"
-_EXTRA = "pip install 'uncomp[batch]'"
+EXTRA = "pip install 'uncomp[batch]'"
 _KEYS = ("name", "path", "text")
 _ROW = '{"path": "reports/a.pdf"} or {"name": "a", "text": "…"}'
 
@@ -72,7 +72,7 @@ def entries(
 def _local(argument: str, include: Sequence[str], skipped: Counter[str], own: Collection[str]) -> Iterator[Entry]:
     refusals, found = list[tuple[str, UncompError]](), 0
     for each in candidates(argument, include=include):
-        source = _absolute(str(each.path))
+        source = absolute(each.path)
         if source in own:
             continue
         if each.refusal:
@@ -86,8 +86,7 @@ def _local(argument: str, include: Sequence[str], skipped: Counter[str], own: Co
 
 
 def _absolute(source: str) -> str:
-    """Where it is, from wherever one looks; links stay as they are named."""
-    return source if ADDRESS.match(source) else os.path.abspath(source)  # noqa: PTH100
+    return source if ADDRESS.match(source) else absolute(source)
 
 
 def _remote(address: str) -> Iterator[Entry]:
@@ -112,7 +111,7 @@ def _reaching(address: str) -> Iterator[None]:
     except UncompError:
         raise
     except ImportError as error:
-        raise UncompError(f"{shown(address)} needs a package: {error}", hint=_EXTRA) from error
+        raise UncompError(f"{shown(address)} needs a package: {error}", hint=EXTRA) from error
     except Exception as error:  # each file system has its own
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise UsageError(

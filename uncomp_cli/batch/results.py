@@ -19,10 +19,10 @@ from typing import Any, BinaryIO, Self
 
 from uncomp_cli import files
 from uncomp_cli.errors import UncompError, UsageError
-from uncomp_cli.evals.journal import writing
+from uncomp_cli.evals.journal import lock, writing
+from uncomp_cli.numerals import format_count
 from uncomp_cli.schema import load_object, shown
 
-SCHEMA_VERSION = 1
 PARQUET = ".parquet"
 SUFFIXES = (".jsonl", PARQUET)
 _TABLE_ROWS = 1024
@@ -73,26 +73,21 @@ class Results:
         self._stack.close()
 
     def _open(self, settings: dict[str, Any], *, resume: bool) -> None:
-        beside = self._settings
         with writing(self.path):
             has_rows = self.path.exists() and (not self.path.is_file() or self.path.stat().st_size > 0)
             if has_rows:
-                self._check(beside, settings, resume=resume)
+                self._check(settings, resume=resume)
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             self._stack.callback(os.close, self._descriptor)
-            try:
-                self._stack.enter_context(files.locked(self.path, waits=False))
-            except BlockingIOError as error:
-                hint = "wait until that one has ended, or use another --out"
-                raise UncompError(f"{self.path} is being written by another uncomp batch", hint=hint) from error
+            lock(self.path, "uncomp batch", self._descriptor)
             if has_rows:
                 self._take_in()
             else:
-                files.write_whole(beside, json.dumps(settings, indent=1).encode() + b"\n")
+                files.write_whole(self._settings, json.dumps(settings, indent=1).encode() + b"\n")
 
-    def _check(self, beside: Path, settings: dict[str, Any], *, resume: bool) -> None:
+    def _check(self, settings: dict[str, Any], *, resume: bool) -> None:
         """Raise UsageError unless the rows that there are can be gone on with."""
-        another = "use another --out"
+        beside, another = self._settings, "use another --out"
         if not self.path.is_file():
             raise UsageError(f"{self.path} is not a regular file", hint=another)
         if not resume:
@@ -162,9 +157,8 @@ class Results:
         if left:
             (count,) = self._index.execute(f"SELECT count(*) FROM ({query})").fetchone()
             told = ", ".join(map(repr, left)) + (", …" if count > _SHOWN else "")
-            raise UncompError(
-                f"{count:,} documents have no row: {told}", hint="the same command with --resume asks them"
-            )
+            message = f"there is no row of {format_count(count, 'document')}: {told}"
+            raise UncompError(message, hint="the same command with --resume asks them")
 
     def finish(self) -> None:
         """Bring all rows into the order of their names, and write the table where one is wanted."""

@@ -8,16 +8,15 @@ back to the next: then the documents are answered one by one, and one that has e
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from uncomp_cli.asking.events import Done, Event, Noted, Refused, Warned
+from uncomp_cli.asking.events import Done, Refused, drained
 from uncomp_cli.asking.pipeline import ask, engine_for, settle
 from uncomp_cli.asking.readout import failure_record
 from uncomp_cli.asking.request import Request
-from uncomp_cli.batch.results import SCHEMA_VERSION
 from uncomp_cli.documents.collection import Document, DocumentSet
 from uncomp_cli.documents.intake import Refusal
 from uncomp_cli.errors import Failure, failure_of
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from uncomp_cli.engine.engine import Engine
     from uncomp_cli.models.runnable import LoadedModel
 
-T = TypeVar("T")
+SCHEMA_VERSION = 1
 MOST_DEATHS = 3
 _DEATHS = Failure(
     f"{MOST_DEATHS} workers that answered it ended", "ask it alone with uncomp ask: memory may not hold it", 1
@@ -61,36 +60,18 @@ class Work(Protocol):
         """The row of every job, in their order."""
 
 
-class Ledger(Protocol):
-    """How often a document was begun and not ended; it outlives who answers."""
-
-    def begin_all(self, names: Sequence[str]) -> bool:
-        """Begin them all, unless one of them was begun before and not ended; whether it did."""
-
-    def begin(self, name: str) -> int:
-        """Begin one; how often it was begun before and not ended."""
-
-    def end(self, names: Sequence[str]) -> None:
-        """They have ended."""
-
-
 class Attempts:
-    """A ledger in memory."""
+    """How often documents were begun and have not ended; it outlives who answers."""
 
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
 
-    def begin_all(self, names: Sequence[str]) -> bool:
-        """Begin them all, unless one of them was begun before and not ended; whether it did."""
-        if any(name in self._open for name in names):
-            return False
-        self._open.update(names)
-        return True
-
-    def begin(self, name: str) -> int:
-        """Begin one; how often it was begun before and not ended."""
-        self._open[name] += 1
-        return self._open[name] - 1
+    def begin(self, names: Sequence[str], *, again: bool = False) -> int:
+        """How often one of them was begun before, at most; they are begun where none was, or `again`."""
+        before = max((self._open[name] for name in names), default=0)
+        if again or not before:
+            self._open.update(names)
+        return before
 
     def end(self, names: Sequence[str]) -> None:
         """They have ended."""
@@ -98,17 +79,17 @@ class Attempts:
             self._open.pop(name, None)
 
 
-def answer_all(work: Work, jobs: Sequence[Job], ledger: Ledger) -> list[Line]:
+def answer_all(work: Work, jobs: Sequence[Job], ledger: Attempts) -> list[Line]:
     """The rows of jobs: all at once, or one by one where that has failed or ended a worker."""
     names = [job.name for job in jobs]
-    if ledger.begin_all(names):
+    if not ledger.begin(names):
         together = _together(work, jobs)
         ledger.end(names)
         if together is not None:
             return together
     lines = []
     for job in jobs:
-        if ledger.begin(job.name) >= MOST_DEATHS:
+        if ledger.begin([job.name], again=True) >= MOST_DEATHS:
             lines.append(_line(failed(job.name, _DEATHS)))  # and stays so, should this come back again
         else:
             lines.append(_alone(work, job))
@@ -160,7 +141,9 @@ class Asking:
         torch.set_num_threads(self.threads)
         share_heap()
         self.request = replace(self.request, each=True)
-        self._loaded, self._preset = self._heard(settle(self.request))
+        told = list(self.notes)
+        self._loaded, self._preset = drained(settle(self.request), told)
+        self.notes = tuple(told)
         choice = self.request.model.rope_choice
         is_open = choice is not None and choice.kind == "auto"
         self._engine = None if is_open else self._engine_for(DocumentSet(()))
@@ -205,18 +188,10 @@ class Asking:
         return {"schema_version": SCHEMA_VERSION, "name": name, "answers": answers}
 
     def _engine_for(self, documents: DocumentSet) -> "Engine":
-        return self._heard(engine_for(self._loaded, self.request, self._preset, documents, self.questions))
-
-    def _heard(self, steps: Generator[Event, None, T]) -> T:
-        """What `steps` return; what they say is kept."""
-        while True:
-            try:
-                event = next(steps)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            if isinstance(event, Noted | Warned) and event.text not in self.notes:
-                self.notes = (*self.notes, event.text)
+        told = list(self.notes)
+        engine = drained(engine_for(self._loaded, self.request, self._preset, documents, self.questions), told)
+        self.notes = tuple(dict.fromkeys(told))
+        return engine
 
 
 Maker = Callable[[int], Work]

@@ -5,6 +5,7 @@ with the reason, and the exit code is 1 then.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,9 +21,11 @@ from uncomp_cli.cli.declare.options import (
     Truncate,
     trust_option,
 )
+from uncomp_cli.cli.declare.shorthand import fields_of
 from uncomp_cli.cli.declare.tree import argument, brief, option
+from uncomp_cli.config import CrewConfig
 from uncomp_cli.errors import UsageError
-from uncomp_cli.numerals import format_value
+from uncomp_cli.numerals import format_count, format_value
 from uncomp_cli.table import Table
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import show
@@ -30,8 +33,9 @@ from uncomp_cli.ui.meter import show
 if TYPE_CHECKING:
     from uncomp_cli.batch.run import Batch
 
-WORK_PANEL = "Work"
+_work = partial(option, panel="Work")
 _AUTO = "auto"
+_CREW = CrewConfig()
 Inputs = Annotated[
     list[str] | None,
     argument(
@@ -44,7 +48,7 @@ Inputs = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """What is asked, where rows go, and who works."""
+    """What is asked, and where rows go."""
 
     out: Annotated[
         Path | None,
@@ -68,49 +72,46 @@ class BatchOptions:
     evidence: Annotated[
         bool, trust_option("--evidence", help="Then have the passages that answers looked at most in the rows.")
     ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkOptions:
+    """Where it is worked, and by how many."""
+
     ray: Annotated[
-        str,
-        option(
-            "--ray",
-            help="Where to work: local, or a cluster, by HOST:PORT or auto.",
-            metavar="ADDRESS",
-            panel=WORK_PANEL,
-        ),
-    ] = "local"
+        str, _work("--ray", help="Where to work: local, or a cluster, by HOST:PORT or auto.", metavar="ADDRESS")
+    ] = _CREW.ray
     actors: Annotated[
         int | None,
-        option(
-            "--actors", help="Models that work side by side.", metavar="N", min=1, show_default=_AUTO, panel=WORK_PANEL
-        ),
-    ] = None
+        _work("--actors", help="Models that work side by side.", metavar="N", min=1, show_default=_AUTO),
+    ] = _CREW.actors
     threads: Annotated[
-        int | None,
-        option("--threads", help="Threads of each on a CPU.", metavar="N", min=1, show_default=_AUTO, panel=WORK_PANEL),
-    ] = None
+        int | None, _work("--threads", help="Threads of each on a CPU.", metavar="N", min=1, show_default=_AUTO)
+    ] = _CREW.threads
     gpus: Annotated[
         float | None,
-        option(
+        _work(
             "--gpus",
             help="Part of a GPU that each has, such as 0.5.",
             metavar="SHARE",
             min=0.0,
             show_default="1 where there are GPUs",
-            panel=WORK_PANEL,
         ),
-    ] = None
-    readers: Annotated[
-        int, option("--readers", help="Tasks that read documents.", metavar="N", min=1, panel=WORK_PANEL)
-    ] = 1
+    ] = _CREW.gpus
+    readers: Annotated[int, _work("--readers", help="Tasks that read documents.", metavar="N", min=1)] = _CREW.readers
     batch_size: Annotated[
         int,
-        option(
+        _work(
             "--batch-size",
             help="Documents that are answered together, and written together; 1 is exactly as ask does one.",
             metavar="N",
             min=1,
-            panel=WORK_PANEL,
         ),
-    ] = 16
+    ] = _CREW.batch_size
+
+    def config(self) -> CrewConfig:
+        """The same as a batch takes it."""
+        return CrewConfig(**fields_of(self))
 
 
 BRIEF = brief(
@@ -127,6 +128,7 @@ def batch(
     inputs: Inputs = None,
     *,
     asked: BatchOptions,
+    work: WorkOptions,
     model: ModelOptions,
     preset: PresetOptions,
     reading: ReadingOptions,
@@ -164,12 +166,7 @@ def batch(
         asked.out or Path(),
         request,
         resume=asked.resume,
-        ray=asked.ray,
-        actors=asked.actors,
-        threads=asked.threads,
-        gpus=asked.gpus,
-        readers=asked.readers,
-        batch_size=asked.batch_size,
+        crew=work.config(),
     )
     terminal = output.terminal(ctx)
     if asked.dry_run:
@@ -204,5 +201,6 @@ def _run(wanted: "Batch", terminal: Terminal, *, as_json: bool) -> None:
     terminal.note(f"{summary.line}: {wanted.out}")
     if summary.failed:
         loud = replace(terminal, quiet=False)
-        loud.warn(f"{summary.failed:,} documents have no answer; their rows have `error`, with the reason and a hint")
+        failed = format_count(summary.failed, "document")
+        loud.warn(f"{failed} without an answer: `error` in the row has the reason and a hint")
         raise typer.Exit(1)

@@ -141,7 +141,7 @@ def set_aside(path: Path, kind: Kind[R], *, whatever: bool = False) -> Path | No
     with writing(path):
         descriptor = os.open(path, os.O_RDONLY | _BINARY | getattr(os, "O_NONBLOCK", 0))
         try:
-            _lock(path, kind, descriptor)
+            lock(path, kind.program, descriptor)
             start = _first_line(path, descriptor)
             if not (whatever or _is_unborn(kind, start)):
                 _header(path, kind, start)
@@ -163,7 +163,7 @@ def writing(path: Path) -> Iterator[None]:
 def _resume(path: Path, kind: Kind[R], descriptor: int, settings: Mapping[str, object]) -> list[R]:
     """The records already there, with the file made whole: header first, no torn line last."""
     header = files.to_line({"schema_version": SCHEMA_VERSION, "kind": kind.program, "settings": dict(settings)})
-    _lock(path, kind, descriptor)
+    lock(path, kind.program, descriptor)
     if not os.path.samestat(os.fstat(descriptor), path.stat()):
         raise UncompError(f"{path} was replaced by another {kind.program}", hint=_IN_USE)
     start = _first_line(path, descriptor)
@@ -178,7 +178,7 @@ def _resume(path: Path, kind: Kind[R], descriptor: int, settings: Mapping[str, o
     return records
 
 
-def _lock(path: Path, kind: Kind[R], descriptor: int) -> None:
+def lock(path: Path, program: str, descriptor: int) -> None:
     """Take the file for this process until it is closed; file systems and systems without locks go without."""
     if sys.platform == "win32":
         return
@@ -187,7 +187,7 @@ def _lock(path: Path, kind: Kind[R], descriptor: int) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UncompError(f"{path} is being written by another {kind.program}", hint=_IN_USE) from error
+        raise UncompError(f"{path} is being written by another {program}", hint=_IN_USE) from error
     except OSError:
         return
 
