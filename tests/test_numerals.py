@@ -19,6 +19,10 @@ def test_bytes(num_bytes: int, text: str) -> None:
     assert format_bytes(num_bytes) == text
 
 
+def test_counts() -> None:
+    assert [format_count(7512), format_count(0, "token"), format_count(1, "token")] == ["7,512", "0 tokens", "1 token"]
+
+
 @pytest.mark.parametrize(("value", "text"), [(0.04, "0.0"), (99.94, "99.9"), (99.96, "100"), (4340, "4,340")])
 def test_decimals(value: float, text: str) -> None:
     assert format_decimal(value) == text
