@@ -70,7 +70,7 @@ class BatchOptions:
         option("--dry-run", help="Only say what it would take, from some of the documents.", setting=False),
     ] = False
     evidence: Annotated[
-        bool, trust_option("--evidence", help="Then have the passages that answers looked at most in the rows.")
+        bool, trust_option("--evidence", help="Put the passages that answers looked at most into the rows.")
     ] = False
 
 
