@@ -6,7 +6,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from uncomp_cli.calibrate.reliability import RiskAnswer, Separation, fit_risk, risk_bins
+from uncomp_cli.calibrate.reliability import (
+    CROSS_FITTED,
+    RiskAnswer,
+    Separation,
+    cross_rates,
+    fit_risk,
+    judge,
+    risk_bins,
+)
 from uncomp_cli.errors import UsageError
 from uncomp_cli.uncertainty.error_rates import SIGNS, auroc, weighed
 
@@ -55,6 +63,31 @@ def test_the_curve_tells_new_answers_apart_as_well_as_it_says() -> None:
     assert said[~absent].mean() < 0.16
     assert said[absent].mean() == pytest.approx(told.caught, abs=0.15)
     assert told.caught > 0.5
+
+
+def test_answers_are_judged_by_what_was_fitted_without_them() -> None:
+    fit, fresh = fit_risk(answers(200, gap=1.5), HEADS), answers(40, seed=1, gap=1.5)
+    own, other = fit.judged, judge(fit.curve, fresh, name="fresh")
+    assert (own.name, other.name) == (CROSS_FITTED, "fresh")
+    found = Separation.of("", own.wrong.values, own.wrong.holds)
+    assert (found.auroc, own.wrong.limit) == (fit.curve.auroc, fit.curve.band[1])
+    assert own.absent is not None
+    assert fit.curve.absent is not None
+    assert sum(value > own.absent.limit for value in own.absent.values) == round(
+        50 * fit.curve.absent.caught + 150 * fit.curve.absent.alarms
+    )
+    assert list(other.wrong.values) == pytest.approx(values_of(fit.curve.weights, fresh))
+    assert other.wrong.holds == tuple(one.wrong for one in fresh)
+    assert set(other.rates) <= {one.error_rate for one in fit.curve.bins}
+    assert other.absent is not None
+    assert list(other.absent.values) == pytest.approx(values_of(fit.curve.absent.weights, fresh))
+    assert other.absent.holds == tuple(one.absent for one in fresh)
+
+
+def test_a_rate_is_stated_by_the_bins_of_other_answers() -> None:
+    """Of eleven answers in one bin six are wrong: without two of these and a right one half, else five of nine."""
+    rates = cross_rates(np.arange(11.0), np.arange(11) < 6)
+    assert rates == tuple(4 / 8 if index in (0, 5, 6) else 5 / 9 for index in range(11))
 
 
 def test_signs_that_know_nothing_look_like_it() -> None:

@@ -90,10 +90,13 @@ def test_a_curve_is_written_and_stays_as_long_as_it_is_that_of_the_preset(tiny_m
 
 
 @pytest.mark.usefixtures("kept")
-def test_json_has_the_curve_the_candidates_and_the_baseline(tiny_model: Path) -> None:
+def test_json_has_the_curve_the_candidates_and_the_baseline_and_a_picture_is_drawn(tiny_model: Path) -> None:
     as_if_right(2)
-    code, out, err = calibrate(tiny_model, *RISK, "--json")
+    code, out, err = calibrate(tiny_model, *RISK, "--json", "--plot", "pictures")
     assert code == 0, err
+    (picture,) = Path("pictures").iterdir()
+    assert picture.name == "mine-risk.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
     record = last_object(out)
     (curve,) = load_preset("./mine.json").risk
     assert record["risk"][0]["auroc"] == curve.auroc
@@ -132,6 +135,7 @@ def test_a_torn_line_is_read_again(tmp_path: Path) -> None:
         (("--risk-tokens", "500"), "--risk-tokens", "add --risk"),
         (("--risk-data", "x.jsonl"), "--risk-data", "add --risk"),
         (("--rope", "yarn:2"), "--rope", "add --risk"),
+        (("--plot", "pictures"), "--plot", "add --risk"),
         (("--risk", "--rope", "yrn:2"), "yrn", "yarn"),
     ],
 )

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from uncomp_cli.calibrate.reliability import Judged, Verdict
 from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.tables.summary import CoverageMap, Curve, CurvePoint, NeedleGrid
 from uncomp_cli.ui import plots
 from uncomp_cli.ui.heatmap import HeatMap
+from uncomp_cli.uncertainty.error_rates import wilson_interval
 
 DEPTHS, LENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0), (1024, 2048, 4096)
 BUDGETS = (0.05, 0.1, 0.2, 0.5)
@@ -76,8 +79,17 @@ def shown_texts(figure: Figure) -> list[Text]:
     return [text for text in texts if id(text) not in outside]
 
 
+def a_judgement(name: str, *, absent: bool = True) -> Judged:
+    """Twenty answers, of which every second one above the middle is wrong."""
+    values = tuple(n / 20 for n in range(20))
+    wrong = Verdict(values, tuple(n >= 10 and n % 2 == 1 for n in range(20)), 0.9)
+    rates = tuple(0.11 if n < 10 else 0.55 for n in range(20))
+    return Judged(name, rates, wrong, Verdict(values, tuple(n > 15 for n in range(20)), 0.7) if absent else None)
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "one panel": lambda: plots.make_needles([a_grid()], title="Needle in a haystack, UUID values, query-aware"),
+    "reliability": lambda: plots.make_reliability([a_judgement("a"), a_judgement("held out")], title="Rates"),
     "one cell": lambda: plots.make_needles([a_grid(0, (0.5,), (131072,))], title="One"),
     "12 panels": lambda: plots.make_needles([a_grid(n) for n in range(12)], title="Needle, query-aware"),
     "48 panels": lambda: plots.make_needles([a_grid(n) for n in range(48)], title="Needle, query-aware"),
@@ -197,6 +209,28 @@ def test_coverage_has_layers_down_heads_across_and_the_mean() -> None:
     assert axes.collections[0].get_array().tolist() == [list(row) for row in shares]
 
 
+def test_stated_rates_stand_over_what_was_measured_with_its_interval() -> None:
+    axes = plots.make_reliability([a_judgement("a")], title="Rates").axes[0]
+    (bars,) = axes.containers
+    assert isinstance(bars, ErrorbarContainer)
+    points, _, (reach,) = bars.lines
+    assert np.array(points.get_xydata()) == pytest.approx(np.array([[0.11, 0.0], [0.55, 0.5]]))
+    ends = [segment[:, 1] for segment in reach.get_segments()]
+    assert np.array(ends) == pytest.approx(np.array([wilson_interval(0, 10), wilson_interval(5, 10)]))
+    assert legend_labels(axes) == ["a: 20 answers"]
+
+
+def test_a_mark_says_what_the_limit_catches() -> None:
+    judged = [a_judgement("a"), a_judgement("b", absent=False)]
+    _, wrong, absent = plots.make_reliability(judged, title="Rates").axes
+    for axes, names, at in ((wrong, "ab", (0, 0.2)), (absent, "a", (0.0625, 1))):
+        lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+        assert [str(line.get_label())[0] for line in lines] == list(names)
+        ((mark,),) = [line.get_markevery() for line in lines[:1]]
+        assert np.array(lines[0].get_xydata())[mark] == pytest.approx(np.array(at))
+    assert len(plots.make_reliability(judged[1:], title="Rates").axes) == 2
+
+
 def test_of_many_contestants_ours_are_in_colour_and_the_rest_grey() -> None:
     ours = [a_curve("uncertain/agreement/profile=balanced#1a2b3c4d", 0.8, 0.4), a_curve("preset:small#00ff00aa", 0.7)]
     axes = nll([FULL, *contestants(7), *ours])
@@ -305,6 +339,7 @@ def test_a_log_scale_reaches_down_to_zero_and_shows_all() -> None:
     [
         lambda: plots.make_needles([], title="Empty"),
         lambda: plots.make_coverage([], title="Empty"),
+        lambda: plots.make_reliability([], title="Empty"),
         lambda: plots.make_curves([Curve("a", ())], title="Empty", metric="x", lower_is_better=True),
     ],
 )
@@ -316,6 +351,7 @@ def test_nothing_to_draw_is_refused(make: Callable[[], Figure]) -> None:
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "needles": lambda path: plots.write(plots.make_needles([a_grid()], title="Needle"), path),
     "coverage": lambda path: plots.write(plots.make_coverage([a_map()], title="Evidence"), path),
+    "reliability": lambda path: plots.write(plots.make_reliability([a_judgement("a")], title="Rates"), path),
     "curves": lambda path: plots.write(nll([FULL]).figure, path),
     "heat map": lambda path: plots.write(plots.make_heat_map(a_heat_map(30, 9)), path),
 }

@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import asdict, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from uncomp_cli.uncertainty.error_rates import (
     auroc,
     auroc_interval,
     curve_for,
+    roc,
     weighed,
     wilson_interval,
 )
@@ -47,6 +49,17 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order() -> None:
     assert auroc([1, 2, 3], [False, False, True]) == 1
     assert auroc([3, 2, 1], [False, False, True]) == 0
     assert auroc([2, 2], [False, True]) == 0.5
+
+
+def test_the_area_is_below_the_curve() -> None:
+    chance = random.Random(2)
+    values = [chance.randrange(9) / 9 for _ in range(60)]  # with ties
+    wrong = [chance.random() < 0.3 + 0.5 * value for value in values]
+    points = roc(values, wrong)
+    assert (points[0], points[-1], len(points)) == ((0, 0), (1, 1), len(set(values)) + 1)
+    below = sum((right - left) * (low + high) / 2 for (left, low), (right, high) in pairwise(points))
+    assert below == pytest.approx(auroc(values, wrong), abs=1e-12)
+    assert roc([1, 3, 2], [False, True, True]) == [(0, 0), (0, 0.5), (0, 1), (1, 1)]
 
 
 @pytest.mark.parametrize("wrong", [[True, True], [False, False]])

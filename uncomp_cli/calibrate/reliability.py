@@ -31,6 +31,8 @@ from uncomp_cli.uncertainty.error_rates import (
     RiskCurve,
     auroc,
     auroc_interval,
+    nearest_bin,
+    weighed,
     wilson_interval,
 )
 
@@ -40,6 +42,7 @@ Flags = NDArray[np.bool_]
 FOLDS = 5
 LEAST_ANSWERS = 20
 MOST_ALARMS = 0.1
+CROSS_FITTED = "calibration, cross-fitted"
 _MOST_BINS, _BIN_ANSWERS = 5, 8
 _RIDGE, _STEPS = 1.0, 30
 
@@ -73,12 +76,37 @@ class Separation:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """A signal of every answer [N], whether it should be high there, and above which value it counts as high."""
+
+    values: tuple[float, ...]
+    holds: tuple[bool, ...]
+    limit: float
+
+    @classmethod
+    def of(cls, values: Values, holds: Flags, limit: float) -> "Verdict":
+        """The same of arrays."""
+        return cls(tuple(map(float, values)), tuple(map(bool, holds)), limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What was said of answers and what they were: the stated rate of errors [N], `wrong`, and not in the text."""
+
+    name: str
+    rates: tuple[float, ...]
+    wrong: Verdict
+    absent: Verdict | None
+
+
+@dataclass(frozen=True, slots=True)
 class RiskFit:
-    """The curve, every sign by itself, the best first, and the baseline."""
+    """The curve, every sign by itself, the best first, the baseline, and the answers as cross-fits judge them."""
 
     curve: RiskCurve
     candidates: tuple[Separation, ...]
     baseline: Separation
+    judged: Judged
 
     def table(self) -> Table:
         """The reliability of the signal, and how well it tells right from wrong."""
@@ -133,6 +161,7 @@ def fit_risk(
     seen = {name: told[name] for name in SEEN}
     values, found = cross_fit(seen, wrong), Separation.of
     fitted = found("signal", values, wrong)
+    absence, not_there = _absence(told, np.array([answer.absent for answer in answers], dtype=np.bool_))
     curve = RiskCurve(
         weights=logistic(seen, wrong),
         heads=tuple(heads),
@@ -146,10 +175,28 @@ def fit_risk(
         rope=rope,
         budget=budget,
         scorer=scorer,
-        absent=_absence(told, np.array([answer.absent for answer in answers], dtype=np.bool_)),
+        absent=absence,
     )
     alone = {name: found(name, column, wrong) for name, column in told.items()}
-    return RiskFit(curve, tuple(sorted(alone.values(), key=lambda one: -abs(one.auroc - 0.5))), alone["output"])
+    candidates = tuple(sorted(alone.values(), key=lambda one: -abs(one.auroc - 0.5)))
+    judged = Judged(CROSS_FITTED, cross_rates(values, wrong), Verdict.of(values, wrong, curve.band[1]), not_there)
+    return RiskFit(curve, candidates, alone["output"], judged)
+
+
+def judge(curve: RiskCurve, answers: Sequence[RiskAnswer], *, name: str) -> Judged:
+    """What the curve says of answers that it was not fitted to."""
+    wrong = np.array([answer.wrong for answer in answers], dtype=np.bool_)
+    values, absent = _signals(curve.weights, answers), curve.absent
+    there = None
+    if absent is not None:
+        missing = np.array([answer.absent for answer in answers], dtype=np.bool_)
+        there = Verdict.of(_signals(absent.weights, answers), missing, absent.limit)
+    rates = tuple(curve.bin_of(value).error_rate for value in values)
+    return Judged(name, rates, Verdict.of(values, wrong, curve.band[1]), there)
+
+
+def _signals(weights: Mapping[str, float], answers: Sequence[RiskAnswer]) -> Values:
+    return np.array([weighed(weights, answer.signs) for answer in answers], dtype=np.float64)
 
 
 def logistic(signs: Mapping[str, Values], wrong: Flags) -> dict[str, float]:
@@ -179,15 +226,26 @@ def cross_fit(signs: Mapping[str, Values], wrong: Flags) -> Values:
     return values
 
 
-def _absence(told: Mapping[str, Values], absent: Flags) -> Absence | None:
-    """What tells questions that the text does not answer; None where too few were asked."""
+def cross_rates(values: Values, wrong: Flags) -> tuple[float, ...]:
+    """The rate [N] that bins of the other answers state for each: those of four parts for the fifth."""
+    folds, rates = _folds(wrong), np.empty(len(wrong))
+    for fold in range(FOLDS):
+        left_out = folds == fold
+        bins = risk_bins(values[~left_out], wrong[~left_out])
+        rates[left_out] = [nearest_bin(bins, value).error_rate for value in values[left_out]]
+    return tuple(map(float, rates))
+
+
+def _absence(told: Mapping[str, Values], absent: Flags) -> tuple[Absence, Verdict] | tuple[None, None]:
+    """What tells questions that the text does not answer, and how it judges them; None where too few were asked."""
     if min(absent.sum(), (~absent).sum()) < 2 * FOLDS:
-        return None
+        return None, None
     signs = {name: told[name] for name in ASKED}
     values, weights = cross_fit(signs, absent), logistic(signs, absent)
     limit = float(np.quantile(values[~absent], 1 - MOST_ALARMS))
     above = values > limit
-    return Absence(weights, limit, float(above[absent].mean()), float(above[~absent].mean()), len(absent))
+    found = Absence(weights, limit, float(above[absent].mean()), float(above[~absent].mean()), len(absent))
+    return found, Verdict.of(values, absent, limit)
 
 
 def risk_bins(values: Values, wrong: Flags) -> tuple[RiskBin, ...]:

@@ -1,4 +1,5 @@
-"""The pictures, one PNG each: heat maps of needles, evidence, arms and profiles; quality by bytes, text by position.
+"""The pictures, one PNG each: heat maps of needles, evidence, arms and profiles; quality by bytes, text by position;
+what stated rates of errors came to.
 
 Every picture is laid out in inches and grows with its contents, downwards once it is as wide as a page, so that no
 text is smaller than 8 points, cut off or drawn over another. Colours are told apart by colour-blind readers and never
@@ -17,12 +18,14 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from uncomp_cli.budget.loss_curve import QualityPoint
+from uncomp_cli.calibrate.reliability import Judged, Separation, Verdict
 from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.rope.cells import ArmMaps
 from uncomp_cli.evals.tables.summary import CoverageMap, Curve, CurvePoint, NeedleGrid
 from uncomp_cli.files import replace_file
 from uncomp_cli.numerals import format_count, format_decimal
 from uncomp_cli.ui.heatmap import HeatMap, Scale
+from uncomp_cli.uncertainty.error_rates import roc, wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,6 +62,11 @@ _KEPT_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 _LOG_RANGE, _LOG_DEPTH = 20, 1e4  # losses over a wider range get a log axis, of at most this depth
 _FOOTNOTE = """Bars and grey band: 95 % intervals. Points at the same bytes stand side by side.
 Legend: as the lines stand, from top to bottom, at their smallest budgets."""
+
+_SQUARE_IN, _APART_IN, _ENTRY_IN = 3.2, 0.3, 0.19
+_ABSENT_SHARES = "said of what the text has", "said of what the text does not have"
+_JUDGED_NOTE = """Left: answers of stated rates within a tenth are a point, with a 95 % interval; dotted: as stated.
+Right: AUROC with a 95 % interval; dotted: chance; the mark: the limit that is used."""
 
 
 Losses = Sequence[tuple[int, float]]
@@ -199,6 +207,73 @@ def make_losses(curves: Mapping[str, Losses], *, trained_length: int) -> "Figure
     return figure
 
 
+def make_reliability(judged: Sequence[Judged], *, title: str) -> "Figure":
+    """Stated rates of errors against measured ones; beside it, at every limit, how many wrong answers it catches for
+    how many right ones, and the same of what the text does not have where that was asked.
+    """
+    _refuse_nothing(judged, title)
+    missing = any(one.absent is not None for one in judged)
+    across = _SCALE_IN + _SQUARE_IN + _APART_IN
+    figure, top = new_figure(across * (3 if missing else 2), _SQUARE_IN + 1.25 + _ENTRY_IN * len(judged), title)
+    places = [(_SCALE_IN + at * across, top + 0.15) for at in range(3 if missing else 2)]
+    rates, *tellers = [add_axes(figure, place, (_SQUARE_IN, _SQUARE_IN)) for place in places]
+    for number, one in enumerate(judged):
+        _draw_rates(rates, one, number, shift_pt=_STEP_PT * (number - (len(judged) - 1) / 2))
+        for axes, verdict in zip(tellers, (one.wrong, one.absent), strict=False):
+            if verdict is not None:
+                _draw_roc(axes, one.name, verdict, number)
+    named = ("stated: wrong", "measured: wrong"), ("right answers flagged", "wrong answers flagged")
+    for axes, names in zip((rates, *tellers), (*named, _ABSENT_SHARES), strict=False):
+        _set_shares(axes, *names)
+    note = figure.text(_EDGE_IN / figure.get_figwidth(), 0.15 / figure.get_figheight(), _JUDGED_NOTE)
+    note.set(fontsize=_SMALL_PT, color="#444444")
+    return figure
+
+
+def _draw_rates(axes: "Axes", judged: Judged, number: int, *, shift_pt: float) -> None:
+    """A point for every tenth of stated rates: their mean, and the share that was wrong with its interval."""
+    from matplotlib.transforms import ScaledTranslation
+
+    tenths: dict[int, list[tuple[float, bool]]] = {}
+    for rate, wrong in zip(judged.rates, judged.wrong.holds, strict=True):
+        tenths.setdefault(min(int(10 * rate), 9), []).append((rate, wrong))
+    found = [tenths[tenth] for tenth in sorted(tenths)]
+    counts = [(sum(wrong for _, wrong in each), len(each)) for each in found]
+    measured = [hits / total for hits, total in counts]
+    ends = [wilson_interval(*count) for count in counts]
+    bars = axes.errorbar(
+        [fmean(rate for rate, _ in each) for each in found], measured,
+        yerr=[[at - low for at, (low, _) in zip(measured, ends, strict=True)],
+              [high - at for at, (_, high) in zip(measured, ends, strict=True)]],
+        color=_COLOURS[number], ecolor=(_COLOURS[number], 0.6), elinewidth=0.9, linestyle="none",
+        marker=_MARKERS[number], markersize=7, markeredgecolor="white", markeredgewidth=0.5, clip_on=False,
+        transform=axes.transData + ScaledTranslation(shift_pt / 72, 0, axes.figure.dpi_scale_trans),
+    )  # fmt: skip
+    bars.lines[0].set_label(f"{judged.name}: {format_count(len(judged.rates), 'answer')}")
+
+
+def _draw_roc(axes: "Axes", name: str, verdict: Verdict, number: int) -> None:
+    """A line with its area, and a mark where the limit is."""
+    found, points = Separation.of(name, verdict.values, verdict.holds), roc(verdict.values, verdict.holds)
+    (line,) = axes.plot(*zip(*points, strict=True), color=_COLOURS[number], linewidth=1.6, clip_on=False)
+    line.set(dashes=_DASHES[number], marker=_MARKERS[number], markersize=7, markeredgecolor="white")
+    line.set(label=f"{name}: {found.auroc:.2f} ({found.low:.2f} to {found.high:.2f})")
+    line.set_markevery([sum(value > verdict.limit for value in set(verdict.values))])
+
+
+def _set_shares(axes: "Axes", across: str, up: str) -> None:
+    """A square of shares from nothing to all, its diagonal, and the legend below."""
+    ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ticks, [f"{100 * tick:.0f} %" for tick in ticks], fontsize=_SMALL_PT)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.axline((0, 0), slope=1, color="black", linewidth=1, linestyle=":")
+    axes.set_xlabel(across, fontsize=_TEXT_PT)
+    axes.set_ylabel(up, fontsize=_TEXT_PT)
+    named = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+    _add_legend(axes, named, corner=(-0.02, -0.14))
+
+
 def make_curves(curves: Sequence[Curve], *, title: str, metric: str, lower_is_better: bool) -> "Figure":
     """Quality against kept bytes, a line a contestant with its 95 % intervals, the full cache as a horizontal line.
 
@@ -300,10 +375,10 @@ def _log_floor(means: Sequence[float]) -> float | None:
     return min(losses) if wide else None
 
 
-def _add_legend(axes: "Axes", lines: "Sequence[Line2D]") -> None:
+def _add_legend(axes: "Axes", lines: "Sequence[Line2D]", *, corner: tuple[float, float] = (1.02, 1)) -> None:
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    legend = axes.legend(handles=lines, loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=_TEXT_PT, handlelength=3.4)
+    legend = axes.legend(handles=lines, loc="upper left", bbox_to_anchor=corner, fontsize=_TEXT_PT, handlelength=3.4)
     legend.set(frame_on=False)
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -13,6 +13,7 @@ question, its lengths. Signals are made so that higher is more uncertain. Nothin
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from uncomp_cli.errors import UsageError, require
 
@@ -128,8 +129,13 @@ class RiskCurve:
         return not value <= self.band[1]
 
     def bin_of(self, value: float) -> RiskBin:
-        """The bin of this signal; beyond the bins the outermost one, between two the nearer one."""
-        return min(self.bins, key=lambda one: max(one.lower - value, value - one.upper, 0.0))
+        """The bin of this signal."""
+        return nearest_bin(self.bins, value)
+
+
+def nearest_bin(bins: Sequence[RiskBin], value: float) -> RiskBin:
+    """The bin of a signal; beyond the bins the outermost one, between two the nearer one."""
+    return min(bins, key=lambda one: max(one.lower - value, value - one.upper, 0.0))
 
 
 def curve_for(curves: Sequence[RiskCurve], tokens: int) -> RiskCurve | None:
@@ -170,6 +176,21 @@ def auroc(values: Sequence[float], wrong: Sequence[bool]) -> float:
         total += (first + last + 2) / 2 * sum(bool(one) for _, one in ranked[first : last + 1])
         first = last + 1
     return (total - ups * (ups + 1) / 2) / (ups * downs)
+
+
+def roc(values: Sequence[float], wrong: Sequence[bool]) -> list[tuple[float, float]]:
+    """The shares of right and of wrong answers whose value is that of a limit or above, for every limit, from 0 to 1.
+
+    The area below these points, joined by straight lines, is `auroc`.
+    """
+    ups = sum(map(bool, wrong))
+    downs = len(values) - ups
+    points, hits, alarms = [(0.0, 0.0)], 0, 0
+    for _, tied in groupby(sorted(zip(values, wrong, strict=True), reverse=True), key=lambda pair: pair[0]):
+        of_limit = [bool(one) for _, one in tied]
+        hits, alarms = hits + sum(of_limit), alarms + len(of_limit) - sum(of_limit)
+        points.append((alarms / downs, hits / ups))
+    return points
 
 
 def auroc_interval(area: float, *, wrong: int, right: int) -> tuple[float, float]:

@@ -6,7 +6,7 @@ the curve is in the preset, and the file goes.
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.cli.declare.tree import option
+from uncomp_cli.cli.judge.trial import check_plot, draw_into
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.meter import loading, show
@@ -277,6 +278,15 @@ class RiskOptions:
             metavar="PATH",
         ),
     ] = ()
+    plot: Annotated[
+        Path | None,
+        _risk(
+            "--plot",
+            help="Draw into this directory what the stated rates came to; `uncomp preset plot` draws the rest.",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None
     # No setting: how `uncomp ask` reads must not choose what a new preset holds.
     rope: Annotated[
         str | None,
@@ -291,7 +301,8 @@ class RiskOptions:
     def check(self) -> None:
         """Raise UsageError for a choice without --risk, and for a RoPE that is none."""
         given = {"--risk-samples": self.samples, "--risk-tokens": self.tokens, "--risk-data": self.data}
-        _check_wanted("risk", self.wanted, {**given, "--rope": self.rope})
+        _check_wanted("risk", self.wanted, {**given, "--rope": self.rope, "--plot": self.plot})
+        check_plot(self.plot)
         _ = self.rope_choice
 
     @property
@@ -333,15 +344,28 @@ def run_risk(
     run, rope, kept = _measure(choice, preset, samples, path=path, loaded=loaded, source=source, terminal=terminal)
     if run.unwatched:
         terminal.note(f"{run.unwatched:,} answers were a single token: there is nothing to watch, they are left out")
-    fits = []
-    for inside in (True, False):
+    fits = {}
+    for inside, name in ((True, "risk"), (False, "risk-long")):
         answers = [answer for answer in run.answers if (answer.tokens <= trained) == inside]
         if answers:
             read = "trained" if inside else rope
-            fits.append(fit_risk(answers, heads, rope=read, budget=str(preset.budget), scorer=preset.scorer.name))
-    save_preset(replace(preset, risk=tuple(fit.curve for fit in fits)), path.parent)
+            fit = fit_risk(answers, heads, rope=read, budget=str(preset.budget), scorer=preset.scorer.name)
+            fits[f"{preset.name}-{name}"] = fit
+    save_preset(replace(preset, risk=tuple(fit.curve for fit in fits.values())), path.parent)
     kept.unlink()
-    return fits
+    if choice.plot is not None:
+        draw_into(choice.plot, partial(_pictures, fits), terminal)
+    return [*fits.values()]
+
+
+def _pictures(fits: "Mapping[str, RiskFit]", folder: Path) -> Iterator[Path]:
+    """One of every range of lengths, inside the trained length and past it."""
+    from uncomp_cli.ui.plots import make_reliability, write
+
+    for name, fit in fits.items():
+        shortest, longest = fit.curve.tokens[0], fit.curve.tokens[-1]
+        title = f"{name}: what stated rates of errors came to ({shortest:,} to {longest:,} tokens)"
+        yield write(make_reliability([fit.judged], title=title), folder / f"{name}.png")
 
 
 def _measure(
