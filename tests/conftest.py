@@ -18,6 +18,7 @@ from support.matrix import thin_out
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.models.catalog import ensure_local, local_path, remove_model
 from uncomp_cli.models.conversion import read_manifest
+from uncomp_cli.models.sources import cache_dir
 
 if TYPE_CHECKING:
     from support.commands import Ask, Running
@@ -42,8 +43,20 @@ def pytest_configure() -> None:
     (state / "uncomp" / "told").mkdir(parents=True)
     (state / "uncomp" / "told" / "model").touch()
     os.environ["XDG_STATE_HOME"] = str(state)
+    os.environ["UNCOMP_CACHE_DIR"] = str(_own_cache(state / "cache"))
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background: Ctrl-C is tested all the same
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _own_cache(folder: Path) -> Path:
+    """A cache directory for this session: it begins with what the user's remembers, and has the same models."""
+    users = cache_dir()
+    (users / "models").mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
+    (folder / "models").symlink_to(users / "models")
+    for memo in users.glob("*.json"):
+        shutil.copy(memo, folder)
+    return folder
 
 
 def pytest_unconfigure() -> None:

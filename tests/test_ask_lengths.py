@@ -18,7 +18,7 @@ ASKED = ("--max-new-tokens", "6", "--policy", "uniform", "-b", "20%")
 
 @pytest.fixture(autouse=True)
 def texts(alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("UNCOMP_CACHE_DIR", str(tmp_path / "cache"))
     Path("short.txt").write_text("The harbour was quiet. " * 20)
     Path("long.txt").write_text(("The harbour was quiet and the lamps were lit. " * 400)[:LONG])
 

@@ -102,7 +102,7 @@ def test_force_reads_on_as_trained(tiny_model: Path) -> None:
 def test_a_chat_begins_behind_a_saved_document(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("UNCOMP_CACHE_DIR", str(tmp_path / "cache"))
     text = "".join(f"Line {number} of the log is quiet.\n" for number in range(30))
     (tmp_path / "log.txt").write_text(text)
     asked = ["ask", "-m", str(tiny_model), "-f", str(tmp_path / "log.txt"), "--max-new-tokens", "4"]
@@ -125,7 +125,7 @@ def test_a_chat_begins_behind_a_saved_document(
 def test_a_chat_behind_saved_documents_cites_their_pages(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("UNCOMP_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     Path("report.pdf").write_bytes(make_pdf(at(72, 700, "The lamp is lit."), at(72, 700, "The log is signed.")))
     Path("notes.txt").write_text("The oar is lost.")
@@ -145,7 +145,7 @@ def test_a_chat_behind_saved_documents_cites_their_pages(
 def test_a_chat_keeps_what_it_reads_and_opens_it_the_next_time(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("UNCOMP_CACHE_DIR", str(tmp_path / "cache"))
     path = tmp_path / "log.txt"
     path.write_text("".join(f"Line {number} of the log is quiet.\n" for number in range(30)))
     model = ModelChoice(loaded.info.name)
@@ -165,7 +165,7 @@ def test_a_chat_keeps_what_it_reads_and_opens_it_the_next_time(
 def test_a_slip_in_the_cache_of_a_chat_is_found_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("UNCOMP_CACHE_DIR", str(tmp_path / "cache"))
     assert run(["chat", "-m", "no-such-model", "--cache", "auto"]) == 2
     assert "hint: uncomp chat -f report.pdf --cache auto" in capsys.readouterr().err
     assert run(["chat", "-m", "no-such-model", "--cache", "none"]) == 2

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import platformdirs
 import pytest
 import torch
 from transformers import Gemma3TextConfig, Gemma4TextConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
@@ -17,7 +18,7 @@ from uncomp_cli.models.catalog import ensure_local, known_names, list_models, lo
 from uncomp_cli.models.conversion import describe, read_manifest, write_manifest
 from uncomp_cli.models.loading import footprint, load_model
 from uncomp_cli.models.shape import spec_from_config
-from uncomp_cli.models.sources import cache_dir
+from uncomp_cli.models.sources import cache_dir, hash_memo
 
 SMALL = {
     "num_hidden_layers": 4,
@@ -300,6 +301,14 @@ def test_a_directory_is_used_where_it_lies(own_cache, model_dir):
     with pytest.raises(ModelError, match="cache directory"):
         remove_model(str(model_dir))
     assert model_dir.exists()
+
+
+def test_tests_keep_nothing_in_the_users_cache(model_dir):
+    users = platformdirs.user_cache_path("uncomp")
+    assert not cache_dir().is_relative_to(users)
+    assert show_model(str(model_dir)).sha256 in hash_memo().read_text()
+    memo = users / "hashes.json"
+    assert not memo.exists() or str(model_dir) not in memo.read_text()
 
 
 def test_what_is_not_here_names_the_pull_command(own_cache):
