@@ -424,6 +424,19 @@ def test_a_dry_run_says_what_it_would_take(tiny_model: Path) -> None:
     assert not Path("results.jsonl").exists()
 
 
+def test_a_dry_run_counts_the_gpus_of_this_machine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a.txt").write_text("harbour")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    asked = ("batch", "a.txt", "-m", str(tiny_model), "--device", "cpu", "-Q", "Who?", "--dry-run", "--json")
+    for args, share in (((), 1.0), (("--actors", "1", "--gpus", "0.5"), 0.5)):
+        code, out, err = run_here(*asked, *args)
+        assert code == 0, err
+        record = json.loads(out)
+        assert (record["actors"], record["gpus"]) == (1, share)
+    said = run_here(*asked, "--actors", "1", "--gpus", "2")[2]
+    assert "1 actor with 2 GPU each would need 2, and there are 1" in said
+
+
 def whole(summary: Any, out: str, count: int) -> None:
     assert (summary.documents, summary.answered + summary.before) == (count, count)
     assert [row["name"] for row in rows(out)] == sorted({row["name"] for row in rows(out)})

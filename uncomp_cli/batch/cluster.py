@@ -70,11 +70,12 @@ def check_installed() -> None:
 
 
 def this_node(readers: int) -> Node:
-    """This machine, without a GPU; readers come on top of its cores, as they wait for its disk most of the time."""
+    """This machine with its GPUs; readers come on top of its cores, as they wait for its disk most of the time."""
     import psutil
+    import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Node(cores + readers, psutil.virtual_memory().available)
+    return Node(cores + readers, psutil.virtual_memory().available, float(torch.cuda.device_count()))
 
 
 def crew_of(nodes: Sequence[Node], wanted: CrewConfig, *, needs_bytes: int) -> Crew:

@@ -218,6 +218,7 @@ def estimate(batch: Batch) -> Generator[Event, None, dict[str, Any]]:
         "longest_prompt_tokens": max(each["prompt_tokens"] for each in records),
         "actors": crew.actors,
         "threads": crew.threads,
+        "gpus": crew.gpus,
         "actor_peak_bytes": peak,
         "all_actors_peak_bytes": peak * crew.actors,
         "free_bytes": records[0]["free_bytes"],
