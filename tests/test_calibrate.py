@@ -189,7 +189,7 @@ def test_two_names_for_one_preset_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        (sample(0, answer="!"), UsageError, "an answer of 1 tokens, 2 are needed"),
+        (sample(0, answer="!"), UsageError, "an answer of 1 token, 2 are needed"),
         (sample(0, answer=""), UsageError, "an answer of 0 tokens"),
         (replace(sample(0), queries=(Query("", " at dusk", ()),)), UsageError, "an empty question"),
         (replace(sample(0), context=""), UsageError, "an empty context"),

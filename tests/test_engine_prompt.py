@@ -160,7 +160,7 @@ def test_a_text_that_goes_on_is_read_to_its_end(tokenizer: Any) -> None:
     assert whole(tokenizer, prompt, 0) == "Once <end>"
     assert len(prompt.questions[0]) == 1
     assert special_count(tokenizer, [*prompt.context, *prompt.questions[0]]) == 0
-    with pytest.raises(UsageError, match="a text of 1 tokens"):
+    with pytest.raises(UsageError, match="a text of 1 token cannot"):
         plain_prompt(tokenizer, "x", sinks=2)
 
 

@@ -241,7 +241,7 @@ def test_outcomes_are_those_of_one_profile(preset: Preset, loaded: LoadedModel, 
 def test_what_cannot_be_judged_is_refused_before_anything_is_read(
     loaded: LoadedModel, preset: Preset, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="an answer of 1 tokens"):
+    with pytest.raises(UsageError, match="an answer of 1 token,"):
         finish(loaded, preset, (SAMPLES[0], sample(9, answer="x")), BUDGETS, tmp_path / "x.jsonl")
     with pytest.raises(DoesNotFitError, match="4,096"):
         finish(loaded, preset, (SAMPLES[0], sample(9, times=70)), BUDGETS, tmp_path / "x.jsonl")

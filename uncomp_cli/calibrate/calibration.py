@@ -43,7 +43,7 @@ from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.tasks.task import Sample
 from uncomp_cli.kernels.library import give_back
 from uncomp_cli.models.runnable import LoadedModel, fingerprint
-from uncomp_cli.numerals import format_seconds
+from uncomp_cli.numerals import format_count, format_seconds
 from uncomp_cli.steps import Progress, resume
 from uncomp_cli.uncertainty.measures import DEFAULT_MEASURES, Measure, parse_measure
 from uncomp_cli.uncertainty.profile import SampleInfo, UncertaintyProfile
@@ -259,7 +259,7 @@ def measurable_sample(loaded: LoadedModel, sample: Sample) -> tuple[Prompt, Sequ
             raise UsageError(message, hint="use another --task, or more text")
     if len(answer) < 2:
         raise UsageError(
-            f"a sample of {sample.subtask} has an answer of {len(answer)} tokens, 2 are needed",
+            f"a sample of {sample.subtask} has an answer of {format_count(len(answer), 'token')}, 2 are needed",
             hint="use another --task: eviction cannot change the first token of an answer",
         )
     needed, room = prompt.flat_len + len(answer), loaded.spec.trained_length

@@ -303,7 +303,7 @@ class Printer:
 
 
 def _forecast_rows(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield from ((file["path"], f"{format_count(file['tokens'])} tokens") for file in record["files"])
+    yield from ((file["path"], format_count(file["tokens"], "token")) for file in record["files"])
     yield from ((_label(key), format_value(key, value)) for key, value in record.items() if key not in _NOT_SHOWN)
 
 

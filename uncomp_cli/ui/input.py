@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from uncomp_cli.errors import LockedError, UsageError
+from uncomp_cli.numerals import format_count
 from uncomp_cli.ui.blocks import CONTINUATION, PROMPT, QUOTES, is_open, without_quotes
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.interrupts import Interrupts
@@ -151,8 +152,8 @@ def _read_text(read_line: Callable[[], str]) -> str:
         try:
             text += "\n" + read_line()
         except EOFError as error:
-            lines = text.count("\n") + 1
-            message = f"the input ended in a {QUOTES} block of {lines:,} {'lines' if lines > 1 else 'line'}"
+            lines = format_count(text.count("\n") + 1, "line")
+            message = f"the input ended in a {QUOTES} block of {lines}"
             raise UsageError(message, hint=f"end the block with {QUOTES}") from error
     return without_quotes(text)
 

@@ -130,7 +130,7 @@ def status_line(talk: Talk) -> str:
         f"KV {format_bytes(session.kv_bytes)}",
         None if speed is None else f"{format_decimal(speed)} tok/s",
         f"{session.preset.name} {session.preset.budget}",
-        None if not waiting else f"{waiting} document{'s' if waiting > 1 else ''} for the next question",
+        None if not waiting else f"{format_count(waiting, 'document')} for the next question",
     ]
     return " · ".join(part for part in parts if part)
 
@@ -144,18 +144,18 @@ def list_files(talk: Talk, _: str) -> None:
     if not found:
         talk.tell("no document is part of the conversation; /file FILE adds one")
     for page in found:
-        lines, tokens = format_count(len(page.lines)), format_count(count_tokens(chat.loaded.tokenizer, page.text))
+        lines = format_count(len(page.lines), "line")
+        tokens = format_count(count_tokens(chat.loaded.tokenizer, page.text), "token")
         waits = " · waits for a question" if page.entry == len(chat.dialogue.entries) else ""
         share = "" if page.path not in kept else f" · kept {format_decimal(100 * kept[page.path])} %"
         lost = f" · left out {', '.join(map(str, page.losses))}" if page.losses else ""
-        talk.tell(f"{page.path} · turn {page.entry // 2 + 1} · {lines} lines · {tokens} tokens{share}{waits}{lost}")
+        talk.tell(f"{page.path} · turn {page.entry // 2 + 1} · {lines} · {tokens}{share}{waits}{lost}")
 
 
 def show_stats(talk: Talk, _: str) -> None:
     """Turns, a gauge of the context, what the cache takes, how it is compressed, and the latest readout."""
     session, dialogue, loaded = talk.chat.session, talk.chat.dialogue, talk.chat.loaded
-    count = len(dialogue.exchanges)
-    turns = f"{count} turn{'' if count == 1 else 's'} ({dialogue.interrupted} interrupted)"
+    turns = f"{format_count(len(dialogue.exchanges), 'turn')} ({dialogue.interrupted} interrupted)"
     talk.tell(f"{turns} · {_context(talk)} {_gauge(session.cached_tokens / loaded.spec.trained_length)}")
     talk.tell(f"{_held(talk)} · weights {format_bytes(loaded.weights_bytes)}")
     talk.tell(preset_line(session.preset))

@@ -18,6 +18,7 @@ import typer
 from uncomp_cli.cli.declare.options import OutputOptions, ReadingOptions, output_option
 from uncomp_cli.cli.declare.tree import option
 from uncomp_cli.errors import LockedError, UncompError, UsageError
+from uncomp_cli.numerals import format_count
 from uncomp_cli.ui.console import Terminal
 from uncomp_cli.ui.input import with_password
 from uncomp_cli.ui.meter import loading, show
@@ -80,7 +81,7 @@ def draw_into(folder: Path, draw: Callable[[Path], Iterable[Path]], terminal: Te
             message = f"{folder} cannot be made: {error.strerror or error}"
             raise UncompError(message, hint="give another directory with --plot") from error
         drawn = len([*draw(folder)])
-    terminal.note(f"{drawn} pictures in {folder}")
+    terminal.note(f"{format_count(drawn, 'picture')} in {folder}")
 
 
 def texts_of(

@@ -46,7 +46,7 @@ def list_all(ctx: typer.Context, as_json: Json = False) -> None:
         terminal.warn(error.message)
     count, count_bytes = cabinet_of().size()
     if count:
-        what = f"texts and tokens of documents: {format_count(count)} {'file' if count == 1 else 'files'}"
+        what = f"texts and tokens of documents: {format_count(count, 'file')}"
         terminal.note(f"{what}, {format_bytes(count_bytes)}; uncomp cache remove --texts deletes them")
     if as_json:
         terminal.write_json([_record(entry) for entry in entries])

@@ -371,5 +371,5 @@ def _draw(preset: "Preset", maps: tuple[HeatMap, HeatMap], folder: Path, termina
         if preset.quality:
             figures["quality"] = make_quality(preset.name, preset.quality)
         drawn = [write(figure, folder / f"{preset.name}-{name}.png") for name, figure in figures.items()]
-    terminal.note(f"{len(drawn)} pictures in {folder}")
+    terminal.note(f"{format_count(len(drawn), 'picture')} in {folder}")
     return drawn

@@ -34,6 +34,7 @@ from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.mixers import Step
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import ModelError, UsageError
+from uncomp_cli.numerals import format_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def eviction_loss(
     """
     if len(answer) < 2:
         raise UsageError(
-            f"an answer of {len(answer)} tokens has none that eviction could change",
+            f"an answer of {format_count(len(answer), 'token')} has none that eviction could change",
             hint="use tasks whose answers are longer",
         )
     probe = _Probe(layers, states or States())

@@ -21,6 +21,7 @@ from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, ModelError, UsageError
 from uncomp_cli.models import vocabulary
 from uncomp_cli.models.template import OTHER_TEMPLATE, renderer
+from uncomp_cli.numerals import format_count
 
 Side = Literal["head", "middle", "tail"]
 Said = tuple[Literal["user", "assistant"], str]
@@ -119,7 +120,7 @@ def plain_prompt(tokenizer: PreTrainedTokenizerBase, text: str, *, sinks: int) -
     opening = Tokens.of(encode(tokenizer, tokenizer.bos_token or "", special=True), protected=True)
     tokens = Tokens.join([opening, encode_words(tokenizer, text, strip=False)])
     if len(tokens) < 2:
-        raise UsageError(f"a text of {len(tokens)} tokens cannot go on", hint="send a longer prompt")
+        raise UsageError(f"a text of {format_count(len(tokens), 'token')} cannot go on", hint="send a longer prompt")
     begun = torch.arange(len(tokens)) < len(tokens) - 1
     return Prompt(_with_sinks(tokens.take(begun), sinks), (tuple(tokens.ids[-1:]),))
 

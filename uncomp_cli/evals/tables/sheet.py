@@ -25,6 +25,7 @@ from uncomp_cli.evals.tables.summary import (
     summarise,
 )
 from uncomp_cli.evals.tasks.task import Regime
+from uncomp_cli.numerals import format_count
 from uncomp_cli.share import Share, bytes_of_dtype
 from uncomp_cli.table import Table, bound
 
@@ -285,13 +286,10 @@ def _kept(kept: Kept | None) -> str:
 
 
 def _failed_note(failed: FailedSubtask) -> str:
-    found = f"{100 * failed.full_match:.1f} % ({_samples(failed.samples)})"
+    found = f"{100 * failed.full_match:.1f} % ({format_count(failed.samples, 'sample')})"
     return f"the full cache itself gets {found} of {failed.subtask} right: see of_right"
 
 
 def _refused_note(row: Row) -> str:
-    return f"refused: {row.setting} on {row.subtask}, {row.refused} of {_samples(row.samples)}: {row.reason}"
-
-
-def _samples(count: int) -> str:
-    return "1 sample" if count == 1 else f"{count} samples"
+    samples = format_count(row.samples, "sample")
+    return f"refused: {row.setting} on {row.subtask}, {row.refused} of {samples}: {row.reason}"
