@@ -39,12 +39,6 @@ def test_reread_looks_back_as_far_as_repack() -> None:
     assert repack.reach(TRAINED) == reread.reach(TRAINED) == TRAINED // 4
 
 
-def test_flags_are_what_ask_takes() -> None:
-    assert RopeArm("yarn", 2.0, FULL_BUDGET).flags == "--rope yarn:2 --budget full"
-    assert RopeArm("repack", 2.0, Budget.parse("10%")).flags == "--rope repack:2 --budget 10%"
-    assert RopeArm("plain", None, FULL_BUDGET).flags == "--rope plain --budget full"
-
-
 def test_reach_and_what_is_beyond_it() -> None:
     yarn, plain, repack = (
         RopeArm("yarn", 2.0, FULL_BUDGET),

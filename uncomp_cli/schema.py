@@ -142,9 +142,9 @@ def read(kind: type[T], data: Any, place: str = "", *, more: str = "") -> T:
         return kind(**values)
 
 
-def object_of(data: Any, place: str = "it") -> dict[str, Any]:
+def object_of(data: Any) -> dict[str, Any]:
     """An object of anything."""
-    found: dict[str, Any] = _expect(data, place, dict)
+    found: dict[str, Any] = _expect(data, "it", dict)
     return found
 
 

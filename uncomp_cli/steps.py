@@ -63,15 +63,13 @@ class PullStep:
     total: int | None
 
 
-def pulled(
-    steps: Iterable[PullStep], *, clock: Callable[[], float] = time.monotonic
-) -> Generator[Progress, None, None]:
+def pulled(steps: Iterable[PullStep]) -> Generator[Progress, None, None]:
     """How far a download is, each stage timed by itself."""
-    begun_s, stage = clock(), ""
+    begun_s, stage = time.monotonic(), ""
     for step in steps:
         if step.stage != stage:
-            begun_s, stage = clock(), step.stage
-        elapsed_s = clock() - begun_s
+            begun_s, stage = time.monotonic(), step.stage
+        elapsed_s = time.monotonic() - begun_s
         if step.total is None:
             yield Progress(step.stage, None, None, elapsed_s)
             continue

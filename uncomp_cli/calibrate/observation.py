@@ -98,10 +98,9 @@ def risk_samples(
     samples: int,
     *,
     generated: bool,
-    tasks: Sequence[str] = RISK_TASKS,
     outside: Sequence[Task] = (),
 ) -> tuple[Sample, ...]:
-    """`samples` of each length, of the tasks in turn, in other prose than the maker's when it is `generated`.
+    """`samples` of each length, of `RISK_TASKS` in turn, in other prose than the maker's when it is `generated`.
 
     Of every task's samples each second one lacks what is asked for. Of tasks from `outside` those with a gold passage
     are asked beside the others, by their half for development where they have one. Raises UsageError where too few fit.
@@ -109,7 +108,7 @@ def risk_samples(
     seed = maker.seed + _SEED_STEP
     haystack = Haystack.generated_for(max(lengths), seed=seed) if generated else maker.haystack
     names = [name for one in outside if one.judge == "answers" for name in one.subtasks if not _is_reserved(name, one)]
-    chosen = choose_subtasks([*tasks, *names], outside)
+    chosen = choose_subtasks([*RISK_TASKS, *names], outside)
     made: list[Sample] = []
     for index in range(samples):
         task, subtask = chosen[index % len(chosen)]

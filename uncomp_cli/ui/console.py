@@ -75,23 +75,15 @@ class Terminal:
     debug: bool = False
 
     @classmethod
-    def detect(
-        cls,
-        *,
-        plain: bool = False,
-        no_color: bool = False,
-        debug: bool = False,
-        environ: Mapping[str, str] | None = None,
-    ) -> "Terminal":
+    def detect(cls, *, plain: bool = False, no_color: bool = False, debug: bool = False) -> "Terminal":
         """Decide from the process's own streams and the environment."""
-        env = os.environ if environ is None else environ
-        dumb = plain or env.get("TERM") == "dumb"
+        dumb = plain or os.environ.get("TERM") == "dumb"
         return cls(
             stdout=sys.stdout,
             stderr=sys.stderr,
             stdout_is_terminal=sys.stdout.isatty(),
             stderr_is_terminal=sys.stderr.isatty(),
-            colour=not (dumb or no_color or env.get("NO_COLOR")),
+            colour=not (dumb or no_color or os.environ.get("NO_COLOR")),
             animated=sys.stderr.isatty() and not dumb,
             debug=debug,
         )

@@ -57,11 +57,6 @@ class RopeArm:
         return self.rope if self.budget.kind == FULL else f"{self.rope}@{self.budget}"
 
     @property
-    def flags(self) -> str:
-        """What to write behind `uncomp ask`."""
-        return f"--rope {self.rope} --budget {self.budget}"
-
-    @property
     def repacks(self) -> bool:
         """Whether what is held is packed before every chunk."""
         return self.kind in REPACKED

@@ -120,8 +120,6 @@ def paired_difference(
     *,
     stratum: Callable[[K], Hashable] | None = None,
     binary: bool = False,
-    seed: int = 0,
-    resamples: int = 10_000,
 ) -> Interval:
     """The mean of ours minus full over the samples that both have, `stratum` (a key's subtask) weighing the same.
 
@@ -131,7 +129,7 @@ def paired_difference(
     for key in ours:
         if key in full:
             strata.setdefault(stratum(key) if stratum else None, []).append(ours[key] - full[key])
-    return stratified_mean(list(strata.values()), binary=binary, seed=seed, resamples=resamples)
+    return stratified_mean(list(strata.values()), binary=binary)
 
 
 def wilson(hits: int, total: int) -> Interval:
@@ -142,7 +140,7 @@ def wilson(hits: int, total: int) -> Interval:
     return Interval(hits / total, low, high, total)
 
 
-_LEAST = 8
+_LEAST, _RESAMPLES = 8, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +153,7 @@ class RankCorrelation:
     count: int
 
 
-def rank_correlation(
-    first: Sequence[float], second: Sequence[float], *, seed: int = 0, resamples: int = 1000
-) -> RankCorrelation | None:
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> RankCorrelation | None:
     """The correlation; None for fewer than eight pairs, or where either figure is the same throughout.
 
     Raises ValueError for sequences of different lengths.
@@ -168,7 +164,7 @@ def rank_correlation(
     rho = _rho(pairs) if len(first) >= _LEAST else None
     if rho is None:
         return None
-    drawn = np.random.default_rng(seed).integers(0, len(first), size=(resamples, len(first)))
+    drawn = np.random.default_rng(0).integers(0, len(first), size=(_RESAMPLES, len(first)))
     resampled = [found for rows in drawn if (found := _rho(pairs[:, rows])) is not None]
     low, high = np.quantile(resampled, _QUANTILES)
     return RankCorrelation(rho, float(low), float(high), len(first))

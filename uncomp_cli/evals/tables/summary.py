@@ -106,10 +106,10 @@ class Summary:
         return plain
 
 
-def summarise(outcomes: Iterable[Outcome], *, regime: Regime, metrics: Sequence[str] | None = None) -> Summary:
-    """The summary of `regime`; `metrics` limits it to some of those measured."""
+def summarise(outcomes: Iterable[Outcome], *, regime: Regime) -> Summary:
+    """The summary of `regime`."""
     ours = _with_right([outcome for outcome in outcomes if outcome.regime == regime])
-    names = tuple(name for name in metric_names(ours) if metrics is None or name in metrics)
+    names = metric_names(ours)
     return Summary(
         regime=regime,
         metrics=names,
