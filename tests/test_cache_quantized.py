@@ -16,6 +16,20 @@ SMALL = CacheConfig(min_slack=2, slack_divisor=4, group=2)
 BITS = pytest.mark.parametrize("bits", [8, 4])
 
 
+def keys_of(quantized: QuantizedHead, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The dequantised keys [S, D]."""
+    out = torch.empty(len(quantized), quantized.head_dim, dtype=dtype)
+    quantized.write_keys(out)
+    return out
+
+
+def values_of(quantized: QuantizedHead, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The dequantised values [S, D]."""
+    out = torch.empty(len(quantized), quantized.head_dim, dtype=dtype)
+    quantized.write_values(out)
+    return out
+
+
 def wide(scales: Tensor, quantized: QuantizedHead) -> Tensor:
     """The scale [S, D] of every number."""
     return scales.float().repeat_interleave(quantized.group, dim=1)[:, : quantized.head_dim]
@@ -24,10 +38,10 @@ def wide(scales: Tensor, quantized: QuantizedHead) -> Tensor:
 def errors(keys: Tensor, values: Tensor, quantized: QuantizedHead) -> list[tuple[Tensor, Tensor, Tensor]]:
     """What was quantised, the error of each number and its scale, of keys as they are quantised and of values."""
     channels = keys.shape[1] & -keys.shape[1]
-    turned, back = (spread(each) / channels for each in (keys, quantized.keys(torch.float32)))
+    turned, back = (spread(each) / channels for each in (keys, keys_of(quantized)))
     return [
         (turned, (turned - back).abs(), wide(quantized.key_scales, quantized)),
-        (values, (values - quantized.values(torch.float32)).abs(), wide(quantized.value_scales, quantized)),
+        (values, (values - values_of(quantized)).abs(), wide(quantized.value_scales, quantized)),
     ]
 
 
@@ -61,10 +75,10 @@ def test_products_with_turned_queries_are_those_of_the_keys() -> None:
 def test_constant_channels(bits: int, constant: float) -> None:
     flat = torch.full((70, 3), constant)
     quantized = quantize_head(flat, flat, torch.arange(70), bits)
-    for back in (quantized.keys(torch.float32), quantized.values(torch.float32)):
+    for back in (keys_of(quantized), values_of(quantized)):
         assert (back - flat).abs().max() <= abs(constant) * 2**-10 / (2**bits - 1) + 6e-8
     if constant in (0.0, 1.0, -3.5):
-        assert torch.equal(quantized.keys(torch.float32), flat)
+        assert torch.equal(keys_of(quantized), flat)
 
 
 @BITS
@@ -78,14 +92,14 @@ def test_numbers_that_are_not_finite_spoil_no_others(bits: int, odd_one: float) 
     assert all(
         map(torch.equal, (quantized.take(others).key_codes, quantized.key_codes[others]), (alone.key_codes,) * 2)
     )
-    for x, back in ((keys, quantized.keys(torch.float32)), (values, quantized.values(torch.float32))):
+    for x, back in ((keys, keys_of(quantized)), (values, values_of(quantized))):
         assert back.isfinite().all()
         finite = x[2][x[2].isfinite()]
         wanted = finite.max() if odd_one == torch.inf else finite.min()
         if x is keys:
             assert back[2, 1] == pytest.approx(float(wanted), abs=0.5)
     nothing = quantize_head(torch.full((3, 2), odd_one), torch.full((3, 2), odd_one), torch.arange(3), bits)
-    assert torch.equal(nothing.keys(torch.float32), torch.zeros(3, 2))
+    assert torch.equal(keys_of(nothing), torch.zeros(3, 2))
 
 
 @BITS
@@ -95,7 +109,7 @@ def test_bytes_are_those_of_the_formula(bits: int, dim: int, length: int) -> Non
     quantized = quantize_head(*head(length, dim), bits)
     assert quantized.nbytes == length * CacheConfig().entry_bytes(head_dim=dim, bits=bits)
     assert len(quantized) == length
-    assert quantized.keys(torch.float32).shape == quantized.values(torch.float32).shape == (length, dim)
+    assert keys_of(quantized).shape == values_of(quantized).shape == (length, dim)
 
 
 @pytest.mark.parametrize(("bits", "fraction"), [(8, 0.2734), (4, 0.1641)])
@@ -117,8 +131,8 @@ def test_what_is_joined_lies_by_its_positions(bits: int, mine: set[int]) -> None
     here, there = (torch.tensor(sorted(some), dtype=torch.int64) for some in (mine, set(range(10)) - mine))
     joined = quantized.take(here).joined(quantized.take(there))
     assert joined.positions.tolist() == list(range(10))
-    assert torch.equal(joined.keys(torch.float32), quantized.keys(torch.float32))
-    assert torch.equal(joined.values(torch.float32), quantized.values(torch.float32))
+    assert torch.equal(keys_of(joined), keys_of(quantized))
+    assert torch.equal(values_of(joined), values_of(quantized))
     assert joined.nbytes == quantized.nbytes
 
 
@@ -126,10 +140,10 @@ def test_what_is_joined_lies_by_its_positions(bits: int, mine: set[int]) -> None
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes_are_rounded_once(bits: int, dtype: torch.dtype) -> None:
     quantized = quantize_head(*head(70, 80), bits)
-    for kind in (QuantizedHead.keys, QuantizedHead.values):
+    for kind in (keys_of, values_of):
         back = kind(quantized, dtype)
         assert back.dtype == dtype
-        torch.testing.assert_close(back, kind(quantized, torch.float32).to(dtype), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(back, kind(quantized).to(dtype), rtol=1e-6, atol=1e-6)
 
 
 @BITS
@@ -139,11 +153,11 @@ def test_what_is_taken_keeps_its_codes(bits: int, keep: set[int]) -> None:
     rows = torch.tensor(sorted(keep), dtype=torch.int64)
     taken = quantized.take(rows)
     assert torch.equal(taken.key_codes, quantized.key_codes[rows])
-    assert torch.equal(taken.keys(torch.float32), quantized.keys(torch.float32)[rows])
-    assert torch.equal(taken.values(torch.float32), quantized.values(torch.float32)[rows])
+    assert torch.equal(keys_of(taken), keys_of(quantized)[rows])
+    assert torch.equal(values_of(taken), values_of(quantized)[rows])
     assert taken.positions.tolist() == sorted(keep)
     again = torch.arange(len(keep) // 2)
-    assert torch.equal(taken.take(again).keys(torch.float32), taken.keys(torch.float32)[again])
+    assert torch.equal(keys_of(taken.take(again)), keys_of(taken)[again])
     assert taken.nbytes <= quantized.nbytes
     assert (taken.nbytes < quantized.nbytes) == (len(keep) < 10)
 
@@ -166,7 +180,7 @@ class QuantizedCacheMachine(CacheOperations):
             for keys, values, at in mine:
                 if row_bits != 16:
                     quantized = quantize_head(keys, values, at, row_bits, config=SMALL)
-                    keys, values = quantized.keys(torch.float32), quantized.values(torch.float32)
+                    keys, values = keys_of(quantized), values_of(quantized)
                 self.heads.append((keys, values, at))
         self.cache = RaggedKVCache.stack(caches, reserve=reserve)
         tails = [length if bits[i // KV_HEADS] == 16 else 0 for i, length in enumerate(lengths)]
@@ -258,10 +272,10 @@ def test_rows_of_several_bits_and_lengths_are_stacked() -> None:
 def test_the_source_is_copied(bits: int) -> None:
     keys, values, at = head(6, 4)
     quantized = quantize_head(keys, values, at, bits)
-    before = quantized.keys(torch.float32), quantized.values(torch.float32), quantized.positions.clone()
+    before = keys_of(quantized), values_of(quantized), quantized.positions.clone()
     for tensor in (keys, values, at):
         tensor.fill_(77)
-    after = quantized.keys(torch.float32), quantized.values(torch.float32), quantized.positions
+    after = keys_of(quantized), values_of(quantized), quantized.positions
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 

@@ -37,10 +37,6 @@ class Policy(Protocol):
     published: ClassVar[ScorerConfig | None]
 
     @property
-    def text(self) -> str:
-        """What `make_policy` reads: name and settings."""
-
-    @property
     def measures(self) -> tuple[str, ...]:
         """Keys of the measures it can use, the preferred first (uncertainty/measures.py); () when none is needed."""
 

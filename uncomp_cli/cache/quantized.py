@@ -61,18 +61,6 @@ class QuantizedHead:
     def _tensors(self) -> tuple[Tensor, ...]:
         return tuple(getattr(self, name) for name in TENSORS)
 
-    def keys(self, dtype: torch.dtype) -> Tensor:
-        """The dequantised keys [S, D]."""
-        out = self._empty(dtype)
-        self.write_keys(out)
-        return out
-
-    def values(self, dtype: torch.dtype) -> Tensor:
-        """The dequantised values [S, D]."""
-        out = self._empty(dtype)
-        self.write_values(out)
-        return out
-
     def write_keys(self, out: Tensor) -> None:
         """Dequantise the keys into `out` [S, D]."""
         with _wide(out) as wide:
@@ -107,9 +95,6 @@ class QuantizedHead:
     def _of(self, tensors: Iterable[Tensor]) -> "QuantizedHead":
         found: dict[str, Any] = dict(zip(TENSORS, tensors, strict=True))
         return replace(self, **found)
-
-    def _empty(self, dtype: torch.dtype) -> Tensor:
-        return torch.empty(len(self), self.head_dim, dtype=dtype, device=self.key_codes.device)
 
     def _write(self, out: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, *, bits: int) -> None:
         _unpack(codes, out, bits=bits)

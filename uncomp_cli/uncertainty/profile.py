@@ -10,7 +10,7 @@ metadata. The preset beside it, NAME.json, is not this module's.
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -141,11 +141,6 @@ class UncertaintyProfile:
     def as_rows(self, key: str) -> tuple[tuple[float, ...], ...]:
         """The mean as plain numbers [L][X], which is what policies take."""
         return tuple(tuple(row) for row in self.mean(key).tolist())
-
-    def select(self, keys: Sequence[str]) -> "UncertaintyProfile":
-        """The same profile with these measures alone, in this order."""
-        values = {key: self.samples_of(key) for key in canonical_keys(keys)}
-        return UncertaintyProfile(self.fingerprint, self.samples, values, self.parameters)
 
     def merge(self, other: "UncertaintyProfile") -> "UncertaintyProfile":
         """The samples of both, each once (of two measurements of one sample, the first); the later date.
