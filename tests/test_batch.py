@@ -17,7 +17,7 @@ import pytest
 from support.commands import Ask, records, run_here, two_lines
 from support.programs import script
 from uncomp_cli.asking.request import ModelChoice, PresetChoice, Request
-from uncomp_cli.batch.cluster import Node, connected, crew_of
+from uncomp_cli.batch.cluster import Node, connected, crew_of, this_node
 from uncomp_cli.batch.manifest import Entry, entries, source_of
 from uncomp_cli.batch.results import Results
 from uncomp_cli.batch.run import Batch, run, settings_of
@@ -422,6 +422,11 @@ def test_a_dry_run_says_what_it_would_take(tiny_model: Path) -> None:
     assert (record["documents"], record["sampled"], record["unreadable"], record["actors"]) == (40, 32, 1, 1)
     assert record["prompt_tokens"] > 40 * 8
     assert not Path("results.jsonl").exists()
+
+
+def test_this_machine_has_what_its_control_group_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uncomp_cli.engine.spend.memory._group_bytes", lambda *names: 77)
+    assert this_node(1).free_bytes == 77
 
 
 def test_a_dry_run_counts_the_gpus_of_this_machine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

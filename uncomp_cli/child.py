@@ -106,6 +106,11 @@ def address_bytes() -> int:
         return 0
 
 
+def usable_cores() -> int:
+    """So many processes can work at once: the cores that this one may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _bound(kind: int, most: int, *, for_good: bool = False) -> None:
     with contextlib.suppress(ValueError, OSError):  # not every system bounds all of these
         hard = resource.getrlimit(kind)[1]

@@ -25,6 +25,7 @@ from typing import Any
 from uncomp_cli import __version__
 from uncomp_cli.batch.manifest import EXTRA, Entry, source_of
 from uncomp_cli.batch.worker import Attempts, Job, Line, Maker, answer_all
+from uncomp_cli.child import usable_cores
 from uncomp_cli.config import LOCAL, CrewConfig
 from uncomp_cli.documents.collection import documents_of
 from uncomp_cli.documents.text import Wishes
@@ -71,11 +72,11 @@ def check_installed() -> None:
 
 def this_node(readers: int) -> Node:
     """This machine with its GPUs; readers come on top of its cores, as they wait for its disk most of the time."""
-    import psutil
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Node(cores + readers, psutil.virtual_memory().available, float(torch.cuda.device_count()))
+    from uncomp_cli.engine.spend.memory import free_bytes
+
+    return Node(usable_cores() + readers, free_bytes(torch.device("cpu")), float(torch.cuda.device_count()))
 
 
 def crew_of(nodes: Sequence[Node], wanted: CrewConfig, *, needs_bytes: int) -> Crew:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from uncomp_cli import schema
-from uncomp_cli.child import Child, address_bytes, allow, bound_memory, confine
+from uncomp_cli.child import Child, address_bytes, allow, bound_memory, confine, usable_cores
 from uncomp_cli.documents.formats import Format, reader_of
 from uncomp_cli.documents.text import Limits, Loss, Place, Text, Wishes
 from uncomp_cli.errors import DocumentError, DoesNotFitError, LockedError, UncompError
@@ -79,7 +79,7 @@ class Crew:
     """Some children, started when they are needed; leaving the block ends all of them at once."""
 
     def __init__(self, *, seconds: float = SECONDS) -> None:
-        self.size = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.size = usable_cores()
         self._seconds = seconds
         self._threads = ThreadPoolExecutor(self.size)
         self._children: list[Child] = []

@@ -3,12 +3,15 @@
 from html import escape
 from statistics import median
 
-import psutil
+import torch
 
+from uncomp_cli.engine.spend.memory import resident_bytes
 from uncomp_cli.numerals import format_bytes, format_count, format_seconds
 from uncomp_cli.serving.desk import Desk
 
 _REFRESH_S = 2
+_CPU = torch.device("cpu")
+_OUTCOMES, _KINDS = ("answered", "refused", "full", "left"), ("prompt", "cached", "completion")
 _STYLE = "body{font:16px/1.5 system-ui;margin:3em auto;max-width:40em}td{padding:0 2em 0 0}td+td{text-align:right}"
 
 
@@ -20,7 +23,7 @@ def page(desk: Desk, model: str) -> str:
         ("answers being written", format_count(desk.writing)),
         ("requests waiting", f"{format_count(desk.waiting)} of at most {format_count(desk.places)}"),
         ("their KV caches", format_bytes(desk.kv_bytes)),
-        ("resident memory", format_bytes(_resident_bytes())),
+        ("resident memory", format_bytes(resident_bytes(_CPU))),
         ("answered", format_count(counts.requests["answered"])),
         ("refused, or too many at once", format_count(counts.requests["refused"] + counts.requests["full"])),
         ("left before the end", format_count(counts.requests["left"])),
@@ -56,14 +59,7 @@ def exposition(desk: Desk) -> str:
         ("requests_waiting", "Requests in line.", desk.waiting),
         ("answers_writing", "Answers being written.", desk.writing),
         ("kv_bytes", "Bytes of the rows' KV caches.", desk.kv_bytes),
-        ("resident_bytes", "Resident memory of the process.", _resident_bytes()),
+        ("resident_bytes", "Resident memory of the process.", resident_bytes(_CPU)),
     ):
         lines += [f"# HELP uncomp_{name} {what}", f"# TYPE uncomp_{name} gauge", f"uncomp_{name} {value}"]
     return "\n".join(lines) + "\n"
-
-
-_OUTCOMES, _KINDS = ("answered", "refused", "full", "left"), ("prompt", "cached", "completion")
-
-
-def _resident_bytes() -> int:
-    return int(psutil.Process().memory_info().rss)

@@ -33,7 +33,7 @@ from uncomp_cli.engine.forward.attention import AttentionState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.prompt import Prompt, encode_words
 from uncomp_cli.engine.tokens.tokens import Tokens
-from uncomp_cli.numerals import format_count
+from uncomp_cli.numerals import format_count, format_seconds
 
 _WORD = re.compile(r"\w+")
 _SENTENCE = re.compile(r"[^.!?。！？\n]+(?:[.!?。！？]+|\n|$)")
@@ -206,7 +206,7 @@ def spans_mask(length: int, spans: Sequence[range]) -> Tensor:
 def recall_note(spans: Sequence[range], seconds: float) -> str:
     """What is said of passages that were read again."""
     passages, tokens = format_count(len(spans), "passage"), format_count(sum(map(len, spans)), "token")
-    return f"{passages} ({tokens}) that had been evicted: read again in {seconds:.1f} s"
+    return f"{passages} ({tokens}) that had been evicted: read again in {format_seconds(seconds)}"
 
 
 def _attend(query: Tensor, held: Head, read: Head, form: Form) -> Tensor:
