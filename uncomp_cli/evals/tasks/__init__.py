@@ -12,6 +12,7 @@ from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks.continuation import fidelity_sample, perplexity_sample
 from uncomp_cli.evals.tasks.lists import LISTS, list_sample
 from uncomp_cli.evals.tasks.quiz import FACTS, UNAIDED, conversation_sample, multiquestion_sample, needle_sample
+from uncomp_cli.evals.tasks.reference import GENERATORS, check_reference, reference_sample
 from uncomp_cli.evals.tasks.ruler import RULER
 from uncomp_cli.evals.tasks.task import JudgeName, Regime, Request, Sample
 from uncomp_cli.plugins import plugin
@@ -40,6 +41,7 @@ _VALUES = "needle/values"
 _ALL = (
     Task("needle", (*(f"needle/{kind}" for kind in _NEEDLES), _VALUES), BOTH, "answers", needle_sample),
     Task("ruler", tuple(RULER), BOTH, "answers", lambda request: RULER[request.subtask](request)),
+    Task("lm-eval", tuple(GENERATORS), BOTH, "answers", reference_sample),
     Task("list", LISTS, BOTH, "answers", list_sample),
     Task("fidelity", ("fidelity/continuation",), BOTH, "fidelity", fidelity_sample),
     Task("perplexity", ("perplexity/continuation",), ("agnostic",), "perplexity", perplexity_sample),
@@ -53,7 +55,8 @@ TASKS = {task.name: task for task in _ALL}
 def choose_subtasks(names: Sequence[str], outside: Sequence[Task] = ()) -> list[tuple[Task, str]]:
     """The subtasks that `names` mean, each once, in the order named; a task's name means all of its subtasks.
 
-    Tasks are the built-in ones, those of packages, and those `outside` that were made of records.
+    Tasks are the built-in ones, those of packages, and those `outside` that were made of records. Raises UsageError for
+    a name that is none, and for what needs a package that is not installed.
     """
     tasks = [*TASKS.values(), *outside]
     known = {task.name: None for task in tasks}
@@ -66,6 +69,7 @@ def choose_subtasks(names: Sequence[str], outside: Sequence[Task] = ()) -> list[
     meant = {**{task.name: task.subtasks for task in tasks}, **{subtask: (subtask,) for subtask in by_subtask}}
     chosen: dict[str, None] = {}
     for name in names:
+        check_reference(name)
         if name not in meant:
             raise _unknown(name, list(meant))
         chosen.update(dict.fromkeys(meant[name]))
