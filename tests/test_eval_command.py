@@ -179,6 +179,9 @@ def test_pictures_and_markdown(tiny_model: Path) -> None:
         (("--policy", "unifrom"), "unknown policy 'unifrom'", "did you mean 'uniform'?"),
         (("--policy", "uniform/keydif"), "unknown part 'keydif'", "did you mean 'keydiff'?"),
         (("-b", "auto"), "budget auto", "--budget 20%"),
+        (("--thin", "gathr"), "'gathr'", "gather"),
+        (("--policy", "uniform/thin=none", "--thin", "gather"), "says one thing twice", "one thin="),
+        (("-t", "lm-eval/qa_squad"), "SQuAD", "lm-eval/vt"),
         (("-t", "perplexity", "--regime", "aware"), "task perplexity", "--regime agnostic"),
         (("-b", "15 %%"), "budget '15 %%'", "10%"),
         (("-f", "absent.txt"), "absent.txt", ""),
@@ -244,6 +247,16 @@ def test_a_results_file_is_shown_again_without_a_model(tiny_model: Path, capsys:
     Path("results.jsonl").write_bytes(before.splitlines(keepends=True)[0])
     code, message, _ = refused(capsys, "--show", "--out", "results.jsonl")
     assert (code, message) == (2, "results.jsonl holds no results yet")
+
+
+def test_every_contestant_with_every_thinning(tiny_model: Path) -> None:
+    given = ("-t", "needle/digits7", "--regime", "aware", "--samples", "1", "--thin", "none", "--thin", "gather")
+    code, _, err = evaluate(tiny_model, *given, "--policy", "uniform@10%", "-p", "live")
+    assert code == 0, err
+    settings = {outcome.setting.partition("#")[0] for outcome in read_journal(Path("results.jsonl"), OUTCOMES)[1]}
+    thinned = {f"{one}/thin={how}" for one in ("full/8bit", "preset:live") for how in ("none", "gather")}
+    even = {f"uniform/thin={how} {share}" for how in ("none", "gather") for share in ("50%", "20%", "10%")}
+    assert settings == {"full", *(f"{one}@own" if "preset" in one else one for one in thinned), *even}
 
 
 def test_settings_for_ask_do_not_choose_who_is_judged(tiny_model: Path) -> None:

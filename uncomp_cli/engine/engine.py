@@ -119,18 +119,20 @@ class Engine:
     def plan(self, prompt: Prompt, preset: Preset) -> Compression:
         """How a prompt is read. Raises DoesNotFitError when it is too long or too large."""
         self.check_length(prompt)
-        loaded = self.loaded
         answer = self.sampling.max_new_tokens
         return plan_compression(
             self.spec,
             preset,
             prompt,
-            available=loaded.ranks.least(free_bytes(self.decoder.device)),
+            available=self.loaded.ranks.least(free_bytes(self.decoder.device)),
             limits=self._limits_beside(prompt, preset, tokens=answer),
-            reach=Reach.of(
-                loaded.rope, prompt.seq_len, trained_length=loaded.info.trained_length, answer_tokens=answer
-            ),
+            reach=self.reach(prompt, answer),
         )
+
+    def reach(self, prompt: Prompt, answer_tokens: int) -> Reach | None:
+        """The longest distance at which a prompt is read; None: it is not re-packed."""
+        trained = self.loaded.info.trained_length
+        return Reach.of(self.loaded.rope, prompt.seq_len, trained_length=trained, answer_tokens=answer_tokens)
 
     def read(self, prompt: Prompt, preset: Preset, *, for_any: bool = False) -> Reading:
         """Read a prompt with its questions, or its context alone. Raises DoesNotFitError before any work."""

@@ -172,7 +172,9 @@ class ModelOptions:
 
 MEASURED_MODEL = only("name", "tokenizer", "quantize", "weights", "device", "dtype", "offline")
 """What a command takes of ModelOptions that measures a model as it was trained."""
-JUDGED_MODEL = only("name", "tokenizer", "quantize", "weights", "device", "dtype", "matmul", "offline")
+JUDGED_MODEL = only(
+    "name", "tokenizer", "quantize", "weights", "device", "dtype", "rope", "context", "matmul", "offline"
+)
 """The same, for one that judges what `ask` does."""
 
 

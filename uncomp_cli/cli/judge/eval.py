@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.cli.declare.completion import policy_names, preset_names
+from uncomp_cli.cli.declare.completion import policy_names, preset_names, thinning_names
 from uncomp_cli.cli.declare.options import (
     DEFAULT_SEED,
     DOCUMENTS,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 _task = partial(option, panel="Tasks")
 _CHOOSING = (
     "task", "data", "qa", "tokens", "samples", "regime", "file", "include", "encoding", "password", "policy", "preset",
-    "budget",     "fresh",
+    "budget", "thin", "fresh",
 )  # fmt: skip
 """The options that choose what is run."""
 
@@ -134,6 +134,19 @@ class EvalOptions:
             setting=False,
         ),
     ] = tuple(map(Budget.parse, ("50%", "20%", "10%", "5%")))
+    thin: Annotated[
+        tuple[str, ...],
+        option(
+            "--thin",
+            help="Which tokens enter the later layers, as in `uncomp ask`; repeat it to judge several, each with every "
+            "contestant: -p balanced --thin none --thin gather.",
+            metavar="NAME[:KEY=VALUE,…]",
+            autocompletion=thinning_names,
+            show_default="each contestant's",
+            panel="Compression",
+            setting=False,
+        ),
+    ] = ()
     out: Out = None
     fresh: Annotated[bool, result_option("--fresh", help="Begin anew; the old results file stays beside it.")] = False
     show: Annotated[bool, result_option("--show", help="Run nothing: show all that is in the --out file.")] = False
@@ -174,8 +187,8 @@ def run_eval(
         show_results(judged, output, terminal)
         return
     with loading(terminal, "preparing"):
-        request = _request(judged, reading, seed, terminal)
-    from uncomp_cli.asking.startup import load
+        request = _request(judged, reading, choice, seed, terminal)
+    from uncomp_cli.asking.startup import length_warnings, lengthen, load
 
     loaded = show(load(choice, partial(_check, judged, request, choice, terminal)), terminal)
     from uncomp_cli.engine.forward.products import chosen_matmul
@@ -183,6 +196,10 @@ def run_eval(
     from uncomp_cli.evals.judges import evaluation as runner
     from uncomp_cli.evals.tables.outcome import OUTCOMES
 
+    longest, unseen = max(request.tokens) + runner.room_for(request), runner.reads_unseen(request)
+    loaded = show(lengthen(loaded, choice.rope_choice, longest, grows=unseen), terminal)
+    for warning in length_warnings(loaded, max(request.tokens)):
+        terminal.warn(warning)
     request = replace(request, matmul=chosen_matmul(choice.matmul, loaded.model))
     settings = runner.results_settings(loaded, request.haystack, seed=seed, data=request.data, matmul=request.matmul)
     path = judged.out or results_path(settings)
@@ -255,7 +272,9 @@ def _report(
         draw_into(judged.plot, partial(draw, parts), terminal)
 
 
-def _request(judged: EvalOptions, reading: ReadingOptions, seed: int, terminal: Terminal) -> "EvalRequest":
+def _request(
+    judged: EvalOptions, reading: ReadingOptions, choice: "ModelChoice", seed: int, terminal: Terminal
+) -> "EvalRequest":
     """What to run; a slip in a name is found before anything is loaded."""
     from uncomp_cli.evals.judges.contestants import make_settings
     from uncomp_cli.evals.judges.evaluation import EvalRequest, check_regimes
@@ -275,14 +294,16 @@ def _request(judged: EvalOptions, reading: ReadingOptions, seed: int, terminal: 
         haystack=haystack_of(judged.file, reading, max(judged.tokens), seed=seed, terminal=terminal),
         data=data,
     )
-    check_regimes(request)
+    check_regimes(request, choice.rope_choice)
     return request
 
 
 def _contestants(judged: EvalOptions) -> Sequence[str]:
-    """The policies, and the presets; where only presets were named, those alone."""
+    """The policies, and the presets, with every thinning; where only presets were named, those alone."""
     policies = () if judged.preset and judged.policy == EvalOptions().policy else judged.policy
-    return [*policies, *(f"preset:{name}@own" for name in judged.preset)]
+    named = [text.partition("@") for text in (*policies, *(f"preset:{name}@own" for name in judged.preset))]
+    thinnings = [f"/thin={text}" for text in judged.thin] or [""]
+    return [f"{contestant}{thinning}{at}{budget}" for contestant, at, budget in named for thinning in thinnings]
 
 
 def _outside(

@@ -4,14 +4,15 @@ Nothing in a prefill depends on the setting but what is stored: a layer's attent
 eviction. So every layer's queries, keys and values are recorded once, and handed layer by layer to a `Reader` of
 the setting; scores are shared by the budgets of one scorer. The caches are those that `Engine.read` makes
 (tests/test_evals_sharing.py holds it). Settings that thin hidden states change the prefill itself, so that it is read
-anew, once for all that thin alike, and their first logits are their own.
+anew, once for all that thin alike, and their first logits are their own. Of a text that is re-packed what is kept
+decides how the rest is read: every setting reads it alone, and nobody reads it exactly.
 
 In the query-agnostic regime a setting sees the context alone: its last W tokens are the observation window, and are
 kept; the question comes after the eviction.
 """
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +35,7 @@ from uncomp_cli.engine.forward.attention import AttentionState, attend_causal
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.mixers import Step, branch_off
 from uncomp_cli.engine.read.chunk import Chunk
+from uncomp_cli.engine.read.distances import Reach
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.read.sieve import Sieve
 from uncomp_cli.engine.spend.allocation import Allocation, make_allocation, scorer_config
@@ -146,11 +148,15 @@ class Left:
 
 
 class Reading:
-    """A prompt of one question that was read exactly; `logits` [1, vocab] follow its last token."""
+    """A prompt of one question that was read exactly; `logits` [1, vocab] follow its last token.
 
-    def __init__(self, decoder: Decoder, prompt: Prompt, recorder: _Recorder, logits: Tensor) -> None:
-        self.decoder = decoder
-        self.prompt = prompt
+    With a `reach` it was not read at all: every setting re-packs it.
+    """
+
+    def __init__(
+        self, decoder: Decoder, prompt: Prompt, recorder: _Recorder, logits: Tensor, *, reach: Reach | None = None
+    ) -> None:
+        self.decoder, self.prompt, self.reach = decoder, prompt, reach
         self.logits = logits
         self._calls, self._behind = tuple(recorder.calls), recorder.behind
         self._draw = zlib.crc32(str(prompt.context.ids).encode())  # the random control draws anew for every context
@@ -164,11 +170,12 @@ class Reading:
 
         Raises DoesNotFitError when its budget is too small, ModelError for a model that it cannot be used with.
         """
-        if not _thins(setting):
+        if self.reach is None and not _thins(setting):
             cache, allocation = self._compress(setting, regime)
             return Left(cache, self.logits, allocation.trust())
         read, allocation = self.read_thinned(setting, regime, beside=beside)
-        if regime == "aware" and setting.preset.floor_tokens and setting.preset.is_open(read.standing):
+        asks_for_all = regime == "aware" and setting.preset.floor_tokens and setting.preset.is_open(read.standing)
+        if self.reach is None and asks_for_all:
             whole = replace(setting, preset=setting.preset.keeping_all(kv_bits=OPEN_BITS))  # as `ask` does
             return Left(self.compress(whole, regime), self.logits, None)
         return Left(read.cache, read.begin().logits, allocation.trust())
@@ -177,9 +184,9 @@ class Reading:
     def read_thinned(
         self, setting: Setting, regime: Regime, *, beside: Sequence[Setting] = ()
     ) -> tuple[Context, Allocation]:
-        """The prompt, or its context alone, read by the engine itself, thinned as `setting` has it.
+        """The prompt, or its context alone, read by the engine itself, thinned as `setting` has it, or re-packed.
 
-        Raises DoesNotFitError when budget or memory is too small, ModelError for a model that cannot be thinned.
+        Raises DoesNotFitError when budget or memory is too small, ModelError for what this model or setting cannot do.
         """
         if (setting.label, regime) not in self._thinned:
             planned = self._plan_thinned(setting, regime)
@@ -191,7 +198,9 @@ class Reading:
 
     def _alike(self, planned: Compression, beside: Sequence[Setting], regime: Regime) -> dict[str, Compression]:
         """The plans of settings that let the same tokens go on; what is refused is told when it is its turn."""
-        plans = {}
+        plans: dict[str, Compression] = {}
+        if planned.repack:
+            return plans
         for setting in filter(_thins, beside):
             with suppress(DoesNotFitError, ModelError):
                 plans[setting.label] = self._plan_thinned(setting, regime)
@@ -204,11 +213,12 @@ class Reading:
             prompt = without_question(prompt, window=config.window)
             config = replace(config, recent=max(config.recent, config.window))  # the last tokens observe, all of them
         preset = replace(setting.preset, scorer=config)
-        planned = plan_compression(self.decoder.spec, preset, prompt, available=free_bytes(self.decoder.device))
+        available = free_bytes(self.decoder.device)
+        planned = plan_compression(self.decoder.spec, preset, prompt, available=available, reach=self.reach)
         planned.allocation.refuse_shortage()  # a mean over samples is of one budget
-        if planned.notes:  # what is not thinned must not be judged as if it were
-            raise ModelError(planned.notes[0], hint="leave thin= out")
-        if planned.chunk_tokens is not None:  # a result must not depend on the memory that is free
+        if planned.notes:  # what is not thinned, or not read again, must not be judged as if it were
+            raise ModelError(planned.notes[0], hint="leave it out")
+        if planned.chunk_tokens and not planned.repack:  # a result must not depend on the memory that is free
             message = f"a sample of {self.prompt.seq_len:,} tokens does not fit into memory in one pass"
             raise DoesNotFitError(message, hint="use fewer --tokens")
         return planned
@@ -377,10 +387,22 @@ class Case:
         return replace(Outcome.of(self.sample, setting, regime), kept_fraction=kept, kv_bytes=kv_bytes)
 
 
-def read_case(decoder: Decoder, tokenizer: Any, sample: Sample) -> Case:
-    """Tokenise and read `sample`."""
+def read_case(
+    decoder: Decoder,
+    tokenizer: Any,
+    sample: Sample,
+    *,
+    reach: Callable[[Prompt, int], Reach | None] = lambda prompt, answer_tokens: None,
+) -> Case:
+    """Tokenise and read `sample`; `reach` says of a prompt and the tokens of its answer whether it is re-packed."""
     prompt, answers = tokenise(tokenizer, sample)
-    reading = read_once(decoder, replace(prompt, questions=prompt.questions[:1]))
+    room = max(max(len(ids), query.max_new_tokens) for ids, query in zip(answers, sample.queries, strict=True))
+    decoder.fix_regime(prompt.seq_len + room)
+    one, within = replace(prompt, questions=prompt.questions[:1]), reach(prompt, room)
+    if within is None or one.seq_len <= within.tokens:
+        reading = read_once(decoder, one)
+    else:
+        reading = Reading(decoder, one, _Recorder(len(one.context)), torch.empty(0), reach=within)
     return Case(sample, tokenizer, decoder, prompt, answers, _evidence(sample, prompt), reading)
 
 

@@ -17,7 +17,6 @@ import torch
 
 from uncomp_cli import __version__
 from uncomp_cli.engine.engine import Engine
-from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.spend.allocation import profile_of
 from uncomp_cli.engine.tokens.prompt import count_tokens
@@ -34,6 +33,7 @@ from uncomp_cli.evals.tasks import Task
 from uncomp_cli.evals.tasks.haystack import CountTokens, Haystack
 from uncomp_cli.evals.tasks.oracle import check_solvable
 from uncomp_cli.evals.tasks.task import JudgeName, Regime, Request, Sample
+from uncomp_cli.models.extension import REPACKED, RopeChoice, RopeState
 from uncomp_cli.models.runnable import LoadedModel, fingerprint
 from uncomp_cli.steps import Progress, resume
 
@@ -109,7 +109,7 @@ def run_eval(request: EvalRequest, loaded: LoadedModel, results: Journal[Outcome
         sample = _make_sample(request, work, count)
         if work.task.judge in SESSION_JUDGES:
             return _judge_sessions(work, sample, engine)
-        return _judge(work, sample, engine.decoder, loaded.tokenizer, stop_ids)
+        return _judge(work, sample, engine, stop_ids)
 
     def keep(outcomes: list[Outcome]) -> None:
         results.append([outcome for outcome in outcomes if outcome.key not in results.done])
@@ -123,8 +123,8 @@ def run_eval(request: EvalRequest, loaded: LoadedModel, results: Journal[Outcome
 
 
 @torch.no_grad()
-def _judge(work: _Work, sample: Sample, decoder: Decoder, tokenizer: Any, stop_ids: Sequence[int]) -> list[Outcome]:
-    case = read_case(decoder, tokenizer, sample)
+def _judge(work: _Work, sample: Sample, engine: Engine, stop_ids: Sequence[int]) -> list[Outcome]:
+    case = read_case(engine.decoder, engine.loaded.tokenizer, sample, reach=engine.reach)
     judge = JUDGES[work.task.judge]
     return [outcome for regime, settings in work.missing for outcome in judge(case, settings, regime, stop_ids)]
 
@@ -162,24 +162,37 @@ def _missing(request: EvalRequest, results: Journal[Outcome], count: CountTokens
                     yield _Work(task, subtask, tokens, index, tuple(missing))
 
 
-def check_regimes(request: EvalRequest) -> None:
-    """Raise UsageError for a task that none of the wanted regimes has."""
+def check_regimes(request: EvalRequest, rope: RopeChoice | None) -> None:
+    """Raise UsageError for a task that none of the wanted regimes has, and for one that cannot be read by `rope`."""
     for task, _ in request.subtasks:
         if not set(task.regimes) & set(request.regimes):
             raise UsageError(
                 f"task {task.name} is measured with the question unseen alone",
                 hint=f"leave it out, or use --regime {task.regimes[0]} or both",
             )
+        if rope is not None and rope.kind in REPACKED and reads_unseen(request):
+            message = f"with the question unseen no text is read with --rope {rope}: what is kept has to stay there"
+            raise UsageError(message, hint="use --regime aware, or --rope yarn:2")
+
+
+def reads_unseen(request: EvalRequest) -> bool:
+    """Whether any text is read without its question."""
+    return any("agnostic" in task.regimes and "agnostic" in request.regimes for task, _ in request.subtasks)
+
+
+def room_for(request: EvalRequest) -> int:
+    """Tokens behind a sample that its answers may take."""
+    return max(_ROOM.get(task.judge, _LEAST_ROOM) for task, _ in request.subtasks)
 
 
 def check_lengths(request: EvalRequest, trained_length: int) -> None:
     """Raise DoesNotFitError when a length leaves no room for the answers inside the model's context."""
-    room = max(_ROOM.get(task.judge, _LEAST_ROOM) for task, _ in request.subtasks)
+    room = room_for(request)
     for tokens in request.tokens:
         if tokens + room > trained_length:
             raise DoesNotFitError(
                 f"samples of {tokens:,} tokens and {room} to answer do not fit into the model's {trained_length:,}",
-                hint=f"use --tokens {trained_length - room} or fewer, or another --model",
+                hint=f"use --tokens {trained_length - room} or fewer, --rope auto, or another --model",
             )
 
 
@@ -205,7 +218,11 @@ def results_settings(
     data: Sequence[tuple[str, str]] = (),
     matmul: Matmul = "float32",
 ) -> dict[str, object]:
-    """What all lines of one results file share; anything else is in the lines themselves. Float32 goes unsaid."""
+    """What all lines of one results file share; anything else is in the lines themselves.
+
+    Float32 products, and reading as trained, go unsaid.
+    """
+    read = f"{loaded.rope} past the trained length" if loaded.rope.only_past else str(loaded.rope)
     return {
         "uncomp": __version__,
         "model": loaded.info.name,
@@ -219,6 +236,7 @@ def results_settings(
         "haystack_sha256": haystack.sha256,
         **({"data": dict(data)} if data else {}),
         **({} if matmul == "float32" else {"matmul": matmul}),
+        **({} if read == str(RopeState()) else {"rope": read}),
     }
 
 
