@@ -104,10 +104,9 @@ def _too_large(
     choice: ModelChoice, weights_bytes: int, available: int, passing: int, *, widened: bool
 ) -> OutOfMemoryError:
     """What to tell of weights that do not fit; `widened`: nothing but their own blocks holds them in fewer bytes."""
-    from uncomp_cli.engine.spend.fitting import best_known
+    from uncomp_cli.engine.spend.fitting import smaller_model
 
-    best = best_known(available=available)
-    smaller = "a smaller model" if best is None else f"the best known model that fits: --model {best.alias}"
+    smaller = smaller_model(available=available)
     plain = {"weights": "auto", "quantize": "none", "dtype": "auto"}
     ways = [f"--{name} {value}" for name, value in plain.items() if getattr(choice, name) != value]
     if not widened:

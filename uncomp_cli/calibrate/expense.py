@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from uncomp_cli.engine.forward.products import PART_NUMBERS
-from uncomp_cli.engine.spend.fitting import best_known
+from uncomp_cli.engine.spend.fitting import smaller_model
 from uncomp_cli.engine.spend.memory import activation_bytes
 from uncomp_cli.errors import OutOfMemoryError
 from uncomp_cli.numerals import format_bytes, format_count
@@ -42,12 +42,10 @@ def check_memory(spec: ModelSpec, tokens: int, *, weights_bytes: int, available:
     """
     sample = _HEAP * sample_bytes(spec, tokens)
     if weights_bytes + sample > available:
-        best = best_known(available=available)
-        smaller = "a smaller model" if best is None else f"the best known model that fits: --model {best.alias}"
         raise OutOfMemoryError(
             f"a sample of {format_count(tokens)} tokens needs {format_bytes(sample)} beside the weights' "
             f"{format_bytes(weights_bytes)}, {format_bytes(available)} are free",
-            hint=f"use a smaller --tokens, or {smaller}",
+            hint=f"use a smaller --tokens, or {smaller_model(available=available)}",
         )
     return weights_bytes + sample
 

@@ -57,3 +57,9 @@ def best_known(*, available: int | None = None) -> Known | None:
     """The best of the known models that fits; None where none does."""
     first = fitting(available)[0]
     return first.model if first.fits else None
+
+
+def smaller_model(*, available: int) -> str:
+    """What a hint names in the place of a model that is too large."""
+    best = best_known(available=available)
+    return "a smaller model" if best is None else f"the best known model that fits: --model {best.alias}"
