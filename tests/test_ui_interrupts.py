@@ -1,12 +1,18 @@
 """A signal raises in armed work alone, and once; everywhere else it is kept."""
 
+import io
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from uncomp_cli.ui.interrupts import Interrupts
+from uncomp_cli.steps import Progress, Working
+from uncomp_cli.ui.console import Terminal
+from uncomp_cli.ui.interrupts import HELD, Interrupts
+from uncomp_cli.ui.meter import Display
 
 
 @pytest.fixture
@@ -90,3 +96,66 @@ def test_afterwards_all_is_as_it_was_and_what_is_ignored_stays_so() -> None:
             press()
     finally:
         signal.signal(signal.SIGHUP, ignored)
+
+
+@pytest.fixture
+def waits() -> Iterator[None]:
+    """Ctrl-C as the program has it from its start."""
+    before = signal.signal(signal.SIGINT, HELD.behind(signal.default_int_handler))
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_held_steps_are_done_whole(waits: None) -> None:
+    done: list[int] = []
+
+    def work() -> None:
+        with HELD:
+            with HELD:
+                press()
+                press()
+                done.append(1)
+            done.append(2)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == [1, 2]
+    with pytest.raises(KeyboardInterrupt):
+        press()
+    with Interrupts() as interrupts:
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.armed()(work)()
+        assert done == [1, 2, 1, 2]
+        work()
+        assert interrupts.take() == signal.SIGINT
+
+
+def test_what_ends_the_program_is_not_lost_to_a_ctrl_c_in_the_same_held_steps(waits: None) -> None:
+    came: list[int] = []
+    before = signal.signal(signal.SIGHUP, HELD.behind(lambda number, _: came.append(number)))
+    try:
+        with HELD:
+            os.kill(os.getpid(), signal.SIGHUP)
+            press()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert came == [signal.SIGHUP]
+
+
+@pytest.mark.parametrize("step", [Working("reading"), Progress("reading", 0.5, "", 1.0)], ids=["spinner", "bar"])
+def test_ctrl_c_while_something_is_first_drawn_leaves_no_half_of_it(
+    waits: None, monkeypatch: pytest.MonkeyPatch, step: Any
+) -> None:
+    shows: Callable[..., bool] = Console.show_cursor
+
+    def pressed(console: Console, show: bool = True) -> bool:
+        if not show:  # the first thing that is done to the terminal
+            press()
+        return shows(console, show)
+
+    monkeypatch.setattr(Console, "show_cursor", pressed)
+    out = Terminal(io.StringIO(), io.StringIO(), True, True, True, True)
+    with pytest.raises(KeyboardInterrupt), Display(out) as display:
+        display.show(step)
+    assert isinstance(out.stderr, io.StringIO)
+    assert out.stderr.getvalue().rfind("\x1b[?25l") < out.stderr.getvalue().rfind("\x1b[?25h")

@@ -56,7 +56,7 @@ def test_ctrl_c_clears_the_line_and_interrupts_an_empty_one(desks: Desks) -> Non
     assert desk.reads() == "a whole one"
     desk.sees(PROMPT)
     desk.types('"""block\rof lines\x03\x03')  # the second comes too soon behind the prompt to leave
-    time.sleep(GRACE_S)
+    time.sleep(GRACE_S + 0.5)
     desk.types("\x03")
     desk.sees("INTERRUPTED")
 

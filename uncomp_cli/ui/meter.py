@@ -21,6 +21,7 @@ from uncomp_cli.numerals import format_bytes, format_count, format_decimal, form
 from uncomp_cli.steps import Progress, Working
 from uncomp_cli.table import columns_of, shortened
 from uncomp_cli.ui.console import Terminal, strip_controls
+from uncomp_cli.ui.interrupts import HELD
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -44,8 +45,14 @@ def loading(terminal: Terminal, text: str, far: Callable[[], str] = str) -> Iter
     if terminal.quiet:
         yield
     elif terminal.animated:
-        with terminal.rich_console().status(_Told(text, far)):
+        spinner = terminal.rich_console().status(_Told(text, far))
+        try:
+            with HELD:
+                spinner.start()
             yield
+        finally:
+            with HELD:
+                spinner.stop()
     else:
         with _lines_while(terminal, text, far):
             yield
@@ -101,22 +108,24 @@ class Display:
 
     def show(self, step: Step) -> None:
         """What begins now and takes a while, or how far it is."""
-        if isinstance(step, Working):
-            self.close()
-            if step.at is not None:
-                self._waiting.enter_context(loading(self._terminal, step.at, step.far))
-        elif isinstance(step, DecodeStep):
-            self._show_pace(Pace(step.index + 1, step.elapsed_s, step.kv_bytes))
-        elif isinstance(step, Pace):
-            self._show_pace(step)
-        else:
-            self._show_progress(step.progress if isinstance(step, PrefillStep) else step)
+        with HELD:
+            if isinstance(step, Working):
+                self.close()
+                if step.at is not None:
+                    self._waiting.enter_context(loading(self._terminal, step.at, step.far))
+            elif isinstance(step, DecodeStep):
+                self._show_pace(Pace(step.index + 1, step.elapsed_s, step.kv_bytes))
+            elif isinstance(step, Pace):
+                self._show_pace(step)
+            else:
+                self._show_progress(step.progress if isinstance(step, PrefillStep) else step)
 
     def close(self) -> None:
         """Erase what is drawn; steps may follow, from the beginning of a line."""
-        self._waiting.close()
-        self._erase_bar()
-        self._erase_pace()
+        with HELD:
+            self._waiting.close()
+            self._erase_bar()
+            self._erase_pace()
         self._pace, self._column = "", 0
         self._line_s = self._clock()  # the next line comes when what follows has gone on for long
 

@@ -19,6 +19,7 @@ from uncomp_cli.cli.declare.settings import config_path
 from uncomp_cli.cli.declare.tree import walk
 from uncomp_cli.errors import Failure, failure_of
 from uncomp_cli.ui.console import Terminal, strip_controls
+from uncomp_cli.ui.interrupts import HELD
 
 _SYNONYMS = {"rm": "remove", "delete": "remove", "ls": "list", "download": "pull", "run": "chat", "help": "--help"}
 _ENDED_BY: list[int] = []
@@ -26,7 +27,10 @@ _ENDED_BY: list[int] = []
 
 
 def end_on_signals() -> None:
-    """From now on SIGTERM and SIGHUP interrupt, unless they were to be ignored; a second one ends at once."""
+    """From now on SIGTERM and SIGHUP interrupt, unless they were to be ignored; a second one ends at once.
+
+    They and Ctrl-C wait for held steps.
+    """
 
     def end(number: int, _: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -35,7 +39,9 @@ def end_on_signals() -> None:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, end)
+            signal.signal(number, HELD.behind(end))
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, HELD.behind(signal.default_int_handler))
 
 
 def ended_by() -> int | None:
