@@ -1,5 +1,6 @@
 """benchmarks/peers: samples as peers get them, results that continue, the join, and peers that are not there."""
 
+import gzip
 import json
 import sys
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from support.programs import PEERS, script
+from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.task import Query, Sample
@@ -45,7 +47,7 @@ def line(index: int, setting: str, nll: float, exact: float = 1.0, **more: Any) 
         "kept_claimed": 0.2,
         "kept_fraction": 0.2,
         "kv_bytes": 100,
-        "metrics": {"nll": nll, "nll_all": nll, "exact": exact},
+        "metrics": {"nll": nll, "nll_all": nll, "exact": exact, "match": exact},
         "refused": None,
         **more,
     }
@@ -62,11 +64,9 @@ def write_ours(path: Path, outcomes: list[Outcome], **settings: Any) -> Path:
     return path
 
 
-def outcome(index: int, regime: Any, nll: float) -> Outcome:
+def outcome(index: int, regime: Any, nll: float, setting: str = "uniform 20%") -> Outcome:
     metrics = {"nll": nll, "exact": 1.0, "match": 1.0, "coverage": 0.5}
-    return Outcome(
-        "ruler/niah_multikey_1", index, regime, "uniform 20%", "uniform", "20%", 1800, None, 0.21, 100, metrics
-    )
+    return Outcome("ruler/niah_multikey_1", index, regime, setting, "uniform", "20%", 1800, None, 0.21, 100, metrics)
 
 
 def write_peer(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -74,59 +74,123 @@ def write_peer(path: Path, lines: list[dict[str, Any]]) -> None:
     records.write_lines(path, kind=records.RESULTS, settings=settings, lines=lines)
 
 
+def ours(*lines: dict[str, Any], **made_with: Any) -> Any:
+    """Our results: nothing is claimed beside what is kept."""
+    kept = [{name: value for name, value in one.items() if name != "kept_claimed"} for one in lines]
+    return source("uncomp", kept, **made_with)
+
+
+def cells(found: list[Any], row: int = -1) -> list[str]:
+    return [cell.strip() for cell in join.table(found).splitlines()[row].strip("|").split("|")]
+
+
 def test_settings_are_compared_on_the_samples_that_all_sources_ran():
-    ours = source("uncomp", [line(0, "uniform 20%", 0.1), line(1, "uniform 20%", 0.3)])
+    our = source("uncomp", [line(0, "uniform 20%", 0.1), line(1, "uniform 20%", 0.3)])
     theirs = source("kvpress", [line(i, "SnapKV 20%", nll) for i, nll in enumerate((1.0, 2.0, 90.0))])
-    ours_row, their_row = join.rows([ours, theirs], "aware")
-    assert ours_row.nll.mean == pytest.approx(0.2)
-    assert their_row.nll.mean == pytest.approx(1.5)
-    assert ours_row.samples == their_row.samples == 2
+    our_row, their_row = join.rows([our, theirs], "aware")
+    assert [*our_row.nll.values()] == [0.1, 0.3]
+    assert [*their_row.nll.values()] == [1.0, 2.0]
 
 
-def test_a_row_shows_means_with_intervals_and_both_kept_fractions():
-    lines = [line(index, "AdaKV 20%", 0.2, exact=1.0 - index, kept_fraction=1.0) for index in (0, 1)]
-    [row] = join.rows([source("kvpress", lines)], "aware")
-    cells = join.table([row]).splitlines()[-1].split(" | ")
-    assert cells[:5] == ["| 20%", "kvpress", "AdaKV", "20.0 %", "100.0 %"]
-    # Values that do not differ have no spread; Wilson's interval of 1 in 2 is 0.5 ± 0.405.
-    assert cells[5:] == ["0.200 (0.200–0.200)", "50 % (9–91)", "2 |"]
+def test_a_row_has_differences_to_full_and_to_ours_at_no_more_bytes():
+    our = [line(i, "full", nll, kept_fraction=1.0) for i, nll in enumerate((0.5, 1.5))]
+    our += [line(i, "tiny 5%", nll, kept_fraction=0.1) for i, nll in enumerate((1.0, 3.0))]
+    our += [line(i, "small 10%", 0.0, kept_fraction=0.3) for i in (0, 1)]
+    theirs = [line(i, "SnapKV 27%", nll, exact=0.0, kept_claimed=0.27) for i, nll in enumerate((1.5, 2.5))]
+    found = join.rows([ours(*our, dtype="float32"), source("kvpress", theirs)], "aware")
+    # Shares of float32 count twice: 200, 60, 20 % of a 16-bit cache, and what keeps 27 % is held against 20 %.
+    assert [round(row.kept, 2) for row in found] == [2.0, 0.6, 0.27, 0.2]
+    assert cells(found, 0) == [
+        "kept",
+        "of",
+        "setting",
+        "niah_multikey_1",
+        "less full",
+        "found",
+        "ours",
+        "less ours",
+        "found",
+    ]
+    shown = cells(found, 4)
+    assert shown[:4] == ["27 %", "kvpress", "SnapKV 27%", "2.00"]
+    assert shown[4] == "+1.00\\* (+1.00…+1.00)"
+    assert shown[5].startswith("-100")
+    assert shown[6] == "tiny 5%"
+    assert shown[7].startswith("+0.00 (-")  # +0.5 and -0.5
+    assert cells(found, 2)[:4] == ["200 %", "uncomp", "**full**", "1.00"]
+    assert cells(found, 2)[5] == "100 %"
 
 
-def test_an_interval_of_a_likelihood_holds_its_mean_and_does_not_go_below_zero():
-    [row] = join.rows([source("kvpress", [line(0, "TOVA 20%", 0.1), line(1, "TOVA 20%", 0.7)])], "aware")
-    mean, spread = join.table([row]).splitlines()[-1].split(" | ")[5].split()
-    low, high = map(float, spread.strip("()").split("–"))
-    assert 0.0 == low < float(mean) < high
+def test_a_peer_is_held_against_the_one_that_is_named_first_among_equals():
+    our = ours(line(0, "uniform 5%", 0.1), line(0, "tiny#ab12 5%", 0.2))
+    theirs = source("kvpress", [line(0, "SnapKV 20%", 1.0)])
+    for shown in (["tiny 5%", "uniform 5%"], ["uniform 5%", "tiny 5%"]):
+        found = join.rows([our, theirs], "aware", shown=shown)
+        assert join.rival(next(row for row in found if row.source == "kvpress"), found).setting == shown[0]
+    assert [row.setting for row in join.rows([our], "aware", shown=["tiny 5%"])] == ["tiny 5%"]
+
+
+def test_nothing_of_ours_that_keeps_more_is_held_against_a_peer():
+    found = join.rows(
+        [ours(line(0, "tiny 5%", 0.1, kept_fraction=0.4)), source("kvpress", [line(0, "TOVA 5%", 1.0)])], "aware"
+    )
+    assert join.rival(found[-1], found) is None
+    assert cells(found)[-3:] == ["", "", ""]
+
+
+def test_subtasks_weigh_the_same_in_a_difference():
+    other = {"subtask": "needle/uuid"}
+    lines = [line(0, "TOVA 20%", 1.0), line(1, "TOVA 20%", 1.0), line(0, "TOVA 20%", 4.0, **other)]
+    full = [line(0, "full", 0.0), line(1, "full", 0.0), line(0, "full", 0.0, **other)]
+    assert cells(join.rows([ours(*full), source("kvpress", lines)], "aware"))[5].startswith("+2.50")
 
 
 def test_queries_of_one_sample_are_one_observation():
     lines = [line(0, "TOVA 20%", 0.1), line(0, "TOVA 20%", 0.5, exact=0.0, query=1), line(1, "TOVA 20%", 0.9)]
     [row] = join.rows([source("kvpress", lines)], "aware")
-    assert row.samples == 2
-    assert row.nll.mean == pytest.approx((0.3 + 0.9) / 2)
-    assert row.exact.mean == 0.5
+    assert [*row.nll.values()] == pytest.approx([0.3, 0.9])
+    assert [*row.found.values()] == [0.5, 1.0]
 
 
-def test_subtasks_weigh_the_same():
-    other = {"subtask": "needle/uuid"}
-    lines = [line(0, "TOVA 20%", 1.0), line(1, "TOVA 20%", 1.0), line(0, "TOVA 20%", 4.0, **other)]
-    [row] = join.rows([source("kvpress", lines)], "aware")
-    assert row.nll.mean == pytest.approx(2.5)
+def test_an_answer_that_ours_gives_no_likelihood_of_counts_only_as_found():
+    without = line(1, "full", 0.0)
+    del without["metrics"]["nll"]
+    found = join.rows(
+        [ours(line(0, "full", 0.4), without), source("kvpress", [line(0, "TOVA 20%", 1.0), line(1, "TOVA 20%", 9.0)])],
+        "aware",
+    )
+    theirs = next(row for row in found if row.source == "kvpress")
+    assert [*theirs.nll.values()] == [1.0]
+    assert len(theirs.found) == 2
 
 
 def test_refused_samples_are_counted_and_left_out():
     refusal = {"refused": "the window is longer than the prompt", "metrics": {}, "kept_fraction": 0.0}
-    lines = [line(0, "SnapKV 20%", 0.4), line(1, "SnapKV 20%", 0.0, **refusal), line(0, "TOVA 5%", 0.0, **refusal)]
-    some, every = join.rows([source("kvpress", lines)], "aware")
-    assert some.nll.mean == 0.4
-    assert some.kept_fraction == 0.2
-    assert "1 (1 refused)" in join.table([some])
-    assert "refused: the window is longer than the prompt" in join.table([every])
+    lines = [line(0, "SnapKV 20%", 0.4), line(1, "SnapKV 20%", 0.0, **refusal), line(1, "KeyDiff 20%", 0.5)]
+    lines += [line(0, "KeyDiff 20%", 0.5), line(0, "TOVA 5%", 0.0, **refusal)]
+    found = {row.setting: row for row in join.rows([source("kvpress", lines)], "aware")}
+    assert [*found["SnapKV 20%"].nll.values()] == [0.4]
+    assert found["SnapKV 20%"].kept == 0.2
+    page = join.table([*found.values()])
+    assert "SnapKV 20% (1)" in page
+    assert "KeyDiff 20% |" in page
+    assert "refused: the window is longer than the prompt" in page
 
 
-def test_budgets_fall_and_the_full_cache_is_first():
-    lines = [line(0, setting, 0.1) for setting in ("TOVA 5%", "TOVA 50%", "full", "TOVA 10%")]
-    assert [row.budget for row in join.rows([source("kvpress", lines)], "aware")] == ["full", "50%", "10%", "5%"]
+def test_a_full_cache_that_is_not_ours_is_refused():
+    our, near, far = (
+        source(name, [line(0, "full", nll)]) for name, nll in (("uncomp", 0.1), ("a", 0.1001), ("b", 0.2))
+    )
+    assert "within 1e-04 nats of ours, found alike in 1 of 1" in join.check_full(join.rows([our, near], "aware"))
+    with pytest.raises(SystemExit, match=r"full caches of uncomp and b are 0\.100 nats apart"):
+        join.check_full(join.rows([our, far], "aware"))
+
+
+def test_several_files_of_ours_are_one():
+    first, second = ours(line(0, "full", 0.1)), ours(line(0, "full", 0.9), line(1, "full", 0.2))
+    assert [one["metrics"]["nll"] for one in join.merged([first, second]).lines] == [0.1, 0.2]
+    with pytest.raises(SystemExit, match="samples with seed"):
+        join.merged([first, ours(seed=9)])
 
 
 def test_samples_of_another_seed_are_refused_with_both_named():
@@ -141,14 +205,20 @@ def test_the_same_name_on_other_token_ids_is_refused():
 
 
 def test_the_page_has_a_table_for_each_regime_and_says_how_it_was_made(tmp_path, capsys):
-    ours = write_ours(tmp_path / "ours.jsonl", [outcome(0, "aware", 0.125), outcome(0, "agnostic", 0.625)])
-    write_peer(tmp_path / "kvpress.jsonl", [line(0, "SnapKV 20%", 1.5), line(0, "SnapKV 20%", 2.5, regime="agnostic")])
-    assert peers.join_all(tmp_path, ours, tmp_path / "results" / "peers.md") == 0
+    our = write_ours(tmp_path / "ours.jsonl", [outcome(0, "aware", 0.125)])
+    more = write_ours(tmp_path / "more.jsonl", [outcome(0, "agnostic", 0.625)])
+    seen, unseen = tmp_path / "seen", tmp_path / "unseen"
+    write_peer(seen / "kvpress.jsonl", [line(0, "SnapKV 20%", 1.5)])
+    write_peer(unseen / "kvpress.jsonl", [line(0, "SnapKV 20%", 2.5, regime="agnostic")])
+    packed = unseen / "kvpress.jsonl.gz"
+    packed.write_bytes(gzip.compress((unseen / "kvpress.jsonl").read_bytes()))
+    (unseen / "kvpress.jsonl").unlink()
+    assert peers.join_all([seen, unseen], [our, more], tmp_path / "results" / "peers.md") == 0
     page = (tmp_path / "results" / "peers.md").read_text()
-    aware, agnostic = page.split("## Query-aware")[1].split("## Query-agnostic")
-    for value, where in (("0.125", aware), ("1.500", aware), ("0.625", agnostic), ("2.500", agnostic)):
-        assert page.count(value) == 1
-        assert value in where
+    aware, agnostic = page.split("## Question seen")[1].split("## Question unseen")
+    for value, where in (("0.12", aware), ("1.50", aware), ("0.62", agnostic), ("2.50", agnostic)):
+        assert page.count(f"| {value} |") == 1
+        assert f"| {value} |" in where
     assert RUN["command"] in page
     assert RUN["samples_command"] in page
     assert "kvpress 0.5.5" in page
@@ -163,7 +233,7 @@ def test_a_command_is_shown_without_the_folders_of_this_machine(monkeypatch):
 
 
 def test_nothing_to_join_writes_nothing(tmp_path, capsys):
-    assert peers.join_all(tmp_path, None, tmp_path / "peers.md") == 1
+    assert peers.join_all([tmp_path], [], tmp_path / "peers.md") == 1
     assert not (tmp_path / "peers.md").exists()
     assert "nothing to join" in capsys.readouterr().err
 
@@ -199,6 +269,33 @@ def test_an_environment_runs_although_the_other_is_missing(tmp_path, capsys, def
         assert ("kvpress: ended with 3" in said) == (code == 3)
 
 
+@pytest.mark.parametrize("need", ["any", "all"])
+@pytest.mark.parametrize("text", ["", "in 1843, ADA", "ada", "Emil in 1843"])
+def test_peers_find_an_answer_as_our_evaluation_does(text, need):
+    query = Query("Who?", " Ada", ("Ada", "1843"), need=need)
+    sample = {"accepted": list(query.accepted), "need": need}
+    assert records.found_share(text, sample) == match_score(text, query)
+
+
+SAMPLE = {"accepted": ["b c"], "need": "any", "answer": "b c", "max_new_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "share"), [("abcx", "a b c", 1.0), ("a_bc", "a", 0.0), ("aaaab", "a a a a", 0.0)]
+)
+def test_writing_ends_where_all_is_found_the_model_ends_or_there_is_no_room(tokens, text, share):
+    writing = records.Writing(SAMPLE, " ".join, exact=False)
+    for token in tokens:
+        writing.push(token, ["_"])
+    assert (writing.done, writing.text, writing.share) == (True, text, share)
+
+
+def test_an_exact_answer_needs_no_writing():
+    assert records.Writing(SAMPLE, " ".join, exact=True).share == 1
+    other = records.Writing({**SAMPLE, "accepted": ["d"]}, " ".join, exact=True)
+    assert (other.done, other.text) == (False, "")
+
+
 def test_results_continue_after_a_torn_line(tmp_path):
     path = tmp_path / "out.jsonl"
     first = records.Results(path, peer="kvpress", settings={"samples": MADE_WITH}, run={"cpu": "one"})
@@ -229,7 +326,7 @@ def test_a_file_of_another_kind_is_no_samples(tmp_path):
 
 def exported(path: Path, **more: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The lines that export.py writes for one subtask."""
-    options = {"task": ["ruler/niah_multikey_1"], "tokens": [400], "samples": 2, "seed": 3, "file": None}
+    options = {"task": ["ruler/niah_multikey_1"], "data": None, "tokens": [400], "samples": 2, "seed": 3, "file": None}
     export.export(SimpleNamespace(**{**options, "model": "smollm2-135m", "regime": "both", "out": path, **more}))
     return records.read_samples(path)
 
@@ -251,6 +348,19 @@ def test_exported_ids_are_those_of_the_texts(tmp_path, default_model_dir):
         assert 350 < len(one["context_ids"]) + len(one["question_ids"]) <= 400
     assert exported(tmp_path / "again.jsonl")[1] == lines
     assert exported(tmp_path / "other.jsonl", seed=4)[1] != lines
+
+
+@pytest.mark.model
+def test_records_of_others_are_exported_as_many_as_there_are(tmp_path, default_model_dir):
+    asked = [("Who keeps bees?", "Ada"), ("Who keeps goats?", "Emil")]
+    records_of = [{"question": question, "answers": [name], "document": f"{name} does."} for question, name in asked]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records_of))
+    made, lines = exported(tmp_path / "samples.jsonl", task=["qa"], data=[path], samples=5)
+    assert [(one["question"], one["accepted"], one["need"]) for one in lines] == [(q, [a], "any") for q, a in asked]
+    assert list(made["made_with"]["data"]) == ["mine.jsonl"]
+    assert "data" not in exported(tmp_path / "others.jsonl")[0]["made_with"]
+    assert all(one["max_new_tokens"] == 48 for one in lines)
 
 
 @pytest.mark.model

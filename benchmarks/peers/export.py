@@ -1,7 +1,7 @@
 """Write an evaluation's samples with their token ids, for peers that have another tokenizer call or none.
 
     python benchmarks/peers/export.py --task ruler/niah_multikey_1 --tokens 1800 --samples 10 --out samples.jsonl
-        [--seed 0] [--file PATH] [--model smollm2-135m] [--regime aware|agnostic|both]
+        [--data DIR] [--seed 0] [--file PATH] [--model smollm2-135m] [--regime aware|agnostic|both]
 
 Runs in uncomp's environment. A line is one query of one sample: its names as `uncomp eval` has them (subtask, tokens,
 index), the ids of context, question and answer, each tokenised by itself as the engine does it, and the texts. Options
@@ -25,6 +25,7 @@ from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.tasks import Task, choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack
+from uncomp_cli.evals.tasks.outside import outside_tasks
 from uncomp_cli.evals.tasks.task import Regime, Request, Sample
 from uncomp_cli.models.catalog import ensure_local, local_path
 from uncomp_cli.models.checkpoint import load_tokenizer
@@ -39,9 +40,9 @@ def read_haystack(paths: Sequence[str], *, seed: int, tokens: Sequence[int]) -> 
     return Haystack.of_documents(read_documents(list(paths), stdin=None).documents)
 
 
-def answer_subtasks(names: Sequence[str]) -> list[tuple[Task, str]]:
+def answer_subtasks(names: Sequence[str], outside: Sequence[Task] = ()) -> list[tuple[Task, str]]:
     """The subtasks that have right answers. Raises UsageError for a task that is judged against our own full cache."""
-    chosen = choose_subtasks(names)
+    chosen = choose_subtasks(names, outside)
     for task, subtask in chosen:
         if task.judge != "answers":
             raise UsageError(f"{subtask} has no right answer to give a peer", hint="--task needle ruler multiquestion")
@@ -62,7 +63,9 @@ def made_samples(
     for index in range(samples):
         for length in tokens:
             for task, subtask in chosen:
-                yield task, task.sample(Request(subtask, index, length, haystack, count, seed))
+                request = Request(subtask, index, length, haystack, count, seed)
+                if task.count is None or index < task.count(request):
+                    yield task, task.sample(request)
 
 
 def sample_lines(
@@ -84,6 +87,7 @@ def sample_lines(
             "answer_ids": list(answers[number]),
             "accepted": list(query.accepted),
             "need": query.need,
+            "max_new_tokens": query.max_new_tokens,
             "context": sample.context,
             "question": query.question,
             "answer": query.answer,
@@ -100,7 +104,8 @@ def export(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(directory)
     tokens = args.tokens or [1800]
     haystack = read_haystack(args.file or [], seed=args.seed, tokens=tokens)
-    chosen = answer_subtasks(args.task)
+    outside, data, _ = outside_tasks(args.data) if args.data else ([], {}, [])
+    chosen = answer_subtasks(args.task, outside)
     made = made_samples(chosen, tokenizer, haystack, tokens=tokens, samples=args.samples, seed=args.seed)
     wanted = REGIMES if args.regime == "both" else (args.regime,)
     lines = (
@@ -115,7 +120,7 @@ def export(args: argparse.Namespace) -> int:
         )
     )
     names = {"haystack": haystack.name, "haystack_sha256": haystack.sha256}
-    made_with = {"model": args.model, "seed": args.seed, **names}
+    made_with = {"model": args.model, "seed": args.seed, **names, **({"data": data} if data else {})}
     settings = {"made_with": made_with, "command": command_line()}
     return write_lines(args.out, kind=SAMPLES, settings=settings, lines=lines)
 
@@ -123,6 +128,7 @@ def export(args: argparse.Namespace) -> int:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", action="append", required=True, help="task or subtask, repeatable")
+    parser.add_argument("--data", type=Path, action="append", help="records of others, or a directory of such files")
     parser.add_argument("--tokens", type=int, action="append", help="length of a sample, repeatable; default: 1800")
     parser.add_argument("--samples", type=int, default=10, help="samples of each subtask and length")
     parser.add_argument("--seed", type=int, default=SamplingConfig().seed)

@@ -1,29 +1,35 @@
 """Peers' results and ours, on the samples that all of them ran: a Markdown table for each regime, and the page around.
 
-A sample is (subtask, tokens, index); its score is the mean over its queries. Likelihood: mean over samples, each
-subtask weighing the same, with a bootstrap 95 % interval. Exact matches: rate with Wilson's interval. What a source
-did not run is left out for all, so that every row of a table is about the same samples; a row with fewer (a run that
-was stopped, prompts that a setting refused) says so in its n.
+A sample is (subtask, tokens, index); its score is the mean over its queries. Every row is compared on the same samples
+with our full cache, and a peer's with ours at equal or fewer bytes: of the settings of ours that are shown the one that
+keeps most without keeping more, so that nothing is chosen by its result. Differences are the row's minus the other's,
+with paired bootstrap intervals in which each subtask weighs the same (uncomp_cli/evals/tables/statistics.py). What a
+source did not run is left out for all; a setting that has not all of the samples says how many in brackets.
+
+Bytes are shares of a 16-bit cache of what the compression saw. Ours are those that were allocated, where float32 counts
+twice; kvpress, which ran in float32 as well, gets its entries as if they were in 16 bits, also those it only masks.
 """
 
 import platform
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from records import RESULTS, cpu_name, read_lines
+from records import RESULTS, read_lines
 
 from uncomp_cli import __version__
-from uncomp_cli.evals.tables.statistics import Interval, stratified_mean, wilson
+from uncomp_cli.evals.tables.statistics import Interval, paired_difference
 
 Line = dict[str, Any]
-SAME = {"seed", "haystack_sha256", "model"}
+SAME = {"seed", "haystack_sha256", "model", "data"}
 SampleKey = tuple[str, int, int]
-HEADINGS = ("budget", "of", "setting", "kept, claimed", "kept, allocated", "NLL (95 %)", "exact (95 %)", "n")
+OURS, FULL = "uncomp", "full"
+TOLERANCE = 1e-3  # nats a token, between two full caches of the same samples
+ROUNDING = 0.005  # of a 16-bit cache: a peer that keeps that much less has as many bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +44,24 @@ class Source:
     def in_regime(self, regime: str) -> list[Line]:
         return [line for line in self.lines if line["regime"] == regime]
 
+    @property
+    def of_16_bits(self) -> float:
+        """What makes a share of this source's own full cache one of a 16-bit cache."""
+        return 2.0 if self.samples.get("dtype") == "float32" else 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One setting of one source. `refused` is the number of samples that it did not take, and why the first."""
+    """One setting of one source: by sample its likelihood and the share found. `kept` is of a 16-bit cache.
+
+    `refused` is the number of samples that it did not take, and why the first.
+    """
 
     source: str
     setting: str
-    budget: str
-    kept_claimed: float | None
-    kept_fraction: float
-    nll: Interval | None
-    exact: Interval | None
-    samples: int
+    kept: float
+    nll: dict[SampleKey, float]
+    found: dict[SampleKey, float]
     refused: tuple[int, str]
 
 
@@ -70,7 +81,17 @@ def load_ours(path: Path) -> Source:
     header, lines = read_lines(path)
     if header.get("kind") != "uncomp eval":
         raise SystemExit(f"{path} is no results file of uncomp eval; make one with: uncomp eval --out {path}")
-    return Source("uncomp", header["settings"], {}, lines)
+    return Source(OURS, header["settings"], {}, lines)
+
+
+def merged(ours: Sequence[Source]) -> Source:
+    """Several files of ours of the same samples as one; what two of them have is the first one's."""
+    check_same_samples(ours)
+    lines: dict[tuple[Any, ...], Line] = {}
+    for source in ours:
+        for line in source.lines:
+            lines.setdefault((sample_key(line), line["regime"], line["setting"]), line)
+    return replace(ours[0], lines=[*lines.values()])
 
 
 def check_same_samples(sources: Sequence[Source]) -> None:
@@ -95,49 +116,58 @@ def sample_key(line: Line) -> SampleKey:
     return line["subtask"], line["tokens"], line["index"]
 
 
+def subtask_of(key: SampleKey) -> str:
+    return key[0]
+
+
 def common_samples(sources: Iterable[Source], regime: str) -> set[SampleKey]:
     """The samples that every source with results in this regime has."""
     found = [{sample_key(line) for line in source.in_regime(regime)} for source in sources]
     return set.intersection(*(keys for keys in found if keys)) if any(found) else set()
 
 
-def rows(sources: Sequence[Source], regime: str) -> list[Row]:
-    """Every setting of every source on the common samples, by falling budget."""
+def rows(sources: Sequence[Source], regime: str, *, shown: Sequence[str] = ()) -> list[Row]:
+    """Every setting of every source on the common samples, what keeps most first.
+
+    Of ours only those in `shown` and the full cache; none is all. Of equal bytes the one that is named first is first.
+    """
     common = common_samples(sources, regime)
     made = []
     for source in sources:
         by_setting: dict[str, list[Line]] = defaultdict(list)
         for line in source.in_regime(regime):
-            if sample_key(line) in common:
-                by_setting[line["setting"]].append(line)
-        made += [_row(source.name, lines) for lines in by_setting.values()]
-    return sorted(made, key=lambda row: _budget_order(row.budget))
+            name = _plain(line["setting"])
+            if sample_key(line) in common and (source.name != OURS or not shown or name in (FULL, *shown)):
+                by_setting[name].append(line)
+        made += [_row(source, name, lines) for name, lines in by_setting.items()]
+    order = {name: place for place, name in enumerate(shown)}
+    return sorted(_judged_alike(made), key=lambda row: (-round(row.kept / ROUNDING), order.get(row.setting, 0)))
 
 
-def _budget_order(budget: str) -> tuple[int, float, str]:
-    """Full first, percentages falling, other units after them."""
-    if budget == "full":
-        return 0, 0.0, ""
-    return (1, -float(budget.rstrip("%")), "") if budget.endswith("%") else (2, 0.0, budget)
+def _judged_alike(found: Sequence[Row]) -> Sequence[Row]:
+    """Likelihoods of the samples alone that ours has one of: one token has none when the question was seen."""
+    judged = next((row.nll.keys() for row in found if (row.source, row.setting) == (OURS, FULL)), None)
+    if judged is None:
+        return found
+    return [replace(row, nll={key: row.nll[key] for key in row.nll if key in judged}) for row in found]
 
 
-def _row(source: str, lines: list[Line]) -> Row:
+def _plain(setting: str) -> str:
+    """A setting's name without the digest of its preset or profile."""
+    words = setting.split(" ")
+    return " ".join(word.partition("#")[0] for word in words)
+
+
+def _row(source: Source, setting: str, lines: list[Line]) -> Row:
     refusals = {sample_key(line): line["refused"] for line in lines if line.get("refused")}
     taken = [line for line in lines if sample_key(line) not in refusals]
-    claims = [line["kept_claimed"] for line in taken if "kept_claimed" in line]
-    exact = _by_sample(taken, "exact")
-    losses: dict[str, list[float]] = defaultdict(list)
-    for (subtask, _, _), value in _by_sample(taken, "nll").items():
-        losses[subtask].append(value)
+    kept = fmean(line.get("kept_claimed", line["kept_fraction"]) for line in taken) if taken else 0.0
     return Row(
-        source=source,
-        setting=lines[0]["contestant"],
-        budget=lines[0]["budget"],
-        kept_claimed=fmean(claims) if claims else None,
-        kept_fraction=fmean(line["kept_fraction"] for line in taken) if taken else 0.0,
-        nll=stratified_mean(list(losses.values())) if losses else None,
-        exact=wilson(sum(value == 1 for value in exact.values()), len(exact)) if exact else None,
-        samples=len({sample_key(line) for line in taken}),
+        source=source.name,
+        setting=setting,
+        kept=kept * source.of_16_bits,
+        nll=_by_sample(taken, "nll"),
+        found=_by_sample(taken, "match"),
         refused=(len(refusals), next(iter(refusals.values()), "")),
     )
 
@@ -151,73 +181,124 @@ def _by_sample(lines: Iterable[Line], metric: str) -> dict[SampleKey, float]:
     return {key: fmean(found) for key, found in values.items()}
 
 
+def rival(row: Row, found: Sequence[Row]) -> Row | None:
+    """Our setting that a peer's row is held against: of `rows` the first that keeps no more."""
+    ours = (one for one in found if one.source == OURS and one.kept <= row.kept + ROUNDING)
+    return next(ours, None) if row.source != OURS else None
+
+
 def table(found: Sequence[Row]) -> str:
     """Markdown, a row a setting."""
-    head = [f"| {' | '.join(HEADINGS)} |", "|" + "---|" * len(HEADINGS)]
-    return "\n".join([*head, *(f"| {' | '.join(_cells(row))} |" for row in found)])
+    subtasks = sorted({subtask_of(key) for row in found for key in row.nll})
+    samples = max(len(row.found) for row in found)
+    short = [name.partition("/")[0 if name.endswith(("/test", "/pages")) else 2] for name in subtasks]
+    head = ["kept", "of", "setting", *short, "less full", "found", "ours", "less ours", "found"]
+    full = next((row for row in found if (row.source, row.setting) == (OURS, FULL)), None)
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row in found:
+        cells = [f"{100 * row.kept:.0f} %", row.source, _named(row, samples)]
+        if row.found:
+            against = rival(row, found)
+            nlls = [_mean([value for key, value in row.nll.items() if subtask_of(key) == name]) for name in subtasks]
+            cells += [*nlls, *_less(row, full), against.setting if against else "", *_less(row, against)]
+        else:
+            cells += [f"refused: {row.refused[1]}", *[""] * (len(head) - 4)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def _cells(row: Row) -> list[str]:
-    names = [row.budget, row.source, row.setting]
-    count, reason = row.refused
-    if not row.samples:
-        return [*names, "–", "–", f"refused: {reason}", "–", "0"]
-    several = row.samples > 1
-    samples = f"{row.samples} ({count} refused)" if count else str(row.samples)
-    kept = ["–" if share is None else f"{100 * share:.1f} %" for share in (row.kept_claimed, row.kept_fraction)]
-    return [*names, *kept, _nll(row.nll, several=several), _rate(row.exact), samples]
+def check_full(found: Sequence[Row]) -> str:
+    """How near a peer's full cache is to ours, said. Ends the program when they did not read the same."""
+    fulls = {row.source: row for row in found if row.setting == FULL}
+    ours = fulls.pop(OURS, None)
+    said = []
+    for name, row in fulls.items() if ours else ():
+        apart = max(abs(loss - ours.nll[key]) for key, loss in row.nll.items())
+        if apart > TOLERANCE:
+            raise SystemExit(f"the full caches of {OURS} and {name} are {apart:.3f} nats apart; run one again")
+        same = sum(share == ours.found[key] for key, share in row.found.items())
+        said.append(f"{name}'s full cache: within {apart:.0e} nats of ours, found alike in {same} of {len(row.found)}.")
+    return " ".join(said)
 
 
-def _nll(interval: Interval | None, *, several: bool) -> str:
-    if interval is None:
+def _doubled(row: Row) -> bool:
+    """A peer's full cache in our arithmetic: our own row shows it."""
+    return row.source != OURS and row.setting == FULL
+
+
+def _named(row: Row, samples: int) -> str:
+    """The setting, with the number of its samples where it has not all."""
+    name = f"**{row.setting}**" if row.source == OURS else row.setting
+    return name if len(row.found) in (samples, 0) else f"{name} ({len(row.found)})"
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{fmean(values):.2f}" if values else "–"
+
+
+def _less(row: Row, other: Row | None) -> list[str]:
+    """The differences of likelihood and of the share found to another row, on the samples of both."""
+    if other is None:
+        return ["", ""]
+    share = _interval(_paired(row.found, other.found, binary=True), lambda value: f"{100 * value:+.0f}")
+    if row is other:
+        return ["", f"{100 * fmean(row.found.values()):.0f} %"]
+    return [_interval(_paired(row.nll, other.nll), lambda value: f"{value:+.2f}"), share]
+
+
+def _paired(ours: dict[SampleKey, float], others: dict[SampleKey, float], *, binary: bool = False) -> Interval | None:
+    if not ours.keys() & others.keys():
+        return None
+    return paired_difference(ours, others, stratum=subtask_of, binary=binary)
+
+
+def _interval(found: Interval | None, spoken: Callable[[float], str]) -> str:
+    if found is None:
         return "–"
-    # A likelihood of few samples may have an interval that reaches below the least there can be.
-    spread = f" ({max(0.0, interval.low):.3f}–{interval.high:.3f})" if several else ""
-    return f"{interval.mean:.3f}{spread}"
-
-
-def _rate(interval: Interval | None) -> str:
-    if interval is None:
-        return "–"
-    return f"{100 * interval.mean:.0f} % ({100 * max(0.0, interval.low):.0f}–{100 * interval.high:.0f})"
+    sure = "\\*" if found.count > 1 and (found.low > 0 or found.high < 0) else ""
+    return f"{spoken(found.mean)}{sure} ({spoken(found.low)}…{spoken(found.high)})"
 
 
 REGIMES = {
-    "aware": "Query-aware: the question is seen when the cache is compressed",
-    "agnostic": "Query-agnostic: the question is not seen when the cache is compressed",
+    "aware": "Question seen when the cache is compressed",
+    "agnostic": "Question unseen when the cache is compressed",
 }
 NOTES = """\
-- *kept, allocated*: bytes of keys and values that are allocated after the compression, over those of a full cache of
-  the tokens that it saw: context and question, or the context alone. kvpress and uncomp ran in fp32, over fp32: of a
-  16-bit cache, uncomp's 8bit and 4bit rows keep twice the share that is shown.
-  llama.cpp's bytes are the size of its serialised sequence state (`llama_state_seq_get_size`) after context and
-  question, over a 16-bit cache; a few bytes of bookkeeping a token put f16 a little above 100 %.
-- *kept, claimed*: the entries that attention still sees, over all. AdaKV in kvpress masks entries and frees
-  nothing. uncomp claims nothing beside what is allocated.
-- NLL: nats per token of the right answer, from its second token on. exact: argmax gives every token of the answer.
-- llama.cpp keeps the whole cache, so its two regimes are one measurement. Its weights are the Q4_1 GGUF from which our
-  safetensors were made: the numbers are the same, the arithmetic is not (it multiplies them with 8-bit activations).
+- *Kept* is of a 16-bit cache of what the compression saw. Ours is what was allocated, in float32 where nothing is
+  quantised; kvpress ran in float32 as well and gets its entries as if they took 16 bits, also KVzip's, which are masked
+  and not freed. llama.cpp's is the size of its serialised sequence state behind context and question.
+- By task the NLL of the right answer, nats a token from its second token on. *Less full*: the row minus our full cache
+  in float32. *Ours*: of our settings that keep no more than the peer's the one that keeps most; *less ours*: the row
+  minus it. *Found*, behind either: points of samples with an accepted answer in what greedy decoding writes. Above 0
+  nats and below 0 points the row is the worse one. Paired 95 % intervals, \\* excludes 0; fewer samples of a row in
+  brackets.
+- llama.cpp keeps the whole cache, and runs the Q4_1 GGUF from which our safetensors were made: the numbers are the
+  same, the arithmetic is not (it multiplies them with 8-bit activations), which is what its f16 row is away from full.
 - kvpress presses were given the recorded prefill layer by layer, by their own hooks; `run_kvpress.py --check` compares
-  that with a prefill under the press. Where kvpress's caches differ in length by layer, or are masked, the tokens after
-  the prompt went through one by one, which is exact; transformers' causal mask is not, for several tokens at once."""
+  that with a prefill under the press. KVzip reads the context a second time behind the first to score it."""
 
 
-def page(sources: Sequence[Source], *, command: str) -> str:
+def page(sources: Sequence[Source], *, command: str, shown: Sequence[str] = ()) -> str:
     """The Markdown page. Ends the program when the sources ran different samples."""
-    check_same_samples(sources)
     lines = ["# Peers on the same samples", "", *_runs(sources, command=command)]
     for regime, title in REGIMES.items():
-        found = rows(sources, regime)
-        if found:
-            lines += ["", f"## {title}", "", _coverage(sources, regime), "", table(found)]
+        there = [source for source in sources if source.in_regime(regime)]
+        if there:
+            check_same_samples(there)
+            found = rows(there, regime, shown=shown)
+            told = f"{_coverage(there, regime)} {check_full(found)}".strip()
+            lines += ["", f"## {title}", "", told, "", table([row for row in found if not _doubled(row)])]
     return "\n".join([*lines, "", "## How to read it", "", NOTES, ""])
 
 
 def _coverage(sources: Sequence[Source], regime: str) -> str:
     """How many samples the table is about, and what was left out."""
     common = common_samples(sources, regime)
-    subtasks = ", ".join(sorted({f"{subtask} at {tokens:,} tokens" for subtask, tokens, _ in common}))
-    return f"{len(common)} samples that all sources ran: {subtasks or 'none'}."
+    of_each = defaultdict(int)
+    for subtask, tokens, _ in common:
+        of_each[f"{subtask} at {tokens:,} tokens"] += 1
+    parts = ", ".join(f"{count} of {name}" for name, count in sorted(of_each.items()))
+    return f"{len(common)} samples that all ran: {parts or 'none'}."
 
 
 def _runs(sources: Sequence[Source], *, command: str) -> list[str]:
@@ -230,12 +311,9 @@ def _runs(sources: Sequence[Source], *, command: str) -> list[str]:
             run = source.run
             where = f"{run['cpu']}, {run['cores']} cores, OMP_NUM_THREADS {run['threads']}"
             lines.append(f"- {source.name}: `{run['command']}` ({_spoken(run['versions'])}; {where})")
-        else:
-            lines.append(f"- {source.name}: {_spoken(source.samples)} (this machine: {cpu_name()})")
     return lines
 
 
 def _spoken(values: dict[str, Any]) -> str:
-    """`name value, ...`; a sha256 by its first digits."""
-    shown = {name: value[:12] if name.endswith("sha256") else value for name, value in values.items()}
-    return ", ".join(f"{name} {value}" for name, value in shown.items())
+    """`name value, ...`."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())

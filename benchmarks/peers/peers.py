@@ -2,7 +2,7 @@
 
     python benchmarks/peers/peers.py --build DIRECTORY
     python benchmarks/peers/peers.py --run DIRECTORY --samples samples.jsonl --out RESULTS [--limit N]
-    python benchmarks/peers/peers.py --join RESULTS [--ours eval.jsonl] [--report docs/results/peers.md]
+    python benchmarks/peers/peers.py --join RESULTS... [--ours eval.jsonl...] [--shown SETTING...] [--report PAGE]
 
 Runs in uncomp's environment; each peer runs in its own, as a child. A peer without an environment is named, with how
 to build it, and the others run. See README.md here.
@@ -11,11 +11,13 @@ to build it, and the others run. See README.md here.
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from environments import PEERS, build, interpreter, missing_message
-from join import load_ours, load_peer, page
-from records import command_line, say
+from join import load_ours, load_peer, merged, page
+from records import command_line, packed_or_not, say
 from weights import gguf_file, plain_directory
 
 from uncomp_cli.config import DEFAULT_MODEL
@@ -52,20 +54,20 @@ def run_all(directory: Path, samples: Path, out: Path, *, limit: int | None) -> 
     return failed
 
 
-def join_all(results: Path, ours: Path | None, report: Path) -> int:
-    """Write the page from the files that are there."""
-    sources = [load_ours(ours)] if ours else []
-    for peer in PEERS:
-        path = results / peer.results
-        if path.exists():
-            sources.append(load_peer(path))
+def join_all(results: Sequence[Path], ours: Sequence[Path], report: Path, *, shown: Sequence[str] = ()) -> int:
+    """Write the page from the files that are there, packed or not."""
+    sources = [merged([load_ours(path) for path in ours])] if ours else []
+    for folder, peer in product(results, PEERS):
+        found = next((path for path in packed_or_not(folder / peer.results) if path.exists()), None)
+        if found:
+            sources.append(load_peer(found))
         else:
-            say(f"{peer.name}: no {peer.results} in {results}; it is left out\nhint: peers.py --run")
+            say(f"{peer.name}: no {peer.results} in {folder}; it is left out\nhint: peers.py --run")
     if not sources:
-        say(f"nothing to join in {results}")
+        say(f"nothing to join in {', '.join(map(str, results))}")
         return 1
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(page(sources, command=command_line()), encoding="utf-8")
+    report.write_text(page(sources, command=command_line(), shown=shown), encoding="utf-8")
     say(f"wrote {report}")
     return 0
 
@@ -75,11 +77,14 @@ def arguments() -> argparse.Namespace:
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--build", type=Path, metavar="DIRECTORY", help="build the environments there")
     action.add_argument("--run", type=Path, metavar="DIRECTORY", help="run the environments that are there")
-    action.add_argument("--join", type=Path, metavar="RESULTS", help="join the results that are there")
+    action.add_argument("--join", type=Path, nargs="+", metavar="RESULTS", help="join the results in these folders")
     parser.add_argument("--samples", type=Path, help="with --run: what export.py wrote")
     parser.add_argument("--out", type=Path, help="with --run: folder for the results")
     parser.add_argument("--limit", type=int, help="with --run: the first so many samples")
-    parser.add_argument("--ours", type=Path, help="with --join: results of `uncomp eval`")
+    parser.add_argument("--ours", type=Path, nargs="+", default=[], help="with --join: results of `uncomp eval`")
+    parser.add_argument(
+        "--shown", nargs="+", default=[], help="with --join: our settings, digests left out; default: all"
+    )
     parser.add_argument("--report", type=Path, default=REPORT, help="with --join: the page to write")
     args = parser.parse_args()
     if args.run and not (args.samples and args.out):
@@ -94,7 +99,7 @@ def main() -> int:
             return build_all(args.build)
         if args.run:
             return run_all(args.run, args.samples, args.out, limit=args.limit)
-        return join_all(args.join, args.ours, args.report)
+        return join_all(args.join, args.ours, args.report, shown=args.shown)
     except UncompError as error:
         say(f"{error.message}\nhint: {error.hint}")
         return 1

@@ -14,6 +14,7 @@ from kvpress import (
     ChunkKVPress,
     ExpectedAttentionPress,
     KeyDiffPress,
+    KVzipPress,
     PyramidKVPress,
     RandomPress,
     SnapKVPress,
@@ -42,6 +43,7 @@ PRESSES: dict[str, Callable[[float], BasePress]] = {
     "KeyDiff": lambda removed: KeyDiffPress(removed),
     "ExpectedAttention": lambda removed: ExpectedAttentionPress(removed),
     "ChunkKV (SnapKV default, chunk 20)": lambda removed: ChunkKVPress(SnapKVPress(removed), chunk_length=20),
+    "KVzip": lambda removed: KVzipPress(removed),
     "StreamingLLM": lambda removed: StreamingLLMPress(removed),
     "Random": lambda removed: RandomPress(removed),
 }

@@ -2,15 +2,17 @@
 
 kvpress compresses a layer's cache in a hook after that layer's attention, which was computed in full: nothing in the
 prefill depends on the press. `compressed` calls the presses' own hooks in the same order with the same arguments, and
-so leaves the cache that a prefill under the press leaves (`run_kvpress.py --check` compares the two).
+so leaves the cache that a prefill under the press leaves (`run_kvpress.py --check` compares the two). KVzip reads the
+context once more behind the prefill and scores there: it is given the recorded cache and makes that second pass itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from kvpress import KVzipPress
 from kvpress.presses.base_press import BasePress
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
@@ -20,6 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 class Recording:
     """A prompt that was read: each layer's arguments, keys and values [1, G, S, D], and the last logits [1, vocab]."""
 
+    ids: list[int]
     calls: tuple[dict[str, Any], ...]
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
@@ -42,6 +45,7 @@ def record(model: PreTrainedModel, ids: list[int]) -> Recording:
         cache, logits = prefill_under(model, ids, None)
     kept = ("hidden_states", "position_embeddings", "cache_position")
     return Recording(
+        ids=ids,
         calls=tuple({name: call[name] for name in kept} for call in calls),
         keys=tuple(layer.keys for layer in cache.layers),
         values=tuple(layer.values for layer in cache.layers),
@@ -80,11 +84,13 @@ def _last_logits(model: PreTrainedModel, ids: list[int], cache: DynamicCache) ->
 
 def compressed(model: PreTrainedModel, recording: Recording, press: BasePress | None) -> DynamicCache:
     """The cache that a prefill under `press` leaves. It shares no memory with the recording."""
-    cache = DynamicCache()
     unmask(model)
-    for layer, (keys, values) in enumerate(zip(recording.keys, recording.values, strict=True)):
-        cache.update(keys.clone(), values.clone(), layer)
+    cache = _filled(recording.keys, recording.values)
     if press is None:
+        return cache
+    if isinstance(press, KVzipPress):
+        with press(model):  # what a forward pass in here would leave it; it compresses when the block ends
+            press._context_ids, press._cache = torch.tensor([recording.ids]), cache
         return cache
     with press(model):  # for what it prepares in the model; its hooks are called here, not by a forward pass
         for module, call in zip(attentions(model), recording.calls, strict=True):
@@ -92,16 +98,37 @@ def compressed(model: PreTrainedModel, recording: Recording, press: BasePress | 
     return cache
 
 
+def copied(cache: DynamicCache) -> DynamicCache:
+    """Another cache of the same entries."""
+    return _filled([layer.keys for layer in cache.layers], [layer.values for layer in cache.layers])
+
+
+def _filled(keys: Sequence[Tensor], values: Sequence[Tensor]) -> DynamicCache:
+    cache = DynamicCache()
+    for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
+        cache.update(key.clone(), value.clone(), layer)
+    return cache
+
+
+def masks(model: PreTrainedModel) -> list[Any]:
+    """Of every layer the entries that attention passes over, or None: AdaKV and KVzip free nothing."""
+    return [getattr(module, "masked_key_indices", None) for module in attentions(model)]
+
+
+def mask(model: PreTrainedModel, found: Sequence[Any]) -> None:
+    """Let attention pass over what `masks` found."""
+    for module, entries_of_layer in zip(attentions(model), found, strict=True):
+        module.masked_key_indices = entries_of_layer
+
+
 def unmask(model: PreTrainedModel) -> None:
-    """Forget the entries that AdaKV has masked, as kvpress does when a prefill begins."""
-    for module in attentions(model):
-        module.masked_key_indices = None
+    """Forget the entries that a press has masked, as kvpress does when a prefill begins."""
+    mask(model, [None] * len(attentions(model)))
 
 
 def masked_entries(model: PreTrainedModel) -> int:
     """Entries that are in the cache and that attention passes over."""
-    masks = (getattr(module, "masked_key_indices", None) for module in attentions(model))
-    return sum(mask[0].numel() for mask in masks if mask is not None)
+    return sum(found[0].numel() for found in masks(model) if found is not None)
 
 
 def entries(model: PreTrainedModel, cache: DynamicCache) -> int:
@@ -117,19 +144,55 @@ def layer_bytes(cache: DynamicCache) -> int:
     return sum(storages.values())
 
 
-def follow(model: PreTrainedModel, cache: DynamicCache, ids: list[int], *, position: int) -> Tensor:
-    """Logits [N, vocab] of the tokens after the prompt, which stand at `position` and onwards whatever was evicted.
+def together(caches: Sequence[DynamicCache]) -> tuple[DynamicCache, Tensor | None]:
+    """Rows of one cache; the shorter ones begin with room, which `seen` [B, S] leaves out. They are copied.
+
+    Of one cache `seen` is None: it needs no room. Several must be of equal layers each.
+    """
+    if len(caches) == 1:
+        return copied(caches[0]), None
+    lengths = [cache.layers[0].keys.shape[2] for cache in caches]
+    longest = max(lengths)
+    rows = DynamicCache()
+    for layer in range(len(caches[0].layers)):
+        keys = torch.cat([_wide(cache.layers[layer].keys, longest) for cache in caches])
+        values = torch.cat([_wide(cache.layers[layer].values, longest) for cache in caches])
+        rows.update(keys, values, layer)
+    return rows, (torch.arange(longest)[None] >= longest - torch.tensor(lengths)[:, None]).long()
+
+
+def _wide(entries_of_layer: Tensor, length: int) -> Tensor:
+    """[1, G, S, D] behind so much room that it is `length` long."""
+    return torch.nn.functional.pad(entries_of_layer, (0, 0, length - entries_of_layer.shape[2], 0))
+
+
+def is_even(cache: DynamicCache) -> bool:
+    """Whether all layers hold as many tokens."""
+    return len({layer.keys.shape[2] for layer in cache.layers}) == 1
+
+
+def follow(
+    model: PreTrainedModel, cache: DynamicCache, tokens: Tensor, *, position: int, seen: Tensor | None = None
+) -> Tensor:
+    """Logits [B, N, vocab] of `tokens` [B, N] after the prompt, which stand at `position` and onwards in every row,
+    whatever was evicted; `seen` [B, S] are the entries that were there first.
 
     transformers makes one causal mask from layer 0's length, and a masking press looks for one vector that all
     queries of a call ignore: both hold for several tokens at once only with equal layers and no mask. Otherwise the
     tokens go one by one, as in generation.
     """
-    lengths = {layer.keys.shape[2] for layer in cache.layers}
-    at_once = len(lengths) == 1 and not masked_entries(model)
-    pieces = [ids] if at_once else [[token] for token in ids]
+    at_once = is_even(cache) and not masked_entries(model)
     logits = []
-    for piece in pieces:
-        positions = torch.arange(position, position + len(piece))[None]
-        logits.append(model(torch.tensor([piece]), past_key_values=cache, position_ids=positions).logits[0])
-        position += len(piece)
-    return torch.cat(logits)
+    for piece in [tokens] if at_once else tokens.split(1, dim=1):
+        count = piece.shape[1]
+        positions = torch.arange(position, position + count)[None].expand(len(tokens), -1)
+        shown = None if seen is None else _grown(seen, cache.get_seq_length() + count)
+        given = {"position_ids": positions, "attention_mask": shown}
+        logits.append(model(piece, past_key_values=cache, **given).logits)
+        position += count
+    return torch.cat(logits, dim=1)
+
+
+def _grown(seen: Tensor, length: int) -> Tensor:
+    """`seen`, and all that came after it."""
+    return torch.nn.functional.pad(seen, (0, length - seen.shape[1]), value=1)

@@ -4,13 +4,14 @@ A file is a header line `{"schema_version", "kind", "settings"}` and one object 
 appended to, a line at a time, so that a killed run continues where it stopped; a line that was cut off is dropped.
 """
 
+import gzip
 import hashlib
 import json
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,16 @@ def say(text: str) -> None:
 
 
 def read_lines(path: Path) -> tuple[Line, list[Line]]:
-    """The header and the lines that follow; a last line without its end is left out."""
-    text = path.read_text(encoding="utf-8")
+    """The header and the lines that follow, of a `.gz` too; a last line without its end is left out."""
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
     header, *lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     return header, lines
+
+
+def packed_or_not(path: Path) -> tuple[Path, Path]:
+    """A file, and the same with gzip."""
+    return path, path.with_name(f"{path.name}.gz")
 
 
 def write_lines(path: Path, *, kind: str, settings: Line, lines: Iterable[Line]) -> int:
@@ -58,6 +65,38 @@ def digest(sample: Line) -> str:
     """Sixteen hexadecimal digits that stand for a sample's token ids: the same ids were run, or they were not."""
     ids = [sample["context_ids"], sample["question_ids"], sample["answer_ids"]]
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+
+
+def found_share(text: str, sample: Line) -> float:
+    """`match` as uncomp judges it: the share of the accepted strings in `text`, or with need "any" whether one is."""
+    found = [accepted.lower() in text.lower() for accepted in sample["accepted"]]
+    return float(any(found)) if sample["need"] == "any" else sum(found) / max(1, len(found))
+
+
+class Writing:
+    """What greedy decoding writes for one sample, a token at a time; it is `done` where all that is accepted is found.
+
+    `text` is what it says. An answer that is `exact` needs not be written: greedy decoding begins with the right one.
+    """
+
+    def __init__(self, sample: Line, decode: Callable[[list[int]], str], *, exact: bool) -> None:
+        self.done = exact and found_share(sample["answer"], sample) == 1
+        self.text: str = sample["answer"] if self.done else ""
+        self._sample, self._decode, self._ids = sample, decode, list[int]()
+
+    def push(self, token: int, stop_ids: Collection[int]) -> None:
+        """Write a token on, or end with one of `stop_ids`; nothing when it is done."""
+        if not self.done and token not in stop_ids:
+            self._ids.append(token)
+            self.text = self._decode(self._ids)
+            self.done = self.share == 1 or len(self._ids) == self._sample["max_new_tokens"]
+        else:
+            self.done = True
+
+    @property
+    def share(self) -> float:
+        """`match` of the text."""
+        return found_share(self.text, self._sample)
 
 
 def key_of(line: Line) -> tuple[Any, ...]:

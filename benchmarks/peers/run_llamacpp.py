@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 from llama_cpp import Llama
-from records import Results, about_run, outcome, read_samples, say
+from records import Results, Writing, about_run, outcome, read_samples, say
 
 Line = dict[str, Any]
 Logits = npt.NDArray[np.float32]
@@ -92,25 +93,60 @@ def full_bytes(llama: Llama, tokens: int) -> int:
     return entries * head_dim * 2 * 2
 
 
-def judge(llama: Llama, sample: Line) -> Line:
+def read_prompt(llama: Llama, sample: Line, *, known: list[int]) -> Logits:
+    """Logits [vocab] after context and question; a context that is `known`, because it was read last, is kept."""
+    context = sample["context_ids"]
+    if context != known:
+        llama.reset()
+        next_logits(llama, context)
+    forget(llama, len(context))
+    return next_logits(llama, sample["question_ids"])
+
+
+def forget(llama: Llama, position: int) -> None:
+    """Take what stands at `position` and behind it out of the cache."""
+    llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(llama.ctx), 0, position, -1)
+    llama.n_tokens = position
+
+
+def judge(llama: Llama, sample: Line, *, known: list[int]) -> Line:
     """One sample."""
     prompt, answer = sample["context_ids"] + sample["question_ids"], sample["answer_ids"]
-    llama.reset()
-    logits = [next_logits(llama, prompt)]
+    logits = [read_prompt(llama, sample, known=known)]
     kv_bytes = llama_cpp.llama_state_seq_get_size(llama.ctx, 0)
     logits += [next_logits(llama, [token]) for token in answer[:-1]]
+    metrics = scores(np.stack(logits), answer)
+    writing = Writing(sample, partial(say_ids, llama), exact=metrics["exact"] == 1)
+    write(llama, logits[0], writing, position=len(prompt))
+    metrics["match"] = writing.share
     return {
         "kept_claimed": 1.0,
         "kept_fraction": kv_bytes / full_bytes(llama, len(prompt)),
         "kv_bytes": kv_bytes,
-        "metrics": scores(np.stack(logits), answer),
+        "metrics": metrics,
+        "answer": writing.text,
         "refused": None,
     }
 
 
+def write(llama: Llama, logits: Logits, writing: Writing, *, position: int) -> None:
+    """Greedy decoding at `position` and onwards, after `logits`; what stood there is forgotten."""
+    forget(llama, position)
+    while not writing.done:
+        token = int(logits.argmax())
+        writing.push(token, [llama.token_eos()])
+        if not writing.done:
+            logits = next_logits(llama, [token])
+
+
+def say_ids(llama: Llama, ids: list[int]) -> str:
+    """What tokens say."""
+    return llama.detokenize(ids).decode(errors="replace")
+
+
 def check_ids(llama: Llama, sample: Line) -> None:
     """End the program when the ids are another tokenizer's: the text must come out of them again."""
-    text = llama.detokenize(sample["answer_ids"]).decode(errors="replace")
+    text = say_ids(llama, sample["answer_ids"])
     if text.strip() != sample["answer"].strip():
         sys.exit(f"this model reads the answer {sample['answer']!r} as {text!r}: it has another tokenizer")
 
@@ -125,8 +161,10 @@ def run_type(args: argparse.Namespace, name: str, samples: list[Line], results: 
     llama = load(args.model, TYPES[name], context_tokens=max(map(length, samples)), threads=args.threads)
     check_ids(llama, samples[0])
     begun = time.perf_counter()
+    known: list[int] = []
     for number, (sample, lines) in enumerate(todo, start=1):
-        found = judge(llama, sample)
+        found = judge(llama, sample, known=known)
+        known = sample["context_ids"]
         for line in lines:
             results.append({**line, **found})
         say(f"llama.cpp {name} {number}/{len(todo)} {time.perf_counter() - begun:.0f} s")

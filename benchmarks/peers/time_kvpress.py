@@ -44,7 +44,7 @@ def read(model: PreTrainedModel, cache: DynamicCache, ids: list[int], press: Bas
 
 def run(job: dict[str, Any]) -> None:
     """Warm up without a press, then run."""
-    model = load(Path(job["model"]))
+    model = load(Path(job["model"])).model
     for _ in tokens(model, DynamicCache(), job["ids"][:WARM_UP_TOKENS], None, count=2):
         pass
     setting = Setting(FULL if job["keep"] == 1 else job["press"], job["keep"])
