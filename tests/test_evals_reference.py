@@ -37,27 +37,33 @@ def generate_samples(haystack, tokenizer, *, max_seq_length, num_samples, templa
     record = {"input": f"Read.\\n{text}\\nWhat {rank} is it?", "outputs": [value], "gen_prefix": "It is"}
     return [record] * num_samples
 """
-EMPTY = """
+CWE = """
 import random
-RNG = random.Random(0)
+RNG, TEMPLATE, CONFIG = random.Random(0), "word " * 90, {"tokens_to_generate": 120}
 
 def sys_word_pair_random(samples, limit, tokenizer):
+    assert limit >= 210, "it would try without end"
     return [{"input": "Read.\\n\\nWhich?", "outputs": [], "gen_prefix": "They are"}]
 """
-TRACED = """
+VT = """
 def generate_input_output(noises, chains, hops):
     return "word " * 40 * noises, []
 """
+FWE = """
+TEMPLATE = "word " * 90
+"""
+INSIDE = ("lm_eval", "lm_eval/tasks", "lm_eval/tasks/ruler")
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A package of their names that writes in their form."""
-    folder = tmp_path / "lm_eval/tasks/ruler"
-    folder.mkdir(parents=True)
-    modules = {"prepare_niah": NIAH, "niah_utils": "TEMPLATE = ''", "cwe_utils": EMPTY, "vt_utils": TRACED}
+    for folder in INSIDE:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").touch()
+    modules = {"prepare_niah": NIAH, "niah_utils": "TEMPLATE = ''", "cwe_utils": CWE, "vt_utils": VT, "fwe_utils": FWE}
     for name, source in modules.items():
-        (folder / f"{name}.py").write_text(source)
+        (tmp_path / INSIDE[-1] / f"{name}.py").write_text(source)
     before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "lm_eval"}
     for name in before:
         monkeypatch.delitem(sys.modules, name)
@@ -89,10 +95,13 @@ def test_a_sample_is_as_long_as_was_asked_and_nothing_around_it_changes(capsys: 
 
 
 @pytest.mark.usefixtures("package")
-@pytest.mark.parametrize("subtask", ["lm-eval/niah_single_1", "lm-eval/cwe", "lm-eval/vt"])
-def test_what_has_no_room_is_refused_and_never_tried_without_end(subtask: str) -> None:
-    with pytest.raises(UsageError, match=f"{subtask} has no room in 9 tokens"):
-        reference_sample(requested(subtask, tokens=9))
+@pytest.mark.parametrize(
+    ("subtask", "tokens"),
+    [("niah_single_1", 9), ("cwe", 9), ("cwe", 300), ("vt", 9), ("vt", 900), ("fwe", 9)],
+)
+def test_what_has_no_room_is_refused_and_never_tried_without_end(subtask: str, tokens: int) -> None:
+    with pytest.raises(UsageError, match=f"lm-eval/{subtask} has no room in {tokens} tokens"):
+        reference_sample(requested(f"lm-eval/{subtask}", tokens=tokens))
 
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

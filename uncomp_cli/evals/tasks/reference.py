@@ -125,20 +125,30 @@ def _needle(haystack: str, key: str, value: str) -> Callable[[Tokenizer, int], d
 
 def _tracing(tokenizer: Tokenizer, limit: int) -> dict[str, Any]:
     vt = _module("vt_utils")
-    least = len(tokenizer(vt.generate_input_output(_LEAST_NOISES, 1, _HOPS)[0]).input_ids)
-    if least + _TRACED_TOKENS > _EXAMPLE_TOKENS or least + _EXAMPLE_TOKENS + 2 * _TRACED_TOKENS > limit:
-        raise ValueError("the fewest sentences have no room: it would look for fewer without end")
+    least, _ = vt.generate_input_output(_LEAST_NOISES, 1, _HOPS)
+    _check_room(least, tokenizer, _EXAMPLE_TOKENS - _TRACED_TOKENS)
+    _check_room(least, tokenizer, limit - _EXAMPLE_TOKENS - 2 * _TRACED_TOKENS)
     make, room = vt.sys_vartrack_w_noise_random, {"tokenizer": tokenizer, "num_samples": 1, "num_hops": _HOPS}
     example = _only(make(**room, max_seq_length=_EXAMPLE_TOKENS, incremental=_LEAST_NOISES // 2))
     return _only(make(**room, max_seq_length=limit, incremental=_LEAST_NOISES, icl_example=example))
 
 
 def _common_words(tokenizer: Tokenizer, limit: int) -> dict[str, Any]:
-    return _only(_module("cwe_utils").sys_word_pair_random(1, limit, tokenizer))
+    cwe = _module("cwe_utils")
+    _check_room(cwe.TEMPLATE, tokenizer, limit - cwe.CONFIG["tokens_to_generate"])
+    return _only(cwe.sys_word_pair_random(1, limit, tokenizer))
 
 
 def _frequent_words(tokenizer: Tokenizer, limit: int) -> dict[str, Any]:
-    return _only(_module("fwe_utils").sys_kwext(tokenizer, limit, num_samples=1))
+    fwe = _module("fwe_utils")
+    _check_room(fwe.TEMPLATE, tokenizer, limit)
+    return _only(fwe.sys_kwext(tokenizer, limit, num_samples=1))
+
+
+def _check_room(least: str, tokenizer: Tokenizer, limit: int) -> None:
+    """Raise ValueError where the least that they write is longer than `limit`: they would look for less without end."""
+    if len(tokenizer(least).input_ids) > limit:
+        raise ValueError("the least that is written has no room")
 
 
 def _only(records: list[dict[str, Any]]) -> dict[str, Any]:
