@@ -261,6 +261,8 @@ def test_every_contestant_with_every_thinning(tiny_model: Path) -> None:
 
 def test_settings_for_ask_do_not_choose_who_is_judged(tiny_model: Path) -> None:
     args = ("eval", "-m", str(tiny_model), "-t", "needle/digits7", "--samples", "1", "--tokens", "900")
-    code, out, err = run_here(*args, "--regime", "aware", UNCOMP_POLICY="random", UNCOMP_BUDGET="auto")
+    settings = {"UNCOMP_POLICY": "random", "UNCOMP_BUDGET": "auto", "UNCOMP_ROPE": "plain", "UNCOMP_CONTEXT": "32k"}
+    code, out, err = run_here(*args, "--regime", "aware", "--json", **settings)
     assert code == 0, err
     assert "pyramid 5%" in out
+    assert "rope" not in last_object(out)["settings"]

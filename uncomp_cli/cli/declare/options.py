@@ -173,9 +173,9 @@ class ModelOptions:
 MEASURED_MODEL = only("name", "tokenizer", "quantize", "weights", "device", "dtype", "offline")
 """What a command takes of ModelOptions that measures a model as it was trained."""
 JUDGED_MODEL = only(
-    "name", "tokenizer", "quantize", "weights", "device", "dtype", "rope", "context", "matmul", "offline"
+    "name", "tokenizer", "quantize", "weights", "device", "dtype", "matmul", "offline", typed=("rope", "context")
 )
-"""The same, for one that judges what `ask` does."""
+"""The same, for one that judges what `ask` does; a context that is set for `ask` must not choose how it reads."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ part of a group with `Annotated[OutputOptions, only("quiet")]`; the other fields
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import partial, wraps
@@ -199,15 +199,19 @@ def _write_panels(params: list[Parameter], ctx: Context, formatter: Any) -> None
 
 @dataclass(frozen=True, slots=True)
 class Only:
-    """The fields of a group that a command takes, and what its help calls a default that is another there."""
+    """The fields of a group that a command takes, those of them that have to be `typed` and are no settings there.
+
+    `shown` is what its help calls a default that is another there.
+    """
 
     names: frozenset[str]
     shown: Mapping[str, str]
+    typed: frozenset[str]
 
 
-def only(*names: str, **shown: str) -> Only:
-    """These fields of a group; `name="…"` is what the help calls the default of one of them."""
-    return Only(frozenset(names), shown)
+def only(*names: str, typed: Collection[str] = (), **shown: str) -> Only:
+    """These fields of a group, and those that have to be `typed`; `name="…"` is what the help calls a default."""
+    return Only(frozenset((*names, *typed)), shown, frozenset(typed))
 
 
 def expand(command: Callable[..., Any], *more: inspect.Parameter) -> Callable[..., Any]:
@@ -248,7 +252,11 @@ def _options(group: str, hint: Any) -> Iterator[tuple[str, inspect.Parameter]]:
     for item in fields(_bare(hint)):
         if part is None or item.name in part.names:
             shown = None if part is None else part.shown.get(item.name)
-            yield item.name, _parameter(f"{group}_{item.name}", hints[item.name], item.default, shown)
+            parameter = _parameter(f"{group}_{item.name}", hints[item.name], item.default, shown)
+            if part is not None and item.name in part.typed:
+                _, option = get_args(parameter.annotation)
+                option.envvar, option.show_envvar = None, True
+            yield item.name, parameter
 
 
 def _parameter(name: str, hint: Any, default: Any, shown: str | None) -> inspect.Parameter:
