@@ -168,5 +168,6 @@ def test_what_is_built_in_does_not_look_at_packages(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("importlib.metadata.entry_points", None)
     assert [make_policy(name).name for name in POLICIES] == list(POLICIES)
     assert [make_scorer(ScorerConfig(name)).name for name in SCORERS] == list(SCORERS)
-    assert {task.name for task, _ in choose_subtasks(list(TASKS))} == set(TASKS)
+    own = [name for name in TASKS if name != "lm-eval"]  # which asks for its package
+    assert {task.name for task, _ in choose_subtasks(own)} == set(own)
     assert parse_contestant("uniform/window/8bit", seed=0).kv_bits == 8
