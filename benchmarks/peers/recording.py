@@ -3,12 +3,13 @@
 kvpress compresses a layer's cache in a hook after that layer's attention, which was computed in full: nothing in the
 prefill depends on the press. `compressed` calls the presses' own hooks in the same order with the same arguments, and
 so leaves the cache that a prefill under the press leaves (`run_kvpress.py --check` compares the two). KVzip reads the
-context once more behind the prefill and scores there: it is given the recorded cache and makes that second pass itself.
+context once more behind the prefill and scores there: it is given the recorded cache and makes that second pass itself,
+once for all fractions.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,13 +21,17 @@ from transformers import DynamicCache, PreTrainedModel
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A prompt that was read: each layer's arguments, keys and values [1, G, S, D], and the last logits [1, vocab]."""
+    """A prompt that was read: each layer's arguments, keys and values [1, G, S, D], and the last logits [1, vocab].
+
+    `zipped` has KVzip's scores [L, 1, G, S] when its second pass was made.
+    """
 
     ids: list[int]
     calls: tuple[dict[str, Any], ...]
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     logits: Tensor
+    zipped: list[Tensor] = field(default_factory=list)
 
     @property
     def seq_len(self) -> int:
@@ -89,13 +94,29 @@ def compressed(model: PreTrainedModel, recording: Recording, press: BasePress | 
     if press is None:
         return cache
     if isinstance(press, KVzipPress):
-        with press(model):  # what a forward pass in here would leave it; it compresses when the block ends
-            press._context_ids, press._cache = torch.tensor([recording.ids]), cache
+        _zip(model, recording, press, cache)
         return cache
     with press(model):  # for what it prepares in the model; its hooks are called here, not by a forward pass
         for module, call in zip(attentions(model), recording.calls, strict=True):
             press.forward_hook(module, [], {**call, "past_key_values": cache}, [None, None])
     return cache
+
+
+def _zip(model: PreTrainedModel, recording: Recording, press: KVzipPress, cache: DynamicCache) -> None:
+    """KVzip on a copy of the recorded cache, whose entries it masks."""
+    evict = press.compress_post
+
+    def keep_scores(model: PreTrainedModel) -> None:
+        recording.zipped.append(press.score_val.clone())
+        evict(model)
+
+    if recording.zipped:
+        press.score_val = recording.zipped[0].clone()
+        evict(model)
+        return
+    press.compress_post = keep_scores
+    with press(model):  # what a forward pass in here would leave it; it scores and compresses when the block ends
+        press._context_ids, press._cache = torch.tensor([recording.ids]), cache
 
 
 def copied(cache: DynamicCache) -> DynamicCache:
