@@ -180,8 +180,9 @@ def lines_of(sample: Line, setting: str) -> list[Line]:
 
 
 def length(sample: Line) -> int:
-    """Tokens of prompt and answer."""
-    return sum(len(sample[part]) for part in ("context_ids", "question_ids", "answer_ids"))
+    """Tokens of prompt and answer, the right one or what is written."""
+    prompt = len(sample["context_ids"]) + len(sample["question_ids"])
+    return prompt + max(len(sample["answer_ids"]), sample["max_new_tokens"])
 
 
 def arguments() -> argparse.Namespace:
