@@ -96,7 +96,9 @@ def test_a_row_has_differences_to_full_and_to_ours_at_no_more_bytes():
     our = [line(i, "full", nll, kept_fraction=1.0) for i, nll in enumerate((0.5, 1.5))]
     our += [line(i, "tiny 5%", nll, kept_fraction=0.1) for i, nll in enumerate((1.0, 3.0))]
     our += [line(i, "small 10%", 0.0, kept_fraction=0.3) for i in (0, 1)]
-    theirs = [line(i, "SnapKV 27%", nll, exact=0.0, kept_claimed=0.27) for i, nll in enumerate((1.5, 2.5))]
+    theirs = [
+        line(i, "SnapKV 27%", nll, exact=0.0, kept_claimed=0.27, kept_fraction=0.27) for i, nll in enumerate((1.5, 2.5))
+    ]
     found = join.rows([ours(*our, dtype="float32"), source("kvpress", theirs)], "aware")
     # Shares of float32 count twice: 200, 60, 20 % of a 16-bit cache, and what keeps 27 % is held against 20 %.
     assert [round(row.kept, 2) for row in found] == [2.0, 0.6, 0.27, 0.2]
@@ -119,6 +121,12 @@ def test_a_row_has_differences_to_full_and_to_ours_at_no_more_bytes():
     assert shown[7].startswith("+0.00 (-")  # +0.5 and -0.5
     assert cells(found, 2)[:4] == ["200 %", "uncomp", "**full**", "1.00"]
     assert cells(found, 2)[5] == "100 %"
+
+
+def test_what_is_masked_and_what_is_quantised_count_as_what_is_less():
+    lines = [line(0, "KVzip 36%", 0.1, kept_claimed=0.36, kept_fraction=1.99)]
+    lines += [line(0, "q8_0 KV", 0.1, kept_claimed=1.0, kept_fraction=0.53)]
+    assert [row.kept for row in join.rows([source("kvpress", lines)], "aware")] == [0.53, 0.36]
 
 
 def test_a_peer_is_held_against_the_one_that_is_named_first_among_equals():

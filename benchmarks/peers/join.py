@@ -1,20 +1,21 @@
-"""Peers' results and ours, on the samples that all of them ran: a Markdown table for each regime, and the page around.
+"""Peers' results and ours: a Markdown table for each peer and regime on the samples that both ran, and the page around.
 
 A sample is (subtask, tokens, index); its score is the mean over its queries. Every row is compared on the same samples
 with our full cache, and a peer's with ours at equal or fewer bytes: of the settings of ours that are shown the one that
 keeps most without keeping more, so that nothing is chosen by its result. Differences are the row's minus the other's,
-with paired bootstrap intervals in which each subtask weighs the same (uncomp_cli/evals/tables/statistics.py). What a
-source did not run is left out for all; a setting that has not all of the samples says how many in brackets.
+with paired bootstrap intervals in which each subtask weighs the same (uncomp_cli/evals/tables/statistics.py). What one
+of the two did not run is left out for both; a setting that has not all of the samples says how many in brackets.
 
 Bytes are shares of a 16-bit cache of what the compression saw. Ours are those that were allocated, where float32 counts
 twice; kvpress, which ran in float32 as well, gets its entries as if they were in 16 bits, also those it only masks.
 """
 
 import platform
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -96,8 +97,8 @@ def merged(ours: Sequence[Source]) -> Source:
 
 def check_same_samples(sources: Sequence[Source]) -> None:
     """End the program when two sources ran different samples under the same names."""
-    first, *others = sources
-    for other in others:
+    for other in sources[1:]:
+        first = sources[0]
         for name in sorted(first.samples.keys() & other.samples.keys() & SAME):
             a, b = first.samples[name], other.samples[name]
             if a != b:
@@ -161,7 +162,7 @@ def _plain(setting: str) -> str:
 def _row(source: Source, setting: str, lines: list[Line]) -> Row:
     refusals = {sample_key(line): line["refused"] for line in lines if line.get("refused")}
     taken = [line for line in lines if sample_key(line) not in refusals]
-    kept = fmean(line.get("kept_claimed", line["kept_fraction"]) for line in taken) if taken else 0.0
+    kept = fmean(min(line["kept_fraction"], line.get("kept_claimed", inf)) for line in taken) if taken else 0.0
     return Row(
         source=source.name,
         setting=setting,
@@ -281,24 +282,26 @@ NOTES = """\
 def page(sources: Sequence[Source], *, command: str, shown: Sequence[str] = ()) -> str:
     """The Markdown page. Ends the program when the sources ran different samples."""
     lines = ["# Peers on the same samples", "", *_runs(sources, command=command)]
+    our = [source for source in sources if source.name == OURS]
     for regime, title in REGIMES.items():
         there = [source for source in sources if source.in_regime(regime)]
-        if there:
-            check_same_samples(there)
-            found = rows(there, regime, shown=shown)
-            told = f"{_coverage(there, regime)} {check_full(found)}".strip()
-            lines += ["", f"## {title}", "", told, "", table([row for row in found if not _doubled(row)])]
+        check_same_samples(there)
+        lines += ["", f"## {title}"] if there else []
+        for peer in (source for source in there if source.name != OURS):
+            pair = [*our, peer]
+            found = rows(pair, regime, shown=shown)
+            told = f"{peer.name}, {_coverage(pair, regime)} {check_full(found)}".strip()
+            lines += ["", told, "", table([row for row in found if not _doubled(row)])]
     return "\n".join([*lines, "", "## How to read it", "", NOTES, ""])
 
 
 def _coverage(sources: Sequence[Source], regime: str) -> str:
     """How many samples the table is about, and what was left out."""
     common = common_samples(sources, regime)
-    of_each = defaultdict(int)
-    for subtask, tokens, _ in common:
-        of_each[f"{subtask} at {tokens:,} tokens"] += 1
+    lengths = " and ".join(f"{length:,}" for length in sorted({tokens for _, tokens, _ in common}))
+    of_each = Counter(subtask for subtask, _, _ in common)
     parts = ", ".join(f"{count} of {name}" for name, count in sorted(of_each.items()))
-    return f"{len(common)} samples that all ran: {parts or 'none'}."
+    return f"{len(common)} samples of {lengths} tokens ({parts})." if common else "no sample of ours."
 
 
 def _runs(sources: Sequence[Source], *, command: str) -> list[str]:
