@@ -180,6 +180,8 @@ def test_pictures_and_markdown(tiny_model: Path) -> None:
         (("--policy", "uniform/keydif"), "unknown part 'keydif'", "did you mean 'keydiff'?"),
         (("-b", "auto"), "budget auto", "--budget 20%"),
         (("--thin", "gathr"), "'gathr'", "gather"),
+        (("--thin", "gather@5%"), "'gather@5%'", "gather"),
+        (("--thin", "gather/4bit"), "'gather/4bit'", "gather"),
         (("--policy", "uniform/thin=none", "--thin", "gather"), "says one thing twice", "one thin="),
         (("-t", "lm-eval/qa_squad"), "SQuAD", "lm-eval/vt"),
         (("-t", "perplexity", "--regime", "aware"), "task perplexity", "--regime agnostic"),

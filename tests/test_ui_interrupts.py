@@ -142,6 +142,19 @@ def test_what_ends_the_program_is_not_lost_to_a_ctrl_c_in_the_same_held_steps(wa
     assert came == [signal.SIGHUP]
 
 
+def test_what_ends_the_program_is_heard_in_held_steps_when_it_comes_again(waits: None) -> None:
+    came: list[str] = []
+    before = signal.signal(signal.SIGTERM, HELD.behind(lambda *_: came.append("ended")))
+    try:
+        with HELD:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+                came.append("sent")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == ["sent", "ended", "sent", "ended"]
+
+
 @pytest.mark.parametrize("step", [Working("reading"), Progress("reading", 0.5, "", 1.0)], ids=["spinner", "bar"])
 def test_ctrl_c_while_something_is_first_drawn_leaves_no_half_of_it(
     waits: None, monkeypatch: pytest.MonkeyPatch, step: Any

@@ -33,10 +33,13 @@ class Hold:
             signal.raise_signal(number)
 
     def behind(self, handler: Handler) -> Handler:
-        """The handler, for a signal that comes in held steps right behind them."""
+        """The handler, for a signal that comes in held steps right behind them.
+
+        One that ends the program waits once: a terminal that nobody reads holds a step for ever.
+        """
 
         def come(number: int, frame: FrameType | None) -> None:
-            if not self._depth:
+            if not self._depth or self._came == number != signal.SIGINT:
                 handler(number, frame)
             elif self._came is None or number != signal.SIGINT:  # one that ends the program is not lost to a Ctrl-C
                 self._came = number

@@ -300,8 +300,12 @@ def _request(
 
 def _contestants(judged: EvalOptions) -> Sequence[str]:
     """The policies, and the presets, with every thinning; where only presets were named, those alone."""
+    from uncomp_cli.budget.thinning import make_thinning
+
     policies = () if judged.preset and judged.policy == EvalOptions().policy else judged.policy
     named = [text.partition("@") for text in (*policies, *(f"preset:{name}@own" for name in judged.preset))]
+    for text in judged.thin:
+        make_thinning(text)  # a budget or bits behind it would be the contestant's
     thinnings = [f"/thin={text}" for text in judged.thin] or [""]
     return [f"{contestant}{thinning}{at}{budget}" for contestant, at, budget in named for thinning in thinnings]
 
