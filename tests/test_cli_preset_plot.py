@@ -166,6 +166,24 @@ def test_show_tells_what_was_measured_and_the_curve(capsys: pytest.CaptureFixtur
     ]
 
 
+def test_show_says_a_risk_calibration_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["preset", "show", "balanced"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("risk")]
+    curves = presets.load_preset("balanced").risk
+    assert [name for name, _ in lines] == [f"risk.{curve.rope}" for curve in curves]
+    for (_, told), curve in zip(lines, curves, strict=True):
+        assert told.startswith(f"{curve.samples} answers of {min(curve.tokens):,} to {max(curve.tokens):,} tokens, ")
+        assert f"{curve.auroc:.2f} ({curve.auroc_low:.2f} to {curve.auroc_high:.2f})" in told
+
+
+def test_show_says_a_risk_calibration_of_no_stated_length(capsys: pytest.CaptureFixture[str]) -> None:
+    save("mine", None, risk=(replace(presets.load_preset("balanced").risk[0], tokens=(), rope=""),))
+    assert run(["preset", "show", "mine"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("risk"))
+    assert line.split(maxsplit=1)[0] == "risk.any"
+    assert "answers of any length, AUROC" in line
+
+
 def test_show_as_json_has_the_means_and_not_the_samples(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["preset", "show", "mine", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)

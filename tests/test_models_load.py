@@ -285,7 +285,7 @@ def test_fields_that_are_missing_follow_transformers():
 def test_names_that_mean_nothing_are_usage_errors(own_cache, tmp_path):
     with pytest.raises(UsageError, match=r"'smollm2-136m'.*did you mean smollm2-135m") as caught:
         local_path("smollm2-136m")
-    assert caught.value.hint == "uncomp model list"
+    assert caught.value.hint == "uncomp model list --known"
     with pytest.raises(UsageError, match=r"config\.json"):
         ensure_local(str(tmp_path))
     with pytest.raises(UsageError, match=r"none\.gguf"):

@@ -89,9 +89,9 @@ def show(ctx: typer.Context, name: AnyName, as_json: Json = False) -> None:
     if as_json:
         terminal.write_json(record if profile is None else {**record, "measured": _measured(profile)})
         return
-    settings = {key: value for key, value in record.items() if key != "quality"}
+    settings = {key: value for key, value in record.items() if key not in ("quality", "risk")}
     measured = () if profile is None else _measured_rows(profile)
-    terminal.write_table(Table(("SETTING", "VALUE"), [*_flat(settings), *measured]))
+    terminal.write_table(Table(("SETTING", "VALUE"), [*_flat(settings), *_risk_rows(preset), *measured]))
     if preset.quality:
         terminal.write_line()
         terminal.write_table(quality_table(preset.quality))
@@ -195,6 +195,15 @@ def _measured(profile: "UncertaintyProfile") -> dict[str, Any]:
         "parameters": dict(profile.parameters),
         "means": {key: [list(row) for row in profile.as_rows(key)] for key in profile.values},
     }
+
+
+def _risk_rows(preset: "Preset") -> Iterator[tuple[str, str]]:
+    """A row for each calibration of `--risk`: how the texts were read, how many, how long, and how well it tells."""
+    for curve in preset.risk:
+        span = [format_count(bound_of(curve.tokens)) for bound_of in (min, max)] if curve.tokens else []
+        lengths = f"{' to '.join(span)} tokens" if span else "any length"
+        told = f"AUROC of wrong answers {curve.auroc:.2f} ({curve.auroc_low:.2f} to {curve.auroc_high:.2f})"
+        yield f"risk.{curve.rope or 'any'}", f"{format_count(curve.samples)} answers of {lengths}, {told}"
 
 
 def _measured_rows(profile: "UncertaintyProfile") -> Iterator[tuple[str, str]]:
