@@ -133,6 +133,13 @@ def test_how_evidence_is_shown() -> None:
     assert warning.startswith("little is kept of a.md:7 (4 %): check the answer there")
 
 
+def test_that_there_is_no_passage_to_show_is_said(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uncomp_cli.asking.subject.find_evidence", lambda *_: [])
+    Path("notes.md").write_text("A line of a text.")
+    assert "no passage is shown: use a larger --budget" in ask("Where?", "--evidence")[2]
+    assert "no passage" not in ask("Where?")[2]
+
+
 def test_what_was_mostly_evicted_is_warned_of_and_recorded(ask: Ask) -> None:
     Path("notes.md").write_text("\n".join(f"Line {i} of a long text." for i in range(120)))
     code, out, err = ask("Where?", "--evidence", "--json", "-b", "6%", "--scorer", "random", "--policy", "uniform")

@@ -338,7 +338,9 @@ def evidence_lines(found: Sequence[Evidence], *, width: int | None = None) -> It
 
 
 def evidence_warnings(found: Sequence[Evidence]) -> list[str]:
-    """What the answer looked at although hardly anything of it was left, in one sentence."""
+    """What is to be said of the passages asked for: there are none, or hardly anything is left of one looked at."""
+    if not found:
+        return ["the answer looked at nothing kept of the documents; no passage is shown: use a larger --budget"]
     evicted = [f"{each.where} ({_per_cent(each.kept_fraction)} %)" for each in found if each.mostly_evicted]
     if not evicted:
         return []

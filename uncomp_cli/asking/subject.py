@@ -131,7 +131,7 @@ class Answer:
             preset,
             risk,
             subject.about.loaded.spec.trained_length,
-            doubts=(*risk_warnings(risk), *evidence_warnings(found)),
+            doubts=(*risk_warnings(risk), *(evidence_warnings(found) if request.evidence and said else ())),
             evidence=tuple(found),
             spent=subject.spent() if request.explain_budget else None,
             short=None if request.fail_under is None else fall_short(risk, request.fail_under),

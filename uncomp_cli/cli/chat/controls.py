@@ -195,6 +195,7 @@ def show_evidence(talk: Talk, _: str) -> None:
     found = talk.chat.evidence()
     if not found:
         talk.tell("the answer attended to no document and no earlier question")
+        return
     talk.tell(*evidence_lines(found, width=talk.terminal.width("stderr")))
     for warning in evidence_warnings(found):
         talk.terminal.warn(as_commands(warning))
