@@ -184,10 +184,10 @@ def test_weights_that_pass_no_gradient_back_are_refused(wall: list[int]) -> None
     assert "--quantize none" in str(refusal.value.hint)
 
 
-@pytest.mark.parametrize("answer", [(), (5,)])
-def test_an_answer_without_a_second_token_is_refused(answer: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("answer", "length"), [((), "0 tokens"), ((5,), "1 token")])
+def test_an_answer_without_a_second_token_is_refused(answer: tuple[int, ...], length: str) -> None:
     _, decoder, _ = tiny("llama")
-    with pytest.raises(UsageError, match=f"an answer of {len(answer)} tokens"):
+    with pytest.raises(UsageError, match=f"an answer of {length} has none"):
         eviction_loss(decoder, read(decoder), answer)
 
 
