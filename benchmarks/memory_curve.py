@@ -32,7 +32,7 @@ from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.models.catalog import ensure_local, local_path
 from uncomp_cli.models.checkpoint import load_tokenizer
 from uncomp_cli.steps import finished
-from uncomp_cli.ui.plots import add_axes, new_figure, write
+from uncomp_cli.ui.figure import add_axes, new_figure, write
 
 Line = dict[str, Any]
 STOCK, ONE_PASS, CHUNKED, THINNED = "stock", "one pass", "chunks", "chunks, thinned"

@@ -21,7 +21,8 @@ import numpy as np
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.calibrate.reliability import CROSS_FITTED, Judged, RiskAnswer, cross_rates, fit_risk, judge
 from uncomp_cli.config import DEFAULT_MODEL, DEFAULT_PRESET
-from uncomp_cli.ui.plots import make_reliability, write
+from uncomp_cli.ui.figure import write
+from uncomp_cli.ui.roc import make_reliability
 from uncomp_cli.uncertainty.error_rates import RiskCurve
 
 HELD_OUT = "held out"

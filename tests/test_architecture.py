@@ -52,7 +52,7 @@ OWNERS = {
     "bitsandbytes": ("models/",),
     "rich": ("ui/",),
     "typer": ("cli/",),
-    "matplotlib": ("ui/plots.py",),
+    "matplotlib": ("ui/figure.py", "ui/plots.py", "ui/roc.py"),
     "triton": ("kernels/splits.py",),
     "torch": (*(f"{part}/" for part in sorted(TORCH_PARTS)), "asking/", "cli/"),
 }

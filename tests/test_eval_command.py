@@ -150,7 +150,7 @@ def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
         path.touch()
         return path
 
-    monkeypatch.setattr("uncomp_cli.ui.plots.write", write)
+    monkeypatch.setattr("uncomp_cli.ui.figure.write", write)
 
 
 @pytest.mark.usefixtures("sketched")

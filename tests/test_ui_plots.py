@@ -19,7 +19,9 @@ from uncomp_cli.calibrate.reliability import Judged, Verdict
 from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.tables.summary import CoverageMap, Curve, CurvePoint, NeedleGrid
 from uncomp_cli.ui import plots
+from uncomp_cli.ui.figure import write
 from uncomp_cli.ui.heatmap import HeatMap
+from uncomp_cli.ui.roc import make_reliability
 from uncomp_cli.uncertainty.error_rates import wilson_interval
 
 DEPTHS, LENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0), (1024, 2048, 4096)
@@ -89,7 +91,7 @@ def a_judgement(name: str, *, absent: bool = True) -> Judged:
 
 FIGURES: dict[str, Callable[[], Figure]] = {
     "one panel": lambda: plots.make_needles([a_grid()], title="Needle in a haystack, UUID values, query-aware"),
-    "reliability": lambda: plots.make_reliability([a_judgement("a"), a_judgement("held out")], title="Rates"),
+    "reliability": lambda: make_reliability([a_judgement("a"), a_judgement("held out")], title="Rates"),
     "one cell": lambda: plots.make_needles([a_grid(0, (0.5,), (131072,))], title="One"),
     "12 panels": lambda: plots.make_needles([a_grid(n) for n in range(12)], title="Needle, query-aware"),
     "48 panels": lambda: plots.make_needles([a_grid(n) for n in range(48)], title="Needle, query-aware"),
@@ -210,7 +212,7 @@ def test_coverage_has_layers_down_heads_across_and_the_mean() -> None:
 
 
 def test_stated_rates_stand_over_what_was_measured_with_its_interval() -> None:
-    axes = plots.make_reliability([a_judgement("a")], title="Rates").axes[0]
+    axes = make_reliability([a_judgement("a")], title="Rates").axes[0]
     (bars,) = axes.containers
     assert isinstance(bars, ErrorbarContainer)
     points, _, (reach,) = bars.lines
@@ -222,13 +224,13 @@ def test_stated_rates_stand_over_what_was_measured_with_its_interval() -> None:
 
 def test_a_mark_says_what_the_limit_catches() -> None:
     judged = [a_judgement("a"), a_judgement("b", absent=False)]
-    _, wrong, absent = plots.make_reliability(judged, title="Rates").axes
+    _, wrong, absent = make_reliability(judged, title="Rates").axes
     for axes, names, at in ((wrong, "ab", (0, 0.2)), (absent, "a", (0.0625, 1))):
         lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
         assert [str(line.get_label())[0] for line in lines] == list(names)
         ((mark,),) = [line.get_markevery() for line in lines[:1]]
         assert np.array(lines[0].get_xydata())[mark] == pytest.approx(np.array(at))
-    assert len(plots.make_reliability(judged[1:], title="Rates").axes) == 2
+    assert len(make_reliability(judged[1:], title="Rates").axes) == 2
 
 
 def test_of_many_contestants_ours_are_in_colour_and_the_rest_grey() -> None:
@@ -339,7 +341,7 @@ def test_a_log_scale_reaches_down_to_zero_and_shows_all() -> None:
     [
         lambda: plots.make_needles([], title="Empty"),
         lambda: plots.make_coverage([], title="Empty"),
-        lambda: plots.make_reliability([], title="Empty"),
+        lambda: make_reliability([], title="Empty"),
         lambda: plots.make_curves([Curve("a", ())], title="Empty", metric="x", lower_is_better=True),
     ],
 )
@@ -349,11 +351,11 @@ def test_nothing_to_draw_is_refused(make: Callable[[], Figure]) -> None:
 
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
-    "needles": lambda path: plots.write(plots.make_needles([a_grid()], title="Needle"), path),
-    "coverage": lambda path: plots.write(plots.make_coverage([a_map()], title="Evidence"), path),
-    "reliability": lambda path: plots.write(plots.make_reliability([a_judgement("a")], title="Rates"), path),
-    "curves": lambda path: plots.write(nll([FULL]).figure, path),
-    "heat map": lambda path: plots.write(plots.make_heat_map(a_heat_map(30, 9)), path),
+    "needles": lambda path: write(plots.make_needles([a_grid()], title="Needle"), path),
+    "coverage": lambda path: write(plots.make_coverage([a_map()], title="Evidence"), path),
+    "reliability": lambda path: write(make_reliability([a_judgement("a")], title="Rates"), path),
+    "curves": lambda path: write(nll([FULL]).figure, path),
+    "heat map": lambda path: write(plots.make_heat_map(a_heat_map(30, 9)), path),
 }
 
 

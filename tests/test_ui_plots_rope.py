@@ -6,7 +6,8 @@ import pytest
 
 from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.rope.cells import ArmMaps
-from uncomp_cli.ui.plots import make_arm_maps, make_losses, write
+from uncomp_cli.ui.figure import write
+from uncomp_cli.ui.plots import make_arm_maps, make_losses
 
 DEPTHS, LENGTHS = (0.0, 0.5, 1.0), (8192, 16_384)
 PLAIN = ArmMaps(

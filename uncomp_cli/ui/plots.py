@@ -1,31 +1,39 @@
-"""The pictures, one PNG each: heat maps of needles, evidence, arms and profiles; quality by bytes, text by position;
-what stated rates of errors came to.
+"""Heat maps of needles, evidence, arms and profiles; quality by bytes, text by position.
 
-Every picture is laid out in inches and grows with its contents, downwards once it is as wide as a page, so that no
-text is smaller than 8 points, cut off or drawn over another. Colours are told apart by colour-blind readers and never
-carry meaning alone: cells have numbers or rising lightness, lines markers and dashes. Maps of one quantity share their
-colours, so that cells can be compared. `make_*` build a figure, `write` puts it into a file, whole or not at all; both
-raise UncompError without matplotlib or anything to draw.
+A sheet grows with its contents, downwards once it is as wide as a page. Maps of one quantity share their colours, so
+that cells can be compared, and have numbers or rising lightness. `make_*` build a figure (figure.py) and raise
+UncompError without matplotlib or anything to draw.
 """
 
 import math
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from uncomp_cli.budget.loss_curve import QualityPoint
-from uncomp_cli.calibrate.reliability import Judged, Separation, Verdict
 from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.rope.cells import ArmMaps
 from uncomp_cli.evals.tables.summary import CoverageMap, Curve, CurvePoint, NeedleGrid
-from uncomp_cli.files import replace_file
 from uncomp_cli.numerals import format_count, format_decimal
+from uncomp_cli.ui.figure import (
+    COLOURS,
+    DASHES,
+    EDGE_IN,
+    LETTER_IN,
+    MARKERS,
+    SCALE_IN,
+    SMALL_PT,
+    STEP_PT,
+    TEXT_PT,
+    add_axes,
+    add_legend,
+    new_figure,
+    refuse_nothing,
+    wrap,
+)
 from uncomp_cli.ui.heatmap import HeatMap, Scale
-from uncomp_cli.uncertainty.error_rates import roc, wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,37 +45,22 @@ if TYPE_CHECKING:
 
 FULL_CACHE = "full"  # the label of the curve that is drawn as the reference line
 
-_DPI, _SMALL_PT, _TEXT_PT, _TITLE_PT = 150, 8, 9, 12
-_LETTER_IN = 0.62 / 72  # about how wide a letter is for each point of its size
 _PAGE_IN, _ASPECT = 12.0, 1.5  # the widest that the panels of a sheet get, and the width over height it aims at
-_EDGE_IN, _LEFT_IN, _GAP_IN, _BELOW_IN, _BAR_IN, _NOTE_IN = 0.3, 0.55, 0.2, 0.5, 1.0, 0.3
+_LEFT_IN, _GAP_IN, _BELOW_IN, _BAR_IN, _NOTE_IN = 0.55, 0.2, 0.5, 1.0, 0.3
 _LEAST_PANEL_IN, _LEAST_CELL_IN, _LABEL_IN, _NUMBER_IN = (1.9, 1.0), 0.09, 0.14, 0.2
 _CELLS_IN, _ALONE_IN = (6.2, 8.0), (9.0, 12.0)  # the most that all cells of a panel take, and of one that stands alone
 _ARM_CELL_IN, _LEAST_ARM_IN, _ARM_HEAD_IN, _BETWEEN_IN = (0.72, 0.28), 2.4, 0.3, 0.4
-_PLOT_IN, _SCALE_IN, _FOOT_IN = (7.2, 4.8), 0.85, 1.0
+_PLOT_IN, _FOOT_IN = (7.2, 4.8), 1.0
 _MANY, _GREY, _OURS, _DIGEST = 8, "#B4B9BE", ("uncertain", "preset:"), re.compile(r"#[0-9a-f]{8}\b")
 _DARK = 0.55  # viridis is dark below this share of its way
 _MISSED = "✗"
 
-# Okabe and Ito (2008) without yellow and black, then Tol's muted palette and some between them.
-_COLOURS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255",
-    "#332288", "#999933", "#DC267F", "#117733", "#8B5A2B", "#AA4499", "#6E7781",
-)  # fmt: skip
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "p", "d", (4, 1, 0), "h")
 _STARS = ("*", (4, 1, 0))  # drawn larger: they fill little of their size
-_DASHES = ((), (6, 2), (2, 1.5), (7, 2, 1.5, 2), (11, 3))
-_STEP_PT, _SPREAD_PT = 3.0, 26.0  # between neighbours, and from first to last, of the points that share their bytes
+_SPREAD_PT = 26.0  # from first to last of the points that share their bytes
 _KEPT_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 _LOG_RANGE, _LOG_DEPTH = 20, 1e4  # losses over a wider range get a log axis, of at most this depth
 _FOOTNOTE = """Bars and grey band: 95 % intervals. Points at the same bytes stand side by side.
 Legend: as the lines stand, from top to bottom, at their smallest budgets."""
-
-_SQUARE_IN, _APART_IN, _ENTRY_IN = 3.2, 0.3, 0.19
-_ABSENT_SHARES = "said of what the text has", "said of what the text does not have"
-_JUDGED_NOTE = """Left: answers of stated rates within a tenth are a point, with a 95 % interval; dotted: as stated.
-Right: AUROC with a 95 % interval; dotted: chance; the mark: the limit that is used."""
-
 
 Losses = Sequence[tuple[int, float]]
 """The NLL of a text up to each position."""
@@ -151,15 +144,15 @@ def make_arm_maps(maps: Sequence[ArmMaps], *, trained_length: int) -> "Figure":
     size = max(_LEAST_ARM_IN, _ARM_CELL_IN[0] * len(maps[0].lengths)), _ARM_CELL_IN[1] * len(maps[0].depths)
     across, down = size[0] + _LEFT_IN + _BAR_IN, size[1] + _ARM_HEAD_IN + _BETWEEN_IN
     title = f"Needles, and attention entropy of their answers\nmodel trained to {format_count(trained_length)} tokens"
-    figure, top = new_figure(_EDGE_IN + 2 * across, len(maps) * down + _BELOW_IN, title)
+    figure, top = new_figure(EDGE_IN + 2 * across, len(maps) * down + _BELOW_IN, title)
     columns = [_on_one_scale([*map(make, maps)]) for make in (_nll_panel, _entropy_panel)]
     for number, panels in enumerate(zip(*columns, strict=True)):
         for side, panel in enumerate(panels):
-            left, upper = _EDGE_IN + side * across + _LEFT_IN, top + number * down + _ARM_HEAD_IN
+            left, upper = EDGE_IN + side * across + _LEFT_IN, top + number * down + _ARM_HEAD_IN
             axes = add_axes(figure, (left, upper), size)
             mesh = _draw_panel(axes, panel, size, head_in=across)
-            axes.set_xlabel("length (tokens)" if number + 1 == len(maps) else "", fontsize=_TEXT_PT)
-            axes.set_ylabel("" if side else "depth", fontsize=_TEXT_PT)
+            axes.set_xlabel("length (tokens)" if number + 1 == len(maps) else "", fontsize=TEXT_PT)
+            axes.set_ylabel("" if side else "depth", fontsize=TEXT_PT)
             _add_bar(figure, mesh, (left + size[0] + 0.1, upper), size[1])
     return figure
 
@@ -193,85 +186,18 @@ def make_losses(curves: Mapping[str, Losses], *, trained_length: int) -> "Figure
     """The NLL of plain text by position, a line an arm; the trained length is a dashed line."""
     if not any(curves.values()):
         raise UncompError("there is no text to draw", hint="run uncomp rope without --from first")
-    figure, top = new_figure(_SCALE_IN + _PLOT_IN[0] + 2.0, _PLOT_IN[1] + 0.7, "Plain text by position")
-    axes = add_axes(figure, (_SCALE_IN, top + 0.1), _PLOT_IN)
+    figure, top = new_figure(SCALE_IN + _PLOT_IN[0] + 2.0, _PLOT_IN[1] + 0.7, "Plain text by position")
+    axes = add_axes(figure, (SCALE_IN, top + 0.1), _PLOT_IN)
     for number, (arm, losses) in enumerate(curves.items()):
         (line,) = axes.plot([end for end, _ in losses], [loss for _, loss in losses], label=arm, markersize=4)
-        line.set(color=_COLOURS[number % len(_COLOURS)], marker=_MARKERS[number % len(_MARKERS)], linewidth=1.3)
+        line.set(color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)], linewidth=1.3)
     axes.axvline(trained_length, color="black", linewidth=1, linestyle=(0, (4, 3)), label="trained length")
-    axes.set_xlabel("position (tokens)", fontsize=_TEXT_PT)
-    axes.set_ylabel("NLL (nats a token), lower is better", fontsize=_TEXT_PT)
+    axes.set_xlabel("position (tokens)", fontsize=TEXT_PT)
+    axes.set_ylabel("NLL (nats a token), lower is better", fontsize=TEXT_PT)
     axes.xaxis.set_major_formatter(lambda value, _: format_count(round(value)))
-    axes.tick_params(labelsize=_SMALL_PT)
-    _add_legend(axes, axes.get_lines())
+    axes.tick_params(labelsize=SMALL_PT)
+    add_legend(axes, axes.get_lines())
     return figure
-
-
-def make_reliability(judged: Sequence[Judged], *, title: str) -> "Figure":
-    """Stated rates of errors against measured ones; beside it, at every limit, how many wrong answers it catches for
-    how many right ones, and the same of what the text does not have where that was asked.
-    """
-    _refuse_nothing(judged, title)
-    missing = any(one.absent is not None for one in judged)
-    across = _SCALE_IN + _SQUARE_IN + _APART_IN
-    figure, top = new_figure(across * (3 if missing else 2), _SQUARE_IN + 1.25 + _ENTRY_IN * len(judged), title)
-    places = [(_SCALE_IN + at * across, top + 0.15) for at in range(3 if missing else 2)]
-    rates, *tellers = [add_axes(figure, place, (_SQUARE_IN, _SQUARE_IN)) for place in places]
-    for number, one in enumerate(judged):
-        _draw_rates(rates, one, number, shift_pt=_STEP_PT * (number - (len(judged) - 1) / 2))
-        for axes, verdict in zip(tellers, (one.wrong, one.absent), strict=False):
-            if verdict is not None:
-                _draw_roc(axes, one.name, verdict, number)
-    named = ("stated: wrong", "measured: wrong"), ("right answers flagged", "wrong answers flagged")
-    for axes, names in zip((rates, *tellers), (*named, _ABSENT_SHARES), strict=False):
-        _set_shares(axes, *names)
-    note = figure.text(_EDGE_IN / figure.get_figwidth(), 0.15 / figure.get_figheight(), _JUDGED_NOTE)
-    note.set(fontsize=_SMALL_PT, color="#444444")
-    return figure
-
-
-def _draw_rates(axes: "Axes", judged: Judged, number: int, *, shift_pt: float) -> None:
-    """A point for every tenth of stated rates: their mean, and the share that was wrong with its interval."""
-    from matplotlib.transforms import ScaledTranslation
-
-    tenths: dict[int, list[tuple[float, bool]]] = {}
-    for rate, wrong in zip(judged.rates, judged.wrong.holds, strict=True):
-        tenths.setdefault(min(int(10 * rate), 9), []).append((rate, wrong))
-    found = [tenths[tenth] for tenth in sorted(tenths)]
-    counts = [(sum(wrong for _, wrong in each), len(each)) for each in found]
-    measured = [hits / total for hits, total in counts]
-    ends = [wilson_interval(*count) for count in counts]
-    bars = axes.errorbar(
-        [fmean(rate for rate, _ in each) for each in found], measured,
-        yerr=[[at - low for at, (low, _) in zip(measured, ends, strict=True)],
-              [high - at for at, (_, high) in zip(measured, ends, strict=True)]],
-        color=_COLOURS[number], ecolor=(_COLOURS[number], 0.6), elinewidth=0.9, linestyle="none",
-        marker=_MARKERS[number], markersize=7, markeredgecolor="white", markeredgewidth=0.5, clip_on=False,
-        transform=axes.transData + ScaledTranslation(shift_pt / 72, 0, axes.figure.dpi_scale_trans),
-    )  # fmt: skip
-    bars.lines[0].set_label(f"{judged.name}: {format_count(len(judged.rates), 'answer')}")
-
-
-def _draw_roc(axes: "Axes", name: str, verdict: Verdict, number: int) -> None:
-    """A line with its area, and a mark where the limit is."""
-    found, points = Separation.of(name, verdict.values, verdict.holds), roc(verdict.values, verdict.holds)
-    (line,) = axes.plot(*zip(*points, strict=True), color=_COLOURS[number], linewidth=1.6, clip_on=False)
-    line.set(dashes=_DASHES[number], marker=_MARKERS[number], markersize=7, markeredgecolor="white")
-    line.set(label=f"{name}: {found.auroc:.2f} ({found.low:.2f} to {found.high:.2f})")
-    line.set_markevery([sum(value > verdict.limit for value in set(verdict.values))])
-
-
-def _set_shares(axes: "Axes", across: str, up: str) -> None:
-    """A square of shares from nothing to all, its diagonal, and the legend below."""
-    ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(ticks, [f"{100 * tick:.0f} %" for tick in ticks], fontsize=_SMALL_PT)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.axline((0, 0), slope=1, color="black", linewidth=1, linestyle=":")
-    axes.set_xlabel(across, fontsize=_TEXT_PT)
-    axes.set_ylabel(up, fontsize=_TEXT_PT)
-    named = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
-    _add_legend(axes, named, corner=(-0.02, -0.14))
 
 
 def make_curves(curves: Sequence[Curve], *, title: str, metric: str, lower_is_better: bool) -> "Figure":
@@ -281,20 +207,20 @@ def make_curves(curves: Sequence[Curve], *, title: str, metric: str, lower_is_be
     by up to 13 points on the picture, never in their data, so that intervals at the same bytes stand side by side.
     """
     drawn = [curve for curve in curves if curve.points]
-    _refuse_nothing(drawn, title)
+    refuse_nothing(drawn, title)
     full = [curve for curve in drawn if curve.label == FULL_CACHE]
     contestants = [curve for curve in drawn if curve.label != FULL_CACHE]
-    legend_in = 1.05 + max(1.2, _LETTER_IN * _TEXT_PT * max(len(_DIGEST.sub("", curve.label)) for curve in drawn))
+    legend_in = 1.05 + max(1.2, LETTER_IN * TEXT_PT * max(len(_DIGEST.sub("", curve.label)) for curve in drawn))
     height = max(_PLOT_IN[1], 0.22 * len(drawn))
-    figure, top = new_figure(_SCALE_IN + _PLOT_IN[0] + legend_in, height + _FOOT_IN, title)
-    axes = add_axes(figure, (_SCALE_IN, top), (_PLOT_IN[0], height))
+    figure, top = new_figure(SCALE_IN + _PLOT_IN[0] + legend_in, height + _FOOT_IN, title)
+    axes = add_axes(figure, (SCALE_IN, top), (_PLOT_IN[0], height))
     lines = [_draw_full(axes, curve) for curve in full] + _draw_contestants(axes, contestants)
     _set_kept_scale(axes, contestants or full)
     _set_quality_scale(axes, drawn, may_be_log=lower_is_better)
     axes.set_ylabel(f"{metric}, {'lower' if lower_is_better else 'higher'} is better", parse_math=False)
-    _add_legend(axes, lines)
+    add_legend(axes, lines)
     note = axes.annotate(_FOOTNOTE, (0, 0), (0, -40), xycoords="axes fraction", textcoords="offset points", va="top")
-    note.set(fontsize=_SMALL_PT, color="#444444")
+    note.set(fontsize=SMALL_PT, color="#444444")
     return figure
 
 
@@ -306,7 +232,7 @@ def _draw_full(axes: "Axes", curve: Curve) -> "Line2D":
 
 def _draw_contestants(axes: "Axes", curves: Sequence[Curve]) -> "list[Line2D]":
     """The lines in the order of the legend; colour, marker and dash go by the place in `curves`."""
-    step_pt = min(_STEP_PT, _SPREAD_PT / max(len(curves) - 1, 1))
+    step_pt = min(STEP_PT, _SPREAD_PT / max(len(curves) - 1, 1))
     middle, crowded = (len(curves) - 1) / 2, len(curves) > _MANY and any(map(_is_ours, curves))
     lines = [
         _draw_curve(axes, curve, index, (index - middle) * step_pt, grey=crowded and not _is_ours(curve))
@@ -326,10 +252,10 @@ def _draw_curve(axes: "Axes", curve: Curve, index: int, shift_pt: float, *, grey
     kept = [100 * point.kept_fraction for point in curve.points]
     means = [point.mean for point in curve.points]
     reach = [[max(p.mean - p.low, 0.0) for p in curve.points], [max(p.high - p.mean, 0.0) for p in curve.points]]
-    colour, marker = _GREY if grey else _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+    colour, marker = _GREY if grey else COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
     bars = axes.errorbar(
         kept, means, yerr=reach, color=colour, ecolor=(colour, 0.6), elinewidth=0.9, linewidth=0.9 if grey else 1.6,
-        linestyle=(0, _DASHES[index % len(_DASHES)]) if len(means) > 1 else "none",
+        linestyle=(0, DASHES[index % len(DASHES)]) if len(means) > 1 else "none",
         marker=marker, markersize=11 if marker in _STARS else 7.5, markeredgecolor="white", markeredgewidth=0.5,
         zorder=2 if grey else 3,
         transform=axes.transData + ScaledTranslation(shift_pt / 72, 0, axes.figure.dpi_scale_trans),
@@ -375,15 +301,6 @@ def _log_floor(means: Sequence[float]) -> float | None:
     return min(losses) if wide else None
 
 
-def _add_legend(axes: "Axes", lines: "Sequence[Line2D]", *, corner: tuple[float, float] = (1.02, 1)) -> None:
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    legend = axes.legend(handles=lines, loc="upper left", bbox_to_anchor=corner, fontsize=_TEXT_PT, handlelength=3.4)
-    legend.set(frame_on=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-
-
 def _make_sheet(
     panels: Sequence[_Panel],
     names: Sequence[str],
@@ -393,31 +310,31 @@ def _make_sheet(
     most: tuple[float, float] = _CELLS_IN,
 ) -> "Figure":
     """Panels of one size, one colour bar, and a note when a cell is blank; `names` are of y, x and colour."""
-    _refuse_nothing(panels, title)
+    refuse_nothing(panels, title)
     size = _panel_size(panels, cell, most)
-    above = 0.1 + 0.17 * max(_wrap(panel.title, size[0] + _GAP_IN, _TEXT_PT).count("\n") + 1 for panel in panels)
+    above = 0.1 + 0.17 * max(wrap(panel.title, size[0] + _GAP_IN, TEXT_PT).count("\n") + 1 for panel in panels)
     across, down = size[0] + _LEFT_IN + _GAP_IN, size[1] + above + _BELOW_IN
     columns = _choose_columns(len(panels), across / down, most=int(_PAGE_IN / across))
-    width, height = _EDGE_IN + columns * across + _BAR_IN, math.ceil(len(panels) / columns) * down
+    width, height = EDGE_IN + columns * across + _BAR_IN, math.ceil(len(panels) / columns) * down
     gaps = any(None in row for panel in panels for row in panel.values)
     figure, top = new_figure(width, height + _NOTE_IN * gaps, title)
     for index, panel in enumerate(panels):
         row, column = divmod(index, columns)
-        axes = add_axes(figure, (_EDGE_IN + _LEFT_IN + column * across, top + above + row * down), size)
+        axes = add_axes(figure, (EDGE_IN + _LEFT_IN + column * across, top + above + row * down), size)
         mesh = _draw_panel(axes, panel, size, head_in=size[0] + _GAP_IN)
-        axes.set_ylabel("" if column else names[0], fontsize=_TEXT_PT)
-        axes.set_xlabel("" if index + columns < len(panels) else names[1], fontsize=_TEXT_PT)
+        axes.set_ylabel("" if column else names[0], fontsize=TEXT_PT)
+        axes.set_xlabel("" if index + columns < len(panels) else names[1], fontsize=TEXT_PT)
     bar = _add_bar(figure, mesh, (width - _BAR_IN + 0.1, top + above), size[1])
-    bar.set_label(names[2], fontsize=_TEXT_PT, parse_math=False)
+    bar.set_label(names[2], fontsize=TEXT_PT, parse_math=False)
     if gaps:
-        figure.legend([axes.patch], ["not measured, or full fails"], loc="lower left", frameon=False, fontsize=_TEXT_PT)
+        figure.legend([axes.patch], ["not measured, or full fails"], loc="lower left", frameon=False, fontsize=TEXT_PT)
     return figure
 
 
 def _add_bar(figure: "Figure", mesh: "QuadMesh", corner_in: tuple[float, float], height_in: float) -> "Colorbar":
     """The colours of a map, and what they mean."""
     bar_axes = add_axes(figure, corner_in, (0.16, height_in))
-    bar_axes.tick_params(labelsize=_SMALL_PT)
+    bar_axes.tick_params(labelsize=SMALL_PT)
     return figure.colorbar(mesh, cax=bar_axes)
 
 
@@ -444,68 +361,24 @@ def _draw_panel(axes: "Axes", panel: _Panel, size_in: tuple[float, float], *, he
     across, down = _step(cell_in[0], _width_in(panel.column_labels)), _step(cell_in[1], _LABEL_IN)
     axes.set_xticks([i + 0.5 for i in range(0, len(panel.column_labels), across)], panel.column_labels[::across])
     axes.set_yticks([i + 0.5 for i in range(0, len(panel.row_labels), down)], panel.row_labels[::down])
-    axes.tick_params(length=0, labelsize=_SMALL_PT)
+    axes.tick_params(length=0, labelsize=SMALL_PT)
     axes.invert_yaxis()
-    axes.set_title(_wrap(panel.title, head_in, _TEXT_PT), fontsize=_TEXT_PT, loc="left", pad=4, parse_math=False)
+    axes.set_title(wrap(panel.title, head_in, TEXT_PT), fontsize=TEXT_PT, loc="left", pad=4, parse_math=False)
     axes.patch.set(facecolor="#eeeeee", edgecolor="#999999", hatch="////")
     if cell_in[0] >= max(map(_width_in, panel.cells)) and cell_in[1] >= _NUMBER_IN:
         for row, line in enumerate(panel.values):
             for column, value in enumerate(line):
                 if value is not None:
                     text = axes.text(column + 0.5, row + 0.5, panel.cells[row][column])
-                    text.set(fontsize=_SMALL_PT, color=panel.ink(value), ha="center", va="center_baseline")
+                    text.set(fontsize=SMALL_PT, color=panel.ink(value), ha="center", va="center_baseline")
     return mesh
 
 
 def _width_in(texts: Sequence[str]) -> float:
     """What a cell must be wide to hold the longest of them."""
-    return 0.06 + _LETTER_IN * _SMALL_PT * max(map(len, texts))
-
-
-def new_figure(width_in: float, height_in: float, title: str) -> "tuple[Figure, float]":
-    """A figure with room of this size below its title, and where that room begins, in inches from the top."""
-    try:
-        import matplotlib.backends.backend_agg
-        import matplotlib.figure
-    except ImportError as error:
-        raise UncompError(f"'{title}' cannot be drawn without matplotlib", hint="pip install 'uncomp[plot]'") from error
-    heading = _wrap(title, width_in - 2 * _EDGE_IN, 1.1 * _TITLE_PT)
-    top = 0.2 + 0.24 * (heading.count("\n") + 1)
-    figure = matplotlib.figure.Figure(figsize=(width_in, height_in + top), facecolor="white")
-    matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
-    left, down = _EDGE_IN / width_in, 1 - 0.15 / (height_in + top)
-    figure.text(left, down, heading, va="top", fontsize=_TITLE_PT, fontweight="bold", parse_math=False)
-    return figure, top
-
-
-def add_axes(figure: "Figure", corner_in: tuple[float, float], size_in: tuple[float, float]) -> "Axes":
-    """Axes whose upper left corner is so far from that of the figure."""
-    (left, top), (width, height) = corner_in, size_in
-    across, down = figure.get_size_inches()
-    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
-
-
-def write(figure: "Figure", path: Path) -> Path:
-    """A picture is there whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda stream: figure.savefig(stream, format="png", dpi=_DPI))
-    except OSError as error:
-        reason = error.strerror or error
-        raise UncompError(f"{path} cannot be written: {reason}", hint="--plot with another folder") from error
-    return path
-
-
-def _refuse_nothing(shown: Sequence[object], title: str) -> None:
-    if not shown:
-        raise UncompError(f"there is nothing to draw in '{title}'", hint="--budget with more, if all were refused")
+    return 0.06 + LETTER_IN * SMALL_PT * max(map(len, texts))
 
 
 def _step(cell_in: float, needed_in: float) -> int:
     """Every how many cells there is room for a label."""
     return next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if step * cell_in >= needed_in)
-
-
-def _wrap(text: str, width_in: float, size_pt: float) -> str:
-    width = max(8, int(width_in / (_LETTER_IN * size_pt)))
-    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())

@@ -360,7 +360,8 @@ def run_risk(
 
 def _pictures(fits: "Mapping[str, RiskFit]", folder: Path) -> Iterator[Path]:
     """One of every range of lengths, inside the trained length and past it."""
-    from uncomp_cli.ui.plots import make_reliability, write
+    from uncomp_cli.ui.figure import write
+    from uncomp_cli.ui.roc import make_reliability
 
     for name, fit in fits.items():
         shortest, longest = fit.curve.tokens[0], fit.curve.tokens[-1]

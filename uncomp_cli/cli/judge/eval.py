@@ -341,6 +341,7 @@ def draw(parts: "Sequence[Part]", folder: Path) -> Iterator[Path]:
     from uncomp_cli.evals.tables.sheet import SHOWN
     from uncomp_cli.evals.tables.summary import metric_names, quality_curves
     from uncomp_cli.ui import plots
+    from uncomp_cli.ui.figure import write
 
     for part in parts:
         about = f"{part.title}, question {'seen' if part.regime == 'aware' else 'unseen'} at compression"
@@ -350,7 +351,7 @@ def draw(parts: "Sequence[Part]", folder: Path) -> Iterator[Path]:
                 path = folder / f"{part.stem}-{metric}.png"
                 lower = metric in LOWER_IS_BETTER
                 figure = plots.make_curves(found, title=about, metric=SHOWN[metric], lower_is_better=lower)
-                yield plots.write(figure, path)
+                yield write(figure, path)
         for budget in _budgets(part):
             yield from _draw_maps(part, budget, folder)
 
@@ -368,13 +369,14 @@ def _draw_maps(part: "Part", budget: str, folder: Path) -> Iterator[Path]:
     from uncomp_cli.evals.judges.contestants import FULL
     from uncomp_cli.evals.tables.summary import coverage_maps, needle_grids
     from uncomp_cli.ui import plots
+    from uncomp_cli.ui.figure import write
 
     shown = [outcome for outcome in part.outcomes if outcome.budget in (budget, FULL)]
     about = f"{budget} kept, question {'seen' if part.regime == 'aware' else 'unseen'}"
     stem = f"{part.stem}-{budget.replace('%', 'pct').replace(' ', '')}"
     if grids := needle_grids(shown, regime=part.regime, metric="match"):
         title = f"Needles found by depth and length: {about}"
-        yield plots.write(plots.make_needles(grids, title=title), folder / f"{stem}-needles.png")
+        yield write(plots.make_needles(grids, title=title), folder / f"{stem}-needles.png")
     if maps := coverage_maps(shown, regime=part.regime):
         title = f"Evidence kept by layer and KV head: {about}"
-        yield plots.write(plots.make_coverage(maps, title=title), folder / f"{stem}-coverage.png")
+        yield write(plots.make_coverage(maps, title=title), folder / f"{stem}-coverage.png")

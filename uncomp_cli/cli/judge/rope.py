@@ -285,10 +285,11 @@ def draw(summary: "RopeSummary", cells: "Sequence[RopeCell]", folder: Path) -> I
     """Needles beside entropy for every arm, and the text by position. Raises UncompError when nothing can be drawn."""
     from uncomp_cli.evals.rope.cells import arm_maps
     from uncomp_cli.ui import plots
+    from uncomp_cli.ui.figure import write
 
     if maps := arm_maps(cells):
         figure = plots.make_arm_maps(maps, trained_length=summary.trained_length)
-        yield plots.write(figure, folder / "rope-needles.png")
+        yield write(figure, folder / "rope-needles.png")
     if curves := {row.arm: row.losses for row in summary.texts}:
         figure = plots.make_losses(curves, trained_length=summary.trained_length)
-        yield plots.write(figure, folder / "rope-text.png")
+        yield write(figure, folder / "rope-text.png")

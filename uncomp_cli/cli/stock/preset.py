@@ -374,7 +374,8 @@ def loss_lines(points: "Sequence[QualityPoint]") -> Iterator[str]:
 def _draw(preset: "Preset", maps: tuple[HeatMap, HeatMap], folder: Path, terminal: Terminal) -> list[Path]:
     """One picture a map, named by the preset and what it shows, and one of the loss by budget where it was measured."""
     with loading(terminal, "drawing"):
-        from uncomp_cli.ui.plots import make_heat_map, make_quality, write
+        from uncomp_cli.ui.figure import write
+        from uncomp_cli.ui.plots import make_heat_map, make_quality
 
         figures = {maps[0].quantity.replace("/", "-"): make_heat_map(maps[0]), "kept": make_heat_map(maps[1])}
         if preset.quality:
