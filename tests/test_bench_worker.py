@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from support.tiny import make_character_model
 from uncomp_cli.bench.contenders import _as_known, run_job, run_stock, run_uncomp, storage_bytes
 from uncomp_cli.bench.rounds import Round, measure_in_child
 from uncomp_cli.bench.workload import BenchRequest, Job, Measurement, Setup, make_jobs
@@ -30,18 +29,7 @@ SMALL = Preset("small", "", "40%", "uniform", ScorerConfig())
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Llama whose tokens are characters."""
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        num_hidden_layers=LAYERS, num_attention_heads=2 * HEADS, num_key_value_heads=HEADS, head_dim=HEAD_DIM,
-        hidden_size=32, intermediate_size=64, vocab_size=128, max_position_embeddings=512, initializer_range=0.5,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(path)
-    characters = Tokenizer(models.WordLevel({chr(code): code for code in range(128)}, unk_token="?"))
-    characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=characters, unk_token="?").save_pretrained(path)
-    return path
+    return make_character_model(tmp_path_factory.mktemp("models") / "tiny", layers=LAYERS, trained=512, spread=0.5)
 
 
 @pytest.fixture(scope="module")

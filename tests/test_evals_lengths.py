@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from support.commands import run_here, two_lines
+from support.tiny import make_character_model
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.engine.engine import Engine
@@ -33,18 +32,7 @@ PAST = RopeChoice("reread", only_past=True)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Llama whose tokens are characters."""
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=8, hidden_size=32,
-        intermediate_size=64, vocab_size=128, max_position_embeddings=TRAINED, initializer_range=0.3,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(path)
-    characters = Tokenizer(models.WordLevel({chr(code): code for code in range(128)}, unk_token="?"))
-    characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=characters, unk_token="?").save_pretrained(path)
-    return path
+    return make_character_model(tmp_path_factory.mktemp("models") / "tiny", layers=3, trained=TRAINED, spread=0.3)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from support.tiny import make_character_model
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.documents.prose import write_prose
@@ -30,17 +29,7 @@ THINNED = "gather:after=2,keep=0.5"
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    """A tiny random Llama whose tokens are characters."""
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        num_hidden_layers=LAYERS, num_attention_heads=2 * KV_HEADS, num_key_value_heads=KV_HEADS, head_dim=8,
-        hidden_size=32, intermediate_size=64, vocab_size=128, max_position_embeddings=2048, initializer_range=0.3,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(path)
-    characters = Tokenizer(models.WordLevel({chr(code): code for code in range(128)}, unk_token="?"))
-    characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=characters, unk_token="?").save_pretrained(path)
+    path = make_character_model(tmp_path_factory.mktemp("models") / "tiny", layers=LAYERS, trained=2048, spread=0.3)
     return load_model(str(path), device="cpu")
 
 

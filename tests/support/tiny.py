@@ -8,8 +8,14 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 TRAINED_LENGTH = 4096
 SAYABLE = "abcdefghijklmnopqrstuvwxyz"
@@ -68,3 +74,17 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<end>"])
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+
+
+def make_character_model(directory: Path, *, layers: int, trained: int, spread: float) -> Path:
+    """Write a random Llama whose tokens are characters, with two KV heads of 8 channels and four query heads."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, head_dim=8, hidden_size=32,
+        intermediate_size=64, vocab_size=128, max_position_embeddings=trained, initializer_range=spread,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(directory)
+    characters = Tokenizer(models.WordLevel({chr(code): code for code in range(128)}, unk_token="?"))
+    characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=characters, unk_token="?").save_pretrained(directory)
+    return directory
