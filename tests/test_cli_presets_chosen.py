@@ -1,5 +1,7 @@
 """What `--preset`, `--budget`, `--max-loss`, `--policy`, `--scorer` and `--seed` come to, and for which model."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -268,3 +270,17 @@ def test_a_policy_names_scorer_bits_and_thinning_as_in_eval() -> None:
             options.choice(0)
     with pytest.raises(UsageError, match="'pool=3' is nothing that follows a policy"):
         PresetOptions(policy="uniform/pool=3").choice(0)
+
+
+def test_a_preset_that_there_is_not_is_refused_before_torch_is_imported() -> None:
+    script = """
+import sys
+from uncomp_cli.asking.request import choose_preset
+from uncomp_cli.errors import UsageError
+try:
+    choose_preset("nosuch")
+except UsageError as error:
+    print(error.message, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "unknown preset 'nosuch' False"

@@ -110,6 +110,8 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.Mo
         with pytest.raises(UsageError, match="needs the package lm-eval") as caught:
             choose_subtasks([name])
         assert caught.value.hint == "pip install 'uncomp[ruler]'"
+    with pytest.raises(UsageError, match="unknown task 'lm-eval/nope'"):  # with the package it would be none either
+        choose_subtasks(["lm-eval/nope"])
     assert choose_subtasks(["ruler/vt"])
 
 

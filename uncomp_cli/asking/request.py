@@ -46,9 +46,9 @@ _TIMES = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*[xX×]")
 def choose_preset(name: str | None = None, **given: Any) -> Preset:
     """`preset` of budget/presets.py; it also refuses a scorer that there is not."""
     check_address_space()
+    chosen = preset(name, **given)
     from uncomp_cli.cache.scorers import make_scorer  # imports torch, so cheaper mistakes are found before
 
-    chosen = preset(name, **given)
     make_scorer(chosen.scorer)
     return chosen
 

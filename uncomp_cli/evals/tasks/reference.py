@@ -51,7 +51,7 @@ def check_reference(name: str) -> None:
     if task == _TASK and subtask in _FETCHED:
         message = f"task {name} is left out: lm-eval fetches its {_FETCHED[subtask]} from the network"
         raise UsageError(message, hint=f"there are: {', '.join(GENERATORS)}; --task ruler has all thirteen, of our own")
-    if task == _TASK and find_spec(_PACKAGE) is None:
+    if name in (_TASK, *GENERATORS) and find_spec(_PACKAGE) is None:
         raise UsageError(f"task {name} needs the package lm-eval, which is not installed", hint=_INSTALL)
 
 
