@@ -206,3 +206,19 @@ def test_remove_says_which_files_are_gone(capsys: pytest.CaptureFixture[str], fo
     assert run(["preset", "remove", "mine"]) == 0
     assert capsys.readouterr().err == "removed preset 'mine' and its profile mine.safetensors\n"
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["preset", "plot", "mine"], ["eval", "-t", "needle", "--out", "x.jsonl"], ["rope"], ["calibrate", "--risk"]],
+)
+@pytest.mark.parametrize("below", ["", "pictures"])
+def test_a_file_is_no_place_for_pictures_and_that_is_said_first(
+    command: list[str], below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("mine")
+    assert run([*command, "--plot", str(Path("taken", below))]) == 2
+    assert "lies at or below a file" in capsys.readouterr().err
+    assert (tmp_path / "taken").read_text() == "mine"
+    assert not (tmp_path / "x.jsonl").exists()

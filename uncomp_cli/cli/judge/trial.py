@@ -67,9 +67,14 @@ class TableOptions(OutputOptions):
 
 
 def check_plot(folder: Path | None) -> None:
-    """Raise UsageError when pictures are asked for and cannot be drawn."""
-    if folder is not None and find_spec("matplotlib") is None:
+    """Raise UsageError when pictures are asked for and cannot be drawn, or the folder can be none."""
+    if folder is None:
+        return
+    if find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib, which is not installed", hint="pip install 'uncomp[plot]'")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"--plot {folder} lies at or below a file", hint="give a directory, which may be new")
 
 
 def draw_into(folder: Path, draw: Callable[[Path], Iterable[Path]], terminal: Terminal) -> None:
