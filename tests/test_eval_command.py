@@ -8,6 +8,8 @@ import pytest
 
 from support.commands import Running, last_object, run_here, start, two_lines
 from uncomp_cli.cli.app import run
+from uncomp_cli.engine.forward import products
+from uncomp_cli.engine.forward.products import has_fast_bfloat16
 from uncomp_cli.evals.journal import read_journal
 from uncomp_cli.evals.tables.outcome import OUTCOMES
 
@@ -119,6 +121,7 @@ def test_results_of_other_settings_are_refused_and_both_are_named(tiny_model: Pa
     assert Path("results.1.jsonl").read_bytes() == before
 
 
+@pytest.mark.skipif(not has_fast_bfloat16(), reason="this CPU has no other products")
 def test_other_products_are_other_results(tiny_model: Path) -> None:
     evaluate(tiny_model, "-t", "needle/uuid", "--samples", "1", "--matmul", "float32")
     exact = read_journal(Path("results.jsonl"), OUTCOMES)[1]
@@ -129,6 +132,28 @@ def test_other_products_are_other_results(tiny_model: Path) -> None:
     settings, rounded = read_journal(Path("results.jsonl"), OUTCOMES)
     assert settings["matmul"] == "int8"
     assert [outcome.metrics for outcome in rounded] != [outcome.metrics for outcome in exact]
+
+
+def test_products_that_there_are_not_leave_the_old_results_where_they_are(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(products, "has_fast_bfloat16", lambda: False)
+    Path("results.jsonl").write_text("mine")
+    _, message, _ = refused(
+        capsys,
+        "-m",
+        str(tiny_model),
+        "-t",
+        "needle/uuid",
+        *COMMON,
+        "--out",
+        "results.jsonl",
+        "--matmul",
+        "int8",
+        "--fresh",
+    )
+    assert "no instructions" in message
+    assert [path.name for path in Path().glob("results*")] == ["results.jsonl"]
 
 
 def test_without_out_the_same_command_goes_on_where_it_ended(tiny_model: Path, tmp_path: Path) -> None:

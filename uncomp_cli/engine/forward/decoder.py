@@ -27,7 +27,6 @@ from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AttentionState, 
 from uncomp_cli.engine.forward.mixers import place_mixers, states_of
 from uncomp_cli.engine.forward.products import (
     Matmul,
-    check_matmul,
     chosen_matmul,
     one_thread,
     slice_mlps,
@@ -73,7 +72,6 @@ class Decoder:
         self.spec = spec = self.ranks.part_of(spec)
         self.device: torch.device = model.device
         """Where the model's inputs go; asked for once, since the model looks through its parameters for it."""
-        check_matmul(matmul, model)
         self.matmul = chosen_matmul(matmul, model)
         alone = self.ranks.count == 1
         if alone:

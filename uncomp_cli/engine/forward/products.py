@@ -247,7 +247,11 @@ def _avoids_mkl() -> bool:
 
 
 def chosen_matmul(matmul: Matmul, model: nn.Module) -> Matmul:
-    """What `auto` is for this model on this machine; others are themselves. A model keeps what it was first given."""
+    """What `auto` is for this model on this machine; others are themselves. A model keeps what it was first given.
+
+    Raises UsageError for one that this model or machine gains nothing from.
+    """
+    check_matmul(matmul, model)
     if matmul != "auto":
         return matmul
     given = next((_given(module) for module in model.modules() if isinstance(module, RowLinear | ByteLinear)), None)
