@@ -314,7 +314,7 @@ def test_no_memory(
     refused: Refused, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(engine, "free_bytes", lambda device: 2**19)
+        patched.setattr(engine, "free_on", lambda *_, **__: 2**19)
         code, said, hint = refused(*about("-b", "full", model=tiny_model))
     assert code == 3
     assert said.startswith("needs about 1 MiB beside the weights (")

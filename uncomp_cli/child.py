@@ -14,6 +14,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 _PAGE_BYTES = resource.getpagesize()
@@ -21,12 +22,13 @@ _STATM = Path("/proc/self/statm")
 
 
 class Child:
-    """It is started when it is needed, or before, and anew when it was stopped."""
+    """It is started when it is needed, or before, and anew when it was stopped; with `environment` beside ours."""
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
         # Not as `-m`, which would look for modules in the current directory first: whose files lie there is not known.
         root = str(Path(__file__).parents[1])
         self._program = f"import sys; sys.path.insert(0, {root!r}); from {module} import serve; serve()"
+        self._environment = environment or {}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -39,7 +41,8 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},  # a thread takes address space
+                # A thread takes address space.
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **self._environment},
             )
         return self.process
 

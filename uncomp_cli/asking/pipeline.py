@@ -20,7 +20,16 @@ from uncomp_cli.asking.forecast import forecast, too_long_ahead
 from uncomp_cli.asking.material import pinned_tokens, prompt_lengths, resolve, sources_of
 from uncomp_cli.asking.queue import Queue
 from uncomp_cli.asking.request import Request, check_text
-from uncomp_cli.asking.startup import check_context_fits, check_grows, during, fetch, lengthen_for, load
+from uncomp_cli.asking.startup import (
+    check_context_fits,
+    check_grows,
+    check_team,
+    during,
+    fetch,
+    lengthen_for,
+    load,
+)
+from uncomp_cli.asking.team import Team
 from uncomp_cli.documents.collection import DocumentSet, has_data, reading
 from uncomp_cli.documents.encoding import decode
 from uncomp_cli.documents.intake import take_file
@@ -45,8 +54,10 @@ def run(request: Request) -> Generator[Event, None, None]:
     questions = yield from gather_questions(request)
     _ = request.model.rope_choice  # a slip in it must not wait for the documents
     if request.saves_context:
+        _check_alone(request)
         check_saving(request)
         check_grows(request.model, "a saved document")
+    yield from check_team(request.model)
     if request.weighs:  # what nobody has counted is refused before a document is read
         check_risk(request, (yield from during("preparing", request.choice.stored)))
     documents = yield from gather_documents(request)
@@ -69,9 +80,21 @@ def run(request: Request) -> Generator[Event, None, None]:
         for document, error in zip(documents.documents, unfit, strict=True):
             yield replace(_refusal(document.path, error, questions), title=document.path)
         return
+    yield from Team(request, documents, questions).led(_answer(request, documents, questions))
+
+
+def _answer(request: Request, documents: DocumentSet, questions: Sequence[str]) -> Iterator[Event]:
+    """Load the model, read and answer."""
     loaded, preset = yield from settle(request)
     engine = yield from engine_for(loaded, request, preset, documents, questions)
     yield from ask(engine, documents, questions, preset, request)
+
+
+def _check_alone(request: Request) -> None:
+    """Raise UsageError where what is kept on the disk would be of several processes."""
+    if request.model.ranks > 1:
+        message = f"--cache keeps what one process has read, and --ranks is {request.model.ranks}"
+        raise UsageError(message, hint="leave one of them out")
 
 
 def settle(request: Request) -> "Generator[Event, None, tuple[LoadedModel, Preset]]":

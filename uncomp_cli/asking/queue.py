@@ -20,7 +20,7 @@ from uncomp_cli.asking.material import longest_read
 from uncomp_cli.asking.request import Request
 from uncomp_cli.asking.subject import Answer, Item, Reader, Subject
 from uncomp_cli.documents.collection import DocumentSet
-from uncomp_cli.errors import failure_of, is_foreseen, lacks_room
+from uncomp_cli.errors import DoesNotFitError, failure_of, is_foreseen, lacks_room
 
 if TYPE_CHECKING:
     from uncomp_cli.budget.presets import Preset
@@ -75,7 +75,7 @@ class Queue:
         try:
             items = yield from self._read_beside(documents)
         except Exception as error:
-            if not (self._request.each and is_foreseen(error)):
+            if not (self._request.each and self._can_go_on(error)):
                 raise
             yield from self._answer_waiting()  # what was asked before is told before
             turns = [self._reader.turn(documents, number) for number in range(len(self._questions))]
@@ -90,10 +90,15 @@ class Queue:
         try:
             return (yield from self._reader.read(documents))
         except Exception as error:
-            if not (self._waiting and lacks_room(error)):
+            if not (self._waiting and lacks_room(error) and self._can_go_on(error)):
                 raise
         yield from self._answer_waiting()
         return (yield from self._reader.read(documents))
+
+    def _can_go_on(self, error: Exception) -> bool:
+        """Whether what comes after may go well all the same; of several ranks one that failed has left the others."""
+        alone = self._engine.loaded.ranks.count == 1
+        return is_foreseen(error) and (alone or isinstance(error, DoesNotFitError))
 
     def _answer_waiting(self) -> Iterator[Event]:
         """Answer what waits, as one batch; when it fails, what has not been begun is answered one by one."""
@@ -105,7 +110,7 @@ class Queue:
         except Exception as error:
             yield from self._settle()
             left = [item for item in items if item not in self._ended]
-            if not left or not ((self._request.each or len(self._questions) > 1) and is_foreseen(error)):
+            if not left or not ((self._request.each or len(self._questions) > 1) and self._can_go_on(error)):
                 raise
             yield from self._fail(left[0], error)
             for item in left[1:]:
@@ -145,6 +150,10 @@ class Queue:
         """What there is of every answer that has begun. Raises KeyboardInterrupt when nothing was said."""
         for row, answer in enumerate(answers):
             answer.stats = writer.stats(row)
+        request = self._request
+        if self._engine.loaded.ranks.count > 1 and (request.evidence or request.explain_budget):
+            self._request = replace(request, evidence=False, explain_budget=False)
+            yield Noted("no evidence and no account of the bytes: the other processes were interrupted too")
         has_begun = any(answer.stats is not None for answer in line)
         yield from self._tell_line(line)
         if not (has_begun or self._begun or self._held_back):

@@ -221,6 +221,7 @@ class ModelChoice:
     force: bool = False
     matmul: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     weights: Literal["auto", "float32", "bfloat16", "q8", "q4"] = "auto"
+    ranks: int = 1
 
     @property
     def rope_choice(self) -> "RopeChoice | None":

@@ -85,11 +85,11 @@ def weigh(choice: ModelChoice, path: Path) -> Weighed:
     if choice.quantize != "none":
         check_quantization(choice.quantize, device)
     how: dict[str, Any] = {"dtype": choice.dtype, "device": device, "quantize": choice.quantize}
-    wide = footprint(path, **how, rope=choice.rope_choice, weights=choice.weights)
+    wide = footprint(path, **how, rope=choice.rope_choice, weights=choice.weights, ranks=choice.ranks)
     available = free_bytes(device)
     if wide.weights_bytes + wide.passing_bytes <= available:
         return Weighed(wide.spec, choice.weights, wide.weights_bytes, available, wide.passing_bytes)
-    for weights in narrower(path, **how) if choice.weights == "auto" else ():
+    for weights in narrower(path, **how) if choice.weights == "auto" and choice.ranks == 1 else ():
         found = footprint(path, **how, weights=weights)
         if found.weights_bytes + found.passing_bytes <= available:
             note = (
@@ -149,12 +149,20 @@ class Growth:
 
 
 def _load(choice: ModelChoice, path: Path, check: "Callable[[Path, ModelSpec], None]", growth: Growth) -> "LoadedModel":
-    from uncomp_cli.models.loading import load_model
-
     weighed = weigh(choice, path)
     growth.total_bytes = weighed.weights_bytes
     check(path, weighed.spec)
-    loaded = load_model(
+    loaded = load_as(choice, weights=weighed.weights, begin=growth.begin)
+    return replace(loaded, notes=(*weighed.notes, *loaded.notes))
+
+
+def load_as(
+    choice: ModelChoice, *, weights: str, begin: "Callable[[torch.device], None]" = lambda device: None
+) -> "LoadedModel":
+    """Load the model, which is on this machine, its weights held so; `begin` is called before they are read."""
+    from uncomp_cli.models.loading import load_model
+
+    return load_model(
         choice.name,
         dtype=choice.dtype,
         device=choice.device,
@@ -162,20 +170,35 @@ def _load(choice: ModelChoice, path: Path, check: "Callable[[Path, ModelSpec], N
         rope=choice.rope_choice,
         offline=choice.offline,
         tokenizer_dir=choice.tokenizer,
-        weights=weighed.weights,
-        begin=growth.begin,
+        weights=weights,
+        ranks=choice.ranks,
+        begin=begin,
     )
-    return replace(loaded, notes=(*weighed.notes, *loaded.notes))
 
 
 def check_context_fits(choice: ModelChoice, loaded: "LoadedModel", preset: "Preset") -> None:
     """Raise DoesNotFitError when memory does not hold what `preset` keeps of the --context that was asked for."""
-    from uncomp_cli.engine.spend.memory import check_context, free_bytes
+    from uncomp_cli.engine.spend.memory import check_context, free_on
 
     wanted = choice.rope_choice
     held = loaded.info.trained_length if loaded.rope.kind == "auto" else loaded.rope.reach
     context = None if wanted is None else wanted.context
-    check_context(loaded.spec, preset, context=context, available=free_bytes(loaded.device), held_tokens=held)
+    available = free_on(loaded.device, loaded.ranks)
+    check_context(loaded.spec, preset, context=context, available=available, held_tokens=held)
+
+
+def check_team(choice: ModelChoice) -> "Generator[Event, None, None]":
+    """Raise UsageError or ModelError where the model cannot be dealt out to the --ranks; it is fetched when need be."""
+    if choice.ranks == 1:
+        return
+    path = yield from fetch(choice)
+
+    def check() -> None:
+        from uncomp_cli.models.loading import check_dealt
+
+        check_dealt(path, choice.name, choice.ranks, device=choice.device, how=(choice.quantize, choice.weights))
+
+    yield from during("preparing", check)
 
 
 def check_grows(model: ModelChoice, what: str) -> None:

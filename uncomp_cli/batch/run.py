@@ -103,7 +103,7 @@ def settings_of(request: Request, questions: Sequence[str]) -> dict[str, Any]:
         found |= {
             f"--{group if key == 'name' else names.get(key, key.replace('_', '-'))}": value
             for key, value in values.items()
-            if key not in ("offline", "usual", "floor_tokens", "force")
+            if key not in ("offline", "usual", "floor_tokens", "force", "ranks")
         }
     found["--budget"] = None if request.preset.budget is None else str(request.preset.budget)
     found |= {"--system": request.system, "--truncate": request.truncate, "--encoding": request.wishes.encoding}

@@ -110,6 +110,16 @@ class AskOptions:
     dry_run: Annotated[
         bool, option("--dry-run", help="Only say what it would take: tokens, bytes, fits or not.", setting=False)
     ] = False
+    ranks: Annotated[
+        int,
+        option(
+            "--ranks",
+            help="So many processes share the model, each a part of its heads: for one larger than a GPU, of which "
+            "each process takes its own. For models in Hugging Face format.",
+            metavar="N",
+            min=1,
+        ),
+    ] = 1
     explain_budget: Annotated[bool, option("--explain-budget", help="Now --why.", setting=False, hidden=True)] = False
 
 
@@ -150,10 +160,11 @@ def ask(
     given["pins"] = tuple(map(parse_pin, asked.pins))
     given["explain_budget"] = given.pop("why") or asked.explain_budget
     given |= saved_or_new(given.pop("cache"), saving.cache_size)
+    chosen = replace(model.choice(), ranks=given.pop("ranks"))
     request = Request(
         **given,
         include=reading.include,
-        model=model.choice(),
+        model=chosen,
         preset=preset.choice(sampling.seed),
         system=system,
         sampling=sampling.config(),

@@ -40,7 +40,7 @@ from uncomp_cli.engine.read.distances import Reach
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.compression import Compression, check_length, plan_compression
-from uncomp_cli.engine.spend.memory import activation_bytes, free_bytes, planned_kv_bytes, reset_peak
+from uncomp_cli.engine.spend.memory import activation_bytes, free_bytes, free_on, planned_kv_bytes, reset_peak
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.write.fixed_size import context_room
 from uncomp_cli.engine.write.writer import Writer, free_room, rows_for
@@ -124,7 +124,9 @@ class Engine:
             self.spec,
             preset,
             prompt,
-            available=self.loaded.ranks.least(free_bytes(self.decoder.device)),
+            available=free_on(
+                self.decoder.device, self.loaded.ranks, beside_bytes=activation_bytes(self.spec, prompt.flat_len)
+            ),
             limits=self._limits_beside(prompt, preset, tokens=answer),
             reach=self.reach(prompt, answer),
         )
@@ -192,13 +194,9 @@ class Engine:
             kv_bytes=self._room(asked),
             stop_ids=stop_ids,
             constant_size=self.limits.constant_size,
-            watch=self._watched(preset) if watch is True else watch or None,
+            watch=watched(preset, self.spec) if watch is True else watch or None,
             grows=grows,
         )
-
-    def _watched(self, preset: Preset) -> Watched | None:
-        """What the preset has to go by, where all heads are in this process."""
-        return watched(preset, self.spec) if self.loaded.ranks.count == 1 else None
 
     def origin(self, prompt: Prompt, preset: Preset) -> Origin:
         """What the context of a prompt is made from when it is read now for any question."""

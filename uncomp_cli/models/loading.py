@@ -46,7 +46,7 @@ from uncomp_cli.models.conversion import weights_files
 from uncomp_cli.models.extension import RopeChoice, parse_rope
 from uncomp_cli.models.families import check_family
 from uncomp_cli.models.preamble import Preamble, read_preambles
-from uncomp_cli.models.ranks import check_ranks, join
+from uncomp_cli.models.ranks import check_devices, check_heads, join
 from uncomp_cli.models.rotary import apply_choice, check_rope, length_kind
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.models.shape import (
@@ -146,10 +146,9 @@ def load_model(
         tokenizer = load_tokenizer(tokenizer_dir or path)
         begin(chosen_device)
         files, how = weights_files(path, name, hash_memo()), (chosen_dtype, chosen_device, method)
-        check_ranks(among, spec_from_config(config, chosen_dtype), config, name)
-        if among.count > 1 and (files or method or weights != "auto"):
-            message = "only weights in Hugging Face format, as numbers, can be dealt out to several ranks"
-            raise UsageError(message, hint="use such a model, without --quantize and --weights")
+        if ranks > 1:
+            check_heads(ranks, spec_from_config(config, chosen_dtype), config, name)
+            _check_plain(name, files, (quantize or "none", weights))
         if files:
             preamble = read_preambles(files)
             wide = widened or weights == "float32" or not _keeps_blocks(preamble, *how)
@@ -165,7 +164,7 @@ def load_model(
         spec=replace(spec_from_config(model.config, chosen_dtype), trained_length=longest),
         info=show_model(name),
         load_s=time.perf_counter() - start,
-        weights_bytes=weights_bytes(model),
+        weights_bytes=among.counted(among.total, [weights_bytes(model)], chosen_device)[0],
         quantization=method or (weights if any(loss.of.values()) else None),
         rope=state,
         own_config=own_config,
@@ -173,6 +172,26 @@ def load_model(
         notes=tuple(told),
         ranks=among,
     )
+
+
+def check_dealt(path: Path, name: str, ranks: int, *, device: str, how: tuple[str, str]) -> None:
+    """Raise UsageError or ModelError where the model in `path` cannot be dealt out to processes on this machine.
+
+    `how` its weights are to be held: quantize and weights.
+    """
+    check_devices(ranks, device)
+    _check_plain(name, weights_files(path, name, hash_memo()), how)
+    with quiet_transformers():
+        config = load_config(path, name)
+        check_heads(ranks, spec_from_config(config, torch.float32), config, name)
+
+
+def _check_plain(name: str, files: list[Path], how: tuple[str, str]) -> None:
+    """Raise UsageError for weights that are not numbers in Hugging Face format."""
+    if files or how != ("none", "auto"):
+        other = f"{name} is a GGUF file" if files else f"--quantize is {how[0]}, --weights {how[1]}"
+        message = f"only weights in Hugging Face format, as numbers, can be dealt out to several ranks; {other}"
+        raise UsageError(message, hint="use such a model, without --quantize and --weights")
 
 
 def file_notes(path: Path, name: str) -> list[str]:
@@ -317,8 +336,11 @@ def footprint(
     quantize: str,
     rope: str | RopeChoice | None = None,
     weights: str = "auto",
+    ranks: int = 1,
 ) -> Footprint:
-    """What the model in `path` will take when loaded with these options.
+    """What the model in `path` will take when loaded with these options, in the memory of one of `ranks`.
+
+    Ranks share the matrices of layers and each hold the rest; on a CPU they share its memory too.
 
     Raises ModelError when a weights file cannot be read and for a configuration that `load_model` refuses, UsageError
     for a `rope` that the model cannot take and for `weights` that cannot be held so.
@@ -338,7 +360,9 @@ def footprint(
         if _NO_TEXT.search(name):
             continue
         bits = _BITS.get(quantize, 8 * spec.dtype_bytes) if _is_quantized(name, shape) else 8 * spec.dtype_bytes
-        total_bits += prod(shape) * bits
+        shared = ranks if _is_quantized(name, shape) else 1
+        copies = ranks if device.type == "cpu" else 1
+        total_bits += prod(shape) * bits * copies // shared
     if method is None or device.type != "cpu":
         return Footprint(spec, total_bits // 8)
     return Footprint(spec, total_bits // 8, _quantizing_bytes(shapes, method, files))

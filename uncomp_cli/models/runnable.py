@@ -26,7 +26,7 @@ class LoadedModel:
     `spec.trained_length` is what may be read, `info.trained_length` what it was trained for. `own_config` is the
     configuration that the model came with; None when it runs by that. `quantization` is what made other numbers of the
     weights, `loss` how far off they are where that is known, `notes` what has to be said of how they are held.
-    Of several `ranks` this process has a part of the model; `spec` is of the whole.
+    Of several `ranks` this process has a part of the model; `spec` is of the whole, and the bytes are those of all.
     """
 
     model: Any

@@ -252,11 +252,14 @@ class Context:
 
     def survival(self, length: int) -> Tensor:
         """The share [length] of heads that still hold each token; sliding layers do not count."""
-        return survival(self.cache, length, layers=self.decoder.spec.full_layers)
+        ranks, own = self.decoder.ranks, survival(self.cache, length, layers=self.decoder.spec.full_layers)
+        return own if ranks.count == 1 else ranks.total(own.to(self.decoder.device)).cpu() / ranks.count
 
     def layer_bytes(self) -> list[int]:
-        """Bytes that each layer of the cache has allocated."""
-        return [self.cache.layer(layer).nbytes for layer in range(len(self.cache.layers))]
+        """Bytes that each layer of the cache has allocated, on all ranks together."""
+        own = [self.cache.layer(layer).nbytes for layer in range(len(self.cache.layers))]
+        ranks = self.decoder.ranks
+        return ranks.counted(ranks.total, own, self.decoder.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,7 @@ cost most, which is what a policy's trust says. Without it the mean over all hea
 so that of every token the head counts that looks at it most.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from uncomp_cli.cache.states import States
 from uncomp_cli.engine.forward.attention import AttentionState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.mixers import Step
+from uncomp_cli.models.ranks import ALONE, Ranks
 from uncomp_cli.spec import ModelSpec
 
 _BLOCK = 128
@@ -34,7 +35,8 @@ class Replay(AttentionState):
     """The engine's state of a replay: attends as decoding did, and sums where to; the cache stays as it is.
 
     `behind` [L][G] are entries that lie before the replayed tokens too, `heads` [L][G] how far each is trusted. Layers
-    with a state of their own go on from `states`.
+    with a state of their own go on from `states`. Of heads that are dealt out to `ranks` each sees its own, and `mass`
+    is that of all.
     """
 
     def __init__(
@@ -46,26 +48,34 @@ class Replay(AttentionState):
         heads: Sequence[Sequence[float]] | None = None,
         behind: Sequence[Sequence[Head]] | None = None,
         states: States | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
         self._cache, self._first, self._behind, self._heads = cache, first, behind, heads
         self._states = (states or States()).copy()
         self._counted = set(spec.full_layers)
         self._mass = torch.zeros(first)
-        self._weight = 0.0
+        self._weight, self._device = 0.0, torch.device("cpu")
         self._highest = torch.zeros(0, first)
 
     def mass(self, *, sinks: int) -> Tensor:
         """Attention [first] on each token before the replayed ones, on the CPU; the first `sinks` have none."""
         if self._heads is None:
-            mass = self._highest.mean(0) if len(self._highest) else torch.zeros(self._first)
+            highest = self._everywhere(self._ranks.highest, self._highest)
+            mass = highest.mean(0) if len(highest) else torch.zeros(self._first)
         else:
-            mass = self._mass / self._weight if self._weight else self._mass.clone()
+            weighed = self._everywhere(self._ranks.total, torch.cat([self._mass, torch.tensor([self._weight])]))
+            mass = weighed[:-1] / weighed[-1] if weighed[-1] else weighed[:-1].clone()
         mass[:sinks] = 0
         return mass
 
+    def _everywhere(self, reduce: Callable[[Tensor], Tensor], own: Tensor) -> Tensor:
+        """What all ranks found, where their tensors can meet."""
+        return reduce(own.to(self._device)).cpu()
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """Attention [1, H, N, D] of the replayed tokens over what was kept and, causally, themselves."""
-        groups = key.shape[1]
+        groups, self._device = key.shape[1], key.device
         grouped = query[0].view(groups, -1, *query.shape[2:]) * form.scaling
         outputs = [
             self._attend_head(layer, group, grouped[group], key[0, group], value[0, group], form)
@@ -97,7 +107,7 @@ class Replay(AttentionState):
     def _count(self, weights: Tensor, positions: Tensor, begin: int, head: tuple[int, int]) -> None:
         """Take in the attention [R, N, S] of answer tokens from `begin` on on entries at `positions` [S]."""
         if self._heads is not None:
-            trust = self._heads[head[0]][head[1]]
+            trust = self._heads[head[0]][self._ranks.first(self._cache.num_kv_heads) + head[1]]
             self._weight += trust * weights.shape[0] * weights.shape[1]
             self._mass.index_add_(0, positions, trust * weights.sum(dim=(0, 1)).cpu())
             return
@@ -144,7 +154,7 @@ def attended_by(
     remember what was before its last token. `heads` [L][G] is Allocation.trust(), None where nothing is known.
     """
     opening = (states or cache.states).before
-    state = Replay(cache, decoder.spec, first, heads=heads, behind=behind, states=opening)
+    state = Replay(cache, decoder.spec, first, heads=heads, behind=behind, states=opening, ranks=decoder.ranks)
     positions = torch.arange(first, first + len(ids))[None]
     decoder.forward(torch.tensor([list(ids)]), positions, state, 1)
     return state.mass(sinks=sinks)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.engine.look.watch import PEAK_TOKENS, AnswerWatch, Watched
 from uncomp_cli.engine.tokens.prompt import Prompt
+from uncomp_cli.models.ranks import ALONE, Ranks
 from uncomp_cli.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ MEASURED_TOKENS = 2_000
 class Standing:
     """Watches the questions of a prompt while it is read; `shares[q]` is how far a passage stands out for each."""
 
-    def __init__(self, watched: Watched, spec: ModelSpec, prompt: Prompt) -> None:
+    def __init__(self, watched: Watched, spec: ModelSpec, prompt: Prompt, ranks: Ranks = ALONE) -> None:
         self.shares = [0.0] * len(prompt.questions)
-        self._watched, self._spec = watched, spec
+        self._watched, self._spec, self._ranks = watched, spec, ranks
         self._last = max(layer for layer, _ in watched.heads)
         self._document = range(int(prompt.context.protected.sum()), len(prompt.context) - prompt.asked)
         self._states: ChunkStates | None = None
@@ -38,7 +39,7 @@ class Standing:
         """Start a chunk: nothing has been seen of it."""
         texts = [self._document.stop]
         self._watches = [
-            AnswerWatch(self._watched, partial(self._held, number), self._spec, texts=texts)
+            AnswerWatch(self._watched, partial(self._held, number), self._spec, texts=texts, ranks=self._ranks)
             for number in range(len(self.shares))
         ]
 

@@ -23,6 +23,7 @@ from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.softmax import Form
 from uncomp_cli.engine.forward.products import one_thread
 from uncomp_cli.engine.spend.allocation import profile_of
+from uncomp_cli.models.ranks import ALONE, Ranks
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.distance_pattern import distance_pattern
 
@@ -138,19 +139,24 @@ class AnswerWatch:
 
     `latest` and `raw` [B, K] are the latest token's, in the order of the heads, `recent` [B, K, N] those of all that
     came with it; the other figures are of all `tokens`. `mass[b]` [N, S] is their attention, sinks left out, on the
-    text, the first S = `texts[b]` tokens of row b; S is 0 when FEW_TOKENS have been watched.
+    text, the first S = `texts[b]` tokens of row b; S is 0 when FEW_TOKENS have been watched. Of heads that are dealt
+    out to `ranks` each, whose part `spec` describes, looks at its own and is told of the others.
     """
 
-    def __init__(self, watched: Watched, held: Held, spec: ModelSpec, *, texts: Sequence[int] = ()) -> None:
+    def __init__(
+        self, watched: Watched, held: Held, spec: ModelSpec, *, texts: Sequence[int] = (), ranks: Ranks = ALONE
+    ) -> None:
         self.watched = watched
         self.latest = self.raw = torch.zeros(0, len(watched.heads))
         self.recent = self.latest[..., None]
         self.mass: list[Tensor] = []
         self.tokens = 0
-        self._held, self._groups, self._texts = held, spec.num_kv_heads, texts
-        self._heads: dict[int, list[int]] = {}
+        self._held, self._groups, self._texts, self._ranks = held, spec.num_kv_heads, texts, ranks
+        self._before = ranks.first(spec.num_kv_heads)
+        self._heads: dict[int, list[int]] = {layer: [] for layer, _ in watched.heads}
         for layer, head in watched.heads:
-            self._heads.setdefault(layer, []).append(head)
+            if 0 <= head - self._before < self._groups:
+                self._heads[layer].append(head)
         self._first, self._last = min(self._heads), max(self._heads)
         self._cuts: dict[HeadAt, tuple[int, int, int]] = {}
         self._step: dict[HeadAt, _Seen] = {}
@@ -184,10 +190,11 @@ class AnswerWatch:
             new, few = query.shape[2], self.tokens < FEW_TOKENS
             self.mass = [query.new_zeros(new, text if few else 0, dtype=torch.float32) for text in self._texts]
         for head in heads:
-            found = [self._look(grouped[row, head], (layer, row * self._groups + head), form) for row in rows]
+            own = head - self._before
+            found = [self._look(grouped[row, own], (layer, row * self._groups + own), form) for row in rows]
             self._step[layer, head] = _stack(found, 0)
         if layer == self._last:
-            self._finish()
+            self._finish(query.new_zeros(len(rows), query.shape[2], dtype=torch.float32))
 
     def _look(self, query: Tensor, at: HeadAt, form: Form) -> "_Seen":
         """What the queries [R, N, D] of one head see: entropies [N], and the pattern [N, bins]."""
@@ -229,10 +236,14 @@ class AnswerWatch:
         rows = scores.softmax(dim=-1, dtype=torch.float32)
         return distance_pattern(rows, distances, self.watched.edges).mean(dim=0)
 
-    def _finish(self) -> None:
-        """The last watched layer has been seen: the step's tokens count."""
-        seen = _stack([self._step[head] for head in self.watched.heads], 1)  # [B, K, N]
-        self.raw, self.latest, self.recent = seen.raw[..., -1], seen.share[..., -1], seen.share
+    def _finish(self, elsewhere: Tensor) -> None:
+        """The last watched layer has been seen: the step's tokens count; `elsewhere` [B, N] stands for other ranks'."""
+        edges = self.watched.edges
+        pattern = None if edges is None else elsewhere.new_zeros(*elsewhere.shape, len(edges) - 1)
+        blank = _Seen(elsewhere, elsewhere, pattern)
+        seen = _stack([self._step.get(head, blank) for head in self.watched.heads], 1).mapped(self._ranks.total)
+        self.mass = [self._ranks.total(each) for each in self.mass]
+        self.raw, self.latest, self.recent = seen.raw[..., -1], seen.share[..., -1], seen.share  # [B, K, N]
         self._sums = self._sums.plus(seen)
         self.tokens += seen.share.shape[-1]
 
@@ -244,6 +255,10 @@ class _Seen:
     raw: Tensor
     share: Tensor
     pattern: Tensor | None
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "_Seen":
+        """With `change` made to each."""
+        return _Seen(change(self.raw), change(self.share), None if self.pattern is None else change(self.pattern))
 
     def plus(self, step: "_Seen") -> "_Seen":
         """With a step's tokens added up: [...]."""

@@ -40,7 +40,7 @@ from uncomp_cli.engine.read.overkeep import OverKeep
 from uncomp_cli.engine.read.sieve import Sieve
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.compression import Compression
-from uncomp_cli.errors import ModelError, UsageError
+from uncomp_cli.errors import ModelError
 
 
 class Reader(AttentionState):
@@ -83,8 +83,7 @@ class Reader(AttentionState):
         self._on_layer = on_layer
         self._all_rows = all_rows or decoder.rows_interact or not spec.ends_in_attention
         self._sieve = planned.sieve
-        self._standing = _standing_of(planned) if self._ranks.count == 1 else None
-        self._check_ranks()
+        self._standing = _standing_of(planned, decoder)
         self._overkeep = OverKeep(
             planned.prompt,
             allocation,
@@ -196,7 +195,7 @@ class Reader(AttentionState):
             stay, settled = self._overkeep.hold(layer, scores, self._places(heads)), not self._overkeep.waits
             stay = None if stay is None else self._ranks.own(stay)
         elif self._sieve.active:
-            self._sieve.watch(states.views(layer, self.frequencies))
+            self._sieve.watch(states.views(layer, self.frequencies), self._ranks)
         self._store(layer, heads if stay is None else _taken(heads, stay), settled=settled)
         if self._chunk.final:
             self._keep_questions(states.tails(window))
@@ -208,26 +207,17 @@ class Reader(AttentionState):
     def _scores(self, layer: int, states: ChunkStates, heads: Sequence[Head]) -> Tensor:
         """Pooled scores by position [G, S], 0 where a head has nothing; tells who else looks at a layer of it."""
         views, config = states.views(layer, self.frequencies), self.planned.config
-        before = self._ranks.number * len(heads)
+        before = self._ranks.first(len(heads))
         views = [replace(view, first_head=view.first_head + before) for view in views]
         if self._sieve.active:
-            self._sieve.watch(views)
-        self.planned.allocation.report(layer, states.own_view(layer, self.frequencies))
+            self._sieve.watch(views, self._ranks)
+        self.planned.allocation.report(layer, states.own_view(layer, self.frequencies), self._ranks)
         groups = [pool(self.planned.scorer.score(view), kind=config.pooling, width=config.width) for view in views]
         dense = groups[0].new_zeros(len(heads), len(self.planned.prompt.context))
         scores = (own for group in groups for own in group)
         for target, own, positions in zip(dense, scores, _positions(heads), strict=True):
             target[positions.long()] = own
         return self._ranks.whole(dense)
-
-    def _check_ranks(self) -> None:
-        """Raise UsageError for what heads cannot decide that are dealt out."""
-        planned = self.planned
-        if self._ranks.count > 1 and (planned.sieve.active or planned.allocation.live or planned.repack):
-            raise UsageError(
-                "thinning, policies that measure while they read, and re-packing need all heads in one process",
-                hint="use --thinning none and a policy of fixed budgets, such as uniform, pyramid or a calibrated one",
-            )
 
     def _places(self, heads: Iterable[Head]) -> list[Tensor]:
         """The positions that all heads hold, those of other ranks too."""
@@ -282,7 +272,8 @@ class Reader(AttentionState):
         """Plan anew for layers that hold fewer tokens than the prompt has, because it was thinned before them."""
         if not (self._sieve.active and self._chunk.final):
             return
-        longest = [max(len(at) for at in _positions(self._heads(i))) for i in range(len(self.cache.layers))]
+        own = [max(len(at) for at in _positions(self._heads(i))) for i in range(len(self.cache.layers))]
+        longest = self._ranks.counted(self._ranks.highest, own, self.decoder.device)
         self.planned.allocation.fit([count + self.planned.prompt.longest_question for count in longest])
 
     def context(self, logits: Tensor) -> Context:
@@ -326,11 +317,11 @@ class Reader(AttentionState):
             context.hidden_kept = tuple(count / length for count in self._sieve.entered)
 
 
-def _standing_of(planned: Compression) -> Standing | None:
+def _standing_of(planned: Compression, decoder: Decoder) -> Standing | None:
     """What watches the questions, where the preset says which are open in such a text and anything of it may go."""
     preset, tells = planned.preset, planned.prompt.seq_len <= MEASURED_TOKENS
     heads = watched(preset, planned.spec) if preset.open_below and planned.drops and tells else None
-    return None if heads is None else Standing(heads, planned.spec, planned.prompt)
+    return None if heads is None else Standing(heads, decoder.spec, planned.prompt, decoder.ranks)
 
 
 def _positions(heads: Iterable[Head]) -> list[Tensor]:

@@ -21,6 +21,7 @@ from uncomp_cli.cache.view import LayerView
 from uncomp_cli.cache.window import asked_attention
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.engine.read.chunk import Chunk
+from uncomp_cli.models.ranks import ALONE, Ranks
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.entropy import attention_entropy
 
@@ -66,8 +67,11 @@ class Sieve:
         self._fractions = self._schedule(())
         self.entered[0] += len(self.at)
 
-    def watch(self, views: Sequence[LayerView]) -> None:
-        """Look at one layer: views of all its heads, whose last keys are the tokens of the chunk that are there."""
+    def watch(self, views: Sequence[LayerView], ranks: Ranks = ALONE) -> None:
+        """Look at one layer: views of its heads, whose last keys are the tokens of the chunk that are there.
+
+        Heads that are dealt out to `ranks` have a say together.
+        """
         if not self._open(len(self._certainty)):
             self._certainty.append(1.0)
             return
@@ -78,6 +82,9 @@ class Sieve:
                 new = scores[:, scores.shape[1] - len(there) :].amax(dim=0)
                 self._best[there] = torch.maximum(self._best[there], new)
                 lowest = min(lowest, entropy)
+        if ranks.count > 1:
+            found = ranks.highest(torch.cat([self._best, self._best.new_tensor([-lowest])]))
+            self._best, lowest = found[:-1], -float(found[-1])
         self._certainty.append(lowest)
 
     def keep_after(self, layer: int) -> Tensor | None:

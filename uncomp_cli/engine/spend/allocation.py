@@ -29,6 +29,7 @@ from uncomp_cli.engine.spend.gauge import measure_layer
 from uncomp_cli.engine.spend.memory import activation_bytes, kept_amount
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import DoesNotFitError, UsageError
+from uncomp_cli.models.ranks import ALONE, Ranks
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.measures import Measure, parse_measure
 from uncomp_cli.uncertainty.profile import UncertaintyProfile, load_profile
@@ -87,10 +88,11 @@ class Allocation:
         """Whether the counts of a layer may still shrink when later layers report."""
         return self._live is not None and self._policy is not None and self._policy.scope == "model"
 
-    def report(self, layer: int, view: LayerView) -> None:
+    def report(self, layer: int, view: LayerView, ranks: Ranks = ALONE) -> None:
         """Measure `layer`, which follows those that were reported, and plan anew.
 
-        A layer that reports again, of a later chunk, has the mean of all its reports.
+        A layer that reports again, of a later chunk, has the mean of all its reports. Of heads that are dealt out to
+        `ranks` each measures those of `view`.
         """
         live, policy, wanted = self._live, self._policy, self._wanted
         if live is None or policy is None or wanted is None:
@@ -98,7 +100,7 @@ class Allocation:
         values = () if wanted.uncertainty is None else wanted.uncertainty.values
         skipped = (0.0,) * live.measure.width(wanted.spec)  # sliding layers are not measured
         values += (skipped,) * (layer + 1 - len(values))
-        before, new = self._reports.get(layer, 0), live.measurer(live.measure, view).tolist()
+        before, new = self._reports.get(layer, 0), ranks.whole(live.measurer(live.measure, view)).tolist()
         mean = tuple((old * before + value) / (before + 1) for old, value in zip(values[layer], new, strict=True))
         self._reports[layer] = before + 1
         known = Uncertainty(str(live.measure), (*values[:layer], mean, *values[layer + 1 :]), "live")

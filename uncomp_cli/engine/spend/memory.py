@@ -23,6 +23,7 @@ from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.forward.products import PART_NUMBERS, SLICE_ROWS
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.models.ranks import Ranks
 from uncomp_cli.numerals import format_decimal
 from uncomp_cli.spec import ModelSpec
 
@@ -178,6 +179,12 @@ def free_bytes(device: torch.device) -> int:
     available = int(psutil.virtual_memory().available)
     limits = (_group_bytes(*names) for names in _GROUP_FILES)
     return max(0, min([available, *(left for left in limits if left is not None)]))
+
+
+def free_on(device: torch.device, ranks: Ranks, *, beside_bytes: int = 0) -> int:
+    """The same of all `ranks`, which share one memory or have GPUs of their own; each needs `beside_bytes` there."""
+    free = ranks.least(free_bytes(device))
+    return ranks.room(free, beside_bytes=beside_bytes) if device.type == "cuda" else free
 
 
 def reset_peak(device: torch.device) -> None:

@@ -97,6 +97,20 @@ class _Row:
         return token, "" if self.reason == "stop" else self.stream.push(token)
 
 
+class _Everywhere:
+    """Bytes on all ranks: those of others when `here` was counted, and for all that came since as many as here."""
+
+    def __init__(self, decoder: Decoder, here: Sequence[int]) -> None:
+        ranks = decoder.ranks
+        whole = ranks.counted(ranks.total, here, decoder.device)
+        self._beside = [total - ranks.count * own for total, own in zip(whole, here, strict=True)]
+        self._count = ranks.count
+
+    def nbytes(self, number: int, now: int) -> int:
+        """Of `here[number]`, of which there are `now` here."""
+        return self._count * now + self._beside[number]
+
+
 class Writer:
     """Answers what was `asked`; `kv_bytes` bounds what the rows take at once, beside the contexts.
 
@@ -131,6 +145,7 @@ class Writer:
         self._held: list[_Row] = []
         self._stats: dict[int, RunStats] = {}
         self.watching: AnswerWatch | None = None
+        self._everywhere: _Everywhere | None = None
         self._drops = store is None
         self.store = store or self._choose_store(asked, constant_size=constant_size, grows=grows)
         self._looks_up = sampling.lookup and store is None and decoder.has_program
@@ -203,13 +218,21 @@ class Writer:
         joined = [_Row(number, asked, self._tokenizer, self._sampling) for number, asked in joining]
         begun = self.store.lay_out(live, [row.asked for row in joined])
         self._held = [*(self._held[at] for at in live), *joined]
-        watched, spec = self._watched, self._decoder.spec
+        if self._decoder.ranks.count > 1:
+            here = self.store.nbytes, *map(self.store.row_bytes, range(len(self._held)))
+            self._everywhere = _Everywhere(self._decoder, here)
+        watched = self._watched
         texts = [row.asked.text_tokens for row in self._held]
-        self.watching = None if watched is None else AnswerWatch(watched, self.store.held, spec, texts=texts)
+        self.watching = None if watched is None else self._watch_of(watched, texts)
         for row, one in zip(joined, begun, strict=True):
             row.begun = one
         # All begin before any is told of: who stops at the first token finds every row begun.
         yield from [self._begin(row, one.logits) for row, one in zip(joined, begun, strict=True)]
+
+    def _watch_of(self, watched: Watched, texts: Sequence[int]) -> AnswerWatch:
+        """The watch of the rows that are held, of which `texts` tokens are the text."""
+        decoder = self._decoder
+        return AnswerWatch(watched, self.store.held, decoder.spec, texts=texts, ranks=decoder.ranks)
 
     def _begin(self, row: _Row, logits: Tensor) -> DecodeStep:
         """The first token, from logits [1, vocab]: who is no chat model says something before it ends."""
@@ -295,10 +318,14 @@ class Writer:
         reason = row.reason if index == row.generated.shape[1] - 1 else None
         if reason is not None:
             self._stats[row.number] = self._measure(row, self._held.index(row))
-        return DecodeStep(row.number, index, token, text, reason, row.last_s, self.store.nbytes)
+        return DecodeStep(row.number, index, token, text, reason, row.last_s, self._on_all(0, self.store.nbytes))
+
+    def _on_all(self, number: int, own_bytes: int) -> int:
+        """Bytes of all rows (0), or of row `number` - 1, on all ranks."""
+        return own_bytes if self._everywhere is None else self._everywhere.nbytes(number, own_bytes)
 
     def _measure(self, row: _Row, at: int) -> RunStats:
-        begun, completed = row.begun, row.generated.shape[1]
+        begun, completed, decoder = row.begun, row.generated.shape[1], self._decoder
         if begun is None:
             raise RuntimeError("a row is measured that has not begun")
         return RunStats(
@@ -308,10 +335,10 @@ class Writer:
             prefill_s=begun.prefill_s,
             ttft_s=begun.waited_s + row.first_s,
             decode_s=row.last_s - row.first_s,
-            kv_bytes=self.store.row_bytes(at),
-            kv_full_bytes=self._decoder.spec.full_kv_bytes(row.prompt_tokens + completed - 1),
-            dtype_bytes=self._decoder.spec.dtype_bytes,
-            peak_bytes=peak_bytes(self._decoder.device),
+            kv_bytes=self._on_all(1 + at, self.store.row_bytes(at)),
+            kv_full_bytes=decoder.ranks.count * decoder.spec.full_kv_bytes(row.prompt_tokens + completed - 1),
+            dtype_bytes=decoder.spec.dtype_bytes,
+            peak_bytes=peak_bytes(decoder.device),
             finish_reason=row.reason or "interrupted",
             signs=row.signs,
             guessed_tokens=0 if row.lookup is None else row.lookup.guessed,
