@@ -2,7 +2,7 @@
 
     python benchmarks/batch.py kills      rows lost or doubled over kill -9 of workers and of the driver (with --resume)
     python benchmarks/batch.py memory     the driver's memory with 1,000 and 100,000 rows of a manifest
-    python benchmarks/batch.py overhead   the default model's documents through Ray, and through the bare pipeline
+    python benchmarks/batch.py overhead   the default model's documents through Ray, and through as many bare pipelines
     python benchmarks/batch.py scale      2 to 8 actors that only wait: where it stops being linear
 
 `Waiting` stands for the model in all but `overhead`: it waits for each document, and gives back its last letters.
@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +215,8 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def overhead(args: argparse.Namespace) -> dict[str, Any]:
-    """The same documents and settings by one actor, and by the pipeline alone; both with loading and all else."""
+    """The same documents by actors and by as many processes that run the pipeline alone, half before and half after."""
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_documents(Path(folder) / "documents.jsonl", args.documents, words=150)
         texts = Path(folder) / "texts"
@@ -223,28 +224,56 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
         for line in manifest.read_text().splitlines():
             row = json.loads(line)
             (texts / f"{row['name']}.txt").write_text(row["text"])
-        request = Request(questions=(QUESTION,), sampling=SamplingConfig(max_new_tokens=16), each=True)
-        torch.set_num_threads(1)
-        begun_s, bare, clock = time.monotonic(), list[Done](), list[tuple[float, int]]()
-        for event in run_ask(replace(request, paths=(str(texts),))):
-            if isinstance(event, Done):
-                bare.append(event)
-                clock.append((time.monotonic() - begun_s, len(bare)))
-        found: dict[str, Any] = {"bare": _pace(clock)}
+        paths = sorted(map(str, texts.iterdir()))
+        half = len(paths) // 2
         for actors in args.counts:
-            out, clock = Path(folder) / f"{actors}.jsonl", []
+            blocks = [_alone(paths[:half], actors, Path(folder))]
+            out, clock = Path(folder) / f"{actors}.jsonl", list[tuple[float, int]]()
             begun_s, crew = time.monotonic(), CrewConfig(actors=actors, threads=1)
-            for event in run(Batch((str(texts),), out, request, crew=crew)):
+            for event in run(Batch((str(texts),), out, asked_of(()), crew=crew)):
                 if isinstance(event, Progress) and event.fraction:
                     clock.append((time.monotonic() - begun_s, round(event.fraction * args.documents)))
+            blocks.append(_alone(paths[half:], actors, Path(folder)))
             rows = [json.loads(line) for line in out.read_text().splitlines()]
-            same = sum(row["answers"][0]["answer"] == done.text for row, done in zip(rows, bare, strict=True))
+            answers = blocks[0].pop("answers") | blocks[1].pop("answers")
             found[f"{actors} actors"] = {
-                **_pace(clock),
-                "same_answers": same,
+                "alone": blocks,
+                "batch": _pace(clock),
+                "same_answers": sum(row["answers"][0]["answer"] == answers[Path(row["name"]).name] for row in rows),
                 "row_bytes": out.stat().st_size // len(rows),
             }
     return {"documents": args.documents, **found}
+
+
+def asked_of(paths: Sequence[str]) -> Request:
+    """What is asked of each document."""
+    sampling = SamplingConfig(max_new_tokens=16)
+    return Request(paths=tuple(paths), questions=(QUESTION,), sampling=sampling, each=True)
+
+
+def _alone(paths: Sequence[str], count: int, folder: Path) -> dict[str, Any]:
+    """The pace and the answers of `count` processes that share these documents and begin together."""
+    begun_s, processes = time.monotonic(), []
+    for number in range(count):
+        listed = folder / f"alone.{number}"
+        listed.write_text(json.dumps(paths[number::count]))
+        command = [sys.executable, __file__, "alone", "--manifest", str(listed)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True))
+    told = [json.loads(process.communicate()[0]) for process in processes]
+    ends = sorted(end_s - begun_s for each in told for end_s in each["ends_s"])
+    answers = {name: answer for each in told for name, answer in each["answers"].items()}
+    return {**_pace([(end_s, number) for number, end_s in enumerate(ends, start=1)]), "answers": answers}
+
+
+def alone(args: argparse.Namespace) -> None:
+    """The pipeline alone, in a process of its own: when each answer came, and all of them."""
+    torch.set_num_threads(1)
+    ends_s, answers = list[float](), dict[str, str]()
+    for event in run_ask(asked_of(json.loads(Path(args.manifest).read_text()))):
+        if isinstance(event, Done):
+            ends_s.append(time.monotonic())
+            answers[Path(str(event.turn.document)).name] = event.text
+    print(json.dumps({"ends_s": ends_s, "answers": answers}))
 
 
 def _pace(clock: Sequence[tuple[float, int]]) -> dict[str, float]:
@@ -278,7 +307,7 @@ PARTS = {"kills": kills, "memory": memory, "overhead": overhead, "scale": scale}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=[*PARTS, "drive"])
+    parser.add_argument("part", choices=[*PARTS, "drive", "alone"])
     parser.add_argument("--documents", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=0.05, help="what a document takes that only waits")
     parser.add_argument("--workers", type=int, default=10, help="how many of them are killed")
@@ -292,8 +321,8 @@ def main() -> None:
     parser.add_argument("--manifest")
     parser.add_argument("--out")
     args = parser.parse_args()
-    if args.part == "drive":
-        drive(args)
+    if args.part in ("drive", "alone"):
+        {"drive": drive, "alone": alone}[args.part](args)
         return
     print(json.dumps({"part": args.part, "cpu": cpu_name(), "cores": os.cpu_count(), **PARTS[args.part](args)}))
 
