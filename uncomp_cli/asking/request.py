@@ -220,7 +220,7 @@ class ModelChoice:
     context: str | None = None
     force: bool = False
     matmul: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    weights: Literal["auto", "float32", "bfloat16", "q8", "q4"] = "auto"
+    weights: Literal["auto", "float32", "bfloat16", "q8", "q4", "disk"] = "auto"
     ranks: int = 1
 
     @property

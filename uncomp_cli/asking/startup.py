@@ -89,7 +89,8 @@ def weigh(choice: ModelChoice, path: Path) -> Weighed:
     available = free_bytes(device)
     if wide.weights_bytes + wide.passing_bytes <= available:
         return Weighed(wide.spec, choice.weights, wide.weights_bytes, available, wide.passing_bytes)
-    for weights in narrower(path, **how) if choice.weights == "auto" and choice.ranks == 1 else ():
+    held = narrower(path, **how) if choice.weights == "auto" and choice.ranks == 1 else ()
+    for weights in held:
         found = footprint(path, **how, weights=weights)
         if found.weights_bytes + found.passing_bytes <= available:
             note = (
@@ -97,7 +98,10 @@ def weigh(choice: ModelChoice, path: Path) -> Weighed:
                 f"{format_bytes(wide.weights_bytes)} as float32, of which {format_bytes(available)} are free"
             )
             return Weighed(wide.spec, weights, found.weights_bytes, available, found.passing_bytes, (note,))
-    raise _too_large(choice, wide.weights_bytes, available, wide.passing_bytes, widened=has_blocks(path))
+    refusal = _too_large(choice, wide.weights_bytes, available, wide.passing_bytes, widened=has_blocks(path))
+    if held:
+        refusal.hint = f"--weights disk reads them again for every token; or {refusal.hint}"
+    raise refusal
 
 
 def _too_large(

@@ -216,12 +216,17 @@ def load_weights(
     *,
     config: Any,
     holding: "Holding | None" = None,
+    on_disk: bool = False,
     ranks: int = 1,
 ) -> Any:
-    """The model itself, in evaluation mode; its matrices held as `holding` says. ModelError for damaged weights."""
+    """The model itself, in evaluation mode; its matrices held as `holding` says, or left `on_disk`.
+
+    Raises ModelError for damaged weights, and for those that cannot be left on the disk.
+    """
     from transformers import AutoModelForCausalLM
 
     check_types(path, name)
+    left = _left_on_disk(config, dtype, name) if on_disk else {}
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             str(path),
@@ -233,15 +238,37 @@ def load_weights(
             key_mapping=TEXT_PART,
             **_how(config, dtype, device, method),
             **_dealt(ranks),
+            **left,
             **({} if holding is None else {"quantization_config": holding}),
         )
         if holding is not None:
             model.hf_quantizer.remove_quantization_config(model)
-        model = model if method or ranks > 1 else model.to(device)
+        model = model if method or ranks > 1 or left else model.to(device)
     except Exception as error:  # safetensors, json and transformers each have their own
         raise cannot_load(name, path, error) from error
     check_report(report, name, path)
     return model.eval().requires_grad_(False)
+
+
+def _left_on_disk(config: Any, dtype: "torch.dtype", name: str) -> dict[str, Any]:
+    """What transformers is told of a model whose layers stay in its own files: a matrix is read when it is used.
+
+    accelerate reads it. Nothing is written, so that weights must be stored as they are used, but for their type. Raises
+    ModelError for others.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model = empty_model(config, dtype)
+    layers = [name for name, module in model.named_modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers or any(weight.dim() > 2 for weight in model.parameters()):
+        message = f"the weights of {name} are not stored as they are used, and cannot be left on the disk"
+        raise ModelError(message, hint="use --weights auto")
+    inside = tuple(f"{layer}." for layer in layers)
+    names = {
+        name.rpartition(".")[0] for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
+    }
+    loaded = [name for name in names if not f"{name}.".startswith(inside)]
+    return {"device_map": {**dict.fromkeys(loaded, "cpu"), **dict.fromkeys(layers, "disk")}}
 
 
 def _dealt(ranks: int) -> dict[str, Any]:

@@ -94,6 +94,8 @@ def check_weights(weights: str, dtype: torch.dtype, device: torch.device, method
     if dtype != torch.float32:
         message = f"--weights {weights} computes in float32, not in {dtype_name(dtype)}"
         raise UsageError(message, hint=f"leave --weights out, or use --dtype float32 (is: {dtype_name(dtype)})")
+    if weights == "disk" and find_spec("accelerate") is None:
+        raise ModelError("--weights disk needs accelerate", hint=HINT)
     if device.type != "cpu" and weights != "float32":
         message = f"--weights {weights} is for a CPU, and the model is to run on {device}"
         raise UsageError(message, hint="use --quantize int8 or nf4, or --device cpu")
@@ -120,8 +122,8 @@ def load_model(
 
     `begin` is called with the device when all but the weights is there, which take longest.
     `widened` makes numbers of a GGUF's blocks in any case, which transformers' own layers multiply. `quantize` is int8,
-    nf4, fp4 or None; `weights` float32, bfloat16, q8, q4, or auto: float32, or the blocks of a GGUF; `rope` is for
-    texts longer than trained, as in yarn:4 (extension.py); `ranks` processes share the heads (ranks.py). Loading
+    nf4, fp4 or None; `weights` float32, bfloat16, q8, q4, disk, or auto: float32, or the blocks of a GGUF; `rope` is
+    for texts longer than trained, as in yarn:4 (extension.py); `ranks` processes share the heads (ranks.py). Loading
     never uses the network, whatever `offline` says; it only words the hint. Raises ModelError when the model is
     missing, damaged or of a kind that would run wrongly, UsageError for a device or type that is not there and for a
     `rope` that this model cannot take.
@@ -146,6 +148,7 @@ def load_model(
         tokenizer = load_tokenizer(tokenizer_dir or path)
         begin(chosen_device)
         files, how = weights_files(path, name, hash_memo()), (chosen_dtype, chosen_device, method)
+        _check_disk(weights, files, name)
         if ranks > 1:
             check_heads(ranks, spec_from_config(config, chosen_dtype), config, name)
             _check_plain(name, files, (quantize or "none", weights))
@@ -154,8 +157,8 @@ def load_model(
             wide = widened or weights == "float32" or not _keeps_blocks(preamble, *how)
             model = _of_gguf(preamble, path, name, *how, config=config, weights=None if wide else weights, loss=loss)
             told = [] if wide else [*notes(preamble), *_stay(preamble, name, weights)]
-        elif weights in ("auto", "float32"):
-            model = load_weights(path, name, *how, config=config, ranks=among.count)
+        elif weights in ("auto", "float32", "disk"):
+            model = load_weights(path, name, *how, config=config, ranks=among.count, on_disk=weights == "disk")
         else:
             model, loss = _held_model(path, name, *how, config=config, weights=weights)
     return LoadedModel(
@@ -192,6 +195,13 @@ def _check_plain(name: str, files: list[Path], how: tuple[str, str]) -> None:
         other = f"{name} is a GGUF file" if files else f"--quantize is {how[0]}, --weights {how[1]}"
         message = f"only weights in Hugging Face format, as numbers, can be dealt out to several ranks; {other}"
         raise UsageError(message, hint="use such a model, without --quantize and --weights")
+
+
+def _check_disk(weights: str, files: list[Path], name: str) -> None:
+    """Raise UsageError for a GGUF that is to stay on the disk."""
+    if weights == "disk" and files:
+        message = f"--weights disk is for models in Hugging Face format, and {name} is a GGUF file"
+        raise UsageError(message, hint="leave --weights out: its blocks stay as they are")
 
 
 def file_notes(path: Path, name: str) -> list[str]:
@@ -304,9 +314,11 @@ def checked_spec(config: Any, dtype: Any) -> ModelSpec:
 
 
 def weights_bytes(model: Any) -> int:
-    """Bytes allocated by parameters and buffers; shared storages count once."""
+    """Bytes allocated by parameters and buffers; shared storages count once, and what is on the disk not at all."""
     storages = {}
     for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_meta:
+            continue
         own = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of several ranks this one's part
         storage = own.untyped_storage()
         storages[(str(tensor.device), storage.data_ptr())] = storage.nbytes()
@@ -314,6 +326,7 @@ def weights_bytes(model: Any) -> int:
 
 
 _NO_TEXT = re.compile(r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|mtp)\.")
+_LAYER = re.compile(r"(^|\.)(layers|h)\.\d+\.")
 _BITS = {"int8": 8, "nf4": 4, "fp4": 4}
 _LIBRARY_BYTES = 160 * 2**20
 """What the libraries that quantize take while they are imported, 134 MiB where it was measured, and some more."""
@@ -349,11 +362,13 @@ def footprint(
     check_weights(weights, chosen, device, method)
     spec = _spec(path, parse_rope(rope) if isinstance(rope, str) else rope, chosen)
     files = weights_files(path, path.name, hash_memo())
+    _check_disk(weights, files, path.name)
     preamble = read_preambles(files) if files else None
     if preamble is not None and weights != "float32" and _keeps_blocks(preamble, chosen, device, method):
         return Footprint(spec, blocks_bytes(preamble, chosen, weights))
     if preamble is None and weights not in ("auto", "float32"):
-        return Footprint(spec, *_held_bytes(path, chosen, weights))
+        own = _read_bytes(path, chosen) if weights == "disk" else _held_bytes(path, chosen, weights)
+        return Footprint(spec, *own)
     shapes = _gguf_shapes(preamble) if preamble else _safetensors_shapes(path)
     total_bits = 0
     for name, shape in shapes.items():
@@ -392,6 +407,14 @@ def _held_bytes(path: Path, dtype: torch.dtype, weights: str) -> tuple[int, int]
     with quiet_transformers():
         model = empty_model(load_config(path, path.name), dtype)
     return held_bytes(model, weights, dtype), max(weight.nbytes for weight in model.parameters())
+
+
+def _read_bytes(path: Path, dtype: torch.dtype) -> tuple[int, int]:
+    """Those of what is no layer's, which is loaded, and of the widest matrix that is read."""
+    sizes = {name: prod(shape) * dtype.itemsize for name, shape in _safetensors_shapes(path).items()}
+    read = {name: size for name, size in sizes.items() if _LAYER.search(name)}
+    loaded = sum(size for name, size in sizes.items() if name not in read and not _NO_TEXT.search(name))
+    return loaded, max(read.values(), default=0)
 
 
 def narrower(path: Path, *, dtype: str, device: torch.device, quantize: str) -> tuple[str, ...]:

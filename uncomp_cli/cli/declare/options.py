@@ -118,11 +118,12 @@ class ModelOptions:
         _model("--quantize", help="Hold the weights in fewer bits (bitsandbytes)."),
     ] = "none"
     weights: Annotated[
-        Literal["auto", "float32", "bfloat16", "q8", "q4"],
+        Literal["auto", "float32", "bfloat16", "q8", "q4", "disk"],
         _model(
             "--weights",
             help="How a CPU holds weights that are numbers: float32, bfloat16, or blocks of 32 in 8 or 4 bits; auto is "
-            "float32, or the most that fits the memory. Those that a GGUF has in blocks stay; float32 expands them.",
+            "float32, or the most that fits the memory; disk leaves a model in Hugging Face format there, and reads it "
+            "again for every token. Those that a GGUF has in blocks stay; float32 expands them.",
         ),
     ] = "auto"
     device: Annotated[str, _model("--device", help="Where to run: auto, cpu, cuda, cuda:1.", metavar="NAME")] = "auto"
