@@ -33,7 +33,8 @@ SUBFIELDS = {
     },
     "compression": {
         "policy", "preset", "scorer", "budget_requested", "budget_kept", "floor_tokens", "thinning",
-        "hidden_kept_fraction", "chunk_tokens", "reread_tokens", "query_aware", "kv_bits", "stands_out",
+        "hidden_kept_fraction", "chunk_tokens", "reread_tokens", "repeated_tokens", "query_aware", "kv_bits",
+        "stands_out",
         "open_question",
     },
     "uncertainty": {

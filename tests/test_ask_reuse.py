@@ -257,3 +257,17 @@ def test_old_names_work_and_say_the_new_one(ask: Asker, document: Path) -> None:
         assert f"--{old} is called {new} now; the old name will go" in said
     assert " layers x " in said
     assert " layers x " in ask("-f", str(document), "--why", "who wrote?")[2]
+
+
+def test_a_text_that_is_read_twice_before_it_is_saved(ask: Asker, document: Path) -> None:
+    twice = ("-f", str(document), "--scorer", "repeat", "--save-cache", "book")
+    code, first, said = ask(*twice, "who wrote?")
+    assert code == 0
+    assert "read a second time" in said
+    record = ask.shelf.find("book").manifest.record
+    assert record.compression.scorer.name == "repeat"
+    assert ask("--reuse", "book", "--scorer", "repeat", "who wrote?")[:2] == (0, first)
+    code, _, said = ask("--reuse", "book", "who wrote?")  # of another scorer, as the options here say
+    assert (code, "saved with --scorer repeat, not distinct" in said) == (2, True)
+    code, _, said = ask(*twice[:-1], "all", "-b", "100%", "who wrote?")
+    assert (code, "read a second time" in said) == (0, False)

@@ -161,6 +161,7 @@ class Recorder:
 
     name = "recorder"
     query_aware = False
+    repeats = False
     shared = 0.0
     published = ScorerConfig()
     views: list[LayerView] = field(default_factory=list)

@@ -44,7 +44,7 @@ class Recorder:
 
     def __init__(self, scorer: Scorer) -> None:
         self.name, self.query_aware, self.published = scorer.name, scorer.query_aware, scorer.published
-        self.shared = scorer.shared
+        self.shared, self.repeats = scorer.shared, scorer.repeats
         self.scorer = scorer
         self.views: list[LayerView] = []
         self.scores: list[Tensor] = []

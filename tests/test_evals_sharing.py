@@ -30,6 +30,9 @@ CONTESTANTS = [
     "pyramid",
     "uniform/keydiff",
     "uniform/expected",
+    "uniform/repeat",
+    "adaptive/repeat/4bit",
+    "uncertain/repeat",
     "sinks",
     "uniform/8bit",
     "full/4bit",
@@ -127,7 +130,7 @@ def test_rows_of_one_batch_score_and_write_what_each_context_alone_does(case: Ca
 
 def test_everything_kept_is_the_full_cache_for_every_contestant(small_case: Case) -> None:
     contestants = ["uniform", "adaptive", "pyramid", "sinks", "random", "reversed"]
-    contestants += [f"uniform/{name}" for name in ("keydiff", "expected", "tova", "agreement", "distinct")]
+    contestants += [f"uniform/{name}" for name in ("keydiff", "expected", "tova", "agreement", "distinct", "repeat")]
     contestants += ["uncertain", "zigzag/agreement", "uncomp"]
     settings = make_settings(contestants, ["100%"], seed=0)
     for regime in ("aware", "agnostic"):

@@ -51,6 +51,7 @@ MODULE = '''
         name: ClassVar[str] = "old"
         query_aware: ClassVar[bool] = False
         needs_queries: ClassVar[bool] = False
+        repeats: ClassVar[bool] = False
         shared: ClassVar[float] = 0.0
         published: ClassVar[ScorerConfig] = ScorerConfig("old")
         config: ScorerConfig

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _NEEDED = {
     "policies": ("name", "fixed_scorer", "published", "text", "measures", "scope", "weights", "plan"),
-    "scorers": ("name", "query_aware", "needs_queries", "shared", "published", "score"),
+    "scorers": ("name", "query_aware", "needs_queries", "repeats", "shared", "published", "score"),
     "tasks": ("name", "subtasks", "regimes", "judge", "sample"),
 }
 

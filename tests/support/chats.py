@@ -38,7 +38,7 @@ EXACT = replace(CHAT_CHOICE, kv_bits=16)
 def make_talk(loaded: LoadedModel, choice: PresetChoice | None = None) -> Talk:
     """A chat without a terminal."""
     choice = choice or CHAT_CHOICE
-    preset, _ = choice.settled(fingerprint(loaded), any_question=True)
+    preset, _ = choice.settled(fingerprint(loaded), grows=True)
     terminal = Terminal(Stopping(), io.StringIO(), False, False, False, False, verbose=True)
     return Talk(Chat(Engine(loaded, sampling=GREEDY).conversation(preset), choice, name="tiny"), terminal)
 

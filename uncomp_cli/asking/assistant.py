@@ -113,7 +113,7 @@ class Assistant:
         rope = self.choice.rope_choice
         if rope is not None and rope.kind == "auto":
             self._use(startup.lengthen_for_growth(self.engine.loaded, rope))
-        settled, note = for_any_question(self._settled(chosen, CHAT_PRESET))
+        settled, note = for_any_question(self._settled(chosen, CHAT_PRESET), grows=True)
         self.notes += [] if note is None else [note]
         return Chat(self.engine.conversation(settled), system=system)
 

@@ -235,7 +235,7 @@ class Chat:
         from uncomp_cli.models.runnable import fingerprint
 
         session, earlier, bytes_before = self.session, Earlier(self.session), self.session.kv_bytes
-        preset, notes = choice.settled(fingerprint(self.loaded), any_question=True)
+        preset, notes = choice.settled(fingerprint(self.loaded), grows=True)
         session.use(preset)
         try:
             yield from self.read_again(preset_line(preset), bytes_before=bytes_before, begun=earlier.let_go)

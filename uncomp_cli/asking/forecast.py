@@ -72,13 +72,19 @@ def too_long_ahead(
         if is_cut or not contexts or any(2 * _bytes(each) <= spec.trained_length for each in contexts):
             return []
         tokenizer = load_tokenizer(request.model.tokenizer or path)
-        return _refusals(request, documents, partial(_length, request, questions, tokenizer, spec, preset), spec)
+        length = partial(_length, request, questions, tokenizer, spec, preset)
+        return _refusals(request, documents, length, spec, readings=_readings(preset))
 
     return (yield from during("measuring", measure))
 
 
 def _refusals(
-    request: Request, documents: DocumentSet, length: "Callable[[DocumentSet], _Length]", spec: "ModelSpec"
+    request: Request,
+    documents: DocumentSet,
+    length: "Callable[[DocumentSet], _Length]",
+    spec: "ModelSpec",
+    *,
+    readings: int,
 ) -> list[DoesNotFitError]:
     from uncomp_cli.engine.spend.compression import too_long
     from uncomp_cli.models.catalog import show_model
@@ -93,7 +99,7 @@ def _refusals(
         longest = round(lengths[0].tokens * max(map(_bytes, apart(documents))) / _bytes(documents))
         if longest < spec.trained_length:
             size = f"about {format_count(longest)} tokens at most, {format_bytes(spec.full_kv_bytes(longest))}"
-            whole = takes(request.model.name, lengths[0].tokens)
+            whole = takes(request.model.name, readings * lengths[0].tokens)
             size += f"; all {whole}" if whole else ""
             others = f"ask the {count:,} documents by themselves with --each ({size}), "
     return [
@@ -103,10 +109,18 @@ def _refusals(
             trained_length=trained,
             counted=each.counted,
             others=others,
-            lasts=takes(request.model.name, each.tokens),
+            lasts=takes(request.model.name, readings * each.tokens),
         )
         for each in lengths
     ]
+
+
+def _readings(preset: "Preset") -> int:
+    """How often a text is read with a preset: twice where a scorer repeats it and something goes."""
+    from uncomp_cli.cache.scorers import make_scorer
+    from uncomp_cli.engine.spend.allocation import scorer_config
+
+    return 2 if preset.policy != "full" and make_scorer(scorer_config(preset)).repeats else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +249,7 @@ def _planned(request: Request, preset: "Preset", machine: _Machine, prompt: "Pro
         "thinning": preset.thinning,
         **({} if chunk is None else {"chunk_tokens": chunk}),
         **({} if planned.reread_tokens is None else {"reread_tokens": planned.reread_tokens}),
+        **({"repeated_tokens": planned.repeated_tokens} if planned.repeats else {}),
     }
 
 

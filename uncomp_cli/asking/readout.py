@@ -183,9 +183,9 @@ class About:
     """What the answers about one text share in their JSON: model, documents, warnings, and how the text was read.
 
     `hidden_kept` is the share of it that entered each layer, `chunk_tokens` what was read at a time (None: all of it),
-    `reread_tokens` what was read again in the end; `kept` of it in the unit of the budget;
-    `later` says that the model had been loaded for an earlier text. `standing` is how far a passage stood out for the
-    questions, which are open below `open_below`.
+    `reread_tokens` what was read again in the end, `repeated_tokens` what was read twice, to rank it; `kept` of it in
+    the unit of the budget; `later` says that the model had been loaded for an earlier text. `standing` is how far a
+    passage stood out for the questions, which are open below `open_below`.
     """
 
     loaded: "LoadedModel"
@@ -195,6 +195,7 @@ class About:
     hidden_kept: Sequence[float] = ()
     chunk_tokens: int | None = None
     reread_tokens: int | None = None
+    repeated_tokens: int = 0
     kept: str | None = None
     later: bool = False
     standing: Sequence[float] = ()
@@ -275,11 +276,12 @@ def _loss_record(loss: "Loss | None") -> dict[str, Any] | None:
 def _timing_record(about: About, stats: "RunStats") -> dict[str, Any]:
     load_s = about.loaded.load_s
     first = stats.cached_tokens == 0 and not about.later  # later questions find the model loaded and the context read
+    read = stats.prompt_tokens - stats.cached_tokens + (0 if stats.cached_tokens else about.repeated_tokens)
     return {
         "load_s": load_s,
         "prefill_s": stats.prefill_s,
         "ttft_s": stats.ttft_s,
-        "prefill_tok_s": _rate(stats.prompt_tokens - stats.cached_tokens, stats.prefill_s),
+        "prefill_tok_s": _rate(read, stats.prefill_s),
         "decode_tok_s": stats.decode_tok_s,
         "total_s": (load_s if first else 0.0) + stats.ttft_s + stats.decode_s,
     }
@@ -301,6 +303,7 @@ def _compression_record(about: About, preset: "Preset") -> dict[str, Any]:
         "hidden_kept_fraction": fmean(about.hidden_kept) if about.hidden_kept else 1.0,
         "chunk_tokens": about.chunk_tokens,
         "reread_tokens": about.reread_tokens,
+        "repeated_tokens": about.repeated_tokens,
         "query_aware": scorer.query_aware if scorer else False,
         "kv_bits": held_bits(preset, about.loaded.spec),
         "stands_out": min(about.standing, default=None),

@@ -138,17 +138,17 @@ class PresetChoice:
             return chosen
         return replace(chosen, floor_tokens=self.floor_tokens)
 
-    def settled(self, model: "ModelFingerprint", *, any_question: bool = False) -> tuple[Preset, list[str]]:
-        """The preset for this model, with `any_question` one for questions that nobody has asked yet.
+    def settled(self, model: "ModelFingerprint", *, grows: bool = False) -> tuple[Preset, list[str]]:
+        """The preset for this model, for a text that `grows` one for questions that nobody has asked yet.
 
         The notes say what was changed, and what --max-loss came to.
         """
         chosen, changed = settle_preset(self.stored(), model, named=self.name is not None, choose=self.stored)
         notes = [changed]
-        if any_question:
+        if grows:
             from uncomp_cli.engine.context.growth import for_any_question
 
-            chosen, changed = for_any_question(chosen)
+            chosen, changed = for_any_question(chosen, grows=True)
             notes.append(changed)
         if self.max_loss is not None:
             notes.append(_loss_note(chosen, self.max_loss))

@@ -265,6 +265,7 @@ class Reader:
             context.hidden_kept,
             account.chunk_tokens,
             account.reread_tokens,
+            account.repeated_tokens,
             kept_amount(account.preset.budget, spec, account.plan, question_tokens=asked),
             later=self._num_read > 1,
             standing=context.standing,
@@ -299,6 +300,10 @@ class Reader:
         if chunk is not None:
             cap = self._request.limits.kv_bytes
             lines.append(chunk_note(chunk, len(opened.context), kv_mem=cap, reread_tokens=again))
+        if planned.repeats:
+            lines.append(
+                f"read a second time behind itself: what is looked at then stays (scorer {planned.scorer.name})"
+            )
         lines += pin_note(pins_in(self._request, documents), places_of(documents, prompt))
         yield Planned(planned.preset, planned.plan, tuple(where + line for line in lines), chunk, again)
 

@@ -206,7 +206,9 @@ def estimate(batch: Batch) -> Generator[Event, None, dict[str, Any]]:
     here = nullcontext([this_node(batch.crew.readers)])
     with here if batch.crew.ray == LOCAL else connected(batch.crew.ray) as nodes:
         crew = crew_of(nodes, batch.crew, needs_bytes=_ROOM * weighed_bytes)
-    tokens = round(sum(each["prompt_tokens"] for each in records) / len(records) * count * len(readable) / len(found))
+    of_all = count * len(readable) / len(found) / len(records)
+    tokens = round(sum(each["prompt_tokens"] for each in records) * of_all)
+    again = round(sum(each.get("repeated_tokens", 0) for each in records) * of_all)
     peak = max(each.get("expected_peak_bytes", weighed_bytes) for each in records)
     return {
         "documents": count,
@@ -222,5 +224,5 @@ def estimate(batch: Batch) -> Generator[Event, None, dict[str, Any]]:
         "actor_peak_bytes": peak,
         "all_actors_peak_bytes": peak * crew.actors,
         "free_bytes": records[0]["free_bytes"],
-        "reading": takes(batch.request.model.name, tokens // crew.actors) or "not measured here yet",
+        "reading": takes(batch.request.model.name, (tokens + again) // crew.actors) or "not measured here yet",
     }

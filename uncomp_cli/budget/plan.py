@@ -5,7 +5,7 @@ capped cell cannot use goes to the others by their weights, and the largest rema
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from uncomp_cli.budget.values import Uncertainty
@@ -86,7 +86,11 @@ class BudgetPlan:
     @property
     def keeps_everything(self) -> bool:
         """True when no token is dropped anywhere."""
-        return all(count >= self.seq_len for layer in self.kept for count in layer)
+        return self.keeps_all_in(range(len(self.kept)))
+
+    def keeps_all_in(self, layers: Iterable[int]) -> bool:
+        """True when no token is dropped in these: sliding layers keep their window, whatever the budget."""
+        return all(count >= self.seq_len for layer in layers for count in self.kept[layer])
 
     @classmethod
     def everything(cls, wanted: Wanted) -> "BudgetPlan":

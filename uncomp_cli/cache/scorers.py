@@ -5,7 +5,8 @@ context token. Scores are then made coherent (coherence.py) and cut (eviction.py
 the question; window.py asks it. To add one: a class, a line in SCORERS; or, in a package of your own, an entry of the
 group `uncomp.scorers` (plugins.py).
 
-What is unlike the rest is worth keeping (KeyDiffScorer, DistinctScorer). Or the questions to come are guessed: queries
+What is unlike the rest is worth keeping (KeyDiffScorer, DistinctScorer); or what the text itself looks at when it is
+read again (RepeatScorer). Or the questions to come are guessed: queries
 before RoPE are taken as Gaussian, q ~ N(mu, Sigma) for every query head. At a coming position p the model would compare
 R_p q with the cached keys, so with R the mean of R_p over the next positions
 
@@ -22,12 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from uncomp_cli.cache.view import LayerView, Scorer, Unasked
+from uncomp_cli.cache.view import Again, LayerView, Scorer, Unasked
 from uncomp_cli.cache.window import (
     AgreementScorer,
     ReversedScorer,
     TovaScorer,
     WindowScorer,
+    window_attention,
 )
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import ModelError, UsageError, did_you_mean
@@ -132,6 +134,50 @@ def _log_expected(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
     return scaling * (mean @ keys.T)[:, 0] + scaling**2 / 2 * spread
 
 
+ROWS_AGAIN = 128
+"""Queries of a second reading whose scores are held at once; an eighth where weights have to be made of them."""
+
+
+class RepeatScorer(Unasked):
+    """The highest attention that a token gets when the text is read again (KVzip, arXiv 2505.23416, section 3).
+
+    From any token of the second reading (engine/read/repetition.py) and any query head of the KV head. Where nothing
+    is read again all score 0. `window`, `pooling` and `width` have no say: what a token is needed for says nothing of
+    its neighbours (docs/log.md).
+    """
+
+    name: ClassVar[str] = "repeat"
+    needs_queries: ClassVar[bool] = True
+    repeats: ClassVar[bool] = True
+    published: ClassVar[ScorerConfig] = ScorerConfig("repeat", window=1, pooling="none", width=1, whole_words=False)
+
+    def score(self, view: LayerView) -> Tensor:
+        """Scores [G, S] in [0, 1]."""
+        highest = torch.zeros(view.keys.shape[:2], device=view.keys.device)
+        if view.again is None:
+            return highest
+        new, step = view.again.keys.shape[1], ROWS_AGAIN if view.again.sums is not None else ROWS_AGAIN // 8
+        for first in range(0, new, step):
+            highest = torch.maximum(highest, _highest_of(view, view.again, first, min(first + step, new)))
+        return highest
+
+
+def _highest_of(view: LayerView, again: Again, first: int, last: int) -> Tensor:
+    """The highest attention [G, S] of the tokens from `first` to `last`.
+
+    Where the rows' sums are known it is one product: exp(q·k - log Σ_i exp(q·k_i)) of the largest exponent.
+    """
+    groups = len(view.keys)
+    if again.sums is None:
+        seen = again.queries[:, :last], view.keys, again.keys[:, :last]
+        weights = window_attention(*seen, view.form, window=last - first)
+        return weights[..., : view.keys.shape[1]].amax(dim=(1, 2))
+    queries = again.queries[:, first:last].float() * view.scaling
+    rows = queries.reshape(groups, -1, queries.shape[-1])
+    sums = again.sums[:, first:last].reshape(groups, -1, 1)
+    return (rows @ view.keys.float().transpose(1, 2)).sub_(sums).amax(dim=1).exp_()
+
+
 _BLOCK = 4096
 
 
@@ -180,6 +226,7 @@ SCORERS: dict[str, Callable[[ScorerConfig], Scorer]] = {
         TovaScorer,
         KeyDiffScorer,
         ExpectedScorer,
+        RepeatScorer,
         ReversedScorer,
     )
 }

@@ -10,6 +10,19 @@ from uncomp_cli.config import ScorerConfig
 
 
 @dataclass(frozen=True, slots=True)
+class Again:
+    """Queries [H, N, D] and keys [G, N, D] of tokens behind a context that they repeat, after RoPE.
+
+    `sums` are the log-sum-exp [H, N] of each row's scores over the context and, causally, themselves, where attention
+    has found them.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    sums: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LayerView:
     """What a scorer may look at in one layer of one row.
 
@@ -23,6 +36,7 @@ class LayerView:
     key_positions: [G, S] where the keys stand in the text, and `first_head`, the number in the model of the first KV
     head: of a prompt that is read in chunks. None: all heads hold the whole context.
     asked: how many last tokens of the context belong to the question: they compete with it, and observe it.
+    again: N of the context's tokens that are read a second time, right behind it.
     """
 
     layer: int
@@ -36,6 +50,7 @@ class LayerView:
     positions: Tensor | None = None
     key_positions: Tensor | None = None
     first_head: int = 0
+    again: "Again | None" = None
 
     @property
     def scaling(self) -> float:
@@ -62,6 +77,11 @@ class Scorer(Protocol):
         ...
 
     @property
+    def repeats(self) -> bool:
+        """Whether the text is read a second time behind itself for it: it scores `LayerView.again`, without pooling."""
+        ...
+
+    @property
     def shared(self) -> float:
         """Part of the final scores that comes from what the heads of all layers agree on (window.py); 0: none."""
         ...
@@ -82,6 +102,7 @@ class Unasked:
 
     query_aware: ClassVar[bool] = False
     needs_queries: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
     shared: ClassVar[float] = 0.0
     config: ScorerConfig
 
@@ -92,5 +113,6 @@ class Asking:
 
     query_aware: ClassVar[bool] = True
     needs_queries: ClassVar[bool] = True
+    repeats: ClassVar[bool] = False
     shared: ClassVar[float] = 0.0
     config: ScorerConfig

@@ -97,6 +97,7 @@ class AgreementScorer:
     name: ClassVar[str] = "agreement"
     query_aware: ClassVar[bool] = True
     needs_queries: ClassVar[bool] = True
+    repeats: ClassVar[bool] = False
     published: ClassVar[ScorerConfig] = ScorerConfig("agreement")
     config: ScorerConfig
 

@@ -266,7 +266,7 @@ class Engine:
         self._check_alone()
         self.check_length(prompt)
         limits = self._limits_beside(prompt, preset, tokens=self._tokens_beside(prompt))
-        growth = Growth(self.decoder, preset, limits)
+        growth = Growth(self.decoder, preset, limits, on=False)
         growth.budget.guard_from = len(prompt.context)  # nothing of a document is more recent than the rest
         return growth, growth.plan_reading(prompt.context)
 
@@ -318,7 +318,12 @@ class Engine:
         context = Context(self.decoder, prompt, cache, Unread(Recall(self.loaded.tokenizer)))
         seconds, tokens = time.perf_counter() - begun, len(prompt.context)
         account = account_of(cache, tokens, self.spec, growth.preset, growth.uncertainty, seconds=seconds)
-        context.account = replace(account, chunk_tokens=planned.chunk_tokens, notes=planned.notes)
+        context.account = replace(
+            account,
+            chunk_tokens=planned.chunk_tokens,
+            repeated_tokens=planned.repeated_tokens,
+            notes=planned.notes,
+        )
         return context
 
     def _room_for(self, prompt: Prompt, context_tokens: int | None = None) -> CacheConfig:
@@ -386,6 +391,7 @@ def _account_of(planned: Compression, seconds: float) -> Account:
         seconds,
         planned.chunk_tokens,
         planned.reread_tokens,
+        planned.repeated_tokens,
         planned.notes,
     )
 

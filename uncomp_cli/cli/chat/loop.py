@@ -158,7 +158,7 @@ def open_talk(job: ChatJob, loaded: "LoadedModel", terminal: Terminal, documents
 
     check_template(loaded.tokenizer)
     loaded = show(lengthen_for_growth(loaded, job.model.rope_choice), terminal)
-    preset, notes = job.choice.settled(fingerprint(loaded), any_question=True)
+    preset, notes = job.choice.settled(fingerprint(loaded), grows=True)
     check_context_fits(job.model, loaded, preset)
     engine = Engine(loaded, sampling=job.sampling, limits=job.limits, matmul=job.model.matmul)
     session = engine.conversation(preset)

@@ -10,11 +10,12 @@ model's own dtype, is planned as such: what a plan takes for the question. A cac
 what it holds itself: keys and values alone rank it, so no question is needed and none is favoured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import Preset
@@ -23,7 +24,7 @@ from uncomp_cli.cache.coherence import pool
 from uncomp_cli.cache.eviction import choose_held
 from uncomp_cli.cache.layer import LayerCache
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cache.scorers import make_scorer
+from uncomp_cli.cache.scorers import DistinctScorer, make_scorer
 from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.view import LayerView, Scorer
 from uncomp_cli.config import CacheConfig, Limits, ScorerConfig
@@ -34,6 +35,7 @@ from uncomp_cli.spec import ModelSpec
 
 _GUARDED_TOKENS = 256
 """Of the latest message, the last tokens that stay until a later one comes."""
+_MOST_ATTENTION = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class TextBudget:
 
     def cuts(self, plan: BudgetPlan) -> bool:
         """Whether a layer that may be compressed must drop something: sliding ones always hold their window alone."""
-        return any(count < plan.seq_len for layer in self.spec.full_layers for count in plan.kept[layer])
+        return not plan.keeps_all_in(self.spec.full_layers)
 
     def guarded(self, text: Tokens, mean_tokens: int) -> Tensor:
         """What stays of a text when heads keep `mean_tokens` of it: bool [S]."""
@@ -103,17 +105,26 @@ class TextBudget:
         protected[max(self.guard_from, len(protected) - most) :] = True
         return protected
 
-    def cut(self, cache: RaggedKVCache, text: Tokens, counts: Counts | None, *, frequencies: Tensor | None) -> None:
+    def cut(
+        self,
+        cache: RaggedKVCache,
+        text: Tokens,
+        counts: Counts | None,
+        *,
+        frequencies: Tensor | None,
+        ranking: Mapping[int, Tensor] | None = None,
+    ) -> None:
         """Cut the heads of `cache` to `counts` (None: all), none of them counted out; sliding layers to their window.
 
-        Layers that hold no more than that stay as they are. Every head that is cut gets room for more tokens.
+        Layers that hold no more than that stay as they are. Every head that is cut gets room for more tokens. A layer's
+        scores [G, S] may be known, from a `ranking` of the text's beginning: what is behind that goes last.
         """
         spec, config, device = self.spec, scorer_config(self.preset), cache.layer(0).keys.device
         if counts is None:
             if len(spec.full_layers) == spec.num_layers:
                 return
             counts = Counts([[len(text)] * spec.num_kv_heads] * spec.num_layers, 1.0)
-        scorer, words = make_scorer(config), text.words.to(device) if config.whole_words else None
+        scorer, words = _of_keys(config), text.words.to(device) if config.whole_words else None
         least = min((min(counts.kept[layer]) for layer in spec.full_layers), default=0)
         protected = self.guarded(text, least).to(device)
         for index, window in enumerate(spec.sliding_windows):
@@ -123,7 +134,12 @@ class TextBudget:
             if all(len(at) <= count for at, count in zip(held, most, strict=True)):
                 continue
             if window is None:
-                scores = _scores(layer, held, scorer, config, index=index, length=len(text), frequencies=frequencies)
+                known = (ranking or {}).get(index)
+                scores = (
+                    _scores(layer, held, scorer, config, index=index, length=len(text), frequencies=frequencies)
+                    if known is None
+                    else pad(known, (0, len(text) - known.shape[1]), value=_MOST_ATTENTION)
+                )
                 keep = choose_held(scores, held, most, protected=protected, words=words, floor=counts.floor)
             else:
                 keep = [torch.arange(max(0, len(at) - window), len(at), device=at.device) for at in held]
@@ -179,6 +195,12 @@ def _held(room: int, reserve: int, config: CacheConfig) -> int:
     if config.slack(length) > config.min_slack:
         length = room * config.slack_divisor // (config.slack_divisor + 1)
     return length - reserve
+
+
+def _of_keys(config: ScorerConfig) -> Scorer:
+    """The scorer of what is held; one that reads the text again has had its say."""
+    scorer = make_scorer(config)
+    return DistinctScorer(config) if scorer.repeats else scorer
 
 
 def _positions(layer: LayerCache, index: int) -> Tensor:

@@ -39,8 +39,9 @@ class Account:
     """How a text was read: with which preset, what every head keeps, and in how many `seconds` it was read or loaded.
 
     `uncertainty` are the values that the plan was made from. It was read `chunk_tokens` at a time (None: in one pass),
-    of which `reread_tokens` again in the end; `notes` say what was not done as asked for. `record` is that of the file
-    it was opened from, None when it was read, and `texts` are the documents' in that file, one behind the other.
+    of which `reread_tokens` again in the end, and `repeated_tokens` twice, to rank them; `notes` say what was not done
+    as asked for. `record` is that of the file it was opened from, None when it was read, and `texts` are the documents'
+    in that file, one behind the other.
     """
 
     preset: Preset
@@ -50,6 +51,7 @@ class Account:
     seconds: float = 0.0
     chunk_tokens: int | None = None
     reread_tokens: int | None = None
+    repeated_tokens: int = 0
     notes: tuple[str, ...] = ()
     record: Record | None = None
     texts: bytes = b""

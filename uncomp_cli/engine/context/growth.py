@@ -9,7 +9,7 @@ go. The text's own tokens are remembered, so everything that was evicted can be 
 """
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -50,12 +50,14 @@ class Growth:
     What stays whatever its score, and how many tokens each head keeps, is the business of `budget`. `answer_tokens` is
     how many may come behind the text, for RoPE that depends on the length: a text that outgrows what its keys were
     turned for is read again. None: nobody knows, so that the longest is taken. `reserve` tokens come before the next
-    cut.
+    cut. What does not go `on` is a document, read once for all questions.
     """
 
-    def __init__(self, decoder: Decoder, preset: Preset, limits: Limits | None = None, *, reserve: int = 0) -> None:
+    def __init__(
+        self, decoder: Decoder, preset: Preset, limits: Limits | None = None, *, reserve: int = 0, on: bool = True
+    ) -> None:
         self.decoder = decoder
-        self.preset, self.note = for_any_question(preset)
+        self.preset, self.note = for_any_question(preset, grows=on)
         self.limits = limits or Limits()
         self.piece_tokens = self.limits.chunk_tokens or _PIECE_TOKENS
         self.budget = TextBudget(decoder.spec, self.preset, self.limits, self.piece_tokens, reserve)
@@ -118,12 +120,13 @@ class Growth:
         def run() -> Generator[PrefillStep, None, Tensor]:
             self.decoder.fix_regime(self._tokens_behind(len(text)))
             self._regime = self.decoder.regime_tokens
-            found = yield from Reader(self.decoder, planned).read()
+            reader = Reader(self.decoder, planned)
+            found = yield from reader.read()
             logits = found.begin().logits
             self._hold(text, found.cache, logits)
             self.budget.uncertainty = planned.allocation.uncertainty
             self._measured_live_on = len(text) if planned.allocation.live else None
-            self.fit()
+            self._cut(text, self._counts(text), reader.ranking)
             self._stop_over()
             return logits
 
@@ -252,8 +255,9 @@ class Growth:
         plan = self.budget.allocation(text, available=self._available()).plan
         return self.budget.counts(plan, config=self.cache.config)
 
-    def _cut(self, text: Tokens, counts: Counts | None) -> None:
-        self.budget.cut(self.cache, text, counts, frequencies=rope_frequencies(self.decoder.model))
+    def _cut(self, text: Tokens, counts: Counts | None, ranking: Mapping[int, Tensor] | None = None) -> None:
+        frequencies = rope_frequencies(self.decoder.model)
+        self.budget.cut(self.cache, text, counts, frequencies=frequencies, ranking=ranking or {})
         self.cache.settle(reserve=self.budget.reserve)
 
     def _outgrown(self, text: Tokens) -> bool:
@@ -289,13 +293,15 @@ class Growth:
             )
 
 
-def for_any_question(preset: Preset) -> tuple[Preset, str | None]:
+def for_any_question(preset: Preset, *, grows: bool = False) -> tuple[Preset, str | None]:
     """The preset with a scorer that needs no question and no thinning, which does; a note when that changes it.
 
-    Raises UsageError for a policy that is defined by a scorer that needs one.
+    What `grows` is cut again and again, by keys and values alone; what does not may be read a second time. Raises
+    UsageError for a policy that is defined by a scorer that needs a question.
     """
     unthinned = replace(preset, thinning="none")
-    if not make_scorer(scorer_config(unthinned)).needs_queries:
+    scorer = make_scorer(scorer_config(unthinned))
+    if not scorer.needs_queries or (scorer.repeats and not grows):
         return unthinned, None
     changed = replace(unthinned, scorer=load_preset(AGNOSTIC_PRESET).scorer)
     scorer = make_scorer(scorer_config(changed))
@@ -306,8 +312,8 @@ def for_any_question(preset: Preset) -> tuple[Preset, str | None]:
         )
     if preset.policy == "full":
         return changed, None
-    before = make_scorer(scorer_config(preset)).name
-    return changed, (
-        f"preset {preset.name} ranks tokens by the question ({before}); here they must serve later questions too: "
-        f"scorer {scorer.name} is used"
-    )
+    before = make_scorer(scorer_config(preset))
+    why = f"ranks tokens by the question ({before.name}); here they must serve later questions too"
+    if before.repeats:
+        why = f"reads a text a second time to rank it ({before.name}), and what grows is cut again and again"
+    return changed, f"preset {preset.name} {why}: scorer {scorer.name} is used"

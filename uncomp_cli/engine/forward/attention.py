@@ -332,6 +332,13 @@ def attend_continued(query: Tensor, past: tuple[Tensor, Tensor], key: Tensor, va
         return _attend_many(library, query, past, (key, value), form)
     if not form.is_plain or form.window is not None:
         return attend_after(query, torch.cat([past[0], key], dim=1), torch.cat([past[1], value], dim=1), form)
+    return attend_told(query, past, key, value, form)[0]
+
+
+def attend_told(
+    query: Tensor, past: tuple[Tensor, Tensor], key: Tensor, value: Tensor, form: Form
+) -> tuple[Tensor, Tensor]:
+    """`attend_continued` where softmax is plain, and the log-sum-exp [H, N] of each row's scores, in float32."""
     heads = key.shape[0]
     packed = _pack(query, key)
     seen, seen_lse = _fused(packed, *_shared(query, *past), causal=False, scaling=form.scaling)
@@ -339,7 +346,8 @@ def attend_continued(query: Tensor, past: tuple[Tensor, Tensor], key: Tensor, va
     total = torch.logaddexp(seen_lse, own_lse)
     weights = ((lse - total).exp()[..., None].to(seen.dtype) for lse in (seen_lse, own_lse))
     merged = sum(out * weight for out, weight in zip((seen, own), weights, strict=True))
-    return torch.as_tensor(merged).reshape(heads * packed.shape[1], *query.shape[1:])
+    output = torch.as_tensor(merged).reshape(heads * packed.shape[1], *query.shape[1:])
+    return output, total.float().reshape(output.shape[:2])
 
 
 def _library_for(query: Tensor, form: Form) -> Library | None:

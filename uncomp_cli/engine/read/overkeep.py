@@ -44,17 +44,24 @@ class OverKeep:
 
     `scores[l]` [G, S] are those of the layers that wait in this chunk, pooled, by position in the whole text; 0 where a
     head had nothing. `held[g]` are the ascending positions of what KV head g has of the text; the answers are indices
-    into them. With `thinned` tokens leave between layers.
+    into them. With `thinned` tokens leave between layers; who `repeats` the text holds all, and scores it in the end.
     """
 
     def __init__(
-        self, prompt: Prompt, allocation: Allocation, config: ScorerConfig, *, shared: float, thinned: bool = False
+        self,
+        prompt: Prompt,
+        allocation: Allocation,
+        config: ScorerConfig,
+        *,
+        shared: float,
+        thinned: bool = False,
+        repeats: bool = False,
     ) -> None:
         self.prompt = prompt
         self.allocation = allocation
         self.config = config
         self.shared = shared
-        self.thinned = thinned
+        self.thinned, self.repeats = thinned, repeats
         self._protected = int(prompt.context.protected.sum())
         self.scores: dict[int, Tensor] = {}
 
@@ -68,7 +75,7 @@ class OverKeep:
     @property
     def waits(self) -> bool:
         """Whether the cut of a layer has to wait for later layers."""
-        return self.allocation.waits or self.shared > 0 or self.thinned
+        return self.allocation.waits or self.shared > 0 or self.thinned or self.repeats
 
     def ranks(self, layer: int) -> bool:
         """Whether a layer is scored: it may have to drop something, or has a say in what others drop."""

@@ -8,12 +8,15 @@ ones at their budget. With more, memory stays bounded however long the text is: 
 right behind it, and ranks what was kept before and what is new by one softmax, so that late chunks cannot crowd early
 evidence out. With a budget of everything nothing is ranked, and the chunk's length changes nothing.
 
+With a scorer that repeats all is held until the last chunk has been read. Then the text is read a second time behind
+itself (repetition.py), which ranks all of it, and every layer is cut.
+
 The questions' own keys and values are kept whole: a single question lies behind the context at once, several wait
 beside the cache (and count in its bytes) until `Context.begin` puts one there.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -37,14 +40,17 @@ from uncomp_cli.engine.look.watch import watched
 from uncomp_cli.engine.read.chunk import Chunk, ChunkStates, cut_chunks
 from uncomp_cli.engine.read.distances import choose_passages, packed
 from uncomp_cli.engine.read.overkeep import OverKeep
+from uncomp_cli.engine.read.repetition import Repetition
 from uncomp_cli.engine.read.sieve import Sieve
 from uncomp_cli.engine.records import PrefillStep
 from uncomp_cli.engine.spend.compression import Compression
-from uncomp_cli.errors import ModelError
+from uncomp_cli.errors import ModelError, UsageError
 
 
 class Reader(AttentionState):
     """Reads one prompt as `planned`; what stays is in `cache`, the questions that wait in `questions`.
+
+    `ranking` are the scores [G, S] of each full layer by a second reading, once there was one.
 
     While a chunk goes through the model it is the state of every layer's attention. `on_layer` is told the bytes of the
     cache when a layer is done. In the last layer only the rows whose logits are read are attended, unless the model's
@@ -70,6 +76,9 @@ class Reader(AttentionState):
                 f"models of the family {spec.model_type} cannot be re-packed: their layers do not share one RoPE",
                 hint="use --rope yarn instead of repack, or --truncate",
             )
+        if planned.repeats and self._ranks.count > 1:
+            message = f"scorer {planned.scorer.name} reads a text again, with all heads in one process"
+            raise UsageError(message, hint="use a scorer that reads it once, or one process")
         self.cache = RaggedKVCache(
             num_layers=spec.num_layers,
             num_rows=1,
@@ -79,6 +88,7 @@ class Reader(AttentionState):
         )
         self.questions: list[list[list[Head]]] = []
         self.states: list[States] = []
+        self.ranking: Mapping[int, Tensor] = {}
         self.chunks = list(cut_chunks(planned.prompt, planned.chunk_tokens))
         self._on_layer = on_layer
         self._all_rows = all_rows or decoder.rows_interact or not spec.ends_in_attention
@@ -90,25 +100,29 @@ class Reader(AttentionState):
             planned.config,
             shared=planned.scorer.shared,
             thinned=planned.sieve.active,
+            repeats=planned.repeats,
         )
 
     def read(self) -> Generator[PrefillStep, None, Context]:
-        """Read the prompt: one record a chunk and layer; returns what was read."""
+        """Read the prompt: one record a chunk and layer; returns what was read. A second reading counts as much."""
         again = self.planned.reread_tokens
-        total = (len(self.chunks) + (again is not None)) * self.decoder.spec.num_layers
-        tokens, begun = self.planned.prompt.flat_len, time.perf_counter()
+        once = (len(self.chunks) + (again is not None)) * self.decoder.spec.num_layers
+        total = 2 * once if self.planned.repeats else once
+        tokens, begun = self.planned.prompt.flat_len + self.planned.repeated_tokens, time.perf_counter()
 
         def work(emit: Callable[[PrefillStep], None]) -> Context:
-            done = 0
+            done = 0.0
 
-            def on_layer(kv_bytes: int) -> None:
+            def on_layer(kv_bytes: int, layers: float = 1.0) -> None:
                 nonlocal done
-                done += 1
-                emit(PrefillStep(done, total, tokens, time.perf_counter() - begun, kv_bytes))
+                done += layers
+                emit(PrefillStep(round(done), total, tokens, time.perf_counter() - begun, kv_bytes))
 
             self._on_layer = on_layer
             for chunk in self.chunks:
                 logits = self.read_chunk(chunk)
+            if self.planned.repeats:
+                self.cut_by(self.repeat(lambda part: on_layer(self.cache.nbytes, part * once)))
             return self.context(logits) if again is None else self._read_again(again)
 
         return (yield from stream(work))
@@ -123,6 +137,22 @@ class Reader(AttentionState):
         if self._sieve.active:
             return self.decoder.layer_by_layer(ids, positions, self, from_end)[0]
         return self.decoder.forward(ids, positions, self, ids.shape[1] - from_end)[0]
+
+    def repeat(self, on_layer: Callable[[float], None] = lambda part: None) -> dict[int, Tensor]:
+        """Scores [G, S] of each full layer from a second reading; `on_layer` is told which part of it has been done."""
+        again = Repetition(self.decoder, self.planned.scorer, self.planned.prompt, self._heads)
+        part = 1 / (len(again.pieces) * self.decoder.spec.num_layers)
+        return again.read(lambda: on_layer(part))
+
+    def cut_by(self, ranking: Mapping[int, Tensor]) -> None:
+        """Cut every layer, of which all is held, by the scores of a second reading; the question goes behind it."""
+        self.ranking = ranking
+        self._overkeep.scores = dict(ranking)
+        for layer, window in enumerate(self.decoder.spec.sliding_windows):
+            if window is not None:
+                heads = [_last(head, self._sliding_room(window)) for head in self._heads(layer)]
+                self._store(layer, heads, settled=True)
+        self._finish()
 
     def begin(self, chunk: Chunk) -> None:
         """Start the next chunk; its last layer ends it."""
@@ -187,9 +217,11 @@ class Reader(AttentionState):
         """Store the past and the chunk, cut as far as it is certain already."""
         if self._standing is not None and window is None:
             self._standing.observe(layer, states)
-        heads, stay, settled = states.heads(past), None, True
+        heads, stay, settled = states.heads(past), None, not self.planned.repeats
         if window is not None:
-            heads = [_last(head, self._sliding_room(window)) for head in heads]
+            heads = [_last(head, self._sliding_room(window) if settled else window) for head in heads]
+        elif self.planned.repeats:
+            self.planned.allocation.report(layer, states.own_view(layer, self.frequencies), self._ranks)
         elif self._overkeep.ranks(layer):
             scores = self._scores(layer, states, heads)
             stay, settled = self._overkeep.hold(layer, scores, self._places(heads)), not self._overkeep.waits
@@ -199,6 +231,8 @@ class Reader(AttentionState):
         self._store(layer, heads if stay is None else _taken(heads, stay), settled=settled)
         if self._chunk.final:
             self._keep_questions(states.tails(window))
+        if self.planned.repeats:
+            return  # until all has been read twice
         if layer == len(self.cache.layers) - 1:
             self._finish()
         else:

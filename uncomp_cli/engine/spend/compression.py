@@ -5,6 +5,7 @@
 A prompt is read in one pass when that fits; otherwise in the longest chunks that do. A cap on the KV cache holds for
 what is there on the way too, so it bounds the chunk and, when even short chunks leave too little, the budget.
 A prompt that is re-packed (distances.py) is always read in chunks, and no head holds more than leaves room for one.
+One that is read a second time (repetition.py) is held whole until then, and leaves room behind it for a piece.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,11 +22,12 @@ from uncomp_cli.engine.forward.decoder import can_thin
 from uncomp_cli.engine.read.chunk import cut_chunks
 from uncomp_cli.engine.read.distances import Reach
 from uncomp_cli.engine.read.overkeep import BETWEEN_CHUNKS, held_of_chunk, held_on_the_way
+from uncomp_cli.engine.read.repetition import LEAST_PIECE_TOKENS, piece_tokens
 from uncomp_cli.engine.read.sieve import Sieve
 from uncomp_cli.engine.spend.allocation import MEMORY_MARGIN, Allocation, make_allocation, profile_of, scorer_config
-from uncomp_cli.engine.spend.memory import Estimate, activation_bytes, estimate, planned_kv_bytes
+from uncomp_cli.engine.spend.memory import Estimate, activation_bytes, estimate, planned_kv_bytes, repeating_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
-from uncomp_cli.errors import DoesNotFitError
+from uncomp_cli.errors import DoesNotFitError, ModelError, UsageError
 from uncomp_cli.numerals import format_bytes
 from uncomp_cli.share import Share
 from uncomp_cli.spec import ModelSpec
@@ -63,6 +65,16 @@ class Compression:
         return self.sieve.active or not self.allocation.plan.keeps_everything
 
     @property
+    def repeats(self) -> bool:
+        """Whether the text is read a second time: for its scorer, where anything may go."""
+        return self.scorer.repeats and not self.allocation.plan.keeps_all_in(self.spec.full_layers)
+
+    @property
+    def repeated_tokens(self) -> int:
+        """Tokens that are read a second time."""
+        return len(self.prompt.context) if self.repeats else 0
+
+    @property
     def plan(self) -> BudgetPlan:
         """What is kept at most: in a layer, no more than thinning lets into it."""
         if not self.sieve.active:
@@ -89,7 +101,9 @@ class Compression:
                 f"kept: {round(plan.entries / heads):,} of {plan.seq_len:,} tokens a head "
                 f"({min(counts, default=0):,} to {max(counts, default=0):,}), "
                 f"{share.whole}",
-                f"read: {read}" + (f", at most {100 * entering:.0f} % in the last layers" if entering < 1 else ""),
+                f"read: {read}"
+                + (f", at most {100 * entering:.0f} % in the last layers" if entering < 1 else "")
+                + (", then once more, to see what of it is looked at" if self.repeats else ""),
                 *self.notes,
             )
         )
@@ -154,6 +168,25 @@ def _measured(thinning: Thinning, preset: Preset) -> Uncertainty | None:
         return None
     key = next((key for key in thinning.measures if key in profile.values), None)
     return None if key is None else Uncertainty(key, profile.as_rows(key))
+
+
+_ONCE = "use a scorer that reads the text once: --scorer distinct"
+
+
+def check_repeats(planned: Compression) -> None:
+    """Raise where a text cannot be read a second time behind itself."""
+    spec, length, again = planned.spec, len(planned.prompt.context), f"scorer {planned.scorer.name} reads a text again"
+    if planned.sieve.active:
+        raise UsageError(f"{again}, of which thinning lets a part go on", hint="use --thin none, or another --scorer")
+    if spec.recurrent:
+        message = f"{again}, which models of the family {spec.model_type} do not: their layers have states that go on"
+        raise ModelError(message, hint=_ONCE)
+    if planned.repack:
+        raise DoesNotFitError(f"{again} behind all of it, and this one is longer than the model reads", hint=_ONCE)
+    least = min(length, LEAST_PIECE_TOKENS)
+    if piece_tokens(length, spec.trained_length) < least:
+        message = f"{again} behind all of it, {length:,} tokens and {least} at least"
+        raise DoesNotFitError(f"{message}: the model reads {spec.trained_length:,}", hint=_ONCE)
 
 
 def plan_compression(
@@ -250,15 +283,7 @@ class _Ways:
             if most < allocation.plan.entries and crowded and (chunk or 0) > LEAST_CHUNK_TOKENS:
                 raise DoesNotFitError("chunks of this length leave the budget too little", hint="use a shorter --chunk")
             allocation = self._allocation(chunk, tokens, most_entries=min(most, allocation.plan.entries))
-        held = self._held(allocation, new, chunk)
-        expected = self._fitting(held or allocation.plan, tokens, ranks=not allocation.plan.keeps_everything)
-        if cap is not None and expected.kv_kept_bytes > cap:
-            raise DoesNotFitError(
-                f"the KV cache needs about {expected.kv_kept_bytes / 2**20:,.1f} MiB on the way, "
-                f"--kv-mem leaves it {cap / 2**20:,.1f} beside the answer",
-                hint="use a smaller --budget, --max-new-tokens or --chunk, or --kv-mem auto",
-            )
-        return Compression(
+        planned = Compression(
             self.spec,
             self.preset,
             prompt,
@@ -269,16 +294,38 @@ class _Ways:
             chunk,
             self.notes if allocation.shortage is None else (*self.notes, allocation.shortage),
             repack=self.reach is not None,
-            peak_bytes=expected.peak_bytes,
         )
+        if planned.repeats:
+            check_repeats(planned)
+        held = self._everything(allocation.plan) if planned.repeats else self._held(allocation, new, chunk)
+        expected = self._fitting(held or allocation.plan, tokens, planned)
+        if cap is not None and expected.kv_kept_bytes > cap:
+            raise DoesNotFitError(
+                f"the KV cache needs about {expected.kv_kept_bytes / 2**20:,.1f} MiB on the way, "
+                f"--kv-mem leaves it {cap / 2**20:,.1f} beside the answer",
+                hint=f"{_ONCE}, or --kv-mem auto"
+                if planned.repeats
+                else "use a smaller --budget, --max-new-tokens or --chunk, or --kv-mem auto",
+            )
+        return replace(planned, peak_bytes=expected.peak_bytes)
 
-    def _fitting(self, held: BudgetPlan, tokens: int, *, ranks: bool) -> Estimate:
+    def _everything(self, plan: BudgetPlan) -> BudgetPlan:
+        """All of the text in the model's own dtype, until it has been read a second time."""
+        full = set(self.spec.full_layers)
+        kept = ((plan.seq_len,) * len(row) if layer in full else row for layer, row in enumerate(plan.kept))
+        return BudgetPlan(plan.seq_len, tuple(kept))
+
+    def _fitting(self, held: BudgetPlan, tokens: int, planned: Compression) -> Estimate:
         """What it takes to hold that much at most while `tokens` go through the model together, and the question ranks.
 
         Raises DoesNotFitError when it is more than is available.
         """
-        window = self.config.window if ranks or self.sieve.active else 0
+        window = self.config.window if planned.drops and not planned.repeats else 0
         expected = estimate(self.spec, held, prompt=self.prompt, at_once=tokens, window=window)
+        if planned.repeats:
+            context = len(self.prompt.context)
+            again = repeating_bytes(self.spec, context, piece_tokens(context, self.spec.trained_length))
+            expected = replace(expected, activation_bytes=max(expected.activation_bytes, again))
         if expected.peak_bytes > self.available:
             raise DoesNotFitError(
                 f"needs about {expected.peak_bytes / 2**20:,.0f} MiB beside the weights "

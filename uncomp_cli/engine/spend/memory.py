@@ -19,6 +19,7 @@ import torch
 from uncomp_cli.budget.amount import Budget, resolve_entries
 from uncomp_cli.budget.plan import BudgetPlan
 from uncomp_cli.budget.presets import Preset
+from uncomp_cli.cache.scorers import ROWS_AGAIN
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.forward.products import PART_NUMBERS, SLICE_ROWS
 from uncomp_cli.engine.tokens.prompt import Prompt
@@ -88,6 +89,18 @@ def _holding(spec: ModelSpec, plan: BudgetPlan, tokens: int, *, rows: int) -> in
     group = CacheConfig().group
     padded, most = -(-spec.head_dim // group) * group, max(max(layer) for layer in plan.kept)
     return max(ranking, most * (4 * (2 * spec.head_dim + 4 * padded) + padded))
+
+
+def repeating_bytes(spec: ModelSpec, context: int, piece: int) -> int:
+    """Bytes that a piece of a text takes behind all of it in a second reading, without the cache (read/repetition.py).
+
+    A layer's keys and values are copied twice: the heads beside each other, and those with the piece behind them, or in
+    float32. Of the rows that rank there are scores in float32. The text's own attention and the piece's are merged.
+    """
+    copies = 2 * (2 * context + piece) * spec.num_kv_heads * spec.head_dim * max(4, spec.dtype_bytes)
+    ranking = context * min(piece, ROWS_AGAIN) * 4 * spec.num_heads
+    merged = 2 * piece * spec.num_heads * spec.head_dim * spec.dtype_bytes
+    return activation_bytes(spec, piece, holding=copies + ranking + merged)
 
 
 def planned_kv_bytes(spec: ModelSpec, plan: BudgetPlan, *, question_tokens: int) -> int:

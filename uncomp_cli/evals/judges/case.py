@@ -12,7 +12,7 @@ kept; the question comes after the eviction.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,7 +39,7 @@ from uncomp_cli.engine.read.distances import Reach
 from uncomp_cli.engine.read.reader import Reader
 from uncomp_cli.engine.read.sieve import Sieve
 from uncomp_cli.engine.spend.allocation import Allocation, make_allocation, scorer_config
-from uncomp_cli.engine.spend.compression import Compression, plan_compression
+from uncomp_cli.engine.spend.compression import Compression, check_repeats, plan_compression
 from uncomp_cli.engine.spend.gauge import measure_layer
 from uncomp_cli.engine.spend.memory import free_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt, completion_prompt, encode, open_question
@@ -122,6 +122,8 @@ class _Flock(Reader):
 class _Remembering:
     """A scorer that scores every layer once, for settings that differ in the budget alone."""
 
+    repeats = False
+
     def __init__(self, scorer: Scorer) -> None:
         self.name, self.query_aware, self.published = scorer.name, scorer.query_aware, scorer.published
         self.shared, self.needs_queries = scorer.shared, scorer.needs_queries
@@ -163,6 +165,7 @@ class Reading:
         self._cut: dict[int, tuple[LayerCall, ...]] = {}
         self._measured: dict[tuple[str, int, int, int, int, int], Tensor] = {}
         self._scorers: dict[tuple[ScorerConfig, Regime], _Remembering] = {}
+        self._repeated: dict[tuple[str, Regime], Mapping[int, Tensor]] = {}
         self._thinned: dict[tuple[str, Regime], tuple[Context, Allocation]] = {}
 
     def leave(self, setting: Setting, regime: Regime, *, beside: Sequence[Setting] = ()) -> Left:
@@ -239,14 +242,25 @@ class Reading:
         allocation = make_allocation(spec, setting.preset, prompt, available=0, measurer=measurer)
         allocation.refuse_shortage()
         scorer, unthinned = self._scorer(config, regime), Sieve(NoThinning(), spec, config)
-        reader = Reader(self.decoder, Compression(spec, setting.preset, prompt, allocation, scorer, config, unthinned))
+        planned = Compression(spec, setting.preset, prompt, allocation, scorer, config, unthinned)
+        reader = Reader(self.decoder, planned)
         reader.begin(*reader.chunks)
         for layer, call in enumerate(self._seen(prompt.flat_len)):
             reader.keep(layer, call.query, call.key, call.value, call.form)
+        if planned.repeats:
+            reader.cut_by(self._ranking(reader, planned, regime))
         reader.cache.states = self._behind[regime].copy()
         if regime == "agnostic":  # no question lies behind the context
             reader.cache.settle()
         return reader.cache, allocation
+
+    def _ranking(self, reader: Reader, planned: Compression, regime: Regime) -> Mapping[int, Tensor]:
+        """The scores of a second reading, one for all settings; raises where a text cannot be read so."""
+        check_repeats(planned)
+        key = planned.scorer.name, regime
+        if key not in self._repeated:
+            self._repeated[key] = reader.repeat()
+        return self._repeated[key]
 
     def _config(self, preset: Preset) -> ScorerConfig:
         config = scorer_config(preset)
@@ -271,10 +285,13 @@ class Reading:
             self._cut[length] = tuple(call.cut(length) for call in self._calls)
         return self._cut[length]
 
-    def _scorer(self, config: ScorerConfig, regime: Regime) -> _Remembering:
+    def _scorer(self, config: ScorerConfig, regime: Regime) -> Scorer:
+        scorer = make_scorer(config)
+        if scorer.repeats:
+            return scorer  # scores piece after piece: `_repeated` remembers
         key = replace(config, pooling="none", width=1, whole_words=False), regime
         if key not in self._scorers:
-            self._scorers[key] = _Remembering(make_scorer(config))
+            self._scorers[key] = _Remembering(scorer)
         return self._scorers[key]
 
 
