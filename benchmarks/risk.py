@@ -1,16 +1,17 @@
 """What stated rates of errors came to, as pictures: the shipped risk curves on answers that were not calibrated on.
 
-    python benchmarks/risk.py [--from docs/results] [--out docs/results]
+    python benchmarks/risk.py [--from docs/results] [--out docs/results] [--fit FOLDER]
 
-Reads `risk_ordinary.jsonl.gz` and `risk.jsonl.gz`, the signs of answers that were judged (docs/results/risk.md), and
-writes `risk-ordinary.png` and `risk-long.png`; the last line is JSON.
+Reads `risk_ordinary.jsonl.gz`, `risk_words.jsonl.gz` and `risk.jsonl.gz`, the signs of answers that were judged and
+of questions (docs/results/risk.md), and writes `risk-ordinary.png` and `risk-long.png`; the last line is JSON. With
+`--fit` what tells that a text does not answer a question is fitted anew, and the preset written into a folder.
 """
 
 import argparse
 import gzip
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -18,12 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from uncomp_cli.budget.presets import load_preset
-from uncomp_cli.calibrate.reliability import CROSS_FITTED, Judged, RiskAnswer, cross_rates, fit_risk, judge
+from uncomp_cli.budget.presets import load_preset, save_preset
+from uncomp_cli.calibrate.reliability import (
+    CROSS_FITTED,
+    Judged,
+    RiskAnswer,
+    Verdict,
+    cross_rates,
+    fit_absence,
+    fit_risk,
+    judge,
+)
 from uncomp_cli.config import DEFAULT_MODEL, DEFAULT_PRESET
 from uncomp_cli.ui.figure import write
 from uncomp_cli.ui.roc import make_reliability
-from uncomp_cli.uncertainty.error_rates import RiskCurve
+from uncomp_cli.uncertainty.error_rates import RiskCurve, weighed
 
 HELD_OUT = "held out"
 VOCABULARY = 49_152
@@ -36,13 +46,34 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in stream]
 
 
-def ordinary(lines: Iterable[dict[str, Any]], curve: RiskCurve) -> list[Judged]:
-    """The calibration's half, cross-fitted, and what the shipped curve says of the other half."""
-    halves: dict[str, list[RiskAnswer]] = {"fit": [], "test": []}
-    for line in lines:
-        if line["preset"] == DEFAULT_PRESET:
-            halves[line["half"]].append(RiskAnswer(line["tokens"], line["wrong"], line["signs"], line["absent"]))
-    return [fit_risk(halves["fit"], curve.heads).judged, judge(curve, halves["test"], name=HELD_OUT)]
+def questions(lines: Iterable[dict[str, Any]], half: str) -> list[RiskAnswer]:
+    """The questions of one half that were looked at without their answers."""
+    found = (line for line in lines if line["half"] == half and not line["preset"])
+    return [RiskAnswer(line["tokens"], False, line["signs"], line["absent"]) for line in found]
+
+
+def ordinary(calibrated: Iterable[dict[str, Any]], lines: Sequence[dict[str, Any]], curve: RiskCurve) -> list[Judged]:
+    """The calibration's answers and questions, cross-fitted, and what the shipped curve says of others."""
+    fitted = [
+        RiskAnswer(line["tokens"], line["wrong"], line["signs"], line["absent"])
+        for line in calibrated
+        if line["preset"] == DEFAULT_PRESET and line["half"] == "fit"
+    ]
+    held_out = [
+        RiskAnswer(line["tokens"], line["wrong"], line["signs"], line["absent"])
+        for line in lines
+        if line["preset"] == DEFAULT_PRESET and line["half"] == "test" and line["source"] != "whole"
+    ]
+    asked, absent = questions(lines, "test"), curve.absent
+    if absent is None:
+        raise ValueError("the curve says nothing of what is not in the document")
+    values = [weighed(absent.weights, one.signs) or 0.0 for one in asked]
+    told = Verdict(tuple(values), tuple(one.absent for one in asked), absent.limit)
+    _, cross_fitted = fit_absence(questions(lines, "fit"))
+    return [
+        replace(fit_risk(fitted, curve.heads).judged, absent=cross_fitted),
+        replace(judge(curve, held_out, name=HELD_OUT), absent=told),
+    ]
 
 
 def long(lines: Iterable[dict[str, Any]], curve: RiskCurve) -> list[Judged]:
@@ -63,11 +94,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--from", type=Path, dest="folder", default=Path("docs/results"), help="where the answers are")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where the pictures go")
+    parser.add_argument("--fit", type=Path, help="where the preset goes, fitted anew")
     asked = parser.parse_args()
-    preset = load_preset(DEFAULT_PRESET)
+    preset, words = load_preset(DEFAULT_PRESET), lines_of(asked.folder / "risk_words.jsonl.gz")
+    if asked.fit is not None:
+        first, *others = preset.risk
+        absent, _ = fit_absence(questions(words, "fit"))
+        preset = replace(preset, risk=(replace(first, absent=absent), *others))
+        save_preset(preset, asked.fit)
     title = f"What stated rates of errors came to: {DEFAULT_MODEL}, preset {DEFAULT_PRESET}"
     judged = {
-        "ordinary": ordinary(lines_of(asked.folder / "risk_ordinary.jsonl.gz"), preset.risk[0]),
+        "ordinary": ordinary(lines_of(asked.folder / "risk_ordinary.jsonl.gz"), words, preset.risk[0]),
         "long": long(lines_of(asked.folder / "risk.jsonl.gz"), preset.risk[1]),
     }
     lengths = {"ordinary": "at ordinary lengths", "long": "past the trained length"}

@@ -1,99 +1,197 @@
-"""Whether the words of an answer (sure, unsure, probably not in the document) hold for a preset: on tasks that were not
-calibrated on.
+"""Whether the words of an answer (sure, unsure, probably not in the document) hold for a preset, and what they are
+fitted to: the signs of answers to questions that have an answer in their text or have none.
 
-    python benchmarks/words.py --data DIRECTORY [--preset balanced] [--thin NAME …] [--samples 40] --out FOLDER
+    python benchmarks/words.py HALF --data DIRECTORY [--file TEXTS] [--preset NAME] --out ANSWERS.jsonl
 
-The halves of the outside tasks that are there to report, and values planted in other prose than any calibration's; of
-every second sample what it asks for is taken out. With several `--thin` each answers the same samples. A run that is
-stopped goes on. Printed: AUROC of the shipped curve's signal with its interval, the words, and what was flagged; the
-last line is JSON.
+The questions are those of `questions.py`: of one HALF, `fit` or `test`; `--file` are texts that facts are planted in
+(default: generated prose). Each is asked by itself, as `uncomp ask` does; with `--saved` a text is read before anything
+is known of its four questions, as for a chat or a saved document. A run that is stopped goes on. What tells that a
+text does not answer a question is seen without an answer: `--unanswered` writes none. `--from` reads what is there
+(`risk_words.jsonl.gz`) instead. Printed: AUROC of the shipped curve's signal with its interval, how many of what the
+text does not answer are told, and how many of the others; the words of answers; the last line is JSON.
 """
 
 import argparse
+import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from questions import HALVES, Source
+from risk import lines_of
+
 from uncomp_cli.asking.doubts import Risk
 from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.asking.startup import load
 from uncomp_cli.budget.presets import Preset, load_preset
-from uncomp_cli.calibrate.observation import ANSWERS, measure_risk, risk_file_settings, without_evidence
+from uncomp_cli.config import SamplingConfig
+from uncomp_cli.documents.collection import read_documents
+from uncomp_cli.engine.context.telling import Telling, rarity
+from uncomp_cli.engine.engine import Engine
+from uncomp_cli.engine.look.watch import Watched
 from uncomp_cli.engine.tokens.prompt import count_tokens
-from uncomp_cli.evals.journal import Journal
-from uncomp_cli.evals.tasks import choose_subtasks
+from uncomp_cli.evals.judges.answers import match_score
+from uncomp_cli.evals.judges.case import tokenise
 from uncomp_cli.evals.tasks.haystack import Haystack
 from uncomp_cli.evals.tasks.outside import outside_tasks
-from uncomp_cli.evals.tasks.task import Request, Sample
+from uncomp_cli.evals.tasks.task import Query, Sample
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.steps import finished
-from uncomp_cli.uncertainty.error_rates import auroc, auroc_interval
+from uncomp_cli.uncertainty.error_rates import RiskCurve, auroc, auroc_interval, weighed, wilson_interval
 
-TASKS = ("nq/test", "hotpot/test", "needle/values")
-SEED = 20_261_129
-
-
-def samples_of(loaded: LoadedModel, data: list[Path], count: int, tokens: int) -> list[Sample]:
-    """`count` samples of every task; of every second one what is asked for is not in the text."""
-    outside = outside_tasks(data)[0]
-    haystack = Haystack.generated_for(tokens, seed=SEED)
-    counted = partial(count_tokens, loaded.tokenizer)
-    made = []
-    for index in range(count):
-        for task, subtask in choose_subtasks(TASKS, outside):
-            sample = task.sample(Request(subtask, index, tokens, haystack, counted, SEED))
-            sample = replace(sample, queries=sample.queries[:1])
-            made.append(without_evidence(sample) if index % 2 else sample)
-    return made
+NEW_TOKENS = 32
+WHOLE = "whole"
 
 
-def measured(loaded: LoadedModel, preset: Preset, samples: list[Sample], out: Path) -> dict[str, Any]:
-    """What the words of `preset` came to on the samples."""
-    bare = replace(preset, risk=())
-    with Journal.open(out, ANSWERS, risk_file_settings(loaded, bare)) as results:
-        finished(measure_risk(loaded, bare, samples, results=results))
-        lines = [line for sample in samples if (line := results.done[sample.sha256]).signs]
-    risks = [
-        Risk(line.signs, preset.risk[0], line.tokens, str(loaded.rope), preset.budget, preset.scorer.name)
+def key_of(sample: Sample, query: Query) -> str:
+    """The digest of what is read and asked."""
+    return hashlib.sha256(f"{sample.context}\0{query.question}".encode()).hexdigest()
+
+
+def answered(
+    loaded: LoadedModel, preset: Preset, sample: Sample, watch: Watched, *, saved: bool
+) -> Iterator[dict[str, Any]]:
+    """The signs of the answer to every question of a text, and whether it is right."""
+    prompt, _ = tokenise(loaded.tokenizer, sample)
+    sampling = SamplingConfig(temperature=0.0, max_new_tokens=NEW_TOKENS)
+    engine = Engine(loaded, sampling=sampling, matmul="auto")
+    context = engine.read(prompt, preset, for_any=saved).finish()
+    asked = engine.asked(context, words=[query.question for query in sample.queries])
+    for one, query in zip(asked, sample.queries, strict=True):
+        writer = engine.writer([one], watch=watch)
+        text = "".join(step.text for step in writer.write())
+        stats, absent = writer.stats(), not query.evidence and sample.task != WHOLE
+        yield {
+            "sha256": key_of(sample, query),
+            "source": sample.task,
+            "tokens": prompt.seq_len,
+            "absent": absent,
+            "wrong": absent or match_score(text, query) < 1,
+            "whole": stats is not None and stats.whole,
+            "signs": {} if stats is None else {name: round(value, 6) for name, value in stats.signs.items()},
+        }
+
+
+def unanswered(loaded: LoadedModel, sample: Sample) -> Iterator[dict[str, Any]]:
+    """What the text has of every question."""
+    weight = partial(rarity, loaded.tokenizer.backend_tokenizer)
+    for query in sample.queries:
+        telling = Telling.of(query.question, sample.context, weight)
+        yield {
+            "sha256": key_of(sample, query),
+            "source": sample.task,
+            "tokens": count_tokens(loaded.tokenizer, sample.context),
+            "absent": not query.evidence,
+            "signs": {"together": round(telling.together, 6)},
+        }
+
+
+def told(lines: Iterable[dict[str, Any]], preset: Preset) -> dict[str, Any]:
+    """What the words of `preset` came to; answers that had nothing to watch have none."""
+    curve, name = preset.risk[0], preset.scorer.name
+    found = [
+        (line, Risk(line["signs"], curve, line["tokens"], curve.rope, preset.budget, name, line.get("whole", False)))
         for line in lines
+        if line["signs"]
     ]
-    said = Counter(
-        (risk.word or "nothing", "absent" if line.absent else "wrong" if line.wrong else "right")
-        for risk, line in zip(risks, lines, strict=True)
-    )
-    wrong = [line.wrong for line in lines]
-    area = auroc([risk.signal or 0.0 for risk in risks], wrong)
-    low, high = auroc_interval(area, wrong=sum(wrong), right=len(wrong) - sum(wrong))
+    facts = [(line, risk) for line, risk in found if line["source"] != WHOLE]
+    said = Counter((risk.word or "nothing", _what(line)) for line, risk in found if "wrong" in line)
     return {
-        "thinning": preset.thinning,
-        "answers": len(lines),
-        "right": len(wrong) - sum(wrong),
-        "auroc": [round(each, 3) for each in (area, low, high)],
+        **_signal(facts),
+        "told": _share([_is_told(line, curve) for line, _ in facts if line["absent"]]),
+        "alarms": _share([_is_told(line, curve) for line, _ in facts if not line["absent"]]),
         "said": {f"{word}, {what}": count for (word, what), count in sorted(said.items())},
     }
+
+
+def _signal(facts: list[tuple[dict[str, Any], Risk]]) -> dict[str, Any]:
+    """How well the signal tells wrong answers from right ones, where there are answers."""
+    judged = [(line["wrong"], risk.signal or 0.0) for line, risk in facts if "wrong" in line]
+    if not judged:
+        return {"questions": len(facts)}
+    wrong = [each for each, _ in judged]
+    area = auroc([signal for _, signal in judged], wrong)
+    low, high = auroc_interval(area, wrong=sum(wrong), right=len(wrong) - sum(wrong))
+    right = len(wrong) - sum(wrong)
+    return {"answers": len(wrong), "right": right, "auroc": [round(each, 3) for each in (area, low, high)]}
+
+
+def _is_told(line: dict[str, Any], curve: RiskCurve) -> bool:
+    absent = curve.absent
+    signal = None if absent is None else weighed(absent.weights, line["signs"])
+    return absent is not None and signal is not None and signal > absent.limit
+
+
+def _what(line: dict[str, Any]) -> str:
+    if line["source"] == WHOLE:
+        return WHOLE
+    return "absent" if line["absent"] else "wrong" if line["wrong"] else "right"
+
+
+def _share(flags: list[bool]) -> list[float]:
+    """How many of how many, and the interval of the share."""
+    low, high = wilson_interval(sum(flags), len(flags))
+    return [sum(flags), len(flags), round(low, 3), round(high, 3)]
+
+
+def measure(asked: argparse.Namespace, preset: Preset) -> list[dict[str, Any]]:
+    """The answers of one half, those of an earlier run included."""
+    loaded, half = finished(load(ModelChoice())), HALVES[asked.half]
+    count = partial(count_tokens, loaded.tokenizer)
+    haystack = (
+        Haystack.of_documents(read_documents(asked.file, stdin=None).documents)
+        if asked.file
+        else Haystack.generated_for(max(asked.tokens), seed=half.seed)
+    )
+    source = Source(half, outside_tasks(asked.data)[0], haystack, count)
+    share = {"natural": asked.natural, "hotpot": asked.hotpot, "planted": asked.planted}
+    samples = [
+        *(source.shared if asked.saved else source.samples)(asked.tokens, **share),
+        *source.wholes(asked.tokens[:2], asked.whole),
+    ]
+    done = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    known = {line["sha256"] for line in done}
+    watch, bare = Watched(preset.risk[0].heads, preset.scorer.sinks), replace(preset, risk=())
+    for number, sample in enumerate(samples, 1):
+        if known.issuperset(key_of(sample, query) for query in sample.queries):
+            continue
+        print(f"{number} of {len(samples)}: {sample.subtask}, {sample.tokens:,} tokens")
+        lines = unanswered(loaded, sample) if asked.unanswered else answered(loaded, bare, sample, watch, asked.saved)
+        for line in lines:
+            done.append({"preset": "" if asked.unanswered else preset.name, "half": asked.half, **line})
+            with asked.out.open("a") as stream:
+                stream.write(json.dumps(done[-1]) + "\n")
+    return done
 
 
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, action="append", required=True)
+    parser.add_argument("half", choices=sorted(HALVES))
+    parser.add_argument("--data", type=Path, action="append", default=[])
+    parser.add_argument("--file", action="append", default=[])
     parser.add_argument("--preset", default="balanced")
-    parser.add_argument("--thin", action="append", help="repeatable; default: the preset's own")
-    parser.add_argument("--samples", type=int, default=40, help="of each task")
-    parser.add_argument("--tokens", type=int, default=1500)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--saved", action="store_true", help="read before anything is asked, four questions a text")
+    parser.add_argument("--unanswered", action="store_true", help="what the text has of the questions, and no answers")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1000, 1500, 2200, 3600])
+    parser.add_argument("--natural", type=int, default=40)
+    parser.add_argument("--hotpot", type=int, default=16)
+    parser.add_argument("--planted", type=int, default=48)
+    parser.add_argument("--whole", type=int, default=8)
+    answers = parser.add_mutually_exclusive_group(required=True)
+    answers.add_argument("--out", type=Path, help="where answers go, and an earlier run's are")
+    answers.add_argument("--from", type=Path, dest="there", help="answers that are there")
     asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    loaded, preset = finished(load(ModelChoice())), load_preset(asked.preset)
-    samples = samples_of(loaded, asked.data, asked.samples, asked.tokens)
-    found = []
-    for number, thinning in enumerate(asked.thin or [preset.thinning]):
-        each = replace(preset, thinning=thinning)
-        found.append(measured(loaded, each, samples, asked.out / f"{asked.preset}-{number}.jsonl"))
-        print(found[-1])
+    preset = load_preset(asked.preset)
+    lines = lines_of(asked.there) if asked.there else measure(asked, preset)
+    name = "" if asked.unanswered else preset.name
+    found = told([line for line in lines if line["half"] == asked.half and line["preset"] == name], preset)
+    for word, count in found["said"].items():
+        print(f"{count:>4}  {word}")
     print(json.dumps(found))
 
 

@@ -56,13 +56,28 @@ def test_what_the_text_does_not_name_is_probably_not_in_it(ask: Ask) -> None:
     assert code == 0, err
     (record,) = records(out)
     told = record["uncertainty"]
-    assert (told["word"], told["flagged"], told["signs"]["named"]) == ("probably not in the document", True, 0)
+    assert (told["word"], told["flagged"], told["signs"]["together"]) == ("probably not in the document", True, 0)
     assert record["warnings"] == [
         "what was asked for is probably not in the document (so said of 75 % of such questions, and of 12.5 % of "
         "others): wrong in 12.5 % of calibrated cases like this, 5 to 25 %"
     ]
     _, _, err = ask("-p", preset, "-q", "--escalate", "Who was the bishop of Bergen?")
     assert "try 2: budget 20%" in err or "warning: what was asked for" in err
+
+
+def test_no_word_is_said_of_a_summary_or_a_list(ask: Ask) -> None:
+    preset = risky(Path(), 0.01, absent=0.9)
+    code, out, err = ask("-p", preset, "--json", "Summarise the document.", "-Q", "List all the lamps.")
+    assert code == 0, err
+    for record in records(out):
+        told = record["uncertainty"]
+        assert (told["word"], told["flagged"], told["calibrated"], told["signal"]) == (None, None, False, None)
+        assert 0 < told["attention_entropy"] < 1
+        assert record["warnings"] == []
+    assert "uncertain" not in err
+    code, _, err = ask("-p", preset, "--fail-under", "0.5", "Summarise the document.")
+    assert code == 5, err
+    assert "nothing in particular was asked for, so not known to reach --fail-under 0.5" in err
 
 
 def test_without_a_curve_there_is_no_flag_and_no_rate(ask: Ask) -> None:

@@ -65,10 +65,10 @@ def test_shares_are_of_16_bits_and_the_long_line_has_those_of_the_run_too() -> N
 
 def test_it_fits_80_columns_with_the_longest_word() -> None:
     curve = curve_up_to(0.3, absent=0.5)
-    absent = short(done(Risk({**seen(0.2), "named": 0.4}, curve, 7512)))
+    absent = short(done(Risk({**seen(0.2), "together": 0.4}, curve, 7512)))
     assert absent == "7,512 tok in 17.3 s · KV 8.1 of 165 MiB (4.9 %) · probably not in the document"
     assert len(absent) <= 80
-    assert short(done(Risk({**seen(0.2), "named": 0.6}, curve, 7512))).endswith(" · sure")
+    assert short(done(Risk({**seen(0.2), "together": 0.6}, curve, 7512))).endswith(" · sure")
 
 
 def test_it_fits_80_columns_however_much_there_was() -> None:

@@ -29,7 +29,7 @@ def answers(count: int, *, seed: int = 0, gap: float = 0.0) -> list[RiskAnswer]:
         wrong, absent = index % 2 == 0, index % 4 == 0
         signs = dict(zip(SIGNS, chance.standard_normal(len(SIGNS)), strict=True))
         signs["attention"] += gap * wrong
-        signs["named"] -= gap * absent
+        signs["together"] -= gap * absent
         made.append(RiskAnswer(2000 + index % 2, wrong, signs, absent))
     return made
 
@@ -43,6 +43,7 @@ def test_signs_that_tell_are_weighed_and_the_curve_rises() -> None:
     fit = fit_risk(answers(120, gap=3), HEADS, rope="trained")
     weights = fit.curve.weights
     assert weights["attention"] > 3 * max(abs(weights[name]) for name in ("peak", "output", "looked"))
+    assert fit.curve.absent.weights.keys() == {"bias", "together"}
     assert fit.curve.auroc > 0.9
     rates = [one.error_rate for one in fit.curve.bins]
     assert rates[0] < 0.2

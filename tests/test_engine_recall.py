@@ -1,14 +1,12 @@
 """Recall: what was evicted comes back as it was, where what lay before it was not evicted."""
 
-import math
-
 import pytest
 import torch
 
 from support.families import FAMILIES, make_prompt, read, tiny
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.engine.context.recall import Telling, put_back
+from uncomp_cli.engine.context.recall import put_back
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.tokens import Tokens
 
@@ -55,17 +53,3 @@ def test_what_is_held_stays_as_it_is() -> None:
     cache.layer(0).tail(0)[0][SPAN[0]] = 7.0
     put_back(decoder, cache, ids, SPANS)
     assert (cache.layer(0).tail(0)[0][SPAN[0]] == 7.0).all()
-
-
-def test_what_a_question_tells_is_sought_in_the_text() -> None:
-    text = (
-        "The night train to Vienna leaves at nine. The baker sleeps. Trains to Rome leave at noon. The night is calm."
-    )
-    cities = ("Vienna", "Rome", "Oslo")
-    vienna, rome, oslo = (Telling.of(f"When does the night train to {city} leave?", text) for city in cities)
-    assert (vienna.named, vienna.together, rome.named) == (1, 1, 1)
-    assert rome.together == pytest.approx(1 - rome.words["night"] / sum(rome.words.values()))
-    assert oslo.words["oslo"] == math.log(5 / 0.5) > oslo.words["night"] == math.log(5 / 2.5)
-    assert oslo.named == oslo.together == pytest.approx(1 - oslo.words["oslo"] / sum(oslo.words.values()))
-    assert vienna.share("a Vienna of the night") == pytest.approx(1 - vienna.share("the trains leave"))
-    assert Telling.of("What is this text about?", text).named == 1

@@ -22,7 +22,7 @@ from uncomp_cli.uncertainty.error_rates import (
     wilson_interval,
 )
 
-ABSENT = Absence({"named": -1.0}, -0.5, 0.7, 0.1, 40)
+ABSENT = Absence({"together": -1.0}, -0.5, 0.7, 0.1, 40)
 CURVE = RiskCurve(
     weights={"attention": 1.0, "bias": -0.1},
     heads=((3, 1), (7, 0)),
@@ -141,7 +141,7 @@ def test_a_key_that_lacks_is_named() -> None:
 def test_a_signal_is_the_weighted_sum_of_the_signs() -> None:
     signs = {"attention": 0.5, "output": 0.25}
     assert weighed({"bias": 1, "attention": 2, "output": -4}, signs) == pytest.approx(1)
-    assert weighed({"bias": 1, "named": 2}, signs) is None
+    assert weighed({"bias": 1, "together": 2}, signs) is None
 
 
 def test_the_curve_of_a_prompt_is_that_of_its_length_or_the_nearest() -> None:

@@ -16,7 +16,7 @@ def curve_up_to(
     """A curve that flags entropies above `top`, on two heads of the tiny model; `absent` is how little a text names."""
     bins = (RiskBin(0.0, top, LOW, 0.05, 0.25, 16), RiskBin(top, 9.0, HIGH, 0.4, 0.8, 16))
     heads = ((1, 0), (2, 1))
-    told = None if absent is None else Absence({"named": -1.0}, -absent, 0.75, 0.125, 32)
+    told = None if absent is None else Absence({"together": -1.0}, -absent, 0.75, 0.125, 32)
     return RiskCurve({"attention": 1.0}, heads, (0.0, top), bins, 0.9, 0.8, 0.95, 32, tokens, rope, absent=told)
 
 

@@ -34,7 +34,8 @@ class Risk:
     """The signs of one answer, the curve that says what they mean, and how the answer came about.
 
     There are none when no head was watched, or the answer was too short to be; `curve` is None when nothing was
-    calibrated. The prompt of `prompt_tokens` was read with `rope`, and `budget` of it kept by `scorer`.
+    calibrated. Nothing is known of an answer to a question for the `whole` text. The prompt of `prompt_tokens` was read
+    with `rope`, and `budget` of it kept by `scorer`.
     """
 
     signs: Mapping[str, float]
@@ -43,11 +44,12 @@ class Risk:
     rope: str = ""
     budget: Budget = FULL_BUDGET
     scorer: str = ""
+    whole: bool = False
 
     @property
     def signal(self) -> float | None:
-        """The sum of the signs that the curve is of; None when there are none, or no curve."""
-        return None if self.curve is None else weighed(self.curve.weights, self.signs)
+        """The sum of the signs that the curve is of; None when there are none, or no curve for such a question."""
+        return None if self.curve is None or self.whole else weighed(self.curve.weights, self.signs)
 
     @property
     def flagged(self) -> bool | None:
@@ -95,7 +97,7 @@ class Risk:
 def risk_of(preset: "Preset", stats: "RunStats", loaded: "LoadedModel") -> Risk:
     """What is known of the answer that `stats` are of."""
     rope, scorer, tokens = str(loaded.rope), preset.scorer.name, stats.prompt_tokens
-    return Risk(stats.signs, curve_for(preset.risk, tokens), tokens, rope, preset.budget, scorer)
+    return Risk(stats.signs, curve_for(preset.risk, tokens), tokens, rope, preset.budget, scorer, stats.whole)
 
 
 def risk_warnings(risk: Risk) -> list[str]:
@@ -197,10 +199,7 @@ def fall_short(risk: Risk, least: float) -> ThresholdError | None:
     """Why an answer's chance of being right, as calibrated, is not known to be `least`; None when it is."""
     like, hint = risk.bin, "a larger --budget, --escalate or another --rope; --evidence shows what it looked at"
     if like is None:
-        short = (
-            "the answer is too short to be judged" if risk.curve else "no error rates were measured for this reading"
-        )
-        why = "; ".join(risk.doubts) or short
+        why = "; ".join(risk.doubts) or _unjudged(risk)
         return ThresholdError(f"{why}, so not known to reach --fail-under {least:g}", hint=hint)
     chance = 1 - like.error_rate
     if chance >= least:
@@ -210,6 +209,12 @@ def fall_short(risk: Risk, least: float) -> ThresholdError | None:
         f"({_percent(1 - like.high)} to {_percent(1 - like.low)} %), below --fail-under {least:g}"
     )
     return ThresholdError(message, hint=hint)
+
+
+def _unjudged(risk: Risk) -> str:
+    if risk.curve is None:
+        return "no error rates were measured for this reading"
+    return "nothing in particular was asked for" if risk.whole else "the answer is too short to be judged"
 
 
 def _percent(share: float) -> str:

@@ -6,7 +6,7 @@
                  that were fitted to its own answers, and the AUROC is that of new ones
     band         up to the value that parts right from wrong best (Youden: share of wrong ones above − of right ones)
     absent       the same of the latter, for what the text does not say: limited so that of a hundred questions that
-                 the text answers ten at most are above
+                 the text answers eight at most are above
 
 The entropy of the next token's distribution alone is the baseline, which is reported beside them.
 """
@@ -41,7 +41,7 @@ Flags = NDArray[np.bool_]
 
 FOLDS = 5
 LEAST_ANSWERS = 20
-MOST_ALARMS = 0.1
+MOST_ALARMS = 0.08
 CROSS_FITTED = "calibration, cross-fitted"
 _MOST_BINS, _BIN_ANSWERS = 5, 8
 _RIDGE, _STEPS = 1.0, 30
@@ -161,7 +161,7 @@ def fit_risk(
     seen = {name: told[name] for name in SEEN}
     values, found = cross_fit(seen, wrong), Separation.of
     fitted = found("signal", values, wrong)
-    absence, not_there = _absence(told, np.array([answer.absent for answer in answers], dtype=np.bool_))
+    absence, not_there = fit_absence(answers)
     curve = RiskCurve(
         weights=logistic(seen, wrong),
         heads=tuple(heads),
@@ -236,13 +236,14 @@ def cross_rates(values: Values, wrong: Flags) -> tuple[float, ...]:
     return tuple(map(float, rates))
 
 
-def _absence(told: Mapping[str, Values], absent: Flags) -> tuple[Absence, Verdict] | tuple[None, None]:
+def fit_absence(answers: Sequence[RiskAnswer]) -> tuple[Absence, Verdict] | tuple[None, None]:
     """What tells questions that the text does not answer, and how it judges them; None where too few were asked."""
+    absent = np.array([answer.absent for answer in answers], dtype=np.bool_)
     if min(absent.sum(), (~absent).sum()) < 2 * FOLDS:
         return None, None
-    signs = {name: told[name] for name in ASKED}
+    signs = {name: np.array([answer.signs[name] for answer in answers]) for name in ASKED}
     values, weights = cross_fit(signs, absent), logistic(signs, absent)
-    limit = float(np.quantile(values[~absent], 1 - MOST_ALARMS))
+    limit = float(np.quantile(values[~absent], 1 - MOST_ALARMS, method="higher"))
     above = values > limit
     found = Absence(weights, limit, float(above[absent].mean()), float(above[~absent].mean()), len(absent))
     return found, Verdict.of(values, absent, limit)

@@ -57,7 +57,8 @@ class RunStats:
     `dtype_bytes`; `ttft_s` counts from the prefill.
 
     `signs` are those of the heads that were watched (look/watch.py); none where none was, or before the answer's first
-    token has been read. Of `guessed_tokens` from the text `accepted_tokens` were right (lookup.py).
+    token has been read. `whole`: what was asked for is all of the text, or nothing in particular (context/telling.py).
+    Of `guessed_tokens` from the text `accepted_tokens` were right (lookup.py).
     """
 
     prompt_tokens: int
@@ -74,6 +75,7 @@ class RunStats:
     signs: Mapping[str, float] = field(default_factory=dict)
     guessed_tokens: int = 0
     accepted_tokens: int = 0
+    whole: bool = False
 
     @property
     def kv_share(self) -> Share:

@@ -18,15 +18,15 @@ from itertools import groupby
 from uncomp_cli.errors import UsageError, require
 
 BIAS = "bias"
-SEEN, ASKED = ("attention", "output", "peak", "looked"), ("named", "together")
+SEEN, ASKED = ("attention", "output", "peak", "looked"), ("together",)
 SIGNS = SEEN + ASKED
 """What is seen of an answer's first tokens (engine/look/watch.py), and how much the text has of the question:
 
     attention    entropy of the watched heads' attention / ln n, sinks left out: the mean
     output       entropy / ln V of the distributions over V tokens that the answer's are taken from: the mean
     peak         the share of their attention on the text that eight tokens have, those they look at most
-    looked       the share of what the question's words tell (engine/context/recall.py) that stands there, nearby
-    named        the share that stands in the text, and `together` in one sentence, the best
+    looked       the share of what the question's words tell (engine/context/telling.py) that stands there, nearby
+    together     the share that stands in two neighbouring sentences of the text, the best
 """
 
 _AGAIN = "measure it again: uncomp calibrate --risk"

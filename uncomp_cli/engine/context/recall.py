@@ -18,7 +18,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +57,7 @@ class _Passage:
 def matching_passages(text: str, question: str) -> list[tuple[int, int]]:
     """The character ranges of sentences of `text` that share telling words with `question`, the best first."""
     passages = list(_passages(text))
-    asked = set(_words(question))
+    asked = set(words_of(question))
     if not passages or not asked:
         return []
     frequency = Counter(word for passage in passages for word in passage.words if word in asked)
@@ -66,37 +66,6 @@ def matching_passages(text: str, question: str) -> list[tuple[int, int]]:
     scored = [(_score(passage, telling, len(passages), mean), passage) for passage in passages]
     found = sorted((pair for pair in scored if pair[0] > 0), key=lambda pair: -pair[0])
     return [(passage.first, passage.last) for _, passage in found]
-
-
-@dataclass(frozen=True, slots=True)
-class Telling:
-    """What a question's words tell: ln((N + 1) / (n + 1/2)) where n of N sentences have one, and asking words nothing.
-
-    `named` is the share of it that stands in the text, `together` in one sentence of it, the best.
-    """
-
-    words: dict[str, float]
-    named: float
-    together: float
-
-    @classmethod
-    def of(cls, question: str, text: str) -> "Telling":
-        """Of a question about a text."""
-        asked = {_singular(word) for word in _words(question) if word not in _ASKING}
-        found = [asked.intersection(map(_singular, passage.words)) for passage in _passages(text)]
-        frequency = Counter(word for words in found for word in words)
-        words = {word: math.log((len(found) + 1) / (frequency[word] + 0.5)) for word in asked}
-        return cls(words, _part(words, frequency), max((_part(words, one) for one in found), default=0.0))
-
-    def share(self, text: str) -> float:
-        """How much of it stands in another text."""
-        return _part(self.words, set(map(_singular, _words(text))))
-
-
-def _part(words: dict[str, float], found: Collection[str]) -> float:
-    """The share of what `words` tell that those `found` do; all where none tells anything."""
-    total = sum(words.values())
-    return sum(tells for word, tells in words.items() if word in found) / total if total > 0 else 1.0
 
 
 def missing_passages(text: str, question: str, *, offsets: Tensor, survival: Tensor) -> list[range]:
@@ -223,24 +192,19 @@ def _attend(query: Tensor, held: Head, read: Head, form: Form) -> Tensor:
 
 def _passages(text: str) -> Iterator[_Passage]:
     for match in _SENTENCE.finditer(text):
-        words = Counter(_words(match.group()))
+        words = Counter(words_of(match.group()))
         if words:
             yield _Passage(match.start(), match.end(), words)
 
 
-def _words(text: str) -> list[str]:
+def sentences(text: str) -> list[str]:
+    """Those of a text that have words."""
+    return [found for found in _SENTENCE.findall(text) if _WORD.search(found)]
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, without their case."""
     return [word.casefold() for word in _WORD.findall(text)]
-
-
-_ASKING = _words(
-    "a an the this that it its there of in on at to for from by with and or is are was were do does did has have had "
-    "can could will would who whom whose what when where which why how much many text document article file passage "
-    "story about main topic title mentioned"
-)
-
-
-def _singular(word: str) -> str:
-    return word.removesuffix("s") if len(word) > 3 else word
 
 
 def _score(passage: _Passage, telling: dict[str, int], count: int, mean: float) -> float:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from uncomp_cli.cache.needs import ConstantConfig
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.context import Asked, Begun, Beside
-from uncomp_cli.engine.context.recall import Telling
+from uncomp_cli.engine.context.telling import Telling, rarity
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.watch import AnswerWatch, Tally, Watched
 from uncomp_cli.engine.records import DecodeStep, FinishReason, RunStats
@@ -64,13 +64,19 @@ class _Row:
             return seen
         at, (ids, telling) = self.tally.peak[0], self._telling
         near = self._decode(ids[max(0, at - _NEAR_TOKENS) : at + _NEAR_TOKENS])
-        return {**seen, "named": telling.named, "together": telling.together, "looked": telling.share(near)}
+        return {**seen, "together": telling.together, "looked": telling.share(near)}
+
+    @property
+    def whole(self) -> bool:
+        """Whether the question is known to ask for nothing in particular."""
+        return bool(self.asked.words and self.tally.signs and self._telling[1].whole)
 
     @cached_property
     def _telling(self) -> tuple[tuple[int, ...], Telling]:
         """The text's tokens, and what the question's words tell of it."""
         ids = tuple(self.asked.context.prompt.context.ids[: self.asked.text_tokens])
-        return ids, Telling.of(self.asked.words, self.asked.documents or self._decode(ids))
+        weight = partial(rarity, self._tokenizer.backend_tokenizer)
+        return ids, Telling.of(self.asked.words, self.asked.documents or self._decode(ids), weight)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.backend_tokenizer.decode(ids))
@@ -341,6 +347,7 @@ class Writer:
             peak_bytes=peak_bytes(decoder.device),
             finish_reason=row.reason or "interrupted",
             signs=row.signs,
+            whole=row.whole,
             guessed_tokens=0 if row.lookup is None else row.lookup.guessed,
             accepted_tokens=0 if row.lookup is None else row.lookup.accepted,
         )

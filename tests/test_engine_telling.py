@@ -1,0 +1,84 @@
+"""Telling words: rare words and names weigh most, by their first letters, in two neighbouring sentences."""
+
+import math
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from uncomp_cli.engine.context.telling import Telling, rarity
+
+TEXT = (
+    "The night train to Vienna leaves at nine. The baker sleeps. A trainee founded Rome. "
+    "It was noon. The night is calm."
+)
+
+
+def test_a_rare_word_and_one_of_several_tokens_tell_most() -> None:
+    pieces = {"▁": 0, "▁the": 1, "▁vienna": 6, "▁os": 7, "lo": 8}
+    encoder = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
+    encoder.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    ids = {word: encoder.encode(f" {word}", add_special_tokens=False).ids for word in ("the", "vienna", "oslo")}
+    for word, found in ids.items():
+        assert rarity(encoder, word) == pytest.approx(sum(math.log(2 + number) for number in found))
+    assert rarity(encoder, "the") < rarity(encoder, "vienna") < rarity(encoder, "oslo")
+
+
+def weight(word: str) -> float:
+    return float(len(word))
+
+
+@pytest.mark.parametrize(
+    ("question", "together"),
+    [
+        ("When does the night train to Vienna leave?", 1.0),  # leaves
+        ("Who is the founder of Rome?", 1.0),  # founded
+        ("When did the train to Rome sleep?", 1.0),  # of sentences beside each other
+        ("When did the train to Oslo sleep?", 10 / 18),
+        ("Who flies to Oslo?", 0.0),
+    ],
+)
+def test_a_share_of_a_question_stands_in_two_sentences(question: str, together: float) -> None:
+    assert Telling.of(question, TEXT, weight).together == pytest.approx(together)
+
+
+def test_sentences_apart_are_not_together() -> None:
+    assert Telling.of("Was the train calm?", TEXT, weight).together == pytest.approx(5 / 9)
+    assert Telling.of("Was it calm?", "Calm.", weight).together == 1
+    assert Telling.of("Was it calm?", "", weight).together == 0
+
+
+def test_a_share_of_it_stands_elsewhere() -> None:
+    asked = Telling.of("When does the night train to Vienna leave?", TEXT, weight)
+    assert asked.words == {"night": 5, "train": 5, "vienn": 12, "leave": 5}
+    assert asked.share("A Viennese night") == pytest.approx(17 / 27)
+
+
+def test_names_and_numbers_tell_twice() -> None:
+    words = Telling.of("Did Ada leave platform 12 for vienna?", TEXT, weight).words
+    assert words == {"ada": 6, "leave": 5, "platf": 8, "12": 4, "vienn": 6}
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Summarise the document.",
+        "Give me a short summary of what was decided in Vienna",
+        "What is this text about?",
+        "List all who run something.",
+        "Which years are named? List them all, please.",
+        "Please enumerate the trains",
+        "Name every town.",
+        "thanks!",
+    ],
+)
+def test_a_question_for_all_of_a_text_tells_nothing(question: str) -> None:
+    asked = Telling.of(question, TEXT, weight)
+    assert (asked.whole, asked.words, asked.together, asked.share("")) == (True, {}, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "question", ["What is on the price list?", "name the river of Rome", "Who lists the trains?", "Where?"]
+)
+def test_a_question_for_a_fact_is_none_for_all(question: str) -> None:
+    asked = Telling.of(question, TEXT, weight)
+    assert (asked.whole, bool(asked.words)) == (False, question != "Where?")

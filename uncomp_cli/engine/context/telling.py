@@ -1,0 +1,105 @@
+"""Telling words: how much of what a question asks for stands in a text, and how close together.
+
+    weight(word) = Σ ln(2 + id) over its tokens    ids of a vocabulary rise as what they stand for becomes rarer, and
+                                                   names are of several tokens; twice that for a number and a word
+                                                   with a capital behind the first; nothing for an asking word
+    share(text)  = Σ weight of the words in it / Σ weight of all; two words are the same when they begin with the same
+                   STEM letters (found, founded, founder)
+    together     = the largest share of two neighbouring sentences of the text
+
+A question for the `whole` of a text, a summary or a list, tells nothing by its words: it is known by a word for one of
+these, or has none but asking words and such as are for texts.
+
+Byte pairs are numbered in the order in which they were merged, the most frequent ones first (Sennrich et al. 2016).
+Meaning is not looked at: a question in quite other words than the text's is not found.
+"""
+
+import math
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+from uncomp_cli.engine.context.recall import sentences, words_of
+
+STEM, _NAME = 5, 2
+_GENERAL = words_of(
+    "text document article file passage story about main key topic topics theme themes point points content contents "
+    "title mentioned thank thanks hello hi"
+)
+_ASKING = words_of(
+    "a an the this that it its there of in on at to for from by with and or is are was were do does did has have had "
+    "can could will would who whom whose what when where which why how much many i me my you your "
+    "tell describe explain give write please"
+)
+_WHOLE = re.compile(
+    r"(?:^|[.!?:;,]\s*|\bplease\s+)(?:list|enumerate|name\s+(?:all|every|each)\b)|\b(?:summar|overview|outline|gist\b|tl;?dr\b)"
+    r"|\babstract\s+of\b",
+    re.IGNORECASE,
+)
+"""Of a question for all of a text: an order to list, or a word for a summary."""
+
+
+class Encoder(Protocol):
+    """What the ids of a word are asked of: a `tokenizers.Tokenizer`."""
+
+    def encode(self, sequence: str, *, add_special_tokens: bool) -> "Encoded":
+        """The tokens of a text."""
+        ...
+
+
+class Encoded(Protocol):
+    """The tokens of a text."""
+
+    ids: list[int]
+
+
+def rarity(encoder: Encoder, word: str) -> float:
+    """How much a word tells by itself, by the numbers of its tokens."""
+    return sum(math.log(2 + number) for number in encoder.encode(f" {word}", add_special_tokens=False).ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """What a question's words tell, by their stems; `together` is the largest share of two sentences of its text.
+
+    `whole`: it asks for all of a text, and for nothing in particular.
+    """
+
+    words: dict[str, float]
+    together: float
+    whole: bool = False
+
+    @classmethod
+    def of(cls, question: str, text: str, weight: Callable[[str], float]) -> "Telling":
+        """Of a question about a text."""
+        whole = bool(_WHOLE.search(question))
+        asked = {} if whole else _named(question)
+        words = {word[:STEM]: weight(word) * (_NAME if name else 1) for word, name in asked.items()}
+        found = [words.keys() & stems(sentence) for sentence in sentences(text)]
+        pairs = [*(first | second for first, second in pairwise(found)), *found[:1]]
+        together = max((_part(words, one) for one in pairs), default=0.0)
+        return cls(words, together, whole or not (words or set(_GENERAL).isdisjoint(words_of(question))))
+
+    def share(self, text: str) -> float:
+        """How much of it stands in another text."""
+        return _part(self.words, stems(text))
+
+
+def _named(question: str) -> dict[str, bool]:
+    """The words of a question that are no asking words, and whether each is written as a name or a number."""
+    written = re.findall(r"\w+", question)
+    names = {word.casefold() for at, word in enumerate(written) if word[0].isdigit() or (at and word[0].isupper())}
+    return {word: word in names for word in words_of(question) if word not in _ASKING and word not in _GENERAL}
+
+
+def stems(text: str) -> set[str]:
+    """How the words of a text begin."""
+    return {word[:STEM] for word in words_of(text)}
+
+
+def _part(words: dict[str, float], found: Collection[str]) -> float:
+    """The share of what `words` tell that those `found` do; all where none tells anything."""
+    total = sum(words.values())
+    return sum(tells for word, tells in words.items() if word in found) / total if total > 0 else 1.0
