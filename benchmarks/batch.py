@@ -218,7 +218,7 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
     """The same documents by actors and by as many processes that run the pipeline alone, half before and half after."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        manifest = write_documents(Path(folder) / "documents.jsonl", args.documents, words=150)
+        manifest = write_documents(Path(folder) / "documents.jsonl", args.documents, words=args.words)
         texts = Path(folder) / "texts"
         texts.mkdir()
         for line in manifest.read_text().splitlines():
@@ -309,6 +309,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=[*PARTS, "drive", "alone"])
     parser.add_argument("--documents", type=int, default=1000)
+    parser.add_argument("--words", type=int, default=150, help="of a document that a model answers, for overhead")
     parser.add_argument("--seconds", type=float, default=0.05, help="what a document takes that only waits")
     parser.add_argument("--workers", type=int, default=10, help="how many of them are killed")
     parser.add_argument("--drivers", type=int, default=2, help="and how many drivers")
