@@ -21,7 +21,7 @@ from uncomp_cli.cache.shelf import Entry, Shelf
 from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, SamplingConfig
 from uncomp_cli.engine.context.context import Account, Asked, Beside, Context, Unread
 from uncomp_cli.engine.context.growth import Growth, for_any_question
-from uncomp_cli.engine.context.recall import MOST_RECALLED, Recall
+from uncomp_cli.engine.context.recall import MOST_RECALLED, Recall, can_recall, passage_numbers
 from uncomp_cli.engine.context.saved import (
     Origin,
     account_of,
@@ -29,10 +29,12 @@ from uncomp_cli.engine.context.saved import (
     origin_of,
     prompt_of,
     record_of,
+    sketch_of,
     tensors_of,
     texts_of,
 )
 from uncomp_cli.engine.context.session import Conversation
+from uncomp_cli.engine.context.sketch import Sketcher, sketch_bytes
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.look.watch import Watched, watched
@@ -216,7 +218,9 @@ class Engine:
         account, prompt = context.account, context.prompt
         record = account.record or record_of(context, self.origin(prompt, account.preset), self.loaded)
         chosen, record = name or record.key[:_AUTO_NAME_LETTERS], replace(record, **about)
-        return shelf.save(chosen, context.cache, tensors=tensors_of(prompt.context, texts), record=record)
+        return shelf.save(
+            chosen, context.cache, tensors=tensors_of(prompt.context, texts, context.sketch), record=record
+        )
 
     def saved(self, shelf: Shelf, prompt: Prompt, preset: Preset) -> Entry | None:
         """What was saved of just this; with `auto` products also what was read in another type, weights the same."""
@@ -249,6 +253,7 @@ class Engine:
         wanted, _ = for_any_question(preset)
         self.decoder.fix_regime(None)
         context = Context(self.decoder, whole, cache, Unread(Recall(self.loaded.tokenizer)))
+        context.sketch = sketch_of(tensors)
         seconds, tokens = time.perf_counter() - begun, len(whole.context)
         texts = texts_of(tensors)
         context.account = account_of(
@@ -266,6 +271,9 @@ class Engine:
         self._check_alone()
         self.check_length(prompt)
         limits = self._limits_beside(prompt, preset, tokens=self._tokens_beside(prompt))
+        if limits.kv_bytes is not None:
+            numbers = passage_numbers(self.loaded.tokenizer, prompt.context)
+            limits = replace(limits, kv_bytes=max(1, limits.kv_bytes - sketch_bytes(self.spec, int(numbers.max()) + 1)))
         growth = Growth(self.decoder, preset, limits, on=False)
         growth.budget.guard_from = len(prompt.context)  # nothing of a document is more recent than the rest
         return growth, growth.plan_reading(prompt.context)
@@ -310,12 +318,14 @@ class Engine:
     def _read_any(self, prompt: Prompt, growth: Growth, planned: Compression) -> Generator[PrefillStep, None, Context]:
         reset_peak(self.decoder.device)
         begun = time.perf_counter()
+        sketcher = self._sketcher(prompt, planned)
         with _memory_of(planned):
-            yield from growth.read(prompt.context, planned)
+            yield from growth.read(prompt.context, planned, sketcher)
         cache = growth.cache
         cache.config = self._room_for(prompt)
         cache.lay_out_anew(reserve=prompt.longest_question)
         context = Context(self.decoder, prompt, cache, Unread(Recall(self.loaded.tokenizer)))
+        context.sketch = None if sketcher is None else sketcher.sketch()
         seconds, tokens = time.perf_counter() - begun, len(prompt.context)
         account = account_of(cache, tokens, self.spec, growth.preset, growth.uncertainty, seconds=seconds)
         context.account = replace(
@@ -325,6 +335,12 @@ class Engine:
             notes=planned.notes,
         )
         return context
+
+    def _sketcher(self, prompt: Prompt, planned: Compression) -> Sketcher | None:
+        """What makes a sketch of a context; None where nothing of it goes, or could come back."""
+        if not planned.drops or not can_recall(self.decoder):
+            return None
+        return Sketcher(self.spec, passage_numbers(self.loaded.tokenizer, prompt.context))
 
     def _room_for(self, prompt: Prompt, context_tokens: int | None = None) -> CacheConfig:
         """Of room in the cache what a prompt and its answer need, no more."""

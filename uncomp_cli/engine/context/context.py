@@ -25,6 +25,7 @@ from uncomp_cli.cache.ragged import Mark, RaggedKVCache, positions_of, survival
 from uncomp_cli.cache.states import States
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.engine.context.recall import Recall
+from uncomp_cli.engine.context.sketch import Sketch
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.replay import attended_by
@@ -125,10 +126,10 @@ class Unread:
 
     def begin(self, context: "Context", question: int, words: str) -> Begun:
         """Read a question, and before it what was evicted of the passages that its words point at."""
-        begun, decoder, first = time.perf_counter(), context.decoder, len(context.prompt.context)
-        decoder.fix_regime(None)  # in which a context is read that anyone may ask about
+        begun, first = time.perf_counter(), len(context.prompt.context)
+        context.decoder.fix_regime(None)  # in which a context is read that anyone may ask about
         context.restore()
-        context.recall(lambda: self._recall(decoder, context.cache, context.prompt, words))
+        context.recall(lambda: self._recall(context, question, words))
         ids = context.prompt.questions[question]
         logits = context.feed(ids, first, last=1)
         own_s = time.perf_counter() - begun
@@ -171,6 +172,7 @@ class Context:
         self.regime_tokens = decoder.regime_tokens
         self.recalled: str | None = None
         self.standing: tuple[float, ...] = ()
+        self._sketch: Sketch | None = None
         self._account: Account | None = None
         self._mark: Mark | None = None
         self._whole: list[list[Tensor]] = []
@@ -185,6 +187,16 @@ class Context:
     @account.setter
     def account(self, account: Account) -> None:
         self._account = account
+
+    @property
+    def sketch(self) -> Sketch | None:
+        """What its passages are about, where some of them may be gone; counts in the cache's bytes."""
+        return self._sketch
+
+    @sketch.setter
+    def sketch(self, sketch: Sketch | None) -> None:
+        self._sketch = sketch
+        self.cache.count_aside(() if sketch is None else sketch.tensors)
 
     @property
     def seconds(self) -> float:

@@ -24,6 +24,7 @@ from uncomp_cli.config import AGNOSTIC_PRESET, Limits
 from uncomp_cli.engine.context.allowance import Counts, TextBudget
 from uncomp_cli.engine.context.context import Account, Begun, Behind, Context
 from uncomp_cli.engine.context.recall import can_recall, put_back
+from uncomp_cli.engine.context.sketch import Sketcher
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.thread import stream
 from uncomp_cli.engine.read.reader import Reader
@@ -113,14 +114,16 @@ class Growth:
         preset = self.budget.preset_for(prompt, text)
         return plan_compression(self.spec, preset, prompt, available=available, limits=self.limits)
 
-    def read(self, text: Tokens, planned: Compression) -> Generator[PrefillStep, None, Tensor]:
-        """Read a text anew as planned; returns the logits [1, vocab] behind it."""
+    def read(
+        self, text: Tokens, planned: Compression, sketcher: Sketcher | None = None
+    ) -> Generator[PrefillStep, None, Tensor]:
+        """Read a text anew as planned; returns the logits [1, vocab] behind it. `sketcher` is told of it."""
         self.clear()
 
         def run() -> Generator[PrefillStep, None, Tensor]:
             self.decoder.fix_regime(self._tokens_behind(len(text)))
             self._regime = self.decoder.regime_tokens
-            reader = Reader(self.decoder, planned)
+            reader = Reader(self.decoder, planned, sketcher=sketcher)
             found = yield from reader.read()
             logits = found.begin().logits
             self._hold(text, found.cache, logits)

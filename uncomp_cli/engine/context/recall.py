@@ -5,9 +5,12 @@ What was evicted cannot draw attention, so the cache alone cannot say that somet
     score(passage) = sum over the question's words w in it of idf(w) · tf (k + 1) / (tf + k (1 - b + b · length/mean))
 
 (BM25, Robertson & Zaragoza 2009, eq. 3.15, k = 1.2, b = 0.75). A word that is in many passages points nowhere: those
-in more than one of COMMON passages do not count. Words are compared as they are written, without their case; a
-question in other words than the text's finds nothing here. The best PASSAGES are missing when their tokens are held by
-less than SURVIVES of the heads on average.
+in more than one of COMMON passages do not count. Words are compared as they are written, without their case. A question
+in other words than the text's is nearest to a passage by a sketch of the text (sketch.py), where it has one:
+
+    by both(passage) = z(near(passage)) + z(score(passage)) / 2         z(x) = (x - mean) / deviation, over the passages
+
+The best PASSAGES are missing when their tokens are held by less than SURVIVES of the heads on average.
 
 The missing tokens go through the model once more at their own positions, those of several passages in one pass. Each
 head sees what it still holds before a token and, of the passages, what stands before it: exact where nothing else
@@ -20,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,11 +33,15 @@ from transformers import PreTrainedTokenizerBase
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import RaggedKVCache, survival
 from uncomp_cli.cache.softmax import Form
+from uncomp_cli.engine.context.sketch import asked_values
 from uncomp_cli.engine.forward.attention import AttentionState
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.tokens.prompt import Prompt, encode_words
+from uncomp_cli.engine.tokens.prompt import encode, encode_words
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.numerals import format_count, format_seconds
+
+if TYPE_CHECKING:
+    from uncomp_cli.engine.context.context import Context
 
 _WORD = re.compile(r"\w+")
 _SENTENCE = re.compile(r"[^.!?。！？\n]+(?:[.!?。！？]+|\n|$)")
@@ -41,6 +49,7 @@ _SATURATION, _LENGTH_SHARE = 1.2, 0.75
 _COMMON = 10
 """A word in more than a tenth of the passages, and in more than two, points nowhere."""
 _PASSAGES = 3
+_WORDS_SHARE = 0.5
 _LONGEST_TOKENS = 64
 MOST_RECALLED = _PASSAGES * _LONGEST_TOKENS
 """Tokens that are put back for one question, at most."""
@@ -54,27 +63,46 @@ class _Passage:
     words: Counter[str]
 
 
-def matching_passages(text: str, question: str) -> list[tuple[int, int]]:
-    """The character ranges of sentences of `text` that share telling words with `question`, the best first."""
+def matching_passages(text: str, question: str, near: Tensor | None = None) -> list[tuple[int, int]]:
+    """The character ranges of sentences of `text` that share telling words with `question`, the best first.
+
+    With `near` [P], how near each sentence is to the question, all of them, the best by both first.
+    """
     passages = list(_passages(text))
+    scores = torch.tensor(_scores(passages, question))
+    if near is not None and len(near) == len(passages):
+        scores = _standard(near) + _WORDS_SHARE * _standard(scores)
+        count = len(passages)
+    else:
+        count = int((scores > 0).sum())
+    order = scores.argsort(descending=True, stable=True)[:count].tolist()
+    return [(passages[at].first, passages[at].last) for at in order]
+
+
+def _standard(scores: Tensor) -> Tensor:
+    """Scores [P] as deviations from their mean; all 0 where they are equal."""
+    away = scores - scores.mean()
+    return away / away.square().mean().sqrt().clamp_min(1e-9)
+
+
+def _scores(passages: Sequence[_Passage], question: str) -> list[float]:
+    """BM25 of each passage."""
     asked = set(words_of(question))
-    if not passages or not asked:
-        return []
     frequency = Counter(word for passage in passages for word in passage.words if word in asked)
     telling = {word: count for word, count in frequency.items() if count <= max(2, len(passages) / _COMMON)}
-    mean = sum(passage.words.total() for passage in passages) / len(passages)
-    scored = [(_score(passage, telling, len(passages), mean), passage) for passage in passages]
-    found = sorted((pair for pair in scored if pair[0] > 0), key=lambda pair: -pair[0])
-    return [(passage.first, passage.last) for _, passage in found]
+    mean = sum(passage.words.total() for passage in passages) / max(1, len(passages))
+    return [_score(passage, telling, len(passages), mean) for passage in passages]
 
 
-def missing_passages(text: str, question: str, *, offsets: Tensor, survival: Tensor) -> list[range]:
+def missing_passages(
+    text: str, question: str, *, offsets: Tensor, survival: Tensor, near: Tensor | None = None
+) -> list[range]:
     """The tokens of passages that `question` points at and that were mostly evicted, a long one's beginning.
 
     offsets [S, 2] are the tokens' characters in `text`, -1 for none; survival [N], N <= S, of those that were read.
     """
     found = []
-    for chars in matching_passages(text, question)[:_PASSAGES]:
+    for chars in matching_passages(text, question, near)[:_PASSAGES]:
         span = tokens_of(offsets, chars)
         if 0 < span.stop <= len(survival) and float(survival[span.start : span.stop].mean()) < SURVIVES:
             found.append(range(span.start, min(span.stop, span.start + _LONGEST_TOKENS)))
@@ -94,18 +122,47 @@ class Recall:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
 
-    def __call__(self, decoder: Decoder, cache: RaggedKVCache, prompt: Prompt, words: str) -> str | None:
+    def __call__(self, context: "Context", question: int, words: str) -> str | None:
         """Put back what is missing of the passages that `words` point at, and say so; without words nothing is."""
-        if not words or not can_recall(decoder):
+        decoder, cache, tokens = context.decoder, context.cache, context.prompt.context
+        held = survival(cache, len(tokens))
+        if not words or not can_recall(decoder) or bool((held >= SURVIVES).all()):
             return None
-        begun, context = time.perf_counter(), prompt.context
-        text, offsets = _text_of(self._tokenizer, context)
-        held = survival(cache, len(context))
-        spans = missing_passages(text, words, offsets=offsets, survival=held)
+        begun = time.perf_counter()
+        near = None if context.sketch is None else context.sketch.near(self._values(context, question, words))
+        text, offsets = _text_of(self._tokenizer, tokens)
+        spans = missing_passages(text, words, offsets=offsets, survival=held, near=near)
         if not spans:
             return None
-        put_back(decoder, cache, context, spans)
+        put_back(decoder, cache, tokens, spans)
         return recall_note(spans, time.perf_counter() - begun)
+
+    def _values(self, context: "Context", question: int, words: str) -> Tensor:
+        """What heads have of the words [K, D] of a question, which is read for that and forgotten again."""
+        ids = context.prompt.questions[question]
+        at = part_of(ids, encode(self._tokenizer, words.strip(), special=False))
+        context.feed(ids, len(context.prompt.context), last=1)
+        found = asked_values(context.cache, context.decoder.spec, [place - len(ids) for place in at])
+        context.restore()
+        return found
+
+
+def part_of(ids: Sequence[int], part: Sequence[int]) -> range:
+    """Where `part` stands in `ids`, the last time; all of `ids` where it does not."""
+    begins = [at for at in range(len(ids) - len(part) + 1) if tuple(ids[at : at + len(part)]) == tuple(part)]
+    return range(begins[-1], begins[-1] + len(part)) if part and begins else range(len(ids))
+
+
+def passage_numbers(tokenizer: PreTrainedTokenizerBase, context: Tokens) -> Tensor:
+    """The number [S] of the passage that each token of a context begins in, -1 for none."""
+    text, offsets = _text_of(tokenizer, context)
+    passages = list(_passages(text))
+    if not passages:
+        return torch.full((len(context),), -1)
+    firsts, lasts = (torch.tensor([getattr(one, end) for one in passages]) for end in ("first", "last"))
+    number = torch.searchsorted(firsts, offsets[:, 0].contiguous(), right=True) - 1
+    inside = (number >= 0) & (offsets[:, 0] < lasts[number.clamp_min(0)])
+    return torch.where(inside, number, -1)
 
 
 def _text_of(tokenizer: PreTrainedTokenizerBase, context: Tokens) -> tuple[str, Tensor]:

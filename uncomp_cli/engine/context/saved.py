@@ -30,6 +30,7 @@ from uncomp_cli.cache.ragged import RaggedKVCache, positions_of
 from uncomp_cli.cache.states import States
 from uncomp_cli.config import Limits
 from uncomp_cli.engine.context.context import Account, Context
+from uncomp_cli.engine.context.sketch import Sketch, sketched_layers
 from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
@@ -43,6 +44,8 @@ from uncomp_cli.spec import ModelSpec
 _OF_WEIGHTS_AS_THEY_ARE: tuple[Matmul, ...] = ("float32", "bfloat16")
 _SHORT = 16
 _TEXTS = "texts"
+_SKETCH = "sketch.1.directions", "sketch.1.mean"
+"""With the version of what is in them: passages, layers, codes."""
 _TOKEN_TENSORS = {
     "ids": (torch.int32,),
     "words": (torch.int32,),
@@ -158,10 +161,11 @@ def record_of(context: Context, origin: Origin, loaded: LoadedModel) -> Record:
     )
 
 
-def tensors_of(text: Tokens, texts: bytes = b"") -> dict[str, Tensor]:
-    """What is known of a context's tokens, in as few bytes as it needs, and the texts of its documents."""
+def tensors_of(text: Tokens, texts: bytes = b"", sketch: Sketch | None = None) -> dict[str, Tensor]:
+    """What is known of a context's tokens, in as few bytes as it needs, the texts of its documents, and its sketch."""
     tensors = {"ids": torch.tensor(text.ids), "words": text.words, "offsets": text.offsets}
     known = {"protected": text.protected, **{name: tensor.to(torch.int32) for name, tensor in tensors.items()}}
+    known |= {} if sketch is None else dict(zip(_SKETCH, sketch.tensors, strict=True))
     return {**known, _TEXTS: torch.frombuffer(bytearray(texts), dtype=torch.uint8)} if texts else known
 
 
@@ -169,6 +173,12 @@ def texts_of(tensors: Mapping[str, Tensor]) -> bytes:
     """The texts of the documents, none where none were saved."""
     found = tensors.get(_TEXTS)
     return b"" if found is None else found.cpu().numpy().tobytes()
+
+
+def sketch_of(tensors: Mapping[str, Tensor]) -> Sketch | None:
+    """The sketch of a context; None where none was saved, or one of another version."""
+    directions, mean = map(tensors.get, _SKETCH)
+    return None if directions is None or mean is None else Sketch(directions.cpu(), mean.cpu())
 
 
 def misfit(stored: StoredCache, spec: ModelSpec, states: States) -> str | None:
@@ -185,7 +195,7 @@ def misfit(stored: StoredCache, spec: ModelSpec, states: States) -> str | None:
         found = tensors.get(name)
         if found is None or found.dtype != dtype or list(found.shape) != [count, *shape_of_one]:
             return f"its {name} are not those of {count:,} tokens"
-    fault = _text_fault(tensors, record, spec)
+    fault = _text_fault(tensors, record, spec) or _sketch_fault(tensors, spec, count)
     if fault is not None:
         return fault
     heads = (held for number in range(spec.num_layers) for held in positions_of(cache.layer(number)))
@@ -201,6 +211,17 @@ def _text_fault(tensors: Mapping[str, Tensor], record: Record, spec: ModelSpec) 
         return "its words are not numbered in order"
     whole = len(texts_of(tensors)) == sum(each.text_bytes or 0 for each in record.documents)
     return None if whole else "its texts are not those of its documents"
+
+
+def _sketch_fault(tensors: Mapping[str, Tensor], spec: ModelSpec, tokens: int) -> str | None:
+    there = [tensors[name] for name in _SKETCH if name in tensors]
+    if not there:
+        return None
+    heads = [len(sketched_layers(spec)) * spec.num_kv_heads, spec.head_dim]
+    shapes = [[min(len(there[0]), tokens), *heads], heads]
+    kinds = [(torch.uint8, shapes[0]), (torch.float16, shapes[1])]
+    fits = [(tensor.dtype, list(tensor.shape)) for tensor in there] == kinds and bool(there[1].isfinite().all())
+    return None if fits else "its sketch is not of its passages and the model's heads"
 
 
 def _other_shape(cache: RaggedKVCache, spec: ModelSpec, states: States) -> str | None:

@@ -27,6 +27,11 @@ class Chunk:
     first: int
     final: bool
 
+    @property
+    def tokens_of_text(self) -> int:
+        """How many of its tokens go on where the text before it ends: a question that only observes does not."""
+        return self.prompt.flat_len if self.final else len(self.prompt.context)
+
     def layout(self) -> tuple[Tensor, Tensor]:
         """Ids and logical positions [1, N] of the piece and, each right behind it, its questions."""
         context = len(self.prompt.context)

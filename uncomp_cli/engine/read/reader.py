@@ -31,6 +31,7 @@ from uncomp_cli.cache.softmax import Form
 from uncomp_cli.cache.states import States
 from uncomp_cli.config import CacheConfig
 from uncomp_cli.engine.context.context import Beside, Context
+from uncomp_cli.engine.context.sketch import Sketcher
 from uncomp_cli.engine.forward.attention import AttentionState
 from uncomp_cli.engine.forward.decoder import Decoder, rope_frequencies
 from uncomp_cli.engine.forward.mixers import Step, branch_off
@@ -67,6 +68,7 @@ class Reader(AttentionState):
         on_layer: Callable[[int], None] = lambda kv_bytes: None,
         all_rows: bool = False,
         config: CacheConfig | None = None,
+        sketcher: Sketcher | None = None,
     ) -> None:
         spec, allocation, self._ranks = decoder.spec, planned.allocation, decoder.ranks
         self.decoder, self.planned = decoder, planned
@@ -90,7 +92,7 @@ class Reader(AttentionState):
         self.states: list[States] = []
         self.ranking: Mapping[int, Tensor] = {}
         self.chunks = list(cut_chunks(planned.prompt, planned.chunk_tokens))
-        self._on_layer = on_layer
+        self._on_layer, self._sketcher = on_layer, sketcher
         self._all_rows = all_rows or decoder.rows_interact or not spec.ends_in_attention
         self._sieve = planned.sieve
         self._standing = _standing_of(planned, decoder)
@@ -169,6 +171,8 @@ class Reader(AttentionState):
         states, past = self._states(layer, query, key, value, form)
         last_only = layer == len(self.cache.layers) - 1 and not self._all_rows
         output = states.attend(last_only=last_only)
+        if self._sketcher is not None:
+            self._sketcher.add(layer, self._chunk.first, value[0, :, : self._chunk.tokens_of_text])
         self._hold(layer, states, past, form.window)
         self._on_layer(self.cache.nbytes)
         return output[None]
