@@ -124,9 +124,13 @@ def test_a_sketch_counts_in_the_bytes_and_under_the_cap(tiny: LoadedModel) -> No
     assert sketch is not None
     layers = sum(context.layer_bytes())
     assert context.cache.nbytes == layers + sum(tensor.nbytes for tensor in sketch.tensors)
-    cap = 2**20
-    capped = read(tiny, prompt, replace(PRESET, budget="full", policy="uniform"), kv_bytes=cap)
-    assert capped.cache.nbytes <= cap
+    everything = replace(PRESET, budget="full", policy="uniform")
+    for cap in range(80, 95):
+        engine = engine_of(tiny, kv_bytes=cap * tiny.spec.full_kv_bytes(len(prompt.context)) // 100)
+        left = engine._limits_beside(prompt, everything, tokens=engine._tokens_beside(prompt)).kv_bytes or 0
+        planned = engine._plan_any(prompt, everything)[1]
+        planned_bytes = planned.allocation.plan.entries * tiny.spec.kv_bytes_per_entry
+        assert planned_bytes + sketch_bytes(tiny.spec, len(sketch)) <= left
 
 
 def test_what_is_near_comes_before_what_has_the_words() -> None:
@@ -170,6 +174,8 @@ def test_a_question_without_shared_words_has_its_passage_read_again(tiny: Loaded
     again = context.survival(len(prompt.context))
     whole = [number for number in range(len(sketch)) if bool((again[numbers == number] == 1).all())]
     assert len(whole) == 3
+    held = context.cache.layer(0).head(0)[2]
+    assert bool((held[1:] > held[:-1]).all())  # the question is there once
     context.sketch = None
     context.begin(0, words="xyzzy")
     assert context.recalled is None

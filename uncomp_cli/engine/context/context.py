@@ -11,6 +11,7 @@ Whatever was asked last, `restore` takes the question, its answer and what was r
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -24,8 +25,8 @@ from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import Mark, RaggedKVCache, positions_of, survival
 from uncomp_cli.cache.states import States
 from uncomp_cli.config import SamplingConfig
-from uncomp_cli.engine.context.recall import Recall
-from uncomp_cli.engine.context.sketch import Sketch
+from uncomp_cli.engine.context.recall import Clue, Recall
+from uncomp_cli.engine.context.sketch import Sketch, asked_values
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.look.replay import attended_by
@@ -129,7 +130,8 @@ class Unread:
         begun, first = time.perf_counter(), len(context.prompt.context)
         context.decoder.fix_regime(None)  # in which a context is read that anyone may ask about
         context.restore()
-        context.recall(lambda: self._recall(context, question, words))
+        asked = Clue(words, partial(context.near, question))
+        context.recall(lambda: self._recall(context.decoder, context.cache, context.prompt, question, asked))
         ids = context.prompt.questions[question]
         logits = context.feed(ids, first, last=1)
         own_s = time.perf_counter() - begun
@@ -221,6 +223,19 @@ class Context:
         before = [[at.clone() for at in positions_of(layer)] for layer in layers]
         self.recalled = put_back()
         self._whole = [] if self.recalled is None else before
+
+    def near(self, question: int, at: range) -> Tensor | None:
+        """How near [P] each passage is to the tokens `at` of a question, which is read for that and forgotten again.
+
+        None without a sketch.
+        """
+        if self._sketch is None:
+            return None
+        ids = self.prompt.questions[question]
+        self.feed(ids, len(self.prompt.context), last=1)
+        values = asked_values(self.cache, self.decoder.spec, [place - len(ids) for place in at])
+        self.restore()
+        return self._sketch.near(values)
 
     def begin(self, question: int = 0, *, words: str = "") -> Begun:
         """Put a question behind the context, in the latest one's place."""

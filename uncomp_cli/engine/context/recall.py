@@ -21,9 +21,8 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -33,15 +32,11 @@ from transformers import PreTrainedTokenizerBase
 from uncomp_cli.cache.layer import Head
 from uncomp_cli.cache.ragged import RaggedKVCache, survival
 from uncomp_cli.cache.softmax import Form
-from uncomp_cli.engine.context.sketch import asked_values
 from uncomp_cli.engine.forward.attention import AttentionState
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.tokens.prompt import encode, encode_words
+from uncomp_cli.engine.tokens.prompt import Prompt, encode, encode_words
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.numerals import format_count, format_seconds
-
-if TYPE_CHECKING:
-    from uncomp_cli.engine.context.context import Context
 
 _WORD = re.compile(r"\w+")
 _SENTENCE = re.compile(r"[^.!?。！？\n]+(?:[.!?。！？]+|\n|$)")
@@ -116,35 +111,36 @@ def tokens_of(offsets: Tensor, chars: tuple[int, int]) -> range:
     return range(int(found[0]), int(found[-1]) + 1) if len(found) else range(0)
 
 
+@dataclass(frozen=True, slots=True)
+class Clue:
+    """A question's words, and how near [P] each passage is to those of its tokens; None where there is no sketch."""
+
+    words: str
+    near: Callable[[range], Tensor | None]
+
+
 class Recall:
     """Reads again what a question about a document needs; the document's text is made from its tokens alone."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
 
-    def __call__(self, context: "Context", question: int, words: str) -> str | None:
-        """Put back what is missing of the passages that `words` point at, and say so; without words nothing is."""
-        decoder, cache, tokens = context.decoder, context.cache, context.prompt.context
+    def __call__(
+        self, decoder: Decoder, cache: RaggedKVCache, prompt: Prompt, question: int, asked: Clue
+    ) -> str | None:
+        """Put back what is missing of the passages that `asked` points at, and say so; without words nothing is."""
+        words, tokens = asked.words, prompt.context
         held = survival(cache, len(tokens))
         if not words or not can_recall(decoder) or bool((held >= SURVIVES).all()):
             return None
         begun = time.perf_counter()
-        near = None if context.sketch is None else context.sketch.near(self._values(context, question, words))
+        near = asked.near(part_of(prompt.questions[question], encode(self._tokenizer, words.strip(), special=False)))
         text, offsets = _text_of(self._tokenizer, tokens)
         spans = missing_passages(text, words, offsets=offsets, survival=held, near=near)
         if not spans:
             return None
         put_back(decoder, cache, tokens, spans)
         return recall_note(spans, time.perf_counter() - begun)
-
-    def _values(self, context: "Context", question: int, words: str) -> Tensor:
-        """What heads have of the words [K, D] of a question, which is read for that and forgotten again."""
-        ids = context.prompt.questions[question]
-        at = part_of(ids, encode(self._tokenizer, words.strip(), special=False))
-        context.feed(ids, len(context.prompt.context), last=1)
-        found = asked_values(context.cache, context.decoder.spec, [place - len(ids) for place in at])
-        context.restore()
-        return found
 
 
 def part_of(ids: Sequence[int], part: Sequence[int]) -> range:
