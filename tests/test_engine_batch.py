@@ -248,11 +248,12 @@ def test_allocated_bytes_stay_within_the_cap_and_what_is_said(for_any: bool, con
             engine = Engine(loaded, sampling=sampling, limits=limits)
             asked = engine.asked(engine.read(prompt, preset, for_any=for_any).finish())
             break
+    gc.collect()  # refusals lie in cycles with what was begun before them
     most = 0
     for step in engine.writer(asked, stop_ids=()).write():
         if step.index in (0, 20, 59):
             most = max(most, _allocated(others))
-    assert cap / 6 < most <= cap
+    assert cap / 9 < most <= cap  # a text is held in the model's own numbers before it is in 4 bits
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
