@@ -104,7 +104,7 @@ FIT = (
     ),
     Kind(
         "The {who} disappeared in {value}.",
-        lambda chance: f"{chance.choice(ADJECTIVES)} {chance.choice(NOUNS)}",
+        _phrase,
         _one_of(CITIES),
         ("Where did the {who} disappear?", "In which town did the {who} get lost?"),
     ),

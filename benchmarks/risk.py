@@ -47,8 +47,8 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def questions(lines: Iterable[dict[str, Any]], half: str) -> list[RiskAnswer]:
-    """The questions of one half that were looked at without their answers."""
-    found = (line for line in lines if line["half"] == half and not line["preset"])
+    """The questions for a fact of one half that were looked at without their answers."""
+    found = (line for line in lines if line["half"] == half and not line["preset"] and line["source"] != "whole")
     return [RiskAnswer(line["tokens"], False, line["signs"], line["absent"]) for line in found]
 
 

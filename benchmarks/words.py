@@ -160,7 +160,9 @@ def measure(asked: argparse.Namespace, preset: Preset) -> list[dict[str, Any]]:
         if known.issuperset(key_of(sample, query) for query in sample.queries):
             continue
         print(f"{number} of {len(samples)}: {sample.subtask}, {sample.tokens:,} tokens")
-        lines = unanswered(loaded, sample) if asked.unanswered else answered(loaded, bare, sample, watch, asked.saved)
+        lines = (
+            unanswered(loaded, sample) if asked.unanswered else answered(loaded, bare, sample, watch, saved=asked.saved)
+        )
         for line in lines:
             done.append({"preset": "" if asked.unanswered else preset.name, "half": asked.half, **line})
             with asked.out.open("a") as stream:
