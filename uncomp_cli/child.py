@@ -4,8 +4,8 @@
     child.send(line); child.hear()                    b"" where it has ended
     confine(memory_bytes=…), allow(seconds)           what it calls itself: more than that ends it, or is a MemoryError
 
-It imports what its module imports and nothing heavy, writes no file, and is in a session of its own, so that Ctrl-C is
-for us; when we are gone its input ends, and so does it.
+It imports what its module imports, and is in a session of its own, so that Ctrl-C is for us; when we are gone its input
+ends, and so does it. One that is confined writes no file; one that has a part of a model (asking/follower.py) is not.
 """
 
 import contextlib

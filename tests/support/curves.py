@@ -13,7 +13,10 @@ LOW, HIGH = 0.125, 0.625
 def curve_up_to(
     top: float, *, tokens: tuple[int, ...] = (0, 8000), rope: str = "", absent: float | None = None
 ) -> RiskCurve:
-    """A curve that flags entropies above `top`, on two heads of the tiny model; `absent` is how little a text names."""
+    """A curve that flags entropies above `top`, on two heads of the tiny model.
+
+    `absent`: two sentences of a text have less of the question where it has no answer.
+    """
     bins = (RiskBin(0.0, top, LOW, 0.05, 0.25, 16), RiskBin(top, 9.0, HIGH, 0.4, 0.8, 16))
     heads = ((1, 0), (2, 1))
     told = None if absent is None else Absence({"together": -1.0}, -absent, 0.75, 0.125, 32)

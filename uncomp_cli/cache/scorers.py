@@ -6,9 +6,9 @@ the question; window.py asks it. To add one: a class, a line in SCORERS; or, in 
 group `uncomp.scorers` (plugins.py).
 
 What is unlike the rest is worth keeping (KeyDiffScorer, DistinctScorer); or what the text itself looks at when it is
-read again (RepeatScorer). Or the questions to come are guessed: queries
-before RoPE are taken as Gaussian, q ~ N(mu, Sigma) for every query head. At a coming position p the model would compare
-R_p q with the cached keys, so with R the mean of R_p over the next positions
+read again (RepeatScorer). Or the questions to come are guessed: queries before RoPE are taken as Gaussian, q ~ N(mu,
+Sigma) for every query head. At a coming position p the model would compare R_p q with the cached keys, so with R the
+mean of R_p over the next positions
 
     E[exp(s k·Rq)] = exp(s k·R mu + s²/2 · k·R Sigma Rᵀ k),    s the scaling (1/sqrt(D))
 

@@ -50,7 +50,7 @@ class LayerView:
     positions: Tensor | None = None
     key_positions: Tensor | None = None
     first_head: int = 0
-    again: "Again | None" = None
+    again: Again | None = None
 
     @property
     def scaling(self) -> float:

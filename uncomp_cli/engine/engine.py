@@ -274,7 +274,7 @@ class Engine:
         if limits.kv_bytes is not None:
             numbers = passage_numbers(self.loaded.tokenizer, prompt.context)
             limits = replace(limits, kv_bytes=max(1, limits.kv_bytes - sketch_bytes(self.spec, int(numbers.max()) + 1)))
-        growth = Growth(self.decoder, preset, limits, on=False)
+        growth = Growth(self.decoder, preset, limits, grows=False)
         growth.budget.guard_from = len(prompt.context)  # nothing of a document is more recent than the rest
         return growth, growth.plan_reading(prompt.context)
 

@@ -4,9 +4,9 @@ float32 on a CPU, bfloat16 on CUDA (float16 where it has none); SDPA attention; 
 the model's directory (checkpoint.py). A GGUF's matrices stay its own blocks (weights/mapping.py) where a CPU computes
 in float32. They become numbers on other devices, in other types, and where the C library, which reads blocks fast, is
 not there and the numbers take no more than half of the free memory. With `weights` other models' matrices become blocks
-or numbers of 16 bits as they are read (weights/floats.py). What a model will weigh is in its files' headers: exact for
-numbers and blocks; for --quantize an estimate, as embeddings and norms stay in the load type and matrices shrink to 8
-or 4 bits.
+or numbers of 16 bits as they are read (weights/floats.py), or stay on the disk (checkpoint.py). What a model will weigh
+is in its files' headers: exact for numbers and blocks; for --quantize an estimate, as embeddings and norms stay in the
+load type and matrices shrink to 8 or 4 bits.
 
 Weights in 8 or 4 bits are bitsandbytes', through transformers: int8 is LLM.int8() (Dettmers et al. 2022); nf4 and fp4
 are QLoRA's 4-bit types (Dettmers et al. 2023), without double quantization. Activations, keys and values keep the
@@ -83,7 +83,10 @@ def check_quantization(method: str, device: torch.device) -> None:
 
 
 def check_weights(weights: str, dtype: torch.dtype, device: torch.device, method: str | None) -> None:
-    """Raise UsageError for weights that are unknown, or cannot be held so beside the other options."""
+    """Raise UsageError for weights that are unknown, or cannot be held so beside the other options.
+
+    ModelError where a package is missing that leaves them on the disk.
+    """
     if weights not in get_args(Weights):
         raise UsageError(f"weights '{weights}' are unknown", hint=f"--weights {', '.join(get_args(Weights))}")
     if weights == "auto":

@@ -101,7 +101,7 @@ ALONE = Ranks()
 def join(count: int, device: torch.device) -> Ranks:
     """This process among `count`, which have met or were begun by torchrun. Raises UsageError where they are others."""
     if count == 1:
-        return Ranks()
+        return ALONE
     met = dist.is_initialized()
     begun = dist.get_world_size() if met else int(os.environ.get("WORLD_SIZE", "1"))
     if begun != count:

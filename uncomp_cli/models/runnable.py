@@ -13,7 +13,7 @@ import torch
 
 from uncomp_cli.models.catalog import ModelInfo
 from uncomp_cli.models.extension import RopeState
-from uncomp_cli.models.ranks import Ranks
+from uncomp_cli.models.ranks import ALONE, Ranks
 from uncomp_cli.models.weights.bits import Loss
 from uncomp_cli.spec import ModelSpec
 from uncomp_cli.uncertainty.profile import ModelFingerprint
@@ -40,7 +40,7 @@ class LoadedModel:
     own_config: Any = None
     loss: Loss | None = None
     notes: tuple[str, ...] = ()
-    ranks: Ranks = field(default_factory=Ranks)
+    ranks: Ranks = ALONE
 
     @property
     def device(self) -> torch.device:

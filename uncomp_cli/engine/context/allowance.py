@@ -7,7 +7,8 @@ Pins and what is guarded take their place in the budget: they are not put on top
 and values; what is allocated has positions and slack beside them. `within` takes those, and room for tokens that are
 yet to come, out of each head's count, so that allocated bytes stay within the plan's. In 8 or 4 bits that room, in the
 model's own dtype, is planned as such: what a plan takes for the question. A cache that is in use is cut by
-what it holds itself: keys and values alone rank it, so no question is needed and none is favoured.
+what it holds itself: keys and values alone rank it, so no question is needed and none is favoured. A document that was
+read twice has been ranked by that (read/repetition.py).
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,11 +1,13 @@
 """Growth: a context that is read on and on within a budget, a conversation or a document that is asked about later.
 
-    read(text)      anew: attend, score, evict, layer by layer; no more than one layer is ever held in full
+    read(text)      anew: attend, score, evict, layer by layer; no more than one layer is held in full, but for a
+                    scorer that reads a document twice
     extend(text)    what the text has beyond what was read of it; what both begin with stays, the rest is forgotten
     fit()           cut to the budget, with room inside it for `reserve` tokens more; quantise what is not yet
 
 No question decides what stays, because later ones are not known: keys and values alone do, whenever something has to
-go. The text's own tokens are remembered, so everything that was evicted can be read again.
+go, or of a document, once, a second reading. The text's own tokens are remembered, so everything that was evicted can
+be read again.
 """
 
 import time
@@ -51,14 +53,14 @@ class Growth:
     What stays whatever its score, and how many tokens each head keeps, is the business of `budget`. `answer_tokens` is
     how many may come behind the text, for RoPE that depends on the length: a text that outgrows what its keys were
     turned for is read again. None: nobody knows, so that the longest is taken. `reserve` tokens come before the next
-    cut. What does not go `on` is a document, read once for all questions.
+    cut. What does not grow (`grows`) is a document, read for all questions.
     """
 
     def __init__(
-        self, decoder: Decoder, preset: Preset, limits: Limits | None = None, *, reserve: int = 0, on: bool = True
+        self, decoder: Decoder, preset: Preset, limits: Limits | None = None, *, reserve: int = 0, grows: bool = True
     ) -> None:
         self.decoder = decoder
-        self.preset, self.note = for_any_question(preset, grows=on)
+        self.preset, self.note = for_any_question(preset, grows=grows)
         self.limits = limits or Limits()
         self.piece_tokens = self.limits.chunk_tokens or _PIECE_TOKENS
         self.budget = TextBudget(decoder.spec, self.preset, self.limits, self.piece_tokens, reserve)

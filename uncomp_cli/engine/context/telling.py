@@ -62,9 +62,10 @@ def rarity(encoder: Encoder, word: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Telling:
-    """What a question's words tell, by their stems; `together` is the largest share of two sentences of its text.
+    """What a question's words tell, by their stems.
 
-    `whole`: it asks for all of a text, and for nothing in particular.
+    `together` is the largest share of two neighbouring sentences of its text. `whole`: it asks for all of a text, and
+    for nothing in particular.
     """
 
     words: dict[str, float]

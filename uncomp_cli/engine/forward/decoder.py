@@ -35,7 +35,7 @@ from uncomp_cli.engine.forward.products import (
 from uncomp_cli.engine.forward.program import make_program
 from uncomp_cli.kernels.library import find
 from uncomp_cli.models.families import check_family, load_families
-from uncomp_cli.models.ranks import Ranks
+from uncomp_cli.models.ranks import ALONE, Ranks
 from uncomp_cli.models.rotary import fix_regime, hold_rope, regime_of
 from uncomp_cli.spec import ModelSpec
 
@@ -64,11 +64,11 @@ class Decoder:
     over the same model. Of several `ranks` it is one, whose `spec` is that of its heads; its products are torch's.
     """
 
-    def __init__(self, model: Any, spec: ModelSpec, *, matmul: Matmul = "float32", ranks: Ranks | None = None) -> None:
+    def __init__(self, model: Any, spec: ModelSpec, *, matmul: Matmul = "float32", ranks: Ranks = ALONE) -> None:
         check_family(spec.model_type)
         register()
         model.set_attn_implementation(ATTENTION_NAME)
-        self.model, self.ranks = model, ranks or Ranks()
+        self.model, self.ranks = model, ranks
         self.spec = spec = self.ranks.part_of(spec)
         self.device: torch.device = model.device
         """Where the model's inputs go; asked for once, since the model looks through its parameters for it."""

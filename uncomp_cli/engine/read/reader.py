@@ -57,7 +57,7 @@ class Reader(AttentionState):
     cache when a layer is done. In the last layer only the rows whose logits are read are attended, unless the model's
     rows interact, a later layer needs all, or `all_rows` are wanted. Layers with a state of their own carry it from
     chunk to chunk; a question goes on from a copy. Raises ModelError where a model is to be re-packed whose layers do
-    not share one RoPE.
+    not share one RoPE, UsageError where a text is to be read twice by one of several ranks.
     """
 
     def __init__(
