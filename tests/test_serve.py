@@ -390,10 +390,14 @@ def test_what_does_not_fit_beside_others_waits_for_one_of_them(
 ) -> None:
     """What never will is refused at once; nobody waits for one who has left."""
     with hosting(loaded, new_tokens=6_000) as server:
-        real, ask = engines.free_bytes, {"temperature": 1.0, "stream": True}
+        real, ask = engines.free_on, {"temperature": 1.0, "stream": True}
         first = server.begin({"messages": said("?"), **ask})
         wait(lambda: server.desk.writing == 1)
-        monkeypatch.setattr(engines, "free_bytes", lambda device: 0 if server.desk.writing else real(device))
+
+        def free(*where: Any, **beside: Any) -> int:
+            return 0 if server.desk.writing else real(*where, **beside)
+
+        monkeypatch.setattr(engines, "free_on", free)
         second = server.begin({"messages": said("Second?"), **ask})
         wait(lambda: server.desk._is_cramped)
         assert server.desk.waiting == 1

@@ -80,7 +80,8 @@ def run(request: Request) -> Generator[Event, None, None]:
         for document, error in zip(documents.documents, unfit, strict=True):
             yield replace(_refusal(document.path, error, questions), title=document.path)
         return
-    yield from Team(request, documents, questions).led(_answer(request, documents, questions))
+    answering = _answer(request, documents, questions)
+    yield from Team(request, documents, questions).led(answering) if request.model.ranks > 1 else answering
 
 
 def _answer(request: Request, documents: DocumentSet, questions: Sequence[str]) -> Iterator[Event]:

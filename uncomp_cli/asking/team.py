@@ -55,10 +55,7 @@ class Team:
         self._failed, self._ending, self._threads = Flag(), False, 0
 
     def led(self, answering: Iterator[Event]) -> Iterator[Event]:
-        """What `answering` tells, while followers do the same; without any where one process is enough."""
-        if self._count == 1:
-            yield from answering
-            return
+        """What `answering` tells, while followers do the same."""
         try:
             yield from during(f"starting {self._count} processes", self._begin)
             yield from answering
