@@ -115,7 +115,7 @@ def team_of(line: bytes, code: int) -> Team:
     request = Request(model=ModelChoice(ranks=2))
     team = Team(request, DocumentSet(()), ())
     child = SimpleNamespace(hear=lambda: line, process=SimpleNamespace(wait=lambda: code))
-    team._listen(1, child)  # type: ignore[arg-type]
+    team._listen(1, child)
     return team
 
 
