@@ -12,7 +12,7 @@ from uncomp_cli.asking.request import ModelChoice
 from uncomp_cli.cli.declare.advice import advise_calibration, advise_model
 from uncomp_cli.engine.spend import fitting
 from uncomp_cli.errors import OutOfMemoryError
-from uncomp_cli.models.loading import Footprint
+from uncomp_cli.models.footprint import Footprint
 from uncomp_cli.ui.console import Terminal
 
 
@@ -65,7 +65,7 @@ def test_an_answer_ends_with_the_proposal(tiny_model: Path, tmp_path: Path) -> N
 
 def test_too_large_weights_name_the_known_model_that_fits(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("uncomp_cli.engine.spend.memory.free_bytes", lambda device: 2**30)
-    monkeypatch.setattr("uncomp_cli.models.loading.footprint", lambda *_, **__: Footprint(None, 2**40))
+    monkeypatch.setattr("uncomp_cli.models.footprint.footprint", lambda *_, **__: Footprint(None, 2**40))
     with pytest.raises(OutOfMemoryError, match=r"need 1\.0 TiB, 1\.0 GiB are free") as caught:
         startup.weigh(ModelChoice(str(tiny_model)), tiny_model)
     assert "--model llama3.2-1b" in str(caught.value.hint)
@@ -76,8 +76,8 @@ def test_nothing_makes_a_files_blocks_smaller(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, first: str
 ) -> None:
     monkeypatch.setattr("uncomp_cli.engine.spend.memory.free_bytes", lambda device: 2**30)
-    monkeypatch.setattr("uncomp_cli.models.loading.footprint", lambda *_, **__: Footprint(None, 2**40))
-    monkeypatch.setattr("uncomp_cli.models.loading.has_blocks", lambda path: True)
+    monkeypatch.setattr("uncomp_cli.models.footprint.footprint", lambda *_, **__: Footprint(None, 2**40))
+    monkeypatch.setattr("uncomp_cli.models.footprint.has_blocks", lambda path: True)
     with pytest.raises(OutOfMemoryError) as caught:
         startup.weigh(ModelChoice(str(tiny_model), dtype=dtype), tiny_model)
     assert caught.value.hint == f"use {first}the best known model that fits: --model llama3.2-1b"

@@ -15,10 +15,11 @@ from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.spend.allocation import make_allocation, scorer_config
 from uncomp_cli.engine.tokens.prompt import Prompt, open_question
 from uncomp_cli.evals.judges.answers import judge_answers
-from uncomp_cli.evals.judges.case import Case, read_case, without_question
+from uncomp_cli.evals.judges.case import Case, read_case
 from uncomp_cli.evals.judges.contestants import Setting, make_settings
 from uncomp_cli.evals.judges.forced_rows import Rows, token_nll
 from uncomp_cli.evals.judges.predictions import judge_fidelity
+from uncomp_cli.evals.judges.prefill import without_question
 from uncomp_cli.evals.tasks.task import Query, Sample
 from uncomp_cli.models.runnable import LoadedModel
 

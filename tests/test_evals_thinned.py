@@ -170,7 +170,7 @@ def test_a_model_that_cannot_be_thinned_is_refused_and_not_judged_as_if_it_were(
 
 def test_a_result_does_not_depend_on_the_memory_that_is_free(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too little for one pass is a refusal, though chunks would fit."""
-    monkeypatch.setattr("uncomp_cli.evals.judges.case.free_bytes", lambda device: 1800 * 1024)
+    monkeypatch.setattr("uncomp_cli.evals.judges.prefill.free_bytes", lambda device: 1800 * 1024)
     done, (refused,) = case.compress(settings_of([f"full/thin={THINNED}"]), "aware")
     assert done == []
     assert "in one pass" in str(refused.refused)

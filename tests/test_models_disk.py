@@ -20,7 +20,8 @@ from uncomp_cli.engine.engine import Engine
 from uncomp_cli.errors import ModelError, OutOfMemoryError, UsageError
 from uncomp_cli.models import loading
 from uncomp_cli.models.catalog import ensure_local
-from uncomp_cli.models.loading import footprint, load_model
+from uncomp_cli.models.footprint import footprint
+from uncomp_cli.models.loading import load_model
 from uncomp_cli.steps import finished
 
 SUPPORTED = ("llama", "llama-bias", "qwen2-sliding", "qwen3", "phi3", "gemma3_text", "olmo2", "smollm3")

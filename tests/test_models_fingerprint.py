@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from uncomp_cli.errors import UsageError
 from uncomp_cli.models.catalog import show_model
 from uncomp_cli.models.conversion import file_sha256
-from uncomp_cli.models.loading import footprint, load_model
+from uncomp_cli.models.footprint import footprint
+from uncomp_cli.models.loading import load_model
 from uncomp_cli.models.runnable import fingerprint, fingerprint_of
 from uncomp_cli.uncertainty.profile import ModelFingerprint
 

@@ -36,8 +36,9 @@ from uncomp_cli.kernels.library import find
 from uncomp_cli.models import conversion, preamble, sources
 from uncomp_cli.models.catalog import ensure_local, list_models, local_path, remove_model, show_model
 from uncomp_cli.models.checkpoint import load_tokenizer
+from uncomp_cli.models.footprint import footprint
 from uncomp_cli.models.gguf import llama3_divisors, prepare_gguf
-from uncomp_cli.models.loading import footprint, load_model
+from uncomp_cli.models.loading import load_model
 from uncomp_cli.models.preamble import read_headers, read_preambles
 
 

@@ -16,7 +16,8 @@ from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.models import downloads, loading
 from uncomp_cli.models.catalog import ensure_local, known_names, list_models, local_path, remove_model, show_model
 from uncomp_cli.models.conversion import describe, read_manifest, write_manifest
-from uncomp_cli.models.loading import footprint, load_model
+from uncomp_cli.models.footprint import footprint
+from uncomp_cli.models.loading import load_model
 from uncomp_cli.models.shape import spec_from_config
 from uncomp_cli.models.sources import cache_dir, hash_memo
 

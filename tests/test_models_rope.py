@@ -21,7 +21,8 @@ from transformers import (
 
 from uncomp_cli.errors import ModelError, UsageError
 from uncomp_cli.models.extension import ROPE_KINDS, RopeChoice
-from uncomp_cli.models.loading import footprint, load_model
+from uncomp_cli.models.footprint import footprint
+from uncomp_cli.models.loading import load_model
 from uncomp_cli.models.rotary import can_repack, check_rope, extend_config, length_kind, reading_length
 
 TRAINED, HEAD_DIM, THETA = 64, 16, 10_000.0

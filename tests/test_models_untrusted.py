@@ -18,7 +18,8 @@ import uncomp_cli
 from uncomp_cli.cli.app import run
 from uncomp_cli.errors import ModelError, failure_of
 from uncomp_cli.models.checkpoint import load_tokenizer
-from uncomp_cli.models.loading import footprint, load_model
+from uncomp_cli.models.footprint import footprint
+from uncomp_cli.models.loading import load_model
 
 EVIL = """
 from pathlib import Path

@@ -20,8 +20,9 @@ from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.errors import ModelError, OutOfMemoryError, UsageError
 from uncomp_cli.kernels.library import Kind, find
 from uncomp_cli.kernels.pages import Pages
-from uncomp_cli.models import catalog, loading
-from uncomp_cli.models.loading import footprint, load_model
+from uncomp_cli.models import catalog
+from uncomp_cli.models.footprint import footprint, narrower
+from uncomp_cli.models.loading import load_model
 from uncomp_cli.models.weights.bits import Loss, held
 from uncomp_cli.models.weights.modules import BlockEmbedding, BlockLinear
 
@@ -184,7 +185,7 @@ def test_a_files_blocks_stay_and_its_numbers_are_held(tmp_path: Path, monkeypatc
     assert sizes["blocks", "auto"] == sizes["blocks", "q4"] < 0.4 * sizes["blocks", "float32"]
     assert sizes["floats", "auto"] == pytest.approx(sizes["floats", "float32"], abs=1024)
     assert sizes["floats", "q4"] < sizes["floats", "q8"] < 0.4 * sizes["floats", "float32"]
-    assert loading.narrower(catalog.local_path(str(blocks)), **options()) == ()
+    assert narrower(catalog.local_path(str(blocks)), **options()) == ()
 
 
 def test_ask_reports_the_error_and_opens_no_document_of_other_weights(tiny_model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from uncomp_cli.engine.spend.memory import check_context, context_bytes
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, UsageError
 from uncomp_cli.models.extension import LONGEST, RopeChoice, parse_rope
-from uncomp_cli.models.loading import footprint, load_model
+from uncomp_cli.models.footprint import footprint
+from uncomp_cli.models.loading import load_model
 from uncomp_cli.models.rotary import HeldRope, resolve_rope, use_rope
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.spec import ModelSpec

@@ -79,7 +79,8 @@ def weigh(choice: ModelChoice, path: Path) -> Weighed:
     weights.
     """
     from uncomp_cli.engine.spend.memory import free_bytes
-    from uncomp_cli.models.loading import check_quantization, choose_device, footprint, has_blocks, narrower
+    from uncomp_cli.models.footprint import footprint, has_blocks, narrower
+    from uncomp_cli.models.loading import check_quantization, choose_device
 
     device = choose_device(choice.device)
     if choice.quantize != "none":

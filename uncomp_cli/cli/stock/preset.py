@@ -325,7 +325,7 @@ def _local_spec(model: "ModelFingerprint") -> "ModelSpec | None":
     import torch
 
     from uncomp_cli.models.catalog import local_path, show_model
-    from uncomp_cli.models.loading import footprint
+    from uncomp_cli.models.footprint import footprint
     from uncomp_cli.models.runnable import fingerprint_of
 
     try:
