@@ -218,6 +218,9 @@ def test_what_cannot_be_read_again_is_refused() -> None:
     plan = partial(plan_compression, shared_tiny("llama")[2], prompt=prompt_of(), available=10**12)
     with pytest.raises(UsageError, match="thinning lets a part go on"):
         plan(preset=replace(PRESET, thinning="gather:after=2,keep=0.3"))
+    with pytest.raises(DoesNotFitError, match="are free") as caught:
+        plan(preset=PRESET, available=1000)
+    assert "use another --scorer" in str(caught.value.hint)  # a smaller budget holds no less on the way
     with pytest.raises(DoesNotFitError, match="--kv-mem leaves it") as caught:
         plan(preset=PRESET, limits=Limits(kv_bytes=40_000))
     assert "--scorer distinct" in str(caught.value.hint)

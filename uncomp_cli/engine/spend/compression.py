@@ -34,6 +34,8 @@ from uncomp_cli.spec import ModelSpec
 
 _LONGEST_CHUNK = 8192
 _SHORTEST_CHUNK = 512  # that is chosen; shorter ones have to be asked for
+_SMALLER = "use a smaller --budget (or --budget auto) or a shorter --chunk (or --chunk auto)"
+_READ_TWICE = "use another --scorer: repeat holds the whole text until it was read twice, whatever the --budget"
 _BUDGET_SHARE = 0.5  # of a cap on the cache that the budget has at least, as long as chunks can be shorter
 
 
@@ -330,8 +332,7 @@ class _Ways:
             raise DoesNotFitError(
                 f"needs about {expected.peak_bytes / 2**20:,.0f} MiB beside the weights "
                 f"({expected.kv_kept_bytes / 2**20:,.0f} of it KV cache), {self.available / 2**20:,.0f} MiB are free",
-                hint="use a smaller --budget (or --budget auto) or a shorter --chunk (or --chunk auto), or cut the "
-                "document with --truncate",
+                hint=f"{_READ_TWICE if planned.repeats else _SMALLER}, or cut the document with --truncate",
             )
         return expected
 
