@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
 
 import psutil
@@ -57,14 +58,17 @@ def test_a_piped_document_is_answered_as_by_one_process(tiny_model: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code", "hangs"), [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True)])
 def test_a_signal_ends_all_and_keeps_what_was_said(
-    number: int, code: int, tiny_model: Path, long_lived: list[Running]
+    number: int, code: int, hangs: bool, tiny_model: Path, long_lived: list[Running]
 ) -> None:
     running = start(*ask(tiny_model, "--ranks", "2", "--evidence", *LONG), stdin=TEXT)
     long_lived.append(running)
     running.wait_for_bytes("stdout")
     others = followers_of(running)
+    if hangs:
+        others[0].suspend()
+        sleep(0.5)  # until the command waits for it, inside torch
     os.kill(running.process.pid, number)
     ended, out, err = running.finish()
     assert (ended, out[-1]) == (code, "\n")
@@ -75,13 +79,15 @@ def test_a_signal_ends_all_and_keeps_what_was_said(
 
 
 @pytest.mark.slow
-def test_who_is_killed_leaves_nobody_behind(tiny_model: Path, long_lived: list[Running]) -> None:
-    running = start(*ask(tiny_model, "--ranks", "2", *LONG), stdin=TEXT)
+def test_who_is_killed_leaves_nothing_behind(tiny_model: Path, tmp_path: Path, long_lived: list[Running]) -> None:
+    running = start(*ask(tiny_model, "--ranks", "2", *LONG), stdin=TEXT, TMPDIR=str(tmp_path))
     long_lived.append(running)
     running.wait_for_bytes("stdout")
     others = followers_of(running)
+    assert list(tmp_path.glob("uncomp-*"))
     running.process.kill()
     assert are_gone(others)
+    assert not list(tmp_path.glob("uncomp-*"))
 
 
 @pytest.mark.slow
@@ -129,6 +135,12 @@ def test_what_failed_first_is_told() -> None:
     refused = DoesNotFitError("too long")
     assert team_of(told, 1)._first(refused) is refused
     assert team_of(b"", 0)._first(lost) is lost
+
+
+def test_who_is_gone_before_all_have_met_is_not_waited_for() -> None:
+    team = team_of(b"", -9)
+    with pytest.raises(UncompError, match=r"process 2 of 2 was ended by SIGKILL"):
+        team._join(lambda: sleep(2))
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,9 @@ class Child:
 
     def kill(self) -> None:
         """End it while another thread waits for its line, which is then b""; stop() follows."""
-        if self.process is not None:
-            self.process.kill()
+        process = self.process
+        if process is not None:
+            process.kill()
 
     def stop(self, *, wait_s: float = 0) -> int | None:
         """End it, or wait that long for its end; returns how it ended, None when there was none."""

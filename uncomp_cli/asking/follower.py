@@ -9,9 +9,11 @@ import json
 import os
 import pickle
 import sys
+from contextlib import suppress
 from pathlib import Path
+from shutil import rmtree
 from threading import Thread
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from uncomp_cli.asking.events import drained
 from uncomp_cli.asking.pipeline import ask, engine_for
@@ -29,7 +31,7 @@ def serve() -> None:
     with Path(os.devnull).open("wb") as nowhere:  # what libraries print is no word of ours
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
     order: Order = pickle.load(sys.stdin.buffer)  # from the process that started this one
-    Thread(target=_end_with, args=(sys.stdin.buffer,), daemon=True).start()
+    Thread(target=_end_with, args=(sys.stdin.buffer, order), daemon=True).start()
     try:
         told.write(READY)
         _follow(order)
@@ -37,13 +39,20 @@ def serve() -> None:
     except BaseException as error:  # of whatever kind: the first process tells it
         failure = failure_of(error)
         record = {"message": failure.message, "hint": failure.hint, "exit_code": failure.exit_code}
-        told.write(json.dumps(record).encode() + b"\n")
-        os._exit(1)  # without waiting for threads of torch that wait for the others
+        with suppress(OSError):
+            told.write(json.dumps(record).encode() + b"\n")
+        _end(order)
 
 
-def _end_with(stream: BinaryIO) -> None:
+def _end_with(stream: BinaryIO, order: Order) -> None:
     """End when the process that started this one has, or has enough."""
     stream.read()
+    _end(order)
+
+
+def _end(order: Order) -> NoReturn:
+    """End without waiting for threads of torch that wait for the others; nobody meets any more."""
+    rmtree(order.meeting.parent, ignore_errors=True)  # who made it may have been killed
     os._exit(1)
 
 
