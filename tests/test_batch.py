@@ -20,7 +20,7 @@ from uncomp_cli.asking.request import ModelChoice, PresetChoice, Request
 from uncomp_cli.batch.cluster import Node, connected, crew_of, this_node
 from uncomp_cli.batch.manifest import Entry, entries, source_of
 from uncomp_cli.batch.results import Results
-from uncomp_cli.batch.run import Batch, run, settings_of
+from uncomp_cli.batch.run import Batch, Summary, run, settings_of
 from uncomp_cli.batch.worker import MOST_DEATHS, Asking, Attempts, Job, answer_all
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.config import LOCAL, CrewConfig, SamplingConfig
@@ -95,7 +95,7 @@ def test_results_are_no_documents(out: str) -> None:
     [
         ("{", "line 2 is not JSON: Expecting property name"),
         ("[1]", "line 2 is no object"),
-        ('{"name": "a"}', "line 2 has neither path and text"),
+        ('{"name": "a"}', "line 2 has neither path nor text"),
         ('{"path": "a", "text": "b"}', "line 2 has both path and text"),
         ('{"path": 3}', "line 2: path is 3"),
         ('{"path": "a", "name": ""}', 'line 2: name is ""'),
@@ -156,6 +156,10 @@ def test_other_file_systems_are_read() -> None:
     assert "cannot be fetched" in read([Entry("x", "memory://bucket/x")])[0]
     with pytest.raises(UsageError, match="no file matches"):
         found("memory://bucket/z*")
+    fsspec.register_implementation("nowhere", "not_there.Files", errtxt="Install not_there", clobber=True)
+    with pytest.raises(UncompError, match="Install not_there") as caught:
+        found("nowhere://bucket")
+    assert caught.value.hint == "pip install not_there"
 
 
 HOSTILE = (
@@ -279,7 +283,8 @@ def test_rows_that_are_there_are_not_mixed_with_others() -> None:
     [(b"no row\n", "line 1 is no row"), (b'{"name": "a"}\n' * 2, "line 2 has a document again")],
 )
 def test_a_file_of_other_rows_is_refused(content: bytes, reason: str) -> None:
-    Results(Path("out.jsonl"), SETTINGS, resume=False).close()
+    with Results(Path("out.jsonl"), SETTINGS, resume=False) as results:
+        results.add([line("a")])
     Path("out.jsonl").write_bytes(content)
     assert refused().message == f"out.jsonl: {reason}"
 
@@ -391,14 +396,20 @@ def test_actors_and_threads_are_no_more_than_cores() -> None:
     assert size(Node(9, 100, 2.0), gpus=0.5) == (4, 2)
     with pytest.raises(UsageError, match="9 actors of 1 thread would need 9 cores, and there are 8"):
         size(node, actors=9)
-    with pytest.raises(UsageError, match="need 1, and there are 0"):
+    with pytest.raises(UsageError, match="need 1, and there are 0") as caught:
         size(node, actors=1, gpus=1.0)
+    assert caught.value.hint == "leave --gpus out"
+    crew = crew_of([node], CrewConfig(), needs_bytes=1)
+    few = [crew.shared(each) for each in (3, 20, 1000)]
+    assert [(each.actors, each.batch_size) for each in few] == [(3, 1), (8, 3), (8, 16)]
+    assert Summary(documents=3, answered=3, failed=1, elapsed_s=1.0).line.startswith("3 documents: 2 answered")
 
 
 def test_mistakes_are_told_before_anything_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("a.txt").write_text("text")
     Path("none.txt").write_text("\n")
     assert "no document was named" in two_lines(run_here("batch", "--out", "o.jsonl", "-Q", "Who?")[2])[0]
+    assert "name it: -Q" in two_lines(run_here("batch", "a.txt", "--out", "o.jsonl")[2])[1]
     assert "no place for the results" in two_lines(run_here("batch", "a.txt", "-Q", "Who?")[2])[0]
     monkeypatch.setattr("uncomp_cli.batch.cluster.find_spec", lambda name: None)
     code, _, err = run_here("batch", "a.txt", "-Q", "Who?", "--out", "o.jsonl")
@@ -410,6 +421,7 @@ def test_mistakes_are_told_before_anything_is_begun(monkeypatch: pytest.MonkeyPa
     message, _ = two_lines(run_here("batch", "list.jsonl", "-Q", "Who?", "--out", "o.jsonl")[2])
     assert "line 2 of" in message
     assert "has the name 'x' that line 1 of" in message
+    assert list(Path().glob("o.*")) == []
 
 
 def test_a_dry_run_says_what_it_would_take(tiny_model: Path) -> None:
@@ -421,6 +433,10 @@ def test_a_dry_run_says_what_it_would_take(tiny_model: Path) -> None:
     record = json.loads(out)
     assert (record["documents"], record["sampled"], record["unreadable"], record["actors"]) == (40, 32, 1, 1)
     assert record["prompt_tokens"] > 40 * 8
+    assert "0.txt: it is a binary file" in err
+    assert (
+        record["all_actors_peak_bytes"] == record["actor_peak_bytes"] > 100 * 2**20
+    )  # the program's own, not the model's
     assert not Path("results.jsonl").exists()
 
 

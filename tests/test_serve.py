@@ -204,6 +204,7 @@ def test_one_model_is_there(server: Server) -> None:
     assert server.send("GET", "/v1/models/other")[0] == 404
     status, told = server.send("GET", "/nothing")
     assert (status, json.loads(told)["error"]["code"]) == (404, "not_found")
+    assert "GET /v1/models" in json.loads(told)["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -306,6 +307,8 @@ def test_a_port_in_use_is_told_before_a_model_is_loaded(tiny_model: Path) -> Non
         code, _, err = run_here("serve", "-m", str(tiny_model), "--port", str(port))
     message, hint = two_lines(err)
     assert (code, f"127.0.0.1:{port} cannot be listened on" in message, f"--port {port + 1}" in hint) == (1, True, True)
+    code, _, err = run_here("serve", "-m", str(tiny_model), "--host", "203.0.113.9", "--key", "secret", "--port", "0")
+    assert (code, "0.0.0.0 for others" in two_lines(err)[1]) == (1, True)
 
 
 def test_many_clients_at_once_get_each_their_own_answer(server: Server) -> None:

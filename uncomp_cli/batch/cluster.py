@@ -17,7 +17,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -63,6 +63,11 @@ class Crew:
     readers: int
     batch_size: int
 
+    def shared(self, documents: int) -> "Crew":
+        """The same for so few documents that some would have none: smaller batches, and no actor for nothing."""
+        each = -(-documents // self.actors)
+        return replace(self, actors=min(self.actors, documents), batch_size=min(self.batch_size, each))
+
 
 def check_installed() -> None:
     """Raise UncompError where the extra is not installed."""
@@ -97,7 +102,8 @@ def crew_of(nodes: Sequence[Node], wanted: CrewConfig, *, needs_bytes: int) -> C
     if count * share > all_gpus:
         crew = f"{format_count(count, 'actor')} with {share:g} GPU each"
         message = f"{crew} would need {count * share:g}, and there are {all_gpus:g}"
-        raise UsageError(message, hint="use fewer --actors, or a smaller share with --gpus")
+        hint = "use fewer --actors, or a smaller share with --gpus" if all_gpus else "leave --gpus out"
+        raise UsageError(message, hint=hint)
     return Crew(count, width, share, wanted.readers, wanted.batch_size)
 
 

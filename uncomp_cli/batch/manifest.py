@@ -26,6 +26,7 @@ from uncomp_cli.files import absolute
 
 LINES, TABLE = (".jsonl", ".ndjson"), ".parquet"
 EXTRA = "pip install 'uncomp[batch]'"
+_OURS = ("fsspec", "pyarrow")
 _KEYS = ("name", "path", "text")
 _ROW = '{"path": "reports/a.pdf"} or {"name": "a", "text": "…"}'
 
@@ -111,7 +112,9 @@ def _reaching(address: str) -> Iterator[None]:
     except UncompError:
         raise
     except ImportError as error:
-        raise UncompError(f"{shown(address)} needs a package: {error}", hint=EXTRA) from error
+        missing = error.name or getattr(error.__cause__, "name", None)  # fsspec words it anew
+        hint = f"pip install {missing}" if missing and missing not in _OURS else EXTRA
+        raise UncompError(f"{shown(address)} needs a package: {error}", hint=hint) from error
     except Exception as error:  # each file system has its own
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
@@ -184,7 +187,8 @@ def _entry(row: dict[str, Any], manifest: str, source: str, number: int, at: int
         if not (value is None or (isinstance(value, str) and (value or key == "text"))):
             raise UsageError(f"{place}: {key} is {json.dumps(value, default=str)[:40]}", hint=f"a row is {_ROW}")
     if (path is None) == (text is None):
-        raise UsageError(f"{place} has {'neither' if path is None else 'both'} path and text", hint=f"a row is {_ROW}")
+        both = "neither path nor text" if path is None else "both path and text"
+        raise UsageError(f"{place} has {both}", hint=f"a row is {_ROW}")
     if path is not None:
         return Entry(name or path, _absolute(path), line=number)
     return Entry(name or f"{manifest}:{number}", source, at, size, number)

@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -74,16 +74,26 @@ class Results:
 
     def _open(self, settings: dict[str, Any], *, resume: bool) -> None:
         with writing(self.path):
-            has_rows = self.path.exists() and (not self.path.is_file() or self.path.stat().st_size > 0)
+            is_new = not self.path.exists()
+            has_rows = not is_new and (not self.path.is_file() or self.path.stat().st_size > 0)
             if has_rows:
                 self._check(settings, resume=resume)
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             self._stack.callback(os.close, self._descriptor)
             lock(self.path, "uncomp batch", self._descriptor)
+            if is_new:
+                self._stack.callback(self._leave_nothing)
             if has_rows:
                 self._take_in()
             else:
                 files.write_whole(self._settings, json.dumps(settings, indent=1).encode() + b"\n")
+
+    def _leave_nothing(self) -> None:
+        """Take the files away again when no row came."""
+        if os.fstat(self._descriptor).st_size == 0:
+            with suppress(OSError):
+                self.path.unlink()
+                self._settings.unlink(missing_ok=True)
 
     def _check(self, settings: dict[str, Any], *, resume: bool) -> None:
         """Raise UsageError unless the rows that there are can be gone on with."""

@@ -20,10 +20,12 @@ from uncomp_cli.asking.events import Event, Foreseen, Noted, Warned
 from uncomp_cli.asking.forecast import forecast
 from uncomp_cli.asking.pace import takes
 from uncomp_cli.asking.pipeline import gather_questions
+from uncomp_cli.asking.queue import ROWS_TO_WAIT_FOR
 from uncomp_cli.asking.request import Request
 from uncomp_cli.asking.startup import during, fetch, weigh
 from uncomp_cli.batch.cluster import (
     WINDOW,
+    Crew,
     check_installed,
     check_workers,
     connected,
@@ -38,7 +40,7 @@ from uncomp_cli.batch.worker import Asking, Maker
 from uncomp_cli.config import LOCAL, CrewConfig
 from uncomp_cli.documents.collection import Document, DocumentSet, documents_of
 from uncomp_cli.documents.intake import TELL_S
-from uncomp_cli.errors import UsageError
+from uncomp_cli.errors import UncompError, UsageError
 from uncomp_cli.files import absolute
 from uncomp_cli.numerals import format_count, format_decimal
 from uncomp_cli.steps import Progress, Working
@@ -81,7 +83,7 @@ class Summary:
         """`1,000 documents: 600 answered (0.8 a second), 3 failed, 400 were there`."""
         pace = format_decimal(self.answered / self.elapsed_s) if self.answered else ""
         rate = f" ({pace} a second)" if pace else ""
-        parts = [f"{format_count(self.answered)} answered{rate}", f"{format_count(self.failed)} failed"]
+        parts = [f"{format_count(self.answered - self.failed)} answered{rate}", f"{format_count(self.failed)} failed"]
         parts += [f"{format_count(self.before)} were there"] if self.before else []
         return f"{format_count(self.documents, 'document')}: {', '.join(parts)}"
 
@@ -134,7 +136,16 @@ def _needed(batch: Batch) -> Generator[Event, None, int]:
     """Bytes that an actor takes; the model is fetched, and refused where it does not fit, before Ray is started."""
     path = yield from fetch(batch.request.model)
     weighed = yield from during("measuring", partial(weigh, batch.request.model, path))
-    return _ROOM * (weighed.weights_bytes + weighed.passing_bytes)
+    return _program_bytes() + _ROOM * (weighed.weights_bytes + weighed.passing_bytes)
+
+
+def _program_bytes() -> int:
+    """What a process takes without a model, measured on this one, which has the same libraries loaded by now."""
+    import torch
+
+    from uncomp_cli.engine.spend.memory import resident_bytes
+
+    return resident_bytes(torch.device("cpu"))
 
 
 def _look_through(batch: Batch, results: Results, summary: Summary) -> Iterator[Event]:
@@ -160,14 +171,14 @@ def _look_through(batch: Batch, results: Results, summary: Summary) -> Iterator[
 def _answer(batch: Batch, results: Results, summary: Summary, make: Maker, needs_bytes: int) -> Iterator[Event]:
     yield Working("starting Ray" if batch.crew.ray == LOCAL else f"joining Ray at {batch.crew.ray}")
     with connected(batch.crew.ray, readers=batch.crew.readers) as nodes:
-        crew = crew_of(nodes, batch.crew, needs_bytes=needs_bytes)
+        todo, begun_s, said = summary.documents - summary.before, time.monotonic(), set[str]()
+        crew = crew_of(nodes, batch.crew, needs_bytes=needs_bytes).shared(todo)
         check_workers(nodes, make)
         ledger = open_ledger()
         yield Working(None)
         actors, threads = format_count(crew.actors, "actor"), format_count(crew.threads, "thread")
         gpus = f", {crew.gpus:g} GPU" if crew.gpus else ""
         yield Noted(f"{actors} of {threads}{gpus}, {format_count(crew.batch_size, 'document')} a batch")
-        todo, begun_s, said = summary.documents - summary.before, time.monotonic(), set[str]()
         missing = (entry for entry in batch.entries(Counter()) if results.take(entry.name))
         while window := list(islice(missing, WINDOW * crew.actors)):
             for lines, notes in window_rows(window, make, crew, batch.request.wishes, ledger):
@@ -186,16 +197,30 @@ def _progress(summary: Summary, todo: int) -> Progress:
     return Progress(label, done / todo, f"{format_decimal(done / summary.elapsed_s)} documents/s", summary.elapsed_s)
 
 
+def _peak_bytes(records: Sequence[dict[str, Any]], crew: Crew, *, questions: int) -> int:
+    """What an actor takes: its program (of a CPU's memory), a document being read, and the caches that wait for it."""
+    held = min(crew.batch_size, -(-ROWS_TO_WAIT_FOR // questions))
+    caches = sorted(each.get("kv_planned_bytes", 0) for each in records)[-held:]
+    reading = max(each.get("expected_peak_bytes", each["weights_bytes"]) for each in records)
+    return int((0 if crew.gpus else _program_bytes()) + reading + sum(caches[:-1]))
+
+
 def estimate(batch: Batch) -> Generator[Event, None, dict[str, Any]]:
     """What the batch would take, from some of its documents; nothing is loaded or written."""
     questions = yield from gather_questions(batch.request)
     skipped, count = Counter[str](), sum(1 for _ in batch.entries(Counter()))
     some = islice(batch.entries(skipped), 0, None, max(1, count // _SAMPLES))
-    found = documents_of([source_of(entry) for entry in islice(some, _SAMPLES)], batch.request.wishes)
+    tried = list(islice(some, _SAMPLES))
+    found = documents_of([source_of(entry) for entry in tried], batch.request.wishes)
+    failed = [
+        f"{entry.name}: {each}" for entry, each in zip(tried, found, strict=True) if isinstance(each, UncompError)
+    ]
+    yield from map(Warned, failed[:_REASONS])
     readable = [DocumentSet((each,)) for each in found if isinstance(each, Document)]
     if not readable:
-        tried = format_count(len(found), "document")
-        raise UsageError(f"{tried} tried, and none can be read", hint="uncomp ask -f one of them")
+        raise UsageError(
+            f"{format_count(len(found), 'document')} tried, and none can be read", hint="uncomp ask -f one of them"
+        )
     records = list[dict[str, Any]]()
     for event in forecast(batch.request, readable, questions):
         if isinstance(event, Foreseen):
@@ -205,11 +230,11 @@ def estimate(batch: Batch) -> Generator[Event, None, dict[str, Any]]:
     weighed_bytes = records[0]["weights_bytes"]
     here = nullcontext([this_node(batch.crew.readers)])
     with here if batch.crew.ray == LOCAL else connected(batch.crew.ray) as nodes:
-        crew = crew_of(nodes, batch.crew, needs_bytes=_ROOM * weighed_bytes)
+        crew = crew_of(nodes, batch.crew, needs_bytes=_program_bytes() + _ROOM * weighed_bytes).shared(count)
     of_all = count * len(readable) / len(found) / len(records)
     tokens = round(sum(each["prompt_tokens"] for each in records) * of_all)
     again = round(sum(each.get("repeated_tokens", 0) for each in records) * of_all)
-    peak = max(each.get("expected_peak_bytes", weighed_bytes) for each in records)
+    peak = _peak_bytes(records, crew, questions=len(questions))
     return {
         "documents": count,
         "sampled": len(found),

@@ -103,7 +103,7 @@ class WorkOptions:
         int,
         _work(
             "--batch-size",
-            help="Documents that are answered together, and written together; 1 is exactly as ask does one.",
+            help="Most documents that are answered together, and written together; 1 is exactly as ask does one.",
             metavar="N",
             min=1,
         ),
@@ -145,6 +145,8 @@ def batch(
         raise UsageError(
             "no document was named", hint="uncomp batch reports/ --questions asked.txt --out results.jsonl"
         )
+    if not asked.questions and asked.questions_file is None:
+        raise UsageError("no question was given", hint="name it: -Q 'Who signed?', or --questions FILE")
     if asked.out is None and not asked.dry_run:
         raise UsageError("there is no place for the results", hint="name it: --out results.jsonl")
     request = Request(

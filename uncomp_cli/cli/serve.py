@@ -4,6 +4,7 @@ Nothing leaves loopback unless there is a key, and then who has it is let in. Ct
 go, and ends it.
 """
 
+import errno
 import re
 import socket
 import threading
@@ -119,10 +120,11 @@ def _listening(server: ServerOptions) -> socket.socket:
         family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
         return socket.create_server((server.host, server.port), family=family)
     except OSError as error:
-        message = f"{server.host}:{server.port} cannot be listened on: {error.strerror or error}"
-        raise UncompError(
-            message, hint=f"uncomp serve --port {server.port + 1}, or --port 0 for any free one"
-        ) from error
+        reason = (error.strerror or str(error)).partition(" (while")[0]  # Python says the address again
+        hint = "use --host 127.0.0.1 for this machine alone, 0.0.0.0 for others, and a --port above 1023"
+        if error.errno == errno.EADDRINUSE:
+            hint = f"uncomp serve --port {server.port + 1}, or --port 0 for any free one"
+        raise UncompError(f"{server.host}:{server.port} cannot be listened on: {reason}", hint=hint) from error
 
 
 def _greeting(server: ServerOptions, model: str, listener: socket.socket) -> str:

@@ -38,6 +38,7 @@ _LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", re.I
 _BODY_S = 120
 _CLOSING_S = 5
 _MOST_TOLD = 2000
+_PLACES = "there are POST /v1/chat/completions, POST /v1/completions and GET /v1/models"
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +292,7 @@ def _refused(error: BaseException) -> tuple[int, dict[str, Any]]:
     status, code = known or _STATUS_OF_EXIT.get(failure.exit_code, (500, "failed"))
     message = failure.message if failure.hint is None else f"{failure.message} ({failure.hint})"
     if isinstance(error, HTTPException):
-        status, message = error.status_code, error.detail
+        status, message = error.status_code, f"{error.detail} ({_PLACES})"
         code = HTTPStatus(status).name.lower()
     message = shortened(message.encode(errors="backslashreplace").decode(), _MOST_TOLD)
     kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
