@@ -1,5 +1,7 @@
 """Weights that stay on the disk: read when they are used, to the stock model's logits, and not held."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,17 @@ def test_no_layer_is_held(tmp_path: Path) -> None:
     Engine(loaded).read(make_prompt(100, (4,)), load_preset("full")).finish()
     layers = [weight for name, weight in loaded.model.named_parameters() if ".layers." in name]
     assert all(weight.is_meta for weight in layers)
+
+
+def test_files_that_are_removed_are_read_on_and_changed_ones_refused(tmp_path: Path) -> None:
+    folder, prompt = made("llama", tmp_path), make_prompt(100, (4,))
+    engine = Engine(load_model(str(folder), weights="disk"))
+    expected = engine.read(prompt, preset("full")).finish().predict([5])
+    kept = shutil.move(folder / "model.safetensors", tmp_path / "elsewhere")
+    torch.testing.assert_close(engine.read(prompt, preset("full")).finish().predict([5]), expected)
+    os.truncate(kept, kept.stat().st_size // 2)
+    with pytest.raises(ModelError, match=r"model\.safetensors was changed while its weights were in use"):
+        engine.read(prompt, preset("full")).finish()
 
 
 def test_what_cannot_stay_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,6 +243,10 @@ def load_weights(
         )
         if holding is not None:
             model.hf_quantizer.remove_quantization_config(model)
+        if left:
+            from uncomp_cli.models.weights.disk import leave
+
+            leave(model, dtype)
         model = model if method or ranks > 1 or left else model.to(device)
     except Exception as error:  # safetensors, json and transformers each have their own
         raise cannot_load(name, path, error) from error
@@ -253,8 +257,8 @@ def load_weights(
 def _left_on_disk(config: Any, dtype: "torch.dtype", name: str) -> dict[str, Any]:
     """What transformers is told of a model whose layers stay in its own files: a matrix is read when it is used.
 
-    accelerate reads it. Nothing is written, so that weights must be stored as they are used, but for their type. Raises
-    ModelError for others.
+    Nothing is written, so that weights must be stored as they are used, but for their type. Raises ModelError for
+    others.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
