@@ -402,7 +402,8 @@ def test_actors_and_threads_are_no_more_than_cores() -> None:
     crew = crew_of([node], CrewConfig(), needs_bytes=1)
     few = [crew.shared(each) for each in (3, 20, 1000)]
     assert [(each.actors, each.batch_size) for each in few] == [(3, 1), (8, 3), (8, 16)]
-    assert Summary(documents=3, answered=3, failed=1, elapsed_s=1.0).line.startswith("3 documents: 2 answered")
+    told = [Summary(documents=3, answered=3, failed=1, elapsed_s=each).line for each in (1.0, 90.0)]
+    assert told == [f"3 documents: 2 answered ({pace}), 1 failed" for pace in ("3.0 a second", "30.0 s each")]
 
 
 def test_mistakes_are_told_before_anything_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,10 +79,15 @@ class Summary:
     elapsed_s: float = 0.0
 
     @property
+    def pace(self) -> str:
+        """`1.8 a second`, or `62.4 s each`."""
+        per_s = self.answered / self.elapsed_s
+        return f"{format_decimal(per_s)} a second" if per_s >= 1 else f"{format_decimal(1 / per_s)} s each"
+
+    @property
     def line(self) -> str:
-        """`1,000 documents: 600 answered (0.8 a second), 3 failed, 400 were there`."""
-        pace = format_decimal(self.answered / self.elapsed_s) if self.answered else ""
-        rate = f" ({pace} a second)" if pace else ""
+        """`1,000 documents: 597 answered (1.2 s each), 3 failed, 400 were there`."""
+        rate = f" ({self.pace})" if self.answered else ""
         parts = [f"{format_count(self.answered - self.failed)} answered{rate}", f"{format_count(self.failed)} failed"]
         parts += [f"{format_count(self.before)} were there"] if self.before else []
         return f"{format_count(self.documents, 'document')}: {', '.join(parts)}"
@@ -194,7 +199,7 @@ def _answer(batch: Batch, results: Results, summary: Summary, make: Maker, needs
 def _progress(summary: Summary, todo: int) -> Progress:
     done, failed = summary.answered, f", {format_count(summary.failed)} failed" if summary.failed else ""
     label = f"{format_count(done)} of {format_count(todo, 'document')}{failed}"
-    return Progress(label, done / todo, f"{format_decimal(done / summary.elapsed_s)} documents/s", summary.elapsed_s)
+    return Progress(label, done / todo, summary.pace, summary.elapsed_s)
 
 
 def _peak_bytes(records: Sequence[dict[str, Any]], crew: Crew, *, questions: int) -> int:

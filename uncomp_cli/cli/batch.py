@@ -191,12 +191,15 @@ def _estimate(wanted: "Batch", terminal: Terminal, *, as_json: bool) -> None:
 
 
 def _run(wanted: "Batch", terminal: Terminal, *, as_json: bool) -> None:
+    from uncomp_cli.batch.results import places_of
     from uncomp_cli.batch.run import run
 
     try:
         summary = show(run(wanted), terminal)
     except KeyboardInterrupt:
-        terminal.note(f"the rows that there are stay in {wanted.out}; the same command with --resume goes on")
+        _, rows, _ = places_of(wanted.out)
+        if rows.exists():
+            terminal.note(f"the rows that there are stay in {rows}; the same command with --resume goes on")
         raise
     if as_json:
         terminal.write_json(summary.record())
