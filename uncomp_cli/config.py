@@ -19,6 +19,8 @@ DEFAULT_CACHE_SIZE = "2GiB"
 DEFAULT_TEXT_CACHE = "512MiB"
 
 Pooling = Literal["none", "mean", "max"]
+Matmul = Literal["auto", "float32", "bfloat16", "int8"]
+Weights = Literal["auto", "float32", "bfloat16", "q8", "q4", "disk"]
 
 
 # Beyond these, logits divided by a number leave the range of float32.

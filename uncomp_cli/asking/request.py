@@ -22,7 +22,9 @@ from uncomp_cli.config import (
     DEFAULT_TEXT_CACHE,
     LIVE_PRESET,
     Limits,
+    Matmul,
     SamplingConfig,
+    Weights,
 )
 from uncomp_cli.documents.cabinet import Cabinet
 from uncomp_cli.documents.collection import DocumentSet
@@ -219,8 +221,8 @@ class ModelChoice:
     rope: str | None = None
     context: str | None = None
     force: bool = False
-    matmul: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    weights: Literal["auto", "float32", "bfloat16", "q8", "q4", "disk"] = "auto"
+    matmul: Matmul = "auto"
+    weights: Weights = "auto"
     ranks: int = 1
 
     @property

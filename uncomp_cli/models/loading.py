@@ -23,6 +23,7 @@ from typing import Any, get_args
 import psutil
 import torch
 
+from uncomp_cli.config import Weights
 from uncomp_cli.errors import ModelError, UncompError, UsageError
 from uncomp_cli.kernels.library import find
 from uncomp_cli.models.catalog import local_path, show_model
@@ -51,7 +52,7 @@ from uncomp_cli.models.shape import (
     text_config,
 )
 from uncomp_cli.models.sources import hash_memo
-from uncomp_cli.models.weights.bits import Loss, Weights
+from uncomp_cli.models.weights.bits import Loss
 from uncomp_cli.models.weights.mapping import block_model, is_of_blocks, notes, numbers
 from uncomp_cli.spec import ModelSpec
 

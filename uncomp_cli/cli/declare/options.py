@@ -33,7 +33,9 @@ from uncomp_cli.config import (
     DEFAULT_PRESET,
     DEFAULT_TEXT_CACHE,
     Limits,
+    Matmul,
     SamplingConfig,
+    Weights,
 )
 from uncomp_cli.ui.console import Terminal
 
@@ -118,7 +120,7 @@ class ModelOptions:
         _model("--quantize", help="Hold the weights in fewer bits (bitsandbytes)."),
     ] = "none"
     weights: Annotated[
-        Literal["auto", "float32", "bfloat16", "q8", "q4", "disk"],
+        Weights,
         _model(
             "--weights",
             help="How a CPU holds weights that are numbers: float32, bfloat16, or blocks of 32 in 8 or 4 bits; auto is "
@@ -155,7 +157,7 @@ class ModelOptions:
     ] = None
     force: Annotated[bool, _model("--force", help="Now --rope plain.", setting=False, hidden=True)] = False
     matmul: Annotated[
-        Literal["auto", "float32", "bfloat16", "int8"],
+        Matmul,
         _model(
             "--matmul",
             help="How float32 weights are multiplied on a CPU: exactly, rounded to bfloat16, or as bytes; auto rounds "

@@ -10,7 +10,6 @@ logits, which `q4` would harm most, are Q8_0 there too, as llama.cpp has them in
 
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +19,6 @@ from uncomp_cli.kernels.library import BLOCKS, Kind, Library
 from uncomp_cli.kernels.matrix import Matrix
 from uncomp_cli.kernels.pages import Pages
 
-Weights = Literal["auto", "float32", "bfloat16", "q8", "q4", "disk"]
 INNER = {"float32": Kind.FLOAT32, "bfloat16": Kind.BFLOAT16, "q8": Kind.Q8_0, "q4": Kind.Q4_1}
 """How a matrix of a layer is held."""
 OUTER = {**INNER, "q4": Kind.Q8_0}
