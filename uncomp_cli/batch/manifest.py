@@ -43,11 +43,12 @@ class Entry:
     at: int | None = None
     size: int = 0
     line: int = 0
+    manifest: str = ""
 
     @property
     def place(self) -> str:
         """Where it was named, for a person."""
-        return f"line {self.line} of {shown(self.source)}" if self.line else shown(self.source)
+        return f"line {self.line} of {shown(self.manifest)}" if self.line else shown(self.source)
 
 
 def entries(
@@ -190,8 +191,8 @@ def _entry(row: dict[str, Any], manifest: str, source: str, number: int, at: int
         both = "neither path nor text" if path is None else "both path and text"
         raise UsageError(f"{place} has {both}", hint=f"a row is {_ROW}")
     if path is not None:
-        return Entry(name or path, _absolute(path), line=number)
-    return Entry(name or f"{manifest}:{number}", source, at, size, number)
+        return Entry(name or path, _absolute(path), line=number, manifest=manifest)
+    return Entry(name or f"{manifest}:{number}", source, at, size, number, manifest)
 
 
 def source_of(entry: Entry) -> Source:
