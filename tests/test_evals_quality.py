@@ -47,6 +47,18 @@ def maker(*tasks: str, seed: int = 1, haystack: Haystack = HAYSTACK) -> SampleMa
     return SampleMaker(choose_sources(tasks), haystack, count_words, seed)
 
 
+def test_of_several_facts_one_is_asked_in_turn_that_eviction_can_change() -> None:
+    samples = list(maker("multiquestion/facts", "conversation/facts").make((300,), 12))
+    answers = [sample.queries[0].answer for sample in samples]
+    assert all(len(sample.queries) == 1 for sample in samples)
+    assert len(set(answers)) == 12
+    assert all(count_words(answer) >= 2 for answer in answers[1::2])  # sentences
+    asked = [sample.queries[0].question.split()[1] for sample in maker("multiquestion/facts").make((300,), 10)]
+    assert set(asked) == {"How", "When", "Where", "What"}
+    hyphened = replace(maker("multiquestion/facts"), count_tokens=lambda text: len(text.replace("-", " ").split()))
+    assert all("-" in sample.queries[0].answer for sample in hyphened.make((300,), 10))  # the others have one token
+
+
 def outcome(subtask: str, index: int, setting: str, nll: float, *, kept: float = 1.0) -> Outcome:
     contestant, _, budget = setting.partition(" ")
     return Outcome(subtask, index, "aware", setting, contestant, budget, 300, None, kept, 1, {"nll": nll})

@@ -3,8 +3,9 @@
     continuation    an excerpt: its last 64 tokens are the answer, the 32 before them the question
 
 Samples of one length take the tasks in turn. A sample's number among those of its task grows by more than one a round,
-so that tasks that go through a grid (needle: depths) do not all stand at the same place of it. What a calibration has
-read is no held-out sample; those come from another seed, so from another place of the text, with other facts.
+so that tasks that go through a grid (needle: depths) do not all stand at the same place of it. Of several questions one
+is asked, in turn, that has an answer of more than a token. What a calibration has read is no held-out sample; those
+come from another seed, so from another place of the text, with other facts.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -21,6 +22,9 @@ _QUESTION_TOKENS, _ANSWER_TOKENS = 32, 64
 LEAST_SAMPLES = 2  # one sample has no spread, and its bound would be the loss itself
 _SEED_STEP = 104_729  # any number will do, as long as nobody calibrates with two seeds that are this far apart
 
+_ANSWERED = ("answers", "conversation")
+_LEAST_ANSWER_TOKENS = 2  # no eviction changes the first token of an answer
+
 Source = tuple[Task | None, str]
 """A task and its subtask; no task where text is only continued."""
 
@@ -33,7 +37,7 @@ def choose_sources(names: Sequence[str]) -> list[Source]:
             chosen[name] = (None, name)
             continue
         for task, subtask in choose_subtasks([name]):
-            if task.judge != "answers":
+            if task.judge not in _ANSWERED:
                 raise UsageError(
                     f"task {name} has no answers to calibrate on", hint=f"--task needle, ruler or {CONTINUATION}"
                 )
@@ -64,7 +68,10 @@ class SampleMaker:
     def _of_task(self, task: Task, subtask: str, number: int, tokens: int) -> Sample:
         sample = task.sample(Request(subtask, number, tokens, self.haystack, self.count_tokens, self.seed))
         check_solvable(sample)
-        return replace(sample, queries=(replace(sample.queries[0], evidence=()),))
+        first = number % len(sample.queries)
+        turned = [*sample.queries[first:], *sample.queries[:first]]
+        long = (query for query in turned if self.count_tokens(query.answer) >= _LEAST_ANSWER_TOKENS)
+        return replace(sample, queries=(replace(next(long, turned[0]), evidence=()),))
 
     def _continuation(self, number: int, tokens: int) -> Sample:
         length = tokens + _ANSWER_TOKENS
