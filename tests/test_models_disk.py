@@ -1,5 +1,6 @@
 """Weights that stay on the disk: read when they are used, to the stock model's logits, and not held."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -94,6 +95,11 @@ def test_what_cannot_stay_there_is_refused(tmp_path: Path, monkeypatch: pytest.M
     finished(ensure_local(str(model)))
     with pytest.raises(UsageError, match="--weights disk is for models in Hugging Face format"):
         load_model(str(model), weights="disk")
+    other = made("llama", tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "intermediate_size": 90}))
+    with pytest.raises(ModelError, match=r"gate_proj\.weight is stored as \(48, .* is \(90, "):
+        load_model(str(other), weights="disk")
     experts = made("gpt_oss", tmp_path / "experts")
     with pytest.raises(ModelError, match="not stored as they are used"):
         load_model(str(experts), weights="disk")

@@ -226,8 +226,8 @@ def load_weights(
     from transformers import AutoModelForCausalLM
 
     check_types(path, name)
-    left = _left_on_disk(config, dtype, name) if on_disk else {}
     try:
+        left = _left_on_disk(config, dtype, name) if on_disk else {}
         model, report = AutoModelForCausalLM.from_pretrained(
             str(path),
             config=copy.deepcopy(config),
@@ -248,6 +248,8 @@ def load_weights(
 
             leave(model, dtype)
         model = model if method or ranks > 1 or left else model.to(device)
+    except ModelError:
+        raise
     except Exception as error:  # safetensors, json and transformers each have their own
         raise cannot_load(name, path, error) from error
     check_report(report, name, path)

@@ -63,6 +63,13 @@ class DiskWeights(Mapping[str, Tensor]):
             part.copy_(piece[: len(part)])
         return numbers.view(stored.shape)
 
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """As it is stored."""
+        return self._stored[name].shape
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored  # a mapping by itself would read it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
 
@@ -71,10 +78,17 @@ class DiskWeights(Mapping[str, Tensor]):
 
 
 def leave(model: Any, dtype: torch.dtype) -> None:
-    """Have accelerate take the weights that it left on the disk for `model` from files that stay open."""
+    """Have accelerate take the weights that it left on the disk for `model` from files that stay open.
+
+    Raises ValueError for those that have another shape there, at which transformers has not looked.
+    """
     maps = (getattr(getattr(module, "_hf_hook", None), "weights_map", None) for module in model.modules())
     loader = next(each.dataset for each in maps if each is not None)
-    loader.state_dict = DiskWeights(loader.index, dtype)  # it looks there first
+    loader.state_dict = weights = DiskWeights(loader.index, dtype)  # it looks there first
+    for name, weight in model.named_parameters():
+        if name in weights and weights.shape_of(name) != weight.shape:
+            stored, wanted = weights.shape_of(name), tuple(weight.shape)
+            raise ValueError(f"{name} is stored as {stored}, and is {wanted} by config.json")
 
 
 def _listed(path: Path, descriptor: int) -> dict[str, _Stored]:
