@@ -428,7 +428,9 @@ def test_a_dry_run_says_what_it_would_take(tiny_model: Path) -> None:
     for number in range(40):
         Path(f"{number}.txt").write_text("harbour " * (number + 1))
     Path("0.txt").write_bytes(b"\x00\x01")
-    code, out, err = run_here("batch", ".", "-m", str(tiny_model), "-Q", "Who?", "--actors", "1", "--dry-run", "--json")
+    code, out, err = run_here(
+        "batch", ".", "7.txt", "-m", str(tiny_model), "-Q", "Who?", "--actors", "1", "--dry-run", "--json"
+    )
     assert code == 0, err
     record = json.loads(out)
     assert (record["documents"], record["sampled"], record["unreadable"], record["actors"]) == (40, 32, 1, 1)

@@ -170,8 +170,9 @@ def test_another_schema_is_refused_and_can_be_set_aside(path: Path) -> None:
 
 
 def test_places_that_cannot_be_written_or_read_are_errors_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(UncompError, match="cannot be written: No such file"):
+    with pytest.raises(UncompError, match="cannot be written: No such file") as caught:
         Journal.open(tmp_path / "missing" / "run.jsonl", OUTCOMES, SETTINGS)
+    assert caught.value.hint == f"make its directory first: mkdir -p {tmp_path / 'missing'}"
     with pytest.raises(UncompError, match="cannot be written: Is a directory"):
         Journal.open(tmp_path, OUTCOMES, SETTINGS)
     with pytest.raises(UsageError, match="cannot be read: No such file"):

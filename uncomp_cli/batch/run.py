@@ -213,7 +213,7 @@ def _peak_bytes(records: Sequence[dict[str, Any]], crew: Crew, *, questions: int
 def estimate(batch: Batch) -> Generator[Event, None, dict[str, Any]]:
     """What the batch would take, from some of its documents; nothing is loaded or written."""
     questions = yield from gather_questions(batch.request)
-    skipped, count = Counter[str](), sum(1 for _ in batch.entries(Counter()))
+    skipped, count = Counter[str](), len({entry.name for entry in batch.entries(Counter())})
     some = islice(batch.entries(skipped), 0, None, max(1, count // _SAMPLES))
     tried = list(islice(some, _SAMPLES))
     found = documents_of([source_of(entry) for entry in tried], batch.request.wishes)

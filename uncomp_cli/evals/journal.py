@@ -11,6 +11,7 @@ and one that another process writes are refused and stay as they are.
 
 import json
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -156,7 +157,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = f"{_OTHER_FILE}; what was written stays, and the run can be continued"
+        stays = f"{_OTHER_FILE}; what was written stays, and the run can be continued"
+        hint = stays if path.parent.is_dir() else f"make its directory first: mkdir -p {shlex.quote(str(path.parent))}"
         raise UncompError(f"{path} cannot be written: {error.strerror or error}", hint=hint) from error
 
 
