@@ -119,6 +119,9 @@ def test_the_table_has_the_ratio_of_the_medians_that_it_prints() -> None:
     assert rows[1]["FIRST TOKEN"] == f"3.6 s ({3.6 / 3.5:.3g}x)"
     assert rows[1]["PEAK"] == "unknown"
     assert "(x) = our median / stock's" in conditions(record)
+    assert conditions(record).startswith("m (float32), ")
+    record["model"]["weights"] = "disk"
+    assert conditions(record).startswith("m (float32, ours with --weights disk), ")
 
 
 def test_the_figures_as_csv_are_numbers() -> None:

@@ -200,7 +200,12 @@ def report(jobs: Sequence[Job], rounds: Sequence[Round], *, source: str) -> dict
     ]
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "model": {"id": setup.model, "dtype": first.dtype, "quantization": _none_if_none(setup.quantize)},
+        "model": {
+            "id": setup.model,
+            "dtype": first.dtype,
+            "quantization": _none_if_none(setup.quantize),
+            "weights": setup.weights,
+        },
         "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": first.threads, "device": first.device},
         "versions": {"uncomp": __version__, **{name: version(name) for name in ("torch", "transformers")}},
         "document": source,
@@ -281,9 +286,10 @@ def csv_rows(record: dict[str, Any], labels: Sequence[str]) -> tuple[list[str], 
 
 def conditions(record: dict[str, Any]) -> str:
     """What the figures are of, in one line."""
-    hardware = record["hardware"]
+    hardware, model = record["hardware"], record["model"]
+    held = "" if model["weights"] == "auto" else f", ours with --weights {model['weights']}"
     return (
-        f"{record['model']['id']} ({record['model']['dtype']}), {format_count(record['tokens'])} tokens and "
+        f"{model['id']} ({model['dtype']}{held}), {format_count(record['tokens'])} tokens and "
         f"{record['new_tokens']} new ones, medians of {record['runs']} alternating runs, (x) = our median / stock's; "
         f"{hardware['cpu']}, {hardware['threads']} threads, {hardware['device']}"
     )
