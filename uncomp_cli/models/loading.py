@@ -316,7 +316,8 @@ def weights_bytes(model: Any) -> int:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_meta:
             continue
-        own = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of several ranks this one's part
+        dealt = hasattr(tensor, "to_local")
+        own = tensor.to_local() if dealt else tensor  # of several ranks this one's part, which may lie in a mapped file
         storage = own.untyped_storage()
-        storages[(str(tensor.device), storage.data_ptr())] = storage.nbytes()
+        storages[(str(tensor.device), storage.data_ptr())] = own.nbytes if dealt else storage.nbytes()
     return sum(storages.values())
