@@ -11,7 +11,7 @@ import argparse
 import gzip
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -28,7 +28,6 @@ from uncomp_cli.calibrate.reliability import (
     cross_rates,
     fit_absence,
     fit_risk,
-    judge,
 )
 from uncomp_cli.config import DEFAULT_MODEL, DEFAULT_PRESET
 from uncomp_cli.ui.figure import write
@@ -52,6 +51,23 @@ def questions(lines: Iterable[dict[str, Any]], half: str) -> list[RiskAnswer]:
     return [RiskAnswer(line["tokens"], False, line["signs"], line["absent"]) for line in found]
 
 
+def judge(curve: RiskCurve, answers: Sequence[RiskAnswer], *, name: str) -> Judged:
+    """What the curve says of answers that it was not fitted to."""
+    values, absent = signals(curve.weights, answers), curve.absent
+    there = None
+    if absent is not None:
+        missing = tuple(answer.absent for answer in answers)
+        there = Verdict(signals(absent.weights, answers), missing, absent.limit)
+    rates = tuple(curve.bin_of(value).error_rate for value in values)
+    wrong = tuple(answer.wrong for answer in answers)
+    return Judged(name, rates, Verdict(values, wrong, curve.band[1]), there)
+
+
+def signals(weights: Mapping[str, float], answers: Iterable[RiskAnswer]) -> tuple[float, ...]:
+    """The weighted sum of every answer's signs."""
+    return tuple(weighed(weights, answer.signs) or 0.0 for answer in answers)
+
+
 def ordinary(calibrated: Iterable[dict[str, Any]], lines: Sequence[dict[str, Any]], curve: RiskCurve) -> list[Judged]:
     """The calibration's answers and questions, cross-fitted, and what the shipped curve says of others."""
     fitted = [
@@ -67,8 +83,7 @@ def ordinary(calibrated: Iterable[dict[str, Any]], lines: Sequence[dict[str, Any
     asked, absent = questions(lines, "test"), curve.absent
     if absent is None:
         raise ValueError("the curve says nothing of what is not in the document")
-    values = [weighed(absent.weights, one.signs) or 0.0 for one in asked]
-    told = Verdict(tuple(values), tuple(one.absent for one in asked), absent.limit)
+    told = Verdict(signals(absent.weights, asked), tuple(one.absent for one in asked), absent.limit)
     _, cross_fitted = fit_absence(questions(lines, "fit"))
     return [
         replace(fit_risk(fitted, curve.heads).judged, absent=cross_fitted),

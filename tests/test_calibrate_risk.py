@@ -6,18 +6,19 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from support.programs import script
 from uncomp_cli.calibrate.reliability import (
     CROSS_FITTED,
     RiskAnswer,
     Separation,
     cross_rates,
     fit_risk,
-    judge,
     risk_bins,
 )
 from uncomp_cli.errors import UsageError
 from uncomp_cli.uncertainty.error_rates import SIGNS, auroc, weighed
 
+risk = script("risk")
 HEADS = ((3, 0), (7, 2))
 
 
@@ -68,7 +69,7 @@ def test_the_curve_tells_new_answers_apart_as_well_as_it_says() -> None:
 
 def test_answers_are_judged_by_what_was_fitted_without_them() -> None:
     fit, fresh = fit_risk(answers(200, gap=1.5), HEADS), answers(40, seed=1, gap=1.5)
-    own, other = fit.judged, judge(fit.curve, fresh, name="fresh")
+    own, other = fit.judged, risk.judge(fit.curve, fresh, name="fresh")
     assert (own.name, other.name) == (CROSS_FITTED, "fresh")
     found = Separation.of("", own.wrong.values, own.wrong.holds)
     assert (found.auroc, own.wrong.limit) == (fit.curve.auroc, fit.curve.band[1])

@@ -32,7 +32,6 @@ from uncomp_cli.uncertainty.error_rates import (
     auroc,
     auroc_interval,
     nearest_bin,
-    weighed,
     wilson_interval,
 )
 
@@ -181,22 +180,6 @@ def fit_risk(
     candidates = tuple(sorted(alone.values(), key=lambda one: -abs(one.auroc - 0.5)))
     judged = Judged(CROSS_FITTED, cross_rates(values, wrong), Verdict.of(values, wrong, curve.band[1]), not_there)
     return RiskFit(curve, candidates, alone["output"], judged)
-
-
-def judge(curve: RiskCurve, answers: Sequence[RiskAnswer], *, name: str) -> Judged:
-    """What the curve says of answers that it was not fitted to."""
-    wrong = np.array([answer.wrong for answer in answers], dtype=np.bool_)
-    values, absent = _signals(curve.weights, answers), curve.absent
-    there = None
-    if absent is not None:
-        missing = np.array([answer.absent for answer in answers], dtype=np.bool_)
-        there = Verdict.of(_signals(absent.weights, answers), missing, absent.limit)
-    rates = tuple(curve.bin_of(value).error_rate for value in values)
-    return Judged(name, rates, Verdict.of(values, wrong, curve.band[1]), there)
-
-
-def _signals(weights: Mapping[str, float], answers: Sequence[RiskAnswer]) -> Values:
-    return np.array([weighed(weights, answer.signs) for answer in answers], dtype=np.float64)
 
 
 def logistic(signs: Mapping[str, Values], wrong: Flags) -> dict[str, float]:
