@@ -21,7 +21,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 
@@ -36,7 +36,7 @@ from uncomp_cli import __version__
 from uncomp_cli.bench.rounds import measure_in_child
 from uncomp_cli.bench.workload import BenchRequest, Job, Setup, make_jobs
 from uncomp_cli.budget.presets import Preset, load_preset
-from uncomp_cli.config import DEFAULT_MODEL, DEFAULT_PRESET, Limits
+from uncomp_cli.config import DEFAULT_MODEL, DEFAULT_PRESET, Limits, Matmul
 from uncomp_cli.documents.prose import write_prose
 from uncomp_cli.engine.forward.products import has_fast_bfloat16
 from uncomp_cli.errors import UncompError, UsageError
@@ -201,7 +201,7 @@ class Technique:
     label: str
     preset: Preset
     limits: Limits = field(default_factory=Limits)
-    matmul: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    matmul: Matmul = "auto"
     lookup: bool = True
 
 

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support.tiny import byte_tokenizer
+from uncomp_cli.config import Side
 from uncomp_cli.documents.cabinet import Cabinet
 from uncomp_cli.engine.tokens.messages import Message, render_messages
 from uncomp_cli.engine.tokens.prompt import (
     Prompt,
-    Side,
     chat_prompt,
     completion_prompt,
     count_tokens,

@@ -15,12 +15,11 @@ from uncomp_cli.budget.presets import Preset, load_preset
 from uncomp_cli.cache.cache_file import StoredCache
 from uncomp_cli.cache.shelf import Entry, Shelf
 from uncomp_cli.cache.states import States
-from uncomp_cli.config import Limits, SamplingConfig
+from uncomp_cli.config import Limits, Matmul, SamplingConfig
 from uncomp_cli.engine.context.context import Context
 from uncomp_cli.engine.context.saved import misfit, record_of, tensors_of
 from uncomp_cli.engine.engine import Engine
 from uncomp_cli.engine.forward import products
-from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.records import RunStats
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError

@@ -18,6 +18,7 @@ AGNOSTIC_PRESET = "unseen"
 DEFAULT_CACHE_SIZE = "2GiB"
 DEFAULT_TEXT_CACHE = "512MiB"
 
+Side = Literal["head", "middle", "tail"]
 Pooling = Literal["none", "mean", "max"]
 Matmul = Literal["auto", "float32", "bfloat16", "int8"]
 Weights = Literal["auto", "float32", "bfloat16", "q8", "q4", "disk"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import FAMILY, Preset, list_presets, preset
@@ -24,6 +24,7 @@ from uncomp_cli.config import (
     Limits,
     Matmul,
     SamplingConfig,
+    Side,
     Weights,
 )
 from uncomp_cli.documents.cabinet import Cabinet
@@ -244,7 +245,7 @@ class Request:
     include: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
     questions_file: Path | None = None
-    truncate: Literal["head", "middle", "tail"] | None = None
+    truncate: Side | None = None
     dry_run: bool = False
     model: ModelChoice = field(default_factory=ModelChoice)
     preset: PresetChoice = field(default_factory=PresetChoice)

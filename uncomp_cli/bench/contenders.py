@@ -29,9 +29,8 @@ from torch import Tensor
 from uncomp_cli.bench.workload import Job, Measurement, Setup, encode_error
 from uncomp_cli.budget.amount import FULL_BUDGET
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.config import Limits, SamplingConfig
+from uncomp_cli.config import Limits, Matmul, SamplingConfig
 from uncomp_cli.engine.engine import Engine
-from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.spend.memory import peak_bytes, reset_peak, resident_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens

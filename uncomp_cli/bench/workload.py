@@ -15,8 +15,7 @@ import torch
 
 from uncomp_cli import errors
 from uncomp_cli.budget.presets import Preset
-from uncomp_cli.config import Limits
-from uncomp_cli.engine.forward.products import Matmul
+from uncomp_cli.config import Limits, Matmul
 from uncomp_cli.engine.spend.compression import plan_compression
 from uncomp_cli.engine.spend.memory import free_bytes
 from uncomp_cli.engine.tokens.prompt import Prompt, chat_prompt, truncate

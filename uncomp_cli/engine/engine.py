@@ -18,7 +18,7 @@ from typing import Any
 
 from uncomp_cli.budget.presets import Preset
 from uncomp_cli.cache.shelf import Entry, Shelf
-from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, SamplingConfig
+from uncomp_cli.config import LEAST_CHUNK_TOKENS, CacheConfig, Limits, Matmul, SamplingConfig
 from uncomp_cli.engine.context.context import Account, Asked, Beside, Context, Unread
 from uncomp_cli.engine.context.growth import Growth, for_any_question
 from uncomp_cli.engine.context.recall import MOST_RECALLED, Recall, can_recall, passage_numbers
@@ -36,7 +36,6 @@ from uncomp_cli.engine.context.saved import (
 from uncomp_cli.engine.context.session import Conversation
 from uncomp_cli.engine.context.sketch import Sketcher, sketch_bytes
 from uncomp_cli.engine.forward.decoder import Decoder
-from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.look.watch import Watched, watched
 from uncomp_cli.engine.read.distances import Reach
 from uncomp_cli.engine.read.reader import Reader

@@ -35,6 +35,7 @@ from uncomp_cli.config import (
     Limits,
     Matmul,
     SamplingConfig,
+    Side,
     Weights,
 )
 from uncomp_cli.ui.console import Terminal
@@ -71,7 +72,7 @@ Question = Annotated[
     typer.Argument(help="The question; files beside it are documents, as with -f.", metavar="QUESTION"),
 ]
 Truncate = Annotated[
-    Literal["head", "middle", "tail"] | None,
+    Side | None,
     _generation(
         "--truncate",
         help="When the document is too long, leave out its head, middle or tail, and say so.",

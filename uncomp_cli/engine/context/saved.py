@@ -28,10 +28,9 @@ from uncomp_cli.cache.cache_file import StoredCache
 from uncomp_cli.cache.header import MadeBy, MadeWith, Record
 from uncomp_cli.cache.ragged import RaggedKVCache, positions_of
 from uncomp_cli.cache.states import States
-from uncomp_cli.config import Limits
+from uncomp_cli.config import Limits, Matmul
 from uncomp_cli.engine.context.context import Account, Context
 from uncomp_cli.engine.context.sketch import Sketch, sketched_layers
-from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import UsageError

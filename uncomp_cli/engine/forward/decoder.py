@@ -23,15 +23,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from uncomp_cli.cache.states import States
+from uncomp_cli.config import Matmul
 from uncomp_cli.engine.forward.attention import ATTENTION_NAME, AttentionState, StepState, attending, recur, register
 from uncomp_cli.engine.forward.mixers import place_mixers, states_of
-from uncomp_cli.engine.forward.products import (
-    Matmul,
-    chosen_matmul,
-    one_thread,
-    slice_mlps,
-    use_product,
-)
+from uncomp_cli.engine.forward.products import chosen_matmul, one_thread, slice_mlps, use_product
 from uncomp_cli.engine.forward.program import make_program
 from uncomp_cli.kernels.library import find
 from uncomp_cli.models.families import check_family, load_families

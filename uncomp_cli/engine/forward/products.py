@@ -40,11 +40,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from uncomp_cli.config import Matmul
 from uncomp_cli.errors import UsageError
 from uncomp_cli.files import write_whole
 from uncomp_cli.kernels.library import BLOCKS, MOST_ROWS, TILE_ROWS, Library, give_back
@@ -54,8 +55,6 @@ from uncomp_cli.models.weights.modules import BlockLinear
 from uncomp_cli.schema import load_object, value_of
 
 SLICE_ROWS = 512
-
-Matmul = Literal["auto", "float32", "bfloat16", "int8"]
 
 _MAX_BLOCKS = 16
 # Up to here the library's product is faster than one of expanded weights.

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from uncomp_cli.cache import coherence
+from uncomp_cli.config import Side
 from uncomp_cli.documents.cabinet import Cabinet, version_of
 from uncomp_cli.engine.tokens.tokens import Tokens
 from uncomp_cli.errors import DoesNotFitError, ModelError, UsageError
@@ -23,7 +24,6 @@ from uncomp_cli.models import vocabulary
 from uncomp_cli.models.template import OTHER_TEMPLATE, renderer
 from uncomp_cli.numerals import format_count
 
-Side = Literal["head", "middle", "tail"]
 Said = tuple[Literal["user", "assistant"], str]
 """A message of a conversation: whose it is, and its text."""
 

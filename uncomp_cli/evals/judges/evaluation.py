@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from uncomp_cli import __version__
+from uncomp_cli.config import Matmul
 from uncomp_cli.engine.engine import Engine
-from uncomp_cli.engine.forward.products import Matmul
 from uncomp_cli.engine.spend.allocation import profile_of
 from uncomp_cli.engine.tokens.prompt import count_tokens
 from uncomp_cli.engine.write.writer import stop_tokens
