@@ -281,7 +281,7 @@ def _timing_record(about: About, stats: "RunStats") -> dict[str, Any]:
         "load_s": load_s,
         "prefill_s": stats.prefill_s,
         "ttft_s": stats.ttft_s,
-        "prefill_tok_s": _rate(read, stats.prefill_s),
+        "prefill_tok_s": read / stats.prefill_s if stats.prefill_s > 0 else None,
         "decode_tok_s": stats.decode_tok_s,
         "total_s": (load_s if first else 0.0) + stats.ttft_s + stats.decode_s,
     }
@@ -319,10 +319,6 @@ def failure_record(question: str, failure: "Failure", *, path: str | None = None
         **({} if path is None else {"files": [{"path": path}]}),
         "error": {"message": failure.message, "hint": failure.hint, "exit_code": failure.exit_code},
     }
-
-
-def _rate(count: int, seconds: float) -> float | None:
-    return count / seconds if seconds > 0 else None
 
 
 def evidence_lines(found: Sequence[Evidence], *, width: int | None = None) -> Iterator[str]:

@@ -83,12 +83,9 @@ def written(
     if stats is None:
         return None
     said += [] if spoken is None else spoken.rest()
-    text, thought = "".join(each.text for each in said if isinstance(each, Piece)), any(map(_is_thought, said))
+    text = "".join(each.text for each in said if isinstance(each, Piece))
+    thought = any(isinstance(each, Thought) for each in said)
     return Reply(text, tuple(session.answer_ids), stats, stopped, thought)
-
-
-def _is_thought(said: Piece | Thought) -> bool:
-    return isinstance(said, Thought)
 
 
 def _told(session: "Conversation", step: PrefillStep | DecodeStep) -> Events:

@@ -31,6 +31,7 @@ from uncomp_cli.evals.judges.evaluation import results_settings
 from uncomp_cli.evals.judges.forced_rows import in_batches
 from uncomp_cli.evals.tables.outcome import Outcome
 from uncomp_cli.evals.tables.statistics import paired_difference
+from uncomp_cli.evals.tables.summary import SampleKey, key_of
 from uncomp_cli.evals.tasks.maker import SampleMaker
 from uncomp_cli.evals.tasks.task import Regime, Sample
 from uncomp_cli.models.runnable import LoadedModel
@@ -42,9 +43,6 @@ _LOSS = (
     "loss: share of the likelihood of an answer's token that is lost against the full cache, on samples that were "
     "not calibrated on; --max-loss takes the smallest budget whose interval ends at or below it"
 )
-
-SampleKey = tuple[str, int, int]
-"""Subtask, tokens, index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +104,7 @@ def measure_quality(
         done="quality done",
     )
     wanted = {(sample.subtask, sample.tokens, sample.index) for sample in samples}
-    return quality_curve([outcome for outcome in results.records if _sample_key(outcome) in wanted], settings)
+    return quality_curve([outcome for outcome in results.records if key_of(outcome) in wanted], settings)
 
 
 def quality_curve(outcomes: Sequence[Outcome], settings: Sequence[Setting]) -> QualityCurve:
@@ -114,7 +112,7 @@ def quality_curve(outcomes: Sequence[Outcome], settings: Sequence[Setting]) -> Q
 
     A budget that was refused for one sample has no point: its mean would be over easier samples than the others'.
     """
-    full = {_sample_key(outcome): outcome.metrics["nll"] for outcome in outcomes if outcome.setting == FULL}
+    full = {key_of(outcome): outcome.metrics["nll"] for outcome in outcomes if outcome.setting == FULL}
     points: list[QualityPoint] = []
     refused: dict[str, str] = {}
     for setting in (setting for setting in settings if setting.label != FULL):
@@ -133,7 +131,7 @@ def likelihood_lost(nll_rise: float) -> float:
 
 
 def _point(budget: str, outcomes: Sequence[Outcome], full: Mapping[SampleKey, float]) -> QualityPoint:
-    scores = {_sample_key(outcome): outcome.metrics["nll"] for outcome in outcomes}
+    scores = {key_of(outcome): outcome.metrics["nll"] for outcome in outcomes}
     counts = [sum(key[0] == subtask for key in scores) for subtask in {key[0] for key in scores}]
     # A task of one sample would add no width: then all samples are one stratum, and the tasks' differences count too.
     stratum = (lambda key: key[0]) if min(counts) > 1 else None
@@ -165,7 +163,3 @@ def _judge(decoder: Decoder, tokenizer: Any, sample: Sample, settings: Sequence[
         losses, _ = teacher_forced(rows, logits, reference)
         outcomes += [one.judged({"nll": loss}) for one, loss in zip(chosen, losses, strict=True)]
     return outcomes
-
-
-def _sample_key(outcome: Outcome) -> SampleKey:
-    return (outcome.subtask, outcome.tokens, outcome.index)

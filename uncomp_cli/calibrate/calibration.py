@@ -176,7 +176,8 @@ def calibrate(
     def measure(read: _Read) -> UncertaintyProfile:
         values = read_and_measure(decoder, read.prompt, read.answer, config=config)
         give_back()
-        return UncertaintyProfile(fingerprint(loaded), (read.info,), _stacked(values), parameters)
+        of_one = {key: value[None] for key, value in values.items()}  # [1, L, X]
+        return UncertaintyProfile(fingerprint(loaded), (read.info,), of_one, parameters)
 
     def keep(one: UncertaintyProfile) -> None:
         nonlocal profile
@@ -220,11 +221,6 @@ def provenance(loaded: LoadedModel, config: MeasuringConfig, extra: Mapping[str,
         **extra,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _stacked(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The values of one sample as those of all samples: [1, L, X]."""
-    return {key: value[None] for key, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True)

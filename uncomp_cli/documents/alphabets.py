@@ -134,7 +134,8 @@ def likeliest(data: bytes) -> str | None:
     if not found:
         return None
     score, name = max(found, key=lambda pair: pair[0])
-    return name if score > _LEAST * _letters(sample) else None
+    letters = sum(byte > 0x7F for byte in sample)
+    return name if score > _LEAST * letters else None
 
 
 def likeliest_wide(data: bytes) -> str | None:
@@ -174,10 +175,6 @@ def _sample(data: bytes) -> bytes:
         if taken > _SAMPLE_BYTES:
             break
     return b"\n".join([*parts, data[begin:end]])
-
-
-def _letters(sample: bytes) -> int:
-    return sum(byte > 0x7F for byte in sample)
 
 
 def _alphabetic(sample: bytes) -> Iterator[tuple[float, str]]:

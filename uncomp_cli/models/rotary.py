@@ -375,14 +375,10 @@ def set_rotary(model: nn.Module, config: Any) -> None:
         stock = module.stock if isinstance(module, HeldRope) else module
         with torch.device("cpu"):
             anew = type(stock)(text_config(config))
-        model.set_submodule(name, anew.to(_device(stock)))
+        model.set_submodule(name, anew.to(next(stock.buffers()).device))
     hold_rope(model)
 
 
 def _rotary(model: nn.Module) -> list[tuple[str, Any]]:
     """The rotary embeddings of a model, by name."""
     return [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] == _NAME]
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.buffers()).device

@@ -19,7 +19,8 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+
+from tokenizers import Tokenizer
 
 from uncomp_cli.engine.context.recall import sentences, words_of
 
@@ -41,21 +42,7 @@ _WHOLE = re.compile(
 """Of a question for all of a text: an order to list, or a word for a summary."""
 
 
-class Encoder(Protocol):
-    """What the ids of a word are asked of: a `tokenizers.Tokenizer`."""
-
-    def encode(self, sequence: str, *, add_special_tokens: bool) -> "Encoded":
-        """The tokens of a text."""
-        ...
-
-
-class Encoded(Protocol):
-    """The tokens of a text."""
-
-    ids: list[int]
-
-
-def rarity(encoder: Encoder, word: str) -> float:
+def rarity(encoder: Tokenizer, word: str) -> float:
     """How much a word tells by itself, by the numbers of its tokens."""
     return sum(math.log(2 + number) for number in encoder.encode(f" {word}", add_special_tokens=False).ids)
 

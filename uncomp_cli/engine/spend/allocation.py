@@ -124,7 +124,8 @@ class Allocation:
         """
         policy, wanted = self._policy, self._wanted
         if policy is None or wanted is None:
-            return Allocation(replace(self.plan, seq_len=seq_len, kept=_no_more(self.plan.kept, seq_len)))
+            kept = tuple(tuple(min(count, seq_len) for count in layer) for layer in self.plan.kept)
+            return Allocation(replace(self.plan, seq_len=seq_len, kept=kept))
         entries = min(self.plan.entries, wanted.spec.full_entries(seq_len))
         return Allocation.of(policy, replace(wanted, seq_len=seq_len, entries=entries, protected=protected, caps=None))
 
@@ -143,10 +144,6 @@ class Allocation:
             return None
         weights = policy.weights(wanted.spec, wanted.uncertainty)
         return tuple(tuple(weight**2 for weight in layer) for layer in weights)
-
-
-def _no_more(kept: Sequence[Sequence[int]], most: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(min(count, most) for count in layer) for layer in kept)
 
 
 def fixed(plan: BudgetPlan | Allocation) -> Allocation:

@@ -122,7 +122,8 @@ def read_case(
         reading = read_once(decoder, one)
     else:
         reading = read_by_each(decoder, one, within)
-    return Case(sample, tokenizer, decoder, prompt, answers, _evidence(sample, prompt), reading)
+    spans = (span for query in sample.queries for span in query.evidence)
+    return Case(sample, tokenizer, decoder, prompt, answers, evidence_tokens(prompt.context.offsets, spans), reading)
 
 
 def tokenise(tokenizer: Any, sample: Sample) -> tuple[Prompt, tuple[tuple[int, ...], ...]]:
@@ -161,8 +162,3 @@ def evidence_tokens(offsets: Tensor, spans: Iterable[Span]) -> Tensor:
     for begin, end in spans:
         found |= (offsets[:, 0] >= 0) & (offsets[:, 0] < end) & (offsets[:, 1] > begin)
     return found.nonzero()[:, 0]
-
-
-def _evidence(sample: Sample, prompt: Prompt) -> Tensor:
-    """Context tokens that hold the answers."""
-    return evidence_tokens(prompt.context.offsets, (span for query in sample.queries for span in query.evidence))

@@ -122,11 +122,11 @@ def summarise(outcomes: Iterable[Outcome], *, regime: Regime) -> Summary:
 def _with_right(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The outcomes, with `of_right` where the full cache is right; as they are where it is right everywhere."""
     found = {
-        _sample(one): score >= FULL_FAILS_BELOW for one in outcomes if one.contestant == FULL for score in _right(one)
+        key_of(one): score >= FULL_FAILS_BELOW for one in outcomes if one.contestant == FULL for score in _right(one)
     }
     if all(found.values()):
         return [*outcomes]
-    return [_marked(one) if found.get(_sample(one)) else one for one in outcomes]
+    return [_marked(one) if found.get(key_of(one)) else one for one in outcomes]
 
 
 def _marked(outcome: Outcome) -> Outcome:
@@ -139,7 +139,8 @@ def _right(outcome: Outcome) -> list[float]:
     return [outcome.metrics[name] for name in ("choice", "match") if name in outcome.metrics][:1]
 
 
-def _sample(outcome: Outcome) -> SampleKey:
+def key_of(outcome: Outcome) -> SampleKey:
+    """By what the outcomes of two settings are paired."""
     return (outcome.subtask, outcome.tokens, outcome.index)
 
 
@@ -234,7 +235,7 @@ def _kept(outcomes: Iterable[Outcome]) -> Kept | None:
 
 
 def _scores(outcomes: Iterable[Outcome], metric: str) -> dict[SampleKey, float]:
-    return {_sample(o): o.metrics[metric] for o in outcomes if metric in o.metrics}
+    return {key_of(o): o.metrics[metric] for o in outcomes if metric in o.metrics}
 
 
 def _grouped(outcomes: Iterable[Outcome], key: Callable[[Outcome], Hashable]) -> dict[Any, list[Outcome]]:

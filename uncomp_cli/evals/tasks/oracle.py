@@ -79,12 +79,9 @@ def _is_evident(context: str, query: Query) -> bool:
     ordered = all(before <= begin < end for before, (begin, end) in zip(ends, query.evidence, strict=False))
     texts = [context[begin:end] for begin, end in query.evidence]
     held = all(any(answer in text for text in texts) for answer in query.accepted)
-    idle = len(texts) >= len(query.accepted) > 1 and any(not _holds_one(text, query.accepted) for text in texts)
+    needed = all(any(answer in text for answer in query.accepted) for text in texts)
+    idle = len(texts) >= len(query.accepted) > 1 and not needed
     return ordered and ends[-1] <= len(context) and held and not idle
-
-
-def _holds_one(text: str, answers: Answers) -> bool:
-    return any(answer in text for answer in answers)
 
 
 def _magic(sample: Sample, question: str) -> Answers:
