@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from support.families import FAMILIES, SHAPE, make_prompt
@@ -80,6 +81,8 @@ def test_no_layer_is_held(tmp_path: Path) -> None:
 
 def test_files_that_are_removed_are_read_on_and_changed_ones_refused(tmp_path: Path) -> None:
     folder, prompt = made("llama", tmp_path), make_prompt(100, (4,))
+    stored = load_file(folder / "model.safetensors")
+    save_file({**stored, "counter": torch.zeros(3, dtype=torch.int64)}, folder / "model.safetensors", {"format": "pt"})
     engine = Engine(load_model(str(folder), weights="disk"))
     expected = engine.read(prompt, preset("full")).finish().predict([5])
     kept = shutil.move(folder / "model.safetensors", tmp_path / "elsewhere")

@@ -135,6 +135,11 @@ def test_missing_weights_are_refused_instead_of_filled_with_noise(model_dir, mon
     (model_dir / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
     with pytest.raises(ModelError, match="lacks"):
         load_model(str(model_dir), device="cpu")
+    (model_dir / "config.json").write_text(json.dumps({**config, "intermediate_size": 90}))
+    with pytest.raises(
+        ModelError, match=r"mlp\.down_proj\.weight is stored as \(\d+, \d+\), and is \(\d+, 90\) by config"
+    ):
+        load_model(str(model_dir), device="cpu")
 
 
 def change_config(directory, change):

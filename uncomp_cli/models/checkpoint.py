@@ -235,6 +235,7 @@ def load_weights(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_report says which
             key_mapping=TEXT_PART,
             **_how(config, dtype, device, method),
             **_dealt(ranks),
@@ -326,10 +327,14 @@ def check_types(path: Path, name: str) -> None:
 
 
 def check_report(report: dict[str, Any], name: str, path: Path) -> None:
-    """Raise ModelError when weights were missing: transformers would have filled them with noise."""
-    missing = sorted(map(str, [*report.get("missing_keys", ()), *report.get("mismatched_keys", ())]))
+    """Raise ModelError when weights were missing or of another shape: transformers fills them with noise."""
+    hint = f"uncomp model remove {name} && uncomp model pull {name}"
+    for key, stored, wanted in sorted(report.get("mismatched_keys", ())):
+        raise ModelError(
+            f"{path}: {key} is stored as {tuple(stored)}, and is {tuple(wanted)} by config.json", hint=hint
+        )
+    missing = sorted(report.get("missing_keys", ()))
     if missing:
-        hint = f"uncomp model remove {name} && uncomp model pull {name}"
         raise ModelError(f"{path} lacks {len(missing)} weights, among them {missing[0]}", hint=hint)
 
 

@@ -101,7 +101,7 @@ def _listed(path: Path, descriptor: int) -> dict[str, _Stored]:
             path, descriptor, state, begin + each["data_offsets"][0], tuple(each["shape"]), _TYPES[each["dtype"]]
         )
         for name, each in header.items()
-        if name != "__metadata__"
+        if name != "__metadata__" and each["dtype"] in _TYPES  # no layer is of another type
     }
 
 
