@@ -250,7 +250,7 @@ def test_a_budget_too_small_is_a_row_that_says_so(tiny_model: Path) -> None:
 
 @pytest.mark.usefixtures("sketched")
 def test_a_results_file_is_shown_again_without_a_model(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = evaluate(tiny_model, "-t", "needle/digits7", "-t", "fidelity")
+    _, out, _ = evaluate(tiny_model, "-t", "needle/digits7")
     before = Path("results.jsonl").read_bytes()
     assert run(["eval", "--show", "--out", "results.jsonl", "--plot", "again"]) == 0
     assert capsys.readouterr().out == out

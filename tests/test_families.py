@@ -17,9 +17,7 @@ OFTEN = [
     "gemma4_text",
     "gpt_oss",
     "llama",
-    "mixtral",
     "qwen3_5_text",
-    "smollm3",
 ]
 """Kinds of attention, of experts and of states, with two that are refused for what they get wrong."""
 WRONG = ["diffllama", "doge"]

@@ -2,11 +2,11 @@
 
 import io
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Generator
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,6 +35,7 @@ from uncomp_cli.engine.write.sampler import Sampler, fetch
 from uncomp_cli.errors import ModelError, OutOfMemoryError, UncompError, UsageError, is_out_of_memory
 from uncomp_cli.models import catalog
 from uncomp_cli.models.loading import load_model
+from uncomp_cli.steps import finished
 from uncomp_cli.ui.console import Terminal
 
 ROOT = Path(__file__).parent.parent
@@ -265,18 +266,18 @@ def test_what_running_out_of_memory_looks_like() -> None:
     assert not is_out_of_memory(RuntimeError("shape"))
 
 
-def failed_run(line: str) -> Generator[None, None, object]:
-    return rounds.measure_in_child(type("Job", (), {"to_json": lambda self: line})())
-
-
 def test_a_failed_run_shows_its_traceback_with_debug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measured(*_: object) -> None:
-        for _ in failed_run('{"no": "job"}'):
-            pass
-
-    monkeypatch.setattr(catalog, "list_models", measured)
+    """What a run writes is written here, and again by the child, which then imports nothing heavy."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"no": "job"}'))
+    with monkeypatch.context() as patch:
+        patch.setattr(logging, "disable", lambda level: None)
+        bench_worker.main()
+    child = "import sys; sys.stdout.write(sys.argv[1]); sys.stderr.write(sys.argv[2])"
+    monkeypatch.setattr(rounds, "_COMMAND", (sys.executable, "-c", child, *capsys.readouterr()))
+    job = type("Job", (), {"to_json": lambda self: ""})()
+    monkeypatch.setattr(catalog, "list_models", lambda *_: finished(rounds.measure_in_child(job)))
     assert run(["model", "list", "--debug"]) == 1
     shown = capsys.readouterr().err
     assert "\nerror: a run failed: KeyError" in shown
