@@ -157,7 +157,7 @@ def budget_note(planned: "Compression") -> str:
     )
 
 
-def chunk_note(chunk_tokens: int, context_tokens: int, *, kv_mem: int | None, reread_tokens: int | None = None) -> str:
+def chunk_note(chunk_tokens: int, context_tokens: int, *, kv_mem: int | None, reread_tokens: int | None) -> str:
     """How the prompt is read when it is not read at once, and the cap on the cache that was named."""
     again = (
         ""

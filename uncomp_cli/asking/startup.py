@@ -218,7 +218,7 @@ def check_grows(model: ModelChoice, what: str) -> None:
 
 
 def lengthen(
-    loaded: "LoadedModel", choice: "RopeChoice | None", tokens: int, *, grows: bool = False
+    loaded: "LoadedModel", choice: "RopeChoice | None", tokens: int, *, grows: bool
 ) -> "Generator[Event, None, LoadedModel]":
     """The model turned so that it reads `tokens`, prompt and answer; what `auto` chose is said.
 
@@ -244,7 +244,7 @@ def lengthen_for(
 
 
 def planned_length(
-    model: ModelChoice, path: Path, spec: "ModelSpec", tokens: int, *, grows: bool = False
+    model: ModelChoice, path: Path, spec: "ModelSpec", tokens: int, *, grows: bool
 ) -> "Generator[Event, None, tuple[ModelSpec, RopeState]]":
     """The same without a model: its shape as it may then be read, and how its positions are turned."""
     from uncomp_cli.models.loading import load_config

@@ -98,7 +98,7 @@ def risk_samples(
     samples: int,
     *,
     generated: bool,
-    outside: Sequence[Task] = (),
+    outside: Sequence[Task],
 ) -> tuple[Sample, ...]:
     """`samples` of each length, of `RISK_TASKS` in turn, in other prose than the maker's when it is `generated`.
 

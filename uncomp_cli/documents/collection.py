@@ -157,10 +157,10 @@ def read_documents(
 def reading(
     paths: Sequence[str],
     *,
-    include: Sequence[str] = (),
+    include: Sequence[str],
     stdin: BinaryIO | None = None,
     patient: bool = False,
-    wishes: Wishes = NO_WISHES,
+    wishes: Wishes,
 ) -> Generator[Progress | Working, None, DocumentSet]:
     """Read files, directories, globs and `-` (`stdin`); `include` globs choose inside directories.
 
@@ -175,9 +175,7 @@ def reading(
     return DocumentSet(tuple(found.documents.values()), tuple(found.skipped.values()), tuple(found.failures))
 
 
-def sent(
-    files: Sequence[tuple[str, bytes]], wishes: Wishes = NO_WISHES
-) -> Generator[Progress | Working, None, DocumentSet]:
+def sent(files: Sequence[tuple[str, bytes]], wishes: Wishes) -> Generator[Progress | Working, None, DocumentSet]:
     """Documents that came as names and bytes. Raises DocumentError or DoesNotFitError for one that cannot be read."""
     sources = [
         Source(name, partial(take_stream, BytesIO(data), name=name), Path(name).suffix.lower(), needed=True)

@@ -51,7 +51,7 @@ class Field:
         return replace(self.run, text=f"{self.run.text} {self.choice}".strip())
 
 
-def page_text(glyphs: Iterable[Glyph], extra: Iterable[Field] = ()) -> str:
+def page_text(glyphs: Iterable[Glyph], extra: Iterable[Field]) -> str:
     """A page's text; `extra` fields of a form join the lines that they stand beside."""
     lines = _with_extra(list(lines_of(glyphs)), list(extra))
     turns = [line.runs[0].turn for line in lines for _ in line.text]

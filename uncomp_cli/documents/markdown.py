@@ -222,7 +222,7 @@ class Markdown(Phrase):
             self._sinks[-1].gap = self._sinks[-1].gap or not line
             self._emit([line] * bool(line))
 
-    def open_item(self, marker: str = "-", *, level: int = 0, dense: bool = False) -> None:
+    def open_item(self, marker: str, *, level: int = 0, dense: bool = False) -> None:
         """An item of a list: `-`, `3.`; or a definition, `:`. Lists in others, and `dense` ones, have no empty lines.
 
         `level` is for lists that do not nest in each other, as Word's.

@@ -241,9 +241,7 @@ def resolve_rope(
     return use_rope(loaded, chosen), note
 
 
-def resolve_choice(
-    config: Any, choice: RopeChoice, *, tokens: int, grows: bool = False
-) -> tuple[RopeChoice | None, str]:
+def resolve_choice(config: Any, choice: RopeChoice, *, tokens: int, grows: bool) -> tuple[RopeChoice | None, str]:
     """What `auto` means for a text of `tokens` and a model whose own (transformers) configuration is `config`.
 
     None is as trained. Of a text that `grows` a context that was asked for has to hold too.

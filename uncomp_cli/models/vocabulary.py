@@ -43,7 +43,7 @@ TOKENIZER_HINT = "name a directory with the original tokenizer: --tokenizer DIR"
 Metadata = Mapping[str, Any]
 
 
-def guard(tokenizer: Any, stops: Collection[int] = ()) -> None:
+def guard(tokenizer: Any, stops: Collection[int]) -> None:
     """Make added tokens that are control unreachable for text in which no special tokens are meant.
 
     Control are those in the template, those in `stops`, and those in brackets. White space and plain words stay. What

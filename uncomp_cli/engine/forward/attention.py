@@ -95,7 +95,7 @@ _ENGINE: ContextVar[tuple[AttentionState, ModelSpec, bool]] = ContextVar("engine
 
 
 @contextmanager
-def attending(state: AttentionState, spec: ModelSpec, *, narrow: bool = False) -> Iterator[None]:
+def attending(state: AttentionState, spec: ModelSpec, *, narrow: bool) -> Iterator[None]:
     """Let `state` attend in every forward pass inside the block, in this thread, of a model of this shape."""
     token = _ENGINE.set((state, spec, narrow))
     try:

@@ -58,10 +58,10 @@ class ConstantSize:
         spec: ModelSpec,
         *,
         shields: Sequence[Tensor],
-        config: ConstantConfig | None = None,
+        config: ConstantConfig,
         needs: Needs | None = None,
     ) -> None:
-        self.config = config or ConstantConfig()
+        self.config = config
         self._windows = spec.sliding_windows
         self._needs = needs or self._attention
         groups, device = cache.num_kv_heads, cache.layer(0).keys.device

@@ -77,7 +77,7 @@ class Lookup:
 class Attempt(AppendState):
     """Tokens behind the cache of which only the first may stay: observers are told when it is known which."""
 
-    def __init__(self, cache: RaggedKVCache, positions: Tensor, *, on_query: OnQuery | None = None) -> None:
+    def __init__(self, cache: RaggedKVCache, positions: Tensor, *, on_query: OnQuery | None) -> None:
         super().__init__(cache, positions, on_query=None if on_query is None else self._remember)
         self._observer, self._seen = on_query, list[tuple[int, Tensor, Form]]()
 

@@ -75,7 +75,7 @@ class OneRow:
     A copy is held beside the cache it is of: what was read can be asked again.
     """
 
-    def __init__(self, spec: ModelSpec, *, constant: ConstantConfig | None = None) -> None:
+    def __init__(self, spec: ModelSpec, *, constant: ConstantConfig | None) -> None:
         self._spec, self._config = spec, constant
         self._read: RaggedKVCache | None = None
         self._constant: ConstantSize | None = None
@@ -108,7 +108,7 @@ class OneRow:
         """Tokens go behind the question; with a constant size others go as they come, when they have been looked at."""
         return AppendState(self.cache, self.cache.placed(positions), on_query=self._observers(on_query))
 
-    def attempt(self, positions: Tensor, *, on_query: OnQuery | None = None) -> Attempt:
+    def attempt(self, positions: Tensor, *, on_query: OnQuery | None) -> Attempt:
         """The same for tokens at logical positions [1, N], of which only the first may stay."""
         return Attempt(self.cache, positions, on_query=self._observers(on_query))
 
@@ -324,7 +324,7 @@ class _BranchState(AttentionState):
         context: int,
         *,
         states: States,
-        on_query: OnQuery | None = None,
+        on_query: OnQuery | None,
     ) -> None:
         self._cache, self._own, self._on_query = cache, own, on_query
         self.positions, self._states = positions[:, None], states
