@@ -1,14 +1,10 @@
 """Which entries a constant cache keeps: the needs against a loop, and what stays whatever the needs say."""
 
 import torch
-from torch import Tensor
 
+from support.operations import noise
 from uncomp_cli.cache.needs import ConstantConfig, attention_needs, choose_kept, limits_of
 from uncomp_cli.cache.softmax import Form
-
-
-def noise(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_needs_are_the_mean_attention_of_queries_that_saw_the_entry() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from support.families import shared_tiny
+from support.operations import noise
 from uncomp_cli.cache.packs import choose_buckets
 from uncomp_cli.cache.ragged import Mark, RaggedKVCache
 from uncomp_cli.cache.softmax import Form
@@ -16,10 +17,6 @@ from uncomp_cli.engine.forward import attention
 from uncomp_cli.engine.forward.attention import AppendState, attend_cached
 
 DIM, GROUPS, QUERIES = 8, 2, 3
-
-
-def noise(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def cache_of(lengths: list[list[int]], *, reserve: int = 4) -> RaggedKVCache:

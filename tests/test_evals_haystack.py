@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.town import count_tokens
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks import choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack, closing, opening
@@ -34,11 +35,6 @@ FRAGMENTS = (
     "x" * 50,
 )
 texts = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=120).map("".join)
-
-
-def count_tokens(text: str) -> int:
-    """Like a byte-pair tokenizer with single digits, roughly: pieces of at most five letters."""
-    return len(re.findall(r"\d|[^\W\d]{1,5}|[^\w\s]|\n+", text))
 
 
 def make(subtask: str, index: int = 0, *, tokens: int, haystack: Haystack = PROSE) -> Sample:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from support.town import count_tokens
 from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.tasks import TASKS, choose_subtasks
 from uncomp_cli.evals.tasks.haystack import Haystack
@@ -32,11 +33,6 @@ HIDDEN = [
     "ruler/niah_multiquery",
     "multiquestion/facts",
 ]
-
-
-def count_tokens(text: str) -> int:
-    """Like a byte-pair tokenizer with single digits, roughly: pieces of at most five letters."""
-    return len(re.findall(r"\d|[^\W\d]{1,5}|[^\w\s]|\n+", text))
 
 
 def make(subtask: str, index: int = 0, *, haystack: Haystack = HAYSTACK) -> Sample:

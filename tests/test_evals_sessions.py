@@ -1,6 +1,5 @@
 """Evidence and conversations: what their judges count, on figures by hand and on the default model."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.town import count_tokens as letters
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.config import SamplingConfig
 from uncomp_cli.documents.places import Evidence
@@ -35,11 +35,6 @@ from uncomp_cli.models.runnable import LoadedModel
 PROSE = Haystack.generated(seed=1, tokens=4000)
 TOKENS = 320
 NO_SETTINGS: tuple[Setting, ...] = ()
-
-
-def letters(text: str) -> int:
-    """Like a byte-pair tokenizer with single digits, roughly: pieces of at most five letters."""
-    return len(re.findall(r"\d|[^\W\d]{1,5}|[^\w\s]|\n+", text))
 
 
 def make(subtask: str, index: int = 0, *, loaded: LoadedModel | None = None, tokens: int = TOKENS) -> Sample:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.matrix import some
+from support.town import count_tokens
 from uncomp_cli.engine.tokens.prompt import count_tokens as count_model_tokens
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.judges.evaluation import JUDGES, SESSION_JUDGES
@@ -33,11 +34,6 @@ WITH_EVIDENCE = [
     if subtask.startswith(("needle/", "ruler/", "multiquestion/facts", "evidence/", "conversation/"))
     and subtask not in ("ruler/cwe", "ruler/fwe")
 ]
-
-
-def count_tokens(text: str) -> int:
-    """Like a byte-pair tokenizer with single digits, roughly: pieces of at most five letters."""
-    return len(re.findall(r"\d|[^\W\d]{1,5}|[^\w\s]|\n+", text))
 
 
 def make(

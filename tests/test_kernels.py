@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from support.native import fresh_library, levels
+from support.operations import noise
 from uncomp_cli.errors import ModelError
 from uncomp_cli.kernels import compiler, library
 from uncomp_cli.kernels.library import BLOCKS, LEVELS, Kind, open_library
@@ -28,10 +29,6 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KINDS = tuple(BLOCKS)
 SEED = st.integers(0, 99)
 THREADS = st.integers(1, 4)
-
-
-def noise(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 SCALES_AT = {Kind.Q6_K: (208,), **dict.fromkeys((Kind.Q8_0, Kind.Q4_0, Kind.Q5_0), (0,))}
