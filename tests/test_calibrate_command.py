@@ -52,7 +52,7 @@ def test_what_was_calibrated_is_taken_for_its_model(tiny_model: Path) -> None:
     Path("notes.txt").write_text("The harbour was quiet and the lamps were lit. " * 8)
     asked = ("ask", "-m", str(tiny_model), "-f", "notes.txt", "--max-new-tokens", "4", "Where?")
     assert (
-        measure(tiny_model, "--name", "mine")[2]
+        measure(tiny_model, "--name", "mine", samples=1)[2]
         .rstrip()
         .endswith("use it with uncomp ask --preset mine, which ask takes for it by itself")
     )
@@ -69,7 +69,7 @@ def test_what_was_calibrated_is_taken_for_its_model(tiny_model: Path) -> None:
 
 
 def test_the_whole_family_is_made_like_the_shipped_one(tiny_model: Path) -> None:
-    code, _, err = measure(tiny_model, "--name", "mine", "--quality", "--quality-samples", "2")
+    code, _, err = measure(tiny_model, "--name", "mine", "--quality", "--quality-samples", "2", samples=1)
     assert code == 0, err
     for suffix, like in (("", "balanced"), ("-small", "small"), ("-tiny", "tiny"), ("-unseen", "unseen")):
         mine, shipped = load_preset(f"mine{suffix}"), load_preset(like)
@@ -81,7 +81,7 @@ def test_the_whole_family_is_made_like_the_shipped_one(tiny_model: Path) -> None
     assert "mine 20%, mine-small 10%, mine-tiny 5%, mine-unseen full" in said
     assert "measured to lose" in said
     assert "--preset mine" in said
-    code, _, err = measure(tiny_model, "--name", "mine")  # nothing that was measured is lost
+    code, _, err = measure(tiny_model, "--name", "mine", samples=1)  # nothing that was measured is lost
     assert code == 0, err
     assert load_preset("mine-small").quality == load_preset("mine").quality != ()
 

@@ -106,9 +106,9 @@ def test_a_resumed_run_gives_what_one_run_gives(tiny_model: Path) -> None:
 
 
 def test_results_of_other_settings_are_refused_and_both_are_named(tiny_model: Path) -> None:
-    evaluate(tiny_model, "-t", "needle/uuid", "--samples", "1")
+    evaluate(tiny_model, "-t", "needle/uuid", "--regime", "aware", "--samples", "1")
     before = Path("results.jsonl").read_bytes()
-    code, out, err = evaluate(tiny_model, "-t", "needle/uuid", "--seed", "7")
+    code, out, err = evaluate(tiny_model, "-t", "needle/uuid", "--regime", "aware", "--seed", "7")
     assert (code, out) == (2, "")
     message, hint = two_lines(err)
     assert "seed" in message
@@ -116,7 +116,9 @@ def test_results_of_other_settings_are_refused_and_both_are_named(tiny_model: Pa
     assert "7" in message
     assert "--fresh" in hint
     assert Path("results.jsonl").read_bytes() == before
-    code, _, err = evaluate(tiny_model, "-t", "needle/uuid", "--seed", "7", "--fresh", "--samples", "1")
+    code, _, err = evaluate(
+        tiny_model, "-t", "needle/uuid", "--regime", "aware", "--seed", "7", "--fresh", "--samples", "1"
+    )
     assert code == 0, err
     assert Path("results.1.jsonl").read_bytes() == before
 
