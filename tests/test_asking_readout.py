@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from support.curves import curve_up_to, seen
-from uncomp_cli.asking.doubts import Risk
+from uncomp_cli.asking.doubts import Risk, risk_warnings
 from uncomp_cli.asking.events import Done, Turn
 from uncomp_cli.asking.readout import ending
+from uncomp_cli.budget.amount import Budget
 from uncomp_cli.budget.presets import load_preset
 from uncomp_cli.engine.records import RunStats
 
@@ -69,6 +70,22 @@ def test_it_fits_80_columns_with_the_longest_word() -> None:
     assert absent == "7,512 tok in 17.3 s · KV 8.1 of 165 MiB (4.9 %) · probably not in the document"
     assert len(absent) <= 80
     assert short(done(Risk({**seen(0.2), "together": 0.6}, curve, 7512))).endswith(" · sure")
+
+
+def test_what_the_text_has_is_told_whatever_is_kept_of_it() -> None:
+    """The budget and the scorer say what an answer is like, not what stands in the text."""
+    less = replace(curve_up_to(0.3, absent=0.5, tokens=(1000, 8000)), budget="20%", scorer="agreement")
+    risk = Risk({**seen(0.2), "together": 0.4}, less, 7512, budget=Budget.parse("5%"), scorer="window")
+    assert (risk.word, risk.bin) == ("probably not in the document", None)
+    (line,) = risk_warnings(risk)
+    assert line.startswith("what was asked for is probably not in the document (so said of 75 % of such questions, ")
+    assert line.endswith(
+        "was not measured: calibrated with --budget 20%, kept with 5%; calibrated with scorer agreement, kept by window"
+    )
+    for other in ({"together": 0.6}, {}):
+        assert replace(risk, signs={**seen(0.2), **other}).word is None
+    assert replace(risk, prompt_tokens=900).word is None
+    assert replace(risk, whole=True).word is None
 
 
 def test_it_fits_80_columns_however_much_there_was() -> None:

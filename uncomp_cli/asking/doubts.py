@@ -71,17 +71,21 @@ class Risk:
 
     @property
     def absence(self) -> "Absence | None":
-        """How it is told that the document does not have what was asked for; None where nothing says so."""
-        absent = None if self.bin is None or self.curve is None else self.curve.absent
+        """How it is told that the document does not have what was asked for; None where nothing says so.
+
+        It goes by the text and the question, whatever is kept of the text.
+        """
+        curve = self.curve
+        absent = None if curve is None or self.whole or not curve.speaks_of(self.prompt_tokens) else curve.absent
         signal = None if absent is None else weighed(absent.weights, self.signs)
         return absent if absent is not None and signal is not None and signal > absent.limit else None
 
     @property
     def word(self) -> str | None:
         """What a person is told of it; None where no such answers were calibrated."""
-        if self.bin is None:
-            return None
-        return "probably not in the document" if self.absence else "unsure" if self.flagged else "sure"
+        if self.absence:
+            return "probably not in the document"
+        return None if self.bin is None else "unsure" if self.flagged else "sure"
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -104,16 +108,14 @@ def risk_warnings(risk: Risk) -> list[str]:
     """A flagged answer's warning, with its rate of errors, or why none is known."""
     if risk.curve is None or not risk.flagged:
         return []
-    like, absent = risk.bin, risk.absence
+    like, absent, begun = risk.bin, risk.absence, "the answer is unusually uncertain"
+    if absent is not None:
+        said = f"so said of {_percent(absent.caught)} % of such questions, and of {_percent(absent.alarms)} % of others"
+        begun = f"what was asked for is probably not in the document ({said})"
     if like is None:
-        uncertain = "the answer is unusually uncertain; how often such answers are wrong was not measured"
-        return [f"{uncertain}: {'; '.join(risk.doubts)}"]
+        return [f"{begun}; how often such answers are wrong was not measured: {'; '.join(risk.doubts)}"]
     rate = f"wrong in {_percent(like.error_rate)} % of calibrated cases like this"
-    rate += f", {_percent(like.low)} to {_percent(like.high)} %"
-    if absent is None:
-        return [f"the answer is unusually uncertain: {rate}"]
-    said = f"so said of {_percent(absent.caught)} % of such questions, and of {_percent(absent.alarms)} % of others"
-    return [f"what was asked for is probably not in the document ({said}): {rate}"]
+    return [f"{begun}: {rate}, {_percent(like.low)} to {_percent(like.high)} %"]
 
 
 def _doubts(risk: Risk, curve: "RiskCurve") -> Iterator[str]:
