@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from uncomp_cli.budget.presets import load_preset, save_preset
+from uncomp_cli.budget.presets import Preset, load_preset, save_preset
 from uncomp_cli.calibrate.reliability import (
     CROSS_FITTED,
     Judged,
@@ -53,14 +53,10 @@ def questions(lines: Iterable[dict[str, Any]], half: str) -> list[RiskAnswer]:
 
 def judge(curve: RiskCurve, answers: Sequence[RiskAnswer], *, name: str) -> Judged:
     """What the curve says of answers that it was not fitted to."""
-    values, absent = signals(curve.weights, answers), curve.absent
-    there = None
-    if absent is not None:
-        missing = tuple(answer.absent for answer in answers)
-        there = Verdict(signals(absent.weights, answers), missing, absent.limit)
+    values = signals(curve.weights, answers)
     rates = tuple(curve.bin_of(value).error_rate for value in values)
     wrong = tuple(answer.wrong for answer in answers)
-    return Judged(name, rates, Verdict(values, wrong, curve.band[1]), there)
+    return Judged(name, rates, Verdict(values, wrong, curve.band[1]), None)
 
 
 def signals(weights: Mapping[str, float], answers: Iterable[RiskAnswer]) -> tuple[float, ...]:
@@ -68,8 +64,8 @@ def signals(weights: Mapping[str, float], answers: Iterable[RiskAnswer]) -> tupl
     return tuple(weighed(weights, answer.signs) or 0.0 for answer in answers)
 
 
-def ordinary(calibrated: Iterable[dict[str, Any]], lines: Sequence[dict[str, Any]], curve: RiskCurve) -> list[Judged]:
-    """The calibration's answers and questions, cross-fitted, and what the shipped curve says of others."""
+def ordinary(calibrated: Iterable[dict[str, Any]], lines: Sequence[dict[str, Any]], preset: Preset) -> list[Judged]:
+    """The calibration's answers and questions, cross-fitted, and what the shipped preset says of others."""
     fitted = [
         RiskAnswer(line["tokens"], line["wrong"], line["signs"], line["absent"])
         for line in calibrated
@@ -80,9 +76,9 @@ def ordinary(calibrated: Iterable[dict[str, Any]], lines: Sequence[dict[str, Any
         for line in lines
         if line["preset"] == DEFAULT_PRESET and line["half"] == "test" and line["source"] != "whole"
     ]
-    asked, absent = questions(lines, "test"), curve.absent
+    asked, absent, curve = questions(lines, "test"), preset.absent, preset.risk[0]
     if absent is None:
-        raise ValueError("the curve says nothing of what is not in the document")
+        raise ValueError("the preset says nothing of what is not in the document")
     told = Verdict(signals(absent.weights, asked), tuple(one.absent for one in asked), absent.limit)
     _, cross_fitted = fit_absence(questions(lines, "fit"))
     return [
@@ -113,13 +109,15 @@ def main() -> None:
     asked = parser.parse_args()
     preset, words = load_preset(DEFAULT_PRESET), lines_of(asked.folder / "risk_words.jsonl.gz")
     if asked.fit is not None:
-        first, *others = preset.risk
         absent, _ = fit_absence(questions(words, "fit"))
-        preset = replace(preset, risk=(replace(first, absent=absent), *others))
+        if absent is None:
+            raise ValueError("too few questions lack an answer")
+        lengths = [each.tokens for half in ("fit", "test") for each in questions(words, half)]  # judged there too
+        preset = replace(preset, absent=replace(absent, tokens=(min(lengths), max(lengths))))
         save_preset(preset, asked.fit)
     title = f"What stated rates of errors came to: {DEFAULT_MODEL}, preset {DEFAULT_PRESET}"
     judged = {
-        "ordinary": ordinary(lines_of(asked.folder / "risk_ordinary.jsonl.gz"), words, preset.risk[0]),
+        "ordinary": ordinary(lines_of(asked.folder / "risk_ordinary.jsonl.gz"), words, preset),
         "long": long(lines_of(asked.folder / "risk.jsonl.gz"), preset.risk[1]),
     }
     lengths = {"ordinary": "at ordinary lengths", "long": "past the trained length"}

@@ -41,7 +41,7 @@ from uncomp_cli.evals.tasks.outside import outside_tasks
 from uncomp_cli.evals.tasks.task import Query, Sample
 from uncomp_cli.models.runnable import LoadedModel
 from uncomp_cli.steps import finished
-from uncomp_cli.uncertainty.error_rates import RiskCurve, auroc, auroc_interval, weighed, wilson_interval
+from uncomp_cli.uncertainty.error_rates import auroc, auroc_interval, wilson_interval
 
 NEW_TOKENS = 32
 WHOLE = "whole"
@@ -94,7 +94,19 @@ def told(lines: Iterable[dict[str, Any]], preset: Preset) -> dict[str, Any]:
     """What the words of `preset` came to; answers that had nothing to watch have none."""
     curve, name = preset.risk[0], preset.scorer.name
     found = [
-        (line, Risk(line["signs"], curve, line["tokens"], curve.rope, preset.budget, name, line.get("whole", False)))
+        (
+            line,
+            Risk(
+                line["signs"],
+                curve,
+                line["tokens"],
+                curve.rope,
+                preset.budget,
+                name,
+                line.get("whole", False),
+                preset.absent,
+            ),
+        )
         for line in lines
         if line["signs"]
     ]
@@ -102,8 +114,8 @@ def told(lines: Iterable[dict[str, Any]], preset: Preset) -> dict[str, Any]:
     said = Counter((risk.word or "nothing", _what(line)) for line, risk in found if "wrong" in line)
     return {
         **_signal(facts),
-        "told": _share([_is_told(line, curve) for line, _ in facts if line["absent"]]),
-        "alarms": _share([_is_told(line, curve) for line, _ in facts if not line["absent"]]),
+        "told": _share([_is_told(line, preset) for line, _ in facts if line["absent"]]),
+        "alarms": _share([_is_told(line, preset) for line, _ in facts if not line["absent"]]),
         "said": {f"{word}, {what}": count for (word, what), count in sorted(said.items())},
     }
 
@@ -120,10 +132,8 @@ def _signal(facts: list[tuple[dict[str, Any], Risk]]) -> dict[str, Any]:
     return {"answers": len(wrong), "right": right, "auroc": [round(each, 3) for each in (area, low, high)]}
 
 
-def _is_told(line: dict[str, Any], curve: RiskCurve) -> bool:
-    absent = curve.absent
-    signal = None if absent is None else weighed(absent.weights, line["signs"])
-    return absent is not None and signal is not None and signal > absent.limit
+def _is_told(line: dict[str, Any], preset: Preset) -> bool:
+    return preset.absent is not None and preset.absent.tells(line["signs"], line["tokens"])
 
 
 def _what(line: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from uncomp_cli.budget.loss_curve import QualityPoint
 from uncomp_cli.budget.presets import SCHEMA_VERSION, Preset
 from uncomp_cli.cli.app import app
 from uncomp_cli.config import ScorerConfig
-from uncomp_cli.uncertainty.error_rates import RiskCurve
+from uncomp_cli.uncertainty.error_rates import Absence, RiskCurve
 
 HERE = Path(__file__).parent
 _FLAG = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
@@ -97,6 +97,8 @@ def _type_words(kind: Any) -> str:
         return "String or null"
     if {QualityPoint, RiskCurve} & {*choices}:
         return "List of objects"
+    if kind == Absence | None:
+        return "Object or null"
     if choices:
         return f"One of {', '.join(json.dumps(choice) for choice in choices)}"
     return _TYPE_WORDS[kind]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from support.curves import curve_up_to, seen
+from support.curves import absent_below, curve_up_to, seen
 from uncomp_cli.asking.doubts import Risk, risk_warnings
 from uncomp_cli.asking.events import Done, Turn
 from uncomp_cli.asking.readout import ending
@@ -65,17 +65,18 @@ def test_shares_are_of_16_bits_and_the_long_line_has_those_of_the_run_too() -> N
 
 
 def test_it_fits_80_columns_with_the_longest_word() -> None:
-    curve = curve_up_to(0.3, absent=0.5)
-    absent = short(done(Risk({**seen(0.2), "together": 0.4}, curve, 7512)))
+    curve, told = curve_up_to(0.3), absent_below(0.5)
+    absent = short(done(Risk({**seen(0.2), "together": 0.4}, curve, 7512, absent=told)))
     assert absent == "7,512 tok in 17.3 s · KV 8.1 of 165 MiB (4.9 %) · probably not in the document"
     assert len(absent) <= 80
-    assert short(done(Risk({**seen(0.2), "together": 0.6}, curve, 7512))).endswith(" · sure")
+    assert short(done(Risk({**seen(0.2), "together": 0.6}, curve, 7512, absent=told))).endswith(" · sure")
 
 
 def test_what_the_text_has_is_told_whatever_is_kept_of_it() -> None:
     """The budget and the scorer say what an answer is like, not what stands in the text."""
-    less = replace(curve_up_to(0.3, absent=0.5, tokens=(1000, 8000)), budget="20%", scorer="agreement")
-    risk = Risk({**seen(0.2), "together": 0.4}, less, 7512, budget=Budget.parse("5%"), scorer="window")
+    less = replace(curve_up_to(0.3), budget="20%", scorer="agreement")
+    told = replace(absent_below(0.5), tokens=(1000, 8000))
+    risk = Risk({**seen(0.2), "together": 0.4}, less, 7512, budget=Budget.parse("5%"), scorer="window", absent=told)
     assert (risk.word, risk.bin) == ("probably not in the document", None)
     (line,) = risk_warnings(risk)
     assert line.startswith("what was asked for is probably not in the document (so said of 75 % of such questions, ")
@@ -84,6 +85,9 @@ def test_what_the_text_has_is_told_whatever_is_kept_of_it() -> None:
     )
     for other in ({"together": 0.6}, {}):
         assert replace(risk, signs={**seen(0.2), **other}).word is None
+    without = replace(risk, curve=None)
+    assert (without.word, without.flagged) == ("probably not in the document", True)
+    assert risk_warnings(without)[0].endswith("% of others); how often such answers are wrong was not measured")
     assert replace(risk, prompt_tokens=900).word is None
     assert replace(risk, whole=True).word is None
 

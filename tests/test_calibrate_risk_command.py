@@ -5,12 +5,14 @@ import io
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from support.commands import last_object, start, two_lines
-from uncomp_cli.budget.presets import load_preset
+from support.curves import absent_below
+from uncomp_cli.budget.presets import load_preset, save_preset
 from uncomp_cli.calibrate.observation import ANSWERS, RISK_TASKS
 from uncomp_cli.cli.app import run
 from uncomp_cli.errors import UsageError
@@ -81,8 +83,12 @@ def test_a_curve_is_written_and_stays_as_long_as_it_is_that_of_the_preset(tiny_m
     assert "AUROC 1.00" in err
     assert not KEPT.exists()
     assert curve.flagged(curve.bins[-1].upper)
+    absent = absent_below(0.5)
+    save_preset(replace(load_preset("./mine.json"), absent=absent), Path())
     assert calibrate(tiny_model)[0] == 0
     assert load_preset("./mine.json").risk == (curve,)
+    for name in ("mine", "mine-tiny", "mine-unseen"):  # it goes by the text, whatever is kept
+        assert load_preset(f"./{name}.json").absent == absent
     code, _, err = calibrate(tiny_model, "-b", "33%")
     assert code == 0, err
     assert load_preset("./mine.json").risk == ()

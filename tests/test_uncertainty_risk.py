@@ -103,9 +103,6 @@ def test_a_curve_survives_json() -> None:
     [
         ({"weights": {"entropy": 1}}, "the sign 'entropy' is unknown"),
         ({"weights": {"attention": "much"}}, "weights.attention is"),
-        ({"absent": {"limit": 0}}, "absent.weights is missing"),
-        ({"absent": {**asdict(ABSENT), "weights": {"entropy": 1}}}, "the sign 'entropy' is unknown"),
-        ({"absent": {**asdict(ABSENT), "caught": 2}}, "2 are caught"),
         ({"heads": []}, "watches the heads"),
         ({"heads": [[1, -1]]}, "watches the heads"),
         ({"heads": [[1, 0.5]]}, "heads[0][1] is 0.5"),
@@ -130,6 +127,23 @@ def test_what_is_no_curve_is_refused(change: dict[str, Any], message: str) -> No
         read(RiskCurve, {**asdict(CURVE), **change})
     assert message in refusal.value.message
     assert refusal.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"weights": {"entropy": 1}}, "the sign 'entropy' is unknown"), ({"caught": 2}, "2 are caught")],
+)
+def test_what_tells_nothing_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read(Absence, {**asdict(ABSENT), **change})
+
+
+def test_a_text_is_told_by_what_it_has_of_the_question_and_by_its_length() -> None:
+    absent = replace(ABSENT, weights={"bias": 1, "together": -2}, limit=0.5, tokens=(100, 200))
+    assert absent.tells({"together": 0.2}, 100)
+    assert not absent.tells({"together": 0.3}, 100)
+    assert not absent.tells({"attention": 0.2}, 100)
+    assert not absent.tells({"together": 0.2}, 201)
 
 
 def test_a_key_that_lacks_is_named() -> None:

@@ -10,17 +10,16 @@ LOW, HIGH = 0.125, 0.625
 """Error rates below and above the band."""
 
 
-def curve_up_to(
-    top: float, *, tokens: tuple[int, ...] = (0, 8000), rope: str = "", absent: float | None = None
-) -> RiskCurve:
-    """A curve that flags entropies above `top`, on two heads of the tiny model.
+def absent_below(share: float) -> Absence:
+    """Two sentences of a text have less of the question where it has no answer."""
+    return Absence({"together": -1.0}, -share, 0.75, 0.125, 32, (0, 8000))
 
-    `absent`: two sentences of a text have less of the question where it has no answer.
-    """
+
+def curve_up_to(top: float, *, tokens: tuple[int, ...] = (0, 8000), rope: str = "") -> RiskCurve:
+    """A curve that flags entropies above `top`, on two heads of the tiny model."""
     bins = (RiskBin(0.0, top, LOW, 0.05, 0.25, 16), RiskBin(top, 9.0, HIGH, 0.4, 0.8, 16))
     heads = ((1, 0), (2, 1))
-    told = None if absent is None else Absence({"together": -1.0}, -absent, 0.75, 0.125, 32)
-    return RiskCurve({"attention": 1.0}, heads, (0.0, top), bins, 0.9, 0.8, 0.95, 32, tokens, rope, absent=told)
+    return RiskCurve({"attention": 1.0}, heads, (0.0, top), bins, 0.9, 0.8, 0.95, 32, tokens, rope)
 
 
 def seen(attention: float) -> dict[str, float]:
@@ -41,4 +40,5 @@ def risky(
     name = f"risky-{round(top * 1e6)}"
     live = load_preset("live")
     preset = replace(live, name=name, budget=budget, policy="uniform", thinning="none", floor_tokens=0)
-    return str(save_preset(replace(preset, risk=(curve_up_to(top, rope=rope, tokens=tokens, absent=absent),)), folder))
+    curve, told = curve_up_to(top, rope=rope, tokens=tokens), None if absent is None else absent_below(absent)
+    return str(save_preset(replace(preset, risk=(curve,), absent=told), folder))

@@ -45,6 +45,7 @@ class Risk:
     budget: Budget = FULL_BUDGET
     scorer: str = ""
     whole: bool = False
+    absent: "Absence | None" = None
 
     @property
     def signal(self) -> float | None:
@@ -58,9 +59,11 @@ class Risk:
         A band of long texts says nothing of shorter ones.
         """
         curve, signal = self.curve, self.signal
+        if self.absence:
+            return True
         if curve is None or signal is None or self.prompt_tokens < min(curve.tokens, default=0):
             return None
-        return curve.flagged(signal) or bool(self.absence)
+        return curve.flagged(signal)
 
     @property
     def bin(self) -> "RiskBin | None":
@@ -75,10 +78,8 @@ class Risk:
 
         It goes by the text and the question, whatever is kept of the text.
         """
-        curve = self.curve
-        absent = None if curve is None or self.whole or not curve.speaks_of(self.prompt_tokens) else curve.absent
-        signal = None if absent is None else weighed(absent.weights, self.signs)
-        return absent if absent is not None and signal is not None and signal > absent.limit else None
+        absent = None if self.whole else self.absent
+        return absent if absent is not None and absent.tells(self.signs, self.prompt_tokens) else None
 
     @property
     def word(self) -> str | None:
@@ -101,19 +102,21 @@ class Risk:
 def risk_of(preset: "Preset", stats: "RunStats", loaded: "LoadedModel") -> Risk:
     """What is known of the answer that `stats` are of."""
     rope, scorer, tokens = str(loaded.rope), preset.scorer.name, stats.prompt_tokens
-    return Risk(stats.signs, curve_for(preset.risk, tokens), tokens, rope, preset.budget, scorer, stats.whole)
+    curve = curve_for(preset.risk, tokens)
+    return Risk(stats.signs, curve, tokens, rope, preset.budget, scorer, stats.whole, preset.absent)
 
 
 def risk_warnings(risk: Risk) -> list[str]:
     """A flagged answer's warning, with its rate of errors, or why none is known."""
-    if risk.curve is None or not risk.flagged:
+    if not risk.flagged:
         return []
     like, absent, begun = risk.bin, risk.absence, "the answer is unusually uncertain"
     if absent is not None:
         said = f"so said of {_percent(absent.caught)} % of such questions, and of {_percent(absent.alarms)} % of others"
         begun = f"what was asked for is probably not in the document ({said})"
     if like is None:
-        return [f"{begun}; how often such answers are wrong was not measured: {'; '.join(risk.doubts)}"]
+        why = "".join(f": {each}" for each in ["; ".join(risk.doubts)] if each)
+        return [f"{begun}; how often such answers are wrong was not measured{why}"]
     rate = f"wrong in {_percent(like.error_rate)} % of calibrated cases like this"
     return [f"{begun}: {rate}, {_percent(like.low)} to {_percent(like.high)} %"]
 

@@ -24,7 +24,7 @@ from uncomp_cli.config import AGNOSTIC_PRESET, DEFAULT_PRESET, ScorerConfig
 from uncomp_cli.errors import DoesNotFitError, UncompError, UsageError, did_you_mean, require
 from uncomp_cli.files import replace_file
 from uncomp_cli.schema import inside, load_object, read, take_version, text, value_of
-from uncomp_cli.uncertainty.error_rates import RiskCurve
+from uncomp_cli.uncertainty.error_rates import Absence, RiskCurve
 
 if TYPE_CHECKING:
     from uncomp_cli.uncertainty.profile import UncertaintyProfile
@@ -66,6 +66,7 @@ class Preset:
     profile: str | None = None
     quality: tuple[QualityPoint, ...] = ()
     risk: tuple[RiskCurve, ...] = field(default=(), metadata={"read": _curves})
+    absent: Absence | None = None
     folder: str | None = field(default=None, compare=False, metadata={"in_file": False})
 
     def __post_init__(self) -> None:
@@ -189,7 +190,8 @@ def preset(
     measures = make_policy(chosen.policy).measures
     # A loss holds on the profile's model alone.
     if alone or not (measures or make_thinning(chosen.thinning).measures or max_loss is not None):
-        chosen = replace(chosen, profile=None)
+        absent = chosen.absent if chosen.profile is None else None  # it goes by that model's tokens
+        chosen = replace(chosen, profile=None, absent=absent)
     if alone and not measures:
         chosen = replace(chosen, scorer=ScorerConfig())
     chosen = _with_scorer(chosen, scorer)

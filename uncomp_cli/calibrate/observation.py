@@ -136,7 +136,9 @@ def without_evidence(sample: Sample) -> Sample:
 
 def risk_file_settings(turned: LoadedModel, preset: Preset) -> dict[str, Any]:
     """What all lines of a file of answers share; a line says by a digest which sample it is of."""
-    plain = {key: value for key, value in preset.to_dict().items() if key not in ("risk", "quality", "description")}
+    plain = {
+        key: value for key, value in preset.to_dict().items() if key not in ("risk", "absent", "quality", "description")
+    }
     return {
         "uncomp": __version__,
         "model": asdict(fingerprint(turned)),

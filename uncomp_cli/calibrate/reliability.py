@@ -100,9 +100,12 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class RiskFit:
-    """The curve, every sign by itself, the best first, the baseline, and the answers as cross-fits judge them."""
+    """The curve, what tells questions without an answer, every sign by itself, the best first, the baseline, and the
+    answers as cross-fits judge them.
+    """
 
     curve: RiskCurve
+    absent: Absence | None
     candidates: tuple[Separation, ...]
     baseline: Separation
     judged: Judged
@@ -129,14 +132,15 @@ class RiskFit:
             f"{curve.samples:,} answers read with {curve.rope}; entropy of the next token's distribution, for "
             f"comparison: {baseline.auroc:.2f} ({baseline.low:.2f} to {baseline.high:.2f})"
         )
-        if curve.absent is not None:
-            caught, alarms = 100 * curve.absent.caught, 100 * curve.absent.alarms
+        if self.absent is not None:
+            caught, alarms = 100 * self.absent.caught, 100 * self.absent.alarms
             yield f"not in the document: {caught:.0f} % of such questions are told, and {alarms:.0f} % of the others"
 
     def record(self) -> dict[str, Any]:
         """Plain data for JSON: lists, since each range of lengths has its own."""
         return {
             "risk": [asdict(self.curve)],
+            "absent": [self.absent and asdict(self.absent)],
             "risk_candidates": [[asdict(one) for one in self.candidates]],
             "risk_baseline": [asdict(self.baseline)],
         }
@@ -174,12 +178,11 @@ def fit_risk(
         rope=rope,
         budget=budget,
         scorer=scorer,
-        absent=absence,
     )
     alone = {name: found(name, column, wrong) for name, column in told.items()}
     candidates = tuple(sorted(alone.values(), key=lambda one: -abs(one.auroc - 0.5)))
     judged = Judged(CROSS_FITTED, cross_rates(values, wrong), Verdict.of(values, wrong, curve.band[1]), not_there)
-    return RiskFit(curve, candidates, alone["output"], judged)
+    return RiskFit(curve, absence, candidates, alone["output"], judged)
 
 
 def logistic(signs: Mapping[str, Values], wrong: Flags) -> dict[str, float]:
@@ -228,7 +231,15 @@ def fit_absence(answers: Sequence[RiskAnswer]) -> tuple[Absence, Verdict] | tupl
     values, weights = cross_fit(signs, absent), logistic(signs, absent)
     limit = float(np.quantile(values[~absent], 1 - MOST_ALARMS, method="higher"))
     above = values > limit
-    found = Absence(weights, limit, float(above[absent].mean()), float(above[~absent].mean()), len(absent))
+    lengths = [answer.tokens for answer in answers]
+    found = Absence(
+        weights,
+        limit,
+        float(above[absent].mean()),
+        float(above[~absent].mean()),
+        len(absent),
+        (min(lengths), max(lengths)),
+    )
     return found, Verdict.of(values, absent, limit)
 
 

@@ -59,7 +59,8 @@ class RiskBin:
 class Absence:
     """How questions are told whose answer is not in the text: the signal of `weights` is above `limit`.
 
-    So it was for the share `caught` of such questions, and for the share `alarms` of the others, of `samples` together.
+    So it was for the share `caught` of such questions, and for the share `alarms` of the others, of `samples` together,
+    about texts whose lengths `tokens` spans. It goes by the text, and says nothing of an answer.
     """
 
     weights: dict[str, float]
@@ -67,11 +68,17 @@ class Absence:
     caught: float
     alarms: float
     samples: int
+    tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_weights(self.weights)
         shares = 0 <= min(self.caught, self.alarms) <= max(self.caught, self.alarms) <= 1
         require(shares, f"of absent answers {self.caught} are caught with {self.alarms} alarms", hint=_AGAIN)
+
+    def tells(self, signs: Mapping[str, float], tokens: int) -> bool:
+        """Whether a text of so many tokens is told not to have what was asked for."""
+        signal = weighed(self.weights, signs)
+        return signal is not None and signal > self.limit and _spans(self.tokens, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +103,6 @@ class RiskCurve:
     rope: str = ""
     budget: str = ""
     scorer: str = ""
-    absent: Absence | None = None
 
     def __post_init__(self) -> None:
         _check_weights(self.weights)
@@ -119,7 +125,7 @@ class RiskCurve:
 
     def speaks_of(self, tokens: int) -> bool:
         """Whether texts of this length were calibrated: none shorter or longer than all of them."""
-        return not self.tokens or min(self.tokens) <= tokens <= max(self.tokens)
+        return _spans(self.tokens, tokens)
 
     def flagged(self, value: float) -> bool:
         """Whether an answer of this signal is outside the band: above it, or no number.
@@ -131,6 +137,10 @@ class RiskCurve:
     def bin_of(self, value: float) -> RiskBin:
         """The bin of this signal."""
         return nearest_bin(self.bins, value)
+
+
+def _spans(lengths: Sequence[int], tokens: int) -> bool:
+    return not lengths or min(lengths) <= tokens <= max(lengths)
 
 
 def nearest_bin(bins: Sequence[RiskBin], value: float) -> RiskBin:

@@ -124,14 +124,16 @@ def save_calibrated(
     description = f"{preset.policy}, calibrated on {profile.fingerprint.name} with {measured}."
     quality = old.quality if old is not None and holds else ()
     risk = old.risk if old is not None and holds and same_budget else ()
-    path = save_preset(replace(preset, description=description, quality=quality, risk=risk), files.folder, profile)
+    absent = old.absent if old is not None and holds else None
+    preset = replace(preset, description=description, quality=quality, risk=risk, absent=absent)
+    path = save_preset(preset, files.folder, profile)
     files.finish()
     return path
 
 
 def save_family(path: Path, others: "Sequence[Preset]") -> None:
     """Write `others` beside the preset in `path`, by whose profile they go; its losses are theirs too where they differ
-    in the budget alone.
+    in the budget alone, and what tells that a text has no answer in any case.
     """
     from uncomp_cli.budget.presets import load_preset, save_preset
 
@@ -139,8 +141,9 @@ def save_family(path: Path, others: "Sequence[Preset]") -> None:
     for one in others:
         description = f"{one.policy}, with the profile of preset {first.name}."
         alike = replace(one, budget=first.budget, floor_tokens=first.floor_tokens, name=first.name)
-        shared = replace(first, quality=(), risk=(), description=one.description) == alike
-        save_preset(replace(one, description=description, quality=first.quality if shared else ()), path.parent)
+        shared = replace(first, quality=(), risk=(), absent=None, description=one.description) == alike
+        quality = first.quality if shared else ()
+        save_preset(replace(one, description=description, quality=quality, absent=first.absent), path.parent)
 
 
 def good_for(path: Path, others: "Sequence[Preset]") -> str:
@@ -174,7 +177,7 @@ def _measured_before(
     if files.preset.is_file() and files.profile.is_file():
         with suppress(UsageError):  # a file that cannot be used has nothing to keep
             old = load_preset(str(files.preset.absolute()))
-            alike = replace(old, budget=preset.budget, description=preset.description, quality=(), risk=())
+            alike = replace(old, budget=preset.budget, description=preset.description, quality=(), risk=(), absent=None)
             return old, alike == preset and load_profile(files.profile).samples == profile.samples
     return None, True
 
@@ -327,12 +330,12 @@ def run_risk(
     """
     from uncomp_cli.budget.presets import load_preset, save_preset
     from uncomp_cli.calibrate.observation import risk_samples
-    from uncomp_cli.calibrate.reliability import fit_risk
+    from uncomp_cli.calibrate.reliability import fit_absence, fit_risk
     from uncomp_cli.engine.look.watch import watched_heads
     from uncomp_cli.evals.tasks.outside import outside_tasks
 
     stored = load_preset(str(path.absolute()))
-    preset, trained = replace(stored, risk=()), loaded.info.trained_length
+    preset, trained = replace(stored, risk=(), absent=None), loaded.info.trained_length
     heads = watched_heads(preset, loaded.spec)
     if not heads:
         raise UsageError("risk needs heads to watch, and the profile has no losses", hint="--policy uncertain")
@@ -351,7 +354,8 @@ def run_risk(
             read = "trained" if inside else rope
             fit = fit_risk(answers, heads, rope=read, budget=str(preset.budget), scorer=preset.scorer.name)
             fits[f"{preset.name}-{name}"] = fit
-    save_preset(replace(preset, risk=tuple(fit.curve for fit in fits.values())), path.parent)
+    absent, _ = fit_absence(run.answers)
+    save_preset(replace(preset, risk=tuple(fit.curve for fit in fits.values()), absent=absent), path.parent)
     kept.unlink()
     if choice.plot is not None:
         draw_into(choice.plot, partial(_pictures, fits), terminal)

@@ -89,7 +89,7 @@ def show(ctx: typer.Context, name: AnyName, as_json: Json = False) -> None:
     if as_json:
         terminal.write_json(record if profile is None else {**record, "measured": _measured(profile)})
         return
-    settings = {key: value for key, value in record.items() if key not in ("quality", "risk")}
+    settings = {key: value for key, value in record.items() if key not in ("quality", "risk", "absent")}
     measured = () if profile is None else _measured_rows(profile)
     terminal.write_table(Table(("SETTING", "VALUE"), [*_flat(settings), *_risk_rows(preset), *measured]))
     if preset.quality:
@@ -204,6 +204,11 @@ def _risk_rows(preset: "Preset") -> Iterator[tuple[str, str]]:
         lengths = f"{' to '.join(span)} tokens" if span else "any length"
         told = f"AUROC of wrong answers {curve.auroc:.2f} ({curve.auroc_low:.2f} to {curve.auroc_high:.2f})"
         yield f"risk.{curve.rope or 'any'}", f"{format_count(curve.samples)} answers of {lengths}, {told}"
+    if preset.absent is not None:
+        shares = (
+            f"{100 * preset.absent.caught:.0f} % of such questions, {100 * preset.absent.alarms:.0f} % of the others"
+        )
+        yield "absent", f"not in the document: said of {shares}"
 
 
 def _measured_rows(profile: "UncertaintyProfile") -> Iterator[tuple[str, str]]:
