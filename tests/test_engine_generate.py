@@ -69,7 +69,7 @@ def run(script: Script, *, max_new_tokens: int = 20, stop: tuple[int, ...] = (ST
         context = Context(cast("Any", script), prompt, cache, Behind(Begun(logits[None])))
         asked.append(Asked(context, 0, max_new_tokens))
     given = cast("Any", script), byte_tokenizer(), SamplingConfig(), asked
-    return list(Writer(*given, store=Nowhere(script.spec), stop_ids=stop).write())
+    return list(Writer(*given, store=Nowhere(script.spec, constant=None), stop_ids=stop).write())
 
 
 def text_of(steps: list[DecodeStep], row: int = 0) -> str:
