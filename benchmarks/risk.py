@@ -112,8 +112,18 @@ def main() -> None:
         absent, _ = fit_absence(questions(words, "fit"))
         if absent is None:
             raise ValueError("too few questions lack an answer")
-        lengths = [each.tokens for half in ("fit", "test") for each in questions(words, half)]  # judged there too
-        preset = replace(preset, absent=replace(absent, tokens=(min(lengths), max(lengths))))
+        test = questions(words, "test")
+        above = np.array([absent.tells(each.signs, absent.tokens[0]) for each in test])
+        missing = np.array([each.absent for each in test])
+        lengths = [each.tokens for each in [*questions(words, "fit"), *test]]
+        held_out = replace(
+            absent,  # the rates that are said are those of questions that it was not fitted to
+            caught=float(above[missing].mean()),
+            alarms=float(above[~missing].mean()),
+            samples=len(test),
+            tokens=(min(lengths), max(lengths)),
+        )
+        preset = replace(preset, absent=held_out)
         save_preset(preset, asked.fit)
     title = f"What stated rates of errors came to: {DEFAULT_MODEL}, preset {DEFAULT_PRESET}"
     judged = {

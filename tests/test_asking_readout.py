@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from support.curves import absent_below, curve_up_to, seen
-from uncomp_cli.asking.doubts import Risk, risk_warnings
+from uncomp_cli.asking.doubts import Risk, fall_short, risk_warnings
 from uncomp_cli.asking.events import Done, Turn
 from uncomp_cli.asking.readout import ending
 from uncomp_cli.budget.amount import Budget
@@ -88,6 +88,9 @@ def test_what_the_text_has_is_told_whatever_is_kept_of_it() -> None:
     without = replace(risk, curve=None)
     assert (without.word, without.flagged) == ("probably not in the document", True)
     assert risk_warnings(without)[0].endswith("% of others); how often such answers are wrong was not measured")
+    short_of = fall_short(risk, 0.1)
+    assert short_of is not None
+    assert short_of.message.startswith("what was asked for is probably not in the document, so not known to reach")
     assert replace(risk, prompt_tokens=900).word is None
     assert replace(risk, whole=True).word is None
 

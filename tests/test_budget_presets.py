@@ -151,6 +151,8 @@ def test_only_ones_own_is_removed(own: Path, name: str) -> None:
         ({"scorer": {"window": 0}}, "window is 0", "1 token"),
         ({"scorer": {"sinks": -1}}, "sinks is -1", "0 or more"),
         ({"risk": {}}, "risk is {}", "must be a list"),
+        ({"risk": [{"absent": {"limit": 0}}]}, "risk[].absent is of an older uncomp", "uncomp calibrate --risk"),
+        ({"risk": [{"weights": {}, "absent": None}]}, "risk[0].heads is missing", "known keys: weights"),
         ({"risk": [{"weights": {}}]}, "risk[0].heads is missing", "known keys: weights"),
         ({"budget": "1.5"}, "budget '1.5'", "10%"),
         ({"policy": "unifrom"}, "policy 'unifrom'", "did you mean 'uniform'?"),

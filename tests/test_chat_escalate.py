@@ -53,6 +53,12 @@ def test_a_chat_says_what_its_document_does_not_name(loaded: LoadedModel) -> Non
         assert any(line.startswith(warning) for line in said), said
 
 
+def test_without_a_document_nothing_is_missing_in_one(loaded: LoadedModel) -> None:
+    talk = make_talk(loaded, PresetChoice(risky(Path(), 5.0, budget="20%", absent=0.9)))
+    said = hold(talk, "/set escalate on", TOWN, "Who was the bishop of Bergen?")
+    assert not any(line.startswith(("warning: what was asked", "try 2")) for line in said), said
+
+
 def test_it_is_asked_again_and_one_answer_stays(loaded: LoadedModel) -> None:
     talk = chat_of(loaded, 0.01)
     assert hold(talk, "/set escalate on") == [

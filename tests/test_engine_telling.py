@@ -82,3 +82,9 @@ def test_a_question_for_all_of_a_text_tells_nothing(question: str) -> None:
 def test_a_question_for_a_fact_is_none_for_all(question: str) -> None:
     asked = Telling.of(question, TEXT, weight)
     assert (asked.whole, bool(asked.words)) == (False, question != "Where?")
+
+
+def test_a_question_without_spaces_between_its_words_tells_nothing() -> None:
+    """Its words would be whole sentences, which stand in no text."""
+    assert Telling.of("\u739b\u4e3d\u51fa\u751f\u5728\u54ea\u91cc\uff1f", TEXT, weight).together == 1
+    assert Telling.of("\u0413\u0434\u0435 \u043f\u043e\u0435\u0437\u0434?", TEXT, weight).together == 0

@@ -144,8 +144,6 @@ class Chat:
         if reply.stopped:
             stats = session.stats = replace(stats, finish_reason="interrupted")
         risk = risk_of(session.preset, stats, self.loaded)
-        if not any(entry.attachments for entry in self.dialogue.entries):
-            risk = replace(risk, absent=None)  # nothing is a document
         doubts = [*risk_warnings(risk)]
         if stats.cached_tokens <= self.loaded.info.trained_length:  # once, on the way past it
             doubts += length_warnings(self.loaded, stats.prompt_tokens)

@@ -203,6 +203,11 @@ def check_fail_under(value: float | None) -> None:
 def fall_short(risk: Risk, least: float) -> ThresholdError | None:
     """Why an answer's chance of being right, as calibrated, is not known to be `least`; None when it is."""
     like, hint = risk.bin, "a larger --budget, --escalate or another --rope; --evidence shows what it looked at"
+    if risk.absence is not None:
+        why = "what was asked for is probably not in the document"
+        return ThresholdError(
+            f"{why}, so not known to reach --fail-under {least:g}", hint="ask in the document's words"
+        )
     if like is None:
         why = "; ".join(risk.doubts) or _unjudged(risk)
         return ThresholdError(f"{why}, so not known to reach --fail-under {least:g}", hint=hint)
@@ -260,7 +265,9 @@ class Attempts(Generic[T]):
     def is_open(self) -> bool:
         """Whether more may help: the latest is flagged, and kept more than the one before, yet not all."""
         grew = len(self.tries) < 2 or self.tries[-2].kv_bytes < self.tries[-1].kv_bytes
-        return self.tries[-1].is_doubted and grew and self._kept_fraction < 1
+        latest = self.tries[-1]
+        told = latest.risk.absence is not None  # by the text: a larger budget changes nothing of it
+        return latest.is_doubted and not told and grew and self._kept_fraction < 1
 
     @property
     def final(self) -> T:

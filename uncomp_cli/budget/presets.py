@@ -38,7 +38,13 @@ _ALIKE = "measure both again: uncomp calibrate --risk"
 
 
 def _curves(data: Any, place: str) -> tuple[RiskCurve, ...]:
-    """Risk curves; null is none."""
+    """Risk curves; null is none. Older ones may have an `absent`, which stands beside them now."""
+    older = [one for one in data if isinstance(one, dict) and "absent" in one] if isinstance(data, list) else []
+    if any(one["absent"] is not None for one in older):
+        hint = "move it beside the curves, or measure it again: uncomp calibrate --risk"
+        raise UsageError(f"{place}[].absent is of an older uncomp, and stands beside {place} now", hint=hint)
+    if older:
+        data = [{key: value for key, value in one.items() if key != "absent"} for one in data]
     found: tuple[RiskCurve, ...] = () if data is None else value_of(tuple[RiskCurve, ...], data, place)
     return found
 

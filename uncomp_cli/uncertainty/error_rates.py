@@ -72,6 +72,8 @@ class Absence:
 
     def __post_init__(self) -> None:
         _check_weights(self.weights)
+        by_text = not self.weights.keys().isdisjoint(ASKED) and self.weights.keys() <= {BIAS, *ASKED}
+        require(by_text and self.samples >= 1, f"{self.samples} absent answers by {[*self.weights]}", hint=_AGAIN)
         shares = 0 <= min(self.caught, self.alarms) <= max(self.caught, self.alarms) <= 1
         require(shares, f"of absent answers {self.caught} are caught with {self.alarms} alarms", hint=_AGAIN)
 

@@ -7,7 +7,6 @@ the curve is in the preset, and the file goes.
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -114,7 +113,7 @@ def save_calibrated(
     """
     from uncomp_cli.budget.presets import save_preset
 
-    old, holds = _measured_before(preset, files, profile)
+    old, holds = _measured_before(preset, files, profile, terminal)
     same_budget = old is not None and old.budget == preset.budget
     for what, stays in (("quality", holds), ("risk", holds and same_budget)):
         if old is not None and getattr(old, what) and what not in again and not stays:
@@ -168,17 +167,19 @@ def good_for(path: Path, others: "Sequence[Preset]") -> str:
 
 
 def _measured_before(
-    preset: "Preset", files: "ProfileFiles", profile: "UncertaintyProfile"
+    preset: "Preset", files: "ProfileFiles", profile: "UncertaintyProfile", terminal: Terminal
 ) -> "tuple[Preset | None, bool]":
     """The preset that is about to be replaced, and whether its quality holds for `preset` with `profile`."""
     from uncomp_cli.budget.presets import load_preset
     from uncomp_cli.uncertainty.profile import load_profile
 
     if files.preset.is_file() and files.profile.is_file():
-        with suppress(UsageError):  # a file that cannot be used has nothing to keep
+        try:
             old = load_preset(str(files.preset.absolute()))
             alike = replace(old, budget=preset.budget, description=preset.description, quality=(), risk=(), absent=None)
             return old, alike == preset and load_profile(files.profile).samples == profile.samples
+        except UsageError as error:
+            terminal.warn(f"what was measured for it is left out: {error.message}")
     return None, True
 
 

@@ -297,7 +297,7 @@ class Asked:
 
     `on_token` is told the number and id of every token of its answer that has been put behind the context; behind each
     `pause_tokens` of them it may change what is held. The text that is asked about ends at token `text_end`, None: with
-    the context; `documents` are those in it, where something else is too.
+    the context; `documents` are those in it, where something else is too, empty where there is none.
     """
 
     context: Context
@@ -307,7 +307,7 @@ class Asked:
     on_token: Callable[[int, int], None] | None = None
     pause_tokens: int | None = None
     text_end: int | None = None
-    documents: str = ""
+    documents: str | None = None
     sampling: SamplingConfig | None = None
 
     @property

@@ -34,6 +34,8 @@ _ASKING = words_of(
     "can could will would who whom whose what when where which why how much many i me my you your "
     "tell describe explain give write please"
 )
+_RUN_ON = re.compile(r"[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+"""Scripts without spaces between words: whole sentences would be words, and stand in no text."""
 _WHOLE = re.compile(
     r"(?:^|[.!?:;,]\s*|\bplease\s+)(?:list|enumerate|name\s+(?:all|every|each)\b)|\b(?:summar|overview|outline|gist\b|tl;?dr\b)"
     r"|\babstract\s+of\b",
@@ -63,7 +65,7 @@ class Telling:
     def of(cls, question: str, text: str, weight: Callable[[str], float]) -> "Telling":
         """Of a question about a text."""
         whole = bool(_WHOLE.search(question))
-        asked = {} if whole else _named(question)
+        asked = {} if whole or _RUN_ON.search(question) else _named(question)
         words = {word[:STEM]: weight(word) * (_NAME if name else 1) for word, name in asked.items()}
         found = [words.keys() & stems(sentence) for sentence in sentences(text)]
         pairs = [*(first | second for first, second in pairwise(found)), *found[:1]]

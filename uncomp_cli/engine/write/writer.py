@@ -64,7 +64,8 @@ class _Row:
             return seen
         at, (ids, telling) = self.tally.peak[0], self._telling
         near = self._decode(ids[max(0, at - _NEAR_TOKENS) : at + _NEAR_TOKENS])
-        return {**seen, "together": telling.together, "looked": telling.share(near)}
+        about = {} if self.asked.documents == "" else {"together": telling.together}  # nothing is a document
+        return {**seen, **about, "looked": telling.share(near)}
 
     @property
     def whole(self) -> bool:
