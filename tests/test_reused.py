@@ -377,7 +377,7 @@ def test_the_default_model_reloads_bit_by_bit_and_quickly(default_model: LoadedM
     before = [behind(first, question).clone() for question in (0, 1)]
     begun_s = time.process_time()
     again = engine_of(loaded).open(shelf, entry, prompt, preset)
-    assert time.process_time() - begun_s < 0.2 * read_s
+    assert time.process_time() - begun_s < 0.3 * read_s
     assert [torch.equal(behind(again, question), before[question]) for question in (0, 1)] == [True, True]
     assert answer(loaded, again, 1)[0] == answer(loaded, first, 1)[0]
     assert entry.file_bytes <= 1.02 * entry.manifest.tensor_bytes
