@@ -114,8 +114,8 @@ def told(lines: Iterable[dict[str, Any]], preset: Preset) -> dict[str, Any]:
     said = Counter((risk.word or "nothing", _what(line)) for line, risk in found if "wrong" in line)
     return {
         **_signal(facts),
-        "told": _share([_is_told(line, preset) for line, _ in facts if line["absent"]]),
-        "alarms": _share([_is_told(line, preset) for line, _ in facts if not line["absent"]]),
+        "told": _share([risk.absence is not None for line, risk in facts if line["absent"]]),
+        "alarms": _share([risk.absence is not None for line, risk in facts if not line["absent"]]),
         "said": {f"{word}, {what}": count for (word, what), count in sorted(said.items())},
     }
 
@@ -130,10 +130,6 @@ def _signal(facts: list[tuple[dict[str, Any], Risk]]) -> dict[str, Any]:
     low, high = auroc_interval(area, wrong=sum(wrong), right=len(wrong) - sum(wrong))
     right = len(wrong) - sum(wrong)
     return {"answers": len(wrong), "right": right, "auroc": [round(each, 3) for each in (area, low, high)]}
-
-
-def _is_told(line: dict[str, Any], preset: Preset) -> bool:
-    return preset.absent is not None and preset.absent.tells(line["signs"], line["tokens"])
 
 
 def _what(line: dict[str, Any]) -> str:

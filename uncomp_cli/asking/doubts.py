@@ -115,7 +115,7 @@ def risk_warnings(risk: Risk) -> list[str]:
         said = f"so said of {_percent(absent.caught)} % of such questions, and of {_percent(absent.alarms)} % of others"
         begun = f"what was asked for is probably not in the document ({said})"
     if like is None:
-        why = "".join(f": {each}" for each in ["; ".join(risk.doubts)] if each)
+        why = f": {'; '.join(risk.doubts)}" if risk.doubts else ""
         return [f"{begun}; how often such answers are wrong was not measured{why}"]
     rate = f"wrong in {_percent(like.error_rate)} % of calibrated cases like this"
     return [f"{begun}: {rate}, {_percent(like.low)} to {_percent(like.high)} %"]

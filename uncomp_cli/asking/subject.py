@@ -333,11 +333,11 @@ class Reader:
         """An item for every question that is asked; each has what is unfit between it and the one before."""
         apart = [(number, Refused.of(self.turn(documents, number), error)) for number, error in sorted(unfit.items())]
         words = [self._questions[number] for number in numbers]
-        none = not documents.documents and subject.context.account.record is None
+        bare = not documents.documents and subject.context.account.record is None
         previous, last = -1, numbers[-1]
         for number, asked in zip(numbers, self._engine.asked(subject.context, words=words), strict=True):
             before = tuple(each for at, each in apart if previous < at < number)
             after = tuple(each for at, each in apart if at > last) if number == last else ()
-            asked = replace(asked, documents="") if none else asked
+            asked = replace(asked, documents="") if bare else asked
             yield Item(subject, self.turn(documents, number), asked, before, after, is_last=number == last)
             previous = number

@@ -331,7 +331,7 @@ def run_risk(
     """
     from uncomp_cli.budget.presets import load_preset, save_preset
     from uncomp_cli.calibrate.observation import risk_samples
-    from uncomp_cli.calibrate.reliability import fit_absence, fit_risk
+    from uncomp_cli.calibrate.reliability import fit_risk
     from uncomp_cli.engine.look.watch import watched_heads
     from uncomp_cli.evals.tasks.outside import outside_tasks
 
@@ -355,7 +355,7 @@ def run_risk(
             read = "trained" if inside else rope
             fit = fit_risk(answers, heads, rope=read, budget=str(preset.budget), scorer=preset.scorer.name)
             fits[f"{preset.name}-{name}"] = fit
-    absent, _ = fit_absence(run.answers)
+    absent = next((fit.absent for fit in fits.values() if fit.absent is not None), None)  # inside the length, if there
     save_preset(replace(preset, risk=tuple(fit.curve for fit in fits.values()), absent=absent), path.parent)
     kept.unlink()
     if choice.plot is not None:
