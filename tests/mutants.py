@@ -123,7 +123,7 @@ MUTANTS = [
         "documents/walk.py", "documents_html",
         ("self.lost[self._skip_reason] += 1", "pass"),
     ),
-    *of("documents/charset.py", "documents_html", ("else decode_declared(data, declared)", "else decode(data)")),
+    *of("documents/encoding.py", "documents_html", ("else decode_declared(data, declared)", "else decode(data)")),
     *of("documents/mail.py", "documents_mail", ("yield _decoded(text)", "yield text")),
     *of(
         "documents/word/tabular.py", "documents_word",

@@ -18,7 +18,7 @@ from support.mutation import damage_bytes
 from support.pace import swift
 from uncomp_cli.documents.glyphs import Line, Run, Space
 from uncomp_cli.documents.gutters import parted
-from uncomp_cli.documents.hyphens import HYPHEN, rejoined
+from uncomp_cli.documents.layout import HYPHEN, rejoined
 from uncomp_cli.documents.pdf import read
 from uncomp_cli.documents.text import NO_WISHES, Limits, Place, Text, Wishes
 from uncomp_cli.errors import DocumentError, DoesNotFitError

@@ -12,7 +12,7 @@ from support.documents import make_docx, make_zip
 from support.pace import swift
 from uncomp_cli.documents.text import NO_WISHES, Limits, Wishes
 from uncomp_cli.documents.word import read
-from uncomp_cli.documents.word.story import Story
+from uncomp_cli.documents.word.outline import Story
 from uncomp_cli.errors import DocumentError, DoesNotFitError
 
 

@@ -6,9 +6,9 @@ A chart keeps what it draws in a cache, with the format that its numbers are sho
 import re
 from collections.abc import Sequence
 
+from uncomp_cli.documents.archive import Node
 from uncomp_cli.documents.display import GENERAL, display
 from uncomp_cli.documents.grid import Cell, table_lines
-from uncomp_cli.documents.parts import Node
 
 _MOST_POINTS = 10_000
 _FILE_NAME = re.compile(r"\.\w{3,4}$")

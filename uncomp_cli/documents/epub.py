@@ -4,10 +4,9 @@ from collections import Counter
 from collections.abc import Iterator
 from posixpath import dirname
 
-from uncomp_cli.documents.archive import Archive
+from uncomp_cli.documents.archive import Archive, Node, tree_of, within
+from uncomp_cli.documents.attributes import StyleSheet
 from uncomp_cli.documents.html import walk
-from uncomp_cli.documents.parts import Node, tree_of, within
-from uncomp_cli.documents.stylesheet import StyleSheet
 from uncomp_cli.documents.text import Text, Wishes, counted, joined
 from uncomp_cli.errors import DocumentError
 

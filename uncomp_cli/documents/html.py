@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from uncomp_cli.documents.archive import damaged
+from uncomp_cli.documents.archive import damaged, in_blocks
 from uncomp_cli.documents.attributes import (
     AS_BLOCK,
     BLOCKS,
@@ -24,19 +24,17 @@ from uncomp_cli.documents.attributes import (
     NOTE_LINK,
     SILENT,
     Attributes,
+    StyleSheet,
     integer_of,
     is_decoration,
     is_hidden,
     named,
 )
-from uncomp_cli.documents.charset import decode_page
-from uncomp_cli.documents.encoding import normalise_newlines
+from uncomp_cli.documents.encoding import decode_page, normalise_newlines
 from uncomp_cli.documents.enumeration import PageLists
+from uncomp_cli.documents.formats import package
 from uncomp_cli.documents.forms import FIELDS, Fields
 from uncomp_cli.documents.markdown import Markdown
-from uncomp_cli.documents.packages import package
-from uncomp_cli.documents.parts import in_blocks
-from uncomp_cli.documents.stylesheet import StyleSheet
 from uncomp_cli.documents.superscripts import clean
 from uncomp_cli.documents.text import HIDDEN, PICTURE, Loss, Text, Wishes, Words, counted
 from uncomp_cli.documents.walk import End, Walk

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from uncomp_cli.documents.archive import Archive
+from uncomp_cli.documents.archive import Archive, walk_xml, within
 from uncomp_cli.documents.calc import Sheets
 from uncomp_cli.documents.enumeration import OfficeLists, count_of
 from uncomp_cli.documents.equation import Formula
-from uncomp_cli.documents.parts import walk_xml, within
 from uncomp_cli.documents.styled import Styled
 from uncomp_cli.documents.text import (
     HIDDEN_SLIDE,

@@ -8,20 +8,21 @@ and text of them.
 import base64
 import binascii
 import ctypes
+import logging
 import math
 import re
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from uncomp_cli.documents.archive import damaged
+from uncomp_cli.documents.formats import package
 from uncomp_cli.documents.glyphs import GUESSED, WHITE, Glyph, Run
-from uncomp_cli.documents.hyphens import HYPHEN, rejoined
-from uncomp_cli.documents.layout import Field, page_text
-from uncomp_cli.documents.packages import package, quiet
+from uncomp_cli.documents.layout import HYPHEN, Field, page_text, rejoined
 from uncomp_cli.documents.text import Limits, Loss, Text, Wishes, joined, labelled
 from uncomp_cli.errors import DocumentError, LockedError
 
@@ -47,7 +48,7 @@ def read(data: bytes, wishes: Wishes) -> Text:
     """The text of a PDF; each page is a place, p1 the first."""
     pdfium = package("pypdfium2")
     _check_streams(data, wishes.limits)
-    with quiet("pypdfium2"):
+    with _quiet("pypdfium2"):
         document = _opened(pdfium, data, wishes)
         try:
             return _Reading(pdfium.raw, document).text(data, wishes)
@@ -422,3 +423,15 @@ def _inflated(blocks: Iterator[bytes]) -> Iterator[bytes]:
             except zlib.error:
                 return
             block = unpacker.unconsumed_tail
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a package's log off the terminal: what it could mend needs no report, and the rest is raised."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

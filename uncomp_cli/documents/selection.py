@@ -16,8 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from uncomp_cli.documents.foreign import kind_of
-from uncomp_cli.documents.formats import READABLE_SUFFIXES
+from uncomp_cli.documents.formats import READABLE_SUFFIXES, kind_of
 from uncomp_cli.documents.gitignore import Ignored, glob_pattern
 from uncomp_cli.errors import DocumentError, UncompError, UsageError
 from uncomp_cli.files import absolute

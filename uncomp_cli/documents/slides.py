@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
-from uncomp_cli.documents.archive import Archive
+from uncomp_cli.documents.archive import Archive, Relation, main_part, relations, tree_of, walk_part
 from uncomp_cli.documents.charts import chart_text, is_said, paragraphs
 from uncomp_cli.documents.enumeration import Level, Numbered, count_of
-from uncomp_cli.documents.parts import Relation, main_part, relations, tree_of, walk_part
 from uncomp_cli.documents.text import (
     CHART,
     FILM,

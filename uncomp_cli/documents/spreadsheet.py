@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, TypeVar
 
-from uncomp_cli.documents.archive import Archive, damaged
+from uncomp_cli.documents.archive import Archive, Node, Relation, damaged, main_part, relations, tree_of
 from uncomp_cli.documents.charts import is_said
 from uncomp_cli.documents.display import GENERAL, built_in, display
+from uncomp_cli.documents.formats import package
 from uncomp_cli.documents.ledger import Row, letters, lines_of, merged, place_name
 from uncomp_cli.documents.markdown import Phrase
-from uncomp_cli.documents.packages import package
-from uncomp_cli.documents.parts import Node, Relation, main_part, relations, tree_of
 from uncomp_cli.documents.superscripts import clean, resolve
 from uncomp_cli.documents.text import (
     CHART,

@@ -7,13 +7,11 @@ are never opened: a linked one would name any file of this machine (CVE-2025-118
 
 from collections.abc import Iterator, Mapping
 
-from uncomp_cli.documents.archive import Archive
+from uncomp_cli.documents.archive import Archive, Relation, main_part, relations, tree_of, walk_part
 from uncomp_cli.documents.charts import chart_text, paragraphs
-from uncomp_cli.documents.parts import Relation, main_part, relations, tree_of, walk_part
 from uncomp_cli.documents.text import Text, Wishes, counted, running
 from uncomp_cli.documents.word.manuscript import Manuscript
-from uncomp_cli.documents.word.outline import read_lists, read_styles
-from uncomp_cli.documents.word.story import Story
+from uncomp_cli.documents.word.outline import Story, read_lists, read_styles
 from uncomp_cli.errors import DocumentError
 
 _KIND = "Word document"
