@@ -108,6 +108,7 @@ def test_a_peer_runs_in_its_environment_and_a_missing_one_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_environment(tmp_path, "llamacpp", 'read job; echo "$1 $job" >&2; echo noise; echo \'{"ttft_s": 1.5}\'')
+    fake_environment(tmp_path, "openvino", "exit 1")  # which has no stopwatch
     ggufs = [Path("Model.Q4_1.gguf"), Path("Model.Q4_0.gguf")]
     arms = timed.peer_arms(tmp_path, (1, 2), new_tokens=4, model=tmp_path, ggufs=ggufs, keep=0.05)
     ways = [", flash attention", ", flash attention, 8-bit cache", ""]

@@ -8,8 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
+from support.gguf_files import tiny_llama, write_gguf
 from support.programs import PEERS, script
 from uncomp_cli.evals.judges.answers import match_score
 from uncomp_cli.evals.tables.outcome import Outcome
@@ -29,6 +32,7 @@ RUN = {
 
 records, join = script("records"), script("join")
 environments, peers, export = script("environments"), script("peers"), script("export")
+weights = script("weights")
 
 
 def line(index: int, setting: str, nll: float, exact: float = 1.0, **more: Any) -> dict[str, Any]:
@@ -172,6 +176,25 @@ def test_an_answer_that_ours_gives_no_likelihood_of_counts_only_as_found():
     assert len(theirs.found) == 2
 
 
+def test_a_peer_without_likelihoods_is_compared_by_what_it_finds():
+    theirs = [line(i, "u8 KV", 0.0, metrics={"match": share}) for i, share in enumerate((0.0, 1.0))]
+    our = [line(i, setting, 0.5, kept_fraction=0.1) for i in (0, 1) for setting in ("full", "tiny 5%")]
+    found = join.rows([ours(*our), source("OpenVINO GenAI", theirs)], "aware")
+    shown = cells(found, 2)
+    assert shown[1:4] == ["OpenVINO GenAI", "u8 KV", "–"]
+    assert (shown[4], shown[7]) == ("–", "–")
+    assert all(cell.startswith("-50 ") for cell in (shown[5], shown[8]))
+
+
+def test_a_slow_peer_takes_no_samples_from_another():
+    our = ours(*(line(i, "full", 0.5) for i in range(4)), dtype="float32")
+    slow, fast = source("kvpress", [line(0, "TOVA 5%", 1.0)]), source("b", [line(i, "q8 KV", 1.0) for i in range(4)])
+    page = join.page([our, slow, fast], command="join")
+    assert "kvpress, 1 samples of" in page
+    assert "b, 4 samples of" in page
+    assert "q8 KV |" in page
+
+
 def test_refused_samples_are_counted_and_left_out():
     refusal = {"refused": "the window is longer than the prompt", "metrics": {}, "kept_fraction": 0.0}
     lines = [line(0, "SnapKV 20%", 0.4), line(1, "SnapKV 20%", 0.0, **refusal), line(1, "KeyDiff 20%", 0.5)]
@@ -249,9 +272,24 @@ def test_nothing_to_join_writes_nothing(tmp_path, capsys):
 def test_missing_environments_are_named_with_how_to_build_them(tmp_path, capsys):
     assert peers.run_all(tmp_path / "none", tmp_path / "samples.jsonl", tmp_path / "out", limit=None) == 0
     said = capsys.readouterr().err
-    for folder in ("kvpress", "llamacpp"):
+    for folder in ("kvpress", "llamacpp", "openvino"):
         assert f"no environment in {tmp_path / 'none' / folder}; it is left out" in said
     assert f"python benchmarks/peers/peers.py --build {tmp_path / 'none'}" in said
+
+
+def test_matrices_are_written_again_in_16_bits(tmp_path):
+    narrow = write_gguf(tmp_path / "narrow.gguf", tiny_llama(), kind=lambda name: "Q4_1", file_type=3)
+    wide = tmp_path / "wide.gguf"
+    weights.widen(narrow, wide)
+    before, after = gguf.GGUFReader(narrow), gguf.GGUFReader(wide)
+    assert [tensor.name for tensor in after.tensors] == [tensor.name for tensor in before.tensors]
+    for old, new in zip(before.tensors, after.tensors, strict=True):
+        numbers = gguf.dequantize(old.data, old.tensor_type)
+        assert new.tensor_type.name == ("F16" if numbers.ndim > 1 else "F32")
+        assert np.array_equal(new.data, numbers.astype(new.data.dtype))
+    said = {name: field.contents() for name, field in before.fields.items() if not name.startswith("GGUF.")}
+    told = {name: field.contents() for name, field in after.fields.items() if not name.startswith("GGUF.")}
+    assert told == {**said, "general.file_type": gguf.LlamaFileType.MOSTLY_F16}
 
 
 def fake_environment(directory: Path, peer: Any, body: str) -> None:

@@ -39,6 +39,13 @@ PEERS = (
         script="run_llamacpp.py",
         results="llamacpp.jsonl",
     ),
+    Peer(
+        name="OpenVINO GenAI",
+        folder="openvino",
+        requirements=("openvino-genai==2026.4.1.0", "gguf==0.19.0"),
+        script="run_openvino.py",
+        results="openvino.jsonl",
+    ),
 )
 
 

@@ -8,6 +8,7 @@ of the two did not run is left out for both; a setting that has not all of the s
 
 Bytes are shares of a 16-bit cache of what the compression saw. Ours are those that were allocated, where float32 counts
 twice; kvpress, which ran in float32 as well, gets its entries as if they were in 16 bits, also those it only masks.
+A peer that gives no likelihood is compared by what it finds alone.
 """
 
 import platform
@@ -67,7 +68,7 @@ class Row:
 
 
 def load_peer(path: Path) -> Source:
-    """A file of run_kvpress.py or run_llamacpp.py. Ends the program when it is another kind."""
+    """A file of a peer's run_….py. Ends the program when it is another kind."""
     header, lines = read_lines(path)
     if header.get("kind") != RESULTS:
         raise SystemExit(f"{path}: a file of {header.get('kind')!r}, not of {RESULTS!r}")
@@ -276,7 +277,10 @@ NOTES = """\
 - llama.cpp keeps the whole cache, and runs the Q4_1 GGUF from which our safetensors were made: the numbers are the
   same, the arithmetic is not (it multiplies them with 8-bit activations), which is what its f16 row is away from full.
 - kvpress presses were given the recorded prefill layer by layer, by their own hooks; `run_kvpress.py --check` compares
-  that with a prefill under the press. KVzip reads the context a second time behind the first to score it."""
+  that with a prefill under the press. KVzip reads the context a second time behind the first to score it.
+- OpenVINO GenAI gives no likelihood of a right answer: what it found is compared alone. *Kept* is the blocks in use
+  after its eviction, with the scales of 8 bits; the prompt, with the question, and the answer's first two tokens have
+  the whole cache. It runs the same numbers in 16 bits, and no document without its question."""
 
 
 def page(sources: Sequence[Source], *, command: str, shown: Sequence[str] = ()) -> str:

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from environments import PEERS, build, interpreter, missing_message
+from environments import PEERS, Peer, build, interpreter, missing_message
 from join import load_ours, load_peer, merged, page
 from records import command_line, packed_or_not, say
-from weights import gguf_file, plain_directory
+from weights import gguf_file, plain_directory, wide_gguf
 
 from uncomp_cli.config import DEFAULT_MODEL
 from uncomp_cli.errors import UncompError
@@ -28,7 +28,7 @@ REPORT = HERE.parent.parent / "docs" / "results" / "peers.md"
 
 
 def build_all(directory: Path) -> int:
-    """Both environments and the GGUF; 1 when one of them failed."""
+    """The environments and the GGUF; 1 when one of them failed."""
     directory.mkdir(parents=True, exist_ok=True)
     built = [build(directory, peer) for peer in PEERS]
     gguf_file(directory)
@@ -44,14 +44,27 @@ def run_all(directory: Path, samples: Path, out: Path, *, limit: int | None) -> 
         if python is None:
             say(missing_message(directory, peer))
             continue
-        model = gguf_file(directory) if peer.folder == "llamacpp" else plain_directory(directory, DEFAULT_MODEL)
-        arguments = ["--model", str(model), "--samples", str(samples), "--out", str(out / peer.results)]
+        arguments = [
+            "--model",
+            str(model_of(peer, directory)),
+            "--samples",
+            str(samples),
+            "--out",
+            str(out / peer.results),
+        ]
         arguments += ["--limit", str(limit)] if limit else []
         code = subprocess.run([str(python), str(HERE / peer.script), *arguments]).returncode
         if code:
             say(f"{peer.name}: ended with {code}; what it wrote is kept, run again to continue")
             failed = 1
     return failed
+
+
+def model_of(peer: Peer, directory: Path) -> Path:
+    """The default model as the peer reads it, in `directory`."""
+    if peer.folder == "llamacpp":
+        return gguf_file(directory)
+    return wide_gguf(directory) if peer.folder == "openvino" else plain_directory(directory, DEFAULT_MODEL)
 
 
 def join_all(results: Sequence[Path], ours: Sequence[Path], report: Path, *, shown: Sequence[str] = ()) -> int:

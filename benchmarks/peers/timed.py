@@ -49,7 +49,7 @@ def peer_arms(
         ],
     }
     arms = []
-    for peer in PEERS:
+    for peer in (one for one in PEERS if one.name in SCRIPTS):
         python = _interpreter(directory, peer)
         if python is not None:
             for label, own in settings[peer.name]:
