@@ -35,6 +35,7 @@ settings.load_profile("quick")
 
 def pytest_configure() -> None:
     """One thread: tensors are tiny, so that threads would only wait for each other, and workers share the cores."""
+    gc.disable()  # until all is imported and collected, of which next to nothing is garbage
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and so would all that is started here
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every process that a test starts compiles the package again
@@ -72,6 +73,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """What has been imported and collected stays: nobody looks for garbage among its 700,000 objects again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settled() -> Iterator[None]:
+    """Nor among what a module leaves for those behind it: imports, caches, models of the session."""
+    yield
     gc.collect()
     gc.freeze()
 
