@@ -55,6 +55,8 @@ def _begins_word(text: str, start: int, length: int) -> bool:
     before, here = text[start - 1 : start], text[start : start + 1]
     if before.isspace() or here.isspace():
         return True
+    if length < MAX_WORD_TOKENS:
+        return False
     if all(char.isdigit() or char in ".," for char in (before, here)):
         return length >= 2 * MAX_WORD_TOKENS
     return length >= (MAX_CODE_TOKENS if (before + here).isascii() else MAX_WORD_TOKENS)
