@@ -10,7 +10,7 @@ import pytest
 
 from support.commands import Ask, records, two_lines
 from support.curves import curve_up_to, risky, seen
-from support.tiny import TRAINED_LENGTH
+from support.tiny import scaled_model
 from uncomp_cli.asking.doubts import Risk, Try, best_of, escalation_record, wider
 from uncomp_cli.asking.subject import Reader
 from uncomp_cli.budget.amount import Budget
@@ -155,10 +155,11 @@ def test_evidence_and_the_account_of_the_budget_are_those_of_the_answer_that_sta
     assert all(each["kept_fraction"] == 1 for each in record["evidence"]) == full
 
 
-def test_a_re_packed_document_is_asked_again_with_what_the_trained_length_holds(ask: Ask) -> None:
-    Path("long.txt").write_text(("The harbour was quiet and the lamps were lit. " * 400)[: TRAINED_LENGTH + 900])
+def test_a_re_packed_document_is_asked_again_with_what_the_trained_length_holds(ask: Ask, tiny_model: Path) -> None:
+    Path("long.txt").write_text("The harbour was quiet and the lamps were lit. " * 30)
+    model = scaled_model(tiny_model, 1536, rope_type="default")
     preset = risky(Path(), 0.01, rope="repack")
-    code, out, err = ask("-f", "long.txt", "--rope", "repack:2", "-p", preset, "--json", "Where?")
+    code, out, err = ask("-m", model, "-f", "long.txt", "--rope", "repack:2", "-p", preset, "--json", "Where?")
     assert code == 0, err
     (record,) = records(out)
     sizes = [each["kv_bytes"] for each in record["escalation"]]

@@ -7,13 +7,20 @@ from typing import Any
 import pytest
 
 from support.commands import Ask, two_lines
-from support.tiny import TRAINED_LENGTH, scaled_model
+from support.tiny import scaled_model
 from uncomp_cli.engine.spend import memory
 
 AUTO = ("reread",)
 """What `auto` comes to for a model whose keys can be moved."""
-LONG = TRAINED_LENGTH + 1200
+TRAINED = 2048
+LONG = TRAINED + 600
 ASKED = ("--max-new-tokens", "6", "--policy", "uniform", "-b", "20%")
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained for half as many tokens, so that less has to be read to pass them."""
+    return Path(scaled_model(tiny_model, TRAINED, folder=tmp_path_factory.mktemp("half") / "tiny", rope_type="default"))
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +44,7 @@ def test_a_long_document_is_refused_where_no_way_is_named(ask: Ask) -> None:
     [
         (["--rope", "yarn:2"], "yarn:2", "extended by --rope yarn:2"),
         (["--rope", "dynamic:2"], "dynamic:2", "extended by --rope dynamic:2"),
-        (["--rope", "linear", "--context", "8k"], "linear:2", "extended by --rope linear:2"),
+        (["--rope", "linear", "--context", "4k"], "linear:2", "extended by --rope linear:2"),
         (["--rope", "repack:3"], "repack:3", "re-packed within that length (--rope repack:3)"),
         (["--rope", "repack"], "repack", "re-packed within that length (--rope repack)"),
         (["--rope", "reread"], "reread", "re-packed within that length (--rope reread)"),
@@ -52,11 +59,11 @@ def test_a_long_document(ask: Ask, args: list[str], rope: str, how: str) -> None
     assert record["model"]["rope"] == rope
     assert record["uncertainty"]["prompt_in_trained_length"] is False
     (warning,) = [each for each in record["warnings"] if "was trained for" in each]
-    assert warning.endswith(f"trained for 4,096: answers from a context {how} are less reliable")
+    assert warning.endswith(f"trained for 2,048: answers from a context {how} are less reliable")
     assert f"warning: {warning}" in err.splitlines()
 
 
-@pytest.mark.parametrize("args", [["--rope", "auto"], ["--context", "8k"], ["--rope", "auto", "--context", "8192"]])
+@pytest.mark.parametrize("args", [["--rope", "auto"], ["--context", "4k"], ["--rope", "auto", "--context", "4096"]])
 def test_auto_is_said_and_is_as_trained_where_all_fits(ask: Ask, args: list[str]) -> None:
     code, out, err = ask("-f", "long.txt", *args, "--json", "Where?")
     assert code == 0, err
@@ -95,13 +102,13 @@ def test_documents_of_two_lengths_share_frequencies_that_depend_on_it(ask: Ask) 
 
 @pytest.mark.parametrize(
     ("args", "rope", "length"),
-    [(["--rope", "repack"], "repack", 2**20), (["--rope", "yarn:2"], "yarn:2", 8192), (["--force"], "plain", 2**20)],
+    [(["--rope", "repack"], "repack", 2**20), (["--rope", "yarn:2"], "yarn:2", 4096), (["--force"], "plain", 2**20)],
 )
 def test_a_plan_says_how_the_length_is_reached(ask: Ask, args: list[str], rope: str, length: int) -> None:
     code, out, err = ask("-f", "long.txt", *args, "--dry-run", "--json", "Where?")
     assert code == 0, err
     plan = record_of(out)
-    assert (plan["rope"], plan["context_length"], plan["trained_length"]) == (rope, length, TRAINED_LENGTH)
+    assert (plan["rope"], plan["context_length"], plan["trained_length"]) == (rope, length, TRAINED)
     record = record_of(ask("-f", "long.txt", *args, "--json", "Where?")[1])
     assert plan["prompt_tokens"] == record["usage"]["prompt_tokens"]
     assert plan.get("chunk_tokens") == record["compression"]["chunk_tokens"]
@@ -127,9 +134,9 @@ def test_what_is_saved_is_extended_and_not_re_packed(ask: Ask, flag: list[str]) 
         (["--force", "--rope", "yarn:2"], 2, "--force reads on as the model was trained"),
         (["--context", "many"], 2, "context 'many' is not a length in tokens"),
         (["--rope", "plain:2"], 2, "rope 'plain' takes no factor"),
-        (["--rope", "yarn:2", "--context", "32k"], 2, "--rope yarn:2 makes 4,096 tokens 8,192, not the 32,768"),
+        (["--rope", "yarn:2", "--context", "32k"], 2, "--rope yarn:2 makes 2,048 tokens 4,096, not the 32,768"),
         (["--rope", "yarn:0.5"], 2, "rope factor 0.5 is not above 1"),
-        (["--context", "5000"], 3, "the prompt has 5,3"),
+        (["--context", "2500"], 3, "the prompt has 2,6"),
     ],
 )
 def test_what_cannot_be(ask: Ask, args: list[str], code: int, message: str) -> None:
@@ -175,9 +182,7 @@ def test_reading_on_as_trained_is_refused_where_nothing_says_how(ask: Ask, tiny_
 
 
 def test_a_scaling_of_its_own_that_gives_way_is_said(ask: Ask, tiny_model: Path) -> None:
-    model = scaled_model(
-        tiny_model, TRAINED_LENGTH, rope_type="yarn", factor=2.0, original_max_position_embeddings=2048
-    )
+    model = scaled_model(tiny_model, TRAINED, rope_type="yarn", factor=2.0, original_max_position_embeddings=1024)
     code, out, err = ask("-f", "long.txt", "-m", model, "--rope", "ntk:4", "--json", "Where?")
     assert code == 0, err
     said = "the model's own RoPE scaling (yarn:2) is replaced by --rope ntk:4"

@@ -11,7 +11,7 @@ from uncomp_cli.cli.app import run
 from uncomp_cli.evals.journal import read_journal
 from uncomp_cli.evals.rope.cells import CELLS
 
-SHAPE = ("--tokens", "600,1k", "--depths", "2", "--kinds", "plain,yarn:2,repack:2@40%")
+SHAPE = ("--tokens", "400,600", "--depths", "2", "--kinds", "plain,yarn:2,repack:2@40%")
 NUM_CELLS = 3 + 3 * 2 * 2
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -60,11 +60,11 @@ def test_a_finished_run_measures_nothing_again_and_gives_json(
     record = last_object(out)
     assert (record["schema_version"], record["kind"]) == (1, "uncomp rope")
     assert {(row["arm"].partition(":")[0], row["tokens"]) for row in record["needles"]} == {
-        (arm, tokens) for arm in ("plain", "yarn", "repack") for tokens in (600, 1024)
+        (arm, tokens) for arm in ("plain", "yarn", "repack") for tokens in (400, 600)
     }
     assert len(record["cells"]) == 12
     assert record["recommendation"]["flags"] is None
-    kept = {row["arm"].partition(":")[0]: row["kept_fraction"] for row in record["needles"] if row["tokens"] == 1024}
+    kept = {row["arm"].partition(":")[0]: row["kept_fraction"] for row in record["needles"] if row["tokens"] == 600}
     assert kept["repack"] < 0.5 < 1 <= kept["yarn"]
 
 

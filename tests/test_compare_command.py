@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from support.commands import last_object, run_here, two_lines
+from support.tiny import scaled_model
 from uncomp_cli.cli.app import run
 from uncomp_cli.evals.judges.predictions import word_diff
 
@@ -104,23 +105,24 @@ def test_the_other_side_is_checked_before_loading(
     ("args", "rope", "how"),
     [
         (["--rope", "yarn:2"], "yarn:2", "extended by --rope yarn:2"),
-        (["--rope", "dynamic", "--context", "8k"], "dynamic:2", "extended by --rope dynamic:2"),
-        (["--context", "8k"], "yarn:2", "--rope yarn:2"),
+        (["--rope", "dynamic", "--context", "2560"], "dynamic:2", "extended by --rope dynamic:2"),
+        (["--context", "2560"], "yarn:2", "--rope yarn:2"),
         (["--force"], "plain", "--rope plain"),
     ],
 )
 def test_both_sides_read_past_the_trained_length(tiny_model: Path, args: list[str], rope: str, how: str) -> None:
-    Path("notes.txt").write_text(TEXT * 6)
+    Path("notes.txt").write_text(TEXT * 2)
+    model = Path(scaled_model(tiny_model, 1280, rope_type="default"))
     small = ("--policy", "uniform", "-b", "20%", "--against", "uniform@10%")
-    assert compare(tiny_model, *small)[0] == 3
-    code, out, err = compare(tiny_model, *small, *args, "--json")
+    assert compare(model, *small)[0] == 3
+    code, out, err = compare(model, *small, *args, "--json")
     assert code == 0, err
     for side in last_object(out)["sides"]:
         assert side["model"]["rope"] == rope
         (warning,) = side["warnings"]
         assert how in warning
         assert warning in err
-    assert ("rope auto: " in err) == (args == ["--context", "8k"])
+    assert ("rope auto: " in err) == (args == ["--context", "2560"])
 
 
 def test_what_is_re_packed_has_no_full_cache_to_compare_with(

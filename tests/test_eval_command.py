@@ -13,7 +13,7 @@ from uncomp_cli.engine.forward.products import has_fast_bfloat16
 from uncomp_cli.evals.journal import read_journal
 from uncomp_cli.evals.tables.outcome import OUTCOMES
 
-SHAPE = ("--samples", "2", "--tokens", "1500", "-b", "50%", "-b", "20%")
+SHAPE = ("--samples", "2", "--tokens", "800", "-b", "50%", "-b", "20%")
 COMMON = (*SHAPE, "--policy", "uniform", "--policy", "full/8bit")
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -70,7 +70,7 @@ def test_json_is_one_object_and_the_last_line(tiny_model: Path) -> None:
 
 def test_a_killed_run_goes_on_and_loses_nothing(tiny_model: Path, long_lived: list[Running]) -> None:
     args = ("eval", "-m", str(tiny_model), "--out", "results.jsonl", "-t", "needle/uuid", "--regime", "aware")
-    shape = ("--samples", "40", "--tokens", "1500", "-b", "20%", "--policy", "uniform")
+    shape = ("--samples", "40", "--tokens", "800", "-b", "20%", "--policy", "uniform")
     running = start(*args, *shape)
     long_lived.append(running)
     running.wait_for("stderr", "results: results.jsonl (0 there)")
@@ -84,7 +84,7 @@ def test_a_killed_run_goes_on_and_loses_nothing(tiny_model: Path, long_lived: li
     there = torn[: torn.rindex(b"\n") + 1]
     before = there.count(b"\n") - 1
     assert 3 <= before < 80
-    code, _, err = run_here(*args, "--samples", "6", "--tokens", "1500", "-b", "20%", "--policy", "uniform")
+    code, _, err = run_here(*args, "--samples", "6", "--tokens", "800", "-b", "20%", "--policy", "uniform")
     assert code == 0, err
     assert f"results: results.jsonl ({before} there)" in err
     assert Path("results.jsonl").read_bytes().startswith(there)

@@ -53,15 +53,15 @@ def make_tiny_model(directory: Path, *, sayable: str = SAYABLE, config: PreTrain
     return directory
 
 
-def scaled_model(tiny_model: Path, trained: int, **parameters: object) -> str:
+def scaled_model(tiny_model: Path, trained: int, *, folder: Path = Path("shipped"), **parameters: object) -> str:
     """The tiny model in a folder of its own, trained for `trained` tokens and shipped with a scaling."""
-    Path("shipped").mkdir()
+    folder.mkdir()
     for file in tiny_model.iterdir():
-        (Path("shipped") / file.name).write_bytes(file.read_bytes())
+        (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((tiny_model / "config.json").read_text())
     config |= {"max_position_embeddings": trained, "rope_parameters": {"rope_theta": 10000.0, **parameters}}
-    (Path("shipped") / "config.json").write_text(json.dumps(config))
-    return "shipped"
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
 
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
