@@ -75,9 +75,9 @@ class Import:
 
 
 @cache
-def parsed(source: str) -> ast.Module:
-    """A module's tree, which several tests walk."""
-    return ast.parse(source)
+def nodes(source: str) -> tuple[ast.AST, ...]:
+    """All of a module's tree, which several tests go through; the module itself is the first."""
+    return tuple(ast.walk(ast.parse(source)))
 
 
 def violations(root: Path) -> list[str]:
@@ -110,15 +110,17 @@ def _imports(path: Path, root: Path) -> tuple[Import, ...]:
 
 @cache
 def _imported(source: str, relative: str) -> tuple[Import, ...]:
-    return tuple(_found(parsed(source), relative))
+    return tuple(_found(nodes(source)[0], relative))
 
 
-def _found(tree: ast.Module, relative: str) -> Iterator[Import]:
-    lazy = {id(inner) for node in ast.walk(tree) if _is_lazy(node) for inner in ast.walk(node)}
-    for node in ast.walk(tree):
-        names = tuple(alias.name for alias in node.names) if isinstance(node, ast.ImportFrom) else ()
-        for module in _modules(node, relative):
-            yield Import(relative, node.lineno, module, at_top=id(node) not in lazy, names=names)
+def _found(node: ast.AST, relative: str, *, at_top: bool = True) -> Iterator[Import]:
+    """Imports are statements, so that nothing else is gone into."""
+    names = tuple(alias.name for alias in node.names) if isinstance(node, ast.ImportFrom) else ()
+    for module in _modules(node, relative):
+        yield Import(relative, node.lineno, module, at_top=at_top, names=names)
+    for inner in ast.iter_child_nodes(node):
+        if isinstance(inner, (ast.stmt, ast.excepthandler, ast.match_case)):
+            yield from _found(inner, relative, at_top=at_top and not _is_lazy(node))
 
 
 def _is_lazy(node: ast.AST) -> bool:
@@ -148,7 +150,7 @@ def replacings(root: Path) -> list[str]:
     found = []
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root).as_posix()
-        for node in ast.walk(parsed(path.read_text(encoding="utf-8"))):
+        for node in nodes(path.read_text(encoding="utf-8")):
             if relative != FILES and isinstance(node, ast.Call) and _replaces(node):
                 found.append(f"{relative}:{node.lineno}: {ast.unparse(node.func)}")
             elif relative != FILES and isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil"):
@@ -311,7 +313,7 @@ def long_signatures(root: Path) -> set[str]:
         f"{path.relative_to(root).as_posix()}: {node.name}"
         for path in root.rglob("*.py")
         if not path.relative_to(root).as_posix().startswith("cli/declare/")
-        for node in ast.walk(parsed(path.read_text(encoding="utf-8")))
+        for node in nodes(path.read_text(encoding="utf-8"))
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         if not any(ast.unparse(each).startswith("triton.jit") for each in node.decorator_list)
         if len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs) > MOST_PARAMETERS

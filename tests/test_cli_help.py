@@ -42,7 +42,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_help_takes_a_small_part_of_what_torch_would() -> None:
-    """Seconds of the processor, in alternation: a busy machine waits, and a slow one is slow at both."""
+    """Seconds of the processor, side by side: a busy machine waits, a slow one is slow at both; in doubt once more."""
 
     def once(*arguments: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -50,9 +50,7 @@ def test_help_takes_a_small_part_of_what_torch_would() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    took = [(once("-m", "uncomp_cli", "--help"), once("-c", "import torch")) for _ in range(2)]
-    helped, torch = map(min, zip(*took, strict=True))
-    assert helped < 0.4 * torch
+    assert any(once("-m", "uncomp_cli", "--help") < 0.4 * once("-c", "import torch") for _ in range(2))
 
 
 def test_every_command_has_help_and_every_option_says_something() -> None:

@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.families import FAMILIES, VOCAB, assert_same, full_plan, make_prompt, planned_for, stock_logits, tiny
+from support.families import (
+    FAMILIES,
+    VOCAB,
+    assert_same,
+    config_of,
+    full_plan,
+    make_prompt,
+    planned_for,
+    stock_logits,
+    tiny,
+)
 from support.oracle import Leaving
 from uncomp_cli.engine.forward.decoder import Decoder, can_thin
 from uncomp_cli.engine.read.reader import Reader
@@ -16,7 +26,7 @@ from uncomp_cli.engine.tokens.prompt import Prompt
 from uncomp_cli.models.families import load_families
 from uncomp_cli.models.shape import spec_from_config
 
-LOOPED = [family for family in FAMILIES if tiny(family)[2].model_type in load_families().thinned]
+LOOPED = [family for family in FAMILIES if config_of(family).model_type in load_families().thinned]
 CONTEXT, QUESTION = 40, 5
 
 

@@ -3,19 +3,20 @@
 import pytest
 import torch
 
-from support.families import FAMILIES, make_prompt, read, tiny
+from support.families import FAMILIES, config_of, make_prompt, read, tiny
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
 from uncomp_cli.cache.ragged import RaggedKVCache
 from uncomp_cli.engine.context.recall import put_back
 from uncomp_cli.engine.forward.decoder import Decoder
 from uncomp_cli.engine.tokens.tokens import Tokens
+from uncomp_cli.models.shape import spec_from_config
 
 CONTEXT, SPANS = 90, (range(20, 29), range(40, 61))
 SPAN = [at for span in SPANS for at in span]
 
 
 def slides(family: str) -> bool:
-    spec = tiny(family)[2]
+    spec = spec_from_config(config_of(family), "float32")
     return len(spec.full_layers) < spec.num_layers
 
 

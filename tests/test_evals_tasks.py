@@ -76,7 +76,7 @@ def test_samples_are_as_long_as_asked_and_solvable(subtask: str, tokens: int, ha
 def test_lengths_hold_with_the_tokenizer_of_the_default_model(default_model_dir: Path) -> None:
     tokenizer = load_tokenizer(default_model_dir)
     count = partial(count_model_tokens, tokenizer)
-    for subtask, index in product(SUBTASKS, range(2)):
+    for subtask, index in product(SUBTASKS, some(1, 2)):
         sample = make(subtask, index, haystack=PROSE, count=count)
         assert 0.95 * 1800 <= length(sample, count) <= 1800, subtask
         check_solvable(sample)
@@ -90,7 +90,7 @@ def test_arguments_determine_the_sample_and_each_matters(subtask: str) -> None:
     assert make(subtask, 3, tokens=600) == make(subtask, 3, tokens=600)
     samples = [
         make(subtask, index, tokens=tokens, seed=seed)
-        for index, tokens, seed in product(some(2, 6), (600, 900, 1800), (0, 1))
+        for index, tokens, seed in product(some(2, 6), (600, 1800), (0, 1))
     ]
     assert len({(sample.context, sample.queries) for sample in samples}) == len(samples)
 

@@ -9,7 +9,7 @@ from fuzz import KINDS, fuzz
 from support.matrix import some
 from uncomp_cli.errors import UsageError
 
-INPUTS = len(some(40, 100))
+INPUTS = len(some(25, 100))
 TOLERANT = {"text", "html", "mail", "questions", "rtf", "srt", "tex", "csv", "jsonl"}
 """Damage leaves most of these readable: what is broken of them is counted as lost."""
 

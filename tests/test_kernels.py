@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from support.native import fresh_library, levels
+from support.commands import PATIENCE_S, fork_server
+from support.native import fresh_library, levels, multiply_beside_a_closed_page
 from support.operations import noise
 from uncomp_cli.errors import ModelError
 from uncomp_cli.kernels import compiler, library
@@ -241,32 +242,13 @@ def test_the_child_of_a_fork_has_threads_of_its_own() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], check=True, timeout=60, cwd=root)
 
 
-GUARDED = """
-import ctypes, mmap, torch
-from uncomp_cli.kernels.library import find
-from uncomp_cli.kernels.matrix import Matrix
-from uncomp_cli.kernels.pages import Pages
-
-page = mmap.PAGESIZE
-memory = mmap.mmap(-1, 17 * page)
-begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(begin + 16 * page), page, 0) == 0  # who reads there is killed
-for dtype in (torch.float32, torch.float16, torch.bfloat16):
-    for rows, cols in ((1, 1), (3, 40), (17, 33), (30, 64)):
-        weight = torch.randn(rows, cols).to(dtype)
-        offset = 16 * page - weight.nbytes
-        placed = torch.frombuffer(memory, dtype=dtype, count=weight.numel(), offset=offset).view(rows, cols)
-        placed.copy_(weight)
-        states = torch.randn(2, cols)
-        torch.testing.assert_close(Matrix.of(placed).multiply(find(), states), states @ weight.float().T)
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="a page is closed as Linux does it")
 def test_nothing_is_read_behind_a_matrix() -> None:
     fresh_library()
-    root = str(Path(__file__).parent.parent)
-    subprocess.run([sys.executable, "-W", "ignore", "-c", GUARDED], check=True, timeout=60, cwd=root)
+    process = fork_server().Process(target=multiply_beside_a_closed_page, daemon=True)
+    process.start()
+    process.join(PATIENCE_S)
+    assert process.exitcode == 0
 
 
 def test_a_library_that_was_cut_short_is_refused_and_ends_nothing(tmp_path: Path) -> None:

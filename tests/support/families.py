@@ -97,12 +97,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 Ids = tuple[int, ...]
 
 
+def config_of(family: str) -> Any:
+    """Its shape, of which no model has to be made."""
+    name, extra = FAMILIES[family]
+    return getattr(transformers, f"{name}Config")(**{**SHAPE, **extra})
+
+
 def tiny(family: str) -> tuple[Any, Decoder, ModelSpec]:
     """A stock model, an engine over a copy of its weights, and their shape."""
-    name, extra = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**{**SHAPE, **extra})
+    config = config_of(family)
     torch.manual_seed(0)
-    model_class = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")
+    model_class = getattr(transformers, f"{FAMILIES[family][0].removesuffix('Text')}ForCausalLM")
     stock = model_class(config).eval()
     stock.set_attn_implementation("eager")
     spec = spec_from_config(config, "float32")
