@@ -16,8 +16,7 @@ from hypothesis import settings
 
 from support.matrix import thin_out
 from uncomp_cli.config import DEFAULT_MODEL
-from uncomp_cli.models.catalog import ensure_local, local_path, remove_model
-from uncomp_cli.models.conversion import read_manifest
+from uncomp_cli.models.catalog import ensure_local, local_path
 from uncomp_cli.models.sources import cache_dir
 
 if TYPE_CHECKING:
@@ -130,11 +129,7 @@ def loaded(tiny_model: Path) -> "LoadedModel":
 
 @pytest.fixture(scope="session")
 def default_model_dir() -> Path:
-    """The default model in the cache directory, pulled when it is not there, or is an older uncomp's copy."""
-    path = local_path(DEFAULT_MODEL)
-    note = None if path is None else read_manifest(path)
-    if note is not None and not note.files:
-        remove_model(DEFAULT_MODEL)
+    """The default model in the cache directory, pulled when it is not there."""
     for _ in ensure_local(DEFAULT_MODEL):
         pass
     path = local_path(DEFAULT_MODEL)

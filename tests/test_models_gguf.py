@@ -26,7 +26,6 @@ from support.gguf_files import (
 )
 from support.pace import swift
 from uncomp_cli.cache.ragged import RaggedKVCache
-from uncomp_cli.cli.stock import doctor
 from uncomp_cli.engine.forward import products
 from uncomp_cli.engine.forward.attention import AppendState
 from uncomp_cli.engine.forward.decoder import Decoder
@@ -304,19 +303,6 @@ def test_a_note_of_a_newer_uncomp_is_not_believed(tmp_path, stock):
     assert local_path(str(path)) is None
     assert list(ensure_local(str(path)))
     assert conversion.read_manifest(local_path(str(path))) == note
-
-
-def test_copies_of_an_older_uncomp_are_told_of_with_the_command(tmp_path, stock):
-    path, folder = write_gguf(tmp_path / "tiny.gguf", stock), sources.models_dir() / "old copy"
-    stock.save_pretrained(folder)
-    note = conversion.describe(folder, "gguf tiny.gguf", None)
-    conversion.write_manifest(folder, replace(note, version=1, source_path=str(path)))
-    (told,) = doctor._old_copies()
-    assert told == {"name": "old copy", "size_bytes": conversion.weights_size(folder)}
-    (line,) = doctor.recommended({"old_copies": [told]})
-    assert line.endswith("uncomp model remove 'old copy'")
-    path.unlink()  # then the copy is all that there is
-    assert doctor._old_copies() == []
 
 
 def test_a_hidden_file_is_converted_once_too(tmp_path, stock):

@@ -50,7 +50,7 @@ RECORD = Record(
     kept_entries=100,
     kv_full_bytes=100_000,
     uncertainty=Uncertainty("loss", ((0.5,), (0.25,))),
-    documents=(MadeFrom("a.md", NO_HASH, 1200, False), MadeFrom("zoë.md", NO_HASH, 34, False)),
+    documents=(MadeFrom("a.md", NO_HASH, 1200, False, 0), MadeFrom("zoë.md", NO_HASH, 34, False, 0)),
 )
 
 

@@ -150,11 +150,9 @@ def written_down(documents: DocumentSet, files: Sequence[dict[str, Any]], saved:
 
 
 def opened_documents(saved: "Account") -> DocumentSet:
-    """The documents of a context that was opened; none where their texts were not saved with it."""
+    """The documents of a context that was opened, with the texts that were saved with it."""
     documents, end = list[Document](), 0
     for each in saved.record.documents if saved.record is not None else ():
-        if each.text_bytes is None:
-            return DocumentSet(())
         begin, end = end, end + each.text_bytes
         places = tuple(map(Place, each.place_lines, each.place_names))
         text = saved.texts[begin:end].decode("utf-8", "surrogatepass")

@@ -77,16 +77,15 @@ class MadeBy:
 class MadeFrom:
     """A document in the text of a cache; `truncated` when tokens were cut away, `losses` what its reader left out.
 
-    Its text has `text_bytes` of those that were saved, None where none were; from line `place_lines[i]` on it stands at
-    `place_names[i]`.
+    Its text has `text_bytes` of those that were saved; from line `place_lines[i]` on it stands at `place_names[i]`.
     """
 
     path: str
     sha256: Hash
     tokens: Count
     truncated: bool
+    text_bytes: Count
     losses: tuple[str, ...] = ()
-    text_bytes: Count | None = None
     place_lines: tuple[int, ...] = ()
     place_names: tuple[str, ...] = ()
 

@@ -1,7 +1,7 @@
 """A prepared model's directory: built beside its place, noted, then renamed there: what is in place is complete.
 
 It holds configuration and tokenizer, and a note of where the weights are: in a GGUF file that stays where it is, or in
-the directory itself (the built-in model; older uncomps wrote safetensors there, which are read as before).
+the directory itself (the built-in model).
 
 Every build has its own staging directory, so that two processes cannot harm each other; the first to finish wins. It is
 locked while its process lives, wherever that is: containers that share the cache do not know each other's processes.
@@ -30,7 +30,6 @@ from uncomp_cli.schema import Count, Hash, load_object, read, value_of
 MANIFEST = "uncomp.json"
 HASH_LENGTH = 64
 NOTE_VERSION = 2
-"""1: weights were copied as numbers; 2: those of a GGUF are read where they lie."""
 PREFIX, _ASIDE = ".staging-", "-old"
 
 
@@ -49,18 +48,15 @@ class Manifest:
     """What a prepared model remembers of its source.
 
     `sha256` says which model it is, `size_bytes` how much of its weights is in the directory itself; `files` are those
-    of a GGUF. Notes of version 1, which do not say it, have no `files`; their `source_*` name a GGUF that was copied.
+    of the GGUF.
     """
 
     source: str
     licence: str | None
     sha256: Hash
     size_bytes: Count
-    source_path: str | None = None
-    source_size_bytes: Count | None = None
-    source_mtime_ns: int | None = None
-    files: tuple[Stored, ...] = ()
-    version: Count = 1
+    files: tuple[Stored, ...]
+    version: Count
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -69,18 +65,12 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(directory: Path) -> Manifest | None:
-    """The note in `directory`, or None when there is none that can be read, or a newer uncomp wrote it."""
+    """The note in `directory`, or None when there is none that can be read, or another version wrote it."""
     try:
         found = read(Manifest, load_object(directory / MANIFEST))
     except UsageError:
         return None
-    return found if found.version <= NOTE_VERSION else None
-
-
-def is_old_copy(manifest: Manifest | None) -> bool:
-    """Whether it is of weights that were copied as numbers from a GGUF that is still there to be read itself."""
-    source = manifest.source_path if manifest and not manifest.files else None
-    return source is not None and Path(source).is_file()
+    return found if found.version == NOTE_VERSION else None
 
 
 def is_complete(directory: Path) -> bool:

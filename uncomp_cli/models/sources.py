@@ -89,10 +89,10 @@ class GgufFile:
         return models_dir() / f"{self.path.stem.lstrip('.')}-{joined_sha256(hashes)[:12]}"
 
     def pull(self, *, offline: bool, needs_tokenizer: bool) -> Iterator[PullStep]:
-        """What is there already learns where the file is now; a copy of an older uncomp gives way, and stays itself."""
+        """What is there already learns where the file is now."""
         files, existing = parts_of(self.path), self.local()
         note = None if existing is None else read_manifest(existing)
-        if existing and note and note.files and ((existing / "tokenizer.json").exists() or not needs_tokenizer):
+        if existing and note and ((existing / "tokenizer.json").exists() or not needs_tokenizer):
             moved = describe(existing, note.source, note.licence, files, sha256=note.sha256, memo=hash_memo())
             if moved != note:
                 write_manifest(existing, moved)

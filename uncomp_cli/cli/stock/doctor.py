@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shlex
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -42,10 +41,6 @@ def recommended(report: dict[str, Any]) -> Iterator[str]:
     free, cores, threads = (report.get(key) for key in ("memory_free_bytes", "cores", "threads"))
     if "is not here" in str(report.get("default_model")):
         yield f"begin with the model: uncomp model pull {DEFAULT_MODEL}"
-    yield from (
-        f"{name} is an older uncomp's copy of a file that is read as it is now: uncomp model remove {shlex.quote(name)}"
-        for name in _names(report.get("old_copies"))
-    )
     if isinstance(free, int):
         yield _advice_on_memory(free)
     if isinstance(cores, int) and isinstance(threads, int) and threads < cores:
@@ -53,10 +48,6 @@ def recommended(report: dict[str, Any]) -> Iterator[str]:
     missing = [suffix for suffix, state in (report.get("readers") or {}).items() if str(state).startswith("missing")]
     if missing:
         yield f"{', '.join(missing)} cannot be read yet: pip install 'uncomp[documents]'"
-
-
-def _names(copies: Any) -> list[str]:
-    return [str(copy["name"]) for copy in copies] if isinstance(copies, list) else []
 
 
 def _advice_on_memory(free_bytes: int) -> str:
@@ -148,14 +139,6 @@ def _cache_bytes() -> int:
     )
 
 
-def _old_copies() -> list[dict[str, Any]]:
-    from uncomp_cli.models.conversion import is_old_copy, read_manifest, weights_size
-    from uncomp_cli.models.sources import converted
-
-    found = (path for path in converted() if is_old_copy(read_manifest(path)))
-    return [{"name": path.name, "size_bytes": weights_size(path)} for path in found]
-
-
 def _config_file() -> str:
     path = config_path()
     if not path.exists():
@@ -189,7 +172,6 @@ _PROBES: dict[str, Callable[[], Any]] = {
     "readers": _readers,
     "cache_dir": _cache_dir,
     "cache_size_bytes": _cache_bytes,
-    "old_copies": _old_copies,
     "config_file": _config_file,
     "default_model": _default_model,
 }

@@ -208,7 +208,7 @@ def _text_fault(tensors: Mapping[str, Tensor], record: Record, spec: ModelSpec) 
         return "it has tokens that the model does not know"
     if not bool((words[:1] >= 0).all()) or not bool((words[1:] >= words[:-1]).all()):
         return "its words are not numbered in order"
-    whole = len(texts_of(tensors)) == sum(each.text_bytes or 0 for each in record.documents)
+    whole = len(texts_of(tensors)) == sum(each.text_bytes for each in record.documents)
     return None if whole else "its texts are not those of its documents"
 
 
