@@ -56,32 +56,16 @@ class Served:
         return self.usual.model.name
 
 
-class _TooLargeError(UncompError):
-    """A body of more bytes than are read."""
+class _TurnedAwayError(UncompError):
+    """A request that nobody answers, with the status and the code that say why."""
 
-
-class _SlowError(UncompError):
-    """A body that does not come."""
-
-
-class _LeftError(UncompError):
-    """Nobody listens any more."""
-
-
-class _UnknownError(UncompError):
-    """Who asks has not the key."""
-
-
-class _ForeignError(UncompError):
-    """Who asks does not mean this machine."""
+    def __init__(self, status: int, code: str, message: str, *, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.told = status, code
 
 
 _STATUS: dict[type[Exception], tuple[int, str]] = {
-    _UnknownError: (401, "invalid_api_key"),
-    _ForeignError: (403, "foreign_host"),
     UnknownModelError: (404, "model_not_found"),
-    _SlowError: (408, "body_too_slow"),
-    _TooLargeError: (413, "body_too_large"),
     FullError: (429, "queue_full"),
     StoppingError: (503, "stopping"),
     DocumentError: (400, "invalid_document"),
@@ -200,9 +184,11 @@ class _House:
         if self._served.key is not None:
             given = headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self._served.key.encode()):
-                raise _UnknownError("the key is missing or wrong", hint="send Authorization: Bearer KEY")
+                message = "the key is missing or wrong"
+                raise _TurnedAwayError(401, "invalid_api_key", message, hint="send Authorization: Bearer KEY")
         elif not _LOCAL_HOST.fullmatch(headers.get("host", "")):
-            raise _ForeignError(f"the host is {shown(headers.get('host'))}", hint="ask http://127.0.0.1")
+            message = f"the host is {shown(headers.get('host'))}"
+            raise _TurnedAwayError(403, "foreign_host", message, hint="ask http://127.0.0.1")
 
 
 class _Stream(StreamingResponse):
@@ -229,11 +215,13 @@ async def _body(request: HttpRequest, most_bytes: int) -> bytes:
                 body += piece
                 if len(body) > most_bytes:
                     message = f"the body has more than {most_bytes / 2**20:,.0f} MiB"
-                    raise _TooLargeError(message, hint="save the document, and name its cache")
+                    hint = "save the document, and name its cache"
+                    raise _TurnedAwayError(413, "body_too_large", message, hint=hint)
     except TimeoutError:
-        raise _SlowError(f"the body has not come within {_BODY_S} seconds", hint="send it at once") from None
+        message = f"the body has not come within {_BODY_S} seconds"
+        raise _TurnedAwayError(408, "body_too_slow", message, hint="send it at once") from None
     except ClientDisconnect:
-        raise _LeftError("the client has left") from None
+        raise UncompError("the client has left") from None
     return bytes(body)
 
 
@@ -241,7 +229,7 @@ async def _leaving(request: HttpRequest, heard: "asyncio.Queue[Said]") -> None:
     """Say it when the client leaves."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    heard.put_nowait(_LeftError("the client has left"))
+    heard.put_nowait(UncompError("the client has left"))
 
 
 async def _heard(heard: "asyncio.Queue[Said]") -> Piece | Done:
@@ -289,6 +277,7 @@ def _refused(error: BaseException) -> tuple[int, dict[str, Any]]:
     """Status and body of an error; what is quoted in it may be long, and no text."""
     failure = failure_of(error)
     known = next((found for kind, found in _STATUS.items() if isinstance(error, kind)), None)
+    known = error.told if isinstance(error, _TurnedAwayError) else known
     status, code = known or _STATUS_OF_EXIT.get(failure.exit_code, (500, "failed"))
     message = failure.message if failure.hint is None else f"{failure.message} ({failure.hint})"
     if isinstance(error, HTTPException):
