@@ -14,8 +14,8 @@ import pytest
 
 from support.commands import two_lines
 from support.tiny import TRAINED_LENGTH
-from uncomp_cli.asking import pace
-from uncomp_cli.asking.pace import remember_pace, takes
+from uncomp_cli.asking import forecast
+from uncomp_cli.asking.forecast import remember_pace, takes
 from uncomp_cli.cli.app import run
 from uncomp_cli.engine import engine
 from uncomp_cli.engine.read.reader import Reader
@@ -236,7 +236,7 @@ def test_what_the_ways_take_is_told_by_the_pace_of_the_last_reading(
 
 @pytest.mark.parametrize("kept", ["", "fast", "0", "nan", "inf", "-3", "1e-320"])
 def test_a_pace_that_is_none_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: str) -> None:
-    monkeypatch.setattr(pace, "_path", lambda model: tmp_path / "pace")
+    monkeypatch.setattr(forecast, "_path", lambda model: tmp_path / "pace")
     (tmp_path / "pace").write_text(kept)
     assert takes("tiny", 10_000) == ""
 

@@ -15,8 +15,7 @@ from uncomp_cli.engine.tokens.prompt import decode, encode, encode_words
 from uncomp_cli.engine.write.writer import TextStream
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models.checkpoint import load_tokenizer
-from uncomp_cli.models.pretokens import CUTS
-from uncomp_cli.models.vocabulary import build_tokenizer, stop_ids
+from uncomp_cli.models.vocabulary import CUTS, build_tokenizer, stop_ids
 
 CASES = json.loads((Path(__file__).parent / "data" / "smollm2_tokens.json").read_text())["cases"]
 GPL3 = Path("/usr/share/common-licenses/GPL-3")

@@ -1,19 +1,29 @@
-"""`uncomp ask --dry-run`: what asking would take, from tokenizer and shape alone; no weights are loaded."""
+"""`uncomp ask --dry-run`: what asking would take, from tokenizer and shape alone; no weights are loaded.
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+How long a reading would take goes by the pace at which the model last read on this machine, tokens a second: a number
+in the user's state directory. Nothing is said of a model that was not measured.
+"""
+
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import platformdirs
 
 from uncomp_cli.asking.events import Event, Foreseen, Noted
 from uncomp_cli.asking.material import blame, build_prompt, describe_files, join_documents, longest_read, pins_in
-from uncomp_cli.asking.pace import takes
 from uncomp_cli.asking.readout import SCHEMA_VERSION, held_bits
 from uncomp_cli.asking.request import Request, apart
 from uncomp_cli.asking.startup import during, fetch, planned_length, weigh
 from uncomp_cli.documents.collection import DocumentSet
 from uncomp_cli.errors import DoesNotFitError
-from uncomp_cli.numerals import format_bytes, format_count
+from uncomp_cli.files import write_whole
+from uncomp_cli.numerals import format_bytes, format_count, format_seconds
 from uncomp_cli.share import Share
 
 if TYPE_CHECKING:
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
     from uncomp_cli.engine.tokens.prompt import Prompt
     from uncomp_cli.models.extension import RopeState
     from uncomp_cli.spec import ModelSpec
+
 
 _SAMPLE_CHARS = 2**14
 
@@ -258,3 +269,30 @@ def _opened(prompt: "Prompt", preset: "Preset") -> "Prompt":
     from uncomp_cli.engine.tokens.prompt import open_question
 
     return open_question(prompt, recent=scorer_config(preset).recent)
+
+
+_LEAST_TOKENS = 200
+"""A shorter text is read in the time that it takes to begin."""
+
+
+def remember_pace(model: str, record: Mapping[str, Any]) -> None:
+    """Keep the pace of an answer's `record`, where a text was read for it that is long enough to tell."""
+    usage, speed = record["usage"], record["timing"]["prefill_tok_s"]
+    if speed and usage["prompt_tokens"] - usage["cached_tokens"] >= _LEAST_TOKENS:
+        with suppress(OSError):
+            path = _path(model)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, f"{speed:.3g}\n".encode())
+
+
+def takes(model: str, tokens: int) -> str:
+    """`about 3 min at the pace of the last reading`; nothing where none was measured."""
+    try:
+        seconds = tokens / float(_path(model).read_text())
+    except (OSError, ValueError, ZeroDivisionError):
+        return ""
+    return f"about {format_seconds(seconds)} at the pace of the last reading" if 0 < seconds < math.inf else ""
+
+
+def _path(model: str) -> Path:
+    return platformdirs.user_state_path("uncomp") / "pace" / sha256(model.encode("utf-8", "surrogatepass")).hexdigest()

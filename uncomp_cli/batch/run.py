@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from uncomp_cli.asking.events import Event, Foreseen, Noted, Warned
-from uncomp_cli.asking.forecast import forecast
-from uncomp_cli.asking.pace import takes
+from uncomp_cli.asking.forecast import forecast, takes
 from uncomp_cli.asking.pipeline import gather_questions
 from uncomp_cli.asking.queue import ROWS_TO_WAIT_FOR
 from uncomp_cli.asking.request import Request

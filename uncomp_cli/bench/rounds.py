@@ -203,7 +203,7 @@ def report(jobs: Sequence[Job], rounds: Sequence[Round], *, source: str) -> dict
         "model": {
             "id": setup.model,
             "dtype": first.dtype,
-            "quantization": _none_if_none(setup.quantize),
+            "quantization": None if setup.quantize == "none" else setup.quantize,
             "weights": setup.weights,
         },
         "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": first.threads, "device": first.device},
@@ -247,10 +247,6 @@ def cpu_name() -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _none_if_none(method: str) -> str | None:
-    return None if method == "none" else method
 
 
 def bench_table(record: dict[str, Any], labels: Sequence[str]) -> Table:

@@ -149,7 +149,7 @@ def ask(
     show_thinking: Thinking = False,
 ) -> None:
     """Ask questions about documents."""
-    from uncomp_cli.asking.pace import remember_pace
+    from uncomp_cli.asking.forecast import remember_pace
     from uncomp_cli.asking.pipeline import tell_apart
     from uncomp_cli.asking.request import Request, parse_pin, saved_or_new
 

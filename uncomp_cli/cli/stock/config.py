@@ -39,9 +39,10 @@ def show(
 ) -> None:
     """List every setting, its value and its source: flag, env, config or default."""
     terminal = terminal_of(ctx)
-    settings = [setting for setting in _all_settings(ctx.find_root()) if _is_below(setting, command or [])]
+    words = command or []
+    settings = [each for each in _all_settings(ctx.find_root()) if each.command.split()[: len(words)] == words]
     if not settings:
-        raise UsageError(f"no settings for command '{' '.join(command or [])}'", hint="`uncomp --help` lists commands")
+        raise UsageError(f"no settings for command '{' '.join(words)}'", hint="`uncomp --help` lists commands")
     if as_json:
         terminal.write_json([asdict(setting) for setting in settings])
         return
@@ -80,10 +81,6 @@ def _resolve(param: Parameter, ctx: Context) -> tuple[Any, str]:
         return ctx.params[param.name], ctx.get_parameter_source(param.name).name
     value, source = param.consume_value(ctx, {})
     return value, source.name
-
-
-def _is_below(setting: Setting, command: list[str]) -> bool:
-    return setting.command.split()[: len(command)] == command
 
 
 def _shown(value: object) -> str:

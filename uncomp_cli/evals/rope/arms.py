@@ -62,11 +62,6 @@ class RopeArm:
         return self.kind in REPACKED
 
     @property
-    def rereads(self) -> bool:
-        """Whether passages are read once more behind the text; of a plain text there is no such reading."""
-        return self.kind == REREAD
-
-    @property
     def choice(self) -> RopeChoice:
         """The RoPE alone, for a model."""
         return RopeChoice(self.kind, self.factor, None)

@@ -30,7 +30,7 @@ from uncomp_cli.engine.spend.memory import check_context, free_bytes
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.journal import Journal
 from uncomp_cli.evals.judges.evaluation import results_settings
-from uncomp_cli.evals.rope.arms import FULL, PLAIN, ModelLengths, RopeArm
+from uncomp_cli.evals.rope.arms import FULL, PLAIN, REREAD, ModelLengths, RopeArm
 from uncomp_cli.evals.rope.cells import CellKey, NeedleCell, RopeCell, TextCell
 from uncomp_cli.evals.rope.passage import NeedlePlace, judge_needle, judge_text, make_needle, text_ids
 from uncomp_cli.evals.tasks.haystack import Haystack
@@ -268,7 +268,7 @@ def _texts(request: RopeRequest, loaded: LoadedModel) -> Iterator[_Work]:
     if not any(arm.label == PLAIN and tokens >= known.trained for arm, tokens in farthest.items()):
         yield _Work(RopeArm(PLAIN, None, FULL_BUDGET), known.trained, None)
     for arm, tokens in farthest.items():
-        if tokens and not arm.rereads:
+        if tokens and arm.kind != REREAD:
             yield _Work(arm, tokens, None)
 
 

@@ -15,6 +15,7 @@ the fields that the full cache fails, one length at one depth; its own heat map 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
+from operator import itemgetter
 from statistics import fmean
 from typing import Any
 
@@ -220,7 +221,7 @@ def _figure(outcomes: Sequence[Outcome], full: Sequence[Outcome], metric: str) -
     ours, theirs = _scores(outcomes, metric), _scores(full, metric)
     if ours.keys().isdisjoint(theirs):
         return Figure(mean, None)
-    return Figure(mean, paired_difference(ours, theirs, stratum=_subtask_of, binary=metric in RIGHT_OR_WRONG))
+    return Figure(mean, paired_difference(ours, theirs, stratum=itemgetter(0), binary=metric in RIGHT_OR_WRONG))
 
 
 def _failed_subtasks(outcomes: Iterable[Outcome]) -> list[FailedSubtask]:
@@ -247,10 +248,6 @@ def _grouped(outcomes: Iterable[Outcome], key: Callable[[Outcome], Hashable]) ->
 
 def _subtask(outcome: Outcome) -> str:
     return outcome.subtask
-
-
-def _subtask_of(key: SampleKey) -> str:
-    return key[0]
 
 
 def _finite(value: Any) -> Any:

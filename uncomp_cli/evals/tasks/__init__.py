@@ -10,8 +10,15 @@ from dataclasses import dataclass
 
 from uncomp_cli.errors import UsageError
 from uncomp_cli.evals.tasks.continuation import fidelity_sample, perplexity_sample
-from uncomp_cli.evals.tasks.lists import LISTS, list_sample
-from uncomp_cli.evals.tasks.quiz import FACTS, UNAIDED, conversation_sample, multiquestion_sample, needle_sample
+from uncomp_cli.evals.tasks.quiz import (
+    FACTS,
+    LISTS,
+    UNAIDED,
+    conversation_sample,
+    list_sample,
+    multiquestion_sample,
+    needle_sample,
+)
 from uncomp_cli.evals.tasks.reference import GENERATORS, check_reference, reference_sample
 from uncomp_cli.evals.tasks.ruler import RULER
 from uncomp_cli.evals.tasks.task import JudgeName, Regime, Request, Sample

@@ -7,7 +7,6 @@ hold a second fact of the same wording. What it finds is compared with the accep
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from uncomp_cli.errors import UncompError
 from uncomp_cli.evals.tasks.task import Query, Sample
@@ -19,28 +18,21 @@ _MOST_COMMON, _MOST_FREQUENT = 10, 3
 _VALUE = r"(\w[\w:-]*)"
 
 
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """A question's form, and the form of the sentence that answers it; `{}` is what the question names."""
-
-    question: str
-    sentence: str
-
-
-# The values follow in one form, so each sentence is found whatever value it has: a second one is a contradiction.
+# A question's form, and that of the sentence that answers it, where `{}` is what the question names. The values follow
+# in one form, so each sentence is found whatever value it has: a second one is a contradiction.
 _PLAIN_FORMS = (
-    _Form(r"When did the ([\w ]+) open\?", r"The {} opened on ([\w ]+)\."),
-    _Form(r"Who runs the ([\w ]+)\?", r"The {} is run by ([\w ]+)\."),
-    _Form(r"What is (the motto of the [\w ]+)\?", r"(?i:{}) is ([\w, ]+)\."),
-    _Form(r"What is the ((?:[\w-]+ )+of the [\w -]+)\?", rf"The {{}} is {_VALUE}\."),
-    _Form(r"In which city does (?!the employer)([\w -]+) live\?", rf"\b{{}} lives in {_VALUE}\."),
-    _Form(r"What is the trade of ([\w -]+)\?", rf"\b{{}} is a {_VALUE} by trade\."),
-    _Form(r"What does ([\w -]+) own\?", rf"\b{{}} owns a {_VALUE}\."),
-    _Form(r"Who employs ([\w -]+)\?", r"The employer of {} is ([\w ]+)\."),
-    _Form(r"How does ([\w -]+) earn a living\?", rf"\b{{}} earns a living as a {_VALUE}\."),
-    _Form(r"When does the night train to (\w+) leave\?", rf"The night train to {{}} leaves at {_VALUE}\."),
-    _Form(r"Where is the spare (\w+) kept\?", rf"The spare {{}} is kept behind the {_VALUE}\."),
-    _Form(r"What is the telephone number of (\w+ Hall)\?", rf"The telephone number of {{}} is {_VALUE}\."),
+    (r"When did the ([\w ]+) open\?", r"The {} opened on ([\w ]+)\."),
+    (r"Who runs the ([\w ]+)\?", r"The {} is run by ([\w ]+)\."),
+    (r"What is (the motto of the [\w ]+)\?", r"(?i:{}) is ([\w, ]+)\."),
+    (r"What is the ((?:[\w-]+ )+of the [\w -]+)\?", rf"The {{}} is {_VALUE}\."),
+    (r"In which city does (?!the employer)([\w -]+) live\?", rf"\b{{}} lives in {_VALUE}\."),
+    (r"What is the trade of ([\w -]+)\?", rf"\b{{}} is a {_VALUE} by trade\."),
+    (r"What does ([\w -]+) own\?", rf"\b{{}} owns a {_VALUE}\."),
+    (r"Who employs ([\w -]+)\?", r"The employer of {} is ([\w ]+)\."),
+    (r"How does ([\w -]+) earn a living\?", rf"\b{{}} earns a living as a {_VALUE}\."),
+    (r"When does the night train to (\w+) leave\?", rf"The night train to {{}} leaves at {_VALUE}\."),
+    (r"Where is the spare (\w+) kept\?", rf"The spare {{}} is kept behind the {_VALUE}\."),
+    (r"What is the telephone number of (\w+ Hall)\?", rf"The telephone number of {{}} is {_VALUE}\."),
 )
 _MAGIC_QUESTION = re.compile(r"the special magic (number|uuid)s? for (.+?) mentioned in the text\?")
 
@@ -97,9 +89,9 @@ def _magic(sample: Sample, question: str) -> Answers:
 
 def _plain(sample: Sample, question: str) -> Answers:
     """What the sentences say that have the form of the question's answer."""
-    for form in _PLAIN_FORMS:
-        if asked := re.search(form.question, question):
-            return tuple(re.findall(form.sentence.replace("{}", re.escape(asked[1])), sample.context))
+    for form, sentence in _PLAIN_FORMS:
+        if asked := re.search(form, question):
+            return tuple(re.findall(sentence.replace("{}", re.escape(asked[1])), sample.context))
     return ()
 
 

@@ -14,6 +14,10 @@ another and in another order than the facts stand, so that the text is compresse
 fifth is asked of what four answers have left. They open their answers, as in plain text: the default model hardly tells
 five facts apart otherwise, with nothing evicted at all. `facts` is the session as it is; in `unaided`, which has the
 same samples, it reads nothing again that was evicted. All are for the agnostic regime alone.
+
+`list`: all of six facts of one kind that stand apart, asked for at once in the chat format (`list/years`: `The Dijon
+cinema opened in 1893.`, `list/names`: `The Dijon cinema is run by Ada Fenby.`). Nothing in particular is asked for, so
+that no passage is worth more than another; `match` is the share that is named.
 """
 
 import random
@@ -189,3 +193,32 @@ def conversation_sample(request: Request) -> Sample:
 
 def _ask_for_sentence(fact: Fact) -> Query:
     return Query(fact.question.strip(), fact.sentence, (fact.answer,), max_new_tokens=_NEW_TOKENS)
+
+
+LISTS = ("list/years", "list/names")
+_FACTS = 6
+_HOUSES = ("aquarium", "brewery", "cinema", "gymnasium", "hotel", "planetarium")
+_ASKED = {"years": "List all years in which something opened.", "names": "List the names of all who run something."}
+
+
+def list_sample(request: Request) -> Sample:
+    """One text and one question; what follows the slash in the subtask says for what."""
+    kind, chance = request.subtask.partition("/")[2], request.chance()
+    cities = chance.sample(CITIES, _FACTS)
+    values = chance.sample(range(1860, 1990), _FACTS) if kind == "years" else [_name(chance) for _ in cities]
+    said = "opened in" if kind == "years" else "is run by"
+    facts = [f"The {city} {chance.choice(_HOUSES)} {said} {value}." for city, value in zip(cities, values, strict=True)]
+    asked = _ASKED[kind]
+    layout = request.lay_out(
+        facts,
+        lambda pieces: random_borders(request.chance("places"), len(facts), len(pieces)),
+        request.excerpt,
+        room=request.room((asked,)),
+    )
+    answer = ", ".join(map(str, values)) + "."
+    query = Query(asked, answer, tuple(map(str, values)), max_new_tokens=request.new_tokens(answer))
+    return request.sample(layout.context, (replace(query, evidence=layout.spans),), system="")
+
+
+def _name(chance: random.Random) -> str:
+    return f"{chance.choice(FIRST_NAMES)} {surname(chance)}"
