@@ -42,11 +42,7 @@ _ANY_QUESTION = [""]
 
 
 def load(
-    name: str = ModelChoice().name,
-    *,
-    sampling: SamplingConfig | None = None,
-    limits: Limits | None = None,
-    **how: Any,
+    name: str = ModelChoice().name, *, sampling: SamplingConfig | None = None, limits: Limits | None = None, **how: Any
 ) -> "Assistant":
     """A model, fetched when need be and loaded; `how` are fields of ModelChoice: rope, quantize, device, matmul, ….
 

@@ -20,15 +20,7 @@ from uncomp_cli.asking.forecast import forecast, too_long_ahead
 from uncomp_cli.asking.material import pinned_tokens, prompt_lengths, resolve, sources_of
 from uncomp_cli.asking.queue import Queue
 from uncomp_cli.asking.request import Request, check_text
-from uncomp_cli.asking.startup import (
-    check_context_fits,
-    check_grows,
-    check_team,
-    during,
-    fetch,
-    lengthen_for,
-    load,
-)
+from uncomp_cli.asking.startup import check_context_fits, check_grows, check_team, during, fetch, lengthen_for, load
 from uncomp_cli.asking.team import Team
 from uncomp_cli.documents.collection import DocumentSet, has_data, reading
 from uncomp_cli.documents.encoding import decode

@@ -24,14 +24,7 @@ from uncomp_cli.asking.events import (
     Warned,
     thinks_behind,
 )
-from uncomp_cli.asking.material import (
-    blame,
-    build_prompt,
-    describe_files,
-    opened_documents,
-    pins_in,
-    places_of,
-)
+from uncomp_cli.asking.material import blame, build_prompt, describe_files, opened_documents, pins_in, places_of
 from uncomp_cli.asking.readout import About, all_kept, budget_note, chunk_note, evidence_warnings, floor_note, pin_note
 from uncomp_cli.asking.request import Request
 from uncomp_cli.asking.startup import reading_warnings

@@ -95,11 +95,7 @@ _NEVER_QUITE = 0.95
 
 
 def run_bench(
-    jobs: Sequence[Job],
-    runs: int,
-    *,
-    measure: Measure = measure_in_child,
-    clock: Callable[[], float] = time.monotonic,
+    jobs: Sequence[Job], runs: int, *, measure: Measure = measure_in_child, clock: Callable[[], float] = time.monotonic
 ) -> Generator[Progress, None, list[Round]]:
     """Measure every job `runs` times, in turn."""
     begun_s, total = clock(), runs * len(jobs)

@@ -18,15 +18,7 @@ from typing import ClassVar, Literal
 
 from uncomp_cli.budget.notation import PolicyText
 from uncomp_cli.budget.plan import BudgetPlan, Wanted
-from uncomp_cli.budget.values import (
-    LEAST_TOKENS,
-    Rows,
-    Uncertainty,
-    entropy_measure,
-    is_complete,
-    kv_rows,
-    spread_rows,
-)
+from uncomp_cli.budget.values import LEAST_TOKENS, Rows, Uncertainty, entropy_measure, is_complete, kv_rows, spread_rows
 from uncomp_cli.errors import require
 from uncomp_cli.spec import ModelSpec
 

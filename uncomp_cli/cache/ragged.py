@@ -46,13 +46,7 @@ class RaggedKVCache:
     """
 
     def __init__(
-        self,
-        *,
-        num_layers: int,
-        num_rows: int,
-        num_kv_heads: int,
-        config: CacheConfig | None = None,
-        kv_bits: int = 16,
+        self, *, num_layers: int, num_rows: int, num_kv_heads: int, config: CacheConfig | None = None, kv_bits: int = 16
     ) -> None:
         if kv_bits not in (16, 8, 4):
             raise ValueError(f"kv_bits is {kv_bits}, not 16, 8 or 4")

@@ -24,13 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from uncomp_cli.cache.view import Again, LayerView, Scorer, Unasked
-from uncomp_cli.cache.window import (
-    AgreementScorer,
-    ReversedScorer,
-    TovaScorer,
-    WindowScorer,
-    window_attention,
-)
+from uncomp_cli.cache.window import AgreementScorer, ReversedScorer, TovaScorer, WindowScorer, window_attention
 from uncomp_cli.config import ScorerConfig
 from uncomp_cli.errors import ModelError, UsageError, did_you_mean
 from uncomp_cli.plugins import plugin, plugin_names

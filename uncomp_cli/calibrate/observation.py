@@ -93,12 +93,7 @@ class RiskRun:
 
 
 def risk_samples(
-    maker: SampleMaker,
-    lengths: Sequence[int],
-    samples: int,
-    *,
-    generated: bool,
-    outside: Sequence[Task],
+    maker: SampleMaker, lengths: Sequence[int], samples: int, *, generated: bool, outside: Sequence[Task]
 ) -> tuple[Sample, ...]:
     """`samples` of each length, of `RISK_TASKS` in turn, in other prose than the maker's when it is `generated`.
 

@@ -147,12 +147,7 @@ class RiskFit:
 
 
 def fit_risk(
-    answers: Sequence[RiskAnswer],
-    heads: Sequence[HeadAt],
-    *,
-    rope: str = "",
-    budget: str = "",
-    scorer: str = "",
+    answers: Sequence[RiskAnswer], heads: Sequence[HeadAt], *, rope: str = "", budget: str = "", scorer: str = ""
 ) -> RiskFit:
     """The curve of the answers, written while `heads` were watched.
 

@@ -59,15 +59,13 @@ class BatchOptions:
         option("--question", "-Q", help="A question of every document; repeatable.", metavar="QUESTION", setting=False),
     ] = ()
     questions_file: Annotated[
-        Path | None,
-        option("--questions", help="File with one question a line.", metavar="PATH", setting=False),
+        Path | None, option("--questions", help="File with one question a line.", metavar="PATH", setting=False)
     ] = None
     resume: Annotated[
         bool, option("--resume", help="Go on with the rows that --out has; settings must be the same.", setting=False)
     ] = False
     dry_run: Annotated[
-        bool,
-        option("--dry-run", help="Only say what it would take, from some of the documents.", setting=False),
+        bool, option("--dry-run", help="Only say what it would take, from some of the documents.", setting=False)
     ] = False
     evidence: Annotated[
         bool, trust_option("--evidence", help="Put the passages that answers looked at most into the rows.")
@@ -82,8 +80,7 @@ class WorkOptions:
         str, _work("--ray", help="Where to work: local, or a cluster, by HOST:PORT or auto.", metavar="ADDRESS")
     ] = _CREW.ray
     actors: Annotated[
-        int | None,
-        _work("--actors", help="Models that work side by side.", metavar="N", min=1, show_default=_AUTO),
+        int | None, _work("--actors", help="Models that work side by side.", metavar="N", min=1, show_default=_AUTO)
     ] = _CREW.actors
     threads: Annotated[
         int | None, _work("--threads", help="Threads of each on a CPU.", metavar="N", min=1, show_default=_AUTO)
@@ -163,13 +160,7 @@ def batch(
         wishes=reading.wishes(),
         each=True,
     )
-    wanted = Batch(
-        tuple(inputs),
-        asked.out or Path(),
-        request,
-        resume=asked.resume,
-        crew=work.config(),
-    )
+    wanted = Batch(tuple(inputs), asked.out or Path(), request, resume=asked.resume, crew=work.config())
     terminal = output.terminal(ctx)
     if asked.dry_run:
         _estimate(wanted, terminal, as_json=output.as_json)

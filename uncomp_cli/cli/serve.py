@@ -47,8 +47,7 @@ class ServerOptions:
     """Where it listens, to whom, and how much at once."""
 
     host: Annotated[
-        str,
-        _server("--host", help="Address to listen on; one of others needs a key.", metavar="ADDRESS"),
+        str, _server("--host", help="Address to listen on; one of others needs a key.", metavar="ADDRESS")
     ] = "127.0.0.1"
     port: Annotated[int, _server("--port", help="Port; 0 takes a free one.", metavar="N", min=0, max=65535)] = 8080
     key: Annotated[
@@ -62,8 +61,7 @@ class ServerOptions:
     ] = None
     rows: Annotated[int, _server("--rows", help="Answers written at once, at most.", metavar="N", min=1)] = 16
     queue: Annotated[
-        int,
-        _server("--queue", help="Requests that may wait; more are told to come back.", metavar="N", min=1),
+        int, _server("--queue", help="Requests that may wait; more are told to come back.", metavar="N", min=1)
     ] = 64
     body: Annotated[str, _server("--body", help="Largest request, with the documents in it.", metavar="SIZE")] = "64MiB"
 

@@ -76,8 +76,7 @@ def integer_of(text: str, default: int) -> int:
 _ALIGNED = re.compile(r"vertical-align\s*:\s*(super|sub)\b", re.IGNORECASE)
 _LENGTH = r"([-+]?(?:\d+(?:\.\d+)?|\.\d+))(px|pt|r?em|ex|%)"
 _MOVED = re.compile(
-    rf"(?:vertical-align|mso-text-raise)\s*:\s*{_LENGTH}|(?<![\w-])(top|bottom)\s*:\s*{_LENGTH}",
-    re.IGNORECASE,
+    rf"(?:vertical-align|mso-text-raise)\s*:\s*{_LENGTH}|(?<![\w-])(top|bottom)\s*:\s*{_LENGTH}", re.IGNORECASE
 )
 _RELATIVE = re.compile(r"position\s*:\s*relative", re.IGNORECASE)
 _LEAST = {"px": 2.0, "pt": 1.5, "em": 0.2, "rem": 0.2, "ex": 0.3, "%": 15.0}

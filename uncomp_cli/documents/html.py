@@ -87,10 +87,7 @@ def walk(
 
 
 def _walked(
-    html: str,
-    lost: Counter[Words],
-    progress: Callable[[int, int], None] | None,
-    sheet: StyleSheet | None = None,
+    html: str, lost: Counter[Words], progress: Callable[[int, int], None] | None, sheet: StyleSheet | None = None
 ) -> "_Walk":
     """A page that was walked over; `progress` hears of the blocks of a page of several."""
     html = clean(normalise_newlines(html))

@@ -14,17 +14,7 @@ from uncomp_cli.documents.calc import Sheets
 from uncomp_cli.documents.enumeration import OfficeLists, count_of
 from uncomp_cli.documents.equation import Formula
 from uncomp_cli.documents.styled import Styled
-from uncomp_cli.documents.text import (
-    HIDDEN_SLIDE,
-    MASTER,
-    OBJECT,
-    PICTURE,
-    Text,
-    Wishes,
-    counted,
-    joined,
-    running,
-)
+from uncomp_cli.documents.text import HIDDEN_SLIDE, MASTER, OBJECT, PICTURE, Text, Wishes, counted, joined, running
 from uncomp_cli.documents.walk import Attributes, End, Walk
 from uncomp_cli.errors import DocumentError
 

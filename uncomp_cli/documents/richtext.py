@@ -23,11 +23,7 @@ _TOKEN = re.compile(
 _SKIPPED = frozenset(
     ("fonttbl", "colortbl", "stylesheet", "info", "fldinst", "sp", "themedata", "datastore", "xe", "tc", "bkmkstart")
 )
-_LOST = {
-    "pict": PICTURE,
-    "object": OBJECT,
-    "deleted": DELETED,
-}
+_LOST = {"pict": PICTURE, "object": OBJECT, "deleted": DELETED}
 _MARGINS = frozenset(("header", "headerl", "headerr", "headerf", "footer", "footerl", "footerr", "footerf"))
 _HEARD_ALWAYS = frozenset(("f", "fcharset", "uc"))
 _READ_THOUGH_MARKED = frozenset(("shpinst", "footnote", "annotation", "nesttableprops"))

@@ -328,10 +328,7 @@ class Engine:
         seconds, tokens = time.perf_counter() - begun, len(prompt.context)
         account = account_of(cache, tokens, self.spec, growth.preset, growth.uncertainty, seconds=seconds)
         context.account = replace(
-            account,
-            chunk_tokens=planned.chunk_tokens,
-            repeated_tokens=planned.repeated_tokens,
-            notes=planned.notes,
+            account, chunk_tokens=planned.chunk_tokens, repeated_tokens=planned.repeated_tokens, notes=planned.notes
         )
         return context
 

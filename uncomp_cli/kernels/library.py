@@ -198,13 +198,7 @@ class Outlook(Structure):
 
 
 _DECLARED = (Operation, Fewer, Held, Program, Step, Product, Change, Outlook)
-_GIVEN = {
-    "step": (Program, Step),
-    "product": (Product,),
-    "pack": (Change,),
-    "unpack": (Change,),
-    "attend": (Outlook,),
-}
+_GIVEN = {"step": (Program, Step), "product": (Product,), "pack": (Change,), "unpack": (Change,), "attend": (Outlook,)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from uncomp_cli.kernels.library import (
-    BLOCKS,
-    MOST_ROWS,
-    TILE_ROWS,
-    Change,
-    Kind,
-    Library,
-    Product,
-    kind_of,
-)
+from uncomp_cli.kernels.library import BLOCKS, MOST_ROWS, TILE_ROWS, Change, Kind, Library, Product, kind_of
 from uncomp_cli.kernels.pages import Pages
 
 _NARROWED_COLS, _NARROWED_FLOATS = 32, 4

@@ -81,8 +81,7 @@ def resolve(name: str) -> Source:
     close = difflib.get_close_matches(name, [*known_names(), *known_models()], n=1)
     meant = f"; did you mean {close[0]}?" if close else ""
     raise UsageError(
-        f"no model {name!r}: no known name, directory, .gguf file or hub id{meant}",
-        hint="uncomp model list --known",
+        f"no model {name!r}: no known name, directory, .gguf file or hub id{meant}", hint="uncomp model list --known"
     )
 
 

@@ -15,23 +15,10 @@ from safetensors import safe_open
 
 from uncomp_cli.errors import ModelError
 from uncomp_cli.models.catalog import read_config
-from uncomp_cli.models.checkpoint import (
-    empty_model,
-    out_of_memory,
-    quiet_transformers,
-    read_configuration,
-    refuse_code,
-)
+from uncomp_cli.models.checkpoint import empty_model, out_of_memory, quiet_transformers, read_configuration, refuse_code
 from uncomp_cli.models.conversion import weights_files
 from uncomp_cli.models.extension import RopeChoice, parse_rope
-from uncomp_cli.models.loading import (
-    check_disk,
-    check_weights,
-    checked_spec,
-    choose_dtype,
-    keeps_blocks,
-    load_config,
-)
+from uncomp_cli.models.loading import check_disk, check_weights, checked_spec, choose_dtype, keeps_blocks, load_config
 from uncomp_cli.models.preamble import Preamble, read_preambles
 from uncomp_cli.models.rotary import apply_choice, length_kind
 from uncomp_cli.models.sources import hash_memo

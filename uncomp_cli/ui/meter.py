@@ -260,12 +260,7 @@ def show(
         steps.close()
 
 
-def _tell(
-    step: Step | Event,
-    terminal: Terminal,
-    display: Display,
-    tell: Callable[[Event], None],
-) -> None:
+def _tell(step: Step | Event, terminal: Terminal, display: Display, tell: Callable[[Event], None]) -> None:
     if isinstance(step, Step):
         display.show(step)
         return

@@ -81,12 +81,7 @@ def _draw_roc(axes: "Axes", name: str, verdict: Verdict, number: int) -> None:
     """A line with its area, and a mark where the limit is."""
     found, points = Separation.of(name, verdict.values, verdict.holds), roc(verdict.values, verdict.holds)
     (line,) = axes.plot(*zip(*points, strict=True), color=COLOURS[number], linewidth=1.6, clip_on=False)
-    line.set(
-        dashes=DASHES[number],
-        marker=MARKERS[number],
-        markersize=7,
-        markeredgecolor="white",
-    )
+    line.set(dashes=DASHES[number], marker=MARKERS[number], markersize=7, markeredgecolor="white")
     line.set(label=f"{name}: {found.auroc:.2f} ({found.low:.2f} to {found.high:.2f})")
     line.set_markevery([sum(value > verdict.limit for value in set(verdict.values))])
 

@@ -163,8 +163,7 @@ def compare(a: Tensor, b: Tensor, *, num_kv_heads: int) -> Agreement:
         a, b = (x.reshape(len(x), num_kv_heads, -1).mean(-1) if x.shape[-1] > num_kv_heads else x for x in (a, b))
     same_heads = a.shape == b.shape and a.shape[-1] > 1
     return Agreement(
-        heads=head_agreement(a, b) if same_heads else None,
-        layers=layer_agreement(a, b) if len(a) > 1 else None,
+        heads=head_agreement(a, b) if same_heads else None, layers=layer_agreement(a, b) if len(a) > 1 else None
     )
 
 

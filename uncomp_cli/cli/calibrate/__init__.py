@@ -64,13 +64,7 @@ class CalibrateOptions:
             help="Task or subtask of `uncomp eval` that has answers, or continuation (of the text); repeatable.",
             metavar="NAME",
         ),
-    ] = (
-        "needle/digits7",
-        "ruler/niah_multikey_1",
-        "continuation",
-        "needle/uuid",
-        "ruler/niah_multiquery",
-    )
+    ] = ("needle/digits7", "ruler/niah_multikey_1", "continuation", "needle/uuid", "ruler/niah_multiquery")
     tokens: Annotated[
         tuple[int, ...],
         _sample("--tokens", help="Length of a sample, question included; repeatable.", metavar="N", min=200),

@@ -150,9 +150,7 @@ def plot(
 
 @command_of(app, "validate")
 def validate(
-    ctx: typer.Context,
-    path: Annotated[str, argument("File to check.", "PATH")],
-    as_json: Json = False,
+    ctx: typer.Context, path: Annotated[str, argument("File to check.", "PATH")], as_json: Json = False
 ) -> None:
     """Check a preset file and its profile; an unknown key, a bad value or a damaged profile ends with exit code 2."""
     from uncomp_cli.budget.presets import load_preset

@@ -162,13 +162,7 @@ class Context:
     question.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        prompt: Prompt,
-        cache: RaggedKVCache,
-        questions: Questions,
-    ) -> None:
+    def __init__(self, decoder: Decoder, prompt: Prompt, cache: RaggedKVCache, questions: Questions) -> None:
         self.decoder, self.prompt, self.cache, self.questions = decoder, prompt, cache, questions
         self.hidden_kept: tuple[float, ...] = (1.0,) * len(cache.layers)
         self.regime_tokens = decoder.regime_tokens

@@ -47,13 +47,7 @@ class Repetition(AttentionState):
     `held(layer)` are a layer's heads, `scores[l]` [G, S] those of the full layers, the highest of all pieces so far.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        scorer: Scorer,
-        prompt: Prompt,
-        held: Callable[[int], list[Head]],
-    ) -> None:
+    def __init__(self, decoder: Decoder, scorer: Scorer, prompt: Prompt, held: Callable[[int], list[Head]]) -> None:
         spec, length = decoder.spec, len(prompt.context)
         self._decoder, self._scorer, self._held = decoder, scorer, held
         longest = decoder.regime_tokens or spec.trained_length

@@ -225,10 +225,7 @@ def score_table(
 
 def notes(summary: Summary) -> list[str]:
     """What a reader must know beside the table: subtasks that full fails, and refusals."""
-    return [
-        *map(_failed_note, summary.failed),
-        *(_refused_note(row) for row in summary.by_subtask if row.refused),
-    ]
+    return [*map(_failed_note, summary.failed), *(_refused_note(row) for row in summary.by_subtask if row.refused)]
 
 
 def _own_notes(part: Part) -> Iterator[str]:

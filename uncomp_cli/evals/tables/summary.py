@@ -24,12 +24,7 @@ import numpy as np
 from uncomp_cli.errors import require
 from uncomp_cli.evals.judges.contestants import FULL
 from uncomp_cli.evals.tables.outcome import ORDER, RIGHT_OR_WRONG, Outcome
-from uncomp_cli.evals.tables.statistics import (
-    Interval,
-    paired_difference,
-    stratified_mean,
-    wilson,
-)
+from uncomp_cli.evals.tables.statistics import Interval, paired_difference, stratified_mean, wilson
 from uncomp_cli.evals.tasks.task import Regime
 
 FULL_FAILS_BELOW = 0.5
