@@ -195,6 +195,11 @@ def test_a_slow_peer_takes_no_samples_from_another():
     assert "q8 KV |" in page
 
 
+def test_a_page_names_every_processor_of_a_file():
+    continued = [line(0, "TOVA 5%", 1.0), line(1, "TOVA 5%", 1.0, cpu="another")]
+    assert "; Some CPU and another, 2 cores" in join.page([source("b", continued)], command="join")
+
+
 def test_refused_samples_are_counted_and_left_out():
     refusal = {"refused": "the window is longer than the prompt", "metrics": {}, "kept_fraction": 0.0}
     lines = [line(0, "SnapKV 20%", 0.4), line(1, "SnapKV 20%", 0.0, **refusal), line(1, "KeyDiff 20%", 0.5)]
@@ -352,7 +357,7 @@ def test_results_continue_after_a_torn_line(tmp_path):
     wanted = [line(0, "full", 0.5), line(1, "full", 0.7)]
     assert list(again.missing(wanted)) == wanted[1:]
     again.append(wanted[1])
-    assert records.read_lines(path)[1] == wanted
+    assert records.read_lines(path)[1] == [{**wanted[0], "cpu": "one"}, {**wanted[1], "cpu": "another"}]
 
 
 def test_results_of_other_samples_are_refused_and_stay(tmp_path):

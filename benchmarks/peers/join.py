@@ -316,7 +316,8 @@ def _runs(sources: Sequence[Source], *, command: str) -> list[str]:
     for source in sources:
         if source.run:
             run = source.run
-            where = f"{run['cpu']}, {run['cores']} cores, OMP_NUM_THREADS {run['threads']}"
+            processors = dict.fromkeys([run["cpu"], *(line["cpu"] for line in source.lines if "cpu" in line)])
+            where = f"{' and '.join(processors)}, {run['cores']} cores, OMP_NUM_THREADS {run['threads']}"
             lines.append(f"- {source.name}: `{run['command']}` ({_spoken(run['versions'])}; {where})")
     return lines
 

@@ -125,6 +125,7 @@ class Results:
         """`settings` must be equal to continue a file (`peer`, samples, model); `run` is for the report alone."""
         self.path = path
         wanted = {"peer": peer, **settings}
+        self._where = {"cpu": run["cpu"]} if "cpu" in run else {}
         if path.exists() and path.stat().st_size:
             self.done = {key_of(line) for line in self._continued(wanted)}
         else:
@@ -145,9 +146,9 @@ class Results:
         return (line for line in wanted if key_of(line) not in self.done)
 
     def append(self, line: Line) -> None:
-        """Write one line through to the file."""
+        """Write one line through to the file, with the processor: a file may be continued on another machine."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json.dumps({**line, **self._where}, ensure_ascii=False) + "\n")
         self.done.add(key_of(line))
 
 
