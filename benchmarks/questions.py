@@ -4,7 +4,8 @@
     test    the other halves, facts of other kinds planted in plays
 
 A planted fact is asked for in the text's words and in others in turn; in every second pair the text has a look-alike:
-the same said of another. `whole` questions ask for a summary or a list, and are neither right nor wrong.
+the same said of another. `whole` questions ask for a summary or a list, and are neither right nor wrong. `TALK` is
+what people say in a conversation about what was said, and not about the document: of each half its own.
 """
 
 import hashlib
@@ -177,6 +178,72 @@ WHOLE = (
     "Write an abstract of this text in three sentences.",
     "Which numbers occur in the document? List them all.",
 )
+TALK = {
+    "fit": (
+        "Thank you.",
+        "Say it shorter.",
+        "Are you sure?",
+        "And in French?",
+        "Can you explain that in simple words?",
+        "What do you mean by that?",
+        "Could you rephrase your last answer?",
+        "Why do you think so?",
+        "That's not what I asked.",
+        "Give me an example.",
+        "Please repeat that.",
+        "Go on.",
+        "Tell me more.",
+        "Is that everything?",
+        "Translate it into German.",
+        "OK, great.",
+        "How do you know?",
+        "Where did you read that?",
+        "Put it in one sentence.",
+        "I don't understand.",
+        "Can you be more specific?",
+        "Make a table of it.",
+        "What was my first question?",
+        "Try again.",
+        "You already said that.",
+        "And what else?",
+        "Quote the sentence, please.",
+        "That was helpful, thanks a lot!",
+        "Which line is that from?",
+        "Can I ask you something else?",
+    ),
+    "test": (
+        "Thanks, that's perfect.",
+        "Shorter, please.",
+        "Is that really true?",
+        "Now in Spanish.",
+        "Explain it like I'm five.",
+        "What does that mean?",
+        "Can you say that in other words?",
+        "What makes you think that?",
+        "You misunderstood my question.",
+        "For example?",
+        "Sorry, once again?",
+        "Continue.",
+        "Could you elaborate on that?",
+        "Anything else?",
+        "Can you translate your answer to Italian?",
+        "Good morning!",
+        "How certain are you?",
+        "Which page is it on?",
+        "Write it as bullet points.",
+        "That doesn't make sense to me.",
+        "Give me more details.",
+        "Answer with yes or no.",
+        "What did you say before?",
+        "That's wrong, check again.",
+        "You are contradicting yourself.",
+        "What about the rest?",
+        "Show me the exact words.",
+        "Never mind, forget it.",
+        "Who are you?",
+        "Let's talk about something else.",
+    ),
+}
 
 
 def _says(context: str, query: Query) -> bool:
@@ -235,6 +302,13 @@ class Source:
             list(self._outside("hotpot/test", hotpot, lengths)),
             [self._planted(number, lengths[number // 4 % len(lengths)]) for number in range(planted)],
         ]
+
+    def talk(self, lengths: Sequence[int], count: int) -> Iterator[Sample]:
+        """What is said in a conversation, all of it about each of `count` texts of the same kinds."""
+        said = tuple(Query(words, " ", ("\0",), max_new_tokens=48) for words in TALK[self.half.name])
+        given = self.samples(lengths, natural=count, hotpot=0, planted=count)
+        for _, sample in zip(range(count), given, strict=False):
+            yield replace(sample, subtask=f"talk/{sample.task}", queries=said, system="")
 
     def wholes(self, lengths: Sequence[int], count: int) -> Iterator[Sample]:
         """Questions for a summary or a list of texts of the same kinds."""

@@ -4,7 +4,8 @@
 
 Reads `risk_ordinary.jsonl.gz`, `risk_words.jsonl.gz` and `risk.jsonl.gz`, the signs of answers that were judged and
 of questions (docs/results/risk.md), and writes `risk-ordinary.png` and `risk-long.png`; the last line is JSON. With
-`--fit` what tells that a text does not answer a question is fitted anew, and the preset written into a folder.
+`--fit` what tells that a text does not answer a question is fitted anew, and the shipped presets, which all have it,
+are written into a folder (`presets`).
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from uncomp_cli.budget.presets import Preset, load_preset, save_preset
+from uncomp_cli.budget.presets import Preset, load_preset, save_preset, shipped_preset_dir
 from uncomp_cli.calibrate.reliability import (
     CROSS_FITTED,
     Judged,
@@ -35,6 +36,10 @@ from uncomp_cli.ui.roc import make_reliability
 from uncomp_cli.uncertainty.error_rates import RiskCurve, weighed
 
 HELD_OUT = "held out"
+ASIDE = WHOLE, TALK = "whole", "talk"
+"""Sources of what asks for no fact."""
+SPAN = (150, 30_000)
+"""Tokens of texts that hold what is said of absent answers: shorter and longer ones were asked of too (risk.md)."""
 VOCABULARY = 49_152
 """Tokens of the model that wrote the answers of `risk.jsonl.gz`."""
 
@@ -47,7 +52,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 def questions(lines: Iterable[dict[str, Any]], half: str) -> list[RiskAnswer]:
     """The questions for a fact of one half that were looked at without their answers."""
-    found = (line for line in lines if line["half"] == half and not line["preset"] and line["source"] != "whole")
+    found = (line for line in lines if line["half"] == half and not line["preset"] and line["source"] not in ASIDE)
     return [RiskAnswer(line["tokens"], False, line["signs"], line["absent"]) for line in found]
 
 
@@ -74,7 +79,7 @@ def ordinary(calibrated: Iterable[dict[str, Any]], lines: Sequence[dict[str, Any
     held_out = [
         RiskAnswer(line["tokens"], line["wrong"], line["signs"], line["absent"])
         for line in lines
-        if line["preset"] == DEFAULT_PRESET and line["half"] == "test" and line["source"] != "whole"
+        if line["preset"] == DEFAULT_PRESET and line["half"] == "test" and line["source"] not in ASIDE
     ]
     asked, absent, curve = questions(lines, "test"), preset.absent, preset.risk[0]
     if absent is None:
@@ -105,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--from", type=Path, dest="folder", default=Path("docs/results"), help="where the answers are")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="where the pictures go")
-    parser.add_argument("--fit", type=Path, help="where the preset goes, fitted anew")
+    parser.add_argument("--fit", type=Path, help="where the presets go, fitted anew")
     asked = parser.parse_args()
     preset, words = load_preset(DEFAULT_PRESET), lines_of(asked.folder / "risk_words.jsonl.gz")
     if asked.fit is not None:
@@ -115,16 +120,16 @@ def main() -> None:
         test = questions(words, "test")
         above = np.array([absent.tells(each.signs, absent.tokens[0]) for each in test])
         missing = np.array([each.absent for each in test])
-        lengths = [each.tokens for each in [*questions(words, "fit"), *test]]
         held_out = replace(
             absent,  # the rates that are said are those of questions that it was not fitted to
             caught=float(above[missing].mean()),
             alarms=float(above[~missing].mean()),
             samples=len(test),
-            tokens=(min(lengths), max(lengths)),
+            tokens=SPAN,
         )
         preset = replace(preset, absent=held_out)
-        save_preset(preset, asked.fit)
+        for path in shipped_preset_dir().glob("*.json"):
+            save_preset(replace(load_preset(str(path)), absent=held_out), asked.fit)
     title = f"What stated rates of errors came to: {DEFAULT_MODEL}, preset {DEFAULT_PRESET}"
     judged = {
         "ordinary": ordinary(lines_of(asked.folder / "risk_ordinary.jsonl.gz"), words, preset),

@@ -5,24 +5,26 @@ fitted to: the signs of answers to questions that have an answer in their text o
 
 The questions are those of `questions.py`: of one HALF, `fit` or `test`; `--file` are texts that facts are planted in
 (default: generated prose). Each is asked by itself, as `uncomp ask` does; with `--saved` a text is read before anything
-is known of its four questions, as for a chat or a saved document. A run that is stopped goes on. What tells that a
-text does not answer a question is seen without an answer: `--unanswered` writes none. `--from` reads what is there
+is known of its four questions, as for a chat or a saved document. A run that is stopped goes on. What tells that a text
+does not answer a question is seen without an answer: `--unanswered` writes none, and says what a conversation says too;
+with `--weights` another model's vocabulary weighs the words of the same texts. `--from` reads what is there
 (`risk_words.jsonl.gz`) instead. Printed: AUROC of the shipped curve's signal with its interval, how many of what the
-text does not answer are told, and how many of the others; the words of answers; the last line is JSON.
+text does not answer are told, how many of the others, and how much of talk; the words of answers; the last line is
+JSON.
 """
 
 import argparse
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from questions import HALVES, Source
-from risk import lines_of
+from risk import ASIDE, TALK, WHOLE, lines_of
 
 from uncomp_cli.asking.doubts import Risk
 from uncomp_cli.asking.request import ModelChoice
@@ -44,7 +46,6 @@ from uncomp_cli.steps import finished
 from uncomp_cli.uncertainty.error_rates import auroc, auroc_interval, wilson_interval
 
 NEW_TOKENS = 32
-WHOLE = "whole"
 
 
 def key_of(sample: Sample, query: Query) -> str:
@@ -76,16 +77,16 @@ def answered(
         }
 
 
-def unanswered(loaded: LoadedModel, sample: Sample) -> Iterator[dict[str, Any]]:
-    """What the text has of every question."""
-    weight = partial(rarity, loaded.tokenizer.backend_tokenizer)
+def unanswered(loaded: LoadedModel, weight: Callable[[str], float], sample: Sample) -> Iterator[dict[str, Any]]:
+    """What the text has of every question, by what words tell."""
     for query in sample.queries:
         telling = Telling.of(query.question, sample.context, weight)
         yield {
             "sha256": key_of(sample, query),
             "source": sample.task,
             "tokens": count_tokens(loaded.tokenizer, sample.context),
-            "absent": not query.evidence,
+            "absent": not query.evidence and sample.task not in ASIDE,
+            "whole": telling.whole,
             "signs": {"together": round(telling.together, 6)},
         }
 
@@ -110,19 +111,22 @@ def told(lines: Iterable[dict[str, Any]], preset: Preset) -> dict[str, Any]:
         for line in lines
         if line["signs"]
     ]
-    facts = [(line, risk) for line, risk in found if line["source"] != WHOLE]
+    facts = [(line, risk) for line, risk in found if line["source"] not in ASIDE]
     said = Counter((risk.word or "nothing", _what(line)) for line, risk in found if "wrong" in line)
     return {
         **_signal(facts),
         "told": _share([risk.absence is not None for line, risk in facts if line["absent"]]),
         "alarms": _share([risk.absence is not None for line, risk in facts if not line["absent"]]),
+        "talk": _share([risk.absence is not None for line, risk in found if line["source"] == TALK]),
         "said": {f"{word}, {what}": count for (word, what), count in sorted(said.items())},
     }
 
 
 def _signal(facts: list[tuple[dict[str, Any], Risk]]) -> dict[str, Any]:
     """How well the signal tells wrong answers from right ones, where there are answers."""
-    judged = [(line["wrong"], risk.signal or 0.0) for line, risk in facts if "wrong" in line]
+    judged = [
+        (line["wrong"], risk.signal or 0.0) for line, risk in facts if "wrong" in line and "attention" in line["signs"]
+    ]
     if not judged:
         return {"questions": len(facts)}
     wrong = [each for each, _ in judged]
@@ -140,7 +144,7 @@ def _what(line: dict[str, Any]) -> str:
 
 def _share(flags: list[bool]) -> list[float]:
     """How many of how many, and the interval of the share."""
-    low, high = wilson_interval(sum(flags), len(flags))
+    low, high = wilson_interval(sum(flags), len(flags)) if flags else (0.0, 1.0)
     return [sum(flags), len(flags), round(low, 3), round(high, 3)]
 
 
@@ -158,16 +162,21 @@ def measure(asked: argparse.Namespace, preset: Preset) -> list[dict[str, Any]]:
     samples = [
         *(source.shared if asked.saved else source.samples)(asked.tokens, **share),
         *source.wholes(asked.tokens[:2], asked.whole),
+        *(source.talk(asked.tokens, asked.talk) if asked.unanswered else ()),
     ]
     done = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
     known = {line["sha256"] for line in done}
+    weighs = finished(load(ModelChoice(asked.weights))) if asked.weights else loaded
+    weight = lru_cache(None)(partial(rarity, weighs.tokenizer.backend_tokenizer))
     watch, bare = Watched(preset.risk[0].heads, preset.scorer.sinks), replace(preset, risk=())
     for number, sample in enumerate(samples, 1):
         if known.issuperset(key_of(sample, query) for query in sample.queries):
             continue
         print(f"{number} of {len(samples)}: {sample.subtask}, {sample.tokens:,} tokens")
         lines = (
-            unanswered(loaded, sample) if asked.unanswered else answered(loaded, bare, sample, watch, saved=asked.saved)
+            unanswered(loaded, weight, sample)
+            if asked.unanswered
+            else answered(loaded, bare, sample, watch, saved=asked.saved)
         )
         for line in lines:
             done.append({"preset": "" if asked.unanswered else preset.name, "half": asked.half, **line})
@@ -190,6 +199,8 @@ def main() -> None:
     parser.add_argument("--hotpot", type=int, default=16)
     parser.add_argument("--planted", type=int, default=48)
     parser.add_argument("--whole", type=int, default=8)
+    parser.add_argument("--talk", type=int, default=8, help="texts that what is said in a conversation is asked of")
+    parser.add_argument("--weights", metavar="MODEL", help="whose vocabulary weighs words")
     answers = parser.add_mutually_exclusive_group(required=True)
     answers.add_argument("--out", type=Path, help="where answers go, and an earlier run's are")
     answers.add_argument("--from", type=Path, dest="there", help="answers that are there")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from support.commands import Ask, records, two_lines
-from support.curves import HIGH, LOW, curve_up_to, risky, seen
+from support.curves import HIGH, LOW, absent_below, curve_up_to, risky, seen
 from uncomp_cli.asking.doubts import Risk, check_fail_under, fall_short, held_back, risk_record, risk_warnings
 from uncomp_cli.budget.amount import Budget
-from uncomp_cli.budget.presets import load_preset
+from uncomp_cli.budget.presets import load_preset, save_preset
 from uncomp_cli.errors import UsageError
 
 ASKED = ("-f", "town.txt", "--max-new-tokens", "6")
@@ -64,6 +64,36 @@ def test_what_the_text_does_not_name_is_probably_not_in_it(ask: Ask) -> None:
     _, _, err = ask("-p", preset, "--escalate", "Who was the bishop of Bergen?")
     assert "warning: what was asked for" in err
     assert "try 2" not in err  # more of the text has no more of the question
+
+
+@pytest.fixture
+def textual() -> str:
+    """A preset that has nothing to watch, and knows what tells that a text lacks an answer."""
+    return str(save_preset(replace(load_preset("full"), name="textual", absent=absent_below(0.9)), Path()))
+
+
+def test_a_preset_that_watches_nothing_says_what_is_not_in_the_document(ask: Ask, textual: str) -> None:
+    code, out, err = ask("-p", textual, "-v", "--json", "Who was the bishop of Bergen?", "-Q", "Where were the lamps?")
+    assert code == 0, err
+    missing, there = (record["uncertainty"] for record in records(out))
+    assert (missing["word"], missing["flagged"], missing["calibrated"]) == ("probably not in the document", True, False)
+    assert (missing["signs"], missing["attention_entropy"]) == ({"together": 0}, None)
+    assert (there["word"], there["flagged"], there["signs"]) == (None, None, {"together": 1})
+    assert (
+        err.count("is probably not in the document (so said of 75 % of such questions, and of 12.5 % of others)") == 1
+    )
+    assert "how often such answers are wrong was not measured" in err
+    for flags in (("--escalate",), ("--fail-under", "0.9")):
+        code, _, err = ask("-p", textual, *flags, "Who was the bishop of Bergen?")
+        assert code == 2
+        assert f"{flags[0]} needs measured error rates, preset textual has none" in err
+
+
+def test_a_text_of_another_length_gets_no_word(ask: Ask) -> None:
+    long = replace(absent_below(0.9), tokens=(9000, 9001))
+    preset = str(save_preset(replace(load_preset("full"), name="long", absent=long), Path()))
+    _, out, _ = ask("-p", preset, "--json", "Who was the bishop of Bergen?")
+    assert records(out)[0]["uncertainty"]["word"] is None
 
 
 def test_no_word_is_said_of_a_summary_or_a_list(ask: Ask) -> None:

@@ -82,6 +82,15 @@ def test_shipped_presets_load(name: str, own: Path) -> None:
     assert {**later, **stored, "scorer": scorer} == json.loads(json.dumps(preset.to_dict()))
 
 
+def test_what_a_text_lacks_is_told_by_every_preset_whatever_is_kept(own: Path) -> None:
+    """It goes by the text and the question: neither a profile nor a policy has a say in it."""
+    (absent,) = {json.dumps(asdict(load_preset(name).absent)) for name in SHIPPED}
+    told = json.loads(absent)
+    assert (told["samples"], told["alarms"] <= 0.1 < told["caught"]) == (192, True)
+    for changed in ({"policy": "sinks", "budget": "20%"}, {"budget": "full"}, {"thinning": "none", "policy": "full"}):
+        assert json.dumps(asdict(presets.preset("balanced", **changed).absent)) == absent
+
+
 def test_the_list(own: Path) -> None:
     assert [preset.name for preset in list_presets()] == SHIPPED
     assert {DEFAULT_PRESET, LIVE_PRESET} <= set(SHIPPED)

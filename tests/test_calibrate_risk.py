@@ -12,6 +12,7 @@ from uncomp_cli.calibrate.reliability import (
     RiskAnswer,
     Separation,
     cross_rates,
+    fit_absence,
     fit_risk,
     risk_bins,
 )
@@ -84,6 +85,20 @@ def test_answers_are_judged_by_what_was_fitted_without_them() -> None:
     assert other.wrong.holds == tuple(one.wrong for one in fresh)
     assert set(other.rates) <= {one.error_rate for one in fit.curve.bins}
     assert fit.absent.tokens == (2000, 2001)
+
+
+def test_a_limit_is_no_lower_than_what_it_tells_needs() -> None:
+    """Of 25 that have an answer two may be above; the limit lies between those told and the next, and tells as many."""
+    made = [RiskAnswer(9, False, {"together": n / 25}) for n in range(25)]
+    made += [RiskAnswer(9, False, {"together": 0.001 * n}, absent=True) for n in range(15)]
+    found, judged = fit_absence(made)
+    assert found is not None
+    assert judged is not None
+    values = np.array(judged.values)
+    told, kept = values[values > found.limit], values[values <= found.limit]
+    assert found.limit == pytest.approx((told.min() + kept.max()) / 2)
+    assert found.caught == 1
+    assert judged.holds[int(np.flatnonzero(values == told.min())[0])]
 
 
 def test_a_rate_is_stated_by_the_bins_of_other_answers() -> None:

@@ -47,14 +47,18 @@ def calibrate(model: Path, *args: str) -> tuple[int, str, str]:
     return start("calibrate", "-m", str(model), *BASE, *args).finish()
 
 
-def as_if_right(every: int) -> None:
-    """Random weights find nothing: take every so many of the answers for right, and certain."""
+def as_if_right(every: int, *, lacking: bool = False) -> None:
+    """Random weights find nothing: take every so many of the answers for right, and certain.
+
+    With `lacking` the text of all others is taken to have no answer.
+    """
     header, *lines = KEPT.read_text().splitlines()
     changed = [json.loads(line) for line in lines]
     for number, record in enumerate(changed):
         if number % every == 0:
             record["wrong"] = False
             record["signs"]["attention"] /= 4
+        record["absent"] = bool(number % every) if lacking else record["absent"]
     KEPT.write_text("\n".join([header, *map(json.dumps, changed)]) + "\n")
 
 
@@ -63,7 +67,8 @@ def test_too_few_right_answers_leave_the_preset_as_it_was(answered: tuple[Path, 
     message, hint = two_lines("\n".join(said.splitlines()[-2:]))
     assert "20 of 20 answers were wrong" in message
     assert "--risk-tokens" in hint
-    assert load_preset(str(folder / "mine.json")).risk == ()
+    mine = load_preset(str(folder / "mine.json"))
+    assert (mine.risk, mine.absent) == ((), load_preset("balanced").absent)
     records = [json.loads(line) for line in (folder / KEPT).read_text().splitlines()][1:]
     assert {record["absent"] for record in records} == {True, False}
     assert {record["subtask"] for record in records} == set(RISK_TASKS)
@@ -83,6 +88,7 @@ def test_a_curve_is_written_and_stays_as_long_as_it_is_that_of_the_preset(tiny_m
     assert "AUROC 1.00" in err
     assert not KEPT.exists()
     assert curve.flagged(curve.bins[-1].upper)
+    assert load_preset("./mine.json").absent == load_preset("balanced").absent  # too few of 20 lacked an answer
     absent = absent_below(0.5)
     save_preset(replace(load_preset("./mine.json"), absent=absent), Path())
     assert calibrate(tiny_model)[0] == 0
@@ -93,11 +99,12 @@ def test_a_curve_is_written_and_stays_as_long_as_it_is_that_of_the_preset(tiny_m
     assert code == 0, err
     assert load_preset("./mine.json").risk == ()
     assert "the risk that was measured is of other settings" in err
+    assert load_preset("./mine.json").absent == absent
 
 
 @pytest.mark.usefixtures("kept")
 def test_json_has_the_curve_the_candidates_and_the_baseline_and_a_picture_is_drawn(tiny_model: Path) -> None:
-    as_if_right(2)
+    as_if_right(2, lacking=True)
     code, out, err = calibrate(tiny_model, *RISK, "--json", "--plot", "pictures")
     assert code == 0, err
     (picture,) = Path("pictures").iterdir()
@@ -106,6 +113,9 @@ def test_json_has_the_curve_the_candidates_and_the_baseline_and_a_picture_is_dra
     record = last_object(out)
     (curve,) = load_preset("./mine.json").risk
     assert record["risk"][0]["auroc"] == curve.auroc
+    absent = load_preset("./mine.json").absent
+    assert absent is not None
+    assert (absent.samples, absent.limit) == (20, record["absent"][0]["limit"])
     assert record["risk_candidates"][0][0]["auroc"] == 1
     assert {"name", "auroc", "low", "high"} == set(record["risk_baseline"][0])
 

@@ -51,6 +51,8 @@ def test_a_chat_says_what_its_document_does_not_name(loaded: LoadedModel) -> Non
         said = hold(talk, question)
         warning = "warning: what was asked for is probably not in the document"
         assert any(line.startswith(warning) for line in said), said
+    for talked in ("Thank you.", "Say it shorter.", "And in French?", "That's not what I asked."):
+        assert not any(line.startswith(warning) for line in hold(talk, talked)), talked
 
 
 def test_without_a_document_nothing_is_missing_in_one(loaded: LoadedModel) -> None:

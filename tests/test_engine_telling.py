@@ -87,4 +87,37 @@ def test_a_question_for_a_fact_is_none_for_all(question: str) -> None:
 def test_a_question_without_spaces_between_its_words_tells_nothing() -> None:
     """Its words would be whole sentences, which stand in no text."""
     assert Telling.of("\u739b\u4e3d\u51fa\u751f\u5728\u54ea\u91cc\uff1f", TEXT, weight).together == 1
-    assert Telling.of("\u0413\u0434\u0435 \u043f\u043e\u0435\u0437\u0434?", TEXT, weight).together == 0
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["\u0413\u0434\u0435 \u043f\u043e\u0435\u0437\u0434?", "Wann fuhr der Zug nach Oslo ab?", "Zug nach Oslo"],
+)
+def test_a_question_that_is_not_in_english_is_not_told_to_lack_an_answer(question: str) -> None:
+    asked = Telling.of(question, TEXT, weight)
+    assert (asked.together, asked.share(TEXT)) == (1, 0)
+    assert Telling.of("When did the train leave for Oslo?", TEXT, weight).together < 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Thank you.",
+        "Say it shorter.",
+        "Are you sure?",
+        "And in French?",
+        "Can you explain that in simple words?",
+        "That's not what I asked.",
+        "Could you rephrase your last answer, please?",
+        "What was my first question?",
+        "Translate it into German, in at most 3 short sentences.",
+    ],
+)
+def test_what_is_said_of_the_conversation_tells_nothing(said: str) -> None:
+    asked = Telling.of(said, TEXT, weight)
+    assert (asked.whole, asked.words, asked.together) == (True, {}, 1)
+
+
+def test_a_word_of_talk_that_is_written_as_a_name_tells() -> None:
+    assert Telling.of("Where does Long sleep?", TEXT, weight).words == {"long": 8, "sleep": 5}
+    assert Telling.of("How long did it sleep in French?", TEXT, weight).words == {"sleep": 5}

@@ -33,7 +33,7 @@ _CALIBRATE = "measure what the signal means: uncomp calibrate --risk, then name 
 class Risk:
     """The signs of one answer, the curve that says what they mean, and how the answer came about.
 
-    There are none when no head was watched, or the answer was too short to be; `curve` is None when nothing was
+    There are none of the answer when no head was watched, or it was too short to be; `curve` is None when nothing was
     calibrated. Nothing is known of an answer to a question for the `whole` text. The prompt of `prompt_tokens` was read
     with `rope`, and `budget` of it kept by `scorer`.
     """
@@ -278,7 +278,7 @@ class Attempts(Generic[T]):
     def note(self) -> str:
         """`try 2: budget 40% · 12.3 s · KV 30.1 MiB · entropy 0.22` of the newest try, and whether that is flagged."""
         latest = self.tries[-1]
-        entropy = f" · entropy {latest.risk.signs['attention']:.2f}" if latest.risk.signs else ""
+        entropy = f" · entropy {latest.risk.signs['attention']:.2f}" if "attention" in latest.risk.signs else ""
         verdict = {True: ", flagged", False: ", not flagged", None: ""}[latest.risk.flagged]
         cost = f"{format_seconds(latest.seconds)} · KV {format_bytes(latest.kv_bytes)}"
         return f"try {len(self.tries)}: budget {latest.budget} · {cost}{entropy}{verdict}"

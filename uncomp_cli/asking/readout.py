@@ -67,7 +67,7 @@ def details(stats: "RunStats", risk: "Risk", *, whole: bool, context_limit: int)
         _kept(stats, whole=whole),
         f"peak {format_bytes(stats.peak_bytes)}",
         f"guessed {stats.accepted_tokens} of {stats.guessed_tokens}" if stats.guessed_tokens else None,
-        f"entropy {stats.signs['attention']:.2f}" if stats.signs else None,
+        f"entropy {stats.signs['attention']:.2f}" if "attention" in stats.signs else None,
         f"context {format_count(used)}/{format_count(context_limit)}",
         risk.word,
     ]

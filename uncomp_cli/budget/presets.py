@@ -196,8 +196,7 @@ def preset(
     measures = make_policy(chosen.policy).measures
     # A loss holds on the profile's model alone.
     if alone or not (measures or make_thinning(chosen.thinning).measures or max_loss is not None):
-        absent = chosen.absent if chosen.profile is None else None  # it goes by that model's tokens
-        chosen = replace(chosen, profile=None, absent=absent)
+        chosen = replace(chosen, profile=None)
     if alone and not measures:
         chosen = replace(chosen, scorer=ScorerConfig())
     chosen = _with_scorer(chosen, scorer)

@@ -171,7 +171,8 @@ def _judge(loaded: LoadedModel, preset: Preset, sample: Sample) -> RiskLine:
     writer = engine.writer(engine.asked(engine.read(prompt, preset).finish(), words=[query.question]), watch=watched)
     text, absent = "".join(step.text for step in writer.write()), not query.evidence
     stats = writer.stats()
-    signs = {} if stats is None else {name: round(value, 6) for name, value in stats.signs.items()}
+    seen = {} if stats is None or "attention" not in stats.signs else stats.signs
+    signs = {name: round(value, 6) for name, value in seen.items()}
     return RiskLine(
         sha256=sample.sha256,
         subtask=sample.subtask,

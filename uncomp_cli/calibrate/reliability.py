@@ -6,7 +6,7 @@
                  that were fitted to its own answers, and the AUROC is that of new ones
     band         up to the value that parts right from wrong best (Youden: share of wrong ones above − of right ones)
     absent       the same of the latter, for what the text does not say: limited so that of a hundred questions that
-                 the text answers eight at most are above
+                 the text answers eight at most are above, and no more than what is told there needs
 
 The entropy of the next token's distribution alone is the baseline, which is reported beside them.
 """
@@ -224,7 +224,7 @@ def fit_absence(answers: Sequence[RiskAnswer]) -> tuple[Absence, Verdict] | tupl
         return None, None
     signs = {name: np.array([answer.signs[name] for answer in answers]) for name in ASKED}
     values, weights = cross_fit(signs, absent), logistic(signs, absent)
-    limit = float(np.quantile(values[~absent], 1 - MOST_ALARMS, method="higher"))
+    limit = _no_lower(values, absent, float(np.quantile(values[~absent], 1 - MOST_ALARMS, method="higher")))
     above = values > limit
     lengths = [answer.tokens for answer in answers]
     found = Absence(
@@ -236,6 +236,14 @@ def fit_absence(answers: Sequence[RiskAnswer]) -> tuple[Absence, Verdict] | tupl
         (min(lengths), max(lengths)),
     )
     return found, Verdict.of(values, absent, limit)
+
+
+def _no_lower(values: Values, absent: Flags, limit: float) -> float:
+    """A limit that tells as many: the middle between the lowest value that is told and what is below it."""
+    told = values[absent & (values > limit)]
+    if not len(told):
+        return limit
+    return max(limit, float(told.min() + values[values < told.min()].max()) / 2)
 
 
 def risk_bins(values: Values, wrong: Flags) -> tuple[RiskBin, ...]:

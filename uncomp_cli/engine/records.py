@@ -56,9 +56,9 @@ class RunStats:
     """What one answer took. `kv_full_bytes` is a full cache of the same tokens in numbers of
     `dtype_bytes`; `ttft_s` counts from the prefill.
 
-    `signs` are those of the heads that were watched (look/watch.py); none where none was, or before the answer's first
-    token has been read. `whole`: what was asked for is all of the text, or nothing in particular (context/telling.py).
-    Of `guessed_tokens` from the text `accepted_tokens` were right (lookup.py).
+    `signs` are those of the heads that were watched (look/watch.py), none where none was or before the answer's first
+    token has been read, and what the text has of the question (context/telling.py). `whole`: what was asked for is all
+    of the text, or nothing in particular. Of `guessed_tokens` from the text `accepted_tokens` were right (lookup.py).
     """
 
     prompt_tokens: int

@@ -59,8 +59,8 @@ class RiskBin:
 class Absence:
     """How questions are told whose answer is not in the text: the signal of `weights` is above `limit`.
 
-    So it was for the share `caught` of such questions, and for the share `alarms` of the others, of `samples` together,
-    about texts whose lengths `tokens` spans. It goes by the text, and says nothing of an answer.
+    So it was for the share `caught` of such questions, and for the share `alarms` of the others, of `samples` together.
+    It holds for texts whose lengths `tokens` spans. It goes by the text, and says nothing of an answer.
     """
 
     weights: dict[str, float]

@@ -253,7 +253,7 @@ def _presets(wanted: CalibrateOptions, files: "ProfileFiles") -> "list[Preset]":
             budget, path = (None if suffix else wanted.budget), str(shipped_preset_dir() / f"{like}.json")
             chosen = choose_preset(path, budget=budget, policy=wanted.policy, scorer=wanted.scorer)
         # The floor stays whatever the budget: unlike one that is named for a prompt, it is for all lengths.
-        chosen = replace(chosen, floor_tokens=shipped.floor_tokens, quality=(), risk=(), absent=None, open_below=0.0)
+        chosen = replace(chosen, floor_tokens=shipped.floor_tokens, quality=(), risk=(), open_below=0.0)
         made.append(replace(chosen, name=f"{files.name}{suffix}", profile=files.name, folder=None))
     return made
 

@@ -123,7 +123,7 @@ def save_calibrated(
     description = f"{preset.policy}, calibrated on {profile.fingerprint.name} with {measured}."
     quality = old.quality if old is not None and holds else ()
     risk = old.risk if old is not None and holds and same_budget else ()
-    absent = old.absent if old is not None and holds else None
+    absent = (old and old.absent) or preset.absent  # of texts and questions, whatever is kept
     preset = replace(preset, description=description, quality=quality, risk=risk, absent=absent)
     path = save_preset(preset, files.folder, profile)
     files.finish()
@@ -140,7 +140,7 @@ def save_family(path: Path, others: "Sequence[Preset]") -> None:
     for one in others:
         description = f"{one.policy}, with the profile of preset {first.name}."
         alike = replace(one, budget=first.budget, floor_tokens=first.floor_tokens, name=first.name)
-        shared = replace(first, quality=(), risk=(), absent=None, description=one.description) == alike
+        shared = replace(first, quality=(), risk=(), absent=one.absent, description=one.description) == alike
         quality = first.quality if shared else ()
         save_preset(replace(one, description=description, quality=quality, absent=first.absent), path.parent)
 
@@ -176,7 +176,8 @@ def _measured_before(
     if files.preset.is_file() and files.profile.is_file():
         try:
             old = load_preset(str(files.preset.absolute()))
-            alike = replace(old, budget=preset.budget, description=preset.description, quality=(), risk=(), absent=None)
+            alike = replace(old, budget=preset.budget, description=preset.description, quality=(), risk=())
+            alike = replace(alike, absent=preset.absent)
             return old, alike == preset and load_profile(files.profile).samples == profile.samples
         except UsageError as error:
             terminal.warn(f"what was measured for it is left out: {error.message}")
@@ -336,7 +337,7 @@ def run_risk(
     from uncomp_cli.evals.tasks.outside import outside_tasks
 
     stored = load_preset(str(path.absolute()))
-    preset, trained = replace(stored, risk=(), absent=None), loaded.info.trained_length
+    preset, trained = replace(stored, risk=()), loaded.info.trained_length
     heads = watched_heads(preset, loaded.spec)
     if not heads:
         raise UsageError("risk needs heads to watch, and the profile has no losses", hint="--policy uncertain")
@@ -355,7 +356,8 @@ def run_risk(
             read = "trained" if inside else rope
             fit = fit_risk(answers, heads, rope=read, budget=str(preset.budget), scorer=preset.scorer.name)
             fits[f"{preset.name}-{name}"] = fit
-    absent = next((fit.absent for fit in fits.values() if fit.absent is not None), None)  # inside the length, if there
+    told = (fit.absent for fit in fits.values() if fit.absent is not None)
+    absent = next(told, preset.absent)  # inside the length, if there; too few without an answer change nothing
     save_preset(replace(preset, risk=tuple(fit.curve for fit in fits.values()), absent=absent), path.parent)
     kept.unlink()
     if choice.plot is not None:

@@ -198,15 +198,19 @@ def _measured(profile: "UncertaintyProfile") -> dict[str, Any]:
 def _risk_rows(preset: "Preset") -> Iterator[tuple[str, str]]:
     """A row for each calibration of `--risk`: how the texts were read, how many, how long, and how well it tells."""
     for curve in preset.risk:
-        span = [format_count(bound_of(curve.tokens)) for bound_of in (min, max)] if curve.tokens else []
-        lengths = f"{' to '.join(span)} tokens" if span else "any length"
         told = f"AUROC of wrong answers {curve.auroc:.2f} ({curve.auroc_low:.2f} to {curve.auroc_high:.2f})"
-        yield f"risk.{curve.rope or 'any'}", f"{format_count(curve.samples)} answers of {lengths}, {told}"
+        answers = f"{format_count(curve.samples)} answers of {_lengths(curve.tokens)}"
+        yield f"risk.{curve.rope or 'any'}", f"{answers}, {told}"
     if preset.absent is not None:
         shares = (
             f"{100 * preset.absent.caught:.0f} % of such questions, {100 * preset.absent.alarms:.0f} % of the others"
         )
-        yield "absent", f"not in the document: said of {shares}"
+        asked = f"{format_count(preset.absent.samples)} questions; for texts of {_lengths(preset.absent.tokens)}"
+        yield "absent", f"not in the document: said of {shares}, {asked}"
+
+
+def _lengths(tokens: "Sequence[int]") -> str:
+    return f"{format_count(min(tokens))} to {format_count(max(tokens))} tokens" if tokens else "any length"
 
 
 def _measured_rows(profile: "UncertaintyProfile") -> Iterator[tuple[str, str]]:

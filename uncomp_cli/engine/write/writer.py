@@ -58,19 +58,22 @@ class _Row:
 
     @property
     def signs(self) -> dict[str, float]:
-        """What was seen of the answer so far, and what the text has of the question; none where nothing is watched."""
+        """What was seen of the answer so far, and what the text has of the question, which needs nothing watched."""
         seen = self.tally.signs
-        if not seen or not self.asked.words:
+        if not self.asked.words:
             return seen
-        at, (ids, telling) = self.tally.peak[0], self._telling
-        near = self._decode(ids[max(0, at - _NEAR_TOKENS) : at + _NEAR_TOKENS])
+        ids, telling = self._telling
         about = {} if self.asked.documents == "" else {"together": telling.together}  # nothing is a document
+        if not seen:
+            return about
+        at = self.tally.peak[0]
+        near = self._decode(ids[max(0, at - _NEAR_TOKENS) : at + _NEAR_TOKENS])
         return {**seen, **about, "looked": telling.share(near)}
 
     @property
     def whole(self) -> bool:
         """Whether the question is known to ask for nothing in particular."""
-        return bool(self.asked.words and self.tally.signs and self._telling[1].whole)
+        return bool(self.asked.words and self._telling[1].whole)
 
     @cached_property
     def _telling(self) -> tuple[tuple[int, ...], Telling]:
