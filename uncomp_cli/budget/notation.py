@@ -60,7 +60,8 @@ def read_settings(kind: type[Any], settings: str, *, text: str, what: str = "pol
 
     Raises UsageError for an unknown key, with the nearest; for one named twice; and for a value of another type.
     """
-    types = {f.name: get_type_hints(kind)[f.name] for f in fields(kind)}
+    hints = get_type_hints(kind)
+    types = {f.name: hints[f.name] for f in fields(kind)}
     read: dict[str, Any] = {}
     for part in settings.split(","):
         key, _, value = (piece.strip() for piece in part.partition("="))
