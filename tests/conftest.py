@@ -183,6 +183,13 @@ def without_tokenizer() -> Iterator[None]:
 
 
 @pytest.fixture
+def short_prose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the words to hide facts in, which every command writes and counts anew; whole where a process does."""
+    if "long_lived" not in request.fixturenames:
+        monkeypatch.setattr("uncomp_cli.evals.tasks.haystack.GENERATED_TOKENS", 6_000)
+
+
+@pytest.fixture
 def long_lived() -> Iterator[list["Running"]]:
     """Processes put in here are gone after the test."""
     running: list[Running] = []

@@ -19,7 +19,7 @@ from uncomp_cli.uncertainty.profile import load_profile
 
 SHAPE = ("--tokens", "400", "-t", "needle/digits7", "-t", "continuation")
 
-pytestmark = pytest.mark.usefixtures("alone")
+pytestmark = pytest.mark.usefixtures("alone", "short_prose")
 
 
 def measure(model: Path, *args: str, samples: int = 2) -> tuple[int, str, str]:

@@ -16,7 +16,7 @@ from uncomp_cli.evals.tables.outcome import OUTCOMES
 SHAPE = ("--samples", "2", "--tokens", "800", "-b", "50%", "-b", "20%")
 COMMON = (*SHAPE, "--policy", "uniform", "--policy", "full/8bit")
 
-pytestmark = pytest.mark.usefixtures("alone")
+pytestmark = pytest.mark.usefixtures("alone", "short_prose")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:

@@ -105,6 +105,7 @@ def test_results_say_how_was_read(loaded: LoadedModel) -> None:
 SHAPE = ("--samples", "1", "--tokens", "1500", "-t", "needle/digits7", "--policy", "uniform", "-b", "20%")
 
 
+@pytest.mark.usefixtures("short_prose")
 def test_a_command_reads_past_the_trained_length(folder: Path, tmp_path: Path) -> None:
     given = ("eval", "-m", str(folder), "--out", str(tmp_path / "results.jsonl"), *SHAPE)
     code, _, err = run_here(*given, "--regime", "aware", "--rope", "auto")

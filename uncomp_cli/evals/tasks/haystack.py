@@ -24,7 +24,7 @@ SEPARATOR = "\n\n"
 _SHORTEST_CHARS = 40
 _PARAGRAPH_CHARS = 1600  # a text without blank lines has places to begin at, too
 _PIECE_CHARS = 240  # about 55 tokens: a border between pieces is never far from the depth that is asked for
-_GENERATED_TOKENS = 60_000
+GENERATED_TOKENS = 60_000
 _SPARE = 0.02  # of the length, rather left empty than filled with half a sentence
 # Ends of sentences, then of clauses, then of words: each is used only where the one before it leaves too much.
 _ENDS = (
@@ -68,7 +68,7 @@ class Haystack:
     @classmethod
     def generated_for(cls, longest: int, *, seed: int) -> "Haystack":
         """Generated prose for samples of up to `longest` tokens: the same for all that are not very long."""
-        return cls.generated(seed=seed, tokens=max(_GENERATED_TOKENS, 4 * longest))
+        return cls.generated(seed=seed, tokens=max(GENERATED_TOKENS, 4 * longest))
 
     def excerpt(self, chance: random.Random, *, tokens: int, count_tokens: CountTokens) -> list[str]:
         """`excerpt_at` a random place."""
