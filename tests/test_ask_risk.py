@@ -89,6 +89,13 @@ def test_a_preset_that_watches_nothing_says_what_is_not_in_the_document(ask: Ask
         assert f"{flags[0]} needs measured error rates, preset textual has none" in err
 
 
+def test_a_system_prompt_is_no_part_of_the_document(ask: Ask) -> None:
+    question, preset = "Who was the bishop of Bergen?", risky(Path(), 5.0, absent=0.9)
+    _, out, err = ask("-p", preset, "--json", "-s", f"You are asked: {question}", question)
+    (record,) = records(out)
+    assert record["uncertainty"]["word"] == "probably not in the document", err
+
+
 def test_a_text_of_another_length_gets_no_word(ask: Ask) -> None:
     long = replace(absent_below(0.9), tokens=(9000, 9001))
     preset = str(save_preset(replace(load_preset("full"), name="long", absent=long), Path()))

@@ -111,6 +111,9 @@ def test_a_question_that_is_not_in_english_is_not_told_to_lack_an_answer(questio
         "Could you rephrase your last answer, please?",
         "What was my first question?",
         "Translate it into German, in at most 3 short sentences.",
+        "That is great. Thanks!",
+        "WHAT IS THIS DOCUMENT ABOUT?",
+        "Are You Sure That Is Right?",
     ],
 )
 def test_what_is_said_of_the_conversation_tells_nothing(said: str) -> None:
@@ -121,3 +124,21 @@ def test_what_is_said_of_the_conversation_tells_nothing(said: str) -> None:
 def test_a_word_of_talk_that_is_written_as_a_name_tells() -> None:
     assert Telling.of("Where does Long sleep?", TEXT, weight).words == {"long": 8, "sleep": 5}
     assert Telling.of("How long did it sleep in French?", TEXT, weight).words == {"sleep": 5}
+    assert Telling.of("Where did Mr. Long sleep?", TEXT, weight).words == {"mr": 4, "long": 8, "sleep": 5}
+
+
+@pytest.mark.parametrize(
+    ("question", "text"),
+    [
+        ("Where does Zoe Muller sleep?", "Zoë Müller sleeps in Rome."),
+        ("Where does Zoë Müller sleep?", "Zoe\u0308 Mu\u0308ller sleeps in Rome."),
+        ("Who wrote Macbeth?", "They wrote _Macbeth_."),
+        ("What are the max tokens?", "max_tokens = 256"),
+    ],
+)
+def test_words_are_the_same_without_accents_and_marks(question: str, text: str) -> None:
+    assert Telling.of(question, text, weight).together == 1
+
+
+def test_capitals_tell_nothing_where_every_word_has_one() -> None:
+    assert Telling.of("WHEN DOES VIENNA SLEEP?", TEXT, weight).words == {"vienn": 6, "sleep": 5}

@@ -24,7 +24,15 @@ from uncomp_cli.asking.events import (
     Warned,
     thinks_behind,
 )
-from uncomp_cli.asking.material import blame, build_prompt, describe_files, opened_documents, pins_in, places_of
+from uncomp_cli.asking.material import (
+    blame,
+    build_prompt,
+    describe_files,
+    join_documents,
+    opened_documents,
+    pins_in,
+    places_of,
+)
 from uncomp_cli.asking.readout import About, all_kept, budget_note, chunk_note, evidence_warnings, floor_note, pin_note
 from uncomp_cli.asking.request import Request
 from uncomp_cli.asking.startup import reading_warnings
@@ -326,11 +334,12 @@ class Reader:
         """An item for every question that is asked; each has what is unfit between it and the one before."""
         apart = [(number, Refused.of(self.turn(documents, number), error)) for number, error in sorted(unfit.items())]
         words = [self._questions[number] for number in numbers]
-        bare = not documents.documents and subject.context.account.record is None
+        saved = not documents.documents and subject.context.account.record is not None
+        text = None if saved else join_documents(documents)  # without the system prompt
         previous, last = -1, numbers[-1]
         for number, asked in zip(numbers, self._engine.asked(subject.context, words=words), strict=True):
             before = tuple(each for at, each in apart if previous < at < number)
             after = tuple(each for at, each in apart if at > last) if number == last else ()
-            asked = replace(asked, documents="") if bare else asked
-            yield Item(subject, self.turn(documents, number), asked, before, after, is_last=number == last)
+            turn, asked = self.turn(documents, number), replace(asked, documents=text)
+            yield Item(subject, turn, asked, before, after, is_last=number == last)
             previous = number

@@ -2,9 +2,9 @@
 
     weight(word) = Σ ln(2 + id) over its tokens    ids of a vocabulary rise as what they stand for becomes rarer, and
                                                    names are of several tokens; twice that for a number and a word
-                                                   with a capital behind the first; nothing for an asking word
+                                                   with a capital inside a sentence; nothing for an asking word
     share(text)  = Σ weight of the words in it / Σ weight of all; two words are the same when they begin with the same
-                   STEM letters (found, founded, founder)
+                   STEM letters (found, founded, founder), accents apart
     together     = the largest share of two neighbouring sentences of the text
 
 A question for the `whole` of a text, a summary or a list, tells nothing by its words, nor does what is said of the
@@ -17,6 +17,7 @@ Meaning is not looked at: a question in quite other words than the text's is not
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import pairwise
@@ -53,6 +54,8 @@ _ASKING = words_of(
 """Words that hold a question together."""
 _ENGLISH = words_of("the of it that this who whom whose what when where which why how did does are were")
 """Words of English questions that are hardly ones of another language: what tells nothing is known in English alone."""
+_OPENING = re.compile(r"(?:^|[!?]|[a-z]{3}\.)\W*(\w+)")
+"""The first word of a sentence, where a capital tells nothing; "Mr." and "St." end none."""
 _RUN_ON = re.compile(r"[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 """Scripts without spaces between words: whole sentences would be words, and stand in no text."""
 _WHOLE = re.compile(
@@ -108,11 +111,13 @@ class Telling:
 
 def _named(question: str) -> dict[str, bool]:
     """The words of a question that are no asking words, and whether each is written as a name or a number."""
-    question = _MANNER.sub("", question)
+    question = _plain(_MANNER.sub("", question))
     written = re.findall(r"\w+", question)
-    names = {word.casefold() for at, word in enumerate(written) if word[0].isdigit() or (at and word[0].isupper())}
-    general = {word for word in _GENERAL if word not in names}  # Mr Long, the Good Word
-    return {word: word in names for word in words_of(question) if word not in _ASKING and word not in general}
+    capitals = {word for word in written if word[0].isupper()}
+    inside = capitals.difference(_OPENING.findall(question)) if any(word[0].islower() for word in written) else set()
+    names = {word.casefold() for word in written if word[0].isdigit() or word in inside}
+    silent = {*_ASKING, *({*_GENERAL} - names)}  # Mr Long, the Good Word
+    return {word: word in names for word in words_of(question) if word not in silent}
 
 
 def _has(question: str, words: Collection[str]) -> bool:
@@ -121,7 +126,13 @@ def _has(question: str, words: Collection[str]) -> bool:
 
 def stems(text: str) -> set[str]:
     """How the words of a text begin."""
-    return {word[:STEM] for word in words_of(text)}
+    return {word[:STEM] for word in words_of(_plain(text))}
+
+
+def _plain(text: str) -> str:
+    """Without what people leave out when they type: accents, and the marks of _Macbeth_ and max_tokens."""
+    letters = (one for one in unicodedata.normalize("NFD", text) if not unicodedata.combining(one))
+    return unicodedata.normalize("NFC", "".join(letters)).replace("_", " ")
 
 
 def _part(words: dict[str, float], found: Collection[str]) -> float:
