@@ -29,6 +29,7 @@ from uncomp_cli.calibrate.reliability import (
     cross_rates,
     fit_absence,
     fit_risk,
+    hardest,
 )
 from uncomp_cli.config import DEFAULT_MODEL, DEFAULT_PRESET
 from uncomp_cli.ui.figure import write
@@ -53,7 +54,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 def questions(lines: Iterable[dict[str, Any]], half: str) -> list[RiskAnswer]:
     """The questions for a fact of one half that were looked at without their answers."""
     found = (line for line in lines if line["half"] == half and not line["preset"] and line["source"] not in ASIDE)
-    return [RiskAnswer(line["tokens"], False, line["signs"], line["absent"]) for line in found]
+    return [RiskAnswer(line["tokens"], False, line["signs"], line["absent"], line["source"]) for line in found]
 
 
 def judge(curve: RiskCurve, answers: Sequence[RiskAnswer], *, name: str) -> Judged:
@@ -119,14 +120,8 @@ def main() -> None:
             raise ValueError("too few questions lack an answer")
         test = questions(words, "test")
         above = np.array([absent.tells(each.signs, absent.tokens[0]) for each in test])
-        missing = np.array([each.absent for each in test])
-        held_out = replace(
-            absent,  # the rates that are said are those of questions that it was not fitted to
-            caught=float(above[missing].mean()),
-            alarms=float(above[~missing].mean()),
-            samples=len(test),
-            tokens=SPAN,
-        )
+        caught, alarms, samples = hardest(test, above)  # what is said are rates of questions that it was not fitted to
+        held_out = replace(absent, caught=caught, alarms=alarms, samples=samples, tokens=SPAN)
         preset = replace(preset, absent=held_out)
         for path in shipped_preset_dir().glob("*.json"):
             save_preset(replace(load_preset(str(path)), absent=held_out), asked.fit)

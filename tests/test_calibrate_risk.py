@@ -87,18 +87,20 @@ def test_answers_are_judged_by_what_was_fitted_without_them() -> None:
     assert fit.absent.tokens == (2000, 2001)
 
 
-def test_a_limit_is_no_lower_than_what_it_tells_needs() -> None:
-    """Of 25 that have an answer two may be above; the limit lies between those told and the next, and tells as many."""
-    made = [RiskAnswer(9, False, {"together": n / 25}) for n in range(25)]
-    made += [RiskAnswer(9, False, {"together": 0.001 * n}, absent=True) for n in range(15)]
+def test_of_every_source_few_are_told_and_the_hardest_is_reported() -> None:
+    """Easy facts do not pay for alarms of what people typed; a source of few answers does not decide."""
+    made = [RiskAnswer(9, False, {"together": (n + 1) / 25}, source="typed") for n in range(25)]
+    made += [RiskAnswer(9, False, {"together": n / 20}, absent=True, source="typed") for n in range(15)]
+    made += [RiskAnswer(9, False, {"together": 1.0}, source="easy") for _ in range(75)]
+    made += [RiskAnswer(9, False, {"together": 0.0}, absent=True, source="easy") for _ in range(75)]
+    made += [RiskAnswer(9, False, {"together": 0.0}, source="few") for _ in range(9)]
     found, judged = fit_absence(made)
     assert found is not None
     assert judged is not None
-    values = np.array(judged.values)
-    told, kept = values[values > found.limit], values[values <= found.limit]
-    assert found.limit == pytest.approx((told.min() + kept.max()) / 2)
-    assert found.caught == 1
-    assert judged.holds[int(np.flatnonzero(values == told.min())[0])]
+    told = np.array(judged.values) > found.limit
+    assert told[:25].sum() == 1  # of 25 no more than 8 %
+    assert (found.caught, found.alarms, found.samples) == (told[25:40].mean(), 1 / 25, 40)
+    assert told[115:190].all()
 
 
 def test_a_rate_is_stated_by_the_bins_of_other_answers() -> None:

@@ -60,7 +60,7 @@ class RiskLine:
 
     def answer(self) -> RiskAnswer:
         """What a curve is fitted to."""
-        return RiskAnswer(self.tokens, self.wrong, self.signs, self.absent)
+        return RiskAnswer(self.tokens, self.wrong, self.signs, self.absent, self.subtask)
 
 
 ANSWERS = Kind(

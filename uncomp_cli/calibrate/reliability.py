@@ -6,7 +6,8 @@
                  that were fitted to its own answers, and the AUROC is that of new ones
     band         up to the value that parts right from wrong best (Youden: share of wrong ones above − of right ones)
     absent       the same of the latter, for what the text does not say: limited so that of a hundred questions that
-                 the text answers eight at most are above, and no more than what is told there needs
+                 the text answers eight at most are above, of every source of questions: where planted facts are told
+                 easily, they must not pay for alarms of questions that people typed
 
 The entropy of the next token's distribution alone is the baseline, which is reported beside them.
 """
@@ -48,12 +49,16 @@ _RIDGE, _STEPS = 1.0, 30
 
 @dataclass(frozen=True, slots=True)
 class RiskAnswer:
-    """An answer behind `tokens` of text: its signs, whether it was wrong, and whether the text has what was asked."""
+    """An answer behind `tokens` of text: its signs, whether it was wrong, and whether the text has what was asked.
+
+    `source` is where its question is from.
+    """
 
     tokens: int
     wrong: bool
     signs: dict[str, float]
     absent: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,32 +223,38 @@ def cross_rates(values: Values, wrong: Flags) -> tuple[float, ...]:
 
 
 def fit_absence(answers: Sequence[RiskAnswer]) -> tuple[Absence, Verdict] | tuple[None, None]:
-    """What tells questions that the text does not answer, and how it judges them; None where too few were asked."""
+    """What tells questions that the text does not answer, and how it judges them; None where too few were asked.
+
+    Its shares are those of the source with most alarms.
+    """
     absent = np.array([answer.absent for answer in answers], dtype=np.bool_)
     if min(absent.sum(), (~absent).sum()) < 2 * FOLDS:
         return None, None
     signs = {name: np.array([answer.signs[name] for answer in answers]) for name in ASKED}
     values, weights = cross_fit(signs, absent), logistic(signs, absent)
-    limit = _no_lower(values, absent, float(np.quantile(values[~absent], 1 - MOST_ALARMS, method="higher")))
-    above = values > limit
-    lengths = [answer.tokens for answer in answers]
-    found = Absence(
-        weights,
-        limit,
-        float(above[absent].mean()),
-        float(above[~absent].mean()),
-        len(absent),
-        (min(lengths), max(lengths)),
-    )
-    return found, Verdict.of(values, absent, limit)
+    limits = [np.quantile(values[kind & ~absent], 1 - MOST_ALARMS, method="higher") for kind in sources(answers)]
+    limit, lengths = float(max(limits)), [answer.tokens for answer in answers]
+    shares = hardest(answers, values > limit)
+    return Absence(weights, limit, *shares, (min(lengths), max(lengths))), Verdict.of(values, absent, limit)
 
 
-def _no_lower(values: Values, absent: Flags, limit: float) -> float:
-    """A limit that tells as many: the middle between the lowest value that is told and what is below it."""
-    told = values[absent & (values > limit)]
-    if not len(told):
-        return limit
-    return max(limit, float(told.min() + values[values < told.min()].max()) / 2)
+def sources(answers: Sequence[RiskAnswer]) -> list[Flags]:
+    """Which answers [N] are of one source, for each that has enough of either kind; all where none has."""
+    names = np.array([answer.source for answer in answers])
+    absent = np.array([answer.absent for answer in answers], dtype=np.bool_)
+    kinds = [names == name for name in np.unique(names)]
+    enough = [kind for kind in kinds if min((kind & absent).sum(), (kind & ~absent).sum()) >= 2 * FOLDS]
+    return enough or [np.ones(len(answers), dtype=np.bool_)]
+
+
+def hardest(answers: Sequence[RiskAnswer], told: Flags) -> tuple[float, float, int]:
+    """Of the source with most alarms: the share told of what the text lacks, that of the others, how many questions."""
+    absent = np.array([answer.absent for answer in answers], dtype=np.bool_)
+    shares = [
+        (float(told[kind & absent].mean()), float(told[kind & ~absent].mean()), int(kind.sum()))
+        for kind in sources(answers)
+    ]
+    return max(shares, key=lambda one: (one[1], -one[0]))
 
 
 def risk_bins(values: Values, wrong: Flags) -> tuple[RiskBin, ...]:
