@@ -187,7 +187,7 @@ def test_quality_is_measured_and_a_loss_chooses_the_budget(tiny_model: Path) -> 
     assert not list(Path("data/uncomp/presets").glob("*.jsonl"))
     code, out, err = run_here("preset", "show", "mine")
     assert "40%" in out
-    assert "192 questions; for texts of 150 to 30,000 tokens" in out
+    assert "72 questions; for texts of 150 to 30,000 tokens" in out
     assert preset.absent == load_preset("balanced").absent
     Path("story.txt").write_text("The harbour was quiet and the lamps were lit along the old wall. " * 8)
     ask = ("ask", "-m", str(tiny_model), "-p", "mine", "-f", "story.txt", "When?", "--max-new-tokens", "4", "--json")
