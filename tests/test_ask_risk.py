@@ -225,6 +225,12 @@ def test_a_band_of_long_texts_says_nothing_of_short_ones() -> None:
     assert (short.flagged, risk_warnings(short), short.bin) == (None, [], None)
 
 
+def test_inside_the_band_too_an_answer_like_mostly_wrong_ones_is_unsure() -> None:
+    curve = replace(curve_up_to(0.3), band=(0.0, 9.0))
+    assert [Risk(seen(entropy), curve).word for entropy in (0.2, 0.4)] == ["sure", "unsure"]
+    assert len(risk_warnings(Risk(seen(0.4), curve))) == 1
+
+
 def test_another_scorer_was_not_calibrated() -> None:
     curve = replace(curve_up_to(0.3), scorer="agreement")
     assert Risk(seen(0.4), curve, 100, scorer="agreement").bin is not None

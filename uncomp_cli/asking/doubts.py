@@ -54,16 +54,16 @@ class Risk:
 
     @property
     def flagged(self) -> bool | None:
-        """Whether the answer is less certain than right ones of the calibration; None when that is not known.
+        """Whether the answer is less certain than right ones of the calibration, or such answers were mostly wrong.
 
-        A band of long texts says nothing of shorter ones.
+        None when that is not known: a band of long texts says nothing of shorter ones.
         """
         curve, signal = self.curve, self.signal
         if self.absence:
             return True
         if curve is None or signal is None or self.prompt_tokens < min(curve.tokens, default=0):
             return None
-        return curve.flagged(signal)
+        return curve.flagged(signal) or (self.bin is not None and self.bin.error_rate > 1 / 2)
 
     @property
     def bin(self) -> "RiskBin | None":
