@@ -4,6 +4,7 @@ A file is a header line `{"schema_version", "kind", "settings"}` and one object 
 appended to, a line at a time, so that a killed run continues where it stopped; a line that was cut off is dropped.
 """
 
+import argparse
 import gzip
 import hashlib
 import json
@@ -27,6 +28,22 @@ Line = dict[str, Any]
 def say(text: str) -> None:
     """Progress, on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def arguments_of(summary: str, *, model: str) -> argparse.ArgumentParser:
+    """What every runner is told; `model` is what it runs."""
+    parser = argparse.ArgumentParser(description=summary)
+    parser.add_argument("--model", type=Path, required=True, help=model)
+    parser.add_argument("--samples", type=Path, required=True, help="what export.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="results, continued when they are there")
+    parser.add_argument("--limit", type=int, help="the first so many samples")
+    return parser
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """`--threads`, of a runner that is told them."""
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=threads, help="default: OMP_NUM_THREADS, or all cores")
 
 
 def read_lines(path: Path) -> tuple[Line, list[Line]]:

@@ -37,7 +37,7 @@ from recording import (
     record,
     together,
 )
-from records import Results, Writing, about_run, outcome, read_samples, say
+from records import Results, Writing, about_run, arguments_of, outcome, read_samples, say
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers.utils import logging
@@ -231,13 +231,9 @@ def _missing(sample: Line, regime: str, wanted: list[Setting], results: Results)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="directory in Hugging Face format")
-    parser.add_argument("--samples", type=Path, required=True, help="what export.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="results, continued when they are there")
+    parser = arguments_of(__doc__.splitlines()[0], model="directory in Hugging Face format")
     parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS, help="fractions to keep")
     parser.add_argument("--only", nargs="+", default=[], help="presses whose name has one of these in it")
-    parser.add_argument("--limit", type=int, help="the first so many samples")
     parser.add_argument("--check", action="store_true", help="compare each result with a prefill under the press")
     return parser.parse_args()
 

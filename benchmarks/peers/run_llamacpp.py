@@ -12,7 +12,6 @@ same numbers that our safetensors were made from, but multiplied with activation
 
 import argparse
 import math
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 from llama_cpp import Llama
-from records import Results, Writing, about_run, outcome, read_samples, say
+from records import Results, Writing, about_run, add_threads, arguments_of, outcome, read_samples, say
 
 Line = dict[str, Any]
 Logits = npt.NDArray[np.float32]
@@ -186,14 +185,9 @@ def length(sample: Line) -> int:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="GGUF file")
-    parser.add_argument("--samples", type=Path, required=True, help="what export.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="results, continued when they are there")
+    parser = arguments_of(__doc__.splitlines()[0], model="GGUF file")
     parser.add_argument("--types", nargs="+", choices=tuple(TYPES), default=tuple(TYPES), help="storage of the cache")
-    parser.add_argument("--limit", type=int, help="the first so many samples")
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    parser.add_argument("--threads", type=int, default=threads, help="default: OMP_NUM_THREADS, or all cores")
+    add_threads(parser)
     return parser.parse_args()
 
 

@@ -17,7 +17,6 @@ arithmetic is in 32 bits, so that the cache is what differs from ours.
 
 import argparse
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ import numpy as np
 import openvino
 import openvino_genai as genai
 from gguf import GGUFReader
-from records import Results, Writing, about_run, outcome, read_samples, say
+from records import Results, Writing, about_run, add_threads, arguments_of, outcome, read_samples, say
 
 Line = dict[str, Any]
 BLOCK_TOKENS = 32
@@ -174,14 +173,9 @@ def prompt_tokens(sample: Line) -> int:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="GGUF file, of numbers in 16 bits")
-    parser.add_argument("--samples", type=Path, required=True, help="what export.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="results, continued when they are there")
+    parser = arguments_of(__doc__.splitlines()[0], model="GGUF file, of numbers in 16 bits")
     parser.add_argument("--only", nargs="+", choices=tuple(SETTINGS), default=tuple(SETTINGS), help="settings to run")
-    parser.add_argument("--limit", type=int, help="the first so many samples")
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    parser.add_argument("--threads", type=int, default=threads, help="default: OMP_NUM_THREADS, or all cores")
+    add_threads(parser)
     return parser.parse_args()
 
 
