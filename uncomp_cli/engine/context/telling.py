@@ -121,7 +121,7 @@ def _named(question: str) -> dict[str, bool]:
 
 
 def _has(question: str, words: Collection[str]) -> bool:
-    return not set(words).isdisjoint(words_of(question))
+    return any(word in words for word in words_of(question))
 
 
 def stems(text: str) -> set[str]:
